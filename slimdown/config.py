@@ -1,0 +1,380 @@
+"""The typed configuration: what can be set, what each setting means, and every check on it.
+
+Hydra composes the YAML files of `conf/`; `load_config` turns the result into a `RunConfig`. Values live in the YAML;
+a field says `MISSING` where a group file always sets it, so that a forgotten key fails by name. Nothing here imports
+torch: a mistake answers in well under a second.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+_PACKAGE = Path(__file__).resolve().parent
+CONF_DIR = next(d for d in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if d.is_dir())
+"""The config groups: inside the package in a wheel, beside it in a checkout."""
+
+
+OnProgress = Callable[[int, int, str], None]
+"""Told how much is done, of how much, with a few words to show beside it."""
+
+
+class UserError(Exception):
+    """Something the user can mend; the message says what is wrong, what was found and how to go on."""
+
+
+class ConfigError(UserError):
+    """One or more settings are wrong; the message lists every problem, one a line."""
+
+
+class Device(StrEnum):
+    auto = "auto"  # CUDA, then MPS, then CPU
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Dtype(StrEnum):
+    auto = "auto"  # bfloat16 where the device has it, else float16 on CUDA, float32 elsewhere
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class QuantType(StrEnum):
+    nf4 = "nf4"
+    fp4 = "fp4"
+
+
+class Role(StrEnum):
+    target = "target"  # what the fine-tuning is meant to teach
+    retained = "retained"  # everything else the model should still be able to do
+
+
+class PaperMetric(StrEnum):
+    ability_augmentation = "ability_augmentation"
+    forgetting_rate = "forgetting_rate"
+    knowledge_loss = "knowledge_loss"
+
+
+@dataclass
+class ModelConfig:
+    """Which base model, and how its numbers are held."""
+
+    id: str = MISSING  # a hub id, a local folder, or pocket:model (the embedded world)
+    revision: str = "main"  # a branch, tag or commit of the hub
+    dtype: Dtype = MISSING  # of everything that is not quantized
+    device: Device = MISSING
+    attn_implementation: str | None = None  # null: the best that transformers finds for the device
+
+    def problems(self) -> Iterator[str]:
+        if not self.id.strip():
+            yield "model.id is empty; give a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
+        looks_local = self.id.startswith((".", "/", "~")) or self.id.count("/") > 1
+        if looks_local and not Path(self.id).expanduser().is_dir():
+            yield f"model.id: there is no folder {self.id}; give a local folder or a hub id"
+
+
+@dataclass
+class QuantizationConfig:
+    """How the base is quantized; the fields are those of transformers' `BitsAndBytesConfig`."""
+
+    load_in_4bit: bool = MISSING
+    load_in_8bit: bool = MISSING
+    bnb_4bit_quant_type: QuantType = QuantType.nf4
+    bnb_4bit_use_double_quant: bool = True
+    bnb_4bit_compute_dtype: Dtype = Dtype.auto
+
+    @property
+    def name(self) -> str:
+        """What this quantization is called in tables and keys: nf4, fp4, int8 or none."""
+        if self.load_in_4bit:
+            return self.bnb_4bit_quant_type.value
+        return "int8" if self.load_in_8bit else "none"
+
+    def problems(self) -> Iterator[str]:
+        if self.load_in_4bit and self.load_in_8bit:
+            yield "quantization: load_in_4bit and load_in_8bit are both true; choose one"
+
+
+@dataclass
+class DatasetConfig:
+    """Rows to fine-tune on: where they lie and how a row becomes a prompt and its completion."""
+
+    path: str = MISSING  # a hub id, a JSON/JSONL/CSV/Parquet file, or pocket:<name> (the embedded world)
+    name: str | None = None  # the dataset's config on the hub, e.g. main
+    split: str = "train"
+    revision: str = "main"
+    template: str = MISSING  # alpaca, chat, or a text with {instruction} and {input} in it
+    instruction: str = MISSING  # the column with the question or task
+    input: str | None = None  # the column with further input, if there is one
+    output: str = MISSING  # the column with the answer
+    max_examples: int | None = None  # rows to train on, chosen with the seed; null: all
+    validation_examples: int = MISSING  # rows held out, never trained on
+
+    def problems(self) -> Iterator[str]:
+        if self.max_examples is not None and self.max_examples < 1:
+            yield f"max_examples must be at least 1, got {self.max_examples}"
+        if self.validation_examples < 1:
+            yield (
+                f"validation_examples must be at least 1, got {self.validation_examples}: "
+                "the validation loss is what says that something was learned"
+            )
+        if self.template not in ("alpaca", "chat") and "{instruction}" not in self.template:
+            yield (f"template must be alpaca, chat, or a text that holds {{instruction}}, got {self.template!r}")
+
+    @property
+    def file(self) -> Path | None:
+        """The local file behind `path`, or None where it names a dataset of the hub."""
+        if self.path.startswith("pocket:"):
+            from slimdown.pocket import locate
+
+            return locate(self.path)
+        local = Path(self.path).expanduser()
+        return local if local.suffix in (".json", ".jsonl", ".csv", ".parquet") else None
+
+
+@dataclass
+class LoraConfig:
+    """The adapter; the fields are those of PEFT's `LoraConfig`."""
+
+    r: int = MISSING
+    lora_alpha: int = MISSING
+    lora_dropout: float = MISSING
+    target_modules: list[str] = MISSING  # module names; [all-linear] for every linear layer but the head
+
+    def problems(self) -> Iterator[str]:
+        if self.r < 1:
+            yield f"lora.r must be at least 1, got {self.r}"
+        if self.lora_alpha < 1:
+            yield f"lora.lora_alpha must be at least 1, got {self.lora_alpha}"
+        if not 0 <= self.lora_dropout < 1:
+            yield f"lora.lora_dropout must be from 0 up to, not including, 1, got {self.lora_dropout}"
+        if not self.target_modules:
+            yield "lora.target_modules is empty; name at least one, e.g. [q_proj,k_proj,v_proj]"
+
+
+@dataclass
+class TrainConfig:
+    """Fine-tuning; the fields are those of TRL's `SFTConfig`."""
+
+    num_train_epochs: float = MISSING
+    max_steps: int = MISSING  # -1: as many as the epochs make
+    per_device_train_batch_size: int = MISSING
+    gradient_accumulation_steps: int = MISSING
+    per_device_eval_batch_size: int = MISSING
+    learning_rate: float = MISSING
+    lr_scheduler_type: str = MISSING
+    warmup_steps: float = MISSING  # below 1: a share of all steps
+    weight_decay: float = MISSING
+    max_grad_norm: float = MISSING
+    optim: str = MISSING
+    max_length: int = MISSING  # tokens; longer examples are cut at the end
+    completion_only_loss: bool = MISSING  # false: the loss is over prompt and completion, as in the paper
+    gradient_checkpointing: bool = MISSING
+
+    def problems(self) -> Iterator[str]:
+        for name in (
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "per_device_eval_batch_size",
+        ):
+            if getattr(self, name) < 1:
+                yield f"train.{name} must be at least 1, got {getattr(self, name)}"
+        for name in ("learning_rate", "num_train_epochs", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                yield f"train.{name} must be above 0, got {getattr(self, name)}"
+        for name in ("warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                yield f"train.{name} must not be negative, got {getattr(self, name)}"
+        if self.max_steps != -1 and self.max_steps < 1:
+            yield f"train.max_steps must be at least 1, or -1 for whole epochs, got {self.max_steps}"
+        if self.max_length < 8:
+            yield f"train.max_length must be at least 8 tokens, got {self.max_length}"
+
+
+@dataclass
+class BenchmarkConfig:
+    """One benchmark: a task of lm-evaluation-harness and how to read it."""
+
+    task: str = MISSING  # the harness's task name
+    metric: str = MISSING  # the primary one; filters after a dot: exact_match.flexible-extract
+    num_fewshot: int = MISSING
+    chance: float = MISSING  # what guessing scores on the primary metric
+    role: Role = Role.retained
+    paper_metric: PaperMetric | None = None  # which of the paper's metrics it feeds
+    numeric_tolerance: float | None = None  # set: also score flexible_accuracy, |answer - target| below this
+    limit: int | None = None  # only the first so many questions; null: all
+
+    def problems(self) -> Iterator[str]:
+        if self.limit is not None and self.limit < 1:
+            yield f"limit must be at least 1, got {self.limit}; leave it out for all questions"
+        if self.num_fewshot < 0:
+            yield f"num_fewshot must not be negative, got {self.num_fewshot}"
+        if not 0 <= self.chance < 1:
+            yield f"chance must be from 0 up to, not including, 1, got {self.chance}"
+        if self.numeric_tolerance is not None and self.numeric_tolerance <= 0:
+            yield f"numeric_tolerance must be above 0, got {self.numeric_tolerance}"
+
+
+@dataclass
+class EvaluationConfig:
+    """How base and tuned model are measured; the same for both."""
+
+    batch_size: int = MISSING  # questions run together
+    apply_chat_template: bool = MISSING  # ask through the tokenizer's chat template
+
+    def problems(self) -> Iterator[str]:
+        if self.batch_size < 1:
+            yield f"evaluation.batch_size must be at least 1, got {self.batch_size}"
+
+
+@dataclass
+class TrackingConfig:
+    """Where the record goes."""
+
+    uri: str = MISSING  # an MLflow tracking URI
+    experiment: str = MISSING  # the MLflow experiment
+
+    def problems(self) -> Iterator[str]:
+        if not self.experiment.strip():
+            yield "tracking.experiment is empty; give the experiment a name"
+        schemes = ("sqlite://", "http://", "https://", "postgresql", "mysql", "mssql", "databricks")
+        if not self.uri.startswith(schemes):
+            yield (
+                f"tracking.uri must be a database or a server, got {self.uri!r}; "
+                "for example sqlite:///mlruns/mlflow.db or http://localhost:5000"
+            )
+
+
+@dataclass
+class RunConfig:
+    """Everything one run needs."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    dataset: dict[str, DatasetConfig] = field(default_factory=dict)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    benchmark: dict[str, BenchmarkConfig] = field(default_factory=dict)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = MISSING
+
+    def problems(self) -> Iterator[str]:
+        """Every value that is out of range or missing, as one line each."""
+        from slimdown.data import local_file_problems
+
+        if not 0 <= self.seed < 2**32:
+            yield f"seed must be from 0 to {2**32 - 1}, got {self.seed}"
+        for part in (
+            self.model,
+            self.quantization,
+            self.lora,
+            self.train,
+            self.evaluation,
+            self.tracking,
+        ):
+            yield from part.problems()
+        for group, chosen in (("dataset", self.dataset), ("benchmark", self.benchmark)):
+            if not chosen:
+                known = ", ".join(group_choices(group))
+                yield f"no {group} is chosen; choose one or more of {known}, e.g. {group}=[...]"
+            for name, one in chosen.items():
+                yield from (f"{group}.{name}.{problem}" for problem in one.problems())
+        for name, dataset in self.dataset.items():
+            yield from (f"dataset.{name}: {problem}" for problem in local_file_problems(dataset))
+
+
+ConfigStore.instance().store(name="schema", node=RunConfig)
+
+
+def load_config(composed: DictConfig) -> RunConfig:
+    """Turn the config that Hydra composed into a checked `RunConfig`.
+
+    Raises:
+        ConfigError: listing every problem, one a line.
+    """
+    problems = list(_unknown_keys(composed, RunConfig)) + list(_missing_keys(composed))
+    if not problems:
+        try:
+            config = OmegaConf.to_object(composed)
+        except OmegaConfBaseException as error:
+            raise ConfigError(str(error).splitlines()[0]) from None
+        assert isinstance(config, RunConfig)
+        problems = list(config.problems())
+        if not problems:
+            return config
+    raise ConfigError("\n".join(problems))
+
+
+def group_choices(group: str, folders: tuple[Path, ...] = (CONF_DIR,)) -> list[str]:
+    """The names that can be chosen in a config group, sorted."""
+    return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A `; did you mean ...?` where something close is known, else the whole list."""
+    close = get_close_matches(word, known, n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(known)}"
+
+
+def setting_problem(key: str, schema: type = RunConfig) -> str | None:
+    """Say why a dotted key names no setting, with the nearest ones that do; None where it does."""
+    node: Any = schema
+    seen: list[str] = []
+    for part in key.split("."):
+        if get_origin(node) is dict:  # dataset.<name>, benchmark.<name>: any name may come
+            node = get_args(node)[1]
+        elif is_dataclass(node):
+            hints = get_type_hints(node)
+            known = {f.name: hints[f.name] for f in fields(node)}
+            if part not in known:
+                if namesake := [path for path in _setting_paths(schema) if path.endswith(f".{key}")]:
+                    return f"{key} is not a setting; did you mean {' or '.join(namesake)}?"
+                where = [".".join([*seen, name]) for name in known]
+                return f"{key} is not a setting{nearest('.'.join([*seen, part]), where)}"
+            node = known[part]
+        else:
+            return f"{key} is not a setting; {'.'.join(seen)} is one, and holds a plain value"
+        seen.append(part)
+    return None
+
+
+def _setting_paths(schema: Any, prefix: str = "") -> Iterator[str]:
+    hints = get_type_hints(schema)
+    for f in fields(schema):
+        kind = hints[f.name]
+        if get_origin(kind) is dict:
+            yield from _setting_paths(get_args(kind)[1], f"{prefix}{f.name}.<name>.")
+        elif is_dataclass(kind):
+            yield from _setting_paths(kind, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}"
+
+
+def _unknown_keys(node: Any, schema: Any, prefix: str = "") -> Iterator[str]:
+    # Hydra's `+key=value` slips past the schema: it is accepted, ignored, and exits 0.
+    for key in node:
+        path = f"{prefix}{key}"
+        if problem := setting_problem(path):
+            yield problem
+        elif OmegaConf.is_dict(node) and OmegaConf.is_dict(child := node._get_node(key)):
+            yield from _unknown_keys(child, schema, f"{path}.")
+
+
+def _missing_keys(composed: DictConfig) -> Iterator[str]:
+    for key in sorted(OmegaConf.missing_keys(composed)):
+        group, name, *_ = [*key.split("."), ""]
+        if group in ("dataset", "benchmark") and name not in group_choices(group):
+            yield f"{key} must be set{nearest(name, group_choices(group))}"
+        elif group in ("dataset", "benchmark"):
+            yield f"{key} is not set: {group}.{name} has settings but is not chosen; add it to {group}=[...]"
+        else:
+            yield f"{key} must be set"

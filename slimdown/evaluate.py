@@ -1,0 +1,305 @@
+"""The harness, called in one place: LoadedModel and benchmarks -> `EvalReport`, with every sample kept.
+
+With `scoring.py` the only module that knows lm-evaluation-harness. Questions, worked examples and their order never
+depend on the run's seed: two runs are asked the same things, or they could not be compared.
+"""
+
+import hashlib
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import version
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import torch
+
+from slimdown.config import BenchmarkConfig, EvaluationConfig, OnProgress, UserError
+from slimdown.model import LoadedModel
+from slimdown.pocket import TASKS_DIR
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question and what the model made of it."""
+
+    task: str  # the harness task; a group has several
+    doc_id: int
+    doc_hash: str
+    prompt_hash: str
+    question: str  # the end of the prompt
+    target: str
+    response: str  # generated text, before any filter; empty for multiple choice
+    choices: tuple[str, ...]  # empty for generated answers
+    log_likelihoods: tuple[float, ...]  # nats, one a choice
+    answers: dict[str, str]  # by metric: the choice taken, or the text that the filter kept
+    scores: dict[str, float]  # by metric
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over questions and its standard error, as the harness computes them."""
+
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """What one benchmark says about one model."""
+
+    benchmark: BenchmarkConfig
+    task_version: str
+    task_hash: str  # of every question, prompt and target asked
+    scores: dict[str, Score]  # by metric
+    samples: tuple[Sample, ...]
+    seconds: float
+
+    @property
+    def score(self) -> Score:
+        """The primary metric's."""
+        return self.scores[self.benchmark.metric]
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """What every benchmark says about one model."""
+
+    benchmarks: dict[str, BenchmarkReport]
+    harness_version: str
+    seconds: float
+
+
+def load_tasks(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
+    """The harness's task or group object behind each benchmark, its data downloaded.
+
+    Raises:
+        UserError: an unknown task, a dataset that cannot be had, shots that the task cannot give.
+    """
+    # The harness logs each of its steps, and warns of the shots that we set on purpose.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(TASKS_DIR))
+    tasks: dict[str, Any] = {}
+    for name, benchmark in chosen.items():
+        if benchmark.task not in manager.all_tasks:
+            close = get_close_matches(benchmark.task, manager.all_tasks, n=3)
+            near = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise UserError(f"benchmark.{name}.task={benchmark.task}: the harness has no such task{near}")
+        try:
+            loaded = manager.load([benchmark.task])
+        except Exception as error:  # whatever a task's own code and its dataset's may raise
+            raise UserError(
+                f"benchmark.{name}: the data of {benchmark.task} cannot be had "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); check the network and HF_ENDPOINT, "
+                "or run the embedded world, which needs none: python -m slimdown.run"
+            ) from None
+        groups = loaded["groups"]
+        tasks[name] = groups.get(benchmark.task) or loaded["tasks"][benchmark.task]
+        for leaf in loaded["tasks"].values():
+            if leaf.config.num_fewshot == 0 and benchmark.num_fewshot != 0:
+                raise UserError(
+                    f"benchmark.{name}.num_fewshot={benchmark.num_fewshot}: {leaf.config.task} is a task without "
+                    "worked examples; set it to 0"
+                )
+            if benchmark.num_fewshot > 0 and not (leaf.has_training_docs() or leaf.config.fewshot_split):
+                raise UserError(
+                    f"benchmark.{name}.num_fewshot={benchmark.num_fewshot}: {leaf.config.task} has no split to take "
+                    "worked examples from; set it to 0"
+                )
+    return tasks
+
+
+def evaluate(
+    loaded: LoadedModel,
+    tasks: dict[str, Any],
+    chosen: dict[str, BenchmarkConfig],
+    config: EvaluationConfig,
+    on_benchmark: Callable[[str, BenchmarkReport], None] = lambda name, report: None,
+    on_progress: OnProgress = lambda done, total, note: None,
+) -> EvalReport:
+    """Measure a model on every benchmark; the model, its mode and all random states stay as they were.
+
+    Args:
+        loaded: the model; with a PEFT adapter on it, what is measured is the tuned model.
+        tasks: what `load_tasks` returned for `chosen`.
+        chosen: settings by benchmark name.
+        config: batch size and prompt format.
+        on_benchmark: told of each finished benchmark.
+        on_progress: told how many benchmarks are done.
+
+    Raises:
+        UserError: the harness cannot ask what is asked of it.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    started = time.perf_counter()
+    reports: dict[str, BenchmarkReport] = {}
+    with _undisturbed(loaded):
+        lm = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=config.batch_size)
+        for i, (name, benchmark) in enumerate(chosen.items()):
+            on_progress(i, len(chosen), name)
+            begun = time.perf_counter()
+            try:
+                results = lm_eval.simple_evaluate(
+                    model=lm,
+                    tasks=[tasks[name]],
+                    num_fewshot=benchmark.num_fewshot,
+                    limit=benchmark.limit,
+                    batch_size=config.batch_size,
+                    apply_chat_template=config.apply_chat_template,
+                    fewshot_as_multiturn=config.apply_chat_template,
+                    log_samples=True,
+                )
+            except ValueError as error:
+                raise UserError(f"benchmark.{name} ({benchmark.task}): {error}") from None
+            reports[name] = _read_results(name, benchmark, results, time.perf_counter() - begun)
+            on_benchmark(name, reports[name])
+    return EvalReport(reports, version("lm-eval"), time.perf_counter() - started)
+
+
+@contextmanager
+def _undisturbed(loaded: LoadedModel) -> Iterator[None]:
+    """Whatever happens inside, training afterwards is what it would have been: the harness reseeds everything."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    was_training, side = loaded.model.training, loaded.tokenizer.padding_side
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+        loaded.model.train(was_training)
+        loaded.tokenizer.padding_side = side
+
+
+def _read_results(name: str, benchmark: BenchmarkConfig, results: Any, seconds: float) -> BenchmarkReport:
+    samples: list[Sample] = []
+    for task, logged in results["samples"].items():
+        samples += _read_samples(task, logged, results["configs"][task], benchmark)
+    scores: dict[str, Score] = {}
+    summary = results["results"].get(benchmark.task) or results.get("groups", {}).get(benchmark.task, {})
+    for key, value in summary.items():
+        metric, _, filter_name = key.partition(",")
+        if filter_name and not metric.endswith("_stderr") and isinstance(value, (int, float)):
+            error = summary.get(f"{metric}_stderr,{filter_name}")
+            scores[_metric_name(metric, filter_name)] = Score(
+                float(value), float(error) if isinstance(error, (int, float)) else float("nan")
+            )
+    if benchmark.numeric_tolerance is not None:
+        scores["flexible_accuracy"] = _mean_score([s.scores["flexible_accuracy"] for s in samples])
+    if benchmark.metric not in scores:
+        raise UserError(
+            f"benchmark.{name}.metric={benchmark.metric}: {benchmark.task} has no such metric; "
+            f"it has {', '.join(sorted(scores))}"
+        )
+    versions = {str(results["versions"].get(task)) for task in results["samples"]}
+    digest = hashlib.sha256("".join(f"{s.task}{s.doc_hash}{s.prompt_hash}{s.target}" for s in samples).encode())
+    return BenchmarkReport(
+        benchmark=benchmark,
+        task_version=", ".join(sorted(versions)),
+        task_hash=digest.hexdigest()[:16],
+        scores=scores,
+        samples=tuple(samples),
+        seconds=seconds,
+    )
+
+
+def _read_samples(task: str, logged: list[Any], task_config: Any, benchmark: BenchmarkConfig) -> Iterator[Sample]:
+    """One `Sample` a question; the harness logs one entry a question and filter."""
+    by_doc: dict[int, list[Any]] = {}
+    for entry in logged:
+        by_doc.setdefault(entry["doc_id"], []).append(entry)
+    delimiter = task_config.get("target_delimiter", " ")
+    for doc_id, entries in by_doc.items():
+        first = entries[0]
+        prompt = str(first["arguments"][0][0])
+        is_choice = task_config["output_type"] == "multiple_choice"
+        choices: tuple[str, ...] = ()
+        log_likelihoods: tuple[float, ...] = ()
+        response = ""
+        answers: dict[str, str] = {}
+        scores: dict[str, float] = {}
+        target = str(first["target"])
+        if is_choice:
+            choices = tuple(str(arguments[1]).removeprefix(delimiter) for arguments in first["arguments"])
+            log_likelihoods = tuple(float(r[0]) for r in first["filtered_resps"])[: len(choices)]
+            by_length = [ll / max(len(c), 1) for ll, c in zip(log_likelihoods, choices, strict=True)]
+            if target.isdigit() and int(target) < len(choices):
+                target = choices[int(target)]
+        else:
+            response = str(first["resps"][0][0])
+        for entry in entries:
+            for metric in entry["metrics"]:
+                if not isinstance(entry[metric], (int, float, np.number)):
+                    continue  # a metric over all questions, such as F1, has no score of its own here
+                key = _metric_name(metric, entry["filter"])
+                scores[key] = float(entry[metric])
+                if is_choice:
+                    ranked = by_length if metric == "acc_norm" else log_likelihoods
+                    answers[key] = choices[int(np.argmax(ranked))]
+                else:
+                    answers[key] = str(entry["filtered_resps"][0])
+        if benchmark.numeric_tolerance is not None:
+            # The harness's flexible-extract compares strings ("18.00" is not "18"); the paper's flexible accuracy
+            # compares numbers.
+            extracted = next((a for k, a in answers.items() if k.endswith("flexible-extract")), response)
+            answers["flexible_accuracy"] = extracted
+            scores["flexible_accuracy"] = float(numbers_agree(extracted, target, benchmark.numeric_tolerance))
+        yield Sample(
+            task=task,
+            doc_id=int(doc_id),
+            doc_hash=first["doc_hash"],
+            prompt_hash=first["prompt_hash"],
+            question=prompt[-600:],
+            target=target,
+            response=response,
+            choices=choices,
+            log_likelihoods=log_likelihoods,
+            answers=answers,
+            scores=scores,
+        )
+
+
+def numbers_agree(answer: str, target: str, tolerance: float) -> bool:
+    r"""Whether the last number of an answer is within `tolerance` of the target's (paper 2.4: |p - t| < 0.01).
+
+    >>> numbers_agree("18.00", "9 + 9 = 18\n#### 18", 0.01)
+    True
+    >>> numbers_agree("$1,200.", "#### 1200", 0.01), numbers_agree("17", "#### 18", 0.01)
+    (True, False)
+    >>> numbers_agree("no idea", "#### 18", 0.01)
+    False
+    """
+    found, wanted = _last_number(answer), _last_number(target.rsplit("####", 1)[-1])
+    return found is not None and wanted is not None and abs(found - wanted) < tolerance
+
+
+def _last_number(text: str) -> float | None:
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+", text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
+
+
+def _metric_name(metric: str, filter_name: str) -> str:
+    """`acc` for the harness's `acc,none`, `exact_match.strict-match` for `exact_match,strict-match`."""
+    return metric if filter_name == "none" else f"{metric}.{filter_name}"
+
+
+def _mean_score(values: list[float]) -> Score:
+    n = len(values)
+    mean = sum(values) / n
+    if n < 2:
+        return Score(mean, float("nan"))
+    return Score(mean, sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n))

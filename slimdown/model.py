@@ -1,0 +1,241 @@
+"""ModelConfig and QuantizationConfig -> `LoadedModel`: the quantized base and its tokenizer, on its device.
+
+The base stays as it was published: nothing here changes a weight beyond quantizing it.
+"""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from slimdown.config import Device, Dtype, ModelConfig, QuantizationConfig, UserError
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model, ready to be measured or trained."""
+
+    model: Any  # transformers' PreTrainedModel, or PEFT's PeftModel around it
+    tokenizer: Any
+    id: str
+    revision: str  # the hub's commit, or a digest of a local folder
+    quantization: str
+    dtype: str
+    device: str
+    n_parameters: int
+    memory_bytes: int  # of weights and buffers
+    load_seconds: float
+
+
+def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedModel:
+    """The base model in evaluation mode, quantized as asked, with its tokenizer.
+
+    Raises:
+        UserError: the model cannot be had, read, or held in memory; the message says what to do.
+    """
+    import transformers
+
+    started = time.perf_counter()
+    device = _device(config.device)
+    dtype = _dtype(config.dtype, device)
+    source = _source(config.id)
+    common = {"revision": config.revision, "trust_remote_code": False}
+    try:
+        architecture = transformers.AutoConfig.from_pretrained(source, **common)
+        _check_memory(config, quantization, architecture, dtype, device)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            source,
+            **common,
+            use_safetensors=True,  # pickled weights can run code
+            dtype=dtype,
+            device_map={"": device.type},
+            attn_implementation=config.attn_implementation,
+            quantization_config=_bitsandbytes(quantization, device),
+        )
+    except UserError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError):
+        raise UserError(f"model.id={config.id} does not fit in the memory of {device}; {_SMALLER}") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(_explain(config, error)) from None
+    for module in model.modules():
+        # On a CPU with AVX512-BF16 the first inference forward of a 4-bit layer repacks its weights for a kernel that
+        # computes in bfloat16 and passes no gradient: training after an evaluation would silently train nothing.
+        # bitsandbytes 0.49 to 0.50; to be deleted when its packed kernel has a backward pass.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    model.eval()
+    revision = architecture._commit_hash or f"sha256:{_folder_digest(Path(source))}"
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        id=config.id,
+        revision=revision,
+        quantization=quantization.name,
+        dtype=str(dtype).removeprefix("torch."),
+        device=device.type,
+        n_parameters=_count_parameters(model),
+        memory_bytes=model.get_memory_footprint(),
+        load_seconds=time.perf_counter() - started,
+    )
+
+
+def context_window(model: Any) -> int | None:
+    """The most tokens the model was made for, or None where its config does not say."""
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(window) if window else None
+
+
+def _source(model_id: str) -> str:
+    if model_id.startswith("pocket:"):
+        from slimdown.pocket import locate
+
+        return str(locate(model_id))
+    local = Path(model_id).expanduser()
+    return str(local) if local.is_dir() else model_id
+
+
+def _device(wanted: Device) -> torch.device:
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted is Device.auto:
+        return torch.device(next(name for name, there in available.items() if there))
+    if not available[wanted.value]:
+        there = ", ".join(name for name, is_there in available.items() if is_there)
+        raise UserError(f"model.device={wanted}: this machine has none; it has {there}")
+    return torch.device(wanted.value)
+
+
+def _dtype(wanted: Dtype, device: torch.device) -> torch.dtype:
+    if wanted is not Dtype.auto:
+        dtype: torch.dtype = getattr(torch, wanted.value)
+        return dtype
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    # oneDNN's word on whether this CPU multiplies bfloat16 natively (AVX512-BF16, AMX, Arm BF16)
+    if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _bitsandbytes(quantization: QuantizationConfig, device: torch.device) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if quantization.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if quantization.load_in_4bit:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization.bnb_4bit_quant_type.value,
+            bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+            bnb_4bit_compute_dtype=_dtype(quantization.bnb_4bit_compute_dtype, device),
+        )
+    return None
+
+
+def _count_parameters(model: nn.Module) -> int:
+    """Parameters as published: a 4-bit tensor holds two in a byte."""
+    total = 0
+    for parameter in model.parameters():
+        shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+        total += shape.numel() if shape is not None else parameter.numel()
+    return total
+
+
+_SMALLER = "choose a smaller model, quantization=nf4, or a machine with more memory"
+
+
+def _check_memory(
+    config: ModelConfig,
+    quantization: QuantizationConfig,
+    architecture: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Refuse a model whose weights alone exceed the memory that is free, before anything is downloaded."""
+    import transformers
+
+    with torch.device("meta"):
+        skeleton = transformers.AutoModelForCausalLM.from_config(architecture)
+    linear = sum(m.weight.numel() for m in skeleton.modules() if isinstance(m, nn.Linear))
+    head = skeleton.get_output_embeddings()
+    linear -= head.weight.numel() if head is not None else 0  # the head is not quantized
+    rest = sum(p.numel() for p in skeleton.parameters()) - linear
+    bits = {
+        "nf4": 4.5,
+        "fp4": 4.5,
+        "int8": 8.0,
+        "none": 8.0 * dtype.itemsize,
+    }  # 4 bits and their scales
+    needed = {name: int(linear * width / 8 + rest * dtype.itemsize) for name, width in bits.items()}
+    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if needed[quantization.name] > free:
+        fitting = [name for name, size in needed.items() if size < free]
+        way_out = f"quantization={fitting[0]} would fit" if fitting else _SMALLER
+        raise UserError(
+            f"model.id={config.id} needs {needed[quantization.name] / 2**30:.1f} GiB for its weights with "
+            f"quantization={quantization.name}, and {free / 2**30:.1f} GiB are free on {device.type}; {way_out}"
+        )
+
+
+def _folder_digest(folder: Path) -> str:
+    """A digest of what a local model is: its config and weights."""
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]):
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _explain(config: ModelConfig, error: Exception) -> str:
+    """What a loading error means to the user, and what to do; loading wraps the hub's own errors several deep."""
+    from huggingface_hub import errors as hub
+
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    text = " ".join(str(link) for link in chain)
+    page = f"https://huggingface.co/{config.id}"
+    if any(isinstance(link, hub.GatedRepoError) for link in chain) or "gated repo" in text:
+        return (
+            f"model.id={config.id} is gated: accept its licence at {page}, then log in with `hf auth login` "
+            "(or set HF_TOKEN); or try an open one, e.g. model=smollm2"
+        )
+    if any(isinstance(link, hub.RevisionNotFoundError) for link in chain):
+        return f"model.revision={config.revision}: {config.id} has no such branch, tag or commit; see {page}"
+    if any(isinstance(link, hub.RepositoryNotFoundError) for link in chain):
+        return (
+            f"model.id={config.id}: there is no such model on the hub, nor a local folder of that name; check the "
+            "spelling, or log in with `hf auth login` if it is private"
+        )
+    if "No space left" in text:
+        return (
+            f"model.id={config.id}: no space left on the disk that holds the hub's cache; free some, or point "
+            "HF_HOME to a larger disk"
+        )
+    if "safetensors" in text:
+        return (
+            f"model.id={config.id} has no safetensors weights, and pickled ones can run code when they are read; "
+            "choose a revision or a copy of the model with .safetensors files"
+        )
+    if isinstance(error, (KeyError, ValueError)) and "trust_remote_code" in text:
+        return f"model.id={config.id} needs code of its own, which is not run here; choose a model of transformers"
+    if any(type(link).__module__.split(".")[0] in ("httpx", "httpx2", "requests") for link in chain) or any(
+        isinstance(link, (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, hub.HfHubHTTPError)) for link in chain
+    ):
+        return (
+            f"model.id={config.id} cannot be reached: the hub does not answer and the model is not in the local cache; "
+            "check the network and HF_ENDPOINT, or run the embedded world, which needs none: python -m slimdown.run"
+        )
+    return f"model.id={config.id} cannot be loaded: {' '.join(str(error).split())[:400]}"

@@ -1,0 +1,160 @@
+"""`python -m slimdown.run`: compose a run, measure the base, fine-tune, measure again, record what changed."""
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from slimdown.commandline import check_command_line
+from slimdown.config import CONF_DIR, ConfigError, RunConfig, UserError, load_config
+
+
+def run(config: RunConfig, name: str, config_yaml: str, overrides: list[str], folder: Path) -> float:
+    """Measure what fine-tuning taught a model and what it made it forget.
+
+    Args:
+        config: the checked settings; each step below takes its own section.
+        name: what the run is called in MLflow.
+        config_yaml: the composed config, for the record.
+        overrides: what the command line changed, for the record.
+        folder: scratch space of this run.
+
+    Returns:
+        The mean change of the retained benchmarks' primary metrics, for a sweeper to maximize.
+
+    Raises:
+        UserError: something that the user can mend.
+    """
+    # Imported here: torch and its kin take seconds, and a typo should not wait for them.
+    from slimdown import report
+    from slimdown.data import load_data
+    from slimdown.evaluate import evaluate, load_tasks
+    from slimdown.forgetting import forgetting
+    from slimdown.model import load_model
+    from slimdown.provenance import environment, git_commit
+    from slimdown.tracking import TrackedRun, public_uri
+    from slimdown.train import fine_tune, peak_memory_bytes
+
+    report.show_plan(config, name)
+    tags = {"slimdown.seed": str(config.seed), "slimdown.git_commit": git_commit() or "none"}
+    with report.doing("opening the record"):
+        tracked = TrackedRun(config.tracking, name, kind="tuned", tags=tags)
+    with tracked:
+        tracked.log_settings(flatten(config), config_yaml, overrides, environment())
+
+        with report.doing(f"loading {config.model.id}"):
+            base = load_model(config.model, config.quantization)
+        tracked.log_model(base)
+
+        with report.doing("preparing rows and questions"):
+            data = load_data(config.dataset, config.seed, base.tokenizer)
+            tasks = load_tasks(config.benchmark)
+        tracked.log_data(data)
+
+        with report.progress_bar("measuring the base") as bar:
+            before = evaluate(
+                base,
+                tasks,
+                config.benchmark,
+                config.evaluation,
+                partial(tracked.log_benchmark, "base"),
+                bar,
+            )
+
+        with report.progress_bar("training") as bar:
+            tuned = fine_tune(base, data, config.lora, config.train, config.seed, folder, tracked.log_step, bar)
+        tracked.log_training(tuned.result)
+
+        with report.progress_bar("measuring the tuned model") as bar:
+            after = evaluate(
+                tuned.loaded,
+                tasks,
+                config.benchmark,
+                config.evaluation,
+                partial(tracked.log_benchmark, "tuned"),
+                bar,
+            )
+
+        changed = forgetting(before, after)
+        costs = {
+            "base_evaluation_seconds": before.seconds,
+            "tuned_evaluation_seconds": after.seconds,
+            "peak_memory_bytes": float(peak_memory_bytes()),
+        }
+        tracked.log_forgetting(changed)
+        tracked.log_samples({"base": before, "tuned": after})
+        tracked.log_costs(costs)
+        tracked.log_report(report.markdown_report(name, changed, tuned.result, costs))
+        tracked.log_adapter_model(tuned.loaded, tuned.result, changed)
+
+    report.show_results(changed, tuned.result)
+    report.show_where(tracked.run_id, public_uri(config.tracking.uri))
+    return changed.mean_retained_change
+
+
+def flatten(config: RunConfig) -> dict[str, object]:
+    """Every setting by its dotted key, as it is overridden on the command line."""
+    flat: dict[str, object] = {}
+
+    def walk(node: object, prefix: str) -> None:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                walk(value, f"{prefix}{key}.")
+        else:
+            flat[prefix[:-1]] = node
+
+    walk(OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True), "")
+    return flat
+
+
+def run_name(model: str, overrides: list[str]) -> str:
+    """The model and whatever the command line changed: what tells one run from another at a glance.
+
+    >>> run_name("pocket", ["lora.r=4", "tracking.experiment=ranks"])
+    'pocket lora.r=4'
+    >>> run_name("pocket", ["model=pocket"])
+    'pocket'
+    """
+    shown = [o.lstrip("+") for o in overrides if not o.startswith(("model=", "tracking.", "hydra"))]
+    return " ".join([model, *shown])[:200]
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
+def job(composed: DictConfig) -> float:
+    """One run, as Hydra starts it."""
+    settings = HydraConfig.get()
+    overrides = list(settings.overrides.task)
+    return run(
+        load_config(composed),
+        name=run_name(settings.runtime.choices["model"], overrides),
+        config_yaml=OmegaConf.to_yaml(composed, resolve=True),
+        overrides=overrides,
+        folder=Path(settings.runtime.output_dir),
+    )
+
+
+def main() -> None:
+    """Run what the command line asks for; a user's mistake ends in one message and exit code 1."""
+    # Hydra prints its own shortened traceback and exits; we decide here what a person sees.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        check_command_line(sys.argv[1:])
+        job()
+    except ConfigError as error:
+        sys.exit(f"This run cannot start:\n  {str(error).replace(chr(10), chr(10) + '  ')}")
+    except UserError as error:
+        sys.exit(f"This run cannot go on:\n  {error}")
+    except HydraException as error:
+        sys.exit(f"This run cannot start:\n  {error}")
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted. What was recorded so far is kept in MLflow, and the run is marked KILLED.\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

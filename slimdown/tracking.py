@@ -1,0 +1,382 @@
+"""The record of a run in MLflow: the only module that knows MLflow.
+
+`TrackedRun` opens a run, takes each step's result, and closes it FINISHED, FAILED or KILLED. It talks to the store
+through one client of its own, never through MLflow's global state.
+"""
+
+import json
+import re
+import signal
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from slimdown.config import TrackingConfig, UserError
+from slimdown.data import SftData
+from slimdown.evaluate import BenchmarkReport, EvalReport
+from slimdown.forgetting import ForgettingReport
+from slimdown.model import LoadedModel
+from slimdown.train import StepRecord, TrainResult
+
+_FLUSH_SECONDS = 5.0  # step metrics go out together: 200 single calls cost 4.2 s, one batch 0.03 s
+_MOST_PARAM = 6000  # characters; MLflow cuts longer ones, the whole config is an artifact
+_SECRET = re.compile(r"(?i)(token|password|passwd|secret|api_?key|credential)[^=:]*[=:]\s*\S+")
+
+SAMPLES_SCHEMA = pa.schema(
+    [
+        ("model", pa.dictionary(pa.int8(), pa.string())),  # base or tuned
+        ("benchmark", pa.dictionary(pa.int8(), pa.string())),
+        ("task", pa.dictionary(pa.int16(), pa.string())),
+        ("metric", pa.dictionary(pa.int8(), pa.string())),
+        ("doc_id", pa.int32()),
+        ("doc_hash", pa.string()),
+        ("prompt_hash", pa.string()),
+        ("question", pa.string()),
+        ("target", pa.string()),
+        ("answer", pa.string()),
+        ("response", pa.string()),
+        ("choices", pa.list_(pa.string())),
+        ("log_likelihoods", pa.list_(pa.float64())),
+        ("score", pa.float32()),
+    ]
+)
+
+
+class TrackedRun:
+    """One MLflow run, from the moment that settings are known to its end."""
+
+    def __init__(self, config: TrackingConfig, name: str, kind: str, tags: dict[str, str]) -> None:
+        """Create the run.
+
+        Raises:
+            UserError: the tracking store does not answer or refuses; nothing has been computed by then.
+        """
+        self._client = open_store(config)
+        experiment_id = _experiment(self._client, config)
+        try:
+            run = self._client.create_run(experiment_id, run_name=name, tags={**tags, "slimdown.kind": kind})
+        except MlflowException as error:
+            raise UserError(f"tracking.uri={public_uri(config.uri)} refuses a run: {_first_line(error)}") from None
+        self.run_id: str = run.info.run_id
+        self.name = name
+        self._experiment_id = experiment_id
+        self._pending: list[Metric] = []
+        self._flushed = time.monotonic()
+
+    def __enter__(self) -> "TrackedRun":
+        # A scheduler or a container stops a job with SIGTERM; it ends the run as Ctrl-C does.
+        self._previous = signal.getsignal(signal.SIGTERM)
+        try:
+            signal.signal(signal.SIGTERM, _interrupt)
+        except ValueError:  # not in the main thread: then signals are not ours to handle
+            self._previous = None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+        if error is None:
+            status = "FINISHED"
+        elif isinstance(error, Exception):
+            status = "FAILED"
+            self._client.set_tag(self.run_id, "slimdown.error", redact(f"{type(error).__name__}: {error}")[:5000])
+        else:
+            status = "KILLED"
+        self._flush()
+        self._client.set_terminated(self.run_id, status)
+
+    # --- what a run is told ---------------------------------------------------------------------
+
+    def log_settings(self, flat: dict[str, Any], config_yaml: str, overrides: Sequence[str], environment: Any) -> None:
+        """Keep every setting as a param, and the whole config, overrides and environment as artifacts."""
+        params = [Param(key, _plain(value)[:_MOST_PARAM]) for key, value in flat.items()]
+        for i in range(0, len(params), 100):  # the most that a batch takes
+            self._client.log_batch(self.run_id, params=params[i : i + 100])
+        self._client.log_text(self.run_id, redact(config_yaml), "config.yaml")
+        self._client.log_text(self.run_id, redact("\n".join(overrides)) + "\n", "overrides.txt")
+        self._client.log_text(self.run_id, json.dumps(environment, indent=2) + "\n", "environment.json")
+
+    def log_model(self, loaded: LoadedModel) -> None:
+        """Keep which weights were loaded, and what that cost."""
+        self._tag(
+            {
+                "slimdown.model": loaded.id,
+                "slimdown.model_revision": loaded.revision,
+                "slimdown.quantization": loaded.quantization,
+                "slimdown.dtype": loaded.dtype,
+                "slimdown.device": loaded.device,
+            }
+        )
+        self._metrics(
+            {
+                "cost/load_seconds": loaded.load_seconds,
+                "cost/model_memory_bytes": loaded.memory_bytes,
+                "cost/n_parameters": loaded.n_parameters,
+            }
+        )
+
+    def log_data(self, data: SftData) -> None:
+        """Name the datasets in MLflow's own column, and the fingerprint of the text that was used."""
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=source.name,
+                    digest=data.fingerprint,
+                    source_type="slimdown",
+                    source=json.dumps({"path": source.path, "revision": source.revision}),
+                    profile=json.dumps({"n_train": source.n_train, "n_validation": source.n_validation}),
+                ),
+                tags=[InputTag("mlflow.data.context", "training")],
+            )
+            for source in data.sources
+        ]
+        self._client.log_inputs(self.run_id, inputs)
+        self._tag(
+            {
+                "slimdown.dataset": ",".join(source.name for source in data.sources),
+                "slimdown.data_fingerprint": data.fingerprint,
+            }
+        )
+        self._metrics({"train/n_train": len(data.train), "train/n_validation": len(data.validation)})
+
+    def log_benchmark(self, model: str, name: str, report: BenchmarkReport) -> None:
+        """Keep one benchmark's scores; `model` is base or tuned."""
+        values: dict[str, float] = {}
+        for metric, score in report.scores.items():
+            values[f"{model}/{name}/{metric}"] = score.value
+            values[f"{model}/{name}/{metric}_stderr"] = score.standard_error
+        self._metrics(values)
+
+    def log_step(self, record: StepRecord) -> None:
+        """Keep one training step; steps are sent together every few seconds."""
+        now = int(time.time() * 1000)
+        self._pending += [Metric(f"train/{k}", v, now, record.step) for k, v in record.values.items()]
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._flush()
+
+    def log_training(self, result: TrainResult) -> None:
+        """Keep what training learned and cost, and the adapter."""
+        self._metrics(
+            {
+                "train/final_loss": result.train_loss,
+                "train/validation_loss_before": result.validation_loss_before,
+                "train/validation_loss_after": result.validation_loss_after,
+                "train/n_trainable": result.n_trainable,
+                "train/trainable_percent": result.trainable_percent,
+                "cost/train_seconds": result.runtime_seconds,
+                "cost/train_tokens": result.tokens,
+                "cost/tokens_per_second": result.tokens_per_second,
+            }
+        )
+        self._client.log_artifacts(self.run_id, str(result.adapter_dir), "adapter")
+
+    def log_forgetting(self, report: ForgettingReport) -> None:
+        """Keep the changes and the paper's metrics."""
+        values: dict[str, float] = {}
+        for name, benchmark in report.benchmarks.items():
+            values[f"forgetting/{name}/change"] = benchmark.primary.value
+            values[f"forgetting/{name}/change_stderr"] = benchmark.primary.standard_error
+            if benchmark.paper_metric and benchmark.paper_value:
+                values[f"forgetting/{name}/{benchmark.paper_metric}"] = benchmark.paper_value.value
+                values[f"forgetting/{name}/{benchmark.paper_metric}_stderr"] = benchmark.paper_value.standard_error
+        values["forgetting/mean_retained_change"] = report.mean_retained_change
+        self._metrics(values)
+
+    def log_samples(self, reports: dict[str, EvalReport]) -> None:
+        """Keep every question and answer of base and tuned model in `samples.parquet`."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "samples.parquet"
+            pq.write_table(samples_table(reports), file, compression="zstd")
+            self._client.log_artifact(self.run_id, str(file))
+
+    def log_costs(self, costs: dict[str, float]) -> None:
+        """Keep seconds and bytes, by name."""
+        self._metrics({f"cost/{name}": value for name, value in costs.items()})
+
+    def log_report(self, markdown: str) -> None:
+        """Keep the table of results as an artifact and as the text that the run's page opens with."""
+        self._client.log_text(self.run_id, markdown, "report.md")
+        self._tag({"mlflow.note.content": markdown})
+
+    def log_adapter_model(self, loaded: LoadedModel, result: TrainResult, report: ForgettingReport) -> None:
+        """Register the adapter as a logged model that carries its base and its scores."""
+        base = {
+            "base": loaded.id,
+            "base_revision": loaded.revision,
+            "quantization": loaded.quantization,
+        }
+        logged = self._client.create_logged_model(
+            self._experiment_id,
+            name="adapter",
+            source_run_id=self.run_id,
+            params=base,
+            model_type="peft",
+        )
+        self._client.log_model_artifacts(logged.model_id, str(result.adapter_dir))
+        self._client.finalize_logged_model(logged.model_id, "READY")
+        now = int(time.time() * 1000)
+        scores = [
+            Metric(
+                f"tuned/{name}/{metric}",
+                change.tuned.value,
+                now,
+                0,
+                model_id=logged.model_id,
+                run_id=self.run_id,
+            )
+            for name, benchmark in report.benchmarks.items()
+            for metric, change in benchmark.changes.items()
+        ]
+        self._client.log_batch(self.run_id, metrics=scores)
+
+    # --- how it gets there ------------------------------------------------------------------------
+
+    def _metrics(self, values: dict[str, float]) -> None:
+        now = int(time.time() * 1000)
+        # A standard error that is not defined (one question) is left out rather than shown as a number.
+        kept = [Metric(key, float(value), now, 0) for key, value in values.items() if value == value]
+        self._client.log_batch(self.run_id, metrics=kept)
+
+    def _tag(self, tags: dict[str, str]) -> None:
+        self._client.log_batch(self.run_id, tags=[RunTag(key, value[:8000]) for key, value in tags.items()])
+
+    def _flush(self) -> None:
+        for i in range(0, len(self._pending), 1000):  # the most that a batch takes
+            self._client.log_batch(self.run_id, metrics=self._pending[i : i + 1000])
+        self._pending.clear()
+        self._flushed = time.monotonic()
+
+
+def open_store(config: TrackingConfig) -> MlflowClient:
+    """A client of the tracking store, which is created where it is a SQLite file that does not exist.
+
+    Raises:
+        UserError: the store cannot be reached or written.
+    """
+    if config.uri.startswith("sqlite:///"):
+        file = Path(config.uri.removeprefix("sqlite:///")).absolute()
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # Processes that open a fresh store together break it for good (mlflow 3.17): one makes it, under a lock.
+            with FileLock(file.with_suffix(".lock"), timeout=120):
+                client = MlflowClient(config.uri)
+                client.search_experiments(max_results=1)
+        except (OSError, MlflowException) as error:
+            raise UserError(
+                f"tracking.uri={config.uri} cannot be used: {_first_line(error)}; choose a file that you can write, "
+                "e.g. tracking.uri=sqlite:///mlruns/mlflow.db"
+            ) from None
+        return client
+    if config.uri.startswith("http"):
+        _check_server(config.uri)
+    try:
+        client = MlflowClient(config.uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # each database has errors of its own
+        raise UserError(f"tracking.uri={public_uri(config.uri)} cannot be used: {_first_line(error)}") from None
+    return client
+
+
+def samples_table(reports: dict[str, EvalReport]) -> pa.Table:
+    """Every question of every benchmark as rows of `SAMPLES_SCHEMA`, one row a model, question and metric."""
+    rows = [
+        {
+            "model": model,
+            "benchmark": name,
+            "task": sample.task,
+            "metric": metric,
+            "doc_id": sample.doc_id,
+            "doc_hash": sample.doc_hash,
+            "prompt_hash": sample.prompt_hash,
+            "question": sample.question,
+            "target": sample.target,
+            "answer": sample.answers[metric],
+            "response": sample.response,
+            "choices": list(sample.choices),
+            "log_likelihoods": list(sample.log_likelihoods),
+            "score": score,
+        }
+        for model, report in reports.items()
+        for name, benchmark in report.benchmarks.items()
+        for sample in benchmark.samples
+        for metric, score in sample.scores.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA)
+
+
+def public_uri(uri: str) -> str:
+    """The URI without the user name and password that it may carry."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return parts._replace(netloc="***@" + parts.netloc.rsplit("@", 1)[1]).geturl()
+
+
+def redact(text: str) -> str:
+    """The text without passwords in addresses and without values named token, password, secret or key."""
+    text = re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", text)
+    return _SECRET.sub(lambda found: re.split(r"[=:]", found.group(0), maxsplit=1)[0] + "=***", text)
+
+
+def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
+    location = None
+    if config.uri.startswith("sqlite:///"):  # a server decides for itself
+        location = (Path(config.uri.removeprefix("sqlite:///")).absolute().parent / "artifacts").as_uri()
+    for _ in range(2):
+        if found := client.get_experiment_by_name(config.experiment):
+            if found.lifecycle_stage == "deleted":
+                raise UserError(
+                    f"tracking.experiment={config.experiment} was deleted in MLflow; restore it with "
+                    f"`mlflow experiments restore -x {found.experiment_id}`, or choose another name"
+                )
+            return str(found.experiment_id)
+        try:
+            return str(client.create_experiment(config.experiment, artifact_location=location))
+        except MlflowException:
+            continue  # another process made it just now
+    raise UserError(f"tracking.experiment={config.experiment} can neither be found nor made")
+
+
+def _check_server(uri: str) -> None:
+    """Ask once, for five seconds: MLflow's own client retries for minutes before it says that nobody answers."""
+    try:
+        urllib.request.urlopen(f"{public_uri(uri).replace('***@', '').rstrip('/')}/health", timeout=5)
+    except urllib.error.HTTPError:
+        return  # somebody answers; whether we may write is for the client to find out
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"tracking.uri={public_uri(uri)} does not answer ({_first_line(error)}); start the server, e.g. "
+            "`mlflow server --backend-store-uri sqlite:///mlruns/mlflow.db`, or leave tracking.uri out to record "
+            "in the local folder mlruns/"
+        ) from None
+
+
+def _plain(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return redact(text)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,229 @@
+"""LoadedModel and SftData -> `FineTuned`: a LoRA adapter trained by TRL's `SFTTrainer`, and its training record.
+
+The only module that knows TRL. Seeds for itself before it makes the adapter and before it takes the first step, so
+that nothing measured or computed before can change what it does.
+"""
+
+import json
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slimdown.config import LoraConfig, OnProgress, TrainConfig, UserError
+from slimdown.data import SftData
+from slimdown.model import LoadedModel, context_window
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What the trainer said after one step."""
+
+    step: int
+    values: dict[str, float]  # loss, learning_rate, grad_norm, mean_token_accuracy, ...
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training did and what it cost."""
+
+    adapter_dir: Path
+    steps: int
+    tokens: int  # of all training batches, padding left out
+    train_loss: float  # mean over all steps
+    validation_loss_before: float  # nats a token, on the held-out rows
+    validation_loss_after: float
+    n_trainable: int
+    trainable_percent: float
+    runtime_seconds: float  # of the steps alone, without the two validations
+    tokens_per_second: float
+    history: tuple[StepRecord, ...]
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """The tuned model, base and adapter in one, and its training record."""
+
+    loaded: LoadedModel
+    result: TrainResult
+
+
+def fine_tune(
+    base: LoadedModel,
+    data: SftData,
+    lora: LoraConfig,
+    config: TrainConfig,
+    seed: int,
+    folder: Path,
+    on_step: Callable[[StepRecord], None] = lambda record: None,
+    on_progress: OnProgress = lambda done, total, note: None,
+) -> FineTuned:
+    """Train an adapter on the base; `base.model` is wrapped in place and no longer the base afterwards.
+
+    Args:
+        base: the model, evaluated before or not; its weights are not changed.
+        data: examples with `prompt` and `completion`, the end-of-sequence token included.
+        lora: the adapter's shape.
+        config: steps, batches, learning rate.
+        seed: of the adapter's start and the order of the rows.
+        folder: receives `adapter/` in PEFT's format.
+        on_step: told of each step.
+        on_progress: told how many steps are done.
+
+    Raises:
+        UserError: settings that this model cannot be trained with.
+    """
+    import transformers
+    from trl import SFTConfig, SFTTrainer
+
+    _check_length(base, config)
+    transformers.set_seed(seed)
+    model = _with_adapter(base, lora)
+    history: list[StepRecord] = []
+
+    class Record(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+            if "loss" in logs:  # not the closing summary, nor a validation
+                values = {k: float(v) for k, v in logs.items() if isinstance(v, (int, float))}
+                history.append(StepRecord(state.global_step, values))
+                on_step(history[-1])
+                on_progress(state.global_step, state.max_steps, f"loss {values['loss']:.3f}")
+
+    arguments = SFTConfig(
+        output_dir=str(folder / "trainer"),
+        num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        per_device_eval_batch_size=config.per_device_eval_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim=config.optim,
+        max_length=config.max_length,
+        completion_only_loss=config.completion_only_loss,
+        gradient_checkpointing=config.gradient_checkpointing,
+        seed=seed,
+        data_seed=seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # a diverged run must say so
+        report_to="none",  # tracking.py is the one place that logs
+        save_strategy="no",
+        disable_tqdm=True,  # on_step draws the bar
+        use_cpu=base.device == "cpu",
+        bf16=False,  # no autocast: base and adapter compute in the dtypes they have
+        fp16=False,
+    )
+    _silence_transformers()
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        processing_class=base.tokenizer,
+        callbacks=[Record()],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    # TRL casts the adapters of a quantized base to bfloat16 (trl 1.16, sft_trainer.py, after the QLoRA paper), where
+    # Adam's small updates are rounded away and a reload in another dtype gives other logits. To be deleted when
+    # peft#2889 lets get_peft_model's `autocast_adapter_dtype` decide.
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    before = trainer.evaluate()["eval_loss"]
+    transformers.set_seed(seed)  # the validation above must not move the order of the rows
+    started = time.perf_counter()
+    try:
+        outcome = trainer.train()
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"training does not fit in the memory of {base.device}: halve train.per_device_train_batch_size "
+            f"(now {config.per_device_train_batch_size}) and double train.gradient_accumulation_steps, or set "
+            "train.gradient_checkpointing=true"
+        ) from None
+    seconds = time.perf_counter() - started
+    after = trainer.evaluate()["eval_loss"]
+    model.eval()
+    n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    tokens = int(history[-1].values.get("num_tokens", 0)) if history else 0
+    return FineTuned(
+        loaded=replace(base, model=model),
+        result=TrainResult(
+            adapter_dir=_save_adapter(model, base, folder / "adapter"),
+            steps=outcome.global_step,
+            tokens=tokens,
+            train_loss=float(outcome.training_loss),
+            validation_loss_before=float(before),
+            validation_loss_after=float(after),
+            n_trainable=n_trainable,
+            trainable_percent=100 * n_trainable / base.n_parameters,
+            runtime_seconds=seconds,
+            tokens_per_second=tokens / seconds,
+            history=tuple(history),
+        ),
+    )
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kibibytes on Linux, bytes on macOS
+
+
+def _check_length(base: LoadedModel, config: TrainConfig) -> None:
+    window = context_window(base.model)
+    if window is not None and config.max_length > window:
+        raise UserError(
+            f"train.max_length={config.max_length} is beyond the {window} tokens that {base.id} was made for; "
+            f"set train.max_length={window} or less"
+        )
+
+
+def _with_adapter(base: LoadedModel, lora: LoraConfig) -> Any:
+    import peft
+
+    wanted = list(lora.target_modules)
+    linear = [name for name, module in base.model.named_modules() if isinstance(module, torch.nn.Linear)]
+    # PEFT is content where one of the names is found, and leaves the others out in silence.
+    absent = [w for w in wanted if not any(name == w or name.endswith(f".{w}") for name in linear)]
+    if absent and wanted != ["all-linear"]:
+        there = sorted({name.rsplit(".", 1)[-1] for name in linear} - {"lm_head"})
+        raise UserError(
+            f"lora.target_modules: {base.id} has no {', '.join(absent)}; its linear layers are {', '.join(there)}"
+        )
+    return peft.get_peft_model(
+        base.model,
+        peft.LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.lora_alpha,
+            lora_dropout=lora.lora_dropout,
+            target_modules="all-linear" if wanted == ["all-linear"] else wanted,
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def _save_adapter(model: Any, base: LoadedModel, folder: Path) -> Path:
+    """Write the adapter as PEFT does, its base named by hub id and commit instead of a path of this machine."""
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text())
+    config["base_model_name_or_path"] = base.id
+    config["revision"] = None if base.revision.startswith("sha256:") else base.revision
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return folder
+
+
+def _silence_transformers() -> None:
+    # "The tokenizer has new PAD/BOS/EOS tokens that differ from the model config": aligning them is what we want.
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
