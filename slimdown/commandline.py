@@ -132,22 +132,26 @@ def _composed_problems(overrides: list[Override], folders: tuple[Path, ...]) -> 
         runs = [list(run) for batch in batches for run in batch][:_MOST_COMBINATIONS]
     else:
         runs = [[o.input_line or "" for o in overrides]]
-    search = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
     named: set[str] = set()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         for run in runs:
-            found = list(_run_problems(run, search))
+            found = list(_run_problems(run, folders))
             yield from (p for p in found if p not in named)
             named.update(found)
 
 
-def _run_problems(run: list[str], search: list[str]) -> Iterator[str]:
-    of_one = {o: o.split(".")[:2] for o in run if o.startswith(("dataset.", "benchmark."))}
+def _run_problems(run: list[str], folders: tuple[Path, ...]) -> Iterator[str]:
+    search = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
+    plain = {o: o.lstrip("+") for o in run}
+    of_one = {o: p.split(".")[:2] for o, p in plain.items() if p.startswith(("dataset.", "benchmark."))}
     try:
         # What is chosen decides which dataset.<name> and benchmark.<name> settings there are.
         chosen = compose("config", overrides=[*(o for o in run if o not in of_one), *search])
         for override, (group, name) in of_one.items():
-            if name not in chosen[group]:
+            choices = group_choices(group, folders)
+            if name not in choices:
+                yield f"{override.split('=')[0]}: there is no {group} {name}{nearest(name, choices)}"
+            elif name not in chosen[group]:
                 one_more = ",".join([*chosen[group], name])
                 yield (
                     f"{override.split('=')[0]}: {group}.{name} is not chosen; add it with {group}=[{one_more}], "

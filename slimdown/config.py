@@ -370,11 +370,16 @@ def _unknown_keys(node: Any, schema: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _missing_keys(composed: DictConfig) -> Iterator[str]:
-    for key in sorted(OmegaConf.missing_keys(composed)):
-        group, name, *_ = [*key.split("."), ""]
-        if group in ("dataset", "benchmark") and name not in group_choices(group):
-            yield f"{key} must be set{nearest(name, group_choices(group))}"
-        elif group in ("dataset", "benchmark"):
-            yield f"{key} is not set: {group}.{name} has settings but is not chosen; add it to {group}=[...]"
-        else:
+    missing = OmegaConf.missing_keys(composed)
+    # What a group's file always sets: where it lacks, the file was not read and other settings came from elsewhere.
+    unchosen = {
+        f"{group}.{name}": group
+        for group, always_set in (("dataset", "template"), ("benchmark", "metric"))
+        for name in composed[group]
+        if f"{group}.{name}.{always_set}" in missing
+    }
+    for name, group in unchosen.items():
+        yield f"{name} has settings but is not chosen; add it to {group}=[...]"
+    for key in sorted(missing):
+        if not any(key.startswith(f"{name}.") for name in unchosen):
             yield f"{key} must be set"

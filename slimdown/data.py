@@ -65,8 +65,9 @@ def load_data(chosen: dict[str, DatasetConfig], seed: int, tokenizer: Any) -> Sf
     Raises:
         UserError: a dataset that cannot be had, lacks a named column, or has too few rows.
     """
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
+    disable_progress_bars()  # the console has a bar of its own
     train: list[dict[str, str]] = []
     validation: list[dict[str, str]] = []
     sources = []
@@ -152,10 +153,8 @@ def _example(name: str, config: DatasetConfig, row: dict[str, Any], tokenizer: A
         if tokenizer.bos_token and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]:
             prompt = prompt.removeprefix(tokenizer.bos_token)  # the trainer's tokenizing adds it again
         return {"prompt": prompt, "completion": f"{answer}{end}"}
-    if config.template == "alpaca":
-        template = _ALPACA_WITH_INPUT if further else _ALPACA
-    else:
-        template = config.template
+    alpaca = _ALPACA_WITH_INPUT if further else _ALPACA
+    template = alpaca if config.template == "alpaca" else config.template
     prompt = template.replace("{instruction}", instruction).replace("{input}", further)
     # A prompt that stops at a word gets its space from the answer: tokens carry their leading space.
     gap = "" if prompt[-1:].isspace() or answer[:1].isspace() else " "

@@ -24,6 +24,8 @@ from slimdown.config import BenchmarkConfig, EvaluationConfig, OnProgress, UserE
 from slimdown.model import LoadedModel
 from slimdown.pocket import TASKS_DIR
 
+_FEWSHOT_SEED = 1234  # the harness's own, so that its command line asks the same questions
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -77,13 +79,16 @@ class EvalReport:
 
 
 def load_tasks(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
-    """The harness's task or group object behind each benchmark, its data downloaded.
+    """What the harness loads for each benchmark, its data downloaded and its shots set.
 
     Raises:
         UserError: an unknown task, a dataset that cannot be had, shots that the task cannot give.
     """
     # The harness logs each of its steps, and warns of the shots that we set on purpose.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    # It also hands generate() two length limits at once, and tokenizes before it truncates.
+    logging.getLogger("transformers.generation.utils").setLevel(logging.ERROR)
+    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(TASKS_DIR))
@@ -101,20 +106,39 @@ def load_tasks(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
                 f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); check the network and HF_ENDPOINT, "
                 "or run the embedded world, which needs none: python -m slimdown.run"
             ) from None
-        groups = loaded["groups"]
-        tasks[name] = groups.get(benchmark.task) or loaded["tasks"][benchmark.task]
-        for leaf in loaded["tasks"].values():
-            if leaf.config.num_fewshot == 0 and benchmark.num_fewshot != 0:
-                raise UserError(
-                    f"benchmark.{name}.num_fewshot={benchmark.num_fewshot}: {leaf.config.task} is a task without "
-                    "worked examples; set it to 0"
-                )
-            if benchmark.num_fewshot > 0 and not (leaf.has_training_docs() or leaf.config.fewshot_split):
-                raise UserError(
-                    f"benchmark.{name}.num_fewshot={benchmark.num_fewshot}: {leaf.config.task} has no split to take "
-                    "worked examples from; set it to 0"
-                )
+        for task in loaded["tasks"].values():
+            _set_shots(name, task, benchmark)
+        _check_metric(name, loaded, benchmark)
+        tasks[name] = loaded
     return tasks
+
+
+def _check_metric(name: str, loaded: Any, benchmark: BenchmarkConfig) -> None:
+    """Refuse a metric that the task cannot give, before hours go into measuring it."""
+    task = loaded["tasks"].get(benchmark.task)
+    if task is None or task.config.process_results is not None:
+        return  # a group, or a task with scoring code of its own: what they give is known when they have given it
+    filters = [f["name"] for f in task.config.filter_list or [{"name": "none"}]]
+    known = {_metric_name(m["metric"], f) for m in task.config.metric_list or [] for f in filters}
+    known |= {"flexible_accuracy"} if benchmark.numeric_tolerance is not None else set()
+    if known and benchmark.metric not in known:
+        raise UserError(
+            f"benchmark.{name}.metric={benchmark.metric}: {benchmark.task} has no such metric; "
+            f"it has {', '.join(sorted(known))}"
+        )
+
+
+def _set_shots(name: str, task: Any, benchmark: BenchmarkConfig) -> None:
+    if task.config.num_fewshot == 0 and benchmark.num_fewshot != 0:
+        reason = "a task that is asked without worked examples"
+    elif benchmark.num_fewshot > 0 and not (task.has_training_docs() or task.config.fewshot_split):
+        reason = "a task without a split to take worked examples from"
+    else:
+        task.set_config(key="num_fewshot", value=benchmark.num_fewshot)
+        return
+    raise UserError(
+        f"benchmark.{name}.num_fewshot={benchmark.num_fewshot}: {task.config.task} is {reason}; set it to 0"
+    )
 
 
 def evaluate(
@@ -148,16 +172,15 @@ def evaluate(
         for i, (name, benchmark) in enumerate(chosen.items()):
             on_progress(i, len(chosen), name)
             begun = time.perf_counter()
+            for task in tasks[name]["tasks"].values():
+                task.set_fewshot_seed(_FEWSHOT_SEED)  # a task draws its shots from a generator that moves on
             try:
-                results = lm_eval.simple_evaluate(
-                    model=lm,
-                    tasks=[tasks[name]],
-                    num_fewshot=benchmark.num_fewshot,
+                results = lm_eval.evaluate(
+                    lm,
+                    tasks[name],
                     limit=benchmark.limit,
-                    batch_size=config.batch_size,
                     apply_chat_template=config.apply_chat_template,
                     fewshot_as_multiturn=config.apply_chat_template,
-                    log_samples=True,
                 )
             except ValueError as error:
                 raise UserError(f"benchmark.{name} ({benchmark.task}): {error}") from None

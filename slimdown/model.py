@@ -4,6 +4,7 @@ The base stays as it was published: nothing here changes a weight beyond quantiz
 """
 
 import hashlib
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,9 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
     """
     import transformers
 
+    # Which optional kernel bitsandbytes did not find is no matter: it is the packed one that is kept off below.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()  # the console has a bar of its own
     started = time.perf_counter()
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
@@ -70,13 +74,15 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
         # bitsandbytes 0.49 to 0.50; to be deleted when its packed kernel has a backward pass.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+    if tokenizer.pad_token is None:
+        # What the harness would choose when it measures; set here so that training sees the same, measured or not.
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     model.eval()
-    revision = architecture._commit_hash or f"sha256:{_folder_digest(Path(source))}"
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         id=config.id,
-        revision=revision,
+        revision=_resolved_revision(source, config.revision),
         quantization=quantization.name,
         dtype=str(dtype).removeprefix("torch."),
         device=device.type,
@@ -185,6 +191,16 @@ def _check_memory(
             f"model.id={config.id} needs {needed[quantization.name] / 2**30:.1f} GiB for its weights with "
             f"quantization={quantization.name}, and {free / 2**30:.1f} GiB are free on {device.type}; {way_out}"
         )
+
+
+def _resolved_revision(source: str, revision: str) -> str:
+    """The hub's commit, which names the cache folder that the files lie in; for a local folder a digest."""
+    if Path(source).is_dir():
+        return f"sha256:{_folder_digest(Path(source))}"
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(cached).parent.name if isinstance(cached, str) else revision
 
 
 def _folder_digest(folder: Path) -> str:

@@ -22,13 +22,14 @@ from slimdown.evaluate import Score
 from slimdown.forgetting import BenchmarkChange, Change, ForgettingReport
 from slimdown.train import TrainResult
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if Console().is_terminal else 120)
 
-_PAPER_NAMES = {
-    PaperMetric.ability_augmentation: "ability augmentation",
-    PaperMetric.forgetting_rate: "forgetting rate",
-    PaperMetric.knowledge_loss: "knowledge loss",
+_PAPER_SYMBOLS = {
+    PaperMetric.ability_augmentation: "ΔA",
+    PaperMetric.forgetting_rate: "FR",
+    PaperMetric.knowledge_loss: "ΔK",
 }
+_LEGEND = "ΔA ability augmentation, FR forgetting rate, ΔK knowledge loss (Mai 2025); ± is one standard error."
 
 
 def show_plan(config: RunConfig, name: str) -> None:
@@ -82,9 +83,10 @@ def show_results(report: ForgettingReport, training: TrainResult) -> None:
     """Print the table of results."""
     table = Table(box=SIMPLE, header_style="bold")
     for heading in ("benchmark", "metric"):
-        table.add_column(heading)
-    for heading in ("n", "base", "tuned", "change", "the paper's metric"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, no_wrap=True)
+    for heading in ("n", "base", "tuned", "change"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("paper", no_wrap=True)
     for name, benchmark in report.benchmarks.items():
         for metric, change in _ordered(benchmark):
             primary = metric == benchmark.metric
@@ -101,6 +103,7 @@ def show_results(report: ForgettingReport, training: TrainResult) -> None:
             )
     console.print(table)
     console.print(_learned(training))
+    console.print(_LEGEND, style="dim")
 
 
 def show_where(run_id: str, uri: str) -> None:
@@ -117,7 +120,7 @@ def markdown_report(name: str, report: ForgettingReport, training: TrainResult, 
     lines = [
         f"### {name}",
         "",
-        "| benchmark | metric | n | base | tuned | change | the paper's metric |",
+        "| benchmark | metric | n | base | tuned | change | paper |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for benchmark_name, benchmark in report.benchmarks.items():
@@ -141,8 +144,8 @@ def markdown_report(name: str, report: ForgettingReport, training: TrainResult, 
         f"Time: {spent}, training {training.runtime_seconds:.0f} s ({training.tokens_per_second:.0f} tokens/s). "
         f"Peak memory {peak:.2f} GiB.",
         "",
-        "± is one standard error. That of a change takes base and tuned as independent, as the harness does; both "
-        "answered the same questions, so it is wider than the truth. Every answer is in `samples.parquet`.",
+        f"{_LEGEND} That of a change takes base and tuned as independent, as the harness does; both answered the same "
+        "questions, so it is wider than the truth. Every answer is in `samples.parquet`.",
         "",
     ]
     return "\n".join(lines)
@@ -180,13 +183,13 @@ def _points(change: Change) -> str:
 def _paper(benchmark: BenchmarkChange) -> str:
     if benchmark.paper_metric is None or benchmark.paper_value is None:
         return ""
-    name, value = _PAPER_NAMES[benchmark.paper_metric], benchmark.paper_value
+    symbol, value = _PAPER_SYMBOLS[benchmark.paper_metric], benchmark.paper_value
     if isnan(value.value):
-        return f"{name} not defined: the base scores 0"
+        return f"{symbol} undefined, base at 0"
     if benchmark.paper_metric is PaperMetric.forgetting_rate:
-        return f"{name} {100 * value.value:.1f} %"
+        return f"{symbol} {100 * value.value:.1f} %"
     error = "" if isnan(value.standard_error) else f" ± {value.standard_error:.1f}"
-    return f"{name} {value.value:+.1f}{error}"
+    return f"{symbol} {value.value:+.1f}{error}"
 
 
 def _learned(training: TrainResult) -> str:

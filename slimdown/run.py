@@ -8,6 +8,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from slimdown.commandline import check_command_line
@@ -129,19 +130,25 @@ def job(composed: DictConfig) -> float:
     """One run, as Hydra starts it."""
     settings = HydraConfig.get()
     overrides = list(settings.overrides.task)
-    return run(
-        load_config(composed),
-        name=run_name(settings.runtime.choices["model"], overrides),
-        config_yaml=OmegaConf.to_yaml(composed, resolve=True),
-        overrides=overrides,
-        folder=Path(settings.runtime.output_dir),
-    )
+    try:
+        return run(
+            load_config(composed),
+            name=run_name(settings.runtime.choices["model"], overrides),
+            config_yaml=OmegaConf.to_yaml(composed, resolve=True),
+            overrides=overrides,
+            folder=Path(settings.runtime.output_dir),
+        )
+    except UserError as error:
+        if settings.mode is RunMode.MULTIRUN:
+            raise  # Hydra marks this job as failed and goes on with the next; an exit would end the sweep
+        sys.exit(f"This run cannot go on:\n  {error}")
 
 
 def main() -> None:
     """Run what the command line asks for; a user's mistake ends in one message and exit code 1."""
     # Hydra prints its own shortened traceback and exits; we decide here what a person sees.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's small bars would tear our one
     try:
         check_command_line(sys.argv[1:])
         job()

@@ -5,6 +5,7 @@ through one client of its own, never through MLflow's global state.
 """
 
 import json
+import logging
 import re
 import signal
 import tempfile
@@ -271,6 +272,9 @@ def open_store(config: TrackingConfig) -> MlflowClient:
     Raises:
         UserError: the store cannot be reached or written.
     """
+    # "Creating initial MLflow database tables": a fresh store is no news.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     if config.uri.startswith("sqlite:///"):
         file = Path(config.uri.removeprefix("sqlite:///")).absolute()
         try:

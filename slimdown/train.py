@@ -9,6 +9,7 @@ import logging
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,6 +83,7 @@ def fine_tune(
     import transformers
     from trl import SFTConfig, SFTTrainer
 
+    _silence_transformers()
     _check_length(base, config)
     transformers.set_seed(seed)
     model = _with_adapter(base, lora)
@@ -122,7 +124,6 @@ def fine_tune(
         bf16=False,  # no autocast: base and adapter compute in the dtypes they have
         fp16=False,
     )
-    _silence_transformers()
     trainer = SFTTrainer(
         model=model,
         args=arguments,
@@ -225,5 +226,7 @@ def _save_adapter(model: Any, base: LoadedModel, folder: Path) -> Path:
 
 def _silence_transformers() -> None:
     # "The tokenizer has new PAD/BOS/EOS tokens that differ from the model config": aligning them is what we want.
+    # transformers 5.24 renames gradient_checkpointing; trl 1.16 still sets it. To be deleted when TRL follows.
+    warnings.filterwarnings("ignore", r".*gradient_checkpointing` is deprecated", FutureWarning)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
