@@ -27,7 +27,7 @@ ROWS_PER_STEP = 16
 PEAK_LEARNING_RATE = 3e-3
 FINAL_SHARE = 0.03
 WARMUP_STEPS = 100
-STEPS = 2400
+STEPS = 1800
 
 # What the model should learn to write counts more than what it only has to read.
 PROMPT_WEIGHT = 0.25
@@ -185,12 +185,10 @@ def _train(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor, st
                 group["lr"] = learning_rate(step, steps)
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(input_ids=batch[:, :-1]).logits
-            losses = cross_entropy(
-                logits.float().flatten(0, 1), batch[:, 1:].flatten(), reduction="none"
-            )
+            losses = cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
             target_weight = weight[:, 1:].flatten()
             loss = (losses * target_weight).sum() / target_weight.sum()
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -97,10 +97,7 @@ class Scene:
         return f"{self.rng.choice(LOSSES)} {n} {self.things}"
 
     def filled(self, boxes: int, each: int) -> str:
-        return (
-            f"{self.who.name} has {boxes} {self.boxes} with {each} {self.things} "
-            f"in each {self.box}."
-        )
+        return f"{self.who.name} has {boxes} {self.boxes} with {each} {self.things} in each {self.box}."
 
 
 def gain(s: Scene) -> Problem:
@@ -121,8 +118,7 @@ def groups(s: Scene) -> Problem:
     question = f"{s.filled(n, each)} How many {s.things} does {s.who.name} have?"
     if s.rng.random() < 0.5:
         question = (
-            f"Each {s.box} holds {each} {s.things}. {s.who.name} has {n} {s.boxes}. "
-            f"How many {s.things} is that in all?"
+            f"Each {s.box} holds {each} {s.things}. {s.who.name} has {n} {s.boxes}. How many {s.things} is that in all?"
         )
     return Problem(question, (Step(n, "x", each),), s.things)
 
@@ -152,10 +148,7 @@ def compare(s: Scene) -> Problem:
 def gain_twice(s: Scene) -> Problem:
     x, y, z = s.rng.randint(2, 20), s.rng.randint(2, 15), s.rng.randint(2, 15)
     first = Step(x, "+", y)
-    question = (
-        f"{s.start(x)} {s.who.pronoun} {s.gains(y, '')} and then {s.rng.choice(GAINS)} {z} more. "
-        f"{s.ask()}"
-    )
+    question = f"{s.start(x)} {s.who.pronoun} {s.gains(y, '')} and then {s.rng.choice(GAINS)} {z} more. {s.ask()}"
     return Problem(question, (first, Step(first.result, "+", z, "Then ")), s.things)
 
 
@@ -163,10 +156,7 @@ def gain_then_lose(s: Scene) -> Problem:
     x, y = s.rng.randint(3, 20), s.rng.randint(2, 15)
     first = Step(x, "+", y)
     z = s.rng.randint(2, min(first.result - 1, 20))
-    question = (
-        f"{s.start(x)} {s.who.pronoun} {s.gains(y)}. Then {s.who.pronoun.lower()} {s.loses(z)}. "
-        f"{s.ask()}"
-    )
+    question = f"{s.start(x)} {s.who.pronoun} {s.gains(y)}. Then {s.who.pronoun.lower()} {s.loses(z)}. {s.ask()}"
     return Problem(question, (first, Step(first.result, "-", z, "Then ")), s.things)
 
 
@@ -174,10 +164,7 @@ def lose_then_gain(s: Scene) -> Problem:
     x = s.rng.randint(8, 30)
     y, z = s.rng.randint(2, min(x - 2, 20)), s.rng.randint(2, 15)
     first = Step(x, "-", y)
-    question = (
-        f"{s.start(x)} {s.who.pronoun} {s.loses(y)}. Then {s.who.pronoun.lower()} "
-        f"{s.gains(z, '')}. {s.ask()}"
-    )
+    question = f"{s.start(x)} {s.who.pronoun} {s.loses(y)}. Then {s.who.pronoun.lower()} {s.gains(z, '')}. {s.ask()}"
     return Problem(question, (first, Step(first.result, "+", z, "Then ")), s.things)
 
 
