@@ -6,6 +6,7 @@ through one client of its own, never through MLflow's global state.
 
 import json
 import logging
+import os
 import re
 import signal
 import tempfile
@@ -21,6 +22,9 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody was asked; read when mlflow is imported
+
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException

@@ -35,7 +35,7 @@ def store(migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copy(migrated_store, tmp_path / "mlruns" / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return MlflowClient("sqlite:///mlruns/mlflow.db")
+    return MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")  # MLflow keeps one store a URI: it must be absolute
 
 
 @pytest.fixture

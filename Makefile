@@ -1,0 +1,42 @@
+# What `make` alone prints is made from the ## comments.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STORE  := sqlite:///mlruns/mlflow.db
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+install: $(VENV)/installed ## make .venv and install slimdown with what its tests need
+
+demo: $(VENV)/installed ## fine-tune and measure the embedded pocket world; no download but packages
+	$(BIN)/python -m slimdown.run
+
+test: $(VENV)/installed ## the tests that need no network and no GPU
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-hub: $(VENV)/installed ## the tests on real models and data; needs the hub, or HF_ENDPOINT set to a mirror
+	$(BIN)/python -m pytest -m hub
+
+check: $(VENV)/installed ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+ui: $(VENV)/installed ## MLflow's pages over the runs made so far, on http://127.0.0.1:5000
+	$(BIN)/mlflow ui --backend-store-uri $(STORE)
+
+pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
+	$(BIN)/python -m slimdown.pocket
+
+.PHONY: help install demo test test-slow test-hub check ui pocket
+.DEFAULT_GOAL := help

@@ -1,0 +1,121 @@
+"""The real loading code on real models and data: run with `make test-hub`, against the hub or a mirror of it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+pytestmark = pytest.mark.hub
+
+ENTRY = [sys.executable, "-m", "slimdown.run"]
+STORIES = ["model=smollm2", "model.id=local/stories260K", "train.max_length=256", "benchmark.mmlu_cs.num_fewshot=0"]
+TINY = [
+    "dataset.alpaca.max_examples=32",
+    "dataset.alpaca.validation_examples=8",
+    "benchmark.hellaswag.limit=8",
+    "benchmark.gsm8k.limit=2",
+    "benchmark.gsm8k.num_fewshot=1",
+    "benchmark.mmlu_cs.limit=8",
+]
+
+
+def start(folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*ENTRY, *arguments], cwd=folder, capture_output=True, text=True, timeout=600, env={**os.environ, **environment}
+    )
+
+
+@pytest.fixture(scope="module")
+def smollm2(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run of SmolLM2 on Alpaca rows and the paper's three benchmarks; the folder it was made in."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    (folder / "mlruns").mkdir()
+    (folder / "mlruns" / "mlflow.db").write_bytes(migrated_store.read_bytes())
+    done = start(folder, "model=smollm2", *TINY)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_real_model_is_trained_and_measured(smollm2: Path) -> None:
+    client = MlflowClient(f"sqlite:///{smollm2}/mlruns/mlflow.db")
+    [run] = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    metrics, tags = run.data.metrics, run.data.tags
+    assert metrics["train/validation_loss_after"] < metrics["train/validation_loss_before"]
+    assert {"base/hellaswag/acc_norm", "tuned/gsm8k/flexible_accuracy", "forgetting/mmlu_cs/knowledge_loss"} <= set(
+        metrics
+    )
+    assert re.fullmatch("[0-9a-f]{40}", tags["slimdown.model_revision"])
+    # 30 layers, r 8: queries 576 -> 576, keys and values 576 -> 192
+    assert metrics["train/n_trainable"] == 30 * 8 * ((576 + 576) + 2 * (576 + 192))
+
+
+def test_base_scores_are_those_of_the_stock_harness(smollm2: Path, tmp_path: Path) -> None:
+    """The same weights, values and questions, asked by `lm_eval` itself in a process of its own."""
+    client = MlflowClient(f"sqlite:///{smollm2}/mlruns/mlflow.db")
+    [run] = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    script = (
+        "import lm_eval, torch, transformers\n"
+        "from lm_eval.models.huggingface import HFLM\n"
+        "quantization = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',\n"
+        "    bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=getattr(torch, DTYPE))\n"
+        "model = transformers.AutoModelForCausalLM.from_pretrained(\n"
+        "    'HuggingFaceTB/SmolLM2-135M-Instruct', quantization_config=quantization, dtype=getattr(torch, DTYPE),\n"
+        "    device_map='cpu')\n"
+        "for module in model.modules():\n"
+        "    if hasattr(module, 'support_avx512bf16_for_cpu'): module.support_avx512bf16_for_cpu = False\n"
+        "lm = HFLM(pretrained=model, tokenizer='HuggingFaceTB/SmolLM2-135M-Instruct', batch_size=16)\n"
+        "for task, shots, metric in (('hellaswag', 0, 'acc_norm'), ('mmlu_college_computer_science', 5, 'acc')):\n"
+        "    found = lm_eval.simple_evaluate(model=lm, tasks=[task], num_fewshot=shots, limit=8)\n"
+        "    print('SCORE', task, found['results'][task][metric + ',none'])\n"
+    ).replace("DTYPE", repr(run.data.tags["slimdown.dtype"]))
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    scores = dict(line.split()[1:] for line in done.stdout.splitlines() if line.startswith("SCORE"))
+    assert float(scores["hellaswag"]) == run.data.metrics["base/hellaswag/acc_norm"]
+    assert float(scores["mmlu_college_computer_science"]) == run.data.metrics["base/mmlu_cs/acc"]
+
+
+def test_any_causal_model_and_dataset_of_the_hub_will_do(store: MlflowClient, tmp_path: Path) -> None:
+    done = start(
+        tmp_path, *STORIES, "dataset=[dolly,gsm8k_train]", "benchmark=[mmlu_cs]", "benchmark.mmlu_cs.limit=8",
+        "dataset.dolly.max_examples=16", "dataset.gsm8k_train.max_examples=16",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    [run] = store.search_runs([e.experiment_id for e in store.search_experiments()])
+    assert {d.dataset.name for d in run.inputs.dataset_inputs} == {"dolly", "gsm8k_train"}
+    assert run.data.metrics["train/n_train"] == 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["model=llama32"], "is gated: accept its licence at https://huggingface.co/meta-llama/Llama-3.2-1B"),
+        (["model=smollm2", "model.id=nobody/no-such-model"], "there is no such model on the hub"),
+        ([*STORIES, "model.revision=v9"], "has no such branch, tag or commit"),
+        ([*STORIES, "dataset=[alpaca]", "dataset.alpaca.path=nobody/no-such-rows"], "there is no dataset nobody/no-such"),
+        ([*STORIES, "dataset.alpaca.output=answer"], "has no such column; it has instruction, input, output"),
+        ([*STORIES, "train.max_length=4096"], "train.max_length=4096 is beyond the 512 tokens"),
+        ([*STORIES, "dataset.alpaca.template=chat"], "this model's tokenizer has no chat template"),
+        ([*STORIES, "benchmark.hellaswag.task=hellaswagg"], "did you mean hellaswag"),
+    ],
+)  # fmt: skip
+def test_the_hubs_refusals_say_what_to_do(
+    arguments: list[str], answer: str, store: MlflowClient, tmp_path: Path
+) -> None:
+    done = start(tmp_path, *arguments)
+    assert done.returncode == 1
+    assert answer in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    [run] = store.search_runs([e.experiment_id for e in store.search_experiments()])
+    assert run.info.status == "FAILED"
+
+
+def test_a_hub_that_does_not_answer_is_named(store: MlflowClient, tmp_path: Path) -> None:
+    done = start(tmp_path, "model=smollm2", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "empty"))
+    assert done.returncode == 1
+    assert "cannot be reached" in done.stderr
+    assert "the embedded world, which needs none: python -m slimdown.run" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,81 @@
+"""The base loads as it was published, and stays trainable after it was measured."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from slimdown.config import Device, Dtype, ModelConfig, QuantizationConfig, RunConfig, UserError
+from slimdown.model import LoadedModel, context_window, load_model
+from slimdown.pocket import MODEL_DIR
+
+Composed = Callable[..., RunConfig]
+
+
+def test_the_base_is_in_four_bits_and_says_what_it_is(pocket: LoadedModel) -> None:
+    assert (pocket.id, pocket.quantization, pocket.dtype, pocket.device) == ("pocket:model", "nf4", "float32", "cpu")
+    assert pocket.revision.startswith("sha256:")
+    four_bit = [m for m in pocket.model.modules() if type(m).__name__ == "Linear4bit"]
+    assert len(four_bit) == 7 * pocket.model.config.num_hidden_layers
+    assert pocket.memory_bytes < pocket.n_parameters * 2  # smaller than in bfloat16
+
+
+def test_parameters_are_counted_as_published(pocket: LoadedModel, composed: Composed) -> None:
+    whole = load_model(composed().model, QuantizationConfig(load_in_4bit=False, load_in_8bit=False))
+    assert pocket.n_parameters == whole.n_parameters == sum(p.numel() for p in whole.model.parameters())
+
+
+def test_a_forward_leaves_the_four_bit_weights_in_their_layout(pocket: LoadedModel) -> None:
+    tokens = torch.arange(3, 40)[None]
+    before = {name: p.detach().clone() for name, p in pocket.model.named_parameters()}
+    with torch.no_grad():
+        first = pocket.model(tokens).logits
+        second = pocket.model(tokens).logits
+    assert all(torch.equal(before[name], p) for name, p in pocket.model.named_parameters())
+    assert torch.equal(first, second)
+    with torch.no_grad():  # on a packed layout this is off by tens
+        assert torch.equal(pocket.model.dequantize()(tokens).logits, first)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "none"])
+def test_every_quantization_answers(quantization: str, composed: Composed) -> None:
+    config = composed(f"quantization={quantization}")
+    loaded = load_model(config.model, config.quantization)
+    assert loaded.quantization == quantization
+    assert torch.isfinite(loaded.model(torch.arange(3, 20)[None]).logits).all()
+
+
+def test_a_local_folder_is_a_model_too() -> None:
+    loaded = load_model(
+        ModelConfig(id=str(MODEL_DIR), dtype=Dtype.float32, device=Device.cpu),
+        QuantizationConfig(load_in_4bit=False, load_in_8bit=False),
+    )
+    assert context_window(loaded.model) == loaded.model.config.max_position_embeddings
+
+
+def test_an_absent_device_is_named(composed: Composed) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    config = composed("model.device=cuda")
+    with pytest.raises(UserError, match=r"model\.device=cuda: this machine has none; it has cpu"):
+        load_model(config.model, config.quantization)
+
+
+def test_too_little_memory_is_answered_with_what_would_fit(composed: Composed, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 5_000_000  # the pocket model needs 7.8 MB in float32, 2.4 MB in 4 bits
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free})())
+    config = composed("quantization=none")
+    with pytest.raises(UserError, match=r"quantization=(nf4|fp4) would fit"):
+        load_model(config.model, config.quantization)
+
+
+def test_pickled_weights_are_refused(tmp_path: Path, composed: Composed) -> None:
+    for file in MODEL_DIR.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    config = composed(f"model.id={tmp_path}")
+    with pytest.raises(UserError, match="has no safetensors weights"):
+        load_model(config.model, config.quantization)

@@ -1,0 +1,53 @@
+"""The wheel holds what it needs and nothing else, and runs from another folder."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    [file] = folder.glob("*.whl")
+    return file
+
+
+def test_the_wheel_holds_config_pocket_world_and_types(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {
+        "slimdown/conf/config.yaml",
+        "slimdown/conf/model/pocket.yaml",
+        "slimdown/pocket/model/model.safetensors",
+        "slimdown/pocket/tasks/pocket_math.yaml",
+        "slimdown/py.typed",
+    } <= names
+    assert not [n for n in names if n.startswith(("tests", "conf/", "mlruns", "docs")) or ".env" in n]
+    assert wheel.stat().st_size < 8 * 2**20
+
+
+def test_it_composes_from_another_folder_with_presets_of_ones_own(wheel: Path, tmp_path: Path) -> None:
+    """Installed by unpacking: its dependencies are those of this environment."""
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    mine = tmp_path / "mine" / "experiment"
+    mine.mkdir(parents=True)
+    (mine / "nine.yaml").write_text("# @package _global_\nlora: {r: 9}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "slimdown.run", "--config-dir", str(mine.parent), "experiment=nine", "--cfg", "job"],
+        cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "r: 9" in done.stdout
+    where = subprocess.run(
+        [sys.executable, "-c", "import slimdown.config as c; print(c.CONF_DIR)"],
+        cwd=tmp_path, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(tmp_path / "site")},
+    )  # fmt: skip
+    assert where.stdout.strip() == str(tmp_path / "site" / "slimdown" / "conf")

@@ -1,0 +1,194 @@
+"""The main job end to end, through the real entry point: what a person sees and what MLflow holds."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import SMALL
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+ENTRY = [sys.executable, "-m", "slimdown.run"]
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([*ENTRY, *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def runs_in(client: MlflowClient) -> list[Run]:
+    experiments = client.search_experiments()
+    return list(client.search_runs([e.experiment_id for e in experiments], order_by=["attributes.start_time"]))
+
+
+@pytest.fixture(scope="module")
+def sweep(
+    migrated_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, "subprocess.CompletedProcess[str]"]:
+    """Two runs of the embedded world, as one would sweep them."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "mlruns").mkdir()
+    (folder / "mlruns" / "mlflow.db").write_bytes(migrated_store.read_bytes())
+    done = start(folder, "-m", "lora.r=4,8", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+@pytest.fixture
+def client(sweep: tuple[Path, "subprocess.CompletedProcess[str]"]) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{sweep[0]}/mlruns/mlflow.db")
+
+
+def test_a_sweep_leaves_two_finished_runs_told_apart_by_name(client: MlflowClient) -> None:
+    first, second = runs_in(client)
+    assert first.info.status == second.info.status == "FINISHED"
+    assert str(first.info.run_name).startswith("pocket lora.r=4 ")
+    assert str(second.info.run_name).startswith("pocket lora.r=8 ")
+
+
+def test_every_number_of_a_run_is_in_the_record(client: MlflowClient) -> None:
+    run, _ = runs_in(client)
+    metrics, params, tags = run.data.metrics, run.data.params, run.data.tags
+    assert params["lora.r"] == "4"
+    assert params["benchmark.pocket_math.limit"] == "8"
+    for name, metric in {
+        "pocket_instructions": "exact_match.strip",
+        "pocket_math": "exact_match.strict-match",
+        "pocket_commonsense": "acc_norm",
+        "pocket_cs": "acc",
+    }.items():
+        base, tuned = metrics[f"base/{name}/{metric}"], metrics[f"tuned/{name}/{metric}"]
+        assert f"base/{name}/{metric}_stderr" in metrics
+        assert metrics[f"forgetting/{name}/change"] == pytest.approx(tuned - base)
+    assert "tuned/pocket_math/flexible_accuracy" in metrics
+    assert metrics["train/validation_loss_after"] < metrics["train/validation_loss_before"]
+    for cost in ("load_seconds", "train_seconds", "base_evaluation_seconds", "tuned_evaluation_seconds",
+                 "peak_memory_bytes", "tokens_per_second"):  # fmt: skip
+        assert metrics[f"cost/{cost}"] > 0
+    assert tags["slimdown.kind"] == "tuned"
+    assert tags["slimdown.model"] == "pocket:model"
+    assert tags["slimdown.quantization"] == "nf4"
+    assert "| **pocket_math** | exact_match.strict-match |" in tags["mlflow.note.content"]
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 4
+    [dataset] = run.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == (
+        "pocket_instructions",
+        tags["slimdown.data_fingerprint"],
+    )
+
+
+def test_the_artifacts_are_there_and_read_with_common_tools(client: MlflowClient) -> None:
+    run, _ = runs_in(client)
+    paths = {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert paths == {"adapter", "config.yaml", "environment.json", "overrides.txt", "report.md", "samples.parquet"}
+    assert {Path(a.path).name for a in client.list_artifacts(run.info.run_id, "adapter")} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    samples = pd.read_parquet(client.download_artifacts(run.info.run_id, "samples.parquet"))
+    strict = samples.query("benchmark == 'pocket_math' and metric == 'exact_match.strict-match'")
+    assert len(strict) == 2 * 8
+    for model in ("base", "tuned"):
+        mean = strict[strict.model == model].score.mean()
+        assert mean == pytest.approx(run.data.metrics[f"{model}/pocket_math/exact_match.strict-match"])
+
+
+def test_the_adapter_is_a_logged_model_with_its_scores(client: MlflowClient) -> None:
+    run, _ = runs_in(client)
+    [logged] = [m for m in client.search_logged_models([run.info.experiment_id]) if m.source_run_id == run.info.run_id]
+    assert logged.status == "READY"
+    assert logged.params == {
+        "base": "pocket:model",
+        "base_revision": run.data.tags["slimdown.model_revision"],
+        "quantization": "nf4",
+    }
+    scores = {m.key: m.value for m in logged.metrics}
+    assert scores["tuned/pocket_cs/acc"] == run.data.metrics["tuned/pocket_cs/acc"]
+
+
+def test_the_console_shows_plan_results_and_where_to_look(
+    sweep: tuple[Path, "subprocess.CompletedProcess[str]"], client: MlflowClient
+) -> None:
+    shown = sweep[1].stdout
+    assert "pocket:model, nf4" in shown
+    assert "64 of pocket_instructions" in shown
+    for run in runs_in(client):
+        assert run.info.run_id in shown
+    assert "mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db" in shown
+    assert "Warning" not in sweep[1].stderr
+    assert "Traceback" not in sweep[1].stderr
+
+
+def test_the_same_command_gives_the_same_bytes(
+    store: MlflowClient, tmp_path: Path, sweep: tuple[Path, "subprocess.CompletedProcess[str]"], client: MlflowClient
+) -> None:
+    done = start(tmp_path, "lora.r=4", *SMALL)
+    assert done.returncode == 0, done.stderr
+    again, [first, _] = runs_in(store)[0], runs_in(client)
+    for file in ("adapter/adapter_model.safetensors", "samples.parquet"):
+        one = Path(client.download_artifacts(first.info.run_id, file)).read_bytes()
+        assert Path(store.download_artifacts(again.info.run_id, file)).read_bytes() == one
+
+
+def test_ctrl_c_leaves_a_killed_run_with_its_data_so_far(store: MlflowClient, tmp_path: Path) -> None:
+    """The base's scores are in the record when training, made long here, is stopped."""
+    job = subprocess.Popen(
+        [*ENTRY, *SMALL, "train.max_steps=5000"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        runs = runs_in(store)
+        if runs and any(key.startswith("train/loss") for key in runs[0].data.metrics):
+            break
+        time.sleep(0.5)
+    os.kill(job.pid, signal.SIGINT)
+    _, errors = job.communicate(timeout=60)
+    [run] = runs_in(store)
+    assert job.returncode == 130
+    assert "Traceback" not in errors
+    assert "Interrupted" in errors
+    assert run.info.status == "KILLED"
+    assert "base/pocket_cs/acc" in run.data.metrics
+    assert "train/loss" in run.data.metrics
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["train.learning_rat=1"], "did you mean train.learning_rate"),
+        (["model=llama3", "lora.r=0"], "lora.r must be at least 1, got 0"),
+        (["dataset=[file]", "dataset.file.path=nowhere.jsonl"], "there is no file nowhere.jsonl"),
+    ],
+)
+def test_a_mistake_costs_under_a_second_and_shows_no_traceback(
+    arguments: list[str], answer: str, tmp_path: Path
+) -> None:
+    started = time.monotonic()
+    done = start(tmp_path, *arguments)
+    seconds = time.monotonic() - started
+    assert done.returncode == 1
+    assert answer in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "mlruns").exists()
+    assert seconds < 1 + 2 * os.getloadavg()[0] / (os.cpu_count() or 1)  # a second on a machine that is free
+
+
+def test_help_names_groups_settings_and_examples(tmp_path: Path) -> None:
+    done = start(tmp_path, "--help")
+    assert done.returncode == 0
+    for line in ("model: llama32,", "quantization: fp4, int8, nf4, none", "train.learning_rate", "Examples"):
+        assert line in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_job_that_cannot_go_on_fails_alone_in_a_sweep(store: MlflowClient, tmp_path: Path) -> None:
+    done = start(tmp_path, "-m", "lora.target_modules=[nothing],[q_proj]", *SMALL, "train.max_steps=1")
+    assert done.returncode == 1
+    assert "pocket:model has no nothing" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [run.info.status for run in runs_in(store)] == ["FAILED", "FINISHED"]

@@ -1,0 +1,146 @@
+"""Only the adapter learns; nothing done before can change what it learns."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from conftest import SMALL
+
+from slimdown.config import RunConfig, UserError
+from slimdown.data import load_data
+from slimdown.evaluate import evaluate, load_tasks
+from slimdown.model import LoadedModel, load_model
+from slimdown.train import FineTuned, StepRecord, fine_tune
+
+Composed = Callable[..., RunConfig]
+
+
+def tuned(config: RunConfig, folder: Path, measure_first: bool = False) -> FineTuned:
+    base = load_model(config.model, config.quantization)
+    data = load_data(config.dataset, config.seed, base.tokenizer)
+    if measure_first:
+        evaluate(base, load_tasks(config.benchmark), config.benchmark, config.evaluation)
+    return fine_tune(base, data, config.lora, config.train, config.seed, folder)
+
+
+def digest(adapter: Path) -> str:
+    return hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def small() -> RunConfig:
+    from hydra import compose, initialize_config_dir
+
+    from slimdown.config import CONF_DIR, load_config
+
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return load_config(compose("config", overrides=SMALL))
+
+
+@pytest.fixture(scope="module")
+def once(small: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> FineTuned:
+    return tuned(small, tmp_path_factory.mktemp("once"))
+
+
+def test_the_adapter_changes_and_the_base_does_not(pocket: LoadedModel, once: FineTuned) -> None:
+    fresh = {name: p.detach() for name, p in pocket.model.named_parameters()}
+    trained = dict(once.loaded.model.named_parameters())
+    kept = {
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): p.detach()
+        for name, p in trained.items()
+        if "lora_" not in name
+    }
+    assert kept.keys() == fresh.keys()
+    assert all(torch.equal(kept[name], fresh[name]) for name in fresh)
+    moved = [p for name, p in trained.items() if "lora_B" in name]  # they start at zero
+    assert moved
+    assert all(p.abs().max() > 0 for p in moved)
+
+
+def test_measuring_before_training_changes_nothing(small: RunConfig, once: FineTuned, tmp_path: Path) -> None:
+    again = tuned(small, tmp_path, measure_first=True)
+    assert digest(again.result.adapter_dir) == digest(once.result.adapter_dir)
+    assert again.result.history == once.result.history
+
+
+def test_gradients_after_a_measurement_equal_gradients_without_one(small: RunConfig, pocket: LoadedModel) -> None:
+    def gradients(base: LoadedModel) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        wrapped = peft.get_peft_model(
+            base.model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        )
+        tokens = torch.arange(3, 60)[None]
+        wrapped(input_ids=tokens, labels=tokens).loss.backward()
+        return [p.grad for p in wrapped.parameters() if p.grad is not None]
+
+    measured = load_model(small.model, small.quantization)
+    evaluate(measured, load_tasks(small.benchmark), small.benchmark, small.evaluation)
+    with_one, without = gradients(measured), gradients(pocket)
+    assert len(without) == len(with_one) == 2 * 2 * pocket.model.config.num_hidden_layers
+    assert all(torch.equal(a, b) for a, b in zip(with_one, without, strict=True))
+    assert all(g.abs().max() > 0 for g in without)
+
+
+def test_another_seed_gives_another_adapter(composed: Composed, once: FineTuned, tmp_path: Path) -> None:
+    other = tuned(composed(*SMALL, "seed=1", "train.max_steps=2"), tmp_path)
+    assert digest(other.result.adapter_dir) != digest(once.result.adapter_dir)
+
+
+def test_the_record_adds_up(once: FineTuned) -> None:
+    result = once.result
+    assert result.steps == len(result.history) == 4  # 64 rows in batches of 16
+    assert [record.step for record in result.history] == [1, 2, 3, 4]
+    assert {"loss", "learning_rate", "grad_norm"} <= result.history[0].values.keys()
+    assert result.validation_loss_after < result.validation_loss_before
+    # r * (inputs + outputs) of q, k and v in each layer
+    config = once.loaded.model.config
+    width, kv = config.hidden_size, config.hidden_size // config.num_attention_heads * config.num_key_value_heads
+    assert result.n_trainable == config.num_hidden_layers * 8 * ((width + width) + 2 * (width + kv))
+    assert result.trainable_percent == pytest.approx(100 * result.n_trainable / once.loaded.n_parameters)
+    assert result.tokens > 64 * 10
+    assert result.tokens_per_second == pytest.approx(result.tokens / result.runtime_seconds)
+
+
+def test_the_adapter_reloads_with_plain_peft_and_gives_the_same_logits(once: FineTuned, pocket: LoadedModel) -> None:
+    tokens = torch.arange(3, 60)[None]
+    reloaded = peft.PeftModel.from_pretrained(pocket.model, once.result.adapter_dir).eval()
+    with torch.no_grad():
+        assert torch.equal(reloaded(input_ids=tokens).logits, once.loaded.model(input_ids=tokens).logits)
+
+
+def test_the_adapter_names_its_base_by_id_and_holds_no_path_of_this_machine(once: FineTuned) -> None:
+    text = (once.result.adapter_dir / "adapter_config.json").read_text()
+    assert '"base_model_name_or_path": "pocket:model"' in text
+    assert str(Path.home()) not in text
+
+
+def test_steps_are_told_as_they_happen(composed: Composed, pocket: LoadedModel, tmp_path: Path) -> None:
+    config = composed(*SMALL, "train.max_steps=3")
+    steps: list[StepRecord] = []
+    progress: list[tuple[int, int]] = []
+    data = load_data(config.dataset, 0, pocket.tokenizer)
+    result = fine_tune(
+        pocket, data, config.lora, config.train, 0, tmp_path, steps.append,
+        lambda done, total, note: progress.append((done, total)),
+    ).result  # fmt: skip
+    assert tuple(steps) == result.history
+    assert progress == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("override", "answer"),
+    [
+        ("lora.target_modules=[q_proj,query]", "has no query; its linear layers are down_proj, gate_proj, k_proj"),
+        ("train.max_length=100000", "is beyond the 512 tokens that pocket:model was made for"),
+    ],
+)
+def test_settings_that_the_model_cannot_take_are_refused(
+    override: str, answer: str, composed: Composed, pocket: LoadedModel, tmp_path: Path
+) -> None:
+    config = composed(*SMALL, override)
+    data = load_data(config.dataset, 0, pocket.tokenizer)
+    with pytest.raises(UserError, match=answer):
+        fine_tune(pocket, data, config.lora, config.train, 0, tmp_path)
