@@ -17,12 +17,12 @@ SEED = 7
 # the ceiling. Word problems are the longest and about half of the tokens; the stories about lists are
 # many because fine-tuning can only bring out what is well learned.
 MIXTURE: tuple[tuple[Maker, float], ...] = (
-    (make_word_problem, 0.27),
+    (make_word_problem, 0.29),
     (make_drill, 0.03),
-    (make_situation, 0.18),
+    (make_situation, 0.125),
     (make_question, 0.20),
     (make_statement, 0.05),
-    (make_list_story, 0.27),
+    (make_list_story, 0.305),
 )
 BENCHMARKS: dict[str, Maker] = {
     "pocket_math": make_word_problem,

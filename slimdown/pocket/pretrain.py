@@ -161,7 +161,6 @@ def pretrain(folder: Path, seed: int = SEED, steps: int = STEPS) -> PretrainResu
     random.Random(seed).shuffle(rows)
     ids, weights = stack_rows(rows, tokenizer.convert_tokens_to_ids(PAD))
     loss = _train(model, ids, weights, steps)
-    model.generation_config.max_new_tokens = 48
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return PretrainResult(
