@@ -223,7 +223,7 @@ def _explain(config: ModelConfig, error: Exception) -> str:
         link = link.__cause__ or link.__context__
     text = " ".join(str(link) for link in chain)
     page = f"https://huggingface.co/{config.id}"
-    if any(isinstance(link, hub.GatedRepoError) for link in chain) or "gated repo" in text:
+    if any(isinstance(link, hub.GatedRepoError) for link in chain) or "access a gated repo" in text:
         return (
             f"model.id={config.id} is gated: accept its licence at {page}, then log in with `hf auth login` "
             "(or set HF_TOKEN); or try an open one, e.g. model=smollm2"

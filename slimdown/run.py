@@ -39,7 +39,7 @@ def run(config: RunConfig, name: str, config_yaml: str, overrides: list[str], fo
     from slimdown.model import load_model
     from slimdown.provenance import environment, git_commit
     from slimdown.tracking import TrackedRun, public_uri
-    from slimdown.train import fine_tune, peak_memory_bytes
+    from slimdown.train import check_settings, fine_tune, peak_memory_bytes
 
     report.show_plan(config, name)
     tags = {"slimdown.seed": str(config.seed), "slimdown.git_commit": git_commit() or "none"}
@@ -50,6 +50,7 @@ def run(config: RunConfig, name: str, config_yaml: str, overrides: list[str], fo
 
         with report.doing(f"loading {config.model.id}"):
             base = load_model(config.model, config.quantization)
+        check_settings(base, config.lora, config.train)
         tracked.log_model(base)
 
         with report.doing("preparing rows and questions"):

@@ -84,7 +84,7 @@ def fine_tune(
     from trl import SFTConfig, SFTTrainer
 
     _silence_transformers()
-    _check_length(base, config)
+    check_settings(base, lora, config)
     transformers.set_seed(seed)
     model = _with_adapter(base, lora)
     history: list[StepRecord] = []
@@ -173,33 +173,38 @@ def fine_tune(
     )
 
 
-def peak_memory_bytes() -> int:
-    """The most memory this process has held so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kibibytes on Linux, bytes on macOS
+def check_settings(base: LoadedModel, lora: LoraConfig, config: TrainConfig) -> None:
+    """Return in silence where this model can be trained so; asked before hours go into measuring it.
 
-
-def _check_length(base: LoadedModel, config: TrainConfig) -> None:
+    Raises:
+        UserError: target modules that it lacks, or examples longer than its window.
+    """
     window = context_window(base.model)
     if window is not None and config.max_length > window:
         raise UserError(
             f"train.max_length={config.max_length} is beyond the {window} tokens that {base.id} was made for; "
             f"set train.max_length={window} or less"
         )
+    # PEFT is content where one of the names is found, and leaves the others out in silence.
+    linear = [name for name, module in base.model.named_modules() if isinstance(module, torch.nn.Linear)]
+    absent = [w for w in lora.target_modules if not any(name == w or name.endswith(f".{w}") for name in linear)]
+    if absent and list(lora.target_modules) != ["all-linear"]:
+        there = sorted({name.rsplit(".", 1)[-1] for name in linear} - {"lm_head"})
+        raise UserError(
+            f"lora.target_modules: {base.id} has no {', '.join(absent)}; its linear layers are {', '.join(there)}"
+        )
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kibibytes on Linux, bytes on macOS
 
 
 def _with_adapter(base: LoadedModel, lora: LoraConfig) -> Any:
     import peft
 
     wanted = list(lora.target_modules)
-    linear = [name for name, module in base.model.named_modules() if isinstance(module, torch.nn.Linear)]
-    # PEFT is content where one of the names is found, and leaves the others out in silence.
-    absent = [w for w in wanted if not any(name == w or name.endswith(f".{w}") for name in linear)]
-    if absent and wanted != ["all-linear"]:
-        there = sorted({name.rsplit(".", 1)[-1] for name in linear} - {"lm_head"})
-        raise UserError(
-            f"lora.target_modules: {base.id} has no {', '.join(absent)}; its linear layers are {', '.join(there)}"
-        )
     return peft.get_peft_model(
         base.model,
         peft.LoraConfig(

@@ -25,7 +25,7 @@ TINY = [
 
 def start(folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [*ENTRY, *arguments], cwd=folder, capture_output=True, text=True, timeout=600, env={**os.environ, **environment}
+        [*ENTRY, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
     )
 
 
@@ -95,7 +95,7 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(store: MlflowClient, tm
         (["model=llama32"], "is gated: accept its licence at https://huggingface.co/meta-llama/Llama-3.2-1B"),
         (["model=smollm2", "model.id=nobody/no-such-model"], "there is no such model on the hub"),
         ([*STORIES, "model.revision=v9"], "has no such branch, tag or commit"),
-        ([*STORIES, "dataset=[alpaca]", "dataset.alpaca.path=nobody/no-such-rows"], "there is no dataset nobody/no-such"),
+        ([*STORIES, "dataset=[alpaca]", "dataset.alpaca.path=nobody/no-rows"], "there is no dataset nobody/no-rows"),
         ([*STORIES, "dataset.alpaca.output=answer"], "has no such column; it has instruction, input, output"),
         ([*STORIES, "train.max_length=4096"], "train.max_length=4096 is beyond the 512 tokens"),
         ([*STORIES, "dataset.alpaca.template=chat"], "this model's tokenizer has no chat template"),

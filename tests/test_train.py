@@ -13,7 +13,7 @@ from slimdown.config import RunConfig, UserError
 from slimdown.data import load_data
 from slimdown.evaluate import evaluate, load_tasks
 from slimdown.model import LoadedModel, load_model
-from slimdown.train import FineTuned, StepRecord, fine_tune
+from slimdown.train import FineTuned, StepRecord, check_settings, fine_tune
 
 Composed = Callable[..., RunConfig]
 
@@ -138,9 +138,8 @@ def test_steps_are_told_as_they_happen(composed: Composed, pocket: LoadedModel, 
     ],
 )
 def test_settings_that_the_model_cannot_take_are_refused(
-    override: str, answer: str, composed: Composed, pocket: LoadedModel, tmp_path: Path
+    override: str, answer: str, composed: Composed, pocket: LoadedModel
 ) -> None:
     config = composed(*SMALL, override)
-    data = load_data(config.dataset, 0, pocket.tokenizer)
     with pytest.raises(UserError, match=answer):
-        fine_tune(pocket, data, config.lora, config.train, 0, tmp_path)
+        check_settings(pocket, config.lora, config.train)
