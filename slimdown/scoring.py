@@ -49,7 +49,7 @@ TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 TOKEN_BUDGET = {"cpu": 2048}
 TOKEN_BUDGET_ELSEWHERE = 16384
 # Numbers of the vocabulary-wide softmax held at once.
-SOFTMAX_NUMBERS = 2**24
+SOFTMAX_NUMBERS = 2**22
 
 # What a generation config may set without changing greedy decoding.
 GREEDY_SETTINGS = {
