@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from slimdown.forward import (
     attention_mask,
+    cache_argument,
     is_out_of_memory,
     logits_at,
     preamble_cache,
@@ -52,8 +54,9 @@ class SlotLayer(DynamicLayer):
         super().__init__()
         self.lazy_initialization(keys, values)
         self.slots = slots
+        # Zeros: what a mask hides still enters attention, times zero, and NaN times zero is NaN.
         self.keys, self.values = (
-            states.new_empty(slots.n_slots, states.shape[1], slots.capacity, states.shape[3])
+            states.new_zeros(slots.n_slots, states.shape[1], slots.capacity, states.shape[3])
             for states in (keys, values)
         )
 
@@ -128,7 +131,7 @@ class GreedyDecoder:
         slots = self._slots(len(waiting))
         while waiting or active:
             try:
-                if batch := self._admitted(waiting, slots.n_slots - len(active)):
+                if batch := self._admitted(waiting, slots.n_slots - len(active), slots.n_slots):
                     self._prefill(batch, slots, active)
                     for _ in batch:
                         waiting.popleft()
@@ -155,20 +158,19 @@ class GreedyDecoder:
         fitting = CACHE_TOKENS_PER_BUDGET * self.token_budget // self.capacity
         return Slots(max(1, min(most, fitting)), self.capacity)
 
-    def _admitted(self, waiting: Sequence[Row], n_free: int) -> list[Row]:
-        """The rows to start now: none while too few slots are free to make a forward worthwhile."""
+    def _admitted(self, waiting: Collection[Row], n_free: int, n_slots: int) -> list[Row]:
+        """The rows to start now: none while fewer slots are free than half a forward's worth."""
         if not waiting or not n_free:
             return []
-        first = waiting[0]
-        n_shared = len(first.preamble)
-        width = len(first.tokens) - n_shared
-        most = max(1, self.token_budget // width)
-        alike = 0
-        while alike < min(len(waiting), most) and waiting[alike].preamble == first.preamble:
-            width = max(width, len(waiting[alike].tokens) - n_shared)
-            alike += 1
-        batch = [waiting[i] for i in range(min(alike, n_free, max(1, self.token_budget // width)))]
-        return batch if len(batch) * 2 >= min(alike, most) or n_free * 2 >= alike else []
+        preamble = waiting[0].preamble
+        batch: list[Row] = []
+        width = 0
+        for row in islice(waiting, n_slots):
+            width = max(width, len(row.tokens) - len(preamble))
+            if batch and (row.preamble != preamble or width * (len(batch) + 1) > self.token_budget):
+                break
+            batch.append(row)
+        return batch[:n_free] if n_free * 2 >= len(batch) else []
 
     def _prefill(self, batch: list[Row], slots: Slots, active: list[Row]) -> None:
         preamble = batch[0].preamble
@@ -178,15 +180,16 @@ class GreedyDecoder:
         lengths = [len(row.tokens) for row in batch]
         for r, row in enumerate(batch):
             input_ids[r, : lengths[r] - n_shared] = torch.tensor(row.tokens[n_shared:])
-        inputs: dict[str, Any] = {"past_key_values": DynamicCache()}
+        cache = DynamicCache()
+        inputs: dict[str, Any] = {}
         if preamble:
             if self._preamble[0] != preamble:
                 self._preamble = (preamble, preamble_cache(self.model, preamble, self.device))
             assert self._preamble[1] is not None
             allowed = torch.ones(width, n_shared + width, dtype=torch.bool, device=self.device)
             allowed = allowed.tril_(n_shared).expand(n_rows, 1, -1, -1)
+            cache = repeated(self._preamble[1], n_rows)
             inputs = {
-                "past_key_values": repeated(self._preamble[1], n_rows),
                 "attention_mask": attention_mask(allowed, self.model),
                 "position_ids": torch.arange(n_shared, n_shared + width, device=self.device)
                 .expand(n_rows, -1),
@@ -194,12 +197,11 @@ class GreedyDecoder:
         # Padding sits on the right, where causal attention keeps it out of sight without a mask.
         last = torch.tensor([r * width + n - n_shared - 1 for r, n in enumerate(lengths)])
         input_ids = input_ids.to(self.device)
-        logits = logits_at(
-            self.model, last.to(self.device), input_ids=input_ids, use_cache=True, **inputs
-        )
+        inputs |= cache_argument(self.model, cache) | {"use_cache": True}
+        logits = logits_at(self.model, last.to(self.device), input_ids=input_ids, **inputs)
         newest = logits.float().argmax(-1).tolist()
         for r, length in enumerate(lengths):
-            slots.fill(len(active) + r, inputs["past_key_values"], r, length)
+            slots.fill(len(active) + r, cache, r, length)
         for row, token in zip(batch, newest):
             row.new.append(token)
 
@@ -210,8 +212,8 @@ class GreedyDecoder:
             input_ids=torch.tensor([[row.new[-1]] for row in active], device=self.device),
             attention_mask=attention_mask(allowed, self.model),
             position_ids=columns[:, None],
-            past_key_values=slots,
             use_cache=True,
+            **cache_argument(self.model, slots),
         ).logits
         for row, token in zip(active, logits[:, -1].float().argmax(-1).tolist()):
             row.new.append(token)

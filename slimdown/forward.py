@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,6 +34,18 @@ def measuring(model: torch.nn.Module) -> Iterator[None]:
             module.support_avx512bf16_for_cpu = True  # type: ignore[assignment]
         for module, was_training in training:
             module.training = was_training
+
+
+def cache_argument(model: Any, cache: Any) -> dict[str, Any]:
+    """`cache` under the name that the model's forward knows it by.
+
+    transformers 5.24 renamed `past_key_values` to `cache` in the models it ships and warns about
+    the old name; models with code of their own keep it. Delete at a floor of transformers 5.40.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    forwards = [kind.forward for kind in type(base).__mro__ if "forward" in vars(kind)]
+    renamed = any("cache" in inspect.signature(forward).parameters for forward in forwards)
+    return {"cache" if renamed else "past_key_values": cache}
 
 
 def logits_at(model: Any, kept: torch.Tensor, **inputs: Any) -> torch.Tensor:
@@ -73,7 +86,8 @@ def preamble_cache(model: Any, preamble: tuple[int, ...], device: torch.device) 
     cache = DynamicCache()
     input_ids = torch.tensor([preamble], device=device)
     nothing = torch.zeros(1, dtype=torch.long, device=device)
-    logits_at(model, nothing, input_ids=input_ids, past_key_values=cache, use_cache=True)
+    inputs = cache_argument(model, cache)
+    logits_at(model, nothing, input_ids=input_ids, use_cache=True, **inputs)
     return cache
 
 

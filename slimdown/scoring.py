@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from slimdown.decoding import GreedyDecoder
 from slimdown.forward import (
     attention_mask,
+    cache_argument,
     is_out_of_memory,
     logits_at,
     measuring,
@@ -209,7 +210,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         packed = pack(rows, n_preamble)
         inputs: dict[str, Any] = {"use_cache": cache is not None}
         if cache is not None:
-            inputs["past_key_values"] = repeated(cache, len(rows))
+            inputs |= cache_argument(self.model, repeated(cache, len(rows)))
         logits = logits_at(
             self.model,
             packed.kept.to(self.device),
@@ -220,7 +221,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         )
         logprobs, greedy = token_scores(logits, packed.slot, packed.target, self.softmax_dtype)
         n = len(packed.requests)
-        total = torch.zeros(n, dtype=logprobs.dtype).index_add_(0, packed.answer, logprobs)
+        total = torch.zeros(n, dtype=torch.float64).index_add_(0, packed.answer, logprobs.double())
         missed = torch.zeros(n, dtype=torch.long).index_add_(0, packed.answer, (~greedy).long())
         return {
             i: (value, miss == 0)

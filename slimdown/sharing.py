@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from slimdown.forward import attention_mask, logits_at, preamble_cache, repeated
+from slimdown.forward import attention_mask, cache_argument, logits_at, preamble_cache, repeated
 from slimdown.packing import Question, pack
 
 # Largest mean difference between shared and plain logits, in standard deviations of the plain
@@ -55,8 +55,8 @@ def sharing_error(model: Any) -> float:
         input_ids=packed.input_ids.to(model.device),
         position_ids=packed.position_ids.to(model.device),
         attention_mask=attention_mask(packed.mask.to(model.device), model),
-        past_key_values=repeated(preamble_cache(model, preamble, model.device), 1),
         use_cache=True,
+        **cache_argument(model, repeated(preamble_cache(model, preamble, model.device), 1)),
     )
     plain = []
     for start in (context, context[:11]):
