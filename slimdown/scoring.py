@@ -49,8 +49,8 @@ TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 # Tokens per forward. On a CPU more gains nothing and costs memory; a GPU needs more to be busy.
 TOKEN_BUDGET = {"cpu": 2048}
 TOKEN_BUDGET_ELSEWHERE = 16384
-# Numbers of the vocabulary-wide softmax held at once.
-SOFTMAX_NUMBERS = 2**22
+# Numbers of the vocabulary-wide softmax held at once: few enough for a processor's cache.
+SOFTMAX_NUMBERS = 2**20
 
 # What a generation config may set without changing greedy decoding.
 GREEDY_SETTINGS = {
@@ -385,11 +385,14 @@ def token_scores(
     logits: [positions, vocabulary]; slot, target: [scored tokens]; results on the CPU. The softmax
     is taken in `dtype` (default float32), a slice of positions at a time.
     """
-    normalizer, likeliest = [], []
+    dtype = dtype or torch.float32
+    highest, total = [], []
     for part in logits.split(max(1, SOFTMAX_NUMBERS // logits.shape[-1])):
-        normalizer.append(torch.logsumexp(part.to(dtype or torch.float32), dim=-1))
-        likeliest.append(part.argmax(-1))
+        highest.append(part.amax(-1, keepdim=True).to(dtype))
+        total.append(part.to(dtype).sub_(highest[-1]).exp_().sum(-1))
     slot, target = slot.to(logits.device), target.to(logits.device)
-    own = logits[slot, target].to(dtype or torch.float32)
-    logprobs = own - torch.cat(normalizer)[slot]
-    return logprobs.cpu(), (torch.cat(likeliest)[slot] == target).cpu()
+    own, best = logits[slot, target].to(dtype), torch.cat(highest)[slot, 0]
+    greedy = own == best
+    # Of several likeliest tokens the first is decoded, as `argmax` has it.
+    greedy[greedy.clone()] = logits[slot[greedy]].argmax(-1) == target[greedy]
+    return (own - best - torch.cat(total)[slot].log()).cpu(), greedy.cpu()
