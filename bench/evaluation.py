@@ -68,7 +68,7 @@ def measure(lm: HFLM, requests: list[Instance]) -> Measured:
 def compare(requests: Sequence[Instance], one: list[Any], other: list[Any]) -> tuple[int, float]:
     """How many questions are answered differently, and the largest change of a log-probability."""
     if isinstance(one[0], str):
-        return sum(a != b for a, b in zip(one, other)), 0.0
+        return sum(a != b for a, b in zip(one, other, strict=True)), 0.0
     questions: dict[int, list[int]] = {}
     for i, request in enumerate(requests):
         questions.setdefault(request.doc_id, []).append(i)
@@ -76,7 +76,7 @@ def compare(requests: Sequence[Instance], one: list[Any], other: list[Any]) -> t
         max(group, key=lambda i: one[i][0]) != max(group, key=lambda i: other[i][0])
         for group in questions.values()
     )
-    return differing, max(abs(a[0] - b[0]) for a, b in zip(one, other))
+    return differing, max(abs(a[0] - b[0]) for a, b in zip(one, other, strict=True))
 
 
 def main() -> None:
@@ -95,7 +95,9 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
     model = model.to(args.device)
     print(f"{args.model}, {args.dtype}, {args.device}, {args.threads} threads")
-    columns = "seconds | ratio | CPU seconds | ratio | answers that differ | max Δ log-prob | peak MB"
+    columns = (
+        "seconds | ratio | CPU seconds | ratio | answers that differ | max Δ log-prob | peak MB"
+    )
     print(f"| task | class | {columns} |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for task in args.task or DEFAULT_TASKS:

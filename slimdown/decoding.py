@@ -1,4 +1,4 @@
-"""Greedy decoding of many prompts: a row that is finished leaves, the next prompt takes its place."""
+"""Greedy decoding of many prompts: finished rows leave, the next prompts take their place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from slimdown.forward import (
@@ -47,7 +47,7 @@ class Row:
         return len(self.prompt) + len(self.new) - 1
 
 
-class SlotLayer(DynamicLayer):
+class SlotLayer(DynamicLayer):  # type: ignore[misc]  # Any, as all of transformers
     """One layer's keys and values of all rows, [slots, heads, capacity, dim], written in place."""
 
     def __init__(self, slots: Slots, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -70,11 +70,12 @@ class SlotLayer(DynamicLayer):
         return self.keys[: len(rows), :, :width], self.values[: len(rows), :, :width]
 
 
-class Slots(DynamicCache):
-    """A cache of `n_slots` rows that come and go; active rows lie in the first slots, without gaps."""
+class Slots(DynamicCache):  # type: ignore[misc]
+    """A cache of `n_slots` rows that come and go; the active ones lie in front, without gaps."""
 
     def __init__(self, n_slots: int, capacity: int) -> None:
         super().__init__()
+        self.layers: list[Any]
         self.n_slots, self.capacity = n_slots, capacity
         self.rows = self.columns = torch.empty(0, dtype=torch.long)
         self.width = 0
@@ -83,12 +84,12 @@ class Slots(DynamicCache):
         """Copy the first `length` tokens of a row of `source` into `slot`."""
         if not self.layers:
             self.layers = [SlotLayer(self, layer.keys, layer.values) for layer in source.layers]
-        for mine, theirs in zip(self.layers, source.layers):
+        for mine, theirs in zip(self.layers, source.layers, strict=True):
             mine.keys[slot, :, :length] = theirs.keys[row, :, :length]
             mine.values[slot, :, :length] = theirs.values[row, :, :length]
 
     def aim(self, columns: torch.Tensor) -> torch.Tensor:
-        """Set where each active row writes next; returns who may look where, [rows, 1, 1, width]."""
+        """Set where each active row writes next; returns what it may see, [rows, 1, 1, width]."""
         self.rows, self.columns = torch.arange(len(columns), device=columns.device), columns
         self.width = int(columns.max()) + 1
         return (torch.arange(self.width, device=columns.device) <= columns[:, None])[:, None, None]
@@ -158,7 +159,7 @@ class GreedyDecoder:
         fitting = CACHE_TOKENS_PER_BUDGET * self.token_budget // self.capacity
         return Slots(max(1, min(most, fitting)), self.capacity)
 
-    def _admitted(self, waiting: Collection[Row], n_free: int, n_slots: int) -> list[Row]:
+    def _admitted(self, waiting: Sequence[Row], n_free: int, n_slots: int) -> list[Row]:
         """The rows to start now: none while fewer slots are free than half a forward's worth."""
         if not waiting or not n_free:
             return []
@@ -191,8 +192,9 @@ class GreedyDecoder:
             cache = repeated(self._preamble[1], n_rows)
             inputs = {
                 "attention_mask": attention_mask(allowed, self.model),
-                "position_ids": torch.arange(n_shared, n_shared + width, device=self.device)
-                .expand(n_rows, -1),
+                "position_ids": torch.arange(n_shared, n_shared + width, device=self.device).expand(
+                    n_rows, -1
+                ),
             }
         # Padding sits on the right, where causal attention keeps it out of sight without a mask.
         last = torch.tensor([r * width + n - n_shared - 1 for r, n in enumerate(lengths)])
@@ -202,7 +204,7 @@ class GreedyDecoder:
         newest = logits.float().argmax(-1).tolist()
         for r, length in enumerate(lengths):
             slots.fill(len(active) + r, cache, r, length)
-        for row, token in zip(batch, newest):
+        for row, token in zip(batch, newest, strict=True):
             row.new.append(token)
 
     def _step(self, slots: Slots, active: list[Row]) -> None:
@@ -215,7 +217,8 @@ class GreedyDecoder:
             use_cache=True,
             **cache_argument(self.model, slots),
         ).logits
-        for row, token in zip(active, logits[:, -1].float().argmax(-1).tolist()):
+        newest = logits[:, -1].float().argmax(-1).tolist()
+        for row, token in zip(active, newest, strict=True):
             row.new.append(token)
 
     def _retire(self, slots: Slots, active: list[Row]) -> None:
@@ -231,3 +234,27 @@ class GreedyDecoder:
             if last is not row:  # the last row moves into the gap
                 active[i] = last
                 slots.fill(i, slots, len(active), last.n_cached)
+
+
+class StopStrings:
+    """Whether decoded rows end in one of `stops`, by the harness's own test.
+
+    HFLM looks for a stop string in the text of a row's last few tokens, special tokens included:
+    as many as the string itself encodes to, and two more.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
+        self.by_lookback: dict[int, list[str]] = {}
+        for stop in stops:
+            n_tokens = len(tokenizer.encode(stop, add_special_tokens=False)) + 2
+            self.by_lookback.setdefault(n_tokens, []).append(stop)
+
+    def __call__(self, rows: Sequence[list[int]]) -> list[bool]:
+        """For each row of new tokens, whether it has just met a stop string."""
+        found = [False] * len(rows)
+        for n_tokens, stops in self.by_lookback.items():
+            texts = self.tokenizer.batch_decode([row[-n_tokens:] for row in rows])
+            for i, text in enumerate(texts):
+                found[i] = found[i] or any(stop in text for stop in stops)
+        return found

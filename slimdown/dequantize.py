@@ -36,6 +36,7 @@ class DequantizedLinear(nn.Module):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.compute_dtype = layer.compute_dtype
         weight = dequantize_4bit(layer.weight.data, state)
+        self.weight: torch.Tensor
         self.register_buffer("weight", weight.to(layer.compute_dtype or weight.dtype))
         self.bias = layer.bias
 
@@ -71,7 +72,7 @@ def dequantizes(model: nn.Module, rule: bool | Literal["auto"] = "auto") -> bool
     `auto`: where the values fit in half of the memory that is free on the model's device. A model
     without 4-bit layers has nothing to dequantize, whatever the rule.
     """
-    layers = [layer for layer in model.modules() if is_4bit(layer)]
+    layers: list[Any] = [layer for layer in model.modules() if is_4bit(layer)]
     if not layers or rule is False:
         return False
     if rule is True:
@@ -82,10 +83,10 @@ def dequantizes(model: nn.Module, rule: bool | Literal["auto"] = "auto") -> bool
 
 def dequantized_bytes(model: nn.Module) -> int:
     """Bytes that the dequantized values of the model's 4-bit weights take."""
+    layers: list[Any] = [layer for layer in model.modules() if is_4bit(layer)]
     return sum(
         layer.in_features * layer.out_features * (layer.compute_dtype or torch.float32).itemsize
-        for layer in model.modules()
-        if is_4bit(layer)
+        for layer in layers
     )
 
 

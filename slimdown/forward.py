@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import should_reduce_batch_size  # type: ignore[import-untyped]
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+
+# Numbers of the vocabulary-wide softmax held at once: few enough for a processor's cache.
+SOFTMAX_NUMBERS = 2**20
 
 
 @contextmanager
@@ -43,7 +46,7 @@ def cache_argument(model: Any, cache: Any) -> dict[str, Any]:
     the old name; models with code of their own keep it. Delete at a floor of transformers 5.40.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    forwards = [kind.forward for kind in type(base).__mro__ if "forward" in vars(kind)]
+    forwards = [vars(kind)["forward"] for kind in type(base).__mro__ if "forward" in vars(kind)]
     renamed = any("cache" in inspect.signature(forward).parameters for forward in forwards)
     return {"cache" if renamed else "past_key_values": cache}
 
@@ -111,3 +114,24 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def token_scores(
+    logits: torch.Tensor, slot: torch.Tensor, target: torch.Tensor, dtype: torch.dtype | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log-probability of `target` under `logits[slot]` and whether it is the likeliest token.
+
+    logits: [positions, vocabulary]; slot, target: [scored tokens]; results on the CPU. The softmax
+    is taken in `dtype` (default float32), a slice of positions at a time.
+    """
+    dtype = dtype or torch.float32
+    highest, total = [], []
+    for part in torch.split(logits, max(1, SOFTMAX_NUMBERS // logits.shape[-1])):
+        highest.append(part.amax(-1, keepdim=True).to(dtype))
+        total.append(part.to(dtype).sub_(highest[-1]).exp_().sum(-1))
+    slot, target = slot.to(logits.device), target.to(logits.device)
+    own, best = logits[slot, target].to(dtype), torch.cat(highest)[slot, 0]
+    greedy = own == best
+    # Of several likeliest tokens the first is decoded, as `argmax` has it.
+    greedy[greedy.clone()] = logits[slot[greedy]].argmax(-1) == target[greedy]
+    return (own - best - torch.cat(total)[slot].log()).cpu(), greedy.cpu()

@@ -58,7 +58,9 @@ def group_by_preamble(contexts: Iterable[Tokens]) -> list[tuple[Tokens, list[Tok
 
 
 def _n_common(one: Tokens, other: Tokens) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other))
+    )
 
 
 def take_rows(
@@ -92,8 +94,8 @@ def take_rows(
 class PackedRows:
     """Rows of questions as the tensors a forward needs.
 
-    input_ids, position_ids: [rows, width]. mask: bool [rows, 1, width, preamble + width], true where
-    a token may look. kept: positions in the flattened [rows * width] whose logits are needed.
+    input_ids, position_ids: [rows, width]. mask: bool [rows, 1, width, preamble + width], true
+    where a token may look. kept: positions in the flattened [rows * width] whose logits are needed.
     slot, target, answer: one entry per scored token: which kept position predicts it, the token,
     and the answer it belongs to. requests: the request indices of each answer.
     """

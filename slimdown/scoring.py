@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,10 +22,9 @@ from lm_eval.models.utils import (
     normalize_gen_kwargs,
     postprocess_generated_text,
 )
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from slimdown.decoding import GreedyDecoder
+from slimdown.decoding import GreedyDecoder, StopStrings
 from slimdown.forward import (
     attention_mask,
     cache_argument,
@@ -36,21 +34,20 @@ from slimdown.forward import (
     preamble_cache,
     release_memory,
     repeated,
+    token_scores,
 )
 from slimdown.packing import Question, Tokens, group_by_preamble, pack, take_rows
+from slimdown.progress import Progress, ProgressBars
 from slimdown.sharing import why_stock
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-Progress = Callable[[str, int, int], None]
 TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 
 # Tokens per forward. On a CPU more gains nothing and costs memory; a GPU needs more to be busy.
 TOKEN_BUDGET = {"cpu": 2048}
 TOKEN_BUDGET_ELSEWHERE = 16384
-# Numbers of the vocabulary-wide softmax held at once: few enough for a processor's cache.
-SOFTMAX_NUMBERS = 2**20
 
 # What a generation config may set without changing greedy decoding.
 GREEDY_SETTINGS = {
@@ -65,7 +62,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
 
     token_budget: tokens of one forward, padding included; None takes a size that suits the device
     and holds the longest question. It is halved when memory runs out.
-    progress: called as progress(benchmark, questions done, questions in all); None shows HFLM's bar.
+    progress: called as progress(benchmark, questions done, questions in all); None shows bars.
     softmax_dtype: float32 unless given (HFLM: the model's own dtype, which in bfloat16 rounds
     log-probabilities to three digits).
     Other arguments are HFLM's; `batch_size` serves only what takes HFLM's own path.
@@ -89,7 +86,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             super().__init__(pretrained=pretrained, tokenizer=copy.deepcopy(tokenizer), **hflm)
         self.token_budget = token_budget
         self.progress = progress
-        self._bar: _Bar | None = None
+        self._bars: ProgressBars | None = None
 
     @cached_property
     def scoring_path_reason(self) -> str:
@@ -132,7 +129,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         requests = list(requests)
         if self.scoring_path == "stock":
             with measuring(self.model):
-                scores = super()._loglikelihood_tokens(
+                scores: list[tuple[float, bool]] = super()._loglikelihood_tokens(
                     requests, disable_tqdm=disable_tqdm, override_bs=override_bs
                 )
             self._done(range(len(requests)))
@@ -225,7 +222,9 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         missed = torch.zeros(n, dtype=torch.long).index_add_(0, packed.answer, (~greedy).long())
         return {
             i: (value, miss == 0)
-            for asked_by, value, miss in zip(packed.requests, total.tolist(), missed.tolist())
+            for asked_by, value, miss in zip(
+                packed.requests, total.tolist(), missed.tolist(), strict=True
+            )
             for i in asked_by
         }
 
@@ -245,7 +244,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
                     continue
                 with measuring(self.model):
                     stock = super().generate_until([requests[i] for i in members], True)
-                texts |= zip(members, stock)
+                texts |= zip(members, stock, strict=True)
                 self._done(members)
         return [texts[i] for i in range(len(requests))]
 
@@ -305,94 +304,13 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
 
     @contextmanager
     def _showing(self, requests: Sequence[Instance], disable_tqdm: bool) -> Iterator[None]:
-        self._bar = _Bar(requests, self.progress, disable_tqdm or self.rank != 0)
+        self._bars = ProgressBars(requests, self.progress, disable_tqdm or self.rank != 0)
         try:
             yield
         finally:
-            self._bar.close()
-            self._bar = None
+            self._bars.close()
+            self._bars = None
 
     def _done(self, requests: Any) -> None:
-        if self._bar is not None:
-            self._bar.done(requests)
-
-
-class _Bar:
-    """Counts questions, of which a request is a part, and reports them per benchmark."""
-
-    def __init__(
-        self, requests: Sequence[Instance], progress: Progress | None, disable_tqdm: bool
-    ) -> None:
-        self.question_of = [(str(r.task_name), r.doc_id) for r in requests]
-        self.open_requests = Counter(self.question_of)
-        self.n_questions = Counter(task for task, _ in self.open_requests)
-        self.n_done: Counter[str] = Counter()
-        self.progress = progress
-        self.bars: dict[str, tqdm[Any]] = {}
-        self.silent = disable_tqdm or progress is not None
-
-    def done(self, requests: Any) -> None:
-        moved: Counter[str] = Counter()
-        for i in requests:
-            question = self.question_of[i]
-            self.open_requests[question] -= 1
-            if not self.open_requests[question]:
-                moved[question[0]] += 1
-        for task, n in moved.items():
-            self.n_done[task] += n
-            if self.progress is not None:
-                self.progress(task, self.n_done[task], self.n_questions[task])
-            if task not in self.bars:
-                self.bars[task] = tqdm(
-                    total=self.n_questions[task], desc=task, unit="question", disable=self.silent
-                )
-            self.bars[task].update(n)
-
-    def close(self) -> None:
-        for bar in self.bars.values():
-            bar.close()
-
-
-class StopStrings:
-    """Whether decoded rows end in one of `stops`, by the harness's own test.
-
-    HFLM looks for a stop string in the text of a row's last few tokens, special tokens included:
-    as many as the string itself encodes to, and two more.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> None:
-        self.tokenizer = tokenizer
-        self.by_lookback: dict[int, list[str]] = {}
-        for stop in stops:
-            n_tokens = len(tokenizer.encode(stop, add_special_tokens=False)) + 2
-            self.by_lookback.setdefault(n_tokens, []).append(stop)
-
-    def __call__(self, rows: Sequence[list[int]]) -> list[bool]:
-        """For each row of new tokens, whether it has just met a stop string."""
-        found = [False] * len(rows)
-        for n_tokens, stops in self.by_lookback.items():
-            texts = self.tokenizer.batch_decode([row[-n_tokens:] for row in rows])
-            for i, text in enumerate(texts):
-                found[i] = found[i] or any(stop in text for stop in stops)
-        return found
-
-
-def token_scores(
-    logits: torch.Tensor, slot: torch.Tensor, target: torch.Tensor, dtype: torch.dtype | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The log-probability of `target` under `logits[slot]` and whether it is the likeliest token.
-
-    logits: [positions, vocabulary]; slot, target: [scored tokens]; results on the CPU. The softmax
-    is taken in `dtype` (default float32), a slice of positions at a time.
-    """
-    dtype = dtype or torch.float32
-    highest, total = [], []
-    for part in logits.split(max(1, SOFTMAX_NUMBERS // logits.shape[-1])):
-        highest.append(part.amax(-1, keepdim=True).to(dtype))
-        total.append(part.to(dtype).sub_(highest[-1]).exp_().sum(-1))
-    slot, target = slot.to(logits.device), target.to(logits.device)
-    own, best = logits[slot, target].to(dtype), torch.cat(highest)[slot, 0]
-    greedy = own == best
-    # Of several likeliest tokens the first is decoded, as `argmax` has it.
-    greedy[greedy.clone()] = logits[slot[greedy]].argmax(-1) == target[greedy]
-    return (own - best - torch.cat(total)[slot].log()).cpu(), greedy.cpu()
+        if self._bars is not None:
+            self._bars.done(requests)

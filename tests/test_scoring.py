@@ -144,9 +144,7 @@ def ask(context: str, answers: list[str], doc: int, task: str = "task") -> list[
     ]
 
 
-def to_generate(
-    prompts: list[str], task: str = "task", **settings: Any
-) -> list[Instance]:
+def to_generate(prompts: list[str], task: str = "task", **settings: Any) -> list[Instance]:
     settings = {"until": [], "max_gen_toks": 16, "do_sample": False} | settings
     return [
         Instance("generate_until", {}, (prompt, copy.deepcopy(settings)), 0, (task, i, 1))
@@ -170,12 +168,17 @@ def questions() -> list[Instance]:
         ("A man walks", [" away from the other man.", " in.", " on water"]),
         ("A man walks", [" away from the other man.", " elsewhere"]),  # the context once more
         ("", ["the EOS token is the context", "x", "yz"]),
-        ("Grüße aus 東京 🙂 ", ["naïve", " 🙂🙂", "é"]),  # unicode, a space that moves to the answer
+        (
+            "Grüße aus 東京 🙂 ",
+            ["naïve", " 🙂🙂", "é"],
+        ),  # unicode, a space that moves to the answer
         ("x" * (WINDOW - 1), ["y", "yz", "y" * 9]),  # on both sides of the window's end
         ("the cat and " * 40, [" sat", " sat down and stayed", " ran"]),  # longer than the window
         ("short", ["w" * WINDOW, "v" * (WINDOW - 1)]),  # as long as can be scored
     ]
-    return [request for i, (context, answers) in enumerate(docs) for request in ask(context, answers, i)]
+    return [
+        request for i, (context, answers) in enumerate(docs) for request in ask(context, answers, i)
+    ]
 
 
 def assert_same_scores(expected: list[Any], found: list[Any], tolerance: float = 1e-3) -> None:
@@ -209,7 +212,9 @@ def counted(model: Any) -> Iterator[dict[str, int]]:
 
 def test_loglikelihoods_are_those_of_the_harness(model: Any, tokenizer: Any) -> None:
     requests = questions()
-    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
+    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(
+        requests, disable_tqdm=True
+    )
     lm = SharedWorkLM(model, tokenizer)
     assert (lm.scoring_path, lm.scoring_path_reason) == ("shared", "")
     assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
@@ -220,8 +225,13 @@ def test_greedy_answers_are_those_of_the_harness(tokenizer: Any) -> None:
     contexts = [tokenizer.encode(f"{SHOTS}{word}") for word in ("one", "two", "three")]
     requests: list[Any] = [(None, context, [token]) for context in contexts for token in range(260)]
     stock = HFLM(pretrained=model, tokenizer=tokenizer)
-    first = [token for (_, _, [token]), (_, greedy) in
-             zip(requests, stock._loglikelihood_tokens(requests, disable_tqdm=True)) if greedy]
+    first = [
+        token
+        for (_, _, [token]), (_, greedy) in zip(
+            requests, stock._loglikelihood_tokens(requests, disable_tqdm=True)
+        )
+        if greedy
+    ]
     assert len(first) == 3
     requests += [(None, context, [first[0], token]) for context in contexts for token in range(260)]
     expected = stock._loglikelihood_tokens(requests, disable_tqdm=True)
@@ -233,7 +243,9 @@ def test_greedy_answers_are_those_of_the_harness(tokenizer: Any) -> None:
 @pytest.mark.parametrize("budget", [2 * WINDOW, 700, 1500, 100_000])
 def test_the_token_budget_does_not_change_answers(tokenizer: Any, budget: int) -> None:
     model, requests = llama(), questions()
-    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
+    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(
+        requests, disable_tqdm=True
+    )
     lm = SharedWorkLM(model, tokenizer, token_budget=budget)
     assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
 
@@ -398,7 +410,9 @@ def test_models_that_cannot_share_take_the_stock_path(kind: str, tokenizer: Any)
     torch.manual_seed(0)
     model = make().eval()
     requests = ask("A man walks", [" in.", " out"], 0) + ask("The end", [" an"], 1)
-    expected = HFLM(pretrained=model, tokenizer=tokenizer, max_length=WINDOW).loglikelihood(requests)
+    expected = HFLM(pretrained=model, tokenizer=tokenizer, max_length=WINDOW).loglikelihood(
+        requests
+    )
     lm = SharedWorkLM(model, tokenizer, max_length=WINDOW)
     assert lm.scoring_path == "stock"
     assert lm.scoring_path_reason
@@ -423,7 +437,9 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(tokenizer: Any) -> Non
     model = ShortOfMemory(llama().config).eval()
     model.load_state_dict(llama().state_dict())
     requests = questions()
-    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
+    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(
+        requests, disable_tqdm=True
+    )
     done: list[int] = []
     lm = SharedWorkLM(
         model, tokenizer, token_budget=4000, progress=lambda _, n, total: done.append(n)
@@ -530,8 +546,12 @@ def test_progress_counts_questions_of_each_benchmark(tokenizer: Any) -> None:
 
 
 HUB_TASKS = {
-    "hellaswag": None, "mmlu_college_computer_science": 5, "gsm8k": 5, "arc_easy": None, "piqa": None
-}  # fmt: skip
+    "hellaswag": None,
+    "mmlu_college_computer_science": 5,
+    "gsm8k": 5,
+    "arc_easy": None,
+    "piqa": None,
+}
 
 
 @pytest.mark.hub
@@ -539,8 +559,9 @@ HUB_TASKS = {
 @pytest.mark.parametrize("model_id", ["local/stories260K", "HuggingFaceTB/SmolLM2-135M-Instruct"])
 @pytest.mark.filterwarnings("default")  # of datasets and the hub, not ours to fix
 def test_real_benchmarks(model_id: str, task: str) -> None:
-    from bench.evaluation import build_requests, compare
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from bench.evaluation import build_requests, compare
 
     if not os.environ.get("HF_ENDPOINT"):
         pytest.skip("needs HF_ENDPOINT, the address of a hub that has the models of the test")
