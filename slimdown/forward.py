@@ -128,7 +128,7 @@ def token_scores(
     highest, total = [], []
     for part in torch.split(logits, max(1, SOFTMAX_NUMBERS // logits.shape[-1])):
         highest.append(part.amax(-1, keepdim=True).to(dtype))
-        total.append(part.to(dtype).sub_(highest[-1]).exp_().sum(-1))
+        total.append((part.to(dtype) - highest[-1]).exp_().sum(-1))
     slot, target = slot.to(logits.device), target.to(logits.device)
     own, best = logits[slot, target].to(dtype), torch.cat(highest)[slot, 0]
     greedy = own == best

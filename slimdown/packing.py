@@ -59,7 +59,7 @@ def group_by_preamble(contexts: Iterable[Tokens]) -> list[tuple[Tokens, list[Tok
 
 def _n_common(one: Tokens, other: Tokens) -> int:
     return next(
-        (i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other))
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )
 
 
