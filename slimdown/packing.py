@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, takewhile
 
 import torch
 
@@ -58,9 +58,8 @@ def group_by_preamble(contexts: Iterable[Tokens]) -> list[tuple[Tokens, list[Tok
 
 
 def _n_common(one: Tokens, other: Tokens) -> int:
-    return next(
-        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def take_rows(

@@ -84,7 +84,8 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         with measuring(pretrained):
             # HFLM may add a padding token: to a copy, so that training keeps its own tokenizer.
             super().__init__(pretrained=pretrained, tokenizer=copy.deepcopy(tokenizer), **hflm)
-        self.token_budget = token_budget
+        self._asked_budget = token_budget
+        self.token_budget = token_budget  # what is left of it, once memory has run out
         self.progress = progress
         self._bars: ProgressBars | None = None
 
@@ -193,9 +194,9 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     def _budget_for(self, longest: int) -> int:
         if self.token_budget is None:
             return max(TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET_ELSEWHERE), longest)
-        if self.token_budget < longest:
+        if self._asked_budget is not None and self._asked_budget < longest:
             raise ValueError(
-                f"token_budget={self.token_budget} cannot hold one question of {longest} tokens: "
+                f"token_budget={self._asked_budget} cannot hold one question of {longest} tokens: "
                 f"raise it to {longest} or more, or leave it unset"
             )
         return self.token_budget

@@ -228,7 +228,7 @@ def test_greedy_answers_are_those_of_the_harness(tokenizer: Any) -> None:
     first = [
         token
         for (_, _, [token]), (_, greedy) in zip(
-            requests, stock._loglikelihood_tokens(requests, disable_tqdm=True)
+            requests, stock._loglikelihood_tokens(requests, disable_tqdm=True), strict=True
         )
         if greedy
     ]
@@ -451,6 +451,8 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(tokenizer: Any) -> Non
     assert lm.token_budget == 1000
     assert done == sorted(set(done)), "a question was computed twice"
     assert done[-1] == len({request.doc_id for request in requests})
+    model.limit_tokens = 1100
+    lm.loglikelihood(ask("a" * 250, ["b" * n for n in range(2, 41)], 0))  # wider than is left
     model.limit_tokens = 100
     with pytest.raises(torch.OutOfMemoryError):  # one question alone does not fit
         lm.loglikelihood(requests, disable_tqdm=True)
