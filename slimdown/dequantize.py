@@ -1,0 +1,103 @@
+"""4-bit layers computing on their dequantized values, and back again.
+
+A 4-bit layer multiplies with its weights dequantized; holding those values instead of unpacking
+them at every forward gives the same products sooner, for the memory of an unquantized model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import psutil
+import torch
+from torch import nn
+from torch.nn import functional
+
+# Of the memory that is free, the part that dequantized weights may take; the rest is for the work.
+FREE_MEMORY_SHARE = 0.5
+
+
+class DequantizedLinear(nn.Module):
+    """The linear layer that a 4-bit layer stands for: same input and output dtypes, same values."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        from bitsandbytes.functional import dequantize_4bit
+
+        state = layer.weight.quant_state
+        if getattr(state, "packing_format_for_cpu", False):
+            raise ValueError(
+                "the 4-bit weights were repacked for AVX512-BF16 by an earlier forward and cannot "
+                "be dequantized: set support_avx512bf16_for_cpu = False on every 4-bit layer "
+                "right after loading the model"
+            )
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.compute_dtype = layer.compute_dtype
+        weight = dequantize_4bit(layer.weight.data, state)
+        self.weight: torch.Tensor
+        self.register_buffer("weight", weight.to(layer.compute_dtype or weight.dtype))
+        self.bias = layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dtype = self.compute_dtype or x.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return functional.linear(x.to(dtype), self.weight.to(dtype), bias).to(x.dtype)
+
+
+@contextmanager
+def dequantized(model: nn.Module) -> Iterator[nn.Module]:
+    """The model, its 4-bit layers replaced by their dequantized values; on leaving they are back.
+
+    The 4-bit layers, the base layers of adapters included, are set aside untouched, so training can
+    follow. Raises ValueError where bitsandbytes has repacked the weights for its CPU kernel.
+    """
+    replaced: list[tuple[nn.Module, str, nn.Module]] = []
+    try:
+        for parent in list(model.modules()):
+            for name, layer in list(parent.named_children()):
+                if is_4bit(layer):
+                    setattr(parent, name, DequantizedLinear(layer).train(layer.training))
+                    replaced.append((parent, name, layer))
+        yield model
+    finally:
+        for parent, name, layer in replaced:
+            setattr(parent, name, layer)
+
+
+def dequantizes(model: nn.Module, rule: bool | Literal["auto"] = "auto") -> bool:
+    """Whether to evaluate `model` on dequantized values.
+
+    `auto`: where the values fit in half of the memory that is free on the model's device. A model
+    without 4-bit layers has nothing to dequantize, whatever the rule.
+    """
+    layers: list[Any] = [layer for layer in model.modules() if is_4bit(layer)]
+    if not layers or rule is False:
+        return False
+    if rule is True:
+        return True
+    device = layers[0].weight.device
+    return dequantized_bytes(model) <= FREE_MEMORY_SHARE * free_bytes(device)
+
+
+def dequantized_bytes(model: nn.Module) -> int:
+    """Bytes that the dequantized values of the model's 4-bit weights take."""
+    layers: list[Any] = [layer for layer in model.modules() if is_4bit(layer)]
+    return sum(
+        layer.in_features * layer.out_features * (layer.compute_dtype or torch.float32).itemsize
+        for layer in layers
+    )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes free on `device`."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
+
+
+def is_4bit(layer: Any) -> bool:
+    """Whether `layer` is a bitsandbytes 4-bit linear layer, quantized."""
+    state = getattr(getattr(layer, "weight", None), "quant_state", None)
+    return state is not None and hasattr(layer, "compute_dtype")

@@ -1,0 +1,169 @@
+"""Questions as token rows: what they share, how they are packed, and who may look at whom.
+
+Everything here is lists and tensors; it knows neither the harness nor a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, takewhile
+
+import torch
+
+Tokens = tuple[int, ...]
+
+# Contexts that agree on this many leading tokens are taken to share a preamble (few-shot examples).
+PREAMBLE_TOKENS = 64
+# A preamble costs a forward of its own; below this many tokens saved it is not worth it.
+WORTHWHILE_TOKENS = 512
+# Width of the rows that follow a preamble. Few wide rows repeat the preamble's keys and values
+# less often than many narrow ones; much wider, and attention between strangers outweighs that.
+ROW_TOKENS_AFTER_PREAMBLE = 512
+
+
+@dataclass(frozen=True)
+class Question:
+    """One context and the answers to score after it.
+
+    `answers` maps an answer's tokens to the indices of the requests that ask for it, so that equal
+    answers are computed once.
+    """
+
+    context: Tokens
+    answers: dict[Tokens, list[int]] = field(default_factory=dict)
+
+    def n_tokens(self, n_preamble: int) -> int:
+        """Tokens the question adds to a row when its first `n_preamble` are already computed."""
+        # The last token of an answer predicts nothing that is asked for, so it is left out.
+        return len(self.context) - n_preamble + sum(len(answer) - 1 for answer in self.answers)
+
+
+def group_by_preamble(contexts: Iterable[Tokens]) -> list[tuple[Tokens, list[Tokens]]]:
+    """Contexts in groups, each with the leading tokens that are worth computing once for it.
+
+    Every context keeps at least one token of its own. The group without a preamble comes last.
+    """
+    groups: list[tuple[Tokens, list[Tokens]]] = []
+    alone: list[Tokens] = []
+    for start, members in groupby(sorted(contexts), key=lambda tokens: tokens[:PREAMBLE_TOKENS]):
+        group = list(members)
+        n_shared = _n_common(group[0], group[-1])  # of all, because the group is sorted
+        n_shared = min(n_shared, min(len(tokens) for tokens in group) - 1)
+        if len(start) == PREAMBLE_TOKENS and (len(group) - 1) * n_shared >= WORTHWHILE_TOKENS:
+            groups.append((group[0][:n_shared], group))
+        else:
+            alone += group
+    return [*groups, ((), alone)] if alone else groups
+
+
+def _n_common(one: Tokens, other: Tokens) -> int:
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def take_rows(
+    questions: Sequence[Question], n_preamble: int, token_budget: int
+) -> tuple[list[list[Question]], list[Question]]:
+    """The rows of the next batch, and the questions left for later.
+
+    `questions` come longest first, so the first one fixes the width of the rows. The batch, padding
+    included, stays within `token_budget` unless the first question alone exceeds it.
+    """
+    widest = questions[0].n_tokens(n_preamble)
+    width = max(widest, min(ROW_TOKENS_AFTER_PREAMBLE, token_budget)) if n_preamble else widest
+    n_rows = max(1, token_budget // width)
+    rows: list[list[Question]] = []
+    room: list[int] = []
+    for taken, question in enumerate(questions):
+        size = question.n_tokens(n_preamble)
+        place = next((i for i, free in enumerate(room) if free >= size), None)
+        if place is None:
+            if len(rows) == n_rows:
+                return rows, list(questions[taken:])
+            place = len(rows)
+            rows.append([])
+            room.append(width)
+        rows[place].append(question)
+        room[place] -= size
+    return rows, []
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows of questions as the tensors a forward needs.
+
+    input_ids, position_ids: [rows, width]. mask: bool [rows, 1, width, preamble + width], true
+    where a token may look. kept: positions in the flattened [rows * width] whose logits are needed.
+    slot, target, answer: one entry per scored token: which kept position predicts it, the token,
+    and the answer it belongs to. requests: the request indices of each answer.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    mask: torch.Tensor
+    kept: torch.Tensor
+    slot: torch.Tensor
+    target: torch.Tensor
+    answer: torch.Tensor
+    requests: list[list[int]]
+
+
+def pack(rows: Sequence[Sequence[Question]], n_preamble: int) -> PackedRows:
+    """The tensors of `rows`, on the CPU.
+
+    In a row the questions follow one another: context, then each answer without its last token.
+    A token looks at the preamble, at its own context and at its own answer, never ahead; each
+    answer's positions go on where the context ends.
+    """
+    width = max(sum(question.n_tokens(n_preamble) for question in row) for row in rows)
+    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
+    position_ids = torch.zeros_like(input_ids)
+    question_of = torch.full_like(input_ids, -1)
+    answer_of = torch.zeros_like(input_ids)  # 0 is the context
+    kept: list[int] = []
+    slot: list[int] = []
+    target: list[int] = []
+    owner: list[int] = []
+    requests: list[list[int]] = []
+    for r, row in enumerate(rows):
+        at = 0
+        tokens: list[int] = []
+        positions: list[int] = []
+        for q, question in enumerate(row):
+            own = question.context[n_preamble:]
+            n_context = len(question.context)
+            tokens += own
+            positions += range(n_preamble, n_context)
+            at += len(own)
+            context_slot = len(kept)
+            kept.append(r * width + at - 1)
+            for a, (answer, asked_by) in enumerate(question.answers.items(), start=1):
+                n = len(answer) - 1
+                tokens += answer[:-1]
+                positions += range(n_context, n_context + n)
+                answer_of[r, at : at + n] = a
+                slot += [context_slot, *range(len(kept), len(kept) + n)]
+                kept += range(r * width + at, r * width + at + n)
+                target += answer
+                owner += [len(requests)] * len(answer)
+                requests.append(asked_by)
+                at += n
+            question_of[r, at - question.n_tokens(n_preamble) : at] = q
+        input_ids[r, :at] = torch.tensor(tokens)
+        position_ids[r, :at] = torch.tensor(positions)
+    same_question = question_of[:, :, None] == question_of[:, None, :]
+    visible = (answer_of[:, None, :] == 0) | (answer_of[:, :, None] == answer_of[:, None, :])
+    mask = (same_question & visible).tril_()
+    if n_preamble:
+        mask = torch.cat([mask.new_ones(len(rows), width, n_preamble), mask], dim=-1)
+    return PackedRows(
+        input_ids,
+        position_ids,
+        mask[:, None],
+        torch.tensor(kept),
+        torch.tensor(slot),
+        torch.tensor(target),
+        torch.tensor(owner),
+        requests,
+    )
