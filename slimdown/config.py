@@ -90,6 +90,8 @@ class QuantizationConfig:
     bnb_4bit_quant_type: QuantType = QuantType.nf4
     bnb_4bit_use_double_quant: bool = True
     bnb_4bit_compute_dtype: Dtype = Dtype.auto
+    dequantize_for_evaluation: str = "auto"  # true, false, or auto: where memory allows
+    dequantize_for_training: str = "auto"  # true, false, or auto: on CPUs where memory allows
 
     @property
     def name(self) -> str:
@@ -101,6 +103,9 @@ class QuantizationConfig:
     def problems(self) -> Iterator[str]:
         if self.load_in_4bit and self.load_in_8bit:
             yield "quantization: load_in_4bit and load_in_8bit are both true; choose one"
+        for name in ("dequantize_for_evaluation", "dequantize_for_training"):
+            if getattr(self, name).lower() not in ("auto", "true", "false"):
+                yield f"quantization.{name} must be auto, true or false, got {getattr(self, name)}"
 
 
 @dataclass
@@ -227,12 +232,25 @@ class BenchmarkConfig:
 class EvaluationConfig:
     """How base and tuned model are measured; the same for both."""
 
-    batch_size: int = MISSING  # questions run together
+    token_budget: int | None = None  # tokens of one forward; null: what suits the device
+    batch_size: int = MISSING  # questions run together, where a model cannot share work between them
     apply_chat_template: bool = MISSING  # ask through the tokenizer's chat template
 
     def problems(self) -> Iterator[str]:
         if self.batch_size < 1:
             yield f"evaluation.batch_size must be at least 1, got {self.batch_size}"
+        if self.token_budget is not None and self.token_budget < 1:
+            yield f"evaluation.token_budget must be at least 1, got {self.token_budget}"
+
+
+@dataclass
+class BaselineConfig:
+    """Whether what was measured before is measured again."""
+
+    reuse: bool = MISSING  # take the scores of an equal evaluation from the record
+
+    def problems(self) -> Iterator[str]:
+        yield from ()
 
 
 @dataclass
@@ -264,6 +282,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     benchmark: dict[str, BenchmarkConfig] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = MISSING
 

@@ -192,9 +192,7 @@ class GreedyDecoder:
             cache = repeated(self._preamble[1], n_rows)
             inputs = {
                 "attention_mask": attention_mask(allowed, self.model),
-                "position_ids": torch.arange(n_shared, n_shared + width, device=self.device).expand(
-                    n_rows, -1
-                ),
+                "position_ids": torch.arange(n_shared, n_shared + width, device=self.device).expand(n_rows, -1),
             }
         # Padding sits on the right, where causal attention keeps it out of sight without a mask.
         last = torch.tensor([r * width + n - n_shared - 1 for r, n in enumerate(lengths)])

@@ -85,8 +85,7 @@ def dequantized_bytes(model: nn.Module) -> int:
     """Bytes that the dequantized values of the model's 4-bit weights take."""
     layers: list[Any] = [layer for layer in model.modules() if is_4bit(layer)]
     return sum(
-        layer.in_features * layer.out_features * (layer.compute_dtype or torch.float32).itemsize
-        for layer in layers
+        layer.in_features * layer.out_features * (layer.compute_dtype or torch.float32).itemsize for layer in layers
     )
 
 

@@ -5,17 +5,18 @@ depend on the run's seed: two runs are asked the same things, or they could not 
 """
 
 import hashlib
+import json
 import logging
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import version
 from math import sqrt
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -75,6 +76,7 @@ class EvalReport:
 
     benchmarks: dict[str, BenchmarkReport]
     harness_version: str
+    scoring_path: str
     seconds: float
 
 
@@ -141,52 +143,107 @@ def _set_shots(name: str, task: Any, benchmark: BenchmarkConfig) -> None:
     )
 
 
+class Evaluator:
+    """Measures one model on one benchmark after another; use as a context manager.
+
+    Inside, 4-bit weights may be held as the values that they stand for; on leaving, the model, its mode and all random
+    states are as they were. With a PEFT adapter on the model, what is measured is the tuned model.
+
+    Attributes:
+        scoring_path: how the numbers come about: `shared` or `stock`, with `-dequantized` where it is so.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        config: EvaluationConfig,
+        dequantize: str = "auto",
+        on_progress: OnProgress = lambda done, total, note: None,
+    ) -> None:
+        self._loaded, self._config, self._dequantize, self._on_progress = loaded, config, dequantize, on_progress
+        self._open = ExitStack()
+
+    def __enter__(self) -> "Evaluator":
+        from slimdown.dequantize import dequantized, dequantizes
+        from slimdown.scoring import SharedWorkLM
+
+        self._open.enter_context(_undisturbed(self._loaded))
+        rules: dict[str, bool | Literal["auto"]] = {"true": True, "false": False, "auto": "auto"}
+        is_dequantized = dequantizes(self._loaded.model, rules[self._dequantize.lower()])
+        if is_dequantized:
+            self._open.enter_context(dequantized(self._loaded.model))
+        self._lm = SharedWorkLM(
+            self._loaded.model,
+            self._loaded.tokenizer,
+            token_budget=self._config.token_budget,
+            batch_size=self._config.batch_size,
+            progress=lambda task, done, total: self._on_progress(done, total, task),
+        )
+        self.scoring_path = self._lm.scoring_path + ("-dequantized" if is_dequantized else "")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.__exit__(None, None, None)
+
+    def questions_hash(self, loaded_task: Any, benchmark: BenchmarkConfig) -> str:
+        """A digest of every prompt and answer that the model would be asked, and of how they are scored."""
+        digest = hashlib.sha256()
+        for name, task in sorted(loaded_task["tasks"].items()):
+            task.set_fewshot_seed(_FEWSHOT_SEED)
+            task.build_all_requests(
+                limit=benchmark.limit,
+                rank=0,
+                world_size=1,
+                apply_chat_template=self._config.apply_chat_template,
+                fewshot_as_multiturn=self._config.apply_chat_template,
+                chat_template=self._lm.apply_chat_template if self._config.apply_chat_template else None,
+                tokenizer_name=self._lm.tokenizer_name if self._config.apply_chat_template else "",
+            )
+            scoring = {k: str(v) for k, v in task.dump_config().items() if k in ("metric_list", "filter_list")}
+            digest.update(json.dumps([name, scoring], sort_keys=True).encode())
+            for instance in task.instances:
+                digest.update(json.dumps([instance.doc_id, str(instance.args)]).encode())
+        return digest.hexdigest()[:16]
+
+    def evaluate(self, name: str, loaded_task: Any, benchmark: BenchmarkConfig) -> BenchmarkReport:
+        """Ask one benchmark's questions.
+
+        Raises:
+            UserError: the harness cannot ask what is asked of it.
+        """
+        import lm_eval
+
+        begun = time.perf_counter()
+        for task in loaded_task["tasks"].values():
+            task.set_fewshot_seed(_FEWSHOT_SEED)  # a task draws its shots from a generator that moves on
+        try:
+            results = lm_eval.evaluate(
+                self._lm,
+                loaded_task,
+                limit=benchmark.limit,
+                apply_chat_template=self._config.apply_chat_template,
+                fewshot_as_multiturn=self._config.apply_chat_template,
+            )
+        except ValueError as error:
+            raise UserError(f"benchmark.{name} ({benchmark.task}): {error}") from None
+        return _read_results(name, benchmark, results, time.perf_counter() - begun)
+
+
 def evaluate(
-    loaded: LoadedModel,
-    tasks: dict[str, Any],
-    chosen: dict[str, BenchmarkConfig],
-    config: EvaluationConfig,
-    on_benchmark: Callable[[str, BenchmarkReport], None] = lambda name, report: None,
-    on_progress: OnProgress = lambda done, total, note: None,
+    loaded: LoadedModel, tasks: dict[str, Any], chosen: dict[str, BenchmarkConfig], config: EvaluationConfig
 ) -> EvalReport:
-    """Measure a model on every benchmark; the model, its mode and all random states stay as they were.
+    """Measure a model on every benchmark, nothing taken from a record.
 
     Args:
-        loaded: the model; with a PEFT adapter on it, what is measured is the tuned model.
+        loaded: the model.
         tasks: what `load_tasks` returned for `chosen`.
         chosen: settings by benchmark name.
-        config: batch size and prompt format.
-        on_benchmark: told of each finished benchmark.
-        on_progress: told how many benchmarks are done.
-
-    Raises:
-        UserError: the harness cannot ask what is asked of it.
+        config: budget and prompt format.
     """
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-
     started = time.perf_counter()
-    reports: dict[str, BenchmarkReport] = {}
-    with _undisturbed(loaded):
-        lm = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=config.batch_size)
-        for i, (name, benchmark) in enumerate(chosen.items()):
-            on_progress(i, len(chosen), name)
-            begun = time.perf_counter()
-            for task in tasks[name]["tasks"].values():
-                task.set_fewshot_seed(_FEWSHOT_SEED)  # a task draws its shots from a generator that moves on
-            try:
-                results = lm_eval.evaluate(
-                    lm,
-                    tasks[name],
-                    limit=benchmark.limit,
-                    apply_chat_template=config.apply_chat_template,
-                    fewshot_as_multiturn=config.apply_chat_template,
-                )
-            except ValueError as error:
-                raise UserError(f"benchmark.{name} ({benchmark.task}): {error}") from None
-            reports[name] = _read_results(name, benchmark, results, time.perf_counter() - begun)
-            on_benchmark(name, reports[name])
-    return EvalReport(reports, version("lm-eval"), time.perf_counter() - started)
+    with Evaluator(loaded, config) as evaluator:
+        reports = {name: evaluator.evaluate(name, tasks[name], b) for name, b in chosen.items()}
+        return EvalReport(reports, version("lm-eval"), evaluator.scoring_path, time.perf_counter() - started)
 
 
 @contextmanager

@@ -17,9 +17,7 @@ class ProgressBars:
     requests: the harness's, of which `task_name` and `doc_id` are read.
     """
 
-    def __init__(
-        self, requests: Sequence[Any], progress: Progress | None, disable_tqdm: bool
-    ) -> None:
+    def __init__(self, requests: Sequence[Any], progress: Progress | None, disable_tqdm: bool) -> None:
         self.question_of = [(str(r.task_name), r.doc_id) for r in requests]
         self.open_requests = Counter(self.question_of)
         self.n_questions = Counter(task for task, _ in self.open_requests)
@@ -41,9 +39,7 @@ class ProgressBars:
             if self.progress is not None:
                 self.progress(task, self.n_done[task], self.n_questions[task])
             if task not in self.bars:
-                self.bars[task] = tqdm(
-                    total=self.n_questions[task], desc=task, unit="question", disable=self.silent
-                )
+                self.bars[task] = tqdm(total=self.n_questions[task], desc=task, unit="question", disable=self.silent)
             self.bars[task].update(n)
 
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from functools import partial
 from pathlib import Path
 
 import hydra
@@ -33,12 +32,13 @@ def run(config: RunConfig, name: str, config_yaml: str, overrides: list[str], fo
     """
     # Imported here: torch and its kin take seconds, and a typo should not wait for them.
     from slimdown import report
+    from slimdown.baseline import measure
     from slimdown.data import load_data
-    from slimdown.evaluate import evaluate, load_tasks
+    from slimdown.evaluate import load_tasks
     from slimdown.forgetting import forgetting
     from slimdown.model import load_model
     from slimdown.provenance import environment, git_commit
-    from slimdown.tracking import TrackedRun, public_uri
+    from slimdown.tracking import EvaluationRecord, TrackedRun, base_record, public_uri
     from slimdown.train import check_settings, fine_tune, peak_memory_bytes
 
     report.show_plan(config, name)
@@ -53,34 +53,28 @@ def run(config: RunConfig, name: str, config_yaml: str, overrides: list[str], fo
         check_settings(base, config.lora, config.train)
         tracked.log_model(base)
 
+        dequantize = config.quantization.dequantize_for_evaluation
         with report.doing("preparing rows and questions"):
             data = load_data(config.dataset, config.seed, base.tokenizer)
             tasks = load_tasks(config.benchmark)
         tracked.log_data(data)
 
-        with report.progress_bar("measuring the base") as bar:
-            before = evaluate(
-                base,
-                tasks,
-                config.benchmark,
-                config.evaluation,
-                partial(tracked.log_benchmark, "base"),
-                bar,
-            )
+        with (
+            report.progress_bar("measuring the base") as bar,
+            base_record(config.tracking, base, tracked, config.baseline.reuse, base_settings(config)) as record,
+        ):
+            before = measure(base, "", tasks, config.benchmark, config.evaluation, dequantize, record, bar)
+        tracked.log_baselines(record.sources)
+        tracked.log_scoring_path(before.scoring_path)
 
         with report.progress_bar("training") as bar:
             tuned = fine_tune(base, data, config.lora, config.train, config.seed, folder, tracked.log_step, bar)
         tracked.log_training(tuned.result)
 
         with report.progress_bar("measuring the tuned model") as bar:
-            after = evaluate(
-                tuned.loaded,
-                tasks,
-                config.benchmark,
-                config.evaluation,
-                partial(tracked.log_benchmark, "tuned"),
-                bar,
-            )
+            record = EvaluationRecord(config.tracking, "tuned", tracked, config.baseline.reuse, lambda: tracked)
+            adapter = tuned.result.adapter_digest
+            after = measure(tuned.loaded, adapter, tasks, config.benchmark, config.evaluation, dequantize, record, bar)
 
         changed = forgetting(before, after)
         costs = {
@@ -89,7 +83,6 @@ def run(config: RunConfig, name: str, config_yaml: str, overrides: list[str], fo
             "peak_memory_bytes": float(peak_memory_bytes()),
         }
         tracked.log_forgetting(changed)
-        tracked.log_samples({"base": before, "tuned": after})
         tracked.log_costs(costs)
         tracked.log_report(report.markdown_report(name, changed, tuned.result, costs))
         tracked.log_adapter_model(tuned.loaded, tuned.result, changed)
@@ -112,6 +105,12 @@ def flatten(config: RunConfig) -> dict[str, object]:
 
     walk(OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True), "")
     return flat
+
+
+def base_settings(config: RunConfig) -> dict[str, object]:
+    """The settings that a base's evaluation depends on, by their dotted keys."""
+    sections = ("model.", "quantization.", "benchmark.", "evaluation.")
+    return {key: value for key, value in flatten(config).items() if key.startswith(sections)}
 
 
 def run_name(model: str, overrides: list[str]) -> str:

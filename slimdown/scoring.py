@@ -113,9 +113,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
 
     # Log-likelihoods
 
-    def loglikelihood(
-        self, requests: list[Instance], disable_tqdm: bool = False
-    ) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding gives the answer) of each request."""
         with self._showing(requests, disable_tqdm):
             scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
@@ -201,9 +199,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             )
         return self.token_budget
 
-    def _score(
-        self, rows: Sequence[Sequence[Question]], n_preamble: int, cache: Any
-    ) -> dict[int, tuple[float, bool]]:
+    def _score(self, rows: Sequence[Sequence[Question]], n_preamble: int, cache: Any) -> dict[int, tuple[float, bool]]:
         """The scores of the questions in `rows`, by request index; `cache` holds the preamble."""
         packed = pack(rows, n_preamble)
         inputs: dict[str, Any] = {"use_cache": cache is not None}
@@ -223,9 +219,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         missed = torch.zeros(n, dtype=torch.long).index_add_(0, packed.answer, (~greedy).long())
         return {
             i: (value, miss == 0)
-            for asked_by, value, miss in zip(
-                packed.requests, total.tolist(), missed.tolist(), strict=True
-            )
+            for asked_by, value, miss in zip(packed.requests, total.tolist(), missed.tolist(), strict=True)
             for i in asked_by
         }
 

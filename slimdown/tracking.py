@@ -13,14 +13,13 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody was asked; read when mlflow is imported
@@ -29,35 +28,18 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from slimdown.config import TrackingConfig, UserError
+from slimdown.config import BenchmarkConfig, TrackingConfig, UserError
 from slimdown.data import SftData
-from slimdown.evaluate import BenchmarkReport, EvalReport
+from slimdown.evaluate import BenchmarkReport
 from slimdown.forgetting import ForgettingReport
 from slimdown.model import LoadedModel
+from slimdown.samples import read_samples, write_samples
 from slimdown.train import StepRecord, TrainResult
 
 _FLUSH_SECONDS = 5.0  # step metrics go out together: 200 single calls cost 4.2 s, one batch 0.03 s
 _MOST_PARAM = 6000  # characters; MLflow cuts longer ones, the whole config is an artifact
+_EVALUATION = "slimdown.evaluation."  # and a key: the tag of a run that holds an evaluation
 _SECRET = re.compile(r"(?i)(token|password|passwd|secret|api_?key|credential)[^=:]*[=:]\s*\S+")
-
-SAMPLES_SCHEMA = pa.schema(
-    [
-        ("model", pa.dictionary(pa.int8(), pa.string())),  # base or tuned
-        ("benchmark", pa.dictionary(pa.int8(), pa.string())),
-        ("task", pa.dictionary(pa.int16(), pa.string())),
-        ("metric", pa.dictionary(pa.int8(), pa.string())),
-        ("doc_id", pa.int32()),
-        ("doc_hash", pa.string()),
-        ("prompt_hash", pa.string()),
-        ("question", pa.string()),
-        ("target", pa.string()),
-        ("answer", pa.string()),
-        ("response", pa.string()),
-        ("choices", pa.list_(pa.string())),
-        ("log_likelihoods", pa.list_(pa.float64())),
-        ("score", pa.float32()),
-    ]
-)
 
 
 class TrackedRun:
@@ -112,12 +94,16 @@ class TrackedRun:
 
     def log_settings(self, flat: dict[str, Any], config_yaml: str, overrides: Sequence[str], environment: Any) -> None:
         """Keep every setting as a param, and the whole config, overrides and environment as artifacts."""
-        params = [Param(key, _plain(value)[:_MOST_PARAM]) for key, value in flat.items()]
-        for i in range(0, len(params), 100):  # the most that a batch takes
-            self._client.log_batch(self.run_id, params=params[i : i + 100])
+        self.log_params(flat)
         self._client.log_text(self.run_id, redact(config_yaml), "config.yaml")
         self._client.log_text(self.run_id, redact("\n".join(overrides)) + "\n", "overrides.txt")
         self._client.log_text(self.run_id, json.dumps(environment, indent=2) + "\n", "environment.json")
+
+    def log_params(self, flat: dict[str, Any]) -> None:
+        """Keep settings by their dotted keys."""
+        params = [Param(key, _plain(value)[:_MOST_PARAM]) for key, value in flat.items()]
+        for i in range(0, len(params), 100):  # the most that a batch takes
+            self._client.log_batch(self.run_id, params=params[i : i + 100])
 
     def log_model(self, loaded: LoadedModel) -> None:
         """Keep which weights were loaded, and what that cost."""
@@ -163,12 +149,20 @@ class TrackedRun:
         self._metrics({"train/n_train": len(data.train), "train/n_validation": len(data.validation)})
 
     def log_benchmark(self, model: str, name: str, report: BenchmarkReport) -> None:
-        """Keep one benchmark's scores; `model` is base or tuned."""
+        """Keep one benchmark's scores, and every question and answer; `model` is base or tuned."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"{model}-{name}.parquet"
+            write_samples(file, model, name, report)
+            self._client.log_artifact(self.run_id, str(file), "samples")
         values: dict[str, float] = {}
         for metric, score in report.scores.items():
             values[f"{model}/{name}/{metric}"] = score.value
             values[f"{model}/{name}/{metric}_stderr"] = score.standard_error
         self._metrics(values)
+
+    def log_baselines(self, sources: dict[str, str]) -> None:
+        """Name the runs that hold the base's evaluations."""
+        self._tag({f"slimdown.baseline.{name}": run_id for name, run_id in sources.items()})
 
     def log_step(self, record: StepRecord) -> None:
         """Keep one training step; steps are sent together every few seconds."""
@@ -193,6 +187,10 @@ class TrackedRun:
         )
         self._client.log_artifacts(self.run_id, str(result.adapter_dir), "adapter")
 
+    def log_scoring_path(self, path: str) -> None:
+        """Keep how the numbers came about, the same for base and tuned model."""
+        self._tag({"slimdown.scoring_path": path})
+
     def log_forgetting(self, report: ForgettingReport) -> None:
         """Keep the changes and the paper's metrics."""
         values: dict[str, float] = {}
@@ -204,13 +202,6 @@ class TrackedRun:
                 values[f"forgetting/{name}/{benchmark.paper_metric}_stderr"] = benchmark.paper_value.standard_error
         values["forgetting/mean_retained_change"] = report.mean_retained_change
         self._metrics(values)
-
-    def log_samples(self, reports: dict[str, EvalReport]) -> None:
-        """Keep every question and answer of base and tuned model in `samples.parquet`."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "samples.parquet"
-            pq.write_table(samples_table(reports), file, compression="zstd")
-            self._client.log_artifact(self.run_id, str(file))
 
     def log_costs(self, costs: dict[str, float]) -> None:
         """Keep seconds and bytes, by name."""
@@ -270,6 +261,74 @@ class TrackedRun:
         self._flushed = time.monotonic()
 
 
+class EvaluationRecord:
+    """Finished evaluations in MLflow, found by key across runs, processes and machines that share the store.
+
+    Whatever is found or made is written into the run at hand; what is made is also written into `holder`, the run that
+    it is found in from then on: the run at hand for a tuned model, a run of kind `baseline` for a base.
+    """
+
+    def __init__(
+        self, config: TrackingConfig, model: str, at_hand: TrackedRun, reuse: bool, holder: Callable[[], TrackedRun]
+    ) -> None:
+        self._client = MlflowClient(config.uri)
+        self._locks = _lock_folder(config)
+        self._model, self._at_hand, self._reuse, self._holder = model, at_hand, reuse, holder
+        self.sources: dict[str, str] = {}  # by benchmark: the run that holds the evaluation
+
+    def lock(self, key: str) -> FileLock:
+        """Held while an evaluation is looked up or made; the system frees it when its owner dies."""
+        self._locks.mkdir(parents=True, exist_ok=True)
+        return FileLock(self._locks / f"{key}.lock")
+
+    def find(self, name: str, key: str, benchmark: BenchmarkConfig) -> BenchmarkReport | None:
+        """The evaluation of this key, read as `benchmark` says, or None where there is none."""
+        if not self._reuse:
+            return None
+        experiments = [e.experiment_id for e in self._client.search_experiments()]
+        for run in self._client.search_runs(experiments, f"tags.`{_EVALUATION}{key}` LIKE '%'", max_results=5):
+            with tempfile.TemporaryDirectory() as folder:
+                path = f"samples/{run.data.tags[_EVALUATION + key]}.parquet"
+                try:
+                    file = self._client.download_artifacts(run.info.run_id, path, folder)
+                except (MlflowException, OSError):
+                    continue  # the run is there, its artifact was deleted
+                self.sources[name] = run.info.run_id
+                report = read_samples(Path(file), benchmark)
+                self._at_hand.log_benchmark(self._model, name, report)
+                return report
+        return None
+
+    def keep(self, name: str, key: str, report: BenchmarkReport) -> None:
+        """Keep a finished evaluation, so that it can be found from now on."""
+        holder = self._holder()
+        self._at_hand.log_benchmark(self._model, name, report)
+        if holder is not self._at_hand:
+            holder.log_benchmark(self._model, name, report)
+        # Last: what has the tag has everything.
+        self._client.set_tag(holder.run_id, f"{_EVALUATION}{key}", f"{self._model}-{name}")
+        self.sources[name] = holder.run_id
+
+
+@contextmanager
+def base_record(
+    config: TrackingConfig, base: LoadedModel, at_hand: TrackedRun, reuse: bool, settings: dict[str, Any]
+) -> Iterator[EvaluationRecord]:
+    """The record of a base's evaluations; a run of kind `baseline` is opened when the first one has to be made."""
+    with ExitStack() as stack:
+        opened: list[TrackedRun] = []
+
+        def holder() -> TrackedRun:
+            if not opened:
+                name = f"base {base.id} {base.quantization}"
+                opened.append(stack.enter_context(TrackedRun(config, name, kind="baseline", tags={})))
+                opened[0].log_params(settings)
+                opened[0].log_model(base)
+            return opened[0]
+
+        yield EvaluationRecord(config, "base", at_hand, reuse, holder)
+
+
 def open_store(config: TrackingConfig) -> MlflowClient:
     """A client of the tracking store, which is created where it is a SQLite file that does not exist.
 
@@ -303,33 +362,6 @@ def open_store(config: TrackingConfig) -> MlflowClient:
     return client
 
 
-def samples_table(reports: dict[str, EvalReport]) -> pa.Table:
-    """Every question of every benchmark as rows of `SAMPLES_SCHEMA`, one row a model, question and metric."""
-    rows = [
-        {
-            "model": model,
-            "benchmark": name,
-            "task": sample.task,
-            "metric": metric,
-            "doc_id": sample.doc_id,
-            "doc_hash": sample.doc_hash,
-            "prompt_hash": sample.prompt_hash,
-            "question": sample.question,
-            "target": sample.target,
-            "answer": sample.answers[metric],
-            "response": sample.response,
-            "choices": list(sample.choices),
-            "log_likelihoods": list(sample.log_likelihoods),
-            "score": score,
-        }
-        for model, report in reports.items()
-        for name, benchmark in report.benchmarks.items()
-        for sample in benchmark.samples
-        for metric, score in sample.scores.items()
-    ]
-    return pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA)
-
-
 def public_uri(uri: str) -> str:
     """The URI without the user name and password that it may carry."""
     parts = urlsplit(uri)
@@ -361,6 +393,12 @@ def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
         except MlflowException:
             continue  # another process made it just now
     raise UserError(f"tracking.experiment={config.experiment} can neither be found nor made")
+
+
+def _lock_folder(config: TrackingConfig) -> Path:
+    if config.uri.startswith("sqlite:///"):
+        return Path(config.uri.removeprefix("sqlite:///")).absolute().parent / "locks"
+    return Path.home() / ".cache" / "slimdown" / "locks"  # serves the jobs of one machine
 
 
 def _check_server(uri: str) -> None:

@@ -4,6 +4,7 @@ The only module that knows TRL. Seeds for itself before it makes the adapter and
 that nothing measured or computed before can change what it does.
 """
 
+import hashlib
 import json
 import logging
 import resource
@@ -35,6 +36,7 @@ class TrainResult:
     """What training did and what it cost."""
 
     adapter_dir: Path
+    adapter_digest: str  # of its weights
     steps: int
     tokens: int  # of all training batches, padding left out
     train_loss: float  # mean over all steps
@@ -154,11 +156,14 @@ def fine_tune(
     after = trainer.evaluate()["eval_loss"]
     model.eval()
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    adapter_dir = _save_adapter(model, base, folder / "adapter")
+    weights = (adapter_dir / "adapter_model.safetensors").read_bytes()
     tokens = int(history[-1].values.get("num_tokens", 0)) if history else 0
     return FineTuned(
         loaded=replace(base, model=model),
         result=TrainResult(
-            adapter_dir=_save_adapter(model, base, folder / "adapter"),
+            adapter_dir=adapter_dir,
+            adapter_digest=hashlib.sha256(weights).hexdigest()[:32],
             steps=outcome.global_step,
             tokens=tokens,
             train_loss=float(outcome.training_loss),
