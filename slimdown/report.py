@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isnan
 
-from rich.box import SIMPLE
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -29,7 +29,9 @@ _PAPER_SYMBOLS = {
     PaperMetric.forgetting_rate: "FR",
     PaperMetric.knowledge_loss: "ΔK",
 }
-_LEGEND = "ΔA ability augmentation, FR forgetting rate, ΔK knowledge loss (Mai 2025); ± is one standard error."
+_LEGEND = (
+    "ΔA ability augmentation, FR forgetting rate, ΔK knowledge loss (Mai 2025); ± one standard error; * target task."
+)
 
 
 def show_plan(config: RunConfig, name: str) -> None:
@@ -81,9 +83,9 @@ class Bar:
 
 def show_results(report: ForgettingReport, training: TrainResult) -> None:
     """Print the table of results."""
-    table = Table(box=SIMPLE, header_style="bold")
-    for heading in ("benchmark", "metric"):
-        table.add_column(heading, no_wrap=True)
+    table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("benchmark")
+    table.add_column("metric")
     for heading in ("n", "base", "tuned", "change"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("paper", no_wrap=True)
@@ -92,8 +94,8 @@ def show_results(report: ForgettingReport, training: TrainResult) -> None:
             primary = metric == benchmark.metric
             style = "" if primary else "dim"
             table.add_row(
-                (f"{name} (target)" if benchmark.role is Role.target else name) if primary else "",
-                metric,
+                (f"{name} *" if benchmark.role is Role.target else name) if primary else "",
+                _short(metric, benchmark),
                 str(benchmark.n) if primary else "",
                 _score(change.base),
                 _score(change.tuned),
@@ -128,7 +130,7 @@ def markdown_report(name: str, report: ForgettingReport, training: TrainResult, 
             primary = metric == benchmark.metric
             shown = f"**{benchmark_name}**" if primary else benchmark_name
             if primary and benchmark.role is Role.target:
-                shown += " (target)"
+                shown += " *"
             lines.append(
                 f"| {shown} | {metric} | {benchmark.n} | {_score(change.base)} | {_score(change.tuned)} "
                 f"| {_points(change)} | {_paper(benchmark) if primary else ''} |"
@@ -168,6 +170,13 @@ def _bar(transient: bool) -> Progress:
 def _ordered(benchmark: BenchmarkChange) -> list[tuple[str, Change]]:
     """The primary metric first."""
     return sorted(benchmark.changes.items(), key=lambda item: item[0] != benchmark.metric)
+
+
+def _short(metric: str, benchmark: BenchmarkChange) -> str:
+    """The filter's name where several filters read one metric, else the metric's."""
+    name, _, filter_name = metric.partition(".")
+    alike = [m for m in benchmark.changes if m.split(".")[0] == name]
+    return filter_name if len(alike) > 1 and filter_name else name
 
 
 def _score(score: Score) -> str:
