@@ -1,0 +1,39 @@
+"""Every command that a document shows is accepted, and every file it points to is there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from slimdown.commandline import check_command_line
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMAND = re.compile(r"^ {4}(?:\$ )?python -m slimdown\.run\b([^#\n]*)", re.MULTILINE)
+
+
+def commands() -> list[str]:
+    return sorted({found.strip() for doc in DOCUMENTS for found in COMMAND.findall(doc.read_text())})
+
+
+def test_the_documents_show_commands() -> None:
+    assert len(commands()) >= 5
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_of_the_documents_is_accepted(command: str) -> None:
+    check_command_line(shlex.split(command))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_links_lead_to_files_that_are_there(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+        if not target.startswith("http"):
+            assert (document.parent / target).exists(), target
+
+
+def test_make_has_the_targets_that_the_readme_names() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\bmake ([a-z-]+)\b", (ROOT / "README.md").read_text()):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
