@@ -67,26 +67,25 @@ def forgetting(base: "EvalReport", tuned: "EvalReport") -> ForgettingReport:
     Raises:
         ValueError: the two were not asked the same things; names the first field that differs.
     """
-    if base.harness_version != tuned.harness_version:
-        raise ValueError(f"harness_version differs: {base.harness_version} and {tuned.harness_version}")
+    for field in ("harness_version", "scoring_path"):
+        if (before := getattr(base, field)) != (after := getattr(tuned, field)):
+            raise ValueError(f"{field} differs: {before} and {after}")
     if base.benchmarks.keys() != tuned.benchmarks.keys():
         raise ValueError(f"benchmarks differ: {sorted(base.benchmarks)} and {sorted(tuned.benchmarks)}")
     compared = {}
-    for name, before in base.benchmarks.items():
-        after = tuned.benchmarks[name]
-        _refuse_unlike(name, before, after)
+    for name, one in base.benchmarks.items():
+        other = tuned.benchmarks[name]
+        _refuse_unlike(name, one, other)
         changes = {
-            metric: _change(before.scores[metric], after.scores[metric])
-            for metric in before.scores
-            if metric in after.scores
+            metric: _change(one.scores[metric], other.scores[metric]) for metric in one.scores if metric in other.scores
         }
         compared[name] = BenchmarkChange(
-            role=before.benchmark.role,
-            metric=before.benchmark.metric,
-            n=len(before.samples),
+            role=one.benchmark.role,
+            metric=one.benchmark.metric,
+            n=len(one.samples),
             changes=changes,
-            paper_metric=before.benchmark.paper_metric,
-            paper_value=_paper_value(before.benchmark.paper_metric, changes[before.benchmark.metric]),
+            paper_metric=one.benchmark.paper_metric,
+            paper_value=_paper_value(one.benchmark.paper_metric, changes[one.benchmark.metric]),
         )
     return ForgettingReport(compared)
 

@@ -39,9 +39,7 @@ def four_bit(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
             layer.support_avx512bf16_for_cpu = False
         if not lora:
             return model
-        tuned = get_peft_model(
-            model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
-        )
+        tuned = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
         for name, weight in tuned.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.2)

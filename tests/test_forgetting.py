@@ -27,7 +27,7 @@ def benchmark(
 
 
 def report(**benchmarks: BenchmarkReport) -> EvalReport:
-    return EvalReport(benchmarks, "0.4.13", 1.0)
+    return EvalReport(benchmarks, "0.4.13", "shared", 1.0)
 
 
 def test_a_change_is_tuned_minus_base_with_the_error_of_a_difference() -> None:
@@ -95,3 +95,5 @@ def test_another_harness_or_another_choice_of_benchmarks_is_refused() -> None:
         forgetting(one, replace(one, harness_version="0.5"))
     with pytest.raises(ValueError, match="benchmarks differ"):
         forgetting(one, report(b=benchmark([1, 0])))
+    with pytest.raises(ValueError, match="scoring_path differs: shared and stock"):
+        forgetting(one, replace(one, scoring_path="stock"))

@@ -20,9 +20,10 @@ def start(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([*ENTRY, *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
-def runs_in(client: MlflowClient) -> list[Run]:
-    experiments = client.search_experiments()
-    return list(client.search_runs([e.experiment_id for e in experiments], order_by=["attributes.start_time"]))
+def runs_in(client: MlflowClient, kind: str = "tuned") -> list[Run]:
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    chosen = f"tags.`slimdown.kind` = '{kind}'"
+    return list(client.search_runs(experiments, chosen, order_by=["attributes.start_time"]))
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +85,13 @@ def test_every_number_of_a_run_is_in_the_record(client: MlflowClient) -> None:
 def test_the_artifacts_are_there_and_read_with_common_tools(client: MlflowClient) -> None:
     run, _ = runs_in(client)
     paths = {a.path for a in client.list_artifacts(run.info.run_id)}
-    assert paths == {"adapter", "config.yaml", "environment.json", "overrides.txt", "report.md", "samples.parquet"}
+    assert paths == {"adapter", "config.yaml", "environment.json", "overrides.txt", "report.md", "samples"}
     assert {Path(a.path).name for a in client.list_artifacts(run.info.run_id, "adapter")} == {
         "adapter_config.json",
         "adapter_model.safetensors",
     }
-    samples = pd.read_parquet(client.download_artifacts(run.info.run_id, "samples.parquet"))
+    samples = pd.read_parquet(client.download_artifacts(run.info.run_id, "samples"))
+    assert len(samples) == 2 * 8 * (1 + 3 + 2 + 1)  # models, questions, metrics of the four benchmarks
     strict = samples.query("benchmark == 'pocket_math' and metric == 'exact_match.strict-match'")
     assert len(strict) == 2 * 8
     for model in ("base", "tuned"):
@@ -129,9 +131,25 @@ def test_the_same_command_gives_the_same_bytes(
     done = start(tmp_path, "lora.r=4", *SMALL)
     assert done.returncode == 0, done.stderr
     again, [first, _] = runs_in(store)[0], runs_in(client)
-    for file in ("adapter/adapter_model.safetensors", "samples.parquet"):
-        one = Path(client.download_artifacts(first.info.run_id, file)).read_bytes()
-        assert Path(store.download_artifacts(again.info.run_id, file)).read_bytes() == one
+    weights = "adapter/adapter_model.safetensors"
+    one = Path(client.download_artifacts(first.info.run_id, weights)).read_bytes()
+    assert Path(store.download_artifacts(again.info.run_id, weights)).read_bytes() == one
+    answers = [
+        pd.read_parquet(c.download_artifacts(r.info.run_id, "samples")) for c, r in ((client, first), (store, again))
+    ]
+    pd.testing.assert_frame_equal(*answers)
+
+
+def test_the_base_of_a_sweep_is_measured_once(client: MlflowClient) -> None:
+    [baseline] = runs_in(client, "baseline")
+    assert baseline.info.run_name == "base pocket:model nf4"
+    assert baseline.info.status == "FINISHED"
+    made = {key for key in baseline.data.tags if key.startswith("slimdown.evaluation.")}
+    assert len(made) == 4
+    for run in runs_in(client):
+        named = {v for k, v in run.data.tags.items() if k.startswith("slimdown.baseline.")}
+        assert named == {baseline.info.run_id}
+        assert run.data.metrics["base/pocket_cs/acc"] == baseline.data.metrics["base/pocket_cs/acc"]
 
 
 def test_ctrl_c_leaves_a_killed_run_with_its_data_so_far(store: MlflowClient, tmp_path: Path) -> None:

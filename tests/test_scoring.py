@@ -56,9 +56,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE(vocabulary, merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|end|>", clean_up_tokenization_spaces=False
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", clean_up_tokenization_spaces=False)
 
 
 def llama(**changes: Any) -> LlamaForCausalLM:
@@ -96,12 +94,8 @@ def four_bit(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Any]:
     llama().save_pretrained(folder)
 
     def load(compute_dtype: torch.dtype = torch.float32) -> Any:
-        config = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype
-        )
-        model = LlamaForCausalLM.from_pretrained(
-            folder, quantization_config=config, dtype=torch.float32
-        )
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
+        model = LlamaForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.float32)
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
@@ -138,10 +132,7 @@ def model(request: pytest.FixtureRequest, four_bit: Callable[[], Any]) -> Any:
 
 
 def ask(context: str, answers: list[str], doc: int, task: str = "task") -> list[Instance]:
-    return [
-        Instance("loglikelihood", {}, (context, answer), i, (task, doc, 1))
-        for i, answer in enumerate(answers)
-    ]
+    return [Instance("loglikelihood", {}, (context, answer), i, (task, doc, 1)) for i, answer in enumerate(answers)]
 
 
 def to_generate(prompts: list[str], task: str = "task", **settings: Any) -> list[Instance]:
@@ -161,8 +152,7 @@ def questions() -> list[Instance]:
         (f"{SHOTS}What is {'more than ' * (i % 3)}{i}?\nAnswer:", CHOICES) for i in range(9)
     ]
     docs += [  # another preamble, answers of many tokens, equal answers
-        ("Rivers " * 12 + f"and {i}", [" of the land", " an", " of the land", " öf", " then x"])
-        for i in range(7)
+        ("Rivers " * 12 + f"and {i}", [" of the land", " an", " of the land", " öf", " then x"]) for i in range(7)
     ]
     docs += [
         ("A man walks", [" away from the other man.", " in.", " on water"]),
@@ -176,9 +166,7 @@ def questions() -> list[Instance]:
         ("the cat and " * 40, [" sat", " sat down and stayed", " ran"]),  # longer than the window
         ("short", ["w" * WINDOW, "v" * (WINDOW - 1)]),  # as long as can be scored
     ]
-    return [
-        request for i, (context, answers) in enumerate(docs) for request in ask(context, answers, i)
-    ]
+    return [request for i, (context, answers) in enumerate(docs) for request in ask(context, answers, i)]
 
 
 def assert_same_scores(expected: list[Any], found: list[Any], tolerance: float = 1e-3) -> None:
@@ -212,9 +200,7 @@ def counted(model: Any) -> Iterator[dict[str, int]]:
 
 def test_loglikelihoods_are_those_of_the_harness(model: Any, tokenizer: Any) -> None:
     requests = questions()
-    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(
-        requests, disable_tqdm=True
-    )
+    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
     lm = SharedWorkLM(model, tokenizer)
     assert (lm.scoring_path, lm.scoring_path_reason) == ("shared", "")
     assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
@@ -243,9 +229,7 @@ def test_greedy_answers_are_those_of_the_harness(tokenizer: Any) -> None:
 @pytest.mark.parametrize("budget", [2 * WINDOW, 700, 1500, 100_000])
 def test_the_token_budget_does_not_change_answers(tokenizer: Any, budget: int) -> None:
     model, requests = llama(), questions()
-    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(
-        requests, disable_tqdm=True
-    )
+    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
     lm = SharedWorkLM(model, tokenizer, token_budget=budget)
     assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
 
@@ -410,9 +394,7 @@ def test_models_that_cannot_share_take_the_stock_path(kind: str, tokenizer: Any)
     torch.manual_seed(0)
     model = make().eval()
     requests = ask("A man walks", [" in.", " out"], 0) + ask("The end", [" an"], 1)
-    expected = HFLM(pretrained=model, tokenizer=tokenizer, max_length=WINDOW).loglikelihood(
-        requests
-    )
+    expected = HFLM(pretrained=model, tokenizer=tokenizer, max_length=WINDOW).loglikelihood(requests)
     lm = SharedWorkLM(model, tokenizer, max_length=WINDOW)
     assert lm.scoring_path == "stock"
     assert lm.scoring_path_reason
@@ -437,13 +419,9 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(tokenizer: Any) -> Non
     model = ShortOfMemory(llama().config).eval()
     model.load_state_dict(llama().state_dict())
     requests = questions()
-    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(
-        requests, disable_tqdm=True
-    )
+    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
     done: list[int] = []
-    lm = SharedWorkLM(
-        model, tokenizer, token_budget=4000, progress=lambda _, n, total: done.append(n)
-    )
+    lm = SharedWorkLM(model, tokenizer, token_budget=4000, progress=lambda _, n, total: done.append(n))
     assert lm.scoring_path == "shared"
     model.limit_tokens = 1100
     assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
@@ -576,9 +554,7 @@ def test_real_benchmarks(model_id: str, task: str) -> None:
     stock = HFLM(pretrained=model, tokenizer=hub_tokenizer, batch_size=1 if generates else 4)
     shared = SharedWorkLM(model, hub_tokenizer)
     assert shared.scoring_path == "shared"
-    expected, found = (
-        getattr(lm, requests[0].request_type)(requests, disable_tqdm=True) for lm in (stock, shared)
-    )
+    expected, found = (getattr(lm, requests[0].request_type)(requests, disable_tqdm=True) for lm in (stock, shared))
     differing, change = compare(requests, expected, found)
     assert differing == 0
     assert change < 1e-3
