@@ -49,14 +49,14 @@ def preamble_attention(
         scale=scaling,
     )
     layer = _preamble.get().layers[module.layer_idx]
-    grouped = query.view(rows, n_key_heads, per_key * width, dim).transpose(0, 1)
+    grouped = query.reshape(rows, n_key_heads, per_key * width, dim).transpose(0, 1)
     before, before_norm = attend(
         grouped.reshape(1, n_key_heads, rows * per_key * width, dim),
         layer.keys,
         layer.values,
         scale=scaling,
     )
-    before = before.view(n_key_heads, rows, per_key * width, dim).transpose(0, 1)
+    before = before.reshape(n_key_heads, rows, per_key * width, dim).transpose(0, 1)
     before_norm = before_norm.reshape(n_key_heads, rows, per_key * width).transpose(0, 1)
     share = torch.sigmoid(before_norm.reshape(own_norm.shape) - own_norm)[..., None]
     merged = torch.lerp(own.float(), before.reshape(own.shape).float(), share).to(query.dtype)
