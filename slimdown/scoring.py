@@ -85,6 +85,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         with measuring(pretrained):
             # HFLM may add a padding token: to a copy, so that training keeps its own tokenizer.
             super().__init__(pretrained=pretrained, tokenizer=copy.deepcopy(tokenizer), **hflm)
+        self._encoded: dict[str, list[int]] = {}
         self._asked_budget = token_budget
         self.token_budget = token_budget  # what is left of it, once memory has run out
         self.progress = progress
@@ -124,9 +125,37 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding gives the answer) of each request."""
-        with self._showing(requests, disable_tqdm):
-            scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
-            return scores
+        self._encode_ahead(requests)
+        try:
+            with self._showing(requests, disable_tqdm):
+                scores: list[tuple[float, bool]] = super().loglikelihood(requests, True)
+                return scores
+        finally:
+            self._encoded.clear()
+
+    def _encode_ahead(self, requests: Sequence[Instance]) -> None:
+        """Tokenize all texts of `requests` at once: each text once, on every processor."""
+        texts: dict[str, None] = {}
+        for request in requests:
+            context, answer = request.args
+            texts |= {context.rstrip(): None, context + answer: None} if context else {}
+        begins_anew = self.tokenizer.decode(self.prefix_token_id)  # HFLM then adds no second one
+        plain = [text for text in texts if text and not text.startswith(begins_anew)]
+        if plain:
+            special = (
+                {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
+            )
+            encoded = self.tokenizer(plain, return_attention_mask=False, **special)["input_ids"]
+            self._encoded = dict(zip(plain, encoded, strict=True))
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """The tokens of `string`, as HFLM encodes it."""
+        if add_special_tokens is None and not kwargs and string in self._encoded:
+            return list(self._encoded[string])
+        tokens: list[int] = super().tok_encode(string, add_special_tokens, **kwargs)
+        return tokens
 
     def _loglikelihood_tokens(
         self,
