@@ -13,6 +13,9 @@ from accelerate.utils.memory import should_reduce_batch_size  # type: ignore[imp
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from slimdown.attention import attending_to
+from slimdown.packing import PackedRows
+
 # Numbers of the vocabulary-wide softmax held at once: few enough for a processor's cache.
 SOFTMAX_NUMBERS = 2**20
 
@@ -94,12 +97,43 @@ def preamble_cache(model: Any, preamble: tuple[int, ...], device: torch.device) 
     return cache
 
 
+def packed_logits(
+    model: Any, packed: PackedRows, preamble: DynamicCache | None, merging: bool
+) -> torch.Tensor:
+    """Logits [kept positions, vocabulary] of packed rows behind their preamble.
+
+    merging: attend to the preamble once for all rows (`attention.py`) instead of repeating it.
+    """
+    device, n_rows = model.device, len(packed.input_ids)
+    inputs: dict[str, Any] = {
+        "input_ids": packed.input_ids.to(device),
+        "position_ids": packed.position_ids.to(device),
+        "use_cache": preamble is not None and not merging,
+    }
+    mask = packed.mask.to(device)
+    if preamble is None:
+        inputs["attention_mask"] = attention_mask(mask, model)
+    elif merging:
+        inputs["attention_mask"] = additive(mask[..., -packed.input_ids.shape[1] :], model.dtype)
+        with attending_to(model, preamble):
+            return logits_at(model, packed.kept.to(device), **inputs)
+    else:
+        inputs["attention_mask"] = attention_mask(mask, model)
+        inputs |= cache_argument(model, repeated(preamble, n_rows))
+    return logits_at(model, packed.kept.to(device), **inputs)
+
+
 def attention_mask(allowed: torch.Tensor, model: Any) -> torch.Tensor:
     """`allowed` (true where a token may look) as the model's attention wants its 4D mask."""
     if model.config._attn_implementation != "eager":
         return allowed
-    mask = torch.zeros(allowed.shape, dtype=model.dtype, device=allowed.device)
-    return mask.masked_fill_(~allowed, torch.finfo(model.dtype).min)
+    return additive(allowed, model.dtype)
+
+
+def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`allowed` as numbers to add to attention scores."""
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -17,9 +17,6 @@ Tokens = tuple[int, ...]
 PREAMBLE_TOKENS = 64
 # A preamble costs a forward of its own; below this many tokens saved it is not worth it.
 WORTHWHILE_TOKENS = 512
-# Width of the rows that follow a preamble. Few wide rows repeat the preamble's keys and values
-# less often than many narrow ones; much wider, and attention between strangers outweighs that.
-ROW_TOKENS_AFTER_PREAMBLE = 512
 
 
 @dataclass(frozen=True)
@@ -63,15 +60,15 @@ def _n_common(one: Tokens, other: Tokens) -> int:
 
 
 def take_rows(
-    questions: Sequence[Question], n_preamble: int, token_budget: int
+    questions: Sequence[Question], n_preamble: int, token_budget: int, least_width: int = 0
 ) -> tuple[list[list[Question]], list[Question]]:
     """The rows of the next batch, and the questions left for later.
 
-    `questions` come longest first, so the first one fixes the width of the rows. The batch, padding
+    `questions` come longest first, so the first one fixes the width of the rows, but for
+    `least_width`. The batch, padding
     included, stays within `token_budget` unless the first question alone exceeds it.
     """
-    widest = questions[0].n_tokens(n_preamble)
-    width = max(widest, min(ROW_TOKENS_AFTER_PREAMBLE, token_budget)) if n_preamble else widest
+    width = max(questions[0].n_tokens(n_preamble), min(least_width, token_budget))
     n_rows = max(1, token_budget // width)
     rows: list[list[Question]] = []
     room: list[int] = []

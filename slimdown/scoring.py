@@ -26,19 +26,16 @@ from transformers import PreTrainedTokenizerBase
 
 from slimdown.decoding import GreedyDecoder, StopStrings
 from slimdown.forward import (
-    attention_mask,
-    cache_argument,
     is_out_of_memory,
-    logits_at,
     measuring,
+    packed_logits,
     preamble_cache,
     release_memory,
-    repeated,
     token_scores,
 )
 from slimdown.packing import Question, Tokens, group_by_preamble, pack, take_rows
 from slimdown.progress import Progress, ProgressBars
-from slimdown.sharing import why_stock
+from slimdown.sharing import merges_preamble, why_stock
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -48,6 +45,10 @@ TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 # Tokens per forward. On a CPU more gains nothing and costs memory; a GPU needs more to be busy.
 TOKEN_BUDGET = {"cpu": 2048}
 TOKEN_BUDGET_ELSEWHERE = 16384
+
+# Least width of rows that each repeat a preamble's keys and values: few wide rows repeat them less
+# often than many narrow ones; much wider, and attention between strangers outweighs that.
+ROW_TOKENS = 512
 
 # What a generation config may set without changing greedy decoding.
 GREEDY_SETTINGS = {
@@ -84,6 +85,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         with measuring(pretrained):
             # HFLM may add a padding token: to a copy, so that training keeps its own tokenizer.
             super().__init__(pretrained=pretrained, tokenizer=copy.deepcopy(tokenizer), **hflm)
+        self._encoded: dict[str, list[int]] = {}
         self._asked_budget = token_budget
         self.token_budget = token_budget  # what is left of it, once memory has run out
         self.progress = progress
@@ -102,6 +104,12 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         """Which path requests take, greedy generation included."""
         return "stock" if self.scoring_path_reason else "shared"
 
+    @cached_property
+    def merges_preamble(self) -> bool:
+        """Whether rows attend to their preamble once together, as CPUs do, or each on its own."""
+        with self._measuring():
+            return merges_preamble(self.model)
+
     @contextmanager
     def _measuring(self) -> Iterator[None]:
         dtype = self.mixed_precision_dtype
@@ -115,9 +123,37 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding gives the answer) of each request."""
-        with self._showing(requests, disable_tqdm):
-            scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
-            return scores
+        self._encode_ahead(requests)
+        try:
+            with self._showing(requests, disable_tqdm):
+                scores: list[tuple[float, bool]] = super().loglikelihood(requests, True)
+                return scores
+        finally:
+            self._encoded.clear()
+
+    def _encode_ahead(self, requests: Sequence[Instance]) -> None:
+        """Tokenize all texts of `requests` at once: each text once, on every processor."""
+        texts: dict[str, None] = {}
+        for request in requests:
+            context, answer = request.args
+            texts |= {context.rstrip(): None, context + answer: None} if context else {}
+        begins_anew = self.tokenizer.decode(self.prefix_token_id)  # HFLM then adds no second one
+        plain = [text for text in texts if text and not text.startswith(begins_anew)]
+        if plain:
+            special = (
+                {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
+            )
+            encoded = self.tokenizer(plain, return_attention_mask=False, **special)["input_ids"]
+            self._encoded = dict(zip(plain, encoded, strict=True))
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """The tokens of `string`, as HFLM encodes it."""
+        if add_special_tokens is None and not kwargs and string in self._encoded:
+            return list(self._encoded[string])
+        tokens: list[int] = super().tok_encode(string, add_special_tokens, **kwargs)
+        return tokens
 
     def _loglikelihood_tokens(
         self,
@@ -152,8 +188,9 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
                     reverse=True,
                 )
                 cache = preamble_cache(self.model, preamble, self.device) if preamble else None
+                width = ROW_TOKENS if preamble and not self.merges_preamble else 0
                 while waiting:
-                    rows, rest = take_rows(waiting, len(preamble), budget)
+                    rows, rest = take_rows(waiting, len(preamble), budget, width)
                     try:
                         scored = self._score(rows, len(preamble), cache)
                     except RuntimeError as error:
@@ -202,17 +239,8 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     def _score(self, rows: Sequence[Sequence[Question]], n_preamble: int, cache: Any) -> dict[int, tuple[float, bool]]:
         """The scores of the questions in `rows`, by request index; `cache` holds the preamble."""
         packed = pack(rows, n_preamble)
-        inputs: dict[str, Any] = {"use_cache": cache is not None}
-        if cache is not None:
-            inputs |= cache_argument(self.model, repeated(cache, len(rows)))
-        logits = logits_at(
-            self.model,
-            packed.kept.to(self.device),
-            input_ids=packed.input_ids.to(self.device),
-            position_ids=packed.position_ids.to(self.device),
-            attention_mask=attention_mask(packed.mask.to(self.device), self.model),
-            **inputs,
-        )
+        merging = cache is not None and self.merges_preamble
+        logits = packed_logits(self.model, packed, cache, merging)
         logprobs, greedy = token_scores(logits, packed.slot, packed.target, self.softmax_dtype)
         n = len(packed.requests)
         total = torch.zeros(n, dtype=torch.float64).index_add_(0, packed.answer, logprobs.double())

@@ -8,13 +8,15 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from slimdown.forward import attention_mask, cache_argument, logits_at, preamble_cache, repeated
+from slimdown.forward import packed_logits, preamble_cache
 from slimdown.packing import Question, pack
 
 # Largest mean difference between shared and plain logits, in standard deviations of the plain
 # ones, that is rounding. A token that sees the wrong tokens moves them by a good part of one.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 TOLERANCE_HALF = 0.1
+# How a model that was not made for it turns shared rows down.
+REFUSALS = (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError)
 
 
 def why_stock(model: Any) -> str:
@@ -35,29 +37,33 @@ def why_stock(model: Any) -> str:
         return f"cache of {', '.join(odd)}"
     try:
         error = sharing_error(model)
-    except (TypeError, ValueError, AttributeError, IndexError, NotImplementedError) as refusal:
+    except REFUSALS as refusal:
         return f"refuses shared rows: {type(refusal).__name__}: {refusal}"
     if not error <= TOLERANCE.get(model.dtype, TOLERANCE_HALF):
         return f"shared rows give other logits: by {error:.2g} standard deviations"
     return ""
 
 
-def sharing_error(model: Any) -> float:
+def merges_preamble(model: Any) -> bool:
+    """Whether a model that shares work may also attend to a preamble once for all rows."""
+    if model.device.type != "cpu" or model.config._attn_implementation != "sdpa":
+        return False
+    try:
+        error = sharing_error(model, merging=True)
+    except REFUSALS:
+        return False
+    return error <= TOLERANCE.get(model.dtype, TOLERANCE_HALF)
+
+
+def sharing_error(model: Any, merging: bool = False) -> float:
     """How far shared rows move the logits of a few tokens: mean, in standard deviations."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     tokens = [(7 + 31 * i * i) % vocabulary for i in range(24)]
     preamble, context = tuple(tokens[:8]), tuple(tokens[:14])
     answers = {tuple(tokens[14:19]): [0], tuple(tokens[19:24]): [1]}
-    packed = pack([[Question(context, answers), Question(context[:11], answers)]], len(preamble))
-    shared = logits_at(
-        model,
-        packed.kept.to(model.device),
-        input_ids=packed.input_ids.to(model.device),
-        position_ids=packed.position_ids.to(model.device),
-        attention_mask=attention_mask(packed.mask.to(model.device), model),
-        use_cache=True,
-        **cache_argument(model, repeated(preamble_cache(model, preamble, model.device), 1)),
-    )
+    packed = pack([[Question(context, answers)], [Question(context[:11], answers)]], len(preamble))
+    cache = preamble_cache(model, preamble, model.device)
+    shared = packed_logits(model, packed, cache, merging)
     plain = []
     for start in (context, context[:11]):
         alone = []

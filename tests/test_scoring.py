@@ -206,6 +206,19 @@ def test_loglikelihoods_are_those_of_the_harness(model: Any, tokenizer: Any) -> 
     assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
 
 
+def test_repeating_the_preamble_gives_the_same_answers(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, requests = llama(), questions()  # as on a GPU, which does not merge
+    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(
+        requests, disable_tqdm=True
+    )
+    lm = SharedWorkLM(model, tokenizer)
+    monkeypatch.setattr(lm, "merges_preamble", False)
+    assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
+    assert model.config._attn_implementation == "sdpa"
+
+
 def test_greedy_answers_are_those_of_the_harness(tokenizer: Any) -> None:
     model = llama()
     contexts = [tokenizer.encode(f"{SHOTS}{word}") for word in ("one", "two", "three")]
@@ -262,6 +275,7 @@ def test_shared_work_is_done_once(tokenizer: Any) -> None:
     n_own = len(tokenizer.encode("0?\nAnswer:")) + 4  # and the spaces before A, B, C and D
     lm = SharedWorkLM(model, tokenizer)
     assert lm.scoring_path == "shared"
+    assert lm.merges_preamble  # tried on a few tokens when first asked for
     with counted(model) as counts:
         lm.loglikelihood(requests, disable_tqdm=True)
     assert counts["forwards"] == 2
