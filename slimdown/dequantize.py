@@ -66,6 +66,12 @@ def dequantized(model: nn.Module) -> Iterator[nn.Module]:
             setattr(parent, name, layer)
 
 
+def asked(setting: str) -> bool | Literal["auto"]:
+    """The rule that a setting of `auto`, `true` or `false` asks for."""
+    rules: dict[str, bool | Literal["auto"]] = {"true": True, "false": False}
+    return rules.get(setting.lower(), "auto")
+
+
 def dequantizes(model: nn.Module, rule: bool | Literal["auto"] = "auto") -> bool:
     """Whether to evaluate `model` on dequantized values.
 

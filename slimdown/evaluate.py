@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import version
 from math import sqrt
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from slimdown.config import BenchmarkConfig, EvaluationConfig, OnProgress, UserError
+from slimdown.dequantize import asked, dequantized, dequantizes
 from slimdown.model import LoadedModel
 from slimdown.pocket import TASKS_DIR
 
@@ -164,12 +165,10 @@ class Evaluator:
         self._open = ExitStack()
 
     def __enter__(self) -> "Evaluator":
-        from slimdown.dequantize import dequantized, dequantizes
         from slimdown.scoring import SharedWorkLM
 
         self._open.enter_context(_undisturbed(self._loaded))
-        rules: dict[str, bool | Literal["auto"]] = {"true": True, "false": False, "auto": "auto"}
-        is_dequantized = dequantizes(self._loaded.model, rules[self._dequantize.lower()])
+        is_dequantized = dequantizes(self._loaded.model, asked(self._dequantize))
         if is_dequantized:
             self._open.enter_context(dequantized(self._loaded.model))
         self._lm = SharedWorkLM(

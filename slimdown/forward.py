@@ -97,9 +97,7 @@ def preamble_cache(model: Any, preamble: tuple[int, ...], device: torch.device) 
     return cache
 
 
-def packed_logits(
-    model: Any, packed: PackedRows, preamble: DynamicCache | None, merging: bool
-) -> torch.Tensor:
+def packed_logits(model: Any, packed: PackedRows, preamble: DynamicCache | None, merging: bool) -> torch.Tensor:
     """Logits [kept positions, vocabulary] of packed rows behind their preamble.
 
     merging: attend to the preamble once for all rows (`attention.py`) instead of repeating it.

@@ -140,15 +140,11 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         begins_anew = self.tokenizer.decode(self.prefix_token_id)  # HFLM then adds no second one
         plain = [text for text in texts if text and not text.startswith(begins_anew)]
         if plain:
-            special = (
-                {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
-            )
+            special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
             encoded = self.tokenizer(plain, return_attention_mask=False, **special)["input_ids"]
             self._encoded = dict(zip(plain, encoded, strict=True))
 
-    def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
-    ) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """The tokens of `string`, as HFLM encodes it."""
         if add_special_tokens is None and not kwargs and string in self._encoded:
             return list(self._encoded[string])

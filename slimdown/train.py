@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 
 from slimdown.config import LoraConfig, OnProgress, TrainConfig, UserError
 from slimdown.data import SftData
+from slimdown.dequantize import asked, dequantized, dequantizes
 from slimdown.model import LoadedModel, context_window
 
 
@@ -64,6 +66,7 @@ def fine_tune(
     config: TrainConfig,
     seed: int,
     folder: Path,
+    dequantize: str = "auto",
     on_step: Callable[[StepRecord], None] = lambda record: None,
     on_progress: OnProgress = lambda done, total, note: None,
 ) -> FineTuned:
@@ -76,6 +79,8 @@ def fine_tune(
         config: steps, batches, learning rate.
         seed: of the adapter's start and the order of the rows.
         folder: receives `adapter/` in PEFT's format.
+        dequantize: quantization.dequantize_for_training; the 4-bit weights or the values they stand for compute, the
+            adapter that results is one for the 4-bit base either way.
         on_step: told of each step.
         on_progress: told how many steps are done.
 
@@ -141,19 +146,20 @@ def fine_tune(
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    before = trainer.evaluate()["eval_loss"]
-    transformers.set_seed(seed)  # the validation above must not move the order of the rows
-    started = time.perf_counter()
-    try:
-        outcome = trainer.train()
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"training does not fit in the memory of {base.device}: halve train.per_device_train_batch_size "
-            f"(now {config.per_device_train_batch_size}) and double train.gradient_accumulation_steps, or set "
-            "train.gradient_checkpointing=true"
-        ) from None
-    seconds = time.perf_counter() - started
-    after = trainer.evaluate()["eval_loss"]
+    with dequantized(model) if _trains_dequantized(base, dequantize) else nullcontext():
+        before = trainer.evaluate()["eval_loss"]
+        transformers.set_seed(seed)  # the validation above must not move the order of the rows
+        started = time.perf_counter()
+        try:
+            outcome = trainer.train()
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"training does not fit in the memory of {base.device}: halve train.per_device_train_batch_size "
+                f"(now {config.per_device_train_batch_size}) and double train.gradient_accumulation_steps, or set "
+                "train.gradient_checkpointing=true"
+            ) from None
+        seconds = time.perf_counter() - started
+        after = trainer.evaluate()["eval_loss"]
     model.eval()
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     adapter_dir = _save_adapter(model, base, folder / "adapter")
@@ -204,6 +210,13 @@ def peak_memory_bytes() -> int:
     """The most memory this process has held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kibibytes on Linux, bytes on macOS
+
+
+def _trains_dequantized(base: LoadedModel, rule: str) -> bool:
+    """Whether to compute on dequantized values: a GPU gains nothing that is worth the memory QLoRA saves there."""
+    if rule.lower() == "auto" and base.device != "cpu":
+        return False
+    return dequantizes(base.model, asked(rule))
 
 
 def _with_adapter(base: LoadedModel, lora: LoraConfig) -> Any:

@@ -84,6 +84,21 @@ def test_gradients_after_a_measurement_equal_gradients_without_one(small: RunCon
     assert all(g.abs().max() > 0 for g in without)
 
 
+def test_dequantized_values_train_as_the_four_bit_weights_do(composed: Composed, tmp_path: Path) -> None:
+    """The same numbers enter every product; only the order of rounding in the kernels may differ."""
+
+    def losses(rule: str) -> list[float]:
+        config = composed(*SMALL, f"quantization.dequantize_for_training={rule}")
+        base = load_model(config.model, config.quantization)
+        data = load_data(config.dataset, 0, base.tokenizer)
+        rule = config.quantization.dequantize_for_training
+        result = fine_tune(base, data, config.lora, config.train, 0, tmp_path / rule, rule).result
+        assert sum(type(m).__name__ == "Linear4bit" for m in base.model.modules() if hasattr(m, "compute_dtype")) > 0
+        return [record.values["loss"] for record in result.history]
+
+    assert losses("true") == pytest.approx(losses("false"), rel=1e-4)
+
+
 def test_another_seed_gives_another_adapter(composed: Composed, once: FineTuned, tmp_path: Path) -> None:
     other = tuned(composed(*SMALL, "seed=1", "train.max_steps=2"), tmp_path)
     assert digest(other.result.adapter_dir) != digest(once.result.adapter_dir)
@@ -123,7 +138,7 @@ def test_steps_are_told_as_they_happen(composed: Composed, pocket: LoadedModel, 
     progress: list[tuple[int, int]] = []
     data = load_data(config.dataset, 0, pocket.tokenizer)
     result = fine_tune(
-        pocket, data, config.lora, config.train, 0, tmp_path, steps.append,
+        pocket, data, config.lora, config.train, 0, tmp_path, "auto", steps.append,
         lambda done, total, note: progress.append((done, total)),
     ).result  # fmt: skip
     assert tuple(steps) == result.history
