@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager, get_task_dict
+from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown.scoring import SharedWorkLM
@@ -43,7 +43,7 @@ class Measured(NamedTuple):
 def build_requests(task: str) -> list[Instance]:
     """The harness's requests for NAME:QUESTIONS[:SHOTS]."""
     name, limit, *shots = task.split(":")
-    (built,) = get_task_dict([name], TaskManager()).values()
+    (built,) = TaskManager().load(name)["tasks"].values()
     if shots:
         built.set_config(key="num_fewshot", value=int(shots[0]))
     built.set_fewshot_seed(seed=1234)

@@ -70,20 +70,25 @@ def take_rows(
     """
     width = max(questions[0].n_tokens(n_preamble), min(least_width, token_budget))
     n_rows = max(1, token_budget // width)
+    smallest = questions[-1].n_tokens(n_preamble)
     rows: list[list[Question]] = []
     room: list[int] = []
-    for taken, question in enumerate(questions):
+    left: list[Question] = []
+    for seen, question in enumerate(questions):
         size = question.n_tokens(n_preamble)
         place = next((i for i, free in enumerate(room) if free >= size), None)
-        if place is None:
-            if len(rows) == n_rows:
-                return rows, list(questions[taken:])
+        if place is None and len(rows) < n_rows:
             place = len(rows)
             rows.append([])
             room.append(width)
-        rows[place].append(question)
-        room[place] -= size
-    return rows, []
+        if place is not None:
+            rows[place].append(question)
+            room[place] -= size
+        else:  # a smaller one may yet fill what is left of a row
+            left.append(question)
+        if len(rows) == n_rows and max(room) < smallest:
+            return rows, [*left, *questions[seen + 1 :]]
+    return rows, left
 
 
 @dataclass(frozen=True)

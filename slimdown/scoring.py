@@ -35,7 +35,7 @@ from slimdown.forward import (
 )
 from slimdown.packing import Question, Tokens, group_by_preamble, pack, take_rows
 from slimdown.progress import Progress, ProgressBars
-from slimdown.sharing import merges_preamble, why_stock
+from slimdown.sharing import decodes_greedily, merges_preamble, why_stock
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -49,13 +49,6 @@ TOKEN_BUDGET_ELSEWHERE = 16384
 # Least width of rows that each repeat a preamble's keys and values: few wide rows repeat them less
 # often than many narrow ones; much wider, and attention between strangers outweighs that.
 ROW_TOKENS = 512
-
-# What a generation config may set without changing greedy decoding.
-GREEDY_SETTINGS = {
-    *("bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_k", "top_p"),
-    *("min_p", "typical_p", "max_length", "max_new_tokens", "use_cache", "cache_implementation"),
-    *("_from_model_config", "transformers_version", "output_attentions", "output_hidden_states"),
-}
 
 
 class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
@@ -258,7 +251,8 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         with self._showing(requests, disable_tqdm):
             for members in groups.values():
                 kwargs = normalize_gen_kwargs(requests[members[0]].args[1], self.max_gen_toks)
-                if self._decodes_greedily(kwargs):
+                shared = self.scoring_path == "shared" and self.think_end_token is None
+                if shared and decodes_greedily(self.model, kwargs):
                     self._generate(requests, members, kwargs, texts)
                     continue
                 with measuring(self.model):
@@ -266,17 +260,6 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
                 texts |= zip(members, stock, strict=True)
                 self._done(members)
         return [texts[i] for i in range(len(requests))]
-
-    def _decodes_greedily(self, kwargs: dict[str, Any]) -> bool:
-        config = getattr(self.model, "generation_config", None)
-        return (
-            self.scoring_path == "shared"
-            and self.think_end_token is None
-            and kwargs.keys() <= {"until", "max_gen_toks", "do_sample", "temperature"}
-            and not kwargs["do_sample"]
-            and config is not None
-            and config.to_diff_dict().keys() <= GREEDY_SETTINGS
-        )
 
     def _generate(
         self,

@@ -18,6 +18,29 @@ TOLERANCE_HALF = 0.1
 # How a model that was not made for it turns shared rows down.
 REFUSALS = (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError)
 
+# What a generation config may set without changing greedy decoding.
+GREEDY_SETTINGS = frozenset(
+    [
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "do_sample",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "typical_p",
+        "max_length",
+        "max_new_tokens",
+        "use_cache",
+        "cache_implementation",
+        "output_attentions",
+        "output_hidden_states",
+        "transformers_version",
+        "_from_model_config",
+    ]
+)
+
 
 def why_stock(model: Any) -> str:
     """Why `model` cannot share work between rows; empty where it can.
@@ -73,3 +96,14 @@ def sharing_error(model: Any, merging: bool = False) -> float:
         plain += [alone[0], alone[1][1:]]  # the context's last token is kept once
     expected = torch.cat(plain).float()
     return float((shared.float() - expected).abs().mean() / expected.std())
+
+
+def decodes_greedily(model: Any, settings: dict[str, Any]) -> bool:
+    """Whether `settings` of the harness ask `model` for plain greedy decoding and nothing else."""
+    config = getattr(model, "generation_config", None)
+    return (
+        config is not None
+        and config.to_diff_dict().keys() <= GREEDY_SETTINGS
+        and settings.keys() <= {"until", "max_gen_toks", "do_sample", "temperature"}
+        and not settings["do_sample"]
+    )
