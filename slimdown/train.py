@@ -12,14 +12,17 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from slimdown.config import LoraConfig, OnProgress, TrainConfig, UserError
 from slimdown.data import SftData
+from slimdown.dequantize import dequantized, dequantizes
 from slimdown.model import LoadedModel, context_window
 
 
@@ -64,6 +67,7 @@ def fine_tune(
     config: TrainConfig,
     seed: int,
     folder: Path,
+    dequantize: str = "auto",
     on_step: Callable[[StepRecord], None] = lambda record: None,
     on_progress: OnProgress = lambda done, total, note: None,
 ) -> FineTuned:
@@ -76,6 +80,8 @@ def fine_tune(
         config: steps, batches, learning rate.
         seed: of the adapter's start and the order of the rows.
         folder: receives `adapter/` in PEFT's format.
+        dequantize: whether to compute on the values of 4-bit weights instead of unpacking them at every step: true,
+            false, or auto: on a CPU where memory allows. The weights come back untouched.
         on_step: told of each step.
         on_progress: told how many steps are done.
 
@@ -83,7 +89,7 @@ def fine_tune(
         UserError: settings that this model cannot be trained with.
     """
     import transformers
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
     _silence_transformers()
     check_settings(base, lora, config)
@@ -126,13 +132,14 @@ def fine_tune(
         bf16=False,  # no autocast: base and adapter compute in the dtypes they have
         fp16=False,
     )
-    trainer = SFTTrainer(
+    trainer = _trainer_class(base)(
         model=model,
         args=arguments,
         train_dataset=data.train,
         eval_dataset=data.validation,
         processing_class=base.tokenizer,
         callbacks=[Record()],
+        data_collator=_collator(base),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     # TRL casts the adapters of a quantized base to bfloat16 (trl 1.16, sft_trainer.py, after the QLoRA paper), where
@@ -141,19 +148,20 @@ def fine_tune(
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    before = trainer.evaluate()["eval_loss"]
-    transformers.set_seed(seed)  # the validation above must not move the order of the rows
-    started = time.perf_counter()
-    try:
-        outcome = trainer.train()
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"training does not fit in the memory of {base.device}: halve train.per_device_train_batch_size "
-            f"(now {config.per_device_train_batch_size}) and double train.gradient_accumulation_steps, or set "
-            "train.gradient_checkpointing=true"
-        ) from None
-    seconds = time.perf_counter() - started
-    after = trainer.evaluate()["eval_loss"]
+    with dequantized(model) if _dequantizes(base, dequantize) else nullcontext():
+        before = trainer.evaluate()["eval_loss"]
+        transformers.set_seed(seed)  # the validation above must not move the order of the rows
+        started = time.perf_counter()
+        try:
+            outcome = trainer.train()
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"training does not fit in the memory of {base.device}: halve train.per_device_train_batch_size "
+                f"(now {config.per_device_train_batch_size}) and double train.gradient_accumulation_steps, or set "
+                "train.gradient_checkpointing=true"
+            ) from None
+        seconds = time.perf_counter() - started
+        after = trainer.evaluate()["eval_loss"]
     model.eval()
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     adapter_dir = _save_adapter(model, base, folder / "adapter")
@@ -204,6 +212,125 @@ def peak_memory_bytes() -> int:
     """The most memory this process has held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kibibytes on Linux, bytes on macOS
+
+
+def _dequantizes(base: LoadedModel, rule: str) -> bool:
+    match rule.lower():
+        case "auto":  # a GPU unpacks as fast as it reads, and its memory is what 4 bits are for
+            return base.device == "cpu" and dequantizes(base.model)
+        case rule:
+            return dequantizes(base.model, rule == "true")
+
+
+# --- less work for the same loss, on a CPU ------------------------------------------------------
+#
+# Without Triton, TRL's fused head (trl 1.16, kernels/chunked_logprob.py) scores every position, padding and prompts
+# included, computes the logits a second time for the gradient, and multiplies the gradient in float32 whatever the
+# dtype. To be deleted when it scores only labels there and its second product keeps the dtype.
+
+
+class SummedLoss(torch.autograd.Function):
+    """The summed negative log-likelihood of `labels`, and how many are the most likely token.
+
+    The gradient is computed in the same pass, chunk by chunk, so that the logits are made once and never kept.
+    """
+
+    CHUNK = 512  # tokens: 100 MB of logits with a vocabulary of 49,152
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        hits = labels.new_zeros(())
+        for start in range(0, len(labels), SummedLoss.CHUNK):
+            part = slice(start, start + SummedLoss.CHUNK)
+            target = labels[part, None]
+            logits = functional.linear(hidden[part], weight).float()
+            hits += (logits.argmax(-1, keepdim=True) == target).sum()
+            chances = functional.log_softmax(logits, dim=-1)
+            loss -= chances.gather(-1, target).sum()
+            if gradient is not None:  # of the logits: the predicted chances less the labels
+                chances = chances.exp_().scatter_add_(-1, target, -torch.ones_like(target, dtype=chances.dtype))
+                torch.matmul(chances.to(weight.dtype), weight, out=gradient[part])
+        ctx.mark_non_differentiable(hits)
+        ctx.save_for_backward(gradient)
+        return loss, hits
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        return gradient * gradients[0].to(gradient.dtype), None, None
+
+
+def _trainer_class(base: LoadedModel) -> Any:
+    """TRL's trainer, on a CPU with a loss that does no work for nothing."""
+    from trl import SFTTrainer
+
+    head = base.model.get_output_embeddings()
+    settings = base.model.config.get_text_config()
+    # A head that scales or caps its logits, or a router with a loss of its own, stays with TRL.
+    special = (
+        "final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling",
+        "output_router_logits",
+    )  # fmt: skip
+    if base.device != "cpu" or head.bias is not None or any(getattr(settings, name, None) for name in special):
+        return SFTTrainer
+
+    class LeanTrainer(SFTTrainer):  # type: ignore[misc]
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            if return_outputs:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            labels = inputs.pop("labels")[:, 1:]
+            mode = "train" if model.training else "eval"
+            causal = self.accelerator.unwrap_model(model).get_base_model()
+            hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+            scored = labels != -100
+            weight = causal.get_output_embeddings().weight
+            loss, hits = SummedLoss.apply(hidden[scored], weight, labels[scored])
+            n_scored = int(scored.sum())
+            if mode == "train":
+                mask = inputs.get("attention_mask")
+                self._total_train_tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+            metrics = self._metrics[mode]
+            metrics["mean_token_accuracy"].append(int(hits) / max(n_scored, 1))
+            metrics["num_tokens"] = [self._total_train_tokens]
+            return loss / max(int(n_scored if num_items_in_batch is None else num_items_in_batch), 1)
+
+    return LeanTrainer
+
+
+def _collator(base: LoadedModel) -> Callable[[list[dict[str, Any]]], dict[str, Any]] | None:
+    """Batches without padding where that is less work; None: TRL's own, padded.
+
+    Rows laid end to end, each with positions of its own, among which transformers builds a mask that lets a row see
+    only itself: the same losses, and nothing computed for padding. Attention then runs over all pairs of the batch,
+    masked or not, so long rows of equal length are better padded.
+    """
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    kinds = set(getattr(base.model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+    told_apart = base.model._supports_attention_backend and not base.model._is_stateful
+    if base.device != "cpu" or not told_apart or not kinds <= {"full_attention", "sliding_attention"}:
+        return None
+    padded = DataCollatorForLanguageModeling(base.tokenizer.pad_token_id)
+    flat = DataCollatorForLanguageModeling(base.tokenizer.pad_token_id, padding_free=True)
+    # The context at which attention costs as much as a layer's matrices, about 12 h^2 weights against 2 h a token.
+    even = 6 * base.model.config.get_text_config().hidden_size
+
+    def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
+        lengths = [len(example["input_ids"]) for example in examples]
+        laid_out, longest = sum(lengths), max(lengths)
+        if laid_out * (even + laid_out) < len(lengths) * longest * (even + longest):
+            batch: dict[str, Any] = flat(examples)
+            return {key: batch[key] for key in ("input_ids", "labels", "position_ids")}
+        padded_batch: dict[str, Any] = padded(examples)
+        return padded_batch
+
+    return collate
 
 
 def _with_adapter(base: LoadedModel, lora: LoraConfig) -> Any:

@@ -123,8 +123,8 @@ def test_steps_are_told_as_they_happen(composed: Composed, pocket: LoadedModel, 
     progress: list[tuple[int, int]] = []
     data = load_data(config.dataset, 0, pocket.tokenizer)
     result = fine_tune(
-        pocket, data, config.lora, config.train, 0, tmp_path, steps.append,
-        lambda done, total, note: progress.append((done, total)),
+        pocket, data, config.lora, config.train, 0, tmp_path, on_step=steps.append,
+        on_progress=lambda done, total, note: progress.append((done, total)),
     ).result  # fmt: skip
     assert tuple(steps) == result.history
     assert progress == [(1, 3), (2, 3), (3, 3)]

@@ -1,0 +1,160 @@
+"""A stock TRL script and slimdown's `fine_tune` on the same rows, in one process: speed, memory, loss curves.
+
+    python -m bench.training --model HuggingFaceTB/SmolLM2-135M-Instruct --rows 64 --threads 2
+
+Stock is what TRL's documentation shows for QLoRA: `SFTConfig` with its defaults (gradient checkpointing, bfloat16 where
+the machine has it) on the 4-bit model. Model, rows, adapter, seed, batches and learning rates are those of slimdown.
+"""
+
+import argparse
+import ctypes
+import gc
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from hydra import compose, initialize_config_dir
+from peft import LoraConfig
+from trl import SFTConfig, SFTTrainer
+
+from slimdown.config import CONF_DIR, RunConfig, load_config
+from slimdown.data import SftData, load_data
+from slimdown.model import LoadedModel, load_model
+from slimdown.train import fine_tune
+
+
+class Measured(NamedTuple):
+    """One way to train: its steps' losses and its cost. `cpu_seconds` sums over threads, whatever else runs."""
+
+    losses: list[float]
+    tokens: int
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+class Clock(transformers.TrainerCallback):  # type: ignore[misc]
+    """Seconds from the first step to the last, without preparing the rows or validating."""
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.started, self.cpu_started = time.perf_counter(), time.process_time()
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.seconds = time.perf_counter() - self.started
+        self.cpu_seconds = time.process_time() - self.cpu_started
+
+
+def stock(base: LoadedModel, data: SftData, config: RunConfig, folder: Path) -> Measured:
+    """Plain TRL."""
+    transformers.set_seed(config.seed)
+    clock, train = Clock(), config.train
+    trainer = SFTTrainer(
+        model=base.model,
+        args=SFTConfig(
+            output_dir=str(folder),
+            num_train_epochs=train.num_train_epochs,
+            per_device_train_batch_size=train.per_device_train_batch_size,
+            learning_rate=train.learning_rate,
+            lr_scheduler_type=train.lr_scheduler_type,
+            warmup_steps=train.warmup_steps,
+            optim=train.optim,
+            max_length=train.max_length,
+            completion_only_loss=train.completion_only_loss,
+            seed=config.seed,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=base.device == "cpu",
+        ),
+        train_dataset=data.train,
+        processing_class=base.tokenizer,
+        peft_config=LoraConfig(
+            r=config.lora.r,
+            lora_alpha=config.lora.lora_alpha,
+            lora_dropout=config.lora.lora_dropout,
+            target_modules=list(config.lora.target_modules),
+            task_type="CAUSAL_LM",
+        ),
+        callbacks=[clock],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return Measured([e["loss"] for e in logs], int(logs[-1]["num_tokens"]), clock.seconds, clock.cpu_seconds, 0)
+
+
+def lean(base: LoadedModel, data: SftData, config: RunConfig, folder: Path) -> Measured:
+    """slimdown; `runtime_seconds` is of the steps alone, the validations left out as they are from stock."""
+    times: list[tuple[float, float]] = []
+    rule = config.quantization.dequantize_for_training
+    result = fine_tune(
+        base, data, config.lora, config.train, config.seed, folder, rule,
+        on_step=lambda record: times.append((time.perf_counter(), time.process_time())),
+    ).result  # fmt: skip
+    share = (times[-1][1] - times[0][1]) / (times[-1][0] - times[0][0])
+    losses = [record.values["loss"] for record in result.history]
+    return Measured(losses, result.tokens, result.runtime_seconds, share * result.runtime_seconds, 0)
+
+
+def measure(
+    train: Callable[[LoadedModel, SftData, RunConfig, Path], Measured], config: RunConfig, dequantize: str
+) -> Measured:
+    """Load the model afresh, train it one way, and read the highest memory of all that."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    config.quantization.dequantize_for_training = dequantize
+    base = load_model(config.model, config.quantization)  # keeps bitsandbytes' packed kernel, which cannot train, off
+    data = load_data(config.dataset, config.seed, base.tokenizer)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak that VmHWM reports
+    with tempfile.TemporaryDirectory() as folder:
+        result = train(base, data, config, Path(folder))
+    status = Path("/proc/self/status").read_text()
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return result._replace(peak_bytes=int(peak.split()[1]) * 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--validation-rows", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--packed", action="store_true", help="also slimdown without dequantizing")
+    parser.add_argument("overrides", nargs="*", help="settings of slimdown, e.g. train.completion_only_loss=true")
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(args.threads)
+    overrides = [
+        "model=smollm2", f"model.id={args.model}", f"dataset.alpaca.max_examples={args.rows}",
+        f"dataset.alpaca.validation_examples={args.validation_rows}", *args.overrides,
+    ]  # fmt: skip
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = load_config(compose("config", overrides=overrides))
+    ways: dict[str, tuple[Callable[..., Measured], str]] = {"stock TRL": (stock, "false"), "slimdown": (lean, "auto")}
+    if args.packed:
+        ways["slimdown, 4-bit layers"] = (lean, "false")
+    print(f"{args.model}, {args.rows} rows, {args.threads} threads, load {os.getloadavg()[0]:.1f} at the start")
+    print("| way | tokens/s | ratio | CPU seconds | ratio | peak MB | largest step difference |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    first: Measured | None = None
+    for name, (train, dequantize) in ways.items():
+        result = measure(train, config, dequantize)
+        first = first or result
+        distance = max(abs(a - b) / a for a, b in zip(first.losses, result.losses, strict=True))
+        print(
+            f"| {name} | {result.tokens / result.seconds:.0f} | {first.seconds / result.seconds:.2f} "
+            f"| {result.cpu_seconds:.1f} | {first.cpu_seconds / result.cpu_seconds:.2f} "
+            f"| {result.peak_bytes / 1e6:.0f} | {100 * distance:.2f} % |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
