@@ -11,9 +11,10 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def fine_tune(
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    with dequantized(model) if _dequantizes(base, dequantize) else nullcontext():
+    with _attention_by_row(base), dequantized(model) if _dequantizes(base, dequantize) else nullcontext():
         before = trainer.evaluate()["eval_loss"]
         transformers.set_seed(seed)  # the validation above must not move the order of the rows
         started = time.perf_counter()
@@ -290,7 +291,7 @@ def _trainer_class(base: LoadedModel) -> Any:
             hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
             scored = labels != -100
             weight = causal.get_output_embeddings().weight
-            loss, hits = SummedLoss.apply(hidden[scored], weight, labels[scored])
+            loss, hits = SummedLoss.apply(hidden[scored], weight, labels[scored])  # type: ignore[no-untyped-call]
             n_scored = int(scored.sum())
             if mode == "train":
                 mask = inputs.get("attention_mask")
@@ -303,34 +304,54 @@ def _trainer_class(base: LoadedModel) -> Any:
     return LeanTrainer
 
 
-def _collator(base: LoadedModel) -> Callable[[list[dict[str, Any]]], dict[str, Any]] | None:
-    """Batches without padding where that is less work; None: TRL's own, padded.
+def _tells_rows_apart(base: LoadedModel) -> bool:
+    """Whether rows laid end to end can be told apart: by attention over all that came before, and by nothing else."""
+    kinds = set(getattr(base.model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+    window = getattr(base.model.config.get_text_config(), "sliding_window", None)
+    attention = base.model._supports_attention_backend and base.model.config._attn_implementation == "sdpa"
+    plain = attention and not base.model._is_stateful and kinds == {"full_attention"} and window is None
+    return base.device == "cpu" and bool(plain)
 
-    Rows laid end to end, each with positions of its own, among which transformers builds a mask that lets a row see
-    only itself: the same losses, and nothing computed for padding. Attention then runs over all pairs of the batch,
-    masked or not, so long rows of equal length are better padded.
-    """
+
+def _collator(base: LoadedModel) -> Callable[[list[dict[str, Any]]], dict[str, Any]] | None:
+    """Batches as one long row without padding, positions and boundaries beside it; None: TRL's own, padded."""
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    kinds = set(getattr(base.model.config.get_text_config(), "layer_types", None) or ["full_attention"])
-    told_apart = base.model._supports_attention_backend and not base.model._is_stateful
-    if base.device != "cpu" or not told_apart or not kinds <= {"full_attention", "sliding_attention"}:
+    if not _tells_rows_apart(base):
         return None
-    padded = DataCollatorForLanguageModeling(base.tokenizer.pad_token_id)
-    flat = DataCollatorForLanguageModeling(base.tokenizer.pad_token_id, padding_free=True)
-    # The context at which attention costs as much as a layer's matrices, about 12 h^2 weights against 2 h a token.
-    even = 6 * base.model.config.get_text_config().hidden_size
+    collator: Any = DataCollatorForLanguageModeling(base.tokenizer.pad_token_id, padding_free=True)
+    return collator  # type: ignore[no-any-return]
 
-    def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
-        lengths = [len(example["input_ids"]) for example in examples]
-        laid_out, longest = sum(lengths), max(lengths)
-        if laid_out * (even + laid_out) < len(lengths) * longest * (even + longest):
-            batch: dict[str, Any] = flat(examples)
-            return {key: batch[key] for key in ("input_ids", "labels", "position_ids")}
-        padded_batch: dict[str, Any] = padded(examples)
-        return padded_batch
 
-    return collate
+@contextmanager
+def _attention_by_row(base: LoadedModel) -> Iterator[None]:
+    """The model attending within each row of a batch without padding; on leaving it attends as before.
+
+    torch's attention on a CPU takes a mask but skips nothing that it hides, and a batch's rows hide most of it.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    def attend(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: None, *, cu_seq_lens_q: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, None]:
+        kwargs |= {"is_causal": True}
+        rows = [
+            sdpa_attention_forward(module, *(x[:, :, start:end] for x in (query, key, value)), None, **kwargs)[0]
+            for start, end in pairwise(cu_seq_lens_q.tolist())
+        ]
+        return torch.cat(rows, dim=1), None
+
+    if not _tells_rows_apart(base):
+        yield
+        return
+    AttentionInterface.register("slimdown_by_row", attend)
+    usual = base.model.config._attn_implementation
+    base.model.set_attn_implementation("slimdown_by_row")
+    try:
+        yield
+    finally:
+        base.model.set_attn_implementation(usual)
 
 
 def _with_adapter(base: LoadedModel, lora: LoraConfig) -> Any:
