@@ -73,8 +73,7 @@ def compare(requests: Sequence[Instance], one: list[Any], other: list[Any]) -> t
     for i, request in enumerate(requests):
         questions.setdefault(request.doc_id, []).append(i)
     differing = sum(
-        max(group, key=lambda i: one[i][0]) != max(group, key=lambda i: other[i][0])
-        for group in questions.values()
+        max(group, key=lambda i: one[i][0]) != max(group, key=lambda i: other[i][0]) for group in questions.values()
     )
     return differing, max(abs(a[0] - b[0]) for a, b in zip(one, other, strict=True))
 
@@ -95,9 +94,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
     model = model.to(args.device)
     print(f"{args.model}, {args.dtype}, {args.device}, {args.threads} threads")
-    columns = (
-        "seconds | ratio | CPU seconds | ratio | answers that differ | max Δ log-prob | peak MB"
-    )
+    columns = "seconds | ratio | CPU seconds | ratio | answers that differ | max Δ log-prob | peak MB"
     print(f"| task | class | {columns} |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for task in args.task or DEFAULT_TASKS:

@@ -1,131 +1,159 @@
-"""The stock QLoRA script and slimdown's training in turn, on the same rows, seed and order.
+"""A stock TRL script and slimdown's `fine_tune` on the same rows, in one process: speed, memory, loss curves.
 
     python -m bench.training --model HuggingFaceTB/SmolLM2-135M-Instruct --rows 64 --threads 2
 
-Prints tokens per second, their ratio, peak memory and how far the loss curves lie apart. The stock script is what
-TRL's documentation shows: a 4-bit base with bfloat16 compute where the processor has it, `SFTTrainer` with a LoRA
-adapter. Each runs in a process of its own, so that one's memory is not counted with the other's.
+Stock is what TRL's documentation shows for QLoRA: `SFTConfig` with its defaults (gradient checkpointing, bfloat16 where
+the machine has it) on the 4-bit model. Model, rows, adapter, seed, batches and learning rates are those of slimdown.
 """
 
 import argparse
-import json
-import subprocess
-import sys
+import ctypes
+import gc
+import logging
+import os
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from hydra import compose, initialize_config_dir
+from peft import LoraConfig
+from trl import SFTConfig, SFTTrainer
+
+from slimdown.config import CONF_DIR, RunConfig, load_config
+from slimdown.data import SftData, load_data
+from slimdown.model import LoadedModel, load_model
+from slimdown.train import fine_tune
 
 
-def main() -> None:
-    """Run both and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
-    parser.add_argument("--dtype", default="auto", help="of the computation: auto, bfloat16 or float32")
-    parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=["stock", "slimdown", "slimdown-4bit"], help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.only:
-        print("RESULT " + json.dumps(train(asked)))
-        return
-    found = {}
-    for way in ("stock", "slimdown-4bit", "slimdown"):
-        command = [sys.executable, "-m", "bench.training", *sys.argv[1:], "--only", way]
-        done = subprocess.run(command, capture_output=True, text=True)
-        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-        if not lines:
-            sys.exit(f"{way} failed:\n{done.stderr[-2000:]}")
-        found[way] = json.loads(lines[0].removeprefix("RESULT "))
-    stock = found["stock"]
-    print(
-        f"{asked.model}, {stock['dtype']}, {asked.rows} Alpaca rows in batches of {asked.batch}, "
-        f"{asked.threads} threads"
-    )
-    print("| training | tokens/s | ratio | peak MB | final loss | largest step difference |")
-    print("|---|---:|---:|---:|---:|---:|")
-    for way, result in found.items():
-        apart = max(abs(a - b) / b for a, b in zip(result["losses"], stock["losses"], strict=True))
-        speed = result["tokens"] / result["seconds"]
-        ratio = speed / (stock["tokens"] / stock["seconds"])
-        print(
-            f"| {way} | {speed:.0f} | {ratio:.2f} | {result['peak_bytes'] / 2**20:.0f} | {result['losses'][-1]:.4f} "
-            f"| {100 * apart:.2f} % |"
-        )
+class Measured(NamedTuple):
+    """One way to train: its steps' losses and its cost. `cpu_seconds` sums over threads, whatever else runs."""
+
+    losses: list[float]
+    tokens: int
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
 
 
-def train(asked: argparse.Namespace) -> dict[str, Any]:
-    """Train one way; losses by step, tokens, seconds of the steps alone, peak bytes."""
-    import torch
+class Clock(transformers.TrainerCallback):  # type: ignore[misc]
+    """Seconds from the first step to the last, without preparing the rows or validating."""
 
-    from slimdown.config import Device, Dtype, LoraConfig, ModelConfig, QuantizationConfig, TrainConfig
-    from slimdown.data import load_data
-    from slimdown.model import load_model
-    from slimdown.train import fine_tune, peak_memory_bytes
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.started, self.cpu_started = time.perf_counter(), time.process_time()
 
-    torch.set_num_threads(asked.threads)
-    dtype = Dtype(asked.dtype)
-    base = load_model(
-        ModelConfig(id=asked.model, dtype=dtype, device=Device.cpu),
-        QuantizationConfig(load_in_4bit=True, load_in_8bit=False, bnb_4bit_compute_dtype=dtype),
-    )
-    data = load_data({"alpaca": alpaca(asked.rows)}, 0, base.tokenizer)
-    with tempfile.TemporaryDirectory() as folder:
-        if asked.only == "stock":
-            result = stock_script(base, data, asked, folder)
-        else:
-            lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["q_proj", "k_proj", "v_proj"])
-            config = TrainConfig(
-                num_train_epochs=1, max_steps=-1, per_device_train_batch_size=asked.batch,
-                gradient_accumulation_steps=1, per_device_eval_batch_size=8, learning_rate=2e-4,
-                lr_scheduler_type="linear", warmup_steps=0.0, weight_decay=0.0, max_grad_norm=1.0, optim="adamw_torch",
-                max_length=1024, completion_only_loss=False, gradient_checkpointing=False,
-            )  # fmt: skip
-            rule = "false" if asked.only == "slimdown-4bit" else "true"
-            trained = fine_tune(base, data, lora, config, 0, Path(folder), rule).result
-            result = {
-                "losses": [record.values["loss"] for record in trained.history],
-                "tokens": trained.tokens,
-                "seconds": trained.runtime_seconds,
-            }
-    return {**result, "peak_bytes": peak_memory_bytes(), "dtype": base.dtype}
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.seconds = time.perf_counter() - self.started
+        self.cpu_seconds = time.process_time() - self.cpu_started
 
 
-def alpaca(rows: int) -> Any:
-    """The dataset of the paper, cut."""
-    from slimdown.config import DatasetConfig
-
-    return DatasetConfig(
-        path="tatsu-lab/alpaca", template="alpaca", instruction="instruction", input="input", output="output",
-        max_examples=rows, validation_examples=8,
-    )  # fmt: skip
-
-
-def stock_script(base: Any, data: Any, asked: argparse.Namespace, folder: str) -> dict[str, Any]:
-    """What TRL's documentation shows for QLoRA: trainer and adapter from their own defaults."""
-    import time
-
-    import peft
-    from trl import SFTConfig, SFTTrainer
-
+def stock(base: LoadedModel, data: SftData, config: RunConfig, folder: Path) -> Measured:
+    """Plain TRL."""
+    transformers.set_seed(config.seed)
+    clock, train = Clock(), config.train
     trainer = SFTTrainer(
         model=base.model,
         args=SFTConfig(
-            output_dir=folder, num_train_epochs=1, per_device_train_batch_size=asked.batch, learning_rate=2e-4,
-            completion_only_loss=False, logging_steps=1, report_to="none", save_strategy="no", seed=0, data_seed=0,
-            disable_tqdm=True, use_cpu=True, max_length=1024, bf16=base.dtype == "bfloat16",
+            output_dir=str(folder),
+            num_train_epochs=train.num_train_epochs,
+            per_device_train_batch_size=train.per_device_train_batch_size,
+            learning_rate=train.learning_rate,
+            lr_scheduler_type=train.lr_scheduler_type,
+            warmup_steps=train.warmup_steps,
+            optim=train.optim,
+            max_length=train.max_length,
+            completion_only_loss=train.completion_only_loss,
+            seed=config.seed,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=base.device == "cpu",
         ),
         train_dataset=data.train,
         processing_class=base.tokenizer,
-        peft_config=peft.LoraConfig(
-            r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["q_proj", "k_proj", "v_proj"], task_type="CAUSAL_LM"
+        peft_config=LoraConfig(
+            r=config.lora.r,
+            lora_alpha=config.lora.lora_alpha,
+            lora_dropout=config.lora.lora_dropout,
+            target_modules=list(config.lora.target_modules),
+            task_type="CAUSAL_LM",
         ),
-    )  # fmt: skip
-    started = time.perf_counter()
+        callbacks=[clock],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
-    seconds = time.perf_counter() - started
-    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return {"losses": [s["loss"] for s in steps], "tokens": steps[-1]["num_tokens"], "seconds": seconds}
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return Measured([e["loss"] for e in logs], int(logs[-1]["num_tokens"]), clock.seconds, clock.cpu_seconds, 0)
+
+
+def lean(base: LoadedModel, data: SftData, config: RunConfig, folder: Path) -> Measured:
+    """slimdown; `runtime_seconds` is of the steps alone, the validations left out as they are from stock."""
+    times: list[tuple[float, float]] = []
+    rule = config.quantization.dequantize_for_training
+    result = fine_tune(
+        base, data, config.lora, config.train, config.seed, folder, rule,
+        on_step=lambda record: times.append((time.perf_counter(), time.process_time())),
+    ).result  # fmt: skip
+    share = (times[-1][1] - times[0][1]) / (times[-1][0] - times[0][0])
+    losses = [record.values["loss"] for record in result.history]
+    return Measured(losses, result.tokens, result.runtime_seconds, share * result.runtime_seconds, 0)
+
+
+def measure(
+    train: Callable[[LoadedModel, SftData, RunConfig, Path], Measured], config: RunConfig, dequantize: str
+) -> Measured:
+    """Load the model afresh, train it one way, and read the highest memory of all that."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    config.quantization.dequantize_for_training = dequantize
+    base = load_model(config.model, config.quantization)  # keeps bitsandbytes' packed kernel, which cannot train, off
+    data = load_data(config.dataset, config.seed, base.tokenizer)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak that VmHWM reports
+    with tempfile.TemporaryDirectory() as folder:
+        result = train(base, data, config, Path(folder))
+    status = Path("/proc/self/status").read_text()
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return result._replace(peak_bytes=int(peak.split()[1]) * 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--validation-rows", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--packed", action="store_true", help="also slimdown without dequantizing")
+    parser.add_argument("overrides", nargs="*", help="settings of slimdown, e.g. train.completion_only_loss=true")
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(args.threads)
+    overrides = [
+        "model=smollm2", f"model.id={args.model}", f"dataset.alpaca.max_examples={args.rows}",
+        f"dataset.alpaca.validation_examples={args.validation_rows}", *args.overrides,
+    ]  # fmt: skip
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = load_config(compose("config", overrides=overrides))
+    ways: dict[str, tuple[Callable[..., Measured], str]] = {"stock TRL": (stock, "false"), "slimdown": (lean, "auto")}
+    if args.packed:
+        ways["slimdown, 4-bit layers"] = (lean, "false")
+    print(f"{args.model}, {args.rows} rows, {args.threads} threads, load {os.getloadavg()[0]:.1f} at the start")
+    print("| way | tokens/s | ratio | CPU seconds | ratio | peak MB | largest step difference |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    first: Measured | None = None
+    for name, (train, dequantize) in ways.items():
+        result = measure(train, config, dequantize)
+        first = first or result
+        distance = max(abs(a - b) / a for a, b in zip(first.losses, result.losses, strict=True))
+        print(
+            f"| {name} | {result.tokens / result.seconds:.0f} | {first.seconds / result.seconds:.2f} "
+            f"| {result.cpu_seconds:.1f} | {first.cpu_seconds / result.cpu_seconds:.2f} "
+            f"| {result.peak_bytes / 1e6:.0f} | {100 * distance:.2f} % |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -68,10 +68,8 @@ def run(config: RunConfig, name: str, config_yaml: str, overrides: list[str], fo
         tracked.log_scoring_path(before.scoring_path)
 
         with report.progress_bar("training") as bar:
-            tuned = fine_tune(
-                base, data, config.lora, config.train, config.seed, folder,
-                config.quantization.dequantize_for_training, tracked.log_step, bar,
-            )  # fmt: skip
+            unpack = config.quantization.dequantize_for_training
+            tuned = fine_tune(base, data, config.lora, config.train, config.seed, folder, unpack, tracked.log_step, bar)
         tracked.log_training(tuned.result)
 
         with report.progress_bar("measuring the tuned model") as bar:

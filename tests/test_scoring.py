@@ -206,13 +206,9 @@ def test_loglikelihoods_are_those_of_the_harness(model: Any, tokenizer: Any) -> 
     assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
 
 
-def test_repeating_the_preamble_gives_the_same_answers(
-    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_repeating_the_preamble_gives_the_same_answers(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, requests = llama(), questions()  # as on a GPU, which does not merge
-    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(
-        requests, disable_tqdm=True
-    )
+    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
     lm = SharedWorkLM(model, tokenizer)
     monkeypatch.setattr(lm, "merges_preamble", False)
     assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))

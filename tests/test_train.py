@@ -7,13 +7,15 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+import trl
 from conftest import SMALL
 
 from slimdown.config import RunConfig, UserError
 from slimdown.data import load_data
+from slimdown.dequantize import dequantized, is_4bit
 from slimdown.evaluate import evaluate, load_tasks
 from slimdown.model import LoadedModel, load_model
-from slimdown.train import FineTuned, StepRecord, check_settings, fine_tune
+from slimdown.train import FineTuned, StepRecord, SummedLoss, check_settings, fine_tune
 
 Composed = Callable[..., RunConfig]
 
@@ -84,21 +86,6 @@ def test_gradients_after_a_measurement_equal_gradients_without_one(small: RunCon
     assert all(g.abs().max() > 0 for g in without)
 
 
-def test_dequantized_values_train_as_the_four_bit_weights_do(composed: Composed, tmp_path: Path) -> None:
-    """The same numbers enter every product; only the order of rounding in the kernels may differ."""
-
-    def losses(rule: str) -> list[float]:
-        config = composed(*SMALL, f"quantization.dequantize_for_training={rule}")
-        base = load_model(config.model, config.quantization)
-        data = load_data(config.dataset, 0, base.tokenizer)
-        rule = config.quantization.dequantize_for_training
-        result = fine_tune(base, data, config.lora, config.train, 0, tmp_path / rule, rule).result
-        assert sum(type(m).__name__ == "Linear4bit" for m in base.model.modules() if hasattr(m, "compute_dtype")) > 0
-        return [record.values["loss"] for record in result.history]
-
-    assert losses("true") == pytest.approx(losses("false"), rel=1e-4)
-
-
 def test_another_seed_gives_another_adapter(composed: Composed, once: FineTuned, tmp_path: Path) -> None:
     other = tuned(composed(*SMALL, "seed=1", "train.max_steps=2"), tmp_path)
     assert digest(other.result.adapter_dir) != digest(once.result.adapter_dir)
@@ -138,8 +125,8 @@ def test_steps_are_told_as_they_happen(composed: Composed, pocket: LoadedModel, 
     progress: list[tuple[int, int]] = []
     data = load_data(config.dataset, 0, pocket.tokenizer)
     result = fine_tune(
-        pocket, data, config.lora, config.train, 0, tmp_path, "auto", steps.append,
-        lambda done, total, note: progress.append((done, total)),
+        pocket, data, config.lora, config.train, 0, tmp_path, on_step=steps.append,
+        on_progress=lambda done, total, note: progress.append((done, total)),
     ).result  # fmt: skip
     assert tuple(steps) == result.history
     assert progress == [(1, 3), (2, 3), (3, 3)]
@@ -158,3 +145,61 @@ def test_settings_that_the_model_cannot_take_are_refused(
     config = composed(*SMALL, override)
     with pytest.raises(UserError, match=answer):
         check_settings(pocket, config.lora, config.train)
+
+
+def losses(result: FineTuned) -> list[float]:
+    return [record.values["loss"] for record in result.result.history]
+
+
+def test_dequantized_training_has_the_losses_of_the_4_bit_layers_and_gives_them_back(
+    small: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered = []
+    monkeypatch.setattr("slimdown.train.dequantized", lambda model: entered.append(model) or dequantized(model))
+
+    def trained(rule: str) -> FineTuned:
+        base = load_model(small.model, small.quantization)
+        data = load_data(small.dataset, small.seed, base.tokenizer)
+        return fine_tune(base, data, small.lora, small.train, small.seed, tmp_path / rule, rule)
+
+    packed = trained("false")
+    assert not entered
+    quick = trained("true")
+    assert len(entered) == 1
+    assert losses(quick) == pytest.approx(losses(packed), rel=1e-4)
+    layers = [{name: m.weight for name, m in one.loaded.model.named_modules() if is_4bit(m)} for one in (packed, quick)]
+    assert layers[0]
+    assert layers[0].keys() == layers[1].keys()
+    assert all(torch.equal(weight, layers[1][name]) for name, weight in layers[0].items())
+
+
+@pytest.mark.parametrize("only", ["train.completion_only_loss=true", "train.completion_only_loss=false"])
+def test_steps_have_the_losses_and_counts_of_plain_trl(only: str, composed: Composed, tmp_path: Path) -> None:
+    config = composed(*SMALL, only, "train.gradient_accumulation_steps=2")
+    lean = tuned(config, tmp_path / "lean")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("slimdown.train._trainer_class", lambda base: trl.SFTTrainer)
+        patch.setattr("slimdown.train._tells_rows_apart", lambda base: False)
+        plain = tuned(config, tmp_path / "plain")
+    for name in ("loss", "grad_norm", "mean_token_accuracy", "num_tokens"):
+        ours = [record.values[name] for record in lean.result.history]
+        assert ours == pytest.approx([record.values[name] for record in plain.result.history], rel=1e-3)
+    assert losses(lean) == pytest.approx(losses(plain), rel=1e-4)
+    assert lean.result.validation_loss_after == pytest.approx(plain.result.validation_loss_after, rel=1e-3)
+
+
+def test_the_summed_loss_and_its_gradient_are_those_of_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SummedLoss, "CHUNK", 5)  # the last chunk is a part of one
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(12, 8, generator=generator, requires_grad=True)
+    weight, labels = torch.randn(20, 8, generator=generator), torch.randint(20, (12,), generator=generator)
+    loss, hits = SummedLoss.apply(hidden, weight, labels)
+    (gradient,) = torch.autograd.grad(3 * loss, hidden)
+    expected = torch.nn.functional.cross_entropy(hidden @ weight.T, labels, reduction="sum")
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(3 * expected, hidden)[0])
+    assert hits == ((hidden @ weight.T).argmax(-1) == labels).sum()
+
+
+def test_the_model_attends_as_before_once_trained(once: FineTuned) -> None:
+    assert once.loaded.model.config._attn_implementation == "sdpa"
