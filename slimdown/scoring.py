@@ -57,8 +57,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     token_budget: tokens of one forward, padding included; None takes a size that suits the device
     and holds the longest question. It is halved when memory runs out.
     progress: called as progress(benchmark, questions done, questions in all); None shows bars.
-    softmax_dtype: float32 unless given (HFLM: the model's own dtype, which in bfloat16 rounds
-    log-probabilities to three digits).
+    softmax_dtype: float32 unless given (HFLM: the dtype of the logits).
     Other arguments are HFLM's; `batch_size` serves only what takes HFLM's own path.
 
     The model and the tokenizer are handed back as they came: modes, caching, padding, gradients.
