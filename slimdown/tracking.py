@@ -221,7 +221,7 @@ class TrackedRun:
         }
         logged = self._client.create_logged_model(
             self._experiment_id,
-            name="adapter",
+            name="tuned",
             source_run_id=self.run_id,
             params=base,
             model_type="peft",

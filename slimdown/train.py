@@ -216,7 +216,7 @@ def peak_memory_bytes() -> int:
 
 
 def _dequantizes(base: LoadedModel, rule: str) -> bool:
-    """Whether to compute on dequantized values: a GPU unpacks as fast as it reads, and its memory is what 4 bits save."""
+    """Whether to compute on dequantized values; a GPU unpacks as fast as it reads, and has better uses for memory."""
     if rule.lower() == "auto" and base.device != "cpu":
         return False
     return dequantizes(base.model, asked(rule))
