@@ -42,7 +42,14 @@ def run(config: RunConfig, name: str, config_yaml: str, overrides: list[str], fo
     from slimdown.train import check_settings, fine_tune, peak_memory_bytes
 
     report.show_plan(config, name)
-    tags = {"slimdown.seed": str(config.seed), "slimdown.git_commit": git_commit() or "none"}
+    commit = git_commit() or "none"
+    tags = {
+        "slimdown.seed": str(config.seed),
+        "slimdown.git_commit": commit,
+        "mlflow.source.name": "slimdown.run",  # the columns that MLflow's pages have for them
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": commit,
+    }
     with report.doing("opening the record"):
         tracked = TrackedRun(config.tracking, name, kind="tuned", tags=tags)
     with tracked:
