@@ -35,8 +35,12 @@ check: $(VENV)/installed ## format, lint, types
 ui: $(VENV)/installed ## MLflow's pages over the runs made so far, on http://127.0.0.1:5000
 	$(BIN)/mlflow ui --backend-store-uri $(STORE)
 
+bench: $(VENV)/installed ## time evaluation and training against the stock tools; needs the hub, or HF_ENDPOINT
+	$(BIN)/python -m bench.evaluation
+	$(BIN)/python -m bench.training
+
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
 	$(BIN)/python -m slimdown.pocket
 
-.PHONY: help install demo test test-slow test-hub check ui pocket
+.PHONY: help install demo test test-slow test-hub check ui bench pocket
 .DEFAULT_GOAL := help

@@ -188,7 +188,11 @@ class Evaluator:
         self._open.__exit__(None, None, None)
 
     def questions_hash(self, loaded_task: Any, benchmark: BenchmarkConfig) -> str:
-        """A digest of every prompt and answer that the model would be asked, and of how they are scored."""
+        """A digest of every prompt and answer that the model would be asked, and of how they are scored.
+
+        Raises:
+            UserError: the worked examples do not fit in the model's window; the harness would cut them in silence.
+        """
         digest = hashlib.sha256()
         for name, task in sorted(loaded_task["tasks"].items()):
             task.set_fewshot_seed(_FEWSHOT_SEED)
@@ -203,9 +207,24 @@ class Evaluator:
             )
             scoring = {k: str(v) for k, v in task.dump_config().items() if k in ("metric_list", "filter_list")}
             digest.update(json.dumps([name, scoring], sort_keys=True).encode())
+            self._check_room(task, benchmark)
             for instance in task.instances:
                 digest.update(json.dumps([instance.doc_id, str(instance.args)]).encode())
         return digest.hexdigest()[:16]
+
+    def _check_room(self, task: Any, benchmark: BenchmarkConfig) -> None:
+        if benchmark.num_fewshot == 0:
+            return  # what is too long by itself loses its start, as in the harness
+        longest = max((str(instance.args[0]) for instance in task.instances), key=len)
+        n_tokens = len(self._lm.tok_encode(longest))
+        answer = (task.config.generation_kwargs or {}).get("max_gen_toks", self._lm.max_gen_toks)
+        room = self._lm.max_length - (answer if task.OUTPUT_TYPE == "generate_until" else 0)
+        if n_tokens > room:
+            raise UserError(
+                f"num_fewshot={benchmark.num_fewshot}: the longest prompt of {task.config.task} has {n_tokens} tokens, "
+                f"and {self._loaded.id} has room for {room}; ask with fewer worked examples, or choose a model with a "
+                "longer window"
+            )
 
     def evaluate(self, name: str, loaded_task: Any, benchmark: BenchmarkConfig) -> BenchmarkReport:
         """Ask one benchmark's questions.
