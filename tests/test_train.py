@@ -14,8 +14,9 @@ from slimdown.config import RunConfig, UserError
 from slimdown.data import load_data
 from slimdown.dequantize import dequantized, is_4bit
 from slimdown.evaluate import evaluate, load_tasks
+from slimdown.lean import SummedLoss
 from slimdown.model import LoadedModel, load_model
-from slimdown.train import FineTuned, StepRecord, SummedLoss, check_settings, fine_tune
+from slimdown.train import FineTuned, StepRecord, check_settings, fine_tune
 
 Composed = Callable[..., RunConfig]
 
@@ -178,8 +179,8 @@ def test_steps_have_the_losses_and_counts_of_plain_trl(only: str, composed: Comp
     config = composed(*SMALL, only, "train.gradient_accumulation_steps=2")
     lean = tuned(config, tmp_path / "lean")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("slimdown.train._trainer_class", lambda base: trl.SFTTrainer)
-        patch.setattr("slimdown.train._tells_rows_apart", lambda base: False)
+        patch.setattr("slimdown.train.trainer_class", lambda base: trl.SFTTrainer)
+        patch.setattr("slimdown.lean.tells_rows_apart", lambda base: False)
         plain = tuned(config, tmp_path / "plain")
     for name in ("loss", "grad_norm", "mean_token_accuracy", "num_tokens"):
         ours = [record.values[name] for record in lean.result.history]
