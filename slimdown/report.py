@@ -6,6 +6,7 @@ from math import isnan
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -43,8 +44,8 @@ def show_plan(config: RunConfig, name: str) -> None:
         for benchmark, b in config.benchmark.items()
     )
     plan = Table.grid(padding=(0, 2))
-    plan.add_row("[bold]run[/]", name)
-    plan.add_row("[bold]model[/]", f"{config.model.id}, {config.quantization.name}")
+    plan.add_row("[bold]run[/]", escape(name))  # lora.target_modules=[q_proj] is not markup
+    plan.add_row("[bold]model[/]", escape(f"{config.model.id}, {config.quantization.name}"))
     plan.add_row("[bold]rows[/]", f"{n_rows} of {' + '.join(config.dataset)}")
     plan.add_row(
         "[bold]adapter[/]",
