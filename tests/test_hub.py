@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 pytestmark = pytest.mark.hub
 
@@ -29,6 +30,13 @@ def start(folder: Path, *arguments: str, **environment: str) -> "subprocess.Comp
     )
 
 
+def tuned_run(client: MlflowClient) -> Run:
+    """The one run that trained; a base's evaluations lie in a run of their own."""
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    [run] = client.search_runs(experiments, "tags.`slimdown.kind` = 'tuned'")
+    return run
+
+
 @pytest.fixture(scope="module")
 def smollm2(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run of SmolLM2 on Alpaca rows and the paper's three benchmarks; the folder it was made in."""
@@ -42,7 +50,7 @@ def smollm2(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def test_a_real_model_is_trained_and_measured(smollm2: Path) -> None:
     client = MlflowClient(f"sqlite:///{smollm2}/mlruns/mlflow.db")
-    [run] = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    run = tuned_run(client)
     metrics, tags = run.data.metrics, run.data.tags
     assert metrics["train/validation_loss_after"] < metrics["train/validation_loss_before"]
     assert {"base/hellaswag/acc_norm", "tuned/gsm8k/flexible_accuracy", "forgetting/mmlu_cs/knowledge_loss"} <= set(
@@ -56,7 +64,7 @@ def test_a_real_model_is_trained_and_measured(smollm2: Path) -> None:
 def test_base_scores_are_those_of_the_stock_harness(smollm2: Path, tmp_path: Path) -> None:
     """The same weights, values and questions, asked by `lm_eval` itself in a process of its own."""
     client = MlflowClient(f"sqlite:///{smollm2}/mlruns/mlflow.db")
-    [run] = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    run = tuned_run(client)
     script = (
         "import lm_eval, torch, transformers\n"
         "from lm_eval.models.huggingface import HFLM\n"
@@ -84,7 +92,7 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(store: MlflowClient, tm
         "dataset.dolly.max_examples=16", "dataset.gsm8k_train.max_examples=16",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    [run] = store.search_runs([e.experiment_id for e in store.search_experiments()])
+    run = tuned_run(store)
     assert {d.dataset.name for d in run.inputs.dataset_inputs} == {"dolly", "gsm8k_train"}
     assert run.data.metrics["train/n_train"] == 32
 
@@ -99,7 +107,7 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(store: MlflowClient, tm
         ([*STORIES, "dataset.alpaca.output=answer"], "has no such column; it has instruction, input, output"),
         ([*STORIES, "train.max_length=4096"], "train.max_length=4096 is beyond the 512 tokens"),
         ([*STORIES, "dataset.alpaca.template=chat"], "this model's tokenizer has no chat template"),
-        ([*STORIES, "benchmark=[gsm8k]", "benchmark.gsm8k.limit=20"], "num_fewshot=5: the longest prompt of gsm8k has"),
+        ([*STORIES, "benchmark=[gsm8k,mmlu_cs]", "benchmark.gsm8k.limit=20"], "num_fewshot=5: the longest prompt of gsm8k has"),
         ([*STORIES, "benchmark.hellaswag.task=hellaswagg"], "did you mean hellaswag"),
     ],
 )  # fmt: skip
@@ -110,7 +118,7 @@ def test_the_hubs_refusals_say_what_to_do(
     assert done.returncode == 1
     assert answer in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
-    [run] = store.search_runs([e.experiment_id for e in store.search_experiments()])
+    run = tuned_run(store)
     assert run.info.status == "FAILED"
 
 
