@@ -107,7 +107,8 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(store: MlflowClient, tm
         ([*STORIES, "dataset.alpaca.output=answer"], "has no such column; it has instruction, input, output"),
         ([*STORIES, "train.max_length=4096"], "train.max_length=4096 is beyond the 512 tokens"),
         ([*STORIES, "dataset.alpaca.template=chat"], "this model's tokenizer has no chat template"),
-        ([*STORIES, "benchmark=[gsm8k,mmlu_cs]", "benchmark.gsm8k.limit=20"], "num_fewshot=5: the longest prompt of gsm8k has"),
+        ([*STORIES, "benchmark=[gsm8k,mmlu_cs]", "benchmark.gsm8k.limit=20"],
+         "num_fewshot=5: the longest prompt of gsm8k has"),
         ([*STORIES, "benchmark.hellaswag.task=hellaswagg"], "did you mean hellaswag"),
     ],
 )  # fmt: skip
