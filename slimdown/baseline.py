@@ -13,8 +13,9 @@ from importlib.metadata import version
 from typing import Any, Protocol
 
 from slimdown.config import BenchmarkConfig, EvaluationConfig, OnProgress
-from slimdown.evaluate import BenchmarkReport, EvalReport, Evaluator
+from slimdown.evaluate import Evaluator
 from slimdown.model import LoadedModel
+from slimdown.samples import BenchmarkReport, EvalReport
 
 
 class Record(Protocol):

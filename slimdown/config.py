@@ -216,6 +216,7 @@ class BenchmarkConfig:
     paper_metric: PaperMetric | None = None  # which of the paper's metrics it feeds
     numeric_tolerance: float | None = None  # set: also score flexible_accuracy, |answer - target| below this
     limit: int | None = None  # only the first so many questions; null: all
+    margin: float = 0.02  # a change shown to be smaller than this, either way, counts as retained
 
     def problems(self) -> Iterator[str]:
         if self.limit is not None and self.limit < 1:
@@ -226,6 +227,8 @@ class BenchmarkConfig:
             yield f"chance must be from 0 up to, not including, 1, got {self.chance}"
         if self.numeric_tolerance is not None and self.numeric_tolerance <= 0:
             yield f"numeric_tolerance must be above 0, got {self.numeric_tolerance}"
+        if not 0 < self.margin < 1:
+            yield f"margin must be above 0 and below 1 (0.02 is two points), got {self.margin}"
 
 
 @dataclass

@@ -12,10 +12,10 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import version
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,60 +25,9 @@ from slimdown.config import BenchmarkConfig, EvaluationConfig, OnProgress, UserE
 from slimdown.dequantize import asked, dequantized, dequantizes
 from slimdown.model import LoadedModel
 from slimdown.pocket import TASKS_DIR
+from slimdown.samples import BenchmarkReport, EvalReport, Sample, Score
 
 _FEWSHOT_SEED = 1234  # the harness's own, so that its command line asks the same questions
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One question and what the model made of it."""
-
-    task: str  # the harness task; a group has several
-    doc_id: int
-    doc_hash: str
-    prompt_hash: str
-    question: str  # the end of the prompt
-    target: str
-    response: str  # generated text, before any filter; empty for multiple choice
-    choices: tuple[str, ...]  # empty for generated answers
-    log_likelihoods: tuple[float, ...]  # nats, one a choice
-    answers: dict[str, str]  # by metric: the choice taken, or the text that the filter kept
-    scores: dict[str, float]  # by metric
-
-
-@dataclass(frozen=True)
-class Score:
-    """A mean over questions and its standard error, as the harness computes them."""
-
-    value: float
-    standard_error: float
-
-
-@dataclass(frozen=True)
-class BenchmarkReport:
-    """What one benchmark says about one model."""
-
-    benchmark: BenchmarkConfig
-    task_version: str
-    task_hash: str  # of every question, prompt and target asked
-    scores: dict[str, Score]  # by metric
-    samples: tuple[Sample, ...]
-    seconds: float
-
-    @property
-    def score(self) -> Score:
-        """The primary metric's."""
-        return self.scores[self.benchmark.metric]
-
-
-@dataclass(frozen=True)
-class EvalReport:
-    """What every benchmark says about one model."""
-
-    benchmarks: dict[str, BenchmarkReport]
-    harness_version: str
-    scoring_path: str
-    seconds: float
 
 
 def load_tasks(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
@@ -92,13 +41,8 @@ def load_tasks(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
     # It also hands generate() two length limits at once, and tokenizes before it truncates.
     logging.getLogger("transformers.generation.utils").setLevel(logging.ERROR)
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-    from lm_eval.tasks import TaskManager
-
-    # Reading the harness's thousands of task files takes six seconds, which the embedded world does not need.
-    embedded = {file.stem for file in TASKS_DIR.glob("*.yaml")}
-    only_embedded = all(benchmark.task in embedded for benchmark in chosen.values())
-    manager = TaskManager(include_path=str(TASKS_DIR), include_defaults=not only_embedded)
     tasks: dict[str, Any] = {}
+    manager = _task_manager([benchmark.task for benchmark in chosen.values()])
     for name, benchmark in chosen.items():
         if benchmark.task not in manager.all_tasks:
             close = get_close_matches(benchmark.task, manager.all_tasks, n=3)
@@ -117,6 +61,33 @@ def load_tasks(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
         _check_metric(name, loaded, benchmark)
         tasks[name] = loaded
     return tasks
+
+
+def _task_manager(tasks: list[str]) -> Any:
+    """The harness's task manager, knowing at least `tasks` where the harness does.
+
+    It parses thousands of task files at its start, which takes seconds (lm_eval 0.4.13). A plain task needs only the
+    folder of its own file, which a search for its name finds in half a second; for a group, a tag, or a name that is
+    not found, every file is read.
+    """
+    from lm_eval.tasks import TaskManager, __file__ as tasks_init
+
+    embedded = {file.stem for file in TASKS_DIR.glob("*.yaml")}
+    wanted = set(tasks) - embedded
+    folders: dict[str, list[Path]] = {}
+    if wanted:
+        names = b"|".join(re.escape(task).encode() for task in wanted)
+        names_task = re.compile(rb"^[\"']?task[\"']?:\s*[\"']?(" + names + rb")[\"']?\s*$", re.MULTILINE)
+        for file in Path(tasks_init).parent.rglob("*.yaml"):
+            if found := names_task.search(file.read_bytes()):
+                folders.setdefault(found[1].decode(), []).append(file.parent)
+    if all(len(folders.get(task, [])) == 1 for task in wanted):
+        narrow = TaskManager(
+            include_path=[str(TASKS_DIR), *{str(folder) for (folder,) in folders.values()}], include_defaults=False
+        )
+        if wanted <= set(narrow.all_subtasks):
+            return narrow
+    return TaskManager(include_path=str(TASKS_DIR))
 
 
 def _check_metric(name: str, loaded: Any, benchmark: BenchmarkConfig) -> None:

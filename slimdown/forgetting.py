@@ -1,35 +1,66 @@
-"""Two `EvalReport`s, base and tuned -> `ForgettingReport`: what changed, in plain numbers and in the paper's metrics.
+"""Two `EvalReport`s, base and tuned -> `ForgettingReport`: what changed, how sure that is, and the paper's metrics.
 
-Pure arithmetic: no torch, no MLflow. Formulas from "Slimming Down LLMs Without Losing Their Minds" (Mai 2025,
-section 2.4), whose published numbers are the doctests.
+No torch, no MLflow. The statistics are those of `paired.py`; the formulas are from "Slimming Down LLMs Without Losing
+Their Minds" (Mai 2025, section 2.4), whose published numbers are the doctests.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 from math import nan, sqrt
 from typing import TYPE_CHECKING
 
 from slimdown.config import PaperMetric, Role
+from slimdown.paired import ALPHA, Difference, Estimate, difference, forgetting_rate as rate, holm, mean
 
 if TYPE_CHECKING:
-    from slimdown.evaluate import BenchmarkReport, EvalReport, Score
+    from slimdown.samples import BenchmarkReport, EvalReport
+
+
+class Verdict(StrEnum):
+    """What may be said of a benchmark. That no change is shown is never called retained."""
+
+    retained = "retained"  # shown to have changed by less than the margin, either way
+    forgotten = "forgotten"  # shown to have fallen, and not shown to be within the margin
+    improved = "improved"  # shown to have risen, and not shown to be within the margin
+    undecided = "undecided"  # too few questions to say
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Answers by whether they were right before and after."""
+
+    kept: int
+    lost: int
+    gained: int
+    missed: int  # wrong both times
 
 
 @dataclass(frozen=True)
 class Change:
     """One metric of one benchmark, before and after."""
 
-    base: "Score"
-    tuned: "Score"
-    value: float  # tuned - base
-    standard_error: float  # of two independent measurements, as the harness compares models
+    base: Estimate
+    tuned: Estimate
+    difference: Difference  # tuned - base, paired
+    unpaired_standard_error: float  # of two independent measurements, the paper's and the harness's
+    counts: Counts | None  # None where a score is not 0 or 1
+
+    @property
+    def value(self) -> float:
+        """Tuned - base."""
+        return self.difference.value
 
 
 @dataclass(frozen=True)
 class PaperValue:
-    """One of the paper's three metrics, with one standard error where the paper gives one."""
+    """One of the paper's three metrics, in its unit: percentage points, the forgetting rate a share of 1."""
 
     value: float
-    standard_error: float
+    standard_error: (
+        float  # what the paper prints behind "±", from independent measurements; nan for the forgetting rate
+    )
+    low: float  # of the paired 95 % interval
+    high: float
 
 
 @dataclass(frozen=True)
@@ -39,12 +70,22 @@ class BenchmarkChange:
     role: Role
     metric: str  # the primary one
     n: int  # questions
+    chance: float  # what guessing scores on the primary metric
+    margin: float  # a change below it counts as none
     changes: dict[str, Change]  # by metric
     paper_metric: PaperMetric | None
     paper_value: PaperValue | None
+    forgetting_rate: Estimate | None  # None where the base is not shown to be above 0
+    forgetting_rate_above_chance: Estimate | None  # None where the base is not shown to beat chance
+    verdict: Verdict
+    p_value: float  # that the primary metric did not change; corrected for the benchmarks tested together
+    equivalence_p_value: float  # that it changed by the margin or more; corrected likewise
+    minimum_detectable_change: float  # at 80 % power, for as many questions and benchmarks as these
+    n_to_decide: int | None  # questions that would decide, where undecided
 
     @property
     def primary(self) -> Change:
+        """The primary metric's."""
         return self.changes[self.metric]
 
 
@@ -55,39 +96,54 @@ class ForgettingReport:
     benchmarks: dict[str, BenchmarkChange]
 
     @property
-    def mean_retained_change(self) -> float:
+    def mean_retained_change(self) -> Estimate:
         """The mean change of the retained benchmarks' primary metrics; nan where none is chosen."""
-        changes = [b.primary.value for b in self.benchmarks.values() if b.role is Role.retained]
-        return sum(changes) / len(changes) if changes else nan
+        return _mean_change([b for b in self.benchmarks.values() if b.role is Role.retained])
+
+    @property
+    def mean_target_change(self) -> Estimate:
+        """The mean change of the target tasks' primary metrics; nan where none is chosen."""
+        return _mean_change([b for b in self.benchmarks.values() if b.role is Role.target])
 
 
 def forgetting(base: "EvalReport", tuned: "EvalReport") -> ForgettingReport:
-    """Compare two evaluations of the same benchmarks.
+    """Compare two evaluations of the same benchmarks, question by question; any two models will do.
+
+    p-values are corrected over the benchmarks (Holm), for the claims of change and those of no change separately.
 
     Raises:
-        ValueError: the two were not asked the same things; names the first field that differs.
+        ValueError: the two were not asked the same things, or a score is no number; names the first field that differs.
     """
     for field in ("harness_version", "scoring_path"):
         if (before := getattr(base, field)) != (after := getattr(tuned, field)):
             raise ValueError(f"{field} differs: {before} and {after}")
     if base.benchmarks.keys() != tuned.benchmarks.keys():
         raise ValueError(f"benchmarks differ: {sorted(base.benchmarks)} and {sorted(tuned.benchmarks)}")
-    compared = {}
-    for name, one in base.benchmarks.items():
-        other = tuned.benchmarks[name]
-        _refuse_unlike(name, one, other)
-        changes = {
-            metric: _change(one.scores[metric], other.scores[metric]) for metric in one.scores if metric in other.scores
-        }
-        compared[name] = BenchmarkChange(
-            role=one.benchmark.role,
-            metric=one.benchmark.metric,
-            n=len(one.samples),
-            changes=changes,
-            paper_metric=one.benchmark.paper_metric,
-            paper_value=_paper_value(one.benchmark.paper_metric, changes[one.benchmark.metric]),
-        )
+    changes = {name: _changes(name, one, tuned.benchmarks[name]) for name, one in base.benchmarks.items()}
+    primary = {name: changes[name][one.benchmark.metric].difference for name, one in base.benchmarks.items()}
+    p_values = holm([d.p_value for d in primary.values()])
+    equivalence = holm([primary[n].equivalence_p_value(one.benchmark.margin) for n, one in base.benchmarks.items()])
+    compared = {
+        name: _benchmark_change(one, tuned.benchmarks[name], changes[name], p_value, equal, len(primary))
+        for (name, one), p_value, equal in zip(base.benchmarks.items(), p_values, equivalence, strict=True)
+    }
     return ForgettingReport(compared)
+
+
+def verdict(change: float, p_value: float, equivalence_p_value: float) -> Verdict:
+    """What may be said, from corrected p-values.
+
+    A change that is shown to be below the margin is retained even where it is shown to exist: the margin says what
+    matters.
+
+    >>> verdict(-0.10, p_value=0.001, equivalence_p_value=1.0).value, verdict(-0.01, 0.3, 0.2).value
+    ('forgotten', 'undecided')
+    """
+    if equivalence_p_value < ALPHA:
+        return Verdict.retained
+    if p_value < ALPHA:
+        return Verdict.forgotten if change < 0 else Verdict.improved
+    return Verdict.undecided
 
 
 def ability_augmentation(base: float, tuned: float) -> float:
@@ -133,24 +189,97 @@ def unpaired_standard_error(base: float, tuned: float) -> float:
     return sqrt(base**2 + tuned**2)
 
 
-def _change(base: "Score", tuned: "Score") -> Change:
+def _changes(name: str, base: "BenchmarkReport", tuned: "BenchmarkReport") -> dict[str, Change]:
+    """By metric, the primary one first; only metrics that score each question by itself."""
+    _refuse_unlike(name, base, tuned)
+    metrics = [m for m in base.scores if all(m in s.scores for s in (*base.samples, *tuned.samples))]
+    if base.benchmark.metric not in metrics:
+        raise ValueError(
+            f"{name}: {base.benchmark.metric} has no score for each question, so base and tuned cannot be paired; "
+            f"choose one that has: {', '.join(sorted(metrics)) or 'this task has none'}"
+        )
+    try:
+        return {
+            metric: _change(base, tuned, metric)
+            for metric in sorted(metrics, key=lambda metric: metric != base.benchmark.metric)
+        }
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _change(base: "BenchmarkReport", tuned: "BenchmarkReport", metric: str) -> Change:
+    before, after = base.scores_of(metric), tuned.scores_of(metric)
+    clusters = base.clusters
+    one, other = mean(before, clusters), mean(after, clusters)
+    counts = None
+    if set(before) | set(after) <= {0.0, 1.0}:
+        pairs = list(zip(before, after, strict=True))
+        counts = Counts(pairs.count((1, 1)), pairs.count((1, 0)), pairs.count((0, 1)), pairs.count((0, 0)))
     return Change(
-        base=base,
-        tuned=tuned,
-        value=tuned.value - base.value,
-        standard_error=unpaired_standard_error(base.standard_error, tuned.standard_error),
+        base=one,
+        tuned=other,
+        difference=difference(before, after, clusters),
+        unpaired_standard_error=unpaired_standard_error(one.standard_error, other.standard_error),
+        counts=counts,
     )
 
 
-def _paper_value(metric: PaperMetric | None, change: Change) -> PaperValue | None:
-    base, tuned = change.base, change.tuned
+def _benchmark_change(
+    base: "BenchmarkReport",
+    tuned: "BenchmarkReport",
+    changes: dict[str, Change],
+    p_value: float,
+    equivalence_p_value: float,
+    n_benchmarks: int,
+) -> BenchmarkChange:
+    config = base.benchmark
+    primary = changes[config.metric]
+    before, after = base.scores_of(config.metric), tuned.scores_of(config.metric)
+    raw = rate(before, after, 0.0, base.clusters)
+    found = verdict(primary.value, p_value, equivalence_p_value)
+    alpha = ALPHA / n_benchmarks  # the first of Holm's steps: what a change must pass if no other is shown
+    undecided = found is Verdict.undecided
+    return BenchmarkChange(
+        role=config.role,
+        metric=config.metric,
+        n=len(base.samples),
+        chance=config.chance,
+        margin=config.margin,
+        changes=changes,
+        paper_metric=config.paper_metric,
+        paper_value=_paper_value(config.paper_metric, primary, raw),
+        forgetting_rate=raw,
+        forgetting_rate_above_chance=rate(before, after, config.chance, base.clusters),
+        verdict=found,
+        p_value=p_value,
+        equivalence_p_value=equivalence_p_value,
+        minimum_detectable_change=primary.difference.minimum_detectable_change(alpha),
+        n_to_decide=primary.difference.n_to_decide(config.margin, alpha) if undecided else None,
+    )
+
+
+def _paper_value(metric: PaperMetric | None, change: Change, raw: Estimate | None) -> PaperValue | None:
+    base, tuned, d = change.base.value, change.tuned.value, change.difference
+    error = 100 * change.unpaired_standard_error
     if metric is PaperMetric.ability_augmentation:
-        return PaperValue(ability_augmentation(base.value, tuned.value), 100 * change.standard_error)
+        return PaperValue(ability_augmentation(base, tuned), error, 100 * d.low, 100 * d.high)
     if metric is PaperMetric.knowledge_loss:
-        return PaperValue(knowledge_loss(base.value, tuned.value), 100 * change.standard_error)
+        return PaperValue(knowledge_loss(base, tuned), error, -100 * d.high, -100 * d.low)
     if metric is PaperMetric.forgetting_rate:
-        return PaperValue(forgetting_rate(base.value, tuned.value), nan)
+        low, high = (raw.low, raw.high) if raw else (nan, nan)
+        return PaperValue(forgetting_rate(base, tuned), nan, low, high)
     return None
+
+
+def _mean_change(benchmarks: list[BenchmarkChange]) -> Estimate:
+    """Equal weights; benchmarks ask different questions, so their noise is independent."""
+    if not benchmarks:
+        return Estimate(nan, nan, nan, nan)
+    n = len(benchmarks)
+    value = sum(b.primary.value for b in benchmarks) / n
+    error = sqrt(sum(b.primary.difference.standard_error**2 for b in benchmarks)) / n
+    low = value - 1.96 * error
+    return Estimate(value, error, low, value + 1.96 * error)
 
 
 def _refuse_unlike(name: str, base: "BenchmarkReport", tuned: "BenchmarkReport") -> None:

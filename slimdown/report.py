@@ -18,9 +18,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from slimdown.anatomy import EXPLANATIONS, Anatomy
 from slimdown.config import PaperMetric, Role, RunConfig
-from slimdown.evaluate import Score
-from slimdown.forgetting import BenchmarkChange, Change, ForgettingReport
+from slimdown.forgetting import BenchmarkChange, Change, ForgettingReport, Verdict
+from slimdown.paired import Estimate
 from slimdown.train import TrainResult
 
 console = Console(highlight=False, width=None if Console().is_terminal else 120)
@@ -30,8 +31,15 @@ _PAPER_SYMBOLS = {
     PaperMetric.forgetting_rate: "FR",
     PaperMetric.knowledge_loss: "ΔK",
 }
-_LEGEND = (
-    "ΔA ability augmentation, FR forgetting rate, ΔK knowledge loss (Mai 2025); ± one standard error; * target task."
+_VERDICT_STYLES = {
+    Verdict.forgotten: "bold red",
+    Verdict.improved: "bold green",
+    Verdict.retained: "bold cyan",
+    Verdict.undecided: "yellow",
+}
+LEGEND = (
+    "± one standard error; [95 % interval], that of a change from each question's pair of answers; * target task. "
+    "Verdicts at 5 %, corrected for the number of benchmarks (Holm)."
 )
 
 
@@ -82,31 +90,32 @@ class Bar:
         self._progress.update(self._task, completed=done, total=total, note=note)
 
 
-def show_results(report: ForgettingReport, training: TrainResult) -> None:
-    """Print the table of results."""
+def show_results(report: ForgettingReport, anatomies: dict[str, Anatomy], training: TrainResult) -> None:
+    """Print the table of results, what it says in words, and what became of lost answers."""
     table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("benchmark")
     table.add_column("metric")
-    for heading in ("n", "base", "tuned", "change"):
+    for heading in ("n", "base", "tuned", "change", "forgetting rate"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("paper", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for name, benchmark in report.benchmarks.items():
-        for metric, change in _ordered(benchmark):
+        for metric, change in benchmark.changes.items():
             primary = metric == benchmark.metric
-            style = "" if primary else "dim"
             table.add_row(
-                (f"{name} *" if benchmark.role is Role.target else name) if primary else "",
-                _short(metric, benchmark),
+                shown_name(name, benchmark) if primary else "",
+                short_metric(metric, benchmark),
                 str(benchmark.n) if primary else "",
-                _score(change.base),
-                _score(change.tuned),
-                _points(change),
-                _paper(benchmark) if primary else "",
-                style=style,
+                score(change.base),
+                score(change.tuned),
+                points(change),
+                rate(benchmark) if primary else "",
+                f"[{_VERDICT_STYLES[benchmark.verdict]}]{benchmark.verdict}[/]" if primary else "",
+                style="" if primary else "dim",
             )
     console.print(table)
-    console.print(_learned(training))
-    console.print(_LEGEND, style="dim")
+    for line in [*summary(report), *anatomy_lines(anatomies), learned(training)]:
+        console.print(escape(line))
+    console.print(escape(LEGEND), style="dim")
 
 
 def show_where(run_id: str, uri: str) -> None:
@@ -118,23 +127,30 @@ def show_where(run_id: str, uri: str) -> None:
         console.print(f"see mlflow ui --backend-store-uri {uri}", soft_wrap=True)
 
 
-def markdown_report(name: str, report: ForgettingReport, training: TrainResult, costs: dict[str, float]) -> str:
-    """The results as Markdown: the table, what was learned, what it cost, how to read it."""
+def markdown_report(
+    name: str,
+    report: ForgettingReport,
+    anatomies: dict[str, Anatomy],
+    training: TrainResult,
+    costs: dict[str, float],
+) -> str:
+    """The results as Markdown: the table, what it says in words, what it cost, how to read it."""
     lines = [
         f"### {name}",
         "",
-        "| benchmark | metric | n | base | tuned | change | paper |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        *(f"- {line}" for line in summary(report)),
+        "",
+        "| benchmark | metric | n | base | tuned | change | forgetting rate | paper | verdict |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for benchmark_name, benchmark in report.benchmarks.items():
-        for metric, change in _ordered(benchmark):
+        for metric, change in benchmark.changes.items():
             primary = metric == benchmark.metric
-            shown = f"**{benchmark_name}**" if primary else benchmark_name
-            if primary and benchmark.role is Role.target:
-                shown += " *"
+            shown = f"**{shown_name(benchmark_name, benchmark)}**" if primary else benchmark_name
             lines.append(
-                f"| {shown} | {metric} | {benchmark.n} | {_score(change.base)} | {_score(change.tuned)} "
-                f"| {_points(change)} | {_paper(benchmark) if primary else ''} |"
+                f"| {shown} | {metric} | {benchmark.n} | {score(change.base)} | {score(change.tuned)} "
+                f"| {points(change)} | {rate(benchmark) if primary else ''} | {paper(benchmark) if primary else ''} "
+                f"| {benchmark.verdict if primary else ''} |"
             )
     spent = ", ".join(
         f"{key.removesuffix('_seconds')} {value:.0f} s" for key, value in costs.items() if "seconds" in key
@@ -142,16 +158,70 @@ def markdown_report(name: str, report: ForgettingReport, training: TrainResult, 
     peak = costs.get("peak_memory_bytes", 0) / 2**30
     lines += [
         "",
-        _learned(training),
+        *(f"- {line}" for line in anatomy_lines(anatomies)),
+        "",
+        learned(training),
         "",
         f"Time: {spent}, training {training.runtime_seconds:.0f} s ({training.tokens_per_second:.0f} tokens/s). "
         f"Peak memory {peak:.2f} GiB.",
         "",
-        f"{_LEGEND} That of a change takes base and tuned as independent, as the harness does; both answered the same "
-        "questions, so it is wider than the truth. Every answer is in `samples/`.",
+        f"{LEGEND} Every answer is in `samples/`, the whole report in `report.html`.",
         "",
     ]
     return "\n".join(lines)
+
+
+def summary(report: ForgettingReport) -> list[str]:
+    """What the verdicts say, one sentence each."""
+    sentences = []
+    by_verdict: dict[Verdict, list[tuple[str, BenchmarkChange]]] = {}
+    for name, benchmark in report.benchmarks.items():
+        by_verdict.setdefault(benchmark.verdict, []).append((name, benchmark))
+    for verdict in (Verdict.improved, Verdict.forgotten, Verdict.retained):
+        if there := by_verdict.get(verdict):
+            listed = ", ".join(f"{name} ({100 * b.primary.value:+.1f} points)" for name, b in there)
+            within = ""
+            if verdict is Verdict.retained:
+                margins = sorted({100 * b.margin for _, b in there})
+                within = f", shown to be within {' or '.join(f'{m:g}' for m in margins)} points of the base"
+            sentences.append(f"{verdict.value.capitalize()}: {listed}{within}.")
+    for name, b in by_verdict.get(Verdict.undecided, []):
+        enough = f"about {b.n_to_decide:,} would decide" if b.n_to_decide else "no number of them would decide"
+        sentences.append(
+            f"Undecided: {name} ({100 * b.primary.value:+.1f} points); {b.n:,} questions show only changes of "
+            f"{100 * b.minimum_detectable_change:.1f} points or more, {enough}."
+        )
+    return sentences
+
+
+def anatomy_lines(anatomies: dict[str, Anatomy]) -> list[str]:
+    """What became of lost answers, one line a benchmark that lost any."""
+    lines = []
+    for name, found in anatomies.items():
+        if not found.n_lost:
+            continue
+        shares = ", ".join(
+            f"{100 * cause.share.value:.0f} % [{100 * cause.share.low:.0f}, {100 * cause.share.high:.0f}] "
+            f"{EXPLANATIONS[cause.name].split(':')[0]}"
+            for cause in found.causes
+            if cause.share and cause.count
+        )
+        line = f"Of {found.n_lost} answers lost in {name}: {shares or 'causes unknown'}."
+        if (moved := found.choices) and moved.median_lead_after == moved.median_lead_after:
+            line += (
+                f" There the right choice led by {moved.median_lead_before:.2f} nats and is behind by "
+                f"{-moved.median_lead_after:.2f} (medians)."
+            )
+        lines.append(line)
+    for name, found in anatomies.items():
+        if found.choices and found.choices.collapsed:
+            moved = found.choices
+            lines.append(
+                f"{name} moved to choice {chr(ord('A') + moved.position)}: "
+                f"taken in {100 * moved.share_before.value:.0f} % of questions before and "
+                f"{100 * moved.share_after.value:.0f} % after, right in {100 * moved.share_right:.0f} %."
+            )
+    return lines
 
 
 def _bar(transient: bool) -> Progress:
@@ -168,29 +238,41 @@ def _bar(transient: bool) -> Progress:
     )
 
 
-def _ordered(benchmark: BenchmarkChange) -> list[tuple[str, Change]]:
-    """The primary metric first."""
-    return sorted(benchmark.changes.items(), key=lambda item: item[0] != benchmark.metric)
+def shown_name(name: str, benchmark: BenchmarkChange) -> str:
+    """The benchmark's name, a target task marked."""
+    return f"{name} *" if benchmark.role is Role.target else name
 
 
-def _short(metric: str, benchmark: BenchmarkChange) -> str:
+def short_metric(metric: str, benchmark: BenchmarkChange) -> str:
     """The filter's name where several filters read one metric, else the metric's."""
     name, _, filter_name = metric.partition(".")
     alike = [m for m in benchmark.changes if m.split(".")[0] == name]
     return filter_name if len(alike) > 1 and filter_name else name
 
 
-def _score(score: Score) -> str:
-    error = "" if isnan(score.standard_error) else f" ± {100 * score.standard_error:.1f}"
-    return f"{100 * score.value:.1f}{error}"
+def score(estimate: Estimate) -> str:
+    """A score in percent ± its standard error."""
+    error = "" if isnan(estimate.standard_error) else f" ± {100 * estimate.standard_error:.1f}"
+    return f"{100 * estimate.value:.1f}{error}"
 
 
-def _points(change: Change) -> str:
-    error = "" if isnan(change.standard_error) else f" ± {100 * change.standard_error:.1f}"
-    return f"{100 * change.value:+.1f}{error}"
+def points(change: Change) -> str:
+    """A change in points with its interval."""
+    d = change.difference
+    return f"{100 * d.value:+.1f}{_interval(100 * d.low, 100 * d.high, '+')}"
 
 
-def _paper(benchmark: BenchmarkChange) -> str:
+def rate(benchmark: BenchmarkChange) -> str:
+    """The forgetting rate above chance with its interval, or why there is none; nothing for a target task."""
+    if benchmark.role is Role.target:
+        return ""
+    if (found := benchmark.forgetting_rate_above_chance) is None:
+        return "undefined: base at chance" if benchmark.chance else "undefined: base at 0"
+    return f"{100 * found.value:.1f} %{_interval(100 * found.low, 100 * found.high)}"
+
+
+def paper(benchmark: BenchmarkChange) -> str:
+    """The paper's metric of this benchmark, with the standard error that the paper gives."""
     if benchmark.paper_metric is None or benchmark.paper_value is None:
         return ""
     symbol, value = _PAPER_SYMBOLS[benchmark.paper_metric], benchmark.paper_value
@@ -202,8 +284,13 @@ def _paper(benchmark: BenchmarkChange) -> str:
     return f"{symbol} {value.value:+.1f}{error}"
 
 
-def _learned(training: TrainResult) -> str:
+def learned(training: TrainResult) -> str:
+    """What training did, in one sentence."""
     return (
         f"Validation loss {training.validation_loss_before:.3f} → {training.validation_loss_after:.3f} nats a token "
         f"in {training.steps} steps; {training.n_trainable:,} parameters trained, {training.trainable_percent:.2f} %."
     )
+
+
+def _interval(low: float, high: float, sign: str = "") -> str:
+    return "" if isnan(low) or isnan(high) else f" [{low:{sign}.1f}, {high:{sign}.1f}]"

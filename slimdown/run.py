@@ -14,7 +14,9 @@ from slimdown.commandline import check_command_line
 from slimdown.config import CONF_DIR, ConfigError, RunConfig, UserError, load_config
 
 
-def run(config: RunConfig, name: str, config_yaml: str, overrides: list[str], folder: Path) -> float:
+def run(
+    config: RunConfig, name: str, config_yaml: str, overrides: list[str], folder: Path, sweep: str | None = None
+) -> float:
     """Measure what fine-tuning taught a model and what it made it forget.
 
     Args:
@@ -23,6 +25,7 @@ def run(config: RunConfig, name: str, config_yaml: str, overrides: list[str], fo
         config_yaml: the composed config, for the record.
         overrides: what the command line changed, for the record.
         folder: scratch space of this run.
+        sweep: what the runs that one command started have in common; None for a run by itself.
 
     Returns:
         The mean change of the retained benchmarks' primary metrics, for a sweeper to maximize.
@@ -32,13 +35,15 @@ def run(config: RunConfig, name: str, config_yaml: str, overrides: list[str], fo
     """
     # Imported here: torch and its kin take seconds, and a typo should not wait for them.
     from slimdown import report
+    from slimdown.anatomy import anatomy
     from slimdown.baseline import measure
     from slimdown.data import load_data
     from slimdown.evaluate import load_tasks
     from slimdown.forgetting import forgetting
     from slimdown.model import load_model
     from slimdown.provenance import environment, git_commit
-    from slimdown.tracking import EvaluationRecord, TrackedRun, base_record, public_uri
+    from slimdown.store import public_uri
+    from slimdown.tracking import EvaluationRecord, TrackedRun, base_record
     from slimdown.train import check_settings, fine_tune, peak_memory_bytes
 
     report.show_plan(config, name)
@@ -49,21 +54,23 @@ def run(config: RunConfig, name: str, config_yaml: str, overrides: list[str], fo
         "mlflow.source.name": "slimdown.run",  # the columns that MLflow's pages have for them
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": commit,
+        **({"slimdown.sweep": sweep} if sweep else {}),
     }
     with report.doing("opening the record"):
         tracked = TrackedRun(config.tracking, name, kind="tuned", tags=tags)
     with tracked:
         tracked.log_settings(flatten(config), config_yaml, overrides, environment())
 
+        with report.doing("reading the benchmarks"):
+            tasks = load_tasks(config.benchmark)
         with report.doing(f"loading {config.model.id}"):
             base = load_model(config.model, config.quantization)
         check_settings(base, config.lora, config.train)
         tracked.log_model(base)
 
         dequantize = config.quantization.dequantize_for_evaluation
-        with report.doing("preparing rows and questions"):
+        with report.doing("preparing the rows"):
             data = load_data(config.dataset, config.seed, base.tokenizer)
-            tasks = load_tasks(config.benchmark)
         tracked.log_data(data)
 
         with (
@@ -72,7 +79,7 @@ def run(config: RunConfig, name: str, config_yaml: str, overrides: list[str], fo
         ):
             before = measure(base, "", tasks, config.benchmark, config.evaluation, dequantize, record, bar)
         tracked.log_baselines(record.sources)
-        tracked.log_scoring_path(before.scoring_path)
+        tracked.log_measuring(before)
 
         with report.progress_bar("training") as bar:
             unpack = config.quantization.dequantize_for_training
@@ -85,19 +92,20 @@ def run(config: RunConfig, name: str, config_yaml: str, overrides: list[str], fo
             after = measure(tuned.loaded, adapter, tasks, config.benchmark, config.evaluation, dequantize, record, bar)
 
         changed = forgetting(before, after)
+        lost = {name: anatomy(before.benchmarks[name], after.benchmarks[name]) for name in changed.benchmarks}
         costs = {
             "base_evaluation_seconds": before.seconds,
             "tuned_evaluation_seconds": after.seconds,
             "peak_memory_bytes": float(peak_memory_bytes()),
         }
-        tracked.log_forgetting(changed)
+        tracked.log_forgetting(changed, lost)
         tracked.log_costs(costs)
-        tracked.log_report(report.markdown_report(name, changed, tuned.result, costs))
+        tracked.log_report(report.markdown_report(name, changed, lost, tuned.result, costs), {})
         tracked.log_adapter_model(tuned.loaded, tuned.result, changed)
 
-    report.show_results(changed, tuned.result)
+    report.show_results(changed, lost, tuned.result)
     report.show_where(tracked.run_id, public_uri(config.tracking.uri))
-    return changed.mean_retained_change
+    return changed.mean_retained_change.value
 
 
 def flatten(config: RunConfig) -> dict[str, object]:
@@ -145,6 +153,7 @@ def job(composed: DictConfig) -> float:
             config_yaml=OmegaConf.to_yaml(composed, resolve=True),
             overrides=overrides,
             folder=Path(settings.runtime.output_dir),
+            sweep=Path(settings.sweep.dir).name if settings.mode is RunMode.MULTIRUN else None,
         )
     except UserError as error:
         if settings.mode is RunMode.MULTIRUN:

@@ -1,10 +1,11 @@
-"""Every question and answer of one evaluation as a Parquet file, and back.
+"""What was asked and answered: `EvalReport`, `BenchmarkReport`, `Sample`, and their Parquet files.
 
-One row a question and metric; what holds for the whole evaluation lies in the file's metadata, so that a file is a
-`BenchmarkReport` complete.
+One file a benchmark, one row a question and metric; what holds for the whole evaluation lies in the file's metadata, so
+that a file is a `BenchmarkReport` complete.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,69 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from slimdown.config import BenchmarkConfig
-from slimdown.evaluate import BenchmarkReport, Sample, Score
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question and what the model made of it."""
+
+    task: str  # the harness task; a group has several
+    doc_id: int
+    doc_hash: str
+    prompt_hash: str
+    question: str  # the end of the prompt
+    target: str
+    response: str  # generated text, before any filter; empty for multiple choice
+    choices: tuple[str, ...]  # empty for generated answers
+    log_likelihoods: tuple[float, ...]  # nats, one a choice
+    answers: dict[str, str]  # by metric: the choice taken, or the text that the filter kept
+    scores: dict[str, float]  # by metric
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over questions and its standard error, as the harness computes them."""
+
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """What one benchmark says about one model."""
+
+    benchmark: BenchmarkConfig
+    task_version: str
+    task_hash: str  # of every question, prompt and target asked
+    scores: dict[str, Score]  # by metric
+    samples: tuple[Sample, ...]
+    seconds: float
+
+    @property
+    def score(self) -> Score:
+        """The primary metric's."""
+        return self.scores[self.benchmark.metric]
+
+    @property
+    def clusters(self) -> list[str] | None:
+        """The task that each question comes from, where the benchmark is a group of tasks."""
+        tasks = [sample.task for sample in self.samples]
+        return tasks if len(set(tasks)) > 1 else None
+
+    def scores_of(self, metric: str) -> list[float]:
+        """One metric's score of each question."""
+        return [sample.scores[metric] for sample in self.samples]
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """What every benchmark says about one model."""
+
+    benchmarks: dict[str, BenchmarkReport]
+    harness_version: str
+    scoring_path: str
+    seconds: float
+
 
 SCHEMA = pa.schema(
     [

@@ -1,45 +1,38 @@
-"""The record of a run in MLflow: the only module that knows MLflow.
+"""Writing a run into MLflow, as it goes.
 
 `TrackedRun` opens a run, takes each step's result, and closes it FINISHED, FAILED or KILLED. It talks to the store
-through one client of its own, never through MLflow's global state.
+through one client of its own, never through MLflow's global state. With `store.py` the only module that knows MLflow.
 """
 
 import json
-import logging
-import os
-import re
 import signal
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
 from filelock import FileLock
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody was asked; read when mlflow is imported
-
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from slimdown.config import BenchmarkConfig, TrackingConfig, UserError
+from slimdown.anatomy import Anatomy
+from slimdown.config import BenchmarkConfig, PaperMetric, TrackingConfig, UserError
 from slimdown.data import SftData
-from slimdown.evaluate import BenchmarkReport
-from slimdown.forgetting import ForgettingReport
+from slimdown.forgetting import BenchmarkChange, ForgettingReport
 from slimdown.model import LoadedModel
-from slimdown.samples import read_samples, write_samples
+from slimdown.paired import Estimate
+from slimdown.samples import BenchmarkReport, EvalReport, read_samples, write_samples
+from slimdown.store import experiment_id, first_line, lock_folder, open_store, public_uri, redact
 from slimdown.train import StepRecord, TrainResult
 
 _FLUSH_SECONDS = 5.0  # step metrics go out together: 200 single calls cost 4.2 s, one batch 0.03 s
 _MOST_PARAM = 6000  # characters; MLflow cuts longer ones, the whole config is an artifact
 _EVALUATION = "slimdown.evaluation."  # and a key: the tag of a run that holds an evaluation
-_SECRET = re.compile(r"(?i)(token|password|passwd|secret|api_?key|credential)[^=:]*[=:]\s*\S+")
 
 
 class TrackedRun:
@@ -52,14 +45,14 @@ class TrackedRun:
             UserError: the tracking store does not answer or refuses; nothing has been computed by then.
         """
         self._client = open_store(config)
-        experiment_id = _experiment(self._client, config)
+        experiment = experiment_id(self._client, config)
         try:
-            run = self._client.create_run(experiment_id, run_name=name, tags={**tags, "slimdown.kind": kind})
+            run = self._client.create_run(experiment, run_name=name, tags={**tags, "slimdown.kind": kind})
         except MlflowException as error:
-            raise UserError(f"tracking.uri={public_uri(config.uri)} refuses a run: {_first_line(error)}") from None
+            raise UserError(f"tracking.uri={public_uri(config.uri)} refuses a run: {first_line(error)}") from None
         self.run_id: str = run.info.run_id
         self.name = name
-        self._experiment_id = experiment_id
+        self._experiment_id = experiment
         self._pending: list[Metric] = []
         self._flushed = time.monotonic()
 
@@ -187,30 +180,35 @@ class TrackedRun:
         )
         self._client.log_artifacts(self.run_id, str(result.adapter_dir), "adapter")
 
-    def log_scoring_path(self, path: str) -> None:
+    def log_measuring(self, report: EvalReport) -> None:
         """Keep how the numbers came about, the same for base and tuned model."""
-        self._tag({"slimdown.scoring_path": path})
+        self._tag({"slimdown.scoring_path": report.scoring_path, "slimdown.harness_version": report.harness_version})
 
-    def log_forgetting(self, report: ForgettingReport) -> None:
-        """Keep the changes and the paper's metrics."""
+    def log_forgetting(self, report: ForgettingReport, anatomies: dict[str, Anatomy]) -> None:
+        """Keep the changes with their intervals, the paper's metrics, verdicts, and what became of lost answers."""
         values: dict[str, float] = {}
         for name, benchmark in report.benchmarks.items():
-            values[f"forgetting/{name}/change"] = benchmark.primary.value
-            values[f"forgetting/{name}/change_stderr"] = benchmark.primary.standard_error
-            if benchmark.paper_metric and benchmark.paper_value:
-                values[f"forgetting/{name}/{benchmark.paper_metric}"] = benchmark.paper_value.value
-                values[f"forgetting/{name}/{benchmark.paper_metric}_stderr"] = benchmark.paper_value.standard_error
-        values["forgetting/mean_retained_change"] = report.mean_retained_change
+            values |= {f"forgetting/{name}/{key}": value for key, value in _quantities(benchmark).items()}
+            causes = anatomies[name].causes
+            values |= {f"anatomy/{name}/{cause.name}": cause.share.value for cause in causes if cause.share}
+        for key in ("mean_retained_change", "mean_target_change"):
+            values |= _named(f"forgetting/{key}", getattr(report, key))
         self._metrics(values)
+        self._tag({f"slimdown.verdict.{name}": b.verdict.value for name, b in report.benchmarks.items()})
 
     def log_costs(self, costs: dict[str, float]) -> None:
         """Keep seconds and bytes, by name."""
         self._metrics({f"cost/{name}": value for name, value in costs.items()})
 
-    def log_report(self, markdown: str) -> None:
-        """Keep the table of results as an artifact and as the text that the run's page opens with."""
-        self._client.log_text(self.run_id, markdown, "report.md")
+    def log_report(self, markdown: str, files: dict[str, str | bytes]) -> None:
+        """Keep the report: as the text that the run's page opens with, and as artifacts by their paths."""
         self._tag({"mlflow.note.content": markdown})
+        with tempfile.TemporaryDirectory() as folder:
+            for path, content in {"report.md": markdown, **files}.items():
+                file = Path(folder) / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content.encode() if isinstance(content, str) else content)
+            self._client.log_artifacts(self.run_id, folder)
 
     def log_adapter_model(self, loaded: LoadedModel, result: TrainResult, report: ForgettingReport) -> None:
         """Register the adapter as a logged model that carries its base and its scores."""
@@ -248,7 +246,7 @@ class TrackedRun:
     def _metrics(self, values: dict[str, float]) -> None:
         now = int(time.time() * 1000)
         # A standard error that is not defined (one question) is left out rather than shown as a number.
-        kept = [Metric(key, float(value), now, 0) for key, value in values.items() if value == value]
+        kept = [Metric(key, float(value), now, 0) for key, value in values.items() if isfinite(value)]
         self._client.log_batch(self.run_id, metrics=kept)
 
     def _tag(self, tags: dict[str, str]) -> None:
@@ -272,7 +270,7 @@ class EvaluationRecord:
         self, config: TrackingConfig, model: str, at_hand: TrackedRun, reuse: bool, holder: Callable[[], TrackedRun]
     ) -> None:
         self._client = MlflowClient(config.uri)
-        self._locks = _lock_folder(config)
+        self._locks = lock_folder(config)
         self._model, self._at_hand, self._reuse, self._holder = model, at_hand, reuse, holder
         self.sources: dict[str, str] = {}  # by benchmark: the run that holds the evaluation
 
@@ -329,99 +327,41 @@ def base_record(
         yield EvaluationRecord(config, "base", at_hand, reuse, holder)
 
 
-def open_store(config: TrackingConfig) -> MlflowClient:
-    """A client of the tracking store, which is created where it is a SQLite file that does not exist.
-
-    Raises:
-        UserError: the store cannot be reached or written.
-    """
-    # "Creating initial MLflow database tables": a fresh store is no news.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    if config.uri.startswith("sqlite:///"):
-        file = Path(config.uri.removeprefix("sqlite:///")).absolute()
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            # Processes that open a fresh store together break it for good (mlflow 3.17): one makes it, under a lock.
-            with FileLock(file.with_suffix(".lock"), timeout=120):
-                client = MlflowClient(config.uri)
-                client.search_experiments(max_results=1)
-        except (OSError, MlflowException) as error:
-            raise UserError(
-                f"tracking.uri={config.uri} cannot be used: {_first_line(error)}; choose a file that you can write, "
-                "e.g. tracking.uri=sqlite:///mlruns/mlflow.db"
-            ) from None
-        return client
-    if config.uri.startswith("http"):
-        _check_server(config.uri)
-    try:
-        client = MlflowClient(config.uri)
-        client.search_experiments(max_results=1)
-    except Exception as error:  # each database has errors of its own
-        raise UserError(f"tracking.uri={public_uri(config.uri)} cannot be used: {_first_line(error)}") from None
-    return client
+def _quantities(benchmark: BenchmarkChange) -> dict[str, float]:
+    """What is kept of a benchmark's change, by name; shares, not percent."""
+    primary, d = benchmark.primary, benchmark.primary.difference
+    values = _named("change", Estimate(d.value, d.standard_error, d.low, d.high))
+    values |= {
+        "n": benchmark.n,
+        "p_value": benchmark.p_value,
+        "equivalence_p_value": benchmark.equivalence_p_value,
+        "minimum_detectable_change": benchmark.minimum_detectable_change,
+    }
+    for key in ("forgetting_rate", "forgetting_rate_above_chance"):
+        if (estimate := getattr(benchmark, key)) is not None:
+            values |= _named(key, estimate)
+    if counts := primary.counts:
+        values |= {"kept": counts.kept, "lost": counts.lost, "gained": counts.gained, "missed": counts.missed}
+    if benchmark.n_to_decide is not None:
+        values["n_to_decide"] = benchmark.n_to_decide
+    if benchmark.paper_metric and benchmark.paper_value and benchmark.paper_metric != PaperMetric.forgetting_rate:
+        values[benchmark.paper_metric] = benchmark.paper_value.value
+        values[f"{benchmark.paper_metric}_stderr"] = benchmark.paper_value.standard_error
+    return values
 
 
-def public_uri(uri: str) -> str:
-    """The URI without the user name and password that it may carry."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return parts._replace(netloc="***@" + parts.netloc.rsplit("@", 1)[1]).geturl()
-
-
-def redact(text: str) -> str:
-    """The text without passwords in addresses and without values named token, password, secret or key."""
-    text = re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", text)
-    return _SECRET.sub(lambda found: re.split(r"[=:]", found.group(0), maxsplit=1)[0] + "=***", text)
-
-
-def _experiment(client: MlflowClient, config: TrackingConfig) -> str:
-    location = None
-    if config.uri.startswith("sqlite:///"):  # a server decides for itself
-        location = (Path(config.uri.removeprefix("sqlite:///")).absolute().parent / "artifacts").as_uri()
-    for _ in range(2):
-        if found := client.get_experiment_by_name(config.experiment):
-            if found.lifecycle_stage == "deleted":
-                raise UserError(
-                    f"tracking.experiment={config.experiment} was deleted in MLflow; restore it with "
-                    f"`mlflow experiments restore -x {found.experiment_id}`, or choose another name"
-                )
-            return str(found.experiment_id)
-        try:
-            return str(client.create_experiment(config.experiment, artifact_location=location))
-        except MlflowException:
-            continue  # another process made it just now
-    raise UserError(f"tracking.experiment={config.experiment} can neither be found nor made")
-
-
-def _lock_folder(config: TrackingConfig) -> Path:
-    if config.uri.startswith("sqlite:///"):
-        return Path(config.uri.removeprefix("sqlite:///")).absolute().parent / "locks"
-    return Path.home() / ".cache" / "slimdown" / "locks"  # serves the jobs of one machine
-
-
-def _check_server(uri: str) -> None:
-    """Ask once, for five seconds: MLflow's own client retries for minutes before it says that nobody answers."""
-    try:
-        urllib.request.urlopen(f"{public_uri(uri).replace('***@', '').rstrip('/')}/health", timeout=5)
-    except urllib.error.HTTPError:
-        return  # somebody answers; whether we may write is for the client to find out
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"tracking.uri={public_uri(uri)} does not answer ({_first_line(error)}); start the server, e.g. "
-            "`mlflow server --backend-store-uri sqlite:///mlruns/mlflow.db`, or leave tracking.uri out to record "
-            "in the local folder mlruns/"
-        ) from None
+def _named(key: str, estimate: Estimate) -> dict[str, float]:
+    return {
+        key: estimate.value,
+        f"{key}_stderr": estimate.standard_error,
+        f"{key}_low": estimate.low,
+        f"{key}_high": estimate.high,
+    }
 
 
 def _plain(value: Any) -> str:
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     return redact(text)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _interrupt(number: int, frame: Any) -> None:

@@ -15,9 +15,9 @@ from mlflow import MlflowClient
 
 from slimdown.baseline import evaluation_key, measure
 from slimdown.config import BenchmarkConfig, EvaluationConfig, RunConfig, TrackingConfig
-from slimdown.evaluate import BenchmarkReport, load_tasks
+from slimdown.evaluate import load_tasks
 from slimdown.model import LoadedModel
-from slimdown.samples import read_samples, write_samples
+from slimdown.samples import BenchmarkReport, read_samples, write_samples
 from slimdown.tracking import EvaluationRecord, TrackedRun, base_record
 
 Composed = Callable[..., RunConfig]

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from slimdown.config import RunConfig, UserError
-from slimdown.evaluate import EvalReport, evaluate, load_tasks
+from slimdown.evaluate import evaluate, load_tasks
 from slimdown.model import LoadedModel
+from slimdown.samples import EvalReport
 
 Composed = Callable[..., RunConfig]
 LIMITS = [f"benchmark.pocket_{name}.limit=12" for name in ("instructions", "math", "commonsense", "cs")]

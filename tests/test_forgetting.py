@@ -6,8 +6,8 @@ from math import isnan
 import pytest
 
 from slimdown.config import BenchmarkConfig, PaperMetric, Role
-from slimdown.evaluate import BenchmarkReport, EvalReport, Sample, Score
 from slimdown.forgetting import forgetting
+from slimdown.samples import BenchmarkReport, EvalReport, Sample, Score
 
 
 def benchmark(

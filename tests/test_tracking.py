@@ -8,7 +8,8 @@ import pytest
 from mlflow import MlflowClient
 
 from slimdown.config import TrackingConfig, UserError
-from slimdown.tracking import TrackedRun, open_store, public_uri, redact
+from slimdown.store import open_store, public_uri, redact
+from slimdown.tracking import TrackedRun
 from slimdown.train import StepRecord
 
 
