@@ -138,7 +138,7 @@ def difference(
 
     >>> d = difference([1] * 6 + [0] * 4, [1, 1] + [0] * 8)
     >>> d.value, d.p_value, round(d.low, 3), round(d.high, 3)
-    (-0.4, 0.125, -0.68, 0.013)
+    (-0.4, 0.125, -0.686, 0.02)
     """
     x, y = _numbers(before), _numbers(after)
     if len(x) != len(y):
