@@ -176,7 +176,9 @@ def test_a_metric_without_a_score_for_each_question_is_refused() -> None:
         forgetting(report(a=replace(whole, benchmark=config)), report(a=replace(whole, benchmark=config)))
 
 
-@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0])), min_size=2, max_size=40), st.randoms())
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0])), min_size=2, max_size=40), st.randoms()
+)
 @settings(max_examples=60, deadline=None)
 def test_the_order_of_questions_does_not_matter(pairs: list[tuple[float, float]], random: Random) -> None:
     def compared(rows: list[tuple[float, float]]) -> BenchmarkChange:

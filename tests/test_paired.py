@@ -136,9 +136,7 @@ def test_as_many_questions_as_it_names_decide() -> None:
     d = float((after - before).mean())
     lost, gained = float((before > after).mean()), float((after > before).mean())
     pairs = simulate(n, 0.5, lost, gained, repeats=600)
-    decided = np.mean(
-        [(x := difference(*pair)).p_value < 0.05 or x.equivalence_p_value(0.02) < 0.05 for pair in pairs]
-    )
+    decided = np.mean([(x := difference(*pair)).p_value < 0.05 or x.equivalence_p_value(0.02) < 0.05 for pair in pairs])
     assert d != 0
     assert decided >= 0.75
 
