@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser = _Parser(
         prog="python -m slimdown.check",
         description=(__doc__ or "").split("\n\n", 1)[0],
-        epilog="exit code: 0 within every budget, 1 beyond one, 2 the data cannot tell, 3 the question could not be asked",
+        epilog="exit code: 0 within every budget, 1 beyond one, 2 the data cannot tell, 3 could not be asked",
     )
     parser.add_argument("run", metavar="RUN", help="a run's id, the beginning of it, or its name")
     parser.add_argument(
