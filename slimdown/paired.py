@@ -222,7 +222,7 @@ def forgetting_rate(
     else:
         _, member = np.unique(grouped if grouped is not None else np.arange(len(x)), return_inverse=True)
         sums = np.stack([np.bincount(member, weights) for weights in (x, y, np.ones_like(x))])
-        bases, tuneds = _resampled_means(sums, draw)
+        bases, tuneds = _resampled_means(sums.astype(float), draw)
     with np.errstate(divide="ignore", invalid="ignore"):
         rates = 1 - (tuneds - chance) / (bases - chance)
     rates = np.where(bases > chance, rates, np.inf)  # everything, and more, could be gone
