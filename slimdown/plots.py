@@ -1,6 +1,6 @@
 """Numbers -> matplotlib figures, as SVG for a page and as PNG for everything else.
 
-Every figure is a `Figure` of its own: nothing is registered with pyplot, no setting outlives a call. Colours are those of
+Every figure is a `Figure` of its own: nothing is registered with pyplot, no setting outlives a call. Colours follow
 Okabe and Ito, which people with any kind of colour blindness tell apart, and nothing is said by colour alone. What is
 text or axis has the one colour `INK`, which an inlined SVG takes from the page around it.
 """
@@ -12,10 +12,11 @@ from functools import wraps
 from hashlib import sha256
 from html import escape
 from io import BytesIO, StringIO
+from itertools import pairwise
 from math import isfinite, log
 from statistics import mean, pstdev
 from textwrap import wrap
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -44,7 +45,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", "--", "-.", ":")
 _WIDTH = 6.4  # inches
 _DARK, _LIGHT = "#14181c", "#ffffff"  # text on a coloured ground, which no page changes
-_STYLE: dict[str, object] = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so a figure is laid out alike everywhere
     "font.size": 8.5,
     "text.color": INK,
@@ -423,6 +424,6 @@ def _by_factors(numbers: Sequence[float]) -> bool:
         return False
     if len(numbers) == 2:
         return numbers[1] / numbers[0] >= 10
-    steps = [b - a for a, b in zip(numbers, numbers[1:], strict=False)]
-    factors = [log(b / a) for a, b in zip(numbers, numbers[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(numbers)]
+    factors = [log(b / a) for a, b in pairwise(numbers)]
     return pstdev(factors) / mean(factors) < pstdev(steps) / mean(steps)
