@@ -50,6 +50,12 @@ def read_command_line(arguments: list[str]) -> CommandLine:
     return CommandLine(given.overrides, folders, not (other_job or other_config))
 
 
+def swept_keys(arguments: list[str]) -> tuple[str, ...]:
+    """The settings of a command line that have several values: what a sweep varies."""
+    parsed = OverridesParser.create().parse_overrides(read_command_line(arguments).overrides)
+    return tuple(override.get_key_element().lstrip("+~") for override in parsed if override.is_sweep_override())
+
+
 def check_command_line(arguments: list[str]) -> None:
     """Return in silence where every run that the command line asks for can be composed.
 

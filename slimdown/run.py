@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from slimdown.commandline import check_command_line
+from slimdown.commandline import check_command_line, swept_keys
 from slimdown.config import CONF_DIR, ConfigError, RunConfig, UserError, load_config
 
 
@@ -129,16 +129,20 @@ def base_settings(config: RunConfig) -> dict[str, object]:
     return {key: value for key, value in flatten(config).items() if key.startswith(sections)}
 
 
-def run_name(model: str, overrides: list[str]) -> str:
-    """The model and whatever the command line changed: what tells one run from another at a glance.
+def run_name(model: str, overrides: list[str], swept: tuple[str, ...] = ()) -> str:
+    """The model and what the command line changed of its training: what tells one run from another at a glance.
+
+    What a sweep varies comes first; how it is measured and recorded is left out.
 
     >>> run_name("pocket", ["lora.r=4", "tracking.experiment=ranks"])
     'pocket lora.r=4'
-    >>> run_name("pocket", ["model=pocket"])
-    'pocket'
+    >>> run_name("smollm2", ["model=smollm2", "dataset=alpaca", "benchmark.gsm8k.limit=8", "lora.r=4"], ("lora.r",))
+    'smollm2 lora.r=4 dataset=alpaca'
     """
-    shown = [o.lstrip("+") for o in overrides if not o.startswith(("model=", "tracking.", "hydra"))]
-    return " ".join([model, *shown])[:200]
+    unshown = ("model=", "benchmark", "evaluation.", "baseline.", "tracking.", "hydra")
+    shown = [o for o in (override.lstrip("+") for override in overrides) if not o.startswith(unshown)]
+    shown.sort(key=lambda o: o.partition("=")[0] not in swept)  # stable: the order of the command line otherwise
+    return " ".join([model, *shown])[:120]
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
@@ -149,7 +153,7 @@ def job(composed: DictConfig) -> float:
     try:
         return run(
             load_config(composed),
-            name=run_name(settings.runtime.choices["model"], overrides),
+            name=run_name(settings.runtime.choices["model"], overrides, swept_keys(sys.argv[1:])),
             config_yaml=OmegaConf.to_yaml(composed, resolve=True),
             overrides=overrides,
             folder=Path(settings.runtime.output_dir),
