@@ -114,11 +114,10 @@ def forest(report: ForgettingReport) -> Figure:
             markersize=7,
             linestyle="none",
         )
-        beside = axes.get_yaxis_transform()  # x in widths of the axes, y in rows
-        axes.text(1.03, row, benchmark.verdict.value, transform=beside, va="center", color=colour, weight="bold")
-        axes.text(1.33, row, f"{benchmark.n:,}", transform=beside, va="center", ha="right")
-    axes.text(1.03, -0.62, "verdict", transform=axes.get_yaxis_transform(), va="bottom", alpha=0.65, size=7.5)
-    axes.text(1.33, -0.62, "n", transform=axes.get_yaxis_transform(), va="bottom", ha="right", alpha=0.65, size=7.5)
+        _beside(axes, row, 12, benchmark.verdict.value, color=colour, weight="bold")
+        _beside(axes, row, 106, f"{benchmark.n:,}", ha="right")
+    _beside(axes, -0.62, 12, "verdict", va="bottom", alpha=0.65, size=7.5)
+    _beside(axes, -0.62, 106, "n", va="bottom", ha="right", alpha=0.65, size=7.5)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_yticks(range(len(names)), [_short(name) for name in names])
@@ -378,6 +377,12 @@ def _say(axes: Axes, text: str) -> Figure:
     figure = axes.figure
     assert isinstance(figure, Figure)
     return figure
+
+
+def _beside(axes: Axes, row: float, points: float, text: str, **look: Any) -> None:
+    """Write a text so many points to the right of the axes, at the height of a row."""
+    at = {"xycoords": axes.get_yaxis_transform(), "xytext": (points, 0), "textcoords": "offset points"}
+    axes.annotate(text, (1, row), **at, **{"va": "center", "annotation_clip": False, **look})
 
 
 def _own_ids(text: str) -> str:
