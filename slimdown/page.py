@@ -80,7 +80,9 @@ def html_report(
         curve=inline(
             plots.training_curve(training.history, training.validation_loss_before, training.validation_loss_after)
         ),
-        anatomies=[_anatomy(n, report.benchmarks[n], found) for n, found in anatomies.items() if n in report.benchmarks],
+        anatomies=[
+            _anatomy(n, report.benchmarks[n], found) for n, found in anatomies.items() if n in report.benchmarks
+        ],
         training=_training(training),
         settings=main,
         other_settings=others,
@@ -127,9 +129,7 @@ def minus(text: str) -> str:
     'fell (−3.1 points), p-value 0.2, top-5'
     """
     return "".join(
-        "\N{MINUS SIGN}"
-        if c == "-" and text[i + 1 : i + 2].isdigit() and (i == 0 or text[i - 1] in " ([")
-        else c
+        "\N{MINUS SIGN}" if c == "-" and text[i + 1 : i + 2].isdigit() and (i == 0 or text[i - 1] in " ([") else c
         for i, c in enumerate(text)
     )
 

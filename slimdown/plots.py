@@ -36,7 +36,7 @@ VERDICT_COLOURS = {
     Verdict.retained: "#2a86c7",
     Verdict.forgotten: "#d55e00",
     Verdict.improved: "#009e73",
-    Verdict.undecided: "#8c8c8c",
+    Verdict.undecided: "#7a7a7a",
 }
 _VERDICT_MARKERS = {Verdict.retained: "s", Verdict.forgotten: "v", Verdict.improved: "^", Verdict.undecided: "o"}
 _OUTCOMES = {"kept": "#2a86c7", "lost": "#d55e00", "gained": "#009e73", "missed": "#b4b4b4"}
@@ -174,23 +174,15 @@ def training_curve(history: "Sequence[StepRecord]", before: float, after: float)
         axes.plot(steps, values, color=_SERIES[0], marker=mark, label="training loss", linewidth=1.2)
     if points:
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=_SERIES[1], marker="D", markersize=6, linestyle=":", label="validation loss")
-        for i, (step, value) in enumerate(points):
-            axes.annotate(
-                f"{value:.3f}",
-                (step, value),
-                xytext=(0, 7 if i == 0 or value >= points[0][1] else -14),
-                textcoords="offset points",
-                ha="left" if step == 0 else "right",
-                color=_SERIES[1],
-                weight="bold",
-            )
-    axes.margins(x=0.03, y=0.2)
+        # the numbers stand in the key: beside their points the curve would run through them
+        told = ", ".join(f"{value:.3f} {'before' if step == 0 else 'after'}" for step, value in points)
+        axes.plot(steps, values, color=_SERIES[1], marker="D", markersize=6, ls=":", label=f"validation loss: {told}")
+    axes.margins(x=0.03, y=0.1)
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss, nats a token")
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 
