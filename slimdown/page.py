@@ -110,14 +110,14 @@ def render(template: str, **values: object) -> str:
 
 def inline(figure: "Figure") -> Markup:
     """The figure as markup to put into a page."""
-    return Markup(plots.svg(figure))  # noqa: S704 - matplotlib escapes what it writes
+    return Markup(plots.svg(figure))  # matplotlib escapes the texts that it writes
 
 
 def visible(text: object) -> str:
-    """The text as a page can hold it: control characters as their pictures, broken characters as a mark.
+    r"""The text as a page can hold it: control characters as their pictures, broken characters as a mark.
 
-    >>> visible("a\\x00b\\n")
-    'a␀b\\n'
+    >>> visible("a\x00b\n")
+    'a␀b\n'
     """
     return str(text).replace("\r\n", "\n").translate(_PICTURES).encode("utf-8", "replace").decode()
 
