@@ -32,7 +32,7 @@ def written(
             (),
             {"match.flexible": said[i][-4:], "match.strict": "[invalid]"},
             {"match.flexible": score, "match.strict": 0.0},
-        )  # fmt: skip
+        )
         for i, score in enumerate(scores)
     ]
     config = BenchmarkConfig("written", "match.flexible", 0, chance, role, paper_metric)
@@ -54,7 +54,7 @@ def chosen(taken: Sequence[int], paper_metric: PaperMetric | None = None) -> Ben
             tuple(-1.0 if choice == position else -3.0 for choice in range(4)),
             {"acc": CHOICES[position]},
             {"acc": float(position == i % 4)},
-        )  # fmt: skip
+        )
         for i, position in enumerate(taken)
     ]
     return _report(BenchmarkConfig("chosen", "acc", 0, 0.25, Role.retained, paper_metric), samples)
