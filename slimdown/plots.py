@@ -373,7 +373,7 @@ def _say(axes: Axes, text: str) -> Figure:
 
 def _beside(axes: Axes, row: float, points: float, text: str, **look: Any) -> None:
     """Write a text so many points to the right of the axes, at the height of a row."""
-    at = {"xycoords": axes.get_yaxis_transform(), "xytext": (points, 0), "textcoords": "offset points"}
+    at: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "xytext": (points, 0), "textcoords": "offset points"}
     axes.annotate(text, (1, row), **at, **{"va": "center", "annotation_clip": False, **look})
 
 
