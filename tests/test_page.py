@@ -172,6 +172,13 @@ def test_a_models_markup_is_shown_and_not_run() -> None:
     assert "a<b>&'c'" in read.text
 
 
+def test_a_password_in_an_address_is_left_out() -> None:
+    address = "https://me:hunter2@example.org/rows"
+    html = page(usual(), name=f"dataset.x.path={address}", settings={"tracking.uri": address})
+    assert "hunter2" not in html
+    assert html.count("https://***@example.org/rows") >= 3
+
+
 def test_a_long_text_is_cut_and_says_so() -> None:
     long = "word " * 1000 + "END"
     base, tuned = written([1.0], ["four"], question=long), written([0.0], [long], question=long)
