@@ -143,6 +143,14 @@ def test_long_names_stay_on_the_page() -> None:
     assert box.x1 <= figure.bbox.x1
 
 
+def test_a_wide_key_stays_on_the_page() -> None:
+    figure = plots.by_param("lora.r", {f"{i} long benchmark name " * 3: [(8, estimate(0.1))] for i in range(5)})
+    plots.svg(figure)
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+
+
 def test_a_run_without_a_target_has_no_place_among_the_trades() -> None:
     nothing = Estimate(nan, nan, nan, nan)
     shown = texts(plots.learning_forgetting([replace(RUNS[0], gain=nothing)]))
