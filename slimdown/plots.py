@@ -13,7 +13,7 @@ from hashlib import sha256
 from html import escape
 from io import BytesIO, StringIO
 from itertools import pairwise
-from math import isfinite, log
+from math import ceil, isfinite, log
 from statistics import mean, pstdev
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -36,7 +36,7 @@ VERDICT_COLOURS = {
     Verdict.retained: "#2a86c7",
     Verdict.forgotten: "#d55e00",
     Verdict.improved: "#009e73",
-    Verdict.undecided: "#8c8c8c",
+    Verdict.undecided: "#7a7a7a",
 }
 _VERDICT_MARKERS = {Verdict.retained: "s", Verdict.forgotten: "v", Verdict.improved: "^", Verdict.undecided: "o"}
 _OUTCOMES = {"kept": "#2a86c7", "lost": "#d55e00", "gained": "#009e73", "missed": "#b4b4b4"}
@@ -114,11 +114,10 @@ def forest(report: ForgettingReport) -> Figure:
             markersize=7,
             linestyle="none",
         )
-        beside = axes.get_yaxis_transform()  # x in widths of the axes, y in rows
-        axes.text(1.03, row, benchmark.verdict.value, transform=beside, va="center", color=colour, weight="bold")
-        axes.text(1.33, row, f"{benchmark.n:,}", transform=beside, va="center", ha="right")
-    axes.text(1.03, -0.62, "verdict", transform=axes.get_yaxis_transform(), va="bottom", alpha=0.65, size=7.5)
-    axes.text(1.33, -0.62, "n", transform=axes.get_yaxis_transform(), va="bottom", ha="right", alpha=0.65, size=7.5)
+        _beside(axes, row, 12, benchmark.verdict.value, color=colour, weight="bold")
+        _beside(axes, row, 106, f"{benchmark.n:,}", ha="right")
+    _beside(axes, -0.62, 12, "verdict", va="bottom", alpha=0.65, size=7.5)
+    _beside(axes, -0.62, 106, "n", va="bottom", ha="right", alpha=0.65, size=7.5)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_yticks(range(len(names)), [_short(name) for name in names])
@@ -175,23 +174,15 @@ def training_curve(history: "Sequence[StepRecord]", before: float, after: float)
         axes.plot(steps, values, color=_SERIES[0], marker=mark, label="training loss", linewidth=1.2)
     if points:
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=_SERIES[1], marker="D", markersize=6, linestyle=":", label="validation loss")
-        for i, (step, value) in enumerate(points):
-            axes.annotate(
-                f"{value:.3f}",
-                (step, value),
-                xytext=(0, 7 if i == 0 or value >= points[0][1] else -14),
-                textcoords="offset points",
-                ha="left" if step == 0 else "right",
-                color=_SERIES[1],
-                weight="bold",
-            )
-    axes.margins(x=0.03, y=0.2)
+        # the numbers stand in the key: beside their points the curve would run through them
+        told = ", ".join(f"{value:.3f} {'before' if step == 0 else 'after'}" for step, value in points)
+        axes.plot(steps, values, color=_SERIES[1], marker="D", markersize=6, ls=":", label=f"validation loss: {told}")
+    axes.margins(x=0.03, y=0.1)
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss, nats a token")
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 
@@ -252,10 +243,11 @@ def by_param(param: str, series: Mapping[str, Sequence[tuple[float | str, Estima
 
     The axis is one of numbers where every value is one, logarithmic where they grow by factors rather than by steps.
     """
-    figure, axes = _figure(3.3 + 0.16 * ((len(series) + 2) // 3), f"Change by {param}")
-    kept = {
-        name: [(v, e) for v, e in points if isfinite(e.value)] for name, points in series.items() if len(points) > 0
-    }
+    finite = {name: [(v, e) for v, e in points if isfinite(e.value)] for name, points in series.items()}
+    kept = {name: points for name, points in finite.items() if points}
+    longest = max((len(_short(name, 34)) for name in kept), default=1)
+    in_a_row = max(1, min(3, 86 // (longest + 8)))  # the key must not be wider than the figure
+    figure, axes = _figure(3.2 + 0.16 * ceil(len(kept) / in_a_row), f"Change by {param}")
     values = list(dict.fromkeys(value for points in kept.values() for value, _ in points))
     if not values:
         return _say(axes, f"no run tells of {param}")
@@ -294,7 +286,7 @@ def by_param(param: str, series: Mapping[str, Sequence[tuple[float | str, Estima
     axes.yaxis.set_major_formatter(FuncFormatter(_signed))
     axes.set_xlabel(_short(param, 60))
     axes.set_ylabel("change, points (95 % interval)")
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=in_a_row)
     return figure
 
 
@@ -378,6 +370,12 @@ def _say(axes: Axes, text: str) -> Figure:
     figure = axes.figure
     assert isinstance(figure, Figure)
     return figure
+
+
+def _beside(axes: Axes, row: float, points: float, text: str, **look: Any) -> None:
+    """Write a text so many points to the right of the axes, at the height of a row."""
+    at: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "xytext": (points, 0), "textcoords": "offset points"}
+    axes.annotate(text, (1, row), **at, **{"va": "center", "annotation_clip": False, **look})
 
 
 def _own_ids(text: str) -> str:
