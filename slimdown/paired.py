@@ -3,6 +3,9 @@
 Pure functions of numbers (numpy and scipy). Everything is two-sided and at 95 % unless it says otherwise. Both models
 answered the same questions, so what counts is each question's difference: the noise of which questions were asked
 drops out, and a change is seen with far fewer of them than two independent scores would need.
+
+`scipy.stats` is loaded by scipy at its first use: it takes most of a second, and whoever only needs an `Estimate` does
+not wait for it.
 """
 
 from collections.abc import Sequence
@@ -10,8 +13,8 @@ from dataclasses import dataclass
 from math import ceil, inf, isnan, nan, sqrt
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 ALPHA = 0.05
 POWER = 0.8
@@ -57,7 +60,7 @@ class Difference:
             return nan
         if self.standard_error == 0:
             return 0.0 if abs(self.center) < margin else 1.0
-        t = stats.t(self.degrees_of_freedom)
+        t = scipy.stats.t(self.degrees_of_freedom)
         return float(t.sf((margin - abs(self.center)) / self.standard_error))
 
     def minimum_detectable_change(self, alpha: float = ALPHA, power: float = POWER) -> float:
@@ -77,7 +80,9 @@ class Difference:
         room = margin - size
         # Both one-sided tests must reject, so with no change at all each may miss half as often.
         miss = 1 - power if size > 0 else (1 - power) / 2
-        to_refute = ((stats.norm.isf(alpha) + stats.norm.isf(miss)) * spread / room) ** 2 if room > 0 else inf
+        to_refute = (
+            ((scipy.stats.norm.isf(alpha) + scipy.stats.norm.isf(miss)) * spread / room) ** 2 if room > 0 else inf
+        )
         fewest = min(to_show, to_refute)
         return max(self.n + 1, ceil(fewest)) if fewest < 1e9 else None
 
@@ -113,7 +118,7 @@ def mean(scores: Sequence[float] | Floats, clusters: Sequence[str] | None = None
     grouped = _clusters(clusters)
     value, error, freedom = float(x.mean()), _standard_error(x, grouped), _degrees_of_freedom(len(x), grouped)
     if grouped is None and _is_binary(x):
-        interval = stats.binomtest(int(x.sum()), len(x)).proportion_ci(method="wilson")
+        interval = scipy.stats.binomtest(int(x.sum()), len(x)).proportion_ci(method="wilson")
         return Estimate(value, error, float(interval.low), float(interval.high))
     return _student(value, error, freedom)
 
@@ -148,11 +153,11 @@ def difference(
     t_test = _t_test_p_value(d)
     if grouped is None and _is_binary(x) and _is_binary(y):
         lost, gained = int((d < 0).sum()), int((d > 0).sum())
-        p_value = float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+        p_value = float(scipy.stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
         lost_share, gained_share = (lost + 1) / (n + 2), (gained + 1) / (n + 2)
         center = gained_share - lost_share
         error = sqrt((lost_share + gained_share - center**2) / (n + 2))
-        half = float(stats.norm.isf(ALPHA / 2)) * error
+        half = float(scipy.stats.norm.isf(ALPHA / 2)) * error
         low, high = max(-1.0, center - half), min(1.0, center + half)
         return Difference(value, error, low, high, p_value, "exact McNemar", t_test, n, center, inf)
     error, freedom = _standard_error(d, grouped), _degrees_of_freedom(n, grouped)
@@ -303,14 +308,14 @@ def _standard_error(x: Floats, clusters: NDArray[np.str_] | None) -> float:
 
 
 def _student(value: float, error: float, freedom: float) -> Estimate:
-    half = float(stats.t(freedom).isf(ALPHA / 2)) * error if freedom > 0 else nan
+    half = float(scipy.stats.t(freedom).isf(ALPHA / 2)) * error if freedom > 0 else nan
     return Estimate(value, error, value - half, value + half)
 
 
 def _two_sided(value: float, error: float, freedom: float) -> float:
     if error == 0:
         return 1.0 if value == 0 else 0.0
-    return float(2 * stats.t(freedom).sf(abs(value) / error))
+    return float(2 * scipy.stats.t(freedom).sf(abs(value) / error))
 
 
 def _t_test_p_value(d: Floats) -> float:
@@ -321,7 +326,7 @@ def _detectable(alpha: float, power: float, freedom: float) -> float:
     """In standard errors: how large a change must be to be shown with this power."""
     if freedom <= 0:
         return nan
-    t = stats.t(freedom)
+    t = scipy.stats.t(freedom)
     return float(t.isf(alpha / 2) + t.isf(1 - power))
 
 
