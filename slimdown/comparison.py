@@ -1,7 +1,7 @@
 """Recorded runs -> `Comparison`: one row a configuration, its change on each benchmark, and what is not comparable.
 
-Pure: no store, no torch. Every change is a share (0.02 is two points) and was judged when the run was made; here nothing
-is tested anew. What a mean over seeds adds is said at `pooled`.
+Pure: no store, no torch. Every change is a share (0.02 is two points) and was judged when the run was made; nothing is
+tested anew here. What a mean over seeds adds is said at `pooled`.
 """
 
 import re
@@ -138,7 +138,10 @@ def pooled(estimates: Sequence[Estimate]) -> tuple[Estimate, float]:
 
 
 def differing(rows: Sequence[Row]) -> list[str]:
-    """The settings in which rows differ, sorted; what only one dataset or benchmark has, among the rows that have it."""
+    """The settings in which rows differ, sorted.
+
+    What only runs with one dataset or benchmark have is compared among those: that the others lack it is no difference.
+    """
     values: dict[str, set[str]] = {}
     count: Counter[str] = Counter()
     for row in rows:
