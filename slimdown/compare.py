@@ -1,4 +1,4 @@
-"""`python -m slimdown.compare`: the runs of a store side by side, what differs between them, what each learned and lost.
+"""`python -m slimdown.compare`: recorded runs side by side, what differs between them, what each learned and lost.
 
 Imports neither torch nor transformers, and of a local store not even MLflow is needed.
 """
@@ -117,16 +117,20 @@ def select(asked: argparse.Namespace, store: TrackingConfig) -> tuple[list[Recor
     shown = ", ".join(f"{count:,} {state}" for state, count in left_out.items())
     if not finished:
         raise UserError(_nothing(asked, store, experiments, where, shown, tags))
+    shown_runs = [run for run in finished if _measured(run)]
+    if not shown_runs:
+        raise UserError(
+            f"{counted(len(finished), 'run')} finished in {where}, but no change was recorded; "
+            "start one with python -m slimdown.run"
+        )
+    notes = [f"{counted(left_out.total(), 'run')} left out: {shown}."] if left_out else []
+    if n_unmeasured := len(finished) - len(shown_runs):
+        notes.append(f"{counted(n_unmeasured, 'run')} left out: finished, but no change was recorded.")
     chosen = [f"sweep {asked.sweep}"] if asked.sweep else []
     chosen += [f"tag {text}" for text in asked.tag] + ([f"filter {asked.filter}"] if asked.filter else [])
-    title = f"{len(finished):,} finished {'run' if len(finished) == 1 else 'runs'} of {', '.join([*chosen, where])}"
-    notes = [f"{counted(left_out.total(), 'run')} left out: {shown}."] if left_out else []
-    if unmeasured := [run for run in finished if not _measured(run)]:
-        notes.append(f"{counted(len(unmeasured), 'run')} left out: finished, but no change was recorded.")
-        finished = [run for run in finished if _measured(run)]
-        if not finished:
-            raise UserError(f"no run of {where} has a change recorded; run python -m slimdown.run")
-    return finished, Heading(title, tuple(notes))
+    n = len(shown_runs)
+    title = f"{n:,} finished {'run' if n == 1 else 'runs'} of {', '.join([*chosen, where])}"
+    return shown_runs, Heading(title, tuple(notes))
 
 
 def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Paired:

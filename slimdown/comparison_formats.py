@@ -34,12 +34,17 @@ _VERDICT_STYLES = {
     Verdict.undecided.value: "yellow",
 }
 _MOST_COLUMNS = 4  # settings with a column each; more stand together in one
+_MOST_SEEDS = 4  # that are listed
+_UNBOUNDED = 10_000  # columns: as wide as a table likes
 _MOST_POINTS = 40  # in a plot of runs: more names than this are not legible
 _LEGEND = (
     "Change of each benchmark's primary metric in points, tuned - base, [95 % interval], verdict of the run at 5 %; "
     "* target task."
 )
-_LEGEND_SEEDS = "Where a row holds several seeds: mean ± standard deviation over seeds, and the verdicts with their number of seeds."
+_LEGEND_SEEDS = (
+    "Where a row holds several seeds: mean ± standard deviation over seeds, "
+    "and the verdicts with their number of seeds."
+)
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,12 @@ def show(comparison: Comparison, heading: Heading, console: Console, most: int) 
     for note in heading.notes:
         console.print(Text(note), style="yellow")
     layouts: list[Callable[[Comparison, Sequence[Row]], Table]] = [_wide, _narrow]
+    free = console.options.update(width=_UNBOUNDED)
     if not console.is_terminal:  # a file or a pipe is as wide as it has to be
-        console.width = max(console.width, Measurement.get(console, console.options, _wide(comparison, rows)).maximum)
+        console.width = max(console.width, Measurement.get(console, free, _wide(comparison, rows)).maximum)
     for layout in layouts:
         table = layout(comparison, rows)
-        if Measurement.get(console, console.options.update(width=10_000), table).maximum <= console.width:
+        if Measurement.get(console, free, table).maximum <= console.width:
             break
     else:
         table = _stacked(comparison, rows)
@@ -94,7 +100,7 @@ def show_paired(paired: Paired, console: Console) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict")
     for name, b in paired.report.benchmarks.items():
-        verdict = Text(b.verdict.value, _VERDICT_STYLES[b.verdict.value])
+        verdict = Text.assemble((b.verdict.value, _VERDICT_STYLES[b.verdict.value]))
         if cause := _paired_cause(paired, name):
             verdict.append(f"\n{cause}", "dim")
         table.add_row(*(Text(text) for text in _paired_texts(name, b)), verdict)
@@ -143,11 +149,11 @@ def _stacked(comparison: Comparison, rows: Sequence[Row]) -> Table:
             table.add_row(Text(f"  {told}", "dim"))
         for name in comparison.benchmarks:
             if cell := row.cells.get(name):
-                verdict = Text(cell.verdict, _VERDICT_STYLES.get(cell.verdict, "yellow"))
+                verdict = Text.assemble((cell.verdict, _VERDICT_STYLES.get(cell.verdict, "yellow")))
                 if cell.main_cause:
                     verdict.append(f", {cause_text(*cell.main_cause)}", "dim")
                 table.add_row(f"  {_starred(comparison, name)}", points(cell.change, cell.spread), verdict)
-        table.add_row("  mean retained", points(row.retained, row.retained_spread))
+        table.add_row("  mean retained", points(row.retained, row.retained_spread), end_section=True)
     return table
 
 
@@ -202,11 +208,15 @@ def param_headings(comparison: Comparison) -> list[str]:
 
 def param_texts(comparison: Comparison, row: Row) -> list[str]:
     """What stands below `param_headings` in one row."""
-    seeds = [str(len(row.runs)) if len(row.runs) > 1 else f"1 (seed {row.seeds[0]})"] if comparison.grouped else []
+    seeds = [_seeds(row)] if comparison.grouped else []
     values = {short: row.settings.get(key, "") for key, short in short_keys(comparison.params).items()}
     if len(values) <= _MOST_COLUMNS:
         return seeds + list(values.values())
     return [*seeds, ", ".join(f"{key}={value}" for key, value in values.items() if value)]
+
+
+def _seeds(row: Row) -> str:
+    return ", ".join(row.seeds) if len(row.seeds) <= _MOST_SEEDS else f"{len(row.seeds)} seeds"
 
 
 def _starred(comparison: Comparison, name: str) -> str:
@@ -411,8 +421,8 @@ _ENDS = ("", "_stderr", "_low", "_high", "_sd_over_seeds")
 
 def _quantities(cell: Cell | None) -> dict[str, Any]:
     """What programs get of a cell, by name; the names are there without a cell too."""
-    names = ("change", "change_stderr", "change_low", "change_high", "change_sd_over_seeds")
-    names += ("n", "p_value", "verdict", "forgetting_rate", "lost", "main_cause", "main_cause_share")
+    names = [f"change{end}" for end in _ENDS]
+    names += ["n", "p_value", "verdict", "forgetting_rate", "lost", "main_cause", "main_cause_share"]
     if cell is None:
         return dict.fromkeys(names)
     cause, share = cell.main_cause or (None, None)
@@ -581,9 +591,9 @@ def _page_cell(cell: Cell | None) -> dict[str, str] | None:
 
 
 def _point_name(comparison: Comparison, row: Row) -> str:
-    return (
-        f"{row.name} ({', '.join(param_texts(comparison, row))})" if comparison.grouped else f"{row.name} ({row.ids})"
-    )
+    """The name, with what else tells this row from others."""
+    told = [f"seeds {_seeds(row)}"] if len(row.runs) > 1 else [row.ids]
+    return f"{row.name} ({', '.join(told)})"
 
 
 def _lost(change: Estimate) -> Estimate:
