@@ -1,6 +1,6 @@
 """Numbers -> matplotlib figures, as SVG for a page and as PNG for everything else.
 
-Every figure is a `Figure` of its own: nothing is registered with pyplot, no setting outlives a call. Colours are those of
+Every figure is a `Figure` of its own: nothing is registered with pyplot, no setting outlives a call. Colours follow
 Okabe and Ito, which people with any kind of colour blindness tell apart, and nothing is said by colour alone. What is
 text or axis has the one colour `INK`, which an inlined SVG takes from the page around it.
 """
@@ -12,10 +12,11 @@ from functools import wraps
 from hashlib import sha256
 from html import escape
 from io import BytesIO, StringIO
+from itertools import pairwise
 from math import isfinite, log
 from statistics import mean, pstdev
 from textwrap import wrap
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -35,7 +36,7 @@ VERDICT_COLOURS = {
     Verdict.retained: "#2a86c7",
     Verdict.forgotten: "#d55e00",
     Verdict.improved: "#009e73",
-    Verdict.undecided: "#8c8c8c",
+    Verdict.undecided: "#7a7a7a",
 }
 _VERDICT_MARKERS = {Verdict.retained: "s", Verdict.forgotten: "v", Verdict.improved: "^", Verdict.undecided: "o"}
 _OUTCOMES = {"kept": "#2a86c7", "lost": "#d55e00", "gained": "#009e73", "missed": "#b4b4b4"}
@@ -44,7 +45,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", "--", "-.", ":")
 _WIDTH = 6.4  # inches
 _DARK, _LIGHT = "#14181c", "#ffffff"  # text on a coloured ground, which no page changes
-_STYLE: dict[str, object] = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so a figure is laid out alike everywhere
     "font.size": 8.5,
     "text.color": INK,
@@ -113,11 +114,10 @@ def forest(report: ForgettingReport) -> Figure:
             markersize=7,
             linestyle="none",
         )
-        beside = axes.get_yaxis_transform()  # x in widths of the axes, y in rows
-        axes.text(1.03, row, benchmark.verdict.value, transform=beside, va="center", color=colour, weight="bold")
-        axes.text(1.33, row, f"{benchmark.n:,}", transform=beside, va="center", ha="right")
-    axes.text(1.03, -0.62, "verdict", transform=axes.get_yaxis_transform(), va="bottom", alpha=0.65, size=7.5)
-    axes.text(1.33, -0.62, "n", transform=axes.get_yaxis_transform(), va="bottom", ha="right", alpha=0.65, size=7.5)
+        _beside(axes, row, 12, benchmark.verdict.value, color=colour, weight="bold")
+        _beside(axes, row, 106, f"{benchmark.n:,}", ha="right")
+    _beside(axes, -0.62, 12, "verdict", va="bottom", alpha=0.65, size=7.5)
+    _beside(axes, -0.62, 106, "n", va="bottom", ha="right", alpha=0.65, size=7.5)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_yticks(range(len(names)), [_short(name) for name in names])
@@ -174,23 +174,15 @@ def training_curve(history: "Sequence[StepRecord]", before: float, after: float)
         axes.plot(steps, values, color=_SERIES[0], marker=mark, label="training loss", linewidth=1.2)
     if points:
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=_SERIES[1], marker="D", markersize=6, linestyle=":", label="validation loss")
-        for i, (step, value) in enumerate(points):
-            axes.annotate(
-                f"{value:.3f}",
-                (step, value),
-                xytext=(0, 7 if i == 0 or value >= points[0][1] else -14),
-                textcoords="offset points",
-                ha="left" if step == 0 else "right",
-                color=_SERIES[1],
-                weight="bold",
-            )
-    axes.margins(x=0.03, y=0.2)
+        # the numbers stand in the key: beside their points the curve would run through them
+        told = ", ".join(f"{value:.3f} {'before' if step == 0 else 'after'}" for step, value in points)
+        axes.plot(steps, values, color=_SERIES[1], marker="D", markersize=6, ls=":", label=f"validation loss: {told}")
+    axes.margins(x=0.03, y=0.1)
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss, nats a token")
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 
@@ -379,6 +371,12 @@ def _say(axes: Axes, text: str) -> Figure:
     return figure
 
 
+def _beside(axes: Axes, row: float, points: float, text: str, **look: Any) -> None:
+    """Write a text so many points to the right of the axes, at the height of a row."""
+    at = {"xycoords": axes.get_yaxis_transform(), "xytext": (points, 0), "textcoords": "offset points"}
+    axes.annotate(text, (1, row), **at, **{"va": "center", "annotation_clip": False, **look})
+
+
 def _own_ids(text: str) -> str:
     """Only ids that something refers to, each with a prefix that no other figure has."""
     prefix = f"f{sha256(text.encode()).hexdigest()[:8]}-"
@@ -423,6 +421,6 @@ def _by_factors(numbers: Sequence[float]) -> bool:
         return False
     if len(numbers) == 2:
         return numbers[1] / numbers[0] >= 10
-    steps = [b - a for a, b in zip(numbers, numbers[1:], strict=False)]
-    factors = [log(b / a) for a, b in zip(numbers, numbers[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(numbers)]
+    factors = [log(b / a) for a, b in pairwise(numbers)]
     return pstdev(factors) / mean(factors) < pstdev(steps) / mean(steps)

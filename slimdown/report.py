@@ -186,6 +186,9 @@ def summary(report: ForgettingReport) -> list[str]:
                 within = f", shown to be within {' or '.join(f'{m:g}' for m in margins)} points of the base"
             sentences.append(f"{verdict.value.capitalize()}: {listed}{within}.")
     for name, b in by_verdict.get(Verdict.undecided, []):
+        if isnan(b.minimum_detectable_change):
+            sentences.append(f"Undecided: {name} ({100 * b.primary.value:+.1f} points); one question shows no change.")
+            continue
         enough = f"about {b.n_to_decide:,} would decide" if b.n_to_decide else "no number of them would decide"
         sentences.append(
             f"Undecided: {name} ({100 * b.primary.value:+.1f} points); {b.n:,} questions show only changes of "
