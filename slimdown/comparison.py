@@ -202,14 +202,14 @@ def by(comparison: Comparison, param: str) -> Comparison:
 
 
 def series_by(comparison: Comparison, param: str) -> dict[str, list[tuple[float | str, Estimate]]]:
-    """Each benchmark's change by the value of a setting; rows that share a value are pooled."""
+    """Each benchmark's change by the value of a setting; runs that share a value are pooled."""
     series: dict[str, list[tuple[float | str, Estimate]]] = {}
     for name in comparison.benchmarks:
         found: dict[float | str, list[Estimate]] = {}
         for row in comparison.rows:
             value = typed(row.settings.get(param, ""))
             if value is not None and name in row.cells:
-                found.setdefault(value, []).append(row.cells[name].change)
+                found.setdefault(value, []).extend(_changes(row, name))
         series[name] = [(value, pooled(found[value])[0]) for value in sorted(found, key=_order)]
     return {name: points for name, points in series.items() if points}
 
@@ -220,7 +220,7 @@ def by_dataset(comparison: Comparison) -> tuple[list[str], list[list[Estimate | 
     table: list[list[Estimate | None]] = []
     for dataset in datasets:
         rows = [row for row in comparison.rows if row.settings["dataset"] == dataset]
-        cells = [[row.cells[name].change for row in rows if name in row.cells] for name in comparison.benchmarks]
+        cells = [[e for row in rows for e in _changes(row, name)] for name in comparison.benchmarks]
         table.append([pooled(there)[0] if there else None for there in cells])
     return datasets, table
 
@@ -321,6 +321,11 @@ def _cell(runs: Sequence[RecordedRun], name: str) -> Cell | None:
         causes={cause: fmean(run.metrics.get(prefix + cause, 0.0) for run in having) for cause in causes},
         lost=mean("lost"),
     )
+
+
+def _changes(row: Row, name: str) -> list[Estimate]:
+    """Each run's own: pooling what is pooled would count the training's noise among what the runs have in common."""
+    return [_estimate(run, f"forgetting/{name}/change") for run in row.runs if name in row.cells]
 
 
 def _estimate(run: RecordedRun, key: str) -> Estimate:

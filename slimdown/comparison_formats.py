@@ -516,9 +516,12 @@ def write_plots(figures: Mapping[str, "Figure"], folder: Path) -> list[Path]:
 
 def html(comparison: Comparison, heading: Heading, param: str | None) -> str:
     """A page that needs nothing but itself: the table and the plots."""
+    from markupsafe import Markup
+
     from slimdown.plots import svg
 
-    figures = {name: svg(figure) for name, figure in plots(comparison, param).items()}
+    # matplotlib escapes what it writes
+    figures = {name: Markup(svg(figure)) for name, figure in plots(comparison, param).items()}
     return _page(
         "compare.html.j2",
         title=heading.title,
@@ -568,15 +571,7 @@ def _page(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters["markup"] = _drawn
     return pages.get_template(template).render(content)
-
-
-def _drawn(figure: str) -> Any:
-    """A figure that we drew, which is markup as it stands."""
-    from markupsafe import Markup
-
-    return Markup(figure)
 
 
 def _page_cell(cell: Cell | None) -> dict[str, str] | None:
