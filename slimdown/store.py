@@ -362,9 +362,11 @@ class _Rows:
     def _with_entries(self, runs: list[RecordedRun]) -> list[RecordedRun]:
         params = self._entries("params", "value", runs)
         tags = self._entries("tags", "value", runs)
-        # How MLflow keeps what SQL has no number for: a flag, and the largest number for infinity.
+        # SQL has no word for what is no number: MLflow keeps a flag beside it.
         numbers = self._entries("latest_metrics", "CASE WHEN is_nan THEN NULL ELSE value END", runs)
-        metrics = {key: {k: _number(v) for k, v in values.items()} for key, values in numbers.items()}
+        metrics = {
+            key: {k: math.nan if v is None else v for k, v in values.items()} for key, values in numbers.items()
+        }
         return [
             replace(run, params=params[run.run_id], tags=tags[run.run_id], metrics=metrics[run.run_id]) for run in runs
         ]
@@ -380,12 +382,6 @@ class _Rows:
             ):
                 found[run_id][key] = content
         return found
-
-
-def _number(value: float | None) -> float:
-    if value is None:
-        return math.nan
-    return math.copysign(math.inf, value) if abs(value) >= 1.7976931348623157e308 else value
 
 
 def _time(milliseconds: int | None) -> datetime:
