@@ -352,8 +352,8 @@ def _by_seed(runs: Sequence[RecordedRun], notes: list[str]) -> list[list[Recorde
             found += [[run] for run in group]
     if n_repeated:
         notes.append(
-            f"{counted(n_repeated, 'run')} left out of the means over seeds, a newer one has the same settings and seed; "
-            "--no-group-seeds shows every run."
+            f"{counted(n_repeated, 'run')} left out of the means over seeds: a newer one has the same "
+            "settings and seed; --no-group-seeds shows every run."
         )
     return found
 

@@ -71,7 +71,7 @@ class Paired:
 def show(comparison: Comparison, heading: Heading, console: Console, most: int) -> None:
     """Print the table, as wide as the console allows; at most so many rows (0: all)."""
     rows = comparison.rows[:most] if most else comparison.rows
-    console.print(Text(heading.title), style="bold")
+    console.print(Text(heading.title), style="bold", soft_wrap=True)  # an address stays in one piece
     for note in heading.notes:
         console.print(Text(note), style="yellow")
     layouts: list[Callable[[Comparison, Sequence[Row]], Table]] = [_wide, _narrow]

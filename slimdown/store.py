@@ -185,7 +185,6 @@ def open_store(config: TrackingConfig) -> "MlflowClient":
         UserError: the store cannot be reached or written.
     """
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     # "Creating initial MLflow database tables": a fresh store is no news.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
@@ -198,7 +197,7 @@ def open_store(config: TrackingConfig) -> "MlflowClient":
             with FileLock(file.with_suffix(".lock"), timeout=120):
                 client = MlflowClient(config.uri)
                 client.search_experiments(max_results=1)
-        except (OSError, MlflowException) as error:
+        except Exception as error:  # OSError, MLflow's, SQLAlchemy's
             raise UserError(
                 f"tracking.uri={config.uri} cannot be used: {first_line(error)}; choose a file that you can write, "
                 "e.g. tracking.uri=sqlite:///mlruns/mlflow.db"

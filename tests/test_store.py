@@ -11,7 +11,6 @@ import pytest
 from mlflow import MlflowClient
 from recorded import evaluation, here, record, right
 
-from slimdown import store as store_module
 from slimdown.config import TrackingConfig, UserError
 from slimdown.store import experiment_names, find_runs, read_evaluation, read_run
 from slimdown.tracking import TrackedRun
@@ -23,12 +22,12 @@ def make(name: str = "a run", **given: object) -> str:
     return record(name, {}, BASE, TUNED, **given)  # type: ignore[arg-type]
 
 
-def by_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on the store is read as a server is, by MLflow's client."""
-    monkeypatch.setattr(store_module, "_existing_file", lambda config: None)
+def by_client() -> TrackingConfig:
+    """The same store under an address that does not name a file plainly, so that it is read as a server is."""
+    return TrackingConfig(uri=here().uri.replace("sqlite:", "sqlite+pysqlite:"), experiment="slimdown")
 
 
-def test_the_tables_and_the_client_tell_the_same(store: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tables_and_the_client_tell_the_same(store: MlflowClient) -> None:
     ids = [make("one"), make("two", tags={"slimdown.sweep": "ranks"}), make("three", config=here("other"))]
     store.log_metric(ids[0], "odd/nan", math.nan)
     with TrackedRun(here(), "base", kind="baseline", tags={}):
@@ -37,11 +36,10 @@ def test_the_tables_and_the_client_tell_the_same(store: MlflowClient, monkeypatc
     store.delete_run(deleted)
     fast = find_runs(here())
     swept = find_runs(here(), tags={"slimdown.sweep": "ranks"})
-    by_client(monkeypatch)
-    slow = find_runs(here())
+    slow = find_runs(by_client())
     assert [run.run_id for run in fast] == [run.run_id for run in slow]
     assert {run.run_id for run in fast} == set(ids)
-    assert swept == find_runs(here(), tags={"slimdown.sweep": "ranks"})
+    assert swept == find_runs(by_client(), tags={"slimdown.sweep": "ranks"})
     for one, other in zip(fast, slow, strict=True):
         assert (one.name, one.experiment, one.status, one.started) == (
             other.name, other.experiment, other.status, other.started,
@@ -78,27 +76,24 @@ def test_experiments_tags_and_filters_choose(store: MlflowClient) -> None:
 
 
 @pytest.mark.parametrize("client", [False, True])
-def test_a_run_is_found_by_id_beginning_or_name(
-    store: MlflowClient, monkeypatch: pytest.MonkeyPatch, client: bool
-) -> None:
+def test_a_run_is_found_by_id_beginning_or_name(store: MlflowClient, client: bool) -> None:
     run_id = make("pocket lora.r=8 it's")
     make("twice")
     make("twice")
-    if client:
-        by_client(monkeypatch)
-    assert read_run(here(), run_id).name == "pocket lora.r=8 it's"
-    assert read_run(here(), run_id[:12]).run_id == run_id
-    assert read_run(here(), "pocket lora.r=8 it's").metrics["forgetting/math/change"] == pytest.approx(-0.4)
+    config = by_client() if client else here()
+    assert read_run(config, run_id).name == "pocket lora.r=8 it's"
+    assert read_run(config, run_id[:12]).run_id == run_id
+    assert read_run(config, "pocket lora.r=8 it's").metrics["forgetting/math/change"] == pytest.approx(-0.4)
     with pytest.raises(UserError, match="2 runs are called twice; give the id of one: "):
-        read_run(here(), "twice")
+        read_run(config, "twice")
     with pytest.raises(
         UserError, match=r"there is no run pocket lora.r=9 it's in .*did you mean pocket lora.r=8 it's\?"
     ):
-        read_run(here(), "pocket lora.r=9 it's")
+        read_run(config, "pocket lora.r=9 it's")
     with TrackedRun(here(), "base", kind="baseline", tags={}) as base:
         pass
     with pytest.raises(UserError, match="is the measurement of a base; only a fine-tuning run"):
-        read_run(here(), base.run_id)
+        read_run(config, base.run_id)
 
 
 def test_an_evaluation_comes_back_as_it_was_written(store: MlflowClient) -> None:
