@@ -543,6 +543,7 @@ def html(comparison: Comparison, heading: Heading, param: str | None) -> str:
         n_left_out=max(0, len(comparison.rows) - _MOST_POINTS),
         most=_MOST_POINTS,
         param=param,
+        others=", ".join(key for key in comparison.params if key != param),
         by_param=figures.get(f"by-{param}"),
         datasets=figures.get("datasets"),
     )

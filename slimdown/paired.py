@@ -51,17 +51,29 @@ class Difference:
     center: float  # where the interval is centred: `value`, shrunk a little for 0/1 scores
     degrees_of_freedom: float
 
+    def p_value_above(self, threshold: float) -> float:
+        """How likely data like these are if the true change is `threshold` or less; one-sided."""
+        if isnan(self.standard_error):
+            return nan
+        if self.standard_error == 0:
+            return 0.0 if self.center > threshold else 1.0
+        return float(scipy.stats.t(self.degrees_of_freedom).sf((self.center - threshold) / self.standard_error))
+
+    def p_value_below(self, threshold: float) -> float:
+        """How likely data like these are if the true change is `threshold` or more; one-sided."""
+        if isnan(self.standard_error):
+            return nan
+        if self.standard_error == 0:
+            return 0.0 if self.center < threshold else 1.0
+        return float(scipy.stats.t(self.degrees_of_freedom).sf((threshold - self.center) / self.standard_error))
+
     def equivalence_p_value(self, margin: float) -> float:
         """How likely data like these are if the true change is `margin` or more either way: two one-sided tests.
 
         Schuirmann 1987. Below 0.05 exactly where the 90 % interval lies within the margin.
         """
-        if isnan(self.standard_error):
-            return nan
-        if self.standard_error == 0:
-            return 0.0 if abs(self.center) < margin else 1.0
-        t = scipy.stats.t(self.degrees_of_freedom)
-        return float(t.sf((margin - abs(self.center)) / self.standard_error))
+        one, other = self.p_value_above(-margin), self.p_value_below(margin)
+        return nan if isnan(one) else max(one, other)
 
     def minimum_detectable_change(self, alpha: float = ALPHA, power: float = POWER) -> float:
         """The smallest true change that would be shown with this `power` by as many questions as these."""
@@ -85,6 +97,18 @@ class Difference:
         )
         fewest = min(to_show, to_refute)
         return max(self.n + 1, ceil(fewest)) if fewest < 1e9 else None
+
+    def n_to_bound(self, threshold: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
+        """About how many questions would show on which side of `threshold` the change lies, if it is as it looks here.
+
+        None where none would: a change of exactly the threshold, or no standard error to go by.
+        """
+        distance = abs(self.value - threshold)
+        if isnan(self.standard_error) or distance == 0:
+            return None
+        spread = self.standard_error * sqrt(self.n)
+        n = ((scipy.stats.norm.isf(alpha) + scipy.stats.norm.isf(1 - power)) * spread / distance) ** 2
+        return max(self.n + 1, ceil(n)) if n < 1e9 else None
 
 
 @dataclass(frozen=True)
@@ -143,7 +167,7 @@ def difference(
 
     >>> d = difference([1] * 6 + [0] * 4, [1, 1] + [0] * 8)
     >>> d.value, d.p_value, round(d.low, 3), round(d.high, 3)
-    (-0.4, 0.125, -0.68, 0.013)
+    (-0.4, 0.125, -0.686, 0.02)
     """
     x, y = _numbers(before), _numbers(after)
     if len(x) != len(y):
@@ -203,7 +227,7 @@ def forgetting_rate(
     else:
         _, member = np.unique(grouped if grouped is not None else np.arange(len(x)), return_inverse=True)
         sums = np.stack([np.bincount(member, weights) for weights in (x, y, np.ones_like(x))])
-        bases, tuneds = _resampled_means(sums, draw)
+        bases, tuneds = _resampled_means(sums.astype(float), draw)
     with np.errstate(divide="ignore", invalid="ignore"):
         rates = 1 - (tuneds - chance) / (bases - chance)
     rates = np.where(bases > chance, rates, np.inf)  # everything, and more, could be gone

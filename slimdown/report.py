@@ -93,17 +93,16 @@ class Bar:
 def show_results(report: ForgettingReport, anatomies: dict[str, Anatomy], training: TrainResult) -> None:
     """Print the table of results, what it says in words, and what became of lost answers."""
     table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("benchmark")
-    table.add_column("metric")
+    table.add_column("benchmark", no_wrap=True)
     for heading in ("n", "base", "tuned", "change", "forgetting rate"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for name, benchmark in report.benchmarks.items():
         for metric, change in benchmark.changes.items():
             primary = metric == benchmark.metric
+            shown = short_metric(metric, benchmark)
             table.add_row(
-                shown_name(name, benchmark) if primary else "",
-                short_metric(metric, benchmark),
+                f"{shown_name(name, benchmark)} {shown}" if primary else f"  {shown}",
                 str(benchmark.n) if primary else "",
                 score(change.base),
                 score(change.tuned),
@@ -255,7 +254,7 @@ def short_metric(metric: str, benchmark: BenchmarkChange) -> str:
 
 def score(estimate: Estimate) -> str:
     """A score in percent ± its standard error."""
-    error = "" if isnan(estimate.standard_error) else f" ± {100 * estimate.standard_error:.1f}"
+    error = "" if isnan(estimate.standard_error) else f" ±{100 * estimate.standard_error:.1f}"
     return f"{100 * estimate.value:.1f}{error}"
 
 

@@ -1,12 +1,14 @@
 """What two reports say together, and which two may not be compared."""
 
 from dataclasses import replace
-from math import isnan
+from math import isnan, nan
+from random import Random
 
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from slimdown.config import BenchmarkConfig, PaperMetric, Role
-from slimdown.forgetting import forgetting
+from slimdown.forgetting import BenchmarkChange, Counts, Verdict, forgetting
 from slimdown.samples import BenchmarkReport, EvalReport, Sample, Score
 
 
@@ -22,7 +24,7 @@ def benchmark(
     config = BenchmarkConfig(
         task="task", metric="acc", num_fewshot=0, chance=0.25, paper_metric=paper_metric, role=role
     )
-    error = (sum((s - mean) ** 2 for s in scores) / (n - 1) / n) ** 0.5
+    error = (sum((s - mean) ** 2 for s in scores) / (n - 1) / n) ** 0.5 if n > 1 else nan
     return BenchmarkReport(config, "1.0", "hash", {"acc": Score(mean, error)}, samples, 1.0)
 
 
@@ -30,11 +32,12 @@ def report(**benchmarks: BenchmarkReport) -> EvalReport:
     return EvalReport(benchmarks, "0.4.13", "shared", 1.0)
 
 
-def test_a_change_is_tuned_minus_base_with_the_error_of_a_difference() -> None:
+def test_a_change_is_tuned_minus_base_and_counts_the_answers() -> None:
     # base 3 of 4: mean .75, variance .25, standard error .25; tuned 1 of 4: the same error
     change = forgetting(report(a=benchmark([1, 1, 1, 0])), report(a=benchmark([0, 1, 0, 0]))).benchmarks["a"].primary
     assert change.value == -0.5
-    assert change.standard_error == pytest.approx((0.25**2 + 0.25**2) ** 0.5)
+    assert change.unpaired_standard_error == pytest.approx((0.25**2 + 0.25**2) ** 0.5)
+    assert change.counts == Counts(kept=1, lost=2, gained=0, missed=1)
 
 
 @pytest.mark.parametrize(
@@ -62,13 +65,13 @@ def test_a_base_at_zero_has_no_forgetting_rate() -> None:
 def test_a_model_compared_with_itself_forgets_nothing() -> None:
     same = report(a=benchmark([1, 0, 1]), b=benchmark([0, 0, 1]))
     assert [b.primary.value for b in forgetting(same, same).benchmarks.values()] == [0.0, 0.0]
-    assert forgetting(same, same).mean_retained_change == 0.0
+    assert forgetting(same, same).mean_retained_change.value == 0.0
 
 
 def test_the_mean_leaves_the_target_out() -> None:
     base = report(a=benchmark([1, 1, 0, 0]), t=benchmark([0, 0, 0, 0], role=Role.target))
     tuned = report(a=benchmark([1, 0, 0, 0]), t=benchmark([1, 1, 1, 1], role=Role.target))
-    assert forgetting(base, tuned).mean_retained_change == -0.25
+    assert forgetting(base, tuned).mean_retained_change.value == -0.25
 
 
 @pytest.mark.parametrize(
@@ -97,3 +100,92 @@ def test_another_harness_or_another_choice_of_benchmarks_is_refused() -> None:
         forgetting(one, report(b=benchmark([1, 0])))
     with pytest.raises(ValueError, match="scoring_path differs: shared and stock"):
         forgetting(one, replace(one, scoring_path="stock"))
+
+
+def answers(kept: int, lost: int, gained: int, missed: int) -> tuple[list[float], list[float]]:
+    """Scores before and after with these counts."""
+    before = [1.0] * (kept + lost) + [0.0] * (gained + missed)
+    after = [1.0] * kept + [0.0] * lost + [1.0] * gained + [0.0] * missed
+    return before, after
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((300, 100, 10, 90), Verdict.forgotten),
+        ((100, 10, 100, 290), Verdict.improved),
+        ((2000, 20, 20, 960), Verdict.retained),
+        ((50, 3, 3, 44), Verdict.undecided),  # no change seen, and none excluded: not "retained"
+        ((50, 0, 0, 0), Verdict.undecided),
+    ],
+)
+def test_a_verdict_needs_evidence_for_what_it_says(counts: tuple[int, int, int, int], expected: Verdict) -> None:
+    before, after = answers(*counts)
+    found = forgetting(report(a=benchmark(before)), report(a=benchmark(after))).benchmarks["a"]
+    assert found.verdict is expected
+    assert (found.n_to_decide is not None) == (expected is Verdict.undecided)
+
+
+def test_a_shown_change_below_the_margin_is_retained() -> None:
+    before, after = answers(kept=6000, lost=100, gained=40, missed=3900)
+    found = forgetting(report(a=benchmark(before)), report(a=benchmark(after))).benchmarks["a"]
+    assert found.primary.difference.p_value < 0.001
+    assert found.verdict is Verdict.retained
+
+
+def test_benchmarks_tested_together_are_corrected() -> None:
+    before, after = answers(kept=60, lost=11, gained=2, missed=27)  # exact McNemar: p = 0.0225
+    alone = forgetting(report(a=benchmark(before)), report(a=benchmark(after)))
+    quiet = {name: benchmark([1.0, 0.0] * 50) for name in "bcd"}
+    together = forgetting(report(a=benchmark(before), **quiet), report(a=benchmark(after), **quiet))
+    assert alone.benchmarks["a"].verdict is Verdict.forgotten
+    assert together.benchmarks["a"].p_value == pytest.approx(4 * alone.benchmarks["a"].p_value)
+    assert together.benchmarks["a"].verdict is Verdict.undecided
+
+
+def test_the_rate_above_chance_is_undefined_for_a_base_at_chance() -> None:
+    before, after = answers(kept=10, lost=17, gained=13, missed=60)  # .27 where guessing scores .25
+    found = forgetting(report(a=benchmark(before)), report(a=benchmark(after))).benchmarks["a"]
+    assert found.forgetting_rate_above_chance is None
+    assert found.forgetting_rate is not None
+
+
+@pytest.mark.parametrize("scores", [[1.0], [0.0], [1.0] * 30, [0.0] * 30])
+def test_one_sample_all_right_and_all_wrong_are_undecided(scores: list[float]) -> None:
+    same = report(a=benchmark(scores))
+    found = forgetting(same, same).benchmarks["a"]
+    assert found.verdict is Verdict.undecided
+    assert found.primary.difference.low < 0 < found.primary.difference.high
+
+
+def test_a_score_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="a: 1 of 3 scores are not numbers"):
+        forgetting(report(a=benchmark([1, 0, 1])), report(a=benchmark([1, float("nan"), 1])))
+
+
+def test_no_question_at_all_is_refused() -> None:
+    empty = replace(benchmark([1, 0]), samples=())
+    with pytest.raises(ValueError, match="a: there is no question to compare"):
+        forgetting(report(a=empty), report(a=empty))
+
+
+def test_a_metric_without_a_score_for_each_question_is_refused() -> None:
+    whole = replace(benchmark([1, 0]), scores={"f1": Score(0.5, 0.1), "acc": Score(0.5, 0.5)})
+    config = replace(whole.benchmark, metric="f1")
+    with pytest.raises(ValueError, match=r"f1 has no score for each question.*choose one that has: acc"):
+        forgetting(report(a=replace(whole, benchmark=config)), report(a=replace(whole, benchmark=config)))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0])), min_size=2, max_size=40), st.randoms()
+)
+@settings(max_examples=60, deadline=None)
+def test_the_order_of_questions_does_not_matter(pairs: list[tuple[float, float]], random: Random) -> None:
+    def compared(rows: list[tuple[float, float]]) -> BenchmarkChange:
+        before, after = ([row[i] for row in rows] for i in (0, 1))
+        return forgetting(report(a=benchmark(before)), report(a=benchmark(after))).benchmarks["a"]
+
+    shuffled = random.sample(pairs, len(pairs))
+    one, other = compared(pairs), compared(shuffled)
+    assert replace(other.primary.difference, t_test_p_value=0) == replace(one.primary.difference, t_test_p_value=0)
+    assert (other.verdict, other.forgetting_rate) == (one.verdict, one.forgetting_rate)

@@ -51,7 +51,7 @@ def test_an_interrupted_run_is_killed_and_keeps_its_steps(store: MlflowClient) -
 
 def test_artifacts_lie_beside_the_database(store: MlflowClient, tmp_path: Path) -> None:
     with tracked() as run:
-        run.log_report("# what was lost")
+        run.log_report("# what was lost", {"plots/changes.svg": "<svg/>", "plots/changes.png": b"png"})
     assert (tmp_path / "mlruns" / "artifacts" / run.run_id / "artifacts" / "report.md").read_text() == "# what was lost"
     assert store.get_run(run.run_id).data.tags["mlflow.note.content"] == "# what was lost"
 

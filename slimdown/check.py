@@ -1,0 +1,171 @@
+"""`python -m slimdown.check RUN`: a gate for CI. Has this fine-tuning lost more than it may?
+
+Exit code 0: every loss is shown to be within its budget. 1: a loss beyond its budget is shown. 2: the data cannot tell.
+3: the question could not be asked.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NoReturn
+
+from slimdown.config import Role, TrackingConfig, UserError, nearest
+from slimdown.forgetting import BenchmarkChange, ForgettingReport, forgetting
+from slimdown.paired import ALPHA, holm
+
+
+class Outcome(IntEnum):
+    """What is shown, as the exit code that says it."""
+
+    within = 0
+    beyond = 1
+    undecided = 2
+    unasked = 3
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One benchmark's loss against its budget."""
+
+    benchmark: str
+    change: BenchmarkChange
+    budget: float
+    outcome: Outcome
+    reason: str
+
+
+def judge(report: ForgettingReport, budgets: dict[str, float]) -> list[Judgement]:
+    """For each benchmark with a budget, whether its loss is shown to be within it, beyond it, or neither.
+
+    Args:
+        report: a fine-tuning's changes.
+        budgets: by benchmark, the most that the primary metric may fall; a share, 0.02 is two points.
+
+    One-sided tests at 5 %. To pass, every loss must be shown to be within its budget, which needs no correction (an
+    intersection-union test); one loss beyond is enough to fail, so those p-values are corrected (Holm).
+    """
+    differences = {name: report.benchmarks[name].primary.difference for name in budgets}
+    beyond = holm([differences[name].p_value_below(-budget) for name, budget in budgets.items()])
+    judged = []
+    for (name, budget), p_beyond in zip(budgets.items(), beyond, strict=True):
+        benchmark, d = report.benchmarks[name], differences[name]
+        p_within = d.p_value_above(-budget)
+        lost = f"changed by {100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+        if p_within < ALPHA:
+            outcome, reason = Outcome.within, f"{lost}: a loss of {100 * budget:g} points or more is ruled out"
+        elif p_beyond < ALPHA:
+            outcome, reason = Outcome.beyond, f"{lost}: a loss of more than {100 * budget:g} points is shown"
+        else:
+            n = d.n_to_bound(-budget)
+            enough = f"about {n:,} questions would" if n else "it lies too near the budget for any number to"
+            outcome, reason = Outcome.undecided, f"{lost}: {d.n:,} questions cannot tell; {enough}"
+        judged.append(Judgement(name, benchmark, budget, outcome, reason))
+    return judged
+
+
+def overall(judged: Sequence[Judgement]) -> Outcome:
+    """What holds for the run: beyond if any is, else undecided if any is, else within."""
+    outcomes = {judgement.outcome for judgement in judged}
+    return next(o for o in (Outcome.beyond, Outcome.undecided, Outcome.within) if o in outcomes)
+
+
+def budgets_for(report: ForgettingReport, asked: Sequence[str]) -> dict[str, float]:
+    """The budgets to hold a run to: those given as NAME=SHARE, or each retained benchmark's margin if none is.
+
+    Raises:
+        UserError: a benchmark that the run was not measured on, a share that is none.
+    """
+    if not asked:
+        chosen = {name: b.margin for name, b in report.benchmarks.items() if b.role is Role.retained}
+        if not chosen:
+            raise UserError("this run measured no retained benchmark; name one with --max-loss NAME=0.02")
+        return chosen
+    budgets = {}
+    for text in asked:
+        name, _, value = text.partition("=")
+        if name not in report.benchmarks:
+            raise UserError(
+                f"--max-loss {text}: the run has no benchmark {name}{nearest(name, list(report.benchmarks))}"
+            )
+        try:
+            budget = float(value)
+        except ValueError:
+            budget = -1.0
+        if not 0 <= budget < 1:
+            raise UserError(
+                f"--max-loss {text}: give a share from 0 up to, not including, 1; {name}=0.02 is two points"
+            )
+        budgets[name] = budget
+    return budgets
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(Outcome.unasked, f"{self.prog}: {message}\n")  # argparse's own 2 means here that data cannot tell
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Answer on the console and by the exit code."""
+    parser = _Parser(
+        prog="python -m slimdown.check",
+        description=(__doc__ or "").split("\n\n", 1)[0],
+        epilog="exit code: 0 within every budget, 1 beyond one, 2 the data cannot tell, 3 could not be asked",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's id, the beginning of it, or its name")
+    parser.add_argument(
+        "--max-loss",
+        metavar="BENCHMARK=SHARE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="what a benchmark may lose: gsm8k=0.02 is two points; without it every retained benchmark's margin",
+    )
+    parser.add_argument(
+        "--tracking-uri",
+        default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db"),
+        help="MLflow store",
+    )
+    given = parser.parse_args(arguments)
+    try:
+        sys.exit(_answer(given))
+    except UserError as error:
+        sys.stderr.write(f"This run cannot be checked:\n  {error}\n")
+        sys.exit(Outcome.unasked)
+
+
+def _answer(given: argparse.Namespace) -> Outcome:
+    from rich.console import Console
+
+    from slimdown.store import read_evaluation, read_run  # mlflow's import takes a second: not for --help
+
+    config = TrackingConfig(uri=given.tracking_uri, experiment="")
+    run = read_run(config, given.run)
+    try:
+        report = forgetting(read_evaluation(config, run, "base"), read_evaluation(config, run, "tuned"))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    judged = judge(report, budgets_for(report, given.max_loss))
+    console = Console(highlight=False, soft_wrap=True)
+    styles = {Outcome.within: "green", Outcome.beyond: "red", Outcome.undecided: "yellow"}
+    width = max(len(judgement.benchmark) for judgement in judged)
+    console.print(f"{run.name}  ({run.run_id})", markup=False)
+    for judgement in judged:
+        shown = f"[{styles[judgement.outcome]}]{judgement.outcome.name:<9}[/]"
+        console.print(f"{shown}  {judgement.benchmark:<{width}}  ", end="")
+        console.print(judgement.reason, markup=False)
+    outcome = overall(judged)
+    sentence = {
+        Outcome.within: "Passed: every loss is shown to be within its budget.",
+        Outcome.beyond: "Failed: a loss beyond its budget is shown.",
+        Outcome.undecided: "Undecided: no loss beyond its budget is shown, and not every one is shown to be within.",
+    }
+    console.print(f"[bold {styles[outcome]}]{sentence[outcome]}[/]")
+    return outcome
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The gate: what passes, what fails, and what it refuses to judge."""
+
+import pytest
+from test_forgetting import answers, benchmark, report
+
+from slimdown.check import Outcome, budgets_for, judge, main, overall
+from slimdown.config import Role, UserError
+from slimdown.forgetting import ForgettingReport, forgetting
+
+
+def changed(role: Role = Role.retained, **counts: tuple[int, int, int, int]) -> ForgettingReport:
+    scores = {name: answers(*four) for name, four in counts.items()}
+    base = report(**{name: benchmark(before, role=role) for name, (before, _) in scores.items()})
+    return forgetting(base, report(**{name: benchmark(after, role=role) for name, (_, after) in scores.items()}))
+
+
+@pytest.mark.parametrize(
+    ("counts", "outcome"),
+    [
+        ((2000, 20, 20, 960), Outcome.within),
+        ((500, 100, 400, 0), Outcome.within),  # a gain is no loss
+        ((300, 100, 10, 90), Outcome.beyond),
+        ((50, 3, 3, 44), Outcome.undecided),
+        ((50, 0, 0, 0), Outcome.undecided),  # too few to rule anything out
+    ],
+)
+def test_a_loss_is_within_beyond_or_cannot_be_told(counts: tuple[int, int, int, int], outcome: Outcome) -> None:
+    (judged,) = judge(changed(a=counts), {"a": 0.02})
+    assert judged.outcome is outcome
+
+
+def test_the_budget_decides() -> None:
+    lost_ten = changed(a=(500, 110, 10, 380))
+    assert overall(judge(lost_ten, {"a": 0.02})) is Outcome.beyond
+    assert overall(judge(lost_ten, {"a": 0.10})) is Outcome.undecided
+    assert overall(judge(lost_ten, {"a": 0.15})) is Outcome.within
+
+
+def test_one_loss_beyond_fails_and_one_unknown_keeps_from_passing() -> None:
+    found = changed(good=(2000, 20, 20, 960), bad=(300, 100, 10, 90), small=(50, 3, 3, 44))
+    assert overall(judge(found, dict.fromkeys(("good", "bad", "small"), 0.02))) is Outcome.beyond
+    assert overall(judge(found, dict.fromkeys(("good", "small"), 0.02))) is Outcome.undecided
+    assert overall(judge(found, {"good": 0.02})) is Outcome.within
+
+
+def test_losses_looked_for_in_many_benchmarks_are_corrected() -> None:
+    borderline = (60, 15, 4, 21)
+    alone = judge(changed(a=borderline), {"a": 0.03})
+    others = dict.fromkeys("bcdefghij", (50, 3, 3, 44))
+    together = judge(changed(a=borderline, **others), dict.fromkeys("abcdefghij", 0.03))
+    assert alone[0].outcome is Outcome.beyond
+    assert together[0].outcome is Outcome.undecided
+
+
+def test_an_undecided_judgement_says_how_many_questions_would_tell() -> None:
+    (judged,) = judge(changed(a=(50, 3, 3, 44)), {"a": 0.02})
+    assert "100 questions cannot tell; about " in judged.reason
+
+
+def test_without_budgets_retained_benchmarks_are_held_to_their_margins() -> None:
+    assert budgets_for(changed(a=(5, 1, 1, 3)), []) == {"a": 0.02}
+    with pytest.raises(UserError, match="no retained benchmark"):
+        budgets_for(changed(role=Role.target, a=(5, 1, 1, 3)), [])
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("gms8k=0.02", "the run has no benchmark gms8k; did you mean gsm8k?"),
+        ("gsm8k=2", "give a share from 0 up to, not including, 1; gsm8k=0.02 is two points"),
+        ("gsm8k", "give a share"),
+        ("gsm8k=nan", "give a share"),
+        ("gsm8k=two", "give a share"),
+    ],
+)
+def test_a_budget_that_is_none_is_refused(asked: str, message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        budgets_for(changed(gsm8k=(5, 1, 1, 3)), [asked])
+
+
+@pytest.mark.parametrize("arguments", [[], ["run", "--no-such-option"]])
+def test_a_question_that_cannot_be_asked_is_not_an_answer(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == Outcome.unasked
+    assert "python -m slimdown.check" in capsys.readouterr().err
+
+
+def test_a_store_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "--tracking-uri", "sqlite:////nowhere/mlflow.db"])
+    assert stopped.value.code == Outcome.unasked
+    assert "there is no record /nowhere/mlflow.db" in capsys.readouterr().err
