@@ -82,7 +82,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     )
     how.add_argument("--paired", action="store_true", help="two RUNs: the tuned models' answers, question by question")
     how.add_argument("--format", choices=FORMATS, help="default: table, or what the ending of --output says")
-    how.add_argument("--rows", type=int, default=100, metavar="N", help="at most so many in the table; 0: all")
+    how.add_argument("--rows", type=int, default=100, metavar="N", help="at most so many in the table, 0: all (default: 100)")
     how.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to a file instead of the console")
     how.add_argument("--plots", type=Path, metavar="FOLDER", help="also write the plots, as SVG and PNG")
     parsed = parser.parse_args(_joined(given))
