@@ -82,7 +82,9 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     )
     how.add_argument("--paired", action="store_true", help="two RUNs: the tuned models' answers, question by question")
     how.add_argument("--format", choices=FORMATS, help="default: table, or what the ending of --output says")
-    how.add_argument("--rows", type=int, default=100, metavar="N", help="at most so many in the table, 0: all (default: 100)")
+    how.add_argument(
+        "--rows", type=int, default=100, metavar="N", help="at most so many in the table, 0: all (default: 100)"
+    )
     how.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to a file instead of the console")
     how.add_argument("--plots", type=Path, metavar="FOLDER", help="also write the plots, as SVG and PNG")
     parsed = parser.parse_args(_joined(given))
@@ -156,11 +158,13 @@ def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Paired:
     causes = {
         name: {cause.name: cause.share.value for cause in lost.causes if cause.share} for name, lost in found.items()
     }
-    return Paired(f"{one.name} ({one.run_id[:8]})", f"{other.name} ({other.run_id[:8]})", report, causes)
+    n_lost = {name: lost.n_lost for name, lost in found.items()}
+    return Paired(f"{one.name} ({one.run_id[:8]})", f"{other.name} ({other.run_id[:8]})", report, causes, n_lost)
 
 
 def main() -> None:
     """Show what the command line asks for; a user's mistake ends in one message and exit code 1."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # MLflow shows a bar for every file that it reads
     asked = arguments(sys.argv[1:])
     store = TrackingConfig(uri=asked.tracking_uri, experiment=_DEFAULT_EXPERIMENT)
     try:

@@ -6,7 +6,7 @@ tested anew here. What a mean over seeds adds is said at `pooled`.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, isnan, nan, sqrt
 from statistics import fmean, stdev
@@ -17,7 +17,7 @@ from slimdown.store import RecordedRun
 
 UNKNOWN = Estimate(nan, nan, nan, nan)
 _DOMINANT = 0.5  # the share of lost answers above which one cause is named
-_FEWEST_LOST = 5  # fewer lost answers have no cause to speak of
+FEWEST_LOST = 5  # fewer lost answers have no cause to speak of
 _PLACES = ("dataset.", "benchmark.")  # keys that only runs with this dataset or benchmark have
 # What two runs must have in common for a benchmark's changes to be of the same questions, read the same way.
 _MEASURED_BY = ("task", "metric", "num_fewshot", "limit", "margin")
@@ -51,10 +51,9 @@ class Cell:
     @property
     def main_cause(self) -> tuple[str, float] | None:
         """What most of the lost answers were lost to, with its share; None where no cause has most of them."""
-        name, share = max(self.causes.items(), key=lambda pair: pair[1], default=("", 0.0))
         # An answer in another format is lost on a stricter reading than the primary metric's, which counts none.
-        too_few = self.lost < _FEWEST_LOST and name != "other_format"
-        return None if share <= _DOMINANT or too_few else (name, share)
+        found = main_cause(self.causes)
+        return None if self.lost < FEWEST_LOST and found and found[0] != "other_format" else found
 
 
 @dataclass(frozen=True)
@@ -135,6 +134,16 @@ def pooled(estimates: Sequence[Estimate]) -> tuple[Estimate, float]:
     value, spread = fmean(e.value for e in known), stdev(e.value for e in known)
     error = sqrt(fmean(e.standard_error**2 for e in known) + spread**2 / len(known))
     return Estimate(value, error, value - 1.96 * error, value + 1.96 * error), spread
+
+
+def main_cause(causes: Mapping[str, float]) -> tuple[str, float] | None:
+    """The cause that has most of the lost answers, with its share; None where none has.
+
+    >>> main_cause({"empty": 0.2, "other_format": 0.8}), main_cause({"empty": 0.5, "other_format": 0.5})
+    (('other_format', 0.8), None)
+    """
+    name, share = max(causes.items(), key=lambda pair: pair[1], default=("", 0.0))
+    return (name, share) if share > _DOMINANT else None
 
 
 def differing(rows: Sequence[Row]) -> list[str]:

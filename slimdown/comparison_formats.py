@@ -18,7 +18,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from slimdown.comparison import Cell, Comparison, Row, by_dataset, series_by, short_keys
+from slimdown.comparison import FEWEST_LOST, Cell, Comparison, Row, by_dataset, main_cause, series_by, short_keys
 from slimdown.config import Role
 from slimdown.forgetting import BenchmarkChange, ForgettingReport, Verdict
 from slimdown.paired import Estimate
@@ -63,6 +63,7 @@ class Paired:
     after: str
     report: ForgettingReport  # after - before
     causes: dict[str, dict[str, float]]  # by benchmark: share of the lost answers by cause
+    n_lost: dict[str, int]  # by benchmark: answers that any metric lost
 
 
 # --- console --------------------------------------------------------------------------------------
@@ -238,9 +239,8 @@ def _paired_texts(name: str, b: BenchmarkChange) -> list[str]:
 
 
 def _paired_cause(paired: Paired, name: str) -> str:
-    causes = paired.causes.get(name, {})
-    cause, share = max(causes.items(), key=lambda pair: pair[1], default=("", 0.0))
-    return cause_text(cause, share) if share > 0.5 else ""
+    found = main_cause(paired.causes[name])
+    return cause_text(*found) if found and paired.n_lost[name] >= FEWEST_LOST else ""
 
 
 def _paired_legend(paired: Paired) -> str:
