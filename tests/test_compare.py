@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from recorded import here, record, right
+from rich.console import Console
 
 from slimdown.compare import main
 from slimdown.comparison import by_dataset, compare, ordered, series_by, value_of
+from slimdown.comparison_formats import Heading, show
 from slimdown.config import UserError
 from slimdown.store import find_runs
 from slimdown.tracking import TrackedRun
@@ -67,6 +69,20 @@ def test_a_row_holds_what_differs_changes_intervals_and_verdicts(said) -> None: 
     assert "undecided" in line(text, "eight")
     assert "100 % wrong result" in text  # of 60 answers lost in math
     assert "tracking" not in text
+
+
+@pytest.mark.parametrize("width", [60, 110, 200])
+def test_a_terminal_of_any_width_shows_every_number(store: MlflowClient, width: int) -> None:
+    run("four", 20, r=4)
+    run("eight", 78, r=8)
+    out = StringIO()
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
+    show(compare(find_runs(here())), Heading("two", ()), console, most=0)
+    text = out.getvalue()
+    assert max(len(one.rstrip()) for one in text.splitlines()) <= width
+    assert "…" not in text
+    for shown in ("-60.0 [-68.8, -48.9]", "forgotten", "100 % wrong result", "+50.0 [+38.9, +59.1]", "improved"):
+        assert shown in text
 
 
 def test_seeds_are_one_row_with_mean_and_deviation(said) -> None:  # type: ignore[no-untyped-def]
@@ -217,6 +233,10 @@ def test_two_tuned_models_are_paired_question_by_question(said) -> None:  # type
     found = {b["benchmark"]: b for b in json.loads(said(one, other, "--paired", "--format", "json"))["benchmarks"]}
     assert (found["math"]["gained"], found["math"]["lost"]) == (30, 0)
     assert found["cs"]["change"] == 0
+    assert "wrong result" not in text
+    back = said("other", one, "--paired")
+    assert "-30.0 [" in back
+    assert "100 % wrong result" in back
     assert "| math | acc | 100 | 40.0 | 70.0 |" in said(one, other, "--paired", "--format", "markdown")
     assert len(said(one, other, "--paired", "--format", "csv").splitlines()) == 4
     assert '<span class="badge improved">improved</span>' in said(one, other, "--paired", "--format", "html")
