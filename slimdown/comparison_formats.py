@@ -141,8 +141,9 @@ def _columns(comparison: Comparison, rows: Sequence[Row], before_verdict: str) -
 def _stacked(comparison: Comparison, rows: Sequence[Row]) -> Table:
     """One line a benchmark below each run: for a narrow terminal."""
     table = _table()
-    for heading in ("run, benchmark", "change", "verdict"):
-        table.add_column(heading, overflow="fold")
+    table.add_column("run, benchmark", overflow="fold")
+    table.add_column("change", no_wrap=True)
+    table.add_column("verdict", overflow="fold", min_width=10)
     for row in rows:
         settings = zip(param_headings(comparison), param_texts(comparison, row), strict=True)
         table.add_row(Text(f"{row.name} ({row.ids})", "bold"))
