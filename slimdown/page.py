@@ -4,6 +4,7 @@ What is said is worked out here, as text; how it looks is in `pages/`. A model's
 escaping like everything else, so markup in an answer is shown and never run.
 """
 
+import re
 from collections.abc import Iterator
 from itertools import groupby
 from math import isfinite, isnan
@@ -19,6 +20,7 @@ from slimdown.forgetting import BenchmarkChange, Change, ForgettingReport, Verdi
 from slimdown.paired import Difference, Estimate
 from slimdown.report import paper, short_metric, shown_name, summary
 from slimdown.samples import Sample
+from slimdown.store import redact
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +68,8 @@ def html_report(
     main, others = _settings(settings)
     return render(
         "report.html.j2",
-        name=name,
+        # an override may be an address with a password in it, and this page is passed on
+        name=visible(re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", name)),
         run_id=run_id,
         headline=_headline(report, training),
         sentences=[minus(sentence) for sentence in summary(report)],
@@ -110,14 +113,14 @@ def render(template: str, **values: object) -> str:
 
 def inline(figure: "Figure") -> Markup:
     """The figure as markup to put into a page."""
-    return Markup(plots.svg(figure))  # noqa: S704 - matplotlib escapes what it writes
+    return Markup(plots.svg(figure))  # matplotlib escapes the texts that it writes
 
 
 def visible(text: object) -> str:
-    """The text as a page can hold it: control characters as their pictures, broken characters as a mark.
+    r"""The text as a page can hold it: control characters as their pictures, broken characters as a mark.
 
-    >>> visible("a\\x00b\\n")
-    'a␀b\\n'
+    >>> visible("a\x00b\n")
+    'a␀b\n'
     """
     return str(text).replace("\r\n", "\n").translate(_PICTURES).encode("utf-8", "replace").decode()
 
@@ -434,4 +437,4 @@ def _value(key: str, value: object) -> str:
         if key.endswith("_bytes"):
             return f"{_number(value / 2**30, '.2f')} GiB"
         return f"{value}" if isinstance(value, int) else _number(value, "g")
-    return visible(value)
+    return visible(redact(str(value)))

@@ -13,7 +13,7 @@ from hashlib import sha256
 from html import escape
 from io import BytesIO, StringIO
 from itertools import pairwise
-from math import isfinite, log
+from math import ceil, isfinite, log
 from statistics import mean, pstdev
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -243,10 +243,11 @@ def by_param(param: str, series: Mapping[str, Sequence[tuple[float | str, Estima
 
     The axis is one of numbers where every value is one, logarithmic where they grow by factors rather than by steps.
     """
-    figure, axes = _figure(3.3 + 0.16 * ((len(series) + 2) // 3), f"Change by {param}")
-    kept = {
-        name: [(v, e) for v, e in points if isfinite(e.value)] for name, points in series.items() if len(points) > 0
-    }
+    finite = {name: [(v, e) for v, e in points if isfinite(e.value)] for name, points in series.items()}
+    kept = {name: points for name, points in finite.items() if points}
+    longest = max((len(_short(name, 34)) for name in kept), default=1)
+    in_a_row = max(1, min(3, 86 // (longest + 8)))  # the key must not be wider than the figure
+    figure, axes = _figure(3.2 + 0.16 * ceil(len(kept) / in_a_row), f"Change by {param}")
     values = list(dict.fromkeys(value for points in kept.values() for value, _ in points))
     if not values:
         return _say(axes, f"no run tells of {param}")
@@ -285,7 +286,7 @@ def by_param(param: str, series: Mapping[str, Sequence[tuple[float | str, Estima
     axes.yaxis.set_major_formatter(FuncFormatter(_signed))
     axes.set_xlabel(_short(param, 60))
     axes.set_ylabel("change, points (95 % interval)")
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=in_a_row)
     return figure
 
 
@@ -373,7 +374,7 @@ def _say(axes: Axes, text: str) -> Figure:
 
 def _beside(axes: Axes, row: float, points: float, text: str, **look: Any) -> None:
     """Write a text so many points to the right of the axes, at the height of a row."""
-    at = {"xycoords": axes.get_yaxis_transform(), "xytext": (points, 0), "textcoords": "offset points"}
+    at: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "xytext": (points, 0), "textcoords": "offset points"}
     axes.annotate(text, (1, row), **at, **{"va": "center", "annotation_clip": False, **look})
 
 

@@ -1,0 +1,78 @@
+"""Made-up answers, for tests of what is said about them."""
+
+from collections.abc import Sequence
+
+from slimdown.config import BenchmarkConfig, PaperMetric, Role
+from slimdown.forgetting import ForgettingReport, forgetting
+from slimdown.samples import BenchmarkReport, EvalReport, Sample, Score
+
+CHOICES = ("red", "green", "blue", "grey")
+
+
+def written(
+    scores: Sequence[float],
+    responses: Sequence[str] | None = None,
+    question: str = "How many?",
+    chance: float = 0.0,
+    role: Role = Role.retained,
+    paper_metric: PaperMetric | None = None,
+) -> BenchmarkReport:
+    """A benchmark of generated answers, one score a question; also read by a stricter filter that nothing passes."""
+    said = responses or ["it is four" if score == 1 else "five" for score in scores]
+    samples = [
+        Sample(
+            "written",
+            i,
+            f"d{i}",
+            f"p{i}",
+            question,
+            "4",
+            said[i],
+            (),
+            (),
+            {"match.flexible": said[i][-4:], "match.strict": "[invalid]"},
+            {"match.flexible": score, "match.strict": 0.0},
+        )
+        for i, score in enumerate(scores)
+    ]
+    config = BenchmarkConfig("written", "match.flexible", 0, chance, role, paper_metric)
+    return _report(config, samples)
+
+
+def chosen(taken: Sequence[int], paper_metric: PaperMetric | None = None) -> BenchmarkReport:
+    """A benchmark of four choices, the position taken of each question; question i's right one is i modulo four."""
+    samples = [
+        Sample(
+            "chosen",
+            i,
+            f"d{i}",
+            f"p{i}",
+            "Which colour?",
+            CHOICES[i % 4],
+            "",
+            CHOICES,
+            tuple(-1.0 if choice == position else -3.0 for choice in range(4)),
+            {"acc": CHOICES[position]},
+            {"acc": float(position == i % 4)},
+        )
+        for i, position in enumerate(taken)
+    ]
+    return _report(BenchmarkConfig("chosen", "acc", 0, 0.25, Role.retained, paper_metric), samples)
+
+
+def evaluation(**benchmarks: BenchmarkReport) -> EvalReport:
+    """What every benchmark says of one model."""
+    return EvalReport(benchmarks, "0.4.13", "shared", 1.0)
+
+
+def changed(**scores: tuple[Sequence[float], Sequence[float]]) -> ForgettingReport:
+    """What base and tuned scores say, by benchmark."""
+    return forgetting(
+        evaluation(**{name: written(base) for name, (base, _) in scores.items()}),
+        evaluation(**{name: written(tuned) for name, (_, tuned) in scores.items()}),
+    )
+
+
+def _report(config: BenchmarkConfig, samples: list[Sample]) -> BenchmarkReport:
+    means = {m: Score(sum(s.scores[m] for s in samples) / len(samples), 0.0) for m in samples[0].scores}
+    return BenchmarkReport(config, "1.0", "hash", means, tuple(samples), 1.0)
