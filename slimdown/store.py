@@ -363,9 +363,7 @@ class _Rows:
         tags = self._entries("tags", "value", runs)
         # SQL has no word for what is no number: MLflow keeps a flag beside it.
         numbers = self._entries("latest_metrics", "CASE WHEN is_nan THEN NULL ELSE value END", runs)
-        metrics = {
-            key: {k: math.nan if v is None else v for k, v in values.items()} for key, values in numbers.items()
-        }
+        metrics = {key: {k: math.nan if v is None else v for k, v in values.items()} for key, values in numbers.items()}
         return [
             replace(run, params=params[run.run_id], tags=tags[run.run_id], metrics=metrics[run.run_id]) for run in runs
         ]
