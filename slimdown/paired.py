@@ -3,6 +3,9 @@
 Pure functions of numbers (numpy and scipy). Everything is two-sided and at 95 % unless it says otherwise. Both models
 answered the same questions, so what counts is each question's difference: the noise of which questions were asked
 drops out, and a change is seen with far fewer of them than two independent scores would need.
+
+`scipy.stats` is loaded by scipy at its first use: it takes most of a second, and whoever only needs an `Estimate` does
+not wait for it.
 """
 
 from collections.abc import Sequence
@@ -10,8 +13,8 @@ from dataclasses import dataclass
 from math import ceil, inf, isnan, nan, sqrt
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 ALPHA = 0.05
 POWER = 0.8
@@ -54,7 +57,7 @@ class Difference:
             return nan
         if self.standard_error == 0:
             return 0.0 if self.center > threshold else 1.0
-        return float(stats.t(self.degrees_of_freedom).sf((self.center - threshold) / self.standard_error))
+        return float(scipy.stats.t(self.degrees_of_freedom).sf((self.center - threshold) / self.standard_error))
 
     def p_value_below(self, threshold: float) -> float:
         """How likely data like these are if the true change is `threshold` or more; one-sided."""
@@ -62,7 +65,7 @@ class Difference:
             return nan
         if self.standard_error == 0:
             return 0.0 if self.center < threshold else 1.0
-        return float(stats.t(self.degrees_of_freedom).sf((threshold - self.center) / self.standard_error))
+        return float(scipy.stats.t(self.degrees_of_freedom).sf((threshold - self.center) / self.standard_error))
 
     def equivalence_p_value(self, margin: float) -> float:
         """How likely data like these are if the true change is `margin` or more either way: two one-sided tests.
@@ -89,7 +92,9 @@ class Difference:
         room = margin - size
         # Both one-sided tests must reject, so with no change at all each may miss half as often.
         miss = 1 - power if size > 0 else (1 - power) / 2
-        to_refute = ((stats.norm.isf(alpha) + stats.norm.isf(miss)) * spread / room) ** 2 if room > 0 else inf
+        to_refute = (
+            ((scipy.stats.norm.isf(alpha) + scipy.stats.norm.isf(miss)) * spread / room) ** 2 if room > 0 else inf
+        )
         fewest = min(to_show, to_refute)
         return max(self.n + 1, ceil(fewest)) if fewest < 1e9 else None
 
@@ -102,7 +107,7 @@ class Difference:
         if isnan(self.standard_error) or distance == 0:
             return None
         spread = self.standard_error * sqrt(self.n)
-        n = ((stats.norm.isf(alpha) + stats.norm.isf(1 - power)) * spread / distance) ** 2
+        n = ((scipy.stats.norm.isf(alpha) + scipy.stats.norm.isf(1 - power)) * spread / distance) ** 2
         return max(self.n + 1, ceil(n)) if n < 1e9 else None
 
 
@@ -137,7 +142,7 @@ def mean(scores: Sequence[float] | Floats, clusters: Sequence[str] | None = None
     grouped = _clusters(clusters)
     value, error, freedom = float(x.mean()), _standard_error(x, grouped), _degrees_of_freedom(len(x), grouped)
     if grouped is None and _is_binary(x):
-        interval = stats.binomtest(int(x.sum()), len(x)).proportion_ci(method="wilson")
+        interval = scipy.stats.binomtest(int(x.sum()), len(x)).proportion_ci(method="wilson")
         return Estimate(value, error, float(interval.low), float(interval.high))
     return _student(value, error, freedom)
 
@@ -172,11 +177,11 @@ def difference(
     t_test = _t_test_p_value(d)
     if grouped is None and _is_binary(x) and _is_binary(y):
         lost, gained = int((d < 0).sum()), int((d > 0).sum())
-        p_value = float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+        p_value = float(scipy.stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
         lost_share, gained_share = (lost + 1) / (n + 2), (gained + 1) / (n + 2)
         center = gained_share - lost_share
         error = sqrt((lost_share + gained_share - center**2) / (n + 2))
-        half = float(stats.norm.isf(ALPHA / 2)) * error
+        half = float(scipy.stats.norm.isf(ALPHA / 2)) * error
         low, high = max(-1.0, center - half), min(1.0, center + half)
         return Difference(value, error, low, high, p_value, "exact McNemar", t_test, n, center, inf)
     error, freedom = _standard_error(d, grouped), _degrees_of_freedom(n, grouped)
@@ -327,14 +332,14 @@ def _standard_error(x: Floats, clusters: NDArray[np.str_] | None) -> float:
 
 
 def _student(value: float, error: float, freedom: float) -> Estimate:
-    half = float(stats.t(freedom).isf(ALPHA / 2)) * error if freedom > 0 else nan
+    half = float(scipy.stats.t(freedom).isf(ALPHA / 2)) * error if freedom > 0 else nan
     return Estimate(value, error, value - half, value + half)
 
 
 def _two_sided(value: float, error: float, freedom: float) -> float:
     if error == 0:
         return 1.0 if value == 0 else 0.0
-    return float(2 * stats.t(freedom).sf(abs(value) / error))
+    return float(2 * scipy.stats.t(freedom).sf(abs(value) / error))
 
 
 def _t_test_p_value(d: Floats) -> float:
@@ -345,7 +350,7 @@ def _detectable(alpha: float, power: float, freedom: float) -> float:
     """In standard errors: how large a change must be to be shown with this power."""
     if freedom <= 0:
         return nan
-    t = stats.t(freedom)
+    t = scipy.stats.t(freedom)
     return float(t.isf(alpha / 2) + t.isf(1 - power))
 
 

@@ -1,0 +1,334 @@
+"""`python -m slimdown.compare`: recorded runs side by side, what differs between them, what each learned and lost.
+
+Imports neither torch nor transformers, and of a local store not even MLflow is needed.
+"""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from io import StringIO
+from pathlib import Path
+
+from rich.console import Console
+
+from slimdown import comparison_formats as formats
+from slimdown.comparison import Comparison, by, compare, counted, ordered
+from slimdown.comparison_formats import FORMATS, Heading, Paired
+from slimdown.config import TrackingConfig, UserError, nearest
+from slimdown.store import (
+    RecordedRun,
+    experiment_names,
+    find_runs,
+    public_uri,
+    read_evaluation,
+    read_run,
+    refuse_unfinished,
+)
+
+_DEFAULT_STORE = "sqlite:///mlruns/mlflow.db"
+_DEFAULT_EXPERIMENT = "slimdown"  # conf/config.yaml, which takes longer to compose than the runs to read
+_PLAIN_WIDTH = 120  # of a file or a pipe, or more where a table needs it
+_SUFFIXES = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
+_STATES = {"RUNNING": "still going", "SCHEDULED": "not begun", "FAILED": "failed", "KILLED": "stopped"}
+_EPILOG = """\
+examples
+  python -m slimdown.compare                                        the finished runs of experiment slimdown
+  python -m slimdown.compare --sweep 2025-06-01_12-00-00-000000     the runs that one command started
+  python -m slimdown.compare --sort -gsm8k --rows 10                the ten that kept or gained most of gsm8k
+  python -m slimdown.compare --by lora.r --format html -o ranks.html
+  python -m slimdown.compare --filter "params.`lora.r` = '8'" --format csv
+  python -m slimdown.compare 3f2a 91bc --paired                     two tuned models, question by question
+"""
+
+
+def arguments(given: Sequence[str]) -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m slimdown.compare",
+        description="Lay recorded runs side by side: what differs between them, what each learned and lost.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="only these: ids, beginnings of ids, or names")
+    which = parser.add_argument_group("which runs")
+    which.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        default=os.environ.get("MLFLOW_TRACKING_URI") or _DEFAULT_STORE,
+        help=f"the store (default: $MLFLOW_TRACKING_URI, else {_DEFAULT_STORE})",
+    )
+    which.add_argument(
+        "--experiment",
+        action="append",
+        metavar="NAME",
+        help=f"an MLflow experiment; can be repeated (default: {_DEFAULT_EXPERIMENT}; with --sweep: all)",
+    )
+    which.add_argument("--sweep", metavar="NAME", help="the runs that one command started")
+    which.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE", help="an MLflow tag; can be repeated")
+    which.add_argument("--filter", default="", metavar="FILTER", help="a filter in MLflow's language")
+    how = parser.add_argument_group("how they are shown")
+    how.add_argument(
+        "--sort", metavar="KEY", help="a benchmark, setting, metric, or retained, target, name, started; -KEY: down"
+    )
+    how.add_argument("--by", metavar="PARAM", help="a setting: sort by it, and plot every benchmark over it")
+    how.add_argument(
+        "--group-seeds",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="one row for runs that differ only in their seed: mean and standard deviation (default: on)",
+    )
+    how.add_argument("--paired", action="store_true", help="two RUNs: the tuned models' answers, question by question")
+    how.add_argument("--format", choices=FORMATS, help="default: table, or what the ending of --output says")
+    how.add_argument(
+        "--rows", type=int, default=100, metavar="N", help="at most so many in the table, 0: all (default: 100)"
+    )
+    how.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to a file instead of the console")
+    how.add_argument("--plots", type=Path, metavar="FOLDER", help="also write the plots, as SVG and PNG")
+    parsed = parser.parse_args(_joined(given))
+    if parsed.rows < 0:
+        parser.error(f"--rows must be 0 or more, got {parsed.rows}")
+    if parsed.format is None:
+        parsed.format = _SUFFIXES.get(parsed.output.suffix.lower(), "table") if parsed.output else "table"
+    return parsed
+
+
+def select(asked: argparse.Namespace, store: TrackingConfig) -> tuple[list[RecordedRun], Heading]:
+    """The finished runs that are asked for, newest first, and what is said of them.
+
+    Raises:
+        UserError: there are none, or something named is not there.
+    """
+    if asked.runs:
+        return _named(asked, store)
+    experiments = asked.experiment or ([] if asked.sweep else [_DEFAULT_EXPERIMENT])
+    tags = dict(_tag(text) for text in asked.tag)
+    if asked.sweep:
+        tags["slimdown.sweep"] = asked.sweep
+    if not asked.experiment and not asked.sweep and _DEFAULT_EXPERIMENT not in (there := experiment_names(store)):
+        raise UserError(
+            f"there is no experiment {_DEFAULT_EXPERIMENT} in {public_uri(store.uri)}; name one with --experiment: "
+            + ", ".join(there)
+        )
+    found = find_runs(store, experiments, asked.filter, tags=tags)
+    finished = [run for run in found if run.status == "FINISHED"]
+    where = f"{'experiment ' + ', '.join(experiments) if experiments else 'all experiments'} in {public_uri(store.uri)}"
+    left_out = Counter(_STATES.get(run.status, run.status.lower()) for run in found if run.status != "FINISHED")
+    shown = ", ".join(f"{count:,} {state}" for state, count in left_out.items())
+    if not finished:
+        raise UserError(_nothing(asked, store, experiments, where, shown, tags))
+    shown_runs = [run for run in finished if _measured(run)]
+    if not shown_runs:
+        raise UserError(
+            f"{counted(len(finished), 'run')} finished in {where}, but no change was recorded; "
+            "start one with python -m slimdown.run"
+        )
+    notes = [f"{counted(left_out.total(), 'run')} left out: {shown}."] if left_out else []
+    if n_unmeasured := len(finished) - len(shown_runs):
+        notes.append(f"{counted(n_unmeasured, 'run')} left out: finished, but no change was recorded.")
+    chosen = [f"sweep {asked.sweep}"] if asked.sweep else []
+    chosen += [f"tag {text}" for text in asked.tag] + ([f"filter {asked.filter}"] if asked.filter else [])
+    n = len(shown_runs)
+    title = f"{n:,} finished {'run' if n == 1 else 'runs'} of {', '.join([*chosen, where])}"
+    return shown_runs, Heading(title, tuple(notes))
+
+
+def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Paired:
+    """Two tuned models, question by question.
+
+    Raises:
+        UserError: not two runs, samples that are gone, or evaluations that are not alike; names the first difference.
+    """
+    from slimdown.anatomy import anatomy
+    from slimdown.forgetting import forgetting
+
+    one, other = runs
+    before, after = (read_evaluation(store, run, "tuned") for run in runs)
+    try:
+        report = forgetting(before, after)
+        found = {name: anatomy(before.benchmarks[name], after.benchmarks[name]) for name in report.benchmarks}
+    except ValueError as error:
+        said = str(error).replace("base and tuned cannot be compared", "the two runs cannot be paired")
+        raise UserError(
+            f"{said}; --paired needs two runs that were asked the same questions in the same way, "
+            "without it they are laid side by side"
+        ) from None
+    causes = {
+        name: {cause.name: cause.share.value for cause in lost.causes if cause.share} for name, lost in found.items()
+    }
+    n_lost = {name: lost.n_lost for name, lost in found.items()}
+    return Paired(f"{one.name} ({one.run_id[:8]})", f"{other.name} ({other.run_id[:8]})", report, causes, n_lost)
+
+
+def main() -> None:
+    """Show what the command line asks for; a user's mistake ends in one message and exit code 1."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # MLflow shows a bar for every file that it reads
+    asked = arguments(sys.argv[1:])
+    store = TrackingConfig(uri=asked.tracking_uri, experiment=_DEFAULT_EXPERIMENT)
+    try:
+        for problem in store.problems():
+            raise UserError(problem.replace("tracking.uri", "--tracking-uri"))
+        if asked.paired:
+            _compare_paired(asked, store)
+        else:
+            _compare(asked, store)
+    except UserError as error:
+        sys.exit(f"These runs cannot be compared:\n  {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _compare(asked: argparse.Namespace, store: TrackingConfig) -> None:
+    runs, heading = select(asked, store)
+    comparison = compare(runs, asked.group_seeds)
+    if asked.by:
+        comparison = by(comparison, asked.by)
+    if asked.sort:
+        comparison = ordered(comparison, asked.sort)
+    heading = Heading(heading.title, (*heading.notes, *comparison.notes))
+    if asked.format == "table":
+        _on_console(asked, lambda console: formats.show(comparison, heading, console, asked.rows))
+    else:
+        _write(asked, _text(asked, comparison, heading))
+    if asked.plots:
+        _write_plots(asked, comparison)
+
+
+def _compare_paired(asked: argparse.Namespace, store: TrackingConfig) -> None:
+    if len(asked.runs) != 2:
+        raise UserError(
+            f"--paired compares exactly two runs, got {len(asked.runs)}; give the ids or names of two, e.g. "
+            "python -m slimdown.compare 3f2a 91bc --paired"
+        )
+    if asked.plots:
+        raise UserError("--plots draws many runs, --paired compares two; leave one of them out")
+    paired = pair(_named(asked, store)[0], store)
+    if asked.format == "table":
+        _on_console(asked, lambda console: formats.show_paired(paired, console))
+        return
+    texts = {
+        "markdown": formats.paired_markdown,
+        "csv": formats.paired_csv,
+        "json": formats.paired_json,
+        "html": formats.paired_html,
+    }
+    _write(asked, texts[asked.format](paired))
+
+
+def _named(asked: argparse.Namespace, store: TrackingConfig) -> tuple[list[RecordedRun], Heading]:
+    if asked.experiment or asked.sweep or asked.tag or asked.filter:
+        raise UserError(
+            "runs are named, and --experiment, --sweep, --tag or --filter looks for others; leave one of the two out"
+        )
+    runs = list({run.run_id: run for run in (read_run(store, text) for text in asked.runs)}.values())
+    if len(runs) < 2:
+        given = "the same run more than once" if len(asked.runs) > 1 else f"only {asked.runs[0]}"
+        raise UserError(f"a comparison needs two runs or more, got {given}; name another, or none for all")
+    for run in runs:
+        refuse_unfinished(run)
+        if not _measured(run):
+            raise UserError(f"run {run.run_id} ({run.name}) is finished, but no change was recorded; leave it out")
+    return runs, Heading(f"{len(runs)} runs of {public_uri(store.uri)}", ())
+
+
+def _nothing(
+    asked: argparse.Namespace,
+    store: TrackingConfig,
+    experiments: Sequence[str],
+    where: str,
+    left_out: str,
+    tags: dict[str, str],
+) -> str:
+    """Why there is nothing to show, and what there is."""
+    if left_out:
+        return f"no run of {where} is finished ({left_out}); wait for one, or start one with python -m slimdown.run"
+    every = find_runs(store, experiments)
+    if not every:
+        filled = Counter(run.experiment for run in find_runs(store))
+        others = ", ".join(f"{name} ({count:,})" for name, count in filled.most_common())
+        there = f"name another with --experiment: {others}" if others else "python -m slimdown.run makes one"
+        return f"there is no run in {where}; {there}"
+    for key, value in tags.items():
+        if not any(run.tags.get(key) == value for run in every):
+            what = f"no sweep {value}" if key == "slimdown.sweep" else f"no run with the tag {key}={value}"
+            known = sorted({run.tags[key] for run in every if key in run.tags})
+            if not known and key != "slimdown.sweep":
+                keys = sorted({name for run in every for name in run.tags})
+                return f"there is {what} in {where}, nor any with such a tag{nearest(key, keys)}"
+            return f"there is {what} in {where}" + (nearest(value, known[-20:]) if known else "; no run is of a sweep")
+    limits = [f"filter {asked.filter!r}"] if asked.filter else []
+    limits += [f"{key}={value}" for key, value in tags.items()]
+    return f"none of the {len(every):,} runs in {where} passes {' and '.join(limits)}; loosen it"
+
+
+def _measured(run: RecordedRun) -> bool:
+    return any(key.startswith("forgetting/") and key.endswith("/change") for key in run.metrics)
+
+
+def _tag(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--tag {text}: write KEY=VALUE, e.g. --tag slimdown.model=HuggingFaceTB/SmolLM2-135M")
+    return key, value
+
+
+def _joined(given: Sequence[str]) -> list[str]:
+    """`--sort -gsm8k` as `--sort=-gsm8k`: argparse takes the value for an option."""
+    joined: list[str] = []
+    for text in given:
+        if joined and joined[-1] == "--sort" and not text.startswith("--"):
+            joined[-1] = f"--sort={text}"
+        else:
+            joined.append(text)
+    return joined
+
+
+def _text(asked: argparse.Namespace, comparison: Comparison, heading: Heading) -> str:
+    if asked.format == "csv":
+        return formats.as_csv(comparison)
+    if asked.format == "json":
+        return formats.as_json(comparison, heading)
+    if asked.format == "html":
+        return formats.html(comparison, heading, asked.by)
+    return formats.markdown(comparison, heading)
+
+
+def _on_console(asked: argparse.Namespace, show: Callable[[Console], None]) -> None:
+    """Show on the console, or without colours in a file."""
+    if not asked.output:
+        show(Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH))
+        return
+    text = StringIO()
+    show(Console(file=text, highlight=False, width=_PLAIN_WIDTH))
+    _write(asked, text.getvalue())
+
+
+def _write(asked: argparse.Namespace, text: str) -> None:
+    if not asked.output:
+        sys.stdout.write(text)
+        return
+    try:
+        asked.output.parent.mkdir(parents=True, exist_ok=True)
+        asked.output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {asked.output} cannot be written: {error.strerror}; choose another file") from None
+    sys.stderr.write(f"wrote {asked.output}\n")
+
+
+def _write_plots(asked: argparse.Namespace, comparison: Comparison) -> None:
+    figures = formats.plots(comparison, asked.by)
+    try:
+        files = formats.write_plots(figures, asked.plots)
+    except OSError as error:
+        raise UserError(f"--plots {asked.plots} cannot be written: {error.strerror}; choose another folder") from None
+    if not comparison.has_target:
+        sys.stderr.write("no target task was measured in these runs, so learning against forgetting is not drawn\n")
+    sys.stderr.write("".join(f"wrote {file}\n" for file in files) or "nothing to draw; --by SETTING plots over one\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Runs in a store as a run leaves them, without a model: `TrackedRun` writes reports made of given scores."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from slimdown.anatomy import anatomy
+from slimdown.config import BenchmarkConfig, Role, TrackingConfig
+from slimdown.forgetting import forgetting
+from slimdown.samples import BenchmarkReport, EvalReport, Sample, Score
+from slimdown.tracking import TrackedRun
+
+
+def here(experiment: str = "slimdown") -> TrackingConfig:
+    """The store of the folder at hand; MLflow keeps one store a URI, so it is absolute."""
+    return TrackingConfig(uri=f"sqlite:///{Path.cwd()}/mlruns/mlflow.db", experiment=experiment)
+
+
+def evaluation(scores: Mapping[str, Sequence[float]], target: str = "", num_fewshot: int = 0) -> EvalReport:
+    """One report a benchmark; questions are the same wherever name, number and shots are."""
+    reports = {}
+    for name, values in scores.items():
+        samples = tuple(
+            Sample(
+                "task",
+                i,
+                f"doc{i}",
+                f"prompt{i}-{num_fewshot}",
+                "q",
+                "t",
+                "one two",
+                (),
+                (),
+                {"acc": "a"},
+                {"acc": score},
+            )
+            for i, score in enumerate(values)
+        )
+        role = Role.target if name == target else Role.retained
+        config = BenchmarkConfig(task="task", metric="acc", num_fewshot=num_fewshot, chance=0.0, role=role)
+        mean = sum(values) / len(values)
+        reports[name] = BenchmarkReport(config, "1.0", "hash", {"acc": Score(mean, 0.05)}, samples, 1.0)
+    return EvalReport(reports, "0.4.13", "shared", 1.0)
+
+
+def right(n: int, of: int = 100) -> list[float]:
+    """So many right answers, the first ones."""
+    return [1.0] * n + [0.0] * (of - n)
+
+
+def record(
+    name: str,
+    params: Mapping[str, object],
+    base: Mapping[str, Sequence[float]],
+    tuned: Mapping[str, Sequence[float]],
+    *,
+    config: TrackingConfig | None = None,
+    dataset: str = "alpaca",
+    target: str = "",
+    num_fewshot: int = 0,
+    tags: Mapping[str, str] | None = None,
+) -> str:
+    """The id of a finished run that went from `base` to `tuned`."""
+    before, after = evaluation(base, target, num_fewshot), evaluation(tuned, target, num_fewshot)
+    settings: dict[str, object] = {"lora.r": 8, "seed": 0, "tracking.uri": name, f"dataset.{dataset}.path": dataset}
+    for benchmark, report in before.benchmarks.items():
+        fields = (
+            "task",
+            "metric",
+            "num_fewshot",
+            "chance",
+            "role",
+            "paper_metric",
+            "numeric_tolerance",
+            "limit",
+            "margin",
+        )
+        settings |= {f"benchmark.{benchmark}.{field}": getattr(report.benchmark, field) for field in fields}
+    with TrackedRun(config or here(), name, kind="tuned", tags=dict(tags or {})) as run:
+        run.log_params({**settings, **params})
+        run.log_measuring(before)
+        for model, measured in (("base", before), ("tuned", after)):
+            for benchmark, report in measured.benchmarks.items():
+                run.log_benchmark(model, benchmark, report)
+        changed = forgetting(before, after)
+        run.log_forgetting(changed, {b: anatomy(before.benchmarks[b], after.benchmarks[b]) for b in changed.benchmarks})
+    return run.run_id

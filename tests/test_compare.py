@@ -1,0 +1,280 @@
+"""Runs side by side: what is shown, in every format, and what is said to someone who asks for what is not there."""
+
+import csv
+import json
+import sys
+from io import StringIO
+from math import isnan, sqrt
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from recorded import here, record, right
+from rich.console import Console
+
+from slimdown.compare import main
+from slimdown.comparison import by_dataset, compare, ordered, series_by, value_of
+from slimdown.comparison_formats import Heading, show
+from slimdown.config import UserError
+from slimdown.store import find_runs
+from slimdown.tracking import TrackedRun
+
+BASE = {"math": right(80), "cs": right(50), "task": right(10)}
+
+
+@pytest.fixture
+def said(store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """What the command says to a list of arguments."""
+
+    def ask(*given: str) -> str:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", here().uri)
+        monkeypatch.setattr(sys, "argv", ["compare", *given])
+        main()
+        return capsys.readouterr().out
+
+    return ask
+
+
+@pytest.fixture
+def fails(said, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """What the command says before it exits with an error."""
+
+    def ask(*given: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            said(*given)
+        assert stopped.value.code not in (0, None)
+        assert "Traceback" not in capsys.readouterr().err
+        return " ".join(str(stopped.value.code).split())
+
+    return ask
+
+
+def run(name: str, math: int, r: int = 8, seed: int = 0, task: int = 60, **given: object) -> str:
+    tuned = {"math": right(math), "cs": right(50), "task": right(task)}
+    return record(name, {"lora.r": r, "seed": seed}, BASE, tuned, target="task", **given)  # type: ignore[arg-type]
+
+
+def line(text: str, start: str) -> str:
+    return " ".join(next(one for one in text.splitlines() if one.strip().startswith(start)).split())
+
+
+def test_a_row_holds_what_differs_changes_intervals_and_verdicts(said) -> None:  # type: ignore[no-untyped-def]
+    run("four", 20, r=4)
+    run("eight", 78, r=8)
+    text = said()
+    assert text.splitlines()[0].startswith("2 finished runs of experiment slimdown in sqlite:///")
+    assert line(text, "run ") == "run id lora.r task * cs math mean retained"
+    assert "4 +50.0 [" in line(text, "four")
+    assert "-60.0 [-68.8, -48.9] forgotten" in line(text, "four")
+    assert "undecided" in line(text, "eight")
+    assert "100 % wrong result" in text  # of 60 answers lost in math
+    assert "tracking" not in text
+
+
+@pytest.mark.parametrize("width", [60, 110, 200])
+def test_a_terminal_of_any_width_shows_every_number(store: MlflowClient, width: int) -> None:
+    run("four", 20, r=4)
+    run("eight", 78, r=8)
+    out = StringIO()
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
+    show(compare(find_runs(here())), Heading("two", ()), console, most=0)
+    text = out.getvalue()
+    assert max(len(one.rstrip()) for one in text.splitlines()) <= width
+    assert "…" not in text
+    for shown in ("-60.0 [-68.8, -48.9]", "forgotten", "wrong result", "+50.0 [+38.9, +59.1]", "improved"):
+        assert shown in text
+
+
+def test_seeds_are_one_row_with_mean_and_deviation(said) -> None:  # type: ignore[no-untyped-def]
+    run("pocket", 40, seed=0)
+    run("pocket seed=1", 60, seed=1)
+    run("pocket lora.r=4", 20, r=4)
+    text = said()
+    assert line(text, "run ").startswith("run id seeds lora.r")
+    both = next(" ".join(one.split()) for one in text.splitlines() if "2 runs" in one)
+    assert "pocket 2 runs 0, 1 8 +50.0 ± 0.0 improved" in both
+    assert "-30.0 ± 14.1 forgotten" in both
+    assert "standard deviation over seeds" in text
+    apart = said("--no-group-seeds")
+    assert "±" not in apart
+    assert line(apart, "run ").startswith("run id lora.r seed")
+
+
+def test_a_mean_over_seeds_keeps_the_noise_of_the_questions(store: MlflowClient) -> None:
+    run("a", 40, seed=0)
+    run("b", 60, seed=1)
+    run("b again", 70, seed=1)
+    found = compare(find_runs(here()))
+    [row] = found.rows
+    assert row.seeds == ["0", "1"]
+    errors = [one.metrics["forgetting/math/change_stderr"] for one in row.runs]
+    cell = row.cells["math"]
+    assert cell.change.value == pytest.approx(-0.25)  # the newer run of seed 1 counts
+    assert cell.spread == pytest.approx(0.3 / sqrt(2))
+    assert cell.change.standard_error == pytest.approx(sqrt((errors[0] ** 2 + errors[1] ** 2) / 2 + cell.spread**2 / 2))
+    assert "1 run is left out of the means over seeds" in found.notes[0]
+    assert len(compare(find_runs(here()), group_seeds=False).rows) == 3
+
+
+def test_rows_are_sorted_and_what_has_no_value_comes_last(said) -> None:  # type: ignore[no-untyped-def]
+    run("low", 10, r=4)
+    run("high", 70, r=16)
+    record("other", {}, {"cs": right(50)}, {"cs": right(20)})
+    found = compare(find_runs(here()))
+    assert [row.name for row in ordered(found, "math").rows] == ["low", "high", "other"]
+    assert [row.name for row in ordered(found, "-math").rows] == ["high", "low", "other"]
+    assert [row.name for row in ordered(found, "lora.r").rows] == ["low", "other", "high"]  # numbers, not words
+    assert value_of(found.rows[0], "tuned/cs/acc") == pytest.approx(0.2)
+    text = said("--sort", "-math", "--rows", "1")
+    assert "2 more rows; --rows 0 shows all of 3" in text
+    assert line(text, "high")
+    assert "low " not in text
+    with pytest.raises(UserError, match=r"--sort mth: nothing is called so in these runs; did you mean math"):
+        ordered(found, "mth")
+
+
+def test_what_was_not_measured_alike_is_said(said) -> None:  # type: ignore[no-untyped-def]
+    run("zero shots", 40)
+    run("five shots", 40, num_fewshot=5)
+    record("fewer", {}, {"cs": right(50)}, {"cs": right(20)})
+    text = " ".join(said().split())
+    assert "cs was not measured alike (num_fewshot is 0 in 2 and 5 in 1): compare its changes with care." in text
+    assert "The means are over different benchmarks" in text
+
+
+def test_datasets_are_one_column_and_a_heat_map(store: MlflowClient) -> None:
+    run("a", 40, dataset="alpaca")
+    run("g", 70, dataset="gsm8k")
+    found = compare(find_runs(here()))
+    assert found.params == ("dataset",)
+    datasets, table = by_dataset(found)
+    assert datasets == ["alpaca", "gsm8k"]
+    assert [row[found.benchmarks.index("math")].value for row in table] == pytest.approx([-0.4, -0.1])  # type: ignore[union-attr]
+
+
+def test_a_benchmark_over_a_setting_pools_equal_values(store: MlflowClient) -> None:
+    for seed, math in ((0, 40), (1, 60)):
+        run("r4", math, r=4, seed=seed)
+    run("r16", 70, r=16)
+    points = series_by(compare(find_runs(here())), "lora.r")["math"]
+    assert [value for value, _ in points] == [4.0, 16.0]
+    assert [estimate.value for _, estimate in points] == pytest.approx([-0.3, -0.1])
+
+
+def test_what_is_not_finished_is_left_out_and_counted(said, fails) -> None:  # type: ignore[no-untyped-def]
+    broken = TrackedRun(here(), "broken", kind="tuned", tags={})
+    with pytest.raises(RuntimeError), broken:
+        raise RuntimeError("the disk is full")
+    going = TrackedRun(here(), "going", kind="tuned", tags={})
+    assert "no run of experiment slimdown in" in (none := fails())
+    assert "is finished (1 still going, 1 failed)" in none
+    done = run("done", 40)
+    assert "2 runs are left out: 1 still going, 1 failed." in said()
+    assert "(broken) failed: RuntimeError: the disk is full" in fails(done, "broken")
+    assert "(going) is still going" in fails(done, going.run_id[:8])
+
+
+def test_programs_get_whole_numbers_under_the_names_of_the_record(said) -> None:  # type: ignore[no-untyped-def]
+    run_id = run("one, two", 41, r=4)
+    run("other", 40, r=16)
+    rows = {row["run_ids"]: row for row in csv.DictReader(StringIO(said("--format", "csv")))}
+    metrics = next(one for one in find_runs(here()) if one.run_id == run_id).metrics
+    assert rows[run_id]["name"] == "one, two"
+    assert rows[run_id]["lora.r"] == "4"
+    for key in ("change", "change_low", "p_value"):
+        assert float(rows[run_id][f"forgetting/math/{key}"]) == metrics[f"forgetting/math/{key}"]
+    assert rows[run_id]["forgetting/math/change_sd_over_seeds"] == ""
+    found = json.loads(said("--format", "json"), parse_constant=pytest.fail)
+    row = next(row for row in found["rows"] if row["run_ids"] == [run_id])
+    assert row["params"] == {"lora.r": 4}
+    assert row["benchmarks"]["math"]["verdicts"] == {"forgotten": 1}
+    assert row["benchmarks"]["math"]["change_sd_over_seeds"] is None
+    assert row["mean_retained_change"]["value"] == metrics["forgetting/mean_retained_change"]
+
+
+def test_markdown_is_one_table_whatever_a_run_is_called(said) -> None:  # type: ignore[no-untyped-def]
+    run("a|b <b>", 40, r=4)
+    run("plain", 40, r=16)
+    lines = [one for one in said("--format", "markdown").splitlines() if one.startswith("|")]
+    assert len({one.replace("\\|", "").count("|") for one in lines}) == 1
+    assert "| a\\|b &lt;b> |" in lines[-1]
+
+
+def test_the_page_holds_table_and_plots_and_loads_nothing(said, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run("<script>", 40, r=4)
+    run("g", 70, r=16, dataset="gsm8k")
+    said("--by", "lora.r", "--output", "runs.html", "--plots", "plots")
+    page = (tmp_path / "runs.html").read_text()
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
+    assert "src=" not in page
+    assert page.count("<svg") == 3
+    assert "Change by lora.r" in page
+    assert sorted(file.name for file in (tmp_path / "plots").iterdir()) == [
+        f"{name}.{kind}" for name in ("by-lora.r", "datasets", "learning-forgetting") for kind in ("png", "svg")
+    ]
+
+
+def test_a_page_without_a_target_task_says_so(said) -> None:  # type: ignore[no-untyped-def]
+    for r in (4, 8):
+        record(f"r{r}", {"lora.r": r}, {"math": right(80)}, {"math": right(40)})
+    page = said("--format", "html")
+    assert "No target task was measured in these runs" in page
+    assert "<svg" not in page
+    assert isnan(compare(find_runs(here())).rows[0].target.value)
+
+
+def test_two_tuned_models_are_paired_question_by_question(said) -> None:  # type: ignore[no-untyped-def]
+    one, other = run("one", 40), run("other", 70)
+    text = said(one, "other", "--paired")
+    assert text.splitlines()[0] == f"one ({one[:8]}) → other ({other[:8]})"
+    assert line(text, "math").startswith("math acc 100 40.0 70.0 +30.0 [")
+    assert line(text, "math").endswith("improved")
+    found = {b["benchmark"]: b for b in json.loads(said(one, other, "--paired", "--format", "json"))["benchmarks"]}
+    assert (found["math"]["gained"], found["math"]["lost"]) == (30, 0)
+    assert found["cs"]["change"] == 0
+    assert "wrong result" not in text
+    back = said("other", one, "--paired")
+    assert "-30.0 [" in back
+    assert "100 % wrong result" in back
+    assert "| math | acc | 100 | 40.0 | 70.0 |" in said(one, other, "--paired", "--format", "markdown")
+    assert len(said(one, other, "--paired", "--format", "csv").splitlines()) == 4
+    assert '<span class="badge improved">improved</span>' in said(one, other, "--paired", "--format", "html")
+
+
+def test_runs_that_cannot_be_paired_are_refused_by_field(fails) -> None:  # type: ignore[no-untyped-def]
+    one, shots = run("one", 40), run("shots", 40, num_fewshot=5)
+    fewer = record("fewer", {}, {"cs": right(50)}, {"cs": right(20)})
+    assert "the two runs cannot be paired, num_fewshot differs: 0 and 5" in fails(one, shots, "--paired")
+    assert "benchmarks differ: ['cs', 'math', 'task'] and ['cs']" in fails(one, fewer, "--paired")
+    assert "--paired compares exactly two runs, got 1" in fails(one, "--paired")
+    assert "a comparison needs two runs or more, got the same run more than once" in fails(one, one, "--paired")
+
+
+def test_what_is_not_there_is_answered_with_what_is(fails, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert "no experiment slimdown" in fails()
+    record("elsewhere", {}, {"cs": right(50)}, {"cs": right(20)}, config=here("ranks"))
+    assert "name one with --experiment: Default, ranks" in fails()
+    one = run("pocket lora.r=8", 40, tags={"slimdown.sweep": "2025-06-01"})
+    assert "there is no experiment rnks" in (answer := fails("--experiment", "rnks"))
+    assert "did you mean ranks?" in answer
+    assert "there is no sweep 2025-06-02" in (answer := fails("--sweep", "2025-06-02"))
+    assert "did you mean 2025-06-01?" in answer
+    assert "did you mean pocket lora.r=8?" in fails(one, "pocket lora.r=9")
+    assert "no run with the tag slimdown.harness_version=1" in fails("--tag", "slimdown.harness_version=1")
+    assert "write KEY=VALUE" in fails("--tag", "sweep")
+    assert "is not understood" in fails("--filter", "lora.r is 8")
+    assert "none of the 1 runs" in fails("--filter", "params.`lora.r` = '9'")
+    assert "no run has this setting; did you mean lora.r?" in fails("--by", "lor.r")
+    assert "there is no record" in fails("--tracking-uri", f"sqlite:///{tmp_path}/none.db")
+    assert "--tracking-uri must be a database or a server, got 'mlruns'" in fails("--tracking-uri", "mlruns")
+    assert "a comparison needs two runs or more, got only" in fails(one)
+    assert "leave one of the two out" in fails(one, "pocket lora.r=8", "--sweep", "x")
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in fails("--output", "file/x.csv", "--format", "csv")
+
+
+def test_a_sweep_is_found_in_any_experiment(said) -> None:  # type: ignore[no-untyped-def]
+    record("a", {}, {"cs": right(50)}, {"cs": right(20)}, config=here("ranks"), tags={"slimdown.sweep": "s1"})
+    assert said("--sweep", "s1").startswith("1 finished run of sweep s1, all experiments in")
+    assert "1 finished run of filter" in said("--experiment", "ranks", "--filter", "params.`lora.r` = '8'")
