@@ -40,6 +40,7 @@ class Cell:
     forgetting_rate: float  # the share of the base's accuracy that is gone; nan where undefined
     causes: dict[str, float]  # share of the lost answers, by cause
     lost: float  # answers on the primary metric; nan where not recorded
+    lost_any_metric: float  # answers that any metric lost: what the causes are shares of
 
     @property
     def verdict(self) -> str:
@@ -51,9 +52,7 @@ class Cell:
     @property
     def main_cause(self) -> tuple[str, float] | None:
         """What most of the lost answers were lost to, with its share; None where no cause has most of them."""
-        # An answer in another format is lost on a stricter reading than the primary metric's, which counts none.
-        found = main_cause(self.causes)
-        return None if self.lost < FEWEST_LOST and found and found[0] != "other_format" else found
+        return None if self.lost_any_metric < FEWEST_LOST else main_cause(self.causes)
 
 
 @dataclass(frozen=True)
@@ -329,6 +328,7 @@ def _cell(runs: Sequence[RecordedRun], name: str) -> Cell | None:
         forgetting_rate=mean("forgetting_rate"),
         causes={cause: fmean(run.metrics.get(prefix + cause, 0.0) for run in having) for cause in causes},
         lost=mean("lost"),
+        lost_any_metric=mean("lost_any_metric"),
     )
 
 

@@ -22,17 +22,12 @@ from slimdown.comparison import FEWEST_LOST, Cell, Comparison, Row, by_dataset, 
 from slimdown.config import Role
 from slimdown.forgetting import BenchmarkChange, ForgettingReport, Verdict
 from slimdown.paired import Estimate
+from slimdown.report import VERDICT_STYLES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("table", "markdown", "csv", "json", "html")
-_VERDICT_STYLES = {
-    Verdict.forgotten.value: "bold red",
-    Verdict.improved.value: "bold green",
-    Verdict.retained.value: "bold cyan",
-    Verdict.undecided.value: "yellow",
-}
 _MOST_COLUMNS = 4  # settings with a column each; more stand together in one
 _MOST_SEEDS = 4  # that are listed
 _UNBOUNDED = 10_000  # columns: as wide as a table likes
@@ -101,7 +96,7 @@ def show_paired(paired: Paired, console: Console) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict")
     for name, b in paired.report.benchmarks.items():
-        verdict = Text.assemble((b.verdict.value, _VERDICT_STYLES[b.verdict.value]))
+        verdict = Text.assemble((b.verdict.value, VERDICT_STYLES[b.verdict]))
         if cause := _paired_cause(paired, name):
             verdict.append(f"\n{cause}", "dim")
         table.add_row(*(Text(text) for text in _paired_texts(name, b)), verdict)
@@ -151,7 +146,7 @@ def _stacked(comparison: Comparison, rows: Sequence[Row]) -> Table:
             table.add_row(Text(f"  {told}", "dim"))
         for name in comparison.benchmarks:
             if cell := row.cells.get(name):
-                verdict = Text.assemble((cell.verdict, _VERDICT_STYLES.get(cell.verdict, "yellow")))
+                verdict = Text.assemble((cell.verdict, VERDICT_STYLES.get(cell.verdict, "yellow")))
                 if cell.main_cause:
                     verdict.append(f", {cause_text(*cell.main_cause)}", "dim")
                 table.add_row(f"  {_starred(comparison, name)}", points(cell.change, cell.spread), verdict)
@@ -169,7 +164,7 @@ def _cell_text(cell: Cell | None, before_verdict: str) -> Text:
     text = Text(points(cell.change, cell.spread))
     if cell.verdict:
         text.append(before_verdict)
-        text.append(cell.verdict, _VERDICT_STYLES.get(cell.verdict, "yellow"))
+        text.append(cell.verdict, VERDICT_STYLES.get(cell.verdict, "yellow"))
     if cell.main_cause:
         text.append(f"\n{cause_text(*cell.main_cause)}", "dim")
     return text
@@ -517,13 +512,10 @@ def write_plots(figures: Mapping[str, "Figure"], folder: Path) -> list[Path]:
 
 def html(comparison: Comparison, heading: Heading, param: str | None) -> str:
     """A page that needs nothing but itself: the table and the plots."""
-    from markupsafe import Markup
+    from slimdown.page import inline, render  # matplotlib and jinja2 take half a second
 
-    from slimdown.plots import svg
-
-    # matplotlib escapes what it writes
-    figures = {name: Markup(svg(figure)) for name, figure in plots(comparison, param).items()}
-    return _page(
+    figures = {name: inline(figure) for name, figure in plots(comparison, param).items()}
+    return render(
         "compare.html.j2",
         title=heading.title,
         notes=heading.notes,
@@ -552,7 +544,9 @@ def html(comparison: Comparison, heading: Heading, param: str | None) -> str:
 
 def paired_html(paired: Paired) -> str:
     """A page of two tuned models."""
-    return _page(
+    from slimdown.page import render
+
+    return render(
         "paired.html.j2",
         title=f"{paired.before} → {paired.after}",
         rows=[
@@ -563,26 +557,13 @@ def paired_html(paired: Paired) -> str:
     )
 
 
-def _page(template: str, **content: Any) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    pages = Environment(
-        loader=PackageLoader("slimdown", "pages"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return pages.get_template(template).render(content)
-
-
 def _page_cell(cell: Cell | None) -> dict[str, str] | None:
     if cell is None:
         return None
     return {
         "points": points(cell.change, cell.spread),
         "verdict": cell.verdict,
-        "style": cell.verdict if cell.verdict in _VERDICT_STYLES else Verdict.undecided.value,
+        "style": cell.verdict if cell.verdict in VERDICT_STYLES else Verdict.undecided.value,
         "cause": cause_text(*cell.main_cause) if cell.main_cause else "",
     }
 

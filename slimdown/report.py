@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import isnan
+from math import isfinite, isnan
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -22,7 +23,9 @@ from slimdown.anatomy import EXPLANATIONS, Anatomy
 from slimdown.config import PaperMetric, Role, RunConfig
 from slimdown.forgetting import BenchmarkChange, Change, ForgettingReport, Verdict
 from slimdown.paired import Estimate
-from slimdown.train import TrainResult
+
+if TYPE_CHECKING:  # it would bring torch along
+    from slimdown.train import TrainResult
 
 console = Console(highlight=False, width=None if Console().is_terminal else 120)
 
@@ -31,7 +34,7 @@ _PAPER_SYMBOLS = {
     PaperMetric.forgetting_rate: "FR",
     PaperMetric.knowledge_loss: "ΔK",
 }
-_VERDICT_STYLES = {
+VERDICT_STYLES: dict[str, str] = {
     Verdict.forgotten: "bold red",
     Verdict.improved: "bold green",
     Verdict.retained: "bold cyan",
@@ -90,7 +93,7 @@ class Bar:
         self._progress.update(self._task, completed=done, total=total, note=note)
 
 
-def show_results(report: ForgettingReport, anatomies: dict[str, Anatomy], training: TrainResult) -> None:
+def show_results(report: ForgettingReport, anatomies: dict[str, Anatomy], training: "TrainResult") -> None:
     """Print the table of results, what it says in words, and what became of lost answers."""
     table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("benchmark", no_wrap=True)
@@ -108,7 +111,7 @@ def show_results(report: ForgettingReport, anatomies: dict[str, Anatomy], traini
                 score(change.tuned),
                 points(change),
                 rate(benchmark) if primary else "",
-                f"[{_VERDICT_STYLES[benchmark.verdict]}]{benchmark.verdict}[/]" if primary else "",
+                f"[{VERDICT_STYLES[benchmark.verdict]}]{benchmark.verdict}[/]" if primary else "",
                 style="" if primary else "dim",
             )
     console.print(table)
@@ -130,7 +133,7 @@ def markdown_report(
     name: str,
     report: ForgettingReport,
     anatomies: dict[str, Anatomy],
-    training: TrainResult,
+    training: "TrainResult",
     costs: dict[str, float],
 ) -> str:
     """The results as Markdown: the table, what it says in words, what it cost, how to read it."""
@@ -286,7 +289,7 @@ def paper(benchmark: BenchmarkChange) -> str:
     return f"{symbol} {value.value:+.1f}{error}"
 
 
-def learned(training: TrainResult) -> str:
+def learned(training: "TrainResult") -> str:
     """What training did, in one sentence."""
     return (
         f"Validation loss {training.validation_loss_before:.3f} → {training.validation_loss_after:.3f} nats a token "
@@ -295,4 +298,4 @@ def learned(training: TrainResult) -> str:
 
 
 def _interval(low: float, high: float, sign: str = "") -> str:
-    return "" if isnan(low) or isnan(high) else f" [{low:{sign}.1f}, {high:{sign}.1f}]"
+    return f" [{low:{sign}.1f}, {high:{sign}.1f}]" if isfinite(low) and isfinite(high) else ""

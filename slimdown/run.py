@@ -41,6 +41,7 @@ def run(
     from slimdown.evaluate import load_tasks
     from slimdown.forgetting import forgetting
     from slimdown.model import load_model
+    from slimdown.page import report_files
     from slimdown.provenance import environment, git_commit
     from slimdown.store import public_uri
     from slimdown.tracking import EvaluationRecord, TrackedRun, base_record
@@ -59,7 +60,8 @@ def run(
     with report.doing("opening the record"):
         tracked = TrackedRun(config.tracking, name, kind="tuned", tags=tags)
     with tracked:
-        tracked.log_settings(flatten(config), config_yaml, overrides, environment())
+        settings, machine = flatten(config), environment()
+        tracked.log_settings(settings, config_yaml, overrides, machine)
 
         with report.doing("reading the benchmarks"):
             tasks = load_tasks(config.benchmark)
@@ -100,7 +102,8 @@ def run(
         }
         tracked.log_forgetting(changed, lost)
         tracked.log_costs(costs)
-        tracked.log_report(report.markdown_report(name, changed, lost, tuned.result, costs), {})
+        files = report_files(name, tracked.run_id, changed, lost, tuned.result, settings, machine, costs)
+        tracked.log_report(report.markdown_report(name, changed, lost, tuned.result, costs), files)
         tracked.log_adapter_model(tuned.loaded, tuned.result, changed)
 
     report.show_results(changed, lost, tuned.result)

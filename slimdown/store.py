@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _TUNED = {"slimdown.kind": "tuned"}
 _STATES = {"RUNNING": "is still going", "SCHEDULED": "has not begun", "FAILED": "failed", "KILLED": "was stopped"}
 _AT_ONCE = 500  # runs in one statement: old SQLites take 999 variables
-_SECRET = re.compile(r"(?i)(token|password|passwd|secret|api_?key|credential)[^=:]*[=:]\s*\S+")
+_SECRET = re.compile(r"(?i)(token|password|passwd|secret|api_?key|credentials?)[\"']?\s*[=:]\s*\S+")  # ends the name
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,7 @@ class TrackedRun:
         values: dict[str, float] = {}
         for name, benchmark in report.benchmarks.items():
             values |= {f"forgetting/{name}/{key}": value for key, value in _quantities(benchmark).items()}
+            values[f"forgetting/{name}/lost_any_metric"] = anatomies[name].n_lost
             causes = anatomies[name].causes
             values |= {f"anatomy/{name}/{cause.name}": cause.share.value for cause in causes if cause.share}
         for key in ("mean_retained_change", "mean_target_change"):
