@@ -2,6 +2,8 @@
 
 import os
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody was asked; read when mlflow is imported
+# Read when mlflow is imported.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody was asked
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar a file would tear ours
 
 __version__ = "0.1.0"

@@ -164,7 +164,6 @@ def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Paired:
 
 def main() -> None:
     """Show what the command line asks for; a user's mistake ends in one message and exit code 1."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # MLflow shows a bar for every file that it reads
     asked = arguments(sys.argv[1:])
     store = TrackingConfig(uri=asked.tracking_uri, experiment=_DEFAULT_EXPERIMENT)
     try:
