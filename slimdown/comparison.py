@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from math import isfinite, isnan, nan, sqrt
 from statistics import fmean, stdev
 
+from slimdown.anatomy import EXPLANATIONS
 from slimdown.config import UserError, nearest
 from slimdown.paired import Estimate
 from slimdown.store import RecordedRun
@@ -313,9 +314,9 @@ def _cell(runs: Sequence[RecordedRun], name: str) -> Cell | None:
         return fmean(known) if known else nan
 
     change, spread = pooled([_estimate(run, f"forgetting/{name}/change") for run in measured])
-    prefix = f"anatomy/{name}/"
-    causes = sorted({key.removeprefix(prefix) for run in measured for key in run.metrics if key.startswith(prefix)})
-    having = [run for run in measured if any(key.startswith(prefix) for key in run.metrics)]
+    prefix = f"forgetting/{name}/lost_"
+    causes = [cause for cause in EXPLANATIONS if any(prefix + cause in run.metrics for run in measured)]
+    having = [run for run in measured if any(prefix + cause in run.metrics for cause in causes)]
     verdicts = Counter(run.tags.get(f"slimdown.verdict.{name}", "") for run in measured)
     return Cell(
         change=change,

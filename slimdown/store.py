@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _TUNED = {"slimdown.kind": "tuned"}
 _STATES = {"RUNNING": "is still going", "SCHEDULED": "has not begun", "FAILED": "failed", "KILLED": "was stopped"}
+# Which of its pages MLflow opens an experiment with: those for training, with charts and logged models.
+_TRAINING_PAGES = {"mlflow.experimentKind": "custom_model_development"}
 _AT_ONCE = 500  # runs in one statement: old SQLites take 999 variables
 _SECRET = re.compile(r"(?i)(token|password|passwd|secret|api_?key|credentials?)[\"']?\s*[=:]\s*\S+")  # ends the name
 
@@ -243,7 +245,7 @@ def experiment_id(client: "MlflowClient", config: TrackingConfig) -> str:
                 )
             return str(found.experiment_id)
         try:
-            return str(client.create_experiment(config.experiment, artifact_location=location))
+            return str(client.create_experiment(config.experiment, artifact_location=location, tags=_TRAINING_PAGES))
         except MlflowException:
             continue  # another process made it just now
     raise UserError(f"tracking.experiment={config.experiment} can neither be found nor made")

@@ -191,7 +191,7 @@ class TrackedRun:
             values |= {f"forgetting/{name}/{key}": value for key, value in _quantities(benchmark).items()}
             values[f"forgetting/{name}/lost_any_metric"] = anatomies[name].n_lost
             causes = anatomies[name].causes
-            values |= {f"anatomy/{name}/{cause.name}": cause.share.value for cause in causes if cause.share}
+            values |= {f"forgetting/{name}/lost_{cause.name}": cause.share.value for cause in causes if cause.share}
         for key in ("mean_retained_change", "mean_target_change"):
             values |= _named(f"forgetting/{key}", getattr(report, key))
         self._metrics(values)
