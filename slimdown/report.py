@@ -148,7 +148,8 @@ def markdown_report(
     for benchmark_name, benchmark in report.benchmarks.items():
         for metric, change in benchmark.changes.items():
             primary = metric == benchmark.metric
-            shown = f"**{shown_name(benchmark_name, benchmark)}**" if primary else benchmark_name
+            star = " \\*" if benchmark.role is Role.target else ""
+            shown = f"**{benchmark_name}**{star}" if primary else benchmark_name
             lines.append(
                 f"| {shown} | {metric} | {benchmark.n} | {score(change.base)} | {score(change.tuned)} "
                 f"| {points(change)} | {rate(benchmark) if primary else ''} | {paper(benchmark) if primary else ''} "

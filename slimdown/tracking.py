@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from slimdown.anatomy import Anatomy
@@ -227,6 +227,7 @@ class TrackedRun:
         )
         self._client.log_model_artifacts(logged.model_id, str(result.adapter_dir))
         self._client.finalize_logged_model(logged.model_id, "READY")
+        self._client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=result.steps)])
         now = int(time.time() * 1000)
         scores = [
             Metric(
