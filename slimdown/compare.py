@@ -81,6 +81,11 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
         help="one row for runs that differ only in their seed: mean and standard deviation (default: on)",
     )
     how.add_argument("--paired", action="store_true", help="two RUNs: the tuned models' answers, question by question")
+    how.add_argument(
+        "--noise",
+        action="store_true",
+        help="of several seeds: the noise of questions and of training, from every answer",
+    )
     how.add_argument("--format", choices=FORMATS, help="default: table, or what the ending of --output says")
     how.add_argument(
         "--rows", type=int, default=100, metavar="N", help="at most so many in the table, 0: all (default: 100)"
@@ -171,6 +176,8 @@ def main() -> None:
             raise UserError(problem.replace("tracking.uri", "--tracking-uri"))
         if asked.paired:
             _compare_paired(asked, store)
+        elif asked.noise:
+            _compare_seeds(asked, store)
         else:
             _compare(asked, store)
     except UserError as error:
@@ -216,6 +223,26 @@ def _compare_paired(asked: argparse.Namespace, store: TrackingConfig) -> None:
         "html": formats.paired_html,
     }
     _write(asked, texts[asked.format](paired))
+
+
+def _compare_seeds(asked: argparse.Namespace, store: TrackingConfig) -> None:
+    from slimdown.seeds import read_seeds
+
+    runs, _ = select(asked, store)
+    several = [row for row in compare(runs, group_seeds=True).rows if len(row.runs) > 1]
+    if not several:
+        raise UserError(
+            f"--noise needs runs that differ only in their seed, and of these {len(runs)} none do; "
+            "make some with -m seed=0,1,2"
+        )
+    changes = {row.name: read_seeds(store, row.runs) for row in several}
+    if asked.format == "table":
+        _on_console(asked, lambda console: formats.show_seeds(changes, console))
+        return
+    if asked.format == "html":
+        raise UserError("--noise has no page; choose --format table, markdown, csv or json")
+    texts = {"markdown": formats.seeds_markdown, "csv": formats.seeds_csv, "json": formats.seeds_json}
+    _write(asked, texts[asked.format](changes))
 
 
 def _named(asked: argparse.Namespace, store: TrackingConfig) -> tuple[list[RecordedRun], Heading]:

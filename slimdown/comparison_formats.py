@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,17 @@ from slimdown.config import Role
 from slimdown.forgetting import BenchmarkChange, ForgettingReport, Verdict
 from slimdown.paired import Estimate
 from slimdown.report import VERDICT_STYLES
+from slimdown.seeds import SeedsChange
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("table", "markdown", "csv", "json", "html")
+SEEDS_LEGEND = (
+    "Mean change over seeds in points, tuned - base, with a 95 % interval for other questions and other seeds. Its two "
+    "standard errors: questions, which more questions would lower, and training, which more seeds would; from seed to "
+    "seed, the standard deviation of the true change."
+)
 _MOST_COLUMNS = 4  # settings with a column each; more stand together in one
 _MOST_SEEDS = 4  # that are listed
 _UNBOUNDED = 10_000  # columns: as wide as a table likes
@@ -102,6 +108,74 @@ def show_paired(paired: Paired, console: Console) -> None:
         table.add_row(*(Text(text) for text in _paired_texts(name, b)), verdict)
     console.print(table)
     console.print(Text(_paired_legend(paired)), style="dim")
+
+
+def show_seeds(changes: Mapping[str, Sequence[SeedsChange]], console: Console) -> None:
+    """Print, for each configuration of several seeds, the noise of its questions and of its training."""
+    table = _table()
+    for column in ("run", "benchmark"):
+        table.add_column(column)
+    for column in ("seeds", "n", "mean change", "questions ±", "training ±", "from seed to seed"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, found in changes.items():
+        for i, change in enumerate(found):
+            noise = change.noise
+            table.add_row(
+                Text(name if i == 0 else ""),
+                Text(change.benchmark),
+                str(noise.n_seeds),
+                str(change.n),
+                Text(points(noise.mean, nan)),
+                f"{100 * noise.question_standard_error:.1f}",
+                f"{100 * noise.training_standard_error:.1f}",
+                f"{100 * noise.training_spread:.1f}",
+            )
+    console.print(table)
+    console.print(Text(SEEDS_LEGEND), style="dim")
+
+
+def seeds_markdown(changes: Mapping[str, Sequence[SeedsChange]]) -> str:
+    """The same as Markdown."""
+    headings = ["run", "benchmark", "seeds", "n", "mean change", "questions ±", "training ±", "from seed to seed"]
+    lines = [_line(headings), _line(["---"] * len(headings))]
+    for record in seeds_records(changes):
+        estimate = Estimate(record["change"], nan, record["low"], record["high"])
+        spreads = (f"{100 * record[key]:.1f}" for key in ("question_stderr", "training_stderr", "training_spread"))
+        cells = [record["run"], record["benchmark"], str(record["seeds"]), str(record["n"]), points(estimate, nan)]
+        lines.append(_line([_cell_safe(text) for text in (*cells, *spreads)]))
+    return "\n".join([*lines, "", SEEDS_LEGEND, ""])
+
+
+def seeds_records(changes: Mapping[str, Sequence[SeedsChange]]) -> list[dict[str, Any]]:
+    """The same as records; shares, not percent."""
+    return [
+        {
+            "run": name,
+            "benchmark": change.benchmark,
+            "metric": change.metric,
+            "seeds": change.noise.n_seeds,
+            "n": change.n,
+            "change": change.noise.mean.value,
+            "low": change.noise.mean.low,
+            "high": change.noise.mean.high,
+            "question_stderr": change.noise.question_standard_error,
+            "training_stderr": change.noise.training_standard_error,
+            "training_spread": change.noise.training_spread,
+        }
+        for name, found in changes.items()
+        for change in found
+    ]
+
+
+def seeds_csv(changes: Mapping[str, Sequence[SeedsChange]]) -> str:
+    """The same as CSV."""
+    records = seeds_records(changes)
+    return _csv(list(records[0]), records)
+
+
+def seeds_json(changes: Mapping[str, Sequence[SeedsChange]]) -> str:
+    """The same as JSON."""
+    return _json(seeds_records(changes))
 
 
 def legend(comparison: Comparison) -> str:
