@@ -108,8 +108,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(Outcome.unasked, f"{self.prog}: {message}\n")  # argparse's own 2 means here that data cannot tell
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Answer on the console and by the exit code."""
+def arguments(given: Sequence[str]) -> argparse.Namespace:
+    """What the command line asks for."""
     parser = _Parser(
         prog="python -m slimdown.check",
         description=(__doc__ or "").split("\n\n", 1)[0],
@@ -129,9 +129,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db"),
         help="MLflow store",
     )
-    given = parser.parse_args(arguments)
+    return parser.parse_args(given)
+
+
+def main(given: Sequence[str] | None = None) -> NoReturn:
+    """Answer on the console and by the exit code."""
     try:
-        sys.exit(_answer(given))
+        sys.exit(_answer(arguments(sys.argv[1:] if given is None else given)))
     except UserError as error:
         sys.stderr.write(f"This run cannot be checked:\n  {error}\n")
         sys.exit(Outcome.unasked)

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from slimdown import check, compare
 from slimdown.commandline import check_command_line
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-COMMAND = re.compile(r"^ {4}(?:\$ )?python -m slimdown\.run\b([^#\n]*)", re.MULTILINE)
+COMMAND = r"^ {4}(?:\$ )?python -m slimdown\.%s\b([^#\n]*)"
 
 
-def commands() -> list[str]:
-    return sorted({found.strip() for doc in DOCUMENTS for found in COMMAND.findall(doc.read_text())})
+def commands(module: str = "run") -> list[str]:
+    pattern = re.compile(COMMAND % module, re.MULTILINE)
+    return sorted({found.strip() for doc in DOCUMENTS for found in pattern.findall(doc.read_text())})
 
 
 def test_the_documents_show_commands() -> None:
@@ -24,6 +26,16 @@ def test_the_documents_show_commands() -> None:
 @pytest.mark.parametrize("command", commands())
 def test_a_command_of_the_documents_is_accepted(command: str) -> None:
     check_command_line(shlex.split(command))
+
+
+@pytest.mark.parametrize("command", commands("compare"))
+def test_a_comparison_of_the_documents_is_accepted(command: str) -> None:
+    compare.arguments(shlex.split(command))
+
+
+@pytest.mark.parametrize("command", commands("check"))
+def test_a_check_of_the_documents_is_accepted(command: str) -> None:
+    check.arguments(shlex.split(command))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
