@@ -51,6 +51,42 @@ def test_a_sweep_leaves_two_finished_runs_told_apart_by_name(client: MlflowClien
     assert str(second.info.run_name).startswith("pocket lora.r=8 ")
 
 
+def test_a_run_keeps_its_report_as_a_page_and_its_plots(client: MlflowClient) -> None:
+    run, _ = runs_in(client)
+    kept = {a.path for folder in ("", "plots") for a in client.list_artifacts(run.info.run_id, folder)}
+    assert {"report.md", "report.html"} <= kept
+    assert {f"plots/{stem}.{kind}" for stem in ("changes", "answers", "training") for kind in ("svg", "png")} <= kept
+    page = Path(client.download_artifacts(run.info.run_id, "report.html")).read_text()
+    for name in ("pocket_math", "pocket_instructions"):
+        assert name in page
+        assert run.data.tags[f"slimdown.verdict.{name}"] in page
+    assert "forgetting/pocket_math/change_low" in run.data.metrics
+    assert run.data.tags["slimdown.sweep"]
+
+
+def test_a_sweep_is_compared_checked_and_paired(
+    sweep: tuple[Path, "subprocess.CompletedProcess[str]"], client: MlflowClient
+) -> None:
+    def ask(module: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", f"slimdown.{module}", *arguments]
+        return subprocess.run(command, cwd=sweep[0], capture_output=True, text=True, timeout=120)
+
+    first, second = (run.info.run_id for run in runs_in(client))
+    shown = ask("compare", "--by", "lora.r", "--format", "csv")
+    assert shown.returncode == 0, shown.stderr
+    assert len(shown.stdout.splitlines()) == 3
+    paired = ask("compare", first, second, "--paired")
+    assert paired.returncode == 0, paired.stderr
+    assert "pocket_math" in paired.stdout
+    checked = ask("check", first, "--max-loss", "pocket_math=0.99", "pocket_instructions=0.99")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    narrow = ask("check", first, "--max-loss", "pocket_instructions=0.001")
+    assert narrow.returncode == 2, narrow.stdout + narrow.stderr  # a few questions cannot tell
+    unknown = ask("check", "no-such-run")
+    assert unknown.returncode == 3
+    assert "there is no run no-such-run" in unknown.stderr
+
+
 def test_every_number_of_a_run_is_in_the_record(client: MlflowClient) -> None:
     run, _ = runs_in(client)
     metrics, params, tags = run.data.metrics, run.data.params, run.data.tags
@@ -85,7 +121,8 @@ def test_every_number_of_a_run_is_in_the_record(client: MlflowClient) -> None:
 def test_the_artifacts_are_there_and_read_with_common_tools(client: MlflowClient) -> None:
     run, _ = runs_in(client)
     paths = {a.path for a in client.list_artifacts(run.info.run_id)}
-    assert paths == {"adapter", "config.yaml", "environment.json", "overrides.txt", "report.md", "samples"}
+    written = {"config.yaml", "environment.json", "overrides.txt", "report.md", "report.html"}
+    assert paths == {"adapter", "plots", "samples", *written}
     assert {Path(a.path).name for a in client.list_artifacts(run.info.run_id, "adapter")} == {
         "adapter_config.json",
         "adapter_model.safetensors",
