@@ -281,7 +281,10 @@ def _test(name: str, benchmark: BenchmarkChange) -> dict[str, Any]:
     decides = f"{benchmark.n_to_decide:,}" if benchmark.n_to_decide else "none would"
     return {
         "name": shown_name(name, benchmark),
+        "base": _interval(100 * change.base.low, 100 * change.base.high),
+        "tuned": _interval(100 * change.tuned.low, 100 * change.tuned.high),
         "test": change.difference.test,
+        "t_test": _p(change.difference.t_test_p_value),
         "p": _p(benchmark.p_value),
         "equivalence": _p(benchmark.equivalence_p_value),
         "margin": f"{100 * benchmark.margin:g}",

@@ -120,9 +120,11 @@ def show_results(report: ForgettingReport, anatomies: dict[str, Anatomy], traini
     console.print(escape(LEGEND), style="dim")
 
 
-def show_where(run_id: str, uri: str) -> None:
+def show_where(run_id: str, uri: str, artifacts: str) -> None:
     """Print where the run is kept and how to look at it."""
     console.print(f"\nrun {run_id}")
+    if artifacts.startswith("file:"):
+        console.print(f"open {artifacts}/report.html", soft_wrap=True)
     if uri.startswith("http"):
         console.print(f"see {uri}")
     else:

@@ -51,6 +51,7 @@ class TrackedRun:
         except MlflowException as error:
             raise UserError(f"tracking.uri={public_uri(config.uri)} refuses a run: {first_line(error)}") from None
         self.run_id: str = run.info.run_id
+        self.artifact_uri: str = run.info.artifact_uri
         self.name = name
         self._experiment_id = experiment
         self._pending: list[Metric] = []
