@@ -35,12 +35,16 @@ check: $(VENV)/installed ## format, lint, types
 ui: $(VENV)/installed ## MLflow's pages over the runs made so far, on http://127.0.0.1:5000
 	$(BIN)/mlflow ui --backend-store-uri $(STORE)
 
-bench: $(VENV)/installed ## time evaluation and training against the stock tools; needs the hub, or HF_ENDPOINT
+compare: $(VENV)/installed ## the runs made so far, side by side
+	$(BIN)/python -m slimdown.compare
+
+bench: $(VENV)/installed ## evaluation and training against the stock tools, the statistics by simulation; needs the hub
 	$(BIN)/python -m bench.evaluation
 	$(BIN)/python -m bench.training
+	$(BIN)/python -m bench.statistics
 
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
 	$(BIN)/python -m slimdown.pocket
 
-.PHONY: help install demo test test-slow test-hub check ui bench pocket
+.PHONY: help install demo test test-slow test-hub check ui compare bench pocket
 .DEFAULT_GOAL := help
