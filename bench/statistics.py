@@ -26,6 +26,9 @@ NULL = [
     ("HellaSwag", 10042, 0.61, 0.02, 0.02),
 ]
 LOSS = [
+    ("at the margin, nothing gained", 200, 0.50, 0.02, 0.0),
+    ("at the margin, nothing gained", 1000, 0.50, 0.02, 0.0),
+    ("at the margin, GSM8K", 1319, 0.35, 0.06, 0.04),
     ("MMLU-CS, 13 points as in Mai 2025", 100, 0.47, 0.20, 0.07),
     ("HellaSwag, first 200, 5 points", 200, 0.37, 0.08, 0.03),
     ("GSM8K, 3 points", 1319, 0.35, 0.0625, 0.0325),

@@ -91,8 +91,8 @@ def anatomy(base: BenchmarkReport, tuned: BenchmarkReport) -> Anatomy:
     metric = base.benchmark.metric
     is_choice = bool(base.samples[0].choices)
     metrics = [metric] if is_choice else list(base.samples[0].scores)
-    right = [p for p in pairs if any(p.base.scores[m] == 1 for m in metrics)]
-    lost = [p for p in right if any(p.base.scores[m] == 1 and p.tuned.scores[m] < 1 for m in metrics)]
+    right = [p for p in pairs if any(p.base.scores.get(m) == 1 for m in metrics)]
+    lost = [p for p in right if any(p.base.scores.get(m) == 1 and p.tuned.scores.get(m, 1.0) < 1 for m in metrics)]
     if is_choice and not all(sample.target in sample.choices for sample in base.samples):
         return Anatomy(len(lost), len(right), (), None, None)  # several right choices: no one lead to speak of
     sort = _why_choice if is_choice else _why_text

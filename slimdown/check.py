@@ -7,6 +7,7 @@ Exit code 0: every loss is shown to be within its budget. 1: a loss beyond its b
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -138,6 +139,9 @@ def main(given: Sequence[str] | None = None) -> NoReturn:
         sys.exit(_answer(arguments(sys.argv[1:] if given is None else given)))
     except UserError as error:
         sys.stderr.write(f"This run cannot be checked:\n  {error}\n")
+        sys.exit(Outcome.unasked)
+    except Exception:  # whatever it is, it must not look like a verdict: Python's own exit code is 1
+        traceback.print_exc()
         sys.exit(Outcome.unasked)
 
 

@@ -229,13 +229,18 @@ def _compare_seeds(asked: argparse.Namespace, store: TrackingConfig) -> None:
     from slimdown.seeds import read_seeds
 
     runs, _ = select(asked, store)
-    several = [row for row in compare(runs, group_seeds=True).rows if len(row.runs) > 1]
+    comparison = compare(runs, group_seeds=True)
+    several = [row for row in comparison.rows if len(row.runs) > 1]
     if not several:
         raise UserError(
             f"--noise needs runs that differ only in their seed, and of these {len(runs)} none do; "
             "make some with -m seed=0,1,2"
         )
-    changes = {row.name: read_seeds(store, row.runs) for row in several}
+    differing = [key for key in comparison.params if key != "seed"]
+    changes = {}
+    for row in several:
+        told = [f"{key}={row.settings[key]}" for key in differing if key in row.settings]
+        changes[" ".join([row.name, *(text for text in told if text not in row.name)])] = read_seeds(store, row.runs)
     if asked.format == "table":
         _on_console(asked, lambda console: formats.show_seeds(changes, console))
         return

@@ -142,7 +142,7 @@ def seeds_markdown(changes: Mapping[str, Sequence[SeedsChange]]) -> str:
         estimate = Estimate(record["change"], nan, record["low"], record["high"])
         spreads = (f"{100 * record[key]:.1f}" for key in ("question_stderr", "training_stderr", "training_spread"))
         cells = [record["run"], record["benchmark"], str(record["seeds"]), str(record["n"]), points(estimate, nan)]
-        lines.append(_line([_cell_safe(text) for text in (*cells, *spreads)]))
+        lines.append(_line([*cells, *spreads]))
     return "\n".join([*lines, "", SEEDS_LEGEND, ""])
 
 
@@ -333,7 +333,7 @@ def markdown(comparison: Comparison, heading: Heading) -> str:
         *(_starred(comparison, name) for name in comparison.benchmarks),
         "mean retained",
     ]
-    lines = [f"### {_cell_safe(heading.title)}", "", *(f"- {note}" for note in heading.notes)]
+    lines = [f"### {_cell_safe(heading.title)}", "", *(f"- {_cell_safe(note)}" for note in heading.notes)]
     lines += [""] if heading.notes else []
     lines += [_line(headings), "|" + "---|" * len(headings)]
     for row in comparison.rows:
@@ -377,7 +377,7 @@ def _line(cells: Sequence[str]) -> str:
 
 def _cell_safe(text: str) -> str:
     """A run's name may hold what Markdown takes for a table's or a tag's."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
 
 
 # --- for programs -----------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def load_tasks(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
     logging.getLogger("transformers.generation.utils").setLevel(logging.ERROR)
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     tasks: dict[str, Any] = {}
-    manager = _task_manager([benchmark.task for benchmark in chosen.values()])
+    manager = task_manager([benchmark.task for benchmark in chosen.values()])
     for name, benchmark in chosen.items():
         if benchmark.task not in manager.all_tasks:
             close = get_close_matches(benchmark.task, manager.all_tasks, n=3)
@@ -58,12 +58,17 @@ def load_tasks(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
             ) from None
         for task in loaded["tasks"].values():
             _set_shots(name, task, benchmark)
+            if task.higher_is_better().get(benchmark.metric.partition(".")[0]) is False:
+                raise UserError(
+                    f"benchmark.{name}.metric={benchmark.metric}: of this metric less is better, so a rise would be "
+                    "called an improvement; choose one of which more is better"
+                )
         _check_metric(name, loaded, benchmark)
         tasks[name] = loaded
     return tasks
 
 
-def _task_manager(tasks: list[str]) -> Any:
+def task_manager(tasks: list[str]) -> Any:
     """The harness's task manager, knowing at least `tasks` where the harness does.
 
     It parses thousands of task files at its start, which takes seconds (lm_eval 0.4.13). A plain task needs only the

@@ -123,9 +123,14 @@ def _device(wanted: Device) -> torch.device:
 
 
 def _dtype(wanted: Dtype, device: torch.device) -> torch.dtype:
-    if wanted is not Dtype.auto:
-        dtype: torch.dtype = getattr(torch, wanted.value)
-        return dtype
+    if wanted is Dtype.auto:
+        return auto_dtype(device)
+    dtype: torch.dtype = getattr(torch, wanted.value)
+    return dtype
+
+
+def auto_dtype(device: torch.device) -> torch.dtype:
+    """What `dtype: auto` stands for: bfloat16 where the device is fast at it, else what it is fast at."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu" and _multiplies_bfloat16_faster():

@@ -4,7 +4,6 @@ What is said is worked out here, as text; how it looks is in `pages/`. A model's
 escaping like everything else, so markup in an answer is shown and never run.
 """
 
-import re
 from collections.abc import Iterator
 from itertools import groupby
 from math import isfinite, isnan
@@ -68,8 +67,7 @@ def html_report(
     main, others = _settings(settings)
     return render(
         "report.html.j2",
-        # an override may be an address with a password in it, and this page is passed on
-        name=visible(re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", name)),
+        name=visible(redact(name)),
         run_id=run_id,
         headline=_headline(report, training),
         sentences=[minus(sentence) for sentence in summary(report)],
@@ -252,14 +250,14 @@ def _rate(benchmark: BenchmarkChange) -> tuple[str, str]:
     if benchmark.role is Role.target:
         return "–", ""
     if (found := benchmark.forgetting_rate_above_chance) is None:
-        return UNDEFINED, "base at chance" if benchmark.chance else "base at 0"
+        return UNDEFINED, "base not shown above chance" if benchmark.chance else "base not shown above 0"
     return _percent(found)
 
 
 def _raw_rate(benchmark: BenchmarkChange) -> tuple[str, str]:
     if benchmark.role is Role.target:
         return "–", ""
-    return _percent(benchmark.forgetting_rate) if benchmark.forgetting_rate else (UNDEFINED, "base at 0")
+    return _percent(benchmark.forgetting_rate) if benchmark.forgetting_rate else (UNDEFINED, "base not shown above 0")
 
 
 def _paper(benchmark: BenchmarkChange) -> tuple[str, str]:
@@ -278,7 +276,7 @@ def _test(name: str, benchmark: BenchmarkChange) -> dict[str, Any]:
     """What the verdict of one benchmark rests on."""
     smallest = _number(100 * benchmark.minimum_detectable_change)
     change: Change = benchmark.primary
-    decides = f"{benchmark.n_to_decide:,}" if benchmark.n_to_decide else "none would"
+    decides = f"{benchmark.n_to_decide:,}" if benchmark.n_to_decide else "not known"
     return {
         "name": shown_name(name, benchmark),
         "base": _interval(100 * change.base.low, 100 * change.base.high),

@@ -11,6 +11,7 @@ not wait for it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, inf, isnan, nan, sqrt
+from typing import Any
 
 import numpy as np
 import scipy
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 ALPHA = 0.05
 POWER = 0.8
+MCNEMAR, PAIRED_T, CLUSTERED_T = "exact McNemar", "paired t", "clustered t"
 # Fewer groups of questions than this say too little of how groups differ; questions then count as independent.
 FEWEST_CLUSTERS = 10
 _REPLICATES = 10_000
@@ -37,78 +39,122 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Table:
+    """How many 0/1 scores changed."""
+
+    lost: int  # right before, wrong after
+    gained: int
+    n: int  # of all answers
+
+    def z(self, change: float, correction: float = 0.0) -> float:
+        """The score statistic against a true change: Tango 1998; at 0 it is McNemar's.
+
+        correction: answers added to what was gained, a half against the claim that is tested (for continuity).
+        Positive where more was gained than `change` says. The chance of a loss is the likeliest one that such a change
+        leaves, so unlike an estimate's own standard error it does not vanish where nothing was lost or gained.
+        """
+        n, lost, gained = self.n, self.lost, self.gained
+        linear = (2 * n - gained + lost) * change - gained - lost
+        root = max(0.0, linear**2 + 8 * n * lost * change * (1 - change))
+        chance_of_loss = (sqrt(root) - linear) / (4 * n)
+        variance = n * (2 * chance_of_loss + change * (1 - change))
+        excess = gained - lost - n * change + correction
+        if variance <= 0:
+            return 0.0 if excess == 0 else (inf if excess > 0 else -inf)
+        return excess / sqrt(variance)
+
+
+@dataclass(frozen=True)
 class Difference:
     """How the scores of the same questions differ between two models: after - before."""
 
     value: float
-    standard_error: float
+    standard_error: float  # nan where it cannot be had: fewer than two questions or clusters, no spread at all
     low: float  # of the 95 % interval
     high: float
     p_value: float  # that there is no change
     test: str  # what the p-value comes from: exact McNemar, paired t, or clustered t
     t_test_p_value: float  # the paired t-test of Mai 2025, beside it
     n: int
-    center: float  # where the interval is centred: `value`, shrunk a little for 0/1 scores
+    table: Table | None  # of independent 0/1 scores
     degrees_of_freedom: float
 
     def p_value_above(self, threshold: float) -> float:
         """How likely data like these are if the true change is `threshold` or less; one-sided."""
+        if self.table:
+            return float(scipy.stats.norm.sf(self.table.z(threshold, -0.5)))
         if isnan(self.standard_error):
             return nan
-        if self.standard_error == 0:
-            return 0.0 if self.center > threshold else 1.0
-        return float(scipy.stats.t(self.degrees_of_freedom).sf((self.center - threshold) / self.standard_error))
+        return float(scipy.stats.t(self.degrees_of_freedom).sf((self.value - threshold) / self.standard_error))
 
     def p_value_below(self, threshold: float) -> float:
         """How likely data like these are if the true change is `threshold` or more; one-sided."""
+        if self.table:
+            return float(scipy.stats.norm.cdf(self.table.z(threshold, 0.5)))
         if isnan(self.standard_error):
             return nan
-        if self.standard_error == 0:
-            return 0.0 if self.center < threshold else 1.0
-        return float(scipy.stats.t(self.degrees_of_freedom).sf((threshold - self.center) / self.standard_error))
+        return float(scipy.stats.t(self.degrees_of_freedom).sf((threshold - self.value) / self.standard_error))
 
     def equivalence_p_value(self, margin: float) -> float:
         """How likely data like these are if the true change is `margin` or more either way: two one-sided tests.
 
-        Schuirmann 1987. Below 0.05 exactly where the 90 % interval lies within the margin.
+        Schuirmann 1987; for 0/1 scores with Tango's statistic, which keeps its 5 % where nothing was gained.
         """
         one, other = self.p_value_above(-margin), self.p_value_below(margin)
         return nan if isnan(one) else max(one, other)
 
     def minimum_detectable_change(self, alpha: float = ALPHA, power: float = POWER) -> float:
-        """The smallest true change that would be shown with this `power` by as many questions as these."""
-        return _detectable(alpha, power, self.degrees_of_freedom) * self.standard_error
+        """The smallest true change that would be shown with this `power` by as many questions; nan if none would.
+
+        As many answers are taken to change as changed here, or as the change itself needs.
+        """
+        if not self.table:
+            return _detectable(alpha, power, self.degrees_of_freedom) * self.standard_error
+        n, discordant = self.n, (self.table.lost + self.table.gained + 1) / (self.n + 2)
+        if _mcnemar_power(n, 1.0, max(discordant, 1.0), alpha) < power:
+            return nan
+        low, high = 0.0, 1.0
+        for _ in range(14):
+            middle = (low + high) / 2
+            enough = _mcnemar_power(n, middle, max(discordant, middle), alpha) >= power
+            low, high = (low, middle) if enough else (middle, high)
+        return high
 
     def n_to_decide(self, margin: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
         """About how many questions would show either the change or its absence, if it is as large as it looks here.
 
-        None where none would: a change of exactly the margin, or no standard error to go by.
+        None where none would (a change of exactly the margin), or it cannot be said: no standard error, or clusters, of
+        which more would be needed and not only more questions.
         """
-        if isnan(self.standard_error):
+        if self._spread is None:
             return None
-        spread = self.standard_error * sqrt(self.n)  # of one question's difference
         size = abs(self.value)
-        to_show = (_detectable(alpha, power, inf) * spread / size) ** 2 if size > 0 else inf
+        to_show = (_detectable(alpha, power, inf) * self._spread / size) ** 2 if size > 0 else inf
         room = margin - size
         # Both one-sided tests must reject, so with no change at all each may miss half as often.
         miss = 1 - power if size > 0 else (1 - power) / 2
-        to_refute = (
-            ((scipy.stats.norm.isf(alpha) + scipy.stats.norm.isf(miss)) * spread / room) ** 2 if room > 0 else inf
-        )
+        steps = scipy.stats.norm.isf(alpha) + scipy.stats.norm.isf(miss)
+        to_refute = (steps * self._spread / room) ** 2 if room > 0 else inf
         fewest = min(to_show, to_refute)
         return max(self.n + 1, ceil(fewest)) if fewest < 1e9 else None
 
     def n_to_bound(self, threshold: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
         """About how many questions would show on which side of `threshold` the change lies, if it is as it looks here.
 
-        None where none would: a change of exactly the threshold, or no standard error to go by.
+        None as for `n_to_decide`.
         """
         distance = abs(self.value - threshold)
-        if isnan(self.standard_error) or distance == 0:
+        if self._spread is None or distance == 0:
             return None
-        spread = self.standard_error * sqrt(self.n)
-        n = ((scipy.stats.norm.isf(alpha) + scipy.stats.norm.isf(1 - power)) * spread / distance) ** 2
+        n = ((scipy.stats.norm.isf(alpha) + scipy.stats.norm.isf(1 - power)) * self._spread / distance) ** 2
         return max(self.n + 1, ceil(n)) if n < 1e9 else None
+
+    @property
+    def _spread(self) -> float | None:
+        """Standard deviation of one question's difference."""
+        if isnan(self.standard_error) or self.test == CLUSTERED_T:
+            return None
+        return self.standard_error * sqrt(self.n)
 
 
 @dataclass(frozen=True)
@@ -156,9 +202,10 @@ def difference(
         before, after: one score a question, in the same order.
         clusters: the group that each question belongs to; None where they are independent.
 
-    Independent 0/1 scores: exact McNemar test, interval of Bonett and Price 2012 (one question is added to the lost and
-    one to the gained, so that "nothing changed" of a few questions is not certainty). Other scores: paired t. Clusters:
-    t with a cluster-robust standard error (CR1) and as many degrees of freedom as there are clusters less one.
+    Independent 0/1 scores: exact McNemar test; standard error and interval of Bonett and Price 2012, with one question
+    added to the lost and one to the gained, so that "nothing changed" of a few questions is not certainty. Other
+    scores: paired t; without any spread nothing is known. Clusters: t with a cluster-robust standard error (CR1), never
+    below that of independent 0/1 scores, and as many degrees of freedom as clusters less one.
 
     Raises:
         ValueError: no score, or one that is no number, or unequal lengths.
@@ -175,22 +222,21 @@ def difference(
     d = y - x
     n, value, grouped = len(d), float(d.mean()), _clusters(clusters)
     t_test = _t_test_p_value(d)
-    if grouped is None and _is_binary(x) and _is_binary(y):
-        lost, gained = int((d < 0).sum()), int((d > 0).sum())
-        p_value = float(scipy.stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
-        lost_share, gained_share = (lost + 1) / (n + 2), (gained + 1) / (n + 2)
-        center = gained_share - lost_share
-        error = sqrt((lost_share + gained_share - center**2) / (n + 2))
-        half = float(scipy.stats.norm.isf(ALPHA / 2)) * error
+    is_binary = _is_binary(x) and _is_binary(y)
+    table = Table(int((d < 0).sum()), int((d > 0).sum()), n)
+    adjusted = _adjusted_error(table) if is_binary else 0.0
+    if grouped is None and is_binary:
+        changed = table.lost + table.gained
+        p_value = float(scipy.stats.binomtest(table.lost, changed).pvalue) if changed else 1.0
+        center, half = (table.gained - table.lost) / (n + 2), float(scipy.stats.norm.isf(ALPHA / 2)) * adjusted
         low, high = max(-1.0, center - half), min(1.0, center + half)
-        return Difference(value, error, low, high, p_value, "exact McNemar", t_test, n, center, inf)
-    error, freedom = _standard_error(d, grouped), _degrees_of_freedom(n, grouped)
+        return Difference(value, adjusted, low, high, p_value, MCNEMAR, t_test, n, table, inf)
+    error, freedom = max(_standard_error(d, grouped), adjusted), _degrees_of_freedom(n, grouped)
+    error = error if error > 0 else nan
     interval = _student(value, error, freedom)
-    if grouped is None:
-        p_value, test = t_test, "paired t"
-    else:
-        p_value, test = _two_sided(value, error, freedom), "clustered t"
-    return Difference(value, error, interval.low, interval.high, p_value, test, t_test, n, value, freedom)
+    p_value = nan if isnan(error) else _two_sided(value, error, freedom)
+    test = PAIRED_T if grouped is None else CLUSTERED_T
+    return Difference(value, error, interval.low, interval.high, p_value, test, t_test, n, None, freedom)
 
 
 def forgetting_rate(
@@ -254,42 +300,44 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def seed_noise(changes: Sequence[Sequence[float]]) -> Noise:
+def seed_noise(changes: Sequence[Sequence[float]], clusters: Sequence[str] | None = None) -> Noise:
     """The mean change of several seeds and, apart, the noise of the questions asked and of the training.
 
     Args:
         changes: one row a seed, one column a question: after - before.
+        clusters: the group that each question belongs to; None where they are independent.
 
-    Seeds and questions are crossed random effects, their variances those of the two-way analysis of variance; the
-    interval of the mean has Satterthwaite's degrees of freedom. With one seed, the training's part is not known: nan.
+    Seeds and questions are crossed random effects, their variances those of the two-way analysis of variance; with
+    clusters, the questions' part is cluster-robust (CR1). The interval of the mean has Satterthwaite's degrees of
+    freedom. With one seed the training's part is not known: nan.
 
     Raises:
         ValueError: rows of unequal length, no number.
     """
-    if len({len(row) for row in changes}) != 1:
-        raise ValueError(
-            f"seeds were asked {sorted({len(row) for row in changes})} questions; all must be asked the same"
-        )
+    if len(asked := sorted({len(row) for row in changes})) != 1:
+        raise ValueError(f"seeds were asked {asked} questions; all must be asked the same")
     d = np.asarray(changes, dtype=float)
     n_seeds, n = d.shape
     _numbers(d.ravel())
+    grouped = _clusters(clusters)
+    overall, by_seed, by_question = float(d.mean()), d.mean(axis=1), d.mean(axis=0)
+    freedom = _degrees_of_freedom(n, grouped)
     if n_seeds == 1 or n == 1:
-        one = _student(float(d.mean()), _standard_error(d.mean(axis=0), None), max(n - 1, 0))
+        one = _student(overall, _standard_error(by_question, grouped), freedom)
         return Noise(one, one.standard_error, nan, nan, n_seeds)
-    overall, by_seed, by_question = d.mean(), d.mean(axis=1), d.mean(axis=0)
     seeds = n * float(((by_seed - overall) ** 2).sum()) / (n_seeds - 1)
-    questions = n_seeds * float(((by_question - overall) ** 2).sum()) / (n - 1)
     rest = d - by_seed[:, None] - by_question[None, :] + overall
     residual = float((rest**2).sum()) / ((n_seeds - 1) * (n - 1))
     training = max(0.0, (seeds - residual) / n)
-    question_variance = max(0.0, (questions - residual) / n_seeds) / n + residual / (n * n_seeds)
-    total = training / n_seeds + question_variance
-    parts = [(seeds, n_seeds - 1), (questions, n - 1), (residual, (n_seeds - 1) * (n - 1))]
-    spread = sum((part / (n * n_seeds)) ** 2 / freedom for part, freedom in parts)
-    freedom = total**2 / spread if spread > 0 else inf
+    # The mean over seeds scatters from question to question by what is the question's and by what is left.
+    questions = _standard_error(by_question, grouped) ** 2
+    total = training / n_seeds + questions
+    if total == 0:  # no spread at all: nothing is known of how others would differ
+        return Noise(_student(overall, nan, freedom), nan, nan, nan, n_seeds)
+    spread = (seeds / (n * n_seeds)) ** 2 / (n_seeds - 1) + questions**2 / freedom
     return Noise(
-        mean=_student(float(overall), sqrt(total), freedom),
-        question_standard_error=sqrt(question_variance),
+        mean=_student(overall, sqrt(total), max(1.0, total**2 / spread)),
+        question_standard_error=sqrt(questions),
         training_standard_error=sqrt(training / n_seeds),
         training_spread=sqrt(training),
         n_seeds=n_seeds,
@@ -340,6 +388,22 @@ def _two_sided(value: float, error: float, freedom: float) -> float:
     if error == 0:
         return 1.0 if value == 0 else 0.0
     return float(2 * scipy.stats.t(freedom).sf(abs(value) / error))
+
+
+def _adjusted_error(table: Table) -> float:
+    lost, gained = (table.lost + 1) / (table.n + 2), (table.gained + 1) / (table.n + 2)
+    return sqrt((lost + gained - (gained - lost) ** 2) / (table.n + 2))
+
+
+def _mcnemar_power(n: int, change: float, discordant: float, alpha: float) -> float:
+    """How often McNemar's exact test shows a change, if so many answers change in all."""
+    binom = scipy.stats.binom
+    likely = np.arange(*(int(end) for end in (binom.ppf(1e-6, n, discordant), binom.ppf(1 - 1e-6, n, discordant) + 1)))
+    critical: Any = binom.ppf(alpha / 2, likely, 0.5)  # the first count whose tail reaches alpha / 2; reject below it
+    critical = critical - (binom.cdf(critical, likely, 0.5) > alpha / 2)
+    share = (1 + change / discordant) / 2
+    shown = binom.cdf(critical, likely, share) + binom.sf(likely - critical - 1, likely, share)
+    return float((binom.pmf(likely, n, discordant) * np.where(critical < 0, 0.0, shown)).sum())
 
 
 def _t_test_p_value(d: Floats) -> float:

@@ -191,14 +191,11 @@ def summary(report: ForgettingReport) -> list[str]:
                 within = f", shown to be within {' or '.join(f'{m:g}' for m in margins)} points of the base"
             sentences.append(f"{verdict.value.capitalize()}: {listed}{within}.")
     for name, b in by_verdict.get(Verdict.undecided, []):
-        if isnan(b.minimum_detectable_change):
-            sentences.append(f"Undecided: {name} ({100 * b.primary.value:+.1f} points); one question shows no change.")
-            continue
-        enough = f"about {b.n_to_decide:,} would decide" if b.n_to_decide else "no number of them would decide"
-        sentences.append(
-            f"Undecided: {name} ({100 * b.primary.value:+.1f} points); {b.n:,} questions show only changes of "
-            f"{100 * b.minimum_detectable_change:.1f} points or more, {enough}."
-        )
+        smallest = b.minimum_detectable_change
+        can_show = "no change at all" if isnan(smallest) else f"only changes of {100 * smallest:.1f} points or more"
+        enough = f", about {b.n_to_decide:,} would decide" if b.n_to_decide else ""
+        questions = "1 question shows" if b.n == 1 else f"{b.n:,} questions show"
+        sentences.append(f"Undecided: {name} ({100 * b.primary.value:+.1f} points); {questions} {can_show}{enough}.")
     return sentences
 
 
@@ -275,7 +272,7 @@ def rate(benchmark: BenchmarkChange) -> str:
     if benchmark.role is Role.target:
         return ""
     if (found := benchmark.forgetting_rate_above_chance) is None:
-        return "undefined: base at chance" if benchmark.chance else "undefined: base at 0"
+        return "chance not ruled out" if benchmark.chance else "0 not ruled out"
     return f"{100 * found.value:.1f} %{_interval(100 * found.low, 100 * found.high)}"
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from slimdown.commandline import check_command_line, swept_keys
 from slimdown.config import CONF_DIR, ConfigError, RunConfig, UserError, load_config
+from slimdown.store import redact
 
 
 def run(
@@ -156,7 +157,7 @@ def job(composed: DictConfig) -> float:
     try:
         return run(
             load_config(composed),
-            name=run_name(settings.runtime.choices["model"], overrides, swept_keys(sys.argv[1:])),
+            name=redact(run_name(settings.runtime.choices["model"], overrides, swept_keys(sys.argv[1:]))),
             config_yaml=OmegaConf.to_yaml(composed, resolve=True),
             overrides=overrides,
             folder=Path(settings.runtime.output_dir),

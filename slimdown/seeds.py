@@ -45,7 +45,7 @@ def seeds_changes(pairs: Sequence[tuple[EvalReport, EvalReport]]) -> list[SeedsC
                     raise ValueError(f"{name}: the seeds were not asked the same questions")
             before, after = (report.benchmarks[name].scores_of(metric) for report in (base, tuned))
             rows.append([y - x for x, y in zip(before, after, strict=True)])
-        noise = seed_noise(rows)
+        noise = seed_noise(rows, asked.clusters)
         within = replace(noise.mean, low=max(-1.0, noise.mean.low), high=min(1.0, noise.mean.high))  # scores are shares
         found.append(SeedsChange(name, metric, len(questions), replace(noise, mean=within)))
     return found

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from urllib.parse import quote, urlsplit
 
 from filelock import FileLock
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config import BenchmarkConfig, TrackingConfig, UserError, nearest
 from slimdown.samples import EvalReport, read_samples
@@ -171,7 +172,13 @@ def read_evaluation(config: TrackingConfig, run: RecordedRun, model: str) -> Eva
                 file = client.download_artifacts(run.run_id, f"samples/{model}-{name}.parquet", folder)
             except (MlflowException, OSError) as error:
                 raise UserError(f"run {run.run_id} has lost its samples of {name}: {first_line(error)}") from None
-            reports[name] = read_samples(Path(file), _benchmark_config(run, name))
+            try:
+                reports[name] = read_samples(Path(file), _benchmark_config(run, name))
+            except (ValueError, KeyError, TypeError, OmegaConfBaseException) as error:
+                raise UserError(
+                    f"the samples of {name} in run {run.run_id} cannot be read ({first_line(error)}); "
+                    "the file is damaged, or another version of slimdown wrote it"
+                ) from None
     return EvalReport(
         benchmarks=reports,
         harness_version=run.tags.get("slimdown.harness_version", ""),
@@ -225,7 +232,7 @@ def public_uri(uri: str) -> str:
 
 def redact(text: str) -> str:
     """The text without passwords in addresses and without values named token, password, secret or key."""
-    text = re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", text)
+    text = re.sub(r"(\w+://)[^/\s]+@", r"\1***@", text)  # a password may hold an @
     return _SECRET.sub(lambda found: re.split(r"[=:]", found.group(0), maxsplit=1)[0] + "=***", text)
 
 
@@ -462,10 +469,11 @@ def _recorded(run: "Run", experiments: dict[str, str]) -> RecordedRun:
 
 def _benchmark_config(run: RecordedRun, name: str) -> BenchmarkConfig:
     prefix = f"benchmark.{name}."
+    known = {field.name for field in fields(BenchmarkConfig)}  # a later version may have more
     values: dict[str, Any] = {
         key.removeprefix(prefix): None if value == "None" else value
         for key, value in run.params.items()
-        if key.startswith(prefix)
+        if key.startswith(prefix) and key.removeprefix(prefix) in known
     }
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BenchmarkConfig), values))
     assert isinstance(config, BenchmarkConfig)

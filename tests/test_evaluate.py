@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from slimdown.config import RunConfig, UserError
-from slimdown.evaluate import evaluate, load_tasks
+from slimdown.evaluate import evaluate, load_tasks, task_manager
 from slimdown.model import LoadedModel
 from slimdown.samples import EvalReport
 
@@ -137,3 +137,16 @@ def test_nothing_is_left_changed(config: RunConfig, pocket: LoadedModel) -> None
 def test_what_the_harness_cannot_ask_is_refused(override: str, answer: str, composed: Composed) -> None:
     with pytest.raises(UserError, match=answer):
         load_tasks(composed(override).benchmark)
+
+
+def test_only_the_task_files_that_are_needed_are_read() -> None:
+    few = task_manager(["hellaswag", "mmlu_college_computer_science", "pocket_math"])
+    assert {"hellaswag", "mmlu_college_computer_science", "pocket_math"} <= set(few.all_subtasks)
+    assert "gsm8k" not in few.all_tasks
+    assert len(few.all_tasks) < 500
+
+
+@pytest.mark.parametrize("name", ["mmlu", "helaswag"])  # a group, and a name that no file has
+def test_for_a_group_or_an_unknown_name_every_task_is_known(name: str) -> None:
+    every = task_manager([name])
+    assert {"mmlu", "hellaswag", "gsm8k"} <= set(every.all_tasks)

@@ -141,6 +141,40 @@ def test_as_many_questions_as_it_names_decide() -> None:
     assert decided >= 0.75
 
 
+@pytest.mark.parametrize(("n", "margin"), [(20, 0.3), (200, 0.02), (300, 0.02), (400, 0.01), (1000, 0.02)])
+def test_a_loss_as_large_as_the_margin_is_rarely_ruled_out(n: int, margin: float) -> None:
+    # exactly: so many lost, none gained, which is what fine-tuning does most
+    lost = np.arange(n + 1)
+    ruled_out = [difference([1.0] * n, [0.0] * k + [1.0] * (n - k)).p_value_above(-margin) < 0.05 for k in range(n + 1)]
+    assert stats.binom.pmf(lost, n, margin)[ruled_out].sum() <= 0.05
+
+
+def test_equal_scores_without_any_spread_are_not_certainty() -> None:
+    clusters = [f"subject{i}" for i in range(10)]
+    for before, groups in (([1.0] * 10, clusters), ([0.5, 0.5], None), ([0.5] * 10, clusters)):
+        found = difference(before, before, groups)
+        assert not found.equivalence_p_value(0.02) < 0.05
+    assert isnan(seed_noise([[0.0] * 5] * 2).mean.low)
+
+
+def test_too_few_questions_can_show_no_change_at_all() -> None:
+    assert isnan(difference([1.0] * 5, [1.0] * 5).minimum_detectable_change())
+    smallest = difference([1.0] * 20, [1.0] * 20).minimum_detectable_change()
+    pairs = simulate(20, 0.99, smallest, 0.0, repeats=1000)
+    power = np.mean([difference(*pair).p_value < 0.05 for pair in pairs])
+    assert 0.75 <= power <= 0.87
+
+
+def test_the_noise_of_clustered_questions_is_that_of_their_clusters() -> None:
+    draw = np.random.default_rng(9)
+    subjects = [f"subject{i // 50}" for i in range(1000)]
+    shared = np.repeat(draw.normal(0, 0.25, 20), 50)
+    changes = (shared + draw.normal(0, 0.2, (4, 1000))).tolist()
+    alone, grouped = seed_noise(changes), seed_noise(changes, subjects)
+    assert grouped.question_standard_error == pytest.approx(0.25 / np.sqrt(20), rel=0.4)
+    assert grouped.question_standard_error > 4 * alone.question_standard_error
+
+
 def test_no_change_of_a_few_questions_is_not_certainty() -> None:
     same = difference([1.0] * 5, [1.0] * 5)
     assert same.value == 0

@@ -39,6 +39,11 @@ def test_a_check_of_the_documents_is_accepted(command: str) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_nothing_is_left_to_fill_in(document: Path) -> None:
+    assert not re.findall(r"\b(?:TODO|TBD|[A-Z]{3,}_(?:SECONDS|TABLE|NUMBER))\b", document.read_text())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
 def test_links_lead_to_files_that_are_there(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
         if not target.startswith("http"):
