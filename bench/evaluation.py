@@ -2,7 +2,8 @@
 
     python -m bench.evaluation --task hellaswag:200 --task mmlu_college_computer_science:100:5
 
-A task is NAME:QUESTIONS[:SHOTS]. Stock runs at each batch size and its fastest counts. Both are
+A task is NAME:QUESTIONS[:SHOTS]; the questions are spread evenly over the task, because tasks are
+sorted (HellaSwag's first are its shortest, and have least to share). Stock runs at each batch size and its fastest counts. Both are
 timed on the harness's own requests, tokenizing included, loading and prompt building not.
 """
 
@@ -47,7 +48,9 @@ def build_requests(task: str) -> list[Instance]:
     if shots:
         built.set_config(key="num_fewshot", value=int(shots[0]))
     built.set_fewshot_seed(seed=1234)
-    built.build_all_requests(limit=int(limit), rank=0, world_size=1)
+    n = len(built.eval_docs)
+    spread = [i * n // int(limit) for i in range(int(limit))] if int(limit) < n else None
+    built.build_all_requests(samples=spread, rank=0, world_size=1)
     return list(built.instances)
 
 

@@ -30,7 +30,7 @@ def preamble_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention to the preamble of `attending_to` and, under the additive mask, to the row itself.
 
-    query: [rows, heads, width, dim]; key, value: [rows, key heads, width, dim], without the
+    query: [rows, heads, width, dim]; key, value: [rows, key heads, own tokens, dim], without the
     preamble; result: [rows, width, heads, dim]. Raises ValueError for what it does not compute.
     """
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
@@ -41,13 +41,19 @@ def preamble_attention(
     rows, n_heads, width, dim = query.shape
     n_key_heads = key.shape[1]
     per_key = n_heads // n_key_heads
-    own, own_norm = attend(
-        query,
-        key.repeat_interleave(per_key, dim=1),
-        value.repeat_interleave(per_key, dim=1),
-        attn_mask=attention_mask,
-        scale=scaling,
-    )
+    if width == 1:  # decoding: the queries that share keys see the same tokens, so no key is copied
+        own, own_norm = attend(
+            query.reshape(rows, n_key_heads, per_key, dim), key, value, attn_mask=attention_mask, scale=scaling
+        )
+        own, own_norm = own.reshape(query.shape), own_norm.reshape(rows, n_heads, width)
+    else:
+        own, own_norm = attend(
+            query,
+            key.repeat_interleave(per_key, dim=1),
+            value.repeat_interleave(per_key, dim=1),
+            attn_mask=attention_mask,
+            scale=scaling,
+        )
     layer = _preamble.get().layers[module.layer_idx]
     grouped = query.reshape(rows, n_key_heads, per_key * width, dim).transpose(0, 1)
     before, before_norm = attend(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -12,7 +13,9 @@ import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
+from slimdown.attention import attending_to
 from slimdown.forward import (
+    additive,
     attention_mask,
     cache_argument,
     is_out_of_memory,
@@ -35,6 +38,7 @@ class Row:
     indices: list[int]
     prompt: Tokens
     preamble: Tokens
+    n_apart: int  # tokens whose keys and values are not in its slot: a preamble held once for all rows
     new: list[int] = field(default_factory=list)
 
     @property
@@ -43,8 +47,8 @@ class Row:
 
     @property
     def n_cached(self) -> int:
-        """Tokens whose keys and values are known: all but the newest."""
-        return len(self.prompt) + len(self.new) - 1
+        """Tokens whose keys and values lie in its slot: all but the newest and those held apart."""
+        return len(self.prompt) + len(self.new) - 1 - self.n_apart
 
 
 class SlotLayer(DynamicLayer):  # type: ignore[misc]  # Any, as all of transformers
@@ -98,6 +102,7 @@ class Slots(DynamicCache):  # type: ignore[misc]
 class GreedyDecoder:
     """Decodes prompts greedily on a plain causal LM.
 
+    merging: rows attend to their preamble once together (`attention.py`), and no slot holds it.
     `is_finished` sees the new tokens of rows and says which have met a stop string; `finished` is
     called with a prompt's index and its new tokens as soon as they are complete.
     """
@@ -110,11 +115,13 @@ class GreedyDecoder:
         eos_token_ids: Collection[int],
         is_finished: Callable[[Sequence[list[int]]], list[bool]],
         finished: Callable[[int, list[int]], None],
+        merging: bool = False,
     ) -> None:
         self.model, self.device = model, model.device
         self.token_budget, self.max_new_tokens = token_budget, max_new_tokens
         self.eos_token_ids = eos_token_ids
         self.is_finished, self.finished = is_finished, finished
+        self.merging = merging
         self._preamble: tuple[Tokens, DynamicCache | None] = ((), None)
 
     def run(self, prompts: Sequence[Tokens]) -> int:
@@ -123,16 +130,16 @@ class GreedyDecoder:
         for index, prompt in enumerate(prompts):
             by_prompt.setdefault(prompt, []).append(index)
         waiting = deque(
-            Row(by_prompt[prompt], prompt, preamble)
+            Row(by_prompt[prompt], prompt, preamble, len(preamble) if self.merging else 0)
             for preamble, group in group_by_preamble(by_prompt)
             for prompt in sorted(group, key=len, reverse=True)
         )
-        self.capacity = max(map(len, prompts)) + self.max_new_tokens
+        self.capacity = max(len(row.prompt) - row.n_apart for row in waiting) + self.max_new_tokens
         active: list[Row] = []
         slots = self._slots(len(waiting))
         while waiting or active:
             try:
-                if batch := self._admitted(waiting, slots.n_slots - len(active), slots.n_slots):
+                if batch := self._admitted(waiting, active, slots.n_slots):
                     self._prefill(batch, slots, active)
                     for _ in batch:
                         waiting.popleft()
@@ -159,16 +166,19 @@ class GreedyDecoder:
         fitting = CACHE_TOKENS_PER_BUDGET * self.token_budget // self.capacity
         return Slots(max(1, min(most, fitting)), self.capacity)
 
-    def _admitted(self, waiting: Sequence[Row], n_free: int, n_slots: int) -> list[Row]:
+    def _admitted(self, waiting: Sequence[Row], active: Sequence[Row], n_slots: int) -> list[Row]:
         """The rows to start now: none while fewer slots are free than half a forward's worth."""
+        n_free = n_slots - len(active)
         if not waiting or not n_free:
             return []
         preamble = waiting[0].preamble
+        if self.merging and active and active[0].preamble != preamble:
+            return []  # rows that decode together attend to one preamble
         batch: list[Row] = []
         width = 0
         for row in islice(waiting, n_slots):
-            # The preamble counts: its keys are repeated in each of the rows that start together.
-            width = max(width, len(row.tokens))
+            # A preamble that is not held apart counts: each of the rows that start together repeats its keys.
+            width = max(width, len(row.tokens) - row.n_apart)
             if batch and (row.preamble != preamble or width * (len(batch) + 1) > self.token_budget):
                 break
             batch.append(row)
@@ -185,37 +195,53 @@ class GreedyDecoder:
         cache = DynamicCache()
         inputs: dict[str, Any] = {}
         if preamble:
-            if self._preamble[0] != preamble:
-                self._preamble = (preamble, preamble_cache(self.model, preamble, self.device))
-            assert self._preamble[1] is not None
-            allowed = torch.ones(width, n_shared + width, dtype=torch.bool, device=self.device)
-            allowed = allowed.tril_(n_shared).expand(n_rows, 1, -1, -1)
-            cache = repeated(self._preamble[1], n_rows)
-            inputs = {
-                "attention_mask": attention_mask(allowed, self.model),
-                "position_ids": torch.arange(n_shared, n_shared + width, device=self.device).expand(n_rows, -1),
-            }
+            known = self._known(preamble)
+            inputs["position_ids"] = torch.arange(n_shared, n_shared + width, device=self.device).expand(n_rows, -1)
+            if self.merging:
+                own = torch.ones(width, width, dtype=torch.bool, device=self.device).tril_()
+                inputs["attention_mask"] = additive(own.expand(n_rows, 1, -1, -1), self.model.dtype)
+            else:
+                allowed = torch.ones(width, n_shared + width, dtype=torch.bool, device=self.device)
+                allowed = allowed.tril_(n_shared).expand(n_rows, 1, -1, -1)
+                cache = repeated(known, n_rows)
+                inputs["attention_mask"] = attention_mask(allowed, self.model)
         # Padding sits on the right, where causal attention keeps it out of sight without a mask.
         last = torch.tensor([r * width + n - n_shared - 1 for r, n in enumerate(lengths)])
         input_ids = input_ids.to(self.device)
         inputs |= cache_argument(self.model, cache) | {"use_cache": True}
-        logits = logits_at(self.model, last.to(self.device), input_ids=input_ids, **inputs)
+        with self._attending(preamble):
+            logits = logits_at(self.model, last.to(self.device), input_ids=input_ids, **inputs)
         newest = logits.float().argmax(-1).tolist()
-        for r, length in enumerate(lengths):
-            slots.fill(len(active) + r, cache, r, length)
+        for r, row in enumerate(batch):
+            slots.fill(len(active) + r, cache, r, lengths[r] - row.n_apart)
         for row, token in zip(batch, newest, strict=True):
             row.new.append(token)
+
+    def _known(self, preamble: Tokens) -> DynamicCache:
+        """The keys and values of a preamble, kept until another one comes."""
+        if self._preamble[0] != preamble:
+            self._preamble = (preamble, preamble_cache(self.model, preamble, self.device))
+        assert self._preamble[1] is not None
+        return self._preamble[1]
+
+    def _attending(self, preamble: Tokens) -> AbstractContextManager[None]:
+        """Inside, rows attend to a preamble that no slot holds."""
+        return attending_to(self.model, self._known(preamble)) if preamble and self.merging else nullcontext()
 
     def _step(self, slots: Slots, active: list[Row]) -> None:
         columns = torch.tensor([row.n_cached for row in active], device=self.device)
         allowed = slots.aim(columns)
-        logits = self.model(
-            input_ids=torch.tensor([[row.new[-1]] for row in active], device=self.device),
-            attention_mask=attention_mask(allowed, self.model),
-            position_ids=columns[:, None],
-            use_cache=True,
-            **cache_argument(self.model, slots),
-        ).logits
+        preamble = active[0].preamble
+        merging = bool(preamble) and self.merging
+        mask = additive(allowed, self.model.dtype) if merging else attention_mask(allowed, self.model)
+        with self._attending(preamble):
+            logits = self.model(
+                input_ids=torch.tensor([[row.new[-1]] for row in active], device=self.device),
+                attention_mask=mask,
+                position_ids=columns[:, None] + active[0].n_apart,
+                use_cache=True,
+                **cache_argument(self.model, slots),
+            ).logits
         newest = logits[:, -1].float().argmax(-1).tolist()
         for row, token in zip(active, newest, strict=True):
             row.new.append(token)

@@ -295,6 +295,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             eos_token_ids=eos if isinstance(eos, list) else [eos],
             is_finished=StopStrings(self.tokenizer, stops),
             finished=finished,
+            merging=self.merges_preamble,
         )
         before = decoder.token_budget
         with self._measuring():
