@@ -2,9 +2,9 @@
 
     python -m bench.evaluation --task hellaswag:200 --task mmlu_college_computer_science:100:5
 
-A task is NAME:QUESTIONS[:SHOTS]; the questions are spread evenly over the task, because tasks are
-sorted (HellaSwag's first are its shortest, and have least to share). Stock runs at each batch size and its fastest counts. Both are
-timed on the harness's own requests, tokenizing included, loading and prompt building not.
+A task is NAME:QUESTIONS[:SHOTS]; the questions are spread evenly over the task, which may be sorted.
+Stock runs at each batch size and its fastest counts. Both are timed on the harness's own requests,
+tokenizing included, loading and prompt building not.
 """
 
 from __future__ import annotations

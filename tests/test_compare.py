@@ -2,7 +2,10 @@
 
 import csv
 import json
+import sqlite3
+import subprocess
 import sys
+import time
 from io import StringIO
 from math import isnan, sqrt
 from pathlib import Path
@@ -278,3 +281,29 @@ def test_a_sweep_is_found_in_any_experiment(said) -> None:  # type: ignore[no-un
     record("a", {}, {"cs": right(50)}, {"cs": right(20)}, config=here("ranks"), tags={"slimdown.sweep": "s1"})
     assert said("--sweep", "s1").startswith("1 finished run of sweep s1, all experiments in")
     assert "1 finished run of filter" in said("--experiment", "ranks", "--filter", "params.`lora.r` = '8'")
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_are_listed_in_three_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {f"benchmark{i}": right(60) for i in range(4)}
+    first = record("run", {f"train.setting{i}": i for i in range(40)}, names, {name: right(50) for name in names})
+    store = sqlite3.connect(tmp_path / "mlruns" / "mlflow.db")
+    tables = {"runs": "run_uuid", "params": "run_uuid", "latest_metrics": "run_uuid", "tags": "run_uuid"}
+    for table, key in tables.items():
+        columns = [column[1] for column in store.execute(f"PRAGMA table_info({table})")]
+        kept = store.execute(f"SELECT * FROM {table} WHERE {key} = ?", (first,)).fetchall()
+        at = columns.index(key)
+        copies = [(*row[:at], f"{i:032x}", *row[at + 1 :]) for i in range(999) for row in kept]
+        store.executemany(f"INSERT INTO {table} VALUES ({','.join('?' * len(columns))})", copies)
+    store.execute(
+        "UPDATE params SET value = run_uuid WHERE key = 'train.setting0'"
+    )  # or all would be one configuration
+    store.commit()
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "slimdown.compare"], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=True
+    )
+    seconds = time.perf_counter() - started
+    assert "1,000 finished runs" in done.stdout
+    assert seconds < 3, seconds
