@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from slimdown import comparison_formats as formats
+from slimdown import comparison_files as files, comparison_formats as formats
 from slimdown.comparison import Comparison, by, compare, counted, ordered
 from slimdown.comparison_formats import FORMATS, Heading, Paired
 from slimdown.config import TrackingConfig, UserError, nearest
@@ -218,9 +218,9 @@ def _compare_paired(asked: argparse.Namespace, store: TrackingConfig) -> None:
         return
     texts = {
         "markdown": formats.paired_markdown,
-        "csv": formats.paired_csv,
-        "json": formats.paired_json,
-        "html": formats.paired_html,
+        "csv": files.paired_csv,
+        "json": files.paired_json,
+        "html": files.paired_html,
     }
     _write(asked, texts[asked.format](paired))
 
@@ -246,7 +246,7 @@ def _compare_seeds(asked: argparse.Namespace, store: TrackingConfig) -> None:
         return
     if asked.format == "html":
         raise UserError("--noise has no page; choose --format table, markdown, csv or json")
-    texts = {"markdown": formats.seeds_markdown, "csv": formats.seeds_csv, "json": formats.seeds_json}
+    texts = {"markdown": formats.seeds_markdown, "csv": files.seeds_csv, "json": files.seeds_json}
     _write(asked, texts[asked.format](changes))
 
 
@@ -320,11 +320,11 @@ def _joined(given: Sequence[str]) -> list[str]:
 
 def _text(asked: argparse.Namespace, comparison: Comparison, heading: Heading) -> str:
     if asked.format == "csv":
-        return formats.as_csv(comparison)
+        return files.as_csv(comparison)
     if asked.format == "json":
-        return formats.as_json(comparison, heading)
+        return files.as_json(comparison, heading)
     if asked.format == "html":
-        return formats.html(comparison, heading, asked.by)
+        return files.html(comparison, heading, asked.by)
     return formats.markdown(comparison, heading)
 
 
@@ -351,14 +351,14 @@ def _write(asked: argparse.Namespace, text: str) -> None:
 
 
 def _write_plots(asked: argparse.Namespace, comparison: Comparison) -> None:
-    figures = formats.plots(comparison, asked.by)
+    figures = files.plots(comparison, asked.by)
     try:
-        files = formats.write_plots(figures, asked.plots)
+        written = files.write_plots(figures, asked.plots)
     except OSError as error:
         raise UserError(f"--plots {asked.plots} cannot be written: {error.strerror}; choose another folder") from None
     if not comparison.has_target:
         sys.stderr.write("no target task was measured in these runs, so learning against forgetting is not drawn\n")
-    sys.stderr.write("".join(f"wrote {file}\n" for file in files) or "nothing to draw; --by SETTING plots over one\n")
+    sys.stderr.write("".join(f"wrote {file}\n" for file in written) or "nothing to draw; --by SETTING plots over one\n")
 
 
 if __name__ == "__main__":
