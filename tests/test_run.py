@@ -191,10 +191,13 @@ def test_the_base_of_a_sweep_is_measured_once(client: MlflowClient) -> None:
 
 def test_ctrl_c_leaves_a_killed_run_with_its_data_so_far(store: MlflowClient, tmp_path: Path) -> None:
     """The base's scores are in the record when training, made long here, is stopped."""
+    # A shell that runs the tests in the background makes them, and all that they start, deaf to Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     job = subprocess.Popen(
         [*ENTRY, *SMALL, "train.max_steps=5000"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         runs = runs_in(store)
