@@ -123,9 +123,19 @@ def test_the_hubs_refusals_say_what_to_do(
     assert run.info.status == "FAILED"
 
 
-def test_a_hub_that_does_not_answer_is_named(store: MlflowClient, tmp_path: Path) -> None:
-    done = start(tmp_path, "model=smollm2", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "empty"))
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["benchmark=[pocket_math]"], "cannot be reached"),  # the model
+        ([], "the data of hellaswag cannot be had"),
+    ],
+)
+def test_a_hub_that_does_not_answer_is_named(
+    arguments: list[str], answer: str, store: MlflowClient, tmp_path: Path
+) -> None:
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "empty")}
+    done = start(tmp_path, "model=smollm2", *arguments, **nowhere)
     assert done.returncode == 1
-    assert "cannot be reached" in done.stderr
+    assert answer in done.stderr
     assert "the embedded world, which needs none: python -m slimdown.run" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
