@@ -31,7 +31,12 @@ _DEFAULT_STORE = "sqlite:///mlruns/mlflow.db"
 _DEFAULT_EXPERIMENT = "slimdown"  # conf/config.yaml, which takes longer to compose than the runs to read
 _PLAIN_WIDTH = 120  # of a file or a pipe, or more where a table needs it
 _SUFFIXES = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
-_STATES = {"RUNNING": "still going", "SCHEDULED": "not begun", "FAILED": "failed", "KILLED": "stopped"}
+_STATES = {
+    "RUNNING": "still going or killed outright",
+    "SCHEDULED": "not begun",
+    "FAILED": "failed",
+    "KILLED": "stopped",
+}
 _EPILOG = """\
 examples
   python -m slimdown.compare                                        the finished runs of experiment slimdown

@@ -92,33 +92,6 @@ def html_report(
     )
 
 
-def report_files(
-    name: str,
-    run_id: str,
-    report: ForgettingReport,
-    anatomies: dict[str, Anatomy],
-    training: "TrainResult",
-    settings: dict[str, object],
-    environment: dict[str, object],
-    costs: dict[str, float],
-) -> dict[str, str | bytes]:
-    """`report.html`, and its plots one by one as SVG and PNG, by path; arguments as for `html_report`."""
-    files: dict[str, str | bytes] = {
-        "report.html": html_report(name, run_id, report, anatomies, training, settings, environment, costs)
-    }
-    figures = {
-        "changes": plots.forest(report),
-        "answers": plots.answers(report),
-        "training": plots.training_curve(
-            training.history, training.validation_loss_before, training.validation_loss_after
-        ),
-    }
-    for stem, figure in figures.items():
-        files[f"plots/{stem}.svg"] = plots.svg(figure)
-        files[f"plots/{stem}.png"] = plots.png(figure)
-    return files
-
-
 def render(template: str, **values: object) -> str:
     """The page that a template of `slimdown/pages/` makes of the values, all of them escaped.
 

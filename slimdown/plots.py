@@ -29,7 +29,7 @@ from slimdown.forgetting import ForgettingReport, Verdict
 from slimdown.paired import Estimate
 
 if TYPE_CHECKING:
-    from slimdown.train import StepRecord
+    from slimdown.train import StepRecord, TrainResult
 
 INK = "#010203"  # black to the eye, and no other thing in a figure has it: `svg` can replace it
 VERDICT_COLOURS = {
@@ -355,6 +355,20 @@ def png(figure: Figure) -> bytes:
     with matplotlib.rc_context(_STYLE):
         figure.savefig(out, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return out.getvalue()
+
+
+def plot_files(report: ForgettingReport, training: "TrainResult") -> dict[str, str | bytes]:
+    """The plots of a run one by one as SVG and PNG, by path."""
+    figures = {
+        "changes": forest(report),
+        "answers": answers(report),
+        "training": training_curve(training.history, training.validation_loss_before, training.validation_loss_after),
+    }
+    files: dict[str, str | bytes] = {}
+    for stem, figure in figures.items():
+        files[f"plots/{stem}.svg"] = svg(figure)
+        files[f"plots/{stem}.png"] = png(figure)
+    return files
 
 
 def _figure(height: float, title: str) -> tuple[Figure, Axes]:

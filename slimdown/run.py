@@ -42,7 +42,8 @@ def run(
     from slimdown.evaluate import load_tasks
     from slimdown.forgetting import forgetting
     from slimdown.model import load_model
-    from slimdown.page import report_files
+    from slimdown.page import html_report
+    from slimdown.plots import plot_files
     from slimdown.provenance import environment, git_commit
     from slimdown.store import public_uri
     from slimdown.tracking import EvaluationRecord, TrackedRun, base_record
@@ -103,7 +104,8 @@ def run(
         }
         tracked.log_forgetting(changed, lost)
         tracked.log_costs(costs)
-        files = report_files(name, tracked.run_id, changed, lost, tuned.result, settings, machine, costs)
+        page = html_report(name, tracked.run_id, changed, lost, tuned.result, settings, machine, costs)
+        files = {"report.html": page, **plot_files(changed, tuned.result)}
         tracked.log_report(report.markdown_report(name, changed, lost, tuned.result, costs), files)
         tracked.log_adapter_model(tuned.loaded, tuned.result, changed)
 

@@ -32,7 +32,12 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _TUNED = {"slimdown.kind": "tuned"}
-_STATES = {"RUNNING": "is still going", "SCHEDULED": "has not begun", "FAILED": "failed", "KILLED": "was stopped"}
+_STATES = {
+    "RUNNING": "is still going, or was killed outright",
+    "SCHEDULED": "has not begun",
+    "FAILED": "failed",
+    "KILLED": "was stopped",
+}
 # Which of its pages MLflow opens an experiment with: those for training, with charts and logged models.
 _TRAINING_PAGES = {"mlflow.experimentKind": "custom_model_development"}
 _AT_ONCE = 500  # runs in one statement: old SQLites take 999 variables
