@@ -119,13 +119,19 @@ def attention_by_row(base: LoadedModel) -> Iterator[None]:
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    starts: list[int] = []  # of the batch's rows, and its end
+
+    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        positions = kwargs["position_ids"][0]  # what every trl gives; the boundaries themselves came with 1.16
+        starts[:] = [*(positions == 0).nonzero().flatten().tolist(), len(positions)]
+
     def attend(
-        module: Any, query: Any, key: Any, value: Any, attention_mask: None, *, cu_seq_lens_q: Any, **kwargs: Any
+        module: Any, query: Any, key: Any, value: Any, attention_mask: None, **kwargs: Any
     ) -> tuple[torch.Tensor, None]:
         kwargs |= {"is_causal": True}
         rows = [
             sdpa_attention_forward(module, *(x[:, :, start:end] for x in (query, key, value)), None, **kwargs)[0]
-            for start, end in pairwise(cu_seq_lens_q.tolist())
+            for start, end in pairwise(starts)
         ]
         return torch.cat(rows, dim=1), None
 
@@ -135,7 +141,9 @@ def attention_by_row(base: LoadedModel) -> Iterator[None]:
     AttentionInterface.register("slimdown_by_row", attend)
     usual = base.model.config._attn_implementation
     base.model.set_attn_implementation("slimdown_by_row")
+    hook = base.model.base_model.register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield
     finally:
+        hook.remove()
         base.model.set_attn_implementation(usual)
