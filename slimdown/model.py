@@ -5,7 +5,6 @@ The base stays as it was published: nothing here changes a weight beyond quantiz
 
 import hashlib
 import logging
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from slimdown.config import Device, Dtype, ModelConfig, QuantizationConfig, UserError
+from slimdown.dtype import auto_dtype
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class LoadedModel:
     revision: str  # the hub's commit, or a digest of a local folder
     quantization: str
     dtype: str
+    dtype_reason: str
     device: str
     n_parameters: int
     memory_bytes: int  # of weights and buffers
@@ -47,7 +48,7 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
     transformers.utils.logging.disable_progress_bar()  # the console has a bar of its own
     started = time.perf_counter()
     device = _device(config.device)
-    dtype = _dtype(config.dtype, device)
+    dtype, dtype_reason = _dtype(config.dtype, device)
     source = _source(config.id)
     common = {"revision": config.revision, "trust_remote_code": False}
     try:
@@ -86,6 +87,7 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
         revision=_resolved_revision(source, config.revision),
         quantization=quantization.name,
         dtype=str(dtype).removeprefix("torch."),
+        dtype_reason=dtype_reason,
         device=device.type,
         n_parameters=_count_parameters(model),
         memory_bytes=model.get_memory_footprint(),
@@ -122,32 +124,12 @@ def _device(wanted: Device) -> torch.device:
     return torch.device(wanted.value)
 
 
-def _dtype(wanted: Dtype, device: torch.device) -> torch.dtype:
+def _dtype(wanted: Dtype, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype, and why it is that one."""
     if wanted is Dtype.auto:
-        return auto_dtype(device)
-    dtype: torch.dtype = getattr(torch, wanted.value)
-    return dtype
-
-
-def auto_dtype(device: torch.device) -> torch.dtype:
-    """What `dtype: auto` stands for: bfloat16 where the device is fast at it, else what it is fast at."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and _multiplies_bfloat16_faster():
-        return torch.bfloat16
-    return torch.float32
-
-
-def _multiplies_bfloat16_faster() -> bool:
-    """Whether this CPU is of a kind that multiplies bfloat16 sooner than float32.
-
-    Having the instructions does not say it: with AMX bfloat16 is several times faster, with AVX512-BF16 alone it took
-    twice as long as float32 (docs/studies/training-speed.md). Asked of the processor and not timed, so that a busy
-    machine loads what an idle one does.
-    """
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        return bool(torch.cpu._is_amx_tile_supported())  # torch has no public way to ask
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        dtype, reason = auto_dtype(device)
+        return dtype, f"auto: {reason}"
+    return getattr(torch, wanted.value), "as set"
 
 
 def _bitsandbytes(quantization: QuantizationConfig, device: torch.device) -> Any:
@@ -160,7 +142,7 @@ def _bitsandbytes(quantization: QuantizationConfig, device: torch.device) -> Any
             load_in_4bit=True,
             bnb_4bit_quant_type=quantization.bnb_4bit_quant_type.value,
             bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
-            bnb_4bit_compute_dtype=_dtype(quantization.bnb_4bit_compute_dtype, device),
+            bnb_4bit_compute_dtype=_dtype(quantization.bnb_4bit_compute_dtype, device)[0],
         )
     return None
 

@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from slimdown import __version__
+from slimdown.dtype import processor_name
 
 _PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "trl", "lm-eval", "datasets", "accelerate", "mlflow", "hydra-core",
@@ -22,7 +23,7 @@ def environment() -> dict[str, Any]:
         "slimdown": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
@@ -51,11 +52,3 @@ def git_commit() -> str | None:
 def _git(*arguments: str) -> str:
     answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
     return answer.stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -107,6 +107,7 @@ class TrackedRun:
                 "slimdown.model_revision": loaded.revision,
                 "slimdown.quantization": loaded.quantization,
                 "slimdown.dtype": loaded.dtype,
+                "slimdown.dtype_reason": loaded.dtype_reason,
                 "slimdown.device": loaded.device,
             }
         )

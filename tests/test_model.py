@@ -7,7 +7,6 @@ import psutil
 import pytest
 import torch
 
-from slimdown import model
 from slimdown.config import Device, Dtype, ModelConfig, QuantizationConfig, RunConfig, UserError
 from slimdown.model import LoadedModel, context_window, load_model
 from slimdown.pocket import MODEL_DIR
@@ -80,21 +79,3 @@ def test_pickled_weights_are_refused(tmp_path: Path, composed: Composed) -> None
     config = composed(f"model.id={tmp_path}")
     with pytest.raises(UserError, match="has no safetensors weights"):
         load_model(config.model, config.quantization)
-
-
-@pytest.mark.parametrize(
-    ("machine", "has_amx", "has_bfloat16", "dtype"),
-    [
-        ("x86_64", True, True, torch.bfloat16),
-        ("x86_64", False, True, torch.float32),  # AVX512-BF16 alone: float32 is faster
-        ("aarch64", False, True, torch.bfloat16),
-        ("aarch64", False, False, torch.float32),
-    ],
-)
-def test_a_cpu_computes_in_what_it_multiplies_faster(
-    machine: str, has_amx: bool, has_bfloat16: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("platform.machine", lambda: machine)
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: has_amx)
-    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: has_bfloat16)
-    assert model.auto_dtype(torch.device("cpu")) is dtype
