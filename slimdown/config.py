@@ -5,21 +5,30 @@ a field says `MISSING` where a group file always sets it, so that a forgotten ke
 torch: a mistake answers in well under a second.
 """
 
+import json
+import os
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from slimdown import pocket
+from slimdown.keys import impossible_values, nearest as nearest, unknown_keys
+
 _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = next(d for d in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if d.is_dir())
 """The config groups: inside the package in a wheel, beside it in a checkout."""
 
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_NAME = re.compile(r"[\w-]+", re.ASCII)  # of a dataset or benchmark: part of metric keys, file names and dotted keys
 
 OnProgress = Callable[[int, int, str], None]
 """Told how much is done, of how much, with a few words to show beside it."""
@@ -73,12 +82,33 @@ class ModelConfig:
     device: Device = MISSING
     attn_implementation: str | None = None  # null: the best that transformers finds for the device
 
+    @property
+    def folder(self) -> Path | None:
+        """The local folder behind `id`, or None where it names a model of the hub."""
+        folder = pocket.MODEL_DIR if self.id == "pocket:model" else Path(os.path.expanduser(self.id))
+        return folder if os.path.isdir(folder) else None
+
     def problems(self) -> Iterator[str]:
         if not self.id.strip():
             yield "model.id is empty; give a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
-        looks_local = self.id.startswith((".", "/", "~")) or self.id.count("/") > 1
-        if looks_local and not Path(self.id).expanduser().is_dir():
+        elif self.folder:
+            if self.revision != "main":
+                yield f"model.revision={self.revision}: {self.id} is a folder and has no revisions; leave it out"
+        elif self.id.startswith("pocket:"):
+            yield f"model.id={self.id}: the embedded world has one model, pocket:model"
+        elif self.id.startswith((".", "/", "~")) or self.id.count("/") > 1:
             yield f"model.id: there is no folder {self.id}; give a local folder or a hub id"
+        elif not _HUB_ID.fullmatch(self.id):
+            yield f"model.id={self.id} is neither a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct nor a folder"
+
+    @property
+    def widest(self) -> int | None:
+        """The most rows or columns of a layer's matrices, where a local config.json says it."""
+        try:
+            shape = json.loads((self.folder / "config.json").read_bytes()) if self.folder else None
+            return max(int(shape["hidden_size"]), int(shape["intermediate_size"])) if shape else None
+        except (OSError, ValueError, TypeError, LookupError):
+            return None  # another family, or no config at all: loading says so
 
 
 @dataclass
@@ -131,18 +161,39 @@ class DatasetConfig:
                 f"validation_examples must be at least 1, got {self.validation_examples}: "
                 "the validation loss is what says that something was learned"
             )
-        if self.template not in ("alpaca", "chat") and "{instruction}" not in self.template:
-            yield (f"template must be alpaca, chat, or a text that holds {{instruction}}, got {self.template!r}")
+        if self.template not in ("alpaca", "chat"):
+            if "{instruction}" not in self.template:
+                yield f"template must be alpaca, chat, or a text that holds {{instruction}}, got {self.template!r}"
+            elif self.input is not None and "{input}" not in self.template:
+                yield f"input={self.input}: the template {self.template!r} has no {{input}}; add it, or set input=null"
+            elif self.input is None and "{input}" in self.template:
+                yield f"template {self.template!r} has a place for {{input}}; name the column with input="
+        yield from self._path_problems()
+
+    def _path_problems(self) -> Iterator[str]:
+        if self.file:
+            # What names a part of a dataset on the hub would be ignored.
+            for setting, value, unset in (
+                ("name", self.name, None),
+                ("split", self.split, "train"),
+                ("revision", self.revision, "main"),
+            ):
+                if value != unset:
+                    yield f"{setting}={value}: {self.path} is a file and has no {setting}; leave it out"
+        elif self.path.startswith("pocket:"):
+            known = [f"pocket:{name}" for name in pocket.data_names()]
+            yield f"path={self.path}: the embedded world has no such data{nearest(self.path, known)}"
+        elif self.path.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(self.path):
+            yield f"path={self.path} is neither a hub id nor a .json, .jsonl, .csv or .parquet file"
 
     @property
     def file(self) -> Path | None:
         """The local file behind `path`, or None where it names a dataset of the hub."""
         if self.path.startswith("pocket:"):
-            from slimdown.pocket import locate
-
-            return locate(self.path)
-        local = Path(self.path).expanduser()
-        return local if local.suffix in (".json", ".jsonl", ".csv", ".parquet") else None
+            name = self.path.removeprefix("pocket:")
+            return pocket.DATA_DIR / f"{name}.jsonl" if name in pocket.data_names() else None
+        local = Path(os.path.expanduser(self.path))
+        return local if local.suffix.lower() in (".json", ".jsonl", ".csv", ".parquet") else None
 
 
 @dataclass
@@ -202,6 +253,12 @@ class TrainConfig:
             yield f"train.max_steps must be at least 1, or -1 for whole epochs, got {self.max_steps}"
         if self.max_length < 8:
             yield f"train.max_length must be at least 8 tokens, got {self.max_length}"
+        for name, file, enum in (
+            ("lr_scheduler_type", "trainer_utils.py", "SchedulerType"),
+            ("optim", "training_args.py", "OptimizerNames"),
+        ):
+            if (value := getattr(self, name)) not in (known := transformers_names(file, enum)):
+                yield f"train.{name}={value}: there is none such{nearest(value, known)}"
 
 
 @dataclass
@@ -219,6 +276,9 @@ class BenchmarkConfig:
     margin: float = 0.02  # a change shown to be smaller than this, either way, counts as retained
 
     def problems(self) -> Iterator[str]:
+        for name in ("task", "metric"):
+            if not getattr(self, name).strip():
+                yield f"{name} is empty; give the harness's name of one"
         if self.limit is not None and self.limit < 1:
             yield f"limit must be at least 1, got {self.limit}; leave it out for all questions"
         if self.num_fewshot < 0:
@@ -291,27 +351,25 @@ class RunConfig:
 
     def problems(self) -> Iterator[str]:
         """Every value that is out of range or missing, as one line each."""
-        from slimdown.data import local_file_problems
-
         if not 0 <= self.seed < 2**32:
             yield f"seed must be from 0 to {2**32 - 1}, got {self.seed}"
-        for part in (
-            self.model,
-            self.quantization,
-            self.lora,
-            self.train,
-            self.evaluation,
-            self.tracking,
-        ):
-            yield from part.problems()
+        for section in ("model", "quantization", "lora", "train", "evaluation", "tracking"):
+            part = getattr(self, section)
+            yield from list(impossible_values(part, section)) or part.problems()
         for group, chosen in (("dataset", self.dataset), ("benchmark", self.benchmark)):
             if not chosen:
                 known = ", ".join(group_choices(group))
                 yield f"no {group} is chosen; choose one or more of {known}, e.g. {group}=[...]"
             for name, one in chosen.items():
-                yield from (f"{group}.{name}.{problem}" for problem in one.problems())
-        for name, dataset in self.dataset.items():
-            yield from (f"dataset.{name}: {problem}" for problem in local_file_problems(dataset))
+                if not _NAME.fullmatch(name):
+                    yield f"{group}.{name}: a name is made of letters, digits, _ and -, or MLflow refuses its metrics"
+                impossible = list(impossible_values(one, f"{group}.{name}"))
+                yield from impossible or (f"{group}.{name}.{problem}" for problem in one.problems())
+        if (widest := self.model.widest) and self.lora.r > widest:
+            yield (
+                f"lora.r={self.lora.r}: no matrix of {self.model.id} has more than {widest} rows or columns, and "
+                "a higher rank adds nothing"
+            )
 
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
@@ -323,7 +381,7 @@ def load_config(composed: DictConfig) -> RunConfig:
     Raises:
         ConfigError: listing every problem, one a line.
     """
-    problems = list(_unknown_keys(composed, RunConfig)) + list(_missing_keys(composed))
+    problems = list(unknown_keys(composed, RunConfig)) + list(_missing_keys(composed))
     if not problems:
         try:
             config = OmegaConf.to_object(composed)
@@ -336,59 +394,19 @@ def load_config(composed: DictConfig) -> RunConfig:
     raise ConfigError("\n".join(problems))
 
 
+@cache
+def transformers_names(file: str, enum: str) -> list[str]:
+    """The values of an enum of transformers, read from its source: importing it takes seconds and brings torch."""
+    package = find_spec("transformers")
+    assert package is not None  # a dependency
+    source = Path(str(package.origin)).with_name(file).read_text(encoding="utf-8")
+    body = re.search(rf"^class {enum}\(.*?(?=^\S)", source, re.MULTILINE | re.DOTALL)
+    return re.findall(r'^    \w+ = "(\w+)"', body[0], re.MULTILINE) if body else []
+
+
 def group_choices(group: str, folders: tuple[Path, ...] = (CONF_DIR,)) -> list[str]:
     """The names that can be chosen in a config group, sorted."""
     return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """A `; did you mean ...?` where something close is known, else the whole list."""
-    close = get_close_matches(word, known, n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(known)}"
-
-
-def setting_problem(key: str, schema: type = RunConfig) -> str | None:
-    """Say why a dotted key names no setting, with the nearest ones that do; None where it does."""
-    node: Any = schema
-    seen: list[str] = []
-    for part in key.split("."):
-        if get_origin(node) is dict:  # dataset.<name>, benchmark.<name>: any name may come
-            node = get_args(node)[1]
-        elif is_dataclass(node):
-            hints = get_type_hints(node)
-            known = {f.name: hints[f.name] for f in fields(node)}
-            if part not in known:
-                if namesake := [path for path in _setting_paths(schema) if path.endswith(f".{key}")]:
-                    return f"{key} is not a setting; did you mean {' or '.join(namesake)}?"
-                where = [".".join([*seen, name]) for name in known]
-                return f"{key} is not a setting{nearest('.'.join([*seen, part]), where)}"
-            node = known[part]
-        else:
-            return f"{key} is not a setting; {'.'.join(seen)} is one, and holds a plain value"
-        seen.append(part)
-    return None
-
-
-def _setting_paths(schema: Any, prefix: str = "") -> Iterator[str]:
-    hints = get_type_hints(schema)
-    for f in fields(schema):
-        kind = hints[f.name]
-        if get_origin(kind) is dict:
-            yield from _setting_paths(get_args(kind)[1], f"{prefix}{f.name}.<name>.")
-        elif is_dataclass(kind):
-            yield from _setting_paths(kind, f"{prefix}{f.name}.")
-        else:
-            yield f"{prefix}{f.name}"
-
-
-def _unknown_keys(node: Any, schema: Any, prefix: str = "") -> Iterator[str]:
-    # Hydra's `+key=value` slips past the schema: it is accepted, ignored, and exits 0.
-    for key in node:
-        path = f"{prefix}{key}"
-        if problem := setting_problem(path):
-            yield problem
-        elif OmegaConf.is_dict(node) and OmegaConf.is_dict(child := node._get_node(key)):
-            yield from _unknown_keys(child, schema, f"{path}.")
 
 
 def _missing_keys(composed: DictConfig) -> Iterator[str]:

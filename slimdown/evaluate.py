@@ -12,10 +12,8 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from difflib import get_close_matches
 from importlib.metadata import version
 from math import sqrt
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,7 @@ from slimdown.dequantize import asked, dequantized, dequantizes
 from slimdown.model import LoadedModel
 from slimdown.pocket import TASKS_DIR
 from slimdown.samples import BenchmarkReport, EvalReport, Sample, Score
+from slimdown.task_files import task_folders, task_problem
 
 _FEWSHOT_SEED = 1234  # the harness's own, so that its command line asks the same questions
 
@@ -45,9 +44,8 @@ def load_tasks(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
     manager = task_manager([benchmark.task for benchmark in chosen.values()])
     for name, benchmark in chosen.items():
         if benchmark.task not in manager.all_tasks:
-            close = get_close_matches(benchmark.task, manager.all_tasks, n=3)
-            near = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise UserError(f"benchmark.{name}.task={benchmark.task}: the harness has no such task{near}")
+            problem = task_problem(benchmark.task) or "the harness has no task, group or tag of this name"
+            raise UserError(f"benchmark.{name}.task={benchmark.task}: {problem}")
         try:
             loaded = manager.load([benchmark.task])
         except Exception as error:  # whatever a task's own code and its dataset's may raise
@@ -75,17 +73,10 @@ def task_manager(tasks: list[str]) -> Any:
     folder of its own file, which a search for its name finds in half a second; for a group, a tag, or a name that is
     not found, every file is read.
     """
-    from lm_eval.tasks import TaskManager, __file__ as tasks_init
+    from lm_eval.tasks import TaskManager
 
-    embedded = {file.stem for file in TASKS_DIR.glob("*.yaml")}
-    wanted = set(tasks) - embedded
-    folders: dict[str, list[Path]] = {}
-    if wanted:
-        names = b"|".join(re.escape(task).encode() for task in wanted)
-        names_task = re.compile(rb"^[\"']?task[\"']?:\s*[\"']?(" + names + rb")[\"']?\s*$", re.MULTILINE)
-        for file in Path(tasks_init).parent.rglob("*.yaml"):
-            if found := names_task.search(file.read_bytes()):
-                folders.setdefault(found[1].decode(), []).append(file.parent)
+    wanted = set(tasks) - {file.stem for file in TASKS_DIR.glob("*.yaml")}
+    folders = task_folders(wanted) if wanted else {}
     if all(len(folders.get(task, [])) == 1 for task in wanted):
         narrow = TaskManager(
             include_path=[str(TASKS_DIR), *{str(folder) for (folder,) in folders.values()}], include_defaults=False

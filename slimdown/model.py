@@ -49,7 +49,7 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
     started = time.perf_counter()
     device = _device(config.device)
     dtype, dtype_reason = _dtype(config.dtype, device)
-    source = _source(config.id)
+    source = str(config.folder or config.id)
     common = {"revision": config.revision, "trust_remote_code": False}
     try:
         architecture = transformers.AutoConfig.from_pretrained(source, **common)
@@ -99,15 +99,6 @@ def context_window(model: Any) -> int | None:
     """The most tokens the model was made for, or None where its config does not say."""
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return int(window) if window else None
-
-
-def _source(model_id: str) -> str:
-    if model_id.startswith("pocket:"):
-        from slimdown.pocket import locate
-
-        return str(locate(model_id))
-    local = Path(model_id).expanduser()
-    return str(local) if local.is_dir() else model_id
 
 
 def _device(wanted: Device) -> torch.device:

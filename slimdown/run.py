@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from slimdown.commandline import check_command_line, swept_keys
+from slimdown.commandline import check_command_line, read_command_line, swept_keys
 from slimdown.config import CONF_DIR, ConfigError, RunConfig, UserError, load_config
 from slimdown.store import redact
 
@@ -177,6 +177,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's small bars would tear our one
     try:
+        sys.argv[1:] = read_command_line(sys.argv[1:]).arguments
         check_command_line(sys.argv[1:])
         job()
     except ConfigError as error:

@@ -11,7 +11,8 @@ import pyarrow.parquet
 import pytest
 
 from slimdown.config import DatasetConfig, RunConfig, UserError
-from slimdown.data import load_data, local_file_problems
+from slimdown.data import load_data
+from slimdown.rows import RowError, read_rows
 
 PLAIN = SimpleNamespace(eos_token="<eos>", bos_token=None, chat_template=None)
 
@@ -130,7 +131,7 @@ def test_every_kind_of_file_gives_the_same_examples(ending: str, tmp_path: Path,
         file.write_text(json.dumps(rows(20)))
     else:
         file.write_text(jsonl.read_text())
-    assert not list(local_file_problems(dataset(file)))
+    assert len(read_rows(dataset(file))[0]) == 20
     wanted = load_data({"mine": dataset(jsonl)}, 0, PLAIN).fingerprint
     assert load_data({"mine": dataset(file)}, 0, PLAIN).fingerprint == wanted
 
@@ -141,22 +142,24 @@ def test_every_kind_of_file_gives_the_same_examples(ending: str, tmp_path: Path,
         ("absent.jsonl", None, "there is no file"),
         ("empty.jsonl", "", "has 0 row"),
         ("one.jsonl", '{"question": "a", "context": "", "reply": "b"}\n', "has 1 row"),
-        ("torn.jsonl", '{"question": "a"', "cannot be read as jsonl: line 1"),
-        ("list.jsonl", "[1, 2]\n", "line 1 is not an object"),
+        ("torn.jsonl", '{"question": "a"', "row 1: cannot be read as JSON: Expecting ',' delimiter (column 17)"),
+        ("list.jsonl", "[1, 2]\n", "row 1: it is not an object"),
         ("object.json", '{"a": 1}', "a list of objects is expected"),
-        ("names.jsonl", '{"q": "a", "context": "", "reply": "b"}\n', "row 1 has no column question; it has q, context"),
+        ("names.jsonl", '{"q": "a", "context": "", "reply": "b"}\n',
+         "row 1: there is no column question; there are q, context"),
         ("blank.jsonl", '{"question": "a", "context": "", "reply": "b"}\n' * 2
          + '{"question": " ", "context": "", "reply": "b"}\n', "row 3: question is empty"),
-        ("short.csv", "question,context,reply\na,b\n", "not as many fields"),
-        ("fake.parquet", "not parquet", "cannot be read as parquet"),
-        ("rows.txt", "a", "neither a hub id nor a .json"),
+        ("short.csv", "question,context,reply\na,b\n", "row 1: it has 2 fields, and the header has 3"),
+        ("fake.parquet", "not parquet", "cannot be read as Parquet"),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_answered_with_its_row(name: str, content: str | None, answer: str, tmp_path: Path) -> None:
     file = tmp_path / name
     if content is not None:
         file.write_text(content)
-    assert answer in "\n".join(local_file_problems(dataset(file)))
+    with pytest.raises(RowError) as caught:
+        read_rows(dataset(file))
+    assert answer in str(caught.value)
 
 
 def test_the_embedded_instructions_are_there(composed: Callable[..., RunConfig]) -> None:

@@ -104,7 +104,7 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(store: MlflowClient, tm
         (["model=smollm2", "model.id=nobody/no-such-model"], "there is no such model on the hub"),
         ([*STORIES, "model.revision=v9"], "has no such branch, tag or commit"),
         ([*STORIES, "dataset=[alpaca]", "dataset.alpaca.path=nobody/no-rows"], "there is no dataset nobody/no-rows"),
-        ([*STORIES, "dataset.alpaca.output=answer"], "has no such column; it has instruction, input, output"),
+        ([*STORIES, "dataset.alpaca.output=answer"], "there is no column answer; there are instruction, input, output"),
         ([*STORIES, "train.max_length=4096"], "train.max_length=4096 is beyond the 512 tokens"),
         ([*STORIES, "dataset.alpaca.template=chat"], "this model's tokenizer has no chat template"),
         ([*STORIES, "benchmark=[gsm8k,mmlu_cs]", "benchmark.gsm8k.limit=20"],

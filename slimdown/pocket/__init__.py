@@ -14,7 +14,6 @@ DATA_DIR = PACKAGE_DIR / "data"
 TASKS_DIR = PACKAGE_DIR / "tasks"
 
 
-def locate(name: str) -> Path:
-    """The file or folder behind a name such as `pocket:model` or `pocket:pocket_replay`."""
-    part = name.removeprefix("pocket:")
-    return MODEL_DIR if part == "model" else DATA_DIR / f"{part}.jsonl"
+def data_names() -> list[str]:
+    """The names of the embedded data, as in `pocket:pocket_replay`."""
+    return sorted(file.stem for file in DATA_DIR.glob("*.jsonl"))

@@ -1,0 +1,87 @@
+"""Settings by their dotted keys, for any tree of dataclasses: which there are, and what none of them can hold."""
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from math import isfinite
+from typing import Any, get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+
+_LARGEST = 2**32 - 1  # of whole numbers: what a seed can be, and more than anything that is counted
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A `; did you mean ...?` where something close is known, else the whole list."""
+    close = get_close_matches(word, known, n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(known)}"
+
+
+def setting_problem(key: str, schema: type) -> str | None:
+    """Say why a dotted key names no setting, with the nearest ones that do; None where it does."""
+    node: Any = schema
+    seen: list[str] = []
+    for part in key.split("."):
+        if get_origin(node) is dict:  # dataset.<name>, benchmark.<name>: any name may come
+            node = get_args(node)[1]
+        elif is_dataclass(node):
+            hints = get_type_hints(node)
+            known = {f.name: hints[f.name] for f in fields(node)}
+            if part not in known:
+                if namesake := [path for path in _setting_paths(schema) if path.endswith(f".{key}")]:
+                    return f"{key} is not a setting; did you mean {' or '.join(namesake)}?"
+                where = [".".join([*seen, name]) for name in known]
+                return f"{key} is not a setting{nearest('.'.join([*seen, part]), where)}"
+            node = known[part]
+        else:
+            return f"{key} is not a setting; {'.'.join(seen)} is one, and holds a plain value"
+        seen.append(part)
+    return None
+
+
+def _setting_paths(schema: Any, prefix: str = "") -> Iterator[str]:
+    hints = get_type_hints(schema)
+    for f in fields(schema):
+        kind = hints[f.name]
+        if get_origin(kind) is dict:
+            yield from _setting_paths(get_args(kind)[1], f"{prefix}{f.name}.<name>.")
+        elif is_dataclass(kind):
+            yield from _setting_paths(kind, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}"
+
+
+def unknown_keys(node: Any, schema: type, prefix: str = "") -> Iterator[str]:
+    """What is wrong with each key of a composed config that names no setting.
+
+    Hydra's `+key=value` slips past the schema: it is accepted, ignored, and exits 0.
+    """
+    for key in node:
+        path = f"{prefix}{key}"
+        if problem := setting_problem(path, schema):
+            yield problem
+        elif OmegaConf.is_dict(node) and OmegaConf.is_dict(child := node._get_node(key)):
+            yield from unknown_keys(child, schema, f"{path}.")
+
+
+def impossible_values(value: Any, key: str) -> Iterator[str]:
+    """What is wrong with each value that no setting can hold: numbers without end, texts that cannot be written."""
+    if is_dataclass(value):
+        for f in fields(value):
+            yield from impossible_values(getattr(value, f.name), f"{key}.{f.name}".lstrip("."))
+    elif isinstance(value, list):
+        for member in value:
+            yield from impossible_values(member, key)
+    elif isinstance(value, float) and not isfinite(value):
+        yield f"{key} must be a finite number, got {value}"
+    elif isinstance(value, int) and abs(value) > _LARGEST:
+        yield f"{key} must be a whole number of at most {_LARGEST}, got {value}"
+    elif isinstance(value, str) and not _writable(value):
+        yield f"{key} holds a character that cannot be written: {value!r}"
+
+
+def _writable(text: str) -> bool:
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False  # half a character, as bytes that are not UTF-8 become on the command line
