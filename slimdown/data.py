@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slimdown.chat import chat_prompt, check_chat_template
 from slimdown.config import DatasetConfig, UserError
 from slimdown.rows import Row, RowError, read_rows, to_row
 
@@ -75,6 +76,8 @@ def load_data(chosen: dict[str, DatasetConfig], seed: int, tokenizer: Any) -> Sf
     validation: list[dict[str, str]] = []
     sources = []
     for name, config in chosen.items():
+        if config.template == "chat":
+            check_chat_template(tokenizer, f"dataset.{name}.template=chat")
         shuffled, n_rows, revision = _shuffled_rows(name, config, seed)
         n_held_out = min(config.validation_examples, n_rows // 2)
         if n_held_out < 1:
@@ -157,15 +160,8 @@ def _example(name: str, config: DatasetConfig, row: Row, tokenizer: Any) -> dict
     instruction, further, answer = row
     end = tokenizer.eos_token or ""
     if config.template == "chat":
-        if not tokenizer.chat_template:
-            raise UserError(
-                f"dataset.{name}.template=chat: this model's tokenizer has no chat template; use "
-                f"dataset.{name}.template=alpaca, or an instruct model"
-            )
-        turn = [{"role": "user", "content": f"{instruction}\n\n{further}" if further else instruction}]
-        prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        if tokenizer.bos_token and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]:
-            prompt = prompt.removeprefix(tokenizer.bos_token)  # the trainer's tokenizing adds it again
+        question = f"{instruction}\n\n{further}" if further else instruction
+        prompt = chat_prompt(tokenizer, question, f"dataset.{name}.template=chat")
         return {"prompt": prompt, "completion": f"{answer}{end}"}
     alpaca = _ALPACA_WITH_INPUT if further else _ALPACA
     template = alpaca if config.template == "alpaca" else config.template

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from slimdown.chat import check_chat_template
 from slimdown.config import BenchmarkConfig, EvaluationConfig, OnProgress, UserError
 from slimdown.dequantize import asked, dequantized, dequantizes
 from slimdown.model import LoadedModel
@@ -137,6 +138,8 @@ class Evaluator:
     def __enter__(self) -> "Evaluator":
         from slimdown.scoring import SharedWorkLM
 
+        if self._config.apply_chat_template:
+            check_chat_template(self._loaded.tokenizer, "evaluation.apply_chat_template=true")
         self._open.enter_context(_undisturbed(self._loaded))
         is_dequantized = dequantizes(self._loaded.model, asked(self._dequantize))
         if is_dequantized:

@@ -6,8 +6,10 @@ The base stays as it was published: nothing here changes a weight beyond quantiz
 import hashlib
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import psutil
@@ -53,9 +55,10 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
     common = {"revision": config.revision, "trust_remote_code": False}
     try:
         architecture = transformers.AutoConfig.from_pretrained(source, **common)
-        _check_memory(config, quantization, architecture, dtype, device)
+        skeleton = _skeleton(architecture)
+        _check_memory(config, quantization, skeleton, dtype, device)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
             source,
             **common,
             use_safetensors=True,  # pickled weights can run code
@@ -63,13 +66,15 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
             device_map={"": device.type},
             attn_implementation=config.attn_implementation,
             quantization_config=_bitsandbytes(quantization, device),
+            output_loading_info=True,
         )
+        _check_weights(config, model, skeleton, loading["missing_keys"])
     except UserError:
         raise
     except (MemoryError, torch.OutOfMemoryError):
         raise UserError(f"model.id={config.id} does not fit in the memory of {device}; {_SMALLER}") from None
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(_explain(config, error)) from None
+    except Exception as error:  # the files of others: whatever reading them may raise
+        raise UserError(_explain(config, error)) from error
     for module in model.modules():
         # On a CPU with AVX512-BF16 the first inference forward of a 4-bit layer repacks its weights for a kernel that
         # computes in bfloat16 and passes no gradient: training after an evaluation would silently train nothing.
@@ -142,9 +147,38 @@ def _count_parameters(model: nn.Module) -> int:
     """Parameters as published: a 4-bit tensor holds two in a byte."""
     total = 0
     for parameter in model.parameters():
-        shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
-        total += shape.numel() if shape is not None else parameter.numel()
+        total += _shape(parameter).numel()
     return total
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape as published, which a 4-bit tensor keeps beside its bytes."""
+    return getattr(getattr(parameter, "quant_state", None), "shape", None) or parameter.shape
+
+
+def _skeleton(architecture: Any) -> Any:
+    """The model without its numbers."""
+    import transformers
+
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(architecture)
+
+
+def _check_weights(config: ModelConfig, model: Any, skeleton: Any, missing: Iterable[str]) -> None:
+    """Refuse weights that are not those of the config: transformers makes up what is missing, and says so in a log."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
+    wrong = [f"{name} is not in them" for name in sorted(missing)]
+    wrong += [
+        f"{name} is {tuple(_shape(parameter))} and should be {shapes[name]}"
+        for name, parameter in model.named_parameters()
+        if shapes.get(name, tuple(_shape(parameter))) != tuple(_shape(parameter))
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"model.id={config.id}: the weights are not those that its config.json describes: {'; '.join(wrong[:3])}"
+            f"{more}; get the model again, or correct its config.json"
+        )
 
 
 _SMALLER = "choose a smaller model, quantization=nf4, or a machine with more memory"
@@ -153,15 +187,11 @@ _SMALLER = "choose a smaller model, quantization=nf4, or a machine with more mem
 def _check_memory(
     config: ModelConfig,
     quantization: QuantizationConfig,
-    architecture: Any,
+    skeleton: Any,
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
     """Refuse a model whose weights alone exceed the memory that is free, before anything is downloaded."""
-    import transformers
-
-    with torch.device("meta"):
-        skeleton = transformers.AutoModelForCausalLM.from_config(architecture)
     linear = sum(m.weight.numel() for m in skeleton.modules() if isinstance(m, nn.Linear))
     head = skeleton.get_output_embeddings()
     linear -= head.weight.numel() if head is not None else 0  # the head is not quantized
@@ -230,6 +260,10 @@ def _explain(config: ModelConfig, error: Exception) -> str:
             f"model.id={config.id}: no space left on the disk that holds the hub's cache; free some, or point "
             "HF_HOME to a larger disk"
         )
+    if any(type(link).__name__ == "SafetensorError" for link in chain):
+        return f"model.id={config.id}: a .safetensors file is damaged or cut short ({error}); get it again"
+    if any(isinstance(link, UnpicklingError) for link in chain):
+        return f"model.id={config.id}: its index names pickled weights; choose a copy with .safetensors files"
     if "safetensors" in text:
         return (
             f"model.id={config.id} has no safetensors weights, and pickled ones can run code when they are read; "

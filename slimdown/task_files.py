@@ -28,7 +28,7 @@ def task_problem(task: str) -> str | None:
     mention = re.compile(rb"(?<![\w.-])" + re.escape(task.encode()) + rb"(?![\w.-])")
     if task in _shipped() or any(mention.search(text) for _, text in _task_files()):
         return None
-    known = sorted({match.decode() for _, text in _task_files() for match in _NAMED.findall(text)})
+    known = sorted(_shipped() | {match.decode() for _, text in _task_files() for match in _NAMED.findall(text)})
     close = get_close_matches(task, known, n=3)
     return "the harness has no such task" + (f"; did you mean {' or '.join(close)}?" if close else "")
 

@@ -9,6 +9,7 @@ import json
 import logging
 import resource
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -190,7 +191,8 @@ def check_settings(base: LoadedModel, lora: LoraConfig, config: TrainConfig) -> 
     """Return in silence where this model can be trained so; asked before hours go into measuring it.
 
     Raises:
-        UserError: target modules that it lacks, or examples longer than its window.
+        UserError: target modules that it lacks, examples longer than its window, an adapter larger than the model, an
+            optimizer or a schedule that cannot be used here.
     """
     window = context_window(base.model)
     if window is not None and config.max_length > window:
@@ -206,6 +208,56 @@ def check_settings(base: LoadedModel, lora: LoraConfig, config: TrainConfig) -> 
         raise UserError(
             f"lora.target_modules: {base.id} has no {', '.join(absent)}; its linear layers are {', '.join(there)}"
         )
+    check_rank(base, lora)
+    check_optimizer(config, base.device)
+
+
+def check_rank(base: LoadedModel, lora: LoraConfig) -> None:
+    """Check that the adapter is smaller than the model, for which adapters are made.
+
+    Raises:
+        UserError: with both sizes and the largest `lora.r` that is.
+    """
+    is_all = list(lora.target_modules) == ["all-linear"]
+    per_rank = sum(
+        module.in_features + module.out_features
+        for name, module in base.model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and (is_all or any(name == w or name.endswith(f".{w}") for w in lora.target_modules))
+    )
+    if lora.r * per_rank > base.n_parameters:
+        raise UserError(
+            f"lora.r={lora.r}: the adapter would have {lora.r * per_rank:,} parameters, and {base.id} has "
+            f"{base.n_parameters:,}; the largest adapter that is smaller has lora.r={base.n_parameters // per_rank}"
+        )
+
+
+def check_optimizer(config: TrainConfig, device: str) -> None:
+    """Check that this device can take a step with the optimizer and the schedule, by taking one.
+
+    Raises:
+        UserError: one that needs another package or device, or settings that there are none for here.
+    """
+    import transformers
+
+    # more than the 4,096 numbers below which optimizers of 8 bits use 32
+    parameter = torch.nn.Parameter(torch.zeros(64, 128, device=device))
+    parameter.grad = torch.zeros_like(parameter)
+    setting = f"train.optim={config.optim}"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = transformers.TrainingArguments(
+                folder, optim=config.optim, report_to="none", use_cpu=device == "cpu"
+            )
+        kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(arguments)
+        optimizer = kind([parameter], **settings)
+        optimizer.step()
+        setting = f"train.lr_scheduler_type={config.lr_scheduler_type}"
+        transformers.get_scheduler(config.lr_scheduler_type, optimizer, 1, 10)
+    except Exception as error:  # each optimizer is somebody else's code
+        reason = " ".join(str(error).split())[:200]
+        sure = "optim=adamw_torch" if "optim" in setting else "lr_scheduler_type=linear"
+        raise UserError(f"{setting} cannot be used here: {reason}; train.{sure} can everywhere") from None
 
 
 def peak_memory_bytes() -> int:

@@ -1,11 +1,14 @@
 """The base loads as it was published, and stays trainable after it was measured."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from slimdown.config import Device, Dtype, ModelConfig, QuantizationConfig, RunConfig, UserError
 from slimdown.model import LoadedModel, context_window, load_model
@@ -79,3 +82,62 @@ def test_pickled_weights_are_refused(tmp_path: Path, composed: Composed) -> None
     config = composed(f"model.id={tmp_path}")
     with pytest.raises(UserError, match="has no safetensors weights"):
         load_model(config.model, config.quantization)
+
+
+def _damage(folder: Path, how: str) -> None:
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    if how == "cut short":
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+    elif how == "a tensor is missing":
+        save_file({key: w for key, w in weights.items() if key != name}, file, metadata={"format": "pt"})
+    elif how == "a tensor has another shape":
+        save_file({**weights, name: weights[name][:-4].clone()}, file, metadata={"format": "pt"})
+    else:
+        file.rename(folder / "weights.bin")
+        index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "weights.bin")}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+@pytest.mark.parametrize(
+    ("how", "answer"),
+    [
+        ("cut short", r"a \.safetensors file is damaged or cut short"),
+        ("a tensor is missing", r"not those that its config\.json describes: .*q_proj\.weight is not in them"),
+        ("a tensor has another shape", r"q_proj\.weight is \(188, 192\) and should be \(192, 192\)|cannot be loaded"),
+        ("the index names pickled weights", "its index names pickled weights"),
+    ],
+)
+def test_damaged_weights_are_refused_and_never_made_up(
+    how: str, answer: str, quantization: str, tmp_path: Path, composed: Composed
+) -> None:
+    shutil.copytree(MODEL_DIR, tmp_path / "model")
+    _damage(tmp_path / "model", how)
+    config = composed(f"model.id={tmp_path / 'model'}", f"quantization={quantization}")
+    with pytest.raises(UserError, match=answer):
+        load_model(config.model, config.quantization)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[1]"),
+        ("config.json", '{"model_type": "nope"}'),
+        ("config.json", '{"model_type": "llama", "hidden_size": "wide"}'),
+        ("config.json", '{"model_type": "llama", "hidden_size": -4}'),
+        ("tokenizer.json", "{"),
+    ],
+)
+def test_files_that_are_not_a_models_are_answered_in_one_line(
+    file: str, content: str, tmp_path: Path, composed: Composed
+) -> None:
+    shutil.copytree(MODEL_DIR, tmp_path / "model")
+    (tmp_path / "model" / file).write_text(content)
+    config = composed(f"model.id={tmp_path / 'model'}")
+    with pytest.raises(UserError, match=r"^model\.id=.* cannot be loaded: .*") as caught:
+        load_model(config.model, config.quantization)
+    assert "\n" not in str(caught.value)

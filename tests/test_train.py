@@ -138,12 +138,21 @@ def test_steps_are_told_as_they_happen(composed: Composed, pocket: LoadedModel, 
     [
         ("lora.target_modules=[q_proj,query]", "has no query; its linear layers are down_proj, gate_proj, k_proj"),
         ("train.max_length=100000", "is beyond the 512 tokens that pocket:model was made for"),
+        (
+            "lora=all_linear lora.r=400",
+            r"the adapter would have .* and pocket:model has .*; the largest adapter that is smaller has",
+        ),
+        (
+            "train.optim=galore_adamw",
+            r"train\.optim=galore_adamw cannot be used here: .*; train\.optim=adamw_torch can",
+        ),
+        ("train.lr_scheduler_type=cosine_with_min_lr", r"cannot be used here: .*; train\.lr_scheduler_type=linear can"),
     ],
 )
 def test_settings_that_the_model_cannot_take_are_refused(
     override: str, answer: str, composed: Composed, pocket: LoadedModel
 ) -> None:
-    config = composed(*SMALL, override)
+    config = composed(*SMALL, *override.split())
     with pytest.raises(UserError, match=answer):
         check_settings(pocket, config.lora, config.train)
 

@@ -1,0 +1,56 @@
+"""A chat template is a stranger's program: what it does wrong is one line, and it never hangs a run."""
+
+import time
+
+import pytest
+
+from slimdown import chat
+from slimdown.chat import chat_prompt, check_chat_template
+from slimdown.config import EvaluationConfig, UserError
+from slimdown.evaluate import Evaluator
+from slimdown.model import LoadedModel
+
+SETTING = "dataset.mine.template=chat"
+LONG = "{% for a in range(5000) %}{% for b in range(5000) %}{% endfor %}{% endfor %}"
+"""A second or two, and no longer: what loops for ever would loop beside the tests that follow."""
+
+
+@pytest.mark.parametrize(
+    ("template", "answer"),
+    [
+        (None, "has no chat template; use dataset.mine.template=alpaca, or an instruct model"),
+        ("{{ ''.__class__.__mro__ }}", "fails (SecurityError"),
+        ("{{ messages.append('x') }}", "fails (SecurityError"),
+        ("{{ raise_exception('only for friends') }}", "fails (TemplateError: only for friends)"),
+        ("{{ messages[7].content.nothing }}", "fails (UndefinedError"),
+        ("{% for", "fails (TemplateSyntaxError"),
+        ("{% for i in range(1000000000) %}{% endfor %}", "fails (OverflowError"),
+        (LONG, "has not ended after 0.1 s for one question"),
+    ],
+)
+def test_a_template_that_does_not_work_is_one_line(
+    template: str | None, answer: str, pocket: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "_SECONDS", 0.1)
+    pocket.tokenizer.chat_template = template
+    begun = time.perf_counter()
+    with pytest.raises(UserError) as caught:
+        check_chat_template(pocket.tokenizer, SETTING)
+    assert time.perf_counter() - begun < 3
+    assert str(caught.value).startswith(SETTING)
+    assert answer in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sound_template_is_used_as_it_is(pocket: LoadedModel) -> None:
+    pocket.tokenizer.chat_template = "{{ bos_token }}<{{ messages[0].content }}>"
+    check_chat_template(pocket.tokenizer, SETTING)
+    assert chat_prompt(pocket.tokenizer, "What?", SETTING).endswith("<What?>")
+
+
+def test_without_a_template_nothing_is_measured(pocket: LoadedModel) -> None:
+    with (
+        pytest.raises(UserError, match=r"use evaluation\.apply_chat_template=false, or an instruct model"),
+        Evaluator(pocket, EvaluationConfig(batch_size=1, apply_chat_template=True)),
+    ):
+        pass
