@@ -18,6 +18,7 @@ from torch import nn
 
 from slimdown.config import Device, Dtype, ModelConfig, QuantizationConfig, UserError
 from slimdown.dtype import auto_dtype
+from slimdown.identity import digest, identify
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class LoadedModel:
     n_parameters: int
     memory_bytes: int  # of weights and buffers
     load_seconds: float
+    identity: dict[str, Any]  # everything that answers depend on, see identity.py
+
+    @property
+    def digest(self) -> str:
+        """The identity in 32 hex digits: two models of one digest give the same answers."""
+        return digest(self.identity)
 
 
 def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedModel:
@@ -97,6 +104,7 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
         n_parameters=_count_parameters(model),
         memory_bytes=model.get_memory_footprint(),
         load_seconds=time.perf_counter() - started,
+        identity=identify(model, tokenizer),
     )
 
 

@@ -23,6 +23,7 @@ import torch
 from slimdown.config import LoraConfig, OnProgress, TrainConfig, UserError
 from slimdown.data import SftData
 from slimdown.dequantize import asked, dequantized, dequantizes
+from slimdown.identity import digest, identify
 from slimdown.lean import attention_by_row, padding_free_collator, trainer_class
 from slimdown.model import LoadedModel, context_window
 
@@ -40,7 +41,6 @@ class TrainResult:
     """What training did and what it cost."""
 
     adapter_dir: Path
-    adapter_digest: str  # of its weights
     steps: int
     tokens: int  # of all training batches, padding left out
     train_loss: float  # mean over all steps
@@ -166,13 +166,13 @@ def fine_tune(
     model.eval()
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     adapter_dir = _save_adapter(model, base, folder / "adapter")
-    weights = (adapter_dir / "adapter_model.safetensors").read_bytes()
+    adapter = hashlib.sha256((adapter_dir / "adapter_model.safetensors").read_bytes()).hexdigest()
+    weights = digest([base.identity["weights"], adapter])
     tokens = int(history[-1].values.get("num_tokens", 0)) if history else 0
     return FineTuned(
-        loaded=replace(base, model=model),
+        loaded=replace(base, model=model, identity=identify(model, base.tokenizer, weights)),
         result=TrainResult(
             adapter_dir=adapter_dir,
-            adapter_digest=hashlib.sha256(weights).hexdigest()[:32],
             steps=outcome.global_step,
             tokens=tokens,
             train_loss=float(outcome.training_loss),

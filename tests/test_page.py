@@ -20,7 +20,6 @@ from slimdown.train import StepRecord, TrainResult
 
 TRAINING = TrainResult(
     adapter_dir=Path("adapter"),
-    adapter_digest="digest",
     steps=2,
     tokens=1000,
     train_loss=1.5,
