@@ -4,18 +4,25 @@ Decides what counts as the same evaluation, and lets one process at a time make 
 `tracking.py`; the questions are asked by `evaluate.py`.
 """
 
-import hashlib
-import json
 import time
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Protocol
 
 from slimdown.config import BenchmarkConfig, EvaluationConfig, OnProgress
 from slimdown.evaluate import Evaluator
+from slimdown.identity import digest
 from slimdown.model import LoadedModel
 from slimdown.samples import BenchmarkReport, EvalReport
+
+# Begins every key: evaluations of other keys are not looked at. Keys without it missed the quantization's details, the
+# tokenizer and the adapter's config.
+KEY_VERSION = "2-"
+# The modules that answers come from; tests/test_evaluation_key.py follows the imports.
+MEASURING = ("attention", "decoding", "dequantize", "evaluate", "forward", "model", "packing", "scoring", "sharing")
 
 
 class Record(Protocol):
@@ -33,7 +40,6 @@ class Record(Protocol):
 
 def measure(
     loaded: LoadedModel,
-    adapter: str,
     tasks: dict[str, Any],
     chosen: dict[str, BenchmarkConfig],
     config: EvaluationConfig,
@@ -47,7 +53,6 @@ def measure(
 
     Args:
         loaded: the model, the adapter on it or not.
-        adapter: a digest of the adapter's weights; empty for the base.
         tasks: what `load_tasks` returned for `chosen`.
         chosen: settings by benchmark name.
         config: budget and prompt format.
@@ -60,7 +65,7 @@ def measure(
     with Evaluator(loaded, config, dequantize, on_progress) as evaluator:
         for name, benchmark in chosen.items():
             questions = evaluator.questions_hash(tasks[name], benchmark)
-            key = evaluation_key(loaded, adapter, evaluator.scoring_path, questions, benchmark, config)
+            key = evaluation_key(loaded, evaluator.scoring_path, questions, benchmark, config)
             with record.lock(key):
                 found = record.find(name, key, benchmark)
                 if found is None:
@@ -70,9 +75,21 @@ def measure(
         return EvalReport(reports, version("lm-eval"), evaluator.scoring_path, time.perf_counter() - started)
 
 
+# How scores are read, which no answer depends on: these may differ between evaluations of one key.
+READ_ONLY = {
+    "benchmark": {
+        "metric": "which of the metrics, all kept, is the primary one",
+        "chance": "what guessing scores, for rates above it",
+        "role": "whether a change counts as learned or as forgotten",
+        "paper_metric": "which of the paper's metrics the change feeds",
+        "margin": "which change counts as none",
+    },
+    "evaluation": {},
+}
+
+
 def evaluation_key(
     loaded: LoadedModel,
-    adapter: str,
     scoring_path: str,
     questions: str,
     benchmark: BenchmarkConfig,
@@ -80,18 +97,21 @@ def evaluation_key(
 ) -> str:
     """A digest of everything that an answer depends on; two evaluations of one key give the same answers.
 
-    How the scores are read (role, chance, the paper's metric) is not part of it; the run's seed is not either: it never
-    touches the questions.
+    Settings are in it unless `READ_ONLY` says why not. Budget and batch size are: what is computed side by side decides
+    how sums are rounded. The run's seed is not: it never touches the questions.
     """
+    settings = {"benchmark": asdict(benchmark), "evaluation": asdict(config)}
     parts = {
-        "model": [loaded.id, loaded.revision, loaded.quantization, loaded.dtype, loaded.device],
-        "adapter": adapter,
+        "model": loaded.identity,
         "scoring_path": scoring_path,
-        "harness": version("lm-eval"),
-        "task": [benchmark.task, questions],
-        "num_fewshot": benchmark.num_fewshot,
-        "limit": benchmark.limit,
-        "numeric_tolerance": benchmark.numeric_tolerance,
-        "evaluation": asdict(config),
+        "code": {"lm-eval": version("lm-eval"), "slimdown": code_digest()},
+        "questions": questions,
+        **{part: {k: v for k, v in found.items() if k not in READ_ONLY[part]} for part, found in settings.items()},
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return f"{KEY_VERSION}{digest(parts)}"
+
+
+@cache
+def code_digest() -> str:
+    """A digest of the modules that ask, compute and score: another way of measuring is another evaluation."""
+    return digest([Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in MEASURING])

@@ -81,7 +81,7 @@ def run(
             report.progress_bar("measuring the base") as bar,
             base_record(config.tracking, base, tracked, config.baseline.reuse, base_settings(config)) as record,
         ):
-            before = measure(base, "", tasks, config.benchmark, config.evaluation, dequantize, record, bar)
+            before = measure(base, tasks, config.benchmark, config.evaluation, dequantize, record, bar)
         tracked.log_baselines(record.sources)
         tracked.log_measuring(before)
 
@@ -92,8 +92,7 @@ def run(
 
         with report.progress_bar("measuring the tuned model") as bar:
             record = EvaluationRecord(config.tracking, "tuned", tracked, config.baseline.reuse, lambda: tracked)
-            adapter = tuned.result.adapter_digest
-            after = measure(tuned.loaded, adapter, tasks, config.benchmark, config.evaluation, dequantize, record, bar)
+            after = measure(tuned.loaded, tasks, config.benchmark, config.evaluation, dequantize, record, bar)
 
         changed = forgetting(before, after)
         lost = {name: anatomy(before.benchmarks[name], after.benchmarks[name]) for name in changed.benchmarks}

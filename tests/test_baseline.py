@@ -6,15 +6,14 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
-from slimdown.baseline import evaluation_key, measure
-from slimdown.config import BenchmarkConfig, EvaluationConfig, RunConfig, TrackingConfig
+from slimdown.baseline import measure
+from slimdown.config import BenchmarkConfig, RunConfig, TrackingConfig
 from slimdown.evaluate import load_tasks
 from slimdown.model import LoadedModel
 from slimdown.samples import BenchmarkReport, read_samples, write_samples
@@ -41,9 +40,9 @@ class Counting:
         self.made.append(name)
 
 
-def measured(loaded: LoadedModel, config: RunConfig, record: Any, adapter: str = "") -> dict[str, BenchmarkReport]:
+def measured(loaded: LoadedModel, config: RunConfig, record: Any) -> dict[str, BenchmarkReport]:
     tasks = load_tasks(config.benchmark)
-    done = measure(loaded, adapter, tasks, config.benchmark, config.evaluation, "auto", record, lambda d, t, n: None)
+    done = measure(loaded, tasks, config.benchmark, config.evaluation, "auto", record, lambda d, t, n: None)
     return done.benchmarks
 
 
@@ -80,27 +79,6 @@ def test_the_runs_seed_and_how_scores_are_read_do_not(pocket: LoadedModel, compo
         pocket, composed(*CS, "seed=3", "benchmark.pocket_cs.role=target", "benchmark.pocket_cs.chance=0.3"), record
     )
     assert len(record.made) == 1
-
-
-def test_every_part_of_a_model_is_in_the_key(pocket: LoadedModel, composed: Composed) -> None:
-    config = composed(*CS)
-    benchmark = config.benchmark["pocket_cs"]
-
-    def key(loaded: LoadedModel = pocket, adapter: str = "", path: str = "shared", questions: str = "q") -> str:
-        return evaluation_key(loaded, adapter, path, questions, benchmark, config.evaluation)
-
-    others = [
-        key(replace(pocket, id="another")),
-        key(replace(pocket, revision="another")),
-        key(replace(pocket, quantization="none")),
-        key(replace(pocket, dtype="bfloat16")),
-        key(replace(pocket, device="cuda")),
-        key(adapter="abc"),
-        key(path="stock"),
-        key(questions="others"),
-    ]
-    assert key() == key()
-    assert len({key(), *others}) == 9
 
 
 def test_a_report_comes_back_from_its_file_as_it_was(pocket: LoadedModel, composed: Composed, tmp_path: Path) -> None:
@@ -218,10 +196,3 @@ def test_one_process_at_a_time_holds_a_key_and_a_dead_one_does_not(store: Mlflow
         owner.join()
         with lock.acquire(timeout=10):
             assert lock.is_locked
-
-
-def test_settings_of_an_evaluation_are_all_in_the_key() -> None:
-    """A new field of EvaluationConfig enters the key by itself."""
-    assert set(asdict(EvaluationConfig(batch_size=1, apply_chat_template=False))) == {
-        "token_budget", "batch_size", "apply_chat_template",
-    }  # fmt: skip
