@@ -70,7 +70,6 @@ OVERRIDES = {
     "evaluation.apply_chat_template": "evaluation.apply_chat_template=true",
 }
 SHARED = {
-    "model.revision": ("model.revision=other", "a name; what it names is in by its content"),
     "quantization.dequantize_for_training": (
         "quantization.dequantize_for_training=false",
         "how training computes; the adapter that comes of it is in by its content",
@@ -86,6 +85,7 @@ SHARED = {
 }
 ELSEWHERE = {
     "model.id": "test_the_same_content_elsewhere_has_the_same_key",
+    "model.revision": "test_the_same_content_elsewhere_has_the_same_key",
     "model.device": "test_another_arithmetic_has_another_key",
     "benchmark.num_fewshot": "test_shots_have_another_key",
 }
@@ -170,7 +170,9 @@ def test_the_same_content_elsewhere_has_the_same_key(settings: Composed, folder:
     before = key_of(settings())
     moved = folder.rename(folder.with_name("moved"))
     (moved / "README.md").write_text("no answer depends on it")
-    assert key_of(settings(f"model.id={moved}")) == before
+    config = settings(f"model.id={moved}")
+    assert key_of(config) == before
+    assert key_of(replace(config, model=replace(config.model, revision="another"))) == before
 
 
 # --- an adapter's ------------------------------------------------------------------------------------------
@@ -179,7 +181,9 @@ ADAPTER_EDITS: dict[str, Callable[[Path], None]] = {
     "weights": lambda folder: nudge(folder / "adapter_model.safetensors"),
     "lora_alpha": lambda folder: edit(folder / "adapter_config.json", lambda c: c.update(lora_alpha=32)),
     "use_rslora": lambda folder: edit(folder / "adapter_config.json", lambda c: c.update(use_rslora=True)),
-    "alpha_pattern": lambda folder: edit(folder / "adapter_config.json", lambda c: c.update(alpha_pattern={"q": 3})),
+    "alpha_pattern": lambda folder: edit(
+        folder / "adapter_config.json", lambda c: c.update(alpha_pattern={"q_proj": 3})
+    ),
 }
 
 
