@@ -15,6 +15,7 @@ import numpy as np
 
 from slimdown.chat import chat_prompt, check_chat_template
 from slimdown.config import DatasetConfig, UserError
+from slimdown.hub import asking_hub
 from slimdown.rows import Row, RowError, read_rows, to_row
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ def _hub_records(name: str, config: DatasetConfig) -> "Dataset":
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        return load_dataset(config.path, config.name, split=config.split, revision=config.revision)
+        with asking_hub(f"dataset.{name}: {config.path}"):
+            return load_dataset(config.path, config.name, split=config.split, revision=config.revision)
     except DatasetNotFoundError as error:
         if "gated" in str(error).lower():
             raise UserError(

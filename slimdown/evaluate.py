@@ -22,6 +22,7 @@ import torch
 from slimdown.chat import check_chat_template
 from slimdown.config import BenchmarkConfig, EvaluationConfig, OnProgress, UserError
 from slimdown.dequantize import asked, dequantized, dequantizes
+from slimdown.hub import asking_hub
 from slimdown.model import LoadedModel
 from slimdown.pocket import TASKS_DIR
 from slimdown.samples import BenchmarkReport, EvalReport, Sample, Score
@@ -48,7 +49,10 @@ def load_tasks(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
             problem = task_problem(benchmark.task) or "the harness has no task, group or tag of this name"
             raise UserError(f"benchmark.{name}.task={benchmark.task}: {problem}")
         try:
-            loaded = manager.load([benchmark.task])
+            with asking_hub(f"benchmark.{name}: the data of {benchmark.task} cannot be had"):
+                loaded = manager.load([benchmark.task])
+        except UserError:
+            raise
         except Exception as error:  # whatever a task's own code and its dataset's may raise
             raise UserError(
                 f"benchmark.{name}: the data of {benchmark.task} cannot be had "

@@ -18,6 +18,7 @@ from torch import nn
 
 from slimdown.config import Device, Dtype, ModelConfig, QuantizationConfig, UserError
 from slimdown.dtype import auto_dtype
+from slimdown.hub import asking_hub
 from slimdown.identity import digest, identify
 
 
@@ -61,21 +62,22 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
     source = str(config.folder or config.id)
     common = {"revision": config.revision, "trust_remote_code": False}
     try:
-        architecture = transformers.AutoConfig.from_pretrained(source, **common)
-        skeleton = _skeleton(architecture)
-        _check_memory(config, quantization, skeleton, dtype, device)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
-        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
-            source,
-            **common,
-            use_safetensors=True,  # pickled weights can run code
-            dtype=dtype,
-            device_map={"": device.type},
-            attn_implementation=config.attn_implementation,
-            quantization_config=_bitsandbytes(quantization, device),
-            output_loading_info=True,
-        )
-        _check_weights(config, model, skeleton, loading["missing_keys"])
+        with asking_hub(f"model.id={config.id}"):
+            architecture = transformers.AutoConfig.from_pretrained(source, **common)
+            skeleton = _skeleton(architecture)
+            _check_memory(config, quantization, skeleton, dtype, device)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
+            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                source,
+                **common,
+                use_safetensors=True,  # pickled weights can run code
+                dtype=dtype,
+                device_map={"": device.type},
+                attn_implementation=config.attn_implementation,
+                quantization_config=_bitsandbytes(quantization, device),
+                output_loading_info=True,
+            )
+            _check_weights(config, model, skeleton, loading["missing_keys"])
     except UserError:
         raise
     except (MemoryError, torch.OutOfMemoryError):
