@@ -2,6 +2,13 @@
 
 import os
 import sys
+
+from slimdown import interruption
+
+if __name__ == "__main__":
+    interruption.end_at_once_when_interrupted()  # before the imports, which take a third of a second
+
+from contextlib import ExitStack
 from pathlib import Path
 
 import hydra
@@ -59,9 +66,11 @@ def run(
         "mlflow.source.git.commit": commit,
         **({"slimdown.sweep": sweep} if sweep else {}),
     }
-    with report.doing("opening the record"):
-        tracked = TrackedRun(config.tracking, name, kind="tuned", tags=tags)
-    with tracked:
+    with ExitStack() as until_closed:
+        with interruption.undisturbed():  # a run that is opened is closed, whatever comes in between
+            with report.doing("opening the record"):
+                tracked = TrackedRun(config.tracking, name, kind="tuned", tags=tags)
+            until_closed.enter_context(tracked)
         settings, machine = flatten(config), environment()
         tracked.log_settings(settings, config_yaml, overrides, machine)
 
@@ -69,6 +78,7 @@ def run(
             tasks = load_tasks(config.benchmark)
         with report.doing(f"loading {config.model.id}"):
             base = load_model(config.model, config.quantization)
+        interruption.stop_between_forwards(base.model)
         check_settings(base, config.lora, config.train)
         tracked.log_model(base)
 
@@ -156,18 +166,19 @@ def job(composed: DictConfig) -> float:
     settings = HydraConfig.get()
     overrides = list(settings.overrides.task)
     try:
-        return run(
-            load_config(composed),
-            name=redact(run_name(settings.runtime.choices["model"], overrides, swept_keys(sys.argv[1:]))),
-            config_yaml=OmegaConf.to_yaml(composed, resolve=True),
-            overrides=overrides,
-            folder=Path(settings.runtime.output_dir),
-            sweep=Path(settings.sweep.dir).name if settings.mode is RunMode.MULTIRUN else None,
-        )
+        with interruption.listening():  # in the process of a launcher too
+            return run(
+                load_config(composed),
+                name=redact(run_name(settings.runtime.choices["model"], overrides, swept_keys(sys.argv[1:]))),
+                config_yaml=OmegaConf.to_yaml(composed, resolve=True),
+                overrides=overrides,
+                folder=Path(settings.runtime.output_dir),
+                sweep=Path(settings.sweep.dir).name if settings.mode is RunMode.MULTIRUN else None,
+            )
     except UserError as error:
         if settings.mode is RunMode.MULTIRUN:
             raise  # Hydra marks this job as failed and goes on with the next; an exit would end the sweep
-        sys.exit(f"This run cannot go on:\n  {error}")
+        sys.exit(_said("This run cannot go on:", error))
 
 
 def main() -> None:
@@ -176,18 +187,30 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's small bars would tear our one
     try:
-        sys.argv[1:] = read_command_line(sys.argv[1:]).arguments
-        check_command_line(sys.argv[1:])
-        job()
-    except ConfigError as error:
-        sys.exit(f"This run cannot start:\n  {str(error).replace(chr(10), chr(10) + '  ')}")
+        with interruption.listening():
+            sys.argv[1:] = read_command_line(sys.argv[1:]).arguments
+            check_command_line(sys.argv[1:])
+            job()
+    except KeyboardInterrupt as error:
+        notes = getattr(error, "__notes__", ["No run was open: nothing is lost."])
+        sys.stderr.write(f"Interrupted. {notes[-1]}\n")
+        sys.exit(interruption.EXIT_CODE)
+    except (ConfigError, HydraException) as error:
+        sys.exit(_said("This run cannot start:", error))
     except UserError as error:
-        sys.exit(f"This run cannot go on:\n  {error}")
-    except HydraException as error:
-        sys.exit(f"This run cannot start:\n  {error}")
-    except KeyboardInterrupt:
-        sys.stderr.write("Interrupted. What was recorded so far is kept in MLflow, and the run is marked KILLED.\n")
-        sys.exit(130)
+        sys.exit(_said("This run cannot go on:", error))
+    except OSError as error:
+        if error.filename is None or hasattr(error, "__notes__"):
+            raise  # not the folder that Hydra makes for a run before it calls us
+        sys.exit(
+            f"This run cannot start:\n  its folder {error.filename} cannot be made ({error.strerror}); "
+            "hydra.run.dir=FOLDER (of a sweep hydra.sweep.dir=FOLDER) puts it where there is room and you may write"
+        )
+
+
+def _said(what: str, error: Exception) -> str:
+    lines = [*str(error).splitlines(), *getattr(error, "__notes__", [])]
+    return "\n  ".join([what, *lines])
 
 
 if __name__ == "__main__":

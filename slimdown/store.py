@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config import BenchmarkConfig, TrackingConfig, UserError, nearest
+from slimdown.disk import disk_full
 from slimdown.samples import EvalReport, read_samples
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def open_store(config: TrackingConfig) -> "MlflowClient":
                 client = MlflowClient(config.uri)
                 client.search_experiments(max_results=1)
         except Exception as error:  # OSError, MLflow's, SQLAlchemy's
-            raise UserError(
+            raise disk_full(error, file.parent) or UserError(
                 f"tracking.uri={config.uri} cannot be used: {first_line(error)}; choose a file that you can write, "
                 "e.g. tracking.uri=sqlite:///mlruns/mlflow.db"
             ) from None

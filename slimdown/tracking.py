@@ -5,7 +5,6 @@ through one client of its own, never through MLflow's global state. With `store.
 """
 
 import json
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,9 @@ from mlflow.exceptions import MlflowException
 from slimdown.anatomy import Anatomy
 from slimdown.config import BenchmarkConfig, PaperMetric, TrackingConfig, UserError
 from slimdown.data import SftData
+from slimdown.disk import disk_full
 from slimdown.forgetting import BenchmarkChange, ForgettingReport
+from slimdown.interruption import interrupted, undisturbed
 from slimdown.model import LoadedModel
 from slimdown.paired import Estimate
 from slimdown.samples import BenchmarkReport, EvalReport, read_samples, write_samples
@@ -45,11 +46,14 @@ class TrackedRun:
             UserError: the tracking store does not answer or refuses; nothing has been computed by then.
         """
         self._client = open_store(config)
+        self._folder = lock_folder(config).parent  # where a local store lies
         experiment = experiment_id(self._client, config)
         try:
             run = self._client.create_run(experiment, run_name=name, tags={**tags, "slimdown.kind": kind})
         except MlflowException as error:
-            raise UserError(f"tracking.uri={public_uri(config.uri)} refuses a run: {first_line(error)}") from None
+            raise disk_full(error, self._folder) or UserError(
+                f"tracking.uri={public_uri(config.uri)} refuses a run: {first_line(error)}"
+            ) from None
         self.run_id: str = run.info.run_id
         self.artifact_uri: str = run.info.artifact_uri
         self.name = name
@@ -58,12 +62,6 @@ class TrackedRun:
         self._flushed = time.monotonic()
 
     def __enter__(self) -> "TrackedRun":
-        # A scheduler or a container stops a job with SIGTERM; it ends the run as Ctrl-C does.
-        self._previous = signal.getsignal(signal.SIGTERM)
-        try:
-            signal.signal(signal.SIGTERM, _interrupt)
-        except ValueError:  # not in the main thread: then signals are not ours to handle
-            self._previous = None
         return self
 
     def __exit__(
@@ -72,17 +70,48 @@ class TrackedRun:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-        if error is None:
-            status = "FINISHED"
-        elif isinstance(error, Exception):
-            status = "FAILED"
-            self._client.set_tag(self.run_id, "slimdown.error", redact(f"{type(error).__name__}: {error}")[:5000])
-        else:
-            status = "KILLED"
-        self._flush()
-        self._client.set_terminated(self.run_id, status)
+        """Close the run FINISHED, FAILED with the error in a tag, or KILLED; the error says so in a note.
+
+        Raises:
+            KeyboardInterrupt: a signal came, whatever became of it on its way here.
+            UserError: the disk is full.
+        """
+        with undisturbed():
+            end = error
+            if interrupted() and not isinstance(error, KeyboardInterrupt):
+                end = KeyboardInterrupt()
+            elif isinstance(error, Exception):
+                end = disk_full(error, self._folder) or error
+            refused = self._close(end)
+            if refused is not None and end is None:
+                raise disk_full(refused, self._folder) or refused
+            if end is not None:
+                end.add_note(self._ending(end, refused))
+                raise end from (error if error is not end else end.__cause__)
+
+    def _close(self, end: BaseException | None) -> Exception | None:
+        """Mark how the run ended; returns why the store refuses, None where it does not."""
+        status = _status(end)
+        steps: list[Callable[[], object]] = [self._flush]
+        if status == "FAILED":
+            reason = redact(f"{type(end).__name__}: {end}")[:5000]
+            steps.append(lambda: self._client.set_tag(self.run_id, "slimdown.error", reason))
+        steps.append(lambda: self._client.set_terminated(self.run_id, status))
+        refused = None
+        for step in steps:  # each for itself: a run that keeps no more metrics can still be marked
+            try:
+                step()
+            except Exception as error:
+                refused = error
+        return refused
+
+    def _ending(self, end: BaseException, refused: Exception | None) -> str:
+        if refused is None:
+            return f"Run {self.run_id} is marked {_status(end)} and keeps what was recorded so far."
+        return (
+            f"Run {self.run_id} could not be marked {_status(end)} and may stay RUNNING: the store refuses "
+            f"({first_line(refused)}). What was recorded so far is kept."
+        )
 
     # --- what a run is told ---------------------------------------------------------------------
 
@@ -162,7 +191,8 @@ class TrackedRun:
     def log_step(self, record: StepRecord) -> None:
         """Keep one training step; steps are sent together every few seconds."""
         now = int(time.time() * 1000)
-        self._pending += [Metric(f"train/{k}", v, now, record.step) for k, v in record.values.items()]
+        finite = {name: value for name, value in record.values.items() if isfinite(value)}
+        self._pending += [Metric(f"train/{name}", value, now, record.step) for name, value in finite.items()]
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush()
 
@@ -323,7 +353,8 @@ def base_record(
         def holder() -> TrackedRun:
             if not opened:
                 name = f"base {base.id} {base.quantization}"
-                opened.append(stack.enter_context(TrackedRun(config, name, kind="baseline", tags={})))
+                with undisturbed():  # no signal between opening the run and seeing to its end
+                    opened.append(stack.enter_context(TrackedRun(config, name, kind="baseline", tags={})))
                 opened[0].log_params(settings)
                 opened[0].log_model(base)
             return opened[0]
@@ -368,5 +399,8 @@ def _plain(value: Any) -> str:
     return redact(text)
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+def _status(end: BaseException | None) -> str:
+    """How a run that ends so is marked."""
+    if end is None:
+        return "FINISHED"
+    return "FAILED" if isinstance(end, Exception) else "KILLED"
