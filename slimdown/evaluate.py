@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
-from math import sqrt
+from math import isnan, sqrt
 from typing import Any
 
 import numpy as np
@@ -205,7 +205,7 @@ class Evaluator:
         """Ask one benchmark's questions.
 
         Raises:
-            UserError: the harness cannot ask what is asked of it.
+            UserError: the harness cannot ask what is asked of it, or the model answers in no numbers.
         """
         import lm_eval
 
@@ -222,7 +222,15 @@ class Evaluator:
             )
         except ValueError as error:
             raise UserError(f"benchmark.{name} ({benchmark.task}): {error}") from None
-        return _read_results(name, benchmark, results, time.perf_counter() - begun)
+        report = _read_results(name, benchmark, results, time.perf_counter() - begun)
+        for sample in report.samples:
+            if any(isnan(value) for value in (*sample.log_likelihoods, *sample.scores.values())):
+                raise UserError(
+                    f"benchmark.{name}: what {self._loaded.id} answers to question {sample.doc_id} of {sample.task} is "
+                    f"not a number; model.dtype={self._loaded.dtype} overflows there, or its weights are damaged: try "
+                    "model.dtype=float32, or download the model again"
+                )
+        return report
 
 
 def evaluate(

@@ -94,6 +94,7 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
         # What the harness would choose when it measures; set here so that training sees the same, measured or not.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     model.eval()
+    _check_numbers(config, model)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -108,6 +109,19 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
         load_seconds=time.perf_counter() - started,
         identity=identify(model, tokenizer),
     )
+
+
+def _check_numbers(config: ModelConfig, model: Any) -> None:
+    """Refuse weights that compute no numbers, by one forward of a few tokens: NaN anywhere comes through."""
+    tokens = torch.arange(min(16, model.get_input_embeddings().weight.shape[0]), device=model.device)[None]
+    with torch.no_grad():
+        logits = model(input_ids=tokens, use_cache=False).logits
+    if logits.float().log_softmax(-1).isnan().any():
+        narrow = "" if model.dtype == torch.float32 else f", or try model.dtype=float32 (now {model.dtype})"
+        raise UserError(
+            f"model.id={config.id} computes no numbers: its weights hold NaN or infinity, or numbers that overflow. "
+            f"Download it again or choose another revision{narrow}"
+        )
 
 
 def context_window(model: Any) -> int | None:

@@ -388,6 +388,7 @@ def _training(training: "TrainResult") -> list[tuple[str, str]]:
     return [
         ("steps", f"{training.steps:,}"),
         ("tokens", f"{training.tokens:,}"),
+        ("rows cut", str(training.cut) if training.cut.n_cut else "none"),
         ("trained parameters", f"{training.n_trainable:,} ({_number(training.trainable_percent, '.2f')} %)"),
         ("mean training loss", _number(training.train_loss, ".3f")),
         ("time", f"{_seconds(training.runtime_seconds)}, {_number(training.tokens_per_second, ',.0f')} tokens/s"),

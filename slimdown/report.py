@@ -67,6 +67,11 @@ def show_plan(config: RunConfig, name: str) -> None:
     console.print()
 
 
+def show_note(line: str) -> None:
+    """Print what a person should know before they wait."""
+    console.print(escape(line), style="yellow")
+
+
 @contextmanager
 def doing(what: str) -> Iterator[None]:
     """A spinner with the seconds so far, while something runs that cannot say how far it is."""
@@ -294,6 +299,7 @@ def learned(training: "TrainResult") -> str:
     return (
         f"Validation loss {training.validation_loss_before:.3f} → {training.validation_loss_after:.3f} nats a token "
         f"in {training.steps} steps; {training.n_trainable:,} parameters trained, {training.trainable_percent:.2f} %."
+        + (f" {training.cut}." if training.cut.n_cut else "")
     )
 
 

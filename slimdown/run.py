@@ -54,7 +54,7 @@ def run(
     from slimdown.provenance import environment, git_commit
     from slimdown.store import public_uri
     from slimdown.tracking import EvaluationRecord, TrackedRun, base_record
-    from slimdown.train import check_settings, fine_tune, peak_memory_bytes
+    from slimdown.train import check_rows, check_settings, fine_tune, peak_memory_bytes
 
     report.show_plan(config, name)
     commit = git_commit() or "none"
@@ -85,6 +85,9 @@ def run(
         dequantize = config.quantization.dequantize_for_evaluation
         with report.doing("preparing the rows"):
             data = load_data(config.dataset, config.seed, base.tokenizer)
+            cut = check_rows(base, data, config.train)
+        if cut.n_cut:
+            report.show_note(str(cut))
         tracked.log_data(data)
 
         with (

@@ -203,6 +203,7 @@ class TrackedRun:
                 "train/final_loss": result.train_loss,
                 "train/validation_loss_before": result.validation_loss_before,
                 "train/validation_loss_after": result.validation_loss_after,
+                "train/n_truncated": result.cut.n_cut,
                 "train/n_trainable": result.n_trainable,
                 "train/trainable_percent": result.trainable_percent,
                 "cost/train_seconds": result.runtime_seconds,

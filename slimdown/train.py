@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,24 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
+class CutRows:
+    """What `train.max_length` leaves out of the training rows."""
+
+    max_length: int  # tokens
+    n_rows: int
+    n_cut: int  # longer than that
+    n_lost: int  # of which nothing of the completion is left
+    longest: int  # tokens
+
+    def __str__(self) -> str:
+        lost = f" ({self.n_lost} of them lose their whole answer)" if self.n_lost else ""
+        return (
+            f"train.max_length={self.max_length} cuts {self.n_cut:,} of {self.n_rows:,} rows{lost}; "
+            f"the longest has {self.longest:,} tokens"
+        )
+
+
+@dataclass(frozen=True)
 class TrainResult:
     """What training did and what it cost."""
 
@@ -51,6 +70,7 @@ class TrainResult:
     runtime_seconds: float  # of the steps alone, without the two validations
     tokens_per_second: float
     history: tuple[StepRecord, ...]
+    cut: CutRows
 
 
 @dataclass(frozen=True)
@@ -87,13 +107,14 @@ def fine_tune(
         on_progress: told how many steps are done.
 
     Raises:
-        UserError: settings that this model cannot be trained with.
+        UserError: settings that this model cannot be trained with, or a loss that is no longer a number.
     """
     import transformers
     from trl import SFTConfig
 
     _silence_transformers()
     check_settings(base, lora, config)
+    cut = check_rows(base, data, config)
     transformers.set_seed(seed)
     model = _with_adapter(base, lora)
     history: list[StepRecord] = []
@@ -104,6 +125,9 @@ def fine_tune(
                 values = {k: float(v) for k, v in logs.items() if isinstance(v, (int, float))}
                 history.append(StepRecord(state.global_step, values))
                 on_step(history[-1])
+                where = f"at step {state.global_step} of {state.max_steps}"
+                for name in ("loss", "grad_norm"):
+                    _check_number(values.get(name, 0.0), name, where, values.get("learning_rate"), config, base)
                 on_progress(state.global_step, state.max_steps, f"loss {values['loss']:.3f}")
 
     arguments = SFTConfig(
@@ -151,6 +175,7 @@ def fine_tune(
             parameter.data = parameter.data.float()
     with attention_by_row(base), dequantized(model) if _dequantizes(base, dequantize) else nullcontext():
         before = trainer.evaluate()["eval_loss"]
+        _check_number(before, "validation loss", "before the first step", None, config, base)
         transformers.set_seed(seed)  # the validation above must not move the order of the rows
         started = time.perf_counter()
         try:
@@ -163,6 +188,7 @@ def fine_tune(
             ) from None
         seconds = time.perf_counter() - started
         after = trainer.evaluate()["eval_loss"]
+        _check_number(after, "validation loss", "after the last step", None, config, base)
     model.eval()
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     adapter_dir = _save_adapter(model, base, folder / "adapter")
@@ -183,6 +209,7 @@ def fine_tune(
             runtime_seconds=seconds,
             tokens_per_second=tokens / seconds,
             history=tuple(history),
+            cut=cut,
         ),
     )
 
@@ -258,6 +285,54 @@ def check_optimizer(config: TrainConfig, device: str) -> None:
         reason = " ".join(str(error).split())[:200]
         sure = "optim=adamw_torch" if "optim" in setting else "lr_scheduler_type=linear"
         raise UserError(f"{setting} cannot be used here: {reason}; train.{sure} can everywhere") from None
+
+
+def check_rows(base: LoadedModel, data: SftData, config: TrainConfig) -> CutRows:
+    """What `max_length` cuts off the training rows; asked before hours go into measuring the base.
+
+    Raises:
+        UserError: no completion is left of the training or of the held-out rows.
+    """
+    parts = {
+        "training": _cut(base.tokenizer, data.train, config),
+        "held-out": _cut(base.tokenizer, data.validation, config),
+    }
+    for name, cut in parts.items():
+        if cut.n_lost == cut.n_rows:
+            window = context_window(base.model)
+            keeps = f"train.max_length={cut.longest} keeps every row whole"
+            if window is not None and cut.longest > window:
+                keeps = f"{base.id} takes up to {window}, and shorter prompts need fewer"
+            raise UserError(
+                f"train.max_length={config.max_length} cuts the whole completion off each of the {cut.n_rows:,} {name} "
+                f"rows, so there is nothing to learn; the longest has {cut.longest:,} tokens: {keeps}"
+            )
+    return parts["training"]
+
+
+def _cut(tokenizer: Any, rows: Any, config: TrainConfig) -> CutRows:
+    """Counted as TRL tokenizes and cuts: prompt and completion in one, the end cut off."""
+    texts = [prompt + completion for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True)]
+    lengths = [len(ids) for ids in tokenizer(texts, return_attention_mask=False)["input_ids"]]
+    cut = [i for i, length in enumerate(lengths) if length > config.max_length]
+    prompts = tokenizer([rows[i]["prompt"] for i in cut], return_attention_mask=False)["input_ids"] if cut else []
+    n_lost = sum(len(prompt) >= config.max_length for prompt in prompts)
+    return CutRows(config.max_length, len(texts), len(cut), n_lost, max(lengths))
+
+
+def _check_number(
+    value: float, name: str, where: str, learning_rate: float | None, config: TrainConfig, base: LoadedModel
+) -> None:
+    if isfinite(value):
+        return
+    exact = "" if base.dtype == "float32" else f", or model.dtype=float32 (now {base.dtype})"
+    raise UserError(
+        f"training came to an end {where}: the {name} is {value}"
+        + (f" at a learning rate of {learning_rate:g}" if learning_rate is not None else "")
+        + f" (train.learning_rate={config.learning_rate:g}), and nothing is measured after that. Try a smaller "
+        f"train.learning_rate, e.g. {min(config.learning_rate / 10, 2e-3):g}, more train.warmup_steps (now "
+        f"{config.warmup_steps:g}), a smaller train.max_grad_norm (now {config.max_grad_norm:g}){exact}"
+    )
 
 
 def peak_memory_bytes() -> int:

@@ -150,3 +150,11 @@ def test_only_the_task_files_that_are_needed_are_read() -> None:
 def test_for_a_group_or_an_unknown_name_every_task_is_known(name: str) -> None:
     every = task_manager([name])
     assert {"mmlu", "hellaswag", "gsm8k"} <= set(every.all_tasks)
+
+
+def test_an_answer_that_is_not_a_number_is_no_score(config: RunConfig, pocket: LoadedModel) -> None:
+    chosen = {"pocket_cs": config.benchmark["pocket_cs"]}
+    with torch.no_grad():
+        pocket.model.model.norm.weight[0] = torch.nan
+    with pytest.raises(UserError, match=r"pocket:model answers to question 0 of pocket_cs is not a number"):
+        evaluate(pocket, load_tasks(chosen), chosen, config.evaluation)

@@ -42,6 +42,19 @@ def test_a_forward_leaves_the_four_bit_weights_in_their_layout(pocket: LoadedMod
         assert torch.equal(pocket.model.dequantize()(tokens).logits, first)
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_weights_that_compute_no_numbers_are_refused(broken: float, composed: Composed, tmp_path: Path) -> None:
+    folder = shutil.copytree(MODEL_DIR, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    name = next(n for n in weights if n.endswith("layers.1.mlp.down_proj.weight"))
+    weights[name][3, 5] = broken
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = composed(f"model.id={folder}")
+    with pytest.raises(UserError, match=r"computes no numbers: its weights hold NaN or infinity") as refused:
+        load_model(config.model, config.quantization)
+    assert "model.dtype=float32" not in str(refused.value)  # it is already
+
+
 @pytest.mark.parametrize("quantization", ["nf4", "fp4", "none"])
 def test_every_quantization_answers(quantization: str, composed: Composed) -> None:
     config = composed(f"quantization={quantization}")

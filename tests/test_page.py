@@ -16,7 +16,7 @@ from slimdown.config import PaperMetric, Role
 from slimdown.forgetting import forgetting
 from slimdown.page import LONGEST, html_report, render
 from slimdown.samples import BenchmarkReport, Sample
-from slimdown.train import StepRecord, TrainResult
+from slimdown.train import CutRows, StepRecord, TrainResult
 
 TRAINING = TrainResult(
     adapter_dir=Path("adapter"),
@@ -30,6 +30,7 @@ TRAINING = TrainResult(
     runtime_seconds=130.0,
     tokens_per_second=7.7,
     history=(StepRecord(1, {"loss": 2.0}), StepRecord(2, {"loss": 1.0})),
+    cut=CutRows(max_length=64, n_rows=200, n_cut=50, n_lost=2, longest=99),
 )
 SETTINGS: dict[str, object] = {
     "model.id": "org/model",
@@ -116,6 +117,7 @@ def test_every_benchmark_verdict_cause_and_setting_is_there() -> None:
         "None of 10 right answers was lost.",
         "FR 50.0 %", "ΔK",
         "org/model", "q_proj, v_proj", "evaluation.token_budget", "12,345 (0.50 %)", "2 min 10 s",
+        "train.max_length=64 cuts 50 of 200 rows (2 of them lose their whole answer); the longest has 99 tokens",
         "2.500 → 1.250", "run-id", "exact McNemar",
     ):  # fmt: skip
         assert expected in text, expected

@@ -16,7 +16,7 @@ from slimdown.dequantize import dequantized, is_4bit
 from slimdown.evaluate import evaluate, load_tasks
 from slimdown.lean import SummedLoss
 from slimdown.model import LoadedModel, load_model
-from slimdown.train import FineTuned, StepRecord, check_settings, fine_tune
+from slimdown.train import FineTuned, StepRecord, check_rows, check_settings, fine_tune
 
 Composed = Callable[..., RunConfig]
 
@@ -155,6 +155,69 @@ def test_settings_that_the_model_cannot_take_are_refused(
     config = composed(*SMALL, *override.split())
     with pytest.raises(UserError, match=answer):
         check_settings(pocket, config.lora, config.train)
+
+
+@pytest.mark.parametrize(("learning_rate", "step"), [("50", 4), ("1e3", 4), ("1e10", 3)])
+def test_training_ends_at_the_step_whose_loss_or_gradient_is_not_a_number(
+    learning_rate: str, step: int, composed: Composed, pocket: LoadedModel, tmp_path: Path
+) -> None:
+    config = composed(*SMALL, f"train.learning_rate={learning_rate}")
+    data = load_data(config.dataset, 0, pocket.tokenizer)
+    steps: list[StepRecord] = []
+    with pytest.raises(UserError) as ended:
+        fine_tune(pocket, data, config.lora, config.train, 0, tmp_path, on_step=steps.append)
+    assert [record.step for record in steps] == list(range(1, step + 1))
+    for said in (f"at step {step} of 8", f"train.learning_rate={float(learning_rate):g}", "e.g. 0.002", "warmup_steps"):
+        assert said in str(ended.value)
+
+
+def test_a_model_that_becomes_no_number_in_the_last_step_is_not_handed_on(
+    composed: Composed, pocket: LoadedModel, tmp_path: Path
+) -> None:
+    config = composed(*SMALL, "train.learning_rate=1e30", "train.warmup_steps=0", "train.max_steps=1")
+    data = load_data(config.dataset, 0, pocket.tokenizer)
+    with pytest.raises(UserError, match=r"after the last step: the validation loss is (nan|inf)"):
+        fine_tune(pocket, data, config.lora, config.train, 0, tmp_path)
+
+
+@pytest.mark.parametrize("only", ["train.completion_only_loss=true", "train.completion_only_loss=false"])
+def test_rows_cut_to_nothing_are_refused_before_the_base_is_measured(
+    only: str, composed: Composed, pocket: LoadedModel
+) -> None:
+    config = composed(*SMALL, "train.max_length=8", only)
+    data = load_data(config.dataset, 0, pocket.tokenizer)
+    longest = max(len(pocket.tokenizer(row["prompt"] + row["completion"]).input_ids) for row in data.train)
+    with pytest.raises(UserError, match="cuts the whole completion off each of the 64 training rows") as refused:
+        check_rows(pocket, data, config.train)
+    assert f"train.max_length={longest} keeps every row whole" in str(refused.value)
+
+
+def test_rows_that_are_cut_are_counted_as_trl_cuts_them(
+    composed: Composed, pocket: LoadedModel, tmp_path: Path
+) -> None:
+    config = composed(*SMALL, "train.max_length=31", "train.max_steps=1")
+    data = load_data(config.dataset, 0, pocket.tokenizer)
+    lengths = [len(pocket.tokenizer(row["prompt"] + row["completion"]).input_ids) for row in data.train]
+    cut = check_rows(pocket, data, config.train)
+    assert (cut.n_rows, cut.longest) == (64, max(lengths))
+    assert 0 < cut.n_cut == sum(length > 31 for length in lengths) < 64
+    kept: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = trl.SFTTrainer._prepare_dataset
+
+        def prepared(self: object, *arguments: object, **named: object) -> object:
+            dataset = original(self, *arguments, **named)
+            kept.append(len(dataset))
+            return dataset
+
+        patch.setattr(trl.SFTTrainer, "_prepare_dataset", prepared)
+        result = fine_tune(pocket, data, config.lora, config.train, 0, tmp_path).result
+    assert result.cut == cut
+    assert kept[0] == 64 - cut.n_lost  # TRL drops what has no label left
+    assert 0 < cut.n_lost < cut.n_cut
+    assert str(cut).startswith(
+        f"train.max_length=31 cuts {cut.n_cut} of 64 rows ({cut.n_lost} of them lose their whole"
+    )
 
 
 def losses(result: FineTuned) -> list[float]:
