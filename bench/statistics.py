@@ -14,7 +14,8 @@ from scipy import stats
 
 from slimdown.config import BenchmarkConfig
 from slimdown.forgetting import Verdict, verdict
-from slimdown.paired import difference, forgetting_rate
+from slimdown.paired import difference
+from slimdown.ratio import forgetting_rate
 
 MARGIN = BenchmarkConfig.margin
 

@@ -11,11 +11,12 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from math import isnan
 from typing import NoReturn
 
 from slimdown.config import Role, TrackingConfig, UserError, nearest
 from slimdown.forgetting import BenchmarkChange, ForgettingReport, forgetting
-from slimdown.paired import ALPHA, holm
+from slimdown.paired import ALPHA, CLUSTERED_T, Difference, holm
 
 
 class Outcome(IntEnum):
@@ -54,17 +55,29 @@ def judge(report: ForgettingReport, budgets: dict[str, float]) -> list[Judgement
     for (name, budget), p_beyond in zip(budgets.items(), beyond, strict=True):
         benchmark, d = report.benchmarks[name], differences[name]
         p_within = d.p_value_above(-budget)
-        lost = f"changed by {100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+        interval = "" if isnan(d.low) else f" [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+        lost = f"changed by {100 * d.value:+.1f} points{interval}" + (f", for {d.population}" if d.n_groups else "")
         if p_within < ALPHA:
             outcome, reason = Outcome.within, f"{lost}: a loss of {100 * budget:g} points or more is ruled out"
         elif p_beyond < ALPHA:
             outcome, reason = Outcome.beyond, f"{lost}: a loss of more than {100 * budget:g} points is shown"
         else:
-            n = d.n_to_bound(-budget)
-            enough = f"about {n:,} questions would" if n else "it lies too near the budget for any number to"
-            outcome, reason = Outcome.undecided, f"{lost}: {d.n:,} questions cannot tell; {enough}"
+            outcome, reason = Outcome.undecided, f"{lost}: {_why_undecided(d, budget)}"
         judged.append(Judgement(name, benchmark, budget, outcome, reason))
     return judged
+
+
+def _why_undecided(d: Difference, budget: float) -> str:
+    """What keeps a loss from being shown on either side of its budget, and what would help."""
+    if d.n == 1:
+        return "1 question cannot tell"
+    if isnan(d.standard_error):
+        return f"all {d.n:,} questions changed by the same, which does not tell how others would"
+    if d.test == CLUSTERED_T:
+        return f"{d.n_groups} subjects differ too much to tell; more subjects would, more questions of these would not"
+    if n := d.n_to_bound(-budget):
+        return f"{d.n:,} questions cannot tell; about {n:,} would"
+    return f"{d.n:,} questions cannot tell; it lies too near the budget for any number to"
 
 
 def overall(judged: Sequence[Judgement]) -> Outcome:
@@ -172,6 +185,7 @@ def _answer(given: argparse.Namespace) -> Outcome:
         Outcome.undecided: "Undecided: no loss beyond its budget is shown, and not every one is shown to be within.",
     }
     console.print(f"[bold {styles[outcome]}]{sentence[outcome]}[/]")
+    console.print("Of this checkpoint, for questions like these where no subjects are named.", style="dim")
     return outcome
 
 

@@ -24,14 +24,15 @@ FORMATS = ("table", "markdown", "csv", "json", "html")
 SEEDS_LEGEND = (
     "Mean change over seeds in points, tuned - base, with a 95 % interval for other questions and other seeds. Its two "
     "standard errors: questions, which more questions would lower, and training, which more seeds would; from seed to "
-    "seed, the standard deviation of the true change."
+    "seed, the standard deviation of the true change, as likely too large as too small."
 )
 _MOST_COLUMNS = 4  # settings with a column each; more stand together in one
 _MOST_SEEDS = 4  # that are listed
 _UNBOUNDED = 10_000  # columns: as wide as a table likes
 _LEGEND = (
-    "Change of each benchmark's primary metric in points, tuned - base, [95 % interval], verdict of the run at 5 %; "
-    "* target task."
+    "Change of each benchmark's primary metric in points, tuned - base, [95 % interval], verdict of the run at 5 %, "
+    "which is of its checkpoint and for questions like these (where they come from subjects, for such subjects; from "
+    "fewer than 5, for these only); * target task."
 )
 _LEGEND_SEEDS = (
     "Where a row holds several seeds: mean ± standard deviation over seeds, "
@@ -113,7 +114,7 @@ def show_seeds(changes: Mapping[str, Sequence[SeedsChange]], console: Console) -
             noise = change.noise
             table.add_row(
                 Text(name if i == 0 else ""),
-                Text(change.benchmark),
+                Text(seeds_benchmark(change)),
                 str(noise.n_seeds),
                 str(change.n),
                 Text(points(noise.mean, nan)),
@@ -133,9 +134,14 @@ def seeds_markdown(changes: Mapping[str, Sequence[SeedsChange]]) -> str:
         for change in found:
             noise = change.noise
             spreads = (noise.question_standard_error, noise.training_standard_error, noise.training_spread)
-            cells = [name, change.benchmark, str(noise.n_seeds), str(change.n), points(noise.mean, nan)]
+            cells = [name, seeds_benchmark(change), str(noise.n_seeds), str(change.n), points(noise.mean, nan)]
             lines.append(_line([*cells, *(f"{100 * spread:.1f}" for spread in spreads)]))
     return "\n".join([*lines, "", SEEDS_LEGEND, ""])
+
+
+def seeds_benchmark(change: SeedsChange) -> str:
+    """The benchmark and, where its questions come from subjects, what is said of it holds for."""
+    return f"{change.benchmark} ({change.noise.population})" if change.noise.n_groups else change.benchmark
 
 
 def legend(comparison: Comparison) -> str:
@@ -274,10 +280,13 @@ def paired_cause(paired: Paired, name: str) -> str:
 
 
 def paired_legend(paired: Paired) -> str:
+    differences = {name: b.primary.difference for name, b in paired.report.benchmarks.items()}
+    subjects = [f", {name} for {d.population}" for name, d in differences.items() if d.n_groups]
     return (
         "Change in points from the first to the second run's tuned model with its 95 % interval, each question's two "
-        "answers paired; verdicts at 5 %, corrected for the number of benchmarks (Holm); * target task. Mean change of "
-        f"the retained benchmarks: {points(paired.report.mean_retained_change, float('nan'))}."
+        "answers paired; * target task. Mean change of the retained benchmarks: "
+        f"{points(paired.report.mean_retained_change, float('nan'))}. Verdicts hold for these two checkpoints and "
+        f"questions like these{''.join(subjects)}; the chance of any false one among them is 5 % at most."
     )
 
 

@@ -17,7 +17,7 @@ from slimdown.anatomy import EXPLANATIONS, Anatomy, Choices, Example
 from slimdown.config import Role
 from slimdown.forgetting import BenchmarkChange, Change, ForgettingReport, Verdict
 from slimdown.paired import Difference, Estimate
-from slimdown.report import paper, short_metric, shown_name, summary
+from slimdown.report import bound, paper, short_metric, shown_name, summary
 from slimdown.samples import Sample
 from slimdown.store import redact
 
@@ -219,18 +219,16 @@ def _rows(report: ForgettingReport) -> Iterator[dict[str, Any]]:
 
 
 def _rate(benchmark: BenchmarkChange) -> tuple[str, str]:
-    """The forgetting rate above chance, or why there is none."""
+    """The forgetting rate above chance, or what is known of it."""
+    return _rate_of(benchmark, benchmark.forgetting_rate_above_chance, "chance" if benchmark.chance else "0")
+
+
+def _rate_of(benchmark: BenchmarkChange, found: Estimate | None, zero: str) -> tuple[str, str]:
     if benchmark.role is Role.target:
         return "–", ""
-    if (found := benchmark.forgetting_rate_above_chance) is None:
-        return UNDEFINED, "base not shown above chance" if benchmark.chance else "base not shown above 0"
+    if found is None or isnan(found.value):
+        return minus(bound(found)), f"base not shown above {zero}"
     return _percent(found)
-
-
-def _raw_rate(benchmark: BenchmarkChange) -> tuple[str, str]:
-    if benchmark.role is Role.target:
-        return "–", ""
-    return _percent(benchmark.forgetting_rate) if benchmark.forgetting_rate else (UNDEFINED, "base not shown above 0")
 
 
 def _paper(benchmark: BenchmarkChange) -> tuple[str, str]:
@@ -254,7 +252,8 @@ def _test(name: str, benchmark: BenchmarkChange) -> dict[str, Any]:
         "name": shown_name(name, benchmark),
         "base": _interval(100 * change.base.low, 100 * change.base.high),
         "tuned": _interval(100 * change.tuned.low, 100 * change.tuned.high),
-        "test": change.difference.test,
+        "test": change.difference.test
+        + (f", for {change.difference.population}" if change.difference.n_groups else ""),
         "t_test": _p(change.difference.t_test_p_value),
         "p": _p(benchmark.p_value),
         "equivalence": _p(benchmark.equivalence_p_value),
@@ -262,7 +261,7 @@ def _test(name: str, benchmark: BenchmarkChange) -> dict[str, Any]:
         "smallest": smallest,
         "decides": decides if benchmark.verdict is Verdict.undecided else "–",
         "unpaired": _number(100 * change.unpaired_standard_error),
-        "raw": _raw_rate(benchmark),
+        "raw": _rate_of(benchmark, benchmark.forgetting_rate, "0"),
         "chance": f"{100 * benchmark.chance:g}",
     }
 

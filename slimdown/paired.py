@@ -9,23 +9,19 @@ not wait for it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import ceil, inf, isnan, nan, sqrt
-from typing import Any
+from dataclasses import dataclass, replace
+from math import inf, isinf, isnan, nan, sqrt
 
 import numpy as np
 import scipy
-from numpy.typing import NDArray
+
+from slimdown.clusters import Drawn, Floats, population
+from slimdown.power import in_standard_errors, questions_to_bound, questions_to_decide, smallest_shown
 
 ALPHA = 0.05
 POWER = 0.8
 MCNEMAR, PAIRED_T, CLUSTERED_T = "exact McNemar", "paired t", "clustered t"
-# Fewer groups of questions than this say too little of how groups differ; questions then count as independent.
-FEWEST_CLUSTERS = 10
-_REPLICATES = 10_000
-_SEED = 20250527  # of the bootstrap: the same scores always give the same interval
-
-Floats = NDArray[np.float64]
+DUST = 1e-12  # a standard error below it is rounding: there is no spread
 
 
 @dataclass(frozen=True)
@@ -53,15 +49,19 @@ class Table:
         Positive where more was gained than `change` says. The chance of a loss is the likeliest one that such a change
         leaves, so unlike an estimate's own standard error it does not vanish where nothing was lost or gained.
         """
+        excess = self.gained - self.lost - self.n * change + correction
+        spread = self.spread(change)
+        if spread == 0:
+            return 0.0 if excess == 0 else (inf if excess > 0 else -inf)
+        return excess / (spread * sqrt(self.n))
+
+    def spread(self, change: float) -> float:
+        """The standard deviation of one question's difference, if the true change were this."""
         n, lost, gained = self.n, self.lost, self.gained
         linear = (2 * n - gained + lost) * change - gained - lost
         root = max(0.0, linear**2 + 8 * n * lost * change * (1 - change))
         chance_of_loss = (sqrt(root) - linear) / (4 * n)
-        variance = n * (2 * chance_of_loss + change * (1 - change))
-        excess = gained - lost - n * change + correction
-        if variance <= 0:
-            return 0.0 if excess == 0 else (inf if excess > 0 else -inf)
-        return excess / sqrt(variance)
+        return sqrt(max(0.0, 2 * chance_of_loss + change * (1 - change)))
 
 
 @dataclass(frozen=True)
@@ -78,22 +78,25 @@ class Difference:
     n: int
     table: Table | None  # of independent 0/1 scores
     degrees_of_freedom: float
+    n_groups: int  # subjects that the questions come from; 0 where they are of one kind
+    largest: float  # the largest change that there could be: 1 where scores lie between 0 and 1, else infinite
+
+    @property
+    def population(self) -> str:
+        """What is said here holds for: questions, or subjects, like these, or these subjects only."""
+        return population(self.n_groups)
 
     def p_value_above(self, threshold: float) -> float:
         """How likely data like these are if the true change is `threshold` or less; one-sided."""
         if self.table:
-            return float(scipy.stats.norm.sf(self.table.z(threshold, -0.5)))
-        if isnan(self.standard_error):
-            return nan
-        return float(scipy.stats.t(self.degrees_of_freedom).sf((self.value - threshold) / self.standard_error))
+            return float(scipy.special.ndtr(-self.table.z(threshold, -0.5)))
+        return _tail((self.value - threshold) / self.standard_error, self.degrees_of_freedom)
 
     def p_value_below(self, threshold: float) -> float:
         """How likely data like these are if the true change is `threshold` or more; one-sided."""
         if self.table:
-            return float(scipy.stats.norm.cdf(self.table.z(threshold, 0.5)))
-        if isnan(self.standard_error):
-            return nan
-        return float(scipy.stats.t(self.degrees_of_freedom).sf((threshold - self.value) / self.standard_error))
+            return float(scipy.special.ndtr(self.table.z(threshold, 0.5)))
+        return _tail((threshold - self.value) / self.standard_error, self.degrees_of_freedom)
 
     def equivalence_p_value(self, margin: float) -> float:
         """How likely data like these are if the true change is `margin` or more either way: two one-sided tests.
@@ -108,64 +111,39 @@ class Difference:
 
         As many answers are taken to change as changed here, or as the change itself needs.
         """
-        if not self.table:
-            return _detectable(alpha, power, self.degrees_of_freedom) * self.standard_error
-        n, discordant = self.n, (self.table.lost + self.table.gained + 1) / (self.n + 2)
-        if _mcnemar_power(n, 1.0, max(discordant, 1.0), alpha) < power:
-            return nan
-        low, high = 0.0, 1.0
-        for _ in range(14):
-            middle = (low + high) / 2
-            enough = _mcnemar_power(n, middle, max(discordant, middle), alpha) >= power
-            low, high = (low, middle) if enough else (middle, high)
-        return high
+        if self.table:
+            return smallest_shown(self.n, (self.table.lost + self.table.gained + 1) / (self.n + 2), alpha, power)
+        smallest = in_standard_errors(alpha, power, self.degrees_of_freedom) * self.standard_error
+        return smallest if smallest <= self.largest else nan
 
     def n_to_decide(self, margin: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
         """About how many questions would show either the change or its absence, if it is as large as it looks here.
 
-        None where none would (a change of exactly the margin), or it cannot be said: no standard error, or clusters, of
-        which more would be needed and not only more questions.
+        None where it cannot be said: no standard error, or clusters, of which more would be needed and not only more
+        questions.
         """
-        if self._spread is None:
+        if isnan(self.standard_error) or self.test == CLUSTERED_T:
             return None
-        size = abs(self.value)
-        to_show = (_detectable(alpha, power, inf) * self._spread / size) ** 2 if size > 0 else inf
-        room = margin - size
-        # Both one-sided tests must reject, so with no change at all each may miss half as often.
-        miss = 1 - power if size > 0 else (1 - power) / 2
-        steps = scipy.stats.norm.isf(alpha) + scipy.stats.norm.isf(miss)
-        to_refute = (steps * self._spread / room) ** 2 if room > 0 else inf
-        fewest = min(to_show, to_refute)
-        return max(self.n + 1, ceil(fewest)) if fewest < 1e9 else None
+        spread, continuity = self.standard_error * sqrt(self.n), 1.0 if self.table else 0.0
+        n = questions_to_decide(self.value, spread, self._null_spread, margin, continuity, alpha, power)
+        return max(self.n + 1, n) if n else None
 
     def n_to_bound(self, threshold: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
         """About how many questions would show on which side of `threshold` the change lies, if it is as it looks here.
 
-        None as for `n_to_decide`.
+        None as for `n_to_decide`, and where the change lies too near the threshold for any number.
         """
-        distance = abs(self.value - threshold)
-        if self._spread is None or distance == 0:
-            return None
-        n = ((scipy.stats.norm.isf(alpha) + scipy.stats.norm.isf(1 - power)) * self._spread / distance) ** 2
-        return max(self.n + 1, ceil(n)) if n < 1e9 else None
-
-    @property
-    def _spread(self) -> float | None:
-        """Standard deviation of one question's difference."""
         if isnan(self.standard_error) or self.test == CLUSTERED_T:
             return None
-        return self.standard_error * sqrt(self.n)
+        spread = self.standard_error * sqrt(self.n)
+        n = questions_to_bound(self.value, spread, self._null_spread, threshold, alpha, power)
+        return max(self.n + 1, n) if n else None
 
-
-@dataclass(frozen=True)
-class Noise:
-    """What several seeds of one configuration say together, and where the doubt comes from."""
-
-    mean: Estimate  # of the change, over seeds and questions
-    question_standard_error: float  # of the mean: other questions would have been another test
-    training_standard_error: float  # of the mean: other seeds would have been other models
-    training_spread: float  # standard deviation of the change from seed to seed, question noise taken out
-    n_seeds: int
+    def _null_spread(self, change: float) -> float:
+        """The standard deviation of one question's difference, as a test against this change takes it."""
+        if self.table is None:
+            return self.standard_error * sqrt(self.n)
+        return Table(self.table.lost + 1, self.table.gained + 1, self.n + 2).spread(change)
 
 
 def mean(scores: Sequence[float] | Floats, clusters: Sequence[str] | None = None) -> Estimate:
@@ -175,7 +153,9 @@ def mean(scores: Sequence[float] | Floats, clusters: Sequence[str] | None = None
         scores: one a question.
         clusters: the group that each question belongs to; None where they are independent.
 
-    The interval of independent 0/1 scores is Wilson's, that of others Student's.
+    The interval of 0/1 scores is Wilson's, with as many questions as independent ones would be as sure, and Student's
+    quantile for the clusters; that of others Student's, within [0, 1] where all scores are. Graded scores without any
+    spread have none.
 
     Raises:
         ValueError: no score, or one that is no number.
@@ -184,13 +164,17 @@ def mean(scores: Sequence[float] | Floats, clusters: Sequence[str] | None = None
     >>> round(half.value, 2), round(half.standard_error, 4), round(half.low, 4), round(half.high, 4)
     (0.5, 0.2887, 0.15, 0.85)
     """
-    x = _numbers(scores)
-    grouped = _clusters(clusters)
-    value, error, freedom = float(x.mean()), _standard_error(x, grouped), _degrees_of_freedom(len(x), grouped)
-    if grouped is None and _is_binary(x):
-        interval = scipy.stats.binomtest(int(x.sum()), len(x)).proportion_ci(method="wilson")
-        return Estimate(value, error, float(interval.low), float(interval.high))
-    return _student(value, error, freedom)
+    x = numbers(scores)
+    drawn = Drawn.of(len(x), clusters)
+    value, error = float(x.mean()), sqrt(drawn.variance(x))
+    if not is_binary(x):
+        return within(student(value, error, drawn.degrees_of_freedom), 0.0 if _are_shares(x) else -inf, 1.0)
+    n, quantile = float(len(x)), t_quantile(inf if drawn.member is None else drawn.degrees_of_freedom)
+    if drawn.member is not None and error > 0:
+        n = min(n, value * (1 - value) / error**2)
+    center, half = value + quantile**2 / (2 * n), quantile * sqrt(value * (1 - value) / n + (quantile / n) ** 2 / 4)
+    scale = 1 + quantile**2 / n
+    return Estimate(value, error, max(0.0, (center - half) / scale), min(1.0, (center + half) / scale))
 
 
 def difference(
@@ -204,8 +188,8 @@ def difference(
 
     Independent 0/1 scores: exact McNemar test; standard error and interval of Bonett and Price 2012, with one question
     added to the lost and one to the gained, so that "nothing changed" of a few questions is not certainty. Other
-    scores: paired t; without any spread nothing is known. Clusters: t with a cluster-robust standard error (CR1), never
-    below that of independent 0/1 scores, and as many degrees of freedom as clusters less one.
+    scores: paired t; without any spread nothing is known. Clusters: t with the standard error and the degrees of
+    freedom of `Drawn`, the error never below that of independent 0/1 scores.
 
     Raises:
         ValueError: no score, or one that is no number, or unequal lengths.
@@ -216,70 +200,29 @@ def difference(
     >>> d.value, d.p_value, round(d.low, 3), round(d.high, 3)
     (-0.4, 0.125, -0.686, 0.02)
     """
-    x, y = _numbers(before), _numbers(after)
+    x, y = numbers(before), numbers(after)
     if len(x) != len(y):
         raise ValueError(f"{len(x)} scores before and {len(y)} after cannot be paired")
-    d = y - x
-    n, value, grouped = len(d), float(d.mean()), _clusters(clusters)
-    t_test = _t_test_p_value(d)
-    is_binary = _is_binary(x) and _is_binary(y)
+    d, drawn = y - x, Drawn.of(len(x), clusters)
+    n, value = len(d), float(d.mean())
+    t_test = _two_sided(value, sqrt(Drawn.of(n, None).variance(d)), n - 1)
+    counted = is_binary(x) and is_binary(y)
     table = Table(int((d < 0).sum()), int((d > 0).sum()), n)
-    adjusted = _adjusted_error(table) if is_binary else 0.0
-    if grouped is None and is_binary:
+    adjusted = _adjusted_error(table) if counted else 0.0
+    largest = 1.0 if _are_shares(x) and _are_shares(y) else inf
+    if drawn.member is None and counted:
         changed = table.lost + table.gained
         p_value = float(scipy.stats.binomtest(table.lost, changed).pvalue) if changed else 1.0
-        center, half = (table.gained - table.lost) / (n + 2), float(scipy.stats.norm.isf(ALPHA / 2)) * adjusted
+        center, half = (table.gained - table.lost) / (n + 2), t_quantile(inf) * adjusted
         low, high = max(-1.0, center - half), min(1.0, center + half)
-        return Difference(value, adjusted, low, high, p_value, MCNEMAR, t_test, n, table, inf)
-    error, freedom = max(_standard_error(d, grouped), adjusted), _degrees_of_freedom(n, grouped)
-    error = error if error > 0 else nan
-    interval = _student(value, error, freedom)
-    p_value = nan if isnan(error) else _two_sided(value, error, freedom)
-    test = PAIRED_T if grouped is None else CLUSTERED_T
-    return Difference(value, error, interval.low, interval.high, p_value, test, t_test, n, None, freedom)
-
-
-def forgetting_rate(
-    before: Sequence[float] | Floats,
-    after: Sequence[float] | Floats,
-    chance: float = 0.0,
-    clusters: Sequence[str] | None = None,
-) -> Estimate | None:
-    """The share of what the base had above `chance` that is gone, 1 - (A_tuned - c) / (A_base - c); None if undefined.
-
-    Mai 2025, section 2.4, with c = 0. It is defined where the base is shown to beat chance: where the 95 % interval of
-    its score lies above it. The interval is a paired bootstrap's: whole questions (or clusters) are drawn, with both
-    their scores; 0/1 scores with half a question added to the lost and to the gained, so that no change at all has an
-    interval too.
-
-    >>> rate = forgetting_rate([1] * 60 + [0] * 40, [1] * 30 + [0] * 60 + [1] * 10)
-    >>> round(rate.value, 3)
-    0.333
-    >>> forgetting_rate([0, 0, 0], [1, 0, 0]) is None
-    True
-    """
-    x, y = _numbers(before), _numbers(after)
-    grouped = _clusters(clusters)
-    if not mean(x, clusters).low > chance:
-        return None
-    value = 1 - (float(y.mean()) - chance) / (float(x.mean()) - chance)
-    draw = np.random.default_rng(_SEED)
-    if grouped is None and _is_binary(x) and _is_binary(y):
-        both, lost = float((x * y).sum()), float((x > y).sum())
-        gained = float((y > x).sum())
-        table = np.array([both, lost + 0.5, gained + 0.5, len(x) - both - lost - gained])
-        counts = draw.multinomial(len(x), table / table.sum(), size=_REPLICATES) / len(x)
-        bases, tuneds = counts[:, 0] + counts[:, 1], counts[:, 0] + counts[:, 2]
-    else:
-        _, member = np.unique(grouped if grouped is not None else np.arange(len(x)), return_inverse=True)
-        sums = np.stack([np.bincount(member, weights) for weights in (x, y, np.ones_like(x))])
-        bases, tuneds = _resampled_means(sums.astype(float), draw)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rates = 1 - (tuneds - chance) / (bases - chance)
-    rates = np.where(bases > chance, rates, np.inf)  # everything, and more, could be gone
-    low, high = np.quantile(rates, [ALPHA / 2, 1 - ALPHA / 2], method="inverted_cdf")
-    finite = rates[np.isfinite(rates)]
-    return Estimate(value, float(finite.std(ddof=1)), min(float(low), value), max(float(high), value))
+        return Difference(value, adjusted, low, high, p_value, MCNEMAR, t_test, n, table, inf, drawn.n_groups, largest)
+    freedom = drawn.degrees_of_freedom
+    around = within(student(value, max(sqrt(drawn.variance(d)), adjusted), freedom), -largest, largest)
+    error, p_value = around.standard_error, _two_sided(value, around.standard_error, freedom)
+    test = PAIRED_T if drawn.member is None else CLUSTERED_T
+    return Difference(
+        value, error, around.low, around.high, p_value, test, t_test, n, None, freedom, drawn.n_groups, largest
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -300,51 +243,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def seed_noise(changes: Sequence[Sequence[float]], clusters: Sequence[str] | None = None) -> Noise:
-    """The mean change of several seeds and, apart, the noise of the questions asked and of the training.
-
-    Args:
-        changes: one row a seed, one column a question: after - before.
-        clusters: the group that each question belongs to; None where they are independent.
-
-    Seeds and questions are crossed random effects, their variances those of the two-way analysis of variance; with
-    clusters, the questions' part is cluster-robust (CR1). The interval of the mean has Satterthwaite's degrees of
-    freedom. With one seed the training's part is not known: nan.
+def numbers(scores: Sequence[float] | Floats) -> Floats:
+    """The scores as an array.
 
     Raises:
-        ValueError: rows of unequal length, no number.
+        ValueError: no score, or one that is no number.
     """
-    if len(asked := sorted({len(row) for row in changes})) != 1:
-        raise ValueError(f"seeds were asked {asked} questions; all must be asked the same")
-    d = np.asarray(changes, dtype=float)
-    n_seeds, n = d.shape
-    _numbers(d.ravel())
-    grouped = _clusters(clusters)
-    overall, by_seed, by_question = float(d.mean()), d.mean(axis=1), d.mean(axis=0)
-    freedom = _degrees_of_freedom(n, grouped)
-    if n_seeds == 1 or n == 1:
-        one = _student(overall, _standard_error(by_question, grouped), freedom)
-        return Noise(one, one.standard_error, nan, nan, n_seeds)
-    seeds = n * float(((by_seed - overall) ** 2).sum()) / (n_seeds - 1)
-    rest = d - by_seed[:, None] - by_question[None, :] + overall
-    residual = float((rest**2).sum()) / ((n_seeds - 1) * (n - 1))
-    training = max(0.0, (seeds - residual) / n)
-    # The mean over seeds scatters from question to question by what is the question's and by what is left.
-    questions = _standard_error(by_question, grouped) ** 2
-    total = training / n_seeds + questions
-    if total == 0:  # no spread at all: nothing is known of how others would differ
-        return Noise(_student(overall, nan, freedom), nan, nan, nan, n_seeds)
-    spread = (seeds / (n * n_seeds)) ** 2 / (n_seeds - 1) + questions**2 / freedom
-    return Noise(
-        mean=_student(overall, sqrt(total), max(1.0, total**2 / spread)),
-        question_standard_error=sqrt(questions),
-        training_standard_error=sqrt(training / n_seeds),
-        training_spread=sqrt(training),
-        n_seeds=n_seeds,
-    )
-
-
-def _numbers(scores: Sequence[float] | Floats) -> Floats:
     x = np.asarray(scores, dtype=float)
     if len(x) == 0:
         raise ValueError("there is no question to compare")
@@ -353,79 +257,45 @@ def _numbers(scores: Sequence[float] | Floats) -> Floats:
     return x
 
 
-def _is_binary(x: Floats) -> bool:
+def is_binary(x: Floats) -> bool:
+    """Whether every score is 0 or 1."""
     return bool(np.isin(x, (0.0, 1.0)).all())
 
 
-def _clusters(clusters: Sequence[str] | None) -> NDArray[np.str_] | None:
-    if clusters is None or len(set(clusters)) < FEWEST_CLUSTERS:
-        return None
-    return np.asarray(clusters)
+def t_quantile(freedom: float) -> float:
+    """How many standard errors Student's 95 % interval reaches to each side; nan without a degree of freedom."""
+    return float(scipy.special.stdtrit(freedom, 1 - ALPHA / 2)) if freedom > 0 else nan
 
 
-def _degrees_of_freedom(n: int, clusters: NDArray[np.str_] | None) -> float:
-    return (n if clusters is None else len(np.unique(clusters))) - 1
-
-
-def _standard_error(x: Floats, clusters: NDArray[np.str_] | None) -> float:
-    """Of the mean: as the harness has it, or robust to what the questions of a cluster have in common."""
-    n = len(x)
-    if n < 2:
-        return nan
-    if clusters is None:
-        return float(x.std(ddof=1)) / sqrt(n)
-    names, member = np.unique(clusters, return_inverse=True)
-    sums = np.bincount(member, x - x.mean())
-    return sqrt(float((sums**2).sum()) * len(names) / (len(names) - 1)) / n
-
-
-def _student(value: float, error: float, freedom: float) -> Estimate:
-    half = float(scipy.stats.t(freedom).isf(ALPHA / 2)) * error if freedom > 0 else nan
+def student(value: float, error: float, freedom: float) -> Estimate:
+    """Student's interval; without any spread there is none, and no standard error."""
+    error = error if error > DUST else nan
+    half = t_quantile(freedom) * error
     return Estimate(value, error, value - half, value + half)
+
+
+def within(estimate: Estimate, lowest: float, highest: float) -> Estimate:
+    """The estimate, its interval cut to what can be."""
+    if isinf(lowest) or isnan(estimate.low):
+        return estimate
+    return replace(estimate, low=max(lowest, estimate.low), high=min(highest, estimate.high))
+
+
+def _are_shares(x: Floats) -> bool:
+    return bool(((x >= 0) & (x <= 1)).all())
 
 
 def _two_sided(value: float, error: float, freedom: float) -> float:
     if error == 0:
         return 1.0 if value == 0 else 0.0
-    return float(2 * scipy.stats.t(freedom).sf(abs(value) / error))
+    return 2 * _tail(abs(value) / error, freedom)
+
+
+def _tail(t: float, freedom: float) -> float:
+    """The chance of a Student's t above this one; nan without a degree of freedom or a standard error."""
+    return float(scipy.special.stdtr(freedom, -t)) if freedom > 0 else nan
 
 
 def _adjusted_error(table: Table) -> float:
     lost, gained = (table.lost + 1) / (table.n + 2), (table.gained + 1) / (table.n + 2)
     return sqrt((lost + gained - (gained - lost) ** 2) / (table.n + 2))
-
-
-def _mcnemar_power(n: int, change: float, discordant: float, alpha: float) -> float:
-    """How often McNemar's exact test shows a change, if so many answers change in all."""
-    binom = scipy.stats.binom
-    likely = np.arange(*(int(end) for end in (binom.ppf(1e-6, n, discordant), binom.ppf(1 - 1e-6, n, discordant) + 1)))
-    critical: Any = binom.ppf(alpha / 2, likely, 0.5)  # the first count whose tail reaches alpha / 2; reject below it
-    critical = critical - (binom.cdf(critical, likely, 0.5) > alpha / 2)
-    share = (1 + change / discordant) / 2
-    shown = binom.cdf(critical, likely, share) + binom.sf(likely - critical - 1, likely, share)
-    return float((binom.pmf(likely, n, discordant) * np.where(critical < 0, 0.0, shown)).sum())
-
-
-def _t_test_p_value(d: Floats) -> float:
-    return nan if len(d) < 2 else _two_sided(float(d.mean()), _standard_error(d, None), len(d) - 1)
-
-
-def _detectable(alpha: float, power: float, freedom: float) -> float:
-    """In standard errors: how large a change must be to be shown with this power."""
-    if freedom <= 0:
-        return nan
-    t = scipy.stats.t(freedom)
-    return float(t.isf(alpha / 2) + t.isf(1 - power))
-
-
-def _resampled_means(sums: Floats, draw: np.random.Generator) -> tuple[Floats, Floats]:
-    """The means before and after of `_REPLICATES` draws of whole clusters; sums: [before, after, n] by cluster."""
-    n_clusters = sums.shape[1]
-    even = np.full(n_clusters, 1 / n_clusters)
-    at_once = max(1, 2_000_000 // n_clusters)
-    parts = [
-        draw.multinomial(n_clusters, even, size=min(at_once, _REPLICATES - start)) @ sums.T
-        for start in range(0, _REPLICATES, at_once)
-    ]
-    totals = np.concatenate(parts)
-    return totals[:, 0] / totals[:, 2], totals[:, 1] / totals[:, 2]

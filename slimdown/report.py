@@ -42,7 +42,8 @@ VERDICT_STYLES: dict[str, str] = {
 }
 LEGEND = (
     "± one standard error; [95 % interval], that of a change from each question's pair of answers; * target task. "
-    "Verdicts at 5 %, corrected for the number of benchmarks (Holm)."
+    "Verdicts hold for questions like these, where a benchmark has subjects for what is said beside it, and for this "
+    "checkpoint: another seed trains another model. The chance of any false verdict among them is 5 % at most."
 )
 
 
@@ -189,7 +190,7 @@ def summary(report: ForgettingReport) -> list[str]:
         by_verdict.setdefault(benchmark.verdict, []).append((name, benchmark))
     for verdict in (Verdict.improved, Verdict.forgotten, Verdict.retained):
         if there := by_verdict.get(verdict):
-            listed = ", ".join(f"{name} ({100 * b.primary.value:+.1f} points)" for name, b in there)
+            listed = ", ".join(f"{name} ({_told(b)})" for name, b in there)
             within = ""
             if verdict is Verdict.retained:
                 margins = sorted({100 * b.margin for _, b in there})
@@ -200,7 +201,7 @@ def summary(report: ForgettingReport) -> list[str]:
         can_show = "no change at all" if isnan(smallest) else f"only changes of {100 * smallest:.1f} points or more"
         enough = f", about {b.n_to_decide:,} would decide" if b.n_to_decide else ""
         questions = "1 question shows" if b.n == 1 else f"{b.n:,} questions show"
-        sentences.append(f"Undecided: {name} ({100 * b.primary.value:+.1f} points); {questions} {can_show}{enough}.")
+        sentences.append(f"Undecided: {name} ({_told(b)}); {questions} {can_show}{enough}.")
     return sentences
 
 
@@ -260,6 +261,12 @@ def short_metric(metric: str, benchmark: BenchmarkChange) -> str:
     return filter_name if len(alike) > 1 and filter_name else name
 
 
+def _told(benchmark: BenchmarkChange) -> str:
+    """The change in points and, where the questions come from subjects, what it is said of."""
+    d = benchmark.primary.difference
+    return f"{100 * d.value:+.1f} points" + (f", for {d.population}" if d.n_groups else "")
+
+
 def score(estimate: Estimate) -> str:
     """A score in percent ± its standard error."""
     error = "" if isnan(estimate.standard_error) else f" ±{100 * estimate.standard_error:.1f}"
@@ -273,12 +280,20 @@ def points(change: Change) -> str:
 
 
 def rate(benchmark: BenchmarkChange) -> str:
-    """The forgetting rate above chance with its interval, or why there is none; nothing for a target task."""
+    """The forgetting rate above chance with its interval, or what is known of it; nothing for a target task."""
     if benchmark.role is Role.target:
         return ""
-    if (found := benchmark.forgetting_rate_above_chance) is None:
-        return "chance not ruled out" if benchmark.chance else "0 not ruled out"
+    found = benchmark.forgetting_rate_above_chance
+    if found is None or isnan(found.value):
+        return bound(found)
     return f"{100 * found.value:.1f} %{_interval(100 * found.low, 100 * found.high)}"
+
+
+def bound(found: Estimate | None) -> str:
+    """What is known of a forgetting rate whose base is not shown to be above chance."""
+    if found is None:
+        return "any possible"
+    return f"at least {100 * found.low:.1f} %" if isfinite(found.low) else f"at most {100 * found.high:.1f} %"
 
 
 def paper(benchmark: BenchmarkChange) -> str:

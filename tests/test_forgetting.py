@@ -143,7 +143,7 @@ def test_benchmarks_tested_together_are_corrected() -> None:
     assert together.benchmarks["a"].verdict is Verdict.undecided
 
 
-def test_the_rate_above_chance_is_undefined_for_a_base_at_chance() -> None:
+def test_any_rate_above_chance_is_possible_for_a_base_at_chance() -> None:
     before, after = answers(kept=10, lost=17, gained=13, missed=60)  # .27 where guessing scores .25
     found = forgetting(report(a=benchmark(before)), report(a=benchmark(after))).benchmarks["a"]
     assert found.forgetting_rate_above_chance is None
