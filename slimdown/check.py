@@ -5,7 +5,6 @@ Exit code 0: every loss is shown to be within its budget. 1: a loss beyond its b
 """
 
 import argparse
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from enum import IntEnum
 from math import isnan
 from typing import NoReturn
 
-from slimdown.config import Role, TrackingConfig, UserError, nearest
+from slimdown.config import DEFAULT_STORE, Role, TrackingConfig, UserError, default_store, nearest
 from slimdown.forgetting import BenchmarkChange, ForgettingReport, forgetting
 from slimdown.paired import ALPHA, CLUSTERED_T, Difference, holm
 
@@ -140,8 +139,9 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--tracking-uri",
-        default=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db"),
-        help="MLflow store",
+        metavar="URI",
+        default=default_store(),
+        help=f"the store (default: $MLFLOW_TRACKING_URI, else {DEFAULT_STORE})",
     )
     return parser.parse_args(given)
 
@@ -163,7 +163,9 @@ def _answer(given: argparse.Namespace) -> Outcome:
 
     from slimdown.store import read_evaluation, read_run  # mlflow's import takes a second: not for --help
 
-    config = TrackingConfig(uri=given.tracking_uri, experiment="")
+    config = TrackingConfig(uri=given.tracking_uri, experiment="slimdown")
+    for problem in config.problems():
+        raise UserError(problem.replace("tracking.uri", "--tracking-uri"))
     run = read_run(config, given.run)
     try:
         report = forgetting(read_evaluation(config, run, "base"), read_evaluation(config, run, "tuned"))

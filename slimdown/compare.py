@@ -16,7 +16,7 @@ from rich.console import Console
 from slimdown import comparison_files as files, comparison_formats as formats
 from slimdown.comparison import Comparison, by, compare, counted, ordered
 from slimdown.comparison_formats import FORMATS, Heading, Paired
-from slimdown.config import TrackingConfig, UserError, nearest
+from slimdown.config import DEFAULT_STORE, TrackingConfig, UserError, default_store, nearest
 from slimdown.store import (
     RecordedRun,
     experiment_names,
@@ -27,7 +27,6 @@ from slimdown.store import (
     refuse_unfinished,
 )
 
-_DEFAULT_STORE = "sqlite:///mlruns/mlflow.db"
 _DEFAULT_EXPERIMENT = "slimdown"  # conf/config.yaml, which takes longer to compose than the runs to read
 _PLAIN_WIDTH = 120  # of a file or a pipe, or more where a table needs it
 _SUFFIXES = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
@@ -62,8 +61,8 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     which.add_argument(
         "--tracking-uri",
         metavar="URI",
-        default=os.environ.get("MLFLOW_TRACKING_URI") or _DEFAULT_STORE,
-        help=f"the store (default: $MLFLOW_TRACKING_URI, else {_DEFAULT_STORE})",
+        default=default_store(),
+        help=f"the store (default: $MLFLOW_TRACKING_URI, else {DEFAULT_STORE})",
     )
     which.add_argument(
         "--experiment",

@@ -34,6 +34,17 @@ OnProgress = Callable[[int, int, str], None]
 """Told how much is done, of how much, with a few words to show beside it."""
 
 
+DEFAULT_STORE = "sqlite:///mlruns/mlflow.db"
+
+
+def default_store() -> str:
+    """Where the record goes if nothing else is said: MLFLOW_TRACKING_URI, or where that is empty a local file."""
+    return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or DEFAULT_STORE
+
+
+OmegaConf.register_new_resolver("default_store", default_store, replace=True)  # conf/config.yaml names it
+
+
 class UserError(Exception):
     """Something the user can mend; the message says what is wrong, what was found and how to go on."""
 

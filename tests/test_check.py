@@ -1,10 +1,14 @@
 """The gate: what passes, what fails, and what it refuses to judge."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from test_forgetting import answers, benchmark, report
 
-from slimdown.check import Outcome, budgets_for, judge, main, overall
-from slimdown.config import Role, UserError
+from slimdown import compare
+from slimdown.check import Outcome, arguments, budgets_for, judge, main, overall
+from slimdown.config import DEFAULT_STORE, Role, RunConfig, UserError
 from slimdown.forgetting import ForgettingReport, forgetting
 
 
@@ -93,3 +97,24 @@ def test_a_store_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) 
         main(["run", "--tracking-uri", "sqlite:////nowhere/mlflow.db"])
     assert stopped.value.code == Outcome.unasked
     assert "there is no record /nowhere/mlflow.db" in capsys.readouterr().err
+
+
+def test_an_address_that_is_empty_is_refused_and_nothing_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "--tracking-uri", ""])
+    assert stopped.value.code == Outcome.unasked
+    assert "--tracking-uri must be a database or a server, got ''" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_compare_and_check_read_an_empty_environment_alike(
+    monkeypatch: pytest.MonkeyPatch, composed: Callable[..., RunConfig]
+) -> None:
+    for value, uri in (("", DEFAULT_STORE), (" ", DEFAULT_STORE), ("http://server:5000", "http://server:5000")):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
+        assert arguments(["run"]).tracking_uri == uri
+        assert compare.arguments([]).tracking_uri == uri
+        assert composed().tracking.uri == uri
