@@ -109,8 +109,8 @@ def main() -> None:
         best = stock[min(stock, key=lambda size: stock[size].seconds)]
         best_cpu_seconds = min(result.cpu_seconds for result in stock.values())
         shared = SharedWorkLM(model, tokenizer, token_budget=args.token_budget)
-        if shared.scoring_path == "stock":
-            raise SystemExit(f"{args.model} takes the stock path: {shared.scoring_path_reason}")
+        if not shared.scoring.shares:
+            raise SystemExit(f"{args.model} takes the stock path: {shared.scoring.reason}")
         rows = {f"HFLM, batch {size}": result for size, result in stock.items()}
         rows["slimdown"] = measure(shared, requests)
         for name, result in rows.items():

@@ -17,12 +17,24 @@ from slimdown.evaluate import Evaluator
 from slimdown.identity import digest
 from slimdown.model import LoadedModel
 from slimdown.samples import BenchmarkReport, EvalReport
+from slimdown.sharing import Scoring
 
 # Begins every key: evaluations of other keys are not looked at. Keys without it missed the quantization's details, the
 # tokenizer and the adapter's config.
 KEY_VERSION = "2-"
 # The modules that answers come from; tests/test_evaluation_key.py follows the imports.
-MEASURING = ("attention", "decoding", "dequantize", "evaluate", "forward", "model", "packing", "scoring", "sharing")
+MEASURING = (
+    "attention",
+    "decoding",
+    "dequantize",
+    "evaluate",
+    "forward",
+    "model",
+    "packing",
+    "probe",
+    "scoring",
+    "sharing",
+)
 
 
 class Record(Protocol):
@@ -43,7 +55,7 @@ def measure(
     tasks: dict[str, Any],
     chosen: dict[str, BenchmarkConfig],
     config: EvaluationConfig,
-    dequantize: str,
+    scoring: Scoring,
     record: Record,
     on_progress: OnProgress,
 ) -> EvalReport:
@@ -56,23 +68,23 @@ def measure(
         tasks: what `load_tasks` returned for `chosen`.
         chosen: settings by benchmark name.
         config: budget and prompt format.
-        dequantize: quantization.dequantize_for_evaluation.
+        scoring: how answers come about, the same for the base and the tuned model.
         record: where finished evaluations are kept.
         on_progress: told how many questions of a benchmark are done.
     """
     started = time.perf_counter()
     reports: dict[str, BenchmarkReport] = {}
-    with Evaluator(loaded, config, dequantize, on_progress) as evaluator:
+    with Evaluator(loaded, config, scoring, on_progress) as evaluator:
         for name, benchmark in chosen.items():
             questions = evaluator.questions_hash(tasks[name], benchmark)
-            key = evaluation_key(loaded, evaluator.scoring_path, questions, benchmark, config)
+            key = evaluation_key(loaded, scoring.path, questions, benchmark, config)
             with record.lock(key):
                 found = record.find(name, key, benchmark)
                 if found is None:
                     found = evaluator.evaluate(name, tasks[name], benchmark)
                     record.keep(name, key, found)
             reports[name] = found
-        return EvalReport(reports, version("lm-eval"), evaluator.scoring_path, time.perf_counter() - started)
+        return EvalReport(reports, version("lm-eval"), scoring.path, time.perf_counter() - started)
 
 
 # How scores are read, which no answer depends on: these may differ between evaluations of one key.

@@ -140,12 +140,14 @@ class GreedyDecoder:
         while waiting or active:
             try:
                 if batch := self._admitted(waiting, active, slots.n_slots):
-                    self._prefill(batch, slots, active)
+                    logits = self.prefill(batch, slots, len(active))
                     for _ in batch:
                         waiting.popleft()
                     active += batch
                 else:
-                    self._step(slots, active)
+                    logits = self.step(active, slots)
+                for row, token in zip(active[-len(logits) :], logits.float().argmax(-1).tolist(), strict=True):
+                    row.new.append(token)
                 self._retire(slots, active)
             except RuntimeError as error:
                 if not is_out_of_memory(error) or slots.n_slots == 1:
@@ -184,7 +186,8 @@ class GreedyDecoder:
             batch.append(row)
         return batch[:n_free] if n_free * 2 >= len(batch) else []
 
-    def _prefill(self, batch: list[Row], slots: Slots, active: list[Row]) -> None:
+    def prefill(self, batch: Sequence[Row], slots: Slots, n_active: int) -> torch.Tensor:
+        """Put `batch` into `slots` behind the active rows; logits [rows, vocabulary] of its next tokens."""
         preamble = batch[0].preamble
         n_shared, n_rows = len(preamble), len(batch)
         width = max(len(row.tokens) for row in batch) - n_shared
@@ -211,16 +214,14 @@ class GreedyDecoder:
         inputs |= cache_argument(self.model, cache) | {"use_cache": True}
         with self._attending(preamble):
             logits = logits_at(self.model, last.to(self.device), input_ids=input_ids, **inputs)
-        newest = logits.float().argmax(-1).tolist()
         for r, row in enumerate(batch):
-            slots.fill(len(active) + r, cache, r, lengths[r] - row.n_apart)
-        for row, token in zip(batch, newest, strict=True):
-            row.new.append(token)
+            slots.fill(n_active + r, cache, r, lengths[r] - row.n_apart)
+        return logits
 
     def _known(self, preamble: Tokens) -> DynamicCache:
         """The keys and values of a preamble, kept until another one comes."""
         if self._preamble[0] != preamble:
-            self._preamble = (preamble, preamble_cache(self.model, preamble, self.device))
+            self._preamble = (preamble, preamble_cache(self.model, preamble, self.device, self.token_budget))
         assert self._preamble[1] is not None
         return self._preamble[1]
 
@@ -228,23 +229,22 @@ class GreedyDecoder:
         """Inside, rows attend to a preamble that no slot holds."""
         return attending_to(self.model, self._known(preamble)) if preamble and self.merging else nullcontext()
 
-    def _step(self, slots: Slots, active: list[Row]) -> None:
+    def step(self, active: Sequence[Row], slots: Slots) -> torch.Tensor:
+        """Feed each active row its newest token; logits [rows, vocabulary] of the one after it."""
         columns = torch.tensor([row.n_cached for row in active], device=self.device)
         allowed = slots.aim(columns)
         preamble = active[0].preamble
         merging = bool(preamble) and self.merging
         mask = additive(allowed, self.model.dtype) if merging else attention_mask(allowed, self.model)
         with self._attending(preamble):
-            logits = self.model(
+            logits: torch.Tensor = self.model(
                 input_ids=torch.tensor([[row.new[-1]] for row in active], device=self.device),
                 attention_mask=mask,
                 position_ids=columns[:, None] + active[0].n_apart,
                 use_cache=True,
                 **cache_argument(self.model, slots),
-            ).logits
-        newest = logits[:, -1].float().argmax(-1).tolist()
-        for row, token in zip(active, newest, strict=True):
-            row.new.append(token)
+            ).logits[:, -1]
+        return logits
 
     def _retire(self, slots: Slots, active: list[Row]) -> None:
         stopped = self.is_finished([row.new for row in active])

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from math import isnan, sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from slimdown.model import LoadedModel
 from slimdown.pocket import TASKS_DIR
 from slimdown.samples import BenchmarkReport, EvalReport, Sample, Score
 from slimdown.task_files import task_folders, task_problem
+
+if TYPE_CHECKING:
+    from slimdown.sharing import Scoring
 
 _FEWSHOT_SEED = 1234  # the harness's own, so that its command line asks the same questions
 
@@ -125,37 +128,33 @@ class Evaluator:
     Inside, 4-bit weights may be held as the values that they stand for; on leaving, the model, its mode and all random
     states are as they were. With a PEFT adapter on the model, what is measured is the tuned model.
 
-    Attributes:
-        scoring_path: how the numbers come about: `shared` or `stock`, with `-dequantized` where it is so.
+    Args:
+        loaded: the model.
+        config: budget and prompt format.
+        scoring: what `choose_scoring` returned for the base.
+        on_progress: told how many questions of a benchmark are done.
     """
 
     def __init__(
         self,
         loaded: LoadedModel,
         config: EvaluationConfig,
-        dequantize: str = "auto",
+        scoring: "Scoring",
         on_progress: OnProgress = lambda done, total, note: None,
     ) -> None:
-        self._loaded, self._config, self._dequantize, self._on_progress = loaded, config, dequantize, on_progress
+        self._loaded, self._config, self._scoring, self._on_progress = loaded, config, scoring, on_progress
         self._open = ExitStack()
 
     def __enter__(self) -> "Evaluator":
-        from slimdown.scoring import SharedWorkLM
-
-        if self._config.apply_chat_template:
-            check_chat_template(self._loaded.tokenizer, "evaluation.apply_chat_template=true")
         self._open.enter_context(_undisturbed(self._loaded))
-        is_dequantized = dequantizes(self._loaded.model, asked(self._dequantize))
-        if is_dequantized:
+        if self._scoring.dequantizes:
             self._open.enter_context(dequantized(self._loaded.model))
-        self._lm = SharedWorkLM(
-            self._loaded.model,
-            self._loaded.tokenizer,
-            token_budget=self._config.token_budget,
-            batch_size=self._config.batch_size,
+        self._lm = _language_model(
+            self._loaded,
+            self._config,
+            scoring=self._scoring,
             progress=lambda task, done, total: self._on_progress(done, total, task),
         )
-        self.scoring_path = self._lm.scoring_path + ("-dequantized" if is_dequantized else "")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -169,16 +168,7 @@ class Evaluator:
         """
         digest = hashlib.sha256()
         for name, task in sorted(loaded_task["tasks"].items()):
-            task.set_fewshot_seed(_FEWSHOT_SEED)
-            task.build_all_requests(
-                limit=benchmark.limit,
-                rank=0,
-                world_size=1,
-                apply_chat_template=self._config.apply_chat_template,
-                fewshot_as_multiturn=self._config.apply_chat_template,
-                chat_template=self._lm.apply_chat_template if self._config.apply_chat_template else None,
-                tokenizer_name=self._lm.tokenizer_name if self._config.apply_chat_template else "",
-            )
+            _build_requests(self._lm, task, benchmark, self._config)
             settings = json.dumps([name, task.dump_config()], sort_keys=True, default=str)
             digest.update(re.sub(r" at 0x[0-9a-f]+", "", settings).encode())  # a function lies elsewhere each time
             self._check_room(task, benchmark)
@@ -233,10 +223,50 @@ class Evaluator:
         return report
 
 
+def choose_scoring(
+    loaded: LoadedModel,
+    tasks: dict[str, Any],
+    chosen: dict[str, BenchmarkConfig],
+    config: EvaluationConfig,
+    dequantize: str = "auto",
+    adapter: Any = None,
+) -> "Scoring":
+    """How the answers of a base and of the model tuned from it come about, for both of their evaluations.
+
+    Args:
+        loaded: the base; or any model that is measured alone.
+        tasks: what `load_tasks` returned for `chosen`.
+        chosen: settings by benchmark name.
+        config: budget and prompt format.
+        dequantize: quantization.dequantize_for_evaluation.
+        adapter: PEFT's config of what will be trained, if anything.
+    """
+    with _undisturbed(loaded), ExitStack() as stack:
+        if is_dequantized := dequantizes(loaded.model, asked(dequantize)):
+            stack.enter_context(dequantized(loaded.model))
+        lm = _language_model(loaded, config)
+        scoring: Scoring = lm.choose_scoring(lambda: _longest_row(lm, tasks, chosen, config), adapter, is_dequantized)
+        return scoring
+
+
+def _longest_row(lm: Any, tasks: dict[str, Any], chosen: dict[str, BenchmarkConfig], config: EvaluationConfig) -> int:
+    """Tokens of the longest row that will be asked: prompt and answer, or prompt and what may be generated."""
+    rows = [0]
+    for name, benchmark in chosen.items():
+        for task in tasks[name]["tasks"].values():
+            _build_requests(lm, task, benchmark, config)
+            generates = task.OUTPUT_TYPE == "generate_until"
+            texts = ["".join(str(part) for part in i.args[: 1 if generates else 2]) for i in task.instances]
+            by_bytes = sorted(texts, key=lambda text: len(text.encode()), reverse=True)
+            room = max((lm.max_new_tokens(i.args[1]) for i in task.instances), default=0) if generates else 0
+            rows += [len(lm.tok_encode(text)) + room for text in by_bytes[:16]]
+    return min(int(lm.max_length), max(rows))
+
+
 def evaluate(
     loaded: LoadedModel, tasks: dict[str, Any], chosen: dict[str, BenchmarkConfig], config: EvaluationConfig
 ) -> EvalReport:
-    """Measure a model on every benchmark, nothing taken from a record.
+    """Measure a model by itself on every benchmark, nothing taken from a record.
 
     Args:
         loaded: the model.
@@ -245,9 +275,33 @@ def evaluate(
         config: budget and prompt format.
     """
     started = time.perf_counter()
-    with Evaluator(loaded, config) as evaluator:
+    scoring = choose_scoring(loaded, tasks, chosen, config)
+    with Evaluator(loaded, config, scoring) as evaluator:
         reports = {name: evaluator.evaluate(name, tasks[name], b) for name, b in chosen.items()}
-        return EvalReport(reports, version("lm-eval"), evaluator.scoring_path, time.perf_counter() - started)
+        return EvalReport(reports, version("lm-eval"), scoring.path, time.perf_counter() - started)
+
+
+def _language_model(loaded: LoadedModel, config: EvaluationConfig, **more: Any) -> Any:
+    from slimdown.scoring import SharedWorkLM
+
+    if config.apply_chat_template:
+        check_chat_template(loaded.tokenizer, "evaluation.apply_chat_template=true")
+    return SharedWorkLM(
+        loaded.model, loaded.tokenizer, token_budget=config.token_budget, batch_size=config.batch_size, **more
+    )
+
+
+def _build_requests(lm: Any, task: Any, benchmark: BenchmarkConfig, config: EvaluationConfig) -> None:
+    task.set_fewshot_seed(_FEWSHOT_SEED)
+    task.build_all_requests(
+        limit=benchmark.limit,
+        rank=0,
+        world_size=1,
+        apply_chat_template=config.apply_chat_template,
+        fewshot_as_multiturn=config.apply_chat_template,
+        chat_template=lm.apply_chat_template if config.apply_chat_template else None,
+        tokenizer_name=lm.tokenizer_name if config.apply_chat_template else "",
+    )
 
 
 @contextmanager

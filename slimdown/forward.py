@@ -87,13 +87,13 @@ def repeated(cache: DynamicCache, n_rows: int) -> DynamicCache:
     return copy
 
 
-def preamble_cache(model: Any, preamble: tuple[int, ...], device: torch.device) -> DynamicCache:
-    """The keys and values of `preamble`, one row."""
+def preamble_cache(model: Any, preamble: tuple[int, ...], device: torch.device, budget: int) -> DynamicCache:
+    """The keys and values of `preamble`, one row, from forwards of at most `budget` tokens."""
     cache = DynamicCache()
-    input_ids = torch.tensor([preamble], device=device)
     nothing = torch.zeros(1, dtype=torch.long, device=device)
     inputs = cache_argument(model, cache)
-    logits_at(model, nothing, input_ids=input_ids, use_cache=True, **inputs)
+    for part in torch.split(torch.tensor([preamble], device=device), budget, dim=1):
+        logits_at(model, nothing, input_ids=part, use_cache=True, **inputs)
     return cache
 
 

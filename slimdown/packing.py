@@ -17,6 +17,9 @@ Tokens = tuple[int, ...]
 PREAMBLE_TOKENS = 64
 # A preamble costs a forward of its own; below this many tokens saved it is not worth it.
 WORTHWHILE_TOKENS = 512
+# Least width of rows that each repeat a preamble's keys and values: few wide rows repeat them less
+# often than many narrow ones; much wider, and attention between strangers outweighs that.
+ROW_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,15 @@ class Question:
         """Tokens the question adds to a row when its first `n_preamble` are already computed."""
         # The last token of an answer predicts nothing that is asked for, so it is left out.
         return len(self.context) - n_preamble + sum(len(answer) - 1 for answer in self.answers)
+
+    def halves(self) -> list[Question]:
+        """The same context with the first half of the answers, and with the rest: at least one each, or itself.
+
+        >>> [list(half.answers) for half in Question((1,), {(2,): [0], (3,): [1], (4, 5): [2]}).halves()]
+        [[(2,)], [(3,), (4, 5)]]
+        """
+        answers, middle = list(self.answers.items()), len(self.answers) // 2
+        return [Question(self.context, dict(part)) for part in (answers[:middle], answers[middle:]) if part]
 
 
 def group_by_preamble(contexts: Iterable[Tokens]) -> list[tuple[Tokens, list[Tokens]]]:

@@ -46,7 +46,7 @@ def run(
     from slimdown.anatomy import anatomy
     from slimdown.baseline import measure
     from slimdown.data import load_data
-    from slimdown.evaluate import load_tasks
+    from slimdown.evaluate import choose_scoring, load_tasks
     from slimdown.forgetting import forgetting
     from slimdown.model import load_model
     from slimdown.page import html_report
@@ -54,7 +54,7 @@ def run(
     from slimdown.provenance import environment, git_commit
     from slimdown.store import public_uri
     from slimdown.tracking import EvaluationRecord, TrackedRun, base_record
-    from slimdown.train import check_rows, check_settings, fine_tune, peak_memory_bytes
+    from slimdown.train import adapter_config, check_rows, check_settings, fine_tune, peak_memory_bytes
 
     report.show_plan(config, name)
     commit = git_commit() or "none"
@@ -83,6 +83,8 @@ def run(
         tracked.log_model(base)
 
         dequantize = config.quantization.dequantize_for_evaluation
+        adapter = adapter_config(config.lora)
+        scoring = choose_scoring(base, tasks, config.benchmark, config.evaluation, dequantize, adapter)
         with report.doing("preparing the rows"):
             data = load_data(config.dataset, config.seed, base.tokenizer)
             cut = check_rows(base, data, config.train)
@@ -94,7 +96,7 @@ def run(
             report.progress_bar("measuring the base") as bar,
             base_record(config.tracking, base, tracked, config.baseline.reuse, base_settings(config)) as record,
         ):
-            before = measure(base, tasks, config.benchmark, config.evaluation, dequantize, record, bar)
+            before = measure(base, tasks, config.benchmark, config.evaluation, scoring, record, bar)
         tracked.log_baselines(record.sources)
         tracked.log_measuring(before)
 
@@ -105,7 +107,7 @@ def run(
 
         with report.progress_bar("measuring the tuned model") as bar:
             record = EvaluationRecord(config.tracking, "tuned", tracked, config.baseline.reuse, lambda: tracked)
-            after = measure(tuned.loaded, tasks, config.benchmark, config.evaluation, dequantize, record, bar)
+            after = measure(tuned.loaded, tasks, config.benchmark, config.evaluation, scoring, record, bar)
 
         changed = forgetting(before, after)
         lost = {name: anatomy(before.benchmarks[name], after.benchmarks[name]) for name in changed.benchmarks}

@@ -3,17 +3,17 @@
 Log-likelihoods: a preamble common to many contexts runs once, a question's context runs once for
 all its answers, and only tokens that are scored pass through the LM head. Generation: finished
 rows leave the batch and new ones take their place. What sharing cannot serve takes HFLM's own
-path; `scoring_path` and `scoring_path_reason` say which was taken and why.
+path; `scoring` says which was taken and why.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -33,9 +33,9 @@ from slimdown.forward import (
     release_memory,
     token_scores,
 )
-from slimdown.packing import Question, Tokens, group_by_preamble, pack, take_rows
+from slimdown.packing import ROW_TOKENS, Question, Tokens, group_by_preamble, pack, take_rows
 from slimdown.progress import Progress, ProgressBars
-from slimdown.sharing import decodes_greedily, merges_preamble, why_stock
+from slimdown.sharing import Scoring, asks_greedily, choose_scoring
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -46,16 +46,14 @@ TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 TOKEN_BUDGET = {"cpu": 2048}
 TOKEN_BUDGET_ELSEWHERE = 16384
 
-# Least width of rows that each repeat a preamble's keys and values: few wide rows repeat them less
-# often than many narrow ones; much wider, and attention between strangers outweighs that.
-ROW_TOKENS = 512
-
 
 class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     """An lm-eval model with HFLM's answers from a loaded causal LM, PEFT-wrapped and 4-bit alike.
 
     token_budget: tokens of one forward, padding included; None takes a size that suits the device
     and holds the longest question. It is halved when memory runs out.
+    scoring: how answers come about; None decides for this model by itself, as if it were asked the
+    longest that its window holds.
     progress: called as progress(benchmark, questions done, questions in all); None shows bars.
     softmax_dtype: float32 unless given (HFLM: the dtype of the logits).
     Other arguments are HFLM's; `batch_size` serves only what takes HFLM's own path.
@@ -70,6 +68,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         *,
         token_budget: int | None = None,
         progress: Progress | None = None,
+        scoring: Scoring | None = None,
         **hflm: Any,
     ) -> None:
         if token_budget is not None and token_budget < 1:
@@ -81,26 +80,22 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         self._asked_budget = token_budget
         self.token_budget = token_budget  # what is left of it, once memory has run out
         self.progress = progress
+        self._asked_scoring = scoring
         self._bars: ProgressBars | None = None
 
     @cached_property
-    def scoring_path_reason(self) -> str:
-        """Why HFLM's own path is taken; empty where work is shared."""
+    def scoring(self) -> Scoring:
+        """How answers come about."""
+        if self._asked_scoring is not None:
+            return self._asked_scoring
+        return self.choose_scoring(lambda: self.max_length)
+
+    def choose_scoring(self, longest: Callable[[], int], adapter: Any = None, dequantizes: bool = False) -> Scoring:
+        """How to score this model; arguments as those of `sharing.choose_scoring`."""
         if self.backend != "causal":
-            return "encoder-decoder"
+            return Scoring(shares=False, dequantizes=dequantizes, reason="encoder-decoder")
         with self._measuring():
-            return why_stock(self.model)
-
-    @property
-    def scoring_path(self) -> Literal["shared", "stock"]:
-        """Which path requests take, greedy generation included."""
-        return "stock" if self.scoring_path_reason else "shared"
-
-    @cached_property
-    def merges_preamble(self) -> bool:
-        """Whether rows attend to their preamble once together, as CPUs do, or each on its own."""
-        with self._measuring():
-            return merges_preamble(self.model)
+            return choose_scoring(self.model, longest, adapter, dequantizes)
 
     @contextmanager
     def _measuring(self) -> Iterator[None]:
@@ -150,7 +145,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         requests = list(requests)
-        if self.scoring_path == "stock":
+        if not self.scoring.shares:
             with measuring(self.model):
                 scores: list[tuple[float, bool]] = super()._loglikelihood_tokens(
                     requests, disable_tqdm=disable_tqdm, override_bs=override_bs
@@ -175,15 +170,19 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
                     key=lambda question: question.n_tokens(len(preamble)),
                     reverse=True,
                 )
-                cache = preamble_cache(self.model, preamble, self.device) if preamble else None
-                width = ROW_TOKENS if preamble and not self.merges_preamble else 0
+                cache = None
+                width = ROW_TOKENS if preamble and not self.scoring.merges else 0
                 while waiting:
                     rows, rest = take_rows(waiting, len(preamble), budget, width)
                     try:
+                        if preamble and cache is None:
+                            cache = preamble_cache(self.model, preamble, self.device, budget)
                         scored = self._score(rows, len(preamble), cache)
                     except RuntimeError as error:
-                        if not is_out_of_memory(error) or sum(map(len, rows)) == 1:
+                        if not is_out_of_memory(error) or budget == 1:
                             raise
+                        if sum(map(len, rows)) == 1:
+                            waiting = [*rows[0][0].halves(), *rest]
                         budget //= 2
                         self.token_budget = budget
                     else:
@@ -227,7 +226,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     def _score(self, rows: Sequence[Sequence[Question]], n_preamble: int, cache: Any) -> dict[int, tuple[float, bool]]:
         """The scores of the questions in `rows`, by request index; `cache` holds the preamble."""
         packed = pack(rows, n_preamble)
-        merging = cache is not None and self.merges_preamble
+        merging = cache is not None and self.scoring.merges
         logits = packed_logits(self.model, packed, cache, merging)
         logprobs, greedy = token_scores(logits, packed.slot, packed.target, self.softmax_dtype)
         n = len(packed.requests)
@@ -250,8 +249,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         with self._showing(requests, disable_tqdm):
             for members in groups.values():
                 kwargs = normalize_gen_kwargs(requests[members[0]].args[1], self.max_gen_toks)
-                shared = self.scoring_path == "shared" and self.think_end_token is None
-                if shared and decodes_greedily(self.model, kwargs):
+                if self.scoring.decodes and self.think_end_token is None and asks_greedily(kwargs):
                     self._generate(requests, members, kwargs, texts)
                     continue
                 with measuring(self.model):
@@ -259,6 +257,11 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
                 texts |= zip(members, stock, strict=True)
                 self._done(members)
         return [texts[i] for i in range(len(requests))]
+
+    def max_new_tokens(self, kwargs: dict[str, Any]) -> int:
+        """How many tokens a request may decode: `generate` heeds the model's own limit above the harness's."""
+        limit = self.model.generation_config.max_new_tokens
+        return int(normalize_gen_kwargs(kwargs, self.max_gen_toks)["max_gen_toks"] if limit is None else limit)
 
     def _generate(
         self,
@@ -270,16 +273,22 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         stops = handle_stop_sequences(
             kwargs["until"], eos=self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         )
-        max_new_tokens = kwargs["max_gen_toks"]
-        if (n_context := self.max_length - max_new_tokens) < 1:
+        if (max_new_tokens := self.max_new_tokens(kwargs)) < 1:
+            raise ValueError(f"max_gen_toks={max_new_tokens}: a text to generate has at least one token")
+        if (n_context := self.max_length - kwargs["max_gen_toks"]) < 1:
             raise ValueError(
-                f"max_gen_toks={max_new_tokens} leaves no room for a prompt in the model's window "
+                f"max_gen_toks={kwargs['max_gen_toks']} leaves no room for a prompt in the model's window "
                 f"of {self.max_length} tokens: lower it or choose a model with a longer window"
             )
         prompts = []
         for i in members:
             ids, _ = self.tok_batch_encode([requests[i].args[0]], truncation=self.truncation)
             prompts.append(tuple(ids[0].tolist()[-n_context:]))
+            if not prompts[-1]:
+                raise ValueError(
+                    f"request {i} has an empty prompt, and the tokenizer begins none with a token of its own: there is "
+                    "nothing to go on from; ask with worked examples or a description"
+                )
         eos = self.model.generation_config.eos_token_id
 
         def finished(index: int, tokens: list[int]) -> None:
@@ -295,7 +304,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             eos_token_ids=eos if isinstance(eos, list) else [eos],
             is_finished=StopStrings(self.tokenizer, stops),
             finished=finished,
-            merging=self.merges_preamble,
+            merging=self.scoring.merges,
         )
         before = decoder.token_budget
         with self._measuring():

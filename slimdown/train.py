@@ -109,6 +109,7 @@ def fine_tune(
     Raises:
         UserError: settings that this model cannot be trained with, or a loss that is no longer a number.
     """
+    import peft
     import transformers
     from trl import SFTConfig
 
@@ -116,7 +117,7 @@ def fine_tune(
     check_settings(base, lora, config)
     cut = check_rows(base, data, config)
     transformers.set_seed(seed)
-    model = _with_adapter(base, lora)
+    model = peft.get_peft_model(base.model, adapter_config(lora))
     history: list[StepRecord] = []
 
     class Record(transformers.TrainerCallback):  # type: ignore[misc]
@@ -348,19 +349,17 @@ def _dequantizes(base: LoadedModel, rule: str) -> bool:
     return dequantizes(base.model, asked(rule))
 
 
-def _with_adapter(base: LoadedModel, lora: LoraConfig) -> Any:
+def adapter_config(lora: LoraConfig) -> Any:
+    """PEFT's config of the adapter that `lora` asks for."""
     import peft
 
     wanted = list(lora.target_modules)
-    return peft.get_peft_model(
-        base.model,
-        peft.LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.lora_alpha,
-            lora_dropout=lora.lora_dropout,
-            target_modules="all-linear" if wanted == ["all-linear"] else wanted,
-            task_type="CAUSAL_LM",
-        ),
+    return peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules="all-linear" if wanted == ["all-linear"] else wanted,
+        task_type="CAUSAL_LM",
     )
 
 

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from slimdown.baseline import measure
 from slimdown.config import BenchmarkConfig, RunConfig, TrackingConfig
-from slimdown.evaluate import load_tasks
+from slimdown.evaluate import choose_scoring, load_tasks
 from slimdown.model import LoadedModel
 from slimdown.samples import BenchmarkReport, read_samples, write_samples
 from slimdown.tracking import EvaluationRecord, TrackedRun, base_record
@@ -42,7 +42,8 @@ class Counting:
 
 def measured(loaded: LoadedModel, config: RunConfig, record: Any) -> dict[str, BenchmarkReport]:
     tasks = load_tasks(config.benchmark)
-    done = measure(loaded, tasks, config.benchmark, config.evaluation, "auto", record, lambda d, t, n: None)
+    scoring = choose_scoring(loaded, tasks, config.benchmark, config.evaluation)
+    done = measure(loaded, tasks, config.benchmark, config.evaluation, scoring, record, lambda d, t, n: None)
     return done.benchmarks
 
 

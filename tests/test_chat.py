@@ -9,6 +9,7 @@ from slimdown.chat import chat_prompt, check_chat_template
 from slimdown.config import EvaluationConfig, UserError
 from slimdown.evaluate import Evaluator
 from slimdown.model import LoadedModel
+from slimdown.sharing import Scoring
 
 SETTING = "dataset.mine.template=chat"
 LONG = "{% for a in range(5000) %}{% for b in range(5000) %}{% endfor %}{% endfor %}"
@@ -51,6 +52,6 @@ def test_a_sound_template_is_used_as_it_is(pocket: LoadedModel) -> None:
 def test_without_a_template_nothing_is_measured(pocket: LoadedModel) -> None:
     with (
         pytest.raises(UserError, match=r"use evaluation\.apply_chat_template=false, or an instruct model"),
-        Evaluator(pocket, EvaluationConfig(batch_size=1, apply_chat_template=True)),
+        Evaluator(pocket, EvaluationConfig(batch_size=1, apply_chat_template=True), Scoring(shares=False)),
     ):
         pass

@@ -16,7 +16,7 @@ import slimdown
 from slimdown import baseline, identity
 from slimdown.baseline import MEASURING, READ_ONLY, evaluation_key
 from slimdown.config import BenchmarkConfig, EvaluationConfig, ModelConfig, QuantizationConfig, RunConfig
-from slimdown.evaluate import Evaluator, load_tasks
+from slimdown.evaluate import Evaluator, choose_scoring, load_tasks
 from slimdown.identity import identify
 from slimdown.model import LoadedModel, load_model
 from slimdown.pocket import MODEL_DIR
@@ -46,9 +46,11 @@ def key_of(config: RunConfig, tasks: Any = None, loaded: LoadedModel | None = No
     loaded = loaded or load_model(config.model, config.quantization)
     [(name, benchmark)] = config.benchmark.items()
     tasks = tasks or load_tasks(config.benchmark)
-    with Evaluator(loaded, config.evaluation, config.quantization.dequantize_for_evaluation) as evaluator:
+    dequantize = config.quantization.dequantize_for_evaluation
+    scoring = choose_scoring(loaded, tasks, config.benchmark, config.evaluation, dequantize)
+    with Evaluator(loaded, config.evaluation, scoring) as evaluator:
         questions = evaluator.questions_hash(tasks[name], benchmark)
-        return evaluation_key(loaded, evaluator.scoring_path, questions, benchmark, config.evaluation)
+        return evaluation_key(loaded, scoring.path, questions, benchmark, config.evaluation)
 
 
 # --- settings: every field of these, now and tomorrow --------------------------------------------------

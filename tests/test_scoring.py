@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from slimdown.scoring import SharedWorkLM
+from slimdown.sharing import Scoring
 
 WINDOW = 320
 
@@ -202,15 +203,14 @@ def test_loglikelihoods_are_those_of_the_harness(model: Any, tokenizer: Any) -> 
     requests = questions()
     expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
     lm = SharedWorkLM(model, tokenizer)
-    assert (lm.scoring_path, lm.scoring_path_reason) == ("shared", "")
+    assert lm.scoring == Scoring(shares=True, merges=lm.scoring.merges, decodes=True)
     assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
 
 
-def test_repeating_the_preamble_gives_the_same_answers(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeating_the_preamble_gives_the_same_answers(tokenizer: Any) -> None:
     model, requests = llama(), questions()  # as on a GPU, which does not merge
     expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
-    lm = SharedWorkLM(model, tokenizer)
-    monkeypatch.setattr(lm, "merges_preamble", False)
+    lm = SharedWorkLM(model, tokenizer, scoring=Scoring(shares=True, decodes=True))
     assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
     assert model.config._attn_implementation == "sdpa"
 
@@ -270,8 +270,8 @@ def test_shared_work_is_done_once(tokenizer: Any) -> None:
     n_shots = len(tokenizer.encode(f"{SHOTS}Is it "))
     n_own = len(tokenizer.encode("0?\nAnswer:")) + 4  # and the spaces before A, B, C and D
     lm = SharedWorkLM(model, tokenizer)
-    assert lm.scoring_path == "shared"
-    assert lm.merges_preamble  # tried on a few tokens when first asked for
+    assert lm.scoring.shares
+    assert lm.scoring.merges
     with counted(model) as counts:
         lm.loglikelihood(requests, disable_tqdm=True)
     assert counts["forwards"] == 2
@@ -324,7 +324,7 @@ def test_finished_rows_leave_and_others_take_their_place(tokenizer: Any) -> None
     requests = to_generate(prompts, until=["t", "e", "a"], max_gen_toks=32)
     expected = stock_texts(model, tokenizer, requests)
     lm = SharedWorkLM(model, tokenizer, token_budget=64)
-    assert lm.scoring_path == "shared"
+    assert lm.scoring.shares
     rows: list[int] = []
     hook = model.get_input_embeddings().register_forward_pre_hook(
         lambda _, args: rows.append(args[0].shape[0]) if args[0].shape[1] == 1 else None
@@ -369,7 +369,7 @@ class PositionBlind(LlamaForCausalLM):
 
 UNSHAREABLE: dict[str, tuple[str, Callable[[], Any]]] = {
     "prompt tuning": (
-        "prompt-learning",
+        "PROMPT_TUNING",
         lambda: get_peft_model(
             llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
         ),
@@ -406,9 +406,9 @@ def test_models_that_cannot_share_take_the_stock_path(kind: str, tokenizer: Any)
     requests = ask("A man walks", [" in.", " out"], 0) + ask("The end", [" an"], 1)
     expected = HFLM(pretrained=model, tokenizer=tokenizer, max_length=WINDOW).loglikelihood(requests)
     lm = SharedWorkLM(model, tokenizer, max_length=WINDOW)
-    assert lm.scoring_path == "stock"
-    assert lm.scoring_path_reason
-    assert reason in lm.scoring_path_reason
+    assert lm.scoring.path == "stock"
+    assert lm.scoring.reason
+    assert reason in lm.scoring.reason
     assert lm.loglikelihood(requests) == expected
 
 
@@ -432,7 +432,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(tokenizer: Any) -> Non
     expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
     done: list[int] = []
     lm = SharedWorkLM(model, tokenizer, token_budget=4000, progress=lambda _, n, total: done.append(n))
-    assert lm.scoring_path == "shared"
+    assert lm.scoring.shares
     model.limit_tokens = 1100
     assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
     assert model.failures > 0
@@ -453,7 +453,7 @@ def test_out_of_memory_while_generating_loses_nothing(tokenizer: Any) -> None:
     expected = stock_texts(model, tokenizer, requests)
     done: list[int] = []
     lm = SharedWorkLM(model, tokenizer, progress=lambda _, n, total: done.append(n))
-    assert lm.scoring_path == "shared"
+    assert lm.scoring.shares
     model.limit_rows = 3
     assert lm.generate_until(requests, disable_tqdm=True) == expected
     assert model.failures > 0
@@ -503,7 +503,7 @@ def test_what_cannot_fit_is_said_before_any_forward(tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="token_budget must be at least 1"):
         SharedWorkLM(model, tokenizer, token_budget=0)
     lm = SharedWorkLM(model, tokenizer, token_budget=50)
-    assert lm.scoring_path == "shared"
+    assert lm.scoring.shares
     with counted(model) as counts:
         with pytest.raises(ValueError, match="token_budget=50 cannot hold one question of 105"):
             lm.loglikelihood(ask("c" * 100, [" answer"], 0))
@@ -563,7 +563,7 @@ def test_real_benchmarks(model_id: str, task: str) -> None:
     requests = build_requests(f"{task}:{limit}" + ("" if shots is None else f":{shots}"))
     stock = HFLM(pretrained=model, tokenizer=hub_tokenizer, batch_size=1 if generates else 4)
     shared = SharedWorkLM(model, hub_tokenizer)
-    assert shared.scoring_path == "shared"
+    assert shared.scoring.shares
     expected, found = (getattr(lm, requests[0].request_type)(requests, disable_tqdm=True) for lm in (stock, shared))
     differing, change = compare(requests, expected, found)
     assert differing == 0
