@@ -263,8 +263,10 @@ def test_another_way_of_measuring_has_another_key(settings: Composed, monkeypatc
 
 NO_ANSWERS = {
     "baseline": "finds and keeps",
+    "chat": "whether a template can be used; what it makes of a prompt is in by what is asked",
     "config": "settings, which are in by their values",
     "dtype": "what dtype `auto` stands for, which is in as resolved",
+    "hub": "what an error of the hub means",
     "identity": "makes the key",
     "pocket": "rows and tasks, which are in by what is asked",
     "progress": "counts what is done",
