@@ -17,11 +17,11 @@ from slimdown import comparison_files as files, comparison_formats as formats
 from slimdown.comparison import Comparison, by, compare, counted, ordered
 from slimdown.comparison_formats import FORMATS, Heading, Paired
 from slimdown.config import DEFAULT_STORE, TrackingConfig, UserError, default_store, nearest
+from slimdown.redaction import public_uri
 from slimdown.store import (
     RecordedRun,
     experiment_names,
     find_runs,
-    public_uri,
     read_evaluation,
     read_run,
     refuse_unfinished,

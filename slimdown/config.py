@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from slimdown import pocket
 from slimdown.keys import impossible_values, nearest as nearest, unknown_keys
+from slimdown.redaction import public_uri
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = next(d for d in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if d.is_dir())
@@ -333,16 +334,35 @@ class TrackingConfig:
 
     uri: str = MISSING  # an MLflow tracking URI
     experiment: str = MISSING  # the MLflow experiment
+    wait: float = 300.0  # seconds a server may be silent in the middle of a run, before its results go to disk
 
     def problems(self) -> Iterator[str]:
         if not self.experiment.strip():
             yield "tracking.experiment is empty; give the experiment a name"
-        schemes = ("sqlite://", "http://", "https://", "postgresql", "mysql", "mssql", "databricks")
-        if not self.uri.startswith(schemes):
-            yield (
-                f"tracking.uri must be a database or a server, got {self.uri!r}; "
-                "for example sqlite:///mlruns/mlflow.db or http://localhost:5000"
+        if self.wait < 0:
+            yield f"tracking.wait must not be negative, got {self.wait}"
+        if problem := self.uri_problem():
+            yield problem
+
+    def uri_problem(self) -> str | None:
+        """Say why the address can hold no record; None where it may."""
+        scheme, found, place = self.uri.partition("://")
+        dialect = scheme.partition("+")[0]
+        servers = ("http", "https", "postgresql", "mysql", "mssql", "databricks")
+        if dialect == "sqlite" and found:
+            file = place.partition("?")[0]
+            if file.strip("/") and not file.endswith("/") and file.startswith("/") and ":memory:" not in self.uri:
+                return None
+            return (
+                f"tracking.uri={self.uri} names no file, so that the record would be gone with the process; "
+                "name one after three slashes, e.g. sqlite:///mlruns/mlflow.db"
             )
+        if self.uri == "databricks" or (dialect in servers and place.strip("/")):
+            return None
+        return (
+            f"tracking.uri must be a database or a server, got {public_uri(self.uri)!r}; "
+            "for example sqlite:///mlruns/mlflow.db or http://localhost:5000"
+        )
 
 
 @dataclass

@@ -17,9 +17,9 @@ from slimdown.anatomy import EXPLANATIONS, Anatomy, Choices, Example
 from slimdown.config import Role
 from slimdown.forgetting import BenchmarkChange, Change, ForgettingReport, Verdict
 from slimdown.paired import Difference, Estimate
+from slimdown.redaction import redact
 from slimdown.report import bound, paper, short_metric, shown_name, summary
 from slimdown.samples import Sample
-from slimdown.store import redact
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

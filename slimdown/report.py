@@ -23,6 +23,7 @@ from slimdown.anatomy import EXPLANATIONS, Anatomy
 from slimdown.config import PaperMetric, Role, RunConfig
 from slimdown.forgetting import BenchmarkChange, Change, ForgettingReport, Verdict
 from slimdown.paired import Estimate
+from slimdown.redaction import redact
 
 if TYPE_CHECKING:  # it would bring torch along
     from slimdown.train import TrainResult
@@ -57,7 +58,7 @@ def show_plan(config: RunConfig, name: str) -> None:
     )
     plan = Table.grid(padding=(0, 2))
     plan.add_row("[bold]run[/]", escape(name))  # lora.target_modules=[q_proj] is not markup
-    plan.add_row("[bold]model[/]", escape(f"{config.model.id}, {config.quantization.name}"))
+    plan.add_row("[bold]model[/]", escape(redact(f"{config.model.id}, {config.quantization.name}")))
     plan.add_row("[bold]rows[/]", f"{n_rows} of {' + '.join(config.dataset)}")
     plan.add_row(
         "[bold]adapter[/]",

@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from slimdown.commandline import check_command_line, read_command_line, swept_keys
 from slimdown.config import CONF_DIR, ConfigError, RunConfig, UserError, load_config
-from slimdown.store import redact
+from slimdown.hiding import blank_secrets, without_secrets
+from slimdown.redaction import public_uri, redact
 
 
 def run(
@@ -52,7 +53,6 @@ def run(
     from slimdown.page import html_report
     from slimdown.plots import plot_files
     from slimdown.provenance import environment, git_commit
-    from slimdown.store import public_uri
     from slimdown.tracking import EvaluationRecord, TrackedRun, base_record
     from slimdown.train import adapter_config, check_rows, check_settings, fine_tune, peak_memory_bytes
 
@@ -170,12 +170,14 @@ def job(composed: DictConfig) -> float:
     """One run, as Hydra starts it."""
     settings = HydraConfig.get()
     overrides = list(settings.overrides.task)
+    shown = OmegaConf.create(OmegaConf.to_container(composed, resolve=True, enum_to_str=True))
+    blank_secrets(shown)
     try:
         with interruption.listening():  # in the process of a launcher too
             return run(
                 load_config(composed),
                 name=redact(run_name(settings.runtime.choices["model"], overrides, swept_keys(sys.argv[1:]))),
-                config_yaml=OmegaConf.to_yaml(composed, resolve=True),
+                config_yaml=OmegaConf.to_yaml(shown),
                 overrides=overrides,
                 folder=Path(settings.runtime.output_dir),
                 sweep=Path(settings.sweep.dir).name if settings.mode is RunMode.MULTIRUN else None,
@@ -193,7 +195,7 @@ def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's small bars would tear our one
     try:
         with interruption.listening():
-            sys.argv[1:] = read_command_line(sys.argv[1:]).arguments
+            sys.argv[1:] = without_secrets(read_command_line(sys.argv[1:]).arguments)
             check_command_line(sys.argv[1:])
             job()
     except KeyboardInterrupt as error:
@@ -204,10 +206,10 @@ def main() -> None:
         sys.exit(_said("This run cannot start:", error))
     except UserError as error:
         sys.exit(_said("This run cannot go on:", error))
-    except OSError as error:
-        if error.filename is None or hasattr(error, "__notes__"):
-            raise  # not the folder that Hydra makes for a run before it calls us
-        sys.exit(
+    except Exception as error:
+        if not isinstance(error, OSError) or error.filename is None or hasattr(error, "__notes__"):
+            sys.exit(redact(traceback.format_exc()))  # what nobody thought of may hold an address too
+        sys.exit(  # the folder that Hydra makes for a run before it calls us
             f"This run cannot start:\n  its folder {error.filename} cannot be made ({error.strerror}); "
             "hydra.run.dir=FOLDER (of a sweep hydra.sweep.dir=FOLDER) puts it where there is room and you may write"
         )
@@ -215,7 +217,7 @@ def main() -> None:
 
 def _said(what: str, error: Exception) -> str:
     lines = [*str(error).splitlines(), *getattr(error, "__notes__", [])]
-    return "\n  ".join([what, *lines])
+    return redact("\n  ".join([what, *lines]))
 
 
 if __name__ == "__main__":

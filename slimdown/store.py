@@ -1,31 +1,27 @@
-"""The MLflow store: opening it, and reading what runs left in it.
+"""Reading what runs left in the MLflow store.
 
-With `tracking.py` the only module that knows MLflow, which is imported where it is used: it takes 1.5 seconds, and the
-runs of a local SQLite store are read without it. There MLflow builds an object for each of some 170 entries a run,
+MLflow is imported where it is used: it takes 1.5 seconds, and the runs of a local SQLite store are read without it.
+There MLflow builds an object for each of some 170 entries a run,
 which for 1,000 runs takes longer than everything else together; any other store is read through its client.
 """
 
-import logging
 import math
-import re
 import sqlite3
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from filelock import FileLock
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config import BenchmarkConfig, TrackingConfig, UserError, nearest
-from slimdown.disk import disk_full
+from slimdown.connection import first_line, open_store, sqlite_file
+from slimdown.redaction import public_uri
 from slimdown.samples import EvalReport, read_samples
 
 if TYPE_CHECKING:
@@ -39,10 +35,7 @@ _STATES = {
     "FAILED": "failed",
     "KILLED": "was stopped",
 }
-# Which of its pages MLflow opens an experiment with: those for training, with charts and logged models.
-_TRAINING_PAGES = {"mlflow.experimentKind": "custom_model_development"}
 _AT_ONCE = 500  # runs in one statement: old SQLites take 999 variables
-_SECRET = re.compile(r"(?i)(token|password|passwd|secret|api_?key|credentials?)[\"']?\s*[=:]\s*\S+")  # ends the name
 
 
 @dataclass(frozen=True)
@@ -193,108 +186,12 @@ def read_evaluation(config: TrackingConfig, run: RecordedRun, model: str) -> Eva
     )
 
 
-def open_store(config: TrackingConfig) -> "MlflowClient":
-    """A client of the tracking store, which is created where it is a SQLite file that does not exist.
-
-    Raises:
-        UserError: the store cannot be reached or written.
-    """
-    from mlflow import MlflowClient
-
-    # "Creating initial MLflow database tables": a fresh store is no news.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    if config.uri.startswith("sqlite:///"):
-        file = Path(config.uri.removeprefix("sqlite:///")).absolute()
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            # Processes that open a fresh store together break it for good (mlflow 3.17): one makes it, under a lock.
-            with FileLock(file.with_suffix(".lock"), timeout=120):
-                client = MlflowClient(config.uri)
-                client.search_experiments(max_results=1)
-        except Exception as error:  # OSError, MLflow's, SQLAlchemy's
-            raise disk_full(error, file.parent) or UserError(
-                f"tracking.uri={config.uri} cannot be used: {first_line(error)}; choose a file that you can write, "
-                "e.g. tracking.uri=sqlite:///mlruns/mlflow.db"
-            ) from None
-        return client
-    if config.uri.startswith("http"):
-        _check_server(config.uri)
-    try:
-        client = MlflowClient(config.uri)
-        client.search_experiments(max_results=1)
-    except Exception as error:  # each database has errors of its own
-        raise UserError(f"tracking.uri={public_uri(config.uri)} cannot be used: {first_line(error)}") from None
-    return client
-
-
-def public_uri(uri: str) -> str:
-    """The URI without the user name and password that it may carry."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return parts._replace(netloc="***@" + parts.netloc.rsplit("@", 1)[1]).geturl()
-
-
-def redact(text: str) -> str:
-    """The text without passwords in addresses and without values named token, password, secret or key."""
-    text = re.sub(r"(\w+://)[^/\s]+@", r"\1***@", text)  # a password may hold an @
-    return _SECRET.sub(lambda found: re.split(r"[=:]", found.group(0), maxsplit=1)[0] + "=***", text)
-
-
-def experiment_id(client: "MlflowClient", config: TrackingConfig) -> str:
-    """The id of the experiment that runs go into, which is made where it is not there."""
-    from mlflow.exceptions import MlflowException
-
-    location = None
-    if config.uri.startswith("sqlite:///"):  # a server decides for itself
-        location = (Path(config.uri.removeprefix("sqlite:///")).absolute().parent / "artifacts").as_uri()
-    for _ in range(2):
-        if found := client.get_experiment_by_name(config.experiment):
-            if found.lifecycle_stage == "deleted":
-                raise UserError(
-                    f"tracking.experiment={config.experiment} was deleted in MLflow; restore it with "
-                    f"`mlflow experiments restore -x {found.experiment_id}`, or choose another name"
-                )
-            return str(found.experiment_id)
-        try:
-            return str(client.create_experiment(config.experiment, artifact_location=location, tags=_TRAINING_PAGES))
-        except MlflowException:
-            continue  # another process made it just now
-    raise UserError(f"tracking.experiment={config.experiment} can neither be found nor made")
-
-
-def lock_folder(config: TrackingConfig) -> Path:
-    """Where processes that share the store lock out each other."""
-    if config.uri.startswith("sqlite:///"):
-        return Path(config.uri.removeprefix("sqlite:///")).absolute().parent / "locks"
-    return Path.home() / ".cache" / "slimdown" / "locks"  # serves the jobs of one machine
-
-
-def _check_server(uri: str) -> None:
-    """Ask once, for five seconds: MLflow's own client retries for minutes before it says that nobody answers."""
-    try:
-        urllib.request.urlopen(f"{public_uri(uri).replace('***@', '').rstrip('/')}/health", timeout=5)
-    except urllib.error.HTTPError:
-        return  # somebody answers; whether we may write is for the client to find out
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"tracking.uri={public_uri(uri)} does not answer ({first_line(error)}); start the server, e.g. "
-            "`mlflow server --backend-store-uri sqlite:///mlruns/mlflow.db`, or leave tracking.uri out to record "
-            "in the local folder mlruns/"
-        ) from None
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first, at most 200 characters."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
 def _existing_file(config: TrackingConfig) -> Path | None:
     """The file of a local store; None for a server. Reading must not make an empty store, so it has to be there."""
     if not config.uri.startswith("sqlite:///"):
         return None
-    file = Path(config.uri.removeprefix("sqlite:///"))
+    file = sqlite_file(config.uri)
+    assert file
     if not file.is_file():
         raise UserError(
             f"there is no record {file} yet; python -m slimdown.run makes one, or name another with "
@@ -305,7 +202,7 @@ def _existing_file(config: TrackingConfig) -> Path | None:
 
 def _open_existing(config: TrackingConfig) -> "MlflowClient":
     _existing_file(config)
-    return open_store(config)
+    return open_store(config, reading=True)
 
 
 def _chosen(config: TrackingConfig, experiments: Sequence[str], known: dict[str, str]) -> dict[str, str]:

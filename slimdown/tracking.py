@@ -8,27 +8,27 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from slimdown.anatomy import Anatomy
 from slimdown.config import BenchmarkConfig, PaperMetric, TrackingConfig, UserError
+from slimdown.connection import experiment_id, first_line, lock, open_store, sqlite_file
 from slimdown.data import SftData
 from slimdown.disk import disk_full
 from slimdown.forgetting import BenchmarkChange, ForgettingReport
 from slimdown.interruption import interrupted, undisturbed
 from slimdown.model import LoadedModel
 from slimdown.paired import Estimate
+from slimdown.redaction import public_uri, redact
 from slimdown.samples import BenchmarkReport, EvalReport, read_samples, write_samples
-from slimdown.store import experiment_id, first_line, lock_folder, open_store, public_uri, redact
 from slimdown.train import StepRecord, TrainResult
 
 _FLUSH_SECONDS = 5.0  # step metrics go out together: 200 single calls cost 4.2 s, one batch 0.03 s
@@ -46,10 +46,11 @@ class TrackedRun:
             UserError: the tracking store does not answer or refuses; nothing has been computed by then.
         """
         self._client = open_store(config)
-        self._folder = lock_folder(config).parent  # where a local store lies
+        file = sqlite_file(config.uri)
+        self._folder = file.absolute().parent if file else Path.cwd()
         experiment = experiment_id(self._client, config)
         try:
-            run = self._client.create_run(experiment, run_name=name, tags={**tags, "slimdown.kind": kind})
+            run = self._client.create_run(experiment, run_name=redact(name), tags={**tags, "slimdown.kind": kind})
         except MlflowException as error:
             raise disk_full(error, self._folder) or UserError(
                 f"tracking.uri={public_uri(config.uri)} refuses a run: {first_line(error)}"
@@ -156,7 +157,7 @@ class TrackedRun:
                     name=source.name,
                     digest=data.fingerprint,
                     source_type="slimdown",
-                    source=json.dumps({"path": source.path, "revision": source.revision}),
+                    source=redact(json.dumps({"path": source.path, "revision": source.revision})),
                     profile=json.dumps({"n_train": source.n_train, "n_validation": source.n_validation}),
                 ),
                 tags=[InputTag("mlflow.data.context", "training")],
@@ -247,7 +248,7 @@ class TrackedRun:
     def log_adapter_model(self, loaded: LoadedModel, result: TrainResult, report: ForgettingReport) -> None:
         """Register the adapter as a logged model that carries its base and its scores."""
         base = {
-            "base": loaded.id,
+            "base": redact(loaded.id),
             "base_revision": loaded.revision,
             "quantization": loaded.quantization,
         }
@@ -285,7 +286,7 @@ class TrackedRun:
         self._client.log_batch(self.run_id, metrics=kept)
 
     def _tag(self, tags: dict[str, str]) -> None:
-        self._client.log_batch(self.run_id, tags=[RunTag(key, value[:8000]) for key, value in tags.items()])
+        self._client.log_batch(self.run_id, tags=[RunTag(key, redact(value)[:8000]) for key, value in tags.items()])
 
     def _flush(self) -> None:
         for i in range(0, len(self._pending), 1000):  # the most that a batch takes
@@ -305,14 +306,13 @@ class EvaluationRecord:
         self, config: TrackingConfig, model: str, at_hand: TrackedRun, reuse: bool, holder: Callable[[], TrackedRun]
     ) -> None:
         self._client = MlflowClient(config.uri)
-        self._locks = lock_folder(config)
+        self._config = config
         self._model, self._at_hand, self._reuse, self._holder = model, at_hand, reuse, holder
         self.sources: dict[str, str] = {}  # by benchmark: the run that holds the evaluation
 
-    def lock(self, key: str) -> FileLock:
+    def lock(self, key: str) -> AbstractContextManager[None]:
         """Held while an evaluation is looked up or made; the system frees it when its owner dies."""
-        self._locks.mkdir(parents=True, exist_ok=True)
-        return FileLock(self._locks / f"{key}.lock")
+        return lock(self._config, key)
 
     def find(self, name: str, key: str, benchmark: BenchmarkConfig) -> BenchmarkReport | None:
         """The evaluation of this key, read as `benchmark` says, or None where there is none."""

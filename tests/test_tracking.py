@@ -1,14 +1,17 @@
 """What is in the store afterwards, read back with MLflow's own client."""
 
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from slimdown.config import TrackingConfig, UserError
-from slimdown.store import open_store, public_uri, redact
+from slimdown.connection import open_store
+from slimdown.redaction import public_uri, redact
 from slimdown.tracking import TrackedRun
 from slimdown.train import StepRecord
 
@@ -93,15 +96,60 @@ def test_redacting_leaves_plain_text_alone() -> None:
     assert public_uri("sqlite:///mlruns/mlflow.db") == "sqlite:///mlruns/mlflow.db"
 
 
-def test_a_server_that_does_not_answer_is_named_within_seconds() -> None:
-    with pytest.raises(UserError, match=r"tracking.uri=http://127.0.0.1:9 does not answer .* start the server"):
-        open_store(TrackingConfig(uri="http://127.0.0.1:9", experiment="x"))
-
-
-def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("http://me:pw@127.0.0.1:9", r"http://\*\*\*@127\.0\.0\.1:9 does not answer: .*refused.*; start the server"),
+        ("http://no.such.host.invalid:5000", r"http://no\.such\.host\.invalid:5000 does not answer: .*; start"),
+        (
+            "postgresql://me:pw@127.0.0.1:9/x",
+            r"postgresql://\*\*\*@127\.0\.0\.1:9/x cannot be used: .*refused.*; check",
+        ),
+        ("mssql://127.0.0.1/x", r"mssql://127\.0\.0\.1/x needs the driver pyodbc; install it"),
+        ("sqlite:///{folder}", r"sqlite:///.* cannot be used: .*unable to open database file; choose a file"),
+        ("sqlite:///{folder}/file/mlflow.db", r"cannot be used: .*file.*; choose a file that you can write"),
+        ("sqlite:////proc/nowhere/mlflow.db", r"cannot be used: .*/proc/nowhere.*; choose a file that you can write"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_named_within_seconds(uri: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be used"):
-        open_store(TrackingConfig(uri=f"sqlite:///{tmp_path}/file/mlflow.db", experiment="x"))
+    started = time.monotonic()
+    with pytest.raises(UserError, match=said) as refused:
+        open_store(TrackingConfig(uri=uri.format(folder=tmp_path), experiment="x"))
+    assert time.monotonic() - started < 10
+    assert "pw@" not in str(refused.value)
+
+
+@pytest.mark.parametrize("scheme", ["http", "postgresql"])
+def test_a_server_that_accepts_and_says_nothing_is_known_in_time(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slimdown.connection._MOST_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/x"
+        with pytest.raises(UserError, match=rf"{scheme}://127.* does not answer: (no answer within 1 s|.*timed out)"):
+            open_store(TrackingConfig(uri=uri, experiment="x"))
+
+
+def test_a_missing_driver_is_one_line_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(UserError) as refused:
+        open_store(TrackingConfig(uri="postgresql://me:pw@127.0.0.1:9/x", experiment="x"))
+    assert str(refused.value) == (
+        "tracking.uri=postgresql://***@127.0.0.1:9/x needs the driver psycopg; pip install 'slimdown[postgres]'"
+    )
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["sqlite://", "sqlite:///", "sqlite:////", "sqlite:///:memory:", "sqlite:///mlruns/", "sqlite://mlruns/mlflow.db",
+     "sqlite+pysqlite:///:memory:", "sqlite:///file::memory:?uri=true", "", "mlruns", "file:///mlruns", "http://",
+     "postgresql://", "postgresqlx://h/d"],
+)  # fmt: skip
+def test_an_address_that_keeps_nothing_is_refused_with_what_would_be_right(uri: str) -> None:
+    config = TrackingConfig(uri=uri, experiment="x")
+    [problem] = config.problems()
+    assert "sqlite:///mlruns/mlflow.db" in problem
+    with pytest.raises(UserError, match=r"tracking\.uri"):
+        open_store(config)
 
 
 def test_a_deleted_experiment_is_named(store: MlflowClient) -> None:
