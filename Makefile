@@ -21,6 +21,26 @@ demo: $(VENV)/installed ## fine-tune and measure the embedded pocket world; no d
 test: $(VENV)/installed ## the tests that need no network and no GPU
 	$(BIN)/python -m pytest
 
+# uv finds the oldest versions that go together. Old ones warn of what came after them, so warnings are no errors there.
+.venv-floor/installed: RESOLUTION = lowest-direct
+.venv-newest/installed: RESOLUTION = highest
+.venv-%/installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet uv
+	$(@D)/bin/uv pip compile --quiet --resolution $(RESOLUTION) --extra dev --python $(@D)/bin/python \
+		--output-file $(@D)/requirements.txt pyproject.toml
+	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --requirements $(@D)/requirements.txt
+	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --no-deps --editable .
+	touch $@
+
+test-floor: .venv-floor/installed ## the same on the oldest versions that pyproject.toml allows; TESTS=... for a part
+	.venv-floor/bin/python -m pytest -W default $(TESTS)
+
+test-newest: ## the same on the newest versions of the day, in .venv-newest
+	rm -f .venv-newest/installed
+	$(MAKE) .venv-newest/installed
+	.venv-newest/bin/python -m pytest $(TESTS)
+
 test-slow: $(VENV)/installed ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
@@ -46,5 +66,5 @@ bench: $(VENV)/installed ## evaluation and training against the stock tools, the
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
 	$(BIN)/python -m slimdown.pocket
 
-.PHONY: help install demo test test-slow test-hub check ui compare bench pocket
+.PHONY: help install demo test test-floor test-newest test-slow test-hub check ui compare bench pocket
 .DEFAULT_GOAL := help
