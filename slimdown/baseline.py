@@ -96,7 +96,7 @@ READ_ONLY = {
         "paper_metric": "which of the paper's metrics the change feeds",
         "margin": "which change counts as none",
     },
-    "evaluation": {},
+    "evaluation": {"holdout": "which answers are shown; all questions are asked"},
 }
 
 

@@ -310,12 +310,15 @@ class EvaluationConfig:
     token_budget: int | None = None  # tokens of one forward; null: what suits the device
     batch_size: int = MISSING  # questions run together, where a model cannot share work between them
     apply_chat_template: bool = MISSING  # ask through the tokenizer's chat template
+    holdout: float = 0.0  # share of each benchmark's questions kept from choosing between runs; 0: none
 
     def problems(self) -> Iterator[str]:
         if self.batch_size < 1:
             yield f"evaluation.batch_size must be at least 1, got {self.batch_size}"
         if self.token_budget is not None and self.token_budget < 1:
             yield f"evaluation.token_budget must be at least 1, got {self.token_budget}"
+        if not 0 <= self.holdout < 1:
+            yield f"evaluation.holdout must be from 0 (no question) up to, not including, 1, got {self.holdout:g}"
 
 
 @dataclass

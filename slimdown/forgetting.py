@@ -95,6 +95,7 @@ class ForgettingReport:
     """What the fine-tuning changed, by benchmark."""
 
     benchmarks: dict[str, BenchmarkChange]
+    part: str = ""  # which of the questions it is about, where not all
 
     @property
     def mean_retained_change(self) -> Estimate:
@@ -107,8 +108,12 @@ class ForgettingReport:
         return _mean_change([b for b in self.benchmarks.values() if b.role is Role.target])
 
 
-def forgetting(base: "EvalReport", tuned: "EvalReport") -> ForgettingReport:
+def forgetting(base: "EvalReport", tuned: "EvalReport", n_reports: int = 1) -> ForgettingReport:
     """Compare two evaluations of the same benchmarks, question by question; any two models will do.
+
+    Args:
+        base, tuned: before and after.
+        n_reports: how many such reports are read together; p-values are corrected for all their benchmarks.
 
     p-values are corrected over the benchmarks, those of change and those of no change together: of one benchmark's two
     claims at most one can be false, so each p-value is multiplied by the number of benchmarks (Bonferroni), and the
@@ -118,23 +123,24 @@ def forgetting(base: "EvalReport", tuned: "EvalReport") -> ForgettingReport:
     Raises:
         ValueError: the two were not asked the same things, or a score is no number; names the first field that differs.
     """
-    for field in ("harness_version", "scoring_path"):
+    for field in ("harness_version", "scoring_path", "part"):
         if (before := getattr(base, field)) != (after := getattr(tuned, field)):
             raise ValueError(f"{field} differs: {before} and {after}")
     if base.benchmarks.keys() != tuned.benchmarks.keys():
         raise ValueError(f"benchmarks differ: {sorted(base.benchmarks)} and {sorted(tuned.benchmarks)}")
     changes = {name: _changes(name, one, tuned.benchmarks[name]) for name, one in base.benchmarks.items()}
     primary = {name: changes[name][one.benchmark.metric].difference for name, one in base.benchmarks.items()}
-    p_values = [_together(d.p_value, len(primary)) for d in primary.values()]
+    n_compared = n_reports * len(primary)
+    p_values = [_together(d.p_value, n_compared) for d in primary.values()]
     equivalence = [
-        _together(primary[name].equivalence_p_value(one.benchmark.margin), len(primary))
+        _together(primary[name].equivalence_p_value(one.benchmark.margin), n_compared)
         for name, one in base.benchmarks.items()
     ]
     compared = {
-        name: _benchmark_change(one, tuned.benchmarks[name], changes[name], p_value, equal, len(primary))
+        name: _benchmark_change(one, tuned.benchmarks[name], changes[name], p_value, equal, n_compared)
         for (name, one), p_value, equal in zip(base.benchmarks.items(), p_values, equivalence, strict=True)
     }
-    return ForgettingReport(compared)
+    return ForgettingReport(compared, base.part)
 
 
 def verdict(change: float, p_value: float, equivalence_p_value: float) -> Verdict:

@@ -185,7 +185,7 @@ def markdown_report(
 
 def summary(report: ForgettingReport) -> list[str]:
     """What the verdicts say, one sentence each."""
-    sentences = []
+    sentences = [f"About {report.part}."] if report.part else []
     by_verdict: dict[Verdict, list[tuple[str, BenchmarkChange]]] = {}
     for name, benchmark in report.benchmarks.items():
         by_verdict.setdefault(benchmark.verdict, []).append((name, benchmark))

@@ -50,6 +50,7 @@ def run(
     from slimdown.data import load_data
     from slimdown.evaluate import choose_scoring, load_tasks
     from slimdown.forgetting import forgetting
+    from slimdown.holdout import open_part
     from slimdown.model import load_model
     from slimdown.page import html_report
     from slimdown.plots import plot_files
@@ -98,6 +99,8 @@ def run(
             base_record(config.tracking, base, tracked, config.baseline.reuse, base_settings(config)) as record,
         ):
             before = measure(base, tasks, config.benchmark, config.evaluation, scoring, record, bar)
+        before = open_part(before, config.evaluation.holdout)  # what is held out is no finding of this run
+        tracked.log_scores("base", before.benchmarks)
         tracked.log_baselines(record.sources)
         tracked.log_measuring(before)
 
@@ -110,6 +113,8 @@ def run(
             record = EvaluationRecord(config.tracking, "tuned", tracked, config.baseline.reuse, lambda: tracked)
             after = measure(tuned.loaded, tasks, config.benchmark, config.evaluation, scoring, record, bar)
 
+        after = open_part(after, config.evaluation.holdout)
+        tracked.log_scores("tuned", after.benchmarks)
         changed = forgetting(before, after)
         lost = {name: anatomy(before.benchmarks[name], after.benchmarks[name]) for name in changed.benchmarks}
         costs = {
@@ -147,7 +152,8 @@ def flatten(config: RunConfig) -> dict[str, object]:
 def base_settings(config: RunConfig) -> dict[str, object]:
     """The settings that a base's evaluation depends on, by their dotted keys."""
     sections = ("model.", "quantization.", "benchmark.", "evaluation.")
-    return {key: value for key, value in flatten(config).items() if key.startswith(sections)}
+    found = {key: value for key, value in flatten(config).items() if key.startswith(sections)}
+    return {key: value for key, value in found.items() if key != "evaluation.holdout"}
 
 
 def run_name(model: str, overrides: list[str], swept: tuple[str, ...] = ()) -> str:

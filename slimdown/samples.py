@@ -75,6 +75,7 @@ class EvalReport:
     harness_version: str
     scoring_path: str
     seconds: float
+    part: str = ""  # which of the questions, where not all: see holdout.py
 
 
 SCHEMA = pa.schema(

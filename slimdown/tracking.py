@@ -7,7 +7,7 @@ through one client of its own, never through MLflow's global state. With `store.
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from math import isfinite
 from pathlib import Path
@@ -173,16 +173,20 @@ class TrackedRun:
         )
         self._metrics({"train/n_train": len(data.train), "train/n_validation": len(data.validation)})
 
-    def log_benchmark(self, model: str, name: str, report: BenchmarkReport) -> None:
-        """Keep one benchmark's scores, and every question and answer; `model` is base or tuned."""
+    def log_samples(self, model: str, name: str, report: BenchmarkReport) -> None:
+        """Keep every question and answer of one benchmark; `model` is base or tuned."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"{model}-{name}.parquet"
             write_samples(file, model, name, report)
             self._client.log_artifact(self.run_id, str(file), "samples")
+
+    def log_scores(self, model: str, reports: Mapping[str, BenchmarkReport]) -> None:
+        """Keep the scores of benchmarks; `model` is base or tuned."""
         values: dict[str, float] = {}
-        for metric, score in report.scores.items():
-            values[f"{model}/{name}/{metric}"] = score.value
-            values[f"{model}/{name}/{metric}_stderr"] = score.standard_error
+        for name, report in reports.items():
+            for metric, score in report.scores.items():
+                values[f"{model}/{name}/{metric}"] = score.value
+                values[f"{model}/{name}/{metric}_stderr"] = score.standard_error
         self._metrics(values)
 
     def log_baselines(self, sources: dict[str, str]) -> None:
@@ -328,16 +332,17 @@ class EvaluationRecord:
                     continue  # the run is there, its artifact was deleted
                 self.sources[name] = run.info.run_id
                 report = read_samples(Path(file), benchmark)
-                self._at_hand.log_benchmark(self._model, name, report)
+                self._at_hand.log_samples(self._model, name, report)
                 return report
         return None
 
     def keep(self, name: str, key: str, report: BenchmarkReport) -> None:
         """Keep a finished evaluation, so that it can be found from now on."""
         holder = self._holder()
-        self._at_hand.log_benchmark(self._model, name, report)
+        self._at_hand.log_samples(self._model, name, report)
         if holder is not self._at_hand:
-            holder.log_benchmark(self._model, name, report)
+            holder.log_samples(self._model, name, report)
+            holder.log_scores(self._model, {name: report})
         # Last: what has the tag has everything.
         self._client.set_tag(holder.run_id, f"{_EVALUATION}{key}", f"{self._model}-{name}")
         self.sources[name] = holder.run_id
@@ -371,6 +376,8 @@ def _quantities(benchmark: BenchmarkChange) -> dict[str, float]:
         "n": benchmark.n,
         "p_value": benchmark.p_value,
         "equivalence_p_value": benchmark.equivalence_p_value,
+        "p_value_raw": d.p_value,  # for tables of many runs, which correct for all of them
+        "equivalence_p_value_raw": d.equivalence_p_value(benchmark.margin),
         "minimum_detectable_change": benchmark.minimum_detectable_change,
     }
     for key in ("forgetting_rate", "forgetting_rate_above_chance"):

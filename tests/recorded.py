@@ -6,6 +6,7 @@ from pathlib import Path
 from slimdown.anatomy import anatomy
 from slimdown.config import BenchmarkConfig, Role, TrackingConfig
 from slimdown.forgetting import forgetting
+from slimdown.holdout import open_part
 from slimdown.samples import BenchmarkReport, EvalReport, Sample, Score
 from slimdown.tracking import TrackedRun
 
@@ -57,11 +58,13 @@ def record(
     dataset: str = "alpaca",
     target: str = "",
     num_fewshot: int = 0,
+    holdout: float = 0.0,
     tags: Mapping[str, str] | None = None,
 ) -> str:
     """The id of a finished run that went from `base` to `tuned`."""
     before, after = evaluation(base, target, num_fewshot), evaluation(tuned, target, num_fewshot)
     settings: dict[str, object] = {"lora.r": 8, "seed": 0, "tracking.uri": name, f"dataset.{dataset}.path": dataset}
+    settings |= {"evaluation.holdout": holdout} if holdout else {}  # as old records, which have no such setting
     for benchmark, report in before.benchmarks.items():
         fields = (
             "task",
@@ -80,7 +83,10 @@ def record(
         run.log_measuring(before)
         for model, measured in (("base", before), ("tuned", after)):
             for benchmark, report in measured.benchmarks.items():
-                run.log_benchmark(model, benchmark, report)
+                run.log_samples(model, benchmark, report)
+        before, after = open_part(before, holdout), open_part(after, holdout)
+        run.log_scores("base", before.benchmarks)
+        run.log_scores("tuned", after.benchmarks)
         changed = forgetting(before, after)
         run.log_forgetting(changed, {b: anatomy(before.benchmarks[b], after.benchmarks[b]) for b in changed.benchmarks})
     return run.run_id

@@ -105,9 +105,10 @@ def test_a_base_lies_in_a_run_of_its_own_and_is_found_by_another(
         ):
             measured(pocket, config, record)
             sources.append(record.sources["pocket_cs"])
-        assert "base/pocket_cs/acc" in store.get_run(run.run_id).data.metrics
+        assert [a.path for a in store.list_artifacts(run.run_id, "samples")] == ["samples/base-pocket_cs.parquet"]
     assert sources[0] == sources[1]
     baseline = store.get_run(sources[0])
+    assert "base/pocket_cs/acc" in baseline.data.metrics
     assert baseline.data.tags["slimdown.kind"] == "baseline"
     assert baseline.data.params == {"model.id": "pocket:model"}
     assert [a.path for a in store.list_artifacts(sources[0], "samples")] == ["samples/base-pocket_cs.parquet"]

@@ -84,6 +84,7 @@ SHARED = {
         READ_ONLY["benchmark"]["paper_metric"],
     ),
     "benchmark.margin": ("benchmark.pocket_math.margin=0.1", READ_ONLY["benchmark"]["margin"]),
+    "evaluation.holdout": ("evaluation.holdout=0.5", READ_ONLY["evaluation"]["holdout"]),
 }
 ELSEWHERE = {
     "model.id": "test_the_same_content_elsewhere_has_the_same_key",
