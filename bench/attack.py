@@ -1,6 +1,8 @@
 """Bad luck and bad will, many times over: what takes too long for the tests.
 
     python -m bench.attack hub --mirror SERVE.PY
+    python -m bench.attack signals
+    python -m bench.attack disk
 
 Each attack prints what became of its tries, and ends with exit code 1 where one of them did harm.
 """
@@ -11,6 +13,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from bench.faults import disk, signals
 
 QUICK = [
     "model=smollm2", "model.id=local/stories260K", "train.max_length=256", "benchmark=[hellaswag,mmlu_cs]",
@@ -57,6 +61,11 @@ def main() -> None:
     attack = attacks.add_parser("hub", help="a hub that fails now and then, or for good")
     attack.add_argument("--mirror", type=Path, required=True, help="a server of the hub's files")
     attack.add_argument("--times", type=int, default=20)
+    for fault, trials in ((signals, 500), (disk, 5)):
+        attack = attacks.add_parser(fault.__name__, help=(fault.__doc__ or "").splitlines()[0])
+        attack.add_argument("--trials", type=int, default=trials)
+        if fault is signals:
+            attack.add_argument("--seed", type=int, default=0, help="of the moments")
     args = vars(parser.parse_args())
     sys.exit(not globals()[args.pop("attack")](**args))
 

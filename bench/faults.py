@@ -1,0 +1,322 @@
+"""Bad luck inside a run: signals at any moment, a disk that fills up. `python -m bench.attack` runs these.
+
+A run is a fork of this process, which has imported everything: it lasts seconds, and hundreds can be tried.
+"""
+
+import contextlib
+import importlib
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from slimdown import interruption, run
+
+QUICK = [
+    "dataset.pocket_instructions.max_examples=32",
+    "dataset.pocket_instructions.validation_examples=8",
+    "train.max_steps=3",
+    *(f"benchmark.pocket_{name}.limit=2" for name in ("instructions", "math", "commonsense", "cs")),
+]
+"""The pocket run, cut to what still goes through every step."""
+
+
+class Count(NamedTuple):
+    """How often something was tried, and how often it ended as it should."""
+
+    what: str
+    tried: int
+    held: int
+
+
+def show(*counts: Count) -> bool:
+    """Print the counts as a table; whether all held."""
+    print("| what | tried | held |\n|---|---:|---:|")
+    for count in counts:
+        print(f"| {count.what} | {count.tried} | {count.held} |")
+    return all(count.held == count.tried for count in counts)
+
+
+class Ended(NamedTuple):
+    """How a run ended: its exit code, what it said, and the runs in the store, kind and id and status."""
+
+    code: int
+    said: str
+    runs: list[tuple[str, str, str]]
+
+    def status(self, kind: str = "tuned") -> str | None:
+        return next((status for found, _, status in self.runs if found == kind), None)
+
+
+# --- runs in children of a process that has imported everything -------------------------------------
+
+
+def warm() -> None:
+    """Import what a run imports, so that a fork of this process starts its run at once."""
+    os.environ["TQDM_DISABLE"] = "1"  # as run.py does; read when tqdm is imported
+    for name in (
+        "anatomy", "baseline", "evaluate", "lean", "page", "plots", "report", "scoring", "tracking", "train",
+    ):  # fmt: skip
+        importlib.import_module(f"slimdown.{name}")
+    for name in ("bitsandbytes", "mlflow.store.tracking.sqlalchemy_store", "transformers.models.llama.modeling_llama",
+                 "matplotlib.backends.backend_svg", "trl.trainer.sft_trainer", "lm_eval.tasks"):  # fmt: skip
+        importlib.import_module(name)
+    import torch
+
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+
+
+def start(folder: Path, arguments: list[str], prepare: Callable[[], None] = lambda: None) -> int:
+    """Fork a child that does what `python -m slimdown.run ARGUMENTS` does in `folder`; returns its process id."""
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        os.chdir(folder)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(folder.parent / name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o666), number)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
+        interruption.end_at_once_when_interrupted()  # as run.py does before its imports
+        sys.argv[:] = ["slimdown.run", *arguments]
+        prepare()
+        run.main()
+        code = 0
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            sys.stderr.write(f"{stop.code}\n")
+        else:
+            code = stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def wait(child: int, folder: Path, seconds: float = 120) -> Ended:
+    """How the child ended; one that does not is killed and counts as code -9."""
+    deadline = time.monotonic() + seconds
+    while not (done := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    return Ended(os.waitstatus_to_exitcode(done[1]), (folder.parent / "stderr").read_text(), runs_of(folder))
+
+
+def runs_of(folder: Path) -> list[tuple[str, str, str]]:
+    """Kind, id and status of the runs in a folder's store, newest first."""
+    file = folder / "mlruns" / "mlflow.db"
+    if not file.is_file():
+        return []
+    with contextlib.closing(sqlite3.connect(file)) as store:
+        if not store.execute("SELECT 1 FROM sqlite_master WHERE name = 'tags'").fetchone():
+            return []  # a store that is half made
+        return store.execute(
+            "SELECT t.value, r.run_uuid, r.status FROM runs r JOIN tags t USING (run_uuid) "
+            "WHERE t.key = 'slimdown.kind' ORDER BY r.start_time DESC"
+        ).fetchall()
+
+
+@contextlib.contextmanager
+def scratch(store: Path | None = None) -> Iterator[Path]:
+    """A folder to run in, with a copy of `store` as its own."""
+    with tempfile.TemporaryDirectory() as outer:  # what a run says is kept there, beside its folder
+        folder = Path(outer) / "work"
+        folder.mkdir()
+        if store:
+            (folder / "mlruns").mkdir()
+            shutil.copy(store, folder / "mlruns" / "mlflow.db")
+        yield folder
+
+
+@contextlib.contextmanager
+def fresh_store() -> Iterator[Path]:
+    """An empty store to copy: MLflow takes seconds to make one. Made in another process, for MLflow remembers."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "mlflow.db"
+        script = f"import mlflow; mlflow.MlflowClient('sqlite:///{file}').search_experiments(max_results=1)"
+        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+        yield file
+
+
+# --- signals ------------------------------------------------------------------------------------------
+
+
+def signals(trials: int, seed: int = 0) -> bool:
+    """SIGINT or SIGTERM at a random moment: the run is KILLED, or was not open, and says so; exit code 130."""
+    chance = random.Random(seed)
+    warm()
+    anywhere, lost, started = [], [], []
+    with fresh_store() as store:
+        with scratch(store) as folder:
+            begun = time.monotonic()
+            whole = wait(start(folder, QUICK), folder)
+            seconds = time.monotonic() - begun
+            assert whole.code == 0, whole.said
+        print(f"an undisturbed run takes {seconds:.1f} s", flush=True)
+        for i in range(trials):
+            number = chance.choice((signal.SIGINT, signal.SIGTERM))
+            moment = chance.uniform(0, 1.02 * seconds)
+            with scratch(store) as folder:
+                child = start(folder, QUICK)
+                time.sleep(moment)
+                os.kill(child, number)
+                anywhere.append(told_right(wait(child, folder), f"{i}: {number.name} after {moment:.2f} s"))
+        for i in range(max(1, trials // 25)):
+            where = chance.choice(
+                ("log_settings", "log_data", "log_baselines", "log_step", "log_training", "log_report")
+            )
+            with scratch(store) as folder:
+                child = start(folder, QUICK, lambda where=where: lose_a_signal_in(where))
+                ended = wait(child, folder)
+                lost.append(told_right(ended, f"{i}: lost in {where}") == "KILLED" and "KILLED")
+        for i in range(max(1, trials // 25)):
+            moment = chance.uniform(0.1, 4)
+            with scratch(store) as folder, open(folder.parent / "stderr", "w") as errors:
+                job = subprocess.Popen([sys.executable, "-m", "slimdown.run", *QUICK], cwd=folder, stderr=errors,
+                                       stdout=subprocess.DEVNULL)  # fmt: skip
+                time.sleep(moment)
+                os.kill(job.pid, chance.choice((signal.SIGINT, signal.SIGTERM)))
+                code = job.wait()
+                ended = Ended(code, (folder.parent / "stderr").read_text(), runs_of(folder))
+                started.append(told_right(ended, f"{i}: a process of {moment:.2f} s"))
+    by_end = {end: anywhere.count(end) for end in ("KILLED", "no run yet", "after FINISHED")}
+    return show(
+        Count("a signal at a random moment of a quick run", len(anywhere), sum(map(bool, anywhere))),
+        *(Count(f"of these: {end}", n, n) for end, n in by_end.items()),
+        Count("a signal swallowed in a weakref callback: KILLED", len(lost), sum(map(bool, lost))),
+        Count("a signal while a process starts", len(started), sum(map(bool, started))),
+    )
+
+
+def told_right(ended: Ended, trial: str) -> str | None:
+    """How an interrupted run ended, if its code, its record and its last line agree; None and a line otherwise."""
+    status = ended.status()
+    none_running = all(status != "RUNNING" for _, _, status in ended.runs)
+    clean = none_running and "Traceback" not in ended.said and "Exception ignored" not in ended.said
+    if clean and status == "KILLED" and ended.code == 130 and "is marked KILLED" in ended.said:
+        return "KILLED"
+    if clean and status is None and ended.code == 130 and "o run was open" in ended.said:
+        return "no run yet"
+    if clean and status == "FINISHED" and (ended.code == 0 or (ended.code == 130 and "o run was open" in ended.said)):
+        return "after FINISHED"
+    print(f"{trial}: exit code {ended.code}, runs {ended.runs}\n{ended.said}", flush=True)
+    return None
+
+
+def lose_a_signal_in(method: str) -> None:
+    """Make a step of the record deliver a signal inside a weakref callback, from which no exception gets out."""
+    from slimdown.tracking import TrackedRun
+
+    original = getattr(TrackedRun, method)
+
+    def patched(self: Any, *arguments: Any, **named: Any) -> Any:
+        class Thing:
+            pass
+
+        thing = Thing()
+        reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))
+        del thing
+        assert reference() is None
+        return original(self, *arguments, **named)
+
+    setattr(TrackedRun, method, patched)
+
+
+# --- a full disk --------------------------------------------------------------------------------------
+
+MEGABYTES = 30
+
+
+def disk(trials: int) -> bool:
+    """A disk of 30 MB that fills up at five moments: one clear line, a whole record, and the next run goes on."""
+    warm()
+    counts = []
+    for moment in ("start", "opening the record", "measuring the base", "training", "report"):
+        held = 0
+        for i in range(trials):
+            left = [0, 4_096, 40_000, 150_000, 400_000][i % 5]  # bytes: what fails first differs
+            with small_disk() as folder:
+                held += survives(folder, moment, left)
+        counts.append(Count(f"a disk full at: {moment}", trials, held))
+    return show(*counts)
+
+
+def survives(folder: Path, moment: str, left: int) -> bool:
+    """Whether a run on a disk that fills up says so, harms nothing, and can be repeated when there is room."""
+    if moment in ("start", "opening the record"):
+        fill(folder, left if moment == "start" else left + 100_000)
+    ended = wait(start(folder, QUICK, lambda: fill_at(moment, folder, left)), folder)
+    (folder / "ballast").unlink(missing_ok=True)
+    again = wait(start(folder, QUICK), folder)
+    problems = {
+        "exit code": ended.code != 1,
+        "no clear line": "the disk takes no more" not in ended.said,
+        "traceback": "Traceback" in ended.said,
+        "a run stays RUNNING in silence": any(s == "RUNNING" for _, _, s in ended.runs)
+        and "could not be marked" not in ended.said,
+        "the next run": again.code != 0 or again.status() != "FINISHED",
+        "the store": not whole(folder),
+    }
+    wrong = [problem for problem, there in problems.items() if there]
+    if wrong:
+        print(f"{moment}, {left} bytes left: {', '.join(wrong)}: exit {ended.code}\n{ended.said}\n{again.said}")
+    return not wrong
+
+
+def whole(folder: Path) -> bool:
+    with contextlib.closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as store:
+        return bool(store.execute("PRAGMA integrity_check").fetchone() == ("ok",))
+
+
+def fill(folder: Path, left: int) -> None:
+    """Write a file that leaves so many bytes of a disk."""
+    with (folder / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    with (folder / "ballast").open("r+b") as file:
+        file.truncate(max(0, file.seek(0, os.SEEK_END) - left))
+
+
+def fill_at(moment: str, folder: Path, left: int) -> None:
+    """Fill the disk when a run comes to what it calls `moment`."""
+    from slimdown import report
+
+    name = "markdown_report" if moment == "report" else "progress_bar"
+    original = getattr(report, name)
+
+    def patched(*arguments: Any) -> Any:
+        if moment in ("report", arguments[0]):
+            fill(folder, left)
+        return original(*arguments)
+
+    setattr(report, name, patched)
+
+
+@contextlib.contextmanager
+def small_disk() -> Iterator[Path]:
+    """A folder that is a disk of its own, in memory."""
+    with scratch() as folder:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", folder], check=False)
+        if mounted.returncode:
+            sys.exit(
+                "only root may mount a small disk; in a namespace everybody is: unshare -rm python -m bench.attack"
+            )
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", folder], check=True)
