@@ -159,48 +159,56 @@ def fresh_store() -> Iterator[Path]:
 def signals(trials: int, seed: int = 0) -> bool:
     """SIGINT or SIGTERM at a random moment: the run is KILLED, or was not open, and says so; exit code 130."""
     chance = random.Random(seed)
+    few = max(1, trials // 25)
     warm()
-    anywhere, lost, started = [], [], []
     with fresh_store() as store:
         with scratch(store) as folder:
             begun = time.monotonic()
-            whole = wait(start(folder, QUICK), folder)
+            assert wait(start(folder, QUICK), folder).code == 0
             seconds = time.monotonic() - begun
-            assert whole.code == 0, whole.said
         print(f"an undisturbed run takes {seconds:.1f} s", flush=True)
-        for i in range(trials):
-            number = chance.choice((signal.SIGINT, signal.SIGTERM))
-            moment = chance.uniform(0, 1.02 * seconds)
-            with scratch(store) as folder:
-                child = start(folder, QUICK)
-                time.sleep(moment)
-                os.kill(child, number)
-                anywhere.append(told_right(wait(child, folder), f"{i}: {number.name} after {moment:.2f} s"))
-        for i in range(max(1, trials // 25)):
-            where = chance.choice(
-                ("log_settings", "log_data", "log_baselines", "log_step", "log_training", "log_report")
-            )
-            with scratch(store) as folder:
-                child = start(folder, QUICK, lambda where=where: lose_a_signal_in(where))
-                ended = wait(child, folder)
-                lost.append(told_right(ended, f"{i}: lost in {where}") == "KILLED" and "KILLED")
-        for i in range(max(1, trials // 25)):
-            moment = chance.uniform(0.1, 4)
-            with scratch(store) as folder, open(folder.parent / "stderr", "w") as errors:
-                job = subprocess.Popen([sys.executable, "-m", "slimdown.run", *QUICK], cwd=folder, stderr=errors,
-                                       stdout=subprocess.DEVNULL)  # fmt: skip
-                time.sleep(moment)
-                os.kill(job.pid, chance.choice((signal.SIGINT, signal.SIGTERM)))
-                code = job.wait()
-                ended = Ended(code, (folder.parent / "stderr").read_text(), runs_of(folder))
-                started.append(told_right(ended, f"{i}: a process of {moment:.2f} s"))
-    by_end = {end: anywhere.count(end) for end in ("KILLED", "no run yet", "after FINISHED")}
+        ends = [at_a_moment(store, chance.uniform(0, 1.02 * seconds), chance.choice(SIGNALS)) for _ in range(trials)]
+        lost = [swallowed(store, chance.choice(STEPS), chance.choice(SIGNALS)) for _ in range(few)]
+        starts = [while_starting(store, chance.uniform(0.1, 4), chance.choice(SIGNALS)) for _ in range(few)]
     return show(
-        Count("a signal at a random moment of a quick run", len(anywhere), sum(map(bool, anywhere))),
-        *(Count(f"of these: {end}", n, n) for end, n in by_end.items()),
-        Count("a signal swallowed in a weakref callback: KILLED", len(lost), sum(map(bool, lost))),
-        Count("a signal while a process starts", len(started), sum(map(bool, started))),
+        Count("a signal at a random moment of a quick run", len(ends), sum(map(bool, ends))),
+        *(Count(f"of these: {end}", ends.count(end), ends.count(end)) for end in ENDS),
+        Count("a signal swallowed in a weakref callback: KILLED", len(lost), lost.count("KILLED")),
+        Count("a signal while a process starts", len(starts), sum(map(bool, starts))),
     )
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STEPS = ("log_settings", "log_data", "log_baselines", "log_step", "log_training")  # of TrackedRun
+ENDS = ("KILLED", "no run yet", "after FINISHED")
+
+
+def at_a_moment(store: Path, seconds: float, number: signal.Signals) -> str | None:
+    """How a run ends that gets a signal after so many seconds; None where something is wrong with that."""
+    with scratch(store) as folder:
+        child = start(folder, QUICK)
+        time.sleep(seconds)
+        os.kill(child, number)
+        return told_right(wait(child, folder), f"{number.name} after {seconds:.2f} s")
+
+
+def swallowed(store: Path, step: str, number: signal.Signals) -> str | None:
+    """How a run ends that gets a signal in a weakref callback, out of which Python lets no exception."""
+    with scratch(store) as folder:
+        child = start(folder, QUICK, lambda: lose_a_signal_in(step, number))
+        return told_right(wait(child, folder), f"{number.name} lost in {step}")
+
+
+def while_starting(store: Path, seconds: float, number: signal.Signals) -> str | None:
+    """How a process of its own ends that gets a signal after so many seconds, during its imports or later."""
+    with scratch(store) as folder, open(folder.parent / "stderr", "w") as errors:
+        command = [sys.executable, "-m", "slimdown.run", *QUICK]
+        job = subprocess.Popen(command, cwd=folder, stderr=errors, stdout=subprocess.DEVNULL)
+        time.sleep(seconds)
+        os.kill(job.pid, number)
+        code = job.wait(timeout=120)
+        ended = Ended(code, (folder.parent / "stderr").read_text(), runs_of(folder))
+        return told_right(ended, f"{number.name} to a process of {seconds:.2f} s")
 
 
 def told_right(ended: Ended, trial: str) -> str | None:
@@ -218,23 +226,23 @@ def told_right(ended: Ended, trial: str) -> str | None:
     return None
 
 
-def lose_a_signal_in(method: str) -> None:
-    """Make a step of the record deliver a signal inside a weakref callback, from which no exception gets out."""
+def lose_a_signal_in(step: str, number: signal.Signals) -> None:
+    """Make a step of the record deliver a signal inside a weakref callback."""
     from slimdown.tracking import TrackedRun
 
-    original = getattr(TrackedRun, method)
+    original = getattr(TrackedRun, step)
 
     def patched(self: Any, *arguments: Any, **named: Any) -> Any:
         class Thing:
             pass
 
         thing = Thing()
-        reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))
+        reference = weakref.ref(thing, lambda _: signal.raise_signal(number))
         del thing
         assert reference() is None
         return original(self, *arguments, **named)
 
-    setattr(TrackedRun, method, patched)
+    setattr(TrackedRun, step, patched)
 
 
 # --- a full disk --------------------------------------------------------------------------------------

@@ -8,10 +8,12 @@ import weakref
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from test_tracking import tracked
 
-from slimdown.interruption import interrupted, listening, stop_if_interrupted, undisturbed
+from slimdown.interruption import interrupted, listening, stop_between_forwards, stop_if_interrupted, undisturbed
+from slimdown.model import LoadedModel
 
 
 class Thing:
@@ -45,6 +47,16 @@ def test_a_swallowed_signal_comes_out_at_the_end_whatever_became_of_it() -> None
             signal.raise_signal(signal.SIGTERM)
         except KeyboardInterrupt:
             raise ImportError("a half-imported module") from None
+
+
+def test_a_forward_ends_what_a_swallowed_signal_did_not(pocket: LoadedModel) -> None:
+    stop_between_forwards(pocket.model)
+    tokens = torch.arange(3, 10)[None]
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt), listening():
+        pocket.model(tokens)
+        lose_a_signal()
+        pocket.model(tokens)
+        pytest.fail("the work went on")
 
 
 def test_a_signal_waits_for_what_must_not_be_torn_apart(capfd: pytest.CaptureFixture[str]) -> None:

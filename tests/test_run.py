@@ -1,7 +1,6 @@
 """The main job end to end, through the real entry point: what a person sees and what MLflow holds."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -189,30 +188,47 @@ def test_the_base_of_a_sweep_is_measured_once(client: MlflowClient) -> None:
         assert run.data.metrics["base/pocket_cs/acc"] == baseline.data.metrics["base/pocket_cs/acc"]
 
 
-def test_ctrl_c_leaves_a_killed_run_with_its_data_so_far(store: MlflowClient, tmp_path: Path) -> None:
-    """The base's scores are in the record when training, made long here, is stopped."""
-    # A shell that runs the tests in the background makes them, and all that they start, deaf to Ctrl-C.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    job = subprocess.Popen(
-        [*ENTRY, *SMALL, "train.max_steps=5000"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    signal.signal(signal.SIGINT, before)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        runs = runs_in(store)
-        if runs and any(key.startswith("train/loss") for key in runs[0].data.metrics):
-            break
-        time.sleep(0.5)
-    os.kill(job.pid, signal.SIGINT)
-    _, errors = job.communicate(timeout=60)
-    [run] = runs_in(store)
-    assert job.returncode == 130
-    assert "Traceback" not in errors
-    assert "Interrupted" in errors
-    assert run.info.status == "KILLED"
-    assert "base/pocket_cs/acc" in run.data.metrics
-    assert "train/loss" in run.data.metrics
+def test_a_signal_ends_a_run_killed_with_its_data_so_far(migrated_store: Path) -> None:
+    """While the record is opened, at moments of a run, and in training where Python swallows it."""
+    script = (
+        "import sys, signal\n"
+        "from pathlib import Path\n"
+        "from bench import faults\n"
+        "store = Path(sys.argv[1])\n"
+        "faults.warm()\n"
+        "ends = [faults.at_a_moment(store, t, n) for t, n in ((0.1, signal.SIGINT), (1, signal.SIGTERM))]\n"
+        "with faults.scratch(store) as folder:\n"
+        "    lose = lambda: faults.lose_a_signal_in('log_step', signal.SIGTERM)\n"
+        "    ended = faults.wait(faults.start(folder, faults.QUICK, lose), folder)\n"
+        "    ends.append(faults.told_right(ended, 'lost in training'))\n"
+        "    from mlflow import MlflowClient\n"
+        "    client = MlflowClient(f'sqlite:///{folder}/mlruns/mlflow.db')\n"
+        "    metrics = client.get_run(next(i for k, i, _ in ended.runs if k == 'tuned')).data.metrics\n"
+        "print(ends, 'base/pocket_cs/acc' in metrics, 'train/loss' in metrics)\n"
+    )
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-c", script, str(migrated_store)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    ends, *kept = done.stdout.strip().rpartition("] ")
+    assert kept[-1] == "True True", done.stdout + done.stderr
+    assert "None" not in ends
+    assert ends.endswith("'KILLED'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [(["seed=1"], "hydra.run.dir=FOLDER"), (["-m", "seed=1,2"], "hydra.sweep.dir=FOLDER")],
+)
+def test_a_folder_that_cannot_be_made_is_named_with_what_to_set(
+    arguments: list[str], folder: str, tmp_path: Path, store: MlflowClient
+) -> None:
+    (tmp_path / "outputs").write_text("")  # a file where the folder should be, which stops even root
+    done = start(tmp_path, *arguments, *SMALL)
+    assert done.returncode == 1
+    assert "its folder outputs" in done.stderr
+    assert folder in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not runs_in(store)
 
 
 @pytest.mark.parametrize(
