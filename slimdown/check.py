@@ -85,33 +85,43 @@ def overall(judged: Sequence[Judgement]) -> Outcome:
     return next(o for o in (Outcome.beyond, Outcome.undecided, Outcome.within) if o in outcomes)
 
 
-def budgets_for(report: ForgettingReport, asked: Sequence[str]) -> dict[str, float]:
-    """The budgets to hold a run to: those given as NAME=SHARE, or each retained benchmark's margin if none is.
+def read_budgets(asked: Sequence[str]) -> dict[str, float]:
+    """What each benchmark may lose, of arguments such as gsm8k=0.02.
 
     Raises:
-        UserError: a benchmark that the run was not measured on, a share that is none.
+        UserError: a share that is none, or two for one benchmark.
     """
-    if not asked:
-        chosen = {name: b.margin for name, b in report.benchmarks.items() if b.role is Role.retained}
-        if not chosen:
-            raise UserError("this run measured no retained benchmark; name one with --max-loss NAME=0.02")
-        return chosen
-    budgets = {}
+    budgets: dict[str, float] = {}
     for text in asked:
         name, _, value = text.partition("=")
-        if name not in report.benchmarks:
-            raise UserError(
-                f"--max-loss {text}: the run has no benchmark {name}{nearest(name, list(report.benchmarks))}"
-            )
         try:
             budget = float(value)
         except ValueError:
             budget = -1.0
-        if not 0 <= budget < 1:
+        if not name or not 0 <= budget < 1:
             raise UserError(
-                f"--max-loss {text}: give a share from 0 up to, not including, 1; {name}=0.02 is two points"
+                f"--max-loss {text}: give a share from 0 up to, not including, 1; {name or 'gsm8k'}=0.02 is two points"
             )
+        if name in budgets:
+            raise UserError(f"--max-loss {text}: {name} has a budget already, {budgets[name]:g}; keep one of the two")
         budgets[name] = budget
+    return budgets
+
+
+def budgets_for(report: ForgettingReport, budgets: dict[str, float]) -> dict[str, float]:
+    """The budgets to hold a run to: those given, or each retained benchmark's margin if none is.
+
+    Raises:
+        UserError: a benchmark that the run was not measured on.
+    """
+    if not budgets:
+        chosen = {name: b.margin for name, b in report.benchmarks.items() if b.role is Role.retained}
+        if not chosen:
+            raise UserError("this run measured no retained benchmark; name one with --max-loss NAME=0.02")
+        return chosen
+    for name in budgets:
+        if name not in report.benchmarks:
+            raise UserError(f"--max-loss: the run has no benchmark {name}{nearest(name, list(report.benchmarks))}")
     return budgets
 
 
@@ -163,6 +173,7 @@ def _answer(given: argparse.Namespace) -> Outcome:
 
     from slimdown.store import read_evaluation, read_run  # mlflow's import takes a second: not for --help
 
+    budgets = read_budgets(given.max_loss)
     config = TrackingConfig(uri=given.tracking_uri, experiment="slimdown")
     for problem in config.problems():
         raise UserError(problem.replace("tracking.uri", "--tracking-uri"))
@@ -171,7 +182,7 @@ def _answer(given: argparse.Namespace) -> Outcome:
         report = forgetting(read_evaluation(config, run, "base"), read_evaluation(config, run, "tuned"))
     except ValueError as error:
         raise UserError(str(error)) from None
-    judged = judge(report, budgets_for(report, given.max_loss))
+    judged = judge(report, budgets_for(report, budgets))
     console = Console(highlight=False, soft_wrap=True)
     styles = {Outcome.within: "green", Outcome.beyond: "red", Outcome.undecided: "yellow"}
     width = max(len(judgement.benchmark) for judgement in judged)

@@ -7,7 +7,7 @@ import pytest
 from test_forgetting import answers, benchmark, report
 
 from slimdown import compare
-from slimdown.check import Outcome, arguments, budgets_for, judge, main, overall
+from slimdown.check import Outcome, arguments, budgets_for, judge, main, overall, read_budgets
 from slimdown.config import DEFAULT_STORE, Role, RunConfig, UserError
 from slimdown.forgetting import ForgettingReport, forgetting
 
@@ -62,15 +62,17 @@ def test_an_undecided_judgement_says_how_many_questions_would_tell() -> None:
 
 
 def test_without_budgets_retained_benchmarks_are_held_to_their_margins() -> None:
-    assert budgets_for(changed(a=(5, 1, 1, 3)), []) == {"a": 0.02}
+    assert budgets_for(changed(a=(5, 1, 1, 3)), {}) == {"a": 0.02}
     with pytest.raises(UserError, match="no retained benchmark"):
-        budgets_for(changed(role=Role.target, a=(5, 1, 1, 3)), [])
+        budgets_for(changed(role=Role.target, a=(5, 1, 1, 3)), {})
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
         ("gms8k=0.02", "the run has no benchmark gms8k; did you mean gsm8k?"),
+        ("gsm8k=0.1 gsm8k=0.9", "gsm8k has a budget already, 0.1; keep one of the two"),
+        ("=0.1", "give a share"),
         ("gsm8k=2", "give a share from 0 up to, not including, 1; gsm8k=0.02 is two points"),
         ("gsm8k", "give a share"),
         ("gsm8k=nan", "give a share"),
@@ -79,7 +81,7 @@ def test_without_budgets_retained_benchmarks_are_held_to_their_margins() -> None
 )
 def test_a_budget_that_is_none_is_refused(asked: str, message: str) -> None:
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
-        budgets_for(changed(gsm8k=(5, 1, 1, 3)), [asked])
+        budgets_for(changed(gsm8k=(5, 1, 1, 3)), read_budgets(asked.split()))
 
 
 @pytest.mark.parametrize("arguments", [[], ["run", "--no-such-option"]])
