@@ -21,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config import CONF_DIR, ConfigError, RunConfig, group_choices, load_config
@@ -57,7 +57,7 @@ def read_command_line(arguments: list[str]) -> CommandLine:
     for override in given.overrides:
         flags.remove(override)
     other_job = given.help or given.hydra_help or given.shell_completion or given.info
-    other_config = given.config_path or given.config_name or given.experimental_rerun
+    other_config = given.config_path or given.config_name
     own = Path(given.config_dir).absolute() if given.config_dir else None
     return CommandLine(
         flags=flags,
@@ -83,6 +83,8 @@ def check_command_line(arguments: list[str]) -> None:
     line = read_command_line(arguments)
     if not line.checkable:
         return
+    if "--experimental-rerun" in " ".join(line.flags):
+        raise ConfigError("--experimental-rerun takes a pickled config, which nothing here checks; repeat the command")
     for folder in line.folders:
         if not folder.is_dir():
             raise ConfigError(f"--config-dir: there is no folder {folder}")
@@ -99,8 +101,9 @@ def check_command_line(arguments: list[str]) -> None:
             problems += found
             if not found:
                 sound.append(alternatives)
-        problems += _problems_together(sound)
-        if not problems or prod(a.n for a in sound) <= _MOST_RUNS:
+        together = list(_problems_together(sound))
+        problems += together
+        if not together:
             problems += [p for p in _composed_problems(sound, line.folders) if p not in problems]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -123,6 +126,8 @@ class Alternatives:
 def _alternatives(text: str, folders: tuple[Path, ...]) -> Alternatives:
     try:
         override = _parsed(text)
+        if not override.key_or_group:
+            raise ValueError("there is no name before the =")
         if not override.is_sweep_override():
             return Alternatives(override, 1, [override])
         if not override.is_discrete_sweep():
@@ -160,15 +165,15 @@ def _override_problems(given: Alternatives, line: CommandLine) -> Iterator[str]:
     key, override = given.key, given.override
     if override.is_sweep_override() and not line.is_sweep:
         yield f"{override.input_line}: several values are a sweep; begin it with -m"
-    if key.split(".")[0].split("/")[0] == "hydra":
+    if _is_hydras(key):
         yield from _hydra_problems(key, [one.value() for one in given.each])
+    elif not _is_choice(key, line.folders) and (problem := setting_problem(key, RunConfig)):
+        yield problem
     elif override.is_delete():
         yield f"{override.input_line}: every setting is needed; give it another value instead of deleting it"
-    elif any((folder / key).is_dir() for folder in line.folders):
+    elif _is_choice(key, line.folders):
         for one in given.each:
             yield from _choice_problems(one, line.folders)
-    elif problem := setting_problem(key, RunConfig):
-        yield problem
     else:
         yield from (problem for one in given.each if (problem := _type_problem(key, one.value())))
 
@@ -250,7 +255,11 @@ def _composed_problems(given: list[Alternatives], folders: tuple[Path, ...]) -> 
 
 def _is_choice(key: str, folders: tuple[Path, ...]) -> bool:
     """Whether it decides which files are composed, so that everything must be composed anew for another value."""
-    return key.split(".")[0].split("/")[0] == "hydra" or any((folder / key).is_dir() for folder in folders)
+    return _is_hydras(key) or any((folder / key).is_dir() for folder in folders)
+
+
+def _is_hydras(key: str) -> bool:
+    return key.split(".")[0].split("/")[0] == "hydra"
 
 
 def _combinations(given: list[Alternatives]) -> Iterator[tuple[Override, ...]]:
@@ -272,9 +281,21 @@ def _composed(choices: list[str], folders: tuple[Path, ...]) -> DictConfig:
     """
     search = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
     try:
-        return compose("config", overrides=[*choices, *search])
+        composed = compose("config", overrides=[*choices, *search], return_hydra_config=True)
+        for place in ("run", "sweep"):
+            OmegaConf.select(composed, f"hydra.{place}.dir")  # resolved by Hydra when it starts the job
+        with open_dict(composed):
+            del composed["hydra"]
+        return composed
     except Exception as error:  # the user's own YAML files: whatever a parser and their content may raise
-        raise ConfigError(" ".join(str(error).split()) or type(error).__name__) from None
+        raise ConfigError(_one_line(error)) from None
+
+
+def _one_line(error: Exception) -> str:
+    """What a library says of it; Hydra hides the reason of `Error merging override` in the cause."""
+    reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    known = isinstance(reason, (HydraException, OmegaConfBaseException))
+    return " ".join(str(reason if known else f"{type(reason).__name__}: {reason}").split())
 
 
 def _run_problems(chosen: DictConfig, values: tuple[Override, ...], folders: tuple[Path, ...]) -> Iterator[str]:
@@ -292,7 +313,7 @@ def _run_problems(chosen: DictConfig, values: tuple[Override, ...], folders: tup
         yield from str(error).splitlines()
         return
     except (HydraException, OmegaConfBaseException) as error:
-        yield " ".join(str(error.__cause__ or error).split())
+        yield _one_line(error)
         return
     yield from _data_problems(config)
 

@@ -195,7 +195,7 @@ class DatasetConfig:
         elif self.path.startswith("pocket:"):
             known = [f"pocket:{name}" for name in pocket.data_names()]
             yield f"path={self.path}: the embedded world has no such data{nearest(self.path, known)}"
-        elif self.path.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(self.path):
+        elif os.path.isfile(self.path) or not _HUB_ID.fullmatch(self.path) or self.path.startswith("."):
             yield f"path={self.path} is neither a hub id nor a .json, .jsonl, .csv or .parquet file"
 
     @property
@@ -224,7 +224,7 @@ class LoraConfig:
             yield f"lora.lora_alpha must be at least 1, got {self.lora_alpha}"
         if not 0 <= self.lora_dropout < 1:
             yield f"lora.lora_dropout must be from 0 up to, not including, 1, got {self.lora_dropout}"
-        if not self.target_modules:
+        if not all(name.strip() for name in self.target_modules or [""]):
             yield "lora.target_modules is empty; name at least one, e.g. [q_proj,k_proj,v_proj]"
 
 
@@ -399,7 +399,7 @@ class RunConfig:
                     yield f"{group}.{name}: a name is made of letters, digits, _ and -, or MLflow refuses its metrics"
                 impossible = list(impossible_values(one, f"{group}.{name}"))
                 yield from impossible or (f"{group}.{name}.{problem}" for problem in one.problems())
-        if (widest := self.model.widest) and self.lora.r > widest:
+        if (widest := self.model.widest) and widest < self.lora.r < 2**32:
             yield (
                 f"lora.r={self.lora.r}: no matrix of {self.model.id} has more than {widest} rows or columns, and "
                 "a higher rank adds nothing"
