@@ -5,6 +5,7 @@ ignored), and in a sweep finds a bad value only when the jobs before it have run
 """
 
 import itertools
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass
@@ -288,14 +289,17 @@ def _composed(choices: list[str], folders: tuple[Path, ...]) -> DictConfig:
             del composed["hydra"]
         return composed
     except Exception as error:  # the user's own YAML files: whatever a parser and their content may raise
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(f"{' '.join(choices)}: {_one_line(error)}".removeprefix(": ")) from None
 
 
 def _one_line(error: Exception) -> str:
     """What a library says of it; Hydra hides the reason of `Error merging override` in the cause."""
     reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     known = isinstance(reason, (HydraException, OmegaConfBaseException))
-    return " ".join(str(reason if known else f"{type(reason).__name__}: {reason}").split())
+    text = " ".join(str(reason if known else f"{type(reason).__name__}: {reason}").split())
+    if file := re.match("In '((?:dataset|benchmark)/[^']*)'", text):
+        text += f"; does {file[1]}.yaml begin with `# @package {file[1].replace('/', '.')}`?"
+    return text
 
 
 def _run_problems(chosen: DictConfig, values: tuple[Override, ...], folders: tuple[Path, ...]) -> Iterator[str]:

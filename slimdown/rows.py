@@ -151,7 +151,7 @@ def _records(file: Path, columns: list[str]) -> Iterator[tuple[int, Mapping[str,
         case ".json":
             rows = _json(_text(file))
             if not isinstance(rows, list):
-                raise RowError("cannot be read as json: a list of objects is expected")
+                raise RowError("cannot be read as rows: a list of objects is expected")
             yield from ((number, _checked(number, row)) for number, row in enumerate(rows, start=1))
         case _:
             for number, line in enumerate(_text(file).split("\n"), start=1):

@@ -97,7 +97,8 @@ def test_pickled_weights_are_refused(tmp_path: Path, composed: Composed) -> None
         load_model(config.model, config.quantization)
 
 
-def _damage(folder: Path, how: str) -> None:
+def damage(folder: Path, how: str) -> None:
+    """Make the weights of a model folder what they should not be."""
     file = folder / "model.safetensors"
     weights = load_file(file)
     name = "model.layers.0.self_attn.q_proj.weight"
@@ -128,7 +129,7 @@ def test_damaged_weights_are_refused_and_never_made_up(
     how: str, answer: str, quantization: str, tmp_path: Path, composed: Composed
 ) -> None:
     shutil.copytree(MODEL_DIR, tmp_path / "model")
-    _damage(tmp_path / "model", how)
+    damage(tmp_path / "model", how)
     config = composed(f"model.id={tmp_path / 'model'}", f"quantization={quantization}")
     with pytest.raises(UserError, match=answer):
         load_model(config.model, config.quantization)
