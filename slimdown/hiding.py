@@ -48,7 +48,7 @@ def blank_secrets(node: Any) -> None:
 def _without_secret(argument: str) -> str:
     try:
         override = OverridesParser.create().parse_override(argument)
-    except HydraException:  # a flag, or a mistake that is told elsewhere
+    except (HydraException, ValueError, RecursionError, ArithmeticError):  # a flag, or a mistake that is told elsewhere
         return argument
     key, value = override.get_key_element(), override._value
     if isinstance(value, ChoiceSweep):

@@ -410,16 +410,17 @@ def test_a_wrong_question_to_the_record(
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "answer"),
     [
-        "slimdown.run train.optim=adamm",
-        "slimdown.run -m seed=range(0,100000)",
-        "slimdown.run benchmark.pocket_cs.task=nope",
-        "slimdown.check run --max-loss x=nan",
-        "slimdown.compare --tracking-uri sqlite:////nowhere/mlflow.db",
+        ("slimdown.run train.optim=adamm", "there is none such"),
+        ("slimdown.run -m seed=range(0,100000)", "this sweep is 100,000 runs"),
+        ("slimdown.run benchmark.pocket_cs.task=nope", "the harness has no such task"),
+        ("slimdown.run hydra.run.dir=/proc/nope", "/proc/nope cannot be made"),
+        ("slimdown.check run --max-loss x=nan", "give a share"),
+        ("slimdown.compare --tracking-uri sqlite:////nowhere/mlflow.db", "there is no record"),
     ],
 )
-def test_a_command_answers_within_a_second_of_work(command: str, tmp_path: Path) -> None:
+def test_a_command_answers_within_a_second_of_work(command: str, answer: str, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
@@ -431,6 +432,7 @@ def test_a_command_answers_within_a_second_of_work(command: str, tmp_path: Path)
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode in (1, 2, 3)
+    assert answer in done.stderr
     assert "Traceback" not in done.stderr
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
     assert not list(tmp_path.iterdir())
