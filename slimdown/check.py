@@ -1,5 +1,7 @@
 """`python -m slimdown.check RUN`: a gate for CI. Has this fine-tuning lost more than it may?
 
+A run that held questions out (`evaluation.holdout`) is judged on these alone.
+
 Exit code 0: every loss is shown to be within its budget. 1: a loss beyond its budget is shown. 2: the data cannot tell.
 3: the question could not be asked.
 """
@@ -13,6 +15,7 @@ from enum import IntEnum
 from math import isnan
 from typing import NoReturn
 
+from slimdown.arguments import Parser
 from slimdown.config import DEFAULT_STORE, Role, TrackingConfig, UserError, default_store, nearest
 from slimdown.forgetting import BenchmarkChange, ForgettingReport, forgetting
 from slimdown.paired import ALPHA, CLUSTERED_T, Difference, holm
@@ -125,10 +128,8 @@ def budgets_for(report: ForgettingReport, budgets: dict[str, float]) -> dict[str
     return budgets
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(Outcome.unasked, f"{self.prog}: {message}\n")  # argparse's own 2 means here that data cannot tell
+class _Parser(Parser):
+    exit_code = Outcome.unasked  # argparse's own 2 means here that data cannot tell
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
@@ -170,7 +171,9 @@ def main(given: Sequence[str] | None = None) -> NoReturn:
 
 def _answer(given: argparse.Namespace) -> Outcome:
     from rich.console import Console
+    from rich.text import Text
 
+    from slimdown.holdout import held_out_part
     from slimdown.store import read_evaluation, read_run  # mlflow's import takes a second: not for --help
 
     budgets = read_budgets(given.max_loss)
@@ -178,8 +181,11 @@ def _answer(given: argparse.Namespace) -> Outcome:
     for problem in config.problems():
         raise UserError(problem.replace("tracking.uri", "--tracking-uri"))
     run = read_run(config, given.run)
+    base, tuned = (read_evaluation(config, run, model) for model in ("base", "tuned"))
+    if run.holdout:  # the questions that did not choose this run, and no others
+        base, tuned = (held_out_part(report, run.holdout) for report in (base, tuned))
     try:
-        report = forgetting(read_evaluation(config, run, "base"), read_evaluation(config, run, "tuned"))
+        report = forgetting(base, tuned)
     except ValueError as error:
         raise UserError(str(error)) from None
     judged = judge(report, budgets_for(report, budgets))
@@ -187,10 +193,11 @@ def _answer(given: argparse.Namespace) -> Outcome:
     styles = {Outcome.within: "green", Outcome.beyond: "red", Outcome.undecided: "yellow"}
     width = max(len(judgement.benchmark) for judgement in judged)
     console.print(f"{run.name}  ({run.run_id})", markup=False)
+    if report.part:
+        console.print(f"Judged on {report.part}, by which no run was chosen.", markup=False)
     for judgement in judged:
-        shown = f"[{styles[judgement.outcome]}]{judgement.outcome.name:<9}[/]"
-        console.print(f"{shown}  {judgement.benchmark:<{width}}  ", end="")
-        console.print(judgement.reason, markup=False)
+        shown = (f"{judgement.outcome.name:<9}", styles[judgement.outcome])
+        console.print(Text.assemble(shown, f"  {judgement.benchmark:<{width}}  {judgement.reason}"))
     outcome = overall(judged)
     sentence = {
         Outcome.within: "Passed: every loss is shown to be within its budget.",

@@ -5,6 +5,7 @@ Imports neither torch nor transformers, and of a local store not even MLflow is 
 
 import argparse
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,11 +15,15 @@ from pathlib import Path
 from rich.console import Console
 
 from slimdown import comparison_files as files, comparison_formats as formats
+from slimdown.arguments import Parser, options_given
 from slimdown.comparison import Comparison, by, compare, counted, ordered
 from slimdown.comparison_formats import FORMATS, Heading, Paired
 from slimdown.config import DEFAULT_STORE, TrackingConfig, UserError, default_store, nearest
+from slimdown.holdout import held_out_part, open_part
 from slimdown.redaction import public_uri
+from slimdown.samples import EvalReport
 from slimdown.store import (
+    FILTER_EXAMPLE,
     RecordedRun,
     experiment_names,
     find_runs,
@@ -44,17 +49,17 @@ examples
   python -m slimdown.compare --by lora.r --format html -o ranks.html
   python -m slimdown.compare --filter "params.`lora.r` = '8'" --format csv
   python -m slimdown.compare 3f2a 91bc --paired                     two tuned models, question by question
+  python -m slimdown.compare 3f2a --confirm                         the chosen one, on questions that did not choose it
 """
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
     """What the command line asks for."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m slimdown.compare",
         description="Lay recorded runs side by side: what differs between them, what each learned and lost.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="only these: ids, beginnings of ids, or names")
     which = parser.add_argument_group("which runs")
@@ -84,11 +89,17 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
         default=True,
         help="one row for runs that differ only in their seed: mean and standard deviation (default: on)",
     )
-    how.add_argument("--paired", action="store_true", help="two RUNs: the tuned models' answers, question by question")
-    how.add_argument(
+    other = how.add_mutually_exclusive_group()
+    other.add_argument("--paired", action="store_true", help="two RUNs: both tuned models' answers, one by one")
+    other.add_argument(
         "--noise",
         action="store_true",
         help="of several seeds: the noise of questions and of training, from every answer",
+    )
+    other.add_argument(
+        "--confirm",
+        action="store_true",
+        help="RUNs chosen among others, on the questions that evaluation.holdout kept from choosing",
     )
     how.add_argument("--format", choices=FORMATS, help="default: table, or what the ending of --output says")
     how.add_argument(
@@ -99,6 +110,13 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parsed = parser.parse_args(_joined(given))
     if parsed.rows < 0:
         parser.error(f"--rows must be 0 or more, got {parsed.rows}")
+    for mode in ("--paired", "--noise", "--confirm"):
+        unused = sorted(options_given(parsed) & {"--sort", "--by", "--rows", "--plots"})
+        unused += [] if parsed.group_seeds else ["--no-group-seeds"]
+        if getattr(parsed, mode.removeprefix("--")) and unused:
+            parser.error(f"{mode} has rows of its own, which {' and '.join(unused)} cannot change; leave one out")
+    if parsed.filter and not _compares(parsed.filter):
+        parser.error(f"--filter {parsed.filter!r} compares nothing with nothing; {FILTER_EXAMPLE}")
     if parsed.format is None:
         parsed.format = _SUFFIXES.get(parsed.output.suffix.lower(), "table") if parsed.output else "table"
     return parsed
@@ -145,30 +163,61 @@ def select(asked: argparse.Namespace, store: TrackingConfig) -> tuple[list[Recor
 
 
 def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Paired:
-    """Two tuned models, question by question.
+    """Two tuned models, question by question; of these only what both leave open.
 
     Raises:
         UserError: not two runs, samples that are gone, or evaluations that are not alike; names the first difference.
     """
-    from slimdown.anatomy import anatomy
-    from slimdown.forgetting import forgetting
-
     one, other = runs
-    before, after = (read_evaluation(store, run, "tuned") for run in runs)
+    share = max(run.holdout for run in runs)
+    before, after = (open_part(read_evaluation(store, run, "tuned"), share) for run in runs)
     try:
-        report = forgetting(before, after)
-        found = {name: anatomy(before.benchmarks[name], after.benchmarks[name]) for name in report.benchmarks}
+        return _paired(_called(one), before, _called(other), after)
     except ValueError as error:
         said = str(error).replace("base and tuned cannot be compared", "the two runs cannot be paired")
         raise UserError(
             f"{said}; --paired needs two runs that were asked the same questions in the same way, "
             "without it they are laid side by side"
         ) from None
+
+
+def confirm(runs: Sequence[RecordedRun], store: TrackingConfig) -> list[Paired]:
+    """Each run's base and tuned model on the questions that did not choose it, corrected for as many runs.
+
+    Raises:
+        UserError: a run that held no questions out, or whose samples are gone.
+    """
+    for run in runs:
+        if not run.holdout:
+            raise UserError(
+                f"run {run.run_id} ({run.name}) held no question out (evaluation.holdout is 0): what chose it cannot "
+                "confirm it. Run the candidates again with evaluation.holdout=0.5 (the base's answers are "
+                "taken from the record), choose among those, and confirm the chosen one"
+            )
+    found = []
+    for run in runs:
+        base, tuned = (held_out_part(read_evaluation(store, run, model), run.holdout) for model in ("base", "tuned"))
+        try:
+            found.append(_paired("base", base, _called(run), tuned, n_confirmed=len(runs)))
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    return found
+
+
+def _paired(before: str, base: EvalReport, after: str, tuned: EvalReport, n_confirmed: int = 0) -> Paired:
+    from slimdown.anatomy import anatomy
+    from slimdown.forgetting import forgetting
+
+    report = forgetting(base, tuned, n_reports=max(1, n_confirmed))
+    found = {name: anatomy(base.benchmarks[name], tuned.benchmarks[name]) for name in report.benchmarks}
     causes = {
         name: {cause.name: cause.share.value for cause in lost.causes if cause.share} for name, lost in found.items()
     }
-    n_lost = {name: lost.n_lost for name, lost in found.items()}
-    return Paired(f"{one.name} ({one.run_id[:8]})", f"{other.name} ({other.run_id[:8]})", report, causes, n_lost)
+    return Paired(before, after, report, causes, {name: lost.n_lost for name, lost in found.items()}, n_confirmed)
+
+
+def _called(run: RecordedRun) -> str:
+    return f"{run.name} ({run.run_id[:8]})"
 
 
 def main() -> None:
@@ -178,8 +227,8 @@ def main() -> None:
     try:
         for problem in store.problems():
             raise UserError(problem.replace("tracking.uri", "--tracking-uri"))
-        if asked.paired:
-            _compare_paired(asked, store)
+        if asked.paired or asked.confirm:
+            _compare_pairs(asked, store)
         elif asked.noise:
             _compare_seeds(asked, store)
         else:
@@ -208,17 +257,18 @@ def _compare(asked: argparse.Namespace, store: TrackingConfig) -> None:
         _write_plots(asked, comparison)
 
 
-def _compare_paired(asked: argparse.Namespace, store: TrackingConfig) -> None:
-    if len(asked.runs) != 2:
+def _compare_pairs(asked: argparse.Namespace, store: TrackingConfig) -> None:
+    if asked.confirm and not asked.runs:
+        raise UserError("--confirm judges runs that were chosen; name one or more: their ids, or beginnings of ids")
+    if asked.paired and len(asked.runs) != 2:
         raise UserError(
             f"--paired compares exactly two runs, got {len(asked.runs)}; give the ids or names of two, e.g. "
             "python -m slimdown.compare 3f2a 91bc --paired"
         )
-    if asked.plots:
-        raise UserError("--plots draws many runs, --paired compares two; leave one of them out")
-    paired = pair(_named(asked, store)[0], store)
+    runs, _ = _named(asked, store, fewest=1 if asked.confirm else 2)
+    pairs = confirm(runs, store) if asked.confirm else [pair(runs, store)]
     if asked.format == "table":
-        _on_console(asked, lambda console: formats.show_paired(paired, console))
+        _on_console(asked, lambda console: formats.show_paired(pairs, console))
         return
     texts = {
         "markdown": formats.paired_markdown,
@@ -226,7 +276,7 @@ def _compare_paired(asked: argparse.Namespace, store: TrackingConfig) -> None:
         "json": files.paired_json,
         "html": files.paired_html,
     }
-    _write(asked, texts[asked.format](paired))
+    _write(asked, texts[asked.format](pairs))
 
 
 def _compare_seeds(asked: argparse.Namespace, store: TrackingConfig) -> None:
@@ -254,13 +304,13 @@ def _compare_seeds(asked: argparse.Namespace, store: TrackingConfig) -> None:
     _write(asked, texts[asked.format](changes))
 
 
-def _named(asked: argparse.Namespace, store: TrackingConfig) -> tuple[list[RecordedRun], Heading]:
+def _named(asked: argparse.Namespace, store: TrackingConfig, fewest: int = 2) -> tuple[list[RecordedRun], Heading]:
     if asked.experiment or asked.sweep or asked.tag or asked.filter:
         raise UserError(
             "runs are named, and --experiment, --sweep, --tag or --filter looks for others; leave one of the two out"
         )
     runs = list({run.run_id: run for run in (read_run(store, text) for text in asked.runs)}.values())
-    if len(runs) < 2:
+    if len(runs) < fewest:
         given = "the same run more than once" if len(asked.runs) > 1 else f"only {asked.runs[0]}"
         raise UserError(f"a comparison needs two runs or more, got {given}; name another, or none for all")
     for run in runs:
@@ -309,6 +359,12 @@ def _tag(text: str) -> tuple[str, str]:
     if not equals or not key:
         raise UserError(f"--tag {text}: write KEY=VALUE, e.g. --tag slimdown.model=HuggingFaceTB/SmolLM2-135M")
     return key, value
+
+
+def _compares(text: str) -> bool:
+    """Whether a filter may be one; what it means is for MLflow to say, whose import takes longer than a typo may."""
+    unquoted = re.sub(r"`[^`]*`|'[^']*'|\"[^\"]*\"", " quoted ", text)
+    return bool(re.search(r"(?i)[=<>]|\b(I?LIKE|IN|IS)\b", unquoted)) and not re.search("[`'\"]", unquoted)
 
 
 def _joined(given: Sequence[str]) -> list[str]:

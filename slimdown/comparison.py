@@ -1,7 +1,7 @@
 """Recorded runs -> `Comparison`: one row a configuration, its change on each benchmark, and what is not comparable.
 
-Pure: no store, no torch. Every change is a share (0.02 is two points) and was judged when the run was made; nothing is
-tested anew here. What a mean over seeds adds is said at `pooled`.
+Pure: no store, no torch. Every change is a share (0.02 is two points) and was judged when the run was made; here its
+verdict is only corrected for all that stand beside it. What a mean over seeds adds is said at `pooled`.
 """
 
 import re
@@ -16,6 +16,7 @@ import scipy
 from slimdown.anatomy import EXPLANATIONS
 from slimdown.config import UserError, nearest
 from slimdown.paired import Estimate
+from slimdown.selection import choosing, corrected_verdicts, corrections
 from slimdown.store import RecordedRun
 
 UNKNOWN = Estimate(nan, nan, nan, nan)
@@ -38,7 +39,8 @@ class Cell:
     role: str  # target or retained
     metric: str
     n: float  # questions; nan where not recorded
-    verdicts: dict[str, int]  # how many runs came to each
+    verdicts: Counter[str]  # how many runs came to each
+    corrected: Counter[str]  # the same, corrected for every run and benchmark of the comparison
     p_value: float  # nan for several seeds
     forgetting_rate: float  # the share of the base's accuracy that is gone; nan where undefined
     causes: dict[str, float]  # share of the lost answers, by cause
@@ -48,9 +50,12 @@ class Cell:
     @property
     def verdict(self) -> str:
         """The verdict, or each one with its number of seeds where they disagree."""
-        if len(self.verdicts) == 1:
-            return next(iter(self.verdicts))
-        return ", ".join(f"{name} {count}" for name, count in self.verdicts.items())
+        return _told(self.verdicts)
+
+    @property
+    def verdict_corrected(self) -> str:
+        """The same, corrected for every run and benchmark of the comparison."""
+        return _told(self.corrected)
 
     @property
     def main_cause(self) -> tuple[str, float] | None:
@@ -110,13 +115,16 @@ def compare(runs: Sequence[RecordedRun], group_seeds: bool = True) -> Comparison
         group_seeds: make one row of runs that differ only in their seed.
     """
     notes: list[str] = []
-    rows = [_row(group) for group in _by_seed(runs, notes)] if group_seeds else [_row([run]) for run in runs]
+    groups = _by_seed(runs, notes) if group_seeds else [[run] for run in runs]
+    verdicts = corrected_verdicts([run for group in groups for run in group])
+    rows = [_row(group, verdicts) for group in groups]
     roles = {name: cell.role for row in rows for name, cell in row.cells.items()}
     benchmarks = sorted(roles, key=lambda name: (roles[name] != "target", name))
     params = differing(rows)
     notes += _unlike(runs, benchmarks)
     if any(len(row.runs) > 1 for row in rows):
         params = [key for key in params if key != "seed"]
+    notes += [*corrections(rows), *choosing(rows)]
     return Comparison(tuple(rows), tuple(params), tuple(benchmarks), tuple(notes))
 
 
@@ -287,7 +295,13 @@ def short_keys(keys: Iterable[str]) -> dict[str, str]:
     return {key: end if alike[end] == 1 else key for key, end in ends.items()}
 
 
-def _row(runs: Sequence[RecordedRun]) -> Row:
+def _told(verdicts: Mapping[str, int]) -> str:
+    if len(verdicts) == 1:
+        return next(iter(verdicts))
+    return ", ".join(f"{name} {count}" for name, count in verdicts.items())
+
+
+def _row(runs: Sequence[RecordedRun], verdicts: Mapping[tuple[str, str], str]) -> Row:
     settings = _settings(runs[0])
     names = dict.fromkeys(name for run in runs for name in run.benchmarks)
     retained, retained_spread = pooled([_estimate(run, "forgetting/mean_retained_change") for run in runs])
@@ -296,7 +310,7 @@ def _row(runs: Sequence[RecordedRun]) -> Row:
     if len(runs) > 1:
         del settings["seed"]
         name = re.sub(r" seed=\S+", "", name)
-    cells = {name: cell for name in names if (cell := _cell(runs, name))}
+    cells = {name: cell for name in names if (cell := _cell(runs, name, verdicts))}
     return Row(name, tuple(runs), settings, cells, retained, retained_spread, target, target_spread)
 
 
@@ -305,11 +319,12 @@ def _settings(run: RecordedRun) -> dict[str, str]:
     kept = {key: value for key, value in run.params.items() if not key.startswith("tracking.")}
     datasets = sorted({key.split(".")[1] for key in kept if key.startswith("dataset.")})
     kept["dataset"] = ",".join(datasets) or run.tags.get("slimdown.dataset", "")
+    kept.setdefault("evaluation.holdout", "0.0")  # older records
     kept["benchmark"] = ",".join(sorted(run.benchmarks))
     return kept
 
 
-def _cell(runs: Sequence[RecordedRun], name: str) -> Cell | None:
+def _cell(runs: Sequence[RecordedRun], name: str, corrected: Mapping[tuple[str, str], str]) -> Cell | None:
     measured = [run for run in runs if f"forgetting/{name}/change" in run.metrics]
     if not measured:
         return None
@@ -323,20 +338,25 @@ def _cell(runs: Sequence[RecordedRun], name: str) -> Cell | None:
     prefix = f"forgetting/{name}/lost_"
     causes = [cause for cause in EXPLANATIONS if any(prefix + cause in run.metrics for run in measured)]
     having = [run for run in measured if any(prefix + cause in run.metrics for cause in causes)]
-    verdicts = Counter(run.tags.get(f"slimdown.verdict.{name}", "") for run in measured)
     return Cell(
         change=change,
         spread=spread,
         role=measured[0].params.get(f"benchmark.{name}.role", "retained"),
         metric=measured[0].params.get(f"benchmark.{name}.metric", ""),
         n=mean("n"),
-        verdicts={verdict: count for verdict, count in verdicts.most_common() if verdict},
+        verdicts=_counted([run.tags.get(f"slimdown.verdict.{name}", "") for run in measured]),
+        corrected=_counted([corrected[run.run_id, name] for run in measured]),
         p_value=mean("p_value") if len(measured) == 1 else nan,
         forgetting_rate=mean("forgetting_rate"),
         causes={cause: fmean(run.metrics.get(prefix + cause, 0.0) for run in having) for cause in causes},
         lost=mean("lost"),
         lost_any_metric=mean("lost_any_metric"),
     )
+
+
+def _counted(verdicts: Sequence[str]) -> Counter[str]:
+    """The most frequent first."""
+    return Counter(dict(Counter(filter(None, verdicts)).most_common()))
 
 
 def _changes(row: Row, name: str) -> list[Estimate]:
@@ -389,6 +409,7 @@ def _unlike(runs: Sequence[RecordedRun], benchmarks: Sequence[str]) -> list[str]
         key.removeprefix("slimdown."): lambda run, key=key: run.tags.get(key, "")  # type: ignore[misc]
         for key in _MEASURED_IN
     }
+    tags["holdout"] = lambda run: f"{run.holdout:g}"
     tags["apply_chat_template"] = lambda run: run.params.get("evaluation.apply_chat_template", "")
     if unlike := _differences(runs, tags):
         notes.append(f"The runs were not measured alike ({unlike}): compare their changes with care.")

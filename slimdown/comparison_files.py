@@ -1,6 +1,7 @@
 """A `Comparison` or a pair -> files: CSV and JSON for programs, a page and plots for people.
 
-In CSV and JSON numbers are shares at full precision; what is not known is empty or null, never NaN.
+In CSV and JSON numbers are shares at full precision; what is not known is empty or null, never NaN. A spreadsheet that
+opens a CSV file must not take a name for a formula.
 """
 
 import csv
@@ -12,11 +13,12 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimdown.comparison import Cell, Comparison, Row, by_dataset, series_by
+from slimdown.comparison import Cell, Comparison, Row, by_dataset, series_by, typed
 from slimdown.comparison_formats import (
     Heading,
     Paired,
     cause_text,
+    correction_text,
     legend,
     paired_cause,
     paired_legend,
@@ -42,7 +44,7 @@ _MOST_POINTS = 40  # in a plot of runs: more names than this are not legible
 
 def as_csv(comparison: Comparison) -> str:
     """One row a configuration; columns are called as the params and metrics of the record, numbers are whole."""
-    columns = ["run_ids", "name", "experiment", "started", "n_seeds", "seeds", *comparison.params]
+    columns = ["run_ids", "name", "experiment", "started", "n_candidates", "n_seeds", "seeds", *comparison.params]
     for name in comparison.benchmarks:
         columns += [f"forgetting/{name}/{key}" for key in _quantities(None)]
     columns += [f"forgetting/{mean}{end}" for mean in ("mean_retained_change", "mean_target_change") for end in _ENDS]
@@ -53,6 +55,7 @@ def as_csv(comparison: Comparison) -> str:
             "name": row.name,
             "experiment": row.runs[0].experiment,
             "started": row.runs[0].started.isoformat(),
+            "n_candidates": len(comparison.rows),
             "n_seeds": len(row.runs),
             "seeds": " ".join(row.seeds),
             **{key: row.settings.get(key, "") for key in comparison.params},
@@ -83,6 +86,7 @@ def as_json(comparison: Comparison, heading: Heading) -> str:
                     "role": cell.role,
                     "metric": cell.metric,
                     "verdicts": cell.verdicts,
+                    "verdicts_corrected": cell.corrected,
                     "causes": cell.causes,
                 }
                 for name, cell in row.cells.items()
@@ -91,12 +95,13 @@ def as_json(comparison: Comparison, heading: Heading) -> str:
         }
         for row in comparison.rows
     ]
-    everything = {"title": heading.title, "notes": heading.notes, "differing": comparison.params, "rows": rows}
-    return _json(everything)
+    about = {"title": heading.title, "notes": heading.notes, "n_candidates": len(comparison.rows)}
+    return _json({**about, "differing": comparison.params, "rows": rows})
 
 
 def paired_records(paired: Paired) -> list[dict[str, Any]]:
     """One record a benchmark."""
+    first, second = paired.sides
     records = []
     for name, b in paired.report.benchmarks.items():
         d, counts = b.primary.difference, b.primary.counts
@@ -107,10 +112,10 @@ def paired_records(paired: Paired) -> list[dict[str, Any]]:
                 "metric": b.metric,
                 "n": b.n,
                 "population": d.population,
-                "first": b.primary.base.value,
-                "first_stderr": b.primary.base.standard_error,
-                "second": b.primary.tuned.value,
-                "second_stderr": b.primary.tuned.standard_error,
+                first: b.primary.base.value,
+                f"{first}_stderr": b.primary.base.standard_error,
+                second: b.primary.tuned.value,
+                f"{second}_stderr": b.primary.tuned.standard_error,
                 "change": d.value,
                 "change_stderr": d.standard_error,
                 "change_low": d.low,
@@ -125,23 +130,27 @@ def paired_records(paired: Paired) -> list[dict[str, Any]]:
     return records
 
 
-def paired_csv(paired: Paired) -> str:
-    """One row a benchmark, numbers whole."""
-    records = paired_records(paired)
+def paired_csv(pairs: Sequence[Paired]) -> str:
+    """One row a pair and benchmark, numbers whole."""
+    records = [{"pair": paired.title, **record} for paired in pairs for record in paired_records(paired)]
     return _csv(list(records[0]), records)
 
 
-def paired_json(paired: Paired) -> str:
-    """Two tuned models with types; what is not known is null."""
-    return _json(
+def paired_json(pairs: Sequence[Paired]) -> str:
+    """Each pair with types; what is not known is null. Two tuned models are one pair and no list."""
+    found = [
         {
-            "first": paired.before,
-            "second": paired.after,
+            paired.sides[0]: paired.before,
+            paired.sides[1]: paired.after,
+            "part": paired.report.part,
+            "n_confirmed": paired.n_confirmed,
             "benchmarks": paired_records(paired),
             "causes": paired.causes,
             "mean_retained_change": asdict(paired.report.mean_retained_change),
         }
-    )
+        for paired in pairs
+    ]
+    return _json(found if pairs[0].n_confirmed else found[0])
 
 
 _ENDS = ("", "_stderr", "_low", "_high", "_sd_over_seeds")
@@ -150,13 +159,15 @@ _ENDS = ("", "_stderr", "_low", "_high", "_sd_over_seeds")
 def _quantities(cell: Cell | None) -> dict[str, Any]:
     """What programs get of a cell, by name; the names are there without a cell too."""
     names = [f"change{end}" for end in _ENDS]
-    names += ["n", "p_value", "verdict", "forgetting_rate", "lost", "main_cause", "main_cause_share"]
+    names += ["n", "p_value", "verdict", "verdict_corrected"]
+    names += ["forgetting_rate", "lost", "main_cause", "main_cause_share"]
     if cell is None:
         return dict.fromkeys(names)
     cause, share = cell.main_cause or (None, None)
     estimate = asdict(cell.change).values()
-    rest = (cell.n, cell.p_value, cell.verdict or None, cell.forgetting_rate, cell.lost, cause, share)
-    return dict(zip(names, (*estimate, cell.spread, *rest), strict=True))
+    said = (cell.n, cell.p_value, cell.verdict or None, cell.verdict_corrected or None)
+    rest = (cell.forgetting_rate, cell.lost, cause, share)
+    return dict(zip(names, (*estimate, cell.spread, *said, *rest), strict=True))
 
 
 def _means(row: Row) -> list[tuple[str, Estimate, float]]:
@@ -171,8 +182,18 @@ def _csv(columns: Sequence[str], records: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     for record in records:
-        writer.writerow(_without_nan(record))
+        writer.writerow({key: _harmless(value) for key, value in _without_nan(record).items()})
     return out.getvalue()
+
+
+def _harmless(value: Any) -> Any:
+    """The value with an apostrophe before what a spreadsheet would compute; numbers stay numbers.
+
+    >>> _harmless("=1+1"), _harmless("-3.2"), _harmless(-3.2), _harmless("-r 8"), _harmless("a=1")
+    ("'=1+1", '-3.2', -3.2, "'-r 8", 'a=1')
+    """
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if is_formula and isinstance(typed(value), str) else value
 
 
 def _json(content: Any) -> str:
@@ -274,18 +295,25 @@ def html(comparison: Comparison, heading: Heading, param: str | None) -> str:
     )
 
 
-def paired_html(paired: Paired) -> str:
-    """A page of two tuned models."""
+def paired_html(pairs: Sequence[Paired]) -> str:
+    """A page of two tuned models, or of the runs that are confirmed."""
     from slimdown.page import render
 
     return render(
         "paired.html.j2",
-        title=f"{paired.before} → {paired.after}",
-        rows=[
-            {"texts": paired_texts(name, b), "verdict": b.verdict.value, "cause": paired_cause(paired, name)}
-            for name, b in paired.report.benchmarks.items()
+        command="--confirm" if pairs[0].n_confirmed else "--paired",
+        pairs=[
+            {
+                "title": paired.title,
+                "sides": paired.sides,
+                "rows": [
+                    {"texts": paired_texts(name, b), "verdict": b.verdict.value, "cause": paired_cause(paired, name)}
+                    for name, b in paired.report.benchmarks.items()
+                ],
+            }
+            for paired in pairs
         ],
-        legend=paired_legend(paired),
+        legend=paired_legend(pairs),
     )
 
 
@@ -295,6 +323,7 @@ def _page_cell(cell: Cell | None) -> dict[str, str] | None:
     return {
         "points": points(cell.change, cell.spread),
         "verdict": cell.verdict,
+        "correction": correction_text(cell),
         "style": cell.verdict if cell.verdict in VERDICT_STYLES else Verdict.undecided.value,
         "cause": cause_text(*cell.main_cause) if cell.main_cause else "",
     }

@@ -17,8 +17,9 @@ from slimdown.comparison import FEWEST_LOST, Cell, Comparison, Row, main_cause, 
 from slimdown.config import Role
 from slimdown.forgetting import BenchmarkChange, ForgettingReport
 from slimdown.paired import Estimate
-from slimdown.report import VERDICT_STYLES
+from slimdown.report import VERDICT_STYLES, in_markdown
 from slimdown.seeds import SeedsChange
+from slimdown.selection import MARK
 
 FORMATS = ("table", "markdown", "csv", "json", "html")
 SEEDS_LEGEND = (
@@ -50,13 +51,23 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two tuned models, question by question."""
+    """Two tuned models, question by question; or a base and a tuned one, on questions that did not choose it."""
 
-    before: str  # a run's name and id
+    before: str  # a run's name and id, or base
     after: str
     report: ForgettingReport  # after - before
     causes: dict[str, dict[str, float]]  # by benchmark: share of the lost answers by cause
     n_lost: dict[str, int]  # by benchmark: answers that any metric lost
+    n_confirmed: int = 0  # how many runs are confirmed together; 0: two tuned models
+
+    @property
+    def title(self) -> str:
+        return f"{self.before} → {self.after}"
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """What the two columns of scores are called."""
+        return ("base", "tuned") if self.n_confirmed else ("first", "second")
 
 
 # --- console --------------------------------------------------------------------------------------
@@ -84,22 +95,23 @@ def show(comparison: Comparison, heading: Heading, console: Console, most: int) 
     console.print(Text(legend(comparison)), style="dim")
 
 
-def show_paired(paired: Paired, console: Console) -> None:
-    """Print the table of two tuned models."""
-    console.print(Text(f"{paired.before} → {paired.after}"), style="bold")
-    table = _table()
-    for column in ("benchmark", "metric"):
-        table.add_column(column)
-    for column in ("n", "first", "second", "change", "p"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict")
-    for name, b in paired.report.benchmarks.items():
-        verdict = Text.assemble((b.verdict.value, VERDICT_STYLES[b.verdict]))
-        if cause := paired_cause(paired, name):
-            verdict.append(f"\n{cause}", "dim")
-        table.add_row(*(Text(text) for text in paired_texts(name, b)), verdict)
-    console.print(table)
-    console.print(Text(paired_legend(paired)), style="dim")
+def show_paired(pairs: Sequence[Paired], console: Console) -> None:
+    """Print the table of each pair."""
+    for paired in pairs:
+        console.print(Text(paired.title), style="bold")
+        table = _table()
+        for column in ("benchmark", "metric"):
+            table.add_column(column)
+        for column in ("n", *paired.sides, "change", "p"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("verdict")
+        for name, b in paired.report.benchmarks.items():
+            verdict = Text.assemble((b.verdict.value, VERDICT_STYLES[b.verdict]))
+            if cause := paired_cause(paired, name):
+                verdict.append(f"\n{cause}", "dim")
+            table.add_row(*(Text(text) for text in paired_texts(name, b)), verdict)
+        console.print(table)
+    console.print(Text(paired_legend(pairs)), style="dim")
 
 
 def show_seeds(changes: Mapping[str, Sequence[SeedsChange]], console: Console) -> None:
@@ -123,7 +135,7 @@ def show_seeds(changes: Mapping[str, Sequence[SeedsChange]], console: Console) -
                 f"{100 * noise.training_spread:.1f}",
             )
     console.print(table)
-    console.print(Text(SEEDS_LEGEND), style="dim")
+    console.print(Text(seeds_legend(changes)), style="dim")
 
 
 def seeds_markdown(changes: Mapping[str, Sequence[SeedsChange]]) -> str:
@@ -136,7 +148,13 @@ def seeds_markdown(changes: Mapping[str, Sequence[SeedsChange]]) -> str:
             spreads = (noise.question_standard_error, noise.training_standard_error, noise.training_spread)
             cells = [name, seeds_benchmark(change), str(noise.n_seeds), str(change.n), points(noise.mean, nan)]
             lines.append(_line([*cells, *(f"{100 * spread:.1f}" for spread in spreads)]))
-    return "\n".join([*lines, "", SEEDS_LEGEND, ""])
+    return "\n".join([*lines, "", seeds_legend(changes), ""])
+
+
+def seeds_legend(changes: Mapping[str, Sequence[SeedsChange]]) -> str:
+    """How the noise of several seeds is read, and of which questions."""
+    parts = sorted({change.part for found in changes.values() for change in found if change.part})
+    return " ".join([SEEDS_LEGEND, *(f"About {part}." for part in parts)])
 
 
 def seeds_benchmark(change: SeedsChange) -> str:
@@ -186,16 +204,25 @@ def _stacked(comparison: Comparison, rows: Sequence[Row]) -> Table:
             table.add_row(Text(f"  {told}", "dim"))
         for name in comparison.benchmarks:
             if cell := row.cells.get(name):
-                verdict = Text.assemble((cell.verdict, VERDICT_STYLES.get(cell.verdict, "yellow")))
+                verdict = _verdict_text(cell)
                 if cell.main_cause:
                     verdict.append(f", {cause_text(*cell.main_cause)}", "dim")
-                table.add_row(f"  {starred(comparison, name)}", points(cell.change, cell.spread), verdict)
-        table.add_row("  mean retained", points(row.retained, row.retained_spread), end_section=True)
+                change = Text(points(cell.change, cell.spread))
+                table.add_row(Text(f"  {starred(comparison, name)}"), change, verdict)
+        table.add_row("  mean retained", Text(points(row.retained, row.retained_spread)), end_section=True)
     return table
 
 
 def _table() -> Table:
     return Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
+
+
+def _verdict_text(cell: Cell) -> Text:
+    """The run's own verdict, and what is left of it among all the others where that is less."""
+    text = Text(cell.verdict, VERDICT_STYLES.get(cell.verdict, "yellow"))
+    if correction := correction_text(cell):
+        text.append(correction, "yellow")
+    return text
 
 
 def _cell_text(cell: Cell | None, before_verdict: str) -> Text:
@@ -204,7 +231,7 @@ def _cell_text(cell: Cell | None, before_verdict: str) -> Text:
     text = Text(points(cell.change, cell.spread))
     if cell.verdict:
         text.append(before_verdict)
-        text.append(cell.verdict, VERDICT_STYLES.get(cell.verdict, "yellow"))
+        text.append(_verdict_text(cell))
     if cell.main_cause:
         text.append(f"\n{cause_text(*cell.main_cause)}", "dim")
     return text
@@ -223,6 +250,11 @@ def points(estimate: Estimate, spread: float) -> str:
     if isfinite(estimate.low) and isfinite(estimate.high):
         return f"{text} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
     return text
+
+
+def correction_text(cell: Cell) -> str:
+    """What the correction for the whole comparison leaves of a verdict; empty where all of it."""
+    return "" if cell.corrected == cell.verdicts else f" → {cell.verdict_corrected} {MARK}"
 
 
 def cause_text(name: str, share: float) -> str:
@@ -279,14 +311,21 @@ def paired_cause(paired: Paired, name: str) -> str:
     return cause_text(*found) if found and paired.n_lost[name] >= FEWEST_LOST else ""
 
 
-def paired_legend(paired: Paired) -> str:
-    differences = {name: b.primary.difference for name, b in paired.report.benchmarks.items()}
-    subjects = [f", {name} for {d.population}" for name, d in differences.items() if d.n_groups]
+def paired_legend(pairs: Sequence[Paired]) -> str:
+    """How pairs are read: two tuned models are one, runs that are confirmed several."""
+    n, report = len(pairs), pairs[0].report
+    differences = {name: b.primary.difference for name, b in report.benchmarks.items()}
+    subjects = "".join(f", {name} for {d.population}" for name, d in differences.items() if d.n_groups)
+    means = "; ".join(points(paired.report.mean_retained_change, nan) for paired in pairs)
+    part = f" About {report.part}." if report.part else ""
+    if pairs[0].n_confirmed:
+        change, whose = "from the base to the tuned model", f"{'this' if n == 1 else 'each'} checkpoint"
+    else:
+        change, whose = "from the first to the second run's tuned model", "these two checkpoints"
     return (
-        "Change in points from the first to the second run's tuned model with its 95 % interval, each question's two "
-        "answers paired; * target task. Mean change of the retained benchmarks: "
-        f"{points(paired.report.mean_retained_change, float('nan'))}. Verdicts hold for these two checkpoints and "
-        f"questions like these{''.join(subjects)}; the chance of any false one among them is 5 % at most."
+        f"Change in points {change} with its 95 % interval, each question's two answers paired; * target task. Mean "
+        f"change of the retained benchmarks: {means}.{part} Verdicts hold for {whose} and questions like "
+        f"these{subjects}; the chance of any false one among them is 5 % at most."
     )
 
 
@@ -302,7 +341,7 @@ def markdown(comparison: Comparison, heading: Heading) -> str:
         *(starred(comparison, name) for name in comparison.benchmarks),
         "mean retained",
     ]
-    lines = [f"### {_cell_safe(heading.title)}", "", *(f"- {_cell_safe(note)}" for note in heading.notes)]
+    lines = [f"### {in_markdown(heading.title)}", "", *(f"- {in_markdown(note)}" for note in heading.notes)]
     lines += [""] if heading.notes else []
     lines += [_line(headings), "|" + "---|" * len(headings)]
     for row in comparison.rows:
@@ -318,32 +357,28 @@ def markdown(comparison: Comparison, heading: Heading) -> str:
                 ]
             )
         )
-    return "\n".join([*lines, "", legend(comparison), ""])
+    return "\n".join([*lines, "", in_markdown(legend(comparison)), ""])
 
 
-def paired_markdown(paired: Paired) -> str:
-    """Two tuned models as a Markdown table."""
-    headings = ["benchmark", "metric", "n", "first", "second", "change", "p", "verdict", "most lost answers"]
-    rows = [
-        _line([*paired_texts(name, b), b.verdict.value, paired_cause(paired, name)])
-        for name, b in paired.report.benchmarks.items()
-    ]
-    title = f"### {_cell_safe(paired.before)} → {_cell_safe(paired.after)}"
-    table = [_line(headings), "|" + "---|" * len(headings), *rows]
-    return "\n".join([title, "", *table, "", paired_legend(paired), ""])
+def paired_markdown(pairs: Sequence[Paired]) -> str:
+    """Each pair as a Markdown table."""
+    lines = []
+    for paired in pairs:
+        headings = ["benchmark", "metric", "n", *paired.sides, "change", "p", "verdict", "most lost answers"]
+        rows = [
+            _line([*paired_texts(name, b), b.verdict.value, paired_cause(paired, name)])
+            for name, b in paired.report.benchmarks.items()
+        ]
+        lines += [f"### {in_markdown(paired.title)}", "", _line(headings), "|" + "---|" * len(headings), *rows, ""]
+    return "\n".join([*lines, in_markdown(paired_legend(pairs)), ""])
 
 
 def _markdown_cell(cell: Cell | None) -> str:
     if cell is None:
         return "–"
     cause = f" ({cause_text(*cell.main_cause)})" if cell.main_cause else ""
-    return f"{points(cell.change, cell.spread)} {cell.verdict}{cause}".strip()
+    return f"{points(cell.change, cell.spread)} {cell.verdict}{correction_text(cell)}{cause}".strip()
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(map(_cell_safe, cells)) + " |"
-
-
-def _cell_safe(text: str) -> str:
-    """A run's name may hold what Markdown takes for a table's or a tag's."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
+    return "| " + " | ".join(map(in_markdown, cells)) + " |"

@@ -1,5 +1,6 @@
 """What a person reads: the plan before a run, its progress, and the table of results on the console and in Markdown."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isfinite, isnan
@@ -59,12 +60,12 @@ def show_plan(config: RunConfig, name: str) -> None:
     plan = Table.grid(padding=(0, 2))
     plan.add_row("[bold]run[/]", escape(name))  # lora.target_modules=[q_proj] is not markup
     plan.add_row("[bold]model[/]", escape(redact(f"{config.model.id}, {config.quantization.name}")))
-    plan.add_row("[bold]rows[/]", f"{n_rows} of {' + '.join(config.dataset)}")
+    plan.add_row("[bold]rows[/]", escape(f"{n_rows} of {' + '.join(config.dataset)}"))
     plan.add_row(
         "[bold]adapter[/]",
-        f"r {config.lora.r}, alpha {config.lora.lora_alpha}, {', '.join(config.lora.target_modules)}",
+        escape(f"r {config.lora.r}, alpha {config.lora.lora_alpha}, {', '.join(config.lora.target_modules)}"),
     )
-    plan.add_row("[bold]measured[/]", benchmarks)
+    plan.add_row("[bold]measured[/]", escape(benchmarks))
     console.print(plan)
     console.print()
 
@@ -112,7 +113,7 @@ def show_results(report: ForgettingReport, anatomies: dict[str, Anatomy], traini
             primary = metric == benchmark.metric
             shown = short_metric(metric, benchmark)
             table.add_row(
-                f"{shown_name(name, benchmark)} {shown}" if primary else f"  {shown}",
+                escape(f"{shown_name(name, benchmark)} {shown}" if primary else f"  {shown}"),
                 str(benchmark.n) if primary else "",
                 score(change.base),
                 score(change.tuned),
@@ -147,9 +148,9 @@ def markdown_report(
 ) -> str:
     """The results as Markdown: the table, what it says in words, what it cost, how to read it."""
     lines = [
-        f"### {name}",
+        f"### {in_markdown(name)}",
         "",
-        *(f"- {line}" for line in summary(report)),
+        *(f"- {in_markdown(line)}" for line in summary(report)),
         "",
         "| benchmark | metric | n | base | tuned | change | forgetting rate | paper | verdict |",
         "|---|---|---:|---:|---:|---:|---:|---:|---|",
@@ -158,9 +159,9 @@ def markdown_report(
         for metric, change in benchmark.changes.items():
             primary = metric == benchmark.metric
             star = " \\*" if benchmark.role is Role.target else ""
-            shown = f"**{benchmark_name}**{star}" if primary else benchmark_name
+            shown = f"**{in_markdown(benchmark_name)}**{star}" if primary else in_markdown(benchmark_name)
             lines.append(
-                f"| {shown} | {metric} | {benchmark.n} | {score(change.base)} | {score(change.tuned)} "
+                f"| {shown} | {in_markdown(metric)} | {benchmark.n} | {score(change.base)} | {score(change.tuned)} "
                 f"| {points(change)} | {rate(benchmark) if primary else ''} | {paper(benchmark) if primary else ''} "
                 f"| {benchmark.verdict if primary else ''} |"
             )
@@ -170,7 +171,7 @@ def markdown_report(
     peak = costs.get("peak_memory_bytes", 0) / 2**30
     lines += [
         "",
-        *(f"- {line}" for line in anatomy_lines(anatomies)),
+        *(f"- {in_markdown(line)}" for line in anatomy_lines(anatomies)),
         "",
         learned(training),
         "",
@@ -239,12 +240,12 @@ def anatomy_lines(anatomies: dict[str, Anatomy]) -> list[str]:
 def _bar(transient: bool) -> Progress:
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
         transient=transient,
     )
@@ -253,6 +254,16 @@ def _bar(transient: bool) -> Progress:
 def shown_name(name: str, benchmark: BenchmarkChange) -> str:
     """The benchmark's name, a target task marked."""
     return f"{name} *" if benchmark.role is Role.target else name
+
+
+def in_markdown(text: str) -> str:
+    r"""The text as it reads, in a cell of a table too: names may hold what Markdown or HTML takes for its own.
+
+    >>> print(in_markdown("a|b <b> `c` [d](e)"))
+    a\|b &lt;b> \`c\` \[d\](e)
+    """
+    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", plain)
 
 
 def short_metric(metric: str, benchmark: BenchmarkChange) -> str:

@@ -13,6 +13,7 @@ import scipy
 
 from slimdown.clusters import Drawn, population
 from slimdown.config import TrackingConfig, UserError
+from slimdown.holdout import open_part
 from slimdown.paired import DUST, Estimate, numbers, student, t_quantile, within
 from slimdown.samples import EvalReport
 from slimdown.store import RecordedRun, read_evaluation
@@ -43,6 +44,7 @@ class SeedsChange:
     metric: str
     n: int  # questions
     noise: Noise
+    part: str = ""  # which of the questions, where not all
 
 
 def seeds_changes(pairs: Sequence[tuple[EvalReport, EvalReport]]) -> list[SeedsChange]:
@@ -67,7 +69,7 @@ def seeds_changes(pairs: Sequence[tuple[EvalReport, EvalReport]]) -> list[SeedsC
                     raise ValueError(f"{name}: the seeds were not asked the same questions")
             before, after = (report.benchmarks[name].scores_of(metric) for report in (base, tuned))
             rows.append([y - x for x, y in zip(before, after, strict=True)])
-        found.append(SeedsChange(name, metric, len(questions), seed_noise(rows, asked.clusters)))
+        found.append(SeedsChange(name, metric, len(questions), seed_noise(rows, asked.clusters), pairs[0][0].part))
     return found
 
 
@@ -77,8 +79,12 @@ def read_seeds(store: TrackingConfig, runs: Sequence[RecordedRun]) -> list[Seeds
     Raises:
         UserError: a run whose samples are gone, or seeds that were not asked the same questions.
     """
+
+    def read(run: RecordedRun, model: str) -> EvalReport:
+        return open_part(read_evaluation(store, run, model), run.holdout)
+
     try:
-        return seeds_changes([(read_evaluation(store, r, "base"), read_evaluation(store, r, "tuned")) for r in runs])
+        return seeds_changes([(read(run, "base"), read(run, "tuned")) for run in runs])
     except ValueError as error:
         raise UserError(f"{error}; compare runs of one configuration that differ only in seed") from None
 

@@ -35,6 +35,7 @@ _STATES = {
     "FAILED": "failed",
     "KILLED": "was stopped",
 }
+FILTER_EXAMPLE = "write e.g. \"params.`lora.r` = '8' and tags.`slimdown.model` LIKE '%SmolLM2%'\""
 _AT_ONCE = 500  # runs in one statement: old SQLites take 999 variables
 
 
@@ -56,6 +57,11 @@ class RecordedRun:
         """The benchmarks it was measured on, in the order of the settings."""
         found = (key.split(".")[1] for key in self.params if key.startswith("benchmark."))
         return list(dict.fromkeys(found))
+
+    @property
+    def holdout(self) -> float:
+        """The share of each benchmark's questions that what it shows leaves out; older records know of none."""
+        return float(self.params.get("evaluation.holdout", 0))
 
 
 def find_runs(
@@ -317,8 +323,7 @@ def _search(
             )
         except MlflowException as error:
             raise UserError(
-                f"the filter {filter_string!r} is not understood: {first_line(error)}; "
-                "write e.g. \"params.`lora.r` = '8' and tags.`slimdown.model` LIKE '%SmolLM2%'\""
+                f"the filter {filter_string!r} is not understood: {first_line(error)}; {FILTER_EXAMPLE}"
             ) from None
         found += [_recorded(run, names) for run in page]
         token = page.token

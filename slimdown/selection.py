@@ -1,0 +1,119 @@
+"""Many runs looked at together -> which verdicts still hold, and how much luck the best of them has had.
+
+A run's verdicts are held to 5 % by themselves: among thirty runs in which nothing changed, some will look as if it had.
+And whoever picks the best picks the luckiest along with it. The cure is `holdout.py`; this says what is the matter.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from math import isfinite, isnan, nan
+from statistics import NormalDist, fmean
+from typing import TYPE_CHECKING
+
+from slimdown.forgetting import Verdict, verdict
+
+if TYPE_CHECKING:
+    from slimdown.comparison import Row
+    from slimdown.store import RecordedRun
+
+MARK = "†"  # of a verdict that does not hold among all the others
+
+
+def corrected(claims: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The p-values of a table's cells, that of change and that of no change, corrected for all of them; nan stays nan.
+
+    Holm 1979. Of a cell's two claims at most one can be false, so that each step counts the cells that have a claim
+    left and not the claims (Shaffer 1986): the chance of any false verdict in the table, of whichever kind and however
+    the runs depend on each other, is at most 5 %.
+
+    >>> corrected([(0.01, nan), (0.04, nan), (0.03, nan)])
+    [(0.03, nan), (0.06, nan), (0.06, nan)]
+    >>> corrected([(0.01, 0.9), (0.02, 0.8)])
+    [(0.02, 1.0), (0.04, 1.0)]
+    """
+    ranked = sorted((p, cell, kind) for cell, pair in enumerate(claims) for kind, p in enumerate(pair) if not isnan(p))
+    left = Counter(cell for _, cell, _ in ranked)
+    adjusted = [[nan, nan] for _ in claims]
+    highest = 0.0
+    for p, cell, kind in ranked:
+        highest = max(highest, min(1.0, len(left) * p))
+        adjusted[cell][kind] = highest
+        left[cell] -= 1
+        if not left[cell]:
+            del left[cell]
+    return [(change, none) for change, none in adjusted]
+
+
+def luck_of_the_best(n: int) -> float:
+    """By how many standard errors the best of `n` equally good candidates is expected to look better than it is.
+
+    Blom 1958, for independent errors; where all are wrong on the same questions it is less.
+
+    >>> [round(luck_of_the_best(n), 2) for n in (1, 2, 30)]
+    [0.0, 0.59, 2.04]
+    """
+    return NormalDist().inv_cdf((n - 0.375) / (n + 0.25))
+
+
+def corrected_verdicts(runs: "Sequence[RecordedRun]") -> dict[tuple[str, str], str]:
+    """By run and benchmark, what is left of its verdict among all the others.
+
+    Older records hold p-values that are corrected within the run already; these are taken as they are, which is on the
+    safe side.
+    """
+    cells = [(run, name) for run in runs for name in run.benchmarks if f"forgetting/{name}/change" in run.metrics]
+    claims = [
+        (_raw(run, f"forgetting/{name}/p_value"), _raw(run, f"forgetting/{name}/equivalence_p_value"))
+        for run, name in cells
+    ]
+    found = {}
+    for (run, name), p_values in zip(cells, corrected(claims), strict=True):
+        own = run.tags.get(f"slimdown.verdict.{name}", "")
+        left = verdict(run.metrics[f"forgetting/{name}/change"], *p_values)
+        takes_back = own != Verdict.undecided and left is not Verdict.retained  # a correction never adds a claim
+        found[run.run_id, name] = left.value if takes_back and len(runs) > 1 else own
+    return found
+
+
+def _raw(run: "RecordedRun", key: str) -> float:
+    return run.metrics.get(f"{key}_raw", run.metrics.get(key, nan))
+
+
+def corrections(rows: "Sequence[Row]") -> Iterator[str]:
+    """What the correction for the whole table changes, in a sentence."""
+    cells = [cell for row in rows for cell in row.cells.values()]
+    n_all = sum(cell.verdicts.total() for cell in cells)
+    n_said = n_all - sum(cell.verdicts[Verdict.undecided.value] for cell in cells)
+    n_lost = sum((cell.verdicts - cell.corrected).total() for cell in cells)
+    if sum(len(row.runs) for row in rows) < 2 or not n_said:
+        return
+    together = f"corrected for all {n_all:,} in this table (Holm)"
+    if n_lost:
+        yield (
+            f"{MARK} {n_lost:,} of {n_said:,} verdicts other than undecided do not hold when {together}; what does "
+            "stands behind the arrow."
+        )
+    else:
+        yield f"Every verdict other than undecided holds when {together}."
+
+
+def choosing(rows: "Sequence[Row]") -> Iterator[str]:
+    """What picking the best row does, and what to do about it, in a sentence each."""
+    n = len(rows)
+    errors: dict[str, list[float]] = {}
+    for row in rows:
+        for name, cell in row.cells.items():
+            if isfinite(cell.change.standard_error):
+                errors.setdefault(name, []).append(cell.change.standard_error)
+    if n < 2 or not errors:
+        return
+    luck = 100 * luck_of_the_best(n) * max(map(fmean, errors.values()))
+    cure = "python -m slimdown.compare RUN --confirm"
+    if all(run.holdout for row in rows for run in row.runs):
+        advice = f"Judge the one you choose on the questions that are held out: {cure}"
+    else:
+        advice = f"Runs with evaluation.holdout=0.5 keep questions to judge the chosen one on: {cure}"
+    yield (
+        f"Whoever picks the best of these {n:,} picks luck too: of {n:,} that are equally good, the best looks up to "
+        f"about {luck:.1f} points better than it is on one benchmark. {advice}."
+    )
