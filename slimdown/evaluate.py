@@ -401,7 +401,7 @@ def _read_samples(task: str, logged: list[Any], task_config: Any, benchmark: Ben
             doc_id=int(doc_id),
             doc_hash=first["doc_hash"],
             prompt_hash=first["prompt_hash"],
-            question=prompt[-600:],
+            prompt=prompt,
             target=target,
             response=response,
             choices=choices,

@@ -315,6 +315,7 @@ def _refuse_unlike(name: str, base: "BenchmarkReport", tuned: "BenchmarkReport")
             [s.prompt_hash for s in tuned.samples],
         ),
         "task_hash": (base.task_hash, tuned.task_hash),
+        "score_precision": (base.score_precision, tuned.score_precision),
     }
     for field, (before, after) in pairs.items():
         if before != after:

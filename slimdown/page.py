@@ -329,14 +329,15 @@ def _moves(moved: Choices) -> Iterator[str]:
 def _example(example: Example, benchmark: BenchmarkChange) -> dict[str, Any]:
     """One question with both answers."""
     base, tuned = example.base, example.tuned
-    question, cut = base.question, ""
-    if len(question) > LONGEST:
-        cut, question = f"{len(question) - LONGEST:,} characters before this are left out", question[-LONGEST:]
+    prompt, cut = base.prompt, ""
+    if len(prompt) > LONGEST:
+        cut = f"{len(prompt) - LONGEST:,} characters before this are in samples/"
+        prompt = prompt[-LONGEST:]
     return {
         "task": base.task,
         "doc_id": base.doc_id,
-        "question": question,
-        "question_cut": cut,
+        "prompt": prompt,
+        "prompt_cut": cut,
         "target": base.target,
         "sides": [_side("base", base, benchmark), _side("tuned", tuned, benchmark)],
         "choices": _choice_rows(base, tuned),

@@ -96,7 +96,9 @@ def run(
 
         with (
             report.progress_bar("measuring the base") as bar,
-            base_record(config.tracking, base, tracked, config.baseline.reuse, base_settings(config)) as record,
+            base_record(
+                config.tracking, base, tracked, config.baseline.reuse, base_settings(config), report.show_note
+            ) as record,
         ):
             before = measure(base, tasks, config.benchmark, config.evaluation, scoring, record, bar)
         before = open_part(before, config.evaluation.holdout)  # what is held out is no finding of this run
@@ -110,7 +112,9 @@ def run(
         tracked.log_training(tuned.result)
 
         with report.progress_bar("measuring the tuned model") as bar:
-            record = EvaluationRecord(config.tracking, "tuned", tracked, config.baseline.reuse, lambda: tracked)
+            record = EvaluationRecord(
+                config.tracking, "tuned", tracked, config.baseline.reuse, lambda: tracked, report.show_note
+            )
             after = measure(tuned.loaded, tasks, config.benchmark, config.evaluation, scoring, record, bar)
 
         after = open_part(after, config.evaluation.holdout)

@@ -4,6 +4,7 @@ One file a benchmark, one row a question and metric; what holds for the whole ev
 that a file is a `BenchmarkReport` complete.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ class Sample:
     doc_id: int
     doc_hash: str
     prompt_hash: str
-    question: str  # the end of the prompt
+    prompt: str  # all of it, worked examples included
     target: str
     response: str  # generated text, before any filter; empty for multiple choice
     choices: tuple[str, ...]  # empty for generated answers
@@ -50,6 +51,7 @@ class BenchmarkReport:
     scores: dict[str, Score]  # by metric
     samples: tuple[Sample, ...]
     seconds: float
+    score_precision: str = "float64"  # of the samples' graded scores; earlier records rounded them to float32
 
     @property
     def score(self) -> Score:
@@ -87,13 +89,13 @@ SCHEMA = pa.schema(
         ("doc_id", pa.int32()),
         ("doc_hash", pa.string()),
         ("prompt_hash", pa.string()),
-        ("question", pa.string()),
+        ("prompt", pa.string()),  # all of it, worked examples included
         ("target", pa.string()),
         ("answer", pa.string()),  # the choice taken, or the text that the metric's filter kept
         ("response", pa.string()),  # generated text, before any filter
         ("choices", pa.list_(pa.string())),
         ("log_likelihoods", pa.list_(pa.float64())),  # nats, one a choice
-        ("score", pa.float32()),
+        ("score", pa.float64()),
     ]
 )
 
@@ -109,7 +111,7 @@ def write_samples(file: Path, model: str, name: str, report: BenchmarkReport) ->
             "doc_id": sample.doc_id,
             "doc_hash": sample.doc_hash,
             "prompt_hash": sample.prompt_hash,
-            "question": sample.question,
+            "prompt": sample.prompt,
             "target": sample.target,
             "answer": sample.answers[metric],
             "response": sample.response,
@@ -126,16 +128,42 @@ def write_samples(file: Path, model: str, name: str, report: BenchmarkReport) ->
         "scores": {metric: [score.value, score.standard_error] for metric, score in report.scores.items()},
         "seconds": report.seconds,
     }
-    schema = SCHEMA.with_metadata({"slimdown": json.dumps(evaluation)})
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), file, compression="zstd")
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    about = {"slimdown": json.dumps(evaluation), "digest": _digest(table, evaluation)}
+    pq.write_table(table.replace_schema_metadata(about), file, compression="zstd")
+
+
+def _digest(table: pa.Table, evaluation: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([table.to_pylist(), evaluation]).encode()).hexdigest()
+
+
+class DamagedSamples(ValueError):
+    """A file of samples that cannot be read, or holds something else."""
 
 
 def read_samples(file: Path, benchmark: BenchmarkConfig) -> BenchmarkReport:
-    """The report that a file was written from, read as `benchmark` says (primary metric, role, chance)."""
+    """The report that a file was written from, read as `benchmark` says (primary metric, role, chance).
+
+    Raises:
+        DamagedSamples: the file is cut short, changed, or not one of samples.
+    """
+    try:
+        return _read_samples(file, benchmark)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedSamples(" ".join(str(error).split())[:200] or type(error).__name__) from None
+
+
+def _read_samples(file: Path, benchmark: BenchmarkConfig) -> BenchmarkReport:
     table = pq.read_table(file)
-    evaluation = json.loads(table.schema.metadata[b"slimdown"])
+    about = table.schema.metadata
+    evaluation = json.loads(about[b"slimdown"])
+    rounded = table.schema.field("score").type == pa.float32()
+    if "question" in table.schema.names:  # what records had before: the last 600 characters of a prompt, no digest
+        table = table.rename_columns({"question": "prompt"})
+    elif about[b"digest"].decode() != _digest(table, evaluation):
+        raise ValueError("its content is not what was written")
     by_question: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for row in table.to_pylist():
+    for row in table.select(SCHEMA.names).cast(SCHEMA).to_pylist():
         by_question.setdefault((row["task"], row["doc_id"]), []).append(row)
     samples = tuple(
         Sample(
@@ -143,7 +171,7 @@ def read_samples(file: Path, benchmark: BenchmarkConfig) -> BenchmarkReport:
             doc_id=rows[0]["doc_id"],
             doc_hash=rows[0]["doc_hash"],
             prompt_hash=rows[0]["prompt_hash"],
-            question=rows[0]["question"],
+            prompt=rows[0]["prompt"],
             target=rows[0]["target"],
             response=rows[0]["response"],
             choices=tuple(rows[0]["choices"]),
@@ -160,4 +188,5 @@ def read_samples(file: Path, benchmark: BenchmarkConfig) -> BenchmarkReport:
         scores={metric: Score(*pair) for metric, pair in evaluation["scores"].items()},
         samples=samples,
         seconds=evaluation["seconds"],
+        score_precision="float32" if rounded and any(v % 1 for s in samples for v in s.scores.values()) else "float64",
     )

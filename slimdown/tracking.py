@@ -15,10 +15,11 @@ from types import TracebackType
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from slimdown.anatomy import Anatomy
+from slimdown.baseline import KEY_VERSION
 from slimdown.config import BenchmarkConfig, PaperMetric, TrackingConfig, UserError
 from slimdown.connection import experiment_id, first_line, lock, open_store, sqlite_file
 from slimdown.data import SftData
@@ -28,7 +29,7 @@ from slimdown.interruption import interrupted, undisturbed
 from slimdown.model import LoadedModel
 from slimdown.paired import Estimate
 from slimdown.redaction import public_uri, redact
-from slimdown.samples import BenchmarkReport, EvalReport, read_samples, write_samples
+from slimdown.samples import BenchmarkReport, DamagedSamples, EvalReport, read_samples, write_samples
 from slimdown.train import StepRecord, TrainResult
 
 _FLUSH_SECONDS = 5.0  # step metrics go out together: 200 single calls cost 4.2 s, one batch 0.03 s
@@ -303,15 +304,23 @@ class EvaluationRecord:
     """Finished evaluations in MLflow, found by key across runs, processes and machines that share the store.
 
     Whatever is found or made is written into the run at hand; what is made is also written into `holder`, the run that
-    it is found in from then on: the run at hand for a tuned model, a run of kind `baseline` for a base.
+    it is found in from then on: the run at hand for a tuned model, a run of kind `baseline` for a base. `tell` is told
+    in a line of what is there and is not used.
     """
 
     def __init__(
-        self, config: TrackingConfig, model: str, at_hand: TrackedRun, reuse: bool, holder: Callable[[], TrackedRun]
+        self,
+        config: TrackingConfig,
+        model: str,
+        at_hand: TrackedRun,
+        reuse: bool,
+        holder: Callable[[], TrackedRun],
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._client = MlflowClient(config.uri)
         self._config = config
         self._model, self._at_hand, self._reuse, self._holder = model, at_hand, reuse, holder
+        self._tell = tell
         self.sources: dict[str, str] = {}  # by benchmark: the run that holds the evaluation
 
     def lock(self, key: str) -> AbstractContextManager[None]:
@@ -322,19 +331,47 @@ class EvaluationRecord:
         """The evaluation of this key, read as `benchmark` says, or None where there is none."""
         if not self._reuse:
             return None
-        experiments = [e.experiment_id for e in self._client.search_experiments()]
-        for run in self._client.search_runs(experiments, f"tags.`{_EVALUATION}{key}` LIKE '%'", max_results=5):
+        damaged = ""
+        for run in self._search(f"tags.`{_EVALUATION}{key}` LIKE '%'"):
             with tempfile.TemporaryDirectory() as folder:
                 path = f"samples/{run.data.tags[_EVALUATION + key]}.parquet"
                 try:
-                    file = self._client.download_artifacts(run.info.run_id, path, folder)
+                    report = read_samples(
+                        Path(self._client.download_artifacts(run.info.run_id, path, folder)), benchmark
+                    )
+                except DamagedSamples as error:
+                    damaged = f"{name} is measured again: its samples in run {run.info.run_id} are damaged ({error})"
+                    continue
                 except (MlflowException, OSError):
                     continue  # the run is there, its artifact was deleted
-                self.sources[name] = run.info.run_id
-                report = read_samples(Path(file), benchmark)
-                self._at_hand.log_samples(self._model, name, report)
-                return report
+            self.sources[name] = run.info.run_id
+            self._at_hand.log_samples(self._model, name, report)
+            return report
+        if told := damaged or self._outdated(name):
+            self._tell(told)
         return None
+
+    def _outdated(self, name: str) -> str:
+        """Say that there are evaluations of an earlier kind of key and none of today's; empty where that is not so."""
+        model = self._client.get_run(self._at_hand.run_id).data.tags.get("slimdown.model")
+        kinds = {
+            key.startswith(_EVALUATION + KEY_VERSION)
+            for run in self._search("tags.`slimdown.kind` = 'baseline'")
+            if run.data.tags.get("slimdown.model") == model
+            for key, value in run.data.tags.items()
+            if key.startswith(_EVALUATION) and value == f"{self._model}-{name}"
+        }
+        if kinds != {False}:
+            return ""
+        return (
+            f"{name} is measured anew, once: its evaluations in the record are of an earlier kind, found by keys that "
+            "left out the tokenizer and details of the quantization"
+        )
+
+    def _search(self, condition: str) -> list[Run]:
+        """Runs of the store, whatever their experiment, the newest first."""
+        experiments = [e.experiment_id for e in self._client.search_experiments()]
+        return list(self._client.search_runs(experiments, condition))
 
     def keep(self, name: str, key: str, report: BenchmarkReport) -> None:
         """Keep a finished evaluation, so that it can be found from now on."""
@@ -350,7 +387,12 @@ class EvaluationRecord:
 
 @contextmanager
 def base_record(
-    config: TrackingConfig, base: LoadedModel, at_hand: TrackedRun, reuse: bool, settings: dict[str, Any]
+    config: TrackingConfig,
+    base: LoadedModel,
+    at_hand: TrackedRun,
+    reuse: bool,
+    settings: dict[str, Any],
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Iterator[EvaluationRecord]:
     """The record of a base's evaluations; a run of kind `baseline` is opened when the first one has to be made."""
     with ExitStack() as stack:
@@ -365,7 +407,7 @@ def base_record(
                 opened[0].log_model(base)
             return opened[0]
 
-        yield EvaluationRecord(config, "base", at_hand, reuse, holder)
+        yield EvaluationRecord(config, "base", at_hand, reuse, holder, tell)
 
 
 def _quantities(benchmark: BenchmarkChange) -> dict[str, float]:

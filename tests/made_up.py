@@ -12,7 +12,7 @@ CHOICES = ("red", "green", "blue", "grey")
 def written(
     scores: Sequence[float],
     responses: Sequence[str] | None = None,
-    question: str = "How many?",
+    prompt: str = "How many?",
     chance: float = 0.0,
     role: Role = Role.retained,
     paper_metric: PaperMetric | None = None,
@@ -25,7 +25,7 @@ def written(
             i,
             f"d{i}",
             f"p{i}",
-            question,
+            prompt,
             "4",
             said[i],
             (),

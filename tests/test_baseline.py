@@ -2,21 +2,29 @@
 
 import multiprocessing
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
+from math import inf, isnan, nan
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from made_up import evaluation, written
 from mlflow import MlflowClient
 
+from slimdown import baseline
 from slimdown.baseline import measure
 from slimdown.config import BenchmarkConfig, RunConfig, TrackingConfig
-from slimdown.evaluate import choose_scoring, load_tasks
-from slimdown.model import LoadedModel
-from slimdown.samples import BenchmarkReport, read_samples, write_samples
+from slimdown.evaluate import choose_scoring, evaluate, load_tasks
+from slimdown.forgetting import Verdict, forgetting
+from slimdown.model import LoadedModel, load_model
+from slimdown.samples import BenchmarkReport, Score, read_samples, write_samples
 from slimdown.tracking import EvaluationRecord, TrackedRun, base_record
 
 Composed = Callable[..., RunConfig]
@@ -87,6 +95,60 @@ def test_a_report_comes_back_from_its_file_as_it_was(pocket: LoadedModel, compos
     for name, report in measured(pocket, config, Counting()).items():
         write_samples(tmp_path / "samples.parquet", "base", name, report)
         assert read_samples(tmp_path / "samples.parquet", config.benchmark[name]) == report
+
+
+def test_graded_scores_come_back_from_a_file_to_the_last_bit(tmp_path: Path) -> None:
+    """As single-precision numbers they moved all the same way, and nothing changed was a change with p = 4.5e-9."""
+    draw = random.Random(1)
+    fresh = written([draw.random() for _ in range(300)])
+    odd = replace(fresh.samples[0], log_likelihoods=(-0.1, -inf, -1e-300), prompt="\x00 \u2028 é", response="")
+    fresh = replace(fresh, samples=(odd, *fresh.samples[1:]), seconds=0.1 + 0.2)
+    write_samples(tmp_path / "samples.parquet", "base", "written", fresh)
+    found = read_samples(tmp_path / "samples.parquet", fresh.benchmark)
+    assert found == fresh
+    change = forgetting(evaluation(written=found), evaluation(written=fresh)).benchmarks["written"]
+    assert change.primary.value == 0
+    assert not change.p_value < 0.05  # undefined where no question differs
+    assert change.verdict is Verdict.undecided
+    undefined = replace(fresh, scores={"match.flexible": Score(1.0, nan)})
+    write_samples(tmp_path / "samples.parquet", "base", "written", undefined)
+    assert isnan(read_samples(tmp_path / "samples.parquet", fresh.benchmark).score.standard_error)
+
+
+def as_before(file: Path, report: BenchmarkReport) -> BenchmarkReport:
+    """A report through a file as records had them: the prompt's end, scores in single precision."""
+    write_samples(file, "base", "written", report)
+    table = pq.read_table(file)
+    scores = table["score"].cast(pa.float32())
+    earlier = table.set_column(table.schema.get_field_index("score"), "score", scores)
+    earlier = earlier.rename_columns(["question" if name == "prompt" else name for name in table.schema.names])
+    about = {b"slimdown": table.schema.metadata[b"slimdown"]}
+    pq.write_table(earlier.replace_schema_metadata(about), file)
+    return read_samples(file, report.benchmark)
+
+
+def test_samples_of_earlier_records_are_read_and_rounded_ones_are_not_held_against_exact_ones(tmp_path: Path) -> None:
+    whole, graded = written([1.0, 0.0, 1.0]), written([1 / 3, 0.1, 0.7])
+    assert as_before(tmp_path / "samples.parquet", whole) == whole
+    rounded = as_before(tmp_path / "samples.parquet", graded)
+    assert rounded.scores_of("match.flexible") == pytest.approx([1 / 3, 0.1, 0.7], abs=1e-7)
+    both = evaluation(written=rounded)
+    assert forgetting(both, both).benchmarks["written"].primary.value == 0
+    with pytest.raises(ValueError, match="score_precision differs: float32 and float64"):
+        forgetting(both, evaluation(written=graded))
+
+
+def test_a_prompt_is_kept_whole(pocket: LoadedModel, composed: Composed, tmp_path: Path) -> None:
+    config = composed(*CS)
+    tasks = load_tasks(config.benchmark)
+    task = tasks["pocket_cs"]["tasks"]["pocket_cs"]
+    task.config.description = "Answer briefly. " * 80  # more than a page shows
+    found = evaluate(pocket, tasks, config.benchmark, config.evaluation)
+    write_samples(tmp_path / "samples.parquet", "base", "pocket_cs", found.benchmarks["pocket_cs"])
+    kept = read_samples(tmp_path / "samples.parquet", config.benchmark["pocket_cs"])
+    assert [sample.prompt for sample in kept.samples] == [
+        task.config.description + task.doc_to_text(row) for row in task.dataset["test"].select(range(6))
+    ]
 
 
 def local(folder: Path) -> TrackingConfig:
@@ -173,6 +235,94 @@ def test_an_evaluation_whose_file_was_deleted_is_made_anew(
             [file] = (tmp_path / "mlruns" / "artifacts" / first).rglob("*.parquet")
             file.unlink()
     assert record.sources["pocket_cs"] != first
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+def overwritten(file: Path) -> None:
+    file.write_bytes(b"<html>502 Bad Gateway</html>")
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def changed(file: Path) -> None:
+    table = pq.read_table(file)
+    place = table.schema.get_field_index("score")
+    pq.write_table(table.set_column(place, "score", pa.array([1.0 - v for v in table["score"].to_pylist()])), file)
+
+
+def without_its_metadata(file: Path) -> None:
+    pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
+
+
+def of_another_schema(file: Path) -> None:
+    pq.write_table(pq.read_table(file).drop_columns(["score"]), file)
+
+
+def with_words_for_scores(file: Path) -> None:
+    table = pq.read_table(file)
+    place = table.schema.get_field_index("score")
+    pq.write_table(table.set_column(place, "score", pa.array(["right"] * len(table))), file)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [cut_short, overwritten, emptied, changed, without_its_metadata, of_another_schema, with_words_for_scores],
+)
+def test_damaged_samples_are_measured_again_and_told_once(
+    damage: Callable[[Path], None], store: MlflowClient, pocket: LoadedModel, composed: Composed, tmp_path: Path
+) -> None:
+    config, sources, told = composed(*CS), [], []
+    for i in range(3):
+        with (
+            TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run,
+            base_record(local(tmp_path), pocket, run, True, {}, told.append) as record,
+        ):
+            measured(pocket, config, record)
+        sources.append(record.sources["pocket_cs"])
+        if i == 0:
+            [file] = (tmp_path / "mlruns" / "artifacts" / sources[0]).rglob("*.parquet")
+            damage(file)
+    assert sources[0] != sources[1] == sources[2]
+    [line] = told
+    assert line.startswith(f"pocket_cs is measured again: its samples in run {sources[0]} are damaged (")
+    assert "\n" not in line
+
+
+def test_evaluations_found_by_earlier_keys_are_made_anew_once_and_told(
+    store: MlflowClient, pocket: LoadedModel, composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, sources, told = composed(*CS), [], []
+    for kind in ("", baseline.KEY_VERSION, baseline.KEY_VERSION):
+        monkeypatch.setattr(baseline, "KEY_VERSION", kind)
+        with (
+            TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run,
+            base_record(local(tmp_path), pocket, run, True, {}, told.append) as record,
+        ):
+            run.log_model(pocket)
+            measured(pocket, config, record)
+        sources.append(record.sources["pocket_cs"])
+    assert sources[0] != sources[1] == sources[2]
+    [line] = told
+    assert line.startswith("pocket_cs is measured anew, once: its evaluations in the record are of an earlier kind")
+
+
+def test_a_newer_base_is_not_taken_for_another(store: MlflowClient, composed: Composed, tmp_path: Path) -> None:
+    sources, other = [], "quantization.bnb_4bit_use_double_quant=false"
+    for overrides in ([], [other], [], [other]):
+        config = composed(*CS, *overrides)
+        base = load_model(config.model, config.quantization)
+        with (
+            TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run,
+            base_record(local(tmp_path), base, run, True, {}) as record,
+        ):
+            measured(base, config, record)
+        sources.append(record.sources["pocket_cs"])
+    assert sources[0] == sources[2] != sources[1] == sources[3]
 
 
 def hold(folder: str, ready: Any) -> None:

@@ -156,8 +156,8 @@ def test_ids_are_unique_over_the_page() -> None:
 
 def test_a_models_markup_is_shown_and_not_run() -> None:
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)></pre>"
-    base = written([1.0, 1.0], ["it is four", evil], question=f"say {evil}")
-    tuned = written([0.0, 0.0], [evil, "no"], question=f"say {evil}")
+    base = written([1.0, 1.0], ["it is four", evil], prompt=f"say {evil}")
+    tuned = written([0.0, 0.0], [evil, "no"], prompt=f"say {evil}")
     read = Reader(
         page(
             {"a<b>&'c'": (base, tuned)},
@@ -182,10 +182,10 @@ def test_a_password_in_an_address_is_left_out() -> None:
 
 def test_a_long_text_is_cut_and_says_so() -> None:
     long = "word " * 1000 + "END"
-    base, tuned = written([1.0], ["four"], question=long), written([0.0], [long], question=long)
+    base, tuned = written([1.0], ["four"], prompt=long), written([0.0], [long], prompt=long)
     html = page({"a": (base, tuned)})
     assert f"{len(long) - LONGEST:,} more characters are in samples/" in html
-    assert f"{len(long) - LONGEST:,} characters before this are left out" in html
+    assert f"{len(long) - LONGEST:,} characters before this are in samples/" in html
     assert html.count("word END") == 1  # the end of the prompt is kept, the end of the answer is not
 
 
