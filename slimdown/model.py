@@ -4,12 +4,12 @@ The base stays as it was published: nothing here changes a weight beyond quantiz
 """
 
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import psutil
@@ -64,6 +64,7 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
     try:
         with asking_hub(f"model.id={config.id}"):
             architecture = transformers.AutoConfig.from_pretrained(source, **common)
+            _refuse_pickled(config, source, architecture)
             skeleton = _skeleton(architecture)
             _check_memory(config, quantization, skeleton, dtype, device)
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
@@ -237,6 +238,28 @@ def _check_memory(
         )
 
 
+def _refuse_pickled(config: ModelConfig, source: str, architecture: Any) -> None:
+    """Refuse an index that names pickled weights: transformers reads them whatever `use_safetensors` says.
+
+    It looks for an index of that name and loads what it names (transformers 5.20 to 5.24); to be deleted when it refuses.
+    """
+    from transformers.utils import cached_file
+
+    index = cached_file(
+        source,
+        "model.safetensors.index.json",
+        revision=config.revision,
+        _commit_hash=getattr(architecture, "_commit_hash", None),  # spares the second run the question
+        _raise_exceptions_for_missing_entries=False,
+    )
+    named = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()) if index else set()
+    if pickled := sorted(name for name in named if not name.endswith(".safetensors")):
+        raise UserError(
+            f"model.id={config.id}: its index names {pickled[0]}, and pickled weights can run code when they are read; "
+            "choose a revision or a copy of the model with .safetensors files"
+        )
+
+
 def _resolved_revision(source: str, revision: str) -> str:
     """The hub's commit, which names the cache folder that the files lie in; for a local folder a digest."""
     if Path(source).is_dir():
@@ -248,9 +271,10 @@ def _resolved_revision(source: str, revision: str) -> str:
 
 
 def _folder_digest(folder: Path) -> str:
-    """A digest of what a local model is: its config and weights."""
+    """A digest of what a local model is: config, weights, tokenizer, templates."""
     digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]):
+    read = (".safetensors", ".json", ".jinja", ".model", ".txt")
+    for file in sorted(file for file in folder.iterdir() if file.suffix in read and file.is_file()):
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()[:16]
@@ -286,8 +310,6 @@ def _explain(config: ModelConfig, error: Exception) -> str:
         )
     if any(type(link).__name__ == "SafetensorError" for link in chain):
         return f"model.id={config.id}: a .safetensors file is damaged or cut short ({error}); get it again"
-    if any(isinstance(link, UnpicklingError) for link in chain):
-        return f"model.id={config.id}: its index names pickled weights; choose a copy with .safetensors files"
     if "safetensors" in text:
         return (
             f"model.id={config.id} has no safetensors weights, and pickled ones can run code when they are read; "
