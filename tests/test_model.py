@@ -123,7 +123,10 @@ def damage(folder: Path, how: str) -> None:
         ("cut short", r"a \.safetensors file is damaged or cut short"),
         ("a tensor is missing", r"not those that its config\.json describes: .*q_proj\.weight is not in them"),
         ("a tensor has another shape", r"q_proj\.weight is \(188, 192\) and should be \(192, 192\)|cannot be loaded"),
-        ("the index names pickled weights", r"its index names weights\.bin, and pickled weights can run code when they are read"),
+        (
+            "the index names pickled weights",
+            r"its index names weights\.bin, and pickled weights can run code when they are read",
+        ),
     ],
 )
 def test_damaged_weights_are_refused_and_never_made_up(
