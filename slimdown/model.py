@@ -241,7 +241,7 @@ def _check_memory(
 def _refuse_pickled(config: ModelConfig, source: str, architecture: Any) -> None:
     """Refuse an index that names pickled weights: transformers reads them whatever `use_safetensors` says.
 
-    It looks for an index of that name and loads what it names (transformers 5.20 to 5.24); to be deleted when it refuses.
+    It loads what an index of that name names (transformers 5.20 to 5.24); to be deleted when it refuses.
     """
     from transformers.utils import cached_file
 
