@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
@@ -46,7 +46,9 @@ def open_store(config: TrackingConfig, reading: bool = False) -> "MlflowClient":
         raise UserError(problem)
     # "Creating initial MLflow database tables": a fresh store is no news.
     for name in ("mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logger = logging.getLogger(name)
+        logger.setLevel(max(logger.level, logging.WARNING))
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password, if it holds one
     try:
         if config.uri.startswith("http"):
             return within(_MOST_SECONDS, lambda: _answering_server(config.uri))
@@ -123,10 +125,14 @@ def lock(config: TrackingConfig, key: str) -> Iterator[None]:
 
     number = int.from_bytes(hashlib.sha256(f"slimdown {key}".encode()).digest()[:8], signed=True)
     ask = text("SELECT pg_try_advisory_lock(:number)")
-    with closing(within(_MOST_SECONDS, lambda: _connected(config.uri))) as database:
+    database = within(_MOST_SECONDS, lambda: _connected(config.uri))
+    try:
         while not within(_MOST_SECONDS, lambda: database.scalar(ask, {"number": number})):
             time.sleep(0.2)
         yield
+    finally:
+        with suppress(Exception):  # it went away meanwhile, and the lock with it
+            within(_MOST_SECONDS, database.close)
 
 
 def experiment_id(client: "MlflowClient", config: TrackingConfig) -> str:

@@ -128,8 +128,8 @@ def show_results(report: ForgettingReport, anatomies: dict[str, Anatomy], traini
     console.print(escape(LEGEND), style="dim")
 
 
-def show_where(run_id: str, uri: str, artifacts: str) -> None:
-    """Print where the run is kept and how to look at it."""
+def show_where(run_id: str, uri: str, artifacts: str, undelivered: str) -> None:
+    """Print where the run is kept, how to look at it, and what is left to be done."""
     console.print(f"\nrun {run_id}")
     if artifacts.startswith("file:"):
         console.print(f"open {artifacts}/report.html", soft_wrap=True)
@@ -137,6 +137,8 @@ def show_where(run_id: str, uri: str, artifacts: str) -> None:
         console.print(f"see {uri}")
     else:
         console.print(f"see mlflow ui --backend-store-uri {uri}", soft_wrap=True)
+    if undelivered:
+        console.print(escape(undelivered), soft_wrap=True)
 
 
 def markdown_report(

@@ -134,7 +134,7 @@ def run(
         tracked.log_adapter_model(tuned.loaded, tuned.result, changed)
 
     report.show_results(changed, lost, tuned.result)
-    report.show_where(tracked.run_id, public_uri(config.tracking.uri), tracked.artifact_uri)
+    report.show_where(tracked.run_id, public_uri(tracked.store_uri), tracked.artifact_uri, tracked.undelivered)
     return changed.mean_retained_change.value
 
 

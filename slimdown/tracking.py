@@ -8,11 +8,12 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import wraps
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag
@@ -27,6 +28,7 @@ from slimdown.disk import disk_full
 from slimdown.forgetting import BenchmarkChange, ForgettingReport
 from slimdown.interruption import interrupted, undisturbed
 from slimdown.model import LoadedModel
+from slimdown.outage import ORIGIN, PatientClient, StoreGone, advice
 from slimdown.paired import Estimate
 from slimdown.redaction import public_uri, redact
 from slimdown.samples import BenchmarkReport, DamagedSamples, EvalReport, read_samples, write_samples
@@ -34,19 +36,49 @@ from slimdown.train import StepRecord, TrainResult
 
 _FLUSH_SECONDS = 5.0  # step metrics go out together: 200 single calls cost 4.2 s, one batch 0.03 s
 _MOST_PARAM = 6000  # characters; MLflow cuts longer ones, the whole config is an artifact
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _EVALUATION = "slimdown.evaluation."  # and a key: the tag of a run that holds an evaluation
 
 
-class TrackedRun:
-    """One MLflow run, from the moment that settings are known to its end."""
+def _kept(write: "Callable[Concatenate[TrackedRun, _P], _T]") -> "Callable[Concatenate[TrackedRun, _P], _T]":
+    """A method that writes: where the store takes no more, it and all that was written before go to disk."""
 
-    def __init__(self, config: TrackingConfig, name: str, kind: str, tags: dict[str, str]) -> None:
+    @wraps(write)
+    def kept(self: "TrackedRun", /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return self._keep(lambda run: write(run, *args, **kwargs))
+
+    return kept
+
+
+class TrackedRun:
+    """One MLflow run, from the moment that settings are known to its end.
+
+    Where a server falls silent for longer than `tracking.wait`, the run is written anew into a folder, by the same
+    methods, and goes on there.
+    """
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        name: str,
+        kind: str,
+        tags: dict[str, str],
+        client: MlflowClient | PatientClient | None = None,
+    ) -> None:
         """Create the run.
+
+        Args:
+            config: the store.
+            name: of the run.
+            kind: tuned or baseline.
+            tags: of the run from its beginning.
+            client: of the store, where it is open already.
 
         Raises:
             UserError: the tracking store does not answer or refuses; nothing has been computed by then.
         """
-        self._client = open_store(config)
+        self._client = client or (open_store(config) if sqlite_file(config.uri) else PatientClient.open(config))
         file = sqlite_file(config.uri)
         self._folder = file.absolute().parent if file else Path.cwd()
         experiment = experiment_id(self._client, config)
@@ -59,9 +91,24 @@ class TrackedRun:
         self.run_id: str = run.info.run_id
         self.artifact_uri: str = run.info.artifact_uri
         self.name = name
+        self._config, self._kind, self._tags = config, kind, tags
+        self._written: list[Callable[[TrackedRun], Any]] = []  # what a folder would be told from the beginning
+        self._on_disk: TrackedRun | None = None
+        if isinstance(self._client, PatientClient):
+            self._client.begin()
         self._experiment_id = experiment
         self._pending: list[Metric] = []
         self._flushed = time.monotonic()
+
+    @property
+    def store_uri(self) -> str:
+        """Where it is kept by now."""
+        return (self._on_disk or self)._config.uri
+
+    @property
+    def undelivered(self) -> str:
+        """What is to be done where it lies on disk instead of in its store; empty where it does not."""
+        return f"It lies on disk; {advice(self._on_disk._config)}" if self._on_disk else ""
 
     def __enter__(self) -> "TrackedRun":
         return self
@@ -91,6 +138,36 @@ class TrackedRun:
                 end.add_note(self._ending(end, refused))
                 raise end from (error if error is not end else end.__cause__)
 
+    def sibling(self, name: str, kind: str) -> "TrackedRun":
+        """Another run beside this one, wherever that is by now."""
+        if self._on_disk:
+            return self._on_disk.sibling(name, kind)
+        try:
+            return TrackedRun(self._config, name, kind, {}, self._client)
+        except UserError as error:
+            if not isinstance(self._client, PatientClient):
+                raise
+            return TrackedRun(self._client.give_up(error), name, kind, {})
+
+    def _keep(self, write: "Callable[[TrackedRun], _T]") -> "_T":
+        if self._on_disk:
+            return write(self._on_disk)
+        if not isinstance(self._client, PatientClient):
+            return write(self)
+        try:
+            result = write(self)
+        except (StoreGone, MlflowException) as error:  # silent, or a refusal: what was computed is worth a folder
+            tags = {**self._tags, ORIGIN: self.run_id}
+            self._on_disk = TrackedRun(self._client.give_up(error), self.name, self._kind, tags)
+            self.artifact_uri = self._on_disk.artifact_uri
+            for earlier in self._written:
+                earlier(self._on_disk)
+            self._written.clear()
+            return write(self._on_disk)
+        self._written.append(write)
+        return result
+
+    @_kept
     def _close(self, end: BaseException | None) -> Exception | None:
         """Mark how the run ended; returns why the store refuses, None where it does not."""
         status = _status(end)
@@ -103,11 +180,15 @@ class TrackedRun:
         for step in steps:  # each for itself: a run that keeps no more metrics can still be marked
             try:
                 step()
+            except StoreGone:
+                raise
             except Exception as error:
                 refused = error
         return refused
 
     def _ending(self, end: BaseException, refused: Exception | None) -> str:
+        if self._on_disk:
+            return f"Run {self.run_id} is marked {_status(end)} on disk; {advice(self._on_disk._config)}"
         if refused is None:
             return f"Run {self.run_id} is marked {_status(end)} and keeps what was recorded so far."
         return (
@@ -117,19 +198,20 @@ class TrackedRun:
 
     # --- what a run is told ---------------------------------------------------------------------
 
+    @_kept
     def log_settings(self, flat: dict[str, Any], config_yaml: str, overrides: Sequence[str], environment: Any) -> None:
         """Keep every setting as a param, and the whole config, overrides and environment as artifacts."""
-        self.log_params(flat)
+        self._params(flat)
         self._client.log_text(self.run_id, redact(config_yaml), "config.yaml")
         self._client.log_text(self.run_id, redact("\n".join(overrides)) + "\n", "overrides.txt")
         self._client.log_text(self.run_id, json.dumps(environment, indent=2) + "\n", "environment.json")
 
+    @_kept
     def log_params(self, flat: dict[str, Any]) -> None:
         """Keep settings by their dotted keys."""
-        params = [Param(key, _plain(value)[:_MOST_PARAM]) for key, value in flat.items()]
-        for i in range(0, len(params), 100):  # the most that a batch takes
-            self._client.log_batch(self.run_id, params=params[i : i + 100])
+        self._params(flat)
 
+    @_kept
     def log_model(self, loaded: LoadedModel) -> None:
         """Keep which weights were loaded, and what that cost."""
         self._tag(
@@ -150,6 +232,7 @@ class TrackedRun:
             }
         )
 
+    @_kept
     def log_data(self, data: SftData) -> None:
         """Name the datasets in MLflow's own column, and the fingerprint of the text that was used."""
         inputs = [
@@ -174,6 +257,7 @@ class TrackedRun:
         )
         self._metrics({"train/n_train": len(data.train), "train/n_validation": len(data.validation)})
 
+    @_kept
     def log_samples(self, model: str, name: str, report: BenchmarkReport) -> None:
         """Keep every question and answer of one benchmark; `model` is base or tuned."""
         with tempfile.TemporaryDirectory() as folder:
@@ -181,6 +265,7 @@ class TrackedRun:
             write_samples(file, model, name, report)
             self._client.log_artifact(self.run_id, str(file), "samples")
 
+    @_kept
     def log_scores(self, model: str, reports: Mapping[str, BenchmarkReport]) -> None:
         """Keep the scores of benchmarks; `model` is base or tuned."""
         values: dict[str, float] = {}
@@ -190,10 +275,17 @@ class TrackedRun:
                 values[f"{model}/{name}/{metric}_stderr"] = score.standard_error
         self._metrics(values)
 
+    @_kept
     def log_baselines(self, sources: dict[str, str]) -> None:
         """Name the runs that hold the base's evaluations."""
         self._tag({f"slimdown.baseline.{name}": run_id for name, run_id in sources.items()})
 
+    @_kept
+    def log_evaluation(self, key: str, file: str) -> None:
+        """Keep by which key an evaluation of this run is found, whose samples lie in `file`."""
+        self._client.set_tag(self.run_id, f"{_EVALUATION}{key}", file)
+
+    @_kept
     def log_step(self, record: StepRecord) -> None:
         """Keep one training step; steps are sent together every few seconds."""
         now = int(time.time() * 1000)
@@ -202,6 +294,7 @@ class TrackedRun:
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush()
 
+    @_kept
     def log_training(self, result: TrainResult) -> None:
         """Keep what training learned and cost, and the adapter."""
         self._metrics(
@@ -219,10 +312,12 @@ class TrackedRun:
         )
         self._client.log_artifacts(self.run_id, str(result.adapter_dir), "adapter")
 
+    @_kept
     def log_measuring(self, report: EvalReport) -> None:
         """Keep how the numbers came about, the same for base and tuned model."""
         self._tag({"slimdown.scoring_path": report.scoring_path, "slimdown.harness_version": report.harness_version})
 
+    @_kept
     def log_forgetting(self, report: ForgettingReport, anatomies: dict[str, Anatomy]) -> None:
         """Keep the changes with their intervals, the paper's metrics, verdicts, and what became of lost answers."""
         values: dict[str, float] = {}
@@ -236,10 +331,12 @@ class TrackedRun:
         self._metrics(values)
         self._tag({f"slimdown.verdict.{name}": b.verdict.value for name, b in report.benchmarks.items()})
 
+    @_kept
     def log_costs(self, costs: dict[str, float]) -> None:
         """Keep seconds and bytes, by name."""
         self._metrics({f"cost/{name}": value for name, value in costs.items()})
 
+    @_kept
     def log_report(self, markdown: str, files: dict[str, str | bytes]) -> None:
         """Keep the report: as the text that the run's page opens with, and as artifacts by their paths."""
         self._tag({"mlflow.note.content": markdown})
@@ -250,6 +347,7 @@ class TrackedRun:
                 file.write_bytes(content.encode() if isinstance(content, str) else content)
             self._client.log_artifacts(self.run_id, folder)
 
+    @_kept
     def log_adapter_model(self, loaded: LoadedModel, result: TrainResult, report: ForgettingReport) -> None:
         """Register the adapter as a logged model that carries its base and its scores."""
         base = {
@@ -284,6 +382,11 @@ class TrackedRun:
 
     # --- how it gets there ------------------------------------------------------------------------
 
+    def _params(self, flat: dict[str, Any]) -> None:
+        params = [Param(key, _plain(value)[:_MOST_PARAM]) for key, value in flat.items()]
+        for i in range(0, len(params), 100):  # the most that a batch takes
+            self._client.log_batch(self.run_id, params=params[i : i + 100])
+
     def _metrics(self, values: dict[str, float]) -> None:
         now = int(time.time() * 1000)
         # A standard error that is not defined (one question) is left out rather than shown as a number.
@@ -317,20 +420,30 @@ class EvaluationRecord:
         holder: Callable[[], TrackedRun],
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._client = MlflowClient(config.uri)
-        self._config = config
+        self._client, self._config = at_hand._client, config
         self._model, self._at_hand, self._reuse, self._holder = model, at_hand, reuse, holder
         self._tell = tell
         self.sources: dict[str, str] = {}  # by benchmark: the run that holds the evaluation
 
-    def lock(self, key: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
         """Held while an evaluation is looked up or made; the system frees it when its owner dies."""
-        return lock(self._config, key)
+        with ExitStack() as stack:
+            # The lock saves work and no more: where there is none to be had, an evaluation may be made twice.
+            with suppress(Exception):
+                stack.enter_context(lock(self._config, key))
+            yield
 
     def find(self, name: str, key: str, benchmark: BenchmarkConfig) -> BenchmarkReport | None:
         """The evaluation of this key, read as `benchmark` says, or None where there is none."""
         if not self._reuse:
             return None
+        try:
+            return self._found(name, key, benchmark)
+        except StoreGone:
+            return None  # made again; a run that cannot ask goes on
+
+    def _found(self, name: str, key: str, benchmark: BenchmarkConfig) -> BenchmarkReport | None:
         damaged = ""
         for run in self._search(f"tags.`{_EVALUATION}{key}` LIKE '%'"):
             with tempfile.TemporaryDirectory() as folder:
@@ -381,7 +494,7 @@ class EvaluationRecord:
             holder.log_samples(self._model, name, report)
             holder.log_scores(self._model, {name: report})
         # Last: what has the tag has everything.
-        self._client.set_tag(holder.run_id, f"{_EVALUATION}{key}", f"{self._model}-{name}")
+        holder.log_evaluation(key, f"{self._model}-{name}")
         self.sources[name] = holder.run_id
 
 
@@ -402,7 +515,7 @@ def base_record(
             if not opened:
                 name = f"base {base.id} {base.quantization}"
                 with undisturbed():  # no signal between opening the run and seeing to its end
-                    opened.append(stack.enter_context(TrackedRun(config, name, kind="baseline", tags={})))
+                    opened.append(stack.enter_context(at_hand.sibling(name, kind="baseline")))
                 opened[0].log_params(settings)
                 opened[0].log_model(base)
             return opened[0]

@@ -1,0 +1,35 @@
+"""`python -m slimdown.send FOLDER`: deliver runs that lie on disk because their store had fallen silent."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from slimdown.config import UserError
+from slimdown.redaction import public_uri
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Send, and say what became of it; exit code 1 where not everything arrived."""
+    parser = argparse.ArgumentParser(prog="python -m slimdown.send", description=(__doc__ or "").split(": ", 1)[1])
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder that the run named")
+    parser.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        default=os.environ.get("MLFLOW_TRACKING_URI", "").strip(),
+        help="the store (default: $MLFLOW_TRACKING_URI, else the one that the runs were meant for)",
+    )
+    asked = parser.parse_args(given)
+    try:
+        from slimdown.outage import send  # mlflow's import takes a second: not for --help
+
+        uri, run_ids = send(asked.folder, asked.tracking_uri)
+    except UserError as error:
+        sys.exit(f"This cannot be sent:\n  {error}")
+    sys.stdout.write("".join(f"run {run_id}\n" for run_id in run_ids))
+    sys.stdout.write(f"All of it is in {public_uri(uri)} now; {asked.folder} is no longer needed.\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""A store that falls silent while a run is under way: nothing computed is lost, and all of it can be delivered."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from recorded import evaluation, here, right
+from requests.exceptions import ConnectionError as NoConnection
+from test_page import TRAINING
+
+from slimdown import outage
+from slimdown.anatomy import anatomy
+from slimdown.config import TrackingConfig, UserError
+from slimdown.forgetting import forgetting
+from slimdown.model import LoadedModel
+from slimdown.outage import PatientClient, send
+from slimdown.tracking import EvaluationRecord, TrackedRun, base_record
+from slimdown.train import StepRecord, TrainResult
+
+BEFORE, AFTER = evaluation({"math": right(80)}), evaluation({"math": right(40)})
+
+
+class Server:
+    """A real store that answers until a given number of calls, and then as told."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+        self.answers: Iterator[Exception | float | None] = iter(())  # of calls to come: raise, sleep, or go on
+        self.last: Exception | None = None  # what every later call raises
+        self.n_calls = 0
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.n_calls += 1
+            answer = next(self.answers, self.last)
+            if isinstance(answer, Exception):
+                raise copy(answer)  # a new one: errors remember what they were raised in
+            if answer:
+                time.sleep(answer)
+            return getattr(self._client, name)(*args, **kwargs)
+
+        return call
+
+
+@pytest.fixture
+def server(store: MlflowClient, migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The store of the test behind a server; folders for what it does not take begin with tables."""
+
+    def folder() -> Path:
+        made = tmp_path / "unsent"
+        made.mkdir()
+        shutil.copy(migrated_store, made / "mlflow.db")
+        return made
+
+    monkeypatch.setattr(outage, "_new_folder", folder)
+    return Server(store)
+
+
+def opened(server: Server, wait: float = 0.2) -> TrackedRun:
+    config = TrackingConfig(uri="http://me:secret-word@server", experiment="slimdown", wait=wait)
+    client = PatientClient(server, config)  # type: ignore[arg-type]
+    return TrackedRun(config, "a run", "tuned", {"slimdown.seed": "0"}, client)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> TrainResult:
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    return replace(TRAINING, adapter_dir=folder)
+
+
+def tell(run: TrackedRun, loaded: LoadedModel, trained: TrainResult, at: Callable[[int], None]) -> None:
+    """Everything that a run records, with a call between any two steps."""
+    changed = forgetting(BEFORE, AFTER)
+    lost = {"math": anatomy(BEFORE.benchmarks["math"], AFTER.benchmarks["math"])}
+    steps: list[Callable[[EvaluationRecord], object]] = [
+        lambda base: run.log_settings(
+            {"lora.r": 8, "tracking.uri": here().uri}, "lora:\n  r: 8\n", ["lora.r=8"], {"a": 1}
+        ),
+        lambda base: run.log_model(loaded),
+        lambda base: base.find("math", "key", BEFORE.benchmarks["math"].benchmark),
+        lambda base: base.keep("math", "key", BEFORE.benchmarks["math"]),
+        lambda base: run.log_baselines(base.sources),
+        lambda base: [run.log_step(StepRecord(i, {"loss": 2.5 - i})) for i in range(3)],
+        lambda base: run.log_training(trained),
+        lambda base: run.log_samples("tuned", "math", AFTER.benchmarks["math"]),
+        lambda base: run.log_scores("tuned", AFTER.benchmarks),
+        lambda base: run.log_forgetting(changed, lost),
+        lambda base: run.log_report("# what was lost", {"report.html": "<p>", "plots/changes.png": b"png"}),
+        lambda base: run.log_adapter_model(loaded, trained, changed),
+    ]
+    with run, base_record(here(), loaded, run, True, {"lora.r": 8}) as record:
+        for i, step in enumerate(steps):
+            at(i)
+            step(record)
+        at(len(steps))
+
+
+def contents(client: MlflowClient, run: Run) -> dict[str, Any]:
+    """What a run holds, without ids and times."""
+    run_id = run.info.run_id
+
+    def files(path: str = "") -> list[str]:
+        return [
+            file
+            for artifact in client.list_artifacts(run_id, path)
+            for file in (files(artifact.path) if artifact.is_dir else [artifact.path])
+        ]
+
+    own = ("slimdown.origin", "slimdown.sent")
+    names = {r.info.run_id: r.info.run_name for r in runs(client)}
+    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+    return {
+        "name": run.info.run_name,
+        "status": run.info.status,
+        "params": run.data.params,
+        "metrics": {k: [(m.step, m.value) for m in client.get_metric_history(run_id, k)] for k in run.data.metrics},
+        "tags": {k: names.get(v, v) for k, v in run.data.tags.items() if not k.startswith(own)},
+        "files": sorted(files()),
+        "models": [(m.name, m.status, m.params, {k.key: k.value for k in m.metrics or []}) for m in models],
+        "outputs": len(run.outputs.model_outputs),
+    }
+
+
+def runs(client: MlflowClient) -> list[Run]:
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    return sorted(client.search_runs(experiments), key=lambda run: str(run.info.run_name))
+
+
+GONE = NoConnection("refused")
+
+
+@pytest.mark.parametrize("moment", [0, 6, 11, 12])
+def test_what_a_silent_server_lacks_lies_on_disk_and_is_delivered_once(
+    moment: int, server: Server, store: MlflowClient, pocket: LoadedModel, adapter: TrainResult, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    tell(opened(server), pocket, adapter, lambda i: None)
+    expected = [contents(store, run) for run in runs(store)]
+    assert len(expected) == 2
+    for run in runs(store):
+        store.delete_run(run.info.run_id)
+
+    def at(i: int) -> None:
+        server.last = GONE if i >= moment else None
+        if i == moment == 11:
+            server.answers = iter([None, None])  # in the middle of a step: the logged model is made and not filled
+
+    run = opened(server)
+    tell(run, pocket, adapter, at)
+    said = capsys.readouterr().err
+    assert [said.count(words) for words in ("it is waited for, at most 0 s", "takes nothing more")] == [1, 1]
+    assert "secret-word" not in said
+    assert f"python -m slimdown.send {tmp_path}/unsent" in run.undelivered
+    server.last = None
+
+    local = MlflowClient(f"sqlite:///{tmp_path}/unsent/mlflow.db")
+    on_disk = [contents(local, run) for run in runs(local)]
+    assert on_disk[0] == {**expected[0], "tags": on_disk[0]["tags"]}  # the tags name the run of the base by its id
+    for _ in range(2):
+        uri, sent = send(tmp_path / "unsent")
+        assert uri == here().uri
+        assert run.run_id in sent
+        assert [contents(store, run) for run in runs(store)] == expected
+
+
+def test_a_server_that_comes_back_gets_everything_and_one_line_says_so(
+    server: Server, store: MlflowClient, pocket: LoadedModel, adapter: TrainResult, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(outage, "_CALL_SECONDS", 0.3)
+    monkeypatch.setattr(time, "sleep", _shortly(time.sleep))
+    run = opened(server, wait=30)
+
+    def at(i: int) -> None:
+        if i == 3:
+            server.answers = iter([GONE, MlflowException("503"), 1.0, None])  # refuses, is busy, says nothing
+
+    tell(run, pocket, adapter, at)
+    assert [run.info.status for run in runs(store)] == ["FINISHED", "FINISHED"]
+    assert not run.undelivered
+    said = capsys.readouterr().err
+    assert said.count("\n") == 2
+    assert "does not answer (refused); it is waited for, at most 30 s." in said
+    assert "answers again after" in said
+
+
+def _shortly(sleep: Callable[[float], None]) -> Callable[[float], None]:
+    return lambda seconds: sleep(seconds if seconds > 1 else seconds / 20 if seconds < 1 else 0.05)
+
+
+def test_a_refusal_in_the_middle_costs_no_wait_and_no_result(server: Server, store: MlflowClient) -> None:
+    started = time.monotonic()
+    with opened(server, wait=300) as run:
+        server.last = MlflowException.invalid_parameter_value("the token has expired")
+        run.log_params({"lora.r": 8})
+    assert time.monotonic() - started < 10
+    assert run.store_uri.endswith("unsent/mlflow.db")
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_its_store(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage, "interrupted", lambda: True)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt) as stopped, opened(server, wait=300):
+        server.last = GONE
+        raise KeyboardInterrupt
+    assert time.monotonic() - started < 10
+    assert "is marked KILLED on disk" in stopped.value.__notes__[0]
+    [run] = runs(MlflowClient(f"sqlite:///{tmp_path}/unsent/mlflow.db"))
+    assert run.info.status == "KILLED"
+
+
+def test_a_store_that_is_silent_from_the_start_is_not_waited_for(server: Server) -> None:
+    server.last = GONE
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"http://\*\*\*@server does not answer \(refused\)"):
+        opened(server, wait=300)
+    assert time.monotonic() - started < 2
+
+
+def test_sending_says_what_it_lacks(tmp_path: Path, store: MlflowClient, migrated_store: Path) -> None:
+    with pytest.raises(UserError, match="holds no runs to send"):
+        send(tmp_path)
+    shutil.copy(migrated_store, tmp_path / "mlflow.db")
+    with pytest.raises(UserError, match="give --tracking-uri"):
+        send(tmp_path)
