@@ -6,11 +6,11 @@ Their Minds" (Mai 2025, section 2.4), whose published numbers are the doctests.
 
 from dataclasses import dataclass
 from enum import StrEnum
-from math import inf, isnan, nan, sqrt
+from math import isnan, nan, sqrt
 from typing import TYPE_CHECKING
 
 from slimdown.config import PaperMetric, Role
-from slimdown.paired import ALPHA, Difference, Estimate, difference, mean, student, within
+from slimdown.paired import ALPHA, Difference, Estimate, difference, mean, mean_difference
 from slimdown.ratio import forgetting_rate as rate
 
 if TYPE_CHECKING:
@@ -100,12 +100,12 @@ class ForgettingReport:
     @property
     def mean_retained_change(self) -> Estimate:
         """The mean change of the retained benchmarks' primary metrics; nan where none is chosen."""
-        return _mean_change([b for b in self.benchmarks.values() if b.role is Role.retained])
+        return mean_difference([b.primary.difference for b in self.benchmarks.values() if b.role is Role.retained])
 
     @property
     def mean_target_change(self) -> Estimate:
         """The mean change of the target tasks' primary metrics; nan where none is chosen."""
-        return _mean_change([b for b in self.benchmarks.values() if b.role is Role.target])
+        return mean_difference([b.primary.difference for b in self.benchmarks.values() if b.role is Role.target])
 
 
 def forgetting(base: "EvalReport", tuned: "EvalReport", n_reports: int = 1) -> ForgettingReport:
@@ -286,21 +286,6 @@ def _paper_value(metric: PaperMetric | None, change: Change, raw: Estimate | Non
         low, high = (raw.low, raw.high) if raw else (nan, nan)
         return PaperValue(forgetting_rate(base, tuned), nan, low, high)
     return None
-
-
-def _mean_change(benchmarks: list[BenchmarkChange]) -> Estimate:
-    """Equal weights; benchmarks ask different questions, so their noise is independent. Satterthwaite's t."""
-    if not benchmarks:
-        return Estimate(nan, nan, nan, nan)
-    n, differences = len(benchmarks), [b.primary.difference for b in benchmarks]
-    variances = [d.standard_error**2 for d in differences]
-    value, error = sum(d.value for d in differences) / n, sqrt(sum(variances)) / n
-    if isnan(error):
-        return Estimate(value, nan, nan, nan)
-    doubt = sum(v**2 / d.degrees_of_freedom for v, d in zip(variances, differences, strict=True))
-    freedom = sum(variances) ** 2 / doubt if doubt else inf
-    largest = sum(d.largest for d in differences) / n
-    return within(student(value, error, freedom), -largest, largest)
 
 
 def _refuse_unlike(name: str, base: "BenchmarkReport", tuned: "BenchmarkReport") -> None:

@@ -225,6 +225,23 @@ def difference(
     )
 
 
+def mean_difference(differences: Sequence[Difference]) -> Estimate:
+    """The mean of several benchmarks' differences, each with the same weight; nan for none.
+
+    Benchmarks ask different questions, so their noise is independent. Student's interval, with Satterthwaite's degrees
+    of freedom: those of a benchmark of a few subjects weigh as its noise does.
+    """
+    if not differences:
+        return Estimate(nan, nan, nan, nan)
+    k, variances = len(differences), [d.standard_error**2 for d in differences]
+    value, error = sum(d.value for d in differences) / k, sqrt(sum(variances)) / k
+    if isnan(error):
+        return Estimate(value, nan, nan, nan)
+    doubt = sum(v**2 / d.degrees_of_freedom for v, d in zip(variances, differences, strict=True))
+    largest = sum(d.largest for d in differences) / k
+    return within(student(value, error, sum(variances) ** 2 / doubt if doubt else inf), -largest, largest)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values, corrected for there being several, by Holm 1979; nan stays nan.
 
