@@ -325,7 +325,8 @@ def paired_legend(pairs: Sequence[Paired]) -> str:
     return (
         f"Change in points {change} with its 95 % interval, each question's two answers paired; * target task. Mean "
         f"change of the retained benchmarks: {means}.{part} Verdicts hold for {whose} and questions like "
-        f"these{subjects}; the chance of any false one among them is 5 % at most."
+        f"these{subjects}; the chance of any false claim of change is 5 % at most, that of any false claim of none 5 % "
+        "as well (Holm)."
     )
 
 

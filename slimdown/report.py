@@ -45,7 +45,8 @@ VERDICT_STYLES: dict[str, str] = {
 LEGEND = (
     "± one standard error; [95 % interval], that of a change from each question's pair of answers; * target task. "
     "Verdicts hold for questions like these, where a benchmark has subjects for what is said beside it, and for this "
-    "checkpoint: another seed trains another model. The chance of any false verdict among them is 5 % at most."
+    "checkpoint: another seed trains another model. Corrected for the number of benchmarks (Holm): the chance of any "
+    "false claim of change is 5 % at most, that of any false claim of none 5 % as well."
 )
 
 

@@ -61,6 +61,31 @@ def test_an_undecided_judgement_says_how_many_questions_would_tell() -> None:
     assert "100 questions cannot tell; about " in judged.reason
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "subjects", "budget", "reason"),
+    [
+        (*answers(1200, 56, 30, 14), None, 0.02, "it lies too near the budget for any number to"),
+        (
+            *answers(300, 100, 90, 10),
+            [f"s{i % 6}" for i in range(500)],
+            0.02,
+            "6 subjects differ too much to tell; more subjects",
+        ),
+        ([0.5] * 40, [0.4] * 40, None, 0.02, "all 40 questions changed by the same"),
+        ([0.5], [0.4], None, 0.02, "1 question cannot tell"),
+        (*answers(30, 3, 3, 4), ["a", "b"] * 20, 0.02, "for these 2 subjects: 40 questions cannot tell; about "),
+    ],
+)
+def test_an_undecided_judgement_gives_its_reason(
+    before: list[float], after: list[float], subjects: list[str] | None, budget: float, reason: str
+) -> None:
+    made = [report(a=benchmark(scores, subjects=subjects)) for scores in (before, after)]
+    (judged,) = judge(forgetting(*made), {"a": budget})
+    assert judged.outcome is Outcome.undecided
+    assert reason in judged.reason
+    assert "nan" not in judged.reason
+
+
 def test_without_budgets_retained_benchmarks_are_held_to_their_margins() -> None:
     assert budgets_for(changed(a=(5, 1, 1, 3)), {}) == {"a": 0.02}
     with pytest.raises(UserError, match="no retained benchmark"):

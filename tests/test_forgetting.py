@@ -1,24 +1,41 @@
 """What two reports say together, and which two may not be compared."""
 
 from dataclasses import replace
-from math import isnan, nan
+from math import isfinite, isnan, nan
 from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from slimdown.config import BenchmarkConfig, PaperMetric, Role
 from slimdown.forgetting import BenchmarkChange, Counts, Verdict, forgetting
+from slimdown.paired import difference, mean_difference
 from slimdown.samples import BenchmarkReport, EvalReport, Sample, Score
 
 
 def benchmark(
-    scores: list[float], paper_metric: PaperMetric | None = None, role: Role = Role.retained
+    scores: list[float],
+    paper_metric: PaperMetric | None = None,
+    role: Role = Role.retained,
+    subjects: list[str] | None = None,
 ) -> BenchmarkReport:
     n = len(scores)
     mean = sum(scores) / n
     samples = tuple(
-        Sample("task", i, f"doc{i}", f"prompt{i}", "q", "t", "", (), (), {"acc": "a"}, {"acc": score})
+        Sample(
+            subjects[i] if subjects else "task",
+            i,
+            f"doc{i}",
+            f"prompt{i}",
+            "q",
+            "t",
+            "",
+            (),
+            (),
+            {"acc": "a"},
+            {"acc": score},
+        )
         for i, score in enumerate(scores)
     )
     config = BenchmarkConfig(
@@ -189,3 +206,39 @@ def test_the_order_of_questions_does_not_matter(pairs: list[tuple[float, float]]
     one, other = compared(pairs), compared(shuffled)
     assert replace(other.primary.difference, t_test_p_value=0) == replace(one.primary.difference, t_test_p_value=0)
     assert (other.verdict, other.forgetting_rate) == (one.verdict, one.forgetting_rate)
+
+
+def test_the_mean_of_benchmarks_of_a_few_subjects_has_their_t() -> None:
+    before, after = answers(kept=100, lost=25, gained=15, missed=110)
+    names = [f"subject{i % 5}" for i in range(250)]
+    one = benchmark(before, subjects=names), benchmark(after, subjects=names)
+    found = forgetting(report(a=one[0], b=one[0]), report(a=one[1], b=one[1]))
+    alone, both = found.benchmarks["a"].primary.difference, found.mean_retained_change
+    assert both.standard_error == pytest.approx(alone.standard_error / 2**0.5)
+    # two of four degrees of freedom are eight
+    assert both.high - both.value == pytest.approx(2.306 * both.standard_error, rel=1e-3)
+    assert -1 <= both.low < both.high <= 1
+
+
+def test_the_mean_of_benchmarks_covers_the_truth_as_often_as_it_says() -> None:
+    draw = np.random.default_rng(3)
+    at = np.repeat(np.arange(5), 40)
+    covered = []
+    for _ in range(1500):
+        differences = []
+        for _ in range(2):
+            u, change = draw.random(200), draw.normal(0, 0.1, 5)[at]
+            lost, gained = u < (0.2 - change) / 2, (u >= (0.2 - change) / 2) & (u < 0.2)
+            differences.append(difference(lost.astype(float), gained.astype(float), [str(i) for i in at]))
+        mean = mean_difference(differences)
+        covered.append(mean.low <= 0 <= mean.high)
+    assert 0.93 <= np.mean(covered) <= 0.975
+
+
+def test_a_rate_that_is_bounded_on_one_side_reaches_the_paper_value_without_a_finite_lie() -> None:
+    before, after = answers(kept=1, lost=1, gained=0, missed=98)
+    metric = PaperMetric.forgetting_rate
+    found = forgetting(report(a=benchmark(before, metric)), report(a=benchmark(after, metric))).benchmarks["a"]
+    assert found.paper_value is not None
+    assert found.paper_value.value == pytest.approx(0.5)
+    assert not isfinite(found.paper_value.low)

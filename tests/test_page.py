@@ -225,6 +225,8 @@ def test_undefined_rates_say_why() -> None:
     at_chance = (written([1.0, 0.0, 0.0, 0.0], chance=0.25), written([0.0] * 4, chance=0.25))
     at_zero = (written([0.0] * 4), written([0.0] * 4))
     assert "any possible base not shown above chance" in Reader(page({"a": at_chance})).text
+    fallen = (written([1.0] * 27 + [0.0] * 73, chance=0.25), written([1.0] * 5 + [0.0] * 95, chance=0.25))
+    assert "at least 266.1 % base not shown above chance" in Reader(page({"a": fallen})).text
     assert "any possible base not shown above 0" in Reader(page({"a": at_zero})).text
 
 

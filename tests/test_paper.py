@@ -8,12 +8,13 @@ from math import sqrt
 import pytest
 
 from slimdown.forgetting import ability_augmentation, forgetting_rate, knowledge_loss, unpaired_standard_error
+from slimdown.paired import Difference, difference
 
 N = {"gsm8k": 1319, "hellaswag": 10042, "mmlu_cs": 100}
 
 # benchmark, accuracy and "±" in percent, as printed
 PRINTED = [
-    ("gsm8k", 33.51, 1.30),  # Llama 3.2 1B, base
+    ("gsm8k", 33.51, 1.30),  # Llama 3.2 1B, base, flexible and strict
     ("gsm8k", 3.71, 0.52),  # tuned, flexible
     ("gsm8k", 3.11, 0.48),  # tuned, strict
     ("hellaswag", 45.23, 0.50),  # base, acc
@@ -43,6 +44,11 @@ def test_the_forgetting_rate_of_gsm8k() -> None:
     # On whole questions, which the accuracies must be of: 442 and 49 of 1,319
     assert (round(442 / 13.19, 2), round(49 / 13.19, 2)) == (33.51, 3.71)
     assert round(100 * forgetting_rate(442 / 1319, 49 / 1319), 2) == 88.91
+    assert round(100 * forgetting_rate(base=0.3351, tuned=0.0311), 2) == 90.72  # strict
+
+
+def test_what_gsm8k_lost_differs_by_how_it_is_counted() -> None:
+    assert [round(33.51 - tuned, 2) for tuned in (3.71, 3.11)] == [29.80, 30.40]  # flexible, strict
 
 
 def test_the_ability_augmentation_of_hellaswag() -> None:
@@ -55,6 +61,32 @@ def test_the_knowledge_loss_of_mmlu_computer_science() -> None:
     error = unpaired_standard_error(5.02, 4.76)
     assert error == pytest.approx(6.93, abs=0.0151)
     assert round(error, 2) == 6.92  # the paper prints 6.93
+
+
+def knowledge_lost(lost: int) -> Difference:
+    """MMLU college computer science from 47 right answers of 100 to 34, if so many were lost."""
+    gained = lost - 13
+    before = [1.0] * 47 + [0.0] * 53
+    return difference(before, [0.0] * lost + [1.0] * (47 - lost + gained) + [0.0] * (53 - gained))
+
+
+def test_the_papers_paired_t_test_holds_for_some_answers_that_could_lie_behind_its_scores() -> None:
+    """Of "p < 0.05 via paired t-test" for a loss of 13: the answers themselves were not published."""
+    possible = {lost: knowledge_lost(lost) for lost in range(13, 48)}
+    assert all(round(100 * d.value) == -13 for d in possible.values())
+    by_t = [lost for lost, d in possible.items() if d.t_test_p_value < 0.05]
+    exact = [lost for lost, d in possible.items() if d.p_value < 0.05]
+    assert (by_t, exact) == (list(range(13, 29)), list(range(13, 26)))
+    shown = {lost: round(possible[lost].p_value, 3) for lost in (23, 25, 28, 31)}
+    assert shown == {23: 0.035, 25: 0.047, 28: 0.066, 31: 0.085}
+    assert round(possible[28].t_test_p_value, 3) == 0.047
+    assert round(47 * 0.66) == 31  # lost, if the two models' answers had nothing to do with each other
+
+
+def test_hellaswags_errors_fit_its_size_and_the_papers() -> None:
+    for accuracy, printed in ((45.23, 0.50), (60.77, 0.49)):
+        for n in (10_000, 10_042):
+            assert round(sqrt(accuracy * (100 - accuracy) / (n - 1)), 2) == printed
 
 
 def test_what_the_paper_could_not_show() -> None:

@@ -1,9 +1,15 @@
 """What a person reads says what it means."""
 
 from collections.abc import Callable
+from math import inf, nan
+
+import pytest
+from test_forgetting import answers, benchmark, report as evaluation
 
 from slimdown import report
 from slimdown.config import RunConfig
+from slimdown.forgetting import ForgettingReport, forgetting
+from slimdown.paired import Estimate
 
 
 def test_brackets_of_a_run_name_are_shown(composed: Callable[..., RunConfig]) -> None:
@@ -11,3 +17,38 @@ def test_brackets_of_a_run_name_are_shown(composed: Callable[..., RunConfig]) ->
         report.show_plan(composed("lora.target_modules=[q_proj]"), "pocket lora.target_modules=[q_proj]")
     assert "pocket lora.target_modules=[q_proj]" in shown.get()
     assert "r 8, alpha 16, q_proj" in shown.get()
+
+
+def of_subjects(n_subjects: int) -> ForgettingReport:
+    before, after = answers(kept=300, lost=100, gained=10, missed=90)
+    names = [f"subject{i % n_subjects}" for i in range(500)]
+    return forgetting(evaluation(a=benchmark(before, subjects=names)), evaluation(a=benchmark(after, subjects=names)))
+
+
+@pytest.mark.parametrize(
+    ("n_subjects", "said"),
+    [
+        (1, "Forgotten: a (-18.0 points)."),
+        (4, "Forgotten: a (-18.0 points, for these 4 subjects)."),
+        (5, "Forgotten: a (-18.0 points, for subjects like these 5)."),
+    ],
+)
+def test_a_sentence_says_which_subjects_it_holds_for(n_subjects: int, said: str) -> None:
+    assert report.summary(of_subjects(n_subjects)) == [said]
+
+
+def test_the_legend_says_which_errors_are_held_and_that_a_seed_is_one() -> None:
+    assert "for this checkpoint: another seed trains another model" in report.LEGEND
+    assert "any false claim of change is 5 % at most, that of any false claim of none 5 % as well" in report.LEGEND
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (None, "any possible"),
+        (Estimate(nan, nan, 0.125, inf), "at least 12.5 %"),
+        (Estimate(nan, nan, -inf, -0.5), "at most -50.0 %"),
+    ],
+)
+def test_a_rate_that_cannot_be_told_is_no_number(found: Estimate | None, said: str) -> None:
+    assert report.bound(found) == said
