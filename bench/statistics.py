@@ -106,7 +106,7 @@ def subjects(repeats: int, draw: np.random.Generator) -> Rows:
         "CR2, Bell-McCaffrey",
         "CR3, t(G* - 1)",
         "jackknife, t(G* - 1)",
-    ] + [f"{name}, 5 points" for name in ("CR1", "CR2", "CR3", "jackknife")]
+    ] + [f"{name}, 10 points" for name in ("CR1", "CR2", "CR3", "jackknife")]
     layouts = {
         "MMLU humanities, 13": HUMANITIES,
         "its first 10": HUMANITIES[:10],
@@ -125,14 +125,14 @@ def subjects(repeats: int, draw: np.random.Generator) -> Rows:
         drawn = Drawn.of(sum(sizes), [f"{i:02}" for i, size in enumerate(sizes) for _ in range(size)])
         for shape in ("normal", "skewed"):
             alarms = _alarms(np.array(sizes), drawn, shape, 0.0, repeats, draw)
-            power = _alarms(np.array(sizes), drawn, shape, -0.05, repeats, draw) if shape == "normal" else [""] * 4
+            power = _alarms(np.array(sizes), drawn, shape, -0.1, repeats, draw) if shape == "normal" else [""] * 4
             yield [name, f"{drawn.degrees_of_freedom + 1:.1f}", shape, *alarms, *power]
 
 
 def _alarms(
     sizes: np.ndarray, drawn: Drawn, shape: str, shift: float, repeats: int, draw: np.random.Generator
 ) -> list[str]:
-    """How often each method shows a change, where a fifth of answers changes and subjects differ by 5 points."""
+    """How often each method shows a change, where a fifth of answers changes and subjects differ by 10 points."""
     n, share = sizes.sum(), sizes / sizes.sum()
     at = np.repeat(np.arange(len(sizes)), sizes)
     # Bell and McCaffrey 2002 with independent questions: Satterthwaite's of the quadratic form that CR2 is
@@ -144,7 +144,7 @@ def _alarms(
     shown = []
     for _ in range(repeats):
         scatter = draw.normal(0, 1, len(sizes)) if shape == "normal" else draw.exponential(1, len(sizes)) - 1
-        change = np.clip(shift + 0.05 * scatter, -0.5, 0.5)[at]
+        change = np.clip(shift + 0.1 * scatter, -0.5, 0.5)[at]
         u, changed = draw.random(n), np.maximum(0.2, np.abs(change))
         d = np.where(u < (changed - change) / 2, -1.0, np.where(u < changed, 1.0, 0.0))
         sums = np.bincount(at, d - d.mean())
