@@ -287,6 +287,9 @@ def survives(folder: Path, moment: str, left: int) -> bool:
 
 
 def whole(folder: Path) -> bool:
+    """Whether there is a store and SQLite finds it sound."""
+    if not (folder / "mlruns" / "mlflow.db").is_file():
+        return False
     with contextlib.closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as store:
         return bool(store.execute("PRAGMA integrity_check").fetchone() == ("ok",))
 

@@ -45,9 +45,8 @@ def open_store(config: TrackingConfig, reading: bool = False) -> "MlflowClient":
     if problem := config.uri_problem():
         raise UserError(problem)
     # "Creating initial MLflow database tables": a fresh store is no news.
-    for name in ("mlflow.store.db.utils", "alembic"):
-        logger = logging.getLogger(name)
-        logger.setLevel(max(logger.level, logging.WARNING))
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints the traceback of what it raises
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password, if it holds one
     try:
         if config.uri.startswith("http"):
@@ -171,6 +170,17 @@ def _lock_folder(uri: str) -> Path:
 def _client(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient
 
+    if (file := sqlite_file(uri)) and not file.exists():
+        # MLflow never gets over a store whose making was cut short (mlflow 3.17: "table already exists"): by a full
+        # disk, a kill, a signal. It is made under another name, and so whole or not at all.
+        draft = file.absolute().with_name(f"{file.name}.draft")
+        draft.unlink(missing_ok=True)
+        try:
+            MlflowClient(f"sqlite:///{draft}").search_experiments(max_results=1)
+            draft.replace(file)
+        finally:
+            for part in (draft, draft.with_name(f"{draft.name}-journal")):
+                part.unlink(missing_ok=True)
     client = MlflowClient(uri)
     client.search_experiments(max_results=1)  # the first question opens the store, and makes it where it is not there
     return client

@@ -20,14 +20,15 @@ def disk_full(error: BaseException, *folders: Path) -> UserError | None:
         error: what a library raised; what it was raised from is looked at too.
         folders: where was written, besides the folder that the command was typed in and that of temporary files.
     """
+    full: BaseException | None = None
     link: BaseException | None = error
-    while link is not None:
+    while link is not None and not isinstance(link, UserError):
         if getattr(link, "errno", None) in _FULL or any(word in str(link) for word in _WORDS):
-            break
+            full = link  # the innermost says it in the fewest words
         link = link.__cause__ or link.__context__
-    else:
+    if full is None:
         return None
-    written = Path(link.filename) if isinstance(link, OSError) and isinstance(link.filename, str) else None
+    written = Path(full.filename) if isinstance(full, OSError) and isinstance(full.filename, str) else None
     free = {}
     for folder in (
         *folders,
@@ -39,7 +40,7 @@ def disk_full(error: BaseException, *folders: Path) -> UserError | None:
             free[folder] = shutil.disk_usage(folder).free
     fullest = min(free, key=lambda folder: free[folder])
     return UserError(
-        f"the disk takes no more ({' '.join(str(link).split())[:200]}); {free[fullest] / 1e6:.1f} MB are free in "
+        f"the disk takes no more ({' '.join(str(full).split())[:200]}); {free[fullest] / 1e6:.1f} MB are free in "
         f"{fullest}. Make room and run the same command again, which finds what was measured so far, or write to "
         "another disk: tracking.uri=sqlite:////FOLDER/mlflow.db hydra.run.dir=FOLDER"
     )

@@ -191,9 +191,10 @@ class TrackedRun:
             return f"Run {self.run_id} is marked {_status(end)} on disk; {advice(self._on_disk._config)}"
         if refused is None:
             return f"Run {self.run_id} is marked {_status(end)} and keeps what was recorded so far."
+        why = "its disk is full" if disk_full(refused) else f"the store refuses ({first_line(refused)})"
         return (
-            f"Run {self.run_id} could not be marked {_status(end)} and may stay RUNNING: the store refuses "
-            f"({first_line(refused)}). What was recorded so far is kept."
+            f"Run {self.run_id} could not be marked {_status(end)} and may stay RUNNING: {why}. What was recorded so "
+            "far is kept."
         )
 
     # --- what a run is told ---------------------------------------------------------------------
