@@ -14,12 +14,13 @@ from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from filelock import FileLock
 
 from slimdown.config import TrackingConfig, UserError
 from slimdown.disk import disk_full
+from slimdown.interruption import Undisturbed
 from slimdown.redaction import public_uri, redact
 
 if TYPE_CHECKING:
@@ -170,7 +171,8 @@ def _lock_folder(uri: str) -> Path:
 def _client(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient
 
-    if (file := sqlite_file(uri)) and not file.exists():
+    file = sqlite_file(uri)
+    if file and not (file.exists() and file.stat().st_size):
         # MLflow never gets over a store whose making was cut short (mlflow 3.17: "table already exists"): by a full
         # disk, a kill, a signal. It is made under another name, and so whole or not at all.
         draft = file.absolute().with_name(f"{file.name}.draft")
@@ -183,7 +185,8 @@ def _client(uri: str) -> "MlflowClient":
                 part.unlink(missing_ok=True)
     client = MlflowClient(uri)
     client.search_experiments(max_results=1)  # the first question opens the store, and makes it where it is not there
-    return client
+    # A signal raised within a query leaves SQLite locked for as long as its traceback is: for marking the run as well.
+    return cast("MlflowClient", Undisturbed(client)) if file else client
 
 
 def _answering_server(uri: str) -> "MlflowClient":

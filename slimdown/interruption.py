@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import wraps
 from typing import Any
 
 EXIT_CODE = 130  # of a process that a signal ended
@@ -54,6 +55,25 @@ class undisturbed:
         _State.n_undisturbed -= 1
         if kind is None and _State.n_undisturbed == 0 and _State.came is not None:
             raise KeyboardInterrupt
+
+
+class Undisturbed:
+    """An object each of whose methods is `undisturbed`."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if not callable(found):
+            return found
+
+        @wraps(found)
+        def to_its_end(*args: Any, **named: Any) -> Any:
+            with undisturbed():
+                return found(*args, **named)
+
+        return to_its_end
 
 
 @contextmanager

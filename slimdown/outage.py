@@ -4,7 +4,6 @@
 by the same methods, into a local store in a folder, and `send` carries it over from there.
 """
 
-import logging
 import os
 import sys
 import tempfile
@@ -63,8 +62,6 @@ class PatientClient:
         """A client of a store that answers; raises UserError where it does not."""
         for name, value in _MLFLOW_SETTINGS.items():
             os.environ.setdefault(name, value)
-        # A traceback of SQLAlchemy's for each question that is asked again.
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         return cls(open_store(config), config)
 
     def begin(self) -> None:

@@ -8,8 +8,10 @@ import weakref
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 import torch
 from mlflow import MlflowClient
+from sqlalchemy.engine import Engine
 from test_tracking import tracked
 
 from slimdown.interruption import interrupted, listening, stop_between_forwards, stop_if_interrupted, undisturbed
@@ -69,6 +71,21 @@ def test_a_signal_waits_for_what_must_not_be_torn_apart(capfd: pytest.CaptureFix
         done.append("torn")
     assert done == ["whole"]
     assert "Stopping as soon as the record is whole; once more ends at once" in capfd.readouterr().err
+
+
+def test_a_signal_within_a_query_leaves_no_lock_on_the_store(store: MlflowClient) -> None:
+    """SQLite's lock is freed with the cursor, which lives in the traceback of what was raised over it."""
+    run = tracked()
+    other = tracked()
+
+    def at_a_row(*_: object) -> None:
+        sqlalchemy.event.remove(Engine, "after_cursor_execute", at_a_row)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), listening(), run, other:
+        sqlalchemy.event.listen(Engine, "after_cursor_execute", at_a_row)
+        run._client.search_experiments()
+    assert [store.get_run(r.run_id).info.status for r in (run, other)] == ["KILLED", "KILLED"]
 
 
 def test_handlers_are_as_before_afterwards() -> None:

@@ -1,5 +1,6 @@
 """What is in the store afterwards, read back with MLflow's own client."""
 
+import resource
 import socket
 import subprocess
 import sys
@@ -150,6 +151,17 @@ def test_an_address_that_keeps_nothing_is_refused_with_what_would_be_right(uri: 
     assert "sqlite:///mlruns/mlflow.db" in problem
     with pytest.raises(UserError, match=r"tracking\.uri"):
         open_store(config)
+
+
+def test_a_store_whose_making_is_cut_short_is_not_there(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # bytes: some of its tables, not all
+    try:
+        with pytest.raises(UserError, match="cannot be used"):
+            open_store(TrackingConfig(uri=f"sqlite:///{tmp_path}/mlruns/mlflow.db", experiment="x"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not any(file.stat().st_size for file in tmp_path.rglob("*.db*"))  # half a store is refused for good
 
 
 def test_a_deleted_experiment_is_named(store: MlflowClient) -> None:
