@@ -58,7 +58,7 @@ def read_rows(config: DatasetConfig) -> tuple[list[Row], str]:
         raise RowError(f"{config.path} cannot be read: {error}") from None
     found = _read(file, (state.st_mtime_ns, state.st_size), config.instruction, config.input, config.output)
     if isinstance(found, str):
-        raise RowError(f"{config.path} {found}")
+        raise RowError(f"{config.path} {' '.join(found.split())}")  # a column's name may hold a line break
     return found
 
 
@@ -97,8 +97,8 @@ def to_row(record: Mapping[str, Any], instruction: str, further: str | None, out
     wanted = [c for c in (instruction, further, output) if c is not None]
     if lacking := [column for column in wanted if column not in record]:
         raise RowError(
-            f"there is no column {', '.join(lacking)}; there are {', '.join(record)}; name yours with instruction=, "
-            "input= and output="
+            f"there is no column {', '.join(lacking)}; there are {', '.join(list(record)[:20])}; name yours with "
+            "instruction=, input= and output="
         )
     texts = {}
     for column in wanted:
