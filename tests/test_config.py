@@ -2,11 +2,23 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra import compose
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
-from slimdown.commandline import check_command_line
-from slimdown.config import CONF_DIR, ConfigError, PaperMetric, RunConfig, group_choices
+from slimdown.commandline import check_command_line, read_command_line
+from slimdown.config import (
+    CONF_DIR,
+    ConfigError,
+    PaperMetric,
+    RunConfig,
+    group_choices,
+    load_config,
+    transformers_names,
+)
 
 Composed = Callable[..., RunConfig]
 
@@ -178,3 +190,41 @@ def test_a_folder_of_ones_own_adds_choices(tmp_path: Path) -> None:
     check_command_line(["--config-dir", str(tmp_path), "experiment=mine"])
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nlora: {r: 0}\n")
     assert refused("--config-dir", str(tmp_path), "experiment=mine") == ["lora.r must be at least 1, got 0"]
+
+
+def test_the_names_of_transformers_are_read_as_it_has_them() -> None:
+    assert transformers_names("training_args.py", "OptimizerNames") == [name.value for name in OptimizerNames]
+    assert transformers_names("trainer_utils.py", "SchedulerType") == [name.value for name in SchedulerType]
+
+
+def test_settings_may_come_before_the_flag_of_a_sweep() -> None:
+    line = read_command_line(["lora.r=4", "-m", "seed=1,2", "--config-dir", "mine", "lora=qkv"])
+    assert line.arguments == ["-m", "--config-dir", "mine", "lora.r=4", "seed=1,2", "lora=qkv"]
+    assert line.is_sweep
+    check_command_line(["lora.r=4", "-m", "seed=1,2"])
+
+
+def test_a_long_sweep_is_checked_by_the_ends_of_its_ranges_and_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    composings: list[Any] = []
+    monkeypatch.setattr("slimdown.commandline.compose", lambda *a, **k: composings.append(a) or compose(*a, **k))
+    check_command_line(["-m", "seed=range(0,100)", "lora.r=2,4,8", "train.learning_rate=1e-3,2e-3,3e-3"])
+    assert len(composings) == 1
+    assert refused("-m", "seed=range(4294967000,4294967400)") == ["seed must be from 0 to 4294967295, got 4294967399"]
+
+
+def test_a_file_that_a_sweep_names_often_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"instruction": "a", "output": "b"}\n' * 3)
+    opened: list[Path] = []
+    monkeypatch.setattr("slimdown.rows._text", lambda path: opened.append(path) or path.read_text())
+    check_command_line(["-m", "dataset=[file]", f"dataset.file.path={file}", "seed=range(0,9)", "lora.r=1,2,3"])
+    assert opened == [file]
+
+
+def test_what_is_checked_is_what_hydra_composes(composed: Composed, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[RunConfig] = []
+    monkeypatch.setattr("slimdown.commandline.load_config", lambda c: found.append(load_config(c)) or found[-1])
+    arguments = ["model=smollm2", "dataset.alpaca.max_examples=5", "lora.lora_alpha=${lora.r}", "++lora.r=3", "seed=7"]
+    check_command_line(arguments)
+    assert found == [composed(*arguments)]
+    assert (found[0].lora.lora_alpha, found[0].seed) == (3, 7)

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from datasets import Dataset
 
 from slimdown.config import DatasetConfig, RunConfig, UserError
 from slimdown.data import load_data
@@ -160,6 +161,64 @@ def test_a_bad_file_is_answered_with_its_row(name: str, content: str | None, ans
     with pytest.raises(RowError) as caught:
         read_rows(dataset(file))
     assert answer in str(caught.value)
+
+
+def test_plain_values_are_the_text_that_they_are_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    answers = ["0", "false", "1.50", "123456789012345678901234567890"]
+    file.write_text("".join(f'{{"question": "a", "reply": {answer}}}\n' for answer in answers))
+    found, _ = read_rows(dataset(file, input=None))
+    assert [row.output for row in found] == answers
+
+
+def test_columns_that_are_not_used_may_hold_anything(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    unused = ["[1, {}]", '"\\ud800"', "9" * 5000, "null", "1"]
+    file.write_text("".join(f'{{"question": "a", "reply": "b", "notes": {note}}}\n' for note in unused))
+    assert len(read_rows(dataset(file, input=None))[0]) == 5
+    table = pyarrow.table({"question": ["a", "b"], "reply": ["c", "d"], "notes": [[b"\xff"], [b"\0"]]})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert len(read_rows(dataset(tmp_path / "rows.parquet", input=None))[0]) == 2
+
+
+@pytest.mark.parametrize("ending", ["JSONL", "json", "csv"])
+def test_a_byte_order_mark_and_capitals_are_no_hindrance(ending: str, tmp_path: Path) -> None:
+    file = tmp_path / f"rows.{ending}"
+    lines = [json.dumps(row) for row in rows(4)]
+    content = {
+        "JSONL": "\r\n".join(lines),
+        "json": f"[{','.join(lines)}]",
+        "csv": "question,context,reply\r\n" + "a,,b\r\n" * 4,
+    }
+    file.write_bytes(b"\xef\xbb\xbf" + content[ending].encode())
+    assert len(read_rows(dataset(file))[0]) == 4
+
+
+def test_a_text_may_hold_the_name_of_a_slot(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    row = {"question": "What does {input} mean in {instruction}?", "context": "A {instruction}.", "reply": "A slot."}
+    file.write_text(f"{json.dumps(row)}\n" * 2 + json.dumps({**row, "reply": "Two."}))
+    for template in ("alpaca", "Q: {instruction} I: {input}"):
+        example = load_data({"mine": dataset(file, template=template)}, 0, PLAIN).validation[0]
+        assert "What does {input} mean in {instruction}?" in example["prompt"]
+        assert "A {instruction}." in example["prompt"]
+
+
+def test_a_file_is_read_once_until_it_changes(jsonl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    monkeypatch.setattr("slimdown.rows._text", lambda file: opened.append(file) or file.read_text())
+    for seed in range(3):
+        load_data({"mine": dataset(jsonl)}, seed, PLAIN)
+    assert len(opened) == 1
+    jsonl.write_text(jsonl.read_text() + json.dumps(rows(1)[0]))
+    assert len(read_rows(dataset(jsonl))[0]) == 21
+
+
+def test_rows_are_in_the_order_that_datasets_shuffles(jsonl: Path) -> None:
+    shuffled = Dataset.from_list(rows(20)).shuffle(seed=5)["reply"]
+    data = load_data({"mine": dataset(jsonl)}, 5, PLAIN)
+    taken = [*data.validation["completion"], *data.train["completion"]]
+    assert [text.removesuffix("<eos>") for text in taken] == list(shuffled)
 
 
 def test_the_embedded_instructions_are_there(composed: Callable[..., RunConfig]) -> None:
