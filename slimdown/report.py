@@ -133,11 +133,11 @@ def show_where(run_id: str, uri: str, artifacts: str, undelivered: str) -> None:
     """Print where the run is kept, how to look at it, and what is left to be done."""
     console.print(f"\nrun {run_id}")
     if artifacts.startswith("file:"):
-        console.print(f"open {artifacts}/report.html", soft_wrap=True)
+        console.print(f"open {artifacts}/report.html", soft_wrap=True, markup=False)
     if uri.startswith("http"):
-        console.print(f"see {uri}")
+        console.print(f"see {uri}", markup=False)
     else:
-        console.print(f"see mlflow ui --backend-store-uri {uri}", soft_wrap=True)
+        console.print(f"see mlflow ui --backend-store-uri {uri}", soft_wrap=True, markup=False)
     if undelivered:
         console.print(escape(undelivered), soft_wrap=True)
 

@@ -19,6 +19,13 @@ def test_brackets_of_a_run_name_are_shown(composed: Callable[..., RunConfig]) ->
     assert "r 8, alpha 16, q_proj" in shown.get()
 
 
+def test_an_address_is_shown_as_it_is() -> None:
+    with report.console.capture() as shown:
+        report.show_where("1", "sqlite:///[/x]/mlflow.db", "file:///[red]/artifacts", "")
+    assert "file:///[red]/artifacts/report.html" in shown.get()
+    assert "sqlite:///[/x]/mlflow.db" in shown.get()
+
+
 def of_subjects(n_subjects: int) -> ForgettingReport:
     before, after = answers(kept=300, lost=100, gained=10, missed=90)
     names = [f"subject{i % n_subjects}" for i in range(500)]
