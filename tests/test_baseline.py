@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -340,11 +341,17 @@ def test_one_process_at_a_time_holds_a_key_and_a_dead_one_does_not(store: Mlflow
     owner.start()
     assert ready.wait(60)
     with TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run:
-        lock = EvaluationRecord(local(tmp_path), "base", run, True, lambda: run).lock("key")
-        with pytest.raises(TimeoutError):
-            lock.acquire(timeout=0.2)
+        record, held = EvaluationRecord(local(tmp_path), "base", run, True, lambda: run), threading.Event()
+
+        def hold_next() -> None:
+            with record.lock("key"):
+                held.set()
+
+        waiting = threading.Thread(target=hold_next)
+        waiting.start()
+        assert not held.wait(0.3)
         assert owner.pid is not None
         os.kill(owner.pid, signal.SIGKILL)
         owner.join()
-        with lock.acquire(timeout=10):
-            assert lock.is_locked
+        assert held.wait(10)
+        waiting.join()
