@@ -8,10 +8,9 @@ import weakref
 from pathlib import Path
 
 import pytest
-import sqlalchemy
 import torch
 from mlflow import MlflowClient
-from sqlalchemy.engine import Engine
+from sqlalchemy.orm import loading
 from test_tracking import tracked
 
 from slimdown.interruption import interrupted, listening, stop_between_forwards, stop_if_interrupted, undisturbed
@@ -73,19 +72,22 @@ def test_a_signal_waits_for_what_must_not_be_torn_apart(capfd: pytest.CaptureFix
     assert "Stopping as soon as the record is whole; once more ends at once" in capfd.readouterr().err
 
 
-def test_a_signal_within_a_query_leaves_no_lock_on_the_store(store: MlflowClient) -> None:
+def test_a_signal_within_a_query_leaves_no_lock_on_the_store(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SQLite's lock is freed with the cursor, which lives in the traceback of what was raised over it."""
     run = tracked()
-    other = tracked()
+    read_rows = loading.instances
 
-    def at_a_row(*_: object) -> None:
-        sqlalchemy.event.remove(Engine, "after_cursor_execute", at_a_row)
+    def interrupted_before_the_first_row(cursor: object, context: object) -> object:
+        monkeypatch.setattr(loading, "instances", read_rows)
         signal.raise_signal(signal.SIGINT)
+        return read_rows(cursor, context)
 
-    with pytest.raises(KeyboardInterrupt), listening(), run, other:
-        sqlalchemy.event.listen(Engine, "after_cursor_execute", at_a_row)
+    with pytest.raises(KeyboardInterrupt) as stopped, listening(), run:
+        monkeypatch.setattr(loading, "instances", interrupted_before_the_first_row)
         run._client.search_experiments()
-    assert [store.get_run(r.run_id).info.status for r in (run, other)] == ["KILLED", "KILLED"]
+    assert stopped.value.__notes__ == [f"Run {run.run_id} is marked KILLED and keeps what was recorded so far."]
 
 
 def test_handlers_are_as_before_afterwards() -> None:
