@@ -44,6 +44,9 @@ test-newest: ## the same on the newest versions of the day, in .venv-newest
 test-slow: $(VENV)/installed ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+test-postgres: $(VENV)/installed ## the tests on a real PostgreSQL, which they start themselves
+	$(BIN)/python -m pytest -m postgres
+
 test-hub: $(VENV)/installed ## the tests on real models and data; needs the hub, or HF_ENDPOINT set to a mirror
 	$(BIN)/python -m pytest -m hub
 
@@ -66,5 +69,5 @@ bench: $(VENV)/installed ## evaluation and training against the stock tools, the
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
 	$(BIN)/python -m slimdown.pocket
 
-.PHONY: help install demo test test-floor test-newest test-slow test-hub check ui compare bench pocket
+.PHONY: help install demo test test-floor test-newest test-slow test-postgres test-hub check ui compare bench pocket
 .DEFAULT_GOAL := help

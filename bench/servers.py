@@ -1,0 +1,159 @@
+"""Real servers for a record, on this machine: PostgreSQL from the system's package, MLflow's own."""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+PASSWORD = "pl4nted-password"
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        return int(probe.getsockname()[1])
+
+
+def postgres_binaries() -> Path | None:
+    """The folder of the newest PostgreSQL that is installed, as Debian lays it out or on the path."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda file: int(file.parts[-3]))
+    on_path = shutil.which("initdb")
+    return found[-1].parent if found else Path(on_path).parent if on_path else None
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """A PostgreSQL of its own; the address of its server, to which the name of a database is added.
+
+    It refuses to run as root, and then runs as the user that its package made.
+    """
+    binaries = postgres_binaries()
+    assert binaries, "no PostgreSQL is installed: apt-get install postgresql"
+    folder = Path(tempfile.mkdtemp(prefix="slimdown-postgres-", dir="/tmp"))  # where every user may go
+    port = free_port()
+    (folder / "password").write_text(PASSWORD)
+    as_user: list[str] = []
+    if os.getuid() == 0:
+        user = pwd.getpwnam("postgres")
+        as_user = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+        for path in (folder, folder / "password"):
+            os.chown(path, user.pw_uid, user.pw_gid)
+    made = [*as_user, binaries / "initdb", "-D", folder / "data", "-U", "slimdown", "-A", "scram-sha-256"]
+    try:
+        subprocess.run([*made, f"--pwfile={folder / 'password'}", "-N"], check=True, capture_output=True, cwd=folder)
+        options = ["-p", str(port), "-k", folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+        with (folder / "log").open("w") as log:
+            server = subprocess.Popen(
+                [*as_user, binaries / "postgres", "-D", folder / "data", *options], stderr=log, cwd=folder
+            )
+        try:
+            uri = f"postgresql://slimdown:{PASSWORD}@127.0.0.1:{port}"
+            _until(lambda: _ask(f"{uri}/postgres", "SELECT 1"), 30)
+            yield uri
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(30)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def fresh_database(uri: str, name: str) -> str:
+    """The address of a database without tables."""
+    _ask(f"{uri}/postgres", f"CREATE DATABASE {name}")
+    return f"{uri}/{name}"
+
+
+class MlflowServer:
+    """`mlflow server` in a folder, whose processes can be stopped, ended and started again."""
+
+    def __init__(self, folder: Path, backend: str | None = None) -> None:
+        self._folder, self._backend, self._port = folder, backend or f"sqlite:///{folder}/server.db", free_port()
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self.start()
+
+    def start(self) -> None:
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--port", str(self._port), "--workers", "1",
+            "--backend-store-uri", self._backend, "--artifacts-destination", str(self._folder / "artifacts"),
+        ]  # fmt: skip
+        with (self._folder / "log").open("a") as log:
+            self._process = subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=log, start_new_session=True)
+        _until(lambda: urllib.request.urlopen(f"{self.uri}/health", timeout=2), 120)
+
+    def signal(self, number: int) -> None:
+        os.killpg(self._process.pid, number)
+        if number == signal.SIGKILL:
+            self._process.wait()
+
+    def __enter__(self) -> "MlflowServer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with suppress(ProcessLookupError):
+            self.signal(signal.SIGKILL)
+
+
+WRITER = """
+import sys, time
+from slimdown.config import BenchmarkConfig, TrackingConfig
+from slimdown.samples import BenchmarkReport, Sample, Score
+from slimdown.tracking import EvaluationRecord, TrackedRun
+config = TrackingConfig(uri=sys.argv[1], experiment="together")
+benchmark = BenchmarkConfig(task="t", metric="acc", num_fewshot=0, chance=0.0)
+sample = Sample(task="t", doc_id=0, doc_hash="d", prompt_hash="p", prompt="q", target="t", response="r", choices=(),
+                log_likelihoods=(), answers={"acc": "a"}, scores={"acc": 1.0})
+with TrackedRun(config, "a run", "tuned", {}) as run:
+    record = EvaluationRecord(config, "base", run, True, lambda: run)
+    with record.lock("key"):
+        if record.find("math", "key", benchmark) is None:
+            time.sleep(1)
+            record.keep("math", "key", BenchmarkReport(benchmark, "1", "h", {"acc": Score(1.0, 0.0)}, (sample,), 1.0))
+            print("MADE")
+"""
+
+
+def together(uri: str, n: int, folder: Path) -> tuple[list[int], int, str]:
+    """Processes that open a store at once, each from a folder and a home of its own, and need one evaluation.
+
+    Returns:
+        Their exit codes, how many of them made the evaluation, and what they said.
+    """
+    jobs = []
+    for i in range(n):
+        (home := folder / f"home{i}").mkdir(parents=True)
+        variables = {**os.environ, "HOME": str(home), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        jobs.append(
+            subprocess.Popen(
+                [sys.executable, "-c", WRITER, uri], cwd=home, env=variables, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )
+        )  # fmt: skip
+    said = [job.communicate(timeout=300)[0] for job in jobs]
+    return [job.returncode for job in jobs], sum("MADE" in text for text in said), "\n".join(said)
+
+
+def _ask(uri: str, statement: str) -> None:
+    import psycopg
+
+    with psycopg.connect(uri, autocommit=True) as database:
+        database.execute(statement)
+
+
+def _until(works: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            works()
+            return
+        except Exception:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)

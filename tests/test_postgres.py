@@ -1,0 +1,59 @@
+"""A record in PostgreSQL, directly: a real server, started here as a user that is not root."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import SMALL
+
+from bench.servers import PASSWORD, fresh_database, postgres, together
+from slimdown.config import TrackingConfig, UserError
+from slimdown.connection import open_store
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with postgres() as uri:
+        yield uri
+
+
+def test_eight_processes_open_a_fresh_database_together_and_measure_once(server: str, tmp_path: Path) -> None:
+    codes, n_made, said = together(fresh_database(server, "together"), 8, tmp_path)
+    assert codes == [0] * 8, said
+    assert n_made == 1
+
+
+def test_a_wrong_password_and_a_missing_database_are_known_at_once(server: str) -> None:
+    for uri, reason in (
+        (f"{server.replace(PASSWORD, 'wrong-password')}/postgres", "password authentication failed"),
+        (f"{server}/nowhere", 'database "nowhere" does not exist'),
+    ):
+        started = time.monotonic()
+        with pytest.raises(UserError, match=rf"postgresql://\*\*\*@127.* cannot be used: .*{reason}"):
+            open_store(TrackingConfig(uri=uri, experiment="x"))
+        assert time.monotonic() - started < 15
+
+
+def test_a_run_leaves_no_password_in_the_database_nor_anywhere_else(server: str, tmp_path: Path) -> None:
+    uri = fresh_database(server, "secrets")
+    done = subprocess.run(
+        [sys.executable, "-m", "slimdown.run", "-m", f"tracking.uri={uri}", "seed=1", *SMALL, "train.max_steps=1"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    import psycopg
+
+    with psycopg.connect(uri) as database:
+        tables = [row[0] for row in database.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
+        rows = [row for table in tables for row in database.execute(f'SELECT t::text FROM "{table}" t')]  # type: ignore[call-overload]
+        [(n_runs,)] = database.execute("SELECT count(*) FROM runs WHERE status = 'FINISHED'")
+    assert n_runs == 2  # the run and its base
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {"multirun.yaml", "report.html", "overrides.txt", "config.yaml"} <= {file.name for file in files}
+    assert PASSWORD not in done.stdout + done.stderr + str(rows)
+    assert [str(file) for file in files if PASSWORD.encode() in file.read_bytes()] == []
