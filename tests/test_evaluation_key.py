@@ -53,6 +53,17 @@ def key_of(config: RunConfig, tasks: Any = None, loaded: LoadedModel | None = No
         return evaluation_key(loaded, scoring.path, questions, benchmark, config.evaluation)
 
 
+_PLAIN: list[str] = []
+
+
+@pytest.fixture
+def plain(settings: Callable[..., RunConfig]) -> str:
+    """The key that the others are compared with, made once: where the folder lies is not in it."""
+    if not _PLAIN:
+        _PLAIN.append(key_of(settings()))
+    return _PLAIN[0]
+
+
 # --- settings: every field of these, now and tomorrow --------------------------------------------------
 
 OVERRIDES = {
@@ -109,15 +120,15 @@ def test_every_setting_is_classified() -> None:
 
 
 @pytest.mark.parametrize("field", OVERRIDES)
-def test_a_setting_that_changes_answers_has_another_key(field: str, settings: Composed) -> None:
-    assert key_of(settings(OVERRIDES[field])) != key_of(settings())
+def test_a_setting_that_changes_answers_has_another_key(field: str, settings: Composed, plain: str) -> None:
+    assert key_of(settings(OVERRIDES[field])) != plain
 
 
 @pytest.mark.parametrize("field", SHARED)
-def test_a_setting_that_does_not_has_the_same_key(field: str, settings: Composed) -> None:
+def test_a_setting_that_does_not_has_the_same_key(field: str, settings: Composed, plain: str) -> None:
     override, reason = SHARED[field]
     assert reason
-    assert key_of(settings(override)) == key_of(settings())
+    assert key_of(settings(override)) == plain
 
 
 def test_shots_have_another_key(settings: Composed) -> None:
@@ -163,19 +174,17 @@ EDITS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("name", sorted({*EDITS, *(file.name for file in MODEL_DIR.iterdir())}))
-def test_an_edited_file_of_a_model_has_another_key(name: str, settings: Composed, folder: Path) -> None:
-    before = key_of(settings())
+def test_an_edited_file_of_a_model_has_another_key(name: str, settings: Composed, folder: Path, plain: str) -> None:
     EDITS[name](folder / name)
-    assert key_of(settings()) != before
+    assert key_of(settings()) != plain
 
 
-def test_the_same_content_elsewhere_has_the_same_key(settings: Composed, folder: Path) -> None:
-    before = key_of(settings())
+def test_the_same_content_elsewhere_has_the_same_key(settings: Composed, folder: Path, plain: str) -> None:
     moved = folder.rename(folder.with_name("moved"))
     (moved / "README.md").write_text("no answer depends on it")
     config = settings(f"model.id={moved}")
-    assert key_of(config) == before
-    assert key_of(replace(config, model=replace(config.model, revision="another"))) == before
+    assert key_of(config) == plain
+    assert key_of(replace(config, model=replace(config.model, revision="another"))) == plain
 
 
 # --- an adapter's ------------------------------------------------------------------------------------------
@@ -214,11 +223,13 @@ def test_an_edited_adapter_is_another_model(
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers", "tokenizers", "bitsandbytes", "lm-eval"])
-def test_another_version_has_another_key(package: str, settings: Composed, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, installed = key_of(settings()), identity.version
+def test_another_version_has_another_key(
+    package: str, settings: Composed, plain: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = identity.version
     for module in (identity, baseline):
         monkeypatch.setattr(module, "version", lambda name: "other" if name == package else installed(name))
-    assert key_of(settings()) != before
+    assert key_of(settings()) != plain
 
 
 def test_another_version_of_peft_is_another_tuned_model(pocket: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
