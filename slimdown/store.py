@@ -203,7 +203,19 @@ def _existing_file(config: TrackingConfig) -> Path | None:
             f"there is no record {file} yet; python -m slimdown.run makes one, or name another with "
             "--tracking-uri or MLFLOW_TRACKING_URI"
         )
+    if not _has_tables(file):  # MLflow would make them
+        raise UserError(f"{file} is no MLflow record, and is left as it is; name another with --tracking-uri")
     return file
+
+
+def _has_tables(file: Path) -> bool:
+    try:
+        with _reading(file) as rows:
+            return rows.are_mlflows()
+    except sqlite3.OperationalError:
+        return True  # in use, or not ours to read: whoever reads it will say so
+    except sqlite3.DatabaseError:
+        return False  # no database at all
 
 
 def _open_existing(config: TrackingConfig) -> "MlflowClient":
@@ -235,6 +247,10 @@ class _Rows:
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._ask = database.execute
+
+    def are_mlflows(self) -> bool:
+        """Whether the file is a store at all."""
+        return bool(self._ask("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone())
 
     def experiments(self) -> dict[str, str]:
         """Names by id, of those that are not deleted."""

@@ -4,12 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from recorded import evaluation, here, record, right
 from test_forgetting import answers, benchmark, report
 
 from slimdown import compare
 from slimdown.check import Outcome, arguments, budgets_for, judge, main, overall, read_budgets
 from slimdown.config import DEFAULT_STORE, Role, RunConfig, UserError
 from slimdown.forgetting import ForgettingReport, forgetting
+from slimdown.holdout import is_held_out
 
 
 def changed(role: Role = Role.retained, **counts: tuple[int, int, int, int]) -> ForgettingReport:
@@ -145,3 +148,19 @@ def test_run_compare_and_check_read_an_empty_environment_alike(
         assert arguments(["run"]).tracking_uri == uri
         assert compare.arguments([]).tracking_uri == uri
         assert composed().tracking.uri == uri
+
+
+def test_a_run_that_held_questions_out_is_judged_on_these_alone(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = evaluation({"math": right(1000, 1000)}).benchmarks["math"].samples
+    kept, lost = right(1000, 1000), [0.0 if is_held_out(sample, 0.5) else 1.0 for sample in samples]
+    outcomes = {}
+    for share in (0.5, 0.0):
+        run_id = record(f"run {share}", {}, {"math": kept}, {"math": lost}, holdout=share)
+        verdict = store.get_run(run_id).data.tags["slimdown.verdict.math"]
+        with pytest.raises(SystemExit) as stopped:
+            main([run_id, "--tracking-uri", here().uri])
+        outcomes[share] = (verdict, stopped.value.code, "Judged on the held-out part" in capsys.readouterr().out)
+    # All losses lie in the held-out part: what the run shows is spotless, and the gate finds them.
+    assert outcomes == {0.5: ("retained", Outcome.beyond, True), 0.0: ("forgotten", Outcome.beyond, False)}

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from io import StringIO
 from math import isnan, sqrt
 from pathlib import Path
@@ -15,8 +16,9 @@ from mlflow import MlflowClient
 from recorded import here, record, right
 from rich.console import Console
 
-from slimdown.compare import main
-from slimdown.comparison import by_dataset, compare, ordered, series_by, value_of
+from slimdown import check
+from slimdown.compare import arguments, main
+from slimdown.comparison import by_dataset, compare, ordered, series_by, typed, value_of
 from slimdown.comparison_formats import Heading, show
 from slimdown.config import UserError
 from slimdown.store import find_runs
@@ -307,3 +309,154 @@ def test_a_thousand_runs_are_listed_in_three_seconds(tmp_path: Path, monkeypatch
     seconds = time.perf_counter() - started
     assert "1,000 finished runs" in done.stdout
     assert seconds < 3, seconds
+
+
+def table_of(n_runs: int, lost: int, **given: object) -> list[str]:
+    """Runs that each lost so many of 100 answers in one benchmark."""
+    return [run(f"run{r}", 80 - lost, r=r, **given) for r in range(1, n_runs + 1)]
+
+
+def test_a_table_of_many_runs_says_which_verdicts_hold_among_all(said) -> None:  # type: ignore[no-untyped-def]
+    table_of(3, lost=8)
+    text = " ".join(said("--sort", "-math").split())
+    assert "forgotten → undecided †" in text
+    assert "† 3 of 6 verdicts other than undecided do not hold when corrected for all 9 in this table (Holm)" in text
+    assert "improved → " not in text  # +50 points hold among any number
+    assert "Whoever picks the best of these 3 picks luck too" in text
+    assert "Runs with evaluation.holdout=0.5 keep questions to judge the chosen one on" in text
+    assert "forgotten → undecided †" in said("--format", "markdown")
+    assert "→ undecided †" in said("--format", "html")
+    rows = list(csv.DictReader(StringIO(said("--format", "csv"))))
+    assert [row["forgetting/math/verdict"] for row in rows] == ["forgotten"] * 3
+    assert [row["forgetting/math/verdict_corrected"] for row in rows] == ["undecided"] * 3
+    assert {row["n_candidates"] for row in rows} == {"3"}
+    found = json.loads(said("--format", "json"))
+    assert found["rows"][0]["benchmarks"]["math"]["verdicts_corrected"] == {"undecided": 1}
+    assert any("picks luck too" in note for note in found["notes"])
+
+
+def test_one_run_alone_is_not_corrected_again_and_strong_verdicts_hold(said) -> None:  # type: ignore[no-untyped-def]
+    run("one", 70)
+    text = said()
+    assert "†" not in text
+    assert "picks luck" not in text
+    run("other", 20, r=4)
+    run("third", 20, r=16)
+    assert "forgotten → undecided" not in line(said(), "third")
+
+
+def test_records_from_before_raw_p_values_are_read_on_the_safe_side(store: MlflowClient) -> None:
+    table_of(2, lost=20)
+    runs = find_runs(here())
+    old = [
+        replace(one, metrics={key: value for key, value in one.metrics.items() if not key.endswith("_raw")})
+        for one in runs
+    ]
+    [row, _] = compare(old).rows
+    assert row.cells["math"].verdict_corrected == "forgotten"
+    assert "evaluation.holdout" not in compare(old).params
+
+
+def test_what_is_held_out_is_shown_by_confirm_and_by_nothing_else(said, fails) -> None:  # type: ignore[no-untyped-def]
+    one, other = run("one", 40, holdout=0.5), run("other", 20, r=4, holdout=0.5)
+    text = " ".join(said().split())
+    assert "Judge the one you choose on the questions that are held out" in text
+    shown = next(found for found in find_runs(here()) if found.run_id == one).metrics["forgetting/math/n"]
+    confirmed = json.loads(said(one, "--confirm", "--format", "json"))
+    assert confirmed[0]["benchmarks"][0]["n"] == 100 - shown
+    assert confirmed[0]["part"].startswith("the held-out part of each benchmark's questions (evaluation.holdout=0.5)")
+    both = json.loads(said(one, other, "--confirm", "--format", "json"))
+    p_values = [found["benchmarks"][0]["p_value"] for found in (confirmed[0], both[0])]
+    assert p_values[1] == pytest.approx(min(1, 2 * p_values[0]))
+    console = said(one, other, "--confirm")
+    assert f"base → one ({one[:8]})" in console
+    assert "About the held-out part" in " ".join(console.split())
+    assert len(said(one, other, "--confirm", "--format", "csv").splitlines()) == 1 + 2 * 3
+    assert said(one, "--confirm", "--format", "markdown").startswith("### base → one")
+    assert "slimdown compare --confirm" in said(one, "--confirm", "--format", "html")
+    paired = json.loads(said(one, other, "--paired", "--format", "json"))
+    assert paired["benchmarks"][0]["n"] == shown
+    assert "open part" in paired["part"]
+    whole = run("whole", 40, r=16)
+    assert "held no question out (evaluation.holdout is 0)" in (answer := fails(whole, "--confirm"))
+    assert "with evaluation.holdout=0.5" in answer
+    assert "--confirm judges runs that were chosen; name one or more" in fails("--confirm")
+    assert "holdout is 0.5 in 2 and 0 in 1" in " ".join(said().split())
+
+
+def test_the_noise_of_seeds_is_that_of_the_open_part(said) -> None:  # type: ignore[no-untyped-def]
+    for seed in (0, 1):
+        run("a", 40, seed=seed, holdout=0.5)
+    assert "About the open part of each benchmark's questions" in " ".join(said("--noise").split())
+
+
+@pytest.mark.parametrize(
+    ("given", "said_of_it"),
+    [
+        (["a", "b", "--paired", "--sort", "math"], "--paired has rows of its own, which --sort cannot change"),
+        (["a", "b", "--paired", "--by", "x", "--rows", "3"], "--by and --rows cannot change"),
+        (["a", "b", "--paired", "--plots", "x"], "--plots cannot change"),
+        (["a", "--confirm", "--no-group-seeds"], "--no-group-seeds cannot change"),
+        (["--noise", "--rows", "3"], "--noise has rows of its own"),
+        (["a", "b", "--paired", "--noise"], "--noise: not allowed with argument --paired"),
+        (["--sort", "a", "--sort=-b"], "--sort is given more than once"),
+        (["-o", "a", "--output", "b"], "--output is given more than once"),
+        (["--filter", "nope"], "--filter 'nope' compares nothing with nothing; write e.g."),
+        (["--filter", "params.`a = '8'"], "compares nothing with nothing"),
+    ],
+)
+def test_what_cannot_be_asked_together_is_refused(
+    given: list[str], said_of_it: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        arguments(given)
+    assert stopped.value.code == 2
+    assert said_of_it in (answer := capsys.readouterr().err)
+    assert len(answer.splitlines()) == 1
+
+
+HOSTILE = ["[/y] [bold", "=1+1", "@SUM(A1)", "-2 sigma", "a|b `c` <img src=x onerror=y>", "[x](javascript:y)"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_is_shown_and_never_obeyed(name: str, said) -> None:  # type: ignore[no-untyped-def]
+    for r in (4, 8):  # benchmarks and settings cannot be called so, MLflow refuses them
+        record(name, {"lora.r": r, "model.id": f"{name}{r}"}, BASE, {**BASE, "math": right(60)}, target="task")
+    assert name.split()[0] in said()
+    assert name.split()[0] in said("--by", "lora.r", "--sort", "name")
+    [one, other] = [found.run_id for found in find_runs(here())]
+    assert name.split()[0] in said(one, other, "--paired")
+    rows = list(csv.reader(StringIO(said("--format", "csv"))))
+    cells = [cell for row in rows for cell in row if cell]
+    assert not any(cell[0] in "=@" or (cell[0] in "+-" and isinstance(typed(cell), str)) for cell in cells)
+    assert any(name in cell for row in rows for cell in row)
+    text = said("--format", "markdown")
+    assert "<img" not in text
+    assert "[x](" not in text
+    assert "`c`" not in text.replace("\\`c\\`", "")
+    assert "<img" not in said("--format", "html")
+
+
+def test_a_file_that_is_no_store_is_left_as_it_is(fails, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for content in (b"", b"no database at all"):
+        file = tmp_path / "other.db"
+        file.write_bytes(content)
+        before = sorted(tmp_path.rglob("*"))
+        for given in ([], ["--filter", "params.a = '8'"], ["a", "b"], ["a", "b", "--paired"]):
+            fails("--tracking-uri", f"sqlite:///{file}", *given)
+        with pytest.raises(SystemExit):
+            check.main(["a", "--tracking-uri", f"sqlite:///{file}"])
+        assert file.read_bytes() == content
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_reading_a_record_writes_nothing(said, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    one, other = table_of(2, lost=20)
+    store = tmp_path / "mlruns" / "mlflow.db"
+    before, content = sorted(tmp_path.rglob("*")), store.read_bytes()
+    for given in ([], ["--filter", "params.`lora.r` = '1'"], [one, other, "--paired"]):
+        said(*given)
+    with pytest.raises(SystemExit):
+        check.main([one])
+    assert store.read_bytes() == content
+    assert sorted(tmp_path.rglob("*")) == before

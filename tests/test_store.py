@@ -124,7 +124,7 @@ def test_reading_makes_no_store(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_store_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("these are no tables" * 100)
-    with pytest.raises(UserError, match="cannot be used"):
+    with pytest.raises(UserError, match="is no MLflow record, and is left as it is"):
         find_runs(TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment=""))
 
 
