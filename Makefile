@@ -65,6 +65,7 @@ bench: $(VENV)/installed ## evaluation and training against the stock tools, the
 	$(BIN)/python -m bench.evaluation
 	$(BIN)/python -m bench.training
 	$(BIN)/python -m bench.statistics
+	$(BIN)/python -m bench.selection
 
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
 	$(BIN)/python -m slimdown.pocket
