@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 
 from slimdown.chat import check_chat_template
 from slimdown.config import BenchmarkConfig, EvaluationConfig, OnProgress, UserError
@@ -293,15 +294,22 @@ def _language_model(loaded: LoadedModel, config: EvaluationConfig, **more: Any) 
 
 def _build_requests(lm: Any, task: Any, benchmark: BenchmarkConfig, config: EvaluationConfig) -> None:
     task.set_fewshot_seed(_FEWSHOT_SEED)
-    task.build_all_requests(
-        limit=benchmark.limit,
-        rank=0,
-        world_size=1,
-        apply_chat_template=config.apply_chat_template,
-        fewshot_as_multiturn=config.apply_chat_template,
-        chat_template=lm.apply_chat_template if config.apply_chat_template else None,
-        tokenizer_name=lm.tokenizer_name if config.apply_chat_template else "",
-    )
+    try:
+        task.build_all_requests(
+            limit=benchmark.limit,
+            rank=0,
+            world_size=1,
+            apply_chat_template=config.apply_chat_template,
+            fewshot_as_multiturn=config.apply_chat_template,
+            chat_template=lm.apply_chat_template if config.apply_chat_template else None,
+            tokenizer_name=lm.tokenizer_name if config.apply_chat_template else "",
+        )
+    except TemplateError as error:  # one that takes a question, and not these, or not the worked examples before them
+        raise UserError(
+            "evaluation.apply_chat_template=true: the tokenizer's chat template fails for the questions of "
+            f"{benchmark.task} with {benchmark.num_fewshot} worked examples ({' '.join(str(error).split())[:200]}); "
+            "set it to false, or choose another model"
+        ) from None
 
 
 @contextmanager

@@ -1,13 +1,14 @@
 """A chat template is a stranger's program: what it does wrong is one line, and it never hangs a run."""
 
 import time
+from collections.abc import Callable
 
 import pytest
 
 from slimdown import chat
 from slimdown.chat import chat_prompt, check_chat_template
-from slimdown.config import EvaluationConfig, UserError
-from slimdown.evaluate import Evaluator
+from slimdown.config import EvaluationConfig, RunConfig, UserError
+from slimdown.evaluate import Evaluator, load_tasks
 from slimdown.model import LoadedModel
 from slimdown.sharing import Scoring
 
@@ -55,3 +56,16 @@ def test_without_a_template_nothing_is_measured(pocket: LoadedModel) -> None:
         Evaluator(pocket, EvaluationConfig(batch_size=1, apply_chat_template=True), Scoring(shares=False)),
     ):
         pass
+
+
+def test_a_template_that_does_not_take_the_questions_is_one_line(
+    pocket: LoadedModel, composed: Callable[..., RunConfig]
+) -> None:
+    pocket.tokenizer.chat_template = "{% if messages[0].content[20:] %}{{ raise_exception('too long') }}{% endif %}"
+    config = composed("benchmark=[pocket_math]", "benchmark.pocket_math.limit=2", "evaluation.apply_chat_template=true")
+    tasks = load_tasks(config.benchmark)
+    with (
+        pytest.raises(UserError, match=r"fails for the questions of pocket_math with 0 worked examples \(too long\)"),
+        Evaluator(pocket, config.evaluation, Scoring(shares=False)) as evaluator,
+    ):
+        evaluator.questions_hash(tasks["pocket_math"], config.benchmark["pocket_math"])

@@ -109,7 +109,6 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(store: MlflowClient, tm
         ([*STORIES, "dataset.alpaca.template=chat"], "this model's tokenizer has no chat template"),
         ([*STORIES, "benchmark=[gsm8k,mmlu_cs]", "benchmark.gsm8k.limit=20"],
          "num_fewshot=5: the longest prompt of gsm8k has"),
-        ([*STORIES, "benchmark.hellaswag.task=hellaswagg"], "did you mean hellaswag"),
     ],
 )  # fmt: skip
 def test_the_hubs_refusals_say_what_to_do(
