@@ -8,10 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+from made_up import evaluation, written
 from mlflow import MlflowClient
 
+from slimdown.anatomy import anatomy
 from slimdown.config import TrackingConfig, UserError
 from slimdown.connection import open_store
+from slimdown.forgetting import forgetting
 from slimdown.redaction import public_uri, redact
 from slimdown.tracking import TrackedRun
 from slimdown.train import StepRecord
@@ -51,6 +54,17 @@ def test_an_interrupted_run_is_killed_and_keeps_its_steps(store: MlflowClient) -
     assert store.get_run(run.run_id).info.status == "KILLED"
     history = store.get_metric_history(run.run_id, "train/loss")
     assert [(m.step, m.value) for m in history] == [(1, 2.5), (2, 2.25)]
+
+
+def test_a_forgetting_rate_without_an_end_is_no_metric(store: MlflowClient) -> None:
+    # .27 right where guessing scores .25, then .05: more is gone than all that the base had, and no more can be said
+    base, tuned = (written([1.0] * right + [0.0] * (100 - right), chance=0.25) for right in (27, 5))
+    with tracked() as run:
+        run.log_forgetting(forgetting(evaluation(a=base), evaluation(a=tuned)), {"a": anatomy(base, tuned)})
+    kept = store.get_run(run.run_id).data.metrics
+    assert {key for key in kept if "above_chance" in key} == {"forgetting/a/forgetting_rate_above_chance_low"}
+    assert kept["forgetting/a/forgetting_rate_above_chance_low"] > 1
+    assert kept["forgetting/a/forgetting_rate_high"] < 1
 
 
 def test_artifacts_lie_beside_the_database(store: MlflowClient, tmp_path: Path) -> None:
