@@ -15,8 +15,7 @@ from functools import cache
 import numpy as np
 
 from slimdown.forgetting import Verdict, verdict
-from slimdown.paired import ALPHA, Difference, difference
-from slimdown.selection import corrected
+from slimdown.paired import ALPHA, Difference, difference, holm
 
 RUNS, BENCHMARKS, BUDGET = 30, 4, 0.02
 
@@ -37,19 +36,24 @@ def flips(draw: np.random.Generator, n: int, lost: float, gained: float, runs: i
     return draw.binomial(flippable, 0.5, size=(runs, 2))
 
 
+def forgotten(cells: list[Difference]) -> bool:
+    """Whether any cell is called forgotten, corrected for all of them as runs and tables are."""
+    p_values, equivalence = holm([d.p_value for d in cells]), holm([d.equivalence_p_value(BUDGET) for d in cells])
+    return any(
+        verdict(d.value, p, equal) is Verdict.forgotten
+        for d, p, equal in zip(cells, p_values, equivalence, strict=True)
+    )
+
+
 def any_false_verdict(n: int, shared: bool, repeats: int, seed: int) -> tuple[float, float]:
     """How often some cell of a table in which nothing changed is called forgotten: as each run says, and corrected."""
     draw = np.random.default_rng(seed)
     alone = together = 0
     for _ in range(repeats):
         tables = [flips(draw, n, 0.05, 0.05, RUNS, shared) for _ in range(BENCHMARKS)]
-        cells = [changed(int(lost), int(gained), n) for table in tables for lost, gained in table]
-        claims = [(d.p_value, d.equivalence_p_value(BUDGET)) for d in cells]
-        own = [tuple(min(1.0, BENCHMARKS * p) for p in pair) for pair in claims]
-        alone += any(verdict(d.value, *p) is Verdict.forgotten for d, p in zip(cells, own, strict=True))
-        together += any(
-            verdict(d.value, *p) is Verdict.forgotten for d, p in zip(cells, corrected(claims), strict=True)
-        )
+        runs = [[changed(*map(int, table[i]), n) for table in tables] for i in range(RUNS)]
+        alone += any(map(forgotten, runs))
+        together += forgotten([d for run in runs for d in run])
     return alone / repeats, together / repeats
 
 

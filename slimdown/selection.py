@@ -4,44 +4,19 @@ A run's verdicts are held to 5 % by themselves: among thirty runs in which nothi
 And whoever picks the best picks the luckiest along with it. The cure is `holdout.py`; this says what is the matter.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from math import isfinite, isnan, nan
+from math import isfinite, nan
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING
 
 from slimdown.forgetting import Verdict, verdict
+from slimdown.paired import holm
 
 if TYPE_CHECKING:
     from slimdown.comparison import Row
     from slimdown.store import RecordedRun
 
 MARK = "†"  # of a verdict that does not hold among all the others
-
-
-def corrected(claims: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The p-values of a table's cells, that of change and that of no change, corrected for all of them; nan stays nan.
-
-    Holm 1979. Of a cell's two claims at most one can be false, so that each step counts the cells that have a claim
-    left and not the claims (Shaffer 1986): the chance of any false verdict in the table, of whichever kind and however
-    the runs depend on each other, is at most 5 %.
-
-    >>> corrected([(0.01, nan), (0.04, nan), (0.03, nan)])
-    [(0.03, nan), (0.06, nan), (0.06, nan)]
-    >>> corrected([(0.01, 0.9), (0.02, 0.8)])
-    [(0.02, 1.0), (0.04, 1.0)]
-    """
-    ranked = sorted((p, cell, kind) for cell, pair in enumerate(claims) for kind, p in enumerate(pair) if not isnan(p))
-    left = Counter(cell for _, cell, _ in ranked)
-    adjusted = [[nan, nan] for _ in claims]
-    highest = 0.0
-    for p, cell, kind in ranked:
-        highest = max(highest, min(1.0, len(left) * p))
-        adjusted[cell][kind] = highest
-        left[cell] -= 1
-        if not left[cell]:
-            del left[cell]
-    return [(change, none) for change, none in adjusted]
 
 
 def luck_of_the_best(n: int) -> float:
@@ -56,22 +31,20 @@ def luck_of_the_best(n: int) -> float:
 
 
 def corrected_verdicts(runs: "Sequence[RecordedRun]") -> dict[tuple[str, str], str]:
-    """By run and benchmark, what is left of its verdict among all the others.
+    """By run and benchmark, what is left of its verdict when all of them are corrected for (Holm).
 
-    Older records hold p-values that are corrected within the run already; these are taken as they are, which is on the
-    safe side.
+    As within a run, claims of change and of no change apart: the chance of any false claim of either kind is at most
+    5 %, however the runs depend on each other. Older records hold p-values that are corrected within the run already;
+    these are taken as they are, which is on the safe side.
     """
     cells = [(run, name) for run in runs for name in run.benchmarks if f"forgetting/{name}/change" in run.metrics]
-    claims = [
-        (_raw(run, f"forgetting/{name}/p_value"), _raw(run, f"forgetting/{name}/equivalence_p_value"))
-        for run, name in cells
-    ]
+    changed = holm([_raw(run, f"forgetting/{name}/p_value") for run, name in cells])
+    unchanged = holm([_raw(run, f"forgetting/{name}/equivalence_p_value") for run, name in cells])
     found = {}
-    for (run, name), p_values in zip(cells, corrected(claims), strict=True):
+    for (run, name), p_value, equivalence in zip(cells, changed, unchanged, strict=True):
         own = run.tags.get(f"slimdown.verdict.{name}", "")
-        left = verdict(run.metrics[f"forgetting/{name}/change"], *p_values)
-        takes_back = own != Verdict.undecided and left is not Verdict.retained  # a correction never adds a claim
-        found[run.run_id, name] = left.value if takes_back and len(runs) > 1 else own
+        left = verdict(run.metrics[f"forgetting/{name}/change"], p_value, equivalence)
+        found[run.run_id, name] = left.value if own and len(runs) > 1 else own
     return found
 
 
