@@ -213,7 +213,7 @@ def main() -> None:
         notes = getattr(error, "__notes__", ["No run was open: nothing is lost."])
         sys.stderr.write(f"Interrupted. {notes[-1]}\n")
         # One that was raised inside an exec'd text, as dataclasses are made with, marks the process as killed by
-        # SIGINT, whatever its exit code (CPython 3.11 to 3.14, run_eval_code_obj); the next such text takes that back.
+        # SIGINT, whatever its exit code (CPython, run_eval_code_obj); the next such text takes that back.
         exec("")
         sys.exit(interruption.EXIT_CODE)
     except (ConfigError, HydraException) as error:
