@@ -12,12 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from slimdown.config import BenchmarkConfig, EvaluationConfig, OnProgress
+from slimdown.config import BenchmarkConfig, EvaluationConfig, OnProgress, TrainConfig
+from slimdown.dequantize import asked, dequantizes
 from slimdown.evaluate import Evaluator
 from slimdown.identity import digest
 from slimdown.model import LoadedModel
 from slimdown.samples import BenchmarkReport, EvalReport
 from slimdown.sharing import Scoring
+from slimdown.validation import validation_loss
 
 # Begins every key: evaluations of other keys are not looked at. Keys without it missed the quantization's details, the
 # tokenizer and the adapter's config.
@@ -48,6 +50,12 @@ class Record(Protocol):
 
     def keep(self, name: str, key: str, report: BenchmarkReport) -> None:
         """Keep a finished evaluation, so that it can be found from now on."""
+
+    def find_loss(self, key: str) -> float | None:
+        """The validation loss of this key, or None where there is none."""
+
+    def keep_loss(self, key: str, loss: float) -> None:
+        """Keep a validation loss, so that it can be found from now on."""
 
 
 def measure(
@@ -85,6 +93,38 @@ def measure(
                     record.keep(name, key, found)
             reports[name] = found
         return EvalReport(reports, version("lm-eval"), scoring.path, time.perf_counter() - started)
+
+
+def measure_loss(base: LoadedModel, rows: Any, config: TrainConfig, dequantize: str, record: Record) -> float:
+    """The base's validation loss on `rows`: from the record where it is in it, else made and kept.
+
+    Args:
+        base: the model, without an adapter.
+        rows: examples with `prompt` and `completion`.
+        config: how rows are cut, scored and averaged.
+        dequantize: quantization.dequantize_for_training.
+        record: where finished evaluations are kept.
+    """
+    key = loss_key(base, rows, config, dequantize)
+    with record.lock(key):
+        loss = record.find_loss(key)
+        if loss is None:
+            loss = validation_loss(base, base.model, rows, config, dequantize)
+            record.keep_loss(key, loss)
+    return loss
+
+
+def loss_key(base: LoadedModel, rows: Any, config: TrainConfig, dequantize: str) -> str:
+    """A digest of everything that a model's loss on `rows` depends on."""
+    own = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("validation.py", "lean.py")]
+    parts = {
+        "model": base.identity,
+        "rows": [rows["prompt"][:], rows["completion"][:]],
+        "settings": [config.max_length, config.completion_only_loss, config.per_device_eval_batch_size],
+        "dequantized": dequantizes(base.model, asked(dequantize)),
+        "code": [code_digest(), *own],
+    }
+    return f"{KEY_VERSION}{digest(parts)}"
 
 
 # How scores are read, which no answer depends on: these may differ between evaluations of one key.

@@ -46,7 +46,7 @@ def run(
     # Imported here: torch and its kin take seconds, and a typo should not wait for them.
     from slimdown import report
     from slimdown.anatomy import anatomy
-    from slimdown.baseline import measure
+    from slimdown.baseline import measure, measure_loss
     from slimdown.data import load_data
     from slimdown.evaluate import choose_scoring, load_tasks
     from slimdown.forgetting import forgetting
@@ -101,14 +101,17 @@ def run(
             ) as record,
         ):
             before = measure(base, tasks, config.benchmark, config.evaluation, scoring, record, bar)
+            unpack = config.quantization.dequantize_for_training
+            loss = measure_loss(base, data.validation, config.train, unpack, record)
         before = open_part(before, config.evaluation.holdout)  # what is held out is no finding of this run
         tracked.log_scores("base", before.benchmarks)
         tracked.log_baselines(record.sources)
         tracked.log_measuring(before)
 
         with report.progress_bar("training") as bar:
-            unpack = config.quantization.dequantize_for_training
-            tuned = fine_tune(base, data, config.lora, config.train, config.seed, folder, unpack, tracked.log_step, bar)
+            tuned = fine_tune(
+                base, data, config.lora, config.train, config.seed, folder, unpack, loss, tracked.log_step, bar
+            )
         tracked.log_training(tuned.result)
 
         with report.progress_bar("measuring the tuned model") as bar:

@@ -38,6 +38,7 @@ _FLUSH_SECONDS = 5.0  # step metrics go out together: 200 single calls cost 4.2 
 _MOST_PARAM = 6000  # characters; MLflow cuts longer ones, the whole config is an artifact
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_LOSS = "slimdown.validation_loss."  # and a key: the tag of a run that holds a base's validation loss, its value
 _EVALUATION = "slimdown.evaluation."  # and a key: the tag of a run that holds an evaluation
 
 
@@ -287,6 +288,11 @@ class TrackedRun:
         self._client.set_tag(self.run_id, f"{_EVALUATION}{key}", file)
 
     @_kept
+    def log_base_loss(self, key: str, loss: float) -> None:
+        """Keep a base's validation loss, to the last digit, by the key that it is found by."""
+        self._client.set_tag(self.run_id, f"{_LOSS}{key}", repr(loss))
+
+    @_kept
     def log_step(self, record: StepRecord) -> None:
         """Keep one training step; steps are sent together every few seconds."""
         now = int(time.time() * 1000)
@@ -497,6 +503,20 @@ class EvaluationRecord:
         # Last: what has the tag has everything.
         holder.log_evaluation(key, f"{self._model}-{name}")
         self.sources[name] = holder.run_id
+
+    def find_loss(self, key: str) -> float | None:
+        """The validation loss of this key, or None where there is none."""
+        if not self._reuse:
+            return None
+        try:
+            runs = self._search(f"tags.`{_LOSS}{key}` LIKE '%'")
+        except StoreGone:
+            return None
+        return next((float(run.data.tags[f"{_LOSS}{key}"]) for run in runs), None)
+
+    def keep_loss(self, key: str, loss: float) -> None:
+        """Keep a validation loss, so that it can be found from now on."""
+        self._holder().log_base_loss(key, loss)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from slimdown.dequantize import asked, dequantized, dequantizes
 from slimdown.identity import digest, identify
 from slimdown.lean import attention_by_row, padding_free_collator, trainer_class
 from slimdown.model import LoadedModel, context_window
+from slimdown.validation import validation_loss
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def fine_tune(
     seed: int,
     folder: Path,
     dequantize: str = "auto",
+    before: float | None = None,
     on_step: Callable[[StepRecord], None] = lambda record: None,
     on_progress: OnProgress = lambda done, total, note: None,
 ) -> FineTuned:
@@ -103,6 +105,7 @@ def fine_tune(
         folder: receives `adapter/` in PEFT's format.
         dequantize: whether to compute on the values of 4-bit weights instead of unpacking them at every step: true,
             false, or auto: on a CPU where memory allows. The weights come back untouched.
+        before: the base's validation loss, where it is known.
         on_step: told of each step.
         on_progress: told how many steps are done.
 
@@ -116,6 +119,9 @@ def fine_tune(
     _silence_transformers()
     check_settings(base, lora, config)
     cut = check_rows(base, data, config)
+    if before is None:
+        before = validation_loss(base, base.model, data.validation, config, dequantize)
+    _check_number(before, "validation loss", "before the first step", None, config, base)
     transformers.set_seed(seed)
     model = peft.get_peft_model(base.model, adapter_config(lora))
     history: list[StepRecord] = []
@@ -136,7 +142,6 @@ def fine_tune(
         num_train_epochs=config.num_train_epochs,
         max_steps=config.max_steps,
         per_device_train_batch_size=config.per_device_train_batch_size,
-        per_device_eval_batch_size=config.per_device_eval_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler_type,
@@ -162,7 +167,6 @@ def fine_tune(
         model=model,
         args=arguments,
         train_dataset=data.train,
-        eval_dataset=data.validation,
         processing_class=base.tokenizer,
         callbacks=[Record()],
         data_collator=padding_free_collator(base),
@@ -174,10 +178,8 @@ def fine_tune(
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    transformers.set_seed(seed)  # nothing above must move the order of the rows
     with attention_by_row(base), dequantized(model) if _dequantizes(base, dequantize) else nullcontext():
-        before = trainer.evaluate()["eval_loss"]
-        _check_number(before, "validation loss", "before the first step", None, config, base)
-        transformers.set_seed(seed)  # the validation above must not move the order of the rows
         started = time.perf_counter()
         try:
             outcome = trainer.train()
@@ -188,8 +190,8 @@ def fine_tune(
                 "train.gradient_checkpointing=true"
             ) from None
         seconds = time.perf_counter() - started
-        after = trainer.evaluate()["eval_loss"]
-        _check_number(after, "validation loss", "after the last step", None, config, base)
+    after = validation_loss(base, model, data.validation, config, dequantize)
+    _check_number(after, "validation loss", "after the last step", None, config, base)
     model.eval()
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     adapter_dir = _save_adapter(model, base, folder / "adapter")
@@ -203,8 +205,8 @@ def fine_tune(
             steps=outcome.global_step,
             tokens=tokens,
             train_loss=float(outcome.training_loss),
-            validation_loss_before=float(before),
-            validation_loss_after=float(after),
+            validation_loss_before=before,
+            validation_loss_after=after,
             n_trainable=n_trainable,
             trainable_percent=100 * n_trainable / base.n_parameters,
             runtime_seconds=seconds,

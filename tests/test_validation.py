@@ -1,0 +1,124 @@
+"""The validation loss is TRL's, from less work; the base's is made once."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import trl
+from conftest import SMALL
+from mlflow import MlflowClient
+
+from slimdown.baseline import loss_key, measure_loss
+from slimdown.config import RunConfig, TrackingConfig
+from slimdown.data import load_data
+from slimdown.identity import identify
+from slimdown.model import LoadedModel
+from slimdown.tracking import TrackedRun, base_record
+from slimdown.train import fine_tune
+from slimdown.validation import validation_loss
+
+Composed = Callable[..., RunConfig]
+ROWS = ["dataset.pocket_instructions.validation_examples=20"]  # two batches of TRL's and a part of one
+
+
+def of_trl(base: LoadedModel, rows: Any, config: RunConfig, folder: Path) -> float:
+    arguments = trl.SFTConfig(
+        output_dir=str(folder),
+        per_device_eval_batch_size=config.train.per_device_eval_batch_size,
+        max_length=config.train.max_length,
+        completion_only_loss=config.train.completion_only_loss,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        bf16=False,
+    )
+    nothing = peft.LoraConfig(r=1, target_modules=["q_proj"], task_type="CAUSAL_LM")  # TRL trains no model without one
+    trainer = trl.SFTTrainer(
+        base.model,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=base.tokenizer,
+        peft_config=nothing,
+    )
+    return float(trainer.evaluate()["eval_loss"])
+
+
+@pytest.mark.parametrize("only", ["train.completion_only_loss=true", "train.completion_only_loss=false"])
+@pytest.mark.parametrize("longest", [192, 28])  # whole rows, and most of them cut
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_loss_is_trls(
+    only: str, longest: int, padded: bool, composed: Composed, pocket: LoadedModel, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    config = composed(*SMALL, *ROWS, only, f"train.max_length={longest}", "train.per_device_eval_batch_size=8")
+    rows = load_data(config.dataset, 0, pocket.tokenizer).validation
+    monkeypatch.setattr("slimdown.validation._TOKENS", 150)  # several forwards
+    if padded:
+        monkeypatch.setattr("slimdown.lean.tells_rows_apart", lambda base: False)
+        monkeypatch.setattr("slimdown.validation.tells_rows_apart", lambda base: False)
+    ours = [validation_loss(pocket, pocket.model, rows, config.train, rule) for rule in ("true", "false")]
+    assert ours == pytest.approx([of_trl(pocket, rows, config, tmp_path)] * 2, rel=1e-5)
+
+
+def test_the_model_is_handed_back_as_it_came(composed: Composed, pocket: LoadedModel) -> None:
+    config = composed(*SMALL)
+    rows = load_data(config.dataset, 0, pocket.tokenizer).validation
+    before, generator = identify(pocket.model, pocket.tokenizer), torch.get_rng_state()
+    pocket.model.train()
+    validation_loss(pocket, pocket.model, rows, config.train)
+    assert pocket.model.training
+    assert identify(pocket.model, pocket.tokenizer) == before
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_a_loss_that_is_known_is_not_measured_again(composed: Composed, pocket: LoadedModel, tmp_path: Path) -> None:
+    config = composed(*SMALL, "train.max_steps=1")
+    data = load_data(config.dataset, 0, pocket.tokenizer)
+    result = fine_tune(pocket, data, config.lora, config.train, 0, tmp_path, before=1.25).result
+    assert result.validation_loss_before == 1.25
+
+
+def test_the_bases_loss_is_made_once_and_found_to_the_last_digit(
+    store: MlflowClient, composed: Composed, pocket: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = composed(*SMALL)
+    rows = load_data(config.dataset, 0, pocket.tokenizer).validation
+    made: list[float] = []
+
+    def once(*arguments: Any) -> float:
+        made.append(validation_loss(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr("slimdown.baseline.validation_loss", once)
+    local = TrackingConfig(uri="sqlite:///mlruns/mlflow.db", experiment="slimdown")
+    found = []
+    for reuse in (True, True, False):
+        with (
+            TrackedRun(local, "a run", kind="tuned", tags={}) as run,
+            base_record(local, pocket, run, reuse, {}) as record,
+        ):
+            found.append(measure_loss(pocket, rows, config.train, "auto", record))
+    assert len(made) == 2  # the second run took it; the third was asked to measure anew
+    assert found == [made[0], made[0], made[1]]
+
+
+def test_what_a_loss_depends_on_is_in_its_key(composed: Composed, pocket: LoadedModel) -> None:
+    config = composed(*SMALL)
+    train, rows = config.train, load_data(config.dataset, 0, pocket.tokenizer).validation
+    keys = [
+        loss_key(pocket, rows, train, "true"),
+        loss_key(pocket, rows, train, "false"),
+        loss_key(pocket, rows.select(range(5)), train, "true"),
+        loss_key(pocket, rows, replace(train, max_length=100), "true"),
+        loss_key(pocket, rows, replace(train, completion_only_loss=False), "true"),
+        loss_key(pocket, rows, replace(train, per_device_eval_batch_size=3), "true"),
+        loss_key(replace(pocket, identity={**pocket.identity, "weights": "others"}), rows, train, "true"),
+    ]
+    assert len(set(keys)) == len(keys)
+    same = replace(train, learning_rate=1.0, per_device_train_batch_size=1, num_train_epochs=9, max_grad_norm=0.1)
+    assert loss_key(pocket, rows, same, "true") == keys[0]  # how it will be trained is no matter
