@@ -86,6 +86,7 @@ def stock(base: LoadedModel, data: SftData, config: RunConfig, folder: Path) -> 
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
+    trainer.save_model(str(folder))
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Measured([e["loss"] for e in logs], int(logs[-1]["num_tokens"]), clock.seconds, clock.cpu_seconds, 0)
 

@@ -1,0 +1,122 @@
+"""A small sweep of ranks the stock way (a TRL script and lm_eval's command line) and slimdown's, timed in one sitting.
+
+    python -m bench.sweep
+
+Stock: the 4-bit base is saved once, because lm_eval 0.4.13 cannot quantize on load, and measured once; each rank is
+trained by a script of TRL's defaults and measured, every benchmark at the batch size that is fastest for it. By default
+one rank is timed and counts for all: nothing in its cost depends on the rank. slimdown runs all of them, from an empty
+record, with its plots, pages and validations, which stock has not.
+"""
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+
+from bench.training import stock
+from slimdown.config import CONF_DIR, RunConfig, load_config
+from slimdown.data import load_data
+from slimdown.model import load_model
+from slimdown.provenance import environment
+
+ROWS = 32
+LIMITS = {"hellaswag": 20, "gsm8k": 4, "mmlu_cs": 10}
+BATCH_SIZES = {"hellaswag": 16, "gsm8k": 1, "mmlu_cs": 4}  # stock's fastest (docs/studies/evaluation-speed.md)
+
+
+def settings() -> list[str]:
+    """What both ways run."""
+    limits = [f"benchmark.{name}.limit={limit}" for name, limit in LIMITS.items()]
+    return ["model=smollm2", f"dataset.alpaca.max_examples={ROWS}", *limits]
+
+
+def config_of(rank: int) -> RunConfig:
+    """The composed settings of one rank."""
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return load_config(compose("config", overrides=[*settings(), f"lora.r={rank}"]))
+
+
+def train_stock(rank: int, folder: Path) -> None:
+    """TRL's script: load the base, train on the rows, save the adapter."""
+    config = config_of(rank)
+    base = load_model(config.model, config.quantization)
+    stock(base, load_data(config.dataset, config.seed, base.tokenizer), config, folder)
+
+
+def save_base(folder: Path) -> None:
+    """The 4-bit base as a folder that lm_eval can load."""
+    config = config_of(8)
+    base = load_model(config.model, config.quantization)
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+
+
+def timed(what: str, *command: str) -> float:
+    """Seconds that a command takes; it must succeed."""
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{what} failed:\n{done.stderr[-3000:]}")
+    seconds = time.perf_counter() - started
+    print(f"| {what} | {seconds:.0f} |", flush=True)
+    return seconds
+
+
+def evaluated(what: str, model: str) -> float:
+    """Seconds of lm_eval on each benchmark, one command each as their shots differ."""
+    benchmarks = config_of(8).benchmark
+    return sum(
+        timed(
+            f"stock: lm_eval {name}, {what}", "lm_eval", "--model", "hf", "--model_args", f"{model},dtype=bfloat16",
+            "--tasks", benchmarks[name].task, "--num_fewshot", str(benchmarks[name].num_fewshot),
+            "--limit", str(limit), "--batch_size", str(BATCH_SIZES[name]),
+        )
+        for name, limit in LIMITS.items()
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16, 32])
+    parser.add_argument("--every", action="store_true", help="time stock at every rank instead of at the first")
+    parser.add_argument("--train-stock", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--save-base", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)
+    if args.save_base:
+        return save_base(args.folder)
+    if args.train_stock:
+        return train_stock(args.train_stock, args.folder)
+    machine = environment()
+    print(f"{machine['processor']}, {machine['cores']} cores, load {os.getloadavg()[0]:.1f} at the start")
+    print("| step | seconds |\n|---|---:|")
+    with tempfile.TemporaryDirectory() as folder:
+        base = f"{folder}/base"
+        once = timed("stock: save the 4-bit base", "bench.sweep", "--save-base", "--folder", base)
+        measured = evaluated("base", f"pretrained={base}")
+        each = []
+        for rank in args.ranks if args.every else args.ranks[:1]:
+            adapter = f"{folder}/r{rank}"
+            train = timed(f"stock: train r {rank}", "bench.sweep", "--train-stock", str(rank), "--folder", adapter)
+            each.append(train + evaluated(f"r {rank}", f"pretrained={base},peft={adapter}"))
+        ours = timed(
+            "slimdown: all ranks", "slimdown.run", "-m", *settings(), f"lora.r={','.join(map(str, args.ranks))}",
+            f"tracking.uri=sqlite:///{folder}/mlflow.db", f"hydra.sweep.dir={folder}/outputs",
+        )  # fmt: skip
+    n = len(args.ranks)
+    per_rank = sum(each) / len(each)
+    print(f"stock, {n} ranks, base measured once: {once + measured + n * per_rank:.0f} s", end="; ")
+    print(f"measured at every rank: {once + n * (measured + per_rank):.0f} s")
+    print(f"slimdown {ours:.0f} s: {(once + measured + n * per_rank) / ours:.1f} and ", end="")
+    print(f"{(once + n * (measured + per_rank)) / ours:.1f} times as fast")
+
+
+if __name__ == "__main__":
+    main()
