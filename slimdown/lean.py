@@ -69,21 +69,17 @@ def trainer_class(base: LoadedModel) -> Any:
     class LeanTrainer(SFTTrainer):  # type: ignore[misc]
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            if return_outputs:
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        ) -> Any:  # of a training step; validation.py is for the rest
             labels = inputs.pop("labels")[:, 1:]
-            mode = "train" if model.training else "eval"
             causal = self.accelerator.unwrap_model(model).get_base_model()
             hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
             scored = labels != -100
             weight = causal.get_output_embeddings().weight
             loss, hits = SummedLoss.apply(hidden[scored], weight, labels[scored])  # type: ignore[no-untyped-call]
             n_scored = int(scored.sum())
-            if mode == "train":
-                mask = inputs.get("attention_mask")
-                self._total_train_tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
-            metrics = self._metrics[mode]
+            mask = inputs.get("attention_mask")
+            self._total_train_tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+            metrics = self._metrics["train"]
             metrics["mean_token_accuracy"].append(int(hits) / max(n_scored, 1))
             metrics["num_tokens"] = [self._total_train_tokens]
             return loss / max(int(n_scored if num_items_in_batch is None else num_items_in_batch), 1)
