@@ -11,12 +11,14 @@ record, with its plots, pages and validations, which stock has not.
 import argparse
 import logging
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 from hydra import compose, initialize_config_dir
 
 from bench.training import stock
@@ -57,28 +59,29 @@ def save_base(folder: Path) -> None:
     base.tokenizer.save_pretrained(folder)
 
 
-def timed(what: str, *command: str) -> float:
-    """Seconds that a command takes; it must succeed."""
-    started = time.perf_counter()
+def timed(what: str, *command: str) -> np.ndarray:
+    """Seconds and CPU seconds that a command takes; it must succeed. On a busy machine the second say more."""
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{what} failed:\n{done.stderr[-3000:]}")
-    seconds = time.perf_counter() - started
-    print(f"| {what} | {seconds:.0f} |", flush=True)
-    return seconds
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"| {what} | {seconds:.0f} | {cpu_seconds:.0f} |", flush=True)
+    return np.array([seconds, cpu_seconds])
 
 
-def evaluated(what: str, model: str) -> float:
-    """Seconds of lm_eval on each benchmark, one command each as their shots differ."""
+def evaluated(what: str, model: str) -> np.ndarray:
+    """What lm_eval takes on all benchmarks, one command each as their shots differ."""
     benchmarks = config_of(8).benchmark
-    return sum(
+    return np.sum([
         timed(
             f"stock: lm_eval {name}, {what}", "lm_eval", "--model", "hf", "--model_args", f"{model},dtype=bfloat16",
             "--tasks", benchmarks[name].task, "--num_fewshot", str(benchmarks[name].num_fewshot),
             "--limit", str(limit), "--batch_size", str(BATCH_SIZES[name]),
         )
         for name, limit in LIMITS.items()
-    )  # fmt: skip
+    ], axis=0)  # fmt: skip
 
 
 def main() -> None:
@@ -96,7 +99,7 @@ def main() -> None:
         return train_stock(args.train_stock, args.folder)
     machine = environment()
     print(f"{machine['processor']}, {machine['cores']} cores, load {os.getloadavg()[0]:.1f} at the start")
-    print("| step | seconds |\n|---|---:|")
+    print("| step | seconds | CPU seconds |\n|---|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         base = f"{folder}/base"
         once = timed("stock: save the 4-bit base", "bench.sweep", "--save-base", "--folder", base)
@@ -110,12 +113,13 @@ def main() -> None:
             "slimdown: all ranks", "slimdown.run", "-m", *settings(), f"lora.r={','.join(map(str, args.ranks))}",
             f"tracking.uri=sqlite:///{folder}/mlflow.db", f"hydra.sweep.dir={folder}/outputs",
         )  # fmt: skip
-    n = len(args.ranks)
-    per_rank = sum(each) / len(each)
-    print(f"stock, {n} ranks, base measured once: {once + measured + n * per_rank:.0f} s", end="; ")
-    print(f"measured at every rank: {once + n * (measured + per_rank):.0f} s")
-    print(f"slimdown {ours:.0f} s: {(once + measured + n * per_rank) / ours:.1f} and ", end="")
-    print(f"{(once + n * (measured + per_rank)) / ours:.1f} times as fast")
+    n, per_rank = len(args.ranks), sum(each) / len(each)
+    stock_ways = {"once": once + measured + n * per_rank, "at every rank": once + n * (measured + per_rank)}
+    for how, (seconds, cpu_seconds) in stock_ways.items():
+        print(
+            f"stock, {n} ranks, base measured {how}: {seconds:.0f} s, {seconds / ours[0]:.1f} times slimdown's; "
+            f"{cpu_seconds:.0f} CPU seconds, {cpu_seconds / ours[1]:.1f} times"
+        )
 
 
 if __name__ == "__main__":
