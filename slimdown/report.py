@@ -266,7 +266,7 @@ def in_markdown(text: str) -> str:
     a\|b &lt;b> \`c\` \[d\](e)
     """
     plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", plain)
+    return re.sub(r"([\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", plain)  # within a word _ is a letter
 
 
 def short_metric(metric: str, benchmark: BenchmarkChange) -> str:
