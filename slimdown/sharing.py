@@ -52,16 +52,26 @@ class Scoring:
         return "-".join(part for part, holds in parts.items() if holds)
 
 
-# Families whose shared rows and shared decoding were shown to be exact: by tests/test_families.py.
-EXACT = frozenset(["gpt2", "llama", "qwen2", "qwen3"])
-# Of these, those that do not attend through transformers' AttentionInterface, so that `attention.py` cannot merge.
-NOT_MERGING: frozenset[str] = frozenset([])
+# Families whose shared rows and shared decoding were shown to be exact, by tests/test_families.py; others are tried.
+# fmt: off
+EXACT = frozenset([
+    "apertus", "arcee", "biogpt", "bitnet", "codegen", "cohere", "ctrl", "deepseek_v2", "deepseek_v3",
+    "diffllama", "ernie4_5", "ernie4_5_moe", "falcon", "flex_olmo", "gemma", "glm", "glm4", "glm4_moe", "gpt2",
+    "gpt_bigcode", "gpt_neox", "gptj", "granite", "granitemoe", "granitemoeshared", "helium",
+    "hunyuan_v1_dense", "hunyuan_v1_moe", "jetmoe", "llama", "minicpm3", "mixtral", "nanochat", "nemotron",
+    "olmo", "olmo2", "olmoe", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3",
+    "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2", "xglm",
+])
+# fmt: on
+# Of these, those whose attention `attention.py` cannot stand in for: not transformers' AttentionInterface, or keys and
+# values of different widths.
+NOT_MERGING = frozenset(["deepseek_v2", "deepseek_v3", "diffllama", "falcon", "jetmoe", "minicpm3"])
 
 # Kinds of rotary embedding whose frequencies depend on a token's position alone, not on how long its row is.
 FIXED_ROPE = frozenset(["default", "linear", "llama3", "proportional", "yarn"])
 
 # PEFT's adapters that act on each token by itself; others add virtual tokens or look at what the row says.
-TOKENWISE_ADAPTERS = frozenset(["LORA"])
+TOKENWISE_ADAPTERS = frozenset(["ADALORA", "BOFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "OFT", "VERA"])
 # What makes LoRA look at the row: where invocation tokens stand, which expert is chosen, layers with one cache.
 ROWWISE_LORA = ("alora_invocation_tokens", "arrow_config", "layer_replication", "monteclora_config")
 
@@ -139,6 +149,8 @@ def why_not_by_rule(model: Any, adapters: list[Any]) -> str:
             return f"{kind} adapter"
         if found := [name for name in ROWWISE_LORA if getattr(adapter, name, None) is not None]:
             return f"LoRA with {found[0]}"
+    if getattr(model, "is_loaded_in_8bit", False):
+        return "int8 layers, which look for outliers in a whole batch"
     if model.get_output_embeddings() is None:
         return "no separate LM head"
     config = model.config

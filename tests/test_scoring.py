@@ -13,7 +13,6 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BitsAndBytesConfig,
     BloomConfig,
@@ -31,6 +30,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from bench.families import byte_tokenizer
 from slimdown.scoring import SharedWorkLM
 from slimdown.sharing import Scoring
 
@@ -50,14 +50,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, but for a few merges, so that stop strings straddle tokens."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<|end|>", *letters, "Ċ" * 2, "th", "an"])}
-    merges = [("Ċ", "Ċ"), ("t", "h"), ("a", "n")]
-    backend = Tokenizer(models.BPE(vocabulary, merges))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", clean_up_tokenization_spaces=False)
+    return byte_tokenizer()
 
 
 def llama(**changes: Any) -> LlamaForCausalLM:

@@ -1,0 +1,165 @@
+"""Every causal family of the installed transformers: shared where that is exact, by stock otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PrefixTuningConfig
+from transformers import PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from bench.families import CASES, WINDOW, byte_tokenizer, compare, in_bfloat16, in_int8, tiny, too_slow
+from slimdown.scoring import SharedWorkLM
+from slimdown.sharing import EXACT, NOT_MERGING, Scoring, choose_scoring
+
+# peft 0.21 asks transformers 5.24 for names that it changed (delete when it follows), and warns of what is not asked.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*past_key_values` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:peft"),
+]
+
+STOCK = {
+    "cohere2": "DynamicSlidingWindowLayer",
+    "deepseek_v32": "DynamicIndexedLayer",
+    "falcon_h1": "LinearAttention",
+    "falcon_mamba": "LinearAttention",
+    "gpt_oss": "DynamicSlidingWindowLayer",
+    "llama4_text": "DynamicSlidingWindowLayer",
+    "mamba": "LinearAttention",
+    "nemotron_h": "LinearAttention",
+    "olmo_hybrid": "LinearAttention",
+    "openai-gpt": "refuses shared rows",
+    "vaultgemma": "DynamicSlidingWindowLayer",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def chosen_for(model: Any) -> Scoring:
+    return SharedWorkLM(model, byte_tokenizer(), max_length=WINDOW).scoring
+
+
+@pytest.mark.parametrize("family", sorted(EXACT))
+def test_a_family_known_to_be_exact_is(family: str) -> None:
+    model = tiny(family)
+    merges = family not in NOT_MERGING and model.config._attn_implementation == "sdpa"
+    assert chosen_for(model) == Scoring(shares=True, merges=merges, decodes=True)
+    compared = compare(model)
+    assert compared.is_exact, compared
+    assert compared.furthest < 1e-4
+
+
+@pytest.mark.parametrize("family", ["gemma", "gpt2", "gptj", "llama", "opt", "qwen3_moe"])
+def test_it_is_where_a_preamble_is_repeated(family: str) -> None:
+    """As on a GPU."""
+    assert compare(tiny(family), Scoring(shares=True, decodes=True)).is_exact
+
+
+@pytest.mark.parametrize("family", STOCK)
+def test_a_family_that_cannot_share_says_why(family: str) -> None:
+    scoring = chosen_for(tiny(family))
+    assert scoring.path == "stock"
+    assert STOCK[family] in scoring.reason
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_windows_positions_content_and_adapters(name: str) -> None:
+    case = CASES[name]
+    model = case.make()
+    scoring = chosen_for(model)
+    assert scoring.shares == (not case.reason)
+    assert case.reason in scoring.reason
+    compared = compare(model)
+    assert compared.is_exact, compared
+
+
+def test_int8_is_left_to_stock(tmp_path: Path) -> None:
+    model = in_int8(tmp_path)
+    assert "int8" in chosen_for(model).reason
+    assert compare(model).is_exact
+
+
+def renamed(model: Any) -> Any:
+    """The same model as one of a family that nobody tried."""
+    model.config.__class__ = type("NewConfig", (type(model.config), PretrainedConfig), {"model_type": "new"})
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [partial(tiny, "llama"), partial(tiny, "qwen3_moe"), lambda: in_bfloat16(tiny("llama")), partial(tiny, "xglm")],
+)
+def test_a_family_that_nobody_tried_shares_where_a_trial_agrees(make: Callable[[], Any]) -> None:
+    model = renamed(make())
+    before = {name: (weight.dtype, weight.clone()) for name, weight in model.state_dict().items()}
+    scoring = chosen_for(model)
+    assert scoring.shares, scoring
+    after = model.state_dict()
+    assert all(after[n].dtype is dtype and torch.equal(after[n], weight) for n, (dtype, weight) in before.items())
+
+
+def test_a_trial_is_as_long_as_what_will_be_asked() -> None:
+    """A window that no row of 64 tokens reaches, and one of 190 does."""
+    model = tiny("doge", keep_window_size=100)
+    assert choose_scoring(model, lambda: 64).shares
+    assert not choose_scoring(model, lambda: 190).shares
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        LoraConfig(task_type="CAUSAL_LM", alora_invocation_tokens=[32], target_modules=["q_proj"]),
+        PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    ],
+)
+def test_what_will_be_trained_decides_for_the_base_as_well(adapter: Any) -> None:
+    model = tiny("llama")
+    assert choose_scoring(model, lambda: 64).shares
+    assert choose_scoring(model, lambda: 64, adapter).path == "stock"
+    assert choose_scoring(model, lambda: 64, LoraConfig(task_type="CAUSAL_LM")).shares
+
+
+def test_at_least_forty_families_were_asked() -> None:
+    asked = {*EXACT, *STOCK} & MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys()
+    assert len(asked) >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_family_that_can_be_built(dtype: torch.dtype) -> None:
+    import signal
+
+    signal.signal(signal.SIGALRM, too_slow)
+    built: list[str] = []
+    wrong: dict[str, Any] = {}
+    for family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        signal.alarm(30)
+        try:
+            model = tiny(family, seed=1).to(dtype)
+            with torch.no_grad():
+                model(input_ids=torch.arange(1, 25)[None])
+            scoring = chosen_for(model)
+            if scoring.shares and dtype is torch.float32:
+                compared = [compare(model, scoring), compare(model, replace(scoring, merges=False))]
+                wrong |= {} if all(c.is_exact for c in compared) else {family: compared}
+            built.append(family)
+        except Exception:  # families build with these sizes or they do not; how many do is asserted
+            pass
+        finally:
+            signal.alarm(0)
+    assert not wrong
+    assert len(built) > 100
