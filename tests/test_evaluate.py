@@ -2,16 +2,24 @@
 
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from statistics import mean
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
+from slimdown.baseline import measure
 from slimdown.config import RunConfig, UserError
-from slimdown.evaluate import evaluate, load_tasks, task_manager
+from slimdown.evaluate import choose_scoring, evaluate, load_tasks, task_manager
+from slimdown.forgetting import forgetting
 from slimdown.model import LoadedModel
 from slimdown.samples import EvalReport
+from slimdown.train import adapter_config
 
 Composed = Callable[..., RunConfig]
 LIMITS = [f"benchmark.pocket_{name}.limit=12" for name in ("instructions", "math", "commonsense", "cs")]
@@ -158,3 +166,29 @@ def test_an_answer_that_is_not_a_number_is_no_score(config: RunConfig, pocket: L
         pocket.model.model.norm.weight[0] = torch.nan
     with pytest.raises(UserError, match=r"pocket:model answers to question 0 of pocket_cs is not a number"):
         evaluate(pocket, load_tasks(chosen), chosen, config.evaluation)
+
+
+def test_base_and_tuned_model_are_scored_alike_whatever_memory_is_left(
+    pocket: LoadedModel, composed: Composed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = composed("benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=6")
+    tasks = load_tasks(config.benchmark)
+    scoring = choose_scoring(pocket, tasks, config.benchmark, config.evaluation, "auto", adapter_config(config.lora))
+    assert scoring.path == "shared-merging-dequantized"
+
+    def measured(loaded: LoadedModel) -> EvalReport:
+        nothing_kept = SimpleNamespace(lock=lambda key: nullcontext(), find=lambda *a: None, keep=lambda *a: None)
+        told: Any = lambda done, total, note: None  # noqa: E731
+        return measure(loaded, tasks, config.benchmark, config.evaluation, scoring, nothing_kept, told)
+
+    before = measured(pocket)
+    monkeypatch.setattr("slimdown.dequantize.free_bytes", lambda device: 0)
+    tuned = replace(pocket, model=get_peft_model(pocket.model, adapter_config(config.lora)))
+    assert forgetting(before, measured(tuned)).benchmarks["pocket_cs"].n == 6
+
+
+def test_an_adapter_that_looks_at_the_row_takes_stock_for_the_base_too(pocket: LoadedModel, composed: Composed) -> None:
+    config = composed("benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=6")
+    adapter = LoraConfig(task_type="CAUSAL_LM", alora_invocation_tokens=[5])
+    scoring = choose_scoring(pocket, load_tasks(config.benchmark), config.benchmark, config.evaluation, adapter=adapter)
+    assert scoring.path == "stock-dequantized"

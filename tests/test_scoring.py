@@ -334,6 +334,9 @@ def test_finished_rows_leave_and_others_take_their_place(tokenizer: Any) -> None
         ({"do_sample": True, "temperature": 0.7}, {}),
         ({"num_beams": 2}, {}),
         ({}, {"repetition_penalty": 1.5}),
+        ({}, {"min_new_tokens": 9, "eos_token_id": [68, 69, 70]}),
+        ({}, {"no_repeat_ngram_size": 2}),
+        ({}, {"suppress_tokens": [*range(60, 90)]}),
     ],
 )
 def test_what_is_not_plain_greedy_is_left_to_the_harness(
@@ -347,6 +350,31 @@ def test_what_is_not_plain_greedy_is_left_to_the_harness(
         torch.manual_seed(3)
         texts.append(lm.generate_until(requests, disable_tqdm=True))
     assert texts[0] == texts[1]
+
+
+def test_the_models_own_limit_of_new_tokens_counts_as_in_the_harness(tokenizer: Any) -> None:
+    model = llama()
+    free = stock_texts(model, tokenizer, to_generate(PROMPTS))
+    model.generation_config.max_new_tokens = 5
+    expected = stock_texts(model, tokenizer, to_generate(PROMPTS))
+    assert expected != free
+    lm = SharedWorkLM(model, tokenizer)
+    assert lm.scoring.decodes
+    assert lm.generate_until(to_generate(PROMPTS), disable_tqdm=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "answer"),
+    [("", {}, "has an empty prompt"), ("the", {"max_gen_toks": 0}, "max_gen_toks=0: a text to generate")],
+)
+def test_what_the_harness_cannot_generate_is_refused(
+    prompt: str, settings: dict[str, Any], answer: str, tokenizer: Any
+) -> None:
+    requests = to_generate([*PROMPTS[:2], prompt], **settings)
+    with pytest.raises((ValueError, RuntimeError)):
+        stock_texts(llama(), tokenizer, requests)
+    with pytest.raises(ValueError, match=answer):
+        SharedWorkLM(llama(), tokenizer).generate_until(requests, disable_tqdm=True)
 
 
 def small(**changes: Any) -> dict[str, Any]:
@@ -437,6 +465,46 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(tokenizer: Any) -> Non
     model.limit_tokens = 100
     with pytest.raises(torch.OutOfMemoryError):  # one question alone does not fit
         lm.loglikelihood(requests, disable_tqdm=True)
+
+
+def short_of_memory() -> ShortOfMemory:
+    model = ShortOfMemory(llama().config).eval()
+    model.load_state_dict(llama().state_dict())
+    return model
+
+
+def test_out_of_memory_in_the_trial_is_no_refusal(tokenizer: Any) -> None:
+    model = short_of_memory()
+    lm = SharedWorkLM(model, tokenizer)
+    model.limit_tokens = 100
+    with pytest.raises(torch.OutOfMemoryError):
+        lm.loglikelihood(questions(), disable_tqdm=True)
+    model.limit_tokens = 10**9
+    assert lm.scoring.shares
+
+
+@pytest.mark.parametrize("merges", [True, False])
+def test_a_preamble_that_memory_does_not_hold_at_once_is_computed_in_parts(tokenizer: Any, merges: bool) -> None:
+    requests = [request for i in range(9) for request in ask(f"{SHOTS}Is it {i}?", CHOICES, i)]
+    expected = HFLM(pretrained=llama(), tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
+    model = short_of_memory()
+    model.limit_tokens = 50
+    lm = SharedWorkLM(model, tokenizer, scoring=Scoring(shares=True, merges=merges, decodes=True))
+    assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
+    assert model.failures > 0
+
+
+def test_the_answers_of_one_question_are_asked_in_parts_where_memory_ends(tokenizer: Any) -> None:
+    requests = ask("a" * 90, [f" {'b' * n}{n}" for n in range(2, 30)], 0)
+    expected = HFLM(pretrained=llama(), tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
+    model = short_of_memory()
+    model.limit_tokens = 130
+    done: list[int] = []
+    lm = SharedWorkLM(
+        model, tokenizer, scoring=Scoring(shares=True, merges=True), progress=lambda _, n, total: done.append(n)
+    )
+    assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
+    assert done[-1] == 1
 
 
 def test_out_of_memory_while_generating_loses_nothing(tokenizer: Any) -> None:
