@@ -165,32 +165,8 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         answers: dict[int, tuple[float, bool]] = {}
         with self._measuring():
             for preamble, group in groups:
-                waiting = sorted(
-                    (questions[context] for context in group),
-                    key=lambda question: question.n_tokens(len(preamble)),
-                    reverse=True,
-                )
-                cache = None
-                width = ROW_TOKENS if preamble and not self.scoring.merges else 0
-                while waiting:
-                    rows, rest = take_rows(waiting, len(preamble), budget, width)
-                    try:
-                        if preamble and cache is None:
-                            cache = preamble_cache(self.model, preamble, self.device, budget)
-                        scored = self._score(rows, len(preamble), cache)
-                    except RuntimeError as error:
-                        if not is_out_of_memory(error) or budget == 1:
-                            raise
-                        if sum(map(len, rows)) == 1:
-                            waiting = [*rows[0][0].halves(), *rest]
-                        budget //= 2
-                        self.token_budget = budget
-                    else:
-                        waiting = rest
-                        answers |= scored
-                        self._done(scored)
-                        continue
-                    release_memory()
+                scored, budget = self._score_group([questions[context] for context in group], preamble, budget)
+                answers |= scored
         for i, (text, _, _) in enumerate(requests):
             if text is not None:
                 self.cache_hook.add_partial("loglikelihood", text, answers[i])
@@ -222,6 +198,40 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
                 f"raise it to {longest} or more, or leave it unset"
             )
         return self.token_budget
+
+    def _score_group(
+        self, questions: list[Question], preamble: Tokens, budget: int
+    ) -> tuple[dict[int, tuple[float, bool]], int]:
+        """The scores of questions that share a preamble, and the token budget: halved where memory ran out."""
+        waiting = sorted(questions, key=lambda question: question.n_tokens(len(preamble)), reverse=True)
+        width = ROW_TOKENS if preamble and not self.scoring.merges else 0
+        answers: dict[int, tuple[float, bool]] = {}
+        cache = None
+        while waiting:
+            rows, rest = take_rows(waiting, len(preamble), budget, width)
+            try:
+                if preamble and cache is None:
+                    cache = preamble_cache(self.model, preamble, self.device, budget)
+                scored = self._score(rows, len(preamble), cache)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if (cache is None and preamble) or sum(map(len, rows)) > 1:
+                    if budget == 1:
+                        raise
+                    budget //= 2
+                    self.token_budget = budget
+                elif len(rows[0][0].answers) > 1:
+                    waiting = [*rows[0][0].halves(), *rest]
+                else:
+                    raise
+            else:
+                waiting = rest
+                answers |= scored
+                self._done(scored)
+                continue
+            release_memory()
+        return answers, budget
 
     def _score(self, rows: Sequence[Sequence[Question]], n_preamble: int, cache: Any) -> dict[int, tuple[float, bool]]:
         """The scores of the questions in `rows`, by request index; `cache` holds the preamble."""
