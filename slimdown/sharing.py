@@ -89,6 +89,7 @@ GREEDY_SETTINGS = frozenset(
         "bos_token_id",
         "eos_token_id",
         "pad_token_id",
+        "decoder_start_token_id",  # of encoder-decoders; some decoders have it as well
         "do_sample",
         "temperature",
         "top_k",
