@@ -21,7 +21,7 @@ from slimdown.sharing import EXACT, NOT_MERGING, Scoring, choose_scoring
 # peft 0.21 asks transformers 5.24 for names that it changed (delete when it follows), and warns of what is not asked.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*past_key_values` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*`past_key_values`:FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:peft"),
 ]
 
