@@ -89,7 +89,8 @@ class MlflowServer:
         _until(lambda: urllib.request.urlopen(f"{self.uri}/health", timeout=2), 120)
 
     def signal(self, number: int) -> None:
-        os.killpg(self._process.pid, number)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
         if number == signal.SIGKILL:
             self._process.wait()
 
@@ -97,8 +98,7 @@ class MlflowServer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with suppress(ProcessLookupError):
-            self.signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL)
 
 
 WRITER = """

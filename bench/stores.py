@@ -65,18 +65,18 @@ def _outage(what: str, fault: Callable[[MlflowServer], None], trials: int) -> Co
                 fault(server)
                 said = job.communicate(timeout=300)[0]
                 unsent = sorted((folder / "mlruns" / "unsent").glob("*"))
-                if unsent:
-                    server.signal(signal.SIGKILL)
-                    server.start()
-                    sent = [_send(folder, unsent[0]) for _ in range(2)]
-                else:
-                    sent = [0]
+                server.signal(signal.SIGKILL)
+                server.start()
+                sent = [_send(folder, unsent[0]) for _ in range(2)] if unsent else []
                 kept = _whole(server)
         lines = [line for line in said.splitlines() if line.startswith("tracking.uri=")]
         noise = [word for word in ("Traceback", "urllib3", "Retrying") if word in said]
         good = job.returncode == 0 and not any(sent) and kept and len(lines) <= 2 and not noise
         held += good
-        print(f"{what}, {MOMENTS[trial % len(MOMENTS)]}: exit {job.returncode}, {lines}, sent {sent}, whole {kept}")
+        print(
+            f"{what}, {MOMENTS[trial % len(MOMENTS)]}: exit {job.returncode}, {lines}, sent {sent}, whole {kept}",
+            flush=True,
+        )
         if not good:
             print(said)
     return Count(what, trials, held)
@@ -109,7 +109,8 @@ def _whole(server: MlflowServer) -> bool:
     [model] = client.search_logged_models([run.info.experiment_id])
     return (
         {"adapter", "samples", "plots", "report.html", "config.yaml"} <= files
-        and len(client.list_artifacts(run.info.run_id, "samples")) == 8
+        and len(client.list_artifacts(run.info.run_id, "samples"))
+        == 2 * sum(key.startswith("slimdown.verdict.") for key in run.data.tags)
         and len(client.get_metric_history(run.info.run_id, "train/loss")) == 3
         and "forgetting/pocket_math/change" in run.data.metrics
         and run.data.tags["slimdown.baseline.pocket_math"] == runs["baseline"].info.run_id
@@ -144,7 +145,7 @@ def _postgres(trials: int) -> list[Count]:
             held += codes == [0] * 8 and n_made == 1
             print(f"eight on a fresh database: exit {codes}, base measured {n_made} times")
             if codes != [0] * 8:
-                print(said)
+                print(said, flush=True)
         with tempfile.TemporaryDirectory() as name, MlflowServer(Path(name), fresh_database(uri, "served")) as server:
             codes, n_made, said = together(server.uri, 4, Path(name))
             served = codes == [0] * 4

@@ -28,9 +28,21 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 _T = TypeVar("_T")
-_MOST_SECONDS = 12  # that a store may take to answer for the first time
+_MOST_SECONDS = 10  # that a store may take to answer for the first time
 # Which of its pages MLflow opens an experiment with: those for training, with charts and logged models.
 _TRAINING_PAGES = {"mlflow.experimentKind": "custom_model_development"}
+
+
+def check_store(config: TrackingConfig) -> None:
+    """Return in silence where the store answers, without importing MLflow.
+
+    Raises:
+        UserError: it does not answer within 15 seconds, or refuses.
+    """
+    with _told(config):
+        if file := sqlite_file(config.uri):
+            file.absolute().parent.mkdir(parents=True, exist_ok=True)
+        within(_MOST_SECONDS, lambda: _reach(config.uri))
 
 
 def open_store(config: TrackingConfig, reading: bool = False) -> "MlflowClient":
@@ -43,24 +55,28 @@ def open_store(config: TrackingConfig, reading: bool = False) -> "MlflowClient":
     Raises:
         UserError: the store does not answer within 15 seconds, or refuses.
     """
-    if problem := config.uri_problem():
-        raise UserError(problem)
     # "Creating initial MLflow database tables": a fresh store is no news.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints the traceback of what it raises
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password, if it holds one
-    try:
-        if config.uri.startswith("http"):
-            return within(_MOST_SECONDS, lambda: _answering_server(config.uri))
-        file = sqlite_file(config.uri)
-        if file and not reading:
-            file.absolute().parent.mkdir(parents=True, exist_ok=True)
-        if not file:
-            os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # libpq's own setting; it waits for minutes without
-        within(_MOST_SECONDS, lambda: _connected(config.uri).close())
+    file = sqlite_file(config.uri)
+    if not (file and reading):
+        check_store(config)
+    with _told(config):
+        if config.uri.startswith(("http", "databricks")):
+            return within(_MOST_SECONDS, lambda: _client(config.uri))
         # Processes that open a fresh database together break it for good (mlflow 3.17): one makes it, under a lock.
         with nullcontext() if file and reading else lock(config, "creation"):
             return _client(config.uri)
+
+
+@contextmanager
+def _told(config: TrackingConfig) -> Iterator[None]:
+    """Whatever fails inside is said as what is wrong with the address."""
+    if problem := config.uri_problem():
+        raise UserError(problem)
+    try:
+        yield
     except ModuleNotFoundError as error:
         cure = "pip install 'slimdown[postgres]'" if config.uri.startswith("postgresql") else "install it"
         raise UserError(f"tracking.uri={public_uri(config.uri)} needs the driver {error.name}; {cure}") from None
@@ -189,17 +205,22 @@ def _client(uri: str) -> "MlflowClient":
     return cast("MlflowClient", Undisturbed(client)) if file else client
 
 
-def _answering_server(uri: str) -> "MlflowClient":
-    # Asked once beforehand: MLflow's own client retries for minutes before it says that nobody answers.
+def _reach(uri: str) -> None:
+    """Ask once: MLflow's own client retries for minutes before it says that nobody answers."""
+    if uri.startswith("databricks"):
+        return  # only its own client knows the way
+    if not uri.startswith("http"):
+        _connected(uri).close()
+        return
     with suppress(urllib.error.HTTPError):  # somebody answers; whether we may write is for the client to find out
         urllib.request.urlopen(f"{public_uri(uri).replace('***@', '').rstrip('/')}/health", timeout=_MOST_SECONDS)
-    return _client(uri)
 
 
 def _connected(uri: str) -> "Connection":
     """A connection that answered, in no transaction."""
     from sqlalchemy import NullPool, create_engine, text
 
+    os.environ.setdefault("PGCONNECT_TIMEOUT", "9")  # libpq's own setting; it waits for minutes without
     connection = create_engine(uri, poolclass=NullPool, isolation_level="AUTOCOMMIT").connect()
     connection.execute(text("SELECT 1"))
     return connection

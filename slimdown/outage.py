@@ -54,7 +54,7 @@ class PatientClient:
     def __init__(self, client: MlflowClient, config: TrackingConfig) -> None:
         self._client, self._config = client, config
         self._silent_since: float | None = None
-        self._wait, self._call_seconds = 0.0, 12.0  # until the run is open: its start is not waited for
+        self._wait, self._call_seconds = 0.0, 10.0  # until the run is open: its start is not waited for
         self.instead: TrackingConfig | None = None  # where records go once the store is gone
 
     @classmethod

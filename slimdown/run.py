@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from slimdown.commandline import check_command_line, read_command_line, swept_keys
 from slimdown.config import CONF_DIR, ConfigError, RunConfig, UserError, load_config
+from slimdown.connection import check_store
 from slimdown.hiding import blank_secrets, without_secrets
 from slimdown.redaction import public_uri, redact
 
@@ -43,7 +44,8 @@ def run(
     Raises:
         UserError: something that the user can mend.
     """
-    # Imported here: torch and its kin take seconds, and a typo should not wait for them.
+    check_store(config.tracking)
+    # Imported here: torch and its kin take seconds, and a typo or a silent store should not wait for them.
     from slimdown import report
     from slimdown.anatomy import anatomy
     from slimdown.baseline import measure, measure_loss
