@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STORE  := sqlite:///mlruns/mlflow.db
+# Two processes with a thread each: most of a test is Python, and two threads wait for each other.
+SIDE_BY_SIDE := -n 2 --dist loadfile
+test test-floor test-newest: export OMP_NUM_THREADS = 1
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,7 +22,7 @@ demo: $(VENV)/installed ## fine-tune and measure the embedded pocket world; no d
 	$(BIN)/python -m slimdown.run
 
 test: $(VENV)/installed ## the tests that need no network and no GPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 # uv finds the oldest versions that go together. Old ones warn of what came after them, so warnings are no errors there.
 .venv-floor/installed: RESOLUTION = lowest-direct
@@ -34,12 +37,12 @@ test: $(VENV)/installed ## the tests that need no network and no GPU
 	touch $@
 
 test-floor: .venv-floor/installed ## the same on the oldest versions that pyproject.toml allows; TESTS=... for a part
-	.venv-floor/bin/python -m pytest -W default $(TESTS)
+	.venv-floor/bin/python -m pytest $(SIDE_BY_SIDE) -W default $(TESTS)
 
 test-newest: ## the same on the newest versions of the day, in .venv-newest
 	rm -f .venv-newest/installed
 	$(MAKE) .venv-newest/installed
-	.venv-newest/bin/python -m pytest $(TESTS)
+	.venv-newest/bin/python -m pytest $(SIDE_BY_SIDE) $(TESTS)
 
 test-slow: $(VENV)/installed ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
