@@ -80,7 +80,9 @@ def warm() -> None:
 
 def start(folder: Path, arguments: list[str], prepare: Callable[[], None] = lambda: None) -> int:
     """Fork a child that does what `python -m slimdown.run ARGUMENTS` does in `folder`; returns its process id."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the child has its handlers
     if child := os.fork():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return child
     code = 1
     try:
@@ -90,6 +92,7 @@ def start(folder: Path, arguments: list[str], prepare: Callable[[], None] = lamb
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
         interruption.end_at_once_when_interrupted()  # as run.py does before its imports
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         sys.argv[:] = ["slimdown.run", *arguments]
         prepare()
         run.main()
