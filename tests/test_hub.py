@@ -26,7 +26,7 @@ TINY = [
 
 def start(folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [*ENTRY, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
+        [*ENTRY, *arguments], cwd=folder, capture_output=True, text=True, timeout=900, env={**os.environ, **environment}
     )
 
 
@@ -105,7 +105,7 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(store: MlflowClient, tm
         ([*STORIES, "model.revision=v9"], "has no such branch, tag or commit"),
         ([*STORIES, "dataset=[alpaca]", "dataset.alpaca.path=nobody/no-rows"], "there is no dataset nobody/no-rows"),
         ([*STORIES, "dataset.alpaca.output=answer"], "there is no column answer; there are instruction, input, output"),
-        ([*STORIES, "train.max_length=4096"], "train.max_length=4096 is beyond the 512 tokens"),
+        ([*STORIES[:2], "train.max_length=4096"], "train.max_length=4096 is beyond the 512 tokens"),
         ([*STORIES, "dataset.alpaca.template=chat"], "this model's tokenizer has no chat template"),
         ([*STORIES, "benchmark=[gsm8k,mmlu_cs]", "benchmark.gsm8k.limit=20"],
          "num_fewshot=5: the longest prompt of gsm8k has"),
