@@ -20,19 +20,21 @@ _OVERLOADED = (500, 502, 503, 504)
 
 
 _answered: set[str] = set()  # the hosts that answered in this process: the hub and its helpers
-_silent: dict[str, str] = {}  # those that are asked no more, and why
+_silent: dict[str, str] = {}  # those that are asked no more inside the present `asking_hub`, and why
 
 
 @contextmanager
 def asking_hub(what: str) -> Iterator[None]:
     """Inside, requests that the hub answers with an error of its own, or not at all, are made again for half a minute.
 
-    After that the hub counts as offline, and what lies in the cache is used.
+    After that the hub counts as offline to the end of the block, and what lies in the cache is used. The next block
+    asks anew: a later job of a sweep has nothing to do with an outage that is over.
 
     Raises:
         UserError: it stopped answering in the middle, so that files may be missing; the message begins with `what`.
     """
     _ask_again()
+    _silent.clear()
     try:
         yield
     except UserError:

@@ -99,9 +99,29 @@ def test_a_hub_that_falls_silent_is_named_whatever_was_made_of_it(server: Server
     with pytest.raises(UserError, match=named), asking_hub("model.id=a/b"):
         tokenizer()
     assert server.asked == 6
+
+
+def test_a_silent_hub_is_not_asked_again_where_it_was_given_up(server: Server) -> None:
+    server.statuses = [200, 503]
     with pytest.raises(UserError, match="HF_HUB_OFFLINE=1"), asking_hub("dataset.alpaca"):
         get_session().get(server.address)
-    assert server.asked == 6  # known to be silent
+        for _ in range(2):
+            with pytest.raises(OfflineModeIsEnabled):
+                get_session().get(server.address)
+    assert server.asked == 6
+
+
+def test_an_outage_that_is_over_fails_no_later_job(server: Server) -> None:
+    server.statuses = [200, *[503] * 5, 200]
+    with pytest.raises(UserError, match="stopped answering"), asking_hub("model.id=a/b"):
+        get_session().get(server.address)
+        get_session().get(server.address)
+    with asking_hub("model.id=c/d"):
+        pass  # all of it is in the cache
+    with pytest.raises(ValueError, match="of its own"), asking_hub("model.id=c/d"):
+        raise ValueError("a mistake of its own")
+    with asking_hub("model.id=c/d"):
+        assert get_session().get(server.address).text == "ok"
 
 
 def test_files_that_may_be_missing_are_not_taken_for_absent(server: Server) -> None:
