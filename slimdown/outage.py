@@ -119,8 +119,8 @@ def advice(config: TrackingConfig) -> str:
     return f"when the store answers again: python -m slimdown.send {Path(config.uri.removeprefix('sqlite:///')).parent}"
 
 
-def send(folder: Path, uri: str | None = None) -> tuple[str, list[str]]:
-    """Carry the runs in a folder over into a store; the address, and the ids that they have there.
+def send(folder: Path, uri: str | None = None) -> tuple[str, list[str], list[str]]:
+    """Carry the runs in a folder over into a store; its address, the runs' ids there, and which had not ended.
 
     Sent twice, a run is completed and not doubled: a run that the store had is filled, one that it had not is made
     once and known by a tag.
@@ -154,7 +154,12 @@ def send(folder: Path, uri: str | None = None) -> tuple[str, list[str]]:
                 f"{public_uri(uri)} did not take everything ({_reason(error)}); nothing is lost, and sent "
                 "again nothing is doubled"
             ) from None
-    return uri, list(ids.values())
+    # As they were when they were read: what has ended since may have written more.
+    return uri, list(ids.values()), [ids[run.info.run_id] for run in runs if not _ended(run)]
+
+
+def _ended(run: Run) -> bool:
+    return run.info.status in ("FINISHED", "FAILED", "KILLED")
 
 
 def _meant(run: Run) -> bool:
@@ -206,7 +211,7 @@ def _carry_over(source: MlflowClient, target: MlflowClient, artifacts: Path, run
     # Last, and of these the status: what has an evaluation's tag has the evaluation, what is finished has everything.
     tags = {key: ids.get(value, value) for key, value in run.data.tags.items() if key != ORIGIN}
     target.log_batch(there, tags=[RunTag(key, value) for key, value in tags.items()])
-    if run.info.status in ("FINISHED", "FAILED", "KILLED"):
+    if _ended(run):
         target.set_terminated(there, run.info.status, run.info.end_time)
 
 

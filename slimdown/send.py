@@ -11,7 +11,7 @@ from slimdown.redaction import public_uri
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Send, and say what became of it; exit code 1 where not everything arrived."""
+    """Send, and say what became of it; exit code 1 where not everything arrived, or more may follow."""
     parser = argparse.ArgumentParser(prog="python -m slimdown.send", description=(__doc__ or "").split(": ", 1)[1])
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder that the run named")
     parser.add_argument(
@@ -24,10 +24,17 @@ def main(given: Sequence[str] | None = None) -> None:
     try:
         from slimdown.outage import send  # mlflow's import takes a second: not for --help
 
-        uri, run_ids = send(asked.folder, asked.tracking_uri)
+        uri, run_ids, going = send(asked.folder, asked.tracking_uri)
     except UserError as error:
         sys.exit(f"This cannot be sent:\n  {error}")
     sys.stdout.write("".join(f"run {run_id}\n" for run_id in run_ids))
+    if going:  # not 0, so that `send FOLDER && rm -r FOLDER` takes nothing from under a run
+        sys.exit(
+            "\n".join(
+                f"run {run_id} is still going (or was killed); keep {asked.folder} and send again when it has ended"
+                for run_id in going
+            )
+        )
     sys.stdout.write(f"All of it is in {public_uri(uri)} now; {asked.folder} is no longer needed.\n")
 
 

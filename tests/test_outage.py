@@ -16,7 +16,7 @@ from recorded import evaluation, here, right
 from requests.exceptions import ConnectionError as NoConnection
 from test_page import TRAINING
 
-from slimdown import outage
+from slimdown import outage, send as command
 from slimdown.anatomy import anatomy
 from slimdown.config import TrackingConfig, UserError
 from slimdown.forgetting import forgetting
@@ -167,8 +167,8 @@ def test_what_a_silent_server_lacks_lies_on_disk_and_is_delivered_once(
     on_disk = [contents(local, run) for run in runs(local)]
     assert on_disk[0] == {**expected[0], "tags": on_disk[0]["tags"]}  # the tags name the run of the base by its id
     for _ in range(2):
-        uri, sent = send(tmp_path / "unsent")
-        assert uri == here().uri
+        uri, sent, going = send(tmp_path / "unsent")
+        assert (uri, going) == (here().uri, [])
         assert run.run_id in sent
         assert [contents(store, run) for run in runs(store)] == expected
 
@@ -235,3 +235,21 @@ def test_sending_says_what_it_lacks(tmp_path: Path, store: MlflowClient, migrate
     shutil.copy(migrated_store, tmp_path / "mlflow.db")
     with pytest.raises(UserError, match="give --tracking-uri"):
         send(tmp_path)
+
+
+def test_a_folder_that_a_run_still_writes_into_is_kept(
+    server: Server, store: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "unsent")
+    with opened(server) as run:
+        server.last = GONE
+        run.log_params({"lora.r": 8})
+        server.last = None
+        with pytest.raises(SystemExit, match=f"run {run.run_id} is still going .* keep {folder} and send again"):
+            command.main([folder, "--tracking-uri", here().uri])
+        assert "no longer needed" not in capsys.readouterr().out
+        run.log_params({"lora.alpha": 16})
+    command.main([folder, "--tracking-uri", here().uri])
+    assert "no longer needed" in capsys.readouterr().out
+    [sent] = runs(store)
+    assert (sent.info.status, sent.data.params) == ("FINISHED", {"lora.r": "8", "lora.alpha": "16"})
