@@ -273,16 +273,17 @@ def check_optimizer(config: TrainConfig, device: str) -> None:
     # more than the 4,096 numbers below which optimizers of 8 bits use 32
     parameter = torch.nn.Parameter(torch.zeros(64, 128, device=device))
     parameter.grad = torch.zeros_like(parameter)
+    here: dict[str, Any] = {"report_to": "none", "use_cpu": device == "cpu"}
     setting = f"train.optim={config.optim}"
     try:
         with tempfile.TemporaryDirectory() as folder:
-            arguments = transformers.TrainingArguments(
-                folder, optim=config.optim, report_to="none", use_cpu=device == "cpu"
-            )
-        kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(arguments)
-        optimizer = kind([parameter], **settings)
-        optimizer.step()
-        setting = f"train.lr_scheduler_type={config.lr_scheduler_type}"
+            arguments = transformers.TrainingArguments(folder, optim=config.optim, **here)
+            kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(arguments)
+            optimizer = kind([parameter], **settings)
+            optimizer.step()
+            setting = f"train.lr_scheduler_type={config.lr_scheduler_type}"
+            schedule = {"lr_scheduler_type": config.lr_scheduler_type, "warmup_steps": config.warmup_steps}
+            transformers.TrainingArguments(folder, **schedule, **here)  # which refuses some schedules by themselves
         transformers.get_scheduler(config.lr_scheduler_type, optimizer, 1, 10)
     except Exception as error:  # each optimizer is somebody else's code
         reason = " ".join(str(error).split())[:200]

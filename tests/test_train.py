@@ -147,6 +147,10 @@ def test_steps_are_told_as_they_happen(composed: Composed, pocket: LoadedModel, 
             r"train\.optim=galore_adamw cannot be used here: .*; train\.optim=adamw_torch can",
         ),
         ("train.lr_scheduler_type=cosine_with_min_lr", r"cannot be used here: .*; train\.lr_scheduler_type=linear can"),
+        (
+            "train.lr_scheduler_type=reduce_lr_on_plateau",
+            r"^train\.lr_scheduler_type=reduce_lr_on_plateau cannot be used here: .*eval.*; .*type=linear can",
+        ),
     ],
 )
 def test_settings_that_the_model_cannot_take_are_refused(
