@@ -5,6 +5,7 @@ by the same methods, into a local store in a folder, and `send` carries it over 
 """
 
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -60,8 +61,7 @@ class PatientClient:
     @classmethod
     def open(cls, config: TrackingConfig) -> "PatientClient":
         """A client of a store that answers; raises UserError where it does not."""
-        for name, value in _MLFLOW_SETTINGS.items():
-            os.environ.setdefault(name, value)
+        _set_mlflow_limits()
         return cls(open_store(config), config)
 
     def begin(self) -> None:
@@ -116,7 +116,8 @@ class PatientClient:
 
 def advice(config: TrackingConfig) -> str:
     """How what lies in the folder of a silent store is delivered."""
-    return f"when the store answers again: python -m slimdown.send {Path(config.uri.removeprefix('sqlite:///')).parent}"
+    folder = str(Path(config.uri.removeprefix("sqlite:///")).parent)
+    return f"when the store answers again: python -m slimdown.send {shlex.quote(folder)}"
 
 
 def send(folder: Path, uri: str | None = None) -> tuple[str, list[str], list[str]]:
@@ -132,6 +133,7 @@ def send(folder: Path, uri: str | None = None) -> tuple[str, list[str], list[str
     Raises:
         UserError: no such folder, no address, or a store that does not take everything.
     """
+    _set_mlflow_limits()
     if not (folder / "mlflow.db").is_file():
         raise UserError(f"{folder} holds no runs to send (no mlflow.db); give the folder that the run named")
     local = TrackingConfig(uri=f"sqlite:///{folder.absolute()}/mlflow.db", experiment="")
@@ -156,6 +158,11 @@ def send(folder: Path, uri: str | None = None) -> tuple[str, list[str], list[str
             ) from None
     # As they were when they were read: what has ended since may have written more.
     return uri, list(ids.values()), [ids[run.info.run_id] for run in runs if not _ended(run)]
+
+
+def _set_mlflow_limits() -> None:
+    for name, value in _MLFLOW_SETTINGS.items():
+        os.environ.setdefault(name, value)
 
 
 def _ended(run: Run) -> bool:

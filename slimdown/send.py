@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slimdown.config import UserError
+from slimdown.interruption import EXIT_CODE
 from slimdown.redaction import public_uri
 
 
@@ -27,6 +28,9 @@ def main(given: Sequence[str] | None = None) -> None:
         uri, run_ids, going = send(asked.folder, asked.tracking_uri)
     except UserError as error:
         sys.exit(f"This cannot be sent:\n  {error}")
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted before everything arrived; nothing is lost, and sent again nothing is doubled.\n")
+        sys.exit(EXIT_CODE)
     sys.stdout.write("".join(f"run {run_id}\n" for run_id in run_ids))
     if going:  # not 0, so that `send FOLDER && rm -r FOLDER` takes nothing from under a run
         sys.exit(

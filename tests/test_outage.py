@@ -1,10 +1,13 @@
 """A store that falls silent while a run is under way: nothing computed is lost, and all of it can be delivered."""
 
+import shlex
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +256,56 @@ def test_a_folder_that_a_run_still_writes_into_is_kept(
     assert "no longer needed" in capsys.readouterr().out
     [sent] = runs(store)
     assert (sent.info.status, sent.data.params) == ("FINISHED", {"lora.r": "8", "lora.alpha": "16"})
+
+
+class _Dying(BaseHTTPRequestHandler):
+    """A server that answers while it is opened, and is nothing but a proxy's 503 from then on."""
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        alive = self.path.startswith(("/health", "/api/2.0/mlflow/experiments/search"))
+        self.send_response(200 if alive else 503)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    do_GET = do_POST = _answer
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_sending_to_a_server_that_dies_ends_soon(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in outage._MLFLOW_SETTINGS:
+        monkeypatch.setenv(name, "")  # so that it is undone
+        monkeypatch.delenv(name)
+    with opened(server):
+        server.last = GONE
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Dying) as dying:
+        threading.Thread(target=dying.serve_forever, daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(UserError, match=r"did not take everything .* nothing is doubled"):
+            send(tmp_path / "unsent", f"http://127.0.0.1:{dying.server_port}")
+        assert time.monotonic() - began < 5
+        dying.shutdown()
+
+
+def test_an_interrupted_sending_says_so_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(folder: Path, uri: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(outage, "send", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        command.main([str(tmp_path)])
+    said = capsys.readouterr().err
+    assert (ended.value.code, said.count("\n")) == (130, 1)
+    assert "sent again nothing is doubled" in said
+
+
+def test_the_command_that_delivers_can_be_pasted() -> None:
+    said = outage.advice(TrackingConfig(uri="sqlite:////a place/$one/mlflow.db"))
+    assert shlex.split(said.partition(": ")[2]) == ["python", "-m", "slimdown.send", "/a place/$one"]
