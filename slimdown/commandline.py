@@ -81,11 +81,10 @@ def check_command_line(arguments: list[str]) -> None:
     Raises:
         ConfigError: listing every problem, one a line.
     """
+    _check_flags(arguments)
     line = read_command_line(arguments)
     if not line.checkable:
         return
-    if "--experimental-rerun" in " ".join(line.flags):
-        raise ConfigError("--experimental-rerun takes a pickled config, which nothing here checks; repeat the command")
     for folder in line.folders:
         if not folder.is_dir():
             raise ConfigError(f"--config-dir: there is no folder {folder}")
@@ -108,6 +107,30 @@ def check_command_line(arguments: list[str]) -> None:
             problems += [p for p in _composed_problems(sound, line.folders) if p not in problems]
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _check_flags(arguments: list[str]) -> None:
+    """Refuse the flags that Hydra answers with a traceback."""
+    given = get_args_parser().parse_intermixed_args(arguments)
+    if given.experimental_rerun:
+        raise ConfigError("--experimental-rerun takes a pickled config, which nothing here checks; repeat the command")
+    if given.help:
+        return
+    if given.resolve and not given.cfg:
+        raise ConfigError("--resolve goes with --cfg or --help; add --cfg job to see the settings of a run")
+    if given.hydra_help:
+        return
+    if given.cfg and given.multirun:
+        raise ConfigError("--cfg shows one run; leave out -m and give one value each")
+    asked = {
+        "--run": given.run,
+        "--multirun": given.multirun,
+        "--cfg": given.cfg,
+        "--shell-completion": given.shell_completion,
+        "--info": given.info,
+    }
+    if len(names := [name for name, value in asked.items() if value]) > 1:
+        raise ConfigError(f"{' and '.join(names)} do not go together; give one of them")
 
 
 @dataclass(frozen=True)

@@ -220,6 +220,10 @@ SETTINGS = [
     ("--experimental-rerun nope.pickle", "repeat the command"),
     ("--nope", "unrecognized arguments: --nope"),
     ("--cfg nope", "invalid choice: 'nope'"),
+    ("-m lora.r=4,8 --cfg job", "--cfg shows one run; leave out -m and give one value each"),
+    ("--resolve", "--resolve goes with --cfg or --help"),
+    ("--run -m lora.r=4,8", "--run and --multirun do not go together; give one of them"),
+    ("--info config --cfg job", "--cfg and --info do not go together; give one of them"),
 ]
 
 GOOD = '{"instruction": "a", "output": "b"}\n'
