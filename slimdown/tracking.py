@@ -157,7 +157,10 @@ class TrackedRun:
             return write(self)
         try:
             result = write(self)
-        except (StoreGone, MlflowException) as error:  # silent, or a refusal: what was computed is worth a folder
+        except Exception as error:  # silent, or a refusal: what was computed is worth a folder
+            # Artifacts go past the server, and are refused in the words of their own library: the system's, botocore's.
+            if not isinstance(error, StoreGone | MlflowException) and (not self._written or disk_full(error)):
+                raise
             tags = {**self._tags, ORIGIN: self.run_id}
             self._on_disk = TrackedRun(self._client.give_up(error), self.name, self._kind, tags)
             self.artifact_uri = self._on_disk.artifact_uri

@@ -1,5 +1,6 @@
 """A store that falls silent while a run is under way: nothing computed is lost, and all of it can be delivered."""
 
+import errno
 import shlex
 import shutil
 import threading
@@ -16,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from recorded import evaluation, here, right
-from requests.exceptions import ConnectionError as NoConnection
+from requests.exceptions import ConnectionError as NoConnection, HTTPError
 from test_page import TRAINING
 
 from slimdown import outage, send as command
@@ -208,6 +209,42 @@ def test_a_refusal_in_the_middle_costs_no_wait_and_no_result(server: Server, sto
         run.log_params({"lora.r": 8})
     assert time.monotonic() - started < 10
     assert run.store_uri.endswith("unsent/mlflow.db")
+
+
+class ClientError(Exception):
+    """As botocore's, which is nobody's subclass."""
+
+
+DENIED = PermissionError(errno.EACCES, "Permission denied", "/artifacts")
+
+
+@pytest.mark.parametrize("refusal", [DENIED, HTTPError("403 Forbidden"), ClientError("AccessDenied")])
+def test_an_artifact_root_that_refuses_in_words_of_its_own_costs_no_result(
+    refusal: Exception, server: Server, tmp_path: Path
+) -> None:
+    with opened(server, wait=300) as run:
+        run.log_params({"lora.r": 8})
+        server.last = refusal
+        run.log_report("# what was lost", {"report.html": "<p>"})
+    local = MlflowClient(f"sqlite:///{tmp_path}/unsent/mlflow.db")
+    [on_disk] = [contents(local, run) for run in runs(local)]
+    assert (on_disk["status"], on_disk["params"]) == ("FINISHED", {"lora.r": "8"})
+    assert on_disk["files"] == ["report.html", "report.md"]
+
+
+def test_a_full_disk_is_no_silent_store(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the disk takes no more"), opened(server) as run:
+        run.log_params({"lora.r": 8})
+        server.answers = iter([OSError(errno.ENOSPC, "No space left on device")])
+        run.log_params({"lora.alpha": 16})
+    assert not (tmp_path / "unsent").exists()
+
+
+def test_what_refuses_the_first_write_ends_the_run_before_anything_is_computed(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(PermissionError, match="/artifacts"), opened(server) as run:
+        server.answers = iter([DENIED])
+        run.log_params({"lora.r": 8})
+    assert not (tmp_path / "unsent").exists()
 
 
 def test_a_run_that_is_stopped_does_not_wait_for_its_store(
