@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from slimdown.config import BenchmarkConfig, EvaluationConfig, OnProgress, TrainConfig
+from slimdown.config import BenchmarkConfig, EvaluationConfig, OnProgress, TrainConfig, UserError
 from slimdown.dequantize import asked, dequantizes
 from slimdown.evaluate import Evaluator
 from slimdown.identity import digest
@@ -91,6 +91,12 @@ def measure(
                 if found is None:
                     found = evaluator.evaluate(name, tasks[name], benchmark)
                     record.keep(name, key, found)
+            if any(benchmark.metric not in sample.scores for sample in found.samples):
+                there = ", ".join(sorted(found.samples[0].scores)) or "none such"
+                raise UserError(
+                    f"benchmark.{name}.metric={benchmark.metric} has no score for each question, so base and tuned "
+                    f"model cannot be paired; {benchmark.task} has {there}"
+                )
             reports[name] = found
         return EvalReport(reports, version("lm-eval"), scoring.path, time.perf_counter() - started)
 

@@ -8,6 +8,10 @@ from typing import Any
 
 from slimdown.config import UserError
 
+# Llama 3's templates write today's date into every prompt, or the one that they are given: always the same, so that a
+# base measured yesterday is asked what the tuned model is asked today. It is the day that they themselves fall back on.
+ONE_DAY = {"date_string": "26 Jul 2024"}
+
 _SECONDS = 10.0  # for one question; templates take milliseconds
 
 
@@ -55,7 +59,7 @@ def chat_prompt(tokenizer: Any, question: str, setting: str) -> str:
     """
     turns = [{"role": "user", "content": question}]
     try:
-        prompt: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        prompt: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **ONE_DAY)
     except Exception as error:  # the publisher's program: whatever it raises
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{setting}: the tokenizer's chat template fails ({reason})") from None

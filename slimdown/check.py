@@ -194,7 +194,7 @@ def _answer(given: argparse.Namespace) -> Outcome:
     width = max(len(judgement.benchmark) for judgement in judged)
     console.print(f"{run.name}  ({run.run_id})", markup=False)
     if report.part:
-        console.print(f"Judged on {report.part}, by which no run was chosen.", markup=False)
+        console.print(f"Judged on {report.part}, which this run does not show.", markup=False)
     for judgement in judged:
         shown = (f"{judgement.outcome.name:<9}", styles[judgement.outcome])
         console.print(Text.assemble(shown, f"  {judgement.benchmark:<{width}}  {judgement.reason}"))

@@ -11,11 +11,9 @@ from dataclasses import dataclass, replace
 from math import inf, isfinite, isnan, nan, sqrt
 from statistics import fmean, stdev
 
-import scipy
-
 from slimdown.anatomy import EXPLANATIONS
 from slimdown.config import UserError, nearest
-from slimdown.paired import Estimate
+from slimdown.paired import Estimate, t_quantile
 from slimdown.selection import choosing, corrected_verdicts, corrections
 from slimdown.store import RecordedRun
 
@@ -132,8 +130,9 @@ def pooled(estimates: Sequence[Estimate]) -> tuple[Estimate, float]:
     """The mean of several runs' estimates, and their standard deviation (nan for one run).
 
     The runs were asked the same questions, so the noise of the questions does not average out: the interval holds
-    the mean of theirs and the training's, standard deviation over the root of the number, with Satterthwaite's degrees
-    of freedom: two seeds say little. `--noise` tells the two apart, from every answer.
+    the mean of theirs and the training's, standard deviation over the root of the number, each with the quantile of its
+    own degrees of freedom (Cochran and Cox, as in `seeds.py`): two seeds say little. `--noise` tells the two apart,
+    from every answer.
 
     >>> mean, spread = pooled([Estimate(0.1, 0.03, 0, 0), Estimate(0.2, 0.03, 0, 0)])
     >>> round(mean.value, 3), round(mean.standard_error, 4), round(spread, 4)
@@ -143,10 +142,9 @@ def pooled(estimates: Sequence[Estimate]) -> tuple[Estimate, float]:
     if len(known) < 2:
         return (known[0] if known else UNKNOWN), nan
     value, spread = fmean(e.value for e in known), stdev(e.value for e in known)
-    training = spread**2 / len(known)
-    error = sqrt(fmean(e.standard_error**2 for e in known) + training)
-    freedom = (len(known) - 1) * (error**2 / training) ** 2 if training > 0 else inf
-    half = float(scipy.stats.t(freedom).isf(0.025)) * error
+    training, questions = spread**2 / len(known), fmean(e.standard_error**2 for e in known)
+    error = sqrt(questions + training)
+    half = (t_quantile(len(known) - 1) * training + t_quantile(inf) * questions) / error if error else 0.0
     return Estimate(value, error, value - half, value + half), spread
 
 

@@ -31,7 +31,8 @@ _MOST_COLUMNS = 4  # settings with a column each; more stand together in one
 _MOST_SEEDS = 4  # that are listed
 _UNBOUNDED = 10_000  # columns: as wide as a table likes
 _LEGEND = (
-    "Change of each benchmark's primary metric in points, tuned - base, [95 % interval], verdict of the run at 5 %, "
+    "Change of each benchmark's primary metric in points, tuned - base, [95 % interval], verdict of the run (claims of "
+    "change and of none at 5 % each), "
     "which is of its checkpoint and for questions like these (where they come from subjects, for such subjects; from "
     "fewer than 5, for these only); * target task."
 )

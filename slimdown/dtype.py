@@ -79,15 +79,21 @@ def _seconds(dtype: torch.dtype) -> float:
     return time.perf_counter() - started
 
 
-def _cache_file() -> Path:
-    """One a kind of processor, torch, and limit on instructions: what decides which kernels run."""
+def kernels() -> list[str | None]:
+    """What decides which kernels this processor runs: its kind, torch, and the limit on instructions.
+
+    bfloat16 products of one processor with AMX, with AVX512-BF16 alone and emulated are three different ones.
+    """
     cpuinfo = _cpuinfo()
-    kind = [
+    return [
         processor_name(), *(cpuinfo.get(key) for key in ("cpu family", "model", "flags", "Features")),  # x86, Arm
         torch.__version__, torch.backends.cpu.get_cpu_capability(), os.environ.get("ONEDNN_MAX_CPU_ISA"),
     ]  # fmt: skip
+
+
+def _cache_file() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "slimdown"
-    return folder / f"processor-{hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:16]}.json"
+    return folder / f"processor-{hashlib.sha256(json.dumps(kernels()).encode()).hexdigest()[:16]}.json"
 
 
 def _cpuinfo() -> dict[str, str]:

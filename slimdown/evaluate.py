@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 
-from slimdown.chat import check_chat_template
+from slimdown.chat import ONE_DAY, check_chat_template
 from slimdown.config import BenchmarkConfig, EvaluationConfig, OnProgress, UserError
 from slimdown.dequantize import asked, dequantized, dequantizes
 from slimdown.hub import asking_hub
@@ -288,7 +288,12 @@ def _language_model(loaded: LoadedModel, config: EvaluationConfig, **more: Any) 
     if config.apply_chat_template:
         check_chat_template(loaded.tokenizer, "evaluation.apply_chat_template=true")
     return SharedWorkLM(
-        loaded.model, loaded.tokenizer, token_budget=config.token_budget, batch_size=config.batch_size, **more
+        loaded.model,
+        loaded.tokenizer,
+        token_budget=config.token_budget,
+        batch_size=config.batch_size,
+        chat_template_args=ONE_DAY,
+        **more,
     )
 
 

@@ -294,7 +294,10 @@ def _refuse_unlike(name: str, base: "BenchmarkReport", tuned: "BenchmarkReport")
             [s.prompt_hash for s in tuned.samples],
         ),
         "task_hash": (base.task_hash, tuned.task_hash),
-        "score_precision": (base.score_precision, tuned.score_precision),
+        # Of scores that are all whole numbers the precision says nothing.
+        "score_precision": (base.score_precision, tuned.score_precision)
+        if base.is_graded and tuned.is_graded
+        else ("", ""),
     }
     for field, (before, after) in pairs.items():
         if before != after:

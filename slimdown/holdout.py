@@ -12,6 +12,7 @@ others; the parts are as large as chance makes them, 150 of 300 give or take 9.
 
 import hashlib
 from dataclasses import replace
+from math import isclose
 
 from slimdown.config import UserError
 from slimdown.paired import mean
@@ -47,6 +48,13 @@ def held_out_part(report: EvalReport, share: float) -> EvalReport:
     return _part(report, share, True, f"the held-out part of each benchmark's questions (evaluation.holdout={share:g})")
 
 
+def _is_mean(report: BenchmarkReport, metric: str) -> bool:
+    """Whether a metric is the mean of its questions' scores; a perplexity of a part cannot be had from them."""
+    if not all(metric in sample.scores for sample in report.samples):
+        return False
+    return isclose(mean(report.scores_of(metric)).value, report.scores[metric].value, rel_tol=1e-6, abs_tol=1e-9)
+
+
 def _part(report: EvalReport, share: float, held_out: bool, said: str) -> EvalReport:
     parts = {name: _split(name, one, share, held_out) for name, one in report.benchmarks.items()}
     return replace(report, benchmarks=parts, part=said)
@@ -61,7 +69,7 @@ def _split(name: str, report: BenchmarkReport, share: float, held_out: bool) -> 
             f"evaluation.holdout={share:g} would keep {n_held_out} of the {n} questions of {name}, and both parts need "
             f"{FEWEST} or more; ask more questions, or choose a share nearer 0.5"
         )
-    metrics = [metric for metric in report.scores if all(metric in sample.scores for sample in samples)]
+    metrics = [metric for metric in report.scores if metric == report.benchmark.metric or _is_mean(report, metric)]
     means = {metric: mean([sample.scores[metric] for sample in samples]) for metric in metrics}
     scores = {metric: Score(found.value, found.standard_error) for metric, found in means.items()}
     return replace(report, samples=samples, scores=scores)

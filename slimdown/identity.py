@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from slimdown.dtype import kernels
+
 # Where something came from; what came from there is in by its content.
 _PROVENANCE = frozenset(["_name_or_path", "_commit_hash", "name_or_path", "is_local", "local_files_only"])
 # Of an adapter's config: which base it was trained on is in by that base's content.
@@ -85,7 +87,7 @@ def _arithmetic(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         return found | {"gpu": torch.cuda.get_device_name(device)}
     if device.type == "cpu":
-        return found | {"instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+        return found | {"kernels": kernels(), "threads": torch.get_num_threads()}
     return found
 
 

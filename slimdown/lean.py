@@ -61,7 +61,7 @@ def trainer_class(base: LoadedModel) -> Any:
     # A head that scales or caps its logits, or a router with a loss of its own, stays with TRL.
     special = (
         "final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling",
-        "output_router_logits",
+        "output_router_logits", "logits_soft_cap", "logits_mup_width_multiplier", "softcap",
     )  # fmt: skip
     if base.device != "cpu" or head.bias is not None or any(getattr(settings, name, None) for name in special):
         return SFTTrainer
@@ -118,12 +118,15 @@ def attention_by_row(base: LoadedModel) -> Iterator[None]:
     starts: list[int] = []  # of the batch's rows, and its end
 
     def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        positions = kwargs["position_ids"][0]  # what every trl gives; the boundaries themselves came with 1.16
-        starts[:] = [*(positions == 0).nonzero().flatten().tolist(), len(positions)]
+        if "position_ids" in kwargs:  # what every trl gives; the boundaries themselves came with 1.16
+            positions = kwargs["position_ids"][0]
+            starts[:] = [*(positions == 0).nonzero().flatten().tolist(), len(positions)]
 
     def attend(
         module: Any, query: Any, key: Any, value: Any, attention_mask: None, **kwargs: Any
     ) -> tuple[torch.Tensor, None]:
+        if not starts:
+            raise RuntimeError("nobody told where the rows of this batch begin")
         kwargs |= {"is_causal": True}
         rows = [
             sdpa_attention_forward(module, *(x[:, :, start:end] for x in (query, key, value)), None, **kwargs)[0]
@@ -137,9 +140,12 @@ def attention_by_row(base: LoadedModel) -> Iterator[None]:
     AttentionInterface.register("slimdown_by_row", attend)
     usual = base.model.config._attn_implementation
     base.model.set_attn_implementation("slimdown_by_row")
-    hook = base.model.base_model.register_forward_pre_hook(note, with_kwargs=True)
+    # Either is called, by TRL's loss and by ours; OPT's head goes past `base_model` to the decoder in it.
+    called = (base.model, base.model.base_model)
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in called]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         base.model.set_attn_implementation(usual)

@@ -54,6 +54,11 @@ class BenchmarkReport:
     score_precision: str = "float64"  # of the samples' graded scores; earlier records rounded them to float32
 
     @property
+    def is_graded(self) -> bool:
+        """Whether any score lies between whole numbers."""
+        return any(score % 1 for sample in self.samples for score in sample.scores.values())
+
+    @property
     def score(self) -> Score:
         """The primary metric's."""
         return self.scores[self.benchmark.metric]

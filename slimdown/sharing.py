@@ -15,7 +15,8 @@ from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from slimdown.forward import is_out_of_memory, measuring
+from slimdown.dequantize import free_bytes
+from slimdown.forward import is_out_of_memory, measuring, release_memory
 from slimdown.probe import Probe, in_float32
 
 
@@ -112,7 +113,7 @@ def choose_scoring(model: Any, longest: Callable[[], int], adapter: Any = None, 
 
     longest: the tokens of the longest row that will be asked; called where that matters.
     adapter: PEFT's config of what will be trained; adapters already on the model count as well.
-    Raises RuntimeError where memory runs out in trying: that says nothing about the model.
+    Where there is no memory for a trial, stock asks: both models, since this is decided once.
     """
     known = model.get_base_model() if hasattr(model, "peft_config") else model
     adapters = [*getattr(model, "peft_config", {}).values(), *([adapter] if adapter is not None else [])]
@@ -174,20 +175,24 @@ def _rope_types(parameters: Any) -> set[str]:
 
 def why_not_by_trying(model: Any, longest: int, merging: bool) -> str:
     """What a trial of shared rows and of decoding says against them; empty where they agree with plain ones."""
+    widened = sum(p.numel() * 4 for p in model.parameters() if p.is_floating_point() and p.itemsize < 4)
+    if widened > free_bytes(model.device):
+        return f"no memory to try shared rows: {widened / 2**30:.1f} GiB in float32"
     try:
         with measuring(model):
-            with in_float32(model) as widened:
+            with in_float32(model) as is_wider:
                 probe = Probe(model, longest)
                 if (error := probe.batch_error()) > TOLERANCE:
                     return f"other rows in a batch move its logits by {error:.2g} standard deviations"
                 error, allowed = probe.sharing_error(merging), TOLERANCE
-            if error <= allowed and widened:
+            if error <= allowed and is_wider:
                 probe = Probe(model, longest)
                 allowed = max(TOLERANCE_HALF, 3 * probe.batch_error())
                 error = probe.sharing_error(merging)
     except REFUSALS as refusal:
         if is_out_of_memory(refusal):
-            raise
+            release_memory()
+            return "no memory to try shared rows"
         return f"refuses shared rows: {type(refusal).__name__}: {refusal}"
     return "" if error <= allowed else f"shared rows give other logits: by {error:.2g} standard deviations"
 

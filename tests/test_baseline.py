@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 
 from slimdown import baseline
 from slimdown.baseline import measure
-from slimdown.config import BenchmarkConfig, RunConfig, TrackingConfig
+from slimdown.config import BenchmarkConfig, RunConfig, TrackingConfig, UserError
 from slimdown.evaluate import choose_scoring, evaluate, load_tasks
 from slimdown.forgetting import Verdict, forgetting
 from slimdown.model import LoadedModel, load_model
@@ -69,6 +69,17 @@ def test_an_equal_evaluation_is_found_and_a_new_benchmark_alone_is_made(
     assert record.made == ["pocket_cs"]
     measured(pocket, composed(*BOTH), record)
     assert record.made == ["pocket_cs", "pocket_math"]
+
+
+def test_a_primary_metric_without_a_score_for_each_question_is_refused_after_the_base(
+    pocket: LoadedModel, composed: Composed
+) -> None:
+    record = Counting()
+    (found,) = measured(pocket, composed(*CS), record).values()
+    bare = tuple(replace(sample, scores={"acc_norm": 1.0}) for sample in found.samples)
+    record.kept = dict.fromkeys(record.kept, replace(found, samples=bare))
+    with pytest.raises(UserError, match=r"benchmark.pocket_cs.metric=acc has no score for each question.*acc_norm"):
+        measured(pocket, composed(*CS), record)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from slimdown import chat
 from slimdown.chat import chat_prompt, check_chat_template
 from slimdown.config import EvaluationConfig, RunConfig, UserError
-from slimdown.evaluate import Evaluator, load_tasks
+from slimdown.evaluate import Evaluator, _language_model, load_tasks
 from slimdown.model import LoadedModel
 from slimdown.sharing import Scoring
 
@@ -69,3 +69,14 @@ def test_a_template_that_does_not_take_the_questions_is_one_line(
         Evaluator(pocket, config.evaluation, Scoring(shares=False)) as evaluator,
     ):
         evaluator.questions_hash(tasks["pocket_math"], config.benchmark["pocket_math"])
+
+
+def test_a_template_that_writes_the_date_asks_the_same_every_day(pocket: LoadedModel) -> None:
+    pocket.tokenizer.chat_template = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "{{ date_string }} {{ messages[0]['content'] }}"
+    )
+    assert chat_prompt(pocket.tokenizer, "What?", "template=chat") == "26 Jul 2024 What?"
+    config = EvaluationConfig(batch_size=1, apply_chat_template=True)
+    lm = _language_model(pocket, config)
+    assert lm.apply_chat_template([{"role": "user", "content": "What?"}]) == "26 Jul 2024 What?"

@@ -10,7 +10,7 @@ from slimdown.config import RunConfig, UserError
 from slimdown.forgetting import forgetting
 from slimdown.holdout import held_out_part, is_held_out, open_part
 from slimdown.report import summary
-from slimdown.samples import EvalReport
+from slimdown.samples import EvalReport, Score
 
 
 def asked(report: EvalReport, name: str = "math") -> list[str]:
@@ -78,3 +78,11 @@ def test_reports_read_together_are_corrected_together() -> None:
 def test_a_share_that_is_none_is_refused(share: str, composed: Callable[..., RunConfig]) -> None:
     with pytest.raises(UserError, match=r"evaluation.holdout must be"):
         composed(f"evaluation.holdout={share}")
+
+
+def test_a_metric_that_is_no_mean_of_its_questions_has_no_value_for_a_part() -> None:
+    report = evaluation({"math": right(70, 100)}).benchmarks["math"]
+    samples = tuple(replace(s, scores={**s.scores, "perplexity": -3.0}) for s in report.samples)
+    both = replace(report, samples=samples, scores={**report.scores, "perplexity": Score(20.1, 0.5)})
+    part = open_part(EvalReport({"math": both}, "0.4.13", "shared", 1.0), 0.5).benchmarks["math"]
+    assert set(part.scores) == {"acc"}

@@ -473,14 +473,15 @@ def short_of_memory() -> ShortOfMemory:
     return model
 
 
-def test_out_of_memory_in_the_trial_is_no_refusal(tokenizer: Any) -> None:
+def test_without_memory_for_the_trial_stock_asks_and_says_why(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = short_of_memory()
-    lm = SharedWorkLM(model, tokenizer)
     model.limit_tokens = 100
-    with pytest.raises(torch.OutOfMemoryError):
-        lm.loglikelihood(questions(), disable_tqdm=True)
+    assert SharedWorkLM(model, tokenizer).scoring == Scoring(shares=False, reason="no memory to try shared rows")
     model.limit_tokens = 10**9
-    assert lm.scoring.shares
+    assert SharedWorkLM(model, tokenizer).scoring.shares
+    monkeypatch.setattr("slimdown.sharing.free_bytes", lambda device: 1000)  # of which a wider copy would take more
+    reason = SharedWorkLM(model.to(torch.bfloat16), tokenizer).scoring.reason
+    assert reason.startswith("no memory to try shared rows: ")
 
 
 @pytest.mark.parametrize("merges", [True, False])

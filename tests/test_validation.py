@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+import transformers
 import trl
 from conftest import SMALL
 from mlflow import MlflowClient
@@ -63,6 +64,22 @@ def test_the_loss_is_trls(
         monkeypatch.setattr("slimdown.validation.tells_rows_apart", lambda base: False)
     ours = [validation_loss(pocket, pocket.model, rows, config.train, rule) for rule in ("true", "false")]
     assert ours == pytest.approx([of_trl(pocket, rows, config, tmp_path)] * 2, rel=1e-5)
+
+
+def test_the_loss_of_a_family_whose_head_goes_past_its_base_model_is_trls(
+    composed: Composed, pocket: LoadedModel, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    shape = transformers.OPTConfig(
+        vocab_size=len(pocket.tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48,
+        word_embed_proj_dim=32, max_position_embeddings=256,
+    )  # fmt: skip
+    opt = replace(pocket, model=transformers.OPTForCausalLM(shape).eval())
+    config = composed(*SMALL, *ROWS, "train.per_device_eval_batch_size=8")
+    rows = load_data(config.dataset, 0, pocket.tokenizer).validation
+    assert validation_loss(opt, opt.model, rows, config.train) == pytest.approx(
+        of_trl(opt, rows, config, tmp_path), rel=1e-5
+    )
 
 
 def test_the_model_is_handed_back_as_it_came(composed: Composed, pocket: LoadedModel) -> None:
