@@ -6,12 +6,15 @@ MLflow is imported where it is used: it takes 1.5 seconds.
 import hashlib
 import logging
 import os
+import ssl
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, suppress
+from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -64,6 +67,7 @@ def open_store(config: TrackingConfig, reading: bool = False) -> "MlflowClient":
         check_store(config)
     with _told(config):
         if config.uri.startswith(("http", "databricks")):
+            import_module("mlflow")  # before the seconds begin: from a slow disk it takes many
             return within(_MOST_SECONDS, lambda: _client(config.uri))
         # Processes that open a fresh database together break it for good (mlflow 3.17): one makes it, under a lock.
         with nullcontext() if file and reading else lock(config, "creation"):
@@ -85,7 +89,7 @@ def _told(config: TrackingConfig) -> Iterator[None]:
         silent = isinstance(error, OSError) and not file
         raise (disk_full(error, file.parent) if file else None) or UserError(
             f"tracking.uri={public_uri(config.uri)} {'does not answer' if silent else 'cannot be used'}: "
-            f"{redact(first_line(error))}; {_advice(config.uri)}"
+            f"{redact(first_line(error))}; {_advice(config.uri, error)}"
         ) from None
 
 
@@ -212,8 +216,31 @@ def _reach(uri: str) -> None:
     if not uri.startswith("http"):
         _connected(uri).close()
         return
-    with suppress(urllib.error.HTTPError):  # somebody answers; whether we may write is for the client to find out
-        urllib.request.urlopen(f"{public_uri(uri).replace('***@', '').rstrip('/')}/health", timeout=_MOST_SECONDS)
+    health = f"{public_uri(uri).replace('***@', '').rstrip('/')}/health"
+    try:
+        urllib.request.urlopen(health, timeout=_MOST_SECONDS)
+    except urllib.error.HTTPError:
+        pass  # somebody answers; whether we may write is for the client to find out
+    except urllib.error.URLError as error:
+        if not (isinstance(error.reason, ssl.SSLError) and _is_trusted_by_mlflow(health)):
+            raise
+
+
+def _is_trusted_by_mlflow(address: str) -> bool:
+    """Whether MLflow's client would accept a certificate that Python's own rules refuse: of a private CA, say."""
+    requests = import_module("requests")  # of MLflow, and untyped
+
+    environment = os.environ.get
+    insecure = environment("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
+    verify = environment("MLFLOW_TRACKING_SERVER_CERT_PATH") or not insecure  # True: REQUESTS_CA_BUNDLE, or certifi's
+    certificate = environment("MLFLOW_TRACKING_CLIENT_CERT_PATH")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of urllib3, that nothing is verified: as was asked
+        try:
+            requests.get(address, verify=verify, cert=certificate, timeout=_MOST_SECONDS)
+        except requests.exceptions.SSLError:
+            return False
+    return True
 
 
 def _connected(uri: str) -> "Connection":
@@ -226,9 +253,13 @@ def _connected(uri: str) -> "Connection":
     return connection
 
 
-def _advice(uri: str) -> str:
+def _advice(uri: str, error: Exception) -> str:
     if sqlite_file(uri):
         return "choose a file that you can write, e.g. tracking.uri=sqlite:///mlruns/mlflow.db"
+    if isinstance(getattr(error, "reason", None), ssl.SSLError):
+        return "name the file of the certificates to trust, MLFLOW_TRACKING_SERVER_CERT_PATH=FILE"
+    if uri.startswith("http") and not isinstance(error, OSError):  # somebody answered
+        return "check user, password and address"
     if uri.startswith("http"):
         return (
             "start the server, e.g. `mlflow server --backend-store-uri sqlite:///mlruns/mlflow.db`, or leave "
