@@ -14,7 +14,8 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from uuid import uuid4
 
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -30,6 +31,7 @@ from slimdown.redaction import public_uri, redact
 
 ORIGIN = "slimdown.origin"  # tag of a run in a folder: the id that it had in the store that fell silent
 _SENT = "slimdown.sent"  # tag of a run that was made by sending: its id in the folder
+_ATTEMPT = "slimdown.attempt"  # tag of a run in a server: by which it is found where the answer was lost
 _CALL_SECONDS = 60.0  # for one call; a file more, by its size
 _SLOWEST = 1e6  # bytes a second of an upload that is still waited for
 _SILENCE = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}  # MLflow's codes
@@ -78,6 +80,20 @@ class PatientClient:
                 f"records lies in {folder}; {advice(self.instead)}"
             )
         return self.instead
+
+    def create_run(self, experiment: str, run_name: str, tags: dict[str, str]) -> Run:
+        """A new run; asked again, one that was made while its answer got lost is found and not made twice."""
+        attempt = uuid4().hex
+        asked = False
+
+        def create() -> Run:
+            nonlocal asked
+            if asked and (made := self._client.search_runs([experiment], f"tags.`{_ATTEMPT}` = '{attempt}'")):
+                return made[0]
+            asked = True
+            return self._client.create_run(experiment, run_name=run_name, tags={**tags, _ATTEMPT: attempt})
+
+        return cast("Run", self._ask(create))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return partial(self._ask, getattr(self._client, name))

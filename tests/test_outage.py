@@ -120,7 +120,7 @@ def contents(client: MlflowClient, run: Run) -> dict[str, Any]:
             for file in (files(artifact.path) if artifact.is_dir else [artifact.path])
         ]
 
-    own = ("slimdown.origin", "slimdown.sent")
+    own = ("slimdown.origin", "slimdown.sent", "slimdown.attempt")
     names = {r.info.run_id: r.info.run_name for r in runs(client)}
     models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
     return {
@@ -196,6 +196,28 @@ def test_a_server_that_comes_back_gets_everything_and_one_line_says_so(
     assert said.count("\n") == 2
     assert "does not answer (refused); it is waited for, at most 30 s." in said
     assert "answers again after" in said
+
+
+def test_a_run_whose_opening_arrived_and_was_not_answered_is_opened_once(
+    server: Server, store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", _shortly(time.sleep))
+    lost = [GONE]
+
+    def create(*args: Any, **kwargs: Any) -> Run:
+        made = store.create_run(*args, **kwargs)
+        if lost and kwargs["run_name"] == "base":
+            raise lost.pop()
+        return made
+
+    monkeypatch.setattr(server, "create_run", create, raising=False)
+    with opened(server, wait=30) as run, run.sibling("base", "baseline"), run.sibling("base", "baseline"):
+        pass
+    assert [(r.info.run_name, r.info.status) for r in runs(store)] == [
+        ("a run", "FINISHED"),
+        ("base", "FINISHED"),
+        ("base", "FINISHED"),
+    ]
 
 
 def _shortly(sleep: Callable[[float], None]) -> Callable[[float], None]:
