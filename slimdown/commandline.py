@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config import CONF_DIR, ConfigError, RunConfig, group_choices, load_config
 from slimdown.keys import nearest, setting_problem
+from slimdown.redaction import redact
 from slimdown.rows import RowError, read_rows
 from slimdown.task_files import task_problem
 
@@ -160,7 +161,7 @@ def _alternatives(text: str, folders: tuple[Path, ...]) -> Alternatives:
         each = [_parsed(f"{override.get_key_element()}={value}") for value in values]
     except (HydraException, ValueError, RecursionError, ArithmeticError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{text[:80]!r} is not setting=value: {reason}") from None
+        raise ConfigError(f"{redact(text)[:80]!r} is not setting=value: {reason}") from None
     if not each:
         raise ConfigError(f"{text}: no value is left to try")
     return Alternatives(override, n, each)

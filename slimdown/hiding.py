@@ -30,6 +30,8 @@ class HideInSweep(Callback):
         for key in config:
             if key != "hydra":
                 blank_secrets(config._get_node(key))
+        # Of Hydra's own settings the sweep needs the others; these a job takes from where they came from.
+        blank_secrets(OmegaConf.select(config, "hydra.job.env_set"))
 
 
 def blank_secrets(node: Any) -> None:
@@ -41,7 +43,9 @@ def blank_secrets(node: Any) -> None:
             child: Any = node._get_node(key)
             if OmegaConf.is_config(child):
                 blank_secrets(child)
-            elif isinstance(text := child._value(), str) and (shown := redact(public_uri(text))) != text:
+            elif isinstance(text := child._value(), str) and "${" not in text and IS_SECRET.match(str(key)):
+                node[key] = "***"
+            elif isinstance(text, str) and (shown := redact(public_uri(text))) != text:
                 node[key] = shown
 
 

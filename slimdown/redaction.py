@@ -12,8 +12,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 _NAME = r"(?:token|password|passwd|passphrase|secret|api_?key|access_?key|credentials?)"  # how a secret's name ends
 IS_SECRET = re.compile(rf"(?i).*{_NAME}$")
 _NAMED = re.compile(rf"(?i)({_NAME}[\"']?\s*\\?[=:]\s*)(?!\*\*\*)(\"[^\"]*\"|'[^']*'|[^\s&]+)")
-# Of an address more: what signed links and drivers call theirs (X-Amz-Signature, sig, pwd, sslkey, auth).
-_PARAMETER = re.compile(r"(?i)([?&;][\w.%-]*(?:token|pass|pwd|secret|key|cred|sig|auth)[\w.%-]*\\?=)[^&]*")
+# Of an address more: what signed links and drivers call theirs (X-Amz-Signature, sig, pwd, sslkey, auth, odbc_connect).
+_PARAMETER = re.compile(r"(?i)([?&;][\w.%-]*(?:token|pass|pwd|secret|key|cred|sig|auth|odbc_connect)[\w.%-]*\\?=)[^&]*")
 # Hydra writes a backslash before `:`, `=` and their like; what logs an address may have encoded it.
 _ADDRESS = re.compile(r"(?i)(?<![\w+.-])([a-z][\w+.-]*)(\\?:(?:\\?/){2}|%3a%2f%2f)([^\s\"'<>]*)")
 _QUERY = re.compile(r"\\?\?[\w.%-]+\\?=")

@@ -10,6 +10,8 @@ from conftest import SMALL
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
 
+from slimdown.commandline import check_command_line
+from slimdown.config import ConfigError
 from slimdown.hiding import HideInSweep, without_secrets
 from slimdown.redaction import public_uri, redact
 
@@ -28,6 +30,7 @@ PLANTED = "pl4nted"  # begins every secret here
         f"postgresql://db/mlflow?user=me&password={PLANTED}&sslmode=require",
         rf"postgresql\://db/mlflow\?user\=me&password\={PLANTED}",
         f"postgresql://db/mlflow?sslmode=verify-full&sslpassword={PLANTED}",
+        f"mssql+pyodbc:///?odbc_connect=DRIVER%3DODBC%3BUID%3Dme%3BPWD%3D{PLANTED}",
         f"postgresql%3A%2F%2Fme%3A{PLANTED}%40db%2Fmlflow",
         f"https://{PLANTED}@github.com/me/rows",
         f"https://data/rows.jsonl?X-Amz-Signature={PLANTED}&X-Amz-Expires=60",
@@ -118,6 +121,25 @@ def test_what_a_config_file_brought_is_blanked_before_a_sweep_is_saved() -> None
     )
     HideInSweep().on_multirun_start(config)
     assert config == {"tracking": {"uri": "http://***@server"}, "many": ["https://***@data"], "hydra": {}, "n": 1}
+
+
+def test_what_a_config_file_sets_in_the_environment_of_jobs_is_blanked_by_name() -> None:
+    kept = {"A_TOKEN": "${oc.env:HOME}", "OMP_NUM_THREADS": "1"}
+    secret = {"MLFLOW_TRACKING_PASSWORD": PLANTED, "STORE": f"http://me:{PLANTED}@server"}
+    config = OmegaConf.create({"hydra": {"job": {"env_set": kept | secret}, "sweep": {"dir": "${now:%Y}"}}})
+    OmegaConf.set_readonly(config.hydra, True)
+    HideInSweep().on_multirun_start(config)
+    hidden = {"MLFLOW_TRACKING_PASSWORD": "***", "STORE": "http://***@server"}
+    assert OmegaConf.to_container(config, resolve=False) == {
+        "hydra": {"job": {"env_set": kept | hidden}, "sweep": {"dir": "${now:%Y}"}}
+    }
+
+
+def test_a_long_setting_that_cannot_be_read_is_cut_after_its_secret_is_blanked() -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_command_line([f"tracking.uri=[postgresql://someone:{PLANTED}{'0' * 60}@server/mlflow"])
+    assert "is not setting=value" in str(refused.value)
+    assert PLANTED not in redact(str(refused.value))
 
 
 def test_no_secret_is_found_in_what_a_sweep_leaves(store: MlflowClient, tmp_path: Path) -> None:
