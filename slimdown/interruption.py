@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: each ends what is going on, and none is lost.
+"""Ctrl-C, SIGTERM and a closed terminal: each ends what is going on, and none is lost.
 
 Python raises KeyboardInterrupt wherever it happens to be. Inside a weakref callback or a `__del__` it raises into
 nothing and the work goes on; between opening a run and the `with` that closes it, it leaves a run that nobody marks. So
@@ -16,7 +16,7 @@ from functools import wraps
 from typing import Any
 
 EXIT_CODE = 130  # of a process that a signal ended
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 _ONE_PRESS = 1.0  # seconds: `timeout` and a terminal may deliver one wish to stop twice
 
 
@@ -78,11 +78,11 @@ class Undisturbed:
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM raise KeyboardInterrupt, are remembered, and the second one ends the process at once.
+    """Inside, SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, are remembered, and a second one ends the process.
 
     Whatever error they turned into on their way, KeyboardInterrupt comes out. A signal that the process was started
-    deaf to, as a shell starts background jobs, stays ignored. Inside another `listening`, and in threads, which no
-    signal reaches, nothing changes.
+    deaf to, as a shell starts background jobs and `nohup` its own, stays ignored. Inside another `listening`, and in
+    threads, which no signal reaches, nothing changes.
     """
     if _State.listening:
         yield

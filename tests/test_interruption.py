@@ -29,7 +29,7 @@ def lose_a_signal(number: int = signal.SIGTERM) -> None:
     assert reference() is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_python_swallows_is_remembered(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyboardInterrupt), listening():
         lose_a_signal(number)
@@ -91,19 +91,23 @@ def test_a_signal_within_a_query_leaves_no_lock_on_the_store(
 
 
 def test_handlers_are_as_before_afterwards() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), sys.unraisablehook
+    def handlers() -> list[object]:
+        return [*map(signal.getsignal, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)), sys.unraisablehook]
+
+    before = handlers()
     with listening(), listening():
-        pass
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), sys.unraisablehook) == before
+        assert handlers() != before
+    assert handlers() == before
 
 
-def test_a_process_that_is_deaf_to_ctrl_c_stays_so() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_process_that_is_deaf_to_a_signal_stays_so(number: int) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with listening():
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            assert signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 def test_a_second_signal_ends_the_process_at_once() -> None:
