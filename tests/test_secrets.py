@@ -51,7 +51,7 @@ def test_a_secret_is_blanked_in_any_text(text: str) -> None:
     "text",
     [
         "lora.r=8 benchmark.gsm8k.limit=200",
-        "sqlite:////home/me@work/mlflow.db",
+        "sqlite:////srv/me@lab/mlflow.db",
         "https://huggingface.co/datasets/me/rows@main",
         "http://localhost:5000/#/experiments/1?compare=true",
         "evaluation:\n  token_budget: 4096\n",
