@@ -53,10 +53,11 @@ test-postgres: $(VENV)/installed ## the tests on a real PostgreSQL, which they s
 test-hub: $(VENV)/installed ## the tests on real models and data; needs the hub, or HF_ENDPOINT set to a mirror
 	$(BIN)/python -m pytest -m hub
 
-check: $(VENV)/installed ## format, lint, types
+check: $(VENV)/installed ## format, lint, types, and that imports go down only
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 ui: $(VENV)/installed ## MLflow's pages over the runs made so far, on http://127.0.0.1:5000
 	$(BIN)/mlflow ui --backend-store-uri $(STORE)

@@ -24,7 +24,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slimdown.scoring import SharedWorkLM
+from slimdown.measuring.engine.scoring import SharedWorkLM
 
 DEFAULT_TASKS = ["hellaswag:200", "mmlu_college_computer_science:100:5", "gsm8k:32:5"]
 

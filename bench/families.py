@@ -31,8 +31,8 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from slimdown.scoring import SharedWorkLM
-from slimdown.sharing import Scoring, is_exact
+from slimdown.measuring.engine.scoring import SharedWorkLM
+from slimdown.measuring.engine.sharing import Scoring, is_exact
 
 WINDOW = 192  # tokens that a tiny model has positions for
 

@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from slimdown import interruption, run
+from slimdown import run
+from slimdown.guarding import interruption
 
 QUICK = [
     "dataset.pocket_instructions.max_examples=32",
@@ -233,7 +234,7 @@ def told_right(ended: Ended, trial: str) -> str | None:
 
 def lose_a_signal_in(step: str, number: signal.Signals) -> None:
     """Make a step of the record deliver a signal inside a weakref callback."""
-    from slimdown.tracking import TrackedRun
+    from slimdown.recording.write import TrackedRun
 
     original = getattr(TrackedRun, step)
 
@@ -310,7 +311,7 @@ def fill(folder: Path, left: int) -> None:
 
 def fill_at(moment: str, folder: Path, left: int) -> None:
     """Fill the disk when a run comes to what it calls `moment`."""
-    from slimdown import report
+    from slimdown.showing import report
 
     name = "markdown_report" if moment == "report" else "progress_bar"
     original = getattr(report, name)

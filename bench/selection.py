@@ -14,8 +14,8 @@ from functools import cache
 
 import numpy as np
 
-from slimdown.forgetting import Verdict, verdict
-from slimdown.paired import ALPHA, Difference, difference, holm
+from slimdown.judging.changes import Verdict, verdict
+from slimdown.judging.paired import ALPHA, Difference, difference, holm
 
 RUNS, BENCHMARKS, BUDGET = 30, 4, 0.02
 

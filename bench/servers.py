@@ -111,7 +111,7 @@ def together(uri: str, n: int, folder: Path) -> tuple[list[int | None], int]:
     Returns:
         Their exit codes, and how many of them made the evaluation.
     """
-    import slimdown.tracking  # noqa: F401
+    import slimdown.recording.write  # noqa: F401
 
     processes = multiprocessing.get_context("fork")
     made, begin = processes.Value("i", 0), processes.Barrier(n)
@@ -124,9 +124,9 @@ def together(uri: str, n: int, folder: Path) -> tuple[list[int | None], int]:
 
 
 def _write(uri: str, home: Path, made: Any, begin: Any) -> None:
-    from slimdown.config import BenchmarkConfig, TrackingConfig
-    from slimdown.samples import BenchmarkReport, Sample, Score
-    from slimdown.tracking import EvaluationRecord, TrackedRun
+    from slimdown.measuring.samples import BenchmarkEvaluation, Sample, Score
+    from slimdown.recording.write import EvaluationRecord, TrackedRun
+    from slimdown.settings.schema import BenchmarkConfig, TrackingConfig
 
     home.mkdir(parents=True)
     os.chdir(home)
@@ -141,7 +141,7 @@ def _write(uri: str, home: Path, made: Any, begin: Any) -> None:
             if record.find("math", "key", benchmark) is None:
                 time.sleep(1)
                 record.keep(
-                    "math", "key", BenchmarkReport(benchmark, "1", "h", {"acc": Score(1.0, 0.0)}, (sample,), 1.0)
+                    "math", "key", BenchmarkEvaluation(benchmark, "1", "h", {"acc": Score(1.0, 0.0)}, (sample,), 1.0)
                 )
                 with made.get_lock():
                     made.value += 1

@@ -14,12 +14,12 @@ from math import inf, isfinite, sqrt
 import numpy as np
 from scipy import stats
 
-from slimdown.clusters import Drawn
-from slimdown.config import BenchmarkConfig
-from slimdown.forgetting import Verdict, verdict
-from slimdown.paired import Difference, Table, difference, holm, mean_difference, student, t_quantile
-from slimdown.ratio import forgetting_rate
-from slimdown.seeds import seed_noise
+from slimdown.judging.changes import Verdict, verdict
+from slimdown.judging.clusters import Drawn
+from slimdown.judging.paired import Difference, Table, difference, holm, mean_difference, student, t_quantile
+from slimdown.judging.ratio import forgetting_rate
+from slimdown.judging.seeds import seed_noise
+from slimdown.settings.schema import BenchmarkConfig
 
 MARGIN = BenchmarkConfig.margin
 Rows = Iterator[list[object]]

@@ -22,10 +22,12 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 
 from bench.training import stock
-from slimdown.config import CONF_DIR, RunConfig, load_config
-from slimdown.data import load_data
-from slimdown.model import load_model
-from slimdown.provenance import environment
+from slimdown.preparing.data import load_data
+from slimdown.preparing.model import load_model
+from slimdown.recording.provenance import environment
+from slimdown.settings.files import CONF_DIR
+from slimdown.settings.load import load_config
+from slimdown.settings.schema import RunConfig
 
 ROWS = 32
 LIMITS = {"hellaswag": 20, "gsm8k": 4, "mmlu_cs": 10}

@@ -23,10 +23,12 @@ from hydra import compose, initialize_config_dir
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
-from slimdown.config import CONF_DIR, RunConfig, load_config
-from slimdown.data import SftData, load_data
-from slimdown.model import LoadedModel, load_model
-from slimdown.train import fine_tune
+from slimdown.preparing.data import SftData, load_data
+from slimdown.preparing.model import LoadedModel, load_model
+from slimdown.settings.files import CONF_DIR
+from slimdown.settings.load import load_config
+from slimdown.settings.schema import RunConfig
+from slimdown.training.train import fine_tune
 
 
 class Measured(NamedTuple):

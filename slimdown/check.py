@@ -15,10 +15,12 @@ from enum import IntEnum
 from math import isnan
 from typing import NoReturn
 
-from slimdown.arguments import Parser
-from slimdown.config import DEFAULT_STORE, Role, TrackingConfig, UserError, default_store, nearest
-from slimdown.forgetting import BenchmarkChange, ForgettingReport, forgetting
-from slimdown.paired import ALPHA, CLUSTERED_T, Difference, holm
+from slimdown.guarding.errors import UserError
+from slimdown.judging.changes import BenchmarkChange, Changes, changes_between
+from slimdown.judging.paired import ALPHA, CLUSTERED_T, Difference, holm
+from slimdown.settings.arguments import Parser
+from slimdown.settings.keys import nearest
+from slimdown.settings.schema import DEFAULT_STORE, Role, TrackingConfig, default_store
 
 
 class Outcome(IntEnum):
@@ -41,7 +43,7 @@ class Judgement:
     reason: str
 
 
-def judge(report: ForgettingReport, budgets: dict[str, float]) -> list[Judgement]:
+def judge(report: Changes, budgets: dict[str, float]) -> list[Judgement]:
     """For each benchmark with a budget, whether its loss is shown to be within it, beyond it, or neither.
 
     Args:
@@ -111,7 +113,7 @@ def read_budgets(asked: Sequence[str]) -> dict[str, float]:
     return budgets
 
 
-def budgets_for(report: ForgettingReport, budgets: dict[str, float]) -> dict[str, float]:
+def budgets_for(report: Changes, budgets: dict[str, float]) -> dict[str, float]:
     """The budgets to hold a run to: those given, or each retained benchmark's margin if none is.
 
     Raises:
@@ -173,8 +175,8 @@ def _answer(given: argparse.Namespace) -> Outcome:
     from rich.console import Console
     from rich.text import Text
 
-    from slimdown.holdout import held_out_part
-    from slimdown.store import read_evaluation, read_run  # mlflow's import takes a second: not for --help
+    from slimdown.judging.holdout import held_out_part
+    from slimdown.recording.read import read_evaluation, read_run  # mlflow's import takes a second: not for --help
 
     budgets = read_budgets(given.max_loss)
     config = TrackingConfig(uri=given.tracking_uri, experiment="slimdown")
@@ -185,7 +187,7 @@ def _answer(given: argparse.Namespace) -> Outcome:
     if run.holdout:  # the questions that did not choose this run, and no others
         base, tuned = (held_out_part(report, run.holdout) for report in (base, tuned))
     try:
-        report = forgetting(base, tuned)
+        report = changes_between(base, tuned)
     except ValueError as error:
         raise UserError(str(error)) from None
     judged = judge(report, budgets_for(report, budgets))

@@ -14,23 +14,25 @@ from pathlib import Path
 
 from rich.console import Console
 
-from slimdown import comparison_files as files, comparison_formats as formats
-from slimdown.arguments import Parser, options_given
-from slimdown.comparison import Comparison, by, compare, counted, ordered
-from slimdown.comparison_formats import FORMATS, Heading, Paired
-from slimdown.config import DEFAULT_STORE, TrackingConfig, UserError, default_store, nearest
-from slimdown.holdout import held_out_part, open_part
-from slimdown.redaction import public_uri
-from slimdown.samples import EvalReport
-from slimdown.store import (
+from slimdown.guarding.errors import UserError
+from slimdown.guarding.redaction import public_uri
+from slimdown.judging.comparison import Comparison, by, compare, counted, ordered
+from slimdown.judging.holdout import held_out_part, open_part
+from slimdown.judging.runs import RecordedRun
+from slimdown.measuring.samples import Evaluation
+from slimdown.recording.read import (
     FILTER_EXAMPLE,
-    RecordedRun,
     experiment_names,
     find_runs,
     read_evaluation,
     read_run,
     refuse_unfinished,
 )
+from slimdown.settings.arguments import Parser, options_given
+from slimdown.settings.keys import nearest
+from slimdown.settings.schema import DEFAULT_STORE, TrackingConfig, default_store
+from slimdown.showing import comparison_files as files, comparison_formats as formats
+from slimdown.showing.comparison_formats import FORMATS, Heading, Paired
 
 _DEFAULT_EXPERIMENT = "slimdown"  # conf/config.yaml, which takes longer to compose than the runs to read
 _PLAIN_WIDTH = 120  # of a file or a pipe, or more where a table needs it
@@ -204,11 +206,11 @@ def confirm(runs: Sequence[RecordedRun], store: TrackingConfig) -> list[Paired]:
     return found
 
 
-def _paired(before: str, base: EvalReport, after: str, tuned: EvalReport, n_confirmed: int = 0) -> Paired:
-    from slimdown.anatomy import anatomy
-    from slimdown.forgetting import forgetting
+def _paired(before: str, base: Evaluation, after: str, tuned: Evaluation, n_confirmed: int = 0) -> Paired:
+    from slimdown.judging.anatomy import anatomy
+    from slimdown.judging.changes import changes_between
 
-    report = forgetting(base, tuned, n_reports=max(1, n_confirmed))
+    report = changes_between(base, tuned, n_reports=max(1, n_confirmed))
     found = {name: anatomy(base.benchmarks[name], tuned.benchmarks[name]) for name in report.benchmarks}
     causes = {
         name: {cause.name: cause.share.value for cause in lost.causes if cause.share} for name, lost in found.items()
@@ -280,7 +282,7 @@ def _compare_pairs(asked: argparse.Namespace, store: TrackingConfig) -> None:
 
 
 def _compare_seeds(asked: argparse.Namespace, store: TrackingConfig) -> None:
-    from slimdown.seeds import read_seeds
+    from slimdown.recording.read import read_seeds
 
     runs, _ = select(asked, store)
     comparison = compare(runs, group_seeds=True)

@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 
-from slimdown import interruption
+from slimdown.guarding import interruption
 
 if __name__ == "__main__":
     interruption.end_at_once_when_interrupted()  # before the imports, which take a third of a second
@@ -18,11 +18,15 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from slimdown.commandline import check_command_line, read_command_line, swept_keys
-from slimdown.config import CONF_DIR, ConfigError, RunConfig, UserError, load_config
-from slimdown.connection import check_store
-from slimdown.hiding import blank_secrets, without_secrets
-from slimdown.redaction import public_uri, redact
+from slimdown.guarding.errors import ConfigError, UserError
+from slimdown.guarding.hiding import blank_secrets, without_secrets
+from slimdown.guarding.redaction import public_uri, redact
+from slimdown.recording.connection import check_store
+from slimdown.settings.commandline import check_command_line, read_command_line, swept_keys
+from slimdown.settings.files import CONF_DIR
+from slimdown.settings.load import load_config
+from slimdown.settings.naming import base_settings, flatten, run_name
+from slimdown.settings.schema import RunConfig
 
 
 def run(
@@ -46,19 +50,19 @@ def run(
     """
     check_store(config.tracking)
     # Imported here: torch and its kin take seconds, and a typo or a silent store should not wait for them.
-    from slimdown import report
-    from slimdown.anatomy import anatomy
-    from slimdown.baseline import measure, measure_loss
-    from slimdown.data import load_data
-    from slimdown.evaluate import choose_scoring, load_tasks
-    from slimdown.forgetting import forgetting
-    from slimdown.holdout import open_part
-    from slimdown.model import load_model
-    from slimdown.page import html_report
-    from slimdown.plots import plot_files
-    from slimdown.provenance import environment, git_commit
-    from slimdown.tracking import EvaluationRecord, TrackedRun, base_record
-    from slimdown.train import adapter_config, check_rows, check_settings, fine_tune, peak_memory_bytes
+    from slimdown.judging.anatomy import anatomy
+    from slimdown.judging.changes import changes_between
+    from slimdown.judging.holdout import open_part
+    from slimdown.measuring.evaluate import choose_scoring, load_tasks
+    from slimdown.measuring.measure import measure, measure_loss
+    from slimdown.preparing.data import load_data
+    from slimdown.preparing.model import load_model
+    from slimdown.recording.provenance import environment, git_commit
+    from slimdown.recording.write import EvaluationRecord, TrackedRun, base_record
+    from slimdown.showing import report
+    from slimdown.showing.page import html_report
+    from slimdown.showing.plots import plot_files
+    from slimdown.training.train import adapter_config, check_rows, check_settings, fine_tune, peak_memory_bytes
 
     report.show_plan(config, name)
     commit = git_commit() or "none"
@@ -124,7 +128,7 @@ def run(
 
         after = open_part(after, config.evaluation.holdout)
         tracked.log_scores("tuned", after.benchmarks)
-        changed = forgetting(before, after)
+        changed = changes_between(before, after)
         lost = {name: anatomy(before.benchmarks[name], after.benchmarks[name]) for name in changed.benchmarks}
         costs = {
             "base_evaluation_seconds": before.seconds,
@@ -141,44 +145,6 @@ def run(
     report.show_results(changed, lost, tuned.result)
     report.show_where(tracked.run_id, public_uri(tracked.store_uri), tracked.artifact_uri, tracked.undelivered)
     return changed.mean_retained_change.value
-
-
-def flatten(config: RunConfig) -> dict[str, object]:
-    """Every setting by its dotted key, as it is overridden on the command line."""
-    flat: dict[str, object] = {}
-
-    def walk(node: object, prefix: str) -> None:
-        if isinstance(node, dict) and node:
-            for key, value in node.items():
-                walk(value, f"{prefix}{key}.")
-        else:
-            flat[prefix[:-1]] = node
-
-    walk(OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True), "")
-    return flat
-
-
-def base_settings(config: RunConfig) -> dict[str, object]:
-    """The settings that a base's evaluation depends on, by their dotted keys."""
-    sections = ("model.", "quantization.", "benchmark.", "evaluation.")
-    found = {key: value for key, value in flatten(config).items() if key.startswith(sections)}
-    return {key: value for key, value in found.items() if key != "evaluation.holdout"}
-
-
-def run_name(model: str, overrides: list[str], swept: tuple[str, ...] = ()) -> str:
-    """The model and what the command line changed of its training: what tells one run from another at a glance.
-
-    What a sweep varies comes first; how it is measured and recorded is left out.
-
-    >>> run_name("pocket", ["lora.r=4", "tracking.experiment=ranks"])
-    'pocket lora.r=4'
-    >>> run_name("smollm2", ["model=smollm2", "dataset=alpaca", "benchmark.gsm8k.limit=8", "lora.r=4"], ("lora.r",))
-    'smollm2 lora.r=4 dataset=alpaca'
-    """
-    unshown = ("model=", "benchmark", "evaluation.", "baseline.", "tracking.", "hydra")
-    shown = [o for o in (override.lstrip("+") for override in overrides) if not o.startswith(unshown)]
-    shown.sort(key=lambda o: o.partition("=")[0] not in swept)  # stable: the order of the command line otherwise
-    return " ".join([model, *shown])[:120]
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from slimdown.config import UserError
-from slimdown.interruption import EXIT_CODE
-from slimdown.redaction import public_uri
+from slimdown.guarding.errors import UserError
+from slimdown.guarding.interruption import EXIT_CODE
+from slimdown.guarding.redaction import public_uri
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -23,7 +23,7 @@ def main(given: Sequence[str] | None = None) -> None:
     )
     asked = parser.parse_args(given)
     try:
-        from slimdown.outage import send  # mlflow's import takes a second: not for --help
+        from slimdown.recording.outage import send  # mlflow's import takes a second: not for --help
 
         uri, run_ids, going = send(asked.folder, asked.tracking_uri)
     except UserError as error:

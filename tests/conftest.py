@@ -16,8 +16,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
-from slimdown.config import CONF_DIR, RunConfig, load_config
-from slimdown.model import LoadedModel, load_model
+from slimdown.preparing.model import LoadedModel, load_model
+from slimdown.settings.files import CONF_DIR
+from slimdown.settings.load import load_config
+from slimdown.settings.schema import RunConfig
 
 
 @pytest.fixture(scope="session")

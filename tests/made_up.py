@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from slimdown.config import BenchmarkConfig, PaperMetric, Role
-from slimdown.forgetting import ForgettingReport, forgetting
-from slimdown.samples import BenchmarkReport, EvalReport, Sample, Score
+from slimdown.judging.changes import Changes, changes_between
+from slimdown.measuring.samples import BenchmarkEvaluation, Evaluation, Sample, Score
+from slimdown.settings.schema import BenchmarkConfig, PaperMetric, Role
 
 CHOICES = ("red", "green", "blue", "grey")
 
@@ -16,7 +16,7 @@ def written(
     chance: float = 0.0,
     role: Role = Role.retained,
     paper_metric: PaperMetric | None = None,
-) -> BenchmarkReport:
+) -> BenchmarkEvaluation:
     """A benchmark of generated answers, one score a question; also read by a stricter filter that nothing passes."""
     said = responses or ["it is four" if score == 1 else "five" for score in scores]
     samples = [
@@ -39,7 +39,7 @@ def written(
     return _report(config, samples)
 
 
-def chosen(taken: Sequence[int], paper_metric: PaperMetric | None = None) -> BenchmarkReport:
+def chosen(taken: Sequence[int], paper_metric: PaperMetric | None = None) -> BenchmarkEvaluation:
     """A benchmark of four choices, the position taken of each question; question i's right one is i modulo four."""
     samples = [
         Sample(
@@ -60,19 +60,19 @@ def chosen(taken: Sequence[int], paper_metric: PaperMetric | None = None) -> Ben
     return _report(BenchmarkConfig("chosen", "acc", 0, 0.25, Role.retained, paper_metric), samples)
 
 
-def evaluation(**benchmarks: BenchmarkReport) -> EvalReport:
+def evaluation(**benchmarks: BenchmarkEvaluation) -> Evaluation:
     """What every benchmark says of one model."""
-    return EvalReport(benchmarks, "0.4.13", "shared", 1.0)
+    return Evaluation(benchmarks, "0.4.13", "shared", 1.0)
 
 
-def changed(**scores: tuple[Sequence[float], Sequence[float]]) -> ForgettingReport:
+def changed(**scores: tuple[Sequence[float], Sequence[float]]) -> Changes:
     """What base and tuned scores say, by benchmark."""
-    return forgetting(
+    return changes_between(
         evaluation(**{name: written(base) for name, (base, _) in scores.items()}),
         evaluation(**{name: written(tuned) for name, (_, tuned) in scores.items()}),
     )
 
 
-def _report(config: BenchmarkConfig, samples: list[Sample]) -> BenchmarkReport:
+def _report(config: BenchmarkConfig, samples: list[Sample]) -> BenchmarkEvaluation:
     means = {m: Score(sum(s.scores[m] for s in samples) / len(samples), 0.0) for m in samples[0].scores}
-    return BenchmarkReport(config, "1.0", "hash", means, tuple(samples), 1.0)
+    return BenchmarkEvaluation(config, "1.0", "hash", means, tuple(samples), 1.0)

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from slimdown.anatomy import anatomy
-from slimdown.config import BenchmarkConfig, Role, TrackingConfig
-from slimdown.forgetting import forgetting
-from slimdown.holdout import open_part
-from slimdown.samples import BenchmarkReport, EvalReport, Sample, Score
-from slimdown.tracking import TrackedRun
+from slimdown.judging.anatomy import anatomy
+from slimdown.judging.changes import changes_between
+from slimdown.judging.holdout import open_part
+from slimdown.measuring.samples import BenchmarkEvaluation, Evaluation, Sample, Score
+from slimdown.recording.write import TrackedRun
+from slimdown.settings.schema import BenchmarkConfig, Role, TrackingConfig
 
 
 def here(experiment: str = "slimdown") -> TrackingConfig:
@@ -16,7 +16,7 @@ def here(experiment: str = "slimdown") -> TrackingConfig:
     return TrackingConfig(uri=f"sqlite:///{Path.cwd()}/mlruns/mlflow.db", experiment=experiment)
 
 
-def evaluation(scores: Mapping[str, Sequence[float]], target: str = "", num_fewshot: int = 0) -> EvalReport:
+def evaluation(scores: Mapping[str, Sequence[float]], target: str = "", num_fewshot: int = 0) -> Evaluation:
     """One report a benchmark; questions are the same wherever name, number and shots are."""
     reports = {}
     for name, values in scores.items():
@@ -39,8 +39,8 @@ def evaluation(scores: Mapping[str, Sequence[float]], target: str = "", num_fews
         role = Role.target if name == target else Role.retained
         config = BenchmarkConfig(task="task", metric="acc", num_fewshot=num_fewshot, chance=0.0, role=role)
         mean = sum(values) / len(values)
-        reports[name] = BenchmarkReport(config, "1.0", "hash", {"acc": Score(mean, 0.05)}, samples, 1.0)
-    return EvalReport(reports, "0.4.13", "shared", 1.0)
+        reports[name] = BenchmarkEvaluation(config, "1.0", "hash", {"acc": Score(mean, 0.05)}, samples, 1.0)
+    return Evaluation(reports, "0.4.13", "shared", 1.0)
 
 
 def right(n: int, of: int = 100) -> list[float]:
@@ -87,6 +87,6 @@ def record(
         before, after = open_part(before, holdout), open_part(after, holdout)
         run.log_scores("base", before.benchmarks)
         run.log_scores("tuned", after.benchmarks)
-        changed = forgetting(before, after)
+        changed = changes_between(before, after)
         run.log_forgetting(changed, {b: anatomy(before.benchmarks[b], after.benchmarks[b]) for b in changed.benchmarks})
     return run.run_id

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from slimdown.anatomy import anatomy
-from slimdown.config import BenchmarkConfig
-from slimdown.samples import BenchmarkReport, Sample, Score
+from slimdown.judging.anatomy import anatomy
+from slimdown.measuring.samples import BenchmarkEvaluation, Sample, Score
+from slimdown.settings.schema import BenchmarkConfig
 
 STEPS = "There are 3 boxes of 6 pens, so there are 3 * 6 = 18 pens in all. The answer is 18"
 
 
-def generated(*answers: tuple[str, float, float]) -> BenchmarkReport:
+def generated(*answers: tuple[str, float, float]) -> BenchmarkEvaluation:
     """Answers as (response, strict score, flexible score)."""
     samples = tuple(
         Sample(
@@ -31,10 +31,12 @@ def generated(*answers: tuple[str, float, float]) -> BenchmarkReport:
     )
     config = BenchmarkConfig(task="task", metric="strict", num_fewshot=0, chance=0.0)
     scores = {"strict": Score(0.5, 0.1), "flexible": Score(0.5, 0.1)}
-    return BenchmarkReport(config, "1", "hash", scores, samples, 1.0)
+    return BenchmarkEvaluation(config, "1", "hash", scores, samples, 1.0)
 
 
-def chosen(metric: str, *questions: tuple[int, tuple[float, ...]], choices: tuple[str, ...] = ()) -> BenchmarkReport:
+def chosen(
+    metric: str, *questions: tuple[int, tuple[float, ...]], choices: tuple[str, ...] = ()
+) -> BenchmarkEvaluation:
     """Questions as (right choice, log-likelihoods)."""
     choices = choices or ("A", "B", "C", "D")
     samples = []
@@ -57,7 +59,7 @@ def chosen(metric: str, *questions: tuple[int, tuple[float, ...]], choices: tupl
             )
         )
     config = BenchmarkConfig(task="task", metric=metric, num_fewshot=0, chance=0.25)
-    return BenchmarkReport(config, "1", "hash", {metric: Score(0.5, 0.1)}, tuple(samples), 1.0)
+    return BenchmarkEvaluation(config, "1", "hash", {metric: Score(0.5, 0.1)}, tuple(samples), 1.0)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings, strategies as st
 
-from slimdown.commandline import check_command_line
-from slimdown.config import ConfigError, DatasetConfig, RunConfig
-from slimdown.rows import RowError, read_rows
-from slimdown.run import flatten
+from slimdown.guarding.errors import ConfigError
+from slimdown.settings.commandline import check_command_line
+from slimdown.settings.naming import flatten
+from slimdown.settings.rows import RowError, read_rows
+from slimdown.settings.schema import DatasetConfig, RunConfig
 
 COLUMNS = ("question", "context", "reply")
 

@@ -24,8 +24,9 @@ from mlflow import MlflowClient
 from test_model import damage
 
 from slimdown import check, compare, run
-from slimdown.config import RunConfig, UserError
+from slimdown.guarding.errors import UserError
 from slimdown.pocket import MODEL_DIR
+from slimdown.settings.schema import RunConfig
 
 SETTINGS = [
     # groups

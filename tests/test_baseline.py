@@ -19,14 +19,15 @@ import pytest
 from made_up import evaluation, written
 from mlflow import MlflowClient
 
-from slimdown import baseline
-from slimdown.baseline import measure
-from slimdown.config import BenchmarkConfig, RunConfig, TrackingConfig, UserError
-from slimdown.evaluate import choose_scoring, evaluate, load_tasks
-from slimdown.forgetting import Verdict, forgetting
-from slimdown.model import LoadedModel, load_model
-from slimdown.samples import BenchmarkReport, Score, read_samples, write_samples
-from slimdown.tracking import EvaluationRecord, TrackedRun, base_record
+from slimdown.guarding.errors import UserError
+from slimdown.judging.changes import Verdict, changes_between
+from slimdown.measuring import measure as baseline
+from slimdown.measuring.evaluate import choose_scoring, evaluate, load_tasks
+from slimdown.measuring.measure import measure
+from slimdown.measuring.samples import BenchmarkEvaluation, Score, read_samples, write_samples
+from slimdown.preparing.model import LoadedModel, load_model
+from slimdown.recording.write import EvaluationRecord, TrackedRun, base_record
+from slimdown.settings.schema import BenchmarkConfig, RunConfig, TrackingConfig
 
 Composed = Callable[..., RunConfig]
 
@@ -35,21 +36,21 @@ class Counting:
     """A record in memory that counts what had to be made."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, BenchmarkReport] = {}
+        self.kept: dict[str, BenchmarkEvaluation] = {}
         self.made: list[str] = []
 
     def lock(self, key: str) -> Any:
         return nullcontext()
 
-    def find(self, name: str, key: str, benchmark: BenchmarkConfig) -> BenchmarkReport | None:
+    def find(self, name: str, key: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
         return self.kept.get(key)
 
-    def keep(self, name: str, key: str, report: BenchmarkReport) -> None:
+    def keep(self, name: str, key: str, report: BenchmarkEvaluation) -> None:
         self.kept[key] = report
         self.made.append(name)
 
 
-def measured(loaded: LoadedModel, config: RunConfig, record: Any) -> dict[str, BenchmarkReport]:
+def measured(loaded: LoadedModel, config: RunConfig, record: Any) -> dict[str, BenchmarkEvaluation]:
     tasks = load_tasks(config.benchmark)
     scoring = choose_scoring(loaded, tasks, config.benchmark, config.evaluation)
     done = measure(loaded, tasks, config.benchmark, config.evaluation, scoring, record, lambda d, t, n: None)
@@ -118,7 +119,7 @@ def test_graded_scores_come_back_from_a_file_to_the_last_bit(tmp_path: Path) -> 
     write_samples(tmp_path / "samples.parquet", "base", "written", fresh)
     found = read_samples(tmp_path / "samples.parquet", fresh.benchmark)
     assert found == fresh
-    change = forgetting(evaluation(written=found), evaluation(written=fresh)).benchmarks["written"]
+    change = changes_between(evaluation(written=found), evaluation(written=fresh)).benchmarks["written"]
     assert change.primary.value == 0
     assert not change.p_value < 0.05  # undefined where no question differs
     assert change.verdict is Verdict.undecided
@@ -127,7 +128,7 @@ def test_graded_scores_come_back_from_a_file_to_the_last_bit(tmp_path: Path) -> 
     assert isnan(read_samples(tmp_path / "samples.parquet", fresh.benchmark).score.standard_error)
 
 
-def as_before(file: Path, report: BenchmarkReport) -> BenchmarkReport:
+def as_before(file: Path, report: BenchmarkEvaluation) -> BenchmarkEvaluation:
     """A report through a file as records had them: the prompt's end, scores in single precision."""
     write_samples(file, "base", "written", report)
     table = pq.read_table(file)
@@ -145,9 +146,9 @@ def test_samples_of_earlier_records_are_read_and_rounded_ones_are_not_held_again
     rounded = as_before(tmp_path / "samples.parquet", graded)
     assert rounded.scores_of("match.flexible") == pytest.approx([1 / 3, 0.1, 0.7], abs=1e-7)
     both = evaluation(written=rounded)
-    assert forgetting(both, both).benchmarks["written"].primary.value == 0
+    assert changes_between(both, both).benchmarks["written"].primary.value == 0
     with pytest.raises(ValueError, match="score_precision differs: float32 and float64"):
-        forgetting(both, evaluation(written=graded))
+        changes_between(both, evaluation(written=graded))
 
 
 def test_a_prompt_is_kept_whole(pocket: LoadedModel, composed: Composed, tmp_path: Path) -> None:
@@ -205,11 +206,11 @@ def test_reuse_false_makes_it_anew(
 def test_a_run_that_stops_in_the_second_benchmark_leaves_the_first(
     store: MlflowClient, pocket: LoadedModel, composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from slimdown.evaluate import Evaluator
+    from slimdown.measuring.evaluate import Evaluator
 
     config, whole = composed(*BOTH), Evaluator.evaluate
 
-    def stopped(self: Evaluator, name: str, *rest: Any) -> BenchmarkReport:
+    def stopped(self: Evaluator, name: str, *rest: Any) -> BenchmarkEvaluation:
         if name == "pocket_math":
             raise KeyboardInterrupt
         return whole(self, name, *rest)

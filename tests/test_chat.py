@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 import pytest
 
-from slimdown import chat
-from slimdown.chat import chat_prompt, check_chat_template
-from slimdown.config import EvaluationConfig, RunConfig, UserError
-from slimdown.evaluate import Evaluator, _language_model, load_tasks
-from slimdown.model import LoadedModel
-from slimdown.sharing import Scoring
+from slimdown.guarding.errors import UserError
+from slimdown.measuring.engine.sharing import Scoring
+from slimdown.measuring.evaluate import Evaluator, _language_model, load_tasks
+from slimdown.preparing import chat
+from slimdown.preparing.chat import chat_prompt, check_chat_template
+from slimdown.preparing.model import LoadedModel
+from slimdown.settings.schema import EvaluationConfig, RunConfig
 
 SETTING = "dataset.mine.template=chat"
 LONG = "{% for a in range(5000) %}{% for b in range(5000) %}{% endfor %}{% endfor %}"

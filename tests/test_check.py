@@ -10,15 +10,16 @@ from test_forgetting import answers, benchmark, report
 
 from slimdown import compare
 from slimdown.check import Outcome, arguments, budgets_for, judge, main, overall, read_budgets
-from slimdown.config import DEFAULT_STORE, Role, RunConfig, UserError
-from slimdown.forgetting import ForgettingReport, forgetting
-from slimdown.holdout import is_held_out
+from slimdown.guarding.errors import UserError
+from slimdown.judging.changes import Changes, changes_between
+from slimdown.judging.holdout import is_held_out
+from slimdown.settings.schema import DEFAULT_STORE, Role, RunConfig
 
 
-def changed(role: Role = Role.retained, **counts: tuple[int, int, int, int]) -> ForgettingReport:
+def changed(role: Role = Role.retained, **counts: tuple[int, int, int, int]) -> Changes:
     scores = {name: answers(*four) for name, four in counts.items()}
     base = report(**{name: benchmark(before, role=role) for name, (before, _) in scores.items()})
-    return forgetting(base, report(**{name: benchmark(after, role=role) for name, (_, after) in scores.items()}))
+    return changes_between(base, report(**{name: benchmark(after, role=role) for name, (_, after) in scores.items()}))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_an_undecided_judgement_gives_its_reason(
     before: list[float], after: list[float], subjects: list[str] | None, budget: float, reason: str
 ) -> None:
     made = [report(a=benchmark(scores, subjects=subjects)) for scores in (before, after)]
-    (judged,) = judge(forgetting(*made), {"a": budget})
+    (judged,) = judge(changes_between(*made), {"a": budget})
     assert judged.outcome is Outcome.undecided
     assert reason in judged.reason
     assert "nan" not in judged.reason

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from slimdown.clusters import Drawn
-from slimdown.paired import difference, mean
+from slimdown.judging.clusters import Drawn
+from slimdown.judging.paired import difference, mean
 
 # questions of MMLU's 13 subjects of humanities: the largest has a third of them
 HUMANITIES = (126, 165, 204, 237, 121, 108, 163, 346, 895, 311, 324, 1534, 171)

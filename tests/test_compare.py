@@ -18,11 +18,11 @@ from rich.console import Console
 
 from slimdown import check
 from slimdown.compare import arguments, main
-from slimdown.comparison import by_dataset, compare, ordered, series_by, typed, value_of
-from slimdown.comparison_formats import Heading, show
-from slimdown.config import UserError
-from slimdown.store import find_runs
-from slimdown.tracking import TrackedRun
+from slimdown.guarding.errors import UserError
+from slimdown.judging.comparison import by_dataset, compare, ordered, series_by, typed, value_of
+from slimdown.recording.read import find_runs
+from slimdown.recording.write import TrackedRun
+from slimdown.showing.comparison_formats import Heading, show
 
 BASE = {"math": right(80), "cs": right(50), "task": right(10)}
 

@@ -9,16 +9,11 @@ from hydra import compose
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from slimdown.commandline import check_command_line, read_command_line
-from slimdown.config import (
-    CONF_DIR,
-    ConfigError,
-    PaperMetric,
-    RunConfig,
-    group_choices,
-    load_config,
-    transformers_names,
-)
+from slimdown.guarding.errors import ConfigError
+from slimdown.settings.commandline import check_command_line, read_command_line
+from slimdown.settings.files import CONF_DIR, group_choices, transformers_names
+from slimdown.settings.load import load_config
+from slimdown.settings.schema import PaperMetric, RunConfig
 
 Composed = Callable[..., RunConfig]
 
@@ -206,7 +201,9 @@ def test_settings_may_come_before_the_flag_of_a_sweep() -> None:
 
 def test_a_long_sweep_is_checked_by_the_ends_of_its_ranges_and_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     composings: list[Any] = []
-    monkeypatch.setattr("slimdown.commandline.compose", lambda *a, **k: composings.append(a) or compose(*a, **k))
+    monkeypatch.setattr(
+        "slimdown.settings.commandline.compose", lambda *a, **k: composings.append(a) or compose(*a, **k)
+    )
     check_command_line(["-m", "seed=range(0,100)", "lora.r=2,4,8", "train.learning_rate=1e-3,2e-3,3e-3"])
     assert len(composings) == 1
     assert refused("-m", "seed=range(4294967000,4294967400)") == ["seed must be from 0 to 4294967295, got 4294967399"]
@@ -216,14 +213,16 @@ def test_a_file_that_a_sweep_names_often_is_read_once(tmp_path: Path, monkeypatc
     file = tmp_path / "rows.jsonl"
     file.write_text('{"instruction": "a", "output": "b"}\n' * 3)
     opened: list[Path] = []
-    monkeypatch.setattr("slimdown.rows._text", lambda path: opened.append(path) or path.read_text())
+    monkeypatch.setattr("slimdown.settings.rows._text", lambda path: opened.append(path) or path.read_text())
     check_command_line(["-m", "dataset=[file]", f"dataset.file.path={file}", "seed=range(0,9)", "lora.r=1,2,3"])
     assert opened == [file]
 
 
 def test_what_is_checked_is_what_hydra_composes(composed: Composed, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[RunConfig] = []
-    monkeypatch.setattr("slimdown.commandline.load_config", lambda c: found.append(load_config(c)) or found[-1])
+    monkeypatch.setattr(
+        "slimdown.settings.commandline.load_config", lambda c: found.append(load_config(c)) or found[-1]
+    )
     arguments = ["model=smollm2", "dataset.alpaca.max_examples=5", "lora.lora_alpha=${lora.r}", "++lora.r=3", "seed=7"]
     check_command_line(arguments)
     assert found == [composed(*arguments)]

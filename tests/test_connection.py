@@ -16,8 +16,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from slimdown.config import TrackingConfig, UserError
-from slimdown.connection import check_store, open_store
+from slimdown.guarding.errors import UserError
+from slimdown.recording.connection import check_store, open_store
+from slimdown.settings.schema import TrackingConfig
 
 
 class Refusing(BaseHTTPRequestHandler):
@@ -98,8 +99,8 @@ def test_a_server_that_refuses_is_not_to_be_started() -> None:
 def test_a_slow_import_is_not_taken_for_silence_of_the_server() -> None:
     script = (
         "import sys\n"
-        "from slimdown import connection\n"
-        "from slimdown.config import TrackingConfig\n"
+        "from slimdown.recording import connection\n"
+        "from slimdown.settings.schema import TrackingConfig\n"
         "imported = []\n"
         "connection.within = lambda seconds, call: imported.append('mlflow' in sys.modules)\n"
         "connection.open_store(TrackingConfig(uri='http://127.0.0.1:9', experiment='x'))\n"

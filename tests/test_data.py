@@ -11,9 +11,10 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset
 
-from slimdown.config import DatasetConfig, RunConfig, UserError
-from slimdown.data import load_data
-from slimdown.rows import RowError, read_rows
+from slimdown.guarding.errors import UserError
+from slimdown.preparing.data import load_data
+from slimdown.settings.rows import RowError, read_rows
+from slimdown.settings.schema import DatasetConfig, RunConfig
 
 PLAIN = SimpleNamespace(eos_token="<eos>", bos_token=None, chat_template=None)
 
@@ -206,7 +207,7 @@ def test_a_text_may_hold_the_name_of_a_slot(tmp_path: Path) -> None:
 
 def test_a_file_is_read_once_until_it_changes(jsonl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
-    monkeypatch.setattr("slimdown.rows._text", lambda file: opened.append(file) or file.read_text())
+    monkeypatch.setattr("slimdown.settings.rows._text", lambda file: opened.append(file) or file.read_text())
     for seed in range(3):
         load_data({"mine": dataset(jsonl)}, seed, PLAIN)
     assert len(opened) == 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from slimdown.disk import disk_full
+from slimdown.guarding.disk import disk_full
 
 
 def write_text(folder: Path) -> None:

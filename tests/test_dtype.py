@@ -9,12 +9,12 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from slimdown import dtype
-from slimdown.config import Device, Dtype, ModelConfig, QuantizationConfig, TrackingConfig
-from slimdown.dtype import auto_dtype, bfloat16_speedup, measured_speedup
-from slimdown.model import load_model
 from slimdown.pocket import MODEL_DIR
-from slimdown.tracking import TrackedRun
+from slimdown.preparing import dtype
+from slimdown.preparing.dtype import auto_dtype, bfloat16_speedup, measured_speedup
+from slimdown.preparing.model import load_model
+from slimdown.recording.write import TrackedRun
+from slimdown.settings.schema import Device, Dtype, ModelConfig, QuantizationConfig, TrackingConfig
 
 CPU = torch.device("cpu")
 

@@ -13,13 +13,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from slimdown.baseline import measure
-from slimdown.config import RunConfig, UserError
-from slimdown.evaluate import choose_scoring, evaluate, load_tasks, task_manager
-from slimdown.forgetting import forgetting
-from slimdown.model import LoadedModel
-from slimdown.samples import EvalReport
-from slimdown.train import adapter_config
+from slimdown.guarding.errors import UserError
+from slimdown.judging.changes import changes_between
+from slimdown.measuring.evaluate import choose_scoring, evaluate, load_tasks, task_manager
+from slimdown.measuring.measure import measure
+from slimdown.measuring.samples import Evaluation
+from slimdown.preparing.model import LoadedModel
+from slimdown.settings.schema import RunConfig
+from slimdown.training.train import adapter_config
 
 Composed = Callable[..., RunConfig]
 LIMITS = [f"benchmark.pocket_{name}.limit=12" for name in ("instructions", "math", "commonsense", "cs")]
@@ -29,21 +30,22 @@ LIMITS = [f"benchmark.pocket_{name}.limit=12" for name in ("instructions", "math
 def config() -> RunConfig:
     from hydra import compose, initialize_config_dir
 
-    from slimdown.config import CONF_DIR, load_config
+    from slimdown.settings.files import CONF_DIR
+    from slimdown.settings.load import load_config
 
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         return load_config(compose("config", overrides=LIMITS))
 
 
 @pytest.fixture(scope="module")
-def report(config: RunConfig) -> EvalReport:
-    from slimdown.model import load_model
+def report(config: RunConfig) -> Evaluation:
+    from slimdown.preparing.model import load_model
 
     base = load_model(config.model, config.quantization)
     return evaluate(base, load_tasks(config.benchmark), config.benchmark, config.evaluation)
 
 
-def test_every_benchmark_answers_with_its_metrics(report: EvalReport) -> None:
+def test_every_benchmark_answers_with_its_metrics(report: Evaluation) -> None:
     assert {name: set(b.scores) for name, b in report.benchmarks.items()} == {
         "pocket_instructions": {"exact_match.strip"},
         "pocket_math": {"exact_match.strict-match", "exact_match.flexible-extract", "flexible_accuracy"},
@@ -52,7 +54,7 @@ def test_every_benchmark_answers_with_its_metrics(report: EvalReport) -> None:
     }
 
 
-def test_the_samples_are_what_the_scores_are_made_of(report: EvalReport) -> None:
+def test_the_samples_are_what_the_scores_are_made_of(report: Evaluation) -> None:
     for benchmark in report.benchmarks.values():
         assert len(benchmark.samples) == 12
         assert len({s.doc_hash for s in benchmark.samples}) == 12
@@ -63,7 +65,7 @@ def test_the_samples_are_what_the_scores_are_made_of(report: EvalReport) -> None
             assert score.standard_error == pytest.approx(np.std(values, ddof=1) / np.sqrt(12))
 
 
-def test_a_choice_is_the_likeliest_and_scores_when_it_is_the_target(report: EvalReport) -> None:
+def test_a_choice_is_the_likeliest_and_scores_when_it_is_the_target(report: Evaluation) -> None:
     for sample in report.benchmarks["pocket_cs"].samples:
         assert len(sample.choices) == len(sample.log_likelihoods) == 4
         assert sample.answers["acc"] == sample.choices[int(np.argmax(sample.log_likelihoods))]
@@ -72,14 +74,14 @@ def test_a_choice_is_the_likeliest_and_scores_when_it_is_the_target(report: Eval
         assert sample.scores["acc_norm"] == float(sample.answers["acc_norm"] == sample.target)
 
 
-def test_a_generated_answer_is_kept_whole_and_as_each_filter_leaves_it(report: EvalReport) -> None:
+def test_a_generated_answer_is_kept_whole_and_as_each_filter_leaves_it(report: Evaluation) -> None:
     for sample in report.benchmarks["pocket_math"].samples:
         assert sample.answers["exact_match.strict-match"] in (*sample.response.split(), "[invalid]")
         assert not sample.choices
 
 
 def test_the_answers_are_the_stock_harness_command_lines(
-    config: RunConfig, pocket: LoadedModel, report: EvalReport
+    config: RunConfig, pocket: LoadedModel, report: Evaluation
 ) -> None:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -102,7 +104,7 @@ def test_the_answers_are_the_stock_harness_command_lines(
         assert {s.doc_id: s.prompt_hash for s in benchmark.samples} == hashes
 
 
-def test_measuring_twice_gives_the_same(config: RunConfig, pocket: LoadedModel, report: EvalReport) -> None:
+def test_measuring_twice_gives_the_same(config: RunConfig, pocket: LoadedModel, report: Evaluation) -> None:
     tasks = load_tasks(config.benchmark)
     for _ in range(2):  # the same task objects serve base and tuned model
         again = evaluate(pocket, tasks, config.benchmark, config.evaluation)
@@ -176,15 +178,15 @@ def test_base_and_tuned_model_are_scored_alike_whatever_memory_is_left(
     scoring = choose_scoring(pocket, tasks, config.benchmark, config.evaluation, "auto", adapter_config(config.lora))
     assert scoring.path == "shared-merging-dequantized"
 
-    def measured(loaded: LoadedModel) -> EvalReport:
+    def measured(loaded: LoadedModel) -> Evaluation:
         nothing_kept = SimpleNamespace(lock=lambda key: nullcontext(), find=lambda *a: None, keep=lambda *a: None)
         told: Any = lambda done, total, note: None  # noqa: E731
         return measure(loaded, tasks, config.benchmark, config.evaluation, scoring, nothing_kept, told)
 
     before = measured(pocket)
-    monkeypatch.setattr("slimdown.dequantize.free_bytes", lambda device: 0)
+    monkeypatch.setattr("slimdown.preparing.dequantize.free_bytes", lambda device: 0)
     tuned = replace(pocket, model=get_peft_model(pocket.model, adapter_config(config.lora)))
-    assert forgetting(before, measured(tuned)).benchmarks["pocket_cs"].n == 6
+    assert changes_between(before, measured(tuned)).benchmarks["pocket_cs"].n == 6
 
 
 def test_an_adapter_that_looks_at_the_row_takes_stock_for_the_base_too(pocket: LoadedModel, composed: Composed) -> None:

@@ -3,7 +3,7 @@
 import ast
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import slimdown
-from slimdown import baseline, identity
-from slimdown.baseline import MEASURING, READ_ONLY, evaluation_key
-from slimdown.config import BenchmarkConfig, EvaluationConfig, ModelConfig, QuantizationConfig, RunConfig
-from slimdown.evaluate import Evaluator, choose_scoring, load_tasks
-from slimdown.identity import identify
-from slimdown.model import LoadedModel, load_model
+from slimdown.measuring import measure as baseline
+from slimdown.measuring.evaluate import Evaluator, choose_scoring, load_tasks
+from slimdown.measuring.measure import MEASURING, READ_ONLY, evaluation_key
 from slimdown.pocket import MODEL_DIR
+from slimdown.preparing import identity
+from slimdown.preparing.identity import identify
+from slimdown.preparing.model import LoadedModel, load_model
+from slimdown.settings.schema import BenchmarkConfig, EvaluationConfig, ModelConfig, QuantizationConfig, RunConfig
 
 Composed = Callable[..., RunConfig]
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -277,31 +278,43 @@ def test_another_way_of_measuring_has_another_key(settings: Composed, monkeypatc
 
 
 NO_ANSWERS = {
-    "baseline": "finds and keeps",
-    "chat": "whether a template can be used; what it makes of a prompt is in by what is asked",
-    "config": "settings, which are in by their values",
-    "dtype": "what dtype `auto` stands for, which is in as resolved",
-    "hub": "what an error of the hub means",
-    "identity": "makes the key",
-    "pocket": "rows and tasks, which are in by what is asked",
-    "progress": "counts what is done",
-    "samples": "holds what was answered",
-    "task_files": "finds tasks, which are in by what is asked",
+    "guarding/errors.py": "what goes wrong",
+    "measuring/engine/progress.py": "counts what is done",
+    "measuring/samples.py": "holds what was answered",
+    "pocket/__init__.py": "rows and tasks, which are in by what is asked",
+    "preparing/chat.py": "whether a template can be used; what it makes of a prompt is in by what is asked",
+    "preparing/dtype.py": "what dtype `auto` stands for, which is in as resolved",
+    "preparing/hub.py": "what an error of the hub means",
+    "preparing/identity.py": "makes the key",
+    "settings/schema.py": "settings, which are in by their values",
+    "settings/task_files.py": "finds tasks, which are in by what is asked",
 }
+
+
+def imported_files(root: Path, file: str) -> Iterator[str]:
+    """The files of slimdown that one of them imports from, below `root`."""
+    for node in ast.walk(ast.parse((root / file).read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("slimdown"):
+            place = Path(*str(node.module).split(".")[1:])
+            for name in (alias.name for alias in node.names):
+                choices = (
+                    place / f"{name}.py",
+                    place.with_suffix(".py") if place.name else place,
+                    place / "__init__.py",
+                )
+                yield next(str(c) for c in choices if (root / c).is_file())
 
 
 def test_every_module_that_answers_come_from_is_in_the_key() -> None:
     """Follows the imports from the harness's side; a new module is named in MEASURING, or here with the reason."""
     root = Path(slimdown.__file__).parent
-    waiting, seen = ["evaluate"], set()
+    waiting, seen = ["measuring/evaluate.py"], set()
     while waiting:
-        if (name := waiting.pop()) in seen:
+        if (file := waiting.pop()) in seen:
             continue
-        seen.add(name)
-        if name in MEASURING:
-            tree = ast.walk(ast.parse((root / f"{name}.py").read_text()))
-            imported = [node.module for node in tree if isinstance(node, ast.ImportFrom) and node.module]
-            waiting += [module.split(".")[1] for module in imported if module.startswith("slimdown.")]
+        seen.add(file)
+        if file in MEASURING:
+            waiting += imported_files(root, file)
     assert seen - set(NO_ANSWERS) == set(MEASURING)
 
 

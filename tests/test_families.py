@@ -15,8 +15,8 @@ from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from bench.families import CASES, WINDOW, byte_tokenizer, compare, in_bfloat16, in_int8, tiny, too_slow
-from slimdown.scoring import SharedWorkLM
-from slimdown.sharing import EXACT, NOT_MERGING, Scoring, choose_scoring
+from slimdown.measuring.engine.scoring import SharedWorkLM
+from slimdown.measuring.engine.sharing import EXACT, NOT_MERGING, Scoring, choose_scoring
 
 # peft 0.21 asks transformers 5.24 for names that it changed (delete when it follows), and warns of what is not asked.
 pytestmark = [

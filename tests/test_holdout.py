@@ -6,18 +6,19 @@ from dataclasses import replace
 import pytest
 from recorded import evaluation, right
 
-from slimdown.config import RunConfig, UserError
-from slimdown.forgetting import forgetting
-from slimdown.holdout import held_out_part, is_held_out, open_part
-from slimdown.report import summary
-from slimdown.samples import EvalReport, Score
+from slimdown.guarding.errors import UserError
+from slimdown.judging.changes import changes_between
+from slimdown.judging.holdout import held_out_part, is_held_out, open_part
+from slimdown.measuring.samples import Evaluation, Score
+from slimdown.settings.schema import RunConfig
+from slimdown.showing.report import summary
 
 
-def asked(report: EvalReport, name: str = "math") -> list[str]:
+def asked(report: Evaluation, name: str = "math") -> list[str]:
     return [sample.doc_hash for sample in report.benchmarks[name].samples]
 
 
-def limited(report: EvalReport, n: int) -> EvalReport:
+def limited(report: Evaluation, n: int) -> Evaluation:
     return replace(report, benchmarks={k: replace(b, samples=b.samples[:n]) for k, b in report.benchmarks.items()})
 
 
@@ -56,20 +57,20 @@ def test_a_benchmark_too_small_to_split_is_refused() -> None:
 
 def test_a_report_says_which_part_it_is_about_and_parts_are_not_mixed() -> None:
     base, tuned = evaluation({"math": right(80)}), evaluation({"math": right(40)})
-    whole = forgetting(base, tuned)
+    whole = changes_between(base, tuned)
     assert not any("part of" in sentence for sentence in summary(whole))
-    found = forgetting(open_part(base, 0.5), open_part(tuned, 0.5))
+    found = changes_between(open_part(base, 0.5), open_part(tuned, 0.5))
     assert summary(found)[0].startswith("About the open part of each benchmark's questions; evaluation.holdout=0.5")
     assert found.benchmarks["math"].n < 100
     with pytest.raises(ValueError, match="part differs"):
-        forgetting(base, open_part(tuned, 0.5))
+        changes_between(base, open_part(tuned, 0.5))
     with pytest.raises(ValueError, match="part differs"):
-        forgetting(held_out_part(base, 0.5), open_part(tuned, 0.5))
+        changes_between(held_out_part(base, 0.5), open_part(tuned, 0.5))
 
 
 def test_reports_read_together_are_corrected_together() -> None:
     base, tuned = evaluation({"math": right(80)}), evaluation({"math": right(72)})
-    alone, among = forgetting(base, tuned), forgetting(base, tuned, n_reports=30)
+    alone, among = changes_between(base, tuned), changes_between(base, tuned, n_reports=30)
     assert (alone.benchmarks["math"].verdict, among.benchmarks["math"].verdict) == ("forgotten", "undecided")
     assert among.benchmarks["math"].p_value == pytest.approx(30 * alone.benchmarks["math"].p_value)
 
@@ -84,5 +85,5 @@ def test_a_metric_that_is_no_mean_of_its_questions_has_no_value_for_a_part() -> 
     report = evaluation({"math": right(70, 100)}).benchmarks["math"]
     samples = tuple(replace(s, scores={**s.scores, "perplexity": -3.0}) for s in report.samples)
     both = replace(report, samples=samples, scores={**report.scores, "perplexity": Score(20.1, 0.5)})
-    part = open_part(EvalReport({"math": both}, "0.4.13", "shared", 1.0), 0.5).benchmarks["math"]
+    part = open_part(Evaluation({"math": both}, "0.4.13", "shared", 1.0), 0.5).benchmarks["math"]
     assert set(part.scores) == {"acc"}

@@ -8,9 +8,9 @@ import pytest
 from huggingface_hub import get_session
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from slimdown import hub
-from slimdown.config import UserError
-from slimdown.hub import asking_hub
+from slimdown.guarding.errors import UserError
+from slimdown.preparing import hub
+from slimdown.preparing.hub import asking_hub
 
 
 class Server(ThreadingHTTPServer):

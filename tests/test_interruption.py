@@ -13,8 +13,14 @@ from mlflow import MlflowClient
 from sqlalchemy.orm import loading
 from test_tracking import tracked
 
-from slimdown.interruption import interrupted, listening, stop_between_forwards, stop_if_interrupted, undisturbed
-from slimdown.model import LoadedModel
+from slimdown.guarding.interruption import (
+    interrupted,
+    listening,
+    stop_between_forwards,
+    stop_if_interrupted,
+    undisturbed,
+)
+from slimdown.preparing.model import LoadedModel
 
 
 class Thing:
@@ -113,7 +119,7 @@ def test_a_process_that_is_deaf_to_a_signal_stays_so(number: int) -> None:
 def test_a_second_signal_ends_the_process_at_once() -> None:
     script = (
         "import signal, time\n"
-        "from slimdown.interruption import listening, undisturbed\n"
+        "from slimdown.guarding.interruption import listening, undisturbed\n"
         "with listening(), undisturbed():\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
         "    signal.raise_signal(signal.SIGTERM)\n"  # of one wish to stop: `timeout` sends two

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from slimdown.config import Device, Dtype, ModelConfig, QuantizationConfig, RunConfig, UserError
-from slimdown.model import LoadedModel, context_window, load_model
+from slimdown.guarding.errors import UserError
 from slimdown.pocket import MODEL_DIR
+from slimdown.preparing.model import LoadedModel, context_window, load_model
+from slimdown.settings.schema import Device, Dtype, ModelConfig, QuantizationConfig, RunConfig
 
 Composed = Callable[..., RunConfig]
 

@@ -20,14 +20,16 @@ from recorded import evaluation, here, right
 from requests.exceptions import ConnectionError as NoConnection, HTTPError
 from test_page import TRAINING
 
-from slimdown import outage, send as command
-from slimdown.anatomy import anatomy
-from slimdown.config import TrackingConfig, UserError
-from slimdown.forgetting import forgetting
-from slimdown.model import LoadedModel
-from slimdown.outage import PatientClient, send
-from slimdown.tracking import EvaluationRecord, TrackedRun, base_record
-from slimdown.train import StepRecord, TrainResult
+from slimdown import send as command
+from slimdown.guarding.errors import UserError
+from slimdown.judging.anatomy import anatomy
+from slimdown.judging.changes import changes_between
+from slimdown.preparing.model import LoadedModel
+from slimdown.recording import outage
+from slimdown.recording.outage import PatientClient, send
+from slimdown.recording.write import EvaluationRecord, TrackedRun, base_record
+from slimdown.settings.schema import TrackingConfig
+from slimdown.training.train import StepRecord, TrainResult
 
 BEFORE, AFTER = evaluation({"math": right(80)}), evaluation({"math": right(40)})
 
@@ -84,7 +86,7 @@ def adapter(tmp_path: Path) -> TrainResult:
 
 def tell(run: TrackedRun, loaded: LoadedModel, trained: TrainResult, at: Callable[[int], None]) -> None:
     """Everything that a run records, with a call between any two steps."""
-    changed = forgetting(BEFORE, AFTER)
+    changed = changes_between(BEFORE, AFTER)
     lost = {"math": anatomy(BEFORE.benchmarks["math"], AFTER.benchmarks["math"])}
     steps: list[Callable[[EvaluationRecord], object]] = [
         lambda base: run.log_settings(

@@ -47,7 +47,7 @@ def test_it_composes_from_another_folder_with_presets_of_ones_own(wheel: Path, t
     assert done.returncode == 0, done.stderr
     assert "r: 9" in done.stdout
     where = subprocess.run(
-        [sys.executable, "-c", "import slimdown.config as c; print(c.CONF_DIR)"],
+        [sys.executable, "-c", "import slimdown.settings.files as c; print(c.CONF_DIR)"],
         cwd=tmp_path, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(tmp_path / "site")},
     )  # fmt: skip
     assert where.stdout.strip() == str(tmp_path / "site" / "slimdown" / "conf")

@@ -11,12 +11,12 @@ import pytest
 from jinja2 import UndefinedError
 from made_up import chosen, evaluation, written
 
-from slimdown.anatomy import EXPLANATIONS, Anatomy, anatomy
-from slimdown.config import PaperMetric, Role
-from slimdown.forgetting import forgetting
-from slimdown.page import LONGEST, html_report, render
-from slimdown.samples import BenchmarkReport, Sample
-from slimdown.train import CutRows, StepRecord, TrainResult
+from slimdown.judging.anatomy import EXPLANATIONS, Anatomy, anatomy
+from slimdown.judging.changes import changes_between
+from slimdown.measuring.samples import BenchmarkEvaluation, Sample
+from slimdown.settings.schema import PaperMetric, Role
+from slimdown.showing.page import LONGEST, html_report, render
+from slimdown.training.train import CutRows, StepRecord, TrainResult
 
 TRAINING = TrainResult(
     adapter_dir=Path("adapter"),
@@ -43,7 +43,7 @@ VOID = {"meta", "br", "hr", "img", "link", "input", "path", "use", "rect", "line
 
 
 def page(
-    pairs: dict[str, tuple[BenchmarkReport, BenchmarkReport]],
+    pairs: dict[str, tuple[BenchmarkEvaluation, BenchmarkEvaluation]],
     training: TrainResult = TRAINING,
     anatomies: dict[str, Anatomy] | None = None,
     name: str = "a run",
@@ -53,7 +53,7 @@ def page(
     tuned = evaluation(**{name: pair[1] for name, pair in pairs.items()})
     found = {name: anatomy(*pair) for name, pair in pairs.items()} if anatomies is None else anatomies
     given: dict[str, Any] = {"settings": SETTINGS, "environment": {"torch": "2.9"}, "costs": {}} | others
-    return html_report(name, "run-id", forgetting(base, tuned), found, training, **given)
+    return html_report(name, "run-id", changes_between(base, tuned), found, training, **given)
 
 
 class Reader(HTMLParser):
@@ -90,7 +90,7 @@ class Reader(HTMLParser):
             self.words.append(data)
 
 
-def usual() -> dict[str, tuple[BenchmarkReport, BenchmarkReport]]:
+def usual() -> dict[str, tuple[BenchmarkEvaluation, BenchmarkEvaluation]]:
     right = ["it is surely four"] * 80
     lost = ["", "no", "it is surely five", "it is surely five"] * 10 + right[40:]
     return {
@@ -195,7 +195,7 @@ def test_control_characters_and_layout_of_an_answer_are_kept_visible() -> None:
     html.encode()  # a file can hold it
 
 
-def graded(values: list[float]) -> BenchmarkReport:
+def graded(values: list[float]) -> BenchmarkEvaluation:
     return written(values, [f"answer {i}" for i in range(len(values))])
 
 
@@ -215,7 +215,7 @@ def graded(values: list[float]) -> BenchmarkReport:
     ],
     ids=["all right", "all wrong", "all lost", "one", "one graded", "graded", "chance", "kept", "never", "one choice"],
 )
-def test_no_undefined_number_is_printed_as_nan(pair: tuple[BenchmarkReport, BenchmarkReport]) -> None:
+def test_no_undefined_number_is_printed_as_nan(pair: tuple[BenchmarkEvaluation, BenchmarkEvaluation]) -> None:
     text = Reader(page({"only": pair})).text
     assert re.findall(r"\b(?:nan|NaN|inf|Infinity|None(?! of))\b", text) == []
     assert "only" in text
@@ -249,7 +249,7 @@ def test_answers_that_nobody_sorted_are_said_to_be_unsorted() -> None:
 
 
 def test_a_choice_without_likelihoods_is_shown_by_its_text() -> None:
-    def stripped(report: BenchmarkReport) -> BenchmarkReport:
+    def stripped(report: BenchmarkEvaluation) -> BenchmarkEvaluation:
         samples: list[Sample] = [replace(sample, choices=(), log_likelihoods=()) for sample in report.samples]
         return replace(report, samples=tuple(samples))
 

@@ -7,8 +7,8 @@ from math import sqrt
 
 import pytest
 
-from slimdown.forgetting import ability_augmentation, forgetting_rate, knowledge_loss, unpaired_standard_error
-from slimdown.paired import Difference, difference
+from slimdown.judging.changes import ability_augmentation, forgetting_rate, knowledge_loss, unpaired_standard_error
+from slimdown.judging.paired import Difference, difference
 
 N = {"gsm8k": 1319, "hellaswag": 10042, "mmlu_cs": 100}
 

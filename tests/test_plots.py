@@ -10,11 +10,11 @@ import pytest
 from made_up import changed
 from matplotlib.figure import Figure
 
-from slimdown import plots
-from slimdown.forgetting import Verdict
-from slimdown.paired import Estimate
-from slimdown.plots import Trade
-from slimdown.train import StepRecord
+from slimdown.judging.changes import Verdict
+from slimdown.judging.paired import Estimate
+from slimdown.showing import plots
+from slimdown.showing.plots import Trade
+from slimdown.training.train import StepRecord
 
 
 def estimate(value: float, half: float = 0.02) -> Estimate:

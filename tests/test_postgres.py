@@ -10,8 +10,9 @@ import pytest
 from conftest import SMALL
 
 from bench.servers import PASSWORD, fresh_database, postgres, together
-from slimdown.config import TrackingConfig, UserError
-from slimdown.connection import open_store
+from slimdown.guarding.errors import UserError
+from slimdown.recording.connection import open_store
+from slimdown.settings.schema import TrackingConfig
 
 pytestmark = pytest.mark.postgres
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_paired import simulate
 
-from slimdown.paired import Difference, difference
+from slimdown.judging.paired import Difference, difference
 
 
 def counted(lost: int, gained: int, n: int) -> Difference:

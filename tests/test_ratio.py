@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from test_clusters import subjects
 from test_paired import simulate
 
-from slimdown.ratio import forgetting_rate
+from slimdown.judging.ratio import forgetting_rate
 
 
 def covers(truth: float, pairs: np.ndarray, chance: float) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slimdown import check, compare
-from slimdown.commandline import check_command_line
+from slimdown.settings.commandline import check_command_line
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

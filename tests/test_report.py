@@ -6,10 +6,10 @@ from math import inf, nan
 import pytest
 from test_forgetting import answers, benchmark, report as evaluation
 
-from slimdown import report
-from slimdown.config import RunConfig
-from slimdown.forgetting import ForgettingReport, forgetting
-from slimdown.paired import Estimate
+from slimdown.judging.changes import Changes, changes_between
+from slimdown.judging.paired import Estimate
+from slimdown.settings.schema import RunConfig
+from slimdown.showing import report
 
 
 def test_brackets_of_a_run_name_are_shown(composed: Callable[..., RunConfig]) -> None:
@@ -26,10 +26,12 @@ def test_an_address_is_shown_as_it_is() -> None:
     assert "sqlite:///[/x]/mlflow.db" in shown.get()
 
 
-def of_subjects(n_subjects: int) -> ForgettingReport:
+def of_subjects(n_subjects: int) -> Changes:
     before, after = answers(kept=300, lost=100, gained=10, missed=90)
     names = [f"subject{i % n_subjects}" for i in range(500)]
-    return forgetting(evaluation(a=benchmark(before, subjects=names)), evaluation(a=benchmark(after, subjects=names)))
+    return changes_between(
+        evaluation(a=benchmark(before, subjects=names)), evaluation(a=benchmark(after, subjects=names))
+    )
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ from transformers import (
 )
 
 from bench.families import byte_tokenizer
-from slimdown.scoring import SharedWorkLM
-from slimdown.sharing import Scoring
+from slimdown.measuring.engine.scoring import SharedWorkLM
+from slimdown.measuring.engine.sharing import Scoring
 
 WINDOW = 320
 
@@ -479,7 +479,9 @@ def test_without_memory_for_the_trial_stock_asks_and_says_why(tokenizer: Any, mo
     assert SharedWorkLM(model, tokenizer).scoring == Scoring(shares=False, reason="no memory to try shared rows")
     model.limit_tokens = 10**9
     assert SharedWorkLM(model, tokenizer).scoring.shares
-    monkeypatch.setattr("slimdown.sharing.free_bytes", lambda device: 1000)  # of which a wider copy would take more
+    monkeypatch.setattr(
+        "slimdown.measuring.engine.sharing.free_bytes", lambda device: 1000
+    )  # of which a wider copy would take more
     reason = SharedWorkLM(model.to(torch.bfloat16), tokenizer).scoring.reason
     assert reason.startswith("no memory to try shared rows: ")
 

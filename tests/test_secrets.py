@@ -10,10 +10,10 @@ from conftest import SMALL
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
 
-from slimdown.commandline import check_command_line
-from slimdown.config import ConfigError
-from slimdown.hiding import HideInSweep, without_secrets
-from slimdown.redaction import public_uri, redact
+from slimdown.guarding.errors import ConfigError
+from slimdown.guarding.hiding import HideInSweep, without_secrets
+from slimdown.guarding.redaction import public_uri, redact
+from slimdown.settings.commandline import check_command_line
 
 PLANTED = "pl4nted"  # begins every secret here
 
@@ -100,7 +100,7 @@ def test_a_sweep_over_secrets_and_a_section_with_one_compose_as_before(monkeypat
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from slimdown.config import CONF_DIR
+    from slimdown.settings.files import CONF_DIR
 
     monkeypatch.setattr(os, "environ", os.environ.copy())
     uris = [f"http://me:{PLANTED}{i}@server" for i in range(2)]

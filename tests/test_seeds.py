@@ -7,8 +7,8 @@ import pytest
 from statsmodels.regression.mixed_linear_model import MixedLM
 from test_forgetting import benchmark, report
 
-from slimdown.paired import difference, mean
-from slimdown.seeds import seed_noise, seeds_changes
+from slimdown.judging.paired import difference, mean
+from slimdown.judging.seeds import seed_noise, seeds_changes
 
 
 def test_training_that_differs_from_seed_to_seed_is_seen_beside_the_questions() -> None:

@@ -11,9 +11,10 @@ import pytest
 from mlflow import MlflowClient
 from recorded import evaluation, here, record, right
 
-from slimdown.config import TrackingConfig, UserError
-from slimdown.store import experiment_names, find_runs, read_evaluation, read_run
-from slimdown.tracking import TrackedRun
+from slimdown.guarding.errors import UserError
+from slimdown.recording.read import experiment_names, find_runs, read_evaluation, read_run
+from slimdown.recording.write import TrackedRun
+from slimdown.settings.schema import TrackingConfig
 
 BASE, TUNED = {"math": right(80)}, {"math": right(40)}
 

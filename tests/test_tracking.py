@@ -11,13 +11,14 @@ import pytest
 from made_up import evaluation, written
 from mlflow import MlflowClient
 
-from slimdown.anatomy import anatomy
-from slimdown.config import TrackingConfig, UserError
-from slimdown.connection import open_store
-from slimdown.forgetting import forgetting
-from slimdown.redaction import public_uri, redact
-from slimdown.tracking import TrackedRun
-from slimdown.train import StepRecord
+from slimdown.guarding.errors import UserError
+from slimdown.guarding.redaction import public_uri, redact
+from slimdown.judging.anatomy import anatomy
+from slimdown.judging.changes import changes_between
+from slimdown.recording.connection import open_store
+from slimdown.recording.write import TrackedRun
+from slimdown.settings.schema import TrackingConfig
+from slimdown.training.train import StepRecord
 
 
 def local(experiment: str = "slimdown") -> TrackingConfig:
@@ -60,7 +61,7 @@ def test_a_forgetting_rate_without_an_end_is_no_metric(store: MlflowClient) -> N
     # .27 right where guessing scores .25, then .05: more is gone than all that the base had, and no more can be said
     base, tuned = (written([1.0] * right + [0.0] * (100 - right), chance=0.25) for right in (27, 5))
     with tracked() as run:
-        run.log_forgetting(forgetting(evaluation(a=base), evaluation(a=tuned)), {"a": anatomy(base, tuned)})
+        run.log_forgetting(changes_between(evaluation(a=base), evaluation(a=tuned)), {"a": anatomy(base, tuned)})
     kept = store.get_run(run.run_id).data.metrics
     assert {key for key in kept if "above_chance" in key} == {"forgetting/a/forgetting_rate_above_chance_low"}
     assert kept["forgetting/a/forgetting_rate_above_chance_low"] > 1
@@ -89,7 +90,7 @@ def test_settings_are_params_by_the_keys_that_override_them(store: MlflowClient)
 
 
 def test_no_secret_reaches_the_store(store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slimdown.provenance import environment
+    from slimdown.recording.provenance import environment
 
     monkeypatch.setenv("HF_TOKEN", "hf_veryverysecret")
     uri = "postgresql://me:hunter2@db/mlflow"
@@ -137,7 +138,7 @@ def test_a_store_that_cannot_be_used_is_named_within_seconds(uri: str, said: str
 
 @pytest.mark.parametrize("scheme", ["http", "postgresql"])
 def test_a_server_that_accepts_and_says_nothing_is_known_in_time(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slimdown.connection._MOST_SECONDS", 1)
+    monkeypatch.setattr("slimdown.recording.connection._MOST_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/x"
         with pytest.raises(UserError, match=rf"{scheme}://127.* does not answer: (no answer within 1 s|.*timed out)"):
@@ -187,8 +188,8 @@ def test_a_deleted_experiment_is_named(store: MlflowClient) -> None:
 @pytest.mark.slow
 def test_processes_that_open_a_fresh_store_together_all_succeed(tmp_path: Path) -> None:
     script = (
-        "from slimdown.config import TrackingConfig\n"
-        "from slimdown.tracking import TrackedRun\n"
+        "from slimdown.settings.schema import TrackingConfig\n"
+        "from slimdown.recording.write import TrackedRun\n"
         "with TrackedRun(TrackingConfig(uri='sqlite:///mlruns/mlflow.db', experiment='new'), 'r', 'tuned', {}): pass\n"
     )
     jobs = [subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path) for _ in range(4)]

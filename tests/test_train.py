@@ -10,13 +10,14 @@ import torch
 import trl
 from conftest import SMALL
 
-from slimdown.config import RunConfig, UserError
-from slimdown.data import load_data
-from slimdown.dequantize import dequantized, is_4bit
-from slimdown.evaluate import evaluate, load_tasks
-from slimdown.lean import SummedLoss
-from slimdown.model import LoadedModel, load_model
-from slimdown.train import FineTuned, StepRecord, check_rows, check_settings, fine_tune
+from slimdown.guarding.errors import UserError
+from slimdown.measuring.evaluate import evaluate, load_tasks
+from slimdown.preparing.data import load_data
+from slimdown.preparing.dequantize import dequantized, is_4bit
+from slimdown.preparing.model import LoadedModel, load_model
+from slimdown.settings.schema import RunConfig
+from slimdown.training.lean import SummedLoss
+from slimdown.training.train import FineTuned, StepRecord, check_rows, check_settings, fine_tune
 
 Composed = Callable[..., RunConfig]
 
@@ -37,7 +38,8 @@ def digest(adapter: Path) -> str:
 def small() -> RunConfig:
     from hydra import compose, initialize_config_dir
 
-    from slimdown.config import CONF_DIR, load_config
+    from slimdown.settings.files import CONF_DIR
+    from slimdown.settings.load import load_config
 
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         return load_config(compose("config", overrides=SMALL))
@@ -239,7 +241,9 @@ def test_dequantized_training_has_the_losses_of_the_4_bit_layers_and_gives_them_
     small: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entered = []
-    monkeypatch.setattr("slimdown.train.dequantized", lambda model: entered.append(model) or dequantized(model))
+    monkeypatch.setattr(
+        "slimdown.training.train.dequantized", lambda model: entered.append(model) or dequantized(model)
+    )
 
     def trained(rule: str) -> FineTuned:
         base = load_model(small.model, small.quantization)
@@ -262,8 +266,8 @@ def test_steps_have_the_losses_and_counts_of_plain_trl(only: str, composed: Comp
     config = composed(*SMALL, only, "train.gradient_accumulation_steps=2")
     lean = tuned(config, tmp_path / "lean")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("slimdown.train.trainer_class", lambda base: trl.SFTTrainer)
-        patch.setattr("slimdown.lean.tells_rows_apart", lambda base: False)
+        patch.setattr("slimdown.training.train.trainer_class", lambda base: trl.SFTTrainer)
+        patch.setattr("slimdown.measuring.rows_apart.tells_rows_apart", lambda base: False)
         plain = tuned(config, tmp_path / "plain")
     for name in ("loss", "grad_norm", "mean_token_accuracy", "num_tokens"):
         ours = [record.values[name] for record in lean.result.history]

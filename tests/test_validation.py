@@ -13,14 +13,14 @@ import trl
 from conftest import SMALL
 from mlflow import MlflowClient
 
-from slimdown.baseline import loss_key, measure_loss
-from slimdown.config import RunConfig, TrackingConfig
-from slimdown.data import load_data
-from slimdown.identity import identify
-from slimdown.model import LoadedModel
-from slimdown.tracking import TrackedRun, base_record
-from slimdown.train import fine_tune
-from slimdown.validation import validation_loss
+from slimdown.measuring.measure import loss_key, measure_loss
+from slimdown.measuring.validation import validation_loss
+from slimdown.preparing.data import load_data
+from slimdown.preparing.identity import identify
+from slimdown.preparing.model import LoadedModel
+from slimdown.recording.write import TrackedRun, base_record
+from slimdown.settings.schema import RunConfig, TrackingConfig
+from slimdown.training.train import fine_tune
 
 Composed = Callable[..., RunConfig]
 ROWS = ["dataset.pocket_instructions.validation_examples=20"]  # two batches of TRL's and a part of one
@@ -58,10 +58,10 @@ def test_the_loss_is_trls(
 ) -> None:  # fmt: skip
     config = composed(*SMALL, *ROWS, only, f"train.max_length={longest}", "train.per_device_eval_batch_size=8")
     rows = load_data(config.dataset, 0, pocket.tokenizer).validation
-    monkeypatch.setattr("slimdown.validation._TOKENS", 150)  # several forwards
+    monkeypatch.setattr("slimdown.measuring.validation._TOKENS", 150)  # several forwards
     if padded:
-        monkeypatch.setattr("slimdown.lean.tells_rows_apart", lambda base: False)
-        monkeypatch.setattr("slimdown.validation.tells_rows_apart", lambda base: False)
+        monkeypatch.setattr("slimdown.measuring.rows_apart.tells_rows_apart", lambda base: False)
+        monkeypatch.setattr("slimdown.measuring.validation.tells_rows_apart", lambda base: False)
     ours = [validation_loss(pocket, pocket.model, rows, config.train, rule) for rule in ("true", "false")]
     assert ours == pytest.approx([of_trl(pocket, rows, config, tmp_path)] * 2, rel=1e-5)
 
@@ -111,7 +111,7 @@ def test_the_bases_loss_is_made_once_and_found_to_the_last_digit(
         made.append(validation_loss(*arguments))
         return made[-1]
 
-    monkeypatch.setattr("slimdown.baseline.validation_loss", once)
+    monkeypatch.setattr("slimdown.measuring.measure.validation_loss", once)
     local = TrackingConfig(uri="sqlite:///mlruns/mlflow.db", experiment="slimdown")
     found = []
     for reuse in (True, True, False):

@@ -1,0 +1,46 @@
+"""A full disk, recognized in whatever a library makes of it and said with what would help."""
+
+import errno
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from slimdown.guarding.errors import UserError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# SQLite, safetensors and Arrow raise errors of their own around the system's words.
+_WORDS = ("database or disk is full", *(os.strerror(number) for number in _FULL))
+
+
+def disk_full(error: BaseException, *folders: Path) -> UserError | None:
+    """What to tell a user whose disk took no more, or None where `error` says something else.
+
+    Args:
+        error: what a library raised; what it was raised from is looked at too.
+        folders: where was written, besides the folder that the command was typed in and that of temporary files.
+    """
+    full: BaseException | None = None
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, UserError):
+        if getattr(link, "errno", None) in _FULL or any(word in str(link) for word in _WORDS):
+            full = link  # the innermost says it in the fewest words
+        link = link.__cause__ or link.__context__
+    if full is None:
+        return None
+    written = Path(full.filename) if isinstance(full, OSError) and isinstance(full.filename, str) else None
+    free = {}
+    for folder in (
+        *folders,
+        Path.cwd(),
+        Path(os.environ.get("TMPDIR", "/tmp")),
+        *([written.parent] if written else []),
+    ):
+        with suppress(OSError):
+            free[folder] = shutil.disk_usage(folder).free
+    fullest = min(free, key=lambda folder: free[folder])
+    return UserError(
+        f"the disk takes no more ({' '.join(str(full).split())[:200]}); {free[fullest] / 1e6:.1f} MB are free in "
+        f"{fullest}. Make room and run the same command again, which finds what was measured so far, or write to "
+        "another disk: tracking.uri=sqlite:////FOLDER/mlflow.db hydra.run.dir=FOLDER"
+    )

@@ -1,0 +1,159 @@
+"""Why a score fell: what became of the answers that the base had right and the tuned model has not.
+
+Reads samples and nothing else. A generated answer is lost in one of four ways; a choice is lost by so many nats, and
+perhaps because the model came to prefer one position.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from math import nan
+from statistics import median
+
+import numpy as np
+
+from slimdown.judging.paired import Difference, Estimate, difference, mean
+from slimdown.measuring.samples import BenchmarkEvaluation, Sample
+
+# An answer with fewer words than this share of the base's, which was right, has stopped early.
+SHORT = 0.5
+# A choice that is behind by less than this has lost to rounding as likely as to forgetting.
+NEARLY_LEVEL_NATS = 0.1
+
+EXPLANATIONS = {
+    "other_format": "right in another format: one of the benchmark's ways to read an answer still finds it",
+    "empty": "empty: nothing was written",
+    "stopped_early": "stopped early: less than half the words of the base's right answer",
+    "wrong_result": "wrong result: an answer of full length that does not hold the right one",
+    "nearly_level": f"nearly level: the right choice is behind by less than {NEARLY_LEVEL_NATS} nats",
+    "clearly_behind": f"clearly behind: another choice leads by {NEARLY_LEVEL_NATS} nats or more",
+}
+_TEXT_CAUSES = ("other_format", "empty", "stopped_early", "wrong_result")
+_CHOICE_CAUSES = ("nearly_level", "clearly_behind")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with both answers."""
+
+    base: Sample
+    tuned: Sample
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One way to lose an answer."""
+
+    name: str  # a key of EXPLANATIONS
+    count: int
+    share: Estimate | None  # of the lost answers; None where none is lost
+    example: Example | None
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How the choices of a multiple-choice benchmark moved."""
+
+    median_lead_before: float  # nats, of the right choice over the best other one, of the lost answers; nan if none
+    median_lead_after: float
+    position: int  # the one that the tuned model takes most often, from 0
+    share_before: Estimate  # of all questions, how many take this position
+    share_after: Estimate
+    share_right: float  # of how many it is the right one
+    drift: Difference  # of the share, paired
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the tuned model is shown to have moved to this position, beyond how often it is right."""
+        return self.drift.low > 0 and self.share_after.low > self.share_right
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What became of the answers of one benchmark that were right before."""
+
+    n_lost: int  # on any metric
+    n_right: int  # before, on any metric
+    causes: tuple[Cause, ...]  # in the order of EXPLANATIONS
+    choices: Choices | None  # of a multiple-choice benchmark
+    gained: Example | None  # an answer that was wrong on the primary metric and is right
+
+
+def anatomy(base: BenchmarkEvaluation, tuned: BenchmarkEvaluation) -> Anatomy:
+    """Sort the lost answers of one benchmark by cause.
+
+    Args:
+        base, tuned: reports on the same questions in the same order, as `forgetting` demands.
+
+    A generated answer is lost where any metric that it passed fails, so that an answer which only a stricter reading
+    misses is found; a choice is lost where the primary metric fails.
+    """
+    pairs = [Example(one, other) for one, other in zip(base.samples, tuned.samples, strict=True)]
+    metric = base.benchmark.metric
+    is_choice = bool(base.samples[0].choices)
+    metrics = [metric] if is_choice else list(base.samples[0].scores)
+    right = [p for p in pairs if any(p.base.scores.get(m) == 1 for m in metrics)]
+    lost = [p for p in right if any(p.base.scores.get(m) == 1 and p.tuned.scores.get(m, 1.0) < 1 for m in metrics)]
+    if is_choice and not all(sample.target in sample.choices for sample in base.samples):
+        return Anatomy(len(lost), len(right), (), None, None)  # several right choices: no one lead to speak of
+    sort = _why_choice if is_choice else _why_text
+    names = _CHOICE_CAUSES if is_choice else _TEXT_CAUSES
+    found = [sort(pair, metric) for pair in lost]
+    causes = []
+    for name in names:
+        of_it = [float(cause == name) for cause in found]
+        example = next((pair for pair, cause in zip(lost, found, strict=True) if cause == name), None)
+        causes.append(Cause(name, int(sum(of_it)), mean(of_it) if of_it else None, example))
+    gained = next((p for p in pairs if p.base.scores[metric] < 1 and p.tuned.scores[metric] == 1), None)
+    choices = _choices(pairs, lost, metric) if is_choice else None
+    return Anatomy(len(lost), len(right), tuple(causes), choices, gained)
+
+
+def _why_text(pair: Example, metric: str) -> str:
+    if any(score == 1 for score in pair.tuned.scores.values()):
+        return "other_format"
+    words = len(pair.tuned.response.split())
+    if words == 0:
+        return "empty"
+    return "stopped_early" if words < SHORT * len(pair.base.response.split()) else "wrong_result"
+
+
+def _why_choice(pair: Example, metric: str) -> str:
+    return "nearly_level" if _lead(pair.tuned, metric) > -NEARLY_LEVEL_NATS else "clearly_behind"
+
+
+def _lead(sample: Sample, metric: str) -> float:
+    """Nats of the right choice over the best other one; for acc_norm at the mean length of the two."""
+    right = sample.choices.index(sample.target)
+    ranked = _ranked(sample, metric)
+    other = max((i for i in range(len(ranked)) if i != right), key=lambda i: ranked[i])
+    lead = ranked[right] - ranked[other]
+    if metric == "acc_norm":
+        lead *= (max(len(sample.choices[right]), 1) + max(len(sample.choices[other]), 1)) / 2
+    return lead
+
+
+def _ranked(sample: Sample, metric: str) -> list[float]:
+    """What the metric ranks the choices by."""
+    if metric != "acc_norm":
+        return list(sample.log_likelihoods)
+    return [value / max(len(c), 1) for value, c in zip(sample.log_likelihoods, sample.choices, strict=True)]
+
+
+def _choices(pairs: list[Example], lost: list[Example], metric: str) -> Choices | None:
+    width = {len(pair.base.choices) for pair in pairs}
+    if len(width) > 1:  # questions with unequal numbers of choices have no positions in common
+        return None
+    before = [int(np.argmax(_ranked(pair.base, metric))) for pair in pairs]
+    after = [int(np.argmax(_ranked(pair.tuned, metric))) for pair in pairs]
+    right = [pair.base.choices.index(pair.base.target) for pair in pairs]
+    position = Counter(after).most_common(1)[0][0]
+    taken_before, taken_after = ([float(p == position) for p in taken] for taken in (before, after))
+    return Choices(
+        median_lead_before=median(_lead(pair.base, metric) for pair in lost) if lost else nan,
+        median_lead_after=median(_lead(pair.tuned, metric) for pair in lost) if lost else nan,
+        position=position,
+        share_before=mean(taken_before),
+        share_after=mean(taken_after),
+        share_right=right.count(position) / len(right),
+        drift=difference(taken_before, taken_after),
+    )

@@ -1,0 +1,1 @@
+"""A model and benchmarks into answers and scores. The only room that knows lm-evaluation-harness."""

@@ -1,0 +1,169 @@
+"""Forwards of a causal LM that compute no more than is asked for, and leave the model unchanged."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size  # type: ignore[import-untyped]
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from slimdown.measuring.engine.attention import attending_to
+from slimdown.measuring.engine.packing import PackedRows
+
+# Numbers of the vocabulary-wide softmax held at once: few enough for a processor's cache.
+SOFTMAX_NUMBERS = 2**20
+
+
+@contextmanager
+def measuring(model: torch.nn.Module) -> Iterator[None]:
+    """The model in evaluation mode and without gradients; every module as it was on leaving."""
+    training = [(module, module.training) for module in model.modules()]
+    # bitsandbytes repacks 4-bit weights for AVX512-BF16 at the first evaluation forward on a CPU,
+    # and the packed kernel has no gradient: training afterwards would silently train nothing.
+    # Seen in bitsandbytes 0.50.2 (Linear4bit.forward); delete when the packing can be undone.
+    packing = [m for m, _ in training if getattr(m, "support_avx512bf16_for_cpu", False)]
+    model.eval()
+    for module in packing:
+        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    try:
+        # Not inference_mode: tensors that modules cache in a forward could not be trained through.
+        with torch.no_grad():
+            yield
+    finally:
+        for module in packing:
+            module.support_avx512bf16_for_cpu = True  # type: ignore[assignment]
+        for module, was_training in training:
+            module.training = was_training
+
+
+def cache_argument(model: Any, cache: Any) -> dict[str, Any]:
+    """`cache` under the name that the model's forward knows it by.
+
+    transformers 5.24 renamed `past_key_values` to `cache` in the models it ships and warns about
+    the old name; models with code of their own keep it. Delete at a floor of transformers 5.40.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    forwards = [vars(kind)["forward"] for kind in type(base).__mro__ if "forward" in vars(kind)]
+    renamed = any("cache" in inspect.signature(forward).parameters for forward in forwards)
+    return {"cache" if renamed else "past_key_values": cache}
+
+
+def logits_at(model: Any, kept: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    """Logits [len(kept), vocabulary] at the given positions of the flattened [batch * length].
+
+    The LM head runs on those positions only. The rows are picked in front of the head, inside the
+    model's own forward, so that whatever the model does to its logits afterwards still happens.
+    """
+
+    def pick(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden, *rest = args
+        return hidden.flatten(0, 1)[kept][None], *rest
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        logits: torch.Tensor = model(**inputs).logits
+    finally:
+        handle.remove()
+    if logits.shape[:2] != (1, len(kept)):
+        raise RuntimeError(f"the LM head did not see the picked rows: logits {tuple(logits.shape)}")
+    return logits[0]
+
+
+def repeated(cache: DynamicCache, n_rows: int) -> DynamicCache:
+    """A cache of `n_rows` rows that starts with the one row of `cache`, which is not copied."""
+    copy = DynamicCache()
+    for layer in cache.layers:
+        one = DynamicLayer()
+        one.lazy_initialization(layer.keys, layer.values)
+        one.keys = layer.keys.expand(n_rows, -1, -1, -1)
+        one.values = layer.values.expand(n_rows, -1, -1, -1)
+        copy.layers.append(one)
+    return copy
+
+
+def preamble_cache(model: Any, preamble: tuple[int, ...], device: torch.device, budget: int) -> DynamicCache:
+    """The keys and values of `preamble`, one row, from forwards of at most `budget` tokens."""
+    cache = DynamicCache()
+    nothing = torch.zeros(1, dtype=torch.long, device=device)
+    inputs = cache_argument(model, cache)
+    for part in torch.split(torch.tensor([preamble], device=device), budget, dim=1):
+        logits_at(model, nothing, input_ids=part, use_cache=True, **inputs)
+    return cache
+
+
+def packed_logits(model: Any, packed: PackedRows, preamble: DynamicCache | None, merging: bool) -> torch.Tensor:
+    """Logits [kept positions, vocabulary] of packed rows behind their preamble.
+
+    merging: attend to the preamble once for all rows (`attention.py`) instead of repeating it.
+    """
+    device, n_rows = model.device, len(packed.input_ids)
+    inputs: dict[str, Any] = {
+        "input_ids": packed.input_ids.to(device),
+        "position_ids": packed.position_ids.to(device),
+        "use_cache": preamble is not None and not merging,
+    }
+    mask = packed.mask.to(device)
+    if preamble is None:
+        inputs["attention_mask"] = attention_mask(mask, model)
+    elif merging:
+        inputs["attention_mask"] = additive(mask[..., -packed.input_ids.shape[1] :], model.dtype)
+        with attending_to(model, preamble):
+            return logits_at(model, packed.kept.to(device), **inputs)
+    else:
+        inputs["attention_mask"] = attention_mask(mask, model)
+        inputs |= cache_argument(model, repeated(preamble, n_rows))
+    return logits_at(model, packed.kept.to(device), **inputs)
+
+
+def attention_mask(allowed: torch.Tensor, model: Any) -> torch.Tensor:
+    """`allowed` (true where a token may look) as the model's attention wants its 4D mask."""
+    if model.config._attn_implementation != "eager":
+        return allowed
+    return additive(allowed, model.dtype)
+
+
+def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`allowed` as numbers to add to attention scores."""
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that a smaller batch could succeed, on any device."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, Exception) and should_reduce_batch_size(error)
+    )
+
+
+def release_memory() -> None:
+    """Return what a failed forward held to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def token_scores(
+    logits: torch.Tensor, slot: torch.Tensor, target: torch.Tensor, dtype: torch.dtype | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log-probability of `target` under `logits[slot]` and whether it is the likeliest token.
+
+    logits: [positions, vocabulary]; slot, target: [scored tokens]; results on the CPU. The softmax
+    is taken in `dtype` (default float32), a slice of positions at a time.
+    """
+    dtype = dtype or torch.float32
+    highest, total = [], []
+    for part in torch.split(logits, max(1, SOFTMAX_NUMBERS // logits.shape[-1])):
+        highest.append(part.amax(-1, keepdim=True).to(dtype))
+        total.append((part.to(dtype) - highest[-1]).exp_().sum(-1))
+    slot, target = slot.to(logits.device), target.to(logits.device)
+    own, best = logits[slot, target].to(dtype), torch.cat(highest)[slot, 0]
+    greedy = own == best
+    # Of several likeliest tokens the first is decoded, as `argmax` has it.
+    greedy[greedy.clone()] = logits[slot[greedy]].argmax(-1) == target[greedy]
+    return (own - best - torch.cat(total)[slot].log()).cpu(), greedy.cpu()

@@ -1,0 +1,457 @@
+"""The harness, called in one place: LoadedModel and benchmarks -> `Evaluation`, with every sample kept.
+
+With `scoring.py` the only module that knows lm-evaluation-harness. Questions, worked examples and their order never
+depend on the run's seed: two runs are asked the same things, or they could not be compared.
+"""
+
+import hashlib
+import json
+import logging
+import random
+import re
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from math import isnan, sqrt
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jinja2 import TemplateError
+
+from slimdown.guarding.errors import UserError
+from slimdown.measuring.samples import BenchmarkEvaluation, Evaluation, Sample, Score
+from slimdown.pocket import TASKS_DIR
+from slimdown.preparing.chat import ONE_DAY, check_chat_template
+from slimdown.preparing.dequantize import asked, dequantized, dequantizes
+from slimdown.preparing.hub import asking_hub
+from slimdown.preparing.model import LoadedModel
+from slimdown.settings.schema import BenchmarkConfig, EvaluationConfig, OnProgress
+from slimdown.settings.task_files import task_folders, task_problem
+
+if TYPE_CHECKING:
+    from slimdown.measuring.engine.sharing import Scoring
+
+_FEWSHOT_SEED = 1234  # the harness's own, so that its command line asks the same questions
+
+
+def load_tasks(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
+    """What the harness loads for each benchmark, its data downloaded and its shots set.
+
+    Raises:
+        UserError: an unknown task, a dataset that cannot be had, shots that the task cannot give.
+    """
+    # The harness logs each of its steps, and warns of the shots that we set on purpose.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    # It also hands generate() two length limits at once, and tokenizes before it truncates.
+    logging.getLogger("transformers.generation.utils").setLevel(logging.ERROR)
+    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+    tasks: dict[str, Any] = {}
+    manager = task_manager([benchmark.task for benchmark in chosen.values()])
+    for name, benchmark in chosen.items():
+        if benchmark.task not in manager.all_tasks:
+            problem = task_problem(benchmark.task) or "the harness has no task, group or tag of this name"
+            raise UserError(f"benchmark.{name}.task={benchmark.task}: {problem}")
+        try:
+            with asking_hub(f"benchmark.{name}: the data of {benchmark.task} cannot be had"):
+                loaded = manager.load([benchmark.task])
+        except UserError:
+            raise
+        except Exception as error:  # whatever a task's own code and its dataset's may raise
+            raise UserError(
+                f"benchmark.{name}: the data of {benchmark.task} cannot be had "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); check the network and HF_ENDPOINT, "
+                "or run the embedded world, which needs none: python -m slimdown.run"
+            ) from None
+        for task in loaded["tasks"].values():
+            _set_shots(name, task, benchmark)
+            if task.higher_is_better().get(benchmark.metric.partition(".")[0]) is False:
+                raise UserError(
+                    f"benchmark.{name}.metric={benchmark.metric}: of this metric less is better, so a rise would be "
+                    "called an improvement; choose one of which more is better"
+                )
+        _check_metric(name, loaded, benchmark)
+        tasks[name] = loaded
+    return tasks
+
+
+def task_manager(tasks: list[str]) -> Any:
+    """The harness's task manager, knowing at least `tasks` where the harness does.
+
+    It parses thousands of task files at its start, which takes seconds (lm_eval 0.4.13). A plain task needs only the
+    folder of its own file, which a search for its name finds in half a second; for a group, a tag, or a name that is
+    not found, every file is read.
+    """
+    from lm_eval.tasks import TaskManager
+
+    wanted = set(tasks) - {file.stem for file in TASKS_DIR.glob("*.yaml")}
+    folders = task_folders(wanted) if wanted else {}
+    if all(len(folders.get(task, [])) == 1 for task in wanted):
+        narrow = TaskManager(
+            include_path=[str(TASKS_DIR), *{str(folder) for (folder,) in folders.values()}], include_defaults=False
+        )
+        if wanted <= set(narrow.all_subtasks):
+            return narrow
+    return TaskManager(include_path=str(TASKS_DIR))
+
+
+def _check_metric(name: str, loaded: Any, benchmark: BenchmarkConfig) -> None:
+    """Refuse a metric that the task cannot give, before hours go into measuring it."""
+    task = loaded["tasks"].get(benchmark.task)
+    if task is None or task.config.process_results is not None:
+        return  # a group, or a task with scoring code of its own: what they give is known when they have given it
+    filters = [f["name"] for f in task.config.filter_list or [{"name": "none"}]]
+    known = {_metric_name(m["metric"], f) for m in task.config.metric_list or [] for f in filters}
+    known |= {"flexible_accuracy"} if benchmark.numeric_tolerance is not None else set()
+    if known and benchmark.metric not in known:
+        raise UserError(
+            f"benchmark.{name}.metric={benchmark.metric}: {benchmark.task} has no such metric; "
+            f"it has {', '.join(sorted(known))}"
+        )
+
+
+def _set_shots(name: str, task: Any, benchmark: BenchmarkConfig) -> None:
+    if task.config.num_fewshot == 0 and benchmark.num_fewshot != 0:
+        reason = "a task that is asked without worked examples"
+    elif benchmark.num_fewshot > 0 and not (task.has_training_docs() or task.config.fewshot_split):
+        reason = "a task without a split to take worked examples from"
+    else:
+        task.set_config(key="num_fewshot", value=benchmark.num_fewshot)
+        return
+    raise UserError(
+        f"benchmark.{name}.num_fewshot={benchmark.num_fewshot}: {task.config.task} is {reason}; set it to 0"
+    )
+
+
+class Evaluator:
+    """Measures one model on one benchmark after another; use as a context manager.
+
+    Inside, 4-bit weights may be held as the values that they stand for; on leaving, the model, its mode and all random
+    states are as they were. With a PEFT adapter on the model, what is measured is the tuned model.
+
+    Args:
+        loaded: the model.
+        config: budget and prompt format.
+        scoring: what `choose_scoring` returned for the base.
+        on_progress: told how many questions of a benchmark are done.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        config: EvaluationConfig,
+        scoring: "Scoring",
+        on_progress: OnProgress = lambda done, total, note: None,
+    ) -> None:
+        self._loaded, self._config, self._scoring, self._on_progress = loaded, config, scoring, on_progress
+        self._open = ExitStack()
+
+    def __enter__(self) -> "Evaluator":
+        self._open.enter_context(_undisturbed(self._loaded))
+        if self._scoring.dequantizes:
+            self._open.enter_context(dequantized(self._loaded.model))
+        self._lm = _language_model(
+            self._loaded,
+            self._config,
+            scoring=self._scoring,
+            progress=lambda task, done, total: self._on_progress(done, total, task),
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.__exit__(None, None, None)
+
+    def questions_hash(self, loaded_task: Any, benchmark: BenchmarkConfig) -> str:
+        """A digest of all that the model would be asked, and of the task and rows that say how answers are scored.
+
+        Raises:
+            UserError: the worked examples do not fit in the model's window; the harness would cut them in silence.
+        """
+        digest = hashlib.sha256()
+        for name, task in sorted(loaded_task["tasks"].items()):
+            _build_requests(self._lm, task, benchmark, self._config)
+            settings = json.dumps([name, task.dump_config()], sort_keys=True, default=str)
+            digest.update(re.sub(r" at 0x[0-9a-f]+", "", settings).encode())  # a function lies elsewhere each time
+            self._check_room(task, benchmark)
+            for instance in task.instances:
+                row = instance.doc if instance.idx == 0 else None
+                digest.update(json.dumps([instance.doc_id, str(instance.args), row], default=str).encode())
+        return digest.hexdigest()[:16]
+
+    def _check_room(self, task: Any, benchmark: BenchmarkConfig) -> None:
+        if benchmark.num_fewshot == 0:
+            return  # what is too long by itself loses its start, as in the harness
+        longest = max((str(instance.args[0]) for instance in task.instances), key=len)
+        n_tokens = len(self._lm.tok_encode(longest))
+        answer = (task.config.generation_kwargs or {}).get("max_gen_toks", self._lm.max_gen_toks)
+        room = self._lm.max_length - (answer if task.OUTPUT_TYPE == "generate_until" else 0)
+        if n_tokens > room:
+            raise UserError(
+                f"num_fewshot={benchmark.num_fewshot}: the longest prompt of {task.config.task} has {n_tokens} tokens, "
+                f"and {self._loaded.id} has room for {room}; ask with fewer worked examples, or choose a model with a "
+                "longer window"
+            )
+
+    def evaluate(self, name: str, loaded_task: Any, benchmark: BenchmarkConfig) -> BenchmarkEvaluation:
+        """Ask one benchmark's questions.
+
+        Raises:
+            UserError: the harness cannot ask what is asked of it, or the model answers in no numbers.
+        """
+        import lm_eval
+
+        begun = time.perf_counter()
+        for task in loaded_task["tasks"].values():
+            task.set_fewshot_seed(_FEWSHOT_SEED)  # a task draws its shots from a generator that moves on
+        try:
+            results = lm_eval.evaluate(
+                self._lm,
+                loaded_task,
+                limit=benchmark.limit,
+                apply_chat_template=self._config.apply_chat_template,
+                fewshot_as_multiturn=self._config.apply_chat_template,
+            )
+        except ValueError as error:
+            raise UserError(f"benchmark.{name} ({benchmark.task}): {error}") from None
+        report = _read_results(name, benchmark, results, time.perf_counter() - begun)
+        for sample in report.samples:
+            if any(isnan(value) for value in (*sample.log_likelihoods, *sample.scores.values())):
+                raise UserError(
+                    f"benchmark.{name}: what {self._loaded.id} answers to question {sample.doc_id} of {sample.task} is "
+                    f"not a number; model.dtype={self._loaded.dtype} overflows there, or its weights are damaged: try "
+                    "model.dtype=float32, or download the model again"
+                )
+        return report
+
+
+def choose_scoring(
+    loaded: LoadedModel,
+    tasks: dict[str, Any],
+    chosen: dict[str, BenchmarkConfig],
+    config: EvaluationConfig,
+    dequantize: str = "auto",
+    adapter: Any = None,
+) -> "Scoring":
+    """How the answers of a base and of the model tuned from it come about, for both of their evaluations.
+
+    Args:
+        loaded: the base; or any model that is measured alone.
+        tasks: what `load_tasks` returned for `chosen`.
+        chosen: settings by benchmark name.
+        config: budget and prompt format.
+        dequantize: quantization.dequantize_for_evaluation.
+        adapter: PEFT's config of what will be trained, if anything.
+    """
+    with _undisturbed(loaded), ExitStack() as stack:
+        if is_dequantized := dequantizes(loaded.model, asked(dequantize)):
+            stack.enter_context(dequantized(loaded.model))
+        lm = _language_model(loaded, config)
+        scoring: Scoring = lm.choose_scoring(lambda: _longest_row(lm, tasks, chosen, config), adapter, is_dequantized)
+        return scoring
+
+
+def _longest_row(lm: Any, tasks: dict[str, Any], chosen: dict[str, BenchmarkConfig], config: EvaluationConfig) -> int:
+    """Tokens of the longest row that will be asked: prompt and answer, or prompt and what may be generated."""
+    rows = [0]
+    for name, benchmark in chosen.items():
+        for task in tasks[name]["tasks"].values():
+            _build_requests(lm, task, benchmark, config)
+            generates = task.OUTPUT_TYPE == "generate_until"
+            texts = ["".join(str(part) for part in i.args[: 1 if generates else 2]) for i in task.instances]
+            by_bytes = sorted(texts, key=lambda text: len(text.encode()), reverse=True)
+            room = max((lm.max_new_tokens(i.args[1]) for i in task.instances), default=0) if generates else 0
+            rows += [len(lm.tok_encode(text)) + room for text in by_bytes[:16]]
+    return min(int(lm.max_length), max(rows))
+
+
+def evaluate(
+    loaded: LoadedModel, tasks: dict[str, Any], chosen: dict[str, BenchmarkConfig], config: EvaluationConfig
+) -> Evaluation:
+    """Measure a model by itself on every benchmark, nothing taken from a record.
+
+    Args:
+        loaded: the model.
+        tasks: what `load_tasks` returned for `chosen`.
+        chosen: settings by benchmark name.
+        config: budget and prompt format.
+    """
+    started = time.perf_counter()
+    scoring = choose_scoring(loaded, tasks, chosen, config)
+    with Evaluator(loaded, config, scoring) as evaluator:
+        reports = {name: evaluator.evaluate(name, tasks[name], b) for name, b in chosen.items()}
+        return Evaluation(reports, version("lm-eval"), scoring.path, time.perf_counter() - started)
+
+
+def _language_model(loaded: LoadedModel, config: EvaluationConfig, **more: Any) -> Any:
+    from slimdown.measuring.engine.scoring import SharedWorkLM
+
+    if config.apply_chat_template:
+        check_chat_template(loaded.tokenizer, "evaluation.apply_chat_template=true")
+    return SharedWorkLM(
+        loaded.model,
+        loaded.tokenizer,
+        token_budget=config.token_budget,
+        batch_size=config.batch_size,
+        chat_template_args=ONE_DAY,
+        **more,
+    )
+
+
+def _build_requests(lm: Any, task: Any, benchmark: BenchmarkConfig, config: EvaluationConfig) -> None:
+    task.set_fewshot_seed(_FEWSHOT_SEED)
+    try:
+        task.build_all_requests(
+            limit=benchmark.limit,
+            rank=0,
+            world_size=1,
+            apply_chat_template=config.apply_chat_template,
+            fewshot_as_multiturn=config.apply_chat_template,
+            chat_template=lm.apply_chat_template if config.apply_chat_template else None,
+            tokenizer_name=lm.tokenizer_name if config.apply_chat_template else "",
+        )
+    except TemplateError as error:  # one that takes a question, and not these, or not the worked examples before them
+        raise UserError(
+            "evaluation.apply_chat_template=true: the tokenizer's chat template fails for the questions of "
+            f"{benchmark.task} with {benchmark.num_fewshot} worked examples ({' '.join(str(error).split())[:200]}); "
+            "set it to false, or choose another model"
+        ) from None
+
+
+@contextmanager
+def _undisturbed(loaded: LoadedModel) -> Iterator[None]:
+    """Whatever happens inside, training afterwards is what it would have been: the harness reseeds everything."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    was_training, side = loaded.model.training, loaded.tokenizer.padding_side
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+        loaded.model.train(was_training)
+        loaded.tokenizer.padding_side = side
+
+
+def _read_results(name: str, benchmark: BenchmarkConfig, results: Any, seconds: float) -> BenchmarkEvaluation:
+    samples: list[Sample] = []
+    for task, logged in results["samples"].items():
+        samples += _read_samples(task, logged, results["configs"][task], benchmark)
+    scores: dict[str, Score] = {}
+    summary = results["results"].get(benchmark.task) or results.get("groups", {}).get(benchmark.task, {})
+    for key, value in summary.items():
+        metric, _, filter_name = key.partition(",")
+        if filter_name and not metric.endswith("_stderr") and isinstance(value, (int, float)):
+            error = summary.get(f"{metric}_stderr,{filter_name}")
+            scores[_metric_name(metric, filter_name)] = Score(
+                float(value), float(error) if isinstance(error, (int, float)) else float("nan")
+            )
+    if benchmark.numeric_tolerance is not None:
+        scores["flexible_accuracy"] = _mean_score([s.scores["flexible_accuracy"] for s in samples])
+    if benchmark.metric not in scores:
+        raise UserError(
+            f"benchmark.{name}.metric={benchmark.metric}: {benchmark.task} has no such metric; "
+            f"it has {', '.join(sorted(scores))}"
+        )
+    versions = {str(results["versions"].get(task)) for task in results["samples"]}
+    digest = hashlib.sha256("".join(f"{s.task}{s.doc_hash}{s.prompt_hash}{s.target}" for s in samples).encode())
+    return BenchmarkEvaluation(
+        benchmark=benchmark,
+        task_version=", ".join(sorted(versions)),
+        task_hash=digest.hexdigest()[:16],
+        scores=scores,
+        samples=tuple(samples),
+        seconds=seconds,
+    )
+
+
+def _read_samples(task: str, logged: list[Any], task_config: Any, benchmark: BenchmarkConfig) -> Iterator[Sample]:
+    """One `Sample` a question; the harness logs one entry a question and filter."""
+    by_doc: dict[int, list[Any]] = {}
+    for entry in logged:
+        by_doc.setdefault(entry["doc_id"], []).append(entry)
+    delimiter = task_config.get("target_delimiter", " ")
+    for doc_id, entries in by_doc.items():
+        first = entries[0]
+        prompt = str(first["arguments"][0][0])
+        is_choice = task_config["output_type"] == "multiple_choice"
+        choices: tuple[str, ...] = ()
+        log_likelihoods: tuple[float, ...] = ()
+        response = ""
+        answers: dict[str, str] = {}
+        scores: dict[str, float] = {}
+        target = str(first["target"])
+        if is_choice:
+            choices = tuple(str(arguments[1]).removeprefix(delimiter) for arguments in first["arguments"])
+            log_likelihoods = tuple(float(r[0]) for r in first["filtered_resps"])[: len(choices)]
+            by_length = [ll / max(len(c), 1) for ll, c in zip(log_likelihoods, choices, strict=True)]
+            if target.isdigit() and int(target) < len(choices):
+                target = choices[int(target)]
+        else:
+            response = str(first["resps"][0][0])
+        for entry in entries:
+            for metric in entry["metrics"]:
+                if not isinstance(entry[metric], (int, float, np.number)):
+                    continue  # a metric over all questions, such as F1, has no score of its own here
+                key = _metric_name(metric, entry["filter"])
+                scores[key] = float(entry[metric])
+                if is_choice:
+                    ranked = by_length if metric == "acc_norm" else log_likelihoods
+                    answers[key] = choices[int(np.argmax(ranked))]
+                else:
+                    answers[key] = str(entry["filtered_resps"][0])
+        if benchmark.numeric_tolerance is not None:
+            # The harness's flexible-extract compares strings ("18.00" is not "18"); the paper's flexible accuracy
+            # compares numbers.
+            extracted = next((a for k, a in answers.items() if k.endswith("flexible-extract")), response)
+            answers["flexible_accuracy"] = extracted
+            scores["flexible_accuracy"] = float(numbers_agree(extracted, target, benchmark.numeric_tolerance))
+        yield Sample(
+            task=task,
+            doc_id=int(doc_id),
+            doc_hash=first["doc_hash"],
+            prompt_hash=first["prompt_hash"],
+            prompt=prompt,
+            target=target,
+            response=response,
+            choices=choices,
+            log_likelihoods=log_likelihoods,
+            answers=answers,
+            scores=scores,
+        )
+
+
+def numbers_agree(answer: str, target: str, tolerance: float) -> bool:
+    r"""Whether the last number of an answer is within `tolerance` of the target's (paper 2.4: |p - t| < 0.01).
+
+    >>> numbers_agree("18.00", "9 + 9 = 18\n#### 18", 0.01)
+    True
+    >>> numbers_agree("$1,200.", "#### 1200", 0.01), numbers_agree("17", "#### 18", 0.01)
+    (True, False)
+    >>> numbers_agree("no idea", "#### 18", 0.01)
+    False
+    """
+    found, wanted = _last_number(answer), _last_number(target.rsplit("####", 1)[-1])
+    return found is not None and wanted is not None and abs(found - wanted) < tolerance
+
+
+def _last_number(text: str) -> float | None:
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+", text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
+
+
+def _metric_name(metric: str, filter_name: str) -> str:
+    """`acc` for the harness's `acc,none`, `exact_match.strict-match` for `exact_match,strict-match`."""
+    return metric if filter_name == "none" else f"{metric}.{filter_name}"
+
+
+def _mean_score(values: list[float]) -> Score:
+    n = len(values)
+    mean = sum(values) / n
+    if n < 2:
+        return Score(mean, float("nan"))
+    return Score(mean, sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n))

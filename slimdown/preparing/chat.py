@@ -1,0 +1,68 @@
+"""A tokenizer's chat template, tried before hours are built on it: it is a program that the model's publisher wrote.
+
+transformers runs it in Jinja's sandbox, which keeps it from the machine; what is left is that it fails or never ends.
+"""
+
+import threading
+from typing import Any
+
+from slimdown.guarding.errors import UserError
+
+# Llama 3's templates write today's date into every prompt, or the one that they are given: always the same, so that a
+# base measured yesterday is asked what the tuned model is asked today. It is the day that they themselves fall back on.
+ONE_DAY = {"date_string": "26 Jul 2024"}
+
+_SECONDS = 10.0  # for one question; templates take milliseconds
+
+
+def check_chat_template(tokenizer: Any, setting: str) -> None:
+    """Check that a question can be asked through the chat template.
+
+    Args:
+        tokenizer: transformers'.
+        setting: what asks for the template, as `key=value`, for the message.
+
+    Raises:
+        UserError: there is no template, it fails, or it has not ended after ten seconds.
+    """
+    if not tokenizer.chat_template:
+        key = setting.partition("=")[0]
+        other = "alpaca" if key.endswith("template") and key.startswith("dataset") else "false"
+        raise UserError(
+            f"{setting}: this model's tokenizer has no chat template; use {key}={other}, or an instruct model"
+        )
+    failed: list[UserError] = []
+
+    def try_it() -> None:
+        try:
+            chat_prompt(tokenizer, "What is 2 + 2?", setting)
+        except UserError as error:
+            failed.append(error)
+
+    attempt = threading.Thread(target=try_it, daemon=True)  # a daemon: nothing else ends a template that loops
+    attempt.start()
+    attempt.join(_SECONDS)
+    if attempt.is_alive():
+        raise UserError(
+            f"{setting}: the tokenizer's chat template has not ended after {_SECONDS:g} s for one question; choose "
+            "another model, or a copy with a sound template"
+        )
+    if failed:
+        raise failed[0]
+
+
+def chat_prompt(tokenizer: Any, question: str, setting: str) -> str:
+    """A user's question in the words of the chat template, up to where the answer begins.
+
+    Raises:
+        UserError: the template fails.
+    """
+    turns = [{"role": "user", "content": question}]
+    try:
+        prompt: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **ONE_DAY)
+    except Exception as error:  # the publisher's program: whatever it raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{setting}: the tokenizer's chat template fails ({reason})") from None
+    if tokenizer.bos_token and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]:
+        prompt = prompt.removeprefix(tokenizer.bos_token)  # tokenizing adds it again
+    return prompt

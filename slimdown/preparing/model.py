@@ -1,0 +1,328 @@
+"""ModelConfig and QuantizationConfig -> `LoadedModel`: the quantized base and its tokenizer, on its device.
+
+The base stays as it was published: nothing here changes a weight beyond quantizing it.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from slimdown.guarding.errors import UserError
+from slimdown.preparing.dtype import auto_dtype
+from slimdown.preparing.hub import asking_hub
+from slimdown.preparing.identity import digest, identify
+from slimdown.settings.schema import Device, Dtype, ModelConfig, QuantizationConfig
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model, ready to be measured or trained."""
+
+    model: Any  # transformers' PreTrainedModel, or PEFT's PeftModel around it
+    tokenizer: Any
+    id: str
+    revision: str  # the hub's commit, or a digest of a local folder
+    quantization: str
+    dtype: str
+    dtype_reason: str
+    device: str
+    n_parameters: int
+    memory_bytes: int  # of weights and buffers
+    load_seconds: float
+    identity: dict[str, Any]  # everything that answers depend on, see identity.py
+
+    @property
+    def digest(self) -> str:
+        """The identity in 32 hex digits: two models of one digest give the same answers."""
+        return digest(self.identity)
+
+
+def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedModel:
+    """The base model in evaluation mode, quantized as asked, with its tokenizer.
+
+    Raises:
+        UserError: the model cannot be had, read, or held in memory; the message says what to do.
+    """
+    import transformers
+
+    # Which optional kernel bitsandbytes did not find is no matter: it is the packed one that is kept off below.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()  # the console has a bar of its own
+    started = time.perf_counter()
+    device = _device(config.device)
+    dtype, dtype_reason = _dtype(config.dtype, device)
+    source = str(config.folder or config.id)
+    common = {"revision": config.revision, "trust_remote_code": False}
+    try:
+        with asking_hub(f"model.id={config.id}"):
+            architecture = transformers.AutoConfig.from_pretrained(source, **common)
+            _refuse_pickled(config, source, architecture)
+            skeleton = _skeleton(architecture)
+            _check_memory(config, quantization, skeleton, dtype, device)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
+            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                source,
+                **common,
+                use_safetensors=True,  # pickled weights can run code
+                dtype=dtype,
+                device_map={"": device.type},
+                attn_implementation=config.attn_implementation,
+                quantization_config=_bitsandbytes(quantization, device),
+                output_loading_info=True,
+            )
+            _check_weights(config, model, skeleton, loading["missing_keys"])
+    except UserError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError):
+        raise UserError(f"model.id={config.id} does not fit in the memory of {device}; {_SMALLER}") from None
+    except Exception as error:  # the files of others: whatever reading them may raise
+        raise UserError(_explain(config, error)) from error
+    for module in model.modules():
+        # On a CPU with AVX512-BF16 the first inference forward of a 4-bit layer repacks its weights for a kernel that
+        # computes in bfloat16 and passes no gradient: training after an evaluation would silently train nothing.
+        # bitsandbytes 0.49 to 0.50; to be deleted when its packed kernel has a backward pass.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    if tokenizer.pad_token is None:
+        # What the harness would choose when it measures; set here so that training sees the same, measured or not.
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    model.eval()
+    _check_numbers(config, model)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        id=config.id,
+        revision=_resolved_revision(source, config.revision),
+        quantization=quantization.name,
+        dtype=str(dtype).removeprefix("torch."),
+        dtype_reason=dtype_reason,
+        device=device.type,
+        n_parameters=_count_parameters(model),
+        memory_bytes=model.get_memory_footprint(),
+        load_seconds=time.perf_counter() - started,
+        identity=identify(model, tokenizer),
+    )
+
+
+def _check_numbers(config: ModelConfig, model: Any) -> None:
+    """Refuse weights that compute no numbers, by one forward of a few tokens: NaN anywhere comes through."""
+    tokens = torch.arange(min(16, model.get_input_embeddings().weight.shape[0]), device=model.device)[None]
+    with torch.no_grad():
+        logits = model(input_ids=tokens, use_cache=False).logits
+    if logits.float().log_softmax(-1).isnan().any():
+        narrow = "" if model.dtype == torch.float32 else f", or try model.dtype=float32 (now {model.dtype})"
+        raise UserError(
+            f"model.id={config.id} computes no numbers: its weights hold NaN or infinity, or numbers that overflow. "
+            f"Download it again or choose another revision{narrow}"
+        )
+
+
+def context_window(model: Any) -> int | None:
+    """The most tokens the model was made for, or None where its config does not say."""
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(window) if window else None
+
+
+def _device(wanted: Device) -> torch.device:
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted is Device.auto:
+        return torch.device(next(name for name, there in available.items() if there))
+    if not available[wanted.value]:
+        there = ", ".join(name for name, is_there in available.items() if is_there)
+        raise UserError(f"model.device={wanted}: this machine has none; it has {there}")
+    return torch.device(wanted.value)
+
+
+def _dtype(wanted: Dtype, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype, and why it is that one."""
+    if wanted is Dtype.auto:
+        dtype, reason = auto_dtype(device)
+        return dtype, f"auto: {reason}"
+    return getattr(torch, wanted.value), "as set"
+
+
+def _bitsandbytes(quantization: QuantizationConfig, device: torch.device) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if quantization.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if quantization.load_in_4bit:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization.bnb_4bit_quant_type.value,
+            bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+            bnb_4bit_compute_dtype=_dtype(quantization.bnb_4bit_compute_dtype, device)[0],
+        )
+    return None
+
+
+def _count_parameters(model: nn.Module) -> int:
+    """Parameters as published: a 4-bit tensor holds two in a byte."""
+    total = 0
+    for parameter in model.parameters():
+        total += _shape(parameter).numel()
+    return total
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape as published, which a 4-bit tensor keeps beside its bytes."""
+    return getattr(getattr(parameter, "quant_state", None), "shape", None) or parameter.shape
+
+
+def _skeleton(architecture: Any) -> Any:
+    """The model without its numbers."""
+    import transformers
+
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(architecture)
+
+
+def _check_weights(config: ModelConfig, model: Any, skeleton: Any, missing: Iterable[str]) -> None:
+    """Refuse weights that are not those of the config: transformers makes up what is missing, and says so in a log."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
+    wrong = [f"{name} is not in them" for name in sorted(missing)]
+    wrong += [
+        f"{name} is {tuple(_shape(parameter))} and should be {shapes[name]}"
+        for name, parameter in model.named_parameters()
+        if shapes.get(name, tuple(_shape(parameter))) != tuple(_shape(parameter))
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"model.id={config.id}: the weights are not those that its config.json describes: {'; '.join(wrong[:3])}"
+            f"{more}; get the model again, or correct its config.json"
+        )
+
+
+_SMALLER = "choose a smaller model, quantization=nf4, or a machine with more memory"
+
+
+def _check_memory(
+    config: ModelConfig,
+    quantization: QuantizationConfig,
+    skeleton: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Refuse a model whose weights alone exceed the memory that is free, before anything is downloaded."""
+    linear = sum(m.weight.numel() for m in skeleton.modules() if isinstance(m, nn.Linear))
+    head = skeleton.get_output_embeddings()
+    linear -= head.weight.numel() if head is not None else 0  # the head is not quantized
+    rest = sum(p.numel() for p in skeleton.parameters()) - linear
+    bits = {
+        "nf4": 4.5,
+        "fp4": 4.5,
+        "int8": 8.0,
+        "none": 8.0 * dtype.itemsize,
+    }  # 4 bits and their scales
+    needed = {name: int(linear * width / 8 + rest * dtype.itemsize) for name, width in bits.items()}
+    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if needed[quantization.name] > free:
+        fitting = [name for name, size in needed.items() if size < free]
+        way_out = f"quantization={fitting[0]} would fit" if fitting else _SMALLER
+        raise UserError(
+            f"model.id={config.id} needs {needed[quantization.name] / 2**30:.1f} GiB for its weights with "
+            f"quantization={quantization.name}, and {free / 2**30:.1f} GiB are free on {device.type}; {way_out}"
+        )
+
+
+def _refuse_pickled(config: ModelConfig, source: str, architecture: Any) -> None:
+    """Refuse an index that names pickled weights: transformers reads them whatever `use_safetensors` says.
+
+    It loads what an index of that name names (transformers 5.20 to 5.24); to be deleted when it refuses.
+    """
+    from transformers.utils import cached_file
+
+    index = cached_file(
+        source,
+        "model.safetensors.index.json",
+        revision=config.revision,
+        _commit_hash=getattr(architecture, "_commit_hash", None),  # spares the second run the question
+        _raise_exceptions_for_missing_entries=False,
+    )
+    named = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()) if index else set()
+    if pickled := sorted(name for name in named if not name.endswith(".safetensors")):
+        raise UserError(
+            f"model.id={config.id}: its index names {pickled[0]}, and pickled weights can run code when they are read; "
+            "choose a revision or a copy of the model with .safetensors files"
+        )
+
+
+def _resolved_revision(source: str, revision: str) -> str:
+    """The hub's commit, which names the cache folder that the files lie in; for a local folder a digest."""
+    if Path(source).is_dir():
+        return f"sha256:{_folder_digest(Path(source))}"
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(cached).parent.name if isinstance(cached, str) else revision
+
+
+def _folder_digest(folder: Path) -> str:
+    """A digest of what a local model is: config, weights, tokenizer, templates."""
+    digest = hashlib.sha256()
+    read = (".safetensors", ".json", ".jinja", ".model", ".txt")
+    for file in sorted(file for file in folder.iterdir() if file.suffix in read and file.is_file()):
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _explain(config: ModelConfig, error: Exception) -> str:
+    """What a loading error means to the user, and what to do; loading wraps the hub's own errors several deep."""
+    from huggingface_hub import errors as hub
+
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    text = " ".join(str(link) for link in chain)
+    page = f"https://huggingface.co/{config.id}"
+    if any(isinstance(link, hub.GatedRepoError) for link in chain) or "access a gated repo" in text:
+        return (
+            f"model.id={config.id} is gated: accept its licence at {page}, then log in with `hf auth login` "
+            "(or set HF_TOKEN); or try an open one, e.g. model=smollm2"
+        )
+    if any(isinstance(link, hub.RevisionNotFoundError) for link in chain):
+        return f"model.revision={config.revision}: {config.id} has no such branch, tag or commit; see {page}"
+    if any(isinstance(link, hub.RepositoryNotFoundError) for link in chain):
+        return (
+            f"model.id={config.id}: there is no such model on the hub, nor a local folder of that name; check the "
+            "spelling, or log in with `hf auth login` if it is private"
+        )
+    if "No space left" in text:
+        return (
+            f"model.id={config.id}: no space left on the disk that holds the hub's cache; free some, or point "
+            "HF_HOME to a larger disk"
+        )
+    if any(type(link).__name__ == "SafetensorError" for link in chain):
+        return f"model.id={config.id}: a .safetensors file is damaged or cut short ({error}); get it again"
+    if "safetensors" in text:
+        return (
+            f"model.id={config.id} has no safetensors weights, and pickled ones can run code when they are read; "
+            "choose a revision or a copy of the model with .safetensors files"
+        )
+    if isinstance(error, (KeyError, ValueError)) and "trust_remote_code" in text:
+        return f"model.id={config.id} needs code of its own, which is not run here; choose a model of transformers"
+    if any(type(link).__module__.split(".")[0] in ("httpx", "httpx2", "requests") for link in chain) or any(
+        isinstance(link, (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, hub.HfHubHTTPError)) for link in chain
+    ):
+        return (
+            f"model.id={config.id} cannot be reached: the hub does not answer and the model is not in the local cache; "
+            "check the network and HF_ENDPOINT, or run the embedded world, which needs none: python -m slimdown.run"
+        )
+    return f"model.id={config.id} cannot be loaded: {' '.join(str(error).split())[:400]}"

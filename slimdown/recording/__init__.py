@@ -1,0 +1,1 @@
+"""Findings into MLflow and back. The only room that knows MLflow."""

@@ -1,0 +1,269 @@
+"""The way to the store: whether it answers, how it is made, and who may be in it alone.
+
+MLflow is imported where it is used: it takes 1.5 seconds.
+"""
+
+import hashlib
+import logging
+import os
+import ssl
+import time
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext, suppress
+from importlib import import_module
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from filelock import FileLock
+
+from slimdown.guarding.disk import disk_full
+from slimdown.guarding.errors import UserError
+from slimdown.guarding.interruption import Undisturbed
+from slimdown.guarding.redaction import public_uri, redact
+from slimdown.settings.schema import TrackingConfig
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from sqlalchemy import Connection
+
+_T = TypeVar("_T")
+_MOST_SECONDS = 10  # that a store may take to answer for the first time
+# Which of its pages MLflow opens an experiment with: those for training, with charts and logged models.
+_TRAINING_PAGES = {"mlflow.experimentKind": "custom_model_development"}
+
+
+def check_store(config: TrackingConfig) -> None:
+    """Return in silence where the store answers, without importing MLflow.
+
+    Raises:
+        UserError: it does not answer within 15 seconds, or refuses.
+    """
+    with _told(config):
+        if file := sqlite_file(config.uri):
+            file.absolute().parent.mkdir(parents=True, exist_ok=True)
+        within(_MOST_SECONDS, lambda: _reach(config.uri))
+
+
+def open_store(config: TrackingConfig, reading: bool = False) -> "MlflowClient":
+    """A client of the tracking store, which is made where it is a database that has no tables yet.
+
+    Args:
+        config: which store.
+        reading: nothing is made beside the file of a local store, not even a lock.
+
+    Raises:
+        UserError: the store does not answer within 15 seconds, or refuses.
+    """
+    # "Creating initial MLflow database tables": a fresh store is no news.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints the traceback of what it raises
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password, if it holds one
+    file = sqlite_file(config.uri)
+    if not (file and reading):
+        check_store(config)
+    with _told(config):
+        if config.uri.startswith(("http", "databricks")):
+            import_module("mlflow")  # before the seconds begin: from a slow disk it takes many
+            return within(_MOST_SECONDS, lambda: _client(config.uri))
+        # Processes that open a fresh database together break it for good (mlflow 3.17): one makes it, under a lock.
+        with nullcontext() if file and reading else lock(config, "creation"):
+            return _client(config.uri)
+
+
+@contextmanager
+def _told(config: TrackingConfig) -> Iterator[None]:
+    """Whatever fails inside is said as what is wrong with the address."""
+    if problem := config.uri_problem():
+        raise UserError(problem)
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        cure = "pip install 'slimdown[postgres]'" if config.uri.startswith("postgresql") else "install it"
+        raise UserError(f"tracking.uri={public_uri(config.uri)} needs the driver {error.name}; {cure}") from None
+    except Exception as error:  # OSError, MLflow's, SQLAlchemy's, each driver's
+        file = sqlite_file(config.uri)
+        silent = isinstance(error, OSError) and not file
+        raise (disk_full(error, file.parent) if file else None) or UserError(
+            f"tracking.uri={public_uri(config.uri)} {'does not answer' if silent else 'cannot be used'}: "
+            f"{redact(first_line(error))}; {_advice(config.uri, error)}"
+        ) from None
+
+
+def within(seconds: float, call: "Callable[[], _T]") -> "_T":
+    """What a call returns, waited for so long at most; one that never ends is left to a thread that dies with us.
+
+    Drivers and name servers have time limits of their own, if any, and of a server that takes a connection and then
+    says nothing most of them know nothing.
+
+    Raises:
+        TimeoutError: it has not returned by then.
+    """
+    outcome: Future[_T] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    try:
+        return outcome.result(seconds)
+    except TimeoutError:
+        if outcome.done():
+            raise  # the call's own
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite address, None for any other address."""
+    scheme, _, place = uri.partition("://")
+    return Path(place.partition("?")[0][1:]) if scheme.partition("+")[0] == "sqlite" else None
+
+
+@contextmanager
+def lock(config: TrackingConfig, key: str) -> Iterator[None]:
+    """Held by one process at a time: in the database of a PostgreSQL store, else in a file.
+
+    Both are freed by the system when their owner dies. A server's database is not ours to lock in: there the file
+    serves the jobs of one machine.
+
+    Raises:
+        OSError, SQLAlchemyError: the database is gone.
+    """
+    if not config.uri.startswith("postgresql"):
+        folder = _lock_folder(config.uri)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{key}.lock"):
+            yield
+        return
+    from sqlalchemy import text
+
+    number = int.from_bytes(hashlib.sha256(f"slimdown {key}".encode()).digest()[:8], signed=True)
+    ask = text("SELECT pg_try_advisory_lock(:number)")
+    database = within(_MOST_SECONDS, lambda: _connected(config.uri))
+    try:
+        while not within(_MOST_SECONDS, lambda: database.scalar(ask, {"number": number})):
+            time.sleep(0.2)
+        yield
+    finally:
+        with suppress(Exception):  # it went away meanwhile, and the lock with it
+            within(_MOST_SECONDS, database.close)
+
+
+def experiment_id(client: "MlflowClient", config: TrackingConfig) -> str:
+    """The id of the experiment that runs go into, which is made where it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    location = None
+    if file := sqlite_file(config.uri):  # a server decides for itself
+        location = (file.absolute().parent / "artifacts").as_uri()
+    for _ in range(2):
+        if found := client.get_experiment_by_name(config.experiment):
+            if found.lifecycle_stage == "deleted":
+                raise UserError(
+                    f"tracking.experiment={config.experiment} was deleted in MLflow; restore it with "
+                    f"`mlflow experiments restore -x {found.experiment_id}`, or choose another name"
+                )
+            return str(found.experiment_id)
+        try:
+            return str(client.create_experiment(config.experiment, artifact_location=location, tags=_TRAINING_PAGES))
+        except MlflowException:
+            continue  # another process made it just now
+    raise UserError(f"tracking.experiment={config.experiment} can neither be found nor made")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, at most 200 characters."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _lock_folder(uri: str) -> Path:
+    if file := sqlite_file(uri):
+        return file.absolute().parent / "locks"
+    return Path.home() / ".cache" / "slimdown" / "locks"
+
+
+def _client(uri: str) -> "MlflowClient":
+    from mlflow import MlflowClient
+
+    file = sqlite_file(uri)
+    if file and not (file.exists() and file.stat().st_size):
+        # MLflow never gets over a store whose making was cut short (mlflow 3.17: "table already exists"): by a full
+        # disk, a kill, a signal. It is made under another name, and so whole or not at all.
+        draft = file.absolute().with_name(f"{file.name}.draft")
+        draft.unlink(missing_ok=True)
+        try:
+            MlflowClient(f"sqlite:///{draft}").search_experiments(max_results=1)
+            draft.replace(file)
+        finally:
+            for part in (draft, draft.with_name(f"{draft.name}-journal")):
+                part.unlink(missing_ok=True)
+    client = MlflowClient(uri)
+    client.search_experiments(max_results=1)  # the first question opens the store, and makes it where it is not there
+    # A signal raised within a query leaves SQLite locked for as long as its traceback is: for marking the run as well.
+    return cast("MlflowClient", Undisturbed(client)) if file else client
+
+
+def _reach(uri: str) -> None:
+    """Ask once: MLflow's own client retries for minutes before it says that nobody answers."""
+    if uri.startswith("databricks"):
+        return  # only its own client knows the way
+    if not uri.startswith("http"):
+        _connected(uri).close()
+        return
+    health = f"{public_uri(uri).replace('***@', '').rstrip('/')}/health"
+    try:
+        urllib.request.urlopen(health, timeout=_MOST_SECONDS)
+    except urllib.error.HTTPError:
+        pass  # somebody answers; whether we may write is for the client to find out
+    except urllib.error.URLError as error:
+        if not (isinstance(error.reason, ssl.SSLError) and _is_trusted_by_mlflow(health)):
+            raise
+
+
+def _is_trusted_by_mlflow(address: str) -> bool:
+    """Whether MLflow's client would accept a certificate that Python's own rules refuse: of a private CA, say."""
+    requests = import_module("requests")  # of MLflow, and untyped
+
+    environment = os.environ.get
+    insecure = environment("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
+    verify = environment("MLFLOW_TRACKING_SERVER_CERT_PATH") or not insecure  # True: REQUESTS_CA_BUNDLE, or certifi's
+    certificate = environment("MLFLOW_TRACKING_CLIENT_CERT_PATH")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of urllib3, that nothing is verified: as was asked
+        try:
+            requests.get(address, verify=verify, cert=certificate, timeout=_MOST_SECONDS)
+        except requests.exceptions.SSLError:
+            return False
+    return True
+
+
+def _connected(uri: str) -> "Connection":
+    """A connection that answered, in no transaction."""
+    from sqlalchemy import NullPool, create_engine, text
+
+    os.environ.setdefault("PGCONNECT_TIMEOUT", "9")  # libpq's own setting; it waits for minutes without
+    connection = create_engine(uri, poolclass=NullPool, isolation_level="AUTOCOMMIT").connect()
+    connection.execute(text("SELECT 1"))
+    return connection
+
+
+def _advice(uri: str, error: Exception) -> str:
+    if sqlite_file(uri):
+        return "choose a file that you can write, e.g. tracking.uri=sqlite:///mlruns/mlflow.db"
+    if isinstance(getattr(error, "reason", None), ssl.SSLError):
+        return "name the file of the certificates to trust, MLFLOW_TRACKING_SERVER_CERT_PATH=FILE"
+    if uri.startswith("http") and not isinstance(error, OSError):  # somebody answered
+        return "check user, password and address"
+    if uri.startswith("http"):
+        return (
+            "start the server, e.g. `mlflow server --backend-store-uri sqlite:///mlruns/mlflow.db`, or leave "
+            "tracking.uri out to record in the local folder mlruns/"
+        )
+    return "check the address, user, password and network"

@@ -1,0 +1,54 @@
+"""Where a run was made: package versions, machine, git commit. Never the environment variables: they hold secrets."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import psutil
+import torch
+
+from slimdown import __version__
+from slimdown.preparing.dtype import processor_name
+
+_PACKAGES = (
+    "torch", "transformers", "peft", "bitsandbytes", "trl", "lm-eval", "datasets", "accelerate", "mlflow", "hydra-core",
+)  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and git state as a JSON-able object."""
+    found: dict[str, Any] = {
+        "slimdown": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "git_commit": git_commit(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+        found["cuda"] = torch.version.cuda
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # e.g. a mlflow-skinny in mlflow's place
+            found[package] = None
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the folder that the run is started in, with `-dirty` where files differ from it."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return f"{commit}-dirty" if _git("status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+    return answer.stdout.strip()

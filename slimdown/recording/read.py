@@ -1,0 +1,402 @@
+"""Reading what runs left in the MLflow store.
+
+MLflow is imported where it is used: it takes 1.5 seconds, and the runs of a local SQLite store are read without it.
+There MLflow builds an object for each of some 170 entries a run,
+which for 1,000 runs takes longer than everything else together; any other store is read through its client.
+"""
+
+import math
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from slimdown.guarding.errors import UserError
+from slimdown.guarding.redaction import public_uri
+from slimdown.judging.holdout import open_part
+from slimdown.judging.runs import RecordedRun
+from slimdown.measuring.samples import Evaluation, read_samples
+from slimdown.recording.connection import first_line, open_store, sqlite_file
+from slimdown.settings.keys import nearest
+from slimdown.settings.schema import BenchmarkConfig, TrackingConfig
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from slimdown.judging.seeds import SeedsChange
+
+_TUNED = {"slimdown.kind": "tuned"}
+_STATES = {
+    "RUNNING": "is still going, or was killed outright",
+    "SCHEDULED": "has not begun",
+    "FAILED": "failed",
+    "KILLED": "was stopped",
+}
+FILTER_EXAMPLE = "write e.g. \"params.`lora.r` = '8' and tags.`slimdown.model` LIKE '%SmolLM2%'\""
+_AT_ONCE = 500  # runs in one statement: old SQLites take 999 variables
+
+
+def find_runs(
+    config: TrackingConfig,
+    experiments: Sequence[str] = (),
+    filter_string: str = "",
+    max_results: int = 50_000,
+    tags: Mapping[str, str] | None = None,
+) -> list[RecordedRun]:
+    """The fine-tuning runs in the store, newest first.
+
+    Args:
+        config: which store.
+        experiments: names; empty for all.
+        filter_string: MLflow's filter language, e.g. "params.`lora.r` = '8' and tags.`slimdown.sweep` = 'ranks'".
+        max_results: the most to return.
+        tags: only runs that have all of these.
+
+    Raises:
+        UserError: no store, no such experiment, or a filter that MLflow does not understand.
+    """
+    wanted = {**_TUNED, **(tags or {})}
+    if not filter_string and (file := _existing_file(config)):
+        try:
+            with _reading(file) as rows:
+                names = _chosen(config, experiments, rows.experiments())
+                return rows.runs(names, wanted, max_results)
+        except sqlite3.Error:
+            pass  # not a store as MLflow makes them today: its client knows what to say
+    return _search(config, experiments, filter_string, max_results, wanted)
+
+
+def experiment_names(config: TrackingConfig) -> list[str]:
+    """The experiments of the store, sorted.
+
+    Raises:
+        UserError: no store.
+    """
+    if file := _existing_file(config):
+        try:
+            with _reading(file) as rows:
+                return sorted(rows.experiments().values())
+        except sqlite3.Error:
+            pass
+    return sorted(e.name for e in _open_existing(config).search_experiments())
+
+
+def read_run(config: TrackingConfig, run_id: str) -> RecordedRun:
+    """One fine-tuning run, by its id, the beginning of its id, or its name.
+
+    Raises:
+        UserError: no store, no such run, several such runs, or one that is no fine-tuning run.
+    """
+    client: MlflowClient | None = None
+    known: list[RecordedRun] = []
+    if file := _existing_file(config):
+        try:
+            with _reading(file) as rows:
+                names = rows.experiments()
+                found = rows.called(run_id, names)
+                known = [] if found else rows.runs(names, _TUNED, 50_000, entries=False)
+        except sqlite3.Error:
+            client = _open_existing(config)
+    else:
+        client = _open_existing(config)
+    if client:
+        found, known = _called(client, run_id)
+    if not found:
+        others = sorted({run.name for run in known})
+        close = nearest(run_id, others) if others else ""
+        raise UserError(
+            f"there is no run {run_id} in {public_uri(config.uri)}{close if 'did you mean' in close else ''}; "
+            "python -m slimdown.compare lists the runs that are"
+        )
+    if len(found) > 1:
+        several = ", ".join(run.run_id for run in found[:3]) + (", ..." if len(found) > 3 else "")
+        raise UserError(f"{len(found)} runs are called {run_id}; give the id of one: {several}")
+    run = found[0]
+    if (kind := run.tags.get("slimdown.kind", "")) != "tuned":
+        what = "the measurement of a base" if kind == "baseline" else "not a run of slimdown"
+        raise UserError(f"run {run_id} is {what}; only a fine-tuning run has a change to look at")
+    return run
+
+
+def refuse_unfinished(run: RecordedRun) -> None:
+    """Return in silence where the run came to its end.
+
+    Raises:
+        UserError: it is still going, failed or was stopped.
+    """
+    if run.status != "FINISHED":
+        said = run.tags.get("slimdown.error", "")
+        raise UserError(
+            f"run {run.run_id} ({run.name}) {_STATES.get(run.status, run.status)}{': ' + said if said else ''}; "
+            "it left no complete measurement to read, choose a finished run"
+        )
+
+
+def read_evaluation(config: TrackingConfig, run: RecordedRun, model: str) -> Evaluation:
+    """Every question and answer of a finished run; `model` is base or tuned.
+
+    Raises:
+        UserError: a run that is not finished, or whose samples are gone.
+    """
+    from mlflow.exceptions import MlflowException
+
+    refuse_unfinished(run)
+    client = _open_existing(config)
+    reports = {}
+    for name in run.benchmarks:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                file = client.download_artifacts(run.run_id, f"samples/{model}-{name}.parquet", folder)
+            except (MlflowException, OSError) as error:
+                raise UserError(f"run {run.run_id} has lost its samples of {name}: {first_line(error)}") from None
+            try:
+                reports[name] = read_samples(Path(file), _benchmark_config(run, name))
+            except (ValueError, KeyError, TypeError, OmegaConfBaseException) as error:
+                raise UserError(
+                    f"the samples of {name} in run {run.run_id} cannot be read ({first_line(error)}); "
+                    "the file is damaged, or another version of slimdown wrote it"
+                ) from None
+    return Evaluation(
+        benchmarks=reports,
+        harness_version=run.tags.get("slimdown.harness_version", ""),
+        scoring_path=run.tags.get("slimdown.scoring_path", ""),
+        seconds=run.metrics.get(f"cost/{model}_evaluation_seconds", 0.0),
+    )
+
+
+def read_seeds(store: TrackingConfig, runs: Sequence[RecordedRun]) -> "list[SeedsChange]":
+    """`seeds_changes` of recorded runs that differ only in their seed.
+
+    Raises:
+        UserError: a run whose samples are gone, or seeds that were not asked the same questions.
+    """
+    from slimdown.judging.seeds import seeds_changes  # scipy, which the others do without
+
+    def read(run: RecordedRun, model: str) -> Evaluation:
+        return open_part(read_evaluation(store, run, model), run.holdout)
+
+    try:
+        return seeds_changes([(read(run, "base"), read(run, "tuned")) for run in runs])
+    except ValueError as error:
+        raise UserError(f"{error}; compare runs of one configuration that differ only in seed") from None
+
+
+def _existing_file(config: TrackingConfig) -> Path | None:
+    """The file of a local store; None for a server. Reading must not make an empty store, so it has to be there."""
+    if not config.uri.startswith("sqlite:///"):
+        return None
+    file = sqlite_file(config.uri)
+    assert file
+    if not file.is_file():
+        raise UserError(
+            f"there is no record {file} yet; python -m slimdown.run makes one, or name another with "
+            "--tracking-uri or MLFLOW_TRACKING_URI"
+        )
+    if not _has_tables(file):  # MLflow would make them
+        raise UserError(f"{file} is no MLflow record, and is left as it is; name another with --tracking-uri")
+    return file
+
+
+def _has_tables(file: Path) -> bool:
+    try:
+        with _reading(file) as rows:
+            return rows.are_mlflows()
+    except sqlite3.OperationalError:
+        return True  # in use, or not ours to read: whoever reads it will say so
+    except sqlite3.DatabaseError:
+        return False  # no database at all
+
+
+def _open_existing(config: TrackingConfig) -> "MlflowClient":
+    _existing_file(config)
+    return open_store(config, reading=True)
+
+
+def _chosen(config: TrackingConfig, experiments: Sequence[str], known: dict[str, str]) -> dict[str, str]:
+    """Of the experiments by id those that are named, or all."""
+    for name in experiments:
+        if name not in known.values():
+            there = sorted(known.values())
+            raise UserError(f"there is no experiment {name} in {public_uri(config.uri)}{nearest(name, there)}")
+    return {key: name for key, name in known.items() if not experiments or name in experiments}
+
+
+# --- a local store, by its tables -----------------------------------------------------------------
+
+
+@contextmanager
+def _reading(file: Path) -> "Iterator[_Rows]":
+    # Read-only: what compares runs can harm none, and a store in a folder that nobody may write is read too.
+    with closing(sqlite3.connect(f"file:{quote(str(file.absolute()))}?mode=ro", uri=True, timeout=30)) as database:
+        yield _Rows(database)
+
+
+class _Rows:
+    """The rows of MLflow's tables, which have been these since 2019."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._ask = database.execute
+
+    def are_mlflows(self) -> bool:
+        """Whether the file is a store at all."""
+        return bool(self._ask("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone())
+
+    def experiments(self) -> dict[str, str]:
+        """Names by id, of those that are not deleted."""
+        found = self._ask("SELECT experiment_id, name FROM experiments WHERE lifecycle_stage = 'active'")
+        return {str(key): name for key, name in found}
+
+    def runs(
+        self, experiments: dict[str, str], tags: Mapping[str, str], most: int, entries: bool = True
+    ) -> list[RecordedRun]:
+        """The runs that have these tags, newest first; without params, tags and metrics where not `entries`."""
+        tagged = " ".join(
+            "AND EXISTS (SELECT 1 FROM tags t WHERE t.run_uuid = r.run_uuid AND t.key = ? AND t.value = ?)"
+            for _ in tags
+        )
+        values = [text for pair in tags.items() for text in pair]
+        found = self._select(tagged, values, experiments)[:most]
+        return self._with_entries(found) if entries else found
+
+    def called(self, text: str, experiments: dict[str, str]) -> list[RecordedRun]:
+        """The runs of any kind with this id; else the tuned ones of this name, else those whose id begins so."""
+        tuned = "AND EXISTS (SELECT 1 FROM tags t WHERE t.run_uuid = r.run_uuid AND t.key = ? AND t.value = ?)"
+        kind = next(iter(_TUNED.items()))
+        found = (
+            self._select("AND r.run_uuid = ?", [text], experiments)
+            or self._select(f"{tuned} AND r.name = ?", [*kind, text], experiments)
+            or self._select(f"{tuned} AND substr(r.run_uuid, 1, ?) = ?", [*kind, len(text), text], experiments)
+        )
+        return self._with_entries(found)
+
+    def _select(self, condition: str, values: Sequence[str | int], experiments: dict[str, str]) -> list[RecordedRun]:
+        found = self._ask(
+            "SELECT r.run_uuid, r.name, r.experiment_id, r.status, r.start_time FROM runs r "
+            f"WHERE r.lifecycle_stage = 'active' {condition} ORDER BY r.start_time DESC, r.run_uuid",
+            values,
+        )
+        return [
+            RecordedRun(key, name or key, experiments[str(experiment)], status, _time(started), {}, {}, {})
+            for key, name, experiment, status, started in found
+            if str(experiment) in experiments
+        ]
+
+    def _with_entries(self, runs: list[RecordedRun]) -> list[RecordedRun]:
+        params = self._entries("params", "value", runs)
+        tags = self._entries("tags", "value", runs)
+        # SQL has no word for what is no number: MLflow keeps a flag beside it.
+        numbers = self._entries("latest_metrics", "CASE WHEN is_nan THEN NULL ELSE value END", runs)
+        metrics = {key: {k: math.nan if v is None else v for k, v in values.items()} for key, values in numbers.items()}
+        return [
+            replace(run, params=params[run.run_id], tags=tags[run.run_id], metrics=metrics[run.run_id]) for run in runs
+        ]
+
+    def _entries(self, table: str, value: str, runs: list[RecordedRun]) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {run.run_id: {} for run in runs}
+        ids = list(found)
+        for i in range(0, len(ids), _AT_ONCE):
+            some = ids[i : i + _AT_ONCE]
+            marks = ",".join("?" * len(some))
+            for run_id, key, content in self._ask(
+                f"SELECT run_uuid, key, {value} FROM {table} WHERE run_uuid IN ({marks})", some
+            ):
+                found[run_id][key] = content
+        return found
+
+
+def _time(milliseconds: int | None) -> datetime:
+    return datetime.fromtimestamp((milliseconds or 0) / 1000, UTC)
+
+
+# --- any store, by its client ---------------------------------------------------------------------
+
+
+def _search(
+    config: TrackingConfig, experiments: Sequence[str], filter_string: str, most: int, tags: Mapping[str, str]
+) -> list[RecordedRun]:
+    from mlflow.exceptions import MlflowException
+
+    client = _open_existing(config)
+    names = _chosen(config, experiments, {str(e.experiment_id): e.name for e in client.search_experiments()})
+    wanted = " and ".join([*(f"tags.`{key}` = {_quoted(value)}" for key, value in tags.items()), filter_string])
+    found: list[RecordedRun] = []
+    token: str | None = None
+    while len(found) < most:
+        try:
+            page = client.search_runs(
+                list(names), wanted.removesuffix(" and "), max_results=min(1000, most - len(found)), page_token=token
+            )
+        except MlflowException as error:
+            raise UserError(
+                f"the filter {filter_string!r} is not understood: {first_line(error)}; {FILTER_EXAMPLE}"
+            ) from None
+        found += [_recorded(run, names) for run in page]
+        token = page.token
+        if not token:
+            break
+    return found
+
+
+def _called(client: "MlflowClient", text: str) -> tuple[list[RecordedRun], list[RecordedRun]]:
+    """The runs that `text` may mean, and, where there is none, those that there are."""
+    from mlflow.exceptions import MlflowException
+
+    names = {str(e.experiment_id): e.name for e in client.search_experiments()}
+    try:
+        run = client.get_run(text)
+        if run.info.lifecycle_stage == "active":
+            return [_recorded(run, names)], []
+    except MlflowException:
+        pass
+    kind = "tags.`slimdown.kind` = 'tuned'"
+    named = client.search_runs(list(names), f"{kind} and attributes.run_name = {_quoted(text)}", max_results=50)
+    if named:
+        return [_recorded(run, names) for run in named], []
+    every: list[RecordedRun] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs(list(names), kind, max_results=1000, page_token=token)
+        every += [_recorded(run, names) for run in page]
+        token = page.token
+        if not token:
+            return [run for run in every if run.run_id.startswith(text)], every
+
+
+def _quoted(text: str) -> str:
+    """The text as a string of MLflow's filter language, which has no way to write both kinds of quotes."""
+    return f"'{text}'" if "'" not in text else '"' + text.replace('"', "") + '"'
+
+
+def _recorded(run: "Run", experiments: dict[str, str]) -> RecordedRun:
+    return RecordedRun(
+        run_id=run.info.run_id,
+        name=run.info.run_name or run.info.run_id,
+        experiment=experiments.get(run.info.experiment_id, run.info.experiment_id),
+        status=run.info.status,
+        started=_time(run.info.start_time),
+        params=run.data.params,
+        tags=run.data.tags,
+        metrics=run.data.metrics,
+    )
+
+
+def _benchmark_config(run: RecordedRun, name: str) -> BenchmarkConfig:
+    prefix = f"benchmark.{name}."
+    known = {field.name for field in fields(BenchmarkConfig)}  # a later version may have more
+    values: dict[str, Any] = {
+        key.removeprefix(prefix): None if value == "None" else value
+        for key, value in run.params.items()
+        if key.startswith(prefix) and key.removeprefix(prefix) in known
+    }
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BenchmarkConfig), values))
+    assert isinstance(config, BenchmarkConfig)
+    return config

@@ -1,0 +1,594 @@
+"""Writing a run into MLflow, as it goes.
+
+`TrackedRun` opens a run, takes each step's result, and closes it FINISHED, FAILED or KILLED. It talks to the store
+through one client of its own, never through MLflow's global state. With `store.py` the only module that knows MLflow.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import wraps
+from math import isfinite
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from slimdown.guarding.disk import disk_full
+from slimdown.guarding.errors import UserError
+from slimdown.guarding.interruption import interrupted, undisturbed
+from slimdown.guarding.redaction import public_uri, redact
+from slimdown.judging.anatomy import Anatomy
+from slimdown.judging.changes import BenchmarkChange, Changes
+from slimdown.judging.paired import Estimate
+from slimdown.measuring.measure import KEY_VERSION
+from slimdown.measuring.samples import BenchmarkEvaluation, DamagedSamples, Evaluation, read_samples, write_samples
+from slimdown.preparing.data import SftData
+from slimdown.preparing.model import LoadedModel
+from slimdown.recording.connection import experiment_id, first_line, lock, open_store, sqlite_file
+from slimdown.recording.outage import ORIGIN, PatientClient, StoreGone, advice
+from slimdown.settings.schema import BenchmarkConfig, PaperMetric, TrackingConfig
+from slimdown.training.train import StepRecord, TrainResult
+
+_FLUSH_SECONDS = 5.0  # step metrics go out together: 200 single calls cost 4.2 s, one batch 0.03 s
+_MOST_PARAM = 6000  # characters; MLflow cuts longer ones, the whole config is an artifact
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_LOSS = "slimdown.validation_loss."  # and a key: the tag of a run that holds a base's validation loss, its value
+_EVALUATION = "slimdown.evaluation."  # and a key: the tag of a run that holds an evaluation
+
+
+def _kept(write: "Callable[Concatenate[TrackedRun, _P], _T]") -> "Callable[Concatenate[TrackedRun, _P], _T]":
+    """A method that writes: where the store takes no more, it and all that was written before go to disk."""
+
+    @wraps(write)
+    def kept(self: "TrackedRun", /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return self._keep(lambda run: write(run, *args, **kwargs))
+
+    return kept
+
+
+class TrackedRun:
+    """One MLflow run, from the moment that settings are known to its end.
+
+    Where a server falls silent for longer than `tracking.wait`, the run is written anew into a folder, by the same
+    methods, and goes on there.
+    """
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        name: str,
+        kind: str,
+        tags: dict[str, str],
+        client: MlflowClient | PatientClient | None = None,
+    ) -> None:
+        """Create the run.
+
+        Args:
+            config: the store.
+            name: of the run.
+            kind: tuned or baseline.
+            tags: of the run from its beginning.
+            client: of the store, where it is open already.
+
+        Raises:
+            UserError: the tracking store does not answer or refuses; nothing has been computed by then.
+        """
+        self._client = client or (open_store(config) if sqlite_file(config.uri) else PatientClient.open(config))
+        file = sqlite_file(config.uri)
+        self._folder = file.absolute().parent if file else Path.cwd()
+        experiment = experiment_id(self._client, config)
+        try:
+            run = self._client.create_run(experiment, run_name=redact(name), tags={**tags, "slimdown.kind": kind})
+        except MlflowException as error:
+            raise disk_full(error, self._folder) or UserError(
+                f"tracking.uri={public_uri(config.uri)} refuses a run: {first_line(error)}"
+            ) from None
+        self.run_id: str = run.info.run_id
+        self.artifact_uri: str = run.info.artifact_uri
+        self.name = name
+        self._config, self._kind, self._tags = config, kind, tags
+        self._written: list[Callable[[TrackedRun], Any]] = []  # what a folder would be told from the beginning
+        self._on_disk: TrackedRun | None = None
+        if isinstance(self._client, PatientClient):
+            self._client.begin()
+        self._experiment_id = experiment
+        self._pending: list[Metric] = []
+        self._flushed = time.monotonic()
+
+    @property
+    def store_uri(self) -> str:
+        """Where it is kept by now."""
+        return (self._on_disk or self)._config.uri
+
+    @property
+    def undelivered(self) -> str:
+        """What is to be done where it lies on disk instead of in its store; empty where it does not."""
+        return f"It lies on disk; {advice(self._on_disk._config)}" if self._on_disk else ""
+
+    def __enter__(self) -> "TrackedRun":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the run FINISHED, FAILED with the error in a tag, or KILLED; the error says so in a note.
+
+        Raises:
+            KeyboardInterrupt: a signal came, whatever became of it on its way here.
+            UserError: the disk is full.
+        """
+        with undisturbed():
+            end = error
+            if interrupted() and not isinstance(error, KeyboardInterrupt):
+                end = KeyboardInterrupt()
+            elif isinstance(error, Exception):
+                end = disk_full(error, self._folder) or error
+            refused = self._close(end)
+            if refused is not None and end is None:
+                raise disk_full(refused, self._folder) or refused
+            if end is not None:
+                end.add_note(self._ending(end, refused))
+                raise end from (error if error is not end else end.__cause__)
+
+    def sibling(self, name: str, kind: str) -> "TrackedRun":
+        """Another run beside this one, wherever that is by now."""
+        if self._on_disk:
+            return self._on_disk.sibling(name, kind)
+        try:
+            return TrackedRun(self._config, name, kind, {}, self._client)
+        except UserError as error:
+            if not isinstance(self._client, PatientClient):
+                raise
+            return TrackedRun(self._client.give_up(error), name, kind, {})
+
+    def _keep(self, write: "Callable[[TrackedRun], _T]") -> "_T":
+        if self._on_disk:
+            return write(self._on_disk)
+        if not isinstance(self._client, PatientClient):
+            return write(self)
+        try:
+            result = write(self)
+        except Exception as error:  # silent, or a refusal: what was computed is worth a folder
+            # Artifacts go past the server, and are refused in the words of their own library: the system's, botocore's.
+            if not isinstance(error, StoreGone | MlflowException) and (not self._written or disk_full(error)):
+                raise
+            tags = {**self._tags, ORIGIN: self.run_id}
+            self._on_disk = TrackedRun(self._client.give_up(error), self.name, self._kind, tags)
+            self.artifact_uri = self._on_disk.artifact_uri
+            for earlier in self._written:
+                earlier(self._on_disk)
+            self._written.clear()
+            return write(self._on_disk)
+        self._written.append(write)
+        return result
+
+    @_kept
+    def _close(self, end: BaseException | None) -> Exception | None:
+        """Mark how the run ended; returns why the store refuses, None where it does not."""
+        status = _status(end)
+        steps: list[Callable[[], object]] = [self._flush]
+        if status == "FAILED":
+            reason = redact(f"{type(end).__name__}: {end}")[:5000]
+            steps.append(lambda: self._client.set_tag(self.run_id, "slimdown.error", reason))
+        steps.append(lambda: self._client.set_terminated(self.run_id, status))
+        refused = None
+        for step in steps:  # each for itself: a run that keeps no more metrics can still be marked
+            try:
+                step()
+            except StoreGone:
+                raise
+            except Exception as error:
+                refused = error
+        return refused
+
+    def _ending(self, end: BaseException, refused: Exception | None) -> str:
+        if self._on_disk:
+            return f"Run {self.run_id} is marked {_status(end)} on disk; {advice(self._on_disk._config)}"
+        if refused is None:
+            return f"Run {self.run_id} is marked {_status(end)} and keeps what was recorded so far."
+        why = "its disk is full" if disk_full(refused) else f"the store refuses ({first_line(refused)})"
+        return (
+            f"Run {self.run_id} could not be marked {_status(end)} and may stay RUNNING: {why}. What was recorded so "
+            "far is kept."
+        )
+
+    # --- what a run is told ---------------------------------------------------------------------
+
+    @_kept
+    def log_settings(self, flat: dict[str, Any], config_yaml: str, overrides: Sequence[str], environment: Any) -> None:
+        """Keep every setting as a param, and the whole config, overrides and environment as artifacts."""
+        self._params(flat)
+        self._client.log_text(self.run_id, redact(config_yaml), "config.yaml")
+        self._client.log_text(self.run_id, redact("\n".join(overrides)) + "\n", "overrides.txt")
+        self._client.log_text(self.run_id, json.dumps(environment, indent=2) + "\n", "environment.json")
+
+    @_kept
+    def log_params(self, flat: dict[str, Any]) -> None:
+        """Keep settings by their dotted keys."""
+        self._params(flat)
+
+    @_kept
+    def log_model(self, loaded: LoadedModel) -> None:
+        """Keep which weights were loaded, and what that cost."""
+        self._tag(
+            {
+                "slimdown.model": loaded.id,
+                "slimdown.model_revision": loaded.revision,
+                "slimdown.quantization": loaded.quantization,
+                "slimdown.dtype": loaded.dtype,
+                "slimdown.dtype_reason": loaded.dtype_reason,
+                "slimdown.device": loaded.device,
+            }
+        )
+        self._metrics(
+            {
+                "cost/load_seconds": loaded.load_seconds,
+                "cost/model_memory_bytes": loaded.memory_bytes,
+                "cost/n_parameters": loaded.n_parameters,
+            }
+        )
+
+    @_kept
+    def log_data(self, data: SftData) -> None:
+        """Name the datasets in MLflow's own column, and the fingerprint of the text that was used."""
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=source.name,
+                    digest=data.fingerprint,
+                    source_type="slimdown",
+                    source=redact(json.dumps({"path": source.path, "revision": source.revision})),
+                    profile=json.dumps({"n_train": source.n_train, "n_validation": source.n_validation}),
+                ),
+                tags=[InputTag("mlflow.data.context", "training")],
+            )
+            for source in data.sources
+        ]
+        self._client.log_inputs(self.run_id, inputs)
+        self._tag(
+            {
+                "slimdown.dataset": ",".join(source.name for source in data.sources),
+                "slimdown.data_fingerprint": data.fingerprint,
+            }
+        )
+        self._metrics({"train/n_train": len(data.train), "train/n_validation": len(data.validation)})
+
+    @_kept
+    def log_samples(self, model: str, name: str, report: BenchmarkEvaluation) -> None:
+        """Keep every question and answer of one benchmark; `model` is base or tuned."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"{model}-{name}.parquet"
+            write_samples(file, model, name, report)
+            self._client.log_artifact(self.run_id, str(file), "samples")
+
+    @_kept
+    def log_scores(self, model: str, reports: Mapping[str, BenchmarkEvaluation]) -> None:
+        """Keep the scores of benchmarks; `model` is base or tuned."""
+        values: dict[str, float] = {}
+        for name, report in reports.items():
+            for metric, score in report.scores.items():
+                values[f"{model}/{name}/{metric}"] = score.value
+                values[f"{model}/{name}/{metric}_stderr"] = score.standard_error
+        self._metrics(values)
+
+    @_kept
+    def log_baselines(self, sources: dict[str, str]) -> None:
+        """Name the runs that hold the base's evaluations."""
+        self._tag({f"slimdown.baseline.{name}": run_id for name, run_id in sources.items()})
+
+    @_kept
+    def log_evaluation(self, key: str, file: str) -> None:
+        """Keep by which key an evaluation of this run is found, whose samples lie in `file`."""
+        self._client.set_tag(self.run_id, f"{_EVALUATION}{key}", file)
+
+    @_kept
+    def log_base_loss(self, key: str, loss: float) -> None:
+        """Keep a base's validation loss, to the last digit, by the key that it is found by."""
+        self._client.set_tag(self.run_id, f"{_LOSS}{key}", repr(loss))
+
+    @_kept
+    def log_step(self, record: StepRecord) -> None:
+        """Keep one training step; steps are sent together every few seconds."""
+        now = int(time.time() * 1000)
+        finite = {name: value for name, value in record.values.items() if isfinite(value)}
+        self._pending += [Metric(f"train/{name}", value, now, record.step) for name, value in finite.items()]
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._flush()
+
+    @_kept
+    def log_training(self, result: TrainResult) -> None:
+        """Keep what training learned and cost, and the adapter."""
+        self._metrics(
+            {
+                "train/final_loss": result.train_loss,
+                "train/validation_loss_before": result.validation_loss_before,
+                "train/validation_loss_after": result.validation_loss_after,
+                "train/n_truncated": result.cut.n_cut,
+                "train/n_trainable": result.n_trainable,
+                "train/trainable_percent": result.trainable_percent,
+                "cost/train_seconds": result.runtime_seconds,
+                "cost/train_tokens": result.tokens,
+                "cost/tokens_per_second": result.tokens_per_second,
+            }
+        )
+        self._client.log_artifacts(self.run_id, str(result.adapter_dir), "adapter")
+
+    @_kept
+    def log_measuring(self, report: Evaluation) -> None:
+        """Keep how the numbers came about, the same for base and tuned model."""
+        self._tag({"slimdown.scoring_path": report.scoring_path, "slimdown.harness_version": report.harness_version})
+
+    @_kept
+    def log_forgetting(self, report: Changes, anatomies: dict[str, Anatomy]) -> None:
+        """Keep the changes with their intervals, the paper's metrics, verdicts, and what became of lost answers."""
+        values: dict[str, float] = {}
+        for name, benchmark in report.benchmarks.items():
+            values |= {f"forgetting/{name}/{key}": value for key, value in _quantities(benchmark).items()}
+            values[f"forgetting/{name}/lost_any_metric"] = anatomies[name].n_lost
+            causes = anatomies[name].causes
+            values |= {f"forgetting/{name}/lost_{cause.name}": cause.share.value for cause in causes if cause.share}
+        for key in ("mean_retained_change", "mean_target_change"):
+            values |= _named(f"forgetting/{key}", getattr(report, key))
+        self._metrics(values)
+        self._tag({f"slimdown.verdict.{name}": b.verdict.value for name, b in report.benchmarks.items()})
+
+    @_kept
+    def log_costs(self, costs: dict[str, float]) -> None:
+        """Keep seconds and bytes, by name."""
+        self._metrics({f"cost/{name}": value for name, value in costs.items()})
+
+    @_kept
+    def log_report(self, markdown: str, files: dict[str, str | bytes]) -> None:
+        """Keep the report: as the text that the run's page opens with, and as artifacts by their paths."""
+        self._tag({"mlflow.note.content": markdown})
+        with tempfile.TemporaryDirectory() as folder:
+            for path, content in {"report.md": markdown, **files}.items():
+                file = Path(folder) / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content.encode() if isinstance(content, str) else content)
+            self._client.log_artifacts(self.run_id, folder)
+
+    @_kept
+    def log_adapter_model(self, loaded: LoadedModel, result: TrainResult, report: Changes) -> None:
+        """Register the adapter as a logged model that carries its base and its scores."""
+        base = {
+            "base": redact(loaded.id),
+            "base_revision": loaded.revision,
+            "quantization": loaded.quantization,
+        }
+        logged = self._client.create_logged_model(
+            self._experiment_id,
+            name="tuned",
+            source_run_id=self.run_id,
+            params=base,
+            model_type="peft",
+        )
+        self._client.log_model_artifacts(logged.model_id, str(result.adapter_dir))
+        self._client.finalize_logged_model(logged.model_id, "READY")
+        self._client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=result.steps)])
+        now = int(time.time() * 1000)
+        scores = [
+            Metric(
+                f"tuned/{name}/{metric}",
+                change.tuned.value,
+                now,
+                0,
+                model_id=logged.model_id,
+                run_id=self.run_id,
+            )
+            for name, benchmark in report.benchmarks.items()
+            for metric, change in benchmark.changes.items()
+        ]
+        self._client.log_batch(self.run_id, metrics=scores)
+
+    # --- how it gets there ------------------------------------------------------------------------
+
+    def _params(self, flat: dict[str, Any]) -> None:
+        params = [Param(key, _plain(value)[:_MOST_PARAM]) for key, value in flat.items()]
+        for i in range(0, len(params), 100):  # the most that a batch takes
+            self._client.log_batch(self.run_id, params=params[i : i + 100])
+
+    def _metrics(self, values: dict[str, float]) -> None:
+        now = int(time.time() * 1000)
+        # A standard error that is not defined (one question) is left out rather than shown as a number.
+        kept = [Metric(key, float(value), now, 0) for key, value in values.items() if isfinite(value)]
+        self._client.log_batch(self.run_id, metrics=kept)
+
+    def _tag(self, tags: dict[str, str]) -> None:
+        self._client.log_batch(self.run_id, tags=[RunTag(key, redact(value)[:8000]) for key, value in tags.items()])
+
+    def _flush(self) -> None:
+        for i in range(0, len(self._pending), 1000):  # the most that a batch takes
+            self._client.log_batch(self.run_id, metrics=self._pending[i : i + 1000])
+        self._pending.clear()
+        self._flushed = time.monotonic()
+
+
+class EvaluationRecord:
+    """Finished evaluations in MLflow, found by key across runs, processes and machines that share the store.
+
+    Whatever is found or made is written into the run at hand; what is made is also written into `holder`, the run that
+    it is found in from then on: the run at hand for a tuned model, a run of kind `baseline` for a base. `tell` is told
+    in a line of what is there and is not used.
+    """
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        model: str,
+        at_hand: TrackedRun,
+        reuse: bool,
+        holder: Callable[[], TrackedRun],
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._client, self._config = at_hand._client, config
+        self._model, self._at_hand, self._reuse, self._holder = model, at_hand, reuse, holder
+        self._tell = tell
+        self.sources: dict[str, str] = {}  # by benchmark: the run that holds the evaluation
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Held while an evaluation is looked up or made; the system frees it when its owner dies."""
+        with ExitStack() as stack:
+            # The lock saves work and no more: where there is none to be had, an evaluation may be made twice.
+            with suppress(Exception):
+                stack.enter_context(lock(self._config, key))
+            yield
+
+    def find(self, name: str, key: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
+        """The evaluation of this key, read as `benchmark` says, or None where there is none."""
+        if not self._reuse:
+            return None
+        try:
+            return self._found(name, key, benchmark)
+        except StoreGone:
+            return None  # made again; a run that cannot ask goes on
+
+    def _found(self, name: str, key: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
+        damaged = ""
+        for run in self._search(f"tags.`{_EVALUATION}{key}` LIKE '%'"):
+            with tempfile.TemporaryDirectory() as folder:
+                path = f"samples/{run.data.tags[_EVALUATION + key]}.parquet"
+                try:
+                    report = read_samples(
+                        Path(self._client.download_artifacts(run.info.run_id, path, folder)), benchmark
+                    )
+                except DamagedSamples as error:
+                    damaged = f"{name} is measured again: its samples in run {run.info.run_id} are damaged ({error})"
+                    continue
+                except (MlflowException, OSError):
+                    continue  # the run is there, its artifact was deleted
+            self.sources[name] = run.info.run_id
+            self._at_hand.log_samples(self._model, name, report)
+            return report
+        if told := damaged or self._outdated(name):
+            self._tell(told)
+        return None
+
+    def _outdated(self, name: str) -> str:
+        """Say that there are evaluations of an earlier kind of key and none of today's; empty where that is not so."""
+        model = self._client.get_run(self._at_hand.run_id).data.tags.get("slimdown.model")
+        kinds = {
+            key.startswith(_EVALUATION + KEY_VERSION)
+            for run in self._search("tags.`slimdown.kind` = 'baseline'")
+            if run.data.tags.get("slimdown.model") == model
+            for key, value in run.data.tags.items()
+            if key.startswith(_EVALUATION) and value == f"{self._model}-{name}"
+        }
+        if kinds != {False}:
+            return ""
+        return (
+            f"{name} is measured anew, once: its evaluations in the record are of an earlier kind, found by keys that "
+            "left out the tokenizer and details of the quantization"
+        )
+
+    def _search(self, condition: str) -> list[Run]:
+        """Runs of the store, whatever their experiment, the newest first."""
+        experiments = [e.experiment_id for e in self._client.search_experiments()]
+        return list(self._client.search_runs(experiments, condition))
+
+    def keep(self, name: str, key: str, report: BenchmarkEvaluation) -> None:
+        """Keep a finished evaluation, so that it can be found from now on."""
+        holder = self._holder()
+        self._at_hand.log_samples(self._model, name, report)
+        if holder is not self._at_hand:
+            holder.log_samples(self._model, name, report)
+            holder.log_scores(self._model, {name: report})
+        # Last: what has the tag has everything.
+        holder.log_evaluation(key, f"{self._model}-{name}")
+        self.sources[name] = holder.run_id
+
+    def find_loss(self, key: str) -> float | None:
+        """The validation loss of this key, or None where there is none."""
+        if not self._reuse:
+            return None
+        try:
+            runs = self._search(f"tags.`{_LOSS}{key}` LIKE '%'")
+        except StoreGone:
+            return None
+        return next((float(run.data.tags[f"{_LOSS}{key}"]) for run in runs), None)
+
+    def keep_loss(self, key: str, loss: float) -> None:
+        """Keep a validation loss, so that it can be found from now on."""
+        self._holder().log_base_loss(key, loss)
+
+
+@contextmanager
+def base_record(
+    config: TrackingConfig,
+    base: LoadedModel,
+    at_hand: TrackedRun,
+    reuse: bool,
+    settings: dict[str, Any],
+    tell: Callable[[str], None] = lambda line: None,
+) -> Iterator[EvaluationRecord]:
+    """The record of a base's evaluations; a run of kind `baseline` is opened when the first one has to be made."""
+    with ExitStack() as stack:
+        opened: list[TrackedRun] = []
+
+        def holder() -> TrackedRun:
+            if not opened:
+                name = f"base {base.id} {base.quantization}"
+                with undisturbed():  # no signal between opening the run and seeing to its end
+                    opened.append(stack.enter_context(at_hand.sibling(name, kind="baseline")))
+                opened[0].log_params(settings)
+                opened[0].log_model(base)
+            return opened[0]
+
+        yield EvaluationRecord(config, "base", at_hand, reuse, holder, tell)
+
+
+def _quantities(benchmark: BenchmarkChange) -> dict[str, float]:
+    """What is kept of a benchmark's change, by name; shares, not percent."""
+    primary, d = benchmark.primary, benchmark.primary.difference
+    values = _named("change", Estimate(d.value, d.standard_error, d.low, d.high))
+    values |= {
+        "n": benchmark.n,
+        "p_value": benchmark.p_value,
+        "equivalence_p_value": benchmark.equivalence_p_value,
+        "p_value_raw": d.p_value,  # for tables of many runs, which correct for all of them
+        "equivalence_p_value_raw": d.equivalence_p_value(benchmark.margin),
+        "minimum_detectable_change": benchmark.minimum_detectable_change,
+    }
+    for key in ("forgetting_rate", "forgetting_rate_above_chance"):
+        if (estimate := getattr(benchmark, key)) is not None:
+            values |= _named(key, estimate)
+    if counts := primary.counts:
+        values |= {"kept": counts.kept, "lost": counts.lost, "gained": counts.gained, "missed": counts.missed}
+    if benchmark.n_to_decide is not None:
+        values["n_to_decide"] = benchmark.n_to_decide
+    if benchmark.paper_metric and benchmark.paper_value and benchmark.paper_metric != PaperMetric.forgetting_rate:
+        values[benchmark.paper_metric] = benchmark.paper_value.value
+        values[f"{benchmark.paper_metric}_stderr"] = benchmark.paper_value.standard_error
+    return values
+
+
+def _named(key: str, estimate: Estimate) -> dict[str, float]:
+    return {
+        key: estimate.value,
+        f"{key}_stderr": estimate.standard_error,
+        f"{key}_low": estimate.low,
+        f"{key}_high": estimate.high,
+    }
+
+
+def _plain(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return redact(text)
+
+
+def _status(end: BaseException | None) -> str:
+    """How a run that ends so is marked."""
+    if end is None:
+        return "FINISHED"
+    return "FAILED" if isinstance(end, Exception) else "KILLED"

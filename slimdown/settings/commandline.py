@@ -1,0 +1,378 @@
+"""The command line, checked before Hydra acts on it: every mistake in one answer, with what would be right.
+
+Hydra alone stops at the first mistake, tells people with a typo to prefix it with `+` (which is then accepted and
+ignored), and in a sweep finds a bad value only when the jobs before it have run.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, fields, is_dataclass
+from math import ceil, prod
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from slimdown.guarding.errors import ConfigError
+from slimdown.guarding.redaction import redact
+from slimdown.settings.files import CONF_DIR, group_choices
+from slimdown.settings.keys import nearest, setting_problem
+from slimdown.settings.load import load_config
+from slimdown.settings.rows import RowError, read_rows
+from slimdown.settings.schema import RunConfig
+from slimdown.settings.task_files import task_problem
+
+_MOST_RUNS = 1_000  # of one command
+_MOST_CHECKED = 64  # combinations of swept values; of more, each value once
+_LISTS = ("dataset", "benchmark")  # groups of which several can be chosen
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What the command line asks for."""
+
+    flags: list[str]
+    overrides: list[str]
+    folders: tuple[Path, ...]  # where group files are looked for
+    checkable: bool  # false for --help and its like, and for a config that is not ours
+    is_sweep: bool
+
+    @property
+    def arguments(self) -> list[str]:
+        """Flags, then settings: Hydra does not know settings before a flag for its own (`lora.r=4 -m seed=1,2`)."""
+        return [*self.flags, *self.overrides]
+
+
+def read_command_line(arguments: list[str]) -> CommandLine:
+    """Flags, overrides and config folders of a command line, split as Hydra splits it."""
+    given = get_args_parser().parse_intermixed_args(arguments)
+    flags = list(arguments)
+    for override in given.overrides:
+        flags.remove(override)
+    other_job = given.help or given.hydra_help or given.shell_completion or given.info
+    other_config = given.config_path or given.config_name
+    own = Path(given.config_dir).absolute() if given.config_dir else None
+    return CommandLine(
+        flags=flags,
+        overrides=given.overrides,
+        folders=(CONF_DIR, own) if own else (CONF_DIR,),
+        checkable=not (other_job or other_config),
+        is_sweep=given.multirun or "hydra.mode=MULTIRUN" in given.overrides,
+    )
+
+
+def swept_keys(arguments: list[str]) -> tuple[str, ...]:
+    """The settings of a command line that have several values: what a sweep varies."""
+    parsed = OverridesParser.create().parse_overrides(read_command_line(arguments).overrides)
+    return tuple(override.get_key_element().lstrip("+~") for override in parsed if override.is_sweep_override())
+
+
+def check_command_line(arguments: list[str]) -> None:
+    """Check that every run that the command line asks for can be composed, and that its data can be read.
+
+    Raises:
+        ConfigError: listing every problem, one a line.
+    """
+    _check_flags(arguments)
+    line = read_command_line(arguments)
+    if not line.checkable:
+        return
+    for folder in line.folders:
+        if not folder.is_dir():
+            raise ConfigError(f"--config-dir: there is no folder {folder}")
+    problems: list[str] = []
+    sound: list[Alternatives] = []
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        for text in line.overrides:
+            try:
+                alternatives = _alternatives(text, line.folders)
+            except ConfigError as error:
+                problems.append(str(error))
+                continue
+            found = list(_override_problems(alternatives, line))
+            problems += found
+            if not found:
+                sound.append(alternatives)
+        together = list(_problems_together(sound))
+        problems += together
+        if not together:
+            problems += [p for p in _composed_problems(sound, line.folders) if p not in problems]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _check_flags(arguments: list[str]) -> None:
+    """Refuse the flags that Hydra answers with a traceback."""
+    given = get_args_parser().parse_intermixed_args(arguments)
+    if given.experimental_rerun:
+        raise ConfigError("--experimental-rerun takes a pickled config, which nothing here checks; repeat the command")
+    if given.help:
+        return
+    if given.resolve and not given.cfg:
+        raise ConfigError("--resolve goes with --cfg or --help; add --cfg job to see the settings of a run")
+    if given.hydra_help:
+        return
+    if given.cfg and given.multirun:
+        raise ConfigError("--cfg shows one run; leave out -m and give one value each")
+    asked = {
+        "--run": given.run,
+        "--multirun": given.multirun,
+        "--cfg": given.cfg,
+        "--shell-completion": given.shell_completion,
+        "--info": given.info,
+    }
+    if len(names := [name for name, value in asked.items() if value]) > 1:
+        raise ConfigError(f"{' and '.join(names)} do not go together; give one of them")
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """One argument of the command line: a setting with one value, or with those that a sweep gives it."""
+
+    override: Override
+    n: int  # values in the sweep
+    each: list[Override]  # with one value each; of a range, its ends
+
+    @property
+    def key(self) -> str:
+        """What is set."""
+        return str(self.override.key_or_group)
+
+
+def _alternatives(text: str, folders: tuple[Path, ...]) -> Alternatives:
+    try:
+        override = _parsed(text)
+        if not override.key_or_group:
+            raise ValueError("there is no name before the =")
+        if not override.is_sweep_override():
+            return Alternatives(override, 1, [override])
+        if not override.is_discrete_sweep():
+            raise ConfigError(f"{text}: an interval has no end of values; give choice(...), range(...) or a list")
+        n, values = _swept(override, folders)
+        each = [_parsed(f"{override.get_key_element()}={value}") for value in values]
+    except (HydraException, ValueError, RecursionError, ArithmeticError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{redact(text)[:80]!r} is not setting=value: {reason}") from None
+    if not each:
+        raise ConfigError(f"{text}: no value is left to try")
+    return Alternatives(override, n, each)
+
+
+def _parsed(text: str) -> Override:
+    return OverridesParser.create().parse_override(text)
+
+
+def _swept(override: Override, folders: tuple[Path, ...]) -> tuple[int, list[str]]:
+    """How many values a sweep has, and those to check: all, or the ends of a range, which may be long."""
+    sweep: Any = override.value()
+    if override.is_range_sweep():
+        if not sweep.step:
+            raise ValueError("a range needs a step other than 0")
+        n = max(0, ceil((sweep.stop - sweep.start) / sweep.step))
+        return n, list(dict.fromkeys(str(value) for value in (sweep.start, sweep.start + (n - 1) * sweep.step)))[:n]
+    if isinstance(sweep, Glob):
+        values = sweep.filter(group_choices(override.key_or_group, folders))
+    else:
+        values = list(override.sweep_string_iterator())
+    return len(values), values
+
+
+def _override_problems(given: Alternatives, line: CommandLine) -> Iterator[str]:
+    key, override = given.key, given.override
+    if override.is_sweep_override() and not line.is_sweep:
+        yield f"{override.input_line}: several values are a sweep; begin it with -m"
+    if _is_hydras(key):
+        yield from _hydra_problems(key, [one.value() for one in given.each])
+    elif not _is_choice(key, line.folders) and (problem := setting_problem(key, RunConfig)):
+        yield problem
+    elif override.is_delete():
+        yield f"{override.input_line}: every setting is needed; give it another value instead of deleting it"
+    elif _is_choice(key, line.folders):
+        for one in given.each:
+            yield from _choice_problems(one, line.folders)
+    else:
+        yield from (problem for one in given.each if (problem := _type_problem(key, one.value())))
+
+
+def _choice_problems(override: Override, folders: tuple[Path, ...]) -> Iterator[str]:
+    group, value = override.key_or_group, override.value()
+    choices = group_choices(group, folders)
+    if value is None and group == "experiment":
+        return
+    for name in value if isinstance(value, list) and group in _LISTS else [value]:
+        if not isinstance(name, str):
+            yield f"{override.input_line}: choose one {group} by its name; known: {', '.join(choices)}"
+        elif name not in choices:
+            yield f"{group}={name}: there is no such {group}{nearest(name, choices)}"
+
+
+def _hydra_problems(key: str, values: list[Any]) -> Iterator[str]:
+    """A plugin is chosen with a slash; with a dot, Hydra takes its name for a setting of the plugin and goes on."""
+    group = key.replace(".", "/")
+    sections = [f.name for f in fields(HydraConf)]
+    if "/" not in key and (section := key.partition(".")[2].partition(".")[0]) and section not in sections:
+        yield f"{key} is not a setting of Hydra{nearest(section, sections)}"
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoader)
+    if known := sorted(loader.get_group_options(group)):
+        for value in values:
+            if "." in key and not isinstance(value, dict):
+                yield f"{key}={value} chooses nothing; choose with {group}=..., known: {', '.join(known)}"
+            elif "/" in key and value not in known:
+                yield f"{key}={value}: there is no such {group}{nearest(str(value), known)}"
+
+
+def _problems_together(given: list[Alternatives]) -> Iterator[str]:
+    by_key: dict[str, list[str]] = {}
+    for one in given:
+        by_key.setdefault(one.override.get_key_element().lstrip("+~"), []).append(one.override.input_line or "")
+    for key, texts in by_key.items():
+        if len(texts) > 1:
+            yield f"{key} is given {len(texts)} times, {' and '.join(texts)}; keep one"
+    if (n := prod(one.n for one in given)) > _MOST_RUNS:
+        swept = " x ".join(f"{one.n:,} of {one.key}" for one in given if one.n > 1)
+        yield (
+            f"this sweep is {n:,} runs ({swept}), and one command starts at most {_MOST_RUNS:,}; try fewer values, or "
+            "give parts of it to several commands"
+        )
+
+
+def _type_problem(key: str, value: Any) -> str | None:
+    *parents, leaf = key.split(".")
+    node: Any = RunConfig
+    for part in parents:
+        node = get_args(node)[1] if get_origin(node) is dict else get_type_hints(node)[part]
+    if not is_dataclass(node) or isinstance(value, dict):
+        return None  # a whole section: composing checks it
+    try:
+        OmegaConf.structured(node)[leaf] = value
+    except OmegaConfBaseException as error:
+        return f"{key}={value}: {str(error).splitlines()[0]}"
+    return None
+
+
+def _composed_problems(given: list[Alternatives], folders: tuple[Path, ...]) -> Iterator[str]:
+    """The problems of each run, composed as Hydra will; those of a sweep are mostly the same and named once."""
+    groups = [one for one in given if _is_choice(one.key, folders)]
+    settings = [one for one in given if one not in groups]
+    named: set[str] = set()
+    for choices in _combinations(groups):
+        try:
+            chosen = _composed([o.input_line or "" for o in choices], folders)
+        except ConfigError as error:
+            yield from (p for p in [str(error)] if p not in named)
+            named.add(str(error))
+            continue
+        for values in _combinations(settings):
+            found = list(_run_problems(chosen, values, folders))
+            yield from (p for p in found if p not in named)
+            named.update(found)
+
+
+def _is_choice(key: str, folders: tuple[Path, ...]) -> bool:
+    """Whether it decides which files are composed, so that everything must be composed anew for another value."""
+    return _is_hydras(key) or any((folder / key).is_dir() for folder in folders)
+
+
+def _is_hydras(key: str) -> bool:
+    return key.split(".")[0].split("/")[0] == "hydra"
+
+
+def _combinations(given: list[Alternatives]) -> Iterator[tuple[Override, ...]]:
+    """Every combination of values; where they are many, each value once beside the others' first."""
+    if prod(len(one.each) for one in given) <= _MOST_CHECKED:
+        yield from itertools.product(*(one.each for one in given))
+        return
+    first = [one.each[0] for one in given]
+    yield tuple(first)
+    for i, one in enumerate(given):
+        yield from ((*first[:i], value, *first[i + 1 :]) for value in one.each[1:])
+
+
+def _composed(choices: list[str], folders: tuple[Path, ...]) -> DictConfig:
+    """What the files say that these choices name.
+
+    Raises:
+        ConfigError: files that do not go together, or are not what Hydra reads.
+    """
+    search = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
+    try:
+        composed = compose("config", overrides=[*choices, *search], return_hydra_config=True)
+        for place in ("run", "sweep"):
+            OmegaConf.select(composed, f"hydra.{place}.dir")  # resolved by Hydra when it starts the job
+        with open_dict(composed):
+            del composed["hydra"]
+        return composed
+    except Exception as error:  # the user's own YAML files: whatever a parser and their content may raise
+        raise ConfigError(f"{' '.join(choices)}: {_one_line(error)}".removeprefix(": ")) from None
+
+
+def _one_line(error: Exception) -> str:
+    """What a library says of it; Hydra hides the reason of `Error merging override` in the cause."""
+    reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    known = isinstance(reason, (HydraException, OmegaConfBaseException))
+    text = " ".join(str(reason if known else f"{type(reason).__name__}: {reason}").split())
+    if file := re.match("In '((?:dataset|benchmark)/[^']*)'", text):
+        text += f"; does {file[1]}.yaml begin with `# @package {file[1].replace('/', '.')}`?"
+    return text
+
+
+def _run_problems(chosen: DictConfig, values: tuple[Override, ...], folders: tuple[Path, ...]) -> Iterator[str]:
+    kept: list[Override] = []
+    for override in values:
+        if problem := _unchosen(chosen, override, folders):
+            yield problem
+        else:
+            kept.append(override)
+    composed = deepcopy(chosen)
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config(kept, composed)  # what Hydra's own composing ends with
+        config = load_config(composed)
+    except ConfigError as error:
+        yield from str(error).splitlines()
+        return
+    except (HydraException, OmegaConfBaseException) as error:
+        yield _one_line(error)
+        return
+    yield from _data_problems(config)
+
+
+def _unchosen(chosen: DictConfig, override: Override, folders: tuple[Path, ...]) -> str | None:
+    """Say that an override sets something of a dataset or benchmark that this run does not have."""
+    group, _, rest = override.key_or_group.partition(".")
+    name = rest.partition(".")[0]
+    if group not in _LISTS or not name or name in chosen[group]:
+        return None
+    key, choices = override.get_key_element(), group_choices(group, folders)
+    if name not in choices:
+        return f"{key}: there is no {group} {name}{nearest(name, choices)}"
+    one_more = ",".join([*chosen[group], name])
+    return (
+        f"{key}: {group}.{name} is not chosen; add it with {group}=[{one_more}], "
+        f"or set one of {', '.join(chosen[group])}"
+    )
+
+
+def _data_problems(config: RunConfig) -> Iterator[str]:
+    """What is wrong with the rows and tasks that a sound config names."""
+    for name, dataset in config.dataset.items():
+        if dataset.file:
+            try:
+                read_rows(dataset)
+            except RowError as error:
+                yield f"dataset.{name}: {error}"
+    for name, benchmark in config.benchmark.items():
+        if problem := task_problem(benchmark.task):
+            yield f"benchmark.{name}.task={benchmark.task}: {problem}"

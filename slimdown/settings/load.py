@@ -1,0 +1,45 @@
+"""What Hydra composed -> a checked `RunConfig`."""
+
+from collections.abc import Iterator
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from slimdown.guarding.errors import ConfigError
+from slimdown.settings.keys import unknown_keys
+from slimdown.settings.schema import RunConfig
+
+
+def load_config(composed: DictConfig) -> RunConfig:
+    """Turn the config that Hydra composed into a checked `RunConfig`.
+
+    Raises:
+        ConfigError: listing every problem, one a line.
+    """
+    problems = list(unknown_keys(composed, RunConfig)) + list(_missing_keys(composed))
+    if not problems:
+        try:
+            config = OmegaConf.to_object(composed)
+        except OmegaConfBaseException as error:
+            raise ConfigError(str(error).splitlines()[0]) from None
+        assert isinstance(config, RunConfig)
+        problems = list(config.problems())
+        if not problems:
+            return config
+    raise ConfigError("\n".join(problems))
+
+
+def _missing_keys(composed: DictConfig) -> Iterator[str]:
+    missing = OmegaConf.missing_keys(composed)
+    # What a group's file always sets: where it lacks, the file was not read and other settings came from elsewhere.
+    unchosen = {
+        f"{group}.{name}": group
+        for group, always_set in (("dataset", "template"), ("benchmark", "metric"))
+        for name in composed[group]
+        if f"{group}.{name}.{always_set}" in missing
+    }
+    for name, group in unchosen.items():
+        yield f"{name} has settings but is not chosen; add it to {group}=[...]"
+    for key in sorted(missing):
+        if not any(key.startswith(f"{name}.") for name in unchosen):
+            yield f"{key} must be set"

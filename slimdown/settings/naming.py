@@ -1,0 +1,43 @@
+"""A run's settings by their dotted keys, and what the run is called."""
+
+from omegaconf import OmegaConf
+
+from slimdown.settings.schema import RunConfig
+
+
+def flatten(config: RunConfig) -> dict[str, object]:
+    """Every setting by its dotted key, as it is overridden on the command line."""
+    flat: dict[str, object] = {}
+
+    def walk(node: object, prefix: str) -> None:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                walk(value, f"{prefix}{key}.")
+        else:
+            flat[prefix[:-1]] = node
+
+    walk(OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True), "")
+    return flat
+
+
+def base_settings(config: RunConfig) -> dict[str, object]:
+    """The settings that a base's evaluation depends on, by their dotted keys."""
+    sections = ("model.", "quantization.", "benchmark.", "evaluation.")
+    found = {key: value for key, value in flatten(config).items() if key.startswith(sections)}
+    return {key: value for key, value in found.items() if key != "evaluation.holdout"}
+
+
+def run_name(model: str, overrides: list[str], swept: tuple[str, ...] = ()) -> str:
+    """The model and what the command line changed of its training: what tells one run from another at a glance.
+
+    What a sweep varies comes first; how it is measured and recorded is left out.
+
+    >>> run_name("pocket", ["lora.r=4", "tracking.experiment=ranks"])
+    'pocket lora.r=4'
+    >>> run_name("smollm2", ["model=smollm2", "dataset=alpaca", "benchmark.gsm8k.limit=8", "lora.r=4"], ("lora.r",))
+    'smollm2 lora.r=4 dataset=alpaca'
+    """
+    unshown = ("model=", "benchmark", "evaluation.", "baseline.", "tracking.", "hydra")
+    shown = [o for o in (override.lstrip("+") for override in overrides) if not o.startswith(unshown)]
+    shown.sort(key=lambda o: o.partition("=")[0] not in swept)  # stable: the order of the command line otherwise
+    return " ".join([model, *shown])[:120]

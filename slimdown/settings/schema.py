@@ -1,0 +1,394 @@
+"""The typed configuration: what can be set, what each setting means, and every check on it.
+
+Hydra composes the YAML files of `conf/`; `load_config` turns the result into a `RunConfig`. Values live in the YAML;
+a field says `MISSING` where a group file always sets it, so that a forgotten key fails by name. Nothing here imports
+torch: a mistake answers in well under a second.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from slimdown import pocket
+from slimdown.guarding.redaction import public_uri
+from slimdown.settings.files import group_choices, transformers_names
+from slimdown.settings.keys import impossible_values, nearest
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_NAME = re.compile(r"[\w-]+", re.ASCII)  # of a dataset or benchmark: part of metric keys, file names and dotted keys
+
+OnProgress = Callable[[int, int, str], None]
+"""Told how much is done, of how much, with a few words to show beside it."""
+
+
+DEFAULT_STORE = "sqlite:///mlruns/mlflow.db"
+
+
+def default_store() -> str:
+    """Where the record goes if nothing else is said: MLFLOW_TRACKING_URI, or where that is empty a local file."""
+    return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or DEFAULT_STORE
+
+
+OmegaConf.register_new_resolver("default_store", default_store, replace=True)  # conf/config.yaml names it
+
+
+class Device(StrEnum):
+    auto = "auto"  # CUDA, then MPS, then CPU
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Dtype(StrEnum):
+    auto = "auto"  # bfloat16 where it is measured to be faster than float32; float16 on a GPU without it
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class QuantType(StrEnum):
+    nf4 = "nf4"
+    fp4 = "fp4"
+
+
+class Role(StrEnum):
+    target = "target"  # what the fine-tuning is meant to teach
+    retained = "retained"  # everything else the model should still be able to do
+
+
+class PaperMetric(StrEnum):
+    ability_augmentation = "ability_augmentation"
+    forgetting_rate = "forgetting_rate"
+    knowledge_loss = "knowledge_loss"
+
+
+@dataclass
+class ModelConfig:
+    """Which base model, and how its numbers are held."""
+
+    id: str = MISSING  # a hub id, a local folder, or pocket:model (the embedded world)
+    revision: str = "main"  # a branch, tag or commit of the hub
+    dtype: Dtype = MISSING  # of everything that is not quantized
+    device: Device = MISSING
+    attn_implementation: str | None = None  # null: the best that transformers finds for the device
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder behind `id`, or None where it names a model of the hub."""
+        folder = pocket.MODEL_DIR if self.id == "pocket:model" else Path(os.path.expanduser(self.id))
+        return folder if os.path.isdir(folder) else None
+
+    def problems(self) -> Iterator[str]:
+        if not self.id.strip():
+            yield "model.id is empty; give a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
+        elif self.folder:
+            if self.revision != "main":
+                yield f"model.revision={self.revision}: {self.id} is a folder and has no revisions; leave it out"
+        elif self.id.startswith("pocket:"):
+            yield f"model.id={self.id}: the embedded world has one model, pocket:model"
+        elif self.id.startswith((".", "/", "~")) or self.id.count("/") > 1:
+            yield f"model.id: there is no folder {self.id}; give a local folder or a hub id"
+        elif not _HUB_ID.fullmatch(self.id):
+            yield f"model.id={self.id} is neither a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct nor a folder"
+
+    @property
+    def widest(self) -> int | None:
+        """The most rows or columns of a layer's matrices, where a local config.json says it."""
+        try:
+            shape = json.loads((self.folder / "config.json").read_bytes()) if self.folder else None
+            return max(int(shape["hidden_size"]), int(shape["intermediate_size"])) if shape else None
+        except (OSError, ValueError, TypeError, LookupError):
+            return None  # another family, or no config at all: loading says so
+
+
+@dataclass
+class QuantizationConfig:
+    """How the base is quantized; the fields are those of transformers' `BitsAndBytesConfig`."""
+
+    load_in_4bit: bool = MISSING
+    load_in_8bit: bool = MISSING
+    bnb_4bit_quant_type: QuantType = QuantType.nf4
+    bnb_4bit_use_double_quant: bool = True
+    bnb_4bit_compute_dtype: Dtype = Dtype.auto
+    dequantize_for_evaluation: str = "auto"  # true, false, or auto: where memory allows
+    dequantize_for_training: str = "auto"  # true, false, or auto: on CPUs where memory allows
+
+    @property
+    def name(self) -> str:
+        """What this quantization is called in tables and keys: nf4, fp4, int8 or none."""
+        if self.load_in_4bit:
+            return self.bnb_4bit_quant_type.value
+        return "int8" if self.load_in_8bit else "none"
+
+    def problems(self) -> Iterator[str]:
+        if self.load_in_4bit and self.load_in_8bit:
+            yield "quantization: load_in_4bit and load_in_8bit are both true; choose one"
+        for name in ("dequantize_for_evaluation", "dequantize_for_training"):
+            if getattr(self, name).lower() not in ("auto", "true", "false"):
+                yield f"quantization.{name} must be auto, true or false, got {getattr(self, name)}"
+
+
+@dataclass
+class DatasetConfig:
+    """Rows to fine-tune on: where they lie and how a row becomes a prompt and its completion."""
+
+    path: str = MISSING  # a hub id, a JSON/JSONL/CSV/Parquet file, or pocket:<name> (the embedded world)
+    name: str | None = None  # the dataset's config on the hub, e.g. main
+    split: str = "train"
+    revision: str = "main"
+    template: str = MISSING  # alpaca, chat, or a text with {instruction} and {input} in it
+    instruction: str = MISSING  # the column with the question or task
+    input: str | None = None  # the column with further input, if there is one
+    output: str = MISSING  # the column with the answer
+    max_examples: int | None = None  # rows to train on, chosen with the seed; null: all
+    validation_examples: int = MISSING  # rows held out, never trained on
+
+    def problems(self) -> Iterator[str]:
+        if self.max_examples is not None and self.max_examples < 1:
+            yield f"max_examples must be at least 1, got {self.max_examples}"
+        if self.validation_examples < 1:
+            yield (
+                f"validation_examples must be at least 1, got {self.validation_examples}: "
+                "the validation loss is what says that something was learned"
+            )
+        if self.template not in ("alpaca", "chat"):
+            if "{instruction}" not in self.template:
+                yield f"template must be alpaca, chat, or a text that holds {{instruction}}, got {self.template!r}"
+            elif self.input is not None and "{input}" not in self.template:
+                yield f"input={self.input}: the template {self.template!r} has no {{input}}; add it, or set input=null"
+            elif self.input is None and "{input}" in self.template:
+                yield f"template {self.template!r} has a place for {{input}}; name the column with input="
+        yield from self._path_problems()
+
+    def _path_problems(self) -> Iterator[str]:
+        if self.file:
+            # What names a part of a dataset on the hub would be ignored.
+            for setting, value, unset in (
+                ("name", self.name, None),
+                ("split", self.split, "train"),
+                ("revision", self.revision, "main"),
+            ):
+                if value != unset:
+                    yield f"{setting}={value}: {self.path} is a file and has no {setting}; leave it out"
+        elif self.path.startswith("pocket:"):
+            known = [f"pocket:{name}" for name in pocket.data_names()]
+            yield f"path={self.path}: the embedded world has no such data{nearest(self.path, known)}"
+        elif os.path.isfile(self.path) or not _HUB_ID.fullmatch(self.path) or self.path.startswith("."):
+            yield f"path={self.path} is neither a hub id nor a .json, .jsonl, .csv or .parquet file"
+
+    @property
+    def file(self) -> Path | None:
+        """The local file behind `path`, or None where it names a dataset of the hub."""
+        if self.path.startswith("pocket:"):
+            name = self.path.removeprefix("pocket:")
+            return pocket.DATA_DIR / f"{name}.jsonl" if name in pocket.data_names() else None
+        local = Path(os.path.expanduser(self.path))
+        return local if local.suffix.lower() in (".json", ".jsonl", ".csv", ".parquet") else None
+
+
+@dataclass
+class LoraConfig:
+    """The adapter; the fields are those of PEFT's `LoraConfig`."""
+
+    r: int = MISSING
+    lora_alpha: int = MISSING
+    lora_dropout: float = MISSING
+    target_modules: list[str] = MISSING  # module names; [all-linear] for every linear layer but the head
+
+    def problems(self) -> Iterator[str]:
+        if self.r < 1:
+            yield f"lora.r must be at least 1, got {self.r}"
+        if self.lora_alpha < 1:
+            yield f"lora.lora_alpha must be at least 1, got {self.lora_alpha}"
+        if not 0 <= self.lora_dropout < 1:
+            yield f"lora.lora_dropout must be from 0 up to, not including, 1, got {self.lora_dropout}"
+        if not all(name.strip() for name in self.target_modules or [""]):
+            yield "lora.target_modules is empty; name at least one, e.g. [q_proj,k_proj,v_proj]"
+
+
+@dataclass
+class TrainConfig:
+    """Fine-tuning; the fields are those of TRL's `SFTConfig`."""
+
+    num_train_epochs: float = MISSING
+    max_steps: int = MISSING  # -1: as many as the epochs make
+    per_device_train_batch_size: int = MISSING
+    gradient_accumulation_steps: int = MISSING
+    per_device_eval_batch_size: int = MISSING
+    learning_rate: float = MISSING
+    lr_scheduler_type: str = MISSING
+    warmup_steps: float = MISSING  # below 1: a share of all steps
+    weight_decay: float = MISSING
+    max_grad_norm: float = MISSING
+    optim: str = MISSING
+    max_length: int = MISSING  # tokens; longer examples are cut at the end
+    completion_only_loss: bool = MISSING  # false: the loss is over prompt and completion, as in the paper
+    gradient_checkpointing: bool = MISSING
+
+    def problems(self) -> Iterator[str]:
+        for name in (
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "per_device_eval_batch_size",
+        ):
+            if getattr(self, name) < 1:
+                yield f"train.{name} must be at least 1, got {getattr(self, name)}"
+        for name in ("learning_rate", "num_train_epochs", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                yield f"train.{name} must be above 0, got {getattr(self, name)}"
+        for name in ("warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                yield f"train.{name} must not be negative, got {getattr(self, name)}"
+        if self.max_steps != -1 and self.max_steps < 1:
+            yield f"train.max_steps must be at least 1, or -1 for whole epochs, got {self.max_steps}"
+        if self.max_length < 8:
+            yield f"train.max_length must be at least 8 tokens, got {self.max_length}"
+        for name, file, enum in (
+            ("lr_scheduler_type", "trainer_utils.py", "SchedulerType"),
+            ("optim", "training_args.py", "OptimizerNames"),
+        ):
+            if (value := getattr(self, name)) not in (known := transformers_names(file, enum)):
+                yield f"train.{name}={value}: there is none such{nearest(value, known)}"
+
+
+@dataclass
+class BenchmarkConfig:
+    """One benchmark: a task of lm-evaluation-harness and how to read it."""
+
+    task: str = MISSING  # the harness's task name
+    metric: str = MISSING  # the primary one; filters after a dot: exact_match.flexible-extract
+    num_fewshot: int = MISSING
+    chance: float = MISSING  # what guessing scores on the primary metric
+    role: Role = Role.retained
+    paper_metric: PaperMetric | None = None  # which of the paper's metrics it feeds
+    numeric_tolerance: float | None = None  # set: also score flexible_accuracy, |answer - target| below this
+    limit: int | None = None  # only the first so many questions; null: all
+    margin: float = 0.02  # a change shown to be smaller than this, either way, counts as retained
+
+    def problems(self) -> Iterator[str]:
+        for name in ("task", "metric"):
+            if not getattr(self, name).strip():
+                yield f"{name} is empty; give the harness's name of one"
+        if self.limit is not None and self.limit < 1:
+            yield f"limit must be at least 1, got {self.limit}; leave it out for all questions"
+        if self.num_fewshot < 0:
+            yield f"num_fewshot must not be negative, got {self.num_fewshot}"
+        if not 0 <= self.chance < 1:
+            yield f"chance must be from 0 up to, not including, 1, got {self.chance}"
+        if self.numeric_tolerance is not None and self.numeric_tolerance <= 0:
+            yield f"numeric_tolerance must be above 0, got {self.numeric_tolerance}"
+        if not 0 < self.margin < 1:
+            yield f"margin must be above 0 and below 1 (0.02 is two points), got {self.margin}"
+
+
+@dataclass
+class EvaluationConfig:
+    """How base and tuned model are measured; the same for both."""
+
+    token_budget: int | None = None  # tokens of one forward; null: what suits the device
+    batch_size: int = MISSING  # questions run together, where a model cannot share work between them
+    apply_chat_template: bool = MISSING  # ask through the tokenizer's chat template
+    holdout: float = 0.0  # share of each benchmark's questions kept from choosing between runs; 0: none
+
+    def problems(self) -> Iterator[str]:
+        if self.batch_size < 1:
+            yield f"evaluation.batch_size must be at least 1, got {self.batch_size}"
+        if self.token_budget is not None and self.token_budget < 1:
+            yield f"evaluation.token_budget must be at least 1, got {self.token_budget}"
+        if not 0 <= self.holdout < 1:
+            yield f"evaluation.holdout must be from 0 (no question) up to, not including, 1, got {self.holdout:g}"
+
+
+@dataclass
+class BaselineConfig:
+    """Whether what was measured before is measured again."""
+
+    reuse: bool = MISSING  # take the scores of an equal evaluation from the record
+
+    def problems(self) -> Iterator[str]:
+        yield from ()
+
+
+@dataclass
+class TrackingConfig:
+    """Where the record goes."""
+
+    uri: str = MISSING  # an MLflow tracking URI
+    experiment: str = MISSING  # the MLflow experiment
+    wait: float = 300.0  # seconds a server may be silent in the middle of a run, before its results go to disk
+
+    def problems(self) -> Iterator[str]:
+        if not self.experiment.strip():
+            yield "tracking.experiment is empty; give the experiment a name"
+        if self.wait < 0:
+            yield f"tracking.wait must not be negative, got {self.wait}"
+        if problem := self.uri_problem():
+            yield problem
+
+    def uri_problem(self) -> str | None:
+        """Say why the address can hold no record; None where it may."""
+        scheme, found, place = self.uri.partition("://")
+        dialect = scheme.partition("+")[0]
+        servers = ("http", "https", "postgresql", "mysql", "mssql", "databricks")
+        if dialect == "sqlite" and found:
+            file = place.partition("?")[0]
+            if file.strip("/") and not file.endswith("/") and file.startswith("/") and ":memory:" not in self.uri:
+                return None
+            return (
+                f"tracking.uri={self.uri} names no file, so that the record would be gone with the process; "
+                "name one after three slashes, e.g. sqlite:///mlruns/mlflow.db"
+            )
+        if self.uri == "databricks" or (dialect in servers and place.strip("/")):
+            return None
+        return (
+            f"tracking.uri must be a database or a server, got {public_uri(self.uri)!r}; "
+            "for example sqlite:///mlruns/mlflow.db or http://localhost:5000"
+        )
+
+
+@dataclass
+class RunConfig:
+    """Everything one run needs."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    dataset: dict[str, DatasetConfig] = field(default_factory=dict)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    benchmark: dict[str, BenchmarkConfig] = field(default_factory=dict)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = MISSING
+
+    def problems(self) -> Iterator[str]:
+        """Every value that is out of range or missing, as one line each."""
+        if not 0 <= self.seed < 2**32:
+            yield f"seed must be from 0 to {2**32 - 1}, got {self.seed}"
+        for section in ("model", "quantization", "lora", "train", "evaluation", "tracking"):
+            part = getattr(self, section)
+            yield from list(impossible_values(part, section)) or part.problems()
+        for group, chosen in (("dataset", self.dataset), ("benchmark", self.benchmark)):
+            if not chosen:
+                known = ", ".join(group_choices(group))
+                yield f"no {group} is chosen; choose one or more of {known}, e.g. {group}=[...]"
+            for name, one in chosen.items():
+                if not _NAME.fullmatch(name):
+                    yield f"{group}.{name}: a name is made of letters, digits, _ and -, or MLflow refuses its metrics"
+                impossible = list(impossible_values(one, f"{group}.{name}"))
+                yield from impossible or (f"{group}.{name}.{problem}" for problem in one.problems())
+        if (widest := self.model.widest) and widest < self.lora.r < 2**32:
+            yield (
+                f"lora.r={self.lora.r}: no matrix of {self.model.id} has more than {widest} rows or columns, and "
+                "a higher rank adds nothing"
+            )
+
+
+ConfigStore.instance().store(name="schema", node=RunConfig)

@@ -1,0 +1,51 @@
+"""Which tasks the harness has, from the text of its task files: to import it, or to parse them, takes seconds."""
+
+import re
+from collections.abc import Collection
+from difflib import get_close_matches
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from slimdown.pocket import TASKS_DIR
+from slimdown.settings.files import CONF_DIR
+
+_NAMED = re.compile(rb"^[\s-]*[\"']?(?:task|group|tag)[\"']?:\s*[\"']?([\w.-]+)", re.MULTILINE)
+_DEFINED = re.compile(rb"^[\"']?task[\"']?:\s*[\"']?([\w.-]+)[\"']?\s*$", re.MULTILINE)
+
+
+def task_folders(tasks: Collection[str]) -> dict[str, list[Path]]:
+    """For each task of the harness that has a file of its own, the folders with such a file."""
+    folders: dict[str, list[Path]] = {}
+    for file, text in _task_files():
+        for name in {match.decode() for match in _DEFINED.findall(text)} & set(tasks):
+            folders.setdefault(name, []).append(file.parent)
+    return folders
+
+
+def task_problem(task: str) -> str | None:
+    """Say that there is no such task, group or tag, with the nearest ones; None where there is, or may be."""
+    mention = re.compile(rb"(?<![\w.-])" + re.escape(task.encode()) + rb"(?![\w.-])")
+    if task in _shipped() or any(mention.search(text) for _, text in _task_files()):
+        return None
+    known = sorted(_shipped() | {match.decode() for _, text in _task_files() for match in _NAMED.findall(text)})
+    alike = [
+        name for name in known if abs(len(name) - len(task)) <= len(task) // 3 + 1
+    ]  # of 14,000: a look at each is slow
+    close = get_close_matches(task, alike, n=3)
+    return "the harness has no such task" + (f"; did you mean {' or '.join(close)}?" if close else "")
+
+
+@cache
+def _shipped() -> set[str]:
+    """The tasks of the benchmarks that come along, so that a run of those searches nothing."""
+    texts = [file.read_bytes() for file in (CONF_DIR / "benchmark").glob("*.yaml")]
+    embedded = {file.stem for file in TASKS_DIR.glob("*.yaml")}
+    return embedded | {match.decode() for text in texts for match in _NAMED.findall(text)}
+
+
+@cache
+def _task_files() -> list[tuple[Path, bytes]]:
+    package = find_spec("lm_eval")
+    assert package is not None  # a dependency
+    return [(file, file.read_bytes()) for file in Path(str(package.origin)).with_name("tasks").rglob("*.yaml")]

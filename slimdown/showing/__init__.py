@@ -1,0 +1,1 @@
+"""Findings into what a person reads: console, Markdown, pages and plots."""

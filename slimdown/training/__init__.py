@@ -1,0 +1,1 @@
+"""A base and rows into an adapter and its training record. The only room that knows TRL."""
