@@ -67,11 +67,8 @@ class Ended(NamedTuple):
 def warm() -> None:
     """Import what a run imports, so that a fork of this process starts its run at once."""
     os.environ["TQDM_DISABLE"] = "1"  # as run.py does; read when tqdm is imported
-    for name in (
-        "anatomy", "baseline", "evaluate", "lean", "page", "plots", "report", "scoring", "tracking", "train",
-    ):  # fmt: skip
-        importlib.import_module(f"slimdown.{name}")
-    for name in ("bitsandbytes", "mlflow.store.tracking.sqlalchemy_store", "transformers.models.llama.modeling_llama",
+    for name in ("slimdown.experiment", "slimdown.measuring.engine.scoring", "bitsandbytes",
+                 "mlflow.store.tracking.sqlalchemy_store", "transformers.models.llama.modeling_llama",
                  "matplotlib.backends.backend_svg", "trl.trainer.sft_trainer", "lm_eval.tasks"):  # fmt: skip
         importlib.import_module(name)
     import torch
@@ -311,17 +308,18 @@ def fill(folder: Path, left: int) -> None:
 
 def fill_at(moment: str, folder: Path, left: int) -> None:
     """Fill the disk when a run comes to what it calls `moment`."""
-    from slimdown.showing import report
+    from slimdown import experiment
+    from slimdown.showing import console
 
-    name = "markdown_report" if moment == "report" else "progress_bar"
-    original = getattr(report, name)
+    place, name = (experiment, "files_of") if moment == "report" else (console, "progress_bar")
+    original = getattr(place, name)
 
     def patched(*arguments: Any) -> Any:
         if moment in ("report", arguments[0]):
             fill(folder, left)
         return original(*arguments)
 
-    setattr(report, name, patched)
+    setattr(place, name, patched)
 
 
 @contextlib.contextmanager

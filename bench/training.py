@@ -28,7 +28,7 @@ from slimdown.preparing.model import LoadedModel, load_model
 from slimdown.settings.files import CONF_DIR
 from slimdown.settings.load import load_config
 from slimdown.settings.schema import RunConfig
-from slimdown.training.train import fine_tune
+from slimdown.training.fine_tune import fine_tune
 
 
 class Measured(NamedTuple):
@@ -100,7 +100,7 @@ def lean(base: LoadedModel, data: SftData, config: RunConfig, folder: Path) -> M
     result = fine_tune(
         base, data, config.lora, config.train, config.seed, folder, rule,
         on_step=lambda record: times.append((time.perf_counter(), time.process_time())),
-    ).result  # fmt: skip
+    ).training  # fmt: skip
     share = (times[-1][1] - times[0][1]) / (times[-1][0] - times[0][0])
     losses = [record.values["loss"] for record in result.history]
     return Measured(losses, result.tokens, result.runtime_seconds, share * result.runtime_seconds, 0)

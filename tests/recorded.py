@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from slimdown.judging.anatomy import anatomy
-from slimdown.judging.changes import changes_between
+from slimdown.judging.findings import judge
 from slimdown.judging.holdout import open_part
 from slimdown.measuring.samples import BenchmarkEvaluation, Evaluation, Sample, Score
 from slimdown.recording.write import TrackedRun
-from slimdown.settings.schema import BenchmarkConfig, Role, TrackingConfig
+from slimdown.settings.schema import BaselineConfig, BenchmarkConfig, Role, RunConfig, TrackingConfig
 
 
 def here(experiment: str = "slimdown") -> TrackingConfig:
@@ -80,13 +79,15 @@ def record(
         settings |= {f"benchmark.{benchmark}.{field}": getattr(report.benchmark, field) for field in fields}
     with TrackedRun(config or here(), name, kind="tuned", tags=dict(tags or {})) as run:
         run.log_params({**settings, **params})
-        run.log_measuring(before)
         for model, measured in (("base", before), ("tuned", after)):
             for benchmark, report in measured.benchmarks.items():
                 run.log_samples(model, benchmark, report)
         before, after = open_part(before, holdout), open_part(after, holdout)
-        run.log_scores("base", before.benchmarks)
-        run.log_scores("tuned", after.benchmarks)
-        changed = changes_between(before, after)
-        run.log_forgetting(changed, {b: anatomy(before.benchmarks[b], after.benchmarks[b]) for b in changed.benchmarks})
+        run.log_base(before, {})
+        run.keep(judge(before, after), {"report.md": ""})
     return run.run_id
+
+
+def settings_of(tracking: TrackingConfig, reuse: bool = True) -> RunConfig:
+    """A run's settings as far as its record reads them."""
+    return RunConfig(tracking=tracking, baseline=BaselineConfig(reuse=reuse))

@@ -24,8 +24,10 @@ from mlflow import MlflowClient
 from test_model import damage
 
 from slimdown import check, compare, run
+from slimdown.experiment import experiment
 from slimdown.guarding.errors import UserError
 from slimdown.pocket import MODEL_DIR
+from slimdown.recording.provenance import About
 from slimdown.settings.schema import RunConfig
 
 SETTINGS = [
@@ -465,7 +467,7 @@ def test_what_only_a_loaded_model_tells_is_told_before_anything_is_measured(
         overrides = f"model.id={model}"
     uri = f"tracking.uri=sqlite:///{tmp_path}/mlruns/mlflow.db"
     with pytest.raises(UserError) as caught:
-        run.run(composed(*SMALL, uri, *overrides.split()), "bad", "", [], tmp_path / "scratch")
+        experiment(composed(*SMALL, uri, *overrides.split()), About("bad", "", [], tmp_path / "scratch"))
     assert answer in str(caught.value)
     assert "\n" not in str(caught.value)
     (recorded,) = store.search_runs([e.experiment_id for e in store.search_experiments()])

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_up import evaluation, written
 from mlflow import MlflowClient
+from recorded import settings_of
 
 from slimdown.guarding.errors import UserError
 from slimdown.judging.changes import Verdict, changes_between
@@ -176,7 +177,7 @@ def test_a_base_lies_in_a_run_of_its_own_and_is_found_by_another(
     for _ in range(2):
         with (
             TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run,
-            base_record(local(tmp_path), pocket, run, True, {"model.id": "pocket:model"}) as record,
+            base_record(settings_of(local(tmp_path), True), pocket, run) as record,
         ):
             measured(pocket, config, record)
             sources.append(record.sources["pocket_cs"])
@@ -196,7 +197,7 @@ def test_reuse_false_makes_it_anew(
     for reuse in (True, False):
         with (
             TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run,
-            base_record(local(tmp_path), pocket, run, reuse, {}) as record,
+            base_record(settings_of(local(tmp_path), reuse), pocket, run) as record,
         ):
             measured(pocket, composed(*CS), record)
             sources.append(record.sources["pocket_cs"])
@@ -219,13 +220,13 @@ def test_a_run_that_stops_in_the_second_benchmark_leaves_the_first(
     with (
         pytest.raises(KeyboardInterrupt),
         TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run,
-        base_record(local(tmp_path), pocket, run, True, {}) as record,
+        base_record(settings_of(local(tmp_path), True), pocket, run) as record,
     ):
         measured(pocket, config, record)
     monkeypatch.setattr(Evaluator, "evaluate", whole)
     with (
         TrackedRun(local(tmp_path), "tuned", "tuned", {}) as again,
-        base_record(local(tmp_path), pocket, again, True, {}) as record,
+        base_record(settings_of(local(tmp_path), True), pocket, again) as record,
     ):
         measured(pocket, config, record)
     killed, finished = record.sources["pocket_cs"], record.sources["pocket_math"]
@@ -240,7 +241,7 @@ def test_an_evaluation_whose_file_was_deleted_is_made_anew(
     for i in range(2):
         with (
             TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run,
-            base_record(local(tmp_path), pocket, run, True, {}) as record,
+            base_record(settings_of(local(tmp_path), True), pocket, run) as record,
         ):
             measured(pocket, config, record)
         if i == 0:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from recorded import evaluation, here, record, right
-from test_forgetting import answers, benchmark, report
+from test_changes import answers, benchmark, report
 
 from slimdown import compare
 from slimdown.check import Outcome, arguments, budgets_for, judge, main, overall, read_budgets

@@ -20,7 +20,7 @@ from slimdown.measuring.measure import measure
 from slimdown.measuring.samples import Evaluation
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.schema import RunConfig
-from slimdown.training.train import adapter_config
+from slimdown.training.fine_tune import adapter_config
 
 Composed = Callable[..., RunConfig]
 LIMITS = [f"benchmark.pocket_{name}.limit=12" for name in ("instructions", "math", "commonsense", "cs")]

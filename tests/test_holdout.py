@@ -11,7 +11,7 @@ from slimdown.judging.changes import changes_between
 from slimdown.judging.holdout import held_out_part, is_held_out, open_part
 from slimdown.measuring.samples import Evaluation, Score
 from slimdown.settings.schema import RunConfig
-from slimdown.showing.report import summary
+from slimdown.showing.console import summary
 
 
 def asked(report: Evaluation, name: str = "math") -> list[str]:

@@ -16,20 +16,19 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from recorded import evaluation, here, right
+from recorded import evaluation, here, right, settings_of
 from requests.exceptions import ConnectionError as NoConnection, HTTPError
 from test_page import TRAINING
 
 from slimdown import send as command
 from slimdown.guarding.errors import UserError
-from slimdown.judging.anatomy import anatomy
-from slimdown.judging.changes import changes_between
+from slimdown.judging.findings import judge
 from slimdown.preparing.model import LoadedModel
 from slimdown.recording import outage
 from slimdown.recording.outage import PatientClient, send
 from slimdown.recording.write import EvaluationRecord, TrackedRun, base_record
 from slimdown.settings.schema import TrackingConfig
-from slimdown.training.train import StepRecord, TrainResult
+from slimdown.training.fine_tune import StepRecord, TrainResult, Tuned
 
 BEFORE, AFTER = evaluation({"math": right(80)}), evaluation({"math": right(40)})
 
@@ -84,10 +83,11 @@ def adapter(tmp_path: Path) -> TrainResult:
     return replace(TRAINING, adapter_dir=folder)
 
 
+FILES: dict[str, str | bytes] = {"report.md": "# what was lost", "report.html": "<p>", "plots/changes.png": b"png"}
+
+
 def tell(run: TrackedRun, loaded: LoadedModel, trained: TrainResult, at: Callable[[int], None]) -> None:
     """Everything that a run records, with a call between any two steps."""
-    changed = changes_between(BEFORE, AFTER)
-    lost = {"math": anatomy(BEFORE.benchmarks["math"], AFTER.benchmarks["math"])}
     steps: list[Callable[[EvaluationRecord], object]] = [
         lambda base: run.log_settings(
             {"lora.r": 8, "tracking.uri": here().uri}, "lora:\n  r: 8\n", ["lora.r=8"], {"a": 1}
@@ -95,16 +95,13 @@ def tell(run: TrackedRun, loaded: LoadedModel, trained: TrainResult, at: Callabl
         lambda base: run.log_model(loaded),
         lambda base: base.find("math", "key", BEFORE.benchmarks["math"].benchmark),
         lambda base: base.keep("math", "key", BEFORE.benchmarks["math"]),
-        lambda base: run.log_baselines(base.sources),
+        lambda base: run.log_base(BEFORE, base.sources),
         lambda base: [run.log_step(StepRecord(i, {"loss": 2.5 - i})) for i in range(3)],
-        lambda base: run.log_training(trained),
+        lambda base: run.log_tuned(Tuned(loaded, trained)),
         lambda base: run.log_samples("tuned", "math", AFTER.benchmarks["math"]),
-        lambda base: run.log_scores("tuned", AFTER.benchmarks),
-        lambda base: run.log_forgetting(changed, lost),
-        lambda base: run.log_report("# what was lost", {"report.html": "<p>", "plots/changes.png": b"png"}),
-        lambda base: run.log_adapter_model(loaded, trained, changed),
+        lambda base: run.keep(judge(BEFORE, AFTER, trained), FILES),
     ]
-    with run, base_record(here(), loaded, run, True, {"lora.r": 8}) as record:
+    with run, base_record(settings_of(here()), loaded, run) as record:
         for i, step in enumerate(steps):
             at(i)
             step(record)
@@ -249,7 +246,7 @@ def test_an_artifact_root_that_refuses_in_words_of_its_own_costs_no_result(
     with opened(server, wait=300) as run:
         run.log_params({"lora.r": 8})
         server.last = refusal
-        run.log_report("# what was lost", {"report.html": "<p>"})
+        run.keep(judge(BEFORE, AFTER), FILES)
     local = MlflowClient(f"sqlite:///{tmp_path}/unsent/mlflow.db")
     [on_disk] = [contents(local, run) for run in runs(local)]
     assert (on_disk["status"], on_disk["params"]) == ("FINISHED", {"lora.r": "8"})

@@ -11,12 +11,13 @@ import pytest
 from jinja2 import UndefinedError
 from made_up import chosen, evaluation, written
 
-from slimdown.judging.anatomy import EXPLANATIONS, Anatomy, anatomy
-from slimdown.judging.changes import changes_between
+from slimdown.judging.anatomy import EXPLANATIONS, Anatomy
+from slimdown.judging.findings import judge
 from slimdown.measuring.samples import BenchmarkEvaluation, Sample
 from slimdown.settings.schema import PaperMetric, Role
-from slimdown.showing.page import LONGEST, html_report, render
-from slimdown.training.train import CutRows, StepRecord, TrainResult
+from slimdown.showing import page as showing
+from slimdown.showing.page import LONGEST, render
+from slimdown.training.fine_tune import CutRows, StepRecord, TrainResult
 
 TRAINING = TrainResult(
     adapter_dir=Path("adapter"),
@@ -44,16 +45,17 @@ VOID = {"meta", "br", "hr", "img", "link", "input", "path", "use", "rect", "line
 
 def page(
     pairs: dict[str, tuple[BenchmarkEvaluation, BenchmarkEvaluation]],
-    training: TrainResult = TRAINING,
+    training: TrainResult | None = TRAINING,
     anatomies: dict[str, Anatomy] | None = None,
     name: str = "a run",
     **others: Any,
 ) -> str:
     base = evaluation(**{name: pair[0] for name, pair in pairs.items()})
     tuned = evaluation(**{name: pair[1] for name, pair in pairs.items()})
-    found = {name: anatomy(*pair) for name, pair in pairs.items()} if anatomies is None else anatomies
-    given: dict[str, Any] = {"settings": SETTINGS, "environment": {"torch": "2.9"}, "costs": {}} | others
-    return html_report(name, "run-id", changes_between(base, tuned), found, training, **given)
+    findings = judge(base, tuned, training, others.pop("costs", None))
+    findings = findings if anatomies is None else replace(findings, anatomies=anatomies)
+    given: dict[str, Any] = {"settings": SETTINGS, "environment": {"torch": "2.9"}} | others
+    return showing.page(name, "run-id", findings, **given)
 
 
 class Reader(HTMLParser):

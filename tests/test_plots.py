@@ -14,7 +14,7 @@ from slimdown.judging.changes import Verdict
 from slimdown.judging.paired import Estimate
 from slimdown.showing import plots
 from slimdown.showing.plots import Trade
-from slimdown.training.train import StepRecord
+from slimdown.training.fine_tune import StepRecord
 
 
 def estimate(value: float, half: float = 0.02) -> Estimate:

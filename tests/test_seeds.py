@@ -5,7 +5,7 @@ from math import isnan, sqrt
 import numpy as np
 import pytest
 from statsmodels.regression.mixed_linear_model import MixedLM
-from test_forgetting import benchmark, report
+from test_changes import benchmark, report
 
 from slimdown.judging.paired import difference, mean
 from slimdown.judging.seeds import seed_noise, seeds_changes

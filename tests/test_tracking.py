@@ -13,12 +13,11 @@ from mlflow import MlflowClient
 
 from slimdown.guarding.errors import UserError
 from slimdown.guarding.redaction import public_uri, redact
-from slimdown.judging.anatomy import anatomy
-from slimdown.judging.changes import changes_between
+from slimdown.judging.findings import judge
 from slimdown.recording.connection import open_store
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.schema import TrackingConfig
-from slimdown.training.train import StepRecord
+from slimdown.training.fine_tune import StepRecord
 
 
 def local(experiment: str = "slimdown") -> TrackingConfig:
@@ -61,7 +60,7 @@ def test_a_forgetting_rate_without_an_end_is_no_metric(store: MlflowClient) -> N
     # .27 right where guessing scores .25, then .05: more is gone than all that the base had, and no more can be said
     base, tuned = (written([1.0] * right + [0.0] * (100 - right), chance=0.25) for right in (27, 5))
     with tracked() as run:
-        run.log_forgetting(changes_between(evaluation(a=base), evaluation(a=tuned)), {"a": anatomy(base, tuned)})
+        run.keep(judge(evaluation(a=base), evaluation(a=tuned)), {"report.md": "# what was lost"})
     kept = store.get_run(run.run_id).data.metrics
     assert {key for key in kept if "above_chance" in key} == {"forgetting/a/forgetting_rate_above_chance_low"}
     assert kept["forgetting/a/forgetting_rate_above_chance_low"] > 1
@@ -70,7 +69,8 @@ def test_a_forgetting_rate_without_an_end_is_no_metric(store: MlflowClient) -> N
 
 def test_artifacts_lie_beside_the_database(store: MlflowClient, tmp_path: Path) -> None:
     with tracked() as run:
-        run.log_report("# what was lost", {"plots/changes.svg": "<svg/>", "plots/changes.png": b"png"})
+        files = {"report.md": "# what was lost", "plots/changes.svg": "<svg/>", "plots/changes.png": b"png"}
+        run.keep(judge(evaluation(a=written([1.0])), evaluation(a=written([0.0]))), files)
     assert (tmp_path / "mlruns" / "artifacts" / run.run_id / "artifacts" / "report.md").read_text() == "# what was lost"
     assert store.get_run(run.run_id).data.tags["mlflow.note.content"] == "# what was lost"
 

@@ -16,13 +16,13 @@ from slimdown.preparing.data import load_data
 from slimdown.preparing.dequantize import dequantized, is_4bit
 from slimdown.preparing.model import LoadedModel, load_model
 from slimdown.settings.schema import RunConfig
+from slimdown.training.fine_tune import StepRecord, Tuned, check_rows, check_settings, fine_tune
 from slimdown.training.lean import SummedLoss
-from slimdown.training.train import FineTuned, StepRecord, check_rows, check_settings, fine_tune
 
 Composed = Callable[..., RunConfig]
 
 
-def tuned(config: RunConfig, folder: Path, measure_first: bool = False) -> FineTuned:
+def tuned(config: RunConfig, folder: Path, measure_first: bool = False) -> Tuned:
     base = load_model(config.model, config.quantization)
     data = load_data(config.dataset, config.seed, base.tokenizer)
     if measure_first:
@@ -46,13 +46,13 @@ def small() -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def once(small: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> FineTuned:
+def once(small: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     return tuned(small, tmp_path_factory.mktemp("once"))
 
 
-def test_the_adapter_changes_and_the_base_does_not(pocket: LoadedModel, once: FineTuned) -> None:
+def test_the_adapter_changes_and_the_base_does_not(pocket: LoadedModel, once: Tuned) -> None:
     fresh = {name: p.detach() for name, p in pocket.model.named_parameters()}
-    trained = dict(once.loaded.model.named_parameters())
+    trained = dict(once.model.model.named_parameters())
     kept = {
         name.removeprefix("base_model.model.").replace(".base_layer", ""): p.detach()
         for name, p in trained.items()
@@ -65,10 +65,10 @@ def test_the_adapter_changes_and_the_base_does_not(pocket: LoadedModel, once: Fi
     assert all(p.abs().max() > 0 for p in moved)
 
 
-def test_measuring_before_training_changes_nothing(small: RunConfig, once: FineTuned, tmp_path: Path) -> None:
+def test_measuring_before_training_changes_nothing(small: RunConfig, once: Tuned, tmp_path: Path) -> None:
     again = tuned(small, tmp_path, measure_first=True)
-    assert digest(again.result.adapter_dir) == digest(once.result.adapter_dir)
-    assert again.result.history == once.result.history
+    assert digest(again.training.adapter_dir) == digest(once.training.adapter_dir)
+    assert again.training.history == once.training.history
 
 
 def test_gradients_after_a_measurement_equal_gradients_without_one(small: RunConfig, pocket: LoadedModel) -> None:
@@ -89,35 +89,35 @@ def test_gradients_after_a_measurement_equal_gradients_without_one(small: RunCon
     assert all(g.abs().max() > 0 for g in without)
 
 
-def test_another_seed_gives_another_adapter(composed: Composed, once: FineTuned, tmp_path: Path) -> None:
+def test_another_seed_gives_another_adapter(composed: Composed, once: Tuned, tmp_path: Path) -> None:
     other = tuned(composed(*SMALL, "seed=1", "train.max_steps=2"), tmp_path)
-    assert digest(other.result.adapter_dir) != digest(once.result.adapter_dir)
+    assert digest(other.training.adapter_dir) != digest(once.training.adapter_dir)
 
 
-def test_the_record_adds_up(once: FineTuned) -> None:
-    result = once.result
+def test_the_record_adds_up(once: Tuned) -> None:
+    result = once.training
     assert result.steps == len(result.history) == 8  # 64 rows in batches of 8
     assert [record.step for record in result.history] == list(range(1, 9))
     assert {"loss", "learning_rate", "grad_norm"} <= result.history[0].values.keys()
     assert result.validation_loss_after < result.validation_loss_before
     # r * (inputs + outputs) of q, k and v in each layer
-    config = once.loaded.model.config
+    config = once.model.model.config
     width, kv = config.hidden_size, config.hidden_size // config.num_attention_heads * config.num_key_value_heads
     assert result.n_trainable == config.num_hidden_layers * 8 * ((width + width) + 2 * (width + kv))
-    assert result.trainable_percent == pytest.approx(100 * result.n_trainable / once.loaded.n_parameters)
+    assert result.trainable_percent == pytest.approx(100 * result.n_trainable / once.model.n_parameters)
     assert result.tokens > 64 * 10
     assert result.tokens_per_second == pytest.approx(result.tokens / result.runtime_seconds)
 
 
-def test_the_adapter_reloads_with_plain_peft_and_gives_the_same_logits(once: FineTuned, pocket: LoadedModel) -> None:
+def test_the_adapter_reloads_with_plain_peft_and_gives_the_same_logits(once: Tuned, pocket: LoadedModel) -> None:
     tokens = torch.arange(3, 60)[None]
-    reloaded = peft.PeftModel.from_pretrained(pocket.model, once.result.adapter_dir).eval()
+    reloaded = peft.PeftModel.from_pretrained(pocket.model, once.training.adapter_dir).eval()
     with torch.no_grad():
-        assert torch.equal(reloaded(input_ids=tokens).logits, once.loaded.model(input_ids=tokens).logits)
+        assert torch.equal(reloaded(input_ids=tokens).logits, once.model.model(input_ids=tokens).logits)
 
 
-def test_the_adapter_names_its_base_by_id_and_holds_no_path_of_this_machine(once: FineTuned) -> None:
-    text = (once.result.adapter_dir / "adapter_config.json").read_text()
+def test_the_adapter_names_its_base_by_id_and_holds_no_path_of_this_machine(once: Tuned) -> None:
+    text = (once.training.adapter_dir / "adapter_config.json").read_text()
     assert '"base_model_name_or_path": "pocket:model"' in text
     assert str(Path.home()) not in text
 
@@ -130,7 +130,7 @@ def test_steps_are_told_as_they_happen(composed: Composed, pocket: LoadedModel, 
     result = fine_tune(
         pocket, data, config.lora, config.train, 0, tmp_path, on_step=steps.append,
         on_progress=lambda done, total, note: progress.append((done, total)),
-    ).result  # fmt: skip
+    ).training  # fmt: skip
     assert tuple(steps) == result.history
     assert progress == [(1, 3), (2, 3), (3, 3)]
 
@@ -224,7 +224,7 @@ def test_rows_that_are_cut_are_counted_as_trl_cuts_them(
             return dataset
 
         patch.setattr(trl.SFTTrainer, "_prepare_dataset", prepared)
-        result = fine_tune(pocket, data, config.lora, config.train, 0, tmp_path).result
+        result = fine_tune(pocket, data, config.lora, config.train, 0, tmp_path).training
     assert result.cut == cut
     assert kept[0] == 64 - cut.n_lost  # TRL drops what has no label left
     assert 0 < cut.n_lost < cut.n_cut
@@ -233,8 +233,8 @@ def test_rows_that_are_cut_are_counted_as_trl_cuts_them(
     )
 
 
-def losses(result: FineTuned) -> list[float]:
-    return [record.values["loss"] for record in result.result.history]
+def losses(result: Tuned) -> list[float]:
+    return [record.values["loss"] for record in result.training.history]
 
 
 def test_dequantized_training_has_the_losses_of_the_4_bit_layers_and_gives_them_back(
@@ -242,10 +242,10 @@ def test_dequantized_training_has_the_losses_of_the_4_bit_layers_and_gives_them_
 ) -> None:
     entered = []
     monkeypatch.setattr(
-        "slimdown.training.train.dequantized", lambda model: entered.append(model) or dequantized(model)
+        "slimdown.training.fine_tune.dequantized", lambda model: entered.append(model) or dequantized(model)
     )
 
-    def trained(rule: str) -> FineTuned:
+    def trained(rule: str) -> Tuned:
         base = load_model(small.model, small.quantization)
         data = load_data(small.dataset, small.seed, base.tokenizer)
         return fine_tune(base, data, small.lora, small.train, small.seed, tmp_path / rule, rule)
@@ -255,7 +255,7 @@ def test_dequantized_training_has_the_losses_of_the_4_bit_layers_and_gives_them_
     quick = trained("true")
     assert len(entered) == 1
     assert losses(quick) == pytest.approx(losses(packed), rel=1e-4)
-    layers = [{name: m.weight for name, m in one.loaded.model.named_modules() if is_4bit(m)} for one in (packed, quick)]
+    layers = [{name: m.weight for name, m in one.model.model.named_modules() if is_4bit(m)} for one in (packed, quick)]
     assert layers[0]
     assert layers[0].keys() == layers[1].keys()
     assert all(torch.equal(weight, layers[1][name]) for name, weight in layers[0].items())
@@ -266,12 +266,12 @@ def test_steps_have_the_losses_and_counts_of_plain_trl(only: str, composed: Comp
     config = composed(*SMALL, only, "train.gradient_accumulation_steps=2")
     lean = tuned(config, tmp_path / "lean")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("slimdown.training.train.trainer_class", lambda base: trl.SFTTrainer)
+        patch.setattr("slimdown.training.fine_tune.trainer_class", lambda base: trl.SFTTrainer)
         patch.setattr("slimdown.measuring.rows_apart.tells_rows_apart", lambda base: False)
         plain = tuned(config, tmp_path / "plain")
     for name in ("loss", "grad_norm", "mean_token_accuracy", "num_tokens"):
-        ours = [record.values[name] for record in lean.result.history]
-        assert ours == pytest.approx([record.values[name] for record in plain.result.history], rel=1e-3)
+        ours = [record.values[name] for record in lean.training.history]
+        assert ours == pytest.approx([record.values[name] for record in plain.training.history], rel=1e-3)
     assert losses(lean) == pytest.approx(losses(plain), rel=1e-4)
 
 
@@ -288,5 +288,5 @@ def test_the_summed_loss_and_its_gradient_are_those_of_cross_entropy(monkeypatch
     assert hits == ((hidden @ weight.T).argmax(-1) == labels).sum()
 
 
-def test_the_model_attends_as_before_once_trained(once: FineTuned) -> None:
-    assert once.loaded.model.config._attn_implementation == "sdpa"
+def test_the_model_attends_as_before_once_trained(once: Tuned) -> None:
+    assert once.model.model.config._attn_implementation == "sdpa"

@@ -12,6 +12,7 @@ import transformers
 import trl
 from conftest import SMALL
 from mlflow import MlflowClient
+from recorded import settings_of
 
 from slimdown.measuring.measure import loss_key, measure_loss
 from slimdown.measuring.validation import validation_loss
@@ -20,7 +21,7 @@ from slimdown.preparing.identity import identify
 from slimdown.preparing.model import LoadedModel
 from slimdown.recording.write import TrackedRun, base_record
 from slimdown.settings.schema import RunConfig, TrackingConfig
-from slimdown.training.train import fine_tune
+from slimdown.training.fine_tune import fine_tune
 
 Composed = Callable[..., RunConfig]
 ROWS = ["dataset.pocket_instructions.validation_examples=20"]  # two batches of TRL's and a part of one
@@ -96,7 +97,7 @@ def test_the_model_is_handed_back_as_it_came(composed: Composed, pocket: LoadedM
 def test_a_loss_that_is_known_is_not_measured_again(composed: Composed, pocket: LoadedModel, tmp_path: Path) -> None:
     config = composed(*SMALL, "train.max_steps=1")
     data = load_data(config.dataset, 0, pocket.tokenizer)
-    result = fine_tune(pocket, data, config.lora, config.train, 0, tmp_path, before=1.25).result
+    result = fine_tune(pocket, data, config.lora, config.train, 0, tmp_path, before=1.25).training
     assert result.validation_loss_before == 1.25
 
 
@@ -117,7 +118,7 @@ def test_the_bases_loss_is_made_once_and_found_to_the_last_digit(
     for reuse in (True, True, False):
         with (
             TrackedRun(local, "a run", kind="tuned", tags={}) as run,
-            base_record(local, pocket, run, reuse, {}) as record,
+            base_record(settings_of(local, reuse), pocket, run) as record,
         ):
             found.append(measure_loss(pocket, rows, config.train, "auto", record))
     assert len(made) == 2  # the second run took it; the third was asked to measure anew

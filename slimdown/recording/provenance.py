@@ -2,8 +2,12 @@
 
 import os
 import platform
+import resource
 import subprocess
+import sys
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,6 +19,18 @@ from slimdown.preparing.dtype import processor_name
 _PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "trl", "lm-eval", "datasets", "accelerate", "mlflow", "hydra-core",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class About:
+    """What a run is called and how it came about, for the record."""
+
+    name: str
+    config_yaml: str  # as composed, secrets blanked
+    overrides: list[str]  # what the command line changed
+    folder: Path  # scratch space of this run
+    sweep: str | None = None  # what the runs that one command started have in common
+    environment: dict[str, Any] = field(default_factory=lambda: environment())
 
 
 def environment() -> dict[str, Any]:
@@ -52,3 +68,9 @@ def git_commit() -> str | None:
 def _git(*arguments: str) -> str:
     answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
     return answer.stdout.strip()
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kibibytes on Linux, bytes on macOS

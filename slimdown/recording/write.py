@@ -8,7 +8,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import wraps
 from math import isfinite
 from pathlib import Path
@@ -25,6 +25,7 @@ from slimdown.guarding.interruption import interrupted, undisturbed
 from slimdown.guarding.redaction import public_uri, redact
 from slimdown.judging.anatomy import Anatomy
 from slimdown.judging.changes import BenchmarkChange, Changes
+from slimdown.judging.findings import Findings
 from slimdown.judging.paired import Estimate
 from slimdown.measuring.measure import KEY_VERSION
 from slimdown.measuring.samples import BenchmarkEvaluation, DamagedSamples, Evaluation, read_samples, write_samples
@@ -32,8 +33,10 @@ from slimdown.preparing.data import SftData
 from slimdown.preparing.model import LoadedModel
 from slimdown.recording.connection import experiment_id, first_line, lock, open_store, sqlite_file
 from slimdown.recording.outage import ORIGIN, PatientClient, StoreGone, advice
-from slimdown.settings.schema import BenchmarkConfig, PaperMetric, TrackingConfig
-from slimdown.training.train import StepRecord, TrainResult
+from slimdown.recording.provenance import About
+from slimdown.settings.naming import base_settings, flatten
+from slimdown.settings.schema import BenchmarkConfig, PaperMetric, RunConfig, TrackingConfig
+from slimdown.training.fine_tune import StepRecord, Tuned
 
 _FLUSH_SECONDS = 5.0  # step metrics go out together: 200 single calls cost 4.2 s, one batch 0.03 s
 _MOST_PARAM = 6000  # characters; MLflow cuts longer ones, the whole config is an artifact
@@ -99,6 +102,7 @@ class TrackedRun:
         if isinstance(self._client, PatientClient):
             self._client.begin()
         self._experiment_id = experiment
+        self._logged_model: str | None = None
         self._pending: list[Metric] = []
         self._flushed = time.monotonic()
 
@@ -239,8 +243,10 @@ class TrackedRun:
         )
 
     @_kept
-    def log_data(self, data: SftData) -> None:
+    def log_data(self, data: SftData | None) -> None:
         """Name the datasets in MLflow's own column, and the fingerprint of the text that was used."""
+        if data is None:
+            return
         inputs = [
             DatasetInput(
                 Dataset(
@@ -274,6 +280,9 @@ class TrackedRun:
     @_kept
     def log_scores(self, model: str, reports: Mapping[str, BenchmarkEvaluation]) -> None:
         """Keep the scores of benchmarks; `model` is base or tuned."""
+        self._scores(model, reports)
+
+    def _scores(self, model: str, reports: Mapping[str, BenchmarkEvaluation]) -> None:
         values: dict[str, float] = {}
         for name, report in reports.items():
             for metric, score in report.scores.items():
@@ -282,9 +291,11 @@ class TrackedRun:
         self._metrics(values)
 
     @_kept
-    def log_baselines(self, sources: dict[str, str]) -> None:
-        """Name the runs that hold the base's evaluations."""
+    def log_base(self, before: Evaluation, sources: Mapping[str, str]) -> None:
+        """Keep the base's scores, how they came about, and which runs hold its evaluations."""
+        self._scores("base", before.benchmarks)
         self._tag({f"slimdown.baseline.{name}": run_id for name, run_id in sources.items()})
+        self._tag({"slimdown.scoring_path": before.scoring_path, "slimdown.harness_version": before.harness_version})
 
     @_kept
     def log_evaluation(self, key: str, file: str) -> None:
@@ -306,31 +317,64 @@ class TrackedRun:
             self._flush()
 
     @_kept
-    def log_training(self, result: TrainResult) -> None:
-        """Keep what training learned and cost, and the adapter."""
+    def log_tuned(self, tuned: Tuned) -> None:
+        """Keep what training learned and cost, and the adapter, also as a logged model that names its base."""
+        if (training := tuned.training) is None:
+            return
         self._metrics(
             {
-                "train/final_loss": result.train_loss,
-                "train/validation_loss_before": result.validation_loss_before,
-                "train/validation_loss_after": result.validation_loss_after,
-                "train/n_truncated": result.cut.n_cut,
-                "train/n_trainable": result.n_trainable,
-                "train/trainable_percent": result.trainable_percent,
-                "cost/train_seconds": result.runtime_seconds,
-                "cost/train_tokens": result.tokens,
-                "cost/tokens_per_second": result.tokens_per_second,
+                "train/final_loss": training.train_loss,
+                "train/validation_loss_before": training.validation_loss_before,
+                "train/validation_loss_after": training.validation_loss_after,
+                "train/n_truncated": training.cut.n_cut,
+                "train/n_trainable": training.n_trainable,
+                "train/trainable_percent": training.trainable_percent,
+                "cost/train_seconds": training.runtime_seconds,
+                "cost/train_tokens": training.tokens,
+                "cost/tokens_per_second": training.tokens_per_second,
             }
         )
-        self._client.log_artifacts(self.run_id, str(result.adapter_dir), "adapter")
+        self._client.log_artifacts(self.run_id, str(training.adapter_dir), "adapter")
+        logged = self._client.create_logged_model(
+            self._experiment_id,
+            name="tuned",
+            source_run_id=self.run_id,
+            params={
+                "base": redact(tuned.model.id),
+                "base_revision": tuned.model.revision,
+                "quantization": tuned.model.quantization,
+            },
+            model_type="peft",
+        )
+        self._client.log_model_artifacts(logged.model_id, str(training.adapter_dir))
+        self._client.finalize_logged_model(logged.model_id, "READY")
+        self._client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=training.steps)])
+        self._logged_model = logged.model_id
 
     @_kept
-    def log_measuring(self, report: Evaluation) -> None:
-        """Keep how the numbers came about, the same for base and tuned model."""
-        self._tag({"slimdown.scoring_path": report.scoring_path, "slimdown.harness_version": report.harness_version})
+    def keep(self, findings: Findings, files: Mapping[str, str | bytes]) -> None:
+        """Keep what the run found, and the files that show it; `report.md` is what the run's page opens with."""
+        self._scores("tuned", findings.after.benchmarks)
+        self._changes(findings.changes, findings.anatomies)
+        self._metrics({f"cost/{name}": value for name, value in findings.costs.items()})
+        self._tag({"mlflow.note.content": str(files["report.md"])})
+        with tempfile.TemporaryDirectory() as folder:
+            for path, content in files.items():
+                file = Path(folder) / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content.encode() if isinstance(content, str) else content)
+            self._client.log_artifacts(self.run_id, folder)
+        if self._logged_model:
+            now, model = int(time.time() * 1000), {"model_id": self._logged_model, "run_id": self.run_id}
+            scores = [
+                Metric(f"tuned/{name}/{metric}", change.tuned.value, now, 0, **model)
+                for name, benchmark in findings.changes.benchmarks.items()
+                for metric, change in benchmark.changes.items()
+            ]
+            self._client.log_batch(self.run_id, metrics=scores)
 
-    @_kept
-    def log_forgetting(self, report: Changes, anatomies: dict[str, Anatomy]) -> None:
-        """Keep the changes with their intervals, the paper's metrics, verdicts, and what became of lost answers."""
+    def _changes(self, report: Changes, anatomies: Mapping[str, Anatomy]) -> None:
+        """The changes with their intervals, the paper's metrics, verdicts, and what became of lost answers."""
         values: dict[str, float] = {}
         for name, benchmark in report.benchmarks.items():
             values |= {f"forgetting/{name}/{key}": value for key, value in _quantities(benchmark).items()}
@@ -341,55 +385,6 @@ class TrackedRun:
             values |= _named(f"forgetting/{key}", getattr(report, key))
         self._metrics(values)
         self._tag({f"slimdown.verdict.{name}": b.verdict.value for name, b in report.benchmarks.items()})
-
-    @_kept
-    def log_costs(self, costs: dict[str, float]) -> None:
-        """Keep seconds and bytes, by name."""
-        self._metrics({f"cost/{name}": value for name, value in costs.items()})
-
-    @_kept
-    def log_report(self, markdown: str, files: dict[str, str | bytes]) -> None:
-        """Keep the report: as the text that the run's page opens with, and as artifacts by their paths."""
-        self._tag({"mlflow.note.content": markdown})
-        with tempfile.TemporaryDirectory() as folder:
-            for path, content in {"report.md": markdown, **files}.items():
-                file = Path(folder) / path
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(content.encode() if isinstance(content, str) else content)
-            self._client.log_artifacts(self.run_id, folder)
-
-    @_kept
-    def log_adapter_model(self, loaded: LoadedModel, result: TrainResult, report: Changes) -> None:
-        """Register the adapter as a logged model that carries its base and its scores."""
-        base = {
-            "base": redact(loaded.id),
-            "base_revision": loaded.revision,
-            "quantization": loaded.quantization,
-        }
-        logged = self._client.create_logged_model(
-            self._experiment_id,
-            name="tuned",
-            source_run_id=self.run_id,
-            params=base,
-            model_type="peft",
-        )
-        self._client.log_model_artifacts(logged.model_id, str(result.adapter_dir))
-        self._client.finalize_logged_model(logged.model_id, "READY")
-        self._client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=result.steps)])
-        now = int(time.time() * 1000)
-        scores = [
-            Metric(
-                f"tuned/{name}/{metric}",
-                change.tuned.value,
-                now,
-                0,
-                model_id=logged.model_id,
-                run_id=self.run_id,
-            )
-            for name, benchmark in report.benchmarks.items()
-            for metric, change in benchmark.changes.items()
-        ]
-        self._client.log_batch(self.run_id, metrics=scores)
 
     # --- how it gets there ------------------------------------------------------------------------
 
@@ -412,6 +407,31 @@ class TrackedRun:
             self._client.log_batch(self.run_id, metrics=self._pending[i : i + 1000])
         self._pending.clear()
         self._flushed = time.monotonic()
+
+
+@contextmanager
+def opened_run(config: RunConfig, about: About, opening: AbstractContextManager[Any]) -> Iterator[TrackedRun]:
+    """The run, its settings recorded; closed on leaving, whatever comes in between.
+
+    Raises:
+        UserError: see `TrackedRun`.
+    """
+    commit = about.environment["git_commit"] or "none"
+    tags = {
+        "slimdown.seed": str(config.seed),
+        "slimdown.git_commit": commit,
+        "mlflow.source.name": "slimdown.run",  # the columns that MLflow's pages have for them
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": commit,
+        **({"slimdown.sweep": about.sweep} if about.sweep else {}),
+    }
+    with ExitStack() as until_closed:
+        with undisturbed():  # a run that is opened is closed
+            with opening:
+                tracked = TrackedRun(config.tracking, about.name, kind="tuned", tags=tags)
+            until_closed.enter_context(tracked)
+        tracked.log_settings(flatten(config), about.config_yaml, about.overrides, about.environment)
+        yield tracked
 
 
 class EvaluationRecord:
@@ -525,12 +545,7 @@ class EvaluationRecord:
 
 @contextmanager
 def base_record(
-    config: TrackingConfig,
-    base: LoadedModel,
-    at_hand: TrackedRun,
-    reuse: bool,
-    settings: dict[str, Any],
-    tell: Callable[[str], None] = lambda line: None,
+    config: RunConfig, base: LoadedModel, at_hand: TrackedRun, tell: Callable[[str], None] = lambda line: None
 ) -> Iterator[EvaluationRecord]:
     """The record of a base's evaluations; a run of kind `baseline` is opened when the first one has to be made."""
     with ExitStack() as stack:
@@ -541,11 +556,18 @@ def base_record(
                 name = f"base {base.id} {base.quantization}"
                 with undisturbed():  # no signal between opening the run and seeing to its end
                     opened.append(stack.enter_context(at_hand.sibling(name, kind="baseline")))
-                opened[0].log_params(settings)
+                opened[0].log_params(base_settings(config))
                 opened[0].log_model(base)
             return opened[0]
 
-        yield EvaluationRecord(config, "base", at_hand, reuse, holder, tell)
+        yield EvaluationRecord(config.tracking, "base", at_hand, config.baseline.reuse, holder, tell)
+
+
+def tuned_record(
+    config: RunConfig, at_hand: TrackedRun, tell: Callable[[str], None] = lambda line: None
+) -> EvaluationRecord:
+    """The record of a tuned model's evaluations, which its own run holds."""
+    return EvaluationRecord(config.tracking, "tuned", at_hand, config.baseline.reuse, lambda: at_hand, tell)
 
 
 def _quantities(benchmark: BenchmarkChange) -> dict[str, float]:

@@ -32,7 +32,7 @@ from slimdown.showing.comparison_formats import (
     seeds_text,
     starred,
 )
-from slimdown.showing.report import VERDICT_STYLES
+from slimdown.showing.console import VERDICT_STYLES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,7 +19,7 @@ from slimdown.judging.paired import Estimate
 from slimdown.judging.seeds import SeedsChange
 from slimdown.judging.selection import MARK
 from slimdown.settings.schema import Role
-from slimdown.showing.report import VERDICT_STYLES, in_markdown
+from slimdown.showing.console import VERDICT_STYLES, in_markdown
 
 FORMATS = ("table", "markdown", "csv", "json", "html")
 SEEDS_LEGEND = (

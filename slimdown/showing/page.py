@@ -15,16 +15,17 @@ from markupsafe import Markup
 from slimdown.guarding.redaction import redact
 from slimdown.judging.anatomy import EXPLANATIONS, Anatomy, Choices, Example
 from slimdown.judging.changes import BenchmarkChange, Change, Changes, Verdict
+from slimdown.judging.findings import Findings
 from slimdown.judging.paired import Difference, Estimate
 from slimdown.measuring.samples import Sample
 from slimdown.settings.schema import Role
 from slimdown.showing import plots
-from slimdown.showing.report import bound, paper, short_metric, shown_name, summary
+from slimdown.showing.console import bound, paper, short_metric, shown_name, summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from slimdown.training.train import TrainResult
+    from slimdown.training.fine_tune import TrainResult
 
 LONGEST = 1200  # characters of a text on the page; the samples hold all of it
 UNDEFINED = "undefined"
@@ -42,28 +43,19 @@ _MAIN_SETTINGS = {
 _PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
 
 
-def html_report(
-    name: str,
-    run_id: str,
-    report: Changes,
-    anatomies: dict[str, Anatomy],
-    training: "TrainResult",
-    settings: dict[str, object],
-    environment: dict[str, object],
-    costs: dict[str, float],
+def page(
+    name: str, run_id: str, findings: Findings, settings: dict[str, object], environment: dict[str, object]
 ) -> str:
-    """The whole report as one HTML page that loads nothing from anywhere.
+    """The findings as one HTML page that loads nothing from anywhere.
 
     Args:
         name: what the run is called.
         run_id: the record that it belongs to.
-        report: what changed.
-        anatomies: what became of lost answers, by benchmark; a benchmark may be missing.
-        training: what training did.
+        findings: what is shown.
         settings: every setting by its dotted key.
         environment: versions and machine.
-        costs: seconds (`..._seconds`) and bytes (`..._bytes`) by name.
     """
+    report, training = findings.changes, findings.training
     main, others = _settings(settings)
     return render(
         "report.html.j2",
@@ -78,17 +70,13 @@ def html_report(
         any_target=any(b.role is Role.target for b in report.benchmarks.values()),
         forest=inline(plots.forest(report)),
         answers=inline(plots.answers(report)),
-        curve=inline(
-            plots.training_curve(training.history, training.validation_loss_before, training.validation_loss_after)
-        ),
-        anatomies=[
-            _anatomy(n, report.benchmarks[n], found) for n, found in anatomies.items() if n in report.benchmarks
-        ],
-        training=_training(training),
+        curve=training and inline(plots.training_curve(training.history, *_losses(training))),
+        anatomies=[_anatomy(n, report.benchmarks[n], found) for n, found in findings.anatomies.items()],
+        training=_training(training) if training else None,
         settings=main,
         other_settings=others,
         environment=[(key, _value(key, value)) for key, value in environment.items()],
-        costs=[(_cost_name(key), _value(key, value)) for key, value in costs.items()],
+        costs=[(_cost_name(key), _value(key, value)) for key, value in findings.costs.items()],
     )
 
 
@@ -176,7 +164,7 @@ def _plural(n: int, one: str) -> str:
     return f"{n:,} {one}" if n == 1 else f"{n:,} {one}s"
 
 
-def _headline(report: Changes, training: "TrainResult") -> list[dict[str, str]]:
+def _headline(report: Changes, training: "TrainResult | None") -> list[dict[str, str]]:
     found = []
     for role, change, words in (
         (Role.target, report.mean_target_change, "learned: mean change of"),
@@ -187,15 +175,20 @@ def _headline(report: Changes, training: "TrainResult") -> list[dict[str, str]]:
             kind = "target task" if role is Role.target else "retained benchmark"
             shown = UNDEFINED if value == UNDEFINED else f"{value} points"
             found.append({"name": f"{words} {_plural(n, kind)}", "value": shown, "note": f"95 % interval {interval}"})
-    before, after = training.validation_loss_before, training.validation_loss_after
-    found.append(
-        {
-            "name": "validation loss",
-            "value": f"{_number(before, '.3f')} → {_number(after, '.3f')}",
-            "note": f"nats a token, in {_plural(training.steps, 'step')}",
-        }
-    )
+    if training:
+        before, after = _losses(training)
+        found.append(
+            {
+                "name": "validation loss",
+                "value": f"{_number(before, '.3f')} → {_number(after, '.3f')}",
+                "note": f"nats a token, in {_plural(training.steps, 'step')}",
+            }
+        )
     return found
+
+
+def _losses(training: "TrainResult") -> tuple[float, float]:
+    return training.validation_loss_before, training.validation_loss_after
 
 
 def _rows(report: Changes) -> Iterator[dict[str, Any]]:

@@ -26,10 +26,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from slimdown.judging.changes import Changes, Verdict
+from slimdown.judging.findings import Findings
 from slimdown.judging.paired import Estimate
 
 if TYPE_CHECKING:
-    from slimdown.training.train import StepRecord, TrainResult
+    from slimdown.training.fine_tune import StepRecord
 
 INK = "#010203"  # black to the eye, and no other thing in a figure has it: `svg` can replace it
 VERDICT_COLOURS = {
@@ -357,13 +358,12 @@ def png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def plot_files(report: Changes, training: "TrainResult") -> dict[str, str | bytes]:
+def plot_files(findings: Findings) -> dict[str, str | bytes]:
     """The plots of a run one by one as SVG and PNG, by path."""
-    figures = {
-        "changes": forest(report),
-        "answers": answers(report),
-        "training": training_curve(training.history, training.validation_loss_before, training.validation_loss_after),
-    }
+    figures = {"changes": forest(findings.changes), "answers": answers(findings.changes)}
+    if training := findings.training:
+        losses = training.validation_loss_before, training.validation_loss_after
+        figures["training"] = training_curve(training.history, *losses)
     files: dict[str, str | bytes] = {}
     for stem, figure in figures.items():
         files[f"plots/{stem}.svg"] = svg(figure)

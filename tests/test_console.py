@@ -4,24 +4,24 @@ from collections.abc import Callable
 from math import inf, nan
 
 import pytest
-from test_forgetting import answers, benchmark, report as evaluation
+from test_changes import answers, benchmark, report as evaluation
 
 from slimdown.judging.changes import Changes, changes_between
 from slimdown.judging.paired import Estimate
 from slimdown.settings.schema import RunConfig
-from slimdown.showing import report
+from slimdown.showing import console
 
 
 def test_brackets_of_a_run_name_are_shown(composed: Callable[..., RunConfig]) -> None:
-    with report.console.capture() as shown:
-        report.show_plan(composed("lora.target_modules=[q_proj]"), "pocket lora.target_modules=[q_proj]")
+    with console.console.capture() as shown:
+        console.show_plan(composed("lora.target_modules=[q_proj]"), "pocket lora.target_modules=[q_proj]")
     assert "pocket lora.target_modules=[q_proj]" in shown.get()
     assert "r 8, alpha 16, q_proj" in shown.get()
 
 
 def test_an_address_is_shown_as_it_is() -> None:
-    with report.console.capture() as shown:
-        report.show_where("1", "sqlite:///[/x]/mlflow.db", "file:///[red]/artifacts", "")
+    with console.console.capture() as shown:
+        console.show_where("1", "sqlite:///[/x]/mlflow.db", "file:///[red]/artifacts", "")
     assert "file:///[red]/artifacts/report.html" in shown.get()
     assert "sqlite:///[/x]/mlflow.db" in shown.get()
 
@@ -43,12 +43,12 @@ def of_subjects(n_subjects: int) -> Changes:
     ],
 )
 def test_a_sentence_says_which_subjects_it_holds_for(n_subjects: int, said: str) -> None:
-    assert report.summary(of_subjects(n_subjects)) == [said]
+    assert console.summary(of_subjects(n_subjects)) == [said]
 
 
 def test_the_legend_says_which_errors_are_held_and_that_a_seed_is_one() -> None:
-    assert "for this checkpoint: another seed trains another model" in report.LEGEND
-    assert "any false claim of change is 5 % at most, that of any false claim of none 5 % as well" in report.LEGEND
+    assert "for this checkpoint: another seed trains another model" in console.LEGEND
+    assert "any false claim of change is 5 % at most, that of any false claim of none 5 % as well" in console.LEGEND
 
 
 @pytest.mark.parametrize(
@@ -60,4 +60,4 @@ def test_the_legend_says_which_errors_are_held_and_that_a_seed_is_one() -> None:
     ],
 )
 def test_a_rate_that_cannot_be_told_is_no_number(found: Estimate | None, said: str) -> None:
-    assert report.bound(found) == said
+    assert console.bound(found) == said

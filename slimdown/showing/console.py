@@ -1,7 +1,7 @@
 """What a person reads: the plan before a run, its progress, and the table of results on the console and in Markdown."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import isfinite, isnan
 from typing import TYPE_CHECKING
@@ -23,11 +23,12 @@ from rich.table import Table
 from slimdown.guarding.redaction import redact
 from slimdown.judging.anatomy import EXPLANATIONS, Anatomy
 from slimdown.judging.changes import BenchmarkChange, Change, Changes, Verdict
+from slimdown.judging.findings import Findings
 from slimdown.judging.paired import Estimate
 from slimdown.settings.schema import PaperMetric, Role, RunConfig
 
 if TYPE_CHECKING:  # it would bring torch along
-    from slimdown.training.train import TrainResult
+    from slimdown.training.fine_tune import TrainResult
 
 console = Console(highlight=False, width=None if Console().is_terminal else 120)
 
@@ -71,6 +72,12 @@ def show_plan(config: RunConfig, name: str) -> None:
     console.print()
 
 
+def show_notes(lines: Iterable[str]) -> None:
+    """Print what a person should know before they wait, a line each."""
+    for line in lines:
+        show_note(line)
+
+
 def show_note(line: str) -> None:
     """Print what a person should know before they wait."""
     console.print(escape(line), style="yellow")
@@ -102,14 +109,14 @@ class Bar:
         self._progress.update(self._task, completed=done, total=total, note=note)
 
 
-def show_results(report: Changes, anatomies: dict[str, Anatomy], training: "TrainResult") -> None:
+def show_findings(findings: Findings) -> None:
     """Print the table of results, what it says in words, and what became of lost answers."""
     table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("benchmark", no_wrap=True)
     for heading in ("n", "base", "tuned", "change", "forgetting rate"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    for name, benchmark in report.benchmarks.items():
+    for name, benchmark in findings.changes.benchmarks.items():
         for metric, change in benchmark.changes.items():
             primary = metric == benchmark.metric
             shown = short_metric(metric, benchmark)
@@ -124,7 +131,7 @@ def show_results(report: Changes, anatomies: dict[str, Anatomy], training: "Trai
                 style="" if primary else "dim",
             )
     console.print(table)
-    for line in [*summary(report), *anatomy_lines(anatomies), learned(training)]:
+    for line in sentences(findings):
         console.print(escape(line))
     console.print(escape(LEGEND), style="dim")
 
@@ -142,14 +149,15 @@ def show_where(run_id: str, uri: str, artifacts: str, undelivered: str) -> None:
         console.print(escape(undelivered), soft_wrap=True)
 
 
-def markdown_report(
-    name: str,
-    report: Changes,
-    anatomies: dict[str, Anatomy],
-    training: "TrainResult",
-    costs: dict[str, float],
-) -> str:
-    """The results as Markdown: the table, what it says in words, what it cost, how to read it."""
+def sentences(findings: Findings) -> list[str]:
+    """What the findings say in words: the verdicts, what became of lost answers, what training did."""
+    training = [learned(findings.training)] if findings.training else []
+    return [*summary(findings.changes), *anatomy_lines(findings.anatomies), *training]
+
+
+def markdown(name: str, findings: Findings) -> str:
+    """The findings as Markdown: the table, what it says in words, what it cost, how to read it."""
+    report, training, costs = findings.changes, findings.training, findings.costs
     lines = [
         f"### {in_markdown(name)}",
         "",
@@ -171,15 +179,16 @@ def markdown_report(
     spent = ", ".join(
         f"{key.removesuffix('_seconds')} {value:.0f} s" for key, value in costs.items() if "seconds" in key
     )
+    trained = ""
+    if training:
+        trained = f", training {training.runtime_seconds:.0f} s ({training.tokens_per_second:.0f} tokens/s)"
     peak = costs.get("peak_memory_bytes", 0) / 2**30
     lines += [
         "",
-        *(f"- {in_markdown(line)}" for line in anatomy_lines(anatomies)),
+        *(f"- {in_markdown(line)}" for line in anatomy_lines(findings.anatomies)),
         "",
-        learned(training),
-        "",
-        f"Time: {spent}, training {training.runtime_seconds:.0f} s ({training.tokens_per_second:.0f} tokens/s). "
-        f"Peak memory {peak:.2f} GiB.",
+        *([learned(training), ""] if training else []),
+        f"Time: {spent}{trained}. Peak memory {peak:.2f} GiB.",
         "",
         f"{LEGEND} Every answer is in `samples/`, the whole report in `report.html`.",
         "",

@@ -1,0 +1,61 @@
+"""The page that everything else hangs on: one run, from its settings to its findings."""
+
+from functools import partial
+
+from slimdown.guarding.interruption import stop_between_forwards
+from slimdown.guarding.redaction import public_uri
+from slimdown.judging.findings import Findings, judge
+from slimdown.judging.holdout import open_part
+from slimdown.measuring.evaluate import choose_scoring, load_tasks
+from slimdown.measuring.measure import measure
+from slimdown.preparing.model import load_model
+from slimdown.recording.provenance import About, peak_memory_bytes
+from slimdown.recording.write import base_record, opened_run, tuned_record
+from slimdown.settings.schema import RunConfig
+from slimdown.showing import console
+from slimdown.showing.files import files_of
+from slimdown.training.tuning import Training
+
+
+def experiment(config: RunConfig, about: About) -> Findings:
+    """What fine-tuning taught a model and what it made it forget.
+
+    Args:
+        config: the checked settings; each step below takes its own section.
+        about: what the run is called and how it came about, for the record.
+
+    Raises:
+        UserError: something that the user can mend.
+    """
+    note, holdout = console.show_note, config.evaluation.holdout  # what is held out is no finding of this run
+    console.show_plan(config, about.name)
+    with opened_run(config, about, console.doing("opening the record")) as tracked:
+        with console.doing("reading the benchmarks"):
+            tasks = load_tasks(config.benchmark)
+        with console.doing(f"loading {config.model.id}"):
+            base = load_model(config.model, config.quantization)
+        stop_between_forwards(base.model)
+        tracked.log_model(base)
+        with console.doing("preparing the rows"):
+            way = Training(base, config)
+        console.show_notes(way.notes)
+        tracked.log_data(way.data)
+        dequantize = config.quantization.dequantize_for_evaluation
+        scoring = choose_scoring(base, tasks, config.benchmark, config.evaluation, dequantize, way.adapter)
+        ask = partial(measure, tasks=tasks, chosen=config.benchmark, config=config.evaluation, scoring=scoring)
+
+        with console.progress_bar("measuring the base") as bar, base_record(config, base, tracked, note) as record:
+            before = open_part(ask(base, record=record, on_progress=bar), holdout)
+            way.measure_base(record)
+        tracked.log_base(before, record.sources)
+        with console.progress_bar(way.doing) as bar:
+            tuned = way.obtain(about.folder, tracked.log_step, bar)
+        tracked.log_tuned(tuned)
+        with console.progress_bar("measuring the tuned model") as bar:
+            after = open_part(ask(tuned.model, record=tuned_record(config, tracked, note), on_progress=bar), holdout)
+
+        findings = judge(before, after, tuned.training, {"peak_memory_bytes": float(peak_memory_bytes())})
+        tracked.keep(findings, files_of(findings, about.name, tracked.run_id, config, about.environment))
+    console.show_findings(findings)
+    console.show_where(tracked.run_id, public_uri(tracked.store_uri), tracked.artifact_uri, tracked.undelivered)
+    return findings

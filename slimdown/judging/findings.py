@@ -1,0 +1,45 @@
+"""Two evaluations, before and after -> `Findings`: what is shown, recorded, compared and returned as one thing."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from slimdown.judging.anatomy import Anatomy, anatomy
+from slimdown.judging.changes import Changes, changes_between
+from slimdown.measuring.samples import Evaluation
+
+if TYPE_CHECKING:  # it would bring torch along
+    from slimdown.training.fine_tune import TrainResult
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a model learned and what it lost."""
+
+    before: Evaluation
+    after: Evaluation
+    changes: Changes
+    anatomies: dict[str, Anatomy]  # by benchmark: what became of lost answers
+    training: "TrainResult | None" = None  # None where somebody else tuned the model
+    costs: dict[str, float] = field(default_factory=dict)  # seconds (`..._seconds`) and bytes (`..._bytes`) by name
+
+
+def judge(
+    before: Evaluation,
+    after: Evaluation,
+    training: "TrainResult | None" = None,
+    costs: dict[str, float] | None = None,
+) -> Findings:
+    """What changed from one evaluation to the other, how sure that is, and what became of lost answers.
+
+    Args:
+        before, after: the same questions, asked of the base and of the tuned model.
+        training: how the tuned model came about, where that was seen.
+        costs: seconds and bytes by name, of the run as a whole.
+
+    Raises:
+        ValueError: the two were not asked the same things, see `changes_between`.
+    """
+    changes = changes_between(before, after)
+    anatomies = {name: anatomy(before.benchmarks[name], after.benchmarks[name]) for name in changes.benchmarks}
+    seconds = {"base_evaluation_seconds": before.seconds, "tuned_evaluation_seconds": after.seconds}
+    return Findings(before, after, changes, anatomies, training, seconds | (costs or {}))

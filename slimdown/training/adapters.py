@@ -1,0 +1,34 @@
+"""The adapter in PEFT's terms: its config, and its files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from slimdown.preparing.model import LoadedModel
+from slimdown.settings.schema import LoraConfig
+
+
+def adapter_config(lora: LoraConfig) -> Any:
+    """PEFT's config of the adapter that `lora` asks for."""
+    import peft
+
+    wanted = list(lora.target_modules)
+    return peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules="all-linear" if wanted == ["all-linear"] else wanted,
+        task_type="CAUSAL_LM",
+    )
+
+
+def save_adapter(model: Any, base: LoadedModel, folder: Path) -> Path:
+    """Write the adapter as PEFT does, its base named by hub id and commit instead of a path of this machine."""
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text())
+    config["base_model_name_or_path"] = base.id
+    config["revision"] = None if base.revision.startswith("sha256:") else base.revision
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return folder

@@ -1,0 +1,137 @@
+"""Whether a model can be trained so, asked before hours go into measuring its base."""
+
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from slimdown.guarding.errors import UserError
+from slimdown.preparing.data import SftData
+from slimdown.preparing.model import LoadedModel, context_window
+from slimdown.settings.schema import LoraConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class CutRows:
+    """What `train.max_length` leaves out of the training rows."""
+
+    max_length: int  # tokens
+    n_rows: int
+    n_cut: int  # longer than that
+    n_lost: int  # of which nothing of the completion is left
+    longest: int  # tokens
+
+    def __str__(self) -> str:
+        lost = f" ({self.n_lost} of them lose their whole answer)" if self.n_lost else ""
+        return (
+            f"train.max_length={self.max_length} cuts {self.n_cut:,} of {self.n_rows:,} rows{lost}; "
+            f"the longest has {self.longest:,} tokens"
+        )
+
+
+def check_settings(base: LoadedModel, lora: LoraConfig, config: TrainConfig) -> None:
+    """Return in silence where this model can be trained so; asked before hours go into measuring it.
+
+    Raises:
+        UserError: target modules that it lacks, examples longer than its window, an adapter larger than the model, an
+            optimizer or a schedule that cannot be used here.
+    """
+    window = context_window(base.model)
+    if window is not None and config.max_length > window:
+        raise UserError(
+            f"train.max_length={config.max_length} is beyond the {window} tokens that {base.id} was made for; "
+            f"set train.max_length={window} or less"
+        )
+    # PEFT is content where one of the names is found, and leaves the others out in silence.
+    linear = [name for name, module in base.model.named_modules() if isinstance(module, torch.nn.Linear)]
+    absent = [w for w in lora.target_modules if not any(name == w or name.endswith(f".{w}") for name in linear)]
+    if absent and list(lora.target_modules) != ["all-linear"]:
+        there = sorted({name.rsplit(".", 1)[-1] for name in linear} - {"lm_head"})
+        raise UserError(
+            f"lora.target_modules: {base.id} has no {', '.join(absent)}; its linear layers are {', '.join(there)}"
+        )
+    check_rank(base, lora)
+    check_optimizer(config, base.device)
+
+
+def check_rank(base: LoadedModel, lora: LoraConfig) -> None:
+    """Check that the adapter is smaller than the model, for which adapters are made.
+
+    Raises:
+        UserError: with both sizes and the largest `lora.r` that is.
+    """
+    is_all = list(lora.target_modules) == ["all-linear"]
+    per_rank = sum(
+        module.in_features + module.out_features
+        for name, module in base.model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and (is_all or any(name == w or name.endswith(f".{w}") for w in lora.target_modules))
+    )
+    if lora.r * per_rank > base.n_parameters:
+        raise UserError(
+            f"lora.r={lora.r}: the adapter would have {lora.r * per_rank:,} parameters, and {base.id} has "
+            f"{base.n_parameters:,}; the largest adapter that is smaller has lora.r={base.n_parameters // per_rank}"
+        )
+
+
+def check_optimizer(config: TrainConfig, device: str) -> None:
+    """Check that this device can take a step with the optimizer and the schedule, by taking one.
+
+    Raises:
+        UserError: one that needs another package or device, or settings that there are none for here.
+    """
+    import transformers
+
+    # more than the 4,096 numbers below which optimizers of 8 bits use 32
+    parameter = torch.nn.Parameter(torch.zeros(64, 128, device=device))
+    parameter.grad = torch.zeros_like(parameter)
+    here: dict[str, Any] = {"report_to": "none", "use_cpu": device == "cpu"}
+    setting = f"train.optim={config.optim}"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = transformers.TrainingArguments(folder, optim=config.optim, **here)
+            kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(arguments)
+            optimizer = kind([parameter], **settings)
+            optimizer.step()
+            setting = f"train.lr_scheduler_type={config.lr_scheduler_type}"
+            schedule = {"lr_scheduler_type": config.lr_scheduler_type, "warmup_steps": config.warmup_steps}
+            transformers.TrainingArguments(folder, **schedule, **here)  # which refuses some schedules by themselves
+        transformers.get_scheduler(config.lr_scheduler_type, optimizer, 1, 10)
+    except Exception as error:  # each optimizer is somebody else's code
+        reason = " ".join(str(error).split())[:200]
+        sure = "optim=adamw_torch" if "optim" in setting else "lr_scheduler_type=linear"
+        raise UserError(f"{setting} cannot be used here: {reason}; train.{sure} can everywhere") from None
+
+
+def check_rows(base: LoadedModel, data: SftData, config: TrainConfig) -> CutRows:
+    """What `max_length` cuts off the training rows; asked before hours go into measuring the base.
+
+    Raises:
+        UserError: no completion is left of the training or of the held-out rows.
+    """
+    parts = {
+        "training": _cut(base.tokenizer, data.train, config),
+        "held-out": _cut(base.tokenizer, data.validation, config),
+    }
+    for name, cut in parts.items():
+        if cut.n_lost == cut.n_rows:
+            window = context_window(base.model)
+            keeps = f"train.max_length={cut.longest} keeps every row whole"
+            if window is not None and cut.longest > window:
+                keeps = f"{base.id} takes up to {window}, and shorter prompts need fewer"
+            raise UserError(
+                f"train.max_length={config.max_length} cuts the whole completion off each of the {cut.n_rows:,} {name} "
+                f"rows, so there is nothing to learn; the longest has {cut.longest:,} tokens: {keeps}"
+            )
+    return parts["training"]
+
+
+def _cut(tokenizer: Any, rows: Any, config: TrainConfig) -> CutRows:
+    """Counted as TRL tokenizes and cuts: prompt and completion in one, the end cut off."""
+    texts = [prompt + completion for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True)]
+    lengths = [len(ids) for ids in tokenizer(texts, return_attention_mask=False)["input_ids"]]
+    cut = [i for i, length in enumerate(lengths) if length > config.max_length]
+    prompts = tokenizer([rows[i]["prompt"] for i in cut], return_attention_mask=False)["input_ids"] if cut else []
+    n_lost = sum(len(prompt) >= config.max_length for prompt in prompts)
+    return CutRows(config.max_length, len(texts), len(cut), n_lost, max(lengths))

@@ -1,0 +1,49 @@
+"""How a run comes by its tuned model, decided before the base is measured: trained here."""
+
+from pathlib import Path
+from typing import Any
+
+from slimdown.measuring.measure import Record, measure_loss
+from slimdown.preparing.data import SftData, load_data
+from slimdown.preparing.model import LoadedModel
+from slimdown.settings.schema import OnProgress, RunConfig
+from slimdown.training.adapters import adapter_config
+from slimdown.training.checks import check_rows, check_settings
+from slimdown.training.fine_tune import OnStep, Tuned, fine_tune
+
+
+class Training:
+    """An adapter that is trained here, once the base is measured."""
+
+    doing = "training"
+
+    def __init__(self, base: LoadedModel, config: RunConfig) -> None:
+        """Check that it can be, before hours go into measuring the base.
+
+        Raises:
+            UserError: settings that this model cannot be trained with, rows that cannot be had or hold nothing.
+        """
+        check_settings(base, config.lora, config.train)
+        self._base, self._config = base, config
+        self._loss: float | None = None
+        self.adapter: Any = adapter_config(config.lora)
+        self.data: SftData = load_data(config.dataset, config.seed, base.tokenizer)
+        cut = check_rows(base, self.data, config.train)
+        self.notes: list[str] = [str(cut)] if cut.n_cut else []  # what a person should know before they wait
+
+    def measure_base(self, record: Record) -> None:
+        """The base's validation loss, found in the record or made and kept."""
+        dequantize = self._config.quantization.dequantize_for_training
+        self._loss = measure_loss(self._base, self.data.validation, self._config.train, dequantize, record)
+
+    def obtain(self, folder: Path, on_step: OnStep, on_progress: OnProgress) -> Tuned:
+        """The tuned model; the base is wrapped in place and no longer the base.
+
+        Raises:
+            UserError: see `fine_tune`.
+        """
+        c = self._config
+        dequantize = c.quantization.dequantize_for_training
+        return fine_tune(
+            self._base, self.data, c.lora, c.train, c.seed, folder, dequantize, self._loss, on_step, on_progress
+        )
