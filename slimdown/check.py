@@ -18,9 +18,9 @@ from typing import NoReturn
 from slimdown.guarding.errors import UserError
 from slimdown.judging.changes import BenchmarkChange, Changes, changes_between
 from slimdown.judging.paired import ALPHA, CLUSTERED_T, Difference, holm
-from slimdown.settings.arguments import Parser
+from slimdown.settings.arguments import Parser, add_store, store_to_read
 from slimdown.settings.keys import nearest
-from slimdown.settings.schema import DEFAULT_STORE, Role, TrackingConfig, default_store
+from slimdown.settings.schema import Role
 
 
 class Outcome(IntEnum):
@@ -150,12 +150,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
         default=[],
         help="what a benchmark may lose: gsm8k=0.02 is two points; without it every retained benchmark's margin",
     )
-    parser.add_argument(
-        "--tracking-uri",
-        metavar="URI",
-        default=default_store(),
-        help=f"the store (default: $MLFLOW_TRACKING_URI, else {DEFAULT_STORE})",
-    )
+    add_store(parser)
     return parser.parse_args(given)
 
 
@@ -179,11 +174,9 @@ def _answer(given: argparse.Namespace) -> Outcome:
     from slimdown.recording.read import read_evaluation, read_run  # mlflow's import takes a second: not for --help
 
     budgets = read_budgets(given.max_loss)
-    config = TrackingConfig(uri=given.tracking_uri, experiment="slimdown")
-    for problem in config.problems():
-        raise UserError(problem.replace("tracking.uri", "--tracking-uri"))
-    run = read_run(config, given.run)
-    base, tuned = (read_evaluation(config, run, model) for model in ("base", "tuned"))
+    store = store_to_read(given.tracking_uri)
+    run = read_run(store, given.run)
+    base, tuned = (read_evaluation(store, run, model) for model in ("base", "tuned"))
     if run.holdout:  # the questions that did not choose this run, and no others
         base, tuned = (held_out_part(report, run.holdout) for report in (base, tuned))
     try:

@@ -43,7 +43,6 @@ def experiment(config: RunConfig, about: About) -> Findings:
         dequantize = config.quantization.dequantize_for_evaluation
         scoring = choose_scoring(base, tasks, config.benchmark, config.evaluation, dequantize, way.adapter)
         ask = partial(measure, tasks=tasks, chosen=config.benchmark, config=config.evaluation, scoring=scoring)
-
         with console.progress_bar("measuring the base") as bar, base_record(config, base, tracked, note) as record:
             before = open_part(ask(base, record=record, on_progress=bar), holdout)
             way.measure_base(record)

@@ -1,7 +1,6 @@
 """`python -m slimdown.send FOLDER`: deliver runs that lie on disk because their store had fallen silent."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,18 +8,14 @@ from pathlib import Path
 from slimdown.guarding.errors import UserError
 from slimdown.guarding.interruption import EXIT_CODE
 from slimdown.guarding.redaction import public_uri
+from slimdown.settings.arguments import add_store
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """Send, and say what became of it; exit code 1 where not everything arrived, or more may follow."""
     parser = argparse.ArgumentParser(prog="python -m slimdown.send", description=(__doc__ or "").split(": ", 1)[1])
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder that the run named")
-    parser.add_argument(
-        "--tracking-uri",
-        metavar="URI",
-        default=os.environ.get("MLFLOW_TRACKING_URI", "").strip(),
-        help="the store (default: $MLFLOW_TRACKING_URI, else the one that the runs were meant for)",
-    )
+    add_store(parser, otherwise="", otherwise_said="the one that the runs were meant for")
     asked = parser.parse_args(given)
     try:
         from slimdown.recording.outage import send  # mlflow's import takes a second: not for --help

@@ -1,5 +1,6 @@
 """The gate: what passes, what fails, and what it refuses to judge."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,11 +9,12 @@ from mlflow import MlflowClient
 from recorded import evaluation, here, record, right
 from test_changes import answers, benchmark, report
 
-from slimdown import compare
+from slimdown import check, compare, send
 from slimdown.check import Outcome, arguments, budgets_for, judge, main, overall, read_budgets
 from slimdown.guarding.errors import UserError
 from slimdown.judging.changes import Changes, changes_between
 from slimdown.judging.holdout import is_held_out
+from slimdown.recording import outage
 from slimdown.settings.schema import DEFAULT_STORE, Role, RunConfig
 
 
@@ -141,14 +143,23 @@ def test_an_address_that_is_empty_is_refused_and_nothing_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_run_compare_and_check_read_an_empty_environment_alike(
-    monkeypatch: pytest.MonkeyPatch, composed: Callable[..., RunConfig]
+@pytest.mark.parametrize("value", ["", " ", "http://server:5000"])
+def test_run_compare_check_and_send_read_the_environment_alike(
+    value: str, monkeypatch: pytest.MonkeyPatch, composed: Callable[..., RunConfig]
 ) -> None:
-    for value, uri in (("", DEFAULT_STORE), (" ", DEFAULT_STORE), ("http://server:5000", "http://server:5000")):
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
-        assert arguments(["run"]).tracking_uri == uri
-        assert compare.arguments([]).tracking_uri == uri
-        assert composed().tracking.uri == uri
+    sent: list[str] = []
+    monkeypatch.setattr(outage, "send", lambda folder, uri: sent.append(uri) or (uri, [], []))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
+    send.main(["folder"])
+    read = [arguments(["run"]).tracking_uri, compare.arguments([]).tracking_uri, composed().tracking.uri]
+    assert read == [value.strip() or DEFAULT_STORE] * 3
+    assert sent == [value.strip()]  # without one: to where the runs were meant for
+
+
+def test_the_environment_is_asked_for_the_store_in_one_place() -> None:
+    source = Path(check.__file__).parent
+    reads = re.compile(r"(environ\b.*|getenv\()[\"']MLFLOW_TRACKING_URI")
+    assert [file.name for file in source.rglob("*.py") if reads.search(file.read_text())] == ["schema.py"]
 
 
 def test_a_run_that_held_questions_out_is_judged_on_these_alone(

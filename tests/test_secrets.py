@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_class
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
 
@@ -14,6 +18,7 @@ from slimdown.guarding.errors import ConfigError
 from slimdown.guarding.hiding import HideInSweep, without_secrets
 from slimdown.guarding.redaction import public_uri, redact
 from slimdown.settings.commandline import check_command_line
+from slimdown.settings.files import CONF_DIR
 
 PLANTED = "pl4nted"  # begins every secret here
 
@@ -96,12 +101,6 @@ def test_hydra_sees_a_reference_in_a_secrets_place(
 
 
 def test_a_sweep_over_secrets_and_a_section_with_one_compose_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hydra import compose, initialize_config_dir
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    from slimdown.settings.files import CONF_DIR
-
     monkeypatch.setattr(os, "environ", os.environ.copy())
     uris = [f"http://me:{PLANTED}{i}@server" for i in range(2)]
     path = f"https://me:{PLANTED}@data/rows"
@@ -113,6 +112,12 @@ def test_a_sweep_over_secrets_and_a_section_with_one_compose_as_before(monkeypat
         made = [compose("config", overrides=list(job)) for job in jobs]
     assert [config.tracking.uri for config in made] == uris
     assert {config.dataset.pocket_instructions.path for config in made} == {path}
+
+
+def test_hydra_is_told_to_blank_before_a_sweep_is_saved() -> None:
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = compose("config", return_hydra_config=True)
+    assert get_class(config.hydra.callbacks.secrets._target_) is HideInSweep
 
 
 def test_what_a_config_file_brought_is_blanked_before_a_sweep_is_saved() -> None:

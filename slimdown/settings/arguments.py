@@ -1,8 +1,11 @@
-"""What the command lines of `slimdown.compare` and `slimdown.check` have in common."""
+"""What the command lines of `slimdown.compare`, `slimdown.check` and `slimdown.send` have in common."""
 
 import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
+
+from slimdown.guarding.errors import UserError
+from slimdown.settings.schema import DEFAULT_STORE, TrackingConfig, default_store
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,5 +37,27 @@ class _Once(argparse.Action):
 
 def options_given(namespace: argparse.Namespace) -> set[str]:
     """The options with a value of their own that were given, by each of their spellings."""
-    found: set[str] = namespace.__dict__.setdefault("given", set())
-    return found
+    given: set[str] = namespace.__dict__.setdefault("given", set())
+    return given
+
+
+def add_store(parser: Any, otherwise: str = DEFAULT_STORE, otherwise_said: str = DEFAULT_STORE) -> None:
+    """Add --tracking-uri to a parser or a group of its arguments."""
+    parser.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        default=default_store(otherwise),
+        help=f"the store (default: $MLFLOW_TRACKING_URI, else {otherwise_said})",
+    )
+
+
+def store_to_read(tracking_uri: str) -> TrackingConfig:
+    """Where a command reads runs of any experiment.
+
+    Raises:
+        UserError: an address that can hold no record.
+    """
+    config = TrackingConfig(uri=tracking_uri, experiment="slimdown")
+    if problem := config.uri_problem():
+        raise UserError(problem.replace("tracking.uri", "--tracking-uri"))
+    return config

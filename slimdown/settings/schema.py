@@ -31,9 +31,9 @@ OnProgress = Callable[[int, int, str], None]
 DEFAULT_STORE = "sqlite:///mlruns/mlflow.db"
 
 
-def default_store() -> str:
+def default_store(otherwise: str = DEFAULT_STORE) -> str:
     """Where the record goes if nothing else is said: MLFLOW_TRACKING_URI, or where that is empty a local file."""
-    return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or DEFAULT_STORE
+    return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or otherwise
 
 
 OmegaConf.register_new_resolver("default_store", default_store, replace=True)  # conf/config.yaml names it
