@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import LoggedModel, Run
 from mlflow.exceptions import MlflowException
 from recorded import evaluation, here, right, settings_of
 from requests.exceptions import ConnectionError as NoConnection, HTTPError
@@ -86,8 +86,11 @@ def adapter(tmp_path: Path) -> TrainResult:
 FILES: dict[str, str | bytes] = {"report.md": "# what was lost", "report.html": "<p>", "plots/changes.png": b"png"}
 
 
-def tell(run: TrackedRun, loaded: LoadedModel, trained: TrainResult, at: Callable[[int], None]) -> None:
-    """Everything that a run records, with a call between any two steps."""
+THE_MODEL = 6  # the step that logs it
+
+
+def tell(run: TrackedRun, loaded: LoadedModel, trained: TrainResult, at: Callable[[int], None]) -> int:
+    """Everything that a run records, with a call before each step and one after the last; returns their number."""
     steps: list[Callable[[EvaluationRecord], object]] = [
         lambda base: run.log_settings(
             {"lora.r": 8, "tracking.uri": here().uri}, "lora:\n  r: 8\n", ["lora.r=8"], {"a": 1}
@@ -106,6 +109,7 @@ def tell(run: TrackedRun, loaded: LoadedModel, trained: TrainResult, at: Callabl
             at(i)
             step(record)
         at(len(steps))
+    return len(steps) + 1
 
 
 def contents(client: MlflowClient, run: Run) -> dict[str, Any]:
@@ -121,7 +125,6 @@ def contents(client: MlflowClient, run: Run) -> dict[str, Any]:
 
     own = ("slimdown.origin", "slimdown.sent", "slimdown.attempt")
     names = {r.info.run_id: r.info.run_name for r in runs(client)}
-    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
     return {
         "name": run.info.run_name,
         "status": run.info.status,
@@ -129,9 +132,16 @@ def contents(client: MlflowClient, run: Run) -> dict[str, Any]:
         "metrics": {k: [(m.step, m.value) for m in client.get_metric_history(run_id, k)] for k in run.data.metrics},
         "tags": {k: names.get(v, v) for k, v in run.data.tags.items() if not k.startswith(own)},
         "files": sorted(files()),
-        "models": [(m.name, m.status, m.params, {k.key: k.value for k in m.metrics or []}) for m in models],
+        "models": [
+            (m.name, m.status, m.params, {k.key: k.value for k in m.metrics or []}) for m in models(client, run_id)
+        ],
         "outputs": len(run.outputs.model_outputs),
     }
+
+
+def models(client: MlflowClient, run_id: str) -> list[LoggedModel]:
+    experiment = client.get_run(run_id).info.experiment_id
+    return list(client.search_logged_models([experiment], f"source_run_id = '{run_id}'"))
 
 
 def runs(client: MlflowClient) -> list[Run]:
@@ -142,12 +152,12 @@ def runs(client: MlflowClient) -> list[Run]:
 GONE = NoConnection("refused")
 
 
-@pytest.mark.parametrize("moment", [0, 6, 11, 12])
+@pytest.mark.parametrize("moment", [0, 3, THE_MODEL, 8, 9])
 def test_what_a_silent_server_lacks_lies_on_disk_and_is_delivered_once(
     moment: int, server: Server, store: MlflowClient, pocket: LoadedModel, adapter: TrainResult, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    tell(opened(server), pocket, adapter, lambda i: None)
+    assert moment < tell(opened(server), pocket, adapter, lambda i: None)
     expected = [contents(store, run) for run in runs(store)]
     assert len(expected) == 2
     for run in runs(store):
@@ -155,8 +165,8 @@ def test_what_a_silent_server_lacks_lies_on_disk_and_is_delivered_once(
 
     def at(i: int) -> None:
         server.last = GONE if i >= moment else None
-        if i == moment == 11:
-            server.answers = iter([None, None])  # in the middle of a step: the logged model is made and not filled
+        if i == moment == THE_MODEL:
+            server.answers = iter([None] * 3)  # in the middle of a step: the logged model is made and not filled
 
     run = opened(server)
     tell(run, pocket, adapter, at)
@@ -165,6 +175,8 @@ def test_what_a_silent_server_lacks_lies_on_disk_and_is_delivered_once(
     assert "secret-word" not in said
     assert f"python -m slimdown.send {tmp_path}/unsent" in run.undelivered
     server.last = None
+    if moment == THE_MODEL:
+        assert [m.status for m in models(store, run.run_id)] == ["PENDING"]
 
     local = MlflowClient(f"sqlite:///{tmp_path}/unsent/mlflow.db")
     on_disk = [contents(local, run) for run in runs(local)]
@@ -250,7 +262,7 @@ def test_an_artifact_root_that_refuses_in_words_of_its_own_costs_no_result(
     local = MlflowClient(f"sqlite:///{tmp_path}/unsent/mlflow.db")
     [on_disk] = [contents(local, run) for run in runs(local)]
     assert (on_disk["status"], on_disk["params"]) == ("FINISHED", {"lora.r": "8"})
-    assert on_disk["files"] == ["report.html", "report.md"]
+    assert on_disk["files"] == sorted(FILES)
 
 
 def test_a_full_disk_is_no_silent_store(server: Server, tmp_path: Path) -> None:
