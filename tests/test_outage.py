@@ -123,7 +123,7 @@ def contents(client: MlflowClient, run: Run) -> dict[str, Any]:
             for file in (files(artifact.path) if artifact.is_dir else [artifact.path])
         ]
 
-    own = ("slimdown.origin", "slimdown.sent", "slimdown.attempt")
+    own = ("slimdown.sent", "slimdown.attempt")
     names = {r.info.run_id: r.info.run_name for r in runs(client)}
     return {
         "name": run.info.run_name,
@@ -326,6 +326,27 @@ def test_a_folder_that_a_run_still_writes_into_is_kept(
     assert "no longer needed" in capsys.readouterr().out
     [sent] = runs(store)
     assert (sent.info.status, sent.data.params) == ("FINISHED", {"lora.r": "8", "lora.alpha": "16"})
+
+
+def test_a_folder_of_before_is_sent_to_the_run_that_it_names(
+    server: Server, store: MlflowClient, tmp_path: Path
+) -> None:
+    with opened(server) as run:
+        server.last = GONE
+        run.log_params({"lora.r": 8})
+        server.last = None
+    local = MlflowClient(f"sqlite:///{tmp_path}/unsent/mlflow.db")
+    [on_disk] = runs(local)
+    local.delete_tag(on_disk.info.run_id, outage.SENT_FOR)
+    local.set_tag(on_disk.info.run_id, "slimdown.origin", run.run_id)
+    send(tmp_path / "unsent", here().uri)
+    local.set_tag(on_disk.info.run_id, "slimdown.origin", "trained here")  # as today: where a tuned model came from
+    local.set_tag(on_disk.info.run_id, outage.SENT_FOR, run.run_id)
+    send(tmp_path / "unsent", here().uri)
+    [sent] = runs(store)
+    assert (sent.info.run_id, sent.data.params) == (run.run_id, {"lora.r": "8"})
+    assert sent.data.tags["slimdown.origin"] == "trained here"
+    assert outage.SENT_FOR not in sent.data.tags
 
 
 class _Dying(BaseHTTPRequestHandler):

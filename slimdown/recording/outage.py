@@ -5,6 +5,7 @@ by the same methods, into a local store in a folder, and `send` carries it over 
 """
 
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -30,7 +31,8 @@ from slimdown.guarding.redaction import public_uri, redact
 from slimdown.recording.connection import experiment_id, first_line, open_store, within
 from slimdown.settings.schema import TrackingConfig
 
-ORIGIN = "slimdown.origin"  # tag of a run in a folder: the id that it had in the store that fell silent
+SENT_FOR = "slimdown.sent_for"  # tag of a run in a folder: the id that it had in the store that fell silent
+_SENT_FOR_BEFORE = "slimdown.origin"  # its name in folders of before; today the origin of a tuned model
 _SENT = "slimdown.sent"  # tag of a run that was made by sending: its id in the folder
 _ATTEMPT = "slimdown.attempt"  # tag of a run in a server: by which it is found where the answer was lost
 _CALL_SECONDS = 60.0  # for one call; a file more, by its size
@@ -190,12 +192,17 @@ def _meant(run: Run) -> bool:
     return "***" not in run.data.params.get("tracking.uri", "***")
 
 
+def _sent_for(tags: dict[str, str]) -> str:
+    before = tags.get(_SENT_FOR_BEFORE, "")
+    return tags.get(SENT_FOR, before if re.fullmatch("[0-9a-f]{32}", before) else "")
+
+
 def _destination(target: MlflowClient, run: Run, experiment: str) -> str:
     """The run that is filled: the one that the store had, else one made by an earlier sending, else a new one."""
     try:
-        origin = target.get_run(run.data.tags.get(ORIGIN, ""))
-        if origin.info.lifecycle_stage == "active":
-            return str(origin.info.run_id)
+        begun = target.get_run(_sent_for(run.data.tags))
+        if begun.info.lifecycle_stage == "active":
+            return str(begun.info.run_id)
     except MlflowException as error:
         if error.error_code in _SILENCE:
             raise
@@ -233,7 +240,8 @@ def _carry_over(source: MlflowClient, target: MlflowClient, artifacts: Path, run
         model = source.get_logged_model(output.model_id)
         _carry_model(target, model, artifacts / "models" / model.model_id / "artifacts", there, output.step)
     # Last, and of these the status: what has an evaluation's tag has the evaluation, what is finished has everything.
-    tags = {key: ids.get(value, value) for key, value in run.data.tags.items() if key != ORIGIN}
+    own = {(key, _sent_for(run.data.tags)) for key in (SENT_FOR, _SENT_FOR_BEFORE)}
+    tags = {key: ids.get(value, value) for key, value in run.data.tags.items() if (key, value) not in own}
     target.log_batch(there, tags=[RunTag(key, value) for key, value in tags.items()])
     if _ended(run):
         target.set_terminated(there, run.info.status, run.info.end_time)

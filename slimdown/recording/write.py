@@ -32,7 +32,7 @@ from slimdown.measuring.samples import BenchmarkEvaluation, DamagedSamples, Eval
 from slimdown.preparing.data import SftData
 from slimdown.preparing.model import LoadedModel
 from slimdown.recording.connection import experiment_id, first_line, lock, open_store, sqlite_file
-from slimdown.recording.outage import ORIGIN, PatientClient, StoreGone, advice
+from slimdown.recording.outage import SENT_FOR, PatientClient, StoreGone, advice
 from slimdown.recording.provenance import About
 from slimdown.settings.naming import base_settings, flatten
 from slimdown.settings.schema import BenchmarkConfig, PaperMetric, RunConfig, TrackingConfig
@@ -166,7 +166,7 @@ class TrackedRun:
             # Artifacts go past the server, and are refused in the words of their own library: the system's, botocore's.
             if not isinstance(error, StoreGone | MlflowException) and (not self._written or disk_full(error)):
                 raise
-            tags = {**self._tags, ORIGIN: self.run_id}
+            tags = {**self._tags, SENT_FOR: self.run_id}
             self._on_disk = TrackedRun(self._client.give_up(error), self.name, self._kind, tags)
             self.artifact_uri = self._on_disk.artifact_uri
             for earlier in self._written:
