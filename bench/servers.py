@@ -124,7 +124,7 @@ def together(uri: str, n: int, folder: Path) -> tuple[list[int | None], int]:
 
 
 def _write(uri: str, home: Path, made: Any, begin: Any) -> None:
-    from slimdown.measuring.samples import BenchmarkEvaluation, Sample, Score
+    from slimdown.measuring.answers import BenchmarkEvaluation, Sample, Score
     from slimdown.recording.write import EvaluationRecord, TrackedRun
     from slimdown.settings.schema import BenchmarkConfig, TrackingConfig
 

@@ -19,7 +19,7 @@ from slimdown.guarding.redaction import public_uri
 from slimdown.judging.comparison import Comparison, by, compare, counted, ordered
 from slimdown.judging.holdout import held_out_part, open_part
 from slimdown.judging.runs import RecordedRun
-from slimdown.measuring.samples import Evaluation
+from slimdown.measuring.answers import Evaluation
 from slimdown.recording.read import (
     FILTER_EXAMPLE,
     experiment_names,

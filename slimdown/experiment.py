@@ -6,8 +6,9 @@ from slimdown.guarding.interruption import stop_between_forwards
 from slimdown.guarding.redaction import public_uri
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
-from slimdown.measuring.evaluate import choose_scoring, load_tasks
+from slimdown.measuring.harness import choose_scoring
 from slimdown.measuring.measure import measure
+from slimdown.measuring.questions import load_tasks
 from slimdown.preparing.model import load_model
 from slimdown.recording.provenance import About, peak_memory_bytes
 from slimdown.recording.write import base_record, opened_run, tuned_record

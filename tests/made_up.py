@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from slimdown.judging.changes import Changes, changes_between
-from slimdown.measuring.samples import BenchmarkEvaluation, Evaluation, Sample, Score
+from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, Sample, Score
 from slimdown.settings.schema import BenchmarkConfig, PaperMetric, Role
 
 CHOICES = ("red", "green", "blue", "grey")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from slimdown.judging.findings import judge
 from slimdown.judging.holdout import open_part
-from slimdown.measuring.samples import BenchmarkEvaluation, Evaluation, Sample, Score
+from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, Sample, Score
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.schema import BaselineConfig, BenchmarkConfig, Role, RunConfig, TrackingConfig
 

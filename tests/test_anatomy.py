@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from slimdown.judging.anatomy import anatomy
-from slimdown.measuring.samples import BenchmarkEvaluation, Sample, Score
+from slimdown.measuring.answers import BenchmarkEvaluation, Sample, Score
 from slimdown.settings.schema import BenchmarkConfig
 
 STEPS = "There are 3 boxes of 6 pens, so there are 3 * 6 = 18 pens in all. The answer is 18"

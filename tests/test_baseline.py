@@ -23,9 +23,10 @@ from recorded import settings_of
 from slimdown.guarding.errors import UserError
 from slimdown.judging.changes import Verdict, changes_between
 from slimdown.measuring import measure as baseline
-from slimdown.measuring.evaluate import choose_scoring, evaluate, load_tasks
+from slimdown.measuring.answers import BenchmarkEvaluation, Score, read_samples, write_samples
+from slimdown.measuring.harness import choose_scoring, evaluate
 from slimdown.measuring.measure import measure
-from slimdown.measuring.samples import BenchmarkEvaluation, Score, read_samples, write_samples
+from slimdown.measuring.questions import load_tasks
 from slimdown.preparing.model import LoadedModel, load_model
 from slimdown.recording.write import EvaluationRecord, TrackedRun, base_record
 from slimdown.settings.schema import BenchmarkConfig, RunConfig, TrackingConfig
@@ -207,7 +208,7 @@ def test_reuse_false_makes_it_anew(
 def test_a_run_that_stops_in_the_second_benchmark_leaves_the_first(
     store: MlflowClient, pocket: LoadedModel, composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from slimdown.measuring.evaluate import Evaluator
+    from slimdown.measuring.harness import Evaluator
 
     config, whole = composed(*BOTH), Evaluator.evaluate
 

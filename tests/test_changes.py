@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from slimdown.judging.changes import BenchmarkChange, Counts, Verdict, changes_between
 from slimdown.judging.paired import difference, mean_difference
-from slimdown.measuring.samples import BenchmarkEvaluation, Evaluation, Sample, Score
+from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, Sample, Score
 from slimdown.settings.schema import BenchmarkConfig, PaperMetric, Role
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from slimdown.guarding.errors import UserError
 from slimdown.measuring.engine.sharing import Scoring
-from slimdown.measuring.evaluate import Evaluator, _language_model, load_tasks
+from slimdown.measuring.harness import Evaluator, _language_model
+from slimdown.measuring.questions import load_tasks
 from slimdown.preparing import chat
 from slimdown.preparing.chat import chat_prompt, check_chat_template
 from slimdown.preparing.model import LoadedModel

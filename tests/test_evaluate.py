@@ -15,9 +15,10 @@ from peft import LoraConfig, get_peft_model
 
 from slimdown.guarding.errors import UserError
 from slimdown.judging.changes import changes_between
-from slimdown.measuring.evaluate import choose_scoring, evaluate, load_tasks, task_manager
+from slimdown.measuring.answers import Evaluation
+from slimdown.measuring.harness import choose_scoring, evaluate
 from slimdown.measuring.measure import measure
-from slimdown.measuring.samples import Evaluation
+from slimdown.measuring.questions import load_tasks, task_manager
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.schema import RunConfig
 from slimdown.training.fine_tune import adapter_config

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import slimdown
 from slimdown.measuring import measure as baseline
-from slimdown.measuring.evaluate import Evaluator, choose_scoring, load_tasks
+from slimdown.measuring.harness import Evaluator, choose_scoring
 from slimdown.measuring.measure import MEASURING, READ_ONLY, evaluation_key
+from slimdown.measuring.questions import load_tasks
 from slimdown.pocket import MODEL_DIR
 from slimdown.preparing import identity
 from slimdown.preparing.identity import identify
@@ -280,7 +281,7 @@ def test_another_way_of_measuring_has_another_key(settings: Composed, monkeypatc
 NO_ANSWERS = {
     "guarding/errors.py": "what goes wrong",
     "measuring/engine/progress.py": "counts what is done",
-    "measuring/samples.py": "holds what was answered",
+    "measuring/answers.py": "holds what was answered",
     "pocket/__init__.py": "rows and tasks, which are in by what is asked",
     "preparing/chat.py": "whether a template can be used; what it makes of a prompt is in by what is asked",
     "preparing/dtype.py": "what dtype `auto` stands for, which is in as resolved",
@@ -308,7 +309,7 @@ def imported_files(root: Path, file: str) -> Iterator[str]:
 def test_every_module_that_answers_come_from_is_in_the_key() -> None:
     """Follows the imports from the harness's side; a new module is named in MEASURING, or here with the reason."""
     root = Path(slimdown.__file__).parent
-    waiting, seen = ["measuring/evaluate.py"], set()
+    waiting, seen = ["measuring/harness.py"], set()
     while waiting:
         if (file := waiting.pop()) in seen:
             continue

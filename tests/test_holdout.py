@@ -9,7 +9,7 @@ from recorded import evaluation, right
 from slimdown.guarding.errors import UserError
 from slimdown.judging.changes import changes_between
 from slimdown.judging.holdout import held_out_part, is_held_out, open_part
-from slimdown.measuring.samples import Evaluation, Score
+from slimdown.measuring.answers import Evaluation, Score
 from slimdown.settings.schema import RunConfig
 from slimdown.showing.console import summary
 

@@ -13,7 +13,7 @@ from made_up import chosen, evaluation, written
 
 from slimdown.judging.anatomy import EXPLANATIONS, Anatomy
 from slimdown.judging.findings import judge
-from slimdown.measuring.samples import BenchmarkEvaluation, Sample
+from slimdown.measuring.answers import BenchmarkEvaluation, Sample
 from slimdown.settings.schema import PaperMetric, Role
 from slimdown.showing import page as showing
 from slimdown.showing.page import LONGEST, render

@@ -11,7 +11,8 @@ import trl
 from conftest import SMALL
 
 from slimdown.guarding.errors import UserError
-from slimdown.measuring.evaluate import evaluate, load_tasks
+from slimdown.measuring.harness import evaluate
+from slimdown.measuring.questions import load_tasks
 from slimdown.preparing.data import load_data
 from slimdown.preparing.dequantize import dequantized, is_4bit
 from slimdown.preparing.model import LoadedModel, load_model

@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 
 from slimdown.judging.paired import Difference, Estimate, difference, mean
-from slimdown.measuring.samples import BenchmarkEvaluation, Sample
+from slimdown.measuring.answers import BenchmarkEvaluation, Sample
 
 # An answer with fewer words than this share of the base's, which was right, has stopped early.
 SHORT = 0.5

@@ -14,7 +14,7 @@ from slimdown.judging.ratio import forgetting_rate as rate
 from slimdown.settings.schema import PaperMetric, Role
 
 if TYPE_CHECKING:
-    from slimdown.measuring.samples import BenchmarkEvaluation, Evaluation
+    from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation
 
 
 class Verdict(StrEnum):

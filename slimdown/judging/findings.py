@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from slimdown.judging.anatomy import Anatomy, anatomy
 from slimdown.judging.changes import Changes, changes_between
-from slimdown.measuring.samples import Evaluation
+from slimdown.measuring.answers import Evaluation
 
 if TYPE_CHECKING:  # it would bring torch along
     from slimdown.training.fine_tune import TrainResult

@@ -16,7 +16,7 @@ from math import isclose
 
 from slimdown.guarding.errors import UserError
 from slimdown.judging.paired import mean
-from slimdown.measuring.samples import BenchmarkEvaluation, Evaluation, Sample, Score
+from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, Sample, Score
 
 FEWEST = 2  # questions in a part: of one alone nothing can be said
 

@@ -13,7 +13,7 @@ import scipy
 
 from slimdown.judging.clusters import Drawn, population
 from slimdown.judging.paired import DUST, Estimate, numbers, student, t_quantile, within
-from slimdown.measuring.samples import Evaluation
+from slimdown.measuring.answers import Evaluation
 
 
 @dataclass(frozen=True)

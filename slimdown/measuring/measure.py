@@ -1,7 +1,7 @@
 """One evaluation per model, settings and benchmark: found again in the record, never made twice.
 
 Decides what counts as the same evaluation, and lets one process at a time make it. The record itself is kept by
-`tracking.py`; the questions are asked by `evaluate.py`.
+`tracking.py`; the questions are asked by `harness.py`.
 """
 
 import time
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from slimdown.guarding.errors import UserError
+from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation
 from slimdown.measuring.engine.sharing import Scoring
-from slimdown.measuring.evaluate import Evaluator
-from slimdown.measuring.samples import BenchmarkEvaluation, Evaluation
+from slimdown.measuring.harness import Evaluator
 from slimdown.measuring.validation import validation_loss
 from slimdown.preparing.dequantize import asked, dequantizes
 from slimdown.preparing.identity import digest
@@ -34,7 +34,8 @@ MEASURING = (
     "measuring/engine/probe.py",
     "measuring/engine/scoring.py",
     "measuring/engine/sharing.py",
-    "measuring/evaluate.py",
+    "measuring/harness.py",
+    "measuring/questions.py",
     "preparing/dequantize.py",
     "preparing/model.py",
 )

@@ -23,7 +23,7 @@ from slimdown.guarding.errors import UserError
 from slimdown.guarding.redaction import public_uri
 from slimdown.judging.holdout import open_part
 from slimdown.judging.runs import RecordedRun
-from slimdown.measuring.samples import Evaluation, read_samples
+from slimdown.measuring.answers import Evaluation, read_samples
 from slimdown.recording.connection import first_line, open_store, sqlite_file
 from slimdown.settings.keys import nearest
 from slimdown.settings.schema import BenchmarkConfig, TrackingConfig

@@ -27,8 +27,8 @@ from slimdown.judging.anatomy import Anatomy
 from slimdown.judging.changes import BenchmarkChange, Changes
 from slimdown.judging.findings import Findings
 from slimdown.judging.paired import Estimate
+from slimdown.measuring.answers import BenchmarkEvaluation, DamagedSamples, Evaluation, read_samples, write_samples
 from slimdown.measuring.measure import KEY_VERSION
-from slimdown.measuring.samples import BenchmarkEvaluation, DamagedSamples, Evaluation, read_samples, write_samples
 from slimdown.preparing.data import SftData
 from slimdown.preparing.model import LoadedModel
 from slimdown.recording.connection import experiment_id, first_line, lock, open_store, sqlite_file

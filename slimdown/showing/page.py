@@ -17,7 +17,7 @@ from slimdown.judging.anatomy import EXPLANATIONS, Anatomy, Choices, Example
 from slimdown.judging.changes import BenchmarkChange, Change, Changes, Verdict
 from slimdown.judging.findings import Findings
 from slimdown.judging.paired import Difference, Estimate
-from slimdown.measuring.samples import Sample
+from slimdown.measuring.answers import Sample
 from slimdown.settings.schema import Role
 from slimdown.showing import plots
 from slimdown.showing.console import bound, paper, short_metric, shown_name, summary

@@ -1,12 +1,10 @@
 """The harness, called in one place: LoadedModel and benchmarks -> `Evaluation`, with every sample kept.
 
-With `scoring.py` the only module that knows lm-evaluation-harness. Questions, worked examples and their order never
-depend on the run's seed: two runs are asked the same things, or they could not be compared.
+`questions.py` says what is asked; here it is asked, and the harness's results are read.
 """
 
 import hashlib
 import json
-import logging
 import random
 import re
 import time
@@ -18,110 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 
 from slimdown.guarding.errors import UserError
-from slimdown.measuring.samples import BenchmarkEvaluation, Evaluation, Sample, Score
-from slimdown.pocket import TASKS_DIR
+from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, Sample, Score
+from slimdown.measuring.questions import FEWSHOT_SEED, build_requests, metric_name
 from slimdown.preparing.chat import ONE_DAY, check_chat_template
 from slimdown.preparing.dequantize import asked, dequantized, dequantizes
-from slimdown.preparing.hub import asking_hub
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.schema import BenchmarkConfig, EvaluationConfig, OnProgress
-from slimdown.settings.task_files import task_folders, task_problem
 
 if TYPE_CHECKING:
     from slimdown.measuring.engine.sharing import Scoring
-
-_FEWSHOT_SEED = 1234  # the harness's own, so that its command line asks the same questions
-
-
-def load_tasks(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
-    """What the harness loads for each benchmark, its data downloaded and its shots set.
-
-    Raises:
-        UserError: an unknown task, a dataset that cannot be had, shots that the task cannot give.
-    """
-    # The harness logs each of its steps, and warns of the shots that we set on purpose.
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    # It also hands generate() two length limits at once, and tokenizes before it truncates.
-    logging.getLogger("transformers.generation.utils").setLevel(logging.ERROR)
-    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-    tasks: dict[str, Any] = {}
-    manager = task_manager([benchmark.task for benchmark in chosen.values()])
-    for name, benchmark in chosen.items():
-        if benchmark.task not in manager.all_tasks:
-            problem = task_problem(benchmark.task) or "the harness has no task, group or tag of this name"
-            raise UserError(f"benchmark.{name}.task={benchmark.task}: {problem}")
-        try:
-            with asking_hub(f"benchmark.{name}: the data of {benchmark.task} cannot be had"):
-                loaded = manager.load([benchmark.task])
-        except UserError:
-            raise
-        except Exception as error:  # whatever a task's own code and its dataset's may raise
-            raise UserError(
-                f"benchmark.{name}: the data of {benchmark.task} cannot be had "
-                f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); check the network and HF_ENDPOINT, "
-                "or run the embedded world, which needs none: python -m slimdown.run"
-            ) from None
-        for task in loaded["tasks"].values():
-            _set_shots(name, task, benchmark)
-            if task.higher_is_better().get(benchmark.metric.partition(".")[0]) is False:
-                raise UserError(
-                    f"benchmark.{name}.metric={benchmark.metric}: of this metric less is better, so a rise would be "
-                    "called an improvement; choose one of which more is better"
-                )
-        _check_metric(name, loaded, benchmark)
-        tasks[name] = loaded
-    return tasks
-
-
-def task_manager(tasks: list[str]) -> Any:
-    """The harness's task manager, knowing at least `tasks` where the harness does.
-
-    It parses thousands of task files at its start, which takes seconds (lm_eval 0.4.13). A plain task needs only the
-    folder of its own file, which a search for its name finds in half a second; for a group, a tag, or a name that is
-    not found, every file is read.
-    """
-    from lm_eval.tasks import TaskManager
-
-    wanted = set(tasks) - {file.stem for file in TASKS_DIR.glob("*.yaml")}
-    folders = task_folders(wanted) if wanted else {}
-    if all(len(folders.get(task, [])) == 1 for task in wanted):
-        narrow = TaskManager(
-            include_path=[str(TASKS_DIR), *{str(folder) for (folder,) in folders.values()}], include_defaults=False
-        )
-        if wanted <= set(narrow.all_subtasks):
-            return narrow
-    return TaskManager(include_path=str(TASKS_DIR))
-
-
-def _check_metric(name: str, loaded: Any, benchmark: BenchmarkConfig) -> None:
-    """Refuse a metric that the task cannot give, before hours go into measuring it."""
-    task = loaded["tasks"].get(benchmark.task)
-    if task is None or task.config.process_results is not None:
-        return  # a group, or a task with scoring code of its own: what they give is known when they have given it
-    filters = [f["name"] for f in task.config.filter_list or [{"name": "none"}]]
-    known = {_metric_name(m["metric"], f) for m in task.config.metric_list or [] for f in filters}
-    known |= {"flexible_accuracy"} if benchmark.numeric_tolerance is not None else set()
-    if known and benchmark.metric not in known:
-        raise UserError(
-            f"benchmark.{name}.metric={benchmark.metric}: {benchmark.task} has no such metric; "
-            f"it has {', '.join(sorted(known))}"
-        )
-
-
-def _set_shots(name: str, task: Any, benchmark: BenchmarkConfig) -> None:
-    if task.config.num_fewshot == 0 and benchmark.num_fewshot != 0:
-        reason = "a task that is asked without worked examples"
-    elif benchmark.num_fewshot > 0 and not (task.has_training_docs() or task.config.fewshot_split):
-        reason = "a task without a split to take worked examples from"
-    else:
-        task.set_config(key="num_fewshot", value=benchmark.num_fewshot)
-        return
-    raise UserError(
-        f"benchmark.{name}.num_fewshot={benchmark.num_fewshot}: {task.config.task} is {reason}; set it to 0"
-    )
 
 
 class Evaluator:
@@ -170,7 +75,7 @@ class Evaluator:
         """
         digest = hashlib.sha256()
         for name, task in sorted(loaded_task["tasks"].items()):
-            _build_requests(self._lm, task, benchmark, self._config)
+            build_requests(self._lm, task, benchmark, self._config)
             settings = json.dumps([name, task.dump_config()], sort_keys=True, default=str)
             digest.update(re.sub(r" at 0x[0-9a-f]+", "", settings).encode())  # a function lies elsewhere each time
             self._check_room(task, benchmark)
@@ -203,7 +108,7 @@ class Evaluator:
 
         begun = time.perf_counter()
         for task in loaded_task["tasks"].values():
-            task.set_fewshot_seed(_FEWSHOT_SEED)  # a task draws its shots from a generator that moves on
+            task.set_fewshot_seed(FEWSHOT_SEED)  # a task draws its shots from a generator that moves on
         try:
             results = lm_eval.evaluate(
                 self._lm,
@@ -256,7 +161,7 @@ def _longest_row(lm: Any, tasks: dict[str, Any], chosen: dict[str, BenchmarkConf
     rows = [0]
     for name, benchmark in chosen.items():
         for task in tasks[name]["tasks"].values():
-            _build_requests(lm, task, benchmark, config)
+            build_requests(lm, task, benchmark, config)
             generates = task.OUTPUT_TYPE == "generate_until"
             texts = ["".join(str(part) for part in i.args[: 1 if generates else 2]) for i in task.instances]
             by_bytes = sorted(texts, key=lambda text: len(text.encode()), reverse=True)
@@ -298,26 +203,6 @@ def _language_model(loaded: LoadedModel, config: EvaluationConfig, **more: Any) 
     )
 
 
-def _build_requests(lm: Any, task: Any, benchmark: BenchmarkConfig, config: EvaluationConfig) -> None:
-    task.set_fewshot_seed(_FEWSHOT_SEED)
-    try:
-        task.build_all_requests(
-            limit=benchmark.limit,
-            rank=0,
-            world_size=1,
-            apply_chat_template=config.apply_chat_template,
-            fewshot_as_multiturn=config.apply_chat_template,
-            chat_template=lm.apply_chat_template if config.apply_chat_template else None,
-            tokenizer_name=lm.tokenizer_name if config.apply_chat_template else "",
-        )
-    except TemplateError as error:  # one that takes a question, and not these, or not the worked examples before them
-        raise UserError(
-            "evaluation.apply_chat_template=true: the tokenizer's chat template fails for the questions of "
-            f"{benchmark.task} with {benchmark.num_fewshot} worked examples ({' '.join(str(error).split())[:200]}); "
-            "set it to false, or choose another model"
-        ) from None
-
-
 @contextmanager
 def _undisturbed(loaded: LoadedModel) -> Iterator[None]:
     """Whatever happens inside, training afterwards is what it would have been: the harness reseeds everything."""
@@ -347,7 +232,7 @@ def _read_results(name: str, benchmark: BenchmarkConfig, results: Any, seconds: 
         metric, _, filter_name = key.partition(",")
         if filter_name and not metric.endswith("_stderr") and isinstance(value, (int, float)):
             error = summary.get(f"{metric}_stderr,{filter_name}")
-            scores[_metric_name(metric, filter_name)] = Score(
+            scores[metric_name(metric, filter_name)] = Score(
                 float(value), float(error) if isinstance(error, (int, float)) else float("nan")
             )
     if benchmark.numeric_tolerance is not None:
@@ -397,7 +282,7 @@ def _read_samples(task: str, logged: list[Any], task_config: Any, benchmark: Ben
             for metric in entry["metrics"]:
                 if not isinstance(entry[metric], (int, float, np.number)):
                     continue  # a metric over all questions, such as F1, has no score of its own here
-                key = _metric_name(metric, entry["filter"])
+                key = metric_name(metric, entry["filter"])
                 scores[key] = float(entry[metric])
                 if is_choice:
                     ranked = by_length if metric == "acc_norm" else log_likelihoods
@@ -442,11 +327,6 @@ def numbers_agree(answer: str, target: str, tolerance: float) -> bool:
 def _last_number(text: str) -> float | None:
     numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+", text)
     return float(numbers[-1].replace(",", "")) if numbers else None
-
-
-def _metric_name(metric: str, filter_name: str) -> str:
-    """`acc` for the harness's `acc,none`, `exact_match.strict-match` for `exact_match,strict-match`."""
-    return metric if filter_name == "none" else f"{metric}.{filter_name}"
 
 
 def _mean_score(values: list[float]) -> Score:
