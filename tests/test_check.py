@@ -10,8 +10,9 @@ from recorded import evaluation, here, record, right
 from test_changes import answers, benchmark, report
 
 from slimdown import check, compare, send
-from slimdown.check import Outcome, arguments, budgets_for, judge, main, overall, read_budgets
+from slimdown.check import arguments, main
 from slimdown.guarding.errors import UserError
+from slimdown.judging.budget import Outcome, hold_to_budgets, overall, read_budgets
 from slimdown.judging.changes import Changes, changes_between
 from slimdown.judging.holdout import is_held_out
 from slimdown.recording import outage
@@ -35,35 +36,35 @@ def changed(role: Role = Role.retained, **counts: tuple[int, int, int, int]) -> 
     ],
 )
 def test_a_loss_is_within_beyond_or_cannot_be_told(counts: tuple[int, int, int, int], outcome: Outcome) -> None:
-    (judged,) = judge(changed(a=counts), {"a": 0.02})
+    (judged,) = hold_to_budgets(changed(a=counts), {"a": 0.02})
     assert judged.outcome is outcome
 
 
 def test_the_budget_decides() -> None:
     lost_ten = changed(a=(500, 110, 10, 380))
-    assert overall(judge(lost_ten, {"a": 0.02})) is Outcome.beyond
-    assert overall(judge(lost_ten, {"a": 0.10})) is Outcome.undecided
-    assert overall(judge(lost_ten, {"a": 0.15})) is Outcome.within
+    assert overall(hold_to_budgets(lost_ten, {"a": 0.02})) is Outcome.beyond
+    assert overall(hold_to_budgets(lost_ten, {"a": 0.10})) is Outcome.undecided
+    assert overall(hold_to_budgets(lost_ten, {"a": 0.15})) is Outcome.within
 
 
 def test_one_loss_beyond_fails_and_one_unknown_keeps_from_passing() -> None:
     found = changed(good=(2000, 20, 20, 960), bad=(300, 100, 10, 90), small=(50, 3, 3, 44))
-    assert overall(judge(found, dict.fromkeys(("good", "bad", "small"), 0.02))) is Outcome.beyond
-    assert overall(judge(found, dict.fromkeys(("good", "small"), 0.02))) is Outcome.undecided
-    assert overall(judge(found, {"good": 0.02})) is Outcome.within
+    assert overall(hold_to_budgets(found, dict.fromkeys(("good", "bad", "small"), 0.02))) is Outcome.beyond
+    assert overall(hold_to_budgets(found, dict.fromkeys(("good", "small"), 0.02))) is Outcome.undecided
+    assert overall(hold_to_budgets(found, {"good": 0.02})) is Outcome.within
 
 
 def test_losses_looked_for_in_many_benchmarks_are_corrected() -> None:
     borderline = (60, 15, 4, 21)
-    alone = judge(changed(a=borderline), {"a": 0.03})
+    alone = hold_to_budgets(changed(a=borderline), {"a": 0.03})
     others = dict.fromkeys("bcdefghij", (50, 3, 3, 44))
-    together = judge(changed(a=borderline, **others), dict.fromkeys("abcdefghij", 0.03))
+    together = hold_to_budgets(changed(a=borderline, **others), dict.fromkeys("abcdefghij", 0.03))
     assert alone[0].outcome is Outcome.beyond
     assert together[0].outcome is Outcome.undecided
 
 
 def test_an_undecided_judgement_says_how_many_questions_would_tell() -> None:
-    (judged,) = judge(changed(a=(50, 3, 3, 44)), {"a": 0.02})
+    (judged,) = hold_to_budgets(changed(a=(50, 3, 3, 44)), {"a": 0.02})
     assert "100 questions cannot tell; about " in judged.reason
 
 
@@ -86,22 +87,23 @@ def test_an_undecided_judgement_gives_its_reason(
     before: list[float], after: list[float], subjects: list[str] | None, budget: float, reason: str
 ) -> None:
     made = [report(a=benchmark(scores, subjects=subjects)) for scores in (before, after)]
-    (judged,) = judge(changes_between(*made), {"a": budget})
+    (judged,) = hold_to_budgets(changes_between(*made), {"a": budget})
     assert judged.outcome is Outcome.undecided
     assert reason in judged.reason
     assert "nan" not in judged.reason
 
 
 def test_without_budgets_retained_benchmarks_are_held_to_their_margins() -> None:
-    assert budgets_for(changed(a=(5, 1, 1, 3)), {}) == {"a": 0.02}
+    (judged,) = hold_to_budgets(changed(a=(5, 1, 1, 3)), {})
+    assert (judged.benchmark, judged.budget) == ("a", 0.02)
     with pytest.raises(UserError, match="no retained benchmark"):
-        budgets_for(changed(role=Role.target, a=(5, 1, 1, 3)), {})
+        hold_to_budgets(changed(role=Role.target, a=(5, 1, 1, 3)), {})
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("gms8k=0.02", "the run has no benchmark gms8k; did you mean gsm8k?"),
+        ("gms8k=0.02", "--max-loss gms8k: no such benchmark was measured; did you mean gsm8k?"),
         ("gsm8k=0.1 gsm8k=0.9", "gsm8k has a budget already, 0.1; keep one of the two"),
         ("=0.1", "give a share"),
         ("gsm8k=2", "give a share from 0 up to, not including, 1; gsm8k=0.02 is two points"),
@@ -112,7 +114,7 @@ def test_without_budgets_retained_benchmarks_are_held_to_their_margins() -> None
 )
 def test_a_budget_that_is_none_is_refused(asked: str, message: str) -> None:
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
-        budgets_for(changed(gsm8k=(5, 1, 1, 3)), read_budgets(asked.split()))
+        hold_to_budgets(changed(gsm8k=(5, 1, 1, 3)), read_budgets(asked.split()))
 
 
 @pytest.mark.parametrize("arguments", [[], ["run", "--no-such-option"]])

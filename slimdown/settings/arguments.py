@@ -1,7 +1,9 @@
-"""What the command lines of `slimdown.compare`, `slimdown.check` and `slimdown.send` have in common."""
+"""What the command lines of `slimdown.compare`, `check`, `verdict` and `send` have in common."""
 
 import argparse
-from collections.abc import Sequence
+import sys
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from slimdown.guarding.errors import UserError
@@ -61,3 +63,29 @@ def store_to_read(tracking_uri: str) -> TrackingConfig:
     if problem := config.uri_problem():
         raise UserError(problem.replace("tracking.uri", "--tracking-uri"))
     return config
+
+
+def add_budgets(parser: Any, otherwise: str) -> None:
+    """Add --max-loss to a parser; `otherwise` is what holds without it."""
+    parser.add_argument(
+        "--max-loss",
+        metavar="BENCHMARK=SHARE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help=f"what a benchmark may lose: gsm8k=0.02 is two points; without it {otherwise}",
+    )
+
+
+def exit_with(answer: Callable[[], int], refused: str, unasked: int) -> NoReturn:
+    """Exit with the code that `answer` returns.
+
+    What keeps it from an answer exits with the code `unasked`, a user's mistake behind the words of `refused`.
+    """
+    try:
+        sys.exit(answer())
+    except UserError as error:
+        sys.stderr.write(f"{refused}\n  {error}\n")
+    except Exception:  # whatever it is, it must not look like a verdict: Python's own exit code is 1
+        traceback.print_exc()
+    sys.exit(unasked)

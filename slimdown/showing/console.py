@@ -1,7 +1,7 @@
 """What a person reads: the plan before a run, its progress, and the table of results on the console and in Markdown."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite, isnan
 from typing import TYPE_CHECKING
@@ -19,9 +19,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from slimdown.guarding.redaction import redact
 from slimdown.judging.anatomy import EXPLANATIONS, Anatomy
+from slimdown.judging.budget import Judgement, Outcome, overall
 from slimdown.judging.changes import BenchmarkChange, Change, Changes, Verdict
 from slimdown.judging.findings import Findings
 from slimdown.judging.paired import Estimate
@@ -147,6 +149,23 @@ def show_where(run_id: str, uri: str, artifacts: str, undelivered: str) -> None:
         console.print(f"see mlflow ui --backend-store-uri {uri}", soft_wrap=True, markup=False)
     if undelivered:
         console.print(escape(undelivered), soft_wrap=True)
+
+
+def show_judgements(judged: Sequence[Judgement], console: Console) -> None:
+    """Print each loss against its budget, and what holds for all of them."""
+    styles = {Outcome.within: "green", Outcome.beyond: "red", Outcome.undecided: "yellow"}
+    width = max(len(judgement.benchmark) for judgement in judged)
+    for judgement in judged:
+        shown = (f"{judgement.outcome.name:<9}", styles[judgement.outcome])
+        console.print(Text.assemble(shown, f"  {judgement.benchmark:<{width}}  {judgement.reason}"))
+    outcome = overall(judged)
+    sentence = {
+        Outcome.within: "Passed: every loss is shown to be within its budget.",
+        Outcome.beyond: "Failed: a loss beyond its budget is shown.",
+        Outcome.undecided: "Undecided: no loss beyond its budget is shown, and not every one is shown to be within.",
+    }
+    console.print(f"[bold {styles[outcome]}]{sentence[outcome]}[/]")
+    console.print("Of this checkpoint, for questions like these where no subjects are named.", style="dim")
 
 
 def sentences(findings: Findings) -> list[str]:

@@ -1,0 +1,118 @@
+"""What a fine-tuning may lose, and whether it is shown to have kept to that: `slimdown.check`, `slimdown.verdict`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from math import isnan
+
+from slimdown.guarding.errors import UserError
+from slimdown.judging.changes import BenchmarkChange, Changes
+from slimdown.judging.paired import ALPHA, CLUSTERED_T, Difference, holm
+from slimdown.settings.keys import nearest
+from slimdown.settings.schema import Role
+
+
+class Outcome(IntEnum):
+    """What is shown, as the exit code that says it."""
+
+    within = 0
+    beyond = 1
+    undecided = 2
+    unasked = 3  # the question could not be asked
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One benchmark's loss against its budget."""
+
+    benchmark: str
+    change: BenchmarkChange
+    budget: float
+    outcome: Outcome
+    reason: str
+
+
+def read_budgets(asked: Sequence[str]) -> dict[str, float]:
+    """What each benchmark may lose, of arguments such as gsm8k=0.02.
+
+    Raises:
+        UserError: a share that is none, or two for one benchmark.
+    """
+    budgets: dict[str, float] = {}
+    for text in asked:
+        name, _, value = text.partition("=")
+        try:
+            budget = float(value)
+        except ValueError:
+            budget = -1.0
+        if not name or not 0 <= budget < 1:
+            raise UserError(
+                f"--max-loss {text}: give a share from 0 up to, not including, 1; {name or 'gsm8k'}=0.02 is two points"
+            )
+        if name in budgets:
+            raise UserError(f"--max-loss {text}: {name} has a budget already, {budgets[name]:g}; keep one of the two")
+        budgets[name] = budget
+    return budgets
+
+
+def hold_to_budgets(changes: Changes, budgets: dict[str, float]) -> list[Judgement]:
+    """For each benchmark with a budget, whether its loss is shown to be within it, beyond it, or neither.
+
+    Args:
+        changes: a fine-tuning's.
+        budgets: by benchmark, the most that the primary metric may fall; a share, 0.02 is two points. None at all
+            holds each retained benchmark to its margin.
+
+    One-sided tests at 5 %. To pass, every loss must be shown to be within its budget, which needs no correction (an
+    intersection-union test); one loss beyond is enough to fail, so those p-values are corrected (Holm).
+
+    Raises:
+        UserError: a budget for a benchmark that was not measured, or no budget and no retained benchmark.
+    """
+    budgets = budgets or _margins(changes)
+    for name in budgets:
+        if name not in changes.benchmarks:
+            raise UserError(
+                f"--max-loss {name}: no such benchmark was measured{nearest(name, list(changes.benchmarks))}"
+            )
+    differences = {name: changes.benchmarks[name].primary.difference for name in budgets}
+    beyond = holm([differences[name].p_value_below(-budget) for name, budget in budgets.items()])
+    judged = []
+    for (name, budget), p_beyond in zip(budgets.items(), beyond, strict=True):
+        d = differences[name]
+        interval = "" if isnan(d.low) else f" [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+        lost = f"changed by {100 * d.value:+.1f} points{interval}" + (f", for {d.population}" if d.n_groups else "")
+        if d.p_value_above(-budget) < ALPHA:
+            outcome, reason = Outcome.within, f"{lost}: a loss of {100 * budget:g} points or more is ruled out"
+        elif p_beyond < ALPHA:
+            outcome, reason = Outcome.beyond, f"{lost}: a loss of more than {100 * budget:g} points is shown"
+        else:
+            outcome, reason = Outcome.undecided, f"{lost}: {_why_undecided(d, budget)}"
+        judged.append(Judgement(name, changes.benchmarks[name], budget, outcome, reason))
+    return judged
+
+
+def overall(judged: Sequence[Judgement]) -> Outcome:
+    """What holds for all together: beyond if any is, else undecided if any is, else within."""
+    outcomes = {judgement.outcome for judgement in judged}
+    return next(o for o in (Outcome.beyond, Outcome.undecided, Outcome.within) if o in outcomes)
+
+
+def _margins(changes: Changes) -> dict[str, float]:
+    margins = {name: b.margin for name, b in changes.benchmarks.items() if b.role is Role.retained}
+    if not margins:
+        raise UserError("no retained benchmark was measured; name another with --max-loss NAME=0.02")
+    return margins
+
+
+def _why_undecided(d: Difference, budget: float) -> str:
+    """What keeps a loss from being shown on either side of its budget, and what would help."""
+    if d.n == 1:
+        return "1 question cannot tell"
+    if isnan(d.standard_error):
+        return f"all {d.n:,} questions changed by the same, which does not tell how others would"
+    if d.test == CLUSTERED_T:
+        return f"{d.n_groups} subjects differ too much to tell; more subjects would, more questions of these would not"
+    if n := d.n_to_bound(-budget):
+        return f"{d.n:,} questions cannot tell; about {n:,} would"
+    return f"{d.n:,} questions cannot tell; it lies too near the budget for any number to"
