@@ -28,9 +28,9 @@ from slimdown.recording.read import (
     read_run,
     refuse_unfinished,
 )
-from slimdown.settings.arguments import Parser, options_given
+from slimdown.settings.arguments import Parser, add_store, options_given, store_to_read
 from slimdown.settings.keys import nearest
-from slimdown.settings.schema import DEFAULT_STORE, TrackingConfig, default_store
+from slimdown.settings.schema import TrackingConfig
 from slimdown.showing import comparison_files as files, comparison_formats as formats
 from slimdown.showing.comparison_formats import FORMATS, Heading, Paired
 
@@ -65,12 +65,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="only these: ids, beginnings of ids, or names")
     which = parser.add_argument_group("which runs")
-    which.add_argument(
-        "--tracking-uri",
-        metavar="URI",
-        default=default_store(),
-        help=f"the store (default: $MLFLOW_TRACKING_URI, else {DEFAULT_STORE})",
-    )
+    add_store(which)
     which.add_argument(
         "--experiment",
         action="append",
@@ -225,10 +220,8 @@ def _called(run: RecordedRun) -> str:
 def main() -> None:
     """Show what the command line asks for; a user's mistake ends in one message and exit code 1."""
     asked = arguments(sys.argv[1:])
-    store = TrackingConfig(uri=asked.tracking_uri, experiment=_DEFAULT_EXPERIMENT)
     try:
-        for problem in store.problems():
-            raise UserError(problem.replace("tracking.uri", "--tracking-uri"))
+        store = store_to_read(asked.tracking_uri)
         if asked.paired or asked.confirm:
             _compare_pairs(asked, store)
         elif asked.noise:

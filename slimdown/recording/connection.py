@@ -79,7 +79,7 @@ def open_store(config: TrackingConfig, reading: bool = False) -> "MlflowClient":
 def _told(config: TrackingConfig) -> Iterator[None]:
     """Whatever fails inside is said as what is wrong with the address."""
     if problem := config.uri_problem():
-        raise UserError(problem)
+        raise UserError(f"tracking.{problem}")
     try:
         yield
     except ModuleNotFoundError as error:

@@ -61,7 +61,7 @@ def store_to_read(tracking_uri: str) -> TrackingConfig:
     """
     config = TrackingConfig(uri=tracking_uri, experiment="slimdown")
     if problem := config.uri_problem():
-        raise UserError(problem.replace("tracking.uri", "--tracking-uri"))
+        raise UserError(f"--tracking-{problem}")
     return config
 
 

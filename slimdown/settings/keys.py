@@ -1,12 +1,12 @@
 """Settings by their dotted keys, for any tree of dataclasses: which there are, and what none of them can hold."""
 
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from math import isfinite
 from typing import Any, get_args, get_origin, get_type_hints
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 
 _LARGEST = 2**32 - 1  # of whole numbers: what a seed can be, and more than anything that is counted
 
@@ -64,14 +64,53 @@ def unknown_keys(node: Any, schema: type, prefix: str = "") -> Iterator[str]:
             yield from unknown_keys(child, schema, f"{path}.")
 
 
-def impossible_values(value: Any, key: str) -> Iterator[str]:
-    """What is wrong with each value that no setting can hold: numbers without end, texts that cannot be written."""
-    if is_dataclass(value):
-        for f in fields(value):
-            yield from impossible_values(getattr(value, f.name), f"{key}.{f.name}".lstrip("."))
-    elif isinstance(value, list):
+@dataclass(frozen=True)
+class Range:
+    """What a setting's value may be."""
+
+    said: str
+    holds: Callable[[Any], bool]
+
+
+COUNT = Range("must be at least 1", lambda n: n >= 1)
+POSITIVE = Range("must be above 0", lambda x: x > 0)
+NOT_NEGATIVE = Range("must not be negative", lambda x: x >= 0)
+SHARE = Range("must be from 0 up to, not including, 1", lambda x: 0 <= x < 1)
+
+
+def ranged(range_: Range, default: Any = MISSING, advice: str = "") -> Any:
+    """A dataclass field whose value must lie in a range or be null; `advice` stands behind the value found."""
+    return field(default=default, metadata={"range": range_, "advice": advice})
+
+
+def problems_of(node: Any, key: str = "") -> Iterator[str]:
+    """What is wrong with each value of a tree of settings, by its dotted key: impossible, out of range, or at odds.
+
+    What a class says in `problems()` of its fields together is added where none of its values is impossible.
+    """
+    if isinstance(node, dict):
+        for name, member in node.items():
+            yield from problems_of(member, f"{key}.{name}")
+        return
+    sound = True
+    for f in fields(node):
+        value, path = getattr(node, f.name), f"{key}.{f.name}".lstrip(".")
+        if is_dataclass(value) or isinstance(value, dict):
+            yield from problems_of(value, path)
+        elif impossible := list(_impossible_values(value, path)):
+            sound = False
+            yield from impossible
+        elif (allowed := f.metadata.get("range")) and value is not None and not allowed.holds(value):
+            yield f"{path} {allowed.said}, got {value}{f.metadata['advice']}"
+    if sound and hasattr(node, "problems"):
+        yield from (f"{key}.{problem}".lstrip(".") for problem in node.problems())
+
+
+def _impossible_values(value: Any, key: str) -> Iterator[str]:
+    """What no setting can hold: numbers without end, texts that cannot be written."""
+    if isinstance(value, list):
         for member in value:
-            yield from impossible_values(member, key)
+            yield from _impossible_values(member, key)
     elif isinstance(value, float) and not isfinite(value):
         yield f"{key} must be a finite number, got {value}"
     elif isinstance(value, int) and abs(value) > _LARGEST:

@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.guarding.errors import ConfigError
-from slimdown.settings.keys import unknown_keys
+from slimdown.settings.keys import problems_of, unknown_keys
 from slimdown.settings.schema import RunConfig
 
 
@@ -23,7 +23,7 @@ def load_config(composed: DictConfig) -> RunConfig:
         except OmegaConfBaseException as error:
             raise ConfigError(str(error).splitlines()[0]) from None
         assert isinstance(config, RunConfig)
-        problems = list(config.problems())
+        problems = list(problems_of(config))
         if not problems:
             return config
     raise ConfigError("\n".join(problems))

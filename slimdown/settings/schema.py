@@ -19,9 +19,11 @@ from omegaconf import MISSING, OmegaConf
 from slimdown import pocket
 from slimdown.guarding.redaction import public_uri
 from slimdown.settings.files import group_choices, transformers_names
-from slimdown.settings.keys import impossible_values, nearest
+from slimdown.settings.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, nearest, ranged
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_RULE = Range("must be auto, true or false", lambda text: text.lower() in ("auto", "true", "false"))
+_MARGIN = Range("must be above 0 and below 1 (0.02 is two points)", lambda share: 0 < share < 1)
 _NAME = re.compile(r"[\w-]+", re.ASCII)  # of a dataset or benchmark: part of metric keys, file names and dotted keys
 
 OnProgress = Callable[[int, int, str], None]
@@ -87,16 +89,16 @@ class ModelConfig:
 
     def problems(self) -> Iterator[str]:
         if not self.id.strip():
-            yield "model.id is empty; give a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
+            yield "id is empty; give a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
         elif self.folder:
             if self.revision != "main":
-                yield f"model.revision={self.revision}: {self.id} is a folder and has no revisions; leave it out"
+                yield f"revision={self.revision}: {self.id} is a folder and has no revisions; leave it out"
         elif self.id.startswith("pocket:"):
-            yield f"model.id={self.id}: the embedded world has one model, pocket:model"
+            yield f"id={self.id}: the embedded world has one model, pocket:model"
         elif self.id.startswith((".", "/", "~")) or self.id.count("/") > 1:
-            yield f"model.id: there is no folder {self.id}; give a local folder or a hub id"
+            yield f"id: there is no folder {self.id}; give a local folder or a hub id"
         elif not _HUB_ID.fullmatch(self.id):
-            yield f"model.id={self.id} is neither a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct nor a folder"
+            yield f"id={self.id} is neither a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct nor a folder"
 
     @property
     def widest(self) -> int | None:
@@ -117,8 +119,8 @@ class QuantizationConfig:
     bnb_4bit_quant_type: QuantType = QuantType.nf4
     bnb_4bit_use_double_quant: bool = True
     bnb_4bit_compute_dtype: Dtype = Dtype.auto
-    dequantize_for_evaluation: str = "auto"  # true, false, or auto: where memory allows
-    dequantize_for_training: str = "auto"  # true, false, or auto: on CPUs where memory allows
+    dequantize_for_evaluation: str = ranged(_RULE, "auto")  # auto: where memory allows
+    dequantize_for_training: str = ranged(_RULE, "auto")  # auto: on CPUs where memory allows
 
     @property
     def name(self) -> str:
@@ -129,10 +131,7 @@ class QuantizationConfig:
 
     def problems(self) -> Iterator[str]:
         if self.load_in_4bit and self.load_in_8bit:
-            yield "quantization: load_in_4bit and load_in_8bit are both true; choose one"
-        for name in ("dequantize_for_evaluation", "dequantize_for_training"):
-            if getattr(self, name).lower() not in ("auto", "true", "false"):
-                yield f"quantization.{name} must be auto, true or false, got {getattr(self, name)}"
+            yield "load_in_4bit and load_in_8bit are both true; choose one"
 
 
 @dataclass
@@ -147,17 +146,12 @@ class DatasetConfig:
     instruction: str = MISSING  # the column with the question or task
     input: str | None = None  # the column with further input, if there is one
     output: str = MISSING  # the column with the answer
-    max_examples: int | None = None  # rows to train on, chosen with the seed; null: all
-    validation_examples: int = MISSING  # rows held out, never trained on
+    max_examples: int | None = ranged(COUNT, None)  # rows to train on, chosen with the seed; null: all
+    validation_examples: int = ranged(  # rows held out, never trained on
+        COUNT, advice=": the validation loss is what says that something was learned"
+    )
 
     def problems(self) -> Iterator[str]:
-        if self.max_examples is not None and self.max_examples < 1:
-            yield f"max_examples must be at least 1, got {self.max_examples}"
-        if self.validation_examples < 1:
-            yield (
-                f"validation_examples must be at least 1, got {self.validation_examples}: "
-                "the validation loss is what says that something was learned"
-            )
         if self.template not in ("alpaca", "chat"):
             if "{instruction}" not in self.template:
                 yield f"template must be alpaca, chat, or a text that holds {{instruction}}, got {self.template!r}"
@@ -197,65 +191,42 @@ class DatasetConfig:
 class LoraConfig:
     """The adapter; the fields are those of PEFT's `LoraConfig`."""
 
-    r: int = MISSING
-    lora_alpha: int = MISSING
-    lora_dropout: float = MISSING
+    r: int = ranged(COUNT)
+    lora_alpha: int = ranged(COUNT)
+    lora_dropout: float = ranged(SHARE)
     target_modules: list[str] = MISSING  # module names; [all-linear] for every linear layer but the head
 
     def problems(self) -> Iterator[str]:
-        if self.r < 1:
-            yield f"lora.r must be at least 1, got {self.r}"
-        if self.lora_alpha < 1:
-            yield f"lora.lora_alpha must be at least 1, got {self.lora_alpha}"
-        if not 0 <= self.lora_dropout < 1:
-            yield f"lora.lora_dropout must be from 0 up to, not including, 1, got {self.lora_dropout}"
         if not all(name.strip() for name in self.target_modules or [""]):
-            yield "lora.target_modules is empty; name at least one, e.g. [q_proj,k_proj,v_proj]"
+            yield "target_modules is empty; name at least one, e.g. [q_proj,k_proj,v_proj]"
 
 
 @dataclass
 class TrainConfig:
     """Fine-tuning; the fields are those of TRL's `SFTConfig`."""
 
-    num_train_epochs: float = MISSING
-    max_steps: int = MISSING  # -1: as many as the epochs make
-    per_device_train_batch_size: int = MISSING
-    gradient_accumulation_steps: int = MISSING
-    per_device_eval_batch_size: int = MISSING
-    learning_rate: float = MISSING
+    num_train_epochs: float = ranged(POSITIVE)
+    max_steps: int = ranged(Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 or n >= 1))
+    per_device_train_batch_size: int = ranged(COUNT)
+    gradient_accumulation_steps: int = ranged(COUNT)
+    per_device_eval_batch_size: int = ranged(COUNT)
+    learning_rate: float = ranged(POSITIVE)
     lr_scheduler_type: str = MISSING
-    warmup_steps: float = MISSING  # below 1: a share of all steps
-    weight_decay: float = MISSING
-    max_grad_norm: float = MISSING
+    warmup_steps: float = ranged(NOT_NEGATIVE)  # below 1: a share of all steps
+    weight_decay: float = ranged(NOT_NEGATIVE)
+    max_grad_norm: float = ranged(POSITIVE)
     optim: str = MISSING
-    max_length: int = MISSING  # tokens; longer examples are cut at the end
+    max_length: int = ranged(Range("must be at least 8 tokens", lambda n: n >= 8))  # longer examples are cut at the end
     completion_only_loss: bool = MISSING  # false: the loss is over prompt and completion, as in the paper
     gradient_checkpointing: bool = MISSING
 
     def problems(self) -> Iterator[str]:
-        for name in (
-            "per_device_train_batch_size",
-            "gradient_accumulation_steps",
-            "per_device_eval_batch_size",
-        ):
-            if getattr(self, name) < 1:
-                yield f"train.{name} must be at least 1, got {getattr(self, name)}"
-        for name in ("learning_rate", "num_train_epochs", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                yield f"train.{name} must be above 0, got {getattr(self, name)}"
-        for name in ("warmup_steps", "weight_decay"):
-            if getattr(self, name) < 0:
-                yield f"train.{name} must not be negative, got {getattr(self, name)}"
-        if self.max_steps != -1 and self.max_steps < 1:
-            yield f"train.max_steps must be at least 1, or -1 for whole epochs, got {self.max_steps}"
-        if self.max_length < 8:
-            yield f"train.max_length must be at least 8 tokens, got {self.max_length}"
         for name, file, enum in (
             ("lr_scheduler_type", "trainer_utils.py", "SchedulerType"),
             ("optim", "training_args.py", "OptimizerNames"),
         ):
             if (value := getattr(self, name)) not in (known := transformers_names(file, enum)):
-                yield f"train.{name}={value}: there is none such{nearest(value, known)}"
+                yield f"{name}={value}: there is none such{nearest(value, known)}"
 
 
 @dataclass
@@ -264,46 +235,28 @@ class BenchmarkConfig:
 
     task: str = MISSING  # the harness's task name
     metric: str = MISSING  # the primary one; filters after a dot: exact_match.flexible-extract
-    num_fewshot: int = MISSING
-    chance: float = MISSING  # what guessing scores on the primary metric
+    num_fewshot: int = ranged(NOT_NEGATIVE)
+    chance: float = ranged(SHARE)  # what guessing scores on the primary metric
     role: Role = Role.retained
     paper_metric: PaperMetric | None = None  # which of the paper's metrics it feeds
-    numeric_tolerance: float | None = None  # set: also score flexible_accuracy, |answer - target| below this
-    limit: int | None = None  # only the first so many questions; null: all
-    margin: float = 0.02  # a change shown to be smaller than this, either way, counts as retained
+    numeric_tolerance: float | None = ranged(POSITIVE, None)  # also flexible_accuracy, |answer - target| below this
+    limit: int | None = ranged(COUNT, None, "; leave it out for all questions")  # only the first so many questions
+    margin: float = ranged(_MARGIN, 0.02)  # a change shown to be smaller than this, either way, counts as retained
 
     def problems(self) -> Iterator[str]:
         for name in ("task", "metric"):
             if not getattr(self, name).strip():
                 yield f"{name} is empty; give the harness's name of one"
-        if self.limit is not None and self.limit < 1:
-            yield f"limit must be at least 1, got {self.limit}; leave it out for all questions"
-        if self.num_fewshot < 0:
-            yield f"num_fewshot must not be negative, got {self.num_fewshot}"
-        if not 0 <= self.chance < 1:
-            yield f"chance must be from 0 up to, not including, 1, got {self.chance}"
-        if self.numeric_tolerance is not None and self.numeric_tolerance <= 0:
-            yield f"numeric_tolerance must be above 0, got {self.numeric_tolerance}"
-        if not 0 < self.margin < 1:
-            yield f"margin must be above 0 and below 1 (0.02 is two points), got {self.margin}"
 
 
 @dataclass
 class EvaluationConfig:
     """How base and tuned model are measured; the same for both."""
 
-    token_budget: int | None = None  # tokens of one forward; null: what suits the device
-    batch_size: int = MISSING  # questions run together, where a model cannot share work between them
+    token_budget: int | None = ranged(COUNT, None)  # tokens of one forward; null: what suits the device
+    batch_size: int = ranged(COUNT)  # questions run together, where a model cannot share work between them
     apply_chat_template: bool = MISSING  # ask through the tokenizer's chat template
-    holdout: float = 0.0  # share of each benchmark's questions kept from choosing between runs; 0: none
-
-    def problems(self) -> Iterator[str]:
-        if self.batch_size < 1:
-            yield f"evaluation.batch_size must be at least 1, got {self.batch_size}"
-        if self.token_budget is not None and self.token_budget < 1:
-            yield f"evaluation.token_budget must be at least 1, got {self.token_budget}"
-        if not 0 <= self.holdout < 1:
-            yield f"evaluation.holdout must be from 0 (no question) up to, not including, 1, got {self.holdout:g}"
+    holdout: float = ranged(SHARE, 0.0)  # share of each benchmark's questions kept from choosing between runs; 0: none
 
 
 @dataclass
@@ -312,9 +265,6 @@ class BaselineConfig:
 
     reuse: bool = MISSING  # take the scores of an equal evaluation from the record
 
-    def problems(self) -> Iterator[str]:
-        yield from ()
-
 
 @dataclass
 class TrackingConfig:
@@ -322,13 +272,11 @@ class TrackingConfig:
 
     uri: str = MISSING  # an MLflow tracking URI
     experiment: str = MISSING  # the MLflow experiment
-    wait: float = 300.0  # seconds a server may be silent in the middle of a run, before its results go to disk
+    wait: float = ranged(NOT_NEGATIVE, 300.0)  # seconds a server may be silent in a run, before results go to disk
 
     def problems(self) -> Iterator[str]:
         if not self.experiment.strip():
-            yield "tracking.experiment is empty; give the experiment a name"
-        if self.wait < 0:
-            yield f"tracking.wait must not be negative, got {self.wait}"
+            yield "experiment is empty; give the experiment a name"
         if problem := self.uri_problem():
             yield problem
 
@@ -342,13 +290,13 @@ class TrackingConfig:
             if file.strip("/") and not file.endswith("/") and file.startswith("/") and ":memory:" not in self.uri:
                 return None
             return (
-                f"tracking.uri={self.uri} names no file, so that the record would be gone with the process; "
+                f"uri={self.uri} names no file, so that the record would be gone with the process; "
                 "name one after three slashes, e.g. sqlite:///mlruns/mlflow.db"
             )
         if self.uri == "databricks" or (dialect in servers and place.strip("/")):
             return None
         return (
-            f"tracking.uri must be a database or a server, got {public_uri(self.uri)!r}; "
+            f"uri must be a database or a server, got {public_uri(self.uri)!r}; "
             "for example sqlite:///mlruns/mlflow.db or http://localhost:5000"
         )
 
@@ -366,24 +314,16 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    seed: int = MISSING
+    seed: int = ranged(NOT_NEGATIVE)
 
     def problems(self) -> Iterator[str]:
-        """Every value that is out of range or missing, as one line each."""
-        if not 0 <= self.seed < 2**32:
-            yield f"seed must be from 0 to {2**32 - 1}, got {self.seed}"
-        for section in ("model", "quantization", "lora", "train", "evaluation", "tracking"):
-            part = getattr(self, section)
-            yield from list(impossible_values(part, section)) or part.problems()
         for group, chosen in (("dataset", self.dataset), ("benchmark", self.benchmark)):
             if not chosen:
                 known = ", ".join(group_choices(group))
                 yield f"no {group} is chosen; choose one or more of {known}, e.g. {group}=[...]"
-            for name, one in chosen.items():
+            for name in chosen:
                 if not _NAME.fullmatch(name):
                     yield f"{group}.{name}: a name is made of letters, digits, _ and -, or MLflow refuses its metrics"
-                impossible = list(impossible_values(one, f"{group}.{name}"))
-                yield from impossible or (f"{group}.{name}.{problem}" for problem in one.problems())
         if (widest := self.model.widest) and widest < self.lora.r < 2**32:
             yield (
                 f"lora.r={self.lora.r}: no matrix of {self.model.id} has more than {widest} rows or columns, and "
