@@ -36,6 +36,7 @@ MEASURING = (
     "measuring/engine/sharing.py",
     "measuring/harness.py",
     "measuring/questions.py",
+    "measuring/results.py",
     "preparing/dequantize.py",
     "preparing/model.py",
 )

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from slimdown.guarding.errors import UserError
+from slimdown.measuring.results import metric_name
 from slimdown.pocket import TASKS_DIR
 from slimdown.preparing.hub import asking_hub
 from slimdown.settings.schema import BenchmarkConfig, EvaluationConfig
@@ -129,8 +130,3 @@ def build_requests(lm: Any, task: Any, benchmark: BenchmarkConfig, config: Evalu
             f"{benchmark.task} with {benchmark.num_fewshot} worked examples ({' '.join(str(error).split())[:200]}); "
             "set it to false, or choose another model"
         ) from None
-
-
-def metric_name(metric: str, filter_name: str) -> str:
-    """`acc` for the harness's `acc,none`, `exact_match.strict-match` for `exact_match,strict-match`."""
-    return metric if filter_name == "none" else f"{metric}.{filter_name}"
