@@ -5,6 +5,7 @@ perhaps because the model came to prefer one position.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import nan
 from statistics import median
@@ -18,6 +19,8 @@ from slimdown.measuring.answers import BenchmarkEvaluation, Sample
 SHORT = 0.5
 # A choice that is behind by less than this has lost to rounding as likely as to forgetting.
 NEARLY_LEVEL_NATS = 0.1
+_DOMINANT = 0.5  # the share of lost answers above which one cause is named
+_FEWEST_LOST = 5  # fewer lost answers have no cause to speak of
 
 EXPLANATIONS = {
     "other_format": "right in another format: one of the benchmark's ways to read an answer still finds it",
@@ -77,6 +80,11 @@ class Anatomy:
     choices: Choices | None  # of a multiple-choice benchmark
     gained: Example | None  # an answer that was wrong on the primary metric and is right
 
+    @property
+    def main_cause(self) -> tuple[str, float] | None:
+        """What most of the lost answers were lost to, with its share; None where no cause has most of them."""
+        return main_cause({cause.name: cause.share.value for cause in self.causes if cause.share}, self.n_lost)
+
 
 def anatomy(base: BenchmarkEvaluation, tuned: BenchmarkEvaluation) -> Anatomy:
     """Sort the lost answers of one benchmark by cause.
@@ -106,6 +114,16 @@ def anatomy(base: BenchmarkEvaluation, tuned: BenchmarkEvaluation) -> Anatomy:
     gained = next((p for p in pairs if p.base.scores[metric] < 1 and p.tuned.scores[metric] == 1), None)
     choices = _choices(pairs, lost, metric) if is_choice else None
     return Anatomy(len(lost), len(right), tuple(causes), choices, gained)
+
+
+def main_cause(causes: Mapping[str, float], n_lost: float) -> tuple[str, float] | None:
+    """The cause that has most of the lost answers, with its share; None where none has, or few answers were lost.
+
+    >>> main_cause({"empty": 0.2, "other_format": 0.8}, 10), main_cause({"empty": 0.5, "other_format": 0.5}, 10)
+    (('other_format', 0.8), None)
+    """
+    name, share = max(causes.items(), key=lambda pair: pair[1], default=("", 0.0))
+    return (name, share) if share > _DOMINANT and not n_lost < _FEWEST_LOST else None
 
 
 def _why_text(pair: Example, metric: str) -> str:

@@ -12,15 +12,13 @@ from math import inf, isfinite, isnan, nan, sqrt
 from statistics import fmean, stdev
 
 from slimdown.guarding.errors import UserError
-from slimdown.judging.anatomy import EXPLANATIONS
+from slimdown.judging.anatomy import EXPLANATIONS, main_cause
 from slimdown.judging.paired import Estimate, t_quantile
 from slimdown.judging.runs import RecordedRun
 from slimdown.judging.selection import choosing, corrected_verdicts, corrections
 from slimdown.settings.keys import nearest
 
 UNKNOWN = Estimate(nan, nan, nan, nan)
-_DOMINANT = 0.5  # the share of lost answers above which one cause is named
-FEWEST_LOST = 5  # fewer lost answers have no cause to speak of
 _PLACES = ("dataset.", "benchmark.")  # keys that only runs with this dataset or benchmark have
 # What two runs must have in common for a benchmark's changes to be of the same questions, read the same way.
 _MEASURED_BY = ("task", "metric", "num_fewshot", "limit", "margin")
@@ -59,7 +57,7 @@ class Cell:
     @property
     def main_cause(self) -> tuple[str, float] | None:
         """What most of the lost answers were lost to, with its share; None where no cause has most of them."""
-        return None if self.lost_any_metric < FEWEST_LOST else main_cause(self.causes)
+        return main_cause(self.causes, self.lost_any_metric)
 
 
 @dataclass(frozen=True)
@@ -147,16 +145,6 @@ def pooled(estimates: Sequence[Estimate]) -> tuple[Estimate, float]:
     error = sqrt(questions + training)
     half = (t_quantile(len(known) - 1) * training + t_quantile(inf) * questions) / error if error else 0.0
     return Estimate(value, error, value - half, value + half), spread
-
-
-def main_cause(causes: Mapping[str, float]) -> tuple[str, float] | None:
-    """The cause that has most of the lost answers, with its share; None where none has.
-
-    >>> main_cause({"empty": 0.2, "other_format": 0.8}), main_cause({"empty": 0.5, "other_format": 0.5})
-    (('other_format', 0.8), None)
-    """
-    name, share = max(causes.items(), key=lambda pair: pair[1], default=("", 0.0))
-    return (name, share) if share > _DOMINANT else None
 
 
 def differing(rows: Sequence[Row]) -> list[str]:

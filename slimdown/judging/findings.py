@@ -28,6 +28,7 @@ def judge(
     after: Evaluation,
     training: "TrainResult | None" = None,
     costs: dict[str, float] | None = None,
+    n_reports: int = 1,
 ) -> Findings:
     """What changed from one evaluation to the other, how sure that is, and what became of lost answers.
 
@@ -35,11 +36,12 @@ def judge(
         before, after: the same questions, asked of the base and of the tuned model.
         training: how the tuned model came about, where that was seen.
         costs: seconds and bytes by name, of the run as a whole.
+        n_reports: how many such findings are read together, see `changes_between`.
 
     Raises:
         ValueError: the two were not asked the same things, see `changes_between`.
     """
-    changes = changes_between(before, after)
+    changes = changes_between(before, after, n_reports)
     anatomies = {name: anatomy(before.benchmarks[name], after.benchmarks[name]) for name in changes.benchmarks}
     seconds = {"base_evaluation_seconds": before.seconds, "tuned_evaluation_seconds": after.seconds}
     return Findings(before, after, changes, anatomies, training, seconds | (costs or {}))

@@ -13,8 +13,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from slimdown.judging.anatomy import main_cause
 from slimdown.judging.changes import BenchmarkChange, Changes
-from slimdown.judging.comparison import FEWEST_LOST, Cell, Comparison, Row, main_cause, short_keys
+from slimdown.judging.comparison import Cell, Comparison, Row, short_keys
 from slimdown.judging.paired import Estimate
 from slimdown.judging.seeds import SeedsChange
 from slimdown.judging.selection import MARK
@@ -308,8 +309,8 @@ def paired_texts(name: str, b: BenchmarkChange) -> list[str]:
 
 
 def paired_cause(paired: Paired, name: str) -> str:
-    found = main_cause(paired.causes[name])
-    return cause_text(*found) if found and paired.n_lost[name] >= FEWEST_LOST else ""
+    found = main_cause(paired.causes[name], paired.n_lost[name])
+    return cause_text(*found) if found else ""
 
 
 def paired_legend(pairs: Sequence[Paired]) -> str:

@@ -1,0 +1,346 @@
+"""How numbers are written and what is said: every sentence and every verdict's look once, for console, files and pages.
+
+A number that people read has a true minus sign, and what is no number is said in a word. Shares of 1 come in; percent
+and points go out.
+"""
+
+from dataclasses import dataclass
+from math import isfinite, isnan
+from typing import TYPE_CHECKING, Protocol
+
+from slimdown.judging.anatomy import EXPLANATIONS, Anatomy, Choices
+from slimdown.judging.changes import BenchmarkChange, Changes, Verdict
+from slimdown.judging.findings import Findings
+from slimdown.judging.paired import Estimate
+from slimdown.settings.schema import PaperMetric, Role
+
+if TYPE_CHECKING:  # it would bring torch along
+    from slimdown.training.fine_tune import TrainResult
+
+UNDEFINED = "undefined"
+NOTHING = "–"
+_ERRORS = "the chance of any false claim of change is 5 % at most, that of any false claim of none 5 % as well"
+LEGEND = (
+    "± one standard error; [95 % interval], that of a change from each question's pair of answers; * target task. "
+    "Verdicts hold for questions like these, where a benchmark has subjects for what is said beside it, and for this "
+    f"checkpoint: another seed trains another model. Corrected for the number of benchmarks (Holm): {_ERRORS}."
+)
+COMPARISON_LEGEND = (
+    "Change of each benchmark's primary metric in points, tuned − base, [95 % interval], verdict of the run (claims of "
+    "change and of none at 5 % each), which is of its checkpoint and for questions like these (where they come from "
+    "subjects, for such subjects; from fewer than 5, for these only); * target task."
+)
+SEEDS_LEGEND = (
+    "Where a row holds several seeds: mean ± standard deviation over seeds, and the verdicts with their number of "
+    "seeds."
+)
+NOISE_LEGEND = (
+    "Mean change over seeds in points, tuned − base, with a 95 % interval for other questions and other seeds. Its two "
+    "standard errors: questions, which more questions would lower, and training, which more seeds would; from seed to "
+    "seed, the standard deviation of the true change, as likely too large as too small."
+)
+_PAPER_SYMBOLS = {
+    PaperMetric.ability_augmentation: "ΔA",
+    PaperMetric.forgetting_rate: "FR",
+    PaperMetric.knowledge_loss: "ΔK",
+}
+
+
+# --- how a verdict looks ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a verdict looks; nothing is said by colour alone."""
+
+    sign: str
+    console: str  # a style of rich
+    colour: str  # in a plot, on light ground and on dark; after Okabe and Ito, for any kind of colour blindness
+    on_light: str  # of text on a page
+    on_dark: str
+    marker: str  # in a plot
+
+
+LOOKS = {
+    Verdict.retained: Look("=", "bold cyan", "#2a86c7", "#1a6ba6", "#74b8ec", "s"),
+    Verdict.forgotten: Look("↓", "bold red", "#d55e00", "#b04a00", "#ff9a5c", "v"),
+    Verdict.improved: Look("↑", "bold green", "#009e73", "#00765a", "#4fd0a8", "^"),
+    Verdict.undecided: Look("?", "yellow", "#7a7a7a", "#626262", "#b5b5b5", "o"),
+}
+
+
+def kind_of(verdict: str) -> Verdict:
+    """The verdict whose look a text has: its own, or that of undecided where seeds disagree."""
+    return Verdict(verdict) if verdict in LOOKS else Verdict.undecided
+
+
+# --- numbers ----------------------------------------------------------------------------------------
+
+
+class Known(Protocol):
+    """A number and its 95 % interval."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def number(value: float, form: str = ".1f") -> str:
+    """The number with a true minus sign, or a word where there is none.
+
+    >>> number(-3.14), number(2.0, "+.1f"), number(float("nan"))
+    ('−3.1', '+2.0', 'undefined')
+    """
+    if isnan(value):
+        return UNDEFINED
+    return f"{value:{form}}".replace("-", "\N{MINUS SIGN}") if isfinite(value) else "unbounded"
+
+
+def interval(low: float, high: float, form: str = ".1f") -> str:
+    """The interval in brackets; empty where there is none.
+
+    >>> interval(-2.04, 3.0, "+.1f"), interval(1.0, float("inf"))
+    ('[−2.0, +3.0]', '[1.0, no upper bound]')
+    """
+    if isnan(low) or isnan(high):
+        return ""
+    below = number(low, form) if isfinite(low) else "no lower bound"
+    return f"[{below}, {number(high, form) if isfinite(high) else 'no upper bound'}]"
+
+
+def points(change: Known) -> tuple[str, str]:
+    """A change in points, and its interval."""
+    return number(100 * change.value, "+.1f"), interval(100 * change.low, 100 * change.high, "+.1f")
+
+
+def percent(share: Known) -> tuple[str, str]:
+    """A share in percent, and its interval."""
+    return f"{number(100 * share.value)} %", interval(100 * share.low, 100 * share.high)
+
+
+def score(estimate: Estimate) -> tuple[str, str]:
+    """A score in percent, and its standard error."""
+    error = estimate.standard_error
+    return number(100 * estimate.value), "" if isnan(error) else f"±{number(100 * error)}"
+
+
+def together(pair: tuple[str, str]) -> str:
+    """A number and how sure it is, on one line."""
+    return " ".join(filter(None, pair))
+
+
+def p_value(p: float) -> str:
+    """A p-value to three places.
+
+    >>> p_value(0.0004), p_value(0.0449)
+    ('< 0.001', '0.045')
+    """
+    return "< 0.001" if p < 0.001 else number(p, ".3f")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person counts them.
+
+    >>> duration(9.96), duration(130), duration(7260)
+    ('10.0 s', '2 min 10 s', '2 h 1 min')
+    """
+    if not isfinite(seconds):
+        return UNDEFINED
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def plural(n: int, one: str) -> str:
+    """A number with its noun.
+
+    >>> plural(1, "step"), plural(1200, "step")
+    ('1 step', '1,200 steps')
+    """
+    return f"{n:,} {one}" if n == 1 else f"{n:,} {one}s"
+
+
+# --- one benchmark ----------------------------------------------------------------------------------
+
+
+def benchmark_name(name: str, role: str) -> str:
+    """The benchmark's name, a target task marked."""
+    return f"{name} *" if role == Role.target.value else name
+
+
+def short_metric(metric: str, benchmark: BenchmarkChange) -> str:
+    """The filter's name where several filters read one metric, else the metric's."""
+    name, _, filter_name = metric.partition(".")
+    alike = [m for m in benchmark.changes if m.split(".")[0] == name]
+    return filter_name if len(alike) > 1 and filter_name else name
+
+
+def rate(benchmark: BenchmarkChange, found: Estimate | None, zero: str) -> tuple[str, str, str]:
+    """A forgetting rate, its interval and a note, or what is known of it; nothing for a target task.
+
+    Args:
+        benchmark: whose rate it is.
+        found: the rate; None where any is possible.
+        zero: what the base must be shown to be above for a rate to be told.
+    """
+    if benchmark.role is Role.target:
+        return "", "", ""
+    if found and not isnan(found.value):
+        return *percent(found), ""
+    note = f"base not shown above {zero}"
+    if found is None:
+        return "any possible", "", note
+    if isfinite(found.low):
+        return f"at least {number(100 * found.low)} %", "", note
+    return f"at most {number(100 * found.high)} %", "", note
+
+
+def rate_above_chance(benchmark: BenchmarkChange) -> tuple[str, str, str]:
+    """The share of what the base had above chance that is gone, its interval and a note, or what is known of it."""
+    return rate(benchmark, benchmark.forgetting_rate_above_chance, "chance" if benchmark.chance else "0")
+
+
+def paper(benchmark: BenchmarkChange) -> tuple[str, str]:
+    """The paper's metric of this benchmark with the standard error that the paper gives, and the paired interval."""
+    if benchmark.paper_metric is None or (found := benchmark.paper_value) is None:
+        return "", ""
+    symbol = _PAPER_SYMBOLS[benchmark.paper_metric]
+    if isnan(found.value):
+        return f"{symbol} undefined, base at 0", ""
+    if benchmark.paper_metric is PaperMetric.forgetting_rate:
+        text, doubt = percent(found)
+        return f"{symbol} {text}", doubt
+    error = "" if isnan(found.standard_error) else f" ±{number(found.standard_error)}"
+    return f"{symbol} {number(found.value, '+.1f')}{error}", interval(found.low, found.high, "+.1f")
+
+
+def cause(name: str, share: float) -> str:
+    """What most lost answers were lost to.
+
+    >>> cause("other_format", 0.81)
+    '81 % other format'
+    """
+    return f"{100 * share:.0f} % {name.replace('_', ' ')}"
+
+
+# --- sentences --------------------------------------------------------------------------------------
+
+
+def sentences(findings: Findings) -> list[str]:
+    """What the findings say in words: the verdicts, what became of lost answers, what training did."""
+    training = [learned(findings.training)] if findings.training else []
+    return [*summary(findings.changes), *anatomy_lines(findings.anatomies), *training]
+
+
+def summary(changes: Changes) -> list[str]:
+    """What the verdicts say, one sentence each."""
+    found = [f"About {changes.part}."] if changes.part else []
+    by_verdict: dict[Verdict, list[tuple[str, BenchmarkChange]]] = {}
+    for name, benchmark in changes.benchmarks.items():
+        by_verdict.setdefault(benchmark.verdict, []).append((name, benchmark))
+    for verdict in (Verdict.improved, Verdict.forgotten, Verdict.retained):
+        if shown := by_verdict.get(verdict):
+            listed = ", ".join(f"{name} ({_change(b)})" for name, b in shown)
+            margins = " or ".join(f"{m:g}" for m in sorted({100 * b.margin for _, b in shown}))
+            within = f", shown to be within {margins} points of the base" if verdict is Verdict.retained else ""
+            found.append(f"{verdict.value.capitalize()}: {listed}{within}.")
+    for name, b in by_verdict.get(Verdict.undecided, []):
+        smallest = b.minimum_detectable_change
+        can_show = "no change at all" if isnan(smallest) else f"only changes of {100 * smallest:.1f} points or more"
+        enough = f", about {b.n_to_decide:,} would decide" if b.n_to_decide else ""
+        questions = "1 question shows" if b.n == 1 else f"{b.n:,} questions show"
+        found.append(f"Undecided: {name} ({_change(b)}); {questions} {can_show}{enough}.")
+    return found
+
+
+def _change(benchmark: BenchmarkChange) -> str:
+    """The change in points and, where the questions come from subjects, what it is said of."""
+    d = benchmark.primary.difference
+    return f"{points(d)[0]} points" + (f", for {d.population}" if d.n_groups else "")
+
+
+def anatomy_lines(anatomies: dict[str, Anatomy]) -> list[str]:
+    """What became of lost answers, one line a benchmark that lost any."""
+    lines = []
+    for name, found in anatomies.items():
+        if not found.n_lost:
+            continue
+        shares = ", ".join(
+            f"{100 * c.share.value:.0f} % {interval(100 * c.share.low, 100 * c.share.high, '.0f')} "
+            f"{EXPLANATIONS[c.name].split(':')[0]}"
+            for c in found.causes
+            if c.share and c.count
+        )
+        lead = f" {leads(found.choices)}" if found.choices else ""
+        lines.append(f"Of {found.n_lost} answers lost in {name}: {shares or 'causes unknown'}.{lead}".rstrip())
+    moved = [f"{name}: {position(a.choices)}" for name, a in anatomies.items() if a.choices and a.choices.collapsed]
+    return lines + moved
+
+
+def lost(found: Anatomy) -> str:
+    """How many answers were lost, in a sentence."""
+    if not found.n_right:
+        return "No answer was right before, so none could be lost."
+    if not found.n_lost:
+        return f"None of {plural(found.n_right, 'right answer')} was lost."
+    share = number(100 * found.n_lost / found.n_right)
+    unknown = "" if found.causes else " Why is not known: a question has several right choices."
+    before = f"Of {plural(found.n_right, 'answer')} that were right before"
+    return f"{before}, {found.n_lost:,} were lost ({share} %).{unknown}"
+
+
+def leads(moved: Choices) -> str:
+    """How far ahead the right choice was of the others where it was lost, and is; empty where none was lost."""
+    before, after = moved.median_lead_before, moved.median_lead_after
+    if isnan(before) or isnan(after):
+        return ""
+    side = "is behind by" if after < 0 else "still leads by"
+    return (
+        f"In the lost answers the right choice led by {before:.2f} nats before and {side} {abs(after):.2f} after "
+        "(medians)."
+    )
+
+
+def position(moved: Choices) -> str:
+    """Which position the tuned model takes most often, and whether it is shown to have moved there."""
+    begin = "the tuned model moved to" if moved.collapsed else "no move to one position is shown; taken most often is"
+    before, after = together(percent(moved.share_before)), together(percent(moved.share_after))
+    return (
+        f"{begin} choice {chr(ord('A') + moved.position)}, with {before} of all questions before and {after} after; it "
+        f"is right in {number(100 * moved.share_right)} %."
+    )
+
+
+def learned(training: "TrainResult") -> str:
+    """What training did, in one sentence."""
+    before, after = training.validation_loss_before, training.validation_loss_after
+    return (
+        f"Validation loss {number(before, '.3f')} → {number(after, '.3f')} nats a token in "
+        f"{plural(training.steps, 'step')}; {training.n_trainable:,} parameters trained, "
+        f"{number(training.trainable_percent, '.2f')} %." + (f" {training.cut}." if training.cut.n_cut else "")
+    )
+
+
+def pairs_legend(changes: list[Changes], confirmed: bool) -> str:
+    """How pairs are read: two tuned models are one pair, each run that is confirmed is one with its base."""
+    differences = {name: b.primary.difference for name, b in changes[0].benchmarks.items()}
+    subjects = "".join(f", {name} for {d.population}" for name, d in differences.items() if d.n_groups)
+    means = "; ".join(
+        NOTHING if isnan(change.mean_retained_change.value) else together(points(change.mean_retained_change))
+        for change in changes
+    )
+    part = f" About {changes[0].part}." if changes[0].part else ""
+    if confirmed:
+        change, whose = "from the base to the tuned model", f"{'this' if len(changes) == 1 else 'each'} checkpoint"
+    else:
+        change, whose = "from the first to the second run's tuned model", "these two checkpoints"
+    return (
+        f"Change in points {change} with its 95 % interval, each question's two answers paired; * target task. Mean "
+        f"change of the retained benchmarks: {means}.{part} Verdicts hold for {whose} and questions like "
+        f"these{subjects}; {_ERRORS} (Holm)."
+    )
