@@ -12,7 +12,7 @@ from slimdown.measuring.questions import load_tasks
 from slimdown.preparing import chat
 from slimdown.preparing.chat import chat_prompt, check_chat_template
 from slimdown.preparing.model import LoadedModel
-from slimdown.settings.schema import EvaluationConfig, RunConfig
+from slimdown.settings.schema import RunConfig
 
 SETTING = "dataset.mine.template=chat"
 LONG = "{% for a in range(5000) %}{% for b in range(5000) %}{% endfor %}{% endfor %}"
@@ -52,10 +52,11 @@ def test_a_sound_template_is_used_as_it_is(pocket: LoadedModel) -> None:
     assert chat_prompt(pocket.tokenizer, "What?", SETTING).endswith("<What?>")
 
 
-def test_without_a_template_nothing_is_measured(pocket: LoadedModel) -> None:
+def test_without_a_template_nothing_is_measured(pocket: LoadedModel, composed: Callable[..., RunConfig]) -> None:
+    config = composed("evaluation.apply_chat_template=true").evaluation
     with (
         pytest.raises(UserError, match=r"use evaluation\.apply_chat_template=false, or an instruct model"),
-        Evaluator(pocket, EvaluationConfig(batch_size=1, apply_chat_template=True), Scoring(shares=False)),
+        Evaluator(pocket, config, Scoring(shares=False)),
     ):
         pass
 
@@ -73,12 +74,13 @@ def test_a_template_that_does_not_take_the_questions_is_one_line(
         evaluator.questions_hash(tasks["pocket_math"], config.benchmark["pocket_math"])
 
 
-def test_a_template_that_writes_the_date_asks_the_same_every_day(pocket: LoadedModel) -> None:
+def test_a_template_that_writes_the_date_asks_the_same_every_day(
+    pocket: LoadedModel, composed: Callable[..., RunConfig]
+) -> None:
     pocket.tokenizer.chat_template = (
         "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
         "{{ date_string }} {{ messages[0]['content'] }}"
     )
     assert chat_prompt(pocket.tokenizer, "What?", "template=chat") == "26 Jul 2024 What?"
-    config = EvaluationConfig(batch_size=1, apply_chat_template=True)
-    lm = _language_model(pocket, config)
+    lm = _language_model(pocket, composed("evaluation.apply_chat_template=true").evaluation)
     assert lm.apply_chat_template([{"role": "user", "content": "What?"}]) == "26 Jul 2024 What?"

@@ -1,11 +1,13 @@
 """What can be set composes; what is wrong is named, with what would be right."""
 
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 from hydra import compose
+from omegaconf import OmegaConf
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
@@ -185,6 +187,26 @@ def test_a_folder_of_ones_own_adds_choices(tmp_path: Path) -> None:
     check_command_line(["--config-dir", str(tmp_path), "experiment=mine"])
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nlora: {r: 0}\n")
     assert refused("--config-dir", str(tmp_path), "experiment=mine") == ["lora.r must be at least 1, got 0"]
+
+
+def test_a_value_that_a_file_sets_is_no_default_of_the_schema_too() -> None:
+    """One place a value: a YAML file repeats no default of the dataclasses, which would then stand in two."""
+    repeated, compared = [], 0
+    for file in CONF_DIR.rglob("*.yaml"):
+        content = OmegaConf.to_container(OmegaConf.load(file))
+        group = file.parent.name
+        sections = content if "@package _global_" in file.read_text() or file.stem == "config" else {group: content}
+        for section, settings in sections.items():
+            kind = get_type_hints(RunConfig).get(section)
+            kind = get_args(kind)[1] if get_origin(kind) is dict else kind
+            if not is_dataclass(kind) or not isinstance(settings, dict):
+                continue
+            for field in fields(kind):
+                compared += field.name in settings
+                if field.name in settings and settings[field.name] == field.default:
+                    repeated.append(f"{file.relative_to(CONF_DIR)}: {field.name}")
+    assert compared > 100
+    assert repeated == ["dataset/file.yaml: path"]  # which says by itself that it must be set
 
 
 def test_the_names_of_transformers_are_read_as_it_has_them() -> None:

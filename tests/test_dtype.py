@@ -2,19 +2,18 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from mlflow import MlflowClient
 
-from slimdown.pocket import MODEL_DIR
 from slimdown.preparing import dtype
 from slimdown.preparing.dtype import auto_dtype, bfloat16_speedup, measured_speedup
 from slimdown.preparing.model import load_model
 from slimdown.recording.write import TrackedRun
-from slimdown.settings.schema import Device, Dtype, ModelConfig, QuantizationConfig, TrackingConfig
+from slimdown.settings.schema import RunConfig, TrackingConfig
 
 CPU = torch.device("cpu")
 
@@ -119,11 +118,11 @@ def test_runs_that_start_together_choose_alike(cache: Path, monkeypatch: pytest.
 
 
 def test_weights_and_4_bit_products_take_the_dtype_and_the_record_says_why(
-    store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch, composed: Callable[..., RunConfig]
 ) -> None:
     monkeypatch.setattr(dtype, "measured_speedup", lambda: 2.6)
-    config = ModelConfig(id=str(MODEL_DIR), dtype=Dtype.auto, device=Device.cpu)
-    loaded = load_model(config, QuantizationConfig(load_in_4bit=True, load_in_8bit=False))
+    config = composed("model.dtype=auto", "quantization.bnb_4bit_compute_dtype=auto")
+    loaded = load_model(config.model, config.quantization)
     assert loaded.dtype == "bfloat16"
     assert loaded.model.model.layers[0].self_attn.q_proj.compute_dtype == torch.bfloat16
     with TrackedRun(TrackingConfig("sqlite:///mlruns/mlflow.db", "slimdown"), "a run", kind="tuned", tags={}) as run:

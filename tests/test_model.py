@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from slimdown.guarding.errors import UserError
 from slimdown.pocket import MODEL_DIR
 from slimdown.preparing.model import LoadedModel, context_window, load_model
-from slimdown.settings.schema import Device, Dtype, ModelConfig, QuantizationConfig, RunConfig
+from slimdown.settings.schema import RunConfig
 
 Composed = Callable[..., RunConfig]
 
@@ -27,7 +27,8 @@ def test_the_base_is_in_four_bits_and_says_what_it_is(pocket: LoadedModel) -> No
 
 
 def test_parameters_are_counted_as_published(pocket: LoadedModel, composed: Composed) -> None:
-    whole = load_model(composed().model, QuantizationConfig(load_in_4bit=False, load_in_8bit=False))
+    config = composed("quantization=none")
+    whole = load_model(config.model, config.quantization)
     assert pocket.n_parameters == whole.n_parameters == sum(p.numel() for p in whole.model.parameters())
 
 
@@ -64,11 +65,9 @@ def test_every_quantization_answers(quantization: str, composed: Composed) -> No
     assert torch.isfinite(loaded.model(torch.arange(3, 20)[None]).logits).all()
 
 
-def test_a_local_folder_is_a_model_too() -> None:
-    loaded = load_model(
-        ModelConfig(id=str(MODEL_DIR), dtype=Dtype.float32, device=Device.cpu),
-        QuantizationConfig(load_in_4bit=False, load_in_8bit=False),
-    )
+def test_a_local_folder_is_a_model_too(composed: Composed) -> None:
+    config = composed(f"model.id={MODEL_DIR}")
+    loaded = load_model(config.model, config.quantization)
     assert context_window(loaded.model) == loaded.model.config.max_position_embeddings
 
 

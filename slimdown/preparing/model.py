@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -157,16 +157,11 @@ def _dtype(wanted: Dtype, device: torch.device) -> tuple[torch.dtype, str]:
 def _bitsandbytes(quantization: QuantizationConfig, device: torch.device) -> Any:
     from transformers import BitsAndBytesConfig
 
-    if quantization.load_in_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    if quantization.load_in_4bit:
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=quantization.bnb_4bit_quant_type.value,
-            bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
-            bnb_4bit_compute_dtype=_dtype(quantization.bnb_4bit_compute_dtype, device)[0],
-        )
-    return None
+    if quantization.name == "none":
+        return None
+    upstream = {key: value for key, value in asdict(quantization).items() if not key.startswith("dequantize")}
+    upstream["bnb_4bit_compute_dtype"], _ = _dtype(quantization.bnb_4bit_compute_dtype, device)
+    return BitsAndBytesConfig(**upstream)
 
 
 def _count_parameters(model: nn.Module) -> int:

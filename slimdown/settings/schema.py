@@ -1,8 +1,8 @@
 """The typed configuration: what can be set, what each setting means, and every check on it.
 
-Hydra composes the YAML files of `conf/`; `load_config` turns the result into a `RunConfig`. Values live in the YAML;
-a field says `MISSING` where a group file always sets it, so that a forgotten key fails by name. Nothing here imports
-torch: a mistake answers in well under a second.
+Hydra composes the YAML files of `conf/`; `load_config` turns the result into a `RunConfig`. A value stands in
+one place: in the YAML, with `MISSING` here, so that a forgotten key fails by name; or here, for what no file of `conf/`
+sets. Nothing here imports torch: a mistake answers in well under a second.
 """
 
 import json
@@ -116,11 +116,11 @@ class QuantizationConfig:
 
     load_in_4bit: bool = MISSING
     load_in_8bit: bool = MISSING
-    bnb_4bit_quant_type: QuantType = QuantType.nf4
-    bnb_4bit_use_double_quant: bool = True
-    bnb_4bit_compute_dtype: Dtype = Dtype.auto
-    dequantize_for_evaluation: str = ranged(_RULE, "auto")  # auto: where memory allows
-    dequantize_for_training: str = ranged(_RULE, "auto")  # auto: on CPUs where memory allows
+    bnb_4bit_quant_type: QuantType = MISSING
+    bnb_4bit_use_double_quant: bool = MISSING
+    bnb_4bit_compute_dtype: Dtype = MISSING
+    dequantize_for_evaluation: str = ranged(_RULE)  # auto: where memory allows
+    dequantize_for_training: str = ranged(_RULE)  # auto: on CPUs where memory allows
 
     @property
     def name(self) -> str:
@@ -196,6 +196,11 @@ class LoraConfig:
     lora_dropout: float = ranged(SHARE)
     target_modules: list[str] = MISSING  # module names; [all-linear] for every linear layer but the head
 
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether every linear layer but the head is adapted."""
+        return list(self.target_modules) == ["all-linear"]
+
     def problems(self) -> Iterator[str]:
         if not all(name.strip() for name in self.target_modules or [""]):
             yield "target_modules is empty; name at least one, e.g. [q_proj,k_proj,v_proj]"
@@ -253,10 +258,10 @@ class BenchmarkConfig:
 class EvaluationConfig:
     """How base and tuned model are measured; the same for both."""
 
-    token_budget: int | None = ranged(COUNT, None)  # tokens of one forward; null: what suits the device
+    token_budget: int | None = ranged(COUNT)  # tokens of one forward; null: what suits the device
     batch_size: int = ranged(COUNT)  # questions run together, where a model cannot share work between them
     apply_chat_template: bool = MISSING  # ask through the tokenizer's chat template
-    holdout: float = ranged(SHARE, 0.0)  # share of each benchmark's questions kept from choosing between runs; 0: none
+    holdout: float = ranged(SHARE)  # share of each benchmark's questions kept from choosing between runs; 0: none
 
 
 @dataclass

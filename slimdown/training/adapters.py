@@ -1,6 +1,7 @@
 """The adapter in PEFT's terms: its config, and its files."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,8 @@ def adapter_config(lora: LoraConfig) -> Any:
     """PEFT's config of the adapter that `lora` asks for."""
     import peft
 
-    wanted = list(lora.target_modules)
-    return peft.LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules="all-linear" if wanted == ["all-linear"] else wanted,
-        task_type="CAUSAL_LM",
-    )
+    every = {"target_modules": "all-linear"} if lora.is_everywhere else {}
+    return peft.LoraConfig(**asdict(lora) | every, task_type="CAUSAL_LM")
 
 
 def save_adapter(model: Any, base: LoadedModel, folder: Path) -> Path:

@@ -31,7 +31,7 @@ class CutRows:
 
 
 def check_settings(base: LoadedModel, lora: LoraConfig, config: TrainConfig) -> None:
-    """Return in silence where this model can be trained so; asked before hours go into measuring it.
+    """Check that this model can be trained so, before hours go into measuring it.
 
     Raises:
         UserError: target modules that it lacks, examples longer than its window, an adapter larger than the model, an
@@ -44,38 +44,24 @@ def check_settings(base: LoadedModel, lora: LoraConfig, config: TrainConfig) -> 
             f"set train.max_length={window} or less"
         )
     # PEFT is content where one of the names is found, and leaves the others out in silence.
-    linear = [name for name, module in base.model.named_modules() if isinstance(module, torch.nn.Linear)]
-    absent = [w for w in lora.target_modules if not any(name == w or name.endswith(f".{w}") for name in linear)]
-    if absent and list(lora.target_modules) != ["all-linear"]:
-        there = sorted({name.rsplit(".", 1)[-1] for name in linear} - {"lm_head"})
+    linear = {name: module for name, module in base.model.named_modules() if isinstance(module, torch.nn.Linear)}
+    adapted = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in lora.target_modules}
+    if (absent := [target for target, names in adapted.items() if not names]) and not lora.is_everywhere:
+        known = sorted({name.rsplit(".", 1)[-1] for name in linear} - {"lm_head"})
         raise UserError(
-            f"lora.target_modules: {base.id} has no {', '.join(absent)}; its linear layers are {', '.join(there)}"
+            f"lora.target_modules: {base.id} has no {', '.join(absent)}; its linear layers are {', '.join(known)}"
         )
-    check_rank(base, lora)
-    check_optimizer(config, base.device)
-
-
-def check_rank(base: LoadedModel, lora: LoraConfig) -> None:
-    """Check that the adapter is smaller than the model, for which adapters are made.
-
-    Raises:
-        UserError: with both sizes and the largest `lora.r` that is.
-    """
-    is_all = list(lora.target_modules) == ["all-linear"]
-    per_rank = sum(
-        module.in_features + module.out_features
-        for name, module in base.model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and (is_all or any(name == w or name.endswith(f".{w}") for w in lora.target_modules))
-    )
+    names = linear if lora.is_everywhere else {name for names in adapted.values() for name in names}
+    per_rank = sum(linear[name].in_features + linear[name].out_features for name in names)
     if lora.r * per_rank > base.n_parameters:
         raise UserError(
             f"lora.r={lora.r}: the adapter would have {lora.r * per_rank:,} parameters, and {base.id} has "
             f"{base.n_parameters:,}; the largest adapter that is smaller has lora.r={base.n_parameters // per_rank}"
         )
+    _check_optimizer(config, base.device)
 
 
-def check_optimizer(config: TrainConfig, device: str) -> None:
+def _check_optimizer(config: TrainConfig, device: str) -> None:
     """Check that this device can take a step with the optimizer and the schedule, by taking one.
 
     Raises:
