@@ -14,7 +14,7 @@ SOURCE = {name: file.read_text() for name, file in FILES.items() if not name.sta
 PAGE, LONGEST_FILE = 60, 400  # lines
 TO_BE_SPLIT = {
     "compare.py", "judging/comparison.py", "measuring/evaluate.py", "preparing/model.py", "recording/read.py",
-    "recording/write.py", "showing/page.py", "showing/plots.py", "training/fine_tune.py",
+    "recording/write.py", "showing/page.py", "showing/plots.py",
 }  # fmt: skip
 
 

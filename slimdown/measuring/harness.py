@@ -22,7 +22,7 @@ from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation
 from slimdown.measuring.questions import FEWSHOT_SEED, build_requests
 from slimdown.measuring.results import read_results
 from slimdown.preparing.chat import ONE_DAY, check_chat_template
-from slimdown.preparing.dequantize import asked, dequantized, dequantizes
+from slimdown.preparing.dequantize import dequantized, dequantizes
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.schema import BenchmarkConfig, EvaluationConfig, OnProgress
 
@@ -150,7 +150,7 @@ def choose_scoring(
         adapter: PEFT's config of what will be trained, if anything.
     """
     with _undisturbed(loaded), ExitStack() as stack:
-        if is_dequantized := dequantizes(loaded.model, asked(dequantize)):
+        if is_dequantized := dequantizes(loaded.model, dequantize):
             stack.enter_context(dequantized(loaded.model))
         lm = _language_model(loaded, config)
         scoring: Scoring = lm.choose_scoring(lambda: _longest_row(lm, tasks, chosen, config), adapter, is_dequantized)

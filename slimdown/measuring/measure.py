@@ -17,7 +17,7 @@ from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation
 from slimdown.measuring.engine.sharing import Scoring
 from slimdown.measuring.harness import Evaluator
 from slimdown.measuring.validation import validation_loss
-from slimdown.preparing.dequantize import asked, dequantizes
+from slimdown.preparing.dequantize import dequantizes
 from slimdown.preparing.identity import digest
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.schema import BenchmarkConfig, EvaluationConfig, OnProgress, TrainConfig
@@ -130,7 +130,7 @@ def loss_key(base: LoadedModel, rows: Any, config: TrainConfig, dequantize: str)
         "model": base.identity,
         "rows": [rows["prompt"][:], rows["completion"][:]],
         "settings": [config.max_length, config.completion_only_loss, config.per_device_eval_batch_size],
-        "dequantized": dequantizes(base.model, asked(dequantize)),
+        "dequantized": dequantizes(base.model, dequantize),
         "code": [code_digest(), *own],
     }
     return f"{KEY_VERSION}{digest(parts)}"

@@ -12,7 +12,7 @@ import torch
 
 from slimdown.measuring.engine.forward import logits_at, measuring, token_scores
 from slimdown.measuring.rows_apart import attention_by_row, tells_rows_apart
-from slimdown.preparing.dequantize import asked, dequantized, dequantizes
+from slimdown.preparing.dequantize import dequantized, dequantizes
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.schema import TrainConfig
 
@@ -33,7 +33,7 @@ def validation_loss(loaded: LoadedModel, model: Any, rows: Any, config: TrainCon
     tokenized = _tokenized(loaded.tokenizer, rows, config)
     summed, counted = torch.zeros(len(tokenized), dtype=torch.float64), torch.zeros(len(tokenized))
     padding = None if tells_rows_apart(loaded) else loaded.tokenizer.pad_token_id  # None: rows laid end to end
-    unpacked = dequantized(model) if dequantizes(model, asked(dequantize)) else nullcontext()
+    unpacked = dequantized(model) if dequantizes(model, dequantize) else nullcontext()
     with attention_by_row(loaded), unpacked, measuring(model):
         for members in _batches(tokenized, min(_TOKENS, _LOGITS // model.get_input_embeddings().weight.shape[0])):
             batch = [tokenized[i] for i in members]

@@ -1,14 +1,12 @@
 """4-bit layers computing on their dequantized values, and back again.
 
-A 4-bit layer multiplies with its weights dequantized; holding those values instead of unpacking
-them at every forward gives the same products sooner, for the memory of an unquantized model.
+A 4-bit layer multiplies with its weights dequantized; holding those values instead of unpacking them at every forward
+gives the same products sooner, for the memory of an unquantized model.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 import torch
@@ -29,9 +27,8 @@ class DequantizedLinear(nn.Module):
         state = layer.weight.quant_state
         if getattr(state, "packing_format_for_cpu", False):
             raise ValueError(
-                "the 4-bit weights were repacked for AVX512-BF16 by an earlier forward and cannot "
-                "be dequantized: set support_avx512bf16_for_cpu = False on every 4-bit layer "
-                "right after loading the model"
+                "the 4-bit weights were repacked for AVX512-BF16 by an earlier forward and cannot be dequantized: set "
+                "support_avx512bf16_for_cpu = False on every 4-bit layer right after loading the model"
             )
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.compute_dtype = layer.compute_dtype
@@ -50,8 +47,10 @@ class DequantizedLinear(nn.Module):
 def dequantized(model: nn.Module) -> Iterator[nn.Module]:
     """The model, its 4-bit layers replaced by their dequantized values; on leaving they are back.
 
-    The 4-bit layers, the base layers of adapters included, are set aside untouched, so training can
-    follow. Raises ValueError where bitsandbytes has repacked the weights for its CPU kernel.
+    They are set aside untouched, those in adapters included, so training can follow.
+
+    Raises:
+        ValueError: bitsandbytes has repacked the weights for its CPU kernel.
     """
     replaced: list[tuple[nn.Module, str, nn.Module]] = []
     try:
@@ -66,33 +65,20 @@ def dequantized(model: nn.Module) -> Iterator[nn.Module]:
             setattr(parent, name, layer)
 
 
-def asked(setting: str) -> bool | Literal["auto"]:
-    """The rule that a setting of `auto`, `true` or `false` asks for."""
-    rules: dict[str, bool | Literal["auto"]] = {"true": True, "false": False}
-    return rules.get(setting.lower(), "auto")
+def dequantizes(model: nn.Module, rule: str) -> bool:
+    """Whether to compute on dequantized values; of a model without 4-bit layers there are none.
 
-
-def dequantizes(model: nn.Module, rule: bool | Literal["auto"] = "auto") -> bool:
-    """Whether to evaluate `model` on dequantized values.
-
-    `auto`: where the values fit in half of the memory that is free on the model's device. A model
-    without 4-bit layers has nothing to dequantize, whatever the rule.
+    Args:
+        model: with adapters or without.
+        rule: of the settings: true, false, or auto, where the values fit in half of the memory that is free.
     """
     layers: list[Any] = [layer for layer in model.modules() if is_4bit(layer)]
-    if not layers or rule is False:
-        return False
-    if rule is True:
-        return True
-    device = layers[0].weight.device
-    return dequantized_bytes(model) <= FREE_MEMORY_SHARE * free_bytes(device)
-
-
-def dequantized_bytes(model: nn.Module) -> int:
-    """Bytes that the dequantized values of the model's 4-bit weights take."""
-    layers: list[Any] = [layer for layer in model.modules() if is_4bit(layer)]
-    return sum(
+    if not layers or rule.lower() != "auto":
+        return bool(layers) and rule.lower() == "true"
+    n_bytes = sum(
         layer.in_features * layer.out_features * (layer.compute_dtype or torch.float32).itemsize for layer in layers
     )
+    return n_bytes <= FREE_MEMORY_SHARE * free_bytes(layers[0].weight.device)
 
 
 def free_bytes(device: torch.device) -> int:

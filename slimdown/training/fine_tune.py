@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from slimdown.guarding.errors import UserError
 from slimdown.measuring.rows_apart import attention_by_row
 from slimdown.measuring.validation import validation_loss
 from slimdown.preparing.data import SftData
-from slimdown.preparing.dequantize import asked, dequantized, dequantizes
+from slimdown.preparing.dequantize import dequantized, dequantizes
 from slimdown.preparing.identity import digest, identify
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.schema import LoraConfig, OnProgress, TrainConfig
@@ -30,6 +31,7 @@ from slimdown.training.checks import CutRows, check_rows, check_settings
 from slimdown.training.lean import padding_free_collator, trainer_class
 
 OnStep = Callable[["StepRecord"], None]
+CheckNumber = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -104,29 +106,47 @@ def fine_tune(
     cut = check_rows(base, data, config)
     if before is None:
         before = validation_loss(base, base.model, data.validation, config, dequantize)
-    check_number = _NumberCheck(base, config)
+    check_number = partial(_check_number, base, config)
     check_number(before, "validation loss", "before the first step")
     transformers.set_seed(seed)
     model = peft.get_peft_model(base.model, adapter_config(lora))
-    history: list[StepRecord] = []
     trainer = _trainer(base, model, data, config, seed, folder)
+    history: list[StepRecord] = []
     trainer.add_callback(_recorder(history, check_number, on_step, on_progress))
     transformers.set_seed(seed)  # nothing above must move the order of the rows
-    with attention_by_row(base), dequantized(model) if _dequantizes(base, dequantize) else nullcontext():
+    # A GPU unpacks as fast as it reads, and has better uses for memory.
+    pays = dequantize.lower() != "auto" or base.device == "cpu"
+    with attention_by_row(base), dequantized(model) if pays and dequantizes(model, dequantize) else nullcontext():
         outcome, seconds = _trained(trainer, base, config)
     after = validation_loss(base, model, data.validation, config, dequantize)
     check_number(after, "validation loss", "after the last step")
     model.eval()
-    n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     adapter_dir = save_adapter(model, base, folder / "adapter")
+    adapter = hashlib.sha256((adapter_dir / "adapter_model.safetensors").read_bytes()).hexdigest()
+    identity = identify(model, base.tokenizer, digest([base.identity["weights"], adapter]))
+    training = _result(adapter_dir, outcome, seconds, (before, after), model, base, history, cut)
+    return Tuned(replace(base, model=model, identity=identity), training)
+
+
+def _result(
+    adapter_dir: Path,
+    outcome: Any,
+    seconds: float,
+    losses: tuple[float, float],
+    model: Any,
+    base: LoadedModel,
+    history: list[StepRecord],
+    cut: CutRows,
+) -> TrainResult:
+    n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     tokens = int(history[-1].values.get("num_tokens", 0)) if history else 0
-    training = TrainResult(
+    return TrainResult(
         adapter_dir=adapter_dir,
         steps=outcome.global_step,
         tokens=tokens,
         train_loss=float(outcome.training_loss),
-        validation_loss_before=before,
-        validation_loss_after=after,
+        validation_loss_before=losses[0],
+        validation_loss_after=losses[1],
         n_trainable=n_trainable,
         trainable_percent=100 * n_trainable / base.n_parameters,
         runtime_seconds=seconds,
@@ -134,9 +154,6 @@ def fine_tune(
         history=tuple(history),
         cut=cut,
     )
-    adapter = hashlib.sha256((adapter_dir / "adapter_model.safetensors").read_bytes()).hexdigest()
-    identity = identify(model, base.tokenizer, digest([base.identity["weights"], adapter]))
-    return Tuned(replace(base, model=model, identity=identity), training)
 
 
 def _trainer(base: LoadedModel, model: Any, data: SftData, config: TrainConfig, seed: int, folder: Path) -> Any:
@@ -188,7 +205,7 @@ def _trained(trainer: Any, base: LoadedModel, config: TrainConfig) -> tuple[Any,
         ) from None
 
 
-def _recorder(history: list[StepRecord], check_number: "_NumberCheck", on_step: OnStep, on_progress: OnProgress) -> Any:
+def _recorder(history: list[StepRecord], check_number: CheckNumber, on_step: OnStep, on_progress: OnProgress) -> Any:
     """The trainer's callback that appends each step to `history`, hands it on, and ends what is no number."""
     import transformers
 
@@ -206,32 +223,20 @@ def _recorder(history: list[StepRecord], check_number: "_NumberCheck", on_step: 
     return Recorder()
 
 
-@dataclass(frozen=True)
-class _NumberCheck:
-    """Ends a training whose loss or gradient is no number, with what to try."""
-
-    base: LoadedModel
-    config: TrainConfig
-
-    def __call__(self, value: float, name: str, where: str, learning_rate: float | None = None) -> None:
-        if isfinite(value):
-            return
-        config = self.config
-        exact = "" if self.base.dtype == "float32" else f", or model.dtype=float32 (now {self.base.dtype})"
-        raise UserError(
-            f"training came to an end {where}: the {name} is {value}"
-            + (f" at a learning rate of {learning_rate:g}" if learning_rate is not None else "")
-            + f" (train.learning_rate={config.learning_rate:g}), and nothing is measured after that. Try a smaller "
-            f"train.learning_rate, e.g. {min(config.learning_rate / 10, 2e-3):g}, more train.warmup_steps (now "
-            f"{config.warmup_steps:g}), a smaller train.max_grad_norm (now {config.max_grad_norm:g}){exact}"
-        )
-
-
-def _dequantizes(base: LoadedModel, rule: str) -> bool:
-    """Whether to compute on dequantized values; a GPU unpacks as fast as it reads, and has better uses for memory."""
-    if rule.lower() == "auto" and base.device != "cpu":
-        return False
-    return dequantizes(base.model, asked(rule))
+def _check_number(
+    base: LoadedModel, config: TrainConfig, value: float, name: str, where: str, learning_rate: float | None = None
+) -> None:
+    """End a training whose loss or gradient is no number, with what to try."""
+    if isfinite(value):
+        return
+    exact = "" if base.dtype == "float32" else f", or model.dtype=float32 (now {base.dtype})"
+    rate = "" if learning_rate is None else f" at a learning rate of {learning_rate:g}"
+    raise UserError(
+        f"training came to an end {where}: the {name} is {value}{rate} (train.learning_rate={config.learning_rate:g}), "
+        f"and nothing is measured after that. Try a smaller train.learning_rate, e.g. "
+        f"{min(config.learning_rate / 10, 2e-3):g}, more train.warmup_steps (now {config.warmup_steps:g}), a smaller "
+        f"train.max_grad_norm (now {config.max_grad_norm:g}){exact}"
+    )
 
 
 def _silence_transformers() -> None:
