@@ -53,7 +53,6 @@ def experiment(config: RunConfig, about: About) -> Findings:
         tracked.log_tuned(tuned)
         with console.progress_bar("measuring the tuned model") as bar:
             after = open_part(ask(tuned.model, record=tuned_record(config, tracked, note), on_progress=bar), holdout)
-
         findings = judge(before, after, tuned.training, {"peak_memory_bytes": float(peak_memory_bytes())})
         tracked.keep(findings, files_of(findings, about.name, tracked.run_id, config, about.environment))
     console.show_findings(findings)

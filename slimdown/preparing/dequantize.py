@@ -75,7 +75,7 @@ def dequantizes(model: nn.Module, rule: str) -> bool:
     layers: list[Any] = [layer for layer in model.modules() if is_4bit(layer)]
     if not layers or rule.lower() != "auto":
         return bool(layers) and rule.lower() == "true"
-    n_bytes = sum(
+    n_bytes: int = sum(
         layer.in_features * layer.out_features * (layer.compute_dtype or torch.float32).itemsize for layer in layers
     )
     return n_bytes <= FREE_MEMORY_SHARE * free_bytes(layers[0].weight.device)
