@@ -178,7 +178,7 @@ def test_a_base_lies_in_a_run_of_its_own_and_is_found_by_another(
     for _ in range(2):
         with (
             TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run,
-            base_record(settings_of(local(tmp_path), True), pocket, run) as record,
+            base_record(replace(config, tracking=local(tmp_path)), pocket, run) as record,
         ):
             measured(pocket, config, record)
             sources.append(record.sources["pocket_cs"])
@@ -187,7 +187,8 @@ def test_a_base_lies_in_a_run_of_its_own_and_is_found_by_another(
     baseline = store.get_run(sources[0])
     assert "base/pocket_cs/acc" in baseline.data.metrics
     assert baseline.data.tags["slimdown.kind"] == "baseline"
-    assert baseline.data.params == {"model.id": "pocket:model"}
+    assert baseline.data.params["model.id"] == "pocket:model"
+    assert {key.split(".")[0] for key in baseline.data.params} == {"model", "quantization", "benchmark", "evaluation"}
     assert [a.path for a in store.list_artifacts(sources[0], "samples")] == ["samples/base-pocket_cs.parquet"]
 
 
@@ -295,7 +296,7 @@ def test_damaged_samples_are_measured_again_and_told_once(
     for i in range(3):
         with (
             TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run,
-            base_record(local(tmp_path), pocket, run, True, {}, told.append) as record,
+            base_record(settings_of(local(tmp_path)), pocket, run, told.append) as record,
         ):
             measured(pocket, config, record)
         sources.append(record.sources["pocket_cs"])
@@ -316,7 +317,7 @@ def test_evaluations_found_by_earlier_keys_are_made_anew_once_and_told(
         monkeypatch.setattr(baseline, "KEY_VERSION", kind)
         with (
             TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run,
-            base_record(local(tmp_path), pocket, run, True, {}, told.append) as record,
+            base_record(settings_of(local(tmp_path)), pocket, run, told.append) as record,
         ):
             run.log_model(pocket)
             measured(pocket, config, record)
@@ -333,7 +334,7 @@ def test_a_newer_base_is_not_taken_for_another(store: MlflowClient, composed: Co
         base = load_model(config.model, config.quantization)
         with (
             TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run,
-            base_record(local(tmp_path), base, run, True, {}) as record,
+            base_record(settings_of(local(tmp_path)), base, run) as record,
         ):
             measured(base, config, record)
         sources.append(record.sources["pocket_cs"])
