@@ -20,6 +20,7 @@ from slimdown.judging.comparison import Comparison, by, compare, counted, ordere
 from slimdown.judging.holdout import held_out_part, open_part
 from slimdown.judging.runs import RecordedRun
 from slimdown.measuring.answers import Evaluation
+from slimdown.recording.names import Tag
 from slimdown.recording.read import (
     FILTER_EXAMPLE,
     experiment_names,
@@ -130,7 +131,7 @@ def select(asked: argparse.Namespace, store: TrackingConfig) -> tuple[list[Recor
     experiments = asked.experiment or ([] if asked.sweep else [_DEFAULT_EXPERIMENT])
     tags = dict(_tag(text) for text in asked.tag)
     if asked.sweep:
-        tags["slimdown.sweep"] = asked.sweep
+        tags[Tag.sweep] = asked.sweep
     if not asked.experiment and not asked.sweep and _DEFAULT_EXPERIMENT not in (there := experiment_names(store)):
         raise UserError(
             f"there is no experiment {_DEFAULT_EXPERIMENT} in {public_uri(store.uri)}; name one with --experiment: "
@@ -143,7 +144,7 @@ def select(asked: argparse.Namespace, store: TrackingConfig) -> tuple[list[Recor
     shown = ", ".join(f"{count:,} {state}" for state, count in left_out.items())
     if not finished:
         raise UserError(_nothing(asked, store, experiments, where, shown, tags))
-    shown_runs = [run for run in finished if _measured(run)]
+    shown_runs = [run for run in finished if run.changes.benchmarks]
     if not shown_runs:
         raise UserError(
             f"{counted(len(finished), 'run')} finished in {where}, but no change was recorded; "
@@ -310,7 +311,7 @@ def _named(asked: argparse.Namespace, store: TrackingConfig, fewest: int = 2) ->
         raise UserError(f"a comparison needs two runs or more, got {given}; name another, or none for all")
     for run in runs:
         refuse_unfinished(run)
-        if not _measured(run):
+        if not run.changes.benchmarks:
             raise UserError(f"run {run.run_id} ({run.name}) is finished, but no change was recorded; leave it out")
     return runs, Heading(f"{len(runs)} runs of {public_uri(store.uri)}", ())
 
@@ -334,19 +335,15 @@ def _nothing(
         return f"there is no run in {where}; {there}"
     for key, value in tags.items():
         if not any(run.tags.get(key) == value for run in every):
-            what = f"no sweep {value}" if key == "slimdown.sweep" else f"no run with the tag {key}={value}"
+            what = f"no sweep {value}" if key == Tag.sweep else f"no run with the tag {key}={value}"
             known = sorted({run.tags[key] for run in every if key in run.tags})
-            if not known and key != "slimdown.sweep":
+            if not known and key != Tag.sweep:
                 keys = sorted({name for run in every for name in run.tags})
                 return f"there is {what} in {where}, nor any with such a tag{nearest(key, keys)}"
             return f"there is {what} in {where}" + (nearest(value, known[-20:]) if known else "; no run is of a sweep")
     limits = [f"filter {asked.filter!r}"] if asked.filter else []
     limits += [f"{key}={value}" for key, value in tags.items()]
     return f"none of the {len(every):,} runs in {where} passes {' and '.join(limits)}; loosen it"
-
-
-def _measured(run: RecordedRun) -> bool:
-    return any(key.startswith("forgetting/") and key.endswith("/change") for key in run.metrics)
 
 
 def _tag(text: str) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from slimdown.guarding.errors import UserError
 from slimdown.judging.findings import judge
 from slimdown.preparing.model import LoadedModel
 from slimdown.recording import outage
+from slimdown.recording.names import Tag
 from slimdown.recording.outage import PatientClient, send
 from slimdown.recording.write import EvaluationRecord, TrackedRun, base_record
 from slimdown.settings.schema import TrackingConfig
@@ -337,16 +338,16 @@ def test_a_folder_of_before_is_sent_to_the_run_that_it_names(
         server.last = None
     local = MlflowClient(f"sqlite:///{tmp_path}/unsent/mlflow.db")
     [on_disk] = runs(local)
-    local.delete_tag(on_disk.info.run_id, outage.SENT_FOR)
+    local.delete_tag(on_disk.info.run_id, Tag.sent_for)
     local.set_tag(on_disk.info.run_id, "slimdown.origin", run.run_id)
     send(tmp_path / "unsent", here().uri)
     local.set_tag(on_disk.info.run_id, "slimdown.origin", "trained here")  # as today: where a tuned model came from
-    local.set_tag(on_disk.info.run_id, outage.SENT_FOR, run.run_id)
+    local.set_tag(on_disk.info.run_id, Tag.sent_for, run.run_id)
     send(tmp_path / "unsent", here().uri)
     [sent] = runs(store)
     assert (sent.info.run_id, sent.data.params) == (run.run_id, {"lora.r": "8"})
     assert sent.data.tags["slimdown.origin"] == "trained here"
-    assert outage.SENT_FOR not in sent.data.tags
+    assert Tag.sent_for not in sent.data.tags
 
 
 class _Dying(BaseHTTPRequestHandler):

@@ -14,15 +14,14 @@ from statistics import fmean, stdev
 from slimdown.guarding.errors import UserError
 from slimdown.judging.anatomy import EXPLANATIONS, main_cause
 from slimdown.judging.paired import Estimate, t_quantile
-from slimdown.judging.runs import RecordedRun
+from slimdown.judging.runs import UNKNOWN, RecordedRun
 from slimdown.judging.selection import choosing, corrected_verdicts, corrections
 from slimdown.settings.keys import nearest
 
-UNKNOWN = Estimate(nan, nan, nan, nan)
 _PLACES = ("dataset.", "benchmark.")  # keys that only runs with this dataset or benchmark have
 # What two runs must have in common for a benchmark's changes to be of the same questions, read the same way.
 _MEASURED_BY = ("task", "metric", "num_fewshot", "limit", "margin")
-_MEASURED_IN = ("slimdown.harness_version", "slimdown.scoring_path")
+_MEASURED_IN = ("harness_version", "scoring_path")
 
 Value = float | str | None
 
@@ -291,8 +290,8 @@ def _told(verdicts: Mapping[str, int]) -> str:
 def _row(runs: Sequence[RecordedRun], verdicts: Mapping[tuple[str, str], str]) -> Row:
     settings = _settings(runs[0])
     names = dict.fromkeys(name for run in runs for name in run.benchmarks)
-    retained, retained_spread = pooled([_estimate(run, "forgetting/mean_retained_change") for run in runs])
-    target, target_spread = pooled([_estimate(run, "forgetting/mean_target_change") for run in runs])
+    retained, retained_spread = pooled([run.changes.mean_retained_change for run in runs])
+    target, target_spread = pooled([run.changes.mean_target_change for run in runs])
     name = runs[0].name
     if len(runs) > 1:
         del settings["seed"]
@@ -305,40 +304,40 @@ def _settings(run: RecordedRun) -> dict[str, str]:
     """The params that say what was done, and the names of datasets and benchmarks; not where it was recorded."""
     kept = {key: value for key, value in run.params.items() if not key.startswith("tracking.")}
     datasets = sorted({key.split(".")[1] for key in kept if key.startswith("dataset.")})
-    kept["dataset"] = ",".join(datasets) or run.tags.get("slimdown.dataset", "")
+    kept["dataset"] = ",".join(datasets) or run.dataset
     kept.setdefault("evaluation.holdout", "0.0")  # older records
     kept["benchmark"] = ",".join(sorted(run.benchmarks))
     return kept
 
 
 def _cell(runs: Sequence[RecordedRun], name: str, corrected: Mapping[tuple[str, str], str]) -> Cell | None:
-    measured = [run for run in runs if f"forgetting/{name}/change" in run.metrics]
+    measured = [run for run in runs if name in run.changes.benchmarks]
     if not measured:
         return None
-
-    def mean(quantity: str) -> float:
-        found = [run.metrics.get(f"forgetting/{name}/{quantity}", nan) for run in measured]
-        known = [value for value in found if isfinite(value)]
-        return fmean(known) if known else nan
-
-    change, spread = pooled([_estimate(run, f"forgetting/{name}/change") for run in measured])
-    prefix = f"forgetting/{name}/lost_"
-    causes = [cause for cause in EXPLANATIONS if any(prefix + cause in run.metrics for run in measured)]
-    having = [run for run in measured if any(prefix + cause in run.metrics for cause in causes)]
+    recorded = [run.changes.benchmarks[name] for run in measured]
+    change, spread = pooled([one.change for one in recorded])
+    having = [one.causes for one in recorded if one.causes]
+    causes = [cause for cause in EXPLANATIONS if any(cause in shares for shares in having)]
     return Cell(
         change=change,
         spread=spread,
         role=measured[0].params.get(f"benchmark.{name}.role", "retained"),
         metric=measured[0].params.get(f"benchmark.{name}.metric", ""),
-        n=mean("n"),
-        verdicts=_counted([run.tags.get(f"slimdown.verdict.{name}", "") for run in measured]),
+        n=_mean(one.n for one in recorded),
+        verdicts=_counted([one.verdict for one in recorded]),
         corrected=_counted([corrected[run.run_id, name] for run in measured]),
-        p_value=mean("p_value") if len(measured) == 1 else nan,
-        forgetting_rate=mean("forgetting_rate"),
-        causes={cause: fmean(run.metrics.get(prefix + cause, 0.0) for run in having) for cause in causes},
-        lost=mean("lost"),
-        lost_any_metric=mean("lost_any_metric"),
+        p_value=recorded[0].p_value if len(recorded) == 1 else nan,
+        forgetting_rate=_mean(one.forgetting_rate.value for one in recorded),
+        causes={cause: fmean(shares.get(cause, 0.0) for shares in having) for cause in causes},
+        lost=_mean(one.lost for one in recorded),
+        lost_any_metric=_mean(one.lost_any_metric for one in recorded),
     )
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Of those that are known; nan where none is."""
+    known = [value for value in values if isfinite(value)]
+    return fmean(known) if known else nan
 
 
 def _counted(verdicts: Sequence[str]) -> Counter[str]:
@@ -348,12 +347,7 @@ def _counted(verdicts: Sequence[str]) -> Counter[str]:
 
 def _changes(row: Row, name: str) -> list[Estimate]:
     """Each run's own: pooling what is pooled would count the training's noise among what the runs have in common."""
-    return [_estimate(run, f"forgetting/{name}/change") for run in row.runs if name in row.cells]
-
-
-def _estimate(run: RecordedRun, key: str) -> Estimate:
-    value, error, low, high = (run.metrics.get(key + end, nan) for end in ("", "_stderr", "_low", "_high"))
-    return Estimate(value, error, low, high)
+    return [run.changes.benchmarks[name].change for run in row.runs if name in run.changes.benchmarks]
 
 
 def _by_seed(runs: Sequence[RecordedRun], notes: list[str]) -> list[list[RecordedRun]]:
@@ -385,7 +379,7 @@ def _unlike(runs: Sequence[RecordedRun], benchmarks: Sequence[str]) -> list[str]
     """What was not measured alike, one sentence each."""
     notes = []
     for name in benchmarks:
-        measured = [run for run in runs if f"forgetting/{name}/change" in run.metrics]
+        measured = [run for run in runs if name in run.changes.benchmarks]
         reads: dict[str, Callable[[RecordedRun], str]] = {
             field: lambda run, key=f"benchmark.{name}.{field}": run.params.get(key, "")  # type: ignore[misc]
             for field in _MEASURED_BY
@@ -393,7 +387,7 @@ def _unlike(runs: Sequence[RecordedRun], benchmarks: Sequence[str]) -> list[str]
         if unlike := _differences(measured, reads):
             notes.append(f"{name} was not measured alike ({unlike}): compare its changes with care.")
     tags: dict[str, Callable[[RecordedRun], str]] = {
-        key.removeprefix("slimdown."): lambda run, key=key: run.tags.get(key, "")  # type: ignore[misc]
+        key: lambda run, key=key: str(getattr(run, key))  # type: ignore[misc]
         for key in _MEASURED_IN
     }
     tags["holdout"] = lambda run: f"{run.holdout:g}"

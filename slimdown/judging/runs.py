@@ -1,7 +1,53 @@
-"""A run as the store knows it, without its artifacts."""
+"""A run as the store knows it, without its artifacts: its settings, and what it kept of its findings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from math import nan
+from typing import TYPE_CHECKING
+
+from slimdown.judging.paired import Estimate
+from slimdown.settings.schema import PaperMetric
+
+if TYPE_CHECKING:
+    from slimdown.judging.anatomy import Anatomy
+    from slimdown.judging.changes import BenchmarkChange
+    from slimdown.judging.findings import Findings
+
+UNKNOWN = Estimate(nan, nan, nan, nan)
+
+
+@dataclass(frozen=True)
+class RecordedChange:
+    """What a run keeps of one benchmark's change; nan where there is nothing to keep, or an older run did not."""
+
+    change: Estimate
+    n: float = nan
+    p_value: float = nan
+    equivalence_p_value: float = nan
+    p_value_raw: float = nan
+    equivalence_p_value_raw: float = nan
+    minimum_detectable_change: float = nan
+    n_to_decide: float = nan
+    forgetting_rate: Estimate = UNKNOWN
+    forgetting_rate_above_chance: Estimate = UNKNOWN
+    ability_augmentation: Estimate = UNKNOWN
+    knowledge_loss: Estimate = UNKNOWN
+    kept: float = nan
+    lost: float = nan
+    gained: float = nan
+    missed: float = nan
+    lost_any_metric: float = nan
+    causes: dict[str, float] = field(default_factory=dict)  # share of the lost answers, by cause
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class RecordedChanges:
+    """What a run keeps of its findings, by benchmark."""
+
+    benchmarks: dict[str, RecordedChange] = field(default_factory=dict)
+    mean_retained_change: Estimate = UNKNOWN
+    mean_target_change: Estimate = UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -13,9 +59,14 @@ class RecordedRun:
     experiment: str
     status: str  # FINISHED, FAILED, KILLED, RUNNING, SCHEDULED
     started: datetime
-    params: dict[str, str]  # every setting, by its dotted key
-    tags: dict[str, str]
-    metrics: dict[str, float]
+    params: dict[str, str] = field(default_factory=dict)  # every setting, by its dotted key
+    tags: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    # What these say; empty or nan where nothing was recorded.
+    changes: RecordedChanges = field(default_factory=RecordedChanges)
+    dataset: str = ""
+    scoring_path: str = ""
+    harness_version: str = ""
 
     @property
     def benchmarks(self) -> list[str]:
@@ -27,3 +78,36 @@ class RecordedRun:
     def holdout(self) -> float:
         """The share of each benchmark's questions that what it shows leaves out; older records know of none."""
         return float(self.params.get("evaluation.holdout", 0))
+
+
+def recorded_changes(findings: "Findings") -> RecordedChanges:
+    """What is kept of findings."""
+    changes = findings.changes
+    kept = {name: _recorded(benchmark, findings.anatomies[name]) for name, benchmark in changes.benchmarks.items()}
+    return RecordedChanges(kept, changes.mean_retained_change, changes.mean_target_change)
+
+
+def _recorded(benchmark: "BenchmarkChange", lost: "Anatomy") -> RecordedChange:
+    d, counts, paper = benchmark.primary.difference, benchmark.primary.counts, benchmark.paper_value
+    of_paper = {benchmark.paper_metric: Estimate(paper.value, paper.standard_error, nan, nan)} if paper else {}
+    return RecordedChange(
+        change=Estimate(d.value, d.standard_error, d.low, d.high),
+        n=benchmark.n,
+        p_value=benchmark.p_value,
+        equivalence_p_value=benchmark.equivalence_p_value,
+        p_value_raw=d.p_value,
+        equivalence_p_value_raw=d.equivalence_p_value(benchmark.margin),
+        minimum_detectable_change=benchmark.minimum_detectable_change,
+        n_to_decide=nan if benchmark.n_to_decide is None else benchmark.n_to_decide,
+        forgetting_rate=benchmark.forgetting_rate or UNKNOWN,
+        forgetting_rate_above_chance=benchmark.forgetting_rate_above_chance or UNKNOWN,
+        ability_augmentation=of_paper.get(PaperMetric.ability_augmentation, UNKNOWN),
+        knowledge_loss=of_paper.get(PaperMetric.knowledge_loss, UNKNOWN),
+        kept=counts.kept if counts else nan,
+        lost=counts.lost if counts else nan,
+        gained=counts.gained if counts else nan,
+        missed=counts.missed if counts else nan,
+        lost_any_metric=lost.n_lost,
+        causes={cause.name: cause.share.value for cause in lost.causes if cause.share},
+        verdict=benchmark.verdict.value,
+    )

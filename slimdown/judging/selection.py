@@ -5,7 +5,7 @@ And whoever picks the best picks the luckiest along with it. The cure is `holdou
 """
 
 from collections.abc import Iterator, Sequence
-from math import isfinite, nan
+from math import isfinite, isnan
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING
 
@@ -37,19 +37,18 @@ def corrected_verdicts(runs: "Sequence[RecordedRun]") -> dict[tuple[str, str], s
     5 %, however the runs depend on each other. Older records hold p-values that are corrected within the run already;
     these are taken as they are, which is on the safe side.
     """
-    cells = [(run, name) for run in runs for name in run.benchmarks if f"forgetting/{name}/change" in run.metrics]
-    changed = holm([_raw(run, f"forgetting/{name}/p_value") for run, name in cells])
-    unchanged = holm([_raw(run, f"forgetting/{name}/equivalence_p_value") for run, name in cells])
+    cells = [(run, name, change) for run in runs for name, change in run.changes.benchmarks.items()]
+    changed = holm([_known(change.p_value_raw, change.p_value) for _, _, change in cells])
+    unchanged = holm([_known(change.equivalence_p_value_raw, change.equivalence_p_value) for _, _, change in cells])
     found = {}
-    for (run, name), p_value, equivalence in zip(cells, changed, unchanged, strict=True):
-        own = run.tags.get(f"slimdown.verdict.{name}", "")
-        left = verdict(run.metrics[f"forgetting/{name}/change"], p_value, equivalence)
-        found[run.run_id, name] = left.value if own and len(runs) > 1 else own
+    for (run, name, change), p_value, equivalence in zip(cells, changed, unchanged, strict=True):
+        left = verdict(change.change.value, p_value, equivalence)
+        found[run.run_id, name] = left.value if change.verdict and len(runs) > 1 else change.verdict
     return found
 
 
-def _raw(run: "RecordedRun", key: str) -> float:
-    return run.metrics.get(f"{key}_raw", run.metrics.get(key, nan))
+def _known(value: float, otherwise: float) -> float:
+    return otherwise if isnan(value) else value
 
 
 def corrections(rows: "Sequence[Row]") -> Iterator[str]:

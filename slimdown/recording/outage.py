@@ -29,12 +29,10 @@ from slimdown.guarding.errors import UserError
 from slimdown.guarding.interruption import interrupted
 from slimdown.guarding.redaction import public_uri, redact
 from slimdown.recording.connection import experiment_id, first_line, open_store, within
+from slimdown.recording.names import Tag
 from slimdown.settings.schema import TrackingConfig
 
-SENT_FOR = "slimdown.sent_for"  # tag of a run in a folder: the id that it had in the store that fell silent
-_SENT_FOR_BEFORE = "slimdown.origin"  # its name in folders of before; today the origin of a tuned model
-_SENT = "slimdown.sent"  # tag of a run that was made by sending: its id in the folder
-_ATTEMPT = "slimdown.attempt"  # tag of a run in a server: by which it is found where the answer was lost
+_SENT_FOR_BEFORE = "slimdown.origin"  # tag of a run in a folder of before, what `Tag.sent_for` is today
 _CALL_SECONDS = 60.0  # for one call; a file more, by its size
 _SLOWEST = 1e6  # bytes a second of an upload that is still waited for
 _SILENCE = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}  # MLflow's codes
@@ -91,10 +89,10 @@ class PatientClient:
 
         def create() -> Run:
             nonlocal asked
-            if asked and (made := self._client.search_runs([experiment], f"tags.`{_ATTEMPT}` = '{attempt}'")):
+            if asked and (made := self._client.search_runs([experiment], f"tags.`{Tag.attempt}` = '{attempt}'")):
                 return made[0]
             asked = True
-            return self._client.create_run(experiment, run_name=run_name, tags={**tags, _ATTEMPT: attempt})
+            return self._client.create_run(experiment, run_name=run_name, tags={**tags, Tag.attempt: attempt})
 
         return cast("Run", self._ask(create))
 
@@ -194,7 +192,7 @@ def _meant(run: Run) -> bool:
 
 def _sent_for(tags: dict[str, str]) -> str:
     before = tags.get(_SENT_FOR_BEFORE, "")
-    return tags.get(SENT_FOR, before if re.fullmatch("[0-9a-f]{32}", before) else "")
+    return tags.get(Tag.sent_for, before if re.fullmatch("[0-9a-f]{32}", before) else "")
 
 
 def _destination(target: MlflowClient, run: Run, experiment: str) -> str:
@@ -206,9 +204,9 @@ def _destination(target: MlflowClient, run: Run, experiment: str) -> str:
     except MlflowException as error:
         if error.error_code in _SILENCE:
             raise
-    made = target.search_runs([experiment], f"tags.`{_SENT}` = '{run.info.run_id}'")
+    made = target.search_runs([experiment], f"tags.`{Tag.sent}` = '{run.info.run_id}'")
     if not made:
-        tags = {_SENT: run.info.run_id}
+        tags = {Tag.sent: run.info.run_id}
         made = [target.create_run(experiment, run.info.start_time, tags, run.info.run_name)]
     return str(made[0].info.run_id)
 
@@ -240,7 +238,7 @@ def _carry_over(source: MlflowClient, target: MlflowClient, artifacts: Path, run
         model = source.get_logged_model(output.model_id)
         _carry_model(target, model, artifacts / "models" / model.model_id / "artifacts", there, output.step)
     # Last, and of these the status: what has an evaluation's tag has the evaluation, what is finished has everything.
-    own = {(key, _sent_for(run.data.tags)) for key in (SENT_FOR, _SENT_FOR_BEFORE)}
+    own = {(key, _sent_for(run.data.tags)) for key in (Tag.sent_for, _SENT_FOR_BEFORE)}
     tags = {key: ids.get(value, value) for key, value in run.data.tags.items() if (key, value) not in own}
     target.log_batch(there, tags=[RunTag(key, value) for key, value in tags.items()])
     if _ended(run):

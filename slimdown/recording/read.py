@@ -25,6 +25,7 @@ from slimdown.judging.holdout import open_part
 from slimdown.judging.runs import RecordedRun
 from slimdown.measuring.answers import Evaluation, read_samples
 from slimdown.recording.connection import first_line, open_store, sqlite_file
+from slimdown.recording.names import Tag, evaluation_seconds, parsed
 from slimdown.settings.keys import nearest
 from slimdown.settings.schema import BenchmarkConfig, TrackingConfig
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from slimdown.judging.seeds import SeedsChange
 
-_TUNED = {"slimdown.kind": "tuned"}
+_TUNED: dict[str, str] = {Tag.kind: "tuned"}
 _STATES = {
     "RUNNING": "is still going, or was killed outright",
     "SCHEDULED": "has not begun",
@@ -121,7 +122,7 @@ def read_run(config: TrackingConfig, run_id: str) -> RecordedRun:
         several = ", ".join(run.run_id for run in found[:3]) + (", ..." if len(found) > 3 else "")
         raise UserError(f"{len(found)} runs are called {run_id}; give the id of one: {several}")
     run = found[0]
-    if (kind := run.tags.get("slimdown.kind", "")) != "tuned":
+    if (kind := run.tags.get(Tag.kind, "")) != "tuned":
         what = "the measurement of a base" if kind == "baseline" else "not a run of slimdown"
         raise UserError(f"run {run_id} is {what}; only a fine-tuning run has a change to look at")
     return run
@@ -134,7 +135,7 @@ def refuse_unfinished(run: RecordedRun) -> None:
         UserError: it is still going, failed or was stopped.
     """
     if run.status != "FINISHED":
-        said = run.tags.get("slimdown.error", "")
+        said = run.tags.get(Tag.error, "")
         raise UserError(
             f"run {run.run_id} ({run.name}) {_STATES.get(run.status, run.status)}{': ' + said if said else ''}; "
             "it left no complete measurement to read, choose a finished run"
@@ -167,9 +168,9 @@ def read_evaluation(config: TrackingConfig, run: RecordedRun, model: str) -> Eva
                 ) from None
     return Evaluation(
         benchmarks=reports,
-        harness_version=run.tags.get("slimdown.harness_version", ""),
-        scoring_path=run.tags.get("slimdown.scoring_path", ""),
-        seconds=run.metrics.get(f"cost/{model}_evaluation_seconds", 0.0),
+        harness_version=run.harness_version,
+        scoring_path=run.scoring_path,
+        seconds=evaluation_seconds(run.metrics, model),
     )
 
 
@@ -285,7 +286,7 @@ class _Rows:
             values,
         )
         return [
-            RecordedRun(key, name or key, experiments[str(experiment)], status, _time(started), {}, {}, {})
+            RecordedRun(key, name or key, experiments[str(experiment)], status, _time(started))
             for key, name, experiment, status, started in found
             if str(experiment) in experiments
         ]
@@ -297,7 +298,8 @@ class _Rows:
         numbers = self._entries("latest_metrics", "CASE WHEN is_nan THEN NULL ELSE value END", runs)
         metrics = {key: {k: math.nan if v is None else v for k, v in values.items()} for key, values in numbers.items()}
         return [
-            replace(run, params=params[run.run_id], tags=tags[run.run_id], metrics=metrics[run.run_id]) for run in runs
+            parsed(replace(run, params=params[run.run_id], tags=tags[run.run_id], metrics=metrics[run.run_id]))
+            for run in runs
         ]
 
     def _entries(self, table: str, value: str, runs: list[RecordedRun]) -> dict[str, dict[str, Any]]:
@@ -357,7 +359,7 @@ def _called(client: "MlflowClient", text: str) -> tuple[list[RecordedRun], list[
             return [_recorded(run, names)], []
     except MlflowException:
         pass
-    kind = "tags.`slimdown.kind` = 'tuned'"
+    kind = f"tags.`{Tag.kind}` = 'tuned'"
     named = client.search_runs(list(names), f"{kind} and attributes.run_name = {_quoted(text)}", max_results=50)
     if named:
         return [_recorded(run, names) for run in named], []
@@ -377,15 +379,17 @@ def _quoted(text: str) -> str:
 
 
 def _recorded(run: "Run", experiments: dict[str, str]) -> RecordedRun:
-    return RecordedRun(
-        run_id=run.info.run_id,
-        name=run.info.run_name or run.info.run_id,
-        experiment=experiments.get(run.info.experiment_id, run.info.experiment_id),
-        status=run.info.status,
-        started=_time(run.info.start_time),
-        params=run.data.params,
-        tags=run.data.tags,
-        metrics=run.data.metrics,
+    return parsed(
+        RecordedRun(
+            run_id=run.info.run_id,
+            name=run.info.run_name or run.info.run_id,
+            experiment=experiments.get(run.info.experiment_id, run.info.experiment_id),
+            status=run.info.status,
+            started=_time(run.info.start_time),
+            params=run.data.params,
+            tags=run.data.tags,
+            metrics=run.data.metrics,
+        )
     )
 
 

@@ -23,27 +23,25 @@ from slimdown.guarding.disk import disk_full
 from slimdown.guarding.errors import UserError
 from slimdown.guarding.interruption import interrupted, undisturbed
 from slimdown.guarding.redaction import public_uri, redact
-from slimdown.judging.anatomy import Anatomy
-from slimdown.judging.changes import BenchmarkChange, Changes
 from slimdown.judging.findings import Findings
-from slimdown.judging.paired import Estimate
+from slimdown.judging.runs import recorded_changes
 from slimdown.measuring.answers import BenchmarkEvaluation, DamagedSamples, Evaluation, read_samples, write_samples
 from slimdown.measuring.measure import KEY_VERSION
 from slimdown.preparing.data import SftData
 from slimdown.preparing.model import LoadedModel
+from slimdown.recording import names
 from slimdown.recording.connection import experiment_id, first_line, lock, open_store, sqlite_file
-from slimdown.recording.outage import SENT_FOR, PatientClient, StoreGone, advice
+from slimdown.recording.names import Tag
+from slimdown.recording.outage import PatientClient, StoreGone, advice
 from slimdown.recording.provenance import About
 from slimdown.settings.naming import base_settings, flatten
-from slimdown.settings.schema import BenchmarkConfig, PaperMetric, RunConfig, TrackingConfig
+from slimdown.settings.schema import BenchmarkConfig, RunConfig, TrackingConfig
 from slimdown.training.fine_tune import StepRecord, Tuned
 
 _FLUSH_SECONDS = 5.0  # step metrics go out together: 200 single calls cost 4.2 s, one batch 0.03 s
 _MOST_PARAM = 6000  # characters; MLflow cuts longer ones, the whole config is an artifact
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_LOSS = "slimdown.validation_loss."  # and a key: the tag of a run that holds a base's validation loss, its value
-_EVALUATION = "slimdown.evaluation."  # and a key: the tag of a run that holds an evaluation
 
 
 def _kept(write: "Callable[Concatenate[TrackedRun, _P], _T]") -> "Callable[Concatenate[TrackedRun, _P], _T]":
@@ -88,7 +86,7 @@ class TrackedRun:
         self._folder = file.absolute().parent if file else Path.cwd()
         experiment = experiment_id(self._client, config)
         try:
-            run = self._client.create_run(experiment, run_name=redact(name), tags={**tags, "slimdown.kind": kind})
+            run = self._client.create_run(experiment, run_name=redact(name), tags={**tags, Tag.kind: kind})
         except MlflowException as error:
             raise disk_full(error, self._folder) or UserError(
                 f"tracking.uri={public_uri(config.uri)} refuses a run: {first_line(error)}"
@@ -166,7 +164,7 @@ class TrackedRun:
             # Artifacts go past the server, and are refused in the words of their own library: the system's, botocore's.
             if not isinstance(error, StoreGone | MlflowException) and (not self._written or disk_full(error)):
                 raise
-            tags = {**self._tags, SENT_FOR: self.run_id}
+            tags = {**self._tags, Tag.sent_for: self.run_id}
             self._on_disk = TrackedRun(self._client.give_up(error), self.name, self._kind, tags)
             self.artifact_uri = self._on_disk.artifact_uri
             for earlier in self._written:
@@ -183,7 +181,7 @@ class TrackedRun:
         steps: list[Callable[[], object]] = [self._flush]
         if status == "FAILED":
             reason = redact(f"{type(end).__name__}: {end}")[:5000]
-            steps.append(lambda: self._client.set_tag(self.run_id, "slimdown.error", reason))
+            steps.append(lambda: self._client.set_tag(self.run_id, Tag.error, reason))
         steps.append(lambda: self._client.set_terminated(self.run_id, status))
         refused = None
         for step in steps:  # each for itself: a run that keeps no more metrics can still be marked
@@ -226,21 +224,15 @@ class TrackedRun:
         """Keep which weights were loaded, and what that cost."""
         self._tag(
             {
-                "slimdown.model": loaded.id,
-                "slimdown.model_revision": loaded.revision,
-                "slimdown.quantization": loaded.quantization,
-                "slimdown.dtype": loaded.dtype,
-                "slimdown.dtype_reason": loaded.dtype_reason,
-                "slimdown.device": loaded.device,
+                Tag.model: loaded.id,
+                Tag.model_revision: loaded.revision,
+                Tag.quantization: loaded.quantization,
+                Tag.dtype: loaded.dtype,
+                Tag.dtype_reason: loaded.dtype_reason,
+                Tag.device: loaded.device,
             }
         )
-        self._metrics(
-            {
-                "cost/load_seconds": loaded.load_seconds,
-                "cost/model_memory_bytes": loaded.memory_bytes,
-                "cost/n_parameters": loaded.n_parameters,
-            }
-        )
+        self._metrics(names.loaded_metrics(loaded))
 
     @_kept
     def log_data(self, data: SftData | None) -> None:
@@ -263,11 +255,11 @@ class TrackedRun:
         self._client.log_inputs(self.run_id, inputs)
         self._tag(
             {
-                "slimdown.dataset": ",".join(source.name for source in data.sources),
-                "slimdown.data_fingerprint": data.fingerprint,
+                Tag.dataset: ",".join(source.name for source in data.sources),
+                Tag.data_fingerprint: data.fingerprint,
             }
         )
-        self._metrics({"train/n_train": len(data.train), "train/n_validation": len(data.validation)})
+        self._metrics(names.data_metrics(data))
 
     @_kept
     def log_samples(self, model: str, name: str, report: BenchmarkEvaluation) -> None:
@@ -280,39 +272,31 @@ class TrackedRun:
     @_kept
     def log_scores(self, model: str, reports: Mapping[str, BenchmarkEvaluation]) -> None:
         """Keep the scores of benchmarks; `model` is base or tuned."""
-        self._scores(model, reports)
-
-    def _scores(self, model: str, reports: Mapping[str, BenchmarkEvaluation]) -> None:
-        values: dict[str, float] = {}
-        for name, report in reports.items():
-            for metric, score in report.scores.items():
-                values[f"{model}/{name}/{metric}"] = score.value
-                values[f"{model}/{name}/{metric}_stderr"] = score.standard_error
-        self._metrics(values)
+        self._metrics(names.score_metrics(model, reports))
 
     @_kept
     def log_base(self, before: Evaluation, sources: Mapping[str, str]) -> None:
         """Keep the base's scores, how they came about, and which runs hold its evaluations."""
-        self._scores("base", before.benchmarks)
-        self._tag({f"slimdown.baseline.{name}": run_id for name, run_id in sources.items()})
-        self._tag({"slimdown.scoring_path": before.scoring_path, "slimdown.harness_version": before.harness_version})
+        self._metrics(names.score_metrics("base", before.benchmarks))
+        self._tag({f"{Tag.baseline}{name}": run_id for name, run_id in sources.items()})
+        self._tag({Tag.scoring_path: before.scoring_path, Tag.harness_version: before.harness_version})
 
     @_kept
     def log_evaluation(self, key: str, file: str) -> None:
         """Keep by which key an evaluation of this run is found, whose samples lie in `file`."""
-        self._client.set_tag(self.run_id, f"{_EVALUATION}{key}", file)
+        self._client.set_tag(self.run_id, f"{Tag.evaluation}{key}", file)
 
     @_kept
     def log_base_loss(self, key: str, loss: float) -> None:
         """Keep a base's validation loss, to the last digit, by the key that it is found by."""
-        self._client.set_tag(self.run_id, f"{_LOSS}{key}", repr(loss))
+        self._client.set_tag(self.run_id, f"{Tag.validation_loss}{key}", repr(loss))
 
     @_kept
     def log_step(self, record: StepRecord) -> None:
         """Keep one training step; steps are sent together every few seconds."""
         now = int(time.time() * 1000)
-        finite = {name: value for name, value in record.values.items() if isfinite(value)}
-        self._pending += [Metric(f"train/{name}", value, now, record.step) for name, value in finite.items()]
+        values = names.step_metrics(record.values)
+        self._pending += [Metric(key, value, now, record.step) for key, value in values.items() if isfinite(value)]
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush()
 
@@ -321,19 +305,7 @@ class TrackedRun:
         """Keep what training learned and cost, and the adapter, also as a logged model that names its base."""
         if (training := tuned.training) is None:
             return
-        self._metrics(
-            {
-                "train/final_loss": training.train_loss,
-                "train/validation_loss_before": training.validation_loss_before,
-                "train/validation_loss_after": training.validation_loss_after,
-                "train/n_truncated": training.cut.n_cut,
-                "train/n_trainable": training.n_trainable,
-                "train/trainable_percent": training.trainable_percent,
-                "cost/train_seconds": training.runtime_seconds,
-                "cost/train_tokens": training.tokens,
-                "cost/tokens_per_second": training.tokens_per_second,
-            }
-        )
+        self._metrics(names.training_metrics(training))
         self._client.log_artifacts(self.run_id, str(training.adapter_dir), "adapter")
         logged = self._client.create_logged_model(
             self._experiment_id,
@@ -354,10 +326,10 @@ class TrackedRun:
     @_kept
     def keep(self, findings: Findings, files: Mapping[str, str | bytes]) -> None:
         """Keep what the run found, and the files that show it; `report.md` is what the run's page opens with."""
-        self._scores("tuned", findings.after.benchmarks)
-        self._changes(findings.changes, findings.anatomies)
-        self._metrics({f"cost/{name}": value for name, value in findings.costs.items()})
-        self._tag({"mlflow.note.content": str(files["report.md"])})
+        changes = recorded_changes(findings)
+        scores = names.score_metrics("tuned", findings.after.benchmarks)
+        self._metrics(scores | names.to_metrics(changes) | names.cost_metrics(findings.costs))
+        self._tag({**names.to_tags(changes), "mlflow.note.content": str(files["report.md"])})
         with tempfile.TemporaryDirectory() as folder:
             for path, content in files.items():
                 file = Path(folder) / path
@@ -366,25 +338,10 @@ class TrackedRun:
             self._client.log_artifacts(self.run_id, folder)
         if self._logged_model:
             now, model = int(time.time() * 1000), {"model_id": self._logged_model, "run_id": self.run_id}
-            scores = [
-                Metric(f"tuned/{name}/{metric}", change.tuned.value, now, 0, **model)
-                for name, benchmark in findings.changes.benchmarks.items()
-                for metric, change in benchmark.changes.items()
-            ]
-            self._client.log_batch(self.run_id, metrics=scores)
-
-    def _changes(self, report: Changes, anatomies: Mapping[str, Anatomy]) -> None:
-        """The changes with their intervals, the paper's metrics, verdicts, and what became of lost answers."""
-        values: dict[str, float] = {}
-        for name, benchmark in report.benchmarks.items():
-            values |= {f"forgetting/{name}/{key}": value for key, value in _quantities(benchmark).items()}
-            values[f"forgetting/{name}/lost_any_metric"] = anatomies[name].n_lost
-            causes = anatomies[name].causes
-            values |= {f"forgetting/{name}/lost_{cause.name}": cause.share.value for cause in causes if cause.share}
-        for key in ("mean_retained_change", "mean_target_change"):
-            values |= _named(f"forgetting/{key}", getattr(report, key))
-        self._metrics(values)
-        self._tag({f"slimdown.verdict.{name}": b.verdict.value for name, b in report.benchmarks.items()})
+            self._client.log_batch(
+                self.run_id,
+                metrics=[Metric(key, value, now, 0, **model) for key, value in scores.items() if isfinite(value)],
+            )
 
     # --- how it gets there ------------------------------------------------------------------------
 
@@ -417,13 +374,13 @@ def opened_run(config: RunConfig, about: About, opening: AbstractContextManager[
         UserError: see `TrackedRun`.
     """
     commit = about.environment["git_commit"] or "none"
-    tags = {
-        "slimdown.seed": str(config.seed),
-        "slimdown.git_commit": commit,
+    tags: dict[str, str] = {
+        Tag.seed: str(config.seed),
+        Tag.git_commit: commit,
         "mlflow.source.name": "slimdown.run",  # the columns that MLflow's pages have for them
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": commit,
-        **({"slimdown.sweep": about.sweep} if about.sweep else {}),
+        **({Tag.sweep: about.sweep} if about.sweep else {}),
     }
     with ExitStack() as until_closed:
         with undisturbed():  # a run that is opened is closed
@@ -476,9 +433,9 @@ class EvaluationRecord:
 
     def _found(self, name: str, key: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
         damaged = ""
-        for run in self._search(f"tags.`{_EVALUATION}{key}` LIKE '%'"):
+        for run in self._search(f"tags.`{Tag.evaluation}{key}` LIKE '%'"):
             with tempfile.TemporaryDirectory() as folder:
-                path = f"samples/{run.data.tags[_EVALUATION + key]}.parquet"
+                path = f"samples/{run.data.tags[Tag.evaluation + key]}.parquet"
                 try:
                     report = read_samples(
                         Path(self._client.download_artifacts(run.info.run_id, path, folder)), benchmark
@@ -497,13 +454,13 @@ class EvaluationRecord:
 
     def _outdated(self, name: str) -> str:
         """Say that there are evaluations of an earlier kind of key and none of today's; empty where that is not so."""
-        model = self._client.get_run(self._at_hand.run_id).data.tags.get("slimdown.model")
+        model = self._client.get_run(self._at_hand.run_id).data.tags.get(Tag.model)
         kinds = {
-            key.startswith(_EVALUATION + KEY_VERSION)
+            key.startswith(Tag.evaluation + KEY_VERSION)
             for run in self._search("tags.`slimdown.kind` = 'baseline'")
-            if run.data.tags.get("slimdown.model") == model
+            if run.data.tags.get(Tag.model) == model
             for key, value in run.data.tags.items()
-            if key.startswith(_EVALUATION) and value == f"{self._model}-{name}"
+            if key.startswith(Tag.evaluation) and value == f"{self._model}-{name}"
         }
         if kinds != {False}:
             return ""
@@ -533,10 +490,10 @@ class EvaluationRecord:
         if not self._reuse:
             return None
         try:
-            runs = self._search(f"tags.`{_LOSS}{key}` LIKE '%'")
+            runs = self._search(f"tags.`{Tag.validation_loss}{key}` LIKE '%'")
         except StoreGone:
             return None
-        return next((float(run.data.tags[f"{_LOSS}{key}"]) for run in runs), None)
+        return next((float(run.data.tags[f"{Tag.validation_loss}{key}"]) for run in runs), None)
 
     def keep_loss(self, key: str, loss: float) -> None:
         """Keep a validation loss, so that it can be found from now on."""
@@ -568,40 +525,6 @@ def tuned_record(
 ) -> EvaluationRecord:
     """The record of a tuned model's evaluations, which its own run holds."""
     return EvaluationRecord(config.tracking, "tuned", at_hand, config.baseline.reuse, lambda: at_hand, tell)
-
-
-def _quantities(benchmark: BenchmarkChange) -> dict[str, float]:
-    """What is kept of a benchmark's change, by name; shares, not percent."""
-    primary, d = benchmark.primary, benchmark.primary.difference
-    values = _named("change", Estimate(d.value, d.standard_error, d.low, d.high))
-    values |= {
-        "n": benchmark.n,
-        "p_value": benchmark.p_value,
-        "equivalence_p_value": benchmark.equivalence_p_value,
-        "p_value_raw": d.p_value,  # for tables of many runs, which correct for all of them
-        "equivalence_p_value_raw": d.equivalence_p_value(benchmark.margin),
-        "minimum_detectable_change": benchmark.minimum_detectable_change,
-    }
-    for key in ("forgetting_rate", "forgetting_rate_above_chance"):
-        if (estimate := getattr(benchmark, key)) is not None:
-            values |= _named(key, estimate)
-    if counts := primary.counts:
-        values |= {"kept": counts.kept, "lost": counts.lost, "gained": counts.gained, "missed": counts.missed}
-    if benchmark.n_to_decide is not None:
-        values["n_to_decide"] = benchmark.n_to_decide
-    if benchmark.paper_metric and benchmark.paper_value and benchmark.paper_metric != PaperMetric.forgetting_rate:
-        values[benchmark.paper_metric] = benchmark.paper_value.value
-        values[f"{benchmark.paper_metric}_stderr"] = benchmark.paper_value.standard_error
-    return values
-
-
-def _named(key: str, estimate: Estimate) -> dict[str, float]:
-    return {
-        key: estimate.value,
-        f"{key}_stderr": estimate.standard_error,
-        f"{key}_low": estimate.low,
-        f"{key}_high": estimate.high,
-    }
 
 
 def _plain(value: Any) -> str:

@@ -1,0 +1,317 @@
+"""The metrics and tags of a run, each name written and read here and nowhere else.
+
+`python -m slimdown.recording.names` prints the reference, docs/metrics.md. Imports neither MLflow nor torch.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import astuple, fields, replace
+from enum import StrEnum
+from math import inf, isfinite, isnan, nan
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple
+
+from slimdown.judging.anatomy import EXPLANATIONS
+from slimdown.judging.paired import Estimate
+from slimdown.judging.runs import RecordedChange, RecordedChanges, RecordedRun
+
+if TYPE_CHECKING:
+    from slimdown.measuring.answers import BenchmarkEvaluation
+    from slimdown.preparing.data import SftData
+    from slimdown.preparing.model import LoadedModel
+    from slimdown.training.fine_tune import TrainResult
+
+
+class Tag(StrEnum):
+    """A tag of a run. One that ends in a dot is followed by a benchmark's name or an evaluation's key."""
+
+    meaning: str
+
+    def __new__(cls, name: str, meaning: str) -> "Tag":
+        """The tag's name, which it is as a string, and what its value is."""
+        tag = str.__new__(cls, name)
+        tag._value_, tag.meaning = name, meaning
+        return tag
+
+    kind = "slimdown.kind", "`tuned`, or `baseline`: a run that holds a base's evaluations"
+    sweep = "slimdown.sweep", "what the runs that one command started have in common"
+    seed = "slimdown.seed", "the setting `seed`"
+    git_commit = "slimdown.git_commit", "of the folder that the run was started in; `-dirty` where files differ from it"
+    error = "slimdown.error", "of a failed run, what ended it"
+    model = "slimdown.model", "the base's hub id or folder"
+    model_revision = "slimdown.model_revision", "its commit, or a digest of a folder"
+    quantization = "slimdown.quantization", "how it was quantized"
+    dtype = "slimdown.dtype", "what it computes in"
+    dtype_reason = "slimdown.dtype_reason", "why"
+    device = "slimdown.device", "where"
+    dataset = "slimdown.dataset", "the datasets' names"
+    data_fingerprint = "slimdown.data_fingerprint", "a digest of the text that was used"
+    scoring_path = "slimdown.scoring_path", "how answers came about: `shared` or `stock`"
+    harness_version = "slimdown.harness_version", "lm-eval's"
+    verdict = "slimdown.verdict.", "of a benchmark: `retained`, `forgotten`, `improved` or `undecided`"
+    baseline = (
+        "slimdown.baseline.",
+        "of a benchmark: the run that holds the base's answers, and their file if named otherwise",
+    )
+    tuned = "slimdown.tuned.", "of a benchmark: likewise for the tuned model's answers, where not in this run"
+    evaluation = (
+        "slimdown.evaluation.",
+        "of a key: the run holds the evaluation of this key, in `samples/VALUE.parquet`",
+    )
+    validation_loss = "slimdown.validation_loss.", "of a key: a base's validation loss, to the last digit"
+    sent_for = "slimdown.sent_for", "of a run on disk: the run that its store began before it fell silent"
+    sent = "slimdown.sent", "of a run that `slimdown.send` made: the run on disk"
+    attempt = "slimdown.attempt", "by which a run is found whose opening a server did not answer"
+
+
+class Metric(NamedTuple):
+    """A row of the reference; `source` is the class and attribute that it is taken from."""
+
+    name: str
+    unit: str
+    meaning: str
+    source: str
+
+
+_LOADED = (
+    Metric("cost/load_seconds", "s", "loading the base", "LoadedModel.load_seconds"),
+    Metric("cost/model_memory_bytes", "bytes", "its weights, quantized as they are", "LoadedModel.memory_bytes"),
+    Metric("cost/n_parameters", "count", "its parameters", "LoadedModel.n_parameters"),
+)
+_DATA = (
+    Metric("train/n_train", "rows", "trained on", "SftData.train.num_rows"),
+    Metric("train/n_validation", "rows", "held out of training", "SftData.validation.num_rows"),
+)
+_TRAINING = (
+    Metric("train/final_loss", "nats a token", "mean over all steps", "TrainResult.train_loss"),
+    Metric(
+        "train/validation_loss_before",
+        "nats a token",
+        "the base's, on held-out rows",
+        "TrainResult.validation_loss_before",
+    ),
+    Metric(
+        "train/validation_loss_after",
+        "nats a token",
+        "the tuned model's, on the same",
+        "TrainResult.validation_loss_after",
+    ),
+    Metric("train/n_truncated", "rows", "cut at `train.max_length`", "TrainResult.cut.n_cut"),
+    Metric("train/n_trainable", "count", "trained parameters", "TrainResult.n_trainable"),
+    Metric("train/trainable_percent", "%", "their share of all", "TrainResult.trainable_percent"),
+    Metric("cost/train_seconds", "s", "the steps alone, without the validations", "TrainResult.runtime_seconds"),
+    Metric("cost/train_tokens", "tokens", "of all batches, padding left out", "TrainResult.tokens"),
+    Metric("cost/tokens_per_second", "tokens/s", "of training", "TrainResult.tokens_per_second"),
+)
+_STEPS = (
+    Metric("train/{value}", "its own", "by step, what the trainer logs: `loss`, `grad_norm`, ...", "StepRecord.values"),
+)
+_COSTS = (
+    Metric(
+        "cost/{model}_evaluation_seconds", "s", "measuring `base` or `tuned`, as far as not found", "Findings.costs"
+    ),
+    Metric("cost/peak_memory_bytes", "bytes", "the most that the process held", "Findings.costs"),
+)
+_SCORES = (
+    Metric("{model}/{benchmark}/{metric}", "its own", "a score of `base` or `tuned`", "Score.value"),
+    Metric("{model}/{benchmark}/{metric}_stderr", "its own", "its standard error", "Score.standard_error"),
+)
+_MEANS = (
+    Metric("mean_retained_change", "share", "mean of the retained benchmarks'", "Changes.mean_retained_change"),
+    Metric("mean_target_change", "share", "mean of the target tasks'", "Changes.mean_target_change"),
+)
+_PAPER = "percentage points"
+# Each field of a RecordedChange; `forgetting/{benchmark}/` goes before.
+_CHANGE = (
+    Metric("change", "share", "tuned - base of the primary metric, paired", "BenchmarkChange.primary.difference"),
+    Metric("n", "questions", "that were asked of both", "BenchmarkChange.n"),
+    Metric(
+        "p_value", "probability", "that nothing changed; corrected within the run (Holm)", "BenchmarkChange.p_value"
+    ),
+    Metric(
+        "equivalence_p_value",
+        "probability",
+        "of a change by the margin or more; likewise",
+        "BenchmarkChange.equivalence_p_value",
+    ),
+    Metric("p_value_raw", "probability", "the same, not corrected", "BenchmarkChange.primary.difference.p_value"),
+    Metric(
+        "equivalence_p_value_raw",
+        "probability",
+        "the same, not corrected",
+        "BenchmarkChange.primary.difference.equivalence_p_value",
+    ),
+    Metric("minimum_detectable_change", "share", "found at 80 % power", "BenchmarkChange.minimum_detectable_change"),
+    Metric("n_to_decide", "questions", "that would decide, where undecided", "BenchmarkChange.n_to_decide"),
+    Metric("forgetting_rate", "share", "of the base's accuracy that is gone", "BenchmarkChange.forgetting_rate"),
+    Metric(
+        "forgetting_rate_above_chance",
+        "share",
+        "the same above guessing",
+        "BenchmarkChange.forgetting_rate_above_chance",
+    ),
+    Metric("ability_augmentation", _PAPER, "the paper's gain; with `_stderr`", "BenchmarkChange.paper_value"),
+    Metric("knowledge_loss", _PAPER, "the paper's loss; with `_stderr`", "BenchmarkChange.paper_value"),
+    Metric("kept", "answers", "right before and after", "BenchmarkChange.primary.counts.kept"),
+    Metric("lost", "answers", "right before alone", "BenchmarkChange.primary.counts.lost"),
+    Metric("gained", "answers", "right after alone", "BenchmarkChange.primary.counts.gained"),
+    Metric("missed", "answers", "wrong before and after", "BenchmarkChange.primary.counts.missed"),
+    Metric("lost_any_metric", "answers", "lost on any metric", "Anatomy.n_lost"),
+)
+_ENDS = ("", "_stderr", "_low", "_high")  # of an estimate: its value, standard error and 95 % interval
+_ESTIMATES = {field.name for field in fields(RecordedChange) if field.type in (Estimate, "Estimate")}
+
+
+def loaded_metrics(loaded: "LoadedModel") -> dict[str, float]:
+    """What loading the base cost."""
+    return _taken(_LOADED, loaded)
+
+
+def data_metrics(data: "SftData") -> dict[str, float]:
+    """How many rows there are."""
+    return _taken(_DATA, data)
+
+
+def training_metrics(training: "TrainResult") -> dict[str, float]:
+    """What training learned and cost."""
+    return _taken(_TRAINING, training)
+
+
+def step_metrics(values: Mapping[str, float]) -> dict[str, float]:
+    """What the trainer said after a step."""
+    return {f"train/{name}": value for name, value in values.items()}
+
+
+def cost_metrics(costs: Mapping[str, float]) -> dict[str, float]:
+    """Seconds and bytes by name."""
+    return {f"cost/{name}": value for name, value in costs.items()}
+
+
+def evaluation_seconds(metrics: Mapping[str, float], model: str) -> float:
+    """How long measuring `model`, base or tuned, took; 0 where that is not recorded."""
+    return metrics.get(f"cost/{model}_evaluation_seconds", 0.0)
+
+
+def score_metrics(model: str, reports: Mapping[str, "BenchmarkEvaluation"]) -> dict[str, float]:
+    """The scores of `model`, base or tuned."""
+    return {
+        f"{model}/{name}/{metric}{end}": value
+        for name, report in reports.items()
+        for metric, score in report.scores.items()
+        for end, value in zip(_ENDS, (score.value, score.standard_error), strict=False)
+    }
+
+
+def to_metrics(changes: RecordedChanges) -> dict[str, float]:
+    """What changed, as numbers by name; what is not finite is left out rather than shown as a number."""
+    values: dict[str, float] = {}
+    for name, change in changes.benchmarks.items():
+        quantities = {field.name: getattr(change, field.name) for field in fields(change)}
+        quantities |= {f"lost_{cause}": share for cause, share in quantities.pop("causes").items()}
+        del quantities["verdict"]
+        for key, value in quantities.items():
+            values |= _named(f"forgetting/{name}/{key}", value)
+    for mean in _MEANS:
+        values |= _named(f"forgetting/{mean.name}", getattr(changes, mean.name))
+    return {key: value for key, value in values.items() if isfinite(value)}
+
+
+def to_tags(changes: RecordedChanges) -> dict[str, str]:
+    """The verdicts by name."""
+    return {f"{Tag.verdict}{name}": change.verdict for name, change in changes.benchmarks.items() if change.verdict}
+
+
+def from_metrics(metrics: Mapping[str, float], tags: Mapping[str, str]) -> RecordedChanges:
+    """What changed, of a run's metrics and tags: the inverse of `to_metrics` and `to_tags`."""
+    by_benchmark: dict[str, dict[str, float]] = {}
+    for key, value in metrics.items():
+        if key.startswith("forgetting/"):
+            _, name, *rest = key.split("/")
+            by_benchmark.setdefault(name, {})["".join(rest)] = value
+    changes = {
+        name: _change(values, tags.get(f"{Tag.verdict}{name}", ""))
+        for name, values in by_benchmark.items()
+        if "change" in values
+    }
+    return RecordedChanges(changes, *(_estimate(metrics, f"forgetting/{mean.name}") for mean in _MEANS))
+
+
+def parsed(run: RecordedRun) -> RecordedRun:
+    """The same run, with what its metrics and tags say."""
+    return replace(
+        run,
+        changes=from_metrics(run.metrics, run.tags),
+        dataset=run.tags.get(Tag.dataset, ""),
+        scoring_path=run.tags.get(Tag.scoring_path, ""),
+        harness_version=run.tags.get(Tag.harness_version, ""),
+    )
+
+
+def _taken(rows: tuple[Metric, ...], source: object) -> dict[str, float]:
+    return {row.name: attrgetter(row.source.partition(".")[2])(source) for row in rows}
+
+
+def _named(key: str, value: float | Estimate) -> dict[str, float]:
+    ends = astuple(value) if isinstance(value, Estimate) else (value,)
+    return {key + end: number for end, number in zip(_ENDS, ends, strict=False)}
+
+
+def _change(values: Mapping[str, float], verdict: str) -> RecordedChange:
+    found = {
+        row.name: _estimate(values, row.name) if row.name in _ESTIMATES else values.get(row.name, nan)
+        for row in _CHANGE
+    }
+    causes = {cause: values[f"lost_{cause}"] for cause in EXPLANATIONS if f"lost_{cause}" in values}
+    return RecordedChange(**found, causes=causes, verdict=verdict)  # type: ignore[arg-type]
+
+
+def _estimate(values: Mapping[str, float], key: str) -> Estimate:
+    value, error, low, high = (values.get(key + end, nan) for end in _ENDS)
+    if isnan(value) and isnan(low) != isnan(high):  # a forgetting rate with one end: to the other side all is possible
+        low, high = (-inf if isnan(low) else low), (inf if isnan(high) else high)
+    return Estimate(value, error, low, high)
+
+
+def reference() -> str:
+    """Every metric and tag, as Markdown."""
+    estimated = "; with `_stderr`, `_low`, `_high`"
+    means = tuple(row._replace(meaning=row.meaning + estimated) for row in _MEANS)
+    changes = tuple(
+        row._replace(meaning=row.meaning + estimated * (row.name in _ESTIMATES and row.unit == "share"))
+        for row in _CHANGE
+    )
+    causes = tuple(
+        Metric(f"lost_{cause}", "share of the lost", text.partition(":")[0], "Anatomy.causes")
+        for cause, text in EXPLANATIONS.items()
+    )
+    tags = [f"| `{tag}{'*' if tag.endswith('.') else ''}` | {tag.meaning} |" for tag in Tag]
+    return "\n".join(
+        [
+            "# What a run records",
+            "",
+            "Made by `python -m slimdown.recording.names > docs/metrics.md`, from the names that the record is written",
+            "and read by. A share is of 1: 0.02 is two points. A number that is not finite, such as the standard error",
+            "of one question, is not recorded. With `evaluation.holdout` a fine-tuning's scores and changes are of its",
+            "open questions; a run of kind `baseline` holds a base's scores on all of them.",
+            "",
+            *_table("Scores", _SCORES),
+            *_table("Changes of a benchmark", changes + causes, "forgetting/{benchmark}/"),
+            *_table("Means of changes", means, "forgetting/"),
+            *_table("Training", _TRAINING + _DATA + _STEPS),
+            *_table("Costs", _LOADED + _COSTS),
+            "## Tags",
+            "",
+            "| tag | value |",
+            "|---|---|",
+            *tags,
+        ]
+    )
+
+
+def _table(title: str, rows: tuple[Metric, ...], prefix: str = "") -> list[str]:
+    shown = [f"| `{prefix}{row.name}` | {row.unit} | {row.meaning} | `{row.source}` |" for row in rows]
+    return [f"## {title}", "", "| metric | unit | meaning | source |", "|---|---|---|---|", *shown, ""]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference() + "\n")
