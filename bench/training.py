@@ -1,9 +1,13 @@
 """A stock TRL script and slimdown's `fine_tune` on the same rows, in one process: speed, memory, loss curves.
 
     python -m bench.training --model HuggingFaceTB/SmolLM2-135M-Instruct --rows 64 --threads 2
+    python -m bench.training --validation --validation-rows 100 --threads 2
 
 Stock is what TRL's documentation shows for QLoRA: `SFTConfig` with its defaults (gradient checkpointing, bfloat16 where
 the machine has it) on the 4-bit model. Model, rows, adapter, seed, batches and learning rates are those of slimdown.
+
+With `--validation` nothing is trained: TRL's `evaluate()`, in the dtype that the model has, and `validation_loss` take
+the held-out rows in turn, twice.
 """
 
 import argparse
@@ -20,14 +24,15 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from hydra import compose, initialize_config_dir
-from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
+from slimdown.measuring.validation import validation_loss
 from slimdown.preparing.data import SftData, load_data
 from slimdown.preparing.model import LoadedModel, load_model
 from slimdown.settings.files import CONF_DIR
 from slimdown.settings.load import load_config
 from slimdown.settings.schema import RunConfig
+from slimdown.training.adapters import adapter_config
 from slimdown.training.fine_tune import fine_tune
 
 
@@ -52,41 +57,41 @@ class Clock(transformers.TrainerCallback):  # type: ignore[misc]
         self.cpu_seconds = time.process_time() - self.cpu_started
 
 
-def stock(base: LoadedModel, data: SftData, config: RunConfig, folder: Path) -> Measured:
-    """Plain TRL."""
+def stock_trainer(base: LoadedModel, data: SftData, config: RunConfig, folder: Path, **settings: Any) -> SFTTrainer:
+    """TRL's trainer with its own defaults where nothing is said."""
+    said = (
+        "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate",
+        "lr_scheduler_type", "warmup_steps", "optim", "max_length", "completion_only_loss",
+    )  # fmt: skip
     transformers.set_seed(config.seed)
-    clock, train = Clock(), config.train
+    arguments = SFTConfig(
+        output_dir=str(folder),
+        **{name: getattr(config.train, name) for name in said},
+        seed=config.seed,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=base.device == "cpu",
+        **settings,
+    )
     trainer = SFTTrainer(
         model=base.model,
-        args=SFTConfig(
-            output_dir=str(folder),
-            num_train_epochs=train.num_train_epochs,
-            per_device_train_batch_size=train.per_device_train_batch_size,
-            learning_rate=train.learning_rate,
-            lr_scheduler_type=train.lr_scheduler_type,
-            warmup_steps=train.warmup_steps,
-            optim=train.optim,
-            max_length=train.max_length,
-            completion_only_loss=train.completion_only_loss,
-            seed=config.seed,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=base.device == "cpu",
-        ),
+        args=arguments,
         train_dataset=data.train,
+        eval_dataset=data.validation,
         processing_class=base.tokenizer,
-        peft_config=LoraConfig(
-            r=config.lora.r,
-            lora_alpha=config.lora.lora_alpha,
-            lora_dropout=config.lora.lora_dropout,
-            target_modules=list(config.lora.target_modules),
-            task_type="CAUSAL_LM",
-        ),
-        callbacks=[clock],
+        peft_config=adapter_config(config.lora),
     )
     trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
+
+
+def stock(base: LoadedModel, data: SftData, config: RunConfig, folder: Path) -> Measured:
+    """Plain TRL."""
+    clock = Clock()
+    trainer = stock_trainer(base, data, config, folder)
+    trainer.add_callback(clock)
     trainer.train()
     trainer.save_model(str(folder))
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -123,6 +128,25 @@ def measure(
     return result._replace(peak_bytes=int(peak.split()[1]) * 1024)
 
 
+def compare_validations(config: RunConfig) -> None:
+    """Print the seconds, CPU seconds and losses of both ways to validate, each made twice."""
+    base = load_model(config.model, config.quantization)
+    data = load_data(config.dataset, config.seed, base.tokenizer)
+    rule = config.quantization.dequantize_for_training
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = stock_trainer(base, data, config, Path(folder), bf16=False)
+        ways: dict[str, Callable[[], float]] = {
+            "stock TRL": lambda: float(trainer.evaluate()["eval_loss"]),
+            "slimdown": lambda: validation_loss(base, trainer.model, data.validation, config.train, rule),
+        }
+        print("| way | dtype | seconds | CPU seconds | loss |\n|---|---|---:|---:|---:|")
+        for name, loss in [*ways.items(), *ways.items()]:
+            started, cpu_started = time.perf_counter(), time.process_time()
+            value = loss()
+            seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+            print(f"| {name} | {base.dtype} | {seconds:.1f} | {cpu_seconds:.1f} | {value:.5f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -130,6 +154,7 @@ def main() -> None:
     parser.add_argument("--validation-rows", type=int, default=8)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--packed", action="store_true", help="also slimdown without dequantizing")
+    parser.add_argument("--validation", action="store_true", help="the held-out rows alone, without any training")
     parser.add_argument("overrides", nargs="*", help="settings of slimdown, e.g. train.completion_only_loss=true")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -140,10 +165,14 @@ def main() -> None:
     ]  # fmt: skip
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = load_config(compose("config", overrides=overrides))
+    n_rows = args.validation_rows if args.validation else args.rows
+    print(f"{args.model}, {n_rows} rows, {args.threads} threads, load {os.getloadavg()[0]:.1f} at the start")
+    if args.validation:
+        compare_validations(config)
+        return
     ways: dict[str, tuple[Callable[..., Measured], str]] = {"stock TRL": (stock, "false"), "slimdown": (lean, "auto")}
     if args.packed:
         ways["slimdown, 4-bit layers"] = (lean, "false")
-    print(f"{args.model}, {args.rows} rows, {args.threads} threads, load {os.getloadavg()[0]:.1f} at the start")
     print("| way | tokens/s | ratio | CPU seconds | ratio | peak MB | largest step difference |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     first: Measured | None = None

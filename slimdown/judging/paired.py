@@ -19,7 +19,6 @@ from slimdown.judging.clusters import Drawn, Floats, population
 from slimdown.judging.power import in_standard_errors, questions_to_bound, questions_to_decide, smallest_shown
 
 ALPHA = 0.05
-POWER = 0.8
 MCNEMAR, PAIRED_T, CLUSTERED_T = "exact McNemar", "paired t", "clustered t"
 DUST = 1e-12  # a standard error below it is rounding: there is no spread
 
@@ -106,17 +105,17 @@ class Difference:
         one, other = self.p_value_above(-margin), self.p_value_below(margin)
         return nan if isnan(one) else max(one, other)
 
-    def minimum_detectable_change(self, alpha: float = ALPHA, power: float = POWER) -> float:
-        """The smallest true change that would be shown with this `power` by as many questions; nan if none would.
+    def minimum_detectable_change(self, alpha: float = ALPHA) -> float:
+        """The smallest true change that as many questions would show at `POWER`; nan if they would show none.
 
         As many answers are taken to change as changed here, or as the change itself needs.
         """
         if self.table:
-            return smallest_shown(self.n, (self.table.lost + self.table.gained + 1) / (self.n + 2), alpha, power)
-        smallest = in_standard_errors(alpha, power, self.degrees_of_freedom) * self.standard_error
+            return smallest_shown(self.n, (self.table.lost + self.table.gained + 1) / (self.n + 2), alpha)
+        smallest = in_standard_errors(alpha, self.degrees_of_freedom) * self.standard_error
         return smallest if smallest <= self.largest else nan
 
-    def n_to_decide(self, margin: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
+    def n_to_decide(self, margin: float, alpha: float = ALPHA) -> int | None:
         """About how many questions would show either the change or its absence, if it is as large as it looks here.
 
         None where it cannot be said: no standard error, or clusters, of which more would be needed and not only more
@@ -124,25 +123,29 @@ class Difference:
         """
         if isnan(self.standard_error) or self.test == CLUSTERED_T:
             return None
-        spread, continuity = self.standard_error * sqrt(self.n), 1.0 if self.table else 0.0
-        n = questions_to_decide(self.value, spread, self._null_spread, margin, continuity, alpha, power)
+        continuity = 1.0 if self.table else 0.0
+        n = questions_to_decide(self.value, self._spread, self._null_spread, margin, continuity, alpha)
         return max(self.n + 1, n) if n else None
 
-    def n_to_bound(self, threshold: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
+    def n_to_bound(self, threshold: float) -> int | None:
         """About how many questions would show on which side of `threshold` the change lies, if it is as it looks here.
 
         None as for `n_to_decide`, and where the change lies too near the threshold for any number.
         """
         if isnan(self.standard_error) or self.test == CLUSTERED_T:
             return None
-        spread = self.standard_error * sqrt(self.n)
-        n = questions_to_bound(self.value, spread, self._null_spread, threshold, alpha, power)
+        n = questions_to_bound(self.value, self._spread, self._null_spread, threshold, ALPHA)
         return max(self.n + 1, n) if n else None
 
+    @property
+    def _spread(self) -> float:
+        """The standard deviation of one question's difference."""
+        return self.standard_error * sqrt(self.n)
+
     def _null_spread(self, change: float) -> float:
-        """The standard deviation of one question's difference, as a test against this change takes it."""
+        """The same, as a test against this change takes it."""
         if self.table is None:
-            return self.standard_error * sqrt(self.n)
+            return self._spread
         return Table(self.table.lost + 1, self.table.gained + 1, self.n + 2).spread(change)
 
 

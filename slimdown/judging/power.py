@@ -3,6 +3,7 @@
 Pure functions of numbers; changes, margins and spreads are shares.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
 from math import nan, sqrt
 from typing import Any
@@ -10,31 +11,31 @@ from typing import Any
 import numpy as np
 import scipy
 
+POWER = 0.8  # how often a change is to be shown
 _MOST = 10**9  # questions; beyond it no number is named
 
 
-def in_standard_errors(alpha: float, power: float, freedom: float) -> float:
-    """How many standard errors a change must be to be shown with this power by a two-sided t-test."""
+def in_standard_errors(alpha: float, freedom: float) -> float:
+    """How many standard errors a change must be to be shown at `POWER` by a two-sided t-test."""
     if not freedom > 0:
         return nan
-    return float(scipy.special.stdtrit(freedom, 1 - alpha / 2) + scipy.special.stdtrit(freedom, power))
+    return float(scipy.special.stdtrit(freedom, 1 - alpha / 2) + scipy.special.stdtrit(freedom, POWER))
 
 
-def smallest_shown(n: int, discordant: float, alpha: float, power: float) -> float:
-    """The smallest change that McNemar's exact test shows with this power; nan if it shows none.
+def smallest_shown(n: int, discordant: float, alpha: float) -> float:
+    """The smallest change that McNemar's exact test shows at `POWER`; nan if it shows none.
 
     Args:
         n: questions.
         discordant: the share of answers that change, if the change itself does not need more.
         alpha: of the two-sided test.
-        power: how often it is to be shown.
     """
-    if mcnemar_power(n, 1.0, 1.0, alpha) < power:
+    if mcnemar_power(n, 1.0, 1.0, alpha) < POWER:
         return nan
     low, high = 0.0, 1.0
     for _ in range(14):
         middle = (low + high) / 2
-        enough = mcnemar_power(n, middle, max(discordant, middle), alpha) >= power
+        enough = mcnemar_power(n, middle, max(discordant, middle), alpha) >= POWER
         low, high = (low, middle) if enough else (middle, high)
     return high
 
@@ -57,9 +58,8 @@ def questions_to_decide(
     margin: float,
     continuity: float,
     alpha: float,
-    power: float,
 ) -> int | None:
-    """How many questions show, with this power, either that there is a change or that it is within the margin.
+    """How many questions show, at `POWER`, either that there is a change or that it is within the margin.
 
     Args:
         change: the true one.
@@ -69,7 +69,6 @@ def questions_to_decide(
         continuity: by how many answers McNemar's exact test asks more, and each one-sided test half as many: 1, or 0
             for graded scores.
         alpha: of the two-sided test of a change, and of each of the two one-sided tests against the margin.
-        power: how often one of the two is to be shown.
 
     The mean difference is taken to be normal. What leaves both open is that it lies in a gap between the largest that
     would be refuted and the smallest that would be shown; the gap closes as questions are added.
@@ -86,23 +85,21 @@ def questions_to_decide(
         chances = scipy.special.ndtr((ends - change) * root / spread)
         return float(1 - (chances[1] - chances[0]) + (chances[3] - chances[2]))
 
-    fewest, most = 1, 2
-    while decided(most) < power:
-        fewest, most = most, 2 * most
+    most = 2
+    while decided(most) < POWER:
+        most *= 2
         if most > _MOST:
             return None
-    while most - fewest > 1:
-        middle = (fewest + most) // 2
-        fewest, most = (middle, most) if decided(middle) < power else (fewest, middle)
-    return most
+    few = range(most // 2, most)
+    return few.start + bisect_left(few, POWER, lo=1, key=decided)
 
 
 def questions_to_bound(
-    change: float, spread: float, null_spread: Callable[[float], float], threshold: float, alpha: float, power: float
+    change: float, spread: float, null_spread: Callable[[float], float], threshold: float, alpha: float
 ) -> int | None:
-    """How many questions show, with this power, on which side of `threshold` the change lies; arguments as above."""
+    """How many questions show, at `POWER`, on which side of `threshold` the change lies; arguments as above."""
     if change == threshold:
         return None
-    z_alpha, z_power = (-scipy.special.ndtri(a) for a in (alpha, 1 - power))
+    z_alpha, z_power = (-scipy.special.ndtri(a) for a in (alpha, 1 - POWER))
     n = ((z_alpha * null_spread(threshold) + z_power * spread) / (change - threshold)) ** 2
     return int(np.ceil(n)) if n < _MOST else None
