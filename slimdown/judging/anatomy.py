@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from math import nan
 from statistics import median
 
-import numpy as np
-
 from slimdown.judging.paired import Difference, Estimate, difference, mean
 from slimdown.measuring.answers import BenchmarkEvaluation, Sample
 
@@ -157,12 +155,17 @@ def _ranked(sample: Sample, metric: str) -> list[float]:
     return [value / max(len(c), 1) for value, c in zip(sample.log_likelihoods, sample.choices, strict=True)]
 
 
+def _taken(sample: Sample, metric: str) -> int:
+    """The position of the choice that the metric takes for the answer."""
+    ranked = _ranked(sample, metric)
+    return max(range(len(ranked)), key=ranked.__getitem__)
+
+
 def _choices(pairs: list[Example], lost: list[Example], metric: str) -> Choices | None:
     width = {len(pair.base.choices) for pair in pairs}
     if len(width) > 1:  # questions with unequal numbers of choices have no positions in common
         return None
-    before = [int(np.argmax(_ranked(pair.base, metric))) for pair in pairs]
-    after = [int(np.argmax(_ranked(pair.tuned, metric))) for pair in pairs]
+    before, after = [_taken(pair.base, metric) for pair in pairs], [_taken(pair.tuned, metric) for pair in pairs]
     right = [pair.base.choices.index(pair.base.target) for pair in pairs]
     position = Counter(after).most_common(1)[0][0]
     taken_before, taken_after = ([float(p == position) for p in taken] for taken in (before, after))
