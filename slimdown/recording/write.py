@@ -13,7 +13,7 @@ from functools import wraps
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag
@@ -26,17 +26,18 @@ from slimdown.guarding.redaction import public_uri, redact
 from slimdown.judging.findings import Findings
 from slimdown.judging.runs import recorded_changes
 from slimdown.measuring.answers import BenchmarkEvaluation, DamagedSamples, Evaluation, read_samples, write_samples
-from slimdown.measuring.measure import KEY_VERSION
-from slimdown.preparing.data import SftData
-from slimdown.preparing.model import LoadedModel
 from slimdown.recording import names
 from slimdown.recording.connection import experiment_id, first_line, lock, open_store, sqlite_file
 from slimdown.recording.names import Tag
 from slimdown.recording.outage import PatientClient, StoreGone, advice
-from slimdown.recording.provenance import About
 from slimdown.settings.naming import base_settings, flatten
 from slimdown.settings.schema import BenchmarkConfig, RunConfig, TrackingConfig
-from slimdown.training.fine_tune import StepRecord, Tuned
+
+if TYPE_CHECKING:  # they would bring torch along, which who records the harness's logs does without
+    from slimdown.preparing.data import SftData
+    from slimdown.preparing.model import LoadedModel
+    from slimdown.recording.provenance import About
+    from slimdown.training.fine_tune import StepRecord, Tuned
 
 _FLUSH_SECONDS = 5.0  # step metrics go out together: 200 single calls cost 4.2 s, one batch 0.03 s
 _MOST_PARAM = 6000  # characters; MLflow cuts longer ones, the whole config is an artifact
@@ -220,7 +221,7 @@ class TrackedRun:
         self._params(flat)
 
     @_kept
-    def log_model(self, loaded: LoadedModel) -> None:
+    def log_model(self, loaded: "LoadedModel") -> None:
         """Keep which weights were loaded, and what that cost."""
         self._tag(
             {
@@ -235,7 +236,7 @@ class TrackedRun:
         self._metrics(names.loaded_metrics(loaded))
 
     @_kept
-    def log_data(self, data: SftData | None) -> None:
+    def log_data(self, data: "SftData | None") -> None:
         """Name the datasets in MLflow's own column, and the fingerprint of the text that was used."""
         if data is None:
             return
@@ -292,7 +293,7 @@ class TrackedRun:
         self._client.set_tag(self.run_id, f"{Tag.validation_loss}{key}", repr(loss))
 
     @_kept
-    def log_step(self, record: StepRecord) -> None:
+    def log_step(self, record: "StepRecord") -> None:
         """Keep one training step; steps are sent together every few seconds."""
         now = int(time.time() * 1000)
         values = names.step_metrics(record.values)
@@ -301,7 +302,7 @@ class TrackedRun:
             self._flush()
 
     @_kept
-    def log_tuned(self, tuned: Tuned) -> None:
+    def log_tuned(self, tuned: "Tuned") -> None:
         """Keep what training learned and cost, and the adapter, also as a logged model that names its base."""
         if (training := tuned.training) is None:
             return
@@ -367,7 +368,7 @@ class TrackedRun:
 
 
 @contextmanager
-def opened_run(config: RunConfig, about: About, opening: AbstractContextManager[Any]) -> Iterator[TrackedRun]:
+def opened_run(config: RunConfig, about: "About", opening: AbstractContextManager[Any]) -> Iterator[TrackedRun]:
     """The run, its settings recorded; closed on leaving, whatever comes in between.
 
     Raises:
@@ -454,6 +455,8 @@ class EvaluationRecord:
 
     def _outdated(self, name: str) -> str:
         """Say that there are evaluations of an earlier kind of key and none of today's; empty where that is not so."""
+        from slimdown.measuring.measure import KEY_VERSION
+
         model = self._client.get_run(self._at_hand.run_id).data.tags.get(Tag.model)
         kinds = {
             key.startswith(Tag.evaluation + KEY_VERSION)
@@ -502,7 +505,7 @@ class EvaluationRecord:
 
 @contextmanager
 def base_record(
-    config: RunConfig, base: LoadedModel, at_hand: TrackedRun, tell: Callable[[str], None] = lambda line: None
+    config: RunConfig, base: "LoadedModel", at_hand: TrackedRun, tell: Callable[[str], None] = lambda line: None
 ) -> Iterator[EvaluationRecord]:
     """The record of a base's evaluations; a run of kind `baseline` is opened when the first one has to be made."""
     with ExitStack() as stack:
