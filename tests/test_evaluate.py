@@ -1,6 +1,7 @@
 """The harness's own numbers come out, every sample is kept, and nothing is left changed."""
 
 import random
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -76,9 +77,15 @@ def test_a_choice_is_the_likeliest_and_scores_when_it_is_the_target(report: Eval
 
 
 def test_a_generated_answer_is_kept_whole_and_as_each_filter_leaves_it(report: Evaluation) -> None:
+    """Read again by the patterns of the task's file: what stands behind the mark, and the last number."""
+    read = []
     for sample in report.benchmarks["pocket_math"].samples:
-        assert sample.answers["exact_match.strict-match"] in (*sample.response.split(), "[invalid]")
+        behind, numbers = re.findall(r"#### (\S+)", sample.response), re.findall(r"-?\d+", sample.response)
+        assert sample.answers["exact_match.strict-match"] == [*behind, "[invalid]"][0]
+        assert sample.answers["exact_match.flexible-extract"] == ["[invalid]", *numbers][-1]
         assert not sample.choices
+        read += behind
+    assert len(read) > 6  # of 12: the model knows the format
 
 
 def test_the_answers_are_the_stock_harness_command_lines(

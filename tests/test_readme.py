@@ -14,16 +14,17 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMAND = r"^ {4}(?:\$ )?python -m slimdown\.%s\b([^#\n]*)"
 
 
-def commands(module: str = "run") -> list[str]:
+def commands(module: str) -> list[str]:
     pattern = re.compile(COMMAND % module, re.MULTILINE)
     return sorted({found.strip() for doc in DOCUMENTS for found in pattern.findall(doc.read_text())})
 
 
-def test_the_documents_show_commands() -> None:
-    assert len(commands()) >= 5
+@pytest.mark.parametrize(("module", "n"), [("run", 5), ("compare", 5), ("check", 1)])
+def test_the_documents_show_commands(module: str, n: int) -> None:
+    assert len(commands(module)) >= n
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", commands("run"))
 def test_a_command_of_the_documents_is_accepted(command: str) -> None:
     check_command_line(shlex.split(command))
 
