@@ -36,20 +36,20 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
 
 def main(given: Sequence[str] | None = None) -> NoReturn:
     """Answer on the console and by the exit code."""
-    asked = arguments(sys.argv[1:] if given is None else given)
-    exit_with(lambda: _answer(asked), "This run cannot be checked:", Outcome.unasked)
+    options = arguments(sys.argv[1:] if given is None else given)
+    exit_with(lambda: _answer(options), "This run cannot be checked:", Outcome.unasked)
 
 
-def _answer(asked: argparse.Namespace) -> Outcome:
+def _answer(options: argparse.Namespace) -> Outcome:
     from rich.console import Console
 
     from slimdown.judging.holdout import held_out_part
     from slimdown.recording.read import read_evaluation, read_run  # mlflow's import takes a second: not for --help
     from slimdown.showing.console import show_judgements
 
-    budgets = read_budgets(asked.max_loss)
-    store = store_to_read(asked.tracking_uri)
-    run = read_run(store, asked.run)
+    budgets = read_budgets(options.max_loss)
+    store = store_to_read(options.tracking_uri)
+    run = read_run(store, options.run)
     base, tuned = (read_evaluation(store, run, model) for model in ("base", "tuned"))
     if run.holdout:  # the questions that did not choose this run, and no others
         base, tuned = (held_out_part(report, run.holdout) for report in (base, tuned))

@@ -16,11 +16,11 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m slimdown.send", description=(__doc__ or "").split(": ", 1)[1])
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder that the run named")
     add_store(parser, otherwise="", otherwise_said="the one that the runs were meant for")
-    asked = parser.parse_args(given)
+    options = parser.parse_args(given)
     try:
         from slimdown.recording.outage import send  # mlflow's import takes a second: not for --help
 
-        uri, run_ids, going = send(asked.folder, asked.tracking_uri)
+        uri, run_ids, going = send(options.folder, options.tracking_uri)
     except UserError as error:
         sys.exit(f"This cannot be sent:\n  {error}")
     except KeyboardInterrupt:
@@ -30,11 +30,11 @@ def main(given: Sequence[str] | None = None) -> None:
     if going:  # not 0, so that `send FOLDER && rm -r FOLDER` takes nothing from under a run
         sys.exit(
             "\n".join(
-                f"run {run_id} is still going (or was killed); keep {asked.folder} and send again when it has ended"
+                f"run {run_id} is still going (or was killed); keep {options.folder} and send again when it has ended"
                 for run_id in going
             )
         )
-    sys.stdout.write(f"All of it is in {public_uri(uri)} now; {asked.folder} is no longer needed.\n")
+    sys.stdout.write(f"All of it is in {public_uri(uri)} now; {options.folder} is no longer needed.\n")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def interrupted() -> bool:
 
 
 def stop_if_interrupted() -> None:
-    """Return in silence, or raise the KeyboardInterrupt of a signal that was swallowed or put off."""
+    """Raise the KeyboardInterrupt of a signal that was swallowed or put off, where one was."""
     if interrupted():
         raise KeyboardInterrupt
 
@@ -64,14 +64,14 @@ class Undisturbed:
         self._inner = inner
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._inner, name)
-        if not callable(found):
-            return found
+        member = getattr(self._inner, name)
+        if not callable(member):
+            return member
 
-        @wraps(found)
+        @wraps(member)
         def to_its_end(*args: Any, **named: Any) -> Any:
             with undisturbed():
-                return found(*args, **named)
+                return member(*args, **named)
 
         return to_its_end
 

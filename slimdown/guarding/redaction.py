@@ -23,8 +23,8 @@ _SHORTEST = 8  # characters; a password shorter than this is a word that texts a
 
 def public_uri(uri: str) -> str:
     """The address without user name, password and secret parameters."""
-    found = re.fullmatch(r"(?is)([a-z][\w+.-]*)(://)(.*)", uri)
-    return _without_secrets(found) if found else uri
+    address = re.fullmatch(r"(?is)([a-z][\w+.-]*)(://)(.*)", uri)
+    return _without_secrets(address) if address else uri
 
 
 def redact(text: str) -> str:
@@ -58,8 +58,8 @@ def _without_secrets(address: "re.Match[str]") -> str:
 
 def _held_by_environment() -> Iterator[str]:
     for name, value in os.environ.items():
-        found = [value] if IS_SECRET.match(name) else _secrets_of(value) if "://" in value else []
-        for secret in found:
+        secrets = [value] if IS_SECRET.match(name) else _secrets_of(value) if "://" in value else []
+        for secret in secrets:
             if len(secret) >= _SHORTEST:
                 yield from {secret, quote(secret, safe=""), unquote(secret)}
 

@@ -103,11 +103,11 @@ def anatomy(base: BenchmarkEvaluation, tuned: BenchmarkEvaluation) -> Anatomy:
         return Anatomy(len(lost), len(right), (), None, None)  # several right choices: no one lead to speak of
     sort = _why_choice if is_choice else _why_text
     names = _CHOICE_CAUSES if is_choice else _TEXT_CAUSES
-    found = [sort(pair, metric) for pair in lost]
+    cause_of = [sort(pair, metric) for pair in lost]
     causes = []
     for name in names:
-        of_it = [float(cause == name) for cause in found]
-        example = next((pair for pair, cause in zip(lost, found, strict=True) if cause == name), None)
+        of_it = [float(cause == name) for cause in cause_of]
+        example = next((pair for pair, cause in zip(lost, cause_of, strict=True) if cause == name), None)
         causes.append(Cause(name, int(sum(of_it)), mean(of_it) if of_it else None, example))
     gained = next((p for p in pairs if p.base.scores[metric] < 1 and p.tuned.scores[metric] == 1), None)
     choices = _choices(pairs, lost, metric) if is_choice else None

@@ -32,14 +32,14 @@ class Judgement:
     reason: str
 
 
-def read_budgets(asked: Sequence[str]) -> dict[str, float]:
+def read_budgets(arguments: Sequence[str]) -> dict[str, float]:
     """What each benchmark may lose, of arguments such as gsm8k=0.02.
 
     Raises:
         UserError: a share that is none, or two for one benchmark.
     """
     budgets: dict[str, float] = {}
-    for text in asked:
+    for text in arguments:
         name, _, value = text.partition("=")
         try:
             budget = float(value)

@@ -247,9 +247,9 @@ def _benchmark_change(
     primary = changes[config.metric]
     before, after = base.scores_of(config.metric), tuned.scores_of(config.metric)
     raw = rate(before, after, 0.0, base.clusters)
-    found = verdict(primary.value, p_value, equivalence_p_value)
+    judged = verdict(primary.value, p_value, equivalence_p_value)
     alpha = ALPHA / n_benchmarks  # the first of Holm's steps: what a change must pass if no other is shown
-    undecided = found is Verdict.undecided
+    undecided = judged is Verdict.undecided
     return BenchmarkChange(
         role=config.role,
         metric=config.metric,
@@ -261,7 +261,7 @@ def _benchmark_change(
         paper_value=_paper_value(config.paper_metric, primary, raw),
         forgetting_rate=raw,
         forgetting_rate_above_chance=rate(before, after, config.chance, base.clusters),
-        verdict=found,
+        verdict=judged,
         p_value=p_value,
         equivalence_p_value=equivalence_p_value,
         minimum_detectable_change=primary.difference.minimum_detectable_change(alpha),

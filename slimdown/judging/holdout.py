@@ -55,9 +55,9 @@ def _is_mean(report: BenchmarkEvaluation, metric: str) -> bool:
     return isclose(mean(report.scores_of(metric)).value, report.scores[metric].value, rel_tol=1e-6, abs_tol=1e-9)
 
 
-def _part(report: Evaluation, share: float, held_out: bool, said: str) -> Evaluation:
-    parts = {name: _split(name, one, share, held_out) for name, one in report.benchmarks.items()}
-    return replace(report, benchmarks=parts, part=said)
+def _part(report: Evaluation, share: float, held_out: bool, name: str) -> Evaluation:
+    parts = {benchmark: _split(benchmark, one, share, held_out) for benchmark, one in report.benchmarks.items()}
+    return replace(report, benchmarks=parts, part=name)
 
 
 def _split(name: str, report: BenchmarkEvaluation, share: float, held_out: bool) -> BenchmarkEvaluation:
@@ -71,5 +71,5 @@ def _split(name: str, report: BenchmarkEvaluation, share: float, held_out: bool)
         )
     metrics = [metric for metric in report.scores if metric == report.benchmark.metric or _is_mean(report, metric)]
     means = {metric: mean([sample.scores[metric] for sample in samples]) for metric in metrics}
-    scores = {metric: Score(found.value, found.standard_error) for metric, found in means.items()}
+    scores = {metric: Score(estimate.value, estimate.standard_error) for metric, estimate in means.items()}
     return replace(report, samples=samples, scores=scores)

@@ -71,8 +71,8 @@ class RecordedRun:
     @property
     def benchmarks(self) -> list[str]:
         """The benchmarks it was measured on, in the order of the settings."""
-        found = (key.split(".")[1] for key in self.params if key.startswith("benchmark."))
-        return list(dict.fromkeys(found))
+        names = (key.split(".")[1] for key in self.params if key.startswith("benchmark."))
+        return list(dict.fromkeys(names))
 
     @property
     def holdout(self) -> float:

@@ -54,20 +54,21 @@ def seeds_changes(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> list[SeedsC
         ValueError: seeds that were not asked the same questions; names the benchmark.
     """
     first = pairs[0][0].benchmarks
-    found = []
-    for name, asked in first.items():
-        metric = asked.benchmark.metric
-        questions = [sample.prompt_hash for sample in asked.samples]
+    changes = []
+    for name, evaluation in first.items():
+        metric = evaluation.benchmark.metric
+        questions = [sample.prompt_hash for sample in evaluation.samples]
         rows = []
         for base, tuned in pairs:
             for report in (base, tuned):
-                there = report.benchmarks.get(name)
-                if there is None or [sample.prompt_hash for sample in there.samples] != questions:
+                same = report.benchmarks.get(name)
+                if same is None or [sample.prompt_hash for sample in same.samples] != questions:
                     raise ValueError(f"{name}: the seeds were not asked the same questions")
             before, after = (report.benchmarks[name].scores_of(metric) for report in (base, tuned))
             rows.append([y - x for x, y in zip(before, after, strict=True)])
-        found.append(SeedsChange(name, metric, len(questions), seed_noise(rows, asked.clusters), pairs[0][0].part))
-    return found
+        noise = seed_noise(rows, evaluation.clusters)
+        changes.append(SeedsChange(name, metric, len(questions), noise, pairs[0][0].part))
+    return changes
 
 
 def seed_noise(changes: Sequence[Sequence[float]], clusters: Sequence[str] | None = None) -> Noise:
@@ -88,8 +89,8 @@ def seed_noise(changes: Sequence[Sequence[float]], clusters: Sequence[str] | Non
     Raises:
         ValueError: rows of unequal length, no number.
     """
-    if len(asked := sorted({len(row) for row in changes})) != 1:
-        raise ValueError(f"seeds were asked {asked} questions; all must be asked the same")
+    if len(lengths := sorted({len(row) for row in changes})) != 1:
+        raise ValueError(f"seeds were asked {lengths} questions; all must be asked the same")
     d = np.asarray(changes, dtype=float)
     n_seeds, n = d.shape
     numbers(d.ravel())

@@ -40,11 +40,11 @@ def corrected_verdicts(runs: "Sequence[RecordedRun]") -> dict[tuple[str, str], s
     cells = [(run, name, change) for run in runs for name, change in run.changes.benchmarks.items()]
     changed = holm([_known(change.p_value_raw, change.p_value) for _, _, change in cells])
     unchanged = holm([_known(change.equivalence_p_value_raw, change.equivalence_p_value) for _, _, change in cells])
-    found = {}
+    corrected = {}
     for (run, name, change), p_value, equivalence in zip(cells, changed, unchanged, strict=True):
         left = verdict(change.change.value, p_value, equivalence)
-        found[run.run_id, name] = left.value if change.verdict and len(runs) > 1 else change.verdict
-    return found
+        corrected[run.run_id, name] = left.value if change.verdict and len(runs) > 1 else change.verdict
+    return corrected
 
 
 def _known(value: float, otherwise: float) -> float:

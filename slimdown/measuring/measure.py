@@ -1,7 +1,7 @@
 """One evaluation per model, settings and benchmark: found again in the record, never made twice.
 
 Decides what counts as the same evaluation, and lets one process at a time make it. The record itself is kept by
-`tracking.py`; the questions are asked by `harness.py`.
+`recording/`; the questions are asked by `harness.py`.
 """
 
 import time
@@ -90,17 +90,17 @@ def measure(
             questions = evaluator.questions_hash(tasks[name], benchmark)
             key = evaluation_key(loaded, scoring.path, questions, benchmark, config)
             with record.lock(key):
-                found = record.find(name, key, benchmark)
-                if found is None:
-                    found = evaluator.evaluate(name, tasks[name], benchmark)
-                    record.keep(name, key, found)
-            if any(benchmark.metric not in sample.scores for sample in found.samples):
-                there = ", ".join(sorted(found.samples[0].scores)) or "none such"
+                evaluation = record.find(name, key, benchmark)
+                if evaluation is None:
+                    evaluation = evaluator.evaluate(name, tasks[name], benchmark)
+                    record.keep(name, key, evaluation)
+            if any(benchmark.metric not in sample.scores for sample in evaluation.samples):
+                known = ", ".join(sorted(evaluation.samples[0].scores)) or "none such"
                 raise UserError(
                     f"benchmark.{name}.metric={benchmark.metric} has no score for each question, so base and tuned "
-                    f"model cannot be paired; {benchmark.task} has {there}"
+                    f"model cannot be paired; {benchmark.task} has {known}"
                 )
-            reports[name] = found
+            reports[name] = evaluation
         return Evaluation(reports, version("lm-eval"), scoring.path, time.perf_counter() - started)
 
 
@@ -167,7 +167,7 @@ def evaluation_key(
         "scoring_path": scoring_path,
         "code": {"lm-eval": version("lm-eval"), "slimdown": code_digest()},
         "questions": questions,
-        **{part: {k: v for k, v in found.items() if k not in READ_ONLY[part]} for part, found in settings.items()},
+        **{part: {k: v for k, v in values.items() if k not in READ_ONLY[part]} for part, values in settings.items()},
     }
     return f"{KEY_VERSION}{digest(parts)}"
 

@@ -137,8 +137,8 @@ def numbers_agree(answer: str, target: str, tolerance: float) -> bool:
     >>> numbers_agree("no idea", "#### 18", 0.01)
     False
     """
-    found, wanted = _last_number(answer), _last_number(target.rsplit("####", 1)[-1])
-    return found is not None and wanted is not None and abs(found - wanted) < tolerance
+    number, wanted = _last_number(answer), _last_number(target.rsplit("####", 1)[-1])
+    return number is not None and wanted is not None and abs(number - wanted) < tolerance
 
 
 def _last_number(text: str) -> float | None:

@@ -57,38 +57,38 @@ def digest(identity: Any) -> str:
 
 def weights_digest(model: nn.Module) -> str:
     """A digest of every parameter and buffer that is saved: names, dtypes, shapes and bytes, quantized as they are."""
-    found = hashlib.sha256()
+    content_digest = hashlib.sha256()
     names: dict[tuple[Any, ...], str] = {}
     for name, tensor in model.state_dict().items():
         place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         shared = names.setdefault(place, name) if tensor.numel() else name
-        found.update(f"{name} {shared} {tensor.dtype} {list(tensor.shape)}".encode())
+        content_digest.update(f"{name} {shared} {tensor.dtype} {list(tensor.shape)}".encode())
         if shared == name:  # tied weights are read once
-            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+            content_digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return content_digest.hexdigest()
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
     """Of the files that the tokenizer would be saved as, chat templates included."""
-    found = hashlib.sha256()
+    content_digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             content = file.read_bytes()
             if file.name == "tokenizer_config.json":
                 content = digest(_without(json.loads(content), _PROVENANCE)).encode()
-            found.update(f"{file.relative_to(folder)} {len(content)} ".encode() + content)
-    return found.hexdigest()
+            content_digest.update(f"{file.relative_to(folder)} {len(content)} ".encode() + content)
+    return content_digest.hexdigest()
 
 
 def _arithmetic(device: torch.device) -> dict[str, Any]:
     """What decides in which order sums are rounded; in bfloat16 one thread and two answer otherwise here and there."""
-    found: dict[str, Any] = {"device": device.type, "float32_matmul_precision": torch.get_float32_matmul_precision()}
+    settings: dict[str, Any] = {"device": device.type, "float32_matmul_precision": torch.get_float32_matmul_precision()}
     if device.type == "cuda":
-        return found | {"gpu": torch.cuda.get_device_name(device)}
+        return settings | {"gpu": torch.cuda.get_device_name(device)}
     if device.type == "cpu":
-        return found | {"kernels": kernels(), "threads": torch.get_num_threads()}
-    return found
+        return settings | {"kernels": kernels(), "threads": torch.get_num_threads()}
+    return settings
 
 
 def _without(settings: dict[str, Any], left_out: frozenset[str]) -> dict[str, Any]:

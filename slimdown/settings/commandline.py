@@ -101,9 +101,9 @@ def check_command_line(arguments: list[str]) -> None:
             except ConfigError as error:
                 problems.append(str(error))
                 continue
-            found = list(_override_problems(alternatives, line))
-            problems += found
-            if not found:
+            its_problems = list(_override_problems(alternatives, line))
+            problems += its_problems
+            if not its_problems:
                 sound.append(alternatives)
         together = list(_problems_together(sound))
         problems += together
@@ -126,14 +126,14 @@ def _check_flags(arguments: list[str]) -> None:
         return
     if given.cfg and given.multirun:
         raise ConfigError("--cfg shows one run; leave out -m and give one value each")
-    asked = {
+    modes = {
         "--run": given.run,
         "--multirun": given.multirun,
         "--cfg": given.cfg,
         "--shell-completion": given.shell_completion,
         "--info": given.info,
     }
-    if len(names := [name for name, value in asked.items() if value]) > 1:
+    if len(names := [name for name, value in modes.items() if value]) > 1:
         raise ConfigError(f"{' and '.join(names)} do not go together; give one of them")
 
 
@@ -276,9 +276,9 @@ def _composed_problems(given: list[Alternatives], folders: tuple[Path, ...]) -> 
             named.add(str(error))
             continue
         for values in _combinations(settings):
-            found = list(_run_problems(chosen, values, folders))
-            yield from (p for p in found if p not in named)
-            named.update(found)
+            problems = list(_run_problems(chosen, values, folders))
+            yield from (p for p in problems if p not in named)
+            named.update(problems)
 
 
 def _is_choice(key: str, folders: tuple[Path, ...]) -> bool:

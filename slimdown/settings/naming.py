@@ -23,8 +23,8 @@ def flatten(config: RunConfig) -> dict[str, object]:
 def base_settings(config: RunConfig) -> dict[str, object]:
     """The settings that a base's evaluation depends on, by their dotted keys."""
     sections = ("model.", "quantization.", "benchmark.", "evaluation.")
-    found = {key: value for key, value in flatten(config).items() if key.startswith(sections)}
-    return {key: value for key, value in found.items() if key != "evaluation.holdout"}
+    settings = {key: value for key, value in flatten(config).items() if key.startswith(sections)}
+    return {key: value for key, value in settings.items() if key != "evaluation.holdout"}
 
 
 def run_name(model: str, overrides: list[str], swept: tuple[str, ...] = ()) -> str:

@@ -56,10 +56,10 @@ def read_rows(config: DatasetConfig) -> tuple[list[Row], str]:
         ) from None
     except (OSError, ValueError) as error:
         raise RowError(f"{config.path} cannot be read: {error}") from None
-    found = _read(file, (state.st_mtime_ns, state.st_size), config.instruction, config.input, config.output)
-    if isinstance(found, str):
-        raise RowError(f"{config.path} {' '.join(found.split())}")  # a column's name may hold a line break
-    return found
+    read = _read(file, (state.st_mtime_ns, state.st_size), config.instruction, config.input, config.output)
+    if isinstance(read, str):
+        raise RowError(f"{config.path} {' '.join(read.split())}")  # a column's name may hold a line break
+    return read
 
 
 @lru_cache(maxsize=8)

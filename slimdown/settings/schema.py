@@ -287,10 +287,10 @@ class TrackingConfig:
 
     def uri_problem(self) -> str | None:
         """Say why the address can hold no record; None where it may."""
-        scheme, found, place = self.uri.partition("://")
+        scheme, separator, place = self.uri.partition("://")
         dialect = scheme.partition("+")[0]
         servers = ("http", "https", "postgresql", "mysql", "mssql", "databricks")
-        if dialect == "sqlite" and found:
+        if dialect == "sqlite" and separator:
             file = place.partition("?")[0]
             if file.strip("/") and not file.endswith("/") and file.startswith("/") and ":memory:" not in self.uri:
                 return None
