@@ -15,7 +15,7 @@ from slimdown.recording.write import base_record, opened_run, tuned_record
 from slimdown.settings.schema import RunConfig
 from slimdown.showing import console
 from slimdown.showing.files import files_of
-from slimdown.training.tuning import Training
+from slimdown.training.tuning import way_to_tuned
 
 
 def experiment(config: RunConfig, about: About) -> Findings:
@@ -37,8 +37,8 @@ def experiment(config: RunConfig, about: About) -> Findings:
             base = load_model(config.model, config.quantization)
         stop_between_forwards(base.model)
         tracked.log_model(base)
-        with console.doing("preparing the rows"):
-            way = Training(base, config)
+        with console.doing("preparing"):
+            way = way_to_tuned(base, config)
         console.show_notes(way.notes)
         tracked.log_data(way.data)
         dequantize = config.quantization.dequantize_for_evaluation

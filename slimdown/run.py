@@ -10,6 +10,7 @@ if __name__ == "__main__":
     interruption.end_at_once_when_interrupted()  # before the imports, which take a third of a second
 
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,6 +26,7 @@ from slimdown.settings.commandline import check_command_line, read_command_line,
 from slimdown.settings.files import CONF_DIR
 from slimdown.settings.load import load_config
 from slimdown.settings.naming import run_name
+from slimdown.settings.schema import TRAINING
 
 _objectives: list[float] = []  # Hydra hands a job's value to a sweeper, and to nobody else
 
@@ -42,7 +44,8 @@ def job(composed: DictConfig) -> float:
             from slimdown.experiment import experiment
             from slimdown.recording.provenance import About
 
-            shown = OmegaConf.create(OmegaConf.to_container(composed, resolve=True, enum_to_str=True))
+            sections: dict[str, Any] = dict(OmegaConf.to_container(composed, resolve=True, enum_to_str=True))  # type: ignore[arg-type]
+            shown = OmegaConf.create({key: sections[key] for key in sections if not (config.tuned and key in TRAINING)})
             blank_secrets(shown)
             about = About(
                 name=redact(run_name(hydra_settings.runtime.choices["model"], overrides, swept_keys(sys.argv[1:]))),

@@ -174,6 +174,23 @@ SETTINGS = [
     ("dataset.pocket_instructions.path='a b'", "is neither a hub id nor a .json"),
     ("dataset.pocket_instructions.path=/", "is neither a hub id nor a .json"),
     ("dataset.pocket_instructions.instruction=nope", "row 1: there is no column nope; there are prompt, completion"),
+    # what somebody else tuned
+    ("tuned=''", "tuned='': there is no such folder, and a hub id is OWNER/NAME or OWNER/NAME@REVISION"),
+    ("tuned=./nowhere", "tuned='./nowhere': there is no such folder"),
+    ("tuned=/nowhere/a@b", "tuned='/nowhere/a': there is no such folder"),
+    ("tuned=runs/mine/adapter", "tuned='runs/mine/adapter': there is no such folder"),
+    ("tuned=pocket:nope", "tuned='pocket:nope': there is no such folder"),
+    ("tuned=me/mine@", "a hub id is OWNER/NAME or OWNER/NAME@REVISION"),
+    ("tuned=pocket:model@v2", "tuned=pocket:model is a folder and has no revisions; leave out @v2"),
+    ("tuned=[a]", "tuned=['a']: "),
+    ("+tuned.revision=main", "tuned is one, and holds a plain value"),
+    ("-m tuned=pocket:model,./nowhere", "tuned='./nowhere': there is no such folder"),
+    (
+        "tuned=pocket:model lora.r=4",
+        "tuned=pocket:model is measured as it is, and nothing is trained: leave out lora.r=4",
+    ),
+    ("tuned=me/mine dataset=[alpaca] seed=1", "nothing is trained: leave out dataset=[alpaca] seed=1"),
+    ("-m tuned=me/mine train=quick,default", "nothing is trained: leave out train=quick"),
     # what is no setting
     ("train.learning_rat=1", "did you mean train.learning_rate"),
     ("+train.learning_rat=1", "did you mean train.learning_rate"),
@@ -227,6 +244,24 @@ SETTINGS = [
     ("--resolve", "--resolve goes with --cfg or --help"),
     ("--run -m lora.r=4,8", "--run and --multirun do not go together; give one of them"),
     ("--info config --cfg job", "--cfg and --info do not go together; give one of them"),
+]
+
+TUNED = [
+    ([], "there is neither an adapter (adapter_config.json) nor a model (config.json) in it"),
+    (["checkpoint-9/adapter_config.json"], "(config.json) in it; checkpoint-9 in it may be meant"),
+    (
+        ["adapter_config.json"],
+        "the weights of an adapter are expected in adapter_model.safetensors, and there are none",
+    ),
+    (["adapter_config.json", "adapter_model.bin"], "only adapter_model.bin, and pickled weights can run code"),
+    (
+        ["config.json", "pytorch_model.bin"],
+        "the weights of a model are expected in *.safetensors, and there are only pyt",
+    ),
+    (
+        ["config.json", "adapter_config.json", "model.safetensors"],
+        "the weights of an adapter are expected in adapter_mo",
+    ),
 ]
 
 GOOD = '{"instruction": "a", "output": "b"}\n'
@@ -394,6 +429,28 @@ def test_a_wrong_path(path: str, answer: str, tmp_path: Path, refused: Refused) 
     assert answer in refused(run.main, ["dataset=[file]", f"dataset.file.path='{tmp_path}/{path}'"])
 
 
+@pytest.mark.parametrize(("files", "answer"), TUNED)
+def test_a_folder_without_a_tuned_model(files: list[str], answer: str, tmp_path: Path, refused: Refused) -> None:
+    folder = tmp_path / "a@b"
+    folder.mkdir()
+    for file in files:
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text("{}")
+    said = refused(run.main, [f"tuned='{folder}'"])
+    assert f"tuned={folder}: " in said
+    assert answer in said
+
+
+def test_a_file_in_place_of_the_folder_that_it_lies_in(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "adapter_model.safetensors").write_text("")
+    assert "is a file; give the folder" in refused(run.main, [f"tuned={tmp_path}/adapter_model.safetensors"])
+
+
+def test_an_adapter_in_place_of_the_base(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "holds an adapter; name its base here, and itself as tuned=" in refused(run.main, [f"model.id={tmp_path}"])
+
+
 @pytest.mark.parametrize(("file", "content", "choice", "answer"), FOLDERS)
 def test_a_wrong_group_file_of_ones_own(
     file: str,
@@ -421,6 +478,7 @@ def test_a_wrong_question_to_the_record(
     [
         ("slimdown.run train.optim=adamm", 1, "there is none such"),
         ("slimdown.run -m seed=range(0,100000)", 1, "this sweep is 100,000 runs"),
+        ("slimdown.run tuned=./nowhere", 1, "there is no such folder"),
         ("slimdown.run benchmark.pocket_cs.task=nope", 1, "the harness has no such task"),
         ("slimdown.run hydra.run.dir=/proc/nope", 1, "/proc/nope cannot be made"),
         ("slimdown.check run --max-loss x=nan", check.Outcome.unasked, "give a share"),

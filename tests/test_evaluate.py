@@ -200,5 +200,5 @@ def test_base_and_tuned_model_are_scored_alike_whatever_memory_is_left(
 def test_an_adapter_that_looks_at_the_row_takes_stock_for_the_base_too(pocket: LoadedModel, composed: Composed) -> None:
     config = composed("benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=6")
     adapter = LoraConfig(task_type="CAUSAL_LM", alora_invocation_tokens=[5])
-    scoring = choose_scoring(pocket, load_tasks(config.benchmark), config.benchmark, config.evaluation, adapter=adapter)
+    scoring = choose_scoring(pocket, load_tasks(config.benchmark), config.benchmark, config.evaluation, tuned=adapter)
     assert scoring.path == "stock-dequantized"

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from math import isnan
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from slimdown.measuring.questions import FEWSHOT_SEED, build_requests
 from slimdown.measuring.results import read_results
 from slimdown.preparing.chat import ONE_DAY, check_chat_template
 from slimdown.preparing.dequantize import dequantized, dequantizes
-from slimdown.preparing.model import LoadedModel
+from slimdown.preparing.model import LoadedModel, context_window
 from slimdown.settings.schema import BenchmarkConfig, EvaluationConfig, OnProgress
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def choose_scoring(
     chosen: dict[str, BenchmarkConfig],
     config: EvaluationConfig,
     dequantize: str = "auto",
-    adapter: Any = None,
+    tuned: Any = None,
 ) -> "Scoring":
     """How the answers of a base and of the model tuned from it come about, for both of their evaluations.
 
@@ -147,14 +148,23 @@ def choose_scoring(
         chosen: settings by benchmark name.
         config: budget and prompt format.
         dequantize: quantization.dequantize_for_evaluation.
-        adapter: PEFT's config of what will be trained, if anything.
+        tuned: what will be asked besides: PEFT's config of an adapter, or another model, its numbers not needed.
     """
     with _undisturbed(loaded), ExitStack() as stack:
         if is_dequantized := dequantizes(loaded.model, dequantize):
             stack.enter_context(dequantized(loaded.model))
         lm = _language_model(loaded, config)
-        scoring: Scoring = lm.choose_scoring(lambda: _longest_row(lm, tasks, chosen, config), adapter, is_dequantized)
-        return scoring
+        scoring: Scoring = lm.choose_scoring(lambda: _longest_row(lm, tasks, chosen, config), tuned, is_dequantized)
+        return replace(scoring, window=_shorter_window(int(lm.max_length), tuned))
+
+
+def _shorter_window(own: int, tuned: Any) -> int | None:
+    """Tokens that both models have room for; None where that is the same."""
+    if isinstance(tuned, torch.nn.Module):
+        other = context_window(tuned) or own
+    else:
+        other = own - (getattr(tuned, "num_virtual_tokens", None) or 0)  # an adapter's, before every prompt
+    return None if other == own else min(own, other)
 
 
 def _longest_row(lm: Any, tasks: dict[str, Any], chosen: dict[str, BenchmarkConfig], config: EvaluationConfig) -> int:
@@ -189,7 +199,9 @@ def evaluate(
         return Evaluation(reports, version("lm-eval"), scoring.path, time.perf_counter() - started)
 
 
-def _language_model(loaded: LoadedModel, config: EvaluationConfig, **more: Any) -> Any:
+def _language_model(
+    loaded: LoadedModel, config: EvaluationConfig, scoring: "Scoring | None" = None, **more: Any
+) -> Any:
     from slimdown.measuring.engine.scoring import SharedWorkLM
 
     if config.apply_chat_template:
@@ -200,6 +212,8 @@ def _language_model(loaded: LoadedModel, config: EvaluationConfig, **more: Any) 
         token_budget=config.token_budget,
         batch_size=config.batch_size,
         chat_template_args=ONE_DAY,
+        scoring=scoring,
+        max_length=scoring.window if scoring else None,
         **more,
     )
 

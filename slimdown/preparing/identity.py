@@ -19,8 +19,8 @@ from slimdown.preparing.dtype import kernels
 
 # Where something came from; what came from there is in by its content.
 _PROVENANCE = frozenset(["_name_or_path", "_commit_hash", "name_or_path", "is_local", "local_files_only"])
-# Of an adapter's config: which base it was trained on is in by that base's content.
-_BASE_NAME = frozenset(["base_model_name_or_path", "revision"])
+# Of an adapter's config: the base is in by its content, and whether it is to be trained further changes no answer.
+_NO_ANSWER = frozenset(["base_model_name_or_path", "revision", "inference_mode"])
 
 
 def identify(model: Any, tokenizer: Any, weights: str | None = None) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def identify(model: Any, tokenizer: Any, weights: str | None = None) -> dict[str
         "weights": weights or weights_digest(model),
         "config": _without(config, _PROVENANCE),
         "generation_config": model.generation_config.to_dict() if model.generation_config else None,
-        "adapters": {name: _without(adapter, _BASE_NAME) for name, adapter in adapters.items()},
+        "adapters": {name: _without(adapter, _NO_ANSWER) for name, adapter in adapters.items()},
         "attention": model.config._attn_implementation,
         "tokenizer": _tokenizer_digest(tokenizer),
         "arithmetic": _arithmetic(model.device),

@@ -7,7 +7,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,48 +61,35 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
     started = time.perf_counter()
     device = _device(config.device)
     dtype, dtype_reason = _dtype(config.dtype, device)
-    source = str(config.folder or config.id)
-    common = {"revision": config.revision, "trust_remote_code": False}
-    try:
-        with asking_hub(f"model.id={config.id}"):
-            architecture = transformers.AutoConfig.from_pretrained(source, **common)
-            _refuse_pickled(config, source, architecture)
-            skeleton = _skeleton(architecture)
-            _check_memory(config, quantization, skeleton, dtype, device)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
-            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
-                source,
-                **common,
-                use_safetensors=True,  # pickled weights can run code
-                dtype=dtype,
-                device_map={"": device.type},
-                attn_implementation=config.attn_implementation,
-                quantization_config=_bitsandbytes(quantization, device),
-                output_loading_info=True,
-            )
-            _check_weights(config, model, skeleton, loading["missing_keys"])
-    except UserError:
-        raise
-    except (MemoryError, torch.OutOfMemoryError):
-        raise UserError(f"model.id={config.id} does not fit in the memory of {device}; {_SMALLER}") from None
-    except Exception as error:  # the files of others: whatever reading them may raise
-        raise UserError(_explain(config, error)) from error
+    source, common = _source(config)
+    with explained(config):
+        skeleton = _skeleton(config)
+        _check_memory(config, quantization, skeleton, dtype, device)
+        tokenizer = load_tokenizer(source, **common)
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            source,
+            **common,
+            use_safetensors=True,  # pickled weights can run code
+            dtype=dtype,
+            device_map={"": device.type},
+            attn_implementation=config.attn_implementation,
+            quantization_config=_bitsandbytes(quantization, device),
+            output_loading_info=True,
+        )
+        _check_weights(config, model, skeleton, loading["missing_keys"])
     for module in model.modules():
         # On a CPU with AVX512-BF16 the first inference forward of a 4-bit layer repacks its weights for a kernel that
         # computes in bfloat16 and passes no gradient: training after an evaluation would silently train nothing.
         # bitsandbytes 0.49 to 0.50; to be deleted when its packed kernel has a backward pass.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    if tokenizer.pad_token is None:
-        # What the harness would choose when it measures; set here so that training sees the same, measured or not.
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     model.eval()
-    _check_numbers(config, model)
+    check_numbers(config.named, model)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         id=config.id,
-        revision=_resolved_revision(source, config.revision),
+        revision=resolved_revision(source, config.revision),
         quantization=quantization.name,
         dtype=str(dtype).removeprefix("torch."),
         dtype_reason=dtype_reason,
@@ -113,7 +101,59 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
     )
 
 
-def _check_numbers(config: ModelConfig, model: Any) -> None:
+def outline(config: ModelConfig) -> tuple[Any, Any]:
+    """The model without its numbers, which are fetched and found to be whole files, and its tokenizer.
+
+    Raises:
+        UserError: see `load_model`.
+    """
+    import transformers
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    source, common = _source(config)
+    with explained(config):
+        skeleton = _skeleton(config)
+        if skeleton.can_generate():
+            with suppress(OSError):  # it need not have one
+                skeleton.generation_config = transformers.GenerationConfig.from_pretrained(source, **common)
+        for name in _weight_files(config, skeleton.config) or ["model.safetensors"]:
+            with safe_open(cached_file(source, name, revision=config.revision), "pt"):
+                pass  # a file that was cut short does not open
+        return skeleton, load_tokenizer(source, **common)
+
+
+def load_tokenizer(source: str | Path, **common: Any) -> Any:
+    """A tokenizer as its files say, with a padding token."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
+    if tokenizer.pad_token is None:
+        # What the harness would choose when it measures; set here so that training sees the same, measured or not.
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """Where transformers finds it, and how."""
+    return str(config.folder or config.id), {"revision": config.revision, "trust_remote_code": False}
+
+
+@contextmanager
+def explained(config: ModelConfig) -> Iterator[None]:
+    """Inside, whatever fetching and reading the files of others raises is a `UserError` that says what to do."""
+    try:
+        with asking_hub(config.named):
+            yield
+    except UserError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError):
+        raise UserError(f"{config.named} does not fit in the memory of {config.device}; {_SMALLER}") from None
+    except Exception as error:
+        raise UserError(_explain(config, error)) from error
+
+
+def check_numbers(named: str, model: Any) -> None:
     """Refuse weights that compute no numbers, by one forward of a few tokens: NaN anywhere comes through."""
     tokens = torch.arange(min(16, model.get_input_embeddings().weight.shape[0]), device=model.device)[None]
     with torch.no_grad():
@@ -121,7 +161,7 @@ def _check_numbers(config: ModelConfig, model: Any) -> None:
     if logits.float().log_softmax(-1).isnan().any():
         narrow = "" if model.dtype == torch.float32 else f", or try model.dtype=float32 (now {model.dtype})"
         raise UserError(
-            f"model.id={config.id} computes no numbers: its weights hold NaN or infinity, or numbers that overflow. "
+            f"{named} computes no numbers: its weights hold NaN or infinity, or numbers that overflow. "
             f"Download it again or choose another revision{narrow}"
         )
 
@@ -177,12 +217,17 @@ def _shape(parameter: nn.Parameter) -> torch.Size:
     return getattr(getattr(parameter, "quant_state", None), "shape", None) or parameter.shape
 
 
-def _skeleton(architecture: Any) -> Any:
-    """The model without its numbers."""
+def _skeleton(config: ModelConfig) -> Any:
+    """The model without its numbers, which are not pickled ones."""
     import transformers
 
+    source, common = _source(config)
+    architecture = transformers.AutoConfig.from_pretrained(source, **common)
+    _weight_files(config, architecture)
     with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(architecture)
+        return transformers.AutoModelForCausalLM.from_config(
+            architecture, attn_implementation=config.attn_implementation
+        )
 
 
 def _check_weights(config: ModelConfig, model: Any, skeleton: Any, missing: Iterable[str]) -> None:
@@ -197,7 +242,7 @@ def _check_weights(config: ModelConfig, model: Any, skeleton: Any, missing: Iter
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(
-            f"model.id={config.id}: the weights are not those that its config.json describes: {'; '.join(wrong[:3])}"
+            f"{config.named}: the weights are not those that its config.json describes: {'; '.join(wrong[:3])}"
             f"{more}; get the model again, or correct its config.json"
         )
 
@@ -229,20 +274,22 @@ def _check_memory(
         fitting = [name for name, size in needed.items() if size < free]
         way_out = f"quantization={fitting[0]} would fit" if fitting else _SMALLER
         raise UserError(
-            f"model.id={config.id} needs {needed[quantization.name] / 2**30:.1f} GiB for its weights with "
+            f"{config.named} needs {needed[quantization.name] / 2**30:.1f} GiB for its weights with "
             f"quantization={quantization.name}, and {free / 2**30:.1f} GiB are free on {device.type}; {way_out}"
         )
 
 
-def _refuse_pickled(config: ModelConfig, source: str, architecture: Any) -> None:
-    """Refuse an index that names pickled weights: transformers reads them whatever `use_safetensors` says.
+def _weight_files(config: ModelConfig, architecture: Any) -> list[str]:
+    """The files that the index of the weights names; none where there is no index.
 
-    It loads what an index of that name names (transformers 5.20 to 5.24); to be deleted when it refuses.
+    Raises:
+        UserError: they are pickled: transformers reads what an index names whatever `use_safetensors` says (5.20 to
+            5.24); to be deleted when it refuses.
     """
     from transformers.utils import cached_file
 
     index = cached_file(
-        source,
+        str(config.folder or config.id),
         "model.safetensors.index.json",
         revision=config.revision,
         _commit_hash=getattr(architecture, "_commit_hash", None),  # spares the second run the question
@@ -251,12 +298,13 @@ def _refuse_pickled(config: ModelConfig, source: str, architecture: Any) -> None
     named = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()) if index else set()
     if pickled := sorted(name for name in named if not name.endswith(".safetensors")):
         raise UserError(
-            f"model.id={config.id}: its index names {pickled[0]}, and pickled weights can run code when they are read; "
+            f"{config.named}: its index names {pickled[0]}, and pickled weights can run code when they are read; "
             "choose a revision or a copy of the model with .safetensors files"
         )
+    return sorted(named)
 
 
-def _resolved_revision(source: str, revision: str) -> str:
+def resolved_revision(source: str, revision: str) -> str:
     """The hub's commit, which names the cache folder that the files lie in; for a local folder a digest."""
     if Path(source).is_dir():
         return f"sha256:{_folder_digest(Path(source))}"
@@ -289,35 +337,35 @@ def _explain(config: ModelConfig, error: Exception) -> str:
     page = f"https://huggingface.co/{config.id}"
     if any(isinstance(link, hub.GatedRepoError) for link in chain) or "access a gated repo" in text:
         return (
-            f"model.id={config.id} is gated: accept its licence at {page}, then log in with `hf auth login` "
+            f"{config.named} is gated: accept its licence at {page}, then log in with `hf auth login` "
             "(or set HF_TOKEN); or try an open one, e.g. model=smollm2"
         )
     if any(isinstance(link, hub.RevisionNotFoundError) for link in chain):
-        return f"model.revision={config.revision}: {config.id} has no such branch, tag or commit; see {page}"
+        return f"{config.named} has no such branch, tag or commit as {config.revision}; see {page}"
     if any(isinstance(link, hub.RepositoryNotFoundError) for link in chain):
         return (
-            f"model.id={config.id}: there is no such model on the hub, nor a local folder of that name; check the "
+            f"{config.named}: there is no such model on the hub, nor a local folder of that name; check the "
             "spelling, or log in with `hf auth login` if it is private"
         )
     if "No space left" in text:
         return (
-            f"model.id={config.id}: no space left on the disk that holds the hub's cache; free some, or point "
+            f"{config.named}: no space left on the disk that holds the hub's cache; free some, or point "
             "HF_HOME to a larger disk"
         )
     if any(type(link).__name__ == "SafetensorError" for link in chain):
-        return f"model.id={config.id}: a .safetensors file is damaged or cut short ({error}); get it again"
+        return f"{config.named}: a .safetensors file is damaged or cut short ({error}); get it again"
     if "safetensors" in text:
         return (
-            f"model.id={config.id} has no safetensors weights, and pickled ones can run code when they are read; "
+            f"{config.named} has no safetensors weights, and pickled ones can run code when they are read; "
             "choose a revision or a copy of the model with .safetensors files"
         )
     if isinstance(error, (KeyError, ValueError)) and "trust_remote_code" in text:
-        return f"model.id={config.id} needs code of its own, which is not run here; choose a model of transformers"
+        return f"{config.named} needs code of its own, which is not run here; choose a model of transformers"
     if any(type(link).__module__.split(".")[0] in ("httpx", "httpx2", "requests") for link in chain) or any(
         isinstance(link, (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, hub.HfHubHTTPError)) for link in chain
     ):
         return (
-            f"model.id={config.id} cannot be reached: the hub does not answer and the model is not in the local cache; "
+            f"{config.named} cannot be reached: the hub does not answer and the model is not in the local cache; "
             "check the network and HF_ENDPOINT, or run the embedded world, which needs none: python -m slimdown.run"
         )
-    return f"model.id={config.id} cannot be loaded: {' '.join(str(error).split())[:400]}"
+    return f"{config.named} cannot be loaded: {' '.join(str(error).split())[:400]}"

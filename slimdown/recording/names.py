@@ -46,6 +46,7 @@ class Tag(StrEnum):
     device = "slimdown.device", "where"
     dataset = "slimdown.dataset", "the datasets' names"
     data_fingerprint = "slimdown.data_fingerprint", "a digest of the text that was used"
+    origin = "slimdown.origin", "of a model that was tuned elsewhere: its hub id and commit, or folder and digest"
     scoring_path = "slimdown.scoring_path", "how answers came about: `shared` or `stock`"
     harness_version = "slimdown.harness_version", "lm-eval's"
     verdict = "slimdown.verdict.", "of a benchmark: `retained`, `forgotten`, `improved` or `undecided`"

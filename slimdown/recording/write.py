@@ -303,8 +303,12 @@ class TrackedRun:
 
     @_kept
     def log_tuned(self, tuned: "Tuned") -> None:
-        """Keep what training learned and cost, and the adapter, also as a logged model that names its base."""
+        """Keep what training learned and cost, and the adapter, also as a logged model that names its base.
+
+        Of a model that was not tuned here, where it came from.
+        """
         if (training := tuned.training) is None:
+            self._tag({Tag.origin: f"{tuned.model.id}@{tuned.model.revision}"})
             return
         self._metrics(names.training_metrics(training))
         self._client.log_artifacts(self.run_id, str(training.adapter_dir), "adapter")

@@ -31,7 +31,7 @@ from slimdown.settings.files import CONF_DIR, group_choices
 from slimdown.settings.keys import nearest, setting_problem
 from slimdown.settings.load import load_config
 from slimdown.settings.rows import RowError, read_rows
-from slimdown.settings.schema import RunConfig
+from slimdown.settings.schema import TRAINING, RunConfig
 from slimdown.settings.task_files import task_problem
 
 _MOST_RUNS = 1_000  # of one command
@@ -276,7 +276,7 @@ def _composed_problems(given: list[Alternatives], folders: tuple[Path, ...]) -> 
             named.add(str(error))
             continue
         for values in _combinations(settings):
-            problems = list(_run_problems(chosen, values, folders))
+            problems = list(_run_problems(chosen, choices, values, folders))
             yield from (p for p in problems if p not in named)
             named.update(problems)
 
@@ -329,7 +329,9 @@ def _one_line(error: Exception) -> str:
     return text
 
 
-def _run_problems(chosen: DictConfig, values: tuple[Override, ...], folders: tuple[Path, ...]) -> Iterator[str]:
+def _run_problems(
+    chosen: DictConfig, choices: tuple[Override, ...], values: tuple[Override, ...], folders: tuple[Path, ...]
+) -> Iterator[str]:
     kept: list[Override] = []
     for override in values:
         if problem := _unchosen(chosen, override, folders):
@@ -339,6 +341,7 @@ def _run_problems(chosen: DictConfig, values: tuple[Override, ...], folders: tup
     composed = deepcopy(chosen)
     try:
         ConfigLoaderImpl._apply_overrides_to_config(kept, composed)  # what Hydra's own composing ends with
+        yield from _idle(composed, [*choices, *values])
         config = load_config(composed)
     except ConfigError as error:
         yield from str(error).splitlines()
@@ -347,6 +350,14 @@ def _run_problems(chosen: DictConfig, values: tuple[Override, ...], folders: tup
         yield _one_line(error)
         return
     yield from _data_problems(config)
+
+
+def _idle(composed: DictConfig, given: list[Override]) -> Iterator[str]:
+    """What is set of a training that there will be none of."""
+    idle = [one.input_line for one in given if one.key_or_group.partition(".")[0] in (*TRAINING, "seed")]
+    if composed.get("tuned") is not None and idle:
+        named = " ".join(map(str, idle))
+        yield f"tuned={composed.tuned} is measured as it is, and nothing is trained: leave out {named}"
 
 
 def _unchosen(chosen: DictConfig, override: Override, folders: tuple[Path, ...]) -> str | None:

@@ -16,6 +16,9 @@ def load_config(composed: DictConfig) -> RunConfig:
     Raises:
         ConfigError: listing every problem, one a line.
     """
+    if composed.get("tuned") is not None:  # whatever the model's own file would train on
+        composed = composed.copy()
+        composed.dataset = {}
     problems = list(unknown_keys(composed, RunConfig)) + list(_missing_keys(composed))
     if not problems:
         try:

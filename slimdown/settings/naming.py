@@ -2,11 +2,11 @@
 
 from omegaconf import OmegaConf
 
-from slimdown.settings.schema import RunConfig
+from slimdown.settings.schema import TRAINING, RunConfig
 
 
 def flatten(config: RunConfig) -> dict[str, object]:
-    """Every setting by its dotted key, as it is overridden on the command line."""
+    """Every setting that counts, by its dotted key, as it is overridden on the command line."""
     flat: dict[str, object] = {}
 
     def walk(node: object, prefix: str) -> None:
@@ -17,7 +17,8 @@ def flatten(config: RunConfig) -> dict[str, object]:
             flat[prefix[:-1]] = node
 
     walk(OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True), "")
-    return flat
+    idle = ("tuned",) if config.tuned is None else TRAINING
+    return {key: value for key, value in flat.items() if key.partition(".")[0] not in idle}
 
 
 def base_settings(config: RunConfig) -> dict[str, object]:
@@ -39,5 +40,8 @@ def run_name(model: str, overrides: list[str], swept: tuple[str, ...] = ()) -> s
     """
     unshown = ("model=", "benchmark", "evaluation.", "baseline.", "tracking.", "hydra")
     shown = [o for o in (override.lstrip("+") for override in overrides) if not o.startswith(unshown)]
+    shown = [
+        o if len(o) <= 60 else f"{o.partition('=')[0]}=…{o[-50:]}" for o in shown
+    ]  # what differs in a path is its end
     shown.sort(key=lambda o: o.partition("=")[0] not in swept)  # stable: the order of the command line otherwise
     return " ".join([model, *shown])[:120]

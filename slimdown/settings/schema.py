@@ -18,12 +18,13 @@ from omegaconf import MISSING, OmegaConf
 
 from slimdown import pocket
 from slimdown.guarding.redaction import public_uri
-from slimdown.settings.files import group_choices, transformers_names
+from slimdown.settings.files import group_choices, transformers_names, tuned_problem
 from slimdown.settings.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, nearest, ranged
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _RULE = Range("must be auto, true or false", lambda text: text.lower() in ("auto", "true", "false"))
 _MARGIN = Range("must be above 0 and below 1 (0.02 is two points)", lambda share: 0 < share < 1)
+TRAINING = ("dataset", "lora", "train")  # the groups that a model which somebody else tuned leaves idle
 _NAME = re.compile(r"[\w-]+", re.ASCII)  # of a dataset or benchmark: part of metric keys, file names and dotted keys
 
 OnProgress = Callable[[int, int, str], None]
@@ -82,6 +83,11 @@ class ModelConfig:
     attn_implementation: str | None = None  # null: the best that transformers finds for the device
 
     @property
+    def named(self) -> str:
+        """The setting that it comes from, for a message."""
+        return f"model.id={self.id}"
+
+    @property
     def folder(self) -> Path | None:
         """The local folder behind `id`, or None where it names a model of the hub."""
         folder = pocket.MODEL_DIR if self.id == "pocket:model" else Path(os.path.expanduser(self.id))
@@ -93,6 +99,8 @@ class ModelConfig:
         elif self.folder:
             if self.revision != "main":
                 yield f"revision={self.revision}: {self.id} is a folder and has no revisions; leave it out"
+            if (self.folder / "adapter_config.json").is_file():  # which transformers would put on, whatever the base
+                yield f"id={self.id} holds an adapter; name its base here, and itself as tuned={self.id}"
         elif self.id.startswith("pocket:"):
             yield f"id={self.id}: the embedded world has one model, pocket:model"
         elif self.id.startswith((".", "/", "~")) or self.id.count("/") > 1:
@@ -108,6 +116,26 @@ class ModelConfig:
             return max(int(shape["hidden_size"]), int(shape["intermediate_size"])) if shape else None
         except (OSError, ValueError, TypeError, LookupError):
             return None  # another family, or no config at all: loading says so
+
+
+@dataclass
+class TunedConfig(ModelConfig):
+    """A PEFT adapter or a whole model that somebody else made; its numbers are held as the base's are."""
+
+    @property
+    def named(self) -> str:
+        return f"tuned={self.id}"
+
+    def problems(self) -> Iterator[str]:
+        if self.id.strip() and self.folder:
+            if self.revision != "main":
+                yield f"{self.named} is a folder and has no revisions; leave out @{self.revision}"
+            elif problem := tuned_problem(self.folder):
+                yield f"{self.named}: {problem}"
+        elif os.path.isfile(os.path.expanduser(self.id)):
+            yield f"{self.named} is a file; give the folder that it lies in"
+        elif not _HUB_ID.fullmatch(self.id) or self.id.startswith(".") or not self.revision.strip():
+            yield f"tuned={self.id!r}: there is no such folder, and a hub id is OWNER/NAME or OWNER/NAME@REVISION"
 
 
 @dataclass
@@ -319,17 +347,32 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    tuned: str | None = (
+        None  # what somebody else made of the base: a folder, or a hub id[@revision]; nothing is trained
+    )
     seed: int = ranged(NOT_NEGATIVE)
+
+    @property
+    def given(self) -> TunedConfig | None:
+        """The adapter or model that `tuned` names."""
+        if self.tuned is None:
+            return None
+        whole, (id_, at, revision) = self.tuned, self.tuned.rpartition("@")
+        if not at or os.path.exists(os.path.expanduser(whole)):
+            id_, revision = whole, "main"
+        return TunedConfig(**{**vars(self.model), "id": id_, "revision": revision})
 
     def problems(self) -> Iterator[str]:
         for group, chosen in (("dataset", self.dataset), ("benchmark", self.benchmark)):
-            if not chosen:
+            if not chosen and (self.tuned is None or group not in TRAINING):
                 known = ", ".join(group_choices(group))
                 yield f"no {group} is chosen; choose one or more of {known}, e.g. {group}=[...]"
             for name in chosen:
                 if not _NAME.fullmatch(name):
                     yield f"{group}.{name}: a name is made of letters, digits, _ and -, or MLflow refuses its metrics"
-        if (widest := self.model.widest) and widest < self.lora.r < 2**32:
+        if self.given:
+            yield from self.given.problems()
+        elif (widest := self.model.widest) and widest < self.lora.r < 2**32:
             yield (
                 f"lora.r={self.lora.r}: no matrix of {self.model.id} has more than {widest} rows or columns, and "
                 "a higher rank adds nothing"

@@ -64,11 +64,12 @@ def show_plan(config: RunConfig, name: str) -> None:
     plan = Table.grid(padding=(0, 2))
     plan.add_row("[bold]run[/]", escape(name))  # lora.target_modules=[q_proj] is not markup
     plan.add_row("[bold]model[/]", escape(redact(f"{config.model.id}, {config.quantization.name}")))
-    plan.add_row("[bold]rows[/]", escape(f"{n_rows} of {' + '.join(config.dataset)}"))
-    plan.add_row(
-        "[bold]adapter[/]",
-        escape(f"r {config.lora.r}, alpha {config.lora.lora_alpha}, {', '.join(config.lora.target_modules)}"),
-    )
+    if config.tuned is not None:
+        plan.add_row("[bold]tuned[/]", escape(redact(config.tuned)))
+    else:
+        plan.add_row("[bold]rows[/]", escape(f"{n_rows} of {' + '.join(config.dataset)}"))
+        adapter = f"r {config.lora.r}, alpha {config.lora.lora_alpha}, {', '.join(config.lora.target_modules)}"
+        plan.add_row("[bold]adapter[/]", escape(adapter))
     plan.add_row("[bold]measured[/]", escape(benchmarks))
     console.print(plan)
     console.print()

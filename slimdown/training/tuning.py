@@ -1,4 +1,4 @@
-"""How a run comes by its tuned model, decided before the base is measured: trained here."""
+"""How a run comes by its tuned model, decided before the base is measured: trained here, or given."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,21 @@ from slimdown.settings.schema import OnProgress, RunConfig
 from slimdown.training.adapters import adapter_config
 from slimdown.training.checks import check_rows, check_settings
 from slimdown.training.fine_tune import OnStep, Tuned, fine_tune
+from slimdown.training.given import GivenAdapter, GivenModel, fetched
+
+
+def way_to_tuned(base: LoadedModel, config: RunConfig) -> "Training | GivenAdapter | GivenModel":
+    """What `config.tuned` names, or else a training.
+
+    Raises:
+        UserError: what would come to light only once the base is measured.
+    """
+    if (given := config.given) is None:
+        return Training(base, config)
+    folder = fetched(given)
+    if (folder / "adapter_config.json").is_file():
+        return GivenAdapter(base, config, given, folder)
+    return GivenModel(base, config, given)
 
 
 class Training:

@@ -90,12 +90,12 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             return self._asked_scoring
         return self.choose_scoring(lambda: self.max_length)
 
-    def choose_scoring(self, longest: Callable[[], int], adapter: Any = None, dequantizes: bool = False) -> Scoring:
+    def choose_scoring(self, longest: Callable[[], int], tuned: Any = None, dequantizes: bool = False) -> Scoring:
         """How to score this model; arguments as those of `sharing.choose_scoring`."""
         if self.backend != "causal":
             return Scoring(shares=False, dequantizes=dequantizes, reason="encoder-decoder")
         with self._measuring():
-            return choose_scoring(self.model, longest, adapter, dequantizes)
+            return choose_scoring(self.model, longest, tuned, dequantizes)
 
     @contextmanager
     def _measuring(self) -> Iterator[None]:

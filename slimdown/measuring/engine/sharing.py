@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch.nn import Module
 from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -26,13 +27,15 @@ class Scoring:
 
     shares: rows share work; otherwise all is HFLM's own. merges: rows attend to a preamble once
     together. decodes: greedy decoding is shared too. dequantizes: 4-bit weights are held as the
-    values that they stand for. reason: why work that could be shared is not.
+    values that they stand for. window: tokens of the shorter window, where theirs differ.
+    reason: why work that could be shared is not.
     """
 
     shares: bool
     merges: bool = False
     decodes: bool = False
     dequantizes: bool = False
+    window: int | None = None
     reason: str = ""
 
     @property
@@ -49,6 +52,7 @@ class Scoring:
             "merging": self.merges,
             "stock_decoding": self.shares and not self.decodes,
             "dequantized": self.dequantizes,
+            f"window_{self.window}": self.window is not None,
         }
         return "-".join(part for part, holds in parts.items() if holds)
 
@@ -108,26 +112,30 @@ GREEDY_SETTINGS = frozenset(
 NEUTRAL_AT_ONE = frozenset(["num_beams", "num_return_sequences", "repetition_penalty", "length_penalty"])
 
 
-def choose_scoring(model: Any, longest: Callable[[], int], adapter: Any = None, dequantizes: bool = False) -> Scoring:
-    """How to score `model`, and what `adapter` will make of it.
+def choose_scoring(model: Any, longest: Callable[[], int], tuned: Any = None, dequantizes: bool = False) -> Scoring:
+    """How to score `model`, and what is tuned from it.
 
     longest: the tokens of the longest row that will be asked; called where that matters.
-    adapter: PEFT's config of what will be trained; adapters already on the model count as well.
+    tuned: PEFT's config of an adapter on it; adapters already on the model count as well. Or
+    another model, of which no numbers are needed.
     Where there is no memory for a trial, stock asks: both models, since this is decided once.
     """
     known = model.get_base_model() if hasattr(model, "peft_config") else model
-    adapters = [*getattr(model, "peft_config", {}).values(), *([adapter] if adapter is not None else [])]
-    if reason := why_not_by_rule(known, adapters):
+    both = [known, tuned] if isinstance(tuned, Module) else [known]
+    adapters = [*getattr(model, "peft_config", {}).values(), *([tuned] if tuned is not None and len(both) == 1 else [])]
+    if reason := next(filter(None, (why_not_by_rule(one, adapters) for one in both)), ""):
         return Scoring(shares=False, dequantizes=dequantizes, reason=reason)
     merges = model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
-    if is_exact(known):
-        merges &= model.config.model_type not in NOT_MERGING
+    if all(map(is_exact, both)):
+        merges &= NOT_MERGING.isdisjoint(one.config.model_type for one in both)
+    elif len({type(one) for one in both}) > 1:
+        return Scoring(shares=False, dequantizes=dequantizes, reason="another family, of which one would be tried")
     else:
         length = max(longest(), 24)
         if reason := why_not_by_trying(model, length, merging=False):
             return Scoring(shares=False, dequantizes=dequantizes, reason=reason)
         merges = merges and not why_not_by_trying(model, length, merging=True)
-    reason = why_not_greedy(known)
+    reason = next(filter(None, map(why_not_greedy, both)), "")
     return Scoring(shares=True, merges=merges, decodes=not reason, dequantizes=dequantizes, reason=reason)
 
 
