@@ -125,7 +125,8 @@ def together(uri: str, n: int, folder: Path) -> tuple[list[int | None], int]:
 
 def _write(uri: str, home: Path, made: Any, begin: Any) -> None:
     from slimdown.measuring.answers import BenchmarkEvaluation, Sample, Score
-    from slimdown.recording.write import EvaluationRecord, TrackedRun
+    from slimdown.recording.evaluations import EvaluationRecord
+    from slimdown.recording.write import TrackedRun
     from slimdown.settings.schema import BenchmarkConfig, TrackingConfig
 
     home.mkdir(parents=True)
@@ -136,7 +137,7 @@ def _write(uri: str, home: Path, made: Any, begin: Any) -> None:
     sample = Sample("t", 0, "d", "p", "q", "t", "r", (), (), {"acc": "a"}, {"acc": 1.0})
     begin.wait()
     with TrackedRun(config, "a run", "tuned", {}) as run:
-        record = EvaluationRecord(config, "base", run, True, lambda: run)
+        record = EvaluationRecord(config, "base", run, True)
         with record.lock("key"):
             if record.find("math", "key", benchmark) is None:
                 time.sleep(1)

@@ -108,9 +108,10 @@ def _whole(server: MlflowServer) -> bool:
     files = {a.path for a in client.list_artifacts(run.info.run_id)}
     [model] = client.search_logged_models([run.info.experiment_id])
     return (
-        {"adapter", "samples", "plots", "report.html", "config.yaml"} <= files
-        and len(client.list_artifacts(run.info.run_id, "samples"))
-        == 2 * sum(key.startswith("slimdown.verdict.") for key in run.data.tags)
+        {"samples", "plots", "report.html", "config.yaml"} <= files
+        and {len(client.list_artifacts(one.info.run_id, "samples")) for one in runs.values()}
+        == {sum(key.startswith("slimdown.verdict.") for key in run.data.tags)}
+        and len(client.list_logged_model_artifacts(model.model_id)) == 2
         and len(client.get_metric_history(run.info.run_id, "train/loss")) == 3
         and "forgetting/pocket_math/change" in run.data.metrics
         and run.data.tags["slimdown.baseline.pocket_math"] == runs["baseline"].info.run_id

@@ -10,8 +10,9 @@ from slimdown.measuring.harness import choose_scoring
 from slimdown.measuring.measure import measure
 from slimdown.measuring.questions import load_tasks
 from slimdown.preparing.model import load_model
+from slimdown.recording.evaluations import base_record, tuned_record
 from slimdown.recording.provenance import About, peak_memory_bytes
-from slimdown.recording.write import base_record, opened_run, tuned_record
+from slimdown.recording.write import opened_run
 from slimdown.settings.schema import RunConfig
 from slimdown.showing import console
 from slimdown.showing.files import files_of
@@ -47,7 +48,7 @@ def experiment(config: RunConfig, about: About) -> Findings:
         with console.progress_bar("measuring the base") as bar, base_record(config, base, tracked, note) as record:
             before = open_part(ask(base, record=record, on_progress=bar), holdout)
             way.measure_base(record)
-        tracked.log_base(before, record.sources)
+        tracked.log_base(before)
         with console.progress_bar(way.doing) as bar:
             tuned = way.obtain(about.folder, tracked.log_step, bar)
         tracked.log_tuned(tuned)

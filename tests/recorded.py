@@ -1,6 +1,7 @@
 """Runs in a store as a run leaves them, without a model: `TrackedRun` writes reports made of given scores."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from slimdown.judging.findings import judge
@@ -47,6 +48,16 @@ def right(n: int, of: int = 100) -> list[float]:
     return [1.0] * n + [0.0] * (of - n)
 
 
+def benchmark_settings(evaluation: Evaluation) -> dict[str, object]:
+    """How its benchmarks were asked, by the keys of a run's settings."""
+    kept = [field.name for field in fields(BenchmarkConfig)]
+    return {
+        f"benchmark.{name}.{field}": getattr(report.benchmark, field)
+        for name, report in evaluation.benchmarks.items()
+        for field in kept
+    }
+
+
 def record(
     name: str,
     params: Mapping[str, object],
@@ -64,26 +75,14 @@ def record(
     before, after = evaluation(base, target, num_fewshot), evaluation(tuned, target, num_fewshot)
     settings: dict[str, object] = {"lora.r": 8, "seed": 0, "tracking.uri": name, f"dataset.{dataset}.path": dataset}
     settings |= {"evaluation.holdout": holdout} if holdout else {}  # as old records, which have no such setting
-    for benchmark, report in before.benchmarks.items():
-        fields = (
-            "task",
-            "metric",
-            "num_fewshot",
-            "chance",
-            "role",
-            "paper_metric",
-            "numeric_tolerance",
-            "limit",
-            "margin",
-        )
-        settings |= {f"benchmark.{benchmark}.{field}": getattr(report.benchmark, field) for field in fields}
+    settings |= benchmark_settings(before)
     with TrackedRun(config or here(), name, kind="tuned", tags=dict(tags or {})) as run:
-        run.log_params({**settings, **params})
+        run.log_settings({**settings, **params})
         for model, measured in (("base", before), ("tuned", after)):
             for benchmark, report in measured.benchmarks.items():
-                run.log_samples(model, benchmark, report)
+                run.log_evaluation(model, benchmark, report)
         before, after = open_part(before, holdout), open_part(after, holdout)
-        run.log_base(before, {})
+        run.log_base(before)
         run.keep(judge(before, after), {"report.md": ""})
     return run.run_id
 

@@ -28,7 +28,8 @@ from slimdown.measuring.harness import choose_scoring, evaluate
 from slimdown.measuring.measure import measure
 from slimdown.measuring.questions import load_tasks
 from slimdown.preparing.model import LoadedModel, load_model
-from slimdown.recording.write import EvaluationRecord, TrackedRun, base_record
+from slimdown.recording.evaluations import EvaluationRecord, base_record
+from slimdown.recording.write import TrackedRun
 from slimdown.settings.schema import BenchmarkConfig, RunConfig, TrackingConfig
 
 Composed = Callable[..., RunConfig]
@@ -182,7 +183,8 @@ def test_a_base_lies_in_a_run_of_its_own_and_is_found_by_another(
         ):
             measured(pocket, config, record)
             sources.append(record.sources["pocket_cs"])
-        assert [a.path for a in store.list_artifacts(run.run_id, "samples")] == ["samples/base-pocket_cs.parquet"]
+        assert not store.list_artifacts(run.run_id)
+        assert store.get_run(run.run_id).data.tags["slimdown.baseline.pocket_cs"] == sources[-1]
     assert sources[0] == sources[1]
     baseline = store.get_run(sources[0])
     assert "base/pocket_cs/acc" in baseline.data.metrics
@@ -343,7 +345,7 @@ def test_a_newer_base_is_not_taken_for_another(store: MlflowClient, composed: Co
 
 def hold(folder: str, ready: Any) -> None:
     with TrackedRun(local(Path(folder)), "tuned", "tuned", {}) as run:
-        record = EvaluationRecord(local(Path(folder)), "base", run, True, lambda: run)
+        record = EvaluationRecord(local(Path(folder)), "base", run, True)
         with record.lock("key"):
             ready.set()
             time.sleep(600)
@@ -356,7 +358,7 @@ def test_one_process_at_a_time_holds_a_key_and_a_dead_one_does_not(store: Mlflow
     owner.start()
     assert ready.wait(60)
     with TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run:
-        record, held = EvaluationRecord(local(tmp_path), "base", run, True, lambda: run), threading.Event()
+        record, held = EvaluationRecord(local(tmp_path), "base", run, True), threading.Event()
 
         def hold_next() -> None:
             with record.lock("key"):

@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
 from mlflow.exceptions import MlflowException
-from recorded import evaluation, here, right, settings_of
+from recorded import benchmark_settings, evaluation, here, right, settings_of
 from requests.exceptions import ConnectionError as NoConnection, HTTPError
 from test_page import TRAINING
 
@@ -25,9 +25,11 @@ from slimdown.guarding.errors import UserError
 from slimdown.judging.findings import judge
 from slimdown.preparing.model import LoadedModel
 from slimdown.recording import outage
+from slimdown.recording.evaluations import EvaluationRecord, base_record
 from slimdown.recording.names import Tag
 from slimdown.recording.outage import PatientClient, send
-from slimdown.recording.write import EvaluationRecord, TrackedRun, base_record
+from slimdown.recording.read import read_evaluation, read_run
+from slimdown.recording.write import TrackedRun
 from slimdown.settings.schema import TrackingConfig
 from slimdown.training.fine_tune import StepRecord, TrainResult, Tuned
 
@@ -93,16 +95,14 @@ THE_MODEL = 6  # the step that logs it
 def tell(run: TrackedRun, loaded: LoadedModel, trained: TrainResult, at: Callable[[int], None]) -> int:
     """Everything that a run records, with a call before each step and one after the last; returns their number."""
     steps: list[Callable[[EvaluationRecord], object]] = [
-        lambda base: run.log_settings(
-            {"lora.r": 8, "tracking.uri": here().uri}, "lora:\n  r: 8\n", ["lora.r=8"], {"a": 1}
-        ),
+        lambda base: run.log_settings({"lora.r": 8, "tracking.uri": here().uri}, {"config.yaml": "lora:\n  r: 8\n"}),
         lambda base: run.log_model(loaded),
         lambda base: base.find("math", "key", BEFORE.benchmarks["math"].benchmark),
         lambda base: base.keep("math", "key", BEFORE.benchmarks["math"]),
-        lambda base: run.log_base(BEFORE, base.sources),
+        lambda base: run.log_base(BEFORE),
         lambda base: [run.log_step(StepRecord(i, {"loss": 2.5 - i})) for i in range(3)],
         lambda base: run.log_tuned(Tuned(loaded, trained)),
-        lambda base: run.log_samples("tuned", "math", AFTER.benchmarks["math"]),
+        lambda base: run.log_evaluation("tuned", "math", AFTER.benchmarks["math"], "tuned-key"),
         lambda base: run.keep(judge(BEFORE, AFTER, trained), FILES),
     ]
     with run, base_record(settings_of(here()), loaded, run) as record:
@@ -167,7 +167,7 @@ def test_what_a_silent_server_lacks_lies_on_disk_and_is_delivered_once(
     def at(i: int) -> None:
         server.last = GONE if i >= moment else None
         if i == moment == THE_MODEL:
-            server.answers = iter([None] * 3)  # in the middle of a step: the logged model is made and not filled
+            server.answers = iter([None] * 2)  # in the middle of a step: the logged model is made and not filled
 
     run = opened(server)
     tell(run, pocket, adapter, at)
@@ -181,12 +181,37 @@ def test_what_a_silent_server_lacks_lies_on_disk_and_is_delivered_once(
 
     local = MlflowClient(f"sqlite:///{tmp_path}/unsent/mlflow.db")
     on_disk = [contents(local, run) for run in runs(local)]
-    assert on_disk[0] == {**expected[0], "tags": on_disk[0]["tags"]}  # the tags name the run of the base by its id
+    # The tags name the run of the base by its id; its answers lie beside, for that run's store may not come back.
+    files = sorted([*expected[0]["files"], "samples/base-math.parquet"])
+    assert on_disk[0] == {**expected[0], "tags": on_disk[0]["tags"], "files": files}
     for _ in range(2):
         uri, sent, going = send(tmp_path / "unsent")
         assert (uri, going) == (here().uri, [])
         assert run.run_id in sent
         assert [contents(store, run) for run in runs(store)] == expected
+
+
+def test_what_a_lost_server_held_of_the_base_is_in_the_folder_and_goes_to_another(
+    server: Server, store: MlflowClient, pocket: LoadedModel, migrated_store: Path, tmp_path: Path
+) -> None:
+    with opened(server) as before, base_record(settings_of(here()), pocket, before) as record:
+        record.keep("math", "key", BEFORE.benchmarks["math"])
+    with opened(server) as run, base_record(settings_of(here()), pocket, run) as record:
+        run.log_settings(benchmark_settings(BEFORE))
+        assert record.find("math", "key", BEFORE.benchmarks["math"].benchmark)
+        run.log_base(BEFORE)
+        server.last = GONE
+        run.log_evaluation("tuned", "math", AFTER.benchmarks["math"], "tuned-key")
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(migrated_store, other / "mlflow.db")
+    for _ in range(2):
+        send(tmp_path / "unsent", f"sqlite:///{other}/mlflow.db")
+    for folder in (tmp_path / "unsent", other):
+        place = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", experiment="slimdown")
+        found = read_run(place, "a run")
+        assert read_evaluation(place, found, "base").benchmarks == BEFORE.benchmarks
+        assert read_evaluation(place, found, "tuned").benchmarks == AFTER.benchmarks
 
 
 def test_a_server_that_comes_back_gets_everything_and_one_line_says_so(
@@ -240,7 +265,7 @@ def test_a_refusal_in_the_middle_costs_no_wait_and_no_result(server: Server, sto
     started = time.monotonic()
     with opened(server, wait=300) as run:
         server.last = MlflowException.invalid_parameter_value("the token has expired")
-        run.log_params({"lora.r": 8})
+        run.log_settings({"lora.r": 8})
     assert time.monotonic() - started < 10
     assert run.store_uri.endswith("unsent/mlflow.db")
 
@@ -257,7 +282,7 @@ def test_an_artifact_root_that_refuses_in_words_of_its_own_costs_no_result(
     refusal: Exception, server: Server, tmp_path: Path
 ) -> None:
     with opened(server, wait=300) as run:
-        run.log_params({"lora.r": 8})
+        run.log_settings({"lora.r": 8})
         server.last = refusal
         run.keep(judge(BEFORE, AFTER), FILES)
     local = MlflowClient(f"sqlite:///{tmp_path}/unsent/mlflow.db")
@@ -268,16 +293,16 @@ def test_an_artifact_root_that_refuses_in_words_of_its_own_costs_no_result(
 
 def test_a_full_disk_is_no_silent_store(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the disk takes no more"), opened(server) as run:
-        run.log_params({"lora.r": 8})
+        run.log_settings({"lora.r": 8})
         server.answers = iter([OSError(errno.ENOSPC, "No space left on device")])
-        run.log_params({"lora.alpha": 16})
+        run.log_settings({"lora.alpha": 16})
     assert not (tmp_path / "unsent").exists()
 
 
 def test_what_refuses_the_first_write_ends_the_run_before_anything_is_computed(server: Server, tmp_path: Path) -> None:
     with pytest.raises(PermissionError, match="/artifacts"), opened(server) as run:
         server.answers = iter([DENIED])
-        run.log_params({"lora.r": 8})
+        run.log_settings({"lora.r": 8})
     assert not (tmp_path / "unsent").exists()
 
 
@@ -317,12 +342,12 @@ def test_a_folder_that_a_run_still_writes_into_is_kept(
     folder = str(tmp_path / "unsent")
     with opened(server) as run:
         server.last = GONE
-        run.log_params({"lora.r": 8})
+        run.log_settings({"lora.r": 8})
         server.last = None
         with pytest.raises(SystemExit, match=f"run {run.run_id} is still going .* keep {folder} and send again"):
             command.main([folder, "--tracking-uri", here().uri])
         assert "no longer needed" not in capsys.readouterr().out
-        run.log_params({"lora.alpha": 16})
+        run.log_settings({"lora.alpha": 16})
     command.main([folder, "--tracking-uri", here().uri])
     assert "no longer needed" in capsys.readouterr().out
     [sent] = runs(store)
@@ -334,7 +359,7 @@ def test_a_folder_of_before_is_sent_to_the_run_that_it_names(
 ) -> None:
     with opened(server) as run:
         server.last = GONE
-        run.log_params({"lora.r": 8})
+        run.log_settings({"lora.r": 8})
         server.last = None
     local = MlflowClient(f"sqlite:///{tmp_path}/unsent/mlflow.db")
     [on_disk] = runs(local)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import SMALL
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import LoggedModel, Run
 
 ENTRY = [sys.executable, "-m", "slimdown.run"]
 
@@ -121,12 +121,11 @@ def test_the_artifacts_are_there_and_read_with_common_tools(client: MlflowClient
     run, _ = runs_in(client)
     paths = {a.path for a in client.list_artifacts(run.info.run_id)}
     written = {"config.yaml", "environment.json", "overrides.txt", "report.md", "report.html"}
-    assert paths == {"adapter", "plots", "samples", *written}
-    assert {Path(a.path).name for a in client.list_artifacts(run.info.run_id, "adapter")} == {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    }
-    samples = pd.read_parquet(client.download_artifacts(run.info.run_id, "samples"))
+    assert paths == {"plots", "samples", *written}
+    [baseline] = runs_in(client, "baseline")
+    folders = [client.download_artifacts(one.info.run_id, "samples") for one in (baseline, run)]
+    assert [len(list(Path(folder).iterdir())) for folder in folders] == [4, 4]  # stored once
+    samples = pd.concat([pd.read_parquet(folder) for folder in folders])
     assert len(samples) == 2 * 8 * (1 + 3 + 2 + 1)  # models, questions, metrics of the four benchmarks
     strict = samples.query("benchmark == 'pocket_math' and metric == 'exact_match.strict-match'")
     assert len(strict) == 2 * 8
@@ -135,9 +134,14 @@ def test_the_artifacts_are_there_and_read_with_common_tools(client: MlflowClient
         assert mean == pytest.approx(run.data.metrics[f"{model}/pocket_math/exact_match.strict-match"])
 
 
+def adapter_of(client: MlflowClient, run: Run) -> LoggedModel:
+    [logged] = [m for m in client.search_logged_models([run.info.experiment_id]) if m.source_run_id == run.info.run_id]
+    return logged
+
+
 def test_the_adapter_is_a_logged_model_with_its_scores(client: MlflowClient) -> None:
     run, _ = runs_in(client)
-    [logged] = [m for m in client.search_logged_models([run.info.experiment_id]) if m.source_run_id == run.info.run_id]
+    logged = adapter_of(client, run)
     assert logged.status == "READY"
     assert logged.params == {
         "base": "pocket:model",
@@ -146,6 +150,21 @@ def test_the_adapter_is_a_logged_model_with_its_scores(client: MlflowClient) -> 
     }
     scores = {m.key: m.value for m in logged.metrics}
     assert scores["tuned/pocket_cs/acc"] == run.data.metrics["tuned/pocket_cs/acc"]
+
+
+def test_the_adapter_is_stored_once_and_fetched_by_the_command_of_the_readme(
+    sweep: tuple[Path, "subprocess.CompletedProcess[str]"], client: MlflowClient, tmp_path: Path
+) -> None:
+    from peft import PeftConfig
+    from safetensors.torch import load_file
+
+    assert len(list(sweep[0].rglob("adapter_model.safetensors"))) == len(runs_in(client))
+    _, run = runs_in(client)
+    fetch = [sys.executable, "-m", "mlflow", "artifacts", "download", "-r", run.info.run_id, "-a", "adapter", "-d", "."]
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{sweep[0]}/mlruns/mlflow.db"}
+    subprocess.run(fetch, cwd=tmp_path, env={**os.environ, **store}, check=True, capture_output=True, timeout=120)
+    assert PeftConfig.from_pretrained(tmp_path / "adapter").r == 8
+    assert len(load_file(tmp_path / "adapter" / "adapter_model.safetensors")) > 0
 
 
 def test_the_console_shows_plan_results_and_where_to_look(
@@ -167,9 +186,11 @@ def test_the_same_command_gives_the_same_bytes(
     done = start(tmp_path, "lora.r=4", *SMALL)
     assert done.returncode == 0, done.stderr
     again, [first, _] = runs_in(store)[0], runs_in(client)
-    weights = "adapter/adapter_model.safetensors"
-    one = Path(client.download_artifacts(first.info.run_id, weights)).read_bytes()
-    assert Path(store.download_artifacts(again.info.run_id, weights)).read_bytes() == one
+    adapters = [
+        Path(adapter_of(c, r).artifact_location.removeprefix("file://")) for c, r in ((client, first), (store, again))
+    ]
+    one, other = ((folder / "adapter_model.safetensors").read_bytes() for folder in adapters)
+    assert one == other
     answers = [
         pd.read_parquet(c.download_artifacts(r.info.run_id, "samples")) for c, r in ((client, first), (store, again))
     ]

@@ -1,17 +1,21 @@
 """What is read of a store: by its tables and by MLflow's client, with the same result."""
 
 import math
+import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from recorded import evaluation, here, record, right
+from recorded import benchmark_settings, evaluation, here, record, right
 
 from slimdown.guarding.errors import UserError
+from slimdown.judging.findings import judge
+from slimdown.recording.evaluations import EvaluationRecord
 from slimdown.recording.read import experiment_names, find_runs, read_evaluation, read_run
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.schema import TrackingConfig
@@ -101,6 +105,82 @@ def test_an_evaluation_comes_back_as_it_was_written(store: MlflowClient) -> None
     run = read_run(here(), make())
     assert read_evaluation(here(), run, "tuned").benchmarks == evaluation(TUNED).benchmarks
     assert read_evaluation(here(), run, "base").harness_version == "0.4.13"
+
+
+def linked(name: str) -> str:
+    """The id of a finished run whose base is found in the record, or measured and kept in a run of its own."""
+    before, after = evaluation(BASE), evaluation(TUNED)
+    with TrackedRun(here(), name, "tuned", {}) as run, TrackedRun(here(), "base", "baseline", {}) as base:
+        run.log_settings(benchmark_settings(before))
+        kept = EvaluationRecord(here(), "base", run, True, lambda: base)
+        if not kept.find("math", "key", before.benchmarks["math"].benchmark):
+            kept.keep("math", "key", before.benchmarks["math"])
+        run.log_base(before)
+        run.log_evaluation("tuned", "math", after.benchmarks["math"])
+        run.keep(judge(before, after), {"report.md": ""})
+    return run.run_id
+
+
+def test_a_bases_answers_are_stored_once_and_read_where_they_lie(store: MlflowClient, tmp_path: Path) -> None:
+    ids = [linked("one"), linked("two")]
+    assert len(list(tmp_path.rglob("base-math.parquet"))) == 1
+    [holder] = {read_run(here(), run_id).tags["slimdown.baseline.math"] for run_id in ids}
+    for config in (here(), by_client()):
+        for run_id in ids:
+            found = read_evaluation(config, read_run(config, run_id), "base")
+            assert found.benchmarks == evaluation(BASE).benchmarks
+    store.delete_run(holder)  # into MLflow's bin, out of which it can still be read
+    assert read_evaluation(here(), read_run(here(), ids[0]), "base").benchmarks == evaluation(BASE).benchmarks
+
+
+def remove(client: MlflowClient, holder: str, folder: Path) -> str:
+    client.delete_run(holder)
+    client._tracking_client.store._hard_delete_run(holder)  # as `mlflow gc`
+    shutil.rmtree(folder)
+    return f"has lost the base's answers to math, which run {holder} held: "
+
+
+def delete_artifacts(client: MlflowClient, holder: str, folder: Path) -> str:
+    shutil.rmtree(folder)
+    return f"has lost the base's answers to math, which run {holder} held: "
+
+
+def damage(client: MlflowClient, holder: str, folder: Path) -> str:
+    [file] = folder.rglob("*.parquet")
+    file.write_bytes(file.read_bytes()[:-100])
+    return rf"the samples of math in run {holder} cannot be read \(.*; the file is damaged"
+
+
+@pytest.mark.parametrize("lose", [remove, delete_artifacts, damage])
+def test_a_base_that_is_gone_is_named_and_measured_again_for_all(
+    lose: Callable[[MlflowClient, str, Path], str], store: MlflowClient, tmp_path: Path
+) -> None:
+    run = read_run(here(), linked("one"))
+    holder = run.tags["slimdown.baseline.math"]
+    said = lose(store, holder, tmp_path / "mlruns" / "artifacts" / holder)
+    with pytest.raises(UserError, match=f"{said}.*; the next run with the same base, settings and versions measures"):
+        read_evaluation(here(), run, "base")
+    again = read_run(here(), linked("two"))
+    assert again.tags["slimdown.baseline.math"] != holder
+    assert read_evaluation(here(), run, "base").benchmarks == evaluation(BASE).benchmarks
+
+
+def test_what_was_measured_elsewhere_is_recorded_whole_and_without_torch(store: MlflowClient) -> None:
+    script = (
+        "import sys\nfrom recorded import *\nfrom slimdown.recording.write import record_findings\n"
+        "before, after = evaluation({'math': right(80)}), evaluation({'math': right(40)})\n"
+        "run = record_findings(here(), 'logs', 'verdict', benchmark_settings(before), judge(before, after),\n"
+        "                      lambda run_id: {'report.md': run_id})\n"
+        "print(run.run_id, 'torch' in sys.modules)\n"
+    )
+    command, place = [sys.executable, "-c", script], os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": place}, check=True)
+    run_id, torch = done.stdout.split()
+    assert torch == "False"
+    run = store.get_run(run_id)
+    assert (run.info.status, run.data.tags["slimdown.kind"]) == ("FINISHED", "verdict")
+    assert run.data.metrics["forgetting/math/change"] == pytest.approx(-0.4)
+    assert run.data.tags["mlflow.note.content"] == run_id
 
 
 def test_a_run_without_a_complete_measurement_is_refused(store: MlflowClient, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What is in the store afterwards, read back with MLflow's own client."""
 
+import json
 import resource
 import socket
 import subprocess
@@ -81,12 +82,12 @@ def test_settings_are_params_by_the_keys_that_override_them(store: MlflowClient)
         "long": "x" * 9000,
     }
     with tracked() as run:
-        run.log_settings(flat, "lora:\n  r: 8\n", ["lora.r=8"], {"python": "3.11"})
+        run.log_settings(flat, {"config.yaml": "lora:\n  r: 8\n", "overrides.txt": "lora.r=8\n"})
     params = store.get_run(run.run_id).data.params
     assert len(params) == 152
     assert params["lora.target_modules"] == "q_proj,v_proj"
     assert len(params["long"]) == 6000
-    assert {a.path for a in store.list_artifacts(run.run_id)} == {"config.yaml", "overrides.txt", "environment.json"}
+    assert {a.path for a in store.list_artifacts(run.run_id)} == {"config.yaml", "overrides.txt"}
 
 
 def test_no_secret_reaches_the_store(store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +97,8 @@ def test_no_secret_reaches_the_store(store: MlflowClient, tmp_path: Path, monkey
     uri = "postgresql://me:hunter2@db/mlflow"
     run = tracked()
     with pytest.raises(RuntimeError), run:
-        run.log_settings({"tracking.uri": uri}, f"uri: {uri}\n", [f"tracking.uri={uri}"], environment())
+        files = {"config.yaml": f"uri: {uri}\n", "overrides.txt": f"tracking.uri={uri}", "x": json.dumps(environment())}
+        run.log_settings({"tracking.uri": uri}, files)
         raise RuntimeError(f"cannot reach {uri} with password=hunter2")
     everything = str(store.get_run(run.run_id).to_dictionary())
     everything += "".join(f.read_text() for f in (tmp_path / "mlruns" / "artifacts").rglob("*") if f.is_file())

@@ -19,7 +19,8 @@ from slimdown.measuring.validation import validation_loss
 from slimdown.preparing.data import load_data
 from slimdown.preparing.identity import identify
 from slimdown.preparing.model import LoadedModel
-from slimdown.recording.write import TrackedRun, base_record
+from slimdown.recording.evaluations import base_record
+from slimdown.recording.write import TrackedRun
 from slimdown.settings.schema import RunConfig, TrackingConfig
 from slimdown.training.fine_tune import fine_tune
 

@@ -11,13 +11,13 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from filelock import FileLock
 
@@ -176,6 +176,15 @@ def experiment_id(client: "MlflowClient", config: TrackingConfig) -> str:
         except MlflowException:
             continue  # another process made it just now
     raise UserError(f"tracking.experiment={config.experiment} can neither be found nor made")
+
+
+def log_entries(
+    client: Any, run_id: str, params: Sequence[Any] = (), metrics: Sequence[Any] = (), tags: Sequence[Any] = ()
+) -> None:
+    """Log a run's entries, in as many calls as MLflow's limits for one ask for."""
+    for kind, entries, most in (("params", params, 100), ("metrics", metrics, 1000), ("tags", tags, 100)):
+        for i in range(0, len(entries), most):
+            client.log_batch(run_id, **{kind: entries[i : i + most]})
 
 
 def first_line(error: BaseException) -> str:

@@ -33,7 +33,10 @@ class Tag(StrEnum):
         tag._value_, tag.meaning = name, meaning
         return tag
 
-    kind = "slimdown.kind", "`tuned`, or `baseline`: a run that holds a base's evaluations"
+    kind = (
+        "slimdown.kind",
+        "`tuned`; `verdict`: of evaluations made elsewhere; or `baseline`: the run holds a base's evaluations",
+    )
     sweep = "slimdown.sweep", "what the runs that one command started have in common"
     seed = "slimdown.seed", "the setting `seed`"
     git_commit = "slimdown.git_commit", "of the folder that the run was started in; `-dirty` where files differ from it"
@@ -50,11 +53,8 @@ class Tag(StrEnum):
     scoring_path = "slimdown.scoring_path", "how answers came about: `shared` or `stock`"
     harness_version = "slimdown.harness_version", "lm-eval's"
     verdict = "slimdown.verdict.", "of a benchmark: `retained`, `forgotten`, `improved` or `undecided`"
-    baseline = (
-        "slimdown.baseline.",
-        "of a benchmark: the run that holds the base's answers, and their file if named otherwise",
-    )
-    tuned = "slimdown.tuned.", "of a benchmark: likewise for the tuned model's answers, where not in this run"
+    baseline = "slimdown.baseline.", "of a benchmark: the run of kind `baseline` that holds the base's answers"
+    base_key = "slimdown.base_key.", "of a benchmark: the key of that evaluation, in whatever run"
     evaluation = (
         "slimdown.evaluation.",
         "of a key: the run holds the evaluation of this key, in `samples/VALUE.parquet`",

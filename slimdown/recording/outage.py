@@ -28,7 +28,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from slimdown.guarding.errors import UserError
 from slimdown.guarding.interruption import interrupted
 from slimdown.guarding.redaction import public_uri, redact
-from slimdown.recording.connection import experiment_id, first_line, open_store, within
+from slimdown.recording.connection import experiment_id, first_line, log_entries, open_store, within
 from slimdown.recording.names import Tag
 from slimdown.settings.schema import TrackingConfig
 
@@ -166,7 +166,8 @@ def send(folder: Path, uri: str | None = None) -> tuple[str, list[str], list[str
             for run in runs:
                 config = TrackingConfig(uri=uri, experiment=names[run.info.experiment_id])
                 ids[run.info.run_id] = _destination(target, run, experiment_id(target, config))
-            for run in runs:
+            # A base's evaluations first: what links to them need not bring its copy.
+            for run in sorted(runs, key=lambda run: run.data.tags.get(Tag.kind) != "baseline"):
                 _carry_over(source, target, folder / "artifacts", run, ids)
         except (MlflowException, OSError) as error:
             raise UserError(
@@ -214,9 +215,7 @@ def _destination(target: MlflowClient, run: Run, experiment: str) -> str:
 def _carry_over(source: MlflowClient, target: MlflowClient, artifacts: Path, run: Run, ids: dict[str, str]) -> None:
     here = run.info.run_id
     there = ids[here]
-    params = [Param(key, value) for key, value in run.data.params.items()]
-    for i in range(0, len(params), 100):  # the most that a batch takes
-        target.log_batch(there, params=params[i : i + 100])
+    log_entries(target, there, params=[Param(key, value) for key, value in run.data.params.items()])
     arrived = {
         (m.key, m.step, repr(m.value))
         for key in target.get_run(there).data.metrics
@@ -228,21 +227,33 @@ def _carry_over(source: MlflowClient, target: MlflowClient, artifacts: Path, run
         for m in source.get_metric_history(here, key)
         if (m.key, m.step, repr(m.value)) not in arrived
     ]
-    for i in range(0, len(metrics), 1000):
-        target.log_batch(there, metrics=metrics[i : i + 1000])
+    log_entries(target, there, metrics=metrics)
     if run.inputs.dataset_inputs:
         target.log_inputs(there, run.inputs.dataset_inputs)
-    if (files := artifacts / here / "artifacts").is_dir():
-        target.log_artifacts(there, str(files))
+    held = {
+        f"base-{key.removeprefix(Tag.base_key)}.parquet"
+        for key, value in run.data.tags.items()
+        if key.startswith(Tag.base_key) and _holds(target, value)
+    }
+    files = artifacts / here / "artifacts"
+    for file in sorted(file for file in files.rglob("*") if file.is_file() and file.name not in held):
+        folder = file.parent.relative_to(files)
+        target.log_artifact(there, str(file), None if folder == Path() else folder.as_posix())
     for output in run.outputs.model_outputs if run.outputs else []:
         model = source.get_logged_model(output.model_id)
         _carry_model(target, model, artifacts / "models" / model.model_id / "artifacts", there, output.step)
     # Last, and of these the status: what has an evaluation's tag has the evaluation, what is finished has everything.
     own = {(key, _sent_for(run.data.tags)) for key in (Tag.sent_for, _SENT_FOR_BEFORE)}
     tags = {key: ids.get(value, value) for key, value in run.data.tags.items() if (key, value) not in own}
-    target.log_batch(there, tags=[RunTag(key, value) for key, value in tags.items()])
+    log_entries(target, there, tags=[RunTag(key, value) for key, value in tags.items()])
     if _ended(run):
         target.set_terminated(there, run.info.status, run.info.end_time)
+
+
+def _holds(store: MlflowClient, key: str) -> bool:
+    """Whether a run of the store holds the evaluation of this key."""
+    experiments = [e.experiment_id for e in store.search_experiments()]
+    return bool(store.search_runs(experiments, f"tags.`{Tag.evaluation}{key}` LIKE '%'", max_results=1))
 
 
 def _carry_model(target: MlflowClient, model: LoggedModel, files: Path, run_id: str, step: int) -> None:

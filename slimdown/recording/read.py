@@ -7,7 +7,6 @@ which for 1,000 runs takes longer than everything else together; any other store
 
 import math
 import sqlite3
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields, replace
@@ -23,7 +22,7 @@ from slimdown.guarding.errors import UserError
 from slimdown.guarding.redaction import public_uri
 from slimdown.judging.holdout import open_part
 from slimdown.judging.runs import RecordedRun
-from slimdown.measuring.answers import Evaluation, read_samples
+from slimdown.measuring.answers import BenchmarkEvaluation, DamagedSamples, Evaluation
 from slimdown.recording.connection import first_line, open_store, sqlite_file
 from slimdown.recording.names import Tag, evaluation_seconds, parsed
 from slimdown.settings.keys import nearest
@@ -148,30 +147,50 @@ def read_evaluation(config: TrackingConfig, run: RecordedRun, model: str) -> Eva
     Raises:
         UserError: a run that is not finished, or whose samples are gone.
     """
-    from mlflow.exceptions import MlflowException
-
     refuse_unfinished(run)
     client = _open_existing(config)
-    reports = {}
-    for name in run.benchmarks:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                file = client.download_artifacts(run.run_id, f"samples/{model}-{name}.parquet", folder)
-            except (MlflowException, OSError) as error:
-                raise UserError(f"run {run.run_id} has lost its samples of {name}: {first_line(error)}") from None
-            try:
-                reports[name] = read_samples(Path(file), _benchmark_config(run, name))
-            except (ValueError, KeyError, TypeError, OmegaConfBaseException) as error:
-                raise UserError(
-                    f"the samples of {name} in run {run.run_id} cannot be read ({first_line(error)}); "
-                    "the file is damaged, or another version of slimdown wrote it"
-                ) from None
+    reports = {name: _report(client, run, model, name) for name in run.benchmarks}
     return Evaluation(
         benchmarks=reports,
         harness_version=run.harness_version,
         scoring_path=run.scoring_path,
         seconds=evaluation_seconds(run.metrics, model),
     )
+
+
+def _report(client: "MlflowClient", run: RecordedRun, model: str, name: str) -> BenchmarkEvaluation:
+    """One benchmark's: a base's from the run that it is linked to, or another that holds the same; else the run's own.
+
+    Older records link to nothing and have all of their own, as has what was sent without the run that it is linked to.
+    """
+    from slimdown.recording.evaluations import GONE, holders, read_file  # mlflow
+
+    try:
+        benchmark = _benchmark_config(run, name)
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"the settings of benchmark.{name} in run {run.run_id} cannot be read ({first_line(error)}); another "
+            "version of slimdown wrote them"
+        ) from None
+    key = run.tags.get(f"{Tag.base_key}{name}", "") if model == "base" else ""
+    holder = run.tags.get(f"{Tag.baseline}{name}", "")
+    problem, lost = "", ""
+    for run_id, file in [*(holders(client, key, holder) if key else ()), (run.run_id, f"{model}-{name}")]:
+        try:
+            return read_file(client, run_id, file, benchmark)
+        except DamagedSamples as error:
+            problem = (
+                f"the samples of {name} in run {run_id} cannot be read ({first_line(error)}); the file is damaged, or "
+                "another version of slimdown wrote it"
+            )
+        except GONE as error:
+            lost = first_line(error)
+    if key:
+        problem = problem or f"run {run.run_id} has lost the base's answers to {name}, which run {holder} held: {lost}"
+        problem += (
+            "; the next run with the same base, settings and versions measures them again, and they are read there"
+        )
+    raise UserError(problem or f"run {run.run_id} has lost its samples of {name}: {lost}")
 
 
 def read_seeds(store: TrackingConfig, runs: Sequence[RecordedRun]) -> "list[SeedsChange]":

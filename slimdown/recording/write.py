@@ -1,14 +1,14 @@
 """Writing a run into MLflow, as it goes.
 
 `TrackedRun` opens a run, takes each step's result, and closes it FINISHED, FAILED or KILLED. It talks to the store
-through one client of its own, never through MLflow's global state. With `store.py` the only module that knows MLflow.
+through one client of its own, never through MLflow's global state.
 """
 
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from math import isfinite
 from pathlib import Path
@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from slimdown.guarding.disk import disk_full
@@ -25,13 +25,13 @@ from slimdown.guarding.interruption import interrupted, undisturbed
 from slimdown.guarding.redaction import public_uri, redact
 from slimdown.judging.findings import Findings
 from slimdown.judging.runs import recorded_changes
-from slimdown.measuring.answers import BenchmarkEvaluation, DamagedSamples, Evaluation, read_samples, write_samples
+from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, write_samples
 from slimdown.recording import names
-from slimdown.recording.connection import experiment_id, first_line, lock, open_store, sqlite_file
+from slimdown.recording.connection import experiment_id, first_line, log_entries, open_store, sqlite_file
 from slimdown.recording.names import Tag
 from slimdown.recording.outage import PatientClient, StoreGone, advice
-from slimdown.settings.naming import base_settings, flatten
-from slimdown.settings.schema import BenchmarkConfig, RunConfig, TrackingConfig
+from slimdown.settings.naming import flatten
+from slimdown.settings.schema import RunConfig, TrackingConfig
 
 if TYPE_CHECKING:  # they would bring torch along, which who records the harness's logs does without
     from slimdown.preparing.data import SftData
@@ -75,7 +75,7 @@ class TrackedRun:
         Args:
             config: the store.
             name: of the run.
-            kind: tuned or baseline.
+            kind: see `Tag.kind`.
             tags: of the run from its beginning.
             client: of the store, where it is open already.
 
@@ -208,17 +208,12 @@ class TrackedRun:
     # --- what a run is told ---------------------------------------------------------------------
 
     @_kept
-    def log_settings(self, flat: dict[str, Any], config_yaml: str, overrides: Sequence[str], environment: Any) -> None:
-        """Keep every setting as a param, and the whole config, overrides and environment as artifacts."""
-        self._params(flat)
-        self._client.log_text(self.run_id, redact(config_yaml), "config.yaml")
-        self._client.log_text(self.run_id, redact("\n".join(overrides)) + "\n", "overrides.txt")
-        self._client.log_text(self.run_id, json.dumps(environment, indent=2) + "\n", "environment.json")
-
-    @_kept
-    def log_params(self, flat: dict[str, Any]) -> None:
-        """Keep settings by their dotted keys."""
-        self._params(flat)
+    def log_settings(self, flat: Mapping[str, Any], files: Mapping[str, str] | None = None) -> None:
+        """Keep every setting as a param by its dotted key, and texts as artifacts by their paths."""
+        params = [Param(key, _plain(value)[:_MOST_PARAM]) for key, value in flat.items()]
+        log_entries(self._client, self.run_id, params=params)
+        for path, text in (files or {}).items():
+            self._client.log_text(self.run_id, redact(text), path)
 
     @_kept
     def log_model(self, loaded: "LoadedModel") -> None:
@@ -263,29 +258,29 @@ class TrackedRun:
         self._metrics(names.data_metrics(data))
 
     @_kept
-    def log_samples(self, model: str, name: str, report: BenchmarkEvaluation) -> None:
-        """Keep every question and answer of one benchmark; `model` is base or tuned."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / f"{model}-{name}.parquet"
-            write_samples(file, model, name, report)
-            self._client.log_artifact(self.run_id, str(file), "samples")
+    def log_evaluation(self, model: str, name: str, report: BenchmarkEvaluation, key: str = "") -> None:
+        """Keep every question and answer of one benchmark, found by `key` from then on; `model` is base or tuned."""
+        self._samples(model, name, report)
+        if self._kind == "baseline":
+            self._metrics(names.score_metrics(model, {name: report}))
+        if key:  # last: what has the tag has everything
+            self._tag({f"{Tag.evaluation}{key}": f"{model}-{name}"})
 
     @_kept
-    def log_scores(self, model: str, reports: Mapping[str, BenchmarkEvaluation]) -> None:
-        """Keep the scores of benchmarks; `model` is base or tuned."""
-        self._metrics(names.score_metrics(model, reports))
+    def log_link(self, name: str, run_id: str, key: str, report: BenchmarkEvaluation) -> None:
+        """Name the run that holds the base's answers to one benchmark, and the key of its evaluation.
+
+        A run on disk keeps the answers as well: the store that holds them may not come back.
+        """
+        if Tag.sent_for in self._tags:
+            self._samples("base", name, report)
+        self._tag({f"{Tag.baseline}{name}": run_id, f"{Tag.base_key}{name}": key})
 
     @_kept
-    def log_base(self, before: Evaluation, sources: Mapping[str, str]) -> None:
-        """Keep the base's scores, how they came about, and which runs hold its evaluations."""
+    def log_base(self, before: Evaluation) -> None:
+        """Keep the base's scores, and how they came about."""
         self._metrics(names.score_metrics("base", before.benchmarks))
-        self._tag({f"{Tag.baseline}{name}": run_id for name, run_id in sources.items()})
         self._tag({Tag.scoring_path: before.scoring_path, Tag.harness_version: before.harness_version})
-
-    @_kept
-    def log_evaluation(self, key: str, file: str) -> None:
-        """Keep by which key an evaluation of this run is found, whose samples lie in `file`."""
-        self._client.set_tag(self.run_id, f"{Tag.evaluation}{key}", file)
 
     @_kept
     def log_base_loss(self, key: str, loss: float) -> None:
@@ -303,18 +298,18 @@ class TrackedRun:
 
     @_kept
     def log_tuned(self, tuned: "Tuned") -> None:
-        """Keep what training learned and cost, and the adapter, also as a logged model that names its base.
+        """Keep what training learned and cost, and the adapter: a logged model that names its base.
 
-        Of a model that was not tuned here, where it came from.
+        MLflow finds its files under `runs:/RUN_ID/adapter`, as if they were the run's own. Of a model that was not
+        tuned here, where it came from.
         """
         if (training := tuned.training) is None:
             self._tag({Tag.origin: f"{tuned.model.id}@{tuned.model.revision}"})
             return
         self._metrics(names.training_metrics(training))
-        self._client.log_artifacts(self.run_id, str(training.adapter_dir), "adapter")
         logged = self._client.create_logged_model(
             self._experiment_id,
-            name="tuned",
+            name="adapter",
             source_run_id=self.run_id,
             params={
                 "base": redact(tuned.model.id),
@@ -342,31 +337,27 @@ class TrackedRun:
                 file.write_bytes(content.encode() if isinstance(content, str) else content)
             self._client.log_artifacts(self.run_id, folder)
         if self._logged_model:
-            now, model = int(time.time() * 1000), {"model_id": self._logged_model, "run_id": self.run_id}
-            self._client.log_batch(
-                self.run_id,
-                metrics=[Metric(key, value, now, 0, **model) for key, value in scores.items() if isfinite(value)],
-            )
+            self._metrics(scores, model_id=self._logged_model, run_id=self.run_id)
 
     # --- how it gets there ------------------------------------------------------------------------
 
-    def _params(self, flat: dict[str, Any]) -> None:
-        params = [Param(key, _plain(value)[:_MOST_PARAM]) for key, value in flat.items()]
-        for i in range(0, len(params), 100):  # the most that a batch takes
-            self._client.log_batch(self.run_id, params=params[i : i + 100])
+    def _samples(self, model: str, name: str, report: BenchmarkEvaluation) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"{model}-{name}.parquet"
+            write_samples(file, model, name, report)
+            self._client.log_artifact(self.run_id, str(file), "samples")
 
-    def _metrics(self, values: dict[str, float]) -> None:
+    def _metrics(self, values: Mapping[str, float], **of: Any) -> None:
         now = int(time.time() * 1000)
         # A standard error that is not defined (one question) is left out rather than shown as a number.
-        kept = [Metric(key, float(value), now, 0) for key, value in values.items() if isfinite(value)]
-        self._client.log_batch(self.run_id, metrics=kept)
+        kept = [Metric(key, float(value), now, 0, **of) for key, value in values.items() if isfinite(value)]
+        log_entries(self._client, self.run_id, metrics=kept)
 
-    def _tag(self, tags: dict[str, str]) -> None:
-        self._client.log_batch(self.run_id, tags=[RunTag(key, redact(value)[:8000]) for key, value in tags.items()])
+    def _tag(self, tags: Mapping[str, str]) -> None:
+        log_entries(self._client, self.run_id, tags=[RunTag(key, redact(value)[:8000]) for key, value in tags.items()])
 
     def _flush(self) -> None:
-        for i in range(0, len(self._pending), 1000):  # the most that a batch takes
-            self._client.log_batch(self.run_id, metrics=self._pending[i : i + 1000])
+        log_entries(self._client, self.run_id, metrics=self._pending)
         self._pending.clear()
         self._flushed = time.monotonic()
 
@@ -392,146 +383,46 @@ def opened_run(config: RunConfig, about: "About", opening: AbstractContextManage
             with opening:
                 tracked = TrackedRun(config.tracking, about.name, kind="tuned", tags=tags)
             until_closed.enter_context(tracked)
-        tracked.log_settings(flatten(config), about.config_yaml, about.overrides, about.environment)
+        files = {
+            "config.yaml": about.config_yaml,
+            "overrides.txt": "\n".join(about.overrides) + "\n",
+            "environment.json": json.dumps(about.environment, indent=2) + "\n",
+        }
+        tracked.log_settings(flatten(config), files)
         yield tracked
 
 
-class EvaluationRecord:
-    """Finished evaluations in MLflow, found by key across runs, processes and machines that share the store.
+def record_findings(
+    config: TrackingConfig,
+    name: str,
+    kind: str,
+    settings: Mapping[str, object],
+    findings: Findings,
+    files: Callable[[str], Mapping[str, str | bytes]],
+    tags: Mapping[str, str] | None = None,
+) -> TrackedRun:
+    """A run of two evaluations that were made elsewhere, recorded whole and closed; imports no torch.
 
-    Whatever is found or made is written into the run at hand; what is made is also written into `holder`, the run that
-    it is found in from then on: the run at hand for a tuned model, a run of kind `baseline` for a base. `tell` is told
-    in a line of what is there and is not used.
+    Args:
+        config: the store.
+        name: of the run.
+        kind: `verdict`, say.
+        settings: by dotted keys; of `benchmark.NAME.FIELD` who reads the record makes its `BenchmarkConfig`s.
+        findings: as `judge` returns them; the answers of both models are kept in this run's `samples/`.
+        files: given the run's id, what shows the findings by its paths among the artifacts; `report.md` must be there.
+        tags: of the run from its beginning, by `Tag`'s names.
+
+    Raises:
+        UserError: the tracking store does not answer or refuses.
     """
-
-    def __init__(
-        self,
-        config: TrackingConfig,
-        model: str,
-        at_hand: TrackedRun,
-        reuse: bool,
-        holder: Callable[[], TrackedRun],
-        tell: Callable[[str], None] = lambda line: None,
-    ) -> None:
-        self._client, self._config = at_hand._client, config
-        self._model, self._at_hand, self._reuse, self._holder = model, at_hand, reuse, holder
-        self._tell = tell
-        self.sources: dict[str, str] = {}  # by benchmark: the run that holds the evaluation
-
-    @contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        """Held while an evaluation is looked up or made; the system frees it when its owner dies."""
-        with ExitStack() as stack:
-            # The lock saves work and no more: where there is none to be had, an evaluation may be made twice.
-            with suppress(Exception):
-                stack.enter_context(lock(self._config, key))
-            yield
-
-    def find(self, name: str, key: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
-        """The evaluation of this key, read as `benchmark` says, or None where there is none."""
-        if not self._reuse:
-            return None
-        try:
-            return self._found(name, key, benchmark)
-        except StoreGone:
-            return None  # made again; a run that cannot ask goes on
-
-    def _found(self, name: str, key: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
-        damaged = ""
-        for run in self._search(f"tags.`{Tag.evaluation}{key}` LIKE '%'"):
-            with tempfile.TemporaryDirectory() as folder:
-                path = f"samples/{run.data.tags[Tag.evaluation + key]}.parquet"
-                try:
-                    report = read_samples(
-                        Path(self._client.download_artifacts(run.info.run_id, path, folder)), benchmark
-                    )
-                except DamagedSamples as error:
-                    damaged = f"{name} is measured again: its samples in run {run.info.run_id} are damaged ({error})"
-                    continue
-                except (MlflowException, OSError):
-                    continue  # the run is there, its artifact was deleted
-            self.sources[name] = run.info.run_id
-            self._at_hand.log_samples(self._model, name, report)
-            return report
-        if told := damaged or self._outdated(name):
-            self._tell(told)
-        return None
-
-    def _outdated(self, name: str) -> str:
-        """Say that there are evaluations of an earlier kind of key and none of today's; empty where that is not so."""
-        from slimdown.measuring.measure import KEY_VERSION
-
-        model = self._client.get_run(self._at_hand.run_id).data.tags.get(Tag.model)
-        kinds = {
-            key.startswith(Tag.evaluation + KEY_VERSION)
-            for run in self._search("tags.`slimdown.kind` = 'baseline'")
-            if run.data.tags.get(Tag.model) == model
-            for key, value in run.data.tags.items()
-            if key.startswith(Tag.evaluation) and value == f"{self._model}-{name}"
-        }
-        if kinds != {False}:
-            return ""
-        return (
-            f"{name} is measured anew, once: its evaluations in the record are of an earlier kind, found by keys that "
-            "left out the tokenizer and details of the quantization"
-        )
-
-    def _search(self, condition: str) -> list[Run]:
-        """Runs of the store, whatever their experiment, the newest first."""
-        experiments = [e.experiment_id for e in self._client.search_experiments()]
-        return list(self._client.search_runs(experiments, condition))
-
-    def keep(self, name: str, key: str, report: BenchmarkEvaluation) -> None:
-        """Keep a finished evaluation, so that it can be found from now on."""
-        holder = self._holder()
-        self._at_hand.log_samples(self._model, name, report)
-        if holder is not self._at_hand:
-            holder.log_samples(self._model, name, report)
-            holder.log_scores(self._model, {name: report})
-        # Last: what has the tag has everything.
-        holder.log_evaluation(key, f"{self._model}-{name}")
-        self.sources[name] = holder.run_id
-
-    def find_loss(self, key: str) -> float | None:
-        """The validation loss of this key, or None where there is none."""
-        if not self._reuse:
-            return None
-        try:
-            runs = self._search(f"tags.`{Tag.validation_loss}{key}` LIKE '%'")
-        except StoreGone:
-            return None
-        return next((float(run.data.tags[f"{Tag.validation_loss}{key}"]) for run in runs), None)
-
-    def keep_loss(self, key: str, loss: float) -> None:
-        """Keep a validation loss, so that it can be found from now on."""
-        self._holder().log_base_loss(key, loss)
-
-
-@contextmanager
-def base_record(
-    config: RunConfig, base: "LoadedModel", at_hand: TrackedRun, tell: Callable[[str], None] = lambda line: None
-) -> Iterator[EvaluationRecord]:
-    """The record of a base's evaluations; a run of kind `baseline` is opened when the first one has to be made."""
-    with ExitStack() as stack:
-        opened: list[TrackedRun] = []
-
-        def holder() -> TrackedRun:
-            if not opened:
-                name = f"base {base.id} {base.quantization}"
-                with undisturbed():  # no signal between opening the run and seeing to its end
-                    opened.append(stack.enter_context(at_hand.sibling(name, kind="baseline")))
-                opened[0].log_params(base_settings(config))
-                opened[0].log_model(base)
-            return opened[0]
-
-        yield EvaluationRecord(config.tracking, "base", at_hand, config.baseline.reuse, holder, tell)
-
-
-def tuned_record(
-    config: RunConfig, at_hand: TrackedRun, tell: Callable[[str], None] = lambda line: None
-) -> EvaluationRecord:
-    """The record of a tuned model's evaluations, which its own run holds."""
-    return EvaluationRecord(config.tracking, "tuned", at_hand, config.baseline.reuse, lambda: at_hand, tell)
+    with TrackedRun(config, name, kind, dict(tags or {})) as run:
+        run.log_settings(settings)
+        for model, evaluation in (("base", findings.before), ("tuned", findings.after)):
+            for benchmark, report in evaluation.benchmarks.items():
+                run.log_evaluation(model, benchmark, report)
+        run.log_base(findings.before)
+        run.keep(findings, files(run.run_id))
+    return run
 
 
 def _plain(value: Any) -> str:

@@ -1,0 +1,200 @@
+"""Evaluations in the record: each is stored once, in a run that holds it, and found by its key."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from slimdown.guarding.interruption import undisturbed
+from slimdown.measuring.answers import BenchmarkEvaluation, DamagedSamples, read_samples
+from slimdown.recording.connection import lock
+from slimdown.recording.names import Tag
+from slimdown.recording.outage import StoreGone
+from slimdown.recording.write import TrackedRun
+from slimdown.settings.naming import base_settings
+from slimdown.settings.schema import BenchmarkConfig, RunConfig, TrackingConfig
+
+if TYPE_CHECKING:  # it would bring torch along
+    from slimdown.preparing.model import LoadedModel
+
+# What a store says where a run, or an artifact of it, is gone.
+GONE = (MlflowException, OSError)
+
+
+def holders(client: Any, key: str, first: str = "") -> Iterator[tuple[str, str]]:
+    """Run and file of each evaluation of this key, the newest first, and before them that of the run `first`.
+
+    That one may lie in MLflow's bin, which is searched for nothing else.
+    """
+    tag = f"{Tag.evaluation}{key}"
+    if first:
+        with suppress(MlflowException):
+            if file := client.get_run(first).data.tags.get(tag):
+                yield first, file
+    for run in search(client, f"tags.`{tag}` LIKE '%'"):
+        if run.info.run_id != first:
+            yield run.info.run_id, run.data.tags[tag]
+
+
+def search(client: Any, condition: str) -> list[Run]:
+    """Runs of the store, whatever their experiment, the newest first."""
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    return list(client.search_runs(experiments, condition))
+
+
+def read_file(client: Any, run_id: str, file: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation:
+    """The evaluation that lies in a file among a run's samples, read as `benchmark` says.
+
+    Raises:
+        MlflowException, OSError: run or file is gone, see `GONE`.
+        DamagedSamples: the file is cut short, changed, or not one of samples.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return read_samples(Path(client.download_artifacts(run_id, f"samples/{file}.parquet", folder)), benchmark)
+
+
+class EvaluationRecord:
+    """Finished evaluations in MLflow, found by key across runs, processes and machines that share the store.
+
+    Those of a base are held by a run of kind `baseline`, to which the run at hand is linked; those of a tuned model by
+    the run at hand. `tell` is told in a line of what is there and is not used.
+    """
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        model: str,
+        at_hand: TrackedRun,
+        reuse: bool,
+        holder: Callable[[], TrackedRun] | None = None,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            config: the store.
+            model: base or tuned.
+            at_hand: the run that the evaluations are for.
+            reuse: whether any is looked for.
+            holder: opens the run that holds what is made, once; without it the run at hand does.
+            tell: takes a line for a person.
+        """
+        self._client, self._config = at_hand._client, config
+        self._model, self._at_hand, self._reuse, self._holder = model, at_hand, reuse, holder
+        self._tell = tell
+        self.sources: dict[str, str] = {}  # by benchmark: the run that holds the evaluation
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Held while an evaluation is looked up or made; the system frees it when its owner dies."""
+        with ExitStack() as stack:
+            # The lock saves work and no more: where there is none to be had, an evaluation may be made twice.
+            with suppress(Exception):
+                stack.enter_context(lock(self._config, key))
+            yield
+
+    def find(self, name: str, key: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
+        """The evaluation of this key, read as `benchmark` says, or None where there is none."""
+        if not self._reuse:
+            return None
+        try:
+            return self._found(name, key, benchmark)
+        except StoreGone:
+            return None  # made again; a run that cannot ask goes on
+
+    def _found(self, name: str, key: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
+        damaged = ""
+        for run_id, file in holders(self._client, key):
+            try:
+                report = read_file(self._client, run_id, file, benchmark)
+            except DamagedSamples as error:
+                damaged = f"{name} is measured again: its samples in run {run_id} are damaged ({error})"
+            except GONE:
+                pass  # the run is there, its artifact was deleted
+            else:
+                if self._holder:
+                    self._link(name, key, report, run_id)
+                else:
+                    self.keep(name, key, report)  # a tuned model's answers lie in its own run, whatever else does
+                return report
+        if told := damaged or self._outdated(name):
+            self._tell(told)
+        return None
+
+    def _outdated(self, name: str) -> str:
+        """Say that there are evaluations of an earlier kind of key and none of today's; empty where that is not so."""
+        from slimdown.measuring.measure import KEY_VERSION
+
+        model = self._client.get_run(self._at_hand.run_id).data.tags.get(Tag.model)
+        kinds = {
+            key.startswith(Tag.evaluation + KEY_VERSION)
+            for run in search(self._client, "tags.`slimdown.kind` = 'baseline'")
+            if run.data.tags.get(Tag.model) == model
+            for key, value in run.data.tags.items()
+            if key.startswith(Tag.evaluation) and value == f"{self._model}-{name}"
+        }
+        if kinds != {False}:
+            return ""
+        return (
+            f"{name} is measured anew, once: its evaluations in the record are of an earlier kind, found by keys that "
+            "left out the tokenizer and details of the quantization"
+        )
+
+    def keep(self, name: str, key: str, report: BenchmarkEvaluation) -> None:
+        """Keep a finished evaluation, so that it can be found from now on."""
+        holder = self._opened()
+        holder.log_evaluation(self._model, name, report, key)
+        self._link(name, key, report, holder.run_id)
+
+    def _opened(self) -> TrackedRun:
+        return self._holder() if self._holder else self._at_hand
+
+    def _link(self, name: str, key: str, report: BenchmarkEvaluation, run_id: str) -> None:
+        if self._holder:
+            self._at_hand.log_link(name, run_id, key, report)
+        self.sources[name] = run_id
+
+    def find_loss(self, key: str) -> float | None:
+        """The validation loss of this key, or None where there is none."""
+        if not self._reuse:
+            return None
+        try:
+            runs = search(self._client, f"tags.`{Tag.validation_loss}{key}` LIKE '%'")
+        except StoreGone:
+            return None
+        return next((float(run.data.tags[f"{Tag.validation_loss}{key}"]) for run in runs), None)
+
+    def keep_loss(self, key: str, loss: float) -> None:
+        """Keep a validation loss, so that it can be found from now on."""
+        self._opened().log_base_loss(key, loss)
+
+
+@contextmanager
+def base_record(
+    config: RunConfig, base: "LoadedModel", at_hand: TrackedRun, tell: Callable[[str], None] = lambda line: None
+) -> Iterator[EvaluationRecord]:
+    """The record of a base's evaluations; a run of kind `baseline` is opened when the first one has to be made."""
+    with ExitStack() as stack:
+        opened: list[TrackedRun] = []
+
+        def holder() -> TrackedRun:
+            if not opened:
+                name = f"base {base.id} {base.quantization}"
+                with undisturbed():  # no signal between opening the run and seeing to its end
+                    opened.append(stack.enter_context(at_hand.sibling(name, kind="baseline")))
+                opened[0].log_settings(base_settings(config))
+                opened[0].log_model(base)
+            return opened[0]
+
+        yield EvaluationRecord(config.tracking, "base", at_hand, config.baseline.reuse, holder, tell)
+
+
+def tuned_record(
+    config: RunConfig, at_hand: TrackedRun, tell: Callable[[str], None] = lambda line: None
+) -> EvaluationRecord:
+    """The record of a tuned model's evaluations, which its own run holds."""
+    return EvaluationRecord(config.tracking, "tuned", at_hand, config.baseline.reuse, tell=tell)
