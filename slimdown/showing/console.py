@@ -210,7 +210,8 @@ def markdown(name: str, findings: Findings) -> str:
         *([learned(training), ""] if training else []),
         f"Time: {spent}{trained}. Peak memory {peak:.2f} GiB.",
         "",
-        f"{LEGEND} Every answer is in `samples/`, the whole report in `report.html`.",
+        f"{LEGEND} Every answer is in `samples/` (a base's, where tags `slimdown.baseline.*` "
+        "name another run, in that one's); the whole report is in `report.html`.",
         "",
     ]
     return "\n".join(lines)

@@ -47,7 +47,8 @@ def findings_markdown(findings: Findings, name: str) -> str:
         *(f"- {in_markdown(sentence)}" for sentence in words.sentences(findings)),
         "",
         f"Time: {', '.join(told)}. Peak memory {peak:.2f} GiB.",
-        "Every answer is in `samples/`, all of this as a page in `report.html`.",
+        "Every answer is in `samples/` (a base's, where tags `slimdown.baseline.*` name another run, in that "
+        "one's); all of this is a page in `report.html`.",
         "",
     ]
     return "\n".join(lines)
