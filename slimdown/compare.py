@@ -9,16 +9,16 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
 
 from slimdown.guarding.errors import UserError
 from slimdown.guarding.redaction import public_uri
-from slimdown.judging.comparison import Comparison, by, compare, counted, ordered
+from slimdown.judging.comparison import Comparison, compare, counted
 from slimdown.judging.holdout import held_out_part, open_part
 from slimdown.judging.runs import RecordedRun
+from slimdown.judging.sorting import by, ordered
 from slimdown.measuring.answers import Evaluation
 from slimdown.recording.names import Tag
 from slimdown.recording.read import (
@@ -32,11 +32,12 @@ from slimdown.recording.read import (
 from slimdown.settings.arguments import Parser, add_store, options_given, store_to_read
 from slimdown.settings.keys import nearest
 from slimdown.settings.schema import TrackingConfig
-from slimdown.showing import comparison_files as files, comparison_formats as formats
-from slimdown.showing.comparison_formats import FORMATS, Heading, Paired
+from slimdown.showing.comparison import comparison_page, comparison_table, figures, noise_table, table_page
+from slimdown.showing.files import images
+from slimdown.showing.findings import Pair, pairs_table
+from slimdown.showing.table import FORMATS, PLAIN_WIDTH, Table, show, write
 
 _DEFAULT_EXPERIMENT = "slimdown"  # conf/config.yaml, which takes longer to compose than the runs to read
-_PLAIN_WIDTH = 120  # of a file or a pipe, or more where a table needs it
 _SUFFIXES = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
 _STATES = {
     "RUNNING": "still going or killed outright",
@@ -76,35 +77,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     which.add_argument("--sweep", metavar="NAME", help="the runs that one command started")
     which.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE", help="an MLflow tag; can be repeated")
     which.add_argument("--filter", default="", metavar="FILTER", help="a filter in MLflow's language")
-    how = parser.add_argument_group("how they are shown")
-    how.add_argument(
-        "--sort", metavar="KEY", help="a benchmark, setting, metric, or retained, target, name, started; -KEY: down"
-    )
-    how.add_argument("--by", metavar="PARAM", help="a setting: sort by it, and plot every benchmark over it")
-    how.add_argument(
-        "--group-seeds",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="one row for runs that differ only in their seed: mean and standard deviation (default: on)",
-    )
-    other = how.add_mutually_exclusive_group()
-    other.add_argument("--paired", action="store_true", help="two RUNs: both tuned models' answers, one by one")
-    other.add_argument(
-        "--noise",
-        action="store_true",
-        help="of several seeds: the noise of questions and of training, from every answer",
-    )
-    other.add_argument(
-        "--confirm",
-        action="store_true",
-        help="RUNs chosen among others, on the questions that evaluation.holdout kept from choosing",
-    )
-    how.add_argument("--format", choices=FORMATS, help="default: table, or what the ending of --output says")
-    how.add_argument(
-        "--rows", type=int, default=100, metavar="N", help="at most so many in the table, 0: all (default: 100)"
-    )
-    how.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to a file instead of the console")
-    how.add_argument("--plots", type=Path, metavar="FOLDER", help="also write the plots, as SVG and PNG")
+    _add_looks(parser.add_argument_group("how they are shown"))
     parsed = parser.parse_args(_joined(given))
     if parsed.rows < 0:
         parser.error(f"--rows must be 0 or more, got {parsed.rows}")
@@ -120,8 +93,28 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     return parsed
 
 
-def select(asked: argparse.Namespace, store: TrackingConfig) -> tuple[list[RecordedRun], Heading]:
-    """The finished runs that are asked for, newest first, and what is said of them.
+def _add_looks(how: argparse._ArgumentGroup) -> None:
+    key = "a benchmark, setting, metric, or retained, target, name, started; -KEY: down"
+    seeds = "one row for runs that differ only in their seed: mean and standard deviation (default: on)"
+    how.add_argument("--sort", metavar="KEY", help=key)
+    how.add_argument("--by", metavar="PARAM", help="a setting: sort by it, and plot every benchmark over it")
+    how.add_argument("--group-seeds", action=argparse.BooleanOptionalAction, default=True, help=seeds)
+    other = how.add_mutually_exclusive_group()
+    for mode, meaning in (
+        ("--paired", "two RUNs: both tuned models' answers, one by one"),
+        ("--noise", "of several seeds: the noise of questions and of training, from every answer"),
+        ("--confirm", "RUNs chosen among others, on the questions that evaluation.holdout kept from choosing"),
+    ):
+        other.add_argument(mode, action="store_true", help=meaning)
+    how.add_argument("--format", choices=FORMATS, help="default: table, or what the ending of --output says")
+    rows = "at most so many in the table, 0: all (default: 100)"
+    how.add_argument("--rows", type=int, default=100, metavar="N", help=rows)
+    how.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to a file instead of the console")
+    how.add_argument("--plots", type=Path, metavar="FOLDER", help="also write the plots, as SVG and PNG")
+
+
+def select(asked: argparse.Namespace, store: TrackingConfig) -> tuple[list[RecordedRun], str, list[str]]:
+    """The finished runs that are asked for, newest first, which ones they are, and what was left out.
 
     Raises:
         UserError: there are none, or something named is not there.
@@ -157,10 +150,10 @@ def select(asked: argparse.Namespace, store: TrackingConfig) -> tuple[list[Recor
     chosen += [f"tag {text}" for text in asked.tag] + ([f"filter {asked.filter}"] if asked.filter else [])
     n = len(shown_runs)
     title = f"{n:,} finished {'run' if n == 1 else 'runs'} of {', '.join([*chosen, where])}"
-    return shown_runs, Heading(title, tuple(notes))
+    return shown_runs, title, notes
 
 
-def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Paired:
+def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Pair:
     """Two tuned models, question by question; of these only what both leave open.
 
     Raises:
@@ -179,7 +172,7 @@ def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Paired:
         ) from None
 
 
-def confirm(runs: Sequence[RecordedRun], store: TrackingConfig) -> list[Paired]:
+def confirm(runs: Sequence[RecordedRun], store: TrackingConfig) -> list[Pair]:
     """Each run's base and tuned model on the questions that did not choose it, corrected for as many runs.
 
     Raises:
@@ -202,16 +195,10 @@ def confirm(runs: Sequence[RecordedRun], store: TrackingConfig) -> list[Paired]:
     return found
 
 
-def _paired(before: str, base: Evaluation, after: str, tuned: Evaluation, n_confirmed: int = 0) -> Paired:
-    from slimdown.judging.anatomy import anatomy
-    from slimdown.judging.changes import changes_between
+def _paired(before: str, base: Evaluation, after: str, tuned: Evaluation, n_confirmed: int = 0) -> Pair:
+    from slimdown.judging.findings import judge  # scipy, which runs side by side do without
 
-    report = changes_between(base, tuned, n_reports=max(1, n_confirmed))
-    found = {name: anatomy(base.benchmarks[name], tuned.benchmarks[name]) for name in report.benchmarks}
-    causes = {
-        name: {cause.name: cause.share.value for cause in lost.causes if cause.share} for name, lost in found.items()
-    }
-    return Paired(before, after, report, causes, {name: lost.n_lost for name, lost in found.items()}, n_confirmed)
+    return Pair(before, after, judge(base, tuned, n_reports=max(1, n_confirmed)), n_confirmed)
 
 
 def _called(run: RecordedRun) -> str:
@@ -238,17 +225,14 @@ def main() -> None:
 
 
 def _compare(asked: argparse.Namespace, store: TrackingConfig) -> None:
-    runs, heading = select(asked, store)
+    runs, title, notes = select(asked, store)
     comparison = compare(runs, asked.group_seeds)
     if asked.by:
         comparison = by(comparison, asked.by)
     if asked.sort:
         comparison = ordered(comparison, asked.sort)
-    heading = Heading(heading.title, (*heading.notes, *comparison.notes))
-    if asked.format == "table":
-        _on_console(asked, lambda console: formats.show(comparison, heading, console, asked.rows))
-    else:
-        _write(asked, _text(asked, comparison, heading))
+    table = comparison_table(comparison, title, notes)
+    _put(asked, table, lambda: comparison_page(comparison, table, asked.by))
     if asked.plots:
         _write_plots(asked, comparison)
 
@@ -261,24 +245,15 @@ def _compare_pairs(asked: argparse.Namespace, store: TrackingConfig) -> None:
             f"--paired compares exactly two runs, got {len(asked.runs)}; give the ids or names of two, e.g. "
             "python -m slimdown.compare 3f2a 91bc --paired"
         )
-    runs, _ = _named(asked, store, fewest=1 if asked.confirm else 2)
-    pairs = confirm(runs, store) if asked.confirm else [pair(runs, store)]
-    if asked.format == "table":
-        _on_console(asked, lambda console: formats.show_paired(pairs, console))
-        return
-    texts = {
-        "markdown": formats.paired_markdown,
-        "csv": files.paired_csv,
-        "json": files.paired_json,
-        "html": files.paired_html,
-    }
-    _write(asked, texts[asked.format](pairs))
+    runs, _, _ = _named(asked, store, fewest=1 if asked.confirm else 2)
+    table = pairs_table(confirm(runs, store) if asked.confirm else [pair(runs, store)])
+    _put(asked, table, lambda: table_page(table, "--confirm" if asked.confirm else "--paired"))
 
 
 def _compare_seeds(asked: argparse.Namespace, store: TrackingConfig) -> None:
     from slimdown.recording.read import read_seeds
 
-    runs, _ = select(asked, store)
+    runs, _, _ = select(asked, store)
     comparison = compare(runs, group_seeds=True)
     several = [row for row in comparison.rows if len(row.runs) > 1]
     if not several:
@@ -291,16 +266,13 @@ def _compare_seeds(asked: argparse.Namespace, store: TrackingConfig) -> None:
     for row in several:
         told = [f"{key}={row.settings[key]}" for key in differing if key in row.settings]
         changes[" ".join([row.name, *(text for text in told if text not in row.name)])] = read_seeds(store, row.runs)
-    if asked.format == "table":
-        _on_console(asked, lambda console: formats.show_seeds(changes, console))
-        return
-    if asked.format == "html":
-        raise UserError("--noise has no page; choose --format table, markdown, csv or json")
-    texts = {"markdown": formats.seeds_markdown, "csv": files.seeds_csv, "json": files.seeds_json}
-    _write(asked, texts[asked.format](changes))
+    table = noise_table(changes)
+    _put(asked, table, lambda: table_page(table, "--noise"))
 
 
-def _named(asked: argparse.Namespace, store: TrackingConfig, fewest: int = 2) -> tuple[list[RecordedRun], Heading]:
+def _named(
+    asked: argparse.Namespace, store: TrackingConfig, fewest: int = 2
+) -> tuple[list[RecordedRun], str, list[str]]:
     if asked.experiment or asked.sweep or asked.tag or asked.filter:
         raise UserError(
             "runs are named, and --experiment, --sweep, --tag or --filter looks for others; leave one of the two out"
@@ -313,7 +285,7 @@ def _named(asked: argparse.Namespace, store: TrackingConfig, fewest: int = 2) ->
         refuse_unfinished(run)
         if not run.changes.benchmarks:
             raise UserError(f"run {run.run_id} ({run.name}) is finished, but no change was recorded; leave it out")
-    return runs, Heading(f"{len(runs)} runs of {public_uri(store.uri)}", ())
+    return runs, f"{len(runs)} runs of {public_uri(store.uri)}", []
 
 
 def _nothing(
@@ -370,27 +342,11 @@ def _joined(given: Sequence[str]) -> list[str]:
     return joined
 
 
-def _text(asked: argparse.Namespace, comparison: Comparison, heading: Heading) -> str:
-    if asked.format == "csv":
-        return files.as_csv(comparison)
-    if asked.format == "json":
-        return files.as_json(comparison, heading)
-    if asked.format == "html":
-        return files.html(comparison, heading, asked.by)
-    return formats.markdown(comparison, heading)
-
-
-def _on_console(asked: argparse.Namespace, show: Callable[[Console], None]) -> None:
-    """Show on the console, or without colours in a file."""
-    if not asked.output:
-        show(Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH))
-        return
-    text = StringIO()
-    show(Console(file=text, highlight=False, width=_PLAIN_WIDTH))
-    _write(asked, text.getvalue())
-
-
-def _write(asked: argparse.Namespace, text: str) -> None:
+def _put(asked: argparse.Namespace, table: Table, page: Callable[[], str]) -> None:
+    """Show the table, or write it to where it is asked for in the format that is; as HTML it is the page."""
+    if asked.format == "table" and not asked.output:
+        return show(table, Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH), asked.rows)
+    text = page() if asked.format == "html" else write(table, asked.format, asked.rows)
     if not asked.output:
         sys.stdout.write(text)
         return
@@ -403,14 +359,16 @@ def _write(asked: argparse.Namespace, text: str) -> None:
 
 
 def _write_plots(asked: argparse.Namespace, comparison: Comparison) -> None:
-    figures = files.plots(comparison, asked.by)
+    files = {asked.plots / name: content for name, content in images(figures(comparison, asked.by)).items()}
     try:
-        written = files.write_plots(figures, asked.plots)
+        asked.plots.mkdir(parents=True, exist_ok=True)
+        for file, content in files.items():
+            file.write_bytes(content)
     except OSError as error:
         raise UserError(f"--plots {asked.plots} cannot be written: {error.strerror}; choose another folder") from None
     if not comparison.has_target:
         sys.stderr.write("no target task was measured in these runs, so learning against forgetting is not drawn\n")
-    sys.stderr.write("".join(f"wrote {file}\n" for file in written) or "nothing to draw; --by SETTING plots over one\n")
+    sys.stderr.write("".join(f"wrote {file}\n" for file in files) or "nothing to draw; --by SETTING plots over one\n")
 
 
 if __name__ == "__main__":

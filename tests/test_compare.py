@@ -19,10 +19,12 @@ from rich.console import Console
 from slimdown import check
 from slimdown.compare import arguments, main
 from slimdown.guarding.errors import UserError
-from slimdown.judging.comparison import by_dataset, compare, ordered, series_by, typed, value_of
+from slimdown.judging.comparison import compare
+from slimdown.judging.sorting import by_dataset, ordered, series_by, typed, value_of
 from slimdown.recording.read import find_runs
 from slimdown.recording.write import TrackedRun
-from slimdown.showing.comparison_formats import Heading, show
+from slimdown.showing.comparison import comparison_table
+from slimdown.showing.table import show
 
 BASE = {"math": right(80), "cs": right(50), "task": right(10)}
 
@@ -70,7 +72,7 @@ def test_a_row_holds_what_differs_changes_intervals_and_verdicts(said) -> None: 
     assert text.splitlines()[0].startswith("2 finished runs of experiment slimdown in sqlite:///")
     assert line(text, "run ") == "run id lora.r task * cs math mean retained"
     assert "4 +50.0 [" in line(text, "four")
-    assert "-60.0 [-68.8, -48.9] forgotten" in line(text, "four")
+    assert "−60.0 [−68.8, −48.9] forgotten" in line(text, "four")
     assert "undecided" in line(text, "eight")
     assert "100 % wrong result" in text  # of 60 answers lost in math
     assert "tracking" not in text
@@ -82,11 +84,11 @@ def test_a_terminal_of_any_width_shows_every_number(store: MlflowClient, width: 
     run("eight", 78, r=8)
     out = StringIO()
     console = Console(file=out, width=width, force_terminal=True, color_system=None)
-    show(compare(find_runs(here())), Heading("two", ()), console, most=0)
+    show(comparison_table(compare(find_runs(here())), "two"), console)
     text = out.getvalue()
     assert max(len(one.rstrip()) for one in text.splitlines()) <= width
     assert "…" not in text
-    for shown in ("-60.0 [-68.8, -48.9]", "forgotten", "wrong result", "+50.0 [+38.9, +59.1]", "improved"):
+    for shown in ("−60.0 [−68.8, −48.9]", "forgotten", "wrong result", "+50.0 [+38.9, +59.1]", "improved"):
         assert shown in text
 
 
@@ -98,7 +100,7 @@ def test_seeds_are_one_row_with_mean_and_deviation(said) -> None:  # type: ignor
     assert line(text, "run ").startswith("run id seeds lora.r")
     both = next(" ".join(one.split()) for one in text.splitlines() if "2 runs" in one)
     assert "pocket 2 runs 0, 1 8 +50.0 ± 0.0 improved" in both
-    assert "-30.0 ± 14.1 forgotten" in both
+    assert "−30.0 ± 14.1 forgotten" in both
     assert "standard deviation over seeds" in " ".join(text.split())
     apart = said("--no-group-seeds")
     assert "±" not in apart
@@ -113,7 +115,7 @@ def test_a_mean_over_seeds_keeps_the_noise_of_the_questions(store: MlflowClient)
     [row] = found.rows
     assert row.seeds == ["0", "1"]
     errors = [one.metrics["forgetting/math/change_stderr"] for one in row.runs]
-    cell = row.cells["math"]
+    cell = row.changes["math"]
     assert cell.change.value == pytest.approx(-0.25)  # the newer run of seed 1 counts
     assert cell.spread == pytest.approx(0.3 / sqrt(2))
     assert cell.change.standard_error == pytest.approx(sqrt((errors[0] ** 2 + errors[1] ** 2) / 2 + cell.spread**2 / 2))
@@ -233,18 +235,20 @@ def test_two_tuned_models_are_paired_question_by_question(said) -> None:  # type
     one, other = run("one", 40), run("other", 70)
     text = said(one, "other", "--paired")
     assert text.splitlines()[0] == f"one ({one[:8]}) → other ({other[:8]})"
-    assert line(text, "math").startswith("math acc 100 40.0 70.0 +30.0 [")
+    assert line(text, "math").startswith("math acc 100 40.0 ±4.9 70.0 ±4.6 +30.0 [")
     assert line(text, "math").endswith("improved")
     found = {b["benchmark"]: b for b in json.loads(said(one, other, "--paired", "--format", "json"))["benchmarks"]}
     assert (found["math"]["gained"], found["math"]["lost"]) == (30, 0)
     assert found["cs"]["change"] == 0
     assert "wrong result" not in text
     back = said("other", one, "--paired")
-    assert "-30.0 [" in back
+    assert "−30.0 [" in back
     assert "100 % wrong result" in back
-    assert "| math | acc | 100 | 40.0 | 70.0 |" in said(one, other, "--paired", "--format", "markdown")
+    assert "| math | acc | 100 | 40.0 ±4.9 | 70.0 ±4.6 |" in said(one, other, "--paired", "--format", "markdown")
     assert len(said(one, other, "--paired", "--format", "csv").splitlines()) == 4
-    assert '<span class="badge improved">improved</span>' in said(one, other, "--paired", "--format", "html")
+    assert '<span class="badge improved"><span aria-hidden="true">↑</span> improved</span>' in said(
+        one, other, "--paired", "--format", "html"
+    )
 
 
 def test_runs_that_cannot_be_paired_are_refused_by_field(fails) -> None:  # type: ignore[no-untyped-def]
@@ -353,7 +357,7 @@ def test_records_from_before_raw_p_values_are_read_on_the_safe_side(store: Mlflo
         for one in runs
     ]
     [row, _] = compare(old).rows
-    assert row.cells["math"].verdict_corrected == "forgotten"
+    assert row.changes["math"].verdict_corrected == "forgotten"
     assert "evaluation.holdout" not in compare(old).params
 
 

@@ -9,7 +9,7 @@ from test_changes import answers, benchmark, report as evaluation
 from slimdown.judging.changes import Changes, changes_between
 from slimdown.judging.paired import Estimate
 from slimdown.settings.schema import RunConfig
-from slimdown.showing import console
+from slimdown.showing import console, words
 
 
 def test_brackets_of_a_run_name_are_shown(composed: Callable[..., RunConfig]) -> None:
@@ -37,18 +37,18 @@ def of_subjects(n_subjects: int) -> Changes:
 @pytest.mark.parametrize(
     ("n_subjects", "said"),
     [
-        (1, "Forgotten: a (-18.0 points)."),
-        (4, "Forgotten: a (-18.0 points, for these 4 subjects)."),
-        (5, "Forgotten: a (-18.0 points, for subjects like these 5)."),
+        (1, "Forgotten: a (−18.0 points)."),
+        (4, "Forgotten: a (−18.0 points, for these 4 subjects)."),
+        (5, "Forgotten: a (−18.0 points, for subjects like these 5)."),
     ],
 )
 def test_a_sentence_says_which_subjects_it_holds_for(n_subjects: int, said: str) -> None:
-    assert console.summary(of_subjects(n_subjects)) == [said]
+    assert words.summary(of_subjects(n_subjects)) == [said]
 
 
 def test_the_legend_says_which_errors_are_held_and_that_a_seed_is_one() -> None:
-    assert "for this checkpoint: another seed trains another model" in console.LEGEND
-    assert "any false claim of change is 5 % at most, that of any false claim of none 5 % as well" in console.LEGEND
+    assert "for this checkpoint: another seed trains another model" in words.LEGEND
+    assert "any false claim of change is 5 % at most, that of any false claim of none 5 % as well" in words.LEGEND
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,8 @@ def test_the_legend_says_which_errors_are_held_and_that_a_seed_is_one() -> None:
     [
         (None, "any possible"),
         (Estimate(nan, nan, 0.125, inf), "at least 12.5 %"),
-        (Estimate(nan, nan, -inf, -0.5), "at most -50.0 %"),
+        (Estimate(nan, nan, -inf, -0.5), "at most −50.0 %"),
     ],
 )
 def test_a_rate_that_cannot_be_told_is_no_number(found: Estimate | None, said: str) -> None:
-    assert console.bound(found) == said
+    assert words.rate(of_subjects(1).benchmarks["a"], found, "chance") == (said, "", "base not shown above chance")

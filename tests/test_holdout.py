@@ -11,7 +11,7 @@ from slimdown.judging.changes import changes_between
 from slimdown.judging.holdout import held_out_part, is_held_out, open_part
 from slimdown.measuring.answers import Evaluation, Score
 from slimdown.settings.schema import RunConfig
-from slimdown.showing.console import summary
+from slimdown.showing.words import summary
 
 
 def asked(report: Evaluation, name: str = "math") -> list[str]:

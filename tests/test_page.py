@@ -16,7 +16,8 @@ from slimdown.judging.findings import judge
 from slimdown.measuring.answers import BenchmarkEvaluation, Sample
 from slimdown.settings.schema import PaperMetric, Role
 from slimdown.showing import page as showing
-from slimdown.showing.page import LONGEST, render
+from slimdown.showing.page import LONGEST
+from slimdown.showing.pages import render
 from slimdown.training.fine_tune import CutRows, StepRecord, TrainResult
 
 TRAINING = TrainResult(
@@ -55,7 +56,7 @@ def page(
     findings = judge(base, tuned, training, others.pop("costs", None))
     findings = findings if anatomies is None else replace(findings, anatomies=anatomies)
     given: dict[str, Any] = {"settings": SETTINGS, "environment": {"torch": "2.9"}} | others
-    return showing.page(name, "run-id", findings, **given)
+    return showing.page(findings, name, "run-id", **given)
 
 
 class Reader(HTMLParser):

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from slimdown.judging.changes import Verdict
 from slimdown.judging.paired import Estimate
-from slimdown.showing import plots
+from slimdown.showing import drawing, plots
 from slimdown.showing.plots import Trade
+from slimdown.showing.words import LOOKS
 from slimdown.training.fine_tune import StepRecord
 
 
@@ -43,43 +44,43 @@ def every_figure() -> dict[str, Figure]:
 
 def texts(figure: Figure) -> list[str]:
     """Every text of the figure, as the SVG holds it."""
-    root = ElementTree.fromstring(plots.svg(figure))
+    root = ElementTree.fromstring(drawing.svg(figure))
     return ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")]
 
 
 def test_an_svg_is_an_image_with_a_title_in_the_pages_colours() -> None:
     for name, figure in every_figure().items():
-        text = plots.svg(figure)
+        text = drawing.svg(figure)
         root = ElementTree.fromstring(text)
         assert root.get("role") == "img", name
         assert root[0].tag.endswith("title"), name
         assert root[0].text, name
         assert text.startswith("<svg"), name
-        assert plots.INK not in text, name
+        assert drawing.INK not in text, name
         assert "currentColor" in text, name
         assert "<style" not in text, name  # a rule inside one image would hold for the whole page
         assert not re.search(r"href=\"(?!#)", text), name
 
 
 def test_ids_of_different_figures_never_meet() -> None:
-    ids = [found for figure in every_figure().values() for found in re.findall(r'\bid="([^"]+)"', plots.svg(figure))]
+    ids = [found for figure in every_figure().values() for found in re.findall(r'\bid="([^"]+)"', drawing.svg(figure))]
     assert len(ids) == len(set(ids)) > 0
 
 
 def test_every_reference_inside_an_svg_has_its_target() -> None:
     for figure in every_figure().values():
-        text = plots.svg(figure)
+        text = drawing.svg(figure)
         assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', text)) == set(re.findall(r'\bid="([^"]+)"', text))
 
 
 def test_the_same_numbers_give_the_same_bytes() -> None:
     one, other = every_figure(), every_figure()
-    assert [plots.svg(f) for f in one.values()] == [plots.svg(f) for f in other.values()]
-    assert plots.png(one["forest"]) == plots.png(other["forest"])
+    assert [drawing.svg(f) for f in one.values()] == [drawing.svg(f) for f in other.values()]
+    assert drawing.png(one["forest"]) == drawing.png(other["forest"])
 
 
 def test_a_png_is_one() -> None:
-    assert plots.png(plots.forest(TWO)).startswith(b"\x89PNG\r\n\x1a\n")
+    assert drawing.png(plots.forest(TWO)).startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def test_no_setting_of_matplotlib_outlives_a_plot() -> None:
@@ -91,7 +92,7 @@ def test_no_setting_of_matplotlib_outlives_a_plot() -> None:
 def test_the_forest_names_each_benchmark_its_verdict_and_its_questions() -> None:
     shown = texts(plots.forest(TWO))
     assert {"fell", "rose", "forgotten", "improved", "60"} <= set(shown)
-    assert set(plots.VERDICT_COLOURS) == set(Verdict)
+    assert set(LOOKS) == set(Verdict)
 
 
 def test_a_name_with_markup_or_dollars_is_shown_as_it_is() -> None:
@@ -118,7 +119,7 @@ def test_answers_are_counted_where_they_are_right_or_wrong() -> None:
 )
 def test_the_forest_of_few_or_like_answers_can_be_drawn(scores: tuple[list[float], list[float]]) -> None:
     for draw in (plots.forest, plots.answers):
-        assert "nan" not in plots.svg(draw(changed(only=scores))).lower()
+        assert "nan" not in drawing.svg(draw(changed(only=scores))).lower()
 
 
 def test_a_training_curve_holds_the_validation_losses() -> None:
@@ -136,7 +137,7 @@ def test_the_front_is_what_nothing_beats() -> None:
 
 def test_long_names_stay_on_the_page() -> None:
     figure = plots.learning_forgetting(RUNS)
-    plots.svg(figure)
+    drawing.svg(figure)
     assert figure._supxlabel is not None  # type: ignore[attr-defined]
     box = figure._supxlabel.get_window_extent()  # type: ignore[attr-defined]
     assert box.x0 >= 0
@@ -145,7 +146,7 @@ def test_long_names_stay_on_the_page() -> None:
 
 def test_a_wide_key_stays_on_the_page() -> None:
     figure = plots.by_param("lora.r", {f"{i} long benchmark name " * 3: [(8, estimate(0.1))] for i in range(5)})
-    plots.svg(figure)
+    drawing.svg(figure)
     box = figure.legends[0].get_window_extent()
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.x1

@@ -7,27 +7,23 @@ verdict is only corrected for all that stand beside it. What a mean over seeds a
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import inf, isfinite, isnan, nan, sqrt
+from dataclasses import dataclass
+from math import inf, isfinite, nan, sqrt
 from statistics import fmean, stdev
 
-from slimdown.guarding.errors import UserError
 from slimdown.judging.anatomy import EXPLANATIONS, main_cause
 from slimdown.judging.paired import Estimate, t_quantile
 from slimdown.judging.runs import UNKNOWN, RecordedRun
 from slimdown.judging.selection import choosing, corrected_verdicts, corrections
-from slimdown.settings.keys import nearest
 
 _PLACES = ("dataset.", "benchmark.")  # keys that only runs with this dataset or benchmark have
 # What two runs must have in common for a benchmark's changes to be of the same questions, read the same way.
 _MEASURED_BY = ("task", "metric", "num_fewshot", "limit", "margin")
 _MEASURED_IN = ("harness_version", "scoring_path")
 
-Value = float | str | None
-
 
 @dataclass(frozen=True)
-class Cell:
+class MeanChange:
     """What one configuration did to one benchmark."""
 
     change: Estimate  # of the primary metric, tuned - base
@@ -60,13 +56,13 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class Configuration:
     """One configuration: a run, or runs that differ only in their seed."""
 
     name: str
     runs: tuple[RecordedRun, ...]  # newest first
     settings: dict[str, str]  # every one, by its dotted key; `dataset` and `benchmark` hold the names
-    cells: dict[str, Cell]  # by benchmark
+    changes: dict[str, MeanChange]  # by benchmark
     retained: Estimate  # mean change of the retained benchmarks; nan where there is none
     retained_spread: float  # over seeds
     target: Estimate  # mean change of the target tasks; nan where there is none
@@ -87,7 +83,7 @@ class Row:
 class Comparison:
     """What the shown runs did, side by side."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[Configuration, ...]
     params: tuple[str, ...]  # the settings in which the rows differ
     benchmarks: tuple[str, ...]  # target tasks first
     notes: tuple[str, ...]  # what a reader must know before comparing
@@ -114,7 +110,7 @@ def compare(runs: Sequence[RecordedRun], group_seeds: bool = True) -> Comparison
     groups = _by_seed(runs, notes) if group_seeds else [[run] for run in runs]
     verdicts = corrected_verdicts([run for group in groups for run in group])
     rows = [_row(group, verdicts) for group in groups]
-    roles = {name: cell.role for row in rows for name, cell in row.cells.items()}
+    roles = {name: change.role for row in rows for name, change in row.changes.items()}
     benchmarks = sorted(roles, key=lambda name: (roles[name] != "target", name))
     params = differing(rows)
     notes += _unlike(runs, benchmarks)
@@ -146,7 +142,7 @@ def pooled(estimates: Sequence[Estimate]) -> tuple[Estimate, float]:
     return Estimate(value, error, value - half, value + half), spread
 
 
-def differing(rows: Sequence[Row]) -> list[str]:
+def differing(rows: Sequence[Configuration]) -> list[str]:
     """The settings in which rows differ, sorted.
 
     What only runs with one dataset or benchmark have is compared among those: that the others lack it is no difference.
@@ -163,108 +159,6 @@ def differing(rows: Sequence[Row]) -> list[str]:
         if len(there) > 1 or (count[key] < len(rows) and not key.startswith(_PLACES))
     ]
     return sorted(key for key in found if key != "benchmark")  # which benchmarks were measured, the columns show
-
-
-def value_of(row: Row, key: str) -> Value:
-    """What a row holds under a benchmark's name, a setting's, a metric's, or retained, target, name, started."""
-    if key in row.cells:
-        return _known(row.cells[key].change.value)
-    if key in ("retained", "target"):
-        return _known(getattr(row, key).value)
-    if key == "name":
-        return row.name
-    if key == "started":
-        return row.runs[0].started.isoformat()
-    if key in row.settings:
-        return typed(row.settings[key])
-    if key == "seed":  # in a row of several seeds it is no setting
-        return typed(row.seeds[0])
-    found = [run.metrics[key] for run in row.runs if key in run.metrics]
-    return _known(fmean(found)) if found else None
-
-
-def ordered(comparison: Comparison, key: str) -> Comparison:
-    """The same with its rows sorted; a leading minus means from the largest down, what has no value comes last.
-
-    Raises:
-        UserError: nothing is called so.
-    """
-    name = key.removeprefix("-")
-    check_key(comparison, name, "--sort")
-    known = [row for row in comparison.rows if value_of(row, name) is not None]
-    unknown = [row for row in comparison.rows if value_of(row, name) is None]
-    known.sort(key=lambda row: _order(value_of(row, name)), reverse=key.startswith("-"))
-    return replace(comparison, rows=(*known, *unknown))
-
-
-def by(comparison: Comparison, param: str) -> Comparison:
-    """The same with its rows sorted by a setting, which is the first one shown.
-
-    Raises:
-        UserError: no run has such a setting.
-    """
-    known = sorted({key for row in comparison.rows for key in row.settings})
-    if param not in known:
-        raise UserError(f"--by {param}: no run has this setting{nearest(param, known)}")
-    others = [key for key in comparison.params if key != param]
-    return replace(ordered(comparison, param), params=(param, *others))
-
-
-def series_by(comparison: Comparison, param: str) -> dict[str, list[tuple[float | str, Estimate]]]:
-    """Each benchmark's change by the value of a setting; runs that share a value are pooled."""
-    series: dict[str, list[tuple[float | str, Estimate]]] = {}
-    for name in comparison.benchmarks:
-        found: dict[float | str, list[Estimate]] = {}
-        for row in comparison.rows:
-            value = typed(row.settings.get(param, ""))
-            if value is not None and name in row.cells:
-                found.setdefault(value, []).extend(_changes(row, name))
-        series[name] = [(value, pooled(found[value])[0]) for value in sorted(found, key=_order)]
-    return {name: points for name, points in series.items() if points}
-
-
-def by_dataset(comparison: Comparison) -> tuple[list[str], list[list[Estimate | None]]]:
-    """The datasets, and for each the mean change on every benchmark; None where none was measured."""
-    datasets = sorted({row.settings["dataset"] for row in comparison.rows})
-    table: list[list[Estimate | None]] = []
-    for dataset in datasets:
-        rows = [row for row in comparison.rows if row.settings["dataset"] == dataset]
-        cells = [[e for row in rows for e in _changes(row, name)] for name in comparison.benchmarks]
-        table.append([pooled(there)[0] if there else None for there in cells])
-    return datasets, table
-
-
-def check_key(comparison: Comparison, key: str, option: str) -> None:
-    """Return in silence where some row has a value under this name.
-
-    Raises:
-        UserError: none has; with the nearest names.
-    """
-    known = {"retained", "target", "name", "started", "seed", *comparison.benchmarks}
-    for row in comparison.rows:
-        known.update(row.settings)
-        for run in row.runs:
-            known.update(run.metrics)
-    if key not in known:
-        close = nearest(key, sorted(known))
-        if "did you mean" not in close:
-            close = f"; a benchmark ({', '.join(comparison.benchmarks)}), a setting such as lora.r, a metric, or " + (
-                "retained, target, name, started"
-            )
-        raise UserError(f"{option} {key}: nothing is called so in these runs{close}")
-
-
-def typed(text: str) -> Value:
-    """A setting as a number where it is one, None where it is empty.
-
-    >>> typed("8"), typed("2e-4"), typed("nf4"), typed("")
-    (8.0, 0.0002, 'nf4', None)
-    """
-    try:
-        number = float(text)
-    except ValueError:
-        return text or None
-    return number if isfinite(number) else text
 
 
 def short_keys(keys: Iterable[str]) -> dict[str, str]:
@@ -287,7 +181,7 @@ def _told(verdicts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in verdicts.items())
 
 
-def _row(runs: Sequence[RecordedRun], verdicts: Mapping[tuple[str, str], str]) -> Row:
+def _row(runs: Sequence[RecordedRun], verdicts: Mapping[tuple[str, str], str]) -> Configuration:
     settings = _settings(runs[0])
     names = dict.fromkeys(name for run in runs for name in run.benchmarks)
     retained, retained_spread = pooled([run.changes.mean_retained_change for run in runs])
@@ -296,8 +190,8 @@ def _row(runs: Sequence[RecordedRun], verdicts: Mapping[tuple[str, str], str]) -
     if len(runs) > 1:
         del settings["seed"]
         name = re.sub(r" seed=\S+", "", name)
-    cells = {name: cell for name in names if (cell := _cell(runs, name, verdicts))}
-    return Row(name, tuple(runs), settings, cells, retained, retained_spread, target, target_spread)
+    changes = {name: change for name in names if (change := _mean_change(runs, name, verdicts))}
+    return Configuration(name, tuple(runs), settings, changes, retained, retained_spread, target, target_spread)
 
 
 def _settings(run: RecordedRun) -> dict[str, str]:
@@ -310,7 +204,7 @@ def _settings(run: RecordedRun) -> dict[str, str]:
     return kept
 
 
-def _cell(runs: Sequence[RecordedRun], name: str, corrected: Mapping[tuple[str, str], str]) -> Cell | None:
+def _mean_change(runs: Sequence[RecordedRun], name: str, corrected: Mapping[tuple[str, str], str]) -> MeanChange | None:
     measured = [run for run in runs if name in run.changes.benchmarks]
     if not measured:
         return None
@@ -318,7 +212,7 @@ def _cell(runs: Sequence[RecordedRun], name: str, corrected: Mapping[tuple[str, 
     change, spread = pooled([one.change for one in recorded])
     having = [one.causes for one in recorded if one.causes]
     causes = [cause for cause in EXPLANATIONS if any(cause in shares for shares in having)]
-    return Cell(
+    return MeanChange(
         change=change,
         spread=spread,
         role=measured[0].params.get(f"benchmark.{name}.role", "retained"),
@@ -343,11 +237,6 @@ def _mean(values: Iterable[float]) -> float:
 def _counted(verdicts: Sequence[str]) -> Counter[str]:
     """The most frequent first."""
     return Counter(dict(Counter(filter(None, verdicts)).most_common()))
-
-
-def _changes(row: Row, name: str) -> list[Estimate]:
-    """Each run's own: pooling what is pooled would count the training's noise among what the runs have in common."""
-    return [run.changes.benchmarks[name].change for run in row.runs if name in run.changes.benchmarks]
 
 
 def _by_seed(runs: Sequence[RecordedRun], notes: list[str]) -> list[list[RecordedRun]]:
@@ -420,12 +309,3 @@ def counted(n: int, what: str) -> str:
     ('1 run is', '2 runs are')
     """
     return f"{n:,} {what} is" if n == 1 else f"{n:,} {what}s are"
-
-
-def _known(value: float) -> float | None:
-    return None if isnan(value) else value
-
-
-def _order(value: Value) -> tuple[int, float, str]:
-    """Numbers before words."""
-    return (0, value, "") if isinstance(value, float) else (1, 0.0, str(value))

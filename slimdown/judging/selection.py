@@ -13,7 +13,7 @@ from slimdown.judging.changes import Verdict, verdict
 from slimdown.judging.paired import holm
 
 if TYPE_CHECKING:
-    from slimdown.judging.comparison import Row
+    from slimdown.judging.comparison import Configuration
     from slimdown.judging.runs import RecordedRun
 
 MARK = "†"  # of a verdict that does not hold among all the others
@@ -51,9 +51,9 @@ def _known(value: float, otherwise: float) -> float:
     return otherwise if isnan(value) else value
 
 
-def corrections(rows: "Sequence[Row]") -> Iterator[str]:
+def corrections(rows: "Sequence[Configuration]") -> Iterator[str]:
     """What the correction for the whole table changes, in a sentence."""
-    cells = [cell for row in rows for cell in row.cells.values()]
+    cells = [cell for row in rows for cell in row.changes.values()]
     n_all = sum(cell.verdicts.total() for cell in cells)
     n_said = n_all - sum(cell.verdicts[Verdict.undecided.value] for cell in cells)
     n_lost = sum((cell.verdicts - cell.corrected).total() for cell in cells)
@@ -69,12 +69,12 @@ def corrections(rows: "Sequence[Row]") -> Iterator[str]:
         yield f"Every verdict other than undecided holds when {together}."
 
 
-def choosing(rows: "Sequence[Row]") -> Iterator[str]:
+def choosing(rows: "Sequence[Configuration]") -> Iterator[str]:
     """What picking the best row does, and what to do about it, in a sentence each."""
     n = len(rows)
     errors: dict[str, list[float]] = {}
     for row in rows:
-        for name, cell in row.cells.items():
+        for name, cell in row.changes.items():
             if isfinite(cell.change.standard_error):
                 errors.setdefault(name, []).append(cell.change.standard_error)
     if n < 2 or not errors:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from slimdown.judging.anatomy import Anatomy
-from slimdown.judging.changes import BenchmarkChange
+from slimdown.judging.changes import BenchmarkChange, Verdict
 from slimdown.judging.findings import Findings
 from slimdown.settings.schema import Role
 from slimdown.showing import words
@@ -52,6 +52,45 @@ def findings_markdown(findings: Findings, name: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def tests_table(findings: Findings) -> Table:
+    """What the verdicts rest on, one row a benchmark: intervals, tests, and what as many questions can show."""
+    columns = (
+        Column("benchmark"),
+        *(Column(*heading, is_number=True) for heading in (("base", "[95 %]"), ("tuned", "[95 %]"))),
+        Column("test"),
+        Column("p", "no change", is_number=True),
+        Column("p", "paired t, uncorrected", is_number=True),
+        Column("p", "change beyond margin", is_number=True),
+        Column("margin", "points", is_number=True),
+        Column("smallest seen", "change, points", is_number=True),
+        Column("questions", "to decide", is_number=True),
+        Column("unpaired", "± points", is_number=True),
+        Column("chance", "%", is_number=True),
+        Column("forgetting rate", "raw [95 %]", is_number=True),
+    )
+    benchmarks = findings.changes.benchmarks
+    rows = tuple(Row(tuple(_tested(name, benchmark))) for name, benchmark in benchmarks.items())
+    return Table("", columns, rows, words.tests_legend(len(benchmarks)))
+
+
+def _tested(name: str, benchmark: BenchmarkChange) -> Iterator[Cell]:
+    change = benchmark.primary
+    d = change.difference
+    yield Cell(words.benchmark_name(name, benchmark.role))
+    for score in (change.base, change.tuned):
+        yield Cell(doubt=words.percent(score)[1] or words.UNDEFINED)
+    yield Cell(d.test + (f", for {d.population}" if d.n_groups else ""))
+    for p in (benchmark.p_value, d.t_test_p_value, benchmark.equivalence_p_value):
+        yield Cell(words.p_value(p))
+    yield Cell(f"{100 * benchmark.margin:g}")
+    yield Cell(words.number(100 * benchmark.minimum_detectable_change))
+    decides = f"{benchmark.n_to_decide:,}" if benchmark.n_to_decide else "not known"
+    yield Cell(decides if benchmark.verdict is Verdict.undecided else words.NOTHING)
+    yield Cell(words.number(100 * change.unpaired_standard_error))
+    yield Cell(f"{100 * benchmark.chance:g}")
+    yield Cell(*words.rate(benchmark, benchmark.forgetting_rate, "0"))
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,16 @@
-"""Numbers -> matplotlib figures, as SVG for a page and as PNG for everything else.
+"""Numbers -> matplotlib figures: of one run's findings, and of many runs.
 
-Every figure is a `Figure` of its own: nothing is registered with pyplot, no setting outlives a call. Colours follow
-Okabe and Ito, which people with any kind of colour blindness tell apart, and nothing is said by colour alone. What is
-text or axis has the one colour `INK`, which an inlined SVG takes from the page around it.
+Colours follow Okabe and Ito, which people with any kind of colour blindness tell apart, and nothing is said by colour
+alone.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
-from hashlib import sha256
-from html import escape
-from io import BytesIO, StringIO
 from itertools import pairwise
 from math import ceil, isfinite, log
 from statistics import mean, pstdev
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -25,51 +19,18 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from slimdown.judging.changes import Changes, Verdict
-from slimdown.judging.findings import Findings
+from slimdown.judging.changes import Changes
 from slimdown.judging.paired import Estimate
+from slimdown.showing.drawing import DARK, INK, LIGHT, arms, new_figure, say, styled
+from slimdown.showing.words import LOOKS, number
 
 if TYPE_CHECKING:
     from slimdown.training.fine_tune import StepRecord
 
-INK = "#010203"  # black to the eye, and no other thing in a figure has it: `svg` can replace it
-VERDICT_COLOURS = {
-    Verdict.retained: "#2a86c7",
-    Verdict.forgotten: "#d55e00",
-    Verdict.improved: "#009e73",
-    Verdict.undecided: "#7a7a7a",
-}
-_VERDICT_MARKERS = {Verdict.retained: "s", Verdict.forgotten: "v", Verdict.improved: "^", Verdict.undecided: "o"}
 _OUTCOMES = {"kept": "#2a86c7", "lost": "#d55e00", "gained": "#009e73", "missed": "#b4b4b4"}
 _SERIES = ("#2a86c7", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#8c8c8c")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", "--", "-.", ":")
-_WIDTH = 6.4  # inches
-_DARK, _LIGHT = "#14181c", "#ffffff"  # text on a coloured ground, which no page changes
-_STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so a figure is laid out alike everywhere
-    "font.size": 8.5,
-    "text.color": INK,
-    "text.parse_math": False,  # a name with two dollar signs is no formula
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.labelsize": 8.5,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.unicode_minus": True,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8.5,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "lines.linewidth": 1.4,
-    "svg.fonttype": "none",  # text stays text: it can be read out, searched and copied
-    "svg.hashsalt": "slimdown",  # the same figure gives the same bytes
-}
 
 
 @dataclass(frozen=True)
@@ -79,42 +40,23 @@ class Trade:
     name: str
     gain: Estimate  # mean change of the target tasks, a share of 1
     loss: Estimate  # minus the mean change of the retained benchmarks, a share of 1
+    hint: str = ""  # what an SVG shows when the point is pointed at
 
 
-_Arguments = ParamSpec("_Arguments")
-
-
-def _styled(draw: Callable[_Arguments, Figure]) -> Callable[_Arguments, Figure]:
-    """The same function, drawing with our settings and leaving matplotlib's as they were."""
-
-    @wraps(draw)
-    def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Figure:
-        with matplotlib.rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return wrapped
-
-
-@_styled
+@styled
 def forest(report: Changes) -> Figure:
     """Each benchmark's primary change in points with its 95 % interval, the margin, the verdict and n."""
-    figure, axes = _figure(0.95 + 0.36 * len(report.benchmarks), "Change of each benchmark with its 95 % interval")
+    figure, axes = new_figure(0.95 + 0.36 * len(report.benchmarks), "Change of each benchmark with its 95 % interval")
     names = list(report.benchmarks)
     for row, name in enumerate(names):
         benchmark = report.benchmarks[name]
-        d, colour = benchmark.primary.difference, VERDICT_COLOURS[benchmark.verdict]
+        d, look = benchmark.primary.difference, LOOKS[benchmark.verdict]
+        colour = look.colour
         margin = 100 * benchmark.margin
         axes.add_patch(Rectangle((-margin, row - 0.5), 2 * margin, 1, color=INK, alpha=0.08, linewidth=0))
         if isfinite(d.low) and isfinite(d.high):
             axes.plot([100 * d.low, 100 * d.high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
-        axes.plot(
-            [100 * d.value],
-            [row],
-            marker=_VERDICT_MARKERS[benchmark.verdict],
-            color=colour,
-            markersize=7,
-            linestyle="none",
-        )
+        axes.plot([100 * d.value], [row], marker=look.marker, color=colour, markersize=7, linestyle="none")
         _beside(axes, row, 12, benchmark.verdict.value, color=colour, weight="bold")
         _beside(axes, row, 106, f"{benchmark.n:,}", ha="right")
     _beside(axes, -0.62, 12, "verdict", va="bottom", alpha=0.65, size=7.5)
@@ -130,13 +72,13 @@ def forest(report: Changes) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def answers(report: Changes) -> Figure:
     """What became of each benchmark's answers: kept, lost, gained, missed; benchmarks scored 0 or 1 only."""
     counted = {name: b.primary.counts for name, b in report.benchmarks.items() if b.primary.counts}
-    figure, axes = _figure(1.0 + 0.34 * max(1, len(counted)), "Answers kept, lost, gained and missed")
+    figure, axes = new_figure(1.0 + 0.34 * max(1, len(counted)), "Answers kept, lost, gained and missed")
     if not counted:
-        return _say(axes, "no benchmark is scored right or wrong")
+        return say(axes, "no benchmark is scored right or wrong")
     for row, counts in enumerate(counted.values()):
         n = counts.kept + counts.lost + counts.gained + counts.missed
         start = 0.0
@@ -145,7 +87,7 @@ def answers(report: Changes) -> Figure:
             share = 100 * count / n
             axes.barh(row, share, left=start, height=0.66, color=colour, linewidth=0)
             if share > 1.6 * len(f"{count:,}") + 1:  # a figure is about 1.6 % of the axis wide
-                text = _LIGHT if outcome in ("kept", "lost") else _DARK
+                text = LIGHT if outcome in ("kept", "lost") else DARK
                 axes.text(start + share / 2, row, f"{count:,}", ha="center", va="center", color=text, size=8)
             start += share
     keys = [Rectangle((0, 0), 1, 1, color=colour, linewidth=0) for colour in _OUTCOMES.values()]
@@ -160,15 +102,15 @@ def answers(report: Changes) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def training_curve(history: "Sequence[StepRecord]", before: float, after: float) -> Figure:
     """The training loss by step, and the validation loss before and after as marked points."""
-    figure, axes = _figure(2.7, "Training loss by step, validation loss before and after")
+    figure, axes = new_figure(2.7, "Training loss by step, validation loss before and after")
     losses = [(r.step, r.values["loss"]) for r in history if isfinite(r.values.get("loss", float("nan")))]
     last = max((record.step for record in history), default=1)
     points = [(step, value) for step, value in ((0, before), (last, after)) if isfinite(value)]
     if not losses and not points:
-        return _say(axes, "no loss was recorded")
+        return say(axes, "no loss was recorded")
     if losses:
         steps, values = zip(*losses, strict=True)
         mark = "." if len(losses) < 30 else ""
@@ -187,7 +129,7 @@ def training_curve(history: "Sequence[StepRecord]", before: float, after: float)
     return figure
 
 
-@_styled
+@styled
 def learning_forgetting(points: Sequence[Trade]) -> Figure:
     """What each configuration learned against what it lost, in points; the Pareto front joined and filled.
 
@@ -195,9 +137,9 @@ def learning_forgetting(points: Sequence[Trade]) -> Figure:
     """
     shown = [p for p in points if isfinite(p.gain.value) and isfinite(p.loss.value)]
     keys = [line for i, p in enumerate(shown, 1) for line in _key(i, p.name)]
-    figure, axes = _figure(3.6 + 0.15 * len(keys), "What was learned against what was forgotten")
+    figure, axes = new_figure(3.6 + 0.15 * len(keys), "What was learned against what was forgotten")
     if not shown:
-        return _say(axes, "no run has both a target task and a retained benchmark")
+        return say(axes, "no run has both a target task and a retained benchmark")
     front = [p for p in shown if not any(_beats(other, p) for other in shown)]
     line = sorted(front, key=lambda p: (p.loss.value, p.gain.value))
     axes.plot(
@@ -213,8 +155,8 @@ def learning_forgetting(points: Sequence[Trade]) -> Figure:
         axes.errorbar(
             100 * p.loss.value,
             100 * p.gain.value,
-            xerr=_arms([p.loss]),
-            yerr=_arms([p.gain]),
+            xerr=arms([p.loss]),
+            yerr=arms([p.gain]),
             color=colour,
             ecolor=(colour, 0.5),
             elinewidth=1,
@@ -238,7 +180,7 @@ def learning_forgetting(points: Sequence[Trade]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def by_param(param: str, series: Mapping[str, Sequence[tuple[float | str, Estimate]]]) -> Figure:
     """Each metric's change in points against a setting's value, one line a benchmark, with 95 % intervals.
 
@@ -248,10 +190,10 @@ def by_param(param: str, series: Mapping[str, Sequence[tuple[float | str, Estima
     kept = {name: points for name, points in finite.items() if points}
     longest = max((len(_short(name, 34)) for name in kept), default=1)
     in_a_row = max(1, min(3, 86 // (longest + 8)))  # the key must not be wider than the figure
-    figure, axes = _figure(3.2 + 0.16 * ceil(len(kept) / in_a_row), f"Change by {param}")
+    figure, axes = new_figure(3.2 + 0.16 * ceil(len(kept) / in_a_row), f"Change by {param}")
     values = list(dict.fromkeys(value for points in kept.values() for value, _ in points))
     if not values:
-        return _say(axes, f"no run tells of {param}")
+        return say(axes, f"no run tells of {param}")
     numbers = sorted(v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and isfinite(v))
     numeric = len(numbers) == len(values)
     place = {v: v for v in numbers} if numeric else {v: i for i, v in enumerate(values)}
@@ -262,7 +204,7 @@ def by_param(param: str, series: Mapping[str, Sequence[tuple[float | str, Estima
         axes.errorbar(
             [float(place[v]) + shift for v, _ in ordered],  # type: ignore[index]
             [100 * e.value for _, e in ordered],
-            yerr=_arms([e for _, e in ordered]),
+            yerr=arms([e for _, e in ordered]),
             label=_short(name, 34),
             color=_SERIES[i % len(_SERIES)],
             marker=_MARKERS[i % len(_MARKERS)],
@@ -291,12 +233,12 @@ def by_param(param: str, series: Mapping[str, Sequence[tuple[float | str, Estima
     return figure
 
 
-@_styled
+@styled
 def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[Estimate | None]]) -> Figure:
     """The mean change in points of every row (dataset) and column (benchmark); blank where there is none."""
-    figure, axes = _figure(1.3 + 0.42 * max(1, len(rows)), "Mean change by dataset and benchmark")
+    figure, axes = new_figure(1.3 + 0.42 * max(1, len(rows)), "Mean change by dataset and benchmark")
     if not rows or not columns:
-        return _say(axes, "there is nothing to compare")
+        return say(axes, "there is nothing to compare")
     known = [100 * e.value for row in values for e in row if e is not None and isfinite(e.value)]
     most = max([1.0, *(abs(value) for value in known)])
     colours = matplotlib.colormaps["RdBu"]  # red fell, blue rose, white at zero
@@ -307,8 +249,8 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seque
             value = 100 * estimate.value
             red, green, blue, _ = colours(0.5 + 0.42 * value / most)
             axes.add_patch(Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, facecolor=(red, green, blue), linewidth=0))
-            text = _DARK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else _LIGHT
-            axes.text(x, y, f"{value:+.1f}".replace("-", "\N{MINUS SIGN}"), ha="center", va="center", color=text)
+            text = DARK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else LIGHT
+            axes.text(x, y, number(value, "+.1f"), ha="center", va="center", color=text)
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     slant = any(len(c) > 64 / len(columns) for c in columns)
@@ -325,83 +267,14 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seque
     return figure
 
 
-def svg(figure: Figure) -> str:
-    """The figure as an SVG element to put into a page: transparent, its text and axes in the page's text colour.
-
-    The same figure always gives the same text, and the ids of two different figures never meet.
-    """
-    out = StringIO()
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    # matplotlib's one rule is for every element there is; inside a page that would be the page's too
-    text = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>\s*", "", text, flags=re.DOTALL)
-    text = text.replace(INK, "currentColor").replace("'DejaVu Sans'", "system-ui, 'Segoe UI', 'DejaVu Sans'")
-    text = _own_ids(text)
-    view = re.search(r'viewBox="[^"]*"', text)
-    assert view is not None  # matplotlib writes one
-    title = escape(str(figure.get_label()) or "figure")
-    opening = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {view[0]} role="img" '
-        f'style="stroke-linejoin: round; stroke-linecap: butt"><title>{title}</title>'
-    )
-    return re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1).strip()
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG on white, 150 dots an inch."""
-    out = BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(out, format="png", dpi=150, facecolor="white", metadata={"Software": None})
-    return out.getvalue()
-
-
-def plot_files(findings: Findings) -> dict[str, str | bytes]:
-    """The plots of a run one by one as SVG and PNG, by path."""
-    figures = {"changes": forest(findings.changes), "answers": answers(findings.changes)}
-    if training := findings.training:
-        losses = training.validation_loss_before, training.validation_loss_after
-        figures["training"] = training_curve(training.history, *losses)
-    files: dict[str, str | bytes] = {}
-    for stem, figure in figures.items():
-        files[f"plots/{stem}.svg"] = svg(figure)
-        files[f"plots/{stem}.png"] = png(figure)
-    return files
-
-
-def _figure(height: float, title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    figure.set_label(title)
-    return figure, figure.add_subplot()
-
-
-def _say(axes: Axes, text: str) -> Figure:
-    """The figure with a sentence in place of a plot that would be empty."""
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
-    figure = axes.figure
-    assert isinstance(figure, Figure)
-    return figure
-
-
 def _beside(axes: Axes, row: float, points: float, text: str, **look: Any) -> None:
     """Write a text so many points to the right of the axes, at the height of a row."""
     at: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "xytext": (points, 0), "textcoords": "offset points"}
     axes.annotate(text, (1, row), **at, **{"va": "center", "annotation_clip": False, **look})
 
 
-def _own_ids(text: str) -> str:
-    """Only ids that something refers to, each with a prefix that no other figure has."""
-    prefix = f"f{sha256(text.encode()).hexdigest()[:8]}-"
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", text)
-    return re.sub(r'(href="#|url\(#)', lambda m: m[1] + prefix, text)
-
-
 def _signed(value: float, _: object) -> str:
-    return "0" if value == 0 else f"{value:+g}".replace("-", "\N{MINUS SIGN}")
+    return "0" if value == 0 else number(value, "+g")
 
 
 def _short(name: str, most: int = 26) -> str:
@@ -412,13 +285,6 @@ def _key(number: int, name: str) -> list[str]:
     """A numbered name, on two lines at most."""
     lines = wrap(name, 88, max_lines=2, placeholder="…") or [""]
     return [f"{number}  {lines[0]}", *(f"    {line}" for line in lines[1:])]
-
-
-def _arms(estimates: Sequence[Estimate]) -> list[list[float]]:
-    """How far the error bars reach below and above, in points; 0 where the interval is undefined."""
-    below = [100 * (e.value - e.low) for e in estimates]
-    above = [100 * (e.high - e.value) for e in estimates]
-    return [[max(0.0, arm) if isfinite(arm) else 0.0 for arm in arms] for arms in (below, above)]
 
 
 def _beats(one: Trade, other: Trade) -> bool:

@@ -40,6 +40,7 @@ class Column:
     is_number: bool = False  # set to the right
     widest: int | None = None  # characters on a console, where the text is one that may be broken
     on_console: bool = True
+    is_choice: bool = False  # a page offers what stands below as choices, to see only rows with one of them
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,18 @@ class Table:
         return [{name: _known(record.get(name)) for name in names} for record in found]
 
 
-def write(table: Table, format: str) -> str:
-    """The table as text in one of `FORMATS`; HTML is a fragment that brings its style along and loads nothing."""
-    writers = {"table": _plain, "markdown": _markdown, "csv": _csv, "json": _json, "html": _html}
-    return writers[format](table)
+def write(table: Table, format: str, most: int = 0) -> str:
+    """The table as text in one of `FORMATS`; HTML is a fragment that brings its style along and loads nothing.
+
+    Args:
+        table: what is written.
+        format: how.
+        most: rows of the format `table`; 0: all.
+    """
+    if format == "table":
+        show(table, Console(file=(text := StringIO()), highlight=False, width=PLAIN_WIDTH), most)
+        return text.getvalue()
+    return {"markdown": _markdown, "csv": _csv, "json": _json, "html": _html}[format](table)
 
 
 # --- for people ---------------------------------------------------------------------------------------
@@ -115,12 +124,6 @@ def show(table: Table, console: Console, most: int = 0) -> None:
         console.print(f"{left:,} more rows; --rows 0 shows all of {len(table.rows):,}")
     if table.legend:
         console.print(Text(table.legend), style="dim")
-
-
-def _plain(table: Table) -> str:
-    text = StringIO()
-    show(table, Console(file=text, highlight=False, width=PLAIN_WIDTH))
-    return text.getvalue()
 
 
 def _rich_table() -> RichTable:

@@ -39,6 +39,11 @@ NOISE_LEGEND = (
     "standard errors: questions, which more questions would lower, and training, which more seeds would; from seed to "
     "seed, the standard deviation of the true change, as likely too large as too small."
 )
+DATASETS_CAPTION = "Mean over the runs of each dataset."
+NO_TARGET = (
+    "No target task was measured in these runs, so what was learned is not known here. Give a benchmark role=target to "
+    "have it measured, e.g. benchmark.gsm8k.role=target."
+)
 _PAPER_SYMBOLS = {
     PaperMetric.ability_augmentation: "ΔA",
     PaperMetric.forgetting_rate: "FR",
@@ -114,6 +119,18 @@ def interval(low: float, high: float, form: str = ".1f") -> str:
 def points(change: Known) -> tuple[str, str]:
     """A change in points, and its interval."""
     return number(100 * change.value, "+.1f"), interval(100 * change.low, 100 * change.high, "+.1f")
+
+
+def mean_points(change: Known, spread: float) -> tuple[str, str]:
+    """A change in points and, of several seeds, its standard deviation, else its interval.
+
+    >>> mean_points(Estimate(-0.3, 0.1, -0.5, -0.1), float("nan")), mean_points(Estimate(-0.3, 0.1, -0.5, -0.1), 0.02)
+    (('−30.0', '[−50.0, −10.0]'), ('−30.0', '± 2.0'))
+    """
+    if isnan(change.value):
+        return NOTHING, ""
+    text, doubt = points(change)
+    return text, f"± {number(100 * spread)}" if isfinite(spread) else doubt
 
 
 def percent(share: Known) -> tuple[str, str]:
@@ -326,6 +343,15 @@ def learned(training: "TrainResult") -> str:
     )
 
 
+def tests_legend(n_benchmarks: int) -> str:
+    """How the tests behind the verdicts are read."""
+    return (
+        f"p-values are corrected for {plural(n_benchmarks, 'benchmark')} (Holm). Smallest seen: the smallest change "
+        "that would be shown, with a chance of 80 %, by as many questions. Questions to decide: about how many would "
+        "settle an undecided one. Unpaired: the standard error that two independent measurements would have."
+    )
+
+
 def pairs_legend(changes: list[Changes], confirmed: bool) -> str:
     """How pairs are read: two tuned models are one pair, each run that is confirmed is one with its base."""
     differences = {name: b.primary.difference for name, b in changes[0].benchmarks.items()}
@@ -343,4 +369,22 @@ def pairs_legend(changes: list[Changes], confirmed: bool) -> str:
         f"Change in points {change} with its 95 % interval, each question's two answers paired; * target task. Mean "
         f"change of the retained benchmarks: {means}.{part} Verdicts hold for {whose} and questions like "
         f"these{subjects}; {_ERRORS} (Holm)."
+    )
+
+
+def trade_caption(n_rows: int, most: int) -> str:
+    """What stands below a plot of what was learned against what was forgotten."""
+    left_out = f" Of {n_rows:,} rows the first {most} are drawn; sort or filter for others." if n_rows > most else ""
+    return (
+        f"Each point is a row of the table: up is learned, right is forgotten. Whoever takes one of the {n_rows:,} for "
+        f"its place here takes luck with it, as said above the table.{left_out}"
+    )
+
+
+def by_caption(others: list[str]) -> str:
+    """What stands below a plot over a setting; `others` are the settings in which the runs differ besides."""
+    although = f", although they differ in {', '.join(others)} too" if others else ""
+    return (
+        f"Runs that share a value are pooled{although}: their mean, with an interval that holds the noise of the "
+        "questions and how the runs differ."
     )

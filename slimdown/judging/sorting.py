@@ -1,0 +1,117 @@
+"""A `Comparison` in another order, and its changes over a setting or by dataset."""
+
+from dataclasses import replace
+from math import isfinite, isnan
+from statistics import fmean
+
+from slimdown.guarding.errors import UserError
+from slimdown.judging.comparison import Comparison, Configuration, pooled
+from slimdown.judging.paired import Estimate
+from slimdown.settings.keys import nearest
+
+Value = float | str | None
+
+
+def value_of(row: Configuration, key: str) -> Value:
+    """What a row holds under a benchmark's name, a setting's, a metric's, or retained, target, name, started."""
+    if key == "name":
+        return row.name
+    if key == "started":
+        return row.runs[0].started.isoformat()
+    if key in row.settings:
+        return typed(row.settings[key])
+    if key == "seed":  # in a row of several seeds it is no setting
+        return typed(row.seeds[0])
+    means = {"retained": row.retained, "target": row.target, **{n: found.change for n, found in row.changes.items()}}
+    values = [means[key].value] if key in means else [run.metrics[key] for run in row.runs if key in run.metrics]
+    return fmean(values) if values and not isnan(fmean(values)) else None
+
+
+def ordered(comparison: Comparison, key: str) -> Comparison:
+    """The same with its rows sorted; a leading minus means from the largest down, what has no value comes last.
+
+    Raises:
+        UserError: nothing is called so; with the nearest names.
+    """
+    name = key.removeprefix("-")
+    others = {"retained", "target", "name", "started", "seed"}
+    metrics = {metric for row in comparison.rows for run in row.runs for metric in run.metrics}
+    known = others | metrics | {*comparison.benchmarks} | _settings(comparison)
+    if name not in known:
+        close = nearest(name, sorted(known))
+        if "did you mean" not in close:
+            benchmarks = ", ".join(comparison.benchmarks)
+            close = (
+                f"; a benchmark ({benchmarks}), a setting such as lora.r, a metric, or retained, target, name, started"
+            )
+        raise UserError(f"--sort {name}: nothing is called so in these runs{close}")
+    keyed = [(value_of(row, name), row) for row in comparison.rows]
+    having = [(value, row) for value, row in keyed if value is not None]
+    having.sort(key=lambda pair: _order(pair[0]), reverse=key.startswith("-"))
+    return replace(comparison, rows=tuple(row for _, row in having + [pair for pair in keyed if pair[0] is None]))
+
+
+def by(comparison: Comparison, param: str) -> Comparison:
+    """The same with its rows sorted by a setting, which is the first one shown.
+
+    Raises:
+        UserError: no run has such a setting.
+    """
+    if param not in (known := _settings(comparison)):
+        raise UserError(f"--by {param}: no run has this setting{nearest(param, sorted(known))}")
+    others = [key for key in comparison.params if key != param]
+    return replace(ordered(comparison, param), params=(param, *others))
+
+
+def series_by(comparison: Comparison, param: str) -> dict[str, list[tuple[float | str, Estimate]]]:
+    """Each benchmark's change by the value of a setting; runs that share a value are pooled."""
+    series: dict[str, dict[float | str, list[Estimate]]] = {name: {} for name in comparison.benchmarks}
+    for row in comparison.rows:
+        if (value := typed(row.settings.get(param, ""))) is not None:
+            for name in row.changes:
+                series[name].setdefault(value, []).extend(_changes(row, name))
+    return {
+        name: [(value, pooled(found[value])[0]) for value in sorted(found, key=_order)]
+        for name, found in series.items()
+        if found
+    }
+
+
+def by_dataset(comparison: Comparison) -> tuple[list[str], list[list[Estimate | None]]]:
+    """The datasets, and for each the mean change on every benchmark; None where none was measured."""
+    datasets = sorted({row.settings["dataset"] for row in comparison.rows})
+    table: list[list[Estimate | None]] = []
+    for dataset in datasets:
+        rows = [row for row in comparison.rows if row.settings["dataset"] == dataset]
+        changes = [[e for row in rows for e in _changes(row, name)] for name in comparison.benchmarks]
+        table.append([pooled(found)[0] if found else None for found in changes])
+    return datasets, table
+
+
+def typed(text: str) -> Value:
+    """A setting as a number where it is one, None where it is empty.
+
+    >>> typed("8"), typed("2e-4"), typed("nf4"), typed("")
+    (8, 0.0002, 'nf4', None)
+    """
+    for kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            continue
+        return number if isfinite(number) else text
+    return text or None
+
+
+def _settings(comparison: Comparison) -> set[str]:
+    return {key for row in comparison.rows for key in row.settings}
+
+
+def _changes(row: Configuration, name: str) -> list[Estimate]:
+    """Each run's own: pooling what is pooled would count the training's noise among what the runs have in common."""
+    return [run.changes.benchmarks[name].change for run in row.runs if name in run.changes.benchmarks]
+
+
+def _order(value: Value) -> tuple[int, float, str]:
+    """Numbers before words."""
+    return (1, 0.0, value) if isinstance(value, str) else (0, value or 0.0, "")

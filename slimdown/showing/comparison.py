@@ -1,0 +1,280 @@
+"""Runs side by side, or the noise of their seeds -> a `Table`; the figures and the page of many runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from slimdown.judging.comparison import Comparison, Configuration, MeanChange, short_keys
+from slimdown.judging.paired import Estimate
+from slimdown.judging.seeds import SeedsChange
+from slimdown.judging.selection import MARK
+from slimdown.judging.sorting import by_dataset, series_by, typed
+from slimdown.showing import words
+from slimdown.showing.table import Cell, Column, Row, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MOST_COLUMNS = 4  # settings with a column each; more stand together in one
+_MOST_SEEDS = 4  # that are listed
+_MOST_POINTS = 40  # in a plot of runs: more are not legible
+_TOLD = ("model.", "quantization.", "dataset", "lora.", "train.", "evaluation.holdout", "seed")  # when pointed at
+_ENDS = ("", "_stderr", "_low", "_high", "_sd_over_seeds")
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+
+def comparison_table(comparison: Comparison, title: str = "", notes: Sequence[str] = ()) -> Table:
+    """Runs side by side, one row a configuration: what differs, and each benchmark's change with its verdict.
+
+    Records are named as the params and metrics of a run; numbers are shares of 1.
+
+    Args:
+        comparison: what is shown.
+        title: which runs these are.
+        notes: what must be known besides the comparison's own notes.
+    """
+    shorts = short_keys(comparison.params)
+    settings = list(shorts.values()) if len(shorts) <= _MOST_COLUMNS else ["what differs"]
+    roles = {name: change.role for row in comparison.rows for name, change in row.changes.items()}
+    notes = (*notes, *comparison.notes)
+    about = {"title": title, "notes": notes, "n_candidates": len(comparison.rows), "differing": comparison.params}
+    return Table(
+        title=title,
+        columns=(
+            Column("run", widest=44),
+            Column("id"),
+            *([Column("seeds")] if comparison.grouped else []),
+            *(Column(heading, widest=40, is_choice=True) for heading in settings),
+            *(
+                Column(words.benchmark_name(name, roles[name]), "points [95 %]", is_choice=True)
+                for name in comparison.benchmarks
+            ),
+            Column("mean retained", "points [95 %]"),
+        ),
+        rows=tuple(_row(comparison, row, shorts) for row in comparison.rows),
+        legend=words.COMPARISON_LEGEND + (f" {words.SEEDS_LEGEND}" if comparison.grouped else ""),
+        notes=notes,
+        document={**about, "rows": [_document(comparison, row) for row in comparison.rows]},
+    )
+
+
+def _row(comparison: Comparison, row: Configuration, shorts: Mapping[str, str]) -> Row:
+    about = {
+        "run_ids": " ".join(run.run_id for run in row.runs),
+        "name": row.name,
+        "experiment": row.runs[0].experiment,
+        "started": row.runs[0].started.isoformat(),
+        "n_candidates": len(comparison.rows),
+        "n_seeds": len(row.runs),
+        "seeds": " ".join(row.seeds),
+    }
+    settings = {key: row.settings.get(key, "") for key in shorts}
+    if len(shorts) <= _MOST_COLUMNS:
+        cells = [Cell(value, order=typed(value), values={key: value}) for key, value in settings.items()]
+    else:
+        told = ", ".join(f"{shorts[key]}={value}" for key, value in settings.items() if value)
+        cells = [Cell(told, values=settings)]
+    means = {
+        f"forgetting/{name}{end}": value
+        for name, mean, spread in _means(row)
+        for end, value in zip(_ENDS, (*astuple(mean), spread), strict=True)
+    }
+    return Row(
+        (
+            Cell(row.name, values=about),
+            Cell(row.ids),
+            *([Cell(_seeds(row))] if comparison.grouped else []),
+            *cells,
+            *(_cell(name, row.changes.get(name)) for name in comparison.benchmarks),
+            Cell(*words.mean_points(row.retained, row.retained_spread), order=row.retained.value, values=means),
+        ),
+        hint=_hint(row),
+    )
+
+
+def _cell(name: str, change: MeanChange | None) -> Cell:
+    values = {f"forgetting/{name}/{key}": value for key, value in _quantities(change).items()}
+    if change is None:
+        return Cell(words.NOTHING, values=values)
+    return Cell(
+        *words.mean_points(change.change, change.spread),
+        note=words.cause(*change.main_cause) if change.main_cause else "",
+        verdict=change.verdict,
+        correction="" if change.corrected == change.verdicts else f" → {change.verdict_corrected} {MARK}",
+        order=change.change.value,
+        values=values,
+    )
+
+
+def _quantities(change: MeanChange | None) -> dict[str, Any]:
+    """What programs get of a change, by name; the names are there without one too."""
+    names = [f"change{end}" for end in _ENDS]
+    names += [
+        "n",
+        "p_value",
+        "verdict",
+        "verdict_corrected",
+        "forgetting_rate",
+        "lost",
+        "main_cause",
+        "main_cause_share",
+    ]
+    if change is None:
+        return dict.fromkeys(names)
+    verdicts = change.verdict or None, change.verdict_corrected or None
+    lost = change.forgetting_rate, change.lost, *(change.main_cause or (None, None))
+    found = (*astuple(change.change), change.spread, change.n, change.p_value, *verdicts, *lost)
+    return dict(zip(names, found, strict=True))
+
+
+def _document(comparison: Comparison, row: Configuration) -> dict[str, Any]:
+    """A row as JSON has it: with types."""
+    benchmarks = {
+        name: {
+            **_quantities(change),
+            "role": change.role,
+            "metric": change.metric,
+            "verdicts": change.verdicts,
+            "verdicts_corrected": change.corrected,
+            "causes": change.causes,
+        }
+        for name, change in row.changes.items()
+    }
+    return {
+        "run_ids": [run.run_id for run in row.runs],
+        "name": row.name,
+        "experiment": row.runs[0].experiment,
+        "started": row.runs[0].started.isoformat(),
+        "seeds": [_in_json(seed) for seed in row.seeds],
+        "params": {key: _in_json(row.settings.get(key, "")) for key in comparison.params},
+        "benchmarks": benchmarks,
+        **{name: {**asdict(mean), "sd_over_seeds": spread} for name, mean, spread in _means(row)},
+    }
+
+
+def _means(row: Configuration) -> list[tuple[str, Estimate, float]]:
+    return [
+        ("mean_retained_change", row.retained, row.retained_spread),
+        ("mean_target_change", row.target, row.target_spread),
+    ]
+
+
+def _in_json(text: str) -> Any:
+    """A recorded setting with its type.
+
+    >>> _in_json("8"), _in_json("2e-4"), _in_json("True"), _in_json("None"), _in_json("nf4")
+    (8, 0.0002, True, None, 'nf4')
+    """
+    words_of_python = {"None": None, "": None, "True": True, "False": False}
+    return words_of_python[text] if text in words_of_python else typed(text)
+
+
+def _seeds(row: Configuration) -> str:
+    return ", ".join(row.seeds) if len(row.seeds) <= _MOST_SEEDS else f"{len(row.seeds)} seeds"
+
+
+def _hint(row: Configuration) -> str:
+    """What tells a row from all others: its runs and its settings, a line each."""
+    runs = ", ".join(run.run_id[:8] for run in row.runs)
+    told = [f"{key} = {value}" for key, value in sorted(row.settings.items()) if key.startswith(_TOLD)]
+    return "\n".join([row.name, f"{runs}, seed {', '.join(row.seeds)}", *told])
+
+
+def noise_table(changes: Mapping[str, Sequence[SeedsChange]]) -> Table:
+    """For each configuration of several seeds, by name, the noise of its questions and of its training."""
+    headings = ("seeds", "n", "mean change", "questions ±", "training ±", "from seed to seed")
+    parts = sorted({change.part for found in changes.values() for change in found if change.part})
+    return Table(
+        title="",
+        columns=(Column("run", widest=44), Column("benchmark"), *(Column(h, is_number=True) for h in headings)),
+        rows=tuple(
+            Row((Cell("" if i else name, values={"run": name}), *_noise_cells(change)))
+            for name, found in changes.items()
+            for i, change in enumerate(found)
+        ),
+        legend=" ".join([words.NOISE_LEGEND, *(f"About {part}." for part in parts)]),
+    )
+
+
+def _noise_cells(change: SeedsChange) -> list[Cell]:
+    noise = change.noise
+    subjects = f" ({noise.population})" if noise.n_groups else ""
+    means = {"change": noise.mean.value, "low": noise.mean.low, "high": noise.mean.high}
+    errors = {
+        "question_stderr": noise.question_standard_error,
+        "training_stderr": noise.training_standard_error,
+        "training_spread": noise.training_spread,
+    }
+    return [
+        Cell(change.benchmark + subjects, values={"benchmark": change.benchmark, "metric": change.metric}),
+        Cell(str(noise.n_seeds), values={"seeds": noise.n_seeds}),
+        Cell(f"{change.n:,}", values={"n": change.n, "population": noise.population}),
+        Cell(*words.points(noise.mean), values=means),
+        *(Cell(words.number(100 * error), values={name: error}) for name, error in errors.items()),
+    ]
+
+
+# --- figures and page ---------------------------------------------------------------------------------
+
+
+def figures(comparison: Comparison, param: str | None) -> "dict[str, Figure]":
+    """The figures that these runs have something to show in, by name."""
+    from slimdown.showing.plots import Trade, by_param, heat_map, learning_forgetting
+
+    found: dict[str, Figure] = {}
+    if comparison.has_target:
+        known = [row for row in comparison.rows if isfinite(row.target.value) and isfinite(row.retained.value)]
+        trades = [Trade(_point_name(row), row.target, _lost(row.retained), _hint(row)) for row in known]
+        found["learning-forgetting"] = learning_forgetting(trades[:_MOST_POINTS])
+    if param:
+        found[f"by-{param}"] = by_param(param, series_by(comparison, param))
+    datasets, values = by_dataset(comparison)
+    if len(datasets) > 1:
+        found["datasets"] = heat_map(datasets, comparison.benchmarks, values)
+    return found
+
+
+def _point_name(row: Configuration) -> str:
+    """The name, with what else tells this row from others."""
+    return f"{row.name} ({f'seeds {_seeds(row)}' if len(row.runs) > 1 else row.ids})"
+
+
+def _lost(change: Estimate) -> Estimate:
+    return Estimate(-change.value, change.standard_error, -change.high, -change.low)
+
+
+def comparison_page(comparison: Comparison, table: Table, param: str | None) -> str:
+    """A page of the table, to be sorted and filtered by a click, and of the runs' figures."""
+    captions = {
+        "learning-forgetting": words.trade_caption(len(comparison.rows), _MOST_POINTS),
+        f"by-{param}": words.by_caption([key for key in comparison.params if key != param]),
+        "datasets": words.DATASETS_CAPTION,
+    }
+    drawn = [(figure, captions[name]) for name, figure in figures(comparison, param).items()]
+    return table_page(table, "", drawn, "" if comparison.has_target else words.NO_TARGET, is_sortable=True)
+
+
+def table_page(
+    table: Table,
+    options: str,
+    figures: "Sequence[tuple[Figure, str]]" = (),
+    note: str = "",
+    is_sortable: bool = False,
+) -> str:
+    """A page that needs nothing but itself.
+
+    Args:
+        table: what is shown.
+        options: of `slimdown.compare`, that show this table.
+        figures: each with what stands below it.
+        note: what is said behind them.
+        is_sortable: whether a click sorts and filters rows, for a reader who has JavaScript.
+    """
+    from slimdown.showing.pages import render  # jinja2 takes a fifth of a second
+
+    return render(
+        "table_page.html.j2", table=table, options=options, figures=figures, note=note, is_sortable=is_sortable
+    )
