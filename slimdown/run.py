@@ -1,7 +1,9 @@
 """`python -m slimdown.run`: compose a run, measure the base, fine-tune, measure again, record what changed."""
 
 import os
+import shutil
 import sys
+import tempfile
 import traceback
 
 from slimdown.guarding import interruption
@@ -51,10 +53,12 @@ def job(composed: DictConfig) -> float:
                 name=redact(run_name(hydra_settings.runtime.choices["model"], overrides, swept_keys(sys.argv[1:]))),
                 config_yaml=OmegaConf.to_yaml(shown),
                 overrides=overrides,
-                folder=Path(hydra_settings.runtime.output_dir),
+                folder=Path(tempfile.mkdtemp(prefix="scratch-", dir=hydra_settings.runtime.output_dir)),
                 sweep=Path(hydra_settings.sweep.dir).name if hydra_settings.mode is RunMode.MULTIRUN else None,
             )
             _objectives.append(experiment(config, about).changes.mean_retained_change.value)
+            # The record holds what is in it; where a run fails, it may be all there is.
+            shutil.rmtree(about.folder, ignore_errors=True)
             return _objectives[-1]
     except UserError as error:
         if hydra_settings.mode is RunMode.MULTIRUN:

@@ -5,7 +5,6 @@ through one client of its own, never through MLflow's global state.
 """
 
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -391,7 +390,6 @@ def opened_run(config: RunConfig, about: "About", opening: AbstractContextManage
         }
         tracked.log_settings(flatten(config), files)
         yield tracked
-    shutil.rmtree(about.folder / "adapter", ignore_errors=True)  # it is in the record, and may be gigabytes
 
 
 def record_findings(
