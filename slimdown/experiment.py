@@ -3,7 +3,6 @@
 from functools import partial
 
 from slimdown.guarding.interruption import stop_between_forwards
-from slimdown.guarding.redaction import public_uri
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
 from slimdown.measuring.harness import choose_scoring
@@ -57,5 +56,5 @@ def experiment(config: RunConfig, about: About) -> Findings:
         findings = judge(before, after, tuned.training, {"peak_memory_bytes": float(peak_memory_bytes())})
         tracked.keep(findings, files_of(findings, about.name, tracked.run_id, config, about.environment))
     console.show_findings(findings)
-    console.show_where(tracked.run_id, public_uri(tracked.store_uri), tracked.artifact_uri, tracked.undelivered)
+    console.show_where(tracked.run_id, tracked.store_uri, tracked.artifact_uri, tracked.undelivered)
     return findings

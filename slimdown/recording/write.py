@@ -107,8 +107,8 @@ class TrackedRun:
 
     @property
     def store_uri(self) -> str:
-        """Where it is kept by now."""
-        return (self._on_disk or self)._config.uri
+        """Where it is kept by now, without user and password."""
+        return public_uri((self._on_disk or self)._config.uri)
 
     @property
     def undelivered(self) -> str:
