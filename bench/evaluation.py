@@ -1,6 +1,7 @@
 """Stock HFLM and slimdown's class on the same questions, in one process: time, answers, memory.
 
     python -m bench.evaluation --task hellaswag:200 --task mmlu_college_computer_science:100:5
+    python -m bench.evaluation --family gemma3_text:512   a small random model with that window
 
 A task is NAME:QUESTIONS[:SHOTS]; the questions are spread evenly over the task, which may be sorted.
 Stock runs at each batch size and its fastest counts. Both are timed on the harness's own requests,
@@ -24,6 +25,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bench.families import tiny
 from slimdown.measuring.engine.scoring import SharedWorkLM
 
 DEFAULT_TASKS = ["hellaswag:200", "mmlu_college_computer_science:100:5", "gsm8k:32:5"]
@@ -81,9 +83,18 @@ def compare(requests: Sequence[Instance], one: list[Any], other: list[Any]) -> t
     return differing, max(abs(a[0] - b[0]) for a, b in zip(one, other, strict=True))
 
 
+def small(family: str, tokenizer: Any) -> Any:
+    """A random model for FAMILY[:WINDOW], larger than those of `bench.families`: matrix products count."""
+    name, *window = family.split(":")
+    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "head_dim": 64}
+    positions = {"max_position_embeddings": 8192, "vocab_size": len(tokenizer), "initializer_range": 0.05}
+    return tiny(name, **sizes, **positions, **({"sliding_window": int(window[0])} if window else {}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    parser.add_argument("--family", metavar="FAMILY[:WINDOW]", help="in place of the weights of --model")
     parser.add_argument("--task", action="append", help=f"default: {' '.join(DEFAULT_TASKS)}")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
@@ -94,9 +105,10 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
-    model = model.to(args.device)
-    print(f"{args.model}, {args.dtype}, {args.device}, {args.threads} threads")
+    load, dtype = AutoModelForCausalLM.from_pretrained, getattr(torch, args.dtype)
+    model = small(args.family, tokenizer) if args.family else load(args.model, dtype=dtype)
+    model = model.to(args.device, dtype)
+    print(f"{args.family or args.model}, {args.dtype}, {args.device}, {args.threads} threads")
     columns = "seconds | ratio | CPU seconds | ratio | answers that differ | max Δ log-prob | peak MB"
     print(f"| task | class | {columns} |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")

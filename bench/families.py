@@ -32,7 +32,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from slimdown.measuring.engine.scoring import SharedWorkLM
-from slimdown.measuring.engine.sharing import Scoring, is_exact
+from slimdown.measuring.engine.sharing import EXACT, Scoring, is_exact
 
 WINDOW = 192  # tokens that a tiny model has positions for
 
@@ -172,10 +172,21 @@ class Case:
     reason: str  # what the reason for stock says; empty where work is shared
 
 
-def with_adapter(**settings: Any) -> Any:
-    """A tiny Llama with an adapter that has an effect: `kind` of PEFT's configs, and its settings."""
+# Known families that know a window; in some, layers of two kinds take turns.
+WINDOWED = [family for family in sorted(EXACT) if hasattr(CONFIG_MAPPING[family], "sliding_window")]
+
+
+def windowed(family: str, window: int) -> Any:
+    """A tiny model of which a layer, or all where the family has one kind, looks back over `window` positions."""
+    kinds = ["sliding_attention", "full_attention"] if hasattr(CONFIG_MAPPING[family], "layer_types") else None
+    switches = {"use_sliding_window": True} if hasattr(CONFIG_MAPPING[family], "use_sliding_window") else {}
+    return tiny(family, sliding_window=window, **switches, **({"layer_types": kinds} if kinds else {}))
+
+
+def with_adapter(model: Any = None, **settings: Any) -> Any:
+    """`model` (a tiny Llama) with an adapter that has an effect: `kind` of PEFT's configs, its settings."""
     config = getattr(peft, settings.pop("kind"))(task_type="CAUSAL_LM", **settings)
-    model = peft.get_peft_model(tiny("llama"), config)
+    model = peft.get_peft_model(model or tiny("llama"), config)
     torch.manual_seed(1)
     for name, weight in model.named_parameters():
         if weight.requires_grad and "lora_A" not in name:
@@ -222,12 +233,19 @@ CASES = {
         lambda: tiny("llama", rope_parameters=DYNAMIC, max_position_embeddings=96), "rotary embedding dynamic"
     ),
     "Doge, 16 keys": Case(lambda: tiny("doge", keep_window_size=16), "other rows in a batch"),
-    "Mistral, window of 16": Case(lambda: tiny("mistral", sliding_window=16), "DynamicSlidingWindowLayer"),
-    "StarCoder2, window of 16": Case(lambda: tiny("starcoder2", sliding_window=16), "DynamicSlidingWindowLayer"),
-    "Mixtral, window of 16": Case(lambda: tiny("mixtral", sliding_window=16), "DynamicSlidingWindowLayer"),
-    "Phi-3, window of 16": Case(lambda: tiny("phi3", sliding_window=16), "DynamicSlidingWindowLayer"),
-    "Gemma 2, window of 16": Case(lambda: tiny("gemma2", sliding_window=16), "DynamicSlidingWindowLayer"),
-    "Gemma 3, window of 16": Case(lambda: tiny("gemma3_text", sliding_window=16), "DynamicSlidingWindowLayer"),
+    **{f"{family}, window of 16": Case(functools.partial(windowed, family, 16), "") for family in WINDOWED},
+    "Gemma 3, all layers slide": Case(lambda: tiny("gemma3_text", sliding_window=16), ""),
+    "Gemma 3 that looks ahead": Case(
+        lambda: tiny("gemma3_text", sliding_window=16, use_bidirectional_attention=True), "other rows in a batch"
+    ),
+    "Arcee, a window in its file that it does not know": Case(
+        lambda: tiny("arcee", sliding_window=16), "shared rows give other logits"
+    ),
+    "Mistral, kinds of layers in its file that it does not know": Case(
+        lambda: tiny("mistral", sliding_window=16, layer_types=["full_attention"] * 2), "shared rows give other logits"
+    ),
+    "Llama 4, chunks of 16": Case(lambda: tiny("llama4_text", attention_chunk_size=16), "chunked attention"),
+    "gemma3_text with LoRA, window of 16": Case(lambda: with_adapter(**LORA, model=windowed("gemma3_text", 16)), ""),
     "BERT that looks ahead": Case(lambda: tiny("bert", is_decoder=False), "other rows in a batch"),
     "LoRA": Case(lambda: with_adapter(**LORA), ""),
     "rank-stabilized LoRA of all layers": Case(

@@ -14,7 +14,18 @@ from peft import LoraConfig, PrefixTuningConfig
 from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from bench.families import CASES, WINDOW, byte_tokenizer, compare, in_bfloat16, in_int8, tiny, too_slow
+from bench.families import (
+    CASES,
+    WINDOW,
+    WINDOWED,
+    byte_tokenizer,
+    compare,
+    in_bfloat16,
+    in_int8,
+    tiny,
+    too_slow,
+    windowed,
+)
 from slimdown.measuring.engine.scoring import SharedWorkLM
 from slimdown.measuring.engine.sharing import EXACT, NOT_MERGING, Scoring, choose_scoring
 
@@ -26,17 +37,14 @@ pytestmark = [
 ]
 
 STOCK = {
-    "cohere2": "DynamicSlidingWindowLayer",
     "deepseek_v32": "DynamicIndexedLayer",
     "falcon_h1": "LinearAttention",
     "falcon_mamba": "LinearAttention",
-    "gpt_oss": "DynamicSlidingWindowLayer",
-    "llama4_text": "DynamicSlidingWindowLayer",
+    "llama4_text": "chunked attention",
     "mamba": "LinearAttention",
     "nemotron_h": "LinearAttention",
     "olmo_hybrid": "LinearAttention",
     "openai-gpt": "refuses shared rows",
-    "vaultgemma": "DynamicSlidingWindowLayer",
 }
 
 
@@ -60,6 +68,24 @@ def test_a_family_known_to_be_exact_is(family: str) -> None:
     compared = compare(model)
     assert compared.is_exact, compared
     assert compared.furthest < 1e-4
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_a_window_shorter_than_the_preamble_is_kept(family: str) -> None:
+    model = windowed(family, 16)
+    merges = model.config._attn_implementation == "sdpa"
+    assert chosen_for(model) == Scoring(shares=True, merges=merges, decodes=True)
+    compared = compare(model)
+    assert compared.is_exact, compared
+    assert compared.furthest < 1e-4
+
+
+@pytest.mark.parametrize("family", ["cohere2", "gemma2", "gemma3_text", "gpt_oss", "mistral", "qwen2"])
+@pytest.mark.parametrize(("window", "merges"), [(16, False), (2, True), (140, True), (140, False)])
+def test_it_is_where_the_preamble_is_shorter_or_repeated(family: str, window: int, merges: bool) -> None:
+    model = windowed(family, window)
+    merges &= model.config._attn_implementation == "sdpa"
+    assert compare(model, Scoring(shares=True, merges=merges, decodes=True)).is_exact
 
 
 @pytest.mark.parametrize("family", ["gemma", "gpt2", "gptj", "llama", "opt", "qwen3_moe"])

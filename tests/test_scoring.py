@@ -23,8 +23,6 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -393,16 +391,6 @@ UNSHAREABLE: dict[str, tuple[str, Callable[[], Any]]] = {
         "PROMPT_TUNING",
         lambda: get_peft_model(
             llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
-        ),
-    ),
-    "sliding window": (
-        "DynamicSlidingWindowLayer",
-        lambda: MistralForCausalLM(
-            MistralConfig(
-                **small(intermediate_size=64, num_attention_heads=4, num_key_value_heads=2),
-                max_position_embeddings=WINDOW,
-                sliding_window=16,
-            )
         ),
     ),
     "recurrent": ("", lambda: MambaForCausalLM(MambaConfig(**small()))),

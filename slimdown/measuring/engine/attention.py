@@ -28,10 +28,12 @@ def preamble_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention to the preamble of `attending_to` and, under the additive mask, to the row itself.
+    """Attention to the preamble of `attending_to` and to the row itself.
 
     query: [rows, heads, width, dim]; key, value: [rows, key heads, own tokens, dim], without the
-    preamble; result: [rows, width, heads, dim]. Raises ValueError for what it does not compute.
+    preamble; attention_mask: additive [rows, 1, width, own tokens], all of the preamble in sight,
+    or with columns in front for as many of its last tokens, the others out of sight.
+    Result: [rows, width, heads, dim]. Raises ValueError for what it does not compute.
     """
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise ValueError("neither softcap nor sinks are computed here")
@@ -41,9 +43,11 @@ def preamble_attention(
     rows, n_heads, width, dim = query.shape
     n_key_heads = key.shape[1]
     per_key = n_heads // n_key_heads
+    n_masked = attention_mask.shape[-1] - key.shape[2]
+    own_mask = attention_mask[..., n_masked:]
     if width == 1:  # decoding: the queries that share keys see the same tokens, so no key is copied
         own, own_norm = attend(
-            query.reshape(rows, n_key_heads, per_key, dim), key, value, attn_mask=attention_mask, scale=scaling
+            query.reshape(rows, n_key_heads, per_key, dim), key, value, attn_mask=own_mask, scale=scaling
         )
         own, own_norm = own.reshape(query.shape), own_norm.reshape(rows, n_heads, width)
     else:
@@ -51,15 +55,20 @@ def preamble_attention(
             query,
             key.repeat_interleave(per_key, dim=1),
             value.repeat_interleave(per_key, dim=1),
-            attn_mask=attention_mask,
+            attn_mask=own_mask,
             scale=scaling,
         )
     layer = _preamble.get().layers[module.layer_idx]
     grouped = query.reshape(rows, n_key_heads, per_key * width, dim).transpose(0, 1)
+    before_mask = None
+    if n_masked:
+        # Where a token sees none of these, all are level at the least number there is, and get no share below.
+        before_mask = attention_mask[..., :n_masked].expand(-1, per_key, -1, -1).reshape(1, 1, -1, n_masked)
     before, before_norm = attend(
         grouped.reshape(1, n_key_heads, rows * per_key * width, dim),
-        layer.keys,
-        layer.values,
+        layer.keys[:, :, -n_masked:],  # all of them where it is 0
+        layer.values[:, :, -n_masked:],
+        attn_mask=before_mask,
         scale=scaling,
     )
     before = before.reshape(n_key_heads, rows, per_key * width, dim).transpose(0, 1)

@@ -15,8 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from slimdown.measuring.engine.attention import attending_to
 from slimdown.measuring.engine.forward import (
-    additive,
-    attention_mask,
+    attention_masks,
     cache_argument,
     is_out_of_memory,
     logits_at,
@@ -199,15 +198,12 @@ class GreedyDecoder:
         inputs: dict[str, Any] = {}
         if preamble:
             known = self._known(preamble)
-            inputs["position_ids"] = torch.arange(n_shared, n_shared + width, device=self.device).expand(n_rows, -1)
-            if self.merging:
-                own = torch.ones(width, width, dtype=torch.bool, device=self.device).tril_()
-                inputs["attention_mask"] = additive(own.expand(n_rows, 1, -1, -1), self.model.dtype)
-            else:
-                allowed = torch.ones(width, n_shared + width, dtype=torch.bool, device=self.device)
-                allowed = allowed.tril_(n_shared).expand(n_rows, 1, -1, -1)
+            positions = torch.arange(n_shared, n_shared + width, device=self.device)[None]
+            own = torch.ones(n_rows, 1, width, width, dtype=torch.bool, device=self.device).tril_()
+            inputs["position_ids"] = positions.expand(n_rows, -1)
+            inputs["attention_mask"] = attention_masks(self.model, own, positions, positions, n_shared, self.merging)
+            if not self.merging:
                 cache = repeated(known, n_rows)
-                inputs["attention_mask"] = attention_mask(allowed, self.model)
         # Padding sits on the right, where causal attention keeps it out of sight without a mask.
         last = torch.tensor([r * width + n - n_shared - 1 for r, n in enumerate(lengths)])
         input_ids = input_ids.to(self.device)
@@ -233,14 +229,15 @@ class GreedyDecoder:
         """Feed each active row its newest token; logits [rows, vocabulary] of the one after it."""
         columns = torch.tensor([row.n_cached for row in active], device=self.device)
         allowed = slots.aim(columns)
-        preamble = active[0].preamble
-        merging = bool(preamble) and self.merging
-        mask = additive(allowed, self.model.dtype) if merging else attention_mask(allowed, self.model)
-        with self._attending(preamble):
+        n_apart = active[0].n_apart
+        keys = torch.arange(n_apart, n_apart + slots.width, device=self.device)[None]
+        positions = columns[:, None] + n_apart
+        mask = attention_masks(self.model, allowed, positions, keys, n_apart, n_apart > 0)
+        with self._attending(active[0].preamble):
             logits: torch.Tensor = self.model(
                 input_ids=torch.tensor([[row.new[-1]] for row in active], device=self.device),
                 attention_mask=mask,
-                position_ids=columns[:, None] + active[0].n_apart,
+                position_ids=positions,
                 use_cache=True,
                 **cache_argument(self.model, slots),
             ).logits[:, -1]

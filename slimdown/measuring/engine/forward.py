@@ -103,35 +103,63 @@ def packed_logits(model: Any, packed: PackedRows, preamble: DynamicCache | None,
     merging: attend to the preamble once for all rows (`attention.py`) instead of repeating it.
     """
     device, n_rows = model.device, len(packed.input_ids)
+    positions = packed.position_ids.to(device)
+    n_preamble = 0 if preamble is None else preamble.get_seq_length()
     inputs: dict[str, Any] = {
         "input_ids": packed.input_ids.to(device),
-        "position_ids": packed.position_ids.to(device),
+        "position_ids": positions,
+        "attention_mask": attention_masks(model, packed.mask.to(device), positions, positions, n_preamble, merging),
         "use_cache": preamble is not None and not merging,
     }
-    mask = packed.mask.to(device)
     if preamble is None:
-        inputs["attention_mask"] = attention_mask(mask, model)
-    elif merging:
-        inputs["attention_mask"] = additive(mask[..., -packed.input_ids.shape[1] :], model.dtype)
+        return logits_at(model, packed.kept.to(device), **inputs)
+    if merging:
         with attending_to(model, preamble):
             return logits_at(model, packed.kept.to(device), **inputs)
-    else:
-        inputs["attention_mask"] = attention_mask(mask, model)
-        inputs |= cache_argument(model, repeated(preamble, n_rows))
+    inputs |= cache_argument(model, repeated(preamble, n_rows))
     return logits_at(model, packed.kept.to(device), **inputs)
 
 
-def attention_mask(allowed: torch.Tensor, model: Any) -> torch.Tensor:
-    """`allowed` (true where a token may look) as the model's attention wants its 4D mask."""
-    if model.config._attn_implementation != "eager":
-        return allowed
-    return additive(allowed, model.dtype)
+def windows(model: Any) -> dict[str, int | None]:
+    """How many positions each kind of the model's attention layers looks back, its own included; None is all.
+
+    These are the rules of `transformers.masking_utils` for full and for sliding attention.
+    """
+    config = model.config.get_text_config(decoder=True)
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
+    return {kind: window if kind == "sliding_attention" else None for kind in kinds}
 
 
-def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`allowed` as numbers to add to attention scores."""
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+def attention_masks(
+    model: Any, allowed: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, n_preamble: int, merging: bool
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """What tokens may look at, as the model wants it: one 4D mask, or one for each kind of its layers.
+
+    allowed: bool [rows, 1, tokens, columns], true where a token may look in its own row.
+    queries, keys: the positions of the tokens, [rows or 1, tokens], and of the columns, [rows or 1, columns].
+    n_preamble: tokens in front of each row, which get columns of their own. When `merging`
+    (`attention.py`), those that a window may reach do, and none where every token sees all of them.
+    """
+    furthest = int(queries.max())
+    binding = {k: None if window is None or furthest < window else window for k, window in windows(model).items()}
+    masks: dict[int | None, torch.Tensor] = {}
+    for window in set(binding.values()):
+        n_columns = 0 if merging else n_preamble
+        if merging and window is not None:
+            n_columns = min(n_preamble, max(1, window - 1))
+        mask = torch.nn.functional.pad(allowed, (n_columns, 0), value=True)
+        if window is not None:
+            before = torch.arange(n_preamble - n_columns, n_preamble, device=keys.device).expand(len(keys), -1)
+            columns = torch.cat([before, keys], dim=1)
+            mask = mask & (columns[:, None, None] > queries[:, None, :, None] - window)
+        if merging or model.config._attn_implementation == "eager":
+            zeros = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)
+            mask = zeros.masked_fill_(~mask, torch.finfo(model.dtype).min)
+        masks[window] = mask
+    if len(masks) == 1:
+        return masks[next(iter(masks))]
+    return {kind: masks[window] for kind, window in binding.items()}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -107,8 +107,8 @@ def take_rows(
 class PackedRows:
     """Rows of questions as the tensors a forward needs.
 
-    input_ids, position_ids: [rows, width]. mask: bool [rows, 1, width, preamble + width], true
-    where a token may look. kept: positions in the flattened [rows * width] whose logits are needed.
+    input_ids, position_ids: [rows, width]. mask: bool [rows, 1, width, width], true where a token may
+    look besides the preamble. kept: positions in the flattened [rows * width] whose logits are needed.
     slot, target, answer: one entry per scored token: which kept position predicts it, the token,
     and the answer it belongs to. requests: the request indices of each answer.
     """
@@ -168,13 +168,10 @@ def pack(rows: Sequence[Sequence[Question]], n_preamble: int) -> PackedRows:
         position_ids[r, :at] = torch.tensor(positions)
     same_question = question_of[:, :, None] == question_of[:, None, :]
     visible = (answer_of[:, None, :] == 0) | (answer_of[:, :, None] == answer_of[:, None, :])
-    mask = (same_question & visible).tril_()
-    if n_preamble:
-        mask = torch.cat([mask.new_ones(len(rows), width, n_preamble), mask], dim=-1)
     return PackedRows(
         input_ids,
         position_ids,
-        mask[:, None],
+        (same_question & visible).tril_()[:, None],
         torch.tensor(kept),
         torch.tensor(slot),
         torch.tensor(target),

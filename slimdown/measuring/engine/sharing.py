@@ -13,10 +13,10 @@ from typing import Any
 
 from torch.nn import Module
 from transformers import DynamicCache, GenerationMixin
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from slimdown.measuring.engine.forward import is_out_of_memory, measuring, release_memory
+from slimdown.measuring.engine.forward import is_out_of_memory, measuring, release_memory, windows
 from slimdown.measuring.engine.probe import Probe, in_float32
 from slimdown.preparing.dequantize import free_bytes
 
@@ -60,12 +60,13 @@ class Scoring:
 # Families whose shared rows and shared decoding were shown to be exact, by tests/test_families.py; others are tried.
 # fmt: off
 EXACT = frozenset([
-    "apertus", "arcee", "biogpt", "bitnet", "codegen", "cohere", "ctrl", "deepseek_v2", "deepseek_v3",
-    "diffllama", "ernie4_5", "ernie4_5_moe", "falcon", "flex_olmo", "gemma", "glm", "glm4", "glm4_moe", "gpt2",
-    "gpt_bigcode", "gpt_neox", "gptj", "granite", "granitemoe", "granitemoeshared", "helium",
-    "hunyuan_v1_dense", "hunyuan_v1_moe", "jetmoe", "llama", "minicpm3", "mixtral", "nanochat", "nemotron",
-    "olmo", "olmo2", "olmoe", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3",
-    "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2", "xglm",
+    "apertus", "arcee", "biogpt", "bitnet", "codegen", "cohere", "cohere2", "ctrl", "deepseek_v2", "deepseek_v3",
+    "diffllama", "ernie4_5", "ernie4_5_moe", "exaone4", "falcon", "flex_olmo", "gemma", "gemma2", "gemma3_text", "glm",
+    "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe",
+    "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "jetmoe", "llama", "minicpm3", "ministral",
+    "mistral", "mixtral", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3",
+    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2", "vaultgemma",
+    "xglm",
 ])
 # fmt: on
 # Of these, those whose attention `attention.py` cannot stand in for: not transformers' AttentionInterface, or keys and
@@ -148,6 +149,9 @@ def is_exact(model: Any) -> bool:
         and kind.__module__.startswith("transformers.models.")
         and getattr(config, "is_causal", True) is not False
         and not getattr(config, "alibi", False)
+        and not getattr(config, "use_bidirectional_attention", False)
+        # A family that knows nothing of a window ignores one that its file names, and transformers' cache does not.
+        and all(hasattr(type(config), name) or not hasattr(config, name) for name in ("sliding_window", "layer_types"))
     )
 
 
@@ -166,11 +170,24 @@ def why_not_by_rule(model: Any, adapters: list[Any]) -> str:
     config = model.config
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"{config._attn_implementation} attention takes no 4D mask"
-    if odd := sorted({type(layer).__name__ for layer in DynamicCache(config=config).layers} - {DynamicLayer.__name__}):
+    layers = DynamicCache(config=config).layers
+    if odd := sorted(
+        {type(layer).__name__ for layer in layers} - {DynamicLayer.__name__, DynamicSlidingWindowLayer.__name__}
+    ):
         return f"cache of {', '.join(odd)}"
+    if reason := _why_not_windows(model, [getattr(layer, "sliding_window", None) for layer in layers]):
+        return reason
     if odd := sorted(_rope_types(getattr(config.get_text_config(decoder=True), "rope_parameters", None)) - FIXED_ROPE):
         return f"rotary embedding {', '.join(odd)}, which depends on a row's length"
     return ""
+
+
+def _why_not_windows(model: Any, by_layer: list[int | None]) -> str:
+    """What `attention_masks` would get wrong of the windows that transformers' cache keeps for each layer."""
+    kinds = windows(model)
+    types = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or [*kinds] * len(by_layer)
+    same = by_layer == [kinds[kind] for kind in types]
+    return "" if same else "chunked attention, or windows of several widths"
 
 
 def _rope_types(parameters: Any) -> set[str]:
