@@ -86,7 +86,7 @@ def compare(requests: Sequence[Instance], one: list[Any], other: list[Any]) -> t
 def small(family: str, tokenizer: Any) -> Any:
     """A random model for FAMILY[:WINDOW], larger than those of `bench.families`: matrix products count."""
     name, *window = family.split(":")
-    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "head_dim": 64}
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 24, "head_dim": 64}
     positions = {"max_position_embeddings": 8192, "vocab_size": len(tokenizer), "initializer_range": 0.05}
     return tiny(name, **sizes, **positions, **({"sliding_window": int(window[0])} if window else {}))
 

@@ -81,7 +81,7 @@ def test_a_window_shorter_than_the_preamble_is_kept(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["cohere2", "gemma2", "gemma3_text", "gpt_oss", "mistral", "qwen2"])
-@pytest.mark.parametrize(("window", "merges"), [(16, False), (2, True), (140, True), (140, False)])
+@pytest.mark.parametrize(("window", "merges"), [(16, False), (2, True), (140, True), (140, False), (191, True)])
 def test_it_is_where_the_preamble_is_shorter_or_repeated(family: str, window: int, merges: bool) -> None:
     model = windowed(family, window)
     merges &= model.config._attn_implementation == "sdpa"
