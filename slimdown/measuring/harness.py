@@ -1,4 +1,4 @@
-"""The harness, called in one place: LoadedModel and benchmarks -> `Evaluation`, with every sample kept.
+"""The harness, called in one place: a model and benchmarks -> `Evaluation`, with every sample kept.
 
 `questions.py` says what is asked, `results.py` reads what comes back.
 """
@@ -22,9 +22,10 @@ from slimdown.guarding.errors import UserError
 from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation
 from slimdown.measuring.questions import FEWSHOT_SEED, build_requests
 from slimdown.measuring.results import read_results
+from slimdown.preparing.causal import CausalModel, own_forward
 from slimdown.preparing.chat import ONE_DAY, check_chat_template
 from slimdown.preparing.dequantize import dequantized, dequantizes
-from slimdown.preparing.model import LoadedModel, context_window
+from slimdown.preparing.model import context_window
 from slimdown.settings.schema import BenchmarkConfig, EvaluationConfig, OnProgress
 
 if TYPE_CHECKING:
@@ -41,15 +42,15 @@ class Evaluator:
         loaded: the model.
         config: budget and prompt format.
         scoring: what `choose_scoring` returned for the base.
-        on_progress: told how many questions of a benchmark are done.
+        on_progress: told how many questions of a benchmark are done; None shows bars.
     """
 
     def __init__(
         self,
-        loaded: LoadedModel,
+        loaded: CausalModel,
         config: EvaluationConfig,
         scoring: "Scoring",
-        on_progress: OnProgress = lambda done, total, note: None,
+        on_progress: OnProgress | None = lambda done, total, note: None,
     ) -> None:
         self._loaded, self._config, self._scoring, self._on_progress = loaded, config, scoring, on_progress
         self._open = ExitStack()
@@ -59,12 +60,13 @@ class Evaluator:
         if self._scoring.dequantizes:
             self._open.enter_context(dequantized(self._loaded.model))
         self._lm = _language_model(
-            self._loaded,
-            self._config,
-            scoring=self._scoring,
-            progress=lambda task, done, total: self._on_progress(done, total, task),
+            self._loaded, self._config, scoring=self._scoring, progress=self._on_progress and self._progress
         )
         return self
+
+    def _progress(self, task: str, done: int, total: int) -> None:
+        if self._on_progress:
+            self._on_progress(done, total, task)
 
     def __exit__(self, *error: object) -> None:
         self._open.__exit__(None, None, None)
@@ -133,7 +135,7 @@ class Evaluator:
 
 
 def choose_scoring(
-    loaded: LoadedModel,
+    loaded: CausalModel,
     tasks: dict[str, Any],
     chosen: dict[str, BenchmarkConfig],
     config: EvaluationConfig,
@@ -182,7 +184,12 @@ def _longest_row(lm: Any, tasks: dict[str, Any], chosen: dict[str, BenchmarkConf
 
 
 def evaluate(
-    loaded: LoadedModel, tasks: dict[str, Any], chosen: dict[str, BenchmarkConfig], config: EvaluationConfig
+    loaded: CausalModel,
+    tasks: dict[str, Any],
+    chosen: dict[str, BenchmarkConfig],
+    config: EvaluationConfig,
+    scoring: "Scoring | None" = None,
+    on_progress: OnProgress | None = lambda done, total, note: None,
 ) -> Evaluation:
     """Measure a model by itself on every benchmark, nothing taken from a record.
 
@@ -191,16 +198,18 @@ def evaluate(
         tasks: what `load_tasks` returned for `chosen`.
         chosen: settings by benchmark name.
         config: budget and prompt format.
+        scoring: how answers come about; None chooses it for this model.
+        on_progress: told how many questions of a benchmark are done; None shows bars.
     """
     started = time.perf_counter()
-    scoring = choose_scoring(loaded, tasks, chosen, config)
-    with Evaluator(loaded, config, scoring) as evaluator:
+    scoring = scoring or choose_scoring(loaded, tasks, chosen, config)
+    with Evaluator(loaded, config, scoring, on_progress) as evaluator:
         reports = {name: evaluator.evaluate(name, tasks[name], b) for name, b in chosen.items()}
         return Evaluation(reports, version("lm-eval"), scoring.path, time.perf_counter() - started)
 
 
 def _language_model(
-    loaded: LoadedModel, config: EvaluationConfig, scoring: "Scoring | None" = None, **more: Any
+    loaded: CausalModel, config: EvaluationConfig, scoring: "Scoring | None" = None, **more: Any
 ) -> Any:
     from slimdown.measuring.engine.scoring import SharedWorkLM
 
@@ -219,19 +228,28 @@ def _language_model(
 
 
 @contextmanager
-def _undisturbed(loaded: LoadedModel) -> Iterator[None]:
-    """Whatever happens inside, training afterwards is what it would have been: the harness reseeds everything."""
+def _undisturbed(loaded: CausalModel) -> Iterator[None]:
+    """Whatever happens inside, training afterwards is what it would have been."""
+    from slimdown.measuring.engine.forward import measuring
+
+    side = loaded.tokenizer.padding_side
+    try:
+        with generators_kept(), own_forward(loaded.model), measuring(loaded.model):
+            yield
+    finally:
+        loaded.tokenizer.padding_side = side
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Every generator goes on where it was: the harness reseeds them and draws from them."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    was_training, side = loaded.model.training, loaded.tokenizer.padding_side
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
-        loaded.model.train(was_training)
-        loaded.tokenizer.padding_side = side

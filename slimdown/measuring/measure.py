@@ -37,6 +37,7 @@ MEASURING = (
     "measuring/harness.py",
     "measuring/questions.py",
     "measuring/results.py",
+    "preparing/causal.py",
     "preparing/dequantize.py",
     "preparing/model.py",
 )
@@ -94,14 +95,20 @@ def measure(
                 if evaluation is None:
                     evaluation = evaluator.evaluate(name, tasks[name], benchmark)
                     record.keep(name, key, evaluation)
-            if any(benchmark.metric not in sample.scores for sample in evaluation.samples):
-                known = ", ".join(sorted(evaluation.samples[0].scores)) or "none such"
-                raise UserError(
-                    f"benchmark.{name}.metric={benchmark.metric} has no score for each question, so base and tuned "
-                    f"model cannot be paired; {benchmark.task} has {known}"
-                )
+            check_paired(name, evaluation)
             reports[name] = evaluation
         return Evaluation(reports, version("lm-eval"), scoring.path, time.perf_counter() - started)
+
+
+def check_paired(name: str, report: BenchmarkEvaluation) -> None:
+    """Refuse a primary metric that scores no single question: base and tuned model could not be paired."""
+    benchmark = report.benchmark
+    if any(benchmark.metric not in sample.scores for sample in report.samples):
+        there = ", ".join(sorted(report.samples[0].scores)) or "none such"
+        raise UserError(
+            f"benchmark.{name}.metric={benchmark.metric} has no score for each question, so base and tuned model "
+            f"cannot be paired; {benchmark.task} has {there}"
+        )
 
 
 def measure_loss(base: LoadedModel, rows: Any, config: TrainConfig, dequantize: str, record: Record) -> float:

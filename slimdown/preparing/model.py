@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from slimdown.guarding.errors import UserError
+from slimdown.preparing.causal import CausalModel
 from slimdown.preparing.dtype import auto_dtype
 from slimdown.preparing.hub import asking_hub
 from slimdown.preparing.identity import digest, identify
@@ -25,15 +26,11 @@ from slimdown.settings.schema import Device, Dtype, ModelConfig, QuantizationCon
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A causal language model, ready to be measured or trained."""
+class LoadedModel(CausalModel):
+    """A causal language model that was loaded here, ready to be measured or trained."""
 
-    model: Any  # transformers' PreTrainedModel, or PEFT's PeftModel around it
-    tokenizer: Any
-    id: str
     revision: str  # the hub's commit, or a digest of a local folder
     quantization: str
-    dtype: str
     dtype_reason: str
     device: str
     n_parameters: int

@@ -24,7 +24,7 @@ class ProgressBars:
         self.n_done: Counter[str] = Counter()
         self.progress = progress
         self.bars: dict[str, tqdm[Any]] = {}
-        self.silent = disable_tqdm or progress is not None
+        self.silence = {"disable": True} if disable_tqdm or progress is not None else {}  # else as TQDM_DISABLE says
 
     def done(self, requests: Iterable[int]) -> None:
         """Count the requests of these indices as done."""
@@ -39,7 +39,7 @@ class ProgressBars:
             if self.progress is not None:
                 self.progress(task, self.n_done[task], self.n_questions[task])
             if task not in self.bars:
-                self.bars[task] = tqdm(total=self.n_questions[task], desc=task, unit="question", disable=self.silent)
+                self.bars[task] = tqdm(total=self.n_questions[task], desc=task, unit="question", **self.silence)
             self.bars[task].update(n)
 
     def close(self) -> None:

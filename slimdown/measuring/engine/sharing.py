@@ -121,12 +121,12 @@ def choose_scoring(model: Any, longest: Callable[[], int], tuned: Any = None, de
     another model, of which no numbers are needed.
     Where there is no memory for a trial, stock asks: both models, since this is decided once.
     """
-    known = model.get_base_model() if hasattr(model, "peft_config") else model
+    known, adapters = _parts(model)
     both = [known, tuned] if isinstance(tuned, Module) else [known]
-    adapters = [*getattr(model, "peft_config", {}).values(), *([tuned] if tuned is not None and len(both) == 1 else [])]
+    adapters += [tuned] if tuned is not None and len(both) == 1 else []
     if reason := next(filter(None, (why_not_by_rule(one, adapters) for one in both)), ""):
         return Scoring(shares=False, dequantizes=dequantizes, reason=reason)
-    merges = model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
+    merges = _can_merge(model)
     if all(map(is_exact, both)):
         merges &= NOT_MERGING.isdisjoint(one.config.model_type for one in both)
     elif len({type(one) for one in both}) > 1:
@@ -138,6 +138,26 @@ def choose_scoring(model: Any, longest: Callable[[], int], tuned: Any = None, de
         merges = merges and not why_not_by_trying(model, length, merging=True)
     reason = next(filter(None, map(why_not_greedy, both)), "")
     return Scoring(shares=True, merges=merges, decodes=not reason, dequantizes=dequantizes, reason=reason)
+
+
+def why_not_alike(model: Any, scoring: Scoring) -> str:
+    """What keeps `model` from being scored as another was, whose family it is of; empty where nothing does."""
+    known, adapters = _parts(model)
+    if scoring.shares and (reason := why_not_by_rule(known, adapters)):
+        return reason
+    if scoring.merges and not _can_merge(model):
+        return f"{model.config._attn_implementation} attention on {model.device.type} cannot merge rows"
+    return why_not_greedy(known) if scoring.decodes else ""
+
+
+def _parts(model: Any) -> tuple[Any, list[Any]]:
+    """The model that adapters are on, which PEFT may have put there without a wrapper, and their configs."""
+    known = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return known, list(getattr(model, "peft_config", {}).values())
+
+
+def _can_merge(model: Any) -> bool:
+    return bool(model.device.type == "cpu" and model.config._attn_implementation == "sdpa")
 
 
 def is_exact(model: Any) -> bool:
