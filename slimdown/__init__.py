@@ -1,9 +1,30 @@
-"""Fine-tune a small language model with QLoRA and measure what it learned and what it lost."""
+"""Fine-tune a small language model with QLoRA and measure what it learned and what it lost.
+
+`measure` asks a model that anybody loaded, `judge` says what changed between two measurements. Loaded when used: they
+bring torch along.
+"""
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slimdown.notebook import Findings as Findings, judge as judge, measure as measure
 
 # Read when mlflow is imported.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody was asked
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar a file would tear ours
 
 __version__ = "0.1.0"
+
+_FACE = {"measure": "notebook", "judge": "notebook", "Findings": "notebook"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FACE:
+        return getattr(import_module(f"slimdown.{_FACE[name]}"), name)
+    raise AttributeError(f"module 'slimdown' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_FACE])

@@ -103,7 +103,7 @@ def test_without_budgets_retained_benchmarks_are_held_to_their_margins() -> None
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("gms8k=0.02", "--max-loss gms8k: no such benchmark was measured; did you mean gsm8k?"),
+        ("gms8k=0.02", "budget of gms8k: no such benchmark was measured; did you mean gsm8k?"),
         ("gsm8k=0.1 gsm8k=0.9", "gsm8k has a budget already, 0.1; keep one of the two"),
         ("=0.1", "give a share"),
         ("gsm8k=2", "give a share from 0 up to, not including, 1; gsm8k=0.02 is two points"),

@@ -45,14 +45,16 @@ def read_budgets(arguments: Sequence[str]) -> dict[str, float]:
             budget = float(value)
         except ValueError:
             budget = -1.0
-        if not name or not 0 <= budget < 1:
-            raise UserError(
-                f"--max-loss {text}: give a share from 0 up to, not including, 1; {name or 'gsm8k'}=0.02 is two points"
-            )
+        _check_share(name, budget, f"--max-loss {text}")
         if name in budgets:
             raise UserError(f"--max-loss {text}: {name} has a budget already, {budgets[name]:g}; keep one of the two")
         budgets[name] = budget
     return budgets
+
+
+def _check_share(name: str, budget: float, given: str) -> None:
+    if not name or not 0 <= budget < 1:
+        raise UserError(f"{given}: give a share from 0 up to, not including, 1; {name or 'gsm8k'}=0.02 is two points")
 
 
 def hold_to_budgets(changes: Changes, budgets: dict[str, float]) -> list[Judgement]:
@@ -67,13 +69,14 @@ def hold_to_budgets(changes: Changes, budgets: dict[str, float]) -> list[Judgeme
     intersection-union test); one loss beyond is enough to fail, so those p-values are corrected (Holm).
 
     Raises:
-        UserError: a budget for a benchmark that was not measured, or no budget and no retained benchmark.
+        UserError: a budget that is no share or for what was not measured, or none and no retained benchmark.
     """
     budgets = budgets or _margins(changes)
-    for name in budgets:
+    for name, budget in budgets.items():
+        _check_share(name, budget, f"{name}={budget}")
         if name not in changes.benchmarks:
             raise UserError(
-                f"--max-loss {name}: no such benchmark was measured{nearest(name, list(changes.benchmarks))}"
+                f"budget of {name}: no such benchmark was measured{nearest(name, list(changes.benchmarks))}"
             )
     differences = {name: changes.benchmarks[name].primary.difference for name in budgets}
     beyond = holm([differences[name].p_value_below(-budget) for name, budget in budgets.items()])
@@ -101,7 +104,7 @@ def overall(judged: Sequence[Judgement]) -> Outcome:
 def _margins(changes: Changes) -> dict[str, float]:
     margins = {name: b.margin for name, b in changes.benchmarks.items() if b.role is Role.retained}
     if not margins:
-        raise UserError("no retained benchmark was measured; name another with --max-loss NAME=0.02")
+        raise UserError("no retained benchmark was measured; give another a budget, such as NAME=0.02")
     return margins
 
 

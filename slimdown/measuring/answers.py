@@ -6,7 +6,7 @@ that a file is a `BenchmarkEvaluation` complete.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class BenchmarkEvaluation:
     task_version: str
     task_hash: str  # of every question, prompt and target asked
     scores: dict[str, Score]  # by metric
-    samples: tuple[Sample, ...]
+    samples: tuple[Sample, ...] = field(repr=False)
     seconds: float
     score_precision: str = "float64"  # of the samples' graded scores; earlier records rounded them to float32
 

@@ -5,9 +5,12 @@ could not be compared.
 """
 
 import logging
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from jinja2 import TemplateError
+from omegaconf import MISSING
 
 from slimdown.guarding.errors import UserError
 from slimdown.measuring.results import metric_name
@@ -47,6 +50,7 @@ def load_tasks(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
                 f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); check the network and HF_ENDPOINT, "
                 "or run the embedded world, which needs none: python -m slimdown.run"
             ) from None
+        benchmark = completed(benchmark, loaded)
         for task in loaded["tasks"].values():
             _set_shots(name, task, benchmark)
             if task.higher_is_better().get(benchmark.metric.partition(".")[0]) is False:
@@ -57,6 +61,27 @@ def load_tasks(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
         _check_metric(name, loaded, benchmark)
         tasks[name] = loaded
     return tasks
+
+
+def completed(benchmark: BenchmarkConfig, loaded: Any) -> BenchmarkConfig:
+    """The benchmark; what it leaves open as the harness has it of the (first) task.
+
+    Left open, the metric is the first of which more is better, the shots are the task's own, and guessing scores, on
+    plain accuracy, a share of the choices.
+
+    Args:
+        benchmark: whose `metric`, `num_fewshot` and `chance` may be missing.
+        loaded: what the harness loads for it.
+    """
+    task = next(iter(loaded["tasks"].values()))
+    metric = next((name for name, better in task.higher_is_better().items() if better is not False), "none")
+    filters = [f["name"] for f in task.config.filter_list or [{"name": "none"}]]
+    own: dict[str, Any] = {"metric": metric_name(metric, filters[0]), "num_fewshot": task.config.num_fewshot or 0}
+    own["chance"] = 0.0
+    if task.OUTPUT_TYPE == "multiple_choice" and metric in ("acc", "acc_norm"):
+        asked = list(islice(task.eval_docs, 100))
+        own["chance"] = sum(1 / len(task.doc_to_choice(doc)) for doc in asked) / len(asked)
+    return replace(benchmark, **{key: value for key, value in own.items() if getattr(benchmark, key) == MISSING})
 
 
 def task_manager(tasks: list[str]) -> Any:

@@ -86,6 +86,8 @@ def ranged(range_: Range, default: Any = MISSING, advice: str = "") -> Any:
 def problems_of(node: Any, key: str = "") -> Iterator[str]:
     """What is wrong with each value of a tree of settings, by its dotted key: impossible, out of range, or at odds.
 
+    What is missing is not looked at.
+
     What a class says in `problems()` of its fields together is added where none of its values is impossible.
     """
     if isinstance(node, dict):
@@ -100,7 +102,7 @@ def problems_of(node: Any, key: str = "") -> Iterator[str]:
         elif impossible := list(_impossible_values(value, path)):
             sound = False
             yield from impossible
-        elif (allowed := f.metadata.get("range")) and value is not None and not allowed.holds(value):
+        elif (allowed := f.metadata.get("range")) and value not in (None, MISSING) and not allowed.holds(value):
             yield f"{path} {allowed.said}, got {value}{f.metadata['advice']}"
     if sound and hasattr(node, "problems"):
         yield from (f"{key}.{problem}".lstrip(".") for problem in node.problems())
