@@ -1,7 +1,7 @@
 """Fine-tune a small language model with QLoRA and measure what it learned and what it lost.
 
-`measure` asks a model that anybody loaded, `judge` says what changed between two measurements. Loaded when used: they
-bring torch along.
+`measure` asks a model that anybody loaded, `judge` says what changed between two measurements, `ForgettingCallback`
+does both while a `transformers.Trainer` trains. Loaded when used: they bring torch along.
 """
 
 import os
@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from slimdown.callback import ForgettingCallback as ForgettingCallback
     from slimdown.notebook import Findings as Findings, judge as judge, measure as measure
 
 # Read when mlflow is imported.
@@ -17,7 +18,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar 
 
 __version__ = "0.1.0"
 
-_FACE = {"measure": "notebook", "judge": "notebook", "Findings": "notebook"}
+_FACE = {"measure": "notebook", "judge": "notebook", "Findings": "notebook", "ForgettingCallback": "callback"}
 
 
 def __getattr__(name: str) -> Any:
