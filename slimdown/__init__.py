@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slimdown.callback import ForgettingCallback as ForgettingCallback
+    from slimdown.measuring.logs import read_lm_eval as read_lm_eval
     from slimdown.notebook import Findings as Findings, judge as judge, measure as measure
 
 # Read when mlflow is imported.
@@ -18,7 +19,13 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar 
 
 __version__ = "0.1.0"
 
-_FACE = {"measure": "notebook", "judge": "notebook", "Findings": "notebook", "ForgettingCallback": "callback"}
+_FACE = {
+    "measure": "notebook",
+    "judge": "notebook",
+    "Findings": "notebook",
+    "ForgettingCallback": "callback",
+    "read_lm_eval": "measuring.logs",
+}
 
 
 def __getattr__(name: str) -> Any:

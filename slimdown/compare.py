@@ -8,10 +8,8 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
 
 from slimdown.guarding.errors import UserError
 from slimdown.guarding.redaction import public_uri
@@ -29,16 +27,15 @@ from slimdown.recording.read import (
     read_run,
     refuse_unfinished,
 )
-from slimdown.settings.arguments import Parser, add_store, options_given, store_to_read
+from slimdown.settings.arguments import Parser, add_output, add_store, format_of, options_given, store_to_read
 from slimdown.settings.keys import nearest
 from slimdown.settings.schema import TrackingConfig
 from slimdown.showing.comparison import comparison_page, comparison_table, figures, noise_table, table_page
-from slimdown.showing.files import images
+from slimdown.showing.files import images, put
 from slimdown.showing.findings import Pair, pairs_table
-from slimdown.showing.table import FORMATS, PLAIN_WIDTH, Table, show, write
+from slimdown.showing.table import FORMATS
 
 _DEFAULT_EXPERIMENT = "slimdown"  # conf/config.yaml, which takes longer to compose than the runs to read
-_SUFFIXES = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
 _STATES = {
     "RUNNING": "still going or killed outright",
     "SCHEDULED": "not begun",
@@ -88,8 +85,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
             parser.error(f"{mode} has rows of its own, which {' and '.join(unused)} cannot change; leave one out")
     if parsed.filter and not _compares(parsed.filter):
         parser.error(f"--filter {parsed.filter!r} compares nothing with nothing; {FILTER_EXAMPLE}")
-    if parsed.format is None:
-        parsed.format = _SUFFIXES.get(parsed.output.suffix.lower(), "table") if parsed.output else "table"
+    parsed.format = format_of(parsed)
     return parsed
 
 
@@ -106,10 +102,9 @@ def _add_looks(how: argparse._ArgumentGroup) -> None:
         ("--confirm", "RUNs chosen among others, on the questions that evaluation.holdout kept from choosing"),
     ):
         other.add_argument(mode, action="store_true", help=meaning)
-    how.add_argument("--format", choices=FORMATS, help="default: table, or what the ending of --output says")
     rows = "at most so many in the table, 0: all (default: 100)"
     how.add_argument("--rows", type=int, default=100, metavar="N", help=rows)
-    how.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to a file instead of the console")
+    add_output(how, FORMATS)
     how.add_argument("--plots", type=Path, metavar="FOLDER", help="also write the plots, as SVG and PNG")
 
 
@@ -232,7 +227,7 @@ def _compare(asked: argparse.Namespace, store: TrackingConfig) -> None:
     if asked.sort:
         comparison = ordered(comparison, asked.sort)
     table = comparison_table(comparison, title, notes)
-    _put(asked, table, lambda: comparison_page(comparison, table, asked.by))
+    put(table, lambda: comparison_page(comparison, table, asked.by), asked.format, asked.output, asked.rows)
     if asked.plots:
         _write_plots(asked, comparison)
 
@@ -247,7 +242,13 @@ def _compare_pairs(asked: argparse.Namespace, store: TrackingConfig) -> None:
         )
     runs, _, _ = _named(asked, store, fewest=1 if asked.confirm else 2)
     table = pairs_table(confirm(runs, store) if asked.confirm else [pair(runs, store)])
-    _put(asked, table, lambda: table_page(table, "--confirm" if asked.confirm else "--paired"))
+    put(
+        table,
+        lambda: table_page(table, "--confirm" if asked.confirm else "--paired"),
+        asked.format,
+        asked.output,
+        asked.rows,
+    )
 
 
 def _compare_seeds(asked: argparse.Namespace, store: TrackingConfig) -> None:
@@ -267,7 +268,7 @@ def _compare_seeds(asked: argparse.Namespace, store: TrackingConfig) -> None:
         told = [f"{key}={row.settings[key]}" for key in differing if key in row.settings]
         changes[" ".join([row.name, *(text for text in told if text not in row.name)])] = read_seeds(store, row.runs)
     table = noise_table(changes)
-    _put(asked, table, lambda: table_page(table, "--noise"))
+    put(table, lambda: table_page(table, "--noise"), asked.format, asked.output, asked.rows)
 
 
 def _named(
@@ -340,22 +341,6 @@ def _joined(given: Sequence[str]) -> list[str]:
         else:
             joined.append(text)
     return joined
-
-
-def _put(asked: argparse.Namespace, table: Table, page: Callable[[], str]) -> None:
-    """Show the table, or write it to where it is asked for in the format that is; as HTML it is the page."""
-    if asked.format == "table" and not asked.output:
-        return show(table, Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH), asked.rows)
-    text = page() if asked.format == "html" else write(table, asked.format, asked.rows)
-    if not asked.output:
-        sys.stdout.write(text)
-        return
-    try:
-        asked.output.parent.mkdir(parents=True, exist_ok=True)
-        asked.output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--output {asked.output} cannot be written: {error.strerror}; choose another file") from None
-    sys.stderr.write(f"wrote {asked.output}\n")
 
 
 def _write_plots(asked: argparse.Namespace, comparison: Comparison) -> None:

@@ -169,7 +169,7 @@ def test_what_was_measured_elsewhere_is_recorded_whole_and_without_torch(store: 
     script = (
         "import sys\nfrom recorded import *\nfrom slimdown.recording.write import record_findings\n"
         "before, after = evaluation({'math': right(80)}), evaluation({'math': right(40)})\n"
-        "run = record_findings(here(), 'logs', 'verdict', benchmark_settings(before), judge(before, after),\n"
+        "run = record_findings(here(), 'logs', benchmark_settings(before), judge(before, after),\n"
         "                      lambda run_id: {'report.md': run_id})\n"
         "print(run.run_id, 'torch' in sys.modules)\n"
     )
@@ -178,7 +178,7 @@ def test_what_was_measured_elsewhere_is_recorded_whole_and_without_torch(store: 
     run_id, torch = done.stdout.split()
     assert torch == "False"
     run = store.get_run(run_id)
-    assert (run.info.status, run.data.tags["slimdown.kind"]) == ("FINISHED", "verdict")
+    assert (run.info.status, run.data.tags["slimdown.kind"]) == ("FINISHED", "tuned")
     assert run.data.metrics["forgetting/math/change"] == pytest.approx(-0.4)
     assert run.data.tags["mlflow.note.content"] == run_id
 

@@ -122,11 +122,9 @@ def changes_between(base: "Evaluation", tuned: "Evaluation", n_reports: int = 1)
     Raises:
         ValueError: the two were not asked the same things, or a score is no number; names the first field that differs.
     """
-    for field in ("harness_version", "scoring_path", "part"):
-        if (before := getattr(base, field)) != (after := getattr(tuned, field)):
-            raise ValueError(f"{field} differs: {before} and {after}")
     if base.benchmarks.keys() != tuned.benchmarks.keys():
         raise ValueError(f"benchmarks differ: {sorted(base.benchmarks)} and {sorted(tuned.benchmarks)}")
+    _refuse_unlike_conditions(base, tuned)
     changes = {name: _changes(name, one, tuned.benchmarks[name]) for name, one in base.benchmarks.items()}
     primary = {name: changes[name][one.benchmark.metric].difference for name, one in base.benchmarks.items()}
     p_values = holm([n_reports * d.p_value for d in primary.values()])
@@ -280,6 +278,18 @@ def _paper_value(metric: PaperMetric | None, change: Change, raw: Estimate | Non
         low, high = (raw.low, raw.high) if raw else (nan, nan)
         return PaperValue(forgetting_rate(base, tuned), nan, low, high)
     return None
+
+
+def _refuse_unlike_conditions(base: "Evaluation", tuned: "Evaluation") -> None:
+    fields = ["scoring_path", "part"]
+    if not (base.conditions and tuned.conditions):  # they hold what another version of the harness would change
+        fields.append("harness_version")
+    pairs = {field: (getattr(base, field), getattr(tuned, field)) for field in fields}
+    for key in dict.fromkeys((*base.conditions, *tuned.conditions)):
+        pairs[key] = base.conditions.get(key, "not set"), tuned.conditions.get(key, "not set")
+    for field, (before, after) in pairs.items():
+        if before != after:
+            raise ValueError(f"{field} differs: {before} and {after}")
 
 
 def _refuse_unlike(name: str, base: "BenchmarkEvaluation", tuned: "BenchmarkEvaluation") -> None:

@@ -6,6 +6,7 @@ that a file is a `BenchmarkEvaluation` complete.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,8 @@ class Evaluation:
     scoring_path: str
     seconds: float
     part: str = ""  # which of the questions, where not all: see holdout.py
+    # What else must be equal for two evaluations to be compared, as far as nothing here says it; see logs.py.
+    conditions: Mapping[str, str] = field(default_factory=dict)
 
 
 SCHEMA = pa.schema(

@@ -33,10 +33,7 @@ class Tag(StrEnum):
         tag._value_, tag.meaning = name, meaning
         return tag
 
-    kind = (
-        "slimdown.kind",
-        "`tuned`; `verdict`: of evaluations made elsewhere; or `baseline`: the run holds a base's evaluations",
-    )
+    kind = "slimdown.kind", "`tuned`, or `baseline`: a run that holds a base's evaluations"
     sweep = "slimdown.sweep", "what the runs that one command started have in common"
     seed = "slimdown.seed", "the setting `seed`"
     git_commit = "slimdown.git_commit", "of the folder that the run was started in; `-dirty` where files differ from it"
@@ -49,7 +46,7 @@ class Tag(StrEnum):
     device = "slimdown.device", "where"
     dataset = "slimdown.dataset", "the datasets' names"
     data_fingerprint = "slimdown.data_fingerprint", "a digest of the text that was used"
-    origin = "slimdown.origin", "of a model that was tuned elsewhere: its hub id and commit, or folder and digest"
+    origin = "slimdown.origin", "of a model that was tuned elsewhere: its hub id and commit, folder and digest, or logs"
     scoring_path = "slimdown.scoring_path", "how answers came about: `shared` or `stock`"
     harness_version = "slimdown.harness_version", "lm-eval's"
     verdict = "slimdown.verdict.", "of a benchmark: `retained`, `forgotten`, `improved` or `undecided`"

@@ -395,7 +395,6 @@ def opened_run(config: RunConfig, about: "About", opening: AbstractContextManage
 def record_findings(
     config: TrackingConfig,
     name: str,
-    kind: str,
     settings: Mapping[str, object],
     findings: Findings,
     files: Callable[[str], Mapping[str, str | bytes]],
@@ -406,7 +405,6 @@ def record_findings(
     Args:
         config: the store.
         name: of the run.
-        kind: `verdict`, say.
         settings: by dotted keys; of `benchmark.NAME.FIELD` who reads the record makes its `BenchmarkConfig`s.
         findings: as `judge` returns them; the answers of both models are kept in this run's `samples/`.
         files: given the run's id, what shows the findings by its paths among the artifacts; `report.md` must be there.
@@ -415,7 +413,7 @@ def record_findings(
     Raises:
         UserError: the tracking store does not answer or refuses.
     """
-    with TrackedRun(config, name, kind, dict(tags or {})) as run:
+    with TrackedRun(config, name, "tuned", dict(tags or {})) as run:
         run.log_settings(settings)
         for model, evaluation in (("base", findings.before), ("tuned", findings.after)):
             for benchmark, report in evaluation.benchmarks.items():

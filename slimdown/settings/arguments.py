@@ -4,10 +4,13 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from slimdown.guarding.errors import UserError
 from slimdown.settings.schema import DEFAULT_STORE, TrackingConfig, default_store
+
+_ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,6 +66,17 @@ def store_to_read(tracking_uri: str) -> TrackingConfig:
     if problem := config.uri_problem():
         raise UserError(f"--tracking-{problem}")
     return config
+
+
+def add_output(parser: Any, formats: Sequence[str]) -> None:
+    """Add --format and --output to a parser or a group of its arguments."""
+    parser.add_argument("--format", choices=formats, help="default: table, or what the ending of --output says")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to a file instead of the console")
+
+
+def format_of(asked: argparse.Namespace) -> str:
+    """The format that is asked for, or that the ending of --output says."""
+    return asked.format or (_ENDINGS.get(asked.output.suffix.lower(), "table") if asked.output else "table")
 
 
 def add_budgets(parser: Any, otherwise: str) -> None:

@@ -1,30 +1,41 @@
-"""Findings or figures -> the files that people are given."""
+"""Findings, tables or figures -> the files that people are given."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
+from slimdown.guarding.errors import UserError
 from slimdown.judging.findings import Findings
 from slimdown.settings.naming import flatten
 from slimdown.settings.schema import RunConfig
+from slimdown.showing.table import PLAIN_WIDTH, Table, show, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def files_of(
-    findings: Findings, name: str, run_id: str, config: RunConfig, environment: dict[str, object]
+    findings: Findings,
+    name: str,
+    run_id: str,
+    settings: RunConfig | Mapping[str, object],
+    environment: Mapping[str, object],
 ) -> dict[str, str | bytes]:
     """Report, page and plots by their paths among a run's artifacts."""
     from slimdown.showing import plots
     from slimdown.showing.findings import findings_markdown
     from slimdown.showing.page import page
 
+    flat = flatten(settings) if isinstance(settings, RunConfig) else settings
     figures = {"changes": plots.forest(findings.changes), "answers": plots.answers(findings.changes)}
     if t := findings.training:
         figures["training"] = plots.training_curve(t.history, t.validation_loss_before, t.validation_loss_after)
     return {
         "report.md": findings_markdown(findings, name),
-        "report.html": page(findings, name, run_id, flatten(config), environment),
+        "report.html": page(findings, name, run_id, flat, environment),
         **{f"plots/{file}": content for file, content in images(figures).items()},
     }
 
@@ -36,3 +47,23 @@ def images(figures: "Mapping[str, Figure]") -> dict[str, bytes]:
     stems = {name.replace("/", "-"): figure for name, figure in figures.items()}
     found = {f"{stem}.svg": svg(figure).encode() for stem, figure in stems.items()}
     return found | {f"{stem}.png": png(figure) for stem, figure in stems.items()}
+
+
+def put(table: Table, page: Callable[[], str], format: str, output: Path | None, most: int = 0) -> None:
+    """Show a table on the console, or write it to where it is asked for in one of `FORMATS`; as HTML it is `page`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if format == "table" and not output:
+        return show(table, Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH), most)
+    text = page() if format == "html" else write(table, format, most)
+    if not output:
+        sys.stdout.write(text)
+        return
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror}; choose another file") from None
+    sys.stderr.write(f"wrote {output}\n")

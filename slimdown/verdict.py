@@ -1,0 +1,163 @@
+"""`python -m slimdown.verdict BASE TUNED`: what a fine-tuning taught and what it lost, from the harness's own logs.
+
+Each is what `lm_eval --log_samples --output_path FOLDER` left of one model. Imports neither torch nor the harness.
+
+Exit code with --max-loss, as that of `slimdown.check`: 0 within every budget, 1 beyond one, 2 the data cannot tell.
+3: the logs cannot be judged. Without a budget 0.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from slimdown.guarding.errors import UserError
+from slimdown.guarding.redaction import public_uri
+from slimdown.judging.budget import Judgement, Outcome, hold_to_budgets, overall, read_budgets
+from slimdown.settings.arguments import (
+    Parser,
+    add_budgets,
+    add_output,
+    add_store,
+    exit_with,
+    format_of,
+    store_to_read,
+)
+from slimdown.showing.table import FORMATS
+
+if TYPE_CHECKING:
+    from slimdown.judging.findings import Findings
+
+
+class _Parser(Parser):
+    exit_code = Outcome.unasked  # argparse's own 2 means here that data cannot tell
+
+
+def arguments(given: Sequence[str]) -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = _Parser(
+        prog="python -m slimdown.verdict",
+        description="What a fine-tuning taught and what it lost, from the logs of lm_eval --log_samples --output_path.",
+        epilog="exit code with --max-loss: 0 within every budget, 1 beyond one, 2 the data cannot tell, 3 not judged",
+    )
+    of = "the folder that --output_path named, the model's folder in it, or one results file"
+    parser.add_argument("base", type=Path, metavar="BASE", help=f"logs of the model before: {of}")
+    parser.add_argument("tuned", type=Path, metavar="TUNED", help="logs of the model after, asked the same questions")
+    parser.add_argument(
+        "--metric", metavar="TASK=METRIC", nargs="+", action="extend", default=[],
+        help="what a task is judged by: gsm8k=exact_match.strict-match",
+    )  # fmt: skip
+    parser.add_argument(
+        "--target", metavar="TASK", nargs="+", action="extend", default=[], help="tasks that were meant to be learned"
+    )
+    add_budgets(parser, otherwise="nothing is held to a budget")
+    add_output(parser, FORMATS)
+    parser.add_argument("--track", action="store_true", help="also record it as a run in MLflow")
+    add_store(parser)
+    asked = parser.parse_args(given)
+    asked.format = format_of(asked)
+    return asked
+
+
+def main(given: Sequence[str] | None = None) -> NoReturn:
+    """Answer on the console or in a file, and by the exit code."""
+    asked = arguments(sys.argv[1:] if given is None else given)
+    exit_with(lambda: _answer(asked), "These logs cannot be judged:", Outcome.unasked)
+
+
+def _answer(asked: argparse.Namespace) -> Outcome:
+    from slimdown.judging.findings import judge  # what reads and judges takes a third of a second
+    from slimdown.measuring.logs import read_lm_eval, results_files
+
+    budgets, metrics = read_budgets(asked.max_loss), dict(_metric(text) for text in asked.metric)
+    folders = (asked.base, asked.tuned)
+    if results_files(asked.base) == results_files(asked.tuned):
+        raise UserError(f"BASE and TUNED are the same logs, {asked.base}")
+    notes: list[str] = []
+    before, after = (read_lm_eval(folder, metrics, asked.target, tell=notes.append) for folder in folders)
+    try:
+        findings = judge(before, after)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if before.harness_version != after.harness_version:
+        versions = f"{before.harness_version} and {after.harness_version}"
+        notes.append(f"made by lm_eval {versions}; the tasks' settings, questions and prompts are the same")
+    if all(report.samples == after.benchmarks[name].samples for name, report in before.benchmarks.items()):
+        notes.append("every answer is the same to the last digit; lm_eval's --use_cache hands one model another's")
+    judged = hold_to_budgets(findings.changes, budgets) if budgets else []
+    _show(findings, judged, list(dict.fromkeys(notes)), asked)
+    return overall(judged) if judged else Outcome.within
+
+
+def _metric(text: str) -> tuple[str, str]:
+    name, _, metric = text.partition("=")
+    if not name or not metric:
+        raise UserError(f"--metric {text}: name a task and one of its metrics, e.g. gsm8k=exact_match.strict-match")
+    return name, metric
+
+
+def _show(findings: "Findings", judged: list[Judgement], notes: list[str], asked: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from slimdown.showing.console import console, show_findings, show_judgements
+    from slimdown.showing.files import put
+    from slimdown.showing.findings import findings_table
+
+    title, aside = f"{asked.base} → {asked.tuned}", Console(stderr=True, highlight=False, soft_wrap=True)
+    for note in notes:
+        aside.print(note, style="yellow", markup=False)
+    if asked.format == "table" and not asked.output:
+        aside = console
+        console.print(title, style="bold", markup=False, soft_wrap=True)
+        show_findings(findings)
+    else:
+        put(findings_table(findings, title), lambda: _page(findings, title, asked), asked.format, asked.output)
+    if asked.track:
+        _record(findings, title, asked)
+    if judged:
+        show_judgements(judged, aside)
+
+
+def _page(findings: "Findings", title: str, asked: argparse.Namespace) -> str:
+    from slimdown.showing.page import page  # matplotlib, which takes a third of a second
+
+    return page(findings, title, settings=_settings(findings, asked), environment=_versions(findings))
+
+
+def _versions(findings: "Findings") -> dict[str, object]:
+    return {"lm-eval": findings.after.harness_version}
+
+
+def _settings(findings: "Findings", asked: argparse.Namespace) -> dict[str, object]:
+    """What was compared and how it was asked, by dotted keys as a run has them."""
+    conditions = findings.after.conditions.items()
+    reports = findings.after.benchmarks.items()
+    return {
+        "model.id": str(asked.base),
+        "tuned": str(asked.tuned),
+        **{f"lm_eval.{key}": value for key, value in conditions if "." not in key},
+        **{f"benchmark.{name}.{key}": value for name, r in reports for key, value in asdict(r.benchmark).items()},
+    }
+
+
+def _record(findings: "Findings", title: str, asked: argparse.Namespace) -> None:
+    from slimdown.recording.names import Tag
+    from slimdown.recording.write import record_findings  # mlflow, which takes a second
+    from slimdown.showing.files import files_of
+
+    settings = _settings(findings, asked)
+    run = record_findings(
+        store_to_read(asked.tracking_uri),
+        f"verdict {asked.tuned}",
+        settings,
+        findings,
+        lambda run_id: files_of(findings, title, run_id, settings, _versions(findings)),
+        {str(Tag.model): str(asked.base), str(Tag.origin): str(asked.tuned)},
+    )
+    sys.stderr.write(f"run {run.run_id} in {public_uri(run.store_uri)} {run.undelivered}".rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
