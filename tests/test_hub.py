@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from peft import LoraConfig
 
 pytestmark = pytest.mark.hub
 
@@ -31,7 +32,7 @@ def start(folder: Path, *arguments: str, **environment: str) -> "subprocess.Comp
 
 
 def tuned_run(client: MlflowClient) -> Run:
-    """The one run that trained; a base's evaluations lie in a run of their own."""
+    """The one run of a tuned model; a base's evaluations lie in a run of their own."""
     experiments = [e.experiment_id for e in client.search_experiments()]
     [run] = client.search_runs(experiments, "tags.`slimdown.kind` = 'tuned'")
     return run
@@ -109,6 +110,10 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(store: MlflowClient, tm
         ([*STORIES, "dataset.alpaca.template=chat"], "this model's tokenizer has no chat template"),
         ([*STORIES, "benchmark=[gsm8k,mmlu_cs]", "benchmark.gsm8k.limit=20"],
          "num_fewshot=5: the longest prompt of gsm8k has"),
+        (["model=smollm2", "tuned=nobody/no-adapter"], "tuned=nobody/no-adapter: there is no such model on the hub"),
+        (["model=smollm2", "tuned=meta-llama/Llama-3.2-1B"], "tuned=meta-llama/Llama-3.2-1B is gated"),
+        (["model=smollm2", "tuned=local/stories260K"], "has another tokenizer than HuggingFaceTB/SmolLM2-135M-"),
+        (["model=smollm2", "tuned=local/stories260K@v9"], "local/stories260K has no such branch, tag or commit as v9"),
     ],
 )  # fmt: skip
 def test_the_hubs_refusals_say_what_to_do(
@@ -120,6 +125,36 @@ def test_the_hubs_refusals_say_what_to_do(
     assert "Traceback" not in done.stderr
     run = tuned_run(store)
     assert run.info.status == "FAILED"
+
+
+def test_a_model_of_the_hub_against_itself_has_not_changed(store: MlflowClient, tmp_path: Path) -> None:
+    same = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    done = start(tmp_path, "model=smollm2", f"tuned={same}@main", *TINY[2:])
+    assert done.returncode == 0, done.stderr
+    run = tuned_run(store)
+    assert run.data.tags["slimdown.origin"] == f"{same}@{run.data.tags['slimdown.model_revision']}"
+    changes = {key: value for key, value in run.data.metrics.items() if key.endswith("/change")}
+    assert set(changes.values()) == {0.0}
+    assert len(changes) == 3
+
+
+@pytest.mark.parametrize(
+    ("made_on", "answer"),
+    [
+        ("meta-llama/Llama-3.2-1B", "was made on meta-llama/Llama-3.2-1B, and the base is HuggingFaceTB/SmolLM2-135M-"),
+        ("runs/mine", "a .safetensors file is damaged or cut short"),  # no id: by its weights then
+    ],
+)
+def test_an_adapter_for_another_base_is_refused_by_that_bases_id(
+    made_on: str, answer: str, store: MlflowClient, tmp_path: Path
+) -> None:
+    folder = tmp_path / "adapter"
+    LoraConfig(base_model_name_or_path=made_on, target_modules=["q_proj"]).save_pretrained(folder)
+    (folder / "adapter_model.safetensors").write_text("")
+    done = start(tmp_path, "model=smollm2", "tuned=adapter", "benchmark=[mmlu_cs]")
+    assert done.returncode == 1
+    assert answer in " ".join(done.stderr.split())
+    assert not any(key.startswith("base/") for key in tuned_run(store).data.metrics)
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "another normalizer": (that_cuts_otherwise, "has another tokenizer than pocket:model: it cuts "),
     "cut short": (
         lambda f: (f / "adapter_model.safetensors").write_bytes((f / "adapter_model.safetensors").read_bytes()[:-9]),
-        "incomplete",
+        "a .safetensors file is damaged or cut short",
     ),
     "no JSON": (lambda f: (f / "adapter_config.json").write_text("{"), "cannot be loaded: "),
     "a list": (lambda f: (f / "adapter_config.json").write_text("[1]"), "cannot be loaded: "),
@@ -295,7 +295,9 @@ def test_the_adapter_of_a_run_has_that_runs_scores_and_finds_its_evaluations(
     composed: Composed, here: str, store: MlflowClient, tmp_path: Path
 ) -> None:
     trained = run(composed(*SMALL[:2], *FEW, here, "train.max_steps=3"), tmp_path)
-    given = [*FEW, here, f"tuned='{tmp_path}/adapter'"]
+    [made] = runs_in(store)
+    adapter = store.download_artifacts(made.info.run_id, "adapter", str(tmp_path))
+    given = [*FEW, here, f"tuned='{adapter}'"]
     anew = run(composed(*given, "baseline.reuse=false"), tmp_path)
     assert answers(anew) == answers(trained)
     assert anew.training is None
@@ -358,11 +360,12 @@ def test_a_sweep_measures_the_base_once_and_says_where_each_came_from(
     for made in runs:
         assert made.data.tags["slimdown.origin"].startswith(f"{made.data.params['tuned']}@sha256:")
         assert "slimdown.dataset" not in made.data.tags
-        assert not [key for key in made.data.params if key.startswith(("dataset", "lora", "train"))]
+        assert not [key for key in made.data.params if key.startswith(("dataset", "lora", "train", "seed"))]
         assert made.inputs.dataset_inputs == []
         assert "forgetting/pocket_cs/change" in made.data.metrics
         config = Path(store.download_artifacts(made.info.run_id, "config.yaml")).read_text()
         assert "learning_rate" not in config
+        assert "seed" not in config
         page = Path(store.download_artifacts(made.info.run_id, "report.html")).read_text()
         assert made.data.params["tuned"] in page
     compared = subprocess.run(

@@ -371,7 +371,7 @@ def opened_run(config: RunConfig, about: "About", opening: AbstractContextManage
     """
     commit = about.environment["git_commit"] or "none"
     tags: dict[str, str] = {
-        Tag.seed: str(config.seed),
+        **({Tag.seed: str(config.seed)} if config.tuned is None else {}),
         Tag.git_commit: commit,
         "mlflow.source.name": "slimdown.run",  # the columns that MLflow's pages have for them
         "mlflow.source.type": "LOCAL",

@@ -354,7 +354,7 @@ def _run_problems(
 
 def _idle(composed: DictConfig, given: list[Override]) -> Iterator[str]:
     """What is set of a training that there will be none of."""
-    idle = [one.input_line for one in given if one.key_or_group.partition(".")[0] in (*TRAINING, "seed")]
+    idle = [one.input_line for one in given if one.key_or_group.partition(".")[0] in TRAINING]
     if composed.get("tuned") is not None and idle:
         named = " ".join(map(str, idle))
         yield f"tuned={composed.tuned} is measured as it is, and nothing is trained: leave out {named}"

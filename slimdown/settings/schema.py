@@ -24,7 +24,7 @@ from slimdown.settings.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _RULE = Range("must be auto, true or false", lambda text: text.lower() in ("auto", "true", "false"))
 _MARGIN = Range("must be above 0 and below 1 (0.02 is two points)", lambda share: 0 < share < 1)
-TRAINING = ("dataset", "lora", "train")  # the groups that a model which somebody else tuned leaves idle
+TRAINING = ("dataset", "lora", "train", "seed")  # what is read where something is trained, and not with `tuned`
 _NAME = re.compile(r"[\w-]+", re.ASCII)  # of a dataset or benchmark: part of metric keys, file names and dotted keys
 
 OnProgress = Callable[[int, int, str], None]

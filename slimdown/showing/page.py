@@ -28,6 +28,7 @@ _MAIN_SETTINGS = {
     "rows": ("dataset.",),
     "adapter": ("lora.",),
     "training": ("train.",),
+    "tuned": ("tuned",),
     "seed": ("seed",),
 }
 

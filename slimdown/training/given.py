@@ -37,11 +37,17 @@ _PROBES = (
 _REPACKED = re.compile(r"(-unsloth)?(-bnb)?(-[48]bit)?$")
 
 
-class GivenAdapter:
+class _Given:
+    data = None
+
+    def measure_base(self, record: Record) -> None:
+        """Nothing: without rows there is no loss on them."""
+
+
+class GivenAdapter(_Given):
     """An adapter made elsewhere, on a copy of the base that shares its weights."""
 
     doing = "taking the adapter"
-    data = None
 
     def __init__(self, base: LoadedModel, config: RunConfig, given: TunedConfig, folder: Path) -> None:
         """Put it on, before hours go into measuring the base.
@@ -50,16 +56,19 @@ class GivenAdapter:
             UserError: an adapter for another base or task, a tokenizer that is not the base's, pickled weights.
         """
         import peft
+        from safetensors import safe_open
 
         if problem := tuned_problem(folder):
             raise UserError(f"{given.named}: {problem}")
         with explained(given):
             self.adapter: Any = peft.PeftConfig.from_pretrained(folder)
-            own = load_tokenizer(folder) if (folder / "tokenizer_config.json").is_file() else base.tokenizer
         _check_base(self.adapter, base, config, given)
-        tokenizer, self.notes = checked_tokenizer(base, own, config, given.named)
         file = folder / "adapter_model.safetensors"
-        model = _attached(base, self.adapter, file, given)
+        with explained(given), safe_open(file, "pt") as saved:
+            shapes = {key: tuple(saved.get_slice(key).get_shape()) for key in saved.keys()}  # noqa: SIM118 - no dict
+            own = load_tokenizer(folder) if (folder / "tokenizer_config.json").is_file() else base.tokenizer
+        tokenizer, self.notes = checked_tokenizer(base, own, config, given.named)
+        model = _attached(base, self.adapter, folder, shapes, given.named)
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             tokenizer = base.tokenizer
             self.notes = [f"{given.named} was saved without embeddings of the tokens that its tokenizer adds: not used"]
@@ -74,19 +83,15 @@ class GivenAdapter:
         )
         self._tuned = Tuned(tuned, training=None)
 
-    def measure_base(self, record: Record) -> None:
-        """Nothing: without rows there is no loss on them."""
-
     def obtain(self, folder: Path, on_step: OnStep, on_progress: OnProgress) -> Tuned:
         """The base with the adapter on."""
         return self._tuned
 
 
-class GivenModel:
+class GivenModel(_Given):
     """A whole model made elsewhere, loaded as the base was: what differs is the tuning and not the rounding."""
 
     doing = "loading the tuned model"
-    data = None
 
     def __init__(self, base: LoadedModel, config: RunConfig, given: TunedConfig) -> None:
         """Check that both can be asked alike, before hours go into measuring the base.
@@ -96,10 +101,16 @@ class GivenModel:
         """
         self.adapter, own = outline(given)  # of the model without its numbers
         self._tokenizer, self.notes = checked_tokenizer(base, own, config, given.named)
+        shapes = [model.config.get_text_config() for model in (base.model, self.adapter)]
+        for key in ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size"):
+            before, after = (getattr(shape, key, None) for shape in shapes)
+            if before != after:
+                self.notes.append(
+                    f"{given.named} is another model than {base.id}: its {key} is {after} and not {before}"
+                )
+        if getattr(self.adapter.config, "quantization_config", None):
+            self.notes.append(f"{given.named} is stored quantized: what that changed is measured along with its tuning")
         self._base, self._given, self._quantization = base, given, config.quantization
-
-    def measure_base(self, record: Record) -> None:
-        """Nothing: without rows there is no loss on them."""
 
     def obtain(self, folder: Path, on_step: OnStep, on_progress: OnProgress) -> Tuned:
         """The tuned model; the base makes room for it and is no model any longer.
@@ -194,37 +205,34 @@ def _is_on_hub(id_: str) -> bool:
         return True
 
 
-def _attached(base: LoadedModel, adapter: Any, file: Path, given: TunedConfig) -> Any:
+def _attached(base: LoadedModel, adapter: Any, folder: Path, shapes: dict[str, tuple[int, ...]], named: str) -> Any:
     """The base's model with the adapter on, in evaluation mode; the base's own is left as it is.
 
     Raises:
         UserError: PEFT cannot put it on, or some of its weights find no place.
     """
     import peft
-    from safetensors import safe_open
 
     wrong: list[str] = []
     try:
-        with safe_open(file, "pt") as weights:
-            shapes = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118 - no dict
         adapter.inference_mode = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they warn of is looked at here
             tuned = peft.PeftModelForCausalLM(_twin(base.model, adapter, shapes), adapter)
-            loaded = tuned.load_adapter(file.parent, "default", torch_device=base.device)
+            loaded = tuned.load_adapter(folder, "default", torch_device=base.device)
         unplaced = [] if adapter.is_prompt_learning else loaded.unexpected_keys  # prompts it loads by themselves
         unplaced = [key for key in unplaced if ".modules_to_save." not in key]  # a second copy, of resized embeddings
         if homeless := sorted([*loaded.missing_keys, *unplaced]):
             wrong = [f"{len(homeless):,} of its weights are missing or find no place, {homeless[0]} for one"]
         else:
-            check_numbers(given.named, tuned.eval())
+            check_numbers(named, tuned.eval())
     except UserError:
         raise
     except Exception as error:  # PEFT has another type for each kind of adapter
         wrong = [" ".join(f"{error}".split())[:300]]
     if wrong:
         other = "" if base.quantization == "none" else ", or is of a kind that needs quantization=none"
-        raise UserError(f"{given.named} does not fit on {base.id}: it was made on another base{other} ({wrong[0]})")
+        raise UserError(f"{named} does not fit on {base.id}: it was made on another base{other} ({wrong[0]})")
     return tuned
 
 
