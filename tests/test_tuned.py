@@ -16,7 +16,7 @@ import transformers
 from conftest import SMALL
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
-from test_run import runs_in
+from test_run import adapter_of as stored_adapter, runs_in
 
 from slimdown.experiment import experiment
 from slimdown.guarding.errors import UserError
@@ -296,7 +296,7 @@ def test_the_adapter_of_a_run_has_that_runs_scores_and_finds_its_evaluations(
 ) -> None:
     trained = run(composed(*SMALL[:2], *FEW, here, "train.max_steps=3"), tmp_path)
     [made] = runs_in(store)
-    adapter = store.download_artifacts(made.info.run_id, "adapter", str(tmp_path))
+    adapter = stored_adapter(store, made).artifact_location.removeprefix("file://")
     given = [*FEW, here, f"tuned='{adapter}'"]
     anew = run(composed(*given, "baseline.reuse=false"), tmp_path)
     assert answers(anew) == answers(trained)
