@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -213,13 +214,34 @@ def test_the_page_holds_table_and_plots_and_loads_nothing(said, tmp_path: Path) 
     said("--by", "lora.r", "--output", "runs.html", "--plots", "plots")
     page = (tmp_path / "runs.html").read_text()
     assert "&lt;script&gt;" in page
-    assert "<script" not in page
-    assert "src=" not in page
+    assert page.count("<script") == page.count("<script>\n//") == 1  # ours, and no run's
+    assert not re.search(r"src=|href=\"(?!#)|https?://(?!www\.w3\.org)|@import|fetch|XMLHttp|innerHTML", page)
     assert page.count("<svg") == 3
     assert "Change by lora.r" in page
     assert sorted(file.name for file in (tmp_path / "plots").iterdir()) == [
         f"{name}.{kind}" for name in ("by-lora.r", "datasets", "learning-forgetting") for kind in ("png", "svg")
     ]
+
+
+def test_a_page_is_sorted_by_numbers_and_filtered_by_what_differs(said) -> None:  # type: ignore[no-untyped-def]
+    ids = [run("four", 20, r=4), run("sixteen", 78, r=16)]
+    page = said("--format", "html")
+    rows = re.findall(r"<tr title=.*?</tr>", page, re.DOTALL)
+    assert [re.findall(r'data-order="([^"]+)"', row)[0] for row in rows] == ["16", "4"]  # lora.r
+    change = re.search(r'data-order="-0\.6[^"]*">−60\.0 <span class="doubt">\[−68\.8, −48\.9\]</span>', rows[1])
+    assert change
+    assert '<th scope="col" data-choice>lora.r</th>' in page
+    assert '<th scope="col" data-choice>task *<small>points [95 %]</small></th>' in page
+    assert '<th scope="col">run</th>' in page
+    assert "Whoever picks the best of these 2 picks luck too" in page
+    assert 'data-note="Whoever takes one for its place takes luck with it' in page
+    for row, run_id in zip(rows, reversed(ids), strict=True):
+        hint = re.search(r'<tr title="([^"]+)"', row)[1]  # type: ignore[index]
+        assert run_id[:8] in hint
+        assert f"lora.r = {16 if run_id == ids[1] else 4}\n" in hint
+        assert hint in page[page.index("<svg") :]  # pointing at the point says the same
+    alone = said(ids[0], ids[1], "--paired", "--format", "html")
+    assert "<script" not in alone
 
 
 def test_a_page_without_a_target_task_says_so(said) -> None:  # type: ignore[no-untyped-def]
@@ -391,6 +413,8 @@ def test_what_is_held_out_is_shown_by_confirm_and_by_nothing_else(said, fails) -
 def test_the_noise_of_seeds_is_that_of_the_open_part(said) -> None:  # type: ignore[no-untyped-def]
     for seed in (0, 1):
         run("a", 40, seed=seed, holdout=0.5)
+    assert re.search(r'<td class="num">−[34]\d\.\d <span class="doubt">\[', said("--noise", "--format", "html"))
+    assert [row["seeds"] for row in csv.DictReader(StringIO(said("--noise", "--format", "csv")))] == ["2"] * 3
     assert "About the open part of each benchmark's questions" in " ".join(said("--noise").split())
 
 

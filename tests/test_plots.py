@@ -9,6 +9,7 @@ import matplotlib
 import pytest
 from made_up import changed
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from slimdown.judging.changes import Verdict
 from slimdown.judging.paired import Estimate
@@ -133,6 +134,29 @@ def test_the_front_is_what_nothing_beats() -> None:
     front = figure.axes[0].lines[0]
     assert list(front.get_xdata()) == [1.0, 5.0]  # type: ignore[arg-type]
     assert list(front.get_ydata()) == [10.0, 30.0]  # type: ignore[arg-type]
+
+
+def test_a_point_that_is_pointed_at_says_which_it_is() -> None:
+    told = [replace(RUNS[0], hint='lora.r = 4\n<b> & "c"'), RUNS[1]]
+    root = ElementTree.fromstring(drawing.svg(plots.learning_forgetting(told)))
+    titles = [title.text for title in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert titles == ["What was learned against what was forgotten", 'lora.r = 4\n<b> & "c"', "r=8"]
+
+
+def test_numbers_of_points_that_lie_close_stay_apart() -> None:
+    close = [Trade(f"run {i}", estimate(0.3 + 0.02 * (i % 4)), estimate(0.05 + 0.01 * (i // 4))) for i in range(12)]
+    alike = [Trade(f"twin {i}", estimate(0.1), estimate(0.2)) for i in range(2)]
+    figure = plots.learning_forgetting([*close, *alike, Trade("far", estimate(-0.2), estimate(0.4))])
+    drawing.svg(figure)
+    labels = [text for text in figure.axes[0].texts if text.get_text()]
+    assert sorted(n for text in labels for n in text.get_text().split(", ")) == sorted(map(str, range(1, 16)))
+    assert "13, 14" in [text.get_text() for text in labels]
+    assert len(labels) == 14
+    boxes = [Text.get_window_extent(text).padded(-1) for text in labels]  # without the line that leads to it
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
+        assert figure.axes[0].bbox.padded(2).containsx(box.x0)
+        assert figure.axes[0].bbox.padded(2).containsx(box.x1)
 
 
 def test_long_names_stay_on_the_page() -> None:

@@ -188,7 +188,7 @@ def noise_table(changes: Mapping[str, Sequence[SeedsChange]]) -> Table:
     headings = ("seeds", "n", "mean change", "questions ±", "training ±", "from seed to seed")
     parts = sorted({change.part for found in changes.values() for change in found if change.part})
     return Table(
-        title="",
+        title="The noise of questions and of training",
         columns=(Column("run", widest=44), Column("benchmark"), *(Column(h, is_number=True) for h in headings)),
         rows=tuple(
             Row((Cell("" if i else name, values={"run": name}), *_noise_cells(change)))
@@ -254,15 +254,11 @@ def comparison_page(comparison: Comparison, table: Table, param: str | None) -> 
         "datasets": words.DATASETS_CAPTION,
     }
     drawn = [(figure, captions[name]) for name, figure in figures(comparison, param).items()]
-    return table_page(table, "", drawn, "" if comparison.has_target else words.NO_TARGET, is_sortable=True)
+    return table_page(table, "", drawn, "" if comparison.has_target else words.NO_TARGET, words.LUCK)
 
 
 def table_page(
-    table: Table,
-    options: str,
-    figures: "Sequence[tuple[Figure, str]]" = (),
-    note: str = "",
-    is_sortable: bool = False,
+    table: Table, options: str, figures: "Sequence[tuple[Figure, str]]" = (), note: str = "", luck: str = ""
 ) -> str:
     """A page that needs nothing but itself.
 
@@ -271,10 +267,9 @@ def table_page(
         options: of `slimdown.compare`, that show this table.
         figures: each with what stands below it.
         note: what is said behind them.
-        is_sortable: whether a click sorts and filters rows, for a reader who has JavaScript.
+        luck: what is said of rows that were sorted; without it, a click sorts and filters none.
     """
     from slimdown.showing.pages import render  # jinja2 takes a fifth of a second
 
-    return render(
-        "table_page.html.j2", table=table, options=options, figures=figures, note=note, is_sortable=is_sortable
-    )
+    luck = luck if len(table.rows) > 1 else ""
+    return render("table_page.html.j2", table=table, options=options, figures=figures, note=note, luck=luck)

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from slimdown.judging.paired import Estimate
 
 INK = "#010203"  # black to the eye, and no other thing in a figure has it: `svg` can replace it
+HINT = "hint:"  # the id of an artist that begins so goes on with what an SVG shows when it is pointed at
 WIDTH = 6.4  # inches
 DARK, LIGHT = "#14181c", "#ffffff"  # text on a coloured ground, which no page changes
 _STYLE: dict[Any, Any] = {
@@ -98,6 +99,8 @@ def svg(figure: Figure) -> str:
     # matplotlib's one rule is for every element there is; inside a page that would be the page's too
     text = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>\s*", "", text, flags=re.DOTALL)
     text = text.replace(INK, "currentColor").replace("'DejaVu Sans'", "system-ui, 'Segoe UI', 'DejaVu Sans'")
+    hinted = rf"""<g id=(["']){HINT}(.*?)\1>"""
+    text = re.sub(hinted, r'<g pointer-events="all"><title>\2</title>', text, flags=re.DOTALL)
     text = _own_ids(text)
     view = re.search(r'viewBox="[^"]*"', text)
     assert view is not None  # matplotlib writes one

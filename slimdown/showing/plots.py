@@ -7,7 +7,7 @@ alone.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import ceil, isfinite, log
+from math import ceil, cos, dist, isfinite, log, sin, tau
 from statistics import mean, pstdev
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from slimdown.judging.changes import Changes
 from slimdown.judging.paired import Estimate
-from slimdown.showing.drawing import DARK, INK, LIGHT, arms, new_figure, say, styled
+from slimdown.showing.drawing import DARK, HINT, INK, LIGHT, arms, new_figure, say, styled
 from slimdown.showing.words import LOOKS, number
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ _OUTCOMES = {"kept": "#2a86c7", "lost": "#d55e00", "gained": "#009e73", "missed"
 _SERIES = ("#2a86c7", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#8c8c8c")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", "--", "-.", ":")
+_ANGLES = [tau * eighth / 8 for eighth in (1, 0, 7, 2, 6, 3, 5, 4)]  # where a point's number may stand, best first
+_Box = tuple[float, float, float, float]  # middle, half its width, half its height
 
 
 @dataclass(frozen=True)
@@ -140,33 +142,14 @@ def learning_forgetting(points: Sequence[Trade]) -> Figure:
     figure, axes = new_figure(3.6 + 0.15 * len(keys), "What was learned against what was forgotten")
     if not shown:
         return say(axes, "no run has both a target task and a retained benchmark")
-    front = [p for p in shown if not any(_beats(other, p) for other in shown)]
-    line = sorted(front, key=lambda p: (p.loss.value, p.gain.value))
-    axes.plot(
-        [100 * p.loss.value for p in line],
-        [100 * p.gain.value for p in line],
-        color=_SERIES[0],
-        linewidth=1,
-        linestyle="--",
-        zorder=1,
-    )
-    for i, p in enumerate(shown, 1):
-        colour = _SERIES[0] if p in front else _SERIES[5]
-        axes.errorbar(
-            100 * p.loss.value,
-            100 * p.gain.value,
-            xerr=arms([p.loss]),
-            yerr=arms([p.gain]),
-            color=colour,
-            ecolor=(colour, 0.5),
-            elinewidth=1,
-            marker="o",
-            markersize=7,
-            markerfacecolor=colour if p in front else "none",
-        )
-        axes.annotate(
-            str(i), (100 * p.loss.value, 100 * p.gain.value), xytext=(5, 5), textcoords="offset points", weight="bold"
-        )
+    at = [(round(100 * p.loss.value, 9), round(100 * p.gain.value, 9)) for p in shown]  # equal up to rounding is equal
+    front = sorted({place for place in at if not any(_beats(other, place) for other in at)})
+    axes.plot(*zip(*front, strict=True), color=_SERIES[0], linewidth=1.5, linestyle="--", zorder=1)
+    for p, place in zip(shown, at, strict=True):
+        colour, fill = (_SERIES[0], _SERIES[0]) if place in front else (_SERIES[5], "none")
+        hint = "\n\n".join(q.hint or q.name for q, there in zip(shown, at, strict=True) if there == place)
+        axes.errorbar(*place, arms([p.gain]), arms([p.loss]), fmt="none", ecolor=(colour, 0.4), elinewidth=1)
+        axes.plot(*place, color=colour, marker="o", markersize=7, markerfacecolor=fill, gid=HINT + hint)
     axes.axhline(0, color=INK, linewidth=0.6, alpha=0.5)
     axes.axvline(0, color=INK, linewidth=0.6, alpha=0.5)
     axes.margins(0.08)
@@ -177,7 +160,60 @@ def learning_forgetting(points: Sequence[Trade]) -> Figure:
     grey = Line2D([], [], color=_SERIES[5], marker="o", linestyle="none", markerfacecolor="none", label="beaten by one")
     figure.legend(handles=[blue, grey], loc="outside upper center", ncols=2)
     figure.supxlabel("\n".join(keys), x=0.08, ha="left", size=8)
+    _number(axes, at, front)
     return figure
+
+
+def _number(axes: Axes, at: Sequence[tuple[float, float]], line: Sequence[tuple[float, float]]) -> None:
+    """Write each point's number beside it, clear of points, numbers and a line; points in one place share theirs."""
+    figure = axes.figure
+    figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout says where the points lie
+    scale = 72 / figure.dpi
+    places, ends = (scale * axes.transData.transform(points) for points in (at, line))
+    on_line = [one + (other - one) * step / 20 for one, other in pairwise(ends) for step in range(21)]
+    taken = [(x, y, 4.0, 4.0) for x, y in places] + [(x, y, 0.5, 0.5) for x, y in on_line]  # as `_meet` reads them
+    edges = [scale * edge for edge in axes.bbox.extents]
+    together: dict[int, list[int]] = {}
+    for i, place in enumerate(places):
+        first = next((j for j in together if dist(places[j], place) < 3), i)
+        together.setdefault(first, []).append(i + 1)
+    for i, numbers in together.items():
+        text = _ranges(numbers)
+        x, y = places[i]
+        wide, high = 2.7 * len(text) + 1.0, 4.5
+        offsets = [(cos(a) * (r + wide - 3), sin(a) * r) for r in (10, 18, 28, 40, 54) for a in _ANGLES]
+        boxes = [(x + right, y + up, wide, high) for right, up in offsets]
+        free = (k for k, box in enumerate(boxes) if _within(box, edges) and not any(_meet(box, t) for t in taken))
+        best = next(free, 0)
+        taken.append(boxes[best])
+        lead = {"arrowstyle": "-", "color": INK, "alpha": 0.5, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
+        arrow = lead if best >= len(_ANGLES) else None
+        look: dict[str, Any] = {"ha": "center", "va": "center", "weight": "bold", "arrowprops": arrow}
+        axes.annotate(text, at[i], offsets[best], textcoords="offset points", **look)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """The numbers, those that follow each other by their ends.
+
+    >>> _ranges([1, 2, 3, 5, 7, 8])
+    '1–3, 5, 7, 8'
+    """
+    rows: list[list[int]] = []
+    for n in numbers:
+        if rows and rows[-1][-1] == n - 1:
+            rows[-1].append(n)
+        else:
+            rows.append([n])
+    return ", ".join(f"{row[0]}–{row[-1]}" if len(row) > 2 else ", ".join(map(str, row)) for row in rows)
+
+
+def _within(box: _Box, edges: Sequence[float]) -> bool:
+    x, y, wide, high = box
+    return edges[0] < x - wide and x + wide < edges[2] and edges[1] < y - high and y + high < edges[3]
+
+
+def _meet(one: _Box, other: _Box) -> bool:
+    return abs(one[0] - other[0]) < one[2] + other[2] and abs(one[1] - other[1]) < one[3] + other[3]
 
 
 @styled
@@ -287,9 +323,9 @@ def _key(number: int, name: str) -> list[str]:
     return [f"{number}  {lines[0]}", *(f"    {line}" for line in lines[1:])]
 
 
-def _beats(one: Trade, other: Trade) -> bool:
-    at_least = one.gain.value >= other.gain.value and one.loss.value <= other.loss.value
-    return at_least and (one.gain.value > other.gain.value or one.loss.value < other.loss.value)
+def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether the one has lost no more and learned no less, and is not the same."""
+    return one != other and one[0] <= other[0] and one[1] >= other[1]
 
 
 def _by_factors(numbers: Sequence[float]) -> bool:

@@ -39,6 +39,7 @@ NOISE_LEGEND = (
     "standard errors: questions, which more questions would lower, and training, which more seeds would; from seed to "
     "seed, the standard deviation of the true change, as likely too large as too small."
 )
+LUCK = "Whoever takes one for its place takes luck with it, as said above the table."
 DATASETS_CAPTION = "Mean over the runs of each dataset."
 NO_TARGET = (
     "No target task was measured in these runs, so what was learned is not known here. Give a benchmark role=target to "
@@ -375,10 +376,8 @@ def pairs_legend(changes: list[Changes], confirmed: bool) -> str:
 def trade_caption(n_rows: int, most: int) -> str:
     """What stands below a plot of what was learned against what was forgotten."""
     left_out = f" Of {n_rows:,} rows the first {most} are drawn; sort or filter for others." if n_rows > most else ""
-    return (
-        f"Each point is a row of the table: up is learned, right is forgotten. Whoever takes one of the {n_rows:,} for "
-        f"its place here takes luck with it, as said above the table.{left_out}"
-    )
+    luck = f" {LUCK}" if n_rows > 1 else ""
+    return f"Each point is a row of the table: up is learned, right is forgotten.{luck}{left_out}"
 
 
 def by_caption(others: list[str]) -> str:
