@@ -1,5 +1,6 @@
 """The real loading code on real models and data: run with `make test-hub`, against the hub or a mirror of it."""
 
+import json
 import os
 import re
 import subprocess
@@ -173,3 +174,38 @@ def test_a_hub_that_does_not_answer_is_named(
     assert answer in done.stderr
     assert "the embedded world, which needs none: python -m slimdown.run" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_the_harness_own_logs_of_a_runs_two_models_are_judged_as_the_run_is(
+    store: MlflowClient, tmp_path: Path
+) -> None:
+    tasks = {"hellaswag": "hellaswag", "gsm8k": "gsm8k", "mmlu_cs": "mmlu_college_computer_science"}
+    asked = [f"benchmark.{name}.{key}" for name in tasks for key in ("limit=16", "num_fewshot=0")]
+    done = start(tmp_path, *STORIES[:3], *TINY[:2], *asked, "quantization=none", "model.dtype=float32", "model.device=cpu")
+    assert done.returncode == 0, done.stderr
+    run = tuned_run(store)
+    (adapter,) = tmp_path.glob("mlruns/**/adapter_config.json")
+    model = "pretrained=local/stories260K,dtype=float32"
+    for name, arguments in (("base", model), ("tuned", f"{model},peft={adapter.parent}")):
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", arguments),
+                *("--tasks", ",".join(tasks.values()), "--num_fewshot", "0", "--limit", "16", "--batch_size", "8"),
+                *("--device", "cpu", "--log_samples", "--output_path", name),
+            ],
+            cwd=tmp_path,
+            check=True,
+            timeout=900,
+        )
+    command = [sys.executable, "-m", "slimdown.verdict", "base", "tuned", "--format", "json"]
+    judged = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    rows = {row["benchmark"]: row for row in json.loads(judged.stdout)["benchmarks"] if row["verdict"]}
+    kept = {"change": "change", "change_low": "change_low", "change_high": "change_high", "p_value": "p_value"}
+    kept |= {"equivalence_p_value": "equivalence_p_value", "lost": "lost", "gained": "gained", "n": "n"}
+    kept |= {"forgetting_rate": "forgetting_rate_above_chance"}
+    for name, task in tasks.items():
+        recorded = {key: run.data.metrics.get(f"forgetting/{name}/{of}") for key, of in kept.items()}
+        assert {key: rows[task][key] for key in kept} == recorded
+        assert rows[task]["verdict"] == run.data.tags[f"slimdown.verdict.{name}"]
+        for model in ("base", "tuned"):
+            assert rows[task][model] == run.data.metrics[f"{model}/{name}/{rows[task]['metric']}"]
