@@ -17,13 +17,10 @@ from slimdown.judging.changes import changes_between
 from slimdown.settings.arguments import Parser, add_budgets, add_store, exit_with, store_to_read
 
 
-class _Parser(Parser):
-    exit_code = Outcome.unasked  # argparse's own 2 means here that data cannot tell
-
-
 def arguments(given: Sequence[str]) -> argparse.Namespace:
     """What the command line asks for."""
-    parser = _Parser(
+    parser = Parser(
+        exit_code=Outcome.unasked,  # argparse's own 2 means here that data cannot tell
         prog="python -m slimdown.check",
         description=(__doc__ or "").split("\n\n", 1)[0],
         epilog="exit code: 0 within every budget, 1 beyond one, 2 the data cannot tell, 3 could not be asked",

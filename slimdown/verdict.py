@@ -31,13 +31,10 @@ if TYPE_CHECKING:
     from slimdown.judging.findings import Findings
 
 
-class _Parser(Parser):
-    exit_code = Outcome.unasked  # argparse's own 2 means here that data cannot tell
-
-
 def arguments(given: Sequence[str]) -> argparse.Namespace:
     """What the command line asks for."""
-    parser = _Parser(
+    parser = Parser(
+        exit_code=Outcome.unasked,  # argparse's own 2 means here that data cannot tell
         prog="python -m slimdown.verdict",
         description="What a fine-tuning taught and what it lost, from the logs of lm_eval --log_samples --output_path.",
         epilog="exit code with --max-loss: 0 within every budget, 1 beyond one, 2 the data cannot tell, 3 not judged",
@@ -123,11 +120,7 @@ def _show(findings: "Findings", judged: list[Judgement], notes: list[str], asked
 def _page(findings: "Findings", title: str, asked: argparse.Namespace) -> str:
     from slimdown.showing.page import page  # matplotlib, which takes a third of a second
 
-    return page(findings, title, settings=_settings(findings, asked), environment=_versions(findings))
-
-
-def _versions(findings: "Findings") -> dict[str, object]:
-    return {"lm-eval": findings.after.harness_version}
+    return page(findings, title, settings=_settings(findings, asked))
 
 
 def _settings(findings: "Findings", asked: argparse.Namespace) -> dict[str, object]:
@@ -137,6 +130,7 @@ def _settings(findings: "Findings", asked: argparse.Namespace) -> dict[str, obje
     return {
         "model.id": str(asked.base),
         "tuned": str(asked.tuned),
+        "lm_eval.version": findings.after.harness_version,
         **{f"lm_eval.{key}": value for key, value in conditions if "." not in key},
         **{f"benchmark.{name}.{key}": value for name, r in reports for key, value in asdict(r.benchmark).items()},
     }
@@ -153,7 +147,7 @@ def _record(findings: "Findings", title: str, asked: argparse.Namespace) -> None
         f"verdict {asked.tuned}",
         settings,
         findings,
-        lambda run_id: files_of(findings, title, run_id, settings, _versions(findings)),
+        lambda run_id: files_of(findings, title, run_id, settings, {}),
         {str(Tag.model): str(asked.base), str(Tag.origin): str(asked.tuned)},
     )
     sys.stderr.write(f"run {run.run_id} in {public_uri(run.store_uri)} {run.undelivered}".rstrip() + "\n")

@@ -181,7 +181,9 @@ def test_the_harness_own_logs_of_a_runs_two_models_are_judged_as_the_run_is(
 ) -> None:
     tasks = {"hellaswag": "hellaswag", "gsm8k": "gsm8k", "mmlu_cs": "mmlu_college_computer_science"}
     asked = [f"benchmark.{name}.{key}" for name in tasks for key in ("limit=16", "num_fewshot=0")]
-    done = start(tmp_path, *STORIES[:3], *TINY[:2], *asked, "quantization=none", "model.dtype=float32", "model.device=cpu")
+    done = start(
+        tmp_path, *STORIES[:3], *TINY[:2], *asked, "quantization=none", "model.dtype=float32", "model.device=cpu"
+    )
     assert done.returncode == 0, done.stderr
     run = tuned_run(store)
     (adapter,) = tmp_path.glob("mlruns/**/adapter_config.json")

@@ -347,7 +347,11 @@ def asked_again(logs: Path, *tasks: str, **more: Any) -> None:
 
 REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
     ("no folder", lambda logs: shutil.rmtree(logs / "tuned"), "there is no folder .*tuned; give the one that"),
-    ("an empty folder", lambda logs: shutil.rmtree(results_of(logs / "tuned").parent), "holds no results of lm_eval"),
+    (
+        "an empty folder",
+        lambda logs: shutil.rmtree(results_of(logs / "tuned").parent),
+        "holds no results as lm_eval names them",
+    ),
     (
         "no samples",
         lambda logs: [f.unlink() for f in (logs / "tuned").glob("*/samples*")],
@@ -383,6 +387,19 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
     ("a score that is none", spoiled(lambda e: e.update(exact_match=float("nan"))), "question 3 .* is not a number"),
     ("a score that is a text", spoiled(lambda e: e.update(exact_match="high")), "each question"),
     ("no score", spoiled(lambda e: e.pop("exact_match")), "is not logged as lm_eval does it"),
+    (
+        "a likelihood that is none",
+        lambda logs: (file := samples_of(logs / "tuned", "pocket_cs")).write_text(
+            re.sub(r'"-[\d.]+"', '"nan"', file.read_text())
+        ),
+        "question 0 of pocket_cs is not a number",
+    ),
+    ("a limit without end", retold(lambda r: r["config"].update(limit=float("inf"))), "is not logged as lm_eval does"),
+    (
+        "another name of a file",
+        retold(lambda r: r.update(group_subtasks={"pocket_choices": ["../../base/x"]})),
+        "is not logged as lm_eval does it",
+    ),
     (
         "other tasks",
         lambda logs: asked_again(logs, "pocket_cs"),

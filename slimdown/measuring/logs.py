@@ -40,7 +40,7 @@ _FREE_ARGUMENTS = re.compile(
 )
 # What a task's settings say of how an answer comes about and is scored; what is asked, its hashes say.
 _SCORED_BY = ("output_type", "num_fewshot", "generation_kwargs", "filter_list", "metric_list", "process_results")
-_MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
+_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 def read_lm_eval(
@@ -87,8 +87,8 @@ def read_lm_eval(
         raise UserError(f"{folder}: no benchmark has a score of each question, so none can be compared")
     return Evaluation(
         benchmarks=found,
-        harness_version=used[-1].version,
-        scoring_path=used[-1].path,
+        harness_version=used[-1].harness_version,
+        scoring_path=used[-1].scoring_path,
         seconds=fsum(log.seconds for log in used),
         conditions={key: value for log in used for key, value in log.conditions.items()},
     )
@@ -100,22 +100,23 @@ def results_files(path: Path) -> list[Path]:
     Raises:
         UserError: there are none, or those of several models.
     """
-    if path.is_file():
-        if not _date(path):
-            raise UserError(f"{path} is not named as lm_eval names its results (results_DATE.json)")
-        return [path]
-    if path.suffix == ".json":  # `--output_path out/base.json` is written as out/base_DATE.json
-        found = [file for file in path.parent.glob("*.json") if _DATED.sub("", file.name) == path.stem]
-    elif not path.is_dir():
-        raise UserError(f"there is no folder {path}; give the one that lm_eval's --output_path named")
-    else:
-        folders = [folder for folder in (path, *sorted(path.iterdir())) if folder.is_dir() and _dated(folder)]
-        if len(folders) > 1 and path not in folders:
-            models = ", ".join(folder.name for folder in folders)
-            raise UserError(f"{path} holds logs of several models; give the folder of one: {models}")
-        found = _dated(folders[0]) if folders else []
+    try:
+        if path.is_file():
+            found = [path] if _date(path) else []
+        elif path.is_dir():
+            folders = [folder for folder in (path, *sorted(path.iterdir())) if folder.is_dir() and _dated(folder)]
+            if len(folders) > 1 and path not in folders:
+                models = ", ".join(folder.name for folder in folders)
+                raise UserError(f"{path} holds logs of several models; give the folder of one: {models}")
+            found = _dated(folders[0]) if folders else []
+        else:  # `--output_path out/base.json` is written as out/base_DATE.json
+            found = [file for file in _dated(path.parent) if f"{_DATED.sub('', file.name)}.json" == path.name]
+            if not found:
+                raise UserError(f"there is no folder {path}; give the one that lm_eval's --output_path named")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
     if not found:
-        raise UserError(f"{path} holds no results of lm_eval (results_DATE.json); run it with --output_path {path}")
+        raise UserError(f"{path} holds no results as lm_eval names them, results_DATE.json")
     return sorted(found, key=_date)
 
 
@@ -134,9 +135,9 @@ class _Log:
     file: Path
     results: dict[str, Any]
     benchmarks: dict[str, str]  # the harness's name by ours: groups with a score, and tasks that are in none
-    version: str  # the harness's
     model: str
-    path: str  # the harness's class of models, which says how answers come about
+    harness_version: str
+    scoring_path: str  # the harness's class of models
     seconds: float
     conditions: dict[str, str]  # what else must be equal for two logs to be compared
 
@@ -148,10 +149,10 @@ class _Log:
             return cls(
                 file=file,
                 results=results,
-                benchmarks={re.sub(r"[^\w-]", "_", name): name for name in _benchmarks(results)},
-                version=str(results.get("lm_eval_version")),
+                benchmarks=dict(_benchmarks(results)),
                 model=str(results["model_name"]),
-                path=str(results["config"]["model"]),
+                harness_version=str(results.get("lm_eval_version")),
+                scoring_path=str(results["config"]["model"]),
                 seconds=float(results.get("total_evaluation_time_seconds") or 0),
                 conditions=dict(_conditions(results)),
             )
@@ -161,10 +162,11 @@ class _Log:
             raise UserError(f"{file} is no results file of lm_eval, or was cut short ({_said(error)})") from None
 
     def unlike(self, other: "_Log") -> str:
-        """How this log was made otherwise; empty where it was not."""
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in ("model", "version", "path")}
-        shared = self.conditions.keys() & other.conditions.keys()
-        pairs |= {key: (self.conditions[key], other.conditions[key]) for key in sorted(shared)}
+        """How this log was made otherwise, whatever its tasks; empty where it was not."""
+        fields = ("model", "harness_version", "scoring_path")
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in fields}
+        of_all = {key for log in (self, other) for key in log.conditions if "." not in key}
+        pairs |= {key: (self.conditions.get(key), other.conditions.get(key)) for key in sorted(of_all)}
         return next((f"{key} differs: {one} and {two}" for key, (one, two) in pairs.items() if one != two), "")
 
     def benchmark(self, name: str, metric: str | None, role: Role | None) -> BenchmarkEvaluation | None:
@@ -183,7 +185,12 @@ class _Log:
             report = read_results(name, config, {**results, "samples": samples}, nan) if config.metric else None
         except _MALFORMED as error:
             raise UserError(f"{self.file}: {task} is not logged as lm_eval does it ({_said(error)})") from None
-        if not report or not (usable := list(_usable(report, results["higher_is_better"].get(task, {})))):
+        if not report:
+            return None
+        scored = [key for key in report.scores if all(key in sample.scores for sample in report.samples)]
+        more_is_better = results["higher_is_better"].get(task, {})
+        usable = [key for key in scored if more_is_better.get(key.partition(".")[0]) is not False]
+        if not usable:
             return None
         if metric and metric not in usable:
             raise UserError(
@@ -221,28 +228,24 @@ class _Log:
             raise UserError(
                 f"{file}, line {len(entries) + 1}, is no line of lm_eval, or was cut short ({_said(error)})"
             ) from None
-        if not entries or digest.hexdigest() != self.results["task_hashes"][task]:
+        questions = {(entry["doc_id"], entry["filter"]) for entry in entries}
+        if not 0 < len(entries) == len(questions) or digest.hexdigest() != self.results["task_hashes"][task]:
             raise UserError(
                 f"{file} is not what {self.file.name} was written with: lines are missing, doubled or changed"
             )
         return sorted(entries, key=lambda entry: int(entry["doc_id"]))  # several processes write theirs in turn
 
 
-def _benchmarks(results: dict[str, Any]) -> Iterator[str]:
-    """Groups with a score, and tasks that are in none, in the order that they were asked in."""
-    children = {child for group in results["group_subtasks"].values() for child in group}
-
-    def split(name: str) -> Iterator[str]:
-        below = results["group_subtasks"].get(name)
-        if below and not any(_metrics(name, results)):
-            for child in below:
-                yield from split(child)
+def _benchmarks(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Groups with a score, and tasks that are in none, as they can be named in a record, and by the harness."""
+    groups = results["group_subtasks"]
+    inner = {child for children in groups.values() for child in children}
+    names = [name for name in dict.fromkeys((*results["results"], *groups)) if name not in inner]
+    for name in names:
+        if groups.get(name) and not any(_metrics(name, results)):
+            names += [child for child in groups[name] if child not in names]  # each by itself
         else:
-            yield name
-
-    for name in dict.fromkeys((*results["results"], *results["group_subtasks"])):
-        if name not in children:
-            yield from split(name)
+            yield re.sub(r"[^\w-]", "_", name), name
 
 
 def _tasks(name: str, results: dict[str, Any]) -> list[str]:
@@ -255,17 +258,8 @@ def _metrics(name: str, results: dict[str, Any]) -> Iterator[str]:
     """The metrics that the harness gives a benchmark's score by."""
     for key, value in results["results"].get(name, {}).items():
         metric, _, filter_name = key.partition(",")
-        if filter_name and not metric.endswith("_stderr") and isinstance(value, int | float):
+        if filter_name and metric != "bypass" and not metric.endswith("_stderr") and isinstance(value, int | float):
             yield metric_name(metric, filter_name)
-
-
-def _usable(report: BenchmarkEvaluation, more_is_better: dict[str, bool]) -> Iterator[str]:
-    """The metrics of which more is better and that score each question by itself."""
-    for metric in report.scores:
-        if more_is_better.get(metric.partition(".")[0]) is not False and all(
-            metric in s.scores for s in report.samples
-        ):
-            yield metric
 
 
 def _chance(report: BenchmarkEvaluation, metric: str) -> float:

@@ -16,14 +16,13 @@ _ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, and takes no option twice, of which argparse keeps the last in silence."""
 
-    exit_code = 2
-
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, exit_code: int = 2, **given: Any) -> None:
         super().__init__(allow_abbrev=False, **given)
+        self._exit_code = exit_code
         self.register("action", None, _Once)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(self.exit_code, f"{self.prog}: {message}; --help says what there is\n")
+        self.exit(self._exit_code, f"{self.prog}: {message}; --help says what there is\n")
 
 
 class _Once(argparse.Action):
