@@ -131,6 +131,11 @@ def half_frozen() -> Any:
     return model
 
 
+def with_own_head() -> Any:
+    """An adapter with a trained copy of the head, whose base shares the head with the embeddings."""
+    return get_peft_model(plain(), LoraConfig(task_type="CAUSAL_LM", r=2, modules_to_save=["lm_head"]))
+
+
 def in_ddp() -> Any:
     return DistributedDataParallel(lora())
 
@@ -184,8 +189,9 @@ def state_of(model: Any) -> Any:
     return modules, tensors, config, TOKENIZER.padding_side, TOKENIZER.init_kwargs, vars(inner).get("forward")
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable` is deprecated:FutureWarning")
-@pytest.mark.parametrize("make", [plain, lora, four_bit, with_autocast, half_frozen, in_ddp])
+@pytest.mark.parametrize("make", [plain, lora, four_bit, with_autocast, half_frozen, with_own_head, in_ddp])
 def test_training_goes_on_as_if_nothing_had_been_measured(make: Callable[[], Any], one_process: None) -> None:
     alone, losses, draws = trained(make, measured=False)
     model, other_losses, other_draws = trained(make, measured=True)

@@ -47,6 +47,16 @@ TOKEN_BUDGET = {"cpu": 2048}
 TOKEN_BUDGET_ELSEWHERE = 16384
 
 
+@contextmanager
+def _tied_as_it_is(model: torch.nn.Module) -> Iterator[None]:
+    """HFLM ties a model's weights once more (lm_eval 0.4.13): in vain, or in the way of an adapter's own head."""
+    vars(model)["tie_weights"] = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del vars(model)["tie_weights"]
+
+
 class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     """An lm-eval model with HFLM's answers from a loaded causal LM, PEFT-wrapped and 4-bit alike.
 
@@ -73,7 +83,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     ) -> None:
         if token_budget is not None and token_budget < 1:
             raise ValueError(f"token_budget must be at least 1, not {token_budget}")
-        with measuring(pretrained):
+        with measuring(pretrained), _tied_as_it_is(pretrained):
             # HFLM may add a padding token: to a copy, so that training keeps its own tokenizer.
             super().__init__(pretrained=pretrained, tokenizer=copy.deepcopy(tokenizer), **hflm)
         self._encoded: dict[str, list[int]] = {}
