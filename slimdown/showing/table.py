@@ -98,7 +98,9 @@ def write(table: Table, format: str, most: int = 0) -> str:
         most: rows of the format `table`; 0: all.
     """
     if format == "table":
-        show(table, Console(file=(text := StringIO()), highlight=False, width=PLAIN_WIDTH), most)
+        # Whatever rich makes of its surroundings: in a notebook it would print there, elsewhere in colours.
+        plain: dict[str, Any] = {"force_jupyter": False, "force_terminal": False, "color_system": None}
+        show(table, Console(file=(text := StringIO()), highlight=False, width=PLAIN_WIDTH, **plain), most)
         return text.getvalue()
     return {"markdown": _markdown, "csv": _csv, "json": _json, "html": _html}[format](table)
 
