@@ -71,8 +71,11 @@ bench: $(VENV)/installed ## evaluation and training against the stock tools, the
 	$(BIN)/python -m bench.statistics
 	$(BIN)/python -m bench.selection
 
+notebook: $(VENV)/installed ## run docs/examples/trl.ipynb and keep what it shows
+	$(BIN)/python tests/test_notebook.py
+
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
 	$(BIN)/python -m slimdown.pocket
 
-.PHONY: help install demo test test-floor test-newest test-slow test-postgres test-hub check ui compare bench pocket
+.PHONY: help install demo test test-floor test-newest test-slow test-postgres test-hub check ui compare bench notebook pocket
 .DEFAULT_GOAL := help
