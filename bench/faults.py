@@ -182,7 +182,7 @@ def signals(trials: int, seed: int = 0) -> bool:
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-STEPS = ("log_settings", "log_data", "log_baselines", "log_step", "log_training")  # of TrackedRun
+STEPS = ("log_settings", "log_data", "log_base", "log_step", "log_tuned")  # of TrackedRun
 ENDS = ("KILLED", "no run yet", "after FINISHED")
 
 

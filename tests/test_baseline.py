@@ -326,7 +326,7 @@ def test_evaluations_found_by_earlier_keys_are_made_anew_once_and_told(
         sources.append(record.sources["pocket_cs"])
     assert sources[0] != sources[1] == sources[2]
     [line] = told
-    assert line.startswith("pocket_cs is measured anew, once: its evaluations in the record are of an earlier kind")
+    assert line.startswith("pocket_cs is measured anew: the record's evaluation of it with these settings, in run ")
 
 
 def test_a_newer_base_is_not_taken_for_another(store: MlflowClient, composed: Composed, tmp_path: Path) -> None:

@@ -199,3 +199,9 @@ def test_processes_that_open_a_fresh_store_together_all_succeed(tmp_path: Path) 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     experiment = client.get_experiment_by_name("new")
     assert len(client.search_runs([experiment.experiment_id])) == 4
+
+
+def test_the_attack_loses_signals_in_steps_that_a_run_has() -> None:
+    from bench.faults import STEPS
+
+    assert [step for step in STEPS if not callable(getattr(TrackedRun, step, None))] == []

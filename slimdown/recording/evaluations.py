@@ -126,23 +126,24 @@ class EvaluationRecord:
         return None
 
     def _outdated(self, name: str) -> str:
-        """Say that there are evaluations of an earlier kind of key and none of today's; empty where that is not so."""
-        from slimdown.measuring.measure import KEY_VERSION
-
-        model = self._client.get_run(self._at_hand.run_id).data.tags.get(Tag.model)
-        kinds = {
-            key.startswith(Tag.evaluation + KEY_VERSION)
-            for run in search(self._client, "tags.`slimdown.kind` = 'baseline'")
-            if run.data.tags.get(Tag.model) == model
-            for key, value in run.data.tags.items()
-            if key.startswith(Tag.evaluation) and value == f"{self._model}-{name}"
-        }
-        if kinds != {False}:
-            return ""
-        return (
-            f"{name} is measured anew, once: its evaluations in the record are of an earlier kind, found by keys that "
-            "left out the tokenizer and details of the quantization"
-        )
+        """Say that there are evaluations with the same settings under other keys; empty where that is not so."""
+        at_hand = self._client.get_run(self._at_hand.run_id).data
+        sections = ("model.", "quantization.", "evaluation.", f"benchmark.{name}.")
+        for run in search(self._client, f"tags.`{Tag.kind}` = 'baseline'"):
+            settings = {key: value for key, value in run.data.params.items() if key.startswith(sections)}
+            # A setting that one of them does not know came later.
+            alike = all(at_hand.params.get(key, value) == value for key, value in settings.items())
+            if (
+                alike
+                and run.data.tags.get(Tag.model) == at_hand.tags.get(Tag.model)
+                and f"{self._model}-{name}" in (v for k, v in run.data.tags.items() if k.startswith(Tag.evaluation))
+            ):
+                return (
+                    f"{name} is measured anew: the record's evaluation of it with these settings, in run "
+                    f"{run.info.run_id}, was made by another version of slimdown or its libraries, of other files, on "
+                    "another processor, or scored otherwise"
+                )
+        return ""
 
     def keep(self, name: str, key: str, report: BenchmarkEvaluation) -> None:
         """Keep a finished evaluation, so that it can be found from now on."""
