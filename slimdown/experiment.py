@@ -11,7 +11,7 @@ from slimdown.measuring.questions import load_tasks
 from slimdown.preparing.model import load_model
 from slimdown.recording.evaluations import base_record, tuned_record
 from slimdown.recording.provenance import About, peak_memory_bytes
-from slimdown.recording.write import opened_run
+from slimdown.recording.runs import opened_run
 from slimdown.settings.schema import RunConfig
 from slimdown.showing import console
 from slimdown.showing.files import files_of

@@ -138,7 +138,7 @@ def _settings(findings: "Findings", asked: argparse.Namespace) -> dict[str, obje
 
 def _record(findings: "Findings", title: str, asked: argparse.Namespace) -> None:
     from slimdown.recording.names import Tag
-    from slimdown.recording.write import record_findings  # mlflow, which takes a second
+    from slimdown.recording.runs import record_findings  # mlflow, which takes a second
     from slimdown.showing.files import files_of
 
     settings = _settings(findings, asked)

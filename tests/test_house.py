@@ -12,7 +12,7 @@ HOUSE = Path(slimdown.__file__).parent
 FILES = {str(file.relative_to(HOUSE)): file for file in sorted(HOUSE.rglob("*.py"))}
 SOURCE = {name: file.read_text() for name, file in FILES.items() if not name.startswith("pocket")}
 PAGE, LONGEST_FILE = 60, 400  # lines
-TO_BE_SPLIT = {"measuring/evaluate.py", "preparing/model.py", "recording/read.py", "recording/write.py"}
+TO_BE_SPLIT = {"measuring/evaluate.py", "preparing/model.py"}
 
 
 def functions(text: str) -> Iterator[tuple[str, int]]:

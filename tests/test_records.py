@@ -61,7 +61,7 @@ def compared(
     """What `slimdown.compare` prints."""
 
     def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["compare", *arguments])
+        monkeypatch.setattr(sys, "argv", ["compare", "--tracking-uri", here().uri, *arguments])
         compare.main()
         return capsys.readouterr().out
 
@@ -78,16 +78,17 @@ def test_they_are_compared_with_their_numbers_and_verdicts(compared: Callable[..
 
 def test_their_answers_are_paired(compared: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    said = " ".join(compared(*ids(), "--paired").split())
-    assert "pocket_math exact_match.strict-match 20 0.0 0.0 +0.0 [-12.6, +12.6] 1 undecided" in said
-    assert "pocket_cs acc 20 20.0 25.0 +5.0 [-18.9, +28.0] 1 undecided" in said
+    said = " ".join(compared(*ids(), "--paired").replace("\N{MINUS SIGN}", "-").split())
+    assert "pocket_math strict-match 20 0.0 ±0.0 0.0 ±0.0 +0.0 [-12.6, +12.6] 1.000 undecided" in said
+    assert "pocket_cs acc 20 20.0 ±9.2 25.0 ±9.9 +5.0 [-18.9, +28.0] 1.000 undecided" in said
 
 
 def test_their_losses_are_checked(earlier: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        check.main([ids()[0], "--max-loss", "pocket_math=0.02"])
+        check.main([ids()[0], "--max-loss", "pocket_math=0.02", "--tracking-uri", here().uri])
     assert ended.value.code == 1
-    assert "changed by -95.0 points [-100.0, -67.3]: a loss of more than 2 points is shown" in capsys.readouterr().out
+    said = capsys.readouterr().out.replace("\N{MINUS SIGN}", "-")
+    assert "changed by -95.0 points [-100.0, -67.3]: a loss of more than 2 points is shown" in said
 
 
 def test_a_base_is_measured_anew_once_and_that_is_said(
@@ -106,7 +107,9 @@ def test_a_base_is_measured_anew_once_and_that_is_said(
             run.log_model(pocket)
             before.append(measured(pocket, config, record))
     assert before[0] == before[1]
-    assert [line.partition(" made ")[0].rpartition(" ")[0] for line in told] == []
+    [base] = earlier.search_runs(["1"], "tags.`slimdown.kind` = 'baseline'", order_by=["attributes.start_time"])[:1]
+    begin = "{} is measured anew: the record's evaluation of it with these settings, in run {}, was made by another"
+    assert [line.startswith(begin.format(name, base.info.run_id)) for line, name in zip(told, before[0], strict=True)]
     first = read_evaluation(here(), read_run(here(), ids()[0]), "base").benchmarks
     for name, report in first.items():  # with the versions of this machine or others: answers, not digits
         assert [s.scores for s in report.samples] == [s.scores for s in before[0][name].samples]

@@ -167,7 +167,7 @@ def test_a_base_that_is_gone_is_named_and_measured_again_for_all(
 
 def test_what_was_measured_elsewhere_is_recorded_whole_and_without_torch(store: MlflowClient) -> None:
     script = (
-        "import sys\nfrom recorded import *\nfrom slimdown.recording.write import record_findings\n"
+        "import sys\nfrom recorded import *\nfrom slimdown.recording.runs import record_findings\n"
         "before, after = evaluation({'math': right(80)}), evaluation({'math': right(40)})\n"
         "run = record_findings(here(), 'logs', benchmark_settings(before), judge(before, after),\n"
         "                      lambda run_id: {'report.md': run_id})\n"

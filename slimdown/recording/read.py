@@ -1,19 +1,14 @@
 """Reading what runs left in the MLflow store.
 
-MLflow is imported where it is used: it takes 1.5 seconds, and the runs of a local SQLite store are read without it.
-There MLflow builds an object for each of some 170 entries a run,
-which for 1,000 runs takes longer than everything else together; any other store is read through its client.
+MLflow is imported where it is used: it takes 1.5 seconds, and the runs of a local SQLite store are read without it, by
+its tables; any other store, and what a filter of MLflow's language chooses, through its client.
 """
 
-import math
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import fields, replace
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,6 +20,7 @@ from slimdown.judging.runs import RecordedRun
 from slimdown.measuring.answers import BenchmarkEvaluation, DamagedSamples, Evaluation
 from slimdown.recording.connection import first_line, open_store, sqlite_file
 from slimdown.recording.names import Tag, evaluation_seconds, parsed
+from slimdown.recording.tables import TUNED, has_tables, reading, time_of
 from slimdown.settings.keys import nearest
 from slimdown.settings.schema import BenchmarkConfig, TrackingConfig
 
@@ -34,7 +30,6 @@ if TYPE_CHECKING:
 
     from slimdown.judging.seeds import SeedsChange
 
-_TUNED: dict[str, str] = {Tag.kind: "tuned"}
 _STATES = {
     "RUNNING": "is still going, or was killed outright",
     "SCHEDULED": "has not begun",
@@ -42,7 +37,6 @@ _STATES = {
     "KILLED": "was stopped",
 }
 FILTER_EXAMPLE = "write e.g. \"params.`lora.r` = '8' and tags.`slimdown.model` LIKE '%SmolLM2%'\""
-_AT_ONCE = 500  # runs in one statement: old SQLites take 999 variables
 
 
 def find_runs(
@@ -64,10 +58,10 @@ def find_runs(
     Raises:
         UserError: no store, no such experiment, or a filter that MLflow does not understand.
     """
-    wanted = {**_TUNED, **(tags or {})}
+    wanted = {**TUNED, **(tags or {})}
     if not filter_string and (file := _existing_file(config)):
         try:
-            with _reading(file) as rows:
+            with reading(file) as rows:
                 names = _chosen(config, experiments, rows.experiments())
                 return rows.runs(names, wanted, max_results)
         except sqlite3.Error:
@@ -83,7 +77,7 @@ def experiment_names(config: TrackingConfig) -> list[str]:
     """
     if file := _existing_file(config):
         try:
-            with _reading(file) as rows:
+            with reading(file) as rows:
                 return sorted(rows.experiments().values())
         except sqlite3.Error:
             pass
@@ -100,10 +94,10 @@ def read_run(config: TrackingConfig, run_id: str) -> RecordedRun:
     known: list[RecordedRun] = []
     if file := _existing_file(config):
         try:
-            with _reading(file) as rows:
+            with reading(file) as rows:
                 names = rows.experiments()
                 found = rows.called(run_id, names)
-                known = [] if found else rows.runs(names, _TUNED, 50_000, entries=False)
+                known = [] if found else rows.runs(names, TUNED, 50_000, entries=False)
         except sqlite3.Error:
             client = _open_existing(config)
     else:
@@ -221,19 +215,9 @@ def _existing_file(config: TrackingConfig) -> Path | None:
             f"there is no record {file} yet; python -m slimdown.run makes one, or name another with "
             "--tracking-uri or MLFLOW_TRACKING_URI"
         )
-    if not _has_tables(file):  # MLflow would make them
+    if not has_tables(file):  # MLflow would make them
         raise UserError(f"{file} is no MLflow record, and is left as it is; name another with --tracking-uri")
     return file
-
-
-def _has_tables(file: Path) -> bool:
-    try:
-        with _reading(file) as rows:
-            return rows.are_mlflows()
-    except sqlite3.OperationalError:
-        return True  # in use, or not ours to read: whoever reads it will say so
-    except sqlite3.DatabaseError:
-        return False  # no database at all
 
 
 def _open_existing(config: TrackingConfig) -> "MlflowClient":
@@ -248,94 +232,6 @@ def _chosen(config: TrackingConfig, experiments: Sequence[str], known: dict[str,
             there = sorted(known.values())
             raise UserError(f"there is no experiment {name} in {public_uri(config.uri)}{nearest(name, there)}")
     return {key: name for key, name in known.items() if not experiments or name in experiments}
-
-
-# --- a local store, by its tables -----------------------------------------------------------------
-
-
-@contextmanager
-def _reading(file: Path) -> "Iterator[_Rows]":
-    # Read-only: what compares runs can harm none, and a store in a folder that nobody may write is read too.
-    with closing(sqlite3.connect(f"file:{quote(str(file.absolute()))}?mode=ro", uri=True, timeout=30)) as database:
-        yield _Rows(database)
-
-
-class _Rows:
-    """The rows of MLflow's tables, which have been these since 2019."""
-
-    def __init__(self, database: sqlite3.Connection) -> None:
-        self._ask = database.execute
-
-    def are_mlflows(self) -> bool:
-        """Whether the file is a store at all."""
-        return bool(self._ask("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone())
-
-    def experiments(self) -> dict[str, str]:
-        """Names by id, of those that are not deleted."""
-        found = self._ask("SELECT experiment_id, name FROM experiments WHERE lifecycle_stage = 'active'")
-        return {str(key): name for key, name in found}
-
-    def runs(
-        self, experiments: dict[str, str], tags: Mapping[str, str], most: int, entries: bool = True
-    ) -> list[RecordedRun]:
-        """The runs that have these tags, newest first; without params, tags and metrics where not `entries`."""
-        tagged = " ".join(
-            "AND EXISTS (SELECT 1 FROM tags t WHERE t.run_uuid = r.run_uuid AND t.key = ? AND t.value = ?)"
-            for _ in tags
-        )
-        values = [text for pair in tags.items() for text in pair]
-        found = self._select(tagged, values, experiments)[:most]
-        return self._with_entries(found) if entries else found
-
-    def called(self, text: str, experiments: dict[str, str]) -> list[RecordedRun]:
-        """The runs of any kind with this id; else the tuned ones of this name, else those whose id begins so."""
-        tuned = "AND EXISTS (SELECT 1 FROM tags t WHERE t.run_uuid = r.run_uuid AND t.key = ? AND t.value = ?)"
-        kind = next(iter(_TUNED.items()))
-        found = (
-            self._select("AND r.run_uuid = ?", [text], experiments)
-            or self._select(f"{tuned} AND r.name = ?", [*kind, text], experiments)
-            or self._select(f"{tuned} AND substr(r.run_uuid, 1, ?) = ?", [*kind, len(text), text], experiments)
-        )
-        return self._with_entries(found)
-
-    def _select(self, condition: str, values: Sequence[str | int], experiments: dict[str, str]) -> list[RecordedRun]:
-        found = self._ask(
-            "SELECT r.run_uuid, r.name, r.experiment_id, r.status, r.start_time FROM runs r "
-            f"WHERE r.lifecycle_stage = 'active' {condition} ORDER BY r.start_time DESC, r.run_uuid",
-            values,
-        )
-        return [
-            RecordedRun(key, name or key, experiments[str(experiment)], status, _time(started))
-            for key, name, experiment, status, started in found
-            if str(experiment) in experiments
-        ]
-
-    def _with_entries(self, runs: list[RecordedRun]) -> list[RecordedRun]:
-        params = self._entries("params", "value", runs)
-        tags = self._entries("tags", "value", runs)
-        # SQL has no word for what is no number: MLflow keeps a flag beside it.
-        numbers = self._entries("latest_metrics", "CASE WHEN is_nan THEN NULL ELSE value END", runs)
-        metrics = {key: {k: math.nan if v is None else v for k, v in values.items()} for key, values in numbers.items()}
-        return [
-            parsed(replace(run, params=params[run.run_id], tags=tags[run.run_id], metrics=metrics[run.run_id]))
-            for run in runs
-        ]
-
-    def _entries(self, table: str, value: str, runs: list[RecordedRun]) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {run.run_id: {} for run in runs}
-        ids = list(found)
-        for i in range(0, len(ids), _AT_ONCE):
-            some = ids[i : i + _AT_ONCE]
-            marks = ",".join("?" * len(some))
-            for run_id, key, content in self._ask(
-                f"SELECT run_uuid, key, {value} FROM {table} WHERE run_uuid IN ({marks})", some
-            ):
-                found[run_id][key] = content
-        return found
-
-
-def _time(milliseconds: int | None) -> datetime:
-    return datetime.fromtimestamp((milliseconds or 0) / 1000, UTC)
 
 
 # --- any store, by its client ---------------------------------------------------------------------
@@ -404,7 +300,7 @@ def _recorded(run: "Run", experiments: dict[str, str]) -> RecordedRun:
             name=run.info.run_name or run.info.run_id,
             experiment=experiments.get(run.info.experiment_id, run.info.experiment_id),
             status=run.info.status,
-            started=_time(run.info.start_time),
+            started=time_of(run.info.start_time),
             params=run.data.params,
             tags=run.data.tags,
             metrics=run.data.metrics,

@@ -7,8 +7,7 @@ through one client of its own, never through MLflow's global state.
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from functools import wraps
 from math import isfinite
 from pathlib import Path
@@ -30,13 +29,11 @@ from slimdown.recording import names
 from slimdown.recording.connection import experiment_id, first_line, log_entries, open_store, sqlite_file
 from slimdown.recording.names import Tag
 from slimdown.recording.outage import PatientClient, StoreGone, advice
-from slimdown.settings.naming import flatten
-from slimdown.settings.schema import RunConfig, TrackingConfig
+from slimdown.settings.schema import TrackingConfig
 
 if TYPE_CHECKING:  # they would bring torch along, which who records the harness's logs does without
     from slimdown.preparing.data import SftData
     from slimdown.preparing.model import LoadedModel
-    from slimdown.recording.provenance import About
     from slimdown.training.fine_tune import StepRecord, Tuned
 
 _FLUSH_SECONDS = 5.0  # step metrics go out together: 200 single calls cost 4.2 s, one batch 0.03 s
@@ -360,67 +357,6 @@ class TrackedRun:
         log_entries(self._client, self.run_id, metrics=self._pending)
         self._pending.clear()
         self._flushed = time.monotonic()
-
-
-@contextmanager
-def opened_run(config: RunConfig, about: "About", opening: AbstractContextManager[Any]) -> Iterator[TrackedRun]:
-    """The run, its settings recorded; closed on leaving, whatever comes in between.
-
-    Raises:
-        UserError: see `TrackedRun`.
-    """
-    commit = about.environment["git_commit"] or "none"
-    tags: dict[str, str] = {
-        **({Tag.seed: str(config.seed)} if config.tuned is None else {}),
-        Tag.git_commit: commit,
-        "mlflow.source.name": "slimdown.run",  # the columns that MLflow's pages have for them
-        "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": commit,
-        **({Tag.sweep: about.sweep} if about.sweep else {}),
-    }
-    with ExitStack() as until_closed:
-        with undisturbed():  # a run that is opened is closed
-            with opening:
-                tracked = TrackedRun(config.tracking, about.name, kind="tuned", tags=tags)
-            until_closed.enter_context(tracked)
-        files = {
-            "config.yaml": about.config_yaml,
-            "overrides.txt": "\n".join(about.overrides) + "\n",
-            "environment.json": json.dumps(about.environment, indent=2) + "\n",
-        }
-        tracked.log_settings(flatten(config), files)
-        yield tracked
-
-
-def record_findings(
-    config: TrackingConfig,
-    name: str,
-    settings: Mapping[str, object],
-    findings: Findings,
-    files: Callable[[str], Mapping[str, str | bytes]],
-    tags: Mapping[str, str] | None = None,
-) -> TrackedRun:
-    """A run of two evaluations that were made elsewhere, recorded whole and closed; imports no torch.
-
-    Args:
-        config: the store.
-        name: of the run.
-        settings: by dotted keys; of `benchmark.NAME.FIELD` who reads the record makes its `BenchmarkConfig`s.
-        findings: as `judge` returns them; the answers of both models are kept in this run's `samples/`.
-        files: given the run's id, what shows the findings by its paths among the artifacts; `report.md` must be there.
-        tags: of the run from its beginning, by `Tag`'s names.
-
-    Raises:
-        UserError: the tracking store does not answer or refuses.
-    """
-    with TrackedRun(config, name, "tuned", dict(tags or {})) as run:
-        run.log_settings(settings)
-        for model, evaluation in (("base", findings.before), ("tuned", findings.after)):
-            for benchmark, report in evaluation.benchmarks.items():
-                run.log_evaluation(model, benchmark, report)
-        run.log_base(findings.before)
-        run.keep(findings, files(run.run_id))
-    return run
 
 
 def _plain(value: Any) -> str:

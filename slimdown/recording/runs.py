@@ -1,0 +1,77 @@
+"""Runs from their beginning to their end: opened for an experiment, or recorded whole. Imports no torch."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from slimdown.guarding.interruption import undisturbed
+from slimdown.judging.findings import Findings
+from slimdown.recording.names import Tag
+from slimdown.recording.write import TrackedRun
+from slimdown.settings.naming import flatten
+from slimdown.settings.schema import RunConfig, TrackingConfig
+
+if TYPE_CHECKING:  # it would bring torch along
+    from slimdown.recording.provenance import About
+
+
+@contextmanager
+def opened_run(config: RunConfig, about: "About", opening: AbstractContextManager[Any]) -> Iterator[TrackedRun]:
+    """The run, its settings recorded; closed on leaving, whatever comes in between.
+
+    Raises:
+        UserError: see `TrackedRun`.
+    """
+    commit = about.environment["git_commit"] or "none"
+    tags: dict[str, str] = {
+        **({Tag.seed: str(config.seed)} if config.tuned is None else {}),
+        Tag.git_commit: commit,
+        "mlflow.source.name": "slimdown.run",  # the columns that MLflow's pages have for them
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": commit,
+        **({Tag.sweep: about.sweep} if about.sweep else {}),
+    }
+    with ExitStack() as until_closed:
+        with undisturbed():  # a run that is opened is closed
+            with opening:
+                tracked = TrackedRun(config.tracking, about.name, kind="tuned", tags=tags)
+            until_closed.enter_context(tracked)
+        files = {
+            "config.yaml": about.config_yaml,
+            "overrides.txt": "\n".join(about.overrides) + "\n",
+            "environment.json": json.dumps(about.environment, indent=2) + "\n",
+        }
+        tracked.log_settings(flatten(config), files)
+        yield tracked
+
+
+def record_findings(
+    config: TrackingConfig,
+    name: str,
+    settings: Mapping[str, object],
+    findings: Findings,
+    files: Callable[[str], Mapping[str, str | bytes]],
+    tags: Mapping[str, str] | None = None,
+) -> TrackedRun:
+    """A run of two evaluations that were made elsewhere, recorded whole and closed; imports no torch.
+
+    Args:
+        config: the store.
+        name: of the run.
+        settings: by dotted keys; of `benchmark.NAME.FIELD` who reads the record makes its `BenchmarkConfig`s.
+        findings: as `judge` returns them; the answers of both models are kept in this run's `samples/`.
+        files: given the run's id, what shows the findings by its paths among the artifacts; `report.md` must be there.
+        tags: of the run from its beginning, by `Tag`'s names.
+
+    Raises:
+        UserError: the tracking store does not answer or refuses.
+    """
+    with TrackedRun(config, name, "tuned", dict(tags or {})) as run:
+        run.log_settings(settings)
+        for model, evaluation in (("base", findings.before), ("tuned", findings.after)):
+            for benchmark, report in evaluation.benchmarks.items():
+                run.log_evaluation(model, benchmark, report)
+        run.log_base(findings.before)
+        run.keep(findings, files(run.run_id))
+    return run
