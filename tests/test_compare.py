@@ -118,8 +118,10 @@ def test_a_mean_over_seeds_keeps_the_noise_of_the_questions(store: MlflowClient)
     errors = [one.metrics["forgetting/math/change_stderr"] for one in row.runs]
     cell = row.changes["math"]
     assert cell.change.value == pytest.approx(-0.25)  # the newer run of seed 1 counts
-    assert cell.spread == pytest.approx(0.3 / sqrt(2))
-    assert cell.change.standard_error == pytest.approx(sqrt((errors[0] ** 2 + errors[1] ** 2) / 2 + cell.spread**2 / 2))
+    assert cell.change.sd_over_seeds == pytest.approx(0.3 / sqrt(2))
+    assert cell.change.standard_error == pytest.approx(
+        sqrt((errors[0] ** 2 + errors[1] ** 2) / 2 + cell.change.sd_over_seeds**2 / 2)
+    )
     assert "1 run is left out of the means over seeds" in found.notes[0]
     assert len(compare(find_runs(here()), group_seeds=False).rows) == 3
 

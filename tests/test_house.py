@@ -4,7 +4,10 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
+
+import grimp
 
 import slimdown
 
@@ -53,3 +56,10 @@ def test_imports_go_down_only() -> None:
     done = subprocess.run(command, cwd=HOUSE.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert ", 0 broken" in done.stdout
+
+
+def test_no_modules_import_each_other_in_a_circle_not_even_for_their_types() -> None:
+    graph = grimp.build_graph("slimdown", cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert "slimdown.judging.changes" in imports["slimdown.judging.selection"]
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle

@@ -6,28 +6,34 @@ verdict is only corrected for all that stand beside it. What a mean over seeds a
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, nan, sqrt
 from statistics import fmean, stdev
 
 from slimdown.judging.anatomy import EXPLANATIONS, main_cause
+from slimdown.judging.changes import Verdict
 from slimdown.judging.paired import Estimate, t_quantile
-from slimdown.judging.runs import UNKNOWN, RecordedRun
-from slimdown.judging.selection import choosing, corrected_verdicts, corrections
+from slimdown.judging.runs import RecordedRun
+from slimdown.judging.selection import MARK, corrected_verdicts, luck_of_the_best
 
 _PLACES = ("dataset.", "benchmark.")  # keys that only runs with this dataset or benchmark have
 # What two runs must have in common for a benchmark's changes to be of the same questions, read the same way.
 _MEASURED_BY = ("task", "metric", "num_fewshot", "limit", "margin")
-_MEASURED_IN = ("harness_version", "scoring_path")
+
+
+@dataclass(frozen=True)
+class Pooled(Estimate):
+    """A mean over seeds."""
+
+    sd_over_seeds: float = nan  # standard deviation; nan where there is one seed
 
 
 @dataclass(frozen=True)
 class MeanChange:
     """What one configuration did to one benchmark."""
 
-    change: Estimate  # of the primary metric, tuned - base
-    spread: float  # standard deviation over seeds; nan where there is one
+    change: Pooled  # of the primary metric, tuned - base
     role: str  # target or retained
     metric: str
     n: float  # questions; nan where not recorded
@@ -42,12 +48,12 @@ class MeanChange:
     @property
     def verdict(self) -> str:
         """The verdict, or each one with its number of seeds where they disagree."""
-        return _told(self.verdicts)
+        return _in_words(self.verdicts)
 
     @property
     def verdict_corrected(self) -> str:
         """The same, corrected for every run and benchmark of the comparison."""
-        return _told(self.corrected)
+        return _in_words(self.corrected)
 
     @property
     def main_cause(self) -> tuple[str, float] | None:
@@ -63,10 +69,8 @@ class Configuration:
     runs: tuple[RecordedRun, ...]  # newest first
     settings: dict[str, str]  # every one, by its dotted key; `dataset` and `benchmark` hold the names
     changes: dict[str, MeanChange]  # by benchmark
-    retained: Estimate  # mean change of the retained benchmarks; nan where there is none
-    retained_spread: float  # over seeds
-    target: Estimate  # mean change of the target tasks; nan where there is none
-    target_spread: float
+    retained: Pooled  # mean change of the retained benchmarks; nan where there is none
+    target: Pooled  # mean change of the target tasks; nan where there is none
 
     @property
     def seeds(self) -> list[str]:
@@ -106,59 +110,52 @@ def compare(runs: Sequence[RecordedRun], group_seeds: bool = True) -> Comparison
         runs: at least one, in the order that the rows shall have.
         group_seeds: make one row of runs that differ only in their seed.
     """
-    notes: list[str] = []
-    groups = _by_seed(runs, notes) if group_seeds else [[run] for run in runs]
+    groups, notes = _by_seed(runs) if group_seeds else ([[run] for run in runs], [])
     verdicts = corrected_verdicts([run for group in groups for run in group])
     rows = [_row(group, verdicts) for group in groups]
     roles = {name: change.role for row in rows for name, change in row.changes.items()}
     benchmarks = sorted(roles, key=lambda name: (roles[name] != "target", name))
-    params = differing(rows)
-    notes += _unlike(runs, benchmarks)
-    if any(len(row.runs) > 1 for row in rows):
-        params = [key for key in params if key != "seed"]
-    notes += [*corrections(rows), *choosing(rows)]
-    return Comparison(tuple(rows), tuple(params), tuple(benchmarks), tuple(notes))
+    notes += [*_unlike(runs, benchmarks), *_corrections(rows), *_choosing(rows)]
+    return Comparison(tuple(rows), tuple(_differing(rows)), tuple(benchmarks), tuple(notes))
 
 
-def pooled(estimates: Sequence[Estimate]) -> tuple[Estimate, float]:
-    """The mean of several runs' estimates, and their standard deviation (nan for one run).
+def pooled(estimates: Sequence[Estimate]) -> Pooled:
+    """The mean of several runs' estimates; nan of none that is known.
 
     The runs were asked the same questions, so the noise of the questions does not average out: the interval holds
     the mean of theirs and the training's, standard deviation over the root of the number, each with the quantile of its
     own degrees of freedom (Cochran and Cox, as in `seeds.py`): two seeds say little. `--noise` tells the two apart,
     from every answer.
 
-    >>> mean, spread = pooled([Estimate(0.1, 0.03, 0, 0), Estimate(0.2, 0.03, 0, 0)])
-    >>> round(mean.value, 3), round(mean.standard_error, 4), round(spread, 4)
+    >>> mean = pooled([Estimate(0.1, 0.03, 0, 0), Estimate(0.2, 0.03, 0, 0)])
+    >>> round(mean.value, 3), round(mean.standard_error, 4), round(mean.sd_over_seeds, 4)
     (0.15, 0.0583, 0.0707)
     """
     known = [e for e in estimates if isfinite(e.value)]
     if len(known) < 2:
-        return (known[0] if known else UNKNOWN), nan
+        return Pooled(**vars(known[0])) if known else Pooled(nan, nan, nan, nan)
     value, spread = fmean(e.value for e in known), stdev(e.value for e in known)
     training, questions = spread**2 / len(known), fmean(e.standard_error**2 for e in known)
     error = sqrt(questions + training)
     half = (t_quantile(len(known) - 1) * training + t_quantile(inf) * questions) / error if error else 0.0
-    return Estimate(value, error, value - half, value + half), spread
+    return Pooled(value, error, value - half, value + half, spread)
 
 
-def differing(rows: Sequence[Configuration]) -> list[str]:
-    """The settings in which rows differ, sorted.
+def _differing(rows: Sequence[Configuration]) -> list[str]:
+    """The settings in which rows differ, sorted; of what the columns show, benchmarks and pooled seeds, none.
 
     What only runs with one dataset or benchmark have is compared among those: that the others lack it is no difference.
     """
-    values: dict[str, set[str]] = {}
-    count: Counter[str] = Counter()
+    values: dict[str, list[str]] = {}
     for row in rows:
         for key, value in row.settings.items():
-            values.setdefault(key, set()).add(value)
-            count[key] += 1
-    found = [
+            values.setdefault(key, []).append(value)
+    shown = {"benchmark", *(["seed"] if any(len(row.runs) > 1 for row in rows) else [])}
+    return sorted(
         key
-        for key, there in values.items()
-        if len(there) > 1 or (count[key] < len(rows) and not key.startswith(_PLACES))
-    ]
-    return sorted(key for key in found if key != "benchmark")  # which benchmarks were measured, the columns show
+        for key, of_rows in values.items()
+        if key not in shown and (len(set(of_rows)) > 1 or (len(of_rows) < len(rows) and not key.startswith(_PLACES)))
+    )
 
 
 def short_keys(keys: Iterable[str]) -> dict[str, str]:
@@ -175,23 +172,26 @@ def short_keys(keys: Iterable[str]) -> dict[str, str]:
     return {key: end if alike[end] == 1 else key for key, end in ends.items()}
 
 
-def _told(verdicts: Mapping[str, int]) -> str:
+def _in_words(verdicts: Mapping[str, int]) -> str:
     if len(verdicts) == 1:
         return next(iter(verdicts))
     return ", ".join(f"{name} {count}" for name, count in verdicts.items())
 
 
-def _row(runs: Sequence[RecordedRun], verdicts: Mapping[tuple[str, str], str]) -> Configuration:
-    settings = _settings(runs[0])
-    names = dict.fromkeys(name for run in runs for name in run.benchmarks)
-    retained, retained_spread = pooled([run.changes.mean_retained_change for run in runs])
-    target, target_spread = pooled([run.changes.mean_target_change for run in runs])
-    name = runs[0].name
+def _row(runs: Sequence[RecordedRun], corrected: Mapping[tuple[str, str], str]) -> Configuration:
+    settings, name = _settings(runs[0]), runs[0].name
     if len(runs) > 1:
         del settings["seed"]
         name = re.sub(r" seed=\S+", "", name)
-    changes = {name: change for name in names if (change := _mean_change(runs, name, verdicts))}
-    return Configuration(name, tuple(runs), settings, changes, retained, retained_spread, target, target_spread)
+    benchmarks = dict.fromkeys(name for run in runs for name in run.benchmarks if name in run.changes.benchmarks)
+    return Configuration(
+        name=name,
+        runs=tuple(runs),
+        settings=settings,
+        changes={name: _mean_change(runs, name, corrected) for name in benchmarks},
+        retained=pooled([run.changes.mean_retained_change for run in runs]),
+        target=pooled([run.changes.mean_target_change for run in runs]),
+    )
 
 
 def _settings(run: RecordedRun) -> dict[str, str]:
@@ -204,17 +204,13 @@ def _settings(run: RecordedRun) -> dict[str, str]:
     return kept
 
 
-def _mean_change(runs: Sequence[RecordedRun], name: str, corrected: Mapping[tuple[str, str], str]) -> MeanChange | None:
+def _mean_change(runs: Sequence[RecordedRun], name: str, corrected: Mapping[tuple[str, str], str]) -> MeanChange:
     measured = [run for run in runs if name in run.changes.benchmarks]
-    if not measured:
-        return None
     recorded = [run.changes.benchmarks[name] for run in measured]
-    change, spread = pooled([one.change for one in recorded])
     having = [one.causes for one in recorded if one.causes]
     causes = [cause for cause in EXPLANATIONS if any(cause in shares for shares in having)]
     return MeanChange(
-        change=change,
-        spread=spread,
+        change=pooled([one.change for one in recorded]),
         role=measured[0].params.get(f"benchmark.{name}.role", "retained"),
         metric=measured[0].params.get(f"benchmark.{name}.metric", ""),
         n=_mean(one.n for one in recorded),
@@ -239,67 +235,102 @@ def _counted(verdicts: Sequence[str]) -> Counter[str]:
     return Counter(dict(Counter(filter(None, verdicts)).most_common()))
 
 
-def _by_seed(runs: Sequence[RecordedRun], notes: list[str]) -> list[list[RecordedRun]]:
-    """The runs in groups that differ only in their seed; of equal runs only the newest counts in a mean."""
-    groups: dict[frozenset[tuple[str, str]], list[RecordedRun]] = {}
+def _by_seed(runs: Sequence[RecordedRun]) -> tuple[list[list[RecordedRun]], list[str]]:
+    """The runs in groups that differ only in their seed, and a note where of equal runs only the newest counts."""
+    alike: dict[frozenset[tuple[str, str]], list[RecordedRun]] = {}
     for run in runs:
         settings = frozenset(pair for pair in _settings(run).items() if pair[0] != "seed")
-        groups.setdefault(settings, []).append(run)
-    found: list[list[RecordedRun]] = []
+        alike.setdefault(settings, []).append(run)
+    groups: list[list[RecordedRun]] = []
     n_repeated = 0
-    for group in groups.values():
+    for group in alike.values():
         newest: dict[str, RecordedRun] = {}
         for run in sorted(group, key=lambda run: run.started, reverse=True):
             newest.setdefault(run.params.get("seed", ""), run)
         if len(newest) > 1:
             n_repeated += len(group) - len(newest)
-            found.append(list(newest.values()))
+            groups.append(list(newest.values()))
         else:
-            found += [[run] for run in group]
-    if n_repeated:
-        notes.append(
-            f"{counted(n_repeated, 'run')} left out of the means over seeds: a newer one has the same "
-            "settings and seed; --no-group-seeds shows every run."
-        )
-    return found
+            groups += [[run] for run in group]
+    note = (
+        f"{counted(n_repeated, 'run')} left out of the means over seeds: a newer one has the same settings and seed; "
+        "--no-group-seeds shows every run."
+    )
+    return groups, [note] if n_repeated else []
 
 
-def _unlike(runs: Sequence[RecordedRun], benchmarks: Sequence[str]) -> list[str]:
+def _unlike(runs: Sequence[RecordedRun], benchmarks: Sequence[str]) -> Iterator[str]:
     """What was not measured alike, one sentence each."""
-    notes = []
     for name in benchmarks:
-        measured = [run for run in runs if name in run.changes.benchmarks]
-        reads: dict[str, Callable[[RecordedRun], str]] = {
-            field: lambda run, key=f"benchmark.{name}.{field}": run.params.get(key, "")  # type: ignore[misc]
-            for field in _MEASURED_BY
-        }
-        if unlike := _differences(measured, reads):
-            notes.append(f"{name} was not measured alike ({unlike}): compare its changes with care.")
-    tags: dict[str, Callable[[RecordedRun], str]] = {
-        key: lambda run, key=key: str(getattr(run, key))  # type: ignore[misc]
-        for key in _MEASURED_IN
+        params = [run.params for run in runs if name in run.changes.benchmarks]
+        fields = {field: [of_run.get(f"benchmark.{name}.{field}", "") for of_run in params] for field in _MEASURED_BY}
+        if differences := _differences(fields):
+            yield f"{name} was not measured alike ({differences}): compare its changes with care."
+    conditions = {
+        "harness_version": [run.harness_version for run in runs],
+        "scoring_path": [run.scoring_path for run in runs],
+        "holdout": [f"{run.holdout:g}" for run in runs],
+        "apply_chat_template": [run.params.get("evaluation.apply_chat_template", "") for run in runs],
     }
-    tags["holdout"] = lambda run: f"{run.holdout:g}"
-    tags["apply_chat_template"] = lambda run: run.params.get("evaluation.apply_chat_template", "")
-    if unlike := _differences(runs, tags):
-        notes.append(f"The runs were not measured alike ({unlike}): compare their changes with care.")
-    kept = {
+    if differences := _differences(conditions):
+        yield f"The runs were not measured alike ({differences}): compare their changes with care."
+    retained = {
         frozenset(b for b in run.benchmarks if run.params.get(f"benchmark.{b}.role", "retained") == "retained")
         for run in runs
     }
-    if len(kept) > 1:
-        notes.append("The means are over different benchmarks: compare the benchmarks one by one.")
-    return notes
+    if len(retained) > 1:
+        yield "The means are over different benchmarks: compare the benchmarks one by one."
 
 
-def _differences(runs: Sequence[RecordedRun], reads: dict[str, Callable[[RecordedRun], str]]) -> str:
-    found = []
-    for field, read in reads.items():
-        counts = Counter(read(run) for run in runs)
+def _differences(fields: Mapping[str, list[str]]) -> str:
+    """Of fields with a value a run, those whose values differ, with how many runs have each."""
+    differences = []
+    for field, values in fields.items():
+        counts = Counter(values).most_common()
         if len(counts) > 1:
-            shown = " and ".join(f"{value or 'not recorded'} in {count}" for value, count in counts.most_common())
-            found.append(f"{field} is {shown}")
-    return "; ".join(found)
+            each = " and ".join(f"{value or 'not recorded'} in {count}" for value, count in counts)
+            differences.append(f"{field} is {each}")
+    return "; ".join(differences)
+
+
+def _corrections(rows: Sequence[Configuration]) -> Iterator[str]:
+    """What the correction for the whole table changes, in a sentence."""
+    cells = [cell for row in rows for cell in row.changes.values()]
+    n_all = sum(cell.verdicts.total() for cell in cells)
+    n_claims = n_all - sum(cell.verdicts[Verdict.undecided.value] for cell in cells)
+    n_lost = sum((cell.verdicts - cell.corrected).total() for cell in cells)
+    if sum(len(row.runs) for row in rows) < 2 or not n_claims:
+        return
+    together = f"corrected for all {n_all:,} in this table (Holm)"
+    if n_lost:
+        yield (
+            f"{MARK} {n_lost:,} of {n_claims:,} verdicts other than undecided do not hold when {together}; what does "
+            "stands behind the arrow."
+        )
+    else:
+        yield f"Every verdict other than undecided holds when {together}."
+
+
+def _choosing(rows: Sequence[Configuration]) -> Iterator[str]:
+    """What picking the best row does, and what to do about it, in a sentence each."""
+    n = len(rows)
+    errors: dict[str, list[float]] = {}
+    for row in rows:
+        for name, cell in row.changes.items():
+            if isfinite(cell.change.standard_error):
+                errors.setdefault(name, []).append(cell.change.standard_error)
+    if n < 2 or not errors:
+        return
+    luck = 100 * luck_of_the_best(n) * max(map(fmean, errors.values()))
+    cure = "python -m slimdown.compare RUN --confirm"
+    if all(run.holdout for row in rows for run in row.runs):
+        advice = f"Judge the one you choose on the questions that are held out: {cure}"
+    else:
+        advice = f"Runs with evaluation.holdout=0.5 keep questions to judge the chosen one on: {cure}"
+    yield (
+        f"Whoever picks the best of these {n:,} picks luck too: of {n:,} that are equally good, the best looks up to "
+        f"about {luck:.1f} points better than it is on one benchmark. {advice}."
+    )
 
 
 def counted(n: int, what: str) -> str:

@@ -71,7 +71,7 @@ def series_by(comparison: Comparison, param: str) -> dict[str, list[tuple[float 
             for name in row.changes:
                 series[name].setdefault(value, []).extend(_changes(row, name))
     return {
-        name: [(value, pooled(found[value])[0]) for value in sorted(found, key=_order)]
+        name: [(value, pooled(found[value])) for value in sorted(found, key=_order)]
         for name, found in series.items()
         if found
     }
@@ -84,7 +84,7 @@ def by_dataset(comparison: Comparison) -> tuple[list[str], list[list[Estimate | 
     for dataset in datasets:
         rows = [row for row in comparison.rows if row.settings["dataset"] == dataset]
         changes = [[e for row in rows for e in _changes(row, name)] for name in comparison.benchmarks]
-        table.append([pooled(found)[0] if found else None for found in changes])
+        table.append([pooled(found) if found else None for found in changes])
     return datasets, table
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, astuple
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from slimdown.judging.comparison import Comparison, Configuration, MeanChange, short_keys
+from slimdown.judging.comparison import Comparison, Configuration, MeanChange, Pooled, short_keys
 from slimdown.judging.paired import Estimate
 from slimdown.judging.seeds import SeedsChange
 from slimdown.judging.selection import MARK
@@ -79,8 +79,8 @@ def _row(comparison: Comparison, row: Configuration, shorts: Mapping[str, str]) 
         cells = [Cell(told, values=settings)]
     means = {
         f"forgetting/{name}{end}": value
-        for name, mean, spread in _means(row)
-        for end, value in zip(_ENDS, (*astuple(mean), spread), strict=True)
+        for name, mean in _means(row).items()
+        for end, value in zip(_ENDS, astuple(mean), strict=True)
     }
     return Row(
         (
@@ -89,7 +89,7 @@ def _row(comparison: Comparison, row: Configuration, shorts: Mapping[str, str]) 
             *([Cell(_seeds(row))] if comparison.grouped else []),
             *cells,
             *(_cell(name, row.changes.get(name)) for name in comparison.benchmarks),
-            Cell(*words.mean_points(row.retained, row.retained_spread), order=row.retained.value, values=means),
+            Cell(*words.mean_points(row.retained, row.retained.sd_over_seeds), order=row.retained.value, values=means),
         ),
         hint=_hint(row),
     )
@@ -100,7 +100,7 @@ def _cell(name: str, change: MeanChange | None) -> Cell:
     if change is None:
         return Cell(words.NOTHING, values=values)
     return Cell(
-        *words.mean_points(change.change, change.spread),
+        *words.mean_points(change.change, change.change.sd_over_seeds),
         note=words.cause(*change.main_cause) if change.main_cause else "",
         verdict=change.verdict,
         correction="" if change.corrected == change.verdicts else f" → {change.verdict_corrected} {MARK}",
@@ -126,7 +126,7 @@ def _quantities(change: MeanChange | None) -> dict[str, Any]:
         return dict.fromkeys(names)
     verdicts = change.verdict or None, change.verdict_corrected or None
     lost = change.forgetting_rate, change.lost, *(change.main_cause or (None, None))
-    found = (*astuple(change.change), change.spread, change.n, change.p_value, *verdicts, *lost)
+    found = (*astuple(change.change), change.n, change.p_value, *verdicts, *lost)
     return dict(zip(names, found, strict=True))
 
 
@@ -151,15 +151,12 @@ def _document(comparison: Comparison, row: Configuration) -> dict[str, Any]:
         "seeds": [_in_json(seed) for seed in row.seeds],
         "params": {key: _in_json(row.settings.get(key, "")) for key in comparison.params},
         "benchmarks": benchmarks,
-        **{name: {**asdict(mean), "sd_over_seeds": spread} for name, mean, spread in _means(row)},
+        **{name: asdict(mean) for name, mean in _means(row).items()},
     }
 
 
-def _means(row: Configuration) -> list[tuple[str, Estimate, float]]:
-    return [
-        ("mean_retained_change", row.retained, row.retained_spread),
-        ("mean_target_change", row.target, row.target_spread),
-    ]
+def _means(row: Configuration) -> dict[str, Pooled]:
+    return {"mean_retained_change": row.retained, "mean_target_change": row.target}
 
 
 def _in_json(text: str) -> Any:
