@@ -25,6 +25,7 @@ from slimdown.settings.arguments import (
     format_of,
     store_to_read,
 )
+from slimdown.settings.schema import TrackingConfig
 from slimdown.showing.table import FORMATS
 
 if TYPE_CHECKING:
@@ -68,9 +69,10 @@ def _answer(asked: argparse.Namespace) -> Outcome:
     from slimdown.judging.findings import judge  # what reads and judges takes a third of a second
     from slimdown.measuring.logs import read_lm_eval, results_files
 
-    budgets, metrics = read_budgets(asked.max_loss), dict(_metric(text) for text in asked.metric)
+    budgets, metrics = read_budgets(asked.max_loss), _metrics(asked.metric)
+    store = store_to_read(asked.tracking_uri) if asked.track else None
     folders = (asked.base, asked.tuned)
-    if results_files(asked.base) == results_files(asked.tuned):
+    if results_files(asked.base.resolve()) == results_files(asked.tuned.resolve()):
         raise UserError(f"BASE and TUNED are the same logs, {asked.base}")
     notes: list[str] = []
     before, after = (read_lm_eval(folder, metrics, asked.target, tell=notes.append) for folder in folders)
@@ -84,18 +86,27 @@ def _answer(asked: argparse.Namespace) -> Outcome:
     if all(report.samples == after.benchmarks[name].samples for name, report in before.benchmarks.items()):
         notes.append("every answer is the same to the last digit; lm_eval's --use_cache hands one model another's")
     judged = hold_to_budgets(findings.changes, budgets) if budgets else []
-    _show(findings, judged, list(dict.fromkeys(notes)), asked)
+    _show(findings, judged, list(dict.fromkeys(notes)), asked, store)
     return overall(judged) if judged else Outcome.within
 
 
-def _metric(text: str) -> tuple[str, str]:
-    name, _, metric = text.partition("=")
-    if not name or not metric:
-        raise UserError(f"--metric {text}: name a task and one of its metrics, e.g. gsm8k=exact_match.strict-match")
-    return name, metric
+def _metrics(given: Sequence[str]) -> dict[str, str]:
+    chosen: dict[str, str] = {}
+    for text in given:
+        name, _, metric = text.partition("=")
+        if not name or not metric or name in chosen:
+            raise UserError(f"--metric {text}: name one metric a task, e.g. gsm8k=exact_match.strict-match")
+        chosen[name] = metric
+    return chosen
 
 
-def _show(findings: "Findings", judged: list[Judgement], notes: list[str], asked: argparse.Namespace) -> None:
+def _show(
+    findings: "Findings",
+    judged: list[Judgement],
+    notes: list[str],
+    asked: argparse.Namespace,
+    store: TrackingConfig | None,
+) -> None:
     from rich.console import Console
 
     from slimdown.showing.console import console, show_findings, show_judgements
@@ -111,8 +122,8 @@ def _show(findings: "Findings", judged: list[Judgement], notes: list[str], asked
         show_findings(findings)
     else:
         put(findings_table(findings, title), lambda: _page(findings, title, asked), asked.format, asked.output)
-    if asked.track:
-        _record(findings, title, asked)
+    if store:
+        _record(findings, title, asked, store)
     if judged:
         show_judgements(judged, aside)
 
@@ -136,14 +147,14 @@ def _settings(findings: "Findings", asked: argparse.Namespace) -> dict[str, obje
     }
 
 
-def _record(findings: "Findings", title: str, asked: argparse.Namespace) -> None:
+def _record(findings: "Findings", title: str, asked: argparse.Namespace, store: TrackingConfig) -> None:
     from slimdown.recording.names import Tag
     from slimdown.recording.runs import record_findings  # mlflow, which takes a second
     from slimdown.showing.files import files_of
 
     settings = _settings(findings, asked)
     run = record_findings(
-        store_to_read(asked.tracking_uri),
+        store,
         f"verdict {asked.tuned}",
         settings,
         findings,

@@ -33,7 +33,7 @@ _PREFERRED = ("acc_norm", "acc", "exact_match.flexible-extract", "exact_match")
 # other one moves answers, or may.
 _FREE_ARGUMENTS = re.compile(
     "pretrained|peft|delta|revision|subfolder|gguf_file|tokenizer|tokenizer_revision|lora_local_path|enable_lora|"
-    "max_lora_rank|model|base_url|api_key|token|auth_token|cache_dir|trust_remote_code|use_fast_tokenizer|"
+    "max_lora_rank|model|base_url|api_key|token|hf_token|auth_token|cache_dir|trust_remote_code|use_fast_tokenizer|"
     "low_cpu_mem_usage|device|device_map|device_map_option|parallelize|gpus|max_memory_per_gpu|max_cpu_memory|"
     "offload_folder|tensor_parallel_size|data_parallel_size|gpu_memory_utilization|swap_space|batch_size|"
     "max_batch_size|logits_cache|num_concurrent|max_retries|timeout"
