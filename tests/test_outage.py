@@ -207,6 +207,8 @@ def test_what_a_lost_server_held_of_the_base_is_in_the_folder_and_goes_to_anothe
     shutil.copy(migrated_store, other / "mlflow.db")
     for _ in range(2):
         send(tmp_path / "unsent", f"sqlite:///{other}/mlflow.db")
+    [kept] = store.list_artifacts(before.run_id) or store.list_artifacts(record.sources["math"], "samples")
+    assert kept.path == "samples/base-math.parquet"
     for folder in (tmp_path / "unsent", other):
         place = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", experiment="slimdown")
         found = read_run(place, "a run")

@@ -178,6 +178,12 @@ def experiment_id(client: "MlflowClient", config: TrackingConfig) -> str:
     raise UserError(f"tracking.experiment={config.experiment} can neither be found nor made")
 
 
+def search(client: Any, condition: str) -> list[Any]:
+    """Runs of the store in MLflow's terms, whatever their experiment, the newest first; none out of its bin."""
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    return list(client.search_runs(experiments, condition))
+
+
 def log_entries(
     client: Any, run_id: str, params: Sequence[Any] = (), metrics: Sequence[Any] = (), tags: Sequence[Any] = ()
 ) -> None:

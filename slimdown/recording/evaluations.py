@@ -6,12 +6,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from slimdown.guarding.interruption import undisturbed
 from slimdown.measuring.answers import BenchmarkEvaluation, DamagedSamples, read_samples
-from slimdown.recording.connection import lock
+from slimdown.recording.connection import lock, search
 from slimdown.recording.names import Tag
 from slimdown.recording.outage import StoreGone
 from slimdown.recording.write import TrackedRun
@@ -38,12 +37,6 @@ def holders(client: Any, key: str, first: str = "") -> Iterator[tuple[str, str]]
     for run in search(client, f"tags.`{tag}` LIKE '%'"):
         if run.info.run_id != first:
             yield run.info.run_id, run.data.tags[tag]
-
-
-def search(client: Any, condition: str) -> list[Run]:
-    """Runs of the store, whatever their experiment, the newest first."""
-    experiments = [e.experiment_id for e in client.search_experiments()]
-    return list(client.search_runs(experiments, condition))
 
 
 def read_file(client: Any, run_id: str, file: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation:

@@ -28,7 +28,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from slimdown.guarding.errors import UserError
 from slimdown.guarding.interruption import interrupted
 from slimdown.guarding.redaction import public_uri, redact
-from slimdown.recording.connection import experiment_id, first_line, log_entries, open_store, within
+from slimdown.recording.connection import experiment_id, first_line, log_entries, open_store, search, within
 from slimdown.recording.names import Tag
 from slimdown.settings.schema import TrackingConfig
 
@@ -251,9 +251,13 @@ def _carry_over(source: MlflowClient, target: MlflowClient, artifacts: Path, run
 
 
 def _holds(store: MlflowClient, key: str) -> bool:
-    """Whether a run of the store holds the evaluation of this key."""
-    experiments = [e.experiment_id for e in store.search_experiments()]
-    return bool(store.search_runs(experiments, f"tags.`{Tag.evaluation}{key}` LIKE '%'", max_results=1))
+    """Whether the answers of this evaluation lie in the store."""
+    tag = f"{Tag.evaluation}{key}"
+    return any(
+        file.path == f"samples/{run.data.tags[tag]}.parquet"
+        for run in search(store, f"tags.`{tag}` LIKE '%'")
+        for file in store.list_artifacts(run.info.run_id, "samples")
+    )
 
 
 def _carry_model(target: MlflowClient, model: LoggedModel, files: Path, run_id: str, step: int) -> None:
