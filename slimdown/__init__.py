@@ -1,7 +1,8 @@
 """Fine-tune a small language model with QLoRA and measure what it learned and what it lost.
 
 `measure` asks a model that anybody loaded, `judge` says what changed between two measurements, `ForgettingCallback`
-does both while a `transformers.Trainer` trains. Loaded when used: they bring torch along.
+does both while a `transformers.Trainer` trains. Loaded when used: they bring torch along. `read_lm_eval` reads a
+measurement from the harness's own logs, without torch.
 """
 
 import os

@@ -180,6 +180,12 @@ def test_a_log_is_named_in_any_of_three_ways(of: str, logs: Path) -> None:
     assert slimdown.read_lm_eval(path).benchmarks.keys() == {"pocket_math", "pocket_choices", "pocket_instructions"}
 
 
+def test_a_notebook_judges_logs_as_it_judges_what_it_measured(logs: Path) -> None:
+    findings = slimdown.judge(slimdown.read_lm_eval(logs / "base"), slimdown.read_lm_eval(str(logs / "tuned")))
+    assert findings.changes.benchmarks["pocket_choices"].primary.value < 0
+    assert not findings.passes(pocket_choices=0.02)
+
+
 def test_results_named_by_a_file_are_found_by_that_name(logs: Path, tmp_path: Path) -> None:
     """With `--output_path out/base.json` the harness writes out/base_DATE.json, and samples beside it."""
     ask(MODEL_DIR, tmp_path / "out" / "base.json", ["pocket_cs"], logs / "tasks", limit=2)
