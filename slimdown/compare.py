@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from slimdown.guarding.errors import UserError
@@ -17,7 +17,6 @@ from slimdown.judging.comparison import Comparison, compare, counted
 from slimdown.judging.holdout import held_out_part, open_part
 from slimdown.judging.runs import RecordedRun
 from slimdown.judging.sorting import by, ordered
-from slimdown.measuring.answers import Evaluation
 from slimdown.recording.names import Tag
 from slimdown.recording.read import (
     FILTER_EXAMPLE,
@@ -33,7 +32,7 @@ from slimdown.settings.schema import TrackingConfig
 from slimdown.showing.comparison import comparison_page, comparison_table, figures, noise_table, table_page
 from slimdown.showing.files import images, put
 from slimdown.showing.findings import Pair, pairs_table
-from slimdown.showing.table import FORMATS
+from slimdown.showing.table import FORMATS, Table
 
 _DEFAULT_EXPERIMENT = "slimdown"  # conf/config.yaml, which takes longer to compose than the runs to read
 _STATES = {
@@ -41,6 +40,7 @@ _STATES = {
     "SCHEDULED": "not begun",
     "FAILED": "failed",
     "KILLED": "stopped",
+    "FINISHED": "finished without a change on record",
 }
 _EPILOG = """\
 examples
@@ -65,12 +65,9 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="only these: ids, beginnings of ids, or names")
     which = parser.add_argument_group("which runs")
     add_store(which)
-    which.add_argument(
-        "--experiment",
-        action="append",
-        metavar="NAME",
-        help=f"an MLflow experiment; can be repeated (default: {_DEFAULT_EXPERIMENT}; with --sweep: all)",
-    )
+    otherwise = f"(default: {_DEFAULT_EXPERIMENT}; with --sweep: all)"
+    experiment = f"an MLflow experiment; can be repeated {otherwise}"
+    which.add_argument("--experiment", action="append", metavar="NAME", help=experiment)
     which.add_argument("--sweep", metavar="NAME", help="the runs that one command started")
     which.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE", help="an MLflow tag; can be repeated")
     which.add_argument("--filter", default="", metavar="FILTER", help="a filter in MLflow's language")
@@ -126,39 +123,31 @@ def select(asked: argparse.Namespace, store: TrackingConfig) -> tuple[list[Recor
             + ", ".join(there)
         )
     found = find_runs(store, experiments, asked.filter, tags=tags)
-    finished = [run for run in found if run.status == "FINISHED"]
+    shown = [run for run in found if run.status == "FINISHED" and run.changes.benchmarks]
     where = f"{'experiment ' + ', '.join(experiments) if experiments else 'all experiments'} in {public_uri(store.uri)}"
-    left_out = Counter(_STATES.get(run.status, run.status.lower()) for run in found if run.status != "FINISHED")
-    shown = ", ".join(f"{count:,} {state}" for state, count in left_out.items())
-    if not finished:
-        raise UserError(_nothing(asked, store, experiments, where, shown, tags))
-    shown_runs = [run for run in finished if run.changes.benchmarks]
-    if not shown_runs:
-        raise UserError(
-            f"{counted(len(finished), 'run')} finished in {where}, but no change was recorded; "
-            "start one with python -m slimdown.run"
-        )
-    notes = [f"{counted(left_out.total(), 'run')} left out: {shown}."] if left_out else []
-    if n_unmeasured := len(finished) - len(shown_runs):
-        notes.append(f"{counted(n_unmeasured, 'run')} left out: finished, but no change was recorded.")
+    others = [run for run in found if run.status != "FINISHED" or not run.changes.benchmarks]
+    states = Counter(_STATES.get(run.status, run.status.lower()) for run in others)
+    left_out = ", ".join(f"{count:,} {state}" for state, count in states.items())
+    if not shown:
+        raise UserError(_nothing(asked, store, experiments, where, left_out, tags))
     chosen = [f"sweep {asked.sweep}"] if asked.sweep else []
     chosen += [f"tag {text}" for text in asked.tag] + ([f"filter {asked.filter}"] if asked.filter else [])
-    n = len(shown_runs)
-    title = f"{n:,} finished {'run' if n == 1 else 'runs'} of {', '.join([*chosen, where])}"
-    return shown_runs, title, notes
+    title = f"{len(shown):,} finished {'run' if len(shown) == 1 else 'runs'} of {', '.join([*chosen, where])}"
+    return shown, title, [f"{counted(states.total(), 'run')} left out: {left_out}."] if left_out else []
 
 
 def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Pair:
     """Two tuned models, question by question; of these only what both leave open.
 
     Raises:
-        UserError: not two runs, samples that are gone, or evaluations that are not alike; names the first difference.
+        UserError: samples that are gone, or evaluations that are not alike; names the first difference.
     """
-    one, other = runs
+    from slimdown.judging.findings import judge  # scipy, which runs side by side do without
+
     share = max(run.holdout for run in runs)
     before, after = (open_part(read_evaluation(store, run, "tuned"), share) for run in runs)
     try:
-        return _paired(_called(one), before, _called(other), after)
+        return Pair(_called(runs[0]), _called(runs[1]), judge(before, after))
     except ValueError as error:
         said = str(error).replace("base and tuned cannot be compared", "the two runs cannot be paired")
         raise UserError(
@@ -173,6 +162,9 @@ def confirm(runs: Sequence[RecordedRun], store: TrackingConfig) -> list[Pair]:
     Raises:
         UserError: a run that held no questions out, or whose samples are gone.
     """
+    from slimdown.judging.findings import judge
+
+    found = []
     for run in runs:
         if not run.holdout:
             raise UserError(
@@ -180,20 +172,12 @@ def confirm(runs: Sequence[RecordedRun], store: TrackingConfig) -> list[Pair]:
                 "confirm it. Run the candidates again with evaluation.holdout=0.5 (the base's answers are "
                 "taken from the record), choose among those, and confirm the chosen one"
             )
-    found = []
-    for run in runs:
         base, tuned = (held_out_part(read_evaluation(store, run, model), run.holdout) for model in ("base", "tuned"))
         try:
-            found.append(_paired("base", base, _called(run), tuned, n_confirmed=len(runs)))
+            found.append(Pair("base", _called(run), judge(base, tuned, n_reports=len(runs)), len(runs)))
         except ValueError as error:
             raise UserError(str(error)) from None
     return found
-
-
-def _paired(before: str, base: Evaluation, after: str, tuned: Evaluation, n_confirmed: int = 0) -> Pair:
-    from slimdown.judging.findings import judge  # scipy, which runs side by side do without
-
-    return Pair(before, after, judge(base, tuned, n_reports=max(1, n_confirmed)), n_confirmed)
 
 
 def _called(run: RecordedRun) -> str:
@@ -203,14 +187,10 @@ def _called(run: RecordedRun) -> str:
 def main() -> None:
     """Show what the command line asks for; a user's mistake ends in one message and exit code 1."""
     asked = arguments(sys.argv[1:])
+    make = _pairs if asked.paired or asked.confirm else _noise if asked.noise else _side_by_side
     try:
-        store = store_to_read(asked.tracking_uri)
-        if asked.paired or asked.confirm:
-            _compare_pairs(asked, store)
-        elif asked.noise:
-            _compare_seeds(asked, store)
-        else:
-            _compare(asked, store)
+        table, page = make(asked, store_to_read(asked.tracking_uri))
+        put(table, page, asked.format, asked.output, asked.rows)
     except UserError as error:
         sys.exit(f"These runs cannot be compared:\n  {error}")
     except KeyboardInterrupt:
@@ -219,7 +199,10 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _compare(asked: argparse.Namespace, store: TrackingConfig) -> None:
+_Shown = tuple[Table, Callable[[], str]]  # a table and what makes its page
+
+
+def _side_by_side(asked: argparse.Namespace, store: TrackingConfig) -> _Shown:
     runs, title, notes = select(asked, store)
     comparison = compare(runs, asked.group_seeds)
     if asked.by:
@@ -227,12 +210,12 @@ def _compare(asked: argparse.Namespace, store: TrackingConfig) -> None:
     if asked.sort:
         comparison = ordered(comparison, asked.sort)
     table = comparison_table(comparison, title, notes)
-    put(table, lambda: comparison_page(comparison, table, asked.by), asked.format, asked.output, asked.rows)
     if asked.plots:
         _write_plots(asked, comparison)
+    return table, lambda: comparison_page(comparison, table, asked.by)
 
 
-def _compare_pairs(asked: argparse.Namespace, store: TrackingConfig) -> None:
+def _pairs(asked: argparse.Namespace, store: TrackingConfig) -> _Shown:
     if asked.confirm and not asked.runs:
         raise UserError("--confirm judges runs that were chosen; name one or more: their ids, or beginnings of ids")
     if asked.paired and len(asked.runs) != 2:
@@ -242,16 +225,10 @@ def _compare_pairs(asked: argparse.Namespace, store: TrackingConfig) -> None:
         )
     runs, _, _ = _named(asked, store, fewest=1 if asked.confirm else 2)
     table = pairs_table(confirm(runs, store) if asked.confirm else [pair(runs, store)])
-    put(
-        table,
-        lambda: table_page(table, "--confirm" if asked.confirm else "--paired"),
-        asked.format,
-        asked.output,
-        asked.rows,
-    )
+    return table, lambda: table_page(table, "--confirm" if asked.confirm else "--paired")
 
 
-def _compare_seeds(asked: argparse.Namespace, store: TrackingConfig) -> None:
+def _noise(asked: argparse.Namespace, store: TrackingConfig) -> _Shown:
     from slimdown.recording.read import read_seeds
 
     runs, _, _ = select(asked, store)
@@ -262,13 +239,12 @@ def _compare_seeds(asked: argparse.Namespace, store: TrackingConfig) -> None:
             f"--noise needs runs that differ only in their seed, and of these {len(runs)} none do; "
             "make some with -m seed=0,1,2"
         )
-    differing = [key for key in comparison.params if key != "seed"]
     changes = {}
     for row in several:
-        told = [f"{key}={row.settings[key]}" for key in differing if key in row.settings]
+        told = [f"{key}={row.settings[key]}" for key in comparison.params if key in row.settings]
         changes[" ".join([row.name, *(text for text in told if text not in row.name)])] = read_seeds(store, row.runs)
     table = noise_table(changes)
-    put(table, lambda: table_page(table, "--noise"), asked.format, asked.output, asked.rows)
+    return table, lambda: table_page(table, "--noise")
 
 
 def _named(
@@ -299,7 +275,7 @@ def _nothing(
 ) -> str:
     """Why there is nothing to show, and what there is."""
     if left_out:
-        return f"no run of {where} is finished ({left_out}); wait for one, or start one with python -m slimdown.run"
+        return f"no run of {where} can be shown ({left_out}); wait for one, or start one with python -m slimdown.run"
     every = find_runs(store, experiments)
     if not every:
         filled = Counter(run.experiment for run in find_runs(store))

@@ -177,7 +177,7 @@ def test_what_is_not_finished_is_left_out_and_counted(said, fails) -> None:  # t
         raise RuntimeError("the disk is full")
     going = TrackedRun(here(), "going", kind="tuned", tags={})
     assert "no run of experiment slimdown in" in (none := fails())
-    assert "is finished (1 still going or killed outright, 1 failed)" in none
+    assert "can be shown (1 still going or killed outright, 1 failed)" in none
     done = run("done", 40)
     assert "2 runs are left out: 1 still going or killed outright, 1 failed." in said()
     assert "(broken) failed: RuntimeError: the disk is full" in fails(done, "broken")

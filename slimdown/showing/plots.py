@@ -49,25 +49,18 @@ class Trade:
 def forest(report: Changes) -> Figure:
     """Each benchmark's primary change in points with its 95 % interval, the margin, the verdict and n."""
     figure, axes = new_figure(0.95 + 0.36 * len(report.benchmarks), "Change of each benchmark with its 95 % interval")
-    names = list(report.benchmarks)
-    for row, name in enumerate(names):
-        benchmark = report.benchmarks[name]
-        d, look = benchmark.primary.difference, LOOKS[benchmark.verdict]
-        colour = look.colour
-        margin = 100 * benchmark.margin
+    for row, benchmark in enumerate(report.benchmarks.values()):
+        d, look, margin = benchmark.primary.difference, LOOKS[benchmark.verdict], 100 * benchmark.margin
         axes.add_patch(Rectangle((-margin, row - 0.5), 2 * margin, 1, color=INK, alpha=0.08, linewidth=0))
         if isfinite(d.low) and isfinite(d.high):
-            axes.plot([100 * d.low, 100 * d.high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
-        axes.plot([100 * d.value], [row], marker=look.marker, color=colour, markersize=7, linestyle="none")
-        _beside(axes, row, 12, benchmark.verdict.value, color=colour, weight="bold")
+            axes.plot([100 * d.low, 100 * d.high], [row, row], color=look.colour, linewidth=2, solid_capstyle="butt")
+        axes.plot([100 * d.value], [row], marker=look.marker, color=look.colour, markersize=7, linestyle="none")
+        _beside(axes, row, 12, benchmark.verdict.value, color=look.colour, weight="bold")
         _beside(axes, row, 106, f"{benchmark.n:,}", ha="right")
     _beside(axes, -0.62, 12, "verdict", va="bottom", alpha=0.65, size=7.5)
     _beside(axes, -0.62, 106, "n", va="bottom", ha="right", alpha=0.65, size=7.5)
     axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_yticks(range(len(names)), [_short(name) for name in names])
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
+    _name_rows(axes, list(report.benchmarks))
     axes.xaxis.set_major_formatter(FuncFormatter(_signed))
     axes.xaxis.set_major_locator(MaxNLocator(7))
     axes.set_xlabel("change, percentage points (band: the margin that counts as no change)")
@@ -96,10 +89,7 @@ def answers(report: Changes) -> Figure:
     labels = ["kept: right, right", "lost: right, wrong", "gained: wrong, right", "missed: wrong, wrong"]
     figure.legend(keys, labels, loc="outside upper center", ncols=4, handlelength=1, columnspacing=1.4)
     axes.set_xlim(0, 100)
-    axes.set_ylim(len(counted) - 0.5, -0.5)
-    axes.set_yticks(range(len(counted)), [_short(name) for name in counted])
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
+    _name_rows(axes, list(counted))
     axes.set_xlabel("share of the questions, % (numbers: questions; before, after)")
     return figure
 
@@ -288,19 +278,24 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seque
             text = DARK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else LIGHT
             axes.text(x, y, number(value, "+.1f"), ha="center", va="center", color=text)
     axes.set_xlim(-0.5, len(columns) - 0.5)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    _name_rows(axes, rows)
     slant = any(len(c) > 64 / len(columns) for c in columns)
     axes.set_xticks(range(len(columns)), [_short(c, 24) for c in columns])
     axes.tick_params(axis="x", length=0, rotation=25 if slant else 0)
     if slant:
         for label in axes.get_xticklabels():
             label.set(horizontalalignment="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(rows)), [_short(r) for r in rows])
-    axes.tick_params(axis="y", length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines["bottom"].set_visible(False)
     axes.set_xlabel("mean change, percentage points (red: fell, blue: rose)")
     return figure
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """The names beside rows, from the first one down, in place of an axis."""
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
 
 
 def _beside(axes: Axes, row: float, points: float, text: str, **look: Any) -> None:

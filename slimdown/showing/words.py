@@ -326,7 +326,7 @@ def leads(moved: Choices) -> str:
 
 def position(moved: Choices) -> str:
     """Which position the tuned model takes most often, and whether it is shown to have moved there."""
-    begin = "the tuned model moved to" if moved.collapsed else "no move to one position is shown; taken most often is"
+    begin = "The tuned model moved to" if moved.collapsed else "No move to one position is shown; taken most often is"
     before, after = together(percent(moved.share_before)), together(percent(moved.share_after))
     return (
         f"{begin} choice {chr(ord('A') + moved.position)}, with {before} of all questions before and {after} after; it "
