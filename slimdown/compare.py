@@ -190,7 +190,7 @@ def main() -> None:
     make = _pairs if asked.paired or asked.confirm else _noise if asked.noise else _side_by_side
     try:
         table, page = make(asked, store_to_read(asked.tracking_uri))
-        put(table, page, asked.format, asked.output, asked.rows)
+        put(table, page, asked.format, asked.output)
     except UserError as error:
         sys.exit(f"These runs cannot be compared:\n  {error}")
     except KeyboardInterrupt:
@@ -209,7 +209,7 @@ def _side_by_side(asked: argparse.Namespace, store: TrackingConfig) -> _Shown:
         comparison = by(comparison, asked.by)
     if asked.sort:
         comparison = ordered(comparison, asked.sort)
-    table = comparison_table(comparison, title, notes)
+    table = comparison_table(comparison, title, notes, asked.rows if asked.format == "table" else 0)
     if asked.plots:
         _write_plots(asked, comparison)
     return table, lambda: comparison_page(comparison, table, asked.by)

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf, isfinite, nan, sqrt
 from statistics import fmean, stdev
 
@@ -92,7 +93,7 @@ class Comparison:
     benchmarks: tuple[str, ...]  # target tasks first
     notes: tuple[str, ...]  # what a reader must know before comparing
 
-    @property
+    @cached_property
     def grouped(self) -> bool:
         """Whether any row is a mean over seeds."""
         return any(len(row.runs) > 1 for row in self.rows)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from math import nan
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,7 @@ class RecordedRun:
     scoring_path: str = ""
     harness_version: str = ""
 
-    @property
+    @cached_property
     def benchmarks(self) -> list[str]:
         """The benchmarks it was measured on, in the order of the settings."""
         names = (key.split(".")[1] for key in self.params if key.startswith("benchmark."))

@@ -1,13 +1,12 @@
 """Runs side by side, or the noise of their seeds -> a `Table`; the figures and the page of many runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple
+from functools import cache
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from slimdown.judging.comparison import Comparison, Configuration, MeanChange, Pooled, short_keys
 from slimdown.judging.paired import Estimate
-from slimdown.judging.seeds import SeedsChange
 from slimdown.judging.selection import MARK
 from slimdown.judging.sorting import by_dataset, series_by, typed
 from slimdown.showing import words
@@ -16,17 +15,23 @@ from slimdown.showing.table import Cell, Column, Row, Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from slimdown.judging.seeds import SeedsChange
+
 _MOST_COLUMNS = 4  # settings with a column each; more stand together in one
 _MOST_SEEDS = 4  # that are listed
 _MOST_POINTS = 40  # in a plot of runs: more are not legible
 _TOLD = ("model.", "quantization.", "dataset", "lora.", "train.", "evaluation.holdout", "seed")  # when pointed at
 _ENDS = ("", "_stderr", "_low", "_high", "_sd_over_seeds")
+_QUANTITIES = (
+    *(f"change{end}" for end in _ENDS),
+    *("n", "p_value", "verdict", "verdict_corrected", "forgetting_rate", "lost", "main_cause", "main_cause_share"),
+)
 
 
 # --- tables -------------------------------------------------------------------------------------------
 
 
-def comparison_table(comparison: Comparison, title: str = "", notes: Sequence[str] = ()) -> Table:
+def comparison_table(comparison: Comparison, title: str = "", notes: Sequence[str] = (), most: int = 0) -> Table:
     """Runs side by side, one row a configuration: what differs, and each benchmark's change with its verdict.
 
     Records are named as the params and metrics of a run; numbers are shares of 1.
@@ -35,6 +40,7 @@ def comparison_table(comparison: Comparison, title: str = "", notes: Sequence[st
         comparison: what is shown.
         title: which runs these are.
         notes: what must be known besides the comparison's own notes.
+        most: at most so many rows; 0: all.
     """
     shorts = short_keys(comparison.params)
     settings = list(shorts.values()) if len(shorts) <= _MOST_COLUMNS else ["what differs"]
@@ -54,10 +60,11 @@ def comparison_table(comparison: Comparison, title: str = "", notes: Sequence[st
             ),
             Column("mean retained", "points [95 %]"),
         ),
-        rows=tuple(_row(comparison, row, shorts) for row in comparison.rows),
+        rows=tuple(_row(comparison, row, shorts) for row in comparison.rows[: most or None]),
         legend=words.COMPARISON_LEGEND + (f" {words.SEEDS_LEGEND}" if comparison.grouped else ""),
         notes=notes,
-        document={**about, "rows": [_document(comparison, row) for row in comparison.rows]},
+        n_left_out=max(0, len(comparison.rows) - most) if most else 0,
+        document=lambda: {**about, "rows": [_document(comparison, row) for row in comparison.rows]},
     )
 
 
@@ -80,7 +87,7 @@ def _row(comparison: Comparison, row: Configuration, shorts: Mapping[str, str]) 
     means = {
         f"forgetting/{name}{end}": value
         for name, mean in _means(row).items()
-        for end, value in zip(_ENDS, astuple(mean), strict=True)
+        for end, value in zip(_ENDS, vars(mean).values(), strict=True)
     }
     return Row(
         (
@@ -96,7 +103,7 @@ def _row(comparison: Comparison, row: Configuration, shorts: Mapping[str, str]) 
 
 
 def _cell(name: str, change: MeanChange | None) -> Cell:
-    values = {f"forgetting/{name}/{key}": value for key, value in _quantities(change).items()}
+    values = dict(zip(_names(name), _quantities(change), strict=True))
     if change is None:
         return Cell(words.NOTHING, values=values)
     return Cell(
@@ -109,32 +116,25 @@ def _cell(name: str, change: MeanChange | None) -> Cell:
     )
 
 
-def _quantities(change: MeanChange | None) -> dict[str, Any]:
-    """What programs get of a change, by name; the names are there without one too."""
-    names = [f"change{end}" for end in _ENDS]
-    names += [
-        "n",
-        "p_value",
-        "verdict",
-        "verdict_corrected",
-        "forgetting_rate",
-        "lost",
-        "main_cause",
-        "main_cause_share",
-    ]
+@cache
+def _names(benchmark: str) -> tuple[str, ...]:
+    return tuple(f"forgetting/{benchmark}/{name}" for name in _QUANTITIES)
+
+
+def _quantities(change: MeanChange | None) -> tuple[Any, ...]:
+    """What programs get of a change, as `_QUANTITIES` names it; the names are there without one too."""
     if change is None:
-        return dict.fromkeys(names)
+        return (None,) * len(_QUANTITIES)
     verdicts = change.verdict or None, change.verdict_corrected or None
     lost = change.forgetting_rate, change.lost, *(change.main_cause or (None, None))
-    found = (*astuple(change.change), change.n, change.p_value, *verdicts, *lost)
-    return dict(zip(names, found, strict=True))
+    return *vars(change.change).values(), change.n, change.p_value, *verdicts, *lost
 
 
 def _document(comparison: Comparison, row: Configuration) -> dict[str, Any]:
     """A row as JSON has it: with types."""
     benchmarks = {
         name: {
-            **_quantities(change),
+            **dict(zip(_QUANTITIES, _quantities(change), strict=True)),
             "role": change.role,
             "metric": change.metric,
             "verdicts": change.verdicts,
@@ -151,7 +151,7 @@ def _document(comparison: Comparison, row: Configuration) -> dict[str, Any]:
         "seeds": [_in_json(seed) for seed in row.seeds],
         "params": {key: _in_json(row.settings.get(key, "")) for key in comparison.params},
         "benchmarks": benchmarks,
-        **{name: asdict(mean) for name, mean in _means(row).items()},
+        **{name: vars(mean) for name, mean in _means(row).items()},
     }
 
 
@@ -176,11 +176,11 @@ def _seeds(row: Configuration) -> str:
 def _hint(row: Configuration) -> str:
     """What tells a row from all others: its runs and its settings, a line each."""
     runs = ", ".join(run.run_id[:8] for run in row.runs)
-    told = [f"{key} = {value}" for key, value in sorted(row.settings.items()) if key.startswith(_TOLD)]
+    told = [f"{key} = {value}" for key, value in row.settings.items() if key.startswith(_TOLD)]
     return "\n".join([row.name, f"{runs}, seed {', '.join(row.seeds)}", *told])
 
 
-def noise_table(changes: Mapping[str, Sequence[SeedsChange]]) -> Table:
+def noise_table(changes: "Mapping[str, Sequence[SeedsChange]]") -> Table:
     """For each configuration of several seeds, by name, the noise of its questions and of its training."""
     headings = ("seeds", "n", "mean change", "questions ±", "training ±", "from seed to seed")
     parts = sorted({change.part for found in changes.values() for change in found if change.part})
@@ -196,7 +196,7 @@ def noise_table(changes: Mapping[str, Sequence[SeedsChange]]) -> Table:
     )
 
 
-def _noise_cells(change: SeedsChange) -> list[Cell]:
+def _noise_cells(change: "SeedsChange") -> list[Cell]:
     noise = change.noise
     subjects = f" ({noise.population})" if noise.n_groups else ""
     means = {"change": noise.mean.value, "low": noise.mean.low, "high": noise.mean.high}

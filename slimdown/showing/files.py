@@ -49,15 +49,15 @@ def images(figures: "Mapping[str, Figure]") -> dict[str, bytes]:
     return found | {f"{stem}.png": png(figure) for stem, figure in stems.items()}
 
 
-def put(table: Table, page: Callable[[], str], format: str, output: Path | None, most: int = 0) -> None:
+def put(table: Table, page: Callable[[], str], format: str, output: Path | None) -> None:
     """Show a table on the console, or write it to where it is asked for in one of `FORMATS`; as HTML it is `page`.
 
     Raises:
         UserError: the file cannot be written.
     """
     if format == "table" and not output:
-        return show(table, Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH), most)
-    text = page() if format == "html" else write(table, format, most)
+        return show(table, Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH))
+    text = page() if format == "html" else write(table, format)
     if not output:
         sys.stdout.write(text)
         return

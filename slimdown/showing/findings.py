@@ -29,7 +29,7 @@ def findings_table(findings: Findings, title: str = "") -> Table:
         "mean_retained_change": asdict(changes.mean_retained_change),
         "mean_target_change": asdict(changes.mean_target_change),
     }
-    return replace(table, document=document)
+    return replace(table, document=lambda: document)
 
 
 def findings_markdown(findings: Findings, name: str) -> str:
@@ -132,7 +132,7 @@ def pairs_table(pairs: Sequence[Pair]) -> Table:
         columns=(*([Column("pair", widest=44)] if several else []), *columns),
         rows=tuple(rows),
         legend=words.pairs_legend([pair.findings.changes for pair in pairs], confirmed),
-        document=documents if confirmed else documents[0],
+        document=lambda: documents if confirmed else documents[0],
     )
 
 

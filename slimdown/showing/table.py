@@ -12,7 +12,7 @@ at full precision; what is not known is empty or null, never NaN.
 import csv
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from math import isfinite
@@ -79,7 +79,8 @@ class Table:
     rows: tuple[Row, ...]
     legend: str = ""
     notes: tuple[str, ...] = ()
-    document: Any = None  # what JSON holds; None: the records
+    n_left_out: int = 0  # rows that a console is spared
+    document: Callable[[], Any] | None = None  # what JSON holds; None: the records
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -89,18 +90,12 @@ class Table:
         return [{name: _known(record.get(name)) for name in names} for record in found]
 
 
-def write(table: Table, format: str, most: int = 0) -> str:
-    """The table as text in one of `FORMATS`; HTML is a fragment that brings its style along and loads nothing.
-
-    Args:
-        table: what is written.
-        format: how.
-        most: rows of the format `table`; 0: all.
-    """
+def write(table: Table, format: str) -> str:
+    """The table as text in one of `FORMATS`; HTML is a fragment that brings its style along and loads nothing."""
     if format == "table":
         # Whatever rich makes of its surroundings: in a notebook it would print there, elsewhere in colours.
         plain: dict[str, Any] = {"force_jupyter": False, "force_terminal": False, "color_system": None}
-        show(table, Console(file=(text := StringIO()), highlight=False, width=PLAIN_WIDTH, **plain), most)
+        show(table, Console(file=(text := StringIO()), highlight=False, width=PLAIN_WIDTH, **plain))
         return text.getvalue()
     return {"markdown": _markdown, "csv": _csv, "json": _json, "html": _html}[format](table)
 
@@ -108,31 +103,36 @@ def write(table: Table, format: str, most: int = 0) -> str:
 # --- for people ---------------------------------------------------------------------------------------
 
 
-def show(table: Table, console: Console, most: int = 0) -> None:
-    """Print the table, as wide as the console allows; at most so many rows (0: all)."""
-    rows = table.rows[:most] if most else table.rows
+def show(table: Table, console: Console) -> None:
+    """Print the table, as wide as the console allows."""
     if table.title:
         console.print(Text(table.title), style="bold", soft_wrap=True)  # an address stays in one piece
     for note in table.notes:
         console.print(Text(note), style="yellow")
-    free = console.options.update(width=_UNBOUNDED)
-    layouts = [_side_by_side(table, rows, " ")]
-    if not console.is_terminal:  # a file or a pipe is as wide as it has to be
-        console.width = max(console.width, Measurement.get(console, free, layouts[0]).maximum)
-    layouts.append(_side_by_side(table, rows, "\n"))
-    fitting = (shown for shown in layouts if Measurement.get(console, free, shown).maximum <= console.width)
-    console.print(next(fitting, None) or _stacked(table, rows))
-    if left := len(table.rows) - len(rows):
-        console.print(f"{left:,} more rows; --rows 0 shows all of {len(table.rows):,}")
+    console.print(_fitting(table, console))
+    if n := table.n_left_out:
+        console.print(f"{n:,} more rows; --rows 0 shows all of {n + len(table.rows):,}")
     if table.legend:
         console.print(Text(table.legend), style="dim")
+
+
+def _fitting(table: Table, console: Console) -> RichTable:
+    free = console.options.update(width=_UNBOUNDED)
+    for before_verdict in (" ", "\n"):
+        shown = _side_by_side(table, before_verdict)
+        width = Measurement.get(console, free, shown).maximum
+        if not console.is_terminal:  # a file or a pipe is as wide as it has to be
+            console.width = max(console.width, width)
+        if width <= console.width:
+            return shown
+    return _stacked(table)
 
 
 def _rich_table() -> RichTable:
     return RichTable(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
 
 
-def _side_by_side(table: Table, rows: Sequence[Row], before_verdict: str) -> RichTable:
+def _side_by_side(table: Table, before_verdict: str) -> RichTable:
     shown = _rich_table()
     kept = [i for i, column in enumerate(table.columns) if column.on_console]
     for column in (table.columns[i] for i in kept):
@@ -143,18 +143,18 @@ def _side_by_side(table: Table, rows: Sequence[Row], before_verdict: str) -> Ric
             max_width=column.widest,
             overflow="fold",
         )
-    for row in rows:
+    for row in table.rows:
         cells = [_styled(row.cells[i], before_verdict) for i in kept]
         shown.add_row(*cells, style="dim" if row.is_minor else "")
     return shown
 
 
-def _stacked(table: Table, rows: Sequence[Row]) -> RichTable:
+def _stacked(table: Table) -> RichTable:
     """A line a cell below each row's first: for a narrow terminal."""
     shown = _rich_table()
     shown.add_column(Text(table.columns[0].heading), overflow="fold")
     shown.add_column("", overflow="fold")
-    for row in rows:
+    for row in table.rows:
         shown.add_row(Text(str(row.cells[0]), "dim" if row.is_minor else "bold"))
         for column, cell in zip(table.columns[1:], row.cells[1:], strict=True):
             if column.on_console and str(cell) not in ("", NOTHING):
@@ -225,7 +225,7 @@ def _harmless(value: Any) -> Any:
 
 
 def _json(table: Table) -> str:
-    content = _known(table.records if table.document is None else table.document)
+    content = _known(table.document() if table.document else table.records)
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
