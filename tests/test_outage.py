@@ -207,11 +207,11 @@ def test_what_a_lost_server_held_of_the_base_is_in_the_folder_and_goes_to_anothe
     shutil.copy(migrated_store, other / "mlflow.db")
     for _ in range(2):
         send(tmp_path / "unsent", f"sqlite:///{other}/mlflow.db")
-    [kept] = store.list_artifacts(before.run_id) or store.list_artifacts(record.sources["math"], "samples")
-    assert kept.path == "samples/base-math.parquet"
-    for folder in (tmp_path / "unsent", other):
+    shutil.rmtree(tmp_path / "mlruns" / "artifacts" / record.sources["math"])  # there its tag is left
+    send(tmp_path / "unsent", here().uri)
+    for folder, called in ((tmp_path / "unsent", "a run"), (other, "a run"), (tmp_path / "mlruns", run.run_id)):
         place = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", experiment="slimdown")
-        found = read_run(place, "a run")
+        found = read_run(place, called)
         assert read_evaluation(place, found, "base").benchmarks == BEFORE.benchmarks
         assert read_evaluation(place, found, "tuned").benchmarks == AFTER.benchmarks
 
