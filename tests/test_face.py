@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    LlamaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -200,6 +201,26 @@ def test_training_goes_on_as_if_nothing_had_been_measured(make: Callable[[], Any
     assert other_draws == draws
     for (name, one), other in zip(alone.state_dict().items(), model.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_ddp_keeps_its_hold_on_the_gradients_of_a_family_that_nobody_tried(one_process: None) -> None:
+    """A trial would compute in float32, in weights that DDP then watches no more."""
+
+    class OfMyOwn(LlamaForCausalLM): ...
+
+    wrapped, reduced = DistributedDataParallel(OfMyOwn.from_pretrained(MODEL_DIR, dtype=torch.bfloat16)), []
+
+    def reduce(state: None, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        reduced.append(bucket.index())
+        done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    wrapped.register_comm_hook(None, reduce)
+    for times in (1, 2):
+        wrapped(input_ids=torch.tensor([[5, 6]]), labels=torch.tensor([[5, 6]])).loss.backward()
+        assert reduced.count(0) == times
+        slimdown.measure(wrapped, TOKENIZER, "pocket_cs", limit=2)
 
 
 def test_the_weights_own_numbers_are_measured_whatever_a_trainer_puts_around_them(

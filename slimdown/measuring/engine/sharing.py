@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import distributed
 from torch.nn import Module
 from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -221,6 +222,8 @@ def _rope_types(parameters: Any) -> set[str]:
 def why_not_by_trying(model: Any, longest: int, merging: bool) -> str:
     """What a trial of shared rows and of decoding says against them; empty where they agree with plain ones."""
     widened = sum(p.numel() * 4 for p in model.parameters() if p.is_floating_point() and p.itemsize < 4)
+    if widened and distributed.is_available() and distributed.is_initialized():
+        return "other processes train with this one, and DDP loses its hold on weights that are widened for a trial"
     if widened > free_bytes(model.device):
         return f"no memory to try shared rows: {widened / 2**30:.1f} GiB in float32"
     try:
