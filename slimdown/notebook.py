@@ -60,6 +60,8 @@ def measure(
 
     given = causal_model(model, tokenizer)
     if isinstance(benchmarks, Measured):
+        if (limit, num_fewshot) != (None, None):
+            raise UserError("what was asked before is asked again: leave out limit and num_fewshot, or name benchmarks")
         chosen = {name: report.benchmark for name, report in benchmarks.benchmarks.items()}
         return load_questions(chosen, benchmarks.config).ask(given, like=benchmarks.scoring)
     chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)  # type: ignore[arg-type]

@@ -334,6 +334,8 @@ def test_what_is_no_causal_model_is_said() -> None:
 
 
 def test_what_cannot_be_compared_is_said(before: Evaluation, findings: slimdown.Findings) -> None:
+    with pytest.raises(UserError, match="what was asked before is asked again: leave out limit"):
+        slimdown.measure(plain(), TOKENIZER, before, limit=3)
     with pytest.raises(UserError, match="before and after cannot be compared: benchmarks differ"):
         slimdown.judge(before, slimdown.measure(plain(), TOKENIZER, "pocket_cs", limit=2))
     with pytest.raises(UserError, match="after is a Linear"):
