@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from slimdown.guarding.errors import UserError
-from slimdown.measuring.engine.sharing import Scoring
+from slimdown.measuring.engine import Scoring
 from slimdown.measuring.harness import Evaluator, _language_model
 from slimdown.measuring.questions import load_tasks
 from slimdown.preparing import chat

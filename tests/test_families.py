@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PrefixTuningConfig
 from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -22,12 +23,13 @@ from bench.families import (
     compare,
     in_bfloat16,
     in_int8,
+    questions,
     tiny,
     too_slow,
     windowed,
 )
 from slimdown.measuring.engine.scoring import SharedWorkLM
-from slimdown.measuring.engine.sharing import EXACT, NOT_MERGING, Scoring, choose_scoring
+from slimdown.measuring.engine.sharing import EXACT, NOT_MERGING, Scoring, choose_scoring, is_exact
 
 # peft 0.21 asks transformers 5.24 for names that it changed (delete when it follows), and warns of what is not asked.
 pytestmark = [
@@ -63,6 +65,7 @@ def chosen_for(model: Any) -> Scoring:
 @pytest.mark.parametrize("family", sorted(EXACT))
 def test_a_family_known_to_be_exact_is(family: str) -> None:
     model = tiny(family)
+    assert is_exact(model)
     merges = family not in NOT_MERGING and model.config._attn_implementation == "sdpa"
     assert chosen_for(model) == Scoring(shares=True, merges=merges, decodes=True)
     compared = compare(model)
@@ -74,6 +77,7 @@ def test_a_family_known_to_be_exact_is(family: str) -> None:
 def test_a_window_shorter_than_the_preamble_is_kept(family: str) -> None:
     model = windowed(family, 16)
     merges = model.config._attn_implementation == "sdpa"
+    assert is_exact(model)
     assert chosen_for(model) == Scoring(shares=True, merges=merges, decodes=True)
     compared = compare(model)
     assert compared.is_exact, compared
@@ -82,10 +86,23 @@ def test_a_window_shorter_than_the_preamble_is_kept(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["cohere2", "gemma2", "gemma3_text", "gpt_oss", "mistral", "qwen2"])
 @pytest.mark.parametrize(("window", "merges"), [(16, False), (2, True), (140, True), (140, False), (191, True)])
-def test_it_is_where_the_preamble_is_shorter_or_repeated(family: str, window: int, merges: bool) -> None:
+def test_a_window_is_kept_where_the_preamble_is_shorter_or_repeated(family: str, window: int, merges: bool) -> None:
     model = windowed(family, window)
     merges &= model.config._attn_implementation == "sdpa"
     assert compare(model, Scoring(shares=True, merges=merges, decodes=True)).is_exact
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "gpt_oss", "mistral"])
+def test_in_bfloat16_a_window_is_kept_as_well_as_by_stock(family: str) -> None:
+    """What rounding leaves of float32's log-likelihoods: stock's mean distance and ours."""
+    model, common = windowed(family, 16), {"tokenizer": byte_tokenizer(), "max_length": WINDOW}
+    exact = HFLM(pretrained=model, **common).loglikelihood(questions(), disable_tqdm=True)
+    stock, ours = (
+        lm(in_bfloat16(model), softmax_dtype=torch.float32, **common).loglikelihood(questions(), disable_tqdm=True)
+        for lm in (HFLM, SharedWorkLM)
+    )
+    far, near = (sum(abs(a[0] - b[0]) for a, b in zip(exact, found, strict=True)) for found in (stock, ours))
+    assert near < 1.3 * far
 
 
 @pytest.mark.parametrize("family", ["gemma", "gpt2", "gptj", "llama", "opt", "qwen3_moe"])
@@ -126,7 +143,15 @@ def renamed(model: Any) -> Any:
 
 @pytest.mark.parametrize(
     "make",
-    [partial(tiny, "llama"), partial(tiny, "qwen3_moe"), lambda: in_bfloat16(tiny("llama")), partial(tiny, "xglm")],
+    [
+        partial(tiny, "llama"),
+        partial(tiny, "qwen3_moe"),
+        lambda: in_bfloat16(tiny("llama")),
+        partial(tiny, "xglm"),
+        partial(windowed, "gemma3_text", 16),
+        partial(windowed, "gpt_oss", 140),
+        lambda: in_bfloat16(windowed("mistral", 16)),
+    ],
 )
 def test_a_family_that_nobody_tried_shares_where_a_trial_agrees(make: Callable[[], Any]) -> None:
     model = renamed(make())
@@ -142,6 +167,14 @@ def test_a_trial_is_as_long_as_what_will_be_asked() -> None:
     model = tiny("doge", keep_window_size=100)
     assert choose_scoring(model, lambda: 64).shares
     assert not choose_scoring(model, lambda: 190).shares
+
+
+def test_a_window_that_nobody_tried_may_be_shorter_or_longer_than_what_will_be_asked() -> None:
+    """A family that ignores the window of its file: right as long as no row is longer."""
+    model = tiny("arcee", sliding_window=100)
+    assert choose_scoring(model, lambda: 100).shares
+    assert "other logits" in choose_scoring(model, lambda: 102).reason
+    assert is_exact(tiny("arcee", sliding_window=None))
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ from transformers import (
 )
 
 from bench.families import byte_tokenizer
+from slimdown.measuring.engine import Scoring
 from slimdown.measuring.engine.scoring import SharedWorkLM
-from slimdown.measuring.engine.sharing import Scoring
 
 WINDOW = 320
 

@@ -29,7 +29,7 @@ from slimdown.preparing.model import context_window
 from slimdown.settings.schema import BenchmarkConfig, EvaluationConfig, OnProgress
 
 if TYPE_CHECKING:
-    from slimdown.measuring.engine.sharing import Scoring
+    from slimdown.measuring.engine import Scoring
 
 
 class Evaluator:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from slimdown.guarding.errors import UserError
 from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation
-from slimdown.measuring.engine.sharing import Scoring
+from slimdown.measuring.engine import Scoring
 from slimdown.measuring.harness import Evaluator
 from slimdown.measuring.validation import validation_loss
 from slimdown.preparing.dequantize import dequantizes

@@ -171,8 +171,11 @@ def is_exact(model: Any) -> bool:
         and getattr(config, "is_causal", True) is not False
         and not getattr(config, "alibi", False)
         and not getattr(config, "use_bidirectional_attention", False)
-        # A family that knows nothing of a window ignores one that its file names, and transformers' cache does not.
-        and all(hasattr(type(config), name) or not hasattr(config, name) for name in ("sliding_window", "layer_types"))
+        # A family ignores a setting of its file that it does not know, but windows and transformers' cache go by it.
+        and not any(
+            getattr(config, name, None) is not None and not hasattr(kind.config_class, name)
+            for name in ("sliding_window", "layer_types")
+        )
     )
 
 
