@@ -105,6 +105,14 @@ def test_in_bfloat16_a_window_is_kept_as_well_as_by_stock(family: str) -> None:
     assert near < 1.3 * far
 
 
+@pytest.mark.parametrize("cache", ["hybrid", "static"])
+def test_a_cache_that_a_models_file_names_changes_no_text(cache: str) -> None:
+    model = windowed("gemma3_text", 16)
+    model.generation_config.cache_implementation = cache
+    assert chosen_for(model).decodes
+    assert compare(model).is_exact
+
+
 @pytest.mark.parametrize("family", ["gemma", "gpt2", "gptj", "llama", "opt", "qwen3_moe"])
 def test_it_is_where_a_preamble_is_repeated(family: str) -> None:
     """As on a GPU."""
@@ -127,6 +135,13 @@ def test_windows_positions_content_and_adapters(name: str) -> None:
     assert case.reason in scoring.reason
     compared = compare(model)
     assert compared.is_exact, compared
+
+
+def test_a_loss_of_routers_is_left_to_stock() -> None:
+    model, common = tiny("mixtral", output_router_logits=True), {"tokenizer": byte_tokenizer(), "max_length": WINDOW}
+    assert "output_router_logits" in chosen_for(model).reason
+    ours, stock = (lm(model, **common).loglikelihood(questions(), disable_tqdm=True) for lm in (SharedWorkLM, HFLM))
+    assert ours == stock
 
 
 def test_int8_is_left_to_stock(tmp_path: Path) -> None:

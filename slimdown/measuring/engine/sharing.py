@@ -14,7 +14,6 @@ from typing import Any
 from torch import distributed
 from torch.nn import Module
 from transformers import DynamicCache, GenerationMixin
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from slimdown.measuring.engine.forward import is_out_of_memory, measuring, release_memory, windows
@@ -110,8 +109,11 @@ GREEDY_SETTINGS = frozenset(
         "_from_model_config",
     ]
 )
-# What changes nothing at a value of one, as some models' files spell it out.
-NEUTRAL_AT_ONE = frozenset(["num_beams", "num_return_sequences", "repetition_penalty", "length_penalty"])
+# Values that change nothing, as some models' files spell them out; Gemma's name a cache.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(["num_beams", "num_return_sequences", "repetition_penalty", "length_penalty"], (1,)),
+    "cache_implementation": ("dynamic", "static", "hybrid", "sliding_window"),
+}
 
 
 def choose_scoring(model: Any, longest: Callable[[], int], tuned: Any = None, dequantizes: bool = False) -> Scoring:
@@ -194,10 +196,10 @@ def why_not_by_rule(model: Any, adapters: list[Any]) -> str:
     config = model.config
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"{config._attn_implementation} attention takes no 4D mask"
+    if getattr(config, "output_router_logits", False):
+        return "output_router_logits, whose loss takes no 4D mask"
     layers = DynamicCache(config=config).layers
-    if odd := sorted(
-        {type(layer).__name__ for layer in layers} - {DynamicLayer.__name__, DynamicSlidingWindowLayer.__name__}
-    ):
+    if odd := sorted({type(layer).__name__ for layer in layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"}):
         return f"cache of {', '.join(odd)}"
     if reason := _why_not_windows(model, [getattr(layer, "sliding_window", None) for layer in layers]):
         return reason
@@ -253,9 +255,7 @@ def why_not_greedy(model: Any) -> str:
     config = getattr(model, "generation_config", None)
     if config is None:
         return "no generation_config"
-    setting = {
-        key for key, value in config.to_diff_dict().items() if value and (key not in NEUTRAL_AT_ONE or value != 1)
-    }
+    setting = {key for key, value in config.to_diff_dict().items() if value and value not in NEUTRAL.get(key, ())}
     if acting := sorted(setting - GREEDY_SETTINGS):
         return f"generation_config sets {', '.join(acting)}"
     own = [name for name in ("generate", "prepare_inputs_for_generation") if _overrides(model, name)]
