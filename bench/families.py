@@ -172,15 +172,24 @@ class Case:
     reason: str  # what the reason for stock says; empty where work is shared
 
 
-# Known families that know a window; in some, layers of two kinds take turns.
+# Families known to be exact that have a window; in some, layers of two kinds take turns.
 WINDOWED = [family for family in sorted(EXACT) if hasattr(CONFIG_MAPPING[family], "sliding_window")]
 
 
-def windowed(family: str, window: int) -> Any:
-    """A tiny model of which a layer, or all where the family has one kind, looks back over `window` positions."""
-    kinds = ["sliding_attention", "full_attention"] if hasattr(CONFIG_MAPPING[family], "layer_types") else None
-    switches = {"use_sliding_window": True} if hasattr(CONFIG_MAPPING[family], "use_sliding_window") else {}
-    return tiny(family, sliding_window=window, **switches, **({"layer_types": kinds} if kinds else {}))
+def windowed(family: str, window: int, seed: int = 0) -> Any:
+    """A tiny model of which a layer, or all where the family has one kind, looks back over `window` positions.
+
+    Raises ValueError where the family has no window.
+    """
+    settings = {
+        "sliding_window": window,
+        "use_sliding_window": True,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
+    known = type(CONFIG_MAPPING[family]().get_text_config(decoder=True))
+    if not hasattr(known, "sliding_window"):
+        raise ValueError(f"{family} has no window")
+    return tiny(family, seed, **{name: value for name, value in settings.items() if hasattr(known, name)})
 
 
 def with_adapter(model: Any = None, **settings: Any) -> Any:
