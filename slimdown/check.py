@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from slimdown.guarding.errors import UserError
 from slimdown.judging.budget import Outcome, hold_to_budgets, overall, read_budgets
 from slimdown.judging.changes import changes_between
 from slimdown.settings.arguments import Parser, add_budgets, add_store, exit_with, store_to_read
@@ -50,10 +49,7 @@ def _answer(options: argparse.Namespace) -> Outcome:
     base, tuned = (read_evaluation(store, run, model) for model in ("base", "tuned"))
     if run.holdout:  # the questions that did not choose this run, and no others
         base, tuned = (held_out_part(report, run.holdout) for report in (base, tuned))
-    try:
-        changes = changes_between(base, tuned)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    changes = changes_between(base, tuned)
     judged = hold_to_budgets(changes, budgets)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{run.name}  ({run.run_id})", markup=False)

@@ -148,7 +148,7 @@ def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Pair:
     before, after = (open_part(read_evaluation(store, run, "tuned"), share) for run in runs)
     try:
         return Pair(_called(runs[0]), _called(runs[1]), judge(before, after))
-    except ValueError as error:
+    except UserError as error:
         said = str(error).replace("base and tuned cannot be compared", "the two runs cannot be paired")
         raise UserError(
             f"{said}; --paired needs two runs that were asked the same questions in the same way, "
@@ -173,10 +173,7 @@ def confirm(runs: Sequence[RecordedRun], store: TrackingConfig) -> list[Pair]:
                 "taken from the record), choose among those, and confirm the chosen one"
             )
         base, tuned = (held_out_part(read_evaluation(store, run, model), run.holdout) for model in ("base", "tuned"))
-        try:
-            found.append(Pair("base", _called(run), judge(base, tuned, n_reports=len(runs)), len(runs)))
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        found.append(Pair("base", _called(run), judge(base, tuned, n_reports=len(runs)), len(runs)))
     return found
 
 

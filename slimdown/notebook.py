@@ -83,7 +83,7 @@ def judge(before: Evaluation, after: Evaluation) -> "Findings":
             raise UserError(f"{name} is a {type(one).__name__}; give what slimdown.measure returned")
     try:
         return Findings(**vars(judge_two(before, after)))
-    except ValueError as error:
+    except UserError as error:
         raise UserError(
             f"before and after cannot be compared: {error}; slimdown.measure(model, tokenizer, before) asks and scores "
             "as before was"

@@ -76,10 +76,7 @@ def _answer(asked: argparse.Namespace) -> Outcome:
         raise UserError(f"BASE and TUNED are the same logs, {asked.base}")
     notes: list[str] = []
     before, after = (read_lm_eval(folder, metrics, asked.target, tell=notes.append) for folder in folders)
-    try:
-        findings = judge(before, after)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    findings = judge(before, after)
     if before.harness_version != after.harness_version:
         versions = f"{before.harness_version} and {after.harness_version}"
         notes.append(f"made by lm_eval {versions}; the tasks' settings, questions and prompts are the same")

@@ -123,7 +123,7 @@ def test_graded_scores_come_back_from_a_file_to_the_last_bit(tmp_path: Path) -> 
     found = read_samples(tmp_path / "samples.parquet", fresh.benchmark)
     assert found == fresh
     change = changes_between(evaluation(written=found), evaluation(written=fresh)).benchmarks["written"]
-    assert change.primary.value == 0
+    assert change.primary.difference.value == 0
     assert not change.p_value < 0.05  # undefined where no question differs
     assert change.verdict is Verdict.undecided
     undefined = replace(fresh, scores={"match.flexible": Score(1.0, nan)})
@@ -149,8 +149,8 @@ def test_samples_of_earlier_records_are_read_and_rounded_ones_are_not_held_again
     rounded = as_before(tmp_path / "samples.parquet", graded)
     assert rounded.scores_of("match.flexible") == pytest.approx([1 / 3, 0.1, 0.7], abs=1e-7)
     both = evaluation(written=rounded)
-    assert changes_between(both, both).benchmarks["written"].primary.value == 0
-    with pytest.raises(ValueError, match="score_precision differs: float32 and float64"):
+    assert changes_between(both, both).benchmarks["written"].primary.difference.value == 0
+    with pytest.raises(UserError, match="score_precision differs: float32 and float64"):
         changes_between(both, evaluation(written=graded))
 
 

@@ -122,7 +122,7 @@ def test_findings_are_those_of_measuring_by_hand(tmp_path: Path) -> None:
     last = integration.logged[-1]
     assert last["step"] == 6
     for name, change in by_hand.changes.benchmarks.items():
-        assert last[f"forgetting/{name}/change"] == change.primary.value
+        assert last[f"forgetting/{name}/change"] == change.primary.difference.value
         assert last[f"tuned/{name}/{change.metric}"] == change.primary.tuned.value
         assert integration.logged[0][f"base/{name}/{change.metric}"] == change.primary.base.value
     assert set(integration.logged[2]) == {
@@ -145,7 +145,7 @@ def test_mlflow_gets_it_through_the_trainers_own_reporting(
     for name, change in seen.findings.changes.benchmarks.items():
         assert [(m.step, m.value) for m in store.get_metric_history(run.info.run_id, f"forgetting/{name}/change")][
             -1
-        ] == (3, change.primary.value)
+        ] == (3, change.primary.difference.value)
 
 
 def test_an_adapter_is_trained_as_far_as_it_was(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from slimdown.guarding.errors import UserError
 from slimdown.judging.changes import BenchmarkChange, Counts, Verdict, changes_between
 from slimdown.judging.paired import difference, mean_difference
 from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, Sample, Score
@@ -83,7 +84,7 @@ def test_a_base_at_zero_has_no_forgetting_rate() -> None:
 
 def test_a_model_compared_with_itself_forgets_nothing() -> None:
     same = report(a=benchmark([1, 0, 1]), b=benchmark([0, 0, 1]))
-    assert [b.primary.value for b in changes_between(same, same).benchmarks.values()] == [0.0, 0.0]
+    assert [b.primary.difference.value for b in changes_between(same, same).benchmarks.values()] == [0.0, 0.0]
     assert changes_between(same, same).mean_retained_change.value == 0.0
 
 
@@ -107,17 +108,17 @@ def test_the_mean_leaves_the_target_out() -> None:
 )
 def test_reports_of_unlike_evaluations_are_refused_by_field(field: str, changes: dict[str, object]) -> None:
     base = benchmark([1, 0])
-    with pytest.raises(ValueError, match=f"a: base and tuned cannot be compared, {field} differs"):
+    with pytest.raises(UserError, match=f"a: base and tuned cannot be compared, {field} differs"):
         changes_between(report(a=base), report(a=replace(base, **changes)))  # type: ignore[arg-type]
 
 
 def test_another_harness_or_another_choice_of_benchmarks_is_refused() -> None:
     one = report(a=benchmark([1, 0]))
-    with pytest.raises(ValueError, match="harness_version differs"):
+    with pytest.raises(UserError, match="harness_version differs"):
         changes_between(one, replace(one, harness_version="0.5"))
-    with pytest.raises(ValueError, match="benchmarks differ"):
+    with pytest.raises(UserError, match="benchmarks differ"):
         changes_between(one, report(b=benchmark([1, 0])))
-    with pytest.raises(ValueError, match="scoring_path differs: shared and stock"):
+    with pytest.raises(UserError, match="scoring_path differs: shared and stock"):
         changes_between(one, replace(one, scoring_path="stock"))
 
 
@@ -178,20 +179,20 @@ def test_one_sample_all_right_and_all_wrong_are_undecided(scores: list[float]) -
 
 
 def test_a_score_that_is_no_number_is_refused() -> None:
-    with pytest.raises(ValueError, match="a: 1 of 3 scores are not numbers"):
+    with pytest.raises(UserError, match="a: 1 of 3 scores are not numbers"):
         changes_between(report(a=benchmark([1, 0, 1])), report(a=benchmark([1, float("nan"), 1])))
 
 
 def test_no_question_at_all_is_refused() -> None:
     empty = replace(benchmark([1, 0]), samples=())
-    with pytest.raises(ValueError, match="a: there is no question to compare"):
+    with pytest.raises(UserError, match="a: there is no question to compare"):
         changes_between(report(a=empty), report(a=empty))
 
 
 def test_a_metric_without_a_score_for_each_question_is_refused() -> None:
     whole = replace(benchmark([1, 0]), scores={"f1": Score(0.5, 0.1), "acc": Score(0.5, 0.5)})
     config = replace(whole.benchmark, metric="f1")
-    with pytest.raises(ValueError, match=r"f1 has no score for each question.*choose one that has: acc"):
+    with pytest.raises(UserError, match=r"f1 has no score for each question.*choose one that has: acc"):
         changes_between(report(a=replace(whole, benchmark=config)), report(a=replace(whole, benchmark=config)))
 
 

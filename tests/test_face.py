@@ -244,7 +244,7 @@ def test_a_base_and_what_peft_makes_of_it_in_place_are_scored_alike(before: Eval
     get_peft_model(model, LORA)
     for tuned in (slimdown.measure(model, TOKENIZER, ASKED, limit=40), slimdown.measure(model, TOKENIZER, before)):
         found = slimdown.judge(before, tuned)
-        assert [b.primary.value for b in found.changes.benchmarks.values()] == [0, 0]
+        assert [b.primary.difference.value for b in found.changes.benchmarks.values()] == [0, 0]
 
 
 def test_an_adapter_that_looks_at_the_row_asks_for_stock() -> None:
@@ -274,14 +274,14 @@ def test_findings_show_themselves(findings: slimdown.Findings, tmp_path: Path) -
     table = findings.table()
     assert isinstance(table, pd.DataFrame)
     rows = table.dropna(subset="verdict").set_index("benchmark")
-    assert rows.loc["pocket_cs", "change"] == findings.changes.benchmarks["pocket_cs"].primary.value
+    assert rows.loc["pocket_cs", "change"] == findings.changes.benchmarks["pocket_cs"].primary.difference.value
     page = findings.save(tmp_path / "page.html").read_text()
     assert page.startswith("<!doctype html>")
     assert "pocket_math" in page
 
 
 def test_only_a_loss_that_is_shown_to_be_within_its_budget_passes(findings: slimdown.Findings) -> None:
-    fell = -findings.changes.benchmarks["pocket_math"].primary.value
+    fell = -findings.changes.benchmarks["pocket_math"].primary.difference.value
     assert fell > 0.3
     beyond = findings.passes(pocket_math=0.02)
     assert (bool(beyond), beyond.outcome) == (False, Outcome.beyond)

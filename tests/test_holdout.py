@@ -62,9 +62,9 @@ def test_a_report_says_which_part_it_is_about_and_parts_are_not_mixed() -> None:
     found = changes_between(open_part(base, 0.5), open_part(tuned, 0.5))
     assert summary(found)[0].startswith("About the open part of each benchmark's questions; evaluation.holdout=0.5")
     assert found.benchmarks["math"].n < 100
-    with pytest.raises(ValueError, match="part differs"):
+    with pytest.raises(UserError, match="part differs"):
         changes_between(base, open_part(tuned, 0.5))
-    with pytest.raises(ValueError, match="part differs"):
+    with pytest.raises(UserError, match="part differs"):
         changes_between(held_out_part(base, 0.5), open_part(tuned, 0.5))
 
 

@@ -4,16 +4,18 @@ No torch, no MLflow. The statistics are those of `paired.py`; the formulas are f
 Their Minds" (Mai 2025, section 2.4), whose published numbers are the doctests.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import nan, sqrt
 from typing import TYPE_CHECKING
 
+from slimdown.guarding.errors import UserError
 from slimdown.judging.paired import ALPHA, Difference, Estimate, difference, holm, mean, mean_difference
 from slimdown.judging.ratio import forgetting_rate as rate
 from slimdown.settings.schema import PaperMetric, Role
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it would bring pyarrow along
     from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation
 
 
@@ -46,23 +48,6 @@ class Change:
     unpaired_standard_error: float  # of two independent measurements, the paper's and the harness's
     counts: Counts | None  # None where a score is not 0 or 1
 
-    @property
-    def value(self) -> float:
-        """Tuned - base."""
-        return self.difference.value
-
-
-@dataclass(frozen=True)
-class PaperValue:
-    """One of the paper's three metrics, in its unit: percentage points, the forgetting rate a share of 1."""
-
-    value: float
-    standard_error: (
-        float  # what the paper prints behind "±", from independent measurements; nan for the forgetting rate
-    )
-    low: float  # of the paired 95 % interval
-    high: float
-
 
 @dataclass(frozen=True)
 class BenchmarkChange:
@@ -75,7 +60,9 @@ class BenchmarkChange:
     margin: float  # a change below it counts as none
     changes: dict[str, Change]  # by metric
     paper_metric: PaperMetric | None
-    paper_value: PaperValue | None
+    # In percentage points, a forgetting rate as a share of 1. The error is what the paper prints behind "±", from
+    # independent measurements (nan for a forgetting rate); the interval that of paired answers.
+    paper_value: Estimate | None
     forgetting_rate: Estimate | None  # may lack an end, see `ratio.forgetting_rate`; None where any rate is possible
     forgetting_rate_above_chance: Estimate | None  # likewise
     verdict: Verdict
@@ -100,12 +87,15 @@ class Changes:
     @property
     def mean_retained_change(self) -> Estimate:
         """The mean change of the retained benchmarks' primary metrics; nan where none is chosen."""
-        return mean_difference([b.primary.difference for b in self.benchmarks.values() if b.role is Role.retained])
+        return self._mean_change(Role.retained)
 
     @property
     def mean_target_change(self) -> Estimate:
         """The mean change of the target tasks' primary metrics; nan where none is chosen."""
-        return mean_difference([b.primary.difference for b in self.benchmarks.values() if b.role is Role.target])
+        return self._mean_change(Role.target)
+
+    def _mean_change(self, role: Role) -> Estimate:
+        return mean_difference([b.primary.difference for b in self.benchmarks.values() if b.role is role])
 
 
 def changes_between(base: "Evaluation", tuned: "Evaluation", n_reports: int = 1) -> Changes:
@@ -120,21 +110,21 @@ def changes_between(base: "Evaluation", tuned: "Evaluation", n_reports: int = 1)
     all below 10 %. Both together at 5 % would cost more true claims than it is worth (docs/studies/statistics.md).
 
     Raises:
-        ValueError: the two were not asked the same things, or a score is no number; names the first field that differs.
+        UserError: the two were not asked the same things, or a score is no number; names the first field that differs.
     """
     if base.benchmarks.keys() != tuned.benchmarks.keys():
-        raise ValueError(f"benchmarks differ: {sorted(base.benchmarks)} and {sorted(tuned.benchmarks)}")
-    _refuse_unlike_conditions(base, tuned)
-    changes = {name: _changes(name, one, tuned.benchmarks[name]) for name, one in base.benchmarks.items()}
-    primary = {name: changes[name][one.benchmark.metric].difference for name, one in base.benchmarks.items()}
-    p_values = holm([n_reports * d.p_value for d in primary.values()])
-    equivalence = holm(
-        [n_reports * primary[n].equivalence_p_value(one.benchmark.margin) for n, one in base.benchmarks.items()]
-    )
-    n_compared = n_reports * len(primary)
+        raise UserError(f"benchmarks differ: {sorted(base.benchmarks)} and {sorted(tuned.benchmarks)}")
+    if differing := _first_difference(*_conditions(base, tuned)):
+        raise UserError(differing)
+    pairs = {name: (one, tuned.benchmarks[name]) for name, one in base.benchmarks.items()}
+    changes = {name: _changes(name, *pair) for name, pair in pairs.items()}
+    primary = [(changes[name][one.benchmark.metric].difference, one.benchmark) for name, (one, _) in pairs.items()]
+    p_values = holm([n_reports * d.p_value for d, _ in primary])
+    equivalence = holm([n_reports * d.equivalence_p_value(benchmark.margin) for d, benchmark in primary])
+    n_compared = n_reports * len(pairs)
     compared = {
-        name: _benchmark_change(one, tuned.benchmarks[name], changes[name], p_value, equal, n_compared)
-        for (name, one), p_value, equal in zip(base.benchmarks.items(), p_values, equivalence, strict=True)
+        name: _benchmark_change(*pair, changes[name], p_value, equal, n_compared)
+        for (name, pair), p_value, equal in zip(pairs.items(), p_values, equivalence, strict=True)
     }
     return Changes(compared, base.part)
 
@@ -200,37 +190,31 @@ def unpaired_standard_error(base: float, tuned: float) -> float:
 
 def _changes(name: str, base: "BenchmarkEvaluation", tuned: "BenchmarkEvaluation") -> dict[str, Change]:
     """By metric, the primary one first; only metrics that score each question by itself."""
-    _refuse_unlike(name, base, tuned)
+    graded = base.is_graded and tuned.is_graded
+    if differing := _first_difference(_asked(base, graded), _asked(tuned, graded)):
+        raise UserError(f"{name}: base and tuned cannot be compared, {differing}")
+    primary = base.benchmark.metric
     metrics = [m for m in base.scores if all(m in s.scores for s in (*base.samples, *tuned.samples))]
-    if base.benchmark.metric not in metrics:
-        raise ValueError(
-            f"{name}: {base.benchmark.metric} has no score for each question, so base and tuned cannot be paired; "
+    if primary not in metrics:
+        raise UserError(
+            f"{name}: {primary} has no score for each question, so base and tuned cannot be paired; "
             f"choose one that has: {', '.join(sorted(metrics)) or 'this task has none'}"
         )
     try:
-        return {
-            metric: _change(base, tuned, metric)
-            for metric in sorted(metrics, key=lambda metric: metric != base.benchmark.metric)
-        }
+        return {metric: _change(base, tuned, metric) for metric in sorted(metrics, key=lambda m: m != primary)}
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise UserError(f"{name}: {error}") from None
 
 
 def _change(base: "BenchmarkEvaluation", tuned: "BenchmarkEvaluation", metric: str) -> Change:
-    before, after = base.scores_of(metric), tuned.scores_of(metric)
-    clusters = base.clusters
+    before, after, clusters = base.scores_of(metric), tuned.scores_of(metric), base.clusters
     one, other = mean(before, clusters), mean(after, clusters)
     counts = None
     if set(before) | set(after) <= {0.0, 1.0}:
         pairs = list(zip(before, after, strict=True))
-        counts = Counts(pairs.count((1, 1)), pairs.count((1, 0)), pairs.count((0, 1)), pairs.count((0, 0)))
-    return Change(
-        base=one,
-        tuned=other,
-        difference=difference(before, after, clusters),
-        unpaired_standard_error=unpaired_standard_error(one.standard_error, other.standard_error),
-        counts=counts,
-    )
+        counts = Counts(*(pairs.count(pair) for pair in ((1, 1), (1, 0), (0, 1), (0, 0))))
+    error = unpaired_standard_error(one.standard_error, other.standard_error)
+    return Change(one, other, difference(before, after, clusters), error, counts)
 
 
 def _benchmark_change(
@@ -245,7 +229,7 @@ def _benchmark_change(
     primary = changes[config.metric]
     before, after = base.scores_of(config.metric), tuned.scores_of(config.metric)
     raw = rate(before, after, 0.0, base.clusters)
-    judged = verdict(primary.value, p_value, equivalence_p_value)
+    judged = verdict(primary.difference.value, p_value, equivalence_p_value)
     alpha = ALPHA / n_benchmarks  # the first of Holm's steps: what a change must pass if no other is shown
     undecided = judged is Verdict.undecided
     return BenchmarkChange(
@@ -267,49 +251,46 @@ def _benchmark_change(
     )
 
 
-def _paper_value(metric: PaperMetric | None, change: Change, raw: Estimate | None) -> PaperValue | None:
+def _paper_value(metric: PaperMetric | None, change: Change, raw: Estimate | None) -> Estimate | None:
     base, tuned, d = change.base.value, change.tuned.value, change.difference
     error = 100 * change.unpaired_standard_error
     if metric is PaperMetric.ability_augmentation:
-        return PaperValue(ability_augmentation(base, tuned), error, 100 * d.low, 100 * d.high)
+        return Estimate(ability_augmentation(base, tuned), error, 100 * d.low, 100 * d.high)
     if metric is PaperMetric.knowledge_loss:
-        return PaperValue(knowledge_loss(base, tuned), error, -100 * d.high, -100 * d.low)
+        return Estimate(knowledge_loss(base, tuned), error, -100 * d.high, -100 * d.low)
     if metric is PaperMetric.forgetting_rate:
         low, high = (raw.low, raw.high) if raw else (nan, nan)
-        return PaperValue(forgetting_rate(base, tuned), nan, low, high)
+        return Estimate(forgetting_rate(base, tuned), nan, low, high)
     return None
 
 
-def _refuse_unlike_conditions(base: "Evaluation", tuned: "Evaluation") -> None:
-    fields = ["scoring_path", "part"]
+def _conditions(base: "Evaluation", tuned: "Evaluation") -> Iterator[dict[str, object]]:
+    """Of each, what must be the same of all its benchmarks."""
+    attributes = ["scoring_path", "part"]
     if not (base.conditions and tuned.conditions):  # they hold what another version of the harness would change
-        fields.append("harness_version")
-    pairs = {field: (getattr(base, field), getattr(tuned, field)) for field in fields}
-    for key in dict.fromkeys((*base.conditions, *tuned.conditions)):
-        pairs[key] = base.conditions.get(key, "not set"), tuned.conditions.get(key, "not set")
-    for field, (before, after) in pairs.items():
-        if before != after:
-            raise ValueError(f"{field} differs: {before} and {after}")
+        attributes.append("harness_version")
+    keys = dict.fromkeys((*base.conditions, *tuned.conditions))
+    for one in (base, tuned):
+        further = {key: one.conditions.get(key, "not set") for key in keys}
+        yield {**{name: getattr(one, name) for name in attributes}, **further}
 
 
-def _refuse_unlike(name: str, base: "BenchmarkEvaluation", tuned: "BenchmarkEvaluation") -> None:
-    pairs = {
-        "task": (base.benchmark.task, tuned.benchmark.task),
-        "task_version": (base.task_version, tuned.task_version),
-        "num_fewshot": (base.benchmark.num_fewshot, tuned.benchmark.num_fewshot),
-        "n": (len(base.samples), len(tuned.samples)),
-        "doc_hash": ([s.doc_hash for s in base.samples], [s.doc_hash for s in tuned.samples]),
-        "prompt_hash": (
-            [s.prompt_hash for s in base.samples],
-            [s.prompt_hash for s in tuned.samples],
-        ),
-        "task_hash": (base.task_hash, tuned.task_hash),
-        # Of scores that are all whole numbers the precision says nothing.
-        "score_precision": (base.score_precision, tuned.score_precision)
-        if base.is_graded and tuned.is_graded
-        else ("", ""),
+def _asked(report: "BenchmarkEvaluation", graded: bool) -> dict[str, object]:
+    """What must be the same of a benchmark."""
+    return {
+        "task": report.benchmark.task,
+        "task_version": report.task_version,
+        "num_fewshot": report.benchmark.num_fewshot,
+        "n": len(report.samples),
+        "doc_hash": [sample.doc_hash for sample in report.samples],
+        "prompt_hash": [sample.prompt_hash for sample in report.samples],
+        "task_hash": report.task_hash,
+        "score_precision": report.score_precision if graded else "",  # of whole numbers it says nothing
     }
-    for field, (before, after) in pairs.items():
-        if before != after:
-            shown = "" if isinstance(before, list) else f": {before} and {after}"
-            raise ValueError(f"{name}: base and tuned cannot be compared, {field} differs{shown}")
+
+
+def _first_difference(before: Mapping[str, object], after: Mapping[str, object]) -> str | None:
+    for field, value in before.items():
+        if value != after[field]:
+            return f"{field} differs" + ("" if isinstance(value, list) else f": {value} and {after[field]}")
+    return None

@@ -39,7 +39,7 @@ def judge(
         n_reports: how many such findings are read together, see `changes_between`.
 
     Raises:
-        ValueError: the two were not asked the same things, see `changes_between`.
+        UserError: the two were not asked the same things, see `changes_between`.
     """
     changes = changes_between(before, after, n_reports)
     anatomies = {name: anatomy(before.benchmarks[name], after.benchmarks[name]) for name in changes.benchmarks}

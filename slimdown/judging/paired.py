@@ -27,7 +27,7 @@ class Estimate:
     """A number and how sure it is."""
 
     value: float
-    standard_error: float
+    standard_error: float  # nan where it cannot be had: fewer than two questions or clusters, no spread at all
     low: float  # of the 95 % interval
     high: float
 
@@ -63,13 +63,9 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Estimate):
     """How the scores of the same questions differ between two models: after - before."""
 
-    value: float
-    standard_error: float  # nan where it cannot be had: fewer than two questions or clusters, no spread at all
-    low: float  # of the 95 % interval
-    high: float
     p_value: float  # that there is no change
     test: str  # what the p-value comes from: exact McNemar, paired t, or clustered t
     t_test_p_value: float  # the paired t-test of Mai 2025, beside it

@@ -1,6 +1,6 @@
 """A run as the store knows it, without its artifacts: its settings, and what it kept of its findings."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from math import nan
@@ -90,7 +90,14 @@ def recorded_changes(findings: "Findings") -> RecordedChanges:
 
 def _recorded(benchmark: "BenchmarkChange", lost: "Anatomy") -> RecordedChange:
     d, counts, paper = benchmark.primary.difference, benchmark.primary.counts, benchmark.paper_value
-    of_paper = {benchmark.paper_metric: Estimate(paper.value, paper.standard_error, nan, nan)} if paper else {}
+    where_known = {
+        "n_to_decide": benchmark.n_to_decide,
+        "forgetting_rate": benchmark.forgetting_rate,
+        "forgetting_rate_above_chance": benchmark.forgetting_rate_above_chance,
+        **(vars(counts) if counts else {}),
+    }
+    if paper and benchmark.paper_metric in (PaperMetric.ability_augmentation, PaperMetric.knowledge_loss):
+        where_known[benchmark.paper_metric.value] = replace(paper, low=nan, high=nan)
     return RecordedChange(
         change=Estimate(d.value, d.standard_error, d.low, d.high),
         n=benchmark.n,
@@ -99,16 +106,8 @@ def _recorded(benchmark: "BenchmarkChange", lost: "Anatomy") -> RecordedChange:
         p_value_raw=d.p_value,
         equivalence_p_value_raw=d.equivalence_p_value(benchmark.margin),
         minimum_detectable_change=benchmark.minimum_detectable_change,
-        n_to_decide=nan if benchmark.n_to_decide is None else benchmark.n_to_decide,
-        forgetting_rate=benchmark.forgetting_rate or UNKNOWN,
-        forgetting_rate_above_chance=benchmark.forgetting_rate_above_chance or UNKNOWN,
-        ability_augmentation=of_paper.get(PaperMetric.ability_augmentation, UNKNOWN),
-        knowledge_loss=of_paper.get(PaperMetric.knowledge_loss, UNKNOWN),
-        kept=counts.kept if counts else nan,
-        lost=counts.lost if counts else nan,
-        gained=counts.gained if counts else nan,
-        missed=counts.missed if counts else nan,
         lost_any_metric=lost.n_lost,
         causes={cause.name: cause.share.value for cause in lost.causes if cause.share},
         verdict=benchmark.verdict.value,
+        **{name: value for name, value in where_known.items() if value is not None},
     )

@@ -6,7 +6,7 @@ and points go out.
 
 from dataclasses import dataclass
 from math import isfinite, isnan
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from slimdown.judging.anatomy import EXPLANATIONS, Anatomy, Choices
 from slimdown.judging.changes import BenchmarkChange, Changes, Verdict
@@ -83,17 +83,6 @@ def kind_of(verdict: str) -> Verdict:
 # --- numbers ----------------------------------------------------------------------------------------
 
 
-class Known(Protocol):
-    """A number and its 95 % interval."""
-
-    @property
-    def value(self) -> float: ...
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
-
-
 def number(value: float, form: str = ".1f") -> str:
     """The number with a true minus sign, or a word where there is none.
 
@@ -117,12 +106,12 @@ def interval(low: float, high: float, form: str = ".1f") -> str:
     return f"[{below}, {number(high, form) if isfinite(high) else 'no upper bound'}]"
 
 
-def points(change: Known) -> tuple[str, str]:
+def points(change: Estimate) -> tuple[str, str]:
     """A change in points, and its interval."""
     return number(100 * change.value, "+.1f"), interval(100 * change.low, 100 * change.high, "+.1f")
 
 
-def mean_points(change: Known, spread: float) -> tuple[str, str]:
+def mean_points(change: Estimate, spread: float) -> tuple[str, str]:
     """A change in points and, of several seeds, its standard deviation, else its interval.
 
     >>> mean_points(Estimate(-0.3, 0.1, -0.5, -0.1), float("nan")), mean_points(Estimate(-0.3, 0.1, -0.5, -0.1), 0.02)
@@ -134,7 +123,7 @@ def mean_points(change: Known, spread: float) -> tuple[str, str]:
     return text, f"± {number(100 * spread)}" if isfinite(spread) else doubt
 
 
-def percent(share: Known) -> tuple[str, str]:
+def percent(share: Estimate) -> tuple[str, str]:
     """A share in percent, and its interval."""
     return f"{number(100 * share.value)} %", interval(100 * share.low, 100 * share.high)
 
