@@ -17,7 +17,7 @@ from slimdown.measuring.repeatable import Measured, Questions, load_questions
 from slimdown.notebook import Findings, judge
 from slimdown.preparing.causal import CausalModel, causal_model, has_untouched_base, without_adapters
 from slimdown.recording.names import score_metrics, to_metrics
-from slimdown.settings.benchmarks import Asked, read_benchmarks
+from slimdown.settings.benchmarks import Named, read_benchmarks
 from slimdown.settings.schema import EvaluationConfig
 
 _BY_STEP = re.compile(r"/(mean_retained_|mean_target_)?change(_low|_high)?$")
@@ -48,7 +48,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(
         self,
-        benchmarks: Asked | Iterable[Asked],
+        benchmarks: Named | Iterable[Named],
         every: int = 50,
         questions: int = 64,
         *,

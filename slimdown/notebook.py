@@ -9,7 +9,7 @@ from slimdown.guarding.errors import UserError
 from slimdown.judging.budget import Judgement, Outcome, hold_to_budgets, overall
 from slimdown.judging.findings import Findings as JudgedFindings, judge as judge_two
 from slimdown.measuring.answers import Evaluation
-from slimdown.settings.benchmarks import Asked, read_benchmarks
+from slimdown.settings.benchmarks import Named, read_benchmarks
 from slimdown.settings.schema import EvaluationConfig
 from slimdown.showing import words
 from slimdown.showing.findings import findings_table
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def measure(
     model: Any,
     tokenizer: Any,
-    benchmarks: Asked | Iterable[Asked] | Evaluation,
+    benchmarks: Named | Iterable[Named] | Evaluation,
     *,
     limit: int | None = None,
     num_fewshot: int | None = None,

@@ -28,12 +28,8 @@ def main(given: Sequence[str] | None = None) -> None:
         sys.exit(EXIT_CODE)
     sys.stdout.write("".join(f"run {run_id}\n" for run_id in run_ids))
     if going:  # not 0, so that `send FOLDER && rm -r FOLDER` takes nothing from under a run
-        sys.exit(
-            "\n".join(
-                f"run {run_id} is still going (or was killed); keep {options.folder} and send again when it has ended"
-                for run_id in going
-            )
-        )
+        advice = f"is still going (or was killed); keep {options.folder} and send again when it has ended"
+        sys.exit("\n".join(f"run {run_id} {advice}" for run_id in going))
     sys.stdout.write(f"All of it is in {public_uri(uri)} now; {options.folder} is no longer needed.\n")
 
 

@@ -55,7 +55,7 @@ def test_a_change_is_tuned_minus_base_and_counts_the_answers() -> None:
     change = (
         changes_between(report(a=benchmark([1, 1, 1, 0])), report(a=benchmark([0, 1, 0, 0]))).benchmarks["a"].primary
     )
-    assert change.value == -0.5
+    assert change.difference.value == -0.5
     assert change.unpaired_standard_error == pytest.approx((0.25**2 + 0.25**2) ** 0.5)
     assert change.counts == Counts(kept=1, lost=2, gained=0, missed=1)
 

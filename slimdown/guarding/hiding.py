@@ -45,8 +45,8 @@ def blank_secrets(node: Any) -> None:
                 blank_secrets(child)
             elif isinstance(text := child._value(), str) and "${" not in text and IS_SECRET.match(str(key)):
                 node[key] = "***"
-            elif isinstance(text, str) and (shown := redact(public_uri(text))) != text:
-                node[key] = shown
+            elif isinstance(text, str) and (safe := redact(public_uri(text))) != text:
+                node[key] = safe
 
 
 def _without_secret(argument: str) -> str:
@@ -63,8 +63,8 @@ def _without_secret(argument: str) -> str:
     reference = _referring(key, value)
     if reference == value:
         return argument
-    shown = reference if isinstance(reference, str) else Override._get_value_element_as_str(reference)
-    return f"{key}={shown}"
+    written = reference if isinstance(reference, str) else Override._get_value_element_as_str(reference)
+    return f"{key}={written}"
 
 
 def _referring(key: str, value: Any, number: str = "") -> Any:

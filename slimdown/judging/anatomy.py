@@ -87,11 +87,9 @@ class Anatomy:
 def anatomy(base: BenchmarkEvaluation, tuned: BenchmarkEvaluation) -> Anatomy:
     """Sort the lost answers of one benchmark by cause.
 
-    Args:
-        base, tuned: reports on the same questions in the same order, as `forgetting` demands.
-
-    A generated answer is lost where any metric that it passed fails, so that an answer which only a stricter reading
-    misses is found; a choice is lost where the primary metric fails.
+    Both answer the same questions in the same order, as `changes_between` demands. A generated answer is lost where any
+    metric that it passed fails, so that an answer which only a stricter reading misses is found; a choice is lost where
+    the primary metric fails.
     """
     pairs = [Example(one, other) for one, other in zip(base.samples, tuned.samples, strict=True)]
     metric = base.benchmark.metric
@@ -101,13 +99,11 @@ def anatomy(base: BenchmarkEvaluation, tuned: BenchmarkEvaluation) -> Anatomy:
     lost = [p for p in right if any(p.base.scores.get(m) == 1 and p.tuned.scores.get(m, 1.0) < 1 for m in metrics)]
     if is_choice and not all(sample.target in sample.choices for sample in base.samples):
         return Anatomy(len(lost), len(right), (), None, None)  # several right choices: no one lead to speak of
-    sort = _why_choice if is_choice else _why_text
-    names = _CHOICE_CAUSES if is_choice else _TEXT_CAUSES
-    cause_of = [sort(pair, metric) for pair in lost]
+    cause_of = [_why_choice(pair, metric) if is_choice else _why_text(pair) for pair in lost]
     causes = []
-    for name in names:
+    for name in _CHOICE_CAUSES if is_choice else _TEXT_CAUSES:
         of_it = [float(cause == name) for cause in cause_of]
-        example = next((pair for pair, cause in zip(lost, cause_of, strict=True) if cause == name), None)
+        example = next((pair for pair, cause in zip(lost, of_it, strict=True) if cause), None)
         causes.append(Cause(name, int(sum(of_it)), mean(of_it) if of_it else None, example))
     gained = next((p for p in pairs if p.base.scores[metric] < 1 and p.tuned.scores[metric] == 1), None)
     choices = _choices(pairs, lost, metric) if is_choice else None
@@ -124,7 +120,7 @@ def main_cause(causes: Mapping[str, float], n_lost: float) -> tuple[str, float] 
     return (name, share) if share > _DOMINANT and not n_lost < _FEWEST_LOST else None
 
 
-def _why_text(pair: Example, metric: str) -> str:
+def _why_text(pair: Example) -> str:
     if any(score == 1 for score in pair.tuned.scores.values()):
         return "other_format"
     words = len(pair.tuned.response.split())
@@ -141,7 +137,7 @@ def _lead(sample: Sample, metric: str) -> float:
     """Nats of the right choice over the best other one; for acc_norm at the mean length of the two."""
     right = sample.choices.index(sample.target)
     ranked = _ranked(sample, metric)
-    other = max((i for i in range(len(ranked)) if i != right), key=lambda i: ranked[i])
+    other = max((i for i in range(len(ranked)) if i != right), key=ranked.__getitem__)
     lead = ranked[right] - ranked[other]
     if metric == "acc_norm":
         lead *= (max(len(sample.choices[right]), 1) + max(len(sample.choices[other]), 1)) / 2
@@ -149,7 +145,7 @@ def _lead(sample: Sample, metric: str) -> float:
 
 
 def _ranked(sample: Sample, metric: str) -> list[float]:
-    """What the metric ranks the choices by."""
+    """By what the metric ranks the choices."""
     if metric != "acc_norm":
         return list(sample.log_likelihoods)
     return [value / max(len(c), 1) for value, c in zip(sample.log_likelihoods, sample.choices, strict=True)]
@@ -162,9 +158,8 @@ def _taken(sample: Sample, metric: str) -> int:
 
 
 def _choices(pairs: list[Example], lost: list[Example], metric: str) -> Choices | None:
-    width = {len(pair.base.choices) for pair in pairs}
-    if len(width) > 1:  # questions with unequal numbers of choices have no positions in common
-        return None
+    if len({len(pair.base.choices) for pair in pairs}) > 1:
+        return None  # questions with unequal numbers of choices have no positions in common
     before, after = [_taken(pair.base, metric) for pair in pairs], [_taken(pair.tuned, metric) for pair in pairs]
     right = [pair.base.choices.index(pair.base.target) for pair in pairs]
     position = Counter(after).most_common(1)[0][0]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from math import isnan
+from math import isnan, nan
 
 from slimdown.guarding.errors import UserError
 from slimdown.judging.changes import BenchmarkChange, Changes
@@ -44,7 +44,7 @@ def read_budgets(arguments: Sequence[str]) -> dict[str, float]:
         try:
             budget = float(value)
         except ValueError:
-            budget = -1.0
+            budget = nan
         _check_share(name, budget, f"--max-loss {text}")
         if name in budgets:
             raise UserError(f"--max-loss {text}: {name} has a budget already, {budgets[name]:g}; keep one of the two")
@@ -71,16 +71,18 @@ def hold_to_budgets(changes: Changes, budgets: dict[str, float]) -> list[Judgeme
     Raises:
         UserError: a budget that is no share or for what was not measured, or none and no retained benchmark.
     """
-    budgets = budgets or _margins(changes)
+    margins = {name: b.margin for name, b in changes.benchmarks.items() if b.role is Role.retained}
+    budgets = budgets or margins
+    if not budgets:
+        raise UserError("no retained benchmark was measured; give another a budget, such as NAME=0.02")
     for name, budget in budgets.items():
         _check_share(name, budget, f"{name}={budget}")
         if name not in changes.benchmarks:
-            raise UserError(
-                f"budget of {name}: no such benchmark was measured{nearest(name, list(changes.benchmarks))}"
-            )
+            advice = nearest(name, list(changes.benchmarks))
+            raise UserError(f"budget of {name}: no such benchmark was measured{advice}")
     differences = {name: changes.benchmarks[name].primary.difference for name in budgets}
     beyond = holm([differences[name].p_value_below(-budget) for name, budget in budgets.items()])
-    judged = []
+    judgements = []
     for (name, budget), p_beyond in zip(budgets.items(), beyond, strict=True):
         d = differences[name]
         interval = "" if isnan(d.low) else f" [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
@@ -91,21 +93,14 @@ def hold_to_budgets(changes: Changes, budgets: dict[str, float]) -> list[Judgeme
             outcome, reason = Outcome.beyond, f"{lost}: a loss of more than {100 * budget:g} points is shown"
         else:
             outcome, reason = Outcome.undecided, f"{lost}: {_why_undecided(d, budget)}"
-        judged.append(Judgement(name, changes.benchmarks[name], budget, outcome, reason))
-    return judged
+        judgements.append(Judgement(name, changes.benchmarks[name], budget, outcome, reason))
+    return judgements
 
 
-def overall(judged: Sequence[Judgement]) -> Outcome:
+def overall(judgements: Sequence[Judgement]) -> Outcome:
     """What holds for all together: beyond if any is, else undecided if any is, else within."""
-    outcomes = {judgement.outcome for judgement in judged}
+    outcomes = {judgement.outcome for judgement in judgements}
     return next(o for o in (Outcome.beyond, Outcome.undecided, Outcome.within) if o in outcomes)
-
-
-def _margins(changes: Changes) -> dict[str, float]:
-    margins = {name: b.margin for name, b in changes.benchmarks.items() if b.role is Role.retained}
-    if not margins:
-        raise UserError("no retained benchmark was measured; give another a budget, such as NAME=0.02")
-    return margins
 
 
 def _why_undecided(d: Difference, budget: float) -> str:

@@ -7,7 +7,7 @@ drops out, and a change is seen with far fewer of them than two independent scor
 Of scipy only `special`, which is loaded at its first use: `stats` has the same by name and takes half a second.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isinf, isnan, nan, sqrt
 
@@ -116,20 +116,20 @@ class Difference(Estimate):
         None where it cannot be said: no standard error, or clusters, of which more would be needed and not only more
         questions.
         """
-        if isnan(self.standard_error) or self.test == CLUSTERED_T:
-            return None
         continuity = 1.0 if self.table else 0.0
-        n = questions_to_decide(self.value, self._spread, self._null_spread, margin, continuity, alpha)
-        return max(self.n + 1, n) if n else None
+        return self._more(questions_to_decide, margin, continuity, alpha)
 
     def n_to_bound(self, threshold: float) -> int | None:
         """About how many questions would show on which side of `threshold` the change lies, if it is as it looks here.
 
         None as for `n_to_decide`, and where the change lies too near the threshold for any number.
         """
+        return self._more(questions_to_bound, threshold, ALPHA)
+
+    def _more(self, needed: Callable[..., int | None], *further: float) -> int | None:
         if isnan(self.standard_error) or self.test == CLUSTERED_T:
             return None
-        n = questions_to_bound(self.value, self._spread, self._null_spread, threshold, ALPHA)
+        n = needed(self.value, self._spread, self._null_spread, *further)
         return max(self.n + 1, n) if n else None
 
     @property
@@ -203,23 +203,29 @@ def difference(
         raise ValueError(f"{len(x)} scores before and {len(y)} after cannot be paired")
     d, drawn = y - x, Drawn.of(len(x), clusters)
     n, value = len(d), float(d.mean())
-    t_test = _two_sided(value, sqrt(Drawn.of(n, None).variance(d)), n - 1)
     counted = is_binary(x) and is_binary(y)
     table = Table(int((d < 0).sum()), int((d > 0).sum()), n)
     adjusted = _adjusted_error(table) if counted else 0.0
     largest = 1.0 if _are_shares(x) and _are_shares(y) else inf
     if drawn.member is None and counted:
-        changed = table.lost + table.gained
-        p_value = min(1.0, 2 * float(scipy.special.bdtr(min(table.lost, table.gained), changed, 0.5)))
+        test, freedom = MCNEMAR, inf
+        p_value = min(1.0, 2 * float(scipy.special.bdtr(min(table.lost, table.gained), table.lost + table.gained, 0.5)))
         center, half = (table.gained - table.lost) / (n + 2), t_quantile(inf) * adjusted
-        low, high = max(-1.0, center - half), min(1.0, center + half)
-        return Difference(value, adjusted, low, high, p_value, MCNEMAR, t_test, n, table, inf, drawn.n_groups, largest)
-    freedom = drawn.degrees_of_freedom
-    around = within(student(value, max(sqrt(drawn.variance(d)), adjusted), freedom), -largest, largest)
-    error, p_value = around.standard_error, _two_sided(value, around.standard_error, freedom)
-    test = PAIRED_T if drawn.member is None else CLUSTERED_T
+        around = Estimate(value, adjusted, center - half, center + half)
+    else:
+        test, freedom = PAIRED_T if drawn.member is None else CLUSTERED_T, drawn.degrees_of_freedom
+        around = student(value, max(sqrt(drawn.variance(d)), adjusted), freedom)
+        p_value = _two_sided(value, around.standard_error, freedom)
     return Difference(
-        value, error, around.low, around.high, p_value, test, t_test, n, None, freedom, drawn.n_groups, largest
+        **vars(within(around, -largest, largest)),
+        p_value=p_value,
+        test=test,
+        t_test_p_value=_two_sided(value, sqrt(Drawn.of(n, None).variance(d)), n - 1),
+        n=n,
+        table=table if test == MCNEMAR else None,
+        degrees_of_freedom=freedom,
+        n_groups=drawn.n_groups,
+        largest=largest,
     )
 
 

@@ -26,13 +26,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Once(argparse.Action):
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         if option_string in options_given(namespace):
             parser.error(f"{option_string} is given more than once; leave one of them out")
         options_given(namespace).update(self.option_strings)
@@ -73,9 +67,9 @@ def add_output(parser: Any, formats: Sequence[str]) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to a file instead of the console")
 
 
-def format_of(asked: argparse.Namespace) -> str:
+def format_of(options: argparse.Namespace) -> str:
     """The format that is asked for, or that the ending of --output says."""
-    return asked.format or (_ENDINGS.get(asked.output.suffix.lower(), "table") if asked.output else "table")
+    return options.format or (_ENDINGS.get(options.output.suffix.lower(), "table") if options.output else "table")
 
 
 def add_budgets(parser: Any, otherwise: str) -> None:

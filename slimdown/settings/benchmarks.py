@@ -14,21 +14,21 @@ from slimdown.settings.keys import problems_of, setting_problem
 from slimdown.settings.schema import BenchmarkConfig
 from slimdown.settings.task_files import task_problem
 
-Asked = str | Mapping[str, Any] | BenchmarkConfig
+Named = str | Mapping[str, Any] | BenchmarkConfig
 """A benchmark: its name, or settings whose `task` names it and whose others go above its own."""
 
 
-def read_benchmarks(asked: Asked | Iterable[Asked], **settings: Any) -> dict[str, BenchmarkConfig]:
+def read_benchmarks(named: Named | Iterable[Named], **settings: Any) -> dict[str, BenchmarkConfig]:
     """Settings by benchmark name; of a task of the harness, what is not given is missing.
 
     Args:
-        asked: one or several benchmarks.
+        named: one or several benchmarks.
         settings: of all of them, such as `limit`; None leaves each its own.
 
     Raises:
         UserError: there is no such benchmark, no such setting, or no such value.
     """
-    several = list(asked) if isinstance(asked, Iterable) and not isinstance(asked, str | Mapping) else [asked]
+    several = list(named) if isinstance(named, Iterable) and not isinstance(named, str | Mapping) else [named]
     if not several:
         raise UserError(f"no benchmark is named; name some of {', '.join(group_choices('benchmark'))}, or a task")
     over = {key: value for key, value in settings.items() if value is not None}
@@ -49,9 +49,8 @@ def _read(name: str, given: dict[str, Any]) -> BenchmarkConfig:
         shipped = OmegaConf.load(CONF_DIR / "benchmark" / f"{name}.yaml")
         given = {**given, "task": shipped.task}
     elif problem := task_problem(name):
-        close = get_close_matches(name, known, n=2)
-        shown = f"there is no such benchmark; did you mean {' or '.join(close)}?" if close else problem
-        raise UserError(f"{name}: {shown}")
+        close = " or ".join(get_close_matches(name, known, n=2))
+        raise UserError(f"{name}: " + (f"there is no such benchmark; did you mean {close}?" if close else problem))
     else:
         shipped = OmegaConf.create()
     problems = [problem for key in given if (problem := setting_problem(key, BenchmarkConfig))]

@@ -101,14 +101,12 @@ def check_command_line(arguments: list[str]) -> None:
             except ConfigError as error:
                 problems.append(str(error))
                 continue
-            its_problems = list(_override_problems(alternatives, line))
-            problems += its_problems
-            if not its_problems:
+            if own := list(_override_problems(alternatives, line)):
+                problems += own
+            else:
                 sound.append(alternatives)
-        together = list(_problems_together(sound))
-        problems += together
-        if not together:
-            problems += [p for p in _composed_problems(sound, line.folders) if p not in problems]
+        together = list(_problems_together(sound)) or _composed_problems(sound, line.folders)
+        problems += [problem for problem in together if problem not in problems]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -126,15 +124,9 @@ def _check_flags(arguments: list[str]) -> None:
         return
     if given.cfg and given.multirun:
         raise ConfigError("--cfg shows one run; leave out -m and give one value each")
-    modes = {
-        "--run": given.run,
-        "--multirun": given.multirun,
-        "--cfg": given.cfg,
-        "--shell-completion": given.shell_completion,
-        "--info": given.info,
-    }
-    if len(names := [name for name, value in modes.items() if value]) > 1:
-        raise ConfigError(f"{' and '.join(names)} do not go together; give one of them")
+    flags = ("--run", "--multirun", "--cfg", "--shell-completion", "--info")
+    if len(modes := [flag for flag in flags if getattr(given, flag[2:].replace("-", "_"))]) > 1:
+        raise ConfigError(f"{' and '.join(modes)} do not go together; give one of them")
 
 
 @dataclass(frozen=True)
@@ -142,13 +134,9 @@ class Alternatives:
     """One argument of the command line: a setting with one value, or with those that a sweep gives it."""
 
     override: Override
+    key: str  # what is set
     n: int  # values in the sweep
     each: list[Override]  # with one value each; of a range, its ends
-
-    @property
-    def key(self) -> str:
-        """What is set."""
-        return str(self.override.key_or_group)
 
 
 def _alternatives(text: str, folders: tuple[Path, ...]) -> Alternatives:
@@ -156,18 +144,18 @@ def _alternatives(text: str, folders: tuple[Path, ...]) -> Alternatives:
         override = _parsed(text)
         if not override.key_or_group:
             raise ValueError("there is no name before the =")
-        if not override.is_sweep_override():
-            return Alternatives(override, 1, [override])
-        if not override.is_discrete_sweep():
-            raise ConfigError(f"{text}: an interval has no end of values; give choice(...), range(...) or a list")
-        n, values = _swept(override, folders)
-        each = [_parsed(f"{override.get_key_element()}={value}") for value in values]
+        n, each = 1, [override]
+        if override.is_sweep_override():
+            if not override.is_discrete_sweep():
+                raise ConfigError(f"{text}: an interval has no end of values; give choice(...), range(...) or a list")
+            n, values = _swept(override, folders)
+            each = [_parsed(f"{override.get_key_element()}={value}") for value in values]
     except (HydraException, ValueError, RecursionError, ArithmeticError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{redact(text)[:80]!r} is not setting=value: {reason}") from None
     if not each:
         raise ConfigError(f"{text}: no value is left to try")
-    return Alternatives(override, n, each)
+    return Alternatives(override, str(override.key_or_group), n, each)
 
 
 def _parsed(text: str) -> Override:
@@ -191,19 +179,18 @@ def _swept(override: Override, folders: tuple[Path, ...]) -> tuple[int, list[str
 
 def _override_problems(given: Alternatives, line: CommandLine) -> Iterator[str]:
     key, override = given.key, given.override
+    is_choice = _is_choice(key, line.folders)
     if override.is_sweep_override() and not line.is_sweep:
         yield f"{override.input_line}: several values are a sweep; begin it with -m"
     if _is_hydras(key):
         yield from _hydra_problems(key, [one.value() for one in given.each])
-    elif not _is_choice(key, line.folders) and (problem := setting_problem(key, RunConfig)):
+    elif not is_choice and (problem := setting_problem(key, RunConfig)):
         yield problem
     elif override.is_delete():
         yield f"{override.input_line}: every setting is needed; give it another value instead of deleting it"
-    elif _is_choice(key, line.folders):
-        for one in given.each:
-            yield from _choice_problems(one, line.folders)
     else:
-        yield from (problem for one in given.each if (problem := _type_problem(key, one.value())))
+        for one in given.each:
+            yield from _choice_problems(one, line.folders) if is_choice else _type_problems(key, one.value())
 
 
 def _choice_problems(override: Override, folders: tuple[Path, ...]) -> Iterator[str]:
@@ -249,18 +236,16 @@ def _problems_together(given: list[Alternatives]) -> Iterator[str]:
         )
 
 
-def _type_problem(key: str, value: Any) -> str | None:
+def _type_problems(key: str, value: Any) -> Iterator[str]:
     *parents, leaf = key.split(".")
     node: Any = RunConfig
     for part in parents:
         node = get_args(node)[1] if get_origin(node) is dict else get_type_hints(node)[part]
-    if not is_dataclass(node) or isinstance(value, dict):
-        return None  # a whole section: composing checks it
-    try:
-        OmegaConf.structured(node)[leaf] = value
-    except OmegaConfBaseException as error:
-        return f"{key}={value}: {str(error).splitlines()[0]}"
-    return None
+    if is_dataclass(node) and not isinstance(value, dict):  # a whole section is checked by composing
+        try:
+            OmegaConf.structured(node)[leaf] = value
+        except OmegaConfBaseException as error:
+            yield f"{key}={value}: {str(error).splitlines()[0]}"
 
 
 def _composed_problems(given: list[Alternatives], folders: tuple[Path, ...]) -> Iterator[str]:
@@ -271,14 +256,13 @@ def _composed_problems(given: list[Alternatives], folders: tuple[Path, ...]) -> 
     for choices in _combinations(groups):
         try:
             chosen = _composed([o.input_line or "" for o in choices], folders)
+            problems = [
+                p for values in _combinations(settings) for p in _run_problems(chosen, choices, values, folders)
+            ]
         except ConfigError as error:
-            yield from (p for p in [str(error)] if p not in named)
-            named.add(str(error))
-            continue
-        for values in _combinations(settings):
-            problems = list(_run_problems(chosen, choices, values, folders))
-            yield from (p for p in problems if p not in named)
-            named.update(problems)
+            problems = [str(error)]
+        yield from (problem for problem in dict.fromkeys(problems) if problem not in named)
+        named.update(problems)
 
 
 def _is_choice(key: str, folders: tuple[Path, ...]) -> bool:
@@ -341,7 +325,10 @@ def _run_problems(
     composed = deepcopy(chosen)
     try:
         ConfigLoaderImpl._apply_overrides_to_config(kept, composed)  # what Hydra's own composing ends with
-        yield from _idle(composed, [*choices, *values])
+        idle = [str(o.input_line) for o in (*choices, *values) if o.key_or_group.partition(".")[0] in TRAINING]
+        if composed.get("tuned") is not None and idle:
+            advice = f"leave out {' '.join(idle)}"
+            yield f"tuned={composed.tuned} is measured as it is, and nothing is trained: {advice}"
         config = load_config(composed)
     except ConfigError as error:
         yield from str(error).splitlines()
@@ -350,14 +337,6 @@ def _run_problems(
         yield _one_line(error)
         return
     yield from _data_problems(config)
-
-
-def _idle(composed: DictConfig, given: list[Override]) -> Iterator[str]:
-    """What is set of a training that there will be none of."""
-    idle = [one.input_line for one in given if one.key_or_group.partition(".")[0] in TRAINING]
-    if composed.get("tuned") is not None and idle:
-        named = " ".join(map(str, idle))
-        yield f"tuned={composed.tuned} is measured as it is, and nothing is trained: leave out {named}"
 
 
 def _unchosen(chosen: DictConfig, override: Override, folders: tuple[Path, ...]) -> str | None:
@@ -369,11 +348,8 @@ def _unchosen(chosen: DictConfig, override: Override, folders: tuple[Path, ...])
     key, choices = override.get_key_element(), group_choices(group, folders)
     if name not in choices:
         return f"{key}: there is no {group} {name}{nearest(name, choices)}"
-    one_more = ",".join([*chosen[group], name])
-    return (
-        f"{key}: {group}.{name} is not chosen; add it with {group}=[{one_more}], "
-        f"or set one of {', '.join(chosen[group])}"
-    )
+    one_more, others = ",".join([*chosen[group], name]), ", ".join(chosen[group])
+    return f"{key}: {group}.{name} is not chosen; add it with {group}=[{one_more}], or set one of {others}"
 
 
 def _data_problems(config: RunConfig) -> Iterator[str]:

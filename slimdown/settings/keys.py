@@ -68,7 +68,7 @@ def unknown_keys(node: Any, schema: type, prefix: str = "") -> Iterator[str]:
 class Range:
     """What a setting's value may be."""
 
-    said: str
+    demand: str
     holds: Callable[[Any], bool]
 
 
@@ -86,9 +86,8 @@ def ranged(range_: Range, default: Any = MISSING, advice: str = "") -> Any:
 def problems_of(node: Any, key: str = "") -> Iterator[str]:
     """What is wrong with each value of a tree of settings, by its dotted key: impossible, out of range, or at odds.
 
-    What is missing is not looked at.
-
-    What a class says in `problems()` of its fields together is added where none of its values is impossible.
+    What is missing is not looked at. What a class says in `problems()` of its fields together is added where none of
+    its values is impossible.
     """
     if isinstance(node, dict):
         for name, member in node.items():
@@ -103,7 +102,7 @@ def problems_of(node: Any, key: str = "") -> Iterator[str]:
             sound = False
             yield from impossible
         elif (allowed := f.metadata.get("range")) and value not in (None, MISSING) and not allowed.holds(value):
-            yield f"{path} {allowed.said}, got {value}{f.metadata['advice']}"
+            yield f"{path} {allowed.demand}, got {value}{f.metadata['advice']}"
     if sound and hasattr(node, "problems"):
         yield from (f"{key}.{problem}".lstrip(".") for problem in node.problems())
 
@@ -117,12 +116,6 @@ def _impossible_values(value: Any, key: str) -> Iterator[str]:
         yield f"{key} must be a finite number, got {value}"
     elif isinstance(value, int) and abs(value) > _LARGEST:
         yield f"{key} must be a whole number of at most {_LARGEST}, got {value}"
-    elif isinstance(value, str) and not _writable(value):
+    elif isinstance(value, str) and ("\0" in value or any("\ud800" <= character <= "\udfff" for character in value)):
+        # a byte 0, or half a character, as bytes that are not UTF-8 become on the command line
         yield f"{key} holds a character that cannot be written: {value!r}"
-
-
-def _writable(text: str) -> bool:
-    try:
-        return b"\0" not in text.encode()
-    except UnicodeEncodeError:
-        return False  # half a character, as bytes that are not UTF-8 become on the command line

@@ -20,16 +20,16 @@ def load_config(composed: DictConfig) -> RunConfig:
         composed = composed.copy()
         composed.dataset = {}
     problems = list(unknown_keys(composed, RunConfig)) + list(_missing_keys(composed))
-    if not problems:
-        try:
-            config = OmegaConf.to_object(composed)
-        except OmegaConfBaseException as error:
-            raise ConfigError(str(error).splitlines()[0]) from None
-        assert isinstance(config, RunConfig)
-        problems = list(problems_of(config))
-        if not problems:
-            return config
-    raise ConfigError("\n".join(problems))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    try:
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    assert isinstance(config, RunConfig)
+    if problems := list(problems_of(config)):
+        raise ConfigError("\n".join(problems))
+    return config
 
 
 def _missing_keys(composed: DictConfig) -> Iterator[str]:

@@ -24,8 +24,8 @@ def flatten(config: RunConfig) -> dict[str, object]:
 def base_settings(config: RunConfig) -> dict[str, object]:
     """The settings that a base's evaluation depends on, by their dotted keys."""
     sections = ("model.", "quantization.", "benchmark.", "evaluation.")
-    settings = {key: value for key, value in flatten(config).items() if key.startswith(sections)}
-    return {key: value for key, value in settings.items() if key != "evaluation.holdout"}
+    flat = flatten(config)
+    return {key: flat[key] for key in flat if key.startswith(sections) and key != "evaluation.holdout"}
 
 
 def run_name(model: str, overrides: list[str], swept: tuple[str, ...] = ()) -> str:
@@ -39,9 +39,8 @@ def run_name(model: str, overrides: list[str], swept: tuple[str, ...] = ()) -> s
     'smollm2 lora.r=4 dataset=alpaca'
     """
     unshown = ("model=", "benchmark", "evaluation.", "baseline.", "tracking.", "hydra")
-    shown = [o for o in (override.lstrip("+") for override in overrides) if not o.startswith(unshown)]
-    shown = [
-        o if len(o) <= 60 else f"{o.partition('=')[0]}=…{o[-50:]}" for o in shown
-    ]  # what differs in a path is its end
-    shown.sort(key=lambda o: o.partition("=")[0] not in swept)  # stable: the order of the command line otherwise
-    return " ".join([model, *shown])[:120]
+    changes = [o for o in (override.lstrip("+") for override in overrides) if not o.startswith(unshown)]
+    changes.sort(key=lambda o: o.partition("=")[0] not in swept)  # stable: the order of the command line otherwise
+    # What differs in a path is its end.
+    short = [o if len(o) <= 60 else f"{o.partition('=')[0]}=…{o[-50:]}" for o in changes]
+    return " ".join([model, *short])[:120]

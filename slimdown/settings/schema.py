@@ -175,9 +175,8 @@ class DatasetConfig:
     input: str | None = None  # the column with further input, if there is one
     output: str = MISSING  # the column with the answer
     max_examples: int | None = ranged(COUNT, None)  # rows to train on, chosen with the seed; null: all
-    validation_examples: int = ranged(  # rows held out, never trained on
-        COUNT, advice=": the validation loss is what says that something was learned"
-    )
+    # rows held out, never trained on
+    validation_examples: int = ranged(COUNT, advice=": the validation loss is what says that something was learned")
 
     def problems(self) -> Iterator[str]:
         if self.template not in ("alpaca", "chat"):
@@ -192,12 +191,8 @@ class DatasetConfig:
     def _path_problems(self) -> Iterator[str]:
         if self.file:
             # What names a part of a dataset on the hub would be ignored.
-            for setting, value, unset in (
-                ("name", self.name, None),
-                ("split", self.split, "train"),
-                ("revision", self.revision, "main"),
-            ):
-                if value != unset:
+            for setting, unset in (("name", None), ("split", "train"), ("revision", "main")):
+                if (value := getattr(self, setting)) != unset:
                     yield f"{setting}={value}: {self.path} is a file and has no {setting}; leave it out"
         elif self.path.startswith("pocket:"):
             known = [f"pocket:{name}" for name in pocket.data_names()]
@@ -317,20 +312,20 @@ class TrackingConfig:
         """Say why the address can hold no record; None where it may."""
         scheme, separator, place = self.uri.partition("://")
         dialect = scheme.partition("+")[0]
-        servers = ("http", "https", "postgresql", "mysql", "mssql", "databricks")
         if dialect == "sqlite" and separator:
             file = place.partition("?")[0]
             if file.strip("/") and not file.endswith("/") and file.startswith("/") and ":memory:" not in self.uri:
                 return None
             return (
                 f"uri={self.uri} names no file, so that the record would be gone with the process; "
-                "name one after three slashes, e.g. sqlite:///mlruns/mlflow.db"
+                f"name one after three slashes, e.g. {DEFAULT_STORE}"
             )
+        servers = ("http", "https", "postgresql", "mysql", "mssql", "databricks")
         if self.uri == "databricks" or (dialect in servers and place.strip("/")):
             return None
+        address = public_uri(self.uri)
         return (
-            f"uri must be a database or a server, got {public_uri(self.uri)!r}; "
-            "for example sqlite:///mlruns/mlflow.db or http://localhost:5000"
+            f"uri must be a database or a server, got {address!r}; for example {DEFAULT_STORE} or http://localhost:5000"
         )
 
 
@@ -347,9 +342,8 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    tuned: str | None = (
-        None  # what somebody else made of the base: a folder, or a hub id[@revision]; nothing is trained
-    )
+    # what somebody else made of the base: a folder, or a hub id[@revision]; then nothing is trained
+    tuned: str | None = None
     seed: int = ranged(NOT_NEGATIVE)
 
     @property
@@ -370,13 +364,12 @@ class RunConfig:
             for name in chosen:
                 if not _NAME.fullmatch(name):
                     yield f"{group}.{name}: a name is made of letters, digits, _ and -, or MLflow refuses its metrics"
+        rank, widest = self.lora.r, self.model.widest
         if self.given:
             yield from self.given.problems()
-        elif (widest := self.model.widest) and widest < self.lora.r < 2**32:
-            yield (
-                f"lora.r={self.lora.r}: no matrix of {self.model.id} has more than {widest} rows or columns, and "
-                "a higher rank adds nothing"
-            )
+        elif widest and widest < rank < 2**32:
+            no_matrix = f"no matrix of {self.model.id} has more than {widest} rows or columns"
+            yield f"lora.r={rank}: {no_matrix}, and a higher rank adds nothing"
 
 
 ConfigStore.instance().store(name="schema", node=RunConfig)

@@ -29,9 +29,8 @@ def task_problem(task: str) -> str | None:
     if task in _shipped() or any(mention.search(text) for _, text in _task_files()):
         return None
     known = sorted(_shipped() | {match.decode() for _, text in _task_files() for match in _NAMED.findall(text)})
-    alike = [
-        name for name in known if abs(len(name) - len(task)) <= len(task) // 3 + 1
-    ]  # of 14,000: a look at each is slow
+    # Of 14,000: a look at each is slow.
+    alike = [name for name in known if abs(len(name) - len(task)) <= len(task) // 3 + 1]
     close = get_close_matches(task, alike, n=3)
     return "the harness has no such task" + (f"; did you mean {' or '.join(close)}?" if close else "")
 
