@@ -16,15 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from slimdown.guarding.errors import UserError
 from slimdown.guarding.redaction import public_uri
 from slimdown.judging.budget import Judgement, Outcome, hold_to_budgets, overall, read_budgets
-from slimdown.settings.arguments import (
-    Parser,
-    add_budgets,
-    add_output,
-    add_store,
-    exit_with,
-    format_of,
-    store_to_read,
-)
+from slimdown.settings.arguments import Parser, add_budgets, add_output, add_store, exit_with, format_of, store_to_read
 from slimdown.settings.schema import TrackingConfig
 from slimdown.showing.table import FORMATS
 
@@ -54,37 +46,37 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     add_output(parser, FORMATS)
     parser.add_argument("--track", action="store_true", help="also record it as a run in MLflow")
     add_store(parser)
-    asked = parser.parse_args(given)
-    asked.format = format_of(asked)
-    return asked
+    options = parser.parse_args(given)
+    options.format = format_of(options)
+    return options
 
 
 def main(given: Sequence[str] | None = None) -> NoReturn:
     """Answer on the console or in a file, and by the exit code."""
-    asked = arguments(sys.argv[1:] if given is None else given)
-    exit_with(lambda: _answer(asked), "These logs cannot be judged:", Outcome.unasked)
+    options = arguments(sys.argv[1:] if given is None else given)
+    exit_with(lambda: _answer(options), "These logs cannot be judged:", Outcome.unasked)
 
 
-def _answer(asked: argparse.Namespace) -> Outcome:
+def _answer(options: argparse.Namespace) -> Outcome:
     from slimdown.judging.findings import judge  # what reads and judges takes a third of a second
     from slimdown.measuring.logs import read_lm_eval, results_files
 
-    budgets, metrics = read_budgets(asked.max_loss), _metrics(asked.metric)
-    store = store_to_read(asked.tracking_uri) if asked.track else None
-    folders = (asked.base, asked.tuned)
-    if results_files(asked.base.resolve()) == results_files(asked.tuned.resolve()):
-        raise UserError(f"BASE and TUNED are the same logs, {asked.base}")
+    budgets, metrics = read_budgets(options.max_loss), _metrics(options.metric)
+    store = store_to_read(options.tracking_uri) if options.track else None
+    folders = (options.base, options.tuned)
+    if results_files(options.base.resolve()) == results_files(options.tuned.resolve()):
+        raise UserError(f"BASE and TUNED are the same logs, {options.base}")
     notes: list[str] = []
-    before, after = (read_lm_eval(folder, metrics, asked.target, tell=notes.append) for folder in folders)
+    before, after = (read_lm_eval(folder, metrics, options.target, tell=notes.append) for folder in folders)
     findings = judge(before, after)
     if before.harness_version != after.harness_version:
         versions = f"{before.harness_version} and {after.harness_version}"
         notes.append(f"made by lm_eval {versions}; the tasks' settings, questions and prompts are the same")
     if all(report.samples == after.benchmarks[name].samples for name, report in before.benchmarks.items()):
         notes.append("every answer is the same to the last digit; lm_eval's --use_cache hands one model another's")
-    judged = hold_to_budgets(findings.changes, budgets) if budgets else []
-    _show(findings, judged, list(dict.fromkeys(notes)), asked, store)
-    return overall(judged) if judged else Outcome.within
+    judgements = hold_to_budgets(findings.changes, budgets) if budgets else []
+    _show(findings, judgements, list(dict.fromkeys(notes)), options, store)
+    return overall(judgements) if judgements else Outcome.within
 
 
 def _metrics(given: Sequence[str]) -> dict[str, str]:
@@ -99,66 +91,60 @@ def _metrics(given: Sequence[str]) -> dict[str, str]:
 
 def _show(
     findings: "Findings",
-    judged: list[Judgement],
+    judgements: list[Judgement],
     notes: list[str],
-    asked: argparse.Namespace,
+    options: argparse.Namespace,
     store: TrackingConfig | None,
 ) -> None:
     from rich.console import Console
 
     from slimdown.showing.console import console, show_findings, show_judgements
-    from slimdown.showing.files import put
+    from slimdown.showing.files import files_of, put
     from slimdown.showing.findings import findings_table
 
-    title, aside = f"{asked.base} → {asked.tuned}", Console(stderr=True, highlight=False, soft_wrap=True)
+    title, aside = f"{options.base} → {options.tuned}", Console(stderr=True, highlight=False, soft_wrap=True)
+    settings = _settings(findings, options)
+
+    def as_page() -> str:
+        from slimdown.showing.page import page  # matplotlib, which takes a third of a second
+
+        return page(findings, title, settings=settings)
+
     for note in notes:
         aside.print(note, style="yellow", markup=False)
-    if asked.format == "table" and not asked.output:
+    if options.format == "table" and not options.output:
         aside = console
         console.print(title, style="bold", markup=False, soft_wrap=True)
         show_findings(findings)
     else:
-        put(findings_table(findings, title), lambda: _page(findings, title, asked), asked.format, asked.output)
+        put(findings_table(findings, title), as_page, options.format, options.output)
     if store:
-        _record(findings, title, asked, store)
-    if judged:
-        show_judgements(judged, aside)
+        from slimdown.recording.names import Tag
+        from slimdown.recording.runs import record_findings  # mlflow, which takes a second
+
+        run = record_findings(
+            store,
+            f"verdict {options.tuned}",
+            settings,
+            findings,
+            lambda run_id: files_of(findings, title, run_id, settings, {}),
+            {str(Tag.model): str(options.base), str(Tag.origin): str(options.tuned)},
+        )
+        sys.stderr.write(f"run {run.run_id} in {public_uri(run.store_uri)} {run.undelivered}".rstrip() + "\n")
+    if judgements:
+        show_judgements(judgements, aside)
 
 
-def _page(findings: "Findings", title: str, asked: argparse.Namespace) -> str:
-    from slimdown.showing.page import page  # matplotlib, which takes a third of a second
-
-    return page(findings, title, settings=_settings(findings, asked))
-
-
-def _settings(findings: "Findings", asked: argparse.Namespace) -> dict[str, object]:
+def _settings(findings: "Findings", options: argparse.Namespace) -> dict[str, object]:
     """What was compared and how it was asked, by dotted keys as a run has them."""
-    conditions = findings.after.conditions.items()
-    reports = findings.after.benchmarks.items()
+    conditions, reports = findings.after.conditions.items(), findings.after.benchmarks.items()
     return {
-        "model.id": str(asked.base),
-        "tuned": str(asked.tuned),
+        "model.id": str(options.base),
+        "tuned": str(options.tuned),
         "lm_eval.version": findings.after.harness_version,
         **{f"lm_eval.{key}": value for key, value in conditions if "." not in key},
         **{f"benchmark.{name}.{key}": value for name, r in reports for key, value in asdict(r.benchmark).items()},
     }
-
-
-def _record(findings: "Findings", title: str, asked: argparse.Namespace, store: TrackingConfig) -> None:
-    from slimdown.recording.names import Tag
-    from slimdown.recording.runs import record_findings  # mlflow, which takes a second
-    from slimdown.showing.files import files_of
-
-    settings = _settings(findings, asked)
-    run = record_findings(
-        store,
-        f"verdict {asked.tuned}",
-        settings,
-        findings,
-        lambda run_id: files_of(findings, title, run_id, settings, {}),
-        {str(Tag.model): str(asked.base), str(Tag.origin): str(asked.tuned)},
-    )
-    sys.stderr.write(f"run {run.run_id} in {public_uri(run.store_uri)} {run.undelivered}".rstrip() + "\n")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from math import sqrt
 
 import pytest
 
-from slimdown.judging.changes import ability_augmentation, forgetting_rate, knowledge_loss, unpaired_standard_error
+from slimdown.judging.changes import paper_value, unpaired_standard_error
 from slimdown.judging.paired import Difference, difference
+from slimdown.settings.schema import PaperMetric
 
 N = {"gsm8k": 1319, "hellaswag": 10042, "mmlu_cs": 100}
 
@@ -38,13 +39,13 @@ def test_the_papers_plus_minus_is_one_standard_error(benchmark: str, accuracy: f
 
 
 def test_the_forgetting_rate_of_gsm8k() -> None:
-    rate = 100 * forgetting_rate(base=0.3351, tuned=0.0371)
+    rate = 100 * paper_value(PaperMetric.forgetting_rate, base=0.3351, tuned=0.0371)
     assert rate == pytest.approx(88.92, abs=0.011)
     assert round(rate, 2) == 88.93  # the paper prints 88.92: its accuracies were rounded after it was computed
     # On whole questions, which the accuracies must be of: 442 and 49 of 1,319
     assert (round(442 / 13.19, 2), round(49 / 13.19, 2)) == (33.51, 3.71)
-    assert round(100 * forgetting_rate(442 / 1319, 49 / 1319), 2) == 88.91
-    assert round(100 * forgetting_rate(base=0.3351, tuned=0.0311), 2) == 90.72  # strict
+    assert round(100 * paper_value(PaperMetric.forgetting_rate, 442 / 1319, 49 / 1319), 2) == 88.91
+    assert round(100 * paper_value(PaperMetric.forgetting_rate, base=0.3351, tuned=0.0311), 2) == 90.72  # strict
 
 
 def test_what_gsm8k_lost_differs_by_how_it_is_counted() -> None:
@@ -52,12 +53,12 @@ def test_what_gsm8k_lost_differs_by_how_it_is_counted() -> None:
 
 
 def test_the_ability_augmentation_of_hellaswag() -> None:
-    assert round(ability_augmentation(base=0.6077, tuned=0.6120), 2) == 0.43
-    assert round(ability_augmentation(base=0.4523, tuned=0.4561), 2) == 0.38  # not normalized
+    assert round(paper_value(PaperMetric.ability_augmentation, base=0.6077, tuned=0.6120), 2) == 0.43
+    assert round(paper_value(PaperMetric.ability_augmentation, base=0.4523, tuned=0.4561), 2) == 0.38  # not normalized
 
 
 def test_the_knowledge_loss_of_mmlu_computer_science() -> None:
-    assert round(knowledge_loss(base=0.47, tuned=0.34), 2) == 13.00
+    assert round(paper_value(PaperMetric.knowledge_loss, base=0.47, tuned=0.34), 2) == 13.00
     error = unpaired_standard_error(5.02, 4.76)
     assert error == pytest.approx(6.93, abs=0.0151)
     assert round(error, 2) == 6.92  # the paper prints 6.93
@@ -93,4 +94,4 @@ def test_what_the_paper_could_not_show() -> None:
     """Its knowledge loss of 13 points is not distinguishable from none by its own, unpaired, numbers."""
     half = 1.96 * unpaired_standard_error(5.02, 4.76)
     assert round(half, 1) == 13.6
-    assert half > knowledge_loss(base=0.47, tuned=0.34)
+    assert half > paper_value(PaperMetric.knowledge_loss, base=0.47, tuned=0.34)

@@ -29,13 +29,9 @@ def disk_full(error: BaseException, *folders: Path) -> UserError | None:
     if full is None:
         return None
     written = Path(full.filename) if isinstance(full, OSError) and isinstance(full.filename, str) else None
+    places = [*folders, Path.cwd(), Path(os.environ.get("TMPDIR", "/tmp"))]
     free = {}
-    for folder in (
-        *folders,
-        Path.cwd(),
-        Path(os.environ.get("TMPDIR", "/tmp")),
-        *([written.parent] if written else []),
-    ):
+    for folder in [*places, written.parent] if written else places:
         with suppress(OSError):
             free[folder] = shutil.disk_usage(folder).free
     fullest = min(free, key=lambda folder: free[folder])

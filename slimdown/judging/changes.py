@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from slimdown.guarding.errors import UserError
 from slimdown.judging.paired import ALPHA, Difference, Estimate, difference, holm, mean, mean_difference
-from slimdown.judging.ratio import forgetting_rate as rate
+from slimdown.judging.ratio import forgetting_rate
 from slimdown.settings.schema import PaperMetric, Role
 
 if TYPE_CHECKING:  # it would bring pyarrow along
@@ -145,35 +145,23 @@ def verdict(change: float, p_value: float, equivalence_p_value: float) -> Verdic
     return Verdict.undecided
 
 
-def ability_augmentation(base: float, tuned: float) -> float:
-    """Delta A, percentage points of normalized accuracy gained (HellaSwag).
+def paper_value(metric: PaperMetric, base: float, tuned: float) -> float:
+    """One of the paper's three metrics, from the accuracies of base and tuned model.
 
-    >>> round(ability_augmentation(base=0.6077, tuned=0.6120), 2)
+    Ability augmentation: percentage points gained (HellaSwag's normalized accuracy). Knowledge loss: points lost (MMLU
+    college computer science). Forgetting rate, 1 - A_tuned / A_base: the share of the base's accuracy that is gone
+    (GSM8K), nan where the base is at 0; the paper prints 88.92 %, its own accuracies give 88.93.
+
+    >>> round(paper_value(PaperMetric.ability_augmentation, base=0.6077, tuned=0.6120), 2)
     0.43
-    """
-    return 100 * (tuned - base)
-
-
-def forgetting_rate(base: float, tuned: float) -> float:
-    """FR = 1 - A_tuned / A_base, the share of the base's accuracy that is gone (GSM8K); nan where the base is at 0.
-
-    The paper prints 88.92 %; its own accuracies give 88.93.
-
-    >>> round(100 * forgetting_rate(base=0.3351, tuned=0.0371), 2)
+    >>> round(100 * paper_value(PaperMetric.forgetting_rate, base=0.3351, tuned=0.0371), 2)
     88.93
-    >>> forgetting_rate(base=0.0, tuned=0.1)
-    nan
-    """
-    return 1 - tuned / base if base > 0 else nan
-
-
-def knowledge_loss(base: float, tuned: float) -> float:
-    """Delta K, percentage points of accuracy lost (MMLU college computer science).
-
-    >>> round(knowledge_loss(base=0.47, tuned=0.34), 2)
+    >>> round(paper_value(PaperMetric.knowledge_loss, base=0.47, tuned=0.34), 2)
     13.0
     """
-    return 100 * (base - tuned)
+    if metric is PaperMetric.forgetting_rate:
+        return 1 - tuned / base if base > 0 else nan
+    return 100 * (tuned - base if metric is PaperMetric.ability_augmentation else base - tuned)
 
 
 def unpaired_standard_error(base: float, tuned: float) -> float:
@@ -228,7 +216,7 @@ def _benchmark_change(
     config = base.benchmark
     primary = changes[config.metric]
     before, after = base.scores_of(config.metric), tuned.scores_of(config.metric)
-    raw = rate(before, after, 0.0, base.clusters)
+    raw = forgetting_rate(before, after, 0.0, base.clusters)
     judged = verdict(primary.difference.value, p_value, equivalence_p_value)
     alpha = ALPHA / n_benchmarks  # the first of Holm's steps: what a change must pass if no other is shown
     undecided = judged is Verdict.undecided
@@ -240,9 +228,9 @@ def _benchmark_change(
         margin=config.margin,
         changes=changes,
         paper_metric=config.paper_metric,
-        paper_value=_paper_value(config.paper_metric, primary, raw),
+        paper_value=_paper_estimate(config.paper_metric, primary, raw),
         forgetting_rate=raw,
-        forgetting_rate_above_chance=rate(before, after, config.chance, base.clusters),
+        forgetting_rate_above_chance=forgetting_rate(before, after, config.chance, base.clusters),
         verdict=judged,
         p_value=p_value,
         equivalence_p_value=equivalence_p_value,
@@ -251,17 +239,15 @@ def _benchmark_change(
     )
 
 
-def _paper_value(metric: PaperMetric | None, change: Change, raw: Estimate | None) -> Estimate | None:
-    base, tuned, d = change.base.value, change.tuned.value, change.difference
-    error = 100 * change.unpaired_standard_error
-    if metric is PaperMetric.ability_augmentation:
-        return Estimate(ability_augmentation(base, tuned), error, 100 * d.low, 100 * d.high)
-    if metric is PaperMetric.knowledge_loss:
-        return Estimate(knowledge_loss(base, tuned), error, -100 * d.high, -100 * d.low)
+def _paper_estimate(metric: PaperMetric | None, change: Change, raw_rate: Estimate | None) -> Estimate | None:
+    if metric is None:
+        return None
+    value, d = paper_value(metric, change.base.value, change.tuned.value), change.difference
     if metric is PaperMetric.forgetting_rate:
-        low, high = (raw.low, raw.high) if raw else (nan, nan)
-        return Estimate(forgetting_rate(base, tuned), nan, low, high)
-    return None
+        low, high = (raw_rate.low, raw_rate.high) if raw_rate else (nan, nan)
+        return Estimate(value, nan, low, high)
+    low, high = (d.low, d.high) if metric is PaperMetric.ability_augmentation else (-d.high, -d.low)
+    return Estimate(value, 100 * change.unpaired_standard_error, 100 * low, 100 * high)
 
 
 def _conditions(base: "Evaluation", tuned: "Evaluation") -> Iterator[dict[str, object]]:

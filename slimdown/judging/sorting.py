@@ -22,7 +22,7 @@ def value_of(row: Configuration, key: str) -> Value:
         return typed(row.settings[key])
     if key == "seed":  # in a row of several seeds it is no setting
         return typed(row.seeds[0])
-    means = {"retained": row.retained, "target": row.target, **{n: found.change for n, found in row.changes.items()}}
+    means = {"retained": row.retained, "target": row.target, **{n: mean.change for n, mean in row.changes.items()}}
     values = [means[key].value] if key in means else [run.metrics[key] for run in row.runs if key in run.metrics]
     return fmean(values) if values and not isnan(fmean(values)) else None
 
@@ -34,21 +34,19 @@ def ordered(comparison: Comparison, key: str) -> Comparison:
         UserError: nothing is called so; with the nearest names.
     """
     name = key.removeprefix("-")
-    others = {"retained", "target", "name", "started", "seed"}
     metrics = {metric for row in comparison.rows for run in row.runs for metric in run.metrics}
-    known = others | metrics | {*comparison.benchmarks} | _settings(comparison)
+    known = {"retained", "target", "name", "started", "seed", *metrics, *comparison.benchmarks, *_settings(comparison)}
     if name not in known:
-        close = nearest(name, sorted(known))
-        if "did you mean" not in close:
-            benchmarks = ", ".join(comparison.benchmarks)
-            close = (
-                f"; a benchmark ({benchmarks}), a setting such as lora.r, a metric, or retained, target, name, started"
-            )
-        raise UserError(f"--sort {name}: nothing is called so in these runs{close}")
+        advice = nearest(name, sorted(known))
+        if "did you mean" not in advice:
+            benchmarks = f"a benchmark ({', '.join(comparison.benchmarks)})"
+            advice = f"; {benchmarks}, a setting such as lora.r, a metric, or retained, target, name, started"
+        raise UserError(f"--sort {name}: nothing is called so in these runs{advice}")
     keyed = [(value_of(row, name), row) for row in comparison.rows]
     having = [(value, row) for value, row in keyed if value is not None]
     having.sort(key=lambda pair: _order(pair[0]), reverse=key.startswith("-"))
-    return replace(comparison, rows=tuple(row for _, row in having + [pair for pair in keyed if pair[0] is None]))
+    lacking = [row for value, row in keyed if value is None]
+    return replace(comparison, rows=(*(row for _, row in having), *lacking))
 
 
 def by(comparison: Comparison, param: str) -> Comparison:
@@ -71,21 +69,22 @@ def series_by(comparison: Comparison, param: str) -> dict[str, list[tuple[float 
             for name in row.changes:
                 series[name].setdefault(value, []).extend(_changes(row, name))
     return {
-        name: [(value, pooled(found[value])) for value in sorted(found, key=_order)]
-        for name, found in series.items()
-        if found
+        name: [(value, pooled(changes[value])) for value in sorted(changes, key=_order)]
+        for name, changes in series.items()
+        if changes
     }
 
 
 def by_dataset(comparison: Comparison) -> tuple[list[str], list[list[Estimate | None]]]:
     """The datasets, and for each the mean change on every benchmark; None where none was measured."""
     datasets = sorted({row.settings["dataset"] for row in comparison.rows})
-    table: list[list[Estimate | None]] = []
-    for dataset in datasets:
+
+    def mean_change(dataset: str, name: str) -> Estimate | None:
         rows = [row for row in comparison.rows if row.settings["dataset"] == dataset]
-        changes = [[e for row in rows for e in _changes(row, name)] for name in comparison.benchmarks]
-        table.append([pooled(found) if found else None for found in changes])
-    return datasets, table
+        changes = [change for row in rows for change in _changes(row, name)]
+        return pooled(changes) if changes else None
+
+    return datasets, [[mean_change(dataset, name) for name in comparison.benchmarks] for dataset in datasets]
 
 
 def typed(text: str) -> Value:
