@@ -42,6 +42,11 @@ _STATES = {
     "KILLED": "stopped",
     "FINISHED": "finished without a change on record",
 }
+_MODES = {  # what is shown instead of a row a run
+    "paired": "two RUNs: both tuned models' answers, one by one",
+    "noise": "of several seeds: the noise of questions and of training, from every answer",
+    "confirm": "RUNs chosen among others, on the questions that evaluation.holdout kept from choosing",
+}
 _EPILOG = """\
 examples
   python -m slimdown.compare                                        the finished runs of experiment slimdown
@@ -72,18 +77,18 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     which.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE", help="an MLflow tag; can be repeated")
     which.add_argument("--filter", default="", metavar="FILTER", help="a filter in MLflow's language")
     _add_looks(parser.add_argument_group("how they are shown"))
-    parsed = parser.parse_args(_joined(given))
-    if parsed.rows < 0:
-        parser.error(f"--rows must be 0 or more, got {parsed.rows}")
-    for mode in ("--paired", "--noise", "--confirm"):
-        unused = sorted(options_given(parsed) & {"--sort", "--by", "--rows", "--plots"})
-        unused += [] if parsed.group_seeds else ["--no-group-seeds"]
-        if getattr(parsed, mode.removeprefix("--")) and unused:
-            parser.error(f"{mode} has rows of its own, which {' and '.join(unused)} cannot change; leave one out")
-    if parsed.filter and not _compares(parsed.filter):
-        parser.error(f"--filter {parsed.filter!r} compares nothing with nothing; {FILTER_EXAMPLE}")
-    parsed.format = format_of(parsed)
-    return parsed
+    options = parser.parse_args(_joined(given))
+    if options.rows < 0:
+        parser.error(f"--rows must be 0 or more, got {options.rows}")
+    unused = sorted(options_given(options) & {"--sort", "--by", "--rows", "--plots"})
+    unused += [] if options.group_seeds else ["--no-group-seeds"]
+    for mode in _MODES:
+        if getattr(options, mode) and unused:
+            parser.error(f"--{mode} has rows of its own, which {' and '.join(unused)} cannot change; leave one out")
+    if options.filter and not _compares(options.filter):
+        parser.error(f"--filter {options.filter!r} compares nothing with nothing; {FILTER_EXAMPLE}")
+    options.format = format_of(options)
+    return options
 
 
 def _add_looks(how: argparse._ArgumentGroup) -> None:
@@ -93,47 +98,44 @@ def _add_looks(how: argparse._ArgumentGroup) -> None:
     how.add_argument("--by", metavar="PARAM", help="a setting: sort by it, and plot every benchmark over it")
     how.add_argument("--group-seeds", action=argparse.BooleanOptionalAction, default=True, help=seeds)
     other = how.add_mutually_exclusive_group()
-    for mode, meaning in (
-        ("--paired", "two RUNs: both tuned models' answers, one by one"),
-        ("--noise", "of several seeds: the noise of questions and of training, from every answer"),
-        ("--confirm", "RUNs chosen among others, on the questions that evaluation.holdout kept from choosing"),
-    ):
-        other.add_argument(mode, action="store_true", help=meaning)
+    for mode, meaning in _MODES.items():
+        other.add_argument(f"--{mode}", action="store_true", help=meaning)
     rows = "at most so many in the table, 0: all (default: 100)"
     how.add_argument("--rows", type=int, default=100, metavar="N", help=rows)
     add_output(how, FORMATS)
     how.add_argument("--plots", type=Path, metavar="FOLDER", help="also write the plots, as SVG and PNG")
 
 
-def select(asked: argparse.Namespace, store: TrackingConfig) -> tuple[list[RecordedRun], str, list[str]]:
+def select(options: argparse.Namespace, store: TrackingConfig) -> tuple[list[RecordedRun], str, list[str]]:
     """The finished runs that are asked for, newest first, which ones they are, and what was left out.
 
     Raises:
         UserError: there are none, or something named is not there.
     """
-    if asked.runs:
-        return _named(asked, store)
-    experiments = asked.experiment or ([] if asked.sweep else [_DEFAULT_EXPERIMENT])
-    tags = dict(_tag(text) for text in asked.tag)
-    if asked.sweep:
-        tags[Tag.sweep] = asked.sweep
-    if not asked.experiment and not asked.sweep and _DEFAULT_EXPERIMENT not in (there := experiment_names(store)):
+    if options.runs:
+        return _named(options, store)
+    experiments = options.experiment or ([] if options.sweep else [_DEFAULT_EXPERIMENT])
+    tags = dict(_tag(text) for text in options.tag)
+    if options.sweep:
+        tags[Tag.sweep] = options.sweep
+    if not options.experiment and not options.sweep and _DEFAULT_EXPERIMENT not in (known := experiment_names(store)):
         raise UserError(
             f"there is no experiment {_DEFAULT_EXPERIMENT} in {public_uri(store.uri)}; name one with --experiment: "
-            + ", ".join(there)
+            + ", ".join(known)
         )
-    found = find_runs(store, experiments, asked.filter, tags=tags)
-    shown = [run for run in found if run.status == "FINISHED" and run.changes.benchmarks]
+    runs = find_runs(store, experiments, options.filter, tags=tags)
+    complete = [run for run in runs if run.status == "FINISHED" and run.changes.benchmarks]
     where = f"{'experiment ' + ', '.join(experiments) if experiments else 'all experiments'} in {public_uri(store.uri)}"
-    others = [run for run in found if run.status != "FINISHED" or not run.changes.benchmarks]
+    others = [run for run in runs if run.status != "FINISHED" or not run.changes.benchmarks]
     states = Counter(_STATES.get(run.status, run.status.lower()) for run in others)
     left_out = ", ".join(f"{count:,} {state}" for state, count in states.items())
-    if not shown:
-        raise UserError(_nothing(asked, store, experiments, where, left_out, tags))
-    chosen = [f"sweep {asked.sweep}"] if asked.sweep else []
-    chosen += [f"tag {text}" for text in asked.tag] + ([f"filter {asked.filter}"] if asked.filter else [])
-    title = f"{len(shown):,} finished {'run' if len(shown) == 1 else 'runs'} of {', '.join([*chosen, where])}"
-    return shown, title, [f"{counted(states.total(), 'run')} left out: {left_out}."] if left_out else []
+    if not complete:
+        raise UserError(_nothing(options, store, experiments, where, left_out, tags))
+    chosen = [f"sweep {options.sweep}"] if options.sweep else []
+    chosen += [f"tag {text}" for text in options.tag] + ([f"filter {options.filter}"] if options.filter else [])
+    n = len(complete)
+    title = f"{n:,} finished {'run' if n == 1 else 'runs'} of {', '.join([*chosen, where])}"
+    return complete, title, [f"{counted(states.total(), 'run')} left out: {left_out}."] if left_out else []
 
 
 def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Pair:
@@ -149,9 +151,9 @@ def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Pair:
     try:
         return Pair(_called(runs[0]), _called(runs[1]), judge(before, after))
     except UserError as error:
-        said = str(error).replace("base and tuned cannot be compared", "the two runs cannot be paired")
+        difference = str(error).replace("base and tuned cannot be compared", "the two runs cannot be paired")
         raise UserError(
-            f"{said}; --paired needs two runs that were asked the same questions in the same way, "
+            f"{difference}; --paired needs two runs that were asked the same questions in the same way, "
             "without it they are laid side by side"
         ) from None
 
@@ -164,7 +166,7 @@ def confirm(runs: Sequence[RecordedRun], store: TrackingConfig) -> list[Pair]:
     """
     from slimdown.judging.findings import judge
 
-    found = []
+    pairs = []
     for run in runs:
         if not run.holdout:
             raise UserError(
@@ -173,8 +175,8 @@ def confirm(runs: Sequence[RecordedRun], store: TrackingConfig) -> list[Pair]:
                 "taken from the record), choose among those, and confirm the chosen one"
             )
         base, tuned = (held_out_part(read_evaluation(store, run, model), run.holdout) for model in ("base", "tuned"))
-        found.append(Pair("base", _called(run), judge(base, tuned, n_reports=len(runs)), len(runs)))
-    return found
+        pairs.append(Pair("base", _called(run), judge(base, tuned, n_reports=len(runs)), len(runs)))
+    return pairs
 
 
 def _called(run: RecordedRun) -> str:
@@ -183,11 +185,11 @@ def _called(run: RecordedRun) -> str:
 
 def main() -> None:
     """Show what the command line asks for; a user's mistake ends in one message and exit code 1."""
-    asked = arguments(sys.argv[1:])
-    make = _pairs if asked.paired or asked.confirm else _noise if asked.noise else _side_by_side
+    options = arguments(sys.argv[1:])
+    make = _pairs if options.paired or options.confirm else _noise if options.noise else _side_by_side
     try:
-        table, page = make(asked, store_to_read(asked.tracking_uri))
-        put(table, page, asked.format, asked.output)
+        table, page = make(options, store_to_read(options.tracking_uri))
+        put(table, page, options.format, options.output)
     except UserError as error:
         sys.exit(f"These runs cannot be compared:\n  {error}")
     except KeyboardInterrupt:
@@ -199,36 +201,36 @@ def main() -> None:
 _Shown = tuple[Table, Callable[[], str]]  # a table and what makes its page
 
 
-def _side_by_side(asked: argparse.Namespace, store: TrackingConfig) -> _Shown:
-    runs, title, notes = select(asked, store)
-    comparison = compare(runs, asked.group_seeds)
-    if asked.by:
-        comparison = by(comparison, asked.by)
-    if asked.sort:
-        comparison = ordered(comparison, asked.sort)
-    table = comparison_table(comparison, title, notes, asked.rows if asked.format == "table" else 0)
-    if asked.plots:
-        _write_plots(asked, comparison)
-    return table, lambda: comparison_page(comparison, table, asked.by)
+def _side_by_side(options: argparse.Namespace, store: TrackingConfig) -> _Shown:
+    runs, title, notes = select(options, store)
+    comparison = compare(runs, options.group_seeds)
+    if options.by:
+        comparison = by(comparison, options.by)
+    if options.sort:
+        comparison = ordered(comparison, options.sort)
+    table = comparison_table(comparison, title, notes, options.rows if options.format == "table" else 0)
+    if options.plots:
+        _write_plots(options, comparison)
+    return table, lambda: comparison_page(comparison, table, options.by)
 
 
-def _pairs(asked: argparse.Namespace, store: TrackingConfig) -> _Shown:
-    if asked.confirm and not asked.runs:
+def _pairs(options: argparse.Namespace, store: TrackingConfig) -> _Shown:
+    if options.confirm and not options.runs:
         raise UserError("--confirm judges runs that were chosen; name one or more: their ids, or beginnings of ids")
-    if asked.paired and len(asked.runs) != 2:
+    if options.paired and len(options.runs) != 2:
         raise UserError(
-            f"--paired compares exactly two runs, got {len(asked.runs)}; give the ids or names of two, e.g. "
+            f"--paired compares exactly two runs, got {len(options.runs)}; give the ids or names of two, e.g. "
             "python -m slimdown.compare 3f2a 91bc --paired"
         )
-    runs, _, _ = _named(asked, store, fewest=1 if asked.confirm else 2)
-    table = pairs_table(confirm(runs, store) if asked.confirm else [pair(runs, store)])
-    return table, lambda: table_page(table, "--confirm" if asked.confirm else "--paired")
+    runs, _, _ = _named(options, store, fewest=1 if options.confirm else 2)
+    table = pairs_table(confirm(runs, store) if options.confirm else [pair(runs, store)])
+    return table, lambda: table_page(table, "--confirm" if options.confirm else "--paired")
 
 
-def _noise(asked: argparse.Namespace, store: TrackingConfig) -> _Shown:
+def _noise(options: argparse.Namespace, store: TrackingConfig) -> _Shown:
     from slimdown.recording.read import read_seeds
 
-    runs, _, _ = select(asked, store)
+    runs, _, _ = select(options, store)
     comparison = compare(runs, group_seeds=True)
     several = [row for row in comparison.rows if len(row.runs) > 1]
     if not several:
@@ -238,22 +240,23 @@ def _noise(asked: argparse.Namespace, store: TrackingConfig) -> _Shown:
         )
     changes = {}
     for row in several:
-        told = [f"{key}={row.settings[key]}" for key in comparison.params if key in row.settings]
-        changes[" ".join([row.name, *(text for text in told if text not in row.name)])] = read_seeds(store, row.runs)
+        settings = [f"{key}={row.settings[key]}" for key in comparison.params if key in row.settings]
+        name = " ".join([row.name, *(setting for setting in settings if setting not in row.name)])
+        changes[name] = read_seeds(store, row.runs)
     table = noise_table(changes)
     return table, lambda: table_page(table, "--noise")
 
 
 def _named(
-    asked: argparse.Namespace, store: TrackingConfig, fewest: int = 2
+    options: argparse.Namespace, store: TrackingConfig, fewest: int = 2
 ) -> tuple[list[RecordedRun], str, list[str]]:
-    if asked.experiment or asked.sweep or asked.tag or asked.filter:
+    if options.experiment or options.sweep or options.tag or options.filter:
         raise UserError(
             "runs are named, and --experiment, --sweep, --tag or --filter looks for others; leave one of the two out"
         )
-    runs = list({run.run_id: run for run in (read_run(store, text) for text in asked.runs)}.values())
+    runs = list({run.run_id: run for run in (read_run(store, text) for text in options.runs)}.values())
     if len(runs) < fewest:
-        given = "the same run more than once" if len(asked.runs) > 1 else f"only {asked.runs[0]}"
+        given = "the same run more than once" if len(options.runs) > 1 else f"only {options.runs[0]}"
         raise UserError(f"a comparison needs two runs or more, got {given}; name another, or none for all")
     for run in runs:
         refuse_unfinished(run)
@@ -263,7 +266,7 @@ def _named(
 
 
 def _nothing(
-    asked: argparse.Namespace,
+    options: argparse.Namespace,
     store: TrackingConfig,
     experiments: Sequence[str],
     where: str,
@@ -277,8 +280,8 @@ def _nothing(
     if not every:
         filled = Counter(run.experiment for run in find_runs(store))
         others = ", ".join(f"{name} ({count:,})" for name, count in filled.most_common())
-        there = f"name another with --experiment: {others}" if others else "python -m slimdown.run makes one"
-        return f"there is no run in {where}; {there}"
+        advice = f"name another with --experiment: {others}" if others else "python -m slimdown.run makes one"
+        return f"there is no run in {where}; {advice}"
     for key, value in tags.items():
         if not any(run.tags.get(key) == value for run in every):
             what = f"no sweep {value}" if key == Tag.sweep else f"no run with the tag {key}={value}"
@@ -287,7 +290,7 @@ def _nothing(
                 keys = sorted({name for run in every for name in run.tags})
                 return f"there is {what} in {where}, nor any with such a tag{nearest(key, keys)}"
             return f"there is {what} in {where}" + (nearest(value, known[-20:]) if known else "; no run is of a sweep")
-    limits = [f"filter {asked.filter!r}"] if asked.filter else []
+    limits = [f"filter {options.filter!r}"] if options.filter else []
     limits += [f"{key}={value}" for key, value in tags.items()]
     return f"none of the {len(every):,} runs in {where} passes {' and '.join(limits)}; loosen it"
 
@@ -316,14 +319,14 @@ def _joined(given: Sequence[str]) -> list[str]:
     return joined
 
 
-def _write_plots(asked: argparse.Namespace, comparison: Comparison) -> None:
-    files = {asked.plots / name: content for name, content in images(figures(comparison, asked.by)).items()}
+def _write_plots(options: argparse.Namespace, comparison: Comparison) -> None:
+    files = {options.plots / name: content for name, content in images(figures(comparison, options.by)).items()}
     try:
-        asked.plots.mkdir(parents=True, exist_ok=True)
+        options.plots.mkdir(parents=True, exist_ok=True)
         for file, content in files.items():
             file.write_bytes(content)
     except OSError as error:
-        raise UserError(f"--plots {asked.plots} cannot be written: {error.strerror}; choose another folder") from None
+        raise UserError(f"--plots {options.plots} cannot be written: {error.strerror}; choose another folder") from None
     if not comparison.has_target:
         sys.stderr.write("no target task was measured in these runs, so learning against forgetting is not drawn\n")
     sys.stderr.write("".join(f"wrote {file}\n" for file in files) or "nothing to draw; --by SETTING plots over one\n")
