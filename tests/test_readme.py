@@ -1,12 +1,13 @@
 """Every command that a document shows is accepted, and every file it points to is there."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from slimdown import check, compare
+from slimdown import check, compare, verdict
 from slimdown.settings.commandline import check_command_line
 
 ROOT = Path(__file__).parent.parent
@@ -19,13 +20,16 @@ def commands(module: str) -> list[str]:
     return sorted({found.strip() for doc in DOCUMENTS for found in pattern.findall(doc.read_text())})
 
 
-@pytest.mark.parametrize(("module", "n"), [("run", 5), ("compare", 5), ("check", 1)])
+@pytest.mark.parametrize(("module", "n"), [("run", 5), ("compare", 5), ("check", 1), ("verdict", 1)])
 def test_the_documents_show_commands(module: str, n: int) -> None:
     assert len(commands(module)) >= n
 
 
 @pytest.mark.parametrize("command", commands("run"))
-def test_a_command_of_the_documents_is_accepted(command: str) -> None:
+def test_a_command_of_the_documents_is_accepted(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"question": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))  # what a reader has
+    monkeypatch.chdir(tmp_path)
     check_command_line(shlex.split(command))
 
 
@@ -37,6 +41,15 @@ def test_a_comparison_of_the_documents_is_accepted(command: str) -> None:
 @pytest.mark.parametrize("command", commands("check"))
 def test_a_check_of_the_documents_is_accepted(command: str) -> None:
     check.arguments(shlex.split(command))
+
+
+@pytest.mark.parametrize("command", commands("verdict"))
+def test_a_verdict_of_the_documents_is_accepted(command: str) -> None:
+    verdict.arguments(shlex.split(command))
+
+
+def test_the_readme_is_read_at_once() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 140
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
