@@ -15,7 +15,6 @@ HOUSE = Path(slimdown.__file__).parent
 FILES = {str(file.relative_to(HOUSE)): file for file in sorted(HOUSE.rglob("*.py"))}
 SOURCE = {name: file.read_text() for name, file in FILES.items() if not name.startswith("pocket")}
 PAGE, LONGEST_FILE = 60, 400  # lines
-TO_BE_SPLIT = {"measuring/evaluate.py", "preparing/model.py"}
 
 
 def functions(text: str) -> Iterator[tuple[str, int]]:
@@ -33,12 +32,12 @@ def test_the_measure_counts_a_function_whole() -> None:
 
 def test_no_function_is_longer_than_a_page() -> None:
     long = {(name, f): n for name, text in SOURCE.items() for f, n in functions(text) if n > PAGE}
-    assert {key: n for key, n in long.items() if key[0] not in TO_BE_SPLIT} == {}
+    assert long == {}
 
 
 def test_no_file_is_too_long_to_be_read_at_once() -> None:
     lines = {name: text.count("\n") for name, text in SOURCE.items()}
-    assert {name: n for name, n in lines.items() if n > LONGEST_FILE and name not in TO_BE_SPLIT} == {}
+    assert {name: n for name, n in lines.items() if n > LONGEST_FILE} == {}
 
 
 def test_a_run_is_one_page() -> None:
