@@ -163,7 +163,7 @@ def test_the_logs_of_two_models_are_judged_as_their_own_measurement_is(
     theirs = [replace(of, benchmarks={name: of.benchmarks[name] for name in kept[0].benchmarks}) for of in read]
     changes = changes_between(*kept)
     assert changes.benchmarks == changes_between(*theirs).benchmarks
-    assert changes.benchmarks["pocket_math"].primary.value < 0  # something to judge
+    assert changes.benchmarks["pocket_math"].primary.difference.value < 0  # something to judge
     questions = {
         (s.task, s.doc_id): s for of in ("pocket_cs", "pocket_commonsense") for s in before.benchmarks[of].samples
     }
@@ -182,7 +182,7 @@ def test_a_log_is_named_in_any_of_three_ways(of: str, logs: Path) -> None:
 
 def test_a_notebook_judges_logs_as_it_judges_what_it_measured(logs: Path) -> None:
     findings = slimdown.judge(slimdown.read_lm_eval(logs / "base"), slimdown.read_lm_eval(str(logs / "tuned")))
-    assert findings.changes.benchmarks["pocket_choices"].primary.value < 0
+    assert findings.changes.benchmarks["pocket_choices"].primary.difference.value < 0
     assert not findings.passes(pocket_choices=0.02)
 
 
@@ -260,7 +260,7 @@ def test_each_format_says_the_same(logs: Path, tmp_path: Path, capsys: pytest.Ca
     both, change = (logs / "base", logs / "tuned"), judge(*map(read_lm_eval, (logs / "base", logs / "tuned"))).changes
     verdict(*both, "--format", "json")
     rows = {row["benchmark"]: row for row in json.loads(capsys.readouterr().out)["benchmarks"] if "verdict" in row}
-    assert rows["pocket_math"]["change"] == change.benchmarks["pocket_math"].primary.value
+    assert rows["pocket_math"]["change"] == change.benchmarks["pocket_math"].primary.difference.value
     for name in ("page.html", "table.md", "table.csv"):
         verdict(*both, "-o", tmp_path / name)
         assert "pocket_math" in (tmp_path / name).read_text()
@@ -291,7 +291,7 @@ def test_a_verdict_is_recorded_as_a_run_that_compare_and_check_read(
     (run_id,) = re.findall("run ([0-9a-f]{32}) in sqlite", capsys.readouterr().err)
     run = store.get_run(run_id)
     expected = judge(*map(read_lm_eval, (logs / "base", logs / "tuned"))).changes.benchmarks["pocket_math"]
-    assert run.data.metrics["forgetting/pocket_math/change"] == expected.primary.value
+    assert run.data.metrics["forgetting/pocket_math/change"] == expected.primary.difference.value
     assert run.data.tags["slimdown.origin"] == str(logs / "tuned")
     assert run.data.params["lm_eval.dtype"] == "float32"
     assert {a.path for a in store.list_artifacts(run_id)} >= {"report.html", "report.md", "plots", "samples"}
