@@ -164,8 +164,6 @@ def short_keys(keys: Iterable[str]) -> dict[str, str]:
 
     >>> short_keys(["lora.r", "dataset.alpaca.max_examples", "benchmark.a.limit", "model.a.limit"])["lora.r"]
     'lora.r'
-    >>> short_keys(["lora.r", "dataset.alpaca.max_examples", "benchmark.a.limit", "model.a.limit"])["lora.r"]
-    'lora.r'
     >>> short_keys(["dataset.alpaca.max_examples", "benchmark.a.limit", "model.a.limit"])
     {'dataset.alpaca.max_examples': 'alpaca.max_examples', 'benchmark.a.limit': 'benchmark.a.limit', \
 'model.a.limit': 'model.a.limit'}
