@@ -69,9 +69,11 @@ EXACT = frozenset([
     "xglm",
 ])
 # fmt: on
-# Of these, those whose attention `attention.py` cannot stand in for: not transformers' AttentionInterface, or keys and
-# values of different widths.
-NOT_MERGING = frozenset(["deepseek_v2", "deepseek_v3", "diffllama", "falcon", "jetmoe", "minicpm3"])
+# Of these, those whose attention `attention.py` cannot stand in for: not transformers' AttentionInterface, keys and
+# values of different widths, or scores that are capped.
+NOT_MERGING = frozenset(
+    ["deepseek_v2", "deepseek_v3", "diffllama", "falcon", "gemma2", "jetmoe", "minicpm3", "vaultgemma"]
+)
 
 # Kinds of rotary embedding whose frequencies depend on a token's position alone, not on how long its row is.
 FIXED_ROPE = frozenset(["default", "linear", "llama3", "proportional", "yarn"])
