@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,10 @@ def test_an_adapter_answers_as_peft_loads_it_and_leaves_the_base_alone(
 ) -> None:
     config = composed(f"tuned='{adapter_of(kind)}'")
     before, weights = logits(pocket.model), weights_digest(pocket.model)
+    if kind == "vera" and tuple(map(int, version("peft").split(".")[:2])) < (0, 21):
+        with pytest.raises(UserError, match="vera_A"):  # PEFT leaves the saved projections out and draws others
+            way_to_tuned(pocket, config)
+        return
     way = way_to_tuned(pocket, config)
     assert isinstance(way, GivenAdapter)
     given = way.obtain(Path("unused"), print, print)

@@ -25,7 +25,7 @@ def forgetting_rate(
 
     Independent 0/1 scores count half a question more lost and half a one more gained, so that no change at all has an
     interval too, and so do clusters whose noise looks smaller than that. Graded scores that all lost the same share
-    have no interval.
+    have no interval, nor has all right before and all wrong after at a chance of a half.
 
     >>> rate = forgetting_rate([1] * 60 + [0] * 40, [1] * 30 + [0] * 60 + [1] * 10)
     >>> round(rate.value, 3), round(rate.low, 3), round(rate.high, 3)
