@@ -1,5 +1,6 @@
 """Which tasks the harness has, from the text of its task files: to import it, or to parse them, takes seconds."""
 
+import os
 import re
 from collections.abc import Collection
 from difflib import get_close_matches
@@ -17,18 +18,20 @@ _DEFINED = re.compile(rb"^[\"']?task[\"']?:\s*[\"']?([\w.-]+)[\"']?\s*$", re.MUL
 def task_folders(tasks: Collection[str]) -> dict[str, list[Path]]:
     """For each task of the harness that has a file of its own, the folders with such a file."""
     folders: dict[str, list[Path]] = {}
-    for file, text in _task_files():
+    for file, text in _task_files().items():
         for name in {match.decode() for match in _DEFINED.findall(text)} & set(tasks):
-            folders.setdefault(name, []).append(file.parent)
+            folders.setdefault(name, []).append(Path(file).parent)
     return folders
 
 
 def task_problem(task: str) -> str | None:
     """Say that there is no such task, group or tag, with the nearest ones; None where there is, or may be."""
-    mention = re.compile(rb"(?<![\w.-])" + re.escape(task.encode()) + rb"(?![\w.-])")
-    if task in _shipped() or any(mention.search(text) for _, text in _task_files()):
+    word = task.encode()
+    mention = re.compile(rb"(?<![\w.-])" + re.escape(word) + rb"(?![\w.-])")
+    # A search for the word alone is ten times as fast, and most files do not have it.
+    if task in _shipped() or any(word in text and mention.search(text) for text in _task_files().values()):
         return None
-    known = sorted(_shipped() | {match.decode() for _, text in _task_files() for match in _NAMED.findall(text)})
+    known = sorted(_shipped() | {match.decode() for text in _task_files().values() for match in _NAMED.findall(text)})
     # Of 14,000: a look at each is slow.
     alike = [name for name in known if abs(len(name) - len(task)) <= len(task) // 3 + 1]
     close = get_close_matches(task, alike, n=3)
@@ -44,7 +47,13 @@ def _shipped() -> set[str]:
 
 
 @cache
-def _task_files() -> list[tuple[Path, bytes]]:
+def _task_files() -> dict[str, bytes]:
+    """The text of each of the harness's task files, 14,000 of them: read without a `Path` or a buffer for each."""
     package = find_spec("lm_eval")
     assert package is not None  # a dependency
-    return [(file, file.read_bytes()) for file in Path(str(package.origin)).with_name("tasks").rglob("*.yaml")]
+    texts: dict[str, bytes] = {}
+    for folder, _, names in os.walk(Path(str(package.origin)).with_name("tasks")):
+        for file in (os.path.join(folder, name) for name in names if name.endswith(".yaml")):
+            with open(file, "rb", buffering=0) as content:
+                texts[file] = content.read()
+    return texts
