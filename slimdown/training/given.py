@@ -188,7 +188,7 @@ def is_another(made_on: str, base: str) -> bool:
 
     >>> is_another("unsloth/Llama-3.2-1B-unsloth-bnb-4bit", "meta-llama/Llama-3.2-1B")
     False
-    >>> is_another("meta-llama/Llama-3.2-1B-Instruct", "meta-llama/Llama-3.2-1B"), is_another("/home/me/it", "a/b")
+    >>> is_another("meta-llama/Llama-3.2-1B-Instruct", "meta-llama/Llama-3.2-1B"), is_another("./mine", "a/b")
     (True, False)
     """
     names = [_REPACKED.sub("", id_.rpartition("/")[2].lower()) for id_ in (made_on, base)]
