@@ -73,7 +73,8 @@ def record(
 ) -> str:
     """The id of a finished run that went from `base` to `tuned`."""
     before, after = evaluation(base, target, num_fewshot), evaluation(tuned, target, num_fewshot)
-    settings: dict[str, object] = {"lora.r": 8, "seed": 0, "tracking.uri": name, f"dataset.{dataset}.path": dataset}
+    settings: dict[str, object] = {"tracking.uri": name}
+    settings |= {} if "tuned" in params else {"lora.r": 8, "seed": 0, f"dataset.{dataset}.path": dataset}
     settings |= {"evaluation.holdout": holdout} if holdout else {}  # as old records, which have no such setting
     settings |= benchmark_settings(before)
     with TrackedRun(config or here(), name, kind="tuned", tags=dict(tags or {})) as run:

@@ -79,6 +79,19 @@ def test_a_row_holds_what_differs_changes_intervals_and_verdicts(said) -> None: 
     assert "tracking" not in text
 
 
+def test_what_was_trained_elsewhere_differs_by_its_origin_alone(said) -> None:  # type: ignore[no-untyped-def]
+    """It has no settings of a training, which is no difference in each of them."""
+    tuned = {"math": right(50), "cs": right(50), "task": right(50)}
+    run("four", 20, r=4)
+    record("given", {"tuned": "./mine"}, BASE, tuned, target="task")
+    assert compare(find_runs(here())).params == ("tuned",)
+    run("eight", 78, r=8)
+    assert compare(find_runs(here())).params == ("lora.r", "tuned")
+    page = said("--format", "html")
+    assert "./mine" in page
+    assert "alpaca" not in said("--by", "tuned")
+
+
 @pytest.mark.parametrize("width", [60, 110, 200])
 def test_a_terminal_of_any_width_shows_every_number(store: MlflowClient, width: int) -> None:
     run("four", 20, r=4)

@@ -17,6 +17,7 @@ from slimdown.judging.changes import Verdict
 from slimdown.judging.paired import Estimate, t_quantile
 from slimdown.judging.runs import RecordedRun
 from slimdown.judging.selection import MARK, corrected_verdicts, luck_of_the_best
+from slimdown.settings.schema import TRAINING
 
 _PLACES = ("dataset.", "benchmark.")  # keys that only runs with this dataset or benchmark have
 # What two runs must have in common for a benchmark's changes to be of the same questions, read the same way.
@@ -145,18 +146,21 @@ def pooled(estimates: Sequence[Estimate]) -> Pooled:
 def _differing(rows: Sequence[Configuration]) -> list[str]:
     """The settings in which rows differ, sorted; of what the columns show, benchmarks and pooled seeds, none.
 
-    What only runs with one dataset or benchmark have is compared among those: that the others lack it is no difference.
+    What only runs with one dataset or benchmark have is compared among those, and what is set of a training among the
+    runs that trained: that the others lack it is no difference.
     """
     values: dict[str, list[str]] = {}
+    n_trained = sum(row.settings.get("tuned", "None") == "None" for row in rows)
     for row in rows:
         for key, value in row.settings.items():
             values.setdefault(key, []).append(value)
     shown = {"benchmark", *(["seed"] if any(len(row.runs) > 1 for row in rows) else [])}
-    return sorted(
-        key
-        for key, of_rows in values.items()
-        if key not in shown and (len(set(of_rows)) > 1 or (len(of_rows) < len(rows) and not key.startswith(_PLACES)))
-    )
+
+    def is_lacking(key: str) -> bool:
+        n_with = n_trained if key.partition(".")[0] in TRAINING else len(rows)
+        return len(values[key]) < n_with and not key.startswith(_PLACES)
+
+    return sorted(key for key in values if key not in shown and (len(set(values[key])) > 1 or is_lacking(key)))
 
 
 def short_keys(keys: Iterable[str]) -> dict[str, str]:
@@ -199,7 +203,8 @@ def _settings(run: RecordedRun) -> dict[str, str]:
     """The params that say what was done, and the names of datasets and benchmarks; not where it was recorded."""
     kept = {key: value for key, value in run.params.items() if not key.startswith("tracking.")}
     datasets = sorted({key.split(".")[1] for key in kept if key.startswith("dataset.")})
-    kept["dataset"] = ",".join(datasets) or run.dataset
+    if named := ",".join(datasets) or run.dataset:
+        kept["dataset"] = named
     kept.setdefault("evaluation.holdout", "0.0")  # older records
     kept["benchmark"] = ",".join(sorted(run.benchmarks))
     return kept

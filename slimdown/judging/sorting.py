@@ -77,10 +77,10 @@ def series_by(comparison: Comparison, param: str) -> dict[str, list[tuple[float 
 
 def by_dataset(comparison: Comparison) -> tuple[list[str], list[list[Estimate | None]]]:
     """The datasets, and for each the mean change on every benchmark; None where none was measured."""
-    datasets = sorted({row.settings["dataset"] for row in comparison.rows})
+    datasets = sorted({row.settings["dataset"] for row in comparison.rows if "dataset" in row.settings})
 
     def mean_change(dataset: str, name: str) -> Estimate | None:
-        rows = [row for row in comparison.rows if row.settings["dataset"] == dataset]
+        rows = [row for row in comparison.rows if row.settings.get("dataset") == dataset]
         changes = [change for row in rows for change in _changes(row, name)]
         return pooled(changes) if changes else None
 
