@@ -1,10 +1,12 @@
-"""A full disk, recognized in whatever a library makes of it and said with what would help."""
+"""Files: where those that can be made again lie, how one is written whole or not at all, what a full disk says."""
 
 import errno
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from slimdown.guarding.errors import UserError
 
@@ -40,3 +42,21 @@ def disk_full(error: BaseException, *folders: Path) -> UserError | None:
         f"{fullest}. Make room and run the same command again, which finds what was measured so far, or write to "
         "another disk: tracking.uri=sqlite:////FOLDER/mlflow.db hydra.run.dir=FOLDER"
     )
+
+
+def cache_folder() -> Path:
+    """Where files lie that can be made again: XDG_CACHE_HOME, or `~/.cache`, and `slimdown` in it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "slimdown"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write into, which takes its name when it is whole: another process, or a kill, finds it so or not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        with draft.open("wb") as file:
+            yield file
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -16,6 +16,8 @@ import torch
 from filelock import FileLock
 from torch.nn import functional
 
+from slimdown.guarding.disk import cache_folder
+
 # bfloat16 rounds to 3 digits: it must earn that. No processor seen lies between 0.9 and 2.4.
 WORTHWHILE_SPEEDUP = 1.5
 _SHAPE = 256, 576, 1536  # tokens, inputs and outputs: a layer of a model of 135 million parameters
@@ -92,8 +94,7 @@ def kernels() -> list[str | None]:
 
 
 def _cache_file() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "slimdown"
-    return folder / f"processor-{hashlib.sha256(json.dumps(kernels()).encode()).hexdigest()[:16]}.json"
+    return cache_folder() / f"processor-{hashlib.sha256(json.dumps(kernels()).encode()).hexdigest()[:16]}.json"
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from filelock import FileLock
 
-from slimdown.guarding.disk import disk_full
+from slimdown.guarding.disk import cache_folder, disk_full
 from slimdown.guarding.errors import UserError
 from slimdown.guarding.interruption import Undisturbed
 from slimdown.guarding.redaction import public_uri, redact
@@ -201,7 +201,7 @@ def first_line(error: BaseException) -> str:
 def _lock_folder(uri: str) -> Path:
     if file := sqlite_file(uri):
         return file.absolute().parent / "locks"
-    return Path.home() / ".cache" / "slimdown" / "locks"
+    return cache_folder() / "locks"
 
 
 def _client(uri: str) -> "MlflowClient":
