@@ -81,7 +81,7 @@ def stock_trainer(base: LoadedModel, data: SftData, config: RunConfig, folder: P
         train_dataset=data.train,
         eval_dataset=data.validation,
         processing_class=base.tokenizer,
-        peft_config=adapter_config(config.lora),
+        peft_config=adapter_config(config.method, config.lora),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
@@ -103,7 +103,7 @@ def lean(base: LoadedModel, data: SftData, config: RunConfig, folder: Path) -> M
     times: list[tuple[float, float]] = []
     rule = config.quantization.dequantize_for_training
     result = fine_tune(
-        base, data, config.lora, config.train, config.seed, folder, rule,
+        base, data, config.method, config.lora, config.train, config.seed, folder, rule,
         on_step=lambda record: times.append((time.perf_counter(), time.process_time())),
     ).training  # fmt: skip
     share = (times[-1][1] - times[0][1]) / (times[-1][0] - times[0][0])

@@ -42,7 +42,7 @@ def test_every_other_model_gets_the_papers_data_and_benchmarks(model: str, compo
     assert {b.paper_metric for b in config.benchmark.values()} == set(PaperMetric)
 
 
-@pytest.mark.parametrize("group", ["quantization", "dataset", "lora", "train", "benchmark", "experiment"])
+@pytest.mark.parametrize("group", ["quantization", "dataset", "method", "lora", "train", "benchmark", "experiment"])
 def test_every_choice_of_every_group_composes(group: str, composed: Composed) -> None:
     for choice in group_choices(group):
         if choice == "file":

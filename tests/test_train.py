@@ -28,7 +28,7 @@ def tuned(config: RunConfig, folder: Path, measure_first: bool = False) -> Tuned
     data = load_data(config.dataset, config.seed, base.tokenizer)
     if measure_first:
         evaluate(base, load_tasks(config.benchmark), config.benchmark, config.evaluation)
-    return fine_tune(base, data, config.lora, config.train, config.seed, folder)
+    return fine_tune(base, data, config.method, config.lora, config.train, config.seed, folder)
 
 
 def digest(adapter: Path) -> str:
@@ -129,7 +129,7 @@ def test_steps_are_told_as_they_happen(composed: Composed, pocket: LoadedModel, 
     progress: list[tuple[int, int]] = []
     data = load_data(config.dataset, 0, pocket.tokenizer)
     result = fine_tune(
-        pocket, data, config.lora, config.train, 0, tmp_path, on_step=steps.append,
+        pocket, data, config.method, config.lora, config.train, 0, tmp_path, on_step=steps.append,
         on_progress=lambda done, total, note: progress.append((done, total)),
     ).training  # fmt: skip
     assert tuple(steps) == result.history
@@ -161,7 +161,7 @@ def test_settings_that_the_model_cannot_take_are_refused(
 ) -> None:
     config = composed(*SMALL, *override.split())
     with pytest.raises(UserError, match=answer):
-        check_settings(pocket, config.lora, config.train)
+        check_settings(pocket, config.method, config.lora, config.train)
 
 
 @pytest.mark.parametrize(("learning_rate", "spoils_gradient", "step"), [("1e20", False, 3), ("50", True, 2)])
@@ -179,7 +179,7 @@ def test_training_ends_at_the_step_whose_loss_or_gradient_is_not_a_number(
             adapter.register_hook(lambda gradient: gradient * float("nan"))
 
     with pytest.raises(UserError, match="the grad_norm is nan" if spoils_gradient else "the loss is nan") as ended:
-        fine_tune(pocket, data, config.lora, config.train, 0, tmp_path, on_step=on_step)
+        fine_tune(pocket, data, config.method, config.lora, config.train, 0, tmp_path, on_step=on_step)
     assert [record.step for record in steps] == list(range(1, step + 1))
     for said in (f"at step {step} of 8", f"train.learning_rate={float(learning_rate):g}", "e.g. 0.002", "warmup_steps"):
         assert said in str(ended.value)
@@ -191,7 +191,7 @@ def test_a_model_that_becomes_no_number_in_the_last_step_is_not_handed_on(
     config = composed(*SMALL, "train.learning_rate=1e30", "train.warmup_steps=0", "train.max_steps=1")
     data = load_data(config.dataset, 0, pocket.tokenizer)
     with pytest.raises(UserError, match=r"after the last step: the validation loss is (nan|inf)"):
-        fine_tune(pocket, data, config.lora, config.train, 0, tmp_path)
+        fine_tune(pocket, data, config.method, config.lora, config.train, 0, tmp_path)
 
 
 @pytest.mark.parametrize("only", ["train.completion_only_loss=true", "train.completion_only_loss=false"])
@@ -225,7 +225,7 @@ def test_rows_that_are_cut_are_counted_as_trl_cuts_them(
             return dataset
 
         patch.setattr(trl.SFTTrainer, "_prepare_dataset", prepared)
-        result = fine_tune(pocket, data, config.lora, config.train, 0, tmp_path).training
+        result = fine_tune(pocket, data, config.method, config.lora, config.train, 0, tmp_path).training
     assert result.cut == cut
     assert kept[0] == 64 - cut.n_lost  # TRL drops what has no label left
     assert 0 < cut.n_lost < cut.n_cut
@@ -249,7 +249,7 @@ def test_dequantized_training_has_the_losses_of_the_4_bit_layers_and_gives_them_
     def trained(rule: str) -> Tuned:
         base = load_model(small.model, small.quantization)
         data = load_data(small.dataset, small.seed, base.tokenizer)
-        return fine_tune(base, data, small.lora, small.train, small.seed, tmp_path / rule, rule)
+        return fine_tune(base, data, small.method, small.lora, small.train, small.seed, tmp_path / rule, rule)
 
     packed = trained("false")
     assert not entered

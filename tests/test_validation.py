@@ -98,7 +98,7 @@ def test_the_model_is_handed_back_as_it_came(composed: Composed, pocket: LoadedM
 def test_a_loss_that_is_known_is_not_measured_again(composed: Composed, pocket: LoadedModel, tmp_path: Path) -> None:
     config = composed(*SMALL, "train.max_steps=1")
     data = load_data(config.dataset, 0, pocket.tokenizer)
-    result = fine_tune(pocket, data, config.lora, config.train, 0, tmp_path, before=1.25).training
+    result = fine_tune(pocket, data, config.method, config.lora, config.train, 0, tmp_path, before=1.25).training
     assert result.validation_loss_before == 1.25
 
 

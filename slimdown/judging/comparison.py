@@ -19,7 +19,7 @@ from slimdown.judging.runs import RecordedRun
 from slimdown.judging.selection import MARK, corrected_verdicts, luck_of_the_best
 from slimdown.settings.schema import TRAINING
 
-_PLACES = ("dataset.", "benchmark.")  # keys that only runs with this dataset or benchmark have
+_PLACES = ("dataset.", "benchmark.", "lora.", "method.")  # keys that only runs with this dataset, ..., method have
 # What two runs must have in common for a benchmark's changes to be of the same questions, read the same way.
 _MEASURED_BY = ("task", "metric", "num_fewshot", "limit", "margin")
 
@@ -206,6 +206,8 @@ def _settings(run: RecordedRun) -> dict[str, str]:
     if named := ",".join(datasets) or run.dataset:
         kept["dataset"] = named
     kept.setdefault("evaluation.holdout", "0.0")  # older records
+    if "lora.r" in kept:
+        kept.setdefault("method.name", "lora")  # as well
     kept["benchmark"] = ",".join(sorted(run.benchmarks))
     return kept
 

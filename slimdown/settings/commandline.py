@@ -270,6 +270,10 @@ def _is_choice(key: str, folders: tuple[Path, ...]) -> bool:
     return _is_hydras(key) or any((folder / key).is_dir() for folder in folders)
 
 
+def _section(override: Override) -> str:
+    return str(override.key_or_group).partition(".")[0]
+
+
 def _is_hydras(key: str) -> bool:
     return key.split(".")[0].split("/")[0] == "hydra"
 
@@ -325,7 +329,7 @@ def _run_problems(
     composed = deepcopy(chosen)
     try:
         ConfigLoaderImpl._apply_overrides_to_config(kept, composed)  # what Hydra's own composing ends with
-        idle = [str(o.input_line) for o in (*choices, *values) if o.key_or_group.partition(".")[0] in TRAINING]
+        idle = [str(o.input_line) for o in (*choices, *values) if _section(o) in TRAINING]
         if composed.get("tuned") is not None and idle:
             advice = f"leave out {' '.join(idle)}"
             yield f"tuned={composed.tuned} is measured as it is, and nothing is trained: {advice}"
@@ -336,6 +340,7 @@ def _run_problems(
     except (HydraException, OmegaConfBaseException) as error:
         yield _one_line(error)
         return
+    yield from config.method.idle([f"{o.input_line}" for o in (*choices, *values) if _section(o) == "lora"])
     yield from _data_problems(config)
 
 

@@ -17,8 +17,9 @@ def flatten(config: RunConfig) -> dict[str, object]:
             flat[prefix[:-1]] = node
 
     walk(OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True), "")
-    idle = ("tuned",) if config.tuned is None else TRAINING
-    return {key: value for key, value in flat.items() if key.partition(".")[0] not in idle}
+    idle = TRAINING if config.tuned is not None else ("tuned",) if config.method.is_lora else ("tuned", "lora")
+    unset = [key for key, value in flat.items() if key.startswith("method.") and value is None]
+    return {key: value for key, value in flat.items() if key not in unset and key.partition(".")[0] not in idle}
 
 
 def base_settings(config: RunConfig) -> dict[str, object]:

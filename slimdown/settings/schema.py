@@ -20,11 +20,18 @@ from slimdown import pocket
 from slimdown.guarding.redaction import public_uri
 from slimdown.settings.files import group_choices, transformers_names, tuned_problem
 from slimdown.settings.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, nearest, ranged
+from slimdown.settings.method import MethodConfig
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _RULE = Range("must be auto, true or false", lambda text: text.lower() in ("auto", "true", "false"))
 _MARGIN = Range("must be above 0 and below 1 (0.02 is two points)", lambda share: 0 < share < 1)
-TRAINING = ("dataset", "lora", "train", "seed")  # what is read where something is trained, and not with `tuned`
+TRAINING = (
+    "dataset",
+    "method",
+    "lora",
+    "train",
+    "seed",
+)  # what is read where something is trained, and not with `tuned`
 _NAME = re.compile(r"[\w-]+", re.ASCII)  # of a dataset or benchmark: part of metric keys, file names and dotted keys
 
 OnProgress = Callable[[int, int, str], None]
@@ -336,6 +343,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     dataset: dict[str, DatasetConfig] = field(default_factory=dict)
+    method: MethodConfig = field(default_factory=MethodConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     benchmark: dict[str, BenchmarkConfig] = field(default_factory=dict)
@@ -367,7 +375,7 @@ class RunConfig:
         rank, widest = self.lora.r, self.model.widest
         if self.given:
             yield from self.given.problems()
-        elif widest and widest < rank < 2**32:
+        elif self.method.is_lora and widest and widest < rank < 2**32:
             no_matrix = f"no matrix of {self.model.id} has more than {widest} rows or columns"
             yield f"lora.r={rank}: {no_matrix}, and a higher rank adds nothing"
 

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 _MOST_COLUMNS = 4  # settings with a column each; more stand together in one
 _MOST_SEEDS = 4  # that are listed
 _MOST_POINTS = 40  # in a plot of runs: more are not legible
-_TOLD = ("model.", "quantization.", "dataset", "lora.", "train.", "evaluation.holdout", "seed")  # when pointed at
+_TOLD = (
+    "model.",
+    "quantization.",
+    "dataset",
+    "method.",
+    "lora.",
+    "train.",
+    "evaluation.holdout",
+    "seed",
+)  # when pointed at
 _ENDS = ("", "_stderr", "_low", "_high", "_sd_over_seeds")
 _QUANTITIES = (
     *(f"change{end}" for end in _ENDS),

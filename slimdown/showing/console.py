@@ -44,11 +44,18 @@ def show_plan(config: RunConfig, name: str) -> None:
         plan.add_row("[bold]tuned[/]", escape(redact(config.tuned)))
     else:
         plan.add_row("[bold]rows[/]", escape(f"{n_rows} of {' + '.join(config.dataset)}"))
-        adapter = f"r {config.lora.r}, alpha {config.lora.lora_alpha}, {', '.join(config.lora.target_modules)}"
-        plan.add_row("[bold]adapter[/]", escape(adapter))
+        plan.add_row("[bold]method[/]", escape(_method(config)))
     plan.add_row("[bold]measured[/]", escape(benchmarks))
     console.print(plan)
     console.print()
+
+
+def _method(config: RunConfig) -> str:
+    lora, own = config.lora, config.method
+    if own.is_lora:
+        return f"{own.name}, r {lora.r}, alpha {lora.lora_alpha}, {', '.join(lora.target_modules)}"
+    size = f", {own.size} {getattr(own, own.size.partition('.')[2])}" if own.size else ""
+    return f"{own.name}{size}"
 
 
 def show_notes(lines: Iterable[str]) -> None:

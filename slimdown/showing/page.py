@@ -26,7 +26,7 @@ _MAIN_SETTINGS = {
     "model": ("model.id", "model.revision", "model.dtype", "tuned"),
     "quantization": ("quantization.load_in_", "quantization.bnb_4bit_quant_type"),
     "rows": ("dataset.",),
-    "adapter": ("lora.",),
+    "method": ("method.", "lora."),
     "training": ("train.",),
     "tuned": ("tuned",),
     "seed": ("seed",),

@@ -6,15 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from slimdown.preparing.model import LoadedModel
+from slimdown.settings.method import Method, MethodConfig
 from slimdown.settings.schema import LoraConfig
 
 
-def adapter_config(lora: LoraConfig) -> Any:
-    """PEFT's config of the adapter that `lora` asks for."""
+def adapter_config(method: MethodConfig, lora: LoraConfig) -> Any:
+    """PEFT's config of the adapter that `method` and `lora` ask for."""
     import peft
 
     every = {"target_modules": "all-linear"} if lora.is_everywhere else {}
-    return peft.LoraConfig(**asdict(lora) | every, task_type="CAUSAL_LM")
+    switches: dict[Method, dict[str, Any]] = {
+        Method.rslora: {"use_rslora": True},
+        Method.dora: {"use_dora": True},
+        Method.pissa: {"init_lora_weights": method.init_lora_weights},
+    }
+    return peft.LoraConfig(**asdict(lora) | every | switches.get(method.name, {}), task_type="CAUSAL_LM")
 
 
 def save_adapter(model: Any, base: LoadedModel, folder: Path) -> Path:

@@ -9,6 +9,7 @@ import torch
 from slimdown.guarding.errors import UserError
 from slimdown.preparing.data import SftData
 from slimdown.preparing.model import LoadedModel, context_window
+from slimdown.settings.method import MethodConfig
 from slimdown.settings.schema import LoraConfig, TrainConfig
 
 
@@ -30,7 +31,7 @@ class CutRows:
         )
 
 
-def check_settings(base: LoadedModel, lora: LoraConfig, config: TrainConfig) -> None:
+def check_settings(base: LoadedModel, method: MethodConfig, lora: LoraConfig, config: TrainConfig) -> None:
     """Check that this model can be trained so, before hours go into measuring it.
 
     Raises:

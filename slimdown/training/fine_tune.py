@@ -25,6 +25,7 @@ from slimdown.preparing.data import SftData
 from slimdown.preparing.dequantize import dequantized, dequantizes
 from slimdown.preparing.identity import digest, identify
 from slimdown.preparing.model import LoadedModel
+from slimdown.settings.method import MethodConfig
 from slimdown.settings.schema import LoraConfig, OnProgress, TrainConfig
 from slimdown.training.adapters import adapter_config, save_adapter
 from slimdown.training.checks import CutRows, check_rows, check_settings
@@ -71,6 +72,7 @@ class Tuned:
 def fine_tune(
     base: LoadedModel,
     data: SftData,
+    method: MethodConfig,
     lora: LoraConfig,
     config: TrainConfig,
     seed: int,
@@ -85,7 +87,8 @@ def fine_tune(
     Args:
         base: the model, evaluated before or not; its weights are not changed.
         data: examples with `prompt` and `completion`, the end-of-sequence token included.
-        lora: the adapter's shape.
+        method: what is trained.
+        lora: the adapter's shape, where it is a LoRA.
         config: steps, batches, learning rate.
         seed: of the adapter's start and the order of the rows.
         folder: receives `adapter/` in PEFT's format.
@@ -102,14 +105,14 @@ def fine_tune(
     import transformers
 
     _silence_transformers()
-    check_settings(base, lora, config)
+    check_settings(base, method, lora, config)
     cut = check_rows(base, data, config)
     if before is None:
         before = validation_loss(base, base.model, data.validation, config, dequantize)
     check_number = partial(_check_number, base, config)
     check_number(before, "validation loss", "before the first step")
     transformers.set_seed(seed)
-    model = peft.get_peft_model(base.model, adapter_config(lora))
+    model = peft.get_peft_model(base.model, adapter_config(method, lora))
     trainer = _trainer(base, model, data, config, seed, folder)
     history: list[StepRecord] = []
     trainer.add_callback(_recorder(history, check_number, on_step, on_progress))

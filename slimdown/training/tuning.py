@@ -38,10 +38,10 @@ class Training:
         Raises:
             UserError: settings that this model cannot be trained with, rows that cannot be had or hold nothing.
         """
-        check_settings(base, config.lora, config.train)
+        check_settings(base, config.method, config.lora, config.train)
         self._base, self._config = base, config
         self._loss: float | None = None
-        self.adapter: Any = adapter_config(config.lora)
+        self.adapter: Any = adapter_config(config.method, config.lora)
         self.data: SftData = load_data(config.dataset, config.seed, base.tokenizer)
         cut = check_rows(base, self.data, config.train)
         self.notes: list[str] = [str(cut)] if cut.n_cut else []  # what a person should know before they wait
@@ -60,5 +60,15 @@ class Training:
         c = self._config
         dequantize = c.quantization.dequantize_for_training
         return fine_tune(
-            self._base, self.data, c.lora, c.train, c.seed, folder, dequantize, self._loss, on_step, on_progress
+            self._base,
+            self.data,
+            c.method,
+            c.lora,
+            c.train,
+            c.seed,
+            folder,
+            dequantize,
+            self._loss,
+            on_step,
+            on_progress,
         )

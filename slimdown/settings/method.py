@@ -1,0 +1,80 @@
+"""How a model is fine-tuned: which method, and the settings that it has of its own."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from enum import StrEnum
+
+from omegaconf import MISSING
+
+from slimdown.settings.keys import COUNT, ranged
+
+
+class Method(StrEnum):
+    """What is trained; each is a file of `conf/method/`."""
+
+    lora = "lora"  # low-rank matrices beside the base's (Hu et al. 2021)
+    rslora = "rslora"  # LoRA scaled by the root of its rank (Kalajdzievski 2023)
+    dora = "dora"  # LoRA of the weights' directions, their lengths beside it (Liu et al. 2024)
+    pissa = "pissa"  # LoRA that begins as the largest singular vectors of the weights (Meng et al. 2024)
+    prefix = "prefix"  # keys and values before every layer's own (Li and Liang 2021)
+    prompt = "prompt"  # embeddings before the prompt's own (Lester et al. 2021)
+    ia3 = "ia3"  # factors of keys, values and feed-forward activations (Liu et al. 2022)
+    bottleneck = "bottleneck"  # small layers after attention and feed-forward (Houlsby et al. 2019)
+    last_layer = "last_layer"  # the last block and the norm behind it
+    full = "full"  # every weight
+
+
+LORAS = frozenset([Method.lora, Method.rslora, Method.dora, Method.pissa])  # what reads the settings of `lora`
+# The settings that a method has of its own; a size among them is the first.
+_OWN: dict[Method, tuple[str, ...]] = {
+    Method.pissa: ("init_lora_weights",),
+    Method.prefix: ("num_virtual_tokens", "prefix_projection"),
+    Method.prompt: ("num_virtual_tokens", "prompt_tuning_init"),
+    Method.ia3: ("target_modules", "feedforward_modules"),
+    Method.bottleneck: ("bottleneck_dim", "target_modules"),
+    Method.last_layer: ("lm_head",),
+}
+
+
+@dataclass
+class MethodConfig:
+    """The method; its other fields are those of PEFT's config of it, null where it has none such."""
+
+    name: Method = MISSING
+    init_lora_weights: str | None = None  # pissa, or pissa_niter_16 for a quick, approximate start
+    num_virtual_tokens: int | None = ranged(COUNT, None)  # before every prompt
+    prefix_projection: bool | None = None  # prefixes made by a small network that is trained and not kept
+    prompt_tuning_init: str | None = None  # SAMPLE_VOCAB begins as embeddings of random tokens, RANDOM as noise
+    target_modules: list[str] | None = None  # the layers that are scaled, or that are followed by a bottleneck
+    feedforward_modules: list[str] | None = None  # of these, those whose input is scaled instead of their output
+    bottleneck_dim: int | None = ranged(COUNT, None)  # width of the small layers
+    lm_head: bool | None = None  # whether the head is trained with the last block
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether the settings of `lora` are read."""
+        return self.name in LORAS
+
+    @property
+    def size(self) -> str | None:
+        """The setting that says how much is trained; None of a method that has no size."""
+        if self.is_lora:
+            return "lora.r"
+        sizes = ("num_virtual_tokens", "bottleneck_dim")
+        return next((f"method.{name}" for name in _OWN.get(self.name, ()) if name in sizes), None)
+
+    def problems(self) -> Iterator[str]:
+        own = _OWN.get(self.name, ())
+        for name in (f.name for f in fields(self) if f.name != "name"):
+            value = getattr(self, name)
+            if name in own and value in (None, [], [""]):
+                yield f"{name} must be set for method={self.name}; choosing method={self.name} sets it"
+            elif name not in own and value is not None:
+                having = ", ".join(method for method, names in _OWN.items() if name in names)
+                yield f"{name}={value}: method={self.name} has none such; it is a setting of {having}"
+
+    def idle(self, keys: list[str]) -> Iterator[str]:
+        """What is wrong with settings of `lora`, by their dotted keys, that are asked for and not read."""
+        if keys and not self.is_lora:
+            size = f"its size is {self.size}" if self.size else "it has no size"
+            yield f"{', '.join(keys)}: method={self.name} reads no settings of lora, and {size}"
