@@ -4,6 +4,7 @@
 base's weights: they are had from where the run had them.
 """
 
+import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,6 @@ def describe(folder: Path, tuned: "LoadedModel", settings: Mapping[str, Any]) ->
         settings: of the run, by dotted keys.
     """
     from mlflow.models import Model, ModelSignature
-    from mlflow.pyfunc import add_to_model
     from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
     text = Schema([ColSpec("string")])
@@ -32,7 +32,9 @@ def describe(folder: Path, tuned: "LoadedModel", settings: Mapping[str, Any]) ->
     model = Model(signature=ModelSignature(inputs=text, outputs=text, params=longest))
     base = {key: settings[key] for key in settings if key.startswith(("model.", "quantization."))}
     loading = {**base, "dtype": tuned.dtype, "revision": tuned.revision}
-    add_to_model(model, __name__, model_config=loading)
+    # As `mlflow.pyfunc.add_to_model` does, whose import warns (mlflow 3.17).
+    flavor = {"loader_module": __name__, "python_version": platform.python_version(), "config": loading}
+    model.add_flavor("python_function", **flavor)
     is_of_hub = not tuned.revision.startswith("sha256:")
     if is_of_hub and (folder / "adapter_config.json").is_file():
         model.add_flavor("transformers", **_on_the_hub(tuned))
@@ -90,8 +92,12 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any]) -> Completing:
     """
     from dataclasses import replace
 
-    from slimdown.training.saved import load_base, load_tuned, recorded_base
+    from slimdown.preparing.model import load_model
+    from slimdown.training.saved import is_adapter, load_base, load_tuned, recorded_base
 
-    revision = model_config["revision"]
-    base = load_base(*recorded_base(model_config, model_config["dtype"], revision), revision)
-    return Completing(replace(base, model=load_tuned(base, Path(path))))
+    revision, folder = model_config["revision"], Path(path)
+    model, quantization = recorded_base(model_config, model_config["dtype"], revision)
+    if not is_adapter(folder):
+        return Completing(load_model(replace(model, id=path, revision="main"), quantization))
+    base = load_base(model, quantization, revision)
+    return Completing(replace(base, model=load_tuned(base, folder)))

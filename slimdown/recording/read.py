@@ -198,12 +198,16 @@ def fetch_tuned(config: TrackingConfig, run: RecordedRun, folder: Path) -> Path:
         raise UserError(f"run {run.run_id} ({run.name}) trained nothing: it measured {origin}, made elsewhere")
     from mlflow.artifacts import download_artifacts
 
-    _open_existing(config)
+    client = _open_existing(config)
     try:
-        fetched = download_artifacts(f"runs:/{run.run_id}/adapter", dst_path=str(folder), tracking_uri=config.uri)
+        # MLflow's `runs:/RUN_ID/adapter` asks the store that the environment names, whatever it is told (3.17).
+        made = client.get_run(run.run_id).outputs.model_outputs
+        if not made:  # older runs kept it among their artifacts
+            return Path(client.download_artifacts(run.run_id, "adapter", str(folder)))
+        place = client.get_logged_model(made[0].model_id).artifact_location
+        return Path(download_artifacts(place, dst_path=str(folder), tracking_uri=config.uri))
     except GONE as error:
         raise UserError(f"run {run.run_id} ({run.name}) has lost what it trained: {first_line(error)}") from None
-    return Path(fetched)
 
 
 def read_seeds(store: TrackingConfig, runs: Sequence[RecordedRun]) -> "list[SeedsChange]":

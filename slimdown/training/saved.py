@@ -1,6 +1,7 @@
 """What a run left of its tuned model -> that model again: on its base as it was trained, or merged into it."""
 
 import logging
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from slimdown.guarding.errors import UserError
-from slimdown.preparing.model import LoadedModel, load_model
+from slimdown.preparing.model import LoadedModel, explained, load_model
 from slimdown.settings.naming import section
 from slimdown.settings.schema import Device, Dtype, ModelConfig, QuantizationConfig
 
@@ -51,21 +52,6 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
-def merge_problem(folder: Path) -> str | None:
-    """Say why what a run left cannot become one model with its base; None where it can."""
-    if not is_adapter(folder):
-        return None
-    import peft
-
-    config = peft.PeftConfig.from_pretrained(folder)
-    kind = str(getattr(config.peft_type, "value", config.peft_type)).lower().replace("_", " ")
-    if config.is_prompt_learning:
-        return f"{kind} adds virtual tokens to what the model reads, and no weights could hold these"
-    if not hasattr(peft.PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type), "merge_and_unload"):
-        return f"{kind} computes what no weights of the base could"
-    return None
-
-
 def load_tuned(base: LoadedModel, folder: Path) -> Any:
     """The tuned model, in evaluation mode: the adapter in `folder` on the base, which is wrapped in place."""
     import peft
@@ -75,6 +61,53 @@ def load_tuned(base: LoadedModel, folder: Path) -> Any:
             "ignore"
         )  # PEFT's, of Conv1D's layout and of tied weights: seen to by it, and by `merged`
         return peft.PeftModel.from_pretrained(base.model, folder).eval()
+
+
+def export(
+    model: ModelConfig, quantization: QuantizationConfig, revision: str, folder: Path, dtype: str | None, out: Path
+) -> str:
+    """Write one model without an adapter, as transformers loads it, with its tokenizer; returns its dtype.
+
+    Args:
+        model, quantization, revision: the base that an adapter is merged into.
+        folder: what a run left; a whole model is written as it is.
+        dtype: of the weights; None: that of the base's files.
+        out: an empty folder.
+
+    Raises:
+        UserError: the base cannot be had or is another, the adapter cannot be merged, or the disk has no room.
+    """
+    dtype = dtype or _stored_dtype(model)
+    if is_adapter(folder):
+        base = load_base(model, quantization, revision)
+        _check_room(base, dtype, out)
+        tuned = merged(base, folder, getattr(torch, dtype))
+    else:
+        base = load_model(replace(model, id=str(folder), revision="main"), quantization)
+        _check_room(base, dtype, out)
+        tuned = base.model.to(getattr(torch, dtype))
+    tuned.save_pretrained(out)
+    base.tokenizer.save_pretrained(out)
+    return dtype
+
+
+def _stored_dtype(config: ModelConfig) -> str:
+    """That of the base's files, as its config says."""
+    import transformers
+
+    with explained(config):
+        found = transformers.AutoConfig.from_pretrained(str(config.folder or config.id), revision=config.revision)
+    return str(found.dtype or torch.float32).removeprefix("torch.")
+
+
+def _check_room(base: LoadedModel, dtype: str, out: Path) -> None:
+    """Refuse what the disk cannot hold, before any of it is written."""
+    needed, free = base.n_parameters * getattr(torch, dtype).itemsize, shutil.disk_usage(out).free
+    if needed > free:
+        raise UserError(
+            f"{needed / 1e6:,.1f} MB are needed for {base.n_parameters:,} parameters in {dtype}, and {free / 1e6:,.1f} "
+            f"MB are free in {out.parent}; make room, or name a folder on another disk"
+        )
 
 
 def merged(base: LoadedModel, folder: Path, dtype: torch.dtype) -> Any:
