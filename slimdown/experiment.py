@@ -37,7 +37,7 @@ def experiment(config: RunConfig, about: About) -> Findings:
         stop_between_forwards(base.model)
         tracked.log_model(base)
         with console.doing("preparing"):
-            way = way_to_tuned(base, config)
+            way = way_to_tuned(base, config, tasks, tracked.log_contamination)
         console.show_notes(way.notes)
         tracked.log_data(way.data)
         dequantize = config.quantization.dequantize_for_evaluation

@@ -18,6 +18,7 @@ from slimdown.judging.runs import Making, RecordedChange, RecordedChanges, Recor
 
 if TYPE_CHECKING:
     from slimdown.measuring.answers import BenchmarkEvaluation
+    from slimdown.preparing.contamination import Contamination
     from slimdown.preparing.data import SftData
     from slimdown.preparing.model import LoadedModel
     from slimdown.training.fine_tune import TrainResult
@@ -82,6 +83,20 @@ _LOADED = (
 _DATA = (
     Metric("train/n_train", "rows", "trained on", "SftData.train.num_rows"),
     Metric("train/n_validation", "rows", "held out of training", "SftData.validation.num_rows"),
+)
+_CONTAMINATION = (
+    Metric(
+        "contamination/{benchmark}/standing",
+        "questions",
+        "that stand in rows trained on",
+        "Contamination.n_standing",
+    ),
+    Metric(
+        "contamination/{benchmark}/overlapping",
+        "questions",
+        "those, and those that share 13 words in a row with one",
+        "Contamination.of",
+    ),
 )
 _TRAINING = (
     Metric("train/final_loss", "nats a token", "mean over all steps", "TrainResult.train_loss"),
@@ -176,6 +191,16 @@ def loaded_metrics(loaded: "LoadedModel") -> dict[str, float]:
 def data_metrics(data: "SftData") -> dict[str, float]:
     """How many rows there are."""
     return _taken(_DATA, data)
+
+
+def contamination_metrics(found: "Contamination") -> dict[str, float]:
+    """How many questions of each benchmark the rows hold."""
+    counts = {name: (found.n_standing(name), len(found.of(name))) for name in found.n_asked}
+    return {
+        row.name.format(benchmark=name): float(count)
+        for name, both in counts.items()
+        for row, count in zip(_CONTAMINATION, both, strict=True)
+    }
 
 
 def training_metrics(training: "TrainResult") -> dict[str, float]:
@@ -332,7 +357,7 @@ def reference() -> str:
             *_table("Scores", _SCORES),
             *_table("Changes of a benchmark", changes + causes, "forgetting/{benchmark}/"),
             *_table("Means of changes", means, "forgetting/"),
-            *_table("Training", _TRAINING + _DATA + _STEPS),
+            *_table("Training", _TRAINING + _DATA + _CONTAMINATION + _STEPS),
             *_table("Costs", _LOADED + _COSTS),
             "## Tags",
             "",

@@ -33,6 +33,7 @@ from slimdown.recording.pyfunc import describe
 from slimdown.settings.schema import TrackingConfig
 
 if TYPE_CHECKING:  # they would bring torch along, which who records the harness's logs does without
+    from slimdown.preparing.contamination import Contamination
     from slimdown.preparing.data import SftData
     from slimdown.preparing.model import LoadedModel
     from slimdown.training.fine_tune import StepRecord, Tuned
@@ -257,6 +258,13 @@ class TrackedRun:
             }
         )
         self._metrics(names.data_metrics(data))
+
+    @_kept
+    def log_contamination(self, found: "Contamination") -> None:
+        """Keep how many of the questions asked stand in the rows, and each of these with a row that it stands in."""
+        self._metrics(names.contamination_metrics(found))
+        if found.overlaps:
+            self._client.log_text(self.run_id, redact(found.csv()), "contamination.csv")
 
     @_kept
     def log_evaluation(self, model: str, name: str, report: BenchmarkEvaluation, key: str = "") -> None:

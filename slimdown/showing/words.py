@@ -245,8 +245,9 @@ def sentences(findings: Findings) -> list[str]:
 
 
 def found(findings: Findings) -> list[str]:
-    """The verdicts in words, and what became of lost answers."""
-    return [*summary(findings.changes), *anatomy_lines(findings.anatomies)]
+    """The verdicts in words, what became of lost answers, and which questions stood in the rows."""
+    told = findings.training.contamination.told if findings.training else []
+    return [*summary(findings.changes), *anatomy_lines(findings.anatomies), *(f"{line}." for line in told)]
 
 
 def summary(changes: Changes) -> list[str]:
