@@ -8,7 +8,8 @@ A question **overlaps** with a row that shares 13 words in a row with it, as in 
 2005.14165). A phrase of more than ten questions, or of more than ten different texts of the rows, is a common one and
 does not count. A question **stands** in a row that holds four fifths of its words in such phrases, common or not, as in
 Touvron et al. 2023 (arXiv 2307.09288, appendix A.6); or, where it has fewer than 13 words, all of them. One of fewer
-than 8 words, one of several short texts and one that is a common phrase stands there only with its right answer.
+than 8 words, one of several short texts and one that is a common phrase stands there only with its right answer behind
+it.
 """
 
 import csv
@@ -231,9 +232,11 @@ class _Search:
         return sum(map(len, self._words[question])) >= WORDS
 
     def _is_answered(self, question: int, text: str) -> bool:
-        """Whether a right answer stands in the text."""
+        """Whether a right answer stands in the text, behind the question."""
+        asked = [_spaced(words) for words in self._words[question]]
+        behind = max(text.index(words) + len(words) - 1 for words in asked)
         answers = map(spaced_words, self._asked[question][1].answers)
-        return any(answer.strip() and answer in text for answer in answers)
+        return any(answer.strip() and text.find(answer, behind) >= 0 for answer in answers)
 
     def overlaps(self) -> Iterator[Overlap]:
         """Each question that overlaps with rows or stands in one."""
