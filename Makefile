@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STORE  := sqlite:///mlruns/mlflow.db
 # Two processes with a thread each: most of a test is Python, and two threads wait for each other.
 SIDE_BY_SIDE := -n 2 --dist loadfile
-test test-floor test-newest: export OMP_NUM_THREADS = 1
+test test-floor test-newest test-unsloth: export OMP_NUM_THREADS = 1
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,17 @@ test-newest: ## the same on the newest versions of the day, in .venv-newest
 	$(MAKE) .venv-newest/installed
 	.venv-newest/bin/python -m pytest $(SIDE_BY_SIDE) $(TESTS)
 
+# Unsloth asks for older transformers and TRL than the newest, and so has an environment of its own.
+.venv-unsloth/installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet -e '.[dev,unsloth]'
+	touch $@
+
+test-unsloth: .venv-unsloth/installed ## the tests of train.engine=unsloth, and those of training beside it (4 GB)
+	.venv-unsloth/bin/python -m pytest $(SIDE_BY_SIDE) -W default -m unsloth
+	.venv-unsloth/bin/python -m pytest $(SIDE_BY_SIDE) -W default tests/test_train.py tests/test_validation.py
+
 test-slow: $(VENV)/installed ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
@@ -77,5 +88,5 @@ notebook: $(VENV)/installed ## run docs/examples/trl.ipynb and keep what it show
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
 	$(BIN)/python -m slimdown.pocket
 
-.PHONY: help install demo test test-floor test-newest test-slow test-postgres test-hub check ui compare bench notebook pocket
+.PHONY: help install demo test test-floor test-newest test-unsloth test-slow test-postgres test-hub check ui compare bench notebook pocket
 .DEFAULT_GOAL := help

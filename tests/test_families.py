@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
+from packaging.version import Version
 from peft import LoraConfig, PrefixTuningConfig
 from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from bench.families import (
     CASES,
@@ -178,6 +181,27 @@ def test_a_family_that_nobody_tried_shares_where_a_trial_agrees(make: Callable[[
     assert all(after[n].dtype is dtype and torch.equal(after[n], weight) for n, (dtype, weight) in before.items())
 
 
+@pytest.mark.parametrize("heeds_the_mask", [True, False])
+def test_a_known_family_whose_attention_somebody_replaced_is_tried(
+    heeds_the_mask: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Unsloth replaces it on GPUs: by one that does the same, and by one that forgets the mask."""
+    model = tiny("llama")
+    assert is_exact(model)
+    usual = LlamaAttention.forward
+
+    def another(self: Any, hidden_states: Any, *args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        mask = attention_mask if heeds_the_mask or attention_mask is None else torch.zeros_like(attention_mask)
+        return usual(self, hidden_states, *args, attention_mask=mask, **kwargs)
+
+    monkeypatch.setattr(LlamaAttention, "forward", another)
+    assert not is_exact(model)
+    assert choose_scoring(model, lambda: 64).shares is heeds_the_mask
+
+
+@pytest.mark.skipif(
+    Version(version("transformers")) < Version("5.18"), reason="its doge sees what comes after, and goes to stock"
+)
 def test_a_trial_is_as_long_as_what_will_be_asked() -> None:
     """A window that no row of 64 tokens reaches, and one of 190 does."""
     model = tiny("doge", keep_window_size=100)

@@ -262,6 +262,7 @@ def test_dequantized_training_has_the_losses_of_the_4_bit_layers_and_gives_them_
     assert all(torch.equal(weight, layers[1][name]) for name, weight in layers[0].items())
 
 
+@pytest.mark.skipif(trl.__version__ == "1.15.0", reason="its loss needs a GPU")
 @pytest.mark.parametrize("only", ["train.completion_only_loss=true", "train.completion_only_loss=false"])
 def test_steps_have_the_losses_and_counts_of_plain_trl(only: str, composed: Composed, tmp_path: Path) -> None:
     config = composed(*SMALL, only, "train.gradient_accumulation_steps=2")

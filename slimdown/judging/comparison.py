@@ -201,13 +201,13 @@ def _row(runs: Sequence[RecordedRun], corrected: Mapping[tuple[str, str], str]) 
 
 def _settings(run: RecordedRun) -> dict[str, str]:
     """The params that say what was done, and the names of datasets and benchmarks; not where it was recorded."""
-    kept = {key: value for key, value in run.params.items() if not key.startswith(("tracking.", "contamination."))}
+    kept = {key: value for key, value in run.params.items() if not key.startswith("tracking.")}
     datasets = sorted({key.split(".")[1] for key in kept if key.startswith("dataset.")})
     if named := ",".join(datasets) or run.dataset:
         kept["dataset"] = named
     kept.setdefault("evaluation.holdout", "0.0")  # older records
-    if "lora.r" in kept:
-        kept.setdefault("method.name", "lora")  # as well
+    if "lora.r" in kept:  # as well
+        kept = {"method.name": "lora", "train.engine": "trl"} | kept
     kept["benchmark"] = ",".join(sorted(run.benchmarks))
     return kept
 

@@ -5,7 +5,6 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +18,7 @@ from slimdown.preparing.dtype import processor_name
 
 _PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "trl", "lm-eval", "datasets", "accelerate", "mlflow", "hydra-core",
+    "unsloth",
 )  # fmt: skip
 
 
@@ -32,7 +32,6 @@ class About:
     folder: Path  # scratch space of this run
     sweep: str | None = None  # what the runs that one command started have in common
     environment: dict[str, Any] = field(default_factory=lambda: environment())
-    tags: Mapping[str, str] = field(default_factory=dict)  # of the run, besides
 
 
 def environment() -> dict[str, Any]:

@@ -6,6 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.guarding.errors import ConfigError
+from slimdown.settings.engine import engine_problems
 from slimdown.settings.keys import problems_of, unknown_keys
 from slimdown.settings.schema import RunConfig
 
@@ -27,7 +28,7 @@ def load_config(composed: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     assert isinstance(config, RunConfig)
-    if problems := list(problems_of(config)):
+    if problems := [*problems_of(config), *engine_problems(config)]:
         raise ConfigError("\n".join(problems))
     return config
 

@@ -31,7 +31,6 @@ TRAINING = (
     "lora",
     "train",
     "seed",
-    "contamination",
 )  # what is read where something is trained, and not with `tuned`
 _NAME = re.compile(r"[\w-]+", re.ASCII)  # of a dataset or benchmark: part of metric keys, file names and dotted keys
 
@@ -67,6 +66,13 @@ class Dtype(StrEnum):
 class QuantType(StrEnum):
     nf4 = "nf4"
     fp4 = "fp4"
+
+
+class Engine(StrEnum):
+    """Whose trainer takes the steps."""
+
+    trl = "trl"
+    unsloth = "unsloth"  # FastLanguageModel under TRL's trainer, in a process of its own
 
 
 class Role(StrEnum):
@@ -239,8 +245,9 @@ class LoraConfig:
 
 @dataclass
 class TrainConfig:
-    """Fine-tuning; the fields are those of TRL's `SFTConfig`."""
+    """Fine-tuning; the fields but the first are those of TRL's `SFTConfig`."""
 
+    engine: Engine = MISSING
     num_train_epochs: float = ranged(POSITIVE)
     max_steps: int = ranged(Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 or n >= 1))
     per_device_train_batch_size: int = ranged(COUNT)
@@ -293,13 +300,6 @@ class EvaluationConfig:
     batch_size: int = ranged(COUNT)  # questions run together, where a model cannot share work between them
     apply_chat_template: bool = MISSING  # ask through the tokenizer's chat template
     holdout: float = ranged(SHARE)  # share of each benchmark's questions kept from choosing between runs; 0: none
-
-
-@dataclass
-class ContaminationConfig:
-    """How much of what is asked may be trained on."""
-
-    max_share: float = ranged(SHARE)  # of each benchmark's questions, that may stand in the training rows; 1: all
 
 
 @dataclass
@@ -356,7 +356,6 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     benchmark: dict[str, BenchmarkConfig] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     # what somebody else made of the base: a folder, or a hub id[@revision]; then nothing is trained

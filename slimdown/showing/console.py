@@ -21,9 +21,9 @@ from rich.text import Text
 from slimdown.guarding.redaction import redact
 from slimdown.judging.budget import Judgement, Outcome, overall
 from slimdown.judging.findings import Findings
-from slimdown.settings.schema import RunConfig
+from slimdown.settings.schema import Engine, RunConfig
 from slimdown.showing import words
-from slimdown.showing.findings import Pair, findings_table, pairs_table
+from slimdown.showing.findings import findings_table
 from slimdown.showing.table import show
 
 console = Console(highlight=False, width=None if Console().is_terminal else 120)
@@ -44,7 +44,8 @@ def show_plan(config: RunConfig, name: str) -> None:
         plan.add_row("[bold]tuned[/]", escape(redact(config.tuned)))
     else:
         plan.add_row("[bold]rows[/]", escape(f"{n_rows} of {' + '.join(config.dataset)}"))
-        plan.add_row("[bold]method[/]", escape(_method(config)))
+        by = ", by Unsloth" if config.train.engine is Engine.unsloth else ""
+        plan.add_row("[bold]method[/]", escape(_method(config) + by))
     plan.add_row("[bold]measured[/]", escape(benchmarks))
     console.print(plan)
     console.print()
@@ -102,11 +103,6 @@ def show_findings(findings: Findings) -> None:
     for sentence in words.sentences(findings):
         console.print(escape(sentence))
     console.print(escape(table.legend), style="dim")
-
-
-def show_pair(first: str, second: str, findings: Findings) -> None:
-    """Print what changed from one tuned model to another."""
-    show(pairs_table([Pair(first, second, findings)]), console)
 
 
 def show_where(run_id: str, uri: str, artifacts: str, undelivered: str) -> None:

@@ -10,7 +10,8 @@ from slimdown.guarding.errors import UserError
 from slimdown.preparing.data import SftData
 from slimdown.preparing.model import LoadedModel, context_window
 from slimdown.settings.method import MethodConfig
-from slimdown.settings.schema import LoraConfig, TrainConfig
+from slimdown.settings.schema import Engine, LoraConfig, TrainConfig
+from slimdown.training.lean import trainer_class
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,20 @@ def check_settings(base: LoadedModel, method: MethodConfig, lora: LoraConfig, co
             f"lora.r={lora.r}: the adapter would have {lora.r * per_rank:,} parameters, and {base.id} has "
             f"{base.n_parameters:,}; the largest adapter that is smaller has lora.r={base.n_parameters // per_rank}"
         )
+    if config.engine is Engine.trl:
+        _check_loss(base)
     _check_optimizer(config, base.device)
+
+
+def _check_loss(base: LoadedModel) -> None:
+    """Refuse the one version of TRL whose loss needs Triton and so a GPU, where that loss would be used on a CPU."""
+    import trl
+
+    if base.device == "cpu" and trl.__version__ == "1.15.0" and trainer_class(base) is trl.SFTTrainer:
+        raise UserError(
+            f"trl 1.15.0 cannot train {base.id} on a CPU: the loss of a head that has a bias, scales or caps is TRL's "
+            "own, which needs a GPU in this version; pip install 'trl!=1.15.0', or set train.engine=unsloth"
+        )
 
 
 def _check_optimizer(config: TrainConfig, device: str) -> None:

@@ -1,43 +1,27 @@
 """How a run comes by its tuned model, decided before the base is measured: trained here, or given."""
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from slimdown.measuring.measure import Record, measure_loss
-from slimdown.measuring.wording import worded
-from slimdown.preparing.contamination import Contamination, find_contamination
 from slimdown.preparing.data import SftData, load_data
 from slimdown.preparing.model import LoadedModel
-from slimdown.settings.schema import OnProgress, RunConfig
+from slimdown.settings.schema import Engine, OnProgress, RunConfig
 from slimdown.training.adapters import adapter_config
 from slimdown.training.checks import check_rows, check_settings
 from slimdown.training.fine_tune import OnStep, Tuned, fine_tune
 from slimdown.training.given import GivenAdapter, GivenModel, fetched
+from slimdown.training.unsloth import UnslothProcess
 
-OnContamination = Callable[[Contamination], None]
 
-
-def way_to_tuned(
-    base: LoadedModel,
-    config: RunConfig,
-    tasks: dict[str, Any] | None = None,
-    on_contamination: OnContamination = lambda found: None,
-) -> "Training | GivenAdapter | GivenModel":
+def way_to_tuned(base: LoadedModel, config: RunConfig) -> "Training | GivenAdapter | GivenModel":
     """What `config.tuned` names, or else a training.
-
-    Args:
-        base: the model.
-        config: the checked settings.
-        tasks: what `load_tasks` returned, none of whose questions may stand in the rows; None: any may.
-        on_contamination: told which do, before they are refused.
 
     Raises:
         UserError: what would come to light only once the base is measured.
     """
     if (given := config.given) is None:
-        return Training(base, config, tasks or {}, on_contamination)
+        return Training(base, config)
     folder = fetched(given)
     if (folder / "adapter_config.json").is_file():
         return GivenAdapter(base, config, given, folder)
@@ -49,14 +33,11 @@ class Training:
 
     doing = "training"
 
-    def __init__(
-        self, base: LoadedModel, config: RunConfig, tasks: dict[str, Any], on_contamination: OnContamination
-    ) -> None:
+    def __init__(self, base: LoadedModel, config: RunConfig) -> None:
         """Check that it can be, before hours go into measuring the base.
 
         Raises:
-            UserError: settings that this model cannot be trained with, rows that cannot be had or hold nothing,
-                or that hold what is asked.
+            UserError: settings that this model cannot be trained with, rows that cannot be had or hold nothing.
         """
         check_settings(base, config.method, config.lora, config.train)
         self._base, self._config = base, config
@@ -64,11 +45,10 @@ class Training:
         self.adapter: Any = adapter_config(config.method, config.lora)
         self.data: SftData = load_data(config.dataset, config.seed, base.tokenizer)
         cut = check_rows(base, self.data, config.train)
-        self._contamination = find_contamination(worded(tasks, config.benchmark), self.data.texts())
-        on_contamination(self._contamination)
-        self._contamination.check(config.contamination.max_share)
-        # what a person should know before they wait
-        self.notes: list[str] = [*([str(cut)] if cut.n_cut else []), *self._contamination.told]
+        self.notes: list[str] = [str(cut)] if cut.n_cut else []  # what a person should know before they wait
+        self._unsloth: UnslothProcess | None = None
+        if config.train.engine is Engine.unsloth:
+            self._unsloth = UnslothProcess(base, self.adapter, self.data.train, config.train, config.seed)
 
     def measure_base(self, record: Record) -> None:
         """The base's validation loss, found in the record or made and kept."""
@@ -83,7 +63,7 @@ class Training:
         """
         c = self._config
         dequantize = c.quantization.dequantize_for_training
-        tuned = fine_tune(
+        return fine_tune(
             self._base,
             self.data,
             c.method,
@@ -93,7 +73,7 @@ class Training:
             folder,
             dequantize,
             self._loss,
+            self._unsloth,
             on_step,
             on_progress,
         )
-        return replace(tuned, training=tuned.training and replace(tuned.training, contamination=self._contamination))

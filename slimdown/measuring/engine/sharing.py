@@ -172,6 +172,7 @@ def is_exact(model: Any) -> bool:
         config.model_type in EXACT
         and kind.__name__ == MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
         and kind.__module__.startswith("transformers.models.")
+        and not any(map(_is_patched, {type(module) for module in model.modules()}))
         and getattr(config, "is_causal", True) is not False
         and not getattr(config, "alibi", False)
         and not getattr(config, "use_bidirectional_attention", False)
@@ -181,6 +182,12 @@ def is_exact(model: Any) -> bool:
             for name in ("sliding_window", "layer_types")
         )
     )
+
+
+def _is_patched(kind: type[Module]) -> bool:
+    """Whether somebody put another forward into a class of transformers, as Unsloth does on GPUs."""
+    places = [getattr(place, "__module__", "").partition(".")[0] for place in (kind, kind.forward)]
+    return places[0] == "transformers" and places[1] not in ("transformers", "torch")
 
 
 def why_not_by_rule(model: Any, adapters: list[Any]) -> str:

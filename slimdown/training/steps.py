@@ -1,0 +1,115 @@
+"""TRL's trainer with our settings, and the steps that it takes: the same here and in the process of `unsloth.py`."""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slimdown.guarding.errors import UserError
+from slimdown.settings.schema import TrainConfig
+
+Note = Callable[[int, int, dict[str, float]], None]
+"""Told of each step: which, of how many, and what the trainer said after it (loss, learning_rate, grad_norm, ...)."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the steps came to."""
+
+    n: int
+    train_loss: float  # mean over all of them
+    seconds: float
+
+
+def trainer_for(
+    model: Any,
+    tokenizer: Any,
+    rows: Any,
+    config: TrainConfig,
+    seed: int,
+    folder: Path,
+    device: str,
+    kind: Any,
+    collator: Any = None,
+) -> Any:
+    """A trainer of `kind`, TRL's `SFTTrainer` or a class of it; what it prints and draws is switched off.
+
+    Args:
+        model: PEFT's, its adapter to be trained.
+        tokenizer: the base's.
+        rows: examples with `prompt` and `completion`.
+        config: steps, batches, learning rate.
+        seed: of the order of the rows.
+        folder: where the trainer may write.
+        device: cpu, cuda or mps.
+        kind: the class.
+        collator: makes a batch of rows; None: TRL's own.
+    """
+    import transformers
+    from trl import SFTConfig
+
+    _silence_transformers()
+    arguments = SFTConfig(
+        **{name: value for name, value in asdict(config).items() if name != "engine"},
+        output_dir=str(folder / "trainer"),
+        seed=seed,
+        data_seed=seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # a diverged run must say so
+        report_to="none",  # recording/ is the one place that logs
+        save_strategy="no",
+        disable_tqdm=True,  # on_progress draws the bar
+        use_cpu=device == "cpu",
+        bf16=False,  # no autocast: base and adapter compute in the dtypes they have
+        fp16=False,
+    )
+    trainer = kind(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, data_collator=collator)
+    trainer.remove_callback(transformers.PrinterCallback)
+    # TRL casts the adapters of a quantized base to bfloat16 (trl 1.16, sft_trainer.py, after the QLoRA paper), where
+    # Adam's small updates are rounded away and a reload in another dtype gives other logits. To be deleted when
+    # peft#2889 lets get_peft_model's `autocast_adapter_dtype` decide.
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return trainer
+
+
+def take_steps(trainer: Any, config: TrainConfig, seed: int, device: str, note: Note) -> Steps:
+    """The steps of `trainer`, `note` told of each.
+
+    Raises:
+        UserError: they do not fit in memory.
+    """
+    import transformers
+
+    class Noting(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+            if "loss" in logs:  # not the closing summary, nor a validation
+                values = {key: float(value) for key, value in logs.items() if isinstance(value, (int, float))}
+                note(state.global_step, state.max_steps, values)
+
+    trainer.add_callback(Noting())
+    transformers.set_seed(seed)  # nothing before must move the order of the rows
+    started = time.perf_counter()
+    try:
+        outcome = trainer.train()
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"training does not fit in the memory of {device}: halve train.per_device_train_batch_size "
+            f"(now {config.per_device_train_batch_size}) and double train.gradient_accumulation_steps, or set "
+            "train.gradient_checkpointing=true"
+        ) from None
+    return Steps(outcome.global_step, float(outcome.training_loss), time.perf_counter() - started)
+
+
+def _silence_transformers() -> None:
+    # "The tokenizer has new PAD/BOS/EOS tokens that differ from the model config": aligning them is what we want.
+    # transformers 5.24 renames gradient_checkpointing; trl 1.16 still sets it. To be deleted when TRL follows.
+    warnings.filterwarnings("ignore", r".*gradient_checkpointing` is deprecated", FutureWarning)
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
