@@ -13,8 +13,7 @@ from slimdown.recording.evaluations import base_record, tuned_record
 from slimdown.recording.provenance import About, peak_memory_bytes
 from slimdown.recording.runs import opened_run
 from slimdown.settings.schema import RunConfig
-from slimdown.showing import console
-from slimdown.showing.files import files_of
+from slimdown.showing import card, console, files
 from slimdown.training.tuning import way_to_tuned
 
 
@@ -38,7 +37,7 @@ def experiment(config: RunConfig, about: About) -> Findings:
         stop_between_forwards(base.model)
         tracked.log_model(base)
         with console.doing("preparing"):
-            way = way_to_tuned(base, config)
+            way = way_to_tuned(base, config, tasks, tracked.log_contamination)
         console.show_notes(way.notes)
         tracked.log_data(way.data)
         dequantize = config.quantization.dequantize_for_evaluation
@@ -54,7 +53,8 @@ def experiment(config: RunConfig, about: About) -> Findings:
         with console.progress_bar("measuring the tuned model") as bar:
             after = open_part(ask(tuned.model, record=tuned_record(config, tracked, note), on_progress=bar), holdout)
         findings = judge(before, after, tuned.training, {"peak_memory_bytes": float(peak_memory_bytes())})
-        tracked.keep(findings, files_of(findings, about.name, tracked.run_id, config, about.environment))
+        tracked.keep(findings, files.files_of(findings, about.name, tracked.run_id, config, about.environment))
+        tracked.log_card(partial(card.model_card, findings=findings))
     console.show_findings(findings)
     console.show_where(tracked.run_id, tracked.store_uri, tracked.artifact_uri, tracked.undelivered)
     return findings

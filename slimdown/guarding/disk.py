@@ -1,4 +1,4 @@
-"""Files: where those that can be made again lie, how one is written whole or not at all, what a full disk says."""
+"""Files: where those that can be made again lie, how they are written whole or not at all, what a full disk says."""
 
 import errno
 import os
@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from filelock import FileLock, Timeout
+
 from slimdown.guarding.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -15,12 +17,13 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _WORDS = ("database or disk is full", *(os.strerror(number) for number in _FULL))
 
 
-def disk_full(error: BaseException, *folders: Path) -> UserError | None:
+def disk_full(error: BaseException, *folders: Path, advice: str = "") -> UserError | None:
     """What to tell a user whose disk took no more, or None where `error` says something else.
 
     Args:
         error: what a library raised; what it was raised from is looked at too.
         folders: where was written, besides the folder that the command was typed in and that of temporary files.
+        advice: what to do; that for a run where it is empty.
     """
     full: BaseException | None = None
     link: BaseException | None = error
@@ -39,8 +42,12 @@ def disk_full(error: BaseException, *folders: Path) -> UserError | None:
     fullest = min(free, key=lambda folder: free[folder])
     return UserError(
         f"the disk takes no more ({' '.join(str(full).split())[:200]}); {free[fullest] / 1e6:.1f} MB are free in "
-        f"{fullest}. Make room and run the same command again, which finds what was measured so far, or write to "
-        "another disk: tracking.uri=sqlite:////FOLDER/mlflow.db hydra.run.dir=FOLDER"
+        f"{fullest}. "
+        + (
+            advice
+            or "Make room and run the same command again, which finds what was measured so far, or write to another "
+            "disk: tracking.uri=sqlite:////FOLDER/mlflow.db hydra.run.dir=FOLDER"
+        )
     )
 
 
@@ -60,3 +67,29 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, which takes its name when it is whole; what a killed process left of it is removed.
+
+    Raises:
+        UserError: another process is writing it, or it holds something.
+    """
+    draft = path.with_name(f".{path.name}.unfinished")
+    lock = FileLock(f"{draft}.lock", timeout=0)  # which the system frees when its owner dies
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock:
+            shutil.rmtree(draft, ignore_errors=True)
+            try:
+                draft.mkdir()
+                yield draft
+                if path.is_dir():
+                    path.rmdir()  # an empty one
+                draft.rename(path)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+                Path(lock.lock_file).unlink(missing_ok=True)
+    except Timeout:
+        raise UserError(f"another process is writing {path}; wait for it, or choose another folder") from None

@@ -201,7 +201,7 @@ def _row(runs: Sequence[RecordedRun], corrected: Mapping[tuple[str, str], str]) 
 
 def _settings(run: RecordedRun) -> dict[str, str]:
     """The params that say what was done, and the names of datasets and benchmarks; not where it was recorded."""
-    kept = {key: value for key, value in run.params.items() if not key.startswith("tracking.")}
+    kept = {key: value for key, value in run.params.items() if not key.startswith(("tracking.", "contamination."))}
     datasets = sorted({key.split(".")[1] for key in kept if key.startswith("dataset.")})
     if named := ",".join(datasets) or run.dataset:
         kept["dataset"] = named

@@ -81,6 +81,31 @@ class RecordedRun:
         return float(self.params.get("evaluation.holdout", 0))
 
 
+@dataclass(frozen=True)
+class Making:
+    """How a run's tuned model came about, as its record has it; nan and empty where an older run did not say."""
+
+    run: RecordedRun
+    base: str  # its hub id, or a folder
+    revision: str  # its commit, or `sha256:` and the digest of a folder
+    licence: str  # as its card says: a name, or `other NAME LINK`
+    quantization: str
+    dtype: str
+    device: str
+    data_fingerprint: str
+    n_train: float = nan  # rows
+    n_validation: float = nan
+    validation_loss_before: float = nan  # nats a token
+    validation_loss_after: float = nan
+    n_trainable: float = nan
+    trainable_percent: float = nan
+
+    @property
+    def is_of_hub(self) -> bool:
+        """Whether the base can be had from the hub."""
+        return not self.revision.startswith("sha256:")
+
+
 def recorded_changes(findings: "Findings") -> RecordedChanges:
     """What is kept of findings."""
     changes = findings.changes

@@ -56,6 +56,13 @@ class SftData:
     fingerprint: str
     sources: tuple[DataSource, ...]
 
+    def texts(self) -> Iterator[list[tuple[str, int, str]]]:
+        """Every text that is trained on, in batches: its dataset, its place among the rows taken of it, and itself."""
+        names = ((source.name, i + 1) for source in self.sources for i in range(source.n_train))
+        for rows in self.train.iter(1000):
+            texts = zip(islice(names, len(rows["prompt"])), rows["prompt"], rows["completion"], strict=True)
+            yield [(*name, prompt + completion) for name, prompt, completion in texts]
+
 
 def load_data(chosen: dict[str, DatasetConfig], seed: int, tokenizer: Any) -> SftData:
     """The examples of every chosen dataset, one after the other; the trainer shuffles them.

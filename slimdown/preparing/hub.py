@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from slimdown.guarding.errors import UserError
@@ -100,3 +101,22 @@ def _ask_again() -> None:
 @cache
 def _tell(line: str) -> None:
     sys.stderr.write(f"{line}\n")
+
+
+def licence_of(source: str, revision: str) -> str:
+    """The licence that a model's card names, with the name and the link of one of its own; empty where none does.
+
+    Args:
+        source: a hub id or a folder.
+        revision: of the hub.
+    """
+    from huggingface_hub import ModelCard
+    from transformers.utils import cached_file
+
+    try:
+        card = cached_file(source, "README.md", revision=revision)
+        said = ModelCard(Path(card).read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+        named = [said.get(name) for name in ("license", "license_name", "license_link")]
+        return " ".join(text for text in named if text)
+    except Exception:  # no card, one that is none, or no hub: nothing depends on it
+        return ""

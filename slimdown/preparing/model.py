@@ -20,7 +20,7 @@ from torch import nn
 from slimdown.guarding.errors import UserError
 from slimdown.preparing.causal import CausalModel
 from slimdown.preparing.dtype import auto_dtype
-from slimdown.preparing.hub import asking_hub
+from slimdown.preparing.hub import asking_hub, licence_of
 from slimdown.preparing.identity import digest, identify
 from slimdown.settings.schema import Device, Dtype, ModelConfig, QuantizationConfig
 
@@ -37,6 +37,7 @@ class LoadedModel(CausalModel):
     memory_bytes: int  # of weights and buffers
     load_seconds: float
     identity: dict[str, Any]  # everything that answers depend on, see identity.py
+    licence: str = ""  # as its card says: a name, or `other NAME LINK`
 
     @property
     def digest(self) -> str:
@@ -74,6 +75,7 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
             output_loading_info=True,
         )
         _check_weights(config, model, skeleton, loading["missing_keys"])
+        licence = licence_of(source, config.revision)
     for module in model.modules():
         # On a CPU with AVX512-BF16 the first inference forward of a 4-bit layer repacks its weights for a kernel that
         # computes in bfloat16 and passes no gradient: training after an evaluation would silently train nothing.
@@ -95,6 +97,7 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
         memory_bytes=model.get_memory_footprint(),
         load_seconds=time.perf_counter() - started,
         identity=identify(model, tokenizer),
+        licence=licence,
     )
 
 

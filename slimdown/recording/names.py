@@ -6,17 +6,19 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import astuple, fields, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from math import inf, isfinite, isnan, nan
 from operator import attrgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slimdown.judging.anatomy import EXPLANATIONS
 from slimdown.judging.paired import Estimate
-from slimdown.judging.runs import RecordedChange, RecordedChanges, RecordedRun
+from slimdown.judging.runs import Making, RecordedChange, RecordedChanges, RecordedRun
 
 if TYPE_CHECKING:
     from slimdown.measuring.answers import BenchmarkEvaluation
+    from slimdown.preparing.contamination import Contamination
     from slimdown.preparing.data import SftData
     from slimdown.preparing.model import LoadedModel
     from slimdown.training.fine_tune import TrainResult
@@ -40,6 +42,7 @@ class Tag(StrEnum):
     error = "slimdown.error", "of a failed run, what ended it"
     model = "slimdown.model", "the base's hub id or folder"
     model_revision = "slimdown.model_revision", "its commit, or a digest of a folder"
+    licence = "slimdown.licence", "its licence, as its card says: a name, or `other NAME LINK`"
     quantization = "slimdown.quantization", "how it was quantized"
     dtype = "slimdown.dtype", "what it computes in"
     dtype_reason = "slimdown.dtype_reason", "why"
@@ -47,6 +50,7 @@ class Tag(StrEnum):
     dataset = "slimdown.dataset", "the datasets' names"
     data_fingerprint = "slimdown.data_fingerprint", "a digest of the text that was used"
     origin = "slimdown.origin", "of a model that was tuned elsewhere: its hub id and commit, folder and digest, or logs"
+    merged = "slimdown.merged", "of a merged model: the run whose adapter is in it"
     scoring_path = "slimdown.scoring_path", "how answers came about: `shared` or `stock`"
     harness_version = "slimdown.harness_version", "lm-eval's"
     verdict = "slimdown.verdict.", "of a benchmark: `retained`, `forgotten`, `improved` or `undecided`"
@@ -79,6 +83,20 @@ _LOADED = (
 _DATA = (
     Metric("train/n_train", "rows", "trained on", "SftData.train.num_rows"),
     Metric("train/n_validation", "rows", "held out of training", "SftData.validation.num_rows"),
+)
+_CONTAMINATION = (
+    Metric(
+        "contamination/{benchmark}/standing",
+        "questions",
+        "that stand in rows trained on",
+        "Contamination.n_standing",
+    ),
+    Metric(
+        "contamination/{benchmark}/overlapping",
+        "questions",
+        "those, and those that share 13 words in a row with one",
+        "Contamination.of",
+    ),
 )
 _TRAINING = (
     Metric("train/final_loss", "nats a token", "mean over all steps", "TrainResult.train_loss"),
@@ -156,6 +174,11 @@ _CHANGE = (
     Metric("missed", "answers", "wrong before and after", "BenchmarkChange.primary.counts.missed"),
     Metric("lost_any_metric", "answers", "lost on any metric", "Anatomy.n_lost"),
 )
+_MAKING = {  # of a `Making`: the tags that it is read from; its numbers have the names of their metrics
+    "base": Tag.model,
+    "revision": Tag.model_revision,
+    **{tag.name: tag for tag in (Tag.licence, Tag.quantization, Tag.dtype, Tag.device, Tag.data_fingerprint)},
+}
 _ENDS = ("", "_stderr", "_low", "_high")  # of an estimate: its value, standard error and 95 % interval
 _ESTIMATES = {field.name for field in fields(RecordedChange) if field.type in (Estimate, "Estimate")}
 
@@ -168,6 +191,16 @@ def loaded_metrics(loaded: "LoadedModel") -> dict[str, float]:
 def data_metrics(data: "SftData") -> dict[str, float]:
     """How many rows there are."""
     return _taken(_DATA, data)
+
+
+def contamination_metrics(found: "Contamination") -> dict[str, float]:
+    """How many questions of each benchmark the rows hold."""
+    counts = {name: (found.n_standing(name), len(found.of(name))) for name in found.n_asked}
+    return {
+        row.name.format(benchmark=name): float(count)
+        for name, both in counts.items()
+        for row, count in zip(_CONTAMINATION, both, strict=True)
+    }
 
 
 def training_metrics(training: "TrainResult") -> dict[str, float]:
@@ -234,6 +267,27 @@ def from_metrics(metrics: Mapping[str, float], tags: Mapping[str, str]) -> Recor
     return RecordedChanges(changes, *(_estimate(metrics, f"forgetting/{mean.name}") for mean in _MEANS))
 
 
+def recorded_run(run: Any, experiments: Mapping[str, str]) -> RecordedRun:
+    """A run as MLflow's client has it, as the rest of this package does; `experiments` are names by id."""
+    return parsed(
+        RecordedRun(
+            run_id=run.info.run_id,
+            name=run.info.run_name or run.info.run_id,
+            experiment=experiments.get(run.info.experiment_id, run.info.experiment_id),
+            status=run.info.status,
+            started=time_of(run.info.start_time),
+            params=run.data.params,
+            tags=run.data.tags,
+            metrics=run.data.metrics,
+        )
+    )
+
+
+def time_of(milliseconds: int | None) -> datetime:
+    """A moment as MLflow writes it."""
+    return datetime.fromtimestamp((milliseconds or 0) / 1000, UTC)
+
+
 def parsed(run: RecordedRun) -> RecordedRun:
     """The same run, with what its metrics and tags say."""
     return replace(
@@ -243,6 +297,14 @@ def parsed(run: RecordedRun) -> RecordedRun:
         scoring_path=run.tags.get(Tag.scoring_path, ""),
         harness_version=run.tags.get(Tag.harness_version, ""),
     )
+
+
+def making(run: RecordedRun) -> Making:
+    """How the run's tuned model came about."""
+    numbers = {row.name.partition("/")[2]: row.name for row in _DATA + _TRAINING}
+    found = {name: run.metrics.get(numbers[name], nan) for name in Making.__annotations__ if name in numbers}
+    said = {field: run.tags.get(tag, "") for field, tag in _MAKING.items()}
+    return Making(run, **said, **found)  # type: ignore[arg-type]
 
 
 def _taken(rows: tuple[Metric, ...], source: object) -> dict[str, float]:
@@ -295,7 +357,7 @@ def reference() -> str:
             *_table("Scores", _SCORES),
             *_table("Changes of a benchmark", changes + causes, "forgetting/{benchmark}/"),
             *_table("Means of changes", means, "forgetting/"),
-            *_table("Training", _TRAINING + _DATA + _STEPS),
+            *_table("Training", _TRAINING + _DATA + _CONTAMINATION + _STEPS),
             *_table("Costs", _LOADED + _COSTS),
             "## Tags",
             "",

@@ -5,6 +5,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,6 +33,7 @@ class About:
     folder: Path  # scratch space of this run
     sweep: str | None = None  # what the runs that one command started have in common
     environment: dict[str, Any] = field(default_factory=lambda: environment())
+    tags: Mapping[str, str] = field(default_factory=dict)  # of the run, besides
 
 
 def environment() -> dict[str, Any]:

@@ -6,11 +6,9 @@ its tables; any other store, and what a filter of MLflow's language chooses, thr
 
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.guarding.errors import UserError
@@ -19,14 +17,14 @@ from slimdown.judging.holdout import open_part
 from slimdown.judging.runs import RecordedRun
 from slimdown.measuring.answers import BenchmarkEvaluation, DamagedSamples, Evaluation
 from slimdown.recording.connection import first_line, open_store, sqlite_file
-from slimdown.recording.names import Tag, evaluation_seconds, parsed
-from slimdown.recording.tables import TUNED, has_tables, reading, time_of
+from slimdown.recording.names import Tag, evaluation_seconds, recorded_run
+from slimdown.recording.tables import TUNED, has_tables, reading
 from slimdown.settings.keys import nearest
+from slimdown.settings.naming import section
 from slimdown.settings.schema import BenchmarkConfig, TrackingConfig
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
     from slimdown.judging.seeds import SeedsChange
 
@@ -160,7 +158,7 @@ def _report(client: "MlflowClient", run: RecordedRun, model: str, name: str) -> 
     from slimdown.recording.evaluations import GONE, holders, read_file  # mlflow
 
     try:
-        benchmark = _benchmark_config(run, name)
+        benchmark = section(run.params, f"benchmark.{name}", BenchmarkConfig)
     except OmegaConfBaseException as error:
         raise UserError(
             f"the settings of benchmark.{name} in run {run.run_id} cannot be read ({first_line(error)}); another "
@@ -185,6 +183,31 @@ def _report(client: "MlflowClient", run: RecordedRun, model: str, name: str) -> 
             "; the next run with the same base, settings and versions measures them again, and they are read there"
         )
     raise UserError(problem or f"run {run.run_id} has lost its samples of {name}: {lost}")
+
+
+def fetch_tuned(config: TrackingConfig, run: RecordedRun, folder: Path) -> Path:
+    """The folder with what a finished run trained, fetched into `folder`: an adapter, or a whole model.
+
+    Raises:
+        UserError: a run that is not finished, that trained nothing, or that has lost what it trained.
+    """
+    from slimdown.recording.evaluations import GONE  # mlflow
+
+    refuse_unfinished(run)
+    if origin := run.params.get("tuned") or run.tags.get(Tag.origin):
+        raise UserError(f"run {run.run_id} ({run.name}) trained nothing: it measured {origin}, made elsewhere")
+    from mlflow.artifacts import download_artifacts
+
+    client = _open_existing(config)
+    try:
+        # MLflow's `runs:/RUN_ID/adapter` asks the store that the environment names, whatever it is told (3.17).
+        made = client.get_run(run.run_id).outputs.model_outputs
+        if not made:  # older runs kept it among their artifacts
+            return Path(client.download_artifacts(run.run_id, "adapter", str(folder)))
+        place = client.get_logged_model(made[0].model_id).artifact_location
+        return Path(download_artifacts(place, dst_path=str(folder), tracking_uri=config.uri))
+    except GONE as error:
+        raise UserError(f"run {run.run_id} ({run.name}) has lost what it trained: {first_line(error)}") from None
 
 
 def read_seeds(store: TrackingConfig, runs: Sequence[RecordedRun]) -> "list[SeedsChange]":
@@ -256,7 +279,7 @@ def _search(
             raise UserError(
                 f"the filter {filter_string!r} is not understood: {first_line(error)}; {FILTER_EXAMPLE}"
             ) from None
-        found += [_recorded(run, names) for run in page]
+        found += [recorded_run(run, names) for run in page]
         token = page.token
         if not token:
             break
@@ -271,18 +294,18 @@ def _called(client: "MlflowClient", text: str) -> tuple[list[RecordedRun], list[
     try:
         run = client.get_run(text)
         if run.info.lifecycle_stage == "active":
-            return [_recorded(run, names)], []
+            return [recorded_run(run, names)], []
     except MlflowException:
         pass
     kind = f"tags.`{Tag.kind}` = 'tuned'"
     named = client.search_runs(list(names), f"{kind} and attributes.run_name = {_quoted(text)}", max_results=50)
     if named:
-        return [_recorded(run, names) for run in named], []
+        return [recorded_run(run, names) for run in named], []
     every: list[RecordedRun] = []
     token: str | None = None
     while True:
         page = client.search_runs(list(names), kind, max_results=1000, page_token=token)
-        every += [_recorded(run, names) for run in page]
+        every += [recorded_run(run, names) for run in page]
         token = page.token
         if not token:
             return [run for run in every if run.run_id.startswith(text)], every
@@ -291,31 +314,3 @@ def _called(client: "MlflowClient", text: str) -> tuple[list[RecordedRun], list[
 def _quoted(text: str) -> str:
     """The text as a string of MLflow's filter language, which has no way to write both kinds of quotes."""
     return f"'{text}'" if "'" not in text else '"' + text.replace('"', "") + '"'
-
-
-def _recorded(run: "Run", experiments: dict[str, str]) -> RecordedRun:
-    return parsed(
-        RecordedRun(
-            run_id=run.info.run_id,
-            name=run.info.run_name or run.info.run_id,
-            experiment=experiments.get(run.info.experiment_id, run.info.experiment_id),
-            status=run.info.status,
-            started=time_of(run.info.start_time),
-            params=run.data.params,
-            tags=run.data.tags,
-            metrics=run.data.metrics,
-        )
-    )
-
-
-def _benchmark_config(run: RecordedRun, name: str) -> BenchmarkConfig:
-    prefix = f"benchmark.{name}."
-    known = {field.name for field in fields(BenchmarkConfig)}  # a later version may have more
-    values: dict[str, Any] = {
-        key.removeprefix(prefix): None if value == "None" else value
-        for key, value in run.params.items()
-        if key.startswith(prefix) and key.removeprefix(prefix) in known
-    }
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BenchmarkConfig), values))
-    assert isinstance(config, BenchmarkConfig)
-    return config

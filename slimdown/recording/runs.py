@@ -31,6 +31,7 @@ def opened_run(config: RunConfig, about: "About", opening: AbstractContextManage
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": commit,
         **({Tag.sweep: about.sweep} if about.sweep else {}),
+        **about.tags,
     }
     with ExitStack() as until_closed:
         with undisturbed():  # a run that is opened is closed

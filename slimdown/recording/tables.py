@@ -5,13 +5,12 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from slimdown.judging.runs import RecordedRun
-from slimdown.recording.names import Tag, parsed
+from slimdown.recording.names import Tag, parsed, time_of
 
 TUNED: dict[str, str] = {Tag.kind: "tuned"}
 _AT_ONCE = 500  # runs in one statement: old SQLites take 999 variables
@@ -108,7 +107,3 @@ class Rows:
             ):
                 found[run_id][key] = content
         return found
-
-
-def time_of(milliseconds: int | None) -> datetime:
-    return datetime.fromtimestamp((milliseconds or 0) / 1000, UTC)

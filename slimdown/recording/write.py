@@ -23,15 +23,17 @@ from slimdown.guarding.errors import UserError
 from slimdown.guarding.interruption import interrupted, undisturbed
 from slimdown.guarding.redaction import public_uri, redact
 from slimdown.judging.findings import Findings
-from slimdown.judging.runs import recorded_changes
+from slimdown.judging.runs import Making, recorded_changes
 from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, write_samples
 from slimdown.recording import names
 from slimdown.recording.connection import experiment_id, first_line, log_entries, open_store, sqlite_file
 from slimdown.recording.names import Tag
 from slimdown.recording.outage import PatientClient, StoreGone, advice
+from slimdown.recording.pyfunc import describe
 from slimdown.settings.schema import TrackingConfig
 
 if TYPE_CHECKING:  # they would bring torch along, which who records the harness's logs does without
+    from slimdown.preparing.contamination import Contamination
     from slimdown.preparing.data import SftData
     from slimdown.preparing.model import LoadedModel
     from slimdown.training.fine_tune import StepRecord, Tuned
@@ -99,6 +101,7 @@ class TrackedRun:
             self._client.begin()
         self._experiment_id = experiment
         self._logged_model: str | None = None
+        self._settings: Mapping[str, Any] = {}
         self._pending: list[Metric] = []
         self._flushed = time.monotonic()
 
@@ -207,6 +210,7 @@ class TrackedRun:
     @_kept
     def log_settings(self, flat: Mapping[str, Any], files: Mapping[str, str] | None = None) -> None:
         """Keep every setting as a param by its dotted key, and texts as artifacts by their paths."""
+        self._settings = flat
         params = [Param(key, _plain(value)[:_MOST_PARAM]) for key, value in flat.items()]
         log_entries(self._client, self.run_id, params=params)
         for path, text in (files or {}).items():
@@ -221,6 +225,7 @@ class TrackedRun:
                 Tag.model_revision: loaded.revision,
                 Tag.quantization: loaded.quantization,
                 Tag.dtype: loaded.dtype,
+                **({Tag.licence: loaded.licence} if loaded.licence else {}),
                 Tag.dtype_reason: loaded.dtype_reason,
                 Tag.device: loaded.device,
             }
@@ -253,6 +258,13 @@ class TrackedRun:
             }
         )
         self._metrics(names.data_metrics(data))
+
+    @_kept
+    def log_contamination(self, found: "Contamination") -> None:
+        """Keep how many of the questions asked stand in the rows, and each of these with a row that it stands in."""
+        self._metrics(names.contamination_metrics(found))
+        if found.overlaps:
+            self._client.log_text(self.run_id, redact(found.csv()), "contamination.csv")
 
     @_kept
     def log_evaluation(self, model: str, name: str, report: BenchmarkEvaluation, key: str = "") -> None:
@@ -315,6 +327,7 @@ class TrackedRun:
             },
             model_type="peft",
         )
+        describe(training.adapter_dir, tuned.model, self._settings)
         self._client.log_model_artifacts(logged.model_id, str(training.adapter_dir))
         self._client.finalize_logged_model(logged.model_id, "READY")
         self._client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=training.steps)])
@@ -335,6 +348,15 @@ class TrackedRun:
             self._client.log_artifacts(self.run_id, folder)
         if self._logged_model:
             self._metrics(scores, model_id=self._logged_model, run_id=self.run_id)
+
+    @_kept
+    def log_card(self, card: Callable[[Making], str]) -> None:
+        """Put a card beside what was tuned here, made of what the run holds by now."""
+        if self._logged_model:
+            made = names.making(names.recorded_run(self._client.get_run(self.run_id), {}))
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / "README.md").write_text(redact(card(made)), encoding="utf-8")
+                self._client.log_model_artifacts(self._logged_model, folder)
 
     # --- how it gets there ------------------------------------------------------------------------
 

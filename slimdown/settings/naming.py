@@ -1,8 +1,14 @@
 """A run's settings by their dotted keys, and what the run is called."""
 
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
 from omegaconf import OmegaConf
 
 from slimdown.settings.schema import TRAINING, RunConfig
+
+_Section = TypeVar("_Section")
 
 
 def flatten(config: RunConfig) -> dict[str, object]:
@@ -20,6 +26,19 @@ def flatten(config: RunConfig) -> dict[str, object]:
     idle = TRAINING if config.tuned is not None else ("tuned",) if config.method.is_lora else ("tuned", "lora")
     unset = [key for key, value in flat.items() if key.startswith("method.") and value is None]
     return {key: value for key, value in flat.items() if key not in unset and key.partition(".")[0] not in idle}
+
+
+def section(flat: Mapping[str, object], prefix: str, kind: type[_Section]) -> _Section:
+    """The section of settings below `prefix.`, out of what `flatten` made or a record kept of it, as text or not.
+
+    Raises:
+        OmegaConfBaseException: a value that cannot be read, or one that is missing.
+    """
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # a later version may have more
+    keys = {key: key.removeprefix(f"{prefix}.") for key in flat if key.startswith(f"{prefix}.")}
+    values = {name: None if flat[key] == "None" else flat[key] for key, name in keys.items() if name in known}
+    found: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+    return found  # type: ignore[no-any-return]
 
 
 def base_settings(config: RunConfig) -> dict[str, object]:

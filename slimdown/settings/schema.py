@@ -31,6 +31,7 @@ TRAINING = (
     "lora",
     "train",
     "seed",
+    "contamination",
 )  # what is read where something is trained, and not with `tuned`
 _NAME = re.compile(r"[\w-]+", re.ASCII)  # of a dataset or benchmark: part of metric keys, file names and dotted keys
 
@@ -303,6 +304,13 @@ class EvaluationConfig:
 
 
 @dataclass
+class ContaminationConfig:
+    """How much of what is asked may be trained on."""
+
+    max_share: float = ranged(SHARE)  # of each benchmark's questions, that may stand in the training rows; 1: all
+
+
+@dataclass
 class BaselineConfig:
     """Whether what was measured before is measured again."""
 
@@ -356,6 +364,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     benchmark: dict[str, BenchmarkConfig] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     # what somebody else made of the base: a folder, or a hub id[@revision]; then nothing is trained

@@ -16,6 +16,8 @@ from slimdown.settings.files import CONF_DIR
 
 _NAMED = re.compile(rb"^[\s-]*[\"']?(?:task|group|tag)[\"']?:\s*[\"']?([\w.-]+)", re.MULTILINE)
 _DEFINED = re.compile(rb"^[\"']?task[\"']?:\s*[\"']?([\w.-]+)[\"']?\s*$", re.MULTILINE)
+_DATASET = re.compile(r"^[\"']?dataset_(path|name)[\"']?:\s*[\"']?([\w./-]+)", re.MULTILINE)
+_INCLUDED = re.compile(r"^[\"']?include[\"']?:\s*[\"']?([\w./-]+)", re.MULTILINE)
 _END = b"\0\0"  # between the files in one: no text holds it
 
 
@@ -26,6 +28,19 @@ def task_folders(tasks: Collection[str]) -> dict[str, list[Path]]:
         for name in {match.decode() for match in _DEFINED.findall(text)} & set(tasks):
             folders.setdefault(name, []).append(Path(file).parent)
     return folders
+
+
+def task_dataset(task: str) -> tuple[str, str | None] | None:
+    """The hub's dataset that a task of the harness asks from, and the config of it; None where that is not known."""
+    word, found = task.encode(), dict[str, str]()
+    file = next((Path(f) for f, text in _task_files().items() if word in text and word in _DEFINED.findall(text)), None)
+    while file and file.is_file():
+        text = file.read_text(encoding="utf-8")
+        found = dict(_DATASET.findall(text)) | found  # a file beats what it includes
+        included = _INCLUDED.search(text)
+        file = file.parent / included[1] if included else None
+    name = found.get("name")
+    return (found["path"], None if name == "null" else name) if "/" in found.get("path", "") else None
 
 
 def task_problem(task: str) -> str | None:

@@ -23,7 +23,7 @@ from slimdown.judging.budget import Judgement, Outcome, overall
 from slimdown.judging.findings import Findings
 from slimdown.settings.schema import Engine, RunConfig
 from slimdown.showing import words
-from slimdown.showing.findings import findings_table
+from slimdown.showing.findings import Pair, findings_table, pairs_table
 from slimdown.showing.table import show
 
 console = Console(highlight=False, width=None if Console().is_terminal else 120)
@@ -103,6 +103,11 @@ def show_findings(findings: Findings) -> None:
     for sentence in words.sentences(findings):
         console.print(escape(sentence))
     console.print(escape(table.legend), style="dim")
+
+
+def show_pair(first: str, second: str, findings: Findings) -> None:
+    """Print what changed from one tuned model to another."""
+    show(pairs_table([Pair(first, second, findings)]), console)
 
 
 def show_where(run_id: str, uri: str, artifacts: str, undelivered: str) -> None:

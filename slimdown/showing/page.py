@@ -178,6 +178,7 @@ def _training(findings: Findings) -> Iterator[tuple[str, str]]:
         yield "steps", f"{training.steps:,}"
         yield "tokens", f"{training.tokens:,}"
         yield "rows cut", str(training.cut) if training.cut.n_cut else "none"
+        yield "questions in the rows", "; ".join(training.contamination.told) or "none"
         yield "trained parameters", f"{training.n_trainable:,} ({share} %)"
         yield "mean training loss", words.number(training.train_loss, ".3f")
         yield "time", f"{words.duration(training.runtime_seconds)}, {speed} tokens/s"

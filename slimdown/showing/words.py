@@ -12,6 +12,7 @@ from slimdown.judging.anatomy import EXPLANATIONS, Anatomy, Choices
 from slimdown.judging.changes import BenchmarkChange, Changes, Verdict
 from slimdown.judging.findings import Findings
 from slimdown.judging.paired import Estimate
+from slimdown.judging.runs import Making
 from slimdown.settings.schema import PaperMetric, Role
 
 if TYPE_CHECKING:  # it would bring torch along
@@ -240,8 +241,13 @@ def cause(name: str, share: float) -> str:
 
 def sentences(findings: Findings) -> list[str]:
     """What the findings say in words: the verdicts, what became of lost answers, what training did."""
-    training = [learned(findings.training)] if findings.training else []
-    return [*summary(findings.changes), *anatomy_lines(findings.anatomies), *training]
+    return [*found(findings), *([learned(findings.training)] if findings.training else [])]
+
+
+def found(findings: Findings) -> list[str]:
+    """The verdicts in words, what became of lost answers, and which questions stood in the rows."""
+    told = findings.training.contamination.told if findings.training else []
+    return [*summary(findings.changes), *anatomy_lines(findings.anatomies), *(f"{line}." for line in told)]
 
 
 def summary(changes: Changes) -> list[str]:
@@ -325,12 +331,23 @@ def position(moved: Choices) -> str:
 
 def learned(training: "TrainResult") -> str:
     """What training did, in one sentence."""
-    before, after = training.validation_loss_before, training.validation_loss_after
-    return (
-        f"Validation loss {number(before, '.3f')} → {number(after, '.3f')} nats a token in "
-        f"{plural(training.steps, 'step')}; {training.n_trainable:,} parameters trained, "
-        f"{number(training.trainable_percent, '.2f')} %." + (f" {training.cut}." if training.cut.n_cut else "")
-    )
+    cut = f" {training.cut}." if training.cut.n_cut else ""
+    return f"{_loss(training)} in {plural(training.steps, 'step')}; {_share(training)}.{cut}"
+
+
+def learned_on(made: Making) -> str:
+    """What training did and on how much, in one sentence, as its record has it."""
+    rows = f"{made.n_train:,.0f} rows and {made.n_validation:,.0f} held out"
+    return f"{_loss(made)}, of {rows}; {_share(made)}."
+
+
+def _loss(made: "TrainResult | Making") -> str:
+    before, after = made.validation_loss_before, made.validation_loss_after
+    return f"Validation loss {number(before, '.3f')} → {number(after, '.3f')} nats a token"
+
+
+def _share(made: "TrainResult | Making") -> str:
+    return f"{made.n_trainable:,.0f} parameters trained, {number(made.trainable_percent, '.2f')} %"
 
 
 def tests_legend(n_benchmarks: int) -> str:

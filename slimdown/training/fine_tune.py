@@ -7,7 +7,7 @@ before can change what it does.
 import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from slimdown.guarding.errors import UserError
 from slimdown.measuring.rows_apart import attention_by_row
 from slimdown.measuring.validation import validation_loss
+from slimdown.preparing.contamination import Contamination
 from slimdown.preparing.data import SftData
 from slimdown.preparing.dequantize import dequantized, dequantizes
 from slimdown.preparing.identity import digest, identify
@@ -56,6 +57,7 @@ class TrainResult:
     tokens_per_second: float
     history: tuple[StepRecord, ...]
     cut: CutRows
+    contamination: Contamination = field(default_factory=Contamination)  # by the questions that are asked
 
 
 @dataclass(frozen=True)

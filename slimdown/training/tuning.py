@@ -1,9 +1,13 @@
 """How a run comes by its tuned model, decided before the base is measured: trained here, or given."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from slimdown.measuring.measure import Record, measure_loss
+from slimdown.measuring.wording import worded
+from slimdown.preparing.contamination import Contamination, find_contamination
 from slimdown.preparing.data import SftData, load_data
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.schema import Engine, OnProgress, RunConfig
@@ -13,15 +17,28 @@ from slimdown.training.fine_tune import OnStep, Tuned, fine_tune
 from slimdown.training.given import GivenAdapter, GivenModel, fetched
 from slimdown.training.unsloth import UnslothProcess
 
+OnContamination = Callable[[Contamination], None]
 
-def way_to_tuned(base: LoadedModel, config: RunConfig) -> "Training | GivenAdapter | GivenModel":
+
+def way_to_tuned(
+    base: LoadedModel,
+    config: RunConfig,
+    tasks: dict[str, Any] | None = None,
+    on_contamination: OnContamination = lambda found: None,
+) -> "Training | GivenAdapter | GivenModel":
     """What `config.tuned` names, or else a training.
+
+    Args:
+        base: the model.
+        config: the checked settings.
+        tasks: what `load_tasks` returned, none of whose questions may stand in the rows; None: any may.
+        on_contamination: told which do, before they are refused.
 
     Raises:
         UserError: what would come to light only once the base is measured.
     """
     if (given := config.given) is None:
-        return Training(base, config)
+        return Training(base, config, tasks or {}, on_contamination)
     folder = fetched(given)
     if (folder / "adapter_config.json").is_file():
         return GivenAdapter(base, config, given, folder)
@@ -33,11 +50,14 @@ class Training:
 
     doing = "training"
 
-    def __init__(self, base: LoadedModel, config: RunConfig) -> None:
+    def __init__(
+        self, base: LoadedModel, config: RunConfig, tasks: dict[str, Any], on_contamination: OnContamination
+    ) -> None:
         """Check that it can be, before hours go into measuring the base.
 
         Raises:
-            UserError: settings that this model cannot be trained with, rows that cannot be had or hold nothing.
+            UserError: settings that this model cannot be trained with, rows that cannot be had or hold nothing,
+                or that hold what is asked.
         """
         check_settings(base, config.method, config.lora, config.train)
         self._base, self._config = base, config
@@ -45,7 +65,11 @@ class Training:
         self.adapter: Any = adapter_config(config.method, config.lora)
         self.data: SftData = load_data(config.dataset, config.seed, base.tokenizer)
         cut = check_rows(base, self.data, config.train)
-        self.notes: list[str] = [str(cut)] if cut.n_cut else []  # what a person should know before they wait
+        self._contamination = find_contamination(worded(tasks, config.benchmark), self.data.texts())
+        on_contamination(self._contamination)
+        self._contamination.check(config.contamination.max_share)
+        # what a person should know before they wait
+        self.notes: list[str] = [*([str(cut)] if cut.n_cut else []), *self._contamination.told]
         self._unsloth: UnslothProcess | None = None
         if config.train.engine is Engine.unsloth:
             self._unsloth = UnslothProcess(base, self.adapter, self.data.train, config.train, config.seed)
@@ -63,7 +87,7 @@ class Training:
         """
         c = self._config
         dequantize = c.quantization.dequantize_for_training
-        return fine_tune(
+        tuned = fine_tune(
             self._base,
             self.data,
             c.method,
@@ -77,3 +101,4 @@ class Training:
             on_step,
             on_progress,
         )
+        return replace(tuned, training=tuned.training and replace(tuned.training, contamination=self._contamination))

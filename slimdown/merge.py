@@ -1,0 +1,198 @@
+"""`python -m slimdown.merge RUN --out DIR`: a run's adapter and its base as one model, with a card of what it lost."""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slimdown.guarding import interruption
+from slimdown.guarding.disk import disk_full, whole_file, whole_folder
+from slimdown.guarding.errors import UserError
+from slimdown.guarding.redaction import redact
+from slimdown.judging.runs import Making, RecordedRun
+from slimdown.recording.names import Tag, making
+from slimdown.recording.read import fetch_tuned, read_evaluation, read_run, refuse_unfinished
+from slimdown.settings.arguments import Parser, add_store, store_to_read
+from slimdown.settings.method import Method
+from slimdown.settings.naming import section
+from slimdown.settings.schema import (
+    TRAINING,
+    BaselineConfig,
+    BenchmarkConfig,
+    Dtype,
+    EvaluationConfig,
+    RunConfig,
+    TrackingConfig,
+)
+
+if TYPE_CHECKING:
+    from slimdown.judging.findings import Findings
+    from slimdown.showing.card import Merged
+
+_NO_WEIGHTS = {  # methods whose work no weights of a base could do
+    Method.prefix: "it puts virtual tokens before every layer's own",
+    Method.prompt: "it puts virtual tokens before the prompt",
+    Method.bottleneck: "it puts layers of its own between those of the base",
+}
+_EPILOG = """\
+examples
+  python -m slimdown.merge 3f2a --out tuned                   into the values that the run's 4-bit weights stand for
+  python -m slimdown.merge 3f2a --out tuned --evaluate        and measured: what it lost, and what merging changed
+  python -m slimdown.merge 3f2a --out tuned --onto original   into the weights as published
+"""
+
+
+def arguments(given: Sequence[str]) -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = Parser(
+        prog="python -m slimdown.merge",
+        description=(__doc__ or "").partition(": ")[2],
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's id, the beginning of it, or its name")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that is not there, or empty")
+    dtypes = [dtype.value for dtype in Dtype if dtype is not Dtype.auto]
+    parser.add_argument("--dtype", choices=dtypes, help="of the merged weights (default: that of the base's files)")
+    onto = "what the adapter was trained on (default), or the base as published"
+    parser.add_argument("--onto", choices=("dequantized", "original"), default="dequantized", help=onto)
+    evaluate = "measure it, as a run of its own: against the base as published, and against the run's tuned model"
+    parser.add_argument("--evaluate", action="store_true", help=evaluate)
+    add_store(parser)
+    options = parser.parse_args(given)
+    options.out = options.out.expanduser().absolute()
+    return options
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Write the merged model; a user's mistake ends in one message and exit code 1."""
+    options = arguments(sys.argv[1:] if given is None else given)
+    try:
+        with interruption.listening():
+            _merge(options)
+    except UserError as error:
+        notes = getattr(error, "__notes__", [])
+        sys.exit("\n  ".join(["This run cannot be merged:", redact(str(error)), *notes]))
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f"Interrupted. {getattr(error, '__notes__', ['No half of a model is left.'])[-1]}\n")
+        sys.exit(interruption.EXIT_CODE)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    store = store_to_read(options.tracking_uri)
+    run = read_run(store, options.run)
+    refuse_unfinished(run)
+    method = Method(run.params.get("method.name", Method.lora))  # older runs know of no other
+    if reason := _NO_WEIGHTS.get(method):
+        raise UserError(
+            f"run {run.run_id} ({run.name}) was trained with method={method}: {reason}, and no weights can hold that; "
+            "its adapter is loaded beside the base, as its card says"
+        )
+    _check_folder(options.out)
+    from slimdown.judging.findings import judge  # what merges takes seconds to import
+    from slimdown.judging.holdout import open_part
+    from slimdown.showing.console import console, show_pair
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = fetch_tuned(store, run, Path(scratch))
+        base, tuned = (open_part(read_evaluation(store, run, model), run.holdout) for model in ("base", "tuned"))
+        made = making(run)
+        merged = _write(options, made, judge(base, tuned), folder)
+        size = sum(file.stat().st_size for file in options.out.iterdir()) / 1e6
+        console.print(
+            f"{run.name}, merged, {merged.dtype}, {size:,.1f} MB: {options.out}", soft_wrap=True, markup=False
+        )
+        if options.evaluate:
+            found = _measure(options.out, run, store, merged, Path(scratch))
+            changed = judge(tuned, found.after)
+            _write_card(options.out, made, found, replace(merged, before=changed))
+            show_pair(run.name, options.out.name, changed)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a place that holds something, or where nothing can be written.
+
+    Raises:
+        UserError: it is a file, a folder that is not empty, or lies where nobody may write.
+    """
+    if folder.is_dir() and (folder == Path.cwd() or any(folder.iterdir())):
+        raise UserError(f"--out {folder} is a folder in use; name one that is not there, or empty it")
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir():
+        raise UserError(f"--out {folder}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--out {folder}: {there} is not yours to write; name another folder")
+
+
+def _write(options: argparse.Namespace, made: Making, findings: "Findings", folder: Path) -> "Merged":
+    """Make the model and put it with its card where it is asked for, whole or not at all.
+
+    Raises:
+        UserError: the base is not to be had or another by now, the adapter cannot be merged, or the disk is full.
+    """
+    from slimdown.showing.card import Merged
+    from slimdown.showing.console import doing
+    from slimdown.training.saved import export, recorded_base
+
+    config, quantization = recorded_base(made.run.params, made.dtype, made.revision)
+    if options.onto == "original":
+        config = replace(config, dtype=Dtype.float32)  # nothing is rounded before the sum is
+        quantization = replace(quantization, load_in_4bit=False, load_in_8bit=False)
+    try:
+        with whole_folder(options.out) as draft:
+            with doing(f"merging into {config.id}"):
+                dtype = export(config, quantization, made.revision, folder, options.dtype, draft)
+            merged = Merged(options.out.name, dtype, options.onto == "original")
+            _write_card(draft, made, findings, merged)
+    except UserError:
+        raise
+    except Exception as error:  # the system's, or safetensors' around it
+        advice = "Nothing is left of it. Make room, or name a folder on another disk"
+        full = disk_full(error, options.out.parent, advice=advice)
+        if full is None and not isinstance(error, OSError):
+            raise
+        raise full or UserError(f"--out {options.out} cannot be written: {error}") from None
+    return merged
+
+
+def _write_card(folder: Path, made: Making, findings: "Findings", merged: "Merged") -> None:
+    from slimdown.showing.card import model_card
+
+    with whole_file(folder / "README.md") as file:
+        file.write(redact(model_card(made, findings, merged)).encode())
+
+
+def _measure(folder: Path, run: RecordedRun, store: TrackingConfig, merged: "Merged", scratch: Path) -> "Findings":
+    """What the merged model learned and lost, as `tuned=DIR quantization=none` finds it: a run of its own.
+
+    Its base is the one as published, since that is what somebody would use otherwise.
+    """
+    from omegaconf import OmegaConf
+
+    from slimdown.experiment import experiment
+    from slimdown.recording.provenance import About
+    from slimdown.training.saved import recorded_base
+
+    model, quantization = recorded_base(run.params, run.tags[Tag.dtype], run.tags[Tag.model_revision])
+    config = RunConfig(
+        model=replace(model, dtype=Dtype(merged.dtype)),
+        quantization=replace(quantization, load_in_4bit=False, load_in_8bit=False),
+        benchmark={name: section(run.params, f"benchmark.{name}", BenchmarkConfig) for name in run.benchmarks},
+        evaluation=section(run.params, "evaluation", EvaluationConfig),
+        baseline=BaselineConfig(reuse=True),
+        tracking=replace(store, experiment=run.experiment),
+        tuned=str(folder),
+    )
+    container: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)  # type: ignore[assignment]
+    shown = OmegaConf.create({key: container[key] for key in container if key not in TRAINING})
+    overrides = [f"tuned={folder}", "quantization=none", f"model.dtype={merged.dtype}"]
+    about = About(f"{run.name} merged", OmegaConf.to_yaml(shown), overrides, scratch, tags={Tag.merged: run.run_id})
+    return experiment(config, about)
+
+
+if __name__ == "__main__":
+    main()
