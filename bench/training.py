@@ -34,6 +34,7 @@ from slimdown.settings.load import load_config
 from slimdown.settings.schema import RunConfig
 from slimdown.training.adapters import adapter_config
 from slimdown.training.fine_tune import fine_tune
+from slimdown.training.rows import prepare_rows
 
 
 class Measured(NamedTuple):
@@ -103,7 +104,8 @@ def lean(base: LoadedModel, data: SftData, config: RunConfig, folder: Path) -> M
     times: list[tuple[float, float]] = []
     rule = config.quantization.dequantize_for_training
     result = fine_tune(
-        base, data, config.method, config.lora, config.train, config.seed, folder, rule,
+        base, prepare_rows(base, data, config.train), config.method, config.lora, config.train, config.seed, folder,
+        rule,
         on_step=lambda record: times.append((time.perf_counter(), time.process_time())),
     ).training  # fmt: skip
     share = (times[-1][1] - times[0][1]) / (times[-1][0] - times[0][0])
@@ -132,12 +134,13 @@ def compare_validations(config: RunConfig) -> None:
     """Print the seconds, CPU seconds and losses of both ways to validate, each made twice."""
     base = load_model(config.model, config.quantization)
     data = load_data(config.dataset, config.seed, base.tokenizer)
+    rows = prepare_rows(base, data, config.train).validation
     rule = config.quantization.dequantize_for_training
     with tempfile.TemporaryDirectory() as folder:
         trainer = stock_trainer(base, data, config, Path(folder), bf16=False)
         ways: dict[str, Callable[[], float]] = {
             "stock TRL": lambda: float(trainer.evaluate()["eval_loss"]),
-            "slimdown": lambda: validation_loss(base, trainer.model, data.validation, config.train, rule),
+            "slimdown": lambda: validation_loss(base, trainer.model, rows, config.train, rule),
         }
         print("| way | dtype | seconds | CPU seconds | loss |\n|---|---|---:|---:|---:|")
         for name, loss in [*ways.items(), *ways.items()]:

@@ -15,6 +15,7 @@ from slimdown.guarding.errors import ConfigError
 from slimdown.settings.commandline import check_command_line, read_command_line
 from slimdown.settings.files import CONF_DIR, group_choices, transformers_names
 from slimdown.settings.load import load_config
+from slimdown.settings.row_files import records
 from slimdown.settings.schema import PaperMetric, RunConfig
 
 Composed = Callable[..., RunConfig]
@@ -237,7 +238,7 @@ def test_a_file_that_a_sweep_names_often_is_read_once(tmp_path: Path, monkeypatc
     file = tmp_path / "rows.jsonl"
     file.write_text('{"instruction": "a", "output": "b"}\n' * 3)
     opened: list[Path] = []
-    monkeypatch.setattr("slimdown.settings.rows._text", lambda path: opened.append(path) or path.read_text())
+    monkeypatch.setattr("slimdown.settings.rows.records", lambda path, columns: opened.append(path) or records(path))
     check_command_line(["-m", "dataset=[file]", f"dataset.file.path={file}", "seed=range(0,9)", "lora.r=1,2,3"])
     assert opened == [file]
 

@@ -13,8 +13,10 @@ from datasets import Dataset
 
 from slimdown.guarding.errors import UserError
 from slimdown.preparing.data import load_data
-from slimdown.settings.rows import RowError, read_rows
-from slimdown.settings.schema import DatasetConfig, RunConfig
+from slimdown.settings.dataset import DatasetConfig
+from slimdown.settings.row_files import RowError, records
+from slimdown.settings.rows import Row, check_file, rows_of
+from slimdown.settings.schema import RunConfig
 
 PLAIN = SimpleNamespace(eos_token="<eos>", bos_token=None, chat_template=None)
 
@@ -39,6 +41,13 @@ def jsonl(tmp_path: Path) -> Path:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows(20)))
     return file
+
+
+def sound_rows(config: DatasetConfig) -> list[Row]:
+    check_file(config)
+    rows = [row for _, row in rows_of(config)]
+    assert not any(isinstance(row, RowError) for row in rows)
+    return rows
 
 
 def test_an_example_is_the_alpaca_prompt_and_an_answer_that_ends(jsonl: Path) -> None:
@@ -133,7 +142,7 @@ def test_every_kind_of_file_gives_the_same_examples(ending: str, tmp_path: Path,
         file.write_text(json.dumps(rows(20)))
     else:
         file.write_text(jsonl.read_text())
-    assert len(read_rows(dataset(file))[0]) == 20
+    assert len(sound_rows(dataset(file))) == 20
     wanted = load_data({"mine": dataset(jsonl)}, 0, PLAIN).fingerprint
     assert load_data({"mine": dataset(file)}, 0, PLAIN).fingerprint == wanted
 
@@ -160,7 +169,7 @@ def test_a_bad_file_is_answered_with_its_row(name: str, content: str | None, ans
     if content is not None:
         file.write_text(content)
     with pytest.raises(RowError) as caught:
-        read_rows(dataset(file))
+        check_file(dataset(file))
     assert answer in str(caught.value)
 
 
@@ -168,18 +177,17 @@ def test_plain_values_are_the_text_that_they_are_in_the_file(tmp_path: Path) -> 
     file = tmp_path / "rows.jsonl"
     answers = ["0", "false", "1.50", "123456789012345678901234567890"]
     file.write_text("".join(f'{{"question": "a", "reply": {answer}}}\n' for answer in answers))
-    found, _ = read_rows(dataset(file, input=None))
-    assert [row.output for row in found] == answers
+    assert [row["output"] for row in sound_rows(dataset(file, input=None))] == answers
 
 
 def test_columns_that_are_not_used_may_hold_anything(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     unused = ["[1, {}]", '"\\ud800"', "9" * 5000, "null", "1"]
     file.write_text("".join(f'{{"question": "a", "reply": "b", "notes": {note}}}\n' for note in unused))
-    assert len(read_rows(dataset(file, input=None))[0]) == 5
+    assert len(sound_rows(dataset(file, input=None))) == 5
     table = pyarrow.table({"question": ["a", "b"], "reply": ["c", "d"], "notes": [[b"\xff"], [b"\0"]]})
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
-    assert len(read_rows(dataset(tmp_path / "rows.parquet", input=None))[0]) == 2
+    assert len(sound_rows(dataset(tmp_path / "rows.parquet", input=None))) == 2
 
 
 @pytest.mark.parametrize("ending", ["JSONL", "json", "csv"])
@@ -192,7 +200,7 @@ def test_a_byte_order_mark_and_capitals_are_no_hindrance(ending: str, tmp_path: 
         "csv": "question,context,reply\r\n" + "a,,b\r\n" * 4,
     }
     file.write_bytes(b"\xef\xbb\xbf" + content[ending].encode())
-    assert len(read_rows(dataset(file))[0]) == 4
+    assert len(sound_rows(dataset(file))) == 4
 
 
 def test_a_text_may_hold_the_name_of_a_slot(tmp_path: Path) -> None:
@@ -207,12 +215,13 @@ def test_a_text_may_hold_the_name_of_a_slot(tmp_path: Path) -> None:
 
 def test_a_file_is_read_once_until_it_changes(jsonl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
-    monkeypatch.setattr("slimdown.settings.rows._text", lambda file: opened.append(file) or file.read_text())
+    monkeypatch.setattr("slimdown.settings.rows.records", lambda file, columns: opened.append(file) or records(file))
     for seed in range(3):
-        load_data({"mine": dataset(jsonl)}, seed, PLAIN)
-    assert len(opened) == 1
+        load_data({"mine": dataset(jsonl, max_examples=seed + 1)}, seed, PLAIN)
+    assert opened == [jsonl]
     jsonl.write_text(jsonl.read_text() + json.dumps(rows(1)[0]))
-    assert len(read_rows(dataset(jsonl))[0]) == 21
+    data = load_data({"mine": dataset(jsonl)}, 0, PLAIN)
+    assert len(data.train) + len(data.validation) == 21
 
 
 def test_rows_are_in_the_order_that_datasets_shuffles(jsonl: Path) -> None:

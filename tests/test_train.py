@@ -17,8 +17,9 @@ from slimdown.preparing.data import load_data
 from slimdown.preparing.dequantize import dequantized, is_4bit
 from slimdown.preparing.model import LoadedModel, load_model
 from slimdown.settings.schema import RunConfig
-from slimdown.training.fine_tune import StepRecord, Tuned, check_rows, check_settings, fine_tune
+from slimdown.training.fine_tune import StepRecord, Tuned, check_settings, fine_tune
 from slimdown.training.lean import SummedLoss
+from slimdown.training.rows import prepare_rows
 
 Composed = Callable[..., RunConfig]
 
@@ -26,9 +27,10 @@ Composed = Callable[..., RunConfig]
 def tuned(config: RunConfig, folder: Path, measure_first: bool = False) -> Tuned:
     base = load_model(config.model, config.quantization)
     data = load_data(config.dataset, config.seed, base.tokenizer)
+    rows = prepare_rows(base, data, config.train)
     if measure_first:
         evaluate(base, load_tasks(config.benchmark), config.benchmark, config.evaluation)
-    return fine_tune(base, data, config.method, config.lora, config.train, config.seed, folder)
+    return fine_tune(base, rows, config.method, config.lora, config.train, config.seed, folder)
 
 
 def digest(adapter: Path) -> str:
@@ -128,8 +130,9 @@ def test_steps_are_told_as_they_happen(composed: Composed, pocket: LoadedModel, 
     steps: list[StepRecord] = []
     progress: list[tuple[int, int]] = []
     data = load_data(config.dataset, 0, pocket.tokenizer)
+    rows = prepare_rows(pocket, data, config.train)
     result = fine_tune(
-        pocket, data, config.method, config.lora, config.train, 0, tmp_path, on_step=steps.append,
+        pocket, rows, config.method, config.lora, config.train, 0, tmp_path, on_step=steps.append,
         on_progress=lambda done, total, note: progress.append((done, total)),
     ).training  # fmt: skip
     assert tuple(steps) == result.history
@@ -170,6 +173,7 @@ def test_training_ends_at_the_step_whose_loss_or_gradient_is_not_a_number(
 ) -> None:
     config = composed(*SMALL, f"train.learning_rate={learning_rate}")
     data = load_data(config.dataset, 0, pocket.tokenizer)
+    rows = prepare_rows(pocket, data, config.train)
     steps: list[StepRecord] = []
 
     def on_step(record: StepRecord) -> None:
@@ -179,7 +183,7 @@ def test_training_ends_at_the_step_whose_loss_or_gradient_is_not_a_number(
             adapter.register_hook(lambda gradient: gradient * float("nan"))
 
     with pytest.raises(UserError, match="the grad_norm is nan" if spoils_gradient else "the loss is nan") as ended:
-        fine_tune(pocket, data, config.method, config.lora, config.train, 0, tmp_path, on_step=on_step)
+        fine_tune(pocket, rows, config.method, config.lora, config.train, 0, tmp_path, on_step=on_step)
     assert [record.step for record in steps] == list(range(1, step + 1))
     for said in (f"at step {step} of 8", f"train.learning_rate={float(learning_rate):g}", "e.g. 0.002", "warmup_steps"):
         assert said in str(ended.value)
@@ -190,8 +194,9 @@ def test_a_model_that_becomes_no_number_in_the_last_step_is_not_handed_on(
 ) -> None:
     config = composed(*SMALL, "train.learning_rate=1e30", "train.warmup_steps=0", "train.max_steps=1")
     data = load_data(config.dataset, 0, pocket.tokenizer)
+    rows = prepare_rows(pocket, data, config.train)
     with pytest.raises(UserError, match=r"after the last step: the validation loss is (nan|inf)"):
-        fine_tune(pocket, data, config.method, config.lora, config.train, 0, tmp_path)
+        fine_tune(pocket, rows, config.method, config.lora, config.train, 0, tmp_path)
 
 
 @pytest.mark.parametrize("only", ["train.completion_only_loss=true", "train.completion_only_loss=false"])
@@ -202,7 +207,7 @@ def test_rows_cut_to_nothing_are_refused_before_the_base_is_measured(
     data = load_data(config.dataset, 0, pocket.tokenizer)
     longest = max(len(pocket.tokenizer(row["prompt"] + row["completion"]).input_ids) for row in data.train)
     with pytest.raises(UserError, match="cuts the whole completion off each of the 64 training rows") as refused:
-        check_rows(pocket, data, config.train)
+        prepare_rows(pocket, data, config.train)
     assert f"train.max_length={longest} keeps every row whole" in str(refused.value)
 
 
@@ -211,23 +216,15 @@ def test_rows_that_are_cut_are_counted_as_trl_cuts_them(
 ) -> None:
     config = composed(*SMALL, "train.max_length=31", "train.max_steps=1")
     data = load_data(config.dataset, 0, pocket.tokenizer)
+    rows = prepare_rows(pocket, data, config.train)
     lengths = [len(pocket.tokenizer(row["prompt"] + row["completion"]).input_ids) for row in data.train]
-    cut = check_rows(pocket, data, config.train)
+    cut = rows.cut
     assert (cut.n_rows, cut.longest) == (64, max(lengths))
     assert 0 < cut.n_cut == sum(length > 31 for length in lengths) < 64
-    kept: list[int] = []
-    with pytest.MonkeyPatch.context() as patch:
-        original = trl.SFTTrainer._prepare_dataset
-
-        def prepared(self: object, *arguments: object, **named: object) -> object:
-            dataset = original(self, *arguments, **named)
-            kept.append(len(dataset))
-            return dataset
-
-        patch.setattr(trl.SFTTrainer, "_prepare_dataset", prepared)
-        result = fine_tune(pocket, data, config.method, config.lora, config.train, 0, tmp_path).training
+    assert len(rows.train) == 64 - cut.n_lost  # TRL drops what has no label left
+    assert cut.n_untrained == cut.n_lost
+    result = fine_tune(pocket, rows, config.method, config.lora, config.train, 0, tmp_path).training
     assert result.cut == cut
-    assert kept[0] == 64 - cut.n_lost  # TRL drops what has no label left
     assert 0 < cut.n_lost < cut.n_cut
     assert str(cut).startswith(
         f"train.max_length=31 cuts {cut.n_cut} of 64 rows ({cut.n_lost} of them lose their whole"
@@ -248,8 +245,8 @@ def test_dequantized_training_has_the_losses_of_the_4_bit_layers_and_gives_them_
 
     def trained(rule: str) -> Tuned:
         base = load_model(small.model, small.quantization)
-        data = load_data(small.dataset, small.seed, base.tokenizer)
-        return fine_tune(base, data, small.method, small.lora, small.train, small.seed, tmp_path / rule, rule)
+        rows = prepare_rows(base, load_data(small.dataset, small.seed, base.tokenizer), small.train)
+        return fine_tune(base, rows, small.method, small.lora, small.train, small.seed, tmp_path / rule, rule)
 
     packed = trained("false")
     assert not entered

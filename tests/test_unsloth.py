@@ -27,6 +27,7 @@ from slimdown.settings.schema import Engine, RunConfig
 from slimdown.training.adapters import adapter_config
 from slimdown.training.checks import check_settings
 from slimdown.training.fine_tune import Tuned, fine_tune
+from slimdown.training.rows import prepare_rows
 from slimdown.training.unsloth import UnslothProcess
 
 Composed = Callable[..., RunConfig]
@@ -37,7 +38,8 @@ QUICK = [setting for setting in QUICK if "pocket_instructions.limit" not in sett
 def trained(config: RunConfig, folder: Path) -> Tuned:
     base = load_model(config.model, config.quantization)
     data = load_data(config.dataset, config.seed, base.tokenizer)
-    return fine_tune(base, data, config.method, config.lora, config.train, config.seed, folder)
+    rows = prepare_rows(base, data, config.train)
+    return fine_tune(base, rows, config.method, config.lora, config.train, config.seed, folder)
 
 
 def children() -> list[psutil.Process]:
@@ -88,7 +90,7 @@ def test_what_it_would_do_otherwise_is_refused_before_the_base_is_measured(
 ) -> None:
     config = composed(*SMALL, "quantization=none", "train.engine=unsloth", setting)
     base = load_model(config.model, config.quantization)
-    rows = load_data(config.dataset, config.seed, base.tokenizer).train
+    rows = prepare_rows(base, load_data(config.dataset, config.seed, base.tokenizer), config.train).train
     with pytest.raises(UserError) as refused:
         UnslothProcess(base, adapter_config(config.method, config.lora), rows, config.train, config.seed)
     assert answer in str(refused.value)
@@ -199,9 +201,9 @@ def test_its_own_end_is_told_in_one_line(composed: Composed, tmp_path: Path) -> 
         UserError, match=r"the process in which Unsloth trains pocket:model was ended by SIGKILL; there"
     ):
         base = load_model(config.model, config.quantization)
-        data = load_data(config.dataset, config.seed, base.tokenizer)
+        rows = prepare_rows(base, load_data(config.dataset, config.seed, base.tokenizer), config.train)
         fine_tune(
-            base, data, config.method, config.lora, config.train, 0, tmp_path, on_step=lambda _: children()[0].kill()
+            base, rows, config.method, config.lora, config.train, 0, tmp_path, on_step=lambda _: children()[0].kill()
         )
     assert children() == []
 

@@ -23,12 +23,18 @@ from slimdown.recording.evaluations import base_record
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.schema import RunConfig, TrackingConfig
 from slimdown.training.fine_tune import fine_tune
+from slimdown.training.rows import prepare_rows
 
 Composed = Callable[..., RunConfig]
 ROWS = ["dataset.pocket_instructions.validation_examples=20"]  # two batches of TRL's and a part of one
 
 
-def of_trl(base: LoadedModel, rows: Any, config: RunConfig, folder: Path) -> float:
+def validation_rows(base: LoadedModel, config: RunConfig) -> Any:
+    return prepare_rows(base, load_data(config.dataset, 0, base.tokenizer), config.train).validation
+
+
+def of_trl(base: LoadedModel, config: RunConfig, folder: Path) -> float:
+    rows = load_data(config.dataset, 0, base.tokenizer).validation
     arguments = trl.SFTConfig(
         output_dir=str(folder),
         per_device_eval_batch_size=config.train.per_device_eval_batch_size,
@@ -59,13 +65,13 @@ def test_the_loss_is_trls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     config = composed(*SMALL, *ROWS, only, f"train.max_length={longest}", "train.per_device_eval_batch_size=8")
-    rows = load_data(config.dataset, 0, pocket.tokenizer).validation
+    rows = validation_rows(pocket, config)
     monkeypatch.setattr("slimdown.measuring.validation._TOKENS", 150)  # several forwards
     if padded:
         monkeypatch.setattr("slimdown.measuring.rows_apart.tells_rows_apart", lambda base: False)
         monkeypatch.setattr("slimdown.measuring.validation.tells_rows_apart", lambda base: False)
     ours = [validation_loss(pocket, pocket.model, rows, config.train, rule) for rule in ("true", "false")]
-    assert ours == pytest.approx([of_trl(pocket, rows, config, tmp_path)] * 2, rel=1e-5)
+    assert ours == pytest.approx([of_trl(pocket, config, tmp_path)] * 2, rel=1e-5)
 
 
 def test_the_loss_of_a_family_whose_head_goes_past_its_base_model_is_trls(
@@ -78,15 +84,13 @@ def test_the_loss_of_a_family_whose_head_goes_past_its_base_model_is_trls(
     )  # fmt: skip
     opt = replace(pocket, model=transformers.OPTForCausalLM(shape).eval())
     config = composed(*SMALL, *ROWS, "train.per_device_eval_batch_size=8")
-    rows = load_data(config.dataset, 0, pocket.tokenizer).validation
-    assert validation_loss(opt, opt.model, rows, config.train) == pytest.approx(
-        of_trl(opt, rows, config, tmp_path), rel=1e-5
-    )
+    rows = validation_rows(pocket, config)
+    assert validation_loss(opt, opt.model, rows, config.train) == pytest.approx(of_trl(opt, config, tmp_path), rel=1e-5)
 
 
 def test_the_model_is_handed_back_as_it_came(composed: Composed, pocket: LoadedModel) -> None:
     config = composed(*SMALL)
-    rows = load_data(config.dataset, 0, pocket.tokenizer).validation
+    rows = validation_rows(pocket, config)
     before, generator = identify(pocket.model, pocket.tokenizer), torch.get_rng_state()
     pocket.model.train()
     validation_loss(pocket, pocket.model, rows, config.train)
@@ -97,8 +101,8 @@ def test_the_model_is_handed_back_as_it_came(composed: Composed, pocket: LoadedM
 
 def test_a_loss_that_is_known_is_not_measured_again(composed: Composed, pocket: LoadedModel, tmp_path: Path) -> None:
     config = composed(*SMALL, "train.max_steps=1")
-    data = load_data(config.dataset, 0, pocket.tokenizer)
-    result = fine_tune(pocket, data, config.method, config.lora, config.train, 0, tmp_path, before=1.25).training
+    rows = prepare_rows(pocket, load_data(config.dataset, 0, pocket.tokenizer), config.train)
+    result = fine_tune(pocket, rows, config.method, config.lora, config.train, 0, tmp_path, before=1.25).training
     assert result.validation_loss_before == 1.25
 
 
@@ -106,7 +110,7 @@ def test_the_bases_loss_is_made_once_and_found_to_the_last_digit(
     store: MlflowClient, composed: Composed, pocket: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = composed(*SMALL)
-    rows = load_data(config.dataset, 0, pocket.tokenizer).validation
+    rows = validation_rows(pocket, config)
     made: list[float] = []
 
     def once(*arguments: Any) -> float:
@@ -128,13 +132,18 @@ def test_the_bases_loss_is_made_once_and_found_to_the_last_digit(
 
 def test_what_a_loss_depends_on_is_in_its_key(composed: Composed, pocket: LoadedModel) -> None:
     config = composed(*SMALL)
-    train, rows = config.train, load_data(config.dataset, 0, pocket.tokenizer).validation
+    train = config.train
+
+    def prepared(**settings: Any) -> Any:
+        return validation_rows(pocket, replace(config, train=replace(train, **settings)))
+
+    rows = prepared()
     keys = [
         loss_key(pocket, rows, train, "true"),
         loss_key(pocket, rows, train, "false"),
         loss_key(pocket, rows.select(range(5)), train, "true"),
-        loss_key(pocket, rows, replace(train, max_length=100), "true"),
-        loss_key(pocket, rows, replace(train, completion_only_loss=False), "true"),
+        loss_key(pocket, prepared(max_length=40), train, "true"),
+        loss_key(pocket, prepared(completion_only_loss=False), train, "true"),
         loss_key(pocket, rows, replace(train, per_device_eval_batch_size=3), "true"),
         loss_key(replace(pocket, identity={**pocket.identity, "weights": "others"}), rows, train, "true"),
     ]

@@ -116,8 +116,8 @@ def measure_loss(base: LoadedModel, rows: Any, config: TrainConfig, dequantize: 
 
     Args:
         base: the model, without an adapter.
-        rows: examples with `prompt` and `completion`.
-        config: how rows are cut, scored and averaged.
+        rows: columns `input_ids` and `labels`.
+        config: how many rows make one of the batches that are averaged.
         dequantize: quantization.dequantize_for_training.
         record: where finished evaluations are kept.
     """
@@ -135,8 +135,8 @@ def loss_key(base: LoadedModel, rows: Any, config: TrainConfig, dequantize: str)
     own = [_source(name) for name in ("measuring/validation.py", "measuring/rows_apart.py")]
     parts = {
         "model": base.identity,
-        "rows": [rows["prompt"][:], rows["completion"][:]],
-        "settings": [config.max_length, config.completion_only_loss, config.per_device_eval_batch_size],
+        "rows": [rows["input_ids"][:], rows["labels"][:]],
+        "settings": [config.per_device_eval_batch_size],
         "dequantized": dequantizes(base.model, dequantize),
         "code": [code_digest(), *own],
     }

@@ -5,7 +5,6 @@ Rows of similar length share a forward of as many tokens as an evaluation's, on 
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -26,11 +25,12 @@ def validation_loss(loaded: LoadedModel, model: Any, rows: Any, config: TrainCon
     Args:
         loaded: the base, whose tokenizer and attention are used.
         model: what is measured: the base's model or PEFT's wrapper around it; handed back as it came.
-        rows: examples with `prompt` and `completion`.
-        config: the length that rows are cut to, what counts of them, and how many make one of TRL's batches.
+        rows: columns `input_ids` and `labels`, the latter -100 where a token does not count.
+        config: how many rows make one of TRL's batches.
         dequantize: whether to compute on the values of 4-bit weights: true, false, or auto, where memory allows.
     """
-    tokenized = _tokenized(loaded.tokenizer, rows, config)
+    both = zip(rows["input_ids"][:], rows["labels"][:], strict=True)
+    tokenized = [(ids, labels) for ids, labels in both if any(label != -100 for label in labels[1:])]
     summed, counted = torch.zeros(len(tokenized), dtype=torch.float64), torch.zeros(len(tokenized))
     padding = None if tells_rows_apart(loaded) else loaded.tokenizer.pad_token_id  # None: rows laid end to end
     unpacked = dequantized(model) if dequantizes(model, dequantize) else nullcontext()
@@ -50,23 +50,7 @@ def validation_loss(loaded: LoadedModel, model: Any, rows: Any, config: TrainCon
     return float(sum(means) / len(tokenized))
 
 
-def _tokenized(tokenizer: Any, rows: Any, config: TrainConfig) -> list[tuple[list[int], int]]:
-    """The tokens of each row that has one to score, cut as TRL cuts them, and how many of the first are not scored."""
-    texts = [prompt + completion for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True)]
-    whole = tokenizer(texts, return_attention_mask=False)["input_ids"]
-    prompts = tokenizer(rows["prompt"][:], return_attention_mask=False)["input_ids"]
-    starts = [
-        _n_common(ids, prompt) if config.completion_only_loss else 1 for ids, prompt in zip(whole, prompts, strict=True)
-    ]
-    cut = [(ids[: config.max_length], max(start, 1)) for ids, start in zip(whole, starts, strict=True)]
-    return [(ids, start) for ids, start in cut if start < len(ids)]
-
-
-def _n_common(one: list[int], other: list[int]) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-
-
-def _batches(tokenized: Sequence[tuple[list[int], int]], budget: int) -> Iterator[list[int]]:
+def _batches(tokenized: Sequence[tuple[list[int], list[int]]], budget: int) -> Iterator[list[int]]:
     """Indices of rows of like lengths, within `budget` tokens, padding included, or one alone."""
     waiting = sorted(range(len(tokenized)), key=lambda i: len(tokenized[i][0]), reverse=True)
     while waiting:
@@ -76,7 +60,7 @@ def _batches(tokenized: Sequence[tuple[list[int], int]], budget: int) -> Iterato
 
 
 def _side_by_side(
-    batch: Sequence[tuple[list[int], int]], padding: int | None
+    batch: Sequence[tuple[list[int], list[int]]], padding: int | None
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
     """The forward's inputs, and for each scored token its row, the flat position that predicts it, and itself."""
     longest = max(len(ids) for ids, _ in batch)
@@ -94,8 +78,9 @@ def _side_by_side(
         }
     scored = [
         (row, start + at - 1, ids[at])
-        for row, ((ids, first), start) in enumerate(zip(batch, starts, strict=True))
-        for at in range(first, len(ids))
+        for row, ((ids, labels), start) in enumerate(zip(batch, starts, strict=True))
+        for at in range(1, len(ids))
+        if labels[at] != -100
     ]
     owner, slot, target = (torch.tensor(column) for column in zip(*scored, strict=True))
     return inputs, owner, slot, target

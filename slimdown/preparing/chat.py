@@ -27,10 +27,9 @@ def check_chat_template(tokenizer: Any, setting: str) -> None:
     """
     if not tokenizer.chat_template:
         key = setting.partition("=")[0]
-        other = "alpaca" if key.endswith("template") and key.startswith("dataset") else "false"
-        raise UserError(
-            f"{setting}: this model's tokenizer has no chat template; use {key}={other}, or an instruct model"
-        )
+        other = "false" if key.startswith("evaluation") else "alpaca"
+        use = "messages are written in one: use" if key.endswith("format") else f"use {key}={other}, or"
+        raise UserError(f"{setting}: this model's tokenizer has no chat template; {use} an instruct model")
     failed: list[UserError] = []
 
     def try_it() -> None:
@@ -51,18 +50,33 @@ def check_chat_template(tokenizer: Any, setting: str) -> None:
         raise failed[0]
 
 
+def rendered(tokenizer: Any, turns: list[dict[str, str]], **settings: Any) -> str:
+    """A conversation in the words of the chat template.
+
+    Args:
+        tokenizer: transformers'.
+        turns: `role` and `content`.
+        settings: of `apply_chat_template`, such as `add_generation_prompt`.
+
+    Raises:
+        ValueError: the template fails; the reason in one line.
+    """
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, **ONE_DAY, **settings))
+    except Exception as error:  # the publisher's program: whatever it raises
+        raise ValueError(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from None
+
+
 def chat_prompt(tokenizer: Any, question: str, setting: str) -> str:
     """A user's question in the words of the chat template, up to where the answer begins.
 
     Raises:
         UserError: the template fails.
     """
-    turns = [{"role": "user", "content": question}]
     try:
-        prompt: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **ONE_DAY)
-    except Exception as error:  # the publisher's program: whatever it raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{setting}: the tokenizer's chat template fails ({reason})") from None
+        prompt = rendered(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True)
+    except ValueError as error:
+        raise UserError(f"{setting}: the tokenizer's chat template fails ({error})") from None
     if tokenizer.bos_token and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]:
         prompt = prompt.removeprefix(tokenizer.bos_token)  # tokenizing adds it again
     return prompt

@@ -83,6 +83,7 @@ _LOADED = (
 _DATA = (
     Metric("train/n_train", "rows", "trained on", "SftData.train.num_rows"),
     Metric("train/n_validation", "rows", "held out of training", "SftData.validation.num_rows"),
+    Metric("train/n_skipped", "rows", "left out: they cannot be trained on", "SftData.n_skipped"),
 )
 _CONTAMINATION = (
     Metric(
@@ -113,6 +114,7 @@ _TRAINING = (
         "TrainResult.validation_loss_after",
     ),
     Metric("train/n_truncated", "rows", "cut at `train.max_length`", "TrainResult.cut.n_cut"),
+    Metric("train/n_untrained", "rows", "without a token that is trained on", "TrainResult.cut.n_untrained"),
     Metric("train/n_trainable", "count", "trained parameters", "TrainResult.n_trainable"),
     Metric("train/trainable_percent", "%", "their share of all", "TrainResult.trainable_percent"),
     Metric("cost/train_seconds", "s", "the steps alone, without the validations", "TrainResult.runtime_seconds"),

@@ -30,7 +30,8 @@ from slimdown.guarding.redaction import redact
 from slimdown.settings.files import CONF_DIR, group_choices
 from slimdown.settings.keys import nearest, setting_problem
 from slimdown.settings.load import load_config
-from slimdown.settings.rows import RowError, read_rows
+from slimdown.settings.row_files import RowError
+from slimdown.settings.rows import check_file
 from slimdown.settings.schema import TRAINING, RunConfig
 from slimdown.settings.task_files import task_problem
 
@@ -362,7 +363,7 @@ def _data_problems(config: RunConfig) -> Iterator[str]:
     for name, dataset in config.dataset.items():
         if dataset.file:
             try:
-                read_rows(dataset)
+                check_file(dataset)
             except RowError as error:
                 yield f"dataset.{name}: {error}"
     for name, benchmark in config.benchmark.items():

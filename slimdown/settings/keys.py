@@ -1,5 +1,6 @@
 """Settings by their dotted keys, for any tree of dataclasses: which there are, and what none of them can hold."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
@@ -72,6 +73,7 @@ class Range:
     holds: Callable[[Any], bool]
 
 
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 COUNT = Range("must be at least 1", lambda n: n >= 1)
 POSITIVE = Range("must be above 0", lambda x: x > 0)
 NOT_NEGATIVE = Range("must not be negative", lambda x: x >= 0)

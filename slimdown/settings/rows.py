@@ -1,48 +1,55 @@
-"""Rows of a JSON, JSONL, CSV or Parquet file: the texts of the columns that are trained on.
+"""Rows of a dataset, checked: what is trained on of each, by the format of the whole.
 
-A file is read once a command, however many runs of a sweep train on it. Nothing here imports torch or `datasets`: a bad
-row answers in well under a second, with its number.
+Nothing here imports torch or `datasets`: a wrong column or a bad row among the first answers in well under a second,
+however long the file is.
 """
 
-import csv
-import hashlib
-import io
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import date, time, timedelta
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, replace
+from datetime import date, time as time_of_day, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from math import isnan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from slimdown.settings.schema import DatasetConfig
+from slimdown.settings.dataset import COLUMNS, CONVERSATIONS, DatasetConfig, RowFormat
+from slimdown.settings.row_files import TWICE, RowError, column_names, records
 
 _MOST_CHARACTERS = 1_000_000  # of one value: ten times the longest window's text, so a whole file in a field by mistake
-_TWICE = object()  # stands where a row has two values of one name
+_FIRST, _SECONDS = 1000, 0.3  # rows that are looked at before a run begins, and for how long
+_SPEAKERS = {"human": "user", "gpt": "assistant"}  # ShareGPT's names, which no chat template knows
+# What chat templates write besides a turn's text.
+_MORE_THAN_TEXT = ("tool_calls", "function_call", "reasoning_content", "thinking")
+
+Turn = dict[str, str]
+"""`role` and `content`."""
+
+Row = dict[str, Any]
+"""What is trained on of one row, by the names that its format gives the parts: `instruction`, `input` and `output`,
+`prompt` and `completion`, `messages`, or `text`. Each is a text, or in a conversation a list of turns."""
 
 
-class Row(NamedTuple):
-    """What is trained on of one row."""
-
-    instruction: str
-    input: str
-    output: str
-
-
-class RowError(ValueError):
-    """A file or a row that cannot be trained on; the message says which row, and what would be right."""
-
-
-def read_rows(config: DatasetConfig) -> tuple[list[Row], str]:
-    """The rows of the local file behind a dataset, and a digest of the file.
+def check_file(config: DatasetConfig) -> None:
+    """Check the columns and the first rows of the local file behind a dataset; the rest is checked when it is read.
 
     Numbers, true and false are taken as JSON writes them; null and not-a-number are empty. Columns that are not used
     may hold anything.
 
     Raises:
-        RowError: no such file, not what its name says, fewer than two rows; or a row that lacks a column, whose
-            instruction or output is empty, or that holds what is no text.
+        RowError: no such file, not what its name says, fewer than two rows; or a row that lacks a column, in which
+            something is empty, or that holds what is no text.
+    """
+    if problem := _problem_of(file_state(config), *reading(config)):
+        raise RowError(problem)
+
+
+def file_state(config: DatasetConfig) -> tuple[int, int]:
+    """The time and the size of the file behind a dataset: while they stay, so does what is in it.
+
+    Raises:
+        RowError: there is no such file.
     """
     file = config.file
     assert file is not None
@@ -56,57 +63,157 @@ def read_rows(config: DatasetConfig) -> tuple[list[Row], str]:
         ) from None
     except (OSError, ValueError) as error:
         raise RowError(f"{config.path} cannot be read: {error}") from None
-    read = _read(file, (state.st_mtime_ns, state.st_size), config.instruction, config.input, config.output)
-    if isinstance(read, str):
-        raise RowError(f"{config.path} {' '.join(read.split())}")  # a column's name may hold a line break
-    return read
+    return state.st_mtime_ns, state.st_size
 
 
-@lru_cache(maxsize=8)
-def _read(
-    file: Path, state: tuple[int, int], instruction: str, further: str | None, output: str
-) -> tuple[list[Row], str] | str:
-    """Rows and digest, or what is wrong with them: either is remembered while the file's time and size stay."""
-    columns = [c for c in (instruction, further, output) if c is not None]
-    rows: list[Row] = []
+def reading(config: DatasetConfig) -> tuple[Any, ...]:
+    """The values of a `DatasetConfig` that is read as this one: how many rows are taken, and how mixed, left out."""
+    return astuple(replace(config, max_examples=None, validation_examples=1, weight=None))
+
+
+@lru_cache(maxsize=64)
+def _problem_of(state: tuple[int, int], *settings: Any) -> str | None:
+    """What is wrong with a file's first rows, remembered while its time and size stay."""
+    config = DatasetConfig(*settings)
+    n_sound, first = 0, None
+    began = time.monotonic()
     try:
-        with file.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()[:16]
-        for number, record in _records(file, columns):
-            try:
-                rows.append(to_row(record, instruction, further, output))
-                if empty := [c for c in (instruction, output) if not text_of(record[c]).strip()]:
-                    raise RowError(f"{', '.join(empty)} is empty; fill it or take the row out")
-            except RowError as error:
-                raise RowError(f"row {number}: {error}") from None
+        for n, (_, row) in enumerate(rows_of(config), start=1):
+            if not isinstance(row, RowError):
+                n_sound += 1
+            elif not config.skip_bad_rows:
+                raise row
+            else:
+                first = first or row
+            if n >= _FIRST or time.monotonic() - began > _SECONDS:
+                return None
+        check_enough(config, n_sound, first)
     except RowError as error:
         return str(error)
-    except (OSError, MemoryError) as error:
-        return f"cannot be read: {error or type(error).__name__}"
-    if len(rows) < 2:
-        return f"has {len(rows)} row(s); at least 2 are needed, one to train on and one held out"
-    return rows, digest
+    return None
 
 
-def to_row(record: Mapping[str, Any], instruction: str, further: str | None, output: str) -> Row:
-    """The texts of the used columns of one row.
+def check_enough(config: DatasetConfig, n_rows: int, first_bad: RowError | None) -> None:
+    """Check that a file has a row to train on and one to hold out.
 
     Raises:
-        RowError: a column that is not there, or a value that is no text.
+        RowError: it has not.
     """
-    wanted = [c for c in (instruction, further, output) if c is not None]
-    if lacking := [column for column in wanted if column not in record]:
+    if n_rows < 2:
+        bad = f"; of those that were skipped the first is {first_bad}" if first_bad else ""
         raise RowError(
-            f"there is no column {', '.join(lacking)}; there are {', '.join(list(record)[:20])}; name yours with "
-            "instruction=, input= and output="
+            f"{config.path} has {n_rows} row(s); at least 2 are needed, one to train on and one held out{bad}"
         )
-    texts = {}
+
+
+def rows_of(config: DatasetConfig) -> Iterator[tuple[int, Row | RowError]]:
+    """Each row of the local file behind a dataset with its number, or what is wrong with it.
+
+    Raises:
+        RowError: what is wrong with the file, or from here on.
+    """
+    file = config.file
+    assert file is not None
+    try:
+        format_ = config.format_of(names := column_names(file))
+        kind: type | None = None  # of prompts, in the first sound row: texts or lists of messages
+        for number, record in records(file, [name for name in names if name in _columns(config, format_)]):
+            try:
+                if isinstance(record, RowError):
+                    raise record
+                row = to_row(record, config, format_)
+                kind = kind or type(row.get("prompt"))
+                if type(row.get("prompt")) is not kind:
+                    raise RowError("prompts are texts in some rows and lists of messages in others; make all the same")
+                yield number, row
+            except RowError as error:
+                said = str(error) if isinstance(record, RowError) else f"row {number}: {error}"
+                yield number, RowError(f"{config.path} {_one_line(said)}")
+    except RowError as error:
+        raise RowError(f"{config.path} {_one_line(str(error))}") from None
+    except (OSError, MemoryError) as error:
+        raise RowError(f"{config.path} cannot be read: {error or type(error).__name__}") from None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())  # a column's name may hold a line break
+
+
+def _columns(config: DatasetConfig, format_: RowFormat) -> tuple[str, ...]:
+    """The columns that may be read."""
+    if format_ == RowFormat.instruction:
+        return tuple(c for c in (config.instruction, config.input, config.output) if c is not None)
+    return (*COLUMNS[format_], CONVERSATIONS) if format_ == RowFormat.messages else COLUMNS[format_]
+
+
+def to_row(record: Mapping[str, Any], config: DatasetConfig, format_: RowFormat, may_be_empty: bool = False) -> Row:
+    """What is trained on of one row.
+
+    Raises:
+        RowError: a column that is not there, one that is empty, or that holds what the format does not.
+    """
+    wanted = list(_columns(config, format_))
+    if format_ == RowFormat.messages:
+        wanted = [CONVERSATIONS if "messages" not in record and CONVERSATIONS in record else "messages"]
+    if lacking := [column for column in wanted if column not in record]:
+        advice = f"format={format_.value} needs it"
+        if format_ == RowFormat.instruction:
+            advice = (
+                "name yours with instruction=, input= and output=, or bring messages, prompt and completion, or text"
+            )
+        raise RowError(f"there is no column {', '.join(lacking)}; there are {', '.join(list(record)[:20])}; {advice}")
+    values: list[Any] = []
     for column in wanted:
+        value = record[column]
+        chat = format_ == RowFormat.messages or (format_ == RowFormat.prompt_completion and isinstance(value, list))
         try:
-            texts[column] = text_of(record[column])
+            values.append(_turns(value) if chat else text_of(value))
         except RowError as error:
             raise RowError(f"{column} {error}") from None
-    return Row(texts[instruction], texts[further] if further is not None else "", texts[output])
+    if len({type(value) for value in values}) == 2:
+        raise RowError("prompt and completion are a text and a list of messages; make both the same")
+    empty = [c for c, value in zip(wanted, values, strict=True) if _is_empty(value)]
+    if format_ == RowFormat.instruction:
+        empty = [c for c in empty if c in (config.instruction, config.output)]
+        values = values if config.input is not None else [values[0], "", values[1]]
+    if empty and not may_be_empty:
+        raise RowError(f"{', '.join(empty)} is empty; fill it or take the row out")
+    names = ("instruction", "input", "output") if format_ == RowFormat.instruction else COLUMNS[format_]
+    return dict(zip(names, values, strict=True))
+
+
+def _is_empty(value: str | list[Turn]) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    return not value or any(turn["role"] == "assistant" and not turn["content"].strip() for turn in value)
+
+
+def _turns(value: Any) -> list[Turn]:
+    """The turns of a conversation; ShareGPT's `from` and `value` under the names that chat templates know.
+
+    Raises:
+        RowError: no list of them, or one that holds more than a text.
+    """
+    if not isinstance(value, list):
+        raise RowError("is no list of messages, each with role and content")
+    return [_turn(number, turn) for number, turn in enumerate(value, start=1)]
+
+
+def _turn(number: int, turn: Any) -> Turn:
+    names = (
+        ("from", "value") if isinstance(turn, dict) and "role" not in turn and "from" in turn else ("role", "content")
+    )
+    if not isinstance(turn, dict) or any(name not in turn for name in names):
+        raise RowError(f"message {number} has no {' and '.join(names)}")
+    if more := [name for name in _MORE_THAN_TEXT if turn.get(name)]:
+        raise RowError(f"message {number} has {', '.join(more)}; turns of text are trained on")
+    try:
+        role, content = (text_of(turn[name]) for name in names)
+    except RowError as error:
+        raise RowError(f"message {number} {error}") from None
+    if not role.strip():
+        raise RowError(f"message {number} has no role")
+    return {"role": _SPEAKERS.get(role, role), "content": content}
 
 
 def text_of(value: Any) -> str:
@@ -122,11 +229,11 @@ def text_of(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    if value is _TWICE:
+    if value is TWICE:
         raise RowError("is there twice; keep one")
     if isinstance(value, (bytes, bytearray)):
         raise RowError("holds bytes, not text; decode them, or name another column")
-    if not isinstance(value, (str, int, float, Decimal, date, time, timedelta)):
+    if not isinstance(value, (str, int, float, Decimal, date, time_of_day, timedelta)):
         what = "an object" if isinstance(value, dict) else f"a {type(value).__name__}"
         raise RowError(f"holds {what}; a text or a number is expected")
     text = str(value)
@@ -139,95 +246,3 @@ def text_of(value: Any) -> str:
     except UnicodeEncodeError:
         raise RowError("holds half a character (a lone surrogate such as \\ud800); mend or remove it") from None
     return text
-
-
-def _records(file: Path, columns: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Each row with its number: from 1, in JSONL the line's."""
-    match file.suffix.lower():
-        case ".parquet":
-            yield from _parquet(file, columns)
-        case ".csv":
-            yield from _csv(_text(file))
-        case ".json":
-            rows = _json(_text(file))
-            if not isinstance(rows, list):
-                raise RowError("cannot be read as rows: a list of objects is expected")
-            yield from ((number, _checked(number, row)) for number, row in enumerate(rows, start=1))
-        case _:
-            for number, line in enumerate(_text(file).split("\n"), start=1):
-                if line.strip():
-                    try:
-                        row = _json(line)
-                    except RowError as error:
-                        raise RowError(f"row {number}: {error}") from None
-                    yield number, _checked(number, row)
-
-
-def _text(file: Path) -> str:
-    content = file.read_bytes()
-    try:
-        return content.decode("utf-8-sig")  # spreadsheets begin a file with a byte order mark
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise RowError(f"row {line}: this is not UTF-8 text ({error.reason}); save the file as UTF-8") from None
-
-
-def _json(text: str) -> Any:
-    """What the text holds; numbers stay the text that they are, so that 1.50 is trained on as 1.50."""
-    try:
-        return json.loads(text, object_pairs_hook=_object, parse_int=str, parse_float=str)
-    except json.JSONDecodeError as error:
-        where = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        raise RowError(f"cannot be read as JSON: {error.msg} ({where})") from None
-    except RecursionError:
-        raise RowError("cannot be read as JSON: it is nested too deeply") from None
-
-
-def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    record: dict[str, Any] = {}
-    for key, value in pairs:
-        record[key] = _TWICE if key in record else value
-    return record
-
-
-def _checked(number: int, row: Any) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise RowError(f"row {number}: it is not an object with named values")
-    return row
-
-
-def _csv(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    csv.field_size_limit(2**31 - 1)  # 128 KiB otherwise, which a long document exceeds
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-    number = 0
-    try:
-        header = next(lines, [])
-        for fields in lines:
-            if not fields:
-                continue  # an empty line
-            number += 1
-            if len(fields) != len(header):
-                raise RowError(f"row {number}: it has {len(fields)} fields, and the header has {len(header)}")
-            yield number, _object(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise RowError(f"row {number + 1}: cannot be read as CSV: {error} (line {lines.line_num})") from None
-
-
-def _parquet(file: Path, columns: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
-    number = 0
-    try:
-        with ParquetFile(file) as content:
-            names = content.schema_arrow.names
-            twice = {name for name in columns if names.count(name) > 1}
-            table = content.read([name for name in columns if name in names and name not in twice])
-            for number in range(1, content.metadata.num_rows + 1):
-                values = {name: table[name][number - 1].as_py() for name in table.column_names}
-                yield number, {name: _TWICE if name in twice else values.get(name) for name in names}
-    except (pyarrow.ArrowException, ValueError, ArithmeticError, OSError) as error:
-        if isinstance(error, RowError):
-            raise
-        where = f"row {number}: " if number else ""
-        raise RowError(f"{where}cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from None

@@ -18,11 +18,11 @@ from omegaconf import MISSING, OmegaConf
 
 from slimdown import pocket
 from slimdown.guarding.redaction import public_uri
+from slimdown.settings.dataset import DatasetConfig, mixture_problem
 from slimdown.settings.files import group_choices, transformers_names, tuned_problem
-from slimdown.settings.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, nearest, ranged
+from slimdown.settings.keys import COUNT, HUB_ID, NOT_NEGATIVE, POSITIVE, SHARE, Range, nearest, ranged
 from slimdown.settings.method import MethodConfig
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _RULE = Range("must be auto, true or false", lambda text: text.lower() in ("auto", "true", "false"))
 _MARGIN = Range("must be above 0 and below 1 (0.02 is two points)", lambda share: 0 < share < 1)
 TRAINING = (
@@ -120,7 +120,7 @@ class ModelConfig:
             yield f"id={self.id}: the embedded world has one model, pocket:model"
         elif self.id.startswith((".", "/", "~")) or self.id.count("/") > 1:
             yield f"id: there is no folder {self.id}; give a local folder or a hub id"
-        elif not _HUB_ID.fullmatch(self.id):
+        elif not HUB_ID.fullmatch(self.id):
             yield f"id={self.id} is neither a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct nor a folder"
 
     @property
@@ -149,7 +149,7 @@ class TunedConfig(ModelConfig):
                 yield f"{self.named}: {problem}"
         elif os.path.isfile(os.path.expanduser(self.id)):
             yield f"{self.named} is a file; give the folder that it lies in"
-        elif not _HUB_ID.fullmatch(self.id) or self.id.startswith(".") or not self.revision.strip():
+        elif not HUB_ID.fullmatch(self.id) or self.id.startswith(".") or not self.revision.strip():
             yield f"tuned={self.id!r}: there is no such folder, and a hub id is OWNER/NAME or OWNER/NAME@REVISION"
 
 
@@ -175,54 +175,6 @@ class QuantizationConfig:
     def problems(self) -> Iterator[str]:
         if self.load_in_4bit and self.load_in_8bit:
             yield "load_in_4bit and load_in_8bit are both true; choose one"
-
-
-@dataclass
-class DatasetConfig:
-    """Rows to fine-tune on: where they lie and how a row becomes a prompt and its completion."""
-
-    path: str = MISSING  # a hub id, a JSON/JSONL/CSV/Parquet file, or pocket:<name> (the embedded world)
-    name: str | None = None  # the dataset's config on the hub, e.g. main
-    split: str = "train"
-    revision: str = "main"
-    template: str = MISSING  # alpaca, chat, or a text with {instruction} and {input} in it
-    instruction: str = MISSING  # the column with the question or task
-    input: str | None = None  # the column with further input, if there is one
-    output: str = MISSING  # the column with the answer
-    max_examples: int | None = ranged(COUNT, None)  # rows to train on, chosen with the seed; null: all
-    # rows held out, never trained on
-    validation_examples: int = ranged(COUNT, advice=": the validation loss is what says that something was learned")
-
-    def problems(self) -> Iterator[str]:
-        if self.template not in ("alpaca", "chat"):
-            if "{instruction}" not in self.template:
-                yield f"template must be alpaca, chat, or a text that holds {{instruction}}, got {self.template!r}"
-            elif self.input is not None and "{input}" not in self.template:
-                yield f"input={self.input}: the template {self.template!r} has no {{input}}; add it, or set input=null"
-            elif self.input is None and "{input}" in self.template:
-                yield f"template {self.template!r} has a place for {{input}}; name the column with input="
-        yield from self._path_problems()
-
-    def _path_problems(self) -> Iterator[str]:
-        if self.file:
-            # What names a part of a dataset on the hub would be ignored.
-            for setting, unset in (("name", None), ("split", "train"), ("revision", "main")):
-                if (value := getattr(self, setting)) != unset:
-                    yield f"{setting}={value}: {self.path} is a file and has no {setting}; leave it out"
-        elif self.path.startswith("pocket:"):
-            known = [f"pocket:{name}" for name in pocket.data_names()]
-            yield f"path={self.path}: the embedded world has no such data{nearest(self.path, known)}"
-        elif os.path.isfile(self.path) or not _HUB_ID.fullmatch(self.path) or self.path.startswith("."):
-            yield f"path={self.path} is neither a hub id nor a .json, .jsonl, .csv or .parquet file"
-
-    @property
-    def file(self) -> Path | None:
-        """The local file behind `path`, or None where it names a dataset of the hub."""
-        if self.path.startswith("pocket:"):
-            name = self.path.removeprefix("pocket:")
-            return pocket.DATA_DIR / f"{name}.jsonl" if name in pocket.data_names() else None
-        local = Path(os.path.expanduser(self.path))
-        return local if local.suffix.lower() in (".json", ".jsonl", ".csv", ".parquet") else None
 
 
 @dataclass
@@ -262,6 +214,7 @@ class TrainConfig:
     optim: str = MISSING
     max_length: int = ranged(Range("must be at least 8 tokens", lambda n: n >= 8))  # longer examples are cut at the end
     completion_only_loss: bool = MISSING  # false: the loss is over prompt and completion, as in the paper
+    assistant_only_loss: bool = MISSING  # of messages: the loss is over what the assistant says
     gradient_checkpointing: bool = MISSING
 
     def problems(self) -> Iterator[str]:
@@ -389,6 +342,8 @@ class RunConfig:
             for name in chosen:
                 if not _NAME.fullmatch(name):
                     yield f"{group}.{name}: a name is made of letters, digits, _ and -, or MLflow refuses its metrics"
+        if mixture := mixture_problem(self.dataset):
+            yield mixture
         rank, widest = self.lora.r, self.model.widest
         if self.given:
             yield from self.given.problems()

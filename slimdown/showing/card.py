@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from slimdown import __version__
 from slimdown.judging.findings import Findings
 from slimdown.judging.runs import Making
+from slimdown.settings.dataset import DatasetConfig
 from slimdown.settings.naming import section
-from slimdown.settings.schema import TRAINING, DatasetConfig
+from slimdown.settings.schema import TRAINING
 from slimdown.settings.task_files import task_dataset
 from slimdown.showing import words
 from slimdown.showing.findings import Pair, findings_table, pairs_table

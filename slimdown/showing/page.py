@@ -177,7 +177,7 @@ def _training(findings: Findings) -> Iterator[tuple[str, str]]:
         share, speed = words.number(training.trainable_percent, ".2f"), words.number(training.tokens_per_second, ",.0f")
         yield "steps", f"{training.steps:,}"
         yield "tokens", f"{training.tokens:,}"
-        yield "rows cut", str(training.cut) if training.cut.n_cut else "none"
+        yield "rows cut", str(training.cut) if training.cut.is_worth_telling else "none"
         yield "questions in the rows", "; ".join(training.contamination.told) or "none"
         yield "trained parameters", f"{training.n_trainable:,} ({share} %)"
         yield "mean training loss", words.number(training.train_loss, ".3f")

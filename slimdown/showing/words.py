@@ -331,7 +331,7 @@ def position(moved: Choices) -> str:
 
 def learned(training: "TrainResult") -> str:
     """What training did, in one sentence."""
-    cut = f" {training.cut}." if training.cut.n_cut else ""
+    cut = f" {training.cut}." if training.cut.is_worth_telling else ""
     return f"{_loss(training)} in {plural(training.steps, 'step')}; {_share(training)}.{cut}"
 
 

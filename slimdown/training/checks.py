@@ -1,35 +1,15 @@
 """Whether a model can be trained so, asked before hours go into measuring its base."""
 
 import tempfile
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from slimdown.guarding.errors import UserError
-from slimdown.preparing.data import SftData
 from slimdown.preparing.model import LoadedModel, context_window
 from slimdown.settings.method import MethodConfig
 from slimdown.settings.schema import Engine, LoraConfig, TrainConfig
 from slimdown.training.lean import trainer_class
-
-
-@dataclass(frozen=True)
-class CutRows:
-    """What `train.max_length` leaves out of the training rows."""
-
-    max_length: int  # tokens
-    n_rows: int
-    n_cut: int  # longer than that
-    n_lost: int  # of which nothing of the completion is left
-    longest: int  # tokens
-
-    def __str__(self) -> str:
-        lost = f" ({self.n_lost} of them lose their whole answer)" if self.n_lost else ""
-        return (
-            f"train.max_length={self.max_length} cuts {self.n_cut:,} of {self.n_rows:,} rows{lost}; "
-            f"the longest has {self.longest:,} tokens"
-        )
 
 
 def check_settings(base: LoadedModel, method: MethodConfig, lora: LoraConfig, config: TrainConfig) -> None:
@@ -103,36 +83,3 @@ def _check_optimizer(config: TrainConfig, device: str) -> None:
         reason = " ".join(str(error).split())[:200]
         sure = "optim=adamw_torch" if "optim" in setting else "lr_scheduler_type=linear"
         raise UserError(f"{setting} cannot be used here: {reason}; train.{sure} can everywhere") from None
-
-
-def check_rows(base: LoadedModel, data: SftData, config: TrainConfig) -> CutRows:
-    """What `max_length` cuts off the training rows; asked before hours go into measuring the base.
-
-    Raises:
-        UserError: no completion is left of the training or of the held-out rows.
-    """
-    parts = {
-        "training": _cut(base.tokenizer, data.train, config),
-        "held-out": _cut(base.tokenizer, data.validation, config),
-    }
-    for name, cut in parts.items():
-        if cut.n_lost == cut.n_rows:
-            window = context_window(base.model)
-            keeps = f"train.max_length={cut.longest} keeps every row whole"
-            if window is not None and cut.longest > window:
-                keeps = f"{base.id} takes up to {window}, and shorter prompts need fewer"
-            raise UserError(
-                f"train.max_length={config.max_length} cuts the whole completion off each of the {cut.n_rows:,} {name} "
-                f"rows, so there is nothing to learn; the longest has {cut.longest:,} tokens: {keeps}"
-            )
-    return parts["training"]
-
-
-def _cut(tokenizer: Any, rows: Any, config: TrainConfig) -> CutRows:
-    """Counted as TRL tokenizes and cuts: prompt and completion in one, the end cut off."""
-    texts = [prompt + completion for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True)]
-    lengths = [len(ids) for ids in tokenizer(texts, return_attention_mask=False)["input_ids"]]
-    cut = [i for i, length in enumerate(lengths) if length > config.max_length]
-    prompts = tokenizer([rows[i]["prompt"] for i in cut], return_attention_mask=False)["input_ids"] if cut else []
-    n_lost = sum(len(prompt) >= config.max_length for prompt in prompts)
-    return CutRows(config.max_length, len(texts), len(cut), n_lost, max(lengths))

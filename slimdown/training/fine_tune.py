@@ -1,4 +1,4 @@
-"""LoadedModel and SftData -> `Tuned`: an adapter trained by TRL's `SFTTrainer`, and its training record.
+"""LoadedModel and TrainRows -> `Tuned`: an adapter trained by TRL's `SFTTrainer`, and its training record.
 
 Seeds for itself before it makes the adapter and before it takes the first step, so that nothing measured or computed
 before can change what it does.
@@ -17,15 +17,15 @@ from slimdown.guarding.errors import UserError
 from slimdown.measuring.rows_apart import attention_by_row
 from slimdown.measuring.validation import validation_loss
 from slimdown.preparing.contamination import Contamination
-from slimdown.preparing.data import SftData
 from slimdown.preparing.dequantize import dequantized, dequantizes
 from slimdown.preparing.identity import digest, identify
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.method import MethodConfig
 from slimdown.settings.schema import Engine, LoraConfig, OnProgress, TrainConfig
 from slimdown.training.adapters import adapter_config, save_adapter
-from slimdown.training.checks import CutRows, check_rows, check_settings
+from slimdown.training.checks import check_settings
 from slimdown.training.lean import padding_free_collator, trainer_class
+from slimdown.training.rows import CutRows, TrainRows
 from slimdown.training.steps import Note, Steps, take_steps, trainer_for
 from slimdown.training.unsloth import UnslothProcess
 
@@ -70,7 +70,7 @@ class Tuned:
 
 def fine_tune(
     base: LoadedModel,
-    data: SftData,
+    rows: TrainRows,
     method: MethodConfig,
     lora: LoraConfig,
     config: TrainConfig,
@@ -86,7 +86,7 @@ def fine_tune(
 
     Args:
         base: the model, evaluated before or not; its weights are not changed.
-        data: examples with `prompt` and `completion`, the end-of-sequence token included.
+        rows: what `prepare_rows` made of the data.
         method: what is trained.
         lora: the adapter's shape, where it is a LoRA.
         config: steps, batches, learning rate.
@@ -103,26 +103,25 @@ def fine_tune(
         UserError: settings that this model cannot be trained with, or a loss that is no longer a number.
     """
     check_settings(base, method, lora, config)
-    cut = check_rows(base, data, config)
     if before is None:
-        before = validation_loss(base, base.model, data.validation, config, dequantize)
+        before = validation_loss(base, base.model, rows.validation, config, dequantize)
     check_number = partial(_check_number, base, config)
     check_number(before, "validation loss", "before the first step")
     history: list[StepRecord] = []
     adapter = adapter_config(method, lora)
     note = _recorder(history, check_number, on_step, on_progress)
     if config.engine is Engine.unsloth:
-        unsloth = unsloth or UnslothProcess(base, adapter, data.train, config, seed)
+        unsloth = unsloth or UnslothProcess(base, adapter, rows.train, config, seed)
         model, steps = unsloth.train(note)
     else:
-        model, steps = _trained_by_trl(base, adapter, data.train, config, seed, folder, dequantize, note)
-    after = validation_loss(base, model, data.validation, config, dequantize)
+        model, steps = _trained_by_trl(base, adapter, rows.train, config, seed, folder, dequantize, note)
+    after = validation_loss(base, model, rows.validation, config, dequantize)
     check_number(after, "validation loss", "after the last step")
     model.eval()
     adapter_dir = save_adapter(model, base, folder / "adapter")
     weights = hashlib.sha256((adapter_dir / "adapter_model.safetensors").read_bytes()).hexdigest()
     identity = identify(model, base.tokenizer, digest([base.identity["weights"], weights]))
-    training = _result(adapter_dir, steps, (before, after), model, base, history, cut)
+    training = _result(adapter_dir, steps, (before, after), model, base, history, rows.cut)
     return Tuned(replace(base, model=model, identity=identity), training)
 
 

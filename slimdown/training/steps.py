@@ -42,7 +42,7 @@ def trainer_for(
     Args:
         model: PEFT's, its adapter to be trained.
         tokenizer: the base's.
-        rows: examples with `prompt` and `completion`.
+        rows: columns `input_ids` and `labels`.
         config: steps, batches, learning rate.
         seed: of the order of the rows.
         folder: where the trainer may write.
@@ -55,7 +55,8 @@ def trainer_for(
 
     _silence_transformers()
     arguments = SFTConfig(
-        **{name: value for name, value in asdict(config).items() if name != "engine"},
+        **{name: value for name, value in asdict(config).items() if name not in ("engine", "assistant_only_loss")},
+        dataset_kwargs={"skip_prepare_dataset": True},
         output_dir=str(folder / "trainer"),
         seed=seed,
         data_seed=seed,

@@ -12,9 +12,10 @@ from slimdown.preparing.data import SftData, load_data
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.schema import Engine, OnProgress, RunConfig
 from slimdown.training.adapters import adapter_config
-from slimdown.training.checks import check_rows, check_settings
+from slimdown.training.checks import check_settings
 from slimdown.training.fine_tune import OnStep, Tuned, fine_tune
 from slimdown.training.given import GivenAdapter, GivenModel, fetched
+from slimdown.training.rows import prepare_rows
 from slimdown.training.unsloth import UnslothProcess
 
 OnContamination = Callable[[Contamination], None]
@@ -64,20 +65,22 @@ class Training:
         self._loss: float | None = None
         self.adapter: Any = adapter_config(config.method, config.lora)
         self.data: SftData = load_data(config.dataset, config.seed, base.tokenizer)
-        cut = check_rows(base, self.data, config.train)
+        self._rows = prepare_rows(base, self.data, config.train)
         self._contamination = find_contamination(worded(tasks, config.benchmark), self.data.texts())
         on_contamination(self._contamination)
         self._contamination.check(config.contamination.max_share)
+        skipped = [str(source) for source in self.data.sources if source.n_skipped]
+        cut = [str(self._rows.cut)] if self._rows.cut.is_worth_telling else []
         # what a person should know before they wait
-        self.notes: list[str] = [*([str(cut)] if cut.n_cut else []), *self._contamination.told]
+        self.notes: list[str] = [*skipped, *cut, *self._contamination.told]
         self._unsloth: UnslothProcess | None = None
         if config.train.engine is Engine.unsloth:
-            self._unsloth = UnslothProcess(base, self.adapter, self.data.train, config.train, config.seed)
+            self._unsloth = UnslothProcess(base, self.adapter, self._rows.train, config.train, config.seed)
 
     def measure_base(self, record: Record) -> None:
         """The base's validation loss, found in the record or made and kept."""
         dequantize = self._config.quantization.dequantize_for_training
-        self._loss = measure_loss(self._base, self.data.validation, self._config.train, dequantize, record)
+        self._loss = measure_loss(self._base, self._rows.validation, self._config.train, dequantize, record)
 
     def obtain(self, folder: Path, on_step: OnStep, on_progress: OnProgress) -> Tuned:
         """The tuned model; the base is wrapped in place and no longer the base.
@@ -89,7 +92,7 @@ class Training:
         dequantize = c.quantization.dequantize_for_training
         tuned = fine_tune(
             self._base,
-            self.data,
+            self._rows,
             c.method,
             c.lora,
             c.train,

@@ -54,7 +54,7 @@ class UnslothProcess:
         Args:
             base: the model.
             adapter: PEFT's config of the adapter, a LoRA.
-            rows: examples with `prompt` and `completion`.
+            rows: columns `input_ids` and `labels`.
             config: steps, batches, learning rate.
             seed: of the adapter's start and the order of the rows.
 
