@@ -29,6 +29,7 @@ WORDS = 13  # in a row, that a question and a text share
 MOST = 0.8  # of its words, with which a question stands in a text
 ALONE = 8  # words of a question that say enough without its answer
 COMMON = 10  # questions or texts that may hold a phrase, and it still counts
+_AT_ONCE = 500_000  # characters
 _FACTOR = 6364136223846793005  # odd: a multiplication loses nothing
 
 Row = tuple[str, int, str]
@@ -118,11 +119,11 @@ def find_contamination(asked: Mapping[str, Sequence[Question]], rows: Iterable[S
 
     Args:
         asked: questions by benchmark.
-        rows: dataset, number and text of each row, many at a time.
+        rows: dataset, number and text of each row, in batches.
     """
     search = _Search([(name, question) for name, questions in asked.items() for question in questions])
-    for batch in rows:
-        search.look_into(batch)
+    for some in _portions(chain.from_iterable(rows)):
+        search.look_into(some)
     by_size = sorted(search.overlaps(), key=lambda found: (found.stands, len(found.shared.split())), reverse=True)
     return Contamination({name: len(questions) for name, questions in asked.items()}, tuple(by_size))
 
@@ -261,6 +262,18 @@ class _Search:
         runs = [list(run) for hit, run in groupby(range(len(rows)), lambda i: row in rows[i]) if hit]
         longest = max(runs, key=len)
         return words[longest[0] : longest[-1] + WORDS], row
+
+
+def _portions(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """As many rows at a time as keep numpy busy and memory low, whatever their length."""
+    portion: list[Row] = []
+    n_characters = 0
+    for row in rows:
+        portion.append(row)
+        if (n_characters := n_characters + len(row[2])) > _AT_ONCE:
+            yield portion
+            portion, n_characters = [], 0
+    yield portion
 
 
 def _rare(phrases: Any, owners: Any) -> tuple[Any, Any]:
