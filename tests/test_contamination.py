@@ -1,5 +1,6 @@
 """Questions of a benchmark in the rows: pastes are found, chance is not, and who asks what is trained on is refused."""
 
+import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -257,9 +258,12 @@ def test_a_training_on_what_is_asked_is_refused_and_its_pairs_are_recorded(
     metrics = store.get_run(run.run_id).data.metrics
     assert 45 <= metrics["contamination/pocket_cs/standing"] == metrics["contamination/pocket_cs/overlapping"] <= 50
     assert metrics["contamination/pocket_math/standing"] == 0
-    listed = Path(store.download_artifacts(run.run_id, "contamination.csv")).read_text().splitlines()
-    assert listed[0] == "benchmark,question,text,stands,dataset,row,shared"
-    assert len(listed) == 1 + metrics["contamination/pocket_cs/overlapping"]
+    with Path(store.download_artifacts(run.run_id, "contamination.csv")).open(newline="") as lines:
+        listed = list(csv.DictReader(lines))
+    assert len(listed) == metrics["contamination/pocket_cs/overlapping"]
+    rows = pasted.read_text().splitlines()
+    for one in listed:
+        assert one["text"] in json.loads(rows[int(one["row"]) - 1])["instruction"]
     config.contamination.max_share = 1
     assert "questions stand in the rows" in way_to_tuned(pocket, config, tasks).notes[-1]
 

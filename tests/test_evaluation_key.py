@@ -21,7 +21,14 @@ from slimdown.pocket import MODEL_DIR
 from slimdown.preparing import identity
 from slimdown.preparing.identity import identify
 from slimdown.preparing.model import LoadedModel, load_model
-from slimdown.settings.schema import BenchmarkConfig, EvaluationConfig, ModelConfig, QuantizationConfig, RunConfig
+from slimdown.settings.schema import (
+    TRAINING,
+    BenchmarkConfig,
+    EvaluationConfig,
+    ModelConfig,
+    QuantizationConfig,
+    RunConfig,
+)
 
 Composed = Callable[..., RunConfig]
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -111,6 +118,13 @@ SECTIONS = {
     "benchmark": BenchmarkConfig,
     "evaluation": EvaluationConfig,
 }
+APART = {
+    **dict.fromkeys(TRAINING, "what is made of the base, which is in by its weights"),
+    "contamination": "which rows are refused",
+    "tuned": "what is made of the base, by somebody else",
+    "baseline": "whether the record is looked at",
+    "tracking": "where the record is",
+}
 FIELDS = [f"{section}.{field.name}" for section, schema in SECTIONS.items() for field in fields(schema)]
 
 
@@ -118,6 +132,7 @@ def test_every_setting_is_classified() -> None:
     """Does a new setting change answers? Then it is in OVERRIDES; if not, in SHARED with the reason."""
     assert sorted([*OVERRIDES, *SHARED, *ELSEWHERE]) == sorted(FIELDS)
     assert all(name in globals() for name in ELSEWHERE.values())
+    assert {field.name for field in fields(RunConfig)} == {*SECTIONS, *APART}
     assert {f"{part}.{name}" for part, names in READ_ONLY.items() for name in names} <= set(SHARED)
 
 

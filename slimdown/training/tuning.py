@@ -65,10 +65,10 @@ class Training:
         self._loss: float | None = None
         self.adapter: Any = adapter_config(config.method, config.lora)
         self.data: SftData = load_data(config.dataset, config.seed, base.tokenizer)
-        self._rows = prepare_rows(base, self.data, config.train)
         self._contamination = find_contamination(worded(tasks, config.benchmark), self.data.texts())
         on_contamination(self._contamination)
         self._contamination.check(config.contamination.max_share)
+        self._rows = prepare_rows(base, self.data, config.train)
         skipped = [str(source) for source in self.data.sources if source.n_skipped]
         cut = [str(self._rows.cut)] if self._rows.cut.is_worth_telling else []
         # what a person should know before they wait
