@@ -303,6 +303,8 @@ NO_ANSWERS = {
     "preparing/dtype.py": "what dtype `auto` stands for, which is in as resolved",
     "preparing/hub.py": "what an error of the hub means",
     "preparing/identity.py": "makes the key",
+    "preparing/memory.py": "counts bytes, and frees them",
+    "preparing/sizes.py": "counts bytes and parameters",
     "settings/schema.py": "settings, which are in by their values",
     "settings/task_files.py": "finds tasks, which are in by what is asked",
 }

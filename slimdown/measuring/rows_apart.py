@@ -1,8 +1,8 @@
 """Rows laid end to end without padding, each attending within itself, on a CPU."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -20,18 +20,22 @@ def tells_rows_apart(base: LoadedModel) -> bool:
 
 
 @contextmanager
-def attention_by_row(base: LoadedModel) -> Iterator[None]:
+def attention_by_row(base: LoadedModel, lengths: Sequence[int] = ()) -> Iterator[None]:
     """The model attending within each row of a batch without padding; on leaving it attends as before.
 
     torch's attention on a CPU takes a mask but skips nothing that it hides, and a batch's rows hide most of it.
+
+    Args:
+        base: the model.
+        lengths: of the rows, where no tensor can be asked where they begin: on the meta device.
     """
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    starts: list[int] = []  # of the batch's rows, and its end
+    starts = [0, *accumulate(lengths)] if lengths else []  # of the batch's rows, and its end
 
     def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if "position_ids" in kwargs:  # what every trl gives; the boundaries themselves came with 1.16
+        if "position_ids" in kwargs and not lengths:  # what every trl gives; the boundaries themselves came with 1.16
             positions = kwargs["position_ids"][0]
             starts[:] = [*(positions == 0).nonzero().flatten().tolist(), len(positions)]
 

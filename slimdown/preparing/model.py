@@ -9,19 +9,19 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-from torch import nn
 
 from slimdown.guarding.errors import UserError
 from slimdown.preparing.causal import CausalModel
+from slimdown.preparing.dequantize import free_bytes
 from slimdown.preparing.dtype import auto_dtype
 from slimdown.preparing.hub import asking_hub, licence_of
 from slimdown.preparing.identity import digest, identify
+from slimdown.preparing.sizes import count_parameters, published_shape, quantized_outline, weight_sizes
 from slimdown.settings.schema import Device, Dtype, ModelConfig, QuantizationConfig
 
 
@@ -34,7 +34,7 @@ class LoadedModel(CausalModel):
     dtype_reason: str
     device: str
     n_parameters: int
-    memory_bytes: int  # of weights and buffers
+    memory_bytes: int  # of weights and buffers, and of the constants that quantized ones need
     load_seconds: float
     identity: dict[str, Any]  # everything that answers depend on, see identity.py
     licence: str = ""  # as its card says: a name, or `other NAME LINK`
@@ -53,16 +53,13 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
     """
     import transformers
 
-    # Which optional kernel bitsandbytes did not find is no matter: it is the packed one that is kept off below.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()  # the console has a bar of its own
     started = time.perf_counter()
-    device = _device(config.device)
-    dtype, dtype_reason = _dtype(config.dtype, device)
+    bare = bare_outline(config)
+    device, dtype = bare.device, bare.dtype
     source, common = _source(config)
     with explained(config):
-        skeleton = _skeleton(config)
-        _check_memory(config, quantization, skeleton, dtype, device)
+        _check_memory(config, quantization, bare)
         tokenizer = load_tokenizer(source, **common)
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
             source,
@@ -74,7 +71,7 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
             quantization_config=_bitsandbytes(quantization, device),
             output_loading_info=True,
         )
-        _check_weights(config, model, skeleton, loading["missing_keys"])
+        _check_weights(config, model, bare.model, loading["missing_keys"])
         licence = licence_of(source, config.revision)
     for module in model.modules():
         # On a CPU with AVX512-BF16 the first inference forward of a 4-bit layer repacks its weights for a kernel that
@@ -91,14 +88,52 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
         revision=resolved_revision(source, config.revision),
         quantization=quantization.name,
         dtype=str(dtype).removeprefix("torch."),
-        dtype_reason=dtype_reason,
+        dtype_reason=bare.dtype_reason,
         device=device.type,
-        n_parameters=_count_parameters(model),
-        memory_bytes=model.get_memory_footprint(),
+        n_parameters=count_parameters(model),
+        memory_bytes=weight_sizes(model).held,
         load_seconds=time.perf_counter() - started,
         identity=identify(model, tokenizer),
         licence=licence,
     )
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model without its numbers, on torch's meta device."""
+
+    id: str
+    model: Any
+    device: torch.device  # that it would be loaded on
+    dtype: torch.dtype
+    dtype_reason: str
+
+    def quantized(self, quantization: QuantizationConfig, name: str = "") -> Any:
+        """A copy of the model as it would be loaded; `name` stands for another quantization than the one set."""
+        name = name or quantization.name
+        as_named = replace(quantization, load_in_4bit=name in ("nf4", "fp4"), load_in_8bit=name == "int8")
+        return quantized_outline(self.model, _bitsandbytes(as_named, self.device))
+
+    def loaded(self, quantization: QuantizationConfig) -> LoadedModel:
+        """The model as it would be loaded, with all that its numbers and files do not decide."""
+        model = self.quantized(quantization)
+        dtype, sizes = str(self.dtype).removeprefix("torch."), (count_parameters(model), weight_sizes(model).held)
+        about = (quantization.name, self.dtype_reason, self.device.type)
+        return LoadedModel(model, None, self.id, dtype, "", *about, *sizes, load_seconds=0.0, identity={})
+
+
+def bare_outline(config: ModelConfig) -> Outline:
+    """The model as its config.json describes it; its weights are not fetched.
+
+    Raises:
+        UserError: the config cannot be had, or describes no causal language model that transformers knows.
+    """
+    # Which optional kernel bitsandbytes did not find is no matter: it is the packed one that `load_model` keeps off.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    device = _device(config.device)
+    dtype, reason = _dtype(config.dtype, device)
+    with explained(config):
+        return Outline(config.id, _skeleton(config, dtype), device, dtype, reason)
 
 
 def outline(config: ModelConfig) -> tuple[Any, Any]:
@@ -204,21 +239,8 @@ def _bitsandbytes(quantization: QuantizationConfig, device: torch.device) -> Any
     return BitsAndBytesConfig(**upstream)
 
 
-def _count_parameters(model: nn.Module) -> int:
-    """Parameters as published: a 4-bit tensor holds two in a byte."""
-    total = 0
-    for parameter in model.parameters():
-        total += _shape(parameter).numel()
-    return total
-
-
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    """The shape as published, which a 4-bit tensor keeps beside its bytes."""
-    return getattr(getattr(parameter, "quant_state", None), "shape", None) or parameter.shape
-
-
-def _skeleton(config: ModelConfig) -> Any:
-    """The model without its numbers, which are not pickled ones."""
+def _skeleton(config: ModelConfig, dtype: torch.dtype | None = None) -> Any:
+    """The model without its numbers, which are not pickled ones; in the dtype of its config, or another."""
     import transformers
 
     source, common = _source(config)
@@ -226,7 +248,7 @@ def _skeleton(config: ModelConfig) -> Any:
     _weight_files(config, architecture)
     with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(
-            architecture, attn_implementation=config.attn_implementation
+            architecture, attn_implementation=config.attn_implementation, dtype=dtype or architecture.dtype
         )
 
 
@@ -235,9 +257,9 @@ def _check_weights(config: ModelConfig, model: Any, skeleton: Any, missing: Iter
     shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
     wrong = [f"{name} is not in them" for name in sorted(missing)]
     wrong += [
-        f"{name} is {tuple(_shape(parameter))} and should be {shapes[name]}"
+        f"{name} is {tuple(published_shape(parameter))} and should be {shapes[name]}"
         for name, parameter in model.named_parameters()
-        if shapes.get(name, tuple(_shape(parameter))) != tuple(_shape(parameter))
+        if shapes.get(name, tuple(published_shape(parameter))) != tuple(published_shape(parameter))
     ]
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -250,32 +272,17 @@ def _check_weights(config: ModelConfig, model: Any, skeleton: Any, missing: Iter
 _SMALLER = "choose a smaller model, quantization=nf4, or a machine with more memory"
 
 
-def _check_memory(
-    config: ModelConfig,
-    quantization: QuantizationConfig,
-    skeleton: Any,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> None:
+def _check_memory(config: ModelConfig, quantization: QuantizationConfig, outline: Outline) -> None:
     """Refuse a model whose weights alone exceed the memory that is free, before anything is downloaded."""
-    linear = sum(m.weight.numel() for m in skeleton.modules() if isinstance(m, nn.Linear))
-    head = skeleton.get_output_embeddings()
-    linear -= head.weight.numel() if head is not None else 0  # the head is not quantized
-    rest = sum(p.numel() for p in skeleton.parameters()) - linear
-    bits = {
-        "nf4": 4.5,
-        "fp4": 4.5,
-        "int8": 8.0,
-        "none": 8.0 * dtype.itemsize,
-    }  # 4 bits and their scales
-    needed = {name: int(linear * width / 8 + rest * dtype.itemsize) for name, width in bits.items()}
-    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
-    if needed[quantization.name] > free:
-        fitting = [name for name, size in needed.items() if size < free]
-        way_out = f"quantization={fitting[0]} would fit" if fitting else _SMALLER
+    free = free_bytes(outline.device)
+    needed = weight_sizes(outline.quantized(quantization)).held
+    if needed > free:
+        others = (name for name in ("nf4", "int8") if weight_sizes(outline.quantized(quantization, name)).held < free)
+        fitting = next(others, None)
+        way_out = f"quantization={fitting} would fit" if fitting else _SMALLER
         raise UserError(
-            f"{config.named} needs {needed[quantization.name] / 2**30:.1f} GiB for its weights with "
-            f"quantization={quantization.name}, and {free / 2**30:.1f} GiB are free on {device.type}; {way_out}"
+            f"{config.named} needs {needed / 2**30:.1f} GiB for its weights with quantization={quantization.name}, and "
+            f"{free / 2**30:.1f} GiB are free on {outline.device.type}; {way_out}"
         )
 
 

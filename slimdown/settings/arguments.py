@@ -92,7 +92,7 @@ def exit_with(answer: Callable[[], int], refused: str, unasked: int) -> NoReturn
     try:
         sys.exit(answer())
     except UserError as error:
-        sys.stderr.write(f"{refused}\n  {error}\n")
+        sys.stderr.write("\n  ".join([refused, *str(error).splitlines()]) + "\n")
     except Exception:  # whatever it is, it must not look like a verdict: Python's own exit code is 1
         traceback.print_exc()
     sys.exit(unasked)

@@ -112,6 +112,32 @@ def check_command_line(arguments: list[str]) -> None:
         raise ConfigError("\n".join(problems))
 
 
+def composed_runs(arguments: list[str]) -> list[tuple[list[str], RunConfig]]:
+    """Each run that a sound command line asks for, as a sweep would start them: what is its own, and its settings.
+
+    Raises:
+        ConfigError: listing every problem, one a line; see `check_command_line`.
+    """
+    line = read_command_line(arguments)
+    check_command_line(arguments if line.is_sweep else [*arguments, "--multirun"])
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        given = [_alternatives(text, line.folders) for text in line.overrides]
+        values = [
+            [_parsed(f"{o.get_key_element()}={value}") for value in o.sweep_string_iterator()]
+            if (o := one.override).is_range_sweep()
+            else one.each
+            for one in given
+        ]
+        runs = []
+        for together in itertools.product(*values):
+            choices = [o for o in together if _is_choice(o.key_or_group, line.folders)]
+            composed = _composed([o.input_line or "" for o in choices], line.folders)
+            ConfigLoaderImpl._apply_overrides_to_config([o for o in together if o not in choices], composed)
+            own = [o.input_line or "" for one, o in zip(given, together, strict=True) if one.n > 1]
+            runs.append((own, load_config(composed)))
+        return runs
+
+
 def _check_flags(arguments: list[str]) -> None:
     """Refuse the flags that Hydra answers with a traceback."""
     given = get_args_parser().parse_intermixed_args(arguments)

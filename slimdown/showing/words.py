@@ -164,6 +164,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def size(n_bytes: float) -> str:
+    """Bytes as people say them: 2.30 GiB, 256.6 MiB."""
+    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
+
+
 def plural(n: int, one: str) -> str:
     """A number with its noun.
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from slimdown.guarding.errors import UserError
-from slimdown.measuring.engine.forward import release_memory
 from slimdown.measuring.measure import Record
 from slimdown.preparing.identity import digest, identify
+from slimdown.preparing.memory import release_memory
 from slimdown.preparing.model import (
     LoadedModel,
     check_numbers,

@@ -20,10 +20,10 @@ from slimdown.measuring.engine.forward import (
     is_out_of_memory,
     logits_at,
     preamble_cache,
-    release_memory,
     repeated,
 )
 from slimdown.measuring.engine.packing import Tokens, group_by_preamble
+from slimdown.preparing.memory import release_memory
 
 # Decoding costs little per row and much per step, so many rows decode together: the cache may hold
 # this many times the tokens that one forward may. More decodes faster and holds more memory.

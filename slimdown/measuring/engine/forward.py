@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -167,13 +166,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, Exception) and should_reduce_batch_size(error)
     )
-
-
-def release_memory() -> None:
-    """Return what a failed forward held to the device."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def token_scores(

@@ -22,6 +22,11 @@ WORTHWHILE_TOKENS = 512
 ROW_TOKENS = 512
 
 
+def token_budget(device: str) -> int:
+    """Tokens per forward. On a CPU more gains nothing and costs memory; a GPU needs more to be busy."""
+    return 2048 if device == "cpu" else 16384
+
+
 @dataclass(frozen=True)
 class Question:
     """One context and the answers to score after it.

@@ -30,21 +30,25 @@ from slimdown.measuring.engine.forward import (
     measuring,
     packed_logits,
     preamble_cache,
-    release_memory,
     token_scores,
 )
-from slimdown.measuring.engine.packing import ROW_TOKENS, Question, Tokens, group_by_preamble, pack, take_rows
+from slimdown.measuring.engine.packing import (
+    ROW_TOKENS,
+    Question,
+    Tokens,
+    group_by_preamble,
+    pack,
+    take_rows,
+    token_budget,
+)
 from slimdown.measuring.engine.progress import Progress, ProgressBars
 from slimdown.measuring.engine.sharing import Scoring, asks_greedily, choose_scoring
+from slimdown.preparing.memory import release_memory
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
-
-# Tokens per forward. On a CPU more gains nothing and costs memory; a GPU needs more to be busy.
-TOKEN_BUDGET = {"cpu": 2048}
-TOKEN_BUDGET_ELSEWHERE = 16384
 
 
 @contextmanager
@@ -201,7 +205,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
 
     def _budget_for(self, longest: int) -> int:
         if self.token_budget is None:
-            return max(TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET_ELSEWHERE), longest)
+            return max(token_budget(self.device.type), longest)
         if self._asked_budget is not None and self._asked_budget < longest:
             raise ValueError(
                 f"token_budget={self._asked_budget} cannot hold one question of {longest} tokens: "

@@ -16,9 +16,10 @@ from torch.nn import Module
 from transformers import DynamicCache, GenerationMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from slimdown.measuring.engine.forward import is_out_of_memory, measuring, release_memory, windows
+from slimdown.measuring.engine.forward import is_out_of_memory, measuring, windows
 from slimdown.measuring.engine.probe import Probe, in_float32
 from slimdown.preparing.dequantize import free_bytes
+from slimdown.preparing.memory import release_memory
 
 
 @dataclass(frozen=True)
