@@ -64,19 +64,21 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--evaluate", action="store_true", help=evaluate)
     add_store(parser)
     options = parser.parse_args(given)
-    options.out = options.out.expanduser().absolute()
+    options.out, options.done = options.out.expanduser().absolute(), False
     return options
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """Write the merged model; a user's mistake ends in one message and exit code 1."""
     options = arguments(sys.argv[1:] if given is None else given)
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's small bars would tear our one
     try:
         with interruption.listening():
             _merge(options)
     except UserError as error:
         notes = getattr(error, "__notes__", [])
-        sys.exit("\n  ".join(["This run cannot be merged:", redact(str(error)), *notes]))
+        what = "The run is merged, and measuring it ends here:" if options.done else "This run cannot be merged:"
+        sys.exit("\n  ".join([what, redact(str(error)), *notes]))
     except KeyboardInterrupt as error:
         sys.stderr.write(f"Interrupted. {getattr(error, '__notes__', ['No half of a model is left.'])[-1]}\n")
         sys.exit(interruption.EXIT_CODE)
@@ -92,6 +94,8 @@ def _merge(options: argparse.Namespace) -> None:
             f"run {run.run_id} ({run.name}) was trained with method={method}: {reason}, and no weights can hold that; "
             "its adapter is loaded beside the base, as its card says"
         )
+    if method in (Method.last_layer, Method.full) and options.onto == "original":
+        raise UserError(f"--onto original: method={method} trained the weights themselves; leave it out")
     _check_folder(options.out)
     from slimdown.judging.findings import judge  # what merges takes seconds to import
     from slimdown.judging.holdout import open_part
@@ -102,13 +106,16 @@ def _merge(options: argparse.Namespace) -> None:
         base, tuned = (open_part(read_evaluation(store, run, model), run.holdout) for model in ("base", "tuned"))
         made = making(run)
         merged = _write(options, made, judge(base, tuned), folder)
+        options.done = True
         size = sum(file.stat().st_size for file in options.out.iterdir()) / 1e6
         console.print(
             f"{run.name}, merged, {merged.dtype}, {size:,.1f} MB: {options.out}", soft_wrap=True, markup=False
         )
         if options.evaluate:
             found = _measure(options.out, run, store, merged, Path(scratch))
-            changed = judge(tuned, found.after)
+            # Of unpacked 4-bit weights the way is that of plain ones, and so are the sums.
+            unpacked = replace(tuned, scoring_path=tuned.scoring_path.replace("-dequantized", ""))
+            changed = judge(unpacked, found.after)
             _write_card(options.out, made, found, replace(merged, before=changed))
             show_pair(run.name, options.out.name, changed)
 

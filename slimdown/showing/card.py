@@ -123,6 +123,8 @@ def _what(made: Making, merged: Merged | None) -> str:
     if not merged:
         kind = f"{base}{quantized} fine-tuned by" if _is_whole(made) else f"An adapter for {base}{quantized} trained by"
         return f"{kind} the method `{_method(made)}`, and measured before and after."
+    if _is_whole(made):
+        return f"{base} fine-tuned by the method `{_method(made)}`; in {merged.dtype}."
     if not quantized:
         onto = "its weights"
     elif merged.onto_original:
