@@ -11,7 +11,6 @@ from slimdown import __version__
 from slimdown.judging.findings import Findings
 from slimdown.judging.runs import Making
 from slimdown.settings.dataset import DatasetConfig
-from slimdown.settings.naming import section
 from slimdown.settings.schema import TRAINING
 from slimdown.settings.task_files import task_dataset
 from slimdown.showing import words
@@ -21,6 +20,7 @@ from slimdown.showing.table import in_markdown, write
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
+_WHERE = ("path", "name", "split", "revision")  # of a dataset
 _WHOLE = ("last_layer", "full")  # methods that leave a whole model
 
 
@@ -201,9 +201,10 @@ def _making(made: Making) -> list[str]:
         parts = [f"{key} `{value}`" for key in ("name", "split", "revision") if (value := getattr(dataset, key))]
         lines.append(f"- Rows of `{name}`: {where}{', ' + ', '.join(parts) if _is_of_hub(dataset) else ''}.")
     settings = [
-        f"{key}: {value}"
+        f"{key}: {' '.join(value.split())}"
         for key, value in sorted(made.run.params.items())
-        if key.partition(".")[0] in TRAINING and not key.startswith("dataset.")
+        if key.partition(".")[0] in TRAINING and value != "None"
+        if not (key.startswith("dataset.") and key.rpartition(".")[2] in _WHERE)
     ]
     return [
         *lines,
@@ -230,9 +231,11 @@ def _questions(made: Making, findings: Findings) -> Iterator[str]:
 
 
 def _datasets(made: Making) -> Iterator[tuple[str, DatasetConfig]]:
-    names = dict.fromkeys(key.split(".")[1] for key in made.run.params if key.startswith("dataset."))
-    for name in names:
-        yield name, section(made.run.params, f"dataset.{name}", DatasetConfig)
+    """Where the rows lay, by the datasets' names."""
+    params = made.run.params
+    for name in dict.fromkeys(key.split(".")[1] for key in params if key.startswith("dataset.")):
+        told: dict[str, Any] = {key: params.get(f"dataset.{name}.{key}", "None") for key in _WHERE}
+        yield name, DatasetConfig(**{key: value for key, value in told.items() if value != "None"})
 
 
 def _is_of_hub(dataset: DatasetConfig) -> bool:
