@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -177,6 +178,58 @@ def test_questions_of_two_benchmarks_are_counted_by_benchmark() -> None:
     assert [contamination.n_standing(name) for name in asked] == [1, 2, 1]
     assert [len(contamination.of(name)) for name in asked] == [1, 2, 2]
     assert {one.dataset for one in contamination.overlaps} == {"file"}
+
+
+class Task:
+    """As much of one of the harness's as says what is asked."""
+
+    def __init__(self, doc: dict[str, Any], prompt: str | int, target: Any, choices: list[str] | None = None) -> None:
+        self.doc, self.prompt, self.target, self.choices = doc, prompt, target, choices or []
+        self.config = SimpleNamespace(task="quiz")
+        self.OUTPUT_TYPE = "multiple_choice" if choices else "generate_until"
+        self.doc_to_text, self.doc_to_target = lambda doc: prompt, lambda doc: target
+        self.doc_to_choice = lambda doc: self.choices
+
+    def doc_iterator(self, **of: Any) -> Any:
+        return enumerate([self.doc])
+
+
+STEM, OPTIONS = "Which of these is prime?", ["four", "five", "six", "nine"]
+LISTED = f"{STEM}\nA. four\nB. five\nC. six\nD. nine\nAnswer:"
+
+
+@pytest.mark.parametrize(
+    ("task", "texts", "answers"),
+    [
+        (Task({"question": STEM, "choices": OPTIONS, "answer": 1}, LISTED, 1, list("ABCD")), (STEM,), ("five",)),
+        (Task({"question": STEM, "answer": "B", "label": "1"}, LISTED, "B"), (STEM,), ()),
+        (Task({"question": STEM, "o": OPTIONS}, f"Question: {STEM}\nAnswer:", 1, OPTIONS), (STEM,), ("five",)),
+        (Task({"q": {"stem": STEM}}, f"Q: {STEM}\nA:", ["five", "5"]), (f"Q: {STEM}\nA:",), ("five", "5")),
+        (
+            Task({"passage": "Five is prime.", "question": STEM}, f"Five is prime. {STEM}", "five"),
+            ("Five is prime.", STEM),
+            ("five",),
+        ),
+        (
+            Task({"label": "Cats", "ctx": "a cat sits", "query": "Cats: A cat sits"}, "Cats: A cat sits", 0, ["x y"]),
+            ("Cats: A cat sits",),
+            ("x y",),
+        ),
+        (
+            Task({"sentence": "She saw _ there.", "option1": "him"}, 0, "there.", ["She saw him", "She saw"]),
+            ("She saw _ there.",),
+            ("there.",),
+        ),
+        (Task({"page": "A long page."}, "", "A long page."), ("A long page.",), ("A long page.",)),
+    ],
+    ids=["letters", "a letter generated", "options", "nested", "a passage", "parts of a whole", "a blank", "a page"],
+)
+def test_a_questions_own_words_are_those_of_its_row(
+    task: Task, texts: tuple[str, ...], answers: tuple[str, ...], composed: Composed
+) -> None:
+    chosen = {"quiz": composed("benchmark=[pocket_cs]").benchmark["pocket_cs"]}
+    [question] = worded({"quiz": {"tasks": {"quiz": task}}}, chosen)["quiz"]
+    assert question == Question("quiz 0", texts, answers)
 
 
 # --- what becomes of it -------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The words of the questions themselves, as the harness's tasks have them: to be looked for in what is trained on."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,11 +37,17 @@ def _texts(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _answers(task: Any, doc: dict[str, Any]) -> Iterator[str]:
-    """The right answers; for the letter of a choice, what it stands for in a list of the row."""
+    """The right answers; for the number of a choice that is a letter, what it stands for in a list of the row.
+
+    A letter that is to be generated is left out: it stands for a choice too, and in most texts.
+    """
     targets = task.doc_to_target(doc)
     choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else []
     if all(len(choice) == 1 for choice in choices):
         lists = (value for value in doc.values() if isinstance(value, list) and len(value) == len(choices))
         choices = next(lists, [""] * len(choices))
     for target in targets if isinstance(targets, list) else [targets]:
-        yield str(choices[target] if isinstance(target, int) and choices else target)
+        if isinstance(target, int) and choices:
+            yield str(choices[target])
+        elif not re.fullmatch(r"\W*[^\W\d]\W*", str(target)):
+            yield str(target)
