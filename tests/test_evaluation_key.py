@@ -124,6 +124,7 @@ APART = {
     "tuned": "what is made of the base, by somebody else",
     "baseline": "whether the record is looked at",
     "tracking": "where the record is",
+    "rerun": "whether what is finished is made again",
 }
 FIELDS = [f"{section}.{field.name}" for section, schema in SECTIONS.items() for field in fields(schema)]
 
@@ -300,6 +301,7 @@ NO_ANSWERS = {
     "measuring/answers.py": "holds what was answered",
     "pocket/__init__.py": "rows and tasks, which are in by what is asked",
     "preparing/chat.py": "whether a template can be used; what it makes of a prompt is in by what is asked",
+    "preparing/digests.py": "makes the key",
     "preparing/dtype.py": "what dtype `auto` stands for, which is in as resolved",
     "preparing/hub.py": "what an error of the hub means",
     "preparing/identity.py": "makes the key",

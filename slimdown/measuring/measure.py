@@ -18,7 +18,7 @@ from slimdown.measuring.engine import Scoring
 from slimdown.measuring.harness import Evaluator
 from slimdown.measuring.validation import validation_loss
 from slimdown.preparing.dequantize import dequantizes
-from slimdown.preparing.identity import digest
+from slimdown.preparing.digests import digest
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.schema import BenchmarkConfig, EvaluationConfig, OnProgress, TrainConfig
 

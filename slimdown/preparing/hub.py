@@ -5,6 +5,7 @@ transformers takes an optional file for absent, and loads another tokenizer than
 `http_backoff` carries every request of hf_hub_download.
 """
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -17,16 +18,18 @@ from slimdown.guarding.errors import UserError
 
 _WAITS = (0.25, 0.5, 1.0, 2.0, 4.0, 4.0, 4.0, 4.0, 4.0)  # seconds between tries: ten in 24 s, as three in ten may fail
 _PATIENCE = 30.0  # seconds, where a try takes long
+_LITTLE_PATIENCE = 5.0  # for what can be done without
 _OVERLOADED = (500, 502, 503, 504)
 
 
 _answered: set[str] = set()  # the hosts that answered in this process: the hub and its helpers
 _silent: dict[str, str] = {}  # those that are asked no more inside the present `asking_hub`, and why
+_patience = [_PATIENCE]  # in the present one
 
 
 @contextmanager
-def asking_hub(what: str) -> Iterator[None]:
-    """Inside, requests that the hub answers with an error of its own, or not at all, are made again for half a minute.
+def asking_hub(what: str, patience: float = _PATIENCE) -> Iterator[None]:
+    """Inside, requests that the hub answers with an error of its own, or not at all, are made again for `patience`.
 
     After that the hub counts as offline to the end of the block, and what lies in the cache is used. The next block
     asks anew: a later job of a sweep has nothing to do with an outage that is over.
@@ -36,6 +39,7 @@ def asking_hub(what: str) -> Iterator[None]:
     """
     _ask_again()
     _silent.clear()
+    _patience[:] = [patience]
     try:
         yield
     except UserError:
@@ -46,6 +50,39 @@ def asking_hub(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {_reasons()}") from error
     if _silent.keys() & _answered:
         raise UserError(f"{what}: {_reasons()}")
+
+
+def commit_of(repo: str, revision: str, kind: str = "model") -> str:
+    """The commit that a branch or tag of a repository is at; asked once a process.
+
+    Where the hub does not say, the commit that the cache has of it.
+
+    Args:
+        repo: a hub id.
+        revision: a branch, tag or commit.
+        kind: model or dataset.
+
+    Raises:
+        OSError: nobody knows.
+    """
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    try:
+        return _asked_commit(repo, revision, kind)
+    except Exception:  # offline, gated, gone: loading says so
+        cached = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type=kind), "refs", revision)
+        return cached.read_text().strip()
+
+
+@cache
+def _asked_commit(repo: str, revision: str, kind: str) -> str:
+    from huggingface_hub import HfApi
+
+    with asking_hub(repo, _LITTLE_PATIENCE):
+        return str(HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=10).sha)
 
 
 def _reasons() -> str:
@@ -86,7 +123,7 @@ def _ask_again() -> None:
                     response.close()
                     problem = f"HTTP {response.status_code}"
                 seconds = time.monotonic() - started
-                if wait is None or seconds + wait > _PATIENCE:
+                if wait is None or seconds + wait > _patience[0]:
                     _silent[host] = f"{problem} from {host} for {seconds:.0f} s"
                     raise OfflineModeIsEnabled(_reasons())
                 _tell(f"The hub does not answer for now ({problem} from {host}); asking again ...")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from slimdown.preparing.digests import digest
 from slimdown.preparing.dtype import kernels
 
 # Where something came from; what came from there is in by its content.
@@ -48,11 +49,6 @@ def identify(model: Any, tokenizer: Any, weights: str | None = None) -> dict[str
         "arithmetic": _arithmetic(model.device),
         "versions": {package: version(package) for package in packages},
     }
-
-
-def digest(identity: Any) -> str:
-    """32 hex digits of a JSON-able object; equal wherever and whenever the object is equal."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=_plain).encode()).hexdigest()[:32]
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -93,7 +89,3 @@ def _arithmetic(device: torch.device) -> dict[str, Any]:
 
 def _without(settings: dict[str, Any], left_out: frozenset[str]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in left_out}
-
-
-def _plain(value: Any) -> Any:
-    return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)

@@ -3,7 +3,6 @@
 The base stays as it was published: nothing here changes a weight beyond quantizing it.
 """
 
-import hashlib
 import json
 import logging
 import time
@@ -18,9 +17,10 @@ import torch
 from slimdown.guarding.errors import UserError
 from slimdown.preparing.causal import CausalModel
 from slimdown.preparing.dequantize import free_bytes
+from slimdown.preparing.digests import digest, folder_digest
 from slimdown.preparing.dtype import auto_dtype
 from slimdown.preparing.hub import asking_hub, licence_of
-from slimdown.preparing.identity import digest, identify
+from slimdown.preparing.identity import identify
 from slimdown.preparing.sizes import count_parameters, published_shape, quantized_outline, weight_sizes
 from slimdown.settings.schema import Device, Dtype, ModelConfig, QuantizationConfig
 
@@ -314,21 +314,11 @@ def _weight_files(config: ModelConfig, architecture: Any) -> list[str]:
 def resolved_revision(source: str, revision: str) -> str:
     """The hub's commit, which names the cache folder that the files lie in; for a local folder a digest."""
     if Path(source).is_dir():
-        return f"sha256:{_folder_digest(Path(source))}"
+        return f"sha256:{folder_digest(Path(source))}"
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(source, "config.json", revision=revision)
     return Path(cached).parent.name if isinstance(cached, str) else revision
-
-
-def _folder_digest(folder: Path) -> str:
-    """A digest of what a local model is: config, weights, tokenizer, templates."""
-    digest = hashlib.sha256()
-    read = (".safetensors", ".json", ".jinja", ".model", ".txt")
-    for file in sorted(file for file in folder.iterdir() if file.suffix in read and file.is_file()):
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def _explain(config: ModelConfig, error: Exception) -> str:

@@ -4,6 +4,7 @@ MLflow is imported where it is used: it takes 1.5 seconds.
 """
 
 import hashlib
+import itertools
 import logging
 import os
 import ssl
@@ -13,13 +14,13 @@ import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from slimdown.guarding.disk import cache_folder, disk_full
 from slimdown.guarding.errors import UserError
@@ -127,11 +128,25 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 @contextmanager
-def lock(config: TrackingConfig, key: str) -> Iterator[None]:
+def saving_work(config: TrackingConfig, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """`lock`, or where there is none to be had nothing: it saves work and no more, and some may be done twice."""
+    with ExitStack() as stack:
+        with suppress(Exception):
+            stack.enter_context(lock(config, key, waiting))
+        yield
+
+
+@contextmanager
+def lock(config: TrackingConfig, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Held by one process at a time: in the database of a PostgreSQL store, else in a file.
 
     Both are freed by the system when their owner dies. A server's database is not ours to lock in: there the file
     serves the jobs of one machine.
+
+    Args:
+        config: the store.
+        key: what is locked.
+        waiting: called once where another process holds it.
 
     Raises:
         OSError, SQLAlchemyError: the database is gone.
@@ -139,7 +154,13 @@ def lock(config: TrackingConfig, key: str) -> Iterator[None]:
     if not config.uri.startswith("postgresql"):
         folder = _lock_folder(config.uri)
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{key}.lock"):
+        file = FileLock(folder / f"{key}.lock")
+        try:
+            held = file.acquire(timeout=0)
+        except Timeout:
+            waiting()
+            held = file.acquire()
+        with held:
             yield
         return
     from sqlalchemy import text
@@ -148,7 +169,11 @@ def lock(config: TrackingConfig, key: str) -> Iterator[None]:
     ask = text("SELECT pg_try_advisory_lock(:number)")
     database = within(_MOST_SECONDS, lambda: _connected(config.uri))
     try:
-        while not within(_MOST_SECONDS, lambda: database.scalar(ask, {"number": number})):
+        for n_asked in itertools.count():
+            if within(_MOST_SECONDS, lambda: database.scalar(ask, {"number": number})):
+                break
+            if not n_asked:
+                waiting()
             time.sleep(0.2)
         yield
     finally:

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 
 from slimdown.guarding.interruption import undisturbed
 from slimdown.measuring.answers import BenchmarkEvaluation, DamagedSamples, read_samples
-from slimdown.recording.connection import lock, search
+from slimdown.recording.connection import saving_work, search
 from slimdown.recording.names import Tag
 from slimdown.recording.outage import StoreGone
 from slimdown.recording.write import TrackedRun
@@ -81,14 +81,9 @@ class EvaluationRecord:
         self._tell = tell
         self.sources: dict[str, str] = {}  # by benchmark: the run that holds the evaluation
 
-    @contextmanager
-    def lock(self, key: str) -> Iterator[None]:
+    def lock(self, key: str) -> AbstractContextManager[None]:
         """Held while an evaluation is looked up or made; the system frees it when its owner dies."""
-        with ExitStack() as stack:
-            # The lock saves work and no more: where there is none to be had, an evaluation may be made twice.
-            with suppress(Exception):
-                stack.enter_context(lock(self._config, key))
-            yield
+        return saving_work(self._config, key)
 
     def find(self, name: str, key: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
         """The evaluation of this key, read as `benchmark` says, or None where there is none."""

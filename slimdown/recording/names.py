@@ -37,6 +37,7 @@ class Tag(StrEnum):
 
     kind = "slimdown.kind", "`tuned`, or `baseline`: a run that holds a base's evaluations"
     sweep = "slimdown.sweep", "what the runs that one command started have in common"
+    run_key = "slimdown.run_key", "a digest of all that the result depends on: a command that comes to it is skipped"
     seed = "slimdown.seed", "the setting `seed`"
     git_commit = "slimdown.git_commit", "of the folder that the run was started in; `-dirty` where files differ from it"
     error = "slimdown.error", "of a failed run, what ended it"

@@ -5,7 +5,7 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,6 +32,7 @@ class About:
     overrides: list[str]  # what the command line changed
     folder: Path  # scratch space of this run
     sweep: str | None = None  # what the runs that one command started have in common
+    on_opened: Callable[[str], None] = lambda run_id: None  # told the run's id as soon as it has one
     environment: dict[str, Any] = field(default_factory=lambda: environment())
     tags: Mapping[str, str] = field(default_factory=dict)  # of the run, besides
 

@@ -38,6 +38,7 @@ def opened_run(config: RunConfig, about: "About", opening: AbstractContextManage
             with opening:
                 tracked = TrackedRun(config.tracking, about.name, kind="tuned", tags=tags)
             until_closed.enter_context(tracked)
+        about.on_opened(tracked.run_id)
         files = {
             "config.yaml": about.config_yaml,
             "overrides.txt": "\n".join(about.overrides) + "\n",

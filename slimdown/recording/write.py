@@ -7,7 +7,9 @@ through one client of its own, never through MLflow's global state.
 import json
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import wraps
 from math import isfinite
 from pathlib import Path
@@ -180,7 +182,7 @@ class TrackedRun:
         """Mark how the run ended; returns why the store refuses, None where it does not."""
         status = _status(end)
         steps: list[Callable[[], object]] = [self._flush]
-        if status == "FAILED":
+        if status == "FAILED" and end is not None:
             reason = redact(f"{type(end).__name__}: {end}")[:5000]
             steps.append(lambda: self._client.set_tag(self.run_id, Tag.error, reason))
         steps.append(lambda: self._client.set_terminated(self.run_id, status))
@@ -192,6 +194,10 @@ class TrackedRun:
                 raise
             except Exception as error:
                 refused = error
+        if status == "FAILED" and refused is None:
+            with suppress(Exception):  # the reason is in the tag
+                told = "".join(traceback.format_exception(end))
+                self._client.log_text(self.run_id, redact(told), "traceback.txt")
         return refused
 
     def _ending(self, end: BaseException, refused: Exception | None) -> str:
@@ -390,4 +396,4 @@ def _status(end: BaseException | None) -> str:
     """How a run that ends so is marked."""
     if end is None:
         return "FINISHED"
-    return "FAILED" if isinstance(end, Exception) else "KILLED"
+    return "KILLED" if isinstance(end, KeyboardInterrupt) else "FAILED"

@@ -20,7 +20,7 @@ from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -33,6 +33,7 @@ from slimdown.settings.load import load_config
 from slimdown.settings.row_files import RowError
 from slimdown.settings.rows import check_file
 from slimdown.settings.schema import TRAINING, RunConfig
+from slimdown.settings.sweeps import swept_values
 from slimdown.settings.task_files import task_problem
 
 _MOST_RUNS = 1_000  # of one command
@@ -72,12 +73,6 @@ def read_command_line(arguments: list[str]) -> CommandLine:
         checkable=not (other_job or other_config),
         is_sweep=given.multirun or "hydra.mode=MULTIRUN" in given.overrides,
     )
-
-
-def swept_keys(arguments: list[str]) -> tuple[str, ...]:
-    """The settings of a command line that have several values: what a sweep varies."""
-    parsed = OverridesParser.create().parse_overrides(read_command_line(arguments).overrides)
-    return tuple(override.get_key_element().lstrip("+~") for override in parsed if override.is_sweep_override())
 
 
 def check_command_line(arguments: list[str]) -> None:
@@ -197,10 +192,7 @@ def _swept(override: Override, folders: tuple[Path, ...]) -> tuple[int, list[str
             raise ValueError("a range needs a step other than 0")
         n = max(0, ceil((sweep.stop - sweep.start) / sweep.step))
         return n, list(dict.fromkeys(str(value) for value in (sweep.start, sweep.start + (n - 1) * sweep.step)))[:n]
-    if isinstance(sweep, Glob):
-        values = sweep.filter(group_choices(override.key_or_group, folders))
-    else:
-        values = list(override.sweep_string_iterator())
+    values = swept_values(override, folders)
     return len(values), values
 
 

@@ -23,9 +23,13 @@ def flatten(config: RunConfig) -> dict[str, object]:
             flat[prefix[:-1]] = node
 
     walk(OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True), "")
-    idle = TRAINING if config.tuned is not None else ("tuned",) if config.method.is_lora else ("tuned", "lora")
+    idle: tuple[str, ...] = (
+        TRAINING if config.tuned is not None else ("tuned",) if config.method.is_lora else ("tuned", "lora")
+    )
     unset = [key for key, value in flat.items() if key.startswith("method.") and value is None]
-    return {key: value for key, value in flat.items() if key not in unset and key.partition(".")[0] not in idle}
+    return {
+        key: value for key, value in flat.items() if key not in unset and key.partition(".")[0] not in (*idle, "rerun")
+    }
 
 
 def section(flat: Mapping[str, object], prefix: str, kind: type[_Section]) -> _Section:
@@ -58,7 +62,7 @@ def run_name(model: str, overrides: list[str], swept: tuple[str, ...] = ()) -> s
     >>> run_name("smollm2", ["model=smollm2", "dataset=alpaca", "benchmark.gsm8k.limit=8", "lora.r=4"], ("lora.r",))
     'smollm2 lora.r=4 dataset=alpaca'
     """
-    unshown = ("model=", "benchmark", "evaluation.", "baseline.", "tracking.", "hydra")
+    unshown = ("model=", "benchmark", "evaluation.", "baseline.", "tracking.", "rerun=", "hydra")
     changes = [o for o in (override.lstrip("+") for override in overrides) if not o.startswith(unshown)]
     changes.sort(key=lambda o: o.partition("=")[0] not in swept)  # stable: the order of the command line otherwise
     # What differs in a path is its end.

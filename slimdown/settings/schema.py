@@ -323,6 +323,7 @@ class RunConfig:
     # what somebody else made of the base: a folder, or a hub id[@revision]; then nothing is trained
     tuned: str | None = None
     seed: int = ranged(NOT_NEGATIVE)
+    rerun: bool = MISSING  # make a run again that is finished
 
     @property
     def given(self) -> TunedConfig | None:

@@ -1,10 +1,10 @@
 """What a person reads on the console: the plan before a run, its progress, its findings, and where they are kept."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -21,11 +21,14 @@ from rich.text import Text
 from slimdown.guarding.redaction import redact
 from slimdown.judging.budget import Judgement, Outcome, overall
 from slimdown.judging.findings import Findings
+from slimdown.judging.runs import RecordedRun
 from slimdown.settings.schema import Engine, RunConfig
 from slimdown.showing import words
 from slimdown.showing.findings import Pair, findings_table, pairs_table
+from slimdown.showing.sweep import Sweep, headline
 from slimdown.showing.table import show
 
+_below_bars: list[Callable[[], str]] = []  # lines that every bar shows below it
 console = Console(highlight=False, width=None if Console().is_terminal else 120)
 
 
@@ -96,6 +99,25 @@ class Bar:
         self._progress.update(self._task, completed=done, total=total, note=note)
 
 
+def show_job(sweep: Sweep) -> None:
+    """Print which job of a sweep begins, and the time left; from now on every bar shows it, too."""
+    console.print(f"\n{escape(sweep.progress)}", style="bold", soft_wrap=True)
+    _below_bars[:] = [lambda: sweep.progress]
+
+
+def show_sweep(sweep: Sweep) -> None:
+    """Print what became of the jobs."""
+    show(sweep.table(), console)
+
+
+def show_skipped(run: RecordedRun, sweep: Sweep | None = None) -> None:
+    """Print in a line that an equal run is finished, and what it found."""
+    which = f"{sweep.at_hand}, " if sweep else ""
+    advice = "" if sweep else "; rerun=true makes it again"
+    line = f"{which}finished before: run {run.run_id}, {headline(run.changes)}{advice}"
+    console.print(escape(line), soft_wrap=True)
+
+
 def show_findings(findings: Findings) -> None:
     """Print the table of findings, what they say in words, and how to read them."""
     table = findings_table(findings)
@@ -140,8 +162,19 @@ def show_judgements(judged: Sequence[Judgement], console: Console) -> None:
     console.print("Of this checkpoint, for questions like these where no subjects are named.", style="dim")
 
 
+class _Progress(Progress):
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, and what stands below every bar."""
+        yield from super().get_renderables()
+        yield from (Text(line(), style="dim") for line in _below_bars)
+
+    def stop(self) -> None:
+        """End it; rich would leave an empty line in a log (15.0)."""
+        self.live.stop()
+
+
 def _bar(transient: bool) -> Progress:
-    return Progress(
+    return _Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),

@@ -18,7 +18,8 @@ from slimdown.measuring.rows_apart import attention_by_row
 from slimdown.measuring.validation import validation_loss
 from slimdown.preparing.contamination import Contamination
 from slimdown.preparing.dequantize import dequantized, dequantizes
-from slimdown.preparing.identity import digest, identify
+from slimdown.preparing.digests import digest
+from slimdown.preparing.identity import identify
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.method import MethodConfig
 from slimdown.settings.schema import Engine, LoraConfig, OnProgress, TrainConfig

@@ -11,7 +11,8 @@ from typing import Any
 
 from slimdown.guarding.errors import UserError
 from slimdown.measuring.measure import Record
-from slimdown.preparing.identity import digest, identify
+from slimdown.preparing.digests import digest
+from slimdown.preparing.identity import identify
 from slimdown.preparing.memory import release_memory
 from slimdown.preparing.model import (
     LoadedModel,

@@ -1,0 +1,129 @@
+"""What is done already: the key of a run, and the finished run of this key in the record.
+
+Imports neither torch nor, for a local store, MLflow: a sweep of which everything is finished ends in seconds.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from slimdown.judging.runs import RecordedRun
+from slimdown.pocket import TASKS_DIR
+from slimdown.preparing.digests import digest, file_digest, folder_digest
+from slimdown.preparing.hub import commit_of
+from slimdown.recording.connection import saving_work, within
+from slimdown.recording.names import Tag
+from slimdown.recording.read import find_runs
+from slimdown.settings.naming import flatten
+from slimdown.settings.schema import Engine, ModelConfig, RunConfig, TrackingConfig
+
+_MOST_SECONDS = 30  # that a store may take to say what is finished
+# The settings that no result depends on. Nor is it in the key on which machine a run was made, with how many threads,
+# on what processor: its sums are rounded otherwise there, and whoever shares a store shares what is finished.
+NOT_IN_KEY = {
+    "tracking.uri": "where the record goes",
+    "tracking.experiment": "what the record is called; a run is looked for in its own experiment",
+    "tracking.wait": "how long a silent server is waited for",
+    "baseline.reuse": "an evaluation that is found is the one that would be made",
+    "rerun": "whether what is finished is made again",
+}
+_PACKAGES = (
+    "accelerate", "bitsandbytes", "datasets", "lm-eval", "numpy", "peft", "scipy", "tokenizers", "torch",
+    "transformers", "trl",
+)  # fmt: skip
+_UNSLOTHS = ("unsloth", "unsloth_zoo")
+# What a run is made of, with all that they import; not the rooms that check, write down and show.
+PAGE = (
+    "experiment.py", "settings/dataset.py", "settings/row_files.py", "settings/rows.py", "training/unsloth_process.py",
+)  # fmt: skip
+NO_NUMBER = ("guarding", "pocket", "recording", "settings", "showing")
+
+
+def run_key(config: RunConfig) -> str:
+    """A digest of everything that a run's result depends on; empty where a file or a commit cannot be had.
+
+    Settings are in it unless `NOT_IN_KEY` says why not; models and rows by what they hold and not by where they lie,
+    on the hub by the commit; the packages that numbers come from by their versions, and our own modules by their text.
+    """
+    settings = {key: value for key, value in flatten(config).items() if key not in NOT_IN_KEY}
+    packages = _PACKAGES + (_UNSLOTHS if config.tuned is None and config.train.engine is Engine.unsloth else ())
+    try:
+        settings |= _content("model.", config.model)
+        if given := config.given:
+            settings |= _content("tuned.", given)
+            del settings["tuned"]
+        for name, dataset in config.dataset.items():
+            key = f"dataset.{name}."
+            if dataset.file:
+                settings |= {f"{key}path": dataset.file.suffix.lower() + file_digest(dataset.file)}
+            else:
+                settings |= {f"{key}revision": commit_of(dataset.path, dataset.revision, "dataset")}
+        parts = {
+            "settings": settings,
+            "order of datasets": list(config.dataset),
+            "versions": {package: _version(package) for package in packages},
+            "code": code_digest(),
+        }
+    except OSError:
+        return ""
+    return digest(parts)
+
+
+def _content(key: str, model: ModelConfig) -> dict[str, object]:
+    if model.folder:
+        return {f"{key}id": folder_digest(model.folder), f"{key}revision": None}
+    return {f"{key}id": model.id, f"{key}revision": commit_of(model.id, model.revision)}
+
+
+@cache
+def _version(package: str) -> str:
+    with suppress(PackageNotFoundError):
+        return version(package).partition("+")[0]  # torch's build, for this or that device, is where it runs
+    return ""
+
+
+@cache
+def code_digest() -> str:
+    """A digest of the modules that a run's numbers come from, and of the embedded tasks."""
+    return digest([sources(), {file.name: file_digest(file) for file in TASKS_DIR.iterdir() if file.is_file()}])
+
+
+def sources() -> dict[str, str]:
+    """The text of each module that a run's numbers come from, by its file."""
+    root = Path(__file__).parents[1]
+    waiting, texts = list(PAGE), dict[str, str]()
+    while waiting:
+        if (name := waiting.pop()) in texts:
+            continue
+        texts[name] = (root / name).read_text(encoding="utf-8")
+        for module in re.findall(r"^\s*from slimdown\.([\w.]+) import", texts[name], re.MULTILINE):
+            if module.partition(".")[0] not in NO_NUMBER:
+                place = module.replace(".", "/")
+                waiting.append(f"{place}.py" if (root / f"{place}.py").is_file() else f"{place}/__init__.py")
+    return texts
+
+
+def finished(config: TrackingConfig, key: str) -> RecordedRun | None:
+    """The newest finished run of this key in the experiment; None where there is none, or the store does not say."""
+    if not key:
+        return None
+    with suppress(Exception):  # no such experiment yet; or a store that is gone, as the run's start will say
+        found = within(_MOST_SECONDS, lambda: find_runs(config, [config.experiment], tags={Tag.run_key: key}))
+        return next((run for run in found if run.status == "FINISHED"), None)
+    return None
+
+
+@contextmanager
+def finished_or_alone(config: RunConfig, key: str, waiting: Callable[[], None]) -> Iterator[RecordedRun | None]:
+    """The finished run of this key; else None, and as long as the block lasts no other process makes one.
+
+    Where another process is at it, it is waited for, after a call of `waiting`. With `rerun` none is looked for.
+    """
+    if not config.rerun and (run := finished(config.tracking, key)):
+        yield run
+        return
+    with saving_work(config.tracking, f"run-{key}", waiting) if key else nullcontext():
+        yield None if config.rerun else finished(config.tracking, key)

@@ -1,0 +1,128 @@
+"""A sweep as a whole: how far it is, what became of each job, and the table that it ends with."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from math import nan
+from statistics import median
+
+from slimdown.judging.runs import RecordedChanges
+from slimdown.showing import words
+from slimdown.showing.table import Cell, Column, Row, Table
+
+
+class State(StrEnum):
+    finished = "finished"
+    skipped = "skipped"  # an equal run is finished
+    failed = "failed"
+    interrupted = "interrupted"
+    to_do = "still to do"
+
+
+@dataclass
+class Job:
+    """One run of a command, told what it becomes as it goes."""
+
+    name: str  # what it sets that the other jobs set otherwise
+    state: State = State.to_do
+    key: str = ""  # equal runs have one
+    run_id: str = ""
+    what: str = ""  # what it found, or why it failed
+    objective: float = nan  # mean change of the retained benchmarks
+
+    def found(self, state: State, changes: RecordedChanges) -> None:
+        """It has findings, its own or those of an equal run."""
+        self.state, self.what = state, headline(changes)
+        self.objective = changes.mean_retained_change.value
+
+
+class Sweep:
+    """The jobs of one command, one after the other."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """Begin none yet; `names` are those of the jobs, as far as they are known beforehand."""
+        self.jobs = [Job(name) for name in names]
+        self._number, self._began = 0, 0.0  # of the job at hand
+        self._seconds: list[float] = []  # of the jobs that were made
+
+    def begin(self, number: int) -> Job:
+        """The job of this number, counted from 0, which begins now and ends the one before."""
+        self.jobs += [Job("") for _ in range(number + 1 - len(self.jobs))]  # a sweeper of its own asks for more
+        self._number, self._began = number, time.monotonic()
+        return self.jobs[number]
+
+    def end(self) -> None:
+        """The job at hand has ended."""
+        if self.jobs[self._number].state is State.finished:
+            self._seconds.append(time.monotonic() - self._began)
+
+    def take_equal(self, job: Job) -> str:
+        """Give a job the end of an equal one that ended before, and say so; empty where there is none."""
+        for number, other in enumerate(self.jobs[: self._number], start=1):
+            if job.key and other.key == job.key:
+                state = State.failed if other.state is State.failed else State.skipped
+                job.state, job.run_id, job.what, job.objective = state, other.run_id, other.what, other.objective
+                return f"{self.at_hand}, equal to job {number}, which is {other.state}: {other.what}"
+        return ""
+
+    @property
+    def at_hand(self) -> str:
+        """Which job it is at."""
+        job = self.jobs[self._number]
+        return f"job {self._number + 1} of {len(self.jobs)}" + (f", {job.name}" if job.name else "")
+
+    @property
+    def progress(self) -> str:
+        """Which job it is at, and the time left where a job has been timed."""
+        if not self._seconds:
+            return self.at_hand
+        left = median(self._seconds) * (len(self.jobs) - self._number) - (time.monotonic() - self._began)
+        return f"{self.at_hand}, about {roughly(max(left, 0.0))} left"
+
+    def table(self) -> Table:
+        """What became of each job: finished, skipped, failed and why, and what is still to do."""
+        columns = (
+            Column("job", is_number=True),
+            Column("settings", widest=40),
+            Column("state"),
+            Column("run"),
+            Column("what became of it", widest=60),
+        )
+        rows = tuple(
+            Row((Cell(f"{number}"), Cell(job.name), Cell(job.state), Cell(job.run_id[:8]), Cell(job.what)))
+            for number, job in enumerate(self.jobs, start=1)
+        )
+        counts = Counter(job.state for job in self.jobs)
+        told = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+        if len(rows) > counts[State.finished] + counts[State.skipped]:
+            told += "; the same command makes what is not finished"
+        elif counts[State.skipped]:
+            told += "; rerun=true makes again what was skipped"
+        return Table("", columns, rows, f"{words.plural(len(rows), 'job')}: {told}.")
+
+
+def headline(changes: RecordedChanges) -> str:
+    """The verdicts of a run in short.
+
+    >>> from slimdown.judging.paired import Estimate
+    >>> from slimdown.judging.runs import RecordedChange
+    >>> headline(RecordedChanges({"gsm8k": RecordedChange(Estimate(-0.031, 0.01, -0.05, -0.01), verdict="forgotten")}))
+    'gsm8k −3.1 forgotten'
+    """
+    return ", ".join(
+        f"{name} {words.points(change.change)[0]} {change.verdict}".rstrip()
+        for name, change in changes.benchmarks.items()
+    )
+
+
+def roughly(seconds: float) -> str:
+    """Seconds that are not known well, in one unit.
+
+    >>> roughly(34), roughly(840), roughly(10_000)
+    ('30 s', '14 min', '2.8 h')
+    """
+    if seconds < 90:
+        return f"{10 * round(seconds / 10)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
