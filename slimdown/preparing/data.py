@@ -6,8 +6,9 @@ Knows nothing of models except the tokenizer's chat template and end-of-sequence
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
@@ -123,6 +124,8 @@ def load_data(chosen: dict[str, DatasetConfig], seed: int, tokenizer: Any) -> Sf
     if weights:
         shares = (np.array(weights) / sum(weights)).tolist()
         train = interleave_datasets(list(trains), probabilities=shares, seed=seed)
+        drawn = Counter(name for batch in batches(train.select_columns("dataset")) for name in batch["dataset"])
+        sources = tuple(replace(source, n_train=drawn[source.name]) for source in sources)
     else:
         train = concatenate_datasets(list(trains))
     validation = concatenate_datasets(list(validations))

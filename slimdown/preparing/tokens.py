@@ -54,8 +54,8 @@ class Encoder:
         texts = [i for i, example in enumerate(examples) if not example.get("messages")]
         if texts and self._config.assistant_only_loss:
             raise UserError(
-                f"train.assistant_only_loss=true: dataset.{examples[texts[0]]['dataset']} holds no messages, so "
-                "nothing says what the assistant's part is; use train.completion_only_loss=true"
+                f"train.assistant_only_loss=true: dataset.{examples[texts[0]]['dataset']} holds no messages; use "
+                "train.completion_only_loss=true"
             )
         for indices, encode in ((texts, self._texts), (chats, self._chats)):
             if indices:
@@ -72,27 +72,34 @@ class Encoder:
 
     def _chats(self, examples: list[dict[str, Any]]) -> list[Tokens]:
         conversations = [example["messages"] for example in examples]
-        written = {"return_dict": True, **self._template, **ONE_DAY}
         masks: list[list[int] | None] = [None] * len(examples)
         if not self._config.assistant_only_loss:
-            ids = self._tokenizer.apply_chat_template(conversations, **written)["input_ids"]
+            ids = self._written(conversations)["input_ids"]
         elif self._is_marked:
-            marked = self._tokenizer.apply_chat_template(conversations, return_assistant_tokens_mask=True, **written)
+            marked = self._written(conversations, return_assistant_tokens_mask=True)
             ids, masks = marked["input_ids"], marked["assistant_masks"]
         else:
             spans = [self._spans(example) for example in examples]
-            offsets = {"return_offsets_mapping": True}
-            mapped = self._tokenizer.apply_chat_template(conversations, tokenizer_kwargs=offsets, **written)
+            mapped = self._written(conversations, tokenizer_kwargs={"return_offsets_mapping": True})
             ids = mapped["input_ids"]
             masks = [_overlapping(*both) for both in zip(mapped["offset_mapping"], spans, strict=True)]
         asked = self._with_prompt_needed(ids, [e.get("n_prompt") is not None for e in examples])
         prompts = [conversations[i][: examples[i]["n_prompt"]] for i in asked]
-        prompt_ids: list[list[int]] = []
-        if asked:
-            prompt_ids = self._tokenizer.apply_chat_template(prompts, add_generation_prompt=True, **written)[
-                "input_ids"
-            ]
+        prompt_ids = self._written(prompts, add_generation_prompt=True)["input_ids"] if asked else []
         return self._labelled(ids, masks, dict(zip(asked, prompt_ids, strict=True)))
+
+    def _written(self, conversations: list[Any], **settings: Any) -> Any:
+        """The tokens of conversations in the chat template's words.
+
+        Raises:
+            UserError: the template fails, or the tokenizer cannot say where a token comes from.
+        """
+        settings = {"return_dict": True, **self._template, **ONE_DAY, **settings}
+        try:
+            return self._tokenizer.apply_chat_template(conversations, **settings)
+        except Exception as error:  # the publisher's program: whatever it raises
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(f"the tokenizer's chat template does not take the rows' messages ({reason})") from None
 
     def _with_prompt_needed(self, ids: list[list[int]], has_prompt: list[bool]) -> list[int]:
         """Of which examples the prompt's length counts: it is not trained on, or may be all that is left."""
@@ -117,7 +124,18 @@ class Encoder:
 
         Exact where the template writes every turn as it does when no other follows, which is looked at here.
         """
-        turns = example["messages"]
+        turns, place = example["messages"], f"dataset.{example['dataset']} row {example['row']}"
+        try:
+            return self._added(turns)
+        except ValueError as error:
+            raise UserError(f"train.assistant_only_loss=true: {place}: {error}") from None
+
+    def _added(self, turns: list[dict[str, str]]) -> list[tuple[int, int]]:
+        """From where to where each of the assistant's turns goes in the whole.
+
+        Raises:
+            ValueError: the template fails, or goes back on what it wrote.
+        """
         whole = rendered(self._tokenizer, turns)
         spans = []
         for i, turn in enumerate(turns):
@@ -125,11 +143,10 @@ class Encoder:
                 before = rendered(self._tokenizer, turns[:i], add_generation_prompt=True) if i else None
                 after = rendered(self._tokenizer, turns[: i + 1])
                 if before is None or not after.startswith(before) or not whole.startswith(after):
-                    raise UserError(
-                        f"train.assistant_only_loss=true: dataset.{example['dataset']} row {example['row']}: the chat "
-                        "template has no {% generation %}, and writes a turn otherwise once another follows, so what "
-                        "the assistant says cannot be told apart; leave it out, or use a copy of the model whose "
-                        "template marks it"
+                    raise ValueError(
+                        "the chat template has no {% generation %}, and writes a turn otherwise once another follows, "
+                        "so what the assistant says cannot be told apart; leave the setting out, or use a copy of the "
+                        "model whose template marks it"
                     )
                 spans.append((len(before), len(after)))
         return spans

@@ -180,8 +180,9 @@ class _Ahead:
             try:
                 value, end = _json(_DECODER.raw_decode, self._text, self._at)
             except json.JSONDecodeError as error:
+                problem = _problem(error, self._lines, self._columns)
                 if len(self._text) - self._at > _LONGEST or not self._more():
-                    raise _problem(error, self._lines, self._columns) from None
+                    raise problem from None
             else:
                 if end < len(self._text) or not self._more():  # a number may go on
                     self._at = end
