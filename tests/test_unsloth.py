@@ -90,9 +90,9 @@ def test_what_it_would_do_otherwise_is_refused_before_the_base_is_measured(
 ) -> None:
     config = composed(*SMALL, "quantization=none", "train.engine=unsloth", setting)
     base = load_model(config.model, config.quantization)
-    rows = prepare_rows(base, load_data(config.dataset, config.seed, base.tokenizer), config.train).train
+    rows = prepare_rows(base, load_data(config.dataset, config.seed, base.tokenizer), config.train)
     with pytest.raises(UserError) as refused:
-        UnslothProcess(base, adapter_config(config.method, config.lora), rows, config.train, config.seed)
+        UnslothProcess(base, adapter_config(config.method, config.lora), rows.train, config.train, config.seed)
     assert answer in str(refused.value)
     assert children() == []
 
@@ -185,7 +185,7 @@ def test_it_ends_with_the_run(number: int, store: MlflowClient, tmp_path: Path) 
             time.sleep(0.2)
         (other,) = children()
         os.kill(run.pid, number)
-        _, said = run.communicate(timeout=60)
+        _, said = run.communicate(timeout=120)
     gone, still = psutil.wait_procs([other], timeout=20)
     assert still == []
     assert len(gone) == 1

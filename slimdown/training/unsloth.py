@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from slimdown.guarding.errors import UserError
+from slimdown.guarding.interruption import stop_if_interrupted
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.schema import ModelConfig, TrainConfig
 from slimdown.training.steps import Note, Steps
@@ -108,6 +109,7 @@ class UnslothProcess:
         try:
             self._say(b"go\n")
             while "step" in (answer := self._answer()):
+                stop_if_interrupted()  # no forward of a model is made here that would look
                 note(answer["step"], answer["of"], answer["values"])
             adapter = Path(self._folder.name, "adapter")
             return peft.PeftModel.from_pretrained(self._base.model, str(adapter), is_trainable=True), Steps(**answer)
