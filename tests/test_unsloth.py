@@ -56,6 +56,24 @@ def test_where_unsloth_is_not_installed_that_is_said_at_once(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_installation_that_does_not_load_is_told_in_one_line(
+    composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "unsloth.py").write_text("raise ImportError('it wants\\nanother torch')")
+    monkeypatch.syspath_prepend(tmp_path)  # of this process, and of the other
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    config = composed(*SMALL, "train.engine=unsloth")
+    base = load_model(config.model, config.quantization)
+    rows = prepare_rows(base, load_data(config.dataset, config.seed, base.tokenizer), config.train)
+    with pytest.raises(UserError) as refused:
+        UnslothProcess(base, adapter_config(config.method, config.lora), rows.train, config.train, config.seed)
+    assert str(refused.value) == (
+        "train.engine=unsloth: Unsloth cannot train anything here (ImportError: it wants another torch); "
+        "set train.engine=trl"
+    )
+    assert children() == []
+
+
 @pytest.mark.unsloth
 @pytest.mark.parametrize(
     ("setting", "answer"),

@@ -118,11 +118,9 @@ class UnslothProcess:
 
     def _say(self, message: bytes) -> None:
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # its answer, or that there is none, says why
             self._process.stdin.write(message)
             self._process.stdin.flush()
-        except BrokenPipeError:
-            raise UserError(self._why_it_ended()) from None
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

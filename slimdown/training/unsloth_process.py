@@ -20,7 +20,7 @@ def main() -> None:
     def tell(**answer: Any) -> None:
         answers.write(json.dumps(answer) + "\n")
 
-    name = "it"
+    name = "anything here"
     try:
         import unsloth
 
