@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from mlflow import MlflowClient
 
-from slimdown.guarding.errors import UserError
+from slimdown.guarding.errors import ConfigError, UserError
 from slimdown.measuring.questions import load_tasks
 from slimdown.measuring.wording import worded
 from slimdown.pocket import DATA_DIR
@@ -317,8 +317,14 @@ def test_a_training_on_what_is_asked_is_refused_and_its_pairs_are_recorded(
     rows = pasted.read_text().splitlines()
     for one in listed:
         assert one["text"] in json.loads(rows[int(one["row"]) - 1])["instruction"]
-    config.contamination.max_share = 1
+    config.contamination = composed("contamination.max_share=1").contamination
     assert "questions stand in the rows" in way_to_tuned(pocket, config, tasks).notes[-1]
+
+
+@pytest.mark.parametrize("share", ["-0.1", "1.5", "nan"])
+def test_a_share_that_is_none_is_refused(share: str, composed: Composed) -> None:
+    with pytest.raises(ConfigError, match=r"contamination\.max_share"):
+        composed(f"contamination.max_share={share}")
 
 
 # --- real data ------------------------------------------------------------------------------------------------

@@ -260,7 +260,8 @@ class EvaluationConfig:
 class ContaminationConfig:
     """How much of what is asked may be trained on."""
 
-    max_share: float = ranged(SHARE)  # of each benchmark's questions, that may stand in the training rows; 1: all
+    # of each benchmark's questions, that may stand in the training rows; 1: all
+    max_share: float = ranged(Range("must be from 0 to 1", lambda share: 0 <= share <= 1))
 
 
 @dataclass
