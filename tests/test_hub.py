@@ -89,12 +89,15 @@ def test_base_scores_are_those_of_the_stock_harness(smollm2: Path, tmp_path: Pat
 
 
 def test_any_causal_model_and_dataset_of_the_hub_will_do(store: MlflowClient, tmp_path: Path) -> None:
-    done = start(
-        tmp_path, *STORIES, "dataset=[dolly,gsm8k_train]", "benchmark=[mmlu_cs]", "benchmark.mmlu_cs.limit=8",
+    arguments = [
+        *STORIES, "dataset=[dolly,gsm8k_train]", "benchmark=[mmlu_cs]", "benchmark.mmlu_cs.limit=8",
         "dataset.dolly.max_examples=16", "dataset.gsm8k_train.max_examples=16",
-    )  # fmt: skip
+    ]  # fmt: skip
+    done = start(tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
     run = tuned_run(store)
+    for environment in ({}, {"HF_HUB_OFFLINE": "1"}):  # known by its commits, as the hub or its cache says
+        assert f"finished before: run {run.info.run_id}" in start(tmp_path, *arguments, **environment).stdout
     assert {d.dataset.name for d in run.inputs.dataset_inputs} == {"dolly", "gsm8k_train"}
     assert run.data.metrics["train/n_train"] == 32
 

@@ -226,7 +226,7 @@ def first_line(error: BaseException) -> str:
 def _lock_folder(uri: str) -> Path:
     if file := sqlite_file(uri):
         return file.absolute().parent / "locks"
-    return cache_folder() / "locks"
+    return cache_folder() / "locks" / hashlib.sha256(uri.encode()).hexdigest()[:16]
 
 
 def _client(uri: str) -> "MlflowClient":

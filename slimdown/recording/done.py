@@ -125,5 +125,6 @@ def finished_or_alone(config: RunConfig, key: str, waiting: Callable[[], None]) 
     if not config.rerun and (run := finished(config.tracking, key)):
         yield run
         return
-    with saving_work(config.tracking, f"run-{key}", waiting) if key else nullcontext():
+    lock = f"run-{digest([config.tracking.experiment, key])}"
+    with saving_work(config.tracking, lock, waiting) if key else nullcontext():
         yield None if config.rerun else finished(config.tracking, key)

@@ -107,6 +107,7 @@ def show_job(sweep: Sweep) -> None:
 
 def show_sweep(sweep: Sweep) -> None:
     """Print what became of the jobs."""
+    _below_bars.clear()
     show(sweep.table(), console)
 
 
