@@ -276,8 +276,6 @@ CASES = {
             "Vera": {"target_modules": ["q_proj"]},
         }.items()
     },
-    "prefix tuning": Case(lambda: with_adapter(kind="PrefixTuningConfig", num_virtual_tokens=4), "PREFIX_TUNING"),
-    "prompt tuning": Case(lambda: with_adapter(kind="PromptTuningConfig", num_virtual_tokens=4), "PROMPT_TUNING"),
     "P-tuning": Case(
         lambda: with_adapter(kind="PromptEncoderConfig", num_virtual_tokens=4, encoder_hidden_size=8), "P_TUNING"
     ),

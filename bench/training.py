@@ -82,7 +82,7 @@ def stock_trainer(base: LoadedModel, data: SftData, config: RunConfig, folder: P
         train_dataset=data.train,
         eval_dataset=data.validation,
         processing_class=base.tokenizer,
-        peft_config=adapter_config(config.method, config.lora),
+        peft_config=adapter_config(config.method, config.lora, base),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer

@@ -6,10 +6,14 @@ measurement from the harness's own logs, without torch.
 """
 
 import os
+import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+
     from slimdown.callback import ForgettingCallback as ForgettingCallback
     from slimdown.measuring.logs import read_lm_eval as read_lm_eval
     from slimdown.notebook import Findings as Findings, judge as judge, measure as measure
@@ -37,3 +41,28 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_FACE])
+
+
+class _OncePeftIsImported:
+    """PEFT learns of the bottlenecks that are trained here when it is imported, and not before: it brings torch."""
+
+    def find_spec(self, name: str, *_: Any) -> "ModuleSpec | None":
+        if name != "peft":
+            return None
+        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        spec = find_spec(name)
+        if spec and (loader := spec.loader):
+            execute = loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                execute(module)
+                import_module("slimdown.training.bottleneck")
+
+            loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if "peft" in sys.modules:
+    import_module("slimdown.training.bottleneck")
+else:
+    sys.meta_path.insert(0, _OncePeftIsImported())  # type: ignore[arg-type]

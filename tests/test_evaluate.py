@@ -184,7 +184,7 @@ def test_base_and_tuned_model_are_scored_alike_whatever_memory_is_left(
     config = composed("benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=6")
     tasks = load_tasks(config.benchmark)
     scoring = choose_scoring(
-        pocket, tasks, config.benchmark, config.evaluation, "auto", adapter_config(config.method, config.lora)
+        pocket, tasks, config.benchmark, config.evaluation, "auto", adapter_config(config.method, config.lora, pocket)
     )
     assert scoring.path == "shared-merging-dequantized"
 
@@ -195,7 +195,7 @@ def test_base_and_tuned_model_are_scored_alike_whatever_memory_is_left(
 
     before = measured(pocket)
     monkeypatch.setattr("slimdown.preparing.dequantize.free_bytes", lambda device: 0)
-    tuned = replace(pocket, model=get_peft_model(pocket.model, adapter_config(config.method, config.lora)))
+    tuned = replace(pocket, model=get_peft_model(pocket.model, adapter_config(config.method, config.lora, pocket)))
     assert changes_between(before, measured(tuned)).benchmarks["pocket_cs"].n == 6
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PromptEncoderConfig, get_peft_model
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
@@ -248,19 +248,17 @@ def test_a_base_and_what_peft_makes_of_it_in_place_are_scored_alike(before: Eval
 
 
 def test_an_adapter_that_looks_at_the_row_asks_for_stock() -> None:
-    def prompt_tuned() -> Any:
-        return get_peft_model(plain(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    def p_tuned() -> Any:
+        return get_peft_model(plain(), PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
 
     shared = slimdown.measure(plain(), TOKENIZER, "pocket_cs", limit=4)
-    with pytest.raises(UserError, match="PROMPT_TUNING adapter; measure both with stock=True"):
-        slimdown.measure(prompt_tuned(), TOKENIZER, shared)
-    alone = slimdown.measure(prompt_tuned(), TOKENIZER, "pocket_cs", limit=4)
+    with pytest.raises(UserError, match="P_TUNING adapter; measure both with stock=True"):
+        slimdown.measure(p_tuned(), TOKENIZER, shared)
+    alone = slimdown.measure(p_tuned(), TOKENIZER, "pocket_cs", limit=4)
     with pytest.raises(UserError, match=r"scoring_path differs.*measure\(model, tokenizer, before\)"):
         slimdown.judge(shared, alone)
     stock = slimdown.measure(plain(), TOKENIZER, "pocket_cs", limit=4, stock=True)
-    assert (
-        slimdown.judge(stock, slimdown.measure(prompt_tuned(), TOKENIZER, stock)).changes.benchmarks["pocket_cs"].n == 4
-    )
+    assert slimdown.judge(stock, slimdown.measure(p_tuned(), TOKENIZER, stock)).changes.benchmarks["pocket_cs"].n == 4
 
 
 # --- judged and shown -----------------------------------------------------------------------------------------

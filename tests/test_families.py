@@ -14,7 +14,7 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 from packaging.version import Version
-from peft import LoraConfig, PrefixTuningConfig
+from peft import LoraConfig, PromptEncoderConfig
 from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.llama.modeling_llama import LlamaAttention
@@ -221,7 +221,7 @@ def test_a_window_that_nobody_tried_may_be_shorter_or_longer_than_what_will_be_a
     "adapter",
     [
         LoraConfig(task_type="CAUSAL_LM", alora_invocation_tokens=[32], target_modules=["q_proj"]),
-        PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+        PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
     ],
 )
 def test_what_will_be_trained_decides_for_the_base_as_well(adapter: Any) -> None:

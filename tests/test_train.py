@@ -265,8 +265,8 @@ def test_steps_have_the_losses_and_counts_of_plain_trl(only: str, composed: Comp
     config = composed(*SMALL, only, "train.gradient_accumulation_steps=2")
     lean = tuned(config, tmp_path / "lean")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("slimdown.training.fine_tune.trainer_class", lambda base: trl.SFTTrainer)
-        patch.setattr("slimdown.measuring.rows_apart.tells_rows_apart", lambda base: False)
+        patch.setattr("slimdown.training.fine_tune.trainer_class", lambda base, model: trl.SFTTrainer)
+        patch.setattr("slimdown.measuring.rows_apart.tells_rows_apart", lambda base, model: False)
         plain = tuned(config, tmp_path / "plain")
     for name in ("loss", "grad_norm", "mean_token_accuracy", "num_tokens"):
         ours = [record.values[name] for record in lean.training.history]

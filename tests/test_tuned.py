@@ -324,12 +324,14 @@ def test_a_model_is_measured_against_itself_without_change_and_takes_the_bases_r
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["prefix", "prompt"])
-def test_both_are_asked_the_stock_way_in_the_room_that_virtual_tokens_leave(
+def test_both_are_asked_in_the_room_that_virtual_tokens_leave(
     kind: str, adapter_of: Callable[[str], Path], composed: Composed, here: str, tmp_path: Path
 ) -> None:
     findings = run(composed(*FEW, here, f"tuned='{adapter_of(kind)}'"), tmp_path)
     window = plain_model().config.max_position_embeddings
-    assert findings.before.scoring_path == findings.after.scoring_path == f"stock-dequantized-window_{window - 4}"
+    assert (
+        findings.before.scoring_path == findings.after.scoring_path == f"shared-merging-dequantized-window_{window - 4}"
+    )
     assert answers(findings)
 
 

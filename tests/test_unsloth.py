@@ -110,7 +110,7 @@ def test_what_it_would_do_otherwise_is_refused_before_the_base_is_measured(
     base = load_model(config.model, config.quantization)
     rows = prepare_rows(base, load_data(config.dataset, config.seed, base.tokenizer), config.train)
     with pytest.raises(UserError) as refused:
-        UnslothProcess(base, adapter_config(config.method, config.lora), rows.train, config.train, config.seed)
+        UnslothProcess(base, adapter_config(config.method, config.lora, base), rows.train, config.train, config.seed)
     assert answer in str(refused.value)
     assert children() == []
 

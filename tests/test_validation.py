@@ -68,8 +68,8 @@ def test_the_loss_is_trls(
     rows = validation_rows(pocket, config)
     monkeypatch.setattr("slimdown.measuring.validation._TOKENS", 150)  # several forwards
     if padded:
-        monkeypatch.setattr("slimdown.measuring.rows_apart.tells_rows_apart", lambda base: False)
-        monkeypatch.setattr("slimdown.measuring.validation.tells_rows_apart", lambda base: False)
+        monkeypatch.setattr("slimdown.measuring.rows_apart.tells_rows_apart", lambda base, model=None: False)
+        monkeypatch.setattr("slimdown.measuring.validation.tells_rows_apart", lambda base, model=None: False)
     ours = [validation_loss(pocket, pocket.model, rows, config.train, rule) for rule in ("true", "false")]
     assert ours == pytest.approx([of_trl(pocket, config, tmp_path)] * 2, rel=1e-5)
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from slimdown.measuring.engine.decoding import CACHE_TOKENS_PER_BUDGET, GreedyDecoder, Row, Slots
-from slimdown.measuring.engine.forward import logits_at, measuring
+from slimdown.measuring.engine.forward import logits_at, measuring, plain
 from slimdown.measuring.engine.packing import ROW_TOKENS, token_budget
 from slimdown.measuring.engine.sharing import why_not_by_rule
 from slimdown.preparing.memory import LiveBytes
@@ -26,8 +26,10 @@ def evaluation_peak(model: Any, config: EvaluationConfig, device: str) -> int:
         device: that it will be measured on.
     """
     known = model.get_base_model() if hasattr(model, "get_base_model") else model
+    adapters = list(getattr(model, "peft_config", {}).values())
+    model = plain(model)  # virtual tokens are few beside the rows
     with LiveBytes(model) as live, measuring(model):
-        if why_not_by_rule(known, list(getattr(model, "peft_config", {}).values())):
+        if why_not_by_rule(known, adapters):
             _ask_stock(model, config)
         else:
             budget = config.token_budget or token_budget(device)

@@ -157,15 +157,27 @@ def choose_scoring(
             stack.enter_context(dequantized(loaded.model))
         lm = _language_model(loaded, config)
         scoring: Scoring = lm.choose_scoring(lambda: _longest_row(lm, tasks, chosen, config), tuned, is_dequantized)
-        return replace(scoring, window=_shorter_window(int(lm.max_length), tuned))
+        adapter = getattr(loaded.model, "active_peft_config", None) if tuned is None else tuned
+        if not scoring.shares and _n_virtual(adapter) and any(map(_generates, tasks.values())):
+            raise UserError(
+                f"{loaded.id} with virtual tokens before each prompt can only be measured by PEFT's own generate "
+                f"({scoring.reason}), which misplaces them (peft 0.21 with transformers 5.24); leave out the "
+                "benchmarks with generated answers, or choose another method"
+            )
+        return replace(scoring, window=_shorter_window(int(lm.max_length), adapter))
+
+
+def _n_virtual(adapter: Any) -> int:
+    return getattr(adapter, "num_virtual_tokens", None) or 0
+
+
+def _generates(loaded_task: Any) -> bool:
+    return any(task.OUTPUT_TYPE == "generate_until" for task in loaded_task["tasks"].values())
 
 
 def _shorter_window(own: int, tuned: Any) -> int | None:
     """Tokens that both models have room for; None where that is the same."""
-    if isinstance(tuned, torch.nn.Module):
-        other = context_window(tuned) or own
-    else:
-        other = own - (getattr(tuned, "num_virtual_tokens", None) or 0)  # an adapter's, before every prompt
+    other = context_window(tuned) or own if isinstance(tuned, torch.nn.Module) else own - _n_virtual(tuned)
     return None if other == own else min(own, other)
 
 

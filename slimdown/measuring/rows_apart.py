@@ -7,26 +7,33 @@ from typing import Any
 
 import torch
 
+from slimdown.measuring.engine.forward import virtual_tokens
 from slimdown.preparing.model import LoadedModel
 
 
-def tells_rows_apart(base: LoadedModel) -> bool:
-    """Whether rows laid end to end can be told apart: by attention over all that came before, and by nothing else."""
+def tells_rows_apart(base: LoadedModel, model: Any = None) -> bool:
+    """Whether rows laid end to end can be told apart: by attention over all that came before, and by nothing else.
+
+    Args:
+        base: the model, which decides how rows attend.
+        model: PEFT's around it, where there is one: its virtual tokens stand before a whole batch's rows, not in them.
+    """
     kinds = set(getattr(base.model.config.get_text_config(), "layer_types", None) or ["full_attention"])
     window = getattr(base.model.config.get_text_config(), "sliding_window", None)
     attention = base.model._supports_attention_backend and base.model.config._attn_implementation == "sdpa"
     plain = attention and not base.model._is_stateful and kinds == {"full_attention"} and window is None
-    return base.device == "cpu" and bool(plain)
+    return base.device == "cpu" and bool(plain) and not virtual_tokens(model)
 
 
 @contextmanager
-def attention_by_row(base: LoadedModel, lengths: Sequence[int] = ()) -> Iterator[None]:
+def attention_by_row(base: LoadedModel, model: Any = None, lengths: Sequence[int] = ()) -> Iterator[None]:
     """The model attending within each row of a batch without padding; on leaving it attends as before.
 
     torch's attention on a CPU takes a mask but skips nothing that it hides, and a batch's rows hide most of it.
 
     Args:
         base: the model.
+        model: PEFT's around it, where there is one.
         lengths: of the rows, where no tensor can be asked where they begin: on the meta device.
     """
     from transformers import AttentionInterface
@@ -51,7 +58,7 @@ def attention_by_row(base: LoadedModel, lengths: Sequence[int] = ()) -> Iterator
         ]
         return torch.cat(rows, dim=1), None
 
-    if not tells_rows_apart(base):
+    if not tells_rows_apart(base, model):
         yield
         return
     AttentionInterface.register("slimdown_by_row", attend)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from slimdown.measuring.engine.forward import logits_at, measuring, token_scores
+from slimdown.measuring.engine.forward import logits_at, measuring, token_scores, virtual_tokens
 from slimdown.measuring.rows_apart import attention_by_row, tells_rows_apart
 from slimdown.preparing.dequantize import dequantized, dequantizes
 from slimdown.preparing.model import LoadedModel
@@ -32,12 +32,15 @@ def validation_loss(loaded: LoadedModel, model: Any, rows: Any, config: TrainCon
     both = zip(rows["input_ids"][:], rows["labels"][:], strict=True)
     tokenized = [(ids, labels) for ids, labels in both if any(label != -100 for label in labels[1:])]
     summed, counted = torch.zeros(len(tokenized), dtype=torch.float64), torch.zeros(len(tokenized))
-    padding = None if tells_rows_apart(loaded) else loaded.tokenizer.pad_token_id  # None: rows laid end to end
+    padding = None if tells_rows_apart(loaded, model) else loaded.tokenizer.pad_token_id  # None: rows laid end to end
+    # Virtual tokens that are embeddings have logits of their own; prefixes are keys and values, and have none.
+    is_prefix = getattr(getattr(model, "active_peft_config", None), "peft_type", "") == "PREFIX_TUNING"
+    n_before = 0 if is_prefix else len(virtual_tokens(model))
     unpacked = dequantized(model) if dequantizes(model, dequantize) else nullcontext()
-    with attention_by_row(loaded), unpacked, measuring(model):
+    with attention_by_row(loaded, model), unpacked, measuring(model):
         for members in _batches(tokenized, min(_TOKENS, _LOGITS // model.get_input_embeddings().weight.shape[0])):
             batch = [tokenized[i] for i in members]
-            inputs, owner, slot, target = _side_by_side(batch, padding)
+            inputs, owner, slot, target = _side_by_side(batch, padding, n_before)
             on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
             logits = logits_at(model, slot.to(model.device), **on_device, use_cache=False)
             scores, _ = token_scores(logits, torch.arange(len(slot)), target)
@@ -60,9 +63,12 @@ def _batches(tokenized: Sequence[tuple[list[int], list[int]]], budget: int) -> I
 
 
 def _side_by_side(
-    batch: Sequence[tuple[list[int], list[int]]], padding: int | None
+    batch: Sequence[tuple[list[int], list[int]]], padding: int | None, n_before: int = 0
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The forward's inputs, and for each scored token its row, the flat position that predicts it, and itself."""
+    """The forward's inputs, and for each scored token its row, the flat position that predicts it, and itself.
+
+    `n_before` positions stand before each row where it is padded.
+    """
     longest = max(len(ids) for ids, _ in batch)
     if padding is None:
         starts = [sum(len(ids) for ids, _ in batch[:i]) for i in range(len(batch))]
@@ -71,7 +77,7 @@ def _side_by_side(
             "position_ids": torch.tensor([[position for ids, _ in batch for position in range(len(ids))]]),
         }
     else:
-        starts = [i * longest for i in range(len(batch))]
+        starts = [i * (n_before + longest) + n_before for i in range(len(batch))]
         inputs = {
             "input_ids": torch.tensor([ids + [padding] * (longest - len(ids)) for ids, _ in batch]),
             "attention_mask": torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in batch]),

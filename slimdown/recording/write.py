@@ -313,10 +313,10 @@ class TrackedRun:
 
     @_kept
     def log_tuned(self, tuned: "Tuned") -> None:
-        """Keep what training learned and cost, and the adapter: a logged model that names its base.
+        """Keep what training learned and cost, and the adapter or whole model: a logged model that names its base.
 
-        MLflow finds its files under `runs:/RUN_ID/adapter`, as if they were the run's own. Of a model that was not
-        tuned here, where it came from.
+        MLflow finds its files under `runs:/RUN_ID/adapter`, or `.../model`, as if they were the run's own. Of a model
+        that was not tuned here, where it came from.
         """
         if (training := tuned.training) is None:
             self._tag({Tag.origin: f"{tuned.model.id}@{tuned.model.revision}"})
@@ -324,14 +324,14 @@ class TrackedRun:
         self._metrics(names.training_metrics(training))
         logged = self._client.create_logged_model(
             self._experiment_id,
-            name="adapter",
+            name=training.adapter_dir.name,
             source_run_id=self.run_id,
             params={
                 "base": redact(tuned.model.id),
                 "base_revision": tuned.model.revision,
                 "quantization": tuned.model.quantization,
             },
-            model_type="peft",
+            model_type="peft" if training.adapter_dir.name == "adapter" else "transformers",
         )
         describe(training.adapter_dir, tuned.model, self._settings)
         self._client.log_model_artifacts(logged.model_id, str(training.adapter_dir))

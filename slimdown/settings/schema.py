@@ -352,6 +352,8 @@ class RunConfig:
         elif self.method.is_lora and widest and widest < rank < 2**32:
             no_matrix = f"no matrix of {self.model.id} has more than {widest} rows or columns"
             yield f"lora.r={rank}: {no_matrix}, and a higher rank adds nothing"
+        if self.tuned is None:
+            yield from self.method.at_odds(self.quantization.name, self.train.gradient_checkpointing)
 
 
 ConfigStore.instance().store(name="schema", node=RunConfig)

@@ -1,55 +1,108 @@
 """Whether a model can be trained so, asked before hours go into measuring its base."""
 
 import tempfile
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 
 from slimdown.guarding.errors import UserError
 from slimdown.preparing.model import LoadedModel, context_window
-from slimdown.settings.method import MethodConfig
+from slimdown.settings.method import Method, MethodConfig
 from slimdown.settings.schema import Engine, LoraConfig, TrainConfig
 from slimdown.training.lean import trainer_class
+from slimdown.training.whole import trained_modules
 
 
 def check_settings(base: LoadedModel, method: MethodConfig, lora: LoraConfig, config: TrainConfig) -> None:
     """Check that this model can be trained so, before hours go into measuring it.
 
     Raises:
-        UserError: target modules that it lacks, examples longer than its window, an adapter larger than the model, an
-            optimizer or a schedule that cannot be used here.
+        UserError: target modules that it lacks, examples or virtual tokens beyond its window, a rank above its
+            matrices, an adapter larger than the model, an optimizer or a schedule that cannot be used here.
     """
-    window = context_window(base.model)
-    if window is not None and config.max_length > window:
+    _check_window(base, method, config)
+    if method.is_lora:
+        _check_rank(base, method, lora)
+    elif method.target_modules:
+        named_layers(base, "method.target_modules", method.target_modules)
+    elif method.trains_weights:
+        trained_modules(base, method)
+    if config.engine is Engine.trl:
+        _check_loss(base)
+    _check_optimizer(config, base.device)
+
+
+def _check_window(base: LoadedModel, method: MethodConfig, config: TrainConfig) -> None:
+    window, n_virtual = context_window(base.model), method.num_virtual_tokens or 0
+    if window is None:
+        return
+    made_for = f"beyond the {window} tokens that {base.id} was made for"
+    if n_virtual >= window:
+        raise UserError(f"method.num_virtual_tokens={n_virtual} is {made_for}, and leaves no room for a prompt")
+    if config.max_length + n_virtual > window:
+        with_them = f" with method.num_virtual_tokens={n_virtual} before each" if n_virtual else ""
         raise UserError(
-            f"train.max_length={config.max_length} is beyond the {window} tokens that {base.id} was made for; "
-            f"set train.max_length={window} or less"
+            f"train.max_length={config.max_length} is {made_for}{with_them}; set train.max_length={window - n_virtual} "
+            "or less"
         )
-    # PEFT is content where one of the names is found, and leaves the others out in silence.
-    linear = {name: module for name, module in base.model.named_modules() if isinstance(module, torch.nn.Linear)}
-    adapted = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in lora.target_modules}
-    if (absent := [target for target, names in adapted.items() if not names]) and not lora.is_everywhere:
-        known = sorted({name.rsplit(".", 1)[-1] for name in linear} - {"lm_head"})
+
+
+def layers_of(model: Any) -> dict[str, tuple[int, int]]:
+    """The linear layers by name, with the number of their inputs and outputs; GPT-2's are called Conv1D."""
+    sizes = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            sizes[name] = (module.in_features, module.out_features)
+        elif type(module).__name__ == "Conv1D":
+            sizes[name] = tuple(module.weight.shape)
+    return sizes
+
+
+def named_layers(base: LoadedModel, setting: str, targets: list[str]) -> list[str]:
+    """The layers that `targets` name, as PEFT reads them: it is content where one is found, and silent of the others.
+
+    Raises:
+        UserError: a target that the model lacks, with those that it has.
+    """
+    layers = layers_of(base.model)
+    adapted = {target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in targets}
+    if absent := [target for target, names in adapted.items() if not names]:
+        known = sorted({name.rsplit(".", 1)[-1] for name in layers} - {"lm_head", "embed_out"})
+        close = sorted({name for target in absent for name in get_close_matches(target, known, n=1)})
+        meant = f" (did you mean {', '.join(close)}?)" if close else ""
         raise UserError(
-            f"lora.target_modules: {base.id} has no {', '.join(absent)}; its linear layers are {', '.join(known)}"
+            f"{setting}: {base.id} has no {', '.join(absent)}{meant}; its linear layers are {', '.join(known)}"
         )
-    names = linear if lora.is_everywhere else {name for names in adapted.values() for name in names}
-    per_rank = sum(linear[name].in_features + linear[name].out_features for name in names)
+    return sorted({name for names in adapted.values() for name in names})
+
+
+def _check_rank(base: LoadedModel, method: MethodConfig, lora: LoraConfig) -> None:
+    layers = layers_of(base.model)
+    head = base.model.get_output_embeddings()
+    every = [name for name in layers if base.model.get_submodule(name) is not head]
+    names = every if lora.is_everywhere else named_layers(base, "lora.target_modules", lora.target_modules)
+    per_rank = sum(sum(layers[name]) for name in names)
     if lora.r * per_rank > base.n_parameters:
         raise UserError(
             f"lora.r={lora.r}: the adapter would have {lora.r * per_rank:,} parameters, and {base.id} has "
             f"{base.n_parameters:,}; the largest adapter that is smaller has lora.r={base.n_parameters // per_rank}"
         )
-    if config.engine is Engine.trl:
-        _check_loss(base)
-    _check_optimizer(config, base.device)
+    # PiSSA takes as many singular vectors of each matrix; for the others a rank too high for one may suit another.
+    ranks = {name: min(layers[name]) for name in names}
+    bound = (min if method.name is Method.pissa else max)(ranks, key=ranks.__getitem__)
+    if lora.r > ranks[bound]:
+        raise UserError(
+            f"lora.r={lora.r}: {bound} of {base.id} has a rank of at most {ranks[bound]}, and a higher one adds "
+            f"nothing; set lora.r={ranks[bound]} or less"
+        )
 
 
 def _check_loss(base: LoadedModel) -> None:
     """Refuse the one version of TRL whose loss needs Triton and so a GPU, where that loss would be used on a CPU."""
     import trl
 
-    if base.device == "cpu" and trl.__version__ == "1.15.0" and trainer_class(base) is trl.SFTTrainer:
+    if base.device == "cpu" and trl.__version__ == "1.15.0" and trainer_class(base, base.model) is trl.SFTTrainer:
         raise UserError(
             f"trl 1.15.0 cannot train {base.id} on a CPU: the loss of a head that has a bias, scales or caps is TRL's "
             "own, which needs a GPU in this version; pip install 'trl!=1.15.0', or set train.engine=unsloth"

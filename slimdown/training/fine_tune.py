@@ -21,14 +21,15 @@ from slimdown.preparing.dequantize import dequantized, dequantizes
 from slimdown.preparing.digests import digest
 from slimdown.preparing.identity import identify
 from slimdown.preparing.model import LoadedModel
-from slimdown.settings.method import MethodConfig
+from slimdown.settings.method import Method, MethodConfig
 from slimdown.settings.schema import Engine, LoraConfig, OnProgress, TrainConfig
-from slimdown.training.adapters import adapter_config, save_adapter
+from slimdown.training.adapters import adapter_config, attach, save_adapter, settle_pissa
 from slimdown.training.checks import check_settings
 from slimdown.training.lean import padding_free_collator, trainer_class
 from slimdown.training.rows import CutRows, TrainRows
 from slimdown.training.steps import Note, Steps, take_steps, trainer_for
 from slimdown.training.unsloth import UnslothProcess
+from slimdown.training.whole import save_model, unfreeze
 
 OnStep = Callable[["StepRecord"], None]
 CheckNumber = Callable[..., None]
@@ -83,16 +84,16 @@ def fine_tune(
     on_step: OnStep = lambda record: None,
     on_progress: OnProgress = lambda done, total, note: None,
 ) -> Tuned:
-    """Train an adapter on the base; `base.model` is wrapped in place and no longer the base afterwards.
+    """Train a base; `base.model` is wrapped or trained in place and no longer the base afterwards.
 
     Args:
-        base: the model, evaluated before or not; its weights are not changed.
+        base: the model, evaluated before or not; only a method that trains weights changes its own.
         rows: what `prepare_rows` made of the data.
         method: what is trained.
         lora: the adapter's shape, where it is a LoRA.
         config: steps, batches, learning rate.
         seed: of the adapter's start and the order of the rows.
-        folder: receives `adapter/` in PEFT's format.
+        folder: receives `adapter/` in PEFT's format, or `model/` as `AutoModelForCausalLM` reads it.
         dequantize: whether to compute on the values of 4-bit weights instead of unpacking them at every step: true,
             false, or auto: on a CPU where memory allows. The weights come back untouched.
         before: the base's validation loss, where it is known.
@@ -109,33 +110,50 @@ def fine_tune(
     check_number = partial(_check_number, base, config)
     check_number(before, "validation loss", "before the first step")
     history: list[StepRecord] = []
-    adapter = adapter_config(method, lora)
+    adapter = adapter_config(method, lora, base)
+    settle = _way_to_files(base, method, adapter, folder)
     note = _recorder(history, check_number, on_step, on_progress)
     if config.engine is Engine.unsloth:
         unsloth = unsloth or UnslothProcess(base, adapter, rows.train, config, seed)
         model, steps = unsloth.train(note)
     else:
-        model, steps = _trained_by_trl(base, adapter, rows.train, config, seed, folder, dequantize, note)
+        model, steps = _trained_by_trl(base, method, adapter, rows.train, config, seed, folder, dequantize, note)
+    n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    model, saved = settle(model)
     after = validation_loss(base, model, rows.validation, config, dequantize)
     check_number(after, "validation loss", "after the last step")
     model.eval()
-    adapter_dir = save_adapter(model, base, folder / "adapter")
-    weights = hashlib.sha256((adapter_dir / "adapter_model.safetensors").read_bytes()).hexdigest()
-    identity = identify(model, base.tokenizer, digest([base.identity["weights"], weights]))
-    training = _result(adapter_dir, steps, (before, after), model, base, history, rows.cut)
+    identity = identify(model, base.tokenizer, adapter and _content(base, saved))
+    training = _result(saved, steps, (before, after), n_trainable, base, history, rows.cut)
     return Tuned(replace(base, model=model, identity=identity), training)
+
+
+def _way_to_files(base: LoadedModel, method: MethodConfig, adapter: Any, folder: Path) -> Callable[[Any], Any]:
+    """What makes of the trained model its files, as they are published, and the model that they stand for."""
+    before = {name: parameter.data for name, parameter in base.model.named_parameters()}
+    if adapter is None:
+        dtypes = {name: data.dtype for name, data in before.items()}
+        return lambda model: (model, save_model(base, dtypes, folder / "model"))
+    if method.name is Method.pissa:
+        return lambda model: settle_pissa(model, base, before, folder / "adapter", folder / "start")
+    return lambda model: (model, save_adapter(model, base, folder / "adapter"))
+
+
+def _content(base: LoadedModel, adapter: Path) -> str:
+    """A digest of the base's weights and the adapter's."""
+    file = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+    return digest([base.identity["weights"], file])
 
 
 def _result(
     adapter_dir: Path,
     steps: Steps,
     losses: tuple[float, float],
-    model: Any,
+    n_trainable: int,
     base: LoadedModel,
     history: list[StepRecord],
     cut: CutRows,
 ) -> TrainResult:
-    n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     tokens = int(history[-1].values.get("num_tokens", 0)) if history else 0
     return TrainResult(
         adapter_dir=adapter_dir,
@@ -155,6 +173,7 @@ def _result(
 
 def _trained_by_trl(
     base: LoadedModel,
+    method: MethodConfig,
     adapter: Any,
     rows: Any,
     config: TrainConfig,
@@ -163,17 +182,19 @@ def _trained_by_trl(
     dequantize: str,
     note: Note,
 ) -> tuple[Any, Steps]:
-    """PEFT's model around the base, its adapter trained, and what the steps came to."""
-    import peft
+    """PEFT's model around the base or the base's own, trained, and what the steps came to."""
     import transformers
 
     transformers.set_seed(seed)
-    model = peft.get_peft_model(base.model, adapter)
-    kind, collator = trainer_class(base), padding_free_collator(base)
+    model = unfreeze(base, method) if adapter is None else attach(base, adapter, rows)
+    if method.name is Method.pissa:
+        model.save_pretrained(folder / "start")
+    kind, collator = trainer_class(base, model), padding_free_collator(base, model)
     trainer = trainer_for(model, base.tokenizer, rows, config, seed, folder, base.device, kind, collator)
     # A GPU unpacks as fast as it reads, and has better uses for memory.
     pays = dequantize.lower() != "auto" or base.device == "cpu"
-    with attention_by_row(base), dequantized(model) if pays and dequantizes(model, dequantize) else nullcontext():
+    unpacked = dequantized(model) if pays and dequantizes(model, dequantize) else nullcontext()
+    with attention_by_row(base, model), unpacked:
         return model, take_steps(trainer, config, seed, base.device, note)
 
 

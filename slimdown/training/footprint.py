@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from slimdown.measuring.engine.forward import virtual_tokens
 from slimdown.measuring.footprint import evaluation_peak
 from slimdown.measuring.rows_apart import attention_by_row
 from slimdown.preparing.dequantize import dequantized, dequantizes
@@ -18,6 +19,7 @@ from slimdown.preparing.sizes import count_trainable, lora_parameters, weight_si
 from slimdown.settings.schema import RunConfig, TrainConfig
 from slimdown.training.adapters import adapter_config
 from slimdown.training.lean import SummedLoss
+from slimdown.training.whole import unfreeze
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ def trained_outline(base: LoadedModel, config: RunConfig) -> Any:
     """The model as it is trained, made of a base on the meta device."""
     import peft
 
-    adapter = adapter_config(config.method, config.lora)
+    adapter = adapter_config(config.method, config.lora, base)
+    if adapter is None:
+        return unfreeze(base, config.method)
     adapter.init_lora_weights = True  # whatever it begins as
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -97,11 +101,17 @@ def training_peak(base: LoadedModel, model: Any, config: RunConfig, tokens: int)
         model.enable_input_require_grads()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     moments = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
-    causal = model.get_base_model()
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     rule = config.quantization.dequantize_for_training
-    with LiveBytes(model) as live, attention_by_row(base, (tokens,)), unpacked_for_training(base, model, rule):
+    by_row = attention_by_row(base, model, (tokens,))
+    with LiveBytes(model) as live, by_row, unpacked_for_training(base, model, rule):
         live.count(*moments)
+        if virtual_tokens(model):  # rows are padded, and their logits made
+            n_rows = min(config.train.per_device_train_batch_size, tokens)
+            rows = ids[:, : tokens // n_rows * n_rows].reshape(n_rows, -1)
+            torch.autograd.backward(model(input_ids=rows, attention_mask=rows + 1).logits.float().sum())
+            return live.peak
         hidden = causal.base_model(input_ids=ids, position_ids=ids, use_cache=False).last_hidden_state
         weight = causal.get_output_embeddings().weight
         loss, _ = SummedLoss.apply(hidden.flatten(0, 1).clone(), weight, ids[0])  # type: ignore[no-untyped-call]

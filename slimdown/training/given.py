@@ -1,6 +1,5 @@
 """What somebody else tuned, in place of training: a PEFT adapter on the base, or a whole model."""
 
-import copy
 import hashlib
 import re
 import warnings
@@ -25,6 +24,7 @@ from slimdown.preparing.model import (
 )
 from slimdown.settings.files import tuned_problem
 from slimdown.settings.schema import OnProgress, RunConfig, TunedConfig
+from slimdown.training.adapters import sharing_copy
 from slimdown.training.fine_tune import OnStep, Tuned
 
 # Texts on which two tokenizers of one vocabulary part ways: spaces, lines, digits, letters beyond ASCII, code.
@@ -249,8 +249,7 @@ def _twin(model: Any, adapter: Any, shapes: dict[str, tuple[int, ...]]) -> Any:
     shared = [tensor for tensor in tensors.values() if id(tensor) not in written]
     if getattr(adapter, "init_lora_weights", None) not in _LEAVING or getattr(adapter, "kasa_config", None):
         shared = []
-    states = [state for tensor in shared if (state := getattr(tensor, "quant_state", None)) is not None]
-    twin = copy.deepcopy(model, {id(one): one for one in (*shared, *states)})
+    twin = sharing_copy(model, shared)
     embeddings = model.get_input_embeddings().weight
     for name in (name for name, tensor in tensors.items() if tensor is embeddings and name in saved):
         if (n_rows := shapes[saved[name]][0]) != embeddings.shape[0]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from slimdown.measuring.engine.forward import virtual_tokens
 from slimdown.measuring.rows_apart import tells_rows_apart
 from slimdown.preparing.model import LoadedModel
 
@@ -29,6 +30,7 @@ class SummedLoss(torch.autograd.Function):
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         loss = hidden.new_zeros((), dtype=torch.float32)
         hits = labels.new_zeros(())
         for start in range(0, len(labels), SummedLoss.CHUNK):
@@ -38,21 +40,27 @@ class SummedLoss(torch.autograd.Function):
             hits += (logits.argmax(-1, keepdim=True) == target).sum()
             chances = functional.log_softmax(logits, dim=-1)
             loss -= chances.gather(-1, target).sum()
-            if gradient is not None:  # of the logits: the predicted chances less the labels
-                chances = chances.exp_().scatter_add_(-1, target, -torch.ones_like(target, dtype=chances.dtype))
-                torch.matmul(chances.to(weight.dtype), weight, out=gradient[part])
+            if gradient is None and of_weight is None:
+                continue
+            # of the logits: the predicted chances less the labels
+            chances = chances.exp_().scatter_add_(-1, target, -torch.ones_like(target, dtype=chances.dtype))
+            chances = chances.to(weight.dtype)
+            if gradient is not None:
+                torch.matmul(chances, weight, out=gradient[part])
+            if of_weight is not None:
+                of_weight.addmm_(chances.T, hidden[part])
         ctx.mark_non_differentiable(hits)
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(gradient, of_weight)
         return loss, hits
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
-        (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0].to(gradient.dtype), None, None
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        of_inputs = [None if one is None else one * gradients[0].to(one.dtype) for one in ctx.saved_tensors]
+        return *of_inputs, None
 
 
-def trainer_class(base: LoadedModel) -> Any:
-    """TRL's trainer, on a CPU with a loss that does no work for nothing."""
+def trainer_class(base: LoadedModel, model: Any) -> Any:
+    """TRL's trainer of `model`, on a CPU with a loss that does no work for nothing."""
     from trl import SFTTrainer
 
     head = base.model.get_output_embeddings()
@@ -62,7 +70,12 @@ def trainer_class(base: LoadedModel) -> Any:
         "final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling",
         "output_router_logits", "logits_soft_cap", "logits_mup_width_multiplier", "softcap",
     )  # fmt: skip
-    if base.device != "cpu" or head.bias is not None or any(getattr(settings, name, None) for name in special):
+    if (
+        base.device != "cpu"
+        or virtual_tokens(model)
+        or head.bias is not None
+        or any(getattr(settings, name, None) for name in special)
+    ):
         return SFTTrainer
 
     class LeanTrainer(SFTTrainer):  # type: ignore[misc]
@@ -70,7 +83,8 @@ def trainer_class(base: LoadedModel) -> Any:
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:  # of a training step; validation.py is for the rest
             labels = inputs.pop("labels")[:, 1:]
-            causal = self.accelerator.unwrap_model(model).get_base_model()
+            causal = self.accelerator.unwrap_model(model)
+            causal = causal.get_base_model() if hasattr(causal, "get_base_model") else causal
             hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
             scored = labels != -100
             weight = causal.get_output_embeddings().weight
@@ -86,11 +100,11 @@ def trainer_class(base: LoadedModel) -> Any:
     return LeanTrainer
 
 
-def padding_free_collator(base: LoadedModel) -> Callable[[list[dict[str, Any]]], dict[str, Any]] | None:
+def padding_free_collator(base: LoadedModel, model: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]] | None:
     """Batches as one long row without padding, positions and boundaries beside it; None: TRL's own, padded."""
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    if not tells_rows_apart(base):
+    if not tells_rows_apart(base, model):
         return None
     collator: Any = DataCollatorForLanguageModeling(base.tokenizer.pad_token_id, padding_free=True)
     return collator  # type: ignore[no-any-return]

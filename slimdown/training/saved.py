@@ -56,6 +56,8 @@ def load_tuned(base: LoadedModel, folder: Path) -> Any:
     """The tuned model, in evaluation mode: the adapter in `folder` on the base, which is wrapped in place."""
     import peft
 
+    import slimdown.training.bottleneck  # noqa: F401 - which PEFT does not know by itself
+
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"

@@ -112,5 +112,7 @@ def _silence_transformers() -> None:
     # "The tokenizer has new PAD/BOS/EOS tokens that differ from the model config": aligning them is what we want.
     # transformers 5.24 renames gradient_checkpointing; trl 1.16 still sets it. To be deleted when TRL follows.
     warnings.filterwarnings("ignore", r".*gradient_checkpointing` is deprecated", FutureWarning)
+    # So does peft 0.21 in place of `cache`.
+    warnings.filterwarnings("ignore", r".*past_key_values` is deprecated", FutureWarning)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)

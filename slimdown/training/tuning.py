@@ -11,7 +11,7 @@ from slimdown.preparing.contamination import Contamination, find_contamination
 from slimdown.preparing.data import SftData, load_data
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.schema import Engine, OnProgress, RunConfig
-from slimdown.training.adapters import adapter_config
+from slimdown.training.adapters import adapter_config, check_adapter
 from slimdown.training.checks import check_settings
 from slimdown.training.fine_tune import OnStep, Tuned, fine_tune
 from slimdown.training.given import GivenAdapter, GivenModel, fetched
@@ -63,7 +63,9 @@ class Training:
         check_settings(base, config.method, config.lora, config.train)
         self._base, self._config = base, config
         self._loss: float | None = None
-        self.adapter: Any = adapter_config(config.method, config.lora)
+        self.adapter: Any = adapter_config(config.method, config.lora, base)
+        if self.adapter is not None:
+            check_adapter(base, self.adapter)
         self.data: SftData = load_data(config.dataset, config.seed, base.tokenizer)
         self._contamination = find_contamination(worded(tasks, config.benchmark), self.data.texts())
         on_contamination(self._contamination)

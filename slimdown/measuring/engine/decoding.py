@@ -19,8 +19,10 @@ from slimdown.measuring.engine.forward import (
     cache_argument,
     is_out_of_memory,
     logits_at,
+    plain,
     preamble_cache,
     repeated,
+    virtual_tokens,
 )
 from slimdown.measuring.engine.packing import Tokens, group_by_preamble
 from slimdown.preparing.memory import release_memory
@@ -99,7 +101,7 @@ class Slots(DynamicCache):  # type: ignore[misc]
 
 
 class GreedyDecoder:
-    """Decodes prompts greedily on a plain causal LM.
+    """Decodes prompts greedily on a causal LM; those of one with virtual tokens begin with them.
 
     merging: rows attend to their preamble once together (`attention.py`), and no slot holds it.
     `is_finished` sees the new tokens of rows and says which have met a stop string; `finished` is
@@ -130,7 +132,7 @@ class GreedyDecoder:
             by_prompt.setdefault(prompt, []).append(index)
         waiting = deque(
             Row(by_prompt[prompt], prompt, preamble, len(preamble) if self.merging else 0)
-            for preamble, group in group_by_preamble(by_prompt)
+            for preamble, group in group_by_preamble(by_prompt, len(virtual_tokens(self.model)))
             for prompt in sorted(group, key=len, reverse=True)
         )
         self.capacity = max(len(row.prompt) - row.n_apart for row in waiting) + self.max_new_tokens
@@ -209,7 +211,7 @@ class GreedyDecoder:
         input_ids = input_ids.to(self.device)
         inputs |= cache_argument(self.model, cache) | {"use_cache": True}
         with self._attending(preamble):
-            logits = logits_at(self.model, last.to(self.device), input_ids=input_ids, **inputs)
+            logits = logits_at(plain(self.model), last.to(self.device), input_ids=input_ids, **inputs)
         for r, row in enumerate(batch):
             slots.fill(n_active + r, cache, r, lengths[r] - row.n_apart)
         return logits
@@ -234,7 +236,7 @@ class GreedyDecoder:
         positions = columns[:, None] + n_apart
         mask = attention_masks(self.model, allowed, positions, keys, n_apart, n_apart > 0)
         with self._attending(active[0].preamble):
-            logits: torch.Tensor = self.model(
+            logits: torch.Tensor = plain(self.model)(
                 input_ids=torch.tensor([[row.new[-1]] for row in active], device=self.device),
                 attention_mask=mask,
                 position_ids=positions,

@@ -53,6 +53,19 @@ def cache_argument(model: Any, cache: Any) -> dict[str, Any]:
     return {"cache" if renamed else "past_key_values": cache}
 
 
+def virtual_tokens(model: Any) -> tuple[int, ...]:
+    """Numbers, all negative, for the virtual tokens that a trained prompt or prefix puts before every row."""
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is None or not adapter.is_prompt_learning:
+        return ()
+    return tuple(range(-adapter.num_virtual_tokens, 0))
+
+
+def plain(model: Any) -> Any:
+    """The model that computes, without the wrapper that would put virtual tokens before every forward."""
+    return model.get_base_model() if virtual_tokens(model) else model
+
+
 def logits_at(model: Any, kept: torch.Tensor, **inputs: Any) -> torch.Tensor:
     """Logits [len(kept), vocabulary] at the given positions of the flattened [batch * length].
 
@@ -88,11 +101,24 @@ def repeated(cache: DynamicCache, n_rows: int) -> DynamicCache:
 
 def preamble_cache(model: Any, preamble: tuple[int, ...], device: torch.device, budget: int) -> DynamicCache:
     """The keys and values of `preamble`, one row, from forwards of at most `budget` tokens."""
-    cache = DynamicCache()
+    n_virtual = sum(token < 0 for token in preamble)
+    cache = _virtual_cache(model) if n_virtual else DynamicCache()
     nothing = torch.zeros(1, dtype=torch.long, device=device)
     inputs = cache_argument(model, cache)
-    for part in torch.split(torch.tensor([preamble], device=device), budget, dim=1):
-        logits_at(model, nothing, input_ids=part, use_cache=True, **inputs)
+    for part in torch.split(torch.tensor([preamble[n_virtual:]], device=device), budget, dim=1):
+        if part.numel():
+            logits_at(plain(model), nothing, input_ids=part, use_cache=True, **inputs)
+    return cache
+
+
+def _virtual_cache(model: Any) -> DynamicCache:
+    """The keys and values of the virtual tokens, one row: what was trained, or what the model makes of it."""
+    trained = model.get_prompt(batch_size=1)
+    if not isinstance(trained, torch.Tensor):
+        return repeated(trained, 1)  # without the windows that a family's own cache may have
+    cache = DynamicCache()
+    embeddings = trained.to(model.get_input_embeddings().weight.dtype)
+    plain(model).base_model(inputs_embeds=embeddings, use_cache=True, **cache_argument(model, cache))
     return cache
 
 
@@ -110,13 +136,14 @@ def packed_logits(model: Any, packed: PackedRows, preamble: DynamicCache | None,
         "attention_mask": attention_masks(model, packed.mask.to(device), positions, positions, n_preamble, merging),
         "use_cache": preamble is not None and not merging,
     }
+    own = plain(model)
     if preamble is None:
-        return logits_at(model, packed.kept.to(device), **inputs)
+        return logits_at(own, packed.kept.to(device), **inputs)
     if merging:
         with attending_to(model, preamble):
-            return logits_at(model, packed.kept.to(device), **inputs)
+            return logits_at(own, packed.kept.to(device), **inputs)
     inputs |= cache_argument(model, repeated(preamble, n_rows))
-    return logits_at(model, packed.kept.to(device), **inputs)
+    return logits_at(own, packed.kept.to(device), **inputs)
 
 
 def windows(model: Any) -> dict[str, int | None]:

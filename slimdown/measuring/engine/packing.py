@@ -53,22 +53,25 @@ class Question:
         return [Question(self.context, dict(part)) for part in (answers[:middle], answers[middle:]) if part]
 
 
-def group_by_preamble(contexts: Iterable[Tokens]) -> list[tuple[Tokens, list[Tokens]]]:
+def group_by_preamble(contexts: Iterable[Tokens], n_virtual: int = 0) -> list[tuple[Tokens, list[Tokens]]]:
     """Contexts in groups, each with the leading tokens that are worth computing once for it.
 
-    Every context keeps at least one token of its own. The group without a preamble comes last.
+    Every context keeps at least one token of its own. The group without a preamble comes last: of contexts that all
+    begin with `n_virtual` virtual tokens, which no forward of theirs can compute, the one with no other.
     """
     groups: list[tuple[Tokens, list[Tokens]]] = []
     alone: list[Tokens] = []
-    for start, members in groupby(sorted(contexts), key=lambda tokens: tokens[:PREAMBLE_TOKENS]):
+    longest_start = n_virtual + PREAMBLE_TOKENS
+    for start, members in groupby(sorted(contexts), key=lambda tokens: tokens[:longest_start]):
         group = list(members)
         n_shared = _n_common(group[0], group[-1])  # of all, because the group is sorted
         n_shared = min(n_shared, min(len(tokens) for tokens in group) - 1)
-        if len(start) == PREAMBLE_TOKENS and (len(group) - 1) * n_shared >= WORTHWHILE_TOKENS:
+        saved = (len(group) - 1) * (n_shared - n_virtual)
+        if len(start) == longest_start and saved >= WORTHWHILE_TOKENS:
             groups.append((group[0][:n_shared], group))
         else:
             alone += group
-    return [*groups, ((), alone)] if alone else groups
+    return [*groups, (alone[0][:n_virtual], alone)] if alone else groups
 
 
 def _n_common(one: Tokens, other: Tokens) -> int:

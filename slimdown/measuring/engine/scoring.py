@@ -31,6 +31,7 @@ from slimdown.measuring.engine.forward import (
     packed_logits,
     preamble_cache,
     token_scores,
+    virtual_tokens,
 )
 from slimdown.measuring.engine.packing import (
     ROW_TOKENS,
@@ -111,6 +112,18 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         with self._measuring():
             return choose_scoring(self.model, longest, tuned, dequantizes)
 
+    @cached_property
+    def _virtual(self) -> Tokens:
+        return virtual_tokens(self.model)
+
+    def _check_room(self, n_tokens: int) -> None:
+        """Refuse a row beyond the window, which a window of `scoring` would have cut for base and tuned alike."""
+        if self._virtual and self.scoring.window is None and n_tokens + len(self._virtual) > self.max_length:
+            raise ValueError(
+                f"a question of {n_tokens} tokens and {len(self._virtual)} virtual ones before it exceed the model's "
+                f"window of {self.max_length}: ask for less, or measure the base and this with a shorter max_length"
+            )
+
     @contextmanager
     def _measuring(self) -> Iterator[None]:
         dtype = self.mixed_precision_dtype
@@ -167,7 +180,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             self._done(range(len(requests)))
             return scores
         questions = self._questions(requests)
-        groups = group_by_preamble(questions)
+        groups = group_by_preamble(questions, len(self._virtual))
         budget = self._budget_for(
             max(
                 [len(preamble) for preamble, _ in groups]
@@ -198,7 +211,8 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
                     f"{self.max_length}: choose a model with a longer one or another benchmark"
                 )
             # HFLM keeps the last max_length + 1 tokens, of which the very last is only predicted.
-            kept = tuple(context[-(self.max_length + 1 - len(answer)) :])
+            self._check_room(min(len(context), self.max_length + 1 - len(answer)) + len(answer) - 1)
+            kept = (*self._virtual, *context[-(self.max_length + 1 - len(answer)) :])
             question = questions.setdefault(kept, Question(kept))
             question.answers.setdefault(tuple(answer), []).append(i)
         return questions
@@ -307,12 +321,13 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         prompts = []
         for i in members:
             ids, _ = self.tok_batch_encode([requests[i].args[0]], truncation=self.truncation)
-            prompts.append(tuple(ids[0].tolist()[-n_context:]))
-            if not prompts[-1]:
+            prompts.append((*self._virtual, *ids[0].tolist()[-n_context:]))
+            if len(prompts[-1]) == len(self._virtual):
                 raise ValueError(
                     f"request {i} has an empty prompt, and the tokenizer begins none with a token of its own: there is "
                     "nothing to go on from; ask with worked examples or a description"
                 )
+            self._check_room(len(prompts[-1]) - len(self._virtual) + max_new_tokens)
         eos = self.model.generation_config.eos_token_id
 
         def finished(index: int, tokens: list[int]) -> None:

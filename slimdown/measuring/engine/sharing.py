@@ -79,8 +79,12 @@ NOT_MERGING = frozenset(
 # Kinds of rotary embedding whose frequencies depend on a token's position alone, not on how long its row is.
 FIXED_ROPE = frozenset(["default", "linear", "llama3", "proportional", "yarn"])
 
-# PEFT's adapters that act on each token by itself; others add virtual tokens or look at what the row says.
-TOKENWISE_ADAPTERS = frozenset(["ADALORA", "BOFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "OFT", "VERA"])
+# PEFT's adapters that act on each token by itself; others look at what the row says.
+TOKENWISE_ADAPTERS = frozenset(
+    ["ADALORA", "BOFT", "BOTTLENECK", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "OFT", "VERA"]
+)
+# Those that put the same virtual tokens before every row: to the rows, a preamble like another.
+VIRTUAL_TOKENS = frozenset(["PREFIX_TUNING", "PROMPT_TUNING"])
 # What makes LoRA look at the row: where invocation tokens stand, which expert is chosen, layers with one cache.
 ROWWISE_LORA = ("alora_invocation_tokens", "arrow_config", "layer_replication", "monteclora_config")
 
@@ -195,7 +199,7 @@ def why_not_by_rule(model: Any, adapters: list[Any]) -> str:
     """What forbids sharing without a trial; empty where nothing does."""
     for adapter in adapters:
         kind = str(getattr(adapter.peft_type, "value", adapter.peft_type))
-        if kind not in TOKENWISE_ADAPTERS:
+        if kind not in TOKENWISE_ADAPTERS | VIRTUAL_TOKENS:
             return f"{kind} adapter"
         if found := [name for name in ROWWISE_LORA if getattr(adapter, name, None) is not None]:
             return f"LoRA with {found[0]}"
