@@ -28,7 +28,7 @@ def check_chat_template(tokenizer: Any, setting: str) -> None:
     if not tokenizer.chat_template:
         key = setting.partition("=")[0]
         other = "false" if key.startswith("evaluation") else "alpaca"
-        use = "messages are written in one: use" if key.endswith("format") else f"use {key}={other}, or"
+        use = "use" if key.endswith("format") else f"use {key}={other}, or"
         raise UserError(f"{setting}: this model's tokenizer has no chat template; {use} an instruct model")
     failed: list[UserError] = []
 
