@@ -174,6 +174,16 @@ SETTINGS = [
     ("dataset.pocket_instructions.path='a b'", "is neither a hub id nor a .json"),
     ("dataset.pocket_instructions.path=/", "is neither a hub id nor a .json"),
     ("dataset.pocket_instructions.instruction=nope", "row 1: there is no column nope; there are prompt, completion"),
+    ("dataset.pocket_instructions.format=nope", "expected one of [auto, instruction, prompt_completion, messages, te"),
+    ("dataset.pocket_instructions.format=messages", "there is no column messages; there are prompt, completion; form"),
+    ("dataset.pocket_instructions.skip_bad_rows=maybe", "is not a valid bool"),
+    ("dataset.pocket_instructions.weight=-1", "dataset.pocket_instructions.weight must not be negative, got -1.0"),
+    ("dataset.pocket_instructions.weight=nan", "dataset.pocket_instructions.weight must be a finite number, got nan"),
+    ("dataset.pocket_instructions.weight=0", "dataset.pocket_instructions.weight=0: a mixture of nothing"),
+    (
+        "dataset=[pocket_instructions,pocket_replay] dataset.pocket_replay.weight=1",
+        "dataset.pocket_instructions.weight is not set, and others have one; give every dataset a weight, or none",
+    ),
     # what somebody else tuned
     ("tuned=''", "tuned='': there is no such folder, and a hub id is OWNER/NAME or OWNER/NAME@REVISION"),
     ("tuned=./nowhere", "tuned='./nowhere': there is no such folder"),

@@ -1,8 +1,10 @@
 """Rows as people have them: known by their columns, mixed by weight, read a thousand at a time, bad ones skipped."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -234,6 +236,24 @@ def test_a_json_list_is_read_member_by_member(chunk: int, tmp_path: Path, monkey
         with pytest.raises(RowError) as caught:
             list(records(file))
         assert str(caught.value) == f"cannot be read as JSON: {answer}"
+
+
+ENDLESS = {
+    "jsonl": ("", '{{"text": "row {i}"}}\n'),
+    "json": ("[", '{{"text": "row {i}"}},\n'),
+    "csv": ("text\n", '"row {i}"\n'),
+}
+
+
+@pytest.mark.parametrize("ending", ENDLESS)
+def test_a_gigabyte_is_checked_by_its_beginning(ending: str, tmp_path: Path) -> None:
+    begin, line = ENDLESS[ending]
+    file = tmp_path / f"rows.{ending}"
+    file.write_text(begin + "".join(line.format(i=i) for i in range(3000)))
+    os.truncate(file, 2**30)  # zeros, which are no rows
+    before = time.process_time()
+    check_file(DatasetConfig(str(file)))
+    assert time.process_time() - before < 0.5
 
 
 MEASURED = """

@@ -34,7 +34,8 @@ def validation_rows(base: LoadedModel, config: RunConfig) -> Any:
 
 
 def of_trl(base: LoadedModel, config: RunConfig, folder: Path) -> float:
-    rows = load_data(config.dataset, 0, base.tokenizer).validation
+    data = load_data(config.dataset, 0, base.tokenizer)  # whose files TRL works beside
+    rows = data.validation
     arguments = trl.SFTConfig(
         output_dir=str(folder),
         per_device_eval_batch_size=config.train.per_device_eval_batch_size,

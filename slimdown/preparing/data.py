@@ -23,7 +23,7 @@ from slimdown.preparing.hub import asking_hub
 from slimdown.preparing.on_disk import Folder, batches, records, written
 from slimdown.settings.dataset import COLUMNS, DatasetConfig, RowFormat
 from slimdown.settings.row_files import RowError
-from slimdown.settings.rows import Row, check_enough, file_state, reading, rows_of, to_row
+from slimdown.settings.rows import Row, check_enough, columns_of, file_state, reading, rows_of, to_row
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -226,8 +226,13 @@ def _local(state: tuple[int, int], *settings: Any) -> _Source:
 
 
 def _hub(name: str, config: DatasetConfig) -> _Source:
-    records = _hub_records(name, config)
-    return _Source(records, config.format_of(records.column_names), _resolved_revision(records, config))
+    rows = _hub_records(name, config)
+    revision, format_ = _resolved_revision(rows, config), config.format_of(rows.column_names)
+    wanted = columns_of(config, format_)
+    there = [column for column in wanted if column in rows.column_names]
+    if there == list(wanted) or (there and format_ == RowFormat.messages):  # else the first row says what there is
+        rows = rows.select_columns(there)
+    return _Source(rows, format_, revision)
 
 
 def _hub_records(name: str, config: DatasetConfig) -> "Dataset":

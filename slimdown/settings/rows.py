@@ -117,7 +117,7 @@ def rows_of(config: DatasetConfig) -> Iterator[tuple[int, Row | RowError]]:
     try:
         format_ = config.format_of(names := column_names(file))
         kind: type | None = None  # of prompts, in the first sound row: texts or lists of messages
-        for number, record in records(file, [name for name in names if name in _columns(config, format_)]):
+        for number, record in records(file, [name for name in names if name in columns_of(config, format_)]):
             try:
                 if isinstance(record, RowError):
                     raise record
@@ -139,7 +139,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())  # a column's name may hold a line break
 
 
-def _columns(config: DatasetConfig, format_: RowFormat) -> tuple[str, ...]:
+def columns_of(config: DatasetConfig, format_: RowFormat) -> tuple[str, ...]:
     """The columns that may be read."""
     if format_ == RowFormat.instruction:
         return tuple(c for c in (config.instruction, config.input, config.output) if c is not None)
@@ -152,7 +152,7 @@ def to_row(record: Mapping[str, Any], config: DatasetConfig, format_: RowFormat,
     Raises:
         RowError: a column that is not there, one that is empty, or that holds what the format does not.
     """
-    wanted = list(_columns(config, format_))
+    wanted = list(columns_of(config, format_))
     if format_ == RowFormat.messages:
         wanted = [CONVERSATIONS if "messages" not in record and CONVERSATIONS in record else "messages"]
     if lacking := [column for column in wanted if column not in record]:
