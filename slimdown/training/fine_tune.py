@@ -27,7 +27,7 @@ from slimdown.training.adapters import adapter_config, attach, save_adapter, set
 from slimdown.training.checks import check_settings
 from slimdown.training.lean import padding_free_collator, trainer_class
 from slimdown.training.rows import CutRows, TrainRows
-from slimdown.training.steps import Note, Steps, take_steps, trainer_for
+from slimdown.training.steps import Note, Steps, silence_transformers, take_steps, trainer_for
 from slimdown.training.unsloth import UnslothProcess
 from slimdown.training.whole import save_model, unfreeze
 
@@ -186,6 +186,7 @@ def _trained_by_trl(
     import transformers
 
     transformers.set_seed(seed)
+    silence_transformers()
     model = unfreeze(base, method) if adapter is None else attach(base, adapter, rows)
     if method.name is Method.pissa:
         model.save_pretrained(folder / "start")

@@ -53,7 +53,7 @@ def trainer_for(
     import transformers
     from trl import SFTConfig
 
-    _silence_transformers()
+    silence_transformers()
     arguments = SFTConfig(
         **{name: value for name, value in asdict(config).items() if name not in ("engine", "assistant_only_loss")},
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -108,9 +108,11 @@ def take_steps(trainer: Any, config: TrainConfig, seed: int, device: str, note: 
     return Steps(outcome.global_step, float(outcome.training_loss), time.perf_counter() - started)
 
 
-def _silence_transformers() -> None:
+def silence_transformers() -> None:
+    """Keep to the end of the process what libraries say of each other from a person's console."""
     # "The tokenizer has new PAD/BOS/EOS tokens that differ from the model config": aligning them is what we want.
-    # transformers 5.24 renames gradient_checkpointing; trl 1.16 still sets it. To be deleted when TRL follows.
+    # transformers 5.24 renames gradient_checkpointing, which trl 1.16 sets and peft 0.21 reads. To be deleted when they
+    # follow.
     warnings.filterwarnings("ignore", r".*gradient_checkpointing` is deprecated", FutureWarning)
     # So does peft 0.21 in place of `cache`.
     warnings.filterwarnings("ignore", r".*past_key_values` is deprecated", FutureWarning)
