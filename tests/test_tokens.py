@@ -50,7 +50,7 @@ def conversation(i: int) -> list[dict[str, str]]:
 FORMATS: dict[str, Rows] = {
     "text": [{"text": f"A river named number {i} runs " + "on and on " * i} for i in range(12)],
     "prompt_completion": [
-        {"prompt": f"Question {i}? " + "so " * 6 * i, "completion": f"answer {i}"} for i in range(12)
+        {"prompt": f"Question {i}?" + " so" * 6 * i, "completion": f" answer {i}"} for i in range(12)
     ],
     "messages": [{"messages": conversation(i), "id": i} for i in range(12)],
     "prompt_completion of messages": [
@@ -109,6 +109,15 @@ def test_rows_are_prepared_as_trl_prepares_them(
     ours = prepare_rows(pocket, data, config)
     assert ours.train.to_list() == of_trl(pocket, data.train, config, tmp_path)
     assert (ours.cut.n_cut > 0) == (longest == 40)
+
+
+@pytest.mark.skipif(not hasattr(trl.data_utils, "common_prefix_length"), reason="TRL counted all of the prompt then")
+def test_a_prompt_that_merges_with_its_completion_ends_where_trl_has_it_end(
+    pocket: LoadedModel, settings: TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(settings, completion_only_loss=True)
+    data = loaded(pocket, [{"prompt": f"Question {i}? ", "completion": f"answer {i}"} for i in range(12)], tmp_path)
+    assert prepare_rows(pocket, data, config).train.to_list() == of_trl(pocket, data.train, config, tmp_path)
 
 
 def test_instructions_are_prepared_as_trl_prepares_them(
