@@ -32,8 +32,7 @@ IN_KEY = {
     " dequantize_for_evaluation dequantize_for_training",
     "dataset.<name>": "name split format template instruction input output max_examples validation_examples weight"
     " skip_bad_rows",
-    "method": "name init_lora_weights num_virtual_tokens prefix_projection prompt_tuning_init target_modules"
-    " feedforward_modules bottleneck_dim lm_head",
+    "method": "name init_lora_weights num_virtual_tokens target_modules feedforward_modules bottleneck_dim lm_head",
     "lora": "r lora_alpha lora_dropout target_modules",
     "train": "engine num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps"
     " per_device_eval_batch_size learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm optim"
