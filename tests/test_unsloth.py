@@ -66,7 +66,7 @@ def test_an_installation_that_does_not_load_is_told_in_one_line(
     base = load_model(config.model, config.quantization)
     rows = prepare_rows(base, load_data(config.dataset, config.seed, base.tokenizer), config.train)
     with pytest.raises(UserError) as refused:
-        UnslothProcess(base, adapter_config(config.method, config.lora), rows.train, config.train, config.seed)
+        UnslothProcess(base, adapter_config(config.method, config.lora, base), rows.train, config.train, config.seed)
     assert str(refused.value) == (
         "train.engine=unsloth: Unsloth cannot train anything here (ImportError: it wants another torch); "
         "set train.engine=trl"
