@@ -39,7 +39,7 @@ def experiment(config: RunConfig, about: About) -> Findings:
         with console.doing("preparing"):
             way = way_to_tuned(base, config, tasks, tracked.log_contamination)
         console.show_notes(way.notes)
-        tracked.log_data(way.data)
+        tracked.log_data(way.data, way.estimates)
         dequantize = config.quantization.dequantize_for_evaluation
         scoring = choose_scoring(base, tasks, config.benchmark, config.evaluation, dequantize, way.adapter)
         ask = partial(measure, tasks=tasks, chosen=config.benchmark, config=config.evaluation, scoring=scoring)
@@ -52,7 +52,7 @@ def experiment(config: RunConfig, about: About) -> Findings:
         tracked.log_tuned(tuned)
         with console.progress_bar("measuring the tuned model") as bar:
             after = open_part(ask(tuned.model, record=tuned_record(config, tracked, note), on_progress=bar), holdout)
-        findings = judge(before, after, tuned.training, {"peak_memory_bytes": float(peak_memory_bytes())})
+        findings = judge(before, after, tuned.training, peak_memory_bytes() | way.estimates)
         tracked.keep(findings, files.files_of(findings, about.name, tracked.run_id, config, about.environment))
         tracked.log_card(partial(card.model_card, findings=findings))
     console.show_findings(findings)

@@ -1,6 +1,7 @@
 """Two evaluations, before and after -> `Findings`: what is shown, recorded, compared and returned as one thing."""
 
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from slimdown.judging.anatomy import Anatomy, anatomy
@@ -44,4 +45,8 @@ def judge(
     changes = changes_between(before, after, n_reports)
     anatomies = {name: anatomy(before.benchmarks[name], after.benchmarks[name]) for name in changes.benchmarks}
     seconds = {"base_evaluation_seconds": before.seconds, "tuned_evaluation_seconds": after.seconds}
-    return Findings(before, after, changes, anatomies, training, seconds | (costs or {}))
+    peaks = {"base_evaluation_peak_bytes": before.peak_bytes, "tuned_evaluation_peak_bytes": after.peak_bytes}
+    if training:
+        peaks["training_peak_bytes"] = training.peak_bytes
+    known = {name: n_bytes for name, n_bytes in peaks.items() if isfinite(n_bytes)}
+    return Findings(before, after, changes, anatomies, training, seconds | known | (costs or {}))

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ class Evaluation:
     harness_version: str
     scoring_path: str
     seconds: float
+    peak_bytes: float = nan  # the most that was held meanwhile; not of what was found in a record
     part: str = ""  # which of the questions, where not all: see holdout.py
     # What else must be equal for two evaluations to be compared, as far as nothing here says it; see logs.py.
     conditions: Mapping[str, str] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
+from math import nan
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from slimdown.measuring.harness import Evaluator
 from slimdown.measuring.validation import validation_loss
 from slimdown.preparing.dequantize import dequantizes
 from slimdown.preparing.digests import digest
+from slimdown.preparing.memory import peak_memory
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.schema import BenchmarkConfig, EvaluationConfig, OnProgress, TrainConfig
 
@@ -86,7 +88,8 @@ def measure(
     """
     started = time.perf_counter()
     reports: dict[str, BenchmarkEvaluation] = {}
-    with Evaluator(loaded, config, scoring, on_progress) as evaluator:
+    n_made = 0
+    with peak_memory(loaded.device) as peak, Evaluator(loaded, config, scoring, on_progress) as evaluator:
         for name, benchmark in chosen.items():
             questions = evaluator.questions_hash(tasks[name], benchmark)
             key = evaluation_key(loaded, scoring.path, questions, benchmark, config)
@@ -95,9 +98,11 @@ def measure(
                 if evaluation is None:
                     evaluation = evaluator.evaluate(name, tasks[name], benchmark)
                     record.keep(name, key, evaluation)
+                    n_made += 1
             check_paired(name, evaluation)
             reports[name] = evaluation
-        return Evaluation(reports, version("lm-eval"), scoring.path, time.perf_counter() - started)
+        seconds, held = time.perf_counter() - started, peak() if n_made else nan
+        return Evaluation(reports, version("lm-eval"), scoring.path, seconds, peak_bytes=held)
 
 
 def check_paired(name: str, report: BenchmarkEvaluation) -> None:

@@ -3,6 +3,7 @@
 The base stays as it was published: nothing here changes a weight beyond quantizing it.
 """
 
+import copy
 import json
 import logging
 import time
@@ -120,6 +121,17 @@ class Outline:
         dtype, sizes = str(self.dtype).removeprefix("torch."), (count_parameters(model), weight_sizes(model).held)
         about = (quantization.name, self.dtype_reason, self.device.type)
         return LoadedModel(model, None, self.id, dtype, "", *about, *sizes, load_seconds=0.0, identity={})
+
+
+def outline_of(loaded: LoadedModel) -> Outline:
+    """The outline of a model that is loaded: no file is asked for again."""
+    from transformers import AutoModelForCausalLM
+
+    dtype, config = getattr(torch, loaded.dtype), copy.deepcopy(loaded.model.config)
+    vars(config).pop("quantization_config", None)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return Outline(loaded.id, model, torch.device(loaded.device), dtype, loaded.dtype_reason)
 
 
 def bare_outline(config: ModelConfig) -> Outline:

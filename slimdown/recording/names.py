@@ -130,6 +130,11 @@ _COSTS = (
         "cost/{model}_evaluation_seconds", "s", "measuring `base` or `tuned`, as far as not found", "Findings.costs"
     ),
     Metric("cost/peak_memory_bytes", "bytes", "the most that the process held", "Findings.costs"),
+    Metric("cost/training_peak_bytes", "bytes", "the most held during the steps", "TrainResult.peak_bytes"),
+    Metric(
+        "cost/{model}_evaluation_peak_bytes", "bytes", "the same of measuring, as far as not found", "Findings.costs"
+    ),
+    Metric("cost/estimated_{what}_peak_bytes", "bytes", "of `training` and `evaluation`, beforehand", "Footprint"),
 )
 _SCORES = (
     Metric("{model}/{benchmark}/{metric}", "its own", "a score of `base` or `tuned`", "Score.value"),

@@ -2,9 +2,7 @@
 
 import os
 import platform
-import resource
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +14,7 @@ import torch
 
 from slimdown import __version__
 from slimdown.preparing.dtype import processor_name
+from slimdown.preparing.memory import process_peak
 
 _PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "trl", "lm-eval", "datasets", "accelerate", "mlflow", "hydra-core",
@@ -74,7 +73,6 @@ def _git(*arguments: str) -> str:
     return answer.stdout.strip()
 
 
-def peak_memory_bytes() -> int:
-    """The most memory this process has held so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kibibytes on Linux, bytes on macOS
+def peak_memory_bytes() -> dict[str, float]:
+    """The most memory that this process has held so far, by its name among the costs."""
+    return {"peak_memory_bytes": float(process_peak())}

@@ -239,8 +239,9 @@ class TrackedRun:
         self._metrics(names.loaded_metrics(loaded))
 
     @_kept
-    def log_data(self, data: "SftData | None") -> None:
-        """Name the datasets in MLflow's own column, and the fingerprint of the text that was used."""
+    def log_data(self, data: "SftData | None", estimates: Mapping[str, float]) -> None:
+        """Name the datasets in MLflow's own column, and the fingerprint of the text; keep estimates of costs."""
+        self._metrics(names.cost_metrics(estimates))
         if data is None:
             return
         inputs = [

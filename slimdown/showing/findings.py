@@ -1,6 +1,6 @@
 """What one run found, or two models side by side -> a `Table`; a run's findings as Markdown."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -41,17 +41,34 @@ def findings_markdown(findings: Findings, name: str) -> str:
     if training:
         speed = words.number(training.tokens_per_second, ".0f")
         told.append(f"training {words.duration(training.runtime_seconds)} ({speed} tokens/s)")
-    peak = costs.get("peak_memory_bytes", 0) / 2**30
     lines = [
         write(findings_table(findings, name), "markdown"),
         *(f"- {in_markdown(sentence)}" for sentence in words.sentences(findings)),
         "",
-        f"Time: {', '.join(told)}. Peak memory {peak:.2f} GiB.",
+        f"Time: {', '.join(told)}. {_memory(costs)}",
         "Every answer is in `samples/` (a base's, where tags `slimdown.baseline.*` name another run, in that "
         "one's); all of this is a page in `report.html`.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _memory(costs: Mapping[str, float]) -> str:
+    """What was held at most, beside what was estimated."""
+    measured = {
+        "training": costs.get("training_peak_bytes"),
+        "evaluation": max(
+            (costs[key] for key in costs if key.endswith("evaluation_peak_bytes") and "estimated" not in key),
+            default=None,
+        ),
+    }
+    parts = [
+        f"{what} {words.size(peak)}" + (f" (estimated {words.size(costs[key])})" if key in costs else "")
+        for what, peak in measured.items()
+        if peak is not None
+        for key in [f"estimated_{what}_peak_bytes"]
+    ]
+    return f"Peak memory {', '.join([words.size(costs.get('peak_memory_bytes', 0)), *parts])}."
 
 
 def tests_table(findings: Findings) -> Table:

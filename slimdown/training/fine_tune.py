@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class TrainResult:
     tokens_per_second: float
     history: tuple[StepRecord, ...]
     cut: CutRows
+    peak_bytes: float = nan  # the most that was held during the steps
     contamination: Contamination = field(default_factory=Contamination)  # by the questions that are asked
 
 
@@ -168,6 +169,7 @@ def _result(
         tokens_per_second=tokens / steps.seconds,
         history=tuple(history),
         cut=cut,
+        peak_bytes=steps.peak_bytes,
     )
 
 

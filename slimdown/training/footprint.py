@@ -3,18 +3,20 @@
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from psutil import swap_memory
 
+from slimdown.guarding.errors import UserError
 from slimdown.measuring.engine.forward import virtual_tokens
 from slimdown.measuring.footprint import evaluation_peak
 from slimdown.measuring.rows_apart import attention_by_row
-from slimdown.preparing.dequantize import dequantized, dequantizes
+from slimdown.preparing.dequantize import dequantized, dequantizes, free_bytes
 from slimdown.preparing.memory import LIBRARY_BYTES, LiveBytes
-from slimdown.preparing.model import LoadedModel
+from slimdown.preparing.model import LoadedModel, outline_of
 from slimdown.preparing.sizes import count_trainable, lora_parameters, weight_sizes
 from slimdown.settings.schema import RunConfig, TrainConfig
 from slimdown.training.adapters import adapter_config
@@ -32,8 +34,15 @@ class Footprint:
     by_equation: int | None  # what the paper's equation 1.2 says of them; None where no LoRA is trained
     training: int | None
     evaluation: int | None
+    mapped: int  # of these, pages of the weights' file, which the system takes back where it needs room
     tokens: int  # of the batch that was counted
     reason: str = ""  # why something is not known
+
+    @property
+    def estimates(self) -> dict[str, float]:
+        """Bytes by the names of a run's costs."""
+        named = {"training": self.training, "evaluation": self.evaluation}
+        return {f"estimated_{what}_peak_bytes": float(peak) for what, peak in named.items() if peak is not None}
 
 
 def footprint(
@@ -52,8 +61,10 @@ def footprint(
     model = trained_outline(base, config)
     loras = [layer for layer in model.modules() if getattr(layer, "lora_A", None)]
     by_equation = sum(lora_parameters(layer.r["default"], layer.in_features, layer.out_features) for layer in loras)
-    training, why_not_training = _counted(partial(training_peak, base, model, config, tokens), base.device)
-    evaluation, why_not_evaluation = _counted(partial(_evaluation_peak, base, model, config, known), base.device)
+    mapped = mapped_bytes(base)
+    around = mapped + LIBRARY_BYTES.get(base.device, 0)
+    training, why_not_training = _counted(partial(training_peak, base, model, config, tokens), around)
+    evaluation, why_not_evaluation = _counted(partial(_evaluation_peak, base, model, config, known), around)
     return Footprint(
         device=torch.device(base.device),
         n_parameters=base.n_parameters,
@@ -61,17 +72,28 @@ def footprint(
         by_equation=by_equation or None,
         training=training,
         evaluation=evaluation,
+        mapped=mapped,
         tokens=tokens,
         reason=why_not_training or why_not_evaluation,
     )
 
 
-def _counted(count: Callable[[], int], device: str) -> tuple[int | None, str]:
+def mapped_bytes(base: LoadedModel) -> int:
+    """Bytes of the weights' file that stay in sight of a process on a CPU beside what is made of them.
+
+    transformers 5.24 reads a file by mapping it, and what is not converted is the mapping itself. Weights are taken to
+    be published in 16 bits.
+    """
+    is_the_file = base.quantization == "none" and base.dtype != "float32"
+    return 2 * base.n_parameters if base.device == "cpu" and not is_the_file else 0
+
+
+def _counted(count: Callable[[], int], around: int) -> tuple[int | None, str]:
     """A peak, and why it is not known."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is computed there is nothing
-            return LIBRARY_BYTES.get(device, 0) + count(), ""
+            return around + count(), ""
     except Exception as error:  # of any family's forward
         return None, " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
@@ -144,3 +166,45 @@ def largest_batch(lengths: Sequence[int], config: TrainConfig, seed: int) -> int
     batches = [int(batch.sum()) for batch in torch.split(cut, config.per_device_train_batch_size)]
     n_drawn = config.max_steps * config.gradient_accumulation_steps if config.max_steps > 0 else len(batches)
     return max(batches[:n_drawn])
+
+
+def checked_footprint(base: LoadedModel, config: RunConfig, lengths: Sequence[int]) -> tuple[Footprint, list[str]]:
+    """What a run will hold, and what to know of it before it begins.
+
+    Args:
+        base: loaded.
+        config: the run's.
+        lengths: tokens of the training rows.
+
+    Raises:
+        UserError: training needs more than is free, whatever batches are drawn.
+    """
+    outline, train = outline_of(base), config.train
+
+    def of(tokens: int, **changed: Any) -> Footprint:
+        settings = replace(config, train=replace(train, **changed))
+        return footprint(outline.loaded(config.quantization), settings, tokens)
+
+    def more(found: Footprint) -> int:  # than the process holds by now
+        return (found.training or 0) - found.mapped - LIBRARY_BYTES.get(base.device, 0) - base.memory_bytes
+
+    found = of(largest_batch(lengths, train, config.seed))
+    free = free_bytes(torch.device(base.device)) + (swap_memory().free if base.device == "cpu" else 0)
+    if found.training is None or found.evaluation is None:
+        return found, [f"what this run will hold in memory is not known: {found.reason}"]
+    told = (
+        f"estimated peak memory: training {found.training / 2**30:.2f} GiB (up to {found.tokens:,} tokens a batch), "
+        f"evaluation {found.evaluation / 2**30:.2f} GiB; {free / 2**30:.1f} GiB are free on {base.device}"
+    )
+    if more(found) <= free:
+        return found, [told]
+    ways = (
+        f"halve train.per_device_train_batch_size (now {train.per_device_train_batch_size}) and double "
+        f"train.gradient_accumulation_steps (now {train.gradient_accumulation_steps}), set "
+        "train.gradient_checkpointing=true or a smaller train.max_length, or choose a smaller model"
+    )
+    least = max(1, sum(min(n, train.max_length) for n in lengths) // len(lengths))
+    if more(of(least)) > free:
+        needs = f"training needs {more(found) / 2**30:.1f} GiB more than it holds by now"
+        raise UserError(f"{needs}, and {free / 2**30:.1f} GiB are free on {base.device}; {ways}")
+    return found, [told, f"training may not fit: {ways}"]

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from slimdown.guarding.errors import UserError
 from slimdown.measuring.measure import Record
@@ -40,6 +40,7 @@ _REPACKED = re.compile(r"(-unsloth)?(-bnb)?(-[48]bit)?$")
 
 class _Given:
     data = None
+    estimates: ClassVar[dict[str, float]] = {}
 
     def measure_base(self, record: Record) -> None:
         """Nothing: without rows there is no loss on them."""

@@ -5,12 +5,14 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from slimdown.guarding.errors import UserError
+from slimdown.preparing.memory import peak_memory
 from slimdown.settings.schema import TrainConfig
 
 Note = Callable[[int, int, dict[str, float]], None]
@@ -24,6 +26,7 @@ class Steps:
     n: int
     train_loss: float  # mean over all of them
     seconds: float
+    peak_bytes: float = nan  # the most that was held meanwhile
 
 
 def trainer_for(
@@ -98,14 +101,16 @@ def take_steps(trainer: Any, config: TrainConfig, seed: int, device: str, note: 
     transformers.set_seed(seed)  # nothing before must move the order of the rows
     started = time.perf_counter()
     try:
-        outcome = trainer.train()
+        with peak_memory(device) as peak:
+            outcome = trainer.train()
+            peak_bytes = peak()
     except torch.OutOfMemoryError:
         raise UserError(
             f"training does not fit in the memory of {device}: halve train.per_device_train_batch_size "
             f"(now {config.per_device_train_batch_size}) and double train.gradient_accumulation_steps, or set "
             "train.gradient_checkpointing=true"
         ) from None
-    return Steps(outcome.global_step, float(outcome.training_loss), time.perf_counter() - started)
+    return Steps(outcome.global_step, float(outcome.training_loss), time.perf_counter() - started, peak_bytes)
 
 
 def silence_transformers() -> None:

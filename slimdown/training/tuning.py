@@ -14,6 +14,7 @@ from slimdown.settings.schema import Engine, OnProgress, RunConfig
 from slimdown.training.adapters import adapter_config, check_adapter
 from slimdown.training.checks import check_settings
 from slimdown.training.fine_tune import OnStep, Tuned, fine_tune
+from slimdown.training.footprint import checked_footprint
 from slimdown.training.given import GivenAdapter, GivenModel, fetched
 from slimdown.training.rows import prepare_rows
 from slimdown.training.unsloth import UnslothProcess
@@ -73,8 +74,10 @@ class Training:
         self._rows = prepare_rows(base, self.data, config.train)
         skipped = [str(source) for source in self.data.sources if source.n_skipped]
         cut = [str(self._rows.cut)] if self._rows.cut.is_worth_telling else []
+        found, told = checked_footprint(base, config, [len(ids) for ids in self._rows.train["input_ids"]])
+        self.estimates = found.estimates
         # what a person should know before they wait
-        self.notes: list[str] = [*skipped, *cut, *self._contamination.told]
+        self.notes: list[str] = [*skipped, *cut, *self._contamination.told, *told]
         self._unsloth: UnslothProcess | None = None
         if config.train.engine is Engine.unsloth:
             self._unsloth = UnslothProcess(base, self.adapter, self._rows.train, config.train, config.seed)
