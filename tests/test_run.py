@@ -103,8 +103,11 @@ def test_every_number_of_a_run_is_in_the_record(client: MlflowClient) -> None:
     assert "tuned/pocket_math/flexible_accuracy" in metrics
     assert metrics["train/validation_loss_after"] < metrics["train/validation_loss_before"]
     for cost in ("load_seconds", "train_seconds", "base_evaluation_seconds", "tuned_evaluation_seconds",
-                 "peak_memory_bytes", "tokens_per_second"):  # fmt: skip
+                 "peak_memory_bytes", "tokens_per_second", "training_peak_bytes", "base_evaluation_peak_bytes",
+                 "tuned_evaluation_peak_bytes", "estimated_training_peak_bytes",
+                 "estimated_evaluation_peak_bytes"):  # fmt: skip
         assert metrics[f"cost/{cost}"] > 0
+    assert metrics["cost/training_peak_bytes"] <= metrics["cost/peak_memory_bytes"]
     assert tags["slimdown.kind"] == "tuned"
     assert tags["slimdown.model"] == "pocket:model"
     assert tags["slimdown.quantization"] == "nf4"

@@ -8,16 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
+from slimdown.guarding.errors import UserError
 from slimdown.preparing.memory import LiveBytes, peak_memory, process_peak
-from slimdown.preparing.model import LoadedModel, bare_outline, load_model
+from slimdown.preparing.model import LoadedModel, bare_outline, load_model, outline_of
 from slimdown.preparing.sizes import count_parameters, predicted_bytes, weight_sizes
+from slimdown.settings.files import group_choices
 from slimdown.settings.schema import RunConfig
 from slimdown.showing.words import size
-from slimdown.training.footprint import Footprint, footprint, largest_batch
+from slimdown.training.footprint import Footprint, checked_footprint, footprint, largest_batch
 from slimdown.training.lean import SummedLoss
+from slimdown.training.tuning import way_to_tuned
 
 Composed = Callable[..., RunConfig]
 
@@ -155,6 +159,56 @@ def test_the_largest_batch_is_of_rows_as_they_are_cut_and_drawn(composed: Compos
     lengths = [1] * 100 + [50]
     assert largest_batch(lengths, config, seed=0) == 51
     assert {largest_batch(lengths, replace(config, max_steps=1), seed=n) for n in range(8)} == {2}
+
+
+def memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free})())
+    monkeypatch.setattr("slimdown.training.footprint.swap_memory", lambda: type("Memory", (), {"free": 0})())
+
+
+def test_what_cannot_fit_is_refused_with_numbers(
+    pocket: LoadedModel, composed: Composed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, lengths = composed(), [100] * 50
+    found, told = checked_footprint(pocket, config, lengths)
+    assert found.tokens == 800
+    assert [line.partition(":")[0] for line in told] == ["estimated peak memory"]
+    memory(monkeypatch, 2**24)
+    with pytest.raises(
+        UserError, match=r"training needs 0\.\d GiB more than it holds by now, and 0\.0 GiB are free on cpu"
+    ):
+        checked_footprint(pocket, config, [180] * 50)
+
+
+def test_what_may_fit_is_only_warned_of(
+    pocket: LoadedModel, composed: Composed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest batch does not fit, one of rows of mean length would."""
+    config, lengths = composed("train.per_device_train_batch_size=1"), [10] * 99 + [190]
+    memory(monkeypatch, 2**23)
+    _, told = checked_footprint(pocket, config, lengths)
+    assert "training may not fit: halve train.per_device_train_batch_size (now 1)" in told[1]
+
+
+def test_the_outline_of_a_loaded_model_is_that_of_its_files(pocket: LoadedModel, composed: Composed) -> None:
+    config = composed()
+    again = outline_of(pocket).loaded(config.quantization)
+    assert weight_sizes(again.model) == weight_sizes(outlined(config).model)
+    assert footprint(again, config) == of(config)
+    assert pocket.model.config.quantization_config is not None  # what is loaded is left as it is
+
+
+@pytest.mark.parametrize("method", [name for name in group_choices("method") if name != "full"])
+def test_as_many_are_counted_as_are_trained(
+    method: str, pocket: LoadedModel, composed: Composed, tmp_path: Path
+) -> None:
+    config = composed(f"method={method}", "train.max_steps=1", "dataset.pocket_instructions.max_examples=8",
+                      "dataset.pocket_instructions.validation_examples=2", "benchmark=[pocket_cs]")  # fmt: skip
+    told = of(config)
+    tuned = way_to_tuned(pocket, config).obtain(tmp_path, lambda record: None, lambda done, total, note: None)
+    assert tuned.training
+    assert told.n_trainable == tuned.training.n_trainable
+    assert told.reason == ""
 
 
 def test_a_peak_is_of_what_runs_inside() -> None:

@@ -106,7 +106,7 @@ def trained_outline(base: LoadedModel, config: RunConfig) -> Any:
     if adapter is None:
         return unfreeze(base, config.method)
     adapter.init_lora_weights = True  # whatever it begins as
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
         model = peft.get_peft_model(base.model, adapter)
     for parameter in model.parameters():
