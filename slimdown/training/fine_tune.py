@@ -187,8 +187,8 @@ def _trained_by_trl(
     """PEFT's model around the base or the base's own, trained, and what the steps came to."""
     import transformers
 
-    transformers.set_seed(seed)
     silence_transformers()
+    transformers.set_seed(seed)
     model = unfreeze(base, method) if adapter is None else attach(base, adapter, rows)
     if method.name is Method.pissa:
         model.save_pretrained(folder / "start")
