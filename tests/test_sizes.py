@@ -198,17 +198,18 @@ def test_the_outline_of_a_loaded_model_is_that_of_its_files(pocket: LoadedModel,
     assert pocket.model.config.quantization_config is not None  # what is loaded is left as it is
 
 
-@pytest.mark.parametrize("method", [name for name in group_choices("method") if name != "full"])
-def test_as_many_are_counted_as_are_trained(
-    method: str, pocket: LoadedModel, composed: Composed, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("method", group_choices("method"))
+def test_as_many_are_counted_as_are_trained(method: str, composed: Composed, tmp_path: Path) -> None:
     config = composed(f"method={method}", "train.max_steps=1", "dataset.pocket_instructions.max_examples=8",
-                      "dataset.pocket_instructions.validation_examples=2", "benchmark=[pocket_cs]")  # fmt: skip
+                      "dataset.pocket_instructions.validation_examples=2", "benchmark=[pocket_cs]",
+                      f"quantization={'none' if method in ('full', 'last_layer', 'pissa') else 'nf4'}")  # fmt: skip
     told = of(config)
-    tuned = way_to_tuned(pocket, config).obtain(tmp_path, lambda record: None, lambda done, total, note: None)
+    base = load_model(config.model, config.quantization)
+    tuned = way_to_tuned(base, config).obtain(tmp_path, lambda record: None, lambda done, total, note: None)
     assert tuned.training
     assert told.n_trainable == tuned.training.n_trainable
     assert told.reason == ""
+    assert (told.by_equation is not None) == config.method.is_lora
 
 
 def test_a_peak_is_of_what_runs_inside() -> None:

@@ -124,15 +124,16 @@ def training_peak(base: LoadedModel, model: Any, config: RunConfig, tokens: int)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     moments = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+    is_prefix = getattr(model, "peft_type", "") == "PREFIX_TUNING"  # keys and values, where a prompt is embeddings
+    n_embedded = 0 if is_prefix else len(virtual_tokens(model))
+    n_rows = min(config.train.per_device_train_batch_size, tokens) if virtual_tokens(model) else 1
+    ids = torch.zeros(n_rows, tokens // n_rows, dtype=torch.long, device="meta")
     rule = config.quantization.dequantize_for_training
-    by_row = attention_by_row(base, model, (tokens,))
+    by_row = attention_by_row(base, None if n_embedded else model, (n_embedded + ids.shape[1],))
     with LiveBytes(model) as live, by_row, unpacked_for_training(base, model, rule):
         live.count(*moments)
         if virtual_tokens(model):  # rows are padded, and their logits made
-            n_rows = min(config.train.per_device_train_batch_size, tokens)
-            rows = ids[:, : tokens // n_rows * n_rows].reshape(n_rows, -1)
-            torch.autograd.backward(model(input_ids=rows, attention_mask=rows + 1).logits.float().sum())
+            torch.autograd.backward(model(input_ids=ids, use_cache=False).logits.float().sum())
             return live.peak
         hidden = causal.base_model(input_ids=ids, position_ids=ids, use_cache=False).last_hidden_state
         weight = causal.get_output_embeddings().weight
