@@ -88,6 +88,49 @@ def test_base_scores_are_those_of_the_stock_harness(smollm2: Path, tmp_path: Pat
     assert float(scores["mmlu_college_computer_science"]) == run.data.metrics["base/mmlu_cs/acc"]
 
 
+LOAD = """
+import sys
+import mlflow
+uri = f"runs:/{sys.argv[1]}/adapter"
+ask = ["The capital of France is"]
+as_measured = mlflow.pyfunc.load_model(uri).predict(ask, params={"max_new_tokens": 8})
+unquantized = mlflow.transformers.load_model(uri)(ask, max_new_tokens=8, do_sample=False)
+print("ANSWERS", "Paris" in as_measured[0], "Paris" in unquantized[0][0]["generated_text"])
+"""
+
+
+def test_mlflow_loads_the_adapter_on_its_base_of_the_hub(smollm2: Path) -> None:
+    run = tuned_run(MlflowClient(f"sqlite:///{smollm2}/mlruns/mlflow.db"))
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{smollm2}/mlruns/mlflow.db"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, run.info.run_id], cwd=smollm2, env={**os.environ, **store}, capture_output=True,
+        text=True, timeout=600,
+    )  # fmt: skip
+    assert "ANSWERS True True" in done.stdout, done.stderr
+
+
+def test_merged_it_is_as_large_as_published_and_its_card_names_base_data_and_licence(
+    smollm2: Path, tmp_path: Path
+) -> None:
+    from huggingface_hub import ModelCard, hf_hub_download
+    from transformers import AutoModelForCausalLM
+
+    run = tuned_run(MlflowClient(f"sqlite:///{smollm2}/mlruns/mlflow.db"))
+    merge = [sys.executable, "-m", "slimdown.merge", run.info.run_id, "--out", str(tmp_path / "out")]
+    done = subprocess.run(merge, cwd=smollm2, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    data = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
+    assert data["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert data["base_model_relation"] == "finetune"
+    assert data["datasets"] == ["tatsu-lab/alpaca"]
+    assert data["license"] == "apache-2.0"
+    datasets = {result["dataset"]["type"] for result in data["model-index"][0]["results"]}
+    assert datasets == {"Rowan/hellaswag", "openai/gsm8k", "cais/mmlu"}
+    published = Path(hf_hub_download(data["base_model"], "model.safetensors")).stat().st_size
+    assert abs((tmp_path / "out" / "model.safetensors").stat().st_size - published) < 10_000
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.tie_word_embeddings
+
+
 def test_any_causal_model_and_dataset_of_the_hub_will_do(store: MlflowClient, tmp_path: Path) -> None:
     arguments = [
         *STORIES, "dataset=[dolly,gsm8k_train]", "benchmark=[mmlu_cs]", "benchmark.mmlu_cs.limit=8",

@@ -207,7 +207,10 @@ def fetch_tuned(config: TrackingConfig, run: RecordedRun, folder: Path) -> Path:
         place = client.get_logged_model(made[0].model_id).artifact_location
         return Path(download_artifacts(place, dst_path=str(folder), tracking_uri=config.uri))
     except GONE as error:
-        raise UserError(f"run {run.run_id} ({run.name}) has lost what it trained: {first_line(error)}") from None
+        raise UserError(
+            f"run {run.run_id} ({run.name}) has lost what it trained ({first_line(error)}); the same settings, "
+            "its artifact config.yaml, train it again"
+        ) from None
 
 
 def read_seeds(store: TrackingConfig, runs: Sequence[RecordedRun]) -> "list[SeedsChange]":
