@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimdown.settings.method import Method
+
 if TYPE_CHECKING:  # it would bring torch along
     from slimdown.preparing.model import LoadedModel
 
@@ -36,7 +38,8 @@ def describe(folder: Path, tuned: "LoadedModel", settings: Mapping[str, Any]) ->
     flavor = {"loader_module": __name__, "python_version": platform.python_version(), "config": loading}
     model.add_flavor("python_function", **flavor)
     is_of_hub = not tuned.revision.startswith("sha256:")
-    if is_of_hub and (folder / "adapter_config.json").is_file():
+    is_pefts = settings.get("method.name") != Method.bottleneck
+    if is_of_hub and is_pefts and (folder / "adapter_config.json").is_file():
         model.add_flavor("transformers", **_on_the_hub(tuned))
     model.save(folder / "MLmodel")
     needed = ["slimdown", "transformers", "torch", *(["peft"] if hasattr(tuned.model, "peft_config") else [])]

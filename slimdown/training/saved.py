@@ -59,9 +59,7 @@ def load_tuned(base: LoadedModel, folder: Path) -> Any:
     import slimdown.training.bottleneck  # noqa: F401 - which PEFT does not know by itself
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # PEFT's, of Conv1D's layout and of tied weights: seen to by it, and by `merged`
+        warnings.simplefilter("ignore")  # PEFT's, of Conv1D's layout and of tied weights: seen to by it and `merged`
         return peft.PeftModel.from_pretrained(base.model, folder).eval()
 
 
