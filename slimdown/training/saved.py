@@ -88,6 +88,8 @@ def export(
         tuned = base.model.to(getattr(torch, dtype))
     tuned.save_pretrained(out)
     base.tokenizer.save_pretrained(out)
+    for file in out.glob("*.safetensors"):
+        shutil.copymode(out / "config.json", file)  # safetensors writes for its owner alone
     return dtype
 
 
