@@ -23,6 +23,7 @@ from slimdown.measuring.validation import validation_loss
 from slimdown.preparing.data import load_data
 from slimdown.preparing.identity import weights_digest
 from slimdown.preparing.model import LoadedModel, load_model
+from slimdown.recording.pyfunc import Completing
 from slimdown.settings.commandline import check_command_line
 from slimdown.settings.files import CONF_DIR
 from slimdown.settings.load import load_config
@@ -191,6 +192,22 @@ def test_the_validation_loss_behind_virtual_tokens_is_that_of_each_row_alone(
         )
     expected = sum(loss for loss, _ in losses) / sum(n for _, n in losses)
     assert validation_loss(tuned, tuned.model, rows, config.train) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", [Method.prefix, Method.prompt, Method.bottleneck])
+def test_what_mlflow_loads_completes_a_prompt_as_plain_forwards_do(
+    method: Method, trained: dict[Method, Tuned]
+) -> None:
+    tuned = trained[method].model
+    tokens = start = torch.tensor([tuned.tokenizer("Question: 3 + 4 =").input_ids])
+    for _ in range(12):
+        with torch.no_grad():
+            best = tuned.model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[:, -1:].argmax(-1)
+        tokens = torch.cat([tokens, best], dim=1)
+        if best == tuned.model.generation_config.eos_token_id:
+            break
+    expected = tuned.tokenizer.decode(tokens[0, start.shape[1] :], skip_special_tokens=True)
+    assert Completing(tuned).predict(["Question: 3 + 4 ="], {"max_new_tokens": 12}) == [expected]
 
 
 def test_full_and_last_layer_have_the_losses_of_plain_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,8 +79,14 @@ class Completing:
         return [self._complete(prompt, **(params or {})) for prompt in ([rows] if isinstance(rows, str) else rows)]
 
     def _complete(self, prompt: str, max_new_tokens: int = _LONGEST) -> str:
+        from slimdown.measuring.engine.decoding import decoded
+        from slimdown.measuring.engine.forward import virtual_tokens
+
         model, tokenizer = self._tuned.model, self._tuned.tokenizer
         asked = tokenizer(prompt, return_tensors="pt").to(model.device)
+        if virtual_tokens(model):  # which PEFT's generate misplaces (peft 0.21 with transformers 5.24)
+            new = decoded(model, tuple(asked.input_ids[0].tolist()), max_new_tokens)
+            return str(tokenizer.decode(new, skip_special_tokens=True))
         greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         answer = model.generate(**asked, **greedy, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id)
         text: str = tokenizer.decode(answer[0, asked.input_ids.shape[1] :], skip_special_tokens=True)

@@ -15,6 +15,7 @@ from slimdown.preparing.model import LoadedModel
 from slimdown.settings.method import Method, MethodConfig
 from slimdown.settings.schema import LoraConfig
 from slimdown.training.bottleneck import BottleneckConfig
+from slimdown.training.steps import silence_transformers
 
 
 def adapter_config(method: MethodConfig, lora: LoraConfig, base: LoadedModel) -> Any:
@@ -60,6 +61,7 @@ def check_adapter(base: LoadedModel, config: Any) -> None:
 
     if str(getattr(config, "init_lora_weights", "")).startswith("pissa"):
         return  # it would begin by taking every matrix apart
+    silence_transformers()
     tokens = torch.ones(2, 4, dtype=torch.long, device=base.device)
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(), torch.no_grad():

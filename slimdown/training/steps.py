@@ -121,5 +121,6 @@ def silence_transformers() -> None:
     warnings.filterwarnings("ignore", r".*gradient_checkpointing` is deprecated", FutureWarning)
     # So does peft 0.21 in place of `cache`.
     warnings.filterwarnings("ignore", r".*past_key_values` is deprecated", FutureWarning)
+    logging.getLogger("transformers.utils.generic").setLevel(logging.ERROR)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)

@@ -19,6 +19,7 @@ from slimdown.measuring.engine.forward import (
     cache_argument,
     is_out_of_memory,
     logits_at,
+    measuring,
     plain,
     preamble_cache,
     repeated,
@@ -258,6 +259,23 @@ class GreedyDecoder:
             if last is not row:  # the last row moves into the gap
                 active[i] = last
                 slots.fill(i, slots, len(active), last.n_cached)
+
+
+def decoded(model: Any, prompt: Tokens, max_new_tokens: int) -> list[int]:
+    """The tokens that greedy decoding puts behind one prompt, up to the model's end of text."""
+    new: list[int] = []
+    eos = model.generation_config.eos_token_id
+    decoder = GreedyDecoder(
+        model,
+        token_budget=len(prompt),
+        max_new_tokens=max_new_tokens,
+        eos_token_ids=eos if isinstance(eos, list) else [eos],
+        is_finished=lambda rows: [False] * len(rows),
+        finished=lambda index, tokens: new.extend(tokens),
+    )
+    with measuring(model):
+        decoder.run([(*virtual_tokens(model), *prompt)])
+    return new
 
 
 class StopStrings:
