@@ -196,7 +196,7 @@ def test_nothing_that_it_prints_or_writes_is_left(both: tuple[Path, str]) -> Non
 
 
 @pytest.mark.unsloth
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_it_ends_with_the_run(number: int, store: MlflowClient, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "slimdown.run", "train.engine=unsloth", *SMALL, "train.max_steps=100000"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
@@ -209,7 +209,7 @@ def test_it_ends_with_the_run(number: int, store: MlflowClient, tmp_path: Path) 
     gone, still = psutil.wait_procs([other], timeout=20)
     assert still == []
     assert len(gone) == 1
-    if number is signal.SIGINT:
+    if number is signal.SIGTERM:
         assert "marked KILLED" in said
         assert run.returncode == 130
 
