@@ -20,7 +20,7 @@ import pyarrow as pa
 from slimdown.guarding.errors import UserError
 from slimdown.preparing.chat import chat_prompt, check_chat_template, rendered
 from slimdown.preparing.hub import asking_hub
-from slimdown.preparing.on_disk import Folder, batches, records, written
+from slimdown.preparing.on_disk import Folder, Shelf, batches, records, written
 from slimdown.settings.dataset import COLUMNS, DatasetConfig, RowFormat
 from slimdown.settings.row_files import RowError
 from slimdown.settings.rows import Row, check_enough, columns_of, file_state, reading, rows_of, to_row
@@ -135,11 +135,11 @@ def load_data(chosen: dict[str, DatasetConfig], seed: int, tokenizer: Any) -> Sf
 class _Source(NamedTuple):
     """All rows of one dataset, in its order."""
 
-    rows: "Dataset"
+    rows: "Shelf | Dataset"
     format: RowFormat
+    is_chat: bool  # its rows are messages
     revision: str
     n_skipped: int = 0
-    folder: Folder | None = None  # of the file that the rows are read from
 
 
 class _Skipped:
@@ -186,13 +186,9 @@ def _taken(
 
 def _asks_for_template(config: DatasetConfig, source: _Source) -> str | None:
     """The setting, if any, by which rows are written in the tokenizer's chat template."""
-    from datasets import Value
-
-    if source.format == RowFormat.instruction:
-        return "template=chat" if config.template == "chat" else None
-    column = source.rows.features.get(COLUMNS[source.format][0])
-    is_chat = source.format == RowFormat.messages or (column is not None and not isinstance(column, Value))
-    return f"format={source.format.value}" if is_chat else None
+    if source.format == RowFormat.instruction and config.template == "chat":
+        return "template=chat"
+    return f"format={source.format.value}" if source.is_chat else None
 
 
 @lru_cache(maxsize=8)
@@ -213,26 +209,28 @@ def _local(state: tuple[int, int], *settings: Any) -> _Source:
             else:
                 yield {**row, "row": number}
 
-    rows, folder = sound(), Folder()
-    first = list(islice(rows, 1))
-    types = {name: _TURNS if isinstance(value, list) else pa.string() for name, value in (first or [{}])[0].items()}
-    schema = pa.schema({**types, "row": pa.int64()})
-    kept = written(chain(first, rows), schema, folder.path / "rows.arrow")
-    check_enough(config, len(kept), skipped.first)
+    rows = Shelf(sound())
+    check_enough(config, len(rows), skipped.first)
+    first = next(rows.take([0]))
     with config.file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()[:16]
-    format_ = next((f for f, columns in COLUMNS.items() if columns[0] in types), RowFormat.instruction)
-    return _Source(kept, format_, f"sha256:{digest}", skipped.n, folder)
+    format_ = next((f for f, columns in COLUMNS.items() if columns[0] in first), RowFormat.instruction)
+    is_chat = any(isinstance(value, list) for value in first.values())
+    return _Source(rows, format_, is_chat, f"sha256:{digest}", skipped.n)
 
 
 def _hub(name: str, config: DatasetConfig) -> _Source:
+    from datasets import Value
+
     rows = _hub_records(name, config)
     revision, format_ = _resolved_revision(rows, config), config.format_of(rows.column_names)
     wanted = columns_of(config, format_)
     there = [column for column in wanted if column in rows.column_names]
     if there == list(wanted) or (there and format_ == RowFormat.messages):  # else the first row says what there is
         rows = rows.select_columns(there)
-    return _Source(rows, format_, revision)
+    prompt = rows.features.get("prompt")
+    are_lists = format_ == RowFormat.prompt_completion and prompt is not None and not isinstance(prompt, Value)
+    return _Source(rows, format_, are_lists or format_ == RowFormat.messages, revision)
 
 
 def _hub_records(name: str, config: DatasetConfig) -> "Dataset":
@@ -278,7 +276,8 @@ def _examples(
         RowError: one that cannot.
     """
     order = np.random.default_rng(seed).permutation(len(source.rows))  # as `datasets` shuffles
-    for i, record in zip(order, records(source.rows.select(order)), strict=True):
+    in_order = source.rows.take(order) if isinstance(source.rows, Shelf) else records(source.rows.select(order))
+    for i, record in zip(order, in_order, strict=True):
         number = record["row"] if config.file else int(i) + 1
         try:
             row = record if config.file else to_row(record, config, source.format, may_be_empty=True)

@@ -4,6 +4,7 @@ import pickle
 import shutil
 import tempfile
 import weakref
+from array import array
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,30 @@ class Folder:
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="slimdown-rows-"))
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+class Shelf:
+    """Rows in a file, taken in any order: it is not mapped, so that nothing of it counts as this process's memory."""
+
+    def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
+        self._folder = Folder()
+        self._file = self._folder.path / "rows"
+        ends = array("Q", [0])
+        with self._file.open("wb") as file:
+            for row in rows:
+                file.write(pickle.dumps(row))
+                ends.append(file.tell())
+        self._ends = ends
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def take(self, order: Iterable[int]) -> Iterator[dict[str, Any]]:
+        """The rows of these numbers, from 0."""
+        with self._file.open("rb") as file:
+            for i in order:
+                file.seek(self._ends[i])
+                yield pickle.loads(file.read(self._ends[i + 1] - self._ends[i]))
 
 
 def written(rows: Iterable[dict[str, Any]], schema: pa.Schema, file: Path) -> "Dataset":
