@@ -175,16 +175,18 @@ VIRTUAL: dict[str, Any] = {
 }
 
 
-def with_virtual_tokens(kind: str) -> Any:
+def with_virtual_tokens(kind: str, make: Callable[[], Any] = llama) -> Any:
     torch.manual_seed(1)
-    return get_peft_model(llama(), VIRTUAL[kind]).eval()
+    return get_peft_model(make(), copy.deepcopy(VIRTUAL[kind])).eval()
 
 
-@pytest.mark.parametrize("merges", [True, False])
+@pytest.mark.parametrize(("make", "merges"), [(llama, True), (llama, False), (gpt2, True)])
 @pytest.mark.parametrize("kind", VIRTUAL)
 @pytest.mark.filterwarnings("ignore:.*past_key_values` is deprecated:FutureWarning")
-def test_virtual_tokens_stand_before_every_row_as_peft_puts_them(kind: str, merges: bool, tokenizer: Any) -> None:
-    model, window = with_virtual_tokens(kind), WINDOW - 7
+def test_virtual_tokens_stand_before_every_row_as_peft_puts_them(
+    kind: str, make: Callable[[], Any], merges: bool, tokenizer: Any
+) -> None:
+    model, window = with_virtual_tokens(kind, make), WINDOW - 7
     scoring = Scoring(shares=True, merges=merges, decodes=True, window=window)
     lm = SharedWorkLM(model, tokenizer, max_length=window, scoring=scoring)
     requests = [request for request in questions() if len(request.args[1]) < window - 1]
