@@ -60,7 +60,8 @@ def random_model(folder: Path) -> None:
 def measured(folder: Path, settings: list[str]) -> dict[str, float]:
     """The metrics of one run of these settings."""
     store = f"sqlite:///{folder}/mlruns/mlflow.db"
-    command = [sys.executable, "-m", "slimdown.run", *settings, f"tracking.uri={store}", "baseline.reuse=false"]
+    by_key = {setting.partition("=")[0]: setting for setting in settings}  # of several the last
+    command = [sys.executable, "-m", "slimdown.run", *by_key.values(), f"tracking.uri={store}", "baseline.reuse=false"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr[-3000:])

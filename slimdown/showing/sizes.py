@@ -61,7 +61,15 @@ def runs_table(runs: Sequence[tuple[list[str], RunConfig, Footprint]]) -> Table:
         notes=tuple(f"A peak is not known: {reason}" for reason in reasons),
         legend="Equation 1.2: r (d + k) for each adapted matrix. Peaks: at most, with batches of "
         f"{run.train.per_device_train_batch_size} rows of {run.train.max_length} tokens (a run takes its own rows), "
-        f"the libraries included; {words.size(free)} are free on {first.device.type}.",
+        f"the libraries included{_mapped(runs)}; {words.size(free)} are free on {first.device.type}.",
+    )
+
+
+def _mapped(runs: Sequence[tuple[list[str], RunConfig, Footprint]]) -> str:
+    """What of the peaks the system takes back where it needs room."""
+    most = max(found.mapped for *_, found in runs)
+    return (
+        f", and of quantized weights {words.size(most)} of their file, which the system drops in need" if most else ""
     )
 
 
