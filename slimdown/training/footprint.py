@@ -46,7 +46,11 @@ class Footprint:
 
 
 def footprint(
-    base: LoadedModel, config: RunConfig, tokens: int | None = None, known: dict[str, int] | None = None
+    base: LoadedModel,
+    config: RunConfig,
+    tokens: int | None = None,
+    known: dict[str, int] | None = None,
+    scored_share: float = 1.0,
 ) -> Footprint:
     """What a run of these settings will hold: the process on a CPU, all tensors on a GPU.
 
@@ -54,6 +58,7 @@ def footprint(
         base: on the meta device, see `Outline.loaded`; used up.
         config: the run's.
         tokens: of the largest batch; None takes all of its rows for as long as `train.max_length`.
+        scored_share: of the tokens, those that the loss is over.
         known: what evaluations hold besides the model, by their settings; adapters of whatever size work alike.
     """
     known = {} if known is None else known
@@ -63,7 +68,7 @@ def footprint(
     by_equation = sum(lora_parameters(layer.r["default"], layer.in_features, layer.out_features) for layer in loras)
     mapped = mapped_bytes(base)
     around = mapped + LIBRARY_BYTES.get(base.device, 0)
-    training, why_not_training = _counted(partial(training_peak, base, model, config, tokens), around)
+    training, why_not_training = _counted(partial(training_peak, base, model, config, tokens, scored_share), around)
     evaluation, why_not_evaluation = _counted(partial(_evaluation_peak, base, model, config, known), around)
     return Footprint(
         device=torch.device(base.device),
@@ -115,7 +120,7 @@ def trained_outline(base: LoadedModel, config: RunConfig) -> Any:
     return model
 
 
-def training_peak(base: LoadedModel, model: Any, config: RunConfig, tokens: int) -> int:
+def training_peak(base: LoadedModel, model: Any, config: RunConfig, tokens: int, scored_share: float = 1.0) -> int:
     """Bytes of all tensors at the peak of a training step on a batch of so many tokens, Adam's moments included."""
     model.train()
     if config.train.gradient_checkpointing:
@@ -137,7 +142,8 @@ def training_peak(base: LoadedModel, model: Any, config: RunConfig, tokens: int)
             return live.peak
         hidden = causal.base_model(input_ids=ids, position_ids=ids, use_cache=False).last_hidden_state
         weight = causal.get_output_embeddings().weight
-        loss, _ = SummedLoss.apply(hidden.flatten(0, 1).clone(), weight, ids[0])  # type: ignore[no-untyped-call]
+        scored = slice(max(1, int(tokens * scored_share)))
+        loss, _ = SummedLoss.apply(hidden[0, scored].clone(), weight, ids[0, scored])  # type: ignore[no-untyped-call]
         torch.autograd.backward(loss)  # inside `loss.backward()` nothing would be seen that is computed again
     for parameter in trained:
         parameter.grad = None
@@ -169,13 +175,16 @@ def largest_batch(lengths: Sequence[int], config: TrainConfig, seed: int) -> int
     return max(batches[:n_drawn])
 
 
-def checked_footprint(base: LoadedModel, config: RunConfig, lengths: Sequence[int]) -> tuple[Footprint, list[str]]:
+def checked_footprint(
+    base: LoadedModel, config: RunConfig, lengths: Sequence[int], scored_share: float = 1.0
+) -> tuple[Footprint, list[str]]:
     """What a run will hold, and what to know of it before it begins.
 
     Args:
         base: loaded.
         config: the run's.
         lengths: tokens of the training rows.
+        scored_share: of these, the tokens that the loss is over.
 
     Raises:
         UserError: training needs more than is free, whatever batches are drawn.
@@ -184,7 +193,7 @@ def checked_footprint(base: LoadedModel, config: RunConfig, lengths: Sequence[in
 
     def of(tokens: int, **changed: Any) -> Footprint:
         settings = replace(config, train=replace(train, **changed))
-        return footprint(outline.loaded(config.quantization), settings, tokens)
+        return footprint(outline.loaded(config.quantization), settings, tokens, scored_share=scored_share)
 
     def more(found: Footprint) -> int:  # than the process holds by now
         return (found.training or 0) - found.mapped - LIBRARY_BYTES.get(base.device, 0) - base.memory_bytes

@@ -5,11 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from slimdown.measuring.measure import Record, measure_loss
 from slimdown.measuring.wording import worded
 from slimdown.preparing.contamination import Contamination, find_contamination
 from slimdown.preparing.data import SftData, load_data
 from slimdown.preparing.model import LoadedModel
+from slimdown.preparing.tokens import IGNORED
 from slimdown.settings.schema import Engine, OnProgress, RunConfig
 from slimdown.training.adapters import adapter_config, check_adapter
 from slimdown.training.checks import check_settings
@@ -74,7 +77,10 @@ class Training:
         self._rows = prepare_rows(base, self.data, config.train)
         skipped = [str(source) for source in self.data.sources if source.n_skipped]
         cut = [str(self._rows.cut)] if self._rows.cut.is_worth_telling else []
-        found, told = checked_footprint(base, config, [len(ids) for ids in self._rows.train["input_ids"]])
+        labels = self._rows.train.data.column("labels")  # in Arrow: there may be a million rows
+        lengths = pc.list_value_length(labels).to_pylist()
+        n_scored = pc.sum(pc.not_equal(pc.list_flatten(labels), IGNORED)).as_py()
+        found, told = checked_footprint(base, config, lengths, n_scored / max(1, sum(lengths)))
         self.estimates = found.estimates
         # what a person should know before they wait
         self.notes: list[str] = [*skipped, *cut, *self._contamination.told, *told]
