@@ -5,6 +5,7 @@ a command begins; a few are started as a user would. What only a loaded model ca
 test_model.py, test_train.py and test_chat.py.
 """
 
+import gc
 import json
 import os
 import resource
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow
@@ -49,7 +50,7 @@ SETTINGS = [
     ("dataset=[]", "no dataset is chosen"),
     ("benchmark=[]", "no benchmark is chosen"),
     ("benchmark=hellaswg", "did you mean hellaswag?"),
-    ("experiment=nope", "there is no such experiment; known: paper_llama32"),
+    ("experiment=nope", "there is no such experiment; known: methods, paper_llama32"),
     ("experiment=[pocket_replay]", "choose one experiment by its name"),
     ("lora@x=qkv", "Could not override 'lora@x'"),
     ("+benchmark={mine:{task:gsm8k}}", "choose one benchmark by its name"),
@@ -366,6 +367,15 @@ COMMANDS: list[tuple[Callable[[], None], str, str]] = [
 
 
 Refused = Callable[[Callable[[], None], list[str]], str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def light_process() -> Iterator[None]:
+    """What other tests left in this process is nothing that a command would have its collector look through."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

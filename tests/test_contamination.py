@@ -301,7 +301,8 @@ def pasted(tmp_path: Path) -> Path:
 def test_a_training_on_what_is_asked_is_refused_and_its_pairs_are_recorded(
     pasted: Path, pocket: LoadedModel, composed: Composed, store: MlflowClient
 ) -> None:
-    config = composed(*SMALL, "dataset=[file]", f"dataset.file.path={pasted}", "dataset.file.validation_examples=2")
+    rows_of_file = ["dataset=[file]", f"dataset.file.path={pasted}", "dataset.file.validation_examples=2"]
+    config = composed(*SMALL, *rows_of_file, f"tracking.uri=sqlite:///{pasted.parent}/mlruns/mlflow.db")
     tasks = load_tasks(config.benchmark)
     with (
         pytest.raises(UserError, match=r"pocket_cs: \d\d of 100 questions stand .* row \d+ of file"),
@@ -318,7 +319,7 @@ def test_a_training_on_what_is_asked_is_refused_and_its_pairs_are_recorded(
     for one in listed:
         assert one["text"] in json.loads(rows[int(one["row"]) - 1])["instruction"]
     config.contamination = composed("contamination.max_share=1").contamination
-    assert "questions stand in the rows" in way_to_tuned(pocket, config, tasks).notes[-1]
+    assert any("questions stand in the rows" in note for note in way_to_tuned(pocket, config, tasks).notes)
 
 
 @pytest.mark.parametrize("share", ["-0.1", "1.5", "nan"])

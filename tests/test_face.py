@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from peft import LoraConfig, PromptEncoderConfig, get_peft_model
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
@@ -103,6 +104,7 @@ def test_an_evaluation_is_shown_without_its_answers(before: Evaluation) -> None:
 
 @pytest.fixture
 def one_process() -> Iterator[None]:
+    AcceleratorState._reset_state(reset_partial_state=True)  # of a trainer that another test made in this process
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield
     distributed.destroy_process_group()

@@ -3,12 +3,14 @@
 import json
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from slimdown import check, compare, verdict
-from slimdown.settings.commandline import check_command_line
+from slimdown import check, compare, merge, verdict
+from slimdown.guarding.errors import ConfigError
+from slimdown.settings.commandline import check_command_line, composed_runs
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -17,19 +19,26 @@ COMMAND = r"^ {4}(?:\$ )?python -m slimdown\.%s\b([^#\n]*)"
 
 def commands(module: str) -> list[str]:
     pattern = re.compile(COMMAND % module, re.MULTILINE)
-    return sorted({found.strip() for doc in DOCUMENTS for found in pattern.findall(doc.read_text())})
+    texts = (re.sub(r" *\\\n *", " ", doc.read_text()) for doc in DOCUMENTS)  # one command on several lines is one
+    return sorted({found.strip() for text in texts for found in pattern.findall(text)})
 
 
-@pytest.mark.parametrize(("module", "n"), [("run", 5), ("compare", 5), ("check", 1), ("verdict", 1)])
+@pytest.mark.parametrize(
+    ("module", "n"), [("run", 5), ("compare", 5), ("check", 1), ("verdict", 1), ("sizes", 1), ("merge", 1)]
+)
 def test_the_documents_show_commands(module: str, n: int) -> None:
     assert len(commands(module)) >= n
 
 
 @pytest.mark.parametrize("command", commands("run"))
 def test_a_command_of_the_documents_is_accepted(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"question": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(3)]
+    rows = [{"question": f"What is {n} + {n}?", "answer": str(2 * n), "text": f"{n} + {n} = {2 * n}"} for n in range(3)]
     (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))  # what a reader has
     monkeypatch.chdir(tmp_path)
+    if "unsloth" in command and find_spec("unsloth") is None:
+        with pytest.raises(ConfigError, match=r"^train\.engine=unsloth: Unsloth is not installed.*\Z"):
+            check_command_line(shlex.split(command))
+        return
     check_command_line(shlex.split(command))
 
 
@@ -46,6 +55,16 @@ def test_a_check_of_the_documents_is_accepted(command: str) -> None:
 @pytest.mark.parametrize("command", commands("verdict"))
 def test_a_verdict_of_the_documents_is_accepted(command: str) -> None:
     verdict.arguments(shlex.split(command))
+
+
+@pytest.mark.parametrize("command", commands("sizes"))
+def test_sizes_of_the_documents_are_told(command: str) -> None:
+    assert len(composed_runs(shlex.split(command))) >= 1
+
+
+@pytest.mark.parametrize("command", commands("merge"))
+def test_a_merge_of_the_documents_is_accepted(command: str) -> None:
+    merge.arguments(shlex.split(command))
 
 
 def test_the_readme_is_read_at_once() -> None:

@@ -139,7 +139,8 @@ def test_what_is_forced_is_made_again_once(
 ) -> None:
     monkeypatch.chdir(swept[0])
     first, value = runs_in(client)[0], None
-    value, out, _ = command("-m", "rerun=true", "seed=0,0", *TAKEN)
+    uri = f"tracking.uri=sqlite:///{swept[0]}/mlruns/mlflow.db"  # absolute: MLflow keeps one store a URI and process
+    value, out, _ = command("-m", "rerun=true", "seed=0,0", uri, *TAKEN)
     assert value is None
     again = runs_in(client)[-1]
     assert (len(runs_in(client)), again.info.status) == (3, "FINISHED")
