@@ -91,8 +91,7 @@ def main() -> None:
             random_model(folder / "model")
             base += ["model.dtype=bfloat16", "quantization.bnb_4bit_compute_dtype=bfloat16"]
         for way in options.ways.split(","):
-            own = [setting for setting in WAYS[way] if setting.partition("=")[0] not in str(base)]
-            found = measured(folder, [*base, *own, *settings])
+            found = measured(folder, [*base, *WAYS[way], *settings])
             for what, key in (("training", "training"), ("evaluation", "base_evaluation")):
                 told, held = found[f"cost/estimated_{what}_peak_bytes"], found[f"cost/{key}_peak_bytes"]
                 seconds = f"{found['seconds_a_step']:.1f}" if what == "training" else ""
