@@ -107,7 +107,7 @@ def _run(this: "Job", composed: DictConfig, hydra_settings: HydraConf, sweep: "S
     with interruption.listening():  # in the process of a launcher too
         config = load_config(composed)
         check_store(config.tracking)
-        this.key = run_key(config)
+        this.key, this.place = run_key(config), (config.tracking.uri, config.tracking.experiment)
         if sweep and (equal := sweep.take_equal(this)):
             console.show_note(equal)
             return

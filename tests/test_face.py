@@ -14,7 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from peft import LoraConfig, PromptEncoderConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
@@ -190,6 +190,18 @@ def state_of(model: Any) -> Any:
     ]
     config = inner.config.to_dict(), inner.generation_config.to_dict(), inner.config._attn_implementation
     return modules, tensors, config, TOKENIZER.padding_side, TOKENIZER.init_kwargs, vars(inner).get("forward")
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=8), PrefixTuningConfig(num_virtual_tokens=8)],
+)
+def test_a_model_whose_virtual_tokens_are_switched_off_is_its_base(adapter: Any, before: Evaluation) -> None:
+    adapter.task_type = "CAUSAL_LM"
+    model = get_peft_model(plain(), adapter)
+    assert answers(slimdown.measure(model, TOKENIZER, before)) != answers(before)
+    with model.disable_adapter():
+        assert answers(slimdown.measure(model, TOKENIZER, before)) == answers(before)
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")

@@ -116,6 +116,11 @@ def test_a_model_is_known_by_what_its_folder_holds(setting: str, composed: Compo
     moved = folder.rename(tmp_path / "moved")
     (moved / "README.md").write_text("no answer depends on it")
     assert run_key(composed(f"{setting}={moved}")) == before
+    (moved / "chat_template.jinja").write_text("{{ messages }}")
+    templated = run_key(composed(f"{setting}={moved}"))
+    (moved / "chat_template.jinja").rename(moved / "chat_template_old.jinja")
+    assert len({before, templated, run_key(composed(f"{setting}={moved}"))}) == 3
+    (moved / "chat_template_old.jinja").unlink()
     weights = bytearray((moved / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (moved / "model.safetensors").write_bytes(weights)
@@ -127,10 +132,11 @@ def test_what_lies_on_the_hub_is_known_by_its_commit(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    chosen = ["model=smollm2", "dataset=[alpaca]", "benchmark=[pocket_math]"]
+    chosen = ["model=smollm2", "dataset=[alpaca]", "benchmark=[pocket_math,hellaswag]"]
     config = composed(*chosen)
-    repos = {"models": config.model.id, "datasets": config.dataset["alpaca"].path}
-    refs = [tmp_path / f"{kind}--{repo.replace('/', '--')}" / "refs" / "main" for kind, repo in repos.items()]
+    model, rows = config.model.id.replace("/", "--"), config.dataset["alpaca"].path.replace("/", "--")
+    repos = (f"models--{model}", f"datasets--{rows}", "datasets--Rowan--hellaswag")  # the last is asked from
+    refs = [tmp_path / repo / "refs" / "main" for repo in repos]
     assert run_key(config) == ""  # nobody knows: such a run is never skipped
     for ref in refs:
         ref.parent.mkdir(parents=True)
@@ -147,6 +153,14 @@ def test_what_lies_on_the_hub_is_known_by_its_commit(
 def test_another_version_has_another_key(package: str, composed: Composed, monkeypatch: pytest.MonkeyPatch) -> None:
     before, known = run_key(composed()), done._version
     monkeypatch.setattr(done, "_version", lambda name: "other" if name == package else known(name))
+    assert run_key(composed()) != before
+
+
+def test_what_accelerate_takes_from_the_environment_is_in_the_key(
+    composed: Composed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = run_key(composed())
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert run_key(composed()) != before
 
 

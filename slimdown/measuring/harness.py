@@ -158,7 +158,7 @@ def choose_scoring(
         lm = _language_model(loaded, config)
         scoring: Scoring = lm.choose_scoring(lambda: _longest_row(lm, tasks, chosen, config), tuned, is_dequantized)
         adapter = getattr(loaded.model, "active_peft_config", None) if tuned is None else tuned
-        if not scoring.shares and _n_virtual(adapter) and any(map(_generates, tasks.values())):
+        if not (scoring.shares and scoring.decodes) and _n_virtual(adapter) and any(map(_generates, tasks.values())):
             raise UserError(
                 f"{loaded.id} with virtual tokens before each prompt can only be measured by PEFT's own generate "
                 f"({scoring.reason}), which misplaces them (peft 0.21 with transformers 5.24); leave out the "

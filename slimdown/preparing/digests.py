@@ -22,8 +22,13 @@ def file_digest(file: Path) -> str:
 
 def folder_digest(folder: Path) -> str:
     """16 hex digits of what a local model is: config, weights, tokenizer, templates."""
+    return hashlib.sha256(b"".join(map(bytes.fromhex, folder_content(folder).values()))).hexdigest()[:16]
+
+
+def folder_content(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a local model that is read, by its name."""
     files = sorted(file for file in folder.iterdir() if file.suffix in _READ and file.is_file())
-    return hashlib.sha256(b"".join(bytes.fromhex(file_digest(file)) for file in files)).hexdigest()[:16]
+    return {file.name: file_digest(file) for file in files}
 
 
 @lru_cache(maxsize=256)

@@ -3,6 +3,7 @@
 Imports neither torch nor, for a local store, MLflow: a sweep of which everything is finished ends in seconds.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -12,13 +13,14 @@ from pathlib import Path
 
 from slimdown.judging.runs import RecordedRun
 from slimdown.pocket import TASKS_DIR
-from slimdown.preparing.digests import digest, file_digest, folder_digest
+from slimdown.preparing.digests import digest, file_digest, folder_content
 from slimdown.preparing.hub import commit_of
 from slimdown.recording.connection import saving_work, within
 from slimdown.recording.names import Tag
 from slimdown.recording.read import find_runs
 from slimdown.settings.naming import flatten
 from slimdown.settings.schema import Engine, ModelConfig, RunConfig, TrackingConfig
+from slimdown.settings.task_files import task_dataset
 
 _MOST_SECONDS = 30  # that a store may take to say what is finished
 # The settings that no result depends on. Nor is it in the key on which machine a run was made, with how many threads,
@@ -27,7 +29,7 @@ NOT_IN_KEY = {
     "tracking.uri": "where the record goes",
     "tracking.experiment": "what the record is called; a run is looked for in its own experiment",
     "tracking.wait": "how long a silent server is waited for",
-    "baseline.reuse": "an evaluation that is found is the one that would be made",
+    "baseline.reuse": "an evaluation that is found is the one that would be made; false makes the run again",
     "rerun": "whether what is finished is made again",
 }
 _PACKAGES = (
@@ -61,11 +63,16 @@ def run_key(config: RunConfig) -> str:
                 settings |= {f"{key}path": dataset.file.suffix.lower() + file_digest(dataset.file)}
             else:
                 settings |= {f"{key}revision": commit_of(dataset.path, dataset.revision, "dataset")}
+        for name, benchmark in config.benchmark.items():
+            if data := task_dataset(benchmark.task):
+                settings |= {f"benchmark.{name}.data": commit_of(data[0], "main", "dataset")}
         parts = {
             "settings": settings,
             "order of datasets": list(config.dataset),
             "versions": {package: _version(package) for package in packages},
             "code": code_digest(),
+            # transformers and accelerate take them for settings, of mixed precision for one
+            "environment": {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")},
         }
     except OSError:
         return ""
@@ -74,14 +81,16 @@ def run_key(config: RunConfig) -> str:
 
 def _content(key: str, model: ModelConfig) -> dict[str, object]:
     if model.folder:
-        return {f"{key}id": folder_digest(model.folder), f"{key}revision": None}
+        return {f"{key}id": folder_content(model.folder), f"{key}revision": None}
     return {f"{key}id": model.id, f"{key}revision": commit_of(model.id, model.revision)}
 
 
 @cache
 def _version(package: str) -> str:
     with suppress(PackageNotFoundError):
-        return version(package).partition("+")[0]  # torch's build, for this or that device, is where it runs
+        found = version(package)
+        # torch's build, for this or that device, is where it runs; of others it is the commit
+        return found.partition("+")[0] if package == "torch" else found
     return ""
 
 
@@ -120,11 +129,13 @@ def finished(config: TrackingConfig, key: str) -> RecordedRun | None:
 def finished_or_alone(config: RunConfig, key: str, waiting: Callable[[], None]) -> Iterator[RecordedRun | None]:
     """The finished run of this key; else None, and as long as the block lasts no other process makes one.
 
-    Where another process is at it, it is waited for, after a call of `waiting`. With `rerun` none is looked for.
+    Where another process is at it, it is waited for, after a call of `waiting`. With `rerun` none is looked for, nor
+    where the base shall be measured anew.
     """
-    if not config.rerun and (run := finished(config.tracking, key)):
+    anew = config.rerun or not config.baseline.reuse
+    if not anew and (run := finished(config.tracking, key)):
         yield run
         return
     lock = f"run-{digest([config.tracking.experiment, key])}"
     with saving_work(config.tracking, lock, waiting) if key else nullcontext():
-        yield None if config.rerun else finished(config.tracking, key)
+        yield None if anew else finished(config.tracking, key)

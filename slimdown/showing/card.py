@@ -11,6 +11,7 @@ from slimdown import __version__
 from slimdown.judging.findings import Findings
 from slimdown.judging.runs import Making
 from slimdown.settings.dataset import DatasetConfig
+from slimdown.settings.method import Method
 from slimdown.settings.schema import TRAINING
 from slimdown.settings.task_files import task_dataset
 from slimdown.showing import words
@@ -163,12 +164,22 @@ def _loading(made: Making, merged: Merged | None) -> list[str]:
             f"model = AutoModelForCausalLM.from_pretrained({folder!r})",
             f"tokenizer = AutoTokenizer.from_pretrained({folder!r})",
         ]
+    method = made.run.params.get("method.name")
+    if method in (Method.prefix, Method.prompt):
+        return [
+            "import mlflow",
+            "",
+            "# PEFT's own generate misplaces virtual tokens (peft 0.21 with transformers 5.24)",
+            "model = mlflow.pyfunc.load_model('FOLDER')  # the one that this card lies in",
+            "model.predict(['...'])",
+        ]
     is_pocket, is_quantized = made.base == "pocket:model", made.quantization != "none"
     id_ = "MODEL_DIR" if is_pocket else repr(made.base if made.is_of_hub else _local(made))
     options = [f"revision={made.revision!r}"] if made.is_of_hub else []
     options += ["quantization_config=BitsAndBytesConfig(**quantization)"] if is_quantized else []
     return [
         "from peft import PeftModel",
+        *(["import slimdown  # teaches PEFT this method"] if method == Method.bottleneck else []),
         *(["from slimdown.pocket import MODEL_DIR"] if is_pocket else []),
         f"from transformers import AutoModelForCausalLM{', BitsAndBytesConfig' if is_quantized else ''}",
         "",

@@ -28,6 +28,7 @@ class Job:
     name: str  # what it sets that the other jobs set otherwise
     state: State = State.to_do
     key: str = ""  # equal runs have one
+    place: tuple[str, str] = ("", "")  # the store and the experiment that it is recorded in
     run_id: str = ""
     what: str = ""  # what it found, or why it failed
     objective: float = nan  # mean change of the retained benchmarks
@@ -61,7 +62,7 @@ class Sweep:
     def take_equal(self, job: Job) -> str:
         """Give a job the end of an equal one that ended before, and say so; empty where there is none."""
         for number, other in enumerate(self.jobs[: self._number], start=1):
-            if job.key and other.key == job.key:
+            if job.key and (other.place, other.key) == (job.place, job.key):
                 state = State.failed if other.state is State.failed else State.skipped
                 job.state, job.run_id, job.what, job.objective = state, other.run_id, other.what, other.objective
                 return f"{self.at_hand}, equal to job {number}, which is {other.state}: {other.what}"

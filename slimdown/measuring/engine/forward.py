@@ -56,8 +56,8 @@ def cache_argument(model: Any, cache: Any) -> dict[str, Any]:
 def virtual_tokens(model: Any) -> tuple[int, ...]:
     """Numbers, all negative, for the virtual tokens that a trained prompt or prefix puts before every row."""
     adapter = getattr(model, "active_peft_config", None)
-    if adapter is None or not adapter.is_prompt_learning:
-        return ()
+    if adapter is None or not adapter.is_prompt_learning or getattr(model, "_adapters_disabled", False):
+        return ()  # in PEFT's `disable_adapter` the model is its base
     return tuple(range(-adapter.num_virtual_tokens, 0))
 
 
