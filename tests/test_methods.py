@@ -29,7 +29,7 @@ from slimdown.settings.files import CONF_DIR
 from slimdown.settings.load import load_config
 from slimdown.settings.method import Method
 from slimdown.settings.schema import RunConfig
-from slimdown.training.fine_tune import Tuned
+from slimdown.training.fine_tune import Tuned, fine_tune
 from slimdown.training.rows import prepare_rows
 from slimdown.training.tuning import way_to_tuned
 from slimdown.training.whole import trained_modules
@@ -192,6 +192,20 @@ def test_the_validation_loss_behind_virtual_tokens_is_that_of_each_row_alone(
         )
     expected = sum(loss for loss, _ in losses) / sum(n for _, n in losses)
     assert validation_loss(tuned, tuned.model, rows, config.train) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", [Method.prompt, Method.prefix, Method.lora])
+def test_a_step_is_over_the_tokens_that_validation_scores(method: Method, tmp_path: Path) -> None:
+    """Behind virtual tokens the first token of a row could be scored as well, and nowhere else."""
+    still = ["train.learning_rate=1e-12", "train.warmup_steps=0", "train.max_steps=1"]
+    rows_of_one_batch = ["dataset.pocket_instructions.max_examples=8", "train.per_device_train_batch_size=8"]
+    config = settings_of(method, "train.completion_only_loss=false", "quantization=none", *still, *rows_of_one_batch)
+    base = load_model(config.model, config.quantization)
+    rows = prepare_rows(base, load_data(config.dataset, 0, base.tokenizer), config.train)
+    tuned = fine_tune(base, rows, config.method, config.lora, config.train, 0, tmp_path)
+    assert tuned.training
+    loss = validation_loss(base, tuned.model.model, rows.train, config.train)
+    assert tuned.training.history[0].values["loss"] == pytest.approx(loss, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", [Method.prefix, Method.prompt, Method.bottleneck])

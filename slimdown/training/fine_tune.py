@@ -21,6 +21,7 @@ from slimdown.preparing.dequantize import dequantized, dequantizes
 from slimdown.preparing.digests import digest
 from slimdown.preparing.identity import identify
 from slimdown.preparing.model import LoadedModel
+from slimdown.preparing.tokens import IGNORED
 from slimdown.settings.method import Method, MethodConfig
 from slimdown.settings.schema import Engine, LoraConfig, OnProgress, TrainConfig
 from slimdown.training.adapters import adapter_config, attach, save_adapter, settle_pissa
@@ -118,7 +119,10 @@ def fine_tune(
         unsloth = unsloth or UnslothProcess(base, adapter, rows.train, config, seed)
         model, steps = unsloth.train(note)
     else:
-        model, steps = _trained_by_trl(base, method, adapter, rows.train, config, seed, folder, dequantize, note)
+        train = rows.train
+        if method.name is Method.prompt:  # behind virtual tokens the first token has a predictor, too; nowhere else
+            train = train.map(lambda row: {"labels": [IGNORED, *row["labels"][1:]]})
+        model, steps = _trained_by_trl(base, method, adapter, train, config, seed, folder, dequantize, note)
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     model, saved = settle(model)
     after = validation_loss(base, model, rows.validation, config, dequantize)
