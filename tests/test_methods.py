@@ -314,6 +314,10 @@ def test_the_defaults_of_lora_are_in_nobodys_way(method: Method) -> None:
             "method=bottleneck method.target_modules=[c_proj,o_proj]",
             r"method.target_modules: pocket:model has no c_proj",
         ),
+        (
+            "method=lora lora.target_modules=[q_proj,lm_head]",
+            "lm_head is the head of pocket:model, and TRL trains no adapter",
+        ),
         ("method=lora lora.target_modules=[q_porj]", r"has no q_porj \(did you mean q_proj\?\); its linear layers are"),
         ("method=pissa quantization=none lora.r=65", "layers.0.self_attn.k_proj .* a rank of at most 64, .* lora.r=64"),
         ("method=dora lora.r=193", "a rank of at most 192, and a higher one adds nothing; set lora.r=192 or less"),

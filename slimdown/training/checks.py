@@ -63,7 +63,7 @@ def named_layers(base: LoadedModel, setting: str, targets: list[str]) -> list[st
     """The layers that `targets` name, as PEFT reads them: it is content where one is found, and silent of the others.
 
     Raises:
-        UserError: a target that the model lacks, with those that it has.
+        UserError: a target that the model lacks, with those that it has; or its head.
     """
     layers = layers_of(base.model)
     adapted = {target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in targets}
@@ -74,7 +74,13 @@ def named_layers(base: LoadedModel, setting: str, targets: list[str]) -> list[st
         raise UserError(
             f"{setting}: {base.id} has no {', '.join(absent)}{meant}; its linear layers are {', '.join(known)}"
         )
-    return sorted({name for names in adapted.values() for name in names})
+    names = sorted({name for names in adapted.values() for name in names})
+    head = base.model.get_output_embeddings()
+    if at_head := [name for name in names if base.model.get_submodule(name) is head]:
+        raise UserError(
+            f"{setting}: {at_head[0]} is the head of {base.id}, and TRL trains no adapter on it; leave it out"
+        )
+    return names
 
 
 def _check_rank(base: LoadedModel, method: MethodConfig, lora: LoraConfig) -> None:
