@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from slimdown.guarding.errors import UserError
 from slimdown.recording.connection import check_store, open_store
+from slimdown.recording.read import find_runs
+from slimdown.recording.write import TrackedRun
 from slimdown.settings.schema import TrackingConfig
 
 
@@ -107,3 +109,19 @@ def test_a_slow_import_is_not_taken_for_silence_of_the_server() -> None:
         "assert imported == [False, True], imported\n"  # asked whether it answers, then opened
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_local_store_is_that_of_the_folder_one_is_in(
+    migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow keeps one store a URI, and a process may change its folder: a notebook, or these tests."""
+    for name in ("one", "other"):
+        folder = tmp_path / name
+        (folder / "mlruns").mkdir(parents=True)
+        (folder / "mlruns" / "mlflow.db").write_bytes(migrated_store.read_bytes())
+        monkeypatch.chdir(folder)
+        config = TrackingConfig("sqlite:///mlruns/mlflow.db", "slimdown")
+        assert find_runs(config) == []
+        with TrackedRun(config, name, "tuned", {}):
+            pass
+        assert [run.name for run in find_runs(config)] == [name]

@@ -244,7 +244,8 @@ def _client(uri: str) -> "MlflowClient":
         finally:
             for part in (draft, draft.with_name(f"{draft.name}-journal")):
                 part.unlink(missing_ok=True)
-    client = MlflowClient(uri)
+    # MLflow keeps one store a URI and process: after a change of folder it would be the wrong one (mlflow 3.17).
+    client = MlflowClient(uri.replace(f":///{file}", f":///{file.absolute()}", 1) if file else uri)
     client.search_experiments(max_results=1)  # the first question opens the store, and makes it where it is not there
     # A signal raised within a query leaves SQLite locked for as long as its traceback is: for marking the run as well.
     return cast("MlflowClient", Undisturbed(client)) if file else client
