@@ -17,6 +17,7 @@ import torch
 import transformers
 from conftest import SMALL
 from hydra import compose, initialize_config_dir
+from made_up import evaluation, written
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from recorded import record, right
@@ -28,12 +29,14 @@ from slimdown import merge
 from slimdown.experiment import experiment
 from slimdown.guarding.disk import whole_folder
 from slimdown.guarding.errors import UserError
+from slimdown.judging.findings import judge
 from slimdown.pocket import MODEL_DIR
 from slimdown.preparing.model import load_model
 from slimdown.recording.provenance import About
 from slimdown.settings.files import CONF_DIR
 from slimdown.settings.load import load_config
 from slimdown.settings.schema import ModelConfig, QuantizationConfig, RunConfig
+from slimdown.showing import card
 from slimdown.training.saved import export, load_tuned
 
 Composed = Callable[..., RunConfig]
@@ -287,6 +290,12 @@ def test_the_cards_are_read_by_the_hubs_own_library(world: Path, out: Path) -> N
         assert f"Digest of their text: `{run.data.tags['slimdown.data_fingerprint']}`" in card.text
         assert f"`base` at `{run.data.tags['slimdown.model_revision']}`" in card.text
         assert "lora.r: 8" in card.text
+
+
+def test_a_score_that_is_no_share_is_not_told_in_percent() -> None:
+    before, after = (evaluation(p=written(scores)) for scores in ([12.5, 13.5, 11.0], [14.0, 13.0, 12.0]))
+    values = {result.metric_name: result.metric_value for result in card._results(judge(before, after))}
+    assert values == {"match.flexible": 13.0, "match.strict, %": 0.0}
 
 
 def test_the_python_of_a_card_loads_what_lies_beside_it(world: Path, out: Path) -> None:

@@ -69,7 +69,7 @@ def model_card(made: Making, findings: Findings, merged: Merged | None = None) -
         "",
         "## How it was measured",
         "",
-        *_questions(made, findings),
+        *_questions(made, findings, merged),
         "",
     ]
     return "\n".join(["---", _metadata(made, findings, merged, name), "---", "", *lines])
@@ -97,7 +97,7 @@ def _metadata(made: Making, findings: Findings, merged: Merged | None, name: str
 
 
 def _results(findings: Findings) -> "Iterator[EvalResult]":
-    """Every score of the tuned model, in percent, as `model-index` holds them."""
+    """Every score of the tuned model as `model-index` holds them: shares in percent, others as they are."""
     from huggingface_hub import EvalResult
 
     for name, report in findings.after.benchmarks.items():
@@ -105,6 +105,7 @@ def _results(findings: Findings) -> "Iterator[EvalResult]":
         path, config = task_dataset(min(tasks)) or (report.benchmark.task, None)
         for metric, score in report.scores.items():
             if isfinite(score.value):
+                is_share = all(0 <= sample.scores.get(metric, -1) <= 1 for sample in report.samples)
                 yield EvalResult(
                     task_type="text-generation",
                     dataset_type=path,
@@ -112,8 +113,8 @@ def _results(findings: Findings) -> "Iterator[EvalResult]":
                     dataset_config=config if len(tasks) == 1 else None,
                     dataset_args={"num_fewshot": report.benchmark.num_fewshot},
                     metric_type=metric.partition(".")[0],
-                    metric_name=f"{metric}, %",
-                    metric_value=round(100 * score.value, 2),
+                    metric_name=f"{metric}, %" if is_share else metric,
+                    metric_value=round((100 if is_share else 1) * score.value, 2),
                 )
 
 
@@ -228,16 +229,16 @@ def _making(made: Making) -> list[str]:
     ]
 
 
-def _questions(made: Making, findings: Findings) -> Iterator[str]:
+def _questions(made: Making, findings: Findings, merged: Merged | None) -> Iterator[str]:
     """What was asked, and how."""
     for name, report in findings.after.benchmarks.items():
         b = report.benchmark
         asked = f"{b.num_fewshot}-shot, {words.plural(len(report.samples), 'question')}, judged by `{b.metric}`"
         yield f"- {in_markdown(name)}: the harness's task `{b.task}`, version {report.task_version}, {asked}."
+    run = "a run of its own" if merged and merged.before else f"run `{made.run.run_id}`, on {made.device},"
     yield (
-        f"- By lm-evaluation-harness {findings.after.harness_version} on {made.device}, run `{made.run.run_id}` of "
-        f"slimdown {__version__}: both models were asked the same questions in the same way, and are compared question "
-        "by question."
+        f"- By lm-evaluation-harness {findings.after.harness_version}, {run} of slimdown {__version__}: both models "
+        "were asked the same questions in the same way, and are compared question by question."
     )
 
 
