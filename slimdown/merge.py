@@ -150,7 +150,7 @@ def _write(options: argparse.Namespace, made: Making, findings: "Findings", fold
     from slimdown.showing.console import doing
     from slimdown.training.saved import export, recorded_base
 
-    config, quantization = recorded_base(made.run.params, made.dtype, made.revision)
+    config, quantization = recorded_base(made.run.params, made.dtype, made.compute_dtype, made.revision)
     if options.onto == "original":
         config = replace(config, dtype=Dtype.float32)  # nothing is rounded before the sum is
         quantization = replace(quantization, load_in_4bit=False, load_in_8bit=False)
@@ -189,7 +189,7 @@ def _measure(folder: Path, run: RecordedRun, store: TrackingConfig, merged: "Mer
     from slimdown.recording.provenance import About
     from slimdown.training.saved import recorded_base
 
-    model, quantization = recorded_base(run.params, run.tags[Tag.dtype], run.tags[Tag.model_revision])
+    model, quantization = recorded_base(run.params, run.tags[Tag.dtype], "", run.tags[Tag.model_revision])
     config = RunConfig(
         model=replace(model, dtype=Dtype(merged.dtype)),
         quantization=replace(quantization, load_in_4bit=False, load_in_8bit=False),

@@ -35,9 +35,10 @@ from slimdown.preparing.model import load_model
 from slimdown.recording.provenance import About
 from slimdown.settings.files import CONF_DIR
 from slimdown.settings.load import load_config
+from slimdown.settings.naming import flatten
 from slimdown.settings.schema import ModelConfig, QuantizationConfig, RunConfig
 from slimdown.showing import card
-from slimdown.training.saved import export, load_tuned
+from slimdown.training.saved import export, load_tuned, recorded_base
 
 Composed = Callable[..., RunConfig]
 FEW = ["benchmark=[pocket_math,pocket_cs]", *SMALL[:2], "benchmark.pocket_math.limit=8", "benchmark.pocket_cs.limit=8"]
@@ -290,6 +291,14 @@ def test_the_cards_are_read_by_the_hubs_own_library(world: Path, out: Path) -> N
         assert f"Digest of their text: `{run.data.tags['slimdown.data_fingerprint']}`" in card.text
         assert f"`base` at `{run.data.tags['slimdown.model_revision']}`" in card.text
         assert "lora.r: 8" in card.text
+
+
+def test_4_bit_weights_are_unpacked_to_what_the_run_unpacked_them_to(composed: Callable[..., RunConfig]) -> None:
+    """`auto` is this machine's choice, and goes by the device and not by `model.dtype`."""
+    settings = flatten(composed("model.dtype=float32", "quantization.bnb_4bit_compute_dtype=auto"))
+    for computed in ("bfloat16", "float32"):
+        model, quantization = recorded_base(settings, "float32", computed, "main")
+        assert (model.dtype, quantization.bnb_4bit_compute_dtype) == ("float32", computed)
 
 
 def test_a_score_that_is_no_share_is_not_told_in_percent() -> None:

@@ -113,6 +113,7 @@ def test_every_number_of_a_run_is_in_the_record(client: MlflowClient) -> None:
     assert tags["slimdown.kind"] == "tuned"
     assert tags["slimdown.model"] == "pocket:model"
     assert tags["slimdown.quantization"] == "nf4"
+    assert tags["slimdown.compute_dtype"] in ("float32", "bfloat16")
     assert "| pocket_math | strict-match |" in tags["mlflow.note.content"]
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 8
     [dataset] = run.inputs.dataset_inputs

@@ -91,6 +91,7 @@ class Making:
     licence: str  # as its card says: a name, or `other NAME LINK`
     quantization: str
     dtype: str
+    compute_dtype: str  # of 4-bit weights; else empty
     device: str
     data_fingerprint: str
     n_train: float = nan  # rows

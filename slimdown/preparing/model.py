@@ -41,6 +41,13 @@ class LoadedModel(CausalModel):
     licence: str = ""  # as its card says: a name, or `other NAME LINK`
 
     @property
+    def compute_dtype(self) -> str:
+        """What 4-bit weights are unpacked to; empty where there are none."""
+        config = getattr(self.model.config, "quantization_config", None)
+        dtype = getattr(config, "bnb_4bit_compute_dtype", None) if getattr(config, "load_in_4bit", False) else None
+        return str(dtype or "").removeprefix("torch.")
+
+    @property
     def digest(self) -> str:
         """The identity in 32 hex digits: two models of one digest give the same answers."""
         return digest(self.identity)

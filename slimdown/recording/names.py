@@ -47,6 +47,7 @@ class Tag(StrEnum):
     quantization = "slimdown.quantization", "how it was quantized"
     dtype = "slimdown.dtype", "what it computes in"
     dtype_reason = "slimdown.dtype_reason", "why"
+    compute_dtype = "slimdown.compute_dtype", "what 4-bit weights are unpacked to"
     device = "slimdown.device", "where"
     dataset = "slimdown.dataset", "the datasets' names"
     data_fingerprint = "slimdown.data_fingerprint", "a digest of the text that was used"
@@ -185,7 +186,8 @@ _CHANGE = (
 _MAKING = {  # of a `Making`: the tags that it is read from; its numbers have the names of their metrics
     "base": Tag.model,
     "revision": Tag.model_revision,
-    **{tag.name: tag for tag in (Tag.licence, Tag.quantization, Tag.dtype, Tag.device, Tag.data_fingerprint)},
+    **{tag.name: tag for tag in (Tag.licence, Tag.quantization, Tag.dtype, Tag.compute_dtype)},
+    **{tag.name: tag for tag in (Tag.device, Tag.data_fingerprint)},
 }
 _ENDS = ("", "_stderr", "_low", "_high")  # of an estimate: its value, standard error and 95 % interval
 _ESTIMATES = {field.name for field in fields(RecordedChange) if field.type in (Estimate, "Estimate")}
@@ -194,6 +196,17 @@ _ESTIMATES = {field.name for field in fields(RecordedChange) if field.type in (E
 def loaded_metrics(loaded: "LoadedModel") -> dict[str, float]:
     """What loading the base cost."""
     return _taken(_LOADED, loaded)
+
+
+def loaded_tags(loaded: "LoadedModel") -> dict[str, str]:
+    """Which weights were loaded, and how; what there is nothing to say of is left out."""
+    tags = {
+        Tag.model: loaded.id,
+        Tag.model_revision: loaded.revision,
+        **{tag: getattr(loaded, tag.name) for tag in (Tag.licence, Tag.quantization, Tag.dtype, Tag.dtype_reason)},
+        **{tag: getattr(loaded, tag.name) for tag in (Tag.compute_dtype, Tag.device)},
+    }
+    return {tag: said for tag, said in tags.items() if said}
 
 
 def data_metrics(data: "SftData") -> dict[str, float]:

@@ -33,7 +33,7 @@ def describe(folder: Path, tuned: "LoadedModel", settings: Mapping[str, Any]) ->
     longest = ParamSchema([ParamSpec("max_new_tokens", "long", _LONGEST)])
     model = Model(signature=ModelSignature(inputs=text, outputs=text, params=longest))
     base = {key: settings[key] for key in settings if key.startswith(("model.", "quantization."))}
-    loading = {**base, "dtype": tuned.dtype, "revision": tuned.revision}
+    loading = {**base, "dtype": tuned.dtype, "compute_dtype": tuned.compute_dtype, "revision": tuned.revision}
     # As `mlflow.pyfunc.add_to_model` does, whose import warns (mlflow 3.17).
     flavor = {"loader_module": __name__, "python_version": platform.python_version(), "config": loading}
     model.add_flavor("python_function", **flavor)
@@ -106,7 +106,7 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any]) -> Completing:
     from slimdown.training.saved import is_adapter, load_base, load_tuned, recorded_base
 
     revision, folder = model_config["revision"], Path(path)
-    model, quantization = recorded_base(model_config, model_config["dtype"], revision)
+    model, quantization = recorded_base(model_config, model_config["dtype"], model_config["compute_dtype"], revision)
     if not is_adapter(folder):
         return Completing(load_model(replace(model, id=path, revision="main"), quantization))
     base = load_base(model, quantization, revision)

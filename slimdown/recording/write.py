@@ -225,17 +225,7 @@ class TrackedRun:
     @_kept
     def log_model(self, loaded: "LoadedModel") -> None:
         """Keep which weights were loaded, and what that cost."""
-        self._tag(
-            {
-                Tag.model: loaded.id,
-                Tag.model_revision: loaded.revision,
-                Tag.quantization: loaded.quantization,
-                Tag.dtype: loaded.dtype,
-                **({Tag.licence: loaded.licence} if loaded.licence else {}),
-                Tag.dtype_reason: loaded.dtype_reason,
-                Tag.device: loaded.device,
-            }
-        )
+        self._tag(names.loaded_tags(loaded))
         self._metrics(names.loaded_metrics(loaded))
 
     @_kept

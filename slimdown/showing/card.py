@@ -195,12 +195,11 @@ def _quantization(made: Making) -> dict[str, object]:
     if made.quantization == "int8":
         return {"load_in_8bit": True}
     double = made.run.params.get("quantization.bnb_4bit_use_double_quant") == "True"
-    computed = made.run.params.get("quantization.bnb_4bit_compute_dtype", "auto")
     return {
         "load_in_4bit": True,
         "bnb_4bit_quant_type": made.quantization,
         "bnb_4bit_use_double_quant": double,
-        "bnb_4bit_compute_dtype": made.dtype if computed == "auto" else computed,
+        "bnb_4bit_compute_dtype": made.compute_dtype,
     }
 
 

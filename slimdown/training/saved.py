@@ -16,17 +16,20 @@ from slimdown.settings.naming import section
 from slimdown.settings.schema import Device, Dtype, ModelConfig, QuantizationConfig
 
 
-def recorded_base(settings: Mapping[str, object], dtype: str, revision: str) -> tuple[ModelConfig, QuantizationConfig]:
+def recorded_base(
+    settings: Mapping[str, object], dtype: str, compute_dtype: str, revision: str
+) -> tuple[ModelConfig, QuantizationConfig]:
     """How a run loaded its base, whatever `auto` and a branch stand for by now; on this machine's own device.
 
     Args:
         settings: of the run, by dotted keys; as text or not.
         dtype: that its model computed in.
+        compute_dtype: that its 4-bit weights were unpacked to; empty where it had none.
         revision: the commit that it loaded, or the digest of a local folder.
     """
     model, quantization = section(settings, "model", ModelConfig), section(settings, "quantization", QuantizationConfig)
-    if model.dtype is Dtype.auto and quantization.bnb_4bit_compute_dtype is Dtype.auto:
-        quantization = replace(quantization, bnb_4bit_compute_dtype=Dtype(dtype))
+    if compute_dtype:
+        quantization = replace(quantization, bnb_4bit_compute_dtype=Dtype(compute_dtype))
     revision = model.revision if revision.startswith("sha256:") else revision
     return replace(model, dtype=Dtype(dtype), device=Device.auto, revision=revision), quantization
 
