@@ -318,6 +318,8 @@ def test_the_defaults_of_lora_are_in_nobodys_way(method: Method) -> None:
             "method=lora lora.target_modules=[q_proj,lm_head]",
             "lm_head is the head of pocket:model, and TRL trains no adapter",
         ),
+        ("method=bottleneck method.bottleneck_dim=100000", "the largest that is smaller has method.bottleneck_dim="),
+        ("method=ia3 model.dtype=bfloat16", "set quantization=none or model.dtype=float32"),
         ("method=lora lora.target_modules=[q_porj]", r"has no q_porj \(did you mean q_proj\?\); its linear layers are"),
         ("method=pissa quantization=none lora.r=65", "layers.0.self_attn.k_proj .* a rank of at most 64, .* lora.r=64"),
         ("method=dora lora.r=193", "a rank of at most 192, and a higher one adds nothing; set lora.r=192 or less"),
@@ -369,7 +371,7 @@ def test_other_families_are_trained_too(family: str, method: Method, pocket: Loa
 def test_a_family_that_keeps_no_keys_and_values_takes_no_prefix(pocket: LoadedModel) -> None:
     base = of_family("mamba", pocket)
     with pytest.raises(
-        UserError, match=r"a prefix_tuning adapter does not fit on tiny/mamba: .*; choose another method"
+        UserError, match=r"an adapter of kind prefix_tuning does not fit on tiny/mamba: .*; choose another method"
     ):
         way_to_tuned(base, settings_of(Method.prefix, "quantization=none"))
 

@@ -19,6 +19,7 @@ from slimdown.preparing.sizes import count_parameters, predicted_bytes, weight_s
 from slimdown.settings.files import group_choices
 from slimdown.settings.schema import RunConfig
 from slimdown.showing.words import size
+from slimdown.training.checks import kept_after_a_step, optimizer_bytes
 from slimdown.training.footprint import Footprint, checked_footprint, footprint, largest_batch
 from slimdown.training.lean import SummedLoss
 from slimdown.training.tuning import way_to_tuned
@@ -156,9 +157,29 @@ def test_the_largest_batch_is_of_rows_as_they_are_cut_and_drawn(composed: Compos
     config = replace(composed().train, per_device_train_batch_size=2, max_length=50, max_steps=-1)
     assert largest_batch([10, 10, 10, 90], config, seed=0) == 60
     assert largest_batch([7], config, seed=0) == 7
+    assert largest_batch([10, 10, 10, 90], config, seed=0, is_padded=True) == 100
     lengths = [1] * 100 + [50]
     assert largest_batch(lengths, config, seed=0) == 51
     assert {largest_batch(lengths, replace(config, max_steps=1), seed=n) for n in range(8)} == {2}
+
+
+@pytest.mark.parametrize(("optim", "n_bytes"), [("adamw_torch", 8), ("sgd", 0), ("adafactor", 0.1), ("adamw_8bit", 2)])
+def test_an_optimizer_is_counted_by_what_it_keeps(optim: str, n_bytes: float, composed: Composed) -> None:
+    config = composed("method=full", "quantization=none", f"train.optim={optim}")
+    assert optimizer_bytes(config.train, "cpu") == pytest.approx(n_bytes, abs=0.1)
+    assert kept_after_a_step(config.train, "cpu") == pytest.approx(n_bytes, abs=0.1)
+
+
+def test_an_optimizer_that_keeps_less_needs_less(composed: Composed) -> None:
+    def peak(optim: str) -> int:
+        config = composed("method=full", "quantization=none", f"train.optim={optim}")
+        outline = bare_outline(config.model)
+        found = footprint(outline.loaded(config.quantization), config).training
+        assert found
+        return found
+
+    n_trained = 1_967_808
+    assert peak("adamw_torch") - peak("sgd") == pytest.approx(8 * n_trained, rel=0.01)
 
 
 def memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:

@@ -52,6 +52,9 @@ class DatasetConfig:
     skip_bad_rows: bool = False  # leave out and count rows that cannot be trained on, instead of ending at the first
 
     def problems(self) -> Iterator[str]:
+        if self.format not in (RowFormat.auto, RowFormat.instruction) and self._names_columns:
+            settings = "template, instruction, input and output"
+            yield f"format={self.format.value} reads no {settings}; leave them out, or set format=instruction"
         if self.template not in ("alpaca", "chat"):
             if "{instruction}" not in self.template:
                 yield f"template must be alpaca, chat, or a text that holds {{instruction}}, got {self.template!r}"

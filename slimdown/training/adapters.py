@@ -72,7 +72,10 @@ def check_adapter(base: LoadedModel, config: Any) -> None:
     except Exception as error:  # PEFT has another type for each kind of adapter
         reason = " ".join(f"{error}".split())[:300]
         kind = str(config.peft_type.value).lower()
-        raise UserError(f"a {kind} adapter does not fit on {base.id}: {reason}; choose another method") from None
+        # PEFT 0.21 computes some kinds in float32 on quantized layers, beside which attention takes no bfloat16.
+        exact = base.quantization == "none" or base.dtype == "float32"
+        advice = "choose another method" if exact else "set quantization=none or model.dtype=float32"
+        raise UserError(f"an adapter of kind {kind} does not fit on {base.id}: {reason}; {advice}") from None
 
 
 def sharing_copy(model: Any, shared: Iterable[torch.Tensor]) -> Any:

@@ -25,11 +25,13 @@ def check_settings(base: LoadedModel, method: MethodConfig, lora: LoraConfig, co
     if method.is_lora:
         _check_rank(base, method, lora)
     elif method.target_modules:
-        named_layers(base, "method.target_modules", method.target_modules)
+        names = named_layers(base, "method.target_modules", method.target_modules)
+        if method.bottleneck_dim:
+            _check_bottleneck(base, method.bottleneck_dim, names)
     elif method.trains_weights:
         trained_modules(base, method)
     if config.engine is Engine.trl:
-        _check_loss(base)
+        _check_loss(base, method)
     _check_optimizer(config, base.device)
 
 
@@ -104,15 +106,59 @@ def _check_rank(base: LoadedModel, method: MethodConfig, lora: LoraConfig) -> No
         )
 
 
-def _check_loss(base: LoadedModel) -> None:
+def _check_bottleneck(base: LoadedModel, dim: int, names: list[str]) -> None:
+    layers = layers_of(base.model)
+    per_unit = sum(2 * layers[name][1] + 1 for name in names)
+    if dim * per_unit > base.n_parameters:
+        raise UserError(
+            f"method.bottleneck_dim={dim}: the adapter would have {dim * per_unit:,} parameters, and {base.id} has "
+            f"{base.n_parameters:,}; the largest that is smaller has method.bottleneck_dim="
+            f"{base.n_parameters // per_unit}"
+        )
+
+
+def _check_loss(base: LoadedModel, method: MethodConfig) -> None:
     """Refuse the one version of TRL whose loss needs Triton and so a GPU, where that loss would be used on a CPU."""
     import trl
 
-    if base.device == "cpu" and trl.__version__ == "1.15.0" and trainer_class(base, base.model) is trl.SFTTrainer:
+    if base.device != "cpu" or trl.__version__ != "1.15.0":
+        return
+    if method.num_virtual_tokens or trainer_class(base, base.model) is trl.SFTTrainer:
         raise UserError(
-            f"trl 1.15.0 cannot train {base.id} on a CPU: the loss of a head that has a bias, scales or caps is TRL's "
-            "own, which needs a GPU in this version; pip install 'trl!=1.15.0', or set train.engine=unsloth"
+            f"trl 1.15.0 cannot train {base.id} by method={method.name} on a CPU: where there are virtual tokens, or a "
+            "head that has a bias, scales or caps, the loss is TRL's own, which needs a GPU in this version; pip "
+            "install 'trl!=1.15.0'"
         )
+
+
+def optimizer_bytes(config: TrainConfig, device: str) -> float:
+    """Bytes that the optimizer keeps for each trained parameter."""
+    # Two moments in float32; the Trainer that takes the step otherwise is a second to import.
+    return 8.0 if config.optim == "adamw_torch" else kept_after_a_step(config, device)
+
+
+def kept_after_a_step(config: TrainConfig, device: str) -> float:
+    """The same, by what it keeps after a step."""
+    import transformers
+
+    with tempfile.TemporaryDirectory() as folder:
+        use_cpu = device == "cpu"
+        arguments = transformers.TrainingArguments(folder, optim=config.optim, report_to="none", use_cpu=use_cpu)
+        optimizer, parameter = _stepped_optimizer(arguments, device)
+    kept = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
+    return sum(tensor.nbytes for tensor in kept) / parameter.numel()
+
+
+def _stepped_optimizer(arguments: Any, device: str) -> tuple[Any, torch.nn.Parameter]:
+    import transformers
+
+    # More than the 4,096 numbers below which optimizers of 8 bits use 32, and many beside their tables.
+    parameter = torch.nn.Parameter(torch.zeros(512, 512, device=device))
+    parameter.grad = torch.zeros_like(parameter)
+    kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(arguments)
+    optimizer = kind([parameter], **settings)
+    optimizer.step()
+    return optimizer, parameter
 
 
 def _check_optimizer(config: TrainConfig, device: str) -> None:
@@ -123,17 +169,12 @@ def _check_optimizer(config: TrainConfig, device: str) -> None:
     """
     import transformers
 
-    # more than the 4,096 numbers below which optimizers of 8 bits use 32
-    parameter = torch.nn.Parameter(torch.zeros(64, 128, device=device))
-    parameter.grad = torch.zeros_like(parameter)
     here: dict[str, Any] = {"report_to": "none", "use_cpu": device == "cpu"}
     setting = f"train.optim={config.optim}"
     try:
         with tempfile.TemporaryDirectory() as folder:
             arguments = transformers.TrainingArguments(folder, optim=config.optim, **here)
-            kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(arguments)
-            optimizer = kind([parameter], **settings)
-            optimizer.step()
+            optimizer, _ = _stepped_optimizer(arguments, device)
             setting = f"train.lr_scheduler_type={config.lr_scheduler_type}"
             schedule = {"lr_scheduler_type": config.lr_scheduler_type, "warmup_steps": config.warmup_steps}
             transformers.TrainingArguments(folder, **schedule, **here)  # which refuses some schedules by themselves

@@ -13,13 +13,14 @@ from psutil import swap_memory
 from slimdown.guarding.errors import UserError
 from slimdown.measuring.engine.forward import virtual_tokens
 from slimdown.measuring.footprint import evaluation_peak
-from slimdown.measuring.rows_apart import attention_by_row
+from slimdown.measuring.rows_apart import attention_by_row, tells_rows_apart
 from slimdown.preparing.dequantize import dequantized, dequantizes, free_bytes
 from slimdown.preparing.memory import LIBRARY_BYTES, LiveBytes
 from slimdown.preparing.model import LoadedModel, outline_of
 from slimdown.preparing.sizes import count_trainable, lora_parameters, weight_sizes
 from slimdown.settings.schema import RunConfig, TrainConfig
 from slimdown.training.adapters import adapter_config
+from slimdown.training.checks import optimizer_bytes
 from slimdown.training.lean import SummedLoss
 from slimdown.training.whole import unfreeze
 
@@ -121,13 +122,14 @@ def trained_outline(base: LoadedModel, config: RunConfig) -> Any:
 
 
 def training_peak(base: LoadedModel, model: Any, config: RunConfig, tokens: int, scored_share: float = 1.0) -> int:
-    """Bytes of all tensors at the peak of a training step on a batch of so many tokens, Adam's moments included."""
+    """Bytes of all tensors at the peak of a training step on a batch of so many tokens, with the optimizer's state."""
     model.train()
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    moments = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
+    kept = int(count_trainable(model) * optimizer_bytes(config.train, base.device))
+    state = torch.empty(kept, dtype=torch.uint8, device="meta")
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     is_prefix = getattr(model, "peft_type", "") == "PREFIX_TUNING"  # keys and values, where a prompt is embeddings
     n_embedded = 0 if is_prefix else len(virtual_tokens(model))
@@ -136,7 +138,7 @@ def training_peak(base: LoadedModel, model: Any, config: RunConfig, tokens: int,
     rule = config.quantization.dequantize_for_training
     by_row = attention_by_row(base, None if n_embedded else model, (n_embedded + ids.shape[1],))
     with LiveBytes(model) as live, by_row, unpacked_for_training(base, model, rule):
-        live.count(*moments)
+        live.count(state)
         if virtual_tokens(model):  # rows are padded, and their logits made
             torch.autograd.backward(model(input_ids=ids, use_cache=False).logits.float().sum())
             return live.peak
@@ -166,11 +168,12 @@ def _evaluation_peak(base: LoadedModel, model: Any, config: RunConfig, known: di
     return held + known[key]
 
 
-def largest_batch(lengths: Sequence[int], config: TrainConfig, seed: int) -> int:
-    """Tokens of the largest batch that training is likely to draw from rows of these lengths."""
+def largest_batch(lengths: Sequence[int], config: TrainConfig, seed: int, is_padded: bool = False) -> int:
+    """Tokens of the largest batch that training is likely to draw from rows of these lengths, padding included."""
     order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed))
     cut = torch.tensor(lengths)[order].clamp(max=config.max_length)
-    batches = [int(batch.sum()) for batch in torch.split(cut, config.per_device_train_batch_size)]
+    split = torch.split(cut, config.per_device_train_batch_size)
+    batches = [int(len(batch) * batch.max() if is_padded else batch.sum()) for batch in split]
     n_drawn = config.max_steps * config.gradient_accumulation_steps if config.max_steps > 0 else len(batches)
     return max(batches[:n_drawn])
 
@@ -198,7 +201,8 @@ def checked_footprint(
     def more(found: Footprint) -> int:  # than the process holds by now
         return (found.training or 0) - found.mapped - LIBRARY_BYTES.get(base.device, 0) - base.memory_bytes
 
-    found = of(largest_batch(lengths, train, config.seed))
+    is_padded = not tells_rows_apart(base) or config.method.num_virtual_tokens is not None
+    found = of(largest_batch(lengths, train, config.seed, is_padded))
     free = free_bytes(torch.device(base.device)) + (swap_memory().free if base.device == "cpu" else 0)
     if found.training is None or found.evaluation is None:
         return found, [f"what this run will hold in memory is not known: {found.reason}"]
