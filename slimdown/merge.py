@@ -17,7 +17,7 @@ from slimdown.judging.runs import Making, RecordedRun
 from slimdown.recording.names import Tag, making
 from slimdown.recording.read import fetch_tuned, read_evaluation, read_run, refuse_unfinished
 from slimdown.settings.arguments import Parser, add_store, store_to_read
-from slimdown.settings.method import Method
+from slimdown.settings.method import WHOLE, Method
 from slimdown.settings.naming import section
 from slimdown.settings.schema import (
     TRAINING,
@@ -94,7 +94,7 @@ def _merge(options: argparse.Namespace) -> None:
             f"run {run.run_id} ({run.name}) was trained with method={method}: {reason}, and no weights can hold that; "
             "its adapter is loaded beside the base, as its card says"
         )
-    if method in (Method.last_layer, Method.full) and options.onto == "original":
+    if method in WHOLE and options.onto == "original":
         raise UserError(f"--onto original: method={method} trained the weights themselves; leave it out")
     _check_folder(options.out)
     from slimdown.judging.findings import judge  # what merges takes seconds to import

@@ -189,11 +189,10 @@ def fetch_tuned(config: TrackingConfig, run: RecordedRun, folder: Path) -> Path:
     """The folder with what a finished run trained, fetched into `folder`: an adapter, or a whole model.
 
     Raises:
-        UserError: a run that is not finished, that trained nothing, or that has lost what it trained.
+        UserError: a run that trained nothing, or that has lost what it trained.
     """
     from slimdown.recording.evaluations import GONE  # mlflow
 
-    refuse_unfinished(run)
     if origin := run.params.get("tuned") or run.tags.get(Tag.origin):
         raise UserError(f"run {run.run_id} ({run.name}) trained nothing: it measured {origin}, made elsewhere")
     from mlflow.artifacts import download_artifacts

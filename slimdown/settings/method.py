@@ -26,6 +26,7 @@ class Method(StrEnum):
     full = "full"  # every weight
 
 
+WHOLE = frozenset([Method.last_layer, Method.full])  # what trains weights of the base, and leaves a whole model
 LORAS = frozenset([Method.lora, Method.rslora, Method.dora, Method.pissa])  # what reads the settings of `lora`
 # The settings that a method has of its own.
 _OWN: dict[Method, tuple[str, ...]] = {
@@ -58,7 +59,7 @@ class MethodConfig:
     @property
     def trains_weights(self) -> bool:
         """Whether weights of the base are trained, and a whole model is saved instead of an adapter."""
-        return self.name in (Method.last_layer, Method.full)
+        return self.name in WHOLE
 
     @property
     def own(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from slimdown import __version__
 from slimdown.judging.findings import Findings
 from slimdown.judging.runs import Making
 from slimdown.settings.dataset import DatasetConfig
-from slimdown.settings.method import Method
+from slimdown.settings.method import WHOLE, Method
 from slimdown.settings.schema import TRAINING
 from slimdown.settings.task_files import task_dataset
 from slimdown.showing import words
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 _WHERE = ("path", "name", "split", "revision")  # of a dataset
-_WHOLE = ("last_layer", "full")  # methods that leave a whole model
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ def _loading(made: Making, merged: Merged | None) -> list[str]:
             f"model = AutoModelForCausalLM.from_pretrained({folder!r})",
             f"tokenizer = AutoTokenizer.from_pretrained({folder!r})",
         ]
-    method = made.run.params.get("method.name")
+    method = _method(made)
     if method in (Method.prefix, Method.prompt):
         return [
             "import mlflow",
@@ -263,4 +262,4 @@ def _method(made: Making) -> str:
 
 
 def _is_whole(made: Making) -> bool:
-    return _method(made) in _WHOLE
+    return _method(made) in WHOLE
