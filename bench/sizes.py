@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from slimdown.pocket import MODEL_DIR
 from slimdown.recording.provenance import environment
-from slimdown.showing.words import size
+from slimdown.showing.numbers import size
 
 SHAPE = {
     "vocab_size": 128_256,

@@ -17,7 +17,6 @@ from slimdown.judging.comparison import Comparison, compare, counted
 from slimdown.judging.holdout import held_out_part, open_part
 from slimdown.judging.runs import RecordedRun
 from slimdown.judging.sorting import by, ordered
-from slimdown.recording.names import Tag
 from slimdown.recording.read import (
     FILTER_EXAMPLE,
     experiment_names,
@@ -26,6 +25,7 @@ from slimdown.recording.read import (
     read_run,
     refuse_unfinished,
 )
+from slimdown.recording.tags import Tag
 from slimdown.settings.arguments import Parser, add_output, add_store, format_of, options_given, store_to_read
 from slimdown.settings.keys import nearest
 from slimdown.settings.schema import TrackingConfig

@@ -14,8 +14,9 @@ from slimdown.guarding.disk import disk_full, whole_file, whole_folder
 from slimdown.guarding.errors import UserError
 from slimdown.guarding.redaction import redact
 from slimdown.judging.runs import Making, RecordedRun
-from slimdown.recording.names import Tag, making
+from slimdown.recording.names import making
 from slimdown.recording.read import fetch_tuned, read_evaluation, read_run, refuse_unfinished
+from slimdown.recording.tags import Tag
 from slimdown.settings.arguments import Parser, add_store, store_to_read
 from slimdown.settings.method import WHOLE, Method
 from slimdown.settings.naming import section

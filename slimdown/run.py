@@ -129,8 +129,8 @@ def _make(this: "Job", config: RunConfig, composed: DictConfig, hydra_settings: 
     # Imported here: torch and its kin take seconds, for which a typo, a silent store, a finished run should not wait.
     from slimdown.experiment import experiment
     from slimdown.judging.runs import recorded_changes
-    from slimdown.recording.names import Tag
     from slimdown.recording.provenance import About
+    from slimdown.recording.tags import Tag
     from slimdown.showing.sweep import State
 
     overrides = list(hydra_settings.overrides.task)

@@ -119,8 +119,8 @@ def _show(
     else:
         put(findings_table(findings, title), as_page, options.format, options.output)
     if store:
-        from slimdown.recording.names import Tag
         from slimdown.recording.runs import record_findings  # mlflow, which takes a second
+        from slimdown.recording.tags import Tag
 
         run = record_findings(
             store,

@@ -16,7 +16,8 @@ from slimdown.judging.anatomy import EXPLANATIONS
 from slimdown.judging.findings import judge
 from slimdown.judging.paired import Estimate
 from slimdown.judging.runs import UNKNOWN, RecordedChange, RecordedChanges, recorded_changes
-from slimdown.recording.names import Tag, from_metrics, reference, to_metrics, to_tags
+from slimdown.recording.names import from_metrics, reference, to_metrics, to_tags
+from slimdown.recording.tags import Tag
 from slimdown.settings.schema import PaperMetric
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)

@@ -26,9 +26,9 @@ from slimdown.judging.findings import judge
 from slimdown.preparing.model import LoadedModel
 from slimdown.recording import outage
 from slimdown.recording.evaluations import EvaluationRecord, base_record
-from slimdown.recording.names import Tag
 from slimdown.recording.outage import PatientClient, send
 from slimdown.recording.read import read_evaluation, read_run
+from slimdown.recording.tags import Tag
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.schema import TrackingConfig
 from slimdown.training.fine_tune import StepRecord, TrainResult, Tuned

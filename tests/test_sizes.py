@@ -18,7 +18,7 @@ from slimdown.preparing.model import LoadedModel, bare_outline, load_model, outl
 from slimdown.preparing.sizes import count_parameters, predicted_bytes, weight_sizes
 from slimdown.settings.files import group_choices
 from slimdown.settings.schema import RunConfig
-from slimdown.showing.words import size
+from slimdown.showing.numbers import size
 from slimdown.training.checks import kept_after_a_step, optimizer_bytes
 from slimdown.training.footprint import Footprint, checked_footprint, footprint, largest_batch
 from slimdown.training.lean import SummedLoss

@@ -17,7 +17,7 @@ from recorded import here, record, right
 
 from slimdown import run
 from slimdown.recording.done import finished, run_key
-from slimdown.recording.names import Tag
+from slimdown.recording.tags import Tag
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.schema import RunConfig
 from slimdown.showing.sweep import State, Sweep

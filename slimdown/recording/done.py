@@ -16,8 +16,8 @@ from slimdown.pocket import TASKS_DIR
 from slimdown.preparing.digests import digest, file_digest, folder_content
 from slimdown.preparing.hub import commit_of
 from slimdown.recording.connection import saving_work, within
-from slimdown.recording.names import Tag
 from slimdown.recording.read import find_runs
+from slimdown.recording.tags import Tag
 from slimdown.settings.naming import flatten
 from slimdown.settings.schema import Engine, ModelConfig, RunConfig, TrackingConfig
 from slimdown.settings.task_files import task_dataset

@@ -11,8 +11,8 @@ from mlflow.exceptions import MlflowException
 from slimdown.guarding.interruption import undisturbed
 from slimdown.measuring.answers import BenchmarkEvaluation, DamagedSamples, read_samples
 from slimdown.recording.connection import saving_work, search
-from slimdown.recording.names import Tag
 from slimdown.recording.outage import StoreGone
+from slimdown.recording.tags import Tag
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.naming import base_settings
 from slimdown.settings.schema import BenchmarkConfig, RunConfig, TrackingConfig

@@ -29,7 +29,7 @@ from slimdown.guarding.errors import UserError
 from slimdown.guarding.interruption import interrupted
 from slimdown.guarding.redaction import public_uri, redact
 from slimdown.recording.connection import experiment_id, first_line, log_entries, open_store, search, within
-from slimdown.recording.names import Tag
+from slimdown.recording.tags import Tag
 from slimdown.settings.schema import TrackingConfig
 
 _SENT_FOR_BEFORE = "slimdown.origin"  # tag of a run in a folder of before, what `Tag.sent_for` is today

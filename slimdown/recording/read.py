@@ -17,8 +17,9 @@ from slimdown.judging.holdout import open_part
 from slimdown.judging.runs import RecordedRun
 from slimdown.measuring.answers import BenchmarkEvaluation, DamagedSamples, Evaluation
 from slimdown.recording.connection import first_line, open_store, sqlite_file
-from slimdown.recording.names import Tag, evaluation_seconds, recorded_run
+from slimdown.recording.names import evaluation_seconds, recorded_run
 from slimdown.recording.tables import TUNED, has_tables, reading
+from slimdown.recording.tags import Tag
 from slimdown.settings.keys import nearest
 from slimdown.settings.naming import section
 from slimdown.settings.schema import BenchmarkConfig, TrackingConfig

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimdown.guarding.interruption import undisturbed
 from slimdown.judging.findings import Findings
-from slimdown.recording.names import Tag
+from slimdown.recording.tags import Tag
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.naming import flatten
 from slimdown.settings.schema import RunConfig, TrackingConfig

@@ -10,7 +10,8 @@ from typing import Any
 from urllib.parse import quote
 
 from slimdown.judging.runs import RecordedRun
-from slimdown.recording.names import Tag, parsed, time_of
+from slimdown.recording.names import parsed, time_of
+from slimdown.recording.tags import Tag
 
 TUNED: dict[str, str] = {Tag.kind: "tuned"}
 _AT_ONCE = 500  # runs in one statement: old SQLites take 999 variables

@@ -29,9 +29,9 @@ from slimdown.judging.runs import Making, recorded_changes
 from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, write_samples
 from slimdown.recording import names
 from slimdown.recording.connection import experiment_id, first_line, log_entries, open_store, sqlite_file
-from slimdown.recording.names import Tag
 from slimdown.recording.outage import PatientClient, StoreGone, advice
 from slimdown.recording.pyfunc import describe
+from slimdown.recording.tags import Tag
 from slimdown.settings.schema import TrackingConfig
 
 if TYPE_CHECKING:  # they would bring torch along, which who records the harness's logs does without

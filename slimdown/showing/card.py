@@ -14,7 +14,7 @@ from slimdown.settings.dataset import DatasetConfig
 from slimdown.settings.method import WHOLE, Method
 from slimdown.settings.schema import TRAINING
 from slimdown.settings.task_files import task_dataset
-from slimdown.showing import words
+from slimdown.showing import numbers, words
 from slimdown.showing.findings import Pair, findings_table, pairs_table
 from slimdown.showing.table import in_markdown, write
 
@@ -231,7 +231,7 @@ def _questions(made: Making, findings: Findings, merged: Merged | None) -> Itera
     """What was asked, and how."""
     for name, report in findings.after.benchmarks.items():
         b = report.benchmark
-        asked = f"{b.num_fewshot}-shot, {words.plural(len(report.samples), 'question')}, judged by `{b.metric}`"
+        asked = f"{b.num_fewshot}-shot, {numbers.plural(len(report.samples), 'question')}, judged by `{b.metric}`"
         yield f"- {in_markdown(name)}: the harness's task `{b.task}`, version {report.task_version}, {asked}."
     run = "a run of its own" if merged and merged.before else f"run `{made.run.run_id}`, on {made.device},"
     yield (

@@ -9,7 +9,7 @@ from slimdown.judging.comparison import Comparison, Configuration, MeanChange, P
 from slimdown.judging.paired import Estimate
 from slimdown.judging.selection import MARK
 from slimdown.judging.sorting import by_dataset, series_by, typed
-from slimdown.showing import words
+from slimdown.showing import numbers, words
 from slimdown.showing.table import Cell, Column, Row, Table
 
 if TYPE_CHECKING:
@@ -105,7 +105,9 @@ def _row(comparison: Comparison, row: Configuration, shorts: Mapping[str, str]) 
             *([Cell(_seeds(row))] if comparison.grouped else []),
             *cells,
             *(_cell(name, row.changes.get(name)) for name in comparison.benchmarks),
-            Cell(*words.mean_points(row.retained, row.retained.sd_over_seeds), order=row.retained.value, values=means),
+            Cell(
+                *numbers.mean_points(row.retained, row.retained.sd_over_seeds), order=row.retained.value, values=means
+            ),
         ),
         hint=_hint(row),
     )
@@ -114,9 +116,9 @@ def _row(comparison: Comparison, row: Configuration, shorts: Mapping[str, str]) 
 def _cell(name: str, change: MeanChange | None) -> Cell:
     values = dict(zip(_names(name), _quantities(change), strict=True))
     if change is None:
-        return Cell(words.NOTHING, values=values)
+        return Cell(numbers.NOTHING, values=values)
     return Cell(
-        *words.mean_points(change.change, change.change.sd_over_seeds),
+        *numbers.mean_points(change.change, change.change.sd_over_seeds),
         note=words.cause(*change.main_cause) if change.main_cause else "",
         verdict=change.verdict,
         correction="" if change.corrected == change.verdicts else f" → {change.verdict_corrected} {MARK}",
@@ -218,8 +220,8 @@ def _noise_cells(change: "SeedsChange") -> list[Cell]:
         Cell(change.benchmark + subjects, values={"benchmark": change.benchmark, "metric": change.metric}),
         Cell(str(noise.n_seeds), values={"seeds": noise.n_seeds}),
         Cell(f"{change.n:,}", values={"n": change.n, "population": noise.population}),
-        Cell(*words.points(noise.mean), values=means),
-        *(Cell(words.number(100 * error), values={name: error}) for name, error in errors.items()),
+        Cell(*numbers.points(noise.mean), values=means),
+        *(Cell(numbers.number(100 * error), values={name: error}) for name, error in errors.items()),
     ]
 
 

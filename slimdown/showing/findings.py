@@ -8,7 +8,7 @@ from slimdown.judging.anatomy import Anatomy
 from slimdown.judging.changes import BenchmarkChange, Verdict
 from slimdown.judging.findings import Findings
 from slimdown.settings.schema import Role
-from slimdown.showing import words
+from slimdown.showing import numbers, words
 from slimdown.showing.table import Cell, Column, Row, Table, in_markdown, write
 
 
@@ -37,10 +37,10 @@ def findings_markdown(findings: Findings, name: str) -> str:
     training, costs = findings.training, findings.costs
     ends = "_seconds"
     spent = [(key.removesuffix(ends).replace("_", " "), costs[key]) for key in costs if key.endswith(ends)]
-    told = [f"{what} {words.duration(seconds)}" for what, seconds in spent]
+    told = [f"{what} {numbers.duration(seconds)}" for what, seconds in spent]
     if training:
-        speed = words.number(training.tokens_per_second, ".0f")
-        told.append(f"training {words.duration(training.runtime_seconds)} ({speed} tokens/s)")
+        speed = numbers.number(training.tokens_per_second, ".0f")
+        told.append(f"training {numbers.duration(training.runtime_seconds)} ({speed} tokens/s)")
     lines = [
         write(findings_table(findings, name), "markdown"),
         *(f"- {in_markdown(sentence)}" for sentence in words.sentences(findings)),
@@ -63,12 +63,12 @@ def _memory(costs: Mapping[str, float]) -> str:
         ),
     }
     parts = [
-        f"{what} {words.size(peak)}" + (f" (estimated {words.size(costs[key])})" if key in costs else "")
+        f"{what} {numbers.size(peak)}" + (f" (estimated {numbers.size(costs[key])})" if key in costs else "")
         for what, peak in measured.items()
         if peak is not None
         for key in [f"estimated_{what}_peak_bytes"]
     ]
-    return f"Peak memory {', '.join([words.size(costs.get('peak_memory_bytes', 0)), *parts])}."
+    return f"Peak memory {', '.join([numbers.size(costs.get('peak_memory_bytes', 0)), *parts])}."
 
 
 def tests_table(findings: Findings) -> Table:
@@ -97,15 +97,15 @@ def _tested(name: str, benchmark: BenchmarkChange) -> Iterator[Cell]:
     d = change.difference
     yield Cell(words.benchmark_name(name, benchmark.role))
     for score in (change.base, change.tuned):
-        yield Cell(doubt=words.percent(score)[1] or words.UNDEFINED)
+        yield Cell(doubt=numbers.percent(score)[1] or numbers.UNDEFINED)
     yield Cell(d.test + (f", for {d.population}" if d.n_groups else ""))
     for p in (benchmark.p_value, d.t_test_p_value, benchmark.equivalence_p_value):
-        yield Cell(words.p_value(p))
+        yield Cell(numbers.p_value(p))
     yield Cell(f"{100 * benchmark.margin:g}")
-    yield Cell(words.number(100 * benchmark.minimum_detectable_change))
+    yield Cell(numbers.number(100 * benchmark.minimum_detectable_change))
     decides = f"{benchmark.n_to_decide:,}" if benchmark.n_to_decide else "not known"
-    yield Cell(decides if benchmark.verdict is Verdict.undecided else words.NOTHING)
-    yield Cell(words.number(100 * change.unpaired_standard_error))
+    yield Cell(decides if benchmark.verdict is Verdict.undecided else numbers.NOTHING)
+    yield Cell(numbers.number(100 * change.unpaired_standard_error))
     yield Cell(f"{100 * benchmark.chance:g}")
     yield Cell(*words.rate(benchmark, benchmark.forgetting_rate, "0"))
 
@@ -201,7 +201,7 @@ def _measured(name: str, benchmark: BenchmarkChange, metric: str, before: str, a
     d, counts = change.difference, change.counts
     about = {"benchmark": name, "role": benchmark.role.value}
     scores = [
-        Cell(*words.score(of), order=of.value, values={side: of.value, f"{side}_stderr": of.standard_error})
+        Cell(*numbers.score(of), order=of.value, values={side: of.value, f"{side}_stderr": of.standard_error})
         for side, of in ((before, change.base), (after, change.tuned))
     ]
     answers = {"lost": counts.lost, "gained": counts.gained} if counts else {"lost": None, "gained": None}
@@ -211,7 +211,7 @@ def _measured(name: str, benchmark: BenchmarkChange, metric: str, before: str, a
         Cell(words.short_metric(metric, benchmark), values={"metric": metric}),
         Cell(f"{benchmark.n:,}", order=benchmark.n, values={"n": benchmark.n, "population": d.population}),
         *scores,
-        Cell(*words.points(d), order=d.value, values={**changed, **answers}),
+        Cell(*numbers.points(d), order=d.value, values={**changed, **answers}),
     ]
 
 
@@ -225,7 +225,7 @@ def _judged(benchmark: BenchmarkChange, anatomy: Anatomy | None) -> list[Cell]:
     said = {"verdict": benchmark.verdict.value, "main_cause": name, "main_cause_share": share}
     rate = {"forgetting_rate": value, "forgetting_rate_low": low, "forgetting_rate_high": high}
     return [
-        Cell(words.p_value(benchmark.p_value), order=benchmark.p_value, values=p_values),
+        Cell(numbers.p_value(benchmark.p_value), order=benchmark.p_value, values=p_values),
         Cell(verdict=benchmark.verdict.value, note=words.cause(*cause) if cause else "", values=said),
         Cell(*words.rate_above_chance(benchmark), order=value, values=rate),
         Cell(*words.paper(benchmark)),

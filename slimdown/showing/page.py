@@ -13,7 +13,7 @@ from slimdown.judging.changes import BenchmarkChange
 from slimdown.judging.findings import Findings
 from slimdown.measuring.answers import Sample
 from slimdown.settings.schema import Role
-from slimdown.showing import plots, words
+from slimdown.showing import numbers, plots, words
 from slimdown.showing.findings import findings_table, tests_table
 from slimdown.showing.pages import render
 
@@ -80,17 +80,17 @@ def _headline(findings: Findings) -> Iterator[dict[str, str]]:
         (Role.retained, changes.mean_retained_change, "kept or lost", "retained benchmark"),
     ):
         if n := sum(b.role is role for b in changes.benchmarks.values()):
-            value, interval = words.points(change)
+            value, interval = numbers.points(change)
             yield {
-                "name": f"{said}: mean change of {words.plural(n, kind)}",
-                "value": value if value == words.UNDEFINED else f"{value} points",
-                "note": f"95 % interval {interval or words.UNDEFINED}",
+                "name": f"{said}: mean change of {numbers.plural(n, kind)}",
+                "value": value if value == numbers.UNDEFINED else f"{value} points",
+                "note": f"95 % interval {interval or numbers.UNDEFINED}",
             }
     if training := findings.training:
         yield {
             "name": "validation loss",
-            "value": " → ".join(words.number(loss, ".3f") for loss in _losses(training)),
-            "note": f"nats a token, in {words.plural(training.steps, 'step')}",
+            "value": " → ".join(numbers.number(loss, ".3f") for loss in _losses(training)),
+            "note": f"nats a token, in {numbers.plural(training.steps, 'step')}",
         }
 
 
@@ -105,7 +105,7 @@ def _anatomy(name: str, benchmark: BenchmarkChange, found: Anatomy) -> dict[str,
             "title": EXPLANATIONS[cause.name].partition(": ")[0],
             "meaning": EXPLANATIONS[cause.name].partition(": ")[2],
             "count": f"{cause.count:,}",
-            "share": words.percent(cause.share),
+            "share": numbers.percent(cause.share),
             "width": f"{100 * cause.share.value:.1f}",
             "example": _example(cause.example, benchmark) if cause.example else None,
         }
@@ -142,7 +142,9 @@ def _side(model: str, sample: Sample, benchmark: BenchmarkChange) -> dict[str, A
         {
             "metric": words.short_metric(metric, benchmark),
             "answer": "" if sample.choices else sample.answers.get(metric, "")[:80],
-            "score": {1.0: "right", 0.0: "wrong"}.get(sample.scores[metric], words.number(sample.scores[metric], "g")),
+            "score": {1.0: "right", 0.0: "wrong"}.get(
+                sample.scores[metric], numbers.number(sample.scores[metric], "g")
+            ),
         }
         for metric in benchmark.changes
         if metric in sample.scores
@@ -165,8 +167,8 @@ def _choice_rows(base: Sample, tuned: Sample) -> list[dict[str, Any]]:
             "letter": chr(ord("A") + i) if i < 26 else str(i + 1),
             "text": choice[:LONGEST],
             "right": choice == base.target,
-            "base": words.number(base.log_likelihoods[i], ".2f"),
-            "tuned": words.number(tuned.log_likelihoods[i], ".2f"),
+            "base": numbers.number(base.log_likelihoods[i], ".2f"),
+            "tuned": numbers.number(tuned.log_likelihoods[i], ".2f"),
         }
         for i, choice in enumerate(base.choices)
     ]
@@ -174,14 +176,17 @@ def _choice_rows(base: Sample, tuned: Sample) -> list[dict[str, Any]]:
 
 def _training(findings: Findings) -> Iterator[tuple[str, str]]:
     if training := findings.training:
-        share, speed = words.number(training.trainable_percent, ".2f"), words.number(training.tokens_per_second, ",.0f")
+        share, speed = (
+            numbers.number(training.trainable_percent, ".2f"),
+            numbers.number(training.tokens_per_second, ",.0f"),
+        )
         yield "steps", f"{training.steps:,}"
         yield "tokens", f"{training.tokens:,}"
         yield "rows cut", str(training.cut) if training.cut.is_worth_telling else "none"
         yield "questions in the rows", "; ".join(training.contamination.told) or "none"
         yield "trained parameters", f"{training.n_trainable:,} ({share} %)"
-        yield "mean training loss", words.number(training.train_loss, ".3f")
-        yield "time", f"{words.duration(training.runtime_seconds)}, {speed} tokens/s"
+        yield "mean training loss", numbers.number(training.train_loss, ".3f")
+        yield "time", f"{numbers.duration(training.runtime_seconds)}, {speed} tokens/s"
 
 
 _Pairs = list[tuple[str, str]]
@@ -204,15 +209,15 @@ def _cost_name(key: str) -> str:
 def _value(key: str, value: object) -> str:
     """A setting, a version or a cost as a person reads it."""
     if value is None:
-        return words.NOTHING
+        return numbers.NOTHING
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
         return ", ".join(_value("", v) for v in value)
     if isinstance(value, int | float):
         if key.endswith("_seconds"):
-            return words.duration(value)
+            return numbers.duration(value)
         if key.endswith("_bytes"):
-            return f"{words.number(value / 2**30, '.2f')} GiB"
-        return f"{value}" if isinstance(value, int) else words.number(value, "g")
+            return f"{numbers.number(value / 2**30, '.2f')} GiB"
+        return f"{value}" if isinstance(value, int) else numbers.number(value, "g")
     return redact(str(value))

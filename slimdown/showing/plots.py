@@ -22,7 +22,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from slimdown.judging.changes import Changes
 from slimdown.judging.paired import Estimate
 from slimdown.showing.drawing import DARK, HINT, INK, LIGHT, arms, new_figure, say, styled
-from slimdown.showing.words import LOOKS, number
+from slimdown.showing.numbers import number
+from slimdown.showing.words import LOOKS
 
 if TYPE_CHECKING:
     from slimdown.training.fine_tune import StepRecord

@@ -7,7 +7,7 @@ from slimdown.preparing.dequantize import free_bytes
 from slimdown.preparing.model import Outline
 from slimdown.preparing.sizes import WeightSizes, count_parameters, predicted_bytes
 from slimdown.settings.schema import RunConfig
-from slimdown.showing import words
+from slimdown.showing import numbers
 from slimdown.showing.table import Cell, Column, Row, Table
 from slimdown.training.footprint import Footprint
 
@@ -44,7 +44,9 @@ def weights_table(outline: Outline, held: dict[str, WeightSizes], run: RunConfig
 def _weights_row(name: str, predicted: float, sizes: WeightSizes) -> Row:
     parts = (predicted, sizes.held, sizes.layers, sizes.constants, sizes.rest)
     names = ("predicted_bytes", "held_bytes", "layer_bytes", "constant_bytes", "rest_bytes")
-    cells = (Cell(words.size(n) if n else words.NOTHING, values={key: n}) for key, n in zip(names, parts, strict=True))
+    cells = (
+        Cell(numbers.size(n) if n else numbers.NOTHING, values={key: n}) for key, n in zip(names, parts, strict=True)
+    )
     return Row((Cell(name, values={"dtype": name}), *cells))
 
 
@@ -61,7 +63,7 @@ def runs_table(runs: Sequence[tuple[list[str], RunConfig, Footprint]]) -> Table:
         notes=tuple(f"A peak is not known: {reason}" for reason in reasons),
         legend="Equation 1.2: r (d + k) for each adapted matrix. Peaks: at most, with batches of "
         f"{run.train.per_device_train_batch_size} rows of {run.train.max_length} tokens (a run takes its own rows), "
-        f"the libraries included{_mapped(runs)}; {words.size(free)} are free on {first.device.type}.",
+        f"the libraries included{_mapped(runs)}; {numbers.size(free)} are free on {first.device.type}.",
     )
 
 
@@ -69,14 +71,14 @@ def _mapped(runs: Sequence[tuple[list[str], RunConfig, Footprint]]) -> str:
     """What of the peaks the system takes back where it needs room."""
     most = max(found.mapped for *_, found in runs)
     return (
-        f", and of quantized weights {words.size(most)} of their file, which the system drops in need" if most else ""
+        f", and of quantized weights {numbers.size(most)} of their file, which the system drops in need" if most else ""
     )
 
 
 def _run_row(own: Sequence[str], found: Footprint) -> Row:
     known: list[Any] = [found.training, found.evaluation]
-    peaks = [Cell(words.NOTHING if peak is None else words.size(peak)) for peak in known]
-    by_equation = words.NOTHING if found.by_equation is None else f"{found.by_equation:,}"
+    peaks = [Cell(numbers.NOTHING if peak is None else numbers.size(peak)) for peak in known]
+    by_equation = numbers.NOTHING if found.by_equation is None else f"{found.by_equation:,}"
     share = 100 * found.n_trainable / found.n_parameters
     return Row(
         (

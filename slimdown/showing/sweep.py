@@ -9,7 +9,7 @@ from math import nan
 from statistics import median
 
 from slimdown.judging.runs import RecordedChanges
-from slimdown.showing import words
+from slimdown.showing import numbers
 from slimdown.showing.table import Cell, Column, Row, Table
 
 
@@ -101,7 +101,7 @@ class Sweep:
             told += "; the same command makes what is not finished"
         elif counts[State.skipped]:
             told += "; rerun=true makes again what was skipped"
-        return Table("", columns, rows, f"{words.plural(len(rows), 'job')}: {told}.")
+        return Table("", columns, rows, f"{numbers.plural(len(rows), 'job')}: {told}.")
 
 
 def headline(changes: RecordedChanges) -> str:
@@ -113,7 +113,7 @@ def headline(changes: RecordedChanges) -> str:
     'gsm8k −3.1 forgotten'
     """
     return ", ".join(
-        f"{name} {words.points(change.change)[0]} {change.verdict}".rstrip()
+        f"{name} {numbers.points(change.change)[0]} {change.verdict}".rstrip()
         for name, change in changes.benchmarks.items()
     )
 

@@ -24,7 +24,8 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from slimdown.showing.words import LOOKS, NOTHING, kind_of
+from slimdown.showing.numbers import NOTHING
+from slimdown.showing.words import LOOKS, kind_of
 
 FORMATS = ("table", "markdown", "csv", "json", "html")
 PLAIN_WIDTH = 120  # of a file or a pipe, or more where a table needs it
