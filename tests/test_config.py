@@ -1,5 +1,6 @@
 """What can be set composes; what is wrong is named, with what would be right."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -75,12 +76,22 @@ def test_a_preset_holds_only_differences(composed: Composed) -> None:
 
 
 @pytest.mark.parametrize("preset", group_choices("experiment"))
-def test_a_preset_begins_with_its_question_and_its_command(preset: str) -> None:
+def test_a_preset_begins_with_its_question_and_its_command(preset: str, composed: Composed) -> None:
     header, question, command, *_ = (CONF_DIR / "experiment" / f"{preset}.yaml").read_text().splitlines()
     assert header == "# @package _global_"
-    assert "?" in question
+    assert question.endswith("?")
     assert command.startswith("# python -m slimdown.run ")
-    check_command_line(command.removeprefix("# python -m slimdown.run ").split())
+    arguments = shlex.split(command)[4:]
+    assert f"experiment={preset}" in arguments
+    check_command_line(arguments)
+    if not preset.startswith(("paper_", "pocket_")):  # which are about one model
+        for model in ("smollm2", "llama32"):
+            assert isinstance(composed(f"model={model}", f"experiment={preset}"), RunConfig)
+
+
+def test_the_ranks_of_an_ablation_have_one_scale(composed: Composed) -> None:
+    loras = [composed("experiment=rank", f"lora.r={r}").lora for r in (2, 64)]
+    assert [(lora.r, lora.lora_alpha) for lora in loras] == [(2, 4), (64, 128)]
 
 
 @pytest.mark.parametrize(

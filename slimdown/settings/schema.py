@@ -48,6 +48,7 @@ def default_store(otherwise: str = DEFAULT_STORE) -> str:
 
 
 OmegaConf.register_new_resolver("default_store", default_store, replace=True)  # conf/config.yaml names it
+OmegaConf.register_new_resolver("twice", lambda number: 2 * number, replace=True)  # conf/experiment/rank.yaml does
 
 
 class Device(StrEnum):
