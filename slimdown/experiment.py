@@ -28,8 +28,8 @@ def experiment(config: RunConfig, about: About) -> Findings:
         UserError: something that the user can mend.
     """
     note, holdout = console.show_note, config.evaluation.holdout  # what is held out is no finding of this run
-    console.show_plan(config, about.name)
     with opened_run(config, about, console.doing("opening the record")) as tracked:
+        progress_bar = partial(console.progress_bar, tell=tracked.heartbeat.is_at)
         with console.doing("reading the benchmarks"):
             tasks = load_tasks(config.benchmark)
         with console.doing(f"loading {config.model.id}"):
@@ -43,14 +43,14 @@ def experiment(config: RunConfig, about: About) -> Findings:
         dequantize = config.quantization.dequantize_for_evaluation
         scoring = choose_scoring(base, tasks, config.benchmark, config.evaluation, dequantize, way.adapter)
         ask = partial(measure, tasks=tasks, chosen=config.benchmark, config=config.evaluation, scoring=scoring)
-        with console.progress_bar("measuring the base") as bar, base_record(config, base, tracked, note) as record:
+        with progress_bar("measuring the base") as bar, base_record(config, base, tracked, note) as record:
             before = open_part(ask(base, record=record, on_progress=bar), holdout)
             way.measure_base(record)
         tracked.log_base(before)
-        with console.progress_bar(way.doing) as bar:
+        with progress_bar(way.doing) as bar:
             tuned = way.obtain(about.folder, tracked.log_step, bar)
         tracked.log_tuned(tuned)
-        with console.progress_bar("measuring the tuned model") as bar:
+        with progress_bar("measuring the tuned model") as bar:
             after = open_part(ask(tuned.model, record=tuned_record(config, tracked, note), on_progress=bar), holdout)
         findings = judge(before, after, tuned.training, peak_memory_bytes() | way.estimates)
         tracked.keep(findings, files.files_of(findings, about.name, tracked.run_id, config, about.environment))

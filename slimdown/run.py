@@ -131,6 +131,7 @@ def _make(this: "Job", config: RunConfig, composed: DictConfig, hydra_settings: 
     from slimdown.judging.runs import recorded_changes
     from slimdown.recording.provenance import About
     from slimdown.recording.tags import Tag
+    from slimdown.showing import console
     from slimdown.showing.sweep import State
 
     overrides = list(hydra_settings.overrides.task)
@@ -148,6 +149,7 @@ def _make(this: "Job", config: RunConfig, composed: DictConfig, hydra_settings: 
         tags={Tag.run_key: this.key} if this.key else {},
     )
     this.name = this.name or about.name
+    console.show_plan(config, about.name)
     this.found(State.finished, recorded_changes(experiment(config, about)))
     # The record holds what is in it; where a run fails, it may be all there is.
     shutil.rmtree(about.folder, ignore_errors=True)

@@ -61,10 +61,10 @@ class Undisturbed:
     """An object each of whose methods is `undisturbed`."""
 
     def __init__(self, inner: Any) -> None:
-        self._inner = inner
+        self.inner = inner
 
     def __getattr__(self, name: str) -> Any:
-        member = getattr(self._inner, name)
+        member = getattr(self.inner, name)
         if not callable(member):
             return member
 

@@ -56,7 +56,7 @@ class PatientClient:
     """
 
     def __init__(self, client: MlflowClient, config: TrackingConfig) -> None:
-        self._client, self._config = client, config
+        self.inner, self._config = client, config
         self._silent_since: float | None = None
         self._wait, self._call_seconds = 0.0, 10.0  # until the run is open: its start is not waited for
         self.instead: TrackingConfig | None = None  # where records go once the store is gone
@@ -89,15 +89,15 @@ class PatientClient:
 
         def create() -> Run:
             nonlocal asked
-            if asked and (made := self._client.search_runs([experiment], f"tags.`{Tag.attempt}` = '{attempt}'")):
+            if asked and (made := self.inner.search_runs([experiment], f"tags.`{Tag.attempt}` = '{attempt}'")):
                 return made[0]
             asked = True
-            return self._client.create_run(experiment, run_name=run_name, tags={**tags, Tag.attempt: attempt})
+            return self.inner.create_run(experiment, run_name=run_name, tags={**tags, Tag.attempt: attempt})
 
         return cast("Run", self._ask(create))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        return partial(self._ask, getattr(self._client, name))
+        return partial(self._ask, getattr(self.inner, name))
 
     def _ask(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         limit = self._call_seconds + _bytes_of(args) / _SLOWEST

@@ -30,6 +30,7 @@ from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, write_sa
 from slimdown.recording import names
 from slimdown.recording.connection import experiment_id, first_line, log_entries, open_store, sqlite_file
 from slimdown.recording.outage import PatientClient, StoreGone, advice
+from slimdown.recording.owner import Heartbeat, owner_tags
 from slimdown.recording.pyfunc import describe
 from slimdown.recording.tags import Tag
 from slimdown.settings.schema import TrackingConfig
@@ -88,7 +89,8 @@ class TrackedRun:
         self._folder = file.absolute().parent if file else Path.cwd()
         experiment = experiment_id(self._client, config)
         try:
-            run = self._client.create_run(experiment, run_name=redact(name), tags={**tags, Tag.kind: kind})
+            tags_at_start = {**tags, **owner_tags(), Tag.kind: kind}
+            run = self._client.create_run(experiment, run_name=redact(name), tags=tags_at_start)
         except MlflowException as error:
             raise disk_full(error, self._folder) or UserError(
                 f"tracking.uri={public_uri(config.uri)} refuses a run: {first_line(error)}"
@@ -106,6 +108,7 @@ class TrackedRun:
         self._settings: Mapping[str, Any] = {}
         self._pending: list[Metric] = []
         self._flushed = time.monotonic()
+        self.heartbeat = Heartbeat(self._client, self.run_id)
 
     @property
     def store_uri(self) -> str:
@@ -118,6 +121,7 @@ class TrackedRun:
         return f"It lies on disk; {advice(self._on_disk._config)}" if self._on_disk else ""
 
     def __enter__(self) -> "TrackedRun":
+        self.heartbeat.begin()
         return self
 
     def __exit__(
@@ -132,6 +136,7 @@ class TrackedRun:
             KeyboardInterrupt: a signal came, whatever became of it on its way here.
             UserError: the disk is full.
         """
+        self.heartbeat.end()
         with undisturbed():
             end = error
             if interrupted() and not isinstance(error, KeyboardInterrupt):

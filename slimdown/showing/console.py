@@ -82,21 +82,23 @@ def doing(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator["Bar"]:
-    """A bar with what is done, what there is, and the time left."""
+def progress_bar(what: str, tell: Callable[[str], None] = lambda at: None) -> Iterator["Bar"]:
+    """A bar with what is done, what there is, and the time left; `tell` is told in words how far it is."""
     with _bar(transient=True) as progress:
-        yield Bar(progress, what)
+        tell(what)
+        yield Bar(progress, what, tell)
 
 
 class Bar:
     """A bar that learns its length when the work has begun."""
 
-    def __init__(self, progress: Progress, what: str) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, what: str, tell: Callable[[str], None]) -> None:
+        self._progress, self._what, self._tell = progress, what, tell
         self._task = progress.add_task(what, total=None, note="")
 
     def __call__(self, done: int, total: int, note: str) -> None:
         self._progress.update(self._task, completed=done, total=total, note=note)
+        self._tell(f"{self._what} {done}/{total}")
 
 
 def show_job(sweep: Sweep) -> None:

@@ -1,0 +1,96 @@
+"""Whether anybody works on a run: known to whoever reads the store, on this machine exactly."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import pytest
+from mlflow import MlflowClient
+from recorded import here
+
+from slimdown.recording import owner
+from slimdown.recording.owner import is_gone, is_silent, owner_of, owner_tags, this_process
+from slimdown.recording.tags import Tag
+from slimdown.recording.write import TrackedRun
+
+
+def tags_of(who: owner.Owner, heard: float = 0.0) -> dict[str, str]:
+    """What a run of this owner is tagged with that was heard of so many seconds ago."""
+    return {Tag.owner: json.dumps(asdict(who)), Tag.heartbeat: f"{time.time() - heard:.0f}"}
+
+
+def test_a_process_that_lives_is_not_gone_however_silent() -> None:
+    assert not is_gone(owner_tags())
+    assert not is_gone(tags_of(this_process(), heard=1e6))
+    assert is_silent(tags_of(this_process(), heard=1e6))
+
+
+def test_a_process_that_has_ended_is_gone_even_if_its_parent_has_not_noticed() -> None:
+    script = "from slimdown.recording.owner import owner_tags; import json; print(json.dumps(owner_tags()))"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        tags = json.loads(process.stdout.read())
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended and is still in the system's list
+        assert is_gone(tags)
+    assert is_gone(tags)
+
+
+def test_another_process_that_has_the_number_by_now_is_not_the_owner() -> None:
+    assert is_gone(tags_of(replace(this_process(), started="1")))
+    assert is_gone(tags_of(replace(this_process(), started="")))
+
+
+@pytest.mark.parametrize("elsewhere", [{"host": "another"}, {"boot": "before the last restart"}])
+def test_of_a_process_elsewhere_silence_tells(elsewhere: dict[str, str]) -> None:
+    who = replace(this_process(), pid=2**22 + 1, **elsewhere)
+    assert not is_gone(tags_of(who, heard=2 * owner.INTERVAL))
+    assert is_gone(tags_of(who, heard=11 * owner.INTERVAL))
+
+
+@pytest.mark.parametrize("said", ["", "{}", "no json", '{"host": 1}', "[]"])
+def test_of_an_older_record_nothing_is_known(said: str) -> None:
+    assert owner_of({Tag.owner: said}) is None
+    assert not is_gone({Tag.owner: said, Tag.heartbeat: "then"})
+
+
+def test_a_run_is_heard_of_while_it_goes_on_and_not_afterwards(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "INTERVAL", 0.02)
+    with TrackedRun(here(), "a run", "tuned", {}) as run:
+        run.heartbeat.is_at("training 3/4")
+        tags = store.get_run(run.run_id).data.tags
+        assert owner_of(tags) == this_process()
+        until = time.monotonic() + 20
+        while Tag.at not in tags and time.monotonic() < until:
+            tags = store.get_run(run.run_id).data.tags
+        assert tags[Tag.at] == "training 3/4"
+    time.sleep(0.1)  # one may have been on its way
+    run.heartbeat.is_at("the end")
+    time.sleep(0.1)
+    assert store.get_run(run.run_id).data.tags[Tag.at] == "training 3/4"
+
+
+def test_a_store_that_refuses_heartbeats_disturbs_nobody(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    class Silent:
+        def log_batch(self, run_id: str, **_: object) -> None:
+            asked.append(run_id)
+            raise OSError("database is locked")
+
+    monkeypatch.setattr(owner, "INTERVAL", 0.01)
+    with TrackedRun(here(), "a run", "tuned", {}) as run:
+        beating = owner.Heartbeat(Silent(), run.run_id)
+        beating.begin()
+        until = time.monotonic() + 20
+        while len(asked) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        beating.end()
+    assert len(asked) >= 2
+    assert capsys.readouterr().err == ""
