@@ -79,7 +79,7 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
             quantization_config=_bitsandbytes(quantization, device),
             output_loading_info=True,
         )
-        _check_weights(config, model, bare.model, loading["missing_keys"])
+        _check_weights(config, model, bare.quantized(quantization), loading["missing_keys"])
         licence = licence_of(source, config.revision)
     for module in model.modules():
         # On a CPU with AVX512-BF16 the first inference forward of a 4-bit layer repacks its weights for a kernel that
@@ -273,7 +273,8 @@ def _skeleton(config: ModelConfig, dtype: torch.dtype | None = None) -> Any:
 
 def _check_weights(config: ModelConfig, model: Any, skeleton: Any, missing: Iterable[str]) -> None:
     """Refuse weights that are not those of the config: transformers makes up what is missing, and says so in a log."""
-    shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
+    # of the layers as quantized: GPT-2's lie transposed until then
+    shapes = {name: tuple(published_shape(parameter)) for name, parameter in skeleton.named_parameters()}
     wrong = [f"{name} is not in them" for name in sorted(missing)]
     wrong += [
         f"{name} is {tuple(published_shape(parameter))} and should be {shapes[name]}"

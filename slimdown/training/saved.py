@@ -149,12 +149,20 @@ def _dequantize(model: Any) -> None:
     """Put plain layers in the place of quantized ones, holding the values that these compute with."""
     if getattr(model, "quantization_method", None) is None:
         return
+    from transformers.pytorch_utils import Conv1D
+
+    transposed = [name for name, layer in model.named_modules() if getattr(layer, "source_cls", None) is Conv1D]
     logging.getLogger("transformers.integrations.bitsandbytes").setLevel(logging.ERROR)  # says that it does so
     is_8bit = getattr(model, "is_loaded_in_8bit", False)  # whose scales are float32
     computed = next((layer.compute_dtype for layer in model.modules() if hasattr(layer, "compute_dtype")), None)
     model.dequantize(torch.float32 if is_8bit else computed or model.dtype)
-    # transformers 5.24 leaves them, and PEFT looks at them; to be deleted when `dequantize` takes them back.
+    # transformers 5.24 leaves these, and PEFT looks at them; to be deleted when `dequantize` takes them back.
     model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
+    for name in transposed:  # and makes linear layers of GPT-2's, whose files hold weights the other way round
+        linear = model.get_submodule(name)
+        layer = Conv1D(linear.out_features, linear.in_features)
+        layer.weight.data, layer.bias = linear.weight.data.T.contiguous(), linear.bias
+        model.set_submodule(name, layer)
 
 
 def _untie(tuned: Any) -> None:
