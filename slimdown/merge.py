@@ -116,13 +116,13 @@ def _merge(options: argparse.Namespace) -> None:
             found = _measure(options.out, run, store, merged, Path(scratch))
             # Of unpacked 4-bit weights the way is that of plain ones, and so are the sums.
             unpacked = replace(tuned, scoring_path=tuned.scoring_path.replace("-dequantized", ""))
-            _write_card(options.out, made, found, merged)
+            _write_card(options.out, made, found, measured := replace(merged, is_measured=True))
             try:
                 changed = judge(unpacked, found.after)
             except UserError as error:  # int8 rounds what it multiplies, and is asked another way
                 console.print(f"What merging changed cannot be told: {error}", soft_wrap=True, markup=False)
                 return
-            _write_card(options.out, made, found, replace(merged, before=changed))
+            _write_card(options.out, made, found, replace(measured, before=changed))
             show_pair(run.name, options.out.name, changed)
 
 

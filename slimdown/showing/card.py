@@ -31,7 +31,8 @@ class Merged:
     name: str
     dtype: str
     onto_original: bool  # merged into the unquantized weights, and not into those that it was trained on
-    before: Findings | None = None  # from the base and the adapter to this model; None: it was not measured
+    is_measured: bool = False  # itself, and not only what it was merged of
+    before: Findings | None = None  # from the base and the adapter to this model, where the two can be compared
 
 
 def model_card(made: Making, findings: Findings, merged: Merged | None = None) -> str:
@@ -88,7 +89,8 @@ def _metadata(made: Making, findings: Findings, merged: Merged | None, name: str
         pipeline_tag="text-generation",
         tags=["slimdown", _method(made)],
         model_name=name,
-        eval_results=list(_results(findings)),
+        # of the model that lies here, or none
+        eval_results=None if merged and not merged.is_measured else list(_results(findings)),
         **licence,
     )
     text: str = data.to_yaml()
@@ -137,7 +139,7 @@ def _what(made: Making, merged: Merged | None) -> str:
 
 def _measured(made: Making, merged: Merged | None) -> str:
     """Which two models the table is about."""
-    if merged and merged.before:
+    if merged and merged.is_measured:
         return (
             f"The base as published, in {merged.dtype}, and this model as it lies here: the change is all that differs "
             "between the two, what quantizing the base lost included."
@@ -233,7 +235,7 @@ def _questions(made: Making, findings: Findings, merged: Merged | None) -> Itera
         b = report.benchmark
         asked = f"{b.num_fewshot}-shot, {numbers.plural(len(report.samples), 'question')}, judged by `{b.metric}`"
         yield f"- {in_markdown(name)}: the harness's task `{b.task}`, version {report.task_version}, {asked}."
-    run = "a run of its own" if merged and merged.before else f"run `{made.run.run_id}`, on {made.device},"
+    run = "a run of its own" if merged and merged.is_measured else f"run `{made.run.run_id}`, on {made.device},"
     yield (
         f"- By lm-evaluation-harness {findings.after.harness_version}, {run} of slimdown {__version__}: both models "
         "were asked the same questions in the same way, and are compared question by question."
