@@ -281,6 +281,7 @@ def test_a_bottleneck_cannot_be_merged(trained: dict[Method, Tuned]) -> None:
         ("method=last_layer", "set quantization=none"),
         ("method=pissa", "set quantization=none"),
         ("method=pissa method.init_lora_weights=olora quantization=none", "must be pissa or pissa_niter_16, got olora"),
+        ("method=pissa method.init_lora_weights=pissa_niter_0 quantization=none", "pissa_niter_16, got pissa_niter_0"),
         ("method=prefix train.gradient_checkpointing=true", "which train.gradient_checkpointing=true drops"),
         ("method=ia3 method.feedforward_modules=[up_proj]", "feedforward_modules=up_proj must be among target_modules"),
         ("method=prefx", "there is no such method; did you mean prefix?"),

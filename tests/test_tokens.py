@@ -109,6 +109,9 @@ def test_rows_are_prepared_as_trl_prepares_them(
     ours = prepare_rows(pocket, data, config)
     assert ours.train.to_list() == of_trl(pocket, data.train, config, tmp_path)
     assert (ours.cut.n_cut > 0) == (longest == 40)
+    is_whole = only == {"completion_only_loss": True} and format_ in ("messages", "text")
+    assert ours.cut.n_whole == is_whole * len(data.train)
+    assert ("rows have no prompt that train.completion_only_loss=true could leave out" in str(ours.cut)) == is_whole
 
 
 @pytest.mark.skipif(not hasattr(trl.data_utils, "common_prefix_length"), reason="TRL counted all of the prompt then")

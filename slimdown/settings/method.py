@@ -83,7 +83,7 @@ class MethodConfig:
                 having = ", ".join(method for method, names in _OWN.items() if name in names)
                 yield f"{name}={value}: method={self.name} has none such; it is a setting of {having}"
 
-        if self.init_lora_weights and not re.fullmatch(r"pissa(_niter_\d+)?", self.init_lora_weights):
+        if self.init_lora_weights and not re.fullmatch(r"pissa(_niter_[1-9]\d*)?", self.init_lora_weights):
             yield f"init_lora_weights must be pissa or pissa_niter_16, got {self.init_lora_weights}"
         if stray := set(self.feedforward_modules or []) - set(self.target_modules or []):
             yield f"feedforward_modules={', '.join(sorted(stray))} must be among target_modules as well"

@@ -27,18 +27,20 @@ class CutRows:
     n_lost: int  # of which nothing of the completion is left
     longest: int  # tokens
     n_untrained: int = 0  # without a token that is trained on
+    n_whole: int = 0  # trained on from the first token, although train.completion_only_loss: they have no prompt
 
     def __str__(self) -> str:
         lost = f" ({self.n_lost} of them lose their whole answer)" if self.n_lost else ""
         untrained = f"; {self.n_untrained:,} rows have no token to train on" if self.n_untrained else ""
+        whole = f"; {self.n_whole:,} rows have no prompt that train.completion_only_loss=true could leave out"
         return (
             f"train.max_length={self.max_length} cuts {self.n_cut:,} of {self.n_rows:,} rows{lost}; "
-            f"the longest has {self.longest:,} tokens{untrained}"
+            f"the longest has {self.longest:,} tokens{untrained}{whole if self.n_whole else ''}"
         )
 
     @property
     def is_worth_telling(self) -> bool:
-        return bool(self.n_cut or self.n_untrained)
+        return bool(self.n_cut or self.n_untrained or self.n_whole)
 
 
 @dataclass(frozen=True)
@@ -83,22 +85,24 @@ def prepare_rows(base: LoadedModel, data: SftData, config: TrainConfig) -> Train
 
 def _kept(encoder: Encoder, rows: Any, config: TrainConfig, file: Path) -> tuple[Any, CutRows]:
     """The tokens of the rows that have a label left, as TRL keeps them, and what was cut."""
-    n_cut = n_lost = longest = n_untrained = 0
+    n_cut = n_lost = longest = n_untrained = n_whole = 0
+    leaves_out = config.completion_only_loss and not config.assistant_only_loss
 
     def cut() -> Iterator[dict[str, list[int]]]:
-        nonlocal n_cut, n_lost, longest, n_untrained
+        nonlocal n_cut, n_lost, longest, n_untrained, n_whole
         for batch in batches(rows):
             for ids, labels, n_prompt in encoder.encode(batch):
                 longest = max(longest, len(ids))
                 n_cut += len(ids) > config.max_length
                 n_lost += n_prompt >= config.max_length
+                n_whole += leaves_out and not n_prompt
                 ids, labels = ids[: config.max_length], labels[: config.max_length]
                 n_untrained += not any(label != IGNORED for label in labels[1:])
                 if any(label != IGNORED for label in labels):
                     yield {"input_ids": ids, "labels": labels}
 
     kept = written(cut(), _SCHEMA, file)
-    return kept, CutRows(config.max_length, len(rows), n_cut, n_lost, longest, n_untrained)
+    return kept, CutRows(config.max_length, len(rows), n_cut, n_lost, longest, n_untrained, n_whole)
 
 
 def _training_template(tokenizer: Any) -> str | None:
