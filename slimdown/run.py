@@ -36,6 +36,7 @@ from slimdown.settings.schema import TRAINING, RunConfig
 from slimdown.settings.sweeps import planned_jobs, swept_keys
 
 if TYPE_CHECKING:  # it takes a third of a second
+    from slimdown.judging.runs import RecordedRun
     from slimdown.showing.sweep import Job, Sweep
 
 
@@ -113,10 +114,10 @@ def _run(this: "Job", composed: DictConfig, hydra_settings: HydraConf, sweep: "S
             return
         waiting = partial(console.show_note, "Another process makes an equal run just now, which is waited for.")
         with finished_or_alone(config, this.key, waiting) as run:
-            if run is None:
+            if run is None or run.status != "FINISHED":
                 if sweep:
                     console.show_job(sweep)
-                _make(this, config, composed, hydra_settings)
+                _make(this, config, composed, hydra_settings, run)
                 return
             this.run_id = run.run_id
             this.found(State.skipped, run.changes)
@@ -125,7 +126,13 @@ def _run(this: "Job", composed: DictConfig, hydra_settings: HydraConf, sweep: "S
                 Path(hydra_settings.runtime.output_dir).rmdir()  # which Hydra made for it
 
 
-def _make(this: "Job", config: RunConfig, composed: DictConfig, hydra_settings: HydraConf) -> None:
+def _make(
+    this: "Job",
+    config: RunConfig,
+    composed: DictConfig,
+    hydra_settings: HydraConf,
+    unfinished: "RecordedRun | None",
+) -> None:
     # Imported here: torch and its kin take seconds, for which a typo, a silent store, a finished run should not wait.
     from slimdown.experiment import experiment
     from slimdown.judging.runs import recorded_changes
@@ -140,16 +147,21 @@ def _make(this: "Job", config: RunConfig, composed: DictConfig, hydra_settings: 
     shown = OmegaConf.create({key: sections[key] for key in sections if not (config.tuned and key in TRAINING)})
     blank_secrets(shown)
     about = About(
-        name=redact(run_name(hydra_settings.runtime.choices["model"], overrides, swept)),
+        name=unfinished.name
+        if unfinished
+        else redact(run_name(hydra_settings.runtime.choices["model"], overrides, swept)),
         config_yaml=OmegaConf.to_yaml(shown),
         overrides=overrides,
         folder=Path(tempfile.mkdtemp(prefix="scratch-", dir=hydra_settings.runtime.output_dir)),
         sweep=Path(hydra_settings.sweep.dir).name if hydra_settings.mode is RunMode.MULTIRUN else None,
         on_opened=partial(setattr, this, "run_id"),
         tags={Tag.run_key: this.key} if this.key else {},
+        goes_on=unfinished.run_id if unfinished else "",
     )
     this.name = this.name or about.name
     console.show_plan(config, about.name)
+    if unfinished:
+        console.show_going_on(unfinished.run_id, unfinished.tags.get(Tag.at, ""))
     this.found(State.finished, recorded_changes(experiment(config, about)))
     # The record holds what is in it; where a run fails, it may be all there is.
     shutil.rmtree(about.folder, ignore_errors=True)

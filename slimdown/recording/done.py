@@ -18,6 +18,7 @@ from slimdown.preparing.hub import commit_of
 from slimdown.recording.connection import saving_work, within
 from slimdown.recording.read import find_runs
 from slimdown.recording.tags import Tag
+from slimdown.recording.unfinished import to_go_on_in
 from slimdown.settings.naming import flatten
 from slimdown.settings.schema import Engine, ModelConfig, RunConfig, TrackingConfig
 from slimdown.settings.task_files import task_dataset
@@ -117,17 +118,20 @@ def sources() -> dict[str, str]:
 
 def finished(config: TrackingConfig, key: str) -> RecordedRun | None:
     """The newest finished run of this key in the experiment; None where there is none, or the store does not say."""
-    if not key:
-        return None
-    with suppress(Exception):  # no such experiment yet; or a store that is gone, as the run's start will say
-        found = within(_MOST_SECONDS, lambda: find_runs(config, [config.experiment], tags={Tag.run_key: key}))
-        return next((run for run in found if run.status == "FINISHED"), None)
-    return None
+    return next((run for run in _runs(config, key) if run.status == "FINISHED"), None)
+
+
+def _runs(config: TrackingConfig, key: str) -> list[RecordedRun]:
+    """All of this key in the experiment, the newest first."""
+    if key:
+        with suppress(Exception):  # no such experiment yet; or a store that is gone, as the run's start will say
+            return within(_MOST_SECONDS, lambda: find_runs(config, [config.experiment], tags={Tag.run_key: key}))
+    return []
 
 
 @contextmanager
 def finished_or_alone(config: RunConfig, key: str, waiting: Callable[[], None]) -> Iterator[RecordedRun | None]:
-    """The finished run of this key; else None, and as long as the block lasts no other process makes one.
+    """The finished run of this key; else one to go on in, or None, and as long as the block lasts nobody else makes it.
 
     Where another process is at it, it is waited for, after a call of `waiting`. With `rerun` none is looked for, nor
     where the base shall be measured anew.
@@ -138,4 +142,4 @@ def finished_or_alone(config: RunConfig, key: str, waiting: Callable[[], None]) 
         return
     lock = f"run-{digest([config.tracking.experiment, key])}"
     with saving_work(config.tracking, lock, waiting) if key else nullcontext():
-        yield None if anew else finished(config.tracking, key)
+        yield None if anew else to_go_on_in(lambda: _runs(config.tracking, key), waiting)

@@ -34,6 +34,7 @@ class About:
     on_opened: Callable[[str], None] = lambda run_id: None  # told the run's id as soon as it has one
     environment: dict[str, Any] = field(default_factory=lambda: environment())
     tags: Mapping[str, str] = field(default_factory=dict)  # of the run, besides
+    goes_on: str = ""  # the id of a run that was not finished, and is from here on
 
 
 def environment() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimdown.guarding.redaction import redact
 from slimdown.settings.method import Method
 
 if TYPE_CHECKING:  # it would bring torch along
@@ -46,6 +47,34 @@ def describe(folder: Path, tuned: "LoadedModel", settings: Mapping[str, Any]) ->
     needed = ["slimdown", "transformers", "torch", *(["peft"] if hasattr(tuned.model, "peft_config") else [])]
     needed += ["bitsandbytes"] if tuned.quantization != "none" else []
     (folder / "requirements.txt").write_text("".join(f"{name}=={version(name)}\n" for name in needed))
+
+
+def log_model(client: Any, run_id: str, folder: Path, tuned: "LoadedModel", steps: int) -> str:
+    """Keep what was tuned as a run's logged model, and return its id; one that was begun before takes the files again.
+
+    Args:
+        client: of the store.
+        run_id: of a run that is going.
+        folder: an adapter's, or a whole model's; what it is called is what the logged model is called.
+        tuned: the model.
+        steps: that it was trained for.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    run = client.get_run(run_id)
+    begun = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+    model = next((model for model in begun if model.name == folder.name), None) or client.create_logged_model(
+        run.info.experiment_id,
+        name=folder.name,
+        source_run_id=run_id,
+        params={"base": redact(tuned.id), "base_revision": tuned.revision, "quantization": tuned.quantization},
+        model_type="peft" if folder.name == "adapter" else "transformers",
+    )
+    client.log_model_artifacts(model.model_id, str(folder))
+    client.finalize_logged_model(model.model_id, "READY")
+    if model.model_id not in {output.model_id for output in (run.outputs.model_outputs if run.outputs else [])}:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=steps)])
+    return str(model.model_id)
 
 
 def _on_the_hub(tuned: "LoadedModel") -> dict[str, Any]:

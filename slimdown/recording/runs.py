@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from slimdown.guarding.interruption import undisturbed
 from slimdown.judging.findings import Findings
 from slimdown.recording.tags import Tag
+from slimdown.recording.unfinished import end_forsaken
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.naming import flatten
 from slimdown.settings.schema import RunConfig, TrackingConfig
@@ -36,8 +37,9 @@ def opened_run(config: RunConfig, about: "About", opening: AbstractContextManage
     with ExitStack() as until_closed:
         with undisturbed():  # a run that is opened is closed
             with opening:
-                tracked = TrackedRun(config.tracking, about.name, kind="tuned", tags=tags)
+                tracked = TrackedRun(config.tracking, about.name, "tuned", tags, goes_on=about.goes_on)
             until_closed.enter_context(tracked)
+        end_forsaken(tracked._client, tracked.experiment_id)
         about.on_opened(tracked.run_id)
         files = {
             "config.yaml": about.config_yaml,

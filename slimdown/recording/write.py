@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from slimdown.guarding.disk import disk_full
@@ -31,8 +31,9 @@ from slimdown.recording import names
 from slimdown.recording.connection import experiment_id, first_line, log_entries, open_store, sqlite_file
 from slimdown.recording.outage import PatientClient, StoreGone, advice
 from slimdown.recording.owner import Heartbeat, owner_tags
-from slimdown.recording.pyfunc import describe
+from slimdown.recording.pyfunc import describe, log_model
 from slimdown.recording.tags import Tag
+from slimdown.recording.unfinished import reopened, steps_in
 from slimdown.settings.schema import TrackingConfig
 
 if TYPE_CHECKING:  # they would bring torch along, which who records the harness's logs does without
@@ -71,8 +72,9 @@ class TrackedRun:
         kind: str,
         tags: dict[str, str],
         client: MlflowClient | PatientClient | None = None,
+        goes_on: str = "",
     ) -> None:
-        """Create the run.
+        """Create the run, or go on in one.
 
         Args:
             config: the store.
@@ -80,6 +82,7 @@ class TrackedRun:
             kind: see `Tag.kind`.
             tags: of the run from its beginning.
             client: of the store, where it is open already.
+            goes_on: the id of a run that was not finished and nobody works on.
 
         Raises:
             UserError: the tracking store does not answer or refuses; nothing has been computed by then.
@@ -89,8 +92,9 @@ class TrackedRun:
         self._folder = file.absolute().parent if file else Path.cwd()
         experiment = experiment_id(self._client, config)
         try:
-            tags_at_start = {**tags, **owner_tags(), Tag.kind: kind}
-            run = self._client.create_run(experiment, run_name=redact(name), tags=tags_at_start)
+            now = {**tags, **owner_tags(), Tag.kind: kind}
+            self._before = reopened(self._client, goes_on, now) if goes_on else None
+            run = self._before or self._client.create_run(experiment, run_name=redact(name), tags=now)
         except MlflowException as error:
             raise disk_full(error, self._folder) or UserError(
                 f"tracking.uri={public_uri(config.uri)} refuses a run: {first_line(error)}"
@@ -103,7 +107,8 @@ class TrackedRun:
         self._on_disk: TrackedRun | None = None
         if isinstance(self._client, PatientClient):
             self._client.begin()
-        self._experiment_id = experiment
+        self.experiment_id = experiment
+        self._steps_before = steps_in(self._client, self._before) if self._before else set()
         self._logged_model: str | None = None
         self._settings: Mapping[str, Any] = {}
         self._pending: list[Metric] = []
@@ -222,7 +227,8 @@ class TrackedRun:
     def log_settings(self, flat: Mapping[str, Any], files: Mapping[str, str] | None = None) -> None:
         """Keep every setting as a param by its dotted key, and texts as artifacts by their paths."""
         self._settings = flat
-        params = [Param(key, _plain(value)[:_MOST_PARAM]) for key, value in flat.items()]
+        known = self._before.data.params if self._before else {}  # of which MLflow lets none be changed
+        params = [Param(key, _plain(value)[:_MOST_PARAM]) for key, value in flat.items() if key not in known]
         log_entries(self._client, self.run_id, params=params)
         for path, text in (files or {}).items():
             self._client.log_text(self.run_id, redact(text), path)
@@ -300,10 +306,11 @@ class TrackedRun:
 
     @_kept
     def log_step(self, record: "StepRecord") -> None:
-        """Keep one training step; steps are sent together every few seconds."""
+        """Keep one training step, unless the run has it from before; steps are sent together every few seconds."""
         now = int(time.time() * 1000)
         values = names.step_metrics(record.values)
-        self._pending += [Metric(key, value, now, record.step) for key, value in values.items() if isfinite(value)]
+        new = {k: v for k, v in values.items() if isfinite(v) and (k, record.step) not in self._steps_before}
+        self._pending += [Metric(key, value, now, record.step) for key, value in new.items()]
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush()
 
@@ -318,22 +325,8 @@ class TrackedRun:
             self._tag({Tag.origin: f"{tuned.model.id}@{tuned.model.revision}"})
             return
         self._metrics(names.training_metrics(training))
-        logged = self._client.create_logged_model(
-            self._experiment_id,
-            name=training.adapter_dir.name,
-            source_run_id=self.run_id,
-            params={
-                "base": redact(tuned.model.id),
-                "base_revision": tuned.model.revision,
-                "quantization": tuned.model.quantization,
-            },
-            model_type="peft" if training.adapter_dir.name == "adapter" else "transformers",
-        )
         describe(training.adapter_dir, tuned.model, self._settings)
-        self._client.log_model_artifacts(logged.model_id, str(training.adapter_dir))
-        self._client.finalize_logged_model(logged.model_id, "READY")
-        self._client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=training.steps)])
-        self._logged_model = logged.model_id
+        self._logged_model = log_model(self._client, self.run_id, training.adapter_dir, tuned.model, training.steps)
 
     @_kept
     def keep(self, findings: Findings, files: Mapping[str, str | bytes]) -> None:

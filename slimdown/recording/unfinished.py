@@ -1,0 +1,88 @@
+"""Runs that were not finished: the one that a command goes on in, and those that nobody will."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from slimdown.judging.runs import RecordedRun
+from slimdown.recording.owner import INTERVAL, is_gone, is_silent, owner_of, this_process
+from slimdown.recording.tags import Tag
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+def to_go_on_in(ask: Callable[[], Sequence[RecordedRun]], waiting: Callable[[], None]) -> RecordedRun | None:
+    """Of the runs of one key, newest first, the finished one; else one that nobody works on; None where there is none.
+
+    As long as somebody else works on one it is waited for: a lock on the key keeps others away where there is one, and
+    where there is none, heartbeats do.
+
+    Args:
+        ask: what the store has by now.
+        waiting: called once, where something is waited for.
+    """
+    told, heard = False, ""
+    while True:
+        runs = ask()
+        if finished := next((run for run in runs if run.status == "FINISHED"), None):
+            return finished
+        at_work = next((run for run in runs if run.status == "RUNNING" and _is_at_work(run.tags, heard)), None)
+        if at_work is None:
+            return next((run for run in runs if run.status != "RUNNING" or owner_of(run.tags)), None)
+        heard = at_work.tags.get(Tag.heartbeat, "")
+        if not told:
+            waiting()
+            told = True
+        time.sleep(2 * INTERVAL if is_silent(at_work.tags) else INTERVAL / 4)
+
+
+def _is_at_work(tags: Mapping[str, str], heard: str) -> bool:
+    """Whether somebody else works on a run; `heard` is its heartbeat as it was a while ago."""
+    owner = owner_of(tags)
+    if owner is None or owner == this_process():
+        return False  # a command of before whose end the store did not take
+    if owner.is_here or not is_silent(tags):
+        return not (is_gone(tags) or is_silent(tags))
+    return tags.get(Tag.heartbeat) != heard  # by our clock; that of a machine elsewhere may be wrong, so look again
+
+
+def reopened(client: Any, run_id: str, tags: Mapping[str, str]) -> "Run":
+    """The run, which goes on from now on, without what it said of its end; returned as it was before.
+
+    Args:
+        client: of its store.
+        run_id: of a run that nobody works on.
+        tags: of who does from now on, and what else is new.
+    """
+    from mlflow.entities import RunTag
+
+    run: Run = client.get_run(run_id)
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    client.update_run(run_id, "RUNNING")
+    if Tag.error in run.data.tags:
+        client.delete_tag(run_id, Tag.error)
+        with suppress(Exception):  # a place that deletes nothing: the next traceback is put over it
+            from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+            get_artifact_repository(run.info.artifact_uri).delete_artifacts("traceback.txt")
+    return run
+
+
+def steps_in(client: Any, run: "Run") -> set[tuple[str, int]]:
+    """Which metrics of training it holds of which steps."""
+    of_steps = [key for key in run.data.metrics if key.startswith("train/")] if "train/loss" in run.data.metrics else []
+    return {(key, metric.step) for key in of_steps for metric in client.get_metric_history(run.info.run_id, key)}
+
+
+def end_forsaken(client: Any, experiment: str) -> None:
+    """Mark as KILLED the measurements of bases whose process is gone: what they hold is found, nobody goes on in them.
+
+    Nothing depends on it, so it is not tried twice.
+    """
+    with suppress(Exception):
+        going = f"tags.`{Tag.kind}` = 'baseline' and attributes.status = 'RUNNING'"
+        for run in client.search_runs([experiment], going):
+            if is_gone(run.data.tags):
+                client.set_terminated(run.info.run_id, "KILLED")
