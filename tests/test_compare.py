@@ -166,13 +166,22 @@ def test_what_was_not_measured_alike_is_said(said) -> None:  # type: ignore[no-u
 
 
 def test_datasets_are_one_column_and_a_heat_map(store: MlflowClient) -> None:
-    run("a", 40, dataset="alpaca")
-    run("g", 70, dataset="gsm8k")
+    for seed, math in ((0, 40), (1, 44)):
+        run("a", math, dataset="alpaca", seed=seed)
+    run("g", 79, dataset="gsm8k")
     found = compare(find_runs(here()))
     assert found.params == ("dataset",)
-    datasets, table = by_dataset(found)
-    assert datasets == ["alpaca", "gsm8k"]
-    assert [row[found.benchmarks.index("math")].value for row in table] == pytest.approx([-0.4, -0.1])  # type: ignore[union-attr]
+    cells = {dataset: row[found.benchmarks.index("math")] for dataset, row in by_dataset(found).items()}
+    assert {dataset: cell and (round(cell[0].value, 4), cell[1]) for dataset, cell in cells.items()} == {
+        "alpaca": (-0.38, "forgotten"),
+        "gsm8k": (-0.01, "undecided"),
+    }
+
+
+def test_a_file_of_ones_own_has_its_own_name_in_the_heat_map(store: MlflowClient) -> None:
+    for file, math in (("mine/a.jsonl", 40), ("mine/b.jsonl", 70)):
+        record("f", {"dataset.file.path": file}, {"math": right(80)}, {"math": right(math)}, dataset="file")
+    assert list(by_dataset(compare(find_runs(here())))) == ["a.jsonl", "b.jsonl"]
 
 
 def test_a_benchmark_over_a_setting_pools_equal_values(store: MlflowClient) -> None:

@@ -39,7 +39,7 @@ def every_figure() -> dict[str, Figure]:
         "training_curve": plots.training_curve(history, 3.0, 2.0),
         "learning_forgetting": plots.learning_forgetting(RUNS),
         "by_param": plots.by_param("lora.r", {"a": [(8, estimate(0.1)), (4, estimate(0.0)), (16, estimate(-0.2))]}),
-        "heat_map": plots.heat_map(["rows"], ["a", "b"], [[estimate(-0.123), None]]),
+        "heat_map": plots.heat_map(["a", "b"], {"rows": [(estimate(-0.123), "forgotten"), None]}),
     }
 
 
@@ -200,8 +200,13 @@ def test_the_axis_of_a_setting_suits_its_values(values: list[float | str], scale
 
 
 def test_a_heat_map_writes_every_number_and_leaves_the_rest_blank() -> None:
-    figure = plots.heat_map(["x", "y"], ["a", "b"], [[estimate(-0.123), None], [estimate(0.0), estimate(nan)]])
+    cells = {
+        "x": [(estimate(-0.123), "forgotten"), None],
+        "y": [(estimate(0.0), "retained 2, undecided 1"), (estimate(nan), "")],
+    }
+    figure = plots.heat_map(["a", "b"], cells)
     shown = texts(figure)
-    assert {"x", "y", "a", "b", "−12.3", "+0.0"} <= set(shown)
+    assert {"x", "y", "a", "b", "−12.3 ↓", "+0.0 ?"} <= set(shown)
+    assert "retained 2, undecided 1</title>" in drawing.svg(figure)
     assert len(figure.axes[0].patches) == 2
     assert "nan" not in " ".join(shown)

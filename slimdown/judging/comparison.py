@@ -50,12 +50,12 @@ class MeanChange:
     @property
     def verdict(self) -> str:
         """The verdict, or each one with its number of seeds where they disagree."""
-        return _in_words(self.verdicts)
+        return in_words(self.verdicts)
 
     @property
     def verdict_corrected(self) -> str:
         """The same, corrected for every run and benchmark of the comparison."""
-        return _in_words(self.corrected)
+        return in_words(self.corrected)
 
     @property
     def main_cause(self) -> tuple[str, float] | None:
@@ -177,7 +177,8 @@ def short_keys(keys: Iterable[str]) -> dict[str, str]:
     return {key: end if alike[end] == 1 else key for key, end in ends.items()}
 
 
-def _in_words(verdicts: Mapping[str, int]) -> str:
+def in_words(verdicts: Mapping[str, int]) -> str:
+    """The verdict of all runs, or each one with its number of runs where they disagree."""
     if len(verdicts) == 1:
         return next(iter(verdicts))
     return ", ".join(f"{name} {count}" for name, count in verdicts.items())

@@ -1,11 +1,13 @@
 """A `Comparison` in another order, and its changes over a setting or by dataset."""
 
+from collections import Counter
 from dataclasses import replace
 from math import isfinite, isnan
+from pathlib import Path
 from statistics import fmean
 
 from slimdown.guarding.errors import UserError
-from slimdown.judging.comparison import Comparison, Configuration, pooled
+from slimdown.judging.comparison import Comparison, Configuration, in_words, pooled
 from slimdown.judging.paired import Estimate
 from slimdown.settings.keys import nearest
 
@@ -75,16 +77,27 @@ def series_by(comparison: Comparison, param: str) -> dict[str, list[tuple[float 
     }
 
 
-def by_dataset(comparison: Comparison) -> tuple[list[str], list[list[Estimate | None]]]:
-    """The datasets, and for each the mean change on every benchmark; None where none was measured."""
-    datasets = sorted({row.settings["dataset"] for row in comparison.rows if "dataset" in row.settings})
+def by_dataset(comparison: Comparison) -> dict[str, list[tuple[Estimate, str] | None]]:
+    """For each dataset the mean change on every benchmark and the corrected verdicts; None where none was measured."""
+    rows_of: dict[str, list[Configuration]] = {}
+    for row in comparison.rows:
+        if name := _data(row):
+            rows_of.setdefault(name, []).append(row)
 
-    def mean_change(dataset: str, name: str) -> Estimate | None:
-        rows = [row for row in comparison.rows if row.settings.get("dataset") == dataset]
+    def mean_change(rows: list[Configuration], name: str) -> tuple[Estimate, str] | None:
         changes = [change for row in rows for change in _changes(row, name)]
-        return pooled(changes) if changes else None
+        verdicts = sum((row.changes[name].corrected for row in rows if name in row.changes), Counter[str]())
+        return (pooled(changes), in_words(verdicts)) if changes else None
 
-    return datasets, [[mean_change(dataset, name) for name in comparison.benchmarks] for dataset in datasets]
+    return {
+        dataset: [mean_change(rows_of[dataset], name) for name in comparison.benchmarks] for dataset in sorted(rows_of)
+    }
+
+
+def _data(row: Configuration) -> str:
+    """The names of the datasets, of `dataset=[file]` the file's."""
+    file = Path(row.settings.get("dataset.file.path", "file")).name
+    return ",".join(file if name == "file" else name for name in row.settings.get("dataset", "").split(","))
 
 
 def typed(text: str) -> Value:

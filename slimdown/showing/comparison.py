@@ -53,7 +53,7 @@ def comparison_table(comparison: Comparison, title: str = "", notes: Sequence[st
     """
     shorts = short_keys(comparison.params)
     settings = list(shorts.values()) if len(shorts) <= _MOST_COLUMNS else ["what differs"]
-    roles = {name: change.role for row in comparison.rows for name, change in row.changes.items()}
+    roles = _roles(comparison)
     notes = (*notes, *comparison.notes)
     about = {"title": title, "notes": notes, "n_candidates": len(comparison.rows), "differing": comparison.params}
     return Table(
@@ -75,6 +75,10 @@ def comparison_table(comparison: Comparison, title: str = "", notes: Sequence[st
         n_left_out=max(0, len(comparison.rows) - most) if most else 0,
         document=lambda: {**about, "rows": [_document(comparison, row) for row in comparison.rows]},
     )
+
+
+def _roles(comparison: Comparison) -> dict[str, str]:
+    return {name: change.role for row in comparison.rows for name, change in row.changes.items()}
 
 
 def _row(comparison: Comparison, row: Configuration, shorts: Mapping[str, str]) -> Row:
@@ -239,9 +243,10 @@ def figures(comparison: Comparison, param: str | None) -> "dict[str, Figure]":
         found["learning-forgetting"] = learning_forgetting(trades[:_MOST_POINTS])
     if param:
         found[f"by-{param}"] = by_param(param, series_by(comparison, param))
-    datasets, values = by_dataset(comparison)
-    if len(datasets) > 1:
-        found["datasets"] = heat_map(datasets, comparison.benchmarks, values)
+    if len(cells := by_dataset(comparison)) > 1:
+        roles = _roles(comparison)
+        columns = [words.benchmark_name(name, roles[name]) for name in comparison.benchmarks]
+        found["datasets"] = heat_map(columns, cells)
     return found
 
 

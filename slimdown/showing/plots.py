@@ -22,8 +22,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from slimdown.judging.changes import Changes
 from slimdown.judging.paired import Estimate
 from slimdown.showing.drawing import DARK, HINT, INK, LIGHT, arms, new_figure, say, styled
-from slimdown.showing.numbers import number
-from slimdown.showing.words import LOOKS
+from slimdown.showing.numbers import number, points as in_points
+from slimdown.showing.words import LOOKS, kind_of
 
 if TYPE_CHECKING:
     from slimdown.training.fine_tune import StepRecord
@@ -261,25 +261,37 @@ def by_param(param: str, series: Mapping[str, Sequence[tuple[float | str, Estima
 
 
 @styled
-def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[Estimate | None]]) -> Figure:
-    """The mean change in points of every row (dataset) and column (benchmark); blank where there is none."""
-    figure, axes = new_figure(1.3 + 0.42 * max(1, len(rows)), "Mean change by dataset and benchmark")
+def heat_map(columns: Sequence[str], rows: Mapping[str, Sequence[tuple[Estimate, str] | None]]) -> Figure:
+    """Each row's (dataset's) change in points on every column (benchmark) and its verdict; blank where none is."""
+    figure, axes = new_figure(1.3 + 0.52 * max(1, len(rows)), "Change by dataset and benchmark")
     if not rows or not columns:
         return say(axes, "there is nothing to compare")
-    known = [100 * e.value for row in values for e in row if e is not None and isfinite(e.value)]
+    known = [100 * cell[0].value for row in rows.values() for cell in row if cell and isfinite(cell[0].value)]
     most = max([1.0, *(abs(value) for value in known)])
     colours = matplotlib.colormaps["RdBu"]  # red fell, blue rose, white at zero
-    for y, row in enumerate(values):
-        for x, estimate in enumerate(row):
-            if estimate is None or not isfinite(estimate.value):
+    for y, (name, row) in enumerate(rows.items()):
+        for x, cell in enumerate(row):
+            if cell is None or not isfinite(cell[0].value):
                 continue
-            value = 100 * estimate.value
-            red, green, blue, _ = colours(0.5 + 0.42 * value / most)
-            axes.add_patch(Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, facecolor=(red, green, blue), linewidth=0))
-            text = DARK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else LIGHT
-            axes.text(x, y, number(value, "+.1f"), ha="center", va="center", color=text)
+            estimate, verdict = cell
+            told, doubt = in_points(estimate)
+            red, green, blue, _ = colours(0.5 + 0.42 * 100 * estimate.value / most)
+            ground = Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, facecolor=(red, green, blue), linewidth=0)
+            ground.set_gid(f"{HINT}{name}, {columns[x]}: {told} {doubt} {verdict}")
+            axes.add_patch(ground)
+            look: dict[str, Any] = {"ha": "center", "va": "center"}
+            look["color"] = DARK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else LIGHT
+            axes.text(
+                x,
+                y - 0.14,
+                f"{told} {LOOKS[kind_of(verdict)].sign}",
+                weight="bold",
+                size=min(8.5, 58 / len(columns)),
+                **look,
+            )
+            axes.text(x, y + 0.22, doubt, size=min(7.0, 38 / len(columns)), **look)
     axes.set_xlim(-0.5, len(columns) - 0.5)
-    _name_rows(axes, rows)
+    _name_rows(axes, list(rows))
     slant = any(len(c) > 64 / len(columns) for c in columns)
     axes.set_xticks(range(len(columns)), [_short(c, 24) for c in columns])
     axes.tick_params(axis="x", length=0, rotation=25 if slant else 0)
@@ -287,14 +299,14 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seque
         for label in axes.get_xticklabels():
             label.set(horizontalalignment="right", rotation_mode="anchor")
     axes.spines["bottom"].set_visible(False)
-    axes.set_xlabel("mean change, percentage points (red: fell, blue: rose)")
+    figure.supxlabel("mean change, points [95 %] (↓ forgotten, ↑ improved, = retained, ? undecided)", size=8.5)
     return figure
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     """The names beside rows, from the first one down, in place of an axis."""
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.set_yticks(range(len(names)), ["\n".join(map(_short, name.split(","))) for name in names])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
 

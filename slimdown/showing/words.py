@@ -36,7 +36,11 @@ NOISE_LEGEND = (
     "seed, the standard deviation of the true change, as likely too large as too small."
 )
 LUCK = "Whoever takes one for its place takes luck with it, as said above the table."
-DATASETS_CAPTION = "Mean over the runs of each dataset."
+DATASETS_CAPTION = (
+    "What each dataset teaches and makes forget: the mean change over its runs in points with its 95 % interval, red "
+    "where it fell and blue where it rose; * target task. The sign is the verdict of its runs, corrected for the whole "
+    "table: ↓ forgotten, ↑ improved, = retained, ? undecided, or they disagree (pointed at, a cell tells)."
+)
 NO_TARGET = (
     "No target task was measured in these runs, so what was learned is not known here. Give a benchmark role=target to "
     "have it measured, e.g. benchmark.gsm8k.role=target."
