@@ -241,7 +241,7 @@ SETTINGS = [
     # Hydra's own
     ("hydra.launcher=nope", "chooses nothing; choose with hydra/launcher=..., known: basic"),
     ("hydra/launcher=nope", "there is no such hydra/launcher; known: basic"),
-    ("hydra/sweeper=nope", "there is no such hydra/sweeper; known: basic"),
+    ("hydra/sweeper=nope", "there is no such hydra/sweeper; known: basic, slimdown"),
     ("+hydra.nope=1", "hydra.nope is not a setting of Hydra"),
     ("hydra=1", "Config group override must be a string or a list"),
     ("hydra.mode=nope", "expected one of [RUN, MULTIRUN]"),

@@ -20,7 +20,6 @@ from slimdown.recording.done import finished, run_key
 from slimdown.recording.tags import Tag
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.schema import RunConfig
-from slimdown.showing.sweep import State, Sweep
 
 Command = Callable[..., tuple[object, str, str]]
 FEW = [*SMALL[:2], "train.max_steps=2", "benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=8"]
@@ -63,14 +62,6 @@ def done_before(store: MlflowClient, composed: Callable[..., RunConfig]) -> Call
         return record("earlier", {}, {"gsm8k": right(50)}, {"gsm8k": right(40)}, config=here(experiment), tags=tags)
 
     return keep
-
-
-def test_a_job_of_another_experiment_is_no_equal_one() -> None:
-    sweep = Sweep(["a", "b"])
-    for number, place in enumerate((("store", "a"), ("store", "b"))):
-        job = sweep.begin(number)
-        job.key, job.place, job.state = "key", place, State.finished
-        assert sweep.take_equal(job) == ""
 
 
 # --- a real sweep ----------------------------------------------------------------------------------------

@@ -11,11 +11,13 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from slimdown.guarding.errors import UserError
 from slimdown.judging.runs import RecordedRun
 from slimdown.pocket import TASKS_DIR
 from slimdown.preparing.digests import digest, file_digest, folder_content
 from slimdown.preparing.hub import commit_of
 from slimdown.recording.connection import saving_work, within
+from slimdown.recording.owner import heard_of
 from slimdown.recording.read import find_runs
 from slimdown.recording.tags import Tag
 from slimdown.recording.unfinished import to_go_on_in
@@ -130,16 +132,30 @@ def _runs(config: TrackingConfig, key: str) -> list[RecordedRun]:
 
 
 @contextmanager
-def finished_or_alone(config: RunConfig, key: str, waiting: Callable[[], None]) -> Iterator[RecordedRun | None]:
+def finished_or_alone(
+    config: RunConfig, key: str, waiting: Callable[[], None], sweep: str = "", since: float = 0.0
+) -> Iterator[RecordedRun | None]:
     """The finished run of this key; else one to go on in, or None, and as long as the block lasts nobody else makes it.
 
     Where another process is at it, it is waited for, after a call of `waiting`. With `rerun` none is looked for, nor
-    where the base shall be measured anew.
+    where the base shall be measured anew, but those that `sweep` made since then: equal jobs of it are made once.
+
+    Raises:
+        UserError: an equal job of the sweep failed.
     """
     anew = config.rerun or not config.baseline.reuse
-    if not anew and (run := finished(config.tracking, key)):
+
+    def look() -> list[RecordedRun]:
+        runs = _runs(config.tracking, key)
+        own = [run for run in runs if sweep and run.tags.get(Tag.sweep) == sweep and heard_of(run.tags) >= since]
+        failed = next((run for run in own if run.status == "FAILED"), None)
+        if failed and not any(run.status == "FINISHED" for run in own):
+            raise UserError(f"an equal job of this sweep failed, run {failed.run_id}: {failed.tags.get(Tag.error)}")
+        return own if anew else runs
+
+    if run := next((run for run in look() if run.status == "FINISHED"), None):
         yield run
         return
     lock = f"run-{digest([config.tracking.experiment, key])}"
     with saving_work(config.tracking, lock, waiting) if key else nullcontext():
-        yield None if anew else to_go_on_in(lambda: _runs(config.tracking, key), waiting)
+        yield to_go_on_in(look, waiting)

@@ -56,10 +56,16 @@ def owner_of(tags: Mapping[str, str]) -> Owner | None:
         return None
 
 
+def heard_of(tags: Mapping[str, str]) -> float:
+    """When the run was last heard of, in seconds since 1970; 0 where nothing ever is, in an older record."""
+    heard = tags.get(Tag.heartbeat, "")
+    return int(heard) if heard.isdecimal() else 0
+
+
 def is_silent(tags: Mapping[str, str]) -> bool:
     """Whether nothing has been heard of the run for long; not so where nothing ever is, in an older record."""
-    heard = tags.get(Tag.heartbeat, "")
-    return heard.isdecimal() and time.time() - int(heard) > _SILENT_AFTER
+    heard = heard_of(tags)
+    return heard > 0 and time.time() - heard > _SILENT_AFTER
 
 
 def is_gone(tags: Mapping[str, str]) -> bool:

@@ -20,7 +20,7 @@ from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -33,7 +33,6 @@ from slimdown.settings.load import load_config
 from slimdown.settings.row_files import RowError
 from slimdown.settings.rows import check_file
 from slimdown.settings.schema import TRAINING, RunConfig
-from slimdown.settings.sweeps import swept_values
 from slimdown.settings.task_files import task_problem
 
 _MOST_RUNS = 1_000  # of one command
@@ -192,7 +191,10 @@ def _swept(override: Override, folders: tuple[Path, ...]) -> tuple[int, list[str
             raise ValueError("a range needs a step other than 0")
         n = max(0, ceil((sweep.stop - sweep.start) / sweep.step))
         return n, list(dict.fromkeys(str(value) for value in (sweep.start, sweep.start + (n - 1) * sweep.step)))[:n]
-    values = swept_values(override, folders)
+    if isinstance(sweep, Glob):
+        values = sweep.filter(group_choices(override.key_or_group, folders))
+    else:
+        values = list(override.sweep_string_iterator())
     return len(values), values
 
 

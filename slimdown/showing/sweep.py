@@ -1,13 +1,16 @@
 """A sweep as a whole: how far it is, what became of each job, and the table that it ends with."""
 
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import nan
+from pathlib import Path
 from statistics import median
 
+from slimdown.guarding.redaction import redact
 from slimdown.judging.runs import RecordedChanges
 from slimdown.showing import numbers
 from slimdown.showing.table import Cell, Column, Row, Table
@@ -27,8 +30,6 @@ class Job:
 
     name: str  # what it sets that the other jobs set otherwise
     state: State = State.to_do
-    key: str = ""  # equal runs have one
-    place: tuple[str, str] = ("", "")  # the store and the experiment that it is recorded in
     run_id: str = ""
     what: str = ""  # what it found, or why it failed
     objective: float = nan  # mean change of the retained benchmarks
@@ -40,33 +41,34 @@ class Job:
 
 
 class Sweep:
-    """The jobs of one command, one after the other."""
+    """The jobs of one command. A launcher's worker has a copy of its own, of which only its job comes back."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        """Begin none yet; `names` are those of the jobs, as far as they are known beforehand."""
-        self.jobs = [Job(name) for name in names]
-        self._number, self._began = 0, 0.0  # of the job at hand
+    def __init__(self, folder: Path) -> None:
+        """Plan none yet; `folder` is the sweep's, by whose name its runs are known."""
+        self.folder = folder
+        self.in_process = True  # whether jobs are made in the command's own process, one after the other
+        self.began = time.time() // 1  # in seconds since 1970, as runs' heartbeats
+        self.swept: tuple[str, ...] = ()  # settings that have several values
+        self.jobs: list[Job] = []
+        self._number, self._job_began = 0, 0.0  # of the job at hand
         self._seconds: list[float] = []  # of the jobs that were made
+
+    def plan(self, jobs: Sequence[Sequence[str]], swept: Sequence[str]) -> None:
+        """Have these jobs, each given by its overrides; `swept` are the keys of those that have several values."""
+        self.swept = tuple(key.lstrip("+~") for key in swept)
+        for job in jobs:
+            own = [override.lstrip("+~") for override in job if override.partition("=")[0] in swept]
+            self.jobs.append(Job(redact(re.sub(r"\\(.)", r"\1", " ".join(own)))))  # Hydra escapes a colon
 
     def begin(self, number: int) -> Job:
         """The job of this number, counted from 0, which begins now and ends the one before."""
-        self.jobs += [Job("") for _ in range(number + 1 - len(self.jobs))]  # a sweeper of its own asks for more
-        self._number, self._began = number, time.monotonic()
+        self._number, self._job_began = number, time.monotonic()
         return self.jobs[number]
 
     def end(self) -> None:
         """The job at hand has ended."""
         if self.jobs[self._number].state is State.finished:
-            self._seconds.append(time.monotonic() - self._began)
-
-    def take_equal(self, job: Job) -> str:
-        """Give a job the end of an equal one that ended before, and say so; empty where there is none."""
-        for number, other in enumerate(self.jobs[: self._number], start=1):
-            if job.key and (other.place, other.key) == (job.place, job.key):
-                state = State.failed if other.state is State.failed else State.skipped
-                job.state, job.run_id, job.what, job.objective = state, other.run_id, other.what, other.objective
-                return f"{self.at_hand}, equal to job {number}, which is {other.state}: {other.what}"
-        return ""
+            self._seconds.append(time.monotonic() - self._job_began)
 
     @property
     def at_hand(self) -> str:
@@ -79,7 +81,7 @@ class Sweep:
         """Which job it is at, and the time left where a job has been timed."""
         if not self._seconds:
             return self.at_hand
-        left = median(self._seconds) * (len(self.jobs) - self._number) - (time.monotonic() - self._began)
+        left = median(self._seconds) * (len(self.jobs) - self._number) - (time.monotonic() - self._job_began)
         return f"{self.at_hand}, about {roughly(max(left, 0.0))} left"
 
     def table(self) -> Table:

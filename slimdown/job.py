@@ -1,0 +1,147 @@
+"""One job of a command: what Hydra composed -> a run, made or found finished, and what became of it as data.
+
+Torch and its kin are imported when a run has to be made: they take seconds, for which a typo, a silent store or a
+finished run should not wait.
+"""
+
+import shutil
+import sys
+import tempfile
+import traceback
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from slimdown.guarding import interruption
+from slimdown.guarding.errors import UserError
+from slimdown.guarding.hiding import blank_secrets
+from slimdown.guarding.redaction import redact
+from slimdown.recording.connection import check_store
+from slimdown.settings.load import load_config
+from slimdown.settings.naming import run_name
+from slimdown.settings.schema import TRAINING, RunConfig
+
+if TYPE_CHECKING:  # it takes a third of a second
+    from slimdown.judging.runs import RecordedRun
+    from slimdown.showing.sweep import Job, Sweep
+
+
+def work(sweep: "Sweep", composed: DictConfig) -> "Job":
+    """What became of a job of a sweep, in the command's own process or in a launcher's worker.
+
+    Whatever is raised, `sys.exit` and a lack of memory too, is told of this job and stops no other.
+
+    Raises:
+        KeyboardInterrupt: a signal came, in the command's own process.
+    """
+    from slimdown.showing.sweep import State
+
+    this = sweep.begin(HydraConfig.get().job.num)
+    try:
+        interruption.stop_if_interrupted()
+        make_or_find(this, composed, sweep)
+    except BaseException as error:
+        if interruption.interrupted() or isinstance(error, KeyboardInterrupt):
+            this.state = State.interrupted
+            if sweep.in_process:
+                raise
+            return this
+        _tell_failure(this, error, sweep.at_hand)
+    if "torch" in sys.modules:  # only now has an error let go of what its frames held
+        from slimdown.preparing.memory import release_memory
+
+        release_memory()
+    sweep.end()
+    return this
+
+
+def _tell_failure(this: "Job", error: BaseException, which: str) -> None:
+    from slimdown.showing.sweep import State
+
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    this.state, this.what = State.failed, redact(" ".join(reason.split()))
+    if not isinstance(error, UserError) and this.run_id:
+        error.add_note("Its traceback is among its artifacts, traceback.txt.")
+    elif not isinstance(error, UserError):  # nothing else holds it
+        sys.stderr.write(redact(traceback.format_exc()))
+    sys.stderr.write(f"{said(f'This run cannot go on ({which}):', error, reason)}\n")
+
+
+def make_or_find(this: "Job", composed: DictConfig, sweep: "Sweep | None" = None) -> None:
+    """Make a run, or find that an equal one has ended; `this` is told what becomes of it.
+
+    Raises:
+        UserError: something that the user can mend; whatever else ends a run is raised as well.
+    """
+    from slimdown.recording.done import finished_or_alone, run_key
+    from slimdown.showing import console
+    from slimdown.showing.sweep import State
+
+    settings = HydraConfig.get()
+    with interruption.listening():  # in the process of a launcher too
+        config = load_config(composed)
+        check_store(config.tracking)
+        key, waiting = run_key(config), "Another process makes an equal run just now, which is waited for."
+        of = (sweep.folder.name, sweep.began) if sweep else ()
+        with finished_or_alone(config, key, partial(console.show_note, waiting), *of) as run:
+            if run is None or run.status != "FINISHED":
+                if sweep:
+                    console.show_job(sweep)
+                _make(this, config, key, composed, settings, run, sweep)
+                return
+            this.run_id = run.run_id
+            this.found(State.skipped, run.changes)
+            console.show_skipped(run, sweep)
+            with suppress(OSError):
+                Path(settings.runtime.output_dir).rmdir()  # which Hydra made for it
+
+
+def _make(
+    this: "Job",
+    config: RunConfig,
+    key: str,
+    composed: DictConfig,
+    settings: HydraConf,
+    unfinished: "RecordedRun | None",
+    sweep: "Sweep | None",
+) -> None:
+    from slimdown.experiment import experiment
+    from slimdown.judging.runs import recorded_changes
+    from slimdown.recording.provenance import About
+    from slimdown.recording.tags import Tag
+    from slimdown.showing import console
+    from slimdown.showing.sweep import State
+
+    overrides = list(settings.overrides.task)
+    sections: dict[str, Any] = dict(OmegaConf.to_container(composed, resolve=True, enum_to_str=True))  # type: ignore[arg-type]
+    shown = OmegaConf.create({name: sections[name] for name in sections if not (config.tuned and name in TRAINING)})
+    blank_secrets(shown)
+    name = redact(run_name(settings.runtime.choices["model"], overrides, sweep.swept if sweep else ()))
+    about = About(
+        name=unfinished.name if unfinished else name,
+        config_yaml=OmegaConf.to_yaml(shown),
+        overrides=overrides,
+        folder=Path(tempfile.mkdtemp(prefix="scratch-", dir=settings.runtime.output_dir)),
+        sweep=sweep.folder.name if sweep else None,
+        on_opened=partial(setattr, this, "run_id"),
+        tags={Tag.run_key: key} if key else {},
+        goes_on=unfinished.run_id if unfinished else "",
+    )
+    this.name = this.name or about.name
+    console.show_plan(config, about.name)
+    if unfinished:
+        console.show_going_on(unfinished.run_id, unfinished.tags.get(Tag.at, ""))
+    this.found(State.finished, recorded_changes(experiment(config, about)))
+    # The record holds what is in it; where a run fails, it may be all there is.
+    shutil.rmtree(about.folder, ignore_errors=True)
+
+
+def said(what: str, error: BaseException, reason: str = "") -> str:
+    """What a person reads of an error, without secrets: its message, or `reason`, and what was noted on its way."""
+    lines = [*(reason or str(error)).splitlines(), *getattr(error, "__notes__", [])]
+    return redact("\n  ".join([what, *lines]))
