@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import SMALL
 
-from bench.servers import PASSWORD, fresh_database, postgres, together
+from bench.servers import PASSWORD, MlflowServer, fresh_database, postgres, together
 from slimdown.guarding.errors import UserError
 from slimdown.recording.connection import open_store
 from slimdown.settings.schema import TrackingConfig
@@ -25,6 +25,13 @@ def server() -> Iterator[str]:
 
 def test_eight_processes_open_a_fresh_database_together_and_measure_once(server: str, tmp_path: Path) -> None:
     codes, n_made = together(fresh_database(server, "together"), 8, tmp_path)
+    assert codes == [0] * 8
+    assert n_made == 1
+
+
+def test_eight_processes_that_share_a_server_and_no_folder_measure_once(server: str, tmp_path: Path) -> None:
+    with MlflowServer(tmp_path, fresh_database(server, "served")) as mlflow:
+        codes, n_made = together(mlflow.uri, 8, tmp_path)
     assert codes == [0] * 8
     assert n_made == 1
 

@@ -1,4 +1,4 @@
-"""The way to the store: whether it answers, how it is made, and who may be in it alone.
+"""The way to the store: whether it answers, and how it is made.
 
 MLflow is imported where it is used: it takes 1.5 seconds.
 """
@@ -14,7 +14,7 @@ import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -72,7 +72,7 @@ def open_store(config: TrackingConfig, reading: bool = False) -> "MlflowClient":
             import_module("mlflow")  # before the seconds begin: from a slow disk it takes many
             return within(_MOST_SECONDS, lambda: _client(config.uri))
         # Processes that open a fresh database together break it for good (mlflow 3.17): one makes it, under a lock.
-        with nullcontext() if file and reading else lock(config, "creation"):
+        with nullcontext() if file and reading else system_lock(config, "creation"):
             return _client(config.uri)
 
 
@@ -128,28 +128,10 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 @contextmanager
-def saving_work(config: TrackingConfig, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """`lock`, or where there is none to be had nothing: it saves work and no more, and some may be done twice."""
-    with ExitStack() as stack:
-        with suppress(Exception):
-            stack.enter_context(lock(config, key, waiting))
-        yield
+def system_lock(config: TrackingConfig, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """`locks.lock` where no server is asked: in the database of a PostgreSQL store, else in a file of this machine.
 
-
-@contextmanager
-def lock(config: TrackingConfig, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Held by one process at a time: in the database of a PostgreSQL store, else in a file.
-
-    Both are freed by the system when their owner dies. A server's database is not ours to lock in: there the file
-    serves the jobs of one machine.
-
-    Args:
-        config: the store.
-        key: what is locked.
-        waiting: called once where another process holds it.
-
-    Raises:
-        OSError, SQLAlchemyError: the database is gone.
+    Both are freed by the system when their owner dies.
     """
     if not config.uri.startswith("postgresql"):
         folder = _lock_folder(config.uri)

@@ -16,7 +16,8 @@ from slimdown.judging.runs import RecordedRun
 from slimdown.pocket import TASKS_DIR
 from slimdown.preparing.digests import digest, file_digest, folder_content
 from slimdown.preparing.hub import commit_of
-from slimdown.recording.connection import saving_work, within
+from slimdown.recording.connection import within
+from slimdown.recording.locks import saving_work
 from slimdown.recording.owner import heard_of
 from slimdown.recording.read import find_runs
 from slimdown.recording.tags import Tag

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ from mlflow.exceptions import MlflowException
 
 from slimdown.guarding.interruption import undisturbed
 from slimdown.measuring.answers import BenchmarkEvaluation, DamagedSamples, read_samples
-from slimdown.recording.connection import saving_work, search
+from slimdown.recording.connection import search
+from slimdown.recording.locks import saving_work
 from slimdown.recording.outage import StoreGone
 from slimdown.recording.tags import Tag
 from slimdown.recording.write import TrackedRun
@@ -82,8 +84,9 @@ class EvaluationRecord:
         self.sources: dict[str, str] = {}  # by benchmark: the run that holds the evaluation
 
     def lock(self, key: str) -> AbstractContextManager[None]:
-        """Held while an evaluation is looked up or made; the system frees it when its owner dies."""
-        return saving_work(self._config, key)
+        """Held while an evaluation is looked up or made; freed when its owner dies."""
+        line = "Another process measures what is needed next just now, which is waited for."
+        return saving_work(self._config, key, partial(self._tell, line), self._client)
 
     def find(self, name: str, key: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
         """The evaluation of this key, read as `benchmark` says, or None where there is none."""

@@ -94,12 +94,13 @@ class PatientClient:
             asked = True
             return self.inner.create_run(experiment, run_name=run_name, tags={**tags, Tag.attempt: attempt})
 
-        return cast("Run", self._ask(create))
+        return cast("Run", self.ask(create))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        return partial(self._ask, getattr(self.inner, name))
+        return partial(self.ask, getattr(self.inner, name))
 
-    def _ask(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def ask(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a call of the store returns, made again while the store is silent."""
         limit = self._call_seconds + _bytes_of(args) / _SLOWEST
         while self.instead is None:
             began = time.monotonic()
