@@ -28,7 +28,7 @@ def experiment(config: RunConfig, about: About) -> Findings:
         UserError: something that the user can mend.
     """
     note, holdout = console.show_note, config.evaluation.holdout  # what is held out is no finding of this run
-    with opened_run(config, about, console.doing("opening the record")) as tracked:
+    with opened_run(config, about, console.doing("opening the record"), note) as tracked:
         progress_bar = partial(console.progress_bar, tell=tracked.heartbeat.is_at)
         with console.doing("reading the benchmarks"):
             tasks = load_tasks(config.benchmark)
@@ -48,7 +48,7 @@ def experiment(config: RunConfig, about: About) -> Findings:
             way.measure_base(record)
         tracked.log_base(before)
         with progress_bar(way.doing) as bar:
-            tuned = way.obtain(about.folder, tracked.log_step, bar)
+            tuned = way.obtain(about.folder, tracked.log_step, bar, tracked.interim)
         tracked.log_tuned(tuned)
         with progress_bar("measuring the tuned model") as bar:
             after = open_part(ask(tuned.model, record=tuned_record(config, tracked, note), on_progress=bar), holdout)

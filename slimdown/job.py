@@ -134,8 +134,6 @@ def _make(
     )
     this.name = this.name or about.name
     console.show_plan(config, about.name)
-    if unfinished:
-        console.show_going_on(unfinished.run_id, unfinished.tags.get(Tag.at, ""))
     this.found(State.finished, recorded_changes(experiment(config, about)))
     # The record holds what is in it; where a run fails, it may be all there is.
     shutil.rmtree(about.folder, ignore_errors=True)

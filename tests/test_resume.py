@@ -1,22 +1,38 @@
 """A run that was killed at any moment goes on in the same run, and ends as if nothing had been."""
 
+import errno
+import hashlib
 import json
+import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from math import inf
+from pathlib import Path
 
 import pytest
+import torch
+from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 from recorded import here
 
+from slimdown.guarding.disk import Interim
 from slimdown.judging.runs import RecordedRun
+from slimdown.preparing.data import load_data
+from slimdown.preparing.model import load_model
 from slimdown.recording import unfinished
 from slimdown.recording.owner import owner_tags, this_process
 from slimdown.recording.tags import Tag
 from slimdown.recording.unfinished import end_forsaken, to_go_on_in
 from slimdown.recording.write import TrackedRun
-from slimdown.training.fine_tune import StepRecord
+from slimdown.settings.files import CONF_DIR
+from slimdown.settings.load import load_config
+from slimdown.settings.schema import RunConfig
+from slimdown.training.checkpoints import last_checkpoint
+from slimdown.training.fine_tune import StepRecord, TrainResult, fine_tune
+from slimdown.training.rows import TrainRows, prepare_rows
 
 DEAD = {Tag.owner: json.dumps(asdict(replace(this_process(), started="1"))), Tag.heartbeat: f"{time.time():.0f}"}
 
@@ -111,3 +127,148 @@ def test_a_base_s_measurement_does_not_stay_running_when_its_process_is_gone(sto
         end_forsaken(store, run.experiment_id)
         assert store.get_run(going.run_id).info.status == "RUNNING"
         assert store.get_run(forsaken.run_id).info.status == "KILLED"
+
+
+# --- training ------------------------------------------------------------------------------------------------
+
+TRAINED = [
+    "dataset.pocket_instructions.max_examples=24",
+    "dataset.pocket_instructions.validation_examples=8",
+    "train.max_steps=5",  # of three in an epoch: the kill comes in the second
+    "lora.lora_dropout=0.1",
+]
+METHODS = {
+    "lora": [],
+    "dora": [],
+    "pissa": ["quantization=none"],
+    "prefix": [],
+    "prompt": [],
+    "ia3": [],
+    "bottleneck": [],
+    "last_layer": ["quantization=none"],
+    "full": ["quantization=none"],
+}
+
+
+class Killed(Exception):
+    """Ends a training where it is."""
+
+
+@pytest.fixture(scope="module")
+def rows() -> TrainRows:
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = load_config(compose("config", overrides=TRAINED))
+    base = load_model(config.model, config.quantization)
+    return prepare_rows(base, load_data(config.dataset, 0, base.tokenizer), config.train)
+
+
+def trained(
+    config: RunConfig, rows: TrainRows, folder: Path, interim: Interim, kill_at: int = 0
+) -> tuple[TrainResult, int]:
+    """What training comes to, and how many steps were computed; killed after a step that is not kept any more."""
+    base, forwards = load_model(config.model, config.quantization), [0]
+
+    def count(*_: object) -> None:
+        forwards[0] += torch.is_grad_enabled()
+
+    def on_step(record: StepRecord) -> None:
+        if record.step == kill_at:
+            raise Killed
+
+    base.model.get_input_embeddings().register_forward_pre_hook(count)
+    what = (config.method, config.lora, config.train, 0, folder)
+    result = fine_tune(base, rows, *what, before=1.0, on_step=on_step, interim=interim).training
+    assert result is not None
+    return result, forwards[0]
+
+
+@pytest.fixture(scope="module")
+def kept(rows: TrainRows, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a training leaves that is killed at its last step."""
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = load_config(compose("config", overrides=TRAINED))
+    folder = tmp_path_factory.mktemp("kept")
+    with pytest.raises(Killed):
+        trained(config, rows, folder, Interim(folder / "run", 0.0, print), kill_at=5)
+    return folder / "run"
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(method, marks=() if method in ("lora", "full") else pytest.mark.slow) for method in METHODS]
+)
+def test_a_training_that_was_killed_ends_as_if_nothing_had_been(
+    method: str, composed: Callable[..., RunConfig], rows: TrainRows, tmp_path: Path
+) -> None:
+    config = composed(*TRAINED, *METHODS[method], f"method={method}")
+    told: list[str] = []
+    never, always = (Interim(tmp_path / name, seconds, told.append) for name, seconds in (("no", inf), ("run", 0.0)))
+    first, n_first = trained(config, rows, tmp_path / "a", never)
+    with pytest.raises(Killed):
+        trained(config, rows, tmp_path / "b", always, kill_at=5)
+    assert [folder.name for folder in always.folder.iterdir()] == ["checkpoint-4"]
+    second, n_second = trained(config, rows, tmp_path / "c", always)
+    assert n_first - n_second == 4
+    assert content(second.adapter_dir) == content(first.adapter_dir)
+    assert second.history == first.history
+    assert second.train_loss == first.train_loss
+    assert (second.tokens, second.steps) == (first.tokens, first.steps)
+    assert second.validation_loss_after == first.validation_loss_after
+    assert second.runtime_seconds > 0
+    assert told == []
+    third, n_third = trained(config, rows, tmp_path / "d", always)  # killed after its last step
+    assert n_first - n_third == 5
+    assert (third.history, third.train_loss) == (first.history, first.train_loss)
+    assert content(third.adapter_dir) == content(first.adapter_dir)
+
+
+def damaged(folder: Path) -> None:
+    weights = folder / "checkpoint-4" / "optimizer.pt"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+
+
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "damaged": (damaged, "optimizer.pt is damaged"),
+    "of another run": (lambda folder: folder.rename(folder.parent / "other"), "it is of another run"),
+    "without a file": (lambda folder: (folder / "checkpoint-4" / "scheduler.pt").unlink(), "FileNotFoundError"),
+    "with a mark that is none": (lambda folder: (folder / "checkpoint-4" / "whole.json").write_text("[]"), "TypeError"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_checkpoint_that_cannot_be_used_is_told_of(how: str, kept: Path, tmp_path: Path) -> None:
+    folder, told = Path(shutil.copytree(kept, tmp_path / kept.name)), list[str]()
+    assert last_checkpoint(Interim(folder, 0.0, told.append)) is not None
+    spoil, why = SPOILT[how]
+    spoil(folder)
+    there = folder if folder.exists() else folder.parent / "other"
+    assert last_checkpoint(Interim(there, 0.0, told.append)) is None
+    assert told[0].startswith(f"training starts from the beginning: its checkpoint in {there} cannot be used (")
+    assert why in told[0]
+
+
+def test_a_checkpoint_that_was_cut_short_leaves_the_one_before(kept: Path, tmp_path: Path) -> None:
+    folder, told = Path(shutil.copytree(kept, tmp_path / kept.name)), list[str]()
+    (shutil.copytree(folder / "checkpoint-4", folder / "checkpoint-5") / "whole.json").unlink()
+    found = last_checkpoint(Interim(folder, 0.0, told.append))
+    assert found is not None
+    assert (found.step, found.of, told) == (4, 5, [])
+
+
+def test_a_checkpoint_that_has_no_room_does_not_end_the_training(
+    composed: Callable[..., RunConfig], rows: TrainRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    told: list[str] = []
+    result, _ = trained(composed(*TRAINED), rows, tmp_path / "a", Interim(tmp_path / "run", 0.0, told.append))
+    assert result.steps == 5
+    assert told[0].startswith(f"no checkpoint is kept of step 1 in {tmp_path / 'run'} ([Errno 28] No space left")
+    assert list((tmp_path / "run").iterdir()) == []

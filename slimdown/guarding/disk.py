@@ -3,14 +3,31 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from filelock import FileLock, Timeout
 
 from slimdown.guarding.errors import UserError
+
+
+@dataclass(frozen=True)
+class Interim:
+    """Where work that takes long is kept while it is not finished, how often, and who is told of it in a line."""
+
+    folder: Path
+    seconds: float  # from one time to the next; infinite: never
+    tell: Callable[[str], None]
+
+    def begun(self) -> bool:
+        """Whether this was asked before, by a process that has not finished."""
+        was = self.folder.is_dir()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return was
+
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # SQLite, safetensors and Arrow raise errors of their own around the system's words.

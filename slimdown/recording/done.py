@@ -5,6 +5,7 @@ Imports neither torch nor, for a local store, MLflow: a sweep of which everythin
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
@@ -21,7 +22,7 @@ from slimdown.recording.locks import saving_work
 from slimdown.recording.owner import heard_of
 from slimdown.recording.read import find_runs
 from slimdown.recording.tags import Tag
-from slimdown.recording.unfinished import to_go_on_in
+from slimdown.recording.unfinished import folder_of, to_go_on_in
 from slimdown.settings.naming import flatten
 from slimdown.settings.schema import Engine, ModelConfig, RunConfig, TrackingConfig
 from slimdown.settings.task_files import task_dataset
@@ -34,6 +35,7 @@ NOT_IN_KEY = {
     "tracking.experiment": "what the record is called; a run is looked for in its own experiment",
     "tracking.wait": "how long a silent server is waited for",
     "baseline.reuse": "an evaluation that is found is the one that would be made; false makes the run again",
+    "train.checkpoint_minutes": "how often what is done is kept on disk; what goes on from there ends the same",
     "rerun": "whether what is finished is made again",
 }
 _PACKAGES = (
@@ -155,6 +157,7 @@ def finished_or_alone(
         return own if anew else runs
 
     if run := next((run for run in look() if run.status == "FINISHED"), None):
+        shutil.rmtree(folder_of(config.tracking, run.run_id), ignore_errors=True)  # of one that was killed at its end
         yield run
         return
     lock = f"run-{digest([config.tracking.experiment, key])}"

@@ -1,25 +1,38 @@
 """Runs from their beginning to their end: opened for an experiment, or recorded whole. Imports no torch."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING, Any
 
+from slimdown.guarding.disk import Interim
 from slimdown.guarding.interruption import undisturbed
 from slimdown.judging.findings import Findings
 from slimdown.recording.tags import Tag
-from slimdown.recording.unfinished import end_forsaken
+from slimdown.recording.unfinished import end_forsaken, folder_of
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.naming import flatten
 from slimdown.settings.schema import RunConfig, TrackingConfig
+from slimdown.training.checkpoints import last_checkpoint
 
 if TYPE_CHECKING:  # it would bring torch along
     from slimdown.recording.provenance import About
 
 
 @contextmanager
-def opened_run(config: RunConfig, about: "About", opening: AbstractContextManager[Any]) -> Iterator[TrackedRun]:
+def opened_run(
+    config: RunConfig, about: "About", opening: AbstractContextManager[Any], tell: Callable[[str], None]
+) -> Iterator[TrackedRun]:
     """The run, its settings recorded; closed on leaving, whatever comes in between.
+
+    Args:
+        config: the settings.
+        about: what it is called; and whether it is one that was not finished and goes on.
+        opening: shown while the store is opened.
+        tell: takes a line for a person.
 
     Raises:
         UserError: see `TrackedRun`.
@@ -39,6 +52,11 @@ def opened_run(config: RunConfig, about: "About", opening: AbstractContextManage
             with opening:
                 tracked = TrackedRun(config.tracking, about.name, "tuned", tags, goes_on=about.goes_on)
             until_closed.enter_context(tracked)
+        seconds = 60 * (config.train.checkpoint_minutes or inf)
+        tracked.interim = interim = Interim(folder_of(config.tracking, tracked.run_id), seconds, tell)
+        if about.goes_on:
+            at = last_checkpoint(replace(interim, tell=lambda line: None))
+            tell(f"goes on in run {tracked.run_id}" + (f", from step {at.step} of {at.of}" if at else ""))
         end_forsaken(tracked._client, tracked.experiment_id)
         about.on_opened(tracked.run_id)
         files = {
@@ -48,6 +66,7 @@ def opened_run(config: RunConfig, about: "About", opening: AbstractContextManage
         }
         tracked.log_settings(flatten(config), files)
         yield tracked
+    shutil.rmtree(interim.folder, ignore_errors=True)
 
 
 def record_findings(

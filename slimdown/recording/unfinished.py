@@ -3,11 +3,14 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimdown.judging.runs import RecordedRun
+from slimdown.recording.connection import sqlite_file
 from slimdown.recording.owner import INTERVAL, is_gone, is_silent, owner_of, this_process
 from slimdown.recording.tags import Tag
+from slimdown.settings.schema import TrackingConfig
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -46,6 +49,12 @@ def _is_at_work(tags: Mapping[str, str], heard: str) -> bool:
     if owner.is_here or not is_silent(tags):
         return not (is_gone(tags) or is_silent(tags))
     return tags.get(Tag.heartbeat) != heard  # by our clock; that of a machine elsewhere may be wrong, so look again
+
+
+def folder_of(config: TrackingConfig, run_id: str) -> Path:
+    """Where a run keeps what is not finished: beside a local store, else below the folder that it is started in."""
+    file = sqlite_file(config.uri)
+    return (file.absolute().parent if file else Path.cwd() / "outputs") / "checkpoints" / run_id
 
 
 def reopened(client: Any, run_id: str, tags: Mapping[str, str]) -> "Run":

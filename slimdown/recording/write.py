@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from slimdown.guarding.disk import disk_full
+from slimdown.guarding.disk import Interim, disk_full
 from slimdown.guarding.errors import UserError
 from slimdown.guarding.interruption import interrupted, undisturbed
 from slimdown.guarding.redaction import public_uri, redact
@@ -113,6 +113,7 @@ class TrackedRun:
         self._settings: Mapping[str, Any] = {}
         self._pending: list[Metric] = []
         self._flushed = time.monotonic()
+        self.interim: Interim | None = None  # of a run that may be gone on in
         self.heartbeat = Heartbeat(self._client, self.run_id)
 
     @property

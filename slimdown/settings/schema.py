@@ -199,7 +199,7 @@ class LoraConfig:
 
 @dataclass
 class TrainConfig:
-    """Fine-tuning; the fields but the first are those of TRL's `SFTConfig`."""
+    """Fine-tuning; the fields but the first and the last are those of TRL's `SFTConfig`."""
 
     engine: Engine = MISSING
     num_train_epochs: float = ranged(POSITIVE)
@@ -217,6 +217,8 @@ class TrainConfig:
     completion_only_loss: bool = MISSING  # false: the loss is over prompt and completion, as in the paper
     assistant_only_loss: bool = MISSING  # of messages: the loss is over what the assistant says
     gradient_checkpointing: bool = MISSING
+    # after so many minutes what is done is kept on disk, for a killed run to go on from, of measuring too; 0: never
+    checkpoint_minutes: float | None = ranged(NOT_NEGATIVE)
 
     def problems(self) -> Iterator[str]:
         for name, file, enum in (

@@ -121,11 +121,6 @@ def show_skipped(run: RecordedRun, sweep: Sweep | None = None) -> None:
     console.print(escape(line), soft_wrap=True)
 
 
-def show_going_on(run_id: str, at: str) -> None:
-    """Print that a run goes on which was not finished, and how far it had been."""
-    show_note(f"goes on in run {run_id}" + (f", which ended while {at}" if at else ""))
-
-
 def show_findings(findings: Findings) -> None:
     """Print the table of findings, what they say in words, and how to read them."""
     table = findings_table(findings)

@@ -13,6 +13,7 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
+from slimdown.guarding.disk import Interim
 from slimdown.guarding.errors import UserError
 from slimdown.measuring.rows_apart import attention_by_row
 from slimdown.measuring.validation import validation_loss
@@ -85,6 +86,7 @@ def fine_tune(
     unsloth: UnslothProcess | None = None,
     on_step: OnStep = lambda record: None,
     on_progress: OnProgress = lambda done, total, note: None,
+    interim: Interim | None = None,
 ) -> Tuned:
     """Train a base; `base.model` is wrapped or trained in place and no longer the base afterwards.
 
@@ -102,6 +104,7 @@ def fine_tune(
         unsloth: the process that is to train, where it stands ready; None: started here where `config` asks for it.
         on_step: told of each step.
         on_progress: told how many steps are done.
+        interim: where checkpoints are kept, and one is gone on from; None: none are.
 
     Raises:
         UserError: settings that this model cannot be trained with, or a loss that is no longer a number.
@@ -117,12 +120,10 @@ def fine_tune(
     note = _recorder(history, check_number, on_step, on_progress)
     if config.engine is Engine.unsloth:
         unsloth = unsloth or UnslothProcess(base, adapter, rows.train, config, seed)
-        model, steps = unsloth.train(note)
+        model, steps = unsloth.train(note, interim)
     else:
-        train = rows.train
-        if method.name is Method.prompt:  # behind virtual tokens the first token has a predictor, too; nowhere else
-            train = train.map(lambda row: {"labels": [IGNORED, *row["labels"][1:]]})
-        model, steps = _trained_by_trl(base, method, adapter, train, config, seed, folder, dequantize, note)
+        how = (config, seed, folder, dequantize, note, interim)
+        model, steps = _trained_by_trl(base, method, adapter, rows.train, *how)
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     model, saved = settle(model)
     after = validation_loss(base, model, rows.validation, config, dequantize)
@@ -187,11 +188,14 @@ def _trained_by_trl(
     folder: Path,
     dequantize: str,
     note: Note,
+    interim: Interim | None,
 ) -> tuple[Any, Steps]:
     """PEFT's model around the base or the base's own, trained, and what the steps came to."""
     import transformers
 
     silence_transformers()
+    if method.name is Method.prompt:  # behind virtual tokens the first token has a predictor, too; nowhere else
+        rows = rows.map(lambda row: {"labels": [IGNORED, *row["labels"][1:]]})
     transformers.set_seed(seed)
     model = unfreeze(base, method) if adapter is None else attach(base, adapter, rows)
     if method.name is Method.pissa:
@@ -202,7 +206,7 @@ def _trained_by_trl(
     pays = dequantize.lower() != "auto" or base.device == "cpu"
     unpacked = dequantized(model) if pays and dequantizes(model, dequantize) else nullcontext()
     with attention_by_row(base, model), unpacked:
-        return model, take_steps(trainer, config, seed, base.device, note)
+        return model, take_steps(trainer, config, seed, base.device, note, interim)
 
 
 def _recorder(history: list[StepRecord], check_number: CheckNumber, on_step: OnStep, on_progress: OnProgress) -> Note:

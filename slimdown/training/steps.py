@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 
+from slimdown.guarding.disk import Interim
 from slimdown.guarding.errors import UserError
 from slimdown.preparing.memory import peak_memory
 from slimdown.settings.schema import TrainConfig
+from slimdown.training.checkpoints import Keeping, last_checkpoint
 
 Note = Callable[[int, int, dict[str, float]], None]
 """Told of each step: which, of how many, and what the trainer said after it (loss, learning_rate, grad_norm, ...)."""
+_OURS = ("engine", "assistant_only_loss", "checkpoint_minutes")  # not of `SFTConfig`, or not handed to it
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def trainer_for(
 
     silence_transformers()
     arguments = SFTConfig(
-        **{name: value for name, value in asdict(config).items() if name not in ("engine", "assistant_only_loss")},
+        **{name: value for name, value in asdict(config).items() if name not in _OURS},
         dataset_kwargs={"skip_prepare_dataset": True},
         output_dir=str(folder / "trainer"),
         seed=seed,
@@ -83,26 +86,47 @@ def trainer_for(
     return trainer
 
 
-def take_steps(trainer: Any, config: TrainConfig, seed: int, device: str, note: Note) -> Steps:
-    """The steps of `trainer`, `note` told of each.
+def take_steps(
+    trainer: Any, config: TrainConfig, seed: int, device: str, note: Note, interim: Interim | None = None
+) -> Steps:
+    """The steps of `trainer`, `note` told of each; from the last checkpoint in `interim`, and with more to come.
 
     Raises:
         UserError: they do not fit in memory.
     """
     import transformers
 
+    # Several processes would have to agree on when to keep one.
+    interim = None if trainer.args.world_size > 1 else interim
+    begun = last_checkpoint(interim) if interim else None
+    keeping = Keeping(trainer, interim, begun) if interim else None
+    losses: list[float] = []
+
     class Noting(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            if begun:  # TRL (1.16) counts from zero
+                trainer._total_train_tokens = int(begun.history[-1].get("num_tokens", 0))
+
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
             if "loss" in logs:  # not the closing summary, nor a validation
                 values = {key: float(value) for key, value in logs.items() if isinstance(value, (int, float))}
+                losses.append(values["loss"])
                 note(state.global_step, state.max_steps, values)
+                if keeping:
+                    keeping.after_step(state.global_step, state.max_steps)
 
     trainer.add_callback(Noting())
+    for step, values in enumerate(begun.history if begun else [], start=1):
+        losses.append(values["loss"])
+        note(step, begun.of if begun else 0, values)
     transformers.set_seed(seed)  # nothing before must move the order of the rows
     started = time.perf_counter()
     try:
         with peak_memory(device) as peak:
-            outcome = trainer.train()
+            if begun and begun.step == begun.of:  # transformers (5.24) would take one step more
+                trainer._load_from_checkpoint(str(begun.folder))
+            else:
+                trainer.train(resume_from_checkpoint=str(begun.folder) if begun else None)
             peak_bytes = peak()
     except torch.OutOfMemoryError:
         raise UserError(
@@ -110,7 +134,8 @@ def take_steps(trainer: Any, config: TrainConfig, seed: int, device: str, note: 
             f"(now {config.per_device_train_batch_size}) and double train.gradient_accumulation_steps, or set "
             "train.gradient_checkpointing=true"
         ) from None
-    return Steps(outcome.global_step, float(outcome.training_loss), time.perf_counter() - started, peak_bytes)
+    seconds = time.perf_counter() - started + (begun.seconds if begun else 0.0)
+    return Steps(len(losses), sum(losses) / len(losses), seconds, peak_bytes)
 
 
 def silence_transformers() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from slimdown.guarding.disk import Interim
 from slimdown.measuring.measure import Record, measure_loss
 from slimdown.measuring.wording import worded
 from slimdown.preparing.contamination import Contamination, find_contamination
@@ -93,7 +94,7 @@ class Training:
         dequantize = self._config.quantization.dequantize_for_training
         self._loss = measure_loss(self._base, self._rows.validation, self._config.train, dequantize, record)
 
-    def obtain(self, folder: Path, on_step: OnStep, on_progress: OnProgress) -> Tuned:
+    def obtain(self, folder: Path, on_step: OnStep, on_progress: OnProgress, interim: Interim | None = None) -> Tuned:
         """The tuned model; the base is wrapped in place and no longer the base.
 
         Raises:
@@ -114,5 +115,6 @@ class Training:
             self._unsloth,
             on_step,
             on_progress,
+            interim,
         )
         return replace(tuned, training=tuned.training and replace(tuned.training, contamination=self._contamination))

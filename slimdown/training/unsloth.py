@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slimdown.guarding.disk import Interim
 from slimdown.guarding.errors import UserError
 from slimdown.guarding.interruption import stop_if_interrupted
 from slimdown.preparing.model import LoadedModel
@@ -98,14 +99,18 @@ class UnslothProcess:
             self._end()
             raise
 
-    def train(self, note: Note) -> tuple[Any, Steps]:
+    def train(self, note: Note, interim: Interim | None = None) -> tuple[Any, Steps]:
         """PEFT's model around the base with the adapter that was trained on it, and what its steps came to.
+
+        No checkpoint is kept in `interim`, which where a run goes on is told in a line.
 
         Raises:
             UserError: training does not fit in memory, or Unsloth fails.
         """
         import peft
 
+        if interim and interim.begun():
+            interim.tell("training starts from the beginning: with train.engine=unsloth no checkpoints are kept")
         try:
             self._say(b"go\n")
             while "step" in (answer := self._answer()):
