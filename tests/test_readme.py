@@ -33,7 +33,8 @@ def test_the_documents_show_commands(module: str, n: int) -> None:
 @pytest.mark.parametrize("command", commands("run"))
 def test_a_command_of_the_documents_is_accepted(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"question": f"What is {n} + {n}?", "answer": str(2 * n), "text": f"{n} + {n} = {2 * n}"} for n in range(3)]
-    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))  # what a reader has
+    for file in re.findall(r"\w+\.jsonl", command):  # what a reader has
+        (tmp_path / file).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     monkeypatch.chdir(tmp_path)
     if "unsloth" in command and find_spec("unsloth") is None:
         with pytest.raises(ConfigError, match=r"^train\.engine=unsloth: Unsloth is not installed.*\Z"):

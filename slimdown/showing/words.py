@@ -37,9 +37,10 @@ NOISE_LEGEND = (
 )
 LUCK = "Whoever takes one for its place takes luck with it, as said above the table."
 DATASETS_CAPTION = (
-    "What each dataset teaches and makes forget: the mean change over its runs in points with its 95 % interval, red "
-    "where it fell and blue where it rose; * target task. The sign is the verdict of its runs, corrected for the whole "
-    "table: ↓ forgotten, ↑ improved, = retained, ? undecided, or they disagree (pointed at, a cell tells)."
+    "What each dataset teaches and makes forget: the mean change over its runs in points, red where it fell and blue "
+    "where it rose; * target task. The sign is the verdict of the runs, each about its checkpoint, corrected for the "
+    "whole table: ↓ forgotten, ↑ improved, = retained, ? undecided, or they disagree (pointed at, a cell tells). The "
+    "interval, 95 %, is of the mean, for other seeds too: it can hold zero although every run has lost."
 )
 NO_TARGET = (
     "No target task was measured in these runs, so what was learned is not known here. Give a benchmark role=target to "
