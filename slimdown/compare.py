@@ -127,7 +127,7 @@ def select(options: argparse.Namespace, store: TrackingConfig) -> tuple[list[Rec
     complete = [run for run in runs if run.status == "FINISHED" and run.changes.benchmarks]
     where = f"{'experiment ' + ', '.join(experiments) if experiments else 'all experiments'} in {public_uri(store.uri)}"
     others = [run for run in runs if run.status != "FINISHED" or not run.changes.benchmarks]
-    states = Counter(_STATES.get(run.status, run.status.lower()) for run in others)
+    states = Counter(_state(run) for run in others)
     left_out = ", ".join(f"{count:,} {state}" for state, count in states.items())
     if not complete:
         raise UserError(_nothing(options, store, experiments, where, left_out, tags))
@@ -136,6 +136,11 @@ def select(options: argparse.Namespace, store: TrackingConfig) -> tuple[list[Rec
     n = len(complete)
     title = f"{n:,} finished {'run' if n == 1 else 'runs'} of {', '.join([*chosen, where])}"
     return complete, title, [f"{counted(states.total(), 'run')} left out: {left_out}."] if left_out else []
+
+
+def _state(run: RecordedRun) -> str:
+    pruned = run.status == "KILLED" and Tag.pruned in run.tags
+    return "pruned by a search" if pruned else _STATES.get(run.status, run.status.lower())
 
 
 def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Pair:

@@ -48,7 +48,7 @@ def experiment(config: RunConfig, about: About) -> Findings:
             way.measure_base(record)
         tracked.log_base(before)
         with progress_bar(way.doing) as bar:
-            tuned = way.obtain(about.folder, tracked.log_step, bar, tracked.interim)
+            tuned = way.obtain(about.folder, tracked.log_step, bar, tracked.interim, about.watch)
         tracked.log_tuned(tuned)
         with progress_bar("measuring the tuned model") as bar:
             after = open_part(ask(tuned.model, record=tuned_record(config, tracked, note), on_progress=bar), holdout)

@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """One or more settings are wrong; the message lists every problem, one a line."""
+
+
+class Pruned(UserError):
+    """A search has ended this trial early; the message says when and why."""

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +26,7 @@ from slimdown.recording.tags import Tag
 from slimdown.recording.unfinished import folder_of, to_go_on_in
 from slimdown.settings.naming import flatten
 from slimdown.settings.schema import Engine, ModelConfig, RunConfig, TrackingConfig
+from slimdown.settings.search import SearchConfig
 from slimdown.settings.task_files import task_dataset
 
 _MOST_SECONDS = 30  # that a store may take to say what is finished
@@ -37,6 +39,7 @@ NOT_IN_KEY = {
     "baseline.reuse": "an evaluation that is found is the one that would be made; false makes the run again",
     "train.checkpoint_minutes": "how often what is done is kept on disk; what goes on from there ends the same",
     "rerun": "whether what is finished is made again",
+    **{f"search.{f.name}": "who proposed a value does not matter" for f in fields(SearchConfig) if f.name != "space"},
 }
 _PACKAGES = (
     "accelerate", "bitsandbytes", "datasets", "lm-eval", "numpy", "peft", "scipy", "tokenizers", "torch",

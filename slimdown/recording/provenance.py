@@ -15,6 +15,7 @@ import torch
 from slimdown import __version__
 from slimdown.preparing.dtype import processor_name
 from slimdown.preparing.memory import process_peak
+from slimdown.training.watching import Watch
 
 _PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "trl", "lm-eval", "datasets", "accelerate", "mlflow", "hydra-core",
@@ -34,6 +35,7 @@ class About:
     on_opened: Callable[[str], None] = lambda run_id: None  # told the run's id as soon as it has one
     environment: dict[str, Any] = field(default_factory=lambda: environment())
     tags: Mapping[str, str] = field(default_factory=dict)  # of the run, besides
+    watch: Watch | None = None  # told the validation loss at each quarter of the training
     goes_on: str = ""  # the id of a run that was not finished, and is from here on
 
 

@@ -127,7 +127,7 @@ def refuse_unfinished(run: RecordedRun) -> None:
         UserError: it is still going, failed or was stopped.
     """
     if run.status != "FINISHED":
-        said = run.tags.get(Tag.error, "")
+        said = run.tags.get(Tag.error) or run.tags.get(Tag.pruned, "")
         raise UserError(
             f"run {run.run_id} ({run.name}) {_STATES.get(run.status, run.status)}{': ' + said if said else ''}; "
             "it left no complete measurement to read, choose a finished run"

@@ -23,6 +23,7 @@ class Tag(StrEnum):
     heartbeat = "slimdown.heartbeat", "when it was last heard of, in seconds since 1970; told every 20 seconds"
     at = "slimdown.at", "how far it was then: `training 120/376`"
     error = "slimdown.error", "of a failed run, what ended it"
+    pruned = "slimdown.pruned", "of a trial that its search ended early: when, and why"
     model = "slimdown.model", "the base's hub id or folder"
     model_revision = "slimdown.model_revision", "its commit, or a digest of a folder"
     licence = "slimdown.licence", "its licence, as its card says: a name, or `other NAME LINK`"

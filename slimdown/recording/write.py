@@ -21,7 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 
 from slimdown.guarding.disk import Interim, disk_full
-from slimdown.guarding.errors import UserError
+from slimdown.guarding.errors import Pruned, UserError
 from slimdown.guarding.interruption import interrupted, undisturbed
 from slimdown.guarding.redaction import public_uri, redact
 from slimdown.judging.findings import Findings
@@ -196,6 +196,8 @@ class TrackedRun:
         if status == "FAILED" and end is not None:
             reason = redact(f"{type(end).__name__}: {end}")[:5000]
             steps.append(lambda: self._client.set_tag(self.run_id, Tag.error, reason))
+        if isinstance(end, Pruned):
+            steps.append(lambda: self._client.set_tag(self.run_id, Tag.pruned, str(end)))
         steps.append(lambda: self._client.set_terminated(self.run_id, status))
         refused = None
         for step in steps:  # each for itself: a run that keeps no more metrics can still be marked
@@ -386,4 +388,4 @@ def _status(end: BaseException | None) -> str:
     """How a run that ends so is marked."""
     if end is None:
         return "FINISHED"
-    return "KILLED" if isinstance(end, KeyboardInterrupt) else "FAILED"
+    return "KILLED" if isinstance(end, KeyboardInterrupt | Pruned) else "FAILED"

@@ -8,10 +8,10 @@ import itertools
 import re
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass
-from math import ceil, prod
+from dataclasses import dataclass, fields, is_dataclass, replace
+from math import prod
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -19,24 +19,23 @@ from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.guarding.errors import ConfigError
-from slimdown.guarding.redaction import redact
 from slimdown.settings.files import CONF_DIR, group_choices
-from slimdown.settings.keys import nearest, setting_problem
+from slimdown.settings.keys import nearest, setting_problem, setting_type
 from slimdown.settings.load import load_config
 from slimdown.settings.row_files import RowError
 from slimdown.settings.rows import check_file
 from slimdown.settings.schema import TRAINING, RunConfig
+from slimdown.settings.search import DimensionConfig, dimension_problem, optuna_problem, searched
+from slimdown.settings.sweeps import Alternatives, alternatives, combinations, parsed
 from slimdown.settings.task_files import task_problem
 
 _MOST_RUNS = 1_000  # of one command
-_MOST_CHECKED = 64  # combinations of swept values; of more, each value once
 _LISTS = ("dataset", "benchmark")  # groups of which several can be chosen
 
 
@@ -92,15 +91,23 @@ def check_command_line(arguments: list[str]) -> None:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         for text in line.overrides:
             try:
-                alternatives = _alternatives(text, line.folders)
+                given = alternatives(text, line.folders)
             except ConfigError as error:
                 problems.append(str(error))
                 continue
-            if own := list(_override_problems(alternatives, line)):
+            if own := list(_override_problems(given, line)):
                 problems += own
             else:
-                sound.append(alternatives)
-        together = list(_problems_together(sound)) or _composed_problems(sound, line.folders)
+                sound.append(given)
+        try:
+            search = _searched(sound, line.folders)
+            together = list(_problems_together(sound) if search is None else _search_problems(search, line))
+        except ConfigError as error:
+            search, together = None, [str(error)]
+        if not together:
+            tried = [_tried(key, one, line.folders) for key, one in (search or {}).items()]
+            kept = [one for one in sound if one.key not in (search or {})]
+            together = list(_composed_problems([*kept, *tried], line.folders, search is not None))
         problems += [problem for problem in together if problem not in problems]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -115,9 +122,9 @@ def composed_runs(arguments: list[str]) -> list[tuple[list[str], RunConfig]]:
     line = read_command_line(arguments)
     check_command_line(arguments if line.is_sweep else [*arguments, "--multirun"])
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        given = [_alternatives(text, line.folders) for text in line.overrides]
+        given = [alternatives(text, line.folders) for text in line.overrides]
         values = [
-            [_parsed(f"{o.get_key_element()}={value}") for value in o.sweep_string_iterator()]
+            [parsed(f"{o.get_key_element()}={value}") for value in o.sweep_string_iterator()]
             if (o := one.override).is_range_sweep()
             else one.each
             for one in given
@@ -148,54 +155,6 @@ def _check_flags(arguments: list[str]) -> None:
     flags = ("--run", "--multirun", "--cfg", "--shell-completion", "--info")
     if len(modes := [flag for flag in flags if getattr(given, flag[2:].replace("-", "_"))]) > 1:
         raise ConfigError(f"{' and '.join(modes)} do not go together; give one of them")
-
-
-@dataclass(frozen=True)
-class Alternatives:
-    """One argument of the command line: a setting with one value, or with those that a sweep gives it."""
-
-    override: Override
-    key: str  # what is set
-    n: int  # values in the sweep
-    each: list[Override]  # with one value each; of a range, its ends
-
-
-def _alternatives(text: str, folders: tuple[Path, ...]) -> Alternatives:
-    try:
-        override = _parsed(text)
-        if not override.key_or_group:
-            raise ValueError("there is no name before the =")
-        n, each = 1, [override]
-        if override.is_sweep_override():
-            if not override.is_discrete_sweep():
-                raise ConfigError(f"{text}: an interval has no end of values; give choice(...), range(...) or a list")
-            n, values = _swept(override, folders)
-            each = [_parsed(f"{override.get_key_element()}={value}") for value in values]
-    except (HydraException, ValueError, RecursionError, ArithmeticError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{redact(text)[:80]!r} is not setting=value: {reason}") from None
-    if not each:
-        raise ConfigError(f"{text}: no value is left to try")
-    return Alternatives(override, str(override.key_or_group), n, each)
-
-
-def _parsed(text: str) -> Override:
-    return OverridesParser.create().parse_override(text)
-
-
-def _swept(override: Override, folders: tuple[Path, ...]) -> tuple[int, list[str]]:
-    """How many values a sweep has, and those to check: all, or the ends of a range, which may be long."""
-    sweep: Any = override.value()
-    if override.is_range_sweep():
-        if not sweep.step:
-            raise ValueError("a range needs a step other than 0")
-        n = max(0, ceil((sweep.stop - sweep.start) / sweep.step))
-        return n, list(dict.fromkeys(str(value) for value in (sweep.start, sweep.start + (n - 1) * sweep.step)))[:n]
-    if isinstance(sweep, Glob):
-        values = sweep.filter(group_choices(override.key_or_group, folders))
-    else:
-        values = list(override.sweep_string_iterator())
-    return len(values), values
 
 
 def _override_problems(given: Alternatives, line: CommandLine) -> Iterator[str]:
@@ -249,6 +208,10 @@ def _problems_together(given: list[Alternatives]) -> Iterator[str]:
     for key, texts in by_key.items():
         if len(texts) > 1:
             yield f"{key} is given {len(texts)} times, {' and '.join(texts)}; keep one"
+        if all(one.override.is_interval_sweep() for one in given if one.key == key):
+            yield f"{texts[0]}: an interval has no end of values; give choice(...), range(...) or a list, or search it"
+        if key.startswith("search."):
+            yield f"{texts[0]}: nothing is searched; name settings and values in search.space"
     if (n := prod(one.n for one in given)) > _MOST_RUNS:
         swept = " x ".join(f"{one.n:,} of {one.key}" for one in given if one.n > 1)
         yield (
@@ -257,11 +220,50 @@ def _problems_together(given: list[Alternatives]) -> Iterator[str]:
         )
 
 
+def _searched(given: list[Alternatives], folders: tuple[Path, ...]) -> dict[str, DimensionConfig] | None:
+    """The settings that a search proposes values of; None where nothing is searched."""
+    first = [one.each[0] for one in given]
+    if len(folders) == 1 and not {_section(o) for o in first} & {"experiment", "search"}:
+        return None  # no other file of ours asks for one
+    choices = [o.input_line or "" for o in first if _is_choice(o.key_or_group, folders)]
+    try:
+        composed = deepcopy(_composed(choices, folders))
+    except ConfigError:
+        return None  # it is told of each run
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config([o for o in first if _section(o) == "search"], composed)
+        space = OmegaConf.to_object(composed.search).space  # type: ignore[union-attr]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"search: {_one_line(error).partition(' full_key')[0]}") from None
+    return searched(space, [one.override for one in given]) if space else None
+
+
+def _search_problems(search: dict[str, DimensionConfig], line: CommandLine) -> Iterator[str]:
+    if problem := optuna_problem():
+        yield problem
+    if not line.is_sweep and "--cfg" not in line.flags and "-c" not in line.flags:
+        yield "a search is many runs; begin it with -m"
+    if not search:
+        yield "search.space: each of its settings is given on the command line; leave one out"
+    if tuned := [text for text in line.overrides if text.startswith("tuned=") and text != "tuned=null"]:
+        yield f"{tuned[0]} is measured as it is: nothing is trained that could be searched; leave it out"
+    for key, one in search.items():
+        unknown = None if _is_choice(key, line.folders) else setting_problem(key, RunConfig)
+        if problem := unknown or dimension_problem(key, one, RunConfig):
+            yield f"search.space: {problem}"
+        elif own := list(one.problems()):
+            yield from (f"search.space.{key}.{problem}" for problem in own)
+        else:
+            yield from _override_problems(_tried(key, one, line.folders), replace(line, is_sweep=True))
+
+
+def _tried(key: str, one: DimensionConfig, folders: tuple[Path, ...]) -> Alternatives:
+    return alternatives(f"{key}=choice({','.join(one.values())})", folders)
+
+
 def _type_problems(key: str, value: Any) -> Iterator[str]:
     *parents, leaf = key.split(".")
-    node: Any = RunConfig
-    for part in parents:
-        node = get_args(node)[1] if get_origin(node) is dict else get_type_hints(node)[part]
+    node = setting_type(parents, RunConfig)[0]
     if is_dataclass(node) and not isinstance(value, dict):  # a whole section is checked by composing
         try:
             OmegaConf.structured(node)[leaf] = value
@@ -269,16 +271,18 @@ def _type_problems(key: str, value: Any) -> Iterator[str]:
             yield f"{key}={value}: {str(error).splitlines()[0]}"
 
 
-def _composed_problems(given: list[Alternatives], folders: tuple[Path, ...]) -> Iterator[str]:
+def _composed_problems(given: list[Alternatives], folders: tuple[Path, ...], searching: bool) -> Iterator[str]:
     """The problems of each run, composed as Hydra will; those of a sweep are mostly the same and named once."""
     groups = [one for one in given if _is_choice(one.key, folders)]
     settings = [one for one in given if one not in groups]
     named: set[str] = set()
-    for choices in _combinations(groups):
+    for choices in combinations(groups):
         try:
             chosen = _composed([o.input_line or "" for o in choices], folders)
             problems = [
-                p for values in _combinations(settings) for p in _run_problems(chosen, choices, values, folders)
+                p
+                for values in combinations(settings)
+                for p in _run_problems(chosen, choices, values, folders, searching)
             ]
         except ConfigError as error:
             problems = [str(error)]
@@ -297,17 +301,6 @@ def _section(override: Override) -> str:
 
 def _is_hydras(key: str) -> bool:
     return key.split(".")[0].split("/")[0] == "hydra"
-
-
-def _combinations(given: list[Alternatives]) -> Iterator[tuple[Override, ...]]:
-    """Every combination of values; where they are many, each value once beside the others' first."""
-    if prod(len(one.each) for one in given) <= _MOST_CHECKED:
-        yield from itertools.product(*(one.each for one in given))
-        return
-    first = [one.each[0] for one in given]
-    yield tuple(first)
-    for i, one in enumerate(given):
-        yield from ((*first[:i], value, *first[i + 1 :]) for value in one.each[1:])
 
 
 def _composed(choices: list[str], folders: tuple[Path, ...]) -> DictConfig:
@@ -339,7 +332,11 @@ def _one_line(error: Exception) -> str:
 
 
 def _run_problems(
-    chosen: DictConfig, choices: tuple[Override, ...], values: tuple[Override, ...], folders: tuple[Path, ...]
+    chosen: DictConfig,
+    choices: tuple[Override, ...],
+    values: tuple[Override, ...],
+    folders: tuple[Path, ...],
+    searching: bool,
 ) -> Iterator[str]:
     kept: list[Override] = []
     for override in values:
@@ -361,6 +358,8 @@ def _run_problems(
     except (HydraException, OmegaConfBaseException) as error:
         yield _one_line(error)
         return
+    if config.search.space and not searching:
+        yield f"{' '.join(str(o.input_line) for o in choices)}: a search is a command of its own; give it alone"
     yield from config.method.idle([f"{o.input_line}" for o in (*choices, *values) if _section(o) == "lora"])
     yield from _data_problems(config)
 

@@ -1,11 +1,12 @@
 """Settings by their dotted keys, for any tree of dataclasses: which there are, and what none of them can hold."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from math import isfinite
-from typing import Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
 
@@ -18,11 +19,14 @@ def nearest(word: str, known: list[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(known)}"
 
 
-def setting_problem(key: str, schema: type) -> str | None:
-    """Say why a dotted key names no setting, with the nearest ones that do; None where it does."""
+def setting_problem(key: str, schema: type, parts: Sequence[str] = ()) -> str | None:
+    """Say why a dotted key names no setting, with the nearest ones that do; None where it does.
+
+    `parts` are the key's where the names in it hold dots.
+    """
     node: Any = schema
     seen: list[str] = []
-    for part in key.split("."):
+    for part in parts or key.split("."):
         if get_origin(node) is dict:  # dataset.<name>, benchmark.<name>: any name may come
             node = get_args(node)[1]
         elif is_dataclass(node):
@@ -40,6 +44,14 @@ def setting_problem(key: str, schema: type) -> str | None:
     return None
 
 
+def setting_type(parts: Sequence[str], schema: type) -> tuple[Any, ...]:
+    """The type of an existing setting or section; of what may be null the others' besides."""
+    node: Any = schema
+    for part in parts:
+        node = get_args(node)[1] if get_origin(node) is dict else get_type_hints(node)[part]
+    return (node, *(get_args(node) if get_origin(node) in (Union, UnionType) else ()))
+
+
 def _setting_paths(schema: Any, prefix: str = "") -> Iterator[str]:
     hints = get_type_hints(schema)
     for f in fields(schema):
@@ -52,17 +64,17 @@ def _setting_paths(schema: Any, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{f.name}"
 
 
-def unknown_keys(node: Any, schema: type, prefix: str = "") -> Iterator[str]:
+def unknown_keys(node: Any, schema: type, above: tuple[str, ...] = ()) -> Iterator[str]:
     """What is wrong with each key of a composed config that names no setting.
 
     Hydra's `+key=value` slips past the schema: it is accepted, ignored, and exits 0.
     """
     for key in node:
-        path = f"{prefix}{key}"
-        if problem := setting_problem(path, schema):
+        parts = (*above, str(key))
+        if problem := setting_problem(".".join(parts), schema, parts):
             yield problem
         elif OmegaConf.is_dict(node) and OmegaConf.is_dict(child := node._get_node(key)):
-            yield from unknown_keys(child, schema, f"{path}.")
+            yield from unknown_keys(child, schema, parts)
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,9 @@ def flatten(config: RunConfig) -> dict[str, object]:
     walk(OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True), "")
     idle: tuple[str, ...] = (
         TRAINING if config.tuned is not None else ("tuned",) if config.method.is_lora else ("tuned", "lora")
-    )
+    ) + ("rerun", "search")
     unset = [key for key, value in flat.items() if key.startswith("method.") and value is None]
-    return {
-        key: value for key, value in flat.items() if key not in unset and key.partition(".")[0] not in (*idle, "rerun")
-    }
+    return {key: value for key, value in flat.items() if key not in unset and key.partition(".")[0] not in idle}
 
 
 def section(flat: Mapping[str, object], prefix: str, kind: type[_Section]) -> _Section:
@@ -62,7 +60,7 @@ def run_name(model: str, overrides: list[str], swept: tuple[str, ...] = ()) -> s
     >>> run_name("smollm2", ["model=smollm2", "dataset=alpaca", "benchmark.gsm8k.limit=8", "lora.r=4"], ("lora.r",))
     'smollm2 lora.r=4 dataset=alpaca'
     """
-    unshown = ("model=", "benchmark", "evaluation.", "baseline.", "tracking.", "rerun=", "hydra")
+    unshown = ("model=", "benchmark", "evaluation.", "baseline.", "tracking.", "rerun=", "search.", "hydra")
     changes = [o for o in (override.lstrip("+") for override in overrides) if not o.startswith(unshown)]
     changes.sort(key=lambda o: o.partition("=")[0] not in swept)  # stable: the order of the command line otherwise
     # What differs in a path is its end.

@@ -22,6 +22,7 @@ from slimdown.settings.dataset import DatasetConfig, mixture_problem
 from slimdown.settings.files import group_choices, transformers_names, tuned_problem
 from slimdown.settings.keys import COUNT, HUB_ID, NOT_NEGATIVE, POSITIVE, SHARE, Range, nearest, ranged
 from slimdown.settings.method import MethodConfig
+from slimdown.settings.search import SearchConfig
 
 _RULE = Range("must be auto, true or false", lambda text: text.lower() in ("auto", "true", "false"))
 _MARGIN = Range("must be above 0 and below 1 (0.02 is two points)", lambda share: 0 < share < 1)
@@ -324,6 +325,7 @@ class RunConfig:
     contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     # what somebody else made of the base: a folder, or a hub id[@revision]; then nothing is trained
     tuned: str | None = None
     seed: int = ranged(NOT_NEGATIVE)

@@ -31,6 +31,7 @@ from slimdown.training.lean import padding_free_collator, trainer_class
 from slimdown.training.rows import CutRows, TrainRows
 from slimdown.training.steps import Note, Steps, silence_transformers, take_steps, trainer_for
 from slimdown.training.unsloth import UnslothProcess
+from slimdown.training.watching import Watch, watching
 from slimdown.training.whole import save_model, unfreeze
 
 OnStep = Callable[["StepRecord"], None]
@@ -87,6 +88,7 @@ def fine_tune(
     on_step: OnStep = lambda record: None,
     on_progress: OnProgress = lambda done, total, note: None,
     interim: Interim | None = None,
+    watch: Watch | None = None,
 ) -> Tuned:
     """Train a base; `base.model` is wrapped or trained in place and no longer the base afterwards.
 
@@ -102,9 +104,9 @@ def fine_tune(
             false, or auto: on a CPU where memory allows. The weights come back untouched.
         before: the base's validation loss, where it is known.
         unsloth: the process that is to train, where it stands ready; None: started here where `config` asks for it.
-        on_step: told of each step.
-        on_progress: told how many steps are done.
+        on_step, on_progress: told of each step, and of how many are done.
         interim: where checkpoints are kept, and one is gone on from; None: none are.
+        watch: told the validation loss at each quarter of the steps; Unsloth's process tells of none.
 
     Raises:
         UserError: settings that this model cannot be trained with, or a loss that is no longer a number.
@@ -122,7 +124,7 @@ def fine_tune(
         unsloth = unsloth or UnslothProcess(base, adapter, rows.train, config, seed)
         model, steps = unsloth.train(note, interim)
     else:
-        how = (config, seed, folder, dequantize, note, interim)
+        how = (config, seed, folder, dequantize, note, interim, watch and (watch, rows.validation))
         model, steps = _trained_by_trl(base, method, adapter, rows.train, *how)
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     model, saved = settle(model)
@@ -189,6 +191,7 @@ def _trained_by_trl(
     dequantize: str,
     note: Note,
     interim: Interim | None,
+    watched: tuple[Watch, Any] | None,
 ) -> tuple[Any, Steps]:
     """PEFT's model around the base or the base's own, trained, and what the steps came to."""
     import transformers
@@ -206,6 +209,8 @@ def _trained_by_trl(
     pays = dequantize.lower() != "auto" or base.device == "cpu"
     unpacked = dequantized(model) if pays and dequantizes(model, dequantize) else nullcontext()
     with attention_by_row(base, model), unpacked:
+        if watched:
+            trainer.add_callback(watching(trainer, *watched, config.per_device_eval_batch_size))
         return model, take_steps(trainer, config, seed, base.device, note, interim)
 
 

@@ -85,7 +85,7 @@ class GivenAdapter(_Given):
         )
         self._tuned = Tuned(tuned, training=None)
 
-    def obtain(self, folder: Path, on_step: OnStep, on_progress: OnProgress, interim: object = None) -> Tuned:
+    def obtain(self, folder: Path, on_step: OnStep, on_progress: OnProgress, *unused: object) -> Tuned:
         """The base with the adapter on."""
         return self._tuned
 
@@ -114,7 +114,7 @@ class GivenModel(_Given):
             self.notes.append(f"{given.named} is stored quantized: what that changed is measured along with its tuning")
         self._base, self._given, self._quantization = base, given, config.quantization
 
-    def obtain(self, folder: Path, on_step: OnStep, on_progress: OnProgress, interim: object = None) -> Tuned:
+    def obtain(self, folder: Path, on_step: OnStep, on_progress: OnProgress, *unused: object) -> Tuned:
         """The tuned model; the base makes room for it and is no model any longer.
 
         Raises:

@@ -81,7 +81,7 @@ def trainer_class(base: LoadedModel, model: Any) -> Any:
     class LeanTrainer(SFTTrainer):  # type: ignore[misc]
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:  # of a training step; validation.py is for the rest
+        ) -> Any:  # of a training step, or in the midst of training; validation.py is for the rest
             labels = inputs.pop("labels")[:, 1:]
             causal = self.accelerator.unwrap_model(model)
             causal = causal.get_base_model() if hasattr(causal, "get_base_model") else causal
@@ -90,6 +90,8 @@ def trainer_class(base: LoadedModel, model: Any) -> Any:
             weight = causal.get_output_embeddings().weight
             loss, hits = SummedLoss.apply(hidden[scored], weight, labels[scored])  # type: ignore[no-untyped-call]
             n_scored = int(scored.sum())
+            if not model.training:
+                return loss / max(n_scored, 1)
             mask = inputs.get("attention_mask")
             self._total_train_tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
             metrics = self._metrics["train"]

@@ -22,6 +22,7 @@ from slimdown.training.footprint import checked_footprint
 from slimdown.training.given import GivenAdapter, GivenModel, fetched
 from slimdown.training.rows import prepare_rows
 from slimdown.training.unsloth import UnslothProcess
+from slimdown.training.watching import Watch
 
 OnContamination = Callable[[Contamination], None]
 
@@ -94,7 +95,14 @@ class Training:
         dequantize = self._config.quantization.dequantize_for_training
         self._loss = measure_loss(self._base, self._rows.validation, self._config.train, dequantize, record)
 
-    def obtain(self, folder: Path, on_step: OnStep, on_progress: OnProgress, interim: Interim | None = None) -> Tuned:
+    def obtain(
+        self,
+        folder: Path,
+        on_step: OnStep,
+        on_progress: OnProgress,
+        interim: Interim | None = None,
+        watch: Watch | None = None,
+    ) -> Tuned:
         """The tuned model; the base is wrapped in place and no longer the base.
 
         Raises:
@@ -116,5 +124,6 @@ class Training:
             on_step,
             on_progress,
             interim,
+            watch,
         )
         return replace(tuned, training=tuned.training and replace(tuned.training, contamination=self._contamination))
