@@ -26,6 +26,7 @@ from slimdown.measuring import measure as baseline
 from slimdown.measuring.answers import BenchmarkEvaluation, Score, read_samples, write_samples
 from slimdown.measuring.harness import choose_scoring, evaluate
 from slimdown.measuring.measure import measure
+from slimdown.measuring.parts import Parts
 from slimdown.measuring.questions import load_tasks
 from slimdown.preparing.model import LoadedModel, load_model
 from slimdown.recording.evaluations import EvaluationRecord, base_record
@@ -51,6 +52,9 @@ class Counting:
     def keep(self, name: str, key: str, report: BenchmarkEvaluation) -> None:
         self.kept[key] = report
         self.made.append(name)
+
+    def parts(self, key: str) -> Parts:
+        return Parts()
 
 
 def measured(loaded: LoadedModel, config: RunConfig, record: Any) -> dict[str, BenchmarkEvaluation]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from math import inf
@@ -20,8 +21,14 @@ from recorded import here
 
 from slimdown.guarding.disk import Interim
 from slimdown.judging.runs import RecordedRun
+from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, write_samples
+from slimdown.measuring.engine import decoding
+from slimdown.measuring.harness import choose_scoring
+from slimdown.measuring.measure import measure
+from slimdown.measuring.parts import Parts
+from slimdown.measuring.questions import load_tasks
 from slimdown.preparing.data import load_data
-from slimdown.preparing.model import load_model
+from slimdown.preparing.model import LoadedModel, load_model
 from slimdown.recording import unfinished
 from slimdown.recording.owner import owner_tags, this_process
 from slimdown.recording.tags import Tag
@@ -29,7 +36,7 @@ from slimdown.recording.unfinished import end_forsaken, to_go_on_in
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.files import CONF_DIR
 from slimdown.settings.load import load_config
-from slimdown.settings.schema import RunConfig
+from slimdown.settings.schema import BenchmarkConfig, RunConfig
 from slimdown.training.checkpoints import last_checkpoint
 from slimdown.training.fine_tune import StepRecord, TrainResult, fine_tune
 from slimdown.training.rows import TrainRows, prepare_rows
@@ -272,3 +279,110 @@ def test_a_checkpoint_that_has_no_room_does_not_end_the_training(
     assert result.steps == 5
     assert told[0].startswith(f"no checkpoint is kept of step 1 in {tmp_path / 'run'} ([Errno 28] No space left")
     assert list((tmp_path / "run").iterdir()) == []
+
+
+# --- measuring -------------------------------------------------------------------------------------------------
+
+FEW = ["evaluation.token_budget=96", "model.dtype=float32"]  # a few rows a forward, so a few parts
+
+
+class Remembering:
+    """A record of which nothing is found, with parts in a folder."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self._folder, self._seconds = folder, seconds
+
+    def lock(self, key: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def find(self, name: str, key: str, benchmark: BenchmarkConfig) -> None:
+        return None
+
+    def keep(self, name: str, key: str, report: BenchmarkEvaluation) -> None:
+        assert not any(self._folder.glob("*.jsonl")) or self._seconds == 0
+
+    def parts(self, key: str) -> Parts:
+        return Parts(self._folder / f"{key}.jsonl", self._seconds)
+
+    def find_loss(self, key: str) -> None:
+        return None
+
+    def keep_loss(self, key: str, loss: float) -> None:
+        pass
+
+
+def measured(
+    config: RunConfig, loaded: LoadedModel, folder: Path, seconds: float, most: float = inf
+) -> tuple[Evaluation, int]:
+    """What is measured, and by how many forwards; killed before there are more than `most`."""
+    tasks, forwards = load_tasks(config.benchmark), [0]
+
+    def count(*_: object) -> None:
+        if forwards[0] >= most:
+            raise Killed
+        forwards[0] += 1
+
+    scoring = choose_scoring(loaded, tasks, config.benchmark, config.evaluation)
+    handle = loaded.model.get_input_embeddings().register_forward_pre_hook(count)
+    record = Remembering(folder, seconds)
+    try:
+        asked = (loaded, tasks, config.benchmark, config.evaluation, scoring, record)
+        return measure(*asked, on_progress=lambda *_: None), forwards[0]
+    finally:
+        handle.remove()
+
+
+def samples(evaluation: Evaluation, folder: Path) -> dict[str, str]:
+    folder.mkdir()
+    for name, report in evaluation.benchmarks.items():
+        write_samples(folder / f"{name}.parquet", "base", name, replace(report, seconds=1.0))
+    return content(folder)
+
+
+@pytest.mark.parametrize("name", ["pocket_math", "pocket_cs"])  # of written answers, and of choices
+def test_a_measurement_that_was_killed_asks_for_the_rest(
+    name: str, composed: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "PART", 2)
+    config = composed(*FEW, f"benchmark=[{name}]", f"benchmark.{name}.limit=24")
+    loaded = load_model(config.model, config.quantization)
+    whole, n_forwards = measured(config, loaded, tmp_path / "none", inf)
+    assert not (tmp_path / "none").exists()
+    n_made = 0
+    for most in (n_forwards // 2, n_forwards // 3):
+        with pytest.raises(Killed):
+            measured(config, loaded, tmp_path / "parts", 0.0, most)
+        n_made += most
+        [file] = (tmp_path / "parts").iterdir()
+        with file.open("ab") as torn:
+            torn.write(file.read_bytes()[:50])  # as a system leaves it that loses its power
+    again, n_more = measured(config, loaded, tmp_path / "parts", 0.0)
+    assert samples(again, tmp_path / "b") == samples(whole, tmp_path / "a")
+    assert n_made + n_more < 1.5 * n_forwards
+    assert list((tmp_path / "parts").iterdir()) == []
+
+
+def test_parts_are_taken_as_long_as_they_are_what_is_asked(tmp_path: Path) -> None:
+    file = tmp_path / "key.jsonl"
+    parts = Parts(file, 0.0)
+    for i in range(3):
+        assert parts.take([i]) is None
+        parts.put([i], [[i, 0.1 + i]])
+    assert [Parts(file).take([i]) for i in (1, 2)] == [None, None]
+    again = Parts(file, 0.0)
+    assert [again.take([0]), again.take([5]), again.take([1])] == [[[0, 0.1]], None, None]
+    again.put([5], [["another"]])  # what followed is forgotten
+    last = Parts(file, 0.0)
+    assert [last.take([0]), last.take([5]), last.take([2])] == [[[0, 0.1]], [["another"]], None]
+    changed = file.read_bytes().replace(b"0.1", b"0.2")
+    file.write_bytes(changed)
+    assert Parts(file).take([0]) is None
+    shutil.copy(file, tmp_path / "other.jsonl")
+    assert Parts(tmp_path / "other.jsonl").take([0]) is None
+
+
+def test_parts_without_room_are_not_kept(tmp_path: Path) -> None:
+    (tmp_path / "a file").write_text("")
+    parts = Parts(tmp_path / "a file" / "key.jsonl", 0.0)
+    parts.put([1], [1])
+    assert parts.take([1]) is None

@@ -30,6 +30,7 @@ from slimdown.settings.schema import BenchmarkConfig, EvaluationConfig, OnProgre
 
 if TYPE_CHECKING:
     from slimdown.measuring.engine import Scoring
+    from slimdown.measuring.parts import Parts
 
 
 class Evaluator:
@@ -102,8 +103,10 @@ class Evaluator:
                 "longer window"
             )
 
-    def evaluate(self, name: str, loaded_task: Any, benchmark: BenchmarkConfig) -> BenchmarkEvaluation:
-        """Ask one benchmark's questions.
+    def evaluate(
+        self, name: str, loaded_task: Any, benchmark: BenchmarkConfig, parts: "Parts | None" = None
+    ) -> BenchmarkEvaluation:
+        """Ask one benchmark's questions, but for those whose answers are in `parts`.
 
         Raises:
             UserError: the harness cannot ask what is asked of it, or the model answers in no numbers.
@@ -111,6 +114,8 @@ class Evaluator:
         import lm_eval
 
         begun = time.perf_counter()
+        if parts:
+            self._lm.parts = parts
         for task in loaded_task["tasks"].values():
             task.set_fewshot_seed(FEWSHOT_SEED)  # a task draws its shots from a generator that moves on
         try:

@@ -17,6 +17,7 @@ from slimdown.guarding.errors import UserError
 from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation
 from slimdown.measuring.engine import Scoring
 from slimdown.measuring.harness import Evaluator
+from slimdown.measuring.parts import Parts
 from slimdown.measuring.validation import validation_loss
 from slimdown.preparing.dequantize import dequantizes
 from slimdown.preparing.digests import digest
@@ -37,6 +38,7 @@ MEASURING = (
     "measuring/engine/scoring.py",
     "measuring/engine/sharing.py",
     "measuring/harness.py",
+    "measuring/parts.py",
     "measuring/questions.py",
     "measuring/results.py",
     "preparing/causal.py",
@@ -57,6 +59,9 @@ class Record(Protocol):
     def keep(self, name: str, key: str, report: BenchmarkEvaluation) -> None:
         """Keep a finished evaluation, so that it can be found from now on."""
 
+    def parts(self, key: str) -> Parts:
+        """What is kept of the evaluation of this key while it is made."""
+
     def find_loss(self, key: str) -> float | None:
         """The validation loss of this key, or None where there is none."""
 
@@ -75,7 +80,8 @@ def measure(
 ) -> Evaluation:
     """The report on every benchmark: from the record where an equal evaluation is in it, else made and kept.
 
-    Each benchmark is kept as soon as it is finished, so that a run that is stopped in the third finds the first two.
+    Each benchmark is kept as soon as it is finished, so that a run that is stopped in the third finds the first two;
+    of one that takes long also what is answered so far.
 
     Args:
         loaded: the model, the adapter on it or not.
@@ -96,8 +102,10 @@ def measure(
             with record.lock(key):
                 evaluation = record.find(name, key, benchmark)
                 if evaluation is None:
-                    evaluation = evaluator.evaluate(name, tasks[name], benchmark)
+                    parts = record.parts(key)
+                    evaluation = evaluator.evaluate(name, tasks[name], benchmark, parts)
                     record.keep(name, key, evaluation)
+                    parts.forget()
                     n_made += 1
             check_paired(name, evaluation)
             reports[name] = evaluation

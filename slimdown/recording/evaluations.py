@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from slimdown.guarding.interruption import undisturbed
 from slimdown.measuring.answers import BenchmarkEvaluation, DamagedSamples, read_samples
+from slimdown.measuring.parts import Parts
 from slimdown.recording.connection import search
 from slimdown.recording.locks import saving_work
 from slimdown.recording.outage import StoreGone
@@ -141,6 +142,13 @@ class EvaluationRecord:
         holder = self._opened()
         holder.log_evaluation(self._model, name, report, key)
         self._link(name, key, report, holder.run_id)
+
+    def parts(self, key: str) -> Parts:
+        """What is kept of the evaluation of this key while it is made: of a base where another run finds it, too."""
+        if not (self._reuse and (interim := self._at_hand.interim)):
+            return Parts()
+        folder = interim.folder.parent / "evaluations" if self._holder else interim.folder
+        return Parts(folder / f"{key}.jsonl", interim.seconds)
 
     def _opened(self) -> TrackedRun:
         return self._holder() if self._holder else self._at_hand

@@ -45,6 +45,7 @@ from slimdown.measuring.engine.packing import (
 )
 from slimdown.measuring.engine.progress import Progress, ProgressBars
 from slimdown.measuring.engine.sharing import Scoring, asks_greedily, choose_scoring
+from slimdown.measuring.parts import Parts
 from slimdown.preparing.memory import release_memory
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         self.progress = progress
         self._asked_scoring = scoring
         self._bars: ProgressBars | None = None
+        self.parts = Parts()  # of the benchmark that is asked
 
     @cached_property
     def scoring(self) -> Scoring:
@@ -238,6 +240,12 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         cache = None
         while waiting:
             rows, rest = take_rows(waiting, len(preamble), budget, width)
+            asked = [i for row in rows for question in row for indices in question.answers.values() for i in indices]
+            if kept := self.parts.take(asked):
+                waiting = rest
+                answers |= {i: (value, greedy) for i, (value, greedy) in zip(asked, kept, strict=True)}
+                self._done(asked)
+                continue
             try:
                 if preamble and cache is None:
                     cache = preamble_cache(self.model, preamble, self.device, budget)
@@ -257,6 +265,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             else:
                 waiting = rest
                 answers |= scored
+                self.parts.put(asked, [scored[i] for i in asked])
                 self._done(scored)
                 continue
             release_memory()
@@ -350,6 +359,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             is_finished=StopStrings(self.tokenizer, stops),
             finished=finished,
             merging=self.scoring.merges,
+            parts=self.parts,
         )
         before = decoder.token_budget
         with self._measuring():
