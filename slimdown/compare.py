@@ -17,6 +17,7 @@ from slimdown.judging.comparison import Comparison, compare, counted
 from slimdown.judging.holdout import held_out_part, open_part
 from slimdown.judging.runs import RecordedRun
 from slimdown.judging.sorting import by, ordered
+from slimdown.recording.owner import is_gone, owner_of
 from slimdown.recording.read import (
     FILTER_EXAMPLE,
     experiment_names,
@@ -140,6 +141,8 @@ def select(options: argparse.Namespace, store: TrackingConfig) -> tuple[list[Rec
 
 def _state(run: RecordedRun) -> str:
     pruned = run.status == "KILLED" and Tag.pruned in run.tags
+    if run.status == "RUNNING" and owner_of(run.tags):
+        return "gone without an end" if is_gone(run.tags) else "still going"
     return "pruned by a search" if pruned else _STATES.get(run.status, run.status.lower())
 
 

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 from math import isnan, sqrt
 from pathlib import Path
@@ -22,7 +22,9 @@ from slimdown.compare import arguments, main
 from slimdown.guarding.errors import UserError
 from slimdown.judging.comparison import compare
 from slimdown.judging.sorting import by_dataset, ordered, series_by, typed, value_of
+from slimdown.recording.owner import this_process
 from slimdown.recording.read import find_runs
+from slimdown.recording.tags import Tag
 from slimdown.recording.write import TrackedRun
 from slimdown.showing.comparison import comparison_table
 from slimdown.showing.table import show
@@ -199,11 +201,17 @@ def test_what_is_not_finished_is_left_out_and_counted(said, fails) -> None:  # t
         raise RuntimeError("the disk is full")
     going = TrackedRun(here(), "going", kind="tuned", tags={})
     assert "no run of experiment slimdown in" in (none := fails())
-    assert "can be shown (1 still going or killed outright, 1 failed)" in none
+    assert "can be shown (1 still going, 1 failed)" in none
     done = run("done", 40)
-    assert "2 runs are left out: 1 still going or killed outright, 1 failed." in said()
+    assert "2 runs are left out: 1 still going, 1 failed." in said()
     assert "(broken) failed: RuntimeError: the disk is full" in fails(done, "broken")
-    assert "(going) is still going" in fails(done, going.run_id[:8])
+    assert "(going) is still going; it left" in fails(done, going.run_id[:8])
+    client = MlflowClient(here().uri)
+    client.set_tag(going.run_id, Tag.owner, json.dumps(asdict(replace(this_process(), started="1"))))
+    assert "1 gone without an end" in said()
+    assert "(going) was killed outright, and its command goes on in it; it left" in fails(done, going.run_id[:8])
+    client.delete_tag(going.run_id, Tag.owner)  # as in a record of before, which does not say
+    assert "1 still going or killed outright" in said()
 
 
 def test_programs_get_whole_numbers_under_the_names_of_the_record(said) -> None:  # type: ignore[no-untyped-def]

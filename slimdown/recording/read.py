@@ -18,6 +18,7 @@ from slimdown.judging.runs import RecordedRun
 from slimdown.measuring.answers import BenchmarkEvaluation, DamagedSamples, Evaluation
 from slimdown.recording.connection import first_line, open_store, sqlite_file
 from slimdown.recording.names import evaluation_seconds, recorded_run
+from slimdown.recording.owner import is_gone, owner_of
 from slimdown.recording.tables import TUNED, has_tables, reading
 from slimdown.recording.tags import Tag
 from slimdown.settings.keys import nearest
@@ -127,9 +128,12 @@ def refuse_unfinished(run: RecordedRun) -> None:
         UserError: it is still going, failed or was stopped.
     """
     if run.status != "FINISHED":
+        state = _STATES.get(run.status, run.status)
+        if run.status == "RUNNING" and owner_of(run.tags):
+            state = "was killed outright, and its command goes on in it" if is_gone(run.tags) else "is still going"
         said = run.tags.get(Tag.error) or run.tags.get(Tag.pruned, "")
         raise UserError(
-            f"run {run.run_id} ({run.name}) {_STATES.get(run.status, run.status)}{': ' + said if said else ''}; "
+            f"run {run.run_id} ({run.name}) {state}{': ' + said if said else ''}; "
             "it left no complete measurement to read, choose a finished run"
         )
 

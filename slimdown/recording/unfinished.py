@@ -70,8 +70,9 @@ def reopened(client: Any, run_id: str, tags: Mapping[str, str]) -> "Run":
     run: Run = client.get_run(run_id)
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     client.update_run(run_id, "RUNNING")
+    for of_an_end in {Tag.error, Tag.pruned} & run.data.tags.keys():
+        client.delete_tag(run_id, of_an_end)
     if Tag.error in run.data.tags:
-        client.delete_tag(run_id, Tag.error)
         with suppress(Exception):  # a place that deletes nothing: the next traceback is put over it
             from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 

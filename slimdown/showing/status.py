@@ -1,0 +1,82 @@
+"""Where runs are: what goes on on which machine and how far, and what was left unfinished."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from slimdown.judging.runs import RecordedRun
+from slimdown.showing import numbers
+from slimdown.showing.numbers import NOTHING
+from slimdown.showing.sweep import roughly
+from slimdown.showing.table import Cell, Column, Row, Table
+
+
+class Standing(StrEnum):
+    going = "going"
+    unknown = "going or gone"  # of an older version, which did not say who works on it
+    gone = "gone"  # its process is, without having said so
+    stopped = "stopped"
+    failed = "failed"
+    pruned = "pruned"  # by a search that had seen enough
+    finished = "finished"
+
+
+GOES_ON = (Standing.gone, Standing.stopped, Standing.failed)
+_ADVICE = "The command of a run that is gone, stopped or failed goes on in it."
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """Where a run is, as the store has it."""
+
+    run: RecordedRun
+    standing: Standing
+    host: str = ""  # of the process that works or worked on it
+    at: str = ""  # how far it was when it was last heard of
+    heard: float = 0.0  # then, in seconds since 1970; 0: never
+    why: str = ""  # it failed
+
+
+def status_table(found: Sequence[Whereabouts], where: str) -> Table:
+    """What is not finished, a row a run, and how many are.
+
+    Args:
+        found: of all runs, in the order in which they are shown.
+        where: what was looked through.
+    """
+    counts = Counter(one.standing for one in found)
+    told = ", ".join(f"{counts[standing]:,} {standing}" for standing in Standing if counts[standing])
+    columns = ("run", "name", "standing", "how far", "on", "since", "last heard of")
+    widest = {"name": 50, "how far": 40}
+    return Table(
+        title=f"{numbers.plural(len(found), 'run')} of {where}" + (f": {told}" if told else ""),
+        columns=tuple(Column(heading, widest=widest.get(heading)) for heading in columns),
+        rows=tuple(_row(one) for one in found if one.standing is not Standing.finished),
+        legend=_ADVICE if counts.keys() & {*GOES_ON} else "",
+    )
+
+
+def _row(one: Whereabouts) -> Row:
+    run, now = one.run, time.time()
+    heard = f"{roughly(max(0.0, now - one.heard))} ago" if one.heard else NOTHING
+    values: dict[str, object] = {
+        "run_id": run.run_id,
+        "experiment": run.experiment,
+        "host": one.host,
+        "at": one.at,
+        "why": one.why,
+    }
+    values |= {"standing": one.standing.value, "started": run.started.isoformat(), "heard": one.heard or None}
+    return Row(
+        (
+            Cell(run.run_id[:8], values=values),
+            Cell(run.name, values={"name": run.name}),
+            Cell(one.standing),
+            Cell(one.why if one.standing is Standing.failed and one.why else one.at),
+            Cell(one.host),
+            Cell(f"{run.started.astimezone():%Y-%m-%d %H:%M}"),
+            Cell(heard),
+        )
+    )

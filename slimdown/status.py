@@ -1,0 +1,75 @@
+"""`python -m slimdown.status`: what is running where and how far, from the store alone, for any machine that shares it.
+
+Imports neither torch nor transformers, and of a local store not even MLflow is needed.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from slimdown.guarding.errors import UserError
+from slimdown.guarding.redaction import public_uri
+from slimdown.judging.runs import RecordedRun
+from slimdown.recording.owner import heard_of, is_gone, owner_of
+from slimdown.recording.read import find_runs
+from slimdown.recording.tags import Tag
+from slimdown.settings.arguments import Parser, add_output, add_store, format_of, store_to_read
+from slimdown.showing.files import put
+from slimdown.showing.status import Standing, Whereabouts, status_table
+from slimdown.showing.table import FORMATS, write
+
+_ENDED = {"FINISHED": Standing.finished, "KILLED": Standing.stopped, "FAILED": Standing.failed}
+
+
+def arguments(given: Sequence[str]) -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = Parser(prog="python -m slimdown.status", description="What runs where, and how far it is; what is gone.")
+    add_store(parser)
+    parser.add_argument("--experiment", action="append", metavar="NAME", help="an MLflow experiment (default: all)")
+    parser.add_argument("--sweep", metavar="NAME", help="the runs that one command started")
+    add_output(parser, FORMATS)
+    options = parser.parse_args(given)
+    options.format = format_of(options)
+    return options
+
+
+def whereabouts(run: RecordedRun) -> Whereabouts:
+    """Where a run is, by its status and its tags."""
+    owner, tags = owner_of(run.tags), run.tags
+    if run.status == "RUNNING":
+        standing = Standing.unknown if owner is None else Standing.gone if is_gone(tags) else Standing.going
+    else:
+        standing = Standing.pruned if Tag.pruned in tags else _ENDED.get(run.status, Standing.unknown)
+    at, why = tags.get(Tag.at, ""), tags.get(Tag.error, "")
+    return Whereabouts(run, standing, owner.host if owner else "", at, heard_of(tags), why)
+
+
+def main() -> None:
+    """Show where runs are; a user's mistake ends in one message and exit code 1."""
+    options = arguments(sys.argv[1:])
+    try:
+        store = store_to_read(options.tracking_uri)
+        tags: dict[str, str] = {Tag.sweep: options.sweep} if options.sweep else {}
+        runs = find_runs(store, options.experiment or [], tags=tags)
+        finished = {run.tags[Tag.run_key] for run in runs if run.status == "FINISHED" and Tag.run_key in run.tags}
+        order = list(Standing)
+        # What was made anew meanwhile is no longer unfinished.
+        found = [
+            whereabouts(run)
+            for run in runs
+            if run.status in ("FINISHED", "RUNNING") or run.tags.get(Tag.run_key) not in finished
+        ]
+        found.sort(key=lambda one: order.index(one.standing))
+        table = status_table(found, public_uri(store.uri))
+        put(table, lambda: write(table, "html"), options.format, options.output)
+    except UserError as error:
+        sys.exit(f"Where runs are cannot be told:\n  {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()
