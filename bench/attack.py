@@ -4,6 +4,7 @@
     python -m bench.attack signals
     python -m bench.attack disk
     python -m bench.attack stores
+    python -m bench.attack locks
 
 Each attack prints what became of its tries, and ends with exit code 1 where one of them did harm.
 """
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 
 from bench.faults import disk, signals
+from bench.locks import locks
 from bench.stores import stores
 
 QUICK = [
@@ -63,7 +65,7 @@ def main() -> None:
     attack = attacks.add_parser("hub", help="a hub that fails now and then, or for good")
     attack.add_argument("--mirror", type=Path, required=True, help="a server of the hub's files")
     attack.add_argument("--times", type=int, default=20)
-    for fault, trials in ((signals, 500), (disk, 5), (stores, 5)):
+    for fault, trials in ((signals, 500), (disk, 5), (stores, 5), (locks, 1)):
         attack = attacks.add_parser(fault.__name__, help=(fault.__doc__ or "").splitlines()[0])
         attack.add_argument("--trials", type=int, default=trials)
         if fault is signals:

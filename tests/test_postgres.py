@@ -1,17 +1,22 @@
 """A record in PostgreSQL, directly: a real server, started here as a user that is not root."""
 
+import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import SMALL
+from mlflow import MlflowClient
 
+from bench.faults import QUICK
 from bench.servers import PASSWORD, MlflowServer, fresh_database, postgres, together
 from slimdown.guarding.errors import UserError
 from slimdown.recording.connection import open_store
+from slimdown.recording.tags import Tag
 from slimdown.settings.schema import TrackingConfig
 
 pytestmark = pytest.mark.postgres
@@ -29,11 +34,36 @@ def test_eight_processes_open_a_fresh_database_together_and_measure_once(server:
     assert n_made == 1
 
 
-def test_eight_processes_that_share_a_server_and_no_folder_measure_once(server: str, tmp_path: Path) -> None:
-    with MlflowServer(tmp_path, fresh_database(server, "served")) as mlflow:
-        codes, n_made = together(mlflow.uri, 8, tmp_path)
-    assert codes == [0] * 8
-    assert n_made == 1
+def test_eight_that_share_a_server_and_no_folder_measure_each_base_once(server: str, tmp_path: Path) -> None:
+    """Three whole runs and five that only write, all at once; counted in the record that they leave."""
+    (tmp_path / "server").mkdir()
+    with MlflowServer(tmp_path / "server", fresh_database(server, "served")) as mlflow:
+        runs = [shared_run(tmp_path / f"machine{seed}", mlflow.uri, seed) for seed in range(3)]
+        codes, n_made = together(mlflow.uri, 5, tmp_path)
+        said = [run.communicate(timeout=300)[0] for run in runs]
+        assert [run.returncode for run in runs] == [0] * 3, said
+        assert codes == [0] * 5
+        assert n_made == 1
+        client = MlflowClient(mlflow.uri)
+        found = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        assert {run.info.status for run in found} == {"FINISHED"}
+        assert sum(run.data.tags[Tag.kind] == "tuned" for run in found) == 8
+        whole = [run for run in found if run.info.run_name != "a run"]
+        kept = [key for run in whole for key in run.data.tags if key.startswith((Tag.evaluation, Tag.validation_loss))]
+        assert set(Counter(kept).values()) == {1}
+        assert len(kept) == 2 + 3 + 3 * 2  # two benchmarks of the base, its loss on the rows of each; theirs
+        assert client.search_model_versions("name = 'slimdown-locks'") == []
+        assert not any("lets nobody queue" in text for text in said)
+
+
+def shared_run(folder: Path, uri: str, seed: int) -> "subprocess.Popen[str]":
+    """A run from a folder, home and cache of its own."""
+    (folder / "home").mkdir(parents=True)
+    homes = {"HOME": str(folder / "home"), "XDG_CACHE_HOME": str(folder / "cache")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "slimdown.run", *QUICK, f"seed={seed}", f"tracking.uri={uri}"],
+        cwd=folder, env={**os.environ, **homes}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
 
 
 def test_a_wrong_password_and_a_missing_database_are_known_at_once(server: str) -> None:

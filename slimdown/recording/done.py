@@ -150,6 +150,7 @@ def finished_or_alone(
         UserError: an equal job of the sweep failed.
     """
     anew = config.rerun or not config.baseline.reuse
+    waiting = cache(waiting)  # said once: for the lock, or for a run that is at work without it
 
     def look() -> list[RecordedRun]:
         runs = _runs(config.tracking, key)

@@ -162,8 +162,7 @@ class _Ticket:
                 seconds = seconds + pause if seen == at else 0.0
                 renewed[number] = at, seconds
                 if seconds > _DEAD:
-                    with suppress(Exception):  # it has gone by itself
-                        self._delete(number)
+                    self._client.ask(self._delete, number)
             pause = min(_LOOK, 2 * pause + 0.05)
             time.sleep(pause)
             stop_if_interrupted()
@@ -187,10 +186,16 @@ class _Ticket:
 
     def delete(self) -> None:
         """Let the next one have its turn."""
-        self._delete(self._number)
+        within(_CALL, partial(self._delete, self._number))
 
     def _delete(self, number: int) -> None:
-        within(_CALL, partial(self._registry.delete_model_version, _QUEUE, str(number)))
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._registry.delete_model_version(_QUEUE, str(number))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # somebody else was faster
+                raise
 
 
 def _refusals() -> tuple[type[Exception], ...]:
