@@ -7,8 +7,10 @@ finished run should not wait.
 import shutil
 import sys
 import tempfile
+import time
 import traceback
-from contextlib import suppress
+import warnings
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +23,14 @@ from slimdown.guarding import interruption
 from slimdown.guarding.errors import UserError
 from slimdown.guarding.hiding import blank_secrets
 from slimdown.guarding.redaction import redact
+from slimdown.guarding.worker import at_worker, is_queued
 from slimdown.recording.connection import check_store
 from slimdown.settings.load import load_config
 from slimdown.settings.naming import run_name
 from slimdown.settings.schema import TRAINING, RunConfig
+
+# Our launchers have the names of those that plugins store, and are checked against them, which Hydra 1.3 warns of.
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema", UserWarning)
 
 if TYPE_CHECKING:  # it takes a third of a second
     from slimdown.judging.runs import RecordedRun
@@ -37,26 +43,36 @@ def work(sweep: "Sweep", composed: DictConfig) -> "Job":
     Whatever is raised, `sys.exit` and a lack of memory too, is told of this job and stops no other.
 
     Raises:
-        KeyboardInterrupt: a signal came, in the command's own process.
+        KeyboardInterrupt: a signal came, in the command's own process, or in a job that its queue starts again.
     """
     from slimdown.showing.sweep import State
 
-    this = sweep.begin(HydraConfig.get().job.num)
-    try:
-        interruption.stop_if_interrupted()
-        make_or_find(this, composed, sweep)
-    except BaseException as error:
-        if interruption.interrupted() or isinstance(error, KeyboardInterrupt):
-            this.state = State.interrupted
-            if sweep.in_process:
-                raise
-            return this
-        _tell_failure(this, error, sweep.at_hand)
-    if "torch" in sys.modules:  # only now has an error let go of what its frames held
-        from slimdown.preparing.memory import release_memory
+    settings = HydraConfig.get()
+    this = sweep.begin(settings.job.num)
+    if sweep.stop.exists():
+        this.state = State.to_do
+        return this
+    with nullcontext() if sweep.in_process else at_worker(sweep.stop, Path(settings.runtime.output_dir)) as log:
+        this.log = str(log or "")
+        sweep.tell()
+        try:
+            interruption.stop_if_interrupted()
+            make_or_find(this, composed, sweep)
+        except BaseException as error:
+            if interruption.interrupted() or isinstance(error, KeyboardInterrupt):
+                this.state = State.interrupted
+                sweep.tell()
+                if sweep.in_process or (is_queued() and not sweep.stop.exists()):
+                    raise
+                return this
+            _tell_failure(this, error, sweep.at_hand)
+        if "torch" in sys.modules:  # only now has an error let go of what its frames held
+            from slimdown.preparing.memory import release_memory
 
-        release_memory()
-    sweep.end()
+            release_memory()
+    if this.state is State.finished:
+        this.seconds = time.time() - this.began
+    sweep.tell()
     return this
 
 
@@ -128,7 +144,7 @@ def _make(
         overrides=overrides,
         folder=Path(tempfile.mkdtemp(prefix="scratch-", dir=settings.runtime.output_dir)),
         sweep=sweep.folder.name if sweep else None,
-        on_opened=partial(setattr, this, "run_id"),
+        on_opened=partial(_opened, this, sweep),
         tags={Tag.run_key: key} if key else {},
         goes_on=unfinished.run_id if unfinished else "",
     )
@@ -137,6 +153,12 @@ def _make(
     this.found(State.finished, recorded_changes(experiment(config, about)))
     # The record holds what is in it; where a run fails, it may be all there is.
     shutil.rmtree(about.folder, ignore_errors=True)
+
+
+def _opened(this: "Job", sweep: "Sweep | None", run_id: str) -> None:
+    this.run_id = run_id
+    if sweep:
+        sweep.tell()
 
 
 def said(what: str, error: BaseException, reason: str = "") -> str:

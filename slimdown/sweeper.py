@@ -1,8 +1,14 @@
 """The sweep of a command, started by any of Hydra's launchers: what becomes of each job, whatever ends it."""
 
+import subprocess
 import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra.core.plugins import Plugins
 
@@ -11,23 +17,39 @@ Plugins.instance()  # whose search executes the next modules once more: classes 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from slimdown.guarding import interruption
+from slimdown.guarding.errors import ConfigError
+from slimdown.guarding.redaction import redact
 from slimdown.job import work
+from slimdown.settings.launchers import n_cores, reach_cluster
+from slimdown.settings.load import load_config
+from slimdown.settings.schema import TrackingConfig
+
+_OFTEN = 0.5  # seconds between two looks at what workers wrote down
+_MOST_DEATHS = 2  # of processes that a job was in; it is started alone then, where one more is its failure
 
 
 class Sweeper(BasicSweeper):
     """Hydra's sweeper, whose jobs come back as data: one that fails, or whose process dies, stops no other."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Make the launcher, which is given `job.work` in place of the function of a single run."""
+        """Make the launcher, which is given `job.work` in place of the function of a single run.
+
+        Raises:
+            ConfigError: more jobs at once than there are cores.
+        """
         from slimdown.showing.sweep import Sweep
 
-        self.jobs = Sweep(Path(config.hydra.sweep.dir))
-        super().setup(hydra_context=hydra_context, task_function=partial(work, self.jobs), config=config)
-        self.jobs.in_process = isinstance(self.launcher, BasicLauncher)
+        if (n_jobs := config.hydra.launcher.get("n_jobs") or 1) > (cores := n_cores()):
+            raise ConfigError(f"hydra.launcher.n_jobs={n_jobs}: there are {cores} cores here; give at most {cores}")
+        self.told = Sweep(Path(config.hydra.sweep.dir))
+        super().setup(hydra_context=hydra_context, task_function=partial(work, self.told), config=config)
+        self.told.in_process = isinstance(self.launcher, BasicLauncher)
+        reach_cluster(self.launcher)
 
     def sweep(self, arguments: list[str]) -> None:
         """Start the jobs, and show what became of them.
@@ -44,26 +66,105 @@ class Sweeper(BasicSweeper):
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         batches = self.split_arguments(overrides, self.max_batch_size)
         swept = [override.get_key_element() for override in overrides if override.is_sweep_override()]
-        self.jobs.plan([job for batch in batches for job in batch], swept)
-        self.jobs.folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, self.jobs.folder / "multirun.yaml")
-        n_launched = 0
+        self.told.folder.mkdir(parents=True, exist_ok=True)
+        self.told.plan([job for batch in batches for job in batch], swept)
+        OmegaConf.save(self.config, self.told.folder / "multirun.yaml")
+        n_begun = 0
         try:
             for batch in batches:
-                self._launch(batch, n_launched)
-                n_launched += len(batch)
+                self._until_ended(dict(enumerate(batch, start=n_begun)))
+                n_begun += len(batch)
         finally:
-            console.show_sweep(self.jobs)
-        if any(job.state is State.failed for job in self.jobs.jobs):
+            console.show_sweep(self.told)
+        if any(job.state is State.failed for job in self.told.jobs):
             sys.exit(1)
 
-    def _launch(self, batch: list[list[str]], first: int) -> None:
-        # Hydra's sweeper would compose every job before, as `check_command_line` has, and raise what the first raised.
+    def _until_ended(self, overrides: dict[int, list[str]]) -> None:
+        """Start jobs, and again those whose process died: after a second time, which may be another's fault, alone."""
+        from slimdown.showing.sweep import ENDS, State
+
+        jobs, deaths = self.told.jobs, Counter[int]()
+        waiting = [list(overrides)]
+        while waiting:
+            together = waiting.pop(0)
+            error = self._launch({number: overrides[number] for number in together})
+            left = [number for number in together if jobs[number].state not in ENDS]
+            if error and not any(job.began for job in jobs):
+                raise error
+            deaths.update([number for number in left if jobs[number].state is not State.to_do] or left)
+            if together == left[:1] and deaths[left[0]] > _MOST_DEATHS:
+                self._fail(left.pop(), overrides[together[0]], error)
+            alone = [[number] for number in left if deaths[number] >= _MOST_DEATHS]
+            again = [number for number in left if deaths[number] < _MOST_DEATHS]
+            waiting = [*([again] if again else []), *alone, *waiting]
+
+    def _launch(self, overrides: dict[int, list[str]]) -> Exception | None:
+        """Launch jobs and wait for them; returns what the launcher raised.
+
+        Raises:
+            KeyboardInterrupt: a signal came.
+        """
         assert self.launcher is not None
-        returned: list[JobReturn] = list(self.launcher.launch(batch, initial_job_idx=first))
-        for number, job in enumerate(returned, start=first):
-            if job.status is JobStatus.COMPLETED:
-                self.jobs.jobs[number] = job.return_value
+        first = self.told.launch(list(overrides))
+        with nullcontext() if self.told.in_process else self._watching():
+            try:
+                # Hydra's sweeper would compose every job before, as `check_command_line` has.
+                returned = self.launcher.launch(list(overrides.values()), initial_job_idx=first)
+            except Exception as error:
+                return error
+            for number, job in zip(overrides, returned, strict=True):
+                if job.status is JobStatus.COMPLETED:
+                    self.told.jobs[number] = job.return_value
+        return None
+
+    def _fail(self, number: int, overrides: list[str], error: Exception | None) -> None:
+        from slimdown.recording.unfinished import mark_failed
+        from slimdown.showing.sweep import State
+
+        job = self.told.jobs[number]
+        reason = " ".join(f"{type(error).__name__}: {error}".split()) if error else "it was interrupted"
+        job.state = State.failed
+        job.what = redact(f"its process died {_MOST_DEATHS + 1} times, the last time with no other beside it; {reason}")
+        with suppress(Exception):  # a store that is gone, as other jobs will say
+            mark_failed(self._tracking(overrides), job.run_id, job.what)
+
+    def _tracking(self, overrides: list[str]) -> TrackingConfig:
+        """Where a job is recorded."""
+        assert self.hydra_context is not None
+        assert self.config is not None
+        composed: Any = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(composed):
+            del composed["hydra"]
+        return load_config(composed).tracking
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Inside, what workers tell is shown; a signal makes them end, and is raised when they have.
+
+        Raises:
+            KeyboardInterrupt: a signal came.
+        """
+        from slimdown.showing import console
+
+        ended = threading.Event()
+        with interruption.undisturbed(), console.sweep_status(self.told) as show:
+            watch = threading.Thread(target=self._watch, args=(ended, show), name="sweep", daemon=True)
+            watch.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                watch.join()
+                show()
+
+    def _watch(self, ended: threading.Event, show: Callable[[], None]) -> None:
+        while not ended.wait(_OFTEN):
+            show()
+            if interruption.interrupted() and not self.told.stop.exists():
+                self.told.stop.touch()
+                if queued := [folder.name for folder in self.told.folder.glob(".submitit/[0-9]*")]:
+                    with suppress(OSError):  # jobs that are processes here, and end by themselves
+                        subprocess.run(["scancel", *queued], capture_output=True)
 
 
 def register(sweeper: type[BasicSweeper]) -> None:

@@ -239,8 +239,10 @@ SETTINGS = [
     ("-m model=pocket,nope", "model=nope: there is no such model"),
     ("lora.r=4 -m seed=1,-2", "seed must not be negative, got -2"),
     # Hydra's own
-    ("hydra.launcher=nope", "chooses nothing; choose with hydra/launcher=..., known: basic"),
-    ("hydra/launcher=nope", "there is no such hydra/launcher; known: basic"),
+    ("hydra.launcher=nope", "chooses nothing; choose with hydra/launcher=..., known: basic, joblib, ray"),
+    ("hydra/launcher=nope", "there is no such hydra/launcher; known: basic, joblib, ray, submitit_local"),
+    ("hydra/launcher=joblib", "hydra/launcher=joblib starts the jobs of a sweep, be it of one; begin it with -m"),
+    ("-m hydra/launcher=joblib hydra.launcher.jobs=2", "jobs"),
     ("hydra/sweeper=nope", "there is no such hydra/sweeper; known: basic, slimdown"),
     ("+hydra.nope=1", "hydra.nope is not a setting of Hydra"),
     ("hydra=1", "Config group override must be a string or a list"),

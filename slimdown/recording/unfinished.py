@@ -6,8 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimdown.guarding.redaction import redact
 from slimdown.judging.runs import RecordedRun
-from slimdown.recording.connection import sqlite_file
+from slimdown.recording.connection import open_store, sqlite_file
 from slimdown.recording.owner import INTERVAL, is_gone, is_silent, owner_of, this_process
 from slimdown.recording.tags import Tag
 from slimdown.settings.schema import TrackingConfig
@@ -78,6 +79,13 @@ def reopened(client: Any, run_id: str, tags: Mapping[str, str]) -> "Run":
 
             get_artifact_repository(run.info.artifact_uri).delete_artifacts("traceback.txt")
     return run
+
+
+def mark_failed(config: TrackingConfig, run_id: str, reason: str) -> None:
+    """Mark a run whose process died as FAILED, with the reason."""
+    client = open_store(config)
+    client.set_tag(run_id, Tag.error, redact(reason))
+    client.set_terminated(run_id, "FAILED")
 
 
 def steps_in(client: Any, run: "Run") -> set[tuple[str, int]]:

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from slimdown.guarding.errors import ConfigError
 from slimdown.settings.files import CONF_DIR, group_choices
 from slimdown.settings.keys import nearest, setting_problem, setting_type
+from slimdown.settings.launchers import launcher_problem
 from slimdown.settings.load import load_config
 from slimdown.settings.row_files import RowError
 from slimdown.settings.rows import check_file
@@ -163,7 +164,10 @@ def _override_problems(given: Alternatives, line: CommandLine) -> Iterator[str]:
     if override.is_sweep_override() and not line.is_sweep:
         yield f"{override.input_line}: several values are a sweep; begin it with -m"
     if _is_hydras(key):
-        yield from _hydra_problems(key, [one.value() for one in given.each])
+        values = [one.value() for one in given.each]
+        yield from _hydra_problems(key, values)
+        if key == "hydra/launcher":
+            yield from filter(None, (launcher_problem(str(value), line.is_sweep) for value in values))
     elif not is_choice and (problem := setting_problem(key, RunConfig)):
         yield problem
     elif override.is_delete():

@@ -25,7 +25,7 @@ from slimdown.judging.runs import RecordedRun
 from slimdown.settings.schema import Engine, RunConfig
 from slimdown.showing import words
 from slimdown.showing.findings import Pair, findings_table, pairs_table
-from slimdown.showing.sweep import Sweep, headline
+from slimdown.showing.sweep import State, Sweep, headline
 from slimdown.showing.table import show
 
 _below_bars: list[Callable[[], str]] = []  # lines that every bar shows below it
@@ -105,6 +105,22 @@ def show_job(sweep: Sweep) -> None:
     """Print which job of a sweep begins, and the time left; from now on every bar shows it, too."""
     console.print(f"\n{escape(sweep.progress)}", style="bold", soft_wrap=True)
     _below_bars[:] = [lambda: sweep.progress]
+
+
+@contextmanager
+def sweep_status(sweep: Sweep) -> Iterator[Callable[[], None]]:
+    """While workers make the jobs: a line with how far the sweep is, and, at each call, one for each that ended."""
+    with console.status("") as status:
+
+        def show() -> None:
+            for number in sweep.hear():
+                job = sweep.jobs[number]
+                run, log = f", run {job.run_id}" if job.run_id else "", f"; see {job.log}" if job.log else ""
+                line = f"{sweep.which(number)}, {job.state}{run}: {job.what}{log if job.state is State.failed else ''}"
+                console.print(escape(line), soft_wrap=True)
+            status.update(escape(sweep.progress))
+
+        yield show
 
 
 def show_sweep(sweep: Sweep) -> None:

@@ -1,15 +1,19 @@
 """A sweep as a whole: how far it is, what became of each job, and the table that it ends with."""
 
+import json
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from math import nan
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 
+from slimdown.guarding.disk import whole_file
 from slimdown.guarding.redaction import redact
 from slimdown.judging.runs import RecordedChanges
 from slimdown.showing import numbers
@@ -21,7 +25,11 @@ class State(StrEnum):
     skipped = "skipped"  # an equal run is finished
     failed = "failed"
     interrupted = "interrupted"
+    at_work = "at work"
     to_do = "still to do"
+
+
+ENDS = (State.finished, State.skipped, State.failed)
 
 
 @dataclass
@@ -33,6 +41,9 @@ class Job:
     run_id: str = ""
     what: str = ""  # what it found, or why it failed
     objective: float = nan  # mean change of the retained benchmarks
+    log: str = ""  # the file with what it printed, where that is not the console
+    began: float = 0.0  # in seconds since 1970
+    seconds: float = nan  # that it took to be made
 
     def found(self, state: State, changes: RecordedChanges) -> None:
         """It has findings, its own or those of an equal run."""
@@ -41,17 +52,23 @@ class Job:
 
 
 class Sweep:
-    """The jobs of one command. A launcher's worker has a copy of its own, of which only its job comes back."""
+    """The jobs of one command.
+
+    A launcher's worker has a copy of its own, of which only its job comes back: as the value of the job, and in a file
+    of the sweep's folder, which tells the command how far the job is, and what became of it where its process died.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Plan none yet; `folder` is the sweep's, by whose name its runs are known."""
-        self.folder = folder
+        self.folder = folder.absolute()
         self.in_process = True  # whether jobs are made in the command's own process, one after the other
         self.began = time.time() // 1  # in seconds since 1970, as runs' heartbeats
         self.swept: tuple[str, ...] = ()  # settings that have several values
         self.jobs: list[Job] = []
-        self._number, self._job_began = 0, 0.0  # of the job at hand
-        self._seconds: list[float] = []  # of the jobs that were made
+        self.launched: dict[
+            int, int
+        ] = {}  # by the number that Hydra gives a job each time that it is launched: its own
+        self._at_hand = 0
 
     def plan(self, jobs: Sequence[Sequence[str]], swept: Sequence[str]) -> None:
         """Have these jobs, each given by its overrides; `swept` are the keys of those that have several values."""
@@ -59,30 +76,76 @@ class Sweep:
         for job in jobs:
             own = [override.lstrip("+~") for override in job if override.partition("=")[0] in swept]
             self.jobs.append(Job(redact(re.sub(r"\\(.)", r"\1", " ".join(own)))))  # Hydra escapes a colon
+        shutil.rmtree(self._files, ignore_errors=True)  # of a command before, in a folder that was named
+        self._files.mkdir(parents=True)
+
+    @property
+    def _files(self) -> Path:
+        return self.folder / ".jobs"
+
+    def _file(self, number: int) -> Path:
+        return self._files / f"{number}.json"
+
+    @property
+    def stop(self) -> Path:
+        """A file that tells workers, wherever they are, to end what they are at and to begin nothing."""
+        return self._files / "stop"
+
+    def launch(self, numbers: Sequence[int]) -> int:
+        """Have these jobs launched, or launched again; returns the number that Hydra shall give the first of them."""
+        first = len(self.launched)
+        self.launched.update(enumerate(numbers, start=first))
+        for number in numbers:
+            self._file(number).unlink(missing_ok=True)
+            self.jobs[number] = Job(self.jobs[number].name, run_id=self.jobs[number].run_id)
+        return first
 
     def begin(self, number: int) -> Job:
-        """The job of this number, counted from 0, which begins now and ends the one before."""
-        self._number, self._job_began = number, time.monotonic()
-        return self.jobs[number]
+        """The job that Hydra gives this number, which begins now."""
+        self._at_hand = self.launched[number]
+        job = self.jobs[self._at_hand] = Job(self.jobs[self._at_hand].name, State.at_work, began=time.time())
+        return job
 
-    def end(self) -> None:
-        """The job at hand has ended."""
-        if self.jobs[self._number].state is State.finished:
-            self._seconds.append(time.monotonic() - self._job_began)
+    def tell(self) -> None:
+        """Write down what the job at hand is by now."""
+        with suppress(OSError), whole_file(self._file(self._at_hand)) as file:
+            file.write(json.dumps(asdict(self.jobs[self._at_hand])).encode())
+
+    def hear(self) -> list[int]:
+        """Read what workers wrote down; returns the jobs that ended since."""
+        ended = []
+        for number, job in enumerate(self.jobs):
+            if job.state in ENDS:
+                continue
+            with suppress(OSError, ValueError):  # it has not begun
+                told = json.loads(self._file(number).read_bytes())
+                self.jobs[number] = Job(**{**told, "state": State(told["state"])})
+                if self.jobs[number].state in ENDS:
+                    ended.append(number)
+        return ended
+
+    def which(self, number: int) -> str:
+        """A job, as it is called."""
+        job = self.jobs[number]
+        return f"job {number + 1} of {len(self.jobs)}" + (f", {job.name}" if job.name else "")
 
     @property
     def at_hand(self) -> str:
         """Which job it is at."""
-        job = self.jobs[self._number]
-        return f"job {self._number + 1} of {len(self.jobs)}" + (f", {job.name}" if job.name else "")
+        return self.which(self._at_hand)
 
     @property
     def progress(self) -> str:
-        """Which job it is at, and the time left where a job has been timed."""
-        if not self._seconds:
-            return self.at_hand
-        left = median(self._seconds) * (len(self.jobs) - self._number) - (time.monotonic() - self._job_began)
-        return f"{self.at_hand}, about {roughly(max(left, 0.0))} left"
+        """How far it is, and the time left where a job has been timed: the others take as long as these did."""
+        at_work = [job for job in self.jobs if job.state is State.at_work]
+        n_ended = sum(job.state in ENDS for job in self.jobs)
+        where = self.at_hand if self.in_process else f"{n_ended} of {len(self.jobs)} jobs done, {len(at_work)} at work"
+        if not (made := [job.seconds for job in self.jobs if job.seconds > 0]):
+            return where
+        each = fmean(made)
+        left = sum(max(each - (time.time() - job.began), 0.0) for job in at_work)
+        left += each * (len(self.jobs) - n_ended - len(at_work))
+        return f"{where}, about {roughly(left / max(len(at_work), 1))} left"
 
     def table(self) -> Table:
         """What became of each job: finished, skipped, failed and why, and what is still to do."""
