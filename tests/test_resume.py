@@ -4,7 +4,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -13,10 +17,12 @@ from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from recorded import here
 
 from slimdown.guarding.disk import Interim
@@ -386,3 +392,77 @@ def test_parts_without_room_are_not_kept(tmp_path: Path) -> None:
     parts = Parts(tmp_path / "a file" / "key.jsonl", 0.0)
     parts.put([1], [1])
     assert parts.take([1]) is None
+
+
+# --- a real process ----------------------------------------------------------------------------------------------
+
+SMALL_RUN = [
+    "train.max_steps=4",
+    "dataset.pocket_instructions.max_examples=32",
+    "dataset.pocket_instructions.validation_examples=8",
+    "benchmark=[pocket_math]",
+    "benchmark.pocket_math.limit=24",
+    "evaluation.token_budget=96",  # a few questions a forward, so a few parts
+    "train.checkpoint_minutes=1e-6",
+]
+
+
+def begin(folder: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "slimdown.run", *SMALL_RUN]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def killed_once_there_is(pattern: str, folder: Path) -> str:
+    """What a run says that is killed as soon as a file of this pattern is there."""
+    with begin(folder) as process:
+        while process.poll() is None and not any((folder / "mlruns" / "checkpoints").glob(pattern)):
+            time.sleep(0.002)
+        process.kill()
+        said = process.communicate()[0]
+        assert process.returncode == -signal.SIGKILL, said
+        return said
+
+
+def made(folder: Path) -> tuple[dict[str, object], list[Run]]:
+    """What the one run of a folder holds, its bytes and its numbers, and the runs that hold bases."""
+    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    everything = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    [run] = [run for run in everything if run.data.tags[Tag.kind] == "tuned"]
+    assert run.info.status == "FINISHED"
+    [model] = client.search_logged_models([run.info.experiment_id])
+    place = Path(model.artifact_location.removeprefix("file://"))
+    answers = client.download_artifacts(run.info.run_id, "samples/tuned-pocket_math.parquet")
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    metrics = {key: value for key, value in run.data.metrics.items() if not key.startswith("cost/")}
+    held = {
+        "adapter": hashlib.sha256((place / "adapter_model.safetensors").read_bytes()).hexdigest(),
+        "answers": pq.read_table(answers).replace_schema_metadata(),  # which holds the seconds
+        "losses": [(metric.step, metric.value) for metric in history],
+        **metrics,
+    }
+    return held, [run for run in everything if run.data.tags[Tag.kind] == "baseline"]
+
+
+def test_a_run_that_is_killed_again_and_again_goes_on_in_the_same_run(migrated_store: Path, tmp_path: Path) -> None:
+    calm, stormy = tmp_path / "calm", tmp_path / "stormy"
+    for folder in (calm, stormy):
+        (folder / "mlruns").mkdir(parents=True)
+        shutil.copy(migrated_store, folder / "mlruns" / "mlflow.db")
+    for pattern in ("evaluations/*.jsonl", "*/checkpoint-2/whole.json", "[!e]*/*.jsonl"):  # base, training, tuned model
+        killed_once_there_is(pattern, stormy)
+    shown = subprocess.run(
+        [sys.executable, "-m", "slimdown.status"], cwd=stormy, capture_output=True, text=True, check=True
+    ).stdout
+    assert "1 gone" in shown
+    both = [begin(stormy), begin(stormy)]
+    told = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    went_on, waited = sorted(told, key=lambda said: "finished before" in said)
+    assert re.search(r"goes on in run \w+, from step 4 of 4", went_on)
+    assert "Another process makes an equal run just now" in waited
+    with begin(calm) as process:
+        assert process.wait(300) == 0
+    (held, bases), (expected, _) = made(stormy), made(calm)
+    assert held == expected
+    assert {base.info.status for base in bases} <= {"KILLED", "FINISHED"}
+    assert [*(stormy / "mlruns" / "checkpoints").rglob("*.*")] == []
