@@ -110,6 +110,7 @@ def test_a_run_goes_on_without_what_it_said_of_its_end_and_keeps_each_step_once(
         run.log_settings({"lora.r": 8, "tracking.wait": 300.0})
         for step in (1, 2):
             run.log_step(StepRecord(step, {"loss": 1 / step, "grad_norm": 0.5}))
+        run._metrics({"cost/load_seconds": 1.0, "train/n_train": 32})
         raise ValueError("no memory")
     assert store.get_run(run.run_id).info.status == "FAILED"
     with TrackedRun(here(), "a run", "tuned", {Tag.sweep: "again"}, goes_on=run.run_id) as again:
@@ -117,6 +118,7 @@ def test_a_run_goes_on_without_what_it_said_of_its_end_and_keeps_each_step_once(
         assert now.info.status == "RUNNING"
         assert Tag.error not in now.data.tags
         again.log_settings({"lora.r": 8, "tracking.wait": 10.0, "lora.lora_alpha": 16})
+        again._metrics({"cost/load_seconds": 2.0, "train/n_train": 32})
         for step in (1, 2, 3):
             again.log_step(StepRecord(step, {"loss": 1 / step, "grad_norm": 0.5}))
     ended = store.get_run(run.run_id)
@@ -129,6 +131,8 @@ def test_a_run_goes_on_without_what_it_said_of_its_end_and_keeps_each_step_once(
         (2, 0.5),
         (3, 1 / 3),
     ]
+    counts = [len(store.get_metric_history(run.run_id, key)) for key in ("cost/load_seconds", "train/n_train")]
+    assert counts == [2, 1]
     assert [file.path for file in store.list_artifacts(run.run_id)] == []  # no traceback
 
 

@@ -366,8 +366,10 @@ class TrackedRun:
 
     def _metrics(self, values: Mapping[str, float], **of: Any) -> None:
         now = int(time.time() * 1000)
+        before = self._before.data.metrics if self._before and not of else {}  # which need not be there twice
         # A standard error that is not defined (one question) is left out rather than shown as a number.
-        kept = [Metric(key, float(value), now, 0, **of) for key, value in values.items() if isfinite(value)]
+        new = {key: value for key, value in values.items() if isfinite(value) and before.get(key) != value}
+        kept = [Metric(key, float(value), now, 0, **of) for key, value in new.items()]
         log_entries(self._client, self.run_id, metrics=kept)
 
     def _tag(self, tags: Mapping[str, str]) -> None:
