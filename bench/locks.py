@@ -6,8 +6,6 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +31,23 @@ class Holder:
     """A process that takes a lock, says when, and lets it go when it is told."""
 
     def __init__(self, uri: str) -> None:
-        self._here, there = _forks.Pipe()
-        self.process = _forks.Process(target=self._hold, args=(uri, there))
+        self._holds, self._may_go = _forks.Event(), _forks.Event()
+        self.process = _forks.Process(target=self._hold, args=(uri,))
         self.process.start()
 
-    def _hold(self, uri: str, told: Connection) -> None:
+    def _hold(self, uri: str) -> None:
         from slimdown.recording.locks import lock
         from slimdown.settings.schema import TrackingConfig
 
         with lock(TrackingConfig(uri=uri, experiment="x", wait=120), "key"):
-            told.send("held")
-            told.recv()
+            self._holds.set()
+            self._may_go.wait()
 
     def holds(self, within: float) -> bool:
-        return self._here.poll(within)
+        return self._holds.wait(within)
 
     def ends_well(self) -> bool:
-        with suppress(BrokenPipeError):  # it was killed
-            self._here.send("let go")
+        self._may_go.set()
         self.process.join(60)
         return self.process.exitcode == 0
 
@@ -70,10 +67,7 @@ def _many() -> Count:
         for job in jobs:
             job.join()
         seconds = time.monotonic() - started
-        print(
-            f"{PROCESSES} processes, {done.value} turns in {seconds:.0f} s, exit {[job.exitcode for job in jobs]}",
-            flush=True,
-        )
+        print(f"{PROCESSES} processes, {done.value} turns in {seconds:.0f} s, exit {[job.exitcode for job in jobs]}")
         return Count(
             f"{PROCESSES} processes on one key, {TURNS} turns each, one at a time", PROCESSES * TURNS, done.value
         )

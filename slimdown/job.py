@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from slimdown.guarding import interruption
-from slimdown.guarding.errors import UserError
+from slimdown.guarding.errors import Pruned, UserError
 from slimdown.guarding.hiding import blank_secrets
 from slimdown.guarding.redaction import redact
 from slimdown.guarding.worker import at_worker, is_queued
@@ -35,10 +35,6 @@ warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against
 if TYPE_CHECKING:  # it takes a third of a second
     from slimdown.judging.runs import RecordedRun
     from slimdown.showing.sweep import Job, Sweep
-
-
-class MadeElsewhere(Exception):
-    """Another process is at an equal run, and there are other jobs to be made meanwhile."""
 
 
 def work(sweep: "Sweep", composed: DictConfig) -> "Job":
@@ -62,8 +58,6 @@ def work(sweep: "Sweep", composed: DictConfig) -> "Job":
         try:
             interruption.stop_if_interrupted()
             make_or_find(this, composed, sweep)
-        except MadeElsewhere:
-            this.state = State.elsewhere
         except BaseException as error:
             if interruption.interrupted() or isinstance(error, KeyboardInterrupt):
                 this.state = State.interrupted
@@ -71,7 +65,10 @@ def work(sweep: "Sweep", composed: DictConfig) -> "Job":
                 if sweep.in_process or (is_queued() and not sweep.stop.exists()):
                     raise
                 return this
-            _tell_failure(this, error, sweep.at_hand)
+            if isinstance(error, Pruned):
+                this.state, this.what = State.pruned, str(error)
+            else:
+                _tell_failure(this, error, sweep.at_hand)
         if "torch" in sys.modules:  # only now has an error let go of what its frames held
             from slimdown.preparing.memory import release_memory
 
@@ -99,7 +96,6 @@ def make_or_find(this: "Job", composed: DictConfig, sweep: "Sweep | None" = None
 
     Raises:
         UserError: something that the user can mend; whatever else ends a run is raised as well.
-        MadeElsewhere: it is put off.
     """
     from slimdown.recording.done import finished_or_alone, run_key
     from slimdown.showing import console
@@ -109,9 +105,9 @@ def make_or_find(this: "Job", composed: DictConfig, sweep: "Sweep | None" = None
     with interruption.listening():  # in the process of a launcher too
         config = load_config(composed)
         check_store(config.tracking)
-        key = run_key(config)
-        of = (sweep.folder.name, sweep.began) if sweep else ()
-        with finished_or_alone(config, key, partial(_wait, sweep), *of) as run:
+        key, waiting = run_key(config), "Another process makes an equal run just now, which is waited for."
+        of = (sweep.name, sweep.began) if sweep else ()
+        with finished_or_alone(config, key, partial(console.show_note, waiting), *of) as run:
             if run is None or run.status != "FINISHED":
                 if sweep:
                     console.show_job(sweep)
@@ -122,17 +118,6 @@ def make_or_find(this: "Job", composed: DictConfig, sweep: "Sweep | None" = None
             console.show_skipped(run, sweep)
             with suppress(OSError):
                 Path(settings.runtime.output_dir).rmdir()  # which Hydra made for it
-
-
-def _wait(sweep: "Sweep | None") -> None:
-    from slimdown.showing import console
-
-    if sweep and not sweep.may_wait:
-        console.show_note(
-            f"{sweep.at_hand}: another process makes an equal run just now, and the other jobs come first."
-        )
-        raise MadeElsewhere
-    console.show_note("Another process makes an equal run just now, which is waited for.")
 
 
 def _make(
@@ -147,6 +132,7 @@ def _make(
     from slimdown.experiment import experiment
     from slimdown.judging.runs import recorded_changes
     from slimdown.recording.provenance import About
+    from slimdown.recording.study import watch
     from slimdown.recording.tags import Tag
     from slimdown.showing import console
     from slimdown.showing.sweep import State
@@ -161,9 +147,10 @@ def _make(
         config_yaml=OmegaConf.to_yaml(shown),
         overrides=overrides,
         folder=Path(tempfile.mkdtemp(prefix="scratch-", dir=settings.runtime.output_dir)),
-        sweep=sweep.folder.name if sweep else None,
+        sweep=sweep.name if sweep else None,
         on_opened=partial(_opened, this, sweep),
         tags={Tag.run_key: key} if key else {},
+        watch=watch(config),
         goes_on=unfinished.run_id if unfinished else "",
     )
     this.name = this.name or about.name

@@ -4,11 +4,11 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.plugins import Plugins
 
@@ -17,6 +17,7 @@ Plugins.instance()  # whose search executes the next modules once more: classes 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -28,6 +29,10 @@ from slimdown.job import work
 from slimdown.settings.launchers import n_cores, reach_cluster
 from slimdown.settings.load import load_config
 from slimdown.settings.schema import TrackingConfig
+
+if TYPE_CHECKING:
+    from slimdown.searching import Search
+    from slimdown.showing.sweep import Sweep
 
 _OFTEN = 0.5  # seconds between two looks at what workers wrote down
 _MOST_DEATHS = 2  # of processes that a job was in; it is started alone then, where one more is its failure
@@ -64,10 +69,9 @@ class Sweeper(BasicSweeper):
         assert self.config is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        batches = self.split_arguments(overrides, self.max_batch_size)
-        swept = [override.get_key_element() for override in overrides if override.is_sweep_override()]
+        search = _search(self.config, overrides, self.told) if self.config.search.space else None
         self.told.folder.mkdir(parents=True, exist_ok=True)
-        self.told.plan([job for batch in batches for job in batch], swept)
+        batches = search.batches() if search else self._planned(overrides)
         OmegaConf.save(self.config, self.told.folder / "multirun.yaml")
         n_begun = 0
         try:
@@ -75,12 +79,21 @@ class Sweeper(BasicSweeper):
                 self._until_ended(dict(enumerate(batch, start=n_begun)))
                 n_begun += len(batch)
         finally:
-            console.show_sweep(self.told)
+            if self.told.jobs:  # of a search there may be nothing left to do
+                console.show_sweep(self.told)
+        if search:
+            search.show()
         if any(job.state is State.failed for job in self.told.jobs):
             sys.exit(1)
 
+    def _planned(self, overrides: list[Override]) -> Iterable[list[list[str]]]:
+        batches = self.split_arguments(overrides, self.max_batch_size)
+        swept = [override.get_key_element() for override in overrides if override.is_sweep_override()]
+        self.told.plan([job for batch in batches for job in batch], swept)
+        return batches
+
     def _until_ended(self, overrides: dict[int, list[str]]) -> None:
-        """Start jobs, and again those put off, or whose process died: at the third time alone."""
+        """Start jobs, and again those whose process died: after a second time, which may be another's fault, alone."""
         from slimdown.showing.sweep import ENDS, State
 
         jobs, deaths = self.told.jobs, Counter[int]()
@@ -91,8 +104,7 @@ class Sweeper(BasicSweeper):
             left = [number for number in together if jobs[number].state not in ENDS]
             if error and not any(job.began for job in jobs):
                 raise error
-            died = [number for number in left if jobs[number].state is not State.elsewhere]
-            deaths.update([number for number in died if jobs[number].state is not State.to_do] or died)
+            deaths.update([number for number in left if jobs[number].state is not State.to_do] or left)
             if together == left[:1] and deaths[left[0]] > _MOST_DEATHS:
                 self._fail(left.pop(), overrides[together[0]], error)
             alone = [[number] for number in left if deaths[number] >= _MOST_DEATHS]
@@ -166,6 +178,12 @@ class Sweeper(BasicSweeper):
                 if queued := [folder.name for folder in self.told.folder.glob(".submitit/[0-9]*")]:
                     with suppress(OSError):  # jobs that are processes here, and end by themselves
                         subprocess.run(["scancel", *queued], capture_output=True)
+
+
+def _search(composed: DictConfig, overrides: list[Override], jobs: "Sweep") -> "Search":
+    from slimdown.searching import Search
+
+    return Search(composed, overrides, jobs)
 
 
 def register(sweeper: type[BasicSweeper]) -> None:

@@ -65,7 +65,7 @@ class SearchConfig:
 
     space: dict[str, DimensionConfig] = field(default_factory=dict)  # by the settings' dotted keys
     n_trials: int = ranged(COUNT)  # in all, those of an earlier command counted
-    n_jobs: int = ranged(COUNT)  # proposed and run at once: as many as the launcher has places
+    n_jobs: int | None = ranged(COUNT, None)  # proposed and run at once; null: hydra.launcher.n_jobs, or one
     # share that each retained benchmark may lose; null: its margin
     max_loss: float | None = ranged(Range("must be a share from 0 up to 1 (0.03 is three points)", SHARE.holds), None)
     sampler: Sampler = MISSING

@@ -1,12 +1,14 @@
 """Runs side by side, or the noise of their seeds -> a `Table`; the figures and the page of many runs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from slimdown.judging.comparison import Comparison, Configuration, MeanChange, Pooled, short_keys
 from slimdown.judging.paired import Estimate
+from slimdown.judging.search import Outcome
 from slimdown.judging.selection import MARK
 from slimdown.judging.sorting import by_dataset, series_by, typed
 from slimdown.showing import numbers, words
@@ -79,6 +81,26 @@ def comparison_table(comparison: Comparison, title: str = "", notes: Sequence[st
 
 def _roles(comparison: Comparison) -> dict[str, str]:
     return {name: change.role for row in comparison.rows for name, change in row.changes.items()}
+
+
+def search_table(comparison: Comparison, outcomes: Mapping[str, Outcome], study: str, n_pruned: int) -> Table:
+    """The trials of a search, a row each in the order given, with what each lost beyond its budget.
+
+    Args:
+        comparison: of the finished ones, seeds not grouped.
+        outcomes: by run id.
+        study: its name.
+        n_pruned: how many were ended early, and are in no row.
+    """
+    table = comparison_table(comparison, f"search {study}")
+    found = [outcomes[row.runs[0].run_id] for row in comparison.rows]
+    cells = [Cell(words.excess(one), order=one.order[0], values={"is_within_budget": one.is_within}) for one in found]
+    return replace(
+        table,
+        columns=(*table.columns, Column("budget", widest=30, is_choice=True)),
+        rows=tuple(replace(row, cells=(*row.cells, cell)) for row, cell in zip(table.rows, cells, strict=True)),
+        notes=(words.search_note(found, n_pruned), *table.notes),
+    )
 
 
 def _row(comparison: Comparison, row: Configuration, shorts: Mapping[str, str]) -> Row:

@@ -23,14 +23,14 @@ from slimdown.showing.table import Cell, Column, Row, Table
 class State(StrEnum):
     finished = "finished"
     skipped = "skipped"  # an equal run is finished
+    pruned = "pruned"  # by its search
     failed = "failed"
     interrupted = "interrupted"
     at_work = "at work"
-    elsewhere = "made elsewhere"  # by another process, just now
     to_do = "still to do"
 
 
-ENDS = (State.finished, State.skipped, State.failed)
+ENDS = (State.finished, State.skipped, State.pruned, State.failed)
 
 
 @dataclass
@@ -61,14 +61,15 @@ class Sweep:
 
     def __init__(self, folder: Path) -> None:
         """Plan none yet; `folder` is the sweep's, by whose name its runs are known."""
-        self.folder = folder.absolute()
+        self.folder, self.name = folder.absolute(), folder.name  # a search's runs are known by its study's
         self.in_process = True  # whether jobs are made in the command's own process, one after the other
         self.began = time.time() // 1  # in seconds since 1970, as runs' heartbeats
         self.swept: tuple[str, ...] = ()  # settings that have several values
         self.jobs: list[Job] = []
-        # By the number that Hydra gives a job each time that it is launched: its own.
-        self.launched: dict[int, int] = {}
-        self._at_hand = self._last = 0
+        self.launched: dict[
+            int, int
+        ] = {}  # by the number that Hydra gives a job each time that it is launched: its own
+        self._at_hand = 0
 
     def plan(self, jobs: Sequence[Sequence[str]], swept: Sequence[str]) -> None:
         """Have these jobs, each given by its overrides; `swept` are the keys of those that have several values."""
@@ -93,7 +94,7 @@ class Sweep:
 
     def launch(self, numbers: Sequence[int]) -> int:
         """Have these jobs launched, or launched again; returns the number that Hydra shall give the first of them."""
-        first, self._last = len(self.launched), numbers[-1]
+        first = len(self.launched)
         self.launched.update(enumerate(numbers, start=first))
         for number in numbers:
             self._file(number).unlink(missing_ok=True)
@@ -130,14 +131,6 @@ class Sweep:
         return f"job {number + 1} of {len(self.jobs)}" + (f", {job.name}" if job.name else "")
 
     @property
-    def may_wait(self) -> bool:
-        """Whether the job at hand waits for another process that makes an equal run: the last of those launched does.
-
-        The others are put off, so that commands on several machines share the jobs.
-        """
-        return self._at_hand == self._last
-
-    @property
     def at_hand(self) -> str:
         """Which job it is at."""
         return self.which(self._at_hand)
@@ -170,7 +163,7 @@ class Sweep:
         )
         counts = Counter(job.state for job in self.jobs)
         told = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
-        if len(rows) > counts[State.finished] + counts[State.skipped]:
+        if len(rows) > counts[State.finished] + counts[State.skipped] + counts[State.pruned]:
             told += "; the same command makes what is not finished"
         elif counts[State.skipped]:
             told += "; rerun=true makes again what was skipped"

@@ -1,5 +1,6 @@
 """What is said: every sentence and every verdict's look once, for console, files and pages."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, isnan
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from slimdown.judging.changes import BenchmarkChange, Changes, Verdict
 from slimdown.judging.findings import Findings
 from slimdown.judging.paired import Estimate
 from slimdown.judging.runs import Making
+from slimdown.judging.search import Outcome
 from slimdown.settings.schema import PaperMetric, Role
 from slimdown.showing.numbers import NOTHING, interval, number, percent, plural, points, together
 
@@ -301,3 +303,17 @@ def by_caption(others: list[str]) -> str:
         f"Runs that share a value are pooled{although}: their mean, with an interval that holds the noise of the "
         "questions and how the runs differ."
     )
+
+
+def excess(found: Outcome) -> str:
+    """Whether a trial kept to its budget, and what it lost beyond it."""
+    beyond = [f"{name} {100 * share:.1f}" for name, share in found.excess.items() if share > 0]
+    return f"beyond by {', '.join(beyond)}" if beyond else "within"
+
+
+def search_note(found: Sequence[Outcome], n_pruned: int) -> str:
+    """How many trials kept to the budget, and what the order of the rows is."""
+    n_within = sum(one.is_within for one in found)
+    pruned = f" {plural(n_pruned, 'trial')} pruned before the end stand in no row." if n_pruned else ""
+    order = "that learned most of these stands first" if n_within else "none is: the one nearest to it stands first"
+    return f"Within the budget as measured: {n_within} of {plural(len(found), 'finished trial')}; {order}.{pruned}"

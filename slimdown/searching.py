@@ -1,0 +1,112 @@
+"""A search: batches of trials for a launcher, each proposed when the one before has ended; and what was found."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, open_dict
+
+from slimdown.judging.budget import hold_to_budgets
+from slimdown.judging.comparison import compare
+from slimdown.judging.findings import judge
+from slimdown.judging.holdout import held_out_part
+from slimdown.judging.runs import RecordedRun
+from slimdown.recording.connection import check_store
+from slimdown.recording.locks import saving_work
+from slimdown.recording.read import read_evaluation, read_run
+from slimdown.recording.study import Study
+from slimdown.settings.load import load_config
+from slimdown.settings.schema import Role
+from slimdown.settings.search import searched
+from slimdown.showing import console
+from slimdown.showing.comparison import comparison_page, search_table
+from slimdown.showing.findings import Pair, pairs_table
+from slimdown.showing.sweep import State, Sweep
+from slimdown.showing.table import show
+
+
+class Search:
+    """The trials of one command, and those before it in the same study."""
+
+    def __init__(self, composed: DictConfig, overrides: Sequence[Override], jobs: Sweep) -> None:
+        """Open the study, or make it.
+
+        Args:
+            composed: the settings of every trial, but for what is searched.
+            overrides: of the command line.
+            jobs: told of each trial as it is proposed.
+
+        Raises:
+            UserError: a store or a study's database that cannot be used.
+        """
+        n_jobs, composed = composed.hydra.launcher.get("n_jobs"), composed.copy()
+        with open_dict(composed):
+            del composed["hydra"]
+        self._config = load_config(composed)
+        check_store(self._config.tracking)
+        space = searched(self._config.search.space, overrides)
+        self._fixed = [o.input_line or "" for o in overrides if o.key_or_group not in space]
+        self._study = Study(self._config, space)
+        self._jobs = jobs
+        jobs.name = self._study.name
+        self._keys = list(space)
+        self._at_once = self._config.search.n_jobs or n_jobs or 1
+
+    def batches(self) -> Iterator[list[list[str]]]:
+        """What each trial of a batch sets; before the next one is asked for, `jobs` holds what became of it.
+
+        Another process at the same search is waited for: what is open in the study is then nobody's.
+        """
+        waiting = partial(console.show_note, "Another process is at this search just now, which is waited for.")
+        with saving_work(self._config.tracking, f"search-{self._study.name}", waiting):
+            self._jobs.plan([[]] * self._study.n_left, self._keys)
+            first = 0
+            while trials := self._study.ask(self._at_once):
+                values = [[f"{key}={value}" for key, value in trial.values.items()] for trial in trials]
+                jobs = self._jobs.jobs[first : first + len(trials)]
+                for job, own in zip(jobs, values, strict=True):
+                    job.name = " ".join(own)
+                study = f"search.study={Override._get_value_element_as_str(self._study.name)}"
+                yield [
+                    [*self._fixed, *own, study, f"search.trial={trial.number}"]
+                    for own, trial in zip(values, trials, strict=True)
+                ]
+                for number, trial in enumerate(trials, start=first):
+                    job = self._jobs.jobs[number]  # a launcher brings back another object
+                    if job.state in (State.finished, State.skipped, State.pruned):
+                        self._study.tell(trial.number, self._run(job.run_id))
+                first += len(trials)
+
+    def _run(self, run_id: str) -> RecordedRun:
+        return read_run(self._config.tracking, run_id)
+
+    def show(self) -> None:
+        """Print the trials, the best within the budget first, and what the questions held out say of that one."""
+        runs = {run_id: self._run(run_id) for run_id in self._study.run_ids.values()}
+        finished = [run for run in runs.values() if run.status == "FINISHED"]
+        if not finished:
+            return
+        outcomes = {run.run_id: self._study.outcome(run) for run in finished}
+        finished.sort(key=lambda run: outcomes[run.run_id].order)
+        comparison = compare(finished, group_seeds=False)
+        table = search_table(comparison, outcomes, self._study.name, len(runs) - len(finished))
+        show(table, console.console)
+        page = Path(self._jobs.folder) / "search.html"
+        with suppress(OSError):
+            page.write_text(comparison_page(comparison, table, None), encoding="utf-8")
+            console.show_note(f"open {page.absolute()}")
+        self._confirm(finished[0])
+
+    def _confirm(self, best: RecordedRun) -> None:
+        """The best of many is a lucky one: what the questions say that did not choose it."""
+        if not best.holdout:
+            return
+        store, budget = self._config.tracking, self._config.search.max_loss
+        base, tuned = (held_out_part(read_evaluation(store, best, m), best.holdout) for m in ("base", "tuned"))
+        findings = judge(base, tuned)
+        show(pairs_table([Pair("base", f"{best.name} ({best.run_id[:8]})", findings, 1)]), console.console)
+        retained = [name for name, b in findings.changes.benchmarks.items() if b.role is Role.retained]
+        budgets = {} if budget is None else dict.fromkeys(retained, budget)
+        console.show_judgements(hold_to_budgets(findings.changes, budgets), console.console)
