@@ -20,14 +20,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from slimdown.guarding import interruption
-from slimdown.guarding.errors import Pruned, UserError
+from slimdown.guarding.errors import ConfigError, Pruned, UserError
 from slimdown.guarding.hiding import blank_secrets
 from slimdown.guarding.redaction import redact
 from slimdown.guarding.worker import at_worker, is_queued
+from slimdown.preparing import processes
 from slimdown.recording.connection import check_store
 from slimdown.settings.load import load_config
 from slimdown.settings.naming import run_name
-from slimdown.settings.schema import TRAINING, RunConfig
+from slimdown.settings.schema import TRAINING, Engine, RunConfig
 
 # Our launchers have the names of those that plugins store, and are checked against them, which Hydra 1.3 warns of.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema", UserWarning)
@@ -104,6 +105,8 @@ def make_or_find(this: "Job", composed: DictConfig, sweep: "Sweep | None" = None
     settings = HydraConfig.get()
     with interruption.listening():  # in the process of a launcher too
         config = load_config(composed)
+        if processes.started()[1] > 1 and config.tuned is None and config.train.engine is Engine.unsloth:
+            raise ConfigError("train.engine=unsloth trains in one process, and several make this run; start it as one")
         check_store(config.tracking)
         key, waiting = run_key(config), "Another process makes an equal run just now, which is waited for."
         of = (sweep.name, sweep.began) if sweep else ()
@@ -154,6 +157,7 @@ def _make(
         goes_on=unfinished.run_id if unfinished else "",
     )
     this.name = this.name or about.name
+    processes.tell((config, about.folder))
     console.show_plan(config, about.name)
     this.found(State.finished, recorded_changes(experiment(config, about)))
     # The record holds what is in it; where a run fails, it may be all there is.
@@ -164,6 +168,17 @@ def _opened(this: "Job", sweep: "Sweep | None", run_id: str) -> None:
     this.run_id = run_id
     if sweep:
         sweep.tell()
+
+
+def share(told: tuple[RunConfig, Path]) -> None:
+    """The part that a process beside the first has in a run."""
+    from slimdown.experiment import experiment
+    from slimdown.recording.provenance import About
+    from slimdown.showing import console
+
+    console.console.quiet = True
+    config, folder = told
+    experiment(config, About(name="", config_yaml="", overrides=[], folder=folder, environment={}))
 
 
 def said(what: str, error: BaseException, reason: str = "") -> str:

@@ -1,8 +1,10 @@
 """`python -m slimdown.run`: compose a run, measure the base, fine-tune, measure again, record what changed."""
 
+import logging
 import os
 import sys
 import traceback
+import warnings
 
 from slimdown.guarding import interruption
 
@@ -16,7 +18,8 @@ from omegaconf import DictConfig
 from slimdown.guarding.errors import ConfigError, UserError
 from slimdown.guarding.hiding import without_secrets
 from slimdown.guarding.redaction import redact
-from slimdown.job import make_or_find, said
+from slimdown.job import make_or_find, said, share
+from slimdown.preparing import processes
 from slimdown.settings.commandline import check_command_line, read_command_line
 from slimdown.settings.files import CONF_DIR
 from slimdown.sweeper import Sweeper, register
@@ -45,6 +48,7 @@ def main() -> float | None:
         with interruption.listening():
             sys.argv[1:] = without_secrets(read_command_line(sys.argv[1:]).arguments)
             check_command_line(sys.argv[1:])
+            _check_processes(read_command_line(sys.argv[1:]).is_sweep)
             register(Sweeper)
             _objectives.clear()
             job()
@@ -69,10 +73,27 @@ def main() -> float | None:
         )
 
 
+def _check_processes(is_sweep: bool) -> None:
+    if problem := processes.start_problem():
+        raise ConfigError(problem)
+    if is_sweep and (n := processes.started()[1]) > 1:
+        raise ConfigError(f"{n} processes make one run together, and -m asks for several: start each by itself")
+
+
 def command() -> None:
-    """`main` as a program, whose exit code is no objective."""
-    main()
+    """`main` as a program, whose exit code is no objective; of several processes for one run, the first does it."""
+    if processes.started()[1] > 1:
+        # DDP warns where it looks for parameters that lie idle and finds none, as the Trainer has it look.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if processes.started()[0] > 0:
+        os.environ["TQDM_DISABLE"] = "1"
+        warnings.simplefilter("ignore")  # the first is told the same
+        logging.disable()
+        processes.assist(share)
+    else:
+        with processes.leading():
+            main()
 
 
 if __name__ == "__main__":
-    main()
+    command()

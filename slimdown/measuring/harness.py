@@ -22,6 +22,7 @@ from slimdown.guarding.errors import UserError
 from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation
 from slimdown.measuring.questions import FEWSHOT_SEED, build_requests
 from slimdown.measuring.results import read_results
+from slimdown.preparing import processes
 from slimdown.preparing.causal import CausalModel, own_forward
 from slimdown.preparing.chat import ONE_DAY, check_chat_template
 from slimdown.preparing.dequantize import dequantized, dequantizes
@@ -67,7 +68,7 @@ class Evaluator:
 
     def _progress(self, task: str, done: int, total: int) -> None:
         if self._on_progress:
-            self._on_progress(done, total, task)
+            self._on_progress(min(total, done * processes.count()), total, task)  # the others are about as far
 
     def __exit__(self, *error: object) -> None:
         self._open.__exit__(None, None, None)
@@ -88,6 +89,15 @@ class Evaluator:
                 row = instance.doc if instance.idx == 0 else None
                 digest.update(json.dumps([instance.doc_id, str(instance.args), row], default=str).encode())
         return digest.hexdigest()[:16]
+
+    def path(self, loaded_task: Any) -> str:
+        """How a benchmark's answers come about: `Scoring.path`, and in how many shares prompts are decoded.
+
+        Which prompts are decoded side by side depends on when others end; all else is computed in the same batches by
+        however many processes.
+        """
+        is_shared = processes.count() > 1 and self._scoring.decodes and _generates(loaded_task)
+        return self._scoring.path + (f"-{processes.count()}_processes" if is_shared else "")
 
     def _check_room(self, task: Any, benchmark: BenchmarkConfig) -> None:
         if benchmark.num_fewshot == 0:
@@ -169,7 +179,8 @@ def choose_scoring(
                 f"({scoring.reason}), which misplaces them (peft 0.21 with transformers 5.24); leave out the "
                 "benchmarks with generated answers, or choose another method"
             )
-        return replace(scoring, window=_shorter_window(int(lm.max_length), adapter))
+        scoring = replace(scoring, window=_shorter_window(int(lm.max_length), adapter))
+        return processes.from_first(scoring)  # a trial takes memory, which one of several may lack
 
 
 def _n_virtual(adapter: Any) -> int:

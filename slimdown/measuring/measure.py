@@ -36,6 +36,7 @@ MEASURING = (
     "measuring/engine/packing.py",
     "measuring/engine/probe.py",
     "measuring/engine/scoring.py",
+    "measuring/engine/shares.py",
     "measuring/engine/sharing.py",
     "measuring/harness.py",
     "measuring/parts.py",
@@ -98,7 +99,7 @@ def measure(
     with peak_memory(loaded.device) as peak, Evaluator(loaded, config, scoring, on_progress) as evaluator:
         for name, benchmark in chosen.items():
             questions = evaluator.questions_hash(tasks[name], benchmark)
-            key = evaluation_key(loaded, scoring.path, questions, benchmark, config)
+            key = evaluation_key(loaded, evaluator.path(tasks[name]), questions, benchmark, config)
             with record.lock(key):
                 evaluation = record.find(name, key, benchmark)
                 if evaluation is None:

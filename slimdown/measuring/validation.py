@@ -11,6 +11,7 @@ import torch
 
 from slimdown.measuring.engine.forward import logits_at, measuring, token_scores, virtual_tokens
 from slimdown.measuring.rows_apart import attention_by_row, tells_rows_apart
+from slimdown.preparing import processes
 from slimdown.preparing.dequantize import dequantized, dequantizes
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.schema import TrainConfig
@@ -38,7 +39,9 @@ def validation_loss(loaded: LoadedModel, model: Any, rows: Any, config: TrainCon
     n_before = 0 if is_prefix else len(virtual_tokens(model))
     unpacked = dequantized(model) if dequantizes(model, dequantize) else nullcontext()
     with attention_by_row(loaded, model), unpacked, measuring(model):
-        for members in _batches(tokenized, min(_TOKENS, _LOGITS // model.get_input_embeddings().weight.shape[0])):
+        budget = min(_TOKENS, _LOGITS // model.get_input_embeddings().weight.shape[0])
+        forwards = list(_batches(tokenized, budget))
+        for members in (forwards[i] for i in processes.share([len(members) for members in forwards])):
             batch = [tokenized[i] for i in members]
             inputs, owner, slot, target = _side_by_side(batch, padding, n_before)
             on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
@@ -47,6 +50,7 @@ def validation_loss(loaded: LoadedModel, model: Any, rows: Any, config: TrainCon
             row = torch.tensor(members)[owner]
             summed.index_add_(0, row, -scores.double())
             counted.index_add_(0, row, torch.ones(len(row)))
+    summed, counted = (torch.stack(processes.gathered(own)).sum(0) for own in (summed, counted))  # zero elsewhere
     size = config.per_device_eval_batch_size
     batches = [slice(i, i + size) for i in range(0, len(tokenized), size)]
     means = [summed[batch].sum() / counted[batch].sum() * len(counted[batch]) for batch in batches]

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from slimdown.preparing import processes
+
 # Of the memory that is free, the part that dequantized weights may take; the rest is for the work.
 FREE_MEMORY_SHARE = 0.5
 
@@ -78,14 +80,14 @@ def dequantizes(model: nn.Module, rule: str) -> bool:
     n_bytes: int = sum(
         layer.in_features * layer.out_features * (layer.compute_dtype or torch.float32).itemsize for layer in layers
     )
-    return n_bytes <= FREE_MEMORY_SHARE * free_bytes(layers[0].weight.device)
+    return processes.from_first(n_bytes <= FREE_MEMORY_SHARE * free_bytes(layers[0].weight.device))
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes free on `device`."""
+    """Bytes free on `device`; of a machine's memory, what falls to each of the processes that make this run."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+    return int(psutil.virtual_memory().available) // processes.count()
 
 
 def is_4bit(layer: Any) -> bool:

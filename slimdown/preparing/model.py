@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from slimdown.guarding.errors import UserError
+from slimdown.preparing import processes
 from slimdown.preparing.causal import CausalModel
 from slimdown.preparing.dequantize import free_bytes
 from slimdown.preparing.digests import digest, folder_digest
@@ -74,7 +75,7 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
             **common,
             use_safetensors=True,  # pickled weights can run code
             dtype=dtype,
-            device_map={"": device.type},
+            device_map={"": str(device)},
             attn_implementation=config.attn_implementation,
             quantization_config=_bitsandbytes(quantization, device),
             output_loading_info=True,
@@ -232,12 +233,16 @@ def _device(wanted: Device) -> torch.device:
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    if wanted is Device.auto:
-        return torch.device(next(name for name, there in available.items() if there))
-    if not available[wanted.value]:
+    name = next(name for name, there in available.items() if there) if wanted is Device.auto else wanted.value
+    if not available[name]:
         there = ", ".join(name for name, is_there in available.items() if is_there)
         raise UserError(f"model.device={wanted}: this machine has none; it has {there}")
-    return torch.device(wanted.value)
+    if name != "cuda" or (index := processes.device_index()) is None:
+        return torch.device(name)
+    if index >= (n := torch.cuda.device_count()):
+        raise UserError(f"each process takes a GPU of its own, and this machine has {n}: start {n} processes or fewer")
+    torch.cuda.set_device(index)  # whoever says cuda from now on means this one
+    return torch.device(name, index)
 
 
 def _dtype(wanted: Dtype, device: torch.device) -> tuple[torch.dtype, str]:

@@ -18,6 +18,7 @@ from slimdown.judging.runs import RecordedRun
 from slimdown.pocket import TASKS_DIR
 from slimdown.preparing.digests import digest, file_digest, folder_content
 from slimdown.preparing.hub import commit_of
+from slimdown.preparing.processes import started
 from slimdown.recording.connection import within
 from slimdown.recording.locks import saving_work
 from slimdown.recording.owner import heard_of
@@ -45,6 +46,7 @@ _PACKAGES = (
     "accelerate", "bitsandbytes", "datasets", "lm-eval", "numpy", "peft", "scipy", "tokenizers", "torch",
     "transformers", "trl",
 )  # fmt: skip
+_NOTHING_SET = ("no", "false", "0", "default")  # what `accelerate launch` says of what it was not asked for
 _UNSLOTHS = ("unsloth", "unsloth_zoo")
 # What a run is made of, with all that they import; not the rooms that check, write down and show.
 PAGE = (
@@ -75,14 +77,20 @@ def run_key(config: RunConfig) -> str:
         for name, benchmark in config.benchmark.items():
             if data := task_dataset(benchmark.task):
                 settings |= {f"benchmark.{name}.data": commit_of(data[0], "main", "dataset")}
-        parts = {
+        parts: dict[str, object] = {
             "settings": settings,
             "order of datasets": list(config.dataset),
             "versions": {package: _version(package) for package in packages},
             "code": code_digest(),
             # transformers and accelerate take them for settings, of mixed precision for one
-            "environment": {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")},
+            "environment": {
+                name: value
+                for name, value in os.environ.items()
+                if name.startswith("ACCELERATE_") and value.lower() not in _NOTHING_SET
+            },
         }
+        if config.tuned is None and (n_processes := started()[1]) > 1:
+            parts["processes"] = n_processes  # each takes a batch of its own at a step
     except OSError:
         return ""
     return digest(parts)
@@ -117,10 +125,11 @@ def sources() -> dict[str, str]:
         if (name := waiting.pop()) in texts:
             continue
         texts[name] = (root / name).read_text(encoding="utf-8")
-        for module in re.findall(r"^\s*from slimdown\.([\w.]+) import", texts[name], re.MULTILINE):
+        for module, first in re.findall(r"^\s*from slimdown\.([\w.]+) import (\w*)", texts[name], re.MULTILINE):
             if module.partition(".")[0] not in NO_NUMBER:
                 place = module.replace(".", "/")
-                waiting.append(f"{place}.py" if (root / f"{place}.py").is_file() else f"{place}/__init__.py")
+                files = (f"{place}.py", f"{place}/{first}.py", f"{place}/__init__.py")
+                waiting.append(next(file for file in files if (root / file).is_file()))
     return texts
 
 

@@ -2,16 +2,17 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mlflow.exceptions import MlflowException
 
 from slimdown.guarding.interruption import undisturbed
 from slimdown.measuring.answers import BenchmarkEvaluation, DamagedSamples, read_samples
 from slimdown.measuring.parts import Parts
+from slimdown.preparing import processes
 from slimdown.recording.connection import search
 from slimdown.recording.locks import saving_work
 from slimdown.recording.outage import StoreGone
@@ -148,7 +149,7 @@ class EvaluationRecord:
         if not (self._reuse and (interim := self._at_hand.interim)):
             return Parts()
         folder = interim.folder.parent / "evaluations" if self._holder else interim.folder
-        return Parts(folder / f"{key}.jsonl", interim.seconds)
+        return Parts(folder / f"{key}{processes.suffix()}.jsonl", interim.seconds)
 
     def _opened(self) -> TrackedRun:
         return self._holder() if self._holder else self._at_hand
@@ -190,11 +191,32 @@ def base_record(
                 opened[0].log_model(base)
             return opened[0]
 
-        yield EvaluationRecord(config.tracking, "base", at_hand, config.baseline.reuse, holder, tell)
+        yield _for_all(EvaluationRecord(config.tracking, "base", at_hand, config.baseline.reuse, holder, tell))
 
 
 def tuned_record(
     config: RunConfig, at_hand: TrackedRun, tell: Callable[[str], None] = lambda line: None
 ) -> EvaluationRecord:
     """The record of a tuned model's evaluations, which its own run holds."""
-    return EvaluationRecord(config.tracking, "tuned", at_hand, config.baseline.reuse, tell=tell)
+    return _for_all(EvaluationRecord(config.tracking, "tuned", at_hand, config.baseline.reuse, tell=tell))
+
+
+def _for_all(record: EvaluationRecord) -> EvaluationRecord:
+    return cast("EvaluationRecord", _ForAll(record)) if processes.count() > 1 else record
+
+
+class _ForAll:
+    """A record that the first of several processes keeps, and all of them are told what it finds."""
+
+    def __init__(self, record: EvaluationRecord) -> None:
+        self._record = record
+
+    def lock(self, key: str) -> AbstractContextManager[None]:
+        return self._record.lock(key) if processes.is_first() else nullcontext()
+
+    def parts(self, key: str) -> Parts:
+        return self._record.parts(key)  # of what each is asked
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._record, name)
+        return lambda *args: processes.from_first(method(*args) if processes.is_first() else None)

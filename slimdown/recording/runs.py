@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from slimdown.guarding.disk import Interim
 from slimdown.guarding.interruption import undisturbed
 from slimdown.judging.findings import Findings
+from slimdown.preparing import processes
 from slimdown.recording.tags import Tag
 from slimdown.recording.unfinished import end_forsaken, folder_of
 from slimdown.recording.write import TrackedRun
@@ -20,6 +21,21 @@ from slimdown.training.checkpoints import last_checkpoint
 
 if TYPE_CHECKING:  # it would bring torch along
     from slimdown.recording.provenance import About
+
+
+class Unrecorded:
+    """What a process beside the first has for a run: it takes everything that a run is told, and keeps nothing."""
+
+    run_id = store_uri = artifact_uri = undelivered = ""
+
+    def __init__(self, interim: Interim) -> None:
+        self.interim = interim
+
+    def __getattr__(self, name: str) -> "Unrecorded":
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        pass
 
 
 @contextmanager
@@ -37,6 +53,11 @@ def opened_run(
     Raises:
         UserError: see `TrackedRun`.
     """
+    if not processes.is_first():
+        told: Any = processes.from_first(None)
+        folder, seconds = told
+        yield cast("TrackedRun", Unrecorded(Interim(folder, seconds, tell)))
+        return
     commit = about.environment["git_commit"] or "none"
     tags: dict[str, str] = {
         **({Tag.seed: str(config.seed)} if config.tuned is None else {}),
@@ -45,6 +66,7 @@ def opened_run(
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": commit,
         **({Tag.sweep: about.sweep} if about.sweep else {}),
+        **({Tag.processes: str(processes.count())} if processes.count() > 1 else {}),
         **about.tags,
     }
     with ExitStack() as until_closed:
@@ -54,6 +76,7 @@ def opened_run(
             until_closed.enter_context(tracked)
         seconds = 60 * (config.train.checkpoint_minutes or inf)
         tracked.interim = interim = Interim(folder_of(config.tracking, tracked.run_id), seconds, tell)
+        processes.from_first((interim.folder, interim.seconds))
         if about.goes_on:
             at = last_checkpoint(replace(interim, tell=lambda line: None))
             tell(f"goes on in run {tracked.run_id}" + (f", from step {at.step} of {at.of}" if at else ""))

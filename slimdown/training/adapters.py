@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from slimdown.guarding.errors import UserError
+from slimdown.preparing import processes
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.method import Method, MethodConfig
 from slimdown.settings.schema import LoraConfig
@@ -131,6 +132,7 @@ def settle_pissa(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "PiSSA changes the base weights")  # which are put back
         save_adapter(model, base, folder, path_initial_model_for_weight_conversion=str(start))
+    processes.from_first(None)  # its files are there
     plain = model.unload()
     for name, parameter in plain.named_parameters():
         parameter.data = weights[name]
@@ -138,7 +140,12 @@ def settle_pissa(
 
 
 def save_adapter(model: Any, base: LoadedModel, folder: Path, **how: Any) -> Path:
-    """Write the adapter as PEFT does, its base named by hub id and commit instead of a path of this machine."""
+    """Write the adapter as PEFT does, its base named by hub id and commit instead of a path of this machine.
+
+    Of several processes the first does.
+    """
+    if not processes.is_first():
+        return folder
     model.save_pretrained(folder, **how)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     file = folder / "adapter_config.json"

@@ -17,6 +17,7 @@ from slimdown.guarding.disk import Interim
 from slimdown.guarding.errors import UserError
 from slimdown.measuring.rows_apart import attention_by_row
 from slimdown.measuring.validation import validation_loss
+from slimdown.preparing import processes
 from slimdown.preparing.contamination import Contamination
 from slimdown.preparing.dequantize import dequantized, dequantizes
 from slimdown.preparing.digests import digest
@@ -148,9 +149,9 @@ def _way_to_files(base: LoadedModel, method: MethodConfig, adapter: Any, folder:
 
 
 def _content(base: LoadedModel, adapter: Path) -> str:
-    """A digest of the base's weights and the adapter's."""
-    file = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
-    return digest([base.identity["weights"], file])
+    """A digest of the base's weights and the adapter's, whose file the first process has written."""
+    content = (adapter / "adapter_model.safetensors").read_bytes() if processes.is_first() else b""
+    return digest([base.identity["weights"], processes.from_first(hashlib.sha256(content).hexdigest())])
 
 
 def _result(
@@ -201,7 +202,7 @@ def _trained_by_trl(
         rows = rows.map(lambda row: {"labels": [IGNORED, *row["labels"][1:]]})
     transformers.set_seed(seed)
     model = unfreeze(base, method) if adapter is None else attach(base, adapter, rows)
-    if method.name is Method.pissa:
+    if method.name is Method.pissa and processes.is_first():
         model.save_pretrained(folder / "start")
     kind, collator = trainer_class(base, model), padding_free_collator(base, model)
     trainer = trainer_for(model, base.tokenizer, rows, config, seed, folder, base.device, kind, collator)

@@ -14,6 +14,7 @@ from slimdown.guarding.errors import UserError
 from slimdown.measuring.engine.forward import virtual_tokens
 from slimdown.measuring.footprint import evaluation_peak
 from slimdown.measuring.rows_apart import attention_by_row, tells_rows_apart
+from slimdown.preparing import processes
 from slimdown.preparing.dequantize import dequantized, dequantizes, free_bytes
 from slimdown.preparing.memory import LIBRARY_BYTES, LiveBytes
 from slimdown.preparing.model import LoadedModel, outline_of
@@ -128,7 +129,8 @@ def training_peak(base: LoadedModel, model: Any, config: RunConfig, tokens: int,
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    kept = int(count_trainable(model) * optimizer_bytes(config.train, base.device))
+    buckets = 4 if processes.count() > 1 else 0  # DDP's, beside each gradient
+    kept = int(count_trainable(model) * (optimizer_bytes(config.train, base.device) + buckets))
     state = torch.empty(kept, dtype=torch.uint8, device="meta")
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     is_prefix = getattr(model, "peft_type", "") == "PREFIX_TUNING"  # keys and values, where a prompt is embeddings
@@ -174,8 +176,8 @@ def largest_batch(lengths: Sequence[int], config: TrainConfig, seed: int, is_pad
     cut = torch.tensor(lengths)[order].clamp(max=config.max_length)
     split = torch.split(cut, config.per_device_train_batch_size)
     batches = [int(len(batch) * batch.max() if is_padded else batch.sum()) for batch in split]
-    n_drawn = config.max_steps * config.gradient_accumulation_steps if config.max_steps > 0 else len(batches)
-    return max(batches[:n_drawn])
+    n_drawn = config.max_steps * config.gradient_accumulation_steps * processes.count()
+    return max(batches[:n_drawn] if config.max_steps > 0 else batches)
 
 
 def checked_footprint(

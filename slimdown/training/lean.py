@@ -6,7 +6,8 @@ To be deleted when it scores only labels there and its second product keeps the 
 docs/studies/training-speed.md.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -85,21 +86,41 @@ def trainer_class(base: LoadedModel, model: Any) -> Any:
             labels = inputs.pop("labels")[:, 1:]
             causal = self.accelerator.unwrap_model(model)
             causal = causal.get_base_model() if hasattr(causal, "get_base_model") else causal
-            hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
             scored = labels != -100
-            weight = causal.get_output_embeddings().weight
-            loss, hits = SummedLoss.apply(hidden[scored], weight, labels[scored])  # type: ignore[no-untyped-call]
-            n_scored = int(scored.sum())
+
+            def forward(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+                hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+                weight = causal.get_output_embeddings().weight
+                return SummedLoss.apply(hidden[scored], weight, labels[scored])  # type: ignore[no-any-return, no-untyped-call]
+
+            with _forward_of(causal, forward):
+                loss, hits = model(**inputs)  # DDP around it averages gradients of what went through itself alone
             if not model.training:
-                return loss / max(n_scored, 1)
+                return loss / max(int(scored.sum()), 1)
             mask = inputs.get("attention_mask")
-            self._total_train_tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+            n_tokens = inputs["input_ids"].numel() if mask is None else int(mask.sum())
+            counts = torch.tensor([int(hits), int(scored.sum()), n_tokens], device=self.accelerator.device)
+            n_hits, n_scored, n_tokens = self.accelerator.reduce(counts, "sum").tolist()  # of all processes
+            self._total_train_tokens += n_tokens
             metrics = self._metrics["train"]
-            metrics["mean_token_accuracy"].append(int(hits) / max(n_scored, 1))
+            metrics["mean_token_accuracy"].append(n_hits / max(n_scored, 1))
             metrics["num_tokens"] = [self._total_train_tokens]
-            return loss / max(int(n_scored if num_items_in_batch is None else num_items_in_batch), 1)
+            n_items = max(int(n_scored if num_items_in_batch is None else num_items_in_batch), 1)
+            return loss * self.accelerator.num_processes / n_items  # DDP takes the mean over processes
 
     return LeanTrainer
+
+
+@contextmanager
+def _forward_of(model: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside, `forward` is what a call of the model comes to, with whatever is wrapped around it."""
+    usual = vars(model).get("forward")
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
+        vars(model).update({} if usual is None else {"forward": usual})
 
 
 def padding_free_collator(base: LoadedModel, model: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]] | None:

@@ -14,6 +14,7 @@ import torch
 from slimdown.guarding.disk import Interim
 from slimdown.guarding.errors import UserError
 from slimdown.preparing.memory import peak_memory
+from slimdown.preparing.processes import missing_told
 from slimdown.settings.schema import TrainConfig
 from slimdown.training.checkpoints import Keeping, last_checkpoint
 
@@ -122,7 +123,7 @@ def take_steps(
     transformers.set_seed(seed)  # nothing before must move the order of the rows
     started = time.perf_counter()
     try:
-        with peak_memory(device) as peak:
+        with peak_memory(device) as peak, missing_told():
             if begun and begun.step == begun.of:  # transformers (5.24) would take one step more
                 trainer._load_from_checkpoint(str(begun.folder))
             else:

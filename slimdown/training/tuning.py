@@ -1,6 +1,6 @@
 """How a run comes by its tuned model, decided before the base is measured: trained here, or given."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ import pyarrow.compute as pc
 from slimdown.guarding.disk import Interim
 from slimdown.measuring.measure import Record, measure_loss
 from slimdown.measuring.wording import worded
+from slimdown.preparing import processes
 from slimdown.preparing.contamination import Contamination, find_contamination
 from slimdown.preparing.data import SftData, load_data
 from slimdown.preparing.model import LoadedModel
 from slimdown.preparing.tokens import IGNORED
-from slimdown.settings.schema import Engine, OnProgress, RunConfig
+from slimdown.settings.schema import Engine, OnProgress, RunConfig, TrainConfig
 from slimdown.training.adapters import adapter_config, check_adapter
 from slimdown.training.checks import check_settings
 from slimdown.training.fine_tune import OnStep, Tuned, fine_tune
@@ -52,6 +53,15 @@ def way_to_tuned(
     return GivenModel(base, config, given)
 
 
+def _rows_of_a_step(config: TrainConfig) -> Iterator[str]:
+    n, size, n_batches = processes.count(), config.per_device_train_batch_size, config.gradient_accumulation_steps
+    if n > 1:
+        yield (
+            f"{n} processes train together: a step takes {n * size * n_batches} rows, {size * n_batches} of each, as "
+            f"one process does with train.gradient_accumulation_steps={n * n_batches}"
+        )
+
+
 class Training:
     """An adapter that is trained here, once the base is measured."""
 
@@ -85,7 +95,7 @@ class Training:
         found, told = checked_footprint(base, config, lengths, n_scored / max(1, sum(lengths)))
         self.estimates = found.estimates
         # what a person should know before they wait
-        self.notes: list[str] = [*skipped, *cut, *self._contamination.told, *told]
+        self.notes: list[str] = [*skipped, *cut, *self._contamination.told, *told, *_rows_of_a_step(config.train)]
         self._unsloth: UnslothProcess | None = None
         if config.train.engine is Engine.unsloth:
             self._unsloth = UnslothProcess(base, self.adapter, self._rows.train, config.train, config.seed)

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from slimdown.guarding.errors import UserError
+from slimdown.preparing import processes
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.method import Method, MethodConfig
 
@@ -51,6 +52,7 @@ def save_model(base: LoadedModel, dtypes: dict[str, Any], folder: Path) -> Path:
     for name, parameter in base.model.named_parameters():
         parameter.data = parameter.data.to(dtypes[name])
         parameter.requires_grad_(False)
-    base.model.save_pretrained(folder)
-    base.tokenizer.save_pretrained(folder)
+    if processes.is_first():
+        base.model.save_pretrained(folder)
+        base.tokenizer.save_pretrained(folder)
     return folder

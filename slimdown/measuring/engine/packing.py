@@ -79,6 +79,11 @@ def _n_common(one: Tokens, other: Tokens) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
+def longest_first(questions: Iterable[Question], n_preamble: int) -> list[Question]:
+    """The questions as `take_rows` takes them."""
+    return sorted(questions, key=lambda question: question.n_tokens(n_preamble), reverse=True)
+
+
 def take_rows(
     questions: Sequence[Question], n_preamble: int, token_budget: int, least_width: int = 0
 ) -> tuple[list[list[Question]], list[Question]]:

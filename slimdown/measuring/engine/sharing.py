@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from slimdown.measuring.engine.forward import is_out_of_memory, measuring, windows
 from slimdown.measuring.engine.probe import Probe, in_float32
+from slimdown.preparing import processes
 from slimdown.preparing.dequantize import free_bytes
 from slimdown.preparing.memory import release_memory
 
@@ -241,7 +242,7 @@ def _rope_types(parameters: Any) -> set[str]:
 def why_not_by_trying(model: Any, longest: int, merging: bool) -> str:
     """What a trial of shared rows and of decoding says against them; empty where they agree with plain ones."""
     widened = sum(p.numel() * 4 for p in model.parameters() if p.is_floating_point() and p.itemsize < 4)
-    if widened and distributed.is_available() and distributed.is_initialized():
+    if widened and distributed.is_available() and distributed.is_initialized() and processes.count() == 1:
         return "other processes train with this one, and DDP loses its hold on weights that are widened for a trial"
     if widened > free_bytes(model.device):
         return f"no memory to try shared rows: {widened / 2**30:.1f} GiB in float32"
