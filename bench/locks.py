@@ -6,6 +6,8 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +33,24 @@ class Holder:
     """A process that takes a lock, says when, and lets it go when it is told."""
 
     def __init__(self, uri: str) -> None:
-        self._holds, self._may_go = _forks.Event(), _forks.Event()
-        self.process = _forks.Process(target=self._hold, args=(uri,))
+        self._here, there = _forks.Pipe()
+        self.process = _forks.Process(target=self._hold, args=(uri, there))
         self.process.start()
 
-    def _hold(self, uri: str) -> None:
+    def _hold(self, uri: str, told: Connection) -> None:
         from slimdown.recording.locks import lock
         from slimdown.settings.schema import TrackingConfig
 
         with lock(TrackingConfig(uri=uri, experiment="x", wait=120), "key"):
-            self._holds.set()
-            self._may_go.wait()
+            told.send("held")
+            told.recv()
 
     def holds(self, within: float) -> bool:
-        return self._holds.wait(within)
+        return self._here.poll(within)
 
     def ends_well(self) -> bool:
-        self._may_go.set()
+        with suppress(BrokenPipeError):  # it was killed
+            self._here.send("let go")
         self.process.join(60)
         return self.process.exitcode == 0
 
@@ -67,7 +70,10 @@ def _many() -> Count:
         for job in jobs:
             job.join()
         seconds = time.monotonic() - started
-        print(f"{PROCESSES} processes, {done.value} turns in {seconds:.0f} s, exit {[job.exitcode for job in jobs]}")
+        print(
+            f"{PROCESSES} processes, {done.value} turns in {seconds:.0f} s, exit {[job.exitcode for job in jobs]}",
+            flush=True,
+        )
         return Count(
             f"{PROCESSES} processes on one key, {TURNS} turns each, one at a time", PROCESSES * TURNS, done.value
         )

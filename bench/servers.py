@@ -76,16 +76,21 @@ def fresh_database(uri: str, name: str) -> str:
 class MlflowServer:
     """`mlflow server` in a folder, whose processes can be stopped, ended and started again."""
 
-    def __init__(self, folder: Path, backend: str | None = None) -> None:
-        self._folder, self._backend, self._port = folder, backend or f"sqlite:///{folder}/server.db", free_port()
-        self.uri = f"http://127.0.0.1:{self._port}"
+    def __init__(self, folder: Path, backend: str | None = None, **options: str) -> None:
+        self._folder, port = folder, free_port()
+        self._options = {
+            "workers": "1",
+            "backend-store-uri": backend or f"sqlite:///{folder}/server.db",
+            "artifacts-destination": str(folder / "artifacts"),
+            **options,
+            "port": str(port),
+        }
+        self.uri = f"http://127.0.0.1:{port}"
         self.start()
 
     def start(self) -> None:
-        command = [
-            sys.executable, "-m", "mlflow", "server", "--port", str(self._port), "--workers", "1",
-            "--backend-store-uri", self._backend, "--artifacts-destination", str(self._folder / "artifacts"),
-        ]  # fmt: skip
+        options = [f"--{name}={value}" for name, value in self._options.items()]
+        command = [sys.executable, "-m", "mlflow", "server", *options]
         with (self._folder / "log").open("a") as log:
             self._process = subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=log, start_new_session=True)
         _until(lambda: urllib.request.urlopen(f"{self.uri}/health", timeout=2), 120)

@@ -38,6 +38,10 @@ if TYPE_CHECKING:  # it takes a third of a second
     from slimdown.showing.sweep import Job, Sweep
 
 
+class MadeElsewhere(Exception):
+    """Another process is at an equal run, and there are other jobs to be made meanwhile."""
+
+
 def work(sweep: "Sweep", composed: DictConfig) -> "Job":
     """What became of a job of a sweep, in the command's own process or in a launcher's worker.
 
@@ -59,6 +63,8 @@ def work(sweep: "Sweep", composed: DictConfig) -> "Job":
         try:
             interruption.stop_if_interrupted()
             make_or_find(this, composed, sweep)
+        except MadeElsewhere:
+            this.state = State.elsewhere
         except BaseException as error:
             if interruption.interrupted() or isinstance(error, KeyboardInterrupt):
                 this.state = State.interrupted
@@ -97,6 +103,7 @@ def make_or_find(this: "Job", composed: DictConfig, sweep: "Sweep | None" = None
 
     Raises:
         UserError: something that the user can mend; whatever else ends a run is raised as well.
+        MadeElsewhere: it is put off.
     """
     from slimdown.recording.done import finished_or_alone, run_key
     from slimdown.showing import console
@@ -108,9 +115,9 @@ def make_or_find(this: "Job", composed: DictConfig, sweep: "Sweep | None" = None
         if processes.started()[1] > 1 and config.tuned is None and config.train.engine is Engine.unsloth:
             raise ConfigError("train.engine=unsloth trains in one process, and several make this run; start it as one")
         check_store(config.tracking)
-        key, waiting = run_key(config), "Another process makes an equal run just now, which is waited for."
+        key = run_key(config)
         of = (sweep.name, sweep.began) if sweep else ()
-        with finished_or_alone(config, key, partial(console.show_note, waiting), *of) as run:
+        with finished_or_alone(config, key, partial(_wait, sweep), *of) as run:
             if run is None or run.status != "FINISHED":
                 if sweep:
                     console.show_job(sweep)
@@ -121,6 +128,17 @@ def make_or_find(this: "Job", composed: DictConfig, sweep: "Sweep | None" = None
             console.show_skipped(run, sweep)
             with suppress(OSError):
                 Path(settings.runtime.output_dir).rmdir()  # which Hydra made for it
+
+
+def _wait(sweep: "Sweep | None") -> None:
+    from slimdown.showing import console
+
+    if sweep and not sweep.may_wait:
+        console.show_note(
+            f"{sweep.at_hand}: another process makes an equal run just now, and the other jobs come first."
+        )
+        raise MadeElsewhere
+    console.show_note("Another process makes an equal run just now, which is waited for.")
 
 
 def _make(

@@ -93,7 +93,7 @@ class Sweeper(BasicSweeper):
         return batches
 
     def _until_ended(self, overrides: dict[int, list[str]]) -> None:
-        """Start jobs, and again those whose process died: after a second time, which may be another's fault, alone."""
+        """Start jobs, and again those put off, or whose process died: at the third time alone."""
         from slimdown.showing.sweep import ENDS, State
 
         jobs, deaths = self.told.jobs, Counter[int]()
@@ -104,7 +104,8 @@ class Sweeper(BasicSweeper):
             left = [number for number in together if jobs[number].state not in ENDS]
             if error and not any(job.began for job in jobs):
                 raise error
-            deaths.update([number for number in left if jobs[number].state is not State.to_do] or left)
+            died = [number for number in left if jobs[number].state is not State.elsewhere]
+            deaths.update([number for number in died if jobs[number].state is not State.to_do] or died)
             if together == left[:1] and deaths[left[0]] > _MOST_DEATHS:
                 self._fail(left.pop(), overrides[together[0]], error)
             alone = [[number] for number in left if deaths[number] >= _MOST_DEATHS]

@@ -1,6 +1,8 @@
 """A record in PostgreSQL, directly: a real server, started here as a user that is not root."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -34,35 +36,51 @@ def test_eight_processes_open_a_fresh_database_together_and_measure_once(server:
     assert n_made == 1
 
 
-def test_eight_that_share_a_server_and_no_folder_measure_each_base_once(server: str, tmp_path: Path) -> None:
-    """Three whole runs and five that only write, all at once; counted in the record that they leave."""
+def documented(begin: str) -> list[str]:
+    """The words of a command of docs/cluster.md, after these."""
+    text = re.sub(r" *\\\n *", " ", (Path(__file__).parents[1] / "docs" / "cluster.md").read_text())
+    [found] = [line for line in text.splitlines() if line.startswith(f"    {begin}")]
+    return shlex.split(found.strip().removeprefix(begin))
+
+
+def test_eight_that_share_a_server_and_no_folder_make_everything_once(server: str, tmp_path: Path) -> None:
+    """The server and the sweep of docs/cluster.md, typed on three machines, and five that only write, all at once."""
     (tmp_path / "server").mkdir()
-    with MlflowServer(tmp_path / "server", fresh_database(server, "served")) as mlflow:
-        runs = [shared_run(tmp_path / f"machine{seed}", mlflow.uri, seed) for seed in range(3)]
+    words = documented("mlflow server ")
+    options = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+    options |= {"backend-store-uri": fresh_database(server, "served"), "artifacts-destination": f"{tmp_path}/files"}
+    options["allowed-hosts"] += ",127.0.0.1:*"
+    sweep = [*documented("python -m slimdown.run -m "), *QUICK]
+    with MlflowServer(tmp_path / "server", **options) as mlflow:
+        machines = [type_sweep(tmp_path / f"machine{i}", mlflow.uri, sweep) for i in range(3)]
         codes, n_made = together(mlflow.uri, 5, tmp_path)
-        said = [run.communicate(timeout=300)[0] for run in runs]
-        assert [run.returncode for run in runs] == [0] * 3, said
+        said = [machine.communicate(timeout=300)[0] for machine in machines]
+        assert [machine.returncode for machine in machines] == [0] * 3, said
         assert codes == [0] * 5
         assert n_made == 1
+        assert sum(text.count(" finished  ") for text in said) == 4, said
         client = MlflowClient(mlflow.uri)
-        found = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        found = [run for e in client.search_experiments() for run in client.search_runs([e.experiment_id])]
         assert {run.info.status for run in found} == {"FINISHED"}
-        assert sum(run.data.tags[Tag.kind] == "tuned" for run in found) == 8
+        kinds = Counter(run.data.tags[Tag.kind] for run in found)
+        assert kinds["tuned"] == 4 + 5
         whole = [run for run in found if run.info.run_name != "a run"]
         kept = [key for run in whole for key in run.data.tags if key.startswith((Tag.evaluation, Tag.validation_loss))]
         assert set(Counter(kept).values()) == {1}
-        assert len(kept) == 2 + 3 + 3 * 2  # two benchmarks of the base, its loss on the rows of each; theirs
+        assert len(kept) == 2 + 2 + 4 * 2  # two benchmarks of the base, its loss on the rows of each seed; theirs
         assert client.search_model_versions("name = 'slimdown-locks'") == []
         assert not any("lets nobody queue" in text for text in said)
+        with pytest.raises(UserError, match=r"; start the server with --allowed-hosts 127\.0\.0\.2:\d+$"):
+            open_store(TrackingConfig(uri=mlflow.uri.replace("127.0.0.1", "127.0.0.2"), experiment="x"))
 
 
-def shared_run(folder: Path, uri: str, seed: int) -> "subprocess.Popen[str]":
-    """A run from a folder, home and cache of its own."""
+def type_sweep(folder: Path, uri: str, sweep: list[str]) -> "subprocess.Popen[str]":
+    """A sweep from a folder, home and cache of its own."""
     (folder / "home").mkdir(parents=True)
-    homes = {"HOME": str(folder / "home"), "XDG_CACHE_HOME": str(folder / "cache")}
+    own = {"HOME": str(folder / "home"), "XDG_CACHE_HOME": str(folder / "cache"), "MLFLOW_TRACKING_URI": uri}
     return subprocess.Popen(
-        [sys.executable, "-m", "slimdown.run", *QUICK, f"seed={seed}", f"tracking.uri={uri}"],
-        cwd=folder, env={**os.environ, **homes}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, "-m", "slimdown.run", "-m", *sweep],
+        cwd=folder, env={**os.environ, **own}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 

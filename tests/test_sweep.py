@@ -163,6 +163,18 @@ def test_two_commands_at_once_make_a_run_once(migrated_store: Path, tmp_path: Pa
     assert f"finished before: run {made.info.run_id}" in waited
 
 
+def test_two_sweeps_at_once_share_their_jobs(migrated_store: Path, tmp_path: Path) -> None:
+    (tmp_path / "mlruns").mkdir()
+    (tmp_path / "mlruns" / "mlflow.db").write_bytes(migrated_store.read_bytes())
+    both = [begin(tmp_path, "-m", "seed=0,1", *FEW) for _ in range(2)]
+    told = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    runs = runs_in(MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db"))
+    assert sorted((run.data.tags[Tag.seed], run.info.status) for run in runs) == [("0", "FINISHED"), ("1", "FINISHED")]
+    assert all("2 jobs: 1 finished, 1 skipped" in out for out, _ in told), told
+    [_] = [out for out, _ in told if "job 1 of 2, seed=0: another process makes an equal run just now, and the" in out]
+
+
 # --- what is looked for, and where -----------------------------------------------------------------------
 
 

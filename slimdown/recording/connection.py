@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -282,6 +283,8 @@ def _advice(uri: str, error: Exception) -> str:
         return "choose a file that you can write, e.g. tracking.uri=sqlite:///mlruns/mlflow.db"
     if isinstance(getattr(error, "reason", None), ssl.SSLError):
         return "name the file of the certificates to trust, MLFLOW_TRACKING_SERVER_CERT_PATH=FILE"
+    if "Invalid Host header" in str(error):  # MLflow's server, which answers to the names that it is told
+        return f"start the server with --allowed-hosts {urlsplit(uri).netloc.rpartition('@')[2]}"
     if uri.startswith("http") and not isinstance(error, OSError):  # somebody answered
         return "check user, password and address"
     if uri.startswith("http"):

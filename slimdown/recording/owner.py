@@ -20,7 +20,7 @@ import psutil
 from slimdown.recording.tags import Tag
 
 INTERVAL = 20.0  # seconds between two beats
-_SILENT_AFTER = 10 * INTERVAL  # clocks of two machines differ a little, and a store may be slow for a while
+_SILENT_AFTER = 6 * INTERVAL  # clocks of two machines differ a little, and a store may be slow for a while
 
 
 @dataclass(frozen=True)

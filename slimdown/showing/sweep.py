@@ -27,6 +27,7 @@ class State(StrEnum):
     failed = "failed"
     interrupted = "interrupted"
     at_work = "at work"
+    elsewhere = "made elsewhere"  # by another process, just now
     to_do = "still to do"
 
 
@@ -66,10 +67,9 @@ class Sweep:
         self.began = time.time() // 1  # in seconds since 1970, as runs' heartbeats
         self.swept: tuple[str, ...] = ()  # settings that have several values
         self.jobs: list[Job] = []
-        self.launched: dict[
-            int, int
-        ] = {}  # by the number that Hydra gives a job each time that it is launched: its own
-        self._at_hand = 0
+        # By the number that Hydra gives a job each time that it is launched: its own.
+        self.launched: dict[int, int] = {}
+        self._at_hand = self._last = 0
 
     def plan(self, jobs: Sequence[Sequence[str]], swept: Sequence[str]) -> None:
         """Have these jobs, each given by its overrides; `swept` are the keys of those that have several values."""
@@ -94,7 +94,7 @@ class Sweep:
 
     def launch(self, numbers: Sequence[int]) -> int:
         """Have these jobs launched, or launched again; returns the number that Hydra shall give the first of them."""
-        first = len(self.launched)
+        first, self._last = len(self.launched), numbers[-1]
         self.launched.update(enumerate(numbers, start=first))
         for number in numbers:
             self._file(number).unlink(missing_ok=True)
@@ -129,6 +129,14 @@ class Sweep:
         """A job, as it is called."""
         job = self.jobs[number]
         return f"job {number + 1} of {len(self.jobs)}" + (f", {job.name}" if job.name else "")
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether the job at hand waits for another process that makes an equal run: the last of those launched does.
+
+        The others are put off, so that commands on several machines share the jobs.
+        """
+        return self._at_hand == self._last
 
     @property
     def at_hand(self) -> str:
