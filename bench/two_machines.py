@@ -50,9 +50,13 @@ class Machine:
                 command, cwd=self._folder, env=self._environment, stdout=said, stderr=said, start_new_session=True
             )
 
+    def signal(self, number: int) -> None:
+        """Stop all that runs, or let it go on."""
+        os.killpg(self._process.pid, number)
+
     def kill(self) -> None:
         """Take the power away."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         self._process.wait()
 
     def until_done(self) -> int:
@@ -97,8 +101,18 @@ def report(client: MlflowClient, what: str, n_jobs: int) -> bool:
     return statuses == {"FINISHED": n_jobs} and not twice and set(measured.values()) == {1}
 
 
+def until_training(client: MlflowClient, machine: Machine) -> None:
+    """Return when a run of this machine trains."""
+    while True:
+        for run in runs_of(client):
+            here = f'"host": "{machine.name}"' in run.data.tags.get("slimdown.owner", "")
+            if here and run.info.status == "RUNNING" and "train/loss" in run.data.metrics:
+                return
+        time.sleep(0.2)
+
+
 def main() -> None:
-    """Type a sweep on two machines, then another one, of which one machine is killed in the middle."""
+    """Type a sweep on two machines, one of which is killed in the second sweep, and stands still in the third."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=4, help="jobs of each sweep")
     n = parser.parse_args().seeds
@@ -116,8 +130,7 @@ def main() -> None:
 
             for machine in (one, other):
                 machine.type(f"seed=range({n},{2 * n})")
-            while not any("train/loss" in run.data.metrics for run in runs_of(client) if run.info.status == "RUNNING"):
-                time.sleep(0.2)
+            until_training(client, one)
             one.kill()
             killed = time.monotonic()
             one.show("killed in training")
@@ -125,6 +138,15 @@ def main() -> None:
             print(f"the other finished everything {time.monotonic() - killed:.0f} s after the kill")
             one.type(f"seed=range({2 * n})")
             good += [one.until_done() == 0, report(client, "one of them killed", 2 * n)]
+
+            for machine in (one, other):
+                machine.type(f"seed=range({2 * n},{3 * n})")
+            until_training(client, one)
+            one.signal(signal.SIGSTOP)
+            time.sleep(120)
+            one.signal(signal.SIGCONT)
+            good += [machine.until_done() == 0 for machine in (one, other)]
+            good.append(report(client, "one of them stopped for two minutes", 3 * n))
     sys.exit(not all(good))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slimdown import check, compare, merge, verdict
+from slimdown import check, compare, merge, status, verdict
 from slimdown.guarding.errors import ConfigError
 from slimdown.settings.commandline import check_command_line, composed_runs
 
@@ -24,22 +24,28 @@ def commands(module: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("module", "n"), [("run", 5), ("compare", 5), ("check", 1), ("verdict", 1), ("sizes", 1), ("merge", 1)]
+    ("module", "n"),
+    [("run", 5), ("compare", 5), ("check", 1), ("verdict", 1), ("sizes", 1), ("merge", 1), ("status", 1)],
 )
 def test_the_documents_show_commands(module: str, n: int) -> None:
     assert len(commands(module)) >= n
 
 
+@pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher:UserWarning")  # as job.py does, with the reason
 @pytest.mark.parametrize("command", commands("run"))
 def test_a_command_of_the_documents_is_accepted(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"question": f"What is {n} + {n}?", "answer": str(2 * n), "text": f"{n} + {n} = {2 * n}"} for n in range(3)]
     for file in re.findall(r"\w+\.jsonl", command):  # what a reader has
         (tmp_path / file).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     monkeypatch.chdir(tmp_path)
-    if "unsloth" in command and find_spec("unsloth") is None:
-        with pytest.raises(ConfigError, match=r"^train\.engine=unsloth: Unsloth is not installed.*\Z"):
-            check_command_line(shlex.split(command))
-        return
+    for asks, module, refusal in (
+        ("unsloth", "unsloth", r"train\.engine=unsloth: Unsloth is not installed.*\Z"),
+        ("launcher=ray", "hydra_plugins.hydra_ray_launcher", r"hydra/launcher=ray needs a plugin .* 'slimdown\[ray\]'"),
+    ):
+        if asks in command and find_spec(module) is None:
+            with pytest.raises(ConfigError, match=rf"^{refusal}"):
+                check_command_line(shlex.split(command))
+            return
     check_command_line(shlex.split(command))
 
 
@@ -51,6 +57,11 @@ def test_a_comparison_of_the_documents_is_accepted(command: str) -> None:
 @pytest.mark.parametrize("command", commands("check"))
 def test_a_check_of_the_documents_is_accepted(command: str) -> None:
     check.arguments(shlex.split(command))
+
+
+@pytest.mark.parametrize("command", commands("status"))
+def test_a_status_of_the_documents_is_accepted(command: str) -> None:
+    status.arguments(shlex.split(command))
 
 
 @pytest.mark.parametrize("command", commands("verdict"))
