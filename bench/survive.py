@@ -125,6 +125,10 @@ def _runs(ask: "object") -> list[tuple[str]]:
     return ask("SELECT run_uuid FROM runs").fetchall()  # type: ignore[operator,no-any-return]
 
 
+def _lines(file: Path) -> list[str]:
+    return file.read_text(errors="replace").splitlines()
+
+
 def main() -> None:
     """Both sweeps, and what differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -154,7 +158,8 @@ def main() -> None:
             print(f"{name}: {len(one)} things compared, {told}")
             wrong += [f"{name} differs: {', '.join(differ)}"] if differ else []
         log = (stormy / "log").read_text().splitlines()
-        resumed = [line for line in log if line.startswith("goes on in run")]
+        of_jobs = [line for file in stormy.glob("outputs/**/*log*") if file.is_file() for line in _lines(file)]
+        resumed = [line for line in log + of_jobs if line.startswith("goes on in run")]
         print(f"went on {len(resumed)} times, {sum('from step' in line for line in resumed)} of them from a checkpoint")
         print("\n".join(wrong) or "nothing differs, nothing was made twice, the store is whole")
         if wrong:

@@ -269,6 +269,11 @@ def test_a_checkpoint_that_cannot_be_used_is_told_of(how: str, kept: Path, tmp_p
     assert why in told[0]
 
 
+def test_what_keeps_no_checkpoint_knows_that_it_begins_again(tmp_path: Path) -> None:
+    interim = Interim(tmp_path / "run", inf, print)  # as train.engine=unsloth does
+    assert [interim.begun(), interim.begun()] == [False, True]
+
+
 def test_a_checkpoint_that_was_cut_short_leaves_the_one_before(kept: Path, tmp_path: Path) -> None:
     folder, told = Path(shutil.copytree(kept, tmp_path / kept.name)), list[str]()
     (shutil.copytree(folder / "checkpoint-4", folder / "checkpoint-5") / "whole.json").unlink()
