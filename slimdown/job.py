@@ -154,6 +154,7 @@ def _make(
     from slimdown.judging.runs import recorded_changes
     from slimdown.recording.provenance import About
     from slimdown.recording.study import watch
+    from slimdown.recording.sweeps import PARENT, opened_sweep
     from slimdown.recording.tags import Tag
     from slimdown.showing import console
     from slimdown.showing.sweep import State
@@ -163,6 +164,10 @@ def _make(
     shown = OmegaConf.create({name: sections[name] for name in sections if not (config.tuned and name in TRAINING)})
     blank_secrets(shown)
     name = redact(run_name(settings.runtime.choices["model"], overrides, sweep.swept if sweep else ()))
+    tags: dict[str, str] = {Tag.run_key: key} if key else {}
+    if sweep and sweep.key:
+        with suppress(Exception):  # the pages' order is worth no job
+            tags[PARENT] = opened_sweep(config.tracking, sweep.folder.name, sweep.key, sweep.title)
     about = About(
         name=unfinished.name if unfinished else name,
         config_yaml=OmegaConf.to_yaml(shown),
@@ -170,7 +175,7 @@ def _make(
         folder=Path(tempfile.mkdtemp(prefix="scratch-", dir=settings.runtime.output_dir)),
         sweep=sweep.name if sweep else None,
         on_opened=partial(_opened, this, sweep),
-        tags={Tag.run_key: key} if key else {},
+        tags=tags,
         watch=watch(config),
         goes_on=unfinished.run_id if unfinished else "",
     )

@@ -26,6 +26,7 @@ from slimdown.guarding import interruption
 from slimdown.guarding.errors import ConfigError
 from slimdown.guarding.redaction import redact
 from slimdown.job import work
+from slimdown.preparing.digests import digest
 from slimdown.settings.launchers import n_cores, reach_cluster
 from slimdown.settings.load import load_config
 from slimdown.settings.schema import TrackingConfig
@@ -81,6 +82,8 @@ class Sweeper(BasicSweeper):
         finally:
             if self.told.jobs:  # of a search there may be nothing left to do
                 console.show_sweep(self.told)
+            with suppress(Exception):  # a store that is gone, as other jobs have said
+                self._close()
         if search:
             search.show()
         if any(job.state is State.failed for job in self.told.jobs):
@@ -89,8 +92,32 @@ class Sweeper(BasicSweeper):
     def _planned(self, overrides: list[Override]) -> Iterable[list[list[str]]]:
         batches = self.split_arguments(overrides, self.max_batch_size)
         swept = [override.get_key_element() for override in overrides if override.is_sweep_override()]
-        self.told.plan([job for batch in batches for job in batch], swept)
+        jobs = [job for batch in batches for job in batch]
+        self.told.plan(jobs, swept)
+        self.told.key = digest(sorted(sorted(job) for job in jobs)) if len(jobs) > 1 else ""
+        self._first = jobs[0]
         return batches
+    def _close(self) -> None:
+        """End the run that holds those of the jobs, with what became of them and how they compare."""
+        from slimdown.judging.comparison import compare
+        from slimdown.recording.sweeps import close_sweep, runs_of
+        from slimdown.showing.comparison import comparison_page, comparison_table
+        from slimdown.showing.sweep import State
+        from slimdown.showing.table import write
+
+        def files() -> Iterator[tuple[str, str]]:
+            yield "sweep.md", write(told.table(), "markdown")
+            if runs := runs_of(tracking, [job.run_id for job in told.jobs]):
+                comparison = compare(runs)
+                table = comparison_table(comparison, f"{told.title}: {len(runs)} finished")
+                yield "comparison.html", comparison_page(comparison, table, None)
+
+        told, states = self.told, {job.state for job in self.told.jobs}
+        if told.key:
+            killed = bool(states & {State.interrupted, State.to_do, State.at_work})
+            status = "KILLED" if killed else "FAILED" if State.failed in states else "FINISHED"
+            tracking = self._tracking(self._first)
+            close_sweep(tracking, told.key, status, files)
 
     def _until_ended(self, overrides: dict[int, list[str]]) -> None:
         """Start jobs, and again those put off, or whose process died: at the third time alone."""
@@ -126,9 +153,9 @@ class Sweeper(BasicSweeper):
                 returned = self.launcher.launch(list(overrides.values()), initial_job_idx=first)
             except Exception as error:
                 return error
-            for number, job in zip(overrides, returned, strict=True):
-                if job.status is JobStatus.COMPLETED:
-                    self.told.jobs[number] = job.return_value
+        for number, job in zip(overrides, returned, strict=True):
+            if job.status is JobStatus.COMPLETED:
+                self.told.jobs[number] = job.return_value
         return None
 
     def _fail(self, number: int, overrides: list[str], error: Exception | None) -> None:

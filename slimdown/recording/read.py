@@ -116,7 +116,10 @@ def read_run(config: TrackingConfig, run_id: str) -> RecordedRun:
         raise UserError(f"{len(found)} runs are called {run_id}; give the id of one: {several}")
     run = found[0]
     if (kind := run.tags.get(Tag.kind, "")) != "tuned":
-        what = "the measurement of a base" if kind == "baseline" else "not a run of slimdown"
+        what = {
+            "baseline": "the measurement of a base",
+            "sweep": f"a whole sweep; --sweep {run.tags.get(Tag.sweep)} compares its runs",
+        }.get(kind, "not a run of slimdown")
         raise UserError(f"run {run_id} is {what}; only a fine-tuning run has a change to look at")
     return run
 

@@ -14,8 +14,15 @@ class Tag(StrEnum):
         tag._value_, tag.meaning = name, meaning
         return tag
 
-    kind = "slimdown.kind", "`tuned`, or `baseline`: a run that holds a base's evaluations"
+    kind = (
+        "slimdown.kind",
+        "`tuned`; `baseline`: a run that holds a base's evaluations; `sweep`: one that holds a command's runs",
+    )
     sweep = "slimdown.sweep", "what the runs that one command started have in common"
+    sweep_key = (
+        "slimdown.sweep_key",
+        "of a sweep: a digest of its jobs, by which a repeated command finds it",
+    )
     run_key = "slimdown.run_key", "a digest of all that the result depends on: a command that comes to it is skipped"
     seed = "slimdown.seed", "the setting `seed`"
     git_commit = "slimdown.git_commit", "of the folder that the run was started in; `-dirty` where files differ from it"

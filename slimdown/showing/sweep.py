@@ -65,6 +65,7 @@ class Sweep:
         self.folder, self.name = folder.absolute(), folder.name  # a search's runs are known by its study's
         self.in_process = True  # whether jobs are made in the command's own process, one after the other
         self.began = time.time() // 1  # in seconds since 1970, as runs' heartbeats
+        self.key = ""  # a digest of the jobs, where there are several and all are known beforehand
         self.swept: tuple[str, ...] = ()  # settings that have several values
         self.jobs: list[Job] = []
         # By the number that Hydra gives a job each time that it is launched: its own.
@@ -79,6 +80,11 @@ class Sweep:
             self.jobs.append(Job(redact(re.sub(r"\\(.)", r"\1", " ".join(own)))))  # Hydra escapes a colon
         shutil.rmtree(self._files, ignore_errors=True)  # of a command before, in a folder that was named
         self._files.mkdir(parents=True)
+
+    @property
+    def title(self) -> str:
+        """What its run is called."""
+        return f"sweep of {', '.join(self.swept)}" if self.swept else "sweep"
 
     @property
     def _files(self) -> Path:
