@@ -82,7 +82,8 @@ class Sweeper(BasicSweeper):
         finally:
             if self.told.jobs:  # of a search there may be nothing left to do
                 console.show_sweep(self.told)
-            with suppress(Exception):  # a store that is gone, as other jobs have said
+            # A store that is gone, as jobs have said; or a signal, which is remembered.
+            with suppress(Exception, KeyboardInterrupt), interruption.undisturbed():
                 self._close()
         if search:
             search.show()
@@ -97,6 +98,7 @@ class Sweeper(BasicSweeper):
         self.told.key = digest(sorted(sorted(job) for job in jobs)) if len(jobs) > 1 else ""
         self._first = jobs[0]
         return batches
+
     def _close(self) -> None:
         """End the run that holds those of the jobs, with what became of them and how they compare."""
         from slimdown.judging.comparison import compare
@@ -188,15 +190,19 @@ class Sweeper(BasicSweeper):
         from slimdown.showing import console
 
         ended = threading.Event()
-        with interruption.undisturbed(), console.sweep_status(self.told) as show:
-            watch = threading.Thread(target=self._watch, args=(ended, show), name="sweep", daemon=True)
-            watch.start()
-            try:
-                yield
-            finally:
-                ended.set()
-                watch.join()
-                show()
+        try:
+            with interruption.undisturbed(), console.sweep_status(self.told) as show:
+                watch = threading.Thread(target=self._watch, args=(ended, show), name="sweep", daemon=True)
+                watch.start()
+                try:
+                    yield
+                finally:
+                    ended.set()
+                    watch.join()
+                    show()
+        except KeyboardInterrupt as stop:
+            stop.add_note("Runs that were at work are marked KILLED and keep what was recorded so far.")
+            raise
 
     def _watch(self, ended: threading.Event, show: Callable[[], None]) -> None:
         while not ended.wait(_OFTEN):
