@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from math import inf
@@ -20,11 +20,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from recorded import here
+from trl import SFTTrainer
 
+from bench.families import byte_tokenizer, tiny
 from slimdown.guarding.disk import Interim
 from slimdown.judging.runs import RecordedRun
 from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, write_samples
@@ -46,6 +49,7 @@ from slimdown.settings.schema import BenchmarkConfig, RunConfig
 from slimdown.training.checkpoints import last_checkpoint
 from slimdown.training.fine_tune import StepRecord, TrainResult, fine_tune
 from slimdown.training.rows import TrainRows, prepare_rows
+from slimdown.training.steps import take_steps, trainer_for
 
 DEAD = {Tag.owner: json.dumps(asdict(replace(this_process(), started="1"))), Tag.heartbeat: f"{time.time():.0f}"}
 
@@ -240,6 +244,28 @@ def test_a_training_that_was_killed_ends_as_if_nothing_had_been(
     assert n_first - n_third == 5
     assert (third.history, third.train_loss) == (first.history, first.train_loss)
     assert content(third.adapter_dir) == content(first.adapter_dir)
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "mixtral"])
+def test_weights_that_published_files_call_otherwise_are_found_again(
+    family: str, composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = composed("train.max_steps=3", "train.warmup_steps=0").train
+    rows = Dataset.from_dict({"input_ids": [[20, 21, 22]] * 8, "labels": [[20, 21, 22]] * 8})
+    interim, ended = Interim(tmp_path / "run", 0.0, print), list[dict[str, torch.Tensor]]()
+    for kill_at in (0, 3, 0):
+        model = tiny(family)
+        trainer = trainer_for(model, byte_tokenizer(), rows, config, 0, tmp_path, "cpu", SFTTrainer)
+
+        def note(step: int, of: int, values: dict[str, float], kill_at: int = kill_at) -> None:
+            if step == kill_at:
+                raise Killed
+
+        with suppress(Killed):
+            take_steps(trainer, config, 0, "cpu", note, interim if ended else None)
+        ended.append(model.state_dict())
+    undisturbed, _, gone_on = ended
+    assert all(torch.equal(undisturbed[name], gone_on[name]) for name in undisturbed)
 
 
 def damaged(folder: Path) -> None:

@@ -56,6 +56,7 @@ class Keeping:
     def __init__(self, trainer: Any, interim: Interim, before: Checkpoint | None) -> None:
         """Keep nothing yet; `before` is where the training goes on from."""
         trainer.args.output_dir = str(interim.folder)
+        trainer.save_model = self._save_weights
         self._trainer, self._interim, self._is_long = trainer, interim, before is not None
         self._seconds = before.seconds if before else 0.0
         self._began = self._kept = time.monotonic()
@@ -97,6 +98,11 @@ class Keeping:
             marking.write(json.dumps(mark).encode())
             marking.flush()
             os.fsync(marking.fileno())
+
+    def _save_weights(self, folder: str, _internal_call: bool) -> None:
+        # Not as published files call them (a mixture's experts one by one, GPT-NeoX's head embed_out): the trainer
+        # (transformers 5.24) passes over names that the model does not have, and says nothing.
+        self._trainer.model.save_pretrained(folder, save_original_format=False)
 
 
 def _step(folder: Path) -> int:
