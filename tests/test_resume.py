@@ -300,6 +300,17 @@ def test_what_keeps_no_checkpoint_knows_that_it_begins_again(tmp_path: Path) -> 
     assert [interim.begun(), interim.begun()] == [False, True]
 
 
+def test_a_checkpoint_of_another_dtype_is_not_gone_on_from(
+    kept: Path, rows: TrainRows, composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    folder, told = Path(shutil.copytree(kept, tmp_path / kept.name)), list[str]()
+    config = composed(*TRAINED, "model.dtype=bfloat16")
+    result, _ = trained(config, rows, tmp_path / "a", Interim(folder, inf, told.append))
+    assert "it was computed in float32, and here the model is bfloat16" in told[0]
+    undisturbed, _ = trained(config, rows, tmp_path / "b", Interim(tmp_path / "no", inf, told.append))
+    assert content(result.adapter_dir) == content(undisturbed.adapter_dir)
+
+
 def test_a_checkpoint_that_was_cut_short_leaves_the_one_before(kept: Path, tmp_path: Path) -> None:
     folder, told = Path(shutil.copytree(kept, tmp_path / kept.name)), list[str]()
     (shutil.copytree(folder / "checkpoint-4", folder / "checkpoint-5") / "whole.json").unlink()

@@ -31,8 +31,13 @@ class Checkpoint:
         return [{key: float(value) for key, value in one.items()} for one in numbers if "loss" in one]
 
 
-def last_checkpoint(interim: Interim) -> Checkpoint | None:
-    """The last one that is whole; of one that is there and cannot be used a line is told."""
+def last_checkpoint(interim: Interim, dtype: str = "") -> Checkpoint | None:
+    """The last one that is whole; of one that is there and cannot be used a line is told.
+
+    Args:
+        interim: where they are kept.
+        dtype: of the model that goes on, which on another machine may be another; empty: any.
+    """
     told = ""
     for folder in sorted(interim.folder.glob("checkpoint-*"), key=_step, reverse=True):
         if not (folder / _MARK).is_file():
@@ -40,9 +45,14 @@ def last_checkpoint(interim: Interim) -> Checkpoint | None:
         try:
             mark = json.loads((folder / _MARK).read_text())
             wrong = [name for name, digest in mark["files"].items() if file_digest(folder / name) != digest]
-            if not wrong and mark["run"] == interim.folder.name:
+            if wrong:
+                told = told or f"{wrong[0]} is damaged"
+            elif mark["run"] != interim.folder.name:
+                told = told or "it is of another run"
+            elif dtype and mark["dtype"] != dtype:
+                told = told or f"it was computed in {mark['dtype']}, and here the model is {dtype}"
+            else:
                 return Checkpoint(folder, int(mark["step"]), int(mark["of"]), float(mark["seconds"]))
-            told = told or f"{wrong[0]} is damaged" if wrong else "it is of another run"
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             told = told or f"{type(error).__name__}: {error}"
     if told:
@@ -94,6 +104,7 @@ class Keeping:
                 os.fsync(written.fileno())  # before the one before is deleted
         seconds = self._seconds + time.monotonic() - self._began
         mark = {"run": self._interim.folder.name, "step": step, "of": of, "seconds": seconds, "files": digests}
+        mark["dtype"] = dtype_of(self._trainer.model)
         with whole_file(folder / _MARK) as marking:
             marking.write(json.dumps(mark).encode())
             marking.flush()
@@ -103,6 +114,11 @@ class Keeping:
         # Not as published files call them (a mixture's experts one by one, GPT-NeoX's head embed_out): the trainer
         # (transformers 5.24) passes over names that the model does not have, and says nothing.
         self._trainer.model.save_pretrained(folder, save_original_format=False)
+
+
+def dtype_of(model: Any) -> str:
+    """What a model computes in: an adapter's base, or all of a model whose own weights are trained."""
+    return str(model.dtype).removeprefix("torch.")
 
 
 def _step(folder: Path) -> int:
