@@ -37,9 +37,9 @@ def test_eight_processes_open_a_fresh_database_together_and_measure_once(server:
 
 
 def documented(begin: str) -> list[str]:
-    """The words of a command of docs/cluster.md, after these."""
+    """The words of the first command of docs/cluster.md that begins so, after these."""
     text = re.sub(r" *\\\n *", " ", (Path(__file__).parents[1] / "docs" / "cluster.md").read_text())
-    [found] = [line for line in text.splitlines() if line.startswith(f"    {begin}")]
+    found, *_ = [line for line in text.splitlines() if line.startswith(f"    {begin}")]
     return shlex.split(found.strip().removeprefix(begin))
 
 
