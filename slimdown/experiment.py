@@ -34,7 +34,7 @@ def experiment(config: RunConfig, about: About) -> Findings:
             tasks = load_tasks(config.benchmark)
         with console.doing(f"loading {config.model.id}"):
             base = load_model(config.model, config.quantization)
-        stop_between_forwards(base.model)
+        stop_between_forwards(base.model, tracked.heartbeat.stop_if_taken)
         tracked.log_model(base)
         with console.doing("preparing"):
             way = way_to_tuned(base, config, tasks, tracked.log_contamination)

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from sqlalchemy.orm import loading
 from test_tracking import tracked
 
+from slimdown.guarding.errors import UserError
 from slimdown.guarding.interruption import (
     interrupted,
     listening,
@@ -57,13 +58,22 @@ def test_a_swallowed_signal_comes_out_at_the_end_whatever_became_of_it() -> None
 
 
 def test_a_forward_ends_what_a_swallowed_signal_did_not(pocket: LoadedModel) -> None:
-    stop_between_forwards(pocket.model)
+    stop_between_forwards(pocket.model, lambda: None)
     tokens = torch.arange(3, 10)[None]
     with torch.no_grad(), pytest.raises(KeyboardInterrupt), listening():
         pocket.model(tokens)
         lose_a_signal()
         pocket.model(tokens)
         pytest.fail("the work went on")
+
+
+def test_a_forward_ends_what_another_process_goes_on_in(pocket: LoadedModel) -> None:
+    def stop() -> None:
+        raise UserError("it goes on there")
+
+    stop_between_forwards(pocket.model, stop)
+    with pytest.raises(UserError, match="it goes on there"):
+        pocket.model(torch.arange(3, 10)[None])
 
 
 def test_a_signal_waits_for_what_must_not_be_torn_apart(capfd: pytest.CaptureFixture[str]) -> None:

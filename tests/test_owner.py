@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from recorded import here
 
+from slimdown.guarding.errors import UserError
 from slimdown.recording import owner
 from slimdown.recording.owner import is_gone, is_silent, owner_of, owner_tags, this_process
 from slimdown.recording.tags import Tag
@@ -74,6 +75,56 @@ def test_a_run_is_heard_of_while_it_goes_on_and_not_afterwards(
     assert store.get_run(run.run_id).data.tags[Tag.at] == "training 3/4"
 
 
+def taken(store: MlflowClient, run: TrackedRun) -> None:
+    """Have a process on another machine go on in a run."""
+    for key, value in tags_of(replace(this_process(), host="node7", pid=123)).items():
+        store.set_tag(run.run_id, key, value)
+
+
+def test_a_run_that_another_machine_went_on_in_is_left_to_it(store: MlflowClient) -> None:
+    run = TrackedRun(here(), "a run", "tuned", {})
+    with pytest.raises(UserError, match=rf"^run {run.run_id} was gone on in by node7 \(process 123\)"), run:
+        taken(store, run)
+    assert store.get_run(run.run_id).info.status == "RUNNING"
+    assert owner_of(store.get_run(run.run_id).data.tags) != this_process()
+
+
+def test_what_ends_a_run_that_is_another_s_is_not_told_of_it(store: MlflowClient) -> None:
+    run = TrackedRun(here(), "a run", "tuned", {})
+    with pytest.raises(KeyboardInterrupt) as ended, run:
+        taken(store, run)
+        raise KeyboardInterrupt
+    assert "goes on there" in ended.value.__notes__[-1]
+    assert store.get_run(run.run_id).info.status == "RUNNING"
+
+
+def test_a_heartbeat_finds_that_the_run_is_another_s_and_beats_no_more(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "INTERVAL", 0.02)
+    run = TrackedRun(here(), "a run", "tuned", {})
+    with pytest.raises(UserError, match="it goes on there"), run:
+        taken(store, run)
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            run.log_base_loss("key", 1.0)  # raises once a beat has looked
+            run.heartbeat.stop_if_taken()
+    run.heartbeat.is_at("the middle")
+    time.sleep(0.1)
+    assert Tag.at not in store.get_run(run.run_id).data.tags
+
+
+def test_after_standing_still_a_process_looks_before_it_does_anything(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = TrackedRun(here(), "a run", "tuned", {})
+    taken(store, run)
+    run.heartbeat.stop_if_taken()  # heard of a moment ago: nobody can have taken it
+    monkeypatch.setattr(owner, "_SILENT_AFTER", -1.0)
+    with pytest.raises(UserError, match="it goes on there"):
+        run.heartbeat.stop_if_taken()
+
+
 def test_a_store_that_refuses_heartbeats_disturbs_nobody(
     store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,4 +144,5 @@ def test_a_store_that_refuses_heartbeats_disturbs_nobody(
             time.sleep(0.01)
         beating.end()
     assert len(asked) >= 2
+    beating.stop_if_taken()  # of which silence says nothing
     assert capsys.readouterr().err == ""

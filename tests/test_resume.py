@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -39,7 +40,7 @@ from slimdown.measuring.questions import load_tasks
 from slimdown.preparing.data import load_data
 from slimdown.preparing.model import LoadedModel, load_model
 from slimdown.recording import unfinished
-from slimdown.recording.owner import owner_tags, this_process
+from slimdown.recording.owner import _started, owner_tags, this_process
 from slimdown.recording.tags import Tag
 from slimdown.recording.unfinished import end_forsaken, to_go_on_in
 from slimdown.recording.write import TrackedRun
@@ -92,6 +93,17 @@ def test_a_run_at_work_elsewhere_is_waited_for(monkeypatch: pytest.MonkeyPatch) 
     found = to_go_on_in(lambda: next(answers), lambda: told.append("waiting"))
     assert found is not None
     assert (found.status, told) == ("FINISHED", ["waiting"])
+
+
+def test_a_process_here_that_stands_still_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unfinished, "INTERVAL", 0.01)
+    parent = psutil.Process().ppid()
+    silent = replace(this_process(), pid=parent, started=_started(parent))
+    tags = {Tag.owner: json.dumps(asdict(silent)), Tag.heartbeat: "1"}
+    answers = iter([*[[seen("a", "RUNNING", tags)]] * 3, [seen("a", "FINISHED", DEAD)]])
+    found = to_go_on_in(lambda: next(answers), lambda: None)
+    assert found is not None
+    assert found.status == "FINISHED"
 
 
 def test_one_that_seems_silent_by_our_clock_is_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any
@@ -37,9 +37,19 @@ def stop_if_interrupted() -> None:
         raise KeyboardInterrupt
 
 
-def stop_between_forwards(model: Any) -> None:
-    """Make each forward of a model look for a signal first: each step, batch of questions and decoded token."""
-    model.get_input_embeddings().register_forward_pre_hook(lambda *_: stop_if_interrupted())
+def stop_between_forwards(model: Any, stop: Callable[[], None]) -> None:
+    """Make each forward of a model look for a signal first: each step, batch of questions and decoded token.
+
+    Args:
+        model: the model.
+        stop: called as well, and raises what else ends the work.
+    """
+
+    def look(*_: object) -> None:
+        stop_if_interrupted()
+        stop()
+
+    model.get_input_embeddings().register_forward_pre_hook(look)
 
 
 class undisturbed:

@@ -17,10 +17,13 @@ from typing import Any
 
 import psutil
 
+from slimdown.guarding.errors import UserError
+from slimdown.recording.connection import within
 from slimdown.recording.tags import Tag
 
 INTERVAL = 20.0  # seconds between two beats
 _SILENT_AFTER = 6 * INTERVAL  # clocks of two machines differ a little, and a store may be slow for a while
+_LOOK = 5.0  # seconds for a look at who works on a run
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,18 @@ def owner_tags() -> dict[str, str]:
 
 
 class Heartbeat:
-    """Tells every `INTERVAL` seconds that a run goes on and how far it is, from a thread that delays nobody's end."""
+    """Tells every `INTERVAL` seconds that a run goes on and how far it is, from a thread that delays nobody's end.
+
+    It looks as often whether the run is still this process's: another goes on in one that was silent for long, as it is
+    while a process stands still (SIGSTOP, a machine that sleeps).
+    """
 
     def __init__(self, client: Any, run_id: str) -> None:
         """Begin no thread yet; `client` is of the run's store."""
         # Past what waits for a silent store, and past what puts off signals, of which a thread hears nothing.
         self._client, self._run_id = getattr(client, "inner", client), run_id
-        self._ended, self._at = threading.Event(), ""
+        self._ended, self._at, self._looked = threading.Event(), "", time.time()
+        self.taken: UserError | None = None  # that another process works on the run by now, once that is known
 
     def begin(self) -> None:
         """From now on, until `end`."""
@@ -96,6 +104,24 @@ class Heartbeat:
         """Remember how far the run is, which the next beat tells."""
         self._at = what
 
+    def look(self) -> None:
+        """Find out whose the run is; a store that is silent says nothing."""
+        self._looked = time.time()  # by the clock on the wall: a machine that sleeps counts no other
+        with suppress(Exception):
+            owner = owner_of(within(_LOOK, lambda: self._client.get_run(self._run_id)).data.tags)
+            if owner not in (None, this_process()):
+                self.taken = UserError(
+                    f"run {self._run_id} was gone on in by {owner.host} (process {owner.pid}) while this one stood "
+                    "still; nothing is lost, it goes on there"
+                )
+
+    def stop_if_taken(self) -> None:
+        """Raise the UserError that another process works on the run, where one does; cheap unless this stood still."""
+        if time.time() - self._looked > _SILENT_AFTER:
+            self.look()
+        if self.taken:
+            raise self.taken
+
     def end(self) -> None:
         """Beat no more; what is on its way is not waited for."""
         self._ended.set()
@@ -104,6 +130,9 @@ class Heartbeat:
         from mlflow.entities import RunTag
 
         while not self._ended.wait(INTERVAL):
+            self.look()
+            if self.taken:
+                return
             tags = {Tag.heartbeat: f"{time.time():.0f}", **({Tag.at: self._at} if self._at else {})}
             with suppress(Exception):  # a store that is silent, or locked just now: the next one may arrive
                 self._client.log_batch(self._run_id, tags=[RunTag(key, value) for key, value in tags.items()])

@@ -47,8 +47,10 @@ def _is_at_work(tags: Mapping[str, str], heard: str) -> bool:
     owner = owner_of(tags)
     if owner is None or owner == this_process():
         return False  # a command of before whose end the store did not take
-    if owner.is_here or not is_silent(tags):
-        return not (is_gone(tags) or is_silent(tags))
+    if owner.is_here:
+        return owner.lives  # however silent: stopped, it may go on
+    if not is_silent(tags):
+        return True
     return tags.get(Tag.heartbeat) != heard  # by our clock; that of a machine elsewhere may be wrong, so look again
 
 

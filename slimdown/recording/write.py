@@ -136,11 +136,11 @@ class TrackedRun:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the run FINISHED, FAILED with the error in a tag, or KILLED; the error says so in a note.
+        """Close the run, unless it is another's by now: FINISHED, FAILED with a tag that says why, or KILLED.
 
         Raises:
             KeyboardInterrupt: a signal came, whatever became of it on its way here.
-            UserError: the disk is full.
+            UserError: the disk is full, or the run another's.
         """
         self.heartbeat.end()
         with undisturbed():
@@ -149,11 +149,16 @@ class TrackedRun:
                 end = KeyboardInterrupt()
             elif isinstance(error, Exception):
                 end = disk_full(error, self._folder) or error
-            refused = self._close(end)
+            if self._on_disk is None:
+                self.heartbeat.look()
+            taken = self.heartbeat.taken
+            end = end or taken
+            refused = None if taken else self._close(end)
             if refused is not None and end is None:
                 raise disk_full(refused, self._folder) or refused
             if end is not None:
-                end.add_note(self._ending(end, refused))
+                if end is not taken:
+                    end.add_note(str(taken or self._ending(end, refused)))
                 raise end from (error if error is not end else end.__cause__)
 
     def sibling(self, name: str, kind: str) -> "TrackedRun":
@@ -168,6 +173,7 @@ class TrackedRun:
             return TrackedRun(self._client.give_up(error), name, kind, {})
 
     def _keep(self, write: "Callable[[TrackedRun], _T]") -> "_T":
+        self.heartbeat.stop_if_taken()
         if self._on_disk:
             return write(self._on_disk)
         if not isinstance(self._client, PatientClient):
