@@ -1,13 +1,14 @@
 """A store that falls silent while a run is under way: nothing computed is lost, and all of it can be delivered."""
 
 import errno
+import json
 import shlex
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from copy import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from slimdown.preparing.model import LoadedModel
 from slimdown.recording import outage
 from slimdown.recording.evaluations import EvaluationRecord, base_record
 from slimdown.recording.outage import PatientClient, send
+from slimdown.recording.owner import this_process
 from slimdown.recording.read import read_evaluation, read_run
 from slimdown.recording.tags import Tag
 from slimdown.recording.write import TrackedRun
@@ -355,6 +357,27 @@ def test_a_folder_that_a_run_still_writes_into_is_kept(
     assert "no longer needed" in capsys.readouterr().out
     [sent] = runs(store)
     assert (sent.info.status, sent.data.params) == ("FINISHED", {"lora.r": "8", "lora.alpha": "16"})
+
+
+@pytest.mark.parametrize(("status", "why"), [("RUNNING", "is worked on"), ("FINISHED", "was finished")])
+def test_a_run_that_another_process_went_on_in_is_not_filled(
+    status: str, why: str, server: Server, store: MlflowClient, tmp_path: Path
+) -> None:
+    with opened(server) as run:
+        server.last = GONE
+        run.log_settings({"lora.r": 8})
+    elsewhere = replace(this_process(), host="node7", pid=123)
+    store.set_tag(run.run_id, Tag.owner, json.dumps(asdict(elsewhere)))
+    store.update_run(run.run_id, status)
+    with pytest.raises(UserError, match=rf"^run {run.run_id} {why} by node7 \(process 123\)"):
+        send(tmp_path / "unsent", here().uri)
+    [there] = runs(store)
+    assert (there.info.status, there.data.params) == (status, {})
+    store.set_tag(run.run_id, Tag.heartbeat, "1")  # and since then nothing was heard of it
+    store.update_run(run.run_id, "RUNNING")
+    send(tmp_path / "unsent", here().uri)
+    [there] = runs(store)
+    assert (there.info.status, there.data.params) == ("FINISHED", {"lora.r": "8"})
 
 
 def test_a_folder_of_before_is_sent_to_the_run_that_it_names(

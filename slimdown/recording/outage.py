@@ -29,6 +29,7 @@ from slimdown.guarding.errors import UserError
 from slimdown.guarding.interruption import interrupted
 from slimdown.guarding.redaction import public_uri, redact
 from slimdown.recording.connection import experiment_id, first_line, log_entries, open_store, search, within
+from slimdown.recording.owner import Owner, is_gone, owner_of
 from slimdown.recording.tags import Tag
 from slimdown.settings.schema import TrackingConfig
 
@@ -202,6 +203,7 @@ def _destination(target: MlflowClient, run: Run, experiment: str) -> str:
     try:
         begun = target.get_run(_sent_for(run.data.tags))
         if begun.info.lifecycle_stage == "active":
+            _check_left(begun, owner_of(run.data.tags))
             return str(begun.info.run_id)
     except MlflowException as error:
         if error.error_code in _SILENCE:
@@ -211,6 +213,18 @@ def _destination(target: MlflowClient, run: Run, experiment: str) -> str:
         tags = {Tag.sent: run.info.run_id}
         made = [target.create_run(experiment, run.info.start_time, tags, run.info.run_name)]
     return str(made[0].info.run_id)
+
+
+def _check_left(run: Run, ours: Owner | None) -> None:
+    """Refuse a run that another process than `ours` has gone on in."""
+    owner, status = owner_of(run.data.tags), run.info.status
+    if owner is None or owner == ours:
+        return
+    who = f"run {run.info.run_id} {{}} by {owner.host} (process {owner.pid}), which went on in it meanwhile"
+    if status == "FINISHED":
+        raise UserError(f"{who.format('was finished')}; what lies here is no longer needed")
+    if status == "RUNNING" and not is_gone(run.data.tags):
+        raise UserError(f"{who.format('is worked on')}; send again if it does not come to its end there")
 
 
 def _carry_over(source: MlflowClient, target: MlflowClient, artifacts: Path, run: Run, ids: dict[str, str]) -> None:
