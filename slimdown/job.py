@@ -188,7 +188,10 @@ def _make(
 
 
 def _opened(this: "Job", sweep: "Sweep | None", run_id: str) -> None:
-    this.run_id = run_id
+    from slimdown.recording.owner import owner_tags
+    from slimdown.recording.tags import Tag
+
+    this.run_id, this.owner = run_id, owner_tags()[Tag.owner]
     if sweep:
         sweep.tell()
 

@@ -169,7 +169,7 @@ class Sweeper(BasicSweeper):
         job.state = State.failed
         job.what = redact(f"its process died {_MOST_DEATHS + 1} times, the last time with no other beside it; {reason}")
         with suppress(Exception):  # a store that is gone, as other jobs will say
-            mark_failed(self._tracking(overrides), job.run_id, job.what)
+            mark_failed(self._tracking(overrides), job.run_id, job.what, job.owner)
 
     def _tracking(self, overrides: list[str]) -> TrackingConfig:
         """Where a job is recorded."""

@@ -42,7 +42,7 @@ from slimdown.preparing.model import LoadedModel, load_model
 from slimdown.recording import unfinished
 from slimdown.recording.owner import _started, owner_tags, this_process
 from slimdown.recording.tags import Tag
-from slimdown.recording.unfinished import end_forsaken, to_go_on_in
+from slimdown.recording.unfinished import end_forsaken, mark_failed, to_go_on_in
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.files import CONF_DIR
 from slimdown.settings.load import load_config
@@ -150,6 +150,22 @@ def test_a_run_goes_on_without_what_it_said_of_its_end_and_keeps_each_step_once(
     counts = [len(store.get_metric_history(run.run_id, key)) for key in ("cost/load_seconds", "train/n_train")]
     assert counts == [2, 1]
     assert [file.path for file in store.list_artifacts(run.run_id)] == []  # no traceback
+
+
+def test_a_run_whose_worker_died_is_marked_unless_it_goes_on(store: MlflowClient) -> None:
+    def of(status: str, tags: dict[str, str], died: str = "") -> tuple[str, str | None]:
+        run = TrackedRun(here(), "a run", "tuned", {})
+        for key, value in tags.items():
+            store.set_tag(run.run_id, key, value)
+        store.update_run(run.run_id, status)
+        mark_failed(here(), run.run_id, "it died", died)
+        made = store.get_run(run.run_id)
+        return made.info.status, made.data.tags.get(Tag.error)
+
+    assert of("RUNNING", DEAD) == ("FAILED", "it died")
+    assert of("FINISHED", DEAD) == ("FINISHED", None)
+    assert of("RUNNING", elsewhere(5)) == ("RUNNING", None)
+    assert of("RUNNING", elsewhere(5), elsewhere(5)[Tag.owner]) == ("FAILED", "it died")
 
 
 def test_a_base_s_measurement_does_not_stay_running_when_its_process_is_gone(store: MlflowClient) -> None:

@@ -83,9 +83,15 @@ def reopened(client: Any, run_id: str, tags: Mapping[str, str]) -> "Run":
     return run
 
 
-def mark_failed(config: TrackingConfig, run_id: str, reason: str) -> None:
-    """Mark a run whose process died as FAILED, with the reason."""
+def mark_failed(config: TrackingConfig, run_id: str, reason: str, died: str) -> None:
+    """Mark a run that goes on no more as FAILED, with the reason; `died` is the process that died, as in `Tag.owner`.
+
+    One that has ended, or that another process works on by now, is left as it is.
+    """
     client = open_store(config)
+    run = client.get_run(run_id)
+    if run.info.status != "RUNNING" or not (run.data.tags.get(Tag.owner) == died or is_gone(run.data.tags)):
+        return
     client.set_tag(run_id, Tag.error, redact(reason))
     client.set_terminated(run_id, "FAILED")
 

@@ -41,6 +41,7 @@ class Job:
     name: str  # what it sets that the other jobs set otherwise
     state: State = State.to_do
     run_id: str = ""
+    owner: str = ""  # the process that makes the run, as the record has it
     what: str = ""  # what it found, or why it failed
     objective: float = nan  # mean change of the retained benchmarks
     log: str = ""  # the file with what it printed, where that is not the console
@@ -104,7 +105,9 @@ class Sweep:
         self.launched.update(enumerate(numbers, start=first))
         for number in numbers:
             self._file(number).unlink(missing_ok=True)
-            self.jobs[number] = Job(self.jobs[number].name, run_id=self.jobs[number].run_id)
+            self.jobs[number] = Job(
+                self.jobs[number].name, run_id=self.jobs[number].run_id, owner=self.jobs[number].owner
+            )
         return first
 
     def begin(self, number: int) -> Job:
