@@ -14,6 +14,7 @@ from slimdown.judging.runs import RecordedRun
 from slimdown.recording.owner import heard_of, is_gone, owner_of
 from slimdown.recording.read import find_runs
 from slimdown.recording.tags import Tag
+from slimdown.recording.unfinished import kept_bytes
 from slimdown.settings.arguments import Parser, add_output, add_store, format_of, store_to_read
 from slimdown.showing.files import put
 from slimdown.showing.status import Standing, Whereabouts, status_table
@@ -61,7 +62,7 @@ def main() -> None:
             if run.status in ("FINISHED", "RUNNING") or run.tags.get(Tag.run_key) not in finished
         ]
         found.sort(key=lambda one: order.index(one.standing))
-        table = status_table(found, public_uri(store.uri))
+        table = status_table(found, public_uri(store.uri), kept_bytes(store))
         put(table, lambda: write(table, "html"), options.format, options.output)
     except UserError as error:
         sys.exit(f"Where runs are cannot be told:\n  {error}")

@@ -168,12 +168,42 @@ def test_a_run_whose_worker_died_is_marked_unless_it_goes_on(store: MlflowClient
     assert of("RUNNING", elsewhere(5), elsewhere(5)[Tag.owner]) == ("FAILED", "it died")
 
 
+def test_a_run_that_was_to_be_made_again_does_not_stay_running_when_its_process_is_gone(store: MlflowClient) -> None:
+    with TrackedRun(here(), "first", "tuned", {Tag.run_key: "1"}) as first:
+        pass
+    again, only = (TrackedRun(here(), name, "tuned", {Tag.run_key: name}) for name in ("1", "2"))
+    for run in (again, only):
+        for key, value in DEAD.items():
+            store.set_tag(run.run_id, key, value)
+    end_forsaken(store, first.experiment_id, Path("nowhere"))
+    states = [store.get_run(run.run_id).info.status for run in (first, again, only)]
+    assert states == ["FINISHED", "KILLED", "RUNNING"]
+
+
+def test_what_nobody_goes_on_from_is_deleted(store: MlflowClient, tmp_path: Path) -> None:
+    names = ("finished", "deleted", "deleted and at work", "killed", "at work")
+    made = {name: TrackedRun(here(), name, "tuned", {}) for name in names}
+    for name, status in (("finished", "FINISHED"), ("deleted", "FAILED"), ("killed", "KILLED")):
+        store.set_terminated(made[name].run_id, status)
+    for name in ("deleted", "deleted and at work"):
+        store.delete_run(made[name].run_id)
+    of_no_run = {"evaluations": "evaluations", "of another store": "0" * 32}
+    folders = {name: tmp_path / run.run_id for name, run in made.items()}
+    folders |= {name: tmp_path / folder for name, folder in of_no_run.items()}
+    for folder in folders.values():
+        folder.mkdir()
+        (folder / "optimizer.pt").touch()
+    end_forsaken(store, made["killed"].experiment_id, tmp_path)
+    left = {name for name, folder in folders.items() if folder.exists()}
+    assert left == {"deleted and at work", "killed", "at work", *of_no_run}
+
+
 def test_a_base_s_measurement_does_not_stay_running_when_its_process_is_gone(store: MlflowClient) -> None:
     with TrackedRun(here(), "a run", "tuned", {}) as run:
         going, forsaken = (run.sibling(name, "baseline") for name in ("going", "forsaken"))
         for key, value in DEAD.items():
             store.set_tag(forsaken.run_id, key, value)
-        end_forsaken(store, run.experiment_id)
+        end_forsaken(store, run.experiment_id, Path("nowhere"))
         assert store.get_run(going.run_id).info.status == "RUNNING"
         assert store.get_run(forsaken.run_id).info.status == "KILLED"
 

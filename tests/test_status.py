@@ -15,6 +15,7 @@ from recorded import here, record, right
 from slimdown import status
 from slimdown.recording.owner import Owner, this_process
 from slimdown.recording.tags import Tag
+from slimdown.recording.unfinished import folder_of
 from slimdown.recording.write import TrackedRun
 
 Said = Callable[..., str]
@@ -81,6 +82,15 @@ def test_a_person_reads_how_many_are_finished_and_what_to_do(runs: dict[str, Tra
     assert "measuring the base 3/20" in line
     assert "60 s ago" in line
     assert "The command of a run that is gone, stopped or failed goes on in it." in shown
+
+
+def test_what_unfinished_runs_keep_is_told(runs: dict[str, TrackedRun], said: Said) -> None:
+    folder = folder_of(here(), runs["gone"].run_id)
+    assert "What runs go on from" not in said()
+    (folder / "checkpoint-7").mkdir(parents=True)
+    (folder / "checkpoint-7" / "optimizer.pt").write_bytes(bytes(3 * 2**20))
+    told = " ".join(said().split())
+    assert "What runs go on from takes 3.0 MiB in " in told
 
 
 def test_a_store_without_runs_and_one_that_is_not_there(said: Said, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def opened_run(
         if about.goes_on:
             at = last_checkpoint(replace(interim, tell=lambda line: None))
             tell(f"goes on in run {tracked.run_id}" + (f", from step {at.step} of {at.of}" if at else ""))
-        end_forsaken(tracked._client, tracked.experiment_id)
+        end_forsaken(tracked._client, tracked.experiment_id, interim.folder.parent)
         about.on_opened(tracked.run_id)
         files = {
             "config.yaml": about.config_yaml,

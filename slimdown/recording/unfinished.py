@@ -1,5 +1,6 @@
 """Runs that were not finished: the one that a command goes on in, and those that nobody will."""
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -102,13 +103,41 @@ def steps_in(client: Any, run: "Run") -> set[tuple[str, int]]:
     return {(key, metric.step) for key in of_steps for metric in client.get_metric_history(run.info.run_id, key)}
 
 
-def end_forsaken(client: Any, experiment: str) -> None:
-    """Mark as KILLED the measurements of bases whose process is gone: what they hold is found, nobody goes on in them.
+def end_forsaken(client: Any, experiment: str, folders: Path) -> None:
+    """Mark as KILLED runs whose process is gone and that nobody will go on in, and delete what is kept for nothing.
 
-    Nothing depends on it, so it is not tried twice.
+    The first are measurements of bases, what they hold is found, and runs of which an equal one is finished. The second
+    are the folders of runs that are finished, or deleted. Nothing depends on it, so it is not tried twice.
+
+    Args:
+        client: of the store.
+        experiment: whose runs are looked at.
+        folders: that of each run's unfinished work, by its id.
     """
     with suppress(Exception):
-        going = f"tags.`{Tag.kind}` = 'baseline' and attributes.status = 'RUNNING'"
-        for run in client.search_runs([experiment], going):
-            if is_gone(run.data.tags):
+        for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+            key = run.data.tags.get(Tag.run_key, "")
+            ended = f"tags.`{Tag.run_key}` = '{key}' and attributes.status = 'FINISHED'"
+            is_base = run.data.tags.get(Tag.kind) == "baseline"
+            if is_gone(run.data.tags) and (is_base or (key and client.search_runs([experiment], ended, max_results=1))):
                 client.set_terminated(run.info.run_id, "KILLED")
+    for folder in folders.glob("[0-9a-f]" * 32):
+        with suppress(Exception):  # of another store, which says nothing of it here
+            run = client.get_run(folder.name)
+            is_deleted = run.info.lifecycle_stage == "deleted" and (
+                run.info.status != "RUNNING" or is_gone(run.data.tags)
+            )
+            if run.info.status == "FINISHED" or is_deleted:
+                shutil.rmtree(folder)
+
+
+def kept_bytes(config: TrackingConfig) -> dict[Path, int]:
+    """The size of each folder, seen from here, that keeps the unfinished work of a run."""
+    folders = folder_of(config, "any").parent.glob("[0-9a-f]" * 32)
+    return {folder: sum(_size(file) for file in folder.rglob("*")) for folder in folders}
+
+
+def _size(file: Path) -> int:
+    with suppress(OSError):  # a run has replaced it
+        return file.stat().st_size if file.is_file() else 0
+    return 0

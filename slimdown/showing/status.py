@@ -2,9 +2,10 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from slimdown.judging.runs import RecordedRun
 from slimdown.showing import numbers
@@ -39,13 +40,20 @@ class Whereabouts:
     why: str = ""  # it failed
 
 
-def status_table(found: Sequence[Whereabouts], where: str) -> Table:
+def status_table(found: Sequence[Whereabouts], where: str, kept: Mapping[Path, int]) -> Table:
     """What is not finished, a row a run, and how many are.
 
     Args:
         found: of all runs, in the order in which they are shown.
         where: what was looked through.
+        kept: the folders with unfinished work of runs, and how many bytes each takes.
     """
+    said = [_ADVICE] if {one.standing for one in found} & {*GOES_ON} else []
+    if n_bytes := sum(kept.values()):
+        said.append(
+            f"What runs go on from takes {numbers.size(n_bytes)} in {next(iter(kept)).parent}, a folder each; delete "
+            "that of a run that shall not."
+        )
     counts = Counter(one.standing for one in found)
     told = ", ".join(f"{counts[standing]:,} {standing}" for standing in Standing if counts[standing])
     columns = ("run", "name", "standing", "how far", "on", "since", "last heard of")
@@ -54,7 +62,7 @@ def status_table(found: Sequence[Whereabouts], where: str) -> Table:
         title=f"{numbers.plural(len(found), 'run')} of {where}" + (f": {told}" if told else ""),
         columns=tuple(Column(heading, widest=widest.get(heading)) for heading in columns),
         rows=tuple(_row(one) for one in found if one.standing is not Standing.finished),
-        legend=_ADVICE if counts.keys() & {*GOES_ON} else "",
+        legend=" ".join(said),
     )
 
 
