@@ -103,12 +103,13 @@ def test_a_heartbeat_finds_that_the_run_is_another_s_and_beats_no_more(
 ) -> None:
     monkeypatch.setattr(owner, "INTERVAL", 0.02)
     run = TrackedRun(here(), "a run", "tuned", {})
-    with pytest.raises(UserError, match="it goes on there"), run:
+    with pytest.raises(UserError, match="it goes on there") as ended, run:
         taken(store, run)
         until = time.monotonic() + 20
         while time.monotonic() < until:
             run.log_base_loss("key", 1.0)  # raises once a beat has looked
             run.heartbeat.stop_if_taken()
+    assert not hasattr(ended.value, "__notes__")  # it says all itself
     run.heartbeat.is_at("the middle")
     time.sleep(0.1)
     assert Tag.at not in store.get_run(run.run_id).data.tags

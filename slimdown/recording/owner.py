@@ -110,7 +110,7 @@ class Heartbeat:
         with suppress(Exception):
             owner = owner_of(within(_LOOK, lambda: self._client.get_run(self._run_id)).data.tags)
             if owner not in (None, this_process()):
-                self.taken = UserError(
+                self.taken = self.taken or UserError(
                     f"run {self._run_id} was gone on in by {owner.host} (process {owner.pid}) while this one stood "
                     "still; nothing is lost, it goes on there"
                 )
