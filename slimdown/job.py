@@ -4,6 +4,7 @@ Torch and its kin are imported when a run has to be made: they take seconds, for
 finished run should not wait.
 """
 
+import os
 import shutil
 import sys
 import tempfile
@@ -52,6 +53,7 @@ def work(sweep: "Sweep", composed: DictConfig) -> "Job":
     """
     from slimdown.showing.sweep import State
 
+    os.environ.update(sweep.environment)
     settings = HydraConfig.get()
     this = sweep.begin(settings.job.num)
     if sweep.stop.exists():

@@ -23,11 +23,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from slimdown.guarding import interruption
-from slimdown.guarding.errors import ConfigError
+from slimdown.guarding.errors import ConfigError, UserError
 from slimdown.guarding.redaction import redact
 from slimdown.job import work
 from slimdown.preparing.digests import digest
-from slimdown.settings.launchers import n_cores, reach_cluster
+from slimdown.settings.launchers import inherited
 from slimdown.settings.load import load_config
 from slimdown.settings.schema import TrackingConfig
 
@@ -43,19 +43,13 @@ class Sweeper(BasicSweeper):
     """Hydra's sweeper, whose jobs come back as data: one that fails, or whose process dies, stops no other."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Make the launcher, which is given `job.work` in place of the function of a single run.
-
-        Raises:
-            ConfigError: more jobs at once than there are cores.
-        """
+        """Make the launcher, which is given `job.work` in place of the function of a single run."""
         from slimdown.showing.sweep import Sweep
 
-        if (n_jobs := config.hydra.launcher.get("n_jobs") or 1) > (cores := n_cores()):
-            raise ConfigError(f"hydra.launcher.n_jobs={n_jobs}: there are {cores} cores here; give at most {cores}")
         self.told = Sweep(Path(config.hydra.sweep.dir))
         super().setup(hydra_context=hydra_context, task_function=partial(work, self.told), config=config)
         self.told.in_process = isinstance(self.launcher, BasicLauncher)
-        reach_cluster(self.launcher)
+        self.told.environment = inherited(self.launcher)
 
     def sweep(self, arguments: list[str]) -> None:
         """Start the jobs, and show what became of them.
@@ -80,7 +74,8 @@ class Sweeper(BasicSweeper):
                 self._until_ended(dict(enumerate(batch, start=n_begun)))
                 n_begun += len(batch)
         finally:
-            if self.told.jobs:  # of a search there may be nothing left to do
+            # Of a search there may be nothing left to do.
+            if self.told.jobs and not isinstance(sys.exception(), ConfigError):
                 console.show_sweep(self.told)
             # A store that is gone, as jobs have said; or a signal, which is remembered.
             with suppress(Exception, KeyboardInterrupt), interruption.undisturbed():
@@ -132,7 +127,7 @@ class Sweeper(BasicSweeper):
             error = self._launch({number: overrides[number] for number in together})
             left = [number for number in together if jobs[number].state not in ENDS]
             if error and not any(job.began for job in jobs):
-                raise error
+                raise self._refusal(error) from error
             died = [number for number in left if jobs[number].state is not State.elsewhere]
             deaths.update([number for number in died if jobs[number].state is not State.to_do] or died)
             if together == left[:1] and deaths[left[0]] > _MOST_DEATHS:
@@ -140,6 +135,18 @@ class Sweeper(BasicSweeper):
             alone = [[number] for number in left if deaths[number] >= _MOST_DEATHS]
             again = [number for number in left if deaths[number] < _MOST_DEATHS]
             waiting = [*([again] if again else []), *alone, *waiting]
+
+    def _refusal(self, error: Exception) -> Exception:
+        """What the launcher's error means for a person, before any job began."""
+        if self.told.in_process or isinstance(error, UserError):
+            return error
+        assert self.config is not None
+        name = self.config.hydra.runtime.choices["hydra/launcher"]
+        reason = next(iter(str(error).strip().splitlines()), "").rstrip(" .:;") or type(error).__name__
+        advice = "its settings are hydra.launcher.*, and --cfg hydra shows them"
+        if name.startswith("submitit") and any(self.told.folder.glob(".submitit/*/*")):
+            advice = f"what its processes printed is in {self.told.folder / '.submitit'}"
+        return ConfigError(f"hydra/launcher={name} cannot start jobs: {redact(reason)}; {advice}")
 
     def _launch(self, overrides: dict[int, list[str]]) -> Exception | None:
         """Launch jobs and wait for them; returns what the launcher raised.

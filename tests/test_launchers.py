@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,10 +19,11 @@ import pytest
 from conftest import SMALL
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from omegaconf import OmegaConf
 
 from slimdown.recording.read import find_runs
 from slimdown.recording.tags import Tag
-from slimdown.settings.launchers import launcher_problem, n_cores
+from slimdown.settings.launchers import inherited, launcher_problems, n_cores
 from slimdown.settings.schema import TrackingConfig
 
 FEW = [*SMALL[:2], "train.max_steps=2", "benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=8"]
@@ -184,7 +186,28 @@ def test_a_job_whose_ray_worker_is_killed_is_run_again(folder: Path) -> None:
 
 def test_a_launcher_that_is_not_installed_is_told_with_the_way_to_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slimdown.settings.launchers.find_spec", lambda name: None)
-    assert launcher_problem("ray", is_sweep=True) == (
+    of_ray = OmegaConf.create({"ray": {"init": {"num_cpus": 2}}})
+    assert list(launcher_problems("ray", of_ray, is_sweep=True)) == [
         "hydra/launcher=ray needs a plugin of Hydra; pip install 'slimdown[ray]'"
+    ]
+    assert not list(launcher_problems("basic", OmegaConf.create(), is_sweep=False))
+
+
+def test_passwords_are_handed_to_a_rays_jobs_past_what_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "sesame")
+    launcher = SimpleNamespace(ray_cfg=OmegaConf.create({"init": {"address": "auto"}}))
+    assert inherited(launcher)["MLFLOW_TRACKING_PASSWORD"] == "sesame"
+    assert "sesame" not in str(launcher.ray_cfg)
+    launcher.ray_cfg.init.address = None
+    assert inherited(launcher) == {}
+
+
+def test_what_a_launcher_raises_before_any_job_began_is_one_line(folder: Path) -> None:
+    process = begin(folder, "-m", "hydra/launcher=joblib", "+hydra.launcher.return_as=nope", "seed=0,1", *FEW)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (1, "")
+    assert re.fullmatch(
+        r"This run cannot start:\n  hydra/launcher=joblib cannot start jobs: .*nope.*; its settings are "
+        r"hydra\.launcher\.\*, and --cfg hydra shows them\n",
+        err,
     )
-    assert launcher_problem("basic", is_sweep=False) is None

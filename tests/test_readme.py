@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,11 +39,16 @@ def test_a_command_of_the_documents_is_accepted(command: str, tmp_path: Path, mo
     for file in re.findall(r"\w+\.jsonl", command):  # what a reader has
         (tmp_path / file).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     monkeypatch.chdir(tmp_path)
-    for asks, module, refusal in (
-        ("unsloth", "unsloth", r"train\.engine=unsloth: Unsloth is not installed.*\Z"),
-        ("launcher=ray", "hydra_plugins.hydra_ray_launcher", r"hydra/launcher=ray needs a plugin .* 'slimdown\[ray\]'"),
+    for asks, is_there, refusal in (
+        ("unsloth", find_spec("unsloth"), r"train\.engine=unsloth: Unsloth is not installed.*\Z"),
+        (
+            "launcher=ray",
+            find_spec("hydra_plugins.hydra_ray_launcher"),
+            r"hydra/launcher=ray needs a plugin of Hydra; pip install 'slimdown\[ray\]'\Z",
+        ),
+        ("launcher=submitit_slurm", shutil.which("sbatch"), r"hydra/launcher=submitit_slurm: there is no sbatch .*\Z"),
     ):
-        if asks in command and find_spec(module) is None:
+        if asks in command and not is_there:
             with pytest.raises(ConfigError, match=rf"^{refusal}"):
                 check_command_line(shlex.split(command))
             return

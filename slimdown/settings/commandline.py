@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from slimdown.guarding.errors import ConfigError
 from slimdown.settings.files import CONF_DIR, group_choices
 from slimdown.settings.keys import nearest, setting_problem, setting_type
-from slimdown.settings.launchers import launcher_problem
+from slimdown.settings.launchers import launcher_problems
 from slimdown.settings.load import load_config
 from slimdown.settings.row_files import RowError
 from slimdown.settings.rows import check_file
@@ -108,7 +108,7 @@ def check_command_line(arguments: list[str]) -> None:
         if not together:
             tried = [_tried(key, one, line.folders) for key, one in (search or {}).items()]
             kept = [one for one in sound if one.key not in (search or {})]
-            together = list(_composed_problems([*kept, *tried], line.folders, search is not None))
+            together = list(_composed_problems([*kept, *tried], line, search is not None))
         problems += [problem for problem in together if problem not in problems]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -133,7 +133,7 @@ def composed_runs(arguments: list[str]) -> list[tuple[list[str], RunConfig]]:
         runs = []
         for together in itertools.product(*values):
             choices = [o for o in together if _is_choice(o.key_or_group, line.folders)]
-            composed = _composed([o.input_line or "" for o in choices], line.folders)
+            composed, _ = _composed([o.input_line or "" for o in choices], line.folders)
             ConfigLoaderImpl._apply_overrides_to_config([o for o in together if o not in choices], composed)
             own = [o.input_line or "" for one, o in zip(given, together, strict=True) if one.n > 1]
             runs.append((own, load_config(composed)))
@@ -164,10 +164,7 @@ def _override_problems(given: Alternatives, line: CommandLine) -> Iterator[str]:
     if override.is_sweep_override() and not line.is_sweep:
         yield f"{override.input_line}: several values are a sweep; begin it with -m"
     if _is_hydras(key):
-        values = [one.value() for one in given.each]
-        yield from _hydra_problems(key, values)
-        if key == "hydra/launcher":
-            yield from filter(None, (launcher_problem(str(value), line.is_sweep) for value in values))
+        yield from _hydra_problems(key, [one.value() for one in given.each])
     elif not is_choice and (problem := setting_problem(key, RunConfig)):
         yield problem
     elif override.is_delete():
@@ -231,7 +228,7 @@ def _searched(given: list[Alternatives], folders: tuple[Path, ...]) -> dict[str,
         return None  # no other file of ours asks for one
     choices = [o.input_line or "" for o in first if _is_choice(o.key_or_group, folders)]
     try:
-        composed = deepcopy(_composed(choices, folders))
+        composed = deepcopy(_composed(choices, folders)[0])
     except ConfigError:
         return None  # it is told of each run
     try:
@@ -275,15 +272,17 @@ def _type_problems(key: str, value: Any) -> Iterator[str]:
             yield f"{key}={value}: {str(error).splitlines()[0]}"
 
 
-def _composed_problems(given: list[Alternatives], folders: tuple[Path, ...], searching: bool) -> Iterator[str]:
+def _composed_problems(given: list[Alternatives], line: CommandLine, searching: bool) -> Iterator[str]:
     """The problems of each run, composed as Hydra will; those of a sweep are mostly the same and named once."""
+    folders = line.folders
     groups = [one for one in given if _is_choice(one.key, folders)]
     settings = [one for one in given if one not in groups]
     named: set[str] = set()
     for choices in combinations(groups):
         try:
-            chosen = _composed([o.input_line or "" for o in choices], folders)
-            problems = [
+            chosen, hydra = _composed([o.input_line or "" for o in choices], folders)
+            problems = list(launcher_problems(hydra.runtime.choices["hydra/launcher"], hydra.launcher, line.is_sweep))
+            problems += [
                 p
                 for values in combinations(settings)
                 for p in _run_problems(chosen, choices, values, folders, searching)
@@ -307,8 +306,8 @@ def _is_hydras(key: str) -> bool:
     return key.split(".")[0].split("/")[0] == "hydra"
 
 
-def _composed(choices: list[str], folders: tuple[Path, ...]) -> DictConfig:
-    """What the files say that these choices name.
+def _composed(choices: list[str], folders: tuple[Path, ...]) -> tuple[DictConfig, DictConfig]:
+    """What the files say that these choices name, of the run and of Hydra.
 
     Raises:
         ConfigError: files that do not go together, or are not what Hydra reads.
@@ -319,8 +318,7 @@ def _composed(choices: list[str], folders: tuple[Path, ...]) -> DictConfig:
         for place in ("run", "sweep"):
             OmegaConf.select(composed, f"hydra.{place}.dir")  # resolved by Hydra when it starts the job
         with open_dict(composed):
-            del composed["hydra"]
-        return composed
+            return composed, composed.pop("hydra")
     except Exception as error:  # the user's own YAML files: whatever a parser and their content may raise
         raise ConfigError(f"{' '.join(choices)}: {_one_line(error)}".removeprefix(": ")) from None
 

@@ -66,6 +66,7 @@ class Sweep:
         self.folder, self.name = folder.absolute(), folder.name  # a search's runs are known by its study's
         self.in_process = True  # whether jobs are made in the command's own process, one after the other
         self.began = time.time() // 1  # in seconds since 1970, as runs' heartbeats
+        self.environment: dict[str, str] = {}  # that workers elsewhere do not inherit
         self.key = ""  # a digest of the jobs, where there are several and all are known beforehand
         self.swept: tuple[str, ...] = ()  # settings that have several values
         self.jobs: list[Job] = []
