@@ -233,7 +233,7 @@ SETTINGS = [
     ("-m lora.r=range(1,999)", "no matrix of pocket:model has more than 512"),
     ("-m seed=range(0,10,0)", "a range needs a step other than 0"),
     ("-m seed=range(5,1)", "no value is left to try"),
-    ("-m seed=interval(0,1)", "give choice(...), range(...) or a list"),
+    ("-m lora.dropout=interval(0,0.1)", "give choice(...), range(...) or a list"),
     ("-m seed=choice()", "is not setting=value"),
     ("-m seed=0,1,x", "could not be converted to Integer"),
     ("-m model=pocket,nope", "model=nope: there is no such model"),
@@ -416,6 +416,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return answer
 
 
+@pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher:UserWarning")  # as job.py does, with the reason
 @pytest.mark.parametrize(
     ("arguments", "answer"), SETTINGS, ids=[a[:40].encode("ascii", "replace") for a, _ in SETTINGS]
 )

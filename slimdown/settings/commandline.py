@@ -209,7 +209,7 @@ def _problems_together(given: list[Alternatives]) -> Iterator[str]:
     for key, texts in by_key.items():
         if len(texts) > 1:
             yield f"{key} is given {len(texts)} times, {' and '.join(texts)}; keep one"
-        if all(one.override.is_interval_sweep() for one in given if one.key == key):
+        if any(one.override.is_interval_sweep() for one in given if one.override.input_line == texts[0]):
             yield f"{texts[0]}: an interval has no end of values; give choice(...), range(...) or a list, or search it"
         if key.startswith("search."):
             yield f"{texts[0]}: nothing is searched; name settings and values in search.space"
