@@ -28,6 +28,7 @@ from slimdown.settings.schema import (
     EvaluationConfig,
     RunConfig,
     TrackingConfig,
+    TrainConfig,
 )
 
 if TYPE_CHECKING:
@@ -197,6 +198,7 @@ def _measure(folder: Path, run: RecordedRun, store: TrackingConfig, merged: "Mer
         benchmark={name: section(run.params, f"benchmark.{name}", BenchmarkConfig) for name in run.benchmarks},
         evaluation=section(run.params, "evaluation", EvaluationConfig),
         baseline=BaselineConfig(reuse=True),
+        train=TrainConfig(checkpoint_minutes=None),  # of which nothing is kept: to go on is to merge again
         tracking=replace(store, experiment=run.experiment),
         tuned=str(folder),
     )

@@ -19,6 +19,7 @@ from slimdown.judging.changes import changes_between
 from slimdown.measuring.answers import Evaluation
 from slimdown.measuring.harness import choose_scoring, evaluate
 from slimdown.measuring.measure import measure
+from slimdown.measuring.parts import Parts
 from slimdown.measuring.questions import load_tasks, task_manager
 from slimdown.preparing.model import LoadedModel
 from slimdown.settings.schema import RunConfig
@@ -189,7 +190,9 @@ def test_base_and_tuned_model_are_scored_alike_whatever_memory_is_left(
     assert scoring.path == "shared-merging-dequantized"
 
     def measured(loaded: LoadedModel) -> Evaluation:
-        nothing_kept = SimpleNamespace(lock=lambda key: nullcontext(), find=lambda *a: None, keep=lambda *a: None)
+        nothing_kept = SimpleNamespace(
+            lock=lambda key: nullcontext(), find=lambda *a: None, keep=lambda *a: None, parts=lambda key: Parts()
+        )
         told: Any = lambda done, total, note: None  # noqa: E731
         return measure(loaded, tasks, config.benchmark, config.evaluation, scoring, nothing_kept, told)
 

@@ -169,7 +169,7 @@ def _override_problems(given: Alternatives, line: CommandLine) -> Iterator[str]:
         yield problem
     elif override.is_delete():
         yield f"{override.input_line}: every setting is needed; give it another value instead of deleting it"
-    else:
+    elif not override.is_interval_sweep():  # which is for a search to try the ends of
         for one in given.each:
             yield from _choice_problems(one, line.folders) if is_choice else _type_problems(key, one.value())
 
@@ -203,13 +203,14 @@ def _hydra_problems(key: str, values: list[Any]) -> Iterator[str]:
 
 
 def _problems_together(given: list[Alternatives]) -> Iterator[str]:
-    by_key: dict[str, list[str]] = {}
+    by_key: dict[str, list[Override]] = {}
     for one in given:
-        by_key.setdefault(one.override.get_key_element().lstrip("+~"), []).append(one.override.input_line or "")
-    for key, texts in by_key.items():
+        by_key.setdefault(one.override.get_key_element().lstrip("+~"), []).append(one.override)
+    for key, overrides in by_key.items():
+        texts = [override.input_line or "" for override in overrides]
         if len(texts) > 1:
             yield f"{key} is given {len(texts)} times, {' and '.join(texts)}; keep one"
-        if any(one.override.is_interval_sweep() for one in given if one.override.input_line == texts[0]):
+        if all(override.is_interval_sweep() for override in overrides):
             yield f"{texts[0]}: an interval has no end of values; give choice(...), range(...) or a list, or search it"
         if key.startswith("search."):
             yield f"{texts[0]}: nothing is searched; name settings and values in search.space"

@@ -33,6 +33,7 @@ TRAINING = (
     "train",
     "seed",
     "contamination",
+    "search",
 )  # what is read where something is trained, and not with `tuned`
 _NAME = re.compile(r"[\w-]+", re.ASCII)  # of a dataset or benchmark: part of metric keys, file names and dotted keys
 
