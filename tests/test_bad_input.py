@@ -233,7 +233,7 @@ SETTINGS = [
     ("-m lora.r=range(1,999)", "no matrix of pocket:model has more than 512"),
     ("-m seed=range(0,10,0)", "a range needs a step other than 0"),
     ("-m seed=range(5,1)", "no value is left to try"),
-    ("-m lora.dropout=interval(0,0.1)", "give choice(...), range(...) or a list"),
+    ("-m lora.lora_dropout=interval(0,0.1)", "give choice(...), range(...) or a list"),
     ("-m seed=choice()", "is not setting=value"),
     ("-m seed=0,1,x", "could not be converted to Integer"),
     ("-m model=pocket,nope", "model=nope: there is no such model"),
