@@ -114,6 +114,7 @@ def make_or_find(this: "Job", composed: DictConfig, sweep: "Sweep | None" = None
     settings = HydraConfig.get()
     with interruption.listening():  # in the process of a launcher too
         config = load_config(composed)
+        this.experiment = config.tracking.experiment
         if processes.started()[1] > 1 and config.tuned is None and config.train.engine is Engine.unsloth:
             raise ConfigError("train.engine=unsloth trains in one process, and several make this run; start it as one")
         check_store(config.tracking)
@@ -169,7 +170,7 @@ def _make(
     tags: dict[str, str] = {Tag.run_key: key} if key else {}
     if sweep and sweep.key:
         with suppress(Exception):  # the pages' order is worth no job
-            tags[PARENT] = opened_sweep(config.tracking, sweep.folder.name, sweep.key, sweep.title)
+            tags[PARENT] = opened_sweep(config.tracking, sweep.folder.name, sweep.key, sweep.title, sweep.owner)
     about = About(
         name=unfinished.name if unfinished else name,
         config_yaml=OmegaConf.to_yaml(shown),

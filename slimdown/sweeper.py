@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ from slimdown.guarding.errors import ConfigError, UserError
 from slimdown.guarding.redaction import redact
 from slimdown.job import work
 from slimdown.preparing.digests import digest
+from slimdown.recording.owner import INTERVAL, owner_tags
+from slimdown.recording.tags import Tag
 from slimdown.settings.launchers import inherited
 from slimdown.settings.load import load_config
 from slimdown.settings.schema import TrackingConfig
@@ -47,6 +50,7 @@ class Sweeper(BasicSweeper):
         from slimdown.showing.sweep import Sweep
 
         self.told = Sweep(Path(config.hydra.sweep.dir))
+        self.told.owner = owner_tags()[Tag.owner]
         super().setup(hydra_context=hydra_context, task_function=partial(work, self.told), config=config)
         self.told.in_process = isinstance(self.launcher, BasicLauncher)
         self.told.environment = inherited(self.launcher)
@@ -68,12 +72,15 @@ class Sweeper(BasicSweeper):
         self.told.folder.mkdir(parents=True, exist_ok=True)
         batches = search.batches() if search else self._planned(overrides)
         OmegaConf.save(self.config, self.told.folder / "multirun.yaml")
-        n_begun = 0
+        n_begun, ended = 0, threading.Event()
+        if self.told.key:
+            threading.Thread(target=self._beat, args=(ended,), name="heartbeat", daemon=True).start()
         try:
             for batch in batches:
                 self._until_ended(dict(enumerate(batch, start=n_begun)))
                 n_begun += len(batch)
         finally:
+            ended.set()
             # Of a search there may be nothing left to do.
             if self.told.jobs and not isinstance(sys.exception(), ConfigError):
                 console.show_sweep(self.told)
@@ -91,11 +98,25 @@ class Sweeper(BasicSweeper):
         jobs = [job for batch in batches for job in batch]
         self.told.plan(jobs, swept)
         self.told.key = digest(sorted(sorted(job) for job in jobs)) if len(jobs) > 1 else ""
-        self._first = jobs[0]
+        if self.told.key:
+            self._record = self._tracking(jobs[0])
         return batches
 
+    def _records(self) -> list[TrackingConfig]:
+        """Where jobs that have begun are recorded: the experiment may be swept."""
+        experiments = dict.fromkeys(job.experiment for job in self.told.jobs if job.experiment)
+        return [replace(self._record, experiment=experiment) for experiment in experiments]
+
+    def _beat(self, ended: threading.Event) -> None:
+        from slimdown.recording.sweeps import tell_sweep
+
+        while not ended.wait(INTERVAL):
+            for record in self._records():
+                with suppress(Exception):  # a store that is silent: the next one may arrive
+                    tell_sweep(record, self.told.key, self.told.owner)
+
     def _close(self) -> None:
-        """End the run that holds those of the jobs, with what became of them and how they compare."""
+        """End each experiment's run that holds those of the jobs, with what became of them and how they compare."""
         from slimdown.judging.comparison import compare
         from slimdown.recording.sweeps import close_sweep, runs_of
         from slimdown.showing.comparison import comparison_page, comparison_table
@@ -104,17 +125,17 @@ class Sweeper(BasicSweeper):
 
         def files() -> Iterator[tuple[str, str]]:
             yield "sweep.md", write(told.table(), "markdown")
-            if runs := runs_of(tracking, [job.run_id for job in told.jobs]):
+            if runs := runs_of(record, [job.run_id for job in told.jobs]):
                 comparison = compare(runs)
                 table = comparison_table(comparison, f"{told.title}: {len(runs)} finished")
                 yield "comparison.html", comparison_page(comparison, table, None)
 
-        told, states = self.told, {job.state for job in self.told.jobs}
-        if told.key:
+        told = self.told
+        for record in self._records() if told.key else []:
+            states = {job.state for job in told.jobs if job.experiment in (record.experiment, "")}
             killed = bool(states & {State.interrupted, State.to_do, State.at_work})
             status = "KILLED" if killed else "FAILED" if State.failed in states else "FINISHED"
-            tracking = self._tracking(self._first)
-            close_sweep(tracking, told.key, status, files)
+            close_sweep(record, told.key, status, files)
 
     def _until_ended(self, overrides: dict[int, list[str]]) -> None:
         """Start jobs, and again those put off, or whose process died: at the third time alone."""

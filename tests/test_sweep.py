@@ -1,11 +1,13 @@
 """Many runs of one command: what is finished is skipped, what fails stops no other, what is left is said."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from recorded import here, record, right
 
 from slimdown import run
 from slimdown.recording.done import finished, run_key
+from slimdown.recording.owner import owner_tags, this_process
+from slimdown.recording.sweeps import PARENT, close_sweep, opened_sweep, tell_sweep
 from slimdown.recording.tags import Tag
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.schema import RunConfig
@@ -254,3 +258,53 @@ def test_an_exit_inside_a_run_is_its_failure_and_shows_no_secret(store: MlflowCl
     assert ended.info.status == "FAILED"
     assert ended.data.tags["slimdown.error"] == "SystemExit: no way to postgresql://***@server/x"
     assert "hunter2" not in Path(store.download_artifacts(tracked.run_id, "traceback.txt")).read_text()
+
+
+# --- the run of a whole sweep ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def killed() -> str:
+    """The owner that a process was which is no more."""
+    return json.dumps({**asdict(this_process()), "started": "1"})
+
+
+def test_the_run_of_a_sweep_that_was_killed_is_marked_so_by_the_next_and_goes_on_with_its_own(
+    store: MlflowClient, killed: str
+) -> None:
+    me = owner_tags()[Tag.owner]
+    first = opened_sweep(here(), "monday", "a", "sweep of seed", killed)
+    assert store.get_run(first).info.status == "RUNNING"
+    second = opened_sweep(here(), "tuesday", "b", "sweep of lora.r", me)
+    assert [store.get_run(run_id).info.status for run_id in (first, second)] == ["KILLED", "RUNNING"]
+    assert opened_sweep(here(), "wednesday", "a", "sweep of seed", me) == first
+    again = store.get_run(first)
+    assert (again.info.status, again.data.tags[Tag.sweep], again.data.tags[Tag.owner]) == ("RUNNING", "wednesday", me)
+
+
+def test_a_sweep_that_two_commands_share_is_ended_by_the_one_that_ends_last(store: MlflowClient, killed: str) -> None:
+    me = owner_tags()[Tag.owner]
+    shared = opened_sweep(here(), "mine", "a", "sweep of seed", me)
+    assert opened_sweep(here(), "theirs", "a", "sweep of seed", killed) == shared
+    assert store.get_run(shared).data.tags[Tag.sweep] == "mine"
+    with TrackedRun(here(), "job", "tuned", {PARENT: shared}):
+        close_sweep(here(), "a", "FAILED", lambda: [("sweep.md", "one of two")])
+        assert store.get_run(shared).info.status == "RUNNING"
+    close_sweep(here(), "a", "FINISHED", lambda: [("sweep.md", "two of two")])
+    assert store.get_run(shared).info.status == "FINISHED"
+    assert Path(store.download_artifacts(shared, "sweep.md")).read_text() == "two of two"
+
+
+def test_a_sweep_tells_that_it_lives_in_its_own_run_alone(store: MlflowClient, killed: str) -> None:
+    shared = opened_sweep(here(), "mine", "a", "sweep of seed", owner_tags()[Tag.owner])
+    store.set_tag(shared, Tag.heartbeat, "5")
+    tell_sweep(here(), "a", killed)
+    assert store.get_run(shared).data.tags[Tag.heartbeat] == "5"
+    tell_sweep(here(), "a", owner_tags()[Tag.owner])
+    assert int(store.get_run(shared).data.tags[Tag.heartbeat]) > 5
+
+
+def test_where_the_experiment_is_swept_the_run_in_each_is_ended(store: MlflowClient, command: Command) -> None:
+    ended, out, _ = command("-m", "tracking.experiment=one,two", *FEW, "lora.target_modules=[nothing]")
+    assert (ended, "2 jobs: 2 failed" in out) == ("exit 1", True)
+    assert [run.info.status for run in runs_in(store, "sweep")] == ["FAILED", "FAILED"]

@@ -1,40 +1,82 @@
 """The run of a whole sweep, which holds those of its jobs in MLflow's pages: opened by the first job that is made."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from slimdown.guarding.errors import UserError
 from slimdown.guarding.redaction import redact
 from slimdown.judging.runs import RecordedRun
 from slimdown.recording.connection import experiment_id, open_store
 from slimdown.recording.locks import saving_work
+from slimdown.recording.owner import is_gone, owner_of
 from slimdown.recording.read import find_runs
 from slimdown.recording.tags import Tag
 from slimdown.settings.schema import TrackingConfig
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 PARENT = "mlflow.parentRunId"  # MLflow's own tag of a nested run
 
 
-def opened_sweep(config: TrackingConfig, sweep: str, key: str, name: str) -> str:
+def opened_sweep(config: TrackingConfig, sweep: str, key: str, name: str, owner: str) -> str:
     """The id of the sweep's run: that of the same jobs which is not finished, opened again, or a new one.
+
+    One that another living command works on too is shared. Others of the experiment, which nobody works on any more,
+    are marked KILLED.
 
     Args:
         config: the store.
         sweep: what the runs of the command have in common, see `Tag.sweep`.
         key: of its list of jobs.
         name: of the run.
+        owner: the command's process, see `Tag.owner`; a job may be made by another.
     """
     with saving_work(config, f"sweep-{key}"):
         found = _unfinished(config, key)
-        if found and found.status == "RUNNING" and found.tags.get(Tag.sweep) == sweep:
-            return found.run_id  # another job of this command was first
+        if found and found.status == "RUNNING" and owner_of(found.tags) and not is_gone(found.tags):
+            return found.run_id
         client = open_store(config)
-        tags: dict[str, str] = {Tag.kind: "sweep", Tag.sweep: sweep, Tag.sweep_key: key}
+        _end_gone(config, client, found.run_id if found else "")
+        tags: dict[str, str] = {Tag.kind: "sweep", Tag.sweep: sweep, Tag.sweep_key: key, Tag.owner: owner, **_beat()}
         if not found:
             return str(client.create_run(experiment_id(client, config), run_name=redact(name), tags=tags).info.run_id)
-        client.set_tag(found.run_id, Tag.sweep, sweep)
+        for tag, value in tags.items():
+            client.set_tag(found.run_id, tag, value)
         client.update_run(found.run_id, "RUNNING")
         return found.run_id
+
+
+def tell_sweep(config: TrackingConfig, key: str, owner: str) -> None:
+    """Let others know that the sweep's run goes on, where it is of this command; for a thread, as `Heartbeat`."""
+    client: Any = open_store(config)
+    client = getattr(client, "inner", client)
+    going = f"tags.`{Tag.kind}` = 'sweep' and tags.`{Tag.sweep_key}` = '{key}' and attributes.status = 'RUNNING'"
+    if experiment := client.get_experiment_by_name(config.experiment):
+        for run in client.search_runs([experiment.experiment_id], going):
+            if run.data.tags.get(Tag.owner) == owner:
+                client.set_tag(run.info.run_id, *next(iter(_beat().items())))
+
+
+def _beat() -> dict[str, str]:
+    return {Tag.heartbeat: f"{time.time():.0f}"}
+
+
+def _has_jobs(config: TrackingConfig, run_id: str) -> bool:
+    """Whether somebody makes a job of a sweep just now."""
+    jobs = find_runs(config, [config.experiment], tags={PARENT: run_id})
+    return any(job.status == "RUNNING" and not is_gone(job.tags) for job in jobs)
+
+
+def _end_gone(config: TrackingConfig, client: "MlflowClient", but: str) -> None:
+    """Mark as KILLED the runs of sweeps whose commands were killed outright, but one; nothing depends on it."""
+    with suppress(Exception):
+        for run in find_runs(config, [config.experiment], tags={Tag.kind: "sweep"}):
+            is_going = run.status == "RUNNING" and run.run_id != but
+            if is_going and is_gone(run.tags) and not _has_jobs(config, run.run_id):
+                client.set_terminated(run.run_id, "KILLED")
 
 
 def _unfinished(config: TrackingConfig, key: str) -> RecordedRun | None:
@@ -47,8 +89,11 @@ def _unfinished(config: TrackingConfig, key: str) -> RecordedRun | None:
 
 
 def close_sweep(config: TrackingConfig, key: str, status: str, files: Callable[[], Iterable[tuple[str, str]]]) -> None:
-    """End the sweep's run, where it has one that is not finished, with these texts, by paths, among its artifacts."""
-    if found := _unfinished(config, key):
+    """End the sweep's run, where it has one that is not finished, with these texts, by paths, among its artifacts.
+
+    Another command, on another machine, may make jobs of the same sweep just now: the one that ends last ends it.
+    """
+    if (found := _unfinished(config, key)) and not _has_jobs(config, found.run_id):
         client = open_store(config)
         for path, text in files():
             client.log_text(found.run_id, redact(text), path)

@@ -40,6 +40,7 @@ class Job:
 
     name: str  # what it sets that the other jobs set otherwise
     state: State = State.to_do
+    experiment: str = ""  # of MLflow's, where it is recorded; known when it has begun
     run_id: str = ""
     owner: str = ""  # the process that makes the run, as the record has it
     what: str = ""  # what it found, or why it failed
@@ -67,6 +68,7 @@ class Sweep:
         self.in_process = True  # whether jobs are made in the command's own process, one after the other
         self.began = time.time() // 1  # in seconds since 1970, as runs' heartbeats
         self.environment: dict[str, str] = {}  # that workers elsewhere do not inherit
+        self.owner = ""  # the command's process, as `Tag.owner` has it
         self.key = ""  # a digest of the jobs, where there are several and all are known beforehand
         self.swept: tuple[str, ...] = ()  # settings that have several values
         self.jobs: list[Job] = []
