@@ -249,6 +249,8 @@ SETTINGS = [
     ("-m hydra/launcher=joblib hydra.launcher.pre_dispatch=nope", "pre_dispatch must be all, n_jobs, a multiple"),
     ("-m hydra/launcher=joblib hydra.launcher.backend=threading", "backend must be loky, the processes that"),
     ("-m hydra/launcher=submitit_local hydra.launcher.timeout_min=-4", "timeout_min must be at least 1, got -4"),
+    ("-m hydra/launcher=ray hydra.launcher.ray.init.num_cpus=abc", "num_cpus must be at least 1, got abc"),
+    ("-m hydra/launcher=submitit_local 'hydra.launcher.nodes=${nope}'", "nodes: Interpolation key 'nope' not found"),
     ("hydra/sweeper=nope", "there is no such hydra/sweeper; known: basic, slimdown"),
     ("+hydra.nope=1", "hydra.nope is not a setting of Hydra"),
     ("hydra=1", "Config group override must be a string or a list"),

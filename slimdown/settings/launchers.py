@@ -9,6 +9,7 @@ from shutil import which
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.settings.keys import COUNT, NOT_NEGATIVE, POSITIVE, Range
 
@@ -30,9 +31,14 @@ def launcher_problems(launcher: str, settings: DictConfig, is_sweep: bool) -> It
             "the cluster, or try hydra/launcher=submitit_local"
         )
     for key, allowed in _RANGES[extra].items():
-        value = OmegaConf.select(settings, key)
-        if value is not None and not allowed.holds(value):
+        try:
+            value = OmegaConf.select(settings, key)
+            if value is not None and not allowed.holds(value):
+                raise TypeError
+        except TypeError:  # of Ray's settings Hydra knows no types
             yield f"hydra.launcher.{key} {allowed.demand}, got {value}"
+        except OmegaConfBaseException as error:
+            yield f"hydra.launcher.{key}: {str(error).splitlines()[0]}"
 
 
 def n_cores() -> int:
