@@ -516,15 +516,33 @@ def begin(folder: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def killed_once_there_is(pattern: str, folder: Path) -> str:
-    """What a run says that is killed as soon as a file of this pattern is there."""
-    with begin(folder) as process:
-        while process.poll() is None and not any((folder / "mlruns" / "checkpoints").glob(pattern)):
-            time.sleep(0.002)
-        process.kill()
-        said = process.communicate()[0]
-        assert process.returncode == -signal.SIGKILL, said
-        return said
+DIES = """
+import os, signal, sys
+from pathlib import Path
+
+from slimdown import run
+from slimdown.{module} import {kind}
+
+keep = {kind}.{method}
+
+def keep_and_die(self, *what):
+    keep(self, *what)
+    if any(Path("mlruns/checkpoints").glob({pattern!r})):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+{kind}.{method} = keep_and_die
+sys.exit(run.main() and 0)
+"""
+
+
+def killed_once_there_is(pattern: str, folder: Path) -> None:
+    """Make a run that is killed by the system as soon as it has kept a file of this pattern, which it may not long."""
+    parts, steps = ("measuring.parts", "Parts", "put"), ("training.checkpoints", "Keeping", "after_step")
+    module, kind, method = steps if "checkpoint" in pattern else parts
+    script = DIES.format(module=module, kind=kind, method=method, pattern=pattern)
+    command = [sys.executable, "-c", script, *SMALL_RUN]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
 
 
 def made(folder: Path) -> tuple[dict[str, object], list[Run]]:
