@@ -125,7 +125,7 @@ def test_what_the_trl_that_comes_with_it_cannot_train_on_a_cpu_is_refused(compos
     check_settings(base, config.method, config.lora, config.train)
     base.model.config.final_logit_softcapping = 30.0  # as Gemma 2 has it
     with pytest.raises(
-        UserError, match=r"trl 1\.15\.0 cannot train pocket:model on a CPU.*pip install 'trl!=1\.15\.0'"
+        UserError, match=r"trl 1\.15\.0 cannot train pocket:model by method=lora on a CPU.*pip install 'trl!=1\.15\.0'"
     ):
         check_settings(base, config.method, config.lora, config.train)
     check_settings(base, config.method, config.lora, replace(config.train, engine=Engine.unsloth))
