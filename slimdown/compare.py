@@ -4,7 +4,6 @@ Imports neither torch nor transformers, and of a local store not even MLflow is 
 """
 
 import argparse
-import os
 import re
 import sys
 from collections import Counter
@@ -202,8 +201,6 @@ def main() -> None:
         sys.exit(f"These runs cannot be compared:\n  {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 _Shown = tuple[Table, Callable[[], str]]  # a table and what makes its page

@@ -4,7 +4,6 @@ Imports neither torch nor transformers, and of a local store not even MLflow is 
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -68,8 +67,6 @@ def main() -> None:
         sys.exit(f"Where runs are cannot be told:\n  {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

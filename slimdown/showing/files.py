@@ -1,5 +1,6 @@
 """Findings, tables or figures -> the files that people are given."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,6 +56,13 @@ def put(table: Table, page: Callable[[], str], format: str, output: Path | None)
     Raises:
         UserError: the file cannot be written.
     """
+    try:
+        _put(table, page, format, output)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _put(table: Table, page: Callable[[], str], format: str, output: Path | None) -> None:
     if format == "table" and not output:
         return show(table, Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH))
     text = page() if format == "html" else write(table, format)
