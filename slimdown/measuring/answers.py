@@ -54,6 +54,9 @@ class BenchmarkEvaluation:
     samples: tuple[Sample, ...] = field(repr=False)
     seconds: float
     score_precision: str = "float64"  # of the samples' graded scores; earlier records rounded them to float32
+    # Questions asked each time that the answers were looked at, in the order of `samples`; empty: all asked at once.
+    stages: tuple[int, ...] = ()
+    n_available: int | None = None  # of how many questions those are; None: of no more
 
     @property
     def is_graded(self) -> bool:
@@ -137,6 +140,7 @@ def write_samples(file: Path, model: str, name: str, report: BenchmarkEvaluation
         "task_hash": report.task_hash,
         "scores": {metric: [score.value, score.standard_error] for metric, score in report.scores.items()},
         "seconds": report.seconds,
+        **({"stages": report.stages, "n_available": report.n_available} if report.stages else {}),
     }
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     about = {"slimdown": json.dumps(evaluation), "digest": _digest(table, evaluation)}
@@ -199,4 +203,6 @@ def _read_samples(file: Path, benchmark: BenchmarkConfig) -> BenchmarkEvaluation
         samples=samples,
         seconds=evaluation["seconds"],
         score_precision="float32" if rounded and any(v % 1 for s in samples for v in s.scores.values()) else "float64",
+        stages=tuple(evaluation.get("stages", ())),
+        n_available=evaluation.get("n_available"),
     )

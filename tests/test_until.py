@@ -1,0 +1,49 @@
+"""Asking in stages: in which order, how far each goes, and that what is asked is what a whole evaluation asks."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from made_up import written
+
+from slimdown.measuring.answers import read_samples, write_samples
+from slimdown.measuring.order import order_of, stages_of
+
+
+@pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 38, 45, 100, 1319, 10042])
+def test_stages_grow_to_all_questions(n: int) -> None:
+    stages = stages_of(n)
+    assert stages[-1] == n
+    assert list(stages) == sorted(set(stages))
+    assert all(later < 1.8 * earlier for earlier, later in pairwise(stages))
+
+
+def test_the_first_questions_hold_each_task_in_proportion() -> None:
+    sizes = {"physics": 100, "law": 1500, "art": 7}
+    order = order_of({task: [f"question {i}" for i in range(size)] for task, size in sizes.items()})
+    assert sorted(order) == sorted((task, i) for task, size in sizes.items() for i in range(size))
+    for n in stages_of(len(order)):
+        first = [task for task, _ in order[:n]]
+        for task, size in sizes.items():
+            assert abs(first.count(task) - n * size / len(order)) <= 1, (task, n)
+
+
+def test_a_tasks_order_depends_on_its_own_questions_alone() -> None:
+    texts = [f"question {i}" for i in range(50)]
+    alone = [texts[place] for _, place in order_of({"law": texts})]
+    assert alone != texts
+    turned = list(reversed(texts))
+    beside = order_of({"art": ["a", "b", "c"], "law": turned})
+    assert [turned[place] for task, place in beside if task == "law"] == alone
+    assert [texts[place] for _, place in order_of({"law": texts[:20]})] == [
+        text for text in alone if text in texts[:20]
+    ]
+
+
+def test_a_file_of_samples_says_when_they_were_looked_at(tmp_path: Path) -> None:
+    whole = written([1.0] * 40)
+    stopped = replace(whole, samples=tuple(reversed(whole.samples)), stages=(32, 40), n_available=200)
+    for report in (whole, stopped):
+        write_samples(tmp_path / "samples.parquet", "base", "written", report)
+        assert read_samples(tmp_path / "samples.parquet", whole.benchmark) == report
