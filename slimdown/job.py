@@ -170,7 +170,7 @@ def _make(
     tags: dict[str, str] = {Tag.run_key: key} if key else {}
     if sweep and sweep.key:
         with suppress(Exception):  # the pages' order is worth no job
-            tags[PARENT] = opened_sweep(config.tracking, sweep.folder.name, sweep.key, sweep.title, sweep.owner)
+            tags[PARENT] = opened_sweep(config.tracking, sweep.name, sweep.key, sweep.title, sweep.owner, sweep.tally())
     about = About(
         name=unfinished.name if unfinished else name,
         config_yaml=OmegaConf.to_yaml(shown),

@@ -2,17 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import partial
-from pathlib import Path
+from functools import cached_property, partial
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, open_dict
 
 from slimdown.judging.budget import hold_to_budgets
-from slimdown.judging.comparison import compare
+from slimdown.judging.comparison import Comparison, compare
 from slimdown.judging.findings import judge
 from slimdown.judging.holdout import held_out_part
 from slimdown.judging.runs import RecordedRun
+from slimdown.preparing.digests import digest
 from slimdown.recording.connection import check_store
 from slimdown.recording.locks import saving_work
 from slimdown.recording.read import read_evaluation, read_run
@@ -24,7 +24,7 @@ from slimdown.showing import console
 from slimdown.showing.comparison import comparison_page, search_table
 from slimdown.showing.findings import Pair, pairs_table
 from slimdown.showing.sweep import State, Sweep
-from slimdown.showing.table import show
+from slimdown.showing.table import Table, show
 
 
 class Search:
@@ -45,12 +45,13 @@ class Search:
         with open_dict(composed):
             del composed["hydra"]
         self._config = load_config(composed)
-        check_store(self._config.tracking)
+        self.store = self._config.tracking
+        check_store(self.store)
         space = searched(self._config.search.space, overrides)
         self._fixed = [o.input_line or "" for o in overrides if o.key_or_group not in space]
         self._study = Study(self._config, space)
         self._jobs = jobs
-        jobs.name = self._study.name
+        jobs.name, jobs.key = self._study.name, digest(["search", self._study.name])
         self._keys = list(space)
         self._at_once = self._config.search.n_jobs or n_jobs or 1
 
@@ -60,7 +61,8 @@ class Search:
         Another process at the same search is waited for: what is open in the study is then nobody's.
         """
         waiting = partial(console.show_note, "Another process is at this search just now, which is waited for.")
-        with saving_work(self._config.tracking, f"search-{self._study.name}", waiting):
+        with saving_work(self.store, f"search-{self._study.name}", waiting):
+            self._jobs.before = set(self._study.run_ids.values())
             self._jobs.plan([[]] * self._study.n_left, self._keys)
             first = 0
             while trials := self._study.ask(self._at_once):
@@ -80,30 +82,42 @@ class Search:
                 first += len(trials)
 
     def _run(self, run_id: str) -> RecordedRun:
-        return read_run(self._config.tracking, run_id)
+        return read_run(self.store, run_id)
 
-    def show(self) -> None:
-        """Print the trials, the best within the budget first, and what the questions held out say of that one."""
+    @cached_property
+    def _found(self) -> tuple[list[RecordedRun], Comparison, Table] | None:
+        """The finished trials, the best within the budget first, once no more are made; None where none is."""
         runs = {run_id: self._run(run_id) for run_id in self._study.run_ids.values()}
         finished = [run for run in runs.values() if run.status == "FINISHED"]
         if not finished:
-            return
+            return None
         outcomes = {run.run_id: self._study.outcome(run) for run in finished}
         finished.sort(key=lambda run: outcomes[run.run_id].order)
         comparison = compare(finished, group_seeds=False)
-        table = search_table(comparison, outcomes, self._study.name, len(runs) - len(finished))
-        show(table, console.console)
-        page = Path(self._jobs.folder) / "search.html"
+        return finished, comparison, search_table(comparison, outcomes, self._study.name, len(runs) - len(finished))
+
+    def page(self) -> Iterator[tuple[str, str]]:
+        """The page of all trials under its name; nothing where none is finished."""
+        if self._found:
+            _, comparison, table = self._found
+            yield "search.html", comparison_page(comparison, table, None)
+
+    def show(self) -> None:
+        """Print the trials, the best within the budget first, and what the questions held out say of that one."""
+        if not self._found:
+            return
+        show(self._found[2], console.console)
         with suppress(OSError):
-            page.write_text(comparison_page(comparison, table, None), encoding="utf-8")
-            console.show_note(f"open {page.absolute()}")
-        self._confirm(finished[0])
+            for name, text in self.page():
+                (page := self._jobs.folder / name).write_text(text, encoding="utf-8")
+                console.show_note(f"open {page.absolute()}")
+        self._confirm(self._found[0][0])
 
     def _confirm(self, best: RecordedRun) -> None:
         """The best of many is a lucky one: what the questions say that did not choose it."""
         if not best.holdout:
             return
-        store, budget = self._config.tracking, self._config.search.max_loss
+        store, budget = self.store, self._config.search.max_loss
         base, tuned = (held_out_part(read_evaluation(store, best, m), best.holdout) for m in ("base", "tuned"))
         findings = judge(base, tuned)
         show(pairs_table([Pair("base", f"{best.name} ({best.run_id[:8]})", findings, 1)]), console.console)

@@ -6,12 +6,14 @@ Imports neither torch nor transformers, and of a local store not even MLflow is 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from slimdown.guarding.errors import UserError
 from slimdown.guarding.redaction import public_uri
 from slimdown.judging.runs import RecordedRun
 from slimdown.recording.owner import heard_of, is_gone, owner_of
 from slimdown.recording.read import find_runs
+from slimdown.recording.sweeps import PARENT
 from slimdown.recording.tags import Tag
 from slimdown.recording.unfinished import kept_bytes
 from slimdown.settings.arguments import Parser, add_output, add_store, format_of, store_to_read
@@ -45,23 +47,36 @@ def whereabouts(run: RecordedRun) -> Whereabouts:
     return Whereabouts(run, standing, owner.host if owner else "", at, heard_of(tags), why)
 
 
+def in_order(runs: Sequence[RecordedRun], sweeps: Sequence[RecordedRun]) -> list[Whereabouts]:
+    """Sweeps that are not finished, each before its runs, and runs of no such sweep: first what goes on."""
+    finished = {run.tags[Tag.run_key] for run in runs if run.status == "FINISHED" and Tag.run_key in run.tags}
+    heads = {sweep.run_id: replace(whereabouts(sweep), is_sweep=True) for sweep in sweeps if sweep.status != "FINISHED"}
+    found = [
+        replace(whereabouts(run), sweep=run.tags[PARENT] if run.tags.get(PARENT) in heads else "")
+        for run in runs
+        # What was made anew meanwhile is no longer unfinished.
+        if run.status in ("FINISHED", "RUNNING") or run.tags.get(Tag.run_key) not in finished
+    ]
+    order = list(Standing)
+
+    def place(one: Whereabouts) -> tuple[object, ...]:
+        head = heads.get(one.sweep, one)
+        newest = -head.run.started.timestamp()
+        return order.index(head.standing), newest, head.run.run_id, one is not head, order.index(one.standing)
+
+    return sorted([*heads.values(), *found], key=place)
+
+
 def main() -> None:
     """Show where runs are; a user's mistake ends in one message and exit code 1."""
     options = arguments(sys.argv[1:])
     try:
         store = store_to_read(options.tracking_uri)
         tags: dict[str, str] = {Tag.sweep: options.sweep} if options.sweep else {}
-        runs = find_runs(store, options.experiment or [], tags=tags)
-        finished = {run.tags[Tag.run_key] for run in runs if run.status == "FINISHED" and Tag.run_key in run.tags}
-        order = list(Standing)
-        # What was made anew meanwhile is no longer unfinished.
-        found = [
-            whereabouts(run)
-            for run in runs
-            if run.status in ("FINISHED", "RUNNING") or run.tags.get(Tag.run_key) not in finished
-        ]
-        found.sort(key=lambda one: order.index(one.standing))
-        table = status_table(found, public_uri(store.uri), kept_bytes(store))
+        runs, sweeps = (
+            find_runs(store, options.experiment or [], tags={**tags, Tag.kind: kind}) for kind in ("tuned", "sweep")
+        )
+        table = status_table(in_order(runs, sweeps), public_uri(store.uri), kept_bytes(store))
         put(table, lambda: write(table, "html"), options.format, options.output)
     except UserError as error:
         sys.exit(f"Where runs are cannot be told:\n  {error}")

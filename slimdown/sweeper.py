@@ -70,6 +70,7 @@ class Sweeper(BasicSweeper):
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         search = _search(self.config, overrides, self.told) if self.config.search.space else None
         self.told.folder.mkdir(parents=True, exist_ok=True)
+        self._stores = [search.store] if search else []
         batches = search.batches() if search else self._planned(overrides)
         OmegaConf.save(self.config, self.told.folder / "multirun.yaml")
         n_begun, ended = 0, threading.Event()
@@ -86,7 +87,7 @@ class Sweeper(BasicSweeper):
                 console.show_sweep(self.told)
             # A store that is gone, as jobs have said; or a signal, which is remembered.
             with suppress(Exception, KeyboardInterrupt), interruption.undisturbed():
-                self._close()
+                self._close(search)
         if search:
             search.show()
         if any(job.state is State.failed for job in self.told.jobs):
@@ -99,13 +100,14 @@ class Sweeper(BasicSweeper):
         self.told.plan(jobs, swept)
         self.told.key = digest(sorted(sorted(job) for job in jobs)) if len(jobs) > 1 else ""
         if self.told.key:
-            self._record = self._tracking(jobs[0])
+            stores = {next((o for o in job if o.startswith("tracking.uri=")), ""): job for job in jobs}
+            self._stores = [self._tracking(job) for job in stores.values()]
         return batches
 
     def _records(self) -> list[TrackingConfig]:
-        """Where jobs that have begun are recorded: the experiment may be swept."""
+        """Where jobs that have begun are recorded: store and experiment may be swept."""
         experiments = dict.fromkeys(job.experiment for job in self.told.jobs if job.experiment)
-        return [replace(self._record, experiment=experiment) for experiment in experiments]
+        return [replace(store, experiment=experiment) for store in self._stores for experiment in experiments]
 
     def _beat(self, ended: threading.Event) -> None:
         from slimdown.recording.sweeps import tell_sweep
@@ -113,9 +115,9 @@ class Sweeper(BasicSweeper):
         while not ended.wait(INTERVAL):
             for record in self._records():
                 with suppress(Exception):  # a store that is silent: the next one may arrive
-                    tell_sweep(record, self.told.key, self.told.owner)
+                    tell_sweep(record, self.told.key, self.told.owner, self.told.tally)
 
-    def _close(self) -> None:
+    def _close(self, search: "Search | None") -> None:
         """End each experiment's run that holds those of the jobs, with what became of them and how they compare."""
         from slimdown.judging.comparison import compare
         from slimdown.recording.sweeps import close_sweep, runs_of
@@ -125,7 +127,9 @@ class Sweeper(BasicSweeper):
 
         def files() -> Iterator[tuple[str, str]]:
             yield "sweep.md", write(told.table(), "markdown")
-            if runs := runs_of(record, [job.run_id for job in told.jobs]):
+            if search:
+                yield from search.page()
+            elif runs := runs_of(record, [job.run_id for job in told.jobs]):
                 comparison = compare(runs)
                 table = comparison_table(comparison, f"{told.title}: {len(runs)} finished")
                 yield "comparison.html", comparison_page(comparison, table, None)
@@ -135,7 +139,7 @@ class Sweeper(BasicSweeper):
             states = {job.state for job in told.jobs if job.experiment in (record.experiment, "")}
             killed = bool(states & {State.interrupted, State.to_do, State.at_work})
             status = "KILLED" if killed else "FAILED" if State.failed in states else "FINISHED"
-            close_sweep(record, told.key, status, files)
+            close_sweep(record, told.key, status, told.tally(), files)
 
     def _until_ended(self, overrides: dict[int, list[str]]) -> None:
         """Start jobs, and again those put off, or whose process died: at the third time alone."""

@@ -324,6 +324,10 @@ def test_a_search_that_was_killed_goes_on_and_makes_nothing_twice(migrated_store
     assert [run.info.status for run in runs] == ["FINISHED"] * 3
     assert len({run.data.params["lora.r"] for run in runs}) == 3
     assert len({run.data.tags["slimdown.sweep"] for run in runs}) == 1
+    [whole] = [client.get_run(run_id) for run_id in {run.data.tags["mlflow.parentRunId"] for run in runs}]
+    assert (whole.info.status, whole.data.tags["slimdown.at"]) == ("FINISHED", "3 of 3 jobs done")
+    kept = Path(client.download_artifacts(whole.info.run_id, "search.html")).read_text()
+    assert all(run.info.run_id[:8] in kept for run in runs)
     assert "job 1 of 2, lora.r=" in out
     assert "Within the budget as measured:" in out
     assert "About the held-out part of each benchmark's questions" in out

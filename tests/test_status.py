@@ -1,6 +1,7 @@
 """What is running where, how far and since when, told from the store alone."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from recorded import here, record, right
 
 from slimdown import status
 from slimdown.recording.owner import Owner, this_process
+from slimdown.recording.sweeps import PARENT, opened_sweep
 from slimdown.recording.tags import Tag
 from slimdown.recording.unfinished import folder_of
 from slimdown.recording.write import TrackedRun
@@ -82,6 +84,32 @@ def test_a_person_reads_how_many_are_finished_and_what_to_do(runs: dict[str, Tra
     assert "measuring the base 3/20" in line
     assert "60 s ago" in line
     assert "The command of a run that is gone, stopped or failed goes on in it." in shown
+
+
+def test_a_sweep_stands_above_its_runs(store: MlflowClient, runs: dict[str, TrackedRun], said: Said) -> None:
+    me, gone = (json.dumps(asdict(replace(this_process(), host=host))) for host in ("node7", "node9"))
+    ended = opened_sweep(here(), "sunday", "a", "sweep of lora.r", gone, "2 of 2 jobs done")
+    store.set_terminated(ended, "FINISHED")
+    dead = opened_sweep(here(), "monday", "b", "sweep of seed", gone, "1 of 2 jobs done")
+    lives = opened_sweep(here(), "tuesday", "c", "sweep of lora.r", me, "3 of 12 jobs done, 1 failed")
+    store.set_tag(dead, Tag.heartbeat, "5")
+    for name, parent in (("going", lives), ("broken", lives), ("gone", dead), ("older", ended)):
+        store.set_tag(runs[name].run_id, PARENT, parent)
+    rows = json.loads(said("--format", "json"))
+    assert [(row["name"], row["kind"], row["standing"]) for row in rows] == [
+        ("sweep of lora.r", "sweep", "going"),
+        ("going", "tuned", "going"),
+        ("broken", "tuned", "failed"),
+        ("elsewhere", "tuned", "going"),
+        ("older", "tuned", "going or gone"),
+        ("sweep of seed", "sweep", "gone"),
+        ("gone", "tuned", "gone"),
+        ("silent", "tuned", "gone"),
+    ]
+    assert [row["sweep"] for row in rows] == [None, lives, lives, None, None, None, dead, None]
+    assert "7 runs of " in said()
+    assert re.search(r"sweep of lora.r +going +3 of 12 jobs done, 1 failed +node7", said())
+    assert [row["name"] for row in json.loads(said("--format", "json", "--sweep", "monday"))] == ["sweep of seed"]
 
 
 def test_what_unfinished_runs_keep_is_told(runs: dict[str, TrackedRun], said: Said) -> None:

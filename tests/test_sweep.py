@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,7 @@ from slimdown.recording.sweeps import PARENT, close_sweep, opened_sweep, tell_sw
 from slimdown.recording.tags import Tag
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.schema import RunConfig
+from slimdown.showing.sweep import Job, State, Sweep
 
 Command = Callable[..., tuple[object, str, str]]
 FEW = [*SMALL[:2], "train.max_steps=2", "benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=8"]
@@ -273,35 +275,56 @@ def test_the_run_of_a_sweep_that_was_killed_is_marked_so_by_the_next_and_goes_on
     store: MlflowClient, killed: str
 ) -> None:
     me = owner_tags()[Tag.owner]
-    first = opened_sweep(here(), "monday", "a", "sweep of seed", killed)
+    first = opened_sweep(here(), "monday", "a", "sweep of seed", killed, "0 of 2 jobs done")
     assert store.get_run(first).info.status == "RUNNING"
-    second = opened_sweep(here(), "tuesday", "b", "sweep of lora.r", me)
+    second = opened_sweep(here(), "tuesday", "b", "sweep of lora.r", me, "0 of 2 jobs done")
     assert [store.get_run(run_id).info.status for run_id in (first, second)] == ["KILLED", "RUNNING"]
-    assert opened_sweep(here(), "wednesday", "a", "sweep of seed", me) == first
+    assert opened_sweep(here(), "wednesday", "a", "sweep of seed", me, "0 of 2 jobs done") == first
     again = store.get_run(first)
     assert (again.info.status, again.data.tags[Tag.sweep], again.data.tags[Tag.owner]) == ("RUNNING", "wednesday", me)
 
 
 def test_a_sweep_that_two_commands_share_is_ended_by_the_one_that_ends_last(store: MlflowClient, killed: str) -> None:
     me = owner_tags()[Tag.owner]
-    shared = opened_sweep(here(), "mine", "a", "sweep of seed", me)
-    assert opened_sweep(here(), "theirs", "a", "sweep of seed", killed) == shared
+    shared = opened_sweep(here(), "mine", "a", "sweep of seed", me, "0 of 2 jobs done")
+    assert opened_sweep(here(), "theirs", "a", "sweep of seed", killed, "0 of 2 jobs done") == shared
     assert store.get_run(shared).data.tags[Tag.sweep] == "mine"
     with TrackedRun(here(), "job", "tuned", {PARENT: shared}):
-        close_sweep(here(), "a", "FAILED", lambda: [("sweep.md", "one of two")])
+        close_sweep(here(), "a", "FAILED", "1 of 2 jobs done", lambda: [("sweep.md", "one of two")])
         assert store.get_run(shared).info.status == "RUNNING"
-    close_sweep(here(), "a", "FINISHED", lambda: [("sweep.md", "two of two")])
+    close_sweep(here(), "a", "FINISHED", "2 of 2 jobs done", lambda: [("sweep.md", "two of two")])
     assert store.get_run(shared).info.status == "FINISHED"
     assert Path(store.download_artifacts(shared, "sweep.md")).read_text() == "two of two"
 
 
-def test_a_sweep_tells_that_it_lives_in_its_own_run_alone(store: MlflowClient, killed: str) -> None:
-    shared = opened_sweep(here(), "mine", "a", "sweep of seed", owner_tags()[Tag.owner])
-    store.set_tag(shared, Tag.heartbeat, "5")
-    tell_sweep(here(), "a", killed)
-    assert store.get_run(shared).data.tags[Tag.heartbeat] == "5"
-    tell_sweep(here(), "a", owner_tags()[Tag.owner])
-    assert int(store.get_run(shared).data.tags[Tag.heartbeat]) > 5
+def test_a_sweep_tells_that_it_lives_and_how_far_it_is_in_its_own_run_alone(store: MlflowClient, killed: str) -> None:
+    me, told = owner_tags()[Tag.owner], Sweep(Path("mine"))
+    told.jobs = [Job("seed=0", State.skipped, run_id="a" * 32), Job("seed=1"), Job("seed=2")]
+    theirs = json.dumps({**json.loads(me), "host": "node7"})
+    shared = opened_sweep(here(), "mine", "a", "sweep of seed", me, told.tally())
+    store.set_tag(shared, Tag.heartbeat, f"{time.time() - 30:.0f}")
+    with TrackedRun(here(), "made by another command", "tuned", {PARENT: shared}):
+        pass
+    before = store.get_run(shared).data.tags
+    tell_sweep(here(), "a", theirs, told.tally)
+    assert store.get_run(shared).data.tags == before
+    tell_sweep(here(), "a", me, told.tally)
+    after = store.get_run(shared).data.tags
+    assert int(after[Tag.heartbeat]) > int(before[Tag.heartbeat])
+    assert (before[Tag.at], after[Tag.at]) == ("1 of 3 jobs done", "2 of 3 jobs done")
+    store.set_tag(shared, Tag.owner, killed)  # of two commands the first one died, and the other goes on
+    tell_sweep(here(), "a", theirs, told.tally)
+    assert store.get_run(shared).data.tags[Tag.owner] == theirs
+
+
+def test_where_the_store_is_swept_the_run_in_each_is_ended(store: MlflowClient, command: Command) -> None:
+    other = f"sqlite:///{Path('other.db').absolute()}"
+    Path("other.db").write_bytes(Path("mlruns/mlflow.db").read_bytes())
+    ended, _, _ = command("-m", f"tracking.uri={here().uri},{other}", *FEW, "lora.target_modules=[nothing]")
+    assert ended == "exit 1"
+    for client in (store, MlflowClient(other)):
+        [sweep] = runs_in(client, "sweep")
+        assert (sweep.info.status, sweep.data.tags[Tag.at]) == ("FAILED", "0 of 2 jobs done, 2 failed")
 
 
 def test_where_the_experiment_is_swept_the_run_in_each_is_ended(store: MlflowClient, command: Command) -> None:

@@ -1,7 +1,7 @@
 """The run of a whole sweep, which holds those of its jobs in MLflow's pages: opened by the first job that is made."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PARENT = "mlflow.parentRunId"  # MLflow's own tag of a nested run
 
 
-def opened_sweep(config: TrackingConfig, sweep: str, key: str, name: str, owner: str) -> str:
+def opened_sweep(config: TrackingConfig, sweep: str, key: str, name: str, owner: str, at: str) -> str:
     """The id of the sweep's run: that of the same jobs which is not finished, opened again, or a new one.
 
     One that another living command works on too is shared. Others of the experiment, which nobody works on any more,
@@ -33,6 +33,7 @@ def opened_sweep(config: TrackingConfig, sweep: str, key: str, name: str, owner:
         key: of its list of jobs.
         name: of the run.
         owner: the command's process, see `Tag.owner`; a job may be made by another.
+        at: how far it is.
     """
     with saving_work(config, f"sweep-{key}"):
         found = _unfinished(config, key)
@@ -40,28 +41,41 @@ def opened_sweep(config: TrackingConfig, sweep: str, key: str, name: str, owner:
             return found.run_id
         client = open_store(config)
         _end_gone(config, client, found.run_id if found else "")
-        tags: dict[str, str] = {Tag.kind: "sweep", Tag.sweep: sweep, Tag.sweep_key: key, Tag.owner: owner, **_beat()}
+        tags: dict[str, str] = {Tag.kind: "sweep", Tag.sweep: sweep, Tag.sweep_key: key, **_beat(owner, at)}
         if not found:
             return str(client.create_run(experiment_id(client, config), run_name=redact(name), tags=tags).info.run_id)
-        for tag, value in tags.items():
-            client.set_tag(found.run_id, tag, value)
+        _set(client, found.run_id, tags)
         client.update_run(found.run_id, "RUNNING")
         return found.run_id
 
 
-def tell_sweep(config: TrackingConfig, key: str, owner: str) -> None:
-    """Let others know that the sweep's run goes on, where it is of this command; for a thread, as `Heartbeat`."""
+def tell_sweep(config: TrackingConfig, key: str, owner: str, tally: Callable[[Collection[str]], str]) -> None:
+    """Let others know that the sweep goes on, where its run is this command's or its owner is gone; for a thread.
+
+    Args:
+        config: the store.
+        key: see `opened_sweep`.
+        owner: the command's process.
+        tally: given the sweep's finished runs, whoever made them, how far it is.
+    """
     client: Any = open_store(config)
     client = getattr(client, "inner", client)
     going = f"tags.`{Tag.kind}` = 'sweep' and tags.`{Tag.sweep_key}` = '{key}' and attributes.status = 'RUNNING'"
     if experiment := client.get_experiment_by_name(config.experiment):
         for run in client.search_runs([experiment.experiment_id], going):
-            if run.data.tags.get(Tag.owner) == owner:
-                client.set_tag(run.info.run_id, *next(iter(_beat().items())))
+            if run.data.tags.get(Tag.owner) == owner or is_gone(run.data.tags):
+                jobs = find_runs(config, [config.experiment], tags={PARENT: run.info.run_id})
+                at = tally([job.run_id for job in jobs if job.status == "FINISHED"])
+                _set(client, run.info.run_id, _beat(owner, at))
 
 
-def _beat() -> dict[str, str]:
-    return {Tag.heartbeat: f"{time.time():.0f}"}
+def _beat(owner: str, at: str) -> dict[str, str]:
+    return {Tag.owner: owner, Tag.heartbeat: f"{time.time():.0f}", Tag.at: at}
+
+
+def _set(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    for tag, value in tags.items():
+        client.set_tag(run_id, tag, value)
 
 
 def _has_jobs(config: TrackingConfig, run_id: str) -> bool:
@@ -88,13 +102,16 @@ def _unfinished(config: TrackingConfig, key: str) -> RecordedRun | None:
     return None
 
 
-def close_sweep(config: TrackingConfig, key: str, status: str, files: Callable[[], Iterable[tuple[str, str]]]) -> None:
+def close_sweep(
+    config: TrackingConfig, key: str, status: str, at: str, files: Callable[[], Iterable[tuple[str, str]]]
+) -> None:
     """End the sweep's run, where it has one that is not finished, with these texts, by paths, among its artifacts.
 
     Another command, on another machine, may make jobs of the same sweep just now: the one that ends last ends it.
     """
     if (found := _unfinished(config, key)) and not _has_jobs(config, found.run_id):
         client = open_store(config)
+        client.set_tag(found.run_id, Tag.at, at)
         for path, text in files():
             client.log_text(found.run_id, redact(text), path)
         client.set_terminated(found.run_id, status)

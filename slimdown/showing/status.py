@@ -38,10 +38,12 @@ class Whereabouts:
     at: str = ""  # how far it was when it was last heard of
     heard: float = 0.0  # then, in seconds since 1970; 0: never
     why: str = ""  # it failed
+    sweep: str = ""  # the run of the sweep below which it is shown
+    is_sweep: bool = False  # it holds the runs of a command
 
 
 def status_table(found: Sequence[Whereabouts], where: str, kept: Mapping[Path, int]) -> Table:
-    """What is not finished, a row a run, and how many are.
+    """What is not finished, a row a run and a sweep, and how many runs are.
 
     Args:
         found: of all runs, in the order in which they are shown.
@@ -54,12 +56,12 @@ def status_table(found: Sequence[Whereabouts], where: str, kept: Mapping[Path, i
             f"What runs go on from takes {numbers.size(n_bytes)} in {next(iter(kept)).parent}, a folder each; delete "
             "that of a run that shall not."
         )
-    counts = Counter(one.standing for one in found)
+    counts = Counter(one.standing for one in found if not one.is_sweep)
     told = ", ".join(f"{counts[standing]:,} {standing}" for standing in Standing if counts[standing])
     columns = ("run", "name", "standing", "how far", "on", "since", "last heard of")
     widest = {"name": 50, "how far": 40}
     return Table(
-        title=f"{numbers.plural(len(found), 'run')} of {where}" + (f": {told}" if told else ""),
+        title=f"{numbers.plural(counts.total(), 'run')} of {where}" + (f": {told}" if told else ""),
         columns=tuple(Column(heading, widest=widest.get(heading)) for heading in columns),
         rows=tuple(_row(one) for one in found if one.standing is not Standing.finished),
         legend=" ".join(said),
@@ -75,12 +77,14 @@ def _row(one: Whereabouts) -> Row:
         "host": one.host,
         "at": one.at,
         "why": one.why,
+        "kind": "sweep" if one.is_sweep else "tuned",
+        "sweep": one.sweep or None,
     }
     values |= {"standing": one.standing.value, "started": run.started.isoformat(), "heard": one.heard or None}
     return Row(
         (
             Cell(run.run_id[:8], values=values),
-            Cell(run.name, values={"name": run.name}),
+            Cell(f"└ {run.name}" if one.sweep else run.name, values={"name": run.name}),
             Cell(one.standing),
             Cell(one.why if one.standing is Standing.failed and one.why else one.at),
             Cell(one.host),

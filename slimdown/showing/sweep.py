@@ -5,7 +5,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -69,7 +69,8 @@ class Sweep:
         self.began = time.time() // 1  # in seconds since 1970, as runs' heartbeats
         self.environment: dict[str, str] = {}  # that workers elsewhere do not inherit
         self.owner = ""  # the command's process, as `Tag.owner` has it
-        self.key = ""  # a digest of the jobs, where there are several and all are known beforehand
+        self.key = ""  # a digest of the jobs, or of a search, by which its run is found; empty: it has none
+        self.before: set[str] = set()  # runs that earlier commands of a search have made
         self.swept: tuple[str, ...] = ()  # settings that have several values
         self.jobs: list[Job] = []
         # By the number that Hydra gives a job each time that it is launched: its own.
@@ -154,6 +155,15 @@ class Sweep:
     def at_hand(self) -> str:
         """Which job it is at."""
         return self.which(self._at_hand)
+
+    def tally(self, finished: Collection[str] = ()) -> str:
+        """How many jobs are done of how many; `finished` are runs of the sweep, which another command may have made."""
+        ended = [job for job in self.jobs if job.state in ENDS]
+        n_failed = sum(job.state is State.failed for job in ended)
+        others = self.before.union(finished).difference(job.run_id for job in ended)
+        n_done = len(ended) - n_failed + len(others)
+        failed = f", {n_failed} failed" if n_failed else ""
+        return f"{n_done} of {len(self.jobs) + len(self.before)} jobs done{failed}"
 
     @property
     def progress(self) -> str:
