@@ -18,7 +18,7 @@ from slimdown.notebook import Findings, judge
 from slimdown.preparing.causal import CausalModel, causal_model, has_untouched_base, without_adapters
 from slimdown.recording.names import score_metrics, to_metrics
 from slimdown.settings.benchmarks import Named, read_benchmarks
-from slimdown.settings.schema import EvaluationConfig
+from slimdown.settings.schema import EvaluationConfig, Until
 
 _BY_STEP = re.compile(r"/(mean_retained_|mean_target_)?change(_low|_high)?$")
 
@@ -62,7 +62,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
             if not isinstance(value, int) or value < least:
                 raise UserError(f"{name}={value!r} must be a whole number of at least {least}")
         self._chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)
-        self._config = EvaluationConfig(token_budget, batch_size, apply_chat_template, holdout=0.0)
+        self._config = EvaluationConfig(token_budget, batch_size, apply_chat_template, holdout=0.0, until=Until.all)
         self._every, self._n_few = every, questions
         self._model: Any = lambda: None  # a weak reference to the one whose base is measured
 

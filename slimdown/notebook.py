@@ -10,7 +10,7 @@ from slimdown.judging.budget import Judgement, Outcome, hold_to_budgets, overall
 from slimdown.judging.findings import Findings as JudgedFindings, judge as judge_two
 from slimdown.measuring.answers import Evaluation
 from slimdown.settings.benchmarks import Named, read_benchmarks
-from slimdown.settings.schema import EvaluationConfig
+from slimdown.settings.schema import EvaluationConfig, Until
 from slimdown.showing import words
 from slimdown.showing.findings import findings_table
 from slimdown.showing.table import Table, write
@@ -65,7 +65,7 @@ def measure(
         chosen = {name: report.benchmark for name, report in benchmarks.benchmarks.items()}
         return load_questions(chosen, benchmarks.config).ask(given, like=benchmarks.scoring)
     chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)  # type: ignore[arg-type]
-    config = EvaluationConfig(token_budget, batch_size, apply_chat_template, holdout=0.0)
+    config = EvaluationConfig(token_budget, batch_size, apply_chat_template, holdout=0.0, until=Until.all)
     return load_questions(chosen, config).ask(given, like=Scoring(shares=False) if stock else None)
 
 

@@ -104,7 +104,9 @@ SHARED = {
         READ_ONLY["benchmark"]["paper_metric"],
     ),
     "benchmark.margin": ("benchmark.pocket_math.margin=0.1", READ_ONLY["benchmark"]["margin"]),
+    "benchmark.max_loss": ("benchmark.pocket_math.max_loss=0.1", READ_ONLY["benchmark"]["max_loss"]),
     "evaluation.holdout": ("evaluation.holdout=0.5", READ_ONLY["evaluation"]["holdout"]),
+    "evaluation.until": ("evaluation.until=decided", READ_ONLY["evaluation"]["until"]),
 }
 ELSEWHERE = {
     "model.id": "test_the_same_content_elsewhere_has_the_same_key",

@@ -37,9 +37,9 @@ IN_KEY = {
     "train": "engine num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps"
     " per_device_eval_batch_size learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm optim"
     " max_length completion_only_loss assistant_only_loss gradient_checkpointing",
-    "benchmark.<name>": "task metric num_fewshot chance role paper_metric numeric_tolerance limit margin",
+    "benchmark.<name>": "task metric num_fewshot chance role paper_metric numeric_tolerance limit margin max_loss",
     "contamination": "max_share",
-    "evaluation": "token_budget batch_size apply_chat_template holdout",
+    "evaluation": "token_budget batch_size apply_chat_template holdout until",
 }
 SETTINGS = {f"{section}.{name}" for section, names in IN_KEY.items() for name in names.split()} | {"seed"}
 BY_CONTENT = {"model.id", "model.revision", "dataset.<name>.path", "dataset.<name>.revision", "tuned"}

@@ -1,5 +1,7 @@
 """Asking in stages: in which order, how far each goes, and that what is asked is what a whole evaluation asks."""
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -7,8 +9,13 @@ from pathlib import Path
 import pytest
 from made_up import written
 
+from slimdown.guarding.errors import ConfigError
 from slimdown.measuring.answers import read_samples, write_samples
 from slimdown.measuring.order import order_of, stages_of
+from slimdown.settings.commandline import check_command_line
+from slimdown.settings.schema import RunConfig, Until
+
+Composed = Callable[..., RunConfig]
 
 
 @pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 38, 45, 100, 1319, 10042])
@@ -47,3 +54,34 @@ def test_a_file_of_samples_says_when_they_were_looked_at(tmp_path: Path) -> None
     for report in (whole, stopped):
         write_samples(tmp_path / "samples.parquet", "base", "written", report)
         assert read_samples(tmp_path / "samples.parquet", whole.benchmark) == report
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (["evaluation.until=soon"], "evaluation.until"),
+        (["evaluation.until=decided", "evaluation.holdout=0.5"], "set one of the two"),
+        (["evaluation.until=budget", "evaluation.holdout=0.5"], "set one of the two"),
+        (
+            ["benchmark.pocket_cs.max_loss=2"],
+            "max_loss must be a share from 0 up to, not including, 1 (",
+        ),
+        (["benchmark.pocket_cs.max_loss=-0.1"], "benchmark.pocket_cs.max_loss must be a share"),
+        (["evaluation.until=budget", "benchmark=[pocket_instructions]"], "benchmark.pocket_instructions.max_loss=0.02"),
+        (
+            ["-m", "evaluation.until=decided", "+search.space={lora.r:{choices:[2,4]}}"],
+            "a search compares its trials by their scores",
+        ),
+    ],
+)
+def test_what_cannot_be_stopped_so_is_refused_on_the_command_line(given: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        check_command_line(given)
+
+
+def test_a_budget_may_be_given_and_is_that_of_what_is_to_be_retained_otherwise(composed: Composed) -> None:
+    assert composed().evaluation.until is Until.all
+    assert composed("evaluation.until=budget").benchmark["pocket_cs"].max_loss is None
+    budget = ["benchmark=[pocket_instructions]", "benchmark.pocket_instructions.max_loss=0"]
+    target = composed("evaluation.until=budget", *budget)
+    assert target.benchmark["pocket_instructions"].max_loss == 0

@@ -165,8 +165,12 @@ READ_ONLY = {
         "role": "whether a change counts as learned or as forgotten",
         "paper_metric": "which of the paper's metrics the change feeds",
         "margin": "which change counts as none",
+        "max_loss": "when asking ends; the questions asked are in the key",
     },
-    "evaluation": {"holdout": "which answers are shown; all questions are asked"},
+    "evaluation": {
+        "holdout": "which answers are shown; all questions are asked",
+        "until": "when asking ends; the questions asked are in the key",
+    },
 }
 
 

@@ -8,7 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 from slimdown.guarding.errors import ConfigError
 from slimdown.settings.engine import engine_problems
 from slimdown.settings.keys import problems_of, unknown_keys
-from slimdown.settings.schema import RunConfig
+from slimdown.settings.schema import Role, RunConfig, Until
 
 
 def load_config(composed: DictConfig) -> RunConfig:
@@ -28,9 +28,29 @@ def load_config(composed: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     assert isinstance(config, RunConfig)
-    if problems := [*problems_of(config), *engine_problems(config)]:
+    if problems := [*problems_of(config), *engine_problems(config), *_until_problems(config)]:
         raise ConfigError("\n".join(problems))
     return config
+
+
+def _until_problems(config: RunConfig) -> Iterator[str]:
+    until, holdout, search = config.evaluation.until, config.evaluation.holdout, config.search
+    if until is Until.all:
+        return
+    if holdout:
+        yield (
+            f"evaluation.until={until} would end by what held-out questions say (evaluation.holdout={holdout:g}), and "
+            "these are to judge what they had no part in; set one of the two"
+        )
+    if search.space or search.trial is not None:
+        yield (
+            f"evaluation.until={until}: a search compares its trials by their scores, for which all must be asked the "
+            "same; leave it out"
+        )
+    budgets = [b.max_loss is not None or b.role is Role.retained for b in config.benchmark.values()]
+    if until is Until.budget and not any(budgets):
+        given = "".join(f", e.g. benchmark.{name}.max_loss=0.02" for name in list(config.benchmark)[:1])
+        yield f"evaluation.until=budget: no benchmark is to be retained, and none has a budget; give one{given}"
 
 
 def _missing_keys(composed: DictConfig) -> Iterator[str]:

@@ -45,9 +45,10 @@ def section(flat: Mapping[str, object], prefix: str, kind: type[_Section]) -> _S
 
 def base_settings(config: RunConfig) -> dict[str, object]:
     """The settings that a base's evaluation depends on, by their dotted keys."""
+    read_only = ("evaluation.holdout", "evaluation.until")
     sections = ("model.", "quantization.", "benchmark.", "evaluation.")
     flat = flatten(config)
-    return {key: flat[key] for key in flat if key.startswith(sections) and key != "evaluation.holdout"}
+    return {key: flat[key] for key in flat if key.startswith(sections) and key not in read_only}
 
 
 def run_name(model: str, overrides: list[str], swept: tuple[str, ...] = ()) -> str:

@@ -25,6 +25,7 @@ from slimdown.settings.method import MethodConfig
 from slimdown.settings.search import SearchConfig
 
 _RULE = Range("must be auto, true or false", lambda text: text.lower() in ("auto", "true", "false"))
+_LOSS = Range("must be a share from 0 up to, not including, 1 (0.02 is two points)", SHARE.holds)
 _MARGIN = Range("must be above 0 and below 1 (0.02 is two points)", lambda share: 0 < share < 1)
 TRAINING = (
     "dataset",
@@ -82,6 +83,14 @@ class Engine(StrEnum):
 class Role(StrEnum):
     target = "target"  # what the fine-tuning is meant to teach
     retained = "retained"  # everything else the model should still be able to do
+
+
+class Until(StrEnum):
+    """When asking questions ends."""
+
+    all = "all"  # when all are asked
+    decided = "decided"  # as soon as the verdict on a benchmark is certain
+    budget = "budget"  # as soon as its loss is shown to be within its budget, or beyond
 
 
 class PaperMetric(StrEnum):
@@ -244,6 +253,8 @@ class BenchmarkConfig:
     numeric_tolerance: float | None = ranged(POSITIVE, None)  # also flexible_accuracy, |answer - target| below this
     limit: int | None = ranged(COUNT, None, "; leave it out for all questions")  # only the first so many questions
     margin: float = ranged(_MARGIN, 0.02)  # a change shown to be smaller than this, either way, counts as retained
+    # share that may be lost, for evaluation.until=budget; null: its margin if it is to be retained, else no matter
+    max_loss: float | None = ranged(_LOSS, None)
 
     def problems(self) -> Iterator[str]:
         for name in ("task", "metric"):
@@ -259,6 +270,7 @@ class EvaluationConfig:
     batch_size: int = ranged(COUNT)  # questions run together, where a model cannot share work between them
     apply_chat_template: bool = MISSING  # ask through the tokenizer's chat template
     holdout: float = ranged(SHARE)  # share of each benchmark's questions kept from choosing between runs; 0: none
+    until: Until = MISSING  # when to stop asking
 
 
 @dataclass
