@@ -45,6 +45,7 @@ MEASURING = (
     "preparing/causal.py",
     "preparing/dequantize.py",
     "preparing/model.py",
+    "preparing/products.py",
 )
 
 

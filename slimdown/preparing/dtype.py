@@ -73,6 +73,11 @@ def processor_name() -> str:
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
+def processor_vendor() -> str:
+    """Who made an x86 processor, as it says itself; empty where Linux does not tell."""
+    return _cpuinfo().get("vendor_id", "")
+
+
 def _seconds(dtype: torch.dtype) -> float:
     tokens, inputs, outputs = _SHAPE
     x, weight = torch.ones(tokens, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)

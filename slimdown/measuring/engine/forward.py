@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from slimdown.measuring.engine.attention import attending_to
 from slimdown.measuring.engine.packing import PackedRows
+from slimdown.preparing.products import wide_products
 
 # Numbers of the vocabulary-wide softmax held at once: few enough for a processor's cache.
 SOFTMAX_NUMBERS = 2**20
@@ -21,7 +22,7 @@ SOFTMAX_NUMBERS = 2**20
 
 @contextmanager
 def measuring(model: torch.nn.Module) -> Iterator[None]:
-    """The model in evaluation mode and without gradients; every module as it was on leaving."""
+    """The model in evaluation mode, without gradients, its products at full speed; as it was on leaving."""
     training = [(module, module.training) for module in model.modules()]
     # bitsandbytes repacks 4-bit weights for AVX512-BF16 at the first evaluation forward on a CPU,
     # and the packed kernel has no gradient: training afterwards would silently train nothing.
@@ -32,7 +33,7 @@ def measuring(model: torch.nn.Module) -> Iterator[None]:
         module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     try:
         # Not inference_mode: tensors that modules cache in a forward could not be trained through.
-        with torch.no_grad():
+        with torch.no_grad(), wide_products():
             yield
     finally:
         for module in packing:
