@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -38,8 +37,9 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
 @contextmanager
 def wide_products() -> Iterator[None]:
     """Inside, float32 layers without gradients multiply with oneDNN where that is faster."""
-    before: Any = functional.linear
-    functional.linear = _linear if mkl_is_narrow() else before
+    before = functional.linear
+    if mkl_is_narrow():
+        functional.linear = _linear
     try:
         yield
     finally:
