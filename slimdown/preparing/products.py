@@ -24,13 +24,18 @@ def mkl_is_narrow() -> bool:
     return has_width and torch._C.has_mkl and torch._C._has_mkldnn and processor_vendor() == "AuthenticAMD"
 
 
-def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    is_plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and weight.dim() == 2 and x.numel()
-    is_tensor = type(x) is torch.Tensor and type(weight) in (torch.Tensor, torch.nn.Parameter)
+def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    is_plain = (
+        input.device.type == "cpu"
+        and input.dtype == weight.dtype == torch.float32
+        and weight.dim() == 2
+        and input.numel()
+    )
+    is_tensor = type(input) is torch.Tensor and type(weight) in (torch.Tensor, torch.nn.Parameter)
     if not (is_plain and is_tensor) or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return _usual(x, weight, bias)
+        return _usual(input, weight, bias)
     assert _wide is not None
-    found: torch.Tensor = _wide(x, weight, bias, "none", [], "")
+    found: torch.Tensor = _wide(input, weight, bias, "none", [], "")
     return found
 
 
