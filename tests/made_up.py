@@ -1,9 +1,11 @@
 """Made-up answers, for tests of what is said about them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from slimdown.judging.changes import Changes, changes_between
 from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, Sample, Score
+from slimdown.measuring.order import stages_of
 from slimdown.settings.schema import BenchmarkConfig, PaperMetric, Role
 
 CHOICES = ("red", "green", "blue", "grey")
@@ -63,6 +65,12 @@ def chosen(taken: Sequence[int], paper_metric: PaperMetric | None = None) -> Ben
 def evaluation(**benchmarks: BenchmarkEvaluation) -> Evaluation:
     """What every benchmark says of one model."""
     return Evaluation(benchmarks, "0.4.13", "shared", 1.0)
+
+
+def stopped(report: BenchmarkEvaluation, n: int) -> BenchmarkEvaluation:
+    """The same benchmark, of which n questions were asked, in stages as a run has them."""
+    stages = (*(stage for stage in stages_of(len(report.samples)) if stage < n), n)
+    return replace(report, samples=report.samples[:n], stages=stages, n_available=len(report.samples))
 
 
 def changed(**scores: tuple[Sequence[float], Sequence[float]]) -> Changes:

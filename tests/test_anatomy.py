@@ -1,8 +1,10 @@
 """Which cause is found for which lost answer."""
 
 from dataclasses import replace
+from math import isnan
 
 import pytest
+from made_up import chosen as coloured, stopped, written
 
 from slimdown.judging.anatomy import anatomy
 from slimdown.measuring.answers import BenchmarkEvaluation, Sample, Score
@@ -147,3 +149,20 @@ def test_questions_with_several_right_choices_have_no_lead() -> None:
     odd = replace(base, samples=tuple(replace(s, target="[0, 2]") for s in base.samples))
     found = anatomy(odd, odd)
     assert (found.causes, found.choices) == ((), None)
+
+
+def test_of_what_was_stopped_no_share_has_an_interval_and_a_move_one_that_holds_at_any_look() -> None:
+    base, tuned = (stopped(written(scores), 63) for scores in ([1.0] * 200, [1.0, 0.0] * 100))
+    [cause] = [cause for cause in anatomy(base, tuned).causes if cause.count]
+    assert cause.share is not None
+    assert (cause.share.value, isnan(cause.share.low)) == (1.0, True)
+    before, after = ([i % 4 for i in range(200)], [0] * 200)
+    whole, cut = (
+        anatomy(*(cut(coloured(taken)) for taken in (before, after))).choices
+        for cut in (lambda report: report, lambda report: stopped(report, 63))
+    )
+    assert whole is not None
+    assert cut is not None
+    assert whole.collapsed
+    assert cut.collapsed
+    assert cut.drift.low < whole.drift.low

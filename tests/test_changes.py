@@ -7,12 +7,19 @@ from random import Random
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from made_up import stopped
 
 from slimdown.guarding.errors import UserError
+from slimdown.judging.asked import rate_of
+from slimdown.judging.budget import Outcome, hold_to_budgets
 from slimdown.judging.changes import BenchmarkChange, Counts, Verdict, changes_between
+from slimdown.judging.common import common_part
 from slimdown.judging.paired import difference, mean_difference
+from slimdown.judging.sequential import sequential_difference
+from slimdown.judging.stopping import open_benchmarks
 from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, Sample, Score
-from slimdown.settings.schema import BenchmarkConfig, PaperMetric, Role
+from slimdown.measuring.order import stages_of
+from slimdown.settings.schema import BenchmarkConfig, PaperMetric, Role, Until
 
 
 def benchmark(
@@ -245,3 +252,146 @@ def test_a_rate_that_is_bounded_on_one_side_reaches_the_paper_value_without_a_fi
     assert found.paper_value is not None
     assert found.paper_value.value == pytest.approx(0.5)
     assert not isfinite(found.paper_value.low)
+
+
+# --- asked in stages ----------------------------------------------------------------------------------
+
+
+def drawn(n: int, base: float, lost: float, gained: float, seed: int) -> tuple[list[float], list[float]]:
+    """Scores before and after, `lost` and `gained` the chances of a question to change so."""
+    draw = np.random.default_rng(seed)
+    right, u = draw.random(n) < base, draw.random(n)
+    return list(right * 1.0), list(np.where(right, u >= lost / base, u < gained / (1 - base)) * 1.0)
+
+
+def asked_until(
+    until: Until, **pairs: tuple[BenchmarkEvaluation, BenchmarkEvaluation]
+) -> tuple[Evaluation, Evaluation]:
+    """Both evaluations when asking has ended, stage by stage as a run asks."""
+    stages = {name: list(stages_of(len(base.samples))) for name, (base, _) in pairs.items()}
+    asked, going = dict.fromkeys(pairs, 0), set(pairs)
+    while going:
+        asked |= {name: stages[name].pop(0) for name in going}
+        before, after = (
+            report(**{name: stopped(pair[side], asked[name]) for name, pair in pairs.items()}) for side in (0, 1)
+        )
+        going = {name for name in open_benchmarks(before, after, until) if stages[name]}
+    return before, after
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_ends_the_asking_is_the_verdict_that_is_shown(seed: int) -> None:
+    pairs = {
+        "much": drawn(1319, 0.335, 0.31, 0.01, seed),
+        "little": drawn(2000, 0.6, 0.02, 0.02, seed + 100),
+        "few": drawn(60, 0.4, 0.1, 0.1, seed + 200),
+    }
+    found = changes_between(
+        *asked_until(Until.decided, **{name: (benchmark(b), benchmark(a)) for name, (b, a) in pairs.items()})
+    )
+    for name, one in found.benchmarks.items():
+        assert one.is_stopped == (one.n < len(pairs[name][0]))
+        assert one.verdict is not Verdict.undecided or not one.is_stopped
+    assert found.benchmarks["much"].verdict is Verdict.forgotten
+    assert found.benchmarks["much"].n <= 132
+    assert found.benchmarks["little"].verdict is not Verdict.forgotten
+
+
+def test_a_budget_ends_the_asking_of_what_has_one_and_a_verdict_that_of_a_target() -> None:
+    before, after = drawn(4000, 0.5, 0.06, 0.01, 0)  # five points lost, of ten that may be
+    kept, target = benchmark(before), benchmark(before, role=Role.target)
+    kept = replace(kept, benchmark=replace(kept.benchmark, max_loss=0.1))
+    pairs = {
+        "kept": (kept, replace(kept, samples=benchmark(after).samples)),
+        "target": (target, replace(target, samples=benchmark(after).samples)),
+    }
+    found = changes_between(*asked_until(Until.budget, **pairs))
+    [judged] = hold_to_budgets(found, {})
+    assert (judged.benchmark, judged.budget, judged.outcome) == ("kept", 0.1, Outcome.within)
+    assert found.benchmarks["target"].verdict is Verdict.forgotten
+    assert 0 < found.benchmarks["kept"].n < 4000
+    assert " questions: a loss of 10 points or more is ruled out" in judged.reason
+    [further] = hold_to_budgets(found, {"kept": 0.05})
+    assert "more were not asked; a run with evaluation.until=budget benchmark.kept.max_loss=0.05 asks" in further.reason
+
+
+def test_nothing_that_holds_of_one_look_alone_is_said_of_several() -> None:
+    rate = PaperMetric.forgetting_rate
+    before, after = drawn(1000, 0.6, 0.2, 0.02, 1)
+    base, tuned = (report(a=stopped(benchmark(scores, rate), 88)) for scores in (before, after))
+    found = changes_between(base, tuned).benchmarks["a"]
+    d, whole = found.primary.difference, difference(before[:88], after[:88])
+    assert d.p_value == sequential_difference(before[:88], after[:88], None, (32, 45, 63, 88), 1000).p_value
+    assert d.p_value > whole.p_value
+    assert d.low < whole.low < whole.high < d.high
+    for none in (d.standard_error, d.t_test_p_value, found.primary.base.standard_error):
+        assert isnan(none)
+    assert found.primary.base.low < 0.6 < found.primary.base.high
+    assert found.paper_value is not None
+    assert isnan(found.paper_value.standard_error)
+    assert -1 < found.paper_value.low < 0.3 < found.paper_value.high <= 1
+    mean = changes_between(base, tuned).mean_retained_change
+    assert (mean.value, isnan(mean.standard_error)) == (d.value, True)
+    assert (mean.low, mean.high) == pytest.approx((d.low, d.high), abs=1e-4)
+
+
+def test_a_mean_of_stopped_benchmarks_holds_each_to_its_part_of_the_error() -> None:
+    before, after = drawn(1000, 0.6, 0.2, 0.02, 1)
+    one, two = ({name: stopped(benchmark(s), 88) for name in "ab"} for s in (before, after))
+    changes = changes_between(report(**one), report(**two))
+    d, mean = changes.benchmarks["a"].primary.difference, changes.mean_retained_change
+    assert mean.low < d.low < d.high < mean.high
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "subjects", "verdict"),
+    [
+        ([1.0] * 500, [0.0] * 500, None, Verdict.forgotten),
+        ([0.0] * 500, [1.0] * 500, None, Verdict.improved),
+        ([1.0, 0.0] * 250, [1.0, 0.0] * 250, None, Verdict.retained),
+        ([1.0], [0.0], None, Verdict.undecided),
+        ([1.0], [1.0], None, Verdict.undecided),
+        ([1.0] * 570, [0.0] * 570, [f"s{i % 57}" for i in range(570)], Verdict.forgotten),
+        ([0.5, 0.7, 0.3] * 200, [0.1, 0.2, 0.1] * 200, None, Verdict.forgotten),
+        ([0.5] * 300, [0.5] * 300, None, None),
+    ],
+)  # fmt: skip
+def test_whatever_is_asked_in_stages_ends_and_is_judged(
+    before: list[float], after: list[float], subjects: list[str] | None, verdict: Verdict | None
+) -> None:
+    pair = tuple(benchmark(scores, PaperMetric.forgetting_rate, subjects=subjects) for scores in (before, after))
+    for until in (Until.decided, Until.budget):
+        base, tuned = asked_until(until, a=pair)  # type: ignore[arg-type]
+        found = changes_between(base, tuned).benchmarks["a"]
+        assert until is Until.budget or found.verdict is verdict or verdict is None
+        assert -1 <= found.primary.difference.low <= found.primary.difference.high <= 1
+        assert found.n == len(before) or found.n_available == len(before)
+
+
+def test_the_rates_that_are_told_hold_at_the_worst_look() -> None:
+    missed, repeats = 0, 60
+    for seed in range(repeats):
+        before, after = drawn(400, 0.6, 0.3, 0.06, seed)  # 0.24 of 0.6 are gone: 0.4
+        asked = (stopped(benchmark(before), n) for n in stages_of(400))
+        rates = [rate_of(one, before[: len(one.samples)], after[: len(one.samples)], 0.0) for one in asked]
+        missed += any(rate is not None and not rate.low <= 0.4 <= rate.high for rate in rates)
+    assert missed <= 0.05 * repeats + 3
+
+
+def test_two_that_stopped_apart_are_paired_on_what_both_were_asked_as_it_was_looked_at() -> None:
+    before, after = drawn(1000, 0.6, 0.2, 0.02, 1)
+    short, long, whole = stopped(benchmark(before), 63), stopped(benchmark(after), 245), benchmark(after)
+    for other in (long, replace(whole, samples=whole.samples[::-1])):  # all at once: in an order of its own
+        for pair in ((short, other), (other, short)):
+            one, two = common_part(*(report(a=side) for side in pair))
+            found = changes_between(one, two).benchmarks["a"]
+            assert (found.n, found.n_available) == (63, 1000)
+            assert one.benchmarks["a"].stages == (32, 45, 63)
+            assert abs(found.primary.difference.value) == abs(sum(after[:63]) - sum(before[:63])) / 63
+    with pytest.raises(UserError, match="n differs: 63 and 245"):
+        changes_between(report(a=short), report(a=long))
+    limited = replace(whole, samples=whole.samples[:100])
+    with pytest.raises(UserError, match="n_available differs: 1000 and 100"):
+        changes_between(*common_part(report(a=short), report(a=limited)))
+    same = report(a=whole)
+    assert common_part(same, same) == (same, same)

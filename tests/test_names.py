@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from made_up import chosen, evaluation, written
+from made_up import chosen, evaluation, stopped, written
 
 from slimdown.judging.anatomy import EXPLANATIONS
 from slimdown.judging.findings import judge
@@ -65,8 +65,10 @@ def told() -> Any:
     ]
     after = [replace(written([0.0] * 25 + [1.0] * 5, lost), benchmark=one.benchmark) for one in texts]
     right = [i % 4 for i in range(40)]
-    before = evaluation(a=texts[0], b=texts[1], c=texts[2], d=chosen(right))
-    return judge(before, evaluation(a=after[0], b=after[1], c=after[2], d=chosen([0, *right[1:20], *[0] * 20])))
+    early = [stopped(written([score] * 200), 45) for score in (1.0, 0.0)]
+    before = evaluation(a=texts[0], b=texts[1], c=texts[2], d=chosen(right), e=early[0])
+    last = chosen([0, *right[1:20], *[0] * 20])
+    return judge(before, evaluation(a=after[0], b=after[1], c=after[2], d=last, e=early[1]))
 
 
 def test_findings_come_back_as_they_were_kept() -> None:
@@ -80,7 +82,10 @@ def test_findings_come_back_as_they_were_kept() -> None:
         assert (found.n, found.p_value, found.p_value_raw) == (benchmark.n, benchmark.p_value, d.p_value)
     assert read.benchmarks["a"].knowledge_loss.value == pytest.approx(100 * 25 / 30)
     assert isnan(read.benchmarks["c"].knowledge_loss.value)
-    assert read.mean_retained_change == findings.changes.mean_retained_change
+    assert (read.benchmarks["e"].n, read.benchmarks["e"].n_available) == (45, 200)
+    assert "forgetting/e/change_stderr" not in to_metrics(kept)
+    assert "forgetting/a/n_available" not in to_metrics(kept)
+    assert repr(read.mean_retained_change) == repr(findings.changes.mean_retained_change)
 
 
 def patterns(title: str) -> list[str]:

@@ -4,9 +4,11 @@ from math import isnan, sqrt
 
 import numpy as np
 import pytest
+from made_up import stopped
 from statsmodels.regression.mixed_linear_model import MixedLM
 from test_changes import benchmark, report
 
+from slimdown.guarding.errors import UserError
 from slimdown.judging.paired import difference, mean
 from slimdown.judging.seeds import seed_noise, seeds_changes
 
@@ -76,6 +78,14 @@ def test_one_seed_leaves_the_noise_of_training_unknown() -> None:
 def test_seeds_asked_unlike_questions_are_refused() -> None:
     with pytest.raises(ValueError, match=r"seeds were asked \[1, 2\] questions"):
         seed_noise([[0.0], [0.0, 1.0]])
+
+
+def test_seeds_that_were_asked_until_something_was_known_are_refused() -> None:
+    answers = benchmark([1.0, 0.0] * 100)
+    whole, cut = report(maths=answers), report(maths=stopped(answers, 63))
+    assert seeds_changes([(whole, whole)] * 2)[0].n == 200
+    with pytest.raises(UserError, match=r"maths was asked until enough was known .*evaluation\.until=all tell it"):
+        seeds_changes([(whole, whole), (cut, cut)])
 
 
 def crossed(

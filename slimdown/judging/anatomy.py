@@ -7,9 +7,11 @@ perhaps because the model came to prefer one position.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import nan
-from statistics import median
+from statistics import fmean, median
 
+from slimdown.judging.asked import change_of, score_of
 from slimdown.judging.paired import Difference, Estimate, difference, mean
 from slimdown.measuring.answers import BenchmarkEvaluation, Sample
 
@@ -104,9 +106,11 @@ def anatomy(base: BenchmarkEvaluation, tuned: BenchmarkEvaluation) -> Anatomy:
     for name in _CHOICE_CAUSES if is_choice else _TEXT_CAUSES:
         of_it = [float(cause == name) for cause in cause_of]
         example = next((pair for pair, cause in zip(lost, of_it, strict=True) if cause), None)
-        causes.append(Cause(name, int(sum(of_it)), mean(of_it) if of_it else None, example))
+        # How many were lost, on what metric, may be why asking ended: no interval made for a fixed number holds.
+        share = Estimate(fmean(of_it), nan, nan, nan) if base.stages and of_it else mean(of_it) if of_it else None
+        causes.append(Cause(name, int(sum(of_it)), share, example))
     gained = next((p for p in pairs if p.base.scores[metric] < 1 and p.tuned.scores[metric] == 1), None)
-    choices = _choices(pairs, lost, metric) if is_choice else None
+    choices = _choices(base, pairs, lost) if is_choice else None
     return Anatomy(len(lost), len(right), tuple(causes), choices, gained)
 
 
@@ -157,19 +161,21 @@ def _taken(sample: Sample, metric: str) -> int:
     return max(range(len(ranked)), key=ranked.__getitem__)
 
 
-def _choices(pairs: list[Example], lost: list[Example], metric: str) -> Choices | None:
+def _choices(base: BenchmarkEvaluation, pairs: list[Example], lost: list[Example]) -> Choices | None:
     if len({len(pair.base.choices) for pair in pairs}) > 1:
         return None  # questions with unequal numbers of choices have no positions in common
+    metric = base.benchmark.metric
     before, after = [_taken(pair.base, metric) for pair in pairs], [_taken(pair.tuned, metric) for pair in pairs]
     right = [pair.base.choices.index(pair.base.target) for pair in pairs]
     position = Counter(after).most_common(1)[0][0]
     taken_before, taken_after = ([float(p == position) for p in taken] for taken in (before, after))
+    share, drift = (partial(score_of, base), partial(change_of, base)) if base.stages else (mean, difference)
     return Choices(
         median_lead_before=median(_lead(pair.base, metric) for pair in lost) if lost else nan,
         median_lead_after=median(_lead(pair.tuned, metric) for pair in lost) if lost else nan,
         position=position,
-        share_before=mean(taken_before),
-        share_after=mean(taken_after),
+        share_before=share(taken_before),
+        share_after=share(taken_after),
         share_right=right.count(position) / len(right),
-        drift=difference(taken_before, taken_after),
+        drift=drift(taken_before, taken_after),
     )

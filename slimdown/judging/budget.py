@@ -1,6 +1,6 @@
 """What a fine-tuning may lose, and whether it is shown to have kept to that: `slimdown.check`, `slimdown.verdict`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from math import isnan, nan
@@ -9,7 +9,7 @@ from slimdown.guarding.errors import UserError
 from slimdown.judging.changes import BenchmarkChange, Changes
 from slimdown.judging.paired import ALPHA, CLUSTERED_T, Difference, holm
 from slimdown.settings.keys import nearest
-from slimdown.settings.schema import Role
+from slimdown.settings.schema import BenchmarkConfig, Role
 
 
 class Outcome(IntEnum):
@@ -57,22 +57,38 @@ def _check_share(name: str, budget: float, given: str) -> None:
         raise UserError(f"{given}: give a share from 0 up to, not including, 1; {name or 'gsm8k'}=0.02 is two points")
 
 
+def own_budgets(benchmarks: Mapping[str, BenchmarkChange] | Mapping[str, BenchmarkConfig]) -> dict[str, float]:
+    """What each may lose by its settings: `max_loss`, else a retained benchmark's margin; targets may lose all."""
+    losses = {name: b.max_loss for name, b in benchmarks.items() if b.max_loss is not None}
+    return {name: b.margin for name, b in benchmarks.items() if b.role is Role.retained} | losses
+
+
+def outcomes(differences: Mapping[str, Difference], budgets: Mapping[str, float]) -> dict[str, Outcome]:
+    """Of each benchmark with a budget, by its primary metric, which side of it the loss is shown to be on.
+
+    One-sided tests at 5 %. To pass, every loss must be shown to be within its budget, which needs no correction (an
+    intersection-union test); one loss beyond is enough to fail, so those p-values are corrected (Holm).
+    """
+    beyond = holm([differences[name].p_value_below(-budget) for name, budget in budgets.items()])
+    found = {}
+    for (name, budget), p_beyond in zip(budgets.items(), beyond, strict=True):
+        shown = Outcome.beyond if p_beyond < ALPHA else Outcome.undecided
+        found[name] = Outcome.within if differences[name].p_value_above(-budget) < ALPHA else shown
+    return found
+
+
 def hold_to_budgets(changes: Changes, budgets: dict[str, float]) -> list[Judgement]:
     """For each benchmark with a budget, whether its loss is shown to be within it, beyond it, or neither.
 
     Args:
         changes: a fine-tuning's.
         budgets: by benchmark, the most that the primary metric may fall; a share, 0.02 is two points. None at all
-            holds each retained benchmark to its margin.
-
-    One-sided tests at 5 %. To pass, every loss must be shown to be within its budget, which needs no correction (an
-    intersection-union test); one loss beyond is enough to fail, so those p-values are corrected (Holm).
+            holds each benchmark to what its settings say, see `own_budgets`.
 
     Raises:
         UserError: a budget that is no share or for what was not measured, or none and no retained benchmark.
     """
-    margins = {name: b.margin for name, b in changes.benchmarks.items() if b.role is Role.retained}
-    budgets = budgets or margins
+    budgets = budgets or own_budgets(changes.benchmarks)
     if not budgets:
         raise UserError("no retained benchmark was measured; give another a budget, such as NAME=0.02")
     for name, budget in budgets.items():
@@ -80,21 +96,24 @@ def hold_to_budgets(changes: Changes, budgets: dict[str, float]) -> list[Judgeme
         if name not in changes.benchmarks:
             advice = nearest(name, list(changes.benchmarks))
             raise UserError(f"budget of {name}: no such benchmark was measured{advice}")
-    differences = {name: changes.benchmarks[name].primary.difference for name in budgets}
-    beyond = holm([differences[name].p_value_below(-budget) for name, budget in budgets.items()])
-    judgements = []
-    for (name, budget), p_beyond in zip(budgets.items(), beyond, strict=True):
-        d = differences[name]
-        interval = "" if isnan(d.low) else f" [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
-        lost = f"changed by {100 * d.value:+.1f} points{interval}" + (f", for {d.population}" if d.n_groups else "")
-        if d.p_value_above(-budget) < ALPHA:
-            outcome, reason = Outcome.within, f"{lost}: a loss of {100 * budget:g} points or more is ruled out"
-        elif p_beyond < ALPHA:
-            outcome, reason = Outcome.beyond, f"{lost}: a loss of more than {100 * budget:g} points is shown"
-        else:
-            outcome, reason = Outcome.undecided, f"{lost}: {_why_undecided(d, budget)}"
-        judgements.append(Judgement(name, changes.benchmarks[name], budget, outcome, reason))
-    return judgements
+    found = outcomes({name: changes.benchmarks[name].primary.difference for name in budgets}, budgets)
+    held = [(name, changes.benchmarks[name], budget) for name, budget in budgets.items()]
+    return [Judgement(name, b, budget, found[name], _reason(name, b, budget, found[name])) for name, b, budget in held]
+
+
+def _reason(name: str, benchmark: BenchmarkChange, budget: float, outcome: Outcome) -> str:
+    d = benchmark.primary.difference
+    interval = "" if isnan(d.low) else f" [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+    so_far = f" after {benchmark.n:,} of {benchmark.n_available:,} questions" if benchmark.is_stopped else ""
+    said = f"changed by {100 * d.value:+.1f} points{interval}{so_far}" + (f", for {d.population}" if d.n_groups else "")
+    return (
+        f"{said}: "
+        + {
+            Outcome.within: f"a loss of {100 * budget:g} points or more is ruled out",
+            Outcome.beyond: f"a loss of more than {100 * budget:g} points is shown",
+            Outcome.undecided: _why_undecided(name, benchmark, budget),
+        }[outcome]
+    )
 
 
 def overall(judgements: Sequence[Judgement]) -> Outcome:
@@ -103,10 +122,16 @@ def overall(judgements: Sequence[Judgement]) -> Outcome:
     return next(o for o in (Outcome.beyond, Outcome.undecided, Outcome.within) if o in outcomes)
 
 
-def _why_undecided(d: Difference, budget: float) -> str:
+def _why_undecided(name: str, benchmark: BenchmarkChange, budget: float) -> str:
     """What keeps a loss from being shown on either side of its budget, and what would help."""
+    d = benchmark.primary.difference
+    if benchmark.is_stopped:
+        setting = f"benchmark.{name}.max_loss={budget:g}"
+        return f"more were not asked; a run with evaluation.until=budget {setting} asks until this is known"
     if d.n == 1:
         return "1 question cannot tell"
+    if benchmark.n_available:
+        return f"all {d.n:,} questions, looked at as they were asked, cannot tell"
     if isnan(d.standard_error):
         return f"all {d.n:,} questions changed by the same, which does not tell how others would"
     if d.test == CLUSTERED_T:

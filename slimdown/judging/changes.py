@@ -4,15 +4,15 @@ No torch, no MLflow. The statistics are those of `paired.py`; the formulas are f
 Their Minds" (Mai 2025, section 2.4), whose published numbers are the doctests.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import nan, sqrt
 from typing import TYPE_CHECKING
 
 from slimdown.guarding.errors import UserError
-from slimdown.judging.paired import ALPHA, Difference, Estimate, difference, holm, mean, mean_difference
-from slimdown.judging.ratio import forgetting_rate
+from slimdown.judging.asked import change_of, mean_change, rate_of, score_of
+from slimdown.judging.paired import ALPHA, Difference, Estimate, holm
 from slimdown.settings.schema import PaperMetric, Role
 
 if TYPE_CHECKING:  # it would bring pyarrow along
@@ -56,8 +56,10 @@ class BenchmarkChange:
     role: Role
     metric: str  # the primary one
     n: int  # questions
+    n_available: int | None  # of how many, where they were asked in stages until something was known
     chance: float  # what guessing scores on the primary metric
     margin: float  # a change below it counts as none
+    max_loss: float | None  # what it may lose, where that is set
     changes: dict[str, Change]  # by metric
     paper_metric: PaperMetric | None
     # In percentage points, a forgetting rate as a share of 1. The error is what the paper prints behind "±", from
@@ -76,6 +78,11 @@ class BenchmarkChange:
         """The primary metric's."""
         return self.changes[self.metric]
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether not all questions were asked, since enough was known."""
+        return self.n_available is not None and self.n < self.n_available
+
 
 @dataclass(frozen=True)
 class Changes:
@@ -83,6 +90,11 @@ class Changes:
 
     benchmarks: dict[str, BenchmarkChange]
     part: str = ""  # which of the questions it is about, where not all
+
+    @property
+    def in_stages(self) -> bool:
+        """Whether questions were asked until something was known, and not all at once."""
+        return any(b.n_available for b in self.benchmarks.values())
 
     @property
     def mean_retained_change(self) -> Estimate:
@@ -95,7 +107,7 @@ class Changes:
         return self._mean_change(Role.target)
 
     def _mean_change(self, role: Role) -> Estimate:
-        return mean_difference([b.primary.difference for b in self.benchmarks.values() if b.role is role])
+        return mean_change([b.primary.difference for b in self.benchmarks.values() if b.role is role])
 
 
 def changes_between(base: "Evaluation", tuned: "Evaluation", n_reports: int = 1) -> Changes:
@@ -118,15 +130,23 @@ def changes_between(base: "Evaluation", tuned: "Evaluation", n_reports: int = 1)
         raise UserError(differing)
     pairs = {name: (one, tuned.benchmarks[name]) for name, one in base.benchmarks.items()}
     changes = {name: _changes(name, *pair) for name, pair in pairs.items()}
-    primary = [(changes[name][one.benchmark.metric].difference, one.benchmark) for name, (one, _) in pairs.items()]
-    p_values = holm([n_reports * d.p_value for d, _ in primary])
-    equivalence = holm([n_reports * d.equivalence_p_value(benchmark.margin) for d, benchmark in primary])
+    primary = [changes[name][one.benchmark.metric].difference for name, (one, _) in pairs.items()]
+    judged = judgements(primary, [one.benchmark.margin for one, _ in pairs.values()], n_reports)
     n_compared = n_reports * len(pairs)
     compared = {
-        name: _benchmark_change(*pair, changes[name], p_value, equal, n_compared)
-        for (name, pair), p_value, equal in zip(pairs.items(), p_values, equivalence, strict=True)
+        name: _benchmark_change(one, other, changes[name], said, n_compared)
+        for (name, (one, other)), said in zip(pairs.items(), judged, strict=True)
     }
     return Changes(compared, base.part)
+
+
+def judgements(
+    differences: Sequence[Difference], margins: Sequence[float], n_reports: int = 1
+) -> list[tuple[Verdict, float, float]]:
+    """Each benchmark's verdict, its p-value and that of equivalence, corrected for all of them in as many reports."""
+    p_values = holm([n_reports * d.p_value for d in differences])
+    equal = holm([n_reports * d.equivalence_p_value(m) for d, m in zip(differences, margins, strict=True)])
+    return [(verdict(d.value, p, e), p, e) for d, p, e in zip(differences, p_values, equal, strict=True)]
 
 
 def verdict(change: float, p_value: float, equivalence_p_value: float) -> Verdict:
@@ -195,47 +215,47 @@ def _changes(name: str, base: "BenchmarkEvaluation", tuned: "BenchmarkEvaluation
 
 
 def _change(base: "BenchmarkEvaluation", tuned: "BenchmarkEvaluation", metric: str) -> Change:
-    before, after, clusters = base.scores_of(metric), tuned.scores_of(metric), base.clusters
-    one, other = mean(before, clusters), mean(after, clusters)
+    before, after = base.scores_of(metric), tuned.scores_of(metric)
+    one, other = score_of(base, before), score_of(base, after)
     counts = None
     if set(before) | set(after) <= {0.0, 1.0}:
         pairs = list(zip(before, after, strict=True))
         counts = Counts(*(pairs.count(pair) for pair in ((1, 1), (1, 0), (0, 1), (0, 0))))
     error = unpaired_standard_error(one.standard_error, other.standard_error)
-    return Change(one, other, difference(before, after, clusters), error, counts)
+    return Change(one, other, change_of(base, before, after), error, counts)
 
 
 def _benchmark_change(
     base: "BenchmarkEvaluation",
     tuned: "BenchmarkEvaluation",
     changes: dict[str, Change],
-    p_value: float,
-    equivalence_p_value: float,
+    judged: tuple[Verdict, float, float],
     n_benchmarks: int,
 ) -> BenchmarkChange:
     config = base.benchmark
     primary = changes[config.metric]
     before, after = base.scores_of(config.metric), tuned.scores_of(config.metric)
-    raw = forgetting_rate(before, after, 0.0, base.clusters)
-    judged = verdict(primary.difference.value, p_value, equivalence_p_value)
+    raw = rate_of(base, before, after, 0.0)
     alpha = ALPHA / n_benchmarks  # the first of Holm's steps: what a change must pass if no other is shown
-    undecided = judged is Verdict.undecided
+    said, p_value, equivalence_p_value = judged
     return BenchmarkChange(
         role=config.role,
         metric=config.metric,
         n=len(base.samples),
+        n_available=base.n_available if base.stages else None,
         chance=config.chance,
         margin=config.margin,
+        max_loss=config.max_loss,
         changes=changes,
         paper_metric=config.paper_metric,
         paper_value=_paper_estimate(config.paper_metric, primary, raw),
         forgetting_rate=raw,
-        forgetting_rate_above_chance=forgetting_rate(before, after, config.chance, base.clusters),
-        verdict=judged,
+        forgetting_rate_above_chance=rate_of(base, before, after, config.chance),
+        verdict=said,
         p_value=p_value,
         equivalence_p_value=equivalence_p_value,
         minimum_detectable_change=primary.difference.minimum_detectable_change(alpha),
-        n_to_decide=primary.difference.n_to_decide(config.margin, alpha) if undecided else None,
+        n_to_decide=primary.difference.n_to_decide(config.margin, alpha) if said is Verdict.undecided else None,
     )
 
 
@@ -268,6 +288,8 @@ def _asked(report: "BenchmarkEvaluation", graded: bool) -> dict[str, object]:
         "task_version": report.task_version,
         "num_fewshot": report.benchmark.num_fewshot,
         "n": len(report.samples),
+        "n_available": report.n_available or len(report.samples),
+        "stages": report.stages,
         "doc_hash": [sample.doc_hash for sample in report.samples],
         "prompt_hash": [sample.prompt_hash for sample in report.samples],
         "task_hash": report.task_hash,

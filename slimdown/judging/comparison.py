@@ -39,6 +39,7 @@ class MeanChange:
     role: str  # target or retained
     metric: str
     n: float  # questions; nan where not recorded
+    n_available: float  # of how many, where they were asked in stages; else nan
     verdicts: Counter[str]  # how many runs came to each
     corrected: Counter[str]  # the same, corrected for every run and benchmark of the comparison
     p_value: float  # nan for several seeds
@@ -117,7 +118,7 @@ def compare(runs: Sequence[RecordedRun], group_seeds: bool = True) -> Comparison
     rows = [_row(group, verdicts) for group in groups]
     roles = {name: change.role for row in rows for name, change in row.changes.items()}
     benchmarks = sorted(roles, key=lambda name: (roles[name] != "target", name))
-    notes += [*_unlike(runs, benchmarks), *_corrections(rows), *_choosing(rows)]
+    notes += [*_unlike(runs, benchmarks), *_in_stages(runs), *_corrections(rows), *_choosing(rows)]
     return Comparison(tuple(rows), tuple(_differing(rows)), tuple(benchmarks), tuple(notes))
 
 
@@ -206,7 +207,9 @@ def _settings(run: RecordedRun) -> dict[str, str]:
     datasets = sorted({key.split(".")[1] for key in kept if key.startswith("dataset.")})
     if named := ",".join(datasets) or run.dataset:
         kept["dataset"] = named
-    kept.setdefault("evaluation.holdout", "0.0")  # older records
+    kept = {key: value for key, value in kept.items() if not (key.endswith(".max_loss") and value == "None")}
+    for key, value in (("evaluation.holdout", "0.0"), ("evaluation.until", "all")):
+        kept.setdefault(key, value)  # older records, which have none of the three
     if "lora.r" in kept:  # as well
         kept = {"method.name": "lora", "train.engine": "trl"} | kept
     kept["benchmark"] = ",".join(sorted(run.benchmarks))
@@ -223,6 +226,7 @@ def _mean_change(runs: Sequence[RecordedRun], name: str, corrected: Mapping[tupl
         role=measured[0].params.get(f"benchmark.{name}.role", "retained"),
         metric=measured[0].params.get(f"benchmark.{name}.metric", ""),
         n=_mean(one.n for one in recorded),
+        n_available=_mean(one.n_available for one in recorded),
         verdicts=_counted([one.verdict for one in recorded]),
         corrected=_counted([corrected[run.run_id, name] for run in measured]),
         p_value=recorded[0].p_value if len(recorded) == 1 else nan,
@@ -291,6 +295,21 @@ def _unlike(runs: Sequence[RecordedRun], benchmarks: Sequence[str]) -> Iterator[
         yield "The means are over different benchmarks: compare the benchmarks one by one."
 
 
+def _in_stages(runs: Sequence[RecordedRun]) -> Iterator[str]:
+    """What comparing runs means that were asked until something was known, in a sentence."""
+    asked: dict[str, set[float]] = {}
+    for run in runs:
+        for name, change in run.changes.benchmarks.items():
+            asked.setdefault(name, set()).add(change.n)
+    if len(runs) > 1 and any(isfinite(c.n_available) for run in runs for c in run.changes.benchmarks.values()):
+        unlike = [f"{name} {min(ns):,.0f} to {max(ns):,.0f}" for name, ns in asked.items() if len(ns) > 1]
+        different = f" ({', '.join(unlike)})" if unlike else ""
+        yield (
+            f"Questions were asked until enough was known of each run{different}: each interval is right for its own "
+            "row; RUN RUN --paired compares two rows, on the questions that both were asked."
+        )
+
+
 def _differences(fields: Mapping[str, list[str]]) -> str:
     """Of fields with a value a run, those whose values differ, with how many runs have each."""
     differences = []
@@ -328,18 +347,20 @@ def _choosing(rows: Sequence[Configuration]) -> Iterator[str]:
         for name, cell in row.changes.items():
             if isfinite(cell.change.standard_error):
                 errors.setdefault(name, []).append(cell.change.standard_error)
-    if n < 2 or not errors:
+    in_stages = any(isfinite(cell.n_available) for row in rows for cell in row.changes.values())
+    if n < 2 or not (errors or in_stages):
         return
-    luck = 100 * luck_of_the_best(n) * max(map(fmean, errors.values()))
     cure = "python -m slimdown.compare RUN --confirm"
     if all(run.holdout for row in rows for run in row.runs):
         advice = f"Judge the one you choose on the questions that are held out: {cure}"
     else:
-        advice = f"Runs with evaluation.holdout=0.5 keep questions to judge the chosen one on: {cure}"
-    yield (
-        f"Whoever picks the best of these {n:,} picks luck too: of {n:,} that are equally good, the best looks up to "
-        f"about {luck:.1f} points better than it is on one benchmark. {advice}."
-    )
+        whole = " and evaluation.until=all" if in_stages else ""
+        advice = f"Runs with evaluation.holdout=0.5{whole} keep questions to judge the chosen one on: {cure}"
+    looks = "the best looks better than it is, the more so where asking ended as soon as enough was known"
+    if errors:
+        luck = 100 * luck_of_the_best(n) * max(map(fmean, errors.values()))
+        looks = f"the best looks up to about {luck:.1f} points better than it is on one benchmark"
+    yield f"Whoever picks the best of these {n:,} picks luck too: of {n:,} that are equally good, {looks}. {advice}."
 
 
 def counted(n: int, what: str) -> str:

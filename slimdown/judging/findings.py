@@ -21,7 +21,8 @@ class Findings:
     changes: Changes
     anatomies: dict[str, Anatomy]  # by benchmark: what became of lost answers
     training: "TrainResult | None" = None  # None where somebody else tuned the model
-    costs: dict[str, float] = field(default_factory=dict)  # seconds (`..._seconds`) and bytes (`..._bytes`) by name
+    # By name: seconds (`..._seconds`), bytes (`..._bytes`), and how many questions were asked.
+    costs: dict[str, float] = field(default_factory=dict)
 
 
 def judge(
@@ -49,4 +50,5 @@ def judge(
     if training:
         peaks["training_peak_bytes"] = training.peak_bytes
     known = {name: n_bytes for name, n_bytes in peaks.items() if isfinite(n_bytes)}
-    return Findings(before, after, changes, anatomies, training, seconds | known | (costs or {}))
+    asked = {"questions_asked": sum(b.n for b in changes.benchmarks.values())}
+    return Findings(before, after, changes, anatomies, training, seconds | known | asked | (costs or {}))

@@ -23,6 +23,7 @@ class RecordedChange:
 
     change: Estimate
     n: float = nan
+    n_available: float = nan  # of how many, where they were asked in stages
     p_value: float = nan
     equivalence_p_value: float = nan
     p_value_raw: float = nan
@@ -117,6 +118,7 @@ def recorded_changes(findings: "Findings") -> RecordedChanges:
 def _recorded(benchmark: "BenchmarkChange", lost: "Anatomy") -> RecordedChange:
     d, counts, paper = benchmark.primary.difference, benchmark.primary.counts, benchmark.paper_value
     where_known = {
+        "n_available": benchmark.n_available,
         "n_to_decide": benchmark.n_to_decide,
         "forgetting_rate": benchmark.forgetting_rate,
         "forgetting_rate_above_chance": benchmark.forgetting_rate_above_chance,

@@ -11,6 +11,7 @@ from math import nan, sqrt
 import numpy as np
 import scipy
 
+from slimdown.guarding.errors import UserError
 from slimdown.judging.clusters import Drawn, population
 from slimdown.judging.paired import DUST, Estimate, numbers, student, t_quantile, within
 from slimdown.measuring.answers import Evaluation
@@ -52,8 +53,15 @@ def seeds_changes(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> list[SeedsC
 
     Raises:
         ValueError: seeds that were not asked the same questions; names the benchmark.
+        UserError: seeds that were asked only until something was known.
     """
     first = pairs[0][0].benchmarks
+    for name in first:
+        if any(name in report.benchmarks and report.benchmarks[name].stages for pair in pairs for report in pair):
+            raise UserError(
+                f"{name} was asked until enough was known (evaluation.until): how many questions that took depends on "
+                "each seed's answers, so that their noise cannot be told; runs with evaluation.until=all tell it"
+            )
     changes = []
     for name, evaluation in first.items():
         metric = evaluation.benchmark.metric

@@ -91,6 +91,7 @@ _COSTS = (
     Metric(
         "cost/{model}_evaluation_peak_bytes", "bytes", "the same of measuring, as far as not found", "Findings.costs"
     ),
+    Metric("cost/questions_asked", "questions", "of all benchmarks, that its findings rest on", "Findings.costs"),
     Metric("cost/estimated_{what}_peak_bytes", "bytes", "of `training` and `evaluation`, beforehand", "Footprint"),
 )
 _SCORES = (
@@ -106,6 +107,7 @@ _PAPER = "percentage points"
 _CHANGE = (
     Metric("change", "share", "tuned - base of the primary metric, paired", "BenchmarkChange.primary.difference"),
     Metric("n", "questions", "that were asked of both", "BenchmarkChange.n"),
+    Metric("n_available", "questions", "that there were, where not all had to be asked", "BenchmarkChange.n_available"),
     Metric(
         "p_value", "probability", "that nothing changed; corrected within the run (Holm)", "BenchmarkChange.p_value"
     ),
@@ -206,7 +208,8 @@ def score_metrics(model: str, reports: Mapping[str, "BenchmarkEvaluation"]) -> d
         f"{model}/{name}/{metric}{end}": value
         for name, report in reports.items()
         for metric, score in report.scores.items()
-        for end, value in zip(_ENDS, (score.value, score.standard_error), strict=False)
+        # where asking ended because of the answers there is no standard error
+        for end, value in zip(_ENDS, (score.value, nan if report.stages else score.standard_error), strict=False)
     }
 
 
