@@ -7,8 +7,9 @@ import argparse
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slimdown.guarding.errors import UserError
 from slimdown.guarding.redaction import public_uri
@@ -33,6 +34,10 @@ from slimdown.showing.comparison import comparison_page, comparison_table, figur
 from slimdown.showing.files import images, put
 from slimdown.showing.findings import Pair, pairs_table
 from slimdown.showing.table import FORMATS, Table
+
+if TYPE_CHECKING:
+    from slimdown.judging.findings import Findings
+    from slimdown.measuring.answers import Evaluation
 
 _DEFAULT_EXPERIMENT = "slimdown"  # conf/config.yaml, which takes longer to compose than the runs to read
 _STATES = {
@@ -151,18 +156,29 @@ def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Pair:
     Raises:
         UserError: samples that are gone, or evaluations that are not alike; names the first difference.
     """
+    from slimdown.judging.common import common_part
     from slimdown.judging.findings import judge  # scipy, which runs side by side do without
 
     share = max(run.holdout for run in runs)
     before, after = (open_part(read_evaluation(store, run, "tuned"), share) for run in runs)
     try:
-        return Pair(_called(runs[0]), _called(runs[1]), judge(before, after))
+        found = judge(*common_part(before, after))
+        return Pair(_called(runs[0]), _called(runs[1]), found, notes=tuple(_unlike(runs, (before, after), found)))
     except UserError as error:
         difference = str(error).replace("base and tuned cannot be compared", "the two runs cannot be paired")
         raise UserError(
             f"{difference}; --paired needs two runs that were asked the same questions in the same way, "
             "without it they are laid side by side"
         ) from None
+
+
+def _unlike(runs: Sequence[RecordedRun], asked: "tuple[Evaluation, Evaluation]", found: "Findings") -> Iterator[str]:
+    """Where one of two runs was asked more than the other, a sentence each."""
+    for name, common in found.changes.benchmarks.items():
+        counts = [len(report.benchmarks[name].samples) for report in asked]
+        if counts != [common.n] * 2:
+            each = " and ".join(f"{n:,} of {run.name}" for n, run in zip(counts, runs, strict=True))
+            yield f"{name}: paired on the {common.n:,} questions that both were asked; {each} were asked."
 
 
 def confirm(runs: Sequence[RecordedRun], store: TrackingConfig) -> list[Pair]:

@@ -99,6 +99,7 @@ def _merge(options: argparse.Namespace) -> None:
     if method in WHOLE and options.onto == "original":
         raise UserError(f"--onto original: method={method} trained the weights themselves; leave it out")
     _check_folder(options.out)
+    from slimdown.judging.common import common_part
     from slimdown.judging.findings import judge  # what merges takes seconds to import
     from slimdown.judging.holdout import open_part
     from slimdown.showing.console import console, show_pair
@@ -119,7 +120,7 @@ def _merge(options: argparse.Namespace) -> None:
             unpacked = replace(tuned, scoring_path=tuned.scoring_path.replace("-dequantized", ""))
             _write_card(options.out, made, found, measured := replace(merged, is_measured=True))
             try:
-                changed = judge(unpacked, found.after)
+                changed = judge(*common_part(unpacked, found.after))
             except UserError as error:  # int8 rounds what it multiplies, and is asked another way
                 console.print(f"What merging changed cannot be told: {error}", soft_wrap=True, markup=False)
                 return

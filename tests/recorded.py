@@ -1,8 +1,10 @@
 """Runs in a store as a run leaves them, without a model: `TrackedRun` writes reports made of given scores."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+
+from made_up import stopped
 
 from slimdown.judging.findings import judge
 from slimdown.judging.holdout import open_part
@@ -69,13 +71,15 @@ def record(
     target: str = "",
     num_fewshot: int = 0,
     holdout: float = 0.0,
+    asked: Mapping[str, int] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> str:
-    """The id of a finished run that went from `base` to `tuned`."""
-    before, after = evaluation(base, target, num_fewshot), evaluation(tuned, target, num_fewshot)
+    """The id of a finished run that went from `base` to `tuned`; of benchmarks in `asked` so many were asked."""
+    before, after = (_cut(evaluation(scores, target, num_fewshot), asked or {}) for scores in (base, tuned))
     settings: dict[str, object] = {"tracking.uri": name}
     settings |= {} if "tuned" in params else {"lora.r": 8, "seed": 0, f"dataset.{dataset}.path": dataset}
     settings |= {"evaluation.holdout": holdout} if holdout else {}  # as old records, which have no such setting
+    settings |= {"evaluation.until": "decided"} if asked else {}
     settings |= benchmark_settings(before)
     with TrackedRun(config or here(), name, kind="tuned", tags=dict(tags or {})) as run:
         run.log_settings({**settings, **params})
@@ -86,6 +90,11 @@ def record(
         run.log_base(before)
         run.keep(judge(before, after), {"report.md": ""})
     return run.run_id
+
+
+def _cut(report: Evaluation, asked: Mapping[str, int]) -> Evaluation:
+    cut = {name: stopped(report.benchmarks[name], n) for name, n in asked.items()}
+    return replace(report, benchmarks=report.benchmarks | cut)
 
 
 def settings_of(tracking: TrackingConfig, reuse: bool = True) -> RunConfig:

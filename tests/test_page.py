@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from jinja2 import UndefinedError
-from made_up import chosen, evaluation, written
+from made_up import chosen, evaluation, stopped, written
 
 from slimdown.judging.anatomy import EXPLANATIONS, Anatomy
 from slimdown.judging.findings import judge
@@ -150,6 +150,16 @@ def test_the_page_is_well_formed_and_loads_nothing() -> None:
             assert not attribute.startswith("on"), (tag, attribute)
     assert "@import" not in page(usual())
     assert not re.findall(r"url\((?!#)", page(usual()))
+
+
+def test_the_page_of_what_was_stopped_says_so_and_prints_nothing_that_is_not_known() -> None:
+    rate = PaperMetric.forgetting_rate
+    early = tuple(stopped(written(scores, paper_metric=rate), 45) for scores in ([1.0] * 1319, [0.0] * 1319))
+    reader = Reader(page({"maths": early, "calm": usual()["calm"]}))  # type: ignore[dict-item]
+    assert "Forgotten: maths (−100.0 points after 45 of 1,319 questions)" in reader.text
+    assert "Questions askedQuestions were asked until enough was known." in reader.text.replace("asked Q", "askedQ")
+    assert "questions asked 65" in reader.text.replace("asked65", "asked 65")
+    assert not re.search(r"\bnan\b", reader.text)
 
 
 def test_ids_are_unique_over_the_page() -> None:

@@ -10,7 +10,7 @@ from math import inf, nan
 
 import pandas as pd
 import pytest
-from made_up import evaluation, written
+from made_up import evaluation, stopped, written
 from rich.console import Console
 
 from slimdown.judging.findings import Findings, judge
@@ -153,6 +153,22 @@ def test_findings_are_a_row_a_metric_and_records_for_a_frame() -> None:
         "| maths | flexible | 80 | 100.0 ±0.0 | 50.0 ±5.6 | −50.0 \\[−60.1, −37.4\\] | &lt; 0.001 | forgotten "
         in write(table, "markdown")
     )
+
+
+def test_how_many_were_asked_of_how_many_stands_in_every_format() -> None:
+    early = [evaluation(maths=stopped(written([score] * 1319), 45), few=written([1.0] * 9)) for score in (1.0, 0.0)]
+    table = findings_table(judge(*early), "a run")
+    assert "| maths | flexible | 45 of 1,319 | 100.0 | 0.0 | −100.0 " in write(table, "markdown")
+    assert "| few | flexible | 9 | 100.0 ±" in write(table, "markdown")
+    assert re.search(r"maths +flexible +45 of 1,319 ", write(table, "table"))
+    first = next(csv.DictReader(StringIO(write(table, "csv"))))
+    assert (first["n"], first["n_available"], first["change_stderr"]) == ("45", "1319", "")
+    assert json.loads(write(table, "json"))["summary"][0].startswith(
+        "Forgotten: maths (−100.0 points after 45 of 1,319 questions)"
+    )
+    for format in ("markdown", "table", "html"):
+        assert "Questions were asked until enough was known." in " ".join(write(table, format).split())
+        assert "Questions were asked until" not in write(findings_table(found()), format)
 
 
 @pytest.mark.parametrize(

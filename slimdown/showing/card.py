@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from slimdown import __version__
 from slimdown.judging.findings import Findings
 from slimdown.judging.runs import Making
+from slimdown.measuring.answers import BenchmarkEvaluation
 from slimdown.settings.dataset import DatasetConfig
 from slimdown.settings.method import WHOLE, Method
 from slimdown.settings.schema import TRAINING
 from slimdown.settings.task_files import task_dataset
-from slimdown.showing import numbers, words
+from slimdown.showing import words
 from slimdown.showing.findings import Pair, findings_table, pairs_table
 from slimdown.showing.table import in_markdown, write
 
@@ -104,6 +105,7 @@ def _results(findings: Findings) -> "Iterator[EvalResult]":
     for name, report in findings.after.benchmarks.items():
         tasks = {sample.task for sample in report.samples}
         path, config = task_dataset(min(tasks)) or (report.benchmark.task, None)
+        asked = {"questions": _n_asked(report)} if report.stages else {}
         for metric, score in report.scores.items():
             if isfinite(score.value):
                 is_share = all(0 <= sample.scores.get(metric, -1) <= 1 for sample in report.samples)
@@ -112,7 +114,7 @@ def _results(findings: Findings) -> "Iterator[EvalResult]":
                     dataset_type=path,
                     dataset_name=name,
                     dataset_config=config if len(tasks) == 1 else None,
-                    dataset_args={"num_fewshot": report.benchmark.num_fewshot},
+                    dataset_args={"num_fewshot": report.benchmark.num_fewshot, **asked},
                     metric_type=metric.partition(".")[0],
                     metric_name=f"{metric}, %" if is_share else metric,
                     metric_value=round((100 if is_share else 1) * score.value, 2),
@@ -233,13 +235,18 @@ def _questions(made: Making, findings: Findings, merged: Merged | None) -> Itera
     """What was asked, and how."""
     for name, report in findings.after.benchmarks.items():
         b = report.benchmark
-        asked = f"{b.num_fewshot}-shot, {numbers.plural(len(report.samples), 'question')}, judged by `{b.metric}`"
+        asked = f"{b.num_fewshot}-shot, {_n_asked(report)}, judged by `{b.metric}`"
         yield f"- {in_markdown(name)}: the harness's task `{b.task}`, version {report.task_version}, {asked}."
     run = "a run of its own" if merged and merged.is_measured else f"run `{made.run.run_id}`, on {made.device},"
     yield (
         f"- By lm-evaluation-harness {findings.after.harness_version}, {run} of slimdown {__version__}: both models "
         "were asked the same questions in the same way, and are compared question by question."
     )
+
+
+def _n_asked(report: BenchmarkEvaluation) -> str:
+    n = len(report.samples)
+    return f"{words.asked(n, report.n_available)} question{'' if n == 1 else 's'}"
 
 
 def _datasets(made: Making) -> Iterator[tuple[str, DatasetConfig]]:

@@ -35,7 +35,17 @@ _TOLD = (
 _ENDS = ("", "_stderr", "_low", "_high", "_sd_over_seeds")
 _QUANTITIES = (
     *(f"change{end}" for end in _ENDS),
-    *("n", "p_value", "verdict", "verdict_corrected", "forgetting_rate", "lost", "main_cause", "main_cause_share"),
+    *(
+        "n",
+        "n_available",
+        "p_value",
+        "verdict",
+        "verdict_corrected",
+        "forgetting_rate",
+        "lost",
+        "main_cause",
+        "main_cause_share",
+    ),
 )
 
 
@@ -72,7 +82,7 @@ def comparison_table(comparison: Comparison, title: str = "", notes: Sequence[st
             Column("mean retained", "points [95 %]"),
         ),
         rows=tuple(_row(comparison, row, shorts) for row in comparison.rows[: most or None]),
-        legend=words.COMPARISON_LEGEND + (f" {words.SEEDS_LEGEND}" if comparison.grouped else ""),
+        legend=words.comparison_legend(comparison),
         notes=notes,
         n_left_out=max(0, len(comparison.rows) - most) if most else 0,
         document=lambda: {**about, "rows": [_document(comparison, row) for row in comparison.rows]},
@@ -143,9 +153,12 @@ def _cell(name: str, change: MeanChange | None) -> Cell:
     values = dict(zip(_names(name), _quantities(change), strict=True))
     if change is None:
         return Cell(numbers.NOTHING, values=values)
+    notes = [words.cause(*change.main_cause)] if change.main_cause else []
+    if change.n < change.n_available:
+        notes.append(f"after {words.asked(change.n, change.n_available)}")
     return Cell(
         *numbers.mean_points(change.change, change.change.sd_over_seeds),
-        note=words.cause(*change.main_cause) if change.main_cause else "",
+        note=", ".join(notes),
         verdict=change.verdict,
         correction="" if change.corrected == change.verdicts else f" → {change.verdict_corrected} {MARK}",
         order=change.change.value,
@@ -164,7 +177,8 @@ def _quantities(change: MeanChange | None) -> tuple[Any, ...]:
         return (None,) * len(_QUANTITIES)
     verdicts = change.verdict or None, change.verdict_corrected or None
     lost = change.forgetting_rate, change.lost, *(change.main_cause or (None, None))
-    return *vars(change.change).values(), change.n, change.p_value, *verdicts, *lost
+    asked = change.n, change.n_available if isfinite(change.n_available) else change.n
+    return *vars(change.change).values(), *asked, change.p_value, *verdicts, *lost
 
 
 def _document(comparison: Comparison, row: Configuration) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def findings_table(findings: Findings, title: str = "") -> Table:
     Further metrics are not judged: they have neither `verdict` nor p-values.
     """
     columns = [c if c.heading != "p" else replace(c, on_console=False) for c in _columns("base", "tuned")]
-    table = Table(title, tuple(columns), tuple(_rows(findings, "base", "tuned")), words.LEGEND)
+    table = Table(title, tuple(columns), tuple(_rows(findings, "base", "tuned")), words.legend(findings.changes))
     changes = findings.changes
     document = {
         "title": title,
@@ -99,13 +99,16 @@ def _tested(name: str, benchmark: BenchmarkChange) -> Iterator[Cell]:
     for score in (change.base, change.tuned):
         yield Cell(doubt=numbers.percent(score)[1] or numbers.UNDEFINED)
     yield Cell(d.test + (f", for {d.population}" if d.n_groups else ""))
-    for p in (benchmark.p_value, d.t_test_p_value, benchmark.equivalence_p_value):
-        yield Cell(numbers.p_value(p))
+    left_out = numbers.NOTHING if benchmark.n_available else ""  # what would hold of one look alone
+    yield Cell(numbers.p_value(benchmark.p_value))
+    yield Cell(left_out or numbers.p_value(d.t_test_p_value))
+    yield Cell(numbers.p_value(benchmark.equivalence_p_value))
     yield Cell(f"{100 * benchmark.margin:g}")
-    yield Cell(numbers.number(100 * benchmark.minimum_detectable_change))
+    smallest = 100 * benchmark.minimum_detectable_change
+    yield Cell(numbers.NOTHING if benchmark.is_stopped else numbers.number(smallest))
     decides = f"{benchmark.n_to_decide:,}" if benchmark.n_to_decide else "not known"
     yield Cell(decides if benchmark.verdict is Verdict.undecided else numbers.NOTHING)
-    yield Cell(numbers.number(100 * change.unpaired_standard_error))
+    yield Cell(left_out or numbers.number(100 * change.unpaired_standard_error))
     yield Cell(f"{100 * benchmark.chance:g}")
     yield Cell(*words.rate(benchmark, benchmark.forgetting_rate, "0"))
 
@@ -118,6 +121,7 @@ class Pair:
     after: str
     findings: Findings
     n_confirmed: int = 0  # how many runs are confirmed together; 0: two tuned models
+    notes: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -148,6 +152,7 @@ def pairs_table(pairs: Sequence[Pair]) -> Table:
         title=f"{len(pairs)} runs on the questions that did not choose them" if several else pairs[0].title,
         columns=(*([Column("pair", widest=44)] if several else []), *columns),
         rows=tuple(rows),
+        notes=tuple(note for pair in pairs for note in pair.notes),
         legend=words.pairs_legend([pair.findings.changes for pair in pairs], confirmed),
         document=lambda: documents if confirmed else documents[0],
     )
@@ -163,6 +168,7 @@ def _document(pair: Pair, records: list[dict[str, Any]]) -> dict[str, Any]:
         first: pair.before,
         second: pair.after,
         "part": pair.findings.changes.part,
+        "notes": pair.notes,
         "n_confirmed": pair.n_confirmed,
         "benchmarks": records,
         "causes": shares,
@@ -209,7 +215,11 @@ def _measured(name: str, benchmark: BenchmarkChange, metric: str, before: str, a
     return [
         Cell(words.benchmark_name(name, benchmark.role), values=about),
         Cell(words.short_metric(metric, benchmark), values={"metric": metric}),
-        Cell(f"{benchmark.n:,}", order=benchmark.n, values={"n": benchmark.n, "population": d.population}),
+        Cell(
+            words.asked(benchmark.n, benchmark.n_available),
+            order=benchmark.n,
+            values={"n": benchmark.n, "n_available": benchmark.n_available or benchmark.n, "population": d.population},
+        ),
         *scores,
         Cell(*numbers.points(d), order=d.value, values={**changed, **answers}),
     ]

@@ -59,6 +59,7 @@ def page(
         summary=words.summary(changes),
         results=findings_table(findings),
         tests=tests_table(findings),
+        stopped=words.STOPPED if changes.in_stages else "",
         margins=" or ".join(f"{100 * m:g}" for m in sorted({b.margin for b in changes.benchmarks.values()})),
         forest=plots.forest(changes),
         answers=plots.answers(changes),

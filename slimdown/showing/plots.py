@@ -23,7 +23,7 @@ from slimdown.judging.changes import Changes
 from slimdown.judging.paired import Estimate
 from slimdown.showing.drawing import DARK, HINT, INK, LIGHT, arms, new_figure, say, styled
 from slimdown.showing.numbers import number, points as in_points
-from slimdown.showing.words import LOOKS, kind_of
+from slimdown.showing.words import LOOKS, asked, kind_of
 
 if TYPE_CHECKING:
     from slimdown.training.fine_tune import StepRecord
@@ -50,6 +50,7 @@ class Trade:
 def forest(report: Changes) -> Figure:
     """Each benchmark's primary change in points with its 95 % interval, the margin, the verdict and n."""
     figure, axes = new_figure(0.95 + 0.36 * len(report.benchmarks), "Change of each benchmark with its 95 % interval")
+    far = 150 if any(b.is_stopped for b in report.benchmarks.values()) else 106  # "3,629 of 10,042" is a long number
     for row, benchmark in enumerate(report.benchmarks.values()):
         d, look, margin = benchmark.primary.difference, LOOKS[benchmark.verdict], 100 * benchmark.margin
         axes.add_patch(Rectangle((-margin, row - 0.5), 2 * margin, 1, color=INK, alpha=0.08, linewidth=0))
@@ -57,9 +58,9 @@ def forest(report: Changes) -> Figure:
             axes.plot([100 * d.low, 100 * d.high], [row, row], color=look.colour, linewidth=2, solid_capstyle="butt")
         axes.plot([100 * d.value], [row], marker=look.marker, color=look.colour, markersize=7, linestyle="none")
         _beside(axes, row, 12, benchmark.verdict.value, color=look.colour, weight="bold")
-        _beside(axes, row, 106, f"{benchmark.n:,}", ha="right")
+        _beside(axes, row, far, asked(benchmark.n, benchmark.n_available), ha="right")
     _beside(axes, -0.62, 12, "verdict", va="bottom", alpha=0.65, size=7.5)
-    _beside(axes, -0.62, 106, "n", va="bottom", ha="right", alpha=0.65, size=7.5)
+    _beside(axes, -0.62, far, "n", va="bottom", ha="right", alpha=0.65, size=7.5)
     axes.axvline(0, color=INK, linewidth=0.8)
     _name_rows(axes, list(report.benchmarks))
     axes.xaxis.set_major_formatter(FuncFormatter(_signed))

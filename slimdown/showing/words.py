@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from slimdown.judging.anatomy import EXPLANATIONS, Anatomy, Choices
 from slimdown.judging.changes import BenchmarkChange, Changes, Verdict
+from slimdown.judging.comparison import Comparison
 from slimdown.judging.findings import Findings
 from slimdown.judging.paired import Estimate
 from slimdown.judging.runs import Making
@@ -22,6 +23,11 @@ LEGEND = (
     "± one standard error; [95 % interval], that of a change from each question's pair of answers; * target task. "
     "Verdicts hold for questions like these, where a benchmark has subjects for what is said beside it, and for this "
     f"checkpoint: another seed trains another model. Corrected for the number of benchmarks (Holm): {_ERRORS}."
+)
+STOPPED = (
+    "Questions were asked until enough was known. Intervals, tests and verdicts are such that they hold at whichever "
+    "question asking ends; what would hold of a fixed number alone, such as a standard error, is left out, and "
+    "a change that was decided early tends to look larger than it is."
 )
 COMPARISON_LEGEND = (
     "Change of each benchmark's primary metric in points, tuned − base, [95 % interval], verdict of the run (claims of "
@@ -89,6 +95,27 @@ def kind_of(verdict: str) -> Verdict:
 def benchmark_name(name: str, role: str) -> str:
     """The benchmark's name, a target task marked."""
     return f"{name} *" if role == Role.target.value else name
+
+
+def asked(n: float, n_available: float | None) -> str:
+    """How many questions were asked, and of how many where that were not all.
+
+    >>> asked(48, 1319), asked(1319, 1319), asked(1319, None)
+    ('48 of 1,319', '1,319', '1,319')
+    """
+    return f"{n:,.0f}" + (f" of {n_available:,.0f}" if n_available and n < n_available else "")
+
+
+def legend(changes: Changes) -> str:
+    """How a table of findings is read."""
+    return f"{LEGEND} {STOPPED}" if changes.in_stages else LEGEND
+
+
+def comparison_legend(comparison: Comparison) -> str:
+    """How a table of many runs is read."""
+    in_stages = any(isfinite(change.n_available) for row in comparison.rows for change in row.changes.values())
+    said = [COMPARISON_LEGEND, *([SEEDS_LEGEND] if comparison.grouped else []), *([STOPPED] if in_stages else [])]
+    return " ".join(said)
 
 
 def short_metric(metric: str, benchmark: BenchmarkChange) -> str:
@@ -173,18 +200,22 @@ def summary(changes: Changes) -> list[str]:
             within = f", shown to be within {margins} points of the base" if verdict is Verdict.retained else ""
             found.append(f"{verdict.value.capitalize()}: {listed}{within}.")
     for name, b in by_verdict.get(Verdict.undecided, []):
+        enough = f", about {b.n_to_decide:,} would decide" if b.n_to_decide else ""
+        if b.is_stopped:
+            found.append(f"Undecided: {name} ({_change(b)}); more were not asked{enough}.")
+            continue
         smallest = b.minimum_detectable_change
         can_show = "no change at all" if isnan(smallest) else f"only changes of {100 * smallest:.1f} points or more"
-        enough = f", about {b.n_to_decide:,} would decide" if b.n_to_decide else ""
         questions = "1 question shows" if b.n == 1 else f"{b.n:,} questions show"
         found.append(f"Undecided: {name} ({_change(b)}); {questions} {can_show}{enough}.")
     return found
 
 
 def _change(benchmark: BenchmarkChange) -> str:
-    """The change in points and, where the questions come from subjects, what it is said of."""
-    d = benchmark.primary.difference
-    return f"{points(d)[0]} points" + (f", for {d.population}" if d.n_groups else "")
+    """The change in points, what it took, and, where the questions come from subjects, what it is said of."""
+    d, n = benchmark.primary.difference, asked(benchmark.n, benchmark.n_available)
+    so_far = f" after {n} questions" if benchmark.is_stopped else ""
+    return f"{points(d)[0]} points{so_far}" + (f", for {d.population}" if d.n_groups else "")
 
 
 def anatomy_lines(anatomies: dict[str, Anatomy]) -> list[str]:
@@ -194,7 +225,7 @@ def anatomy_lines(anatomies: dict[str, Anatomy]) -> list[str]:
         if not found.n_lost:
             continue
         shares = ", ".join(
-            f"{100 * c.share.value:.0f} % {interval(100 * c.share.low, 100 * c.share.high, '.0f')} "
+            f"{together((f'{100 * c.share.value:.0f} %', interval(100 * c.share.low, 100 * c.share.high, '.0f')))} "
             f"{EXPLANATIONS[c.name].split(':')[0]}"
             for c in found.causes
             if c.share and c.count
@@ -271,6 +302,7 @@ def tests_legend(n_benchmarks: int) -> str:
 
 def pairs_legend(changes: list[Changes], confirmed: bool) -> str:
     """How pairs are read: two tuned models are one pair, each run that is confirmed is one with its base."""
+    stopped = f" {STOPPED}" if changes[0].in_stages else ""
     differences = {name: b.primary.difference for name, b in changes[0].benchmarks.items()}
     subjects = "".join(f", {name} for {d.population}" for name, d in differences.items() if d.n_groups)
     means = "; ".join(
@@ -285,7 +317,7 @@ def pairs_legend(changes: list[Changes], confirmed: bool) -> str:
     return (
         f"Change in points {change} with its 95 % interval, each question's two answers paired; * target task. Mean "
         f"change of the retained benchmarks: {means}.{part} Verdicts hold for {whose} and questions like "
-        f"these{subjects}; {_ERRORS} (Holm)."
+        f"these{subjects}; {_ERRORS} (Holm).{stopped}"
     )
 
 
