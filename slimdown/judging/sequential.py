@@ -1,51 +1,108 @@
 """A paired difference that was looked at while its questions were still being asked -> tests valid whenever one stops.
 
-Pure functions of numbers. Each look is tested as if it were the only one, by `paired.py`, and its p-value divided by
-the look's share of the error; the shares of all looks sum to one, most of it kept for the last, at all questions.
+Pure functions of numbers. Half of the error is kept for the last look, at all questions, so that who gets there is
+told nearly what today's full test says; the other half is shared among the looks before it. 0/1 scores are tested
+at each look as `paired.py` tests them; the smallest p-value, each divided by its look's share, has under no change a
+distribution that follows from how many questions the looks have in common (Armitage, McPherson and Rowe 1969), and
+what is said is its chance. Graded scores of a few questions follow no t distribution: until the end they are betted on
+(Waudby-Smith and Ramdas 2024), which holds whatever they are. docs/studies/sequential.md has what else was tried.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
-from math import isnan, log, nan
+from math import exp, isnan, log, nan, pi, sqrt
+from typing import Protocol
+
+import numpy as np
+import scipy
 
 from slimdown.judging.clusters import Floats
 from slimdown.judging.paired import ALPHA, Difference, difference, numbers
+from slimdown.measuring.order import stages_of
 
-_EARLY = 0.25  # the share of the error that looks before the last have
+AT_EACH_LOOK, BETS = "score test at each look", "bets, and paired t at the end"
+_EARLY = 0.5  # the share of the error for the looks before all are asked
+_MIDDLE, _WIDTH = 1300, 1.4  # questions, and in logarithms: the bell by which these looks share it
+_TOO_NEAR = 1.05  # a look that adds fewer than a twentieth is taken as if it had nothing in common with the one before
+_FAR = 9.0  # standard errors below which nothing lies
+_FRACTIONS = (0.8, 0.4, 0.2, 0.1, 0.05, 0.025, 0.0125)  # of the highest bet that cannot go bankrupt, for graded scores
+_LOG_RATIOS = np.linspace(log(1e-15), 0.0, 40)
+
+
+class _Test(Protocol):
+    """What was seen at a look."""
+
+    def p_value_above(self, threshold: float) -> float: ...
+    def p_value_below(self, threshold: float) -> float: ...
+
+
+@dataclass(frozen=True)
+class _Bets:
+    """What betting on graded differences, in the order asked, had won at best: a test at every question at once."""
+
+    differences: Floats  # within [-1, 1]
+
+    def p_value_above(self, threshold: float) -> float:
+        return self._p_value(self.differences, threshold)
+
+    def p_value_below(self, threshold: float) -> float:
+        return self._p_value(-self.differences, -threshold)
+
+    def _p_value(self, differences: Floats, threshold: float) -> float:
+        """That the mean is `threshold` or less: one over the most that seven constant bets together have made of 1."""
+        if threshold <= -1:
+            return 0.0 if threshold < -1 else 1.0
+        won = np.log1p(np.outer(_FRACTIONS, (differences - threshold) / (1 + threshold))).cumsum(axis=1)
+        most = float(scipy.special.logsumexp(won, axis=0).max()) - log(len(_FRACTIONS))
+        return min(1.0, exp(-most))
 
 
 @dataclass(frozen=True)
 class SequentialDifference(Difference):
-    """The difference of the answers so far; tests and interval hold at whichever look one stops."""
+    """The difference of the answers so far; tests and interval hold at whichever look one stops.
 
-    looks: tuple[tuple[Difference, float], ...]  # each with its share of the error
+    The standard error, the paired t-test of Mai 2025 and its degrees of freedom are of these answers as if they were
+    all that had ever been meant to be asked.
+    """
+
+    looks: tuple[tuple[_Test, float], ...]  # each with its share of the error
+    plan: tuple[int, ...]  # of questions at all looks, past and to come; empty: the shares are simply added up
     n_available: int  # questions, had all been asked
 
     @property
     def population(self) -> str:
-        """As of a `Difference`, but of subjects for these only: how they differ was not waited for."""
+        """As of a `Difference`, but of subjects for these only: others were not waited for."""
         return f"these {self.n_groups} subjects" if self.n_groups else "questions like these"
 
     def p_value_above(self, threshold: float) -> float:
         """How likely data like these at any look are if the true change is `threshold` or less; one-sided."""
-        return min(1.0, *(_known(look.p_value_above(threshold)) / share for look, share in self.looks))
+        return self._chance([_known(look.p_value_above(threshold)) / share for look, share in self.looks])
 
     def p_value_below(self, threshold: float) -> float:
         """How likely data like these at any look are if the true change is `threshold` or more; one-sided."""
-        return min(1.0, *(_known(look.p_value_below(threshold)) / share for look, share in self.looks))
+        return self._chance([_known(look.p_value_below(threshold)) / share for look, share in self.looks])
 
     def minimum_detectable_change(self, alpha: float = ALPHA) -> float:
-        """Of all questions at the last look, at the share of the error that is kept for it."""
-        if len(self.looks) < 2 or self.n < self.n_available:
-            return nan
-        look, share = self.looks[-1]
-        return look.minimum_detectable_change(alpha * share)
+        """The smallest true change that this look would show at `POWER`; nan if it would show none."""
+        return super().minimum_detectable_change(alpha * self.looks[-1][1]) if self.looks else nan
 
     def n_to_decide(self, margin: float, alpha: float = ALPHA) -> int | None:
-        """About how many questions would show either the change or its absence; None where it cannot be said."""
-        look, share = self.looks[-1]
-        return look.n_to_decide(margin, alpha * share)
+        """About how many questions would show either the change or its absence, if it is as large as it looks here.
+
+        None where it cannot be said.
+        """
+        return super().n_to_decide(margin, alpha * _EARLY)
+
+    def _chance(self, ratios: Sequence[float]) -> float:
+        """How likely a p-value is to be as small, against its look's share, as the smallest of these, at any look."""
+        ratio = min(ratios, default=1.0)
+        if not self.plan or ratio == 0:
+            return min(1.0, ratio)
+        least, most = _LOG_RATIOS[0], _LOG_RATIOS[-1]
+        known = min(max(log(ratio), least), most)
+        return min(1.0, ratio * exp(float(np.interp(known, _LOG_RATIOS, _log_chances(self.plan))) - known))
 
 
 def sequential_difference(
@@ -64,42 +121,89 @@ def sequential_difference(
         stages: how many had been asked each time that the answers were looked at; the last is all that were asked.
         n_available: of how many questions.
 
+    Scores that may lie anywhere are tested once, when all questions were asked.
+
     Raises:
         ValueError: no score, or one that is no number, or unequal lengths, or stages that are not those of the scores.
     """
     x, y = numbers(before), numbers(after)
     if sorted({0, *stages, len(x)}) != [0, *stages] or len(x) > n_available:
         raise ValueError(f"stages {tuple(stages)} of {n_available} do not fit {len(x)} scores")
-    spent = [_spent(n, n_available) for n in (0, *stages)]
-    shares = [later - earlier for earlier, later in pairwise(spent)]
-    looks = tuple((difference(x[:n], y[:n]), share) for n, share in zip(stages, shares, strict=True) if share > 0)
-    now = difference(x, y)
+    now, n = difference(x, y), len(x)
+    looks: list[tuple[_Test, float]] = []
+    plan: tuple[int, ...] = ()
+    if now.table:
+        plan = tuple(sorted({*stages, *(stage for stage in stages_of(n_available) if stage > n)}))
+        shares = dict(zip(plan, _shares(plan), strict=True))
+        looks = [(difference(x[:stage], y[:stage]), shares[stage]) for stage in stages]
+    elif now.largest == 1 and stages[0] < n_available:
+        looks = [(_Bets(y - x), _EARLY)]
+    if now.table is None and n == n_available:
+        looks.append((now, 1 - sum(share for _, share in looks)))
     n_groups = len(set(clusters)) if clusters is not None else 0
-    fields = {**vars(now), "n_groups": n_groups if n_groups > 1 else 0}
-    found = SequentialDifference(**fields, looks=looks, n_available=n_available)
-    p_value = min(1.0, 2 * (found.p_value_above(0.0) if now.value > 0 else found.p_value_below(0.0)))
-    low, high = (_bound(found, side) for side in (1, -1))
-    return SequentialDifference(**{**vars(found), "p_value": p_value, "low": min(low, high), "high": max(low, high)})
+    fields = {**vars(now), "n_groups": n_groups if n_groups > 1 else 0, "test": AT_EACH_LOOK if now.table else BETS}
+    found = SequentialDifference(**fields, looks=tuple(looks), plan=plan, n_available=n_available)
+    low, high = sorted((_end(found.p_value_above, -1.0), _end(found.p_value_below, 1.0)))
+    if found.largest > 1:
+        low = high = nan
+    return replace(found, p_value=_p_value_of_none(found), low=low, high=high)
 
 
-def _spent(n: int, n_available: int) -> float:
-    """The share of the error that looks at up to n questions have together: even for each doubling, then the rest."""
-    if n >= n_available:
+def _p_value_of_none(found: SequentialDifference) -> float:
+    """That there is no change, two-sided: only looks that speak for the side on which the change lies now."""
+    if found.value == 0:
         return 1.0
-    return _EARLY * log(n + 1) / log(n_available + 1)
+    return min(1.0, 2 * (found.p_value_above(0.0) if found.value > 0 else found.p_value_below(0.0)))
+
+
+def _end(p_value: Callable[[float], float], out: float) -> float:
+    """From an end of what can be, the first change that no look rules out; where looks contradict it may be beyond."""
+    kept = -out
+    for _ in range(24):
+        middle = (out + kept) / 2
+        out, kept = (middle, kept) if p_value(middle) <= ALPHA / 2 else (out, middle)
+    return out
+
+
+def _shares(plan: tuple[int, ...]) -> list[float]:
+    """Of the error, for each look: half to the last, the rest most to where a change of a few points is decided."""
+    before = scipy.special.ndtr(np.log(np.array(plan) / _MIDDLE) / _WIDTH)
+    spent = [float(_EARLY * one / before[-1]) for one in before[:-1]]
+    return [later - earlier for earlier, later in pairwise([0.0, *spent, 1.0])]
+
+
+@lru_cache(maxsize=64)
+def _log_chances(plan: tuple[int, ...]) -> Floats:
+    """Of each ratio, how likely any look's p-value is to be that small against its share, where nothing changed."""
+    shares = np.array(_shares(plan))
+    return np.log([_chance_of_any(np.exp(ratio) * shares, plan) for ratio in _LOG_RATIOS])
+
+
+def _chance_of_any(levels: Floats, plan: tuple[int, ...]) -> float:
+    """How likely a mean that is normal at each look is to be beyond the level of any, if nothing changed."""
+    nodes, weights = np.polynomial.legendre.leggauss(96)
+    total = last = 0.0
+    z = mass = np.zeros(0)
+    for n, level, bound in zip(plan, levels, -scipy.special.ndtri(levels), strict=True):
+        if last and n < _TOO_NEAR * last:
+            total += float(level)
+            continue
+        half = (bound + _FAR) / 2
+        below = half * (nodes + 1) - _FAR  # where the mean may be, in standard errors, without being beyond
+        if not last:
+            total, mass = float(level), _density(below) * weights * half
+        else:
+            kept = sqrt(last / n)
+            spread = sqrt(1 - kept**2)
+            total += float(mass @ scipy.special.ndtr((kept * z - bound) / spread))
+            mass = _density((below[:, None] - kept * z) / spread) @ mass / spread * weights * half
+        z, last = below, n
+    return min(1.0, total)
+
+
+def _density(z: Floats) -> Floats:
+    return np.exp(-(z**2) / 2) / sqrt(2 * pi)
 
 
 def _known(p_value: float) -> float:
     return 1.0 if isnan(p_value) else p_value
-
-
-def _bound(found: SequentialDifference, side: int) -> float:
-    """The end of the interval: the lowest change (side 1), or the highest (-1), that no look rules out."""
-    test = found.p_value_above if side > 0 else found.p_value_below
-    out, kept = -side * found.largest, side * found.largest
-    if found.largest > 1:
-        return nan
-    for _ in range(24):
-        middle = (out + kept) / 2
-        out, kept = (middle, kept) if test(middle) <= ALPHA / 2 else (out, middle)
-    return out
