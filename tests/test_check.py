@@ -164,6 +164,21 @@ def test_the_environment_is_asked_for_the_store_in_one_place() -> None:
     assert [file.name for file in source.rglob("*.py") if reads.search(file.read_text())] == ["schema.py"]
 
 
+def test_a_run_that_was_stopped_is_judged_by_what_holds_whenever_it_was(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, lost = {"math": right(400, 400)}, {"math": [float(i % 3 > 0) for i in range(400)]}
+    run_id = record("early", {}, kept, lost, asked={"math": 63})
+    outcomes = {}
+    for budget in ("0.02", "0.3", "0.9"):
+        with pytest.raises(SystemExit) as stopped:
+            main([run_id, "--max-loss", f"math={budget}", "--tracking-uri", here().uri])
+        outcomes[budget] = (stopped.value.code, capsys.readouterr().out)
+    assert [outcome for outcome, _ in outcomes.values()] == [Outcome.beyond, Outcome.undecided, Outcome.within]
+    assert "after 63 of 400 questions: a loss of more than 2 points is shown" in outcomes["0.02"][1]
+    assert "evaluation.until=budget benchmark.math.max_loss=0.3 asks until this is known" in outcomes["0.3"][1]
+
+
 def test_a_run_that_held_questions_out_is_judged_on_these_alone(
     store: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -305,6 +305,42 @@ def test_two_tuned_models_are_paired_question_by_question(said) -> None:  # type
     )
 
 
+def test_runs_that_were_stopped_stand_beside_whole_ones_and_say_so(said, fails) -> None:  # type: ignore[no-untyped-def]
+    base, lost = {"math": right(300, 400), "cs": right(20, 40)}, {"math": right(0, 400), "cs": right(20, 40)}
+    early = [record(f"early {n}", {"lora.r": n}, base, lost, asked={"math": n, "cs": 40}) for n in (45, 63)]
+    whole = record("whole", {"lora.r": 8}, base, lost)
+    text = " ".join(said().split())
+    assert "after 45 of 400" in text
+    assert "asked until enough was known of each run (math 45 to 400): each interval is right for its own row" in text
+    assert "evaluation.until=all keep questions to judge the chosen one on" in text
+    rows = {row["name"]: row for row in csv.DictReader(StringIO(said("--format", "csv")))}
+    asked = [[row[f"forgetting/math/{n}"] for n in ("n", "n_available")] for row in rows.values()]
+    assert sorted(asked) == [["400.0", "400.0"], ["45.0", "400.0"], ["63.0", "400.0"]]
+    assert rows["early 45"]["forgetting/math/change_stderr"] == ""
+    assert rows["early 45"]["evaluation.until"] == "decided"
+    assert rows["whole"]["evaluation.until"] == "all"  # an older record has no such setting
+    paired = said(*early, "--paired")
+    assert line(paired, "math  ").startswith("math acc 45 of 400 0.0 0.0 +0.0 [")
+    assert "math: paired on the 45 questions that both were asked; 45 of early 45 and 63 of early 63 were" in paired
+    assert "of whole" in said(early[0], whole, "--paired")
+    assert '<td class="num"' in said(early[1], whole, "--paired", "--format", "html")
+    fewer = record("fewer", {}, {**base, "math": right(300, 350)}, {**lost, "math": right(0, 350)})
+    assert "math: the two runs cannot be paired, n_available differs: 400 and 350" in fails(early[0], fewer, "--paired")
+
+
+def test_seeds_that_were_stopped_have_a_mean_and_a_deviation_and_no_interval(said, fails) -> None:  # type: ignore[no-untyped-def]
+    base = {"math": right(300, 400)}
+    for seed, n in ((0, 45), (1, 63)):
+        record("r8", {"seed": seed}, base, {"math": right(0, 400)}, asked={"math": n})
+    [row] = compare(find_runs(here())).rows
+    assert isnan(row.changes["math"].change.low)
+    assert isnan(row.retained.high)
+    assert row.changes["math"].change.sd_over_seeds == 0
+    assert "−100.0 ± 0.0" in said()
+    assert "after 54 of 400" in said()
+    assert "math was asked until enough was known" in fails("--noise")
+
+
 def test_runs_that_cannot_be_paired_are_refused_by_field(fails) -> None:  # type: ignore[no-untyped-def]
     one, shots = run("one", 40), run("shots", 40, num_fewshot=5)
     fewer = record("fewer", {}, {"cs": right(50)}, {"cs": right(20)})
