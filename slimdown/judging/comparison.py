@@ -100,6 +100,11 @@ class Comparison:
         """Whether any row is a mean over seeds."""
         return any(len(row.runs) > 1 for row in self.rows)
 
+    @cached_property
+    def in_stages(self) -> bool:
+        """Whether any run was asked until something was known."""
+        return _in_stages(self.rows)
+
     @property
     def has_target(self) -> bool:
         """Whether a target task was measured in any row."""
@@ -118,7 +123,7 @@ def compare(runs: Sequence[RecordedRun], group_seeds: bool = True) -> Comparison
     rows = [_row(group, verdicts) for group in groups]
     roles = {name: change.role for row in rows for name, change in row.changes.items()}
     benchmarks = sorted(roles, key=lambda name: (roles[name] != "target", name))
-    notes += [*_unlike(runs, benchmarks), *_in_stages(runs), *_corrections(rows), *_choosing(rows)]
+    notes += [*_unlike(runs, benchmarks), *_asked(runs, rows), *_corrections(rows), *_choosing(rows)]
     return Comparison(tuple(rows), tuple(_differing(rows)), tuple(benchmarks), tuple(notes))
 
 
@@ -295,19 +300,24 @@ def _unlike(runs: Sequence[RecordedRun], benchmarks: Sequence[str]) -> Iterator[
         yield "The means are over different benchmarks: compare the benchmarks one by one."
 
 
-def _in_stages(runs: Sequence[RecordedRun]) -> Iterator[str]:
+def _in_stages(rows: Sequence[Configuration]) -> bool:
+    return any(isfinite(cell.n_available) for row in rows for cell in row.changes.values())
+
+
+def _asked(runs: Sequence[RecordedRun], rows: Sequence[Configuration]) -> Iterator[str]:
     """What comparing runs means that were asked until something was known, in a sentence."""
+    if len(runs) < 2 or not _in_stages(rows):
+        return
     asked: dict[str, set[float]] = {}
     for run in runs:
         for name, change in run.changes.benchmarks.items():
             asked.setdefault(name, set()).add(change.n)
-    if len(runs) > 1 and any(isfinite(c.n_available) for run in runs for c in run.changes.benchmarks.values()):
-        unlike = [f"{name} {min(ns):,.0f} to {max(ns):,.0f}" for name, ns in asked.items() if len(ns) > 1]
-        different = f" ({', '.join(unlike)})" if unlike else ""
-        yield (
-            f"Questions were asked until enough was known of each run{different}: each interval is right for its own "
-            "row; RUN RUN --paired compares two rows, on the questions that both were asked."
-        )
+    unlike = [f"{name} {min(ns):,.0f} to {max(ns):,.0f}" for name, ns in asked.items() if len(ns) > 1]
+    different = f" ({', '.join(unlike)})" if unlike else ""
+    yield (
+        f"Questions were asked until enough was known of each run{different}: each interval is right for its own row; "
+        "RUN RUN --paired compares two rows, on the questions that both were asked."
+    )
 
 
 def _differences(fields: Mapping[str, list[str]]) -> str:
@@ -334,6 +344,8 @@ def _corrections(rows: Sequence[Configuration]) -> Iterator[str]:
         yield (
             f"{MARK} {n_lost:,} of {n_claims:,} verdicts other than undecided do not hold when {together}; what does "
             "stands behind the arrow."
+            + " A run that is asked until its own verdict is known has little to spare for that."
+            * _in_stages(rows)
         )
     else:
         yield f"Every verdict other than undecided holds when {together}."
@@ -347,14 +359,13 @@ def _choosing(rows: Sequence[Configuration]) -> Iterator[str]:
         for name, cell in row.changes.items():
             if isfinite(cell.change.standard_error):
                 errors.setdefault(name, []).append(cell.change.standard_error)
-    in_stages = any(isfinite(cell.n_available) for row in rows for cell in row.changes.values())
-    if n < 2 or not (errors or in_stages):
+    if n < 2 or not (errors or _in_stages(rows)):
         return
     cure = "python -m slimdown.compare RUN --confirm"
     if all(run.holdout for row in rows for run in row.runs):
         advice = f"Judge the one you choose on the questions that are held out: {cure}"
     else:
-        whole = " and evaluation.until=all" if in_stages else ""
+        whole = " and evaluation.until=all" if _in_stages(rows) else ""
         advice = f"Runs with evaluation.holdout=0.5{whole} keep questions to judge the chosen one on: {cure}"
     looks = "the best looks better than it is, the more so where asking ended as soon as enough was known"
     if errors:

@@ -299,7 +299,7 @@ def comparison_page(comparison: Comparison, table: Table, param: str | None) -> 
     """A page of the table, to be sorted and filtered by a click, and of the runs' figures."""
     captions = {
         "learning-forgetting": words.trade_caption(len(comparison.rows), _MOST_POINTS),
-        f"by-{param}": words.by_caption([key for key in comparison.params if key != param]),
+        f"by-{param}": words.by_caption([k for k in comparison.params if k != param], comparison.in_stages),
         "datasets": words.DATASETS_CAPTION,
     }
     drawn = [(figure, captions[name]) for name, figure in figures(comparison, param).items()]

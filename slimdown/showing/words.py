@@ -29,6 +29,7 @@ STOPPED = (
     "question asking ends; what would hold of a fixed number alone, such as a standard error, is left out, and "
     "a change that was decided early tends to look larger than it is."
 )
+NO_INTERVAL = "A mean over several such runs has no interval."
 COMPARISON_LEGEND = (
     "Change of each benchmark's primary metric in points, tuned − base, [95 % interval], verdict of the run (claims of "
     "change and of none at 5 % each), which is of its checkpoint and for questions like these (where they come from "
@@ -113,9 +114,8 @@ def legend(changes: Changes) -> str:
 
 def comparison_legend(comparison: Comparison) -> str:
     """How a table of many runs is read."""
-    in_stages = any(isfinite(change.n_available) for row in comparison.rows for change in row.changes.values())
-    said = [COMPARISON_LEGEND, *([SEEDS_LEGEND] if comparison.grouped else []), *([STOPPED] if in_stages else [])]
-    return " ".join(said)
+    seeds = [SEEDS_LEGEND] if comparison.grouped else []
+    return " ".join([COMPARISON_LEGEND, *seeds, *([STOPPED, NO_INTERVAL] if comparison.in_stages else [])])
 
 
 def short_metric(metric: str, benchmark: BenchmarkChange) -> str:
@@ -328,12 +328,13 @@ def trade_caption(n_rows: int, most: int) -> str:
     return f"Each point is a row of the table: up is learned, right is forgotten.{luck}{left_out}"
 
 
-def by_caption(others: list[str]) -> str:
+def by_caption(others: list[str], in_stages: bool) -> str:
     """What stands below a plot over a setting; `others` are the settings in which the runs differ besides."""
+    none = "; of runs that were asked until enough was known there is none" if in_stages else ""
     although = f", although they differ in {', '.join(others)} too" if others else ""
     return (
         f"Runs that share a value are pooled{although}: their mean, with an interval that holds the noise of the "
-        "questions and how the runs differ."
+        f"questions and how the runs differ{none}."
     )
 
 
