@@ -108,6 +108,7 @@ def make_or_find(this: "Job", composed: DictConfig, sweep: "Sweep | None" = None
         MadeElsewhere: it is put off.
     """
     from slimdown.recording.done import finished_or_alone, run_key
+    from slimdown.recording.tags import Tag
     from slimdown.showing import console
     from slimdown.showing.sweep import State
 
@@ -121,6 +122,9 @@ def make_or_find(this: "Job", composed: DictConfig, sweep: "Sweep | None" = None
         key = run_key(config)
         of = (sweep.name, sweep.began) if sweep else ()
         with finished_or_alone(config, key, partial(_wait, sweep), *of) as run:
+            if run and Tag.pruned in run.tags and run.tags.get(Tag.sweep) == config.search.study:
+                this.run_id = run.run_id  # by a command that was killed before its study was told
+                raise Pruned(run.tags[Tag.pruned])
             if run is None or run.status != "FINISHED":
                 if sweep:
                     console.show_job(sweep)

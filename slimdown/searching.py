@@ -18,7 +18,7 @@ from slimdown.recording.locks import saving_work
 from slimdown.recording.read import read_evaluation, read_run
 from slimdown.recording.study import Study
 from slimdown.settings.load import load_config
-from slimdown.settings.schema import Role
+from slimdown.settings.schema import Engine, Role
 from slimdown.settings.search import searched
 from slimdown.showing import console
 from slimdown.showing.comparison import comparison_page, search_table
@@ -61,6 +61,8 @@ class Search:
         Another process at the same search is waited for: what is open in the study is then nobody's.
         """
         waiting = partial(console.show_note, "Another process is at this search just now, which is waited for.")
+        if self._config.search.prune and self._config.train.engine is Engine.unsloth:
+            console.show_note("train.engine=unsloth trains in a process of its own: no trial is pruned there.")
         with saving_work(self.store, f"search-{self._study.name}", waiting):
             self._jobs.before = set(self._study.run_ids.values())
             self._jobs.plan([[]] * self._study.n_left, self._keys)

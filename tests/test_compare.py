@@ -451,6 +451,14 @@ def test_records_from_before_raw_p_values_are_read_on_the_safe_side(store: Mlflo
     assert "evaluation.holdout" not in compare(old).params
 
 
+def test_runs_made_by_one_process_and_by_two_are_told_apart(store: MlflowClient) -> None:
+    ids = [run("one", 40), run("two", 40)]
+    store.set_tag(ids[1], Tag.processes, "2")
+    compared = compare(find_runs(here()))
+    assert compared.params == ("processes",)
+    assert sorted(row.settings["processes"] for row in compared.rows) == ["1", "2"]
+
+
 def test_what_is_held_out_is_shown_by_confirm_and_by_nothing_else(said, fails) -> None:  # type: ignore[no-untyped-def]
     one, other = run("one", 40, holdout=0.5), run("other", 20, r=4, holdout=0.5)
     text = " ".join(said().split())

@@ -30,6 +30,7 @@ from trl import SFTTrainer
 
 from bench.families import byte_tokenizer, tiny
 from slimdown.guarding.disk import Interim
+from slimdown.guarding.errors import UserError
 from slimdown.judging.runs import RecordedRun
 from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, write_samples
 from slimdown.measuring.engine import decoding
@@ -42,7 +43,7 @@ from slimdown.preparing.model import LoadedModel, load_model
 from slimdown.recording import unfinished
 from slimdown.recording.owner import _started, owner_tags, this_process
 from slimdown.recording.tags import Tag
-from slimdown.recording.unfinished import end_forsaken, mark_failed, to_go_on_in
+from slimdown.recording.unfinished import end_forsaken, folder_of, mark_failed, reopened, to_go_on_in
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.files import CONF_DIR
 from slimdown.settings.load import load_config
@@ -206,6 +207,32 @@ def test_a_base_s_measurement_does_not_stay_running_when_its_process_is_gone(sto
         end_forsaken(store, run.experiment_id, Path("nowhere"))
         assert store.get_run(going.run_id).info.status == "RUNNING"
         assert store.get_run(forsaken.run_id).info.status == "KILLED"
+
+
+def test_a_run_that_is_killed_each_time_before_it_keeps_anything_is_failed(store: MlflowClient) -> None:
+    run = TrackedRun(here(), "too large", "tuned", {})
+    folder = folder_of(here(), run.run_id)
+
+    def go_on() -> None:
+        reopened(store, run.run_id, DEAD, folder)
+
+    for _ in range(4):
+        go_on()
+    (folder / "checkpoint-3").mkdir(parents=True)  # it got further
+    for _ in range(5):
+        go_on()
+    store.set_tag(run.run_id, Tag.at, "training 3/376")
+    with pytest.raises(UserError, match=r"was killed 6 times in a row .* at training 3/376; .*tries again"):
+        go_on()
+    failed = store.get_run(run.run_id)
+    assert failed.info.status == "FAILED"
+    assert "out of memory" in failed.data.tags[Tag.error]
+    for _ in range(6):
+        go_on()
+    assert store.get_run(run.run_id).info.status == "RUNNING"
+    store.set_terminated(run.run_id, "KILLED")  # by a person
+    for _ in range(6):
+        go_on()
 
 
 # --- training ------------------------------------------------------------------------------------------------

@@ -216,6 +216,20 @@ def test_a_run_is_looked_for_in_its_own_experiment_among_finished_ones(
     assert finished(tracking, key) is None
 
 
+def test_a_trial_that_was_pruned_before_its_study_was_told_is_made_no_further(
+    done_before: Callable[..., str], command: Command, store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned = done_before("lora.r=4")
+    store.set_terminated(pruned, "KILLED")
+    store.set_tag(pruned, Tag.pruned, "pruned after 25% of its steps")
+    store.set_tag(pruned, Tag.sweep, "mine")
+    monkeypatch.setattr("slimdown.experiment.experiment", lambda *_: pytest.fail("it goes on"))
+    trials = ["-m", "+search.space={lora.r:{choices:[4]}}", "search.n_trials=1", "search.study=mine"]
+    _, out, _ = command(*trials)
+    assert re.search(rf"1  lora.r=4 +pruned +{pruned[:8]} +pruned after 25% of its steps", out)
+    assert command(*trials) == (None, "", "")  # nothing is left to do
+
+
 # --- what ends a job ----------------------------------------------------------------------------------------
 
 

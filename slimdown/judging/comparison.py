@@ -207,7 +207,7 @@ def _row(runs: Sequence[RecordedRun], corrected: Mapping[tuple[str, str], str]) 
 
 
 def _settings(run: RecordedRun) -> dict[str, str]:
-    """The params that say what was done, and the names of datasets and benchmarks; not where it was recorded."""
+    """The params and the like that say what was done, names of datasets and benchmarks; not where it was recorded."""
     kept = {key: value for key, value in run.params.items() if not key.startswith(("tracking.", "contamination."))}
     datasets = sorted({key.split(".")[1] for key in kept if key.startswith("dataset.")})
     if named := ",".join(datasets) or run.dataset:
@@ -217,7 +217,7 @@ def _settings(run: RecordedRun) -> dict[str, str]:
         kept.setdefault(key, value)  # older records, which have none of the three
     if "lora.r" in kept:  # as well
         kept = {"method.name": "lora", "train.engine": "trl"} | kept
-    kept["benchmark"] = ",".join(sorted(run.benchmarks))
+    kept |= {"benchmark": ",".join(sorted(run.benchmarks)), "processes": run.processes}
     return kept
 
 

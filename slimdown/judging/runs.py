@@ -69,6 +69,7 @@ class RecordedRun:
     dataset: str = ""
     scoring_path: str = ""
     harness_version: str = ""
+    processes: str = "1"  # that made it together
 
     @cached_property
     def benchmarks(self) -> list[str]:

@@ -52,8 +52,10 @@ class Parts:
 
     def forget(self) -> None:
         """The benchmark is finished, and kept elsewhere."""
-        if self._file:
+        if self._file and self._file.exists():
             self._file.unlink(missing_ok=True)
+            with suppress(OSError):  # others keep theirs there
+                self._file.parent.rmdir()
 
     def _read(self) -> list[tuple[list[Any], Any, str, int]]:
         """Each part that is whole, with digest and length of the file up to its end."""

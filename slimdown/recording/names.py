@@ -276,6 +276,7 @@ def parsed(run: RecordedRun) -> RecordedRun:
         dataset=run.tags.get(Tag.dataset, ""),
         scoring_path=run.tags.get(Tag.scoring_path, ""),
         harness_version=run.tags.get(Tag.harness_version, ""),
+        processes=run.tags.get(Tag.processes, "1"),
     )
 
 

@@ -29,6 +29,7 @@ class Tag(StrEnum):
     owner = "slimdown.owner", "the process that works on the run, or worked last: its host, boot, number and start"
     heartbeat = "slimdown.heartbeat", "when it was last heard of, in seconds since 1970; told every 20 seconds"
     at = "slimdown.at", "how far it was then: `training 120/376`"
+    deaths = "slimdown.deaths", "how often in a row its process died with nothing new kept, and a digest of what was"
     processes = "slimdown.processes", "how many processes made it together, each step with a batch of each; absent: one"
     error = "slimdown.error", "of a failed run, what ended it"
     pruned = "slimdown.pruned", "of a trial that its search ended early: when, and why"

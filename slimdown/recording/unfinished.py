@@ -7,8 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimdown.guarding.errors import UserError
 from slimdown.guarding.redaction import redact
 from slimdown.judging.runs import RecordedRun
+from slimdown.preparing.digests import digest
 from slimdown.recording.connection import open_store, sqlite_file
 from slimdown.recording.owner import INTERVAL, is_gone, is_silent, owner_of, this_process
 from slimdown.recording.tags import Tag
@@ -16,6 +18,8 @@ from slimdown.settings.schema import TrackingConfig
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+_MOST_DEATHS = 5  # in a row, of which each left what was there before; what is killed so early once more is FAILED
 
 
 def to_go_on_in(ask: Callable[[], Sequence[RecordedRun]], waiting: Callable[[], None]) -> RecordedRun | None:
@@ -61,17 +65,31 @@ def folder_of(config: TrackingConfig, run_id: str) -> Path:
     return (file.absolute().parent if file else Path.cwd() / "outputs") / "checkpoints" / run_id
 
 
-def reopened(client: Any, run_id: str, tags: Mapping[str, str]) -> "Run":
+def reopened(client: Any, run_id: str, tags: Mapping[str, str], folder: Path) -> "Run":
     """The run, which goes on from now on, without what it said of its end; returned as it was before.
 
     Args:
         client: of its store.
         run_id: of a run that nobody works on.
         tags: of who does from now on, and what else is new.
+        folder: with its unfinished work.
+
+    Raises:
+        UserError: its processes died again and again and left nothing new; it is marked FAILED.
     """
     from mlflow.entities import RunTag
 
     run: Run = client.get_run(run_id)
+    n_deaths, kept = _deaths(run, folder)
+    if n_deaths > _MOST_DEATHS:
+        reason = (
+            f"its process was killed {n_deaths} times in a row before it had kept anything new, the last time at "
+            f"{run.data.tags.get(Tag.at, 'the start')}; a system that is out of memory does so, see its log"
+        )
+        client.set_tag(run_id, Tag.error, reason)
+        client.set_terminated(run_id, "FAILED")
+        raise UserError(f"run {run_id}: {reason}. The same command tries again")
+    tags = {**tags, Tag.deaths: f"{n_deaths} {kept}"}
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     client.update_run(run_id, "RUNNING")
     for of_an_end in {Tag.error, Tag.pruned} & run.data.tags.keys():
@@ -82,6 +100,17 @@ def reopened(client: Any, run_id: str, tags: Mapping[str, str]) -> "Run":
 
             get_artifact_repository(run.info.artifact_uri).delete_artifacts("traceback.txt")
     return run
+
+
+def _deaths(run: "Run", folder: Path) -> tuple[int, str]:
+    """How often in a row its process died without a word and left what was there before, and a digest of that."""
+    files = sorted([*folder.rglob("*"), *(folder.parent / "evaluations").glob("*")])
+    known = sorted({*run.data.tags, *run.data.metrics} - {Tag.deaths, Tag.at, Tag.error, Tag.pruned})
+    kept = digest([known, [(str(file.relative_to(folder.parent)), _size(file)) for file in files]])
+    n_before, _, before = run.data.tags.get(Tag.deaths, "0 ").partition(" ")
+    if run.info.status != "RUNNING":
+        return 0, kept
+    return (int(n_before) if kept == before else 0) + 1, kept
 
 
 def mark_failed(config: TrackingConfig, run_id: str, reason: str, died: str) -> None:

@@ -33,7 +33,7 @@ from slimdown.recording.outage import PatientClient, StoreGone, advice
 from slimdown.recording.owner import Heartbeat, owner_tags
 from slimdown.recording.pyfunc import describe, log_model
 from slimdown.recording.tags import Tag
-from slimdown.recording.unfinished import reopened, steps_in
+from slimdown.recording.unfinished import folder_of, reopened, steps_in
 from slimdown.settings.schema import TrackingConfig
 
 if TYPE_CHECKING:  # they would bring torch along, which who records the harness's logs does without
@@ -93,7 +93,7 @@ class TrackedRun:
         experiment = experiment_id(self._client, config)
         try:
             now = {**tags, **owner_tags(), Tag.kind: kind}
-            self._before = reopened(self._client, goes_on, now) if goes_on else None
+            self._before = reopened(self._client, goes_on, now, folder_of(config, goes_on)) if goes_on else None
             run = self._before or self._client.create_run(experiment, run_name=redact(name), tags=now)
         except MlflowException as error:
             raise disk_full(error, self._folder) or UserError(
