@@ -26,8 +26,12 @@ def change_of(asked: "BenchmarkEvaluation", before: Sequence[float], after: Sequ
     """
     if not asked.stages:
         return difference(before, after, asked.clusters)
-    found = sequential_difference(before, after, asked.clusters, asked.stages, asked.n_available or len(before))
-    return replace(found, standard_error=nan, t_test_p_value=nan)
+    return sequential_difference(before, after, asked.clusters, asked.stages, asked.n_available or len(before))
+
+
+def without_error(d: Difference) -> Difference:
+    """The same, in stages without what would hold only of a number of questions that was fixed beforehand."""
+    return replace(d, standard_error=nan, t_test_p_value=nan) if isinstance(d, SequentialDifference) else d
 
 
 def score_of(asked: "BenchmarkEvaluation", scores: Sequence[float]) -> Estimate:

@@ -5,13 +5,13 @@ Their Minds" (Mai 2025, section 2.4), whose published numbers are the doctests.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import nan, sqrt
 from typing import TYPE_CHECKING
 
 from slimdown.guarding.errors import UserError
-from slimdown.judging.asked import change_of, mean_change, rate_of, score_of
+from slimdown.judging.asked import change_of, mean_change, rate_of, score_of, without_error
 from slimdown.judging.paired import ALPHA, Difference, Estimate, holm
 from slimdown.settings.schema import PaperMetric, Role
 
@@ -246,7 +246,7 @@ def _benchmark_change(
         chance=config.chance,
         margin=config.margin,
         max_loss=config.max_loss,
-        changes=changes,
+        changes={metric: replace(c, difference=without_error(c.difference)) for metric, c in changes.items()},
         paper_metric=config.paper_metric,
         paper_value=_paper_estimate(config.paper_metric, primary, raw),
         forgetting_rate=raw,
