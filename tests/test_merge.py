@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 import transformers
 from conftest import SMALL
 from hydra import compose, initialize_config_dir
-from made_up import evaluation, written
+from made_up import evaluation, stopped, written
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from recorded import record, right
@@ -30,8 +31,10 @@ from slimdown.experiment import experiment
 from slimdown.guarding.disk import whole_folder
 from slimdown.guarding.errors import UserError
 from slimdown.judging.findings import judge
+from slimdown.judging.runs import RecordedRun
 from slimdown.pocket import MODEL_DIR
 from slimdown.preparing.model import load_model
+from slimdown.recording.names import making
 from slimdown.recording.provenance import About
 from slimdown.settings.files import CONF_DIR
 from slimdown.settings.load import load_config
@@ -308,6 +311,14 @@ def test_a_score_that_is_no_share_is_not_told_in_percent() -> None:
     before, after = (evaluation(p=written(scores)) for scores in ([12.5, 13.5, 11.0], [14.0, 13.0, 12.0]))
     values = {result.metric_name: result.metric_value for result in card._results(judge(before, after))}
     assert values == {"match.flexible": 13.0, "match.strict, %": 0.0}
+
+
+def test_a_card_says_of_how_many_questions_its_scores_are() -> None:
+    early = [evaluation(p=stopped(written([score] * 1319), 45)) for score in (1.0, 0.0)]
+    found = judge(*early)
+    assert [one.dataset_args for one in card._results(found)] == [{"num_fewshot": 0, "questions": "45 of 1,319"}] * 2
+    asked = "\n".join(card._questions(making(RecordedRun("id", "", "", "", datetime.now(UTC))), found, None))
+    assert "0-shot, 45 of 1,319 questions, judged by" in asked
 
 
 def test_the_python_of_a_card_loads_what_lies_beside_it(world: Path, out: Path) -> None:

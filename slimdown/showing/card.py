@@ -105,7 +105,7 @@ def _results(findings: Findings) -> "Iterator[EvalResult]":
     for name, report in findings.after.benchmarks.items():
         tasks = {sample.task for sample in report.samples}
         path, config = task_dataset(min(tasks)) or (report.benchmark.task, None)
-        asked = {"questions": _n_asked(report)} if report.stages else {}
+        asked = {"questions": words.asked(len(report.samples), report.n_available)} if report.stages else {}
         for metric, score in report.scores.items():
             if isfinite(score.value):
                 is_share = all(0 <= sample.scores.get(metric, -1) <= 1 for sample in report.samples)
