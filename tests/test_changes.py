@@ -315,6 +315,22 @@ def test_a_budget_ends_the_asking_of_what_has_one_and_a_verdict_that_of_a_target
     assert "more were not asked; a run with evaluation.until=budget benchmark.kept.max_loss=0.05 asks" in further.reason
 
 
+def test_what_is_asked_to_its_end_counts_as_unknown_until_then() -> None:
+    """It would be shown by now, if this were its end, and leave the other to be shown by the whole of the error."""
+    perplexity = benchmark([20.0, 30.0] * 50), benchmark([25.0, 35.5] * 50)
+    assert changes_between(*(report(p=one) for one in perplexity)).benchmarks["p"].verdict is not Verdict.undecided
+    for seed in range(300):
+        pair = [stopped(benchmark(scores), 88) for scores in drawn(400, 0.5, 0.2, 0.05, seed)]
+        alone = [report(a=one) for one in pair]
+        if 0.025 < changes_between(*alone).benchmarks["a"].p_value < 0.05:
+            break
+    beside = [report(a=one, p=other) for one, other in zip(pair, perplexity, strict=True)]
+    assert open_benchmarks(*alone, Until.decided) == set()
+    assert open_benchmarks(*beside, Until.decided) == {"a"}
+    whole = [report(a=replace(one, stages=(), n_available=None)) for one in pair]
+    assert open_benchmarks(*whole, Until.budget) == set()
+
+
 def test_nothing_that_holds_of_one_look_alone_is_said_of_several() -> None:
     rate = PaperMetric.forgetting_rate
     before, after = drawn(1000, 0.6, 0.2, 0.02, 1)

@@ -67,13 +67,16 @@ def outcomes(differences: Mapping[str, Difference], budgets: Mapping[str, float]
     """Of each benchmark with a budget, by its primary metric, which side of it the loss is shown to be on.
 
     One-sided tests at 5 %. To pass, every loss must be shown to be within its budget, which needs no correction (an
-    intersection-union test); one loss beyond is enough to fail, so those p-values are corrected (Holm).
+    intersection-union test); one loss beyond is enough to fail, so those p-values are corrected (Holm). Without a
+    difference nothing is known yet.
     """
-    beyond = holm([differences[name].p_value_below(-budget) for name, budget in budgets.items()])
-    found = {}
-    for (name, budget), p_beyond in zip(budgets.items(), beyond, strict=True):
+    found = dict.fromkeys(budgets, Outcome.undecided)
+    known = [(name, budget, differences[name]) for name, budget in budgets.items() if name in differences]
+    unknown = [1.0] * (len(budgets) - len(known))
+    beyond = holm([*(d.p_value_below(-budget) for _, budget, d in known), *unknown])
+    for (name, budget, d), p_beyond in zip(known, beyond, strict=False):
         shown = Outcome.beyond if p_beyond < ALPHA else Outcome.undecided
-        found[name] = Outcome.within if differences[name].p_value_above(-budget) < ALPHA else shown
+        found[name] = Outcome.within if d.p_value_above(-budget) < ALPHA else shown
     return found
 
 

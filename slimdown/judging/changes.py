@@ -141,12 +141,16 @@ def changes_between(base: "Evaluation", tuned: "Evaluation", n_reports: int = 1)
 
 
 def judgements(
-    differences: Sequence[Difference], margins: Sequence[float], n_reports: int = 1
+    differences: Sequence[Difference], margins: Sequence[float], n_reports: int = 1, n_unknown: int = 0
 ) -> list[tuple[Verdict, float, float]]:
-    """Each benchmark's verdict, its p-value and that of equivalence, corrected for all of them in as many reports."""
-    p_values = holm([n_reports * d.p_value for d in differences])
-    equal = holm([n_reports * d.equivalence_p_value(m) for d, m in zip(differences, margins, strict=True)])
-    return [(verdict(d.value, p, e), p, e) for d, p, e in zip(differences, p_values, equal, strict=True)]
+    """Each benchmark's verdict, its p-value and that of equivalence, corrected for all of them in as many reports.
+
+    `n_unknown`: further benchmarks, of which nothing is known yet.
+    """
+    unknown, margined = [1.0] * n_unknown, zip(differences, margins, strict=True)
+    p_values = holm([*(n_reports * d.p_value for d in differences), *unknown])
+    equal = holm([*(n_reports * d.equivalence_p_value(margin) for d, margin in margined), *unknown])
+    return [(verdict(d.value, p, e), p, e) for d, p, e in zip(differences, p_values, equal, strict=False)]
 
 
 def verdict(change: float, p_value: float, equivalence_p_value: float) -> Verdict:

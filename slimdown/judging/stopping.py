@@ -1,6 +1,6 @@
 """What was answered so far, before and after -> the benchmarks of which more must be asked.
 
-The same differences, corrections and tests as at the end say it, so that what stopped the asking is what is shown.
+The same differences, corrections and tests as at the end say it, so that what ended the asking is what is shown.
 """
 
 from slimdown.judging.asked import change_of
@@ -13,6 +13,8 @@ from slimdown.settings.schema import Until
 def open_benchmarks(before: Evaluation, after: Evaluation, until: Until) -> set[str]:
     """The names of the benchmarks that are not known well enough yet.
 
+    What has no `stages` is asked to its end whatever is said here, and nothing of it counts as known before.
+
     Args:
         before, after: what base and tuned model answered so far to every benchmark.
         until: decided: whether it was forgotten, improved or retained; budget: whether it kept to what it may lose,
@@ -21,14 +23,17 @@ def open_benchmarks(before: Evaluation, after: Evaluation, until: Until) -> set[
     Raises:
         ValueError: a score that is no number.
     """
-    benchmarks = {name: report.benchmark for name, report in before.benchmarks.items()}
+    settings = {name: report.benchmark for name, report in before.benchmarks.items()}
     differences = {
         name: change_of(report, *(one.benchmarks[name].scores_of(report.benchmark.metric) for one in (before, after)))
         for name, report in before.benchmarks.items()
+        if report.stages
     }
-    judged = judgements(list(differences.values()), [benchmark.margin for benchmark in benchmarks.values()])
-    known = {name: said is not Verdict.undecided for name, (said, *_) in zip(differences, judged, strict=True)}
+    margins, n_unknown = [settings[name].margin for name in differences], len(settings) - len(differences)
+    judged = judgements(list(differences.values()), margins, n_unknown=n_unknown)
+    is_open = {name: said is Verdict.undecided for name, (said, *_) in zip(differences, judged, strict=True)}
     if until is Until.budget:
-        held = outcomes(differences, own_budgets(benchmarks))
-        known |= {name: outcome is not Outcome.undecided for name, outcome in held.items()}
-    return {name for name, enough in known.items() if not enough}
+        is_open |= {
+            name: said is Outcome.undecided for name, said in outcomes(differences, own_budgets(settings)).items()
+        }
+    return {name for name in differences if is_open[name]}
