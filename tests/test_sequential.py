@@ -1,17 +1,55 @@
-"""Stopping early: what is said at a look holds however the looks were chosen."""
+"""Stopping early: what is said at a look holds however long one went on looking.
+
+The chances come from published tables, the verdicts from simulation, and `ville` is another's test of the same.
+"""
+
+from bisect import bisect_left
 
 import numpy as np
 import pytest
+import ville
+from scipy.special import ndtr
 
 from slimdown.judging.paired import difference
-from slimdown.judging.sequential import sequential_difference
+from slimdown.judging.sequential import _Bets, _chance_of_any, sequential_difference
 from slimdown.measuring.order import stages_of
+
+MARGIN = 0.02
 
 
 def answers(n: int, lost: float, gained: float, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Scores before and after, of which such shares are lost and gained."""
     cells = draw.choice(4, size=n, p=[0.5 - lost, lost, gained, 0.5 - gained])
     return (cells < 2).astype(float), ((cells == 0) | (cells == 2)).astype(float)
+
+
+# --- the chance of being beyond a bound at any look -----------------------------------------------------
+
+
+@pytest.mark.parametrize(("looks", "bound"), [(1, 1.960), (2, 2.178), (5, 2.413), (10, 2.555)])
+def test_pococks_bounds_leave_five_percent(looks: int, bound: float):
+    levels = np.full(looks, ndtr(-bound))  # Jennison and Turnbull 2000, table 2.1
+    assert 2 * _chance_of_any(levels, tuple(range(1, looks + 1))) == pytest.approx(0.05, abs=0.0002)
+
+
+@pytest.mark.parametrize(("looks", "last"), [(2, 1.977), (5, 2.040), (10, 2.087)])
+def test_obriens_and_flemings_bounds_leave_five_percent(looks: int, last: float):
+    levels = ndtr(-last * np.sqrt(looks / np.arange(1, looks + 1)))  # the same, table 2.3
+    assert 2 * _chance_of_any(levels, tuple(range(1, looks + 1))) == pytest.approx(0.05, abs=0.0002)
+
+
+def test_a_look_that_adds_almost_nothing_is_charged_in_full():
+    assert _chance_of_any(np.array([0.01, 0.02, 0.02]), (100, 101, 102)) == pytest.approx(0.05)
+
+
+# --- 0/1 scores -----------------------------------------------------------------------------------------
+
+
+def test_questions_asked_at_once_are_tested_as_today():
+    before, after = answers(30, 0.4, 0.1, np.random.default_rng(0))
+    full, found = difference(before, after), sequential_difference(before, after, None, (30,), 30)
+    assert found.p_value == pytest.approx(2 * full.p_value_below(0.0))
+    assert found.p_value_above(-0.5) == pytest.approx(full.p_value_above(-0.5))
 
 
 def test_a_collapse_is_shown_after_few_questions_with_an_interval_that_holds_it():
@@ -21,6 +59,14 @@ def test_a_collapse_is_shown_after_few_questions_with_an_interval_that_holds_it(
     assert d.p_value < 0.001
     assert d.low < -0.29 < d.high < 0
     assert d.n == stages[-1]
+
+
+def test_the_interval_ends_where_the_tests_do():
+    before, after = answers(200, 0.2, 0.1, np.random.default_rng(5))
+    stages = (32, 63, 200)
+    d = sequential_difference(before, after, None, stages, 600)
+    assert d.p_value_above(d.low) == pytest.approx(0.025, abs=1e-4)
+    assert d.p_value_below(d.high) == pytest.approx(0.025, abs=1e-4)
 
 
 def test_at_the_end_the_full_test_is_asked_with_most_of_the_error():
@@ -37,6 +83,112 @@ def test_a_p_value_never_rises_at_a_later_look():
         for i, n in enumerate(stages)
     ]
     assert found == sorted(found, reverse=True)
+
+
+def test_a_change_that_turned_is_shown_by_no_earlier_look():
+    """A loss of all of the first questions and a gain of all later ones: now the change is a gain."""
+    before, after = np.repeat([1.0, 0.0], [40, 160]), np.repeat([0.0, 1.0], [40, 160])
+    early = sequential_difference(before[:45], after[:45], None, (32, 45), 200)
+    late = sequential_difference(before[:100], after[:100], None, (32, 45, 63, 100), 200)
+    assert early.value < 0 and early.p_value < 1e-4  # noqa: PT018
+    assert late.value > 0
+    assert late.p_value == 2 * late.p_value_above(0.0) > 0.05
+    assert late.low <= late.high
+
+
+@pytest.fixture(scope="module")
+def unchanged() -> list[tuple[np.ndarray, np.ndarray]]:
+    draw = np.random.default_rng(6)
+    return [answers(600, 0.1, 0.1, draw) for _ in range(300)]
+
+
+def test_whoever_stops_when_a_change_shows_is_wrong_in_five_percent_at_most(
+    unchanged: list[tuple[np.ndarray, np.ndarray]],
+):
+    stages, shown, naive = stages_of(600), 0, 0
+    for before, after in unchanged:
+        d = sequential_difference(before, after, None, stages, 600)
+        shown += min(d.p_value_above(0.0), d.p_value_below(0.0)) <= 0.025  # at any look: neither rises at a later one
+        naive += any(difference(before[:n], after[:n]).p_value <= 0.05 for n in stages)
+    assert naive / 300 > 0.12  # looking as often at today's test
+    assert shown / 300 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 300)
+
+
+def test_a_loss_of_the_margin_is_called_retained_in_five_percent_at_most():
+    draw, stages, said = np.random.default_rng(7), stages_of(1200), 0
+    for _ in range(300):
+        before, after = answers(1200, 0.025, 0.005, draw)
+        said += sequential_difference(before, after, None, stages, 1200).equivalence_p_value(MARGIN) < 0.05
+    assert 0 < said / 300 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 300)
+
+
+def test_at_the_end_it_says_what_todays_test_says_nearly_always():
+    draw, same = np.random.default_rng(8), []
+    for loss in (0.0, 0.03, 0.06):
+        for _ in range(60):
+            before, after = answers(500, 0.05 + loss, 0.05, draw)
+            found = sequential_difference(before, after, None, stages_of(500), 500)
+            same.append((found.p_value < 0.05) == (difference(before, after).p_value < 0.05))
+    assert np.mean(same) > 0.93
+
+
+# --- graded scores --------------------------------------------------------------------------------------
+
+
+def test_one_bet_by_hand():
+    """Seven bets of 0.8, 0.4, ... 0.0125 of 1 on a difference of one half: their mean is 1 + 0.5 * 1.5875 / 7."""
+    assert _Bets(np.array([0.5])).p_value_above(0.0) == pytest.approx(1 / (1 + 0.5 * 1.5875 / 7))
+    assert _Bets(np.array([-0.5])).p_value_below(0.0) == pytest.approx(1 / (1 + 0.5 * 1.5875 / 7))
+
+
+def test_losses_too_rare_to_have_been_seen_are_not_ruled_out():
+    """Today's t-test rules them out of any number of questions that moved by a hair."""
+    draw = np.random.default_rng(9)
+    before = draw.uniform(0.5, 0.9, 45)
+    after = before + draw.normal(0, 0.001, 45)
+    assert difference(before, after).equivalence_p_value(MARGIN) < 1e-6
+    assert sequential_difference(before, after, None, (32, 45), 1000).equivalence_p_value(MARGIN) > 0.5
+
+
+def test_bets_end_about_when_villes_end():
+    """Another's bets, of another kind, on the same differences."""
+    draw, ours, theirs = np.random.default_rng(10), [], []
+    for loss in (0.03, 0.05, 0.1) * 5:
+        differences = np.clip(draw.normal(-loss, 0.2, 4000), -1, 1)
+        test = ville.BettingTest(0.5, alternative="less").fit((differences + 1) / 2)
+        theirs.append(test.stopping_time())
+        ours.append(bisect_left(range(4000), -0.05, key=lambda n: -_Bets(differences[: n + 1]).p_value_below(0.0)) + 1)
+    ratios = np.array(ours) / np.array(theirs)
+    assert 0.5 < np.exp(np.log(ratios).mean()) < 2
+    assert (np.abs(np.log(ratios)) < np.log(4)).all()
+
+
+def test_scores_without_bounds_are_tested_at_the_end_only():
+    draw = np.random.default_rng(11)
+    before = draw.normal(0, 5, 100)
+    after = before - 3 + draw.normal(0, 1, 100)
+    early = sequential_difference(before[:45], after[:45], None, (32, 45), 100)
+    assert early.p_value == 1.0
+    assert np.isnan(early.low)
+    end = sequential_difference(before, after, None, (32, 45, 63, 100), 100)
+    assert end.p_value < 1e-6
+
+
+# --- another's answer, and what is asked wrongly --------------------------------------------------------
+
+
+def test_villes_test_of_the_answers_that_flipped_agrees_about_when_a_loss_is_known():
+    """Its e-process may be looked at after each answer, which costs it some of what ours has at a few looks."""
+    draw, ours, theirs = np.random.default_rng(12), [], []
+    for _ in range(20):
+        before, after = answers(1000, 0.16, 0.06, draw)
+        stages = stages_of(1000)
+        p = [sequential_difference(before[:n], after[:n], None, stages[: i + 1], 1000) for i, n in enumerate(stages)]
+        ours.append(next(n for n, d in zip(stages, p, strict=True) if d.p_value < 0.05))
+        flips = np.flatnonzero(before != after)
+        stop = ville.BernoulliTest(0.5).fit(after[flips]).stopping_time()
+        theirs.append(flips[stop - 1] + 1)
+    assert np.median(theirs) / 1.6 < np.median(ours) < 1.6 * np.median(theirs)
 
 
 def test_subjects_are_these_only():

@@ -184,7 +184,7 @@ def _chance_of_any(levels: Floats, plan: tuple[int, ...]) -> float:
     nodes, weights = np.polynomial.legendre.leggauss(96)
     total = last = 0.0
     z = mass = np.zeros(0)
-    for n, level, bound in zip(plan, levels, -scipy.special.ndtri(levels), strict=True):
+    for n, level, bound in zip(plan, levels, np.maximum(-scipy.special.ndtri(levels), 1 - _FAR), strict=True):
         if last and n < _TOO_NEAR * last:
             total += float(level)
             continue

@@ -31,7 +31,8 @@ def order_of(questions: Mapping[str, Sequence[str]]) -> list[tuple[str, int]]:
     """Task and place in it of each question, in the order in which a benchmark's questions are asked.
 
     Each task's are shuffled by their content, and the tasks dealt out so that the first questions, however many, hold
-    each in proportion to its size.
+    each in proportion to its size. Where in its turn a task begins depends on its name: did all begin halfway, the
+    first questions would come from large tasks only, and speak of these.
 
     Args:
         questions: of each task, what each question is, in the harness's order: any text of its content.
@@ -39,7 +40,8 @@ def order_of(questions: Mapping[str, Sequence[str]]) -> list[tuple[str, int]]:
     placed = []
     for task, texts in questions.items():
         shuffled = sorted((_digest(task, text), place) for place, text in enumerate(texts))
-        placed += [((rank + 0.5) / len(texts), digest, task, place) for rank, (digest, place) in enumerate(shuffled)]
+        begin = int(_digest(task, "")[:13], 16) / 16**13
+        placed += [((rank + begin) / len(texts), digest, task, place) for rank, (digest, place) in enumerate(shuffled)]
     return [(task, place) for _, _, task, place in sorted(placed)]
 
 
