@@ -15,7 +15,7 @@ from slimdown.settings.dataset import DatasetConfig
 from slimdown.settings.method import WHOLE, Method
 from slimdown.settings.schema import TRAINING
 from slimdown.settings.task_files import task_dataset
-from slimdown.showing import words
+from slimdown.showing import numbers, words
 from slimdown.showing.findings import Pair, findings_table, pairs_table
 from slimdown.showing.table import in_markdown, write
 
@@ -105,7 +105,7 @@ def _results(findings: Findings) -> "Iterator[EvalResult]":
     for name, report in findings.after.benchmarks.items():
         tasks = {sample.task for sample in report.samples}
         path, config = task_dataset(min(tasks)) or (report.benchmark.task, None)
-        asked = {"questions": words.asked(len(report.samples), report.n_available)} if report.stages else {}
+        asked = {"questions": numbers.asked(len(report.samples), report.n_available)} if report.stages else {}
         for metric, score in report.scores.items():
             if isfinite(score.value):
                 is_share = all(0 <= sample.scores.get(metric, -1) <= 1 for sample in report.samples)
@@ -246,7 +246,7 @@ def _questions(made: Making, findings: Findings, merged: Merged | None) -> Itera
 
 def _n_asked(report: BenchmarkEvaluation) -> str:
     n = len(report.samples)
-    return f"{words.asked(n, report.n_available)} question{'' if n == 1 else 's'}"
+    return f"{numbers.asked(n, report.n_available)} question{'' if n == 1 else 's'}"
 
 
 def _datasets(made: Making) -> Iterator[tuple[str, DatasetConfig]]:

@@ -155,7 +155,7 @@ def _cell(name: str, change: MeanChange | None) -> Cell:
         return Cell(numbers.NOTHING, values=values)
     notes = [words.cause(*change.main_cause)] if change.main_cause else []
     if change.n < change.n_available:
-        notes.append(f"after {words.asked(change.n, change.n_available)}")
+        notes.append(f"after {numbers.asked(change.n, change.n_available)}")
     return Cell(
         *numbers.mean_points(change.change, change.change.sd_over_seeds),
         note=", ".join(notes),

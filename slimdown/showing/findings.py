@@ -216,7 +216,7 @@ def _measured(name: str, benchmark: BenchmarkChange, metric: str, before: str, a
         Cell(words.benchmark_name(name, benchmark.role), values=about),
         Cell(words.short_metric(metric, benchmark), values={"metric": metric}),
         Cell(
-            words.asked(benchmark.n, benchmark.n_available),
+            numbers.asked(benchmark.n, benchmark.n_available),
             order=benchmark.n,
             values={"n": benchmark.n, "n_available": benchmark.n_available or benchmark.n, "population": d.population},
         ),

@@ -97,6 +97,15 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
+def asked(n: float, n_available: float | None) -> str:
+    """How many questions were asked, and of how many where that were not all.
+
+    >>> asked(48, 1319), asked(1319, 1319), asked(1319, None)
+    ('48 of 1,319', '1,319', '1,319')
+    """
+    return f"{n:,.0f}" + (f" of {n_available:,.0f}" if n_available and n < n_available else "")
+
+
 def plural(n: int, one: str) -> str:
     """A number with its noun.
 

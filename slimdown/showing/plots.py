@@ -22,8 +22,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from slimdown.judging.changes import Changes
 from slimdown.judging.paired import Estimate
 from slimdown.showing.drawing import DARK, HINT, INK, LIGHT, arms, new_figure, say, styled
-from slimdown.showing.numbers import number, points as in_points
-from slimdown.showing.words import LOOKS, asked, kind_of
+from slimdown.showing.numbers import asked, number, points as in_points
+from slimdown.showing.words import LOOKS, kind_of
 
 if TYPE_CHECKING:
     from slimdown.training.fine_tune import StepRecord

@@ -210,6 +210,7 @@ def headline(changes: RecordedChanges) -> str:
     """
     return ", ".join(
         f"{name} {numbers.points(change.change)[0]} {change.verdict}".rstrip()
+        + (f" after {numbers.asked(change.n, change.n_available)}" if change.n < change.n_available else "")
         for name, change in changes.benchmarks.items()
     )
 

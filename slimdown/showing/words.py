@@ -13,7 +13,7 @@ from slimdown.judging.paired import Estimate
 from slimdown.judging.runs import Making
 from slimdown.judging.search import Outcome
 from slimdown.settings.schema import PaperMetric, Role
-from slimdown.showing.numbers import NOTHING, interval, number, percent, plural, points, together
+from slimdown.showing.numbers import NOTHING, asked, interval, number, percent, plural, points, together
 
 if TYPE_CHECKING:  # it would bring torch along
     from slimdown.training.fine_tune import TrainResult
@@ -96,15 +96,6 @@ def kind_of(verdict: str) -> Verdict:
 def benchmark_name(name: str, role: str) -> str:
     """The benchmark's name, a target task marked."""
     return f"{name} *" if role == Role.target.value else name
-
-
-def asked(n: float, n_available: float | None) -> str:
-    """How many questions were asked, and of how many where that were not all.
-
-    >>> asked(48, 1319), asked(1319, 1319), asked(1319, None)
-    ('48 of 1,319', '1,319', '1,319')
-    """
-    return f"{n:,.0f}" + (f" of {n_available:,.0f}" if n_available and n < n_available else "")
 
 
 def legend(changes: Changes) -> str:
