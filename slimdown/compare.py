@@ -163,7 +163,7 @@ def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Pair:
     before, after = (open_part(read_evaluation(store, run, "tuned"), share) for run in runs)
     try:
         found = judge(*common_part(before, after))
-        return Pair(_called(runs[0]), _called(runs[1]), found, notes=tuple(_unlike(runs, (before, after), found)))
+        return Pair(_called(runs[0]), _called(runs[1]), found, notes=tuple(_unlike((before, after), found)))
     except UserError as error:
         difference = str(error).replace("base and tuned cannot be compared", "the two runs cannot be paired")
         raise UserError(
@@ -172,13 +172,13 @@ def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Pair:
         ) from None
 
 
-def _unlike(runs: Sequence[RecordedRun], asked: "tuple[Evaluation, Evaluation]", found: "Findings") -> Iterator[str]:
-    """Where one of two runs was asked more than the other, a sentence each."""
-    for name, common in found.changes.benchmarks.items():
-        counts = [len(report.benchmarks[name].samples) for report in asked]
-        if counts != [common.n] * 2:
-            each = " and ".join(f"{n:,} of {run.name}" for n, run in zip(counts, runs, strict=True))
-            yield f"{name}: paired on the {common.n:,} questions that both were asked; {each} were asked."
+def _unlike(asked: "tuple[Evaluation, Evaluation]", found: "Findings") -> Iterator[str]:
+    """How many questions each of two runs was asked, in a sentence, where one was asked more than the other."""
+    counts = [{name: len(one.samples) for name, one in report.benchmarks.items()} for report in asked]
+    unlike = [name for name in found.changes.benchmarks if counts[0][name] != counts[1][name]]
+    first, second = (", ".join(f"{of[name]:,} of {name}" for name in unlike) for of in counts)
+    if unlike:
+        yield f"Paired on the questions that both were asked; the first was asked {first}, the second {second}."
 
 
 def confirm(runs: Sequence[RecordedRun], store: TrackingConfig) -> list[Pair]:
