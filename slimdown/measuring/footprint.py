@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from slimdown.measuring.engine.decoding import CACHE_TOKENS_PER_BUDGET, GreedyDecoder, Row, Slots
+from slimdown.measuring.engine.decoding import CACHE_TOKENS_PER_BUDGET, GreedyDecoder, Row
 from slimdown.measuring.engine.forward import logits_at, measuring, plain
 from slimdown.measuring.engine.packing import ROW_TOKENS, token_budget
 from slimdown.measuring.engine.sharing import why_not_by_rule
+from slimdown.measuring.engine.slots import Slots
 from slimdown.preparing.memory import LiveBytes
 from slimdown.settings.schema import EvaluationConfig
 
@@ -57,8 +58,10 @@ def _decode(model: Any, budget: int) -> None:
     """As `decoding.py` does: a cache of several budgets, and a forward that fills it."""
     width = min(ROW_TOKENS // 2, budget)
     decoder = GreedyDecoder(model, budget, width, [], lambda rows: [], lambda index, new: None)
-    slots = Slots(max(1, CACHE_TOKENS_PER_BUDGET * budget // (2 * width)), 2 * width)
+    slots = Slots(max(1, CACHE_TOKENS_PER_BUDGET * budget // (2 * width)))
     decoder.prefill([Row([], (0,) * width, (), 0)] * max(1, budget // width), slots, 0)
+    for layer in slots.layers:
+        layer.reserve(slots.n_slots, 2 * width)
 
 
 def _rows(n_rows: int, width: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -16,7 +16,13 @@ import torch
 from transformers import AttentionInterface, DynamicCache
 
 NAME = "slimdown_preamble"
-_preamble: ContextVar[DynamicCache] = ContextVar("preamble")
+# The preamble; and where tokens of many rows lie one after another, of each row where its tokens begin and end, and how
+# many columns they see.
+_attended: ContextVar[tuple[DynamicCache | None, list[tuple[int, int, int]]]] = ContextVar("attended")
+
+
+# torch has no public attention that returns its normalizers on a CPU without compiling; delete this for one that does.
+_attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def preamble_attention(
@@ -34,37 +40,26 @@ def preamble_attention(
     preamble; attention_mask: additive [rows, 1, width, own tokens], all of the preamble in sight,
     or with columns in front for as many of its last tokens, the others out of sight.
     Result: [rows, width, heads, dim]. Raises ValueError for what it does not compute.
+
+    Where `attending_to` was told of rows, query is [1, heads, tokens, dim]; key and value have a row for each of them.
     """
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise ValueError("neither softcap nor sinks are computed here")
-    # torch has no public attention that returns its normalizers on a CPU without compiling; delete
-    # this for one that does.
-    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    preamble, ranges = _attended.get()
     rows, n_heads, width, dim = query.shape
     n_key_heads = key.shape[1]
     per_key = n_heads // n_key_heads
     n_masked = attention_mask.shape[-1] - key.shape[2]
-    own_mask = attention_mask[..., n_masked:]
-    if width == 1:  # decoding: the queries that share keys see the same tokens, so no key is copied
-        own, own_norm = attend(
-            query.reshape(rows, n_key_heads, per_key, dim), key, value, attn_mask=own_mask, scale=scaling
-        )
-        own, own_norm = own.reshape(query.shape), own_norm.reshape(rows, n_heads, width)
-    else:
-        own, own_norm = attend(
-            query,
-            key.repeat_interleave(per_key, dim=1),
-            value.repeat_interleave(per_key, dim=1),
-            attn_mask=own_mask,
-            scale=scaling,
-        )
-    layer = _preamble.get().layers[module.layer_idx]
+    own, own_norm = _own_part(query, key, value, attention_mask[..., n_masked:], scaling, ranges)
+    if preamble is None:
+        return own.transpose(1, 2).contiguous(), None
+    layer = preamble.layers[module.layer_idx]
     grouped = query.reshape(rows, n_key_heads, per_key * width, dim).transpose(0, 1)
     before_mask = None
     if n_masked:
         # Where a token sees none of these, all are level at the least number there is, and get no share below.
         before_mask = attention_mask[..., :n_masked].expand(-1, per_key, -1, -1).reshape(1, 1, -1, n_masked)
-    before, before_norm = attend(
+    before, before_norm = _attend(
         grouped.reshape(1, n_key_heads, rows * per_key * width, dim),
         layer.keys[:, :, -n_masked:],  # all of them where it is 0
         layer.values[:, :, -n_masked:],
@@ -78,17 +73,51 @@ def preamble_attention(
     return merged.transpose(1, 2).contiguous(), None
 
 
+def _own_part(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+    ranges: list[tuple[int, int, int]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What rows attend to in themselves, [rows, heads, width, dim], and its normalizers, [rows, heads, width]."""
+    n_heads, n_key_heads, dim = query.shape[1], key.shape[1], query.shape[3]
+    per_key = n_heads // n_key_heads
+    if not ranges:
+        keys, values = (states.repeat_interleave(per_key, dim=1) for states in (key, value))
+        own, norm = _attend(query, keys, values, attn_mask=mask, scale=scaling)
+        return own, norm
+    found = [  # masks of queries that share keys are copied, and no key is
+        _attend(
+            query[:, :, start:end].reshape(1, n_key_heads, -1, dim),
+            key[row : row + 1, :, :n_seen],
+            value[row : row + 1, :, :n_seen],
+            attn_mask=mask[:, :, start:end, :n_seen].repeat(1, 1, per_key, 1),
+            scale=scaling,
+        )
+        for row, (start, end, n_seen) in enumerate(ranges)
+    ]
+    own = torch.cat([part.reshape(1, n_heads, -1, dim) for part, _ in found], dim=2)
+    return own, torch.cat([norm.reshape(1, n_heads, -1) for _, norm in found], dim=2)
+
+
 AttentionInterface.register(NAME, preamble_attention)
 
 
 @contextmanager
-def attending_to(model: Any, preamble: DynamicCache) -> Iterator[None]:
-    """The model attends to `preamble` in front of every row, which its cache need not hold."""
+def attending_to(
+    model: Any, preamble: DynamicCache | None, ranges: list[tuple[int, int, int]] | None = None
+) -> Iterator[None]:
+    """The model attends to `preamble`, if any, in front of every row, and its cache need not hold it.
+
+    ranges: where tokens of several rows come as one: of each row its first token, its end, the columns that it sees.
+    """
     usual = model.config._attn_implementation
-    token = _preamble.set(preamble)
+    token = _attended.set((preamble, ranges or []))
     model.config._attn_implementation = NAME
     try:
         yield
     finally:
         model.config._attn_implementation = usual
-        _preamble.reset(token)
+        _attended.reset(token)

@@ -1,31 +1,35 @@
-"""Greedy decoding of many prompts: finished rows leave, the next prompts take their place."""
+"""Greedy decoding of many prompts: finished rows leave, the next prompts take their place.
+
+What a row may go on with is guessed (`drafting.py`), and a forward says of several tokens whether they are right.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
 
 from slimdown.measuring.engine.attention import attending_to
+from slimdown.measuring.engine.drafting import FREE_TOKENS, FREE_TOKENS_ELSEWHERE, LONGEST, Draft
 from slimdown.measuring.engine.forward import (
     attention_masks,
     cache_argument,
+    computes_in_float32,
     is_out_of_memory,
     logits_at,
     measuring,
     plain,
     preamble_cache,
-    repeated,
     virtual_tokens,
 )
 from slimdown.measuring.engine.packing import Tokens, group_by_preamble
+from slimdown.measuring.engine.slots import Incoming, Slots
 from slimdown.measuring.parts import Parts
 from slimdown.preparing.memory import release_memory
 
@@ -35,6 +39,9 @@ CACHE_TOKENS_PER_BUDGET = 4
 # Rows that are decoded to their end before the next begin, for each that decodes at once: what a killed measurement
 # need not repeat. Towards the end of a part fewer rows decode together.
 PART = 16
+# Least lead of the likeliest token, in standard deviations of all: rounding in float32, which differs from one batch to
+# another, moves logits by at most a tenth of it. What is closer is decided by a forward of the row alone.
+LEAST_LEAD = 5e-4
 
 
 @dataclass
@@ -46,6 +53,8 @@ class Row:
     preamble: Tokens
     n_apart: int  # tokens whose keys and values are not in its slot: a preamble held once for all rows
     new: list[int] = field(default_factory=list)
+    n_seen: int = 0  # of the new ones, those that were looked at for an end
+    draft: Draft | None = None  # from its second token on
 
     @property
     def tokens(self) -> list[int]:
@@ -57,60 +66,14 @@ class Row:
         return len(self.prompt) + len(self.new) - 1 - self.n_apart
 
 
-class SlotLayer(DynamicLayer):  # type: ignore[misc]  # Any, as all of transformers
-    """One layer's keys and values of all rows, [slots, heads, capacity, dim], written in place."""
-
-    def __init__(self, slots: Slots, keys: torch.Tensor, values: torch.Tensor) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self.slots = slots
-        # Zeros: what a mask hides still enters attention, times zero, and NaN times zero is NaN.
-        self.keys, self.values = (
-            states.new_zeros(slots.n_slots, states.shape[1], slots.capacity, states.shape[3])
-            for states in (keys, values)
-        )
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write one token per row behind its last and return all rows up to the longest."""
-        rows, columns, width = self.slots.rows, self.slots.columns, self.slots.width
-        self.keys[rows, :, columns] = key_states[:, :, 0]
-        self.values[rows, :, columns] = value_states[:, :, 0]
-        return self.keys[: len(rows), :, :width], self.values[: len(rows), :, :width]
-
-
-class Slots(DynamicCache):  # type: ignore[misc]
-    """A cache of `n_slots` rows that come and go; the active ones lie in front, without gaps."""
-
-    def __init__(self, n_slots: int, capacity: int) -> None:
-        super().__init__()
-        self.layers: list[Any]
-        self.n_slots, self.capacity = n_slots, capacity
-        self.rows = self.columns = torch.empty(0, dtype=torch.long)
-        self.width = 0
-
-    def fill(self, slot: int, source: DynamicCache, row: int, length: int) -> None:
-        """Copy the first `length` tokens of a row of `source` into `slot`."""
-        if not self.layers:
-            self.layers = [SlotLayer(self, layer.keys, layer.values) for layer in source.layers]
-        for mine, theirs in zip(self.layers, source.layers, strict=True):
-            mine.keys[slot, :, :length] = theirs.keys[row, :, :length]
-            mine.values[slot, :, :length] = theirs.values[row, :, :length]
-
-    def aim(self, columns: torch.Tensor) -> torch.Tensor:
-        """Set where each active row writes next; returns what it may see, [rows, 1, 1, width]."""
-        self.rows, self.columns = torch.arange(len(columns), device=columns.device), columns
-        self.width = int(columns.max()) + 1
-        return (torch.arange(self.width, device=columns.device) <= columns[:, None])[:, None, None]
-
-
 class GreedyDecoder:
     """Decodes prompts greedily on a causal LM; those of one with virtual tokens begin with them.
 
     merging: rows attend to their preamble once together (`attention.py`), and no slot holds it.
     `is_finished` sees the new tokens of rows and says which have met a stop string; `finished` is
     called with a prompt's index and its new tokens as soon as they are complete. What is in `parts` is not decoded.
+
+    In float32 a row's tokens depend on the row alone: neither on what is decoded beside it nor on what was guessed.
     """
 
     def __init__(
@@ -131,9 +94,18 @@ class GreedyDecoder:
         self.is_finished, self.finished = is_finished, finished
         self.merging = merging
         self._preamble: tuple[Tokens, DynamicCache | None] = ((), None)
+        self.is_exact = computes_in_float32(model)
+        self._free_tokens = FREE_TOKENS.get(self.device.type, FREE_TOKENS_ELSEWHERE)
+        self.n_decoded = self.n_guessed = 0  # tokens, and those of them that were guessed
 
-    def run(self, prompts: Sequence[Tokens]) -> int:
-        """Decode every prompt; returns the token budget, halved each time memory ran out."""
+    def run(self, prompts: Sequence[Tokens], answers: Sequence[Sequence[int]] = ()) -> int:
+        """Decode every prompt; returns the token budget, halved each time memory ran out.
+
+        answers: tokens that another model put behind each prompt, if any: what of them is right comes sooner. They are
+        used in float32 alone: elsewhere rounding would let them decide between tokens that are nearly as likely.
+        """
+        size = self.model.get_input_embeddings().weight.shape[0]
+        self._answers = [[token for token in answer if token < size] for answer in answers] if self.is_exact else []
         by_prompt: dict[Tokens, list[int]] = {}
         for index, prompt in enumerate(prompts):
             by_prompt.setdefault(prompt, []).append(index)
@@ -166,10 +138,10 @@ class GreedyDecoder:
                     for _ in batch:
                         waiting.popleft()
                     active += batch
+                    self._take(batch, [[]] * len(batch), logits)
                 else:
-                    logits = self.step(active, slots)
-                for row, token in zip(active[-len(logits) :], logits.float().argmax(-1).tolist(), strict=True):
-                    row.new.append(token)
+                    drafts = self._drafts(active)
+                    self._take(active, drafts, self.step(active, slots, drafts))
                 self._retire(slots, active)
             except RuntimeError as error:
                 if not is_out_of_memory(error) or slots.n_slots == 1:
@@ -189,7 +161,7 @@ class GreedyDecoder:
         return max(1, min(most, CACHE_TOKENS_PER_BUDGET * self.token_budget // self.capacity))
 
     def _slots(self, most: int) -> Slots:
-        return Slots(self._n_slots(most), self.capacity)
+        return Slots(self._n_slots(most))
 
     def _admitted(self, waiting: Sequence[Row], active: Sequence[Row], n_slots: int) -> list[Row]:
         """The rows to start now: none while fewer slots are free than half a forward's worth."""
@@ -218,25 +190,20 @@ class GreedyDecoder:
         lengths = [len(row.tokens) for row in batch]
         for r, row in enumerate(batch):
             input_ids[r, : lengths[r] - n_shared] = torch.tensor(row.tokens[n_shared:])
-        cache = DynamicCache()
         inputs: dict[str, Any] = {}
+        known = self._known(preamble) if preamble else None
         if preamble:
-            known = self._known(preamble)
             positions = torch.arange(n_shared, n_shared + width, device=self.device)[None]
             own = torch.ones(n_rows, 1, width, width, dtype=torch.bool, device=self.device).tril_()
             inputs["position_ids"] = positions.expand(n_rows, -1)
             inputs["attention_mask"] = attention_masks(self.model, own, positions, positions, n_shared, self.merging)
-            if not self.merging:
-                cache = repeated(known, n_rows)
         # Padding sits on the right, where causal attention keeps it out of sight without a mask.
         last = torch.tensor([r * width + n - n_shared - 1 for r, n in enumerate(lengths)])
         input_ids = input_ids.to(self.device)
+        cache = Incoming(slots, n_active, None if self.merging else known, n_rows)
         inputs |= cache_argument(self.model, cache) | {"use_cache": True}
-        with self._attending(preamble):
-            logits = logits_at(plain(self.model), last.to(self.device), input_ids=input_ids, **inputs)
-        for r, row in enumerate(batch):
-            slots.fill(n_active + r, cache, r, lengths[r] - row.n_apart)
-        return logits
+        with attending_to(self.model, known) if known and self.merging else nullcontext():
+            return logits_at(plain(self.model), last.to(self.device), input_ids=input_ids, **inputs)
 
     def _known(self, preamble: Tokens) -> DynamicCache:
         """The keys and values of a preamble, kept until another one comes."""
@@ -245,41 +212,107 @@ class GreedyDecoder:
         assert self._preamble[1] is not None
         return self._preamble[1]
 
-    def _attending(self, preamble: Tokens) -> AbstractContextManager[None]:
-        """Inside, rows attend to a preamble that no slot holds."""
-        return attending_to(self.model, self._known(preamble)) if preamble and self.merging else nullcontext()
+    def step(self, active: Sequence[Row], slots: Slots, drafts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Feed each active row its newest token and its draft.
 
-    def step(self, active: Sequence[Row], slots: Slots) -> torch.Tensor:
-        """Feed each active row its newest token; logits [rows, vocabulary] of the one after it."""
-        columns = torch.tensor([row.n_cached for row in active], device=self.device)
-        allowed = slots.aim(columns)
-        n_apart = active[0].n_apart
+        Logits [tokens fed, vocabulary] of what comes after each, row by row.
+        """
+        fed = [[row.new[-1], *draft] for row, draft in zip(active, drafts, strict=True)]
+        n_apart, preamble = active[0].n_apart, active[0].preamble
+        starts = [row.n_cached for row in active]
+        ends = [start + len(tokens) for start, tokens in zip(starts, fed, strict=True)]
+        if self.merging:  # all tokens are one row, which attention takes apart: nothing fills up short ones
+            tokens = [[token for row in fed for token in row]]
+            rows = [[r for r, row in enumerate(fed) for _ in row]]
+            columns = [[c for start, end in zip(starts, ends, strict=True) for c in range(start, end)]]
+            positions, kept = columns, [*range(len(tokens[0]))]
+        else:
+            width = max(map(len, fed))
+            tokens = [row + [0] * (width - len(row)) for row in fed]
+            rows = [[r] * width for r in range(len(fed))]
+            columns = [[*range(start, start + width)] for start in starts]
+            # What fills up a short row stays within the positions that the model has.
+            positions = [[min(c, end - 1) for c in row] for row, end in zip(columns, ends, strict=True)]
+            kept = [r * width + i for r, row in enumerate(fed) for i in range(len(row))]
+        allowed = slots.aim(self._tensor(rows), self._tensor(columns), len(active))[:, None]
+        queries = self._tensor(positions) + n_apart
         keys = torch.arange(n_apart, n_apart + slots.width, device=self.device)[None]
-        positions = columns[:, None] + n_apart
-        mask = attention_masks(self.model, allowed, positions, keys, n_apart, n_apart > 0)
-        with self._attending(active[0].preamble):
-            logits: torch.Tensor = plain(self.model)(
-                input_ids=torch.tensor([[row.new[-1]] for row in active], device=self.device),
-                attention_mask=mask,
-                position_ids=positions,
-                use_cache=True,
-                **cache_argument(self.model, slots),
-            ).logits[:, -1]
-        return logits
+        inputs = {
+            "input_ids": self._tensor(tokens),
+            "attention_mask": attention_masks(self.model, allowed, queries, keys, n_apart, self.merging),
+            "position_ids": queries,
+            "use_cache": True,
+        }
+        places = accumulate((len(row) for row in fed), initial=0)
+        ranges = [(start, after, end) for (start, after), end in zip(pairwise(places), ends, strict=True)]
+        known = self._known(preamble) if preamble else None
+        with attending_to(self.model, known, ranges) if self.merging else nullcontext():
+            return logits_at(plain(self.model), self._tensor(kept), **inputs, **cache_argument(self.model, slots))
+
+    def _tensor(self, values: Any) -> torch.Tensor:
+        return torch.tensor(values, device=self.device)
+
+    def _drafts(self, active: Sequence[Row]) -> list[list[int]]:
+        """What each row may go on with."""
+        for row in active:
+            if row.draft is None:
+                answer = self._answers[row.indices[0]] if self._answers else ()
+                row.draft = Draft(row.prompt, answer, self._free_tokens)
+                row.draft.extend(row.new)
+        # A draft that is right is followed by one more token; where short rows are filled up, none may be long.
+        longest = LONGEST if self.merging else self._free_tokens // len(active)
+        most = [min(longest, self.max_new_tokens - len(row.new) - 1) for row in active]
+        return [row.draft.guess(len(active), n) for row, n in zip(active, most, strict=True) if row.draft]
+
+    def _take(self, rows: Sequence[Row], drafts: Sequence[Sequence[int]], logits: torch.Tensor) -> None:
+        """Give each row what its draft is right about, and the token after it."""
+        best = logits.float()
+        likeliest = best.argmax(-1)
+        tokens, close = likeliest.tolist(), [False] * len(best)
+        if self.is_exact:
+            lead = best.gather(1, likeliest[:, None])[:, 0] - best.scatter(1, likeliest[:, None], -torch.inf).amax(-1)
+            close = (lead < LEAST_LEAD * best.std(-1)).tolist()
+        found: list[list[int]] = []
+        at = 0
+        for row, draft in zip(rows, drafts, strict=True):
+            new: list[int] = []
+            for i in range(len(draft) + 1):
+                new.append(self._alone(row, new) if close[at + i] else tokens[at + i])
+                if i == len(draft) or new[-1] != draft[i]:
+                    break
+            at += len(draft) + 1
+            found.append(new)
+        for row, new in zip(rows, found, strict=True):
+            row.new += new
+            self.n_decoded += len(new)
+            self.n_guessed += len(new) - 1
+            if row.draft is not None:
+                row.draft.learn(new)
+
+    def _alone(self, row: Row, new: Sequence[int]) -> int:
+        """What comes after the row and `new`, from a forward of nothing else."""
+        ahead = Row([], row.prompt, row.preamble, row.n_apart, [*row.new, *new])
+        return int(self.prefill([ahead], Slots(1), 0).argmax(-1))
 
     def _retire(self, slots: Slots, active: list[Row]) -> None:
-        stopped = self.is_finished([row.new for row in active])
+        ends = [(i, n) for i, row in enumerate(active) for n in range(row.n_seen + 1, len(row.new) + 1)]
+        stopped = self.is_finished([active[i].new[:n] for i, n in ends])
+        lengths: dict[int, int] = {}  # of the rows that have ended
+        for (i, n), stops in zip(ends, stopped, strict=True):
+            if stops or active[i].new[n - 1] in self.eos_token_ids or n >= self.max_new_tokens:
+                lengths.setdefault(i, n)
         for i in reversed(range(len(active))):
             row = active[i]
-            at_eos = row.new[-1] in self.eos_token_ids
-            if not (stopped[i] or at_eos or len(row.new) >= self.max_new_tokens):
+            row.n_seen = len(row.new)
+            if i not in lengths:
                 continue
+            del row.new[lengths[i] :]
             for index in row.indices:
                 self.finished(index, row.new)
             last = active.pop()
             if last is not row:  # the last row moves into the gap
                 active[i] = last
-                slots.fill(i, slots, len(active), last.n_cached)
+                slots.move(i, len(active), last.n_cached)
 
 
 def decoded(model: Any, prompt: Tokens, max_new_tokens: int) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from transformers.cache_utils import DynamicLayer
 
 from slimdown.measuring.engine.attention import attending_to
 from slimdown.measuring.engine.packing import PackedRows
-from slimdown.preparing.products import wide_products
 
 # Numbers of the vocabulary-wide softmax held at once: few enough for a processor's cache.
 SOFTMAX_NUMBERS = 2**20
@@ -22,7 +22,7 @@ SOFTMAX_NUMBERS = 2**20
 
 @contextmanager
 def measuring(model: torch.nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, without gradients, its products at full speed; as it was on leaving."""
+    """The model in evaluation mode and without gradients; every module as it was on leaving."""
     training = [(module, module.training) for module in model.modules()]
     # bitsandbytes repacks 4-bit weights for AVX512-BF16 at the first evaluation forward on a CPU,
     # and the packed kernel has no gradient: training afterwards would silently train nothing.
@@ -33,13 +33,21 @@ def measuring(model: torch.nn.Module) -> Iterator[None]:
         module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     try:
         # Not inference_mode: tensors that modules cache in a forward could not be trained through.
-        with torch.no_grad(), wide_products():
+        with torch.no_grad():
             yield
     finally:
         for module in packing:
             module.support_avx512bf16_for_cpu = True  # type: ignore[assignment]
         for module, was_training in training:
             module.training = was_training
+
+
+def computes_in_float32(model: Any) -> bool:
+    """Whether rounding is float32's all through."""
+    kinds = {x.dtype for x in chain(model.parameters(), model.buffers()) if x.is_floating_point()}
+    kinds |= {layer.compute_dtype for layer in model.modules() if getattr(layer, "compute_dtype", None)}
+    exact = torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled(model.device.type)
+    return exact and kinds <= {torch.float32, torch.float64}
 
 
 def cache_argument(model: Any, cache: Any) -> dict[str, Any]:

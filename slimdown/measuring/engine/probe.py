@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from slimdown.measuring.engine.decoding import GreedyDecoder, Row, Slots
+from slimdown.measuring.engine.decoding import GreedyDecoder, Row
 from slimdown.measuring.engine.forward import logits_at, packed_logits, preamble_cache
 from slimdown.measuring.engine.packing import ROW_TOKENS, Question, Tokens, pack
+from slimdown.measuring.engine.slots import Slots
 
-STEPS = 3  # tokens that each probed prompt decodes: the first from its prompt, the others a step each
+STEPS = 3  # tokens that are put behind each probed prompt: what it decodes, and a draft
 
 Scored = tuple[Tokens, int]  # a row of tokens, and how many of its last ones predict what is scored
 
@@ -58,14 +59,17 @@ class Probe:
         )
         n_apart = len(self.preamble) if merging else 0
         rows = [Row([], context, self.preamble, n_apart) for context in self.contexts]
-        slots = Slots(len(rows), max(map(len, self.contexts)) + STEPS)
-        steps = [decoder.prefill(rows, slots, 0)]
-        while len(steps) < STEPS:
-            for row, token in zip(rows, steps[-1].argmax(-1).tolist(), strict=True):
-                row.new.append(token)
-            steps.append(decoder.step(rows, slots))
-        alone = [self._plain([(tuple(row.tokens), STEPS)])[0] for row in rows]
-        return max(distance(mine, own) for mine, own in zip(torch.stack(steps, 1), alone, strict=True))
+        slots, drafts = Slots(len(rows)), (self.tokens[: STEPS - 1], self.tokens[:1])
+        found = torch.split(decoder.prefill(rows, slots, 0), 1)
+        error = 0.0
+        for fed in (drafts, ((), ())):  # what is dropped of a draft must not be seen by the step that follows
+            for row, logits in zip(rows, found, strict=True):
+                row.new.append(int(logits[0].argmax()))
+            found = torch.split(decoder.step(rows, slots, fed), [1 + len(draft) for draft in fed])
+            for row, draft, logits in zip(rows, fed, found, strict=True):
+                alone = self._plain([((*row.tokens, *draft), len(logits))])[0]
+                error = max(error, distance(logits, alone))
+        return error
 
     def _packed(self, n_preamble: int, cache: Any, merging: bool) -> float:
         long, short = (

@@ -50,6 +50,7 @@ from slimdown.measuring.engine.sharing import Scoring, asks_greedily, choose_sco
 from slimdown.measuring.parts import Parts
 from slimdown.preparing import processes
 from slimdown.preparing.memory import release_memory
+from slimdown.preparing.products import wide_products
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -103,6 +104,8 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         self._asked_scoring = scoring
         self._bars: ProgressBars | None = None
         self.parts = Parts()  # of the benchmark that is asked
+        self.answered: dict[str, str] = {}  # by prompt, what another model answered: a guess at what this one will
+        self.n_decoded = self.n_guessed = 0  # tokens, and those of them that were guessed
 
     @cached_property
     def scoring(self) -> Scoring:
@@ -133,10 +136,7 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     @contextmanager
     def _measuring(self) -> Iterator[None]:
         dtype = self.mixed_precision_dtype
-        with (
-            measuring(self.model),
-            torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
-        ):
+        with measuring(self.model), wide_products(), torch.autocast(self.device.type, dtype, dtype is not None):
             yield
 
     # Log-likelihoods
@@ -375,8 +375,11 @@ class SharedWorkLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         in_order = sorted(range(len(prompts)), key=prompts.__getitem__)  # those that begin alike are neighbours
         mine = [in_order[k] for k in processes.share([len(prompts[i]) + max_new_tokens for i in in_order])]
         with self._measuring():
-            if mine and decoder.run([prompts[i] for i in mine]) < before:
+            texts_of_another = [self.answered.get(requests[members[i]].args[0], "") for i in mine]
+            known = [self.tok_encode(text, add_special_tokens=False) if text else [] for text in texts_of_another]
+            if mine and decoder.run([prompts[i] for i in mine], known) < before:
                 self.token_budget = decoder.token_budget
+        self.n_decoded, self.n_guessed = self.n_decoded + decoder.n_decoded, self.n_guessed + decoder.n_guessed
         texts |= merged(processes.gathered({members[i]: texts[members[i]] for i in mine}))
         self._done(members[i] for i in set(range(len(prompts))) - set(mine))
 
