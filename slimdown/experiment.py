@@ -5,9 +5,9 @@ from functools import partial
 from slimdown.guarding.interruption import stop_between_forwards
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
-from slimdown.measuring.harness import choose_scoring
-from slimdown.measuring.measure import measure
+from slimdown.judging.stopping import open_benchmarks
 from slimdown.measuring.questions import load_tasks
+from slimdown.measuring.turns import Asking
 from slimdown.preparing.model import load_model
 from slimdown.recording.evaluations import base_record, tuned_record
 from slimdown.recording.provenance import About, peak_memory_bytes
@@ -40,18 +40,18 @@ def experiment(config: RunConfig, about: About) -> Findings:
             way = way_to_tuned(base, config, tasks, tracked.log_contamination)
         console.show_notes(way.notes)
         tracked.log_data(way.data, way.estimates)
-        dequantize = config.quantization.dequantize_for_evaluation
-        scoring = choose_scoring(base, tasks, config.benchmark, config.evaluation, dequantize, way.adapter)
-        ask = partial(measure, tasks=tasks, chosen=config.benchmark, config=config.evaluation, scoring=scoring)
+        asking = Asking.alike(base, tasks, config, way.adapter)
         with progress_bar("measuring the base") as bar, base_record(config, base, tracked, note) as record:
-            before = open_part(ask(base, record=record, on_progress=bar), holdout)
+            before = asking.base(base, record, bar, way.keeps_base)
             way.measure_base(record)
-        tracked.log_base(before)
+        tracked.log_base(open_part(before, holdout))
         with progress_bar(way.doing) as bar:
             tuned = way.obtain(about.folder, tracked.log_step, bar, tracked.interim, about.watch)
         tracked.log_tuned(tuned)
-        with progress_bar("measuring the tuned model") as bar:
-            after = open_part(ask(tuned.model, record=tuned_record(config, tracked, note), on_progress=bar), holdout)
+        with progress_bar("measuring the tuned model") as bar, base_record(config, base, tracked, note) as record:
+            records = record, tuned_record(config, tracked, note)
+            both = asking.both(before, base, tuned.model, records, open_benchmarks, bar)
+        before, after = (open_part(one, holdout) for one in both)
         findings = judge(before, after, tuned.training, peak_memory_bytes() | way.estimates)
         tracked.keep(findings, files.files_of(findings, about.name, tracked.run_id, config, about.environment))
         tracked.log_card(partial(card.model_card, findings=findings))

@@ -14,11 +14,13 @@ import transformers
 from conftest import SMALL
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
+from test_until import Memory
 
 from bench.families import tiny
 from slimdown.guarding.errors import ConfigError, UserError
 from slimdown.measuring.harness import choose_scoring, evaluate
 from slimdown.measuring.questions import load_tasks
+from slimdown.measuring.turns import Asking
 from slimdown.measuring.validation import validation_loss
 from slimdown.preparing.data import load_data
 from slimdown.preparing.identity import weights_digest
@@ -27,7 +29,7 @@ from slimdown.recording.pyfunc import Completing
 from slimdown.settings.commandline import check_command_line
 from slimdown.settings.files import CONF_DIR
 from slimdown.settings.load import load_config
-from slimdown.settings.method import Method
+from slimdown.settings.method import WHOLE, Method
 from slimdown.settings.schema import RunConfig
 from slimdown.training.fine_tune import Tuned, fine_tune
 from slimdown.training.rows import prepare_rows
@@ -173,6 +175,26 @@ def test_base_and_tuned_are_asked_alike_on_the_shared_path(method: Method, train
     pairs = zip(found.benchmarks["pocket_cs"].samples, stock.benchmarks["pocket_cs"].samples, strict=True)
     for sample, expected in pairs:
         assert sample.log_likelihoods == pytest.approx(expected.log_likelihoods, abs=1e-3)
+
+
+@pytest.mark.parametrize("method", [method for method in Method if method not in WHOLE])
+def test_with_the_adapter_off_the_base_answers_as_it_did_alone_to_the_bit(
+    method: Method, trained: dict[Method, Tuned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slimdown.measuring.order.FIRST", 4)
+    config = settings_of(method, "evaluation.until=decided")
+    config.benchmark = {name: config.benchmark[name] for name in ("pocket_math", "pocket_cs")}
+    alone, tuned = load_model(config.model, config.quantization), trained[method].model
+    asking = Asking.alike(alone, load_tasks(config.benchmark), config, way_to_tuned(alone, config).adapter)
+    told: Any = lambda done, total, note: None  # noqa: E731
+    expected = asking.base(alone, Memory(), told, stays=False)
+    before = asking.base(alone, Memory(), told, stays=True)  # the first stage
+    base = replace(alone, model=tuned.model.get_base_model())
+    found, after = asking.both(before, base, tuned, (Memory(), Memory()), lambda *looked: {*config.benchmark}, told)
+    for name, report in expected.benchmarks.items():
+        assert report.stages == (4, 6, 8)
+        assert found.benchmarks[name].samples == report.samples
+    assert after.benchmarks["pocket_cs"].samples != expected.benchmarks["pocket_cs"].samples
 
 
 @pytest.mark.parametrize("method", [Method.prefix, Method.prompt])

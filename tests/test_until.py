@@ -1,19 +1,35 @@
 """Asking in stages: in which order, how far each goes, and that what is asked is what a whole evaluation asks."""
 
+import copy
 import re
+import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 
 import pytest
+import torch
 from made_up import written
+from mlflow import MlflowClient
+from peft import LoraConfig, get_peft_model
 
+from slimdown.experiment import experiment
 from slimdown.guarding.errors import ConfigError
-from slimdown.measuring.answers import read_samples, write_samples
+from slimdown.judging.changes import changes_between
+from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, read_samples, write_samples
 from slimdown.measuring.order import order_of, stages_of
+from slimdown.measuring.parts import Parts
+from slimdown.measuring.questions import load_tasks
+from slimdown.measuring.turns import Asking
+from slimdown.pocket import DATA_DIR, TASKS_DIR
+from slimdown.preparing.model import LoadedModel, load_model
+from slimdown.recording.provenance import About
+from slimdown.recording.read import find_runs, read_evaluation
 from slimdown.settings.commandline import check_command_line
-from slimdown.settings.schema import RunConfig, Until
+from slimdown.settings.schema import BenchmarkConfig, RunConfig, Until
 
 Composed = Callable[..., RunConfig]
 
@@ -92,3 +108,207 @@ def test_a_budget_may_be_given_and_is_that_of_what_is_to_be_retained_otherwise(c
     budget = ["benchmark=[pocket_instructions]", "benchmark.pocket_instructions.max_loss=0"]
     target = composed("evaluation.until=budget", *budget)
     assert target.benchmark["pocket_instructions"].max_loss == 0
+
+
+# --- asking ------------------------------------------------------------------------------------------------------
+
+FEW = 12  # questions, in stages of 4, 6, 9 and 12
+IN_STAGES = ("benchmark=[pocket_cs]", f"benchmark.pocket_cs.limit={FEW}", "evaluation.until=decided")
+
+
+class Memory:
+    """A record in memory, with parts in a folder where there is one."""
+
+    def __init__(self, folder: Path | None = None, kept: dict[str, BenchmarkEvaluation] | None = None) -> None:
+        self.folder, self.kept, self.stage = folder, {} if kept is None else kept, 0
+        self.made: list[tuple[str, int]] = []
+        self.asked: dict[str, BenchmarkEvaluation] = {}
+
+    def lock(self, key: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def find(self, name: str, key: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
+        return self.kept.get(key)
+
+    def keep(self, name: str, key: str, report: BenchmarkEvaluation) -> None:
+        self.kept[key] = report
+        self.made.append((name, self.stage))
+
+    def keep_asked(self, evaluation: Evaluation) -> None:
+        self.asked |= evaluation.benchmarks
+
+    def parts(self, key: str) -> Parts:
+        return Parts(self.folder / f"{key}.jsonl", 0.0, stays=True) if self.folder else Parts()
+
+    def of_stage(self, n: int) -> "Memory":
+        record = copy.copy(self)
+        record.stage = n
+        return record
+
+    def find_loss(self, key: str) -> None:
+        return None
+
+    def keep_loss(self, key: str, loss: float) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slimdown.measuring.order.FIRST", 4)
+
+
+@pytest.fixture(scope="module")
+def tasks_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded tasks, and of them one with worked examples and a group."""
+    folder = Path(shutil.copytree(TASKS_DIR, tmp_path_factory.mktemp("tasks") / "tasks"))
+    finder = (folder / "dataset.py").read_text()
+    (folder / "dataset.py").write_text(f"{finder}\nDATA_DIR = Path({str(DATA_DIR)!r})\n")
+    shots = "include: pocket_cs.yaml\ntask: pocket_shots\nfewshot_split: test\nnum_fewshot: 2\n"
+    (folder / "pocket_shots.yaml").write_text(shots)
+    group = "group: pocket_group\ntask: [pocket_cs, pocket_cs_dev]\naggregate_metric_list: [{metric: acc}]\n"
+    (folder / "pocket_group.yaml").write_text(group)
+    return folder
+
+
+def asking_of(config: RunConfig, base: LoadedModel) -> Asking:
+    return Asking.alike(base, load_tasks(config.benchmark), config, None)
+
+
+def tuned_from(base: LoadedModel) -> LoadedModel:
+    """An adapter that was not trained, and moves every answer."""
+    shape = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(base.model, shape).eval()
+    return replace(base, model=model, identity={**base.identity, "adapter": "random"})
+
+
+def questions(report: BenchmarkEvaluation) -> list[tuple[str, int, str, str]]:
+    return [(s.task, s.doc_id, s.doc_hash, s.prompt_hash) for s in report.samples]
+
+
+def told(done: int, total: int, note: str) -> None:
+    assert 0 <= done <= total
+
+
+@pytest.mark.parametrize("task", ["pocket_math", "pocket_shots", "pocket_group"])
+def test_what_is_asked_in_stages_is_what_a_whole_evaluation_asks(
+    task: str, composed: Composed, tasks_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts and worked examples, and in float32 the answers; in bfloat16 what is computed side by side moves them."""
+    monkeypatch.setattr("slimdown.measuring.questions.TASKS_DIR", tasks_dir)
+    exact = ("model.dtype=float32", "quantization=none")
+    config = composed("benchmark=[pocket_cs,pocket_math]", "evaluation.until=decided", *exact)
+    known = config.benchmark["pocket_math" if task == "pocket_math" else "pocket_cs"]
+    config.benchmark = {task: replace(known, task=task, limit=FEW, num_fewshot=2 if task == "pocket_shots" else 0)}
+    base = load_model(config.model, config.quantization)
+    asking = asking_of(config, base)
+    staged = asking.base(base, Memory(), told, stays=False).benchmarks[task]
+    whole = replace(asking, config=replace(config.evaluation, until=Until.all))
+    at_once = whole.base(base, Memory(), told, stays=False).benchmarks[task]
+    assert staged.n_available == staged.stages[-1] == len(at_once.samples)
+    assert staged.stages == stages_of(len(at_once.samples))
+    assert questions(staged) != questions(at_once)
+    assert sorted(questions(staged)) == sorted(questions(at_once))
+    assert staged.task_version == at_once.task_version
+    answers = {(s.task, s.doc_id): s for s in at_once.samples}
+    for sample in staged.samples:
+        other = answers[sample.task, sample.doc_id]
+        assert (sample.prompt, sample.target, sample.answers) == (other.prompt, other.target, other.answers)
+        assert sample.log_likelihoods == pytest.approx(other.log_likelihoods, abs=1e-4)
+    assert staged.score.value == pytest.approx(at_once.score.value)
+
+
+def test_both_are_asked_as_far_as_need_be_and_a_stage_of_the_base_once(composed: Composed) -> None:
+    config = composed("benchmark=[pocket_cs,pocket_math]", "evaluation.until=decided")
+    for benchmark in config.benchmark.values():
+        benchmark.limit = FEW
+    config.benchmark["pocket_cs"].limit = 4  # one stage: asked whole
+    base = load_model(config.model, config.quantization)
+    asking, record, own = asking_of(config, base), Memory(), Memory()
+    before = asking.base(base, record, told, stays=True)
+    assert record.made == [("pocket_cs", 0), ("pocket_math", 4)]
+    looks: list[int] = []
+
+    def until_nine(before: Evaluation, after: Evaluation, until: Until) -> set[str]:
+        for one in (before, after):
+            looks.append(len(one.benchmarks["pocket_math"].samples))
+        return {"pocket_cs", "pocket_math"} if looks[-1] < 9 else {"pocket_cs"}
+
+    tuned = tuned_from(base)
+    before, after = asking.both(before, base, tuned, (record, own), until_nine, told)
+    assert looks == [4, 4, 6, 6, 9, 9]
+    assert record.made[2:] == [("pocket_math", 6), ("pocket_math", 9)]
+    for evaluation, kept in ((before, record), (after, own)):
+        report = evaluation.benchmarks["pocket_math"]
+        assert (report.stages, report.n_available, len(report.samples)) == ((4, 6, 9), FEW, 9)
+        assert kept.asked == {"pocket_math": report}
+        assert (evaluation.benchmarks["pocket_cs"].stages, len(evaluation.benchmarks["pocket_cs"].samples)) == ((), 4)
+    assert changes_between(before, after).benchmarks["pocket_math"].n == 9
+    again = load_model(config.model, config.quantization)
+    later = Memory(kept=record.kept)
+    found = asking_of(config, again).base(again, later, told, stays=False)  # as before a training of its weights
+    assert later.made == [("pocket_math", 12)]
+    assert found.benchmarks["pocket_math"].samples[:9] == before.benchmarks["pocket_math"].samples
+
+
+def test_scores_that_are_no_shares_are_asked_to_the_end_and_not_looked_at(composed: Composed) -> None:
+    config = composed(*IN_STAGES)
+    base = load_model(config.model, config.quantization)
+    asking = asking_of(config, base)
+    [task] = asking.tasks["pocket_cs"]["tasks"].values()
+    task.process_results = lambda doc, results: {"acc": 7.0}
+    before = asking.base(base, Memory(), told, stays=True)
+    records = Memory(), Memory()
+    both = asking.both(before, base, tuned_from(base), records, lambda before, after, until: set(), told)
+    for one in both:
+        report = one.benchmarks["pocket_cs"]
+        assert (len(report.samples), report.stages, report.score.value) == (FEW, (), 7.0)
+
+
+def test_a_killed_asking_goes_on_from_what_was_answered(composed: Composed, tmp_path: Path) -> None:
+    config = composed(*IN_STAGES, "quantization=none")
+    config.evaluation.token_budget = 96  # a few rows a forward
+    forwards = [0, 0]
+
+    def asked(folder: Path, most: float) -> Evaluation:
+        base = load_model(config.model, config.quantization)
+        asking = asking_of(config, base)
+        before = asking.base(base, Memory(), told, stays=False)
+        torch.manual_seed(0)
+        tuned = tuned_from(base)
+
+        def count(*_: object) -> None:
+            if forwards[1] >= most:
+                raise KeyboardInterrupt
+            forwards[1] += 1
+
+        tuned.model.get_input_embeddings().register_forward_pre_hook(count)
+        records = Memory(), Memory(folder)
+        return asking.both(before, base, tuned, records, lambda before, after, until: {"pocket_cs"}, told)[1]
+
+    whole = asked(tmp_path / "a", inf)
+    forwards = [forwards[1], 0]
+    with pytest.raises(KeyboardInterrupt):
+        asked(tmp_path / "b", 2 * forwards[0] // 3)
+    again = asked(tmp_path / "b", inf)
+    assert again.benchmarks["pocket_cs"].samples == whole.benchmarks["pocket_cs"].samples
+    assert forwards[1] <= forwards[0] + 1
+
+
+def test_a_run_keeps_what_was_asked_of_both_and_the_next_finds_the_stages_of_the_base(
+    store: MlflowClient, composed: Composed, tmp_path: Path
+) -> None:
+    rows = ["dataset.pocket_instructions.max_examples=16", "dataset.pocket_instructions.validation_examples=4"]
+    for seed in (0, 1):
+        config = composed(*IN_STAGES, *rows, "train.max_steps=2", f"seed={seed}")
+        findings = experiment(config, About(f"seed {seed}", "", [], tmp_path / f"scratch{seed}"))
+        [run] = [run for run in find_runs(config.tracking) if run.name == f"seed {seed}"]
+        for model, evaluation in (("base", findings.before), ("tuned", findings.after)):
+            assert read_evaluation(config.tracking, run, model).benchmarks == evaluation.benchmarks
+            score = evaluation.benchmarks["pocket_cs"].score
+            assert store.get_run(run.run_id).data.metrics[f"{model}/pocket_cs/acc"] == score.value
+        samples = {file.path for file in store.list_artifacts(run.run_id, "samples")}
+        assert samples == {"samples/base-pocket_cs.parquet", "samples/tuned-pocket_cs.parquet"}
+    stages = findings.before.benchmarks["pocket_cs"].stages
+    files = sorted(file.name for file in (tmp_path / "mlruns").rglob("base-pocket_cs-to-*.parquet"))
+    assert files == sorted(f"base-pocket_cs-to-{n}.parquet" for n in stages)
+    assert not list((tmp_path / "mlruns").rglob("*.jsonl"))

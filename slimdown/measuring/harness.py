@@ -8,7 +8,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -20,8 +20,8 @@ import torch
 
 from slimdown.guarding.errors import UserError
 from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation
-from slimdown.measuring.questions import FEWSHOT_SEED, build_requests
-from slimdown.measuring.results import read_results
+from slimdown.measuring.questions import FEWSHOT_SEED, Staged, build_requests, in_stages
+from slimdown.measuring.results import read_results, read_stage
 from slimdown.preparing import processes
 from slimdown.preparing.causal import CausalModel, own_forward
 from slimdown.preparing.chat import ONE_DAY, check_chat_template
@@ -79,16 +79,26 @@ class Evaluator:
         Raises:
             UserError: the worked examples do not fit in the model's window; the harness would cut them in silence.
         """
-        digest = hashlib.sha256()
-        for name, task in sorted(loaded_task["tasks"].items()):
+        self._build(loaded_task, benchmark)
+        return _digest((name, task, task.instances) for name, task in sorted(loaded_task["tasks"].items()))
+
+    def in_stages(self, loaded_task: Any, benchmark: BenchmarkConfig) -> Staged | None:
+        """The benchmark's questions in stages, or None; see `questions.in_stages`.
+
+        Raises:
+            UserError: see `questions_hash`.
+        """
+        self._build(loaded_task, benchmark)
+        return in_stages(loaded_task, benchmark)
+
+    def stage_hash(self, staged: Staged, stage: int) -> str:
+        """What `questions_hash` is of a whole benchmark, of one stage."""
+        return _digest(staged.instances(stage))
+
+    def _build(self, loaded_task: Any, benchmark: BenchmarkConfig) -> None:
+        for task in loaded_task["tasks"].values():
             build_requests(self._lm, task, benchmark, self._config)
-            settings = json.dumps([name, task.dump_config()], sort_keys=True, default=str)
-            digest.update(re.sub(r" at 0x[0-9a-f]+", "", settings).encode())  # a function lies elsewhere each time
             self._check_room(task, benchmark)
-            for instance in task.instances:
-                row = instance.doc if instance.idx == 0 else None
-                digest.update(json.dumps([instance.doc_id, str(instance.args), row], default=str).encode())
-        return digest.hexdigest()[:16]
 
     def path(self, loaded_task: Any) -> str:
         """How a benchmark's answers come about: `Scoring.path`, and in how many shares prompts are decoded.
@@ -121,24 +131,49 @@ class Evaluator:
         Raises:
             UserError: the harness cannot ask what is asked of it, or the model answers in no numbers.
         """
+        begun = time.perf_counter()
+        results = self._results(name, loaded_task, benchmark, parts)
+        return self._sound(name, read_results(name, benchmark, results, time.perf_counter() - begun))
+
+    def evaluate_stage(
+        self, name: str, staged: Staged, stage: int, benchmark: BenchmarkConfig, parts: "Parts | None" = None
+    ) -> BenchmarkEvaluation:
+        """Ask the questions of one stage, but for those whose answers are in `parts`.
+
+        Raises:
+            UserError: see `evaluate`.
+        """
+        begun = time.perf_counter()
+        with staged.only(stage) as loaded_task:
+            results = self._results(name, loaded_task, benchmark, parts, bootstrap_iters=0)
+        versions = [task.VERSION for task in staged.loaded["tasks"].values()]
+        seconds = time.perf_counter() - begun
+        report = read_stage(benchmark, results, staged.asked(stage), staged.means, versions, seconds)
+        return self._sound(name, report)
+
+    def _results(
+        self, name: str, loaded_task: Any, benchmark: BenchmarkConfig, parts: "Parts | None", **how: Any
+    ) -> Any:
         import lm_eval
 
-        begun = time.perf_counter()
         if parts:
             self._lm.parts = parts
         for task in loaded_task["tasks"].values():
             task.set_fewshot_seed(FEWSHOT_SEED)  # a task draws its shots from a generator that moves on
         try:
-            results = lm_eval.evaluate(
+            return lm_eval.evaluate(
                 self._lm,
                 loaded_task,
                 limit=benchmark.limit,
                 apply_chat_template=self._config.apply_chat_template,
                 fewshot_as_multiturn=self._config.apply_chat_template,
+                **how,
             )
         except ValueError as error:
             raise UserError(f"benchmark.{name} ({benchmark.task}): {error}") from None
-        report = read_results(name, benchmark, results, time.perf_counter() - begun)
+
+    def _sound(self, name: str, report: BenchmarkEvaluation) -> BenchmarkEvaluation:
+        """The report, in which every answer is a number."""
         for sample in report.samples:
             if any(isnan(value) for value in (*sample.log_likelihoods, *sample.scores.values())):
                 raise UserError(
@@ -147,6 +182,18 @@ class Evaluator:
                     "model.dtype=float32, or download the model again"
                 )
         return report
+
+
+def _digest(asked: Iterable[tuple[str, Any, list[Any]]]) -> str:
+    """Of tasks by name and what is asked of each."""
+    digest = hashlib.sha256()
+    for name, task, instances in asked:
+        settings = json.dumps([name, task.dump_config()], sort_keys=True, default=str)
+        digest.update(re.sub(r" at 0x[0-9a-f]+", "", settings).encode())  # a function lies elsewhere each time
+        for instance in instances:
+            row = instance.doc if instance.idx == 0 else None
+            digest.update(json.dumps([instance.doc_id, str(instance.args), row], default=str).encode())
+    return digest.hexdigest()[:16]
 
 
 def choose_scoring(

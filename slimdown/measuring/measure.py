@@ -5,9 +5,10 @@ Decides what counts as the same evaluation, and lets one process at a time make 
 """
 
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from math import nan
 from pathlib import Path
@@ -18,6 +19,7 @@ from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation
 from slimdown.measuring.engine import Scoring
 from slimdown.measuring.harness import Evaluator
 from slimdown.measuring.parts import Parts
+from slimdown.measuring.questions import Staged
 from slimdown.measuring.validation import validation_loss
 from slimdown.preparing.dequantize import dequantizes
 from slimdown.preparing.digests import digest
@@ -41,6 +43,7 @@ MEASURING = (
     "measuring/engine/sharing.py",
     "measuring/engine/slots.py",
     "measuring/harness.py",
+    "measuring/order.py",
     "measuring/parts.py",
     "measuring/questions.py",
     "measuring/results.py",
@@ -65,6 +68,12 @@ class Record(Protocol):
 
     def parts(self, key: str) -> Parts:
         """What is kept of the evaluation of this key while it is made."""
+
+    def keep_asked(self, evaluation: Evaluation) -> None:
+        """Keep what was asked in stages, for the run that asked."""
+
+    def of_stage(self, n: int) -> "Record":
+        """The record of stages of evaluations, after which `n` questions have been asked."""
 
     def find_loss(self, key: str) -> float | None:
         """The validation loss of this key, or None where there is none."""
@@ -96,25 +105,79 @@ def measure(
         record: where finished evaluations are kept.
         on_progress: told how many questions of a benchmark are done.
     """
-    started = time.perf_counter()
-    reports: dict[str, BenchmarkEvaluation] = {}
-    n_made = 0
-    with peak_memory(loaded.device) as peak, Evaluator(loaded, config, scoring, on_progress) as evaluator:
-        for name, benchmark in chosen.items():
-            questions = evaluator.questions_hash(tasks[name], benchmark)
-            key = evaluation_key(loaded, evaluator.path(tasks[name]), questions, benchmark, config)
-            with record.lock(key):
-                evaluation = record.find(name, key, benchmark)
-                if evaluation is None:
-                    parts = record.parts(key)
-                    evaluation = evaluator.evaluate(name, tasks[name], benchmark, parts)
-                    record.keep(name, key, evaluation)
-                    parts.forget()
-                    n_made += 1
-            check_paired(name, evaluation)
-            reports[name] = evaluation
-        seconds, held = time.perf_counter() - started, peak() if n_made else nan
-        return Evaluation(reports, version("lm-eval"), scoring.path, seconds, peak_bytes=held)
+    with Asker(loaded, config, scoring, record, on_progress) as asker:
+        return asker.evaluation({name: asker.whole(name, tasks[name], b) for name, b in chosen.items()})
+
+
+class Asker:
+    """Asks one model, for what is not in the record, and keeps it there; use as a context manager."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        config: EvaluationConfig,
+        scoring: Scoring,
+        record: Record,
+        on_progress: OnProgress,
+    ) -> None:
+        """See `measure`."""
+        self._loaded, self._config, self._scoring, self._record = loaded, config, scoring, record
+        self.evaluator = Evaluator(loaded, config, scoring, on_progress)
+        self._open = ExitStack()
+        self.seconds, self.n_made = 0.0, 0
+
+    def __enter__(self) -> "Asker":
+        started = time.perf_counter()
+        self._peak = self._open.enter_context(peak_memory(self._loaded.device))
+        self._open.enter_context(self.evaluator)
+        self.seconds += time.perf_counter() - started
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.__exit__(None, None, None)
+
+    def whole(self, name: str, task: Any, benchmark: BenchmarkConfig) -> BenchmarkEvaluation:
+        """All questions of a benchmark, asked at once."""
+        started = time.perf_counter()
+        key = self._key(task, self.evaluator.questions_hash(task, benchmark), benchmark)
+        make = partial(self.evaluator.evaluate, name, task, benchmark)
+        return self._had(self._record, name, key, benchmark, make, started)
+
+    def stage(self, name: str, staged: Staged, stage: int, benchmark: BenchmarkConfig) -> BenchmarkEvaluation:
+        """The questions of one stage: an evaluation of its own, whichever run asks it."""
+        started = time.perf_counter()
+        key = self._key(staged.loaded, self.evaluator.stage_hash(staged, stage), benchmark)
+        make = partial(self.evaluator.evaluate_stage, name, staged, stage, benchmark)
+        return self._had(self._record.of_stage(staged.ends[stage]), name, key, benchmark, make, started)
+
+    def evaluation(self, reports: dict[str, BenchmarkEvaluation]) -> Evaluation:
+        """What was asked, with the seconds that it took, and the memory that was held for it."""
+        held = self._peak() if self.n_made else nan
+        return Evaluation(reports, version("lm-eval"), self._scoring.path, self.seconds, peak_bytes=held)
+
+    def _key(self, task: Any, questions: str, benchmark: BenchmarkConfig) -> str:
+        return evaluation_key(self._loaded, self.evaluator.path(task), questions, benchmark, self._config)
+
+    def _had(
+        self,
+        record: Record,
+        name: str,
+        key: str,
+        benchmark: BenchmarkConfig,
+        make: Callable[[Parts], BenchmarkEvaluation],
+        started: float,
+    ) -> BenchmarkEvaluation:
+        with record.lock(key):
+            evaluation = record.find(name, key, benchmark)
+            if evaluation is None:
+                parts = record.parts(key)
+                evaluation = make(parts)
+                record.keep(name, key, evaluation)
+                parts.finish()
+                self.n_made += 1
+        check_paired(name, evaluation)
+        self.seconds += time.perf_counter() - started
+        return evaluation
 
 
 def check_paired(name: str, report: BenchmarkEvaluation) -> None:

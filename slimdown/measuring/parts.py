@@ -19,14 +19,15 @@ class Parts:
     cut short or changed is worth nothing, and a part is only taken where it is the one that is asked.
     """
 
-    def __init__(self, file: Path | None = None, seconds: float = inf) -> None:
+    def __init__(self, file: Path | None = None, seconds: float = inf, stays: bool = False) -> None:
         """Read what is there.
 
         Args:
             file: whose name says what is asked of which model; None: nothing is kept.
             seconds: after which what has been answered is written; short benchmarks cost nothing.
+            stays: what is finished is kept nowhere else.
         """
-        self._file, self._seconds = file, seconds
+        self._file, self._seconds, self._stays = file, seconds, stays
         self._chain, self._length = file.stem if file else "", 0  # digest and bytes of what is taken or written
         self._kept = deque(self._read())
         self._new: list[tuple[Any, Any]] = []
@@ -50,11 +51,13 @@ class Parts:
                 self._write(self._file)
             self._written = time.monotonic()
 
-    def forget(self) -> None:
-        """The benchmark is finished, and kept elsewhere."""
-        if self._file and self._file.exists():
-            self._file.unlink(missing_ok=True)
-            with suppress(OSError):  # others keep theirs there
+    def finish(self) -> None:
+        """All is answered: keep it whole where it is kept nowhere else, and else no more."""
+        with suppress(OSError):  # others keep theirs in the folder
+            if self._stays and self._new and self._file:
+                self._write(self._file)
+            elif not self._stays and self._file and self._file.exists():
+                self._file.unlink(missing_ok=True)
                 self._file.parent.rmdir()
 
     def _read(self) -> list[tuple[list[Any], Any, str, int]]:

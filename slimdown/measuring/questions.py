@@ -4,8 +4,11 @@ Questions, worked examples and their order never depend on the run's seed: two r
 could not be compared.
 """
 
+import json
 import logging
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -13,6 +16,7 @@ from jinja2 import TemplateError
 from omegaconf import MISSING
 
 from slimdown.guarding.errors import UserError
+from slimdown.measuring.order import order_of, stages_of
 from slimdown.measuring.results import metric_name
 from slimdown.pocket import TASKS_DIR
 from slimdown.preparing.hub import asking_hub
@@ -155,3 +159,83 @@ def build_requests(lm: Any, task: Any, benchmark: BenchmarkConfig, config: Evalu
             f"{benchmark.task} with {benchmark.num_fewshot} worked examples ({' '.join(str(error).split())[:200]}); "
             "set it to false, or choose another model"
         ) from None
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A benchmark's questions in the order that they are asked in, in stages, by the requests of a whole evaluation.
+
+    A task draws worked examples along its questions, so all requests are made once and each stage asks its own.
+    """
+
+    loaded: Any  # what the harness loaded
+    order: list[tuple[str, int]]  # task and number of each question
+    ends: tuple[int, ...]  # how many have been asked after each stage
+    requests: dict[tuple[str, int], list[Any]]  # of each question
+    means: frozenset[str]  # the metrics that are means of their questions' scores
+
+    def asked(self, stage: int) -> list[tuple[str, int]]:
+        """Task and number of each question of a stage."""
+        return self.order[self.ends[stage - 1] if stage else 0 : self.ends[stage]]
+
+    def instances(self, stage: int) -> Iterator[tuple[str, Any, list[Any]]]:
+        """Each task that a stage asks something of, by name, and the requests that it asks, in the harness's order."""
+        by_task: dict[str, list[int]] = {}
+        for task, number in self.asked(stage):
+            by_task.setdefault(task, []).append(number)
+        for name, numbers in sorted(by_task.items()):
+            requests = [request for number in sorted(numbers) for request in self.requests[name, number]]
+            yield name, self.loaded["tasks"][name], requests
+
+    @contextmanager
+    def only(self, stage: int) -> Iterator[Any]:
+        """Inside, these tasks have the questions of a stage and no others, and the requests that were made for them."""
+        tasks: dict[str, Any] = {}
+        try:
+            for name, task, requests in self.instances(stage):
+                tasks[name] = task
+                _restrict(task, [replace(request, resps=[], filtered_resps={}) for request in requests])
+            yield {**self.loaded, "tasks": tasks, "groups": {}}
+        finally:
+            for task in tasks.values():
+                del task.build_all_requests, task.doc_iterator
+
+
+def _restrict(task: Any, requests: list[Any]) -> None:
+    """Have the harness, which builds requests anew and goes through all questions, find these."""
+    docs = {request.doc_id: request.doc for request in requests}
+    task.build_all_requests = lambda **_: setattr(task, "_instances", requests)
+    task.doc_iterator = lambda **_: iter(docs.items())
+
+
+def in_stages(loaded: Any, benchmark: BenchmarkConfig) -> Staged | None:
+    """The benchmark's questions in stages; None where all are asked at once.
+
+    That is so of few questions, and of a primary metric that is not the mean of its questions' scores.
+
+    Args:
+        loaded: what the harness loaded, its requests made.
+        benchmark: how it is read.
+    """
+    from lm_eval.api.metrics import mean
+
+    tasks = loaded["tasks"].values()
+    metrics = {name for task in tasks for name in task.aggregation()}
+    means = {name for name in metrics if all(task.aggregation().get(name) is mean for task in tasks)}
+    means |= {"flexible_accuracy"} if benchmark.numeric_tolerance is not None else set()
+    requests: dict[tuple[str, int], list[Any]] = {}
+    for name, task in loaded["tasks"].items():
+        for request in task.instances:
+            requests.setdefault((name, request.doc_id), []).append(request)
+    ends = stages_of(len(requests))
+    if len(ends) == 1 or benchmark.metric.partition(".")[0] not in means:
+        return None
+    numbers: dict[str, list[int]] = {}
+    for name, number in requests:
+        numbers.setdefault(name, []).append(number)
+    texts = {
+        name: [json.dumps(requests[name, number][0].doc, default=str) for number in of_task]
+        for name, of_task in numbers.items()
+    }
+    order = [(name, numbers[name][place]) for name, place in order_of(texts)]
+    return Staged(loaded, order, ends, requests, frozenset(means))

@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from math import sqrt
 from numbers import Real
 from typing import Any
@@ -24,9 +25,7 @@ def read_results(name: str, benchmark: BenchmarkConfig, results: Any, seconds: f
     Raises:
         UserError: the task has no such metric.
     """
-    samples: list[Sample] = []
-    for task, logged in results["samples"].items():
-        samples += _read_samples(task, logged, results["configs"][task], benchmark)
+    samples = _all_samples(results, benchmark)
     scores: dict[str, Score] = {}
     summary = results["results"].get(benchmark.task) or results.get("groups", {}).get(benchmark.task, {})
     for key, value in summary.items():
@@ -43,16 +42,81 @@ def read_results(name: str, benchmark: BenchmarkConfig, results: Any, seconds: f
             f"benchmark.{name}.metric={benchmark.metric}: {benchmark.task} has no such metric; "
             f"it has {', '.join(sorted(scores))}"
         )
-    versions = {str(results["versions"].get(task)) for task in results["samples"]}
-    digest = hashlib.sha256("".join(f"{s.task}{s.doc_hash}{s.prompt_hash}{s.target}" for s in samples).encode())
+    versions = [results["versions"].get(task) for task in results["samples"]]
     return BenchmarkEvaluation(
         benchmark=benchmark,
-        task_version=", ".join(sorted(versions)),
-        task_hash=digest.hexdigest()[:16],
+        task_version=_version(versions),
+        task_hash=_task_hash(samples),
         scores=scores,
         samples=tuple(samples),
         seconds=seconds,
     )
+
+
+def read_stage(
+    benchmark: BenchmarkConfig,
+    results: Any,
+    asked: Sequence[tuple[str, int]],
+    means: Iterable[str],
+    versions: Iterable[object],
+    seconds: float,
+) -> BenchmarkEvaluation:
+    """The samples of some questions of a benchmark, in the order of `asked`, and the means of their scores.
+
+    Args:
+        benchmark: how it is read.
+        results: what `lm_eval.evaluate` returns of them.
+        asked: task and number of each.
+        means: the metrics, without filters, that are means.
+        versions: of all tasks of the benchmark.
+        seconds: that measuring took.
+    """
+    samples = {(sample.task, sample.doc_id): sample for sample in _all_samples(results, benchmark)}
+    in_order = tuple(samples[question] for question in asked)
+    metrics = [m for m in in_order[0].scores if m.partition(".")[0] in means]
+    scores = {m: _mean_score([s.scores[m] for s in in_order]) for m in metrics if all(m in s.scores for s in in_order)}
+    return BenchmarkEvaluation(benchmark, _version(versions), _task_hash(in_order), scores, in_order, seconds)
+
+
+def joined(report: BenchmarkEvaluation | None, stage: BenchmarkEvaluation, n_available: int) -> BenchmarkEvaluation:
+    """What a benchmark says after one stage more; None: this is the first."""
+    if report is None:
+        return replace(stage, stages=(len(stage.samples),), n_available=n_available)
+    samples = report.samples + stage.samples
+    both = replace(report, samples=samples, stages=(*report.stages, len(samples)))
+    return _again(both, report.seconds + stage.seconds)
+
+
+def first_stages(report: BenchmarkEvaluation, n_stages: int) -> BenchmarkEvaluation:
+    """What a benchmark said after its first stages; `report` itself where it has no more."""
+    if n_stages >= len(report.stages):
+        return report
+    stages = report.stages[:n_stages]
+    return _again(replace(report, samples=report.samples[: stages[-1]], stages=stages), report.seconds)
+
+
+def _again(report: BenchmarkEvaluation, seconds: float) -> BenchmarkEvaluation:
+    """The report with what follows from its samples."""
+    scores = {m: _mean_score(report.scores_of(m)) for m in report.scores if all(m in s.scores for s in report.samples)}
+    return replace(report, scores=scores, task_hash=_task_hash(report.samples), seconds=seconds)
+
+
+def _all_samples(results: Any, benchmark: BenchmarkConfig) -> list[Sample]:
+    logged = results["samples"].items()
+    return [
+        sample
+        for task, of_task in logged
+        for sample in _read_samples(task, of_task, results["configs"][task], benchmark)
+    ]
+
+
+def _task_hash(samples: Sequence[Sample]) -> str:
+    asked = "".join(f"{s.task}{s.doc_hash}{s.prompt_hash}{s.target}" for s in samples)
+    return hashlib.sha256(asked.encode()).hexdigest()[:16]
+
+
+def _version(versions: Iterable[object]) -> str:
+    return ", ".join(sorted({str(version) for version in versions}))
 
 
 def _read_samples(task: str, logged: list[Any], task_config: Any, benchmark: BenchmarkConfig) -> Iterator[Sample]:

@@ -1,5 +1,6 @@
 """Evaluations in the record: each is stored once, in a run that holds it, and found by its key."""
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from mlflow.exceptions import MlflowException
 
 from slimdown.guarding.interruption import undisturbed
-from slimdown.measuring.answers import BenchmarkEvaluation, DamagedSamples, read_samples
+from slimdown.measuring.answers import BenchmarkEvaluation, DamagedSamples, Evaluation, read_samples
 from slimdown.measuring.parts import Parts
 from slimdown.preparing import processes
 from slimdown.recording.connection import search
@@ -83,6 +84,8 @@ class EvaluationRecord:
         self._client, self._config = at_hand._client, config
         self._model, self._at_hand, self._reuse, self._holder = model, at_hand, reuse, holder
         self._tell = tell
+        self._stage = ""  # of whole evaluations: none
+        self._told: set[str] = set()
         self.sources: dict[str, str] = {}  # by benchmark: the run that holds the evaluation
 
     def lock(self, key: str) -> AbstractContextManager[None]:
@@ -92,7 +95,7 @@ class EvaluationRecord:
 
     def find(self, name: str, key: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
         """The evaluation of this key, read as `benchmark` says, or None where there is none."""
-        if not self._reuse:
+        if not self._reuse or (self._stage and not self._holder):
             return None
         try:
             return self._found(name, key, benchmark)
@@ -114,7 +117,8 @@ class EvaluationRecord:
                 else:
                     self.keep(name, key, report)  # a tuned model's answers lie in its own run, whatever else does
                 return report
-        if told := damaged or self._outdated(name):
+        if (told := damaged or self._outdated(name)) and told not in self._told:
+            self._told.add(told)  # of each stage it would be the same
             self._tell(told)
         return None
 
@@ -129,7 +133,8 @@ class EvaluationRecord:
             if (
                 alike
                 and run.data.tags.get(Tag.model) == at_hand.tags.get(Tag.model)
-                and f"{self._model}-{name}" in (v for k, v in run.data.tags.items() if k.startswith(Tag.evaluation))
+                and f"{self._model}-{name}{self._stage}"
+                in (v for k, v in run.data.tags.items() if k.startswith(Tag.evaluation))
             ):
                 return (
                     f"{name} is measured anew: the record's evaluation of it with these settings, in run "
@@ -139,9 +144,14 @@ class EvaluationRecord:
         return ""
 
     def keep(self, name: str, key: str, report: BenchmarkEvaluation) -> None:
-        """Keep a finished evaluation, so that it can be found from now on."""
+        """Keep a finished evaluation, so that it can be found from now on.
+
+        Of a stage of a tuned model the parts are kept until its run is finished, which then holds all that was asked.
+        """
+        if self._stage and not self._holder:
+            return
         holder = self._opened()
-        holder.log_evaluation(self._model, name, report, key)
+        holder.log_evaluation(self._model, name, report, key, self._stage)
         self._link(name, key, report, holder.run_id)
 
     def parts(self, key: str) -> Parts:
@@ -149,13 +159,27 @@ class EvaluationRecord:
         if not (self._reuse and (interim := self._at_hand.interim)):
             return Parts()
         folder = interim.folder.parent / "evaluations" if self._holder else interim.folder
-        return Parts(folder / f"{key}{processes.suffix()}.jsonl", interim.seconds)
+        stays = bool(self._stage) and not self._holder
+        return Parts(folder / f"{key}{processes.suffix()}.jsonl", interim.seconds, stays)
+
+    def of_stage(self, n: int) -> "EvaluationRecord":
+        """The record of stages of evaluations, after which `n` questions have been asked."""
+        record = copy.copy(self)
+        record._stage = f"-to-{n}"
+        return record
+
+    def keep_asked(self, evaluation: Evaluation) -> None:
+        """Keep what was asked in stages in the run at hand, whose own it is: how far each went is its alone."""
+        for name, report in evaluation.benchmarks.items():
+            self._at_hand.log_evaluation(self._model, name, report)
+        if self._model == "base":  # whose scores were those of fewer questions
+            self._at_hand.log_base(evaluation)
 
     def _opened(self) -> TrackedRun:
         return self._holder() if self._holder else self._at_hand
 
     def _link(self, name: str, key: str, report: BenchmarkEvaluation, run_id: str) -> None:
-        if self._holder:
+        if self._holder and not self._stage:  # a run keeps what was asked in stages itself
             self._at_hand.log_link(name, run_id, key, report)
         self.sources[name] = run_id
 
@@ -216,6 +240,9 @@ class _ForAll:
 
     def parts(self, key: str) -> Parts:
         return self._record.parts(key)  # of what each is asked
+
+    def of_stage(self, n: int) -> "_ForAll":
+        return _ForAll(self._record.of_stage(n))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._record, name)

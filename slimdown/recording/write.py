@@ -284,13 +284,13 @@ class TrackedRun:
             self._client.log_text(self.run_id, redact(found.csv()), "contamination.csv")
 
     @_kept
-    def log_evaluation(self, model: str, name: str, report: BenchmarkEvaluation, key: str = "") -> None:
-        """Keep every question and answer of one benchmark, found by `key` from then on; `model` is base or tuned."""
-        self._samples(model, name, report)
-        if self._kind == "baseline":
+    def log_evaluation(self, model: str, name: str, report: BenchmarkEvaluation, key: str = "", end: str = "") -> None:
+        """Keep what was asked of base or tuned, found by `key` from then on; `end` is of the file of a stage."""
+        self._samples(model, name, report, end)
+        if self._kind == "baseline" and not end:
             self._metrics(names.score_metrics(model, {name: report}))
         if key:  # last: what has the tag has everything
-            self._tag({f"{Tag.evaluation}{key}": f"{model}-{name}"})
+            self._tag({f"{Tag.evaluation}{key}": f"{model}-{name}{end}"})
 
     @_kept
     def log_link(self, name: str, run_id: str, key: str, report: BenchmarkEvaluation) -> None:
@@ -364,9 +364,9 @@ class TrackedRun:
 
     # --- how it gets there ------------------------------------------------------------------------
 
-    def _samples(self, model: str, name: str, report: BenchmarkEvaluation) -> None:
+    def _samples(self, model: str, name: str, report: BenchmarkEvaluation, end: str = "") -> None:
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / f"{model}-{name}.parquet"
+            file = Path(folder) / f"{model}-{name}{end}.parquet"
             write_samples(file, model, name, report)
             self._client.log_artifact(self.run_id, str(file), "samples")
 

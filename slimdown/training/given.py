@@ -50,6 +50,7 @@ class GivenAdapter(_Given):
     """An adapter made elsewhere, on a copy of the base that shares its weights."""
 
     doing = "taking the adapter"
+    keeps_base = True
 
     def __init__(self, base: LoadedModel, config: RunConfig, given: TunedConfig, folder: Path) -> None:
         """Put it on, before hours go into measuring the base.
@@ -94,6 +95,7 @@ class GivenModel(_Given):
     """A whole model made elsewhere, loaded as the base was: what differs is the tuning and not the rounding."""
 
     doing = "loading the tuned model"
+    keeps_base = False
 
     def __init__(self, base: LoadedModel, config: RunConfig, given: TunedConfig) -> None:
         """Check that both can be asked alike, before hours go into measuring the base.

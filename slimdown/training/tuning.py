@@ -67,6 +67,11 @@ class Training:
 
     doing = "training"
 
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the base can be asked when the tuned model is there: with the adapter off it is what it was."""
+        return not self._config.method.trains_weights
+
     def __init__(
         self, base: LoadedModel, config: RunConfig, tasks: dict[str, Any], on_contamination: OnContamination
     ) -> None:
