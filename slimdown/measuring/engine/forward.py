@@ -46,8 +46,9 @@ def computes_in_float32(model: Any) -> bool:
     """Whether rounding is float32's all through."""
     kinds = {x.dtype for x in chain(model.parameters(), model.buffers()) if x.is_floating_point()}
     kinds |= {layer.compute_dtype for layer in model.modules() if getattr(layer, "compute_dtype", None)}
-    exact = torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled(model.device.type)
-    return exact and kinds <= {torch.float32, torch.float64}
+    device = model.device.type
+    is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return kinds <= {torch.float32, torch.float64} and not is_cast and torch.get_float32_matmul_precision() == "highest"
 
 
 def cache_argument(model: Any, cache: Any) -> dict[str, Any]:
