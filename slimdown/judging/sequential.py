@@ -28,7 +28,7 @@ _MIDDLE, _WIDTH = 1300, 1.4  # questions, and in logarithms: the bell by which t
 _TOO_NEAR = 1.05  # a look that adds fewer than a twentieth is taken as if it had nothing in common with the one before
 _FAR = 9.0  # standard errors below which nothing lies
 _FRACTIONS = (0.8, 0.4, 0.2, 0.1, 0.05, 0.025, 0.0125)  # of the highest bet that cannot go bankrupt, for graded scores
-_LOG_RATIOS = np.linspace(log(1e-15), 0.0, 40)
+_LOG_RATIOS = np.linspace(log(1e-15), 0.0, 60)
 
 
 class _Test(Protocol):
@@ -181,7 +181,7 @@ def _log_chances(plan: tuple[int, ...]) -> Floats:
 
 def _chance_of_any(levels: Floats, plan: tuple[int, ...]) -> float:
     """How likely a mean that is normal at each look is to be beyond the level of any, if nothing changed."""
-    nodes, weights = np.polynomial.legendre.leggauss(96)
+    nodes, weights = _gauss()
     total = last = 0.0
     z = mass = np.zeros(0)
     for n, level, bound in zip(plan, levels, np.maximum(-scipy.special.ndtri(levels), 1 - _FAR), strict=True):
@@ -199,6 +199,12 @@ def _chance_of_any(levels: Floats, plan: tuple[int, ...]) -> float:
             mass = _density((below[:, None] - kept * z) / spread) @ mass / spread * weights * half
         z, last = below, n
     return min(1.0, total)
+
+
+@lru_cache
+def _gauss() -> tuple[Floats, Floats]:
+    """Where, between -1 and 1, to look at a function, and with what weight, to have its integral (Legendre)."""
+    return np.polynomial.legendre.leggauss(96)  # type: ignore[no-any-return]
 
 
 def _density(z: Floats) -> Floats:
