@@ -48,6 +48,7 @@ class Looks:
     gained: np.ndarray
     shares: np.ndarray
     added_up: bool = False  # the looks' p-values are only added up, and what they have in common left out
+    scored: bool = False  # looks before the last are tested as the last is
 
     @classmethod
     def drawn(
@@ -66,15 +67,29 @@ class Looks:
         return (self.gained - self.lost) / np.array(self.plan)
 
     def at_each(self, threshold: float, below: bool) -> np.ndarray:
-        """The one-sided p-value of each look by itself: `Table.z`, in arrays."""
+        """The one-sided p-value of each look by itself; of the last, at all questions, today's."""
+        root = self.scores(threshold, below) if self.scored else self.roots(threshold, below)
+        root[:, -1] = self.scores(threshold, below)[:, -1]
+        return np.asarray(scipy.special.ndtr(root if below else -root))
+
+    def scores(self, threshold: float, below: bool) -> np.ndarray:
+        """`Table.z`, in arrays."""
         n, lost, gained = np.array(self.plan), self.lost, self.gained
-        linear = (2 * n - gained + lost) * threshold - gained - lost
-        root = np.maximum(0, linear**2 + 8 * n * lost * threshold * (1 - threshold))
-        spread = np.sqrt(np.maximum(0, (np.sqrt(root) - linear) / (2 * n) + threshold * (1 - threshold)))
+        spread = np.sqrt(np.maximum(0, 2 * _chance(lost, gained, n, threshold) + threshold * (1 - threshold)))
         excess = gained - lost - n * threshold + (0.5 if below else -0.5)
         with np.errstate(divide="ignore", invalid="ignore"):
-            z = np.where(spread > 0, excess / (spread * np.sqrt(n)), np.where(excess == 0, 0, excess * np.inf))
-        return np.asarray(scipy.special.ndtr(z if below else -z))
+            return np.where(spread > 0, excess / (spread * np.sqrt(n)), np.where(excess == 0, 0, excess * np.inf))
+
+    def roots(self, threshold: float, below: bool) -> np.ndarray:
+        """The signed root of the likelihood ratio, half an answer added against the claim."""
+        n = np.array(self.plan) + 0.5
+        lost, gained = self.lost + (0 if below else 0.5), self.gained + (0.5 if below else 0)
+        chance = np.maximum(_chance(lost, gained, n, threshold), max(0.0, -threshold))
+        counts, nats = (lost, gained, n - lost - gained), np.zeros(lost.shape)
+        for count, share in zip(counts, (chance, chance + threshold, 1 - 2 * chance - threshold), strict=True):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                nats += np.where(count > 0, count * np.log(count / (n * np.maximum(share, 0))), 0)
+        return np.copysign(np.sqrt(2 * np.maximum(0, nats)), gained - lost - n * threshold)
 
     def at_any(self, threshold: float, below: bool) -> np.ndarray:
         """The one-sided p-value that holds whenever one stops, so far at each look."""
@@ -110,6 +125,13 @@ class Looks:
         p = np.minimum(1, 2 * scipy.special.bdtr(fewer, all_, 0.5))
         equal = np.maximum(self.at_each(-MARGIN, False), self.at_each(MARGIN, True))[:, -1]
         return [verdict(*one) for one in zip(self.change[:, -1], p, equal, strict=True)]
+
+
+def _chance(lost: np.ndarray, gained: np.ndarray, n: np.ndarray, change: float) -> np.ndarray:
+    """`Table.chance_of_loss`, in arrays."""
+    linear = (2 * n - gained + lost) * change - gained - lost
+    root = np.maximum(0, linear**2 + 8 * n * lost * change * (1 - change))
+    return np.asarray((np.sqrt(root) - linear) / (4 * n))
 
 
 _known: dict[tuple[Plan, tuple[float, ...]], np.ndarray] = {}
@@ -397,6 +419,7 @@ def alternatives(runs: int, draw: np.random.Generator) -> Rows:
 
     ways: dict[str, Callable[[Looks], Looks]] = {
         "as it is": lambda looks: looks,
+        "Tango's score at every look": lambda looks: replace(looks, scored=True),
         "nothing in common": lambda looks: replace(looks, added_up=True),
         "a quarter before the end": lambda looks: replace(looks, shares=np.array(less(looks.plan))),
         "even for each doubling": lambda looks: replace(looks, shares=np.array(doubling(looks.plan))),

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import ville
 from scipy.special import ndtr
+from scipy.stats import multinomial
 
 from slimdown.judging.paired import difference
-from slimdown.judging.sequential import _Bets, _chance_of_any, sequential_difference
+from slimdown.judging.sequential import _Bets, _chance_of_any, _Counts, sequential_difference
 from slimdown.measuring.order import stages_of
 
 MARGIN = 0.02
@@ -40,6 +41,28 @@ def test_obriens_and_flemings_bounds_leave_five_percent(looks: int, last: float)
 
 def test_a_look_that_adds_almost_nothing_is_charged_in_full():
     assert _chance_of_any(np.array([0.01, 0.02, 0.02]), (100, 101, 102)) == pytest.approx(0.05)
+
+
+# --- what counts of lost and gained answers say at one look ---------------------------------------------
+
+
+def test_a_loss_that_was_never_seen_is_ruled_out_by_hand():
+    """Of 300 answers none flipped, half a loss is added: 0.5 against 2 % of 300.5, and 300 against the other 98 %."""
+    nats = 0.5 * np.log(0.5 / (0.02 * 300.5)) + 300 * np.log(300 / (0.98 * 300.5))
+    assert _Counts(0, 0, 300).p_value_above(-MARGIN) == pytest.approx(ndtr(-np.sqrt(2 * nats)))
+
+
+@pytest.mark.parametrize("change", [0.0, -0.02, 0.02, -0.1])
+def test_counts_as_rare_as_their_level_are_no_more_frequent_by_exact_count(change: float):
+    n = 60
+    tables = [(lost, gained) for lost in range(n + 1) for gained in range(n + 1 - lost)]
+    p = np.array([_Counts(*table, n).p_value_below(change) for table in tables])
+    counts = np.array([(lost, gained, n - lost - gained) for lost, gained in tables])
+    for few in (0.001, 0.01, 0.05, 0.15, 0.3):
+        shares = [few + max(0, -change), few + max(0, change)]
+        likely = multinomial.pmf(counts, n, [*shares, 1 - sum(shares)])
+        for level in (0.03, 0.01, 0.001, 0.0001):
+            assert likely[p <= level].sum() <= level
 
 
 # --- 0/1 scores -----------------------------------------------------------------------------------------

@@ -36,9 +36,9 @@ class Estimate:
 class Table:
     """How many 0/1 scores changed."""
 
-    lost: int  # right before, wrong after
-    gained: int
-    n: int  # of all answers
+    lost: float  # right before, wrong after; half answers where a test corrects for continuity
+    gained: float
+    n: float  # of all answers
 
     def z(self, change: float, correction: float = 0.0) -> float:
         """The score statistic against a true change: Tango 1998; at 0 it is McNemar's.
@@ -55,11 +55,14 @@ class Table:
 
     def spread(self, change: float) -> float:
         """The standard deviation of one question's difference, if the true change were this."""
+        return sqrt(max(0.0, 2 * self.chance_of_loss(change) + change * (1 - change)))
+
+    def chance_of_loss(self, change: float) -> float:
+        """The likeliest one, if the true change were this."""
         n, lost, gained = self.n, self.lost, self.gained
         linear = (2 * n - gained + lost) * change - gained - lost
         root = max(0.0, linear**2 + 8 * n * lost * change * (1 - change))
-        chance_of_loss = (sqrt(root) - linear) / (4 * n)
-        return sqrt(max(0.0, 2 * chance_of_loss + change * (1 - change)))
+        return (sqrt(root) - linear) / (4 * n)
 
 
 @dataclass(frozen=True)

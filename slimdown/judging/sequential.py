@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from math import exp, isnan, log, nan, pi, sqrt
+from math import copysign, exp, inf, isnan, log, nan, pi, sqrt
 from typing import Protocol
 
 import numpy as np
 import scipy
 
 from slimdown.judging.clusters import Floats
-from slimdown.judging.paired import ALPHA, Difference, difference, numbers
+from slimdown.judging.paired import ALPHA, Difference, Table, difference, numbers
 from slimdown.measuring.order import stages_of
 
 AT_EACH_LOOK, BETS = "score test at each look", "bets, and paired t at the end"
@@ -36,6 +36,36 @@ class _Test(Protocol):
 
     def p_value_above(self, threshold: float) -> float: ...
     def p_value_below(self, threshold: float) -> float: ...
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """How much less likely a change makes these counts than the likeliest would, as a standard normal number.
+
+    The signed root of the likelihood ratio, half an answer added against the claim. Where Tango's score, which is as
+    good at 5 %, is far in a tail, this is nearer to the truth: never too eager there, and not too shy.
+    """
+
+    lost: int
+    gained: int
+    n: int
+
+    def p_value_above(self, threshold: float) -> float:
+        return float(scipy.special.ndtr(-self._root(Table(self.lost + 0.5, self.gained, self.n + 0.5), threshold)))
+
+    def p_value_below(self, threshold: float) -> float:
+        return float(scipy.special.ndtr(self._root(Table(self.lost, self.gained + 0.5, self.n + 0.5), threshold)))
+
+    def _root(self, table: Table, change: float) -> float:
+        lost = max(table.chance_of_loss(change), -change, 0.0)
+        shares = (lost, lost + change, 1 - 2 * lost - change)
+        counts = (table.lost, table.gained, table.n - table.lost - table.gained)
+        if any(count > 0 and share <= 0 for count, share in zip(counts, shares, strict=True)):
+            nats = inf
+        else:
+            pairs = zip(counts, shares, strict=True)
+            nats = sum(count * log(count / (table.n * share)) for count, share in pairs if count)
+        return copysign(sqrt(2 * max(0.0, nats)), table.gained - table.lost - table.n * change)
 
 
 @dataclass(frozen=True)
@@ -135,10 +165,10 @@ def sequential_difference(
     if now.table:
         plan = tuple(sorted({*stages, *(stage for stage in stages_of(n_available) if stage > n)}))
         shares = dict(zip(plan, _shares(plan), strict=True))
-        looks = [(difference(x[:stage], y[:stage]), shares[stage]) for stage in stages]
+        looks = [(_counts(y[:stage] - x[:stage]), shares[stage]) for stage in stages if stage < n_available]
     elif now.largest == 1 and stages[0] < n_available:
         looks = [(_Bets(y - x), _EARLY)]
-    if now.table is None and n == n_available:
+    if n == n_available:
         looks.append((now, 1 - sum(share for _, share in looks)))
     n_groups = len(set(clusters)) if clusters is not None else 0
     fields = {**vars(now), "n_groups": n_groups if n_groups > 1 else 0, "test": AT_EACH_LOOK if now.table else BETS}
@@ -147,6 +177,10 @@ def sequential_difference(
     if found.largest > 1:
         low = high = nan
     return replace(found, p_value=_p_value_of_none(found), low=low, high=high)
+
+
+def _counts(differences: Floats) -> _Counts:
+    return _Counts(int((differences < 0).sum()), int((differences > 0).sum()), len(differences))
 
 
 def _p_value_of_none(found: SequentialDifference) -> float:
