@@ -25,7 +25,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
         epilog="exit code: 0 within every budget, 1 beyond one, 2 the data cannot tell, 3 could not be asked",
     )
     parser.add_argument("run", metavar="RUN", help="a run's id, the beginning of it, or its name")
-    add_budgets(parser, otherwise="every retained benchmark's margin")
+    add_budgets(parser, otherwise="benchmark.NAME.max_loss, else every retained benchmark's margin")
     add_store(parser)
     return parser.parse_args(given)
 

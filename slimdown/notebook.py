@@ -117,7 +117,8 @@ class Findings(JudgedFindings):
     def passes(self, **budgets: float) -> "Held":
         """Whether each loss is shown to be within its budget, a share: `gsm8k=0.02` is two points.
 
-        Without any, each retained benchmark's margin is its budget. What too few questions leave open does not pass.
+        Without any, a benchmark's own `max_loss` is its budget, else, where it is retained, its margin. What too few
+        questions leave open does not pass.
 
         Raises:
             UserError: a budget for what was not measured, or one that is no share.

@@ -26,8 +26,8 @@ LEGEND = (
 )
 STOPPED = (
     "Questions were asked until enough was known, or all were. Intervals, tests and verdicts are such that they hold "
-    "at whichever question asking ends; what would hold of a fixed number alone, such as a standard error, is left "
-    "out, and a change that was decided early tends to look larger than it is."
+    "at whichever question asking ends, of subjects for these alone; what would hold of a fixed number only, such as a "
+    "standard error, is left out, and a change that was decided early tends to look larger than it is."
 )
 NO_INTERVAL = "A mean over several such runs has no interval."
 COMPARISON_LEGEND = (
