@@ -264,6 +264,20 @@ def test_scores_that_are_no_shares_are_asked_to_the_end_and_not_looked_at(compos
         assert (len(report.samples), report.stages, report.score.value) == (FEW, (), 7.0)
 
 
+def test_a_base_that_is_gone_by_then_is_asked_before_and_no_more(composed: Composed) -> None:
+    config = composed(*IN_STAGES)
+    base, tuned = (load_model(config.model, config.quantization) for _ in range(2))
+    asking = asking_of(config, base)
+    all_asked = asking.base(base, Memory(), told, stays=False)
+    for tensor in base.model.parameters():
+        tensor.data = tensor.data.new_empty(0)
+    before, after = asking.both(all_asked, base, tuned, (Memory(), Memory()), lambda *looked: set(), told)
+    report = before.benchmarks["pocket_cs"]
+    assert (all_asked.benchmarks["pocket_cs"].stages, report.stages, len(report.samples)) == ((4, 6, 9, 12), (4,), 4)
+    assert report.samples == after.benchmarks["pocket_cs"].samples
+    assert report.task_hash == after.benchmarks["pocket_cs"].task_hash
+
+
 def test_a_killed_asking_goes_on_from_what_was_answered(composed: Composed, tmp_path: Path) -> None:
     config = composed(*IN_STAGES, "quantization=none")
     config.evaluation.token_budget = 96  # a few rows a forward
