@@ -23,7 +23,8 @@ from omegaconf import OmegaConf
 
 from slimdown.recording.read import find_runs
 from slimdown.recording.tags import Tag
-from slimdown.settings.launchers import inherited, launcher_problems, n_cores
+from slimdown.settings.files import CONF_DIR
+from slimdown.settings.launchers import inherited, launcher_problems, n_cores, n_gpus
 from slimdown.settings.schema import TrackingConfig
 
 FEW = [*SMALL[:2], "train.max_steps=2", "benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=8"]
@@ -191,6 +192,22 @@ def test_a_launcher_that_is_not_installed_is_told_with_the_way_to_have_it(monkey
         "hydra/launcher=ray needs a plugin of Hydra; pip install 'slimdown[ray]'"
     ]
     assert not list(launcher_problems("basic", OmegaConf.create(), is_sweep=False))
+
+
+@pytest.mark.parametrize(("launcher", "key"), [("submitit_local", "gpus_per_node"), ("ray", "ray.remote.num_gpus")])
+def test_a_job_asks_for_the_gpu_that_there_is_and_for_none_that_is_hidden(
+    launcher: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset = OmegaConf.load(CONF_DIR / "hydra" / "launcher" / f"{launcher}.yaml")
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: iter([folder / "one"]))
+    for visible, n in ((None, 1), ("0,1", 1), ("GPU-8a2f", 1), ("", 0), ("-1", 0)):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert OmegaConf.select(preset, key) == n_gpus() == n
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: iter([]))
+    assert OmegaConf.select(preset, key) == 0
 
 
 def test_passwords_are_handed_to_a_rays_jobs_past_what_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,8 +47,10 @@ def n_cores() -> int:
 
 
 def n_gpus() -> int:
-    """1 where this machine has a GPU of NVIDIA's that its driver names, else 0; without importing torch."""
-    return int(any(Path("/proc/driver/nvidia/gpus").glob("*")))
+    """1 where this process sees a GPU of NVIDIA's, else 0; without importing torch."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles"):
+        return 0  # hidden: Ray would wait for one for ever
+    return int(any(Path("/proc/driver/nvidia/gpus").glob("*")) or any(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def inherited(launcher: Any) -> dict[str, str]:
@@ -92,4 +94,4 @@ _RANGES: dict[str, dict[str, Range]] = {  # by the extra, of settings of its lau
         **dict.fromkeys(("gpus_per_node", "gpus_per_task", "max_num_timeout", "signal_delay_s"), NOT_NEGATIVE),
     },
 }
-OmegaConf.register_new_resolver("n_gpus", n_gpus, replace=True)  # conf/hydra/launcher/ray.yaml names it
+OmegaConf.register_new_resolver("n_gpus", n_gpus, replace=True)  # conf/hydra/launcher/ names it
