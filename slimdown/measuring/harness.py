@@ -26,6 +26,7 @@ from slimdown.preparing import processes
 from slimdown.preparing.causal import CausalModel, own_forward
 from slimdown.preparing.chat import ONE_DAY, check_chat_template
 from slimdown.preparing.dequantize import dequantized, dequantizes
+from slimdown.preparing.memory import is_out_of_memory
 from slimdown.preparing.model import context_window
 from slimdown.settings.schema import BenchmarkConfig, EvaluationConfig, OnProgress
 
@@ -171,6 +172,14 @@ class Evaluator:
             )
         except ValueError as error:
             raise UserError(f"benchmark.{name} ({benchmark.task}): {error}") from None
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"benchmark.{name} does not fit in the memory that is free, one question alone or, where no work is "
+                f"shared, evaluation.batch_size={self._config.batch_size} of them: ask with a smaller num_fewshot, set "
+                "evaluation.batch_size=1 or quantization.dequantize_for_evaluation=false"
+            ) from None
 
     def _sound(self, name: str, report: BenchmarkEvaluation) -> BenchmarkEvaluation:
         """The report, in which every answer is a number."""
@@ -319,7 +328,8 @@ def _undisturbed(loaded: CausalModel) -> Iterator[None]:
 def generators_kept() -> Iterator[None]:
     """Every generator goes on where it was: the harness reseeds them and draws from them."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    is_in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # asked before that, it would take memory
+    cuda = torch.cuda.get_rng_state_all() if is_in_use else []
     try:
         yield
     finally:

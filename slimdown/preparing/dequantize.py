@@ -86,6 +86,7 @@ def dequantizes(model: nn.Module, rule: str) -> bool:
 def free_bytes(device: torch.device) -> int:
     """Bytes free on `device`; of a machine's memory, what falls to each of the processes that make this run."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps of freed tensors is free for new ones, and the driver does not know
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available) // processes.count()
 

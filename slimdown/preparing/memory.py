@@ -113,6 +113,20 @@ def release_memory() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
+# What says so besides torch's own allocator: the driver, and cuBLAS, where that one has taken all there was.
+_NO_ROOM = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that a smaller batch could succeed, on any device."""
+    from accelerate.utils.memory import should_reduce_batch_size  # type: ignore[import-untyped]
+
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and (should_reduce_batch_size(error) or any(said in str(error) for said in _NO_ROOM))
+    )
+
+
 @contextmanager
 def peak_memory(device: str) -> Iterator[Callable[[], float]]:
     """The most bytes held from here on, to be asked inside: of the process, or of tensors on a GPU.

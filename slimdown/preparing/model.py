@@ -23,6 +23,7 @@ from slimdown.preparing.digests import digest, folder_digest
 from slimdown.preparing.dtype import auto_dtype
 from slimdown.preparing.hub import asking_hub, licence_of
 from slimdown.preparing.identity import identify
+from slimdown.preparing.memory import is_out_of_memory
 from slimdown.preparing.sizes import count_parameters, published_shape, quantized_outline, weight_sizes
 from slimdown.settings.schema import Device, Dtype, ModelConfig, QuantizationConfig
 
@@ -202,9 +203,9 @@ def explained(config: ModelConfig) -> Iterator[None]:
             yield
     except UserError:
         raise
-    except (MemoryError, torch.OutOfMemoryError):
-        raise UserError(f"{config.named} does not fit in the memory of {config.device}; {_SMALLER}") from None
     except Exception as error:
+        if isinstance(error, MemoryError) or is_out_of_memory(error):
+            raise UserError(f"{config.named} does not fit in the memory of {config.device}; {_SMALLER}") from None
         raise UserError(_explain(config, error)) from error
 
 

@@ -64,8 +64,9 @@ def check_adapter(base: LoadedModel, config: Any) -> None:
         return  # it would begin by taking every matrix apart
     silence_transformers()
     tokens = torch.ones(2, 4, dtype=torch.long, device=base.device)
+    devices = [tokens.device] if tokens.is_cuda else []  # of others none is woken up
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(), torch.no_grad():
+        with warnings.catch_warnings(), torch.random.fork_rng(devices), torch.no_grad():
             warnings.simplefilter("ignore")
             every = [*base.model.parameters(), *base.model.buffers()]
             model = peft.get_peft_model(sharing_copy(base.model, every), copy.deepcopy(config)).eval()

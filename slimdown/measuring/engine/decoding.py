@@ -21,7 +21,6 @@ from slimdown.measuring.engine.forward import (
     attention_masks,
     cache_argument,
     computes_in_float32,
-    is_out_of_memory,
     logits_at,
     measuring,
     plain,
@@ -31,7 +30,7 @@ from slimdown.measuring.engine.forward import (
 from slimdown.measuring.engine.packing import Tokens, group_by_preamble
 from slimdown.measuring.engine.slots import Incoming, Slots
 from slimdown.measuring.parts import Parts
-from slimdown.preparing.memory import release_memory
+from slimdown.preparing.memory import is_out_of_memory, release_memory
 
 # Decoding costs little per row and much per step, so many rows decode together: the cache may hold
 # this many times the tokens that one forward may. More decodes faster and holds more memory.

@@ -9,7 +9,6 @@ from itertools import chain
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size  # type: ignore[import-untyped]
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -196,13 +195,6 @@ def attention_masks(
     if len(masks) == 1:
         return masks[next(iter(masks))]
     return {kind: masks[window] for kind, window in binding.items()}
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that a smaller batch could succeed, on any device."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, Exception) and should_reduce_batch_size(error)
-    )
 
 
 def token_scores(

@@ -27,7 +27,6 @@ from transformers import PreTrainedTokenizerBase
 from slimdown.guarding.errors import UserError
 from slimdown.measuring.engine.decoding import GreedyDecoder, StopStrings
 from slimdown.measuring.engine.forward import (
-    is_out_of_memory,
     measuring,
     packed_logits,
     preamble_cache,
@@ -49,7 +48,7 @@ from slimdown.measuring.engine.shares import batches_shared_out, merged, own_que
 from slimdown.measuring.engine.sharing import Scoring, asks_greedily, choose_scoring
 from slimdown.measuring.parts import Parts
 from slimdown.preparing import processes
-from slimdown.preparing.memory import release_memory
+from slimdown.preparing.memory import is_out_of_memory, release_memory
 from slimdown.preparing.products import wide_products
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from torch.nn import Module
 from transformers import DynamicCache, GenerationMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from slimdown.measuring.engine.forward import is_out_of_memory, measuring, windows
+from slimdown.measuring.engine.forward import measuring, windows
 from slimdown.measuring.engine.probe import Probe, in_float32
 from slimdown.preparing import processes
 from slimdown.preparing.dequantize import free_bytes
-from slimdown.preparing.memory import release_memory
+from slimdown.preparing.memory import is_out_of_memory, release_memory
 
 
 @dataclass(frozen=True)
