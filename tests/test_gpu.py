@@ -49,8 +49,11 @@ from slimdown.training.steps import trainer_for
 
 Composed = Callable[..., RunConfig]
 
-# peft 0.21 asks transformers 5.24 for an attribute it renamed; delete when peft asks for the new.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+# peft 0.21 asks transformers 5.24 for attributes that it renamed; delete when peft asks for the new.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*past_key_values` is deprecated:FutureWarning"),
+]
 ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 FEW = [
     *SMALL,
