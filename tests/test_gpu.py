@@ -13,7 +13,6 @@ import datasets
 import peft
 import pytest
 import torch
-from conftest import SMALL
 from lm_eval.models.huggingface import HFLM
 from test_scoring import (
     PROMPTS,
@@ -56,9 +55,9 @@ pytestmark = [
 ]
 ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 FEW = [
-    *SMALL,
     "train.max_steps=2",
     "dataset.pocket_instructions.max_examples=16",
+    "dataset.pocket_instructions.validation_examples=8",
     "benchmark=[pocket_cs]",
     "benchmark.pocket_cs.limit=8",
 ]
