@@ -217,6 +217,7 @@ def test_where_memory_ends_the_batch_is_halved_and_no_answer_lost(device: str) -
     requests, tokenizer = questions(), byte_tokenizer()
     expected = SharedWorkLM(model, tokenizer, token_budget=512).loglikelihood(requests, True)
     lm = SharedWorkLM(model, tokenizer, token_budget=8000)
+    assert lm.scoring.shares
     with little_memory(model, device):
         assert_same_scores(expected, lm.loglikelihood(requests, True))
     assert lm.token_budget is not None
