@@ -210,7 +210,7 @@ def little_memory(model: Any, device: str) -> Iterator[None]:
 
 
 def test_where_memory_ends_the_batch_is_halved_and_no_answer_lost(device: str) -> None:
-    wide = {"intermediate_size": 1024, "hidden_size": 256}
+    wide = {"intermediate_size": 1024, "hidden_size": 256} if device == "cuda" else {}
     model = ShortOfMemory(llama(**wide).config).eval()
     model.load_state_dict(llama(**wide).state_dict())
     model.to(device)
@@ -261,13 +261,14 @@ def rows(n: int = 8) -> Any:
 
 
 def trained_gradients(base: LoadedModel, model: Any, config: RunConfig, folder: Path) -> torch.Tensor:
-    """Of one batch, as the trainer's loss gives them, in one row."""
+    """Of one batch of a step of 65,536 tokens, as the trainer's loss gives them, in one row."""
     torch.manual_seed(0)
     shape = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     trainer = trainer_for(
         peft.get_peft_model(model, shape).train(), base.tokenizer, rows(), config.train, 0, folder, "cpu", SFTTrainer
     )
-    trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader()))).backward()
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(2**16)).backward()
     return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
 
 
@@ -281,7 +282,7 @@ def test_gradients_in_float16_are_those_of_float32(
     assert (found - exact).norm() < 0.01 * exact.norm()
     monkeypatch.setattr(steps, "GRADIENT_SCALE", 1.0)
     as_they_are = trained_gradients(base, base.model, config, tmp_path)
-    assert (as_they_are - exact).norm() > 2 * (found - exact).norm()
+    assert (as_they_are - exact).norm() > 0.1 * exact.norm()
 
 
 def test_a_process_trains_on_one_gpu_of_several(
