@@ -496,7 +496,7 @@ def test_a_measurement_that_was_killed_asks_for_the_rest(
     again, n_more = measured(config, loaded, tmp_path / "parts", 0.0)
     assert samples(again, tmp_path / "b") == samples(whole, tmp_path / "a")
     assert n_made + n_more < 1.5 * n_forwards
-    assert list((tmp_path / "parts").iterdir()) == []
+    assert not (tmp_path / "parts").exists()
 
 
 def test_parts_are_taken_as_long_as_they_are_what_is_asked(tmp_path: Path) -> None:
