@@ -142,6 +142,67 @@ def test_accelerate_comes_to_the_same_run_which_is_not_made_twice(two: Made) -> 
     assert ended.stdout.count(f"finished before: run {two.run.info.run_id}") == 1
 
 
+TRAINS = """
+import sys
+from math import inf
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from slimdown.guarding.disk import Interim
+from slimdown.preparing import processes
+from slimdown.preparing.data import load_data
+from slimdown.preparing.model import load_model
+from slimdown.settings.files import CONF_DIR
+from slimdown.settings.load import load_config
+from slimdown.training.fine_tune import fine_tune
+from slimdown.training.rows import prepare_rows
+
+class Killed(Exception):
+    pass
+
+def trained(name, interim, kill_at):
+    base, forwards = load_model(config.model, config.quantization), []
+    base.model.register_forward_pre_hook(lambda *_: forwards.append(1) if torch.is_grad_enabled() else None)
+
+    def on_step(record):
+        if record.step == kill_at:
+            raise Killed
+
+    what = (config.method, config.lora, config.train, 0, folder / name)
+    fine_tune(base, rows, *what, before=1.0, on_step=on_step, interim=interim)
+    return len(forwards)
+
+with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+    config = load_config(compose("config", overrides=sys.argv[2:]))
+processes._meet()
+base = load_model(config.model, config.quantization)
+rows = prepare_rows(base, load_data(config.dataset, 0, base.tokenizer), config.train)
+folder = Path(sys.argv[1])
+told = [trained("calm", Interim(folder / "none", inf, print), 0)]
+interim = Interim(folder / "kept", 0.0, print)
+try:
+    trained("killed", interim, 3)
+except Killed:
+    told += sorted(str(file.relative_to(interim.folder)) for file in interim.folder.glob("*/rng_state*"))
+told.append(trained("again", interim, 0))
+if processes.is_first():
+    print(*told)
+processes._part()
+"""
+
+
+def test_a_training_of_two_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    (script := tmp_path / "trains.py").write_text(TRAINS)
+    overrides = [*FEW[:2], "train.max_steps=4", "train.per_device_train_batch_size=8", "lora.lora_dropout=0.1"]
+    ended = launched([*TORCHRUN[:3], str(script), str(tmp_path)], Path.cwd(), *overrides)
+    assert ended.returncode == 0, ended.stderr
+    assert "4 checkpoint-2/rng_state_0.pth checkpoint-2/rng_state_1.pth 2" in ended.stdout
+    files = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("calm", "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_a_mistake_that_each_of_them_meets_is_said_once(folders: Callable[[str], Path]) -> None:
     ended = launched(TORCHRUN, folders("mistaken"), *FEW, "lora.target_modules=[nothing]")
     assert ended.returncode == 1

@@ -4,11 +4,14 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from slimdown.guarding.disk import Interim, whole_file
+from slimdown.preparing import processes
 from slimdown.preparing.digests import file_digest
 
 _MARK = "whole.json"  # written last: a checkpoint without it was cut short
@@ -60,8 +63,17 @@ def last_checkpoint(interim: Interim, dtype: str = "") -> Checkpoint | None:
     return None
 
 
+def agreed_checkpoint(interim: Interim, dtype: str) -> Checkpoint | None:
+    """`last_checkpoint` of the first process, in all of them; None where one of them does not see its folder."""
+    found = processes.from_first(last_checkpoint(interim, dtype) if processes.is_first() else None)
+    return found if all(processes.gathered(found is not None and found.folder.is_dir())) else None
+
+
 class Keeping:
-    """Keeps what a trainer has after a step, where the last time is long enough ago."""
+    """Keeps what a trainer has after a step, where the last time is long enough ago.
+
+    Of several processes the first decides when, and keeps what they have in common; each keeps its generators.
+    """
 
     def __init__(self, trainer: Any, interim: Interim, before: Checkpoint | None) -> None:
         """Keep nothing yet; `before` is where the training goes on from."""
@@ -76,27 +88,37 @@ class Keeping:
 
         One that cannot be written leaves the one before, and the training goes on.
         """
-        is_due = time.monotonic() - self._kept >= self._interim.seconds
+        seconds = self._interim.seconds
+        is_due = seconds < inf and processes.from_first(time.monotonic() - self._kept >= seconds)
         if not is_due and not (self._is_long and step == of):
             return
-        folder = self._interim.folder / f"checkpoint-{step}"
-        try:
-            self._write(folder, step, of)
-        except Exception as error:  # of the system, of torch, of safetensors
-            shutil.rmtree(folder, ignore_errors=True)
-            self._interim.tell(f"no checkpoint is kept of step {step} in {self._interim.folder} ({error})")
+        folder, useless = self._interim.folder / f"checkpoint-{step}", []
+        self._delete([folder])  # one that was cut short
+        processes.from_first(None)  # before any writes
+        problems = processes.gathered(_problem(self._write))
+        if processes.is_first() and not any(problems):
+            problems = [_problem(lambda: self._mark(folder, step, of))]
+        if problem := processes.from_first(next(filter(None, problems), "")):
+            self._interim.tell(f"no checkpoint is kept of step {step} in {self._interim.folder} ({problem})")
+            useless = [folder]
         else:
             self._is_long = True
-            for other in self._interim.folder.glob("checkpoint-*"):
-                if other != folder:
-                    shutil.rmtree(other, ignore_errors=True)
+            useless = [other for other in self._interim.folder.glob("checkpoint-*") if other != folder]
+        self._delete(useless)
         self._kept = time.monotonic()
 
-    def _write(self, folder: Path, step: int, of: int) -> None:
+    def _delete(self, folders: list[Path]) -> None:
+        for folder in folders if processes.is_first() else []:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _write(self) -> None:
         import transformers
 
-        shutil.rmtree(folder, ignore_errors=True)  # one that was cut short
         transformers.Trainer._save_checkpoint(self._trainer, self._trainer.model, None)  # past TRL's, which adds a card
+
+    def _mark(self, folder: Path, step: int, of: int) -> None:
+        if len(list(folder.glob("rng_state*.pth"))) < processes.count():
+            raise OSError("the processes of this run share no folder")
         digests = {}
         for file in sorted(file for file in folder.rglob("*") if file.is_file()):
             digests[str(file.relative_to(folder))] = file_digest(file)
@@ -113,7 +135,17 @@ class Keeping:
     def _save_weights(self, folder: str, _internal_call: bool) -> None:
         # Not as published files call them (a mixture's experts one by one, GPT-NeoX's head embed_out): the trainer
         # (transformers 5.24) passes over names that the model does not have, and says nothing.
-        self._trainer.model.save_pretrained(folder, save_original_format=False)
+        if processes.is_first():
+            self._trainer.model.save_pretrained(folder, save_original_format=False)
+
+
+def _problem(write: Callable[[], None]) -> str:
+    """What keeps this from being written; empty where it is."""
+    try:
+        write()
+    except Exception as error:  # of the system, of torch, of safetensors
+        return str(error) or type(error).__name__
+    return ""
 
 
 def dtype_of(model: Any) -> str:

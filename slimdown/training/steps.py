@@ -17,7 +17,7 @@ from slimdown.guarding.errors import UserError
 from slimdown.preparing.memory import is_out_of_memory, peak_memory
 from slimdown.preparing.processes import missing_told
 from slimdown.settings.schema import TrainConfig
-from slimdown.training.checkpoints import Keeping, dtype_of, last_checkpoint
+from slimdown.training.checkpoints import Keeping, agreed_checkpoint, dtype_of
 
 Note = Callable[[int, int, dict[str, float]], None]
 """Told of each step: which, of how many, and what the trainer said after it (loss, learning_rate, grad_norm, ...)."""
@@ -127,9 +127,7 @@ def take_steps(
     """
     import transformers
 
-    # Several processes would have to agree on when to keep one.
-    interim = None if trainer.args.world_size > 1 else interim
-    begun = last_checkpoint(interim, dtype_of(trainer.model)) if interim else None
+    begun = agreed_checkpoint(interim, dtype_of(trainer.model)) if interim else None
     keeping = Keeping(trainer, interim, begun) if interim else None
     losses: list[float] = []
 
