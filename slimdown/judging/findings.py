@@ -47,8 +47,10 @@ def judge(
     anatomies = {name: anatomy(before.benchmarks[name], after.benchmarks[name]) for name in changes.benchmarks}
     seconds = {"base_evaluation_seconds": before.seconds, "tuned_evaluation_seconds": after.seconds}
     peaks = {"base_evaluation_peak_bytes": before.peak_bytes, "tuned_evaluation_peak_bytes": after.peak_bytes}
+    both = {"base": before, "tuned": after}
+    shares = {f"{model}_accepted_draft_share": one.accepted_draft_share for model, one in both.items()}
     if training:
         peaks["training_peak_bytes"] = training.peak_bytes
-    known = {name: n_bytes for name, n_bytes in peaks.items() if isfinite(n_bytes)}
+    known = {name: n_bytes for name, n_bytes in (peaks | shares).items() if isfinite(n_bytes)}
     asked = {"questions_asked": sum(b.n for b in changes.benchmarks.values())}
     return Findings(before, after, changes, anatomies, training, seconds | known | asked | (costs or {}))

@@ -88,6 +88,7 @@ class Evaluation:
     scoring_path: str
     seconds: float
     peak_bytes: float = nan  # the most that was held meanwhile; not of what was found in a record
+    accepted_draft_share: float = nan  # of the tokens decoded meanwhile
     part: str = ""  # which of the questions, where not all: see holdout.py
     # What else must be equal for two evaluations to be compared, as far as nothing here says it; see logs.py.
     conditions: Mapping[str, str] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
-from math import isnan
+from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +66,15 @@ class Evaluator:
             self._loaded, self._config, scoring=self._scoring, progress=self._on_progress and self._progress
         )
         return self
+
+    def expect(self, report: BenchmarkEvaluation) -> None:
+        """Take what another model answered for a guess at what this one will; it changes no answer."""
+        self._lm.answered |= {sample.prompt: sample.response for sample in report.samples if sample.response}
+
+    @property
+    def accepted_draft_share(self) -> float:
+        """Of the tokens that were decoded, those that had been guessed; none decoded: not a number."""
+        return self._lm.n_guessed / self._lm.n_decoded if self._lm.n_decoded else nan
 
     def _progress(self, task: str, done: int, total: int) -> None:
         if self._on_progress:

@@ -90,6 +90,7 @@ def measure(
     scoring: Scoring,
     record: Record,
     on_progress: OnProgress,
+    expected: Evaluation | None = None,
 ) -> Evaluation:
     """The report on every benchmark: from the record where an equal evaluation is in it, else made and kept.
 
@@ -104,8 +105,11 @@ def measure(
         scoring: how answers come about, the same for the base and the tuned model.
         record: where finished evaluations are kept.
         on_progress: told how many questions of a benchmark are done.
+        expected: what another model answered; what this one generates is had sooner where it is alike.
     """
     with Asker(loaded, config, scoring, record, on_progress) as asker:
+        for report in expected.benchmarks.values() if expected else ():
+            asker.evaluator.expect(report)
         return asker.evaluation({name: asker.whole(name, tasks[name], b) for name, b in chosen.items()})
 
 
@@ -152,8 +156,9 @@ class Asker:
 
     def evaluation(self, reports: dict[str, BenchmarkEvaluation]) -> Evaluation:
         """What was asked, with the seconds that it took, and the memory that was held for it."""
-        held = self._peak() if self.n_made else nan
-        return Evaluation(reports, version("lm-eval"), self._scoring.path, self.seconds, peak_bytes=held)
+        held, guessed = (self._peak(), self.evaluator.accepted_draft_share) if self.n_made else (nan, nan)
+        made = self._scoring.path, self.seconds, held, guessed
+        return Evaluation(reports, version("lm-eval"), *made)
 
     def _key(self, task: Any, questions: str, benchmark: BenchmarkConfig) -> str:
         return evaluation_key(self._loaded, self.evaluator.path(task), questions, benchmark, self._config)

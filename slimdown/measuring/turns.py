@@ -83,7 +83,7 @@ class Asking:
         """
         if self.config.until is Until.all:
             arguments = (self.tasks, self.chosen, self.config, self.scoring, records[1], on_progress)
-            return before, measure(tuned, *arguments)
+            return before, measure(tuned, *arguments, expected=before)
         # What holds for the tuned model's layers meanwhile holds for those of a base that it is around.
         with (
             self._side("tuned", tuned, records[1], on_progress) as other,
@@ -97,6 +97,7 @@ class Asking:
                     n_stages[name] += 1
                     with _adapter_off(tuned.model, base.model):
                         one.ask(name, staged[name], n_stages[name])
+                    other.expect(one, name)
                     other.ask(name, staged[name], n_stages[name])
                 before, after = _looked_at(one.evaluation(n_stages), other.evaluation(n_stages))
                 is_open = {name for name, its in staged.items() if its and n_stages[name] < len(its.ends)}
@@ -136,6 +137,10 @@ class _Side:
 
     def in_stages(self, name: str) -> Staged | None:
         return self._ready.evaluator.in_stages(self._asking.tasks[name], self._asking.chosen[name])
+
+    def expect(self, other: "_Side", name: str) -> None:
+        """Take what the other answered to a benchmark for a guess."""
+        self._ready.evaluator.expect(other._reports[name])
 
     def ask(self, name: str, staged: Staged | None, n_stages: int) -> None:
         """Ask what is not answered of the first stages of a benchmark; of one that has none, all."""

@@ -92,6 +92,12 @@ _COSTS = (
         "cost/{model}_evaluation_peak_bytes", "bytes", "the same of measuring, as far as not found", "Findings.costs"
     ),
     Metric("cost/questions_asked", "questions", "of all benchmarks, that its findings rest on", "Findings.costs"),
+    Metric(
+        "cost/{model}_accepted_draft_share",
+        "share",
+        "of the tokens decoded in measuring, those that had been guessed",
+        "Findings.costs",
+    ),
     Metric("cost/estimated_{what}_peak_bytes", "bytes", "of `training` and `evaluation`, beforehand", "Footprint"),
 )
 _SCORES = (
