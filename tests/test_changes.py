@@ -20,6 +20,7 @@ from slimdown.judging.stopping import open_benchmarks
 from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, Sample, Score
 from slimdown.measuring.order import stages_of
 from slimdown.settings.schema import BenchmarkConfig, PaperMetric, Role, Until
+from slimdown.showing.words import summary
 
 
 def benchmark(
@@ -311,6 +312,7 @@ def test_a_budget_ends_the_asking_of_what_has_one_and_a_verdict_that_of_a_target
     assert found.benchmarks["target"].verdict is Verdict.forgotten
     assert 0 < found.benchmarks["kept"].n < 4000
     assert " questions: a loss of 10 points or more is ruled out" in judged.reason
+    assert summary(found)[-1] == "Held to what may be lost: kept within 10 points."
     [further] = hold_to_budgets(found, {"kept": 0.05})
     assert "more were not asked; a run with evaluation.until=budget benchmark.kept.max_loss=0.05 asks" in further.reason
 

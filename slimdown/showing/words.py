@@ -1,11 +1,12 @@
 """What is said: every sentence and every verdict's look once, for console, files and pages."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite, isnan
 from typing import TYPE_CHECKING
 
 from slimdown.judging.anatomy import EXPLANATIONS, Anatomy, Choices
+from slimdown.judging.budget import Outcome as Budgeted, hold_to_budgets
 from slimdown.judging.changes import BenchmarkChange, Changes, Verdict
 from slimdown.judging.comparison import Comparison
 from slimdown.judging.findings import Findings
@@ -199,7 +200,17 @@ def summary(changes: Changes) -> list[str]:
         can_show = "no change at all" if isnan(smallest) else f"only changes of {100 * smallest:.1f} points or more"
         questions = "1 question shows" if b.n == 1 else f"{b.n:,} questions show"
         found.append(f"Undecided: {name} ({_change(b)}); {questions} {can_show}{enough}.")
-    return found
+    return [*found, *_budgets(changes)]
+
+
+def _budgets(changes: Changes) -> Iterator[str]:
+    """Whether each kept to what it may lose, where that was set for any."""
+    if any(b.max_loss is not None for b in changes.benchmarks.values()):
+        told = {Budgeted.within: "within", Budgeted.beyond: "beyond", Budgeted.undecided: "undecided at"}
+        held = ", ".join(
+            f"{j.benchmark} {told[j.outcome]} {100 * j.budget:g} points" for j in hold_to_budgets(changes, {})
+        )
+        yield f"Held to what may be lost: {held}."
 
 
 def _change(benchmark: BenchmarkChange) -> str:
