@@ -240,6 +240,36 @@ def power(runs: int, draw: np.random.Generator) -> Rows:
         yield [f"{100 * change:+.1f}", f"{n:,}", percent(flips), found.value, *shares, middle, mean, undecided]
 
 
+def contradictions(runs: int, draw: np.random.Generator) -> Rows:
+    """How often the verdict on stopping is another than that of all questions, both of them decided, in percent.
+
+    `retained` is what all questions say of a small change that is shown; a stop at the first verdict may call it
+    forgotten. Beside it: who goes on while a change that is shown looks smaller than the margin.
+    """
+    yield ["true change", "questions", "flips", "contradicted", "asked, mean", "going on: contradicted", "asked, mean"]
+    for change, n, flips in (
+        (0.0, 10042, 0.04),
+        (0.0043, 10042, 0.04),
+        (-0.005, 10042, 0.08),
+        (-0.01, 10042, 0.08),
+        (-0.02, 10042, 0.08),
+        (-0.03, 10042, 0.08),
+        (-0.015, 1319, 0.085),
+        (-0.03, 1319, 0.095),
+    ):
+        looks = Looks.drawn(n, (flips - change) / 2, (flips + change) / 2, runs, draw)
+        full, row, none, equal = looks.full(), [], looks.of_none < ALPHA, looks.of_margin < ALPHA
+        for shown in (none, none & (np.abs(looks.change) >= MARGIN)):
+            look, asked = first(shown | equal, looks.plan)
+            ends = range(runs), look
+            early = [
+                verdict(*one)
+                for one in zip(looks.change[ends], looks.of_none[ends], looks.of_margin[ends], strict=True)
+            ]
+            row += [percent([_kind(*pair) == 1 for pair in zip(early, full, strict=True)]), f"{asked.mean():,.0f}"]
+        yield [f"{100 * change:+.1f}", f"{n:,}", percent(flips), *row]
+
+
 Case = tuple[str, int, float, float]  # a benchmark's name, its questions, the shares lost and gained
 MIXES: dict[str, list[Case]] = {
     "Mai 2025, 4 % of HellaSwag flip": [
@@ -571,6 +601,7 @@ TABLES: dict[str, Callable[[int, np.random.Generator], Rows]] = {
     "subjects": subjects,
     "graded": graded,
     "power": power,
+    "contradictions": contradictions,
     "together": together,
     "bounds": bounds,
     "alternatives": alternatives,

@@ -1,11 +1,11 @@
 """A paired difference that was looked at while its questions were still being asked -> tests valid whenever one stops.
 
-Pure functions of numbers. Half of the error is kept for the last look, at all questions, so that who gets there is
-told nearly what today's full test says; the other half is shared among the looks before it. 0/1 scores are tested
-at each look as `paired.py` tests them; the smallest p-value, each divided by its look's share, has under no change a
-distribution that follows from how many questions the looks have in common (Armitage, McPherson and Rowe 1969), and
-what is said is its chance. Graded scores of a few questions follow no t distribution: until the end they are betted on
-(Waudby-Smith and Ramdas 2024), which holds whatever they are. docs/studies/sequential.md has what else was tried.
+Pure functions of numbers. Half of the error is kept for the last look, at all questions and by today's full test, so
+that who gets there is told nearly what it says; the other half is shared among the looks before it. 0/1 scores are
+tested at each of these by their likelihood ratio. The smallest p-value, each divided by its look's share, has under no
+change a distribution that follows from how many questions the looks have in common (Armitage, McPherson and Rowe 1969),
+and what is said is its chance. Graded scores of a few questions follow no t distribution: until the end they are betted
+on (Waudby-Smith and Ramdas 2024), which holds whatever they are. docs/studies/sequential.md has what else was tried.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from slimdown.judging.clusters import Floats
 from slimdown.judging.paired import ALPHA, Difference, Table, difference, numbers
 from slimdown.measuring.order import stages_of
 
-AT_EACH_LOOK, BETS = "score test at each look", "bets, and paired t at the end"
+AT_EACH_LOOK, BETS = "likelihood ratio at each look", "bets, and paired t at the end"
 _EARLY = 0.5  # the share of the error for the looks before all are asked
 _MIDDLE, _WIDTH = 1300, 1.4  # questions, and in logarithms: the bell by which these looks share it
 _TOO_NEAR = 1.05  # a look that adds fewer than a twentieth is taken as if it had nothing in common with the one before
