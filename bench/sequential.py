@@ -69,8 +69,12 @@ class Looks:
     def at_each(self, threshold: float, below: bool) -> np.ndarray:
         """The one-sided p-value of each look by itself; of the last, at all questions, today's."""
         root = self.scores(threshold, below) if self.scored else self.roots(threshold, below)
-        root[:, -1] = self.scores(threshold, below)[:, -1]
-        return np.asarray(scipy.special.ndtr(root if below else -root))
+        p = np.asarray(scipy.special.ndtr(root if below else -root))
+        last = self.scores(threshold, below)[:, -1]
+        lost, gained = self.lost[:, -1], self.gained[:, -1]
+        exact = scipy.special.bdtr(gained if below else lost, lost + gained, 0.5)
+        p[:, -1] = scipy.special.ndtr(last if below else -last) if threshold else exact
+        return p
 
     def scores(self, threshold: float, below: bool) -> np.ndarray:
         """`Table.z`, in arrays."""

@@ -69,6 +69,26 @@ class _Counts:
 
 
 @dataclass(frozen=True)
+class _Full:
+    """Today's test of all questions; that of no change is exact for 0/1 scores, as it is there."""
+
+    difference: Difference
+
+    def p_value_above(self, threshold: float) -> float:
+        d = self.difference
+        return d.p_value_above(threshold) if threshold or not d.table else _mcnemar(d.table.lost, d.table)
+
+    def p_value_below(self, threshold: float) -> float:
+        d = self.difference
+        return d.p_value_below(threshold) if threshold or not d.table else _mcnemar(d.table.gained, d.table)
+
+
+def _mcnemar(count: float, table: Table) -> float:
+    """How likely so few of all that were lost or gained are one of the two, by equal chances."""
+    return float(scipy.special.bdtr(count, int(table.lost + table.gained), 0.5))
+
+
+@dataclass(frozen=True)
 class _Bets:
     """What betting on graded differences, in the order asked, had won at best: a test at every question at once."""
 
@@ -169,7 +189,7 @@ def sequential_difference(
     elif now.largest == 1 and stages[0] < n_available:
         looks = [(_Bets(y - x), _EARLY)]
     if n == n_available:
-        looks.append((now, 1 - sum(share for _, share in looks)))
+        looks.append((_Full(now), 1 - sum(share for _, share in looks)))
     n_groups = len(set(clusters)) if clusters is not None else 0
     fields = {**vars(now), "n_groups": n_groups if n_groups > 1 else 0, "test": AT_EACH_LOOK if now.table else BETS}
     found = SequentialDifference(**fields, looks=tuple(looks), plan=plan, n_available=n_available)
