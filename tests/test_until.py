@@ -11,7 +11,6 @@ from math import inf
 from pathlib import Path
 
 import pytest
-import torch
 from made_up import written
 from mlflow import MlflowClient
 from peft import LoraConfig, get_peft_model
@@ -26,10 +25,13 @@ from slimdown.measuring.questions import load_tasks
 from slimdown.measuring.turns import Asking
 from slimdown.pocket import DATA_DIR, TASKS_DIR
 from slimdown.preparing.model import LoadedModel, load_model
+from slimdown.recording.evaluations import base_record
 from slimdown.recording.provenance import About
 from slimdown.recording.read import find_runs, read_evaluation
+from slimdown.recording.runs import opened_run
 from slimdown.settings.commandline import check_command_line
 from slimdown.settings.schema import BenchmarkConfig, RunConfig, Until
+from slimdown.training.adapters import adapter_config
 
 Composed = Callable[..., RunConfig]
 
@@ -218,36 +220,34 @@ def test_what_is_asked_in_stages_is_what_a_whole_evaluation_asks(
 
 
 def test_both_are_asked_as_far_as_need_be_and_a_stage_of_the_base_once(composed: Composed) -> None:
-    config = composed("benchmark=[pocket_cs,pocket_math]", "evaluation.until=decided")
-    for benchmark in config.benchmark.values():
-        benchmark.limit = FEW
-    config.benchmark["pocket_cs"].limit = 4  # one stage: asked whole
+    config = composed("benchmark=[pocket_cs,pocket_commonsense]", "evaluation.until=decided")
+    config.benchmark["pocket_cs"].limit, config.benchmark["pocket_commonsense"].limit = 4, FEW  # one stage: asked whole
     base = load_model(config.model, config.quantization)
     asking, record, own = asking_of(config, base), Memory(), Memory()
     before = asking.base(base, record, told, stays=True)
-    assert record.made == [("pocket_cs", 0), ("pocket_math", 4)]
+    assert record.made == [("pocket_cs", 0), ("pocket_commonsense", 4)]
     looks: list[int] = []
 
     def until_nine(before: Evaluation, after: Evaluation, until: Until) -> set[str]:
         for one in (before, after):
-            looks.append(len(one.benchmarks["pocket_math"].samples))
-        return {"pocket_cs", "pocket_math"} if looks[-1] < 9 else {"pocket_cs"}
+            looks.append(len(one.benchmarks["pocket_commonsense"].samples))
+        return {"pocket_cs", "pocket_commonsense"} if looks[-1] < 9 else {"pocket_cs"}
 
     tuned = tuned_from(base)
     before, after = asking.both(before, base, tuned, (record, own), until_nine, told)
     assert looks == [4, 4, 6, 6, 9, 9]
-    assert record.made[2:] == [("pocket_math", 6), ("pocket_math", 9)]
+    assert record.made[2:] == [("pocket_commonsense", 6), ("pocket_commonsense", 9)]
     for evaluation, kept in ((before, record), (after, own)):
-        report = evaluation.benchmarks["pocket_math"]
+        report = evaluation.benchmarks["pocket_commonsense"]
         assert (report.stages, report.n_available, len(report.samples)) == ((4, 6, 9), FEW, 9)
-        assert kept.asked == {"pocket_math": report}
+        assert kept.asked == {"pocket_commonsense": report}
         assert (evaluation.benchmarks["pocket_cs"].stages, len(evaluation.benchmarks["pocket_cs"].samples)) == ((), 4)
-    assert changes_between(before, after).benchmarks["pocket_math"].n == 9
+    assert changes_between(before, after).benchmarks["pocket_commonsense"].n == 9
     again = load_model(config.model, config.quantization)
     later = Memory(kept=record.kept)
     found = asking_of(config, again).base(again, later, told, stays=False)  # as before a training of its weights
-    assert later.made == [("pocket_math", 12)]
-    assert found.benchmarks["pocket_math"].samples[:9] == before.benchmarks["pocket_math"].samples
+    assert later.made == [("pocket_commonsense", 12)]
+    assert found.benchmarks["pocket_commonsense"].samples[:9] == before.benchmarks["pocket_commonsense"].samples
 
 
 def test_scores_that_are_no_shares_are_asked_to_the_end_and_not_looked_at(composed: Composed) -> None:
@@ -279,50 +279,56 @@ def test_a_base_that_is_gone_by_then_is_asked_before_and_no_more(composed: Compo
 
 
 def test_a_killed_asking_goes_on_from_what_was_answered(composed: Composed, tmp_path: Path) -> None:
-    config = composed(*IN_STAGES, "quantization=none")
-    config.evaluation.token_budget = 96  # a few rows a forward
-    forwards = [0, 0]
+    config = composed(*IN_STAGES, "quantization=none", "evaluation.token_budget=96")  # a few rows a forward
+    base = load_model(config.model, config.quantization)
+    asking = asking_of(config, base)
+    before, tuned = asking.base(base, Memory(), told, stays=False), tuned_from(base)
+    forwards, most = 0, inf
 
-    def asked(folder: Path, most: float) -> Evaluation:
-        base = load_model(config.model, config.quantization)
-        asking = asking_of(config, base)
-        before = asking.base(base, Memory(), told, stays=False)
-        torch.manual_seed(0)
-        tuned = tuned_from(base)
+    def count(*_: object) -> None:
+        nonlocal forwards
+        if forwards >= most:
+            raise KeyboardInterrupt
+        forwards += 1
 
-        def count(*_: object) -> None:
-            if forwards[1] >= most:
-                raise KeyboardInterrupt
-            forwards[1] += 1
+    def asked(folder: Path) -> Evaluation:
+        return asking.both(before, base, tuned, (Memory(), Memory(folder)), lambda *looked: {"pocket_cs"}, told)[1]
 
-        tuned.model.get_input_embeddings().register_forward_pre_hook(count)
-        records = Memory(), Memory(folder)
-        return asking.both(before, base, tuned, records, lambda before, after, until: {"pocket_cs"}, told)[1]
-
-    whole = asked(tmp_path / "a", inf)
-    forwards = [forwards[1], 0]
+    tuned.model.get_input_embeddings().register_forward_pre_hook(count)
+    whole = asked(tmp_path / "a")
+    n_whole, forwards, most = forwards, 0, 2 * forwards // 3
     with pytest.raises(KeyboardInterrupt):
-        asked(tmp_path / "b", 2 * forwards[0] // 3)
-    again = asked(tmp_path / "b", inf)
+        asked(tmp_path / "b")
+    most = inf
+    again = asked(tmp_path / "b")
     assert again.benchmarks["pocket_cs"].samples == whole.benchmarks["pocket_cs"].samples
-    assert forwards[1] <= forwards[0] + 1
+    assert forwards <= n_whole + 1
 
 
 def test_a_run_keeps_what_was_asked_of_both_and_the_next_finds_the_stages_of_the_base(
     store: MlflowClient, composed: Composed, tmp_path: Path
 ) -> None:
     rows = ["dataset.pocket_instructions.max_examples=16", "dataset.pocket_instructions.validation_examples=4"]
-    for seed in (0, 1):
-        config = composed(*IN_STAGES, *rows, "train.max_steps=2", f"seed={seed}")
-        findings = experiment(config, About(f"seed {seed}", "", [], tmp_path / f"scratch{seed}"))
-        [run] = [run for run in find_runs(config.tracking) if run.name == f"seed {seed}"]
-        for model, evaluation in (("base", findings.before), ("tuned", findings.after)):
-            assert read_evaluation(config.tracking, run, model).benchmarks == evaluation.benchmarks
-            score = evaluation.benchmarks["pocket_cs"].score
-            assert store.get_run(run.run_id).data.metrics[f"{model}/pocket_cs/acc"] == score.value
-        samples = {file.path for file in store.list_artifacts(run.run_id, "samples")}
-        assert samples == {"samples/base-pocket_cs.parquet", "samples/tuned-pocket_cs.parquet"}
-    stages = findings.before.benchmarks["pocket_cs"].stages
+    config = composed(*IN_STAGES, *rows, "train.max_steps=2")
+    findings = experiment(config, About("in stages", "", [], tmp_path / "scratch"))
+    [run] = find_runs(config.tracking)
+    for model, evaluation in (("base", findings.before), ("tuned", findings.after)):
+        assert read_evaluation(config.tracking, run, model).benchmarks == evaluation.benchmarks
+        score = evaluation.benchmarks["pocket_cs"].score
+        assert store.get_run(run.run_id).data.metrics[f"{model}/pocket_cs/acc"] == score.value
+    samples = {file.path for file in store.list_artifacts(run.run_id, "samples")}
+    assert samples == {"samples/base-pocket_cs.parquet", "samples/tuned-pocket_cs.parquet"}
+    asked = findings.before.benchmarks["pocket_cs"]
     files = sorted(file.name for file in (tmp_path / "mlruns").rglob("base-pocket_cs-to-*.parquet"))
-    assert files == sorted(f"base-pocket_cs-to-{n}.parquet" for n in stages)
+    assert files == sorted(f"base-pocket_cs-to-{n}.parquet" for n in asked.stages)
     assert not list((tmp_path / "mlruns").rglob("*.jsonl"))
+    base = load_model(config.model, config.quantization)
+    asking = Asking.alike(base, load_tasks(config.benchmark), config, adapter_config(config.method, config.lora, base))
+    with (
+        opened_run(config, About("next", "", [], tmp_path), nullcontext(), print) as next_run,
+        base_record(config, base, next_run) as record,
+    ):
+        found = asking.base(base, record, told, stays=False).benchmarks["pocket_cs"]
+    assert found.samples[: len(asked.samples)] == asked.samples
+    for n in found.stages:
+        assert len(list((tmp_path / "mlruns").rglob(f"base-pocket_cs-to-{n}.parquet"))) == 1
