@@ -311,7 +311,7 @@ def test_runs_that_were_stopped_stand_beside_whole_ones_and_say_so(said, fails) 
     whole = record("whole", {"lora.r": 8}, base, lost)
     text = " ".join(said().split())
     assert "after 45 of 400" in text
-    assert "asked until enough was known of each run (math 45 to 400): each interval is right for its own row" in text
+    assert "asked until enough was known of each (questions of math 45 to 400): an interval is right for its" in text
     assert "evaluation.until=all keep questions to judge the chosen one on" in text
     rows = {row["name"]: row for row in csv.DictReader(StringIO(said("--format", "csv")))}
     asked = [[row[f"forgetting/math/{n}"] for n in ("n", "n_available")] for row in rows.values()]

@@ -313,10 +313,10 @@ def _asked(runs: Sequence[RecordedRun], rows: Sequence[Configuration]) -> Iterat
         for name, change in run.changes.benchmarks.items():
             asked.setdefault(name, set()).add(change.n)
     unlike = [f"{name} {min(ns):,.0f} to {max(ns):,.0f}" for name, ns in asked.items() if len(ns) > 1]
-    different = f" ({', '.join(unlike)})" if unlike else ""
+    different = f" (questions of {', '.join(unlike)})" if unlike else ""
     yield (
-        f"Questions were asked until enough was known of each run{different}: each interval is right for its own row; "
-        "RUN RUN --paired compares two rows, on the questions that both were asked."
+        f"Runs were asked until enough was known of each{different}: an interval is right for its own row; RUN RUN "
+        "--paired compares two rows, on the questions that both were asked."
     )
 
 
