@@ -2,6 +2,7 @@
 
     python -m bench.evaluation --task hellaswag:200 --task mmlu_college_computer_science:100:5
     python -m bench.evaluation --family gemma3_text:512   a small random model with that window
+    python -m bench.evaluation --task gsm8k:32:5 --tuned FOLDER   and what was tuned from it, drafted from its answers
 
 A task is NAME:QUESTIONS[:SHOTS]; the questions are spread evenly over the task, which may be sorted.
 Stock runs at each batch size and its fastest counts. Both are timed on the harness's own requests,
@@ -95,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
     parser.add_argument("--family", metavar="FAMILY[:WINDOW]", help="in place of the weights of --model")
+    parser.add_argument("--tuned", help="folder of a model tuned from it, to be measured as well")
     parser.add_argument("--task", action="append", help=f"default: {' '.join(DEFAULT_TASKS)}")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
@@ -109,31 +111,46 @@ def main() -> None:
     model = small(args.family, tokenizer) if args.family else load(args.model, dtype=dtype)
     model = model.to(args.device, dtype)
     print(f"{args.family or args.model}, {args.dtype}, {args.device}, {args.threads} threads")
-    columns = "seconds | ratio | CPU seconds | ratio | answers that differ | max Δ log-prob | peak MB"
+    columns = "seconds | ratio | CPU seconds | ratio | answers that differ | max Δ log-prob | drafted | peak MB"
     print(f"| task | class | {columns} |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    tuned = load(args.tuned, dtype=dtype).to(args.device) if args.tuned else None
     for task in args.task or DEFAULT_TASKS:
         requests = build_requests(task)
-        stock = {}
-        for size in args.batch_sizes:
-            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size)
-            stock[size] = measure(lm, requests)
-        best = stock[min(stock, key=lambda size: stock[size].seconds)]
-        best_cpu_seconds = min(result.cpu_seconds for result in stock.values())
-        shared = SharedWorkLM(model, tokenizer, token_budget=args.token_budget)
-        if not shared.scoring.shares:
-            raise SystemExit(f"{args.model} takes the stock path: {shared.scoring.reason}")
-        rows = {f"HFLM, batch {size}": result for size, result in stock.items()}
-        rows["slimdown"] = measure(shared, requests)
-        for name, result in rows.items():
-            differing, change = compare(requests, best.answers, result.answers)
-            print(
-                f"| {task} | {name} | {result.seconds:.1f} "
-                f"| {best.seconds / result.seconds:.2f} | {result.cpu_seconds:.1f} "
-                f"| {best_cpu_seconds / result.cpu_seconds:.2f} | {differing} | {change:.2g} "
-                f"| {result.peak_bytes / 1e6:.0f} |",
-                flush=True,
-            )
+        answers = show(task, model, tokenizer, requests, args, {})
+        if tuned is not None:
+            texts = {r.args[0]: text for r, text in zip(requests, answers, strict=True) if isinstance(text, str)}
+            changed = show(f"{task}, tuned", tuned, tokenizer, requests, args, texts)
+            print(f"(tuned: {compare(requests, answers, changed)[0]} answers differ from the base's)")
+
+
+def show(
+    task: str, model: Any, tokenizer: Any, requests: list[Instance], args: argparse.Namespace, known: dict[str, str]
+) -> list[Any]:
+    """Print the rows of one task and model; the answers. known: what the base answered, by prompt."""
+    stock = {}
+    for size in args.batch_sizes:
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size)
+        stock[size] = measure(lm, requests)
+    best = stock[min(stock, key=lambda size: stock[size].seconds)]
+    best_cpu_seconds = min(result.cpu_seconds for result in stock.values())
+    shared = SharedWorkLM(model, tokenizer, token_budget=args.token_budget)
+    if not shared.scoring.shares:
+        raise SystemExit(f"{args.model} takes the stock path: {shared.scoring.reason}")
+    shared.answered = known
+    rows = {f"HFLM, batch {size}": result for size, result in stock.items()}
+    rows["slimdown"] = measure(shared, requests)
+    for name, result in rows.items():
+        differing, change = compare(requests, best.answers, result.answers)
+        drafted = f"{shared.n_guessed / shared.n_decoded:.2f}" if name == "slimdown" and shared.n_decoded else ""
+        print(
+            f"| {task} | {name} | {result.seconds:.1f} "
+            f"| {best.seconds / result.seconds:.2f} | {result.cpu_seconds:.1f} "
+            f"| {best_cpu_seconds / result.cpu_seconds:.2f} | {differing} | {change:.2g} "
+            f"| {drafted} | {result.peak_bytes / 1e6:.0f} |",
+            flush=True,
+        )
+    return rows["slimdown"].answers
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def _decode(model: Any, budget: int) -> None:
     slots = Slots(max(1, CACHE_TOKENS_PER_BUDGET * budget // (2 * width)))
     decoder.prefill([Row([], (0,) * width, (), 0)] * max(1, budget // width), slots, 0)
     for layer in slots.layers:
-        layer.reserve(slots.n_slots, 2 * width)
+        layer.reserve(2 * width)
 
 
 def _rows(n_rows: int, width: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

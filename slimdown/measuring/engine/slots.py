@@ -5,49 +5,42 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from slimdown.measuring.engine.forward import repeated
 
-ROOM = 64  # columns by which rows grow
+ROOM = 128  # columns by which slots grow: seldom, because what is given back is not soon taken again
 
 
 class SlotLayer(DynamicLayer):  # type: ignore[misc]  # Any, as all of transformers
-    """One layer's keys and values of all rows, [rows, heads, columns, dim], written in place; both grow as needed."""
+    """One layer's keys and values of all slots, [slots, heads, columns, dim], written in place; columns are added."""
 
     def __init__(self, slots: Slots, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
         self.slots = slots
         self.keys, self.values = (
-            states.new_empty(0, *states.shape[1:2], 0, states.shape[3]) for states in (keys, values)
+            states.new_empty(slots.n_slots, states.shape[1], 0, states.shape[3]) for states in (keys, values)
         )
 
-    def reserve(self, n_rows: int, n_columns: int) -> None:
-        """Have room for so many."""
-        n_columns = -(-n_columns // ROOM) * ROOM
-        self.keys, self.values = (_grown(states, n_rows, n_columns) for states in (self.keys, self.values))
+    def reserve(self, n_columns: int) -> None:
+        """Have room for so many in each slot."""
+        if n_columns > self.keys.shape[2]:
+            more = -(-n_columns // ROOM) * ROOM - self.keys.shape[2]
+            # Zeros: what a mask hides still enters attention, times zero, and NaN times zero is NaN.
+            self.keys, self.values = (functional.pad(states, (0, 0, 0, more)) for states in (self.keys, self.values))
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write each row's tokens behind its last and return all rows up to the longest."""
         rows, columns, width = self.slots.rows, self.slots.columns, self.slots.width
-        self.reserve(0, width)
+        self.reserve(width)
         self.keys[rows, :, columns] = key_states.transpose(1, 2).flatten(0, 1)
         self.values[rows, :, columns] = value_states.transpose(1, 2).flatten(0, 1)
         return self.keys[: self.slots.n_active, :, :width], self.values[: self.slots.n_active, :, :width]
-
-
-def _grown(states: torch.Tensor, n_rows: int, n_columns: int) -> torch.Tensor:
-    rows, heads, columns, dim = states.shape
-    if n_rows <= rows and n_columns <= columns:
-        return states
-    # Zeros: what a mask hides still enters attention, times zero, and NaN times zero is NaN.
-    grown = states.new_zeros(max(n_rows, rows), heads, max(n_columns, columns), dim)
-    grown[:rows, :, :columns] = states
-    return grown
 
 
 class Slots(DynamicCache):  # type: ignore[misc]
@@ -65,7 +58,7 @@ class Slots(DynamicCache):  # type: ignore[misc]
         if index == len(self.layers):
             self.layers.append(SlotLayer(self, keys, values))
         layer, end, width = self.layers[index], n_active + len(keys), keys.shape[2]
-        layer.reserve(end, width + 1)
+        layer.reserve(width + 1)
         layer.keys[n_active:end, :, :width] = keys
         layer.values[n_active:end, :, :width] = values
 
