@@ -85,7 +85,7 @@ class EvaluationRecord:
         self._model, self._at_hand, self._reuse, self._holder = model, at_hand, reuse, holder
         self._tell = tell
         self._stage = ""  # of whole evaluations: none
-        self._told: set[str] = set()
+        self._looked_for: set[str] = set()
         self.sources: dict[str, str] = {}  # by benchmark: the run that holds the evaluation
 
     def lock(self, key: str) -> AbstractContextManager[None]:
@@ -117,8 +117,9 @@ class EvaluationRecord:
                 else:
                     self.keep(name, key, report)  # a tuned model's answers lie in its own run, whatever else does
                 return report
-        if (told := damaged or self._outdated(name)) and told not in self._told:
-            self._told.add(told)  # of each stage it would be the same
+        first_time = name not in self._looked_for  # of a later stage it would be the same
+        self._looked_for.add(name)
+        if told := damaged or (self._outdated(name) if first_time else ""):
             self._tell(told)
         return None
 
