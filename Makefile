@@ -64,6 +64,9 @@ test-postgres: $(VENV)/installed ## the tests on a real PostgreSQL, which they s
 test-hub: $(VENV)/installed ## the tests on real models and data; needs the hub, or HF_ENDPOINT set to a mirror
 	$(BIN)/python -m pytest -m hub
 
+gpu-check: $(VENV)/installed ## on a machine with a GPU, ten minutes: tests, benches, and a table to paste back (docs/gpu.md)
+	$(BIN)/python -m bench.gpu
+
 check: $(VENV)/installed ## format, lint, types, and that imports go down only
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -88,5 +91,5 @@ notebook: $(VENV)/installed ## run docs/examples/trl.ipynb and keep what it show
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
 	$(BIN)/python -m slimdown.pocket
 
-.PHONY: help install demo test test-floor test-newest test-unsloth test-slow test-postgres test-hub check ui compare bench notebook pocket
+.PHONY: help install demo test test-floor test-newest test-unsloth test-slow test-postgres test-hub gpu-check check ui compare bench notebook pocket
 .DEFAULT_GOAL := help

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from mlflow import MlflowClient
@@ -48,9 +49,9 @@ SETTINGS = [
 WAYS = {"nf4": [], "bfloat16": ["quantization=none", "model.dtype=bfloat16"]}
 
 
-def random_model(folder: Path) -> None:
-    """Random weights of that shape in bfloat16, with the embedded model's tokenizer."""
-    config = LlamaConfig(**SHAPE, dtype=torch.bfloat16)
+def random_model(folder: Path, shape: dict[str, Any] = SHAPE) -> None:
+    """Random weights of a shape in bfloat16, with the embedded model's tokenizer."""
+    config = LlamaConfig(**shape, dtype=torch.bfloat16)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     for file in MODEL_DIR.glob("tokenizer*"):

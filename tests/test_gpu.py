@@ -27,6 +27,7 @@ from test_scoring import (
 )
 from trl import SFTTrainer
 
+from bench import gpu
 from bench.families import byte_tokenizer
 from slimdown.guarding.errors import UserError
 from slimdown.measuring.engine.scoring import SharedWorkLM
@@ -297,6 +298,23 @@ def test_a_process_trains_on_one_gpu_of_several(
     assert len(trainer.get_train_dataloader()) == 2
 
 
+def test_memory_that_ends_is_a_sentence_in_training_and_measuring(
+    composed: Composed, pocket: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+
+    config = composed(*FEW, "evaluation.token_budget=256")
+    monkeypatch.setattr("slimdown.measuring.engine.scoring.packed_logits", fails)
+    monkeypatch.setattr("slimdown.measuring.engine.scoring.release_memory", lambda: None)  # 0.3 s each
+    with pytest.raises(UserError, match=r"benchmark\.pocket_cs does not fit in the memory that is free"):
+        evaluate(pocket, load_tasks(config.benchmark), config.benchmark, config.evaluation)
+    monkeypatch.setattr("slimdown.training.lean.SummedLoss.apply", fails)
+    prepared = prepare_rows(pocket, load_data(config.dataset, config.seed, pocket.tokenizer), config.train)
+    with pytest.raises(UserError, match="training does not fit in the memory of cpu: halve train"):
+        fine_tune(pocket, prepared, config.method, config.lora, config.train, 0, tmp_path, before=1.0)
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -307,21 +325,8 @@ def test_a_process_trains_on_one_gpu_of_several(
     ],
     ids=["torch", "driver", "cuBLAS", "CPU"],
 )
-def test_memory_that_ends_is_a_sentence_in_training_and_measuring(
-    error: RuntimeError, composed: Composed, pocket: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: Any, **__: Any) -> None:
-        raise error
-
+def test_a_lack_of_memory_is_known_whoever_tells_it(error: RuntimeError) -> None:
     assert is_out_of_memory(error)
-    config = composed(*FEW)
-    monkeypatch.setattr("slimdown.measuring.engine.scoring.packed_logits", fails)
-    with pytest.raises(UserError, match=r"benchmark\.pocket_cs does not fit in the memory that is free"):
-        evaluate(pocket, load_tasks(config.benchmark), config.benchmark, config.evaluation)
-    monkeypatch.setattr("slimdown.training.lean.SummedLoss.apply", fails)
-    prepared = prepare_rows(pocket, load_data(config.dataset, config.seed, pocket.tokenizer), config.train)
-    with pytest.raises(UserError, match="training does not fit in the memory of cpu: halve train"):
-        fine_tune(pocket, prepared, config.method, config.lora, config.train, 0, tmp_path, before=1.0)
 
 
 def test_what_is_no_lack_of_memory_is_none() -> None:
@@ -340,3 +345,31 @@ def test_a_gpu_that_nobody_uses_is_not_woken_up(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with generators_kept():  # torch.cuda.get_rng_state_all() would initialize it, which on a CPU's torch fails
         torch.rand(1)
+
+
+SHAPE = {
+    "vocab_size": 2048, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def test_the_check_does_the_work_that_it_expects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, n in {"ROWS": 4, "BEHIND": 16, "NEW": 4, "BATCH": 2, "LENGTH": 64, "STEPS": 3}.items():
+        monkeypatch.setattr(gpu, name, n)
+    scoring, decoding, training = gpu.expected(SHAPE)
+    inner = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)  # parameters of the layers
+    attention = 4 * 2 * 64 * 512 * 512 * 32  # 32 rows of 512 tokens, whole squares
+    assert scoring.flops == pytest.approx(2 * 16384 * (inner + 64 * 2048) + attention, rel=0.01)
+    assert decoding.flops == pytest.approx(2 * 4 * (inner + 64 * 2048), rel=0.05)
+    assert 1.9 < training.flops / (2 * 128 * (inner + 64 * 2048)) < 2.4
+    assert gpu.check(SHAPE, "cpu")
+    told = capsys.readouterr().out
+    assert all(f"| {work.name} | " in told for work in (scoring, decoding, training))
+
+
+def test_without_a_gpu_the_check_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=r"\Ano GPU: torch sees no CUDA device here; .*\Z"):
+        gpu.main([])

@@ -81,7 +81,7 @@ def _arithmetic(device: torch.device) -> dict[str, Any]:
     """What decides in which order sums are rounded; in bfloat16 one thread and two answer otherwise here and there."""
     settings: dict[str, Any] = {"device": device.type, "float32_matmul_precision": torch.get_float32_matmul_precision()}
     if device.type == "cuda":
-        return settings | {"gpu": torch.cuda.get_device_name(device)}
+        return settings | {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
     if device.type == "cpu":
         return settings | {"kernels": kernels(), "threads": torch.get_num_threads()}
     return settings

@@ -15,8 +15,8 @@ from transformers.cache_utils import DynamicLayer
 from slimdown.measuring.engine.attention import attending_to
 from slimdown.measuring.engine.packing import PackedRows
 
-# Numbers of the vocabulary-wide softmax held at once: few enough for a processor's cache.
-SOFTMAX_NUMBERS = 2**20
+# Numbers of the vocabulary-wide softmax held at once: few enough for a processor's cache, many enough for a GPU.
+SOFTMAX_NUMBERS = {"cpu": 2**20, "cuda": 2**26}
 
 
 @contextmanager
@@ -207,7 +207,8 @@ def token_scores(
     """
     dtype = dtype or torch.float32
     highest, total = [], []
-    for part in torch.split(logits, max(1, SOFTMAX_NUMBERS // logits.shape[-1])):
+    at_once = SOFTMAX_NUMBERS.get(logits.device.type, 2**20)
+    for part in torch.split(logits, max(1, at_once // logits.shape[-1])):
         highest.append(part.amax(-1, keepdim=True).to(dtype))
         total.append((part.to(dtype) - highest[-1]).exp_().sum(-1))
     slot, target = slot.to(logits.device), target.to(logits.device)
