@@ -100,10 +100,15 @@ def works(config: Any, base: Any) -> list[Work]:
     settings, weights = model.config, weight_sizes(model).held
     meta: dict[str, Any] = {"dtype": torch.long, "device": "meta"}
     rows = torch.zeros(budget // ROW_TOKENS, ROW_TOKENS, **meta)
+
+    def forward(of: Any, ids: torch.Tensor) -> torch.Tensor:
+        mask = torch.ones(len(ids), 1, *[ids.shape[1]] * 2, dtype=torch.bool, device="meta")
+        logits: torch.Tensor = of(input_ids=ids, position_ids=ids, attention_mask=mask, use_cache=False).logits
+        return logits
+
     with measuring(model):
-        flops, calls, _ = counted(model, lambda: model(input_ids=rows, use_cache=False))
-        token = torch.zeros(ROWS, 1, **meta)
-        step_flops, step_calls, _ = counted(model, lambda: model(input_ids=token, use_cache=False))
+        flops, calls, _ = counted(model, lambda: forward(model, rows))
+        step_flops, step_calls, _ = counted(model, lambda: forward(model, torch.zeros(ROWS, 1, **meta)))
     a_token = (
         2 * settings.num_hidden_layers * settings.num_key_value_heads * settings.head_dim * 2
     )  # bytes of the cache
@@ -111,9 +116,7 @@ def works(config: Any, base: Any) -> list[Work]:
     plain = replace(config.quantization, load_in_4bit=False)
     tuned = trained_outline(base.loaded(plain), replace(config, quantization=plain)).train()
     batch = torch.zeros(BATCH, LENGTH, **meta)
-    train_flops, train_calls, _ = counted(
-        tuned, lambda: torch.autograd.backward(tuned(input_ids=batch, use_cache=False).logits.float().sum())
-    )
+    train_flops, train_calls, _ = counted(tuned, lambda: torch.autograd.backward(forward(tuned, batch).float().sum()))
     held = footprint(base.loaded(config.quantization), config, BATCH * LENGTH)
     moved = 2 * weights + 2 * BATCH * LENGTH * settings.vocab_size * 2  # forward and backward, and the logits
     return [

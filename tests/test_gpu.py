@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,12 @@ from slimdown.preparing.data import load_data
 from slimdown.preparing.dequantize import dequantized, free_bytes, is_4bit
 from slimdown.preparing.dtype import WORTHWHILE_SPEEDUP, auto_dtype, bfloat16_speedup
 from slimdown.preparing.identity import weights_digest
-from slimdown.preparing.memory import is_out_of_memory, peak_memory
-from slimdown.preparing.model import LoadedModel, load_model
+from slimdown.preparing.memory import LIBRARY_BYTES, is_out_of_memory, peak_memory
+from slimdown.preparing.model import LoadedModel, load_model, outline_of
 from slimdown.settings.schema import RunConfig
 from slimdown.training import steps
 from slimdown.training.fine_tune import fine_tune
+from slimdown.training.footprint import footprint
 from slimdown.training.lean import trainer_class
 from slimdown.training.rows import prepare_rows
 from slimdown.training.steps import trainer_for
@@ -332,6 +334,18 @@ def test_a_lack_of_memory_is_known_whoever_tells_it(error: RuntimeError) -> None
 def test_what_is_no_lack_of_memory_is_none() -> None:
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
     assert not is_out_of_memory(ValueError("CUDA error: out of memory"))
+
+
+def test_what_training_holds_on_a_gpu_is_counted_before_it_begins(composed: Composed, pocket: LoadedModel) -> None:
+    config = composed("train.per_device_train_batch_size=4")
+    outlines = {name: replace(outline_of(pocket), device=torch.device(name)) for name in ("cpu", "cuda")}
+    found = {name: footprint(one.loaded(config.quantization), config, 1000) for name, one in outlines.items()}
+    assert found["cuda"].reason == ""
+    assert found["cuda"].training is not None
+    assert found["cpu"].training is not None
+    # No pages of files and no libraries; of rows that are padded nothing but the mask besides.
+    rest = found["cpu"].training - found["cpu"].mapped - LIBRARY_BYTES["cpu"]
+    assert found["cuda"].training == pytest.approx(rest, rel=0.5)
 
 
 def test_what_torch_keeps_for_later_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

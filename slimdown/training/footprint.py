@@ -135,7 +135,8 @@ def training_peak(base: LoadedModel, model: Any, config: RunConfig, tokens: int,
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     is_prefix = getattr(model, "peft_type", "") == "PREFIX_TUNING"  # keys and values, where a prompt is embeddings
     n_embedded = 0 if is_prefix else len(virtual_tokens(model))
-    n_rows = min(config.train.per_device_train_batch_size, tokens) if virtual_tokens(model) else 1
+    is_padded = bool(virtual_tokens(model)) or not tells_rows_apart(base, model)
+    n_rows = min(config.train.per_device_train_batch_size, tokens) if is_padded else 1
     ids = torch.zeros(n_rows, tokens // n_rows, dtype=torch.long, device="meta")
     rule = config.quantization.dequantize_for_training
     by_row = attention_by_row(base, None if n_embedded else model, (n_embedded + ids.shape[1],))
@@ -144,10 +145,13 @@ def training_peak(base: LoadedModel, model: Any, config: RunConfig, tokens: int,
         if virtual_tokens(model):  # rows are padded, and their logits made
             torch.autograd.backward(model(input_ids=ids, use_cache=False).logits.float().sum())
             return live.peak
-        hidden = causal.base_model(input_ids=ids, position_ids=ids, use_cache=False).last_hidden_state
+        # A mask of rows alone would be looked into.
+        mask = torch.ones(n_rows, 1, *[ids.shape[1]] * 2, dtype=torch.bool, device="meta") if is_padded else None
+        inputs = {"input_ids": ids, "position_ids": ids, "attention_mask": mask, "use_cache": False}
+        hidden = causal.base_model(**inputs).last_hidden_state.flatten(0, 1)
         weight = causal.get_output_embeddings().weight
-        scored = slice(max(1, int(tokens * scored_share)))
-        loss, _ = SummedLoss.apply(hidden[0, scored].clone(), weight, ids[0, scored])  # type: ignore[no-untyped-call]
+        scored = slice(max(1, int(ids.numel() * scored_share)))
+        loss, _ = SummedLoss.apply(hidden[scored].clone(), weight, ids.flatten()[scored])  # type: ignore[no-untyped-call]
         torch.autograd.backward(loss)  # inside `loss.backward()` nothing would be seen that is computed again
     for parameter in trained:
         parameter.grad = None
