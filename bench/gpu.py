@@ -66,9 +66,15 @@ class Work:
 
 def counted(model: Any, work: Callable[[], object]) -> tuple[float, int, int]:
     """Operations, torch's operations but for views, and the peak of bytes of `work` on torch's meta device."""
-    from torch.utils.flop_counter import FlopCounterMode
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
     from slimdown.preparing.memory import LiveBytes
+
+    of_attention = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+    }
 
     class Calls(LiveBytes):
         n = 0
@@ -77,7 +83,7 @@ def counted(model: Any, work: Callable[[], object]) -> tuple[float, int, int]:
             Calls.n += not func.is_view
             return super().__torch_dispatch__(func, types, args, kwargs)
 
-    with Calls(model) as live, FlopCounterMode(display=False) as counter:
+    with Calls(model) as live, FlopCounterMode(display=False, custom_mapping=of_attention) as counter:
         work()
     return counter.get_total_flops(), Calls.n, live.peak
 
