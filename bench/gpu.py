@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,15 @@ class Work:
 def counted(model: Any, work: Callable[[], object]) -> tuple[float, int, int]:
     """Operations, torch's operations but for views, and the peak of bytes of `work` on torch's meta device."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+    from torch.utils.flop_counter import FlopCounterMode
 
     from slimdown.preparing.memory import LiveBytes
 
-    of_attention = {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    of_attention = {  # of shapes: two products, and five with the scores made again
+        flash: lambda query, key, *_, **__: 4 * prod(query) * key[-2],
+        flash_backward: lambda gradient, query, key, *_, **__: 10 * prod(query) * key[-2],
     }
 
     class Calls(LiveBytes):
