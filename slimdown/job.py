@@ -11,8 +11,10 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,7 @@ warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against
 
 if TYPE_CHECKING:  # it takes a third of a second
     from slimdown.judging.runs import RecordedRun
+    from slimdown.recording.provenance import About
     from slimdown.showing.sweep import Job, Sweep
 
 
@@ -157,7 +160,7 @@ def _make(
     unfinished: "RecordedRun | None",
     sweep: "Sweep | None",
 ) -> None:
-    from slimdown.experiment import experiment
+    experiment = _page()
     from slimdown.judging.runs import recorded_changes
     from slimdown.recording.provenance import About
     from slimdown.recording.study import watch
@@ -194,6 +197,18 @@ def _make(
     shutil.rmtree(about.folder, ignore_errors=True)
 
 
+def _page() -> Callable[[RunConfig, "About"], Any]:
+    """`experiment`, imported when the first run has to be made."""
+    if "slimdown.experiment" not in sys.modules:
+        from slimdown.preparing.imports import imported_quickly
+
+        with imported_quickly():
+            import_module("slimdown.experiment")
+    from slimdown.experiment import experiment
+
+    return experiment
+
+
 def _opened(this: "Job", sweep: "Sweep | None", run_id: str) -> None:
     from slimdown.recording.owner import owner_tags
     from slimdown.recording.tags import Tag
@@ -205,7 +220,7 @@ def _opened(this: "Job", sweep: "Sweep | None", run_id: str) -> None:
 
 def share(told: tuple[RunConfig, Path]) -> None:
     """The part that a process beside the first has in a run."""
-    from slimdown.experiment import experiment
+    experiment = _page()
     from slimdown.recording.provenance import About
     from slimdown.showing import console
 
