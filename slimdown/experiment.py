@@ -6,9 +6,9 @@ from slimdown.guarding.interruption import stop_between_forwards
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_part
 from slimdown.judging.stopping import open_benchmarks
-from slimdown.measuring.questions import load_tasks
+from slimdown.measuring.questions import tasks_of
 from slimdown.measuring.turns import Asking
-from slimdown.preparing.model import load_model
+from slimdown.preparing.kept import base_of
 from slimdown.recording.evaluations import base_record, tuned_record
 from slimdown.recording.provenance import About, peak_memory_bytes
 from slimdown.recording.runs import opened_run
@@ -31,9 +31,9 @@ def experiment(config: RunConfig, about: About) -> Findings:
     with opened_run(config, about, console.doing("opening the record"), note) as tracked:
         progress_bar = partial(console.progress_bar, tell=tracked.heartbeat.is_at)
         with console.doing("reading the benchmarks"):
-            tasks = load_tasks(config.benchmark)
+            tasks = tasks_of(config.benchmark)
         with console.doing(f"loading {config.model.id}"):
-            base = load_model(config.model, config.quantization)
+            base = base_of(config.model, config.quantization)
         stop_between_forwards(base.model, tracked.heartbeat.stop_if_taken)
         tracked.log_model(base)
         with console.doing("preparing"):

@@ -94,7 +94,7 @@ class Sweeper(BasicSweeper):
             sys.exit(1)
 
     def _planned(self, overrides: list[Override]) -> Iterable[list[list[str]]]:
-        batches = self.split_arguments(overrides, self.max_batch_size)
+        batches = [_by_base(batch) for batch in self.split_arguments(overrides, self.max_batch_size)]
         swept = [override.get_key_element() for override in overrides if override.is_sweep_override()]
         jobs = [job for batch in batches for job in batch]
         self.told.plan(jobs, swept)
@@ -244,6 +244,15 @@ class Sweeper(BasicSweeper):
                 if queued := [folder.name for folder in self.told.folder.glob(".submitit/[0-9]*")]:
                     with suppress(OSError):  # jobs that are processes here, and end by themselves
                         subprocess.run(["scancel", *queued], capture_output=True)
+
+
+def _by_base(jobs: list[list[str]]) -> list[list[str]]:
+    """The same jobs, those of one base one after the other: a process keeps the one that it has loaded."""
+    of_base: dict[tuple[str, ...], list[list[str]]] = {}
+    for job in jobs:
+        chosen = (override for override in job if override.startswith(("model", "quantization", "experiment=")))
+        of_base.setdefault(tuple(chosen), []).append(job)
+    return [job for together in of_base.values() for job in together]
 
 
 def _search(composed: DictConfig, overrides: list[Override], jobs: "Sweep") -> "Search":

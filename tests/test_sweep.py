@@ -26,6 +26,7 @@ from slimdown.recording.tags import Tag
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.schema import RunConfig
 from slimdown.showing.sweep import Job, State, Sweep
+from slimdown.sweeper import _by_base
 
 Command = Callable[..., tuple[object, str, str]]
 FEW = [*SMALL[:2], "train.max_steps=2", "benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=8"]
@@ -345,3 +346,11 @@ def test_where_the_experiment_is_swept_the_run_in_each_is_ended(store: MlflowCli
     ended, out, _ = command("-m", "tracking.experiment=one,two", *FEW, "lora.target_modules=[nothing]")
     assert (ended, "2 jobs: 2 failed" in out) == ("exit 1", True)
     assert [run.info.status for run in runs_in(store, "sweep")] == ["FAILED", "FAILED"]
+
+
+def test_jobs_of_one_base_follow_each_other_and_keep_their_order() -> None:
+    def jobs(*bases: str) -> list[list[str]]:
+        return [[f"lora.r={r}", f"model={base}", "seed=0"] for r, base in zip("4488", bases, strict=True)]
+
+    assert _by_base(jobs("a", "b", "a", "b")) == [jobs("a", "b", "a", "b")[i] for i in (0, 2, 1, 3)]
+    assert _by_base(jobs("a", "a", "a", "a")) == jobs("a", "a", "a", "a")

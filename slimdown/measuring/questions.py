@@ -26,6 +26,24 @@ from slimdown.settings.task_files import task_folders, task_problem
 FEWSHOT_SEED = 1234  # the harness's own, so that its command line asks the same questions
 
 
+_last: dict[str, dict[str, Any]] = {}  # the tasks of the last call, by what was chosen
+
+
+def tasks_of(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
+    """What `load_tasks` returns, or returned last where that was for the same: jobs of a sweep read benchmarks once.
+
+    Whoever asks builds the requests anew and seeds the draw of worked examples, as base and tuned model are asked by
+    the same tasks already.
+
+    Raises:
+        UserError: see `load_tasks`.
+    """
+    if (asked := repr(chosen)) not in _last:
+        _last.clear()
+        _last[asked] = load_tasks(chosen)
+    return _last[asked]
+
+
 def load_tasks(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
     """What the harness loads for each benchmark, its data downloaded and its shots set.
 

@@ -69,7 +69,8 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
     device, dtype = bare.device, bare.dtype
     source, common = _source(config)
     with explained(config):
-        _check_memory(config, quantization, bare)
+        quantized = bare.quantized(quantization)
+        _check_memory(config, quantization, bare, quantized)
         tokenizer = load_tokenizer(source, **common)
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
             source,
@@ -81,7 +82,7 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
             quantization_config=_bitsandbytes(quantization, device),
             output_loading_info=True,
         )
-        _check_weights(config, model, bare.quantized(quantization), loading["missing_keys"])
+        _check_weights(config, model, quantized, loading["missing_keys"])
         licence = licence_of(source, config.revision)
     for module in model.modules():
         # On a CPU with AVX512-BF16 the first inference forward of a 4-bit layer repacks its weights for a kernel that
@@ -298,10 +299,10 @@ def _check_weights(config: ModelConfig, model: Any, skeleton: Any, missing: Iter
 _SMALLER = "choose a smaller model, quantization=nf4, or a machine with more memory"
 
 
-def _check_memory(config: ModelConfig, quantization: QuantizationConfig, outline: Outline) -> None:
+def _check_memory(config: ModelConfig, quantization: QuantizationConfig, outline: Outline, quantized: Any) -> None:
     """Refuse a model whose weights alone exceed the memory that is free, before anything is downloaded."""
     free = free_bytes(outline.device)
-    needed = weight_sizes(outline.quantized(quantization)).held
+    needed = weight_sizes(quantized).held
     if needed > free:
         others = (name for name in ("nf4", "int8") if weight_sizes(outline.quantized(quantization, name)).held < free)
         fitting = next(others, None)
