@@ -387,7 +387,7 @@ def test_whatever_is_asked_in_stages_ends_and_is_judged(
 
 
 def test_the_rates_that_are_told_hold_at_the_worst_look() -> None:
-    missed, repeats = 0, 60
+    missed, repeats = 0, 25
     for seed in range(repeats):
         before, after = drawn(400, 0.6, 0.3, 0.06, seed)  # 0.24 of 0.6 are gone: 0.4
         asked = (stopped(benchmark(before), n) for n in stages_of(400))
