@@ -265,12 +265,15 @@ class GreedyDecoder:
 
     def _take(self, rows: Sequence[Row], drafts: Sequence[Sequence[int]], logits: torch.Tensor) -> None:
         """Give each row what its draft is right about, and the token after it."""
-        best = logits.float()
-        likeliest = best.argmax(-1)
-        tokens, close = likeliest.tolist(), [False] * len(best)
+        likeliest = logits.float().argmax(-1, keepdim=True)
+        tokens = likeliest[:, 0].tolist()
+        close = [False] * len(tokens)
         if self.is_exact:
-            lead = best.gather(1, likeliest[:, None])[:, 0] - best.scatter(1, likeliest[:, None], -torch.inf).amax(-1)
-            close = (lead < LEAST_LEAD * best.std(-1)).tolist()
+            below = (logits - logits.amax(-1, keepdim=True)).clamp_(
+                min=-50
+            )  # some models rule tokens out by a huge number
+            lead = -below.scatter(1, likeliest, -torch.inf).amax(-1)
+            close = (lead < LEAST_LEAD * below.std(-1)).tolist()
         found: list[list[int]] = []
         at = 0
         for row, draft in zip(rows, drafts, strict=True):
