@@ -555,6 +555,9 @@ def replay(stores: Sequence[str], orders: int, draw: np.random.Generator) -> Row
                 print(f"left out: {error}")
                 continue
             pairs = [(one, tuned[name]) for name, one in base.items()]
+            if any(report.stages for pair in pairs for report in pair):
+                print(f"left out: {run.name} was asked in stages itself")
+                continue
             scores = [[r.scores_of(one.benchmark.metric) for r in (one, other)] for one, other in pairs]
             margins = [one.benchmark.margin for one, _ in pairs]
             if set(margins) != {MARGIN} or any(set(x) | set(y) > {0.0, 1.0} for x, y in scores):
@@ -571,7 +574,13 @@ def replay(stores: Sequence[str], orders: int, draw: np.random.Generator) -> Row
             shares += [kinds.count(kind) / len(kinds) for kind in (1, 2, 3)]
             together.append(shares)
             words = ", ".join(f"{name} {said}" for name, said in zip(base, full, strict=True))
-            yield [Path(store).parent.name, run.name, f"{n:,}", *(f"{100 * x:.1f}" for x in shares), words]
+            yield [
+                Path(store).resolve().parents[1].name,
+                run.name,
+                f"{n:,}",
+                *(f"{100 * x:.1f}" for x in shares),
+                words,
+            ]
     yield ["all", f"{len(together)} runs", "", *(f"{100 * x:.1f}" for x in np.mean(together, axis=0)), ""]
 
 
