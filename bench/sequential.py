@@ -194,6 +194,32 @@ def agreement(runs: int, draw: np.random.Generator) -> Rows:
         yield [f"{n:,}", lost, gained, *(f"{w:.0e}" for w in worst)]
 
 
+def exact(runs: int, draw: np.random.Generator) -> Rows:
+    """One look, by exact count of all tables: the most that any share of flips makes of a level, as a share of it.
+
+    Against "a change of so much or more", by counts that look too low: what is tested, and Tango's score beside it.
+    """
+    levels = (0.02, 0.005, 0.001, 0.0001)
+    yield ["questions", "change", *(f"at {level:g}" for level in levels), *(f"Tango at {level:g}" for level in levels)]
+    for n in (32, 63, 125, 245, 481):
+        lost, gained = (x.ravel() for x in np.meshgrid(np.arange(n + 1), np.arange(n + 1)))
+        lost, gained = lost[lost + gained <= n], gained[lost + gained <= n]
+        ways = scipy.special.gammaln(n + 1) - sum(
+            scipy.special.gammaln(x + 1) for x in (lost, gained, n - lost - gained)
+        )
+        looks = Looks((n,), lost[:, None], gained[:, None], np.ones(1))
+        for change in (0.0, MARGIN, -MARGIN, -0.05):
+            most = np.zeros((2, len(levels)))
+            for few in (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.45):
+                less, more = few + max(0.0, -change), few + max(0.0, change)
+                logs = scipy.special.xlogy(lost, less) + scipy.special.xlogy(gained, more)
+                likely = np.exp(ways + logs + scipy.special.xlog1py(n - lost - gained, -less - more))
+                for i, root in enumerate((looks.roots(change, True), looks.scores(change, True))):
+                    p = scipy.special.ndtr(root[:, 0])
+                    most[i] = np.maximum(most[i], [likely[p <= level].sum() / level for level in levels])
+            yield [n, f"{100 * change:+.0f}", *(f"{x:.2f}" for x in most.ravel())]
+
+
 def false(runs: int, draw: np.random.Generator) -> Rows:
     """False verdicts at any look, the worst moment to stop, and how often the interval at any misses, in percent."""
     yield [
@@ -435,6 +461,7 @@ def alternatives(runs: int, draw: np.random.Generator) -> Rows:
         ("GSM8K collapses", 1319, 0.318, 0.020, Verdict.forgotten),
         ("10 points of 1,319", 1319, 0.15, 0.05, Verdict.forgotten),
         ("3 points of 1,319", 1319, 0.0625, 0.0325, Verdict.forgotten),
+        ("`retained` on 1,319, 4.2 % flip", 1319, 0.021, 0.021, Verdict.retained),
         ("HellaSwag +0.43, 4 % flip", 10042, 0.01785, 0.02215, Verdict.retained),
         ("HellaSwag unchanged, 6 % flip", 10042, 0.03, 0.03, Verdict.retained),
     ]
@@ -447,15 +474,23 @@ def alternatives(runs: int, draw: np.random.Generator) -> Rows:
         spent = np.log(np.array(plan) / 16) / np.log(plan[-1] / 16)
         return list(np.diff([0, *(spent[:-1] / 2), 1]))
 
-    def less(plan: Plan) -> Sequence[float]:
-        shares = np.array(sequential._shares(plan)) / 2
-        return [*shares[:-1], 1 - shares[:-1].sum()]
+    def bell(early: float, middle: float, width: float) -> Callable[[Looks], Looks]:
+        def shared(looks: Looks) -> Looks:
+            below = scipy.special.ndtr(np.log(np.array(looks.plan) / middle) / width)
+            spent = early * below / below[-1]
+            return replace(looks, shares=np.diff([0, *spent[:-1], 1]))
+
+        return shared
 
     ways: dict[str, Callable[[Looks], Looks]] = {
         "as it is": lambda looks: looks,
         "Tango's score at every look": lambda looks: replace(looks, scored=True),
         "nothing in common": lambda looks: replace(looks, added_up=True),
-        "a quarter before the end": lambda looks: replace(looks, shares=np.array(less(looks.plan))),
+        "a quarter before the end": bell(0.25, 1300, 1.0),
+        "60 % before the end": bell(0.6, 1300, 1.0),
+        "the bell's middle at 700": bell(0.5, 700, 1.0),
+        "at 2,000": bell(0.5, 2000, 1.0),
+        "its width 1.4": bell(0.5, 1300, 1.4),
         "even for each doubling": lambda looks: replace(looks, shares=np.array(doubling(looks.plan))),
         "cubic (late, as O'Brien and Fleming)": lambda looks: replace(looks, shares=np.array(cubic(looks.plan))),
         "bets": lambda looks: _Betted(looks.plan, looks.lost, looks.gained, looks.shares),
@@ -610,6 +645,7 @@ def _kind(early: Verdict, of_all: Verdict) -> int:
 
 TABLES: dict[str, Callable[[int, np.random.Generator], Rows]] = {
     "agreement": agreement,
+    "exact": exact,
     "false": false,
     "subjects": subjects,
     "graded": graded,

@@ -24,7 +24,7 @@ from slimdown.measuring.order import stages_of
 
 AT_EACH_LOOK, BETS = "likelihood ratio at each look", "bets, and paired t at the end"
 _EARLY = 0.5  # the share of the error for the looks before all are asked
-_MIDDLE, _WIDTH = 1300, 1.4  # questions, and in logarithms: the bell by which these looks share it
+_MIDDLE, _WIDTH = 1300, 1.0  # questions, and in logarithms: the bell by which these looks share it
 _TOO_NEAR = 1.05  # a look that adds fewer than a twentieth is taken as if it had nothing in common with the one before
 _FAR = 9.0  # standard errors below which nothing lies
 _FRACTIONS = (0.8, 0.4, 0.2, 0.1, 0.05, 0.025, 0.0125)  # of the highest bet that cannot go bankrupt, for graded scores
