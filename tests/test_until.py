@@ -250,6 +250,24 @@ def test_both_are_asked_as_far_as_need_be_and_a_stage_of_the_base_once(composed:
     assert found.benchmarks["pocket_commonsense"].samples[:9] == before.benchmarks["pocket_commonsense"].samples
 
 
+@pytest.mark.parametrize("until", ["all", "decided"])
+def test_what_the_base_answered_is_a_draft_of_the_tuned_models_answers(until: str, composed: Composed) -> None:
+    exact = ("model.dtype=float32", "quantization=none", f"evaluation.until={until}")
+    config = composed("benchmark=[pocket_math]", f"benchmark.pocket_math.limit={FEW}", *exact)
+    base = load_model(config.model, config.quantization)
+    asking = asking_of(config, base)
+    before = asking.base(base, Memory(), told, stays=False)
+    same = replace(base, identity={**base.identity, "adapter": "none"})
+    _, after = asking.both(before, base, same, (Memory(), Memory()), lambda *_: set(config.benchmark), told)
+    assert after.benchmarks["pocket_math"].samples == before.benchmarks["pocket_math"].samples
+    assert after.accepted_draft_share > before.accepted_draft_share + 0.3
+    with_adapter = tuned_from(base)
+    _, drafted = asking.both(before, base, with_adapter, (Memory(), Memory()), lambda *_: set(config.benchmark), told)
+    alone = asking.base(with_adapter, Memory(), told, stays=False)
+    assert drafted.benchmarks["pocket_math"].samples == alone.benchmarks["pocket_math"].samples
+    assert drafted.benchmarks["pocket_math"].samples != before.benchmarks["pocket_math"].samples
+
+
 def test_scores_that_are_no_shares_are_asked_to_the_end_and_not_looked_at(composed: Composed) -> None:
     config = composed(*IN_STAGES)
     base = load_model(config.model, config.quantization)
