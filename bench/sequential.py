@@ -487,10 +487,10 @@ def alternatives(runs: int, draw: np.random.Generator) -> Rows:
         "Tango's score at every look": lambda looks: replace(looks, scored=True),
         "nothing in common": lambda looks: replace(looks, added_up=True),
         "a quarter before the end": bell(0.25, 1300, 1.0),
-        "60 % before the end": bell(0.6, 1300, 1.0),
-        "the bell's middle at 700": bell(0.5, 700, 1.0),
-        "at 2,000": bell(0.5, 2000, 1.0),
-        "its width 1.4": bell(0.5, 1300, 1.4),
+        "half before the end": bell(0.5, 1300, 1.0),
+        "the bell's middle at 700": bell(0.6, 700, 1.0),
+        "at 2,000": bell(0.6, 2000, 1.0),
+        "its width 1.4": bell(0.6, 1300, 1.4),
         "even for each doubling": lambda looks: replace(looks, shares=np.array(doubling(looks.plan))),
         "cubic (late, as O'Brien and Fleming)": lambda looks: replace(looks, shares=np.array(cubic(looks.plan))),
         "bets": lambda looks: _Betted(looks.plan, looks.lost, looks.gained, looks.shares),
@@ -507,7 +507,7 @@ def alternatives(runs: int, draw: np.random.Generator) -> Rows:
 
 
 class _Betted(Looks):
-    """Half of the error to bets, looked at at each look, half to today's test at the end."""
+    """Half of the error to bets, looked at each time, half to today's test at the end."""
 
     def at_any(self, threshold: float, below: bool) -> np.ndarray:
         side, lost, gained = (-1, self.gained, self.lost) if below else (1, self.lost, self.gained)

@@ -1,7 +1,7 @@
 """A paired difference that was looked at while its questions were still being asked -> tests valid whenever one stops.
 
-Pure functions of numbers. Half of the error is kept for the last look, at all questions and by today's full test, so
-that who gets there is told nearly what it says; the other half is shared among the looks before it. 0/1 scores are
+Pure functions of numbers. Two fifths of the error are kept for the last look, at all questions and by today's full
+test, so that who gets there is told nearly what it says; the rest is shared among the looks before it. 0/1 scores are
 tested at each of these by their likelihood ratio. The smallest p-value, each divided by its look's share, has under no
 change a distribution that follows from how many questions the looks have in common (Armitage, McPherson and Rowe 1969),
 and what is said is its chance. Graded scores of a few questions follow no t distribution: until the end they are betted
@@ -23,7 +23,7 @@ from slimdown.judging.paired import ALPHA, Difference, Table, difference, number
 from slimdown.measuring.order import stages_of
 
 AT_EACH_LOOK, BETS = "likelihood ratio at each look", "bets, and paired t at the end"
-_EARLY = 0.5  # the share of the error for the looks before all are asked
+_EARLY = 0.6  # the share of the error for the looks before all are asked
 _MIDDLE, _WIDTH = 1300, 1.0  # questions, and in logarithms: the bell by which these looks share it
 _TOO_NEAR = 1.05  # a look that adds fewer than a twentieth is taken as if it had nothing in common with the one before
 _FAR = 9.0  # standard errors below which nothing lies
