@@ -326,6 +326,10 @@ def test_runs_that_were_stopped_stand_beside_whole_ones_and_say_so(said, fails) 
     assert '<td class="num"' in said(early[1], whole, "--paired", "--format", "html")
     fewer = record("fewer", {}, {**base, "math": right(300, 350)}, {**lost, "math": right(0, 350)})
     assert "math: the two runs cannot be paired, n_available differs: 400 and 350" in fails(early[0], fewer, "--paired")
+    parted = record("parted", {}, base, lost, holdout=0.5)  # of its open part no looks are known
+    assert "math was asked until enough was known (evaluation.until), by all of its" in fails(
+        early[0], parted, "--paired"
+    )
 
 
 def test_seeds_that_were_stopped_have_a_mean_and_a_deviation_and_no_interval(said, fails) -> None:  # type: ignore[no-untyped-def]

@@ -18,8 +18,8 @@ from slimdown.preparing.model import LoadedModel
 from slimdown.recording.evaluations import base_record
 from slimdown.recording.read import find_runs, read_evaluation, read_run
 from slimdown.recording.write import TrackedRun
-from slimdown.settings.naming import flatten
-from slimdown.settings.schema import RunConfig
+from slimdown.settings.naming import flatten, section
+from slimdown.settings.schema import EvaluationConfig, RunConfig, Until
 
 # What `compare --format csv` of each version said itself, of its runs with lora.r=4 and 8.
 SAID = {
@@ -113,3 +113,10 @@ def test_a_base_is_measured_anew_once_and_that_is_said(
     first = read_evaluation(here(), read_run(here(), ids()[0]), "base").benchmarks
     for name, report in first.items():  # with the versions of this machine or others: answers, not digits
         assert [s.scores for s in report.samples] == [s.scores for s in before[0][name].samples]
+
+
+def test_a_run_of_before_questions_were_held_out_or_left_out_was_asked_all() -> None:
+    """`slimdown.merge --evaluate` asks as the run did."""
+    recorded = {"evaluation.token_budget": "None", "evaluation.batch_size": "8"}
+    asked = section({**recorded, "evaluation.apply_chat_template": "False"}, "evaluation", EvaluationConfig)
+    assert (asked.holdout, asked.until) == (0.0, Until.all)

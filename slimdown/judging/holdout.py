@@ -61,6 +61,11 @@ def _part(report: Evaluation, share: float, held_out: bool, name: str) -> Evalua
 
 
 def _split(name: str, report: BenchmarkEvaluation, share: float, held_out: bool) -> BenchmarkEvaluation:
+    if report.stages:
+        raise UserError(
+            f"{name} was asked until enough was known (evaluation.until), by all of its questions: it has no part that "
+            f"evaluation.holdout={share:g} would keep out of that; choose a run with evaluation.until=all"
+        )
     samples = tuple(sample for sample in report.samples if is_held_out(sample, share) is held_out)
     n = len(report.samples)
     if not FEWEST <= len(samples) <= n - FEWEST:
