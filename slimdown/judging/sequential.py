@@ -1,6 +1,6 @@
 """A paired difference that was looked at while its questions were still being asked -> tests valid whenever one stops.
 
-Pure functions of numbers. Two fifths of the error are kept for the last look, at all questions and by today's full
+Pure functions of numbers. Of the error, two fifths are kept for the last look, at all questions and by today's full
 test, so that who gets there is told nearly what it says; the rest is shared among the looks before it. 0/1 scores are
 tested at each of these by their likelihood ratio. The smallest p-value, each divided by its look's share, has under no
 change a distribution that follows from how many questions the looks have in common (Armitage, McPherson and Rowe 1969),
@@ -24,6 +24,7 @@ from slimdown.measuring.order import stages_of
 
 AT_EACH_LOOK, BETS = "likelihood ratio at each look", "bets, and paired t at the end"
 _EARLY = 0.6  # the share of the error for the looks before all are asked
+_BETTED = 0.3  # the same of graded scores: bets have nothing in common with the last look that is known
 _MIDDLE, _WIDTH = 1300, 1.0  # questions, and in logarithms: the bell by which these looks share it
 _TOO_NEAR = 1.05  # a look that adds fewer than a twentieth is taken as if it had nothing in common with the one before
 _FAR = 9.0  # standard errors below which nothing lies
@@ -187,7 +188,7 @@ def sequential_difference(
         shares = dict(zip(plan, _shares(plan), strict=True))
         looks = [(_counts(y[:stage] - x[:stage]), shares[stage]) for stage in stages if stage < n_available]
     elif now.largest == 1 and stages[0] < n_available:
-        looks = [(_Bets(y - x), _EARLY)]
+        looks = [(_Bets(y - x), _BETTED)]
     if n == n_available:
         looks.append((_Full(now), 1 - sum(share for _, share in looks)))
     n_groups = len(set(clusters)) if clusters is not None else 0
