@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -12,9 +13,10 @@ from lm_eval.api.instance import Instance
 from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from bench.families import WINDOW, byte_tokenizer, in_bfloat16, tiny, windowed
+from slimdown.measuring.engine import decoding
 from slimdown.measuring.engine.decoding import GreedyDecoder, StopStrings
 from slimdown.measuring.engine.drafting import LONGEST, Draft
-from slimdown.measuring.engine.forward import measuring, virtual_tokens
+from slimdown.measuring.engine.forward import measuring, preamble_cache, virtual_tokens
 from slimdown.measuring.engine.scoring import SharedWorkLM
 
 MOST = 16
@@ -184,6 +186,38 @@ def test_an_answer_is_found_again_after_a_difference_and_what_repeats_goes_on() 
     assert draft.guess(1, 5) == [8, 7, 8, 7, 8][: len(draft.guess(1, 5))]
     assert Draft((5, 6, 7, 8, 5, 6)).guess(1, 2) == [7, 8]
     assert Draft((5, 6, 7)).guess(1, 9) == []
+
+
+def test_only_rows_that_are_being_decoded_hold_what_drafts_are_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: weakref.WeakSet[Draft] = weakref.WeakSet()
+    n_alive: list[int] = []
+
+    class Counted(Draft):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            alive.add(self)
+            n_alive.append(len(alive))
+
+    monkeypatch.setattr(decoding, "Draft", Counted)
+    monkeypatch.setattr(decoding, "CACHE_TOKENS_PER_BUDGET", 1)  # few rows at a time
+    Decoded(tiny("llama"), True)
+    assert len(n_alive) == len(PROMPTS)
+    assert max(n_alive) < len(PROMPTS)
+    assert not alive
+
+
+def test_preambles_that_rows_repeat_are_computed_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[Any] = []
+
+    def counted(model: Any, preamble: Any, *args: Any) -> Any:
+        computed.append(preamble)
+        return preamble_cache(model, preamble, *args)
+
+    monkeypatch.setattr(decoding, "preamble_cache", counted)
+    both = SHARED, SHARED[::-1]  # decoded side by side
+    monkeypatch.setitem(globals(), "PROMPTS", [(*preamble, 40 + i) for preamble in both for i in range(9)])
+    Decoded(tiny("llama"), False)
+    assert sorted(map(len, computed)) == [len(SHARED)] * 2
 
 
 def test_what_is_never_right_is_soon_not_believed() -> None:
