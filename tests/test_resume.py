@@ -128,6 +128,8 @@ def test_a_run_goes_on_without_what_it_said_of_its_end_and_keeps_each_step_once(
         for step in (1, 2):
             run.log_step(StepRecord(step, {"loss": 1 / step, "grad_norm": 0.5}))
         run._metrics({"cost/load_seconds": 1.0, "train/n_train": 32})
+        for score in (0.5, 0.25):  # of a base after its first stage, and after its last
+            run._metrics({"base/cs/acc": score})
         raise ValueError("no memory")
     assert store.get_run(run.run_id).info.status == "FAILED"
     with TrackedRun(here(), "a run", "tuned", {Tag.sweep: "again"}, goes_on=run.run_id) as again:
@@ -136,6 +138,8 @@ def test_a_run_goes_on_without_what_it_said_of_its_end_and_keeps_each_step_once(
         assert Tag.error not in now.data.tags
         again.log_settings({"lora.r": 8, "tracking.wait": 10.0, "lora.lora_alpha": 16})
         again._metrics({"cost/load_seconds": 2.0, "train/n_train": 32})
+        for score in (0.5, 0.25):
+            again._metrics({"base/cs/acc": score})
         for step in (1, 2, 3):
             again.log_step(StepRecord(step, {"loss": 1 / step, "grad_norm": 0.5}))
     ended = store.get_run(run.run_id)
@@ -150,6 +154,7 @@ def test_a_run_goes_on_without_what_it_said_of_its_end_and_keeps_each_step_once(
     ]
     counts = [len(store.get_metric_history(run.run_id, key)) for key in ("cost/load_seconds", "train/n_train")]
     assert counts == [2, 1]
+    assert ended.data.metrics["base/cs/acc"] == 0.25
     assert [file.path for file in store.list_artifacts(run.run_id)] == []  # no traceback
 
 

@@ -109,6 +109,7 @@ class TrackedRun:
             self._client.begin()
         self.experiment_id = experiment
         self._steps_before = steps_in(self._client, self._before) if self._before else set()
+        self._known = dict(self._before.data.metrics) if self._before else {}  # what each says by now
         self._logged_model: str | None = None
         self._settings: Mapping[str, Any] = {}
         self._pending: list[Metric] = []
@@ -372,11 +373,11 @@ class TrackedRun:
 
     def _metrics(self, values: Mapping[str, float], **of: Any) -> None:
         now = int(time.time() * 1000)
-        before = self._before.data.metrics if self._before and not of else {}  # which need not be there twice
+        known = {} if of else self._known  # which need not be there twice
         # A standard error that is not defined (one question) is left out rather than shown as a number.
-        new = {key: value for key, value in values.items() if isfinite(value) and before.get(key) != value}
-        kept = [Metric(key, float(value), now, 0, **of) for key, value in new.items()]
-        log_entries(self._client, self.run_id, metrics=kept)
+        new = {key: float(value) for key, value in values.items() if isfinite(value) and known.get(key) != value}
+        log_entries(self._client, self.run_id, metrics=[Metric(key, new[key], now, 0, **of) for key in new])
+        known |= new
 
     def _tag(self, tags: Mapping[str, str]) -> None:
         log_entries(self._client, self.run_id, tags=[RunTag(key, redact(value)[:8000]) for key, value in tags.items()])
