@@ -24,6 +24,7 @@ from slimdown.measuring.parts import Parts
 from slimdown.measuring.questions import load_tasks
 from slimdown.measuring.turns import Asking
 from slimdown.pocket import DATA_DIR, TASKS_DIR
+from slimdown.preparing.dequantize import DequantizedLinear
 from slimdown.preparing.model import LoadedModel, load_model
 from slimdown.recording.evaluations import base_record
 from slimdown.recording.provenance import About
@@ -32,6 +33,7 @@ from slimdown.recording.runs import opened_run
 from slimdown.settings.commandline import check_command_line
 from slimdown.settings.schema import BenchmarkConfig, RunConfig, Until
 from slimdown.training.adapters import adapter_config
+from slimdown.training.tuning import way_to_tuned
 
 Composed = Callable[..., RunConfig]
 
@@ -294,6 +296,28 @@ def test_a_base_that_is_gone_by_then_is_asked_before_and_no_more(composed: Compo
     assert (all_asked.benchmarks["pocket_cs"].stages, report.stages, len(report.samples)) == ((4, 6, 9, 12), (4,), 4)
     assert report.samples == after.benchmarks["pocket_cs"].samples
     assert report.task_hash == after.benchmarks["pocket_cs"].task_hash
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_4_bit_weights_are_not_unpacked_twice_to_ask_base_and_tuned_model_in_turn(
+    composed: Composed, tmp_path: Path
+) -> None:
+    base, other = (load_model(composed().model, composed().quantization) for _ in range(2))
+    tuned_from(other).model.save_pretrained(tmp_path)
+    given = (*IN_STAGES, f"tuned='{tmp_path}'")
+    assert way_to_tuned(base, composed(*given, "quantization.dequantize_for_evaluation=false")).keeps_base
+    config = composed(*given, "quantization.dequantize_for_evaluation=true")
+    way = way_to_tuned(base, config)
+    asking = Asking.alike(base, load_tasks(config.benchmark), config, way.adapter)
+    before = asking.base(base, Memory(), told, way.keeps_base)
+    tuned = way.obtain(tmp_path, print, print).model
+
+    def look(*unused: object) -> set[str]:
+        unpacked = [any(isinstance(m, DequantizedLinear) for m in one.model.modules()) for one in (base, tuned)]
+        assert unpacked == [False, True]
+        return {"pocket_cs"}
+
+    asking.both(before, base, tuned, (Memory(), Memory()), look, told)
 
 
 def test_a_killed_asking_goes_on_from_what_was_answered(composed: Composed, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from slimdown.guarding.errors import UserError
 from slimdown.measuring.measure import Record
+from slimdown.preparing.dequantize import is_4bit
 from slimdown.preparing.digests import digest
 from slimdown.preparing.identity import identify
 from slimdown.preparing.memory import release_memory
@@ -50,7 +51,6 @@ class GivenAdapter(_Given):
     """An adapter made elsewhere, on a copy of the base that shares its weights."""
 
     doing = "taking the adapter"
-    keeps_base = True
 
     def __init__(self, base: LoadedModel, config: RunConfig, given: TunedConfig, folder: Path) -> None:
         """Put it on, before hours go into measuring the base.
@@ -85,6 +85,9 @@ class GivenAdapter(_Given):
             identity=identify(model, tokenizer, weights),
         )
         self._tuned = Tuned(tuned, training=None)
+        # Asked in turn, both would hold the values of 4-bit weights, for twice the memory that is known to be free.
+        is_unpacked = config.quantization.dequantize_for_evaluation.lower() != "false"
+        self.keeps_base = not (is_unpacked and any(map(is_4bit, base.model.modules())))
 
     def obtain(self, folder: Path, on_step: OnStep, on_progress: OnProgress, *unused: object) -> Tuned:
         """The base with the adapter on."""
