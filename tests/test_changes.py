@@ -317,6 +317,19 @@ def test_a_budget_ends_the_asking_of_what_has_one_and_a_verdict_that_of_a_target
     assert "more were not asked; a run with evaluation.until=budget benchmark.kept.max_loss=0.05 asks" in further.reason
 
 
+def test_a_change_that_is_shown_is_asked_on_while_it_looks_smaller_than_the_margin() -> None:
+    n, after = 10042, [float(i % 66 > 0) for i in range(10042)]  # 1.5 points lost all along
+    for margin, still_open in ((0.02, {"a"}), (0.01, set())):
+        benchmarks = [benchmark([1.0] * n), benchmark(after)]
+        pair = [replace(one, benchmark=replace(one.benchmark, margin=margin)) for one in benchmarks]
+        early = [report(a=stopped(one, 2592)) for one in pair]
+        assert changes_between(*early).benchmarks["a"].verdict is Verdict.forgotten
+        assert open_benchmarks(*early, Until.decided) == still_open
+    whole = changes_between(*asked_until(Until.decided, a=(benchmark([1.0] * n), benchmark(after)))).benchmarks["a"]
+    assert whole.verdict is Verdict.retained
+    assert 2592 < whole.n < n
+
+
 def test_what_is_asked_to_its_end_counts_as_unknown_until_then() -> None:
     """It would be shown by now, if this were its end, and leave the other to be shown by the whole of the error."""
     perplexity = benchmark([20.0, 30.0] * 50), benchmark([25.0, 35.5] * 50)

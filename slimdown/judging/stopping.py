@@ -13,7 +13,8 @@ from slimdown.settings.schema import Until
 def open_benchmarks(before: Evaluation, after: Evaluation, until: Until) -> set[str]:
     """The names of the benchmarks that are not known well enough yet.
 
-    What has no `stages` is asked to its end whatever is said here, and nothing of it counts as known before.
+    What has no `stages` is asked to its end whatever is said here, and nothing of it counts as known before. A change
+    that is shown, but looks smaller than the margin, does not end the asking: of all questions it is often `retained`.
 
     Args:
         before, after: what base and tuned model answered so far to every benchmark.
@@ -31,7 +32,11 @@ def open_benchmarks(before: Evaluation, after: Evaluation, until: Until) -> set[
     }
     margins, n_unknown = [settings[name].margin for name in differences], len(settings) - len(differences)
     judged = judgements(list(differences.values()), margins, n_unknown=n_unknown)
-    is_open = {name: said is Verdict.undecided for name, (said, *_) in zip(differences, judged, strict=True)}
+    known = [
+        said is Verdict.retained or (said is not Verdict.undecided and abs(d.value) >= margin)
+        for (said, *_), d, margin in zip(judged, differences.values(), margins, strict=True)
+    ]
+    is_open = {name: not is_known for name, is_known in zip(differences, known, strict=True)}
     if until is Until.budget:
         is_open |= {
             name: said is Outcome.undecided for name, said in outcomes(differences, own_budgets(settings)).items()
