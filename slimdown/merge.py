@@ -47,6 +47,8 @@ examples
   python -m slimdown.merge 3f2a --out tuned --onto original   into the weights as published
 """
 
+_EARLIER = {"evaluation.holdout": "0.0", "evaluation.until": "all"}  # of runs whose records know of neither
+
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
     """What the command line asks for."""
@@ -197,7 +199,7 @@ def _measure(folder: Path, run: RecordedRun, store: TrackingConfig, merged: "Mer
         model=replace(model, dtype=Dtype(merged.dtype)),
         quantization=replace(quantization, load_in_4bit=False, load_in_8bit=False),
         benchmark={name: section(run.params, f"benchmark.{name}", BenchmarkConfig) for name in run.benchmarks},
-        evaluation=section(run.params, "evaluation", EvaluationConfig),
+        evaluation=section(_EARLIER | run.params, "evaluation", EvaluationConfig),
         baseline=BaselineConfig(reuse=True),
         train=TrainConfig(checkpoint_minutes=None),  # of which nothing is kept: to go on is to merge again
         tracking=replace(store, experiment=run.experiment),

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from recorded import here
 from test_baseline import measured
 
-from slimdown import check, compare
+from slimdown import check, compare, merge
 from slimdown.preparing.model import LoadedModel
 from slimdown.recording.evaluations import base_record
 from slimdown.recording.read import find_runs, read_evaluation, read_run
@@ -117,6 +117,7 @@ def test_a_base_is_measured_anew_once_and_that_is_said(
 
 def test_a_run_of_before_questions_were_held_out_or_left_out_was_asked_all() -> None:
     """`slimdown.merge --evaluate` asks as the run did."""
-    recorded = {"evaluation.token_budget": "None", "evaluation.batch_size": "8"}
-    asked = section({**recorded, "evaluation.apply_chat_template": "False"}, "evaluation", EvaluationConfig)
+    recorded = {"evaluation.batch_size": "8", "evaluation.apply_chat_template": "False"}
+    params = merge._EARLIER | {"evaluation.token_budget": "None", **recorded}
+    asked = section(params, "evaluation", EvaluationConfig)
     assert (asked.holdout, asked.until) == (0.0, Until.all)

@@ -269,8 +269,8 @@ class EvaluationConfig:
     token_budget: int | None = ranged(COUNT)  # tokens of one forward; null: what suits the device
     batch_size: int = ranged(COUNT)  # questions run together, where a model cannot share work between them
     apply_chat_template: bool = MISSING  # ask through the tokenizer's chat template
-    holdout: float = ranged(SHARE, 0.0)  # share of each benchmark's questions kept from choosing between runs; 0: none
-    until: Until = Until.all  # when to stop asking
+    holdout: float = ranged(SHARE)  # share of each benchmark's questions kept from choosing between runs; 0: none
+    until: Until = MISSING  # when to stop asking
 
 
 @dataclass
