@@ -330,6 +330,20 @@ def test_a_change_that_is_shown_is_asked_on_while_it_looks_smaller_than_the_marg
     assert 2592 < whole.n < n
 
 
+def test_what_was_known_beside_a_small_change_is_asked_on_if_that_turns() -> None:
+    """Holm lets the one be shown with all of the error because the other is; that one goes on and is `retained`."""
+    before = [float(i >= 2592) for i in range(10042)]
+    after = [float(i % 66 == 0 if i < 2592 else i % 26 > 0) for i in range(10042)]  # 40 gained, then as many lost
+    turned = [benchmark(scores) for scores in (before, after)]
+    for seed in range(300):
+        pair = [stopped(benchmark(scores), 88) for scores in drawn(400, 0.5, 0.2, 0.05, seed)]
+        if 0.025 < changes_between(*(report(a=one) for one in pair)).benchmarks["a"].p_value < 0.05:
+            break
+    for n_asked, still_open in ((2592, {"b"}), (3629, {"a"})):
+        both = (report(a=one, b=stopped(other, n_asked)) for one, other in zip(pair, turned, strict=True))
+        assert open_benchmarks(*both, Until.decided) == still_open
+
+
 def test_what_is_asked_to_its_end_counts_as_unknown_until_then() -> None:
     """It would be shown by now, if this were its end, and leave the other to be shown by the whole of the error."""
     perplexity = benchmark([20.0, 30.0] * 50), benchmark([25.0, 35.5] * 50)

@@ -15,6 +15,7 @@ def open_benchmarks(before: Evaluation, after: Evaluation, until: Until) -> set[
 
     What has no `stages` is asked to its end whatever is said here, and nothing of it counts as known before. A change
     that is shown, but looks smaller than the margin, does not end the asking: of all questions it is often `retained`.
+    If such a change then comes to nothing, what was known beside it (Holm) may be open once more, to be asked on.
 
     Args:
         before, after: what base and tuned model answered so far to every benchmark.
