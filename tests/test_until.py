@@ -11,6 +11,7 @@ from math import inf
 from pathlib import Path
 
 import pytest
+import torch
 from made_up import written
 from mlflow import MlflowClient
 from peft import LoraConfig, get_peft_model
@@ -180,7 +181,9 @@ def asking_of(config: RunConfig, base: LoadedModel) -> Asking:
 
 def tuned_from(base: LoadedModel) -> LoadedModel:
     """An adapter that was not trained, and moves every answer."""
-    shape = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    torch.manual_seed(0)  # small random weights may move none of a few answers
+    modules = ["q_proj", "v_proj"]
+    shape = LoraConfig(r=8, lora_alpha=64, target_modules=modules, init_lora_weights=False, task_type="CAUSAL_LM")
     model = get_peft_model(base.model, shape).eval()
     return replace(base, model=model, identity={**base.identity, "adapter": "random"})
 
