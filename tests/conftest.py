@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ if "HF_ENDPOINT" not in os.environ:
 os.environ["TQDM_DISABLE"] = "1"
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
@@ -28,6 +29,15 @@ def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(f"sqlite:///{file}").search_experiments(max_results=1)
     return file
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny products on one thread: two would wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

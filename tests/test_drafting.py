@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,17 +19,11 @@ from slimdown.measuring.engine.drafting import LONGEST, Draft
 from slimdown.measuring.engine.forward import measuring, preamble_cache, virtual_tokens
 from slimdown.measuring.engine.scoring import SharedWorkLM
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MOST = 16
 SHARED = tuple(range(33, 110))  # long enough to be computed once for all
 PROMPTS = [*((*SHARED, 40 + i, 90 - 3 * i) for i in range(9)), (50, 51), (60,), (70, 71, 72, 70, 71)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def with_virtual_tokens(config: type[Any]) -> Any:

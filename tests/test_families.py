@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -37,6 +37,7 @@ from slimdown.measuring.engine.sharing import EXACT, NOT_MERGING, Scoring, choos
 
 # peft 0.21 asks transformers 5.24 for names that it changed (delete when it follows), and warns of what is not asked.
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*`past_key_values`:FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:peft"),
@@ -52,14 +53,6 @@ STOCK = {
     "olmo_hybrid": "LinearAttention",
     "openai-gpt": "refuses shared rows",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def chosen_for(model: Any) -> Scoring:
