@@ -194,7 +194,7 @@ def sequential_difference(
     n_groups = len(set(clusters)) if clusters is not None else 0
     fields = {**vars(now), "n_groups": n_groups if n_groups > 1 else 0, "test": AT_EACH_LOOK if now.table else BETS}
     found = SequentialDifference(**fields, looks=tuple(looks), plan=plan, n_available=n_available)
-    low, high = sorted((_end(found.p_value_above, -1.0), _end(found.p_value_below, 1.0)))
+    low, high = sorted((interval_end(found.p_value_above, -1.0), interval_end(found.p_value_below, 1.0)))
     if found.largest > 1:
         low = high = nan
     return replace(found, p_value=_p_value_of_none(found), low=low, high=high)
@@ -211,17 +211,23 @@ def _p_value_of_none(found: SequentialDifference) -> float:
     return min(1.0, 2 * (found.p_value_above(0.0) if found.value > 0 else found.p_value_below(0.0)))
 
 
-def _end(p_value: Callable[[float], float], out: float) -> float:
-    """From an end of what can be, the first change that no look rules out; where looks contradict it may be beyond."""
+def interval_end(p_value: Callable[[float], float], out: float, alpha: float = ALPHA) -> float:
+    """From an end of what can be, the first change that no look rules out; where looks contradict it may be beyond.
+
+    Args:
+        p_value: of a threshold, one-sided; it rises from `out` on.
+        out: -1 or 1.
+        alpha: of the whole interval, half for each end.
+    """
     kept = -out
     for _ in range(24):
         middle = (out + kept) / 2
-        out, kept = (middle, kept) if p_value(middle) <= ALPHA / 2 else (out, middle)
+        out, kept = (middle, kept) if p_value(middle) <= alpha / 2 else (out, middle)
     return out
 
 
 def _shares(plan: tuple[int, ...]) -> list[float]:
-    """Of the error, for each look: half to the last, the rest most to where a change of a few points is decided."""
+    """Of the error, for each look: `_EARLY` to those before the last, most where a change of few points is decided."""
     before = scipy.special.ndtr(np.log(np.array(plan) / _MIDDLE) / _WIDTH)
     spent = [float(_EARLY * one / before[-1]) for one in before[:-1]]
     return [later - earlier for earlier, later in pairwise([0.0, *spent, 1.0])]
