@@ -93,6 +93,58 @@ def exact(repeats: int, draw: np.random.Generator) -> Rows:
         yield [n, margin, *(f"{100 * x:.2f}" for x in most)]
 
 
+# --- graded scores ------------------------------------------------------------------------------------
+
+
+def graded(repeats: int, draw: np.random.Generator) -> Rows:
+    """Graded scores: what today's test shows, what Student's t would, and one corrected for skewness (Hall 1992)."""
+    kinds, ways = ("`changed`", "`retained`", "interval misses"), ("likelihood", "t", "corrected t")
+    yield ["differences", "questions", "true change", *(f"{kind}: {way}" for kind in kinds for way in ways)]
+
+    def moved(n: int, change: float) -> np.ndarray:
+        return draw.normal(change, 0.2, (repeats // 4, n))
+
+    def rare(n: int, change: float) -> np.ndarray:
+        return np.where(
+            draw.random((repeats // 4, n)) < -change / 0.8, -0.8, draw.uniform(-0.01, 0.01, (repeats // 4, n))
+        )
+
+    def flips(n: int, change: float) -> np.ndarray:
+        """12 % of answers move by a fifth to all of what can be, and so many more are lost."""
+        place, much = draw.random((repeats // 4, n)), draw.uniform(0.2, 1, (repeats // 4, n))
+        return np.where(place < 0.06 - change / 0.6, -much, np.where(place > 0.94, much, 0.0))
+
+    for name, made in (("normal, spread 0.2", moved), ("12 % of answers, as F1's", flips), ("rare, 0.8 each", rare)):
+        for n in (32, 100, 300, 1000):
+            for change in (0.0, -MARGIN, -0.05):
+                found = np.array([_graded(np.clip(d, -1, 1), change) for d in made(n, change)])
+                yield [name, n, f"{100 * change:+.0f}", *map(percent, found.T)]
+
+
+def _graded(d: np.ndarray, change: float) -> list[bool]:
+    """Whether a change, its absence, and another than the true one is shown, by each of three ways."""
+    before = np.maximum(0.0, -d)
+    today = difference(before, before + d)
+    n, spread = len(d), d.std(ddof=1)
+    skewness = stats.skew(d)
+
+    def corrected(threshold: float) -> float:
+        t = (d.mean() - threshold) / spread
+        return float(sqrt(n) * (t + skewness * t**2 / 3 + skewness**2 * t**3 / 27 + skewness / (6 * n)))
+
+    shown: list[list[bool]] = []
+    for above, below in (
+        (today.p_value_above, today.p_value_below),
+        *(
+            (lambda x, z=z: stats.t.sf(z(x), n - 1), lambda x, z=z: stats.t.cdf(z(x), n - 1))  # type: ignore[misc]
+            for z in (lambda x: sqrt(n) * (d.mean() - x) / spread, corrected)
+        ),
+    ):
+        none, equal = min(above(0.0), below(0.0)), max(above(-MARGIN), below(MARGIN))
+        shown.append([none < 0.025, equal < 0.05, min(above(change), below(change)) < 0.025])
+    return [way[kind] for kind in range(3) for way in shown]
+
+
 # --- subjects -----------------------------------------------------------------------------------------
 
 
@@ -356,6 +408,7 @@ def _benchmark(sizes: tuple[int, ...] | int, draw: np.random.Generator) -> Diffe
 TABLES: dict[str, Callable[[int, np.random.Generator], Rows]] = {
     "one": one_benchmark,
     "exact": exact,
+    "graded": graded,
     "subjects": subjects,
     "seeds": seeds,
     "rate": rate,

@@ -78,7 +78,7 @@ def test_an_undecided_judgement_says_how_many_questions_would_tell() -> None:
             0.02,
             "6 subjects differ too much to tell; more subjects",
         ),
-        ([0.5] * 40, [0.4] * 40, None, 0.02, "all 40 questions changed by the same"),
+        ([5.0] * 40, [4.0] * 40, None, 0.02, "all 40 questions changed by the same"),
         ([0.5], [0.4], None, 0.02, "1 question cannot tell"),
         (*answers(30, 3, 3, 4), ["a", "b"] * 20, 0.02, "for these 2 subjects: 40 questions cannot tell; about "),
     ],

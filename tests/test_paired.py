@@ -54,9 +54,9 @@ def test_a_test_that_was_not_possible_leaves_the_others_alone() -> None:
     assert isnan(adjusted[1])
 
 
-def test_equivalence_of_graded_scores_agrees_with_statsmodels() -> None:
+def test_equivalence_of_scores_without_bounds_agrees_with_statsmodels() -> None:
     draw = np.random.default_rng(3)
-    before = draw.normal(0.5, 0.1, 200)
+    before = draw.normal(5, 0.1, 200)
     after = before + draw.normal(-0.004, 0.05, 200)
     found = difference(before, after)
     assert found.test == "paired t"
@@ -114,8 +114,8 @@ def test_no_change_of_a_few_questions_is_not_certainty() -> None:
     assert same.equivalence_p_value(0.02) > 0.05
 
 
-def test_one_graded_question_says_nothing() -> None:
-    found = difference([0.5], [0.4])
+def test_one_question_scored_without_bounds_says_nothing() -> None:
+    found = difference([5], [4])
     assert isnan(found.p_value)
     assert isnan(found.equivalence_p_value(0.02))
     assert found.n_to_decide(0.02) is None

@@ -3,8 +3,6 @@
 The chances come from published tables, the verdicts from simulation, and `ville` is another's test of the same.
 """
 
-from bisect import bisect_left
-
 import numpy as np
 import pytest
 import ville
@@ -12,7 +10,7 @@ from scipy.special import ndtr
 from scipy.stats import multinomial
 
 from slimdown.judging.paired import difference
-from slimdown.judging.sequential import _Bets, _chance_of_any, _Counts, sequential_difference
+from slimdown.judging.sequential import _chance_of_any, _Counts, sequential_difference
 from slimdown.measuring.order import stages_of
 
 MARGIN = 0.02
@@ -158,32 +156,36 @@ def test_at_the_end_it_says_what_todays_test_says_nearly_always():
 # --- graded scores --------------------------------------------------------------------------------------
 
 
-def test_one_bet_by_hand():
-    """Seven bets of 0.8, 0.4, ... 0.0125 of 1 on a difference of one half: their mean is 1 + 0.5 * 1.5875 / 7."""
-    assert _Bets(np.array([0.5])).p_value_above(0.0) == pytest.approx(1 / (1 + 0.5 * 1.5875 / 7))
-    assert _Bets(np.array([-0.5])).p_value_below(0.0) == pytest.approx(1 / (1 + 0.5 * 1.5875 / 7))
-
-
-def test_losses_too_rare_to_have_been_seen_are_not_ruled_out():
-    """Today's t-test rules them out of any number of questions that moved by a hair."""
+def test_graded_losses_too_rare_to_have_been_seen_are_not_ruled_out_early():
     draw = np.random.default_rng(9)
     before = draw.uniform(0.5, 0.9, 45)
     after = before + draw.normal(0, 0.001, 45)
-    assert difference(before, after).equivalence_p_value(MARGIN) < 1e-6
-    assert sequential_difference(before, after, None, (32, 45), 1000).equivalence_p_value(MARGIN) > 0.5
+    assert sequential_difference(before, after, None, (32, 45), 1000).equivalence_p_value(MARGIN) > 0.05
 
 
-def test_bets_end_about_when_villes_end():
-    """Another's bets, of another kind, on the same differences."""
+def test_graded_scores_are_looked_at_as_counts_are():
+    """The looks and shares of 0/1 scores; of the same answers, one of them half a hair off, the same p-value."""
+    before, after = answers(200, 0.2, 0.1, np.random.default_rng(5))
+    counted = sequential_difference(before, after, None, (32, 63, 200), 600)
+    graded = sequential_difference(before, np.clip(after, 1e-9, 1), None, (32, 63, 200), 600)
+    assert graded.graded
+    assert graded.p_value_above(-0.15) == pytest.approx(counted.p_value_above(-0.15), rel=1e-3)
+    assert graded.p_value == pytest.approx(counted.p_value, rel=1e-3)
+
+
+def test_graded_losses_end_the_asking_about_when_villes_bets_do():
+    """Another's test, which may be looked at after each answer; ours saves most of the error for more answers."""
     draw, ours, theirs = np.random.default_rng(10), [], []
-    for loss in (0.03, 0.05, 0.1) * 5:
+    stages = stages_of(4000)
+    for loss in (0.03, 0.05, 0.1) * 4:
         differences = np.clip(draw.normal(-loss, 0.2, 4000), -1, 1)
-        test = ville.BettingTest(0.5, alternative="less").fit((differences + 1) / 2)
-        theirs.append(test.stopping_time())
-        ours.append(bisect_left(range(4000), -0.05, key=lambda n: -_Bets(differences[: n + 1]).p_value_below(0.0)) + 1)
-    ratios = np.array(ours) / np.array(theirs)
-    assert 0.5 < np.exp(np.log(ratios).mean()) < 2
-    assert (np.abs(np.log(ratios)) < np.log(4)).all()
+        theirs.append(ville.BettingTest(0.5, alternative="less").fit((differences + 1) / 2).stopping_time())
+        before, after = np.clip(-differences, 0, 1), np.clip(differences, 0, 1)
+        found = (
+            sequential_difference(before[:n], after[:n], None, stages[: i + 1], 4000) for i, n in enumerate(stages)
+        )
+        ours.append(next(d.n for d in found if d.p_value_below(0.0) < 0.05))
+    assert 0.5 < np.exp(np.log(np.array(ours) / np.array(theirs)).mean()) < 2
 
 
 def test_scores_without_bounds_are_tested_at_the_end_only():

@@ -10,9 +10,9 @@ from dataclasses import replace
 from math import nan
 from typing import TYPE_CHECKING
 
-from slimdown.judging.paired import ALPHA, Difference, Estimate, difference, mean, mean_difference, within
+from slimdown.judging.paired import ALPHA, Difference, Estimate, difference, interval, mean, mean_difference, within
 from slimdown.judging.ratio import forgetting_rate
-from slimdown.judging.sequential import SequentialDifference, interval_end, sequential_difference
+from slimdown.judging.sequential import SequentialDifference, sequential_difference
 
 if TYPE_CHECKING:  # it would bring pyarrow along
     from slimdown.measuring.answers import BenchmarkEvaluation
@@ -79,5 +79,4 @@ def _ends(d: Difference, alpha: float) -> Estimate:
     """Every change that is not ruled out at `alpha`, either way; nan where a change may be of any size."""
     if d.largest != 1:
         return Estimate(d.value, nan, nan, nan)
-    low, high = interval_end(d.p_value_above, -1.0, alpha), interval_end(d.p_value_below, 1.0, alpha)
-    return Estimate(d.value, nan, low, high)
+    return Estimate(d.value, nan, *interval(d, alpha))

@@ -10,16 +10,25 @@ Of scipy only `special`, which is loaded at its first use: `stats` has the same 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isinf, isnan, nan, sqrt
+from typing import Protocol
 
 import numpy as np
 import scipy
 
 from slimdown.judging.clusters import Drawn, Floats, population
-from slimdown.judging.power import in_standard_errors, questions_to_bound, questions_to_decide, smallest_shown
+from slimdown.judging.likelihood import Graded
+from slimdown.judging.power import POWER, in_standard_errors, questions_to_bound, questions_to_decide, smallest_shown
 
 ALPHA = 0.05
-MCNEMAR, PAIRED_T, CLUSTERED_T = "exact McNemar", "paired t", "clustered t"
+MCNEMAR, LIKELIHOOD, PAIRED_T, CLUSTERED_T = "exact McNemar", "empirical likelihood", "paired t", "clustered t"
 DUST = 1e-12  # a standard error below it is rounding: there is no spread
+
+
+class OneSided(Protocol):
+    """Tests of on which side of a threshold a change lies."""
+
+    def p_value_above(self, threshold: float) -> float: ...
+    def p_value_below(self, threshold: float) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -70,10 +79,11 @@ class Difference(Estimate):
     """How the scores of the same questions differ between two models: after - before."""
 
     p_value: float  # that there is no change
-    test: str  # what the p-value comes from: exact McNemar, paired t, or clustered t
+    test: str  # what the p-value comes from: exact McNemar, empirical likelihood, paired t, or clustered t
     t_test_p_value: float  # the paired t-test of Mai 2025, beside it
     n: int
     table: Table | None  # of independent 0/1 scores
+    graded: Graded | None  # of independent others between 0 and 1
     degrees_of_freedom: float
     n_groups: int  # subjects that the questions come from; 0 where they are of one kind
     largest: float  # the largest change that there could be: 1 where scores lie between 0 and 1, else infinite
@@ -87,12 +97,16 @@ class Difference(Estimate):
         """How likely data like these are if the true change is `threshold` or less; one-sided."""
         if self.table:
             return float(scipy.special.ndtr(-self.table.z(threshold, -0.5)))
+        if self.graded:
+            return self.graded.p_value_above(threshold)
         return _tail((self.value - threshold) / self.standard_error, self.degrees_of_freedom)
 
     def p_value_below(self, threshold: float) -> float:
         """How likely data like these are if the true change is `threshold` or more; one-sided."""
         if self.table:
             return float(scipy.special.ndtr(self.table.z(threshold, 0.5)))
+        if self.graded:
+            return self.graded.p_value_below(threshold)
         return _tail((threshold - self.value) / self.standard_error, self.degrees_of_freedom)
 
     def equivalence_p_value(self, margin: float) -> float:
@@ -110,7 +124,11 @@ class Difference(Estimate):
         """
         if self.table:
             return smallest_shown(self.n, (self.table.lost + self.table.gained + 1) / (self.n + 2), alpha)
-        smallest = in_standard_errors(alpha, self.degrees_of_freedom) * self.standard_error
+        if self.graded:  # as far as its interval reaches, and as much smaller as a change may come out
+            reach = max(abs(end - self.value) for end in interval(self.graded, alpha))
+            smallest = reach + float(scipy.special.ndtri(POWER)) * self.standard_error
+        else:
+            smallest = in_standard_errors(alpha, self.degrees_of_freedom) * self.standard_error
         return smallest if smallest <= self.largest else nan
 
     def n_to_decide(self, margin: float, alpha: float = ALPHA) -> int | None:
@@ -119,7 +137,7 @@ class Difference(Estimate):
         None where it cannot be said: no standard error, or clusters, of which more would be needed and not only more
         questions.
         """
-        continuity = 1.0 if self.table else 0.0
+        continuity = 1.0 if self.table or self.graded else 0.0
         return self._more(questions_to_decide, margin, continuity, alpha)
 
     def n_to_bound(self, threshold: float) -> int | None:
@@ -140,8 +158,10 @@ class Difference(Estimate):
         """The standard deviation of one question's difference."""
         return self.standard_error * sqrt(self.n)
 
-    def _null_spread(self, change: float) -> float:
-        """The same, as a test against this change takes it."""
+    def _null_spread(self, change: float, n: int) -> float:
+        """The same, as a test of n questions against this change takes it."""
+        if self.graded:  # with its half an answer
+            return sqrt(self._spread**2 + 0.5 / n)
         if self.table is None:
             return self._spread
         return Table(self.table.lost + 1, self.table.gained + 1, self.n + 2).spread(change)
@@ -189,8 +209,9 @@ def difference(
 
     Independent 0/1 scores: exact McNemar test; standard error and interval of Bonett and Price 2012, with one question
     added to the lost and one to the gained, so that "nothing changed" of a few questions is not certainty. Other
-    scores: paired t; without any spread nothing is known. Clusters: t with the standard error and the degrees of
-    freedom of `Drawn`, the error never below that of independent 0/1 scores.
+    independent scores between 0 and 1: test and interval by `Graded`. Scores without bounds: paired t; without any
+    spread nothing is known. Clusters: t with the standard error and the degrees of freedom of `Drawn`, the error never
+    below that of independent 0/1 scores.
 
     Raises:
         ValueError: no score, or one that is no number, or unequal lengths.
@@ -210,11 +231,15 @@ def difference(
     table = Table(int((d < 0).sum()), int((d > 0).sum()), n)
     adjusted = _adjusted_error(table) if counted else 0.0
     largest = 1.0 if _are_shares(x) and _are_shares(y) else inf
+    graded = Graded.of(d) if drawn.member is None and not counted and largest == 1 else None
     if drawn.member is None and counted:
         test, freedom = MCNEMAR, inf
         p_value = min(1.0, 2 * float(scipy.special.bdtr(min(table.lost, table.gained), table.lost + table.gained, 0.5)))
         center, half = (table.gained - table.lost) / (n + 2), t_quantile(inf) * adjusted
         around = Estimate(value, adjusted, center - half, center + half)
+    elif graded:
+        test, freedom, p_value = LIKELIHOOD, drawn.degrees_of_freedom, p_value_of_none(value, graded)
+        around = Estimate(value, student(value, sqrt(drawn.variance(d)), freedom).standard_error, *interval(graded))
     else:
         test, freedom = PAIRED_T if drawn.member is None else CLUSTERED_T, drawn.degrees_of_freedom
         around = student(value, max(sqrt(drawn.variance(d)), adjusted), freedom)
@@ -226,6 +251,7 @@ def difference(
         t_test_p_value=_two_sided(value, sqrt(Drawn.of(n, None).variance(d)), n - 1),
         n=n,
         table=table if test == MCNEMAR else None,
+        graded=graded,
         degrees_of_freedom=freedom,
         n_groups=drawn.n_groups,
         largest=largest,
@@ -247,6 +273,29 @@ def mean_difference(differences: Sequence[Difference]) -> Estimate:
     doubt = sum(v**2 / d.degrees_of_freedom for v, d in zip(variances, differences, strict=True))
     largest = sum(d.largest for d in differences) / k
     return within(student(value, error, sum(variances) ** 2 / doubt if doubt else inf), -largest, largest)
+
+
+def p_value_of_none(change: float, tests: OneSided) -> float:
+    """That there is no change, two-sided, by the test for the side on which the change lies."""
+    if change == 0:
+        return 1.0
+    return min(1.0, 2 * (tests.p_value_above(0.0) if change > 0 else tests.p_value_below(0.0)))
+
+
+def interval(tests: OneSided, alpha: float = ALPHA) -> tuple[float, float]:
+    """Between which changes none is ruled out, of scores between 0 and 1; half of alpha for each end.
+
+    From either end of what can be, the first change that is not; where looks contradict each other they may cross.
+    """
+    return _end(tests.p_value_above, -1.0, alpha / 2), _end(tests.p_value_below, 1.0, alpha / 2)
+
+
+def _end(p_value: Callable[[float], float], out: float, alpha: float) -> float:
+    kept = -out
+    for _ in range(24):
+        middle = (out + kept) / 2
+        out, kept = (middle, kept) if p_value(middle) <= alpha else (out, middle)
+    return out
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -64,7 +64,7 @@ def _chances(counts: NDArray[np.signedinteger], n: int, share: float) -> Floats:
 def questions_to_decide(
     change: float,
     spread: float,
-    null_spread: Callable[[float], float],
+    null_spread: Callable[[float, int], float],
     margin: float,
     continuity: float,
     alpha: float,
@@ -74,19 +74,19 @@ def questions_to_decide(
     Args:
         change: the true one.
         spread: the standard deviation of one question's difference.
-        null_spread: what a test against this change takes it for.
+        null_spread: what a test of so many questions against this change takes it for.
         margin: a change below it counts as none.
         continuity: by how many answers McNemar's exact test asks more, and each one-sided test half as many: 1, or 0
-            for graded scores.
+            for scores without bounds.
         alpha: of the two-sided test of a change, and of each of the two one-sided tests against the margin.
 
     The mean difference is taken to be normal. What leaves both open is that it lies in a gap between the largest that
     would be refuted and the smallest that would be shown; the gap closes as questions are added.
     """
     of_change, of_margin = (-scipy.special.ndtri(a) for a in (alpha / 2, alpha))
-    at_none, above, below = (null_spread(x) for x in (0.0, margin, -margin))
 
     def decided(n: int) -> float:
+        at_none, above, below = (null_spread(x, n) for x in (0.0, margin, -margin))
         root, step = sqrt(n), continuity / n
         shown = of_change * at_none / root + step
         high = min(shown, margin - of_margin * above / root - step / 2)
@@ -105,11 +105,14 @@ def questions_to_decide(
 
 
 def questions_to_bound(
-    change: float, spread: float, null_spread: Callable[[float], float], threshold: float, alpha: float
+    change: float, spread: float, null_spread: Callable[[float, int], float], threshold: float, alpha: float
 ) -> int | None:
     """How many questions show, at `POWER`, on which side of `threshold` the change lies; arguments as above."""
     if change == threshold:
         return None
     z_alpha, z_power = (-scipy.special.ndtri(a) for a in (alpha, 1 - POWER))
-    n = ((z_alpha * null_spread(threshold) + z_power * spread) / (change - threshold)) ** 2
-    return int(np.ceil(n)) if n < _MOST else None
+
+    def shown(n: int) -> bool:
+        return bool(abs(change - threshold) * sqrt(n) >= z_alpha * null_spread(threshold, n) + z_power * spread)
+
+    return bisect_left(range(_MOST), True, lo=1, key=shown) if shown(_MOST - 1) else None

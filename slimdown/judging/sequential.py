@@ -1,42 +1,41 @@
 """A paired difference that was looked at while its questions were still being asked -> tests valid whenever one stops.
 
 Pure functions of numbers. Of the error, two fifths are kept for the last look, at all questions and by today's full
-test, so that who gets there is told nearly what it says; the rest is shared among the looks before it. 0/1 scores are
-tested at each of these by their likelihood ratio. The smallest p-value, each divided by its look's share, has under no
-change a distribution that follows from how many questions the looks have in common (Armitage, McPherson and Rowe 1969),
-and what is said is its chance. Graded scores of a few questions follow no t distribution: until the end they are betted
-on (Waudby-Smith and Ramdas 2024), which holds whatever they are. docs/studies/sequential.md has what else was tried.
+test, so that who gets there is told nearly what it says; the rest is shared among the looks before it, each of which
+tests by a ratio of likelihoods. The smallest p-value, each divided by its look's share, has under no change a
+distribution that follows from how many questions the looks have in common (Armitage, McPherson and Rowe 1969), and what
+is said is its chance. docs/studies/sequential.md has what else was tried.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from math import copysign, exp, inf, isnan, log, nan, pi, sqrt
-from typing import Protocol
 
 import numpy as np
 import scipy
 
 from slimdown.judging.clusters import Floats
-from slimdown.judging.paired import ALPHA, Difference, Table, difference, numbers
+from slimdown.judging.likelihood import Graded
+from slimdown.judging.paired import (
+    ALPHA,
+    Difference,
+    OneSided,
+    Table,
+    difference,
+    interval,
+    numbers,
+    p_value_of_none,
+)
 from slimdown.measuring.order import stages_of
 
-AT_EACH_LOOK, BETS = "likelihood ratio at each look", "bets, and paired t at the end"
+AT_EACH_LOOK, AT_THE_END = "likelihood ratio at each look", "paired t at the end"
 _EARLY = 0.6  # the share of the error for the looks before all are asked
-_BETTED = 0.3  # the same of graded scores: bets have nothing in common with the last look that is known
 _MIDDLE, _WIDTH = 1300, 1.0  # questions, and in logarithms: the bell by which these looks share it
 _TOO_NEAR = 1.05  # a look that adds fewer than a twentieth is taken as if it had nothing in common with the one before
 _FAR = 9.0  # standard errors below which nothing lies
-_FRACTIONS = (0.8, 0.4, 0.2, 0.1, 0.05, 0.025, 0.0125)  # of the highest bet that cannot go bankrupt, for graded scores
 _LOG_RATIOS = np.linspace(log(1e-15), 0.0, 60)
-
-
-class _Test(Protocol):
-    """What was seen at a look."""
-
-    def p_value_above(self, threshold: float) -> float: ...
-    def p_value_below(self, threshold: float) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -90,27 +89,6 @@ def _mcnemar(count: float, table: Table) -> float:
 
 
 @dataclass(frozen=True)
-class _Bets:
-    """What betting on graded differences, in the order asked, had won at best: a test at every question at once."""
-
-    differences: Floats  # within [-1, 1]
-
-    def p_value_above(self, threshold: float) -> float:
-        return self._p_value(self.differences, threshold)
-
-    def p_value_below(self, threshold: float) -> float:
-        return self._p_value(-self.differences, -threshold)
-
-    def _p_value(self, differences: Floats, threshold: float) -> float:
-        """That the mean is `threshold` or less: one over the most that seven constant bets together have made of 1."""
-        if threshold <= -1:
-            return 0.0 if threshold < -1 else 1.0
-        won = np.log1p(np.outer(_FRACTIONS, (differences - threshold) / (1 + threshold))).cumsum(axis=1)
-        most = float(scipy.special.logsumexp(won, axis=0).max()) - log(len(_FRACTIONS))
-        return min(1.0, exp(-most))
-
-
-@dataclass(frozen=True)
 class SequentialDifference(Difference):
     """The difference of the answers so far; tests and interval hold at whichever look one stops.
 
@@ -118,7 +96,7 @@ class SequentialDifference(Difference):
     all that had ever been meant to be asked.
     """
 
-    looks: tuple[tuple[_Test, float], ...]  # each with its share of the error
+    looks: tuple[tuple[OneSided, float], ...]  # each with its share of the error
     plan: tuple[int, ...]  # of questions at all looks, past and to come; empty: the shares are simply added up
     n_available: int  # questions, had all been asked
 
@@ -181,49 +159,26 @@ def sequential_difference(
     if sorted({0, *stages, len(x)}) != [0, *stages] or len(x) > n_available:
         raise ValueError(f"stages {tuple(stages)} of {n_available} do not fit {len(x)} scores")
     now, n = difference(x, y), len(x)
-    looks: list[tuple[_Test, float]] = []
+    looks: list[tuple[OneSided, float]] = []
     plan: tuple[int, ...] = ()
-    if now.table:
+    if now.table or now.graded:
         plan = tuple(sorted({*stages, *(stage for stage in stages_of(n_available) if stage > n)}))
         shares = dict(zip(plan, _shares(plan), strict=True))
-        looks = [(_counts(y[:stage] - x[:stage]), shares[stage]) for stage in stages if stage < n_available]
-    elif now.largest == 1 and stages[0] < n_available:
-        looks = [(_Bets(y - x), _BETTED)]
+        seen = _counts if now.table else Graded.of
+        looks = [(seen(y[:stage] - x[:stage]), shares[stage]) for stage in stages if stage < n_available]
     if n == n_available:
         looks.append((_Full(now), 1 - sum(share for _, share in looks)))
     n_groups = len(set(clusters)) if clusters is not None else 0
-    fields = {**vars(now), "n_groups": n_groups if n_groups > 1 else 0, "test": AT_EACH_LOOK if now.table else BETS}
+    fields = {**vars(now), "n_groups": n_groups if n_groups > 1 else 0, "test": AT_EACH_LOOK if plan else AT_THE_END}
     found = SequentialDifference(**fields, looks=tuple(looks), plan=plan, n_available=n_available)
-    low, high = sorted((interval_end(found.p_value_above, -1.0), interval_end(found.p_value_below, 1.0)))
+    low, high = sorted(interval(found))
     if found.largest > 1:
         low = high = nan
-    return replace(found, p_value=_p_value_of_none(found), low=low, high=high)
+    return replace(found, p_value=p_value_of_none(found.value, found), low=low, high=high)
 
 
 def _counts(differences: Floats) -> _Counts:
     return _Counts(int((differences < 0).sum()), int((differences > 0).sum()), len(differences))
-
-
-def _p_value_of_none(found: SequentialDifference) -> float:
-    """That there is no change, two-sided: only looks that speak for the side on which the change lies now."""
-    if found.value == 0:
-        return 1.0
-    return min(1.0, 2 * (found.p_value_above(0.0) if found.value > 0 else found.p_value_below(0.0)))
-
-
-def interval_end(p_value: Callable[[float], float], out: float, alpha: float = ALPHA) -> float:
-    """From an end of what can be, the first change that no look rules out; where looks contradict it may be beyond.
-
-    Args:
-        p_value: of a threshold, one-sided; it rises from `out` on.
-        out: -1 or 1.
-        alpha: of the whole interval, half for each end.
-    """
-    kept = -out
-    for _ in range(24):
-        middle = (out + kept) / 2
-        out, kept = (middle, kept) if p_value(middle) <= alpha / 2 else (out, middle)
-    return out
 
 
 def _shares(plan: tuple[int, ...]) -> list[float]:
