@@ -259,10 +259,17 @@ def test_dequantized_training_has_the_losses_of_the_4_bit_layers_and_gives_them_
     assert all(torch.equal(weight, layers[1][name]) for name, weight in layers[0].items())
 
 
+# As instructions begin that are put into one template: two of them here, as Alpaca's with an input and without.
+ALIKE = "dataset.pocket_instructions.template='Question: here is what there is to do. {instruction}'"
+
+
 @pytest.mark.skipif(trl.__version__ == "1.15.0", reason="its loss needs a GPU")
+@pytest.mark.parametrize("template", [[], [ALIKE]])
 @pytest.mark.parametrize("only", ["train.completion_only_loss=true", "train.completion_only_loss=false"])
-def test_steps_have_the_losses_and_counts_of_plain_trl(only: str, composed: Composed, tmp_path: Path) -> None:
-    config = composed(*SMALL, only, "train.gradient_accumulation_steps=2")
+def test_steps_have_the_losses_and_counts_of_plain_trl(
+    only: str, template: list[str], composed: Composed, tmp_path: Path
+) -> None:
+    config = composed(*SMALL, *template, only, "train.gradient_accumulation_steps=2")
     lean = tuned(config, tmp_path / "lean")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("slimdown.training.fine_tune.trainer_class", lambda base, model: trl.SFTTrainer)
@@ -274,17 +281,36 @@ def test_steps_have_the_losses_and_counts_of_plain_trl(only: str, composed: Comp
     assert losses(lean) == pytest.approx(losses(plain), rel=1e-4)
 
 
+@pytest.mark.parametrize(("dropout", "shares"), [("0.0", True), ("0.1", False)])
+def test_what_rows_begin_alike_with_is_computed_once_unless_chance_strikes_each(
+    dropout: str, shares: bool, composed: Composed, pocket: LoadedModel, tmp_path: Path
+) -> None:
+    config = composed(*SMALL, ALIKE, f"lora.lora_dropout={dropout}", "train.max_steps=2")
+    rows = prepare_rows(pocket, load_data(config.dataset, 0, pocket.tokenizer), config.train)
+    computed: list[int] = []
+    pocket.model.get_input_embeddings().register_forward_hook(
+        lambda module, args, made: computed.append(args[0].numel() if torch.is_grad_enabled() else 0)
+    )
+    tokens = fine_tune(pocket, rows, config.method, config.lora, config.train, 0, tmp_path, before=1.0).training.tokens
+    assert (sum(computed) < tokens - 2 * 7 * 8) if shares else (sum(computed) == tokens)
+
+
 def test_the_summed_loss_and_its_gradient_are_those_of_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SummedLoss, "CHUNK", 5)  # the last chunk is a part of one
+    monkeypatch.setattr(SummedLoss, "AT_ONCE", 45)  # two rows of 20, and one
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(12, 8, generator=generator, requires_grad=True)
     weight, labels = torch.randn(20, 8, generator=generator), torch.randint(20, (12,), generator=generator)
-    loss, hits = SummedLoss.apply(hidden, weight, labels)
-    (gradient,) = torch.autograd.grad(3 * loss, hidden)
-    expected = torch.nn.functional.cross_entropy(hidden @ weight.T, labels, reduction="sum")
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(gradient, torch.autograd.grad(3 * expected, hidden)[0])
-    assert hits == ((hidden @ weight.T).argmax(-1) == labels).sum()
+    weight.requires_grad_()
+    for times in (None, torch.randint(1, 4, (12,), generator=generator)):
+        each = torch.ones(12) if times is None else times.float()
+        loss, hits = SummedLoss.apply(hidden, weight, labels, times)
+        expected = each @ torch.nn.functional.cross_entropy(hidden @ weight.T, labels, reduction="none")
+        torch.testing.assert_close(loss, expected)
+        gradients = (torch.autograd.grad(3 * one, (hidden, weight)) for one in (loss, expected))
+        for ours, its in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours, its)
+        assert hits == (each * ((hidden @ weight.T).argmax(-1) == labels)).sum()
 
 
 def test_the_model_attends_as_before_once_trained(once: Tuned) -> None:

@@ -14,6 +14,7 @@ from conftest import SMALL
 from mlflow import MlflowClient
 from recorded import settings_of
 
+from bench.families import tiny
 from slimdown.measuring.measure import loss_key, measure_loss
 from slimdown.measuring.validation import validation_loss
 from slimdown.preparing.data import load_data
@@ -90,6 +91,37 @@ def test_the_loss_of_a_family_whose_head_goes_past_its_base_model_is_trls(
     config = composed(*SMALL, *ROWS, "train.per_device_eval_batch_size=8")
     rows = validation_rows(pocket, config)
     assert validation_loss(opt, opt.model, rows, config.train) == pytest.approx(of_trl(opt, config, tmp_path), rel=1e-5)
+
+
+def test_what_rows_begin_alike_with_is_computed_once(
+    composed: Composed, pocket: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alike, train = list(range(20, 40)), composed(*SMALL, "train.per_device_eval_batch_size=1").train
+    rows = [[*alike, 50, 51, 52], [*alike, 60, 61], [*alike[:10], 70], alike, [*alike, 50, 51, 53], [80, 81, 82]]
+    each = [validation_loss(pocket, pocket.model, {"input_ids": [row], "labels": [row]}, train) for row in rows]
+    computed: list[int] = []
+    pocket.model.get_input_embeddings().register_forward_hook(lambda *called: computed.append(called[1][0].numel()))
+    together = {"input_ids": rows, "labels": rows}
+    assert validation_loss(pocket, pocket.model, together, train) == pytest.approx(sum(each) / len(each), rel=1e-5)
+    assert computed == [20 + 4 + 2 + 1 + 3]
+    computed.clear()
+    monkeypatch.setattr("slimdown.measuring.validation._TOKENS", 28)
+    assert validation_loss(pocket, pocket.model, together, train) == pytest.approx(sum(each) / len(each), rel=1e-5)
+    assert computed == [27, 3]
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "gpt2", "gptj", "llama", "opt", "phi3", "qwen3_moe"])
+def test_whatever_the_kind_of_positions_the_loss_is_that_of_padded_rows(
+    family: str, composed: Composed, pocket: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, train = replace(pocket, model=tiny(family)), composed(*SMALL).train
+    alike = list(range(20, 40))
+    rows = [[*alike[: 20 - 5 * (n % 2)], *range(n, 3 * n)] for n in range(50, 56)]
+    rows = {"input_ids": rows, "labels": rows}
+    shared = validation_loss(base, base.model, rows, train)
+    for module in ("rows_apart", "validation"):
+        monkeypatch.setattr(f"slimdown.measuring.{module}.tells_rows_apart", lambda base, model=None: False)
+    assert validation_loss(base, base.model, rows, train) == pytest.approx(shared, rel=1e-5)
 
 
 def test_the_model_is_handed_back_as_it_came(composed: Composed, pocket: LoadedModel) -> None:

@@ -1,14 +1,24 @@
-"""Rows laid end to end without padding, each attending within itself, on a CPU."""
+"""Rows laid end to end without padding, each attending within itself, on a CPU.
+
+What rows begin alike with, as those of one template do, is laid and computed once. Positions tell how rows lie: where
+they do not go on by one, another row begins, and the tokens before its first position are those of the row before.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 
 from slimdown.measuring.engine.forward import virtual_tokens
+from slimdown.measuring.engine.packing import n_common
 from slimdown.preparing.model import LoadedModel
+
+NAME = "slimdown_by_row"
+# Fewer tokens in common are not worth it: a row that begins within another's attends under a mask.
+LEAST_COMMON = 8
 
 
 def tells_rows_apart(base: LoadedModel, model: Any = None) -> bool:
@@ -39,31 +49,33 @@ def attention_by_row(base: LoadedModel, model: Any = None, lengths: Sequence[int
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    starts = [0, *accumulate(lengths)] if lengths else []  # of the batch's rows, and its end
+    starts = [0, *accumulate(lengths)]
+    pieces = [_Piece([(start, end)]) for start, end in pairwise(starts)]  # of the batch that is computed
 
     def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if "position_ids" in kwargs and not lengths:  # what every trl gives; the boundaries themselves came with 1.16
-            positions = kwargs["position_ids"][0]
-            starts[:] = [*(positions == 0).nonzero().flatten().tolist(), len(positions)]
+            pieces[:] = _pieces(kwargs["position_ids"][0])
 
     def attend(
         module: Any, query: Any, key: Any, value: Any, attention_mask: None, **kwargs: Any
     ) -> tuple[torch.Tensor, None]:
-        if not starts:
+        if not pieces:
             raise RuntimeError("nobody told where the rows of this batch begin")
         kwargs |= {"is_causal": True}
         rows = [
-            sdpa_attention_forward(module, *(x[:, :, start:end] for x in (query, key, value)), None, **kwargs)[0]
-            for start, end in pairwise(starts)
+            sdpa_attention_forward(
+                module, query[:, :, slice(*piece.seen[-1])], piece.of(key), piece.of(value), piece.mask, **kwargs
+            )[0]
+            for piece in pieces
         ]
         return torch.cat(rows, dim=1), None
 
     if not tells_rows_apart(base, model):
         yield
         return
-    AttentionInterface.register("slimdown_by_row", attend)
+    AttentionInterface.register(NAME, attend)
     usual = base.model.config._attn_implementation
-    base.model.set_attn_implementation("slimdown_by_row")
+    base.model.set_attn_implementation(NAME)
     # Either is called, by TRL's loss and by ours; OPT's head goes past `base_model` to the decoder in it.
     called = (base.model, base.model.base_model)
     hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in called]
@@ -73,3 +85,64 @@ def attention_by_row(base: LoadedModel, model: Any = None, lengths: Sequence[int
         for hook in hooks:
             hook.remove()
         base.model.set_attn_implementation(usual)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Tokens of a batch that lie together."""
+
+    seen: list[tuple[int, int]]  # where what their row begins with lies, and last where they lie themselves
+    mask: torch.Tensor | None = None  # bool [1, 1, own tokens, seen tokens]; None: they begin a row
+
+    def of(self, states: torch.Tensor) -> torch.Tensor:
+        """Keys or values [1, heads, tokens, dim] of what the tokens see."""
+        parts = [states[:, :, start:end] for start, end in self.seen]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _pieces(positions: torch.Tensor) -> list[_Piece]:
+    """How the rows of a batch lie, by the positions [tokens] of its tokens.
+
+    >>> [piece.seen for piece in _pieces(torch.tensor([0, 1, 2, 3, 2, 3, 0, 1]))]
+    [[(0, 4)], [(0, 2), (4, 6)], [(6, 8)]]
+    """
+    begins = [0, *((positions.diff() != 1).nonzero().flatten() + 1).tolist(), len(positions)]
+    pieces: list[_Piece] = []
+    row: list[tuple[int, int]] = []  # where the tokens of the last one lie
+    for start, end in pairwise(begins):
+        n_before = int(positions[start])
+        before, left = [], n_before
+        for at, to in row:
+            if left > 0:
+                before.append((at, min(to, at + left)))
+                left -= to - at
+        n_own = end - start
+        mask = torch.ones(1, 1, n_own, n_before + n_own, dtype=torch.bool).tril_(n_before) if before else None
+        row = [*before, (start, end)]
+        pieces.append(_Piece(row, mask))
+    return pieces
+
+
+def n_alike(row: Sequence[int], before: Sequence[int]) -> int:
+    """With how many tokens a row begins that need not be laid again behind those of the row before."""
+    n = n_common(row, before)
+    return n if n >= LEAST_COMMON else 0
+
+
+def laid(rows: Sequence[list[int]]) -> tuple[list[int], list[int], list[list[int]]]:
+    """Rows end to end, those that begin alike behind each other: tokens and positions, and where each row's tokens lie.
+
+    >>> laid([[*range(9)], [1, 2], [*range(8), 5]])[1:]
+    ([0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 0, 1], [[0, 1, 2, 3, 4, 5, 6, 7, 9], [10, 11], [0, 1, 2, 3, 4, 5, 6, 7, 8]])
+    """
+    tokens: list[int] = []
+    positions: list[int] = []
+    places: list[list[int]] = [[] for _ in rows]
+    before = -1
+    for i in sorted(range(len(rows)), key=rows.__getitem__):
+        n = n_alike(rows[i], rows[before]) if before >= 0 else 0
+        places[i] = [*places[before][:n], *range(len(tokens), len(tokens) + len(rows[i]) - n)]
+        tokens += rows[i][n:]
+        positions += range(n, len(rows[i]))
+        before = i
+    return tokens, positions, places

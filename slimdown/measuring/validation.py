@@ -1,6 +1,7 @@
 """The loss on held-out rows, without padding, gradients, or logits that nobody reads: TRL's number from less work.
 
-Rows of similar length share a forward of as many tokens as an evaluation's, on dequantized values where memory allows.
+Rows share a forward of as many tokens as an evaluation's, on dequantized values where memory allows; what they begin
+alike with is computed once for those of a forward.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from slimdown.measuring.engine.forward import logits_at, measuring, token_scores, virtual_tokens
-from slimdown.measuring.rows_apart import attention_by_row, tells_rows_apart
+from slimdown.measuring.rows_apart import attention_by_row, laid, n_alike, tells_rows_apart
 from slimdown.preparing import processes
 from slimdown.preparing.dequantize import dequantized, dequantizes
 from slimdown.preparing.model import LoadedModel
@@ -40,13 +41,14 @@ def validation_loss(loaded: LoadedModel, model: Any, rows: Any, config: TrainCon
     unpacked = dequantized(model) if dequantizes(model, dequantize) else nullcontext()
     with attention_by_row(loaded, model), unpacked, measuring(model):
         budget = min(_TOKENS, _LOGITS // model.get_input_embeddings().weight.shape[0])
-        forwards = list(_batches(tokenized, budget))
+        forwards = list(_batches([ids for ids, _ in tokenized], budget, padding is not None))
         for members in (forwards[i] for i in processes.share([len(members) for members in forwards])):
             batch = [tokenized[i] for i in members]
             inputs, owner, slot, target = _side_by_side(batch, padding, n_before)
             on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-            logits = logits_at(model, slot.to(model.device), **on_device, use_cache=False)
-            scores, _ = token_scores(logits, torch.arange(len(slot)), target)
+            kept, of_kept = torch.unique(slot, return_inverse=True)  # where rows begin alike, they share their logits
+            logits = logits_at(model, kept.to(model.device), **on_device, use_cache=False)
+            scores, _ = token_scores(logits, of_kept, target)
             row = torch.tensor(members)[owner]
             summed.index_add_(0, row, -scores.double())
             counted.index_add_(0, row, torch.ones(len(row)))
@@ -57,13 +59,22 @@ def validation_loss(loaded: LoadedModel, model: Any, rows: Any, config: TrainCon
     return float(sum(means) / len(tokenized))
 
 
-def _batches(tokenized: Sequence[tuple[list[int], list[int]]], budget: int) -> Iterator[list[int]]:
-    """Indices of rows of like lengths, within `budget` tokens, padding included, or one alone."""
-    waiting = sorted(range(len(tokenized)), key=lambda i: len(tokenized[i][0]), reverse=True)
-    while waiting:
-        n = max(1, budget // len(tokenized[waiting[0]][0]))
-        yield waiting[:n]
-        waiting = waiting[n:]
+def _batches(rows: Sequence[list[int]], budget: int, padded: bool) -> Iterator[list[int]]:
+    """Indices of the rows of each forward, within `budget` tokens, or one alone.
+
+    Padded ones are of like lengths, with padding included; of others those are together that begin alike.
+    """
+    batch: list[int] = []
+    n_tokens = 0
+    for i in sorted(range(len(rows)), key=lambda i: [-len(rows[i])] if padded else rows[i]):
+        own = len(rows[batch[0]]) if batch and padded else len(rows[i])
+        own -= n_alike(rows[i], rows[batch[-1]]) if batch and not padded else 0
+        if batch and n_tokens + own > budget:
+            yield batch
+            batch, n_tokens, own = [], 0, len(rows[i])
+        batch.append(i)
+        n_tokens += own
+    yield batch
 
 
 def _side_by_side(
@@ -75,20 +86,18 @@ def _side_by_side(
     """
     longest = max(len(ids) for ids, _ in batch)
     if padding is None:
-        starts = [sum(len(ids) for ids, _ in batch[:i]) for i in range(len(batch))]
-        inputs = {
-            "input_ids": torch.tensor([[token for ids, _ in batch for token in ids]]),
-            "position_ids": torch.tensor([[position for ids, _ in batch for position in range(len(ids))]]),
-        }
+        tokens, positions, places = laid([ids for ids, _ in batch])
+        inputs = {"input_ids": torch.tensor([tokens]), "position_ids": torch.tensor([positions])}
     else:
         starts = [i * (n_before + longest) + n_before for i in range(len(batch))]
+        places = [list(range(start, start + longest)) for start in starts]
         inputs = {
             "input_ids": torch.tensor([ids + [padding] * (longest - len(ids)) for ids, _ in batch]),
             "attention_mask": torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in batch]),
         }
     scored = [
-        (row, start + at - 1, ids[at])
-        for row, ((ids, labels), start) in enumerate(zip(batch, starts, strict=True))
+        (row, place[at - 1], ids[at])
+        for row, ((ids, labels), place) in enumerate(zip(batch, places, strict=True))
         for at in range(1, len(ids))
         if labels[at] != -100
     ]

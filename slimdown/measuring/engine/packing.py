@@ -64,7 +64,7 @@ def group_by_preamble(contexts: Iterable[Tokens], n_virtual: int = 0) -> list[tu
     longest_start = n_virtual + PREAMBLE_TOKENS
     for start, members in groupby(sorted(contexts), key=lambda tokens: tokens[:longest_start]):
         group = list(members)
-        n_shared = _n_common(group[0], group[-1])  # of all, because the group is sorted
+        n_shared = n_common(group[0], group[-1])  # of all, because the group is sorted
         n_shared = min(n_shared, min(len(tokens) for tokens in group) - 1)
         saved = (len(group) - 1) * (n_shared - n_virtual)
         if len(start) == longest_start and saved >= WORTHWHILE_TOKENS:
@@ -74,7 +74,8 @@ def group_by_preamble(contexts: Iterable[Tokens], n_virtual: int = 0) -> list[tu
     return [*groups, (alone[0][:n_virtual], alone)] if alone else groups
 
 
-def _n_common(one: Tokens, other: Tokens) -> int:
+def n_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many leading tokens two rows agree on."""
     pairs = zip(one, other, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
