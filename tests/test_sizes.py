@@ -194,7 +194,7 @@ def test_what_cannot_fit_is_refused_with_numbers(
     found, told = checked_footprint(pocket, config, lengths)
     assert found.tokens == 800
     assert [line.partition(":")[0] for line in told] == ["estimated peak memory"]
-    memory(monkeypatch, 2**24)
+    memory(monkeypatch, 2**22)
     with pytest.raises(
         UserError, match=r"training needs 0\.\d GiB more than it holds by now, and 0\.0 GiB are free on cpu"
     ):

@@ -16,10 +16,11 @@ from recorded import settings_of
 
 from bench.families import tiny
 from slimdown.measuring.measure import loss_key, measure_loss
+from slimdown.measuring.rows_apart import attention_of_few
 from slimdown.measuring.validation import validation_loss
 from slimdown.preparing.data import load_data
 from slimdown.preparing.identity import identify
-from slimdown.preparing.model import LoadedModel
+from slimdown.preparing.model import LoadedModel, load_model
 from slimdown.recording.evaluations import base_record
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.schema import RunConfig, TrackingConfig
@@ -122,6 +123,35 @@ def test_whatever_the_kind_of_positions_the_loss_is_that_of_padded_rows(
     for module in ("rows_apart", "validation"):
         monkeypatch.setattr(f"slimdown.measuring.{module}.tells_rows_apart", lambda base, model=None: False)
     assert validation_loss(base, base.model, rows, train) == pytest.approx(shared, rel=1e-5)
+
+
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_attention_of_few_tokens_is_torchs(scaling: float | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"query": (1, 6, 5, 16), "key": (1, 2, 9, 16), "value": (1, 2, 9, 8)}
+    states = {name: torch.randn(shape, generator=generator, requires_grad=True) for name, shape in shapes.items()}
+    mask = torch.ones(5, 9, dtype=torch.bool).tril(4)
+    ours = attention_of_few(**states, mask=mask, scaling=scaling)
+    its = torch.nn.functional.scaled_dot_product_attention(
+        **states, attn_mask=mask, scale=scaling, enable_gqa=True
+    ).transpose(1, 2)
+    torch.testing.assert_close(ours, its)
+    for one, other in zip(*(torch.autograd.grad((x**2).sum(), states.values()) for x in (ours, its)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_in_bfloat16_short_rows_lose_no_more_to_rounding(composed: Composed, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = [composed(*SMALL, *ROWS, "quantization=none", f"model.dtype={name}") for name in ("float32", "bfloat16")]
+    exact, rounded = (load_model(config.model, config.quantization) for config in configs)
+    config = configs[0]
+    rows = validation_rows(exact, config)
+    loss = validation_loss(exact, exact.model, rows, config.train)
+    by_formula = validation_loss(rounded, rounded.model, rows, config.train)
+    monkeypatch.setattr("slimdown.measuring.rows_apart.SHORT", 0)
+    by_torch = validation_loss(rounded, rounded.model, rows, config.train)
+    assert by_formula != by_torch
+    assert by_formula == pytest.approx(loss, rel=2e-3)
+    assert by_torch == pytest.approx(loss, rel=2e-3)
 
 
 def test_the_model_is_handed_back_as_it_came(composed: Composed, pocket: LoadedModel) -> None:
