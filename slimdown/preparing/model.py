@@ -24,6 +24,7 @@ from slimdown.preparing.dtype import auto_dtype
 from slimdown.preparing.hub import asking_hub, licence_of
 from slimdown.preparing.identity import identify
 from slimdown.preparing.memory import is_out_of_memory
+from slimdown.preparing.quantize import quantize_quickly
 from slimdown.preparing.sizes import count_parameters, published_shape, quantized_outline, weight_sizes
 from slimdown.settings.schema import Device, Dtype, ModelConfig, QuantizationConfig
 
@@ -261,6 +262,8 @@ def _bitsandbytes(quantization: QuantizationConfig, device: torch.device) -> Any
     if quantization.name == "none":
         return None
     upstream = {key: value for key, value in asdict(quantization).items() if not key.startswith("dequantize")}
+    if quantization.load_in_4bit:
+        quantize_quickly()
     upstream["bnb_4bit_compute_dtype"], _ = _dtype(quantization.bnb_4bit_compute_dtype, device)
     return BitsAndBytesConfig(**upstream)
 
