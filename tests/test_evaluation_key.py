@@ -309,6 +309,7 @@ NO_ANSWERS = {
     "preparing/identity.py": "makes the key",
     "preparing/memory.py": "counts bytes, and frees them",
     "preparing/processes.py": "who asks what; where that moves an answer, how many ask is in",
+    "preparing/quantize.py": "makes weights, which are in by their digest",
     "preparing/sizes.py": "counts bytes and parameters",
     "settings/schema.py": "settings, which are in by their values",
     "settings/task_files.py": "finds tasks, which are in by what is asked",
