@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from slimdown.preparing.identity import identify
+from slimdown.preparing.imports import settle
 from slimdown.preparing.memory import release_memory
 from slimdown.preparing.model import LoadedModel, load_model, resolved_revision
 from slimdown.settings.schema import ModelConfig, QuantizationConfig
@@ -31,6 +32,7 @@ def base_of(config: ModelConfig, quantization: QuantizationConfig) -> LoadedMode
         UserError: see `load_model`.
     """
     started = time.perf_counter()
+    settle()  # while there is no model yet, which one day has to go
     settings = repr((config, quantization))
     base = _last[0].as_published(config) if _last and _last[0].settings == settings else None
     if base is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
+import trl  # noqa: F401  # what it does at its import is cut short where this page is imported
 
 from slimdown.guarding.disk import Interim
 from slimdown.measuring.measure import Record, measure_loss
