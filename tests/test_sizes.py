@@ -1,6 +1,7 @@
 """What is said of sizes before anything is loaded is what is found once it is."""
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from slimdown.guarding.errors import UserError
-from slimdown.preparing.memory import LiveBytes, peak_memory, process_peak
+from slimdown.preparing.memory import LiveBytes, peak_memory, process_peak, release_memory
 from slimdown.preparing.model import LoadedModel, bare_outline, load_model, outline_of
 from slimdown.preparing.sizes import count_parameters, predicted_bytes, weight_sizes
 from slimdown.settings.files import group_choices
@@ -123,6 +124,21 @@ def test_counted_without_numbers_is_counted_with_them() -> None:
         return live.peak
 
     assert peak("meta") == peak("cpu") > 300 * 1000 * 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_what_is_freed_is_taken_again_without_the_system() -> None:
+    release_memory()
+    one = torch.ones(2**24)  # 64 MiB, beyond all that glibc keeps by itself
+    del one
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        one = torch.ones(2**24)
+        del one
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2**26 // resource.getpagesize()
+    held = psutil.Process().memory_info().rss
+    release_memory()
+    assert psutil.Process().memory_info().rss < held - 2**25
 
 
 def test_a_wider_batch_and_whole_activations_take_more(composed: Composed) -> None:

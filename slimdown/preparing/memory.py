@@ -103,14 +103,26 @@ def _attention(
     return attend(query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale)[0]  # type: ignore[no-any-return]
 
 
+# Of glibc's `mallopt`: from how many bytes on a block is mapped by itself, and how many may lie free at the heap's end.
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+_KEPT = 2**30
+
+
 def release_memory() -> None:
-    """Return to the system what is free: a GPU's cache, and what glibc keeps of freed tensors for later ones."""
+    """Return to the system what is free: a GPU's cache, and what glibc keeps of freed tensors for later ones.
+
+    From then on glibc keeps what is freed until the next time: by itself it returns each large block at once, and the
+    system clears the same pages anew in every forward.
+    """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another libc
-            ctypes.CDLL(None).malloc_trim(0)
+            libc = ctypes.CDLL(None)
+            libc.malloc_trim(0)
+            libc.mallopt(_MMAP_THRESHOLD, _KEPT)
+            libc.mallopt(_TRIM_THRESHOLD, _KEPT)
 
 
 # What says so besides torch's own allocator: the driver, and cuBLAS, where that one has taken all there was.
