@@ -235,25 +235,34 @@ def in_stages(loaded: Any, benchmark: BenchmarkConfig) -> Staged | None:
         loaded: what the harness loaded, its requests made.
         benchmark: how it is read.
     """
-    from lm_eval.api.metrics import mean
-
-    tasks = loaded["tasks"].values()
-    metrics = {name for task in tasks for name in task.aggregation()}
-    means = {name for name in metrics if all(task.aggregation().get(name) is mean for task in tasks)}
-    means |= {"flexible_accuracy"} if benchmark.numeric_tolerance is not None else set()
     requests: dict[tuple[str, int], list[Any]] = {}
     for name, task in loaded["tasks"].items():
         for request in task.instances:
             requests.setdefault((name, request.doc_id), []).append(request)
-    ends = stages_of(len(requests))
-    if len(ends) == 1 or benchmark.metric.partition(".")[0] not in means:
-        return None
     numbers: dict[str, list[int]] = {}
     for name, number in requests:
         numbers.setdefault(name, []).append(number)
+    ends, means = stages_of(len(requests)), _means(loaded, benchmark, {len(of_task) for of_task in numbers.values()})
+    if len(ends) == 1 or benchmark.metric.partition(".")[0] not in means:
+        return None
     texts = {
         name: [json.dumps(requests[name, number][0].doc, default=str) for number in of_task]
         for name, of_task in numbers.items()
     }
     order = [(name, numbers[name][place]) for name, place in order_of(texts)]
     return Staged(loaded, order, ends, requests, frozenset(means))
+
+
+def _means(loaded: Any, benchmark: BenchmarkConfig, sizes: set[int]) -> set[str]:
+    """The metrics, without filters, of which the benchmark's score is the mean of its questions' scores.
+
+    `sizes`: how many questions its tasks have. A group may weigh tasks of unequal size alike.
+    """
+    from lm_eval.api.metrics import mean
+
+    tasks = loaded["tasks"].values()
+    metrics = {name for task in tasks for name in task.aggregation()}
+    means = {name for name in metrics if all(task.aggregation().get(name) is mean for task in tasks)}
+    if (group := loaded["groups"].get(benchmark.task)) is not None:
+        means &= {m.metric for m in group.aggregate_metric_list or () if m.weight_by_size or len(sizes) == 1}
+    return means | ({"flexible_accuracy"} if benchmark.numeric_tolerance is not None else set())
