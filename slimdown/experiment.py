@@ -9,7 +9,7 @@ from slimdown.judging.stopping import open_benchmarks
 from slimdown.measuring.questions import tasks_of
 from slimdown.measuring.turns import Asking
 from slimdown.preparing.kept import base_of
-from slimdown.recording.evaluations import base_record, tuned_record
+from slimdown.recording.evaluations import base_records, tuned_record
 from slimdown.recording.provenance import About, peak_memory_bytes
 from slimdown.recording.runs import opened_run
 from slimdown.settings.schema import RunConfig
@@ -40,17 +40,17 @@ def experiment(config: RunConfig, about: About) -> Findings:
             way = way_to_tuned(base, config, tasks, tracked.log_contamination)
         console.show_notes(way.notes)
         tracked.log_data(way.data, way.estimates)
-        asking = Asking.alike(base, tasks, config, way.adapter)
-        with progress_bar("measuring the base") as bar, base_record(config, base, tracked, note) as record:
+        asking, base_record = Asking.alike(base, tasks, config, way.adapter), base_records(config, base, tracked, note)
+        with progress_bar("measuring the base") as bar, base_record() as record:
             before = asking.base(base, record, bar, way.keeps_base)
             way.measure_base(record)
         tracked.log_base(open_part(before, holdout))
         with progress_bar(way.doing) as bar:
             tuned = way.obtain(about.folder, tracked.log_step, bar, tracked.interim, about.watch)
         tracked.log_tuned(tuned)
-        with progress_bar("measuring the tuned model") as bar, base_record(config, base, tracked, note) as record:
-            records = record, tuned_record(config, tracked, note)
-            both = asking.both(before, base, tuned.model, records, open_benchmarks, bar)
+        with progress_bar("measuring the tuned model") as bar, base_record() as record:
+            own = tuned_record(config, tracked, note)
+            both = asking.both(before, base, tuned.model, (record, own), open_benchmarks, bar)
         before, after = (open_part(one, holdout) for one in both)
         findings = judge(before, after, tuned.training, peak_memory_bytes() | way.estimates)
         tracked.keep(findings, files.files_of(findings, about.name, tracked.run_id, config, about.environment))

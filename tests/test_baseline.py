@@ -29,7 +29,7 @@ from slimdown.measuring.measure import measure
 from slimdown.measuring.parts import Parts
 from slimdown.measuring.questions import load_tasks
 from slimdown.preparing.model import LoadedModel, load_model
-from slimdown.recording.evaluations import EvaluationRecord, base_record
+from slimdown.recording.evaluations import EvaluationRecord, base_records
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.schema import BenchmarkConfig, RunConfig, TrackingConfig
 
@@ -183,7 +183,7 @@ def test_a_base_lies_in_a_run_of_its_own_and_is_found_by_another(
     for _ in range(2):
         with (
             TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run,
-            base_record(replace(config, tracking=local(tmp_path)), pocket, run) as record,
+            base_records(replace(config, tracking=local(tmp_path)), pocket, run)() as record,
         ):
             measured(pocket, config, record)
             sources.append(record.sources["pocket_cs"])
@@ -205,7 +205,7 @@ def test_reuse_false_makes_it_anew(
     for reuse in (True, False):
         with (
             TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run,
-            base_record(settings_of(local(tmp_path), reuse), pocket, run) as record,
+            base_records(settings_of(local(tmp_path), reuse), pocket, run)() as record,
         ):
             measured(pocket, composed(*CS), record)
             sources.append(record.sources["pocket_cs"])
@@ -228,13 +228,13 @@ def test_a_run_that_stops_in_the_second_benchmark_leaves_the_first(
     with (
         pytest.raises(KeyboardInterrupt),
         TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run,
-        base_record(settings_of(local(tmp_path), True), pocket, run) as record,
+        base_records(settings_of(local(tmp_path), True), pocket, run)() as record,
     ):
         measured(pocket, config, record)
     monkeypatch.setattr(Evaluator, "evaluate", whole)
     with (
         TrackedRun(local(tmp_path), "tuned", "tuned", {}) as again,
-        base_record(settings_of(local(tmp_path), True), pocket, again) as record,
+        base_records(settings_of(local(tmp_path), True), pocket, again)() as record,
     ):
         measured(pocket, config, record)
     killed, finished = record.sources["pocket_cs"], record.sources["pocket_math"]
@@ -249,7 +249,7 @@ def test_an_evaluation_whose_file_was_deleted_is_made_anew(
     for i in range(2):
         with (
             TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run,
-            base_record(settings_of(local(tmp_path), True), pocket, run) as record,
+            base_records(settings_of(local(tmp_path), True), pocket, run)() as record,
         ):
             measured(pocket, config, record)
         if i == 0:
@@ -302,7 +302,7 @@ def test_damaged_samples_are_measured_again_and_told_once(
     for i in range(3):
         with (
             TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run,
-            base_record(settings_of(local(tmp_path)), pocket, run, told.append) as record,
+            base_records(settings_of(local(tmp_path)), pocket, run, told.append)() as record,
         ):
             measured(pocket, config, record)
         sources.append(record.sources["pocket_cs"])
@@ -323,7 +323,7 @@ def test_evaluations_found_by_earlier_keys_are_made_anew_once_and_told(
         monkeypatch.setattr(baseline, "KEY_VERSION", kind)
         with (
             TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run,
-            base_record(settings_of(local(tmp_path)), pocket, run, told.append) as record,
+            base_records(settings_of(local(tmp_path)), pocket, run, told.append)() as record,
         ):
             run.log_model(pocket)
             measured(pocket, config, record)
@@ -333,6 +333,42 @@ def test_evaluations_found_by_earlier_keys_are_made_anew_once_and_told(
     assert line.startswith("pocket_cs is measured anew: the record's evaluation of it with these settings, in run ")
 
 
+def test_what_is_made_before_a_training_and_after_it_lies_in_one_run_and_is_told_of_once(
+    store: MlflowClient, pocket: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stages, of which an earlier version kept two."""
+
+    def waited_for(config: TrackingConfig, key: str, waits: Callable[[], None], client: object) -> nullcontext[None]:
+        waits()
+        return nullcontext()
+
+    report, settings, told, sources = written([1.0, 0.0]), settings_of(local(tmp_path)), [], []
+    with TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run:
+        run.log_model(pocket)
+        with base_records(settings, pocket, run)() as record:
+            for n in (32, 45):
+                record.of_stage(n).keep("cs", f"old {n}", report)
+            earlier = record.sources["cs"]
+        monkeypatch.setattr("slimdown.recording.evaluations.saving_work", waited_for)
+        opened = base_records(settings, pocket, run, told.append)
+        for n in (32, 45):
+            with opened() as record, record.lock(f"new {n}"):
+                assert record.of_stage(n).find("cs", f"new {n}", report.benchmark) is None
+                record.of_stage(n).keep("cs", f"new {n}", report)
+            sources.append(record.sources["cs"])
+            assert store.get_run(sources[-1]).info.status == "FINISHED"
+        with opened() as record:
+            assert record.of_stage(45).find("cs", "new 45", report.benchmark) == report
+    assert sources[0] == sources[1] != earlier
+    assert [file.path for file in store.list_artifacts(sources[0], "samples")] == [
+        f"samples/base-cs-to-{n}.parquet" for n in (32, 45)
+    ]
+    assert [line.partition(":")[0] for line in told] == [
+        "Another process measures what is needed next just now, which is waited for.",
+        "cs is measured anew",
+    ]
+
+
 def test_a_newer_base_is_not_taken_for_another(store: MlflowClient, composed: Composed, tmp_path: Path) -> None:
     sources, other = [], "quantization.bnb_4bit_use_double_quant=false"
     for overrides in ([], [other], [], [other]):
@@ -340,7 +376,7 @@ def test_a_newer_base_is_not_taken_for_another(store: MlflowClient, composed: Co
         base = load_model(config.model, config.quantization)
         with (
             TrackedRun(local(tmp_path), "tuned", "tuned", {}) as run,
-            base_record(settings_of(local(tmp_path)), base, run) as record,
+            base_records(settings_of(local(tmp_path)), base, run)() as record,
         ):
             measured(base, config, record)
         sources.append(record.sources["pocket_cs"])

@@ -26,7 +26,7 @@ from slimdown.guarding.errors import UserError
 from slimdown.judging.findings import judge
 from slimdown.preparing.model import LoadedModel
 from slimdown.recording import outage
-from slimdown.recording.evaluations import EvaluationRecord, base_record
+from slimdown.recording.evaluations import EvaluationRecord, base_records
 from slimdown.recording.outage import PatientClient, send
 from slimdown.recording.owner import this_process
 from slimdown.recording.read import read_evaluation, read_run
@@ -107,7 +107,7 @@ def tell(run: TrackedRun, loaded: LoadedModel, trained: TrainResult, at: Callabl
         lambda base: run.log_evaluation("tuned", "math", AFTER.benchmarks["math"], "tuned-key"),
         lambda base: run.keep(judge(BEFORE, AFTER, trained), FILES),
     ]
-    with run, base_record(settings_of(here()), loaded, run) as record:
+    with run, base_records(settings_of(here()), loaded, run)() as record:
         for i, step in enumerate(steps):
             at(i)
             step(record)
@@ -196,9 +196,9 @@ def test_what_a_silent_server_lacks_lies_on_disk_and_is_delivered_once(
 def test_what_a_lost_server_held_of_the_base_is_in_the_folder_and_goes_to_another(
     server: Server, store: MlflowClient, pocket: LoadedModel, migrated_store: Path, tmp_path: Path
 ) -> None:
-    with opened(server) as before, base_record(settings_of(here()), pocket, before) as record:
+    with opened(server) as before, base_records(settings_of(here()), pocket, before)() as record:
         record.keep("math", "key", BEFORE.benchmarks["math"])
-    with opened(server) as run, base_record(settings_of(here()), pocket, run) as record:
+    with opened(server) as run, base_records(settings_of(here()), pocket, run)() as record:
         run.log_settings(benchmark_settings(BEFORE))
         assert record.find("math", "key", BEFORE.benchmarks["math"].benchmark)
         run.log_base(BEFORE)

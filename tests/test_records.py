@@ -15,7 +15,7 @@ from test_baseline import measured
 
 from slimdown import check, compare, merge
 from slimdown.preparing.model import LoadedModel
-from slimdown.recording.evaluations import base_record
+from slimdown.recording.evaluations import base_records
 from slimdown.recording.read import find_runs, read_evaluation, read_run
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.naming import flatten, section
@@ -101,7 +101,7 @@ def test_a_base_is_measured_anew_once_and_that_is_said(
     for _ in range(2):
         with (
             TrackedRun(config.tracking, "today", "tuned", {}) as run,
-            base_record(config, pocket, run, told.append) as record,
+            base_records(config, pocket, run, told.append)() as record,
         ):
             run.log_settings(flatten(config))
             run.log_model(pocket)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from lm_eval.api.group import AggMetricConfig, Group
+from lm_eval.api.instance import Instance
 from made_up import written
 from mlflow import MlflowClient
 from peft import LoraConfig, get_peft_model
@@ -22,12 +24,12 @@ from slimdown.judging.changes import changes_between
 from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, read_samples, write_samples
 from slimdown.measuring.order import order_of, stages_of
 from slimdown.measuring.parts import Parts
-from slimdown.measuring.questions import load_tasks
+from slimdown.measuring.questions import in_stages, load_tasks
 from slimdown.measuring.turns import Asking
 from slimdown.pocket import DATA_DIR, TASKS_DIR
 from slimdown.preparing.dequantize import DequantizedLinear
 from slimdown.preparing.model import LoadedModel, load_model
-from slimdown.recording.evaluations import base_record
+from slimdown.recording.evaluations import base_records
 from slimdown.recording.provenance import About
 from slimdown.recording.read import find_runs, read_evaluation
 from slimdown.recording.runs import opened_run
@@ -224,6 +226,23 @@ def test_what_is_asked_in_stages_is_what_a_whole_evaluation_asks(
     assert staged.score.value == pytest.approx(at_once.score.value)
 
 
+@pytest.mark.parametrize(("sizes", "weighs", "n_stages"), [((6, 6), False, 4), ((9, 3), True, 4), ((9, 3), False, 0)])
+def test_a_group_that_weighs_unequal_tasks_alike_is_asked_whole(
+    sizes: tuple[int, int], weighs: bool, n_stages: int, composed: Composed
+) -> None:
+    """Its score is not the mean of its questions' scores."""
+    task = next(iter(load_tasks({"a": composed().benchmark["pocket_cs"]})["a"]["tasks"].values()))
+    tasks = {name: copy.copy(task) for name in ("one", "other")}
+    for (name, one), size in zip(tasks.items(), sizes, strict=True):
+        one._instances = [
+            Instance("loglikelihood", {"q": f"{name} {i}"}, ("", ""), 0, (name, i, 1)) for i in range(size)
+        ]
+    how = AggMetricConfig("acc", weight_by_size=weighs)
+    loaded = {"tasks": tasks, "groups": {"both": Group("both", aggregate_metric_list=[how])}}
+    staged = in_stages(loaded, replace(composed().benchmark["pocket_cs"], task="both"))
+    assert (len(staged.ends) if staged else 0) == n_stages
+
+
 def test_both_are_asked_as_far_as_need_be_and_a_stage_of_the_base_once(composed: Composed) -> None:
     config = composed("benchmark=[pocket_cs,pocket_commonsense]", "evaluation.until=decided")
     config.benchmark["pocket_cs"].limit, config.benchmark["pocket_commonsense"].limit = 4, FEW  # one stage: asked whole
@@ -366,12 +385,14 @@ def test_a_run_keeps_what_was_asked_of_both_and_the_next_finds_the_stages_of_the
     asked = findings.before.benchmarks["pocket_cs"]
     files = sorted(file.name for file in (tmp_path / "mlruns").rglob("base-pocket_cs-to-*.parquet"))
     assert files == sorted(f"base-pocket_cs-to-{n}.parquet" for n in asked.stages)
+    assert len({file.parent for file in (tmp_path / "mlruns").rglob("base-pocket_cs-to-*.parquet")}) == 1
+    assert len(asked.stages) > 1  # before the training and after it
     assert not list((tmp_path / "mlruns").rglob("*.jsonl"))
     base = load_model(config.model, config.quantization)
     asking = Asking.alike(base, load_tasks(config.benchmark), config, adapter_config(config.method, config.lora, base))
     with (
         opened_run(config, About("next", "", [], tmp_path), nullcontext(), print) as next_run,
-        base_record(config, base, next_run) as record,
+        base_records(config, base, next_run)() as record,
     ):
         found = asking.base(base, record, told, stays=False).benchmarks["pocket_cs"]
     assert found.samples[: len(asked.samples)] == asked.samples

@@ -21,7 +21,7 @@ from slimdown.measuring.validation import validation_loss
 from slimdown.preparing.data import load_data
 from slimdown.preparing.identity import identify
 from slimdown.preparing.model import LoadedModel, load_model
-from slimdown.recording.evaluations import base_record
+from slimdown.recording.evaluations import base_records
 from slimdown.recording.write import TrackedRun
 from slimdown.settings.schema import RunConfig, TrackingConfig
 from slimdown.training.fine_tune import fine_tune
@@ -189,7 +189,7 @@ def test_the_bases_loss_is_made_once_and_found_to_the_last_digit(
     for reuse in (True, True, False):
         with (
             TrackedRun(local, "a run", kind="tuned", tags={}) as run,
-            base_record(settings_of(local, reuse), pocket, run) as record,
+            base_records(settings_of(local, reuse), pocket, run)() as record,
         ):
             found.append(measure_loss(pocket, rows, config.train, "auto", record))
     assert len(made) == 2  # the second run took it; the third was asked to measure anew

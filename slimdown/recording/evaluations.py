@@ -4,7 +4,6 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -70,6 +69,7 @@ class EvaluationRecord:
         reuse: bool,
         holder: Callable[[], TrackedRun] | None = None,
         tell: Callable[[str], None] = lambda line: None,
+        told: set[str] | None = None,
     ) -> None:
         """Open nothing yet.
 
@@ -80,18 +80,23 @@ class EvaluationRecord:
             reuse: whether any is looked for.
             holder: opens the run that holds what is made, once; without it the run at hand does.
             tell: takes a line for a person.
+            told: what is not told again: of a benchmark, by its name, why it is not found; empty, that one waits.
         """
         self._client, self._config = at_hand._client, config
         self._model, self._at_hand, self._reuse, self._holder = model, at_hand, reuse, holder
         self._tell = tell
         self._stage = ""  # of whole evaluations: none
-        self._looked_for: set[str] = set()
+        self._told = set() if told is None else told
         self.sources: dict[str, str] = {}  # by benchmark: the run that holds the evaluation
 
     def lock(self, key: str) -> AbstractContextManager[None]:
         """Held while an evaluation is looked up or made; freed when its owner dies."""
-        line = "Another process measures what is needed next just now, which is waited for."
-        return saving_work(self._config, key, partial(self._tell, line), self._client)
+        return saving_work(self._config, key, self._waits, self._client)
+
+    def _waits(self) -> None:
+        if "" not in self._told:  # stages are many
+            self._tell("Another process measures what is needed next just now, which is waited for.")
+        self._told.add("")
 
     def find(self, name: str, key: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
         """The evaluation of this key, read as `benchmark` says, or None where there is none."""
@@ -117,10 +122,11 @@ class EvaluationRecord:
                 else:
                     self.keep(name, key, report)  # a tuned model's answers lie in its own run, whatever else does
                 return report
-        first_time = name not in self._looked_for  # of a later stage it would be the same
-        self._looked_for.add(name)
-        if told := damaged or (self._outdated(name) if first_time else ""):
-            self._tell(told)
+        if damaged:
+            self._tell(damaged)
+        elif name not in self._told and (outdated := self._outdated(name)):
+            self._tell(outdated)
+        self._told.add(name)  # of a later stage it would be the same
         return None
 
     def _outdated(self, name: str) -> str:
@@ -199,24 +205,34 @@ class EvaluationRecord:
         self._opened().log_base_loss(key, loss)
 
 
-@contextmanager
-def base_record(
+def base_records(
     config: RunConfig, base: "LoadedModel", at_hand: TrackedRun, tell: Callable[[str], None] = lambda line: None
-) -> Iterator[EvaluationRecord]:
-    """The record of a base's evaluations; a run of kind `baseline` is opened when the first one has to be made."""
-    with ExitStack() as stack:
-        opened: list[TrackedRun] = []
+) -> Callable[[], AbstractContextManager[EvaluationRecord]]:
+    """What opens the record of a base's evaluations, before a training and after it.
 
-        def holder() -> TrackedRun:
-            if not opened:
-                name = f"base {base.id} {base.quantization}"
-                with undisturbed():  # no signal between opening the run and seeing to its end
-                    opened.append(stack.enter_context(at_hand.sibling(name, kind="baseline")))
-                opened[0].log_settings(base_settings(config))
-                opened[0].log_model(base)
-            return opened[0]
+    A run of kind `baseline` is opened when the first evaluation has to be made. It ends with that opening, and takes
+    what is made in later ones all the same.
+    """
+    runs: list[TrackedRun] = []
+    told: set[str] = set()
 
-        yield _for_all(EvaluationRecord(config.tracking, "base", at_hand, config.baseline.reuse, holder, tell))
+    @contextmanager
+    def opened() -> Iterator[EvaluationRecord]:
+        with ExitStack() as stack:
+
+            def holder() -> TrackedRun:
+                if not runs:
+                    name = f"base {base.id} {base.quantization}"
+                    with undisturbed():  # no signal between opening the run and seeing to its end
+                        runs.append(stack.enter_context(at_hand.sibling(name, kind="baseline")))
+                    runs[0].log_settings(base_settings(config))
+                    runs[0].log_model(base)
+                return runs[0]
+
+            reuse = config.baseline.reuse
+            yield _for_all(EvaluationRecord(config.tracking, "base", at_hand, reuse, holder, tell, told))
+
+    return opened
 
 
 def tuned_record(
