@@ -317,6 +317,17 @@ def test_a_budget_ends_the_asking_of_what_has_one_and_a_verdict_that_of_a_target
     assert "more were not asked; a run with evaluation.until=budget benchmark.kept.max_loss=0.05 asks" in further.reason
 
 
+def test_what_a_budget_ended_is_told_although_the_verdict_is_not_known() -> None:
+    before, after = drawn(4000, 0.5, 0.01, 0.025, 0)
+    pair = benchmark(before), benchmark(after)
+    found = changes_between(*asked_until(Until.budget, kept=pair))
+    assert found.benchmarks["kept"].is_stopped
+    assert found.benchmarks["kept"].verdict is Verdict.undecided
+    assert summary(found)[-1] == "Held to what may be lost: kept within 2 points."
+    whole = changes_between(report(kept=pair[0]), report(kept=pair[1]))
+    assert "Held to" not in " ".join(summary(whole))
+
+
 def test_a_change_that_is_shown_is_asked_on_while_it_looks_smaller_than_the_margin() -> None:
     n, after = 10042, [float(i % 66 > 0) for i in range(10042)]  # 1.5 points lost all along
     for margin, still_open in ((0.02, {"a"}), (0.01, set())):

@@ -204,13 +204,18 @@ def summary(changes: Changes) -> list[str]:
 
 
 def _budgets(changes: Changes) -> Iterator[str]:
-    """Whether each kept to what it may lose, where that was set for any."""
-    if any(b.max_loss is not None for b in changes.benchmarks.values()):
+    """Whether each kept to what it may lose, where that was set for any, or ended the asking of one."""
+    if any(b.max_loss is not None or _is_held(b) for b in changes.benchmarks.values()):
         told = {Budgeted.within: "within", Budgeted.beyond: "beyond", Budgeted.undecided: "undecided at"}
         held = ", ".join(
             f"{j.benchmark} {told[j.outcome]} {100 * j.budget:g} points" for j in hold_to_budgets(changes, {})
         )
         yield f"Held to what may be lost: {held}."
+
+
+def _is_held(benchmark: BenchmarkChange) -> bool:
+    """Whether asking ended because of its budget: it is known to be kept or not, and the verdict is not."""
+    return benchmark.role is Role.retained and benchmark.is_stopped and benchmark.verdict is Verdict.undecided
 
 
 def _change(benchmark: BenchmarkChange) -> str:
