@@ -16,6 +16,7 @@ from statistics import fmean
 from slimdown.guarding.disk import whole_file
 from slimdown.guarding.redaction import redact
 from slimdown.judging.runs import RecordedChanges
+from slimdown.judging.selection import MARK
 from slimdown.showing import numbers
 from slimdown.showing.table import Cell, Column, Row, Table
 
@@ -197,6 +198,8 @@ class Sweep:
             told += "; the same command makes what is not finished"
         elif counts[State.skipped]:
             told += "; rerun=true makes again what was skipped"
+        if counts[State.finished] + counts[State.skipped] > 1:
+            told += f". Each verdict is its run's alone; python -m slimdown.compare says which hold among all ({MARK})"
         return Table("", columns, rows, f"{numbers.plural(len(rows), 'job')}: {told}.")
 
 
