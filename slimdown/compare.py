@@ -192,10 +192,12 @@ def confirm(runs: Sequence[RecordedRun], store: TrackingConfig) -> list[Pair]:
     pairs = []
     for run in runs:
         if not run.holdout:
+            is_whole = run.params.get("evaluation.until", "all") == "all"
+            besides = " (the base's answers are taken from the record)" if is_whole else " and evaluation.until=all"
             raise UserError(
                 f"run {run.run_id} ({run.name}) held no question out (evaluation.holdout is 0): what chose it cannot "
-                "confirm it. Run the candidates again with evaluation.holdout=0.5 (the base's answers are "
-                "taken from the record), choose among those, and confirm the chosen one"
+                f"confirm it. Run the candidates again with evaluation.holdout=0.5{besides}, choose among those, and "
+                "confirm the chosen one"
             )
         base, tuned = (held_out_part(read_evaluation(store, run, model), run.holdout) for model in ("base", "tuned"))
         pairs.append(Pair("base", _called(run), judge(base, tuned, n_reports=len(runs)), len(runs)))

@@ -312,7 +312,10 @@ def test_runs_that_were_stopped_stand_beside_whole_ones_and_say_so(said, fails) 
     text = " ".join(said().split())
     assert "after 45 of 400" in text
     assert "asked until enough was known of each (questions of math 45 to 400): an interval is right for its" in text
+    assert text.count("Some runs were asked until enough") == 1
+    assert "the best looks better than it is, the more so where asking ended as soon as" in text  # not by how much
     assert "evaluation.until=all keep questions to judge the chosen one on" in text
+    assert "again with evaluation.holdout=0.5 and evaluation.until=all, choose" in fails(early[0], "--confirm")
     rows = {row["name"]: row for row in csv.DictReader(StringIO(said("--format", "csv")))}
     asked = [[row[f"forgetting/math/{n}"] for n in ("n", "n_available")] for row in rows.values()]
     assert sorted(asked) == [["400.0", "400.0"], ["45.0", "400.0"], ["63.0", "400.0"]]
@@ -341,7 +344,7 @@ def test_seeds_that_were_stopped_have_a_mean_and_a_deviation_and_no_interval(sai
     assert isnan(row.retained.high)
     assert row.changes["math"].change.sd_over_seeds == 0
     assert "−100.0 ± 0.0" in said()
-    assert "after 54 of 400" in said()
+    assert "after 54 of 400 in the mean" in said()
     assert "math was asked until enough was known" in fails("--noise")
 
 

@@ -314,8 +314,9 @@ def _asked(runs: Sequence[RecordedRun], rows: Sequence[Configuration]) -> Iterat
             asked.setdefault(name, set()).add(change.n)
     unlike = [f"{name} {min(ns):,.0f} to {max(ns):,.0f}" for name, ns in asked.items() if len(ns) > 1]
     different = f" (questions of {', '.join(unlike)})" if unlike else ""
+    some = "Some runs" if any(row.settings["evaluation.until"] == "all" for row in rows) else "Runs"
     yield (
-        f"Runs were asked until enough was known of each{different}: an interval is right for its own row; RUN RUN "
+        f"{some} were asked until enough was known of each{different}: an interval is right for its own row; RUN RUN "
         "--paired compares two rows, on the questions that both were asked."
     )
 
@@ -368,7 +369,7 @@ def _choosing(rows: Sequence[Configuration]) -> Iterator[str]:
         whole = " and evaluation.until=all" if _in_stages(rows) else ""
         advice = f"Runs with evaluation.holdout=0.5{whole} keep questions to judge the chosen one on: {cure}"
     looks = "the best looks better than it is, the more so where asking ended as soon as enough was known"
-    if errors:
+    if not _in_stages(rows):
         luck = 100 * luck_of_the_best(n) * max(map(fmean, errors.values()))
         looks = f"the best looks up to about {luck:.1f} points better than it is on one benchmark"
     yield f"Whoever picks the best of these {n:,} picks luck too: of {n:,} that are equally good, {looks}. {advice}."

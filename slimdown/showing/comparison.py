@@ -155,7 +155,8 @@ def _cell(name: str, change: MeanChange | None) -> Cell:
         return Cell(numbers.NOTHING, values=values)
     notes = [words.cause(*change.main_cause)] if change.main_cause else []
     if change.n < change.n_available:
-        notes.append(f"after {numbers.asked(change.n, change.n_available)}")
+        mean = " in the mean" if change.verdicts.total() > 1 else ""
+        notes.append(f"after {numbers.asked(change.n, change.n_available)}{mean}")
     return Cell(
         *numbers.mean_points(change.change, change.change.sd_over_seeds),
         note=", ".join(notes),
