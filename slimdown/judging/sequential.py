@@ -102,8 +102,8 @@ class SequentialDifference(Difference):
 
     @property
     def population(self) -> str:
-        """As of a `Difference`, but of subjects for these only: others were not waited for."""
-        return f"these {self.n_groups} subjects" if self.n_groups else "questions like these"
+        """As of a `Difference`, but of subjects for the benchmark's alone, asked by now or not."""
+        return "these subjects alone" if self.n_groups else "questions like these"
 
     def p_value_above(self, threshold: float) -> float:
         """How likely data like these at any look are if the true change is `threshold` or less; one-sided."""
