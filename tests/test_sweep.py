@@ -195,7 +195,7 @@ def test_a_sweep_of_finished_runs_makes_none(
     assert f"job 1 of 2, lora.r=8, finished before: run {ids[1]}, gsm8k −10.0 forgotten\n" in out
     assert f"job 2 of 2, lora.r=4, finished before: run {ids[0]}, gsm8k −10.0 forgotten\n" in out
     assert "2 jobs: 2 skipped; rerun=true makes again what was skipped. Each verdict is its run's alone; " in out
-    assert "python -m slimdown.compare says which hold among all (†)." in out
+    assert "python -m slimdown.compare says which hold among all (†)." in " ".join(out.split())
     assert command("lora.r=4")[0] == pytest.approx(-0.1)
 
 
