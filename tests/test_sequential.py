@@ -7,10 +7,18 @@ import numpy as np
 import pytest
 import ville
 from scipy.special import ndtr
-from scipy.stats import multinomial
+from scipy.stats import binom, multinomial
 
 from slimdown.judging.paired import difference
-from slimdown.judging.sequential import _chance_of_any, _Counts, sequential_difference
+from slimdown.judging.sequential import (
+    _LOG_RATIOS,
+    _chance_of_any,
+    _Counts,
+    _Full,
+    _log_chances,
+    _shares,
+    sequential_difference,
+)
 from slimdown.measuring.order import stages_of
 
 MARGIN = 0.02
@@ -61,6 +69,31 @@ def test_counts_as_rare_as_their_level_are_no_more_frequent_by_exact_count(chang
         likely = multinomial.pmf(counts, n, [*shares, 1 - sum(shares)])
         for level in (0.03, 0.01, 0.001, 0.0001):
             assert likely[p <= level].sum() <= level
+
+
+@pytest.mark.parametrize("n", [200, 300, 600, 1319])
+@pytest.mark.parametrize(("margin", "error"), [(0.02, 0.05), (0.05, 0.05), (0.05, 0.0125)])
+def test_losses_alone_of_the_margin_are_called_retained_within_the_error_by_exact_count(
+    n: int, margin: float, error: float
+):
+    """Where nothing is gained p-values are coarse, and one of a look can be too small by two fifths; all looks not."""
+    plan = stages_of(n)
+    ratio = np.exp(np.interp(np.log(error), _log_chances(plan), _LOG_RATIOS))
+    likely, retained, asked = np.ones(1), 0.0, 0  # of each number of losses, where it is not yet called so
+    for stage, share in zip(plan, _shares(plan), strict=True):
+        new = np.arange(stage - asked + 1)
+        likely, asked = np.convolve(likely, binom.pmf(new, len(new) - 1, margin)), stage
+        for lost in range(int(margin * stage) + 1):
+            test = _Counts(lost, 0, stage) if stage < n else _Full(difference(*lost_of(lost, n)))
+            if test.p_value_above(-margin) > ratio * share:
+                break
+            retained, likely[lost] = retained + likely[lost], 0.0
+    assert retained <= error
+
+
+def lost_of(lost: int, n: int) -> tuple[list[float], list[float]]:
+    """Scores of which so many are lost."""
+    return [1.0] * n, [0.0] * lost + [1.0] * (n - lost)
 
 
 # --- 0/1 scores -----------------------------------------------------------------------------------------

@@ -43,7 +43,8 @@ class _Counts:
     """How much less likely a change makes these counts than the likeliest would, as a standard normal number.
 
     The signed root of the likelihood ratio, half an answer added against the claim. Where Tango's score, which is as
-    good at 5 %, is far in a tail, this is nearer to the truth: never too eager there, and not too shy.
+    good at 5 %, is far in a tail, this is nearer to the truth: not too shy, and too eager only where nothing at all was
+    lost or nothing gained, by two fifths at most.
     """
 
     lost: int
