@@ -163,7 +163,8 @@ def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Pair:
     before, after = (open_part(read_evaluation(store, run, "tuned"), share) for run in runs)
     try:
         found = judge(*common_part(before, after))
-        return Pair(_called(runs[0]), _called(runs[1]), found, notes=tuple(_unlike((before, after), found)))
+        notes = (*_unlike((before, after), found), *_rounded(runs, (before, after)))
+        return Pair(_called(runs[0]), _called(runs[1]), found, notes=notes)
     except UserError as error:
         difference = str(error).replace("base and tuned cannot be compared", "the two runs cannot be paired")
         raise UserError(
@@ -179,6 +180,17 @@ def _unlike(asked: "tuple[Evaluation, Evaluation]", found: "Findings") -> Iterat
     first, second = (", ".join(f"{of[name]:,} of {name}" for name in unlike) for of in counts)
     if unlike:
         yield f"Paired on the questions that both were asked; the first was asked {first}, the second {second}."
+
+
+def _rounded(runs: Sequence[RecordedRun], asked: "tuple[Evaluation, Evaluation]") -> Iterator[str]:
+    """That of two runs in half precision one was asked in stages, in a sentence."""
+    first, second = (any(one.stages for one in report.benchmarks.values()) for report in asked)
+    dtypes = {run.tags.get(tag, "") for run in runs for tag in (Tag.dtype, Tag.compute_dtype)}
+    if first != second and (half := sorted(dtypes & {"bfloat16", "float16"})):
+        yield (
+            f"One was asked in stages and the other all at once, so that {half[0]} rounded what was computed side by "
+            "side otherwise: some answers may differ by that alone."
+        )
 
 
 def confirm(runs: Sequence[RecordedRun], store: TrackingConfig) -> list[Pair]:

@@ -335,6 +335,16 @@ def test_runs_that_were_stopped_stand_beside_whole_ones_and_say_so(said, fails) 
     )
 
 
+def test_a_run_in_stages_beside_a_whole_one_may_differ_by_rounding(said) -> None:  # type: ignore[no-untyped-def]
+    base, lost, told = {"math": right(300, 400)}, {"math": right(0, 400)}, "some answers may differ by that alone"
+    for dtype, is_told in (("float32", False), ("bfloat16", True)):
+        tags = {Tag.dtype: dtype}
+        early, other = (record(f"{dtype} {n}", {}, base, lost, asked={"math": n}, tags=tags) for n in (45, 63))
+        whole = record(f"{dtype} whole", {}, base, lost, tags=tags)
+        assert (told in " ".join(said(early, whole, "--paired").split())) is is_told
+        assert told not in " ".join(said(early, other, "--paired").split())
+
+
 def test_seeds_that_were_stopped_have_a_mean_and_a_deviation_and_no_interval(said, fails) -> None:  # type: ignore[no-untyped-def]
     base = {"math": right(300, 400)}
     for seed, n in ((0, 45), (1, 63)):
