@@ -7,17 +7,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from lm_eval.api.instance import Instance
 from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from bench.families import WINDOW, byte_tokenizer, in_bfloat16, tiny, windowed
-from slimdown.measuring.engine import decoding
+from slimdown.measuring.engine import attention, decoding
 from slimdown.measuring.engine.decoding import GreedyDecoder, StopStrings
 from slimdown.measuring.engine.drafting import LONGEST, Draft
 from slimdown.measuring.engine.forward import measuring, preamble_cache, virtual_tokens
 from slimdown.measuring.engine.scoring import SharedWorkLM
+from slimdown.measuring.engine.slots import zeros
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -212,6 +214,30 @@ def test_preambles_that_rows_repeat_are_computed_once_each(monkeypatch: pytest.M
     monkeypatch.setitem(globals(), "PROMPTS", [(*preamble, 40 + i) for preamble in both for i in range(9)])
     Decoded(tiny("llama"), False)
     assert sorted(map(len, computed)) == [len(SHARED)] * 2
+
+
+def test_prompts_are_computed_in_pieces_beside_what_decodes(
+    unguessed: Callable[..., Decoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "PROMPTS", [(40 + i, *SHARED) for i in range(9)])
+    model, sizes = tiny("llama"), []
+    whole = unguessed(model, True)
+    monkeypatch.setattr(decoding, "PIECE", 32)
+    monkeypatch.setattr(attention, "MANY", 8)
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, args: sizes.append(args[0].numel()))
+    assert unguessed(model, True).rows == whole.rows
+    hook.remove()
+    assert max(sizes) == 32
+    assert 32 * sizes.count(32) > sum(map(len, PROMPTS))  # what decodes fills them up
+
+
+def test_slots_take_the_memory_that_is_written() -> None:
+    before = psutil.Process().memory_info().rss
+    columns = zeros(torch.empty(0), (4, 2**26))
+    columns[1, :1000] = 1
+    assert columns.nbytes == 2**30
+    assert float(columns[:, :2000].sum()) == 1000
+    assert psutil.Process().memory_info().rss - before < 2**26
 
 
 def test_what_is_never_right_is_soon_not_believed() -> None:

@@ -31,6 +31,26 @@ def test_products_are_those_of_torch(shape: tuple[int, ...], dtype: torch.dtype,
         torch.testing.assert_close(one, expected)
 
 
+@pytest.mark.skipif(products._wide is None, reason="this torch has no such product")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n_tokens", "n_seen"), [(1, 1), (5, 9), (128, 128), (300, 300), (200, 311)])
+def test_attention_is_that_of_torch(n_tokens: int, n_seen: int, dtype: torch.dtype) -> None:
+    """Queries in several blocks, keys that two heads share, columns of which no token sees any."""
+    torch.manual_seed(0)
+    query = torch.randn(1, 4, n_tokens, 8, dtype=dtype)
+    key, value = torch.randn(2, 2, n_seen + 7, 8, dtype=dtype)
+    places = torch.arange(n_seen - n_tokens, n_seen)
+    hidden = torch.arange(n_seen + 7) > places[:, None]
+    mask = torch.zeros(n_tokens, n_seen + 7, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
+    found, norms = products.wide_attention(query, key, value, mask, n_seen, None)
+    exact = query.float(), key[None].float(), value[None].float()
+    scores = exact[0] @ exact[1].repeat_interleave(2, dim=1).mT / 8**0.5 + mask.float()
+    expected = functional.scaled_dot_product_attention(*exact, attn_mask=mask.float(), enable_gqa=True)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected.to(dtype), atol=1e-5, rtol=1.6e-2 if dtype == torch.bfloat16 else 1e-5)
+    torch.testing.assert_close(norms, scores.logsumexp(-1), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.usefixtures("narrow")
 def test_what_is_trained_and_what_is_autocast_is_left_to_torch() -> None:
     usual = functional.linear

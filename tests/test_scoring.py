@@ -547,7 +547,7 @@ def test_out_of_memory_while_generating_loses_nothing(tokenizer: Any) -> None:
     done: list[int] = []
     lm = SharedWorkLM(model, tokenizer, progress=lambda _, n, total: done.append(n))
     assert lm.scoring.shares
-    model.limit_rows = 3
+    model.limit_tokens = 64  # of prompts in pieces, beside what decodes
     assert lm.generate_until(requests, disable_tqdm=True) == expected
     assert model.failures > 0
     assert done == list(range(1, len(PROMPTS) + 1))

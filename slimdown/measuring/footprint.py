@@ -58,10 +58,8 @@ def _decode(model: Any, budget: int) -> None:
     """As `decoding.py` does: a cache of several budgets, and a forward that fills it."""
     width = min(ROW_TOKENS // 2, budget)
     decoder = GreedyDecoder(model, budget, width, [], lambda rows: [], lambda index, new: None)
-    slots = Slots(max(1, CACHE_TOKENS_PER_BUDGET * budget // (2 * width)))
+    slots = Slots(max(1, CACHE_TOKENS_PER_BUDGET * budget // (2 * width)), 2 * width)
     decoder.prefill([Row([], (0,) * width, (), 0)] * max(1, budget // width), slots, 0)
-    for layer in slots.layers:
-        layer.reserve(2 * width)
 
 
 def _rows(n_rows: int, width: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

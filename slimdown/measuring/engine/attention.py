@@ -15,10 +15,14 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, DynamicCache
 
+from slimdown.preparing.products import mkl_is_narrow, wide_attention
+
 NAME = "slimdown_preamble"
-# The preamble; and where tokens of many rows lie one after another, of each row where its tokens begin and end, and how
-# many columns they see.
-_attended: ContextVar[tuple[DynamicCache | None, list[tuple[int, int, int]]]] = ContextVar("attended")
+# The preamble; and where tokens of many rows lie one after another, of each row which keys are its own, where its
+# tokens begin and end, and how many columns they see.
+_attended: ContextVar[tuple[DynamicCache | None, list[tuple[int, int, int, int]]]] = ContextVar("attended")
+# Tokens of a row, from which on its keys are repeated for the heads that share them, and not the mask for these.
+MANY = 64
 
 
 # torch has no public attention that returns its normalizers on a CPU without compiling; delete this for one that does.
@@ -79,7 +83,7 @@ def _own_part(
     value: torch.Tensor,
     mask: torch.Tensor,
     scaling: float | None,
-    ranges: list[tuple[int, int, int]],
+    ranges: list[tuple[int, int, int, int]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What rows attend to in themselves, [rows, heads, width, dim], and its normalizers, [rows, heads, width]."""
     n_heads, n_key_heads, dim = query.shape[1], key.shape[1], query.shape[3]
@@ -88,16 +92,20 @@ def _own_part(
         keys, values = (states.repeat_interleave(per_key, dim=1) for states in (key, value))
         own, norm = _attend(query, keys, values, attn_mask=mask, scale=scaling)
         return own, norm
-    found = [  # masks of queries that share keys are copied, and no key is
-        _attend(
-            query[:, :, start:end].reshape(1, n_key_heads, -1, dim),
-            key[row : row + 1, :, :n_seen],
-            value[row : row + 1, :, :n_seen],
-            attn_mask=mask[:, :, start:end, :n_seen].repeat(1, 1, per_key, 1),
-            scale=scaling,
-        )
-        for row, (start, end, n_seen) in enumerate(ranges)
-    ]
+    found = []
+    for row, start, end, n_seen in ranges:
+        asked, seen = query[:, :, start:end], mask[:, :, start:end, :n_seen]
+        keys, values = (states[row : row + 1, :, :n_seen] for states in (key, value))
+        if mkl_is_narrow() and end - start >= MANY:
+            own = key[row], value[row], mask[0, 0, start:end]
+            found.append(wide_attention(asked, *own, n_seen, scaling))
+        elif end - start >= MANY:
+            keys, values = (states.repeat_interleave(per_key, dim=1) for states in (keys, values))
+            found.append(_attend(asked, keys, values, attn_mask=seen, scale=scaling))
+        else:
+            asked = asked.reshape(1, n_key_heads, -1, dim)
+            seen = seen.repeat(1, 1, per_key, 1)
+            found.append(_attend(asked, keys, values, attn_mask=seen, scale=scaling))
     own = torch.cat([part.reshape(1, n_heads, -1, dim) for part, _ in found], dim=2)
     return own, torch.cat([norm.reshape(1, n_heads, -1) for _, norm in found], dim=2)
 
@@ -107,11 +115,12 @@ AttentionInterface.register(NAME, preamble_attention)
 
 @contextmanager
 def attending_to(
-    model: Any, preamble: DynamicCache | None, ranges: list[tuple[int, int, int]] | None = None
+    model: Any, preamble: DynamicCache | None, ranges: list[tuple[int, int, int, int]] | None = None
 ) -> Iterator[None]:
     """The model attends to `preamble`, if any, in front of every row, and its cache need not hold it.
 
-    ranges: where tokens of several rows come as one: of each row its first token, its end, the columns that it sees.
+    ranges: where tokens of several rows come as one: of each row its place among the keys, its first token,
+    its end, the columns that it sees.
     """
     usual = model.config._attn_implementation
     token = _attended.set((preamble, ranges or []))

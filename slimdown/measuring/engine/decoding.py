@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import accumulate, islice, pairwise
+from itertools import accumulate, islice, takewhile
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from slimdown.measuring.engine.forward import (
     attention_masks,
     cache_argument,
     computes_in_float32,
+    leads_by_little,
     logits_at,
     measuring,
     plain,
@@ -32,15 +33,15 @@ from slimdown.measuring.engine.slots import Incoming, Slots
 from slimdown.measuring.parts import Parts
 from slimdown.preparing.memory import is_out_of_memory, release_memory
 
-# Decoding costs little per row and much per step, so many rows decode together: the cache may hold
-# this many times the tokens that one forward may. More decodes faster and holds more memory.
-CACHE_TOKENS_PER_BUDGET = 4
+# Rows decode side by side: the cache may hold this many times the tokens that one forward may. With drafts, and prompts
+# in the same forwards, twice as much took a tenth less time, 120 MB more on GSM8K (docs/studies/evaluation-speed.md).
+CACHE_TOKENS_PER_BUDGET = 2
+# Tokens of prompts that are computed in one forward, beside rows that decode, where each attends by itself: enough for
+# products at full width, and few enough that what a layer makes of them fits a cache.
+PIECE = 256
 # Rows that are decoded to their end before the next begin, for each that decodes at once: what a killed measurement
 # need not repeat. Towards the end of a part fewer rows decode together.
 PART = 16
-# Least lead of the likeliest token, in standard deviations of all: rounding in float32, which differs from one batch to
-# another, moves logits by at most a tenth of it. What is closer is decided by a forward of the row alone.
-LEAST_LEAD = 5e-4
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Row:
     preamble: Tokens
     n_apart: int  # tokens whose keys and values are not in its slot: a preamble held once for all rows
     new: list[int] = field(default_factory=list)
+    n_cached: int = 0  # tokens whose keys and values lie in its slot
     n_seen: int = 0  # of the new ones, those that were looked at for an end
     draft: Draft | None = None  # from its second token on
 
@@ -60,9 +62,9 @@ class Row:
         return [*self.prompt, *self.new]
 
     @property
-    def n_cached(self) -> int:
-        """Tokens whose keys and values lie in its slot: all but the newest and those held apart."""
-        return len(self.prompt) + len(self.new) - 1 - self.n_apart
+    def n_pending(self) -> int:
+        """Tokens whose keys and values are still to be computed: of a row that decodes its newest."""
+        return len(self.prompt) + len(self.new) - self.n_apart - self.n_cached
 
 
 class GreedyDecoder:
@@ -132,35 +134,39 @@ class GreedyDecoder:
         slots = self._slots(len(rows))
         while waiting or active:
             try:
-                if batch := self._admitted(waiting, active, slots.n_slots):
+                batch = self._admitted(waiting, active, slots.n_slots)
+                if batch and not self.merging:
                     logits = self.prefill(batch, slots, len(active))
-                    for _ in batch:
-                        waiting.popleft()
-                    active += batch
-                    self._take(batch, [[]] * len(batch), logits)
-                else:
+                    self._take(batch, [[]] * len(batch), logits, slots, len(active))
+                active += [waiting.popleft() for _ in batch]
+                if self.merging or not batch:
                     drafts = self._drafts(active)
-                    self._take(active, drafts, self.step(active, slots, drafts))
+                    self._take(active, drafts, self.step(active, slots, drafts), slots, 0)
                 self._retire(slots, active)
             except RuntimeError as error:
-                if not is_out_of_memory(error) or slots.n_slots == 1:
+                least = self.token_budget == 1 or not self.merging  # a prompt is computed whole, or in pieces
+                if not is_out_of_memory(error) or (slots.n_slots == 1 and least):
                     raise
                 self.token_budget = max(1, self.token_budget // 2)
                 # Rows keep the tokens they have; only keys and values are computed again.
+                for row in active:
+                    row.n_cached = 0
                 waiting.extendleft(reversed(active))
                 active, fewer = [], max(1, slots.n_slots // 2)
             else:
                 continue
             self._preamble = ((), None)
-            del slots
+            slots.layers.clear()
             release_memory()
             slots = self._slots(fewer)
+        slots.layers.clear()
 
     def _n_slots(self, most: int) -> int:
         return max(1, min(most, CACHE_TOKENS_PER_BUDGET * self.token_budget // self.capacity))
 
     def _slots(self, most: int) -> Slots:
-        return Slots(self._n_slots(most))
+        filled = 0 if self.merging else self._free_tokens  # what fills up short rows goes beyond their ends
+        return Slots(self._n_slots(most), self.capacity + filled)
 
     def _admitted(self, waiting: Sequence[Row], active: Sequence[Row], n_slots: int) -> list[Row]:
         """The rows to start now: none while fewer slots are free than half a forward's worth."""
@@ -170,6 +176,8 @@ class GreedyDecoder:
         preamble = waiting[0].preamble
         if self.merging and active and active[0].preamble != preamble:
             return []  # rows that decode together attend to one preamble
+        if self.merging:
+            return [*takewhile(lambda row: row.preamble == preamble, islice(waiting, n_free))]
         batch: list[Row] = []
         width = 0
         for row in islice(waiting, n_slots):
@@ -180,10 +188,14 @@ class GreedyDecoder:
             batch.append(row)
         return batch[:n_free] if n_free * 2 >= len(batch) else []
 
-    def prefill(self, batch: Sequence[Row], slots: Slots, n_active: int) -> torch.Tensor:
-        """Put `batch` into `slots` behind the active rows; logits [rows, vocabulary] of its next tokens."""
-        preamble = batch[0].preamble
-        n_shared, n_rows = len(preamble), len(batch)
+    def prefill(self, batch: Sequence[Row], slots: Slots, slot: int) -> torch.Tensor:
+        """Put `batch` into `slots` from this one on; logits [rows, vocabulary] of its next tokens."""
+        if self.merging:
+            found = []
+            while any(row.n_pending for row in batch):
+                found.append(self.step(batch, slots, [[]] * len(batch), slot))
+            return torch.cat(found)
+        preamble, n_shared, n_rows = batch[0].preamble, len(batch[0].preamble), len(batch)
         width = max(len(row.tokens) for row in batch) - n_shared
         input_ids = torch.zeros(n_rows, width, dtype=torch.long)
         lengths = [len(row.tokens) for row in batch]
@@ -195,14 +207,15 @@ class GreedyDecoder:
             positions = torch.arange(n_shared, n_shared + width, device=self.device)[None]
             own = torch.ones(n_rows, 1, width, width, dtype=torch.bool, device=self.device).tril_()
             inputs["position_ids"] = positions.expand(n_rows, -1)
-            inputs["attention_mask"] = attention_masks(self.model, own, positions, positions, n_shared, self.merging)
+            inputs["attention_mask"] = attention_masks(self.model, own, positions, positions, n_shared, False)
         # Padding sits on the right, where causal attention keeps it out of sight without a mask.
         last = torch.tensor([r * width + n - n_shared - 1 for r, n in enumerate(lengths)])
         input_ids = input_ids.to(self.device)
-        cache = Incoming(slots, n_active, None if self.merging else known, n_rows)
-        inputs |= cache_argument(self.model, cache) | {"use_cache": True}
-        with attending_to(self.model, known) if known and self.merging else nullcontext():
-            return logits_at(plain(self.model), last.to(self.device), input_ids=input_ids, **inputs)
+        inputs |= cache_argument(self.model, Incoming(slots, slot, known, n_rows)) | {"use_cache": True}
+        logits = logits_at(plain(self.model), last.to(self.device), input_ids=input_ids, **inputs)
+        for row in batch:
+            row.n_cached += row.n_pending
+        return logits
 
     def _known(self, preamble: Tokens) -> DynamicCache:
         """The keys and values of a preamble, kept until another one comes."""
@@ -211,29 +224,37 @@ class GreedyDecoder:
         assert self._preamble[1] is not None
         return self._preamble[1]
 
-    def step(self, active: Sequence[Row], slots: Slots, drafts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Feed each active row its newest token and its draft.
+    def step(self, rows: Sequence[Row], slots: Slots, drafts: Sequence[Sequence[int]], slot: int = 0) -> torch.Tensor:
+        """Feed the rows, which lie in `slots` from `slot` on, what is pending of each and its draft.
 
-        Logits [tokens fed, vocabulary] of what comes after each, row by row.
+        Of prompts no more than a `PIECE` is fed. Logits [tokens, vocabulary] of what comes after the last pending token
+        and each of the draft, row by row, of the rows of which nothing is pending any more.
         """
-        fed = [[row.new[-1], *draft] for row, draft in zip(active, drafts, strict=True)]
-        n_apart, preamble = active[0].n_apart, active[0].preamble
-        starts = [row.n_cached for row in active]
+        n_apart, preamble = rows[0].n_apart, rows[0].preamble
+        parts = self._parts(rows, drafts)
+        asked = [
+            len(draft) + 1 if 0 < n == row.n_pending else 0 for row, n, draft in zip(rows, parts, drafts, strict=True)
+        ]
+        starts = [row.n_cached for row in rows]
+        fed = [
+            [*row.tokens[n_apart + start : n_apart + start + n], *draft]
+            for row, start, n, draft in zip(rows, starts, parts, drafts, strict=True)
+        ]
         ends = [start + len(tokens) for start, tokens in zip(starts, fed, strict=True)]
         if self.merging:  # all tokens are one row, which attention takes apart: nothing fills up short ones
             tokens = [[token for row in fed for token in row]]
-            rows = [[r for r, row in enumerate(fed) for _ in row]]
+            own = [[slot + r for r, row in enumerate(fed) for _ in row]]
             columns = [[c for start, end in zip(starts, ends, strict=True) for c in range(start, end)]]
-            positions, kept = columns, [*range(len(tokens[0]))]
+            positions, places = columns, [*accumulate(map(len, fed), initial=0)]
         else:
             width = max(map(len, fed))
             tokens = [row + [0] * (width - len(row)) for row in fed]
-            rows = [[r] * width for r in range(len(fed))]
+            own = [[slot + r] * width for r in range(len(fed))]
             columns = [[*range(start, start + width)] for start in starts]
             # What fills up a short row stays within the positions that the model has.
             positions = [[min(c, end - 1) for c in row] for row, end in zip(columns, ends, strict=True)]
-            kept = [r * width + i for r, row in enumerate(fed) for i in range(len(row))]
-        allowed = slots.aim(self._tensor(rows), self._tensor(columns), len(active))[:, None]
+            places = [r * width for r in range(len(fed))]
+        allowed = slots.aim(self._tensor(own), self._tensor(columns), slot + len(rows))[:, None]
         queries = self._tensor(positions) + n_apart
         keys = torch.arange(n_apart, n_apart + slots.width, device=self.device)[None]
         inputs = {
@@ -242,59 +263,79 @@ class GreedyDecoder:
             "position_ids": queries,
             "use_cache": True,
         }
-        places = accumulate((len(row) for row in fed), initial=0)
-        ranges = [(start, after, end) for (start, after), end in zip(pairwise(places), ends, strict=True)]
+        ranges = [
+            (slot + r, at, at + len(row), ends[r]) for r, (at, row) in enumerate(zip(places, fed, strict=False)) if row
+        ]
+        kept = [at + i for at, row, n in zip(places, fed, asked, strict=False) for i in range(len(row) - n, len(row))]
         known = self._known(preamble) if preamble and self.merging else None
+        inputs |= cache_argument(self.model, slots)
         with attending_to(self.model, known, ranges) if self.merging else nullcontext():
-            return logits_at(plain(self.model), self._tensor(kept), **inputs, **cache_argument(self.model, slots))
+            logits = logits_at(plain(self.model), self._tensor(kept or [0]), **inputs)
+        for row, n in zip(rows, parts, strict=True):
+            row.n_cached += n
+        return logits[: len(kept)]
+
+    def _parts(self, rows: Sequence[Row], drafts: Sequence[Sequence[int]]) -> list[int]:
+        """How many of its pending tokens each row is fed: as many in all, while prompts wait, as make a piece."""
+        parts = [int(row.n_pending == 1) for row in rows]
+        left = max(1, min(PIECE, self.token_budget) - sum(parts) - sum(map(len, drafts)))
+        for r, row in enumerate(rows):
+            if row.n_pending > 1:
+                parts[r] = min(left, row.n_pending)
+                left -= parts[r]
+        return parts
 
     def _tensor(self, values: Any) -> torch.Tensor:
         return torch.tensor(values, device=self.device)
 
     def _drafts(self, active: Sequence[Row]) -> list[list[int]]:
-        """What each row may go on with."""
+        """What each row that decodes may go on with."""
+        decoding = [row for row in active if row.new and row.n_pending == 1]
+        # A draft that is right is followed by one more token; where short rows are filled up, none may be long.
+        longest = LONGEST if self.merging else self._free_tokens // len(active)
+        drafts: list[list[int]] = []
         for row in active:
+            if not row.new or row.n_pending > 1:
+                drafts.append([])
+                continue
             if row.draft is None:
                 answer = self._answers[row.indices[0]] if self._answers else ()
                 row.draft = Draft(row.prompt, answer, self._free_tokens)
                 row.draft.extend(row.new)
-        # A draft that is right is followed by one more token; where short rows are filled up, none may be long.
-        longest = LONGEST if self.merging else self._free_tokens // len(active)
-        most = [min(longest, self.max_new_tokens - len(row.new) - 1) for row in active]
-        return [row.draft.guess(len(active), n) for row, n in zip(active, most, strict=True) if row.draft]
+            drafts.append(row.draft.guess(len(decoding), min(longest, self.max_new_tokens - len(row.new) - 1)))
+        return drafts
 
-    def _take(self, rows: Sequence[Row], drafts: Sequence[Sequence[int]], logits: torch.Tensor) -> None:
-        """Give each row what its draft is right about, and the token after it."""
-        likeliest = logits.float().argmax(-1, keepdim=True)
-        tokens = likeliest[:, 0].tolist()
-        close = [False] * len(tokens)
-        if self.is_exact:
-            below = (logits - logits.amax(-1, keepdim=True)).clamp_(
-                min=-50
-            )  # some models rule tokens out by a huge number
-            lead = -below.scatter(1, likeliest, -torch.inf).amax(-1)
-            close = (lead < LEAST_LEAD * below.std(-1)).tolist()
+    def _take(
+        self, rows: Sequence[Row], drafts: Sequence[Sequence[int]], logits: torch.Tensor, slots: Slots, slot: int
+    ) -> None:
+        """Give each row, of which nothing is pending, what its draft is right about, and the token after it."""
+        likeliest = logits.float().argmax(-1).tolist()
         found: list[list[int]] = []
         at = 0
-        for row, draft in zip(rows, drafts, strict=True):
-            new: list[int] = []
-            for i in range(len(draft) + 1):
-                new.append(self._alone(row, new) if close[at + i] else tokens[at + i])
-                if i == len(draft) or new[-1] != draft[i]:
+        for r, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
+            found.append([])
+            for i in range(0 if row.n_pending else len(draft) + 1):
+                token = likeliest[at + i]
+                if self.is_exact and leads_by_little(logits[at + i]):
+                    token = self._alone(row, found[-1], slots, slot + r)
+                found[-1].append(token)
+                if i == len(draft) or token != draft[i]:
                     break
-            at += len(draft) + 1
-            found.append(new)
+            at += 0 if row.n_pending else len(draft) + 1
         for row, new in zip(rows, found, strict=True):
+            if row.n_pending:
+                continue
             row.new += new
+            row.n_cached += len(new) - 1
             self.n_decoded += len(new)
             self.n_guessed += len(new) - 1
             if row.draft is not None:
                 row.draft.learn(new)
 
-    def _alone(self, row: Row, new: Sequence[int]) -> int:
-        """What comes after the row and `new`, from a forward of nothing else."""
+    def _alone(self, row: Row, new: Sequence[int], slots: Slots, slot: int) -> int:
+        """What comes after the row and `new`, from forwards of nothing else, which leave the slot as it was."""
         ahead = Row([], row.prompt, row.preamble, row.n_apart, [*row.new, *new])
-        return int(self.prefill([ahead], Slots(1), 0).argmax(-1))
+        return int(self.prefill([ahead], slots, slot).argmax(-1))
 
     def _retire(self, slots: Slots, active: list[Row]) -> None:
         ends = [(i, n) for i, row in enumerate(active) for n in range(row.n_seen + 1, len(row.new) + 1)]

@@ -59,7 +59,7 @@ class Probe:
         )
         n_apart = len(self.preamble) if merging else 0
         rows = [Row([], context, self.preamble, n_apart) for context in self.contexts]
-        slots, drafts = Slots(len(rows)), (self.tokens[: STEPS - 1], self.tokens[:1])
+        slots, drafts = Slots(len(rows), len(self.tokens) + STEPS), (self.tokens[: STEPS - 1], self.tokens[:1])
         found = torch.split(decoder.prefill(rows, slots, 0), 1)
         error = 0.0
         for fed in (drafts, ((), ())):  # what is dropped of a draft must not be seen by the step that follows

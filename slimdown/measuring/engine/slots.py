@@ -2,65 +2,85 @@
 
 from __future__ import annotations
 
+import math
+from mmap import ACCESS_COPY, mmap
 from typing import Any
 
 import torch
-from torch.nn import functional
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from slimdown.measuring.engine.forward import repeated
 
-ROOM = 128  # columns by which slots grow: seldom, because what is given back is not soon taken again
+# Columns are looked at in so many at once: oneDNN keeps 0.2 MB for each shape that it multiplies.
+ROUND = 64
+
+
+def zeros(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Zeros, since what a mask hides still enters attention, times zero, and NaN times zero is NaN.
+
+    On a CPU no memory stands behind them until they are written, and all of it is given back with them. What malloc
+    gives a tensor of some megabytes is memory that activations have used before and will want again.
+    """
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    memory = mmap(-1, math.prod(shape) * like.itemsize, access=ACCESS_COPY)
+    return torch.frombuffer(memory, dtype=like.dtype).view(shape)
 
 
 class SlotLayer(DynamicLayer):  # type: ignore[misc]  # Any, as all of transformers
-    """One layer's keys and values of all slots, [slots, heads, columns, dim], written in place; columns are added."""
+    """One layer's keys and values of all slots, [slots, heads, columns, dim], written in place."""
 
     def __init__(self, slots: Slots, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
         self.slots = slots
         self.keys, self.values = (
-            states.new_empty(slots.n_slots, states.shape[1], 0, states.shape[3]) for states in (keys, values)
+            zeros(states, (slots.n_slots, states.shape[1], slots.n_columns, states.shape[3]))
+            for states in (keys, values)
         )
-
-    def reserve(self, n_columns: int) -> None:
-        """Have room for so many in each slot."""
-        if n_columns > self.keys.shape[2]:
-            more = -(-n_columns // ROOM) * ROOM - self.keys.shape[2]
-            # Zeros: what a mask hides still enters attention, times zero, and NaN times zero is NaN.
-            self.keys, self.values = (functional.pad(states, (0, 0, 0, more)) for states in (self.keys, self.values))
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write each row's tokens behind its last and return all rows up to the longest."""
         rows, columns, width = self.slots.rows, self.slots.columns, self.slots.width
-        self.reserve(width)
         self.keys[rows, :, columns] = key_states.transpose(1, 2).flatten(0, 1)
         self.values[rows, :, columns] = value_states.transpose(1, 2).flatten(0, 1)
         return self.keys[: self.slots.n_active, :, :width], self.values[: self.slots.n_active, :, :width]
 
 
 class Slots(DynamicCache):  # type: ignore[misc]
-    """A cache of at most `n_slots` rows that come and go; the active ones lie in front, without gaps."""
+    """A cache of at most `n_slots` rows that come and go; the active ones lie in front, without gaps.
 
-    def __init__(self, n_slots: int) -> None:
+    They are as long as a row may become: what grows leaves holes behind that nothing fits into.
+    """
+
+    def __init__(self, n_slots: int, n_columns: int) -> None:
         super().__init__()
         self.layers: list[Any]
-        self.n_slots = n_slots
+        self.n_slots, self.n_columns = n_slots, n_columns
         self.rows = self.columns = torch.empty(0, dtype=torch.long)
         self.n_active = self.width = 0
 
-    def take(self, index: int, n_active: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Put what layer `index` made of new rows behind the active ones."""
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All that the layer's tokens may see."""
+        keys, values = self._layer(layer_idx, key_states, value_states).update(key_states, value_states)
+        return keys, values
+
+    def _layer(self, index: int, keys: torch.Tensor, values: torch.Tensor) -> SlotLayer:
         if index == len(self.layers):
             self.layers.append(SlotLayer(self, keys, values))
-        layer, end, width = self.layers[index], n_active + len(keys), keys.shape[2]
-        layer.reserve(width + 1)
-        layer.keys[n_active:end, :, :width] = keys
-        layer.values[n_active:end, :, :width] = values
+        layer: SlotLayer = self.layers[index]
+        return layer
+
+    def take(self, index: int, slot: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put what layer `index` made of new rows into the slots from this one on."""
+        layer, end, width = self._layer(index, keys, values), slot + len(keys), keys.shape[2]
+        layer.keys[slot:end, :, :width] = keys
+        layer.values[slot:end, :, :width] = values
 
     def move(self, to: int, slot: int, length: int) -> None:
         """Copy the first `length` tokens of one slot into another."""
@@ -74,16 +94,16 @@ class Slots(DynamicCache):  # type: ignore[misc]
         What lies behind a row's last token, of a draft that was wrong, is written anew before it is seen.
         """
         self.rows, self.columns, self.n_active = rows.flatten(), columns.flatten(), n_active
-        self.width = int(columns.max()) + 1
+        self.width = min(self.n_columns, -(-(int(columns.max()) + 1) // ROUND) * ROUND)
         return torch.arange(self.width, device=columns.device) <= columns[..., None]
 
 
 class Incoming(DynamicCache):  # type: ignore[misc]
     """The cache of rows that begin, behind `known` repeated: a layer's share goes into the slots as it is made."""
 
-    def __init__(self, slots: Slots, n_active: int, known: DynamicCache | None, n_rows: int) -> None:
+    def __init__(self, slots: Slots, slot: int, known: DynamicCache | None, n_rows: int) -> None:
         super().__init__()
-        self.slots, self.n_active = slots, n_active
+        self.slots, self.slot = slots, slot
         if known is not None:
             self.layers = repeated(known, n_rows).layers
 
@@ -92,7 +112,7 @@ class Incoming(DynamicCache):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """All that the layer's tokens may see."""
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        self.slots.take(layer_idx, self.n_active, keys, values)
+        self.slots.take(layer_idx, self.slot, keys, values)
         layer = self.layers[layer_idx]
         layer.keys, layer.values = keys.new_empty(0), values.new_empty(0)
         return keys, values
