@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up import stopped, written
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
 from mlflow.exceptions import MlflowException
@@ -26,7 +27,7 @@ from slimdown.guarding.errors import UserError
 from slimdown.judging.findings import judge
 from slimdown.preparing.model import LoadedModel
 from slimdown.recording import outage
-from slimdown.recording.evaluations import EvaluationRecord, base_records
+from slimdown.recording.evaluations import EvaluationRecord, base_records, tuned_record
 from slimdown.recording.outage import PatientClient, send
 from slimdown.recording.owner import this_process
 from slimdown.recording.read import read_evaluation, read_run
@@ -217,6 +218,41 @@ def test_what_a_lost_server_held_of_the_base_is_in_the_folder_and_goes_to_anothe
         found = read_run(place, called)
         assert read_evaluation(place, found, "base").benchmarks == BEFORE.benchmarks
         assert read_evaluation(place, found, "tuned").benchmarks == AFTER.benchmarks
+
+
+@pytest.mark.parametrize("moment", [32, 45, 63, 0])
+def test_a_run_in_stages_whose_store_falls_silent_between_two_of_them_arrives_whole(
+    moment: int, server: Server, store: MlflowClient, pocket: LoadedModel, tmp_path: Path
+) -> None:
+    """The first stage of the base is made before a training, the others after it, in one run."""
+    pairs = [stopped(written([score] * 400), 63) for score in (1.0, 0.0)]
+    before, after = (replace(BEFORE, benchmarks={"written": one}) for one in pairs)
+    with opened(server) as run:
+        run.log_settings({**benchmark_settings(before), "tracking.uri": here().uri})
+        record_of = base_records(settings_of(here()), pocket, run)
+        for stages in ((32,), (45, 63)):
+            with record_of() as record:
+                for n in stages:
+                    server.last = server.last or (GONE if n == moment else None)
+                    assert record.of_stage(n).find("written", f"key {n}", pairs[0].benchmark) is None
+                    record.of_stage(n).keep("written", f"key {n}", stopped(written([1.0] * 400), n))
+        record.keep_asked(before)
+        tuned_record(settings_of(here()), run).keep_asked(after)
+        run.keep(judge(before, after), FILES)
+    server.last = None
+    for _ in range(2 if moment else 0):
+        send(tmp_path / "unsent")
+    found, base = runs(store)
+    assert [one.info.status for one in (found, base)] == ["FINISHED", "FINISHED"]
+    own = [file for file in contents(store, found)["files"] if file.startswith("samples/")]
+    assert own == ["samples/base-written.parquet", "samples/tuned-written.parquet"]
+    assert contents(store, base)["files"] == [f"samples/base-written-to-{n}.parquet" for n in (32, 45, 63)]
+    assert {key for key in base.data.tags if key.startswith(Tag.evaluation)} == {
+        f"{Tag.evaluation}key {n}" for n in (32, 45, 63)
+    }
+    recorded = read_run(here(), found.info.run_id)
+    for model, asked in (("base", before), ("tuned", after)):
+        assert read_evaluation(here(), recorded, model).benchmarks == asked.benchmarks
 
 
 def test_a_server_that_comes_back_gets_everything_and_one_line_says_so(
