@@ -69,8 +69,11 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 # Of a transformer's operations the most by number; torch's own way to their results is 0.2 ms of Python each.
 _ELEMENTWISE = frozenset(
-    [torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor, torch.ops.aten.neg.default, torch.ops.aten.rsqrt.default]
-)
+    [
+        torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor, torch.ops.aten.mul.Scalar, torch.ops.aten.div.Scalar,
+        torch.ops.aten.pow.Tensor_Scalar, torch.ops.aten.neg.default, torch.ops.aten.rsqrt.default,
+    ]
+)  # fmt: skip
 
 
 def _like_one_of(args: Any) -> torch.Tensor | None:
@@ -81,7 +84,11 @@ def _like_one_of(args: Any) -> torch.Tensor | None:
     fits = fits and all(
         n in (1, m) for one in tensors for n, m in zip(one.shape[::-1], largest.shape[::-1], strict=False)
     )
-    return torch.empty_like(largest) if fits and largest.is_floating_point() else None
+    if not fits or not largest.is_floating_point():
+        return None
+    if largest.is_contiguous():  # else on the meta device that is Python, too
+        return torch.empty(largest.shape, dtype=largest.dtype, device=largest.device)
+    return torch.empty_like(largest)
 
 
 _of_torch = functional.scaled_dot_product_attention
