@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from slimdown.preparing import imports
 
 OTHER_PROCESS = """
 import functools, gc, importlib.metadata, inspect, json, sys
-before = functools.lru_cache, importlib.metadata.packages_distributions, inspect.getframeinfo
+before = functools.lru_cache, importlib.metadata.packages_distributions, inspect.getmodule
 from slimdown.preparing import imports
 if sys.argv[1] == "quickly":
     with imports.imported_quickly():
@@ -27,7 +28,7 @@ else:
     states = None
 import torch, transformers, transformers.models
 from trl.import_utils import _is_package_available
-after = functools.lru_cache, importlib.metadata.packages_distributions, inspect.getframeinfo
+after = functools.lru_cache, importlib.metadata.packages_distributions, inspect.getmodule
 def plain(names):
     if isinstance(names, dict):
         return {str(sorted(key)) if isinstance(key, frozenset) else key: plain(names[key]) for key in names}
@@ -65,3 +66,8 @@ def test_a_module_that_is_called_otherwise_than_its_distribution_is_found(monkey
     assert distributions.get("no_such_module", []) == []
     with pytest.raises(KeyError):
         distributions["no_such_module"]
+
+
+def test_a_frame_is_of_the_module_that_it_names() -> None:
+    for one in (sys._getframe(), pytest.raises, sys._getframe().f_back):
+        assert imports._getmodule(one) is inspect.getmodule(one) is not None

@@ -4,6 +4,7 @@ import functools
 import gc
 import importlib.metadata
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
@@ -22,9 +23,7 @@ def imported_quickly() -> Iterator[None]:
         gc.disable()
         _off.append(True)
     with ExitStack() as put:
-        # torch (2.13) tells where operations are defined, and has Python look up the lines of text there, for which it
-        # resolves the paths of all modules. To be deleted when `torch._library.utils.get_source` asks for no context.
-        put.enter_context(patch.object(inspect, "getframeinfo", partial(inspect.getframeinfo, context=0)))
+        put.enter_context(patch.object(inspect, "getmodule", _getmodule))
         put.enter_context(patch.object(functools, "lru_cache", _lru_cache))
         put.enter_context(patch.object(importlib.metadata, "packages_distributions", _Distributions))
         import torch
@@ -55,7 +54,17 @@ def _compiled_when_called(compile_now: Callable[..., Any], function: Any = None,
     return lambda *args, **kwargs: compiled()(*args, **kwargs)
 
 
-_of_python = functools.lru_cache
+_of_python, _by_file = functools.lru_cache, inspect.getmodule
+
+
+def _getmodule(frame: Any, _filename: str | None = None) -> Any:
+    """Python's, but for a frame that names its module.
+
+    torch (2.13) asks for the module of whoever defines an operation, and Python resolves the paths of all modules to
+    find out. To be deleted when `torch.library` asks the frame.
+    """
+    names = inspect.isframe(frame) and frame.f_globals.get("__name__") in sys.modules
+    return sys.modules[frame.f_globals["__name__"]] if names else _by_file(frame, _filename)
 
 
 def _lru_cache(maxsize: Any = 128, typed: bool = False) -> Any:
