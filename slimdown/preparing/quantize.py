@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 _BOUNDS = "_get_4bit_quantize_bounds"  # bitsandbytes'
-_AT_ONCE = 2**15  # numbers: what a core's cache holds, and the most that torch does not divide among threads
+_AT_ONCE = 7 * 2**12  # numbers: what a core's cache holds, and from 2**15 on torch divides them among threads
 _NEAR = 255  # no code: a bound lies among the numbers that begin with these bits
 
 
