@@ -34,7 +34,7 @@ from slimdown.measuring.parts import Parts
 from slimdown.preparing.memory import is_out_of_memory, release_memory
 
 # Rows decode side by side: the cache may hold this many times the tokens that one forward may. With drafts, and prompts
-# in the same forwards, twice as much took a tenth less time, 120 MB more on GSM8K (docs/studies/evaluation-speed.md).
+# in the same forwards, twice as much took a tenth less time, 100 MB more on GSM8K (docs/studies/evaluation-speed.md).
 CACHE_TOKENS_PER_BUDGET = 2
 # Tokens of prompts that are computed in one forward, beside rows that decode, where each attends by itself: enough for
 # products at full width, and few enough that what a layer makes of them fits a cache.
