@@ -20,7 +20,7 @@ from slimdown.preparing.model import LoadedModel
 NAME = "slimdown_by_row"
 # Fewer tokens in common are not worth it: a row that begins within another's attends under a mask.
 LEAST_COMMON = 8
-# Tokens that a row sees at most where their shares of attention are held: of more they would take much memory.
+# Tokens that a row sees at most where its shares of attention are held, in training: more would take much memory.
 SHORT = 256
 
 
@@ -69,7 +69,8 @@ def attention_by_row(base: LoadedModel, model: Any = None, lengths: Sequence[int
         def of(piece: _Piece) -> torch.Tensor:
             states = query[:, :, slice(*piece.seen[-1])], piece.of(key), piece.of(value)
             is_short = states[1].shape[2] <= SHORT and query.device.type == "cpu"  # and not on the meta device
-            if is_short and query.dtype is torch.bfloat16 and not kwargs.get("dropout"):
+            # It rounds more than torch's own: what is measured is not computed so.
+            if is_short and query.dtype is torch.bfloat16 and torch.is_grad_enabled() and not kwargs.get("dropout"):
                 return attention_of_few(*states, piece.mask, kwargs.get("scaling"))
             mask = piece.mask[None, None] if len(piece.seen) > 1 else None
             return sdpa_attention_forward(module, *states, mask, **kwargs)[0]  # type: ignore[no-any-return]
