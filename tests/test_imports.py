@@ -7,8 +7,11 @@ import inspect
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import transformers
+from packaging.version import Version
 
 from slimdown.preparing import imports
 
@@ -44,7 +47,7 @@ print(json.dumps({
 """
 
 
-def imported(how: str) -> dict[str, object]:
+def imported(how: str) -> dict[str, Any]:
     done = subprocess.run([sys.executable, "-c", OTHER_PROCESS, how], capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -53,7 +56,9 @@ def test_libraries_find_what_they_find_otherwise_and_nothing_is_left_in_their_pl
     quickly, usually = imported("quickly"), imported("usually")
     assert quickly.pop("states") == [False, True, True]
     assert usually.pop("states") is None
-    assert quickly.pop("scipy") == [True, False]
+    is_found, is_imported = quickly.pop("scipy")
+    assert is_found
+    assert not is_imported or Version(transformers.__version__) < Version("5.24")  # older ones import it elsewhere
     usually.pop("scipy")
     assert quickly == usually
     assert quickly["left"]

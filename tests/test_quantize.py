@@ -15,6 +15,9 @@ from bitsandbytes.functional import quantize_4bit
 
 from slimdown.preparing import quantize
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(ops, quantize._BOUNDS), reason="this bitsandbytes finds codes otherwise, and is left alone"
+)
 KINDS = ["nf4", "fp4"]
 OTHER_PROCESS = """
 import sys, torch, bitsandbytes
