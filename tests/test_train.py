@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -10,15 +11,18 @@ import torch
 import trl
 from conftest import SMALL
 
+from bench.families import tiny
 from slimdown.guarding.errors import UserError
 from slimdown.measuring.harness import evaluate
 from slimdown.measuring.questions import load_tasks
+from slimdown.measuring.rows_apart import attention_by_row
 from slimdown.preparing.data import load_data
 from slimdown.preparing.dequantize import dequantized, is_4bit
 from slimdown.preparing.model import LoadedModel, load_model
+from slimdown.preparing.tokens import IGNORED
 from slimdown.settings.schema import RunConfig
 from slimdown.training.fine_tune import StepRecord, Tuned, check_settings, fine_tune
-from slimdown.training.lean import SummedLoss
+from slimdown.training.lean import SummedLoss, _once
 from slimdown.training.rows import prepare_rows
 
 Composed = Callable[..., RunConfig]
@@ -279,6 +283,33 @@ def test_steps_have_the_losses_and_counts_of_plain_trl(
         ours = [record.values[name] for record in lean.training.history]
         assert ours == pytest.approx([record.values[name] for record in plain.training.history], rel=1e-3)
     assert losses(lean) == pytest.approx(losses(plain), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "llama", "mixtral", "olmo2", "phi3", "qwen3"])
+def test_the_gradients_of_a_family_are_those_of_its_rows_one_by_one(family: str, pocket: LoadedModel) -> None:
+    base = replace(pocket, model=tiny(family))
+    model, alike = base.model.train().requires_grad_(True), list(range(20, 32))
+    rows = [[*alike, *range(n, 2 * n - 30)] for n in range(36, 40)]
+    rows = [*rows, [40, 41, 42], [*rows[0][:15], 7, 9]]
+    alone = [
+        torch.nn.functional.cross_entropy(
+            model(torch.tensor([row])).logits[0, :-1], torch.tensor(row[1:]), reduction="sum"
+        )
+        for row in rows
+    ]
+    ids, positions = (
+        torch.tensor([[x for row in rows for x in of(row)]]) for of in (list, lambda row: range(len(row)))
+    )
+    batch = {"input_ids": ids, "position_ids": positions}
+    inputs, place, target, times = _once(batch, ids.masked_fill(positions == 0, IGNORED), True)
+    assert inputs["input_ids"].numel() == ids.numel() - 3 * 12 - 15
+    with attention_by_row(base):
+        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[0]
+    loss, _ = SummedLoss.apply(hidden[place], model.get_output_embeddings().weight, target, times)
+    torch.testing.assert_close(loss, sum(alone))
+    gradients = [torch.autograd.grad(one, list(model.parameters()), allow_unused=True) for one in (loss, sum(alone))]
+    for ours, its in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, its, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("dropout", "shares"), [("0.0", True), ("0.1", False)])
