@@ -39,6 +39,18 @@ def test_each_float_gets_the_code_of_its_place_among_the_bounds(kind: str) -> No
     np.testing.assert_array_equal(quantize._codes(floats, kind), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_float_gets_the_code_of_its_place_among_the_bounds(kind: str) -> None:
+    """All 2^32 of them: a minute a kind."""
+    bounds, order = ops._get_4bit_quantize_bounds(kind, torch.device("cpu"))
+    some = np.arange(2**24, dtype=np.uint32)
+    for beginning in range(2**8):
+        floats = (some | np.uint32(beginning << 24)).view(np.float32)
+        expected = order[torch.bucketize(torch.from_numpy(floats), bounds)].numpy()
+        assert np.array_equal(quantize._codes(floats, kind), expected)
+
+
 def cases() -> list[tuple[Any, ...]]:
     """Of every dtype, kind and block size, with blocks that are cut short, zero, tiny, or hold no number."""
     torch.manual_seed(0)
