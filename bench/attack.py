@@ -37,7 +37,16 @@ def hub(mirror: Path, times: int) -> bool:
 
     def run(*faults: object) -> tuple[int, str, float]:
         started = time.monotonic()
-        command = [sys.executable, mirror, *map(str, faults), "--", sys.executable, "-m", "slimdown.run", *QUICK]
+        command = [
+            sys.executable,
+            mirror,
+            *map(str, faults),
+            "--",
+            sys.executable,
+            "-m",
+            "slimdown.run",
+            *QUICK,
+        ]
         with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
         return done.returncode, " ".join(done.stderr.split()), time.monotonic() - started
@@ -47,15 +56,23 @@ def hub(mirror: Path, times: int) -> bool:
         code, said, seconds = run("--flaky", 0.3, "--seed", seed)
         finished += code == 0
         print(
-            f"three in ten refused, draw {seed}: exit {code} after {seconds:.0f} s {said if code else ''}", flush=True
+            f"three in ten refused, draw {seed}: exit {code} after {seconds:.0f} s {said if code else ''}",
+            flush=True,
         )
     named = 0
     silences = (0, 1, 5, 10, 20, 30, 40)
     for n in silences:
         code, said, seconds = run("--fail-after", n)
-        named += code == 1 and "the hub stopped answering" in said and "Traceback" not in said and seconds < 60
+        named += (
+            code == 1
+            and "the hub stopped answering" in said
+            and "Traceback" not in said
+            and seconds < 60
+        )
         print(f"silent after {n} requests: exit {code} after {seconds:.0f} s: {said}", flush=True)
-    print(f"{finished} of {times} finished; {named} of {len(silences)} silences named within a minute")
+    print(
+        f"{finished} of {times} finished; {named} of {len(silences)} silences named within a minute"
+    )
     return finished == times and named == len(silences)
 
 

@@ -18,12 +18,12 @@ from datasets import load_dataset
 from hydra import compose, initialize_config_dir
 from omegaconf import MISSING
 
-from slimdown.measuring.questions import load_tasks
-from slimdown.measuring.wording import worded
-from slimdown.preparing.contamination import Question, find_contamination
-from slimdown.settings.files import CONF_DIR
-from slimdown.settings.load import load_config
-from slimdown.settings.schema import BenchmarkConfig
+from slimdown.config.files import CONF_DIR
+from slimdown.config.loader import load_config
+from slimdown.config.schema import BenchmarkConfig
+from slimdown.data.contamination import Question, find_contamination
+from slimdown.evaluation.questions import load_tasks
+from slimdown.evaluation.wording import worded
 
 N_HELLASWAG = 10_042
 ROWS = {
@@ -76,44 +76,68 @@ def time_it(counts: list[int]) -> None:
     begun = time.process_time()
     asked = worded(tasks, chosen)
     seconds = time.process_time() - begun
-    print(f"words of {sum(map(len, asked.values())):,} questions read from the harness: {seconds:.1f} s")
+    print(
+        f"words of {sum(map(len, asked.values())):,} questions read from the harness: {seconds:.1f} s"
+    )
     contexts = reordered([question.texts[0] for question in asked["hellaswag"]])
-    asked["hellaswag"] = [Question(f"hellaswag {i}", (text,)) for i, text in enumerate(islice(contexts, N_HELLASWAG))]
-    print(f"questions looked for: {', '.join(f'{name} {len(each):,}' for name, each in asked.items())}")
+    asked["hellaswag"] = [
+        Question(f"hellaswag {i}", (text,)) for i, text in enumerate(islice(contexts, N_HELLASWAG))
+    ]
+    print(
+        f"questions looked for: {', '.join(f'{name} {len(each):,}' for name, each in asked.items())}"
+    )
     texts = train_texts("tatsu-lab/alpaca")
     find_contamination(asked, [])
     print(f"before the rows: {peak_mib():,.0f} MiB at most\n")
-    print("| rows | words | questions that overlap | CPU seconds | peak MiB |\n|---|---|---|---|---|")
+    print(
+        "| rows | words | questions that overlap | CPU seconds | peak MiB |\n|---|---|---|---|---|"
+    )
     for n_rows in counts:
         begun = time.process_time()
         n_words = sum(len(text.split()) for text in islice(reordered(texts), n_rows))
         drawn = time.process_time() - begun  # what making the rows takes by itself
         begun = time.process_time()
-        contamination = find_contamination(asked, batches("alpaca", islice(reordered(texts), n_rows)))
+        contamination = find_contamination(
+            asked, batches("alpaca", islice(reordered(texts), n_rows))
+        )
         spent = time.process_time() - begun - drawn
         n_found = len(contamination.overlaps)
-        print(f"| {n_rows:,} | {n_words:,} | {n_found} | {spent:.1f} | {peak_mib():,.0f} |", flush=True)
+        print(
+            f"| {n_rows:,} | {n_words:,} | {n_found} | {spent:.1f} | {peak_mib():,.0f} |",
+            flush=True,
+        )
 
 
 def show_found() -> None:
     """Print how many questions of each benchmark stand in the rows of each dataset, and how many more overlap."""
     chosen = {task: BenchmarkConfig(task, MISSING, 0, 0.0) for task in TASKS}
     asked = worded(load_tasks(chosen), chosen)
-    print(f"| rows | {' | '.join(f'{name} ({len(questions):,})' for name, questions in asked.items())} |")
+    print(
+        f"| rows | {' | '.join(f'{name} ({len(questions):,})' for name, questions in asked.items())} |"
+    )
     print("|---" * (1 + len(asked)) + "|")
     pairs = []
     for path, name in ROWS.items():
         texts = train_texts(path, name)
         found = find_contamination(asked, batches(path, texts))
-        counts = ((found.n_standing(task), len(found.of(task)) - found.n_standing(task)) for task in asked)
-        print(f"| {path} ({len(texts):,}) | {' | '.join(f'{n} + {more}' for n, more in counts)} |", flush=True)
+        counts = (
+            (found.n_standing(task), len(found.of(task)) - found.n_standing(task)) for task in asked
+        )
+        print(
+            f"| {path} ({len(texts):,}) | {' | '.join(f'{n} + {more}' for n, more in counts)} |",
+            flush=True,
+        )
         pairs += found.told
     print("", *pairs, sep="\n")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[15_000], help="how many rows to look into")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[15_000], help="how many rows to look into"
+    )
     parser.add_argument("--found", action="store_true", help="what is found in real datasets")
     arguments = parser.parse_args()
     if arguments.found:

@@ -27,7 +27,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.families import tiny
-from slimdown.measuring.engine.scoring import SharedWorkLM
+from slimdown.evaluation.engine.scoring import SharedWorkLM
 
 DEFAULT_TASKS = ["hellaswag:200", "mmlu_college_computer_science:100:5", "gsm8k:32:5"]
 
@@ -79,7 +79,8 @@ def compare(requests: Sequence[Instance], one: list[Any], other: list[Any]) -> t
     for i, request in enumerate(requests):
         questions.setdefault(request.doc_id, []).append(i)
     differing = sum(
-        max(group, key=lambda i: one[i][0]) != max(group, key=lambda i: other[i][0]) for group in questions.values()
+        max(group, key=lambda i: one[i][0]) != max(group, key=lambda i: other[i][0])
+        for group in questions.values()
     )
     return differing, max(abs(a[0] - b[0]) for a, b in zip(one, other, strict=True))
 
@@ -88,14 +89,22 @@ def small(family: str, tokenizer: Any) -> Any:
     """A random model for FAMILY[:WINDOW], larger than those of `bench.families`: matrix products count."""
     name, *window = family.split(":")
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 24, "head_dim": 64}
-    positions = {"max_position_embeddings": 8192, "vocab_size": len(tokenizer), "initializer_range": 0.05}
-    return tiny(name, **sizes, **positions, **({"sliding_window": int(window[0])} if window else {}))
+    positions = {
+        "max_position_embeddings": 8192,
+        "vocab_size": len(tokenizer),
+        "initializer_range": 0.05,
+    }
+    return tiny(
+        name, **sizes, **positions, **({"sliding_window": int(window[0])} if window else {})
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
-    parser.add_argument("--family", metavar="FAMILY[:WINDOW]", help="in place of the weights of --model")
+    parser.add_argument(
+        "--family", metavar="FAMILY[:WINDOW]", help="in place of the weights of --model"
+    )
     parser.add_argument("--tuned", help="folder of a model tuned from it, to be measured as well")
     parser.add_argument("--task", action="append", help=f"default: {' '.join(DEFAULT_TASKS)}")
     parser.add_argument("--dtype", default="bfloat16")
@@ -119,13 +128,24 @@ def main() -> None:
         requests = build_requests(task)
         answers = show(task, model, tokenizer, requests, args, {})
         if tuned is not None:
-            texts = {r.args[0]: text for r, text in zip(requests, answers, strict=True) if isinstance(text, str)}
+            texts = {
+                r.args[0]: text
+                for r, text in zip(requests, answers, strict=True)
+                if isinstance(text, str)
+            }
             changed = show(f"{task}, tuned", tuned, tokenizer, requests, args, texts)
-            print(f"(tuned: {compare(requests, answers, changed)[0]} answers differ from the base's)")
+            print(
+                f"(tuned: {compare(requests, answers, changed)[0]} answers differ from the base's)"
+            )
 
 
 def show(
-    task: str, model: Any, tokenizer: Any, requests: list[Instance], args: argparse.Namespace, known: dict[str, str]
+    task: str,
+    model: Any,
+    tokenizer: Any,
+    requests: list[Instance],
+    args: argparse.Namespace,
+    known: dict[str, str],
 ) -> list[Any]:
     """Print the rows of one task and model; the answers. known: what the base answered, by prompt."""
     stock = {}
@@ -142,7 +162,11 @@ def show(
     rows["slimdown"] = measure(shared, requests)
     for name, result in rows.items():
         differing, change = compare(requests, best.answers, result.answers)
-        drafted = f"{shared.n_guessed / shared.n_decoded:.2f}" if name == "slimdown" and shared.n_decoded else ""
+        drafted = (
+            f"{shared.n_guessed / shared.n_decoded:.2f}"
+            if name == "slimdown" and shared.n_decoded
+            else ""
+        )
         print(
             f"| {task} | {name} | {result.seconds:.1f} "
             f"| {best.seconds / result.seconds:.2f} | {result.cpu_seconds:.1f} "

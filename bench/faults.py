@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from slimdown import run
-from slimdown.guarding import interruption
+from slimdown.utils import interruption
 
 QUICK = [
     "dataset.pocket_instructions.max_examples=32",
@@ -67,7 +67,7 @@ class Ended(NamedTuple):
 def warm() -> None:
     """Import what a run imports, so that a fork of this process starts its run at once."""
     os.environ["TQDM_DISABLE"] = "1"  # as run.py does; read when tqdm is imported
-    for name in ("slimdown.experiment", "slimdown.measuring.engine.scoring", "bitsandbytes",
+    for name in ("slimdown.experiment", "slimdown.evaluation.engine.scoring", "bitsandbytes",
                  "mlflow.store.tracking.sqlalchemy_store", "transformers.models.llama.modeling_llama",
                  "matplotlib.backends.backend_svg", "trl.trainer.sft_trainer", "lm_eval.tasks"):  # fmt: skip
         importlib.import_module(name)
@@ -86,7 +86,9 @@ def start(folder: Path, arguments: list[str], prepare: Callable[[], None] = lamb
     try:
         os.chdir(folder)
         for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(folder.parent / name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o666), number)
+            os.dup2(
+                os.open(folder.parent / name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o666), number
+            )
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
         interruption.end_at_once_when_interrupted()  # as run.py does before its imports
@@ -117,7 +119,9 @@ def wait(child: int, folder: Path, seconds: float = 120) -> Ended:
         if time.monotonic() > deadline:
             os.kill(child, signal.SIGKILL)
         time.sleep(0.01)
-    return Ended(os.waitstatus_to_exitcode(done[1]), (folder.parent / "stderr").read_text(), runs_of(folder))
+    return Ended(
+        os.waitstatus_to_exitcode(done[1]), (folder.parent / "stderr").read_text(), runs_of(folder)
+    )
 
 
 def runs_of(folder: Path) -> list[tuple[str, str, str]]:
@@ -170,9 +174,15 @@ def signals(trials: int, seed: int = 0) -> bool:
             assert wait(start(folder, QUICK), folder).code == 0
             seconds = time.monotonic() - begun
         print(f"an undisturbed run takes {seconds:.1f} s", flush=True)
-        ends = [at_a_moment(store, chance.uniform(0, 1.02 * seconds), chance.choice(SIGNALS)) for _ in range(trials)]
+        ends = [
+            at_a_moment(store, chance.uniform(0, 1.02 * seconds), chance.choice(SIGNALS))
+            for _ in range(trials)
+        ]
         lost = [swallowed(store, chance.choice(STEPS), chance.choice(SIGNALS)) for _ in range(few)]
-        starts = [while_starting(store, chance.uniform(0.1, 4), chance.choice(SIGNALS)) for _ in range(few)]
+        starts = [
+            while_starting(store, chance.uniform(0.1, 4), chance.choice(SIGNALS))
+            for _ in range(few)
+        ]
     return show(
         Count("a signal at a random moment of a quick run", len(ends), sum(map(bool, ends))),
         *(Count(f"of these: {end}", ends.count(end), ends.count(end)) for end in ENDS),
@@ -223,7 +233,11 @@ def told_right(ended: Ended, trial: str) -> str | None:
         return "KILLED"
     if clean and status is None and ended.code == 130 and "o run was open" in ended.said:
         return "no run yet"
-    if clean and status == "FINISHED" and (ended.code == 0 or (ended.code == 130 and "o run was open" in ended.said)):
+    if (
+        clean
+        and status == "FINISHED"
+        and (ended.code == 0 or (ended.code == 130 and "o run was open" in ended.said))
+    ):
         return "after FINISHED"
     print(f"{trial}: exit code {ended.code}, runs {ended.runs}\n{ended.said}", flush=True)
     return None
@@ -231,7 +245,7 @@ def told_right(ended: Ended, trial: str) -> str | None:
 
 def lose_a_signal_in(step: str, number: signal.Signals) -> None:
     """Make a step of the record deliver a signal inside a weakref callback."""
-    from slimdown.recording.write import TrackedRun
+    from slimdown.tracking.write import TrackedRun
 
     original = getattr(TrackedRun, step)
 
@@ -285,7 +299,9 @@ def survives(folder: Path, moment: str, left: int) -> bool:
     }
     wrong = [problem for problem, there in problems.items() if there]
     if wrong:
-        print(f"{moment}, {left} bytes left: {', '.join(wrong)}: exit {ended.code}\n{ended.said}\n{again.said}")
+        print(
+            f"{moment}, {left} bytes left: {', '.join(wrong)}: exit {ended.code}\n{ended.said}\n{again.said}"
+        )
     return not wrong
 
 
@@ -309,7 +325,7 @@ def fill(folder: Path, left: int) -> None:
 def fill_at(moment: str, folder: Path, left: int) -> None:
     """Fill the disk when a run comes to what it calls `moment`."""
     from slimdown import experiment
-    from slimdown.showing import console
+    from slimdown.report import console
 
     place, name = (experiment, "files_of") if moment == "report" else (console, "progress_bar")
     original = getattr(place, name)
@@ -326,7 +342,9 @@ def fill_at(moment: str, folder: Path, left: int) -> None:
 def small_disk() -> Iterator[Path]:
     """A folder that is a disk of its own, in memory."""
     with scratch() as folder:
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", folder], check=False)
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", folder], check=False
+        )
         if mounted.returncode:
             sys.exit(
                 "only root may mount a small disk; in a namespace everybody is: unshare -rm python -m bench.attack"

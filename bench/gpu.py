@@ -70,7 +70,7 @@ def counted(model: Any, work: Callable[[], object]) -> tuple[float, int, int]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from slimdown.preparing.memory import LiveBytes
+    from slimdown.models.memory import LiveBytes
 
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -82,11 +82,16 @@ def counted(model: Any, work: Callable[[], object]) -> tuple[float, int, int]:
     class Calls(LiveBytes):
         n = 0
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             Calls.n += not func.is_view
             return super().__torch_dispatch__(func, types, args, kwargs)
 
-    with Calls(model) as live, FlopCounterMode(display=False, custom_mapping=of_attention) as counter:
+    with (
+        Calls(model) as live,
+        FlopCounterMode(display=False, custom_mapping=of_attention) as counter,
+    ):
         work()
     return counter.get_total_flops(), Calls.n, live.peak
 
@@ -100,9 +105,9 @@ def works(config: Any, base: Any) -> list[Work]:
     """
     import torch
 
-    from slimdown.measuring.engine.forward import measuring
-    from slimdown.measuring.engine.packing import ROW_TOKENS, token_budget
-    from slimdown.preparing.sizes import weight_sizes
+    from slimdown.evaluation.engine.forward import measuring
+    from slimdown.evaluation.engine.packing import ROW_TOKENS, token_budget
+    from slimdown.models.sizes import weight_sizes
     from slimdown.training.footprint import footprint, trained_outline
 
     model, budget = base.model, token_budget("cuda")
@@ -112,22 +117,37 @@ def works(config: Any, base: Any) -> list[Work]:
 
     def forward(of: Any, ids: torch.Tensor) -> torch.Tensor:
         mask = torch.ones(len(ids), 1, *[ids.shape[1]] * 2, dtype=torch.bool, device="meta")
-        logits: torch.Tensor = of(input_ids=ids, position_ids=ids, attention_mask=mask, use_cache=False).logits
+        logits: torch.Tensor = of(
+            input_ids=ids, position_ids=ids, attention_mask=mask, use_cache=False
+        ).logits
         return logits
 
     with measuring(model):
         flops, calls, _ = counted(model, lambda: forward(model, rows))
-        step_flops, step_calls, _ = counted(model, lambda: forward(model, torch.zeros(ROWS, 1, **meta)))
+        step_flops, step_calls, _ = counted(
+            model, lambda: forward(model, torch.zeros(ROWS, 1, **meta))
+        )
     a_token = (
         2 * settings.num_hidden_layers * settings.num_key_value_heads * settings.head_dim * 2
     )  # bytes of the cache
-    attended = 4 * settings.num_hidden_layers * settings.num_attention_heads * settings.head_dim * BEHIND * ROWS
+    attended = (
+        4
+        * settings.num_hidden_layers
+        * settings.num_attention_heads
+        * settings.head_dim
+        * BEHIND
+        * ROWS
+    )
     plain = replace(config.quantization, load_in_4bit=False)
     tuned = trained_outline(base.loaded(plain), replace(config, quantization=plain)).train()
     batch = torch.zeros(BATCH, LENGTH, **meta)
-    train_flops, train_calls, _ = counted(tuned, lambda: torch.autograd.backward(forward(tuned, batch).float().sum()))
+    train_flops, train_calls, _ = counted(
+        tuned, lambda: torch.autograd.backward(forward(tuned, batch).float().sum())
+    )
     held = footprint(base.loaded(config.quantization), config, BATCH * LENGTH)
-    moved = 2 * weights + 2 * BATCH * LENGTH * settings.vocab_size * 2  # forward and backward, and the logits
+    moved = (
+        2 * weights + 2 * BATCH * LENGTH * settings.vocab_size * 2
+    )  # forward and backward, and the logits
     return [
         Work("scoring", budget, flops, weights, calls, float(held.evaluation or 0)),
         Work(
@@ -142,12 +162,16 @@ def settings_of(model: str, device: str, dtype: str = "auto") -> Any:
     """A run's settings, of a model in 4 bits."""
     from hydra import compose, initialize_config_dir
 
-    from slimdown.settings.files import CONF_DIR
-    from slimdown.settings.load import load_config
+    from slimdown.config.files import CONF_DIR
+    from slimdown.config.loader import load_config
 
     chosen = [f"model.id={model}", f"model.device={device}", f"model.dtype={dtype}"]
     chosen += [f"quantization.bnb_4bit_compute_dtype={dtype}", "evaluation.token_budget=null"]
-    chosen += [f"train.max_length={LENGTH}", f"train.max_steps={STEPS}", f"train.per_device_train_batch_size={BATCH}"]
+    chosen += [
+        f"train.max_length={LENGTH}",
+        f"train.max_steps={STEPS}",
+        f"train.per_device_train_batch_size={BATCH}",
+    ]
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         return load_config(compose("config", overrides=chosen))
 
@@ -157,10 +181,12 @@ def expected(shape: dict[str, Any]) -> list[Work]:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from slimdown.preparing.model import Outline
+    from slimdown.models.model import Outline
 
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=torch.bfloat16).eval()
+        skeleton = AutoModelForCausalLM.from_config(
+            LlamaConfig(**shape), dtype=torch.bfloat16
+        ).eval()
     outline = Outline("random", skeleton, torch.device("cuda"), torch.bfloat16, "")
     return works(settings_of("pocket:model", "auto", "bfloat16"), outline)
 
@@ -183,28 +209,35 @@ def measured(folder: Path, device: str) -> dict[str, tuple[float, float]]:
     """Tokens a second and peak bytes of each work, on random weights in `folder`."""
     import torch
 
-    from slimdown.measuring.engine.decoding import GreedyDecoder
-    from slimdown.measuring.engine.forward import logits_at, measuring
-    from slimdown.measuring.engine.packing import ROW_TOKENS, token_budget
-    from slimdown.preparing.dequantize import dequantized
-    from slimdown.preparing.memory import peak_memory
-    from slimdown.preparing.model import load_model
+    from slimdown.evaluation.engine.decoding import GreedyDecoder
+    from slimdown.evaluation.engine.forward import logits_at, measuring
+    from slimdown.evaluation.engine.packing import ROW_TOKENS, token_budget
+    from slimdown.models.dequantize import dequantized
+    from slimdown.models.memory import peak_memory
+    from slimdown.models.model import load_model
 
     config = settings_of(str(folder), device)
     base = load_model(config.model, config.quantization)
     vocabulary, budget = base.model.config.vocab_size, token_budget(device)
     found: dict[str, tuple[float, float]] = {}
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary, (budget // ROW_TOKENS, ROW_TOKENS), generator=generator).to(device)
+    ids = torch.randint(vocabulary, (budget // ROW_TOKENS, ROW_TOKENS), generator=generator).to(
+        device
+    )
     kept = torch.arange(budget * 2 // 3, device=device)
-    prompts = [tuple(row) for row in torch.randint(vocabulary, (ROWS, BEHIND), generator=generator).tolist()]
+    prompts = [
+        tuple(row)
+        for row in torch.randint(vocabulary, (ROWS, BEHIND), generator=generator).tolist()
+    ]
 
     def decode(n_new: int) -> None:
         nobody = (lambda rows: [False] * len(rows)), (lambda index, new: None)
         GreedyDecoder(base.model, budget, n_new, [], *nobody).run(prompts)
 
     with measuring(base.model), dequantized(base.model), peak_memory(device) as peak:
-        seconds = timed(lambda: logits_at(base.model, kept, input_ids=ids, use_cache=False)[0, 0].item())
+        seconds = timed(
+            lambda: logits_at(base.model, kept, input_ids=ids, use_cache=False)[0, 0].item()
+        )
         found["scoring"] = budget / seconds, peak()
     with measuring(base.model), dequantized(base.model), peak_memory(device) as peak:
         decode(1)
@@ -224,14 +257,22 @@ def trained(base: Any, config: Any, folder: Path) -> tuple[float, float]:
     from slimdown.training.steps import take_steps, trainer_for
 
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(base.model.config.vocab_size, (BATCH * STEPS, LENGTH), generator=generator).tolist()
+    ids = torch.randint(
+        base.model.config.vocab_size, (BATCH * STEPS, LENGTH), generator=generator
+    ).tolist()
     rows = datasets.Dataset.from_dict({"input_ids": ids, "labels": ids})
     model = attach(base, adapter_config(config.method, config.lora, base), rows)
     kind, collator = trainer_class(base, model), padding_free_collator(base, model)
-    trainer = trainer_for(model, base.tokenizer, rows, config.train, 0, folder, base.device, kind, collator)
+    trainer = trainer_for(
+        model, base.tokenizer, rows, config.train, 0, folder, base.device, kind, collator
+    )
     ends: list[float] = []
-    done = take_steps(trainer, config.train, 0, base.device, lambda *_: ends.append(time.perf_counter()))
-    return BATCH * LENGTH * (len(ends) - 1) / (ends[-1] - ends[0]), done.peak_bytes  # the first step starts kernels
+    done = take_steps(
+        trainer, config.train, 0, base.device, lambda *_: ends.append(time.perf_counter())
+    )
+    return BATCH * LENGTH * (len(ends) - 1) / (
+        ends[-1] - ends[0]
+    ), done.peak_bytes  # the first step starts kernels
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -251,10 +292,18 @@ def run_tests() -> tuple[list[str], bool]:
     class Reports:
         def pytest_runtest_logreport(self, report: Any) -> None:
             if report.when == "call" or report.outcome != "passed":
-                why = report.longrepr[2] if report.skipped else str(report.longrepr or "").strip().splitlines()[-1:]
-                rows.append(f"| {report.nodeid.partition('::')[2]} | {report.outcome} | {why or ''} |")
+                why = (
+                    report.longrepr[2]
+                    if report.skipped
+                    else str(report.longrepr or "").strip().splitlines()[-1:]
+                )
+                rows.append(
+                    f"| {report.nodeid.partition('::')[2]} | {report.outcome} | {why or ''} |"
+                )
 
-    code = pytest.main(["-m", "gpu", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"], plugins=[Reports()])
+    code = pytest.main(
+        ["-m", "gpu", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"], plugins=[Reports()]
+    )
     return rows, code == 0
 
 
@@ -271,19 +320,26 @@ def check(shape: dict[str, Any], device: str) -> bool:
         found = measured(Path(name), device)
     card = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     names = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "lm-eval")
-    print(f"\n{card}, CUDA {torch.version.cuda}, " + ", ".join(f"{name} {version(name)}" for name in names))
+    print(
+        f"\n{card}, CUDA {torch.version.cuda}, "
+        + ", ".join(f"{name} {version(name)}" for name in names)
+    )
     print("\n| check | outcome | |\n|---|---|---|", *rows, sep="\n")
     gpu = next((gpu for gpu in GPUS if gpu.name in card), None)
     print("\n| work | tokens/s | at most | peak | expected |\n|---|---:|---:|---:|---:|")
     for name, (speed, peak) in found.items():
         most = f"{todo[name].tokens_per_second(gpu)[0]:,.0f}" if gpu else ""
-        print(f"| {name} | {speed:,.0f} | {most} | {peak / 1e9:.2f} GB | {todo[name].held / 1e9:.2f} GB |")
+        print(
+            f"| {name} | {speed:,.0f} | {most} | {peak / 1e9:.2f} GB | {todo[name].held / 1e9:.2f} GB |"
+        )
     return is_good
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Print what is expected, or check this machine's GPU."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--expect", action="store_true", help="the arithmetic alone")
     chosen = parser.parse_args(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -291,7 +347,9 @@ def main(arguments: list[str] | None = None) -> None:
         import torch
 
         if not torch.cuda.is_available():
-            sys.exit("no GPU: torch sees no CUDA device here; `python -m bench.gpu --expect` is what needs none")
+            sys.exit(
+                "no GPU: torch sees no CUDA device here; `python -m bench.gpu --expect` is what needs none"
+            )
     from bench.sizes import SHAPE
 
     if chosen.expect:

@@ -20,7 +20,7 @@ _forks = multiprocessing.get_context("fork")
 
 def locks(trials: int) -> bool:
     """A real server, and processes that want one key: never two of them at once, whatever is stopped or killed."""
-    import slimdown.recording.outage  # noqa: F401  before the forks
+    import slimdown.tracking.outage  # noqa: F401  before the forks
 
     counts = [_many()]
     for what, fault in FAULTS.items():
@@ -38,8 +38,8 @@ class Holder:
         self.process.start()
 
     def _hold(self, uri: str, told: Connection) -> None:
-        from slimdown.recording.locks import lock
-        from slimdown.settings.schema import TrackingConfig
+        from slimdown.config.schema import TrackingConfig
+        from slimdown.tracking.locks import lock
 
         with lock(TrackingConfig(uri=uri, experiment="x", wait=120), "key"):
             told.send("held")
@@ -64,7 +64,10 @@ def _many() -> Count:
     with tempfile.TemporaryDirectory() as name, MlflowServer(Path(name)) as server:
         started = time.monotonic()
         done = _forks.Value("i", 0)
-        jobs = [_forks.Process(target=_take_turns, args=(server.uri, Path(name), done)) for _ in range(PROCESSES)]
+        jobs = [
+            _forks.Process(target=_take_turns, args=(server.uri, Path(name), done))
+            for _ in range(PROCESSES)
+        ]
         for job in jobs:
             job.start()
         for job in jobs:
@@ -75,21 +78,25 @@ def _many() -> Count:
             flush=True,
         )
         return Count(
-            f"{PROCESSES} processes on one key, {TURNS} turns each, one at a time", PROCESSES * TURNS, done.value
+            f"{PROCESSES} processes on one key, {TURNS} turns each, one at a time",
+            PROCESSES * TURNS,
+            done.value,
         )
 
 
 def _take_turns(uri: str, folder: Path, done: Any) -> None:
-    from slimdown.recording.locks import lock
-    from slimdown.recording.outage import PatientClient
-    from slimdown.settings.schema import TrackingConfig
+    from slimdown.config.schema import TrackingConfig
+    from slimdown.tracking.locks import lock
+    from slimdown.tracking.outage import PatientClient
 
     config = TrackingConfig(uri=uri, experiment="x", wait=120)
     client = PatientClient.open(config)
     client.begin()
     for _ in range(TURNS):
         with lock(config, "key", client=client):
-            os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))  # FileExistsError: two at once
+            os.close(
+                os.open(folder / "inside", os.O_CREAT | os.O_EXCL)
+            )  # FileExistsError: two at once
             done.value += 1
             (folder / "inside").unlink()
 

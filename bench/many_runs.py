@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from slimdown.recording.provenance import environment
+from slimdown.tracking.provenance import environment
 
 SETTINGS = [
     "train.max_steps=2",
@@ -33,7 +33,11 @@ MOST = 1.2
 
 def timed(folder: Path, *arguments: str) -> tuple[float, float, float]:
     """A command: its seconds, its CPU seconds, and when it began."""
-    began, wall, before = time.time(), time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    began, wall, before = (
+        time.time(),
+        time.perf_counter(),
+        resource.getrusage(resource.RUSAGE_CHILDREN),
+    )
     command = [sys.executable, "-m", "slimdown.run", *arguments, *SETTINGS]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
@@ -56,13 +60,21 @@ def first_step(folder: Path, seed: int) -> float:
 
 def main() -> None:
     """Fill the store, and time the next run at each size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, nargs="+", default=[1, 10, 100], help="in the store when a run is timed")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--runs", type=int, nargs="+", default=[1, 10, 100], help="in the store when a run is timed"
+    )
     parser.add_argument("--trials", type=int, default=3, help="runs that are timed at each size")
     options = parser.parse_args()
     machine = environment()
-    print(f"{machine['processor']}, {machine['cores']} cores, load {os.getloadavg()[0]:.1f} at the start\n")
-    print("| runs in the store | sweep to here, s (CPU s) | a run of it | next run | to its first step | MB |")
+    print(
+        f"{machine['processor']}, {machine['cores']} cores, load {os.getloadavg()[0]:.1f} at the start\n"
+    )
+    print(
+        "| runs in the store | sweep to here, s (CPU s) | a run of it | next run | to its first step | MB |"
+    )
     print("|---:|---:|---:|---:|---:|---:|", flush=True)
     starts: list[float] = []
     with tempfile.TemporaryDirectory() as name:
@@ -77,7 +89,12 @@ def main() -> None:
             next_seed += options.trials
             wall, own, start = (median(values) for values in zip(*tries, strict=True))
             starts.append(own)
-            size = sum(file.stat().st_size for file in (folder / "mlruns").rglob("*") if file.is_file()) / 1e6
+            size = (
+                sum(
+                    file.stat().st_size for file in (folder / "mlruns").rglob("*") if file.is_file()
+                )
+                / 1e6
+            )
             print(
                 f"| {n} | {seconds:.0f} ({cpu:.0f}) | {seconds / made:.1f} ({cpu / made:.1f}) | {wall:.1f} ({own:.1f}) "
                 f"| {start:.1f} | {size:.0f} |",

@@ -24,10 +24,17 @@ CHAT = (
 def row(i: int, format_: str, dice: random.Random) -> dict[str, Any]:
     """A row of about 300 characters."""
     question = f"Question {i}: which of the {dice.randrange(10**6)} words of the list comes next, and why is that so?"
-    answer = " ".join(dice.choices(("because", "the", "list", "word", "is", "longer", "than", "it", "was"), k=40))
+    answer = " ".join(
+        dice.choices(("because", "the", "list", "word", "is", "longer", "than", "it", "was"), k=40)
+    )
     match format_:
         case "messages":
-            return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+            return {
+                "messages": [
+                    {"role": "user", "content": question},
+                    {"role": "assistant", "content": answer},
+                ]
+            }
         case "prompt_completion":
             return {"prompt": question, "completion": answer}
         case "text":
@@ -42,9 +49,9 @@ def measure(file: str) -> None:
 
     from hydra import compose, initialize_config_dir
 
-    from slimdown.settings.files import CONF_DIR
-    from slimdown.settings.load import load_config
-    from slimdown.settings.rows import check_file
+    from slimdown.config.files import CONF_DIR
+    from slimdown.config.loader import load_config
+    from slimdown.data.rows import check_file
 
     seconds: dict[str, float] = {}
     began = time.perf_counter()
@@ -60,8 +67,8 @@ def measure(file: str) -> None:
     began = time.perf_counter()
     check_file(config.dataset["file"])
     done("check")
-    from slimdown.preparing.data import load_data
-    from slimdown.preparing.model import load_model
+    from slimdown.data.loading import load_data
+    from slimdown.models.model import load_model
     from slimdown.training.fine_tune import fine_tune
     from slimdown.training.rows import prepare_rows
 

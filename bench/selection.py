@@ -14,8 +14,8 @@ from functools import cache
 
 import numpy as np
 
-from slimdown.judging.changes import Verdict, verdict
-from slimdown.judging.paired import ALPHA, Difference, difference, holm
+from slimdown.stats.changes import Verdict, verdict
+from slimdown.stats.paired import ALPHA, Difference, difference, holm
 
 RUNS, BENCHMARKS, BUDGET = 30, 4, 0.02
 
@@ -28,7 +28,9 @@ def changed(lost: int, gained: int, n: int) -> Difference:
     return difference(before, after)
 
 
-def flips(draw: np.random.Generator, n: int, lost: float, gained: float, runs: int, shared: bool) -> np.ndarray:
+def flips(
+    draw: np.random.Generator, n: int, lost: float, gained: float, runs: int, shared: bool
+) -> np.ndarray:
     """[runs, 2] answers lost and gained of `n` questions, each with the given chances."""
     if not shared:
         return draw.multinomial(n, [lost, gained, 1 - lost - gained], size=runs)[:, :2]
@@ -38,7 +40,10 @@ def flips(draw: np.random.Generator, n: int, lost: float, gained: float, runs: i
 
 def forgotten(cells: list[Difference]) -> bool:
     """Whether any cell is called forgotten, corrected for all of them as runs and tables are."""
-    p_values, equivalence = holm([d.p_value for d in cells]), holm([d.equivalence_p_value(BUDGET) for d in cells])
+    p_values, equivalence = (
+        holm([d.p_value for d in cells]),
+        holm([d.equivalence_p_value(BUDGET) for d in cells]),
+    )
     return any(
         verdict(d.value, p, equal) is Verdict.forgotten
         for d, p, equal in zip(cells, p_values, equivalence, strict=True)
@@ -57,7 +62,9 @@ def any_false_verdict(n: int, shared: bool, repeats: int, seed: int) -> tuple[fl
     return alone / repeats, together / repeats
 
 
-def best_passes(n: int, change: float, shared: bool, repeats: int, seed: int) -> tuple[float, float, float, float]:
+def best_passes(
+    n: int, change: float, shared: bool, repeats: int, seed: int
+) -> tuple[float, float, float, float]:
     """How often the best of `RUNS` runs passes a budget of 2 points, and how much better it looks than it is.
 
     First where all questions choose and judge, then where half of them choose and the other half judges: the share that
@@ -87,18 +94,24 @@ def main() -> None:
     print(
         f"percent of {args.repeats:,} simulated tables of {RUNS} runs, {BENCHMARKS} benchmarks, 10 % of answers flip\n"
     )
-    print("| n | flippable questions | any false forgotten, each run by itself | corrected for the table |")
+    print(
+        "| n | flippable questions | any false forgotten, each run by itself | corrected for the table |"
+    )
     print("|---:|---|---:|---:|")
     for n, shared in settings:
         alone, together = any_false_verdict(n, shared, args.repeats, args.seed)
-        print(f"| {n:,} | {'the same' if shared else 'each run its own'} | {100 * alone:.1f} | {100 * together:.1f} |")
+        print(
+            f"| {n:,} | {'the same' if shared else 'each run its own'} | {100 * alone:.1f} | {100 * together:.1f} |"
+        )
     print(
         "\n| n | true change | flippable questions | best of all passes | its bias | held-out half passes | its bias |"
     )
     print("|---:|---:|---|---:|---:|---:|---:|")
     for n, shared in settings:
         for change in (-BUDGET, 0.0):
-            passes, bias, held_out, held_out_bias = best_passes(n, change, shared, args.repeats, args.seed)
+            passes, bias, held_out, held_out_bias = best_passes(
+                n, change, shared, args.repeats, args.seed
+            )
             whose = "the same" if shared else "each run its own"
             print(
                 f"| {n:,} | {100 * change:+.0f} | {whose} | {100 * passes:.1f} | {100 * bias:+.1f} "

@@ -26,7 +26,9 @@ def free_port() -> int:
 
 def postgres_binaries() -> Path | None:
     """The folder of the newest PostgreSQL that is installed, as Debian lays it out or on the path."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda file: int(file.parts[-3]))
+    found = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda file: int(file.parts[-3])
+    )
     on_path = shutil.which("initdb")
     return found[-1].parent if found else Path(on_path).parent if on_path else None
 
@@ -39,7 +41,9 @@ def postgres() -> Iterator[str]:
     """
     binaries = postgres_binaries()
     assert binaries, "no PostgreSQL is installed: apt-get install postgresql"
-    folder = Path(tempfile.mkdtemp(prefix="slimdown-postgres-", dir="/tmp"))  # where every user may go
+    folder = Path(
+        tempfile.mkdtemp(prefix="slimdown-postgres-", dir="/tmp")
+    )  # where every user may go
     port = free_port()
     (folder / "password").write_text(PASSWORD)
     as_user: list[str] = []
@@ -48,13 +52,38 @@ def postgres() -> Iterator[str]:
         as_user = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
         for path in (folder, folder / "password"):
             os.chown(path, user.pw_uid, user.pw_gid)
-    made = [*as_user, binaries / "initdb", "-D", folder / "data", "-U", "slimdown", "-A", "scram-sha-256"]
+    made = [
+        *as_user,
+        binaries / "initdb",
+        "-D",
+        folder / "data",
+        "-U",
+        "slimdown",
+        "-A",
+        "scram-sha-256",
+    ]
     try:
-        subprocess.run([*made, f"--pwfile={folder / 'password'}", "-N"], check=True, capture_output=True, cwd=folder)
-        options = ["-p", str(port), "-k", folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+        subprocess.run(
+            [*made, f"--pwfile={folder / 'password'}", "-N"],
+            check=True,
+            capture_output=True,
+            cwd=folder,
+        )
+        options = [
+            "-p",
+            str(port),
+            "-k",
+            folder,
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            "fsync=off",
+        ]
         with (folder / "log").open("w") as log:
             server = subprocess.Popen(
-                [*as_user, binaries / "postgres", "-D", folder / "data", *options], stderr=log, cwd=folder
+                [*as_user, binaries / "postgres", "-D", folder / "data", *options],
+                stderr=log,
+                cwd=folder,
             )
         try:
             uri = f"postgresql://slimdown:{PASSWORD}@127.0.0.1:{port}"
@@ -92,7 +121,9 @@ class MlflowServer:
         options = [f"--{name}={value}" for name, value in self._options.items()]
         command = [sys.executable, "-m", "mlflow", "server", *options]
         with (self._folder / "log").open("a") as log:
-            self._process = subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(
+                command, cwd=self._folder, stdout=log, stderr=log, start_new_session=True
+            )
         _until(lambda: urllib.request.urlopen(f"{self.uri}/health", timeout=2), 120)
 
     def signal(self, number: int) -> None:
@@ -116,11 +147,14 @@ def together(uri: str, n: int, folder: Path) -> tuple[list[int | None], int]:
     Returns:
         Their exit codes, and how many of them made the evaluation.
     """
-    import slimdown.recording.write  # noqa: F401
+    import slimdown.tracking.write  # noqa: F401
 
     processes = multiprocessing.get_context("fork")
     made, begin = processes.Value("i", 0), processes.Barrier(n)
-    jobs = [processes.Process(target=_write, args=(uri, folder / f"home{i}", made, begin)) for i in range(n)]
+    jobs = [
+        processes.Process(target=_write, args=(uri, folder / f"home{i}", made, begin))
+        for i in range(n)
+    ]
     for job in jobs:
         job.start()
     for job in jobs:
@@ -129,10 +163,10 @@ def together(uri: str, n: int, folder: Path) -> tuple[list[int | None], int]:
 
 
 def _write(uri: str, home: Path, made: Any, begin: Any) -> None:
-    from slimdown.measuring.answers import BenchmarkEvaluation, Sample, Score
-    from slimdown.recording.evaluations import EvaluationRecord
-    from slimdown.recording.write import TrackedRun
-    from slimdown.settings.schema import BenchmarkConfig, TrackingConfig
+    from slimdown.config.schema import BenchmarkConfig, TrackingConfig
+    from slimdown.evaluation.answers import BenchmarkEvaluation, Sample, Score
+    from slimdown.tracking.evaluations import EvaluationRecord
+    from slimdown.tracking.write import TrackedRun
 
     home.mkdir(parents=True)
     os.chdir(home)
@@ -147,7 +181,11 @@ def _write(uri: str, home: Path, made: Any, begin: Any) -> None:
             if record.find("math", "key", benchmark) is None:
                 time.sleep(1)
                 record.keep(
-                    "math", "key", BenchmarkEvaluation(benchmark, "1", "h", {"acc": Score(1.0, 0.0)}, (sample,), 1.0)
+                    "math",
+                    "key",
+                    BenchmarkEvaluation(
+                        benchmark, "1", "h", {"acc": Score(1.0, 0.0)}, (sample,), 1.0
+                    ),
                 )
                 with made.get_lock():
                     made.value += 1

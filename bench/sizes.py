@@ -21,8 +21,8 @@ from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from slimdown.pocket import MODEL_DIR
-from slimdown.recording.provenance import environment
-from slimdown.showing.numbers import size
+from slimdown.report.numbers import size
+from slimdown.tracking.provenance import environment
 
 SHAPE = {
     "vocab_size": 128_256,
@@ -62,42 +62,63 @@ def measured(folder: Path, settings: list[str]) -> dict[str, float]:
     """The metrics of one run of these settings."""
     store = f"sqlite:///{folder}/mlruns/mlflow.db"
     by_key = {setting.partition("=")[0]: setting for setting in settings}  # of several the last
-    command = [sys.executable, "-m", "slimdown.run", *by_key.values(), f"tracking.uri={store}", "baseline.reuse=false"]
+    command = [
+        sys.executable,
+        "-m",
+        "slimdown.run",
+        *by_key.values(),
+        f"tracking.uri={store}",
+        "baseline.reuse=false",
+    ]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr[-3000:])
     client = MlflowClient(store)
     [experiment] = [e.experiment_id for e in client.search_experiments() if e.name == "slimdown"]
-    run = client.search_runs([experiment], "tags.`slimdown.kind` = 'tuned'", order_by=["start_time DESC"])[0]
+    run = client.search_runs(
+        [experiment], "tags.`slimdown.kind` = 'tuned'", order_by=["start_time DESC"]
+    )[0]
     n_steps = len(client.get_metric_history(run.info.run_id, "train/loss"))
     return {**run.data.metrics, "seconds_a_step": run.data.metrics["cost/train_seconds"] / n_steps}
 
 
 def main() -> None:
     """Print a row for each quantization and peak."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="random", help="random, or a file of conf/model")
     parser.add_argument("--ways", default=",".join(WAYS), help="of these, separated by commas")
     options, settings = parser.parse_known_args()
     here = environment()
-    print(f"{here['processor']}, {here['torch_threads']} threads, torch {here['torch']}", flush=True)
+    print(
+        f"{here['processor']}, {here['torch_threads']} threads, torch {here['torch']}", flush=True
+    )
     print(
         "| weights | peak of | estimated | measured | error | seconds a step |\n|---|---|---:|---:|---:|---:|",
         flush=True,
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        base = [f"model={options.model}"] if options.model != "random" else [f"model.id={folder}/model", *SETTINGS]
+        base = (
+            [f"model={options.model}"]
+            if options.model != "random"
+            else [f"model.id={folder}/model", *SETTINGS]
+        )
         if options.model == "random":
             random_model(folder / "model")
             base += ["model.dtype=bfloat16", "quantization.bnb_4bit_compute_dtype=bfloat16"]
         for way in options.ways.split(","):
             found = measured(folder, [*base, *WAYS[way], *settings])
             for what, key in (("training", "training"), ("evaluation", "base_evaluation")):
-                told, held = found[f"cost/estimated_{what}_peak_bytes"], found[f"cost/{key}_peak_bytes"]
+                told, held = (
+                    found[f"cost/estimated_{what}_peak_bytes"],
+                    found[f"cost/{key}_peak_bytes"],
+                )
                 seconds = f"{found['seconds_a_step']:.1f}" if what == "training" else ""
                 print(
-                    f"| {way} | {what} | {size(told)} | {size(held)} | {told / held - 1:+.1%} | {seconds} |", flush=True
+                    f"| {way} | {what} | {size(told)} | {size(held)} | {told / held - 1:+.1%} | {seconds} |",
+                    flush=True,
                 )
 
 

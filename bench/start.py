@@ -35,15 +35,21 @@ class Mark(NamedTuple):
 def marked(began: float, file: Path) -> None:
     """Run the command line as `slimdown.run` does, up to its first step; the marks are left in `file`."""
     from slimdown import run
-    from slimdown.showing import console
+    from slimdown.report import console
 
     marks: list[Mark] = [Mark("reading the command line", 0.0, 0.0)]
 
     def mark(what: str) -> None:
-        used = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        marks.append(Mark(what, time.time() - began, sum(one.ru_utime + one.ru_stime for one in used)))
+        used = [
+            resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        ]
+        marks.append(
+            Mark(what, time.time() - began, sum(one.ru_utime + one.ru_stime for one in used))
+        )
 
-    def around(shown: Callable[..., AbstractContextManager[Any]]) -> Callable[..., AbstractContextManager[Any]]:
+    def around(
+        shown: Callable[..., AbstractContextManager[Any]],
+    ) -> Callable[..., AbstractContextManager[Any]]:
         @contextmanager
         def timed(what: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
             mark(what)
@@ -88,17 +94,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     args, settings = parser.parse_known_args()
-    from slimdown.recording.provenance import environment  # torch is no part of what is timed in the other processes
+    from slimdown.tracking.provenance import (
+        environment,  # torch is no part of what is timed in the other processes
+    )
 
     machine = environment()
-    print(f"{machine['processor']}, {machine['cores']} cores, load {os.getloadavg()[0]:.1f} at the start\n")
+    print(
+        f"{machine['processor']}, {machine['cores']} cores, load {os.getloadavg()[0]:.1f} at the start\n"
+    )
     with tempfile.TemporaryDirectory() as folder:
         within = {"capture_output": True, "text": True, "cwd": folder}
-        done = subprocess.run([sys.executable, "-m", "slimdown.run", *settings, "train.max_steps=1"], **within)
+        done = subprocess.run(
+            [sys.executable, "-m", "slimdown.run", *settings, "train.max_steps=1"], **within
+        )
         rounds, file = [], Path(folder, "marks.json")
         for _ in range(args.rounds if done.returncode == 0 else 0):
             command = [sys.executable, "-m", "bench.start", "--marked", str(time.time()), str(file)]
-            done = subprocess.run([*command, *settings, "train.max_steps=1", "rerun=true"], **within)
+            done = subprocess.run(
+                [*command, *settings, "train.max_steps=1", "rerun=true"], **within
+            )
             if done.returncode == 0:
                 rounds.append([Mark(*mark) for mark in json.loads(file.read_text())])
         if done.returncode:

@@ -82,7 +82,13 @@ def _outage(what: str, fault: Callable[[MlflowServer], None], trials: int) -> Co
     return Count(what, trials, held)
 
 
-MOMENTS = ("slimdown.model", "base/pocket_math/acc", "train/n_train", "train/loss", "train/final_loss")
+MOMENTS = (
+    "slimdown.model",
+    "base/pocket_math/acc",
+    "train/n_train",
+    "train/loss",
+    "train/final_loss",
+)
 
 
 def _until_recorded(server: MlflowServer, key: str, job: "subprocess.Popen[str]") -> None:
@@ -134,7 +140,9 @@ def _run(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
 
 def _send(folder: Path, unsent: Path) -> int:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.run([sys.executable, "-m", "slimdown.send", unsent], cwd=folder, env=environment).returncode
+    return subprocess.run(
+        [sys.executable, "-m", "slimdown.send", unsent], cwd=folder, env=environment
+    ).returncode
 
 
 def _postgres(trials: int) -> list[Count]:
@@ -145,11 +153,18 @@ def _postgres(trials: int) -> list[Count]:
                 codes, n_made = together(fresh_database(uri, f"direct{trial}"), 8, Path(name))
             held += codes == [0] * 8 and n_made == 1
             print(f"eight on a fresh database: exit {codes}, base measured {n_made} times")
-        with tempfile.TemporaryDirectory() as name, MlflowServer(Path(name), fresh_database(uri, "served")) as server:
+        with (
+            tempfile.TemporaryDirectory() as name,
+            MlflowServer(Path(name), fresh_database(uri, "served")) as server,
+        ):
             codes, n_made = together(server.uri, 8, Path(name))
             served = codes == [0] * 8 and n_made == 1
             print(f"eight through mlflow server: exit {codes}, base measured {n_made} times")
     return [
         Count("PostgreSQL, fresh, eight processes at once, base measured once", trials, held),
-        Count("`mlflow server` on PostgreSQL, eight processes at once, base measured once", 1, int(served)),
+        Count(
+            "`mlflow server` on PostgreSQL, eight processes at once, base measured once",
+            1,
+            int(served),
+        ),
     ]

@@ -50,7 +50,9 @@ def kill(process: "subprocess.Popen[bytes]", one_worker: bool, moments: random.R
     """End all of its processes as a loss of power does, or one that it has started."""
     below = psutil.Process(process.pid).children(recursive=True)
     if one_worker:
-        jobs = [one for one in below if one.cpu_times().user > 1]  # a worker, and not what watches over them
+        jobs = [
+            one for one in below if one.cpu_times().user > 1
+        ]  # a worker, and not what watches over them
         victims = [moments.choice(jobs)] if jobs else []
     else:
         os.killpg(process.pid, signal.SIGKILL)
@@ -79,7 +81,9 @@ def disturbed(folder: Path, arguments: list[str], options: argparse.Namespace, p
         if process.poll() is not None:
             process = start(folder, arguments)
     process.wait()
-    for _ in range(3):  # a launcher whose worker was killed may have failed a job, which is made by the same command
+    for _ in range(
+        3
+    ):  # a launcher whose worker was killed may have failed a job, which is made by the same command
         if process.returncode == 0:
             break
         process = start(folder, arguments)
@@ -91,13 +95,20 @@ def described(folder: Path) -> tuple[dict[str, dict[str, object]], list[str]]:
     """Of each job what it ended with, and what is wrong with the record."""
     with sqlite3.connect(folder / "mlruns" / "mlflow.db") as store:
         ask = store.execute
-        wrong = [f"integrity_check: {row[0]}" for row in ask("PRAGMA integrity_check") if row[0] != "ok"]
-        params = {key: dict(ask("SELECT key, value FROM params WHERE run_uuid = ?", (key,))) for (key,) in _runs(ask)}
+        wrong = [
+            f"integrity_check: {row[0]}" for row in ask("PRAGMA integrity_check") if row[0] != "ok"
+        ]
+        params = {
+            key: dict(ask("SELECT key, value FROM params WHERE run_uuid = ?", (key,)))
+            for (key,) in _runs(ask)
+        }
         kinds = dict(ask("SELECT run_uuid, value FROM tags WHERE key = 'slimdown.kind'"))
         status = dict(ask("SELECT run_uuid, status FROM runs"))
         metrics = ask("SELECT run_uuid, key, value FROM latest_metrics").fetchall()
         steps = ask("SELECT run_uuid, key, step FROM metrics WHERE key LIKE 'train/%'").fetchall()
-        keys = ask("SELECT key, run_uuid FROM tags WHERE key LIKE 'slimdown.evaluation.%'").fetchall()
+        keys = ask(
+            "SELECT key, run_uuid FROM tags WHERE key LIKE 'slimdown.evaluation.%'"
+        ).fetchall()
         models = dict(ask("SELECT source_run_id, artifact_location FROM logged_models"))
     wrong += [f"run {run} stays {state}" for run, state in status.items() if state == "RUNNING"]
     twice = [one for one, n in Counter(steps).items() if n > 1]
@@ -108,17 +119,31 @@ def described(folder: Path) -> tuple[dict[str, dict[str, object]], list[str]]:
     for run in (run for run, kind in kinds.items() if kind == "tuned"):
         name = f"r {params[run].get('lora.r')} seed {params[run].get('seed')}"
         wrong += [f"{name} has two runs"] if name in jobs else []
-        adapter = Path(str(models.get(run, "")).removeprefix("file://")) / "adapter_model.safetensors"
-        files = sorted((folder / "mlruns" / "artifacts" / run / "artifacts" / "samples").glob("tuned-*.parquet"))
+        adapter = (
+            Path(str(models.get(run, "")).removeprefix("file://")) / "adapter_model.safetensors"
+        )
+        files = sorted(
+            (folder / "mlruns" / "artifacts" / run / "artifacts" / "samples").glob(
+                "tuned-*.parquet"
+            )
+        )
         jobs[name] = {
             "status": status[run],
-            "adapter": hashlib.sha256(adapter.read_bytes()).hexdigest() if adapter.is_file() else "none",
+            "adapter": hashlib.sha256(adapter.read_bytes()).hexdigest()
+            if adapter.is_file()
+            else "none",
             **{file.stem: pq.read_table(file).replace_schema_metadata() for file in files},
-            **{key: value for of, key, value in metrics if of == run and not key.startswith("cost/")},
+            **{
+                key: value
+                for of, key, value in metrics
+                if of == run and not key.startswith("cost/")
+            },
             "steps": sum(1 for of, key, _ in steps if (of, key) == (run, "train/loss")),
         }
     left = [str(file) for file in (folder / "mlruns" / "checkpoints").rglob("*") if file.is_file()]
-    return jobs, wrong + ([f"{len(left)} files are left in checkpoints, e.g. {left[0]}"] if left else [])
+    return jobs, wrong + (
+        [f"{len(left)} files are left in checkpoints, e.g. {left[0]}"] if left else []
+    )
 
 
 def _runs(ask: "object") -> list[tuple[str]]:
@@ -131,11 +156,15 @@ def _lines(file: Path) -> list[str]:
 
 def main() -> None:
     """Both sweeps, and what differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--launcher", default="", help="one of Hydra's: joblib, ray")
-    parser.add_argument("--one-worker", action="store_true", help="kill one worker at a time, and not everything")
+    parser.add_argument(
+        "--one-worker", action="store_true", help="kill one worker at a time, and not everything"
+    )
     options, arguments = parser.parse_known_args()
     arguments += [f"hydra/launcher={options.launcher}"] if options.launcher else []
     with tempfile.TemporaryDirectory() as folder:
@@ -144,7 +173,9 @@ def main() -> None:
         stormy.mkdir()
         began = time.monotonic()
         if code := start(calm, arguments).wait():
-            sys.exit(f"the undisturbed sweep ended with {code}:\n{(calm / 'log').read_text()[-3000:]}")
+            sys.exit(
+                f"the undisturbed sweep ended with {code}:\n{(calm / 'log').read_text()[-3000:]}"
+            )
         peace = time.monotonic() - began
         print(f"undisturbed: {peace:.0f} s", flush=True)
         n_kills = disturbed(stormy, arguments, options, peace)
@@ -153,14 +184,23 @@ def main() -> None:
         wrong += [f"undisturbed: {what}" for what in wrong_first]
         for name in sorted(first.keys() | second.keys()):
             one, other = first.get(name, {}), second.get(name, {})
-            differ = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+            differ = sorted(
+                key for key in one.keys() | other.keys() if one.get(key) != other.get(key)
+            )
             told = f"{len(differ)} differ: {differ[:5]}" if differ else "all equal"
             print(f"{name}: {len(one)} things compared, {told}")
             wrong += [f"{name} differs: {', '.join(differ)}"] if differ else []
         log = (stormy / "log").read_text().splitlines()
-        of_jobs = [line for file in stormy.glob("outputs/**/*log*") if file.is_file() for line in _lines(file)]
+        of_jobs = [
+            line
+            for file in stormy.glob("outputs/**/*log*")
+            if file.is_file()
+            for line in _lines(file)
+        ]
         resumed = [line for line in log + of_jobs if line.startswith("goes on in run")]
-        print(f"went on {len(resumed)} times, {sum('from step' in line for line in resumed)} of them from a checkpoint")
+        print(
+            f"went on {len(resumed)} times, {sum('from step' in line for line in resumed)} of them from a checkpoint"
+        )
         print("\n".join(wrong) or "nothing differs, nothing was made twice, the store is whole")
         if wrong:
             print("\n".join(log[-40:]))

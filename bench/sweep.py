@@ -22,16 +22,20 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 
 from bench.training import stock
-from slimdown.preparing.data import load_data
-from slimdown.preparing.model import load_model
-from slimdown.recording.provenance import environment
-from slimdown.settings.files import CONF_DIR
-from slimdown.settings.load import load_config
-from slimdown.settings.schema import RunConfig
+from slimdown.config.files import CONF_DIR
+from slimdown.config.loader import load_config
+from slimdown.config.schema import RunConfig
+from slimdown.data.loading import load_data
+from slimdown.models.model import load_model
+from slimdown.tracking.provenance import environment
 
 ROWS = 32
 LIMITS = {"hellaswag": 20, "gsm8k": 4, "mmlu_cs": 10}
-BATCH_SIZES = {"hellaswag": 16, "gsm8k": 1, "mmlu_cs": 4}  # stock's fastest (docs/studies/evaluation-speed.md)
+BATCH_SIZES = {
+    "hellaswag": 16,
+    "gsm8k": 1,
+    "mmlu_cs": 4,
+}  # stock's fastest (docs/studies/evaluation-speed.md)
 
 
 def settings(times: int = 1) -> list[str]:
@@ -90,8 +94,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--times", type=int, default=1, help="as many questions as 20, 4 and 10")
-    parser.add_argument("--until", nargs="+", default=["all"], choices=["all", "decided"], help="evaluation.until")
-    parser.add_argument("--every", action="store_true", help="time stock at every rank instead of at the first")
+    parser.add_argument(
+        "--until", nargs="+", default=["all"], choices=["all", "decided"], help="evaluation.until"
+    )
+    parser.add_argument(
+        "--every", action="store_true", help="time stock at every rank instead of at the first"
+    )
     parser.add_argument("--train-stock", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--save-base", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -102,7 +110,9 @@ def main() -> None:
     if args.train_stock:
         return train_stock(args.train_stock, args.folder)
     machine = environment()
-    print(f"{machine['processor']}, {machine['cores']} cores, load {os.getloadavg()[0]:.1f} at the start")
+    print(
+        f"{machine['processor']}, {machine['cores']} cores, load {os.getloadavg()[0]:.1f} at the start"
+    )
     print("| step | seconds | CPU seconds |\n|---|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         base = f"{folder}/base"
@@ -111,8 +121,17 @@ def main() -> None:
         each = []
         for rank in args.ranks if args.every else args.ranks[:1]:
             adapter = f"{folder}/r{rank}"
-            train = timed(f"stock: train r {rank}", "bench.sweep", "--train-stock", str(rank), "--folder", adapter)
-            each.append(train + evaluated(f"r {rank}", f"pretrained={base},peft={adapter}", args.times))
+            train = timed(
+                f"stock: train r {rank}",
+                "bench.sweep",
+                "--train-stock",
+                str(rank),
+                "--folder",
+                adapter,
+            )
+            each.append(
+                train + evaluated(f"r {rank}", f"pretrained={base},peft={adapter}", args.times)
+            )
         overrides = [*settings(args.times), f"lora.r={','.join(map(str, args.ranks))}"]
         ours = {
             until: timed(
@@ -122,9 +141,14 @@ def main() -> None:
             for until in args.until
         }  # fmt: skip
     n, per_rank = len(args.ranks), sum(each) / len(each)
-    stock_ways = {"once": once + measured + n * per_rank, "at every rank": once + n * (measured + per_rank)}
+    stock_ways = {
+        "once": once + measured + n * per_rank,
+        "at every rank": once + n * (measured + per_rank),
+    }
     for how, (seconds, cpu_seconds) in stock_ways.items():
-        print(f"stock, {n} ranks, base measured {how}: {seconds:.0f} s, {cpu_seconds:.0f} CPU seconds")
+        print(
+            f"stock, {n} ranks, base measured {how}: {seconds:.0f} s, {cpu_seconds:.0f} CPU seconds"
+        )
         for until, (of_ours, of_our_cpu) in ours.items():
             cpu = f"{cpu_seconds / of_our_cpu:.1f} times in CPU seconds"
             print(f"  {seconds / of_ours:.1f} times slimdown's with until={until}, {cpu}")

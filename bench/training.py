@@ -26,12 +26,12 @@ import transformers
 from hydra import compose, initialize_config_dir
 from trl import SFTConfig, SFTTrainer
 
-from slimdown.measuring.validation import validation_loss
-from slimdown.preparing.data import SftData, load_data
-from slimdown.preparing.model import LoadedModel, load_model
-from slimdown.settings.files import CONF_DIR
-from slimdown.settings.load import load_config
-from slimdown.settings.schema import RunConfig
+from slimdown.config.files import CONF_DIR
+from slimdown.config.loader import load_config
+from slimdown.config.schema import RunConfig
+from slimdown.data.loading import SftData, load_data
+from slimdown.evaluation.validation import validation_loss
+from slimdown.models.model import LoadedModel, load_model
 from slimdown.training.adapters import adapter_config
 from slimdown.training.fine_tune import fine_tune
 from slimdown.training.rows import prepare_rows
@@ -58,7 +58,9 @@ class Clock(transformers.TrainerCallback):  # type: ignore[misc]
         self.cpu_seconds = time.process_time() - self.cpu_started
 
 
-def stock_trainer(base: LoadedModel, data: SftData, config: RunConfig, folder: Path, **settings: Any) -> SFTTrainer:
+def stock_trainer(
+    base: LoadedModel, data: SftData, config: RunConfig, folder: Path, **settings: Any
+) -> SFTTrainer:
     """TRL's trainer with its own defaults where nothing is said."""
     said = (
         "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate",
@@ -96,7 +98,9 @@ def stock(base: LoadedModel, data: SftData, config: RunConfig, folder: Path) -> 
     trainer.train()
     trainer.save_model(str(folder))
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return Measured([e["loss"] for e in logs], int(logs[-1]["num_tokens"]), clock.seconds, clock.cpu_seconds, 0)
+    return Measured(
+        [e["loss"] for e in logs], int(logs[-1]["num_tokens"]), clock.seconds, clock.cpu_seconds, 0
+    )
 
 
 def lean(base: LoadedModel, data: SftData, config: RunConfig, folder: Path) -> Measured:
@@ -110,17 +114,23 @@ def lean(base: LoadedModel, data: SftData, config: RunConfig, folder: Path) -> M
     ).training  # fmt: skip
     share = (times[-1][1] - times[0][1]) / (times[-1][0] - times[0][0])
     losses = [record.values["loss"] for record in result.history]
-    return Measured(losses, result.tokens, result.runtime_seconds, share * result.runtime_seconds, 0)
+    return Measured(
+        losses, result.tokens, result.runtime_seconds, share * result.runtime_seconds, 0
+    )
 
 
 def measure(
-    train: Callable[[LoadedModel, SftData, RunConfig, Path], Measured], config: RunConfig, dequantize: str
+    train: Callable[[LoadedModel, SftData, RunConfig, Path], Measured],
+    config: RunConfig,
+    dequantize: str,
 ) -> Measured:
     """Load the model afresh, train it one way, and read the highest memory of all that."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     config.quantization.dequantize_for_training = dequantize
-    base = load_model(config.model, config.quantization)  # keeps bitsandbytes' packed kernel, which cannot train, off
+    base = load_model(
+        config.model, config.quantization
+    )  # keeps bitsandbytes' packed kernel, which cannot train, off
     data = load_data(config.dataset, config.seed, base.tokenizer)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak that VmHWM reports
     with tempfile.TemporaryDirectory() as folder:
@@ -147,7 +157,10 @@ def compare_validations(config: RunConfig) -> None:
             started, cpu_started = time.perf_counter(), time.process_time()
             value = loss()
             seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-            print(f"| {name} | {base.dtype} | {seconds:.1f} | {cpu_seconds:.1f} | {value:.5f} |", flush=True)
+            print(
+                f"| {name} | {base.dtype} | {seconds:.1f} | {cpu_seconds:.1f} | {value:.5f} |",
+                flush=True,
+            )
 
 
 def main() -> None:
@@ -157,8 +170,12 @@ def main() -> None:
     parser.add_argument("--validation-rows", type=int, default=8)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--packed", action="store_true", help="also slimdown without dequantizing")
-    parser.add_argument("--validation", action="store_true", help="the held-out rows alone, without any training")
-    parser.add_argument("overrides", nargs="*", help="settings of slimdown, e.g. train.completion_only_loss=true")
+    parser.add_argument(
+        "--validation", action="store_true", help="the held-out rows alone, without any training"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", help="settings of slimdown, e.g. train.completion_only_loss=true"
+    )
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(args.threads)
@@ -169,11 +186,16 @@ def main() -> None:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = load_config(compose("config", overrides=overrides))
     n_rows = args.validation_rows if args.validation else args.rows
-    print(f"{args.model}, {n_rows} rows, {args.threads} threads, load {os.getloadavg()[0]:.1f} at the start")
+    print(
+        f"{args.model}, {n_rows} rows, {args.threads} threads, load {os.getloadavg()[0]:.1f} at the start"
+    )
     if args.validation:
         compare_validations(config)
         return
-    ways: dict[str, tuple[Callable[..., Measured], str]] = {"stock TRL": (stock, "false"), "slimdown": (lean, "auto")}
+    ways: dict[str, tuple[Callable[..., Measured], str]] = {
+        "stock TRL": (stock, "false"),
+        "slimdown": (lean, "auto"),
+    }
     if args.packed:
         ways["slimdown, 4-bit layers"] = (lean, "false")
     print("| way | tokens/s | ratio | CPU seconds | ratio | peak MB | largest step difference |")

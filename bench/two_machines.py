@@ -44,10 +44,25 @@ class Machine:
 
     def type(self, *arguments: str) -> None:
         """Begin a sweep."""
-        command = [*_ON_ITS_OWN, self.name, sys.executable, "-u", "-m", "slimdown.run", "-m", *QUICK, *arguments]
+        command = [
+            *_ON_ITS_OWN,
+            self.name,
+            sys.executable,
+            "-u",
+            "-m",
+            "slimdown.run",
+            "-m",
+            *QUICK,
+            *arguments,
+        ]
         with (self._folder / "said").open("w") as said:
             self._process = subprocess.Popen(
-                command, cwd=self._folder, env=self._environment, stdout=said, stderr=said, start_new_session=True
+                command,
+                cwd=self._folder,
+                env=self._environment,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
             )
 
     def signal(self, number: int) -> None:
@@ -69,7 +84,10 @@ class Machine:
         """Print what became of its jobs."""
         print(f"{self.name}, {end}:")
         for line in (self._folder / "said").read_text().splitlines():
-            if line.startswith(("Another process", "goes on", "tracking.uri=", "This run")) or "job" in line:
+            if (
+                line.startswith(("Another process", "goes on", "tracking.uri=", "This run"))
+                or "job" in line
+            ):
                 print(f"    {line}", flush=True)
 
 
@@ -81,7 +99,9 @@ def made_twice(client: MlflowClient) -> dict[str, int]:
     """Keys of runs and of evaluations that more than one run of the record has."""
     runs = runs_of(client)
     keys = [run.data.tags.get("slimdown.run_key", "") for run in runs]
-    evaluations = [key for run in runs for key in run.data.tags if key.startswith("slimdown.evaluation.")]
+    evaluations = [
+        key for run in runs for key in run.data.tags if key.startswith("slimdown.evaluation.")
+    ]
     return {key: n for key, n in Counter([*filter(None, keys), *evaluations]).items() if n > 1}
 
 
@@ -91,7 +111,9 @@ def report(client: MlflowClient, what: str, n_jobs: int) -> bool:
     tuned = [run for run in runs if run.data.tags["slimdown.kind"] == "tuned"]
     statuses = Counter(run.info.status for run in tuned)
     bases = [run for run in runs if run.data.tags["slimdown.kind"] == "baseline"]
-    measured = Counter(key for run in bases for key in run.data.tags if key.startswith("slimdown.evaluation."))
+    measured = Counter(
+        key for run in bases for key in run.data.tags if key.startswith("slimdown.evaluation.")
+    )
     twice = made_twice(client)
     print(
         f"{what}: {n_jobs} jobs; runs {dict(statuses)}; evaluations of the base {len(measured)}, each made "

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
 
     from slimdown.callback import ForgettingCallback as ForgettingCallback
-    from slimdown.measuring.logs import read_lm_eval as read_lm_eval
+    from slimdown.evaluation.logs import read_lm_eval as read_lm_eval
     from slimdown.notebook import Findings as Findings, judge as judge, measure as measure
 
 # Read when mlflow is imported.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody was asked
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar a file would tear ours
+os.environ.setdefault(
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"
+)  # a bar a file would tear ours
 
 __version__ = "0.1.0"
 
@@ -29,7 +31,7 @@ _FACE = {
     "judge": "notebook",
     "Findings": "notebook",
     "ForgettingCallback": "callback",
-    "read_lm_eval": "measuring.logs",
+    "read_lm_eval": "evaluation.logs",
 }
 
 

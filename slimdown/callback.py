@@ -11,14 +11,14 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
-from slimdown.guarding.errors import UserError
-from slimdown.judging.runs import recorded_changes
-from slimdown.measuring.repeatable import Measured, Questions, load_questions
+from slimdown.config.benchmarks import Named, read_benchmarks
+from slimdown.config.schema import EvaluationConfig, Until
+from slimdown.evaluation.repeatable import Measured, Questions, load_questions
+from slimdown.models.causal import CausalModel, causal_model, has_untouched_base, without_adapters
 from slimdown.notebook import Findings, judge
-from slimdown.preparing.causal import CausalModel, causal_model, has_untouched_base, without_adapters
-from slimdown.recording.names import score_metrics, to_metrics
-from slimdown.settings.benchmarks import Named, read_benchmarks
-from slimdown.settings.schema import EvaluationConfig, Until
+from slimdown.stats.runs import recorded_changes
+from slimdown.tracking.names import score_metrics, to_metrics
+from slimdown.utils.errors import UserError
 
 _BY_STEP = re.compile(r"/(mean_retained_|mean_target_)?change(_low|_high)?$")
 
@@ -62,28 +62,42 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
             if not isinstance(value, int) or value < least:
                 raise UserError(f"{name}={value!r} must be a whole number of at least {least}")
         self._chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)
-        self._config = EvaluationConfig(token_budget, batch_size, apply_chat_template, holdout=0.0, until=Until.all)
+        self._config = EvaluationConfig(
+            token_budget, batch_size, apply_chat_template, holdout=0.0, until=Until.all
+        )
         self._every, self._n_few = every, questions
         self._model: Any = lambda: None  # a weak reference to the one whose base is measured
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Measure the base, or read what was measured of it."""
-        given = causal_model(kwargs["model"], kwargs["processing_class"])  # in every process: all stop, or none
-        if not state.is_world_process_zero or self._model() is given.model:  # a batch size was tried before this one
+        given = causal_model(
+            kwargs["model"], kwargs["processing_class"]
+        )  # in every process: all stop, or none
+        if (
+            not state.is_world_process_zero or self._model() is given.model
+        ):  # a batch size was tried before this one
             return control
         self._handler, self._model = self._whose(), weakref.ref(given.model)
         self._all = load_questions(self._chosen, self._config)
         self._few = self._all.few(self._n_few)
-        self._base, self._few_base = self._measured_base(given, state, Path(args.output_dir) / "forgetting")
+        self._base, self._few_base = self._measured_base(
+            given, state, Path(args.output_dir) / "forgetting"
+        )
         return self._log(score_metrics("base", self._base.benchmarks), args, state, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Ask the few questions."""
-        is_time = self._every and state.global_step % self._every == 0 and state.global_step < state.max_steps
+        is_time = (
+            self._every
+            and state.global_step % self._every == 0
+            and state.global_step < state.max_steps
+        )
         if not state.is_world_process_zero or not is_time:
             return control
         values = _changes(judge(self._few_base, self._ask(self._few, self._few_base, kwargs)))
-        return self._log({k: v for k, v in values.items() if _BY_STEP.search(k)}, args, state, control)
+        return self._log(
+            {k: v for k, v in values.items() if _BY_STEP.search(k)}, args, state, control
+        )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Ask everything."""
@@ -95,9 +109,13 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         return self._log(values, args, state, control)
 
     def _ask(self, questions: Questions, base: Measured, kwargs: Any) -> Measured:
-        return questions.ask(causal_model(kwargs["model"], kwargs["processing_class"]), like=base.scoring)
+        return questions.ask(
+            causal_model(kwargs["model"], kwargs["processing_class"]), like=base.scoring
+        )
 
-    def _measured_base(self, given: CausalModel, state: Any, folder: Path) -> tuple[Measured, Measured]:
+    def _measured_base(
+        self, given: CausalModel, state: Any, folder: Path
+    ) -> tuple[Measured, Measured]:
         """The base's answers to all questions and to the few."""
         asked = {"all": self._all, "few": self._few}
         if state.global_step:  # resumed
@@ -137,7 +155,9 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
                 handler.callbacks.remove(self)
                 handler.callbacks.insert(0, self)
                 return handler
-        raise UserError("ForgettingCallback is called by no transformers.Trainer; hand it over with callbacks=[...]")
+        raise UserError(
+            "ForgettingCallback is called by no transformers.Trainer; hand it over with callbacks=[...]"
+        )
 
 
 def _changes(findings: Findings) -> dict[str, float]:

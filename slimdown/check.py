@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from slimdown.judging.budget import Outcome, hold_to_budgets, overall, read_budgets
-from slimdown.judging.changes import changes_between
-from slimdown.settings.arguments import Parser, add_budgets, add_store, exit_with, store_to_read
+from slimdown.config.arguments import Parser, add_budgets, add_store, exit_with, store_to_read
+from slimdown.stats.budget import Outcome, hold_to_budgets, overall, read_budgets
+from slimdown.stats.changes import changes_between
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
@@ -39,9 +39,12 @@ def main(given: Sequence[str] | None = None) -> NoReturn:
 def _answer(options: argparse.Namespace) -> Outcome:
     from rich.console import Console
 
-    from slimdown.judging.holdout import held_out_part
-    from slimdown.recording.read import read_evaluation, read_run  # mlflow's import takes a second: not for --help
-    from slimdown.showing.console import show_judgements
+    from slimdown.report.console import show_judgements
+    from slimdown.stats.holdout import held_out_part
+    from slimdown.tracking.read import (  # mlflow's import takes a second: not for --help
+        read_evaluation,
+        read_run,
+    )
 
     budgets = read_budgets(options.max_loss)
     store = store_to_read(options.tracking_uri)

@@ -11,14 +11,32 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slimdown.guarding.errors import UserError
-from slimdown.guarding.redaction import public_uri
-from slimdown.judging.comparison import Comparison, compare, counted
-from slimdown.judging.holdout import held_out_part, open_part
-from slimdown.judging.runs import RecordedRun
-from slimdown.judging.sorting import by, ordered
-from slimdown.recording.owner import is_gone, owner_of
-from slimdown.recording.read import (
+from slimdown.config.arguments import (
+    Parser,
+    add_output,
+    add_store,
+    format_of,
+    options_given,
+    store_to_read,
+)
+from slimdown.config.keys import nearest
+from slimdown.config.schema import TrackingConfig
+from slimdown.report.comparison import (
+    comparison_page,
+    comparison_table,
+    figures,
+    noise_table,
+    table_page,
+)
+from slimdown.report.files import images, put
+from slimdown.report.findings import Pair, pairs_table
+from slimdown.report.table import FORMATS, Table
+from slimdown.stats.comparison import Comparison, compare, counted
+from slimdown.stats.holdout import held_out_part, open_part
+from slimdown.stats.runs import RecordedRun
+from slimdown.stats.sorting import by, ordered
+from slimdown.tracking.owner import is_gone, owner_of
+from slimdown.tracking.read import (
     FILTER_EXAMPLE,
     experiment_names,
     find_runs,
@@ -26,20 +44,17 @@ from slimdown.recording.read import (
     read_run,
     refuse_unfinished,
 )
-from slimdown.recording.tags import Tag
-from slimdown.settings.arguments import Parser, add_output, add_store, format_of, options_given, store_to_read
-from slimdown.settings.keys import nearest
-from slimdown.settings.schema import TrackingConfig
-from slimdown.showing.comparison import comparison_page, comparison_table, figures, noise_table, table_page
-from slimdown.showing.files import images, put
-from slimdown.showing.findings import Pair, pairs_table
-from slimdown.showing.table import FORMATS, Table
+from slimdown.tracking.tags import Tag
+from slimdown.utils.errors import UserError
+from slimdown.utils.redaction import public_uri
 
 if TYPE_CHECKING:
-    from slimdown.judging.findings import Findings
-    from slimdown.measuring.answers import Evaluation
+    from slimdown.evaluation.answers import Evaluation
+    from slimdown.stats.findings import Findings
 
-_DEFAULT_EXPERIMENT = "slimdown"  # conf/config.yaml, which takes longer to compose than the runs to read
+_DEFAULT_EXPERIMENT = (
+    "slimdown"  # conf/config.yaml, which takes longer to compose than the runs to read
+)
 _STATES = {
     "RUNNING": "still going or killed outright",
     "SCHEDULED": "not begun",
@@ -72,15 +87,25 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="only these: ids, beginnings of ids, or names")
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="only these: ids, beginnings of ids, or names"
+    )
     which = parser.add_argument_group("which runs")
     add_store(which)
     otherwise = f"(default: {_DEFAULT_EXPERIMENT}; with --sweep: all)"
     experiment = f"an MLflow experiment; can be repeated {otherwise}"
     which.add_argument("--experiment", action="append", metavar="NAME", help=experiment)
     which.add_argument("--sweep", metavar="NAME", help="the runs that one command started")
-    which.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE", help="an MLflow tag; can be repeated")
-    which.add_argument("--filter", default="", metavar="FILTER", help="a filter in MLflow's language")
+    which.add_argument(
+        "--tag",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an MLflow tag; can be repeated",
+    )
+    which.add_argument(
+        "--filter", default="", metavar="FILTER", help="a filter in MLflow's language"
+    )
     _add_looks(parser.add_argument_group("how they are shown"))
     options = parser.parse_args(_joined(given))
     if options.rows < 0:
@@ -89,7 +114,9 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     unused += [] if options.group_seeds else ["--no-group-seeds"]
     for mode in _MODES:
         if getattr(options, mode) and unused:
-            parser.error(f"--{mode} has rows of its own, which {' and '.join(unused)} cannot change; leave one out")
+            parser.error(
+                f"--{mode} has rows of its own, which {' and '.join(unused)} cannot change; leave one out"
+            )
     if options.filter and not _compares(options.filter):
         parser.error(f"--filter {options.filter!r} compares nothing with nothing; {FILTER_EXAMPLE}")
     options.format = format_of(options)
@@ -98,20 +125,30 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
 
 def _add_looks(how: argparse._ArgumentGroup) -> None:
     key = "a benchmark, setting, metric, or retained, target, name, started; -KEY: down"
-    seeds = "one row for runs that differ only in their seed: mean and standard deviation (default: on)"
+    seeds = (
+        "one row for runs that differ only in their seed: mean and standard deviation (default: on)"
+    )
     how.add_argument("--sort", metavar="KEY", help=key)
-    how.add_argument("--by", metavar="PARAM", help="a setting: sort by it, and plot every benchmark over it")
-    how.add_argument("--group-seeds", action=argparse.BooleanOptionalAction, default=True, help=seeds)
+    how.add_argument(
+        "--by", metavar="PARAM", help="a setting: sort by it, and plot every benchmark over it"
+    )
+    how.add_argument(
+        "--group-seeds", action=argparse.BooleanOptionalAction, default=True, help=seeds
+    )
     other = how.add_mutually_exclusive_group()
     for mode, meaning in _MODES.items():
         other.add_argument(f"--{mode}", action="store_true", help=meaning)
     rows = "at most so many in the table, 0: all (default: 100)"
     how.add_argument("--rows", type=int, default=100, metavar="N", help=rows)
     add_output(how, FORMATS)
-    how.add_argument("--plots", type=Path, metavar="FOLDER", help="also write the plots, as SVG and PNG")
+    how.add_argument(
+        "--plots", type=Path, metavar="FOLDER", help="also write the plots, as SVG and PNG"
+    )
 
 
-def select(options: argparse.Namespace, store: TrackingConfig) -> tuple[list[RecordedRun], str, list[str]]:
+def select(
+    options: argparse.Namespace, store: TrackingConfig
+) -> tuple[list[RecordedRun], str, list[str]]:
     """The finished runs that are asked for, newest first, which ones they are, and what was left out.
 
     Raises:
@@ -123,7 +160,11 @@ def select(options: argparse.Namespace, store: TrackingConfig) -> tuple[list[Rec
     tags = dict(_tag(text) for text in options.tag)
     if options.sweep:
         tags[Tag.sweep] = options.sweep
-    if not options.experiment and not options.sweep and _DEFAULT_EXPERIMENT not in (known := experiment_names(store)):
+    if (
+        not options.experiment
+        and not options.sweep
+        and _DEFAULT_EXPERIMENT not in (known := experiment_names(store))
+    ):
         raise UserError(
             f"there is no experiment {_DEFAULT_EXPERIMENT} in {public_uri(store.uri)}; name one with --experiment: "
             + ", ".join(known)
@@ -137,10 +178,16 @@ def select(options: argparse.Namespace, store: TrackingConfig) -> tuple[list[Rec
     if not complete:
         raise UserError(_nothing(options, store, experiments, where, left_out, tags))
     chosen = [f"sweep {options.sweep}"] if options.sweep else []
-    chosen += [f"tag {text}" for text in options.tag] + ([f"filter {options.filter}"] if options.filter else [])
+    chosen += [f"tag {text}" for text in options.tag] + (
+        [f"filter {options.filter}"] if options.filter else []
+    )
     n = len(complete)
     title = f"{n:,} finished {'run' if n == 1 else 'runs'} of {', '.join([*chosen, where])}"
-    return complete, title, [f"{counted(states.total(), 'run')} left out: {left_out}."] if left_out else []
+    return (
+        complete,
+        title,
+        [f"{counted(states.total(), 'run')} left out: {left_out}."] if left_out else [],
+    )
 
 
 def _state(run: RecordedRun) -> str:
@@ -156,8 +203,8 @@ def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Pair:
     Raises:
         UserError: samples that are gone, or evaluations that are not alike; names the first difference.
     """
-    from slimdown.judging.common import common_part
-    from slimdown.judging.findings import judge  # scipy, which runs side by side do without
+    from slimdown.stats.common import common_part
+    from slimdown.stats.findings import judge  # scipy, which runs side by side do without
 
     share = max(run.holdout for run in runs)
     before, after = (open_part(read_evaluation(store, run, "tuned"), share) for run in runs)
@@ -166,7 +213,9 @@ def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Pair:
         notes = (*_unlike((before, after), found), *_rounded(runs, (before, after)))
         return Pair(_called(runs[0]), _called(runs[1]), found, notes=notes)
     except UserError as error:
-        difference = str(error).replace("base and tuned cannot be compared", "the two runs cannot be paired")
+        difference = str(error).replace(
+            "base and tuned cannot be compared", "the two runs cannot be paired"
+        )
         raise UserError(
             f"{difference}; --paired needs two runs that were asked the same questions in the same way, "
             "without it they are laid side by side"
@@ -175,7 +224,9 @@ def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Pair:
 
 def _unlike(asked: "tuple[Evaluation, Evaluation]", found: "Findings") -> Iterator[str]:
     """How many questions each of two runs was asked, in a sentence, where one was asked more than the other."""
-    counts = [{name: len(one.samples) for name, one in report.benchmarks.items()} for report in asked]
+    counts = [
+        {name: len(one.samples) for name, one in report.benchmarks.items()} for report in asked
+    ]
     unlike = [name for name in found.changes.benchmarks if counts[0][name] != counts[1][name]]
     first, second = (", ".join(f"{of[name]:,} of {name}" for name in unlike) for of in counts)
     if unlike:
@@ -199,19 +250,26 @@ def confirm(runs: Sequence[RecordedRun], store: TrackingConfig) -> list[Pair]:
     Raises:
         UserError: a run that held no questions out, or whose samples are gone.
     """
-    from slimdown.judging.findings import judge
+    from slimdown.stats.findings import judge
 
     pairs = []
     for run in runs:
         if not run.holdout:
             is_whole = run.params.get("evaluation.until", "all") == "all"
-            besides = " (the base's answers are taken from the record)" if is_whole else " and evaluation.until=all"
+            besides = (
+                " (the base's answers are taken from the record)"
+                if is_whole
+                else " and evaluation.until=all"
+            )
             raise UserError(
                 f"run {run.run_id} ({run.name}) held no question out (evaluation.holdout is 0): what chose it cannot "
                 f"confirm it. Run the candidates again with evaluation.holdout=0.5{besides}, choose among those, and "
                 "confirm the chosen one"
             )
-        base, tuned = (held_out_part(read_evaluation(store, run, model), run.holdout) for model in ("base", "tuned"))
+        base, tuned = (
+            held_out_part(read_evaluation(store, run, model), run.holdout)
+            for model in ("base", "tuned")
+        )
         pairs.append(Pair("base", _called(run), judge(base, tuned, n_reports=len(runs)), len(runs)))
     return pairs
 
@@ -223,7 +281,9 @@ def _called(run: RecordedRun) -> str:
 def main() -> None:
     """Show what the command line asks for; a user's mistake ends in one message and exit code 1."""
     options = arguments(sys.argv[1:])
-    make = _pairs if options.paired or options.confirm else _noise if options.noise else _side_by_side
+    make = (
+        _pairs if options.paired or options.confirm else _noise if options.noise else _side_by_side
+    )
     try:
         table, page = make(options, store_to_read(options.tracking_uri))
         put(table, page, options.format, options.output)
@@ -243,7 +303,9 @@ def _side_by_side(options: argparse.Namespace, store: TrackingConfig) -> _Shown:
         comparison = by(comparison, options.by)
     if options.sort:
         comparison = ordered(comparison, options.sort)
-    table = comparison_table(comparison, title, notes, options.rows if options.format == "table" else 0)
+    table = comparison_table(
+        comparison, title, notes, options.rows if options.format == "table" else 0
+    )
     if options.plots:
         _write_plots(options, comparison)
     return table, lambda: comparison_page(comparison, table, options.by)
@@ -251,7 +313,9 @@ def _side_by_side(options: argparse.Namespace, store: TrackingConfig) -> _Shown:
 
 def _pairs(options: argparse.Namespace, store: TrackingConfig) -> _Shown:
     if options.confirm and not options.runs:
-        raise UserError("--confirm judges runs that were chosen; name one or more: their ids, or beginnings of ids")
+        raise UserError(
+            "--confirm judges runs that were chosen; name one or more: their ids, or beginnings of ids"
+        )
     if options.paired and len(options.runs) != 2:
         raise UserError(
             f"--paired compares exactly two runs, got {len(options.runs)}; give the ids or names of two, e.g. "
@@ -263,7 +327,7 @@ def _pairs(options: argparse.Namespace, store: TrackingConfig) -> _Shown:
 
 
 def _noise(options: argparse.Namespace, store: TrackingConfig) -> _Shown:
-    from slimdown.recording.read import read_seeds
+    from slimdown.tracking.read import read_seeds
 
     runs, _, _ = select(options, store)
     comparison = compare(runs, group_seeds=True)
@@ -275,7 +339,9 @@ def _noise(options: argparse.Namespace, store: TrackingConfig) -> _Shown:
         )
     changes = {}
     for row in several:
-        settings = [f"{key}={row.settings[key]}" for key in comparison.params if key in row.settings]
+        settings = [
+            f"{key}={row.settings[key]}" for key in comparison.params if key in row.settings
+        ]
         name = " ".join([row.name, *(setting for setting in settings if setting not in row.name)])
         changes[name] = read_seeds(store, row.runs)
     table = noise_table(changes)
@@ -289,14 +355,22 @@ def _named(
         raise UserError(
             "runs are named, and --experiment, --sweep, --tag or --filter looks for others; leave one of the two out"
         )
-    runs = list({run.run_id: run for run in (read_run(store, text) for text in options.runs)}.values())
+    runs = list(
+        {run.run_id: run for run in (read_run(store, text) for text in options.runs)}.values()
+    )
     if len(runs) < fewest:
-        given = "the same run more than once" if len(options.runs) > 1 else f"only {options.runs[0]}"
-        raise UserError(f"a comparison needs two runs or more, got {given}; name another, or none for all")
+        given = (
+            "the same run more than once" if len(options.runs) > 1 else f"only {options.runs[0]}"
+        )
+        raise UserError(
+            f"a comparison needs two runs or more, got {given}; name another, or none for all"
+        )
     for run in runs:
         refuse_unfinished(run)
         if not run.changes.benchmarks:
-            raise UserError(f"run {run.run_id} ({run.name}) is finished, but no change was recorded; leave it out")
+            raise UserError(
+                f"run {run.run_id} ({run.name}) is finished, but no change was recorded; leave it out"
+            )
     return runs, f"{len(runs)} runs of {public_uri(store.uri)}", []
 
 
@@ -315,7 +389,11 @@ def _nothing(
     if not every:
         filled = Counter(run.experiment for run in find_runs(store))
         others = ", ".join(f"{name} ({count:,})" for name, count in filled.most_common())
-        advice = f"name another with --experiment: {others}" if others else "python -m slimdown.run makes one"
+        advice = (
+            f"name another with --experiment: {others}"
+            if others
+            else "python -m slimdown.run makes one"
+        )
         return f"there is no run in {where}; {advice}"
     for key, value in tags.items():
         if not any(run.tags.get(key) == value for run in every):
@@ -324,7 +402,9 @@ def _nothing(
             if not known and key != Tag.sweep:
                 keys = sorted({name for run in every for name in run.tags})
                 return f"there is {what} in {where}, nor any with such a tag{nearest(key, keys)}"
-            return f"there is {what} in {where}" + (nearest(value, known[-20:]) if known else "; no run is of a sweep")
+            return f"there is {what} in {where}" + (
+                nearest(value, known[-20:]) if known else "; no run is of a sweep"
+            )
     limits = [f"filter {options.filter!r}"] if options.filter else []
     limits += [f"{key}={value}" for key, value in tags.items()]
     return f"none of the {len(every):,} runs in {where} passes {' and '.join(limits)}; loosen it"
@@ -333,14 +413,18 @@ def _nothing(
 def _tag(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UserError(f"--tag {text}: write KEY=VALUE, e.g. --tag slimdown.model=HuggingFaceTB/SmolLM2-135M")
+        raise UserError(
+            f"--tag {text}: write KEY=VALUE, e.g. --tag slimdown.model=HuggingFaceTB/SmolLM2-135M"
+        )
     return key, value
 
 
 def _compares(text: str) -> bool:
     """Whether a filter may be one; what it means is for MLflow to say, whose import takes longer than a typo may."""
     unquoted = re.sub(r"`[^`]*`|'[^']*'|\"[^\"]*\"", " quoted ", text)
-    return bool(re.search(r"(?i)[=<>]|\b(I?LIKE|IN|IS)\b", unquoted)) and not re.search("[`'\"]", unquoted)
+    return bool(re.search(r"(?i)[=<>]|\b(I?LIKE|IN|IS)\b", unquoted)) and not re.search(
+        "[`'\"]", unquoted
+    )
 
 
 def _joined(given: Sequence[str]) -> list[str]:
@@ -355,16 +439,26 @@ def _joined(given: Sequence[str]) -> list[str]:
 
 
 def _write_plots(options: argparse.Namespace, comparison: Comparison) -> None:
-    files = {options.plots / name: content for name, content in images(figures(comparison, options.by)).items()}
+    files = {
+        options.plots / name: content
+        for name, content in images(figures(comparison, options.by)).items()
+    }
     try:
         options.plots.mkdir(parents=True, exist_ok=True)
         for file, content in files.items():
             file.write_bytes(content)
     except OSError as error:
-        raise UserError(f"--plots {options.plots} cannot be written: {error.strerror}; choose another folder") from None
+        raise UserError(
+            f"--plots {options.plots} cannot be written: {error.strerror}; choose another folder"
+        ) from None
     if not comparison.has_target:
-        sys.stderr.write("no target task was measured in these runs, so learning against forgetting is not drawn\n")
-    sys.stderr.write("".join(f"wrote {file}\n" for file in files) or "nothing to draw; --by SETTING plots over one\n")
+        sys.stderr.write(
+            "no target task was measured in these runs, so learning against forgetting is not drawn\n"
+        )
+    sys.stderr.write(
+        "".join(f"wrote {file}\n" for file in files)
+        or "nothing to draw; --by SETTING plots over one\n"
+    )
 
 
 if __name__ == "__main__":

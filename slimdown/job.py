@@ -22,24 +22,25 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from slimdown.guarding import interruption
-from slimdown.guarding.errors import ConfigError, Pruned, UserError
-from slimdown.guarding.hiding import blank_secrets
-from slimdown.guarding.redaction import redact
-from slimdown.guarding.worker import at_worker, is_queued
-from slimdown.preparing import processes
-from slimdown.recording.connection import check_store
-from slimdown.settings.load import load_config
-from slimdown.settings.naming import run_name
-from slimdown.settings.schema import TRAINING, Engine, RunConfig
+from slimdown.config.loader import load_config
+from slimdown.config.naming import run_name
+from slimdown.config.schema import TRAINING, Engine, RunConfig
+from slimdown.tracking.connection import check_store
+from slimdown.utils import distributed as processes, interruption
+from slimdown.utils.errors import ConfigError, Pruned, UserError
+from slimdown.utils.hiding import blank_secrets
+from slimdown.utils.redaction import redact
+from slimdown.utils.worker import at_worker, is_queued
 
 # Our launchers have the names of those that plugins store, and are checked against them, which Hydra 1.3 warns of.
-warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema", UserWarning)
+warnings.filterwarnings(
+    "ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema", UserWarning
+)
 
 if TYPE_CHECKING:  # it takes a third of a second
-    from slimdown.judging.runs import RecordedRun
-    from slimdown.recording.provenance import About
-    from slimdown.showing.sweep import Job, Sweep
+    from slimdown.report.sweep import Job, Sweep
+    from slimdown.stats.runs import RecordedRun
+    from slimdown.tracking.provenance import About
 
 
 class MadeElsewhere(Exception):
@@ -54,7 +55,7 @@ def work(sweep: "Sweep", composed: DictConfig) -> "Job":
     Raises:
         KeyboardInterrupt: a signal came, in the command's own process, or in a job that its queue starts again.
     """
-    from slimdown.showing.sweep import State
+    from slimdown.report.sweep import State
 
     os.environ.update(sweep.environment)
     settings = HydraConfig.get()
@@ -62,7 +63,11 @@ def work(sweep: "Sweep", composed: DictConfig) -> "Job":
     if sweep.stop.exists():
         this.state = State.to_do
         return this
-    with nullcontext() if sweep.in_process else at_worker(sweep.stop, Path(settings.runtime.output_dir)) as log:
+    with (
+        nullcontext()
+        if sweep.in_process
+        else at_worker(sweep.stop, Path(settings.runtime.output_dir)) as log
+    ):
         this.log = str(log or "")
         sweep.tell()
         try:
@@ -82,7 +87,7 @@ def work(sweep: "Sweep", composed: DictConfig) -> "Job":
             else:
                 _tell_failure(this, error, sweep.at_hand)
         if "torch" in sys.modules:  # only now has an error let go of what its frames held
-            from slimdown.preparing.memory import release_memory
+            from slimdown.models.memory import release_memory
 
             release_memory()
     if this.state is State.finished:
@@ -92,7 +97,7 @@ def work(sweep: "Sweep", composed: DictConfig) -> "Job":
 
 
 def _tell_failure(this: "Job", error: BaseException, which: str) -> None:
-    from slimdown.showing.sweep import State
+    from slimdown.report.sweep import State
 
     reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     this.state, this.what = State.failed, redact(" ".join(reason.split()))
@@ -110,17 +115,23 @@ def make_or_find(this: "Job", composed: DictConfig, sweep: "Sweep | None" = None
         UserError: something that the user can mend; whatever else ends a run is raised as well.
         MadeElsewhere: it is put off.
     """
-    from slimdown.recording.done import finished_or_alone, run_key
-    from slimdown.recording.tags import Tag
-    from slimdown.showing import console
-    from slimdown.showing.sweep import State
+    from slimdown.report import console
+    from slimdown.report.sweep import State
+    from slimdown.tracking.done import finished_or_alone, run_key
+    from slimdown.tracking.tags import Tag
 
     settings = HydraConfig.get()
     with interruption.listening():  # in the process of a launcher too
         config = load_config(composed)
         this.experiment = config.tracking.experiment
-        if processes.started()[1] > 1 and config.tuned is None and config.train.engine is Engine.unsloth:
-            raise ConfigError("train.engine=unsloth trains in one process, and several make this run; start it as one")
+        if (
+            processes.started()[1] > 1
+            and config.tuned is None
+            and config.train.engine is Engine.unsloth
+        ):
+            raise ConfigError(
+                "train.engine=unsloth trains in one process, and several make this run; start it as one"
+            )
         check_store(config.tracking)
         key = run_key(config)
         of = (sweep.name, sweep.began) if sweep else ()
@@ -141,7 +152,7 @@ def make_or_find(this: "Job", composed: DictConfig, sweep: "Sweep | None" = None
 
 
 def _wait(sweep: "Sweep | None") -> None:
-    from slimdown.showing import console
+    from slimdown.report import console
 
     if sweep and not sweep.may_wait:
         console.show_note(
@@ -161,23 +172,31 @@ def _make(
     sweep: "Sweep | None",
 ) -> None:
     experiment = _page()
-    from slimdown.judging.runs import recorded_changes
-    from slimdown.recording.provenance import About
-    from slimdown.recording.study import watch
-    from slimdown.recording.sweeps import PARENT, opened_sweep
-    from slimdown.recording.tags import Tag
-    from slimdown.showing import console
-    from slimdown.showing.sweep import State
+    from slimdown.report import console
+    from slimdown.report.sweep import State
+    from slimdown.stats.runs import recorded_changes
+    from slimdown.tracking.provenance import About
+    from slimdown.tracking.study import watch
+    from slimdown.tracking.sweeps import PARENT, opened_sweep
+    from slimdown.tracking.tags import Tag
 
     overrides = list(settings.overrides.task)
-    sections: dict[str, Any] = dict(OmegaConf.to_container(composed, resolve=True, enum_to_str=True))  # type: ignore[arg-type]
-    shown = OmegaConf.create({name: sections[name] for name in sections if not (config.tuned and name in TRAINING)})
+    sections: dict[str, Any] = dict(
+        OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+    )  # type: ignore[arg-type]
+    shown = OmegaConf.create(
+        {name: sections[name] for name in sections if not (config.tuned and name in TRAINING)}
+    )
     blank_secrets(shown)
-    name = redact(run_name(settings.runtime.choices["model"], overrides, sweep.swept if sweep else ()))
+    name = redact(
+        run_name(settings.runtime.choices["model"], overrides, sweep.swept if sweep else ())
+    )
     tags: dict[str, str] = {Tag.run_key: key} if key else {}
     if sweep and sweep.key:
         with suppress(Exception):  # the pages' order is worth no job
-            tags[PARENT] = opened_sweep(config.tracking, sweep.name, sweep.key, sweep.title, sweep.owner, sweep.tally())
+            tags[PARENT] = opened_sweep(
+                config.tracking, sweep.name, sweep.key, sweep.title, sweep.owner, sweep.tally()
+            )
     about = About(
         name=unfinished.name if unfinished else name,
         config_yaml=OmegaConf.to_yaml(shown),
@@ -200,7 +219,7 @@ def _make(
 def _page() -> Callable[[RunConfig, "About"], Any]:
     """`experiment`, imported when the first run has to be made."""
     if "slimdown.experiment" not in sys.modules:
-        from slimdown.preparing.imports import imported_quickly
+        from slimdown.models.imports import imported_quickly
 
         with imported_quickly():
             import_module("slimdown.experiment")
@@ -210,8 +229,8 @@ def _page() -> Callable[[RunConfig, "About"], Any]:
 
 
 def _opened(this: "Job", sweep: "Sweep | None", run_id: str) -> None:
-    from slimdown.recording.owner import owner_tags
-    from slimdown.recording.tags import Tag
+    from slimdown.tracking.owner import owner_tags
+    from slimdown.tracking.tags import Tag
 
     this.run_id, this.owner = run_id, owner_tags()[Tag.owner]
     if sweep:
@@ -221,8 +240,8 @@ def _opened(this: "Job", sweep: "Sweep | None", run_id: str) -> None:
 def share(told: tuple[RunConfig, Path]) -> None:
     """The part that a process beside the first has in a run."""
     experiment = _page()
-    from slimdown.recording.provenance import About
-    from slimdown.showing import console
+    from slimdown.report import console
+    from slimdown.tracking.provenance import About
 
     console.console.quiet = True
     config, folder = told

@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimdown.guarding.errors import UserError
-from slimdown.judging.budget import Judgement, Outcome, hold_to_budgets, overall
-from slimdown.judging.findings import Findings as JudgedFindings, judge as judge_two
-from slimdown.measuring.answers import Evaluation
-from slimdown.settings.benchmarks import Named, read_benchmarks
-from slimdown.settings.schema import EvaluationConfig, Until
-from slimdown.showing import words
-from slimdown.showing.findings import findings_table
-from slimdown.showing.table import Table, write
+from slimdown.config.benchmarks import Named, read_benchmarks
+from slimdown.config.schema import EvaluationConfig, Until
+from slimdown.evaluation.answers import Evaluation
+from slimdown.report import words
+from slimdown.report.findings import findings_table
+from slimdown.report.table import Table, write
+from slimdown.stats.budget import Judgement, Outcome, hold_to_budgets, overall
+from slimdown.stats.findings import Findings as JudgedFindings, judge as judge_two
+from slimdown.utils.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -54,18 +54,22 @@ def measure(
     Raises:
         UserError: these questions cannot be asked of this model.
     """
-    from slimdown.measuring.engine.sharing import Scoring  # torch
-    from slimdown.measuring.repeatable import Measured, load_questions
-    from slimdown.preparing.causal import causal_model
+    from slimdown.evaluation.engine.sharing import Scoring  # torch
+    from slimdown.evaluation.repeatable import Measured, load_questions
+    from slimdown.models.causal import causal_model
 
     given = causal_model(model, tokenizer)
     if isinstance(benchmarks, Measured):
         if (limit, num_fewshot) != (None, None):
-            raise UserError("what was asked before is asked again: leave out limit and num_fewshot, or name benchmarks")
+            raise UserError(
+                "what was asked before is asked again: leave out limit and num_fewshot, or name benchmarks"
+            )
         chosen = {name: report.benchmark for name, report in benchmarks.benchmarks.items()}
         return load_questions(chosen, benchmarks.config).ask(given, like=benchmarks.scoring)
     chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)  # type: ignore[arg-type]
-    config = EvaluationConfig(token_budget, batch_size, apply_chat_template, holdout=0.0, until=Until.all)
+    config = EvaluationConfig(
+        token_budget, batch_size, apply_chat_template, holdout=0.0, until=Until.all
+    )
     return load_questions(chosen, config).ask(given, like=Scoring(shares=False) if stock else None)
 
 
@@ -80,7 +84,9 @@ def judge(before: Evaluation, after: Evaluation) -> "Findings":
     """
     for name, one in (("before", before), ("after", after)):
         if not isinstance(one, Evaluation):
-            raise UserError(f"{name} is a {type(one).__name__}; give what slimdown.measure returned")
+            raise UserError(
+                f"{name} is a {type(one).__name__}; give what slimdown.measure returned"
+            )
     try:
         return Findings(**vars(judge_two(before, after)))
     except UserError as error:
@@ -103,12 +109,14 @@ class Findings(JudgedFindings):
         try:
             import pandas as pd
         except ImportError:
-            raise UserError("a table is one of pandas, which is not installed: pip install pandas") from None
+            raise UserError(
+                "a table is one of pandas, which is not installed: pip install pandas"
+            ) from None
         return pd.DataFrame(findings_table(self).records)
 
     def save(self, file: str | Path, title: str = "before → after") -> Path:
         """Write the page with everything, examples of lost answers included, and say where it lies."""
-        from slimdown.showing.page import page  # matplotlib
+        from slimdown.report.page import page  # matplotlib
 
         path = Path(file).expanduser()
         path.write_text(page(self, title), encoding="utf-8")

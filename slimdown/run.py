@@ -6,7 +6,7 @@ import sys
 import traceback
 import warnings
 
-from slimdown.guarding import interruption
+from slimdown.utils import interruption
 
 if __name__ == "__main__":
     interruption.end_at_once_when_interrupted()  # before the imports, which take a third of a second
@@ -15,14 +15,14 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from slimdown.guarding.errors import ConfigError, UserError
-from slimdown.guarding.hiding import without_secrets
-from slimdown.guarding.redaction import redact
+from slimdown.config.commandline import check_command_line, read_command_line
+from slimdown.config.files import CONF_DIR
 from slimdown.job import make_or_find, said, share
-from slimdown.preparing import processes
-from slimdown.settings.commandline import check_command_line, read_command_line
-from slimdown.settings.files import CONF_DIR
 from slimdown.sweeper import Sweeper, register
+from slimdown.utils import distributed as processes
+from slimdown.utils.errors import ConfigError, UserError
+from slimdown.utils.hiding import without_secrets
+from slimdown.utils.redaction import redact
 
 _objectives: list[float] = []  # of the run that `job` made or found; Hydra hands it to nobody
 
@@ -30,7 +30,7 @@ _objectives: list[float] = []  # of the run that `job` made or found; Hydra hand
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
 def job(composed: DictConfig) -> None:
     """One run, as Hydra starts it; those of a sweep are started by `Sweeper`."""
-    from slimdown.showing.sweep import Job
+    from slimdown.report.sweep import Job
 
     make_or_find(this := Job(""), composed)
     _objectives.append(this.objective)
@@ -66,7 +66,9 @@ def main() -> float | None:
         sys.exit(said("This run cannot go on:", error))
     except Exception as error:
         if not isinstance(error, OSError) or error.filename is None or hasattr(error, "__notes__"):
-            sys.exit(redact(traceback.format_exc()))  # what nobody thought of may hold an address too
+            sys.exit(
+                redact(traceback.format_exc())
+            )  # what nobody thought of may hold an address too
         sys.exit(  # the folder that Hydra makes for a run before it calls us
             f"This run cannot start:\n  its folder {error.filename} cannot be made ({error.strerror}); "
             "hydra.run.dir=FOLDER (of a sweep hydra.sweep.dir=FOLDER) puts it where there is room and you may write"
@@ -77,7 +79,9 @@ def _check_processes(is_sweep: bool) -> None:
     if problem := processes.start_problem():
         raise ConfigError(problem)
     if is_sweep and (n := processes.started()[1]) > 1:
-        raise ConfigError(f"{n} processes make one run together, and -m asks for several: start each by itself")
+        raise ConfigError(
+            f"{n} processes make one run together, and -m asks for several: start each by itself"
+        )
 
 
 def command() -> None:

@@ -7,24 +7,24 @@ from functools import cached_property, partial
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, open_dict
 
-from slimdown.judging.budget import hold_to_budgets
-from slimdown.judging.comparison import Comparison, compare
-from slimdown.judging.findings import judge
-from slimdown.judging.holdout import held_out_part
-from slimdown.judging.runs import RecordedRun
-from slimdown.preparing.digests import digest
-from slimdown.recording.connection import check_store
-from slimdown.recording.locks import saving_work
-from slimdown.recording.read import read_evaluation, read_run
-from slimdown.recording.study import Study
-from slimdown.settings.load import load_config
-from slimdown.settings.schema import Engine, Role
-from slimdown.settings.search import searched
-from slimdown.showing import console
-from slimdown.showing.comparison import comparison_page, search_table
-from slimdown.showing.findings import Pair, pairs_table
-from slimdown.showing.sweep import State, Sweep
-from slimdown.showing.table import Table, show
+from slimdown.config.loader import load_config
+from slimdown.config.schema import Engine, Role
+from slimdown.config.search import searched
+from slimdown.report import console
+from slimdown.report.comparison import comparison_page, search_table
+from slimdown.report.findings import Pair, pairs_table
+from slimdown.report.sweep import State, Sweep
+from slimdown.report.table import Table, show
+from slimdown.stats.budget import hold_to_budgets
+from slimdown.stats.comparison import Comparison, compare
+from slimdown.stats.findings import judge
+from slimdown.stats.holdout import held_out_part
+from slimdown.stats.runs import RecordedRun
+from slimdown.tracking.connection import check_store
+from slimdown.tracking.locks import saving_work
+from slimdown.tracking.read import read_evaluation, read_run
+from slimdown.tracking.study import Study
+from slimdown.utils.digests import digest
 
 
 class Search:
@@ -60,15 +60,21 @@ class Search:
 
         Another process at the same search is waited for: what is open in the study is then nobody's.
         """
-        waiting = partial(console.show_note, "Another process is at this search just now, which is waited for.")
+        waiting = partial(
+            console.show_note, "Another process is at this search just now, which is waited for."
+        )
         if self._config.search.prune and self._config.train.engine is Engine.unsloth:
-            console.show_note("train.engine=unsloth trains in a process of its own: no trial is pruned there.")
+            console.show_note(
+                "train.engine=unsloth trains in a process of its own: no trial is pruned there."
+            )
         with saving_work(self.store, f"search-{self._study.name}", waiting):
             self._jobs.before = set(self._study.run_ids.values())
             self._jobs.plan([[]] * self._study.n_left, self._keys)
             first = 0
             while trials := self._study.ask(self._at_once):
-                values = [[f"{key}={value}" for key, value in trial.values.items()] for trial in trials]
+                values = [
+                    [f"{key}={value}" for key, value in trial.values.items()] for trial in trials
+                ]
                 jobs = self._jobs.jobs[first : first + len(trials)]
                 for job, own in zip(jobs, values, strict=True):
                     job.name = " ".join(own)
@@ -96,7 +102,11 @@ class Search:
         outcomes = {run.run_id: self._study.outcome(run) for run in finished}
         finished.sort(key=lambda run: outcomes[run.run_id].order)
         comparison = compare(finished, group_seeds=False)
-        return finished, comparison, search_table(comparison, outcomes, self._study.name, len(runs) - len(finished))
+        return (
+            finished,
+            comparison,
+            search_table(comparison, outcomes, self._study.name, len(runs) - len(finished)),
+        )
 
     def page(self) -> Iterator[tuple[str, str]]:
         """The page of all trials under its name; nothing where none is finished."""
@@ -120,9 +130,16 @@ class Search:
         if not best.holdout:
             return
         store, budget = self.store, self._config.search.max_loss
-        base, tuned = (held_out_part(read_evaluation(store, best, m), best.holdout) for m in ("base", "tuned"))
+        base, tuned = (
+            held_out_part(read_evaluation(store, best, m), best.holdout) for m in ("base", "tuned")
+        )
         findings = judge(base, tuned)
-        show(pairs_table([Pair("base", f"{best.name} ({best.run_id[:8]})", findings, 1)]), console.console)
-        retained = [name for name, b in findings.changes.benchmarks.items() if b.role is Role.retained]
+        show(
+            pairs_table([Pair("base", f"{best.name} ({best.run_id[:8]})", findings, 1)]),
+            console.console,
+        )
+        retained = [
+            name for name, b in findings.changes.benchmarks.items() if b.role is Role.retained
+        ]
         budgets = {} if budget is None else dict.fromkeys(retained, budget)
         console.show_judgements(hold_to_budgets(findings.changes, budgets), console.console)

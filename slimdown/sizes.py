@@ -10,10 +10,10 @@ import sys
 from typing import Any
 from unittest import mock
 
-from slimdown.guarding.errors import ConfigError
-from slimdown.settings.arguments import exit_with
-from slimdown.settings.commandline import composed_runs, read_command_line
-from slimdown.settings.schema import RunConfig
+from slimdown.config.arguments import exit_with
+from slimdown.config.commandline import composed_runs, read_command_line
+from slimdown.config.schema import RunConfig
+from slimdown.utils.errors import ConfigError
 
 _USAGE = """Usage: python -m slimdown.sizes [group=choice ...] [setting=value ...]
 
@@ -34,19 +34,30 @@ def tell(arguments: list[str]) -> int:
         sys.stdout.write(_USAGE)
         return 0
     line = read_command_line(arguments)
-    if not line.checkable or {flag.partition("=")[0] for flag in line.flags} & {"--cfg", "-c", "--package", "-p"}:
-        raise ConfigError(f"{' '.join(line.flags)}: of Hydra's flags only --config-dir goes with sizes")
+    if not line.checkable or {flag.partition("=")[0] for flag in line.flags} & {
+        "--cfg",
+        "-c",
+        "--package",
+        "-p",
+    }:
+        raise ConfigError(
+            f"{' '.join(line.flags)}: of Hydra's flags only --config-dir goes with sizes"
+        )
     runs = composed_runs(arguments)
     if tuned := next((run.tuned for _, run in runs if run.tuned), None):
-        raise ConfigError(f"tuned={tuned} is measured as it is, and nothing is trained; leave it out")
+        raise ConfigError(
+            f"tuned={tuned} is measured as it is, and nothing is trained; leave it out"
+        )
     _import_without_compiler()
-    from slimdown.showing.console import console
-    from slimdown.showing.sizes import runs_table, weights_table
-    from slimdown.showing.table import show
+    from slimdown.report.console import console
+    from slimdown.report.sizes import runs_table, weights_table
+    from slimdown.report.table import show
 
     by_model: dict[str, list[tuple[list[str], RunConfig]]] = {}
     for own, run in runs:
-        by_model.setdefault(repr((run.model, run.quantization.bnb_4bit_use_double_quant)), []).append((own, run))
+        by_model.setdefault(
+            repr((run.model, run.quantization.bnb_4bit_use_double_quant)), []
+        ).append((own, run))
     for same in by_model.values():
         outline, sizes, rows = _of_one_model(same)
         show(weights_table(outline, sizes, same[0][1]), console)
@@ -55,15 +66,21 @@ def tell(arguments: list[str]) -> int:
 
 
 def _of_one_model(runs: list[tuple[list[str], RunConfig]]) -> tuple[Any, dict[str, Any], list[Any]]:
-    from slimdown.preparing.model import bare_outline
-    from slimdown.preparing.sizes import weight_sizes
+    from slimdown.models.model import bare_outline
+    from slimdown.models.sizes import weight_sizes
     from slimdown.training.footprint import footprint
 
     first = runs[0][1]
     outline = bare_outline(first.model)
-    held = {name: weight_sizes(outline.quantized(first.quantization, name)) for name in ("none", "int8", "nf4")}
+    held = {
+        name: weight_sizes(outline.quantized(first.quantization, name))
+        for name in ("none", "int8", "nf4")
+    }
     known: dict[str, int] = {}
-    rows = [(own, run, footprint(outline.loaded(run.quantization), run, known=known)) for own, run in runs]
+    rows = [
+        (own, run, footprint(outline.loaded(run.quantization), run, known=known))
+        for own, run in runs
+    ]
     return outline, held, rows
 
 
@@ -75,7 +92,9 @@ def _import_without_compiler() -> None:
     import torch
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that it does not find
-    with mock.patch.object(torch, "compile", lambda model=None, **_: model or (lambda function: function)):
+    with mock.patch.object(
+        torch, "compile", lambda model=None, **_: model or (lambda function: function)
+    ):
         import bitsandbytes  # noqa: F401
 
 

@@ -23,35 +23,41 @@ from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from slimdown.guarding import interruption
-from slimdown.guarding.errors import ConfigError, UserError
-from slimdown.guarding.redaction import redact
+from slimdown.config.launchers import inherited
+from slimdown.config.loader import load_config
+from slimdown.config.schema import TrackingConfig
 from slimdown.job import work
-from slimdown.preparing.digests import digest
-from slimdown.recording.owner import INTERVAL, owner_tags
-from slimdown.recording.tags import Tag
-from slimdown.settings.launchers import inherited
-from slimdown.settings.load import load_config
-from slimdown.settings.schema import TrackingConfig
+from slimdown.tracking.owner import INTERVAL, owner_tags
+from slimdown.tracking.tags import Tag
+from slimdown.utils import interruption
+from slimdown.utils.digests import digest
+from slimdown.utils.errors import ConfigError, UserError
+from slimdown.utils.redaction import redact
 
 if TYPE_CHECKING:
+    from slimdown.report.sweep import Sweep
     from slimdown.searching import Search
-    from slimdown.showing.sweep import Sweep
 
 _OFTEN = 0.5  # seconds between two looks at what workers wrote down
-_MOST_DEATHS = 2  # of processes that a job was in; it is started alone then, where one more is its failure
+_MOST_DEATHS = (
+    2  # of processes that a job was in; it is started alone then, where one more is its failure
+)
 
 
 class Sweeper(BasicSweeper):
     """Hydra's sweeper, whose jobs come back as data: one that fails, or whose process dies, stops no other."""
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
         """Make the launcher, which is given `job.work` in place of the function of a single run."""
-        from slimdown.showing.sweep import Sweep
+        from slimdown.report.sweep import Sweep
 
         self.told = Sweep(Path(config.hydra.sweep.dir))
         self.told.owner = owner_tags()[Tag.owner]
-        super().setup(hydra_context=hydra_context, task_function=partial(work, self.told), config=config)
+        super().setup(
+            hydra_context=hydra_context, task_function=partial(work, self.told), config=config
+        )
         self.told.in_process = isinstance(self.launcher, BasicLauncher)
         self.told.environment = inherited(self.launcher)
 
@@ -61,8 +67,8 @@ class Sweeper(BasicSweeper):
         Raises:
             SystemExit: 1, where a job failed.
         """
-        from slimdown.showing import console
-        from slimdown.showing.sweep import State
+        from slimdown.report import console
+        from slimdown.report.sweep import State
 
         assert self.hydra_context is not None
         assert self.config is not None
@@ -75,7 +81,9 @@ class Sweeper(BasicSweeper):
         OmegaConf.save(self.config, self.told.folder / "multirun.yaml")
         n_begun, ended = 0, threading.Event()
         if self.told.key:
-            threading.Thread(target=self._beat, args=(ended,), name="heartbeat", daemon=True).start()
+            threading.Thread(
+                target=self._beat, args=(ended,), name="heartbeat", daemon=True
+            ).start()
         try:
             for batch in batches:
                 self._until_ended(dict(enumerate(batch, start=n_begun)))
@@ -94,23 +102,33 @@ class Sweeper(BasicSweeper):
             sys.exit(1)
 
     def _planned(self, overrides: list[Override]) -> Iterable[list[list[str]]]:
-        batches = [_by_base(batch) for batch in self.split_arguments(overrides, self.max_batch_size)]
-        swept = [override.get_key_element() for override in overrides if override.is_sweep_override()]
+        batches = [
+            _by_base(batch) for batch in self.split_arguments(overrides, self.max_batch_size)
+        ]
+        swept = [
+            override.get_key_element() for override in overrides if override.is_sweep_override()
+        ]
         jobs = [job for batch in batches for job in batch]
         self.told.plan(jobs, swept)
         self.told.key = digest(sorted(sorted(job) for job in jobs)) if len(jobs) > 1 else ""
         if self.told.key:
-            stores = {next((o for o in job if o.startswith("tracking.uri=")), ""): job for job in jobs}
+            stores = {
+                next((o for o in job if o.startswith("tracking.uri=")), ""): job for job in jobs
+            }
             self._stores = [self._tracking(job) for job in stores.values()]
         return batches
 
     def _records(self) -> list[TrackingConfig]:
         """Where jobs that have begun are recorded: store and experiment may be swept."""
         experiments = dict.fromkeys(job.experiment for job in self.told.jobs if job.experiment)
-        return [replace(store, experiment=experiment) for store in self._stores for experiment in experiments]
+        return [
+            replace(store, experiment=experiment)
+            for store in self._stores
+            for experiment in experiments
+        ]
 
     def _beat(self, ended: threading.Event) -> None:
-        from slimdown.recording.sweeps import tell_sweep
+        from slimdown.tracking.sweeps import tell_sweep
 
         while not ended.wait(INTERVAL):
             for record in self._records():
@@ -119,11 +137,11 @@ class Sweeper(BasicSweeper):
 
     def _close(self, search: "Search | None") -> None:
         """End each experiment's run that holds those of the jobs, with what became of them and how they compare."""
-        from slimdown.judging.comparison import compare
-        from slimdown.recording.sweeps import close_sweep, runs_of
-        from slimdown.showing.comparison import comparison_page, comparison_table
-        from slimdown.showing.sweep import State
-        from slimdown.showing.table import write
+        from slimdown.report.comparison import comparison_page, comparison_table
+        from slimdown.report.sweep import State
+        from slimdown.report.table import write
+        from slimdown.stats.comparison import compare
+        from slimdown.tracking.sweeps import close_sweep, runs_of
 
         def files() -> Iterator[tuple[str, str]]:
             yield "sweep.md", write(told.table(), "markdown")
@@ -143,7 +161,7 @@ class Sweeper(BasicSweeper):
 
     def _until_ended(self, overrides: dict[int, list[str]]) -> None:
         """Start jobs, and again those put off, or whose process died: at the third time alone."""
-        from slimdown.showing.sweep import ENDS, State
+        from slimdown.report.sweep import ENDS, State
 
         jobs, deaths = self.told.jobs, Counter[int]()
         waiting = [list(overrides)]
@@ -154,7 +172,9 @@ class Sweeper(BasicSweeper):
             if error and not any(job.began for job in jobs):
                 raise self._refusal(error) from error
             died = [number for number in left if jobs[number].state is not State.elsewhere]
-            deaths.update([number for number in died if jobs[number].state is not State.to_do] or died)
+            deaths.update(
+                [number for number in died if jobs[number].state is not State.to_do] or died
+            )
             if together == left[:1] and deaths[left[0]] > _MOST_DEATHS:
                 self._fail(left.pop(), overrides[together[0]], error)
             alone = [[number] for number in left if deaths[number] >= _MOST_DEATHS]
@@ -167,7 +187,9 @@ class Sweeper(BasicSweeper):
             return error
         assert self.config is not None
         name = self.config.hydra.runtime.choices["hydra/launcher"]
-        reason = next(iter(str(error).strip().splitlines()), "").rstrip(" .:;") or type(error).__name__
+        reason = (
+            next(iter(str(error).strip().splitlines()), "").rstrip(" .:;") or type(error).__name__
+        )
         advice = "its settings are hydra.launcher.*, and --cfg hydra shows them"
         if name.startswith("submitit") and any(self.told.folder.glob(".submitit/*/*")):
             advice = f"what its processes printed is in {self.told.folder / '.submitit'}"
@@ -193,13 +215,17 @@ class Sweeper(BasicSweeper):
         return None
 
     def _fail(self, number: int, overrides: list[str], error: Exception | None) -> None:
-        from slimdown.recording.unfinished import mark_failed
-        from slimdown.showing.sweep import State
+        from slimdown.report.sweep import State
+        from slimdown.tracking.unfinished import mark_failed
 
         job = self.told.jobs[number]
-        reason = " ".join(f"{type(error).__name__}: {error}".split()) if error else "it was interrupted"
+        reason = (
+            " ".join(f"{type(error).__name__}: {error}".split()) if error else "it was interrupted"
+        )
         job.state = State.failed
-        job.what = redact(f"its process died {_MOST_DEATHS + 1} times, the last time with no other beside it; {reason}")
+        job.what = redact(
+            f"its process died {_MOST_DEATHS + 1} times, the last time with no other beside it; {reason}"
+        )
         with suppress(Exception):  # a store that is gone, as other jobs will say
             mark_failed(self._tracking(overrides), job.run_id, job.what, job.owner)
 
@@ -219,12 +245,14 @@ class Sweeper(BasicSweeper):
         Raises:
             KeyboardInterrupt: a signal came.
         """
-        from slimdown.showing import console
+        from slimdown.report import console
 
         ended = threading.Event()
         try:
             with interruption.undisturbed(), console.sweep_status(self.told) as show:
-                watch = threading.Thread(target=self._watch, args=(ended, show), name="sweep", daemon=True)
+                watch = threading.Thread(
+                    target=self._watch, args=(ended, show), name="sweep", daemon=True
+                )
                 watch.start()
                 try:
                     yield
@@ -233,7 +261,9 @@ class Sweeper(BasicSweeper):
                     watch.join()
                     show()
         except KeyboardInterrupt as stop:
-            stop.add_note("Runs that were at work are marked KILLED and keep what was recorded so far.")
+            stop.add_note(
+                "Runs that were at work are marked KILLED and keep what was recorded so far."
+            )
             raise
 
     def _watch(self, ended: threading.Event, show: Callable[[], None]) -> None:
@@ -250,7 +280,11 @@ def _by_base(jobs: list[list[str]]) -> list[list[str]]:
     """The same jobs, those of one base one after the other: a process keeps the one that it has loaded."""
     of_base: dict[tuple[str, ...], list[list[str]]] = {}
     for job in jobs:
-        chosen = (override for override in job if override.startswith(("model", "quantization", "experiment=")))
+        chosen = (
+            override
+            for override in job
+            if override.startswith(("model", "quantization", "experiment="))
+        )
         of_base.setdefault(tuple(chosen), []).append(job)
     return [job for together in of_base.values() for job in together]
 

@@ -13,15 +13,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from slimdown.guarding.errors import UserError
-from slimdown.guarding.redaction import public_uri
-from slimdown.judging.budget import Judgement, Outcome, hold_to_budgets, overall, read_budgets
-from slimdown.settings.arguments import Parser, add_budgets, add_output, add_store, exit_with, format_of, store_to_read
-from slimdown.settings.schema import TrackingConfig
-from slimdown.showing.table import FORMATS
+from slimdown.config.arguments import (
+    Parser,
+    add_budgets,
+    add_output,
+    add_store,
+    exit_with,
+    format_of,
+    store_to_read,
+)
+from slimdown.config.schema import TrackingConfig
+from slimdown.report.table import FORMATS
+from slimdown.stats.budget import Judgement, Outcome, hold_to_budgets, overall, read_budgets
+from slimdown.utils.errors import UserError
+from slimdown.utils.redaction import public_uri
 
 if TYPE_CHECKING:
-    from slimdown.judging.findings import Findings
+    from slimdown.stats.findings import Findings
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
@@ -34,13 +42,23 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     )
     of = "the folder that --output_path named, the model's folder in it, or one results file"
     parser.add_argument("base", type=Path, metavar="BASE", help=f"logs of the model before: {of}")
-    parser.add_argument("tuned", type=Path, metavar="TUNED", help="logs of the model after, asked the same questions")
+    parser.add_argument(
+        "tuned",
+        type=Path,
+        metavar="TUNED",
+        help="logs of the model after, asked the same questions",
+    )
     parser.add_argument(
         "--metric", metavar="TASK=METRIC", nargs="+", action="extend", default=[],
         help="what a task is judged by: gsm8k=exact_match.strict-match",
     )  # fmt: skip
     parser.add_argument(
-        "--target", metavar="TASK", nargs="+", action="extend", default=[], help="tasks that were meant to be learned"
+        "--target",
+        metavar="TASK",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="tasks that were meant to be learned",
     )
     add_budgets(parser, otherwise="nothing is held to a budget")
     add_output(parser, FORMATS)
@@ -58,8 +76,8 @@ def main(given: Sequence[str] | None = None) -> NoReturn:
 
 
 def _answer(options: argparse.Namespace) -> Outcome:
-    from slimdown.judging.findings import judge  # what reads and judges takes a third of a second
-    from slimdown.measuring.logs import read_lm_eval, results_files
+    from slimdown.evaluation.logs import read_lm_eval, results_files
+    from slimdown.stats.findings import judge  # what reads and judges takes a third of a second
 
     budgets, metrics = read_budgets(options.max_loss), _metrics(options.metric)
     store = store_to_read(options.tracking_uri) if options.track else None
@@ -67,13 +85,22 @@ def _answer(options: argparse.Namespace) -> Outcome:
     if results_files(options.base.resolve()) == results_files(options.tuned.resolve()):
         raise UserError(f"BASE and TUNED are the same logs, {options.base}")
     notes: list[str] = []
-    before, after = (read_lm_eval(folder, metrics, options.target, tell=notes.append) for folder in folders)
+    before, after = (
+        read_lm_eval(folder, metrics, options.target, tell=notes.append) for folder in folders
+    )
     findings = judge(before, after)
     if before.harness_version != after.harness_version:
         versions = f"{before.harness_version} and {after.harness_version}"
-        notes.append(f"made by lm_eval {versions}; the tasks' settings, questions and prompts are the same")
-    if all(report.samples == after.benchmarks[name].samples for name, report in before.benchmarks.items()):
-        notes.append("every answer is the same to the last digit; lm_eval's --use_cache hands one model another's")
+        notes.append(
+            f"made by lm_eval {versions}; the tasks' settings, questions and prompts are the same"
+        )
+    if all(
+        report.samples == after.benchmarks[name].samples
+        for name, report in before.benchmarks.items()
+    ):
+        notes.append(
+            "every answer is the same to the last digit; lm_eval's --use_cache hands one model another's"
+        )
     judgements = hold_to_budgets(findings.changes, budgets) if budgets else []
     _show(findings, judgements, list(dict.fromkeys(notes)), options, store)
     return overall(judgements) if judgements else Outcome.within
@@ -84,7 +111,9 @@ def _metrics(given: Sequence[str]) -> dict[str, str]:
     for text in given:
         name, _, metric = text.partition("=")
         if not name or not metric or name in chosen:
-            raise UserError(f"--metric {text}: name one metric a task, e.g. gsm8k=exact_match.strict-match")
+            raise UserError(
+                f"--metric {text}: name one metric a task, e.g. gsm8k=exact_match.strict-match"
+            )
         chosen[name] = metric
     return chosen
 
@@ -98,15 +127,18 @@ def _show(
 ) -> None:
     from rich.console import Console
 
-    from slimdown.showing.console import console, show_findings, show_judgements
-    from slimdown.showing.files import files_of, put
-    from slimdown.showing.findings import findings_table
+    from slimdown.report.console import console, show_findings, show_judgements
+    from slimdown.report.files import files_of, put
+    from slimdown.report.findings import findings_table
 
-    title, aside = f"{options.base} → {options.tuned}", Console(stderr=True, highlight=False, soft_wrap=True)
+    title, aside = (
+        f"{options.base} → {options.tuned}",
+        Console(stderr=True, highlight=False, soft_wrap=True),
+    )
     settings = _settings(findings, options)
 
     def as_page() -> str:
-        from slimdown.showing.page import page  # matplotlib, which takes a third of a second
+        from slimdown.report.page import page  # matplotlib, which takes a third of a second
 
         return page(findings, title, settings=settings)
 
@@ -119,8 +151,8 @@ def _show(
     else:
         put(findings_table(findings, title), as_page, options.format, options.output)
     if store:
-        from slimdown.recording.runs import record_findings  # mlflow, which takes a second
-        from slimdown.recording.tags import Tag
+        from slimdown.tracking.runs import record_findings  # mlflow, which takes a second
+        from slimdown.tracking.tags import Tag
 
         run = record_findings(
             store,
@@ -130,7 +162,9 @@ def _show(
             lambda run_id: files_of(findings, title, run_id, settings, {}),
             {str(Tag.model): str(options.base), str(Tag.origin): str(options.tuned)},
         )
-        sys.stderr.write(f"run {run.run_id} in {public_uri(run.store_uri)} {run.undelivered}".rstrip() + "\n")
+        sys.stderr.write(
+            f"run {run.run_id} in {public_uri(run.store_uri)} {run.undelivered}".rstrip() + "\n"
+        )
     if judgements:
         show_judgements(judgements, aside)
 
@@ -143,7 +177,11 @@ def _settings(findings: "Findings", options: argparse.Namespace) -> dict[str, ob
         "tuned": str(options.tuned),
         "lm_eval.version": findings.after.harness_version,
         **{f"lm_eval.{key}": value for key, value in conditions if "." not in key},
-        **{f"benchmark.{name}.{key}": value for name, r in reports for key, value in asdict(r.benchmark).items()},
+        **{
+            f"benchmark.{name}.{key}": value
+            for name, r in reports
+            for key, value in asdict(r.benchmark).items()
+        },
     }
 
 

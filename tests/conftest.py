@@ -17,10 +17,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
-from slimdown.preparing.model import LoadedModel, load_model
-from slimdown.settings.files import CONF_DIR
-from slimdown.settings.load import load_config
-from slimdown.settings.schema import RunConfig
+from slimdown.config.files import CONF_DIR
+from slimdown.config.loader import load_config
+from slimdown.config.schema import RunConfig
+from slimdown.models.model import LoadedModel, load_model
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,9 @@ def store(migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copy(migrated_store, tmp_path / "mlruns" / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")  # MLflow keeps one store a URI: it must be absolute
+    return MlflowClient(
+        f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    )  # MLflow keeps one store a URI: it must be absolute
 
 
 @pytest.fixture

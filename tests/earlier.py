@@ -25,11 +25,19 @@ TABLES = ("experiments", "runs", "params", "tags", "metrics", "latest_metrics")
 
 def pack(folder: Path, archive: Path) -> None:
     """Keep the rows of a store as they are, and its runs' small artifacts."""
-    with closing(sqlite3.connect(folder / "mlflow.db")) as store, tarfile.open(archive, "w:xz") as packed:
+    with (
+        closing(sqlite3.connect(folder / "mlflow.db")) as store,
+        tarfile.open(archive, "w:xz") as packed,
+    ):
         store.row_factory = sqlite3.Row
-        tables = {table: [dict(row) for row in store.execute(f"SELECT * FROM {table}")] for table in TABLES}
+        tables = {
+            table: [dict(row) for row in store.execute(f"SELECT * FROM {table}")]
+            for table in TABLES
+        }
         text = json.dumps(tables).replace(str(folder.absolute()), HERE)
-        text = re.sub(r'("mlflow.user", "value": |"user_id": )"[^"]*"', r'\1"somebody"', text).encode()
+        text = re.sub(
+            r'("mlflow.user", "value": |"user_id": )"[^"]*"', r'\1"somebody"', text
+        ).encode()
         about = tarfile.TarInfo("rows.json")
         about.size = len(text)
         packed.addfile(about, io.BytesIO(text))
@@ -49,7 +57,10 @@ def unpack(archive: Path, folder: Path) -> None:
                 kept = {key: value for key, value in row.items() if key in there}
                 marks = ",".join("?" * len(kept))
                 names = ",".join(kept)
-                store.execute(f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({marks})", list(kept.values()))
+                store.execute(
+                    f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({marks})",
+                    list(kept.values()),
+                )
 
 
 def _nobodys(entry: tarfile.TarInfo) -> tarfile.TarInfo:

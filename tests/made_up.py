@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from slimdown.judging.changes import Changes, changes_between
-from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, Sample, Score
-from slimdown.measuring.order import stages_of
-from slimdown.settings.schema import BenchmarkConfig, PaperMetric, Role
+from slimdown.config.schema import BenchmarkConfig, PaperMetric, Role
+from slimdown.evaluation.answers import BenchmarkEvaluation, Evaluation, Sample, Score
+from slimdown.evaluation.order import stages_of
+from slimdown.stats.changes import Changes, changes_between
 
 CHOICES = ("red", "green", "blue", "grey")
 
@@ -70,7 +70,9 @@ def evaluation(**benchmarks: BenchmarkEvaluation) -> Evaluation:
 def stopped(report: BenchmarkEvaluation, n: int) -> BenchmarkEvaluation:
     """The same benchmark, of which n questions were asked, in stages as a run has them."""
     stages = (*(stage for stage in stages_of(len(report.samples)) if stage < n), n)
-    return replace(report, samples=report.samples[:n], stages=stages, n_available=len(report.samples))
+    return replace(
+        report, samples=report.samples[:n], stages=stages, n_available=len(report.samples)
+    )
 
 
 def changed(**scores: tuple[Sequence[float], Sequence[float]]) -> Changes:
@@ -82,5 +84,7 @@ def changed(**scores: tuple[Sequence[float], Sequence[float]]) -> Changes:
 
 
 def _report(config: BenchmarkConfig, samples: list[Sample]) -> BenchmarkEvaluation:
-    means = {m: Score(sum(s.scores[m] for s in samples) / len(samples), 0.0) for m in samples[0].scores}
+    means = {
+        m: Score(sum(s.scores[m] for s in samples) / len(samples), 0.0) for m in samples[0].scores
+    }
     return BenchmarkEvaluation(config, "1.0", "hash", means, tuple(samples), 1.0)

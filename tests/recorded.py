@@ -6,11 +6,11 @@ from pathlib import Path
 
 from made_up import stopped
 
-from slimdown.judging.findings import judge
-from slimdown.judging.holdout import open_part
-from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, Sample, Score
-from slimdown.recording.write import TrackedRun
-from slimdown.settings.schema import BaselineConfig, BenchmarkConfig, Role, RunConfig, TrackingConfig
+from slimdown.config.schema import BaselineConfig, BenchmarkConfig, Role, RunConfig, TrackingConfig
+from slimdown.evaluation.answers import BenchmarkEvaluation, Evaluation, Sample, Score
+from slimdown.stats.findings import judge
+from slimdown.stats.holdout import open_part
+from slimdown.tracking.write import TrackedRun
 
 
 def here(experiment: str = "slimdown") -> TrackingConfig:
@@ -18,7 +18,9 @@ def here(experiment: str = "slimdown") -> TrackingConfig:
     return TrackingConfig(uri=f"sqlite:///{Path.cwd()}/mlruns/mlflow.db", experiment=experiment)
 
 
-def evaluation(scores: Mapping[str, Sequence[float]], target: str = "", num_fewshot: int = 0) -> Evaluation:
+def evaluation(
+    scores: Mapping[str, Sequence[float]], target: str = "", num_fewshot: int = 0
+) -> Evaluation:
     """One report a benchmark; questions are the same wherever name, number and shots are."""
     reports = {}
     for name, values in scores.items():
@@ -39,9 +41,13 @@ def evaluation(scores: Mapping[str, Sequence[float]], target: str = "", num_fews
             for i, score in enumerate(values)
         )
         role = Role.target if name == target else Role.retained
-        config = BenchmarkConfig(task="task", metric="acc", num_fewshot=num_fewshot, chance=0.0, role=role)
+        config = BenchmarkConfig(
+            task="task", metric="acc", num_fewshot=num_fewshot, chance=0.0, role=role
+        )
         mean = sum(values) / len(values)
-        reports[name] = BenchmarkEvaluation(config, "1.0", "hash", {"acc": Score(mean, 0.05)}, samples, 1.0)
+        reports[name] = BenchmarkEvaluation(
+            config, "1.0", "hash", {"acc": Score(mean, 0.05)}, samples, 1.0
+        )
     return Evaluation(reports, "0.4.13", "shared", 1.0)
 
 
@@ -75,10 +81,16 @@ def record(
     tags: Mapping[str, str] | None = None,
 ) -> str:
     """The id of a finished run that went from `base` to `tuned`; of benchmarks in `asked` so many were asked."""
-    before, after = (_cut(evaluation(scores, target, num_fewshot), asked or {}) for scores in (base, tuned))
+    before, after = (
+        _cut(evaluation(scores, target, num_fewshot), asked or {}) for scores in (base, tuned)
+    )
     settings: dict[str, object] = {"tracking.uri": name}
-    settings |= {} if "tuned" in params else {"lora.r": 8, "seed": 0, f"dataset.{dataset}.path": dataset}
-    settings |= {"evaluation.holdout": holdout} if holdout else {}  # as old records, which have no such setting
+    settings |= (
+        {} if "tuned" in params else {"lora.r": 8, "seed": 0, f"dataset.{dataset}.path": dataset}
+    )
+    settings |= (
+        {"evaluation.holdout": holdout} if holdout else {}
+    )  # as old records, which have no such setting
     settings |= {"evaluation.until": "decided"} if asked else {}
     settings |= benchmark_settings(before)
     with TrackedRun(config or here(), name, kind="tuned", tags=dict(tags or {})) as run:

@@ -6,9 +6,9 @@ from math import isnan
 import pytest
 from made_up import chosen as coloured, stopped, written
 
-from slimdown.judging.anatomy import anatomy
-from slimdown.measuring.answers import BenchmarkEvaluation, Sample, Score
-from slimdown.settings.schema import BenchmarkConfig
+from slimdown.config.schema import BenchmarkConfig
+from slimdown.evaluation.answers import BenchmarkEvaluation, Sample, Score
+from slimdown.stats.anatomy import anatomy
 
 STEPS = "There are 3 boxes of 6 pens, so there are 3 * 6 = 18 pens in all. The answer is 18"
 
@@ -43,7 +43,10 @@ def chosen(
     choices = choices or ("A", "B", "C", "D")
     samples = []
     for i, (right, likelihoods) in enumerate(questions):
-        ranked = [v / (len(c) if metric == "acc_norm" else 1) for v, c in zip(likelihoods, choices, strict=True)]
+        ranked = [
+            v / (len(c) if metric == "acc_norm" else 1)
+            for v, c in zip(likelihoods, choices, strict=True)
+        ]
         correct = float(ranked.index(max(ranked)) == right)
         samples.append(
             Sample(
@@ -71,10 +74,19 @@ def chosen(
         (("", 0, 0), "empty"),
         (("  \n", 0, 0), "empty"),
         (("There are 12 pens.", 0, 0), "stopped_early"),
-        (("There are 3 boxes of 6 pens, so there are 3 + 6 = 9 pens in all. The answer is 9", 0, 0), "wrong_result"),
+        (
+            (
+                "There are 3 boxes of 6 pens, so there are 3 + 6 = 9 pens in all. The answer is 9",
+                0,
+                0,
+            ),
+            "wrong_result",
+        ),
     ],
 )
-def test_a_lost_answer_has_one_cause_and_an_example(tuned: tuple[str, float, float], cause: str) -> None:
+def test_a_lost_answer_has_one_cause_and_an_example(
+    tuned: tuple[str, float, float], cause: str
+) -> None:
     found = anatomy(generated((STEPS, 1, 1)), generated(tuned))
     assert found.n_lost == 1
     assert {c.name: c.count for c in found.causes if c.count} == {cause: 1}
@@ -109,8 +121,18 @@ def test_nothing_lost_has_no_shares() -> None:
 
 
 def test_how_far_the_right_choice_fell_behind() -> None:
-    base = chosen("acc", (0, (-1.0, -2.0, -5.0, -5.0)), (1, (-2.0, -1.0, -5.0, -5.0)), (2, (-9.0, -9.0, -1.0, -9.0)))
-    tuned = chosen("acc", (0, (-2.0, -1.0, -5.0, -5.0)), (1, (-1.00, -1.05, -5.0, -5.0)), (2, (-9.0, -9.0, -1.0, -9.0)))
+    base = chosen(
+        "acc",
+        (0, (-1.0, -2.0, -5.0, -5.0)),
+        (1, (-2.0, -1.0, -5.0, -5.0)),
+        (2, (-9.0, -9.0, -1.0, -9.0)),
+    )
+    tuned = chosen(
+        "acc",
+        (0, (-2.0, -1.0, -5.0, -5.0)),
+        (1, (-1.00, -1.05, -5.0, -5.0)),
+        (2, (-9.0, -9.0, -1.0, -9.0)),
+    )
     found = anatomy(base, tuned)
     assert {c.name: c.count for c in found.causes} == {"clearly_behind": 1, "nearly_level": 1}
     assert found.choices is not None
@@ -120,7 +142,9 @@ def test_how_far_the_right_choice_fell_behind() -> None:
 
 def test_a_length_normalized_choice_is_ranked_by_length() -> None:
     choices = ("yes", "certainly", "no", "maybe")
-    base = chosen("acc_norm", (1, (-3.0, -4.5, -9.0, -9.0)), choices=choices)  # -1.0 and -0.5 a character
+    base = chosen(
+        "acc_norm", (1, (-3.0, -4.5, -9.0, -9.0)), choices=choices
+    )  # -1.0 and -0.5 a character
     tuned = chosen("acc_norm", (1, (-3.0, -18.0, -9.0, -9.0)), choices=choices)  # -1.0 and -2.0
     found = anatomy(base, tuned)
     assert found.n_lost == 1
@@ -151,7 +175,9 @@ def test_questions_with_several_right_choices_have_no_lead() -> None:
     assert (found.causes, found.choices) == ((), None)
 
 
-def test_of_what_was_stopped_no_share_has_an_interval_and_a_move_one_that_holds_at_any_look() -> None:
+def test_of_what_was_stopped_no_share_has_an_interval_and_a_move_one_that_holds_at_any_look() -> (
+    None
+):
     base, tuned = (stopped(written(scores), 63) for scores in ([1.0] * 200, [1.0, 0.0] * 100))
     [cause] = [cause for cause in anatomy(base, tuned).causes if cause.count]
     assert cause.share is not None

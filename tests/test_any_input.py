@@ -12,22 +12,25 @@ import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings, strategies as st
 
-from slimdown.guarding.errors import ConfigError
-from slimdown.settings.commandline import check_command_line
-from slimdown.settings.dataset import DatasetConfig
-from slimdown.settings.naming import flatten
-from slimdown.settings.row_files import RowError
-from slimdown.settings.rows import check_file, rows_of
-from slimdown.settings.schema import RunConfig
+from slimdown.config.commandline import check_command_line
+from slimdown.config.dataset import DatasetConfig
+from slimdown.config.naming import flatten
+from slimdown.config.schema import RunConfig
+from slimdown.data.row_files import RowError
+from slimdown.data.rows import check_file, rows_of
+from slimdown.utils.errors import ConfigError
 
 COLUMNS = ("question", "context", "reply")
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
 )
 names = st.sampled_from([*COLUMNS, "notes"]) | st.text(max_size=5)
-objects = st.dictionaries(names, values, max_size=5) | st.fixed_dictionaries(dict.fromkeys(COLUMNS, values))
+objects = st.dictionaries(names, values, max_size=5) | st.fixed_dictionaries(
+    dict.fromkeys(COLUMNS, values)
+)
 rows = st.lists(objects | values, max_size=6)
 
 
@@ -39,7 +42,10 @@ def parquet(table: pyarrow.Table) -> bytes:
 
 SOUND = parquet(pyarrow.table({name: [f"{name} {i}" for i in range(50)] for name in COLUMNS}))
 columns = st.one_of(
-    *(st.lists(st.none() | kind, min_size=3, max_size=3) for kind in (st.text(), st.binary(), st.integers(0, 9))),
+    *(
+        st.lists(st.none() | kind, min_size=3, max_size=3)
+        for kind in (st.text(), st.binary(), st.integers(0, 9))
+    ),
     st.lists(st.lists(st.text(), max_size=2), min_size=3, max_size=3),
     st.lists(st.datetimes(), min_size=3, max_size=3),
     st.lists(st.floats(), min_size=3, max_size=3),
@@ -58,9 +64,13 @@ def damaged_tables(draw: st.DrawFn) -> bytes:
 @st.composite
 def odd_tables(draw: st.DrawFn) -> bytes:
     """A table whose columns hold what they like; a name may come twice."""
-    there = draw(st.lists(names, min_size=1, max_size=4)) + draw(st.sampled_from([[], list(COLUMNS)]))
+    there = draw(st.lists(names, min_size=1, max_size=4)) + draw(
+        st.sampled_from([[], list(COLUMNS)])
+    )
     try:
-        return parquet(pyarrow.Table.from_arrays([pyarrow.array(draw(columns)) for _ in there], names=there))
+        return parquet(
+            pyarrow.Table.from_arrays([pyarrow.array(draw(columns)) for _ in there], names=there)
+        )
     except (UnicodeEncodeError, pyarrow.ArrowException):  # Parquet cannot hold it
         assume(False)
         raise
@@ -77,17 +87,27 @@ def files(draw: st.DrawFn) -> tuple[str, bytes]:
     if ending == "csv":
         lines = draw(st.lists(st.lists(st.text(max_size=8), min_size=3, max_size=3), max_size=5))
         quoted = draw(st.booleans())
-        cells = [",".join(f'"{cell}"' if quoted else cell for cell in line) for line in [COLUMNS, *lines]]
+        cells = [
+            ",".join(f'"{cell}"' if quoted else cell for cell in line) for line in [COLUMNS, *lines]
+        ]
         return ending, "\n".join(cells).encode("utf-8", "surrogatepass")
     content = draw(rows)
     text = json.dumps(content) if ending == "json" else "\n".join(map(json.dumps, content))
     return ending, draw(st.sampled_from([b"", b"\xef\xbb\xbf"])) + text.encode()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(files(), st.sampled_from([None, "context"]))
 @example(("jsonl", b'{"question": 0, "context": [1], "reply": false}\n' * 2), None)
-@example(("jsonl", b'{"question": 123456789012345678901234567890, "context": "\\ud800", "reply": "b"}\n' * 2), None)
+@example(
+    (
+        "jsonl",
+        b'{"question": 123456789012345678901234567890, "context": "\\ud800", "reply": "b"}\n' * 2,
+    ),
+    None,
+)
 @example(("parquet", SOUND), "context")
 def test_a_file_of_rows_loads_or_is_answered_with_a_row(
     tmp_path: Path, file: tuple[str, bytes], further: str | None
@@ -103,7 +123,9 @@ def test_a_file_of_rows_loads_or_is_answered_with_a_row(
     except RowError as error:
         said = str(error).removeprefix(f"{path} ")
         assert "\n" not in said
-        whole = "" if ending.lower() in ("jsonl", "csv") else "|cannot be read as"  # a file that has no rows yet
+        whole = (
+            "" if ending.lower() in ("jsonl", "csv") else "|cannot be read as"
+        )  # a file that has no rows yet
         assert re.match(rf"row \d+: |has \d row\(s\){whole}", said)
     else:
         assert len(found) >= 2
@@ -126,7 +148,15 @@ def overrides(draw: st.DrawFn) -> str:
     text = draw(st.text(max_size=12) | scalars.map(str) | values.map(str))
     quoted = "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return draw(
-        st.sampled_from([f"{key}={text}", f"{key}={quoted}", f"{key}=[{quoted}]", f"{key}=choice({text},1)", text])
+        st.sampled_from(
+            [
+                f"{key}={text}",
+                f"{key}={quoted}",
+                f"{key}=[{quoted}]",
+                f"{key}=choice({text},1)",
+                text,
+            ]
+        )
     )
 
 
@@ -138,7 +168,9 @@ def known(composed: Callable[..., RunConfig]) -> None:
     SETTINGS.update(flatten(composed()))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data(), sweep=st.booleans())
 def test_a_setting_composes_or_is_answered(
     known: None, data: Any, sweep: bool, composed: Callable[..., RunConfig]
@@ -150,4 +182,6 @@ def test_a_setting_composes_or_is_answered(
     except ConfigError:
         return
     if not sweep:
-        assert isinstance(composed(override), RunConfig)  # what was found sound is what Hydra makes of it
+        assert isinstance(
+            composed(override), RunConfig
+        )  # what was found sound is what Hydra makes of it

@@ -25,11 +25,11 @@ from mlflow import MlflowClient
 from test_model import damage
 
 from slimdown import check, compare, run
+from slimdown.config.schema import RunConfig
 from slimdown.experiment import experiment
-from slimdown.guarding.errors import UserError
 from slimdown.pocket import MODEL_DIR
-from slimdown.recording.provenance import About
-from slimdown.settings.schema import RunConfig
+from slimdown.tracking.provenance import About
+from slimdown.utils.errors import UserError
 
 SETTINGS = [
     # groups
@@ -61,7 +61,10 @@ SETTINGS = [
     ("model.id=./nowhere", "there is no folder ./nowhere"),
     ("model.id=a/b/c", "there is no folder a/b/c"),
     ("'model.id=\"~nobody/x\"'", "there is no folder ~nobody/x"),
-    ("model.id='a b'", "is neither a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct nor a folder"),
+    (
+        "model.id='a b'",
+        "is neither a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct nor a folder",
+    ),
     ("model.revision=v2", "pocket:model is a folder and has no revisions"),
     ("model.dtype=half", "expected one of [auto, float32, bfloat16, float16]"),
     ("model.device=tpu", "expected one of [auto, cpu, cuda, mps]"),
@@ -110,7 +113,10 @@ SETTINGS = [
     ("train.max_length=7", "train.max_length must be at least 8 tokens, got 7"),
     ("train.max_length=null", "field 'max_length' is not Optional"),
     ("train.per_device_train_batch_size=0", "train.per_device_train_batch_size must be at least 1"),
-    ("train.gradient_accumulation_steps=-1", "train.gradient_accumulation_steps must be at least 1"),
+    (
+        "train.gradient_accumulation_steps=-1",
+        "train.gradient_accumulation_steps must be at least 1",
+    ),
     ("train.per_device_eval_batch_size=0", "train.per_device_eval_batch_size must be at least 1"),
     ("seed=-1", "seed must not be negative, got -1"),
     ("seed=4294967296", "seed must be a whole number of at most 4294967295"),
@@ -131,18 +137,30 @@ SETTINGS = [
     ("tracking.uri=null", "field 'uri' is not Optional"),
     ("tracking.experiment=''", "tracking.experiment is empty"),
     ("tracking.experiment=a\udcffb", "is not setting=value: token recognition error"),
-    ("\"tracking.experiment='a\udcffb'\"", "tracking.experiment holds a character that cannot be written"),
+    (
+        "\"tracking.experiment='a\udcffb'\"",
+        "tracking.experiment holds a character that cannot be written",
+    ),
     ("\"model.id='a\0b'\"", "model.id holds a character that cannot be written"),
     # benchmarks
-    ("benchmark.pocket_cs.limit=0", "limit must be at least 1, got 0; leave it out for all questions"),
+    (
+        "benchmark.pocket_cs.limit=0",
+        "limit must be at least 1, got 0; leave it out for all questions",
+    ),
     ("benchmark.pocket_cs.limit.x=4", "benchmark.pocket_cs.limit is one, and holds a plain value"),
     ("benchmark.pocket_cs.num_fewshot=-1", "num_fewshot must not be negative"),
     ("benchmark.pocket_cs.chance=1", "chance must be from 0 up to, not including, 1"),
     ("benchmark.pocket_cs.chance=nan", "chance must be a finite number"),
     ("benchmark.pocket_cs.margin=0", "margin must be above 0 and below 1"),
     ("benchmark.pocket_cs.margin=nan", "margin must be a finite number"),
-    ("benchmark.pocket_cs.numeric_tolerance=inf", "numeric_tolerance must be a finite number, got inf"),
-    ("benchmark.pocket_cs.numeric_tolerance=nan", "numeric_tolerance must be a finite number, got nan"),
+    (
+        "benchmark.pocket_cs.numeric_tolerance=inf",
+        "numeric_tolerance must be a finite number, got inf",
+    ),
+    (
+        "benchmark.pocket_cs.numeric_tolerance=nan",
+        "numeric_tolerance must be a finite number, got nan",
+    ),
     ("benchmark.pocket_cs.numeric_tolerance=0", "numeric_tolerance must be above 0"),
     ("benchmark.pocket_cs.role=nope", "expected one of [target, retained]"),
     ("benchmark.pocket_cs.paper_metric=nope", "expected one of [ability_augmentation"),
@@ -161,7 +179,10 @@ SETTINGS = [
     ("dataset.pocket_instructions.validation_examples=0", "validation_examples must be at least 1"),
     ("dataset.pocket_instructions.template=hello", "a text that holds {instruction}, got 'hello'"),
     ("dataset.pocket_instructions.input=x", "the template '{instruction}' has no {input}"),
-    ("\"dataset.pocket_instructions.template='{instruction} {input}'\"", "has a place for {input}; name the column"),
+    (
+        "\"dataset.pocket_instructions.template='{instruction} {input}'\"",
+        "has a place for {input}; name the column",
+    ),
     ("dataset.pocket_instructions.split=test", "is a file and has no split"),
     ("dataset.pocket_instructions.name=main", "is a file and has no name"),
     ("dataset.pocket_instructions.revision=v2", "is a file and has no revision"),
@@ -169,25 +190,55 @@ SETTINGS = [
         "dataset.pocket_instructions.path=pocket:nope",
         "the embedded world has no such data; known: pocket:pocket_common",
     ),
-    ("dataset.pocket_instructions.path=pocket:../../conf/config", "the embedded world has no such data"),
+    (
+        "dataset.pocket_instructions.path=pocket:../../conf/config",
+        "the embedded world has no such data",
+    ),
     ("dataset.pocket_instructions.path=pocket:model", "the embedded world has no such data"),
-    ("dataset.pocket_instructions.path=''", "is neither a hub id nor a .json, .jsonl, .csv or .parquet file"),
+    (
+        "dataset.pocket_instructions.path=''",
+        "is neither a hub id nor a .json, .jsonl, .csv or .parquet file",
+    ),
     ("dataset.pocket_instructions.path='a b'", "is neither a hub id nor a .json"),
     ("dataset.pocket_instructions.path=/", "is neither a hub id nor a .json"),
-    ("dataset.pocket_instructions.instruction=nope", "row 1: there is no column nope; there are prompt, completion"),
-    ("dataset.pocket_instructions.format=nope", "expected one of [auto, instruction, prompt_completion, messages, te"),
-    ("dataset.pocket_instructions.format=messages", "format=messages reads no template, instruction, input and output"),
-    ("dataset.pocket_instructions.output=answers", "there is no column answers; there are prompt, completion; name"),
+    (
+        "dataset.pocket_instructions.instruction=nope",
+        "row 1: there is no column nope; there are prompt, completion",
+    ),
+    (
+        "dataset.pocket_instructions.format=nope",
+        "expected one of [auto, instruction, prompt_completion, messages, te",
+    ),
+    (
+        "dataset.pocket_instructions.format=messages",
+        "format=messages reads no template, instruction, input and output",
+    ),
+    (
+        "dataset.pocket_instructions.output=answers",
+        "there is no column answers; there are prompt, completion; name",
+    ),
     ("dataset.pocket_instructions.skip_bad_rows=maybe", "is not a valid bool"),
-    ("dataset.pocket_instructions.weight=-1", "dataset.pocket_instructions.weight must not be negative, got -1.0"),
-    ("dataset.pocket_instructions.weight=nan", "dataset.pocket_instructions.weight must be a finite number, got nan"),
-    ("dataset.pocket_instructions.weight=0", "dataset.pocket_instructions.weight=0: a mixture of nothing"),
+    (
+        "dataset.pocket_instructions.weight=-1",
+        "dataset.pocket_instructions.weight must not be negative, got -1.0",
+    ),
+    (
+        "dataset.pocket_instructions.weight=nan",
+        "dataset.pocket_instructions.weight must be a finite number, got nan",
+    ),
+    (
+        "dataset.pocket_instructions.weight=0",
+        "dataset.pocket_instructions.weight=0: a mixture of nothing",
+    ),
     (
         "dataset=[pocket_instructions,pocket_replay] dataset.pocket_replay.weight=1",
         "dataset.pocket_instructions.weight is not set, and others have one; give every dataset a weight, or none",
     ),
     # what somebody else tuned
-    ("tuned=''", "tuned='': there is no such folder, and a hub id is OWNER/NAME or OWNER/NAME@REVISION"),
+    (
+        "tuned=''",
+        "tuned='': there is no such folder, and a hub id is OWNER/NAME or OWNER/NAME@REVISION",
+    ),
     ("tuned=./nowhere", "tuned='./nowhere': there is no such folder"),
     ("tuned=/nowhere/a@b", "tuned='/nowhere/a': there is no such folder"),
     ("tuned=runs/mine/adapter", "tuned='runs/mine/adapter': there is no such folder"),
@@ -201,7 +252,10 @@ SETTINGS = [
         "tuned=pocket:model lora.r=4",
         "tuned=pocket:model is measured as it is, and nothing is trained: leave out lora.r=4",
     ),
-    ("tuned=me/mine dataset=[alpaca] seed=1", "nothing is trained: leave out dataset=[alpaca] seed=1"),
+    (
+        "tuned=me/mine dataset=[alpaca] seed=1",
+        "nothing is trained: leave out dataset=[alpaca] seed=1",
+    ),
     ("-m tuned=me/mine train=quick,default", "nothing is trained: leave out train=quick"),
     # what is no setting
     ("train.learning_rat=1", "did you mean train.learning_rate"),
@@ -226,7 +280,10 @@ SETTINGS = [
     ("lora.r=4,8", "several values are a sweep; begin it with -m"),
     ("lora=glob(*)", "several values are a sweep; begin it with -m"),
     ("-m lora=glob(x*)", "no value is left to try"),
-    ("-m seed=range(0,100000)", "this sweep is 100,000 runs (100,000 of seed), and one command starts at most 1,000"),
+    (
+        "-m seed=range(0,100000)",
+        "this sweep is 100,000 runs (100,000 of seed), and one command starts at most 1,000",
+    ),
     ("-m seed=range(0,1000000000000)", "this sweep is 1,000,000,000,000 runs"),
     ("-m seed=range(0,100) lora.r=range(1,100)", "9,900 runs (100 of seed x 99 of lora.r)"),
     ("-m lora.r=range(0,100)", "lora.r must be at least 1, got 0"),
@@ -239,18 +296,51 @@ SETTINGS = [
     ("-m model=pocket,nope", "model=nope: there is no such model"),
     ("lora.r=4 -m seed=1,-2", "seed must not be negative, got -2"),
     # Hydra's own
-    ("hydra.launcher=nope", "chooses nothing; choose with hydra/launcher=..., known: basic, joblib, ray"),
-    ("hydra/launcher=nope", "there is no such hydra/launcher; known: basic, joblib, ray, submitit_local"),
-    ("hydra/launcher=joblib", "hydra/launcher=joblib starts the jobs of a sweep, be it of one; begin it with -m"),
+    (
+        "hydra.launcher=nope",
+        "chooses nothing; choose with hydra/launcher=..., known: basic, joblib, ray",
+    ),
+    (
+        "hydra/launcher=nope",
+        "there is no such hydra/launcher; known: basic, joblib, ray, submitit_local",
+    ),
+    (
+        "hydra/launcher=joblib",
+        "hydra/launcher=joblib starts the jobs of a sweep, be it of one; begin it with -m",
+    ),
     ("-m hydra/launcher=joblib hydra.launcher.jobs=2", "jobs"),
-    ("-m hydra/launcher=joblib hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs must be -1, for all cores, or from 1"),
-    ("-m hydra/launcher=joblib hydra.launcher.n_jobs=99999 lora.r=0", "n_jobs must be -1, for all cores, or from 1"),
-    ("-m hydra/launcher=joblib hydra.launcher.n_jobs=99999 lora.r=0", "lora.r must be at least 1, got 0"),
-    ("-m hydra/launcher=joblib hydra.launcher.pre_dispatch=nope", "pre_dispatch must be all, n_jobs, a multiple"),
-    ("-m hydra/launcher=joblib hydra.launcher.backend=threading", "backend must be loky, the processes that"),
-    ("-m hydra/launcher=submitit_local hydra.launcher.timeout_min=-4", "timeout_min must be at least 1, got -4"),
-    ("-m hydra/launcher=ray hydra.launcher.ray.init.num_cpus=abc", "num_cpus must be at least 1, got abc"),
-    ("-m hydra/launcher=submitit_local 'hydra.launcher.nodes=${nope}'", "nodes: Interpolation key 'nope' not found"),
+    (
+        "-m hydra/launcher=joblib hydra.launcher.n_jobs=0",
+        "hydra.launcher.n_jobs must be -1, for all cores, or from 1",
+    ),
+    (
+        "-m hydra/launcher=joblib hydra.launcher.n_jobs=99999 lora.r=0",
+        "n_jobs must be -1, for all cores, or from 1",
+    ),
+    (
+        "-m hydra/launcher=joblib hydra.launcher.n_jobs=99999 lora.r=0",
+        "lora.r must be at least 1, got 0",
+    ),
+    (
+        "-m hydra/launcher=joblib hydra.launcher.pre_dispatch=nope",
+        "pre_dispatch must be all, n_jobs, a multiple",
+    ),
+    (
+        "-m hydra/launcher=joblib hydra.launcher.backend=threading",
+        "backend must be loky, the processes that",
+    ),
+    (
+        "-m hydra/launcher=submitit_local hydra.launcher.timeout_min=-4",
+        "timeout_min must be at least 1, got -4",
+    ),
+    (
+        "-m hydra/launcher=ray hydra.launcher.ray.init.num_cpus=abc",
+        "num_cpus must be at least 1, got abc",
+    ),
+    (
+        "-m hydra/launcher=submitit_local 'hydra.launcher.nodes=${nope}'",
+        "nodes: Interpolation key 'nope' not found",
+    ),
     ("hydra/sweeper=nope", "there is no such hydra/sweeper; known: basic, slimdown"),
     ("+hydra.nope=1", "hydra.nope is not a setting of Hydra"),
     ("hydra=1", "Config group override must be a string or a list"),
@@ -275,7 +365,10 @@ TUNED = [
         ["adapter_config.json"],
         "the weights of an adapter are expected in adapter_model.safetensors, and there are none",
     ),
-    (["adapter_config.json", "adapter_model.bin"], "only adapter_model.bin, and pickled weights can run code"),
+    (
+        ["adapter_config.json", "adapter_model.bin"],
+        "only adapter_model.bin, and pickled weights can run code",
+    ),
     (
         ["config.json", "pytorch_model.bin"],
         "the weights of a model are expected in *.safetensors, and there are only pyt",
@@ -336,16 +429,36 @@ TABLES = [
 FOLDERS = [
     ("dataset/mine.yaml", "a: [", "dataset=[mine]", "while parsing a flow node"),
     ("dataset/mine.yaml", "- 1\n", "dataset=[mine]", "Cannot merge DictConfig with ListConfig"),
-    ("dataset/mine.yaml", "path: rows.jsonl\n", "dataset=[mine]", "begin with `# @package dataset.mine`?"),
-    ("experiment/mine.yaml", "# @package _global_\nlora: {r: 0}\n", "experiment=mine", "lora.r must be at least 1"),
-    ("experiment/mine.yaml", "# @package _global_\nlora: null\n", "experiment=mine", "field 'lora' is not Optional"),
+    (
+        "dataset/mine.yaml",
+        "path: rows.jsonl\n",
+        "dataset=[mine]",
+        "begin with `# @package dataset.mine`?",
+    ),
+    (
+        "experiment/mine.yaml",
+        "# @package _global_\nlora: {r: 0}\n",
+        "experiment=mine",
+        "lora.r must be at least 1",
+    ),
+    (
+        "experiment/mine.yaml",
+        "# @package _global_\nlora: null\n",
+        "experiment=mine",
+        "field 'lora' is not Optional",
+    ),
     (
         "experiment/mine.yaml",
         "# @package _global_\nlora: {nope: 1}\n",
         "experiment=mine",
         "Key 'nope' not in 'LoraConfig'",
     ),
-    ("experiment/mine.yaml", b"\xff\xfe\0", "experiment=mine", "experiment=mine: UnicodeDecodeError"),
+    (
+        "experiment/mine.yaml",
+        b"\xff\xfe\0",
+        "experiment=mine",
+        "experiment=mine: UnicodeDecodeError",
+    ),
     (
         "benchmark/mine.yaml",
         "# @package benchmark\n'b(1)': {task: pocket_cs, metric: acc, num_fewshot: 0, chance: 0.25}\n",
@@ -370,10 +483,18 @@ COMMANDS: list[tuple[Callable[[], None], str, str]] = [
     (check.main, "run --max-loss a=0.1 a=0.9", "a has a budget already, 0.1"),
     (check.main, "run --max-loss a=0.1 --max-loss a=0.9", "a has a budget already, 0.1"),
     (check.main, "run", "there is no record"),
-    (check.main, "run --tracking-uri sqlite:////nowhere/mlflow.db", "there is no record /nowhere/mlflow.db"),
+    (
+        check.main,
+        "run --tracking-uri sqlite:////nowhere/mlflow.db",
+        "there is no record /nowhere/mlflow.db",
+    ),
     (compare.main, "", "there is no record"),
     (compare.main, "--nope", "unrecognized arguments: --nope"),
-    (compare.main, "--tracking-uri sqlite:////nowhere/mlflow.db", "there is no record /nowhere/mlflow.db"),
+    (
+        compare.main,
+        "--tracking-uri sqlite:////nowhere/mlflow.db",
+        "there is no record /nowhere/mlflow.db",
+    ),
 ]
 
 
@@ -390,7 +511,9 @@ def light_process() -> Iterator[None]:
 
 
 @pytest.fixture
-def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Refused:
     """Runs a command that must be refused, in an empty folder, and returns its answer."""
     folder = tmp_path / "empty"
     folder.mkdir()
@@ -403,7 +526,9 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     def answer(command: Callable[[], None], arguments: list[str]) -> str:
         monkeypatch.setattr(sys, "argv", ["slimdown", *arguments])
         monkeypatch.setattr(run, "job", begun)
-        start = time.process_time()  # not the clock's: a busy machine answers later with the same work
+        start = (
+            time.process_time()
+        )  # not the clock's: a busy machine answers later with the same work
         with pytest.raises(SystemExit) as stopped:
             command()
         seconds = time.process_time() - start
@@ -418,7 +543,9 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return answer
 
 
-@pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher:UserWarning")  # as job.py does, with the reason
+@pytest.mark.filterwarnings(
+    r"ignore:\s*'hydra/launcher:UserWarning"
+)  # as job.py does, with the reason
 @pytest.mark.parametrize(
     ("arguments", "answer"), SETTINGS, ids=[a[:40].encode("ascii", "replace") for a, _ in SETTINGS]
 )
@@ -426,10 +553,16 @@ def test_a_wrong_setting(arguments: str, answer: str, refused: Refused) -> None:
     assert answer in refused(run.main, shlex.split(arguments))
 
 
-@pytest.mark.parametrize(("name", "content", "answer"), ROWS, ids=[f"{name} {answer[:30]}" for name, _, answer in ROWS])
-def test_a_wrong_file(name: str, content: str | bytes, answer: str, tmp_path: Path, refused: Refused) -> None:
+@pytest.mark.parametrize(
+    ("name", "content", "answer"), ROWS, ids=[f"{name} {answer[:30]}" for name, _, answer in ROWS]
+)
+def test_a_wrong_file(
+    name: str, content: str | bytes, answer: str, tmp_path: Path, refused: Refused
+) -> None:
     file = tmp_path / name
-    file.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+    file.write_bytes(
+        content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
+    )
     said = refused(run.main, ["dataset=[file]", f"dataset.file.path='{file}'"])
     assert f"dataset.file: {file} {answer}" in said
     assert len(said) < 1000
@@ -443,7 +576,9 @@ def test_a_wrong_table(
     refused: Refused,
 ) -> None:
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
-    assert answer in refused(run.main, ["dataset=[file]", f"dataset.file.path='{tmp_path}/rows.parquet'"])
+    assert answer in refused(
+        run.main, ["dataset=[file]", f"dataset.file.path='{tmp_path}/rows.parquet'"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -462,7 +597,9 @@ def test_a_wrong_path(path: str, answer: str, tmp_path: Path, refused: Refused) 
 
 
 @pytest.mark.parametrize(("files", "answer"), TUNED)
-def test_a_folder_without_a_tuned_model(files: list[str], answer: str, tmp_path: Path, refused: Refused) -> None:
+def test_a_folder_without_a_tuned_model(
+    files: list[str], answer: str, tmp_path: Path, refused: Refused
+) -> None:
     folder = tmp_path / "a@b"
     folder.mkdir()
     for file in files:
@@ -475,12 +612,16 @@ def test_a_folder_without_a_tuned_model(files: list[str], answer: str, tmp_path:
 
 def test_a_file_in_place_of_the_folder_that_it_lies_in(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "adapter_model.safetensors").write_text("")
-    assert "is a file; give the folder" in refused(run.main, [f"tuned={tmp_path}/adapter_model.safetensors"])
+    assert "is a file; give the folder" in refused(
+        run.main, [f"tuned={tmp_path}/adapter_model.safetensors"]
+    )
 
 
 def test_an_adapter_in_place_of_the_base(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    assert "holds an adapter; name its base here, and itself as tuned=" in refused(run.main, [f"model.id={tmp_path}"])
+    assert "holds an adapter; name its base here, and itself as tuned=" in refused(
+        run.main, [f"model.id={tmp_path}"]
+    )
 
 
 @pytest.mark.parametrize(("file", "content", "choice", "answer"), FOLDERS)
@@ -517,7 +658,9 @@ def test_a_wrong_question_to_the_record(
         ("slimdown.compare --tracking-uri sqlite:////nowhere/mlflow.db", 1, "there is no record"),
     ],
 )
-def test_a_command_answers_within_a_second_of_work(command: str, code: int, answer: str, tmp_path: Path) -> None:
+def test_a_command_answers_within_a_second_of_work(
+    command: str, code: int, answer: str, tmp_path: Path
+) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
@@ -548,7 +691,11 @@ def test_a_command_answers_within_a_second_of_work(command: str, code: int, answ
     ],
 )
 def test_what_only_a_loaded_model_tells_is_told_before_anything_is_measured(
-    overrides: str, answer: str, composed: Callable[..., RunConfig], store: MlflowClient, tmp_path: Path
+    overrides: str,
+    answer: str,
+    composed: Callable[..., RunConfig],
+    store: MlflowClient,
+    tmp_path: Path,
 ) -> None:
     model = tmp_path / "model"
     if "=" not in overrides:
@@ -557,7 +704,9 @@ def test_what_only_a_loaded_model_tells_is_told_before_anything_is_measured(
         overrides = f"model.id={model}"
     uri = f"tracking.uri=sqlite:///{tmp_path}/mlruns/mlflow.db"
     with pytest.raises(UserError) as caught:
-        experiment(composed(*SMALL, uri, *overrides.split()), About("bad", "", [], tmp_path / "scratch"))
+        experiment(
+            composed(*SMALL, uri, *overrides.split()), About("bad", "", [], tmp_path / "scratch")
+        )
     assert answer in str(caught.value)
     assert "\n" not in str(caught.value)
     (recorded,) = store.search_runs([e.experiment_id for e in store.search_experiments()])

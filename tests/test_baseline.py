@@ -20,18 +20,18 @@ from made_up import evaluation, written
 from mlflow import MlflowClient
 from recorded import settings_of
 
-from slimdown.guarding.errors import UserError
-from slimdown.judging.changes import Verdict, changes_between
-from slimdown.measuring import measure as baseline
-from slimdown.measuring.answers import BenchmarkEvaluation, Score, read_samples, write_samples
-from slimdown.measuring.harness import choose_scoring, evaluate
-from slimdown.measuring.measure import measure
-from slimdown.measuring.parts import Parts
-from slimdown.measuring.questions import load_tasks
-from slimdown.preparing.model import LoadedModel, load_model
-from slimdown.recording.evaluations import EvaluationRecord, base_records
-from slimdown.recording.write import TrackedRun
-from slimdown.settings.schema import BenchmarkConfig, RunConfig, TrackingConfig
+from slimdown.config.schema import BenchmarkConfig, RunConfig, TrackingConfig
+from slimdown.evaluation import measure as baseline
+from slimdown.evaluation.answers import BenchmarkEvaluation, Score, read_samples, write_samples
+from slimdown.evaluation.harness import choose_scoring, evaluate
+from slimdown.evaluation.measure import measure
+from slimdown.evaluation.parts import Parts
+from slimdown.evaluation.questions import load_tasks
+from slimdown.models.model import LoadedModel, load_model
+from slimdown.stats.changes import Verdict, changes_between
+from slimdown.tracking.evaluations import EvaluationRecord, base_records
+from slimdown.tracking.write import TrackedRun
+from slimdown.utils.errors import UserError
 
 Composed = Callable[..., RunConfig]
 
@@ -60,12 +60,18 @@ class Counting:
 def measured(loaded: LoadedModel, config: RunConfig, record: Any) -> dict[str, BenchmarkEvaluation]:
     tasks = load_tasks(config.benchmark)
     scoring = choose_scoring(loaded, tasks, config.benchmark, config.evaluation)
-    done = measure(loaded, tasks, config.benchmark, config.evaluation, scoring, record, lambda d, t, n: None)
+    done = measure(
+        loaded, tasks, config.benchmark, config.evaluation, scoring, record, lambda d, t, n: None
+    )
     return done.benchmarks
 
 
 CS = ["benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=6"]
-BOTH = ["benchmark=[pocket_cs,pocket_math]", "benchmark.pocket_cs.limit=6", "benchmark.pocket_math.limit=6"]
+BOTH = [
+    "benchmark=[pocket_cs,pocket_math]",
+    "benchmark.pocket_cs.limit=6",
+    "benchmark.pocket_math.limit=6",
+]
 
 
 def test_an_equal_evaluation_is_found_and_a_new_benchmark_alone_is_made(
@@ -86,31 +92,47 @@ def test_a_primary_metric_without_a_score_for_each_question_is_refused_after_the
     (found,) = measured(pocket, composed(*CS), record).values()
     bare = tuple(replace(sample, scores={"acc_norm": 1.0}) for sample in found.samples)
     record.kept = dict.fromkeys(record.kept, replace(found, samples=bare))
-    with pytest.raises(UserError, match=r"benchmark.pocket_cs.metric=acc has no score for each question.*acc_norm"):
+    with pytest.raises(
+        UserError, match=r"benchmark.pocket_cs.metric=acc has no score for each question.*acc_norm"
+    ):
         measured(pocket, composed(*CS), record)
 
 
 @pytest.mark.parametrize(
     "override",
-    ["benchmark.pocket_cs.limit=5", "benchmark.pocket_cs.task=pocket_cs_dev", "evaluation.token_budget=4096"],
+    [
+        "benchmark.pocket_cs.limit=5",
+        "benchmark.pocket_cs.task=pocket_cs_dev",
+        "evaluation.token_budget=4096",
+    ],
 )
-def test_what_can_change_an_answer_makes_it_anew(override: str, pocket: LoadedModel, composed: Composed) -> None:
+def test_what_can_change_an_answer_makes_it_anew(
+    override: str, pocket: LoadedModel, composed: Composed
+) -> None:
     record = Counting()
     measured(pocket, composed(*CS), record)
     measured(pocket, composed(*CS, override), record)
     assert len(record.made) == 2
 
 
-def test_the_runs_seed_and_how_scores_are_read_do_not(pocket: LoadedModel, composed: Composed) -> None:
+def test_the_runs_seed_and_how_scores_are_read_do_not(
+    pocket: LoadedModel, composed: Composed
+) -> None:
     record = Counting()
     measured(pocket, composed(*CS), record)
     measured(
-        pocket, composed(*CS, "seed=3", "benchmark.pocket_cs.role=target", "benchmark.pocket_cs.chance=0.3"), record
+        pocket,
+        composed(
+            *CS, "seed=3", "benchmark.pocket_cs.role=target", "benchmark.pocket_cs.chance=0.3"
+        ),
+        record,
     )
     assert len(record.made) == 1
 
 
-def test_a_report_comes_back_from_its_file_as_it_was(pocket: LoadedModel, composed: Composed, tmp_path: Path) -> None:
+def test_a_report_comes_back_from_its_file_as_it_was(
+    pocket: LoadedModel, composed: Composed, tmp_path: Path
+) -> None:
     config = composed(*BOTH)
     for name, report in measured(pocket, config, Counting()).items():
         write_samples(tmp_path / "samples.parquet", "base", name, report)
@@ -121,12 +143,16 @@ def test_graded_scores_come_back_from_a_file_to_the_last_bit(tmp_path: Path) -> 
     """As single-precision numbers they moved all the same way, and nothing changed was a change with p = 4.5e-9."""
     draw = random.Random(1)
     fresh = written([draw.random() for _ in range(300)])
-    odd = replace(fresh.samples[0], log_likelihoods=(-0.1, -inf, -1e-300), prompt="\x00 \u2028 é", response="")
+    odd = replace(
+        fresh.samples[0], log_likelihoods=(-0.1, -inf, -1e-300), prompt="\x00 \u2028 é", response=""
+    )
     fresh = replace(fresh, samples=(odd, *fresh.samples[1:]), seconds=0.1 + 0.2)
     write_samples(tmp_path / "samples.parquet", "base", "written", fresh)
     found = read_samples(tmp_path / "samples.parquet", fresh.benchmark)
     assert found == fresh
-    change = changes_between(evaluation(written=found), evaluation(written=fresh)).benchmarks["written"]
+    change = changes_between(evaluation(written=found), evaluation(written=fresh)).benchmarks[
+        "written"
+    ]
     assert change.primary.difference.value == 0
     assert change.p_value == 1
     assert change.verdict is Verdict.retained  # 300 questions of which none moved
@@ -141,13 +167,17 @@ def as_before(file: Path, report: BenchmarkEvaluation) -> BenchmarkEvaluation:
     table = pq.read_table(file)
     scores = table["score"].cast(pa.float32())
     earlier = table.set_column(table.schema.get_field_index("score"), "score", scores)
-    earlier = earlier.rename_columns(["question" if name == "prompt" else name for name in table.schema.names])
+    earlier = earlier.rename_columns(
+        ["question" if name == "prompt" else name for name in table.schema.names]
+    )
     about = {b"slimdown": table.schema.metadata[b"slimdown"]}
     pq.write_table(earlier.replace_schema_metadata(about), file)
     return read_samples(file, report.benchmark)
 
 
-def test_samples_of_earlier_records_are_read_and_rounded_ones_are_not_held_against_exact_ones(tmp_path: Path) -> None:
+def test_samples_of_earlier_records_are_read_and_rounded_ones_are_not_held_against_exact_ones(
+    tmp_path: Path,
+) -> None:
     whole, graded = written([1.0, 0.0, 1.0]), written([1 / 3, 0.1, 0.7])
     assert as_before(tmp_path / "samples.parquet", whole) == whole
     rounded = as_before(tmp_path / "samples.parquet", graded)
@@ -167,7 +197,8 @@ def test_a_prompt_is_kept_whole(pocket: LoadedModel, composed: Composed, tmp_pat
     write_samples(tmp_path / "samples.parquet", "base", "pocket_cs", found.benchmarks["pocket_cs"])
     kept = read_samples(tmp_path / "samples.parquet", config.benchmark["pocket_cs"])
     assert [sample.prompt for sample in kept.samples] == [
-        task.config.description + task.doc_to_text(row) for row in task.dataset["test"].select(range(6))
+        task.config.description + task.doc_to_text(row)
+        for row in task.dataset["test"].select(range(6))
     ]
 
 
@@ -194,8 +225,15 @@ def test_a_base_lies_in_a_run_of_its_own_and_is_found_by_another(
     assert "base/pocket_cs/acc" in baseline.data.metrics
     assert baseline.data.tags["slimdown.kind"] == "baseline"
     assert baseline.data.params["model.id"] == "pocket:model"
-    assert {key.split(".")[0] for key in baseline.data.params} == {"model", "quantization", "benchmark", "evaluation"}
-    assert [a.path for a in store.list_artifacts(sources[0], "samples")] == ["samples/base-pocket_cs.parquet"]
+    assert {key.split(".")[0] for key in baseline.data.params} == {
+        "model",
+        "quantization",
+        "benchmark",
+        "evaluation",
+    }
+    assert [a.path for a in store.list_artifacts(sources[0], "samples")] == [
+        "samples/base-pocket_cs.parquet"
+    ]
 
 
 def test_reuse_false_makes_it_anew(
@@ -213,9 +251,13 @@ def test_reuse_false_makes_it_anew(
 
 
 def test_a_run_that_stops_in_the_second_benchmark_leaves_the_first(
-    store: MlflowClient, pocket: LoadedModel, composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: MlflowClient,
+    pocket: LoadedModel,
+    composed: Composed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from slimdown.measuring.harness import Evaluator
+    from slimdown.evaluation.harness import Evaluator
 
     config, whole = composed(*BOTH), Evaluator.evaluate
 
@@ -274,7 +316,10 @@ def emptied(file: Path) -> None:
 def changed(file: Path) -> None:
     table = pq.read_table(file)
     place = table.schema.get_field_index("score")
-    pq.write_table(table.set_column(place, "score", pa.array([1.0 - v for v in table["score"].to_pylist()])), file)
+    pq.write_table(
+        table.set_column(place, "score", pa.array([1.0 - v for v in table["score"].to_pylist()])),
+        file,
+    )
 
 
 def without_its_metadata(file: Path) -> None:
@@ -293,10 +338,22 @@ def with_words_for_scores(file: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [cut_short, overwritten, emptied, changed, without_its_metadata, of_another_schema, with_words_for_scores],
+    [
+        cut_short,
+        overwritten,
+        emptied,
+        changed,
+        without_its_metadata,
+        of_another_schema,
+        with_words_for_scores,
+    ],
 )
 def test_damaged_samples_are_measured_again_and_told_once(
-    damage: Callable[[Path], None], store: MlflowClient, pocket: LoadedModel, composed: Composed, tmp_path: Path
+    damage: Callable[[Path], None],
+    store: MlflowClient,
+    pocket: LoadedModel,
+    composed: Composed,
+    tmp_path: Path,
 ) -> None:
     config, sources, told = composed(*CS), [], []
     for i in range(3):
@@ -311,12 +368,18 @@ def test_damaged_samples_are_measured_again_and_told_once(
             damage(file)
     assert sources[0] != sources[1] == sources[2]
     [line] = told
-    assert line.startswith(f"pocket_cs is measured again: its samples in run {sources[0]} are damaged (")
+    assert line.startswith(
+        f"pocket_cs is measured again: its samples in run {sources[0]} are damaged ("
+    )
     assert "\n" not in line
 
 
 def test_evaluations_found_by_earlier_keys_are_made_anew_once_and_told(
-    store: MlflowClient, pocket: LoadedModel, composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: MlflowClient,
+    pocket: LoadedModel,
+    composed: Composed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config, sources, told = composed(*CS), [], []
     for kind in ("", baseline.KEY_VERSION, baseline.KEY_VERSION):
@@ -330,7 +393,9 @@ def test_evaluations_found_by_earlier_keys_are_made_anew_once_and_told(
         sources.append(record.sources["pocket_cs"])
     assert sources[0] != sources[1] == sources[2]
     [line] = told
-    assert line.startswith("pocket_cs is measured anew: the record's evaluation of it with these settings, in run ")
+    assert line.startswith(
+        "pocket_cs is measured anew: the record's evaluation of it with these settings, in run "
+    )
 
 
 def test_what_is_made_before_a_training_and_after_it_lies_in_one_run_and_is_told_of_once(
@@ -338,7 +403,9 @@ def test_what_is_made_before_a_training_and_after_it_lies_in_one_run_and_is_told
 ) -> None:
     """Stages, of which an earlier version kept two."""
 
-    def waited_for(config: TrackingConfig, key: str, waits: Callable[[], None], client: object) -> nullcontext[None]:
+    def waited_for(
+        config: TrackingConfig, key: str, waits: Callable[[], None], client: object
+    ) -> nullcontext[None]:
         waits()
         return nullcontext()
 
@@ -349,7 +416,7 @@ def test_what_is_made_before_a_training_and_after_it_lies_in_one_run_and_is_told
             for n in (32, 45):
                 record.of_stage(n).keep("cs", f"old {n}", report)
             earlier = record.sources["cs"]
-        monkeypatch.setattr("slimdown.recording.evaluations.saving_work", waited_for)
+        monkeypatch.setattr("slimdown.tracking.evaluations.saving_work", waited_for)
         opened = base_records(settings, pocket, run, told.append)
         for n in (32, 45):
             with opened() as record, record.lock(f"new {n}"):
@@ -369,7 +436,9 @@ def test_what_is_made_before_a_training_and_after_it_lies_in_one_run_and_is_told
     ]
 
 
-def test_a_newer_base_is_not_taken_for_another(store: MlflowClient, composed: Composed, tmp_path: Path) -> None:
+def test_a_newer_base_is_not_taken_for_another(
+    store: MlflowClient, composed: Composed, tmp_path: Path
+) -> None:
     sources, other = [], "quantization.bnb_4bit_use_double_quant=false"
     for overrides in ([], [other], [], [other]):
         config = composed(*CS, *overrides)
@@ -391,7 +460,9 @@ def hold(folder: str, ready: Any) -> None:
             time.sleep(600)
 
 
-def test_one_process_at_a_time_holds_a_key_and_a_dead_one_does_not(store: MlflowClient, tmp_path: Path) -> None:
+def test_one_process_at_a_time_holds_a_key_and_a_dead_one_does_not(
+    store: MlflowClient, tmp_path: Path
+) -> None:
     spawn = multiprocessing.get_context("spawn")
     ready = spawn.Event()
     owner = spawn.Process(target=hold, args=(str(tmp_path), ready))

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, s
 from trl import SFTConfig, SFTTrainer
 
 import slimdown
-from slimdown.guarding.errors import UserError
 from slimdown.pocket import DATA_DIR, MODEL_DIR
+from slimdown.utils.errors import UserError
 
 LORA = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"])
 ASKED = ["pocket_math", "pocket_cs"]
@@ -23,7 +23,9 @@ ASKED = ["pocket_math", "pocket_cs"]
 def trainer(folder: Path, callbacks: list[Any], **settings: Any) -> SFTTrainer:
     """What somebody wrote who never heard of slimdown."""
     lora = settings.pop("peft_config", LORA)
-    set_seed(0)  # trl 1.10 draws the adapter's start before it seeds: two trainings without a callback differ there
+    set_seed(
+        0
+    )  # trl 1.10 draws the adapter's start before it seeds: two trainings without a callback differ there
     return SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32),
         processing_class=AutoTokenizer.from_pretrained(MODEL_DIR),
@@ -43,13 +45,27 @@ def trainer(folder: Path, callbacks: list[Any], **settings: Any) -> SFTTrainer:
 
 
 def callback(**settings: Any) -> slimdown.ForgettingCallback:
-    return slimdown.ForgettingCallback(ASKED, **{"every": 2, "questions": 4, "limit": 12, **settings})
+    return slimdown.ForgettingCallback(
+        ASKED, **{"every": 2, "questions": 4, "limit": 12, **settings}
+    )
 
 
 def losses(trained: SFTTrainer) -> list[dict[str, float]]:
     """What the trainer said of itself at each step, but its speed."""
-    kept = ("loss", "grad_norm", "mean_token_accuracy", "num_tokens", "learning_rate", "epoch", "step")
-    return [{k: logs[k] for k in kept if k in logs} for logs in trained.state.log_history if "loss" in logs]
+    kept = (
+        "loss",
+        "grad_norm",
+        "mean_token_accuracy",
+        "num_tokens",
+        "learning_rate",
+        "epoch",
+        "step",
+    )
+    return [
+        {k: logs[k] for k in kept if k in logs}
+        for logs in trained.state.log_history
+        if "loss" in logs
+    ]
 
 
 def watched(trained: SFTTrainer) -> dict[int, dict[str, float]]:
@@ -83,7 +99,9 @@ def test_training_takes_the_same_steps(condition: dict[str, Any], tmp_path: Path
     other.train()
     assert losses(other) == losses(alone)
     assert len(losses(other)) == condition.get("max_steps", 6)
-    for (name, one), two in zip(alone.model.state_dict().items(), other.model.state_dict().values(), strict=True):
+    for (name, one), two in zip(
+        alone.model.state_dict().items(), other.model.state_dict().values(), strict=True
+    ):
         assert torch.equal(one, two), name
     assert sorted(watched(other)) == list(range(0, condition.get("max_steps", 6) + 1, 2))
     assert seen.findings is not None
@@ -102,7 +120,9 @@ class Closing(TrainerCallback):
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.is_open = True
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
+    ) -> None:
         assert self.is_open
         self.logged.append({**logs, "step": state.global_step})
 
@@ -117,7 +137,9 @@ def test_findings_are_those_of_measuring_by_hand(tmp_path: Path) -> None:
         training.model, training.processing_class, ASKED, limit=12
     )  # an adapter that does nothing
     training.train()
-    by_hand = slimdown.judge(before, slimdown.measure(training.model, training.processing_class, before))
+    by_hand = slimdown.judge(
+        before, slimdown.measure(training.model, training.processing_class, before)
+    )
     assert seen.findings is not None
     assert seen.findings.changes == by_hand.changes
     last = integration.logged[-1]
@@ -127,7 +149,11 @@ def test_findings_are_those_of_measuring_by_hand(tmp_path: Path) -> None:
         assert last[f"tuned/{name}/{change.metric}"] == change.primary.tuned.value
         assert integration.logged[0][f"base/{name}/{change.metric}"] == change.primary.base.value
     assert set(integration.logged[2]) == {
-        *(f"forgetting/{name}/{key}" for name in ASKED for key in ("change", "change_low", "change_high")),
+        *(
+            f"forgetting/{name}/{key}"
+            for name in ASKED
+            for key in ("change", "change_low", "change_high")
+        ),
         *(f"forgetting/mean_retained_change{end}" for end in ("", "_low", "_high")),
         "epoch",
         "step",
@@ -144,9 +170,10 @@ def test_mlflow_gets_it_through_the_trainers_own_reporting(
     [run] = store.search_runs(["0"])  # and none that was opened after the first was closed
     assert run.info.status == "FINISHED"
     for name, change in seen.findings.changes.benchmarks.items():
-        assert [(m.step, m.value) for m in store.get_metric_history(run.info.run_id, f"forgetting/{name}/change")][
-            -1
-        ] == (3, change.primary.difference.value)
+        assert [
+            (m.step, m.value)
+            for m in store.get_metric_history(run.info.run_id, f"forgetting/{name}/change")
+        ][-1] == (3, change.primary.difference.value)
 
 
 def test_an_adapter_is_trained_as_far_as_it_was(tmp_path: Path) -> None:
@@ -155,15 +182,24 @@ def test_an_adapter_is_trained_as_far_as_it_was(tmp_path: Path) -> None:
     for name, parameter in training.model.named_parameters():
         parameter.requires_grad_("lora_B" in name)
     training.train()
-    assert {n.split(".")[-3] for n, p in training.model.named_parameters() if p.requires_grad} == {"lora_B"}
+    assert {n.split(".")[-3] for n, p in training.model.named_parameters() if p.requires_grad} == {
+        "lora_B"
+    }
 
 
 # --- resumed --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("adapter", [LORA, None, LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights="olora")])
-def test_a_training_that_is_resumed_has_the_base_that_it_began_with(adapter: Any, tmp_path: Path) -> None:
-    whole, stopped = callback(), {"save_strategy": "steps", "save_steps": 2, "peft_config": adapter, "max_steps": 4}
+@pytest.mark.parametrize(
+    "adapter", [LORA, None, LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights="olora")]
+)
+def test_a_training_that_is_resumed_has_the_base_that_it_began_with(
+    adapter: Any, tmp_path: Path
+) -> None:
+    whole, stopped = (
+        callback(),
+        {"save_strategy": "steps", "save_steps": 2, "peft_config": adapter, "max_steps": 4},
+    )
     trainer(tmp_path, [whole], **stopped).train()
     again = callback()
     resumed = trainer(tmp_path, [again], **stopped)
@@ -179,7 +215,9 @@ def test_a_training_that_is_resumed_has_the_base_that_it_began_with(adapter: Any
         assert anew.findings is not None
         assert anew.findings.changes == whole.findings.changes
     else:
-        with pytest.raises(UserError, match=r"training goes on at step 2, where the weights are not the base's"):
+        with pytest.raises(
+            UserError, match=r"training goes on at step 2, where the weights are not the base's"
+        ):
             resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
@@ -187,7 +225,9 @@ def test_another_question_is_not_answered_by_what_was_kept(tmp_path: Path) -> No
     settings = {"save_strategy": "steps", "save_steps": 1, "peft_config": None, "max_steps": 2}
     trainer(tmp_path, [callback()], **settings).train()
     with pytest.raises(UserError, match="does not hold what the base answered to these questions"):
-        trainer(tmp_path, [callback(limit=11)], **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+        trainer(tmp_path, [callback(limit=11)], **settings).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-1")
+        )
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------

@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 import pytest
 
-from slimdown.guarding.errors import UserError
-from slimdown.measuring.engine import Scoring
-from slimdown.measuring.harness import Evaluator, _language_model
-from slimdown.measuring.questions import load_tasks
-from slimdown.preparing import chat
-from slimdown.preparing.chat import chat_prompt, check_chat_template
-from slimdown.preparing.model import LoadedModel
-from slimdown.settings.schema import RunConfig
+from slimdown.config.schema import RunConfig
+from slimdown.data import chat
+from slimdown.data.chat import chat_prompt, check_chat_template
+from slimdown.evaluation.engine import Scoring
+from slimdown.evaluation.harness import Evaluator, _language_model
+from slimdown.evaluation.questions import load_tasks
+from slimdown.models.model import LoadedModel
+from slimdown.utils.errors import UserError
 
 SETTING = "dataset.mine.template=chat"
 LONG = "{% for a in range(5000) %}{% for b in range(5000) %}{% endfor %}{% endfor %}"
@@ -52,10 +52,14 @@ def test_a_sound_template_is_used_as_it_is(pocket: LoadedModel) -> None:
     assert chat_prompt(pocket.tokenizer, "What?", SETTING).endswith("<What?>")
 
 
-def test_without_a_template_nothing_is_measured(pocket: LoadedModel, composed: Callable[..., RunConfig]) -> None:
+def test_without_a_template_nothing_is_measured(
+    pocket: LoadedModel, composed: Callable[..., RunConfig]
+) -> None:
     config = composed("evaluation.apply_chat_template=true").evaluation
     with (
-        pytest.raises(UserError, match=r"use evaluation\.apply_chat_template=false, or an instruct model"),
+        pytest.raises(
+            UserError, match=r"use evaluation\.apply_chat_template=false, or an instruct model"
+        ),
         Evaluator(pocket, config, Scoring(shares=False)),
     ):
         pass
@@ -64,11 +68,20 @@ def test_without_a_template_nothing_is_measured(pocket: LoadedModel, composed: C
 def test_a_template_that_does_not_take_the_questions_is_one_line(
     pocket: LoadedModel, composed: Callable[..., RunConfig]
 ) -> None:
-    pocket.tokenizer.chat_template = "{% if messages[0].content[20:] %}{{ raise_exception('too long') }}{% endif %}"
-    config = composed("benchmark=[pocket_math]", "benchmark.pocket_math.limit=2", "evaluation.apply_chat_template=true")
+    pocket.tokenizer.chat_template = (
+        "{% if messages[0].content[20:] %}{{ raise_exception('too long') }}{% endif %}"
+    )
+    config = composed(
+        "benchmark=[pocket_math]",
+        "benchmark.pocket_math.limit=2",
+        "evaluation.apply_chat_template=true",
+    )
     tasks = load_tasks(config.benchmark)
     with (
-        pytest.raises(UserError, match=r"fails for the questions of pocket_math with 0 worked examples \(too long\)"),
+        pytest.raises(
+            UserError,
+            match=r"fails for the questions of pocket_math with 0 worked examples \(too long\)",
+        ),
         Evaluator(pocket, config.evaluation, Scoring(shares=False)) as evaluator,
     ):
         evaluator.questions_hash(tasks["pocket_math"], config.benchmark["pocket_math"])

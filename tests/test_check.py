@@ -11,18 +11,20 @@ from test_changes import answers, benchmark, report
 
 from slimdown import check, compare, send
 from slimdown.check import arguments, main
-from slimdown.guarding.errors import UserError
-from slimdown.judging.budget import Outcome, hold_to_budgets, overall, read_budgets
-from slimdown.judging.changes import Changes, changes_between
-from slimdown.judging.holdout import is_held_out
-from slimdown.recording import outage
-from slimdown.settings.schema import DEFAULT_STORE, Role, RunConfig
+from slimdown.config.schema import DEFAULT_STORE, Role, RunConfig
+from slimdown.stats.budget import Outcome, hold_to_budgets, overall, read_budgets
+from slimdown.stats.changes import Changes, changes_between
+from slimdown.stats.holdout import is_held_out
+from slimdown.tracking import outage
+from slimdown.utils.errors import UserError
 
 
 def changed(role: Role = Role.retained, **counts: tuple[int, int, int, int]) -> Changes:
     scores = {name: answers(*four) for name, four in counts.items()}
     base = report(**{name: benchmark(before, role=role) for name, (before, _) in scores.items()})
-    return changes_between(base, report(**{name: benchmark(after, role=role) for name, (_, after) in scores.items()}))
+    return changes_between(
+        base, report(**{name: benchmark(after, role=role) for name, (_, after) in scores.items()})
+    )
 
 
 @pytest.mark.parametrize(
@@ -35,7 +37,9 @@ def changed(role: Role = Role.retained, **counts: tuple[int, int, int, int]) -> 
         ((50, 0, 0, 0), Outcome.undecided),  # too few to rule anything out
     ],
 )
-def test_a_loss_is_within_beyond_or_cannot_be_told(counts: tuple[int, int, int, int], outcome: Outcome) -> None:
+def test_a_loss_is_within_beyond_or_cannot_be_told(
+    counts: tuple[int, int, int, int], outcome: Outcome
+) -> None:
     (judged,) = hold_to_budgets(changed(a=counts), {"a": 0.02})
     assert judged.outcome is outcome
 
@@ -49,8 +53,13 @@ def test_the_budget_decides() -> None:
 
 def test_one_loss_beyond_fails_and_one_unknown_keeps_from_passing() -> None:
     found = changed(good=(2000, 20, 20, 960), bad=(300, 100, 10, 90), small=(50, 3, 3, 44))
-    assert overall(hold_to_budgets(found, dict.fromkeys(("good", "bad", "small"), 0.02))) is Outcome.beyond
-    assert overall(hold_to_budgets(found, dict.fromkeys(("good", "small"), 0.02))) is Outcome.undecided
+    assert (
+        overall(hold_to_budgets(found, dict.fromkeys(("good", "bad", "small"), 0.02)))
+        is Outcome.beyond
+    )
+    assert (
+        overall(hold_to_budgets(found, dict.fromkeys(("good", "small"), 0.02))) is Outcome.undecided
+    )
     assert overall(hold_to_budgets(found, {"good": 0.02})) is Outcome.within
 
 
@@ -80,7 +89,12 @@ def test_an_undecided_judgement_says_how_many_questions_would_tell() -> None:
         ),
         ([5.0] * 40, [4.0] * 40, None, 0.02, "all 40 questions changed by the same"),
         ([0.5], [0.4], None, 0.02, "1 question cannot tell"),
-        (*answers(30, 3, 3, 4), ["a", "b"] * 20, 0.02, "for these 2 subjects: 40 questions cannot tell; about "),
+        (
+            *answers(30, 3, 3, 4),
+            ["a", "b"] * 20,
+            0.02,
+            "for these 2 subjects: 40 questions cannot tell; about ",
+        ),
     ],
 )
 def test_an_undecided_judgement_gives_its_reason(
@@ -153,7 +167,11 @@ def test_run_compare_check_and_send_read_the_environment_alike(
     monkeypatch.setattr(outage, "send", lambda folder, uri: sent.append(uri) or (uri, [], []))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
     send.main(["folder"])
-    read = [arguments(["run"]).tracking_uri, compare.arguments([]).tracking_uri, composed().tracking.uri]
+    read = [
+        arguments(["run"]).tracking_uri,
+        compare.arguments([]).tracking_uri,
+        composed().tracking.uri,
+    ]
     assert read == [value.strip() or DEFAULT_STORE] * 3
     assert sent == [value.strip()]  # without one: to where the runs were meant for
 
@@ -161,7 +179,9 @@ def test_run_compare_check_and_send_read_the_environment_alike(
 def test_the_environment_is_asked_for_the_store_in_one_place() -> None:
     source = Path(check.__file__).parent
     reads = re.compile(r"(environ\b.*|getenv\()[\"']MLFLOW_TRACKING_URI")
-    assert [file.name for file in source.rglob("*.py") if reads.search(file.read_text())] == ["schema.py"]
+    assert [file.name for file in source.rglob("*.py") if reads.search(file.read_text())] == [
+        "schema.py"
+    ]
 
 
 def test_a_run_that_was_stopped_is_judged_by_what_holds_whenever_it_was(
@@ -174,9 +194,16 @@ def test_a_run_that_was_stopped_is_judged_by_what_holds_whenever_it_was(
         with pytest.raises(SystemExit) as stopped:
             main([run_id, "--max-loss", f"math={budget}", "--tracking-uri", here().uri])
         outcomes[budget] = (stopped.value.code, capsys.readouterr().out)
-    assert [outcome for outcome, _ in outcomes.values()] == [Outcome.beyond, Outcome.undecided, Outcome.within]
+    assert [outcome for outcome, _ in outcomes.values()] == [
+        Outcome.beyond,
+        Outcome.undecided,
+        Outcome.within,
+    ]
     assert "after 63 of 400 questions: a loss of more than 2 points is shown" in outcomes["0.02"][1]
-    assert "evaluation.until=budget benchmark.math.max_loss=0.3 asks until this is known" in outcomes["0.3"][1]
+    assert (
+        "evaluation.until=budget benchmark.math.max_loss=0.3 asks until this is known"
+        in outcomes["0.3"][1]
+    )
 
 
 def test_a_run_that_held_questions_out_is_judged_on_these_alone(
@@ -190,6 +217,13 @@ def test_a_run_that_held_questions_out_is_judged_on_these_alone(
         verdict = store.get_run(run_id).data.tags["slimdown.verdict.math"]
         with pytest.raises(SystemExit) as stopped:
             main([run_id, "--tracking-uri", here().uri])
-        outcomes[share] = (verdict, stopped.value.code, "Judged on the held-out part" in capsys.readouterr().out)
+        outcomes[share] = (
+            verdict,
+            stopped.value.code,
+            "Judged on the held-out part" in capsys.readouterr().out,
+        )
     # All losses lie in the held-out part: what the run shows is spotless, and the gate finds them.
-    assert outcomes == {0.5: ("retained", Outcome.beyond, True), 0.0: ("forgotten", Outcome.beyond, False)}
+    assert outcomes == {
+        0.5: ("retained", Outcome.beyond, True),
+        0.0: ("forgotten", Outcome.beyond, False),
+    }

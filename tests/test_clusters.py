@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from slimdown.judging.clusters import Drawn
-from slimdown.judging.paired import difference, mean
+from slimdown.stats.clusters import Drawn
+from slimdown.stats.paired import difference, mean
 
 # questions of MMLU's 13 subjects of humanities: the largest has a third of them
 HUMANITIES = (126, 165, 204, 237, 121, 108, 163, 346, 895, 311, 324, 1534, 171)
@@ -18,18 +18,26 @@ def subjects(sizes: tuple[int, ...]) -> list[str]:
     return [f"subject{i:02}" for i, size in enumerate(sizes) for _ in range(size)]
 
 
-def changes(sizes: tuple[int, ...], spread: float, repeats: int, seed: int, shift: float = 0.0) -> list[np.ndarray]:
+def changes(
+    sizes: tuple[int, ...], spread: float, repeats: int, seed: int, shift: float = 0.0
+) -> list[np.ndarray]:
     """Graded differences of questions of subjects whose true changes scatter around `shift`."""
     draw = np.random.default_rng(seed)
     n, at = sum(sizes), np.repeat(np.arange(len(sizes)), sizes)
-    return [draw.normal(shift, spread, len(sizes))[at] + draw.normal(0, 0.3, n) for _ in range(repeats)]
+    return [
+        draw.normal(shift, spread, len(sizes))[at] + draw.normal(0, 0.3, n) for _ in range(repeats)
+    ]
 
 
-@pytest.mark.parametrize("sizes", [HUMANITIES, HUMANITIES[:9], (30,) * 5, (20, 40, 80, 160, 320, 640)])
+@pytest.mark.parametrize(
+    "sizes", [HUMANITIES, HUMANITIES[:9], (30,) * 5, (20, 40, 80, 160, 320, 640)]
+)
 def test_subjects_of_unequal_size_give_no_false_alarms(sizes: tuple[int, ...]) -> None:
     drawn = Drawn.of(sum(sizes), subjects(sizes))
     errors = stats.t(drawn.degrees_of_freedom).isf(0.025)
-    alarms = [abs(d.mean()) > errors * sqrt(drawn.variance(d)) for d in changes(sizes, 0.1, 2000, 1)]
+    alarms = [
+        abs(d.mean()) > errors * sqrt(drawn.variance(d)) for d in changes(sizes, 0.1, 2000, 1)
+    ]
     assert np.mean(alarms) <= 0.06
 
 
@@ -37,7 +45,10 @@ def test_subjects_of_one_size_are_students_t_of_their_means() -> None:
     (d,) = changes((40,) * 8, 0.1, 1, 2)
     found = difference(np.zeros(320), d, subjects((40,) * 8))
     plain = stats.ttest_1samp(d.reshape(8, 40).mean(axis=1), 0)
-    assert (found.p_value, found.degrees_of_freedom) == (pytest.approx(plain.pvalue), pytest.approx(7))
+    assert (found.p_value, found.degrees_of_freedom) == (
+        pytest.approx(plain.pvalue),
+        pytest.approx(7),
+    )
     assert (found.low, found.high) == pytest.approx(tuple(plain.confidence_interval()))
 
 
@@ -52,7 +63,10 @@ def test_the_variance_is_that_of_leaving_each_subject_out() -> None:
 def test_one_subject_more_or_less_is_no_jump() -> None:
     (d,) = changes((60,) * 12, 0.05, 1, 4, shift=-0.03)
     names = subjects((60,) * 12)
-    errors = [difference(np.zeros(60 * k), d[: 60 * k], names[: 60 * k]).standard_error for k in range(5, 13)]
+    errors = [
+        difference(np.zeros(60 * k), d[: 60 * k], names[: 60 * k]).standard_error
+        for k in range(5, 13)
+    ]
     assert all(0.7 < later / earlier < 1.3 for earlier, later in pairwise(errors))
 
 
@@ -82,7 +96,10 @@ def test_no_interval_leaves_what_can_be(graded: bool) -> None:
     draw = np.random.default_rng(5)
     names = subjects((2, 2, 2, 2, 50))
     for _ in range(200):
-        x, y = (draw.beta(0.2, 0.2, 58) if graded else draw.integers(0, 2, 58).astype(float) for _ in range(2))
+        x, y = (
+            draw.beta(0.2, 0.2, 58) if graded else draw.integers(0, 2, 58).astype(float)
+            for _ in range(2)
+        )
         y[:50] = x[:50] if draw.random() < 0.5 else 1 - x[:50]
         for groups in (names, None):
             level, changed = mean(x, groups), difference(x, y, groups)

@@ -19,15 +19,15 @@ from rich.console import Console
 
 from slimdown import check
 from slimdown.compare import arguments, main
-from slimdown.guarding.errors import UserError
-from slimdown.judging.comparison import compare
-from slimdown.judging.sorting import by_dataset, ordered, series_by, typed, value_of
-from slimdown.recording.owner import this_process
-from slimdown.recording.read import find_runs
-from slimdown.recording.tags import Tag
-from slimdown.recording.write import TrackedRun
-from slimdown.showing.comparison import comparison_table
-from slimdown.showing.table import show
+from slimdown.report.comparison import comparison_table
+from slimdown.report.table import show
+from slimdown.stats.comparison import compare
+from slimdown.stats.sorting import by_dataset, ordered, series_by, typed, value_of
+from slimdown.tracking.owner import this_process
+from slimdown.tracking.read import find_runs
+from slimdown.tracking.tags import Tag
+from slimdown.tracking.write import TrackedRun
+from slimdown.utils.errors import UserError
 
 BASE = {"math": right(80), "cs": right(50), "task": right(10)}
 
@@ -104,7 +104,13 @@ def test_a_terminal_of_any_width_shows_every_number(store: MlflowClient, width: 
     text = out.getvalue()
     assert max(len(one.rstrip()) for one in text.splitlines()) <= width
     assert "…" not in text
-    for shown in ("−60.0 [−68.8, −48.9]", "forgotten", "wrong result", "+50.0 [+38.9, +59.1]", "improved"):
+    for shown in (
+        "−60.0 [−68.8, −48.9]",
+        "forgotten",
+        "wrong result",
+        "+50.0 [+38.9, +59.1]",
+        "improved",
+    ):
         assert shown in text
 
 
@@ -148,13 +154,19 @@ def test_rows_are_sorted_and_what_has_no_value_comes_last(said) -> None:  # type
     found = compare(find_runs(here()))
     assert [row.name for row in ordered(found, "math").rows] == ["low", "high", "other"]
     assert [row.name for row in ordered(found, "-math").rows] == ["high", "low", "other"]
-    assert [row.name for row in ordered(found, "lora.r").rows] == ["low", "other", "high"]  # numbers, not words
+    assert [row.name for row in ordered(found, "lora.r").rows] == [
+        "low",
+        "other",
+        "high",
+    ]  # numbers, not words
     assert value_of(found.rows[0], "tuned/cs/acc") == pytest.approx(0.2)
     text = said("--sort", "-math", "--rows", "1")
     assert "2 more rows; --rows 0 shows all of 3" in text
     assert line(text, "high")
     assert "low " not in text
-    with pytest.raises(UserError, match=r"--sort mth: nothing is called so in these runs; did you mean math"):
+    with pytest.raises(
+        UserError, match=r"--sort mth: nothing is called so in these runs; did you mean math"
+    ):
         ordered(found, "mth")
 
 
@@ -163,7 +175,10 @@ def test_what_was_not_measured_alike_is_said(said) -> None:  # type: ignore[no-u
     run("five shots", 40, num_fewshot=5)
     record("fewer", {}, {"cs": right(50)}, {"cs": right(20)})
     text = " ".join(said().split())
-    assert "cs was not measured alike (num_fewshot is 0 in 2 and 5 in 1): compare its changes with care." in text
+    assert (
+        "cs was not measured alike (num_fewshot is 0 in 2 and 5 in 1): compare its changes with care."
+        in text
+    )
     assert "The means are over different benchmarks" in text
 
 
@@ -173,8 +188,12 @@ def test_datasets_are_one_column_and_a_heat_map(store: MlflowClient) -> None:
     run("g", 79, dataset="gsm8k")
     found = compare(find_runs(here()))
     assert found.params == ("dataset",)
-    cells = {dataset: row[found.benchmarks.index("math")] for dataset, row in by_dataset(found).items()}
-    assert {dataset: cell and (round(cell[0].value, 4), cell[1]) for dataset, cell in cells.items()} == {
+    cells = {
+        dataset: row[found.benchmarks.index("math")] for dataset, row in by_dataset(found).items()
+    }
+    assert {
+        dataset: cell and (round(cell[0].value, 4), cell[1]) for dataset, cell in cells.items()
+    } == {
         "alpaca": (-0.38, "forgotten"),
         "gsm8k": (-0.01, "undecided"),
     }
@@ -182,7 +201,13 @@ def test_datasets_are_one_column_and_a_heat_map(store: MlflowClient) -> None:
 
 def test_a_file_of_ones_own_has_its_own_name_in_the_heat_map(store: MlflowClient) -> None:
     for file, math in (("mine/a.jsonl", 40), ("mine/b.jsonl", 70)):
-        record("f", {"dataset.file.path": file}, {"math": right(80)}, {"math": right(math)}, dataset="file")
+        record(
+            "f",
+            {"dataset.file.path": file},
+            {"math": right(80)},
+            {"math": right(math)},
+            dataset="file",
+        )
     assert list(by_dataset(compare(find_runs(here())))) == ["a.jsonl", "b.jsonl"]
 
 
@@ -207,9 +232,13 @@ def test_what_is_not_finished_is_left_out_and_counted(said, fails) -> None:  # t
     assert "(broken) failed: RuntimeError: the disk is full" in fails(done, "broken")
     assert "(going) is still going; it left" in fails(done, going.run_id[:8])
     client = MlflowClient(here().uri)
-    client.set_tag(going.run_id, Tag.owner, json.dumps(asdict(replace(this_process(), started="1"))))
+    client.set_tag(
+        going.run_id, Tag.owner, json.dumps(asdict(replace(this_process(), started="1")))
+    )
     assert "1 gone without an end" in said()
-    assert "(going) was killed outright, and its command goes on in it; it left" in fails(done, going.run_id[:8])
+    assert "(going) was killed outright, and its command goes on in it; it left" in fails(
+        done, going.run_id[:8]
+    )
     client.delete_tag(going.run_id, Tag.owner)  # as in a record of before, which does not say
     assert "1 still going or killed outright" in said()
 
@@ -247,11 +276,15 @@ def test_the_page_holds_table_and_plots_and_loads_nothing(said, tmp_path: Path) 
     page = (tmp_path / "runs.html").read_text()
     assert "&lt;script&gt;" in page
     assert page.count("<script") == page.count("<script>\n//") == 1  # ours, and no run's
-    assert not re.search(r"src=|href=\"(?!#)|https?://(?!www\.w3\.org)|@import|fetch|XMLHttp|innerHTML", page)
+    assert not re.search(
+        r"src=|href=\"(?!#)|https?://(?!www\.w3\.org)|@import|fetch|XMLHttp|innerHTML", page
+    )
     assert page.count("<svg") == 3
     assert "Change by lora.r" in page
     assert sorted(file.name for file in (tmp_path / "plots").iterdir()) == [
-        f"{name}.{kind}" for name in ("by-lora.r", "datasets", "learning-forgetting") for kind in ("png", "svg")
+        f"{name}.{kind}"
+        for name in ("by-lora.r", "datasets", "learning-forgetting")
+        for kind in ("png", "svg")
     ]
 
 
@@ -260,7 +293,9 @@ def test_a_page_is_sorted_by_numbers_and_filtered_by_what_differs(said) -> None:
     page = said("--format", "html")
     rows = re.findall(r"<tr title=.*?</tr>", page, re.DOTALL)
     assert [re.findall(r'data-order="([^"]+)"', row)[0] for row in rows] == ["16", "4"]  # lora.r
-    change = re.search(r'data-order="-0\.6[^"]*">−60\.0 <span class="doubt">\[−68\.8, −48\.9\]</span>', rows[1])
+    change = re.search(
+        r'data-order="-0\.6[^"]*">−60\.0 <span class="doubt">\[−68\.8, −48\.9\]</span>', rows[1]
+    )
     assert change
     assert '<th scope="col" data-choice>lora.r</th>' in page
     assert '<th scope="col" data-choice>task *<small>points [95 %]</small></th>' in page
@@ -291,14 +326,19 @@ def test_two_tuned_models_are_paired_question_by_question(said) -> None:  # type
     assert text.splitlines()[0] == f"one ({one[:8]}) → other ({other[:8]})"
     assert line(text, "math").startswith("math acc 100 40.0 ±4.9 70.0 ±4.6 +30.0 [")
     assert line(text, "math").endswith("improved")
-    found = {b["benchmark"]: b for b in json.loads(said(one, other, "--paired", "--format", "json"))["benchmarks"]}
+    found = {
+        b["benchmark"]: b
+        for b in json.loads(said(one, other, "--paired", "--format", "json"))["benchmarks"]
+    }
     assert (found["math"]["gained"], found["math"]["lost"]) == (30, 0)
     assert found["cs"]["change"] == 0
     assert "wrong result" not in text
     back = said("other", one, "--paired")
     assert "−30.0 [" in back
     assert "100 % wrong result" in back
-    assert "| math | acc | 100 | 40.0 ±4.9 | 70.0 ±4.6 |" in said(one, other, "--paired", "--format", "markdown")
+    assert "| math | acc | 100 | 40.0 ±4.9 | 70.0 ±4.6 |" in said(
+        one, other, "--paired", "--format", "markdown"
+    )
     assert len(said(one, other, "--paired", "--format", "csv").splitlines()) == 4
     assert '<span class="badge improved"><span aria-hidden="true">↑</span> improved</span>' in said(
         one, other, "--paired", "--format", "html"
@@ -306,16 +346,29 @@ def test_two_tuned_models_are_paired_question_by_question(said) -> None:  # type
 
 
 def test_runs_that_were_stopped_stand_beside_whole_ones_and_say_so(said, fails) -> None:  # type: ignore[no-untyped-def]
-    base, lost = {"math": right(300, 400), "cs": right(20, 40)}, {"math": right(0, 400), "cs": right(20, 40)}
-    early = [record(f"early {n}", {"lora.r": n}, base, lost, asked={"math": n, "cs": 40}) for n in (45, 63)]
+    base, lost = (
+        {"math": right(300, 400), "cs": right(20, 40)},
+        {"math": right(0, 400), "cs": right(20, 40)},
+    )
+    early = [
+        record(f"early {n}", {"lora.r": n}, base, lost, asked={"math": n, "cs": 40})
+        for n in (45, 63)
+    ]
     whole = record("whole", {"lora.r": 8}, base, lost)
     text = " ".join(said().split())
     assert "after 45 of 400" in text
-    assert "asked until enough was known of each (questions of math 45 to 400): an interval is right for its" in text
+    assert (
+        "asked until enough was known of each (questions of math 45 to 400): an interval is right for its"
+        in text
+    )
     assert text.count("Some runs were asked until enough") == 1
-    assert "the best looks better than it is, the more so where asking ended as soon as" in text  # not by how much
+    assert (
+        "the best looks better than it is, the more so where asking ended as soon as" in text
+    )  # not by how much
     assert "evaluation.until=all keep questions to judge the chosen one on" in text
-    assert "again with evaluation.holdout=0.5 and evaluation.until=all, choose" in fails(early[0], "--confirm")
+    assert "again with evaluation.holdout=0.5 and evaluation.until=all, choose" in fails(
+        early[0], "--confirm"
+    )
     rows = {row["name"]: row for row in csv.DictReader(StringIO(said("--format", "csv")))}
     asked = [[row[f"forgetting/math/{n}"] for n in ("n", "n_available")] for row in rows.values()]
     assert sorted(asked) == [["400.0", "400.0"], ["45.0", "400.0"], ["63.0", "400.0"]]
@@ -324,11 +377,15 @@ def test_runs_that_were_stopped_stand_beside_whole_ones_and_say_so(said, fails) 
     assert rows["whole"]["evaluation.until"] == "all"  # an older record has no such setting
     paired = said(*early, "--paired")
     assert line(paired, "math  ").startswith("math acc 45 of 400 0.0 0.0 +0.0 [")
-    assert "both were asked; the first was asked 45 of math, the second 63 of math." in " ".join(paired.split())
+    assert "both were asked; the first was asked 45 of math, the second 63 of math." in " ".join(
+        paired.split()
+    )
     assert "the second 400 of math." in " ".join(said(early[0], whole, "--paired").split())
     assert '<td class="num"' in said(early[1], whole, "--paired", "--format", "html")
     fewer = record("fewer", {}, {**base, "math": right(300, 350)}, {**lost, "math": right(0, 350)})
-    assert "math: the two runs cannot be paired, n_available differs: 400 and 350" in fails(early[0], fewer, "--paired")
+    assert "math: the two runs cannot be paired, n_available differs: 400 and 350" in fails(
+        early[0], fewer, "--paired"
+    )
     parted = record("parted", {}, base, lost, holdout=0.5)  # of its open part no looks are known
     assert "math was asked until enough was known (evaluation.until), by all of its" in fails(
         early[0], parted, "--paired"
@@ -336,10 +393,16 @@ def test_runs_that_were_stopped_stand_beside_whole_ones_and_say_so(said, fails) 
 
 
 def test_a_run_in_stages_beside_a_whole_one_may_differ_by_rounding(said) -> None:  # type: ignore[no-untyped-def]
-    base, lost, told = {"math": right(300, 400)}, {"math": right(0, 400)}, "some answers may differ by that alone"
+    base, lost, told = (
+        {"math": right(300, 400)},
+        {"math": right(0, 400)},
+        "some answers may differ by that alone",
+    )
     for dtype, is_told in (("float32", False), ("bfloat16", True)):
         tags = {Tag.dtype: dtype}
-        early, other = (record(f"{dtype} {n}", {}, base, lost, asked={"math": n}, tags=tags) for n in (45, 63))
+        early, other = (
+            record(f"{dtype} {n}", {}, base, lost, asked={"math": n}, tags=tags) for n in (45, 63)
+        )
         whole = record(f"{dtype} whole", {}, base, lost, tags=tags)
         assert (told in " ".join(said(early, whole, "--paired").split())) is is_told
         assert told not in " ".join(said(early, other, "--paired").split())
@@ -361,10 +424,14 @@ def test_seeds_that_were_stopped_have_a_mean_and_a_deviation_and_no_interval(sai
 def test_runs_that_cannot_be_paired_are_refused_by_field(fails) -> None:  # type: ignore[no-untyped-def]
     one, shots = run("one", 40), run("shots", 40, num_fewshot=5)
     fewer = record("fewer", {}, {"cs": right(50)}, {"cs": right(20)})
-    assert "the two runs cannot be paired, num_fewshot differs: 0 and 5" in fails(one, shots, "--paired")
+    assert "the two runs cannot be paired, num_fewshot differs: 0 and 5" in fails(
+        one, shots, "--paired"
+    )
     assert "benchmarks differ: ['cs', 'math', 'task'] and ['cs']" in fails(one, fewer, "--paired")
     assert "--paired compares exactly two runs, got 1" in fails(one, "--paired")
-    assert "a comparison needs two runs or more, got the same run more than once" in fails(one, one, "--paired")
+    assert "a comparison needs two runs or more, got the same run more than once" in fails(
+        one, one, "--paired"
+    )
 
 
 def test_what_is_not_there_is_answered_with_what_is(fails, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -377,13 +444,17 @@ def test_what_is_not_there_is_answered_with_what_is(fails, tmp_path: Path) -> No
     assert "there is no sweep 2025-06-02" in (answer := fails("--sweep", "2025-06-02"))
     assert "did you mean 2025-06-01?" in answer
     assert "did you mean pocket lora.r=8?" in fails(one, "pocket lora.r=9")
-    assert "no run with the tag slimdown.harness_version=1" in fails("--tag", "slimdown.harness_version=1")
+    assert "no run with the tag slimdown.harness_version=1" in fails(
+        "--tag", "slimdown.harness_version=1"
+    )
     assert "write KEY=VALUE" in fails("--tag", "sweep")
     assert "is not understood" in fails("--filter", "lora.r is 8")
     assert "none of the 1 runs" in fails("--filter", "params.`lora.r` = '9'")
     assert "no run has this setting; did you mean lora.r?" in fails("--by", "lor.r")
     assert "there is no record" in fails("--tracking-uri", f"sqlite:///{tmp_path}/none.db")
-    assert "--tracking-uri must be a database or a server, got 'mlruns'" in fails("--tracking-uri", "mlruns")
+    assert "--tracking-uri must be a database or a server, got 'mlruns'" in fails(
+        "--tracking-uri", "mlruns"
+    )
     assert "a comparison needs two runs or more, got only" in fails(one)
     assert "leave one of the two out" in fails(one, "pocket lora.r=8", "--sweep", "x")
     (tmp_path / "file").write_text("")
@@ -391,18 +462,39 @@ def test_what_is_not_there_is_answered_with_what_is(fails, tmp_path: Path) -> No
 
 
 def test_a_sweep_is_found_in_any_experiment(said) -> None:  # type: ignore[no-untyped-def]
-    record("a", {}, {"cs": right(50)}, {"cs": right(20)}, config=here("ranks"), tags={"slimdown.sweep": "s1"})
+    record(
+        "a",
+        {},
+        {"cs": right(50)},
+        {"cs": right(20)},
+        config=here("ranks"),
+        tags={"slimdown.sweep": "s1"},
+    )
     assert said("--sweep", "s1").startswith("1 finished run of sweep s1, all experiments in")
-    assert "1 finished run of filter" in said("--experiment", "ranks", "--filter", "params.`lora.r` = '8'")
+    assert "1 finished run of filter" in said(
+        "--experiment", "ranks", "--filter", "params.`lora.r` = '8'"
+    )
 
 
 @pytest.mark.slow
-def test_a_thousand_runs_are_listed_in_three_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thousand_runs_are_listed_in_three_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     names = {f"benchmark{i}": right(60) for i in range(4)}
-    first = record("run", {f"train.setting{i}": i for i in range(40)}, names, {name: right(50) for name in names})
+    first = record(
+        "run",
+        {f"train.setting{i}": i for i in range(40)},
+        names,
+        {name: right(50) for name in names},
+    )
     store = sqlite3.connect(tmp_path / "mlruns" / "mlflow.db")
-    tables = {"runs": "run_uuid", "params": "run_uuid", "latest_metrics": "run_uuid", "tags": "run_uuid"}
+    tables = {
+        "runs": "run_uuid",
+        "params": "run_uuid",
+        "latest_metrics": "run_uuid",
+        "tags": "run_uuid",
+    }
     for table, key in tables.items():
         columns = [column[1] for column in store.execute(f"PRAGMA table_info({table})")]
         kept = store.execute(f"SELECT * FROM {table} WHERE {key} = ?", (first,)).fetchall()
@@ -415,7 +507,12 @@ def test_a_thousand_runs_are_listed_in_three_seconds(tmp_path: Path, monkeypatch
     store.commit()
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "slimdown.compare"], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=True
+        [sys.executable, "-m", "slimdown.compare"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+        check=True,
     )
     seconds = time.perf_counter() - started
     assert "1,000 finished runs" in done.stdout
@@ -431,7 +528,10 @@ def test_a_table_of_many_runs_says_which_verdicts_hold_among_all(said) -> None: 
     table_of(3, lost=7)
     text = " ".join(said("--sort", "-math").split())
     assert "forgotten → undecided †" in text
-    assert "† 3 of 6 verdicts other than undecided do not hold when corrected for all 9 in this table (Holm)" in text
+    assert (
+        "† 3 of 6 verdicts other than undecided do not hold when corrected for all 9 in this table (Holm)"
+        in text
+    )
     assert "improved → " not in text  # +50 points hold among any number
     assert "Whoever picks the best of these 3 picks luck too" in text
     assert "Runs with evaluation.holdout=0.5 keep questions to judge the chosen one on" in text
@@ -460,7 +560,10 @@ def test_records_from_before_raw_p_values_are_read_on_the_safe_side(store: Mlflo
     table_of(2, lost=20)
     runs = find_runs(here())
     old = [
-        replace(one, metrics={key: value for key, value in one.metrics.items() if not key.endswith("_raw")})
+        replace(
+            one,
+            metrics={key: value for key, value in one.metrics.items() if not key.endswith("_raw")},
+        )
         for one in runs
     ]
     [row, _] = compare(old).rows
@@ -480,10 +583,14 @@ def test_what_is_held_out_is_shown_by_confirm_and_by_nothing_else(said, fails) -
     one, other = run("one", 40, holdout=0.5), run("other", 20, r=4, holdout=0.5)
     text = " ".join(said().split())
     assert "Judge the one you choose on the questions that are held out" in text
-    shown = next(found for found in find_runs(here()) if found.run_id == one).metrics["forgetting/math/n"]
+    shown = next(found for found in find_runs(here()) if found.run_id == one).metrics[
+        "forgetting/math/n"
+    ]
     confirmed = json.loads(said(one, "--confirm", "--format", "json"))
     assert confirmed[0]["benchmarks"][0]["n"] == 100 - shown
-    assert confirmed[0]["part"].startswith("the held-out part of each benchmark's questions (evaluation.holdout=0.5)")
+    assert confirmed[0]["part"].startswith(
+        "the held-out part of each benchmark's questions (evaluation.holdout=0.5)"
+    )
     both = json.loads(said(one, other, "--confirm", "--format", "json"))
     p_values = [found["benchmarks"][0]["p_value"] for found in (confirmed[0], both[0])]
     assert p_values[1] == pytest.approx(min(1, 2 * p_values[0]))
@@ -506,15 +613,22 @@ def test_what_is_held_out_is_shown_by_confirm_and_by_nothing_else(said, fails) -
 def test_the_noise_of_seeds_is_that_of_the_open_part(said) -> None:  # type: ignore[no-untyped-def]
     for seed in (0, 1):
         run("a", 40, seed=seed, holdout=0.5)
-    assert re.search(r'<td class="num">−[34]\d\.\d <span class="doubt">\[', said("--noise", "--format", "html"))
-    assert [row["seeds"] for row in csv.DictReader(StringIO(said("--noise", "--format", "csv")))] == ["2"] * 3
+    assert re.search(
+        r'<td class="num">−[34]\d\.\d <span class="doubt">\[', said("--noise", "--format", "html")
+    )
+    assert [
+        row["seeds"] for row in csv.DictReader(StringIO(said("--noise", "--format", "csv")))
+    ] == ["2"] * 3
     assert "About the open part of each benchmark's questions" in " ".join(said("--noise").split())
 
 
 @pytest.mark.parametrize(
     ("given", "said_of_it"),
     [
-        (["a", "b", "--paired", "--sort", "math"], "--paired has rows of its own, which --sort cannot change"),
+        (
+            ["a", "b", "--paired", "--sort", "math"],
+            "--paired has rows of its own, which --sort cannot change",
+        ),
         (["a", "b", "--paired", "--by", "x", "--rows", "3"], "--by and --rows cannot change"),
         (["a", "b", "--paired", "--plots", "x"], "--plots cannot change"),
         (["a", "--confirm", "--no-group-seeds"], "--no-group-seeds cannot change"),
@@ -536,20 +650,35 @@ def test_what_cannot_be_asked_together_is_refused(
     assert len(answer.splitlines()) == 1
 
 
-HOSTILE = ["[/y] [bold", "=1+1", "@SUM(A1)", "-2 sigma", "a|b `c` <img src=x onerror=y>", "[x](javascript:y)"]
+HOSTILE = [
+    "[/y] [bold",
+    "=1+1",
+    "@SUM(A1)",
+    "-2 sigma",
+    "a|b `c` <img src=x onerror=y>",
+    "[x](javascript:y)",
+]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_is_shown_and_never_obeyed(name: str, said) -> None:  # type: ignore[no-untyped-def]
     for r in (4, 8):  # benchmarks and settings cannot be called so, MLflow refuses them
-        record(name, {"lora.r": r, "model.id": f"{name}{r}"}, BASE, {**BASE, "math": right(60)}, target="task")
+        record(
+            name,
+            {"lora.r": r, "model.id": f"{name}{r}"},
+            BASE,
+            {**BASE, "math": right(60)},
+            target="task",
+        )
     assert name.split()[0] in said()
     assert name.split()[0] in said("--by", "lora.r", "--sort", "name")
     [one, other] = [found.run_id for found in find_runs(here())]
     assert name.split()[0] in said(one, other, "--paired")
     rows = list(csv.reader(StringIO(said("--format", "csv"))))
     cells = [cell for row in rows for cell in row if cell]
-    assert not any(cell[0] in "=@" or (cell[0] in "+-" and isinstance(typed(cell), str)) for cell in cells)
+    assert not any(
+        cell[0] in "=@" or (cell[0] in "+-" and isinstance(typed(cell), str)) for cell in cells
+    )
     assert any(name in cell for row in rows for cell in row)
     text = said("--format", "markdown")
     assert "<img" not in text

@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from slimdown.guarding.errors import ConfigError
-from slimdown.settings.commandline import check_command_line, read_command_line
-from slimdown.settings.files import CONF_DIR, group_choices, transformers_names
-from slimdown.settings.load import load_config
-from slimdown.settings.row_files import records
-from slimdown.settings.schema import PaperMetric, RunConfig
+from slimdown.config.commandline import check_command_line, read_command_line
+from slimdown.config.files import CONF_DIR, group_choices, transformers_names
+from slimdown.config.loader import load_config
+from slimdown.config.schema import PaperMetric, RunConfig
+from slimdown.data.row_files import records
+from slimdown.utils.errors import ConfigError
 
 Composed = Callable[..., RunConfig]
 
@@ -32,11 +32,18 @@ def test_the_default_is_the_pocket_world(composed: Composed) -> None:
     config = composed()
     assert config.model.id == "pocket:model"
     assert list(config.dataset) == ["pocket_instructions"]
-    assert list(config.benchmark) == ["pocket_instructions", "pocket_math", "pocket_commonsense", "pocket_cs"]
+    assert list(config.benchmark) == [
+        "pocket_instructions",
+        "pocket_math",
+        "pocket_commonsense",
+        "pocket_cs",
+    ]
 
 
 @pytest.mark.parametrize("model", [m for m in group_choices("model") if m != "pocket"])
-def test_every_other_model_gets_the_papers_data_and_benchmarks(model: str, composed: Composed) -> None:
+def test_every_other_model_gets_the_papers_data_and_benchmarks(
+    model: str, composed: Composed
+) -> None:
     config = composed(f"model={model}")
     assert list(config.dataset) == ["alpaca"]
     assert list(config.benchmark) == ["hellaswag", "gsm8k", "mmlu_cs"]
@@ -44,7 +51,9 @@ def test_every_other_model_gets_the_papers_data_and_benchmarks(model: str, compo
     assert {b.paper_metric for b in config.benchmark.values()} == set(PaperMetric)
 
 
-@pytest.mark.parametrize("group", ["quantization", "dataset", "method", "lora", "train", "benchmark", "experiment"])
+@pytest.mark.parametrize(
+    "group", ["quantization", "dataset", "method", "lora", "train", "benchmark", "experiment"]
+)
 def test_every_choice_of_every_group_composes(group: str, composed: Composed) -> None:
     for choice in group_choices(group):
         if choice == "file":
@@ -61,7 +70,9 @@ def test_the_papers_adapter_is_the_default(composed: Composed) -> None:
     assert lora.target_modules == ["q_proj", "k_proj", "v_proj"]
 
 
-def test_a_choice_on_the_command_line_beats_what_the_pocket_model_brings(composed: Composed) -> None:
+def test_a_choice_on_the_command_line_beats_what_the_pocket_model_brings(
+    composed: Composed,
+) -> None:
     config = composed("dataset=[pocket_replay]", "benchmark=[pocket_math]", "train=quick")
     assert list(config.dataset) == ["pocket_replay"]
     assert list(config.benchmark) == ["pocket_math"]
@@ -77,7 +88,9 @@ def test_a_preset_holds_only_differences(composed: Composed) -> None:
 
 @pytest.mark.parametrize("preset", group_choices("experiment"))
 def test_a_preset_begins_with_its_question_and_its_command(preset: str, composed: Composed) -> None:
-    header, question, command, *_ = (CONF_DIR / "experiment" / f"{preset}.yaml").read_text().splitlines()
+    header, question, command, *_ = (
+        (CONF_DIR / "experiment" / f"{preset}.yaml").read_text().splitlines()
+    )
     assert header == "# @package _global_"
     assert question.endswith("?")
     assert command.startswith("# python -m slimdown.run ")
@@ -112,7 +125,11 @@ def test_the_commands_that_must_work_are_accepted(arguments: list[str]) -> None:
 
 
 def test_four_runs_of_the_cards_sweep_compose(composed: Composed) -> None:
-    runs = {(composed(f"model={m}", f"lora.r={r}").model.id, r) for m in ("llama32", "tinyllama") for r in (8, 16)}
+    runs = {
+        (composed(f"model={m}", f"lora.r={r}").model.id, r)
+        for m in ("llama32", "tinyllama")
+        for r in (8, 16)
+    }
     assert len(runs) == 4
 
 
@@ -127,7 +144,9 @@ def test_a_typo_behind_a_plus_is_named_too() -> None:
 
 
 def test_a_setting_without_its_section_is_found() -> None:
-    assert refused("learning_rate=1e-3") == ["learning_rate is not a setting; did you mean train.learning_rate?"]
+    assert refused("learning_rate=1e-3") == [
+        "learning_rate is not a setting; did you mean train.learning_rate?"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +190,9 @@ def test_no_dataset_and_no_benchmark_are_refused() -> None:
 
 
 def test_several_mistakes_are_listed_together() -> None:
-    answers = refused("model=llama3", "lora.r=0", "train.max_length=1", "benchmark.pocket_cs.limit=0", "foo=1")
+    answers = refused(
+        "model=llama3", "lora.r=0", "train.max_length=1", "benchmark.pocket_cs.limit=0", "foo=1"
+    )
     assert [a.split()[0].split("=")[0] for a in answers] == [
         "model", "foo", "lora.r", "train.max_length", "benchmark.pocket_cs.limit",
     ]  # fmt: skip
@@ -199,7 +220,9 @@ def test_a_folder_of_ones_own_adds_choices(tmp_path: Path) -> None:
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nlora: {r: 2}\n")
     check_command_line(["--config-dir", str(tmp_path), "experiment=mine"])
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nlora: {r: 0}\n")
-    assert refused("--config-dir", str(tmp_path), "experiment=mine") == ["lora.r must be at least 1, got 0"]
+    assert refused("--config-dir", str(tmp_path), "experiment=mine") == [
+        "lora.r must be at least 1, got 0"
+    ]
 
 
 def test_a_value_that_a_file_sets_is_no_default_of_the_schema_too() -> None:
@@ -208,7 +231,11 @@ def test_a_value_that_a_file_sets_is_no_default_of_the_schema_too() -> None:
     for file in CONF_DIR.rglob("*.yaml"):
         content = OmegaConf.to_container(OmegaConf.load(file))
         group = file.parent.name
-        sections = content if "@package _global_" in file.read_text() or file.stem == "config" else {group: content}
+        sections = (
+            content
+            if "@package _global_" in file.read_text() or file.stem == "config"
+            else {group: content}
+        )
         for section, settings in sections.items():
             kind = get_type_hints(RunConfig).get(section)
             kind = get_args(kind)[1] if get_origin(kind) is dict else kind
@@ -223,8 +250,12 @@ def test_a_value_that_a_file_sets_is_no_default_of_the_schema_too() -> None:
 
 
 def test_the_names_of_transformers_are_read_as_it_has_them() -> None:
-    assert transformers_names("training_args.py", "OptimizerNames") == [name.value for name in OptimizerNames]
-    assert transformers_names("trainer_utils.py", "SchedulerType") == [name.value for name in SchedulerType]
+    assert transformers_names("training_args.py", "OptimizerNames") == [
+        name.value for name in OptimizerNames
+    ]
+    assert transformers_names("trainer_utils.py", "SchedulerType") == [
+        name.value for name in SchedulerType
+    ]
 
 
 def test_settings_may_come_before_the_flag_of_a_sweep() -> None:
@@ -234,33 +265,53 @@ def test_settings_may_come_before_the_flag_of_a_sweep() -> None:
     check_command_line(["lora.r=4", "-m", "seed=1,2"])
 
 
-def test_a_long_sweep_is_checked_by_the_ends_of_its_ranges_and_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_sweep_is_checked_by_the_ends_of_its_ranges_and_composed_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     composings: list[Any] = []
     monkeypatch.setattr(
-        "slimdown.settings.commandline.compose", lambda *a, **k: composings.append(a) or compose(*a, **k)
+        "slimdown.config.commandline.compose",
+        lambda *a, **k: composings.append(a) or compose(*a, **k),
     )
-    check_command_line(["-m", "seed=range(0,100)", "lora.r=2,4,8", "train.learning_rate=1e-3,2e-3,3e-3"])
+    check_command_line(
+        ["-m", "seed=range(0,100)", "lora.r=2,4,8", "train.learning_rate=1e-3,2e-3,3e-3"]
+    )
     assert len(composings) == 1
     assert refused("-m", "seed=range(4294967000,4294967400)") == [
         "seed must be a whole number of at most 4294967295, got 4294967399"
     ]
 
 
-def test_a_file_that_a_sweep_names_often_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_a_sweep_names_often_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"instruction": "a", "output": "b"}\n' * 3)
     opened: list[Path] = []
-    monkeypatch.setattr("slimdown.settings.rows.records", lambda path, columns: opened.append(path) or records(path))
-    check_command_line(["-m", "dataset=[file]", f"dataset.file.path={file}", "seed=range(0,9)", "lora.r=1,2,3"])
+    monkeypatch.setattr(
+        "slimdown.data.rows.records", lambda path, columns: opened.append(path) or records(path)
+    )
+    check_command_line(
+        ["-m", "dataset=[file]", f"dataset.file.path={file}", "seed=range(0,9)", "lora.r=1,2,3"]
+    )
     assert opened == [file]
 
 
-def test_what_is_checked_is_what_hydra_composes(composed: Composed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_checked_is_what_hydra_composes(
+    composed: Composed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found: list[RunConfig] = []
     monkeypatch.setattr(
-        "slimdown.settings.commandline.load_config", lambda c: found.append(load_config(c)) or found[-1]
+        "slimdown.config.commandline.load_config",
+        lambda c: found.append(load_config(c)) or found[-1],
     )
-    arguments = ["model=smollm2", "dataset.alpaca.max_examples=5", "lora.lora_alpha=${lora.r}", "++lora.r=3", "seed=7"]
+    arguments = [
+        "model=smollm2",
+        "dataset.alpaca.max_examples=5",
+        "lora.lora_alpha=${lora.r}",
+        "++lora.r=3",
+        "seed=7",
+    ]
     check_command_line(arguments)
     assert found == [composed(*arguments)]
     assert (found[0].lora.lora_alpha, found[0].seed) == (3, 7)

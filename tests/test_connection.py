@@ -16,11 +16,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from slimdown.guarding.errors import UserError
-from slimdown.recording.connection import check_store, open_store
-from slimdown.recording.read import find_runs
-from slimdown.recording.write import TrackedRun
-from slimdown.settings.schema import TrackingConfig
+from slimdown.config.schema import TrackingConfig
+from slimdown.tracking.connection import check_store, open_store
+from slimdown.tracking.read import find_runs
+from slimdown.tracking.write import TrackedRun
+from slimdown.utils.errors import UserError
 
 
 class Refusing(BaseHTTPRequestHandler):
@@ -46,7 +46,8 @@ def serving(certificate: Path | None = None) -> Iterator[TrackingConfig]:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield TrackingConfig(
-            uri=f"http{'s' if certificate else ''}://me:wrong@127.0.0.1:{server.server_port}", experiment="x"
+            uri=f"http{'s' if certificate else ''}://me:wrong@127.0.0.1:{server.server_port}",
+            experiment="x",
         )
         server.shutdown()
         thread.join()
@@ -62,7 +63,9 @@ def certificate(tmp_path: Path) -> Path:
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+        )
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
         .sign(key, hashes.SHA256())
     )
@@ -75,7 +78,8 @@ def certificate(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "setting", ["MLFLOW_TRACKING_INSECURE_TLS", "MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE"]
+    "setting",
+    ["MLFLOW_TRACKING_INSECURE_TLS", "MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE"],
 )
 def test_a_certificate_that_mlflow_is_told_to_trust_is_trusted(
     setting: str, certificate: Path, monkeypatch: pytest.MonkeyPatch
@@ -88,21 +92,27 @@ def test_a_certificate_that_mlflow_is_told_to_trust_is_trusted(
 def test_a_certificate_that_nobody_trusts_is_refused_with_the_cure(certificate: Path) -> None:
     with (
         serving(certificate) as config,
-        pytest.raises(UserError, match=r"CERTIFICATE_VERIFY_FAILED.*; name .*MLFLOW_TRACKING_SERVER_CERT_PATH=FILE$"),
+        pytest.raises(
+            UserError,
+            match=r"CERTIFICATE_VERIFY_FAILED.*; name .*MLFLOW_TRACKING_SERVER_CERT_PATH=FILE$",
+        ),
     ):
         check_store(config)
 
 
 def test_a_server_that_refuses_is_not_to_be_started() -> None:
-    with serving() as config, pytest.raises(UserError, match=r"401.*; check user, password and address$"):
+    with (
+        serving() as config,
+        pytest.raises(UserError, match=r"401.*; check user, password and address$"),
+    ):
         open_store(config)
 
 
 def test_a_slow_import_is_not_taken_for_silence_of_the_server() -> None:
     script = (
         "import sys\n"
-        "from slimdown.recording import connection\n"
-        "from slimdown.settings.schema import TrackingConfig\n"
+        "from slimdown.tracking import connection\n"
+        "from slimdown.config.schema import TrackingConfig\n"
         "imported = []\n"
         "connection.within = lambda seconds, call: imported.append('mlflow' in sys.modules)\n"
         "connection.open_store(TrackingConfig(uri='http://127.0.0.1:9', experiment='x'))\n"

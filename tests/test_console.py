@@ -6,15 +6,17 @@ from math import inf, nan
 import pytest
 from test_changes import answers, benchmark, report as evaluation
 
-from slimdown.judging.changes import Changes, changes_between
-from slimdown.judging.paired import Estimate
-from slimdown.settings.schema import RunConfig
-from slimdown.showing import console, words
+from slimdown.config.schema import RunConfig
+from slimdown.report import console, words
+from slimdown.stats.changes import Changes, changes_between
+from slimdown.stats.paired import Estimate
 
 
 def test_brackets_of_a_run_name_are_shown(composed: Callable[..., RunConfig]) -> None:
     with console.console.capture() as shown:
-        console.show_plan(composed("lora.target_modules=[q_proj]"), "pocket lora.target_modules=[q_proj]")
+        console.show_plan(
+            composed("lora.target_modules=[q_proj]"), "pocket lora.target_modules=[q_proj]"
+        )
     assert "pocket lora.target_modules=[q_proj]" in shown.get()
     assert "r 8, alpha 16, q_proj" in shown.get()
 
@@ -30,7 +32,8 @@ def of_subjects(n_subjects: int) -> Changes:
     before, after = answers(kept=300, lost=100, gained=10, missed=90)
     names = [f"subject{i % n_subjects}" for i in range(500)]
     return changes_between(
-        evaluation(a=benchmark(before, subjects=names)), evaluation(a=benchmark(after, subjects=names))
+        evaluation(a=benchmark(before, subjects=names)),
+        evaluation(a=benchmark(after, subjects=names)),
     )
 
 
@@ -48,7 +51,10 @@ def test_a_sentence_says_which_subjects_it_holds_for(n_subjects: int, said: str)
 
 def test_the_legend_says_which_errors_are_held_and_that_a_seed_is_one() -> None:
     assert "for this checkpoint: another seed trains another model" in words.LEGEND
-    assert "any false claim of change is 5 % at most, that of any false claim of none 5 % as well" in words.LEGEND
+    assert (
+        "any false claim of change is 5 % at most, that of any false claim of none 5 % as well"
+        in words.LEGEND
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,4 +66,8 @@ def test_the_legend_says_which_errors_are_held_and_that_a_seed_is_one() -> None:
     ],
 )
 def test_a_rate_that_cannot_be_told_is_no_number(found: Estimate | None, said: str) -> None:
-    assert words.rate(of_subjects(1).benchmarks["a"], found, "chance") == (said, "", "base not shown above chance")
+    assert words.rate(of_subjects(1).benchmarks["a"], found, "chance") == (
+        said,
+        "",
+        "base not shown above chance",
+    )

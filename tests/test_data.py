@@ -11,18 +11,20 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset
 
-from slimdown.guarding.errors import UserError
-from slimdown.preparing.data import load_data
-from slimdown.settings.dataset import DatasetConfig
-from slimdown.settings.row_files import RowError, records
-from slimdown.settings.rows import Row, check_file, rows_of
-from slimdown.settings.schema import RunConfig
+from slimdown.config.dataset import DatasetConfig
+from slimdown.config.schema import RunConfig
+from slimdown.data.loading import load_data
+from slimdown.data.row_files import RowError, records
+from slimdown.data.rows import Row, check_file, rows_of
+from slimdown.utils.errors import UserError
 
 PLAIN = SimpleNamespace(eos_token="<eos>", bos_token=None, chat_template=None)
 
 
 def rows(n: int) -> list[dict[str, str]]:
-    return [{"question": f"What is {i} + {i}?", "context": "", "reply": str(2 * i)} for i in range(n)]
+    return [
+        {"question": f"What is {i} + {i}?", "context": "", "reply": str(2 * i)} for i in range(n)
+    ]
 
 
 def dataset(path: Path, **settings: Any) -> DatasetConfig:
@@ -53,7 +55,9 @@ def sound_rows(config: DatasetConfig) -> list[Row]:
 def test_an_example_is_the_alpaca_prompt_and_an_answer_that_ends(jsonl: Path) -> None:
     data = load_data({"mine": dataset(jsonl)}, seed=0, tokenizer=PLAIN)
     example = data.train[0]
-    assert example["prompt"].startswith("Below is an instruction that describes a task. Write a response")
+    assert example["prompt"].startswith(
+        "Below is an instruction that describes a task. Write a response"
+    )
     assert example["prompt"].endswith("\n\n### Response:\n")
     assert "### Input:" not in example["prompt"]
     assert example["completion"].endswith("<eos>")
@@ -61,7 +65,9 @@ def test_an_example_is_the_alpaca_prompt_and_an_answer_that_ends(jsonl: Path) ->
 
 def test_an_input_changes_the_prompt(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps({**row, "context": "Use digits."}) + "\n" for row in rows(4)))
+    file.write_text(
+        "".join(json.dumps({**row, "context": "Use digits."}) + "\n" for row in rows(4))
+    )
     data = load_data({"mine": dataset(file)}, seed=0, tokenizer=PLAIN)
     assert "paired with an input" in data.train[0]["prompt"]
     assert "\n\n### Input:\nUse digits.\n\n### Response:\n" in data.train[0]["prompt"]
@@ -84,20 +90,30 @@ def test_a_chat_template_is_the_tokenizers(jsonl: Path) -> None:
         def apply_chat_template(self, turns: list[dict[str, str]], **settings: Any) -> str:
             return "<bos><user>" + turns[0]["content"] + "<assistant>"
 
-    example = load_data({"mine": dataset(jsonl, template="chat")}, seed=0, tokenizer=Chat()).train[0]
-    assert example["prompt"].startswith("<user>What is")  # tokenizing adds the <bos>; twice would be wrong
+    example = load_data({"mine": dataset(jsonl, template="chat")}, seed=0, tokenizer=Chat()).train[
+        0
+    ]
+    assert example["prompt"].startswith(
+        "<user>What is"
+    )  # tokenizing adds the <bos>; twice would be wrong
     assert example["completion"].endswith("<end>")
 
 
 def test_a_chat_template_that_is_not_there_is_named(jsonl: Path) -> None:
-    with pytest.raises(UserError, match=r"dataset\.mine\.template=chat: this model's tokenizer has no chat template"):
+    with pytest.raises(
+        UserError,
+        match=r"dataset\.mine\.template=chat: this model's tokenizer has no chat template",
+    ):
         load_data({"mine": dataset(jsonl, template="chat")}, seed=0, tokenizer=PLAIN)
 
 
 def test_counts_are_as_asked_and_nothing_is_in_both_parts(jsonl: Path) -> None:
     data = load_data({"mine": dataset(jsonl, max_examples=10)}, seed=0, tokenizer=PLAIN)
     train, held_out = ({e["prompt"] for e in part} for part in (data.train, data.validation))
-    assert (len(data.train), len(data.validation)) == (10, 4)  # 20 rows: 4 held out, 10 of the other 16
+    assert (len(data.train), len(data.validation)) == (
+        10,
+        4,
+    )  # 20 rows: 4 held out, 10 of the other 16
     assert not train & held_out
 
 
@@ -131,7 +147,9 @@ def test_several_datasets_are_put_together(jsonl: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["json", "jsonl", "csv", "parquet"])
-def test_every_kind_of_file_gives_the_same_examples(ending: str, tmp_path: Path, jsonl: Path) -> None:
+def test_every_kind_of_file_gives_the_same_examples(
+    ending: str, tmp_path: Path, jsonl: Path
+) -> None:
     file = tmp_path / f"again.{ending}"
     if ending == "parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows(20)), file)
@@ -164,7 +182,9 @@ def test_every_kind_of_file_gives_the_same_examples(ending: str, tmp_path: Path,
         ("fake.parquet", "not parquet", "cannot be read as Parquet"),
     ],
 )  # fmt: skip
-def test_a_bad_file_is_answered_with_its_row(name: str, content: str | None, answer: str, tmp_path: Path) -> None:
+def test_a_bad_file_is_answered_with_its_row(
+    name: str, content: str | None, answer: str, tmp_path: Path
+) -> None:
     file = tmp_path / name
     if content is not None:
         file.write_text(content)
@@ -183,9 +203,13 @@ def test_plain_values_are_the_text_that_they_are_in_the_file(tmp_path: Path) -> 
 def test_columns_that_are_not_used_may_hold_anything(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     unused = ["[1, {}]", '"\\ud800"', "9" * 5000, "null", "1"]
-    file.write_text("".join(f'{{"question": "a", "reply": "b", "notes": {note}}}\n' for note in unused))
+    file.write_text(
+        "".join(f'{{"question": "a", "reply": "b", "notes": {note}}}\n' for note in unused)
+    )
     assert len(sound_rows(dataset(file, input=None))) == 5
-    table = pyarrow.table({"question": ["a", "b"], "reply": ["c", "d"], "notes": [[b"\xff"], [b"\0"]]})
+    table = pyarrow.table(
+        {"question": ["a", "b"], "reply": ["c", "d"], "notes": [[b"\xff"], [b"\0"]]}
+    )
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
     assert len(sound_rows(dataset(tmp_path / "rows.parquet", input=None))) == 2
 
@@ -205,7 +229,11 @@ def test_a_byte_order_mark_and_capitals_are_no_hindrance(ending: str, tmp_path: 
 
 def test_a_text_may_hold_the_name_of_a_slot(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    row = {"question": "What does {input} mean in {instruction}?", "context": "A {instruction}.", "reply": "A slot."}
+    row = {
+        "question": "What does {input} mean in {instruction}?",
+        "context": "A {instruction}.",
+        "reply": "A slot.",
+    }
     file.write_text(f"{json.dumps(row)}\n" * 2 + json.dumps({**row, "reply": "Two."}))
     for template in ("alpaca", "Q: {instruction} I: {input}"):
         example = load_data({"mine": dataset(file, template=template)}, 0, PLAIN).validation[0]
@@ -215,7 +243,9 @@ def test_a_text_may_hold_the_name_of_a_slot(tmp_path: Path) -> None:
 
 def test_a_file_is_read_once_until_it_changes(jsonl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
-    monkeypatch.setattr("slimdown.settings.rows.records", lambda file, columns: opened.append(file) or records(file))
+    monkeypatch.setattr(
+        "slimdown.data.rows.records", lambda file, columns: opened.append(file) or records(file)
+    )
     for seed in range(3):
         load_data({"mine": dataset(jsonl, max_examples=seed + 1)}, seed, PLAIN)
     assert opened == [jsonl]

@@ -11,8 +11,8 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
-from slimdown.measuring.engine.forward import measuring
-from slimdown.preparing.dequantize import dequantized, dequantizes
+from slimdown.evaluation.engine.forward import measuring
+from slimdown.models.dequantize import dequantized, dequantizes
 
 # peft 0.21 asks transformers 5.24 for an attribute it renamed; delete when peft asks for the new.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -39,7 +39,9 @@ def four_bit(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
             layer.support_avx512bf16_for_cpu = False
         if not lora:
             return model
-        tuned = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+        tuned = get_peft_model(
+            model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+        )
         for name, weight in tuned.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.2)
@@ -130,7 +132,7 @@ def test_the_rule(four_bit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch)
     model = four_bit(lora=True)
     n_values = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
     for free, fits in ((8 * n_values, True), (8 * n_values - 1, False)):
-        monkeypatch.setattr("slimdown.preparing.dequantize.free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr("slimdown.models.dequantize.free_bytes", lambda device, free=free: free)
         assert dequantizes(model, "auto") is fits
         assert dequantizes(model, "True") is True
         assert dequantizes(model, "false") is False

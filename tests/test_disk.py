@@ -9,11 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from slimdown.guarding.disk import disk_full
+from slimdown.utils.disk import disk_full
 
 
 def write_text(folder: Path) -> None:
-    with Path("/dev/full").open("w") as device:  # opened and never replaced: a library that renames would destroy it
+    with Path("/dev/full").open(
+        "w"
+    ) as device:  # opened and never replaced: a library that renames would destroy it
         device.write("x" * 100_000)
 
 

@@ -14,23 +14,30 @@ from lm_eval.api.instance import Instance
 from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from bench.families import WINDOW, byte_tokenizer, in_bfloat16, tiny, windowed
-from slimdown.measuring.engine import attention, decoding
-from slimdown.measuring.engine.decoding import GreedyDecoder, StopStrings
-from slimdown.measuring.engine.drafting import LONGEST, Draft
-from slimdown.measuring.engine.forward import measuring, preamble_cache, virtual_tokens
-from slimdown.measuring.engine.scoring import SharedWorkLM
-from slimdown.measuring.engine.slots import zeros
+from slimdown.evaluation.engine import attention, decoding
+from slimdown.evaluation.engine.decoding import GreedyDecoder, StopStrings
+from slimdown.evaluation.engine.drafting import LONGEST, Draft
+from slimdown.evaluation.engine.forward import measuring, preamble_cache, virtual_tokens
+from slimdown.evaluation.engine.scoring import SharedWorkLM
+from slimdown.evaluation.engine.slots import zeros
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MOST = 16
 SHARED = tuple(range(33, 110))  # long enough to be computed once for all
-PROMPTS = [*((*SHARED, 40 + i, 90 - 3 * i) for i in range(9)), (50, 51), (60,), (70, 71, 72, 70, 71)]
+PROMPTS = [
+    *((*SHARED, 40 + i, 90 - 3 * i) for i in range(9)),
+    (50, 51),
+    (60,),
+    (70, 71, 72, 70, 71),
+]
 
 
 def with_virtual_tokens(config: type[Any]) -> Any:
     torch.manual_seed(1)
-    model = get_peft_model(tiny("llama"), config(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    model = get_peft_model(
+        tiny("llama"), config(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    ).eval()
     for weight in model.parameters():
         if weight.requires_grad:
             torch.nn.init.normal_(weight, std=0.5)
@@ -52,7 +59,9 @@ MODELS: dict[str, tuple[Callable[[], Any], bool]] = {
 class Decoded:
     """What a decoder makes of `PROMPTS`, and in how many forwards."""
 
-    def __init__(self, model: Any, merging: bool, answers: Any = (), stops: Any = None, eos: Any = ()) -> None:
+    def __init__(
+        self, model: Any, merging: bool, answers: Any = (), stops: Any = None, eos: Any = ()
+    ) -> None:
         self.rows: dict[int, list[int]] = {}
         self.n_forwards = 0
         prompts = [(*virtual_tokens(model), *prompt) for prompt in PROMPTS]
@@ -101,7 +110,9 @@ GUESSES: dict[str, Callable[[list[int]], list[int]]] = {
     "right at first": lambda tokens: [*tokens[:9], *wrong(tokens[9:])],
     "one left out": lambda tokens: [*tokens[:5], *tokens[6:]],
     "one too many": lambda tokens: [*tokens[:5], 99, *tokens[5:]],
-    "wrong here and there": lambda tokens: [99 if i % 5 == 4 else token for i, token in enumerate(tokens)],
+    "wrong here and there": lambda tokens: [
+        99 if i % 5 == 4 else token for i, token in enumerate(tokens)
+    ],
 }
 
 
@@ -127,11 +138,16 @@ def test_no_draft_changes_a_row(
     model = make()
     model.config.max_position_embeddings = WINDOW
     expected = unguessed(model, merging)
-    rows, drawn = {PROMPTS[i]: row for i, row in expected.rows.items()}, torch.Generator().manual_seed(0)
+    rows, drawn = (
+        {PROMPTS[i]: row for i, row in expected.rows.items()},
+        torch.Generator().manual_seed(0),
+    )
 
     def guess(self: Draft, n_rows: int, most: int) -> list[int]:
         text = tuple(self._text)
-        prompt = next(prompt for prompt in rows if text[: len(prompt)] == prompt and len(text) > len(prompt))
+        prompt = next(
+            prompt for prompt in rows if text[: len(prompt)] == prompt and len(text) > len(prompt)
+        )
         right = rows[prompt][len(text) - len(prompt) :]
         n_right = int(torch.randint(0, length + 1, (), generator=drawn))
         return [*right[:n_right], *[0] * (length - n_right)][:most]
@@ -140,7 +156,9 @@ def test_no_draft_changes_a_row(
     assert Decoded(model, merging).rows == expected.rows
 
 
-def test_an_end_in_the_midst_of_a_draft_ends_the_row_there(unguessed: Callable[..., Decoded]) -> None:
+def test_an_end_in_the_midst_of_a_draft_ends_the_row_there(
+    unguessed: Callable[..., Decoded],
+) -> None:
     model, tokenizer = tiny("llama"), byte_tokenizer()
     free = unguessed(model, True)
     ends = {"eos": [free.rows[0][7], free.rows[9][3]]}
@@ -153,18 +171,24 @@ def test_an_end_in_the_midst_of_a_draft_ends_the_row_there(unguessed: Callable[.
         assert found.n_forwards < expected.n_forwards
 
 
-def test_what_is_nearly_as_likely_is_decided_by_the_row_alone(unguessed: Callable[..., Decoded]) -> None:
+def test_what_is_nearly_as_likely_is_decided_by_the_row_alone(
+    unguessed: Callable[..., Decoded],
+) -> None:
     """Each token twice in the vocabulary but for what rounding does."""
     model = tiny("llama", tie_word_embeddings=False)
     head = model.get_output_embeddings().weight.data
-    head[1::2] = head[::2] * (1 + 2e-7 * torch.randn(len(head) // 2, 1, generator=torch.Generator().manual_seed(0)))
+    head[1::2] = head[::2] * (
+        1 + 2e-7 * torch.randn(len(head) // 2, 1, generator=torch.Generator().manual_seed(0))
+    )
     expected = unguessed(model, True)
     for name in ("right", "wrong here and there"):
         answers = [GUESSES[name](row) for row in expected.ordered]
         assert Decoded(model, True, answers).rows == expected.rows
 
 
-def test_in_half_precision_another_models_answers_are_not_looked_at(unguessed: Callable[..., Decoded]) -> None:
+def test_in_half_precision_another_models_answers_are_not_looked_at(
+    unguessed: Callable[..., Decoded],
+) -> None:
     model = in_bfloat16(tiny("llama"))
     expected = Decoded(model, True)
     found = Decoded(model, True, unguessed(model, True).ordered)
@@ -184,7 +208,9 @@ def test_an_answer_is_found_again_after_a_difference_and_what_repeats_goes_on() 
     assert Draft((5, 6, 7)).guess(1, 9) == []
 
 
-def test_only_rows_that_are_being_decoded_hold_what_drafts_are_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_rows_that_are_being_decoded_hold_what_drafts_are_made_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     alive: weakref.WeakSet[Draft] = weakref.WeakSet()
     n_alive: list[int] = []
 
@@ -211,7 +237,9 @@ def test_preambles_that_rows_repeat_are_computed_once_each(monkeypatch: pytest.M
 
     monkeypatch.setattr(decoding, "preamble_cache", counted)
     both = SHARED, SHARED[::-1]  # decoded side by side
-    monkeypatch.setitem(globals(), "PROMPTS", [(*preamble, 40 + i) for preamble in both for i in range(9)])
+    monkeypatch.setitem(
+        globals(), "PROMPTS", [(*preamble, 40 + i) for preamble in both for i in range(9)]
+    )
     Decoded(tiny("llama"), False)
     assert sorted(map(len, computed)) == [len(SHARED)] * 2
 
@@ -224,7 +252,9 @@ def test_prompts_are_computed_in_pieces_beside_what_decodes(
     whole = unguessed(model, True)
     monkeypatch.setattr(decoding, "PIECE", 32)
     monkeypatch.setattr(attention, "MANY", 8)
-    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, args: sizes.append(args[0].numel()))
+    hook = model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, args: sizes.append(args[0].numel())
+    )
     assert unguessed(model, True).rows == whole.rows
     hook.remove()
     assert max(sizes) == 32
@@ -254,10 +284,15 @@ def test_what_is_never_right_is_soon_not_believed() -> None:
 def test_the_harness_is_given_the_same_texts_whatever_another_model_said() -> None:
     model, tokenizer = tiny("llama"), byte_tokenizer()
     settings = {"until": ["\n\n"], "max_gen_toks": MOST, "do_sample": False}
-    requests = [Instance("generate_until", {}, (f"{i} and {i}", dict(settings)), 0, ("t", i, 1)) for i in range(6)]
+    requests = [
+        Instance("generate_until", {}, (f"{i} and {i}", dict(settings)), 0, ("t", i, 1))
+        for i in range(6)
+    ]
     plain, told = (SharedWorkLM(model, tokenizer, max_length=WINDOW) for _ in range(2))
     expected = plain.generate_until(requests, disable_tqdm=True)
-    told.answered = {request.args[0]: text for request, text in zip(requests, expected, strict=True)}
+    told.answered = {
+        request.args[0]: text for request, text in zip(requests, expected, strict=True)
+    }
     told.answered[requests[1].args[0]] = "something else<|end|>\n\n"
     assert told.generate_until(requests, disable_tqdm=True) == expected
     assert told.n_guessed > plain.n_guessed

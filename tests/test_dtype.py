@@ -9,11 +9,11 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from slimdown.preparing import dtype
-from slimdown.preparing.dtype import auto_dtype, bfloat16_speedup, measured_speedup
-from slimdown.preparing.model import load_model
-from slimdown.recording.write import TrackedRun
-from slimdown.settings.schema import RunConfig, TrackingConfig
+from slimdown.config.schema import RunConfig, TrackingConfig
+from slimdown.models import dtype
+from slimdown.models.dtype import auto_dtype, bfloat16_speedup, measured_speedup
+from slimdown.models.model import load_model
+from slimdown.tracking.write import TrackedRun
 
 CPU = torch.device("cpu")
 
@@ -51,7 +51,10 @@ def test_a_cpu_computes_in_what_it_multiplies_faster(
     speedup: float, chosen: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dtype, "measured_speedup", lambda: speedup)
-    assert auto_dtype(CPU) == (chosen, f"this processor multiplies bfloat16 {speedup:.2g} times as fast as float32")
+    assert auto_dtype(CPU) == (
+        chosen,
+        f"this processor multiplies bfloat16 {speedup:.2g} times as fast as float32",
+    )
 
 
 def test_what_else_the_machine_does_for_a_while_does_not_count(timed: list[torch.dtype]) -> None:
@@ -83,8 +86,12 @@ def test_another_processor_or_limit_on_instructions_is_measured_by_itself(
     assert len(list(cache.glob("*.json"))) == 3
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"processor": "x"}', '{"bfloat16_speedup": null}'])
-def test_a_file_that_was_cut_off_is_made_anew(content: str, timed: list[torch.dtype], cache: Path) -> None:
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"processor": "x"}', '{"bfloat16_speedup": null}']
+)
+def test_a_file_that_was_cut_off_is_made_anew(
+    content: str, timed: list[torch.dtype], cache: Path
+) -> None:
     bfloat16_speedup()
     (file,) = cache.glob("*.json")
     whole = file.read_text()
@@ -93,13 +100,17 @@ def test_a_file_that_was_cut_off_is_made_anew(content: str, timed: list[torch.dt
     assert file.read_text() == whole
 
 
-def test_a_cache_that_cannot_be_written_costs_the_measurement_only(timed: list[torch.dtype], cache: Path) -> None:
+def test_a_cache_that_cannot_be_written_costs_the_measurement_only(
+    timed: list[torch.dtype], cache: Path
+) -> None:
     cache.write_text("a file where the folder should be")
     assert bfloat16_speedup() == pytest.approx(2.5)
     assert timed
 
 
-def test_runs_that_start_together_choose_alike(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_start_together_choose_alike(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     measurements: Iterator[float] = iter((2.5, 0.5))  # as if the second one had been disturbed
     monkeypatch.setattr(dtype, "measured_speedup", lambda: next(measurements))
     found: list[float] = []
@@ -125,7 +136,12 @@ def test_weights_and_4_bit_products_take_the_dtype_and_the_record_says_why(
     loaded = load_model(config.model, config.quantization)
     assert loaded.dtype == "bfloat16"
     assert loaded.model.model.layers[0].self_attn.q_proj.compute_dtype == torch.bfloat16
-    with TrackedRun(TrackingConfig("sqlite:///mlruns/mlflow.db", "slimdown"), "a run", kind="tuned", tags={}) as run:
+    with TrackedRun(
+        TrackingConfig("sqlite:///mlruns/mlflow.db", "slimdown"), "a run", kind="tuned", tags={}
+    ) as run:
         run.log_model(loaded)
     tags = store.get_run(run.run_id).data.tags
-    assert tags["slimdown.dtype_reason"] == "auto: this processor multiplies bfloat16 2.6 times as fast as float32"
+    assert (
+        tags["slimdown.dtype_reason"]
+        == "auto: this processor multiplies bfloat16 2.6 times as fast as float32"
+    )

@@ -14,27 +14,29 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from slimdown.guarding.errors import UserError
-from slimdown.judging.changes import changes_between
-from slimdown.measuring.answers import Evaluation
-from slimdown.measuring.harness import choose_scoring, evaluate
-from slimdown.measuring.measure import measure
-from slimdown.measuring.parts import Parts
-from slimdown.measuring.questions import load_tasks, task_manager
-from slimdown.preparing.model import LoadedModel
-from slimdown.settings.schema import RunConfig
+from slimdown.config.schema import RunConfig
+from slimdown.evaluation.answers import Evaluation
+from slimdown.evaluation.harness import choose_scoring, evaluate
+from slimdown.evaluation.measure import measure
+from slimdown.evaluation.parts import Parts
+from slimdown.evaluation.questions import load_tasks, task_manager
+from slimdown.models.model import LoadedModel
+from slimdown.stats.changes import changes_between
 from slimdown.training.fine_tune import adapter_config
+from slimdown.utils.errors import UserError
 
 Composed = Callable[..., RunConfig]
-LIMITS = [f"benchmark.pocket_{name}.limit=12" for name in ("instructions", "math", "commonsense", "cs")]
+LIMITS = [
+    f"benchmark.pocket_{name}.limit=12" for name in ("instructions", "math", "commonsense", "cs")
+]
 
 
 @pytest.fixture(scope="module")
 def config() -> RunConfig:
     from hydra import compose, initialize_config_dir
 
-    from slimdown.settings.files import CONF_DIR
-    from slimdown.settings.load import load_config
+    from slimdown.config.files import CONF_DIR
+    from slimdown.config.loader import load_config
 
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         return load_config(compose("config", overrides=LIMITS))
@@ -42,7 +44,7 @@ def config() -> RunConfig:
 
 @pytest.fixture(scope="module")
 def report(config: RunConfig) -> Evaluation:
-    from slimdown.preparing.model import load_model
+    from slimdown.models.model import load_model
 
     base = load_model(config.model, config.quantization)
     return evaluate(base, load_tasks(config.benchmark), config.benchmark, config.evaluation)
@@ -51,7 +53,11 @@ def report(config: RunConfig) -> Evaluation:
 def test_every_benchmark_answers_with_its_metrics(report: Evaluation) -> None:
     assert {name: set(b.scores) for name, b in report.benchmarks.items()} == {
         "pocket_instructions": {"exact_match.strip"},
-        "pocket_math": {"exact_match.strict-match", "exact_match.flexible-extract", "flexible_accuracy"},
+        "pocket_math": {
+            "exact_match.strict-match",
+            "exact_match.flexible-extract",
+            "flexible_accuracy",
+        },
         "pocket_commonsense": {"acc", "acc_norm"},
         "pocket_cs": {"acc"},
     }
@@ -81,7 +87,10 @@ def test_a_generated_answer_is_kept_whole_and_as_each_filter_leaves_it(report: E
     """Read again by the patterns of the task's file: what stands behind the mark, and the last number."""
     read = []
     for sample in report.benchmarks["pocket_math"].samples:
-        behind, numbers = re.findall(r"#### (\S+)", sample.response), re.findall(r"-?\d+", sample.response)
+        behind, numbers = (
+            re.findall(r"#### (\S+)", sample.response),
+            re.findall(r"-?\d+", sample.response),
+        )
         assert sample.answers["exact_match.strict-match"] == [*behind, "[invalid]"][0]
         assert sample.answers["exact_match.flexible-extract"] == ["[invalid]", *numbers][-1]
         assert not sample.choices
@@ -99,7 +108,11 @@ def test_the_answers_are_the_stock_harness_command_lines(
     from slimdown.pocket import TASKS_DIR
 
     stock = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=pocket.model, tokenizer=pocket.tokenizer, batch_size=config.evaluation.batch_size),
+        model=HFLM(
+            pretrained=pocket.model,
+            tokenizer=pocket.tokenizer,
+            batch_size=config.evaluation.batch_size,
+        ),
         tasks=[b.task for b in config.benchmark.values()],
         limit=12,
         task_manager=TaskManager(include_path=str(TASKS_DIR)),
@@ -113,7 +126,9 @@ def test_the_answers_are_the_stock_harness_command_lines(
         assert {s.doc_id: s.prompt_hash for s in benchmark.samples} == hashes
 
 
-def test_measuring_twice_gives_the_same(config: RunConfig, pocket: LoadedModel, report: Evaluation) -> None:
+def test_measuring_twice_gives_the_same(
+    config: RunConfig, pocket: LoadedModel, report: Evaluation
+) -> None:
     tasks = load_tasks(config.benchmark)
     for _ in range(2):  # the same task objects serve base and tuned model
         again = evaluate(pocket, tasks, config.benchmark, config.evaluation)
@@ -148,12 +163,20 @@ def test_nothing_is_left_changed(config: RunConfig, pocket: LoadedModel) -> None
 @pytest.mark.parametrize(
     ("override", "answer"),
     [
-        ("benchmark.pocket_cs.task=pocket_sc", "the harness has no such task; did you mean pocket_cs"),
-        ("benchmark.pocket_cs.num_fewshot=3", "is a task that is asked without worked examples; set it to 0"),
+        (
+            "benchmark.pocket_cs.task=pocket_sc",
+            "the harness has no such task; did you mean pocket_cs",
+        ),
+        (
+            "benchmark.pocket_cs.num_fewshot=3",
+            "is a task that is asked without worked examples; set it to 0",
+        ),
         ("benchmark.pocket_cs.metric=f1", "pocket_cs has no such metric; it has acc"),
     ],
 )
-def test_what_the_harness_cannot_ask_is_refused(override: str, answer: str, composed: Composed) -> None:
+def test_what_the_harness_cannot_ask_is_refused(
+    override: str, answer: str, composed: Composed
+) -> None:
     with pytest.raises(UserError, match=answer):
         load_tasks(composed(override).benchmark)
 
@@ -175,7 +198,9 @@ def test_an_answer_that_is_not_a_number_is_no_score(config: RunConfig, pocket: L
     chosen = {"pocket_cs": config.benchmark["pocket_cs"]}
     with torch.no_grad():
         pocket.model.model.norm.weight[0] = torch.nan
-    with pytest.raises(UserError, match=r"pocket:model answers to question 0 of pocket_cs is not a number"):
+    with pytest.raises(
+        UserError, match=r"pocket:model answers to question 0 of pocket_cs is not a number"
+    ):
         evaluate(pocket, load_tasks(chosen), chosen, config.evaluation)
 
 
@@ -185,25 +210,42 @@ def test_base_and_tuned_model_are_scored_alike_whatever_memory_is_left(
     config = composed("benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=6")
     tasks = load_tasks(config.benchmark)
     scoring = choose_scoring(
-        pocket, tasks, config.benchmark, config.evaluation, "auto", adapter_config(config.method, config.lora, pocket)
+        pocket,
+        tasks,
+        config.benchmark,
+        config.evaluation,
+        "auto",
+        adapter_config(config.method, config.lora, pocket),
     )
     assert scoring.path == "shared-merging-dequantized"
 
     def measured(loaded: LoadedModel) -> Evaluation:
         nothing_kept = SimpleNamespace(
-            lock=lambda key: nullcontext(), find=lambda *a: None, keep=lambda *a: None, parts=lambda key: Parts()
+            lock=lambda key: nullcontext(),
+            find=lambda *a: None,
+            keep=lambda *a: None,
+            parts=lambda key: Parts(),
         )
         told: Any = lambda done, total, note: None  # noqa: E731
-        return measure(loaded, tasks, config.benchmark, config.evaluation, scoring, nothing_kept, told)
+        return measure(
+            loaded, tasks, config.benchmark, config.evaluation, scoring, nothing_kept, told
+        )
 
     before = measured(pocket)
-    monkeypatch.setattr("slimdown.preparing.dequantize.free_bytes", lambda device: 0)
-    tuned = replace(pocket, model=get_peft_model(pocket.model, adapter_config(config.method, config.lora, pocket)))
+    monkeypatch.setattr("slimdown.models.dequantize.free_bytes", lambda device: 0)
+    tuned = replace(
+        pocket,
+        model=get_peft_model(pocket.model, adapter_config(config.method, config.lora, pocket)),
+    )
     assert changes_between(before, measured(tuned)).benchmarks["pocket_cs"].n == 6
 
 
-def test_an_adapter_that_looks_at_the_row_takes_stock_for_the_base_too(pocket: LoadedModel, composed: Composed) -> None:
+def test_an_adapter_that_looks_at_the_row_takes_stock_for_the_base_too(
+    pocket: LoadedModel, composed: Composed
+) -> None:
     config = composed("benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=6")
     adapter = LoraConfig(task_type="CAUSAL_LM", alora_invocation_tokens=[5])
-    scoring = choose_scoring(pocket, load_tasks(config.benchmark), config.benchmark, config.evaluation, tuned=adapter)
+    scoring = choose_scoring(
+        pocket, load_tasks(config.benchmark), config.benchmark, config.evaluation, tuned=adapter
+    )
     assert scoring.path == "stock-dequantized"

@@ -13,15 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import slimdown
-from slimdown.measuring import measure as baseline
-from slimdown.measuring.harness import Evaluator, choose_scoring
-from slimdown.measuring.measure import MEASURING, READ_ONLY, evaluation_key
-from slimdown.measuring.questions import load_tasks
-from slimdown.pocket import MODEL_DIR
-from slimdown.preparing import identity
-from slimdown.preparing.identity import identify
-from slimdown.preparing.model import LoadedModel, load_model
-from slimdown.settings.schema import (
+from slimdown.config.schema import (
     TRAINING,
     BenchmarkConfig,
     EvaluationConfig,
@@ -29,6 +21,14 @@ from slimdown.settings.schema import (
     QuantizationConfig,
     RunConfig,
 )
+from slimdown.evaluation import measure as baseline
+from slimdown.evaluation.harness import Evaluator, choose_scoring
+from slimdown.evaluation.measure import MEASURING, READ_ONLY, evaluation_key
+from slimdown.evaluation.questions import load_tasks
+from slimdown.models import identity
+from slimdown.models.identity import identify
+from slimdown.models.model import LoadedModel, load_model
+from slimdown.pocket import MODEL_DIR
 
 Composed = Callable[..., RunConfig]
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -45,7 +45,12 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def settings(composed: Composed, folder: Path) -> Callable[..., RunConfig]:
     """The settings that every key here is compared with, and what is to differ."""
-    fixed = ["benchmark=[pocket_math]", "benchmark.pocket_math.limit=4", "model.dtype=float32", f"model.id={folder}"]
+    fixed = [
+        "benchmark=[pocket_math]",
+        "benchmark.pocket_math.limit=4",
+        "model.dtype=float32",
+        f"model.id={folder}",
+    ]
     fixed += ["quantization.bnb_4bit_compute_dtype=float32"]
     return lambda *overrides: composed(*fixed, *overrides)
 
@@ -96,7 +101,10 @@ SHARED = {
         "quantization.dequantize_for_training=false",
         "how training computes; the adapter that comes of it is in by its content",
     ),
-    "benchmark.metric": ("benchmark.pocket_math.metric=exact_match.strict-match", READ_ONLY["benchmark"]["metric"]),
+    "benchmark.metric": (
+        "benchmark.pocket_math.metric=exact_match.strict-match",
+        READ_ONLY["benchmark"]["metric"],
+    ),
     "benchmark.chance": ("benchmark.pocket_math.chance=0.3", READ_ONLY["benchmark"]["chance"]),
     "benchmark.role": ("benchmark.pocket_math.role=target", READ_ONLY["benchmark"]["role"]),
     "benchmark.paper_metric": (
@@ -104,7 +112,10 @@ SHARED = {
         READ_ONLY["benchmark"]["paper_metric"],
     ),
     "benchmark.margin": ("benchmark.pocket_math.margin=0.1", READ_ONLY["benchmark"]["margin"]),
-    "benchmark.max_loss": ("benchmark.pocket_math.max_loss=0.1", READ_ONLY["benchmark"]["max_loss"]),
+    "benchmark.max_loss": (
+        "benchmark.pocket_math.max_loss=0.1",
+        READ_ONLY["benchmark"]["max_loss"],
+    ),
     "evaluation.holdout": ("evaluation.holdout=0.5", READ_ONLY["evaluation"]["holdout"]),
     "evaluation.until": ("evaluation.until=decided", READ_ONLY["evaluation"]["until"]),
 }
@@ -128,7 +139,9 @@ APART = {
     "tracking": "where the record is",
     "rerun": "whether what is finished is made again",
 }
-FIELDS = [f"{section}.{field.name}" for section, schema in SECTIONS.items() for field in fields(schema)]
+FIELDS = [
+    f"{section}.{field.name}" for section, schema in SECTIONS.items() for field in fields(schema)
+]
 
 
 def test_every_setting_is_classified() -> None:
@@ -140,12 +153,16 @@ def test_every_setting_is_classified() -> None:
 
 
 @pytest.mark.parametrize("field", OVERRIDES)
-def test_a_setting_that_changes_answers_has_another_key(field: str, settings: Composed, plain: str) -> None:
+def test_a_setting_that_changes_answers_has_another_key(
+    field: str, settings: Composed, plain: str
+) -> None:
     assert key_of(settings(OVERRIDES[field])) != plain
 
 
 @pytest.mark.parametrize("field", SHARED)
-def test_a_setting_that_does_not_has_the_same_key(field: str, settings: Composed, plain: str) -> None:
+def test_a_setting_that_does_not_has_the_same_key(
+    field: str, settings: Composed, plain: str
+) -> None:
     override, reason = SHARED[field]
     assert reason
     assert key_of(settings(override)) == plain
@@ -154,7 +171,9 @@ def test_a_setting_that_does_not_has_the_same_key(field: str, settings: Composed
 def test_shots_have_another_key(settings: Composed) -> None:
     config = settings()
     tasks, loaded = load_tasks(config.benchmark), load_model(config.model, config.quantization)
-    more = replace(config, benchmark={"pocket_math": replace(config.benchmark["pocket_math"], num_fewshot=1)})
+    more = replace(
+        config, benchmark={"pocket_math": replace(config.benchmark["pocket_math"], num_fewshot=1)}
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Evaluator, "questions_hash", lambda *asked: "the same")
         assert key_of(more, tasks, loaded) != key_of(config, tasks, loaded)
@@ -194,12 +213,16 @@ EDITS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("name", sorted({*EDITS, *(file.name for file in MODEL_DIR.iterdir())}))
-def test_an_edited_file_of_a_model_has_another_key(name: str, settings: Composed, folder: Path, plain: str) -> None:
+def test_an_edited_file_of_a_model_has_another_key(
+    name: str, settings: Composed, folder: Path, plain: str
+) -> None:
     EDITS[name](folder / name)
     assert key_of(settings()) != plain
 
 
-def test_the_same_content_elsewhere_has_the_same_key(settings: Composed, folder: Path, plain: str) -> None:
+def test_the_same_content_elsewhere_has_the_same_key(
+    settings: Composed, folder: Path, plain: str
+) -> None:
     moved = folder.rename(folder.with_name("moved"))
     (moved / "README.md").write_text("no answer depends on it")
     config = settings(f"model.id={moved}")
@@ -211,8 +234,12 @@ def test_the_same_content_elsewhere_has_the_same_key(settings: Composed, folder:
 
 ADAPTER_EDITS: dict[str, Callable[[Path], None]] = {
     "weights": lambda folder: nudge(folder / "adapter_model.safetensors"),
-    "lora_alpha": lambda folder: edit(folder / "adapter_config.json", lambda c: c.update(lora_alpha=32)),
-    "use_rslora": lambda folder: edit(folder / "adapter_config.json", lambda c: c.update(use_rslora=True)),
+    "lora_alpha": lambda folder: edit(
+        folder / "adapter_config.json", lambda c: c.update(lora_alpha=32)
+    ),
+    "use_rslora": lambda folder: edit(
+        folder / "adapter_config.json", lambda c: c.update(use_rslora=True)
+    ),
     "alpha_pattern": lambda folder: edit(
         folder / "adapter_config.json", lambda c: c.update(alpha_pattern={"q_proj": 3})
     ),
@@ -232,7 +259,9 @@ def test_an_edited_adapter_is_another_model(
         assert identity.digest(identify(tuned, base.tokenizer)) != base.digest
         return identity.digest(identify(tuned, base.tokenizer))
 
-    shape = peft.LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    shape = peft.LoraConfig(
+        r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    )
     peft.get_peft_model(pocket.model, shape).save_pretrained(tmp_path / "adapter")
     before = digest()
     ADAPTER_EDITS[edited](tmp_path / "adapter")
@@ -242,27 +271,41 @@ def test_an_edited_adapter_is_another_model(
 # --- what computes -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("package", ["torch", "transformers", "tokenizers", "bitsandbytes", "lm-eval"])
+@pytest.mark.parametrize(
+    "package", ["torch", "transformers", "tokenizers", "bitsandbytes", "lm-eval"]
+)
 def test_another_version_has_another_key(
     package: str, settings: Composed, plain: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed = identity.version
     for module in (identity, baseline):
-        monkeypatch.setattr(module, "version", lambda name: "other" if name == package else installed(name))
+        monkeypatch.setattr(
+            module, "version", lambda name: "other" if name == package else installed(name)
+        )
     assert key_of(settings()) != plain
 
 
-def test_another_version_of_peft_is_another_tuned_model(pocket: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_peft_is_another_tuned_model(
+    pocket: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import peft
 
-    tuned = peft.get_peft_model(pocket.model, peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    tuned = peft.get_peft_model(
+        pocket.model, peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    )
     before, installed = identify(tuned, pocket.tokenizer, "weights"), identity.version
-    monkeypatch.setattr(identity, "version", lambda name: "other" if name == "peft" else installed(name))
+    monkeypatch.setattr(
+        identity, "version", lambda name: "other" if name == "peft" else installed(name)
+    )
     assert identify(tuned, pocket.tokenizer, "weights") != before
 
 
-def test_another_arithmetic_has_another_key(settings: Composed, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = load_model(settings("quantization=none").model, settings("quantization=none").quantization)
+def test_another_arithmetic_has_another_key(
+    settings: Composed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_model(
+        settings("quantization=none").model, settings("quantization=none").quantization
+    )
     found = [identify(loaded.model, loaded.tokenizer, "weights")]
     threads = torch.get_num_threads()
     try:
@@ -279,13 +322,20 @@ def test_another_arithmetic_has_another_key(settings: Composed, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr("torch.get_float32_matmul_precision", lambda: "medium")
         found.append(identify(loaded.model, loaded.tokenizer, "weights"))
-    found.append(identify(loaded.model.to("meta"), loaded.tokenizer, "weights"))  # a device that every machine has
+    found.append(
+        identify(loaded.model.to("meta"), loaded.tokenizer, "weights")
+    )  # a device that every machine has
     assert len({identity.digest(one) for one in found}) == 6
 
 
-def test_another_way_of_measuring_has_another_key(settings: Composed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_way_of_measuring_has_another_key(
+    settings: Composed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = settings()
-    loaded, benchmark = load_model(config.model, config.quantization), config.benchmark["pocket_math"]
+    loaded, benchmark = (
+        load_model(config.model, config.quantization),
+        config.benchmark["pocket_math"],
+    )
 
     def key(path: str = "shared") -> str:
         return evaluation_key(loaded, path, "questions", benchmark, config.evaluation)

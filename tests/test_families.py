@@ -32,8 +32,8 @@ from bench.families import (
     too_slow,
     windowed,
 )
-from slimdown.measuring.engine.scoring import SharedWorkLM
-from slimdown.measuring.engine.sharing import EXACT, NOT_MERGING, Scoring, choose_scoring, is_exact
+from slimdown.evaluation.engine.scoring import SharedWorkLM
+from slimdown.evaluation.engine.sharing import EXACT, NOT_MERGING, Scoring, choose_scoring, is_exact
 
 # peft 0.21 asks transformers 5.24 for names that it changed (delete when it follows), and warns of what is not asked.
 pytestmark = [
@@ -81,9 +81,15 @@ def test_a_window_shorter_than_the_preamble_is_kept(family: str) -> None:
     assert compared.furthest < 1e-4
 
 
-@pytest.mark.parametrize("family", ["cohere2", "gemma2", "gemma3_text", "gpt_oss", "mistral", "qwen2"])
-@pytest.mark.parametrize(("window", "merges"), [(16, False), (2, True), (140, True), (140, False), (191, True)])
-def test_a_window_is_kept_where_the_preamble_is_shorter_or_repeated(family: str, window: int, merges: bool) -> None:
+@pytest.mark.parametrize(
+    "family", ["cohere2", "gemma2", "gemma3_text", "gpt_oss", "mistral", "qwen2"]
+)
+@pytest.mark.parametrize(
+    ("window", "merges"), [(16, False), (2, True), (140, True), (140, False), (191, True)]
+)
+def test_a_window_is_kept_where_the_preamble_is_shorter_or_repeated(
+    family: str, window: int, merges: bool
+) -> None:
     model = windowed(family, window)
     merges &= family not in NOT_MERGING and model.config._attn_implementation == "sdpa"
     assert compare(model, Scoring(shares=True, merges=merges, decodes=True)).is_exact
@@ -95,10 +101,14 @@ def test_in_bfloat16_a_window_is_kept_as_well_as_by_stock(family: str) -> None:
     model, common = windowed(family, 16), {"tokenizer": byte_tokenizer(), "max_length": WINDOW}
     exact = HFLM(pretrained=model, **common).loglikelihood(questions(), disable_tqdm=True)
     stock, ours = (
-        lm(in_bfloat16(model), softmax_dtype=torch.float32, **common).loglikelihood(questions(), disable_tqdm=True)
+        lm(in_bfloat16(model), softmax_dtype=torch.float32, **common).loglikelihood(
+            questions(), disable_tqdm=True
+        )
         for lm in (HFLM, SharedWorkLM)
     )
-    far, near = (sum(abs(a[0] - b[0]) for a, b in zip(exact, found, strict=True)) for found in (stock, ours))
+    far, near = (
+        sum(abs(a[0] - b[0]) for a, b in zip(exact, found, strict=True)) for found in (stock, ours)
+    )
     assert near < 1.3 * far
 
 
@@ -135,9 +145,15 @@ def test_windows_positions_content_and_adapters(name: str) -> None:
 
 
 def test_a_loss_of_routers_is_left_to_stock() -> None:
-    model, common = tiny("mixtral", output_router_logits=True), {"tokenizer": byte_tokenizer(), "max_length": WINDOW}
+    model, common = (
+        tiny("mixtral", output_router_logits=True),
+        {"tokenizer": byte_tokenizer(), "max_length": WINDOW},
+    )
     assert "output_router_logits" in chosen_for(model).reason
-    ours, stock = (lm(model, **common).loglikelihood(questions(), disable_tqdm=True) for lm in (SharedWorkLM, HFLM))
+    ours, stock = (
+        lm(model, **common).loglikelihood(questions(), disable_tqdm=True)
+        for lm in (SharedWorkLM, HFLM)
+    )
     assert ours == stock
 
 
@@ -149,7 +165,9 @@ def test_int8_is_left_to_stock(tmp_path: Path) -> None:
 
 def renamed(model: Any) -> Any:
     """The same model as one of a family that nobody tried."""
-    model.config.__class__ = type("NewConfig", (type(model.config), PretrainedConfig), {"model_type": "new"})
+    model.config.__class__ = type(
+        "NewConfig", (type(model.config), PretrainedConfig), {"model_type": "new"}
+    )
     return model
 
 
@@ -171,7 +189,10 @@ def test_a_family_that_nobody_tried_shares_where_a_trial_agrees(make: Callable[[
     scoring = chosen_for(model)
     assert scoring.shares, scoring
     after = model.state_dict()
-    assert all(after[n].dtype is dtype and torch.equal(after[n], weight) for n, (dtype, weight) in before.items())
+    assert all(
+        after[n].dtype is dtype and torch.equal(after[n], weight)
+        for n, (dtype, weight) in before.items()
+    )
 
 
 @pytest.mark.parametrize("heeds_the_mask", [True, False])
@@ -183,8 +204,14 @@ def test_a_known_family_whose_attention_somebody_replaced_is_tried(
     assert is_exact(model)
     usual = LlamaAttention.forward
 
-    def another(self: Any, hidden_states: Any, *args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
-        mask = attention_mask if heeds_the_mask or attention_mask is None else torch.zeros_like(attention_mask)
+    def another(
+        self: Any, hidden_states: Any, *args: Any, attention_mask: Any = None, **kwargs: Any
+    ) -> Any:
+        mask = (
+            attention_mask
+            if heeds_the_mask or attention_mask is None
+            else torch.zeros_like(attention_mask)
+        )
         return usual(self, hidden_states, *args, attention_mask=mask, **kwargs)
 
     monkeypatch.setattr(LlamaAttention, "forward", another)
@@ -193,7 +220,8 @@ def test_a_known_family_whose_attention_somebody_replaced_is_tried(
 
 
 @pytest.mark.skipif(
-    Version(version("transformers")) < Version("5.18"), reason="its doge sees what comes after, and goes to stock"
+    Version(version("transformers")) < Version("5.18"),
+    reason="its doge sees what comes after, and goes to stock",
 )
 def test_a_trial_is_as_long_as_what_will_be_asked() -> None:
     """A window that no row of 64 tokens reaches, and one of 190 does."""
@@ -238,7 +266,9 @@ def test_every_family_that_can_be_built(dtype: torch.dtype) -> None:
     signal.signal(signal.SIGALRM, too_slow)
     built: list[str] = []
     wrong: dict[str, Any] = {}
-    for family, make in product(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, (tiny, partial(windowed, window=16))):
+    for family, make in product(
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, (tiny, partial(windowed, window=16))
+    ):
         signal.alarm(30)
         try:
             model = make(family, seed=1).to(dtype)

@@ -30,24 +30,24 @@ from trl import SFTTrainer
 
 from bench import gpu
 from bench.families import byte_tokenizer
-from slimdown.guarding.errors import UserError
-from slimdown.measuring.engine.scoring import SharedWorkLM
-from slimdown.measuring.harness import evaluate, generators_kept
-from slimdown.measuring.questions import load_tasks
-from slimdown.measuring.rows_apart import tells_rows_apart
-from slimdown.preparing.data import load_data
-from slimdown.preparing.dequantize import dequantized, free_bytes, is_4bit
-from slimdown.preparing.dtype import WORTHWHILE_SPEEDUP, auto_dtype, bfloat16_speedup
-from slimdown.preparing.identity import weights_digest
-from slimdown.preparing.memory import LIBRARY_BYTES, is_out_of_memory, peak_memory
-from slimdown.preparing.model import LoadedModel, load_model, outline_of
-from slimdown.settings.schema import RunConfig
+from slimdown.config.schema import RunConfig
+from slimdown.data.loading import load_data
+from slimdown.evaluation.engine.scoring import SharedWorkLM
+from slimdown.evaluation.harness import evaluate, generators_kept
+from slimdown.evaluation.questions import load_tasks
+from slimdown.evaluation.rows_apart import tells_rows_apart
+from slimdown.models.dequantize import dequantized, free_bytes, is_4bit
+from slimdown.models.dtype import WORTHWHILE_SPEEDUP, auto_dtype, bfloat16_speedup
+from slimdown.models.identity import weights_digest
+from slimdown.models.memory import LIBRARY_BYTES, is_out_of_memory, peak_memory
+from slimdown.models.model import LoadedModel, load_model, outline_of
 from slimdown.training import steps
 from slimdown.training.fine_tune import fine_tune
 from slimdown.training.footprint import footprint
 from slimdown.training.lean import trainer_class
 from slimdown.training.rows import prepare_rows
 from slimdown.training.steps import trainer_for
+from slimdown.utils.errors import UserError
 
 Composed = Callable[..., RunConfig]
 
@@ -112,9 +112,13 @@ def test_shared_and_decoded_answers_are_the_harnesss(kind: str, device: str) -> 
 def test_the_dtype_is_the_one_that_the_device_has(device: str) -> None:
     dtype, _ = auto_dtype(torch.device(device))
     if device == "cuda":
-        assert dtype == (torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16)
+        assert dtype == (
+            torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+        )
     else:
-        assert dtype == (torch.bfloat16 if bfloat16_speedup() >= WORTHWHILE_SPEEDUP else torch.float32)
+        assert dtype == (
+            torch.bfloat16 if bfloat16_speedup() >= WORTHWHILE_SPEEDUP else torch.float32
+        )
     model, ids = llama().to(device), torch.arange(2, 40, device=device)[None]
     exact = model(input_ids=ids).logits
     rounded = model.to(dtype)(input_ids=ids).logits
@@ -165,10 +169,14 @@ def test_4_bit_layers_and_their_values_compute_alike(loaded: LoadedModel, device
 
     expected = logits()
     with dequantized(loaded.model):
-        torch.testing.assert_close(logits(), expected, rtol=1e-4, atol=1e-3)  # on CUDA another kernel multiplies
+        torch.testing.assert_close(
+            logits(), expected, rtol=1e-4, atol=1e-3
+        )  # on CUDA another kernel multiplies
     assert torch.equal(logits(), expected)
     assert layers
-    assert all(torch.equal(layer.weight.data, data) for layer, data in zip(layers, packed, strict=True))
+    assert all(
+        torch.equal(layer.weight.data, data) for layer, data in zip(layers, packed, strict=True)
+    )
 
 
 def test_only_a_cpu_is_given_what_is_made_for_one(loaded: LoadedModel, device: str) -> None:
@@ -185,13 +193,19 @@ def test_adapters_are_the_same_to_the_byte_measured_before_or_not(
 
     def trained(folder: Path, measured: bool) -> str:
         base = load_model(config.model, config.quantization)
-        rows = prepare_rows(base, load_data(config.dataset, config.seed, base.tokenizer), config.train)
+        rows = prepare_rows(
+            base, load_data(config.dataset, config.seed, base.tokenizer), config.train
+        )
         if measured:
             evaluate(base, load_tasks(config.benchmark), config.benchmark, config.evaluation)
         with deterministic():
-            tuned = fine_tune(base, rows, config.method, config.lora, config.train, config.seed, folder)
+            tuned = fine_tune(
+                base, rows, config.method, config.lora, config.train, config.seed, folder
+            )
         assert tuned.training is not None
-        return hashlib.sha256((tuned.training.adapter_dir / "adapter_model.safetensors").read_bytes()).hexdigest()
+        return hashlib.sha256(
+            (tuned.training.adapter_dir / "adapter_model.safetensors").read_bytes()
+        ).hexdigest()
 
     assert trained(tmp_path / "one", False) == trained(tmp_path / "two", True)
 
@@ -241,7 +255,14 @@ def test_memory_is_counted_as_it_is_taken_and_given_back(device: str) -> None:
 
 @pytest.mark.parametrize("device", [ON_GPU], indirect=True)  # on a CPU: test_run.py
 def test_a_whole_run(device: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "slimdown.run", *FEW, f"model.device={device}", "model.dtype=auto"]
+    command = [
+        sys.executable,
+        "-m",
+        "slimdown.run",
+        *FEW,
+        f"model.device={device}",
+        "model.dtype=auto",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -250,8 +271,18 @@ def test_a_whole_run(device: str, tmp_path: Path) -> None:
 def test_a_run_of_two_gpus(device: str, tmp_path: Path) -> None:
     if (n := torch.cuda.device_count()) < 2:
         pytest.skip(f"two GPUs are needed, and there is {n}")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "slimdown.run"]
-    done = subprocess.run([*launch, *FEW, f"model.device={device}"], cwd=tmp_path, capture_output=True, text=True)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "slimdown.run",
+    ]
+    done = subprocess.run(
+        [*launch, *FEW, f"model.device={device}"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -263,12 +294,21 @@ def rows(n: int = 8) -> Any:
     return datasets.Dataset.from_dict({"input_ids": made, "labels": made})
 
 
-def trained_gradients(base: LoadedModel, model: Any, config: RunConfig, folder: Path) -> torch.Tensor:
+def trained_gradients(
+    base: LoadedModel, model: Any, config: RunConfig, folder: Path
+) -> torch.Tensor:
     """Of one batch of a step of 65,536 tokens, as the trainer's loss gives them, in one row."""
     torch.manual_seed(0)
     shape = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     trainer = trainer_for(
-        peft.get_peft_model(model, shape).train(), base.tokenizer, rows(), config.train, 0, folder, "cpu", SFTTrainer
+        peft.get_peft_model(model, shape).train(),
+        base.tokenizer,
+        rows(),
+        config.train,
+        0,
+        folder,
+        "cpu",
+        SFTTrainer,
     )
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(2**16)).backward()
@@ -304,26 +344,40 @@ def test_memory_that_ends_is_a_sentence_in_training_and_measuring(
     composed: Composed, pocket: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any, **__: Any) -> None:
-        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+        raise RuntimeError(
+            "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"
+        )
 
     config = composed(*FEW, "evaluation.token_budget=256")
-    monkeypatch.setattr("slimdown.measuring.engine.scoring.packed_logits", fails)
-    monkeypatch.setattr("slimdown.measuring.engine.scoring.release_memory", lambda: None)  # 0.3 s each
-    with pytest.raises(UserError, match=r"benchmark\.pocket_cs does not fit in the memory that is free"):
+    monkeypatch.setattr("slimdown.evaluation.engine.scoring.packed_logits", fails)
+    monkeypatch.setattr(
+        "slimdown.evaluation.engine.scoring.release_memory", lambda: None
+    )  # 0.3 s each
+    with pytest.raises(
+        UserError, match=r"benchmark\.pocket_cs does not fit in the memory that is free"
+    ):
         evaluate(pocket, load_tasks(config.benchmark), config.benchmark, config.evaluation)
     monkeypatch.setattr("slimdown.training.lean.SummedLoss.apply", fails)
-    prepared = prepare_rows(pocket, load_data(config.dataset, config.seed, pocket.tokenizer), config.train)
+    prepared = prepare_rows(
+        pocket, load_data(config.dataset, config.seed, pocket.tokenizer), config.train
+    )
     with pytest.raises(UserError, match="training does not fit in the memory of cpu: halve train"):
-        fine_tune(pocket, prepared, config.method, config.lora, config.train, 0, tmp_path, before=1.0)
+        fine_tune(
+            pocket, prepared, config.method, config.lora, config.train, 0, tmp_path, before=1.0
+        )
 
 
 @pytest.mark.parametrize(
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError(
+            "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"
+        ),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
     ],
     ids=["torch", "driver", "cuBLAS", "CPU"],
 )
@@ -332,14 +386,23 @@ def test_a_lack_of_memory_is_known_whoever_tells_it(error: RuntimeError) -> None
 
 
 def test_what_is_no_lack_of_memory_is_none() -> None:
-    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not is_out_of_memory(
+        RuntimeError("CUDA error: an illegal memory access was encountered")
+    )
     assert not is_out_of_memory(ValueError("CUDA error: out of memory"))
 
 
-def test_what_training_holds_on_a_gpu_is_counted_before_it_begins(composed: Composed, pocket: LoadedModel) -> None:
+def test_what_training_holds_on_a_gpu_is_counted_before_it_begins(
+    composed: Composed, pocket: LoadedModel
+) -> None:
     config = composed("train.per_device_train_batch_size=4")
-    outlines = {name: replace(outline_of(pocket), device=torch.device(name)) for name in ("cpu", "cuda")}
-    found = {name: footprint(one.loaded(config.quantization), config, 1000) for name, one in outlines.items()}
+    outlines = {
+        name: replace(outline_of(pocket), device=torch.device(name)) for name in ("cpu", "cuda")
+    }
+    found = {
+        name: footprint(one.loaded(config.quantization), config, 1000)
+        for name, one in outlines.items()
+    }
     assert found["cuda"].reason == ""
     assert found["cuda"].training is not None
     assert found["cpu"].training is not None
@@ -357,7 +420,9 @@ def test_what_torch_keeps_for_later_is_free(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_gpu_that_nobody_uses_is_not_woken_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with generators_kept():  # torch.cuda.get_rng_state_all() would initialize it, which on a CPU's torch fails
+    with (
+        generators_kept()
+    ):  # torch.cuda.get_rng_state_all() would initialize it, which on a CPU's torch fails
         torch.rand(1)
 
 
@@ -370,7 +435,14 @@ SHAPE = {
 def test_the_check_does_the_work_that_it_expects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, n in {"ROWS": 4, "BEHIND": 16, "NEW": 4, "BATCH": 2, "LENGTH": 64, "STEPS": 3}.items():
+    for name, n in {
+        "ROWS": 4,
+        "BEHIND": 16,
+        "NEW": 4,
+        "BATCH": 2,
+        "LENGTH": 64,
+        "STEPS": 3,
+    }.items():
         monkeypatch.setattr(gpu, name, n)
     scoring, decoding, training = gpu.expected(SHAPE)
     inner = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)  # parameters of the layers

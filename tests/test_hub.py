@@ -15,7 +15,12 @@ from peft import LoraConfig
 pytestmark = pytest.mark.hub
 
 ENTRY = [sys.executable, "-m", "slimdown.run"]
-STORIES = ["model=smollm2", "model.id=local/stories260K", "train.max_length=256", "benchmark.mmlu_cs.num_fewshot=0"]
+STORIES = [
+    "model=smollm2",
+    "model.id=local/stories260K",
+    "train.max_length=256",
+    "benchmark.mmlu_cs.num_fewshot=0",
+]
 TINY = [
     "dataset.alpaca.max_examples=32",
     "dataset.alpaca.validation_examples=8",
@@ -28,7 +33,12 @@ TINY = [
 
 def start(folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [*ENTRY, *arguments], cwd=folder, capture_output=True, text=True, timeout=900, env={**os.environ, **environment}
+        [*ENTRY, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, **environment},
     )
 
 
@@ -55,9 +65,11 @@ def test_a_real_model_is_trained_and_measured(smollm2: Path) -> None:
     run = tuned_run(client)
     metrics, tags = run.data.metrics, run.data.tags
     assert metrics["train/validation_loss_after"] < metrics["train/validation_loss_before"]
-    assert {"base/hellaswag/acc_norm", "tuned/gsm8k/flexible_accuracy", "forgetting/mmlu_cs/knowledge_loss"} <= set(
-        metrics
-    )
+    assert {
+        "base/hellaswag/acc_norm",
+        "tuned/gsm8k/flexible_accuracy",
+        "forgetting/mmlu_cs/knowledge_loss",
+    } <= set(metrics)
     assert re.fullmatch("[0-9a-f]{40}", tags["slimdown.model_revision"])
     # 30 layers, r 8: queries 576 -> 576, keys and values 576 -> 192
     assert metrics["train/n_trainable"] == 30 * 8 * ((576 + 576) + 2 * (576 + 192))
@@ -82,7 +94,9 @@ def test_base_scores_are_those_of_the_stock_harness(smollm2: Path, tmp_path: Pat
         "    found = lm_eval.simple_evaluate(model=lm, tasks=[task], num_fewshot=shots, limit=8)\n"
         "    print('SCORE', task, found['results'][task][metric + ',none'])\n"
     ).replace("DTYPE", repr(run.data.tags["slimdown.dtype"]))
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
     scores = dict(line.split()[1:] for line in done.stdout.splitlines() if line.startswith("SCORE"))
     assert float(scores["hellaswag"]) == run.data.metrics["base/hellaswag/acc_norm"]
     assert float(scores["mmlu_college_computer_science"]) == run.data.metrics["base/mmlu_cs/acc"]
@@ -116,7 +130,14 @@ def test_merged_it_is_as_large_as_published_and_its_card_names_base_data_and_lic
     from transformers import AutoModelForCausalLM
 
     run = tuned_run(MlflowClient(f"sqlite:///{smollm2}/mlruns/mlflow.db"))
-    merge = [sys.executable, "-m", "slimdown.merge", run.info.run_id, "--out", str(tmp_path / "out")]
+    merge = [
+        sys.executable,
+        "-m",
+        "slimdown.merge",
+        run.info.run_id,
+        "--out",
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run(merge, cwd=smollm2, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     data = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
@@ -133,7 +154,9 @@ def test_merged_it_is_as_large_as_published_and_its_card_names_base_data_and_lic
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.tie_word_embeddings
 
 
-def test_any_causal_model_and_dataset_of_the_hub_will_do(store: MlflowClient, tmp_path: Path) -> None:
+def test_any_causal_model_and_dataset_of_the_hub_will_do(
+    store: MlflowClient, tmp_path: Path
+) -> None:
     arguments = [
         *STORIES, "dataset=[dolly,gsm8k_train]", "benchmark=[mmlu_cs]", "benchmark.mmlu_cs.limit=8",
         "dataset.dolly.max_examples=16", "dataset.gsm8k_train.max_examples=16",
@@ -141,8 +164,14 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(store: MlflowClient, tm
     done = start(tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
     run = tuned_run(store)
-    for environment in ({}, {"HF_HUB_OFFLINE": "1"}):  # known by its commits, as the hub or its cache says
-        assert f"finished before: run {run.info.run_id}" in start(tmp_path, *arguments, **environment).stdout
+    for environment in (
+        {},
+        {"HF_HUB_OFFLINE": "1"},
+    ):  # known by its commits, as the hub or its cache says
+        assert (
+            f"finished before: run {run.info.run_id}"
+            in start(tmp_path, *arguments, **environment).stdout
+        )
     assert {d.dataset.name for d in run.inputs.dataset_inputs} == {"dolly", "gsm8k_train"}
     assert run.data.metrics["train/n_train"] == 32
 
@@ -176,7 +205,9 @@ def test_the_hubs_refusals_say_what_to_do(
     assert run.info.status == "FAILED"
 
 
-def test_a_model_of_the_hub_against_itself_has_not_changed(store: MlflowClient, tmp_path: Path) -> None:
+def test_a_model_of_the_hub_against_itself_has_not_changed(
+    store: MlflowClient, tmp_path: Path
+) -> None:
     same = "HuggingFaceTB/SmolLM2-135M-Instruct"
     done = start(tmp_path, "model=smollm2", f"tuned={same}@main", *TINY[2:])
     assert done.returncode == 0, done.stderr
@@ -190,7 +221,10 @@ def test_a_model_of_the_hub_against_itself_has_not_changed(store: MlflowClient, 
 @pytest.mark.parametrize(
     ("made_on", "answer"),
     [
-        ("meta-llama/Llama-3.2-1B", "was made on meta-llama/Llama-3.2-1B, and the base is HuggingFaceTB/SmolLM2-135M-"),
+        (
+            "meta-llama/Llama-3.2-1B",
+            "was made on meta-llama/Llama-3.2-1B, and the base is HuggingFaceTB/SmolLM2-135M-",
+        ),
         ("runs/mine", "a .safetensors file is damaged or cut short"),  # no id: by its weights then
     ],
 )
@@ -220,7 +254,9 @@ def test_a_hub_that_does_not_answer_is_named(
     done = start(tmp_path, "model=smollm2", *arguments, **nowhere)
     assert done.returncode == 1
     assert answer in done.stderr
-    assert "the embedded world, which needs none: python -m slimdown.run" in " ".join(done.stderr.split())
+    assert "the embedded world, which needs none: python -m slimdown.run" in " ".join(
+        done.stderr.split()
+    )
     assert "Traceback" not in done.stderr
 
 
@@ -230,7 +266,13 @@ def test_the_harness_own_logs_of_a_runs_two_models_are_judged_as_the_run_is(
     tasks = {"hellaswag": "hellaswag", "gsm8k": "gsm8k", "mmlu_cs": "mmlu_college_computer_science"}
     asked = [f"benchmark.{name}.{key}" for name in tasks for key in ("limit=16", "num_fewshot=0")]
     done = start(
-        tmp_path, *STORIES[:3], *TINY[:2], *asked, "quantization=none", "model.dtype=float32", "model.device=cpu"
+        tmp_path,
+        *STORIES[:3],
+        *TINY[:2],
+        *asked,
+        "quantization=none",
+        "model.dtype=float32",
+        "model.device=cpu",
     )
     assert done.returncode == 0, done.stderr
     run = tuned_run(store)
@@ -239,8 +281,26 @@ def test_the_harness_own_logs_of_a_runs_two_models_are_judged_as_the_run_is(
     for name, arguments in (("base", model), ("tuned", f"{model},peft={adapter.parent}")):
         subprocess.run(
             [
-                *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", arguments),
-                *("--tasks", ",".join(tasks.values()), "--num_fewshot", "0", "--limit", "16", "--batch_size", "8"),
+                *(
+                    sys.executable,
+                    "-m",
+                    "lm_eval",
+                    "run",
+                    "--model",
+                    "hf",
+                    "--model_args",
+                    arguments,
+                ),
+                *(
+                    "--tasks",
+                    ",".join(tasks.values()),
+                    "--num_fewshot",
+                    "0",
+                    "--limit",
+                    "16",
+                    "--batch_size",
+                    "8",
+                ),
                 *("--device", "cpu", "--log_samples", "--output_path", name),
             ],
             cwd=tmp_path,
@@ -249,12 +309,26 @@ def test_the_harness_own_logs_of_a_runs_two_models_are_judged_as_the_run_is(
         )
     command = [sys.executable, "-m", "slimdown.verdict", "base", "tuned", "--format", "json"]
     judged = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    rows = {row["benchmark"]: row for row in json.loads(judged.stdout)["benchmarks"] if row["verdict"]}
-    kept = {"change": "change", "change_low": "change_low", "change_high": "change_high", "p_value": "p_value"}
-    kept |= {"equivalence_p_value": "equivalence_p_value", "lost": "lost", "gained": "gained", "n": "n"}
+    rows = {
+        row["benchmark"]: row for row in json.loads(judged.stdout)["benchmarks"] if row["verdict"]
+    }
+    kept = {
+        "change": "change",
+        "change_low": "change_low",
+        "change_high": "change_high",
+        "p_value": "p_value",
+    }
+    kept |= {
+        "equivalence_p_value": "equivalence_p_value",
+        "lost": "lost",
+        "gained": "gained",
+        "n": "n",
+    }
     kept |= {"forgetting_rate": "forgetting_rate_above_chance"}
     for name, task in tasks.items():
-        recorded = {key: run.data.metrics.get(f"forgetting/{name}/{of}") for key, of in kept.items()}
+        recorded = {
+            key: run.data.metrics.get(f"forgetting/{name}/{of}") for key, of in kept.items()
+        }
         assert {key: rows[task][key] for key in kept} == recorded
         assert rows[task]["verdict"] == run.data.tags[f"slimdown.verdict.{name}"]
         for model in ("base", "tuned"):

@@ -8,9 +8,9 @@ import pytest
 from huggingface_hub import get_session
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from slimdown.guarding.errors import UserError
-from slimdown.preparing import hub
-from slimdown.preparing.hub import asking_hub
+from slimdown.models import hub
+from slimdown.models.hub import asking_hub
+from slimdown.utils.errors import UserError
 
 
 class Server(ThreadingHTTPServer):
@@ -29,7 +29,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked += 1
-        status = self.server.statuses.pop(0) if len(self.server.statuses) > 1 else self.server.statuses[0]
+        status = (
+            self.server.statuses.pop(0)
+            if len(self.server.statuses) > 1
+            else self.server.statuses[0]
+        )
         self.send_response(status)
         self.send_header("Content-Length", "2")
         self.end_headers()
@@ -64,11 +68,14 @@ def test_a_hub_that_fails_for_a_moment_is_asked_again_and_the_console_says_it_on
     server.statuses = [status, status, 200, status, 200]
     with asking_hub("dataset.alpaca"):
         assert get_session().get(server.address).text == "ok"
-        assert get_session().head(server.address).status_code == 501  # asked, and no failure of the hub's own
+        assert (
+            get_session().head(server.address).status_code == 501
+        )  # asked, and no failure of the hub's own
         with get_session().stream("GET", server.address) as response:
             assert response.read() == b"ok"
     assert (
-        capsys.readouterr().err == f"The hub does not answer for now (HTTP {status} from 127.0.0.1); asking again ...\n"
+        capsys.readouterr().err
+        == f"The hub does not answer for now (HTTP {status} from 127.0.0.1); asking again ...\n"
     )
 
 
@@ -144,10 +151,15 @@ def test_no_network_is_known_at_once(server: Server) -> None:
     assert not hub._silent
 
 
-def test_a_hub_that_takes_its_time_is_given_up_after_a_while(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_takes_its_time_is_given_up_after_a_while(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hub, "_PATIENCE", 0.2)
     server.statuses = [200]
-    with pytest.raises(UserError, match=r"ReadTimeout from 127.0.0.1 for"), asking_hub("model.id=a/b"):
+    with (
+        pytest.raises(UserError, match=r"ReadTimeout from 127.0.0.1 for"),
+        asking_hub("model.id=a/b"),
+    ):
         get_session().get(server.address)
         monkeypatch.setattr(Handler, "do_GET", lambda handler: threading.Event().wait(0.3))
         get_session().get(server.address, timeout=0.15)

@@ -13,12 +13,12 @@ import pytest
 import transformers
 from packaging.version import Version
 
-from slimdown.preparing import imports
+from slimdown.models import imports
 
 OTHER_PROCESS = """
 import functools, gc, importlib.metadata, inspect, json, sys
 before = functools.lru_cache, importlib.metadata.packages_distributions, inspect.getmodule
-from slimdown.preparing import imports
+from slimdown.models import imports
 if sys.argv[1] == "quickly":
     with imports.imported_quickly():
         import slimdown.experiment
@@ -48,7 +48,9 @@ print(json.dumps({
 
 
 def imported(how: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-c", OTHER_PROCESS, how], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_PROCESS, how], capture_output=True, text=True, check=True
+    )
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -58,13 +60,17 @@ def test_libraries_find_what_they_find_otherwise_and_nothing_is_left_in_their_pl
     assert usually.pop("states") is None
     is_found, is_imported = quickly.pop("scipy")
     assert is_found
-    assert not is_imported or Version(transformers.__version__) < Version("5.24")  # older ones import it elsewhere
+    assert not is_imported or Version(transformers.__version__) < Version(
+        "5.24"
+    )  # older ones import it elsewhere
     usually.pop("scipy")
     assert quickly == usually
     assert quickly["left"]
 
 
-def test_a_module_that_is_called_otherwise_than_its_distribution_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_is_called_otherwise_than_its_distribution_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     distributions = imports._Distributions()
     assert distributions["torch"] == ["torch"]
     assert distributions["yaml"] == importlib.metadata.packages_distributions()["yaml"]

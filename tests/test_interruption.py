@@ -13,15 +13,15 @@ from mlflow import MlflowClient
 from sqlalchemy.orm import loading
 from test_tracking import tracked
 
-from slimdown.guarding.errors import UserError
-from slimdown.guarding.interruption import (
+from slimdown.models.model import LoadedModel
+from slimdown.utils.errors import UserError
+from slimdown.utils.interruption import (
     interrupted,
     listening,
     stop_between_forwards,
     stop_if_interrupted,
     undisturbed,
 )
-from slimdown.preparing.model import LoadedModel
 
 
 class Thing:
@@ -37,7 +37,9 @@ def lose_a_signal(number: int = signal.SIGTERM) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_that_python_swallows_is_remembered(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_that_python_swallows_is_remembered(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(KeyboardInterrupt), listening():
         lose_a_signal(number)
         assert interrupted()
@@ -85,7 +87,9 @@ def test_a_signal_waits_for_what_must_not_be_torn_apart(capfd: pytest.CaptureFix
             done.append("whole")
         done.append("torn")
     assert done == ["whole"]
-    assert "Stopping as soon as the record is whole; once more ends at once" in capfd.readouterr().err
+    assert (
+        "Stopping as soon as the record is whole; once more ends at once" in capfd.readouterr().err
+    )
 
 
 def test_a_signal_within_a_query_leaves_no_lock_on_the_store(
@@ -103,12 +107,17 @@ def test_a_signal_within_a_query_leaves_no_lock_on_the_store(
     with pytest.raises(KeyboardInterrupt) as stopped, listening(), run:
         monkeypatch.setattr(loading, "instances", interrupted_before_the_first_row)
         run._client.search_experiments()
-    assert stopped.value.__notes__ == [f"Run {run.run_id} is marked KILLED and keeps what was recorded so far."]
+    assert stopped.value.__notes__ == [
+        f"Run {run.run_id} is marked KILLED and keeps what was recorded so far."
+    ]
 
 
 def test_handlers_are_as_before_afterwards() -> None:
     def handlers() -> list[object]:
-        return [*map(signal.getsignal, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)), sys.unraisablehook]
+        return [
+            *map(signal.getsignal, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)),
+            sys.unraisablehook,
+        ]
 
     before = handlers()
     with listening(), listening():
@@ -129,7 +138,7 @@ def test_a_process_that_is_deaf_to_a_signal_stays_so(number: int) -> None:
 def test_a_second_signal_ends_the_process_at_once() -> None:
     script = (
         "import signal, time\n"
-        "from slimdown.guarding.interruption import listening, undisturbed\n"
+        "from slimdown.utils.interruption import listening, undisturbed\n"
         "with listening(), undisturbed():\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
         "    signal.raise_signal(signal.SIGTERM)\n"  # of one wish to stop: `timeout` sends two
@@ -138,14 +147,18 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
         "    signal.raise_signal(signal.SIGINT)\n"
         "    print('too long')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 130
     assert done.stdout == "still here\n"
     assert "Ended at once. A run that was open stays marked RUNNING" in done.stderr
 
 
 @pytest.mark.parametrize("lost", [True, False])
-def test_an_interrupted_run_is_killed_and_the_interruption_says_so(lost: bool, store: MlflowClient) -> None:
+def test_an_interrupted_run_is_killed_and_the_interruption_says_so(
+    lost: bool, store: MlflowClient
+) -> None:
     run = tracked()
     with pytest.raises(KeyboardInterrupt) as stopped, listening(), run:
         if lost:
@@ -153,7 +166,9 @@ def test_an_interrupted_run_is_killed_and_the_interruption_says_so(lost: bool, s
         else:
             signal.raise_signal(signal.SIGTERM)
     assert store.get_run(run.run_id).info.status == "KILLED"
-    assert stopped.value.__notes__ == [f"Run {run.run_id} is marked KILLED and keeps what was recorded so far."]
+    assert stopped.value.__notes__ == [
+        f"Run {run.run_id} is marked KILLED and keeps what was recorded so far."
+    ]
 
 
 def test_a_signal_while_a_failed_run_is_closed_leaves_it_failed(
@@ -164,7 +179,9 @@ def test_a_signal_while_a_failed_run_is_closed_leaves_it_failed(
     with pytest.raises(KeyboardInterrupt) as stopped, listening(), run:
         raise ValueError("a loss that is not a number")
     assert store.get_run(run.run_id).info.status == "FAILED"
-    assert stopped.value.__notes__ == [f"Run {run.run_id} is marked FAILED and keeps what was recorded so far."]
+    assert stopped.value.__notes__ == [
+        f"Run {run.run_id} is marked FAILED and keeps what was recorded so far."
+    ]
 
 
 def test_a_signal_during_the_imports_speaks_of_no_run(tmp_path: Path) -> None:

@@ -12,16 +12,16 @@ import torch
 from conftest import SMALL
 from hydra import compose, initialize_config_dir
 
-from slimdown.measuring.harness import evaluate
-from slimdown.measuring.questions import load_tasks, tasks_of
+from slimdown.config.files import CONF_DIR
+from slimdown.config.loader import load_config
+from slimdown.config.method import Method
+from slimdown.config.schema import RunConfig
+from slimdown.evaluation.harness import evaluate
+from slimdown.evaluation.questions import load_tasks, tasks_of
+from slimdown.models import kept
+from slimdown.models.kept import base_of
+from slimdown.models.model import LoadedModel, load_model
 from slimdown.pocket import MODEL_DIR
-from slimdown.preparing import kept
-from slimdown.preparing.kept import base_of
-from slimdown.preparing.model import LoadedModel, load_model
-from slimdown.settings.files import CONF_DIR
-from slimdown.settings.load import load_config
-from slimdown.settings.method import Method
-from slimdown.settings.schema import RunConfig
 from slimdown.training.fine_tune import Tuned
 from slimdown.training.tuning import way_to_tuned
 
@@ -38,15 +38,26 @@ def settings_of(*overrides: str) -> RunConfig:
 
 
 def train(config: RunConfig, base: LoadedModel, folder: Path) -> Tuned:
-    return way_to_tuned(base, config).obtain(folder, lambda record: None, lambda done, total, note: None)
+    return way_to_tuned(base, config).obtain(
+        folder, lambda record: None, lambda done, total, note: None
+    )
 
 
 def portrait(loaded: LoadedModel) -> dict[str, Any]:
     """All that a job can see of a base."""
 
     def of(tensor: torch.Tensor) -> Any:
-        content = hashlib.sha256(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
-        return type(tensor), content, str(tensor.dtype), tuple(tensor.shape), tensor.requires_grad, tensor.grad
+        content = hashlib.sha256(
+            tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        ).hexdigest()
+        return (
+            type(tensor),
+            content,
+            str(tensor.dtype),
+            tuple(tensor.shape),
+            tensor.requires_grad,
+            tensor.grad,
+        )
 
     model, states = loaded.model, {}
     for name, parameter in model.named_parameters():
@@ -83,15 +94,23 @@ def nothing_kept() -> Any:
     kept._last.clear()
 
 
-@pytest.mark.parametrize("method", [Method.lora, Method.pissa, Method.prompt, Method.bottleneck, Method.full])
-def test_after_a_training_the_next_job_finds_the_base_as_it_was_published(method: Method, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "method", [Method.lora, Method.pissa, Method.prompt, Method.bottleneck, Method.full]
+)
+def test_after_a_training_the_next_job_finds_the_base_as_it_was_published(
+    method: Method, tmp_path: Path
+) -> None:
     more = ["quantization=none"] if method in (Method.pissa, Method.full) else []
     more += ["train.gradient_checkpointing=true"] if method is Method.lora else []
     config = settings_of(f"method={method}", *more)
     first = base_of(config.model, config.quantization)
     model = first.model
     train(config, first, tmp_path)
-    model.config.use_cache, model.generation_config.max_length, first.tokenizer.padding_side = False, 3, "left"
+    model.config.use_cache, model.generation_config.max_length, first.tokenizer.padding_side = (
+        False,
+        3,
+        "left",
+    )
     again = base_of(config.model, config.quantization)
     assert (again.model is model) == (method is not Method.full)
     assert portrait(again) == portrait(load_model(config.model, config.quantization))

@@ -7,9 +7,9 @@ import pytest
 import scipy
 from statsmodels.emplike.descriptive import DescStat
 
-from slimdown.judging.likelihood import Graded
-from slimdown.judging.paired import difference
-from slimdown.judging.sequential import _Counts
+from slimdown.stats.likelihood import Graded
+from slimdown.stats.paired import difference
+from slimdown.stats.sequential import _Counts
 
 MARGIN = 0.02
 
@@ -17,16 +17,23 @@ MARGIN = 0.02
 def rare(n: int, loss: float, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Of one answer in forty most is lost, so that it is so much in the mean; of the others next to nothing changes."""
     before = draw.uniform(0.9, 0.99, n)
-    return before, before - np.where(draw.random(n) < 1 / 40, 40 * loss, draw.uniform(-1e-3, 1e-3, n))
+    return before, before - np.where(
+        draw.random(n) < 1 / 40, 40 * loss, draw.uniform(-1e-3, 1e-3, n)
+    )
 
 
-@pytest.mark.filterwarnings("ignore:DescStatUV.test_mean:FutureWarning")  # of what it will return, by the same place
+@pytest.mark.filterwarnings(
+    "ignore:DescStatUV.test_mean:FutureWarning"
+)  # of what it will return, by the same place
 @pytest.mark.parametrize("claim", [-0.1, -0.02, 0.0, 0.05])
 def test_the_ratio_of_likelihoods_is_that_of_statsmodels(claim: float) -> None:
     """Which knows no half answers: so twice each of the others, and half of what that makes of the ratio."""
     d = np.clip(np.random.default_rng(0).normal(-0.03, 0.2, 60), -1, 1)
     found = Graded.of(d)
-    for p_value, farthest in ((found.p_value_above(claim), -1.0), (found.p_value_below(claim), 1.0)):
+    for p_value, farthest in (
+        (found.p_value_above(claim), -1.0),
+        (found.p_value_below(claim), 1.0),
+    ):
         doubled = DescStat(np.array([*d, *d, farthest])).test_mean(claim)[0]
         assert abs(scipy.special.ndtri(p_value)) == pytest.approx(sqrt(doubled / 2), abs=1e-5)
 
@@ -51,7 +58,9 @@ def test_losses_too_rare_to_have_been_seen_are_not_ruled_out() -> None:
 
 
 @pytest.mark.parametrize("n", [32, 100, 600])
-def test_rare_large_losses_of_the_margin_are_called_retained_in_five_percent_at_most(n: int) -> None:
+def test_rare_large_losses_of_the_margin_are_called_retained_in_five_percent_at_most(
+    n: int,
+) -> None:
     """Those of which nothing was seen are 44 % of 32 questions, and 8 % of 100."""
     draw = np.random.default_rng(1)
     found = [difference(*rare(n, MARGIN, draw)) for _ in range(300)]
@@ -86,7 +95,10 @@ def test_the_smallest_change_it_names_is_shown_four_times_in_five() -> None:
     draw = np.random.default_rng(3)
     before = np.full(100, 0.5)
     smallest = difference(before, before + draw.normal(0, 0.1, 100)).minimum_detectable_change()
-    shown = [difference(before, before + draw.normal(-smallest, 0.1, 100)).p_value < 0.05 for _ in range(300)]
+    shown = [
+        difference(before, before + draw.normal(-smallest, 0.1, 100)).p_value < 0.05
+        for _ in range(300)
+    ]
     assert 0.7 <= np.mean(shown) <= 0.9
 
 
@@ -96,4 +108,8 @@ def test_as_many_questions_as_it_names_decide() -> None:
     needed = difference(before, before + draw.normal(0, 0.15, 300)).n_to_decide(MARGIN)
     assert needed is not None
     found = [difference([0.5] * needed, 0.5 + draw.normal(0, 0.15, needed)) for _ in range(200)]
-    assert 0.7 <= np.mean([d.p_value < 0.05 or d.equivalence_p_value(MARGIN) < 0.05 for d in found]) <= 0.95
+    assert (
+        0.7
+        <= np.mean([d.p_value < 0.05 or d.equivalence_p_value(MARGIN) < 0.05 for d in found])
+        <= 0.95
+    )

@@ -14,14 +14,16 @@ from mlflow.server import app, handlers
 from test_connection import serving
 from werkzeug.serving import make_server
 
-from slimdown.recording import locks
-from slimdown.recording.locks import lock, saving_work
-from slimdown.recording.outage import PatientClient
-from slimdown.settings.schema import TrackingConfig
+from slimdown.config.schema import TrackingConfig
+from slimdown.tracking import locks
+from slimdown.tracking.locks import lock, saving_work
+from slimdown.tracking.outage import PatientClient
 
 
 @pytest.fixture(scope="module")
-def config(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingConfig]:
+def config(
+    migrated_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TrackingConfig]:
     """The settings of a store that MLflow's server keeps, here in threads of this process."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(migrated_store, folder / "server.db")
@@ -45,7 +47,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def queue(config: TrackingConfig) -> list[int]:
-    return sorted(int(v.version) for v in MlflowClient(config.uri).search_model_versions("name = 'slimdown-locks'"))
+    return sorted(
+        int(v.version)
+        for v in MlflowClient(config.uri).search_model_versions("name = 'slimdown-locks'")
+    )
 
 
 def delete(config: TrackingConfig, ticket: int) -> None:
@@ -57,7 +62,11 @@ class Contender(threading.Thread):
 
     def __init__(self, config: TrackingConfig) -> None:
         super().__init__()
-        self.waits, self.holds, self.may_go = threading.Event(), threading.Event(), threading.Event()
+        self.waits, self.holds, self.may_go = (
+            threading.Event(),
+            threading.Event(),
+            threading.Event(),
+        )
         self._config, self.n_waits = config, 0
         self.start()
 
@@ -102,8 +111,12 @@ def test_other_keys_are_not_waited_for(config: TrackingConfig) -> None:
         assert len(queue(config)) == 2
 
 
-def test_a_dead_ones_turn_is_taken_and_a_live_ones_is_not(config: TrackingConfig, quick: None) -> None:
-    locks._Ticket(PatientClient.open(config), config.uri, "key")  # of a process that was killed: nobody renews it
+def test_a_dead_ones_turn_is_taken_and_a_live_ones_is_not(
+    config: TrackingConfig, quick: None
+) -> None:
+    locks._Ticket(
+        PatientClient.open(config), config.uri, "key"
+    )  # of a process that was killed: nobody renews it
     started = time.monotonic()
     first = Contender(config)
     assert first.holds.wait(20)
@@ -156,7 +169,9 @@ def test_a_server_without_a_queue_is_told_of_once_and_a_file_serves_this_machine
                     raise ZeroDivisionError
 
                 with pytest.raises(ZeroDivisionError):
-                    pool.submit(lambda: lock(config, "key", wait_in_vain, client).__enter__()).result(20)
+                    pool.submit(
+                        lambda: lock(config, "key", wait_in_vain, client).__enter__()
+                    ).result(20)
                 assert waits.is_set()
     [line] = capsys.readouterr().err.splitlines()
     assert "wrong" not in line

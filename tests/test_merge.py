@@ -27,24 +27,29 @@ from safetensors.torch import load_file, save_file
 from bench.families import byte_tokenizer, tiny
 from bench.servers import MlflowServer
 from slimdown import merge
+from slimdown.config.files import CONF_DIR
+from slimdown.config.loader import load_config
+from slimdown.config.naming import flatten
+from slimdown.config.schema import ModelConfig, QuantizationConfig, RunConfig
 from slimdown.experiment import experiment
-from slimdown.guarding.disk import whole_folder
-from slimdown.guarding.errors import UserError
-from slimdown.judging.findings import judge
-from slimdown.judging.runs import RecordedRun
+from slimdown.models.model import load_model
 from slimdown.pocket import MODEL_DIR
-from slimdown.preparing.model import load_model
-from slimdown.recording.names import making
-from slimdown.recording.provenance import About
-from slimdown.settings.files import CONF_DIR
-from slimdown.settings.load import load_config
-from slimdown.settings.naming import flatten
-from slimdown.settings.schema import ModelConfig, QuantizationConfig, RunConfig
-from slimdown.showing import card
+from slimdown.report import card
+from slimdown.stats.findings import judge
+from slimdown.stats.runs import RecordedRun
+from slimdown.tracking.names import making
+from slimdown.tracking.provenance import About
 from slimdown.training.saved import export, load_tuned, recorded_base
+from slimdown.utils.disk import whole_folder
+from slimdown.utils.errors import UserError
 
 Composed = Callable[..., RunConfig]
-FEW = ["benchmark=[pocket_math,pocket_cs]", *SMALL[:2], "benchmark.pocket_math.limit=8", "benchmark.pocket_cs.limit=8"]
+FEW = [
+    "benchmark=[pocket_math,pocket_cs]",
+    *SMALL[:2],
+    "benchmark.pocket_math.limit=8",
+    "benchmark.pocket_cs.limit=8",
+]
 TOKENS = torch.arange(5, 40)[None]
 ALL = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
 KINDS: dict[str, Callable[[], Any]] = {
@@ -52,9 +57,13 @@ KINDS: dict[str, Callable[[], Any]] = {
     "dora": lambda: peft.LoraConfig(use_dora=True, **ALL),
     "rslora": lambda: peft.LoraConfig(use_rslora=True, **ALL),
     "ia3": lambda: peft.IA3Config(
-        task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]
+        task_type="CAUSAL_LM",
+        target_modules=["k_proj", "down_proj"],
+        feedforward_modules=["down_proj"],
     ),
-    "on the head": lambda: peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head", "q_proj"]),
+    "on the head": lambda: peft.LoraConfig(
+        task_type="CAUSAL_LM", target_modules=["lm_head", "q_proj"]
+    ),
     "pissa": lambda: peft.LoraConfig(init_lora_weights="pissa", **ALL),
 }
 
@@ -86,7 +95,12 @@ def in_float32(config: RunConfig) -> tuple[ModelConfig, QuantizationConfig]:
 @pytest.mark.filterwarnings("ignore")  # PEFT's own, of tied weights and of what PiSSA changes
 @pytest.mark.parametrize(
     ("quantization", "kind"),
-    [*(("nf4", kind) for kind in KINDS if kind != "pissa"), ("none", "pissa"), ("none", "lora"), ("fp4", "lora")],
+    [
+        *(("nf4", kind) for kind in KINDS if kind != "pissa"),
+        ("none", "pissa"),
+        ("none", "lora"),
+        ("fp4", "lora"),
+    ],
 )
 def test_merged_it_answers_as_the_base_and_the_adapter_do(
     quantization: str, kind: str, composed: Composed, tmp_path: Path
@@ -109,7 +123,9 @@ def test_each_weight_is_rounded_once(composed: Composed, tmp_path: Path) -> None
     for dtype in ("float32", "bfloat16"):
         (tmp_path / dtype).mkdir()
         export(model, held, load_model(model, held).revision, adapter, dtype, tmp_path / dtype)
-    whole, narrow = (load_file(tmp_path / dtype / "model.safetensors") for dtype in ("float32", "bfloat16"))
+    whole, narrow = (
+        load_file(tmp_path / dtype / "model.safetensors") for dtype in ("float32", "bfloat16")
+    )
     assert all(torch.equal(whole[name].bfloat16(), narrow[name]) for name in whole)
 
 
@@ -135,7 +151,12 @@ def test_8_bit_weights_become_the_values_they_stand_for(composed: Composed, tmp_
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("family", "changes"),
-    [("gpt2", {}), ("phi3", {}), ("llama", {"tie_word_embeddings": False}), ("qwen2", {"tie_word_embeddings": True})],
+    [
+        ("gpt2", {}),
+        ("phi3", {}),
+        ("llama", {"tie_word_embeddings": False}),
+        ("qwen2", {"tie_word_embeddings": True}),
+    ],
 )
 def test_any_family_merges_and_is_as_large_as_it_was(
     family: str, changes: dict[str, Any], composed: Composed, tmp_path: Path
@@ -154,16 +175,21 @@ def test_any_family_merges_and_is_as_large_as_it_was(
     sizes = [(tmp_path / folder / "model.safetensors").stat().st_size for folder in ("base", "out")]
     assert abs(sizes[1] - sizes[0]) < 1000
     assert (
-        transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("the").input_ids == base.tokenizer("the").input_ids
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("the").input_ids
+        == base.tokenizer("the").input_ids
     )
 
 
-def test_an_adapter_that_peft_cannot_merge_is_refused_in_a_line(composed: Composed, tmp_path: Path) -> None:
+def test_an_adapter_that_peft_cannot_merge_is_refused_in_a_line(
+    composed: Composed, tmp_path: Path
+) -> None:
     model, held = in_float32(composed())
     mixed = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     adapter = adapter_on(load_model(model, held).model, mixed, tmp_path / "adapter")
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="this adapter cannot be merged into pocket:model: ") as caught:
+    with pytest.raises(
+        UserError, match="this adapter cannot be merged into pocket:model: "
+    ) as caught:
         export(model, held, load_model(model, held).revision, adapter, None, tmp_path / "out")
     assert "\n" not in str(caught.value)
 
@@ -173,7 +199,7 @@ def test_an_adapter_that_peft_cannot_merge_is_refused_in_a_line(composed: Compos
 
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom slimdown.guarding.disk import whole_folder\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom slimdown.utils.disk import whole_folder\n"
         "with whole_folder(Path('out')) as draft:\n    (draft / 'half').write_text('x')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -192,7 +218,9 @@ def test_an_error_leaves_nothing_and_an_empty_folder_is_taken(tmp_path: Path) ->
     with pytest.raises(RuntimeError), whole_folder(tmp_path / "out") as draft:
         (draft / "half").write_text("x")
         raise RuntimeError
-    assert [[file.name for file in folder.iterdir()] for folder in (tmp_path, tmp_path / "out")] == [["out"], []]
+    assert [
+        [file.name for file in folder.iterdir()] for folder in (tmp_path, tmp_path / "out")
+    ] == [["out"], []]
     with whole_folder(tmp_path / "out") as draft:
         (draft / "whole").write_text("x")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["whole"]
@@ -200,13 +228,18 @@ def test_an_error_leaves_nothing_and_an_empty_folder_is_taken(tmp_path: Path) ->
 
 def test_two_at_once_do_not_write_one_folder(tmp_path: Path) -> None:
     script = (
-        "import time\nfrom pathlib import Path\nfrom slimdown.guarding.disk import whole_folder\n"
+        "import time\nfrom pathlib import Path\nfrom slimdown.utils.disk import whole_folder\n"
         "with whole_folder(Path('out')) as draft:\n    print('in', flush=True)\n    time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE
+    ) as other:
         assert other.stdout
         other.stdout.readline()
-        with pytest.raises(UserError, match="another process is writing"), whole_folder(tmp_path / "out"):
+        with (
+            pytest.raises(UserError, match="another process is writing"),
+            whole_folder(tmp_path / "out"),
+        ):
             pass
         assert (tmp_path / ".out.unfinished").is_dir()  # the other's
         other.kill()
@@ -224,7 +257,12 @@ def world(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     shutil.copytree(MODEL_DIR, folder / "base")
     store = f"sqlite:///{folder}/mlruns/mlflow.db"
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        overrides = [*FEW, f"model.id={folder}/base", "model.dtype=float32", f"tracking.uri={store}"]
+        overrides = [
+            *FEW,
+            f"model.id={folder}/base",
+            "model.dtype=float32",
+            f"tracking.uri={store}",
+        ]
         config = load_config(compose("config", overrides=overrides))
     experiment(config, About("a small run", "", [], folder / "scratch"))
     with pytest.MonkeyPatch.context() as patched:
@@ -238,11 +276,17 @@ def client_of(world: Path) -> MlflowClient:
 
 def runs_of(client: MlflowClient, kind: str = "tuned") -> list[Run]:
     experiments = [e.experiment_id for e in client.search_experiments()]
-    return list(client.search_runs(experiments, f"tags.`slimdown.kind` = '{kind}'", order_by=["attributes.start_time"]))
+    return list(
+        client.search_runs(
+            experiments, f"tags.`slimdown.kind` = '{kind}'", order_by=["attributes.start_time"]
+        )
+    )
 
 
 def adapter_of(world: Path) -> Path:
-    [logged] = client_of(world).search_logged_models([e.experiment_id for e in client_of(world).search_experiments()])
+    [logged] = client_of(world).search_logged_models(
+        [e.experiment_id for e in client_of(world).search_experiments()]
+    )
     return Path(logged.artifact_location.removeprefix("file://"))
 
 
@@ -265,12 +309,18 @@ def out(world: Path) -> Path:
 def test_what_is_written_is_a_model_as_large_as_the_original_and_says_nothing_of_this_machine(
     world: Path, out: Path
 ) -> None:
-    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
-        file.name for file in out.iterdir()
-    }
+    assert {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "README.md",
+    } <= {file.name for file in out.iterdir()}
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (world / "base", out)]
     assert abs(sizes[1] - sizes[0]) < 1000
-    assert transformers.AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16  # as the original
+    assert (
+        transformers.AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
+    )  # as the original
     assert not any(str(world).encode() in file.read_bytes() for file in out.iterdir())
     assert not [file.name for file in world.iterdir() if file.name.startswith(".")]
 
@@ -291,7 +341,9 @@ def test_the_cards_are_read_by_the_hubs_own_library(world: Path, out: Path) -> N
             continue
         _, results = model_index_to_eval_results(data["model-index"])
         values = {(r.dataset_name, r.metric_name): r.metric_value for r in results}
-        assert values["pocket_cs", "acc, %"] == pytest.approx(100 * run.data.metrics["tuned/pocket_cs/acc"])
+        assert values["pocket_cs", "acc, %"] == pytest.approx(
+            100 * run.data.metrics["tuned/pocket_cs/acc"]
+        )
         assert f"run `{run.info.run_id}`" in card.text
         assert "| pocket_math | strict-match | 8 |" in card.text
         assert f"Digest of their text: `{run.data.tags['slimdown.data_fingerprint']}`" in card.text
@@ -299,7 +351,9 @@ def test_the_cards_are_read_by_the_hubs_own_library(world: Path, out: Path) -> N
         assert "lora.r: 8" in card.text
 
 
-def test_4_bit_weights_are_unpacked_to_what_the_run_unpacked_them_to(composed: Callable[..., RunConfig]) -> None:
+def test_4_bit_weights_are_unpacked_to_what_the_run_unpacked_them_to(
+    composed: Callable[..., RunConfig],
+) -> None:
     """`auto` is this machine's choice, and goes by the device and not by `model.dtype`."""
     settings = flatten(composed("model.dtype=float32", "quantization.bnb_4bit_compute_dtype=auto"))
     for computed in ("bfloat16", "float32"):
@@ -308,16 +362,24 @@ def test_4_bit_weights_are_unpacked_to_what_the_run_unpacked_them_to(composed: C
 
 
 def test_a_score_that_is_no_share_is_not_told_in_percent() -> None:
-    before, after = (evaluation(p=written(scores)) for scores in ([12.5, 13.5, 11.0], [14.0, 13.0, 12.0]))
-    values = {result.metric_name: result.metric_value for result in card._results(judge(before, after))}
+    before, after = (
+        evaluation(p=written(scores)) for scores in ([12.5, 13.5, 11.0], [14.0, 13.0, 12.0])
+    )
+    values = {
+        result.metric_name: result.metric_value for result in card._results(judge(before, after))
+    }
     assert values == {"match.flexible": 13.0, "match.strict, %": 0.0}
 
 
 def test_a_card_says_of_how_many_questions_its_scores_are() -> None:
     early = [evaluation(p=stopped(written([score] * 1319), 45)) for score in (1.0, 0.0)]
     found = judge(*early)
-    assert [one.dataset_args for one in card._results(found)] == [{"num_fewshot": 0, "questions": "45 of 1,319"}] * 2
-    asked = "\n".join(card._questions(making(RecordedRun("id", "", "", "", datetime.now(UTC))), found, None))
+    assert [one.dataset_args for one in card._results(found)] == [
+        {"num_fewshot": 0, "questions": "45 of 1,319"}
+    ] * 2
+    asked = "\n".join(
+        card._questions(making(RecordedRun("id", "", "", "", datetime.now(UTC))), found, None)
+    )
     assert "0-shot, 45 of 1,319 questions, judged by" in asked
 
 
@@ -330,31 +392,49 @@ def test_the_python_of_a_card_loads_what_lies_beside_it(world: Path, out: Path) 
         exec(code.replace("'base'", repr(str(world / "base"))), names)
         answers.append(logits(names["model"]))
     assert (answers[0] - answers[1]).abs().max() < 0.5  # bfloat16 and float32
-    assert (answers[0] - logits(transformers.AutoModelForCausalLM.from_pretrained(world / "base"))).abs().max() > 1
+    assert (
+        answers[0] - logits(transformers.AutoModelForCausalLM.from_pretrained(world / "base"))
+    ).abs().max() > 1
 
 
 def test_onto_the_original_nothing_of_the_quantization_is_left(world: Path, out: Path) -> None:
-    merge.main(["a small run", "--out", str(world / "onto"), "--onto", "original", "--dtype", "float32"])
-    published, onto, default = (load_file(f / "model.safetensors") for f in (world / "base", world / "onto", out))
+    merge.main(
+        ["a small run", "--out", str(world / "onto"), "--onto", "original", "--dtype", "float32"]
+    )
+    published, onto, default = (
+        load_file(f / "model.safetensors") for f in (world / "base", world / "onto", out)
+    )
     untouched = "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(onto[untouched], published[untouched].float())
     assert not torch.equal(default[untouched], published[untouched])
-    assert "its weights as published, although it was trained on what nf4" in (world / "onto" / "README.md").read_text()
+    assert (
+        "its weights as published, although it was trained on what nf4"
+        in (world / "onto" / "README.md").read_text()
+    )
 
 
 def test_measured_it_is_a_run_of_its_own_and_its_card_says_what_merging_changed(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {run.info.run_id for run in runs_of(client_of(world))}
-    merge.main(["a small run", "--out", str(world / "measured"), "--dtype", "float32", "--evaluate"])
+    merge.main(
+        ["a small run", "--out", str(world / "measured"), "--dtype", "float32", "--evaluate"]
+    )
     [made] = [run for run in runs_of(client_of(world)) if run.info.run_id not in before]
     assert made.info.status == "FINISHED"
     assert made.data.tags["slimdown.merged"] in before
     assert made.data.tags["slimdown.quantization"] == "none"
     assert made.data.tags["slimdown.dtype"] == "float32"
     assert made.data.tags["slimdown.origin"].startswith(f"{world}/measured@sha256:")
-    [first] = [run for run in runs_of(client_of(world)) if run.info.run_id == made.data.tags["slimdown.merged"]]
-    for benchmark in ("pocket_math/exact_match.strict-match", "pocket_cs/acc"):  # float32 throughout: the same answers
+    [first] = [
+        run
+        for run in runs_of(client_of(world))
+        if run.info.run_id == made.data.tags["slimdown.merged"]
+    ]
+    for benchmark in (
+        "pocket_math/exact_match.strict-match",
+        "pocket_cs/acc",
+    ):  # float32 throughout: the same answers
         assert made.data.metrics[f"tuned/{benchmark}"] == first.data.metrics[f"tuned/{benchmark}"]
     card = (world / "measured" / "README.md").read_text()
     assert "model-index:" in card
@@ -370,11 +450,23 @@ def test_a_run_that_has_nothing_to_merge_is_refused_with_the_reason(
     store: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, params, answer in (
-        ("prefix", {"method.name": "prefix"}, "method=prefix: it puts virtual tokens before every layer's own"),
-        ("bottleneck", {"method.name": "bottleneck"}, "method=bottleneck: it puts layers of its own between"),
+        (
+            "prefix",
+            {"method.name": "prefix"},
+            "method=prefix: it puts virtual tokens before every layer's own",
+        ),
+        (
+            "bottleneck",
+            {"method.name": "bottleneck"},
+            "method=bottleneck: it puts layers of its own between",
+        ),
         ("given", {"tuned": "you/yours"}, "trained nothing: it measured you/yours, made elsewhere"),
         ("lost", {}, "has lost what it trained"),
-        ("whole", {"method.name": "full"}, "--onto original: method=full trained the weights themselves"),
+        (
+            "whole",
+            {"method.name": "full"},
+            "--onto original: method=full trained the weights themselves",
+        ),
     ):
         record(name, params, {"a": right(8, 10)}, {"a": right(6, 10)})
         onto = ["--onto", "original"] if name == "whole" else []
@@ -408,7 +500,9 @@ def test_a_place_that_holds_something_or_can_hold_nothing_is_refused(
     assert (tmp_path / "full" / "mine").read_text() == "x"
 
 
-def test_another_base_is_refused_and_nothing_is_left(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_base_is_refused_and_nothing_is_left(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     weights = load_file(world / "base" / "model.safetensors")
     kept = (world / "base" / "model.safetensors").read_bytes()
     try:
@@ -467,7 +561,10 @@ def test_through_a_server_mlflow_loads_it_as_measured_and_it_is_merged(
     monkeypatch.chdir(tmp_path)
     shutil.copy(migrated_store, tmp_path / "server.db")
     with MlflowServer(tmp_path) as server:
-        experiment(composed(*FEW, f"tracking.uri={server.uri}"), About("served", "", [], tmp_path / "scratch"))
+        experiment(
+            composed(*FEW, f"tracking.uri={server.uri}"),
+            About("served", "", [], tmp_path / "scratch"),
+        )
         [run] = runs_of(MlflowClient(server.uri))
         prompts = ["Question: Tom has 3 apples and buys 4 more. How many has he?\nAnswer:", "Once"]
         done = subprocess.run(
@@ -483,7 +580,9 @@ def test_through_a_server_mlflow_loads_it_as_measured_and_it_is_merged(
     for prompt, answer, beginning in zip(prompts, answers, short, strict=True):
         tuned = load_tuned(base, tmp_path / "scratch" / "adapter")
         asked = base.tokenizer(prompt, return_tensors="pt")
-        tokens = tuned.generate(**asked, max_new_tokens=128, do_sample=False)[0, asked.input_ids.shape[1] :]
+        tokens = tuned.generate(**asked, max_new_tokens=128, do_sample=False)[
+            0, asked.input_ids.shape[1] :
+        ]
         assert answer == base.tokenizer.decode(tokens, skip_special_tokens=True)
         assert answer.startswith(beginning)
         base = load_model(config.model, config.quantization)

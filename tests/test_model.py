@@ -10,16 +10,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from slimdown.guarding.errors import UserError
+from slimdown.config.schema import RunConfig
+from slimdown.models.model import LoadedModel, context_window, load_model
 from slimdown.pocket import MODEL_DIR
-from slimdown.preparing.model import LoadedModel, context_window, load_model
-from slimdown.settings.schema import RunConfig
+from slimdown.utils.errors import UserError
 
 Composed = Callable[..., RunConfig]
 
 
 def test_the_base_is_in_four_bits_and_says_what_it_is(pocket: LoadedModel) -> None:
-    assert (pocket.id, pocket.quantization, pocket.dtype, pocket.device) == ("pocket:model", "nf4", "float32", "cpu")
+    assert (pocket.id, pocket.quantization, pocket.dtype, pocket.device) == (
+        "pocket:model",
+        "nf4",
+        "float32",
+        "cpu",
+    )
     assert pocket.revision.startswith("sha256:")
     four_bit = [m for m in pocket.model.modules() if type(m).__name__ == "Linear4bit"]
     assert len(four_bit) == 7 * pocket.model.config.num_hidden_layers
@@ -29,7 +34,11 @@ def test_the_base_is_in_four_bits_and_says_what_it_is(pocket: LoadedModel) -> No
 def test_parameters_are_counted_as_published(pocket: LoadedModel, composed: Composed) -> None:
     config = composed("quantization=none")
     whole = load_model(config.model, config.quantization)
-    assert pocket.n_parameters == whole.n_parameters == sum(p.numel() for p in whole.model.parameters())
+    assert (
+        pocket.n_parameters
+        == whole.n_parameters
+        == sum(p.numel() for p in whole.model.parameters())
+    )
 
 
 def test_a_forward_leaves_the_four_bit_weights_in_their_layout(pocket: LoadedModel) -> None:
@@ -45,14 +54,18 @@ def test_a_forward_leaves_the_four_bit_weights_in_their_layout(pocket: LoadedMod
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_weights_that_compute_no_numbers_are_refused(broken: float, composed: Composed, tmp_path: Path) -> None:
+def test_weights_that_compute_no_numbers_are_refused(
+    broken: float, composed: Composed, tmp_path: Path
+) -> None:
     folder = shutil.copytree(MODEL_DIR, tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     name = next(n for n in weights if n.endswith("layers.1.mlp.down_proj.weight"))
     weights[name][3, 5] = broken
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = composed(f"model.id={folder}")
-    with pytest.raises(UserError, match=r"computes no numbers: its weights hold NaN or infinity") as refused:
+    with pytest.raises(
+        UserError, match=r"computes no numbers: its weights hold NaN or infinity"
+    ) as refused:
         load_model(config.model, config.quantization)
     assert "model.dtype=float32" not in str(refused.value)  # it is already
 
@@ -79,7 +92,9 @@ def test_an_absent_device_is_named(composed: Composed) -> None:
         load_model(config.model, config.quantization)
 
 
-def test_too_little_memory_is_answered_with_what_would_fit(composed: Composed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_answered_with_what_would_fit(
+    composed: Composed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     free = 5_000_000  # the pocket model needs 7.8 MB in float32, 2.4 MB in 4 bits
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free})())
     config = composed("quantization=none")
@@ -106,7 +121,9 @@ def damage(folder: Path, how: str) -> None:
         content = file.read_bytes()
         file.write_bytes(content[: len(content) // 2])
     elif how == "a tensor is missing":
-        save_file({key: w for key, w in weights.items() if key != name}, file, metadata={"format": "pt"})
+        save_file(
+            {key: w for key, w in weights.items() if key != name}, file, metadata={"format": "pt"}
+        )
     elif how == "a tensor has another shape":
         save_file({**weights, name: weights[name][:-4].clone()}, file, metadata={"format": "pt"})
     else:
@@ -121,8 +138,14 @@ def damage(folder: Path, how: str) -> None:
     ("how", "answer"),
     [
         ("cut short", r"a \.safetensors file is damaged or cut short"),
-        ("a tensor is missing", r"not those that its config\.json describes: .*q_proj\.weight is not in them"),
-        ("a tensor has another shape", r"q_proj\.weight is \(188, 192\) and should be \(192, 192\)|cannot be loaded"),
+        (
+            "a tensor is missing",
+            r"not those that its config\.json describes: .*q_proj\.weight is not in them",
+        ),
+        (
+            "a tensor has another shape",
+            r"q_proj\.weight is \(188, 192\) and should be \(192, 192\)|cannot be loaded",
+        ),
         (
             "the index names pickled weights",
             r"its index names weights\.bin, and pickled weights can run code when they are read",

@@ -45,7 +45,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 def test_it_shows_and_saves_what_was_found(run: tuple[Any, Path]) -> None:
     notebook, folder = run
     last = shown(notebook)
-    assert [len(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"] == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert [len(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"] == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        1,
+        1,
+    ]
     assert '<span class="badge improved">' in last["findings"]["text/html"]
     assert '<span class="badge forgotten">' in last["findings"]["text/html"]
     assert "\x1b" not in last["findings"]["text/plain"]  # no colours, for which a notebook asks

@@ -23,18 +23,18 @@ from requests.exceptions import ConnectionError as NoConnection, HTTPError
 from test_page import TRAINING
 
 from slimdown import send as command
-from slimdown.guarding.errors import UserError
-from slimdown.judging.findings import judge
-from slimdown.preparing.model import LoadedModel
-from slimdown.recording import outage
-from slimdown.recording.evaluations import EvaluationRecord, base_records, tuned_record
-from slimdown.recording.outage import PatientClient, send
-from slimdown.recording.owner import this_process
-from slimdown.recording.read import read_evaluation, read_run
-from slimdown.recording.tags import Tag
-from slimdown.recording.write import TrackedRun
-from slimdown.settings.schema import TrackingConfig
+from slimdown.config.schema import TrackingConfig
+from slimdown.models.model import LoadedModel
+from slimdown.stats.findings import judge
+from slimdown.tracking import outage
+from slimdown.tracking.evaluations import EvaluationRecord, base_records, tuned_record
+from slimdown.tracking.outage import PatientClient, send
+from slimdown.tracking.owner import this_process
+from slimdown.tracking.read import read_evaluation, read_run
+from slimdown.tracking.tags import Tag
+from slimdown.tracking.write import TrackedRun
 from slimdown.training.fine_tune import StepRecord, TrainResult, Tuned
+from slimdown.utils.errors import UserError
 
 BEFORE, AFTER = evaluation({"math": right(80)}), evaluation({"math": right(40)})
 
@@ -44,7 +44,9 @@ class Server:
 
     def __init__(self, client: MlflowClient) -> None:
         self._client = client
-        self.answers: Iterator[Exception | float | None] = iter(())  # of calls to come: raise, sleep, or go on
+        self.answers: Iterator[Exception | float | None] = iter(
+            ()
+        )  # of calls to come: raise, sleep, or go on
         self.last: Exception | None = None  # what every later call raises
         self.n_calls = 0
 
@@ -62,7 +64,9 @@ class Server:
 
 
 @pytest.fixture
-def server(store: MlflowClient, migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+def server(
+    store: MlflowClient, migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Server:
     """The store of the test behind a server; folders for what it does not take begin with tables."""
 
     def folder() -> Path:
@@ -89,16 +93,24 @@ def adapter(tmp_path: Path) -> TrainResult:
     return replace(TRAINING, adapter_dir=folder)
 
 
-FILES: dict[str, str | bytes] = {"report.md": "# what was lost", "report.html": "<p>", "plots/changes.png": b"png"}
+FILES: dict[str, str | bytes] = {
+    "report.md": "# what was lost",
+    "report.html": "<p>",
+    "plots/changes.png": b"png",
+}
 
 
 THE_MODEL = 6  # the step that logs it
 
 
-def tell(run: TrackedRun, loaded: LoadedModel, trained: TrainResult, at: Callable[[int], None]) -> int:
+def tell(
+    run: TrackedRun, loaded: LoadedModel, trained: TrainResult, at: Callable[[int], None]
+) -> int:
     """Everything that a run records, with a call before each step and one after the last; returns their number."""
     steps: list[Callable[[EvaluationRecord], object]] = [
-        lambda base: run.log_settings({"lora.r": 8, "tracking.uri": here().uri}, {"config.yaml": "lora:\n  r: 8\n"}),
+        lambda base: run.log_settings(
+            {"lora.r": 8, "tracking.uri": here().uri}, {"config.yaml": "lora:\n  r: 8\n"}
+        ),
         lambda base: run.log_model(loaded),
         lambda base: base.find("math", "key", BEFORE.benchmarks["math"].benchmark),
         lambda base: base.keep("math", "key", BEFORE.benchmarks["math"]),
@@ -133,11 +145,15 @@ def contents(client: MlflowClient, run: Run) -> dict[str, Any]:
         "name": run.info.run_name,
         "status": run.info.status,
         "params": run.data.params,
-        "metrics": {k: [(m.step, m.value) for m in client.get_metric_history(run_id, k)] for k in run.data.metrics},
+        "metrics": {
+            k: [(m.step, m.value) for m in client.get_metric_history(run_id, k)]
+            for k in run.data.metrics
+        },
         "tags": {k: names.get(v, v) for k, v in run.data.tags.items() if not k.startswith(own)},
         "files": sorted(files()),
         "models": [
-            (m.name, m.status, m.params, {k.key: k.value for k in m.metrics or []}) for m in models(client, run_id)
+            (m.name, m.status, m.params, {k.key: k.value for k in m.metrics or []})
+            for m in models(client, run_id)
         ],
         "outputs": len(run.outputs.model_outputs),
     }
@@ -170,12 +186,16 @@ def test_what_a_silent_server_lacks_lies_on_disk_and_is_delivered_once(
     def at(i: int) -> None:
         server.last = GONE if i >= moment else None
         if i == moment == THE_MODEL:
-            server.answers = iter([None] * 4)  # in the middle of a step: the logged model is made and not filled
+            server.answers = iter(
+                [None] * 4
+            )  # in the middle of a step: the logged model is made and not filled
 
     run = opened(server)
     tell(run, pocket, adapter, at)
     said = capsys.readouterr().err
-    assert [said.count(words) for words in ("it is waited for, at most 0 s", "takes nothing more")] == [1, 1]
+    assert [
+        said.count(words) for words in ("it is waited for, at most 0 s", "takes nothing more")
+    ] == [1, 1]
     assert "secret-word" not in said
     assert f"python -m slimdown.send {tmp_path}/unsent" in run.undelivered
     server.last = None
@@ -213,7 +233,11 @@ def test_what_a_lost_server_held_of_the_base_is_in_the_folder_and_goes_to_anothe
     [artifacts] = tmp_path.rglob(record.sources["math"])
     shutil.rmtree(artifacts)  # the evaluation's tag is left
     send(tmp_path / "unsent", here().uri)
-    for folder, called in ((tmp_path / "unsent", "a run"), (other, "a run"), (tmp_path / "mlruns", run.run_id)):
+    for folder, called in (
+        (tmp_path / "unsent", "a run"),
+        (other, "a run"),
+        (tmp_path / "mlruns", run.run_id),
+    ):
         place = TrackingConfig(uri=f"sqlite:///{folder}/mlflow.db", experiment="slimdown")
         found = read_run(place, called)
         assert read_evaluation(place, found, "base").benchmarks == BEFORE.benchmarks
@@ -234,7 +258,9 @@ def test_a_run_in_stages_whose_store_falls_silent_between_two_of_them_arrives_wh
             with record_of() as record:
                 for n in stages:
                     server.last = server.last or (GONE if n == moment else None)
-                    assert record.of_stage(n).find("written", f"key {n}", pairs[0].benchmark) is None
+                    assert (
+                        record.of_stage(n).find("written", f"key {n}", pairs[0].benchmark) is None
+                    )
                     record.of_stage(n).keep("written", f"key {n}", stopped(written([1.0] * 400), n))
         record.keep_asked(before)
         tuned_record(settings_of(here()), run).keep_asked(after)
@@ -246,7 +272,9 @@ def test_a_run_in_stages_whose_store_falls_silent_between_two_of_them_arrives_wh
     assert [one.info.status for one in (found, base)] == ["FINISHED", "FINISHED"]
     own = [file for file in contents(store, found)["files"] if file.startswith("samples/")]
     assert own == ["samples/base-written.parquet", "samples/tuned-written.parquet"]
-    assert contents(store, base)["files"] == [f"samples/base-written-to-{n}.parquet" for n in (32, 45, 63)]
+    assert contents(store, base)["files"] == [
+        f"samples/base-written-to-{n}.parquet" for n in (32, 45, 63)
+    ]
     assert {key for key in base.data.tags if key.startswith(Tag.evaluation)} == {
         f"{Tag.evaluation}key {n}" for n in (32, 45, 63)
     }
@@ -265,7 +293,9 @@ def test_a_server_that_comes_back_gets_everything_and_one_line_says_so(
 
     def at(i: int) -> None:
         if i == 3:
-            server.answers = iter([GONE, MlflowException("503"), 1.0, None])  # refuses, is busy, says nothing
+            server.answers = iter(
+                [GONE, MlflowException("503"), 1.0, None]
+            )  # refuses, is busy, says nothing
 
     tell(run, pocket, adapter, at)
     assert [run.info.status for run in runs(store)] == ["FINISHED", "FINISHED"]
@@ -289,7 +319,11 @@ def test_a_run_whose_opening_arrived_and_was_not_answered_is_opened_once(
         return made
 
     monkeypatch.setattr(server, "create_run", create, raising=False)
-    with opened(server, wait=30) as run, run.sibling("base", "baseline"), run.sibling("base", "baseline"):
+    with (
+        opened(server, wait=30) as run,
+        run.sibling("base", "baseline"),
+        run.sibling("base", "baseline"),
+    ):
         pass
     assert [(r.info.run_name, r.info.status) for r in runs(store)] == [
         ("a run", "FINISHED"),
@@ -302,7 +336,9 @@ def _shortly(sleep: Callable[[float], None]) -> Callable[[float], None]:
     return lambda seconds: sleep(seconds if seconds > 1 else seconds / 20 if seconds < 1 else 0.05)
 
 
-def test_a_refusal_in_the_middle_costs_no_wait_and_no_result(server: Server, store: MlflowClient) -> None:
+def test_a_refusal_in_the_middle_costs_no_wait_and_no_result(
+    server: Server, store: MlflowClient
+) -> None:
     started = time.monotonic()
     with opened(server, wait=300) as run:
         server.last = MlflowException.invalid_parameter_value("the token has expired")
@@ -318,7 +354,9 @@ class ClientError(Exception):
 DENIED = PermissionError(errno.EACCES, "Permission denied", "/artifacts")
 
 
-@pytest.mark.parametrize("refusal", [DENIED, HTTPError("403 Forbidden"), ClientError("AccessDenied")])
+@pytest.mark.parametrize(
+    "refusal", [DENIED, HTTPError("403 Forbidden"), ClientError("AccessDenied")]
+)
 def test_an_artifact_root_that_refuses_in_words_of_its_own_costs_no_result(
     refusal: Exception, server: Server, tmp_path: Path
 ) -> None:
@@ -340,7 +378,9 @@ def test_a_full_disk_is_no_silent_store(server: Server, tmp_path: Path) -> None:
     assert not (tmp_path / "unsent").exists()
 
 
-def test_what_refuses_the_first_write_ends_the_run_before_anything_is_computed(server: Server, tmp_path: Path) -> None:
+def test_what_refuses_the_first_write_ends_the_run_before_anything_is_computed(
+    server: Server, tmp_path: Path
+) -> None:
     with pytest.raises(PermissionError, match="/artifacts"), opened(server) as run:
         server.answers = iter([DENIED])
         run.log_settings({"lora.r": 8})
@@ -369,7 +409,9 @@ def test_a_store_that_is_silent_from_the_start_is_not_waited_for(server: Server)
     assert time.monotonic() - started < 2
 
 
-def test_sending_says_what_it_lacks(tmp_path: Path, store: MlflowClient, migrated_store: Path) -> None:
+def test_sending_says_what_it_lacks(
+    tmp_path: Path, store: MlflowClient, migrated_store: Path
+) -> None:
     with pytest.raises(UserError, match="holds no runs to send"):
         send(tmp_path)
     shutil.copy(migrated_store, tmp_path / "mlflow.db")
@@ -385,7 +427,9 @@ def test_a_folder_that_a_run_still_writes_into_is_kept(
         server.last = GONE
         run.log_settings({"lora.r": 8})
         server.last = None
-        with pytest.raises(SystemExit, match=f"run {run.run_id} is still going .* keep {folder} and send again"):
+        with pytest.raises(
+            SystemExit, match=f"run {run.run_id} is still going .* keep {folder} and send again"
+        ):
             command.main([folder, "--tracking-uri", here().uri])
         assert "no longer needed" not in capsys.readouterr().out
         run.log_settings({"lora.alpha": 16})
@@ -395,7 +439,9 @@ def test_a_folder_that_a_run_still_writes_into_is_kept(
     assert (sent.info.status, sent.data.params) == ("FINISHED", {"lora.r": "8", "lora.alpha": "16"})
 
 
-@pytest.mark.parametrize(("status", "why"), [("RUNNING", "is worked on"), ("FINISHED", "was finished")])
+@pytest.mark.parametrize(
+    ("status", "why"), [("RUNNING", "is worked on"), ("FINISHED", "was finished")]
+)
 def test_a_run_that_another_process_went_on_in_is_not_filled(
     status: str, why: str, server: Server, store: MlflowClient, tmp_path: Path
 ) -> None:
@@ -428,7 +474,9 @@ def test_a_folder_of_before_is_sent_to_the_run_that_it_names(
     local.delete_tag(on_disk.info.run_id, Tag.sent_for)
     local.set_tag(on_disk.info.run_id, "slimdown.origin", run.run_id)
     send(tmp_path / "unsent", here().uri)
-    local.set_tag(on_disk.info.run_id, "slimdown.origin", "trained here")  # as today: where a tuned model came from
+    local.set_tag(
+        on_disk.info.run_id, "slimdown.origin", "trained here"
+    )  # as today: where a tuned model came from
     local.set_tag(on_disk.info.run_id, Tag.sent_for, run.run_id)
     send(tmp_path / "unsent", here().uri)
     [sent] = runs(store)
@@ -487,4 +535,9 @@ def test_an_interrupted_sending_says_so_in_a_line(
 
 def test_the_command_that_delivers_can_be_pasted() -> None:
     said = outage.advice(TrackingConfig(uri="sqlite:////a place/$one/mlflow.db"))
-    assert shlex.split(said.partition(": ")[2]) == ["python", "-m", "slimdown.send", "/a place/$one"]
+    assert shlex.split(said.partition(": ")[2]) == [
+        "python",
+        "-m",
+        "slimdown.send",
+        "/a place/$one",
+    ]

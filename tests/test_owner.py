@@ -11,11 +11,11 @@ import pytest
 from mlflow import MlflowClient
 from recorded import here
 
-from slimdown.guarding.errors import UserError
-from slimdown.recording import owner
-from slimdown.recording.owner import is_gone, is_silent, owner_of, owner_tags, this_process
-from slimdown.recording.tags import Tag
-from slimdown.recording.write import TrackedRun
+from slimdown.tracking import owner
+from slimdown.tracking.owner import is_gone, is_silent, owner_of, owner_tags, this_process
+from slimdown.tracking.tags import Tag
+from slimdown.tracking.write import TrackedRun
+from slimdown.utils.errors import UserError
 
 
 def tags_of(who: owner.Owner, heard: float = 0.0) -> dict[str, str]:
@@ -30,11 +30,15 @@ def test_a_process_that_lives_is_not_gone_however_silent() -> None:
 
 
 def test_a_process_that_has_ended_is_gone_even_if_its_parent_has_not_noticed() -> None:
-    script = "from slimdown.recording.owner import owner_tags; import json; print(json.dumps(owner_tags()))"
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+    script = "from slimdown.tracking.owner import owner_tags; import json; print(json.dumps(owner_tags()))"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         tags = json.loads(process.stdout.read())
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended and is still in the system's list
+        os.waitid(
+            os.P_PID, process.pid, os.WEXITED | os.WNOWAIT
+        )  # it has ended and is still in the system's list
         assert is_gone(tags)
     assert is_gone(tags)
 
@@ -83,7 +87,12 @@ def taken(store: MlflowClient, run: TrackedRun) -> None:
 
 def test_a_run_that_another_machine_went_on_in_is_left_to_it(store: MlflowClient) -> None:
     run = TrackedRun(here(), "a run", "tuned", {})
-    with pytest.raises(UserError, match=rf"^run {run.run_id} was gone on in by node7 \(process 123\)"), run:
+    with (
+        pytest.raises(
+            UserError, match=rf"^run {run.run_id} was gone on in by node7 \(process 123\)"
+        ),
+        run,
+    ):
         taken(store, run)
     assert store.get_run(run.run_id).info.status == "RUNNING"
     assert owner_of(store.get_run(run.run_id).data.tags) != this_process()

@@ -30,11 +30,15 @@ def test_the_wheel_holds_config_pocket_world_and_types(wheel: Path) -> None:
         "slimdown/pocket/tasks/pocket_math.yaml",
         "slimdown/py.typed",
     } <= names
-    assert not [n for n in names if n.startswith(("tests", "conf/", "mlruns", "docs")) or ".env" in n]
+    assert not [
+        n for n in names if n.startswith(("tests", "conf/", "mlruns", "docs")) or ".env" in n
+    ]
     assert wheel.stat().st_size < 8 * 2**20
 
 
-def test_it_composes_from_another_folder_with_presets_of_ones_own(wheel: Path, tmp_path: Path) -> None:
+def test_it_composes_from_another_folder_with_presets_of_ones_own(
+    wheel: Path, tmp_path: Path
+) -> None:
     """Installed by unpacking: its dependencies are those of this environment."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     mine = tmp_path / "mine" / "experiment"
@@ -47,7 +51,7 @@ def test_it_composes_from_another_folder_with_presets_of_ones_own(wheel: Path, t
     assert done.returncode == 0, done.stderr
     assert "r: 9" in done.stdout
     where = subprocess.run(
-        [sys.executable, "-c", "import slimdown.settings.files as c; print(c.CONF_DIR)"],
+        [sys.executable, "-c", "import slimdown.config.files as c; print(c.CONF_DIR)"],
         cwd=tmp_path, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(tmp_path / "site")},
     )  # fmt: skip
     assert where.stdout.strip() == str(tmp_path / "site" / "slimdown" / "conf")

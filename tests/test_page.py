@@ -11,13 +11,13 @@ import pytest
 from jinja2 import UndefinedError
 from made_up import chosen, evaluation, stopped, written
 
-from slimdown.judging.anatomy import EXPLANATIONS, Anatomy
-from slimdown.judging.findings import judge
-from slimdown.measuring.answers import BenchmarkEvaluation, Sample
-from slimdown.settings.schema import PaperMetric, Role
-from slimdown.showing import page as showing
-from slimdown.showing.page import LONGEST
-from slimdown.showing.pages import render
+from slimdown.config.schema import PaperMetric, Role
+from slimdown.evaluation.answers import BenchmarkEvaluation, Sample
+from slimdown.report import page as showing
+from slimdown.report.page import LONGEST
+from slimdown.report.pages import render
+from slimdown.stats.anatomy import EXPLANATIONS, Anatomy
+from slimdown.stats.findings import judge
 from slimdown.training.fine_tune import CutRows, StepRecord, TrainResult
 
 TRAINING = TrainResult(
@@ -101,7 +101,10 @@ def usual() -> dict[str, tuple[BenchmarkEvaluation, BenchmarkEvaluation]]:
             written([1.0] * 80, right, paper_metric=PaperMetric.forgetting_rate),
             written([0.0] * 40 + [1.0] * 40, lost, paper_metric=PaperMetric.forgetting_rate),
         ),
-        "skill": (written([0.0] * 40, role=Role.target), written([1.0] * 30 + [0.0] * 10, role=Role.target)),
+        "skill": (
+            written([0.0] * 40, role=Role.target),
+            written([1.0] * 30 + [0.0] * 10, role=Role.target),
+        ),
         "colours": (
             chosen([i % 4 for i in range(60)], PaperMetric.knowledge_loss),
             chosen([i % 4 if i < 40 else 0 for i in range(60)], PaperMetric.knowledge_loss),
@@ -154,11 +157,14 @@ def test_the_page_is_well_formed_and_loads_nothing() -> None:
 
 def test_the_page_of_what_was_stopped_says_so_and_prints_nothing_that_is_not_known() -> None:
     rate = PaperMetric.forgetting_rate
-    early = tuple(stopped(written(scores, paper_metric=rate), 45) for scores in ([1.0] * 1319, [0.0] * 1319))
+    early = tuple(
+        stopped(written(scores, paper_metric=rate), 45) for scores in ([1.0] * 1319, [0.0] * 1319)
+    )
     reader = Reader(page({"maths": early, "calm": usual()["calm"]}))  # type: ignore[dict-item]
     assert "Forgotten: maths (−100.0 points after 45 of 1,319 questions)" in reader.text
-    assert "Questions askedQuestions were asked until enough was known, or all were." in reader.text.replace(
-        "asked Q", "askedQ"
+    assert (
+        "Questions askedQuestions were asked until enough was known, or all were."
+        in reader.text.replace("asked Q", "askedQ")
     )
     assert "questions asked 65" in reader.text.replace("asked65", "asked 65")
     assert not re.search(r"\bnan\b", reader.text)
@@ -201,7 +207,9 @@ def test_a_long_text_is_cut_and_says_so() -> None:
     html = page({"a": (base, tuned)})
     assert f"{len(long) - LONGEST:,} more characters are in samples/" in html
     assert f"{len(long) - LONGEST:,} characters before this are in samples/" in html
-    assert html.count("word END") == 1  # the end of the prompt is kept, the end of the answer is not
+    assert (
+        html.count("word END") == 1
+    )  # the end of the prompt is kept, the end of the answer is not
 
 
 def test_control_characters_and_layout_of_an_answer_are_kept_visible() -> None:
@@ -228,9 +236,22 @@ def graded(values: list[float]) -> BenchmarkEvaluation:
         (chosen([1, 2, 3, 0]), chosen([1, 2, 3, 0])),
         (chosen([0]), chosen([1])),
     ],
-    ids=["all right", "all wrong", "all lost", "one", "one graded", "graded", "chance", "kept", "never", "one choice"],
+    ids=[
+        "all right",
+        "all wrong",
+        "all lost",
+        "one",
+        "one graded",
+        "graded",
+        "chance",
+        "kept",
+        "never",
+        "one choice",
+    ],
 )
-def test_no_undefined_number_is_printed_as_nan(pair: tuple[BenchmarkEvaluation, BenchmarkEvaluation]) -> None:
+def test_no_undefined_number_is_printed_as_nan(
+    pair: tuple[BenchmarkEvaluation, BenchmarkEvaluation],
+) -> None:
     text = Reader(page({"only": pair})).text
     assert re.findall(r"\b(?:nan|NaN|inf|Infinity|None(?! of))\b", text) == []
     assert "only" in text
@@ -240,18 +261,32 @@ def test_undefined_rates_say_why() -> None:
     at_chance = (written([1.0, 0.0, 0.0, 0.0], chance=0.25), written([0.0] * 4, chance=0.25))
     at_zero = (written([0.0] * 4), written([0.0] * 4))
     assert "any possible base not shown above chance" in Reader(page({"a": at_chance})).text
-    fallen = (written([1.0] * 27 + [0.0] * 73, chance=0.25), written([1.0] * 5 + [0.0] * 95, chance=0.25))
+    fallen = (
+        written([1.0] * 27 + [0.0] * 73, chance=0.25),
+        written([1.0] * 5 + [0.0] * 95, chance=0.25),
+    )
     assert "at least 266.1 % base not shown above chance" in Reader(page({"a": fallen})).text
     assert "any possible base not shown above 0" in Reader(page({"a": at_zero})).text
 
 
 def test_a_run_whose_training_diverged_has_a_page() -> None:
     diverged = replace(
-        TRAINING, validation_loss_after=nan, train_loss=inf, tokens_per_second=nan, history=(), runtime_seconds=nan
+        TRAINING,
+        validation_loss_after=nan,
+        train_loss=inf,
+        tokens_per_second=nan,
+        history=(),
+        runtime_seconds=nan,
     )
-    text = Reader(page(usual(), diverged, costs={"base_evaluation_seconds": nan, "peak_memory_bytes": 2.0**31})).text
+    text = Reader(
+        page(
+            usual(), diverged, costs={"base_evaluation_seconds": nan, "peak_memory_bytes": 2.0**31}
+        )
+    ).text
     assert "2.500 → undefined" in text
-    assert "base evaluation undefined" in text.replace("\n", " ") or "base evaluationundefined" in text
+    assert (
+        "base evaluation undefined" in text.replace("\n", " ") or "base evaluationundefined" in text
+    )
     assert "2.00 GiB" in text
     assert not re.search(r"\b(nan|inf)\b", text)
 
@@ -260,12 +295,17 @@ def test_answers_that_nobody_sorted_are_said_to_be_unsorted() -> None:
     several = Anatomy(n_lost=2, n_right=3, causes=(), choices=None, gained=None)
     text = Reader(page({"a": usual()["calm"]}, anatomies={"a": several})).text
     assert "Why is not known" in text
-    assert "Nothing is known of single answers." in Reader(page({"a": usual()["calm"]}, anatomies={})).text
+    assert (
+        "Nothing is known of single answers."
+        in Reader(page({"a": usual()["calm"]}, anatomies={})).text
+    )
 
 
 def test_a_choice_without_likelihoods_is_shown_by_its_text() -> None:
     def stripped(report: BenchmarkEvaluation) -> BenchmarkEvaluation:
-        samples: list[Sample] = [replace(sample, choices=(), log_likelihoods=()) for sample in report.samples]
+        samples: list[Sample] = [
+            replace(sample, choices=(), log_likelihoods=()) for sample in report.samples
+        ]
         return replace(report, samples=tuple(samples))
 
     text = Reader(page({"a": (stripped(chosen([0, 1])), stripped(chosen([1, 1])))})).text

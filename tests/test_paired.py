@@ -11,24 +11,35 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
-from slimdown.judging.paired import difference, holm, mean
+from slimdown.stats.paired import difference, holm, mean
 
-SCORES = st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0])), min_size=2, max_size=60)
+SCORES = st.lists(
+    st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0])), min_size=2, max_size=60
+)
 
 
-def simulate(n: int, base: float, lost: float, gained: float, repeats: int, seed: int = 1) -> np.ndarray:
+def simulate(
+    n: int, base: float, lost: float, gained: float, repeats: int, seed: int = 1
+) -> np.ndarray:
     """[repeats, 2, n] scores: a share `base` right before, of all questions `lost` and `gained` afterwards."""
     draw = np.random.default_rng(seed)
     cells = draw.choice(4, size=(repeats, n), p=[base - lost, lost, gained, 1 - base - gained])
-    return np.stack([(cells < 2).astype(float), ((cells == 0) | (cells == 2)).astype(float)], axis=1)
+    return np.stack(
+        [(cells < 2).astype(float), ((cells == 0) | (cells == 2)).astype(float)], axis=1
+    )
 
 
 @given(SCORES)
 @settings(max_examples=60, deadline=None)
-def test_mcnemar_and_the_t_test_agree_with_statsmodels_and_scipy(pairs: list[tuple[float, float]]) -> None:
+def test_mcnemar_and_the_t_test_agree_with_statsmodels_and_scipy(
+    pairs: list[tuple[float, float]],
+) -> None:
     before, after = (np.array([pair[i] for pair in pairs]) for i in (0, 1))
     found = difference(before, after)
-    table = [[int((before * after).sum()), int((before > after).sum())], [int((before < after).sum()), 0]]
+    table = [
+        [int((before * after).sum()), int((before > after).sum())],
+        [int((before < after).sum()), 0],
+    ]
     assert found.p_value == pytest.approx(mcnemar(table, exact=True).pvalue)
     if (before - after).std() > 0:
         assert found.t_test_p_value == pytest.approx(stats.ttest_rel(before, after).pvalue)
@@ -60,7 +71,9 @@ def test_equivalence_of_scores_without_bounds_agrees_with_statsmodels() -> None:
     after = before + draw.normal(-0.004, 0.05, 200)
     found = difference(before, after)
     assert found.test == "paired t"
-    assert found.equivalence_p_value(0.02) == pytest.approx(ttost_paired(after, before, -0.02, 0.02)[0])
+    assert found.equivalence_p_value(0.02) == pytest.approx(
+        ttost_paired(after, before, -0.02, 0.02)[0]
+    )
     interval = stats.ttest_rel(after, before).confidence_interval()
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
 
@@ -73,9 +86,12 @@ def test_false_alarms_stay_below_five_percent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "base", "lost", "gained"), [(100, 0.47, 0.2, 0.07), (200, 0.37, 0.05, 0.05), (1319, 0.35, 0.08, 0.05)]
+    ("n", "base", "lost", "gained"),
+    [(100, 0.47, 0.2, 0.07), (200, 0.37, 0.05, 0.05), (1319, 0.35, 0.08, 0.05)],
 )
-def test_intervals_cover_the_truth_as_often_as_they_say(n: int, base: float, lost: float, gained: float) -> None:
+def test_intervals_cover_the_truth_as_often_as_they_say(
+    n: int, base: float, lost: float, gained: float
+) -> None:
     pairs = simulate(n, base, lost, gained, repeats=2000)
     covered = np.mean([(d := difference(*pair)).low <= gained - lost <= d.high for pair in pairs])
     assert 0.93 <= covered <= 0.97
@@ -86,17 +102,24 @@ def test_pairing_sees_a_loss_that_independent_scores_miss() -> None:
     pairs = simulate(1319, 0.35, lost=gained + 0.03, gained=gained, repeats=1000)
     paired_power = np.mean([difference(before, after).p_value < 0.05 for before, after in pairs])
     unpaired_power = np.mean(
-        [stats.ttest_ind(after, before).pvalue < 0.05 for before, after in pairs]  # as if of two sets of questions
+        [
+            stats.ttest_ind(after, before).pvalue < 0.05 for before, after in pairs
+        ]  # as if of two sets of questions
     )
     assert 0.90 <= paired_power <= 0.96
     assert 0.17 <= unpaired_power <= 0.27
 
 
-@pytest.mark.parametrize(("n", "margin"), [(20, 0.3), (200, 0.02), (300, 0.02), (400, 0.01), (1000, 0.02)])
+@pytest.mark.parametrize(
+    ("n", "margin"), [(20, 0.3), (200, 0.02), (300, 0.02), (400, 0.01), (1000, 0.02)]
+)
 def test_a_loss_as_large_as_the_margin_is_rarely_ruled_out(n: int, margin: float) -> None:
     # exactly: so many lost, none gained, which is what fine-tuning does most
     lost = np.arange(n + 1)
-    ruled_out = [difference([1.0] * n, [0.0] * k + [1.0] * (n - k)).p_value_above(-margin) < 0.05 for k in range(n + 1)]
+    ruled_out = [
+        difference([1.0] * n, [0.0] * k + [1.0] * (n - k)).p_value_above(-margin) < 0.05
+        for k in range(n + 1)
+    ]
     assert stats.binom.pmf(lost, n, margin)[ruled_out].sum() <= 0.05
 
 

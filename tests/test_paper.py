@@ -7,9 +7,9 @@ from math import sqrt
 
 import pytest
 
-from slimdown.judging.changes import paper_value, unpaired_standard_error
-from slimdown.judging.paired import Difference, difference
-from slimdown.settings.schema import PaperMetric
+from slimdown.config.schema import PaperMetric
+from slimdown.stats.changes import paper_value, unpaired_standard_error
+from slimdown.stats.paired import Difference, difference
 
 N = {"gsm8k": 1319, "hellaswag": 10042, "mmlu_cs": 100}
 
@@ -31,21 +31,29 @@ PRINTED = [
 
 
 @pytest.mark.parametrize(("benchmark", "accuracy", "printed"), PRINTED)
-def test_the_papers_plus_minus_is_one_standard_error(benchmark: str, accuracy: float, printed: float) -> None:
+def test_the_papers_plus_minus_is_one_standard_error(
+    benchmark: str, accuracy: float, printed: float
+) -> None:
     share = round(accuracy / 100 * N[benchmark]) / N[benchmark]  # of whole questions
     standard_error = 100 * sqrt(share * (1 - share) / (N[benchmark] - 1))
     assert standard_error == pytest.approx(printed, abs=0.0051)
-    assert abs(1.96 * standard_error - printed) > 0.3  # and not the 95 % interval that its text calls it
+    assert (
+        abs(1.96 * standard_error - printed) > 0.3
+    )  # and not the 95 % interval that its text calls it
 
 
 def test_the_forgetting_rate_of_gsm8k() -> None:
     rate = 100 * paper_value(PaperMetric.forgetting_rate, base=0.3351, tuned=0.0371)
     assert rate == pytest.approx(88.92, abs=0.011)
-    assert round(rate, 2) == 88.93  # the paper prints 88.92: its accuracies were rounded after it was computed
+    assert (
+        round(rate, 2) == 88.93
+    )  # the paper prints 88.92: its accuracies were rounded after it was computed
     # On whole questions, which the accuracies must be of: 442 and 49 of 1,319
     assert (round(442 / 13.19, 2), round(49 / 13.19, 2)) == (33.51, 3.71)
     assert round(100 * paper_value(PaperMetric.forgetting_rate, 442 / 1319, 49 / 1319), 2) == 88.91
-    assert round(100 * paper_value(PaperMetric.forgetting_rate, base=0.3351, tuned=0.0311), 2) == 90.72  # strict
+    assert (
+        round(100 * paper_value(PaperMetric.forgetting_rate, base=0.3351, tuned=0.0311), 2) == 90.72
+    )  # strict
 
 
 def test_what_gsm8k_lost_differs_by_how_it_is_counted() -> None:
@@ -53,8 +61,12 @@ def test_what_gsm8k_lost_differs_by_how_it_is_counted() -> None:
 
 
 def test_the_ability_augmentation_of_hellaswag() -> None:
-    assert round(paper_value(PaperMetric.ability_augmentation, base=0.6077, tuned=0.6120), 2) == 0.43
-    assert round(paper_value(PaperMetric.ability_augmentation, base=0.4523, tuned=0.4561), 2) == 0.38  # not normalized
+    assert (
+        round(paper_value(PaperMetric.ability_augmentation, base=0.6077, tuned=0.6120), 2) == 0.43
+    )
+    assert (
+        round(paper_value(PaperMetric.ability_augmentation, base=0.4523, tuned=0.4561), 2) == 0.38
+    )  # not normalized
 
 
 def test_the_knowledge_loss_of_mmlu_computer_science() -> None:
@@ -81,7 +93,9 @@ def test_the_papers_paired_t_test_holds_for_some_answers_that_could_lie_behind_i
     shown = {lost: round(possible[lost].p_value, 3) for lost in (23, 25, 28, 31)}
     assert shown == {23: 0.035, 25: 0.047, 28: 0.066, 31: 0.085}
     assert round(possible[28].t_test_p_value, 3) == 0.047
-    assert round(47 * 0.66) == 31  # lost, if the two models' answers had nothing to do with each other
+    assert (
+        round(47 * 0.66) == 31
+    )  # lost, if the two models' answers had nothing to do with each other
 
 
 def test_hellaswags_errors_fit_its_size_and_the_papers() -> None:

@@ -11,11 +11,11 @@ from made_up import changed
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from slimdown.judging.changes import Verdict
-from slimdown.judging.paired import Estimate
-from slimdown.showing import drawing, plots
-from slimdown.showing.plots import Trade
-from slimdown.showing.words import LOOKS
+from slimdown.report import drawing, plots
+from slimdown.report.plots import Trade
+from slimdown.report.words import LOOKS
+from slimdown.stats.changes import Verdict
+from slimdown.stats.paired import Estimate
 from slimdown.training.fine_tune import StepRecord
 
 
@@ -23,7 +23,9 @@ def estimate(value: float, half: float = 0.02) -> Estimate:
     return Estimate(value, half / 2, value - half, value + half)
 
 
-TWO = changed(fell=([1.0] * 60, [1.0] * 20 + [0.0] * 40), rose=([0.0] * 60, [0.0] * 20 + [1.0] * 40))
+TWO = changed(
+    fell=([1.0] * 60, [1.0] * 20 + [0.0] * 40), rose=([0.0] * 60, [0.0] * 20 + [1.0] * 40)
+)
 RUNS = [
     Trade("r=4", estimate(0.1), estimate(0.01)),
     Trade("r=8", estimate(0.3), estimate(0.05)),
@@ -38,7 +40,9 @@ def every_figure() -> dict[str, Figure]:
         "answers": plots.answers(TWO),
         "training_curve": plots.training_curve(history, 3.0, 2.0),
         "learning_forgetting": plots.learning_forgetting(RUNS),
-        "by_param": plots.by_param("lora.r", {"a": [(8, estimate(0.1)), (4, estimate(0.0)), (16, estimate(-0.2))]}),
+        "by_param": plots.by_param(
+            "lora.r", {"a": [(8, estimate(0.1)), (4, estimate(0.0)), (16, estimate(-0.2))]}
+        ),
         "heat_map": plots.heat_map(["a", "b"], {"rows": [(estimate(-0.123), "forgotten"), None]}),
     }
 
@@ -46,7 +50,9 @@ def every_figure() -> dict[str, Figure]:
 def texts(figure: Figure) -> list[str]:
     """Every text of the figure, as the SVG holds it."""
     root = ElementTree.fromstring(drawing.svg(figure))
-    return ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    return [
+        "".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")
+    ]
 
 
 def test_an_svg_is_an_image_with_a_title_in_the_pages_colours() -> None:
@@ -64,14 +70,20 @@ def test_an_svg_is_an_image_with_a_title_in_the_pages_colours() -> None:
 
 
 def test_ids_of_different_figures_never_meet() -> None:
-    ids = [found for figure in every_figure().values() for found in re.findall(r'\bid="([^"]+)"', drawing.svg(figure))]
+    ids = [
+        found
+        for figure in every_figure().values()
+        for found in re.findall(r'\bid="([^"]+)"', drawing.svg(figure))
+    ]
     assert len(ids) == len(set(ids)) > 0
 
 
 def test_every_reference_inside_an_svg_has_its_target() -> None:
     for figure in every_figure().values():
         text = drawing.svg(figure)
-        assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', text)) == set(re.findall(r'\bid="([^"]+)"', text))
+        assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', text)) == set(
+            re.findall(r'\bid="([^"]+)"', text)
+        )
 
 
 def test_the_same_numbers_give_the_same_bytes() -> None:
@@ -103,7 +115,9 @@ def test_a_name_with_markup_or_dollars_is_shown_as_it_is() -> None:
 
 def test_answers_are_counted_where_they_are_right_or_wrong() -> None:
     shown = texts(plots.answers(TWO))
-    assert shown.count("20") >= 2  # 20 kept of the one, 20 missed of the other; the axis has a 20 of its own
+    assert (
+        shown.count("20") >= 2
+    )  # 20 kept of the one, 20 missed of the other; the axis has a 20 of its own
     assert shown.count("40") >= 2
     graded = changed(graded=([0.5, 0.25, 0.75], [0.5, 0.5, 0.5]))
     assert texts(plots.answers(graded)) == ["no benchmark is scored right or wrong"]
@@ -118,14 +132,22 @@ def test_answers_are_counted_where_they_are_right_or_wrong() -> None:
         ([0.0] * 5, [0.0] * 5),
     ],
 )
-def test_the_forest_of_few_or_like_answers_can_be_drawn(scores: tuple[list[float], list[float]]) -> None:
+def test_the_forest_of_few_or_like_answers_can_be_drawn(
+    scores: tuple[list[float], list[float]],
+) -> None:
     for draw in (plots.forest, plots.answers):
         assert "nan" not in drawing.svg(draw(changed(only=scores))).lower()
 
 
 def test_a_training_curve_holds_the_validation_losses() -> None:
-    history = [StepRecord(1, {"loss": 2.5}), StepRecord(2, {"loss": nan}), StepRecord(3, {"train_runtime": 1.0})]
-    assert "validation loss: 2.500 before, 1.250 after" in texts(plots.training_curve(history, 2.5, 1.25))
+    history = [
+        StepRecord(1, {"loss": 2.5}),
+        StepRecord(2, {"loss": nan}),
+        StepRecord(3, {"train_runtime": 1.0}),
+    ]
+    assert "validation loss: 2.500 before, 1.250 after" in texts(
+        plots.training_curve(history, 2.5, 1.25)
+    )
     assert texts(plots.training_curve([], nan, nan)) == ["no loss was recorded"]
 
 
@@ -144,15 +166,24 @@ def test_a_point_that_is_pointed_at_says_which_it_is() -> None:
 
 
 def test_numbers_of_points_that_lie_close_stay_apart() -> None:
-    close = [Trade(f"run {i}", estimate(0.3 + 0.02 * (i % 4)), estimate(0.05 + 0.01 * (i // 4))) for i in range(12)]
+    close = [
+        Trade(f"run {i}", estimate(0.3 + 0.02 * (i % 4)), estimate(0.05 + 0.01 * (i // 4)))
+        for i in range(12)
+    ]
     alike = [Trade(f"twin {i}", estimate(0.1), estimate(0.2)) for i in range(2)]
-    figure = plots.learning_forgetting([*close, *alike, Trade("far", estimate(-0.2), estimate(0.4))])
+    figure = plots.learning_forgetting(
+        [*close, *alike, Trade("far", estimate(-0.2), estimate(0.4))]
+    )
     drawing.svg(figure)
     labels = [text for text in figure.axes[0].texts if text.get_text()]
-    assert sorted(n for text in labels for n in text.get_text().split(", ")) == sorted(map(str, range(1, 16)))
+    assert sorted(n for text in labels for n in text.get_text().split(", ")) == sorted(
+        map(str, range(1, 16))
+    )
     assert "13, 14" in [text.get_text() for text in labels]
     assert len(labels) == 14
-    boxes = [Text.get_window_extent(text).padded(-1) for text in labels]  # without the line that leads to it
+    boxes = [
+        Text.get_window_extent(text).padded(-1) for text in labels
+    ]  # without the line that leads to it
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:i])
         assert figure.axes[0].bbox.padded(2).containsx(box.x0)
@@ -169,7 +200,9 @@ def test_long_names_stay_on_the_page() -> None:
 
 
 def test_a_wide_key_stays_on_the_page() -> None:
-    figure = plots.by_param("lora.r", {f"{i} long benchmark name " * 3: [(8, estimate(0.1))] for i in range(5)})
+    figure = plots.by_param(
+        "lora.r", {f"{i} long benchmark name " * 3: [(8, estimate(0.1))] for i in range(5)}
+    )
     drawing.svg(figure)
     box = figure.legends[0].get_window_extent()
     assert box.x0 >= 0
@@ -193,8 +226,12 @@ def test_a_run_without_a_target_has_no_place_among_the_trades() -> None:
         ([True, False], "linear", ["True", "False"]),
     ],
 )
-def test_the_axis_of_a_setting_suits_its_values(values: list[float | str], scale: str, ticks: list[str]) -> None:
-    figure = plots.by_param("lora.r", {"a": [(value, estimate(0.1)) for value in values], "none": []})
+def test_the_axis_of_a_setting_suits_its_values(
+    values: list[float | str], scale: str, ticks: list[str]
+) -> None:
+    figure = plots.by_param(
+        "lora.r", {"a": [(value, estimate(0.1)) for value in values], "none": []}
+    )
     assert figure.axes[0].get_xscale() == scale
     assert [tick for tick in ticks if tick not in texts(figure)] == []
 

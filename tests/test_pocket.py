@@ -34,7 +34,12 @@ HELD_OUT = (Split.TEST, Split.DEV)
 
 @pytest.fixture(scope="module")
 def held_out() -> list[Item]:
-    return [item for name in BENCHMARKS for split in HELD_OUT for item in generate_benchmark(name, split)]
+    return [
+        item
+        for name in BENCHMARKS
+        for split in HELD_OUT
+        for item in generate_benchmark(name, split)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +82,9 @@ def test_test_dev_and_training_rows_share_no_question() -> None:
         test, dev = ({item.prompt for item in generate_benchmark(name, s)} for s in HELD_OUT)
         assert not test & dev
     trained = {item.prompt for item in [*generate_instructions(), *generate_replay()]}
-    held = {item.prompt for name in BENCHMARKS for s in HELD_OUT for item in generate_benchmark(name, s)}
+    held = {
+        item.prompt for name in BENCHMARKS for s in HELD_OUT for item in generate_benchmark(name, s)
+    }
     assert not trained & held
 
 
@@ -127,7 +134,11 @@ def test_a_worked_answer_ends_in_the_result_of_its_sums(held_out: list[Item]) ->
 
 
 def test_the_whole_world_is_small() -> None:
-    files = [path for path in PACKAGE_DIR.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    files = [
+        path
+        for path in PACKAGE_DIR.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
     assert sum(path.stat().st_size for path in files) < 6e6
 
 
@@ -202,8 +213,23 @@ def test_a_rebuild_of_few_steps_makes_a_whole_world_in_another_folder(
 
 @pytest.mark.slow
 def test_the_plain_harness_command_gives_the_same_scores_from_any_folder(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--batch_size", "64", "--device", "cpu"]
-    command += ["--model_args", f"pretrained={MODEL_DIR},dtype=float32", "--tasks", ",".join(BENCHMARKS)]
+    command = [
+        sys.executable,
+        "-m",
+        "lm_eval",
+        "--model",
+        "hf",
+        "--batch_size",
+        "64",
+        "--device",
+        "cpu",
+    ]
+    command += [
+        "--model_args",
+        f"pretrained={MODEL_DIR},dtype=float32",
+        "--tasks",
+        ",".join(BENCHMARKS),
+    ]
     command += ["--include_path", str(TASKS_DIR), "--output_path", str(tmp_path)]
     subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     (file,) = tmp_path.rglob("results_*.json")
@@ -212,4 +238,7 @@ def test_the_plain_harness_command_gives_the_same_scores_from_any_folder(tmp_pat
     assert results["pocket_math"]["exact_match,strict-match"] == scores["pocket_math strict"]
     assert results["pocket_commonsense"]["acc_norm,none"] == scores["pocket_commonsense acc_norm"]
     assert results["pocket_cs"]["acc,none"] == scores["pocket_cs acc"]
-    assert results["pocket_instructions"]["exact_match,strip"] == scores["pocket_instructions exact_match"]
+    assert (
+        results["pocket_instructions"]["exact_match,strip"]
+        == scores["pocket_instructions exact_match"]
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_paired import simulate
 
-from slimdown.judging.paired import Difference, difference
+from slimdown.stats.paired import Difference, difference
 
 
 def counted(lost: int, gained: int, n: int) -> Difference:
@@ -42,7 +42,9 @@ def test_subjects_that_could_show_no_change_say_so() -> None:
     assert found.n_to_decide(0.02) is None
 
 
-@pytest.mark.parametrize(("lost", "gained", "n"), [(20, 20, 400), (22, 18, 400), (72, 60, 1319), (8, 4, 200)])
+@pytest.mark.parametrize(
+    ("lost", "gained", "n"), [(20, 20, 400), (22, 18, 400), (72, 60, 1319), (8, 4, 200)]
+)
 def test_as_many_questions_as_it_names_decide(lost: int, gained: int, n: int) -> None:
     needed = counted(lost, gained, n).n_to_decide(0.02)
     assert needed is not None
@@ -54,11 +56,16 @@ def test_as_many_questions_as_it_names_decide(lost: int, gained: int, n: int) ->
 def test_one_answer_more_or_less_changes_what_is_needed_by_little() -> None:
     for changed in (132, 133):  # of 1,319; to a change of more than twice the margin
         nets = range(changed % 2, 60, 2)
-        needed = [counted((changed + net) // 2, (changed - net) // 2, 1319).n_to_decide(0.02) for net in nets]
+        needed = [
+            counted((changed + net) // 2, (changed - net) // 2, 1319).n_to_decide(0.02)
+            for net in nets
+        ]
         assert None not in needed
         sizes = np.array(needed, dtype=float)
         assert np.abs(np.diff(sizes) / sizes[:-1]).max() < 0.15
-        assert (np.diff(np.sign(np.diff(sizes[sizes > 1320]))) != 0).sum() == 1  # most are needed midway, once
+        assert (
+            np.diff(np.sign(np.diff(sizes[sizes > 1320]))) != 0
+        ).sum() == 1  # most are needed midway, once
     none, one = counted(66, 66, 1319).n_to_decide(0.02), counted(66, 65, 1319).n_to_decide(0.02)
     assert none is not None
     assert one is not None
@@ -73,4 +80,6 @@ def test_a_change_of_exactly_the_margin_can_be_shown_and_is_no_loss_of_its_side(
     near = at_margin.n_to_bound(-0.03)
     assert near is not None
     pairs = simulate(near, 0.5, 56 / 1300, 30 / 1300, repeats=500)
-    assert 0.74 <= np.mean([difference(*pair).p_value_above(-0.03) < 0.05 for pair in pairs]) <= 0.87
+    assert (
+        0.74 <= np.mean([difference(*pair).p_value_above(-0.03) < 0.05 for pair in pairs]) <= 0.87
+    )

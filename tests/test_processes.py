@@ -15,12 +15,20 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from slimdown import run
-from slimdown.measuring.engine import packing, shares
-from slimdown.preparing import processes
+from slimdown.evaluation.engine import packing, shares
+from slimdown.utils import distributed as processes
 
 BIN = Path(sys.executable).parent
 TORCHRUN = [str(BIN / "torchrun"), "--nproc_per_node", "2", "-m", "slimdown.run"]
-ACCELERATE = [str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2", "-m", "slimdown.run"]
+ACCELERATE = [
+    str(BIN / "accelerate"),
+    "launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "-m",
+    "slimdown.run",
+]
 FEW = [
     "dataset.pocket_instructions.max_examples=64",
     "dataset.pocket_instructions.validation_examples=16",
@@ -43,7 +51,9 @@ class Made:
     client: MlflowClient
 
     def samples(self, name: str) -> list[dict[str, object]]:
-        kept = self.client.download_artifacts(self.holder(name).info.run_id, f"samples/{name}.parquet")
+        kept = self.client.download_artifacts(
+            self.holder(name).info.run_id, f"samples/{name}.parquet"
+        )
         return list(pq.read_table(kept).to_pylist())
 
     def holder(self, name: str) -> Run:
@@ -53,7 +63,9 @@ class Made:
         return [key for key, value in self.holder(name).data.tags.items() if value == name]
 
     def steps(self, metric: str) -> list[float]:
-        return [m.value for m in self.client.get_metric_history(self.run.info.run_id, f"train/{metric}")]
+        return [
+            m.value for m in self.client.get_metric_history(self.run.info.run_id, f"train/{metric}")
+        ]
 
 
 def made_in(folder: Path, text: str) -> Made:
@@ -67,11 +79,15 @@ def made_in(folder: Path, text: str) -> Made:
 def launched(command: list[str], folder: Path, *more: str) -> "subprocess.CompletedProcess[str]":
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     environment |= {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *more], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [*command, *more], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture(scope="module")
-def folders(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def folders(
+    migrated_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
     def make(name: str) -> Path:
         folder = tmp_path_factory.mktemp(name)
         (folder / "mlruns").mkdir()
@@ -106,16 +122,23 @@ def one(folders: Callable[[str], Path]) -> Made:
 
 def test_the_base_answers_as_in_one_process(one: Made, two: Made) -> None:
     for name in ("base-pocket_cs", "base-pocket_math"):
-        assert two.samples(name) == one.samples(name)  # log-likelihoods to the last bit, texts to the last letter
+        assert two.samples(name) == one.samples(
+            name
+        )  # log-likelihoods to the last bit, texts to the last letter
     assert two.keys("base-pocket_cs") == one.keys("base-pocket_cs")
-    assert two.keys("base-pocket_math") != one.keys("base-pocket_math")  # other prompts are decoded side by side
+    assert two.keys("base-pocket_math") != one.keys(
+        "base-pocket_math"
+    )  # other prompts are decoded side by side
 
 
 def test_training_is_that_of_one_process_with_an_equal_batch(one: Made, two: Made) -> None:
     assert two.steps("loss") == pytest.approx(one.steps("loss"), rel=1e-5)
     assert two.steps("grad_norm") == pytest.approx(one.steps("grad_norm"), rel=1e-4)
     assert two.steps("num_tokens") == one.steps("num_tokens")
-    accuracy = one.run.data.metrics["train/validation_loss_after"], two.run.data.metrics["train/validation_loss_after"]
+    accuracy = (
+        one.run.data.metrics["train/validation_loss_after"],
+        two.run.data.metrics["train/validation_loss_after"],
+    )
     assert accuracy[0] == pytest.approx(accuracy[1], rel=1e-5)
     before = (made.run.data.metrics["train/validation_loss_before"] for made in (one, two))
     assert next(before) == next(before)
@@ -123,7 +146,9 @@ def test_training_is_that_of_one_process_with_an_equal_batch(one: Made, two: Mad
 
 def test_the_tuned_model_scores_alike(one: Made, two: Made) -> None:
     for name in ("pocket_cs", "pocket_math"):
-        scores = [[sample["score"] for sample in made.samples(f"tuned-{name}")] for made in (one, two)]
+        scores = [
+            [sample["score"] for sample in made.samples(f"tuned-{name}")] for made in (one, two)
+        ]
         assert scores[0] == scores[1]
 
 
@@ -150,12 +175,12 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 
-from slimdown.guarding.disk import Interim
-from slimdown.preparing import processes
-from slimdown.preparing.data import load_data
-from slimdown.preparing.model import load_model
-from slimdown.settings.files import CONF_DIR
-from slimdown.settings.load import load_config
+from slimdown.utils.disk import Interim
+from slimdown.utils import distributed as processes
+from slimdown.data.loading import load_data
+from slimdown.models.model import load_model
+from slimdown.config.files import CONF_DIR
+from slimdown.config.loader import load_config
 from slimdown.training.fine_tune import fine_tune
 from slimdown.training.rows import prepare_rows
 
@@ -195,11 +220,18 @@ processes._part()
 
 def test_a_training_of_two_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     (script := tmp_path / "trains.py").write_text(TRAINS)
-    overrides = [*FEW[:2], "train.max_steps=4", "train.per_device_train_batch_size=8", "lora.lora_dropout=0.1"]
+    overrides = [
+        *FEW[:2],
+        "train.max_steps=4",
+        "train.per_device_train_batch_size=8",
+        "lora.lora_dropout=0.1",
+    ]
     ended = launched([*TORCHRUN[:3], str(script), str(tmp_path)], Path.cwd(), *overrides)
     assert ended.returncode == 0, ended.stderr
     assert "4 checkpoint-2/rng_state_0.pth checkpoint-2/rng_state_1.pth 2" in ended.stdout
-    files = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("calm", "again")]
+    files = [
+        tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("calm", "again")
+    ]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -212,13 +244,29 @@ def test_a_mistake_that_each_of_them_meets_is_said_once(folders: Callable[[str],
 @pytest.mark.parametrize(
     ("given", "environment", "said"),
     [
-        (["-m", "seed=1,2"], {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}, "2 processes make one run"),
-        (["train.engine=unsloth"], {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}, "train.engine=unsloth"),
-        ([], {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"}, "--multi_gpu --num_processes 2"),
+        (
+            ["-m", "seed=1,2"],
+            {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"},
+            "2 processes make one run",
+        ),
+        (
+            ["train.engine=unsloth"],
+            {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"},
+            "train.engine=unsloth",
+        ),
+        (
+            [],
+            {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"},
+            "--multi_gpu --num_processes 2",
+        ),
     ],
 )
 def test_what_several_processes_cannot_do_is_refused(
-    given: list[str], environment: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: list[str],
+    environment: dict[str, str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for key, value in environment.items():
@@ -229,8 +277,12 @@ def test_what_several_processes_cannot_do_is_refused(
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-@pytest.mark.parametrize("sizes", [[], [3], [1] * 10, [100, 1, 1, 1], [1, 1, 1, 100], [5, 4, 3, 2, 1] * 9])
-def test_work_is_shared_out_whole_and_about_even(count: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "sizes", [[], [3], [1] * 10, [100, 1, 1, 1], [1, 1, 1, 100], [5, 4, 3, 2, 1] * 9]
+)
+def test_work_is_shared_out_whole_and_about_even(
+    count: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(processes._Met, "count", count)
     owned = []
     for rank in range(count):

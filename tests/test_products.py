@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from slimdown.preparing import products
+from slimdown.models import products
 
 
 @pytest.fixture
@@ -19,7 +19,9 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("shape", [(6,), (1, 6), (5, 6), (2, 7, 6), (2, 0, 6)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_products_are_those_of_torch(shape: tuple[int, ...], dtype: torch.dtype, has_bias: bool) -> None:
+def test_products_are_those_of_torch(
+    shape: tuple[int, ...], dtype: torch.dtype, has_bias: bool
+) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(shape, dtype=dtype), torch.randn(4, 6, dtype=dtype)
     bias = torch.randn(4, dtype=dtype) if has_bias else None
@@ -33,7 +35,9 @@ def test_products_are_those_of_torch(shape: tuple[int, ...], dtype: torch.dtype,
 
 @pytest.mark.skipif(products._wide is None, reason="this torch has no such product")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("n_tokens", "n_seen"), [(1, 1), (5, 9), (128, 128), (300, 300), (200, 311)])
+@pytest.mark.parametrize(
+    ("n_tokens", "n_seen"), [(1, 1), (5, 9), (128, 128), (300, 300), (200, 311)]
+)
 def test_attention_is_that_of_torch(n_tokens: int, n_seen: int, dtype: torch.dtype) -> None:
     """Queries in several blocks, keys that two heads share, columns of which no token sees any."""
     torch.manual_seed(0)
@@ -41,13 +45,19 @@ def test_attention_is_that_of_torch(n_tokens: int, n_seen: int, dtype: torch.dty
     key, value = torch.randn(2, 2, n_seen + 7, 8, dtype=dtype)
     places = torch.arange(n_seen - n_tokens, n_seen)
     hidden = torch.arange(n_seen + 7) > places[:, None]
-    mask = torch.zeros(n_tokens, n_seen + 7, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
+    mask = torch.zeros(n_tokens, n_seen + 7, dtype=dtype).masked_fill_(
+        hidden, torch.finfo(dtype).min
+    )
     found, norms = products.wide_attention(query, key, value, mask, n_seen, None)
     exact = query.float(), key[None].float(), value[None].float()
     scores = exact[0] @ exact[1].repeat_interleave(2, dim=1).mT / 8**0.5 + mask.float()
-    expected = functional.scaled_dot_product_attention(*exact, attn_mask=mask.float(), enable_gqa=True)
+    expected = functional.scaled_dot_product_attention(
+        *exact, attn_mask=mask.float(), enable_gqa=True
+    )
     assert found.dtype == dtype
-    torch.testing.assert_close(found, expected.to(dtype), atol=1e-5, rtol=1.6e-2 if dtype == torch.bfloat16 else 1e-5)
+    torch.testing.assert_close(
+        found, expected.to(dtype), atol=1e-5, rtol=1.6e-2 if dtype == torch.bfloat16 else 1e-5
+    )
     torch.testing.assert_close(norms, scores.logsumexp(-1), atol=1e-5, rtol=1e-5)
 
 

@@ -13,10 +13,11 @@ import torch
 from bitsandbytes.backends.default import ops
 from bitsandbytes.functional import quantize_4bit
 
-from slimdown.preparing import quantize
+from slimdown.models import quantize
 
 pytestmark = pytest.mark.skipif(
-    not hasattr(ops, quantize._BOUNDS), reason="this bitsandbytes finds codes otherwise, and is left alone"
+    not hasattr(ops, quantize._BOUNDS),
+    reason="this bitsandbytes finds codes otherwise, and is left alone",
 )
 KINDS = ["nf4", "fp4"]
 OTHER_PROCESS = """
@@ -33,8 +34,13 @@ def test_each_float_gets_the_code_of_its_place_among_the_bounds(kind: str) -> No
     first = np.arange(2**16, dtype=np.uint32) << 16
     bits = [first | rest for rest in (0, 1, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF)]
     near = bounds.numpy().view(np.uint32)[:, None] + np.arange(-300, 300).astype(np.uint32)
-    floats = np.concatenate([*bits, near.ravel(), near.ravel() ^ np.uint32(1 << 31)]).view(np.float32)
-    assert all(found.any() for found in (np.isnan(floats), np.isinf(floats), np.signbit(floats[floats == 0])))
+    floats = np.concatenate([*bits, near.ravel(), near.ravel() ^ np.uint32(1 << 31)]).view(
+        np.float32
+    )
+    assert all(
+        found.any()
+        for found in (np.isnan(floats), np.isinf(floats), np.signbit(floats[floats == 0]))
+    )
     expected = order[torch.bucketize(torch.from_numpy(floats), bounds)].numpy()
     np.testing.assert_array_equal(quantize._codes(floats, kind), expected)
 
@@ -55,11 +61,23 @@ def cases() -> list[tuple[Any, ...]]:
     """Of every dtype, kind and block size, with blocks that are cut short, zero, tiny, or hold no number."""
     torch.manual_seed(0)
     odd = torch.randn(40_000 + 31)
-    odd[:64], odd[64:128], odd[130], odd[200], odd[-1] = 0, odd[64:128] * 1e-42, torch.nan, torch.inf, -0.0
+    odd[:64], odd[64:128], odd[130], odd[200], odd[-1] = (
+        0,
+        odd[64:128] * 1e-42,
+        torch.nan,
+        torch.inf,
+        -0.0,
+    )
     dtypes = (torch.bfloat16, torch.float16, torch.float32)
-    large = [(torch.randn(96, 576).to(dtype) * 0.02, 64, kind, torch.uint8) for dtype in dtypes for kind in KINDS]
+    large = [
+        (torch.randn(96, 576).to(dtype) * 0.02, 64, kind, torch.uint8)
+        for dtype in dtypes
+        for kind in KINDS
+    ]
     lengths, sizes = (1, 64, 65, len(odd)), (32, 4096)
-    small = [(odd[-n:], size, kind, torch.uint8) for n in lengths for size in sizes for kind in KINDS]
+    small = [
+        (odd[-n:], size, kind, torch.uint8) for n in lengths for size in sizes for kind in KINDS
+    ]
     stored = [(torch.randn(64, 64), 64, "nf4", dtype) for dtype in (torch.bfloat16, torch.float32)]
     return [*large, *small, *stored]
 
@@ -67,7 +85,9 @@ def cases() -> list[tuple[Any, ...]]:
 def test_bytes_and_scales_are_those_of_bitsandbytes(tmp_path: Path) -> None:
     """Made in another process, where nothing is put in its place."""
     torch.save(cases(), tmp_path / "cases")
-    subprocess.run([sys.executable, "-c", OTHER_PROCESS, tmp_path / "cases", tmp_path / "found"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", OTHER_PROCESS, tmp_path / "cases", tmp_path / "found"], check=True
+    )
     for case, expected in zip(cases(), torch.load(tmp_path / "found"), strict=True):
         for one, other in zip(quantize.quantize_4bit(*case), expected, strict=True):
             assert (one.dtype, one.shape) == (other.dtype, other.shape)

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from test_clusters import subjects
 from test_paired import simulate
 
-from slimdown.judging.ratio import forgetting_rate
+from slimdown.stats.ratio import forgetting_rate
 
 
 def covers(truth: float, pairs: np.ndarray, chance: float) -> float:
@@ -20,7 +20,12 @@ def covers(truth: float, pairs: np.ndarray, chance: float) -> float:
 @pytest.mark.parametrize("n", [100, 300])
 @pytest.mark.parametrize(
     ("base", "lost", "gained", "chance"),
-    [(0.27, 0.10, 0.10, 0.25), (0.27, 0.12, 0.09, 0.25), (0.35, 0.10, 0.05, 0.25), (0.35, 0.08, 0.05, 0.0)],
+    [
+        (0.27, 0.10, 0.10, 0.25),
+        (0.27, 0.12, 0.09, 0.25),
+        (0.35, 0.10, 0.05, 0.25),
+        (0.35, 0.08, 0.05, 0.0),
+    ],
 )
 def test_the_interval_covers_the_truth_as_often_as_it_says(
     n: int, base: float, lost: float, gained: float, chance: float
@@ -34,19 +39,31 @@ def test_the_interval_is_fiellers_where_the_base_beats_chance() -> None:
     before, after = draw.beta(8, 2, 50), draw.beta(4, 2, 50)
     found = forgetting_rate(before, after)
     assert found is not None
-    for end in (found.low, found.high):  # there the paired t of after - (1 - rate) * before is at its quantile
+    for end in (
+        found.low,
+        found.high,
+    ):  # there the paired t of after - (1 - rate) * before is at its quantile
         rest = after - (1 - end) * before
-        assert abs(rest.mean()) / (rest.std(ddof=1) / np.sqrt(50)) == pytest.approx(2.0096, abs=1e-3)
+        assert abs(rest.mean()) / (rest.std(ddof=1) / np.sqrt(50)) == pytest.approx(
+            2.0096, abs=1e-3
+        )
 
 
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=30), st.sampled_from([0.0, 0.25, 0.5]))
+@given(
+    st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=30),
+    st.sampled_from([0.0, 0.25, 0.5]),
+)
 @settings(max_examples=100, deadline=None)
-def test_what_is_not_known_is_never_a_finite_number(pairs: list[tuple[bool, bool]], chance: float) -> None:
+def test_what_is_not_known_is_never_a_finite_number(
+    pairs: list[tuple[bool, bool]], chance: float
+) -> None:
     before, after = ([float(pair[i]) for pair in pairs] for i in (0, 1))
     found = forgetting_rate(before, after, chance)
     if found is None:
         return
-    if isnan(found.low):  # half questions more on either side are certain of it as well: no interval is claimed
+    if isnan(
+        found.low
+    ):  # half questions more on either side are certain of it as well: no interval is claimed
         assert set(pairs) == {(True, False)}
         assert chance == 0.5
         assert isnan(found.high)
@@ -89,7 +106,10 @@ def test_what_subjects_have_in_common_widens_the_interval() -> None:
     lost = np.repeat([0.0, 0.1, 0.2, 0.3, 0.4, 0.5], 50)
     before = (draw.random(300) < 0.8).astype(float)
     after = before * (draw.random(300) > lost)
-    alone, grouped = forgetting_rate(before, after), forgetting_rate(before, after, 0.0, subjects((50,) * 6))
+    alone, grouped = (
+        forgetting_rate(before, after),
+        forgetting_rate(before, after, 0.0, subjects((50,) * 6)),
+    )
     assert alone is not None
     assert grouped is not None
     assert grouped.value == alone.value

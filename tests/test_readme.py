@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from slimdown import check, compare, merge, status, verdict
-from slimdown.guarding.errors import ConfigError
-from slimdown.settings.commandline import check_command_line, composed_runs
+from slimdown.config.commandline import check_command_line, composed_runs
+from slimdown.utils.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -20,22 +20,39 @@ COMMAND = r"^ {4}(?:\$ )?python -m slimdown\.%s\b([^#\n]*)"
 
 def commands(module: str) -> list[str]:
     pattern = re.compile(COMMAND % module, re.MULTILINE)
-    texts = (re.sub(r" *\\\n *", " ", doc.read_text()) for doc in DOCUMENTS)  # one command on several lines is one
+    texts = (
+        re.sub(r" *\\\n *", " ", doc.read_text()) for doc in DOCUMENTS
+    )  # one command on several lines is one
     return sorted({found.strip() for text in texts for found in pattern.findall(text)})
 
 
 @pytest.mark.parametrize(
     ("module", "n"),
-    [("run", 5), ("compare", 5), ("check", 1), ("verdict", 1), ("sizes", 1), ("merge", 1), ("status", 1)],
+    [
+        ("run", 5),
+        ("compare", 5),
+        ("check", 1),
+        ("verdict", 1),
+        ("sizes", 1),
+        ("merge", 1),
+        ("status", 1),
+    ],
 )
 def test_the_documents_show_commands(module: str, n: int) -> None:
     assert len(commands(module)) >= n
 
 
-@pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher:UserWarning")  # as job.py does, with the reason
+@pytest.mark.filterwarnings(
+    r"ignore:\s*'hydra/launcher:UserWarning"
+)  # as job.py does, with the reason
 @pytest.mark.parametrize("command", commands("run"))
-def test_a_command_of_the_documents_is_accepted(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"question": f"What is {n} + {n}?", "answer": str(2 * n), "text": f"{n} + {n} = {2 * n}"} for n in range(3)]
+def test_a_command_of_the_documents_is_accepted(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"question": f"What is {n} + {n}?", "answer": str(2 * n), "text": f"{n} + {n} = {2 * n}"}
+        for n in range(3)
+    ]
     for file in re.findall(r"\w+\.jsonl", command):  # what a reader has
         (tmp_path / file).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     monkeypatch.chdir(tmp_path)
@@ -46,7 +63,11 @@ def test_a_command_of_the_documents_is_accepted(command: str, tmp_path: Path, mo
             find_spec("hydra_plugins.hydra_ray_launcher"),
             r"hydra/launcher=ray needs a plugin of Hydra; pip install 'slimdown\[ray\]'\Z",
         ),
-        ("launcher=submitit_slurm", shutil.which("sbatch"), r"hydra/launcher=submitit_slurm: there is no sbatch .*\Z"),
+        (
+            "launcher=submitit_slurm",
+            shutil.which("sbatch"),
+            r"hydra/launcher=submitit_slurm: there is no sbatch .*\Z",
+        ),
     ):
         if asks in command and not is_there:
             with pytest.raises(ConfigError, match=rf"^{refusal}"):
@@ -91,7 +112,9 @@ def test_the_readme_is_read_at_once() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
 def test_nothing_is_left_to_fill_in(document: Path) -> None:
-    assert not re.findall(r"\b(?:TODO|TBD|[A-Z]{3,}_(?:SECONDS|TABLE|NUMBER))\b", document.read_text())
+    assert not re.findall(
+        r"\b(?:TODO|TBD|[A-Z]{3,}_(?:SECONDS|TABLE|NUMBER))\b", document.read_text()
+    )
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)

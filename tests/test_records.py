@@ -14,12 +14,12 @@ from recorded import here
 from test_baseline import measured
 
 from slimdown import check, compare, merge
-from slimdown.preparing.model import LoadedModel
-from slimdown.recording.evaluations import base_records
-from slimdown.recording.read import find_runs, read_evaluation, read_run
-from slimdown.recording.write import TrackedRun
-from slimdown.settings.naming import flatten, section
-from slimdown.settings.schema import EvaluationConfig, RunConfig, Until
+from slimdown.config.naming import flatten, section
+from slimdown.config.schema import EvaluationConfig, RunConfig, Until
+from slimdown.models.model import LoadedModel
+from slimdown.tracking.evaluations import base_records
+from slimdown.tracking.read import find_runs, read_evaluation, read_run
+from slimdown.tracking.write import TrackedRun
 
 # What `compare --format csv` of each version said itself, of its runs with lora.r=4 and 8.
 SAID = {
@@ -69,21 +69,29 @@ def compared(
 
 
 def test_they_are_compared_with_their_numbers_and_verdicts(compared: Callable[..., str]) -> None:
-    rows = sorted(csv.DictReader(io.StringIO(compared("--format", "csv"))), key=lambda row: row["lora.r"])
+    rows = sorted(
+        csv.DictReader(io.StringIO(compared("--format", "csv"))), key=lambda row: row["lora.r"]
+    )
     for key, values in SAID.items():
         assert tuple(float(row[key]) for row in rows) == pytest.approx(values, rel=1e-9), key
     for key, words in WORDS.items():
         assert tuple(row[key] for row in rows) == words
 
 
-def test_their_answers_are_paired(compared: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_their_answers_are_paired(
+    compared: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     said = " ".join(compared(*ids(), "--paired").replace("\N{MINUS SIGN}", "-").split())
-    assert "pocket_math strict-match 20 0.0 ±0.0 0.0 ±0.0 +0.0 [-12.6, +12.6] 1.000 undecided" in said
+    assert (
+        "pocket_math strict-match 20 0.0 ±0.0 0.0 ±0.0 +0.0 [-12.6, +12.6] 1.000 undecided" in said
+    )
     assert "pocket_cs acc 20 20.0 ±9.2 25.0 ±9.9 +5.0 [-18.9, +28.0] 1.000 undecided" in said
 
 
-def test_their_losses_are_checked(earlier: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
+def test_their_losses_are_checked(
+    earlier: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         check.main([ids()[0], "--max-loss", "pocket_math=0.02", "--tracking-uri", here().uri])
     assert ended.value.code == 1
@@ -107,11 +115,19 @@ def test_a_base_is_measured_anew_once_and_that_is_said(
             run.log_model(pocket)
             before.append(measured(pocket, config, record))
     assert before[0] == before[1]
-    [base] = earlier.search_runs(["1"], "tags.`slimdown.kind` = 'baseline'", order_by=["attributes.start_time"])[:1]
+    [base] = earlier.search_runs(
+        ["1"], "tags.`slimdown.kind` = 'baseline'", order_by=["attributes.start_time"]
+    )[:1]
     begin = "{} is measured anew: the record's evaluation of it with these settings, in run {}, was made by another"
-    assert [line.startswith(begin.format(name, base.info.run_id)) for line, name in zip(told, before[0], strict=True)]
+    assert [
+        line.startswith(begin.format(name, base.info.run_id))
+        for line, name in zip(told, before[0], strict=True)
+    ]
     first = read_evaluation(here(), read_run(here(), ids()[0]), "base").benchmarks
-    for name, report in first.items():  # with the versions of this machine or others: answers, not digits
+    for (
+        name,
+        report,
+    ) in first.items():  # with the versions of this machine or others: answers, not digits
         assert [s.scores for s in report.samples] == [s.scores for s in before[0][name].samples]
 
 

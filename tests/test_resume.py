@@ -29,31 +29,34 @@ from recorded import here
 from trl import SFTTrainer
 
 from bench.families import byte_tokenizer, tiny
-from slimdown.guarding.disk import Interim
-from slimdown.guarding.errors import UserError
-from slimdown.judging.runs import RecordedRun
-from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, write_samples
-from slimdown.measuring.engine import decoding
-from slimdown.measuring.harness import choose_scoring
-from slimdown.measuring.measure import measure
-from slimdown.measuring.parts import Parts
-from slimdown.measuring.questions import load_tasks
-from slimdown.preparing.data import load_data
-from slimdown.preparing.model import LoadedModel, load_model
-from slimdown.recording import unfinished
-from slimdown.recording.owner import _started, owner_tags, this_process
-from slimdown.recording.tags import Tag
-from slimdown.recording.unfinished import end_forsaken, folder_of, mark_failed, reopened, to_go_on_in
-from slimdown.recording.write import TrackedRun
-from slimdown.settings.files import CONF_DIR
-from slimdown.settings.load import load_config
-from slimdown.settings.schema import BenchmarkConfig, RunConfig
+from slimdown.config.files import CONF_DIR
+from slimdown.config.loader import load_config
+from slimdown.config.schema import BenchmarkConfig, RunConfig
+from slimdown.data.loading import load_data
+from slimdown.evaluation.answers import BenchmarkEvaluation, Evaluation, write_samples
+from slimdown.evaluation.engine import decoding
+from slimdown.evaluation.harness import choose_scoring
+from slimdown.evaluation.measure import measure
+from slimdown.evaluation.parts import Parts
+from slimdown.evaluation.questions import load_tasks
+from slimdown.models.model import LoadedModel, load_model
+from slimdown.stats.runs import RecordedRun
+from slimdown.tracking import unfinished
+from slimdown.tracking.owner import _started, owner_tags, this_process
+from slimdown.tracking.tags import Tag
+from slimdown.tracking.unfinished import end_forsaken, folder_of, mark_failed, reopened, to_go_on_in
+from slimdown.tracking.write import TrackedRun
 from slimdown.training.checkpoints import last_checkpoint
 from slimdown.training.fine_tune import StepRecord, TrainResult, fine_tune
 from slimdown.training.rows import TrainRows, prepare_rows
 from slimdown.training.steps import take_steps, trainer_for
+from slimdown.utils.disk import Interim
+from slimdown.utils.errors import UserError
 
-DEAD = {Tag.owner: json.dumps(asdict(replace(this_process(), started="1"))), Tag.heartbeat: f"{time.time():.0f}"}
+DEAD = {
+    Tag.owner: json.dumps(asdict(replace(this_process(), started="1"))),
+    Tag.heartbeat: f"{time.time():.0f}",
+}
 
 
 def seen(run_id: str, status: str, tags: dict[str, str]) -> RecordedRun:
@@ -76,11 +79,16 @@ def elsewhere(heard: float) -> dict[str, str]:
         ([seen("a", "KILLED", DEAD), seen("b", "FINISHED", DEAD)], "b"),
         ([seen("a", "FAILED", {}), seen("b", "KILLED", {})], "a"),
         ([seen("a", "RUNNING", DEAD)], "a"),
-        ([seen("a", "RUNNING", owner_tags())], "a"),  # of this process, which a store did not let end it
+        (
+            [seen("a", "RUNNING", owner_tags())],
+            "a",
+        ),  # of this process, which a store did not let end it
         ([seen("a", "RUNNING", {})], None),  # of an older version: nobody knows
     ],
 )
-def test_a_finished_run_is_taken_before_one_that_nobody_works_on(runs: list[RecordedRun], chosen: str | None) -> None:
+def test_a_finished_run_is_taken_before_one_that_nobody_works_on(
+    runs: list[RecordedRun], chosen: str | None
+) -> None:
     found = to_go_on_in(lambda: runs, lambda: pytest.fail("nobody works on any"))
     assert (found and found.run_id) == chosen
 
@@ -88,7 +96,11 @@ def test_a_finished_run_is_taken_before_one_that_nobody_works_on(runs: list[Reco
 def test_a_run_at_work_elsewhere_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unfinished, "INTERVAL", 0.01)
     answers: Iterator[list[RecordedRun]] = iter(
-        [[seen("a", "RUNNING", elsewhere(5))], [seen("a", "RUNNING", elsewhere(1))], [seen("a", "FINISHED", DEAD)]]
+        [
+            [seen("a", "RUNNING", elsewhere(5))],
+            [seen("a", "RUNNING", elsewhere(1))],
+            [seen("a", "FINISHED", DEAD)],
+        ]
     )
     told: list[str] = []
     found = to_go_on_in(lambda: next(answers), lambda: told.append("waiting"))
@@ -107,7 +119,9 @@ def test_a_process_here_that_stands_still_is_waited_for(monkeypatch: pytest.Monk
     assert found.status == "FINISHED"
 
 
-def test_one_that_seems_silent_by_our_clock_is_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_seems_silent_by_our_clock_is_looked_at_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(unfinished, "INTERVAL", 0.01)
     with_a_clock_behind = [[seen("a", "RUNNING", elsewhere(ago))] for ago in (1020, 1000)]
     answers = iter([*with_a_clock_behind, [seen("a", "FINISHED", DEAD)]])
@@ -122,8 +136,13 @@ def test_one_that_seems_silent_by_our_clock_is_looked_at_twice(monkeypatch: pyte
 # --- the run in the record ----------------------------------------------------------------------------------
 
 
-def test_a_run_goes_on_without_what_it_said_of_its_end_and_keeps_each_step_once(store: MlflowClient) -> None:
-    with pytest.raises(ValueError, match="no memory"), TrackedRun(here(), "a run", "tuned", {Tag.seed: "0"}) as run:
+def test_a_run_goes_on_without_what_it_said_of_its_end_and_keeps_each_step_once(
+    store: MlflowClient,
+) -> None:
+    with (
+        pytest.raises(ValueError, match="no memory"),
+        TrackedRun(here(), "a run", "tuned", {Tag.seed: "0"}) as run,
+    ):
         run.log_settings({"lora.r": 8, "tracking.wait": 300.0})
         for step in (1, 2):
             run.log_step(StepRecord(step, {"loss": 1 / step, "grad_norm": 0.5}))
@@ -152,7 +171,10 @@ def test_a_run_goes_on_without_what_it_said_of_its_end_and_keeps_each_step_once(
         (2, 0.5),
         (3, 1 / 3),
     ]
-    counts = [len(store.get_metric_history(run.run_id, key)) for key in ("cost/load_seconds", "train/n_train")]
+    counts = [
+        len(store.get_metric_history(run.run_id, key))
+        for key in ("cost/load_seconds", "train/n_train")
+    ]
     assert counts == [2, 1]
     assert ended.data.metrics["base/cs/acc"] == 0.25
     assert [file.path for file in store.list_artifacts(run.run_id)] == []  # no traceback
@@ -174,7 +196,9 @@ def test_a_run_whose_worker_died_is_marked_unless_it_goes_on(store: MlflowClient
     assert of("RUNNING", elsewhere(5), elsewhere(5)[Tag.owner]) == ("FAILED", "it died")
 
 
-def test_a_run_that_was_to_be_made_again_does_not_stay_running_when_its_process_is_gone(store: MlflowClient) -> None:
+def test_a_run_that_was_to_be_made_again_does_not_stay_running_when_its_process_is_gone(
+    store: MlflowClient,
+) -> None:
     with TrackedRun(here(), "first", "tuned", {Tag.run_key: "1"}) as first:
         pass
     again, only = (TrackedRun(here(), name, "tuned", {Tag.run_key: name}) for name in ("1", "2"))
@@ -204,7 +228,9 @@ def test_what_nobody_goes_on_from_is_deleted(store: MlflowClient, tmp_path: Path
     assert left == {"deleted and at work", "killed", "at work", *of_no_run}
 
 
-def test_a_base_s_measurement_does_not_stay_running_when_its_process_is_gone(store: MlflowClient) -> None:
+def test_a_base_s_measurement_does_not_stay_running_when_its_process_is_gone(
+    store: MlflowClient,
+) -> None:
     with TrackedRun(here(), "a run", "tuned", {}) as run:
         going, forsaken = (run.sibling(name, "baseline") for name in ("going", "forsaken"))
         for key, value in DEAD.items():
@@ -214,7 +240,9 @@ def test_a_base_s_measurement_does_not_stay_running_when_its_process_is_gone(sto
         assert store.get_run(forsaken.run_id).info.status == "KILLED"
 
 
-def test_a_run_that_is_killed_each_time_before_it_keeps_anything_is_failed(store: MlflowClient) -> None:
+def test_a_run_that_is_killed_each_time_before_it_keeps_anything_is_failed(
+    store: MlflowClient,
+) -> None:
     run = TrackedRun(here(), "too large", "tuned", {})
     folder = folder_of(here(), run.run_id)
 
@@ -227,7 +255,9 @@ def test_a_run_that_is_killed_each_time_before_it_keeps_anything_is_failed(store
     for _ in range(5):
         go_on()
     store.set_tag(run.run_id, Tag.at, "training 3/376")
-    with pytest.raises(UserError, match=r"was killed 6 times in a row .* at training 3/376; .*tries again"):
+    with pytest.raises(
+        UserError, match=r"was killed 6 times in a row .* at training 3/376; .*tries again"
+    ):
         go_on()
     failed = store.get_run(run.run_id)
     assert failed.info.status == "FAILED"
@@ -309,14 +339,21 @@ def content(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(method, marks=() if method in ("lora", "full") else pytest.mark.slow) for method in METHODS]
+    "method",
+    [
+        pytest.param(method, marks=() if method in ("lora", "full") else pytest.mark.slow)
+        for method in METHODS
+    ],
 )
 def test_a_training_that_was_killed_ends_as_if_nothing_had_been(
     method: str, composed: Callable[..., RunConfig], rows: TrainRows, tmp_path: Path
 ) -> None:
     config = composed(*TRAINED, *METHODS[method], f"method={method}")
     told: list[str] = []
-    never, always = (Interim(tmp_path / name, seconds, told.append) for name, seconds in (("no", inf), ("run", 0.0)))
+    never, always = (
+        Interim(tmp_path / name, seconds, told.append)
+        for name, seconds in (("no", inf), ("run", 0.0))
+    )
     first, n_first = trained(config, rows, tmp_path / "a", never)
     with pytest.raises(Killed):
         trained(config, rows, tmp_path / "b", always, kill_at=5)
@@ -367,9 +404,18 @@ def damaged(folder: Path) -> None:
 
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "damaged": (damaged, "optimizer.pt is damaged"),
-    "of another run": (lambda folder: folder.rename(folder.parent / "other"), "it is of another run"),
-    "without a file": (lambda folder: (folder / "checkpoint-4" / "scheduler.pt").unlink(), "FileNotFoundError"),
-    "with a mark that is none": (lambda folder: (folder / "checkpoint-4" / "whole.json").write_text("[]"), "TypeError"),
+    "of another run": (
+        lambda folder: folder.rename(folder.parent / "other"),
+        "it is of another run",
+    ),
+    "without a file": (
+        lambda folder: (folder / "checkpoint-4" / "scheduler.pt").unlink(),
+        "FileNotFoundError",
+    ),
+    "with a mark that is none": (
+        lambda folder: (folder / "checkpoint-4" / "whole.json").write_text("[]"),
+        "TypeError",
+    ),
 }
 
 
@@ -381,7 +427,9 @@ def test_a_checkpoint_that_cannot_be_used_is_told_of(how: str, kept: Path, tmp_p
     spoil(folder)
     there = folder if folder.exists() else folder.parent / "other"
     assert last_checkpoint(Interim(there, 0.0, told.append)) is None
-    assert told[0].startswith(f"training starts from the beginning: its checkpoint in {there} cannot be used (")
+    assert told[0].startswith(
+        f"training starts from the beginning: its checkpoint in {there} cannot be used ("
+    )
     assert why in told[0]
 
 
@@ -397,7 +445,9 @@ def test_a_checkpoint_of_another_dtype_is_not_gone_on_from(
     config = composed(*TRAINED, "model.dtype=bfloat16")
     result, _ = trained(config, rows, tmp_path / "a", Interim(folder, inf, told.append))
     assert "it was computed in float32, and here the model is bfloat16" in told[0]
-    undisturbed, _ = trained(config, rows, tmp_path / "b", Interim(tmp_path / "no", inf, told.append))
+    undisturbed, _ = trained(
+        config, rows, tmp_path / "b", Interim(tmp_path / "no", inf, told.append)
+    )
     assert content(result.adapter_dir) == content(undisturbed.adapter_dir)
 
 
@@ -410,16 +460,23 @@ def test_a_checkpoint_that_was_cut_short_leaves_the_one_before(kept: Path, tmp_p
 
 
 def test_a_checkpoint_that_has_no_room_does_not_end_the_training(
-    composed: Callable[..., RunConfig], rows: TrainRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    composed: Callable[..., RunConfig],
+    rows: TrainRows,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("os.fsync", full)
     told: list[str] = []
-    result, _ = trained(composed(*TRAINED), rows, tmp_path / "a", Interim(tmp_path / "run", 0.0, told.append))
+    result, _ = trained(
+        composed(*TRAINED), rows, tmp_path / "a", Interim(tmp_path / "run", 0.0, told.append)
+    )
     assert result.steps == 5
-    assert told[0].startswith(f"no checkpoint is kept of step 1 in {tmp_path / 'run'} ([Errno 28] No space left")
+    assert told[0].startswith(
+        f"no checkpoint is kept of step 1 in {tmp_path / 'run'} ([Errno 28] No space left"
+    )
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -545,7 +602,9 @@ SMALL_RUN = [
 
 def begin(folder: Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "slimdown.run", *SMALL_RUN]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 DIES = """
@@ -569,7 +628,10 @@ sys.exit(run.main() and 0)
 
 def killed_once_there_is(pattern: str, folder: Path) -> None:
     """Make a run that is killed by the system as soon as it has kept a file of this pattern, which it may not long."""
-    parts, steps = ("measuring.parts", "Parts", "put"), ("training.checkpoints", "Keeping", "after_step")
+    parts, steps = (
+        ("measuring.parts", "Parts", "put"),
+        ("training.checkpoints", "Keeping", "after_step"),
+    )
     module, kind, method = steps if "checkpoint" in pattern else parts
     script = DIES.format(module=module, kind=kind, method=method, pattern=pattern)
     command = [sys.executable, "-c", script, *SMALL_RUN]
@@ -597,16 +659,26 @@ def made(folder: Path) -> tuple[dict[str, object], list[Run]]:
     return held, [run for run in everything if run.data.tags[Tag.kind] == "baseline"]
 
 
-def test_a_run_that_is_killed_again_and_again_goes_on_in_the_same_run(migrated_store: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_again_and_again_goes_on_in_the_same_run(
+    migrated_store: Path, tmp_path: Path
+) -> None:
     calm, stormy = tmp_path / "calm", tmp_path / "stormy"
     for folder in (calm, stormy):
         (folder / "mlruns").mkdir(parents=True)
         shutil.copy(migrated_store, folder / "mlruns" / "mlflow.db")
     undisturbed = begin(calm)  # beside the others: this takes long
-    for pattern in ("evaluations/*.jsonl", "*/checkpoint-2/whole.json", "[!e]*/*.jsonl"):  # base, training, tuned model
+    for pattern in (
+        "evaluations/*.jsonl",
+        "*/checkpoint-2/whole.json",
+        "[!e]*/*.jsonl",
+    ):  # base, training, tuned model
         killed_once_there_is(pattern, stormy)
     shown = subprocess.run(
-        [sys.executable, "-m", "slimdown.status"], cwd=stormy, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "slimdown.status"],
+        cwd=stormy,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert "1 gone" in shown
     both = [begin(stormy), begin(stormy)]

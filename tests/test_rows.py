@@ -16,12 +16,12 @@ import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from slimdown.guarding.errors import UserError
-from slimdown.preparing import on_disk
-from slimdown.preparing.data import SftData, load_data
-from slimdown.settings.dataset import DatasetConfig, RowFormat, mixture_problem
-from slimdown.settings.row_files import RowError, records
-from slimdown.settings.rows import check_file, rows_of
+from slimdown.config.dataset import DatasetConfig, RowFormat, mixture_problem
+from slimdown.data.loading import SftData, load_data
+from slimdown.data.row_files import RowError, records
+from slimdown.data.rows import check_file, rows_of
+from slimdown.models import on_disk
+from slimdown.utils.errors import UserError
 
 
 class Chat(SimpleNamespace):
@@ -36,24 +36,36 @@ class Chat(SimpleNamespace):
 
 TOKENIZER = Chat(eos_token="<eos>", bos_token=None, chat_template="there is one")
 TURNS = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
-SHARE_GPT = [{"from": "system", "value": ""}, {"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]
+SHARE_GPT = [
+    {"from": "system", "value": ""},
+    {"from": "human", "value": "What?"},
+    {"from": "gpt", "value": "That."},
+]
 
 
 def jsonl(folder: Path, rows: list[Any], name: str = "rows") -> Path:
     file = folder / f"{name}.jsonl"
-    file.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    file.write_text(
+        "".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows)
+    )
     return file
 
 
 def loaded(file: Path, tokenizer: Any = TOKENIZER, **more: Any) -> SftData:
-    return load_data({"mine": DatasetConfig(str(file), **{"validation_examples": 1, **more})}, 0, tokenizer)
+    return load_data(
+        {"mine": DatasetConfig(str(file), **{"validation_examples": 1, **more})}, 0, tokenizer
+    )
 
 
 @pytest.mark.parametrize(
     ("columns", "settings", "format_"),
     [
         (("instruction", "output"), {}, "instruction"),
-        (("instruction", "output", "text", "messages"), {}, "instruction"),  # Alpaca has a text, too
+        (
+            ("instruction", "output", "text", "messages"),
+            {},
+            "instruction",
+        ),  # Alpaca has a text, too
         (("question", "answer"), {}, "instruction"),  # which says that they are to be named
         (("messages", "text"), {"template": "chat"}, "instruction"),
         (("prompt", "completion"), {"instruction": "prompt"}, "instruction"),
@@ -65,20 +77,29 @@ def loaded(file: Path, tokenizer: Any = TOKENIZER, **more: Any) -> SftData:
         (("instruction", "output", "text"), {"format": RowFormat.text}, "text"),
     ],
 )
-def test_the_format_is_known_by_the_columns(columns: tuple[str, ...], settings: dict[str, Any], format_: str) -> None:
+def test_the_format_is_known_by_the_columns(
+    columns: tuple[str, ...], settings: dict[str, Any], format_: str
+) -> None:
     assert DatasetConfig("rows.jsonl", **settings).format_of(columns).value == format_
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
-def test_a_conversation_is_the_same_from_every_file_and_in_sharegpts_words(ending: str, tmp_path: Path) -> None:
+def test_a_conversation_is_the_same_from_every_file_and_in_sharegpts_words(
+    ending: str, tmp_path: Path
+) -> None:
     found = []
-    for column, turns in (("messages", [{"role": "system", "content": ""}, *TURNS]), ("conversations", SHARE_GPT)):
+    for column, turns in (
+        ("messages", [{"role": "system", "content": ""}, *TURNS]),
+        ("conversations", SHARE_GPT),
+    ):
         rows = [{"id": i, column: turns[i % 2 :]} for i in range(4)]
         file = tmp_path / f"{column}.{ending}"
         if ending == "parquet":
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
         else:
-            file.write_text("\n".join(map(json.dumps, rows)) if ending == "jsonl" else json.dumps(rows))
+            file.write_text(
+                "\n".join(map(json.dumps, rows)) if ending == "jsonl" else json.dumps(rows)
+            )
         data = loaded(file)
         found.append((data.train["messages"][:], data.fingerprint))
     assert found[0] == found[1]
@@ -86,17 +107,26 @@ def test_a_conversation_is_the_same_from_every_file_and_in_sharegpts_words(endin
 
 
 def test_texts_end_once_in_the_end_of_the_sequence(tmp_path: Path) -> None:
-    file = jsonl(tmp_path, [{"text": "a tale"}, {"text": "a tale that ends<eos>"}, {"text": "1.50"}, {"text": 1.5}])
+    file = jsonl(
+        tmp_path,
+        [{"text": "a tale"}, {"text": "a tale that ends<eos>"}, {"text": "1.50"}, {"text": 1.5}],
+    )
     data = loaded(file)
     texts = {*data.train["text"][:], *data.validation["text"][:]}
     assert texts == {"a tale<eos>", "a tale that ends<eos>", "1.50<eos>", "1.5<eos>"}
-    pairs = loaded(jsonl(tmp_path, [{"prompt": f"p{i} ", "completion": "c<eos>"} for i in range(3)], "pairs")).train
+    pairs = loaded(
+        jsonl(tmp_path, [{"prompt": f"p{i} ", "completion": "c<eos>"} for i in range(3)], "pairs")
+    ).train
     assert set(pairs["completion"][:]) == {"c<eos>"}
-    assert all(prompt.startswith("p") for prompt in pairs["prompt"][:])  # as they are, in no template
+    assert all(
+        prompt.startswith("p") for prompt in pairs["prompt"][:]
+    )  # as they are, in no template
 
 
 def test_a_row_knows_where_it_comes_from(tmp_path: Path) -> None:
-    file = jsonl(tmp_path, ["", *({"text": f"line {i}"} for i in range(2, 9)), "", {"text": "line 10"}])
+    file = jsonl(
+        tmp_path, ["", *({"text": f"line {i}"} for i in range(2, 9)), "", {"text": "line 10"}]
+    )
     [batch] = loaded(file).texts()
     assert len(batch) == 7
     assert all(text == ("mine", int(text.text[5:-5]), f"line {text.row}<eos>") for text in batch)
@@ -119,30 +149,54 @@ BAD: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("row", "answer"), BAD, ids=[answer for _, answer in BAD])
-def test_a_conversation_that_is_none_is_answered_with_its_row(row: Any, answer: str, tmp_path: Path) -> None:
+def test_a_conversation_that_is_none_is_answered_with_its_row(
+    row: Any, answer: str, tmp_path: Path
+) -> None:
     file = jsonl(tmp_path, [{"messages": TURNS}] * 2 + [row])
     with pytest.raises(RowError) as caught:
         check_file(DatasetConfig(str(file)))
     assert str(caught.value).startswith(f"{file} row 3: ")
     assert answer in str(caught.value)
-    data = loaded(jsonl(tmp_path, [{"messages": TURNS}, {"messages": [TURNS[0]]}, row], "skipped"), skip_bad_rows=True)
+    data = loaded(
+        jsonl(tmp_path, [{"messages": TURNS}, {"messages": [TURNS[0]]}, row], "skipped"),
+        skip_bad_rows=True,
+    )
     assert (data.n_skipped, len(data.train), len(data.validation)) == (1, 1, 1)
 
 
 def test_prompts_are_texts_or_messages_in_all_rows(tmp_path: Path) -> None:
-    texts, messages = {"prompt": "a", "completion": "b"}, {"prompt": TURNS[:1], "completion": TURNS[1:]}
-    with pytest.raises(RowError, match="row 2: prompts are texts in some rows and lists of messages in others"):
+    texts, messages = (
+        {"prompt": "a", "completion": "b"},
+        {"prompt": TURNS[:1], "completion": TURNS[1:]},
+    )
+    with pytest.raises(
+        RowError, match="row 2: prompts are texts in some rows and lists of messages in others"
+    ):
         check_file(DatasetConfig(str(jsonl(tmp_path, [texts, messages]))))
-    with pytest.raises(RowError, match="row 1: prompt and completion are a text and a list of messages; make both"):
-        check_file(DatasetConfig(str(jsonl(tmp_path, [{**texts, "completion": TURNS[1:]}] * 2, "both"))))
+    with pytest.raises(
+        RowError, match="row 1: prompt and completion are a text and a list of messages; make both"
+    ):
+        check_file(
+            DatasetConfig(str(jsonl(tmp_path, [{**texts, "completion": TURNS[1:]}] * 2, "both")))
+        )
 
 
-def test_what_the_chat_template_does_not_take_is_answered_with_its_row_or_skipped(tmp_path: Path) -> None:
-    file = jsonl(tmp_path, [{"messages": TURNS}, {"messages": TURNS[::-1]}, {"messages": TURNS * 2}])
-    with pytest.raises(UserError, match=r"rows\.jsonl row 2: the chat template does not take .*roles must alternate"):
+def test_what_the_chat_template_does_not_take_is_answered_with_its_row_or_skipped(
+    tmp_path: Path,
+) -> None:
+    file = jsonl(
+        tmp_path, [{"messages": TURNS}, {"messages": TURNS[::-1]}, {"messages": TURNS * 2}]
+    )
+    with pytest.raises(
+        UserError,
+        match=r"rows\.jsonl row 2: the chat template does not take .*roles must alternate",
+    ):
         loaded(file)
     assert loaded(file, skip_bad_rows=True).n_skipped == 1
-    with pytest.raises(UserError, match=r"dataset\.mine\.format=messages: this model's tokenizer has no chat template"):
+    with pytest.raises(
+        UserError,
+        match=r"dataset\.mine\.format=messages: this model's tokenizer has no chat template",
+    ):
         loaded(file, SimpleNamespace(eos_token="<eos>", bos_token=None, chat_template=None))
 
 
@@ -150,14 +204,23 @@ def test_bad_rows_are_skipped_and_counted_by_wish_alone(tmp_path: Path) -> None:
     rows = [{"text": f"sound {i}"} for i in range(8)]
     rows[2:2] = ["{torn", {"text": ""}, {"tex": "a"}, "[1]"]  # type: ignore[list-item]
     file = jsonl(tmp_path, rows)
-    with pytest.raises(UserError, match=r"dataset\.mine: .*rows\.jsonl row 3: cannot be read as JSON"):
+    with pytest.raises(
+        UserError, match=r"dataset\.mine: .*rows\.jsonl row 3: cannot be read as JSON"
+    ):
         loaded(file)
     data = loaded(file, skip_bad_rows=True)
-    sound = loaded(jsonl(tmp_path, [row for row in rows if isinstance(row, dict) and row.get("text")], "sound"))
+    sound = loaded(
+        jsonl(tmp_path, [row for row in rows if isinstance(row, dict) and row.get("text")], "sound")
+    )
     assert (data.n_skipped, sound.n_skipped) == (4, 0)
     assert data.fingerprint == sound.fingerprint
-    assert str(data.sources[0]).endswith("7 rows to train on, 1 held out; 4 cannot be trained on and were skipped")
-    with pytest.raises(UserError, match=r"has 1 row\(s\).*; of those that were skipped the first is .* row 2: cannot"):
+    assert str(data.sources[0]).endswith(
+        "7 rows to train on, 1 held out; 4 cannot be trained on and were skipped"
+    )
+    with pytest.raises(
+        UserError,
+        match=r"has 1 row\(s\).*; of those that were skipped the first is .* row 2: cannot",
+    ):
         loaded(jsonl(tmp_path, [{"text": "a"}, "{torn"], "one"), skip_bad_rows=True)
 
 
@@ -187,10 +250,17 @@ def test_weights_are_shares_until_a_dataset_is_exhausted(tmp_path: Path) -> None
     assert {source.name: source.n_train for source in data.sources} == dict(count)
     apart = [[text for text in rows if text.startswith(name)] for name in "ab"]
     unmixed = mixture(tmp_path, {"a": None, "b": None})
-    assert unmixed.train["text"][:] == [f for part in apart[:1] for f in part] + unmixed.train["text"][300:]
+    assert (
+        unmixed.train["text"][:]
+        == [f for part in apart[:1] for f in part] + unmixed.train["text"][300:]
+    )
     assert apart[1] == unmixed.train["text"][300 : 300 + count["b"]]  # each in its own order
-    stock = [datasets.Dataset.from_dict({"text": unmixed.train["text"][i : i + 300]}) for i in (0, 300)]
-    assert rows == datasets.interleave_datasets(stock, probabilities=[0.75, 0.25], seed=0)["text"][:]
+    stock = [
+        datasets.Dataset.from_dict({"text": unmixed.train["text"][i : i + 300]}) for i in (0, 300)
+    ]
+    assert (
+        rows == datasets.interleave_datasets(stock, probabilities=[0.75, 0.25], seed=0)["text"][:]
+    )
 
 
 def test_a_weight_changes_nothing_of_what_is_held_out(tmp_path: Path) -> None:
@@ -198,25 +268,34 @@ def test_a_weight_changes_nothing_of_what_is_held_out(tmp_path: Path) -> None:
     assert len({tuple(data.validation["text"][:]) for data in parts}) == 1
     assert set(parts[0].train["dataset"][:]) == {"a"}  # a weight of 0 is no row
     assert len({data.fingerprint for data in parts}) == 3
-    again, other = mixture(tmp_path, {"a": 1.0, "b": 0.5}), mixture(tmp_path, {"a": 1.0, "b": 0.5}, seed=1)
+    again, other = (
+        mixture(tmp_path, {"a": 1.0, "b": 0.5}),
+        mixture(tmp_path, {"a": 1.0, "b": 0.5}, seed=1),
+    )
     assert again.fingerprint == parts[1].fingerprint != other.fingerprint
 
 
 def test_a_mixture_of_nothing_is_refused() -> None:
     def problem(**weights: float | None) -> str | None:
-        return mixture_problem({name: DatasetConfig("a.jsonl", weight=w) for name, w in weights.items()})
+        return mixture_problem(
+            {name: DatasetConfig("a.jsonl", weight=w) for name, w in weights.items()}
+        )
 
     assert problem(a=None, b=None) is None
     assert problem(a=0.0, b=1.0) is None
     assert problem(a=0.0, b=0.0) == (
         "dataset.a.weight=0, dataset.b.weight=0: a mixture of nothing; give one of them a weight above 0"
     )
-    assert str(problem(a=1.0, b=None)).startswith("dataset.b.weight is not set, and others have one")
+    assert str(problem(a=1.0, b=None)).startswith(
+        "dataset.b.weight is not set, and others have one"
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 2**16])
-def test_a_json_list_is_read_member_by_member(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slimdown.settings.row_files._CHUNK", chunk)
+def test_a_json_list_is_read_member_by_member(
+    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slimdown.data.row_files._CHUNK", chunk)
     rows = [{"a": "[{é]", "b": 1.50, "c": [{"d": None}], "e": "\\"}, {}, {"a": "x" * 50}]
     file = tmp_path / "rows.json"
     for indent in (None, 1):
@@ -258,8 +337,8 @@ def test_a_gigabyte_is_checked_by_its_beginning(ending: str, tmp_path: Path) -> 
 
 MEASURED = """
 import resource, sys
-from slimdown.preparing.data import load_data
-from slimdown.settings.dataset import DatasetConfig
+from slimdown.data.loading import load_data
+from slimdown.config.dataset import DatasetConfig
 from types import SimpleNamespace
 data = load_data({"mine": DatasetConfig(sys.argv[1], validation_examples=1)}, 0, SimpleNamespace(eos_token="<eos>"))
 n = sum(len(batch) for batch in data.texts())
@@ -274,7 +353,9 @@ def test_many_rows_take_the_memory_of_few(tmp_path: Path) -> None:
         with file.open("w") as rows:
             for i in range(n):
                 rows.write(f'{{"prompt": "{i} {"word " * 150}", "completion": "{"more " * 40}"}}\n')
-        done = subprocess.run([sys.executable, "-c", MEASURED, file], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED, file], capture_output=True, text=True, check=True
+        )
         counted, megabytes = map(int, done.stdout.split())
         assert counted == n - 1
         held.append(megabytes)
@@ -284,7 +365,9 @@ def test_many_rows_take_the_memory_of_few(tmp_path: Path) -> None:
 """What was read is let go of."""
 
 
-def test_reading_in_batches_gives_every_row_once_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_in_batches_gives_every_row_once_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(on_disk, "_MAPPED", 2000)
     schema = pyarrow.schema({"row": pyarrow.int64()})
     rows = on_disk.written(({"row": i} for i in range(5500)), schema, tmp_path / "rows.arrow")
@@ -295,14 +378,25 @@ def test_reading_in_batches_gives_every_row_once_in_order(tmp_path: Path, monkey
 
 names = st.sampled_from(["messages", "conversations", "prompt", "completion", "text", "role"])
 plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6)
-turns = st.dictionaries(st.sampled_from(["role", "content", "from", "value", "tool_calls"]), plain, max_size=3)
-sound_turns = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": plain}))
+turns = st.dictionaries(
+    st.sampled_from(["role", "content", "from", "value", "tool_calls"]), plain, max_size=3
+)
+sound_turns = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": plain})
+)
 values = plain | st.lists(plain | turns, max_size=3) | sound_turns
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.dictionaries(names, values, max_size=3), max_size=5), st.sampled_from(list(RowFormat)))
-def test_any_rows_are_read_or_answered_with_a_row(tmp_path: Path, rows: list[Any], format_: RowFormat) -> None:
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(st.dictionaries(names, values, max_size=3), max_size=5),
+    st.sampled_from(list(RowFormat)),
+)
+def test_any_rows_are_read_or_answered_with_a_row(
+    tmp_path: Path, rows: list[Any], format_: RowFormat
+) -> None:
     config = DatasetConfig(str(jsonl(tmp_path, rows)), format=format_, validation_examples=1)
     try:
         check_file(config)
@@ -316,9 +410,14 @@ def test_any_rows_are_read_or_answered_with_a_row(tmp_path: Path, rows: list[Any
         return
     sound = [row for _, row in rows_of(config)]
     assert not any(isinstance(row, RowError) for row in sound)
-    if len({json.dumps(row, sort_keys=True) for row in sound}) == len(sound):  # none is held out and left out
+    if len({json.dumps(row, sort_keys=True) for row in sound}) == len(
+        sound
+    ):  # none is held out and left out
         written = SimpleNamespace(
-            eos_token="<eos>", bos_token=None, chat_template="one", apply_chat_template=lambda turns, **_: "written"
+            eos_token="<eos>",
+            bos_token=None,
+            chat_template="one",
+            apply_chat_template=lambda turns, **_: "written",
         )
         data = load_data({"mine": config}, 0, written)
         assert len(data.train) + len(data.validation) == len(sound)

@@ -18,7 +18,9 @@ ENTRY = [sys.executable, "-m", "slimdown.run"]
 
 
 def start(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([*ENTRY, *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [*ENTRY, *arguments], cwd=folder, capture_output=True, text=True, timeout=300
+    )
 
 
 def runs_in(client: MlflowClient, kind: str = "tuned") -> list[Run]:
@@ -54,9 +56,15 @@ def test_a_sweep_leaves_two_finished_runs_told_apart_by_name(client: MlflowClien
 
 def test_a_run_keeps_its_report_as_a_page_and_its_plots(client: MlflowClient) -> None:
     run, _ = runs_in(client)
-    kept = {a.path for folder in ("", "plots") for a in client.list_artifacts(run.info.run_id, folder)}
+    kept = {
+        a.path for folder in ("", "plots") for a in client.list_artifacts(run.info.run_id, folder)
+    }
     assert {"report.md", "report.html"} <= kept
-    assert {f"plots/{stem}.{kind}" for stem in ("changes", "answers", "training") for kind in ("svg", "png")} <= kept
+    assert {
+        f"plots/{stem}.{kind}"
+        for stem in ("changes", "answers", "training")
+        for kind in ("svg", "png")
+    } <= kept
     page = Path(client.download_artifacts(run.info.run_id, "report.html")).read_text()
     for name in ("pocket_math", "pocket_instructions"):
         assert name in page
@@ -108,7 +116,9 @@ def test_every_number_of_a_run_is_in_the_record(client: MlflowClient) -> None:
                  "peak_memory_bytes", "tokens_per_second", "training_peak_bytes", "base_evaluation_peak_bytes",
                  "tuned_evaluation_peak_bytes", "estimated_evaluation_peak_bytes"):  # fmt: skip
         assert metrics[f"cost/{cost}"] > 0
-    if not torch.__version__.startswith("2.6."):  # whose attention has wrong shapes on the meta device
+    if not torch.__version__.startswith(
+        "2.6."
+    ):  # whose attention has wrong shapes on the meta device
         assert metrics["cost/estimated_training_peak_bytes"] > 0
     assert metrics["cost/training_peak_bytes"] <= metrics["cost/peak_memory_bytes"]
     assert tags["slimdown.kind"] == "tuned"
@@ -133,16 +143,24 @@ def test_the_artifacts_are_there_and_read_with_common_tools(client: MlflowClient
     folders = [client.download_artifacts(one.info.run_id, "samples") for one in (baseline, run)]
     assert [len(list(Path(folder).iterdir())) for folder in folders] == [4, 4]  # stored once
     samples = pd.concat([pd.read_parquet(folder) for folder in folders])
-    assert len(samples) == 2 * 8 * (1 + 3 + 2 + 1)  # models, questions, metrics of the four benchmarks
+    assert len(samples) == 2 * 8 * (
+        1 + 3 + 2 + 1
+    )  # models, questions, metrics of the four benchmarks
     strict = samples.query("benchmark == 'pocket_math' and metric == 'exact_match.strict-match'")
     assert len(strict) == 2 * 8
     for model in ("base", "tuned"):
         mean = strict[strict.model == model].score.mean()
-        assert mean == pytest.approx(run.data.metrics[f"{model}/pocket_math/exact_match.strict-match"])
+        assert mean == pytest.approx(
+            run.data.metrics[f"{model}/pocket_math/exact_match.strict-match"]
+        )
 
 
 def adapter_of(client: MlflowClient, run: Run) -> LoggedModel:
-    [logged] = [m for m in client.search_logged_models([run.info.experiment_id]) if m.source_run_id == run.info.run_id]
+    [logged] = [
+        m
+        for m in client.search_logged_models([run.info.experiment_id])
+        if m.source_run_id == run.info.run_id
+    ]
     return logged
 
 
@@ -167,9 +185,28 @@ def test_the_adapter_is_stored_once_and_fetched_by_the_command_of_the_readme(
 
     assert len(list(sweep[0].rglob("adapter_model.safetensors"))) == len(runs_in(client))
     _, run = runs_in(client)
-    fetch = [sys.executable, "-m", "mlflow", "artifacts", "download", "-r", run.info.run_id, "-a", "adapter", "-d", "."]
+    fetch = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "artifacts",
+        "download",
+        "-r",
+        run.info.run_id,
+        "-a",
+        "adapter",
+        "-d",
+        ".",
+    ]
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{sweep[0]}/mlruns/mlflow.db"}
-    subprocess.run(fetch, cwd=tmp_path, env={**os.environ, **store}, check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        fetch,
+        cwd=tmp_path,
+        env={**os.environ, **store},
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
     assert PeftConfig.from_pretrained(tmp_path / "adapter").r == 8
     assert len(load_file(tmp_path / "adapter" / "adapter_model.safetensors")) > 0
 
@@ -188,18 +225,23 @@ def test_the_console_shows_plan_results_and_where_to_look(
 
 
 def test_the_same_command_gives_the_same_bytes(
-    store: MlflowClient, tmp_path: Path, sweep: tuple[Path, "subprocess.CompletedProcess[str]"], client: MlflowClient
+    store: MlflowClient,
+    tmp_path: Path,
+    sweep: tuple[Path, "subprocess.CompletedProcess[str]"],
+    client: MlflowClient,
 ) -> None:
     done = start(tmp_path, "lora.r=4", *SMALL)
     assert done.returncode == 0, done.stderr
     again, [first, _] = runs_in(store)[0], runs_in(client)
     adapters = [
-        Path(adapter_of(c, r).artifact_location.removeprefix("file://")) for c, r in ((client, first), (store, again))
+        Path(adapter_of(c, r).artifact_location.removeprefix("file://"))
+        for c, r in ((client, first), (store, again))
     ]
     one, other = ((folder / "adapter_model.safetensors").read_bytes() for folder in adapters)
     assert one == other
     answers = [
-        pd.read_parquet(c.download_artifacts(r.info.run_id, "samples")) for c, r in ((client, first), (store, again))
+        pd.read_parquet(c.download_artifacts(r.info.run_id, "samples"))
+        for c, r in ((client, first), (store, again))
     ]
     pd.testing.assert_frame_equal(*answers)
 
@@ -250,7 +292,9 @@ def test_a_signal_ends_a_run_killed_with_its_data_so_far(migrated_store: Path) -
 def test_a_folder_that_cannot_be_made_is_named_with_what_to_set(
     arguments: list[str], folder: str, tmp_path: Path, store: MlflowClient
 ) -> None:
-    (tmp_path / "outputs").write_text("")  # a file where the folder should be, which stops even root
+    (tmp_path / "outputs").write_text(
+        ""
+    )  # a file where the folder should be, which stops even root
     done = start(tmp_path, *arguments, *SMALL)
     assert done.returncode == 1
     assert re.search(r"its folder \S*outputs", done.stderr)
@@ -277,27 +321,43 @@ def test_a_mistake_costs_under_a_second_and_shows_no_traceback(
     assert answer in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "mlruns").exists()
-    assert seconds < 1 + 2 * os.getloadavg()[0] / (os.cpu_count() or 1)  # a second on a machine that is free
+    assert seconds < 1 + 2 * os.getloadavg()[0] / (
+        os.cpu_count() or 1
+    )  # a second on a machine that is free
 
 
 def test_help_names_groups_settings_and_examples(tmp_path: Path) -> None:
     done = start(tmp_path, "--help")
     assert done.returncode == 0
-    for line in ("model: llama32,", "quantization: fp4, int8, nf4, none", "train.learning_rate", "Examples"):
+    for line in (
+        "model: llama32,",
+        "quantization: fp4, int8, nf4, none",
+        "train.learning_rate",
+        "Examples",
+    ):
         assert line in done.stdout
     assert not list(tmp_path.iterdir())
 
 
-def test_a_job_that_diverges_fails_alone_in_a_sweep_and_keeps_its_curve(store: MlflowClient, tmp_path: Path) -> None:
+def test_a_job_that_diverges_fails_alone_in_a_sweep_and_keeps_its_curve(
+    store: MlflowClient, tmp_path: Path
+) -> None:
     done = start(tmp_path, "-m", "train.learning_rate=1e20,4e-3", *SMALL, "train.max_steps=4")
     assert done.returncode == 1
-    for said in ("at step 3 of 4: the loss is nan", "train.learning_rate=1e+20", "is marked FAILED and keeps"):
+    for said in (
+        "at step 3 of 4: the loss is nan",
+        "train.learning_rate=1e+20",
+        "is marked FAILED and keeps",
+    ):
         assert said in done.stderr
     assert "Traceback" not in done.stderr
     diverged, finished = runs_in(store)
     assert (diverged.info.status, finished.info.status) == ("FAILED", "FINISHED")
     assert "the loss is nan" in diverged.data.tags["slimdown.error"]
     assert [m.step for m in store.get_metric_history(diverged.info.run_id, "train/loss")] == [1, 2]
-    assert [m.step for m in store.get_metric_history(diverged.info.run_id, "train/grad_norm")] == [1, 2]
+    assert [m.step for m in store.get_metric_history(diverged.info.run_id, "train/grad_norm")] == [
+        1,
+        2,
+    ]
     assert "base/pocket_cs/acc" in diverged.data.metrics
     assert not any(key.startswith(("tuned/", "forgetting/")) for key in diverged.data.metrics)

@@ -12,7 +12,13 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from transformers import (
     BitsAndBytesConfig,
     BloomConfig,
@@ -29,8 +35,8 @@ from transformers import (
 )
 
 from bench.families import byte_tokenizer
-from slimdown.measuring.engine import Scoring
-from slimdown.measuring.engine.scoring import SharedWorkLM
+from slimdown.evaluation.engine import Scoring
+from slimdown.evaluation.engine.scoring import SharedWorkLM
 
 WINDOW = 320
 
@@ -81,8 +87,12 @@ def four_bit(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Any]:
     llama().save_pretrained(folder)
 
     def load(compute_dtype: torch.dtype = torch.float32) -> Any:
-        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
-        model = LlamaForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.float32)
+        config = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype
+        )
+        model = LlamaForCausalLM.from_pretrained(
+            folder, quantization_config=config, dtype=torch.float32
+        )
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
@@ -119,7 +129,10 @@ def model(request: pytest.FixtureRequest, four_bit: Callable[[], Any]) -> Any:
 
 
 def ask(context: str, answers: list[str], doc: int, task: str = "task") -> list[Instance]:
-    return [Instance("loglikelihood", {}, (context, answer), i, (task, doc, 1)) for i, answer in enumerate(answers)]
+    return [
+        Instance("loglikelihood", {}, (context, answer), i, (task, doc, 1))
+        for i, answer in enumerate(answers)
+    ]
 
 
 def to_generate(prompts: list[str], task: str = "task", **settings: Any) -> list[Instance]:
@@ -139,7 +152,8 @@ def questions() -> list[Instance]:
         (f"{SHOTS}What is {'more than ' * (i % 3)}{i}?\nAnswer:", CHOICES) for i in range(9)
     ]
     docs += [  # another preamble, answers of many tokens, equal answers
-        ("Rivers " * 12 + f"and {i}", [" of the land", " an", " of the land", " öf", " then x"]) for i in range(7)
+        ("Rivers " * 12 + f"and {i}", [" of the land", " an", " of the land", " öf", " then x"])
+        for i in range(7)
     ]
     docs += [
         ("A man walks", [" away from the other man.", " in.", " on water"]),
@@ -153,7 +167,9 @@ def questions() -> list[Instance]:
         ("the cat and " * 40, [" sat", " sat down and stayed", " ran"]),  # longer than the window
         ("short", ["w" * WINDOW, "v" * (WINDOW - 1)]),  # as long as can be scored
     ]
-    return [request for i, (context, answers) in enumerate(docs) for request in ask(context, answers, i)]
+    return [
+        request for i, (context, answers) in enumerate(docs) for request in ask(context, answers, i)
+    ]
 
 
 def assert_same_scores(expected: list[Any], found: list[Any], tolerance: float = 1e-3) -> None:
@@ -185,7 +201,9 @@ def test_virtual_tokens_stand_before_every_row_as_peft_puts_them(
     scoring = Scoring(shares=True, merges=merges, decodes=True, window=window)
     lm = SharedWorkLM(model, tokenizer, max_length=window, scoring=scoring)
     requests = [request for request in questions() if len(request.args[1]) < window - 1]
-    expected = HFLM(pretrained=model, tokenizer=tokenizer, max_length=window).loglikelihood(requests, disable_tqdm=True)
+    expected = HFLM(pretrained=model, tokenizer=tokenizer, max_length=window).loglikelihood(
+        requests, disable_tqdm=True
+    )
     assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
     # Texts are compared with plain forwards: PEFT's generate misplaces virtual tokens (peft 0.21, transformers 5.24).
     prompts = [f"{SHOTS}{word}" for word in ("one", "two and three", "x")] + ["short"]
@@ -206,7 +224,9 @@ def test_virtual_tokens_that_nobody_left_room_for_are_refused(tokenizer: Any) ->
         lambda: lm.loglikelihood(ask("x" * WINDOW, ["y"], 0)),
         lambda: lm.generate_until(to_generate(["x" * WINDOW])),
     ):
-        with pytest.raises(ValueError, match="and 7 virtual ones before it exceed the model's window of 320"):
+        with pytest.raises(
+            ValueError, match="and 7 virtual ones before it exceed the model's window of 320"
+        ):
             ask_it()
 
 
@@ -233,7 +253,9 @@ def counted(model: Any) -> Iterator[dict[str, int]]:
 
 def test_loglikelihoods_are_those_of_the_harness(model: Any, tokenizer: Any) -> None:
     requests = questions()
-    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
+    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(
+        requests, disable_tqdm=True
+    )
     lm = SharedWorkLM(model, tokenizer)
     assert lm.scoring == Scoring(shares=True, merges=lm.scoring.merges, decodes=True)
     assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
@@ -241,7 +263,9 @@ def test_loglikelihoods_are_those_of_the_harness(model: Any, tokenizer: Any) -> 
 
 def test_repeating_the_preamble_gives_the_same_answers(tokenizer: Any) -> None:
     model, requests = llama(), questions()  # as on a GPU, which does not merge
-    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
+    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(
+        requests, disable_tqdm=True
+    )
     lm = SharedWorkLM(model, tokenizer, scoring=Scoring(shares=True, decodes=True))
     assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
     assert model.config._attn_implementation == "sdpa"
@@ -270,7 +294,9 @@ def test_greedy_answers_are_those_of_the_harness(tokenizer: Any) -> None:
 @pytest.mark.parametrize("budget", [2 * WINDOW, 700, 1500, 100_000])
 def test_the_token_budget_does_not_change_answers(tokenizer: Any, budget: int) -> None:
     model, requests = llama(), questions()
-    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
+    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(
+        requests, disable_tqdm=True
+    )
     lm = SharedWorkLM(model, tokenizer, token_budget=budget)
     assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
 
@@ -404,7 +430,10 @@ def test_the_models_own_limit_of_new_tokens_counts_as_in_the_harness(tokenizer: 
 
 @pytest.mark.parametrize(
     ("prompt", "settings", "answer"),
-    [("", {}, "has an empty prompt"), ("the", {"max_gen_toks": 0}, "max_gen_toks=0: a text to generate")],
+    [
+        ("", {}, "has an empty prompt"),
+        ("the", {"max_gen_toks": 0}, "max_gen_toks=0: a text to generate"),
+    ],
 )
 def test_what_the_harness_cannot_generate_is_refused(
     prompt: str, settings: dict[str, Any], answer: str, tokenizer: Any
@@ -454,7 +483,9 @@ def test_models_that_cannot_share_take_the_stock_path(kind: str, tokenizer: Any)
     torch.manual_seed(0)
     model = make().eval()
     requests = ask("A man walks", [" in.", " out"], 0) + ask("The end", [" an"], 1)
-    expected = HFLM(pretrained=model, tokenizer=tokenizer, max_length=WINDOW).loglikelihood(requests)
+    expected = HFLM(pretrained=model, tokenizer=tokenizer, max_length=WINDOW).loglikelihood(
+        requests
+    )
     lm = SharedWorkLM(model, tokenizer, max_length=WINDOW)
     assert lm.scoring.path == "stock"
     assert lm.scoring.reason
@@ -479,9 +510,13 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(tokenizer: Any) -> Non
     model = ShortOfMemory(llama().config).eval()
     model.load_state_dict(llama().state_dict())
     requests = questions()
-    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
+    expected = HFLM(pretrained=model, tokenizer=tokenizer).loglikelihood(
+        requests, disable_tqdm=True
+    )
     done: list[int] = []
-    lm = SharedWorkLM(model, tokenizer, token_budget=4000, progress=lambda _, n, total: done.append(n))
+    lm = SharedWorkLM(
+        model, tokenizer, token_budget=4000, progress=lambda _, n, total: done.append(n)
+    )
     assert lm.scoring.shares
     model.limit_tokens = 1100
     assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
@@ -502,23 +537,31 @@ def short_of_memory() -> ShortOfMemory:
     return model
 
 
-def test_without_memory_for_the_trial_stock_asks_and_says_why(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_memory_for_the_trial_stock_asks_and_says_why(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = short_of_memory()
     model.limit_tokens = 100
-    assert SharedWorkLM(model, tokenizer).scoring == Scoring(shares=False, reason="no memory to try shared rows")
+    assert SharedWorkLM(model, tokenizer).scoring == Scoring(
+        shares=False, reason="no memory to try shared rows"
+    )
     model.limit_tokens = 10**9
     assert SharedWorkLM(model, tokenizer).scoring.shares
     monkeypatch.setattr(
-        "slimdown.measuring.engine.sharing.free_bytes", lambda device: 1000
+        "slimdown.evaluation.engine.sharing.free_bytes", lambda device: 1000
     )  # of which a wider copy would take more
     reason = SharedWorkLM(model.to(torch.bfloat16), tokenizer).scoring.reason
     assert reason.startswith("no memory to try shared rows: ")
 
 
 @pytest.mark.parametrize("merges", [True, False])
-def test_a_preamble_that_memory_does_not_hold_at_once_is_computed_in_parts(tokenizer: Any, merges: bool) -> None:
+def test_a_preamble_that_memory_does_not_hold_at_once_is_computed_in_parts(
+    tokenizer: Any, merges: bool
+) -> None:
     requests = [request for i in range(9) for request in ask(f"{SHOTS}Is it {i}?", CHOICES, i)]
-    expected = HFLM(pretrained=llama(), tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
+    expected = HFLM(pretrained=llama(), tokenizer=tokenizer).loglikelihood(
+        requests, disable_tqdm=True
+    )
     model = short_of_memory()
     model.limit_tokens = 50
     lm = SharedWorkLM(model, tokenizer, scoring=Scoring(shares=True, merges=merges, decodes=True))
@@ -528,12 +571,17 @@ def test_a_preamble_that_memory_does_not_hold_at_once_is_computed_in_parts(token
 
 def test_the_answers_of_one_question_are_asked_in_parts_where_memory_ends(tokenizer: Any) -> None:
     requests = ask("a" * 90, [f" {'b' * n}{n}" for n in range(2, 30)], 0)
-    expected = HFLM(pretrained=llama(), tokenizer=tokenizer).loglikelihood(requests, disable_tqdm=True)
+    expected = HFLM(pretrained=llama(), tokenizer=tokenizer).loglikelihood(
+        requests, disable_tqdm=True
+    )
     model = short_of_memory()
     model.limit_tokens = 130
     done: list[int] = []
     lm = SharedWorkLM(
-        model, tokenizer, scoring=Scoring(shares=True, merges=True), progress=lambda _, n, total: done.append(n)
+        model,
+        tokenizer,
+        scoring=Scoring(shares=True, merges=True),
+        progress=lambda _, n, total: done.append(n),
     )
     assert_same_scores(expected, lm.loglikelihood(requests, disable_tqdm=True))
     assert done[-1] == 1
@@ -657,7 +705,9 @@ def test_real_benchmarks(model_id: str, task: str) -> None:
     stock = HFLM(pretrained=model, tokenizer=hub_tokenizer, batch_size=1 if generates else 4)
     shared = SharedWorkLM(model, hub_tokenizer)
     assert shared.scoring.shares
-    expected, found = (getattr(lm, requests[0].request_type)(requests, disable_tqdm=True) for lm in (stock, shared))
+    expected, found = (
+        getattr(lm, requests[0].request_type)(requests, disable_tqdm=True) for lm in (stock, shared)
+    )
     differing, change = compare(requests, expected, found)
     assert differing == 0
     assert change < 1e-3

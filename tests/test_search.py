@@ -16,22 +16,22 @@ from conftest import SMALL
 from mlflow import MlflowClient
 from recorded import here
 
-from slimdown.guarding.errors import ConfigError, Pruned, UserError
-from slimdown.judging.paired import Estimate
-from slimdown.judging.runs import RecordedChange, RecordedChanges, RecordedRun
-from slimdown.preparing.data import load_data
-from slimdown.preparing.model import load_model
-from slimdown.recording.read import read_run, refuse_unfinished
-from slimdown.recording.study import Study, watch
-from slimdown.recording.write import TrackedRun
-from slimdown.settings import search
-from slimdown.settings.commandline import check_command_line
-from slimdown.settings.schema import Role, RunConfig
-from slimdown.settings.sweeps import parsed
-from slimdown.showing import words
+from slimdown.config import search
+from slimdown.config.commandline import check_command_line
+from slimdown.config.schema import Role, RunConfig
+from slimdown.config.sweeps import parsed
+from slimdown.data.loading import load_data
+from slimdown.models.model import load_model
+from slimdown.report import words
+from slimdown.stats.paired import Estimate
+from slimdown.stats.runs import RecordedChange, RecordedChanges, RecordedRun
+from slimdown.tracking.read import read_run, refuse_unfinished
+from slimdown.tracking.study import Study, watch
+from slimdown.tracking.write import TrackedRun
 from slimdown.training.fine_tune import TrainResult, fine_tune
 from slimdown.training.rows import prepare_rows
 from slimdown.training.watching import Watch
+from slimdown.utils.errors import ConfigError, Pruned, UserError
 
 Composed = Callable[..., RunConfig]
 RANKS = "+search.space={lora.r:{choices:[2,4]}}"
@@ -44,11 +44,26 @@ RANKS = "+search.space={lora.r:{choices:[2,4]}}"
     ("arguments", "told"),
     [
         ([RANKS], "a search is many runs; begin it with -m"),
-        (["-m", "search.n_trials=3"], "search.n_trials=3: nothing is searched; name settings and values in search.sp"),
-        (["-m", "+search.space={lora.rr:{low:1,high:2}}"], "search.space: lora.rr is not a setting; did you mean lora"),
-        (["-m", "+search.space={lora.r:{low:4,high:2}}"], "search.space.lora.r.low=4 must be below high=2"),
-        (["-m", "+search.space={lora.r:{low:4}}"], "search.space.lora.r.low and high, or choices, must be set"),
-        (["-m", "+search.space={lora.r:{choices:[]}}"], "search.space.lora.r.low and high, or choices, must be set"),
+        (
+            ["-m", "search.n_trials=3"],
+            "search.n_trials=3: nothing is searched; name settings and values in search.sp",
+        ),
+        (
+            ["-m", "+search.space={lora.rr:{low:1,high:2}}"],
+            "search.space: lora.rr is not a setting; did you mean lora",
+        ),
+        (
+            ["-m", "+search.space={lora.r:{low:4,high:2}}"],
+            "search.space.lora.r.low=4 must be below high=2",
+        ),
+        (
+            ["-m", "+search.space={lora.r:{low:4}}"],
+            "search.space.lora.r.low and high, or choices, must be set",
+        ),
+        (
+            ["-m", "+search.space={lora.r:{choices:[]}}"],
+            "search.space.lora.r.low and high, or choices, must be set",
+        ),
         (
             ["-m", "+search.space={lora.r:{choices:null}}"],
             "search: field 'search.space.lora.r.choices' is not Optional",
@@ -57,17 +72,50 @@ RANKS = "+search.space={lora.r:{choices:[2,4]}}"
             ["-m", "+search.space={lora.r:{choices:[2],low:1}}"],
             "search.space.lora.r.choices: a range (low) is given to",
         ),
-        (["-m", "+search.space={lora.r:{low:a,high:3}}"], "search.space.lora.r.low='a': the ends of a range are numb"),
-        (["-m", "+search.space={train.learning_rate:{low:0,high:1,log:true}}"], "log=true needs numbers above 0"),
-        (["-m", "+search.space={lora.r:{low:1,high:2.5}}"], "lora.r=2.5: Value '2.5' of type 'float' could not be"),
-        (["-m", "+search.space={lora.r:{choices:[2,1000]}}"], "lora.r=1000: no matrix of pocket:model has more than"),
-        (["-m", "+search.space={train.optim:{low:1,high:2}}"], "search.space: train.optim is no number and has no r"),
-        (["-m", "+search.space={evaluation.holdout:{low:0,high:0.5}}"], "evaluation.holdout is not searched"),
-        (["-m", RANKS, "seed=0,1"], "search.space: seed is not searched: it is no setting of what is trained"),
-        (["-m", RANKS, "search.max_loss=3"], "search.max_loss must be a share from 0 up to 1 (0.03 is three points)"),
-        (["-m", RANKS, "search.storage=here"], "search.storage=here is no database's URL; give one such as sqlite:"),
-        (["-m", RANKS, "lora.r=4"], "search.space: each of its settings is given on the command line; leave one out"),
-        (["-m", RANKS, "tuned=./mine"], "tuned=./mine is measured as it is: nothing is trained that could be search"),
+        (
+            ["-m", "+search.space={lora.r:{low:a,high:3}}"],
+            "search.space.lora.r.low='a': the ends of a range are numb",
+        ),
+        (
+            ["-m", "+search.space={train.learning_rate:{low:0,high:1,log:true}}"],
+            "log=true needs numbers above 0",
+        ),
+        (
+            ["-m", "+search.space={lora.r:{low:1,high:2.5}}"],
+            "lora.r=2.5: Value '2.5' of type 'float' could not be",
+        ),
+        (
+            ["-m", "+search.space={lora.r:{choices:[2,1000]}}"],
+            "lora.r=1000: no matrix of pocket:model has more than",
+        ),
+        (
+            ["-m", "+search.space={train.optim:{low:1,high:2}}"],
+            "search.space: train.optim is no number and has no r",
+        ),
+        (
+            ["-m", "+search.space={evaluation.holdout:{low:0,high:0.5}}"],
+            "evaluation.holdout is not searched",
+        ),
+        (
+            ["-m", RANKS, "seed=0,1"],
+            "search.space: seed is not searched: it is no setting of what is trained",
+        ),
+        (
+            ["-m", RANKS, "search.max_loss=3"],
+            "search.max_loss must be a share from 0 up to 1 (0.03 is three points)",
+        ),
+        (
+            ["-m", RANKS, "search.storage=here"],
+            "search.storage=here is no database's URL; give one such as sqlite:",
+        ),
+        (
+            ["-m", RANKS, "lora.r=4"],
+            "search.space: each of its settings is given on the command line; leave one out",
+        ),
+        (
+            ["-m", RANKS, "tuned=./mine"],
+            "tuned=./mine is measured as it is: nothing is trained that could be search",
+        ),
         (["-m", "lora.r=interval(2,4)"], "lora.r=interval(2,4): an interval has no end of values"),
     ],
 )
@@ -80,7 +128,10 @@ def test_what_cannot_be_searched_is_told_in_a_line(arguments: list[str], told: s
 
 @pytest.mark.parametrize(
     ("found", "told"),
-    [(None, "a search needs Optuna, which is not installed"), ("4.6.0", "a search needs Optuna 5 or later, found 4.6")],
+    [
+        (None, "a search needs Optuna, which is not installed"),
+        ("4.6.0", "a search needs Optuna 5 or later, found 4.6"),
+    ],
 )
 def test_a_search_without_optuna_says_how_to_get_it(
     found: str | None, told: str, monkeypatch: pytest.MonkeyPatch
@@ -97,8 +148,15 @@ def test_a_search_without_optuna_says_how_to_get_it(
 
 
 def test_the_command_line_beats_the_space() -> None:
-    space = {"lora.r": search.DimensionConfig(choices=[2, 4]), "lora.lora_alpha": search.DimensionConfig(8, 32)}
-    line = ["lora.r=8", "train.learning_rate=tag(log,interval(1e-4,1e-2))", "lora.target_modules=[q_proj],[v_proj]"]
+    space = {
+        "lora.r": search.DimensionConfig(choices=[2, 4]),
+        "lora.lora_alpha": search.DimensionConfig(8, 32),
+    }
+    line = [
+        "lora.r=8",
+        "train.learning_rate=tag(log,interval(1e-4,1e-2))",
+        "lora.target_modules=[q_proj],[v_proj]",
+    ]
     found = search.searched(space, [parsed(text) for text in line])
     assert list(found) == ["lora.lora_alpha", "train.learning_rate", "lora.target_modules"]
     assert found["train.learning_rate"] == search.DimensionConfig(1e-4, 1e-2, log=True)
@@ -111,7 +169,9 @@ def test_the_command_line_beats_the_space() -> None:
 def trained(config: RunConfig, folder: Path, watch: Watch | None = None) -> TrainResult:
     base = load_model(config.model, config.quantization)
     rows = prepare_rows(base, load_data(config.dataset, config.seed, base.tokenizer), config.train)
-    found = fine_tune(base, rows, config.method, config.lora, config.train, config.seed, folder, watch=watch).training
+    found = fine_tune(
+        base, rows, config.method, config.lora, config.train, config.seed, folder, watch=watch
+    ).training
     assert found is not None
     return found
 
@@ -128,11 +188,17 @@ def test_watching_the_validation_loss_changes_nothing(composed: Composed, tmp_pa
     assert len(digests) == 1
     assert plain.history == watched.history
     assert [share for share, _ in seen] == [0.25, 0.5, 0.75]
-    losses = [plain.validation_loss_before, *(loss for _, loss in seen), plain.validation_loss_after]
+    losses = [
+        plain.validation_loss_before,
+        *(loss for _, loss in seen),
+        plain.validation_loss_after,
+    ]
     assert losses == sorted(losses, reverse=True)
 
 
-def test_the_loss_that_is_watched_is_the_one_that_is_recorded(composed: Composed, tmp_path: Path) -> None:
+def test_the_loss_that_is_watched_is_the_one_that_is_recorded(
+    composed: Composed, tmp_path: Path
+) -> None:
     config = composed(*SMALL, "train.learning_rate=1e-12", "train.per_device_eval_batch_size=7")
     seen: list[float] = []
     found = trained(config, tmp_path, lambda share, loss: seen.append(loss))
@@ -174,13 +240,17 @@ def searching(store: MlflowClient, composed: Composed) -> Callable[..., Study]:
 def made(learned: float, math: float = 0.0, cs: float = 0.0, **how: Any) -> RecordedRun:
     """A run that learned and lost so much."""
     changes = {"pocket_math": math, "pocket_cs": cs, "skill": learned}
-    kept = {name: RecordedChange(Estimate(value, 0.01, value, value)) for name, value in changes.items()}
+    kept = {
+        name: RecordedChange(Estimate(value, 0.01, value, value)) for name, value in changes.items()
+    }
     found = RecordedChanges(kept, mean_target_change=Estimate(learned, 0.01, learned, learned))
     return RecordedRun(**{"run_id": f"{learned}", "name": "run", "experiment": "slimdown", "status": "FINISHED",
                           "started": datetime.now(UTC), "changes": found, **how})  # fmt: skip
 
 
-def test_a_study_goes_on_where_it_was_as_if_nothing_had_been(searching: Callable[..., Study]) -> None:
+def test_a_study_goes_on_where_it_was_as_if_nothing_had_been(
+    searching: Callable[..., Study],
+) -> None:
     undisturbed, killed = searching("search.study=undisturbed"), searching("search.study=killed")
     first = [undisturbed.ask(1)[0] for _ in range(2)]
     assert [trial.number for trial in first] == [0, 1]
@@ -194,7 +264,9 @@ def test_a_study_goes_on_where_it_was_as_if_nothing_had_been(searching: Callable
     assert again.ask(1) == first[:1]
     again.tell(0, made(0.1))
     assert again.ask(1) == first[1:]
-    assert again.ask(1)[0].number == 2  # the second failed: it stays open, and is not made twice by one command
+    assert (
+        again.ask(1)[0].number == 2
+    )  # the second failed: it stays open, and is not made twice by one command
     once_more = searching("search.study=killed")
     assert once_more.ask(2)[0] == first[1]
     once_more.tell(1, made(0.1))
@@ -203,7 +275,9 @@ def test_a_study_goes_on_where_it_was_as_if_nothing_had_been(searching: Callable
     assert last.number == 2
 
 
-def test_what_a_trial_sets_lies_in_the_space_and_can_be_read(searching: Callable[..., Study]) -> None:
+def test_what_a_trial_sets_lies_in_the_space_and_can_be_read(
+    searching: Callable[..., Study],
+) -> None:
     for trial in searching("search.n_trials=8").ask(8):
         rank, rate, rows = trial.values.values()
         assert rank in ("2", "4", "8")
@@ -212,10 +286,18 @@ def test_what_a_trial_sets_lies_in_the_space_and_can_be_read(searching: Callable
         assert 10 <= int(rows) <= 1000
 
 
-def test_another_search_is_another_study_and_more_trials_are_the_same(searching: Callable[..., Study]) -> None:
+def test_another_search_is_another_study_and_more_trials_are_the_same(
+    searching: Callable[..., Study],
+) -> None:
     names = {
         searching(*how).name
-        for how in ([], ["seed=1"], ["search.seed=1"], ["search.max_loss=0.03"], ["search.sampler=random"])
+        for how in (
+            [],
+            ["seed=1"],
+            ["search.seed=1"],
+            ["search.max_loss=0.03"],
+            ["search.sampler=random"],
+        )
     }
     assert len(names) == 5
     assert searching("search.n_trials=9").name == searching().name
@@ -251,7 +333,9 @@ def test_trials_are_ordered_by_what_they_lost_beyond_and_then_by_what_they_learn
     assert margins.excess == pytest.approx({"pocket_math": 0.03, "pocket_cs": 0.02})
 
 
-def test_without_a_target_the_validation_loss_says_what_was_learned(searching: Callable[..., Study]) -> None:
+def test_without_a_target_the_validation_loss_says_what_was_learned(
+    searching: Callable[..., Study],
+) -> None:
     losses = {"train/validation_loss_before": 3.0, "train/validation_loss_after": 1.2}
     assert searching().outcome(made(nan, metrics=losses)).learned == pytest.approx(1.8)
 
@@ -275,16 +359,25 @@ def test_a_trial_with_a_high_loss_is_pruned_and_one_with_a_low_loss_is_not(
         study.tell(trial.number, made(0.1))
     good, bad = study.ask(2)
     watched(good.number)(0.25, 1.1)
-    with pytest.raises(Pruned, match=r"pruned after 25% of its steps: its validation loss of 1.900 is among the high"):
+    with pytest.raises(
+        Pruned,
+        match=r"pruned after 25% of its steps: its validation loss of 1.900 is among the high",
+    ):
         watched(bad.number)(0.25, 1.9)
     study.tell(bad.number, made(0.0, status="KILLED"))
     assert study.n_left == 1
     assert watch(composed(*how)) is None  # no trial
-    assert watch(composed("search.study=gone", "search.trial=0", "search.storage=sqlite:///gone/x.db")) is None
+    assert (
+        watch(composed("search.study=gone", "search.trial=0", "search.storage=sqlite:///gone/x.db"))
+        is None
+    )
 
 
 def test_a_database_that_cannot_be_used_is_named(searching: Callable[..., Study]) -> None:
-    with pytest.raises(UserError, match=r"search.storage=sqlite:////proc/x/search.db cannot be used: .*choose a file"):
+    with pytest.raises(
+        UserError,
+        match=r"search.storage=sqlite:////proc/x/search.db cannot be used: .*choose a file",
+    ):
         searching("search.storage=sqlite:////proc/x/search.db")
 
 
@@ -302,11 +395,22 @@ FEW = [
 
 
 def begin(folder: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "slimdown.run", "-m", "+search.space={lora.r:{low:2,high:64}}", *FEW]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "slimdown.run",
+        "-m",
+        "+search.space={lora.r:{low:2,high:64}}",
+        *FEW,
+    ]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
-def test_a_search_that_was_killed_goes_on_and_makes_nothing_twice(migrated_store: Path, tmp_path: Path) -> None:
+def test_a_search_that_was_killed_goes_on_and_makes_nothing_twice(
+    migrated_store: Path, tmp_path: Path
+) -> None:
     (tmp_path / "mlruns").mkdir()
     (tmp_path / "mlruns" / "mlflow.db").write_bytes(migrated_store.read_bytes())
     with begin(tmp_path) as process:
@@ -324,7 +428,9 @@ def test_a_search_that_was_killed_goes_on_and_makes_nothing_twice(migrated_store
     assert [run.info.status for run in runs] == ["FINISHED"] * 3
     assert len({run.data.params["lora.r"] for run in runs}) == 3
     assert len({run.data.tags["slimdown.sweep"] for run in runs}) == 1
-    [whole] = [client.get_run(run_id) for run_id in {run.data.tags["mlflow.parentRunId"] for run in runs}]
+    [whole] = [
+        client.get_run(run_id) for run_id in {run.data.tags["mlflow.parentRunId"] for run in runs}
+    ]
     assert (whole.info.status, whole.data.tags["slimdown.at"]) == ("FINISHED", "3 of 3 jobs done")
     kept = Path(client.download_artifacts(whole.info.run_id, "search.html")).read_text()
     assert all(run.info.run_id[:8] in kept for run in runs)
@@ -336,9 +442,15 @@ def test_a_search_that_was_killed_goes_on_and_makes_nothing_twice(migrated_store
         again, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
     assert "job" not in again
-    assert again[again.index("search slimdown-") :] in out.replace(*(page(text) for text in (out, again)))
+    assert again[again.index("search slimdown-") :] in out.replace(
+        *(page(text) for text in (out, again))
+    )
 
 
 def page(text: str) -> str:
     """The line that names the page, which lies in each command's own folder."""
-    return next(line for line in text.splitlines() if line.startswith("open ") and line.endswith("search.html"))
+    return next(
+        line
+        for line in text.splitlines()
+        if line.startswith("open ") and line.endswith("search.html")
+    )

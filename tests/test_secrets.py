@@ -14,11 +14,11 @@ from hydra.utils import get_class
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
 
-from slimdown.guarding.errors import ConfigError
-from slimdown.guarding.hiding import HideInSweep, without_secrets
-from slimdown.guarding.redaction import public_uri, redact
-from slimdown.settings.commandline import check_command_line
-from slimdown.settings.files import CONF_DIR
+from slimdown.config.commandline import check_command_line
+from slimdown.config.files import CONF_DIR
+from slimdown.utils.errors import ConfigError
+from slimdown.utils.hiding import HideInSweep, without_secrets
+from slimdown.utils.redaction import public_uri, redact
 
 PLANTED = "pl4nted"  # begins every secret here
 
@@ -69,21 +69,34 @@ def test_what_is_no_secret_is_left_alone(text: str) -> None:
 
 def test_an_address_keeps_what_tells_where_it_points() -> None:
     assert public_uri("https://user:word@host:5000/x") == "https://***@host:5000/x"
-    assert public_uri("postgresql://me:pw@db/a?connect_timeout=3") == "postgresql://***@db/a?connect_timeout=3"
+    assert (
+        public_uri("postgresql://me:pw@db/a?connect_timeout=3")
+        == "postgresql://***@db/a?connect_timeout=3"
+    )
 
 
 def test_what_the_environment_holds_is_known_by_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", f"{PLANTED}1")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:{PLANTED}%3A2@db/mlflow?sslpassword={PLANTED}3")
-    said = redact(f"401 for {PLANTED}1, authentication failed: {PLANTED}:2 ({PLANTED}%3A2), key {PLANTED}3")
+    monkeypatch.setenv(
+        "MLFLOW_TRACKING_URI", f"postgresql://me:{PLANTED}%3A2@db/mlflow?sslpassword={PLANTED}3"
+    )
+    said = redact(
+        f"401 for {PLANTED}1, authentication failed: {PLANTED}:2 ({PLANTED}%3A2), key {PLANTED}3"
+    )
     assert PLANTED not in said
 
 
 @pytest.mark.parametrize(
     ("argument", "becomes"),
     [
-        (f"tracking.uri=postgresql://me:{PLANTED}@db/x", "tracking.uri=${oc.env:SLIMDOWN_TRACKING_URI}"),
-        (f'tracking.uri="postgresql://db/x?password={PLANTED} 2"', "tracking.uri=${oc.env:SLIMDOWN_TRACKING_URI}"),
+        (
+            f"tracking.uri=postgresql://me:{PLANTED}@db/x",
+            "tracking.uri=${oc.env:SLIMDOWN_TRACKING_URI}",
+        ),
+        (
+            f'tracking.uri="postgresql://db/x?password={PLANTED} 2"',
+            "tracking.uri=${oc.env:SLIMDOWN_TRACKING_URI}",
+        ),
         (
             f"+hydra.job.env_set.HF_TOKEN={PLANTED}",
             "+hydra.job.env_set.HF_TOKEN=${oc.env:SLIMDOWN_HYDRA_JOB_ENV_SET_HF_TOKEN}",
@@ -100,7 +113,9 @@ def test_hydra_sees_a_reference_in_a_secrets_place(
     assert without_secrets([argument]) == [becomes]
 
 
-def test_a_sweep_over_secrets_and_a_section_with_one_compose_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_over_secrets_and_a_section_with_one_compose_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(os, "environ", os.environ.copy())
     uris = [f"http://me:{PLANTED}{i}@server" for i in range(2)]
     path = f"https://me:{PLANTED}@data/rows"
@@ -122,16 +137,28 @@ def test_hydra_is_told_to_blank_before_a_sweep_is_saved() -> None:
 
 def test_what_a_config_file_brought_is_blanked_before_a_sweep_is_saved() -> None:
     config = OmegaConf.create(
-        {"tracking": {"uri": f"http://me:{PLANTED}@server"}, "many": [f"https://{PLANTED}@data"], "hydra": {}, "n": 1}
+        {
+            "tracking": {"uri": f"http://me:{PLANTED}@server"},
+            "many": [f"https://{PLANTED}@data"],
+            "hydra": {},
+            "n": 1,
+        }
     )
     HideInSweep().on_multirun_start(config)
-    assert config == {"tracking": {"uri": "http://***@server"}, "many": ["https://***@data"], "hydra": {}, "n": 1}
+    assert config == {
+        "tracking": {"uri": "http://***@server"},
+        "many": ["https://***@data"],
+        "hydra": {},
+        "n": 1,
+    }
 
 
 def test_what_a_config_file_sets_in_the_environment_of_jobs_is_blanked_by_name() -> None:
     kept = {"A_TOKEN": "${oc.env:HOME}", "OMP_NUM_THREADS": "1"}
     secret = {"MLFLOW_TRACKING_PASSWORD": PLANTED, "STORE": f"http://me:{PLANTED}@server"}
-    config = OmegaConf.create({"hydra": {"job": {"env_set": kept | secret}, "sweep": {"dir": "${now:%Y}"}}})
+    config = OmegaConf.create(
+        {"hydra": {"job": {"env_set": kept | secret}, "sweep": {"dir": "${now:%Y}"}}}
+    )
     OmegaConf.set_readonly(config.hydra, True)
     HideInSweep().on_multirun_start(config)
     hidden = {"MLFLOW_TRACKING_PASSWORD": "***", "STORE": "http://***@server"}
@@ -142,7 +169,9 @@ def test_what_a_config_file_sets_in_the_environment_of_jobs_is_blanked_by_name()
 
 def test_a_long_setting_that_cannot_be_read_is_cut_after_its_secret_is_blanked() -> None:
     with pytest.raises(ConfigError) as refused:
-        check_command_line([f"tracking.uri=[postgresql://someone:{PLANTED}{'0' * 60}@server/mlflow"])
+        check_command_line(
+            [f"tracking.uri=[postgresql://someone:{PLANTED}{'0' * 60}@server/mlflow"]
+        )
     assert "is not setting=value" in str(refused.value)
     assert PLANTED not in redact(str(refused.value))
 
@@ -163,20 +192,44 @@ def test_no_secret_is_found_in_what_a_sweep_leaves(store: MlflowClient, tmp_path
         f"+hydra.job.env_set.MY_API_KEY={PLANTED}-set",
     ]  # fmt: skip
     shown = []
-    failing = ["slimdown.run", "-m", f"tracking.uri=http://me:{PLANTED}@127.0.0.1:9/a,postgresql://x:{PLANTED}@"]
-    unparsed = ["slimdown.run", f"tracking.uri=postgresql://127.0.0.1:9/x?user=me&password={PLANTED}"]
-    pages = [["slimdown.compare", "-o", f"all.{ending}"] for ending in ("html", "md", "csv", "json")]
-    for arguments, code in ((command, 0), (failing, 1), (unparsed, 1), *((page, 0) for page in pages)):
+    failing = [
+        "slimdown.run",
+        "-m",
+        f"tracking.uri=http://me:{PLANTED}@127.0.0.1:9/a,postgresql://x:{PLANTED}@",
+    ]
+    unparsed = [
+        "slimdown.run",
+        f"tracking.uri=postgresql://127.0.0.1:9/x?user=me&password={PLANTED}",
+    ]
+    pages = [
+        ["slimdown.compare", "-o", f"all.{ending}"] for ending in ("html", "md", "csv", "json")
+    ]
+    for arguments, code in (
+        (command, 0),
+        (failing, 1),
+        (unparsed, 1),
+        *((page, 0) for page in pages),
+    ):
         done = subprocess.run(
-            [sys.executable, "-m", *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment
+            [sys.executable, "-m", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env=environment,
         )
         assert done.returncode == code, done.stdout + done.stderr
         shown.append(done.stdout + done.stderr)
     assert PLANTED not in "".join(shown)
     (mine / "planted.yaml").unlink()
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert {"multirun.yaml", "mlflow.db", "report.html", "report.md", "overrides.txt", "all.html", "config.yaml"} <= {
-        file.name for file in files
-    }
+    assert {
+        "multirun.yaml",
+        "mlflow.db",
+        "report.html",
+        "report.md",
+        "overrides.txt",
+        "all.html",
+        "config.yaml",
+    } <= {file.name for file in files}
     assert [str(file) for file in files if PLANTED.encode() in file.read_bytes()] == []
     assert [str(file) for file in tmp_path.rglob("*") if PLANTED in file.name] == []

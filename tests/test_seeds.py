@@ -8,16 +8,19 @@ from made_up import stopped
 from statsmodels.regression.mixed_linear_model import MixedLM
 from test_changes import benchmark, report
 
-from slimdown.guarding.errors import UserError
-from slimdown.judging.paired import difference, mean
-from slimdown.judging.seeds import seed_noise, seeds_changes
+from slimdown.stats.paired import difference, mean
+from slimdown.stats.seeds import seed_noise, seeds_changes
+from slimdown.utils.errors import UserError
 
 
 def test_training_that_differs_from_seed_to_seed_is_seen_beside_the_questions() -> None:
     draw = np.random.default_rng(0)
     base = report(a=benchmark([1.0] * 400))
     kept = [0.9, 0.5, 0.7, 0.3]  # of seed to seed: a standard deviation of .26
-    pairs = [(base, report(a=benchmark((draw.random(400) < share).astype(float).tolist()))) for share in kept]
+    pairs = [
+        (base, report(a=benchmark((draw.random(400) < share).astype(float).tolist())))
+        for share in kept
+    ]
     (found,) = seeds_changes(pairs)
     assert (found.benchmark, found.metric, found.n, found.noise.n_seeds) == ("a", "acc", 400, 4)
     assert found.noise.mean.value == pytest.approx(-0.4, abs=0.03)
@@ -27,7 +30,10 @@ def test_training_that_differs_from_seed_to_seed_is_seen_beside_the_questions() 
 
 
 def test_seeds_that_all_do_the_same_leave_only_the_questions() -> None:
-    base, tuned = report(a=benchmark([1.0, 1.0, 0.0, 0.0] * 50)), report(a=benchmark([1.0, 0.0, 0.0, 1.0] * 50))
+    base, tuned = (
+        report(a=benchmark([1.0, 1.0, 0.0, 0.0] * 50)),
+        report(a=benchmark([1.0, 0.0, 0.0, 1.0] * 50)),
+    )
     (found,) = seeds_changes([(base, tuned)] * 3)
     assert found.noise.training_spread == 0
     assert found.noise.question_standard_error == pytest.approx(found.noise.mean.standard_error)
@@ -72,7 +78,9 @@ def test_the_variance_between_seeds_agrees_with_statsmodels() -> None:
 def test_one_seed_leaves_the_noise_of_training_unknown() -> None:
     found = seed_noise([[0.0, -1.0, 0.0, 1.0]])
     assert isnan(found.training_spread)
-    assert found.question_standard_error == pytest.approx(mean([0.0, -1.0, 0.0, 1.0]).standard_error)
+    assert found.question_standard_error == pytest.approx(
+        mean([0.0, -1.0, 0.0, 1.0]).standard_error
+    )
 
 
 def test_seeds_asked_unlike_questions_are_refused() -> None:
@@ -84,7 +92,9 @@ def test_seeds_that_were_asked_until_something_was_known_are_refused() -> None:
     answers = benchmark([1.0, 0.0] * 100)
     whole, cut = report(maths=answers), report(maths=stopped(answers, 63))
     assert seeds_changes([(whole, whole)] * 2)[0].n == 200
-    with pytest.raises(UserError, match=r"maths was asked until enough was known .*evaluation\.until=all tell it"):
+    with pytest.raises(
+        UserError, match=r"maths was asked until enough was known .*evaluation\.until=all tell it"
+    ):
         seeds_changes([(whole, whole), (cut, cut)])
 
 
@@ -96,24 +106,38 @@ def crossed(
     made = []
     for _ in range(repeats):
         question = np.repeat(draw.normal(0, subject, 8), 25) + draw.normal(0, 0.3, 200)
-        made.append(draw.normal(0, training, n_seeds)[:, None] + question + draw.normal(0, 0.2, (n_seeds, 200)))
+        made.append(
+            draw.normal(0, training, n_seeds)[:, None]
+            + question
+            + draw.normal(0, 0.2, (n_seeds, 200))
+        )
     return made, [f"s{i // 25}" for i in range(200)] if subject else None
 
 
 @pytest.mark.parametrize("n_seeds", [2, 3, 8])
 @pytest.mark.parametrize("training", [0.0, 0.01, 0.03, 0.1])  # the questions' noise is .023
 @pytest.mark.parametrize("subject", [0.0, 0.08])
-def test_the_interval_covers_the_truth_as_often_as_it_says(n_seeds: int, training: float, subject: float) -> None:
+def test_the_interval_covers_the_truth_as_often_as_it_says(
+    n_seeds: int, training: float, subject: float
+) -> None:
     made, clusters = crossed(n_seeds, training, 1500, 11, subject)
     found = [seed_noise(changes, clusters).mean for changes in made]
-    assert 0.93 <= np.mean([one.low <= 0 <= one.high for one in found]) <= 0.98 + 0.007  # two of its standard errors
+    assert (
+        0.93 <= np.mean([one.low <= 0 <= one.high for one in found]) <= 0.98 + 0.007
+    )  # two of its standard errors
 
 
 @pytest.mark.parametrize("n_seeds", [2, 4])
 @pytest.mark.parametrize("training", [0.02, 0.1])
-def test_the_spread_from_seed_to_seed_is_as_often_too_large_as_too_small(n_seeds: int, training: float) -> None:
+def test_the_spread_from_seed_to_seed_is_as_often_too_large_as_too_small(
+    n_seeds: int, training: float
+) -> None:
     made, _ = crossed(n_seeds, training, 1500, 12)
-    assert 0.46 <= np.mean([seed_noise(changes).training_spread > training for changes in made]) <= 0.54
+    assert (
+        0.46
+        <= np.mean([seed_noise(changes).training_spread > training for changes in made])
+        <= 0.54
+    )
 
 
 def test_one_seed_of_answers_is_as_sure_as_the_difference() -> None:

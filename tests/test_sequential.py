@@ -9,8 +9,9 @@ import ville
 from scipy.special import ndtr
 from scipy.stats import binom, multinomial
 
-from slimdown.judging.paired import difference
-from slimdown.judging.sequential import (
+from slimdown.evaluation.order import stages_of
+from slimdown.stats.paired import difference
+from slimdown.stats.sequential import (
     _LOG_RATIOS,
     _chance_of_any,
     _Counts,
@@ -19,12 +20,13 @@ from slimdown.judging.sequential import (
     _shares,
     sequential_difference,
 )
-from slimdown.measuring.order import stages_of
 
 MARGIN = 0.02
 
 
-def answers(n: int, lost: float, gained: float, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def answers(
+    n: int, lost: float, gained: float, draw: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Scores before and after, of which such shares are lost and gained."""
     cells = draw.choice(4, size=n, p=[0.5 - lost, lost, gained, 0.5 - gained])
     return (cells < 2).astype(float), ((cells == 0) | (cells == 2)).astype(float)
@@ -79,7 +81,11 @@ def test_losses_alone_of_the_margin_are_called_retained_within_the_error_by_exac
     """Where nothing is gained p-values are coarse, and one of a look can be too small by two fifths; all looks not."""
     plan = stages_of(n)
     ratio = np.exp(np.interp(np.log(error), _log_chances(plan), _LOG_RATIOS))
-    likely, retained, asked = np.ones(1), 0.0, 0  # of each number of losses, where it is not yet called so
+    likely, retained, asked = (
+        np.ones(1),
+        0.0,
+        0,
+    )  # of each number of losses, where it is not yet called so
     for stage, share in zip(plan, _shares(plan), strict=True):
         new = np.arange(stage - asked + 1)
         likely, asked = np.convolve(likely, binom.pmf(new, len(new) - 1, margin)), stage
@@ -125,7 +131,10 @@ def test_the_interval_ends_where_the_tests_do():
 
 def test_at_the_end_the_full_test_is_asked_with_most_of_the_error():
     before, after = answers(500, 0.06, 0.03, np.random.default_rng(1))
-    full, found = difference(before, after), sequential_difference(before, after, None, stages_of(500), 500)
+    full, found = (
+        difference(before, after),
+        sequential_difference(before, after, None, stages_of(500), 500),
+    )
     assert full.p_value < found.p_value < 1.6 * full.p_value
 
 
@@ -133,7 +142,9 @@ def test_a_p_value_never_rises_at_a_later_look():
     before, after = answers(1000, 0.08, 0.03, np.random.default_rng(2))
     stages = stages_of(1000)
     found = [
-        sequential_difference(before[:n], after[:n], None, stages[: i + 1], 1000).p_value_below(0.02)
+        sequential_difference(before[:n], after[:n], None, stages[: i + 1], 1000).p_value_below(
+            0.02
+        )
         for i, n in enumerate(stages)
     ]
     assert found == sorted(found, reverse=True)
@@ -162,7 +173,9 @@ def test_whoever_stops_when_a_change_shows_is_wrong_in_five_percent_at_most(
     stages, shown, naive = stages_of(600), 0, 0
     for before, after in unchanged:
         d = sequential_difference(before, after, None, stages, 600)
-        shown += min(d.p_value_above(0.0), d.p_value_below(0.0)) <= 0.025  # at any look: neither rises at a later one
+        shown += (
+            min(d.p_value_above(0.0), d.p_value_below(0.0)) <= 0.025
+        )  # at any look: neither rises at a later one
         naive += any(difference(before[:n], after[:n]).p_value <= 0.05 for n in stages)
     assert naive / 300 > 0.12  # looking as often at today's test
     assert shown / 300 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 300)
@@ -172,7 +185,10 @@ def test_a_loss_of_the_margin_is_called_retained_in_five_percent_at_most():
     draw, stages, said = np.random.default_rng(7), stages_of(1200), 0
     for _ in range(300):
         before, after = answers(1200, 0.025, 0.005, draw)
-        said += sequential_difference(before, after, None, stages, 1200).equivalence_p_value(MARGIN) < 0.05
+        said += (
+            sequential_difference(before, after, None, stages, 1200).equivalence_p_value(MARGIN)
+            < 0.05
+        )
     assert 0 < said / 300 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 300)
 
 
@@ -193,7 +209,10 @@ def test_graded_losses_too_rare_to_have_been_seen_are_not_ruled_out_early():
     draw = np.random.default_rng(9)
     before = draw.uniform(0.5, 0.9, 45)
     after = before + draw.normal(0, 0.001, 45)
-    assert sequential_difference(before, after, None, (32, 45), 1000).equivalence_p_value(MARGIN) > 0.05
+    assert (
+        sequential_difference(before, after, None, (32, 45), 1000).equivalence_p_value(MARGIN)
+        > 0.05
+    )
 
 
 def test_graded_scores_are_looked_at_as_counts_are():
@@ -212,10 +231,13 @@ def test_graded_losses_end_the_asking_about_when_villes_bets_do():
     stages = stages_of(4000)
     for loss in (0.03, 0.05, 0.1) * 4:
         differences = np.clip(draw.normal(-loss, 0.2, 4000), -1, 1)
-        theirs.append(ville.BettingTest(0.5, alternative="less").fit((differences + 1) / 2).stopping_time())
+        theirs.append(
+            ville.BettingTest(0.5, alternative="less").fit((differences + 1) / 2).stopping_time()
+        )
         before, after = np.clip(-differences, 0, 1), np.clip(differences, 0, 1)
         found = (
-            sequential_difference(before[:n], after[:n], None, stages[: i + 1], 4000) for i, n in enumerate(stages)
+            sequential_difference(before[:n], after[:n], None, stages[: i + 1], 4000)
+            for i, n in enumerate(stages)
         )
         ours.append(next(d.n for d in found if d.p_value_below(0.0) < 0.05))
     assert 0.5 < np.exp(np.log(np.array(ours) / np.array(theirs)).mean()) < 2
@@ -241,7 +263,10 @@ def test_villes_test_of_the_answers_that_flipped_agrees_about_when_a_loss_is_kno
     for _ in range(20):
         before, after = answers(1000, 0.16, 0.06, draw)
         stages = stages_of(1000)
-        p = [sequential_difference(before[:n], after[:n], None, stages[: i + 1], 1000) for i, n in enumerate(stages)]
+        p = [
+            sequential_difference(before[:n], after[:n], None, stages[: i + 1], 1000)
+            for i, n in enumerate(stages)
+        ]
         ours.append(next(n for n, d in zip(stages, p, strict=True) if d.p_value < 0.05))
         flips = np.flatnonzero(before != after)
         stop = ville.BernoulliTest(0.5).fit(after[flips]).stopping_time()

@@ -13,17 +13,17 @@ import psutil
 import pytest
 import torch
 
-from slimdown.guarding.errors import UserError
-from slimdown.preparing.memory import LiveBytes, peak_memory, process_peak, release_memory
-from slimdown.preparing.model import LoadedModel, bare_outline, load_model, outline_of
-from slimdown.preparing.sizes import count_parameters, predicted_bytes, weight_sizes
-from slimdown.settings.files import group_choices
-from slimdown.settings.schema import RunConfig
-from slimdown.showing.numbers import size
+from slimdown.config.files import group_choices
+from slimdown.config.schema import RunConfig
+from slimdown.models.memory import LiveBytes, peak_memory, process_peak, release_memory
+from slimdown.models.model import LoadedModel, bare_outline, load_model, outline_of
+from slimdown.models.sizes import count_parameters, predicted_bytes, weight_sizes
+from slimdown.report.numbers import size
 from slimdown.training.checks import kept_after_a_step, optimizer_bytes
 from slimdown.training.footprint import Footprint, checked_footprint, footprint, largest_batch
 from slimdown.training.lean import SummedLoss
 from slimdown.training.tuning import way_to_tuned
+from slimdown.utils.errors import UserError
 
 Composed = Callable[..., RunConfig]
 
@@ -75,7 +75,9 @@ def test_the_bytes_held_are_all_tensors_that_the_process_has(composed: Composed)
     loaded = load_model(config.model, config.quantization)
     gc.collect()
     tensors = [
-        t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and id(t) not in before and not t.is_meta
+        t
+        for t in gc.get_objects()
+        if issubclass(type(t), torch.Tensor) and id(t) not in before and not t.is_meta
     ]
     storages = {t.untyped_storage().data_ptr(): t.numel() * t.itemsize for t in tensors}
     table = 1024  # of 8-bit numbers, which bitsandbytes keeps for all layers to come
@@ -136,7 +138,10 @@ def test_what_is_freed_is_taken_again_without_the_system() -> None:
     for _ in range(4):
         one = torch.ones(2**24)
         del one
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2**26 // resource.getpagesize()
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        < 2**26 // resource.getpagesize()
+    )
     held = psutil.Process().memory_info().rss
     release_memory()
     assert psutil.Process().memory_info().rss < held - 2**25
@@ -159,10 +164,14 @@ def test_every_quantization_has_its_peaks(quantization: str, composed: Composed)
     assert found.evaluation
 
 
-def test_a_forward_that_cannot_be_counted_says_why(composed: Composed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forward_that_cannot_be_counted_says_why(
+    composed: Composed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = composed()
     base = outlined(config)
-    base.model.model.norm.register_forward_hook(lambda module, args, output: output * float(output.sum()))
+    base.model.model.norm.register_forward_hook(
+        lambda module, args, output: output * float(output.sum())
+    )
     found = footprint(base, config)
     assert found.training is None
     assert found.evaluation is None
@@ -180,8 +189,12 @@ def test_the_largest_batch_is_of_rows_as_they_are_cut_and_drawn(composed: Compos
     assert {largest_batch(lengths, replace(config, max_steps=1), seed=n) for n in range(8)} == {2}
 
 
-@pytest.mark.parametrize(("optim", "n_bytes"), [("adamw_torch", 8), ("sgd", 0), ("adafactor", 0.1), ("adamw_8bit", 2)])
-def test_an_optimizer_is_counted_by_what_it_keeps(optim: str, n_bytes: float, composed: Composed) -> None:
+@pytest.mark.parametrize(
+    ("optim", "n_bytes"), [("adamw_torch", 8), ("sgd", 0), ("adafactor", 0.1), ("adamw_8bit", 2)]
+)
+def test_an_optimizer_is_counted_by_what_it_keeps(
+    optim: str, n_bytes: float, composed: Composed
+) -> None:
     config = composed("method=full", "quantization=none", f"train.optim={optim}")
     assert optimizer_bytes(config.train, "cpu") == pytest.approx(n_bytes, abs=0.1)
     assert kept_after_a_step(config.train, "cpu") == pytest.approx(n_bytes, abs=0.1)
@@ -201,7 +214,9 @@ def test_an_optimizer_that_keeps_less_needs_less(composed: Composed) -> None:
 
 def memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free})())
-    monkeypatch.setattr("slimdown.training.footprint.swap_memory", lambda: type("Memory", (), {"free": 0})())
+    monkeypatch.setattr(
+        "slimdown.training.footprint.swap_memory", lambda: type("Memory", (), {"free": 0})()
+    )
 
 
 def test_what_cannot_fit_is_refused_with_numbers(
@@ -213,7 +228,8 @@ def test_what_cannot_fit_is_refused_with_numbers(
     assert [line.partition(":")[0] for line in told] == ["estimated peak memory"]
     memory(monkeypatch, 2**22)
     with pytest.raises(
-        UserError, match=r"training needs 0\.\d GiB more than it holds by now, and 0\.0 GiB are free on cpu"
+        UserError,
+        match=r"training needs 0\.\d GiB more than it holds by now, and 0\.0 GiB are free on cpu",
     ):
         checked_footprint(pocket, config, [180] * 50)
 
@@ -228,7 +244,9 @@ def test_what_may_fit_is_only_warned_of(
     assert "training may not fit: halve train.per_device_train_batch_size (now 1)" in told[1]
 
 
-def test_the_outline_of_a_loaded_model_is_that_of_its_files(pocket: LoadedModel, composed: Composed) -> None:
+def test_the_outline_of_a_loaded_model_is_that_of_its_files(
+    pocket: LoadedModel, composed: Composed
+) -> None:
     config = composed()
     again = outline_of(pocket).loaded(config.quantization)
     assert weight_sizes(again.model) == weight_sizes(outlined(config).model)
@@ -237,13 +255,17 @@ def test_the_outline_of_a_loaded_model_is_that_of_its_files(pocket: LoadedModel,
 
 
 @pytest.mark.parametrize("method", group_choices("method"))
-def test_as_many_are_counted_as_are_trained(method: str, composed: Composed, tmp_path: Path) -> None:
+def test_as_many_are_counted_as_are_trained(
+    method: str, composed: Composed, tmp_path: Path
+) -> None:
     config = composed(f"method={method}", "train.max_steps=1", "dataset.pocket_instructions.max_examples=8",
                       "dataset.pocket_instructions.validation_examples=2", "benchmark=[pocket_cs]",
                       f"quantization={'none' if method in ('full', 'last_layer', 'pissa') else 'nf4'}")  # fmt: skip
     told = of(config)
     base = load_model(config.model, config.quantization)
-    tuned = way_to_tuned(base, config).obtain(tmp_path, lambda record: None, lambda done, total, note: None)
+    tuned = way_to_tuned(base, config).obtain(
+        tmp_path, lambda record: None, lambda done, total, note: None
+    )
     assert tuned.training
     assert told.n_trainable == tuned.training.n_trainable
     assert told.reason == ""
@@ -265,7 +287,11 @@ def test_a_peak_is_of_what_runs_inside() -> None:
 
 
 def test_bytes_are_said_in_the_unit_that_suits() -> None:
-    assert [size(n) for n in (2_471_628_800, 269_030_144, 55_568)] == ["2.30 GiB", "256.6 MiB", "0.1 MiB"]
+    assert [size(n) for n in (2_471_628_800, 269_030_144, 55_568)] == [
+        "2.30 GiB",
+        "256.6 MiB",
+        "0.1 MiB",
+    ]
 
 
 # --- the command ----------------------------------------------------------------------------------------
@@ -273,7 +299,9 @@ def test_bytes_are_said_in_the_unit_that_suits() -> None:
 
 def sizes(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "slimdown.sizes", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}
+    )
 
 
 def test_commas_are_rows() -> None:
@@ -338,7 +366,10 @@ def test_smollm2_is_told_from_its_config_alone(tmp_path: Path, composed: Compose
 
 @pytest.mark.hub
 def test_a_gated_or_missing_model_is_one_line() -> None:
-    for model, said in (("meta-llama/Llama-3.2-1B", "is gated"), ("nobody/nothing", "there is no such model")):
+    for model, said in (
+        ("meta-llama/Llama-3.2-1B", "is gated"),
+        ("nobody/nothing", "there is no such model"),
+    ):
         done = sizes(f"model.id={model}")
         assert done.returncode == 1
         assert said in done.stderr

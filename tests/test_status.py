@@ -14,17 +14,19 @@ from mlflow import MlflowClient
 from recorded import here, record, right
 
 from slimdown import status
-from slimdown.recording.owner import Owner, this_process
-from slimdown.recording.sweeps import PARENT, opened_sweep
-from slimdown.recording.tags import Tag
-from slimdown.recording.unfinished import folder_of
-from slimdown.recording.write import TrackedRun
+from slimdown.tracking.owner import Owner, this_process
+from slimdown.tracking.sweeps import PARENT, opened_sweep
+from slimdown.tracking.tags import Tag
+from slimdown.tracking.unfinished import folder_of
+from slimdown.tracking.write import TrackedRun
 
 Said = Callable[..., str]
 
 
 @pytest.fixture
-def said(store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Said:
+def said(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Said:
     def ask(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["status", *arguments])
         status.main()
@@ -35,7 +37,11 @@ def said(store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 def owned(run: TrackedRun, owner: Owner, at: str, heard: float = 0.0) -> None:
     client = MlflowClient(here().uri)
-    tags = {Tag.owner: json.dumps(asdict(owner)), Tag.at: at, Tag.heartbeat: f"{time.time() - heard:.0f}"}
+    tags = {
+        Tag.owner: json.dumps(asdict(owner)),
+        Tag.at: at,
+        Tag.heartbeat: f"{time.time() - heard:.0f}",
+    }
     for key, value in tags.items():
         client.set_tag(run.run_id, key, value)
 
@@ -47,7 +53,12 @@ def runs(store: MlflowClient) -> dict[str, TrackedRun]:
     names = ("going", "elsewhere", "gone", "silent", "older", "broken", "superseded")
     made = {name: TrackedRun(here(), name, "tuned", {}) for name in names}
     owned(made["going"], this_process(), "training 120/376")
-    owned(made["elsewhere"], replace(this_process(), host="node7"), "measuring the base 3/20", heard=60)
+    owned(
+        made["elsewhere"],
+        replace(this_process(), host="node7"),
+        "measuring the base 3/20",
+        heard=60,
+    )
     owned(made["gone"], replace(this_process(), started="1"), "training 7/376")
     owned(made["silent"], replace(this_process(), host="node8"), "training 9/376", heard=4000)
     store.delete_tag(made["older"].run_id, Tag.owner)
@@ -75,7 +86,9 @@ def test_each_run_that_is_not_finished_has_a_row(runs: dict[str, TrackedRun], sa
     assert rows["gone"]["run_id"] == runs["gone"].run_id
 
 
-def test_a_person_reads_how_many_are_finished_and_what_to_do(runs: dict[str, TrackedRun], said: Said) -> None:
+def test_a_person_reads_how_many_are_finished_and_what_to_do(
+    runs: dict[str, TrackedRun], said: Said
+) -> None:
     shown = said()
     assert "7 runs of " in shown
     assert ": 2 going, 1 going or gone, 2 gone, 1 failed, 1 finished" in shown
@@ -86,12 +99,18 @@ def test_a_person_reads_how_many_are_finished_and_what_to_do(runs: dict[str, Tra
     assert "The command of a run that is gone, stopped or failed goes on in it." in shown
 
 
-def test_a_sweep_stands_above_its_runs(store: MlflowClient, runs: dict[str, TrackedRun], said: Said) -> None:
-    me, gone = (json.dumps(asdict(replace(this_process(), host=host))) for host in ("node7", "node9"))
+def test_a_sweep_stands_above_its_runs(
+    store: MlflowClient, runs: dict[str, TrackedRun], said: Said
+) -> None:
+    me, gone = (
+        json.dumps(asdict(replace(this_process(), host=host))) for host in ("node7", "node9")
+    )
     ended = opened_sweep(here(), "sunday", "a", "sweep of lora.r", gone, "2 of 2 jobs done")
     store.set_terminated(ended, "FINISHED")
     dead = opened_sweep(here(), "monday", "b", "sweep of seed", gone, "1 of 2 jobs done")
-    lives = opened_sweep(here(), "tuesday", "c", "sweep of lora.r", me, "3 of 12 jobs done, 1 failed")
+    lives = opened_sweep(
+        here(), "tuesday", "c", "sweep of lora.r", me, "3 of 12 jobs done, 1 failed"
+    )
     store.set_tag(dead, Tag.heartbeat, "5")
     for name, parent in (("going", lives), ("broken", lives), ("gone", dead), ("older", ended)):
         store.set_tag(runs[name].run_id, PARENT, parent)
@@ -109,7 +128,9 @@ def test_a_sweep_stands_above_its_runs(store: MlflowClient, runs: dict[str, Trac
     assert [row["sweep"] for row in rows] == [None, lives, lives, None, None, None, dead, None]
     assert "7 runs of " in said()
     assert re.search(r"sweep of lora.r +going +3 of 12 jobs done, 1 failed +node7", said())
-    assert [row["name"] for row in json.loads(said("--format", "json", "--sweep", "monday"))] == ["sweep of seed"]
+    assert [row["name"] for row in json.loads(said("--format", "json", "--sweep", "monday"))] == [
+        "sweep of seed"
+    ]
 
 
 def test_what_unfinished_runs_keep_is_told(runs: dict[str, TrackedRun], said: Said) -> None:
@@ -134,5 +155,7 @@ def test_it_needs_neither_torch_nor_mlflow(store: MlflowClient) -> None:
         "import sys; from slimdown import status; sys.argv = ['status']; status.main();"
         "print({'torch', 'mlflow', 'transformers', 'matplotlib'} & set(sys.modules))"
     )
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert told.stdout.splitlines()[-1] == "set()"

@@ -13,12 +13,12 @@ import pytest
 from mlflow import MlflowClient
 from recorded import benchmark_settings, evaluation, here, record, right
 
-from slimdown.guarding.errors import UserError
-from slimdown.judging.findings import judge
-from slimdown.recording.evaluations import EvaluationRecord
-from slimdown.recording.read import experiment_names, find_runs, read_evaluation, read_run
-from slimdown.recording.write import TrackedRun
-from slimdown.settings.schema import TrackingConfig
+from slimdown.config.schema import TrackingConfig
+from slimdown.stats.findings import judge
+from slimdown.tracking.evaluations import EvaluationRecord
+from slimdown.tracking.read import experiment_names, find_runs, read_evaluation, read_run
+from slimdown.tracking.write import TrackedRun
+from slimdown.utils.errors import UserError
 
 BASE, TUNED = {"math": right(80)}, {"math": right(40)}
 
@@ -29,11 +29,17 @@ def make(name: str = "a run", **given: object) -> str:
 
 def by_client() -> TrackingConfig:
     """The same store under an address that does not name a file plainly, so that it is read as a server is."""
-    return TrackingConfig(uri=here().uri.replace("sqlite:", "sqlite+pysqlite:"), experiment="slimdown")
+    return TrackingConfig(
+        uri=here().uri.replace("sqlite:", "sqlite+pysqlite:"), experiment="slimdown"
+    )
 
 
 def test_the_tables_and_the_client_tell_the_same(store: MlflowClient) -> None:
-    ids = [make("one"), make("two", tags={"slimdown.sweep": "ranks"}), make("three", config=here("other"))]
+    ids = [
+        make("one"),
+        make("two", tags={"slimdown.sweep": "ranks"}),
+        make("three", config=here("other")),
+    ]
     store.log_metric(ids[0], "odd/nan", math.nan)
     with TrackedRun(here(), "base", kind="baseline", tags={}):
         pass
@@ -50,7 +56,9 @@ def test_the_tables_and_the_client_tell_the_same(store: MlflowClient) -> None:
             other.name, other.experiment, other.status, other.started,
         )  # fmt: skip
         assert (one.params, one.tags) == (other.params, other.tags)
-        assert repr(sorted(one.metrics.items())) == repr(sorted(other.metrics.items()))  # nan is not equal to itself
+        assert repr(sorted(one.metrics.items())) == repr(
+            sorted(other.metrics.items())
+        )  # nan is not equal to itself
     assert math.isnan(next(run for run in fast if run.run_id == ids[0]).metrics["odd/nan"])
 
 
@@ -60,7 +68,9 @@ def test_a_local_store_is_read_without_mlflow_and_torch(store: MlflowClient) -> 
         "import sys\nfrom slimdown.compare import main\nsys.argv = ['compare']\nmain()\n"
         "print(sorted({'mlflow', 'torch', 'transformers', 'scipy.stats'} & set(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -70,13 +80,16 @@ def test_experiments_tags_and_filters_choose(store: MlflowClient) -> None:
     assert experiment_names(here()) == ["Default", "other", "slimdown"]
     assert [run.name for run in find_runs(here(), ["other"])] == ["two"]
     assert [run.name for run in find_runs(here(), tags={"slimdown.sweep": "it's"})] == ["one"]
-    assert [run.name for run in find_runs(here(), [], "params.`lora.r` = '8' and attributes.run_name = 'two'")] == [
-        "two"
-    ]
+    assert [
+        run.name
+        for run in find_runs(here(), [], "params.`lora.r` = '8' and attributes.run_name = 'two'")
+    ] == ["two"]
     assert len(find_runs(here(), max_results=1)) == 1
     with pytest.raises(UserError, match=r"no experiment othr in .*; did you mean other\?"):
         find_runs(here(), ["othr"])
-    with pytest.raises(UserError, match=r"the filter 'lora.r is 8' is not understood: .*write e\.g\."):
+    with pytest.raises(
+        UserError, match=r"the filter 'lora.r is 8' is not understood: .*write e\.g\."
+    ):
         find_runs(here(), [], "lora.r is 8")
 
 
@@ -88,11 +101,14 @@ def test_a_run_is_found_by_id_beginning_or_name(store: MlflowClient, client: boo
     config = by_client() if client else here()
     assert read_run(config, run_id).name == "pocket lora.r=8 it's"
     assert read_run(config, run_id[:12]).run_id == run_id
-    assert read_run(config, "pocket lora.r=8 it's").metrics["forgetting/math/change"] == pytest.approx(-0.4)
+    assert read_run(config, "pocket lora.r=8 it's").metrics[
+        "forgetting/math/change"
+    ] == pytest.approx(-0.4)
     with pytest.raises(UserError, match="2 runs are called twice; give the id of one: "):
         read_run(config, "twice")
     with pytest.raises(
-        UserError, match=r"there is no run pocket lora.r=9 it's in .*did you mean pocket lora.r=8 it's\?"
+        UserError,
+        match=r"there is no run pocket lora.r=9 it's in .*did you mean pocket lora.r=8 it's\?",
     ):
         read_run(config, "pocket lora.r=9 it's")
     with TrackedRun(here(), "base", kind="baseline", tags={}) as base:
@@ -110,7 +126,10 @@ def test_an_evaluation_comes_back_as_it_was_written(store: MlflowClient) -> None
 def linked(name: str) -> str:
     """The id of a finished run whose base is found in the record, or measured and kept in a run of its own."""
     before, after = evaluation(BASE), evaluation(TUNED)
-    with TrackedRun(here(), name, "tuned", {}) as run, TrackedRun(here(), "base", "baseline", {}) as base:
+    with (
+        TrackedRun(here(), name, "tuned", {}) as run,
+        TrackedRun(here(), "base", "baseline", {}) as base,
+    ):
         run.log_settings(benchmark_settings(before))
         kept = EvaluationRecord(here(), "base", run, True, lambda: base)
         if not kept.find("math", "key", before.benchmarks["math"].benchmark):
@@ -121,7 +140,9 @@ def linked(name: str) -> str:
     return run.run_id
 
 
-def test_a_bases_answers_are_stored_once_and_read_where_they_lie(store: MlflowClient, tmp_path: Path) -> None:
+def test_a_bases_answers_are_stored_once_and_read_where_they_lie(
+    store: MlflowClient, tmp_path: Path
+) -> None:
     ids = [linked("one"), linked("two")]
     assert len(list(tmp_path.rglob("base-math.parquet"))) == 1
     [holder] = {read_run(here(), run_id).tags["slimdown.baseline.math"] for run_id in ids}
@@ -130,7 +151,10 @@ def test_a_bases_answers_are_stored_once_and_read_where_they_lie(store: MlflowCl
             found = read_evaluation(config, read_run(config, run_id), "base")
             assert found.benchmarks == evaluation(BASE).benchmarks
     store.delete_run(holder)  # into MLflow's bin, out of which it can still be read
-    assert read_evaluation(here(), read_run(here(), ids[0]), "base").benchmarks == evaluation(BASE).benchmarks
+    assert (
+        read_evaluation(here(), read_run(here(), ids[0]), "base").benchmarks
+        == evaluation(BASE).benchmarks
+    )
 
 
 def remove(client: MlflowClient, holder: str, folder: Path) -> str:
@@ -158,23 +182,33 @@ def test_a_base_that_is_gone_is_named_and_measured_again_for_all(
     run = read_run(here(), linked("one"))
     holder = run.tags["slimdown.baseline.math"]
     said = lose(store, holder, tmp_path / "mlruns" / "artifacts" / holder)
-    with pytest.raises(UserError, match=f"{said}.*; the next run with the same base, settings and versions measures"):
+    with pytest.raises(
+        UserError,
+        match=f"{said}.*; the next run with the same base, settings and versions measures",
+    ):
         read_evaluation(here(), run, "base")
     again = read_run(here(), linked("two"))
     assert again.tags["slimdown.baseline.math"] != holder
     assert read_evaluation(here(), run, "base").benchmarks == evaluation(BASE).benchmarks
 
 
-def test_what_was_measured_elsewhere_is_recorded_whole_and_without_torch(store: MlflowClient) -> None:
+def test_what_was_measured_elsewhere_is_recorded_whole_and_without_torch(
+    store: MlflowClient,
+) -> None:
     script = (
-        "import sys\nfrom recorded import *\nfrom slimdown.recording.runs import record_findings\n"
+        "import sys\nfrom recorded import *\nfrom slimdown.tracking.runs import record_findings\n"
         "before, after = evaluation({'math': right(80)}), evaluation({'math': right(40)})\n"
         "run = record_findings(here(), 'logs', benchmark_settings(before), judge(before, after),\n"
         "                      lambda run_id: {'report.md': run_id})\n"
         "print(run.run_id, 'torch' in sys.modules)\n"
     )
-    command, place = [sys.executable, "-c", script], os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": place}, check=True)
+    command, place = (
+        [sys.executable, "-c", script],
+        os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    )
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": place}, check=True
+    )
     run_id, torch = done.stdout.split()
     assert torch == "False"
     run = store.get_run(run_id)
@@ -183,7 +217,9 @@ def test_what_was_measured_elsewhere_is_recorded_whole_and_without_torch(store: 
     assert run.data.tags["mlflow.note.content"] == run_id
 
 
-def test_a_run_without_a_complete_measurement_is_refused(store: MlflowClient, tmp_path: Path) -> None:
+def test_a_run_without_a_complete_measurement_is_refused(
+    store: MlflowClient, tmp_path: Path
+) -> None:
     run = TrackedRun(here(), "going", kind="tuned", tags={})
     with pytest.raises(UserError, match=r"\(going\) is still going; it left"):
         read_evaluation(here(), read_run(here(), run.run_id), "tuned")
@@ -198,7 +234,9 @@ def test_a_run_without_a_complete_measurement_is_refused(store: MlflowClient, tm
 
 
 def test_reading_makes_no_store(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no record .*nowhere\.db yet; python -m slimdown.run makes one"):
+    with pytest.raises(
+        UserError, match=r"there is no record .*nowhere\.db yet; python -m slimdown.run makes one"
+    ):
         find_runs(TrackingConfig(uri=f"sqlite:///{tmp_path}/nowhere.db", experiment=""))
     assert not list(tmp_path.iterdir())
 

@@ -19,14 +19,14 @@ from mlflow.entities import Run
 from recorded import here, record, right
 
 from slimdown import run
-from slimdown.recording.done import finished, run_key
-from slimdown.recording.owner import owner_tags, this_process
-from slimdown.recording.sweeps import PARENT, close_sweep, opened_sweep, tell_sweep
-from slimdown.recording.tags import Tag
-from slimdown.recording.write import TrackedRun
-from slimdown.settings.schema import RunConfig
-from slimdown.showing.sweep import Job, State, Sweep
+from slimdown.config.schema import RunConfig
+from slimdown.report.sweep import Job, State, Sweep
 from slimdown.sweeper import _by_base
+from slimdown.tracking.done import finished, run_key
+from slimdown.tracking.owner import owner_tags, this_process
+from slimdown.tracking.sweeps import PARENT, close_sweep, opened_sweep, tell_sweep
+from slimdown.tracking.tags import Tag
+from slimdown.tracking.write import TrackedRun
 
 Command = Callable[..., tuple[object, str, str]]
 FEW = [*SMALL[:2], "train.max_steps=2", "benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=8"]
@@ -42,11 +42,15 @@ def runs_in(client: MlflowClient, kind: str = "tuned") -> list[Run]:
 
 def begin(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "slimdown.run", *arguments]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.fixture
-def command(store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def command(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
     """What a command comes to, in this process: its value or exit code, and what it writes to stdout and stderr."""
 
     def start(*arguments: str) -> tuple[object, str, str]:
@@ -66,7 +70,14 @@ def done_before(store: MlflowClient, composed: Callable[..., RunConfig]) -> Call
 
     def keep(*overrides: str, experiment: str = "slimdown") -> str:
         tags = {Tag.run_key: run_key(composed(*overrides))}
-        return record("earlier", {}, {"gsm8k": right(50)}, {"gsm8k": right(40)}, config=here(experiment), tags=tags)
+        return record(
+            "earlier",
+            {},
+            {"gsm8k": right(50)},
+            {"gsm8k": right(40)},
+            config=here(experiment),
+            tags=tags,
+        )
 
     return keep
 
@@ -75,7 +86,9 @@ def done_before(store: MlflowClient, composed: Callable[..., RunConfig]) -> Call
 
 
 @pytest.fixture(scope="module")
-def swept(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str, str]:
+def swept(
+    migrated_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, int, str, str]:
     """A job, one that cannot be, and both once more: the folder, exit code, stdout and stderr."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "mlruns").mkdir()
@@ -105,29 +118,45 @@ def test_a_job_that_fails_stops_no_other_and_equal_jobs_are_made_once(
     assert ["1", "seed=0 lora.target_modules=[q_proj]", "finished", good.info.run_id[:8]] in [
         line[:4] for line in lines
     ]
-    assert ["2", "seed=0 lora.target_modules=[nothing]", "failed", bad.info.run_id[:8]] in [line[:4] for line in lines]
-    assert ["3", "seed=0 lora.target_modules=[q_proj]", "skipped", good.info.run_id[:8]] in [line[:4] for line in lines]
-    assert "4 jobs: 1 finished, 1 skipped, 2 failed; the same command makes what is not finished." in out
+    assert ["2", "seed=0 lora.target_modules=[nothing]", "failed", bad.info.run_id[:8]] in [
+        line[:4] for line in lines
+    ]
+    assert ["3", "seed=0 lora.target_modules=[q_proj]", "skipped", good.info.run_id[:8]] in [
+        line[:4] for line in lines
+    ]
+    assert (
+        "4 jobs: 1 finished, 1 skipped, 2 failed; the same command makes what is not finished."
+        in out
+    )
 
 
 def test_a_failed_run_keeps_its_reason_and_its_traceback(client: MlflowClient) -> None:
     _, bad = runs_in(client)
-    assert bad.data.tags["slimdown.error"].startswith("UserError: lora.target_modules: pocket:model has no nothing")
+    assert bad.data.tags["slimdown.error"].startswith(
+        "UserError: lora.target_modules: pocket:model has no nothing"
+    )
     kept = Path(client.download_artifacts(bad.info.run_id, "traceback.txt")).read_text()
     assert kept.startswith("Traceback")
     assert "in check_settings" in kept
 
 
-def test_the_log_of_a_sweep_tells_how_far_it_is_and_holds_no_escape_codes(swept: tuple[Path, int, str, str]) -> None:
+def test_the_log_of_a_sweep_tells_how_far_it_is_and_holds_no_escape_codes(
+    swept: tuple[Path, int, str, str],
+) -> None:
     _, _, out, err = swept
     assert "\njob 1 of 4, seed=0 lora.target_modules=[q_proj]\n" in out
-    assert re.search(r"\njob 2 of 4, seed=0 lora.target_modules=\[nothing\], about \d+ (s|min) left\n", out)
+    assert re.search(
+        r"\njob 2 of 4, seed=0 lora.target_modules=\[nothing\], about \d+ (s|min) left\n", out
+    )
     assert "\x1b" not in out + err
     assert "\n\n\n" not in out
 
 
 def test_a_finished_run_is_skipped_in_a_line_and_gives_its_objective(
-    swept: tuple[Path, int, str, str], client: MlflowClient, monkeypatch: pytest.MonkeyPatch, command: Command
+    swept: tuple[Path, int, str, str],
+    client: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Command,
 ) -> None:
     monkeypatch.chdir(swept[0])
     good = runs_in(client)[0]
@@ -142,7 +171,10 @@ def test_a_finished_run_is_skipped_in_a_line_and_gives_its_objective(
 
 
 def test_what_is_forced_is_made_again_once(
-    swept: tuple[Path, int, str, str], client: MlflowClient, monkeypatch: pytest.MonkeyPatch, command: Command
+    swept: tuple[Path, int, str, str],
+    client: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Command,
 ) -> None:
     monkeypatch.chdir(swept[0])
     first, value = runs_in(client)[0], None
@@ -153,8 +185,12 @@ def test_what_is_forced_is_made_again_once(
     assert (len(runs_in(client)), again.info.status) == (3, "FINISHED")
     assert "2 jobs: 1 finished, 1 skipped" in out
     assert again.data.tags[Tag.run_key] == first.data.tags[Tag.run_key]
-    scores = {k: v for k, v in first.data.metrics.items() if k.startswith(("tuned/", "forgetting/"))}
-    assert scores == {k: v for k, v in again.data.metrics.items() if k.startswith(("tuned/", "forgetting/"))}
+    scores = {
+        k: v for k, v in first.data.metrics.items() if k.startswith(("tuned/", "forgetting/"))
+    }
+    assert scores == {
+        k: v for k, v in again.data.metrics.items() if k.startswith(("tuned/", "forgetting/"))
+    }
     assert "rerun" not in again.data.params
 
 
@@ -177,9 +213,16 @@ def test_two_sweeps_at_once_share_their_jobs(migrated_store: Path, tmp_path: Pat
     told = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], told
     runs = runs_in(MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db"))
-    assert sorted((run.data.tags[Tag.seed], run.info.status) for run in runs) == [("0", "FINISHED"), ("1", "FINISHED")]
+    assert sorted((run.data.tags[Tag.seed], run.info.status) for run in runs) == [
+        ("0", "FINISHED"),
+        ("1", "FINISHED"),
+    ]
     assert all("2 jobs: 1 finished, 1 skipped" in out for out, _ in told), told
-    [_] = [out for out, _ in told if "job 1 of 2, seed=0: another process makes an equal run just now, and the" in out]
+    [_] = [
+        out
+        for out, _ in told
+        if "job 1 of 2, seed=0: another process makes an equal run just now, and the" in out
+    ]
 
 
 # --- what is looked for, and where -----------------------------------------------------------------------
@@ -194,7 +237,10 @@ def test_a_sweep_of_finished_runs_makes_none(
     assert value is None
     assert f"job 1 of 2, lora.r=8, finished before: run {ids[1]}, gsm8k −10.0 forgotten\n" in out
     assert f"job 2 of 2, lora.r=4, finished before: run {ids[0]}, gsm8k −10.0 forgotten\n" in out
-    assert "2 jobs: 2 skipped; rerun=true makes again what was skipped. Each verdict is its run's alone; " in out
+    assert (
+        "2 jobs: 2 skipped; rerun=true makes again what was skipped. Each verdict is its run's alone; "
+        in out
+    )
     assert "python -m slimdown.compare says which hold among all (†)." in " ".join(out.split())
     assert command("lora.r=4")[0] == pytest.approx(-0.1)
 
@@ -219,14 +265,22 @@ def test_a_run_is_looked_for_in_its_own_experiment_among_finished_ones(
 
 
 def test_a_trial_that_was_pruned_before_its_study_was_told_is_made_no_further(
-    done_before: Callable[..., str], command: Command, store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    done_before: Callable[..., str],
+    command: Command,
+    store: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pruned = done_before("lora.r=4")
     store.set_terminated(pruned, "KILLED")
     store.set_tag(pruned, Tag.pruned, "pruned after 25% of its steps")
     store.set_tag(pruned, Tag.sweep, "mine")
     monkeypatch.setattr("slimdown.experiment.experiment", lambda *_: pytest.fail("it goes on"))
-    trials = ["-m", "+search.space={lora.r:{choices:[4]}}", "search.n_trials=1", "search.study=mine"]
+    trials = [
+        "-m",
+        "+search.space={lora.r:{choices:[4]}}",
+        "search.n_trials=1",
+        "search.study=mine",
+    ]
     _, out, _ = command(*trials)
     assert re.search(rf"1  lora.r=4 +pruned +{pruned[:8]} +pruned after 25% of its steps", out)
     assert command(*trials) == (None, "", "")  # nothing is left to do
@@ -239,10 +293,18 @@ class Panic(BaseException):
     """As a library in Rust raises, which `except Exception` does not see."""
 
 
-ENDS = [SystemExit(3), MemoryError("no room"), torch.OutOfMemoryError("CUDA out of memory"), Panic("at byte 3"), None]
+ENDS = [
+    SystemExit(3),
+    MemoryError("no room"),
+    torch.OutOfMemoryError("CUDA out of memory"),
+    Panic("at byte 3"),
+    None,
+]
 
 
-def test_no_way_of_ending_a_job_ends_the_sweep(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_way_of_ending_a_job_ends_the_sweep(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ends = iter(ENDS)
 
     def ending(*settings: object) -> None:
@@ -275,7 +337,9 @@ def test_an_exit_inside_a_run_is_its_failure_and_shows_no_secret(store: MlflowCl
     ended = store.get_run(tracked.run_id)
     assert ended.info.status == "FAILED"
     assert ended.data.tags["slimdown.error"] == "SystemExit: no way to postgresql://***@server/x"
-    assert "hunter2" not in Path(store.download_artifacts(tracked.run_id, "traceback.txt")).read_text()
+    assert (
+        "hunter2" not in Path(store.download_artifacts(tracked.run_id, "traceback.txt")).read_text()
+    )
 
 
 # --- the run of a whole sweep ------------------------------------------------------------------------------
@@ -294,16 +358,27 @@ def test_the_run_of_a_sweep_that_was_killed_is_marked_so_by_the_next_and_goes_on
     first = opened_sweep(here(), "monday", "a", "sweep of seed", killed, "0 of 2 jobs done")
     assert store.get_run(first).info.status == "RUNNING"
     second = opened_sweep(here(), "tuesday", "b", "sweep of lora.r", me, "0 of 2 jobs done")
-    assert [store.get_run(run_id).info.status for run_id in (first, second)] == ["KILLED", "RUNNING"]
+    assert [store.get_run(run_id).info.status for run_id in (first, second)] == [
+        "KILLED",
+        "RUNNING",
+    ]
     assert opened_sweep(here(), "wednesday", "a", "sweep of seed", me, "0 of 2 jobs done") == first
     again = store.get_run(first)
-    assert (again.info.status, again.data.tags[Tag.sweep], again.data.tags[Tag.owner]) == ("RUNNING", "wednesday", me)
+    assert (again.info.status, again.data.tags[Tag.sweep], again.data.tags[Tag.owner]) == (
+        "RUNNING",
+        "wednesday",
+        me,
+    )
 
 
-def test_a_sweep_that_two_commands_share_is_ended_by_the_one_that_ends_last(store: MlflowClient, killed: str) -> None:
+def test_a_sweep_that_two_commands_share_is_ended_by_the_one_that_ends_last(
+    store: MlflowClient, killed: str
+) -> None:
     me = owner_tags()[Tag.owner]
     shared = opened_sweep(here(), "mine", "a", "sweep of seed", me, "0 of 2 jobs done")
-    assert opened_sweep(here(), "theirs", "a", "sweep of seed", killed, "0 of 2 jobs done") == shared
+    assert (
+        opened_sweep(here(), "theirs", "a", "sweep of seed", killed, "0 of 2 jobs done") == shared
+    )
     assert store.get_run(shared).data.tags[Tag.sweep] == "mine"
     with TrackedRun(here(), "job", "tuned", {PARENT: shared}):
         close_sweep(here(), "a", "FAILED", "1 of 2 jobs done", lambda: [("sweep.md", "one of two")])
@@ -313,7 +388,9 @@ def test_a_sweep_that_two_commands_share_is_ended_by_the_one_that_ends_last(stor
     assert Path(store.download_artifacts(shared, "sweep.md")).read_text() == "two of two"
 
 
-def test_a_sweep_tells_that_it_lives_and_how_far_it_is_in_its_own_run_alone(store: MlflowClient, killed: str) -> None:
+def test_a_sweep_tells_that_it_lives_and_how_far_it_is_in_its_own_run_alone(
+    store: MlflowClient, killed: str
+) -> None:
     me, told = owner_tags()[Tag.owner], Sweep(Path("mine"))
     told.jobs = [Job("seed=0", State.skipped, run_id="a" * 32), Job("seed=1"), Job("seed=2")]
     theirs = json.dumps({**json.loads(me), "host": "node7"})
@@ -328,30 +405,46 @@ def test_a_sweep_tells_that_it_lives_and_how_far_it_is_in_its_own_run_alone(stor
     after = store.get_run(shared).data.tags
     assert int(after[Tag.heartbeat]) > int(before[Tag.heartbeat])
     assert (before[Tag.at], after[Tag.at]) == ("1 of 3 jobs done", "2 of 3 jobs done")
-    store.set_tag(shared, Tag.owner, killed)  # of two commands the first one died, and the other goes on
+    store.set_tag(
+        shared, Tag.owner, killed
+    )  # of two commands the first one died, and the other goes on
     tell_sweep(here(), "a", theirs, told.tally)
     assert store.get_run(shared).data.tags[Tag.owner] == theirs
 
 
-def test_where_the_store_is_swept_the_run_in_each_is_ended(store: MlflowClient, command: Command) -> None:
+def test_where_the_store_is_swept_the_run_in_each_is_ended(
+    store: MlflowClient, command: Command
+) -> None:
     other = f"sqlite:///{Path('other.db').absolute()}"
     Path("other.db").write_bytes(Path("mlruns/mlflow.db").read_bytes())
-    ended, _, _ = command("-m", f"tracking.uri={here().uri},{other}", *FEW, "lora.target_modules=[nothing]")
+    ended, _, _ = command(
+        "-m", f"tracking.uri={here().uri},{other}", *FEW, "lora.target_modules=[nothing]"
+    )
     assert ended == "exit 1"
     for client in (store, MlflowClient(other)):
         [sweep] = runs_in(client, "sweep")
-        assert (sweep.info.status, sweep.data.tags[Tag.at]) == ("FAILED", "0 of 2 jobs done, 2 failed")
+        assert (sweep.info.status, sweep.data.tags[Tag.at]) == (
+            "FAILED",
+            "0 of 2 jobs done, 2 failed",
+        )
 
 
-def test_where_the_experiment_is_swept_the_run_in_each_is_ended(store: MlflowClient, command: Command) -> None:
-    ended, out, _ = command("-m", "tracking.experiment=one,two", *FEW, "lora.target_modules=[nothing]")
+def test_where_the_experiment_is_swept_the_run_in_each_is_ended(
+    store: MlflowClient, command: Command
+) -> None:
+    ended, out, _ = command(
+        "-m", "tracking.experiment=one,two", *FEW, "lora.target_modules=[nothing]"
+    )
     assert (ended, "2 jobs: 2 failed" in out) == ("exit 1", True)
     assert [run.info.status for run in runs_in(store, "sweep")] == ["FAILED", "FAILED"]
 
 
 def test_jobs_of_one_base_follow_each_other_and_keep_their_order() -> None:
     def jobs(*bases: str) -> list[list[str]]:
-        return [[f"lora.r={r}", f"model={base}", "seed=0"] for r, base in zip("4488", bases, strict=True)]
+        return [
+            [f"lora.r={r}", f"model={base}", "seed=0"]
+            for r, base in zip("4488", bases, strict=True)
+        ]
 
     assert _by_base(jobs("a", "b", "a", "b")) == [jobs("a", "b", "a", "b")[i] for i in (0, 2, 1, 3)]
     assert _by_base(jobs("a", "a", "a", "a")) == jobs("a", "a", "a", "a")

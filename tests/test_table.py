@@ -13,10 +13,10 @@ import pytest
 from made_up import evaluation, stopped, written
 from rich.console import Console
 
-from slimdown.judging.findings import Findings, judge
-from slimdown.settings.schema import PaperMetric, Role
-from slimdown.showing.findings import Pair, findings_table, pairs_table
-from slimdown.showing.table import FORMATS, Cell, Column, Row, Table, show, write
+from slimdown.config.schema import PaperMetric, Role
+from slimdown.report.findings import Pair, findings_table, pairs_table
+from slimdown.report.table import FORMATS, Cell, Column, Row, Table, show, write
+from slimdown.stats.findings import Findings, judge
 
 HOSTILE = [
     "[/y] [bold",
@@ -29,18 +29,35 @@ HOSTILE = [
 ]
 TABLE = Table(
     title="two runs",
-    columns=(Column("run", widest=44), Column("change", "points", is_number=True), Column("more", on_console=False)),
+    columns=(
+        Column("run", widest=44),
+        Column("change", "points", is_number=True),
+        Column("more", on_console=False),
+    ),
     rows=(
         Row(
             (
                 Cell("one", values={"name": "one", "n": 2}),
-                Cell("−3.0", "[−4.0, −2.0]", "all of it", "forgotten", " → undecided †", -0.03, {"change": -0.03}),
+                Cell(
+                    "−3.0",
+                    "[−4.0, −2.0]",
+                    "all of it",
+                    "forgotten",
+                    " → undecided †",
+                    -0.03,
+                    {"change": -0.03},
+                ),
                 Cell("hidden"),
             ),
             hint="seed 1",
         ),
         Row(
-            (Cell("two", values={"name": "two"}), Cell("–", values={"change": nan, "high": inf}), Cell()), is_minor=True
+            (
+                Cell("two", values={"name": "two"}),
+                Cell("–", values={"change": nan, "high": inf}),
+                Cell(),
+            ),
+            is_minor=True,
         ),
     ),
     legend="how to read",
@@ -55,10 +72,14 @@ def shown(table: Table, width: int) -> list[str]:
 
 
 def found() -> Findings:
-    kept, lost = written([1.0] * 80, paper_metric=PaperMetric.forgetting_rate), written([0.0] * 40 + [1.0] * 40)
+    kept, lost = (
+        written([1.0] * 80, paper_metric=PaperMetric.forgetting_rate),
+        written([0.0] * 40 + [1.0] * 40),
+    )
     learned = written([1.0] * 30 + [0.0] * 10, role=Role.target)
     return judge(
-        evaluation(maths=kept, skill=written([0.0] * 40, role=Role.target)), evaluation(maths=lost, skill=learned)
+        evaluation(maths=kept, skill=written([0.0] * 40, role=Role.target)),
+        evaluation(maths=lost, skill=learned),
     )
 
 
@@ -86,8 +107,13 @@ def test_programs_get_every_name_and_nothing_for_what_is_not_known() -> None:
 def test_html_has_a_heading_a_cell_an_order_and_a_hint() -> None:
     html = write(TABLE, "html")
     assert '<th scope="col" class="num">change<small>points</small></th>' in html
-    assert '<tr title="seed 1">\n<th scope="row">one</th>\n<td class="num" data-order="-0.03">−3.0 ' in html
-    assert '<span class="badge forgotten"><span aria-hidden="true">↓</span> forgotten</span>' in html
+    assert (
+        '<tr title="seed 1">\n<th scope="row">one</th>\n<td class="num" data-order="-0.03">−3.0 '
+        in html
+    )
+    assert (
+        '<span class="badge forgotten"><span aria-hidden="true">↓</span> forgotten</span>' in html
+    )
     assert '<tr class="minor">' in html
     assert not re.search("src=|href=|@import|url\\(", html)
 
@@ -100,13 +126,19 @@ def test_a_console_shows_what_fits_beside_below_or_stacked() -> None:
     for lines, width in ((beside, 80), (below, 30), (stacked, 26)):
         text = " ".join(" ".join(lines).split())
         assert max(map(len, lines)) <= width
-        assert all(part in text for part in ("−3.0", "forgotten", "all of it", "a note", "how to read"))
+        assert all(
+            part in text for part in ("−3.0", "forgotten", "all of it", "a note", "how to read")
+        )
         assert "hidden" not in text
         assert "…" not in text
 
 
 def test_a_file_is_as_wide_as_the_table() -> None:
-    wide = Table("", tuple(Column(f"c{i}") for i in range(40)), (Row(tuple(Cell("12345678") for _ in range(40))),))
+    wide = Table(
+        "",
+        tuple(Column(f"c{i}") for i in range(40)),
+        (Row(tuple(Cell("12345678") for _ in range(40))),),
+    )
     assert write(wide, "table").splitlines()[3].split() == ["12345678"] * 40
 
 
@@ -118,7 +150,11 @@ def test_rows_that_are_left_out_are_counted() -> None:
 def test_a_name_is_shown_and_never_obeyed(name: str) -> None:
     columns = (Column(name), Column("x"))
     table = Table(
-        name, columns, (Row((Cell(name, name, name, name, values={"name": name}), Cell()), hint=name),), name, (name,)
+        name,
+        columns,
+        (Row((Cell(name, name, name, name, values={"name": name}), Cell()), hint=name),),
+        name,
+        (name,),
     )
     texts = {format: write(table, format) for format in FORMATS}
     assert name.split()[0] in texts["table"]
@@ -156,7 +192,10 @@ def test_findings_are_a_row_a_metric_and_records_for_a_frame() -> None:
 
 
 def test_how_many_were_asked_of_how_many_stands_in_every_format() -> None:
-    early = [evaluation(maths=stopped(written([score] * 1319), 45), few=written([1.0] * 9)) for score in (1.0, 0.0)]
+    early = [
+        evaluation(maths=stopped(written([score] * 1319), 45), few=written([1.0] * 9))
+        for score in (1.0, 0.0)
+    ]
     table = findings_table(judge(*early), "a run")
     assert "| maths | flexible | 45 of 1,319 | 100.0 | 0.0 | −100.0 " in write(table, "markdown")
     assert "| few | flexible | 9 | 100.0 ±" in write(table, "markdown")
@@ -167,7 +206,9 @@ def test_how_many_were_asked_of_how_many_stands_in_every_format() -> None:
         "Forgotten: maths (−100.0 points after 45 of 1,319 questions)"
     )
     for format in ("markdown", "table", "html"):
-        assert "Questions were asked until enough was known, or all were." in " ".join(write(table, format).split())
+        assert "Questions were asked until enough was known, or all were." in " ".join(
+            write(table, format).split()
+        )
         assert "Questions were asked until" not in write(findings_table(found()), format)
 
 
@@ -175,7 +216,9 @@ def test_how_many_were_asked_of_how_many_stands_in_every_format() -> None:
     ("n_confirmed", "title", "sides", "document"),
     [(0, "a → b", ("first", "second"), dict), (1, "a → b", ("base", "tuned"), list)],
 )
-def test_a_pair_is_a_row_a_benchmark(n_confirmed: int, title: str, sides: tuple[str, str], document: type) -> None:
+def test_a_pair_is_a_row_a_benchmark(
+    n_confirmed: int, title: str, sides: tuple[str, str], document: type
+) -> None:
     table = pairs_table([Pair("a", "b", found(), n_confirmed)])
     assert table.title == title
     assert tuple(column.heading for column in table.columns[3:5]) == sides

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from slimdown.settings import task_files
+from slimdown.config import task_files
 
 
 @pytest.fixture
@@ -19,7 +19,9 @@ def fresh() -> dict[str, bytes]:
     return task_files._task_files()
 
 
-def test_they_come_from_one_file_the_second_time(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_come_from_one_file_the_second_time(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one_by_one = fresh()
     assert len(one_by_one) > 10_000
     monkeypatch.setattr(task_files, "_read_one_by_one", None)  # a second reading would fail
@@ -35,7 +37,9 @@ def test_a_damaged_file_is_made_again(cache: Path) -> None:
     assert kept.read_bytes() == whole
 
 
-def test_a_home_that_cannot_be_written_costs_time_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_cannot_be_written_costs_time_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert len(fresh()) > 10_000

@@ -12,13 +12,13 @@ import pytest
 from made_up import evaluation, written
 from mlflow import MlflowClient
 
-from slimdown.guarding.errors import UserError
-from slimdown.guarding.redaction import public_uri, redact
-from slimdown.judging.findings import judge
-from slimdown.recording.connection import open_store
-from slimdown.recording.write import TrackedRun
-from slimdown.settings.schema import TrackingConfig
+from slimdown.config.schema import TrackingConfig
+from slimdown.stats.findings import judge
+from slimdown.tracking.connection import open_store
+from slimdown.tracking.write import TrackedRun
 from slimdown.training.fine_tune import StepRecord
+from slimdown.utils.errors import UserError
+from slimdown.utils.redaction import public_uri, redact
 
 
 def local(experiment: str = "slimdown") -> TrackingConfig:
@@ -63,16 +63,24 @@ def test_a_forgetting_rate_without_an_end_is_no_metric(store: MlflowClient) -> N
     with tracked() as run:
         run.keep(judge(evaluation(a=base), evaluation(a=tuned)), {"report.md": "# what was lost"})
     kept = store.get_run(run.run_id).data.metrics
-    assert {key for key in kept if "above_chance" in key} == {"forgetting/a/forgetting_rate_above_chance_low"}
+    assert {key for key in kept if "above_chance" in key} == {
+        "forgetting/a/forgetting_rate_above_chance_low"
+    }
     assert kept["forgetting/a/forgetting_rate_above_chance_low"] > 1
     assert kept["forgetting/a/forgetting_rate_high"] < 1
 
 
 def test_artifacts_lie_beside_the_database(store: MlflowClient, tmp_path: Path) -> None:
     with tracked() as run:
-        files = {"report.md": "# what was lost", "plots/changes.svg": "<svg/>", "plots/changes.png": b"png"}
+        files = {
+            "report.md": "# what was lost",
+            "plots/changes.svg": "<svg/>",
+            "plots/changes.png": b"png",
+        }
         run.keep(judge(evaluation(a=written([1.0])), evaluation(a=written([0.0]))), files)
-    assert (tmp_path / "mlruns" / "artifacts" / run.run_id / "artifacts" / "report.md").read_text() == "# what was lost"
+    assert (
+        tmp_path / "mlruns" / "artifacts" / run.run_id / "artifacts" / "report.md"
+    ).read_text() == "# what was lost"
     assert store.get_run(run.run_id).data.tags["mlflow.note.content"] == "# what was lost"
 
 
@@ -90,18 +98,26 @@ def test_settings_are_params_by_the_keys_that_override_them(store: MlflowClient)
     assert {a.path for a in store.list_artifacts(run.run_id)} == {"config.yaml", "overrides.txt"}
 
 
-def test_no_secret_reaches_the_store(store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slimdown.recording.provenance import environment
+def test_no_secret_reaches_the_store(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from slimdown.tracking.provenance import environment
 
     monkeypatch.setenv("HF_TOKEN", "hf_veryverysecret")
     uri = "postgresql://me:hunter2@db/mlflow"
     run = tracked()
     with pytest.raises(RuntimeError), run:
-        files = {"config.yaml": f"uri: {uri}\n", "overrides.txt": f"tracking.uri={uri}", "x": json.dumps(environment())}
+        files = {
+            "config.yaml": f"uri: {uri}\n",
+            "overrides.txt": f"tracking.uri={uri}",
+            "x": json.dumps(environment()),
+        }
         run.log_settings({"tracking.uri": uri}, files)
         raise RuntimeError(f"cannot reach {uri} with password=hunter2")
     everything = str(store.get_run(run.run_id).to_dictionary())
-    everything += "".join(f.read_text() for f in (tmp_path / "mlruns" / "artifacts").rglob("*") if f.is_file())
+    everything += "".join(
+        f.read_text() for f in (tmp_path / "mlruns" / "artifacts").rglob("*") if f.is_file()
+    )
     assert "postgresql://***@db/mlflow" in everything
     assert "hunter2" not in everything
     assert "hf_veryverysecret" not in everything
@@ -117,19 +133,36 @@ def test_redacting_leaves_plain_text_alone() -> None:
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("http://me:pw@127.0.0.1:9", r"http://\*\*\*@127\.0\.0\.1:9 does not answer: .*refused.*; start the server"),
-        ("http://no.such.host.invalid:5000", r"http://no\.such\.host\.invalid:5000 does not answer: .*; start"),
+        (
+            "http://me:pw@127.0.0.1:9",
+            r"http://\*\*\*@127\.0\.0\.1:9 does not answer: .*refused.*; start the server",
+        ),
+        (
+            "http://no.such.host.invalid:5000",
+            r"http://no\.such\.host\.invalid:5000 does not answer: .*; start",
+        ),
         (
             "postgresql://me:pw@127.0.0.1:9/x",
             r"postgresql://\*\*\*@127\.0\.0\.1:9/x cannot be used: .*refused.*; check",
         ),
         ("mssql://127.0.0.1/x", r"mssql://127\.0\.0\.1/x needs the driver pyodbc; install it"),
-        ("sqlite:///{folder}", r"sqlite:///.* cannot be used: .*unable to open database file; choose a file"),
-        ("sqlite:///{folder}/file/mlflow.db", r"cannot be used: .*file.*; choose a file that you can write"),
-        ("sqlite:////proc/nowhere/mlflow.db", r"cannot be used: .*/proc/nowhere.*; choose a file that you can write"),
+        (
+            "sqlite:///{folder}",
+            r"sqlite:///.* cannot be used: .*unable to open database file; choose a file",
+        ),
+        (
+            "sqlite:///{folder}/file/mlflow.db",
+            r"cannot be used: .*file.*; choose a file that you can write",
+        ),
+        (
+            "sqlite:////proc/nowhere/mlflow.db",
+            r"cannot be used: .*/proc/nowhere.*; choose a file that you can write",
+        ),
     ],
 )
-def test_a_store_that_cannot_be_used_is_named_within_seconds(uri: str, said: str, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_used_is_named_within_seconds(
+    uri: str, said: str, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     started = time.monotonic()
     with pytest.raises(UserError, match=said) as refused:
@@ -139,11 +172,16 @@ def test_a_store_that_cannot_be_used_is_named_within_seconds(uri: str, said: str
 
 
 @pytest.mark.parametrize("scheme", ["http", "postgresql"])
-def test_a_server_that_accepts_and_says_nothing_is_known_in_time(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slimdown.recording.connection._MOST_SECONDS", 1)
+def test_a_server_that_accepts_and_says_nothing_is_known_in_time(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slimdown.tracking.connection._MOST_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/x"
-        with pytest.raises(UserError, match=rf"{scheme}://127.* does not answer: (no answer within 1 s|.*timed out)"):
+        with pytest.raises(
+            UserError,
+            match=rf"{scheme}://127.* does not answer: (no answer within 1 s|.*timed out)",
+        ):
             open_store(TrackingConfig(uri=uri, experiment="x"))
 
 
@@ -178,20 +216,24 @@ def test_a_store_whose_making_is_cut_short_is_not_there(tmp_path: Path) -> None:
             open_store(TrackingConfig(uri=f"sqlite:///{tmp_path}/mlruns/mlflow.db", experiment="x"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not any(file.stat().st_size for file in tmp_path.rglob("*.db*"))  # half a store is refused for good
+    assert not any(
+        file.stat().st_size for file in tmp_path.rglob("*.db*")
+    )  # half a store is refused for good
 
 
 def test_a_deleted_experiment_is_named(store: MlflowClient) -> None:
     store.delete_experiment(store.create_experiment("gone"))
-    with pytest.raises(UserError, match=r"tracking\.experiment=gone was deleted in MLflow; restore it"):
+    with pytest.raises(
+        UserError, match=r"tracking\.experiment=gone was deleted in MLflow; restore it"
+    ):
         TrackedRun(local("gone"), "run", kind="tuned", tags={})
 
 
 @pytest.mark.slow
 def test_processes_that_open_a_fresh_store_together_all_succeed(tmp_path: Path) -> None:
     script = (
-        "from slimdown.settings.schema import TrackingConfig\n"
-        "from slimdown.recording.write import TrackedRun\n"
+        "from slimdown.config.schema import TrackingConfig\n"
+        "from slimdown.tracking.write import TrackedRun\n"
         "with TrackedRun(TrackingConfig(uri='sqlite:///mlruns/mlflow.db', experiment='new'), 'r', 'tuned', {}): pass\n"
     )
     jobs = [subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path) for _ in range(4)]

@@ -19,30 +19,44 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 from test_run import adapter_of as stored_adapter, runs_in
 
+from slimdown.config.schema import RunConfig
 from slimdown.experiment import experiment
-from slimdown.guarding.errors import UserError
-from slimdown.judging.findings import Findings
+from slimdown.models.identity import weights_digest
+from slimdown.models.model import LoadedModel, load_model
 from slimdown.pocket import MODEL_DIR
-from slimdown.preparing.identity import weights_digest
-from slimdown.preparing.model import LoadedModel, load_model
-from slimdown.recording.provenance import About
-from slimdown.settings.schema import RunConfig
+from slimdown.stats.findings import Findings
+from slimdown.tracking.provenance import About
 from slimdown.training.given import GivenAdapter, GivenModel
 from slimdown.training.tuning import way_to_tuned
+from slimdown.utils.errors import UserError
 
 Composed = Callable[..., RunConfig]
-FEW = ["benchmark=[pocket_math,pocket_cs]", "benchmark.pocket_math.limit=8", "benchmark.pocket_cs.limit=8"]
+FEW = [
+    "benchmark=[pocket_math,pocket_cs]",
+    "benchmark.pocket_math.limit=8",
+    "benchmark.pocket_cs.limit=8",
+]
 TOKENS = torch.arange(5, 17)[None]
 LAYERS = {"target_modules": ["q_proj", "v_proj"]}
 KINDS: dict[str, Callable[[], Any]] = {
     "lora": lambda: peft.LoraConfig(task_type="CAUSAL_LM", **LAYERS),
-    "dora": lambda: peft.LoraConfig(task_type="CAUSAL_LM", use_dora=True, use_rslora=True, **LAYERS),
+    "dora": lambda: peft.LoraConfig(
+        task_type="CAUSAL_LM", use_dora=True, use_rslora=True, **LAYERS
+    ),
     "lora without a task": lambda: peft.LoraConfig(target_modules="all-linear"),
-    "saved embeddings": lambda: peft.LoraConfig(modules_to_save=["embed_tokens"], task_type="CAUSAL_LM", **LAYERS),
-    "trained tokens": lambda: peft.LoraConfig(trainable_token_indices=[5, 6], task_type="CAUSAL_LM", **LAYERS),
+    "saved embeddings": lambda: peft.LoraConfig(
+        modules_to_save=["embed_tokens"], task_type="CAUSAL_LM", **LAYERS
+    ),
+    "trained tokens": lambda: peft.LoraConfig(
+        trainable_token_indices=[5, 6], task_type="CAUSAL_LM", **LAYERS
+    ),
     "ia3": lambda: peft.IA3Config(task_type="CAUSAL_LM", feedforward_modules=[], **LAYERS),
-    "adalora": lambda: peft.AdaLoraConfig(task_type="CAUSAL_LM", total_step=9, tinit=1, tfinal=1, **LAYERS),
-    "vera": lambda: peft.VeraConfig(task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "o_proj"]),
+    "adalora": lambda: peft.AdaLoraConfig(
+        task_type="CAUSAL_LM", total_step=9, tinit=1, tfinal=1, **LAYERS
+    ),
+    "vera": lambda: peft.VeraConfig(
+        task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "o_proj"]
+    ),
     "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
     "prompt": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
 }
@@ -94,14 +108,18 @@ def test_an_adapter_answers_as_peft_loads_it_and_leaves_the_base_alone(
     config = composed(f"tuned='{adapter_of(kind)}'")
     before, weights = logits(pocket.model), weights_digest(pocket.model)
     if kind == "vera" and tuple(map(int, version("peft").split(".")[:2])) < (0, 21):
-        with pytest.raises(UserError, match="vera_A"):  # PEFT leaves the saved projections out and draws others
+        with pytest.raises(
+            UserError, match="vera_A"
+        ):  # PEFT leaves the saved projections out and draws others
             way_to_tuned(pocket, config)
         return
     way = way_to_tuned(pocket, config)
     assert isinstance(way, GivenAdapter)
     given = way.obtain(Path("unused"), print, print)
     assert given.training is None
-    expected = peft.PeftModel.from_pretrained(load_model(config.model, config.quantization).model, adapter_of(kind))
+    expected = peft.PeftModel.from_pretrained(
+        load_model(config.model, config.quantization).model, adapter_of(kind)
+    )
     assert torch.equal(logits(given.model.model), logits(expected.eval()))
     assert not torch.equal(logits(given.model.model)[:, -12:], before)
     assert torch.equal(logits(pocket.model), before)
@@ -125,7 +143,9 @@ def test_the_base_stays_itself_whatever_beginning_an_adapter_has_and_however_it_
     base = load_model(config.model, config.quantization)
     weights = weights_digest(base.model)
     given = way_to_tuned(base, config).obtain(tmp_path, print, print)
-    expected = peft.PeftModel.from_pretrained(load_model(config.model, config.quantization).model, tmp_path)
+    expected = peft.PeftModel.from_pretrained(
+        load_model(config.model, config.quantization).model, tmp_path
+    )
     assert torch.equal(logits(given.model.model), logits(expected.eval()))
     assert weights_digest(base.model) == weights
 
@@ -156,7 +176,9 @@ def test_added_tokens_are_allowed_and_told(
     if not whole:
         expected = load_model(composed().model, composed().quantization).model
         expected.resize_token_embeddings(len(tuned.tokenizer), mean_resizing=False)
-        assert torch.equal(logits(tuned.model), logits(peft.PeftModel.from_pretrained(expected, tmp_path).eval()))
+        assert torch.equal(
+            logits(tuned.model), logits(peft.PeftModel.from_pretrained(expected, tmp_path).eval())
+        )
     assert tuned.tokenizer("<b>").input_ids[-1] == len(tuned.tokenizer) - 1
     embeddings = tuned.model.get_input_embeddings()(torch.tensor([len(tuned.tokenizer) - 1]))
     saved = load_file(next(tmp_path.glob("*.safetensors")))
@@ -191,15 +213,23 @@ def set_config(**values: Any) -> Callable[[Path], None]:
 
 def for_other_widths(folder: Path) -> None:
     config = transformers.LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, vocab_size=64
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        vocab_size=64,
     )
-    peft.get_peft_model(transformers.LlamaForCausalLM(config), KINDS["lora"]()).save_pretrained(folder)
+    peft.get_peft_model(transformers.LlamaForCausalLM(config), KINDS["lora"]()).save_pretrained(
+        folder
+    )
 
 
 def for_more_layers(folder: Path) -> None:
     edit_weights(
         folder,
-        lambda weights: weights.update({next(iter(weights)).replace("layers.0", "layers.9"): torch.ones(8, 192)}),
+        lambda weights: weights.update(
+            {next(iter(weights)).replace("layers.0", "layers.9"): torch.ones(8, 192)}
+        ),
     )
 
 
@@ -218,7 +248,9 @@ def with_another_tokenizer(folder: Path) -> None:
 def that_cuts_otherwise(folder: Path) -> None:
     for file in MODEL_DIR.glob("token*.json"):
         shutil.copy(file, folder)
-    edit(folder / "tokenizer.json", lambda content: content.update(normalizer={"type": "Lowercase"}))
+    edit(
+        folder / "tokenizer.json", lambda content: content.update(normalizer={"type": "Lowercase"})
+    )
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -230,15 +262,32 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         set_config(target_modules=["c_attn"]),
         "does not fit on pocket:model: it was made on another base",
     ),
-    "more layers": (for_more_layers, "1 of its weights are missing or find no place, base_model.model.model.layers.9"),
-    "a weight less": (lambda f: edit_weights(f, lambda w: w.pop(sorted(w)[3])), "1 of its weights are missing"),
-    "nan": (lambda f: edit_weights(f, lambda w: [t.fill_(torch.nan) for t in w.values()]), "computes no numbers"),
-    "another task": (set_config(task_type="SEQ_CLS"), "is an adapter for SEQ_CLS; only CAUSAL_LM can be asked"),
+    "more layers": (
+        for_more_layers,
+        "1 of its weights are missing or find no place, base_model.model.model.layers.9",
+    ),
+    "a weight less": (
+        lambda f: edit_weights(f, lambda w: w.pop(sorted(w)[3])),
+        "1 of its weights are missing",
+    ),
+    "nan": (
+        lambda f: edit_weights(f, lambda w: [t.fill_(torch.nan) for t in w.values()]),
+        "computes no numbers",
+    ),
+    "another task": (
+        set_config(task_type="SEQ_CLS"),
+        "is an adapter for SEQ_CLS; only CAUSAL_LM can be asked",
+    ),
     "an unknown kind": (set_config(peft_type="NOPE"), "cannot be loaded: "),
     "another tokenizer": (with_another_tokenizer, "has another tokenizer than pocket:model: 2 of "),
-    "another normalizer": (that_cuts_otherwise, "has another tokenizer than pocket:model: it cuts "),
+    "another normalizer": (
+        that_cuts_otherwise,
+        "has another tokenizer than pocket:model: it cuts ",
+    ),
     "cut short": (
-        lambda f: (f / "adapter_model.safetensors").write_bytes((f / "adapter_model.safetensors").read_bytes()[:-9]),
+        lambda f: (f / "adapter_model.safetensors").write_bytes(
+            (f / "adapter_model.safetensors").read_bytes()[:-9]
+        ),
         "a .safetensors file is damaged or cut short",
     ),
     "no JSON": (lambda f: (f / "adapter_config.json").write_text("{"), "cannot be loaded: "),
@@ -263,17 +312,29 @@ def test_an_adapter_that_is_not_the_bases_is_refused_in_a_line_before_anything_i
 @pytest.mark.parametrize(
     ("damage", "answer"),
     [
-        (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]), "cut short"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(
+                (f / "model.safetensors").read_bytes()[:-9]
+            ),
+            "cut short",
+        ),
         (with_another_tokenizer, "has another tokenizer than pocket:model"),
         (lambda f: (f / "config.json").write_text("{"), "cannot be loaded: "),
         (
-            lambda f: edit(f / "config.json", lambda c: c.update(auto_map={"AutoConfig": "evil.C"}, model_type="evil")),
+            lambda f: edit(
+                f / "config.json",
+                lambda c: c.update(auto_map={"AutoConfig": "evil.C"}, model_type="evil"),
+            ),
             "needs code of its own",
         ),
     ],
 )
 def test_a_model_that_cannot_be_asked_alike_is_refused_before_anything_is_measured(
-    damage: Callable[[Path], object], answer: str, tmp_path: Path, pocket: LoadedModel, composed: Composed
+    damage: Callable[[Path], object],
+    answer: str,
+    tmp_path: Path,
+    pocket: LoadedModel,
+    composed: Composed,
 ) -> None:
     shutil.copytree(MODEL_DIR, tmp_path / "model")
     (tmp_path / "model" / "evil.py").write_text("raise SystemExit('run')")
@@ -293,7 +354,11 @@ def here(store: MlflowClient, tmp_path: Path) -> str:
 
 
 def answers(findings: Findings) -> list[Any]:
-    return [(s.doc_hash, s.log_likelihoods, s.scores) for r in findings.after.benchmarks.values() for s in r.samples]
+    return [
+        (s.doc_hash, s.log_likelihoods, s.scores)
+        for r in findings.after.benchmarks.values()
+        for s in r.samples
+    ]
 
 
 def test_the_adapter_of_a_run_has_that_runs_scores_and_finds_its_evaluations(
@@ -308,7 +373,9 @@ def test_the_adapter_of_a_run_has_that_runs_scores_and_finds_its_evaluations(
     assert anew.training is None
     found = run(composed(*given), tmp_path)
     assert answers(found) == answers(trained)
-    seconds = [[report.seconds for report in one.after.benchmarks.values()] for one in (found, anew)]
+    seconds = [
+        [report.seconds for report in one.after.benchmarks.values()] for one in (found, anew)
+    ]
     assert seconds[0] == seconds[1]  # nothing was asked
 
 
@@ -330,17 +397,24 @@ def test_both_are_asked_in_the_room_that_virtual_tokens_leave(
     findings = run(composed(*FEW, here, f"tuned='{adapter_of(kind)}'"), tmp_path)
     window = plain_model().config.max_position_embeddings
     assert (
-        findings.before.scoring_path == findings.after.scoring_path == f"shared-merging-dequantized-window_{window - 4}"
+        findings.before.scoring_path
+        == findings.after.scoring_path
+        == f"shared-merging-dequantized-window_{window - 4}"
     )
     assert answers(findings)
 
 
 @pytest.mark.parametrize("longer", [True, False])
-def test_two_windows_are_asked_in_the_shorter_one(longer: bool, composed: Composed, here: str, tmp_path: Path) -> None:
+def test_two_windows_are_asked_in_the_shorter_one(
+    longer: bool, composed: Composed, here: str, tmp_path: Path
+) -> None:
     shutil.copytree(MODEL_DIR, tmp_path / "model")
     window = plain_model().config.max_position_embeddings
     other = 2 * window if longer else window // 2
-    edit(tmp_path / "model" / "config.json", lambda config: config.update(max_position_embeddings=other))
+    edit(
+        tmp_path / "model" / "config.json",
+        lambda config: config.update(max_position_embeddings=other),
+    )
     findings = run(composed(*FEW, here, f"tuned='{tmp_path}/model'"), tmp_path)
     assert findings.before.scoring_path.endswith(f"-window_{min(window, other)}")
     assert findings.after.scoring_path == findings.before.scoring_path
@@ -351,7 +425,9 @@ def test_two_windows_are_asked_in_the_shorter_one(longer: bool, composed: Compos
 def test_a_sweep_measures_the_base_once_and_says_where_each_came_from(
     adapter_of: Callable[[str], Path], store: MlflowClient, tmp_path: Path
 ) -> None:
-    folders = [shutil.copytree(adapter_of(kind), tmp_path / "made" / kind) for kind in ("dora", "ia3")]
+    folders = [
+        shutil.copytree(adapter_of(kind), tmp_path / "made" / kind) for kind in ("dora", "ia3")
+    ]
     merged = tmp_path / "made" / "merged"
     whole = peft.PeftModel.from_pretrained(plain_model(), folders[0]).merge_and_unload()
     whole.save_pretrained(merged)
@@ -362,12 +438,16 @@ def test_a_sweep_measures_the_base_once_and_says_where_each_came_from(
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     runs = runs_in(store)
-    assert [run.info.run_name for run in runs] == [f"pocket tuned=made/{kind}" for kind in ("dora", "ia3", "merged")]
+    assert [run.info.run_name for run in runs] == [
+        f"pocket tuned=made/{kind}" for kind in ("dora", "ia3", "merged")
+    ]
     assert len(runs_in(store, "baseline")) == 1
     for made in runs:
         assert made.data.tags["slimdown.origin"].startswith(f"{made.data.params['tuned']}@sha256:")
         assert "slimdown.dataset" not in made.data.tags
-        assert not [key for key in made.data.params if key.startswith(("dataset", "lora", "train", "seed"))]
+        assert not [
+            key for key in made.data.params if key.startswith(("dataset", "lora", "train", "seed"))
+        ]
         assert made.inputs.dataset_inputs == []
         assert "forgetting/pocket_cs/change" in made.data.metrics
         config = Path(store.download_artifacts(made.info.run_id, "config.yaml")).read_text()
@@ -376,6 +456,9 @@ def test_a_sweep_measures_the_base_once_and_says_where_each_came_from(
         page = Path(store.download_artifacts(made.info.run_id, "report.html")).read_text()
         assert made.data.params["tuned"] in page
     compared = subprocess.run(
-        [sys.executable, "-m", "slimdown.compare", "--format", "csv"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-m", "slimdown.compare", "--format", "csv"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert "made/ia3" in compared.stdout, compared.stderr

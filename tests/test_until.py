@@ -18,25 +18,25 @@ from made_up import written
 from mlflow import MlflowClient
 from peft import LoraConfig, get_peft_model
 
+from slimdown.config.commandline import check_command_line
+from slimdown.config.schema import BenchmarkConfig, RunConfig, Until
+from slimdown.evaluation.answers import BenchmarkEvaluation, Evaluation, read_samples, write_samples
+from slimdown.evaluation.order import order_of, stages_of
+from slimdown.evaluation.parts import Parts
+from slimdown.evaluation.questions import in_stages, load_tasks
+from slimdown.evaluation.turns import Asking
 from slimdown.experiment import experiment
-from slimdown.guarding.errors import ConfigError
-from slimdown.judging.changes import changes_between
-from slimdown.measuring.answers import BenchmarkEvaluation, Evaluation, read_samples, write_samples
-from slimdown.measuring.order import order_of, stages_of
-from slimdown.measuring.parts import Parts
-from slimdown.measuring.questions import in_stages, load_tasks
-from slimdown.measuring.turns import Asking
+from slimdown.models.dequantize import DequantizedLinear
+from slimdown.models.model import LoadedModel, load_model
 from slimdown.pocket import DATA_DIR, TASKS_DIR
-from slimdown.preparing.dequantize import DequantizedLinear
-from slimdown.preparing.model import LoadedModel, load_model
-from slimdown.recording.evaluations import base_records
-from slimdown.recording.provenance import About
-from slimdown.recording.read import find_runs, read_evaluation
-from slimdown.recording.runs import opened_run
-from slimdown.settings.commandline import check_command_line
-from slimdown.settings.schema import BenchmarkConfig, RunConfig, Until
+from slimdown.stats.changes import changes_between
+from slimdown.tracking.evaluations import base_records
+from slimdown.tracking.provenance import About
+from slimdown.tracking.read import find_runs, read_evaluation
+from slimdown.tracking.runs import opened_run
 from slimdown.training.adapters import adapter_config
 from slimdown.training.tuning import way_to_tuned
+from slimdown.utils.errors import ConfigError
 
 Composed = Callable[..., RunConfig]
 
@@ -80,7 +80,9 @@ def test_a_tasks_order_depends_on_its_own_questions_alone() -> None:
 
 def test_a_file_of_samples_says_when_they_were_looked_at(tmp_path: Path) -> None:
     whole = written([1.0] * 40)
-    stopped = replace(whole, samples=tuple(reversed(whole.samples)), stages=(32, 40), n_available=200)
+    stopped = replace(
+        whole, samples=tuple(reversed(whole.samples)), stages=(32, 40), n_available=200
+    )
     for report in (whole, stopped):
         write_samples(tmp_path / "samples.parquet", "base", "written", report)
         assert read_samples(tmp_path / "samples.parquet", whole.benchmark) == report
@@ -97,19 +99,26 @@ def test_a_file_of_samples_says_when_they_were_looked_at(tmp_path: Path) -> None
             "max_loss must be a share from 0 up to, not including, 1 (",
         ),
         (["benchmark.pocket_cs.max_loss=-0.1"], "benchmark.pocket_cs.max_loss must be a share"),
-        (["evaluation.until=budget", "benchmark=[pocket_instructions]"], "benchmark.pocket_instructions.max_loss=0.02"),
+        (
+            ["evaluation.until=budget", "benchmark=[pocket_instructions]"],
+            "benchmark.pocket_instructions.max_loss=0.02",
+        ),
         (
             ["-m", "evaluation.until=decided", "+search.space={lora.r:{choices:[2,4]}}"],
             "a search compares its trials by their scores",
         ),
     ],
 )
-def test_what_cannot_be_stopped_so_is_refused_on_the_command_line(given: list[str], problem: str) -> None:
+def test_what_cannot_be_stopped_so_is_refused_on_the_command_line(
+    given: list[str], problem: str
+) -> None:
     with pytest.raises(ConfigError, match=re.escape(problem)):
         check_command_line(given)
 
 
-def test_a_budget_may_be_given_and_is_that_of_what_is_to_be_retained_otherwise(composed: Composed) -> None:
+def test_a_budget_may_be_given_and_is_that_of_what_is_to_be_retained_otherwise(
+    composed: Composed,
+) -> None:
     assert composed().evaluation.until is Until.all
     assert composed("evaluation.until=budget").benchmark["pocket_cs"].max_loss is None
     budget = ["benchmark=[pocket_instructions]", "benchmark.pocket_instructions.max_loss=0"]
@@ -120,13 +129,19 @@ def test_a_budget_may_be_given_and_is_that_of_what_is_to_be_retained_otherwise(c
 # --- asking ------------------------------------------------------------------------------------------------------
 
 FEW = 12  # questions, in stages of 4, 6, 9 and 12
-IN_STAGES = ("benchmark=[pocket_cs]", f"benchmark.pocket_cs.limit={FEW}", "evaluation.until=decided")
+IN_STAGES = (
+    "benchmark=[pocket_cs]",
+    f"benchmark.pocket_cs.limit={FEW}",
+    "evaluation.until=decided",
+)
 
 
 class Memory:
     """A record in memory, with parts in a folder where there is one."""
 
-    def __init__(self, folder: Path | None = None, kept: dict[str, BenchmarkEvaluation] | None = None) -> None:
+    def __init__(
+        self, folder: Path | None = None, kept: dict[str, BenchmarkEvaluation] | None = None
+    ) -> None:
         self.folder, self.kept, self.stage = folder, {} if kept is None else kept, 0
         self.made: list[tuple[str, int]] = []
         self.asked: dict[str, BenchmarkEvaluation] = {}
@@ -161,7 +176,7 @@ class Memory:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slimdown.measuring.order.FIRST", 4)
+    monkeypatch.setattr("slimdown.evaluation.order.FIRST", 4)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +200,9 @@ def tuned_from(base: LoadedModel) -> LoadedModel:
     """An adapter that was not trained, and moves every answer."""
     torch.manual_seed(0)  # small random weights may move none of a few answers
     modules = ["q_proj", "v_proj"]
-    shape = LoraConfig(r=8, lora_alpha=64, target_modules=modules, init_lora_weights=False, task_type="CAUSAL_LM")
+    shape = LoraConfig(
+        r=8, lora_alpha=64, target_modules=modules, init_lora_weights=False, task_type="CAUSAL_LM"
+    )
     model = get_peft_model(base.model, shape).eval()
     return replace(base, model=model, identity={**base.identity, "adapter": "random"})
 
@@ -203,11 +220,13 @@ def test_what_is_asked_in_stages_is_what_a_whole_evaluation_asks(
     task: str, composed: Composed, tasks_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompts and worked examples, and in float32 the answers; in bfloat16 what is computed side by side moves them."""
-    monkeypatch.setattr("slimdown.measuring.questions.TASKS_DIR", tasks_dir)
+    monkeypatch.setattr("slimdown.evaluation.questions.TASKS_DIR", tasks_dir)
     exact = ("model.dtype=float32", "quantization=none")
     config = composed("benchmark=[pocket_cs,pocket_math]", "evaluation.until=decided", *exact)
     known = config.benchmark["pocket_math" if task == "pocket_math" else "pocket_cs"]
-    config.benchmark = {task: replace(known, task=task, limit=FEW, num_fewshot=2 if task == "pocket_shots" else 0)}
+    config.benchmark = {
+        task: replace(known, task=task, limit=FEW, num_fewshot=2 if task == "pocket_shots" else 0)
+    }
     base = load_model(config.model, config.quantization)
     asking = asking_of(config, base)
     staged = asking.base(base, Memory(), told, stays=False).benchmarks[task]
@@ -221,12 +240,18 @@ def test_what_is_asked_in_stages_is_what_a_whole_evaluation_asks(
     answers = {(s.task, s.doc_id): s for s in at_once.samples}
     for sample in staged.samples:
         other = answers[sample.task, sample.doc_id]
-        assert (sample.prompt, sample.target, sample.answers) == (other.prompt, other.target, other.answers)
+        assert (sample.prompt, sample.target, sample.answers) == (
+            other.prompt,
+            other.target,
+            other.answers,
+        )
         assert sample.log_likelihoods == pytest.approx(other.log_likelihoods, abs=1e-4)
     assert staged.score.value == pytest.approx(at_once.score.value)
 
 
-@pytest.mark.parametrize(("sizes", "weighs", "n_stages"), [((6, 6), False, 4), ((9, 3), True, 4), ((9, 3), False, 0)])
+@pytest.mark.parametrize(
+    ("sizes", "weighs", "n_stages"), [((6, 6), False, 4), ((9, 3), True, 4), ((9, 3), False, 0)]
+)
 def test_a_group_that_weighs_unequal_tasks_alike_is_asked_whole(
     sizes: tuple[int, int], weighs: bool, n_stages: int, composed: Composed
 ) -> None:
@@ -235,7 +260,8 @@ def test_a_group_that_weighs_unequal_tasks_alike_is_asked_whole(
     tasks = {name: copy.copy(task) for name in ("one", "other")}
     for (name, one), size in zip(tasks.items(), sizes, strict=True):
         one._instances = [
-            Instance("loglikelihood", {"q": f"{name} {i}"}, ("", ""), 0, (name, i, 1)) for i in range(size)
+            Instance("loglikelihood", {"q": f"{name} {i}"}, ("", ""), 0, (name, i, 1))
+            for i in range(size)
         ]
     how = AggMetricConfig("acc", weight_by_size=weighs)
     loaded = {"tasks": tasks, "groups": {"both": Group("both", aggregate_metric_list=[how])}}
@@ -245,7 +271,10 @@ def test_a_group_that_weighs_unequal_tasks_alike_is_asked_whole(
 
 def test_both_are_asked_as_far_as_need_be_and_a_stage_of_the_base_once(composed: Composed) -> None:
     config = composed("benchmark=[pocket_cs,pocket_commonsense]", "evaluation.until=decided")
-    config.benchmark["pocket_cs"].limit, config.benchmark["pocket_commonsense"].limit = 4, FEW  # one stage: asked whole
+    config.benchmark["pocket_cs"].limit, config.benchmark["pocket_commonsense"].limit = (
+        4,
+        FEW,
+    )  # one stage: asked whole
     base = load_model(config.model, config.quantization)
     asking, record, own = asking_of(config, base), Memory(), Memory()
     before = asking.base(base, record, told, stays=True)
@@ -265,34 +294,50 @@ def test_both_are_asked_as_far_as_need_be_and_a_stage_of_the_base_once(composed:
         report = evaluation.benchmarks["pocket_commonsense"]
         assert (report.stages, report.n_available, len(report.samples)) == ((4, 6, 9), FEW, 9)
         assert kept.asked == {"pocket_commonsense": report}
-        assert (evaluation.benchmarks["pocket_cs"].stages, len(evaluation.benchmarks["pocket_cs"].samples)) == ((), 4)
+        assert (
+            evaluation.benchmarks["pocket_cs"].stages,
+            len(evaluation.benchmarks["pocket_cs"].samples),
+        ) == ((), 4)
     assert changes_between(before, after).benchmarks["pocket_commonsense"].n == 9
     again = load_model(config.model, config.quantization)
     later = Memory(kept=record.kept)
-    found = asking_of(config, again).base(again, later, told, stays=False)  # as before a training of its weights
+    found = asking_of(config, again).base(
+        again, later, told, stays=False
+    )  # as before a training of its weights
     assert later.made == [("pocket_commonsense", 12)]
-    assert found.benchmarks["pocket_commonsense"].samples[:9] == before.benchmarks["pocket_commonsense"].samples
+    assert (
+        found.benchmarks["pocket_commonsense"].samples[:9]
+        == before.benchmarks["pocket_commonsense"].samples
+    )
 
 
 @pytest.mark.parametrize("until", ["all", "decided"])
-def test_what_the_base_answered_is_a_draft_of_the_tuned_models_answers(until: str, composed: Composed) -> None:
+def test_what_the_base_answered_is_a_draft_of_the_tuned_models_answers(
+    until: str, composed: Composed
+) -> None:
     exact = ("model.dtype=float32", "quantization=none", f"evaluation.until={until}")
     config = composed("benchmark=[pocket_math]", f"benchmark.pocket_math.limit={FEW}", *exact)
     base = load_model(config.model, config.quantization)
     asking = asking_of(config, base)
     before = asking.base(base, Memory(), told, stays=False)
     same = replace(base, identity={**base.identity, "adapter": "none"})
-    _, after = asking.both(before, base, same, (Memory(), Memory()), lambda *_: set(config.benchmark), told)
+    _, after = asking.both(
+        before, base, same, (Memory(), Memory()), lambda *_: set(config.benchmark), told
+    )
     assert after.benchmarks["pocket_math"].samples == before.benchmarks["pocket_math"].samples
     assert after.accepted_draft_share > before.accepted_draft_share + 0.3
     with_adapter = tuned_from(base)
-    _, drafted = asking.both(before, base, with_adapter, (Memory(), Memory()), lambda *_: set(config.benchmark), told)
+    _, drafted = asking.both(
+        before, base, with_adapter, (Memory(), Memory()), lambda *_: set(config.benchmark), told
+    )
     alone = asking.base(with_adapter, Memory(), told, stays=False)
     assert drafted.benchmarks["pocket_math"].samples == alone.benchmarks["pocket_math"].samples
     assert drafted.benchmarks["pocket_math"].samples != before.benchmarks["pocket_math"].samples
 
 
-def test_scores_that_are_no_shares_are_asked_to_the_end_and_not_looked_at(composed: Composed) -> None:
+def test_scores_that_are_no_shares_are_asked_to_the_end_and_not_looked_at(
+    composed: Composed,
+) -> None:
     config = composed(*IN_STAGES)
     base = load_model(config.model, config.quantization)
     asking = asking_of(config, base)
@@ -300,7 +345,9 @@ def test_scores_that_are_no_shares_are_asked_to_the_end_and_not_looked_at(compos
     task.process_results = lambda doc, results: {"acc": 7.0}
     before = asking.base(base, Memory(), told, stays=True)
     records = Memory(), Memory()
-    both = asking.both(before, base, tuned_from(base), records, lambda before, after, until: set(), told)
+    both = asking.both(
+        before, base, tuned_from(base), records, lambda before, after, until: set(), told
+    )
     for one in both:
         report = one.benchmarks["pocket_cs"]
         assert (len(report.samples), report.stages, report.score.value) == (FEW, (), 7.0)
@@ -313,9 +360,15 @@ def test_a_base_that_is_gone_by_then_is_asked_before_and_no_more(composed: Compo
     all_asked = asking.base(base, Memory(), told, stays=False)
     for tensor in base.model.parameters():
         tensor.data = tensor.data.new_empty(0)
-    before, after = asking.both(all_asked, base, tuned, (Memory(), Memory()), lambda *looked: set(), told)
+    before, after = asking.both(
+        all_asked, base, tuned, (Memory(), Memory()), lambda *looked: set(), told
+    )
     report = before.benchmarks["pocket_cs"]
-    assert (all_asked.benchmarks["pocket_cs"].stages, report.stages, len(report.samples)) == ((4, 6, 9, 12), (4,), 4)
+    assert (all_asked.benchmarks["pocket_cs"].stages, report.stages, len(report.samples)) == (
+        (4, 6, 9, 12),
+        (4,),
+        4,
+    )
     assert report.samples == after.benchmarks["pocket_cs"].samples
     assert report.task_hash == after.benchmarks["pocket_cs"].task_hash
 
@@ -327,7 +380,9 @@ def test_4_bit_weights_are_not_unpacked_twice_to_ask_base_and_tuned_model_in_tur
     base, other = (load_model(composed().model, composed().quantization) for _ in range(2))
     tuned_from(other).model.save_pretrained(tmp_path)
     given = (*IN_STAGES, f"tuned='{tmp_path}'")
-    assert way_to_tuned(base, composed(*given, "quantization.dequantize_for_evaluation=false")).keeps_base
+    assert way_to_tuned(
+        base, composed(*given, "quantization.dequantize_for_evaluation=false")
+    ).keeps_base
     config = composed(*given, "quantization.dequantize_for_evaluation=true")
     way = way_to_tuned(base, config)
     asking = Asking.alike(base, load_tasks(config.benchmark), config, way.adapter)
@@ -335,7 +390,10 @@ def test_4_bit_weights_are_not_unpacked_twice_to_ask_base_and_tuned_model_in_tur
     tuned = way.obtain(tmp_path, print, print).model
 
     def look(*unused: object) -> set[str]:
-        unpacked = [any(isinstance(m, DequantizedLinear) for m in one.model.modules()) for one in (base, tuned)]
+        unpacked = [
+            any(isinstance(m, DequantizedLinear) for m in one.model.modules())
+            for one in (base, tuned)
+        ]
         assert unpacked == [False, True]
         return {"pocket_cs"}
 
@@ -343,7 +401,9 @@ def test_4_bit_weights_are_not_unpacked_twice_to_ask_base_and_tuned_model_in_tur
 
 
 def test_a_killed_asking_goes_on_from_what_was_answered(composed: Composed, tmp_path: Path) -> None:
-    config = composed(*IN_STAGES, "quantization=none", "evaluation.token_budget=96")  # a few rows a forward
+    config = composed(
+        *IN_STAGES, "quantization=none", "evaluation.token_budget=96"
+    )  # a few rows a forward
     base = load_model(config.model, config.quantization)
     asking = asking_of(config, base)
     before, tuned = asking.base(base, Memory(), told, stays=False), tuned_from(base)
@@ -356,7 +416,9 @@ def test_a_killed_asking_goes_on_from_what_was_answered(composed: Composed, tmp_
         forwards += 1
 
     def asked(folder: Path) -> Evaluation:
-        return asking.both(before, base, tuned, (Memory(), Memory(folder)), lambda *looked: {"pocket_cs"}, told)[1]
+        return asking.both(
+            before, base, tuned, (Memory(), Memory(folder)), lambda *looked: {"pocket_cs"}, told
+        )[1]
 
     tuned.model.get_input_embeddings().register_forward_pre_hook(count)
     whole = asked(tmp_path / "a")
@@ -372,7 +434,10 @@ def test_a_killed_asking_goes_on_from_what_was_answered(composed: Composed, tmp_
 def test_a_run_keeps_what_was_asked_of_both_and_the_next_finds_the_stages_of_the_base(
     store: MlflowClient, composed: Composed, tmp_path: Path
 ) -> None:
-    rows = ["dataset.pocket_instructions.max_examples=16", "dataset.pocket_instructions.validation_examples=4"]
+    rows = [
+        "dataset.pocket_instructions.max_examples=16",
+        "dataset.pocket_instructions.validation_examples=4",
+    ]
     config = composed(*IN_STAGES, *rows, "train.max_steps=2")
     findings = experiment(config, About("in stages", "", [], tmp_path / "scratch"))
     [run] = find_runs(config.tracking)
@@ -385,11 +450,16 @@ def test_a_run_keeps_what_was_asked_of_both_and_the_next_finds_the_stages_of_the
     asked = findings.before.benchmarks["pocket_cs"]
     files = sorted(file.name for file in (tmp_path / "mlruns").rglob("base-pocket_cs-to-*.parquet"))
     assert files == sorted(f"base-pocket_cs-to-{n}.parquet" for n in asked.stages)
-    assert len({file.parent for file in (tmp_path / "mlruns").rglob("base-pocket_cs-to-*.parquet")}) == 1
+    assert (
+        len({file.parent for file in (tmp_path / "mlruns").rglob("base-pocket_cs-to-*.parquet")})
+        == 1
+    )
     assert len(asked.stages) > 1  # before the training and after it
     assert not list((tmp_path / "mlruns").rglob("*.jsonl"))
     base = load_model(config.model, config.quantization)
-    asking = Asking.alike(base, load_tasks(config.benchmark), config, adapter_config(config.method, config.lora, base))
+    asking = Asking.alike(
+        base, load_tasks(config.benchmark), config, adapter_config(config.method, config.lora, base)
+    )
     with (
         opened_run(config, About("next", "", [], tmp_path), nullcontext(), print) as next_run,
         base_records(config, base, next_run)() as record,

@@ -23,16 +23,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import slimdown
 from slimdown import check, compare
-from slimdown.judging.budget import Outcome
-from slimdown.judging.changes import changes_between
-from slimdown.judging.findings import judge
-from slimdown.measuring.answers import Evaluation
-from slimdown.measuring.harness import evaluate
-from slimdown.measuring.logs import read_lm_eval
-from slimdown.measuring.questions import load_tasks
+from slimdown.config.schema import Role, RunConfig
+from slimdown.evaluation.answers import Evaluation
+from slimdown.evaluation.harness import evaluate
+from slimdown.evaluation.logs import read_lm_eval
+from slimdown.evaluation.questions import load_tasks
+from slimdown.models.model import load_model
 from slimdown.pocket import MODEL_DIR, TASKS_DIR
-from slimdown.preparing.model import load_model
-from slimdown.settings.schema import Role, RunConfig
+from slimdown.stats.budget import Outcome
+from slimdown.stats.changes import changes_between
+from slimdown.stats.findings import judge
 from slimdown.verdict import main
 
 LIMIT = 12
@@ -44,14 +44,18 @@ GROUP = {
 }
 
 
-def ask(model: Path, folder: Path, tasks: list[str], extra: Path, limit: int = LIMIT, **more: Any) -> None:
+def ask(
+    model: Path, folder: Path, tasks: list[str], extra: Path, limit: int = LIMIT, **more: Any
+) -> None:
     """What the command line does with `--model hf --log_samples --output_path FOLDER` (lm_eval/_cli/run.py)."""
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager
 
     tracker = EvaluationTracker(output_path=str(folder))
-    with patch("torch.utils.collect_env.get_pretty_env_info", return_value=""):  # seconds, for a text about the machine
+    with patch(
+        "torch.utils.collect_env.get_pretty_env_info", return_value=""
+    ):  # seconds, for a text about the machine
         found = simple_evaluate(
             model="hf",
             model_args={"pretrained": str(model), "dtype": "float32"},
@@ -59,7 +63,9 @@ def ask(model: Path, folder: Path, tasks: list[str], extra: Path, limit: int = L
             limit=limit,
             batch_size=16,
             device="cpu",
-            task_manager=TaskManager(include_path=[str(TASKS_DIR), str(extra)], include_defaults=False),
+            task_manager=TaskManager(
+                include_path=[str(TASKS_DIR), str(extra)], include_defaults=False
+            ),
             evaluation_tracker=tracker,
             **more,
         )
@@ -77,7 +83,11 @@ def tuned_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
-            weight += 0.35 * weight.std() * torch.randn(weight.shape, generator=noise) if weight.dim() > 1 else 0
+            weight += (
+                0.35 * weight.std() * torch.randn(weight.shape, generator=noise)
+                if weight.dim() > 1
+                else 0
+            )
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(MODEL_DIR).save_pretrained(folder)
     return folder
@@ -90,7 +100,12 @@ def logs(tuned_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tasks").mkdir()
     (folder / "tasks" / "group.yaml").write_text(yaml.safe_dump(GROUP))
     for name, model in (("base", MODEL_DIR), ("tuned", tuned_model)):
-        ask(model, folder / name, ["pocket_math", "pocket_choices", "pocket_instructions"], folder / "tasks")
+        ask(
+            model,
+            folder / name,
+            ["pocket_math", "pocket_choices", "pocket_instructions"],
+            folder / "tasks",
+        )
     return folder
 
 
@@ -135,14 +150,20 @@ def test_a_group_with_a_score_is_one_benchmark_and_any_other_task_one_by_itself(
         "pocket_instructions": ("exact_match.strip", Role.target, 0.0, LIMIT),
     }
     group = read.benchmarks["pocket_choices"]
-    assert (len(group.samples), set(group.clusters or [])) == (2 * LIMIT, {"pocket_cs", "pocket_commonsense"})
+    assert (len(group.samples), set(group.clusters or [])) == (
+        2 * LIMIT,
+        {"pocket_cs", "pocket_commonsense"},
+    )
     assert group.score.value == pytest.approx(sum(group.scores_of("acc")) / (2 * LIMIT))
 
 
 def test_the_logs_of_two_models_are_judged_as_their_own_measurement_is(
     logs: Path, tuned_model: Path, composed: Callable[..., RunConfig]
 ) -> None:
-    asked = [f"benchmark.pocket_{name}.limit={LIMIT}" for name in ("math", "instructions", "cs", "commonsense")]
+    asked = [
+        f"benchmark.pocket_{name}.limit={LIMIT}"
+        for name in ("math", "instructions", "cs", "commonsense")
+    ]
     config = composed("quantization=none", "model.dtype=float32", "model.device=cpu", *asked)
     tasks = load_tasks(config.benchmark)
 
@@ -153,19 +174,26 @@ def test_the_logs_of_two_models_are_judged_as_their_own_measurement_is(
     before, after = measured(MODEL_DIR), measured(tuned_model)
     alone = {"pocket_math", "pocket_instructions"}
     kept = [
-        replace(of, benchmarks={name: report for name, report in of.benchmarks.items() if name in alone})
+        replace(
+            of, benchmarks={name: report for name, report in of.benchmarks.items() if name in alone}
+        )
         for of in (before, after)
     ]
     read = [read_lm_eval(logs / name) for name in ("base", "tuned")]
     for ours, theirs in zip(kept, read, strict=True):
         for name, report in ours.benchmarks.items():
             assert report == replace(theirs.benchmarks[name], seconds=report.seconds)
-    theirs = [replace(of, benchmarks={name: of.benchmarks[name] for name in kept[0].benchmarks}) for of in read]
+    theirs = [
+        replace(of, benchmarks={name: of.benchmarks[name] for name in kept[0].benchmarks})
+        for of in read
+    ]
     changes = changes_between(*kept)
     assert changes.benchmarks == changes_between(*theirs).benchmarks
     assert changes.benchmarks["pocket_math"].primary.difference.value < 0  # something to judge
     questions = {
-        (s.task, s.doc_id): s for of in ("pocket_cs", "pocket_commonsense") for s in before.benchmarks[of].samples
+        (s.task, s.doc_id): s
+        for of in ("pocket_cs", "pocket_commonsense")
+        for s in before.benchmarks[of].samples
     }
     for sample in read[0].benchmarks["pocket_choices"].samples:
         ours = questions[sample.task, sample.doc_id]
@@ -176,12 +204,22 @@ def test_the_logs_of_two_models_are_judged_as_their_own_measurement_is(
 @pytest.mark.parametrize("of", ["the folder", "the model's folder", "the results file"])
 def test_a_log_is_named_in_any_of_three_ways(of: str, logs: Path) -> None:
     file = results_of(logs / "base")
-    path = {"the folder": logs / "base", "the model's folder": file.parent, "the results file": file}[of]
-    assert slimdown.read_lm_eval(path).benchmarks.keys() == {"pocket_math", "pocket_choices", "pocket_instructions"}
+    path = {
+        "the folder": logs / "base",
+        "the model's folder": file.parent,
+        "the results file": file,
+    }[of]
+    assert slimdown.read_lm_eval(path).benchmarks.keys() == {
+        "pocket_math",
+        "pocket_choices",
+        "pocket_instructions",
+    }
 
 
 def test_a_notebook_judges_logs_as_it_judges_what_it_measured(logs: Path) -> None:
-    findings = slimdown.judge(slimdown.read_lm_eval(logs / "base"), slimdown.read_lm_eval(str(logs / "tuned")))
+    findings = slimdown.judge(
+        slimdown.read_lm_eval(logs / "base"), slimdown.read_lm_eval(str(logs / "tuned"))
+    )
     assert findings.changes.benchmarks["pocket_choices"].primary.difference.value < 0
     assert not findings.passes(pocket_choices=0.02)
 
@@ -203,7 +241,10 @@ def test_of_repeated_results_the_newest_of_each_benchmark_are_read_and_told(copi
     }
     (line,) = told
     older, newer = sorted((copied / "base").glob("*/results_*"))
-    assert f"pocket_instructions, pocket_choices from {older.name}; pocket_math from {newer.name}" in line
+    assert (
+        f"pocket_instructions, pocket_choices from {older.name}; pocket_math from {newer.name}"
+        in line
+    )
 
 
 def test_a_metric_and_a_target_can_be_chosen(logs: Path) -> None:
@@ -220,7 +261,9 @@ def test_lines_may_come_in_the_order_of_several_processes(copied: Path) -> None:
     lines = file.read_text().splitlines(keepends=True)
     turned = [*lines[::2], *lines[1::2]]
     file.write_text("".join(turned))
-    hashes = [json.loads(line)[f"{what}_hash"] for line in turned for what in ("doc", "prompt", "target")]
+    hashes = [
+        json.loads(line)[f"{what}_hash"] for line in turned for what in ("doc", "prompt", "target")
+    ]
     digest = hashlib.sha256("".join(hashes).encode()).hexdigest()
     change(results, lambda found: found["task_hashes"].update(pocket_cs=digest))
     assert read_lm_eval(copied / "base").benchmarks["pocket_choices"].samples == before
@@ -234,21 +277,36 @@ def test_logs_of_another_version_are_read_alike(version: str) -> None:
     """
     read = read_lm_eval(Path(__file__).parent / "harness_logs" / version)
     assert read.harness_version == version
-    shown = {name: (b.benchmark.metric, len(b.samples), b.score.value) for name, b in read.benchmarks.items()}
-    assert shown == {"pocket_math": ("exact_match.strict-match", 4, 1.0), "pocket_choices": ("acc", 8, 1.0)}
+    shown = {
+        name: (b.benchmark.metric, len(b.samples), b.score.value)
+        for name, b in read.benchmarks.items()
+    }
+    assert shown == {
+        "pocket_math": ("exact_match.strict-match", 4, 1.0),
+        "pocket_choices": ("acc", 8, 1.0),
+    }
     assert read.conditions["dtype"] == "float32"
 
 
-def test_versions_may_differ_where_tasks_and_prompts_do_not(capsys: pytest.CaptureFixture[str]) -> None:
-    older, newer = (Path(__file__).parent / "harness_logs" / version for version in ("0.4.9", "0.4.13"))
+def test_versions_may_differ_where_tasks_and_prompts_do_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    older, newer = (
+        Path(__file__).parent / "harness_logs" / version for version in ("0.4.9", "0.4.13")
+    )
     assert verdict(older, newer) == 0
-    assert "made by lm_eval 0.4.9 and 0.4.13; the tasks' settings, questions and prompts are" in capsys.readouterr().err
+    assert (
+        "made by lm_eval 0.4.9 and 0.4.13; the tasks' settings, questions and prompts are"
+        in capsys.readouterr().err
+    )
 
 
 # --- what is answered -----------------------------------------------------------------------------------
 
 
-def test_the_answer_is_a_table_and_sentences(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_answer_is_a_table_and_sentences(
+    logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert verdict(logs / "base", logs / "tuned") == Outcome.within
     shown = capsys.readouterr().out
     assert f"{logs / 'base'} → {logs / 'tuned'}" in shown.replace("\n", "")
@@ -256,11 +314,22 @@ def test_the_answer_is_a_table_and_sentences(logs: Path, capsys: pytest.CaptureF
     assert "Undecided: pocket_choices" in shown or "Forgotten: pocket_choices" in shown
 
 
-def test_each_format_says_the_same(logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    both, change = (logs / "base", logs / "tuned"), judge(*map(read_lm_eval, (logs / "base", logs / "tuned"))).changes
+def test_each_format_says_the_same(
+    logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both, change = (
+        (logs / "base", logs / "tuned"),
+        judge(*map(read_lm_eval, (logs / "base", logs / "tuned"))).changes,
+    )
     verdict(*both, "--format", "json")
-    rows = {row["benchmark"]: row for row in json.loads(capsys.readouterr().out)["benchmarks"] if "verdict" in row}
-    assert rows["pocket_math"]["change"] == change.benchmarks["pocket_math"].primary.difference.value
+    rows = {
+        row["benchmark"]: row
+        for row in json.loads(capsys.readouterr().out)["benchmarks"]
+        if "verdict" in row
+    }
+    assert (
+        rows["pocket_math"]["change"] == change.benchmarks["pocket_math"].primary.difference.value
+    )
     for name in ("page.html", "table.md", "table.csv"):
         verdict(*both, "-o", tmp_path / name)
         assert "pocket_math" in (tmp_path / name).read_text()
@@ -285,18 +354,30 @@ def test_with_a_budget_the_exit_code_is_the_answer(
 
 
 def test_a_verdict_is_recorded_as_a_run_that_compare_and_check_read(
-    logs: Path, store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    logs: Path,
+    store: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert verdict(logs / "base", logs / "tuned", "--track", "--tracking-uri", here().uri) == 0
     (run_id,) = re.findall("run ([0-9a-f]{32}) in sqlite", capsys.readouterr().err)
     run = store.get_run(run_id)
-    expected = judge(*map(read_lm_eval, (logs / "base", logs / "tuned"))).changes.benchmarks["pocket_math"]
+    expected = judge(*map(read_lm_eval, (logs / "base", logs / "tuned"))).changes.benchmarks[
+        "pocket_math"
+    ]
     assert run.data.metrics["forgetting/pocket_math/change"] == expected.primary.difference.value
     assert run.data.tags["slimdown.origin"] == str(logs / "tuned")
     assert run.data.params["lm_eval.dtype"] == "float32"
-    assert {a.path for a in store.list_artifacts(run_id)} >= {"report.html", "report.md", "plots", "samples"}
+    assert {a.path for a in store.list_artifacts(run_id)} >= {
+        "report.html",
+        "report.md",
+        "plots",
+        "samples",
+    }
     verdict(logs / "tuned", logs / "base", "--track", "--tracking-uri", here().uri)
-    monkeypatch.setattr(sys, "argv", ["compare", "--experiment", "slimdown", "--tracking-uri", here().uri])
+    monkeypatch.setattr(
+        sys, "argv", ["compare", "--experiment", "slimdown", "--tracking-uri", here().uri]
+    )
     compare.main()
     shown = capsys.readouterr().out
     assert "2 finished runs" in shown
@@ -311,7 +392,9 @@ def test_logs_are_judged_without_torch_and_without_the_harness(logs: Path) -> No
         f"try: main([{str(logs / 'base')!r}, {str(logs / 'tuned')!r}])\n"
         "finally: print(sorted({'torch', 'lm_eval', 'transformers', 'mlflow', 'matplotlib'} & set(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -370,7 +453,11 @@ def asked_again(logs: Path, *tasks: str, **more: Any) -> None:
 
 
 REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
-    ("no folder", lambda logs: shutil.rmtree(logs / "tuned"), "there is no folder .*tuned; give the one that"),
+    (
+        "no folder",
+        lambda logs: shutil.rmtree(logs / "tuned"),
+        "there is no folder .*tuned; give the one that",
+    ),
     (
         "an empty folder",
         lambda logs: shutil.rmtree(results_of(logs / "tuned").parent),
@@ -391,15 +478,31 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
         lambda logs: shutil.copytree(results_of(logs / "base").parent, logs / "tuned" / "other"),
         "holds logs of several models; give the folder of one: .*other",
     ),
-    ("results cut short", lambda logs: results_of(logs / "tuned").write_text('{"results": {'), "was cut short"),
+    (
+        "results cut short",
+        lambda logs: results_of(logs / "tuned").write_text('{"results": {'),
+        "was cut short",
+    ),
     (
         "results of something else",
         lambda logs: results_of(logs / "tuned").write_text("[1]"),
         "no results file of lm_eval",
     ),
-    ("a line cut short", rewritten(lambda lines: [*lines[:-1], lines[-1][:100]]), "line 24, is no line of lm_eval, or"),
-    ("a line missing", rewritten(lambda lines: lines[:-1]), "lines are missing, doubled or changed"),
-    ("a question twice", rewritten(lambda lines: [*lines, lines[-1]]), "lines are missing, doubled or changed"),
+    (
+        "a line cut short",
+        rewritten(lambda lines: [*lines[:-1], lines[-1][:100]]),
+        "line 24, is no line of lm_eval, or",
+    ),
+    (
+        "a line missing",
+        rewritten(lambda lines: lines[:-1]),
+        "lines are missing, doubled or changed",
+    ),
+    (
+        "a question twice",
+        rewritten(lambda lines: [*lines, lines[-1]]),
+        "lines are missing, doubled or changed",
+    ),
     ("no line at all", rewritten(lambda lines: []), "lines are missing, doubled or changed"),
     (
         "no text",
@@ -407,8 +510,16 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
         "line 1, is no line",
     ),
     ("a huge line", rewritten(lambda lines: ["[" * 20_000_000]), "line 1, is no line of lm_eval"),
-    ("a line of another kind", rewritten(lambda lines: ["3\n", *lines]), "line 1, is no line of lm_eval"),
-    ("a score that is none", spoiled(lambda e: e.update(exact_match=float("nan"))), "question 3 .* is not a number"),
+    (
+        "a line of another kind",
+        rewritten(lambda lines: ["3\n", *lines]),
+        "line 1, is no line of lm_eval",
+    ),
+    (
+        "a score that is none",
+        spoiled(lambda e: e.update(exact_match=float("nan"))),
+        "question 3 .* is not a number",
+    ),
     ("a score that is a text", spoiled(lambda e: e.update(exact_match="high")), "each question"),
     ("no score", spoiled(lambda e: e.pop("exact_match")), "is not logged as lm_eval does it"),
     (
@@ -418,7 +529,11 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
         ),
         "question 0 of pocket_cs is not a number",
     ),
-    ("a limit without end", retold(lambda r: r["config"].update(limit=float("inf"))), "is not logged as lm_eval does"),
+    (
+        "a limit without end",
+        retold(lambda r: r["config"].update(limit=float("inf"))),
+        "is not logged as lm_eval does",
+    ),
     (
         "another name of a file",
         retold(lambda r: r.update(group_subtasks={"pocket_choices": ["../../base/x"]})),
@@ -431,20 +546,32 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
     ),
     (
         "fewer questions",
-        lambda logs: asked_again(logs, "pocket_math", "pocket_choices", "pocket_instructions", limit=8),
+        lambda logs: asked_again(
+            logs, "pocket_math", "pocket_choices", "pocket_instructions", limit=8
+        ),
         "pocket_math: base and tuned cannot be compared, n differs: 12 and 8",
     ),
     (
         "another prompt",
         lambda logs: asked_again(
-            logs, "pocket_math", "pocket_choices", "pocket_instructions", limit=LIMIT, system_instruction="Be brief."
+            logs,
+            "pocket_math",
+            "pocket_choices",
+            "pocket_instructions",
+            limit=LIMIT,
+            system_instruction="Be brief.",
         ),
         "system_instruction differs: None and Be brief.",
     ),
     (
         "another way to generate",
         lambda logs: asked_again(
-            logs, "pocket_math", "pocket_choices", "pocket_instructions", limit=LIMIT, gen_kwargs={"max_gen_toks": 3}
+            logs,
+            "pocket_math",
+            "pocket_choices",
+            "pocket_instructions",
+            limit=LIMIT,
+            gen_kwargs={"max_gen_toks": 3},
         ),
         "pocket_.*generation_kwargs differs: .* and .*3",
     ),
@@ -453,7 +580,11 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
         retold(lambda r: r["versions"].update(pocket_math=2.0)),
         "task_version differs: 1.0 and 2",
     ),
-    ("other shots", retold(lambda r: r["n-shot"].update(pocket_math=5)), "num_fewshot differs: 0 and 5"),
+    (
+        "other shots",
+        retold(lambda r: r["n-shot"].update(pocket_math=5)),
+        "num_fewshot differs: 0 and 5",
+    ),
     (
         "other filters",
         retold(lambda r: r["configs"]["pocket_math"]["filter_list"].pop()),
@@ -474,19 +605,31 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
         retold(lambda r: r["config"]["model_args"].update(add_bos_token=True)),
         "add_bos_token differs",
     ),
-    ("another window", retold(lambda r: r.update(max_length=256)), "max_length differs: 512 and 256"),
+    (
+        "another window",
+        retold(lambda r: r.update(max_length=256)),
+        "max_length differs: 512 and 256",
+    ),
     (
         "a chat template",
         retold(lambda r: r.update(chat_template="{{ x }}")),
         "apply_chat_template differs: false and true",
     ),
-    ("another engine", retold(lambda r: r["config"].update(model="vllm")), "scoring_path differs: hf and vllm"),
+    (
+        "another engine",
+        retold(lambda r: r["config"].update(model="vllm")),
+        "scoring_path differs: hf and vllm",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("what", "spoil", "answer"), REFUSED, ids=[what for what, *_ in REFUSED])
 def test_what_cannot_be_judged_is_said_in_one_line(
-    what: str, spoil: Callable[[Path], object], answer: str, copied: Path, capsys: pytest.CaptureFixture[str]
+    what: str,
+    spoil: Callable[[Path], object],
+    answer: str,
+    copied: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     spoil(copied)
     capsys.readouterr()
@@ -500,7 +643,13 @@ def test_what_cannot_be_judged_is_said_in_one_line(
 
 
 def test_what_may_differ_does(copied: Path) -> None:
-    free = {"device": "cuda:1", "peft": "an/adapter", "revision": "v2", "batch_size": "auto", "trust_remote_code": True}
+    free = {
+        "device": "cuda:1",
+        "peft": "an/adapter",
+        "revision": "v2",
+        "batch_size": "auto",
+        "trust_remote_code": True,
+    }
     retold(lambda r: r["config"].update(batch_size=64, device="cuda:0", bootstrap_iters=0))(copied)
     retold(lambda r: r["config"]["model_args"].update(free))(copied)
     assert verdict(copied / "base", copied / "tuned") == 0
@@ -512,18 +661,31 @@ def test_what_may_differ_does(copied: Path) -> None:
         (["base", "base"], "BASE and TUNED are the same logs"),
         (["base", "./tasks/../base"], "BASE and TUNED are the same logs"),
         (["base", "tuned", "--max-loss", "pocket_maths=0.1"], "did you mean pocket_math"),
-        (["base", "tuned", "--target", "pocket_maths"], "pocket_maths was not asked; did you mean pocket_math"),
+        (
+            ["base", "tuned", "--target", "pocket_maths"],
+            "pocket_maths was not asked; did you mean pocket_math",
+        ),
         (["base", "tuned", "--metric", "pocket_math"], "name one metric a task"),
         (["base", "tuned", "--metric", "a=f1", "a=acc"], "--metric a=acc: name one metric a task"),
-        (["base", "tuned", "--metric", "pocket_math=f1"], "pocket_math=f1: the answers have no such score"),
+        (
+            ["base", "tuned", "--metric", "pocket_math=f1"],
+            "pocket_math=f1: the answers have no such score",
+        ),
         (["base", "tuned", "-o", "/proc/page.html"], "/proc/page.html cannot be written"),
-        (["base", "tuned", "--track", "--tracking-uri", "nowhere"], "must be a database or a server"),
+        (
+            ["base", "tuned", "--track", "--tracking-uri", "nowhere"],
+            "must be a database or a server",
+        ),
         (["base"], "the following arguments are required: TUNED"),
         (["base", "tuned", "--format", "pdf"], "invalid choice: 'pdf'"),
     ],
 )
 def test_a_mistake_in_the_command_is_said(
-    arguments: list[str], answer: str, logs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    answer: str,
+    logs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(logs)
     assert verdict(*arguments) == Outcome.unasked
@@ -532,14 +694,18 @@ def test_a_mistake_in_the_command_is_said(
     assert "Traceback" not in said
 
 
-def test_the_same_answers_of_two_models_are_told(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_answers_of_two_models_are_told(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.rmtree(copied / "tuned")
     shutil.copytree(copied / "base", copied / "tuned")
     assert verdict(copied / "base", copied / "tuned") == 0
     assert "every answer is the same to the last digit" in capsys.readouterr().err
 
 
-def test_a_task_that_cannot_be_paired_is_left_out_and_told(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_task_that_cannot_be_paired_is_left_out_and_told(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for model in ("base", "tuned"):
         change(
             results_of(copied / model),

@@ -30,7 +30,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m slimdown.pocket", description=__doc__)
     parser.add_argument("--seed", type=int, default=SEED, help="of data, tokenizer and weights")
     parser.add_argument("--steps", type=int, help="pretraining steps (default: the shipped base's)")
-    parser.add_argument("--out", type=Path, default=PACKAGE_DIR, help="folder to write (default: this package)")
+    parser.add_argument(
+        "--out", type=Path, default=PACKAGE_DIR, help="folder to write (default: this package)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -51,7 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     save_files(out / "data", settings.seed)
     console.print(f"data: {count_bytes(out / 'data') / 1e6:.2f} MB")
     if out.resolve() != PACKAGE_DIR:
-        shutil.copytree(TASKS_DIR, out / "tasks", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__*"))
+        shutil.copytree(
+            TASKS_DIR, out / "tasks", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__*")
+        )
     result = pretrain(out / "model", settings.seed, settings.steps or STEPS)
     console.print(
         f"model: {result.parameters:,} parameters, {count_bytes(out / 'model') / 1e6:.2f} MB, "

@@ -65,7 +65,10 @@ def load_everyday() -> Everyday:
     text = (Path(__file__).parent / "facts" / "everyday.toml").read_text(encoding="utf-8")
     tables = tomllib.loads(text)
     return Everyday(
-        kinds=tuple(Kind(name, tuple(kind["things"]), tuple(kind["uses"])) for name, kind in tables["kind"].items()),
+        kinds=tuple(
+            Kind(name, tuple(kind["things"]), tuple(kind["uses"]))
+            for name, kind in tables["kind"].items()
+        ),
         remedies={state: tuple(remedies) for state, remedies in tables["state"].items()},
         state_things=tuple(tables["state_things"]["names"]),
     )
@@ -82,7 +85,9 @@ def make_use(rng: random.Random) -> Item:
     kind, *others = rng.sample(load_everyday().kinds, 1 + N_WRONG)
     thing, use = rng.choice(kind.things), rng.choice(kind.uses)
     contexts = USE_CONTEXTS if rng.random() < 0.5 else USE_CONTEXTS_WITH_OTHER
-    situation = rng.choice(contexts).format(name=person.name, thing=thing, other=rng.choice(others[0].things))
+    situation = rng.choice(contexts).format(
+        name=person.name, thing=thing, other=rng.choice(others[0].things)
+    )
     wrong = [rng.choice(other.uses) for other in others]
     return _situation(rng, f"{situation} {person.pronoun}", use, wrong, ("use", thing, use))
 
@@ -95,12 +100,18 @@ def make_state(rng: random.Random) -> Item:
     state, *others = rng.sample(tuple(world.remedies), 1 + N_WRONG)
     remedy = rng.choice(world.remedies[state])
     contexts = STATE_CONTEXTS if rng.random() < 0.5 else STATE_CONTEXTS_WITH_OTHER
-    situation = rng.choice(contexts).format(name=person.name, thing=thing, state=state, other=others[0])
+    situation = rng.choice(contexts).format(
+        name=person.name, thing=thing, state=state, other=others[0]
+    )
     wrong = [rng.choice(world.remedies[other]) for other in others]
-    return _situation(rng, f"{situation} {person.pronoun}", remedy, wrong, ("state", thing, state, remedy))
+    return _situation(
+        rng, f"{situation} {person.pronoun}", remedy, wrong, ("state", thing, state, remedy)
+    )
 
 
-def _situation(rng: random.Random, context: str, ending: str, wrong: list[str], key: tuple[str, ...]) -> Item:
+def _situation(
+    rng: random.Random, context: str, ending: str, wrong: list[str], key: tuple[str, ...]
+) -> Item:
     endings = [f"{text}." for text in (ending, *wrong)]
     rng.shuffle(endings)
     return Item(

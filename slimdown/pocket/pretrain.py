@@ -184,7 +184,9 @@ def _train(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor, st
                 group["lr"] = learning_rate(step, steps)
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(input_ids=batch[:, :-1]).logits
-            losses = cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
+            losses = cross_entropy(
+                logits.float().flatten(0, 1), batch[:, 1:].flatten(), reduction="none"
+            )
             target_weight = weight[:, 1:].flatten()
             loss = (losses * target_weight).sum() / target_weight.sum()
             torch.autograd.backward(loss)

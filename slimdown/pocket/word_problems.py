@@ -117,9 +117,7 @@ def groups(s: Scene) -> Problem:
     each, n = s.rng.randint(2, 9), s.rng.randint(2, 9)
     question = f"{s.filled(n, each)} How many {s.things} does {s.who.name} have?"
     if s.rng.random() < 0.5:
-        question = (
-            f"Each {s.box} holds {each} {s.things}. {s.who.name} has {n} {s.boxes}. How many {s.things} is that in all?"
-        )
+        question = f"Each {s.box} holds {each} {s.things}. {s.who.name} has {n} {s.boxes}. How many {s.things} is that in all?"
     return Problem(question, (Step(n, "x", each),), s.things)
 
 

@@ -18,7 +18,9 @@ class Person:
     pronoun: str
 
 
-PEOPLE = tuple([Person(name, "He") for name in _WORDS["he"]] + [Person(name, "She") for name in _WORDS["she"]])
+PEOPLE = tuple(
+    [Person(name, "He") for name in _WORDS["he"]] + [Person(name, "She") for name in _WORDS["she"]]
+)
 COUNTED = tuple(_WORDS["counted"])
 LISTED = tuple(sorted({*COUNTED, *(person.name for person in PEOPLE), *_WORDS["listed"]}))
 

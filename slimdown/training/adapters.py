@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from slimdown.guarding.errors import UserError
-from slimdown.preparing import processes
-from slimdown.preparing.model import LoadedModel
-from slimdown.settings.method import Method, MethodConfig
-from slimdown.settings.schema import LoraConfig
+from slimdown.config.method import Method, MethodConfig
+from slimdown.config.schema import LoraConfig
+from slimdown.models.model import LoadedModel
 from slimdown.training.bottleneck import BottleneckConfig
 from slimdown.training.steps import silence_transformers
+from slimdown.utils import distributed as processes
+from slimdown.utils.errors import UserError
 
 
 def adapter_config(method: MethodConfig, lora: LoraConfig, base: LoadedModel) -> Any:
@@ -44,7 +44,9 @@ def adapter_config(method: MethodConfig, lora: LoraConfig, base: LoadedModel) ->
     }
     if (method.is_lora or method.name is Method.ia3) and any(map(_is_conv1d, base.model.modules())):
         own["fan_in_fan_out"] = True  # as GPT-2 holds its weights
-    return kinds.get(method.name, peft.LoraConfig)(**own, **switches.get(method.name, {}), task_type="CAUSAL_LM")
+    return kinds.get(method.name, peft.LoraConfig)(
+        **own, **switches.get(method.name, {}), task_type="CAUSAL_LM"
+    )
 
 
 def _is_conv1d(layer: Any) -> bool:
@@ -69,21 +71,29 @@ def check_adapter(base: LoadedModel, config: Any) -> None:
         with warnings.catch_warnings(), torch.random.fork_rng(devices), torch.no_grad():
             warnings.simplefilter("ignore")
             every = [*base.model.parameters(), *base.model.buffers()]
-            model = peft.get_peft_model(sharing_copy(base.model, every), copy.deepcopy(config)).eval()
+            model = peft.get_peft_model(
+                sharing_copy(base.model, every), copy.deepcopy(config)
+            ).eval()
             model(input_ids=tokens, attention_mask=tokens, use_cache=False)
     except Exception as error:  # PEFT has another type for each kind of adapter
         reason = " ".join(f"{error}".split())[:300]
         kind = str(config.peft_type.value).lower()
         # PEFT 0.21 computes some kinds in float32 on quantized layers, beside which attention takes no bfloat16.
         exact = base.quantization == "none" or base.dtype == "float32"
-        advice = "choose another method" if exact else "set quantization=none or model.dtype=float32"
-        raise UserError(f"an adapter of kind {kind} does not fit on {base.id}: {reason}; {advice}") from None
+        advice = (
+            "choose another method" if exact else "set quantization=none or model.dtype=float32"
+        )
+        raise UserError(
+            f"an adapter of kind {kind} does not fit on {base.id}: {reason}; {advice}"
+        ) from None
 
 
 def sharing_copy(model: Any, shared: Iterable[torch.Tensor]) -> Any:
     """A copy of `model` that holds the same tensors of these, and copies of the others."""
     tensors = list(shared)
-    states = [state for tensor in tensors if (state := getattr(tensor, "quant_state", None)) is not None]
+    states = [
+        state for tensor in tensors if (state := getattr(tensor, "quant_state", None)) is not None
+    ]
     return copy.deepcopy(model, {id(one): one for one in (*tensors, *states)})
 
 
@@ -109,7 +119,9 @@ def _begin_with_text(model: Any, base: LoadedModel, rows: Any) -> None:
     with torch.no_grad():
         layers = model.get_base_model()(input_ids=tokens, use_cache=True).past_key_values.layers
     by_layer = torch.stack([states[0] for layer in layers for states in (layer.keys, layer.values)])
-    start = by_layer.permute(2, 0, 1, 3).flatten(1)  # a row a token: layers, keys and values, heads, width
+    start = by_layer.permute(2, 0, 1, 3).flatten(
+        1
+    )  # a row a token: layers, keys and values, heads, width
     model.prompt_encoder["default"].embedding.weight.data.copy_(start)
 
 

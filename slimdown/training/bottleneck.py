@@ -63,7 +63,9 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
         """Add an adapter; its weights are float32 until PEFT casts them."""
-        width = getattr(self.base_layer, "nf", None) or self.base_layer.out_features  # `nf` of GPT-2's Conv1D
+        width = (
+            getattr(self.base_layer, "nf", None) or self.base_layer.out_features
+        )  # `nf` of GPT-2's Conv1D
         self.bottleneck_down[adapter_name] = nn.Linear(width, config.bottleneck_dim)
         self.bottleneck_up[adapter_name] = up = nn.Linear(config.bottleneck_dim, width)
         nn.init.zeros_(up.weight)
@@ -78,7 +80,9 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         for name in self.active_adapters:  # type: ignore[union-attr]
             if name in self.bottleneck_down:
                 down, up = self.bottleneck_down[name], self.bottleneck_up[name]
-                result = result + up(functional.gelu(down(result.to(down.weight.dtype)))).to(result.dtype)
+                result = result + up(functional.gelu(down(result.to(down.weight.dtype)))).to(
+                    result.dtype
+                )
         return result
 
 
@@ -90,15 +94,25 @@ class BottleneckModel(BaseTuner):  # type: ignore[misc]
     target_module_mapping: dict[str, Any] = {}  # noqa: RUF012 - as PEFT declares it; names must be given
 
     def _create_and_replace(
-        self, peft_config: Any, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module, **_: Any
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        **_: Any,
     ) -> None:
         if isinstance(target, BottleneckLayer):
             target.update_layer(adapter_name, peft_config)
             return
-        self._replace_module(parent, target_name, BottleneckLayer(target, adapter_name, peft_config), target)
+        self._replace_module(
+            parent, target_name, BottleneckLayer(target, adapter_name, peft_config), target
+        )
 
     def _check_merge_allowed(self) -> None:
-        raise ValueError("bottlenecks are not linear and cannot be merged into the weights; keep them as an adapter")
+        raise ValueError(
+            "bottlenecks are not linear and cannot be merged into the weights; keep them as an adapter"
+        )
 
 
 register_peft_method(name="bottleneck", config_cls=BottleneckConfig, model_cls=BottleneckModel)

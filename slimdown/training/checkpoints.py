@@ -10,9 +10,9 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from slimdown.guarding.disk import Interim, whole_file
-from slimdown.preparing import processes
-from slimdown.preparing.digests import file_digest
+from slimdown.utils import distributed as processes
+from slimdown.utils.digests import file_digest
+from slimdown.utils.disk import Interim, whole_file
 
 _MARK = "whole.json"  # written last: a checkpoint without it was cut short
 
@@ -30,8 +30,13 @@ class Checkpoint:
     def history(self) -> list[dict[str, float]]:
         """What the trainer said after each step until then."""
         said = json.loads((self.folder / "trainer_state.json").read_text())["log_history"]
-        numbers = [{k: v for k, v in one.items() if k != "step" and isinstance(v, (int, float))} for one in said]
-        return [{key: float(value) for key, value in one.items()} for one in numbers if "loss" in one]
+        numbers = [
+            {k: v for k, v in one.items() if k != "step" and isinstance(v, (int, float))}
+            for one in said
+        ]
+        return [
+            {key: float(value) for key, value in one.items()} for one in numbers if "loss" in one
+        ]
 
 
 def last_checkpoint(interim: Interim, dtype: str = "") -> Checkpoint | None:
@@ -47,7 +52,11 @@ def last_checkpoint(interim: Interim, dtype: str = "") -> Checkpoint | None:
             continue
         try:
             mark = json.loads((folder / _MARK).read_text())
-            wrong = [name for name, digest in mark["files"].items() if file_digest(folder / name) != digest]
+            wrong = [
+                name
+                for name, digest in mark["files"].items()
+                if file_digest(folder / name) != digest
+            ]
             if wrong:
                 told = told or f"{wrong[0]} is damaged"
             elif mark["run"] != interim.folder.name:
@@ -55,11 +64,15 @@ def last_checkpoint(interim: Interim, dtype: str = "") -> Checkpoint | None:
             elif dtype and mark["dtype"] != dtype:
                 told = told or f"it was computed in {mark['dtype']}, and here the model is {dtype}"
             else:
-                return Checkpoint(folder, int(mark["step"]), int(mark["of"]), float(mark["seconds"]))
+                return Checkpoint(
+                    folder, int(mark["step"]), int(mark["of"]), float(mark["seconds"])
+                )
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             told = told or f"{type(error).__name__}: {error}"
     if told:
-        interim.tell(f"training starts from the beginning: its checkpoint in {interim.folder} cannot be used ({told})")
+        interim.tell(
+            f"training starts from the beginning: its checkpoint in {interim.folder} cannot be used ({told})"
+        )
     return None
 
 
@@ -99,11 +112,15 @@ class Keeping:
         if processes.is_first() and not any(problems):
             problems = [_problem(lambda: self._mark(folder, step, of))]
         if problem := processes.from_first(next(filter(None, problems), "")):
-            self._interim.tell(f"no checkpoint is kept of step {step} in {self._interim.folder} ({problem})")
+            self._interim.tell(
+                f"no checkpoint is kept of step {step} in {self._interim.folder} ({problem})"
+            )
             useless = [folder]
         else:
             self._is_long = True
-            useless = [other for other in self._interim.folder.glob("checkpoint-*") if other != folder]
+            useless = [
+                other for other in self._interim.folder.glob("checkpoint-*") if other != folder
+            ]
         self._delete(useless)
         self._kept = time.monotonic()
 
@@ -114,7 +131,9 @@ class Keeping:
     def _write(self) -> None:
         import transformers
 
-        transformers.Trainer._save_checkpoint(self._trainer, self._trainer.model, None)  # past TRL's, which adds a card
+        transformers.Trainer._save_checkpoint(
+            self._trainer, self._trainer.model, None
+        )  # past TRL's, which adds a card
 
     def _mark(self, folder: Path, step: int, of: int) -> None:
         if len(list(folder.glob("rng_state*.pth"))) < processes.count():
@@ -125,7 +144,13 @@ class Keeping:
             with file.open("rb") as written:
                 os.fsync(written.fileno())  # before the one before is deleted
         seconds = self._seconds + time.monotonic() - self._began
-        mark = {"run": self._interim.folder.name, "step": step, "of": of, "seconds": seconds, "files": digests}
+        mark = {
+            "run": self._interim.folder.name,
+            "step": step,
+            "of": of,
+            "seconds": seconds,
+            "files": digests,
+        }
         mark["dtype"] = dtype_of(self._trainer.model)
         with whole_file(folder / _MARK) as marking:
             marking.write(json.dumps(mark).encode())

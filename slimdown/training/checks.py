@@ -6,15 +6,17 @@ from typing import Any
 
 import torch
 
-from slimdown.guarding.errors import UserError
-from slimdown.preparing.model import LoadedModel, context_window
-from slimdown.settings.method import Method, MethodConfig
-from slimdown.settings.schema import Engine, LoraConfig, TrainConfig
+from slimdown.config.method import Method, MethodConfig
+from slimdown.config.schema import Engine, LoraConfig, TrainConfig
+from slimdown.models.model import LoadedModel, context_window
 from slimdown.training.lean import trainer_class
 from slimdown.training.whole import trained_modules
+from slimdown.utils.errors import UserError
 
 
-def check_settings(base: LoadedModel, method: MethodConfig, lora: LoraConfig, config: TrainConfig) -> None:
+def check_settings(
+    base: LoadedModel, method: MethodConfig, lora: LoraConfig, config: TrainConfig
+) -> None:
     """Check that this model can be trained so, before hours go into measuring it.
 
     Raises:
@@ -41,7 +43,9 @@ def _check_window(base: LoadedModel, method: MethodConfig, config: TrainConfig) 
         return
     made_for = f"beyond the {window} tokens that {base.id} was made for"
     if n_virtual >= window:
-        raise UserError(f"method.num_virtual_tokens={n_virtual} is {made_for}, and leaves no room for a prompt")
+        raise UserError(
+            f"method.num_virtual_tokens={n_virtual} is {made_for}, and leaves no room for a prompt"
+        )
     if config.max_length + n_virtual > window:
         with_them = f" with method.num_virtual_tokens={n_virtual} before each" if n_virtual else ""
         raise UserError(
@@ -68,10 +72,14 @@ def named_layers(base: LoadedModel, setting: str, targets: list[str]) -> list[st
         UserError: a target that the model lacks, with those that it has; or its head.
     """
     layers = layers_of(base.model)
-    adapted = {target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in targets}
+    adapted = {
+        target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in targets
+    }
     if absent := [target for target, names in adapted.items() if not names]:
         known = sorted({name.rsplit(".", 1)[-1] for name in layers} - {"lm_head", "embed_out"})
-        close = sorted({name for target in absent for name in get_close_matches(target, known, n=1)})
+        close = sorted(
+            {name for target in absent for name in get_close_matches(target, known, n=1)}
+        )
         meant = f" (did you mean {', '.join(close)}?)" if close else ""
         raise UserError(
             f"{setting}: {base.id} has no {', '.join(absent)}{meant}; its linear layers are {', '.join(known)}"
@@ -89,7 +97,11 @@ def _check_rank(base: LoadedModel, method: MethodConfig, lora: LoraConfig) -> No
     layers = layers_of(base.model)
     head = base.model.get_output_embeddings()
     every = [name for name in layers if base.model.get_submodule(name) is not head]
-    names = every if lora.is_everywhere else named_layers(base, "lora.target_modules", lora.target_modules)
+    names = (
+        every
+        if lora.is_everywhere
+        else named_layers(base, "lora.target_modules", lora.target_modules)
+    )
     per_rank = sum(sum(layers[name]) for name in names)
     if lora.r * per_rank > base.n_parameters:
         raise UserError(
@@ -143,9 +155,13 @@ def kept_after_a_step(config: TrainConfig, device: str) -> float:
 
     with tempfile.TemporaryDirectory() as folder:
         use_cpu = device == "cpu"
-        arguments = transformers.TrainingArguments(folder, optim=config.optim, report_to="none", use_cpu=use_cpu)
+        arguments = transformers.TrainingArguments(
+            folder, optim=config.optim, report_to="none", use_cpu=use_cpu
+        )
         optimizer, parameter = _stepped_optimizer(arguments, device)
-    kept = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
+    kept = [
+        value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)
+    ]
     return sum(tensor.nbytes for tensor in kept) / parameter.numel()
 
 
@@ -176,10 +192,17 @@ def _check_optimizer(config: TrainConfig, device: str) -> None:
             arguments = transformers.TrainingArguments(folder, optim=config.optim, **here)
             optimizer, _ = _stepped_optimizer(arguments, device)
             setting = f"train.lr_scheduler_type={config.lr_scheduler_type}"
-            schedule = {"lr_scheduler_type": config.lr_scheduler_type, "warmup_steps": config.warmup_steps}
-            transformers.TrainingArguments(folder, **schedule, **here)  # which refuses some schedules by themselves
+            schedule = {
+                "lr_scheduler_type": config.lr_scheduler_type,
+                "warmup_steps": config.warmup_steps,
+            }
+            transformers.TrainingArguments(
+                folder, **schedule, **here
+            )  # which refuses some schedules by themselves
         transformers.get_scheduler(config.lr_scheduler_type, optimizer, 1, 10)
     except Exception as error:  # each optimizer is somebody else's code
         reason = " ".join(str(error).split())[:200]
         sure = "optim=adamw_torch" if "optim" in setting else "lr_scheduler_type=linear"
-        raise UserError(f"{setting} cannot be used here: {reason}; train.{sure} can everywhere") from None
+        raise UserError(
+            f"{setting} cannot be used here: {reason}; train.{sure} can everywhere"
+        ) from None

@@ -13,19 +13,15 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
-from slimdown.guarding.disk import Interim
-from slimdown.guarding.errors import UserError
-from slimdown.measuring.rows_apart import attention_by_row
-from slimdown.measuring.validation import validation_loss
-from slimdown.preparing import processes
-from slimdown.preparing.contamination import Contamination
-from slimdown.preparing.dequantize import dequantized, dequantizes
-from slimdown.preparing.digests import digest
-from slimdown.preparing.identity import identify
-from slimdown.preparing.model import LoadedModel
-from slimdown.preparing.tokens import IGNORED
-from slimdown.settings.method import Method, MethodConfig
-from slimdown.settings.schema import Engine, LoraConfig, OnProgress, TrainConfig
+from slimdown.config.method import Method, MethodConfig
+from slimdown.config.schema import Engine, LoraConfig, OnProgress, TrainConfig
+from slimdown.data.contamination import Contamination
+from slimdown.data.tokens import IGNORED
+from slimdown.evaluation.rows_apart import attention_by_row
+from slimdown.evaluation.validation import validation_loss
+from slimdown.models.dequantize import dequantized, dequantizes
+from slimdown.models.identity import identify
+from slimdown.models.model import LoadedModel
 from slimdown.training.adapters import adapter_config, attach, save_adapter, settle_pissa
 from slimdown.training.checks import check_settings
 from slimdown.training.lean import padding_free_collator, trainer_class
@@ -34,6 +30,10 @@ from slimdown.training.steps import Note, Steps, silence_transformers, take_step
 from slimdown.training.unsloth import UnslothProcess
 from slimdown.training.watching import Watch, watching
 from slimdown.training.whole import save_model, unfreeze
+from slimdown.utils import distributed as processes
+from slimdown.utils.digests import digest
+from slimdown.utils.disk import Interim
+from slimdown.utils.errors import UserError
 
 OnStep = Callable[["StepRecord"], None]
 CheckNumber = Callable[..., None]
@@ -64,7 +64,9 @@ class TrainResult:
     history: tuple[StepRecord, ...]
     cut: CutRows
     peak_bytes: float = nan  # the most that was held during the steps
-    contamination: Contamination = field(default_factory=Contamination)  # by the questions that are asked
+    contamination: Contamination = field(
+        default_factory=Contamination
+    )  # by the questions that are asked
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,9 @@ def fine_tune(
     return Tuned(replace(base, model=model, identity=identity), training)
 
 
-def _way_to_files(base: LoadedModel, method: MethodConfig, adapter: Any, folder: Path) -> Callable[[Any], Any]:
+def _way_to_files(
+    base: LoadedModel, method: MethodConfig, adapter: Any, folder: Path
+) -> Callable[[Any], Any]:
     """What makes of the trained model its files, as they are published, and the model that they stand for."""
     before = {name: parameter.data for name, parameter in base.model.named_parameters()}
     if adapter is None:
@@ -151,7 +155,9 @@ def _way_to_files(base: LoadedModel, method: MethodConfig, adapter: Any, folder:
 def _content(base: LoadedModel, adapter: Path) -> str:
     """A digest of the base's weights and the adapter's, whose file the first process has written."""
     content = (adapter / "adapter_model.safetensors").read_bytes() if processes.is_first() else b""
-    return digest([base.identity["weights"], processes.from_first(hashlib.sha256(content).hexdigest())])
+    return digest(
+        [base.identity["weights"], processes.from_first(hashlib.sha256(content).hexdigest())]
+    )
 
 
 def _result(
@@ -198,14 +204,18 @@ def _trained_by_trl(
     import transformers
 
     silence_transformers()
-    if method.name is Method.prompt:  # behind virtual tokens the first token has a predictor, too; nowhere else
+    if (
+        method.name is Method.prompt
+    ):  # behind virtual tokens the first token has a predictor, too; nowhere else
         rows = rows.map(lambda row: {"labels": [IGNORED, *row["labels"][1:]]})
     transformers.set_seed(seed)
     model = unfreeze(base, method) if adapter is None else attach(base, adapter, rows)
     if method.name is Method.pissa and processes.is_first():
         model.save_pretrained(folder / "start")
     kind, collator = trainer_class(base, model), padding_free_collator(base, model)
-    trainer = trainer_for(model, base.tokenizer, rows, config, seed, folder, base.device, kind, collator)
+    trainer = trainer_for(
+        model, base.tokenizer, rows, config, seed, folder, base.device, kind, collator
+    )
     # A GPU unpacks as fast as it reads, and has better uses for memory.
     pays = dequantize.lower() != "auto" or base.device == "cpu"
     unpacked = dequantized(model) if pays and dequantizes(model, dequantize) else nullcontext()
@@ -215,21 +225,30 @@ def _trained_by_trl(
         return model, take_steps(trainer, config, seed, base.device, note, interim)
 
 
-def _recorder(history: list[StepRecord], check_number: CheckNumber, on_step: OnStep, on_progress: OnProgress) -> Note:
+def _recorder(
+    history: list[StepRecord], check_number: CheckNumber, on_step: OnStep, on_progress: OnProgress
+) -> Note:
     """What appends each step to `history`, hands it on, and ends what is no number."""
 
     def note(step: int, of: int, values: dict[str, float]) -> None:
         history.append(StepRecord(step, values))
         on_step(history[-1])
         for name in ("loss", "grad_norm"):
-            check_number(values.get(name, 0.0), name, f"at step {step} of {of}", values.get("learning_rate"))
+            check_number(
+                values.get(name, 0.0), name, f"at step {step} of {of}", values.get("learning_rate")
+            )
         on_progress(step, of, f"loss {values['loss']:.3f}")
 
     return note
 
 
 def _check_number(
-    base: LoadedModel, config: TrainConfig, value: float, name: str, where: str, learning_rate: float | None = None
+    base: LoadedModel,
+    config: TrainConfig,
+    value: float,
+    name: str,
+    where: str,
+    learning_rate: float | None = None,
 ) -> None:
     """End a training whose loss or gradient is no number, with what to try."""
     if isfinite(value):

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from psutil import swap_memory
 
-from slimdown.guarding.errors import UserError
-from slimdown.measuring.engine.forward import virtual_tokens
-from slimdown.measuring.footprint import evaluation_peak
-from slimdown.measuring.rows_apart import attention_by_row, tells_rows_apart
-from slimdown.preparing import processes
-from slimdown.preparing.dequantize import dequantized, dequantizes, free_bytes
-from slimdown.preparing.memory import LIBRARY_BYTES, LiveBytes
-from slimdown.preparing.model import LoadedModel, outline_of
-from slimdown.preparing.sizes import count_trainable, lora_parameters, weight_sizes
-from slimdown.settings.schema import RunConfig, TrainConfig
+from slimdown.config.schema import RunConfig, TrainConfig
+from slimdown.evaluation.engine.forward import virtual_tokens
+from slimdown.evaluation.footprint import evaluation_peak
+from slimdown.evaluation.rows_apart import attention_by_row, tells_rows_apart
+from slimdown.models.dequantize import dequantized, dequantizes, free_bytes
+from slimdown.models.memory import LIBRARY_BYTES, LiveBytes
+from slimdown.models.model import LoadedModel, outline_of
+from slimdown.models.sizes import count_trainable, lora_parameters, weight_sizes
 from slimdown.training.adapters import adapter_config
 from slimdown.training.checks import optimizer_bytes
 from slimdown.training.lean import SummedLoss
 from slimdown.training.whole import unfreeze
+from slimdown.utils import distributed as processes
+from slimdown.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,14 @@ class Footprint:
     device: torch.device
     n_parameters: int
     n_trainable: int
-    by_equation: int | None  # what the paper's equation 1.2 says of them; None where no LoRA is trained
+    by_equation: (
+        int | None
+    )  # what the paper's equation 1.2 says of them; None where no LoRA is trained
     training: int | None
     evaluation: int | None
-    mapped: int  # of these, pages of the weights' file, which the system takes back where it needs room
+    mapped: (
+        int  # of these, pages of the weights' file, which the system takes back where it needs room
+    )
     tokens: int  # of the batch that was counted
     reason: str = ""  # why something is not known
 
@@ -44,7 +48,11 @@ class Footprint:
     def estimates(self) -> dict[str, float]:
         """Bytes by the names of a run's costs."""
         named = {"training": self.training, "evaluation": self.evaluation}
-        return {f"estimated_{what}_peak_bytes": float(peak) for what, peak in named.items() if peak is not None}
+        return {
+            f"estimated_{what}_peak_bytes": float(peak)
+            for what, peak in named.items()
+            if peak is not None
+        }
 
 
 def footprint(
@@ -67,11 +75,18 @@ def footprint(
     tokens = tokens or config.train.max_length * config.train.per_device_train_batch_size
     model = trained_outline(base, config)
     loras = [layer for layer in model.modules() if getattr(layer, "lora_A", None)]
-    by_equation = sum(lora_parameters(layer.r["default"], layer.in_features, layer.out_features) for layer in loras)
+    by_equation = sum(
+        lora_parameters(layer.r["default"], layer.in_features, layer.out_features)
+        for layer in loras
+    )
     mapped = mapped_bytes(base)
     around = mapped + LIBRARY_BYTES.get(base.device, 0)
-    training, why_not_training = _counted(partial(training_peak, base, model, config, tokens, scored_share), around)
-    evaluation, why_not_evaluation = _counted(partial(_evaluation_peak, base, model, config, known), around)
+    training, why_not_training = _counted(
+        partial(training_peak, base, model, config, tokens, scored_share), around
+    )
+    evaluation, why_not_evaluation = _counted(
+        partial(_evaluation_peak, base, model, config, known), around
+    )
     return Footprint(
         device=torch.device(base.device),
         n_parameters=base.n_parameters,
@@ -122,7 +137,9 @@ def trained_outline(base: LoadedModel, config: RunConfig) -> Any:
     return model
 
 
-def training_peak(base: LoadedModel, model: Any, config: RunConfig, tokens: int, scored_share: float = 1.0) -> int:
+def training_peak(
+    base: LoadedModel, model: Any, config: RunConfig, tokens: int, scored_share: float = 1.0
+) -> int:
     """Bytes of all tensors at the peak of a training step on a batch of so many tokens, with the optimizer's state."""
     model.train()
     if config.train.gradient_checkpointing:
@@ -133,7 +150,9 @@ def training_peak(base: LoadedModel, model: Any, config: RunConfig, tokens: int,
     kept = int(count_trainable(model) * (optimizer_bytes(config.train, base.device) + buckets))
     state = torch.empty(kept, dtype=torch.uint8, device="meta")
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    is_prefix = getattr(model, "peft_type", "") == "PREFIX_TUNING"  # keys and values, where a prompt is embeddings
+    is_prefix = (
+        getattr(model, "peft_type", "") == "PREFIX_TUNING"
+    )  # keys and values, where a prompt is embeddings
     n_embedded = 0 if is_prefix else len(virtual_tokens(model))
     is_padded = bool(virtual_tokens(model)) or not tells_rows_apart(base, model)
     n_rows = min(config.train.per_device_train_batch_size, tokens) if is_padded else 1
@@ -146,13 +165,19 @@ def training_peak(base: LoadedModel, model: Any, config: RunConfig, tokens: int,
             torch.autograd.backward(model(input_ids=ids, use_cache=False).logits.float().sum())
             return live.peak
         # A mask of rows alone would be looked into.
-        mask = torch.ones(n_rows, 1, *[ids.shape[1]] * 2, dtype=torch.bool, device="meta") if is_padded else None
+        mask = (
+            torch.ones(n_rows, 1, *[ids.shape[1]] * 2, dtype=torch.bool, device="meta")
+            if is_padded
+            else None
+        )
         inputs = {"input_ids": ids, "position_ids": ids, "attention_mask": mask, "use_cache": False}
         hidden = causal.base_model(**inputs).last_hidden_state.flatten(0, 1)
         weight = causal.get_output_embeddings().weight
         scored = slice(max(1, int(ids.numel() * scored_share)))
         loss, _ = SummedLoss.apply(hidden[scored].clone(), weight, ids.flatten()[scored])  # type: ignore[no-untyped-call]
-        torch.autograd.backward(loss)  # inside `loss.backward()` nothing would be seen that is computed again
+        torch.autograd.backward(
+            loss
+        )  # inside `loss.backward()` nothing would be seen that is computed again
     for parameter in trained:
         parameter.grad = None
     return live.peak
@@ -165,7 +190,9 @@ def unpacked_for_training(base: LoadedModel, model: Any, rule: str) -> AbstractC
     return dequantized(model) if pays and dequantizes(model, rule) else nullcontext()
 
 
-def _evaluation_peak(base: LoadedModel, model: Any, config: RunConfig, known: dict[str, int]) -> int:
+def _evaluation_peak(
+    base: LoadedModel, model: Any, config: RunConfig, known: dict[str, int]
+) -> int:
     held = weight_sizes(model).held
     if (key := repr((config.quantization, config.evaluation, config.method))) not in known:
         unpacks = dequantizes(model, config.quantization.dequantize_for_evaluation)
@@ -174,7 +201,9 @@ def _evaluation_peak(base: LoadedModel, model: Any, config: RunConfig, known: di
     return held + known[key]
 
 
-def largest_batch(lengths: Sequence[int], config: TrainConfig, seed: int, is_padded: bool = False) -> int:
+def largest_batch(
+    lengths: Sequence[int], config: TrainConfig, seed: int, is_padded: bool = False
+) -> int:
     """Tokens of the largest batch that training is likely to draw from rows of these lengths, padding included."""
     order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed))
     cut = torch.tensor(lengths)[order].clamp(max=config.max_length)
@@ -202,14 +231,23 @@ def checked_footprint(
 
     def of(tokens: int, **changed: Any) -> Footprint:
         settings = replace(config, train=replace(train, **changed))
-        return footprint(outline.loaded(config.quantization), settings, tokens, scored_share=scored_share)
+        return footprint(
+            outline.loaded(config.quantization), settings, tokens, scored_share=scored_share
+        )
 
     def more(found: Footprint) -> int:  # than the process holds by now
-        return (found.training or 0) - found.mapped - LIBRARY_BYTES.get(base.device, 0) - base.memory_bytes
+        return (
+            (found.training or 0)
+            - found.mapped
+            - LIBRARY_BYTES.get(base.device, 0)
+            - base.memory_bytes
+        )
 
     is_padded = not tells_rows_apart(base) or config.method.num_virtual_tokens is not None
     found = of(largest_batch(lengths, train, config.seed, is_padded))
-    free = free_bytes(torch.device(base.device)) + (swap_memory().free if base.device == "cpu" else 0)
+    free = free_bytes(torch.device(base.device)) + (
+        swap_memory().free if base.device == "cpu" else 0
+    )
     if found.training is None or found.evaluation is None:
         return found, [f"what this run will hold in memory is not known: {found.reason}"]
     told = (

@@ -8,13 +8,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
-from slimdown.guarding.errors import UserError
-from slimdown.measuring.measure import Record
-from slimdown.preparing.dequantize import is_4bit
-from slimdown.preparing.digests import digest
-from slimdown.preparing.identity import identify
-from slimdown.preparing.memory import release_memory
-from slimdown.preparing.model import (
+from slimdown.config.files import tuned_problem
+from slimdown.config.schema import OnProgress, RunConfig, TunedConfig
+from slimdown.evaluation.measure import Record
+from slimdown.models.dequantize import is_4bit
+from slimdown.models.identity import identify
+from slimdown.models.memory import release_memory
+from slimdown.models.model import (
     LoadedModel,
     check_numbers,
     explained,
@@ -23,10 +23,10 @@ from slimdown.preparing.model import (
     outline,
     resolved_revision,
 )
-from slimdown.settings.files import tuned_problem
-from slimdown.settings.schema import OnProgress, RunConfig, TunedConfig
 from slimdown.training.adapters import sharing_copy
 from slimdown.training.fine_tune import OnStep, Tuned
+from slimdown.utils.digests import digest
+from slimdown.utils.errors import UserError
 
 # Texts on which two tokenizers of one vocabulary part ways: spaces, lines, digits, letters beyond ASCII, code.
 _PROBES = (
@@ -52,7 +52,9 @@ class GivenAdapter(_Given):
 
     doing = "taking the adapter"
 
-    def __init__(self, base: LoadedModel, config: RunConfig, given: TunedConfig, folder: Path) -> None:
+    def __init__(
+        self, base: LoadedModel, config: RunConfig, given: TunedConfig, folder: Path
+    ) -> None:
         """Put it on, before hours go into measuring the base.
 
         Raises:
@@ -69,12 +71,18 @@ class GivenAdapter(_Given):
         file = folder / "adapter_model.safetensors"
         with explained(given), safe_open(file, "pt") as saved:
             shapes = {key: tuple(saved.get_slice(key).get_shape()) for key in saved.keys()}  # noqa: SIM118 - no dict
-            own = load_tokenizer(folder) if (folder / "tokenizer_config.json").is_file() else base.tokenizer
+            own = (
+                load_tokenizer(folder)
+                if (folder / "tokenizer_config.json").is_file()
+                else base.tokenizer
+            )
         tokenizer, self.notes = checked_tokenizer(base, own, config, given.named)
         model = _attached(base, self.adapter, folder, shapes, given.named)
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             tokenizer = base.tokenizer
-            self.notes = [f"{given.named} was saved without embeddings of the tokens that its tokenizer adds: not used"]
+            self.notes = [
+                f"{given.named} was saved without embeddings of the tokens that its tokenizer adds: not used"
+            ]
         weights = digest([base.identity["weights"], hashlib.sha256(file.read_bytes()).hexdigest()])
         tuned = replace(
             base,
@@ -89,7 +97,9 @@ class GivenAdapter(_Given):
         is_unpacked = config.quantization.dequantize_for_evaluation.lower() != "false"
         self.keeps_base = not (is_unpacked and any(map(is_4bit, base.model.modules())))
 
-    def obtain(self, folder: Path, on_step: OnStep, on_progress: OnProgress, *unused: object) -> Tuned:
+    def obtain(
+        self, folder: Path, on_step: OnStep, on_progress: OnProgress, *unused: object
+    ) -> Tuned:
         """The base with the adapter on."""
         return self._tuned
 
@@ -116,10 +126,14 @@ class GivenModel(_Given):
                     f"{given.named} is another model than {base.id}: its {key} is {after} and not {before}"
                 )
         if getattr(self.adapter.config, "quantization_config", None):
-            self.notes.append(f"{given.named} is stored quantized: what that changed is measured along with its tuning")
+            self.notes.append(
+                f"{given.named} is stored quantized: what that changed is measured along with its tuning"
+            )
         self._base, self._given, self._quantization = base, given, config.quantization
 
-    def obtain(self, folder: Path, on_step: OnStep, on_progress: OnProgress, *unused: object) -> Tuned:
+    def obtain(
+        self, folder: Path, on_step: OnStep, on_progress: OnProgress, *unused: object
+    ) -> Tuned:
         """The tuned model; the base makes room for it and is no model any longer.
 
         Raises:
@@ -151,7 +165,9 @@ def fetched(given: TunedConfig) -> Path:
     return Path(folder)
 
 
-def checked_tokenizer(base: LoadedModel, own: Any, config: RunConfig, named: str) -> tuple[Any, list[str]]:
+def checked_tokenizer(
+    base: LoadedModel, own: Any, config: RunConfig, named: str
+) -> tuple[Any, list[str]]:
     """The tokenizer that a tuned model came with, made to ask as the base is asked, and what to know of it.
 
     Raises:
@@ -165,7 +181,9 @@ def checked_tokenizer(base: LoadedModel, own: Any, config: RunConfig, named: str
         )
     for text in _PROBES:
         if own(text).input_ids != base.tokenizer(text).input_ids:
-            raise UserError(f"{named} has another tokenizer than {base.id}: it cuts {text!r} into other tokens")
+            raise UserError(
+                f"{named} has another tokenizer than {base.id}: it cuts {text!r} into other tokens"
+            )
     notes = []
     if added := sorted(its.keys() - known.keys(), key=its.__getitem__):
         several = f"{', '.join(added[:3])}{', ...' if len(added) > 3 else ''}"
@@ -173,14 +191,18 @@ def checked_tokenizer(base: LoadedModel, own: Any, config: RunConfig, named: str
     if own.chat_template != base.tokenizer.chat_template:
         own.chat_template = base.tokenizer.chat_template
         if config.evaluation.apply_chat_template:
-            notes.append(f"{named} has a chat template of its own; both models are asked through that of {base.id}")
+            notes.append(
+                f"{named} has a chat template of its own; both models are asked through that of {base.id}"
+            )
     return own, notes
 
 
 def _check_base(adapter: Any, base: LoadedModel, config: RunConfig, given: TunedConfig) -> None:
     """Refuse an adapter for other models than causal ones, or made on another of the hub than the base."""
     if adapter.task_type not in (None, "CAUSAL_LM"):
-        raise UserError(f"{given.named} is an adapter for {adapter.task_type}; only CAUSAL_LM can be asked questions")
+        raise UserError(
+            f"{given.named} is an adapter for {adapter.task_type}; only CAUSAL_LM can be asked questions"
+        )
     adapter.task_type = "CAUSAL_LM"
     made_on = str(adapter.base_model_name_or_path or "")
     if not config.model.folder and is_another(made_on, base.id) and _is_on_hub(made_on):
@@ -199,7 +221,11 @@ def is_another(made_on: str, base: str) -> bool:
     (True, False)
     """
     names = [_REPACKED.sub("", id_.rpartition("/")[2].lower()) for id_ in (made_on, base)]
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", made_on) is not None and made_on[0] != "." and names[0] != names[1]
+    return (
+        re.fullmatch(r"[\w.-]+/[\w.-]+", made_on) is not None
+        and made_on[0] != "."
+        and names[0] != names[1]
+    )
 
 
 def _is_on_hub(id_: str) -> bool:
@@ -212,7 +238,9 @@ def _is_on_hub(id_: str) -> bool:
         return True
 
 
-def _attached(base: LoadedModel, adapter: Any, folder: Path, shapes: dict[str, tuple[int, ...]], named: str) -> Any:
+def _attached(
+    base: LoadedModel, adapter: Any, folder: Path, shapes: dict[str, tuple[int, ...]], named: str
+) -> Any:
     """The base's model with the adapter on, in evaluation mode; the base's own is left as it is.
 
     Raises:
@@ -227,10 +255,16 @@ def _attached(base: LoadedModel, adapter: Any, folder: Path, shapes: dict[str, t
             warnings.simplefilter("ignore")  # what they warn of is looked at here
             tuned = peft.PeftModelForCausalLM(_twin(base.model, adapter, shapes), adapter)
             loaded = tuned.load_adapter(folder, "default", torch_device=base.device)
-        unplaced = [] if adapter.is_prompt_learning else loaded.unexpected_keys  # prompts it loads by themselves
-        unplaced = [key for key in unplaced if ".modules_to_save." not in key]  # a second copy, of resized embeddings
+        unplaced = (
+            [] if adapter.is_prompt_learning else loaded.unexpected_keys
+        )  # prompts it loads by themselves
+        unplaced = [
+            key for key in unplaced if ".modules_to_save." not in key
+        ]  # a second copy, of resized embeddings
         if homeless := sorted([*loaded.missing_keys, *unplaced]):
-            wrong = [f"{len(homeless):,} of its weights are missing or find no place, {homeless[0]} for one"]
+            wrong = [
+                f"{len(homeless):,} of its weights are missing or find no place, {homeless[0]} for one"
+            ]
         else:
             check_numbers(named, tuned.eval())
     except UserError:
@@ -238,8 +272,12 @@ def _attached(base: LoadedModel, adapter: Any, folder: Path, shapes: dict[str, t
     except Exception as error:  # PEFT has another type for each kind of adapter
         wrong = [" ".join(f"{error}".split())[:300]]
     if wrong:
-        other = "" if base.quantization == "none" else ", or is of a kind that needs quantization=none"
-        raise UserError(f"{named} does not fit on {base.id}: it was made on another base{other} ({wrong[0]})")
+        other = (
+            "" if base.quantization == "none" else ", or is of a kind that needs quantization=none"
+        )
+        raise UserError(
+            f"{named} does not fit on {base.id}: it was made on another base{other} ({wrong[0]})"
+        )
     return tuned
 
 
@@ -250,15 +288,23 @@ _LEAVING = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 def _twin(model: Any, adapter: Any, shapes: dict[str, tuple[int, ...]]) -> Any:
     """A copy of `model` that shares the weights which the adapter does not write, with as many embeddings as it has."""
     tensors = dict(chain(model.named_parameters(remove_duplicate=False), model.named_buffers()))
-    saved = {key.removeprefix("base_model.model.").replace(".base_layer.", "."): key for key in shapes}
+    saved = {
+        key.removeprefix("base_model.model.").replace(".base_layer.", "."): key for key in shapes
+    }
     written = {id(tensor) for name, tensor in tensors.items() if name in saved}
     shared = [tensor for tensor in tensors.values() if id(tensor) not in written]
-    if getattr(adapter, "init_lora_weights", None) not in _LEAVING or getattr(adapter, "kasa_config", None):
+    if getattr(adapter, "init_lora_weights", None) not in _LEAVING or getattr(
+        adapter, "kasa_config", None
+    ):
         shared = []
     twin = sharing_copy(model, shared)
     embeddings = model.get_input_embeddings().weight
-    for name in (name for name, tensor in tensors.items() if tensor is embeddings and name in saved):
+    for name in (
+        name for name, tensor in tensors.items() if tensor is embeddings and name in saved
+    ):
         if (n_rows := shapes[saved[name]][0]) != embeddings.shape[0]:
-            twin.resize_token_embeddings(n_rows, mean_resizing=False)  # their values are in the file
+            twin.resize_token_embeddings(
+                n_rows, mean_resizing=False
+            )  # their values are in the file
             break
     return twin

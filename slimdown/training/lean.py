@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from slimdown.measuring.engine.forward import virtual_tokens
-from slimdown.measuring.rows_apart import laid, tells_rows_apart
-from slimdown.preparing.model import LoadedModel
-from slimdown.preparing.tokens import IGNORED
+from slimdown.data.tokens import IGNORED
+from slimdown.evaluation.engine.forward import virtual_tokens
+from slimdown.evaluation.rows_apart import laid, tells_rows_apart
+from slimdown.models.model import LoadedModel
 
 
 class SummedLoss(torch.autograd.Function):
@@ -49,7 +49,10 @@ class SummedLoss(torch.autograd.Function):
         for start in range(0, len(labels), SummedLoss.CHUNK):
             part = slice(start, start + SummedLoss.CHUNK)
             logits = functional.linear(hidden[part], weight)
-            split = (torch.split(one, n_at_once) for one in (logits, labels[part, None], times[part, None]))
+            split = (
+                torch.split(one, n_at_once)
+                for one in (logits, labels[part, None], times[part, None])
+            )
             for few, target, n in zip(*split, strict=True):
                 chances = few.float()
                 likeliest = chances.argmax(-1, keepdim=True)
@@ -72,7 +75,9 @@ class SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        of_inputs = [None if one is None else one * gradients[0].to(one.dtype) for one in ctx.saved_tensors]
+        of_inputs = [
+            None if one is None else one * gradients[0].to(one.dtype) for one in ctx.saved_tensors
+        ]
         return *of_inputs, None, None
 
 
@@ -96,11 +101,18 @@ def trainer_class(base: LoadedModel, model: Any) -> Any:
         return SFTTrainer
 
     # What the rows of a batch begin alike with is computed once, unless chance strikes each row alone.
-    is_laid, draws = tells_rows_apart(base, model), _draws(settings, *getattr(model, "peft_config", {}).values())
+    is_laid, draws = (
+        tells_rows_apart(base, model),
+        _draws(settings, *getattr(model, "peft_config", {}).values()),
+    )
 
     class LeanTrainer(SFTTrainer):  # type: ignore[misc]
         def compute_loss(
-            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+            self,
+            model: Any,
+            inputs: dict[str, Any],
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
         ) -> Any:  # of a training step, or in the midst of training; validation.py is for the rest
             labels = inputs.pop("labels")
             causal = self.accelerator.unwrap_model(model)
@@ -108,25 +120,35 @@ def trainer_class(base: LoadedModel, model: Any) -> Any:
             mask = inputs.get("attention_mask")
             n_tokens = labels.numel() if mask is None else int(mask.sum())
             n_scored = int((labels[:, 1:] != IGNORED).sum())
-            inputs, place, target, times = _once(inputs, labels, is_laid and not (model.training and draws))
+            inputs, place, target, times = _once(
+                inputs, labels, is_laid and not (model.training and draws)
+            )
 
             def forward(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-                hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+                hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state.flatten(
+                    0, 1
+                )
                 weight = causal.get_output_embeddings().weight
                 return SummedLoss.apply(hidden[place], weight, target, times)  # type: ignore[no-any-return, no-untyped-call]
 
             with _forward_of(causal, forward):
-                loss, hits = model(**inputs)  # DDP around it averages gradients of what went through itself alone
+                loss, hits = model(
+                    **inputs
+                )  # DDP around it averages gradients of what went through itself alone
             if not model.training:
                 return loss / max(n_scored, 1)
             counts = torch.tensor([int(hits), n_scored, n_tokens], device=self.accelerator.device)
-            n_hits, n_scored, n_tokens = self.accelerator.reduce(counts, "sum").tolist()  # of all processes
+            n_hits, n_scored, n_tokens = self.accelerator.reduce(
+                counts, "sum"
+            ).tolist()  # of all processes
             self._total_train_tokens += n_tokens
             metrics = self._metrics["train"]
             metrics["mean_token_accuracy"].append(n_hits / max(n_scored, 1))
             metrics["num_tokens"] = [self._total_train_tokens]
             n_items = max(int(n_scored if num_items_in_batch is None else num_items_in_batch), 1)
-            return loss * self.accelerator.num_processes / n_items  # DDP takes the mean over processes
+            return (
+                loss * self.accelerator.num_processes / n_items
+            )  # DDP takes the mean over processes
 
     return LeanTrainer
 
@@ -134,7 +156,11 @@ def trainer_class(base: LoadedModel, model: Any) -> Any:
 def _draws(*configs: Any) -> bool:
     """Whether a model or an adapter of this config drops or shakes numbers by chance in training."""
     values = (item for config in configs for item in config.to_dict().items())
-    return any(value for name, value in values if re.search("drop|jitter", name) and isinstance(value, float))
+    return any(
+        value
+        for name, value in values
+        if re.search("drop|jitter", name) and isinstance(value, float)
+    )
 
 
 def _once(
@@ -178,7 +204,9 @@ def _forward_of(model: Any, forward: Callable[..., Any]) -> Iterator[None]:
         vars(model).update({} if usual is None else {"forward": usual})
 
 
-def padding_free_collator(base: LoadedModel, model: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]] | None:
+def padding_free_collator(
+    base: LoadedModel, model: Any
+) -> Callable[[list[dict[str, Any]]], dict[str, Any]] | None:
     """Batches as one long row without padding, positions and boundaries beside it; None: TRL's own, padded."""
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from slimdown.guarding.errors import UserError
-from slimdown.preparing.data import SftData
-from slimdown.preparing.model import LoadedModel, context_window
-from slimdown.preparing.on_disk import Folder, batches, written
-from slimdown.preparing.tokens import IGNORED, Encoder, marks_assistant
-from slimdown.settings.schema import TrainConfig
+from slimdown.config.schema import TrainConfig
+from slimdown.data.loading import SftData
+from slimdown.data.tokens import IGNORED, Encoder, marks_assistant
+from slimdown.models.model import LoadedModel, context_window
+from slimdown.models.on_disk import Folder, batches, written
+from slimdown.utils.errors import UserError
 
 _SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
 
@@ -31,7 +31,9 @@ class CutRows:
 
     def __str__(self) -> str:
         lost = f" ({self.n_lost} of them lose their whole answer)" if self.n_lost else ""
-        untrained = f"; {self.n_untrained:,} rows have no token to train on" if self.n_untrained else ""
+        untrained = (
+            f"; {self.n_untrained:,} rows have no token to train on" if self.n_untrained else ""
+        )
         whole = f"; {self.n_whole:,} rows have no prompt that train.completion_only_loss=true could leave out"
         return (
             f"train.max_length={self.max_length} cuts {self.n_cut:,} of {self.n_rows:,} rows{lost}; "
@@ -50,7 +52,9 @@ class TrainRows:
     train: Any
     validation: Any
     cut: CutRows  # of the training rows
-    folder: Folder | None = field(default=None, repr=False)  # of the files that the rows are read from; gone with this
+    folder: Folder | None = field(
+        default=None, repr=False
+    )  # of the files that the rows are read from; gone with this
 
 
 def prepare_rows(base: LoadedModel, data: SftData, config: TrainConfig) -> TrainRows:
@@ -64,7 +68,9 @@ def prepare_rows(base: LoadedModel, data: SftData, config: TrainConfig) -> Train
     encoder = Encoder(base.tokenizer, config, template)
     folder = Folder()
     train, cut = _kept(encoder, data.train, config, folder.path / "train.arrow")
-    validation, cut_validation = _kept(encoder, data.validation, config, folder.path / "validation.arrow")
+    validation, cut_validation = _kept(
+        encoder, data.validation, config, folder.path / "validation.arrow"
+    )
     for name, part in (("training", cut), ("held-out", cut_validation)):
         if part.n_lost == part.n_rows:
             window = context_window(base.model)

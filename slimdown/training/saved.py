@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from slimdown.guarding.errors import UserError
-from slimdown.preparing.model import LoadedModel, explained, load_model
-from slimdown.settings.naming import section
-from slimdown.settings.schema import Device, Dtype, ModelConfig, QuantizationConfig
+from slimdown.config.naming import section
+from slimdown.config.schema import Device, Dtype, ModelConfig, QuantizationConfig
+from slimdown.models.model import LoadedModel, explained, load_model
+from slimdown.utils.errors import UserError
 
 
 def recorded_base(
@@ -27,7 +27,10 @@ def recorded_base(
         compute_dtype: that its 4-bit weights were unpacked to; empty where it had none.
         revision: the commit that it loaded, or the digest of a local folder.
     """
-    model, quantization = section(settings, "model", ModelConfig), section(settings, "quantization", QuantizationConfig)
+    model, quantization = (
+        section(settings, "model", ModelConfig),
+        section(settings, "quantization", QuantizationConfig),
+    )
     if compute_dtype:
         quantization = replace(quantization, bnb_4bit_compute_dtype=Dtype(compute_dtype))
     revision = model.revision if revision.startswith("sha256:") else revision
@@ -62,12 +65,19 @@ def load_tuned(base: LoadedModel, folder: Path) -> Any:
     import slimdown.training.bottleneck  # noqa: F401 - which PEFT does not know by itself
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT's, of Conv1D's layout and of tied weights: seen to by it and `merged`
+        warnings.simplefilter(
+            "ignore"
+        )  # PEFT's, of Conv1D's layout and of tied weights: seen to by it and `merged`
         return peft.PeftModel.from_pretrained(base.model, folder).eval()
 
 
 def export(
-    model: ModelConfig, quantization: QuantizationConfig, revision: str, folder: Path, dtype: str | None, out: Path
+    model: ModelConfig,
+    quantization: QuantizationConfig,
+    revision: str,
+    folder: Path,
+    dtype: str | None,
+    out: Path,
 ) -> str:
     """Write one model without an adapter, as transformers loads it, with its tokenizer; returns its dtype.
 
@@ -101,7 +111,9 @@ def _stored_dtype(config: ModelConfig) -> str:
     import transformers
 
     with explained(config):
-        found = transformers.AutoConfig.from_pretrained(str(config.folder or config.id), revision=config.revision)
+        found = transformers.AutoConfig.from_pretrained(
+            str(config.folder or config.id), revision=config.revision
+        )
     return str(found.dtype or torch.float32).removeprefix("torch.")
 
 
@@ -132,7 +144,9 @@ def merged(base: LoadedModel, folder: Path, dtype: torch.dtype) -> Any:
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is nothing left to merge, of the last call
-            for layer in [module for module in tuned.modules() if isinstance(module, BaseTunerLayer)]:
+            for layer in [
+                module for module in tuned.modules() if isinstance(module, BaseTunerLayer)
+            ]:
                 weights = list(layer.get_base_layer().parameters())
                 for weight in weights:
                     weight.data = weight.data.float()
@@ -140,7 +154,12 @@ def merged(base: LoadedModel, folder: Path, dtype: torch.dtype) -> Any:
                 for weight in weights:
                     weight.data = weight.data.to(dtype)
             return tuned.merge_and_unload().to(dtype)
-    except (NotImplementedError, AttributeError, ValueError, TypeError) as error:  # each kind has its own
+    except (
+        NotImplementedError,
+        AttributeError,
+        ValueError,
+        TypeError,
+    ) as error:  # each kind has its own
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"this adapter cannot be merged into {base.id}: {reason}") from error
 
@@ -151,14 +170,24 @@ def _dequantize(model: Any) -> None:
         return
     from transformers.pytorch_utils import Conv1D
 
-    transposed = [name for name, layer in model.named_modules() if getattr(layer, "source_cls", None) is Conv1D]
-    logging.getLogger("transformers.integrations.bitsandbytes").setLevel(logging.ERROR)  # says that it does so
+    transposed = [
+        name
+        for name, layer in model.named_modules()
+        if getattr(layer, "source_cls", None) is Conv1D
+    ]
+    logging.getLogger("transformers.integrations.bitsandbytes").setLevel(
+        logging.ERROR
+    )  # says that it does so
     is_8bit = getattr(model, "is_loaded_in_8bit", False)  # whose scales are float32
-    computed = next((layer.compute_dtype for layer in model.modules() if hasattr(layer, "compute_dtype")), None)
+    computed = next(
+        (layer.compute_dtype for layer in model.modules() if hasattr(layer, "compute_dtype")), None
+    )
     model.dequantize(torch.float32 if is_8bit else computed or model.dtype)
     # transformers 5.24 leaves these, and PEFT looks at them; to be deleted when `dequantize` takes them back.
     model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
-    for name in transposed:  # and makes linear layers of GPT-2's, whose files hold weights the other way round
+    for name in (
+        transposed
+    ):  # and makes linear layers of GPT-2's, whose files hold weights the other way round
         linear = model.get_submodule(name)
         layer = Conv1D(linear.out_features, linear.in_features)
         layer.weight.data, layer.bias = linear.weight.data.T.contiguous(), linear.bias
@@ -172,7 +201,11 @@ def _untie(tuned: Any) -> None:
     ends = tuned.get_output_embeddings(), tuned.get_input_embeddings()
     if not any(isinstance(end, BaseTunerLayer) for end in ends):
         return
-    head, embeddings = (end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends)
+    head, embeddings = (
+        end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends
+    )
     if head.weight is embeddings.weight:
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
-        tuned.config.get_text_config().tie_word_embeddings = tuned.config.tie_word_embeddings = False
+        tuned.config.get_text_config().tie_word_embeddings = tuned.config.tie_word_embeddings = (
+            False
+        )

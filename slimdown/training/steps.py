@@ -12,19 +12,23 @@ from typing import Any
 
 import torch
 
-from slimdown.guarding.disk import Interim
-from slimdown.guarding.errors import UserError
-from slimdown.preparing.memory import is_out_of_memory, peak_memory
-from slimdown.preparing.processes import missing_told
-from slimdown.settings.schema import TrainConfig
+from slimdown.config.schema import TrainConfig
+from slimdown.models.memory import is_out_of_memory, peak_memory
 from slimdown.training.checkpoints import Keeping, agreed_checkpoint, dtype_of
+from slimdown.utils.disk import Interim
+from slimdown.utils.distributed import missing_told
+from slimdown.utils.errors import UserError
 
 Note = Callable[[int, int, dict[str, float]], None]
 """Told of each step: which, of how many, and what the trainer said after it (loss, learning_rate, grad_norm, ...)."""
 # float16 knows nothing below 6e-8, where most of a mean loss's gradients are: of 768 tokens they came out wrong by 44 %
 # and, so enlarged, by 0.5 % (docs/gpu.md). A power of two: nothing else is rounded.
 GRADIENT_SCALE = 2.0**12
-_OURS = ("engine", "assistant_only_loss", "checkpoint_minutes")  # not of `SFTConfig`, or not handed to it
+_OURS = (
+    "engine",
+    "assistant_only_loss",
+    "checkpoint_minutes",
+)  # not of `SFTConfig`, or not handed to it
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,16 @@ def trainer_for(
         bf16=False,  # no autocast: base and adapter compute in the dtypes they have
         fp16=False,
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process by itself would draw a batch for each GPU that it sees
-    trainer = kind(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, data_collator=collator)
+    arguments._n_gpu = min(
+        arguments.n_gpu, 1
+    )  # a process by itself would draw a batch for each GPU that it sees
+    trainer = kind(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        data_collator=collator,
+    )
     trainer.remove_callback(transformers.PrinterCallback)
     # TRL casts the adapters of a quantized base to bfloat16 (trl 1.16, sft_trainer.py, after the QLoRA paper), where
     # Adam's small updates are rounded away and a reload in another dtype gives other logits. To be deleted when
@@ -90,7 +102,8 @@ def trainer_for(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     if trainer.model.dtype == torch.float16 or any(
-        getattr(module, "compute_dtype", None) == torch.float16 for module in trainer.model.modules()
+        getattr(module, "compute_dtype", None) == torch.float16
+        for module in trainer.model.modules()
     ):
         _enlarge_gradients(trainer)
     return trainer
@@ -118,7 +131,12 @@ def _enlarge_gradients(trainer: Any) -> None:
 
 
 def take_steps(
-    trainer: Any, config: TrainConfig, seed: int, device: str, note: Note, interim: Interim | None = None
+    trainer: Any,
+    config: TrainConfig,
+    seed: int,
+    device: str,
+    note: Note,
+    interim: Interim | None = None,
 ) -> Steps:
     """The steps of `trainer`, `note` told of each; from the last checkpoint in `interim`, and with more to come.
 
@@ -136,9 +154,15 @@ def take_steps(
             if begun:  # TRL (1.16) counts from zero
                 trainer._total_train_tokens = int(begun.history[-1].get("num_tokens", 0))
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any
+        ) -> None:
             if "loss" in logs:  # not the closing summary, nor a validation
-                values = {key: float(value) for key, value in logs.items() if isinstance(value, (int, float))}
+                values = {
+                    key: float(value)
+                    for key, value in logs.items()
+                    if isinstance(value, (int, float))
+                }
                 losses.append(values["loss"])
                 note(state.global_step, state.max_steps, values)
                 if keeping:

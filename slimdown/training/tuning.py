@@ -8,15 +8,13 @@ from typing import Any
 import pyarrow.compute as pc
 import trl  # noqa: F401  # what it does at its import is cut short where this page is imported
 
-from slimdown.guarding.disk import Interim
-from slimdown.measuring.measure import Record, measure_loss
-from slimdown.measuring.wording import worded
-from slimdown.preparing import processes
-from slimdown.preparing.contamination import Contamination, find_contamination
-from slimdown.preparing.data import SftData, load_data
-from slimdown.preparing.model import LoadedModel
-from slimdown.preparing.tokens import IGNORED
-from slimdown.settings.schema import Engine, OnProgress, RunConfig, TrainConfig
+from slimdown.config.schema import Engine, OnProgress, RunConfig, TrainConfig
+from slimdown.data.contamination import Contamination, find_contamination
+from slimdown.data.loading import SftData, load_data
+from slimdown.data.tokens import IGNORED
+from slimdown.evaluation.measure import Record, measure_loss
+from slimdown.evaluation.wording import worded
+from slimdown.models.model import LoadedModel
 from slimdown.training.adapters import adapter_config, check_adapter
 from slimdown.training.checks import check_settings
 from slimdown.training.fine_tune import OnStep, Tuned, fine_tune
@@ -25,6 +23,8 @@ from slimdown.training.given import GivenAdapter, GivenModel, fetched
 from slimdown.training.rows import prepare_rows
 from slimdown.training.unsloth import UnslothProcess
 from slimdown.training.watching import Watch
+from slimdown.utils import distributed as processes
+from slimdown.utils.disk import Interim
 
 OnContamination = Callable[[Contamination], None]
 
@@ -55,7 +55,11 @@ def way_to_tuned(
 
 
 def _rows_of_a_step(config: TrainConfig) -> Iterator[str]:
-    n, size, n_batches = processes.count(), config.per_device_train_batch_size, config.gradient_accumulation_steps
+    n, size, n_batches = (
+        processes.count(),
+        config.per_device_train_batch_size,
+        config.gradient_accumulation_steps,
+    )
     if n > 1:
         yield (
             f"{n} processes train together: a step takes {n * size * n_batches} rows, {size * n_batches} of each, as "
@@ -74,7 +78,11 @@ class Training:
         return not self._config.method.trains_weights
 
     def __init__(
-        self, base: LoadedModel, config: RunConfig, tasks: dict[str, Any], on_contamination: OnContamination
+        self,
+        base: LoadedModel,
+        config: RunConfig,
+        tasks: dict[str, Any],
+        on_contamination: OnContamination,
     ) -> None:
         """Check that it can be, before hours go into measuring the base.
 
@@ -101,15 +109,25 @@ class Training:
         found, told = checked_footprint(base, config, lengths, n_scored / max(1, sum(lengths)))
         self.estimates = found.estimates
         # what a person should know before they wait
-        self.notes: list[str] = [*skipped, *cut, *self._contamination.told, *told, *_rows_of_a_step(config.train)]
+        self.notes: list[str] = [
+            *skipped,
+            *cut,
+            *self._contamination.told,
+            *told,
+            *_rows_of_a_step(config.train),
+        ]
         self._unsloth: UnslothProcess | None = None
         if config.train.engine is Engine.unsloth:
-            self._unsloth = UnslothProcess(base, self.adapter, self._rows.train, config.train, config.seed)
+            self._unsloth = UnslothProcess(
+                base, self.adapter, self._rows.train, config.train, config.seed
+            )
 
     def measure_base(self, record: Record) -> None:
         """The base's validation loss, found in the record or made and kept."""
         dequantize = self._config.quantization.dequantize_for_training
-        self._loss = measure_loss(self._base, self._rows.validation, self._config.train, dequantize, record)
+        self._loss = measure_loss(
+            self._base, self._rows.validation, self._config.train, dequantize, record
+        )
 
     def obtain(
         self,
@@ -142,4 +160,7 @@ class Training:
             interim,
             watch,
         )
-        return replace(tuned, training=tuned.training and replace(tuned.training, contamination=self._contamination))
+        return replace(
+            tuned,
+            training=tuned.training and replace(tuned.training, contamination=self._contamination),
+        )

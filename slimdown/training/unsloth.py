@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slimdown.guarding.disk import Interim
-from slimdown.guarding.errors import UserError
-from slimdown.guarding.interruption import stop_if_interrupted
-from slimdown.preparing.model import LoadedModel
-from slimdown.settings.schema import ModelConfig, TrainConfig
+from slimdown.config.schema import ModelConfig, TrainConfig
+from slimdown.models.model import LoadedModel
 from slimdown.training.steps import Note, Steps
+from slimdown.utils.disk import Interim
+from slimdown.utils.errors import UserError
+from slimdown.utils.interruption import stop_if_interrupted
 
 # No hub, no statistics about its users (which are an address on the hub that it fetches), no folder of compiled files
 # where the command was typed.
@@ -50,7 +50,9 @@ class Job:
 class UnslothProcess:
     """A process that has loaded the base and stands ready to train; it ends with this object."""
 
-    def __init__(self, base: LoadedModel, adapter: Any, rows: Any, config: TrainConfig, seed: int) -> None:
+    def __init__(
+        self, base: LoadedModel, adapter: Any, rows: Any, config: TrainConfig, seed: int
+    ) -> None:
         """Start it, and wait until it has loaded what it is to train: half a minute.
 
         Args:
@@ -110,14 +112,18 @@ class UnslothProcess:
         import peft
 
         if interim and interim.begun():
-            interim.tell("training starts from the beginning: with train.engine=unsloth no checkpoints are kept")
+            interim.tell(
+                "training starts from the beginning: with train.engine=unsloth no checkpoints are kept"
+            )
         try:
             self._say(b"go\n")
             while "step" in (answer := self._answer()):
                 stop_if_interrupted()  # no forward of a model is made here that would look
                 note(answer["step"], answer["of"], answer["values"])
             adapter = Path(self._folder.name, "adapter")
-            return peft.PeftModel.from_pretrained(self._base.model, str(adapter), is_trainable=True), Steps(**answer)
+            return peft.PeftModel.from_pretrained(
+                self._base.model, str(adapter), is_trainable=True
+            ), Steps(**answer)
         finally:
             self._end()
 
@@ -138,7 +144,11 @@ class UnslothProcess:
 
     def _why_it_ended(self) -> str:
         code = self._process.wait()
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = (
+            f"was ended by {signal.Signals(-code).name}"
+            if code < 0
+            else f"ended with exit code {code}"
+        )
         memory = "; there may have been too little memory for it" if code == -signal.SIGKILL else ""
         said = self._log.read_text(errors="replace").strip().splitlines()[-1:]
         return f"the process in which Unsloth trains {self._base.id} {how}{memory} ({' '.join(said)[:200]})"
@@ -156,5 +166,6 @@ def _folder_of(base: LoadedModel) -> Path:
 
     local = ModelConfig(id=base.id).folder
     return (
-        local or Path(str(try_to_load_from_cache(base.id, "config.json", revision=base.revision))).parent
+        local
+        or Path(str(try_to_load_from_cache(base.id, "config.json", revision=base.revision))).parent
     ).absolute()

@@ -6,7 +6,7 @@ import pickle
 import sys
 from typing import TYPE_CHECKING, Any
 
-from slimdown.guarding.errors import UserError
+from slimdown.utils.errors import UserError
 
 if TYPE_CHECKING:
     from slimdown.training.unsloth import Job
@@ -46,7 +46,9 @@ def main() -> None:
         tell(error=str(error))
     except Exception as error:  # of somebody else's code
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        tell(error=f"train.engine=unsloth: Unsloth cannot train {name} ({reason}); set train.engine=trl")
+        tell(
+            error=f"train.engine=unsloth: Unsloth cannot train {name} ({reason}); set train.engine=trl"
+        )
 
 
 def _trainer(fast: Any, job: "Job") -> Any:
@@ -58,7 +60,7 @@ def _trainer(fast: Any, job: "Job") -> Any:
     import torch
     from trl import SFTTrainer
 
-    from slimdown.preparing.identity import weights_digest
+    from slimdown.models.identity import weights_digest
     from slimdown.training.steps import trainer_for
 
     checkpointing = "unsloth" if job.config.gradient_checkpointing else False  # its own kind of it
@@ -77,9 +79,15 @@ def _trainer(fast: Any, job: "Job") -> Any:
             "set train.engine=trl"
         )
     model = fast.get_peft_model(
-        model, **job.adapter, bias="none", use_gradient_checkpointing=checkpointing, random_state=job.seed
+        model,
+        **job.adapter,
+        bias="none",
+        use_gradient_checkpointing=checkpointing,
+        random_state=job.seed,
     )
-    trainer = trainer_for(model, job.tokenizer, job.rows, job.config, job.seed, job.folder, job.device, SFTTrainer)
+    trainer = trainer_for(
+        model, job.tokenizer, job.rows, job.config, job.seed, job.folder, job.device, SFTTrainer
+    )
     used = str(getattr(trainer.args.optim, "value", trainer.args.optim))
     if used not in (job.config.optim, f"{job.config.optim}_fused"):
         raise UserError(

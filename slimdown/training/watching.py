@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from slimdown.measuring.engine.forward import measuring
+from slimdown.evaluation.engine.forward import measuring
 
 Watch = Callable[[float, float], None]
 """Told, at each quarter, the share of the steps that are taken and the validation loss; may raise, which ends them."""

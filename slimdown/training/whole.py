@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from slimdown.guarding.errors import UserError
-from slimdown.preparing import processes
-from slimdown.preparing.model import LoadedModel
-from slimdown.settings.method import Method, MethodConfig
+from slimdown.config.method import Method, MethodConfig
+from slimdown.models.model import LoadedModel
+from slimdown.utils import distributed as processes
+from slimdown.utils.errors import UserError
 
 
 def trained_modules(base: LoadedModel, method: MethodConfig) -> list[nn.Module]:
@@ -21,14 +21,22 @@ def trained_modules(base: LoadedModel, method: MethodConfig) -> list[nn.Module]:
     if method.name is Method.full:
         return [model]
     n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
+    lists = [
+        (name, m)
+        for name, m in model.named_modules()
+        if isinstance(m, nn.ModuleList) and len(m) == n_layers
+    ]
     if not lists:
         raise UserError(
             f"method=last_layer: {base.id} keeps its {n_layers} blocks in no list, so none is known as last"
         )
     name, blocks = lists[0]
     around = model.get_submodule(name.rpartition(".")[0])
-    norms = [m for key, m in around.named_children() if "norm" in type(m).__name__.lower() and "embed" not in key]
+    norms = [
+        m
+        for key, m in around.named_children()
+        if "norm" in type(m).__name__.lower() and "embed" not in key
+    ]
     head = model.get_output_embeddings()
     if method.lm_head and head.weight is model.get_input_embeddings().weight:
         raise UserError(
