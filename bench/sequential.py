@@ -28,7 +28,7 @@ from slimdown.stats.changes import Verdict, judgements, verdict
 from slimdown.stats.paired import ALPHA, difference, holm
 from slimdown.stats.sequential import sequential_difference
 from slimdown.tracking.read import find_runs, read_evaluation
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 MARGIN = BenchmarkConfig.margin
 Rows = Iterator[list[object]]
@@ -784,7 +784,7 @@ def replay(stores: Sequence[str], orders: int, draw: np.random.Generator) -> Row
                 base, tuned = (
                     read_evaluation(config, run, model).benchmarks for model in ("base", "tuned")
                 )
-            except UserError as error:
+            except SlimdownError as error:
                 print(f"left out: {error}")
                 continue
             pairs = [(one, tuned[name]) for name, one in base.items()]

@@ -18,7 +18,7 @@ from slimdown.models.causal import CausalModel, causal_model, has_untouched_base
 from slimdown.notebook import Findings, judge
 from slimdown.stats.runs import recorded_changes
 from slimdown.tracking.names import score_metrics, to_metrics
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 _BY_STEP = re.compile(r"/(mean_retained_|mean_target_)?change(_low|_high)?$")
 
@@ -41,7 +41,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         limit, num_fewshot, apply_chat_template, token_budget, batch_size: as `slimdown.measure` takes them.
 
     Raises:
-        UserError: there is no such benchmark, or no such setting.
+        SlimdownError: there is no such benchmark, or no such setting.
     """
 
     findings: Findings | None = None
@@ -60,7 +60,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         for name, value, least in (("every", every, 0), ("questions", questions, 1)):
             if not isinstance(value, int) or value < least:
-                raise UserError(f"{name}={value!r} must be a whole number of at least {least}")
+                raise SlimdownError(f"{name}={value!r} must be a whole number of at least {least}")
         self._chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)
         self._config = EvaluationConfig(
             token_budget, batch_size, apply_chat_template, holdout=0.0, until=Until.all
@@ -123,7 +123,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
             if kept[0] and kept[1]:
                 return kept[0], kept[1]
             if not has_untouched_base(given.model):
-                raise UserError(
+                raise SlimdownError(
                     f"training goes on at step {state.global_step}, where the weights are not the base's any more, and "
                     f"{folder} does not hold what the base answered to these questions: put it there from where the "
                     "training began, with the same benchmarks and settings here, or begin anew"
@@ -155,7 +155,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
                 handler.callbacks.remove(self)
                 handler.callbacks.insert(0, self)
                 return handler
-        raise UserError(
+        raise SlimdownError(
             "ForgettingCallback is called by no transformers.Trainer; hand it over with callbacks=[...]"
         )
 

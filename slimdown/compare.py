@@ -45,7 +45,7 @@ from slimdown.tracking.read import (
     refuse_unfinished,
 )
 from slimdown.tracking.tags import Tag
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 from slimdown.utils.redaction import public_uri
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def select(
     """The finished runs that are asked for, newest first, which ones they are, and what was left out.
 
     Raises:
-        UserError: there are none, or something named is not there.
+        SlimdownError: there are none, or something named is not there.
     """
     if options.runs:
         return _named(options, store)
@@ -165,7 +165,7 @@ def select(
         and not options.sweep
         and _DEFAULT_EXPERIMENT not in (known := experiment_names(store))
     ):
-        raise UserError(
+        raise SlimdownError(
             f"there is no experiment {_DEFAULT_EXPERIMENT} in {public_uri(store.uri)}; name one with --experiment: "
             + ", ".join(known)
         )
@@ -176,7 +176,7 @@ def select(
     states = Counter(_state(run) for run in others)
     left_out = ", ".join(f"{count:,} {state}" for state, count in states.items())
     if not complete:
-        raise UserError(_nothing(options, store, experiments, where, left_out, tags))
+        raise SlimdownError(_nothing(options, store, experiments, where, left_out, tags))
     chosen = [f"sweep {options.sweep}"] if options.sweep else []
     chosen += [f"tag {text}" for text in options.tag] + (
         [f"filter {options.filter}"] if options.filter else []
@@ -201,7 +201,7 @@ def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Pair:
     """Two tuned models, question by question; of these only what both leave open.
 
     Raises:
-        UserError: samples that are gone, or evaluations that are not alike; names the first difference.
+        SlimdownError: samples that are gone, or evaluations that are not alike; names the first difference.
     """
     from slimdown.stats.common import common_part
     from slimdown.stats.findings import judge  # scipy, which runs side by side do without
@@ -212,11 +212,11 @@ def pair(runs: Sequence[RecordedRun], store: TrackingConfig) -> Pair:
         found = judge(*common_part(before, after))
         notes = (*_unlike((before, after), found), *_rounded(runs, (before, after)))
         return Pair(_called(runs[0]), _called(runs[1]), found, notes=notes)
-    except UserError as error:
+    except SlimdownError as error:
         difference = str(error).replace(
             "base and tuned cannot be compared", "the two runs cannot be paired"
         )
-        raise UserError(
+        raise SlimdownError(
             f"{difference}; --paired needs two runs that were asked the same questions in the same way, "
             "without it they are laid side by side"
         ) from None
@@ -248,7 +248,7 @@ def confirm(runs: Sequence[RecordedRun], store: TrackingConfig) -> list[Pair]:
     """Each run's base and tuned model on the questions that did not choose it, corrected for as many runs.
 
     Raises:
-        UserError: a run that held no questions out, or whose samples are gone.
+        SlimdownError: a run that held no questions out, or whose samples are gone.
     """
     from slimdown.stats.findings import judge
 
@@ -261,7 +261,7 @@ def confirm(runs: Sequence[RecordedRun], store: TrackingConfig) -> list[Pair]:
                 if is_whole
                 else " and evaluation.until=all"
             )
-            raise UserError(
+            raise SlimdownError(
                 f"run {run.run_id} ({run.name}) held no question out (evaluation.holdout is 0): what chose it cannot "
                 f"confirm it. Run the candidates again with evaluation.holdout=0.5{besides}, choose among those, and "
                 "confirm the chosen one"
@@ -287,7 +287,7 @@ def main() -> None:
     try:
         table, page = make(options, store_to_read(options.tracking_uri))
         put(table, page, options.format, options.output)
-    except UserError as error:
+    except SlimdownError as error:
         sys.exit(f"These runs cannot be compared:\n  {error}")
     except KeyboardInterrupt:
         sys.exit(130)
@@ -313,11 +313,11 @@ def _side_by_side(options: argparse.Namespace, store: TrackingConfig) -> _Shown:
 
 def _pairs(options: argparse.Namespace, store: TrackingConfig) -> _Shown:
     if options.confirm and not options.runs:
-        raise UserError(
+        raise SlimdownError(
             "--confirm judges runs that were chosen; name one or more: their ids, or beginnings of ids"
         )
     if options.paired and len(options.runs) != 2:
-        raise UserError(
+        raise SlimdownError(
             f"--paired compares exactly two runs, got {len(options.runs)}; give the ids or names of two, e.g. "
             "python -m slimdown.compare 3f2a 91bc --paired"
         )
@@ -333,7 +333,7 @@ def _noise(options: argparse.Namespace, store: TrackingConfig) -> _Shown:
     comparison = compare(runs, group_seeds=True)
     several = [row for row in comparison.rows if len(row.runs) > 1]
     if not several:
-        raise UserError(
+        raise SlimdownError(
             f"--noise needs runs that differ only in their seed, and of these {len(runs)} none do; "
             "make some with -m seed=0,1,2"
         )
@@ -352,7 +352,7 @@ def _named(
     options: argparse.Namespace, store: TrackingConfig, fewest: int = 2
 ) -> tuple[list[RecordedRun], str, list[str]]:
     if options.experiment or options.sweep or options.tag or options.filter:
-        raise UserError(
+        raise SlimdownError(
             "runs are named, and --experiment, --sweep, --tag or --filter looks for others; leave one of the two out"
         )
     runs = list(
@@ -362,13 +362,13 @@ def _named(
         given = (
             "the same run more than once" if len(options.runs) > 1 else f"only {options.runs[0]}"
         )
-        raise UserError(
+        raise SlimdownError(
             f"a comparison needs two runs or more, got {given}; name another, or none for all"
         )
     for run in runs:
         refuse_unfinished(run)
         if not run.changes.benchmarks:
-            raise UserError(
+            raise SlimdownError(
                 f"run {run.run_id} ({run.name}) is finished, but no change was recorded; leave it out"
             )
     return runs, f"{len(runs)} runs of {public_uri(store.uri)}", []
@@ -413,7 +413,7 @@ def _nothing(
 def _tag(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UserError(
+        raise SlimdownError(
             f"--tag {text}: write KEY=VALUE, e.g. --tag slimdown.model=HuggingFaceTB/SmolLM2-135M"
         )
     return key, value
@@ -448,7 +448,7 @@ def _write_plots(options: argparse.Namespace, comparison: Comparison) -> None:
         for file, content in files.items():
             file.write_bytes(content)
     except OSError as error:
-        raise UserError(
+        raise SlimdownError(
             f"--plots {options.plots} cannot be written: {error.strerror}; choose another folder"
         ) from None
     if not comparison.has_target:

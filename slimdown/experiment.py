@@ -25,7 +25,7 @@ def experiment(config: RunConfig, about: About) -> Findings:
         about: what the run is called and how it came about, for the record.
 
     Raises:
-        UserError: something that the user can mend.
+        SlimdownError: something that the user can mend.
     """
     note, holdout = (
         console.show_note,

@@ -27,7 +27,7 @@ from slimdown.config.naming import run_name
 from slimdown.config.schema import TRAINING, Engine, RunConfig
 from slimdown.tracking.connection import check_store
 from slimdown.utils import distributed as processes, interruption
-from slimdown.utils.errors import ConfigError, Pruned, UserError
+from slimdown.utils.errors import ConfigError, SlimdownError, TrialPruned
 from slimdown.utils.hiding import blank_secrets
 from slimdown.utils.redaction import redact
 from slimdown.utils.worker import at_worker, is_queued
@@ -82,7 +82,7 @@ def work(sweep: "Sweep", composed: DictConfig) -> "Job":
                 if sweep.in_process or (is_queued() and not sweep.stop.exists()):
                     raise
                 return this
-            if isinstance(error, Pruned):
+            if isinstance(error, TrialPruned):
                 this.state, this.what = State.pruned, str(error)
             else:
                 _tell_failure(this, error, sweep.at_hand)
@@ -99,11 +99,11 @@ def work(sweep: "Sweep", composed: DictConfig) -> "Job":
 def _tell_failure(this: "Job", error: BaseException, which: str) -> None:
     from slimdown.report.sweep import State
 
-    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    reason = str(error) if isinstance(error, SlimdownError) else f"{type(error).__name__}: {error}"
     this.state, this.what = State.failed, redact(" ".join(reason.split()))
-    if not isinstance(error, UserError) and this.run_id:
+    if not isinstance(error, SlimdownError) and this.run_id:
         error.add_note("Its traceback is among its artifacts, traceback.txt.")
-    elif not isinstance(error, UserError):  # nothing else holds it
+    elif not isinstance(error, SlimdownError):  # nothing else holds it
         sys.stderr.write(redact(traceback.format_exc()))
     sys.stderr.write(f"{said(f'This run cannot go on ({which}):', error, reason)}\n")
 
@@ -112,7 +112,7 @@ def make_or_find(this: "Job", composed: DictConfig, sweep: "Sweep | None" = None
     """Make a run, or find that an equal one has ended; `this` is told what becomes of it.
 
     Raises:
-        UserError: something that the user can mend; whatever else ends a run is raised as well.
+        SlimdownError: something that the user can mend; whatever else ends a run is raised as well.
         MadeElsewhere: it is put off.
     """
     from slimdown.report import console
@@ -138,7 +138,7 @@ def make_or_find(this: "Job", composed: DictConfig, sweep: "Sweep | None" = None
         with finished_or_alone(config, key, partial(_wait, sweep), *of) as run:
             if run and Tag.pruned in run.tags and run.tags.get(Tag.sweep) == config.search.study:
                 this.run_id = run.run_id  # by a command that was killed before its study was told
-                raise Pruned(run.tags[Tag.pruned])
+                raise TrialPruned(run.tags[Tag.pruned])
             if run is None or run.status != "FINISHED":
                 if sweep:
                     console.show_job(sweep)

@@ -28,7 +28,7 @@ from slimdown.tracking.read import fetch_tuned, read_evaluation, read_run, refus
 from slimdown.tracking.tags import Tag
 from slimdown.utils import interruption
 from slimdown.utils.disk import disk_full, whole_file, whole_folder
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 from slimdown.utils.redaction import redact
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def main(given: Sequence[str] | None = None) -> None:
     try:
         with interruption.listening():
             _merge(options)
-    except UserError as error:
+    except SlimdownError as error:
         notes = getattr(error, "__notes__", [])
         what = (
             "The run is merged, and measuring it ends here:"
@@ -113,12 +113,12 @@ def _merge(options: argparse.Namespace) -> None:
     refuse_unfinished(run)
     method = Method(run.params.get("method.name", Method.lora))  # older runs know of no other
     if reason := _NO_WEIGHTS.get(method):
-        raise UserError(
+        raise SlimdownError(
             f"run {run.run_id} ({run.name}) was trained with method={method}: {reason}, and no weights can hold that; "
             "its adapter is loaded beside the base, as its card says"
         )
     if method in WHOLE and options.onto == "original":
-        raise UserError(
+        raise SlimdownError(
             f"--onto original: method={method} trained the weights themselves; leave it out"
         )
     _check_folder(options.out)
@@ -149,7 +149,9 @@ def _merge(options: argparse.Namespace) -> None:
             _write_card(options.out, made, found, measured := replace(merged, is_measured=True))
             try:
                 changed = judge(*common_part(unpacked, found.after))
-            except UserError as error:  # int8 rounds what it multiplies, and is asked another way
+            except (
+                SlimdownError
+            ) as error:  # int8 rounds what it multiplies, and is asked another way
                 console.print(
                     f"What merging changed cannot be told: {error}", soft_wrap=True, markup=False
                 )
@@ -162,17 +164,17 @@ def _check_folder(folder: Path) -> None:
     """Refuse a place that holds something, or where nothing can be written.
 
     Raises:
-        UserError: it is a file, a folder that is not empty, or lies where nobody may write.
+        SlimdownError: it is a file, a folder that is not empty, or lies where nobody may write.
     """
     if folder.is_dir() and (folder == Path.cwd() or any(folder.iterdir())):
-        raise UserError(
+        raise SlimdownError(
             f"--out {folder} is a folder in use; name one that is not there, or empty it"
         )
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not there.is_dir():
-        raise UserError(f"--out {folder}: {there} is a file; name a folder")
+        raise SlimdownError(f"--out {folder}: {there} is a file; name a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--out {folder}: {there} is not yours to write; name another folder")
+        raise SlimdownError(f"--out {folder}: {there} is not yours to write; name another folder")
 
 
 def _write(
@@ -181,7 +183,7 @@ def _write(
     """Make the model and put it with its card where it is asked for, whole or not at all.
 
     Raises:
-        UserError: the base is not to be had or another by now, the adapter cannot be merged, or the disk is full.
+        SlimdownError: the base is not to be had or another by now, the adapter cannot be merged, or the disk is full.
     """
     from slimdown.report.card import Merged
     from slimdown.report.console import doing
@@ -199,14 +201,14 @@ def _write(
                 dtype = export(config, quantization, made.revision, folder, options.dtype, draft)
             merged = Merged(options.out.name, dtype, options.onto == "original")
             _write_card(draft, made, findings, merged)
-    except UserError:
+    except SlimdownError:
         raise
     except Exception as error:  # the system's, or safetensors' around it
         advice = "Nothing is left of it. Make room, or name a folder on another disk"
         full = disk_full(error, options.out.parent, advice=advice)
         if full is None and not isinstance(error, OSError):
             raise
-        raise full or UserError(f"--out {options.out} cannot be written: {error}") from None
+        raise full or SlimdownError(f"--out {options.out} cannot be written: {error}") from None
     return merged
 
 

@@ -13,7 +13,7 @@ from slimdown.report.findings import findings_table
 from slimdown.report.table import Table, write
 from slimdown.stats.budget import Judgement, Outcome, hold_to_budgets, overall
 from slimdown.stats.findings import Findings as JudgedFindings, judge as judge_two
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -52,7 +52,7 @@ def measure(
             row (prompt tuning, ...), which can be measured in no other way.
 
     Raises:
-        UserError: these questions cannot be asked of this model.
+        SlimdownError: these questions cannot be asked of this model.
     """
     from slimdown.evaluation.engine.sharing import Scoring  # torch
     from slimdown.evaluation.repeatable import Measured, load_questions
@@ -61,7 +61,7 @@ def measure(
     given = causal_model(model, tokenizer)
     if isinstance(benchmarks, Measured):
         if (limit, num_fewshot) != (None, None):
-            raise UserError(
+            raise SlimdownError(
                 "what was asked before is asked again: leave out limit and num_fewshot, or name benchmarks"
             )
         chosen = {name: report.benchmark for name, report in benchmarks.benchmarks.items()}
@@ -80,17 +80,17 @@ def judge(before: Evaluation, after: Evaluation) -> "Findings":
         before, after: the same questions, asked of the base and of what was made of it.
 
     Raises:
-        UserError: the two were not asked the same things, or not scored alike.
+        SlimdownError: the two were not asked the same things, or not scored alike.
     """
     for name, one in (("before", before), ("after", after)):
         if not isinstance(one, Evaluation):
-            raise UserError(
+            raise SlimdownError(
                 f"{name} is a {type(one).__name__}; give what slimdown.measure returned"
             )
     try:
         return Findings(**vars(judge_two(before, after)))
-    except UserError as error:
-        raise UserError(
+    except SlimdownError as error:
+        raise SlimdownError(
             f"before and after cannot be compared: {error}; slimdown.measure(model, tokenizer, before) asks and scores "
             "as before was"
         ) from None
@@ -104,12 +104,12 @@ class Findings(JudgedFindings):
         """One row a benchmark and metric, shares of 1.
 
         Raises:
-            UserError: there is no pandas.
+            SlimdownError: there is no pandas.
         """
         try:
             import pandas as pd
         except ImportError:
-            raise UserError(
+            raise SlimdownError(
                 "a table is one of pandas, which is not installed: pip install pandas"
             ) from None
         return pd.DataFrame(findings_table(self).records)
@@ -129,7 +129,7 @@ class Findings(JudgedFindings):
         questions leave open does not pass.
 
         Raises:
-            UserError: a budget for what was not measured, or one that is no share.
+            SlimdownError: a budget for what was not measured, or one that is no share.
         """
         return Held(tuple(hold_to_budgets(self.changes, budgets)))
 

@@ -20,7 +20,7 @@ from slimdown.config.files import CONF_DIR
 from slimdown.job import make_or_find, said, share
 from slimdown.sweeper import Sweeper, register
 from slimdown.utils import distributed as processes
-from slimdown.utils.errors import ConfigError, UserError
+from slimdown.utils.errors import ConfigError, SlimdownError
 from slimdown.utils.hiding import without_secrets
 from slimdown.utils.redaction import redact
 
@@ -62,7 +62,7 @@ def main() -> float | None:
         sys.exit(interruption.EXIT_CODE)
     except (ConfigError, HydraException) as error:
         sys.exit(said("This run cannot start:", error))
-    except UserError as error:
+    except SlimdownError as error:
         sys.exit(said("This run cannot go on:", error))
     except Exception as error:
         if not isinstance(error, OSError) or error.filename is None or hasattr(error, "__notes__"):

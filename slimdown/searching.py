@@ -39,7 +39,7 @@ class Search:
             jobs: told of each trial as it is proposed.
 
         Raises:
-            UserError: a store or a study's database that cannot be used.
+            SlimdownError: a store or a study's database that cannot be used.
         """
         n_jobs, composed = composed.hydra.launcher.get("n_jobs"), composed.copy()
         with open_dict(composed):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slimdown.config.arguments import add_store
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 from slimdown.utils.interruption import EXIT_CODE
 from slimdown.utils.redaction import public_uri
 
@@ -23,7 +23,7 @@ def main(given: Sequence[str] | None = None) -> None:
         from slimdown.tracking.outage import send  # mlflow's import takes a second: not for --help
 
         uri, run_ids, going = send(options.folder, options.tracking_uri)
-    except UserError as error:
+    except SlimdownError as error:
         sys.exit(f"This cannot be sent:\n  {error}")
     except KeyboardInterrupt:
         sys.stderr.write(

@@ -18,7 +18,7 @@ from slimdown.tracking.read import find_runs
 from slimdown.tracking.sweeps import PARENT
 from slimdown.tracking.tags import Tag
 from slimdown.tracking.unfinished import kept_bytes
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 from slimdown.utils.redaction import public_uri
 
 _ENDED = {"FINISHED": Standing.finished, "KILLED": Standing.stopped, "FAILED": Standing.failed}
@@ -106,7 +106,7 @@ def main() -> None:
         )
         table = status_table(in_order(runs, sweeps), public_uri(store.uri), kept_bytes(store))
         put(table, lambda: write(table, "html"), options.format, options.output)
-    except UserError as error:
+    except SlimdownError as error:
         sys.exit(f"Where runs are cannot be told:\n  {error}")
     except KeyboardInterrupt:
         sys.exit(130)

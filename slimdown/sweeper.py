@@ -31,7 +31,7 @@ from slimdown.tracking.owner import INTERVAL, owner_tags
 from slimdown.tracking.tags import Tag
 from slimdown.utils import interruption
 from slimdown.utils.digests import digest
-from slimdown.utils.errors import ConfigError, UserError
+from slimdown.utils.errors import ConfigError, SlimdownError
 from slimdown.utils.redaction import redact
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Sweeper(BasicSweeper):
 
     def _refusal(self, error: Exception) -> Exception:
         """What the launcher's error means for a person, before any job began."""
-        if self.told.in_process or isinstance(error, UserError):
+        if self.told.in_process or isinstance(error, SlimdownError):
             return error
         assert self.config is not None
         name = self.config.hydra.runtime.choices["hydra/launcher"]

@@ -25,7 +25,7 @@ from slimdown.config.arguments import (
 from slimdown.config.schema import TrackingConfig
 from slimdown.report.table import FORMATS
 from slimdown.stats.budget import Judgement, Outcome, hold_to_budgets, overall, read_budgets
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 from slimdown.utils.redaction import public_uri
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _answer(options: argparse.Namespace) -> Outcome:
     store = store_to_read(options.tracking_uri) if options.track else None
     folders = (options.base, options.tuned)
     if results_files(options.base.resolve()) == results_files(options.tuned.resolve()):
-        raise UserError(f"BASE and TUNED are the same logs, {options.base}")
+        raise SlimdownError(f"BASE and TUNED are the same logs, {options.base}")
     notes: list[str] = []
     before, after = (
         read_lm_eval(folder, metrics, options.target, tell=notes.append) for folder in folders
@@ -111,7 +111,7 @@ def _metrics(given: Sequence[str]) -> dict[str, str]:
     for text in given:
         name, _, metric = text.partition("=")
         if not name or not metric or name in chosen:
-            raise UserError(
+            raise SlimdownError(
                 f"--metric {text}: name one metric a task, e.g. gsm8k=exact_match.strict-match"
             )
         chosen[name] = metric

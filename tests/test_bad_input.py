@@ -29,7 +29,7 @@ from slimdown.config.schema import RunConfig
 from slimdown.experiment import experiment
 from slimdown.pocket import MODEL_DIR
 from slimdown.tracking.provenance import About
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 SETTINGS = [
     # groups
@@ -703,7 +703,7 @@ def test_what_only_a_loaded_model_tells_is_told_before_anything_is_measured(
         damage(model, overrides)
         overrides = f"model.id={model}"
     uri = f"tracking.uri=sqlite:///{tmp_path}/mlruns/mlflow.db"
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(SlimdownError) as caught:
         experiment(
             composed(*SMALL, uri, *overrides.split()), About("bad", "", [], tmp_path / "scratch")
         )

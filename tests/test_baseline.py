@@ -31,7 +31,7 @@ from slimdown.models.model import LoadedModel, load_model
 from slimdown.stats.changes import Verdict, changes_between
 from slimdown.tracking.evaluations import EvaluationRecord, base_records
 from slimdown.tracking.write import TrackedRun
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 Composed = Callable[..., RunConfig]
 
@@ -93,7 +93,7 @@ def test_a_primary_metric_without_a_score_for_each_question_is_refused_after_the
     bare = tuple(replace(sample, scores={"acc_norm": 1.0}) for sample in found.samples)
     record.kept = dict.fromkeys(record.kept, replace(found, samples=bare))
     with pytest.raises(
-        UserError, match=r"benchmark.pocket_cs.metric=acc has no score for each question.*acc_norm"
+        SlimdownError, match=r"benchmark.pocket_cs.metric=acc has no score for each question.*acc_norm"
     ):
         measured(pocket, composed(*CS), record)
 
@@ -184,7 +184,7 @@ def test_samples_of_earlier_records_are_read_and_rounded_ones_are_not_held_again
     assert rounded.scores_of("match.flexible") == pytest.approx([1 / 3, 0.1, 0.7], abs=1e-7)
     both = evaluation(written=rounded)
     assert changes_between(both, both).benchmarks["written"].primary.difference.value == 0
-    with pytest.raises(UserError, match="score_precision differs: float32 and float64"):
+    with pytest.raises(SlimdownError, match="score_precision differs: float32 and float64"):
         changes_between(both, evaluation(written=graded))
 
 

@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 import slimdown
 from slimdown.pocket import DATA_DIR, MODEL_DIR
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 LORA = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"])
 ASKED = ["pocket_math", "pocket_cs"]
@@ -216,7 +216,7 @@ def test_a_training_that_is_resumed_has_the_base_that_it_began_with(
         assert anew.findings.changes == whole.findings.changes
     else:
         with pytest.raises(
-            UserError, match=r"training goes on at step 2, where the weights are not the base's"
+            SlimdownError, match=r"training goes on at step 2, where the weights are not the base's"
         ):
             resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
@@ -224,7 +224,7 @@ def test_a_training_that_is_resumed_has_the_base_that_it_began_with(
 def test_another_question_is_not_answered_by_what_was_kept(tmp_path: Path) -> None:
     settings = {"save_strategy": "steps", "save_steps": 1, "peft_config": None, "max_steps": 2}
     trainer(tmp_path, [callback()], **settings).train()
-    with pytest.raises(UserError, match="does not hold what the base answered to these questions"):
+    with pytest.raises(SlimdownError, match="does not hold what the base answered to these questions"):
         trainer(tmp_path, [callback(limit=11)], **settings).train(
             resume_from_checkpoint=str(tmp_path / "checkpoint-1")
         )
@@ -244,5 +244,5 @@ def test_another_question_is_not_answered_by_what_was_kept(tmp_path: Path) -> No
     ],
 )
 def test_a_mistake_is_said_before_there_is_a_trainer(settings: dict[str, Any], answer: str) -> None:
-    with pytest.raises(UserError, match=answer):
+    with pytest.raises(SlimdownError, match=answer):
         slimdown.ForgettingCallback(**settings)

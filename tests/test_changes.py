@@ -20,7 +20,7 @@ from slimdown.stats.common import common_part
 from slimdown.stats.paired import difference, mean_difference
 from slimdown.stats.sequential import sequential_difference
 from slimdown.stats.stopping import open_benchmarks
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 def benchmark(
@@ -129,17 +129,17 @@ def test_reports_of_unlike_evaluations_are_refused_by_field(
     field: str, changes: dict[str, object]
 ) -> None:
     base = benchmark([1, 0])
-    with pytest.raises(UserError, match=f"a: base and tuned cannot be compared, {field} differs"):
+    with pytest.raises(SlimdownError, match=f"a: base and tuned cannot be compared, {field} differs"):
         changes_between(report(a=base), report(a=replace(base, **changes)))  # type: ignore[arg-type]
 
 
 def test_another_harness_or_another_choice_of_benchmarks_is_refused() -> None:
     one = report(a=benchmark([1, 0]))
-    with pytest.raises(UserError, match="harness_version differs"):
+    with pytest.raises(SlimdownError, match="harness_version differs"):
         changes_between(one, replace(one, harness_version="0.5"))
-    with pytest.raises(UserError, match="benchmarks differ"):
+    with pytest.raises(SlimdownError, match="benchmarks differ"):
         changes_between(one, report(b=benchmark([1, 0])))
-    with pytest.raises(UserError, match="scoring_path differs: shared and stock"):
+    with pytest.raises(SlimdownError, match="scoring_path differs: shared and stock"):
         changes_between(one, replace(one, scoring_path="stock"))
 
 
@@ -204,13 +204,13 @@ def test_one_sample_all_right_and_all_wrong_are_undecided(scores: list[float]) -
 
 
 def test_a_score_that_is_no_number_is_refused() -> None:
-    with pytest.raises(UserError, match="a: 1 of 3 scores are not numbers"):
+    with pytest.raises(SlimdownError, match="a: 1 of 3 scores are not numbers"):
         changes_between(report(a=benchmark([1, 0, 1])), report(a=benchmark([1, float("nan"), 1])))
 
 
 def test_no_question_at_all_is_refused() -> None:
     empty = replace(benchmark([1, 0]), samples=())
-    with pytest.raises(UserError, match="a: there is no question to compare"):
+    with pytest.raises(SlimdownError, match="a: there is no question to compare"):
         changes_between(report(a=empty), report(a=empty))
 
 
@@ -218,7 +218,7 @@ def test_a_metric_without_a_score_for_each_question_is_refused() -> None:
     whole = replace(benchmark([1, 0]), scores={"f1": Score(0.5, 0.1), "acc": Score(0.5, 0.5)})
     config = replace(whole.benchmark, metric="f1")
     with pytest.raises(
-        UserError, match=r"f1 has no score for each question.*choose one that has: acc"
+        SlimdownError, match=r"f1 has no score for each question.*choose one that has: acc"
     ):
         changes_between(
             report(a=replace(whole, benchmark=config)), report(a=replace(whole, benchmark=config))
@@ -514,10 +514,10 @@ def test_two_that_stopped_apart_are_paired_on_what_both_were_asked_as_it_was_loo
             assert (
                 abs(found.primary.difference.value) == abs(sum(after[:63]) - sum(before[:63])) / 63
             )
-    with pytest.raises(UserError, match="n differs: 63 and 245"):
+    with pytest.raises(SlimdownError, match="n differs: 63 and 245"):
         changes_between(report(a=short), report(a=long))
     limited = replace(whole, samples=whole.samples[:100])
-    with pytest.raises(UserError, match="n_available differs: 1000 and 100"):
+    with pytest.raises(SlimdownError, match="n_available differs: 1000 and 100"):
         changes_between(*common_part(report(a=short), report(a=limited)))
     same = report(a=whole)
     assert common_part(same, same) == (same, same)

@@ -12,7 +12,7 @@ from slimdown.evaluation.engine import Scoring
 from slimdown.evaluation.harness import Evaluator, _language_model
 from slimdown.evaluation.questions import load_tasks
 from slimdown.models.model import LoadedModel
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 SETTING = "dataset.mine.template=chat"
 LONG = "{% for a in range(5000) %}{% for b in range(5000) %}{% endfor %}{% endfor %}"
@@ -38,7 +38,7 @@ def test_a_template_that_does_not_work_is_one_line(
     monkeypatch.setattr(chat, "_SECONDS", 0.1)
     pocket.tokenizer.chat_template = template
     begun = time.perf_counter()
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(SlimdownError) as caught:
         check_chat_template(pocket.tokenizer, SETTING)
     assert time.perf_counter() - begun < 3
     assert str(caught.value).startswith(SETTING)
@@ -58,7 +58,7 @@ def test_without_a_template_nothing_is_measured(
     config = composed("evaluation.apply_chat_template=true").evaluation
     with (
         pytest.raises(
-            UserError, match=r"use evaluation\.apply_chat_template=false, or an instruct model"
+            SlimdownError, match=r"use evaluation\.apply_chat_template=false, or an instruct model"
         ),
         Evaluator(pocket, config, Scoring(shares=False)),
     ):
@@ -79,7 +79,7 @@ def test_a_template_that_does_not_take_the_questions_is_one_line(
     tasks = load_tasks(config.benchmark)
     with (
         pytest.raises(
-            UserError,
+            SlimdownError,
             match=r"fails for the questions of pocket_math with 0 worked examples \(too long\)",
         ),
         Evaluator(pocket, config.evaluation, Scoring(shares=False)) as evaluator,

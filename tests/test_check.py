@@ -16,7 +16,7 @@ from slimdown.stats.budget import Outcome, hold_to_budgets, overall, read_budget
 from slimdown.stats.changes import Changes, changes_between
 from slimdown.stats.holdout import is_held_out
 from slimdown.tracking import outage
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 def changed(role: Role = Role.retained, **counts: tuple[int, int, int, int]) -> Changes:
@@ -110,7 +110,7 @@ def test_an_undecided_judgement_gives_its_reason(
 def test_without_budgets_retained_benchmarks_are_held_to_their_margins() -> None:
     (judged,) = hold_to_budgets(changed(a=(5, 1, 1, 3)), {})
     assert (judged.benchmark, judged.budget) == ("a", 0.02)
-    with pytest.raises(UserError, match="no retained benchmark"):
+    with pytest.raises(SlimdownError, match="no retained benchmark"):
         hold_to_budgets(changed(role=Role.target, a=(5, 1, 1, 3)), {})
 
 
@@ -127,7 +127,7 @@ def test_without_budgets_retained_benchmarks_are_held_to_their_margins() -> None
     ],
 )
 def test_a_budget_that_is_none_is_refused(asked: str, message: str) -> None:
-    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+    with pytest.raises(SlimdownError, match=message.replace("?", r"\?")):
         hold_to_budgets(changed(gsm8k=(5, 1, 1, 3)), read_budgets(asked.split()))
 
 

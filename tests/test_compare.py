@@ -27,7 +27,7 @@ from slimdown.tracking.owner import this_process
 from slimdown.tracking.read import find_runs
 from slimdown.tracking.tags import Tag
 from slimdown.tracking.write import TrackedRun
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 BASE = {"math": right(80), "cs": right(50), "task": right(10)}
 
@@ -165,7 +165,7 @@ def test_rows_are_sorted_and_what_has_no_value_comes_last(said) -> None:  # type
     assert line(text, "high")
     assert "low " not in text
     with pytest.raises(
-        UserError, match=r"--sort mth: nothing is called so in these runs; did you mean math"
+        SlimdownError, match=r"--sort mth: nothing is called so in these runs; did you mean math"
     ):
         ordered(found, "mth")
 

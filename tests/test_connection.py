@@ -20,7 +20,7 @@ from slimdown.config.schema import TrackingConfig
 from slimdown.tracking.connection import check_store, open_store
 from slimdown.tracking.read import find_runs
 from slimdown.tracking.write import TrackedRun
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 class Refusing(BaseHTTPRequestHandler):
@@ -93,7 +93,7 @@ def test_a_certificate_that_nobody_trusts_is_refused_with_the_cure(certificate: 
     with (
         serving(certificate) as config,
         pytest.raises(
-            UserError,
+            SlimdownError,
             match=r"CERTIFICATE_VERIFY_FAILED.*; name .*MLFLOW_TRACKING_SERVER_CERT_PATH=FILE$",
         ),
     ):
@@ -103,7 +103,7 @@ def test_a_certificate_that_nobody_trusts_is_refused_with_the_cure(certificate: 
 def test_a_server_that_refuses_is_not_to_be_started() -> None:
     with (
         serving() as config,
-        pytest.raises(UserError, match=r"401.*; check user, password and address$"),
+        pytest.raises(SlimdownError, match=r"401.*; check user, password and address$"),
     ):
         open_store(config)
 

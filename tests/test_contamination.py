@@ -21,7 +21,7 @@ from slimdown.models.model import LoadedModel
 from slimdown.pocket import DATA_DIR
 from slimdown.tracking.write import TrackedRun
 from slimdown.training.tuning import way_to_tuned
-from slimdown.utils.errors import ConfigError, UserError
+from slimdown.utils.errors import ConfigError, SlimdownError
 
 Composed = Callable[..., RunConfig]
 
@@ -318,7 +318,7 @@ def test_more_than_the_share_is_refused_with_the_pair() -> None:
     )
     contamination.check(0.02)
     contamination.check(1)
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(SlimdownError) as refused:
         contamination.check(0.01)
     for part in (
         "2 of 100 questions",
@@ -409,7 +409,7 @@ def test_a_training_on_what_is_asked_is_refused_and_its_pairs_are_recorded(
     tasks = load_tasks(config.benchmark)
     with (
         pytest.raises(
-            UserError, match=r"pocket_cs: \d\d of 100 questions stand .* row \d+ of file"
+            SlimdownError, match=r"pocket_cs: \d\d of 100 questions stand .* row \d+ of file"
         ),
         TrackedRun(config.tracking, "a name", "tuned", {}) as run,
     ):
@@ -494,5 +494,5 @@ def test_pasted_mmlu_is_refused(
     )
     contamination = of_real_rows(config, pocket.tokenizer)
     assert contamination.n_standing("mmlu_cs") >= len(rows) - 1  # one is held out
-    with pytest.raises(UserError, match=rf"questions stand .* {task} \d+ .* row \d+ of file"):
+    with pytest.raises(SlimdownError, match=rf"questions stand .* {task} \d+ .* row \d+ of file"):
         contamination.check(0.01)

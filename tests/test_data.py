@@ -16,7 +16,7 @@ from slimdown.config.schema import RunConfig
 from slimdown.data.loading import load_data
 from slimdown.data.row_files import RowError, records
 from slimdown.data.rows import Row, check_file, rows_of
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 PLAIN = SimpleNamespace(eos_token="<eos>", bos_token=None, chat_template=None)
 
@@ -101,7 +101,7 @@ def test_a_chat_template_is_the_tokenizers(jsonl: Path) -> None:
 
 def test_a_chat_template_that_is_not_there_is_named(jsonl: Path) -> None:
     with pytest.raises(
-        UserError,
+        SlimdownError,
         match=r"dataset\.mine\.template=chat: this model's tokenizer has no chat template",
     ):
         load_data({"mine": dataset(jsonl, template="chat")}, seed=0, tokenizer=PLAIN)

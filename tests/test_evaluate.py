@@ -23,7 +23,7 @@ from slimdown.evaluation.questions import load_tasks, task_manager
 from slimdown.models.model import LoadedModel
 from slimdown.stats.changes import changes_between
 from slimdown.training.fine_tune import adapter_config
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 Composed = Callable[..., RunConfig]
 LIMITS = [
@@ -177,7 +177,7 @@ def test_nothing_is_left_changed(config: RunConfig, pocket: LoadedModel) -> None
 def test_what_the_harness_cannot_ask_is_refused(
     override: str, answer: str, composed: Composed
 ) -> None:
-    with pytest.raises(UserError, match=answer):
+    with pytest.raises(SlimdownError, match=answer):
         load_tasks(composed(override).benchmark)
 
 
@@ -199,7 +199,7 @@ def test_an_answer_that_is_not_a_number_is_no_score(config: RunConfig, pocket: L
     with torch.no_grad():
         pocket.model.model.norm.weight[0] = torch.nan
     with pytest.raises(
-        UserError, match=r"pocket:model answers to question 0 of pocket_cs is not a number"
+        SlimdownError, match=r"pocket:model answers to question 0 of pocket_cs is not a number"
     ):
         evaluate(pocket, load_tasks(chosen), chosen, config.evaluation)
 

@@ -41,7 +41,7 @@ from slimdown.evaluation.questions import load_tasks
 from slimdown.models.model import load_model
 from slimdown.pocket import MODEL_DIR
 from slimdown.stats.budget import Outcome
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 ASKED = ["pocket_math", "pocket_cs"]
 TOKENIZER = AutoTokenizer.from_pretrained(MODEL_DIR)
@@ -321,11 +321,11 @@ def test_an_adapter_that_looks_at_the_row_asks_for_stock() -> None:
         )
 
     shared = slimdown.measure(plain(), TOKENIZER, "pocket_cs", limit=4)
-    with pytest.raises(UserError, match="P_TUNING adapter; measure both with stock=True"):
+    with pytest.raises(SlimdownError, match="P_TUNING adapter; measure both with stock=True"):
         slimdown.measure(p_tuned(), TOKENIZER, shared)
     alone = slimdown.measure(p_tuned(), TOKENIZER, "pocket_cs", limit=4)
     with pytest.raises(
-        UserError, match=r"scoring_path differs.*measure\(model, tokenizer, before\)"
+        SlimdownError, match=r"scoring_path differs.*measure\(model, tokenizer, before\)"
     ):
         slimdown.judge(shared, alone)
     stock = slimdown.measure(plain(), TOKENIZER, "pocket_cs", limit=4, stock=True)
@@ -403,7 +403,7 @@ def test_only_a_loss_that_is_shown_to_be_within_its_budget_passes(
 def test_what_cannot_be_asked_is_said(
     benchmarks: Any, settings: dict[str, Any], answer: str
 ) -> None:
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(SlimdownError) as refused:
         slimdown.measure(plain(), TOKENIZER, benchmarks, **settings)
     assert answer in str(refused.value)
 
@@ -419,26 +419,26 @@ def test_what_is_no_causal_model_is_said() -> None:
             "T5ForConditionalGeneration is no causal language model",
         ),
     ):
-        with pytest.raises(UserError, match=answer):
+        with pytest.raises(SlimdownError, match=answer):
             slimdown.measure(model, TOKENIZER, "pocket_cs")
-    with pytest.raises(UserError, match="the tokenizer is a NoneType; give the model's own"):
+    with pytest.raises(SlimdownError, match="the tokenizer is a NoneType; give the model's own"):
         slimdown.measure(plain(), None, "pocket_cs")
 
 
 def test_what_cannot_be_compared_is_said(before: Evaluation, findings: slimdown.Findings) -> None:
-    with pytest.raises(UserError, match="what was asked before is asked again: leave out limit"):
+    with pytest.raises(SlimdownError, match="what was asked before is asked again: leave out limit"):
         slimdown.measure(plain(), TOKENIZER, before, limit=3)
-    with pytest.raises(UserError, match="before and after cannot be compared: benchmarks differ"):
+    with pytest.raises(SlimdownError, match="before and after cannot be compared: benchmarks differ"):
         slimdown.judge(before, slimdown.measure(plain(), TOKENIZER, "pocket_cs", limit=2))
-    with pytest.raises(UserError, match="after is a Linear"):
+    with pytest.raises(SlimdownError, match="after is a Linear"):
         slimdown.judge(before, torch.nn.Linear(2, 2))  # type: ignore[arg-type]
     with pytest.raises(
-        UserError,
+        SlimdownError,
         match="budget of pocket_sc: no such benchmark was measured; did you mean pocket_cs",
     ):
         findings.passes(pocket_sc=0.02)
     with pytest.raises(
-        UserError, match=r"pocket_cs=2: give a share from 0 up to, not including, 1"
+        SlimdownError, match=r"pocket_cs=2: give a share from 0 up to, not including, 1"
     ):
         findings.passes(pocket_cs=2)
 

@@ -47,7 +47,7 @@ from slimdown.training.footprint import footprint
 from slimdown.training.lean import trainer_class
 from slimdown.training.rows import prepare_rows
 from slimdown.training.steps import trainer_for
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 Composed = Callable[..., RunConfig]
 
@@ -354,14 +354,14 @@ def test_memory_that_ends_is_a_sentence_in_training_and_measuring(
         "slimdown.evaluation.engine.scoring.release_memory", lambda: None
     )  # 0.3 s each
     with pytest.raises(
-        UserError, match=r"benchmark\.pocket_cs does not fit in the memory that is free"
+        SlimdownError, match=r"benchmark\.pocket_cs does not fit in the memory that is free"
     ):
         evaluate(pocket, load_tasks(config.benchmark), config.benchmark, config.evaluation)
     monkeypatch.setattr("slimdown.training.lean.SummedLoss.apply", fails)
     prepared = prepare_rows(
         pocket, load_data(config.dataset, config.seed, pocket.tokenizer), config.train
     )
-    with pytest.raises(UserError, match="training does not fit in the memory of cpu: halve train"):
+    with pytest.raises(SlimdownError, match="training does not fit in the memory of cpu: halve train"):
         fine_tune(
             pocket, prepared, config.method, config.lora, config.train, 0, tmp_path, before=1.0
         )

@@ -11,7 +11,7 @@ from slimdown.evaluation.answers import Evaluation, Score
 from slimdown.report.words import summary
 from slimdown.stats.changes import changes_between
 from slimdown.stats.holdout import held_out_part, is_held_out, open_part
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 def asked(report: Evaluation, name: str = "math") -> list[str]:
@@ -60,10 +60,10 @@ def test_the_side_of_a_question_is_its_own() -> None:
 
 def test_a_benchmark_too_small_to_split_is_refused() -> None:
     with pytest.raises(
-        UserError, match=r"evaluation.holdout=0.5 would keep \d of the 3 questions of math"
+        SlimdownError, match=r"evaluation.holdout=0.5 would keep \d of the 3 questions of math"
     ):
         open_part(evaluation({"math": right(1, 3)}), 0.5)
-    with pytest.raises(UserError, match="would keep 0 of the 100 questions of math"):
+    with pytest.raises(SlimdownError, match="would keep 0 of the 100 questions of math"):
         open_part(evaluation({"math": right(1)}), 1e-6)
 
 
@@ -76,9 +76,9 @@ def test_a_report_says_which_part_it_is_about_and_parts_are_not_mixed() -> None:
         "About the open part of each benchmark's questions; evaluation.holdout=0.5"
     )
     assert found.benchmarks["math"].n < 100
-    with pytest.raises(UserError, match="part differs"):
+    with pytest.raises(SlimdownError, match="part differs"):
         changes_between(base, open_part(tuned, 0.5))
-    with pytest.raises(UserError, match="part differs"):
+    with pytest.raises(SlimdownError, match="part differs"):
         changes_between(held_out_part(base, 0.5), open_part(tuned, 0.5))
 
 
@@ -94,7 +94,7 @@ def test_reports_read_together_are_corrected_together() -> None:
 
 @pytest.mark.parametrize("share", ["-0.1", "1", "nan"])
 def test_a_share_that_is_none_is_refused(share: str, composed: Callable[..., RunConfig]) -> None:
-    with pytest.raises(UserError, match=r"evaluation.holdout must be"):
+    with pytest.raises(SlimdownError, match=r"evaluation.holdout must be"):
         composed(f"evaluation.holdout={share}")
 
 

@@ -10,7 +10,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from slimdown.models import hub
 from slimdown.models.hub import asking_hub
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 class Server(ThreadingHTTPServer):
@@ -103,14 +103,14 @@ def test_a_hub_that_falls_silent_is_named_whatever_was_made_of_it(server: Server
 
     server.statuses = [200, 503]
     named = r"^model.id=a/b: the hub stopped answering \(HTTP 503 from 127.0.0.1 for"
-    with pytest.raises(UserError, match=named), asking_hub("model.id=a/b"):
+    with pytest.raises(SlimdownError, match=named), asking_hub("model.id=a/b"):
         tokenizer()
     assert server.asked == 6
 
 
 def test_a_silent_hub_is_not_asked_again_where_it_was_given_up(server: Server) -> None:
     server.statuses = [200, 503]
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE=1"), asking_hub("dataset.alpaca"):
+    with pytest.raises(SlimdownError, match="HF_HUB_OFFLINE=1"), asking_hub("dataset.alpaca"):
         get_session().get(server.address)
         for _ in range(2):
             with pytest.raises(OfflineModeIsEnabled):
@@ -120,7 +120,7 @@ def test_a_silent_hub_is_not_asked_again_where_it_was_given_up(server: Server) -
 
 def test_an_outage_that_is_over_fails_no_later_job(server: Server) -> None:
     server.statuses = [200, *[503] * 5, 200]
-    with pytest.raises(UserError, match="stopped answering"), asking_hub("model.id=a/b"):
+    with pytest.raises(SlimdownError, match="stopped answering"), asking_hub("model.id=a/b"):
         get_session().get(server.address)
         get_session().get(server.address)
     with asking_hub("model.id=c/d"):
@@ -133,7 +133,7 @@ def test_an_outage_that_is_over_fails_no_later_job(server: Server) -> None:
 
 def test_files_that_may_be_missing_are_not_taken_for_absent(server: Server) -> None:
     server.statuses = [200, 503]
-    with pytest.raises(UserError, match="stopped answering"), asking_hub("model.id=a/b"):
+    with pytest.raises(SlimdownError, match="stopped answering"), asking_hub("model.id=a/b"):
         get_session().get(server.address)
         with pytest.raises(OfflineModeIsEnabled):
             get_session().get(server.address)
@@ -157,7 +157,7 @@ def test_a_hub_that_takes_its_time_is_given_up_after_a_while(
     monkeypatch.setattr(hub, "_PATIENCE", 0.2)
     server.statuses = [200]
     with (
-        pytest.raises(UserError, match=r"ReadTimeout from 127.0.0.1 for"),
+        pytest.raises(SlimdownError, match=r"ReadTimeout from 127.0.0.1 for"),
         asking_hub("model.id=a/b"),
     ):
         get_session().get(server.address)

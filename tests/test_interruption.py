@@ -14,7 +14,7 @@ from sqlalchemy.orm import loading
 from test_tracking import tracked
 
 from slimdown.models.model import LoadedModel
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 from slimdown.utils.interruption import (
     interrupted,
     listening,
@@ -71,10 +71,10 @@ def test_a_forward_ends_what_a_swallowed_signal_did_not(pocket: LoadedModel) -> 
 
 def test_a_forward_ends_what_another_process_goes_on_in(pocket: LoadedModel) -> None:
     def stop() -> None:
-        raise UserError("it goes on there")
+        raise SlimdownError("it goes on there")
 
     stop_between_forwards(pocket.model, stop)
-    with pytest.raises(UserError, match="it goes on there"):
+    with pytest.raises(SlimdownError, match="it goes on there"):
         pocket.model(torch.arange(3, 10)[None])
 
 

@@ -41,7 +41,7 @@ from slimdown.tracking.names import making
 from slimdown.tracking.provenance import About
 from slimdown.training.saved import export, load_tuned, recorded_base
 from slimdown.utils.disk import whole_folder
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 Composed = Callable[..., RunConfig]
 FEW = [
@@ -188,7 +188,7 @@ def test_an_adapter_that_peft_cannot_merge_is_refused_in_a_line(
     adapter = adapter_on(load_model(model, held).model, mixed, tmp_path / "adapter")
     (tmp_path / "out").mkdir()
     with pytest.raises(
-        UserError, match="this adapter cannot be merged into pocket:model: "
+        SlimdownError, match="this adapter cannot be merged into pocket:model: "
     ) as caught:
         export(model, held, load_model(model, held).revision, adapter, None, tmp_path / "out")
     assert "\n" not in str(caught.value)
@@ -237,7 +237,7 @@ def test_two_at_once_do_not_write_one_folder(tmp_path: Path) -> None:
         assert other.stdout
         other.stdout.readline()
         with (
-            pytest.raises(UserError, match="another process is writing"),
+            pytest.raises(SlimdownError, match="another process is writing"),
             whole_folder(tmp_path / "out"),
         ):
             pass

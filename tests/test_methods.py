@@ -35,7 +35,7 @@ from slimdown.training.fine_tune import Tuned, fine_tune
 from slimdown.training.rows import prepare_rows
 from slimdown.training.tuning import way_to_tuned
 from slimdown.training.whole import trained_modules
-from slimdown.utils.errors import ConfigError, UserError
+from slimdown.utils.errors import ConfigError, SlimdownError
 
 Composed = Callable[..., RunConfig]
 UNQUANTIZED = {Method.pissa, Method.last_layer, Method.full}
@@ -491,7 +491,7 @@ def test_what_the_model_cannot_take_is_refused_before_the_base_is_measured(
     settings: str, answer: str, composed: Composed
 ) -> None:
     config = composed(*SMALL, *settings.split())
-    with pytest.raises(UserError, match=answer):
+    with pytest.raises(SlimdownError, match=answer):
         way_to_tuned(load_model(config.model, config.quantization), config)
 
 
@@ -545,7 +545,7 @@ def test_other_families_are_trained_too(
 def test_a_family_that_keeps_no_keys_and_values_takes_no_prefix(pocket: LoadedModel) -> None:
     base = of_family("mamba", pocket)
     with pytest.raises(
-        UserError,
+        SlimdownError,
         match=r"an adapter of kind prefix_tuning does not fit on tiny/mamba: .*; choose another method",
     ):
         way_to_tuned(base, settings_of(Method.prefix, "quantization=none"))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from slimdown.config.schema import RunConfig
 from slimdown.models.model import LoadedModel, context_window, load_model
 from slimdown.pocket import MODEL_DIR
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 Composed = Callable[..., RunConfig]
 
@@ -64,7 +64,7 @@ def test_weights_that_compute_no_numbers_are_refused(
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = composed(f"model.id={folder}")
     with pytest.raises(
-        UserError, match=r"computes no numbers: its weights hold NaN or infinity"
+        SlimdownError, match=r"computes no numbers: its weights hold NaN or infinity"
     ) as refused:
         load_model(config.model, config.quantization)
     assert "model.dtype=float32" not in str(refused.value)  # it is already
@@ -88,7 +88,7 @@ def test_an_absent_device_is_named(composed: Composed) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
     config = composed("model.device=cuda")
-    with pytest.raises(UserError, match=r"model\.device=cuda: this machine has none; it has cpu"):
+    with pytest.raises(SlimdownError, match=r"model\.device=cuda: this machine has none; it has cpu"):
         load_model(config.model, config.quantization)
 
 
@@ -98,7 +98,7 @@ def test_too_little_memory_is_answered_with_what_would_fit(
     free = 5_000_000  # the pocket model needs 7.8 MB in float32, 2.4 MB in 4 bits
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free})())
     config = composed("quantization=none")
-    with pytest.raises(UserError, match=r"quantization=(nf4|fp4) would fit"):
+    with pytest.raises(SlimdownError, match=r"quantization=(nf4|fp4) would fit"):
         load_model(config.model, config.quantization)
 
 
@@ -108,7 +108,7 @@ def test_pickled_weights_are_refused(tmp_path: Path, composed: Composed) -> None
             (tmp_path / file.name).write_bytes(file.read_bytes())
     torch.save({}, tmp_path / "pytorch_model.bin")
     config = composed(f"model.id={tmp_path}")
-    with pytest.raises(UserError, match="has no safetensors weights"):
+    with pytest.raises(SlimdownError, match="has no safetensors weights"):
         load_model(config.model, config.quantization)
 
 
@@ -158,7 +158,7 @@ def test_damaged_weights_are_refused_and_never_made_up(
     shutil.copytree(MODEL_DIR, tmp_path / "model")
     damage(tmp_path / "model", how)
     config = composed(f"model.id={tmp_path / 'model'}", f"quantization={quantization}")
-    with pytest.raises(UserError, match=answer):
+    with pytest.raises(SlimdownError, match=answer):
         load_model(config.model, config.quantization)
 
 
@@ -179,6 +179,6 @@ def test_files_that_are_not_a_models_are_answered_in_one_line(
     shutil.copytree(MODEL_DIR, tmp_path / "model")
     (tmp_path / "model" / file).write_text(content)
     config = composed(f"model.id={tmp_path / 'model'}")
-    with pytest.raises(UserError, match=r"^model\.id=.* cannot be loaded: .*") as caught:
+    with pytest.raises(SlimdownError, match=r"^model\.id=.* cannot be loaded: .*") as caught:
         load_model(config.model, config.quantization)
     assert "\n" not in str(caught.value)

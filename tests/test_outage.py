@@ -34,7 +34,7 @@ from slimdown.tracking.read import read_evaluation, read_run
 from slimdown.tracking.tags import Tag
 from slimdown.tracking.write import TrackedRun
 from slimdown.training.fine_tune import StepRecord, TrainResult, Tuned
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 BEFORE, AFTER = evaluation({"math": right(80)}), evaluation({"math": right(40)})
 
@@ -371,7 +371,7 @@ def test_an_artifact_root_that_refuses_in_words_of_its_own_costs_no_result(
 
 
 def test_a_full_disk_is_no_silent_store(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the disk takes no more"), opened(server) as run:
+    with pytest.raises(SlimdownError, match="the disk takes no more"), opened(server) as run:
         run.log_settings({"lora.r": 8})
         server.answers = iter([OSError(errno.ENOSPC, "No space left on device")])
         run.log_settings({"lora.alpha": 16})
@@ -404,7 +404,7 @@ def test_a_run_that_is_stopped_does_not_wait_for_its_store(
 def test_a_store_that_is_silent_from_the_start_is_not_waited_for(server: Server) -> None:
     server.last = GONE
     started = time.monotonic()
-    with pytest.raises(UserError, match=r"http://\*\*\*@server does not answer \(refused\)"):
+    with pytest.raises(SlimdownError, match=r"http://\*\*\*@server does not answer \(refused\)"):
         opened(server, wait=300)
     assert time.monotonic() - started < 2
 
@@ -412,10 +412,10 @@ def test_a_store_that_is_silent_from_the_start_is_not_waited_for(server: Server)
 def test_sending_says_what_it_lacks(
     tmp_path: Path, store: MlflowClient, migrated_store: Path
 ) -> None:
-    with pytest.raises(UserError, match="holds no runs to send"):
+    with pytest.raises(SlimdownError, match="holds no runs to send"):
         send(tmp_path)
     shutil.copy(migrated_store, tmp_path / "mlflow.db")
-    with pytest.raises(UserError, match="give --tracking-uri"):
+    with pytest.raises(SlimdownError, match="give --tracking-uri"):
         send(tmp_path)
 
 
@@ -451,7 +451,7 @@ def test_a_run_that_another_process_went_on_in_is_not_filled(
     elsewhere = replace(this_process(), host="node7", pid=123)
     store.set_tag(run.run_id, Tag.owner, json.dumps(asdict(elsewhere)))
     store.update_run(run.run_id, status)
-    with pytest.raises(UserError, match=rf"^run {run.run_id} {why} by node7 \(process 123\)"):
+    with pytest.raises(SlimdownError, match=rf"^run {run.run_id} {why} by node7 \(process 123\)"):
         send(tmp_path / "unsent", here().uri)
     [there] = runs(store)
     assert (there.info.status, there.data.params) == (status, {})
@@ -513,7 +513,7 @@ def test_sending_to_a_server_that_dies_ends_soon(
     with ThreadingHTTPServer(("127.0.0.1", 0), _Dying) as dying:
         threading.Thread(target=dying.serve_forever, daemon=True).start()
         began = time.monotonic()
-        with pytest.raises(UserError, match=r"did not take everything .* nothing is doubled"):
+        with pytest.raises(SlimdownError, match=r"did not take everything .* nothing is doubled"):
             send(tmp_path / "unsent", f"http://127.0.0.1:{dying.server_port}")
         assert time.monotonic() - began < 5
         dying.shutdown()

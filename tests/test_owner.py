@@ -15,7 +15,7 @@ from slimdown.tracking import owner
 from slimdown.tracking.owner import is_gone, is_silent, owner_of, owner_tags, this_process
 from slimdown.tracking.tags import Tag
 from slimdown.tracking.write import TrackedRun
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 def tags_of(who: owner.Owner, heard: float = 0.0) -> dict[str, str]:
@@ -89,7 +89,7 @@ def test_a_run_that_another_machine_went_on_in_is_left_to_it(store: MlflowClient
     run = TrackedRun(here(), "a run", "tuned", {})
     with (
         pytest.raises(
-            UserError, match=rf"^run {run.run_id} was gone on in by node7 \(process 123\)"
+            SlimdownError, match=rf"^run {run.run_id} was gone on in by node7 \(process 123\)"
         ),
         run,
     ):
@@ -112,7 +112,7 @@ def test_a_heartbeat_finds_that_the_run_is_another_s_and_beats_no_more(
 ) -> None:
     monkeypatch.setattr(owner, "INTERVAL", 0.02)
     run = TrackedRun(here(), "a run", "tuned", {})
-    with pytest.raises(UserError, match="it goes on there") as ended, run:
+    with pytest.raises(SlimdownError, match="it goes on there") as ended, run:
         taken(store, run)
         until = time.monotonic() + 20
         while time.monotonic() < until:
@@ -131,7 +131,7 @@ def test_after_standing_still_a_process_looks_before_it_does_anything(
     taken(store, run)
     run.heartbeat.stop_if_taken()  # heard of a moment ago: nobody can have taken it
     monkeypatch.setattr(owner, "_SILENT_AFTER", -1.0)
-    with pytest.raises(UserError, match="it goes on there"):
+    with pytest.raises(SlimdownError, match="it goes on there"):
         run.heartbeat.stop_if_taken()
 
 

@@ -19,7 +19,7 @@ from bench.servers import PASSWORD, MlflowServer, fresh_database, postgres, toge
 from slimdown.config.schema import TrackingConfig
 from slimdown.tracking.connection import open_store
 from slimdown.tracking.tags import Tag
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 pytestmark = pytest.mark.postgres
 
@@ -91,7 +91,7 @@ def test_eight_that_share_a_server_and_no_folder_make_everything_once(
         assert client.search_model_versions("name = 'slimdown-locks'") == []
         assert not any("lets nobody queue" in text for text in said)
         with pytest.raises(
-            UserError, match=r"; start the server with --allowed-hosts 127\.0\.0\.2:\d+$"
+            SlimdownError, match=r"; start the server with --allowed-hosts 127\.0\.0\.2:\d+$"
         ):
             open_store(
                 TrackingConfig(uri=mlflow.uri.replace("127.0.0.1", "127.0.0.2"), experiment="x")
@@ -122,7 +122,7 @@ def test_a_wrong_password_and_a_missing_database_are_known_at_once(server: str) 
     ):
         started = time.monotonic()
         with pytest.raises(
-            UserError, match=rf"postgresql://\*\*\*@127.* cannot be used: .*{reason}"
+            SlimdownError, match=rf"postgresql://\*\*\*@127.* cannot be used: .*{reason}"
         ):
             open_store(TrackingConfig(uri=uri, experiment="x"))
         assert time.monotonic() - started < 15

@@ -51,7 +51,7 @@ from slimdown.training.fine_tune import StepRecord, TrainResult, fine_tune
 from slimdown.training.rows import TrainRows, prepare_rows
 from slimdown.training.steps import take_steps, trainer_for
 from slimdown.utils.disk import Interim
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 DEAD = {
     Tag.owner: json.dumps(asdict(replace(this_process(), started="1"))),
@@ -256,7 +256,7 @@ def test_a_run_that_is_killed_each_time_before_it_keeps_anything_is_failed(
         go_on()
     store.set_tag(run.run_id, Tag.at, "training 3/376")
     with pytest.raises(
-        UserError, match=r"was killed 6 times in a row .* at training 3/376; .*tries again"
+        SlimdownError, match=r"was killed 6 times in a row .* at training 3/376; .*tries again"
     ):
         go_on()
     failed = store.get_run(run.run_id)

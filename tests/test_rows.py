@@ -21,7 +21,7 @@ from slimdown.data.loading import SftData, load_data
 from slimdown.data.row_files import RowError, records
 from slimdown.data.rows import check_file, rows_of
 from slimdown.models import on_disk
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 class Chat(SimpleNamespace):
@@ -188,13 +188,13 @@ def test_what_the_chat_template_does_not_take_is_answered_with_its_row_or_skippe
         tmp_path, [{"messages": TURNS}, {"messages": TURNS[::-1]}, {"messages": TURNS * 2}]
     )
     with pytest.raises(
-        UserError,
+        SlimdownError,
         match=r"rows\.jsonl row 2: the chat template does not take .*roles must alternate",
     ):
         loaded(file)
     assert loaded(file, skip_bad_rows=True).n_skipped == 1
     with pytest.raises(
-        UserError,
+        SlimdownError,
         match=r"dataset\.mine\.format=messages: this model's tokenizer has no chat template",
     ):
         loaded(file, SimpleNamespace(eos_token="<eos>", bos_token=None, chat_template=None))
@@ -205,7 +205,7 @@ def test_bad_rows_are_skipped_and_counted_by_wish_alone(tmp_path: Path) -> None:
     rows[2:2] = ["{torn", {"text": ""}, {"tex": "a"}, "[1]"]  # type: ignore[list-item]
     file = jsonl(tmp_path, rows)
     with pytest.raises(
-        UserError, match=r"dataset\.mine: .*rows\.jsonl row 3: cannot be read as JSON"
+        SlimdownError, match=r"dataset\.mine: .*rows\.jsonl row 3: cannot be read as JSON"
     ):
         loaded(file)
     data = loaded(file, skip_bad_rows=True)
@@ -218,7 +218,7 @@ def test_bad_rows_are_skipped_and_counted_by_wish_alone(tmp_path: Path) -> None:
         "7 rows to train on, 1 held out; 4 cannot be trained on and were skipped"
     )
     with pytest.raises(
-        UserError,
+        SlimdownError,
         match=r"has 1 row\(s\).*; of those that were skipped the first is .* row 2: cannot",
     ):
         loaded(jsonl(tmp_path, [{"text": "a"}, "{torn"], "one"), skip_bad_rows=True)
@@ -227,7 +227,7 @@ def test_bad_rows_are_skipped_and_counted_by_wish_alone(tmp_path: Path) -> None:
 def test_a_bad_row_behind_the_first_is_found_when_the_file_is_read(tmp_path: Path) -> None:
     file = jsonl(tmp_path, [*({"text": f"sound {i}"} for i in range(1200)), {"text": ""}])
     check_file(DatasetConfig(str(file)))  # the first thousand are sound
-    with pytest.raises(UserError, match=r"rows\.jsonl row 1201: text is empty"):
+    with pytest.raises(SlimdownError, match=r"rows\.jsonl row 1201: text is empty"):
         loaded(file)
 
 

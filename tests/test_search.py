@@ -31,7 +31,7 @@ from slimdown.tracking.write import TrackedRun
 from slimdown.training.fine_tune import TrainResult, fine_tune
 from slimdown.training.rows import prepare_rows
 from slimdown.training.watching import Watch
-from slimdown.utils.errors import ConfigError, Pruned, UserError
+from slimdown.utils.errors import ConfigError, TrialPruned, SlimdownError
 
 Composed = Callable[..., RunConfig]
 RANKS = "+search.space={lora.r:{choices:[2,4]}}"
@@ -206,12 +206,12 @@ def test_the_loss_that_is_watched_is_the_one_that_is_recorded(
 
 
 def test_a_pruned_run_says_so_and_is_no_failure(store: MlflowClient) -> None:
-    with pytest.raises(Pruned) as ended, TrackedRun(here(), "slow", "tuned", {}) as tracked:
-        raise Pruned("pruned after 25% of its steps: its validation loss is too high")
+    with pytest.raises(TrialPruned) as ended, TrackedRun(here(), "slow", "tuned", {}) as tracked:
+        raise TrialPruned("pruned after 25% of its steps: its validation loss is too high")
     assert "marked KILLED" in ended.value.__notes__[0]
     run = read_run(here(), tracked.run_id)
     assert run.status == "KILLED"
-    with pytest.raises(UserError, match="was stopped: pruned after 25% of its steps"):
+    with pytest.raises(SlimdownError, match="was stopped: pruned after 25% of its steps"):
         refuse_unfinished(run)
 
 
@@ -360,7 +360,7 @@ def test_a_trial_with_a_high_loss_is_pruned_and_one_with_a_low_loss_is_not(
     good, bad = study.ask(2)
     watched(good.number)(0.25, 1.1)
     with pytest.raises(
-        Pruned,
+        TrialPruned,
         match=r"pruned after 25% of its steps: its validation loss of 1.900 is among the high",
     ):
         watched(bad.number)(0.25, 1.9)
@@ -375,7 +375,7 @@ def test_a_trial_with_a_high_loss_is_pruned_and_one_with_a_low_loss_is_not(
 
 def test_a_database_that_cannot_be_used_is_named(searching: Callable[..., Study]) -> None:
     with pytest.raises(
-        UserError,
+        SlimdownError,
         match=r"search.storage=sqlite:////proc/x/search.db cannot be used: .*choose a file",
     ):
         searching("search.storage=sqlite:////proc/x/search.db")

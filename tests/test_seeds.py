@@ -10,7 +10,7 @@ from test_changes import benchmark, report
 
 from slimdown.stats.paired import difference, mean
 from slimdown.stats.seeds import seed_noise, seeds_changes
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 def test_training_that_differs_from_seed_to_seed_is_seen_beside_the_questions() -> None:
@@ -93,7 +93,7 @@ def test_seeds_that_were_asked_until_something_was_known_are_refused() -> None:
     whole, cut = report(maths=answers), report(maths=stopped(answers, 63))
     assert seeds_changes([(whole, whole)] * 2)[0].n == 200
     with pytest.raises(
-        UserError, match=r"maths was asked until enough was known .*evaluation\.until=all tell it"
+        SlimdownError, match=r"maths was asked until enough was known .*evaluation\.until=all tell it"
     ):
         seeds_changes([(whole, whole), (cut, cut)])
 

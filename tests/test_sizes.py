@@ -23,7 +23,7 @@ from slimdown.training.checks import kept_after_a_step, optimizer_bytes
 from slimdown.training.footprint import Footprint, checked_footprint, footprint, largest_batch
 from slimdown.training.lean import SummedLoss
 from slimdown.training.tuning import way_to_tuned
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 Composed = Callable[..., RunConfig]
 
@@ -228,7 +228,7 @@ def test_what_cannot_fit_is_refused_with_numbers(
     assert [line.partition(":")[0] for line in told] == ["estimated peak memory"]
     memory(monkeypatch, 2**22)
     with pytest.raises(
-        UserError,
+        SlimdownError,
         match=r"training needs 0\.\d GiB more than it holds by now, and 0\.0 GiB are free on cpu",
     ):
         checked_footprint(pocket, config, [180] * 50)

@@ -18,7 +18,7 @@ from slimdown.stats.findings import judge
 from slimdown.tracking.evaluations import EvaluationRecord
 from slimdown.tracking.read import experiment_names, find_runs, read_evaluation, read_run
 from slimdown.tracking.write import TrackedRun
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 BASE, TUNED = {"math": right(80)}, {"math": right(40)}
 
@@ -85,10 +85,10 @@ def test_experiments_tags_and_filters_choose(store: MlflowClient) -> None:
         for run in find_runs(here(), [], "params.`lora.r` = '8' and attributes.run_name = 'two'")
     ] == ["two"]
     assert len(find_runs(here(), max_results=1)) == 1
-    with pytest.raises(UserError, match=r"no experiment othr in .*; did you mean other\?"):
+    with pytest.raises(SlimdownError, match=r"no experiment othr in .*; did you mean other\?"):
         find_runs(here(), ["othr"])
     with pytest.raises(
-        UserError, match=r"the filter 'lora.r is 8' is not understood: .*write e\.g\."
+        SlimdownError, match=r"the filter 'lora.r is 8' is not understood: .*write e\.g\."
     ):
         find_runs(here(), [], "lora.r is 8")
 
@@ -104,16 +104,16 @@ def test_a_run_is_found_by_id_beginning_or_name(store: MlflowClient, client: boo
     assert read_run(config, "pocket lora.r=8 it's").metrics[
         "forgetting/math/change"
     ] == pytest.approx(-0.4)
-    with pytest.raises(UserError, match="2 runs are called twice; give the id of one: "):
+    with pytest.raises(SlimdownError, match="2 runs are called twice; give the id of one: "):
         read_run(config, "twice")
     with pytest.raises(
-        UserError,
+        SlimdownError,
         match=r"there is no run pocket lora.r=9 it's in .*did you mean pocket lora.r=8 it's\?",
     ):
         read_run(config, "pocket lora.r=9 it's")
     with TrackedRun(here(), "base", kind="baseline", tags={}) as base:
         pass
-    with pytest.raises(UserError, match="is the measurement of a base; only a fine-tuning run"):
+    with pytest.raises(SlimdownError, match="is the measurement of a base; only a fine-tuning run"):
         read_run(config, base.run_id)
 
 
@@ -183,7 +183,7 @@ def test_a_base_that_is_gone_is_named_and_measured_again_for_all(
     holder = run.tags["slimdown.baseline.math"]
     said = lose(store, holder, tmp_path / "mlruns" / "artifacts" / holder)
     with pytest.raises(
-        UserError,
+        SlimdownError,
         match=f"{said}.*; the next run with the same base, settings and versions measures",
     ):
         read_evaluation(here(), run, "base")
@@ -221,21 +221,21 @@ def test_a_run_without_a_complete_measurement_is_refused(
     store: MlflowClient, tmp_path: Path
 ) -> None:
     run = TrackedRun(here(), "going", kind="tuned", tags={})
-    with pytest.raises(UserError, match=r"\(going\) is still going; it left"):
+    with pytest.raises(SlimdownError, match=r"\(going\) is still going; it left"):
         read_evaluation(here(), read_run(here(), run.run_id), "tuned")
     with pytest.raises(RuntimeError), run:
         raise RuntimeError("the disk is full")
-    with pytest.raises(UserError, match=r"\(going\) failed: RuntimeError: the disk is full;"):
+    with pytest.raises(SlimdownError, match=r"\(going\) failed: RuntimeError: the disk is full;"):
         read_evaluation(here(), read_run(here(), run.run_id), "tuned")
     lost = make()
     shutil.rmtree(tmp_path / "mlruns" / "artifacts" / lost)
-    with pytest.raises(UserError, match=f"run {lost} has lost its samples of math"):
+    with pytest.raises(SlimdownError, match=f"run {lost} has lost its samples of math"):
         read_evaluation(here(), read_run(here(), lost), "tuned")
 
 
 def test_reading_makes_no_store(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"there is no record .*nowhere\.db yet; python -m slimdown.run makes one"
+        SlimdownError, match=r"there is no record .*nowhere\.db yet; python -m slimdown.run makes one"
     ):
         find_runs(TrackingConfig(uri=f"sqlite:///{tmp_path}/nowhere.db", experiment=""))
     assert not list(tmp_path.iterdir())
@@ -243,7 +243,7 @@ def test_reading_makes_no_store(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_store_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("these are no tables" * 100)
-    with pytest.raises(UserError, match="is no MLflow record, and is left as it is"):
+    with pytest.raises(SlimdownError, match="is no MLflow record, and is left as it is"):
         find_runs(TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment=""))
 
 

@@ -133,7 +133,7 @@ def test_a_job_that_fails_stops_no_other_and_equal_jobs_are_made_once(
 def test_a_failed_run_keeps_its_reason_and_its_traceback(client: MlflowClient) -> None:
     _, bad = runs_in(client)
     assert bad.data.tags["slimdown.error"].startswith(
-        "UserError: lora.target_modules: pocket:model has no nothing"
+        "SlimdownError: lora.target_modules: pocket:model has no nothing"
     )
     kept = Path(client.download_artifacts(bad.info.run_id, "traceback.txt")).read_text()
     assert kept.startswith("Traceback")

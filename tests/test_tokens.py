@@ -18,7 +18,7 @@ from slimdown.data.loading import SftData, load_data
 from slimdown.data.tokens import IGNORED, Encoder
 from slimdown.models.model import LoadedModel
 from slimdown.training.rows import prepare_rows
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 Rows = list[dict[str, Any]]
 PLAIN = (
@@ -211,7 +211,7 @@ def test_what_the_assistant_says_is_what_trls_templates_mark(
         try:
             found = Encoder(pocket.tokenizer, config).encode(batch)
             wanted = Encoder(pocket.tokenizer, config, marked).encode(batch)
-        except UserError as error:
+        except SlimdownError as error:
             refused.append(str(error))
             continue
         if [one.input_ids for one in found] != [one.input_ids for one in wanted]:
@@ -249,11 +249,11 @@ def test_what_cannot_be_told_apart_is_refused_with_its_row(
 ) -> None:
     config = replace(settings, assistant_only_loss=True)
     with pytest.raises(
-        UserError, match=r"dataset\.mine row \d+: the chat template has no \{% generation %\}, and"
+        SlimdownError, match=r"dataset\.mine row \d+: the chat template has no \{% generation %\}, and"
     ):
         prepare_rows(pocket, loaded(pocket, FORMATS["messages"], tmp_path, FORGETFUL), config)
     with pytest.raises(
-        UserError, match=r"dataset\.mine holds no messages; use train\.completion_only_loss=true"
+        SlimdownError, match=r"dataset\.mine holds no messages; use train\.completion_only_loss=true"
     ):
         prepare_rows(pocket, loaded(pocket, FORMATS["prompt_completion"], tmp_path), config)
 
@@ -270,7 +270,7 @@ def test_conversations_in_which_the_assistant_says_nothing_are_counted(
     assert len(prepared.train) == len(data.train) - n_mute
     assert f"{n_mute} rows have no token to train on" in str(prepared.cut)
     with pytest.raises(
-        UserError, match=r"none of the 7 training rows has a token that train\.assistant"
+        SlimdownError, match=r"none of the 7 training rows has a token that train\.assistant"
     ):
         prepare_rows(pocket, loaded(pocket, mute, tmp_path), config)
 

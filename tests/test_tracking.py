@@ -17,7 +17,7 @@ from slimdown.stats.findings import judge
 from slimdown.tracking.connection import open_store
 from slimdown.tracking.write import TrackedRun
 from slimdown.training.fine_tune import StepRecord
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 from slimdown.utils.redaction import public_uri, redact
 
 
@@ -165,7 +165,7 @@ def test_a_store_that_cannot_be_used_is_named_within_seconds(
 ) -> None:
     (tmp_path / "file").write_text("")
     started = time.monotonic()
-    with pytest.raises(UserError, match=said) as refused:
+    with pytest.raises(SlimdownError, match=said) as refused:
         open_store(TrackingConfig(uri=uri.format(folder=tmp_path), experiment="x"))
     assert time.monotonic() - started < 10
     assert "pw@" not in str(refused.value)
@@ -179,7 +179,7 @@ def test_a_server_that_accepts_and_says_nothing_is_known_in_time(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/x"
         with pytest.raises(
-            UserError,
+            SlimdownError,
             match=rf"{scheme}://127.* does not answer: (no answer within 1 s|.*timed out)",
         ):
             open_store(TrackingConfig(uri=uri, experiment="x"))
@@ -187,7 +187,7 @@ def test_a_server_that_accepts_and_says_nothing_is_known_in_time(
 
 def test_a_missing_driver_is_one_line_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(SlimdownError) as refused:
         open_store(TrackingConfig(uri="postgresql://me:pw@127.0.0.1:9/x", experiment="x"))
     assert str(refused.value) == (
         "tracking.uri=postgresql://***@127.0.0.1:9/x needs the driver psycopg; pip install 'slimdown[postgres]'"
@@ -204,7 +204,7 @@ def test_an_address_that_keeps_nothing_is_refused_with_what_would_be_right(uri: 
     config = TrackingConfig(uri=uri, experiment="x")
     [problem] = config.problems()
     assert "sqlite:///mlruns/mlflow.db" in problem
-    with pytest.raises(UserError, match=r"tracking\.uri"):
+    with pytest.raises(SlimdownError, match=r"tracking\.uri"):
         open_store(config)
 
 
@@ -212,7 +212,7 @@ def test_a_store_whose_making_is_cut_short_is_not_there(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # bytes: some of its tables, not all
     try:
-        with pytest.raises(UserError, match="cannot be used"):
+        with pytest.raises(SlimdownError, match="cannot be used"):
             open_store(TrackingConfig(uri=f"sqlite:///{tmp_path}/mlruns/mlflow.db", experiment="x"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -224,7 +224,7 @@ def test_a_store_whose_making_is_cut_short_is_not_there(tmp_path: Path) -> None:
 def test_a_deleted_experiment_is_named(store: MlflowClient) -> None:
     store.delete_experiment(store.create_experiment("gone"))
     with pytest.raises(
-        UserError, match=r"tracking\.experiment=gone was deleted in MLflow; restore it"
+        SlimdownError, match=r"tracking\.experiment=gone was deleted in MLflow; restore it"
     ):
         TrackedRun(local("gone"), "run", kind="tuned", tags={})
 

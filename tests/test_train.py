@@ -23,7 +23,7 @@ from slimdown.models.model import LoadedModel, load_model
 from slimdown.training.fine_tune import StepRecord, Tuned, check_settings, fine_tune
 from slimdown.training.lean import SummedLoss, _once
 from slimdown.training.rows import prepare_rows
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 Composed = Callable[..., RunConfig]
 
@@ -191,7 +191,7 @@ def test_settings_that_the_model_cannot_take_are_refused(
     override: str, answer: str, composed: Composed, pocket: LoadedModel
 ) -> None:
     config = composed(*SMALL, *override.split())
-    with pytest.raises(UserError, match=answer):
+    with pytest.raises(SlimdownError, match=answer):
         check_settings(pocket, config.method, config.lora, config.train)
 
 
@@ -220,7 +220,7 @@ def test_training_ends_at_the_step_whose_loss_or_gradient_is_not_a_number(
             adapter.register_hook(lambda gradient: gradient * float("nan"))
 
     with pytest.raises(
-        UserError, match="the grad_norm is nan" if spoils_gradient else "the loss is nan"
+        SlimdownError, match="the grad_norm is nan" if spoils_gradient else "the loss is nan"
     ) as ended:
         fine_tune(
             pocket, rows, config.method, config.lora, config.train, 0, tmp_path, on_step=on_step
@@ -243,7 +243,7 @@ def test_a_model_that_becomes_no_number_in_the_last_step_is_not_handed_on(
     )
     data = load_data(config.dataset, 0, pocket.tokenizer)
     rows = prepare_rows(pocket, data, config.train)
-    with pytest.raises(UserError, match=r"after the last step: the validation loss is (nan|inf)"):
+    with pytest.raises(SlimdownError, match=r"after the last step: the validation loss is (nan|inf)"):
         fine_tune(pocket, rows, config.method, config.lora, config.train, 0, tmp_path)
 
 
@@ -259,7 +259,7 @@ def test_rows_cut_to_nothing_are_refused_before_the_base_is_measured(
         len(pocket.tokenizer(row["prompt"] + row["completion"]).input_ids) for row in data.train
     )
     with pytest.raises(
-        UserError, match="cuts the whole completion off each of the 64 training rows"
+        SlimdownError, match="cuts the whole completion off each of the 64 training rows"
     ) as refused:
         prepare_rows(pocket, data, config.train)
     assert f"train.max_length={longest} keeps every row whole" in str(refused.value)

@@ -28,7 +28,7 @@ from slimdown.stats.findings import Findings
 from slimdown.tracking.provenance import About
 from slimdown.training.given import GivenAdapter, GivenModel
 from slimdown.training.tuning import way_to_tuned
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 Composed = Callable[..., RunConfig]
 FEW = [
@@ -109,7 +109,7 @@ def test_an_adapter_answers_as_peft_loads_it_and_leaves_the_base_alone(
     before, weights = logits(pocket.model), weights_digest(pocket.model)
     if kind == "vera" and tuple(map(int, version("peft").split(".")[:2])) < (0, 21):
         with pytest.raises(
-            UserError, match="vera_A"
+            SlimdownError, match="vera_A"
         ):  # PEFT leaves the saved projections out and draws others
             way_to_tuned(pocket, config)
         return
@@ -302,7 +302,7 @@ def test_an_adapter_that_is_not_the_bases_is_refused_in_a_line_before_anything_i
 ) -> None:
     damage, answer = DAMAGE[what]
     damage(lora)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(SlimdownError) as caught:
         way_to_tuned(pocket, composed(f"tuned='{lora}'"))
     assert str(caught.value).startswith(f"tuned={lora}")
     assert answer in str(caught.value)
@@ -339,7 +339,7 @@ def test_a_model_that_cannot_be_asked_alike_is_refused_before_anything_is_measur
     shutil.copytree(MODEL_DIR, tmp_path / "model")
     (tmp_path / "model" / "evil.py").write_text("raise SystemExit('run')")
     damage(tmp_path / "model")
-    with pytest.raises(UserError, match=answer) as caught:
+    with pytest.raises(SlimdownError, match=answer) as caught:
         way_to_tuned(pocket, composed(f"tuned='{tmp_path}/model'"))
     assert str(caught.value).startswith(f"tuned={tmp_path}/model")
 

@@ -29,7 +29,7 @@ from slimdown.training.checks import check_settings
 from slimdown.training.fine_tune import Tuned, fine_tune
 from slimdown.training.rows import prepare_rows
 from slimdown.training.unsloth import UnslothProcess
-from slimdown.utils.errors import ConfigError, UserError
+from slimdown.utils.errors import ConfigError, SlimdownError
 
 Composed = Callable[..., RunConfig]
 QUICK = [*SMALL, "train.max_steps=8", "benchmark=[pocket_math,pocket_cs]"]
@@ -77,7 +77,7 @@ def test_an_installation_that_does_not_load_is_told_in_one_line(
     config = composed(*SMALL, "train.engine=unsloth")
     base = load_model(config.model, config.quantization)
     rows = prepare_rows(base, load_data(config.dataset, config.seed, base.tokenizer), config.train)
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(SlimdownError) as refused:
         UnslothProcess(
             base,
             adapter_config(config.method, config.lora, base),
@@ -146,7 +146,7 @@ def test_what_it_would_do_otherwise_is_refused_before_the_base_is_measured(
     config = composed(*SMALL, "quantization=none", "train.engine=unsloth", setting)
     base = load_model(config.model, config.quantization)
     rows = prepare_rows(base, load_data(config.dataset, config.seed, base.tokenizer), config.train)
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(SlimdownError) as refused:
         UnslothProcess(
             base,
             adapter_config(config.method, config.lora, base),
@@ -168,7 +168,7 @@ def test_what_the_trl_that_comes_with_it_cannot_train_on_a_cpu_is_refused(
     check_settings(base, config.method, config.lora, config.train)
     base.model.config.final_logit_softcapping = 30.0  # as Gemma 2 has it
     with pytest.raises(
-        UserError,
+        SlimdownError,
         match=r"trl 1\.15\.0 cannot train pocket:model by method=lora on a CPU.*pip install 'trl!=1\.15\.0'",
     ):
         check_settings(base, config.method, config.lora, config.train)
@@ -308,7 +308,7 @@ def test_it_ends_with_the_run(number: int, store: MlflowClient, tmp_path: Path) 
 def test_its_own_end_is_told_in_one_line(composed: Composed, tmp_path: Path) -> None:
     config = composed(*SMALL, "train.engine=unsloth", "train.max_steps=100000")
     with pytest.raises(
-        UserError,
+        SlimdownError,
         match=r"the process in which Unsloth trains pocket:model was ended by SIGKILL; there",
     ):
         base = load_model(config.model, config.quantization)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from slimdown.config.schema import DEFAULT_STORE, TrackingConfig, default_store
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 _ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
 
@@ -57,11 +57,11 @@ def store_to_read(tracking_uri: str) -> TrackingConfig:
     """Where a command reads runs of any experiment.
 
     Raises:
-        UserError: an address that can hold no record.
+        SlimdownError: an address that can hold no record.
     """
     config = TrackingConfig(uri=tracking_uri, experiment="slimdown")
     if problem := config.uri_problem():
-        raise UserError(f"--tracking-{problem}")
+        raise SlimdownError(f"--tracking-{problem}")
     return config
 
 
@@ -101,7 +101,7 @@ def exit_with(answer: Callable[[], int], refused: str, unasked: int) -> NoReturn
     """
     try:
         sys.exit(answer())
-    except UserError as error:
+    except SlimdownError as error:
         sys.stderr.write("\n  ".join([refused, *str(error).splitlines()]) + "\n")
     except (
         Exception

@@ -12,7 +12,7 @@ from slimdown.config.files import CONF_DIR, group_choices
 from slimdown.config.keys import problems_of, setting_problem
 from slimdown.config.schema import BenchmarkConfig
 from slimdown.config.task_files import task_problem
-from slimdown.utils.errors import ConfigError, UserError
+from slimdown.utils.errors import ConfigError, SlimdownError
 
 Named = str | Mapping[str, Any] | BenchmarkConfig
 """A benchmark: its name, or settings whose `task` names it and whose others go above its own."""
@@ -26,7 +26,7 @@ def read_benchmarks(named: Named | Iterable[Named], **settings: Any) -> dict[str
         settings: of all of them, such as `limit`; None leaves each its own.
 
     Raises:
-        UserError: there is no such benchmark, no such setting, or no such value.
+        SlimdownError: there is no such benchmark, no such setting, or no such value.
     """
     several = (
         list(named)
@@ -34,7 +34,7 @@ def read_benchmarks(named: Named | Iterable[Named], **settings: Any) -> dict[str
         else [named]
     )
     if not several:
-        raise UserError(
+        raise SlimdownError(
             f"no benchmark is named; name some of {', '.join(group_choices('benchmark'))}, or a task"
         )
     over = {key: value for key, value in settings.items() if value is not None}
@@ -49,11 +49,11 @@ def read_benchmarks(named: Named | Iterable[Named], **settings: Any) -> dict[str
         )
         name = given.get("task") if isinstance(given, Mapping) else None
         if not isinstance(name, str):
-            raise UserError(
+            raise SlimdownError(
                 f"{one!r} names no benchmark; give a name, or settings such as {{'task': 'gsm8k'}}"
             )
         if name in chosen:
-            raise UserError(f"{name} is named twice; name it once")
+            raise SlimdownError(f"{name} is named twice; name it once")
         chosen[name] = _read(name, {**given, **over})
     return chosen
 
@@ -64,7 +64,7 @@ def _read(name: str, given: dict[str, Any]) -> BenchmarkConfig:
         given = {**given, "task": shipped.task}
     elif problem := task_problem(name):
         close = " or ".join(get_close_matches(name, known, n=2))
-        raise UserError(
+        raise SlimdownError(
             f"{name}: "
             + (f"there is no such benchmark; did you mean {close}?" if close else problem)
         )

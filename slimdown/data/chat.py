@@ -6,7 +6,7 @@ transformers runs it in Jinja's sandbox, which keeps it from the machine; what i
 import threading
 from typing import Any
 
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 # Llama 3's templates write today's date into every prompt, or the one that they are given: always the same, so that a
 # base measured yesterday is asked what the tuned model is asked today. It is the day that they themselves fall back on.
@@ -23,21 +23,21 @@ def check_chat_template(tokenizer: Any, setting: str) -> None:
         setting: what asks for the template, as `key=value`, for the message.
 
     Raises:
-        UserError: there is no template, it fails, or it has not ended after ten seconds.
+        SlimdownError: there is no template, it fails, or it has not ended after ten seconds.
     """
     if not tokenizer.chat_template:
         key = setting.partition("=")[0]
         other = "false" if key.startswith("evaluation") else "alpaca"
         use = "use" if key.endswith("format") else f"use {key}={other}, or"
-        raise UserError(
+        raise SlimdownError(
             f"{setting}: this model's tokenizer has no chat template; {use} an instruct model"
         )
-    failed: list[UserError] = []
+    failed: list[SlimdownError] = []
 
     def try_it() -> None:
         try:
             chat_prompt(tokenizer, "What is 2 + 2?", setting)
-        except UserError as error:
+        except SlimdownError as error:
             failed.append(error)
 
     attempt = threading.Thread(
@@ -46,7 +46,7 @@ def check_chat_template(tokenizer: Any, setting: str) -> None:
     attempt.start()
     attempt.join(_SECONDS)
     if attempt.is_alive():
-        raise UserError(
+        raise SlimdownError(
             f"{setting}: the tokenizer's chat template has not ended after {_SECONDS:g} s for one question; choose "
             "another model, or a copy with a sound template"
         )
@@ -75,14 +75,14 @@ def chat_prompt(tokenizer: Any, question: str, setting: str) -> str:
     """A user's question in the words of the chat template, up to where the answer begins.
 
     Raises:
-        UserError: the template fails.
+        SlimdownError: the template fails.
     """
     try:
         prompt = rendered(
             tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True
         )
     except ValueError as error:
-        raise UserError(f"{setting}: the tokenizer's chat template fails ({error})") from None
+        raise SlimdownError(f"{setting}: the tokenizer's chat template fails ({error})") from None
     if tokenizer.bos_token and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]:
         prompt = prompt.removeprefix(tokenizer.bos_token)  # tokenizing adds it again
     return prompt

@@ -23,7 +23,7 @@ from unicodedata import category, normalize
 
 import numpy as np
 
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 WORDS = 13  # in a row, that a question and a text share
 MOST = 0.8  # of its words, with which a question stands in a text
@@ -107,11 +107,11 @@ class Contamination:
         """Refuse rows that would make a benchmark's scores worthless.
 
         Raises:
-            UserError: more than `max_share` of a benchmark's questions stand in the rows.
+            SlimdownError: more than `max_share` of a benchmark's questions stand in the rows.
         """
         for benchmark, n_asked in self.n_asked.items():
             if self.n_standing(benchmark) > max_share * n_asked:
-                raise UserError(
+                raise SlimdownError(
                     f"{self._told(benchmark)}; contamination.max_share={max_share:g} allows "
                     f"{int(max_share * n_asked):,}: take these rows out, of which the run's contamination.csv names "
                     "one a question, or set contamination.max_share=1 to train on them all the same"

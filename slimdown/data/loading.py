@@ -23,7 +23,7 @@ from slimdown.data.row_files import RowError
 from slimdown.data.rows import Row, check_enough, columns_of, file_state, reading, rows_of, to_row
 from slimdown.models.hub import asking_hub
 from slimdown.models.on_disk import Folder, Shelf, batches, records, written
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -121,7 +121,7 @@ def load_data(chosen: dict[str, DatasetConfig], seed: int, tokenizer: Any) -> Sf
         tokenizer: only its chat template and end-of-sequence token are used.
 
     Raises:
-        UserError: a dataset that cannot be had, lacks a named column, has too few rows, or a row that holds no text.
+        SlimdownError: a dataset that cannot be had, lacks a named column, has too few rows, or a row that holds no text.
     """
     from datasets import concatenate_datasets, disable_progress_bars, interleave_datasets
 
@@ -179,7 +179,7 @@ def _taken(
             check_chat_template(tokenizer, f"dataset.{name}.{setting}")
         n_held_out = min(config.validation_examples, len(source.rows) // 2)
         if n_held_out < 1:
-            raise UserError(
+            raise SlimdownError(
                 f"dataset.{name}: {config.path} has {len(source.rows)} row(s); at least 2 are needed"
             )
         examples = _examples(name, config, source, seed, tokenizer, skipped)
@@ -189,13 +189,13 @@ def _taken(
             (example for example in examples if _content(example) not in seen), config.max_examples
         )
         if (first := next(fresh, None)) is None:
-            raise UserError(
+            raise SlimdownError(
                 f"dataset.{name}: every row of {config.path} is the same text; nothing to train on"
             )
         schema = pa.schema([(column, _NO_TEXTS.get(column, pa.string())) for column in first])
         train = written(chain([first], fresh), schema, folder / f"{name}-train.arrow")
     except RowError as error:
-        raise UserError(f"dataset.{name}: {error}") from None
+        raise SlimdownError(f"dataset.{name}: {error}") from None
     validation = written(held_out, schema, folder / f"{name}-validation.arrow")
     n_skipped = source.n_skipped + skipped.n
     return (
@@ -273,18 +273,18 @@ def _hub_records(name: str, config: DatasetConfig) -> "Dataset":
             )
     except DatasetNotFoundError as error:
         if "gated" in str(error).lower():
-            raise UserError(
+            raise SlimdownError(
                 f"dataset.{name}: {config.path} is gated; ask for access at "
                 f"https://huggingface.co/datasets/{config.path}, then `hf auth login`"
             ) from None
-        raise UserError(
+        raise SlimdownError(
             f"dataset.{name}: there is no dataset {config.path} on the hub that you can read; check "
             "dataset.<name>.path, or give a local JSON, JSONL, CSV or Parquet file"
         ) from None
     except ValueError as error:  # an unknown config or split names the known ones itself
-        raise UserError(f"dataset.{name}: {config.path}: {error}") from None
+        raise SlimdownError(f"dataset.{name}: {config.path}: {error}") from None
     except OSError as error:
-        raise UserError(
+        raise SlimdownError(
             f"dataset.{name}: {config.path} cannot be reached ({type(error).__name__}); check the network, or run "
             "the embedded world, which needs none: python -m slimdown.run"
         ) from None

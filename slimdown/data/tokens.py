@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from slimdown.config.schema import TrainConfig
 from slimdown.data.chat import ONE_DAY, rendered
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 IGNORED = -100  # the label of a token that is not trained on
 
@@ -48,7 +48,7 @@ class Encoder:
         """The tokens of examples, given by column.
 
         Raises:
-            UserError: where only what the assistant says is trained on, and that cannot be told.
+            SlimdownError: where only what the assistant says is trained on, and that cannot be told.
         """
         examples = [
             dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)
@@ -57,7 +57,7 @@ class Encoder:
         chats = [i for i, example in enumerate(examples) if example.get("messages")]
         texts = [i for i, example in enumerate(examples) if not example.get("messages")]
         if texts and self._config.assistant_only_loss:
-            raise UserError(
+            raise SlimdownError(
                 f"train.assistant_only_loss=true: dataset.{examples[texts[0]]['dataset']} holds no messages; use "
                 "train.completion_only_loss=true"
             )
@@ -105,14 +105,14 @@ class Encoder:
         """The tokens of conversations in the chat template's words.
 
         Raises:
-            UserError: the template fails, or the tokenizer cannot say where a token comes from.
+            SlimdownError: the template fails, or the tokenizer cannot say where a token comes from.
         """
         settings = {"return_dict": True, **self._template, **ONE_DAY, **settings}
         try:
             return self._tokenizer.apply_chat_template(conversations, **settings)
         except Exception as error:  # the publisher's program: whatever it raises
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise UserError(
+            raise SlimdownError(
                 f"the tokenizer's chat template does not take the rows' messages ({reason})"
             ) from None
 
@@ -147,7 +147,7 @@ class Encoder:
         try:
             return self._added(turns)
         except ValueError as error:
-            raise UserError(f"train.assistant_only_loss=true: {place}: {error}") from None
+            raise SlimdownError(f"train.assistant_only_loss=true: {place}: {error}") from None
 
     def _added(self, turns: list[dict[str, str]]) -> list[tuple[int, int]]:
         """From where to where each of the assistant's turns goes in the whole.

@@ -28,7 +28,7 @@ from slimdown.models.dequantize import dequantized, dequantizes
 from slimdown.models.memory import is_out_of_memory
 from slimdown.models.model import context_window
 from slimdown.utils import distributed as processes
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 if TYPE_CHECKING:
     from slimdown.evaluation.engine import Scoring
@@ -99,7 +99,7 @@ class Evaluator:
         """A digest of all that the model would be asked, and of the task and rows that say how answers are scored.
 
         Raises:
-            UserError: the worked examples do not fit in the model's window; the harness would cut them in silence.
+            SlimdownError: the worked examples do not fit in the model's window; the harness would cut them in silence.
         """
         self._build(loaded_task, benchmark)
         return _digest(
@@ -110,7 +110,7 @@ class Evaluator:
         """The benchmark's questions in stages, or None; see `questions.in_stages`.
 
         Raises:
-            UserError: see `questions_hash`.
+            SlimdownError: see `questions_hash`.
         """
         self._build(loaded_task, benchmark)
         return in_stages(loaded_task, benchmark)
@@ -141,7 +141,7 @@ class Evaluator:
         answer = (task.config.generation_kwargs or {}).get("max_gen_toks", self._lm.max_gen_toks)
         room = self._lm.max_length - (answer if task.OUTPUT_TYPE == "generate_until" else 0)
         if n_tokens > room:
-            raise UserError(
+            raise SlimdownError(
                 f"num_fewshot={benchmark.num_fewshot}: the longest prompt of {task.config.task} has {n_tokens} tokens, "
                 f"and {self._loaded.id} has room for {room}; ask with fewer worked examples, or choose a model with a "
                 "longer window"
@@ -153,7 +153,7 @@ class Evaluator:
         """Ask one benchmark's questions, but for those whose answers are in `parts`.
 
         Raises:
-            UserError: the harness cannot ask what is asked of it, or the model answers in no numbers.
+            SlimdownError: the harness cannot ask what is asked of it, or the model answers in no numbers.
         """
         begun = time.perf_counter()
         results = self._results(name, loaded_task, benchmark, parts)
@@ -172,7 +172,7 @@ class Evaluator:
         """Ask the questions of one stage, but for those whose answers are in `parts`.
 
         Raises:
-            UserError: see `evaluate`.
+            SlimdownError: see `evaluate`.
         """
         begun = time.perf_counter()
         with staged.only(stage) as loaded_task:
@@ -210,11 +210,11 @@ class Evaluator:
                 **how,
             )
         except ValueError as error:
-            raise UserError(f"benchmark.{name} ({benchmark.task}): {error}") from None
+            raise SlimdownError(f"benchmark.{name} ({benchmark.task}): {error}") from None
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise UserError(
+            raise SlimdownError(
                 f"benchmark.{name} does not fit in the memory that is free, one question alone or, where no work is "
                 f"shared, evaluation.batch_size={self._config.batch_size} of them: ask with a smaller num_fewshot, set "
                 "evaluation.batch_size=1 or quantization.dequantize_for_evaluation=false"
@@ -224,7 +224,7 @@ class Evaluator:
         """The report, in which every answer is a number."""
         for sample in report.samples:
             if any(isnan(value) for value in (*sample.log_likelihoods, *sample.scores.values())):
-                raise UserError(
+                raise SlimdownError(
                     f"benchmark.{name}: what {self._loaded.id} answers to question {sample.doc_id} of {sample.task} is "
                     f"not a number; model.dtype={self._loaded.dtype} overflows there, or its weights are damaged: try "
                     "model.dtype=float32, or download the model again"
@@ -279,7 +279,7 @@ def choose_scoring(
             and _n_virtual(adapter)
             and any(map(_generates, tasks.values()))
         ):
-            raise UserError(
+            raise SlimdownError(
                 f"{loaded.id} with virtual tokens before each prompt can only be measured by PEFT's own generate "
                 f"({scoring.reason}), which misplaces them (peft 0.21 with transformers 5.24); leave out the "
                 "benchmarks with generated answers, or choose another method"

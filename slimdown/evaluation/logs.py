@@ -24,7 +24,7 @@ from slimdown.config.keys import nearest
 from slimdown.config.schema import BenchmarkConfig, Role
 from slimdown.evaluation.answers import BenchmarkEvaluation, Evaluation
 from slimdown.evaluation.results import metric_name, read_results
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 _DATED = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json$")
 # The primary metric of a task that conf/benchmark/ does not name: the first of these that it has, else its first.
@@ -69,17 +69,17 @@ def read_lm_eval(
         tell: told in a line of what is not read.
 
     Raises:
-        UserError: no logs, none of questions, or not as the harness writes them.
+        SlimdownError: no logs, none of questions, or not as the harness writes them.
     """
     logs = [_Log.read(file) for file in results_files(Path(folder))]
     newest = {name: log for log in logs for name in log.benchmarks}
     used = [log for log in logs if log in newest.values()]
     for name in (*(metrics or {}), *targets):
         if name not in newest:
-            raise UserError(f"{folder}: {name} was not asked{nearest(name, list(newest))}")
+            raise SlimdownError(f"{folder}: {name} was not asked{nearest(name, list(newest))}")
     for log in used[:-1]:
         if problem := log.unlike(used[-1]):
-            raise UserError(
+            raise SlimdownError(
                 f"{folder} holds logs that were not made alike, {problem}; give one of the files"
             )
     if len(logs) > 1:
@@ -100,7 +100,7 @@ def read_lm_eval(
                     f"{name} is left out: it has no metric of which more is better and each question has a score"
                 )
     if not found:
-        raise UserError(
+        raise SlimdownError(
             f"{folder}: no benchmark has a score of each question, so none can be compared"
         )
     return Evaluation(
@@ -116,7 +116,7 @@ def results_files(path: Path) -> list[Path]:
     """The harness's results files that a path stands for, oldest first.
 
     Raises:
-        UserError: there are none, or those of several models.
+        SlimdownError: there are none, or those of several models.
     """
     try:
         if path.is_file():
@@ -129,7 +129,7 @@ def results_files(path: Path) -> list[Path]:
             ]
             if len(folders) > 1 and path not in folders:
                 models = ", ".join(folder.name for folder in folders)
-                raise UserError(
+                raise SlimdownError(
                     f"{path} holds logs of several models; give the folder of one: {models}"
                 )
             found = _dated(folders[0]) if folders else []
@@ -140,13 +140,13 @@ def results_files(path: Path) -> list[Path]:
                 if f"{_DATED.sub('', file.name)}.json" == path.name
             ]
             if not found:
-                raise UserError(
+                raise SlimdownError(
                     f"there is no folder {path}; give the one that lm_eval's --output_path named"
                 )
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+        raise SlimdownError(f"{path} cannot be read ({error.strerror})") from None
     if not found:
-        raise UserError(f"{path} holds no results as lm_eval names them, results_DATE.json")
+        raise SlimdownError(f"{path} holds no results as lm_eval names them, results_DATE.json")
     return sorted(found, key=_date)
 
 
@@ -189,9 +189,9 @@ class _Log:
                 conditions=dict(_conditions(results)),
             )
         except OSError as error:
-            raise UserError(f"{file} cannot be read ({error.strerror})") from None
+            raise SlimdownError(f"{file} cannot be read ({error.strerror})") from None
         except _MALFORMED as error:
-            raise UserError(
+            raise SlimdownError(
                 f"{file} is no results file of lm_eval, or was cut short ({_said(error)})"
             ) from None
 
@@ -229,7 +229,7 @@ class _Log:
                 else None
             )
         except _MALFORMED as error:
-            raise UserError(
+            raise SlimdownError(
                 f"{self.file}: {task} is not logged as lm_eval does it ({_said(error)})"
             ) from None
         if not report:
@@ -242,12 +242,12 @@ class _Log:
         if not usable:
             return None
         if metric and metric not in usable:
-            raise UserError(
+            raise SlimdownError(
                 f"{name}={metric}: the answers have no such score, or less of it is better{nearest(metric, usable)}"
             )
         for sample in report.samples:
             if any(isnan(value) for value in (*sample.log_likelihoods, *sample.scores.values())):
-                raise UserError(
+                raise SlimdownError(
                     f"{self.file}: what the model answers to question {sample.doc_id} of {sample.task} is not a "
                     "number; its weights are damaged, or its dtype overflows"
                 )
@@ -282,13 +282,13 @@ class _Log:
                     ]
                     entries.append(entry)
         except FileNotFoundError:
-            raise UserError(
+            raise SlimdownError(
                 f"there is no {file}; lm_eval --log_samples keeps the answers"
             ) from None
         except OSError as error:
-            raise UserError(f"{file} cannot be read ({error.strerror})") from None
+            raise SlimdownError(f"{file} cannot be read ({error.strerror})") from None
         except _MALFORMED as error:
-            raise UserError(
+            raise SlimdownError(
                 f"{file}, line {len(entries) + 1}, is no line of lm_eval, or was cut short ({_said(error)})"
             ) from None
         questions = {(entry["doc_id"], entry["filter"]) for entry in entries}
@@ -296,7 +296,7 @@ class _Log:
             not 0 < len(entries) == len(questions)
             or digest.hexdigest() != self.results["task_hashes"][task]
         ):
-            raise UserError(
+            raise SlimdownError(
                 f"{file} is not what {self.file.name} was written with: lines are missing, doubled or changed"
             )
         return sorted(

@@ -25,7 +25,7 @@ from slimdown.models.dequantize import dequantizes
 from slimdown.models.memory import peak_memory
 from slimdown.models.model import LoadedModel
 from slimdown.utils.digests import digest
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 # Begins every key: evaluations of other keys are not looked at. Keys without it missed the quantization's details, the
 # tokenizer and the adapter's config.
@@ -200,7 +200,7 @@ def check_paired(name: str, report: BenchmarkEvaluation) -> None:
     benchmark = report.benchmark
     if any(benchmark.metric not in sample.scores for sample in report.samples):
         there = ", ".join(sorted(report.samples[0].scores)) or "none such"
-        raise UserError(
+        raise SlimdownError(
             f"benchmark.{name}.metric={benchmark.metric} has no score for each question, so base and tuned model "
             f"cannot be paired; {benchmark.task} has {there}"
         )

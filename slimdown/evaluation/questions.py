@@ -21,7 +21,7 @@ from slimdown.evaluation.order import order_of, stages_of
 from slimdown.evaluation.results import metric_name
 from slimdown.models.hub import asking_hub
 from slimdown.pocket import TASKS_DIR
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 FEWSHOT_SEED = 1234  # the harness's own, so that its command line asks the same questions
 
@@ -36,7 +36,7 @@ def tasks_of(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
     the same tasks already.
 
     Raises:
-        UserError: see `load_tasks`.
+        SlimdownError: see `load_tasks`.
     """
     if (asked := repr(chosen)) not in _last:
         _last.clear()
@@ -48,7 +48,7 @@ def load_tasks(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
     """What the harness loads for each benchmark, its data downloaded and its shots set.
 
     Raises:
-        UserError: an unknown task, a dataset that cannot be had, shots that the task cannot give.
+        SlimdownError: an unknown task, a dataset that cannot be had, shots that the task cannot give.
     """
     # The harness logs each of its steps, and warns of the shots that we set on purpose.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -62,14 +62,14 @@ def load_tasks(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
             problem = (
                 task_problem(benchmark.task) or "the harness has no task, group or tag of this name"
             )
-            raise UserError(f"benchmark.{name}.task={benchmark.task}: {problem}")
+            raise SlimdownError(f"benchmark.{name}.task={benchmark.task}: {problem}")
         try:
             with asking_hub(f"benchmark.{name}: the data of {benchmark.task} cannot be had"):
                 loaded = manager.load([benchmark.task])
-        except UserError:
+        except SlimdownError:
             raise
         except Exception as error:  # whatever a task's own code and its dataset's may raise
-            raise UserError(
+            raise SlimdownError(
                 f"benchmark.{name}: the data of {benchmark.task} cannot be had "
                 f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); check the network and HF_ENDPOINT, "
                 "or run the embedded world, which needs none: python -m slimdown.run"
@@ -78,7 +78,7 @@ def load_tasks(chosen: dict[str, BenchmarkConfig]) -> dict[str, Any]:
         for task in loaded["tasks"].values():
             _set_shots(name, task, benchmark)
             if task.higher_is_better().get(benchmark.metric.partition(".")[0]) is False:
-                raise UserError(
+                raise SlimdownError(
                     f"benchmark.{name}.metric={benchmark.metric}: of this metric less is better, so a rise would be "
                     "called an improvement; choose one of which more is better"
                 )
@@ -146,7 +146,7 @@ def _check_metric(name: str, loaded: Any, benchmark: BenchmarkConfig) -> None:
     known = {metric_name(m["metric"], f) for m in task.config.metric_list or [] for f in filters}
     known |= {"flexible_accuracy"} if benchmark.numeric_tolerance is not None else set()
     if known and benchmark.metric not in known:
-        raise UserError(
+        raise SlimdownError(
             f"benchmark.{name}.metric={benchmark.metric}: {benchmark.task} has no such metric; "
             f"it has {', '.join(sorted(known))}"
         )
@@ -160,7 +160,7 @@ def _set_shots(name: str, task: Any, benchmark: BenchmarkConfig) -> None:
     else:
         task.set_config(key="num_fewshot", value=benchmark.num_fewshot)
         return
-    raise UserError(
+    raise SlimdownError(
         f"benchmark.{name}.num_fewshot={benchmark.num_fewshot}: {task.config.task} is {reason}; set it to 0"
     )
 
@@ -171,7 +171,7 @@ def build_requests(
     """Make the task's requests, `task.instances`, as `lm` will be asked them.
 
     Raises:
-        UserError: the chat template fails for these questions.
+        SlimdownError: the chat template fails for these questions.
     """
     task.set_fewshot_seed(FEWSHOT_SEED)
     try:
@@ -187,7 +187,7 @@ def build_requests(
     except (
         TemplateError
     ) as error:  # one that takes a question, and not these, or not the worked examples before them
-        raise UserError(
+        raise SlimdownError(
             "evaluation.apply_chat_template=true: the tokenizer's chat template fails for the questions of "
             f"{benchmark.task} with {benchmark.num_fewshot} worked examples ({' '.join(str(error).split())[:200]}); "
             "set it to false, or choose another model"

@@ -16,7 +16,7 @@ from slimdown.evaluation.harness import choose_scoring, evaluate, generators_kep
 from slimdown.evaluation.measure import check_paired
 from slimdown.evaluation.questions import completed, load_tasks
 from slimdown.models.causal import CausalModel
-from slimdown.utils.errors import ConfigError, UserError
+from slimdown.utils.errors import ConfigError, SlimdownError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +52,13 @@ class Questions:
             like: how the model was scored that this one will be compared with; None decides.
 
         Raises:
-            UserError: the questions cannot be asked of this model, or it cannot be scored like the other.
+            SlimdownError: the questions cannot be asked of this model, or it cannot be scored like the other.
         """
         scoring = like or choose_scoring(
             model, self.tasks, self.chosen, self.config, dequantize="false"
         )
         if reason := why_not_alike(model.model, scoring):
-            raise UserError(
+            raise SlimdownError(
                 f"the model cannot be scored as the other was ({scoring.path}): {reason}; measure both with stock=True"
             )
         found = evaluate(model, self.tasks, self.chosen, self.config, scoring, on_progress=None)
@@ -118,7 +118,7 @@ def load_questions(chosen: dict[str, BenchmarkConfig], config: EvaluationConfig)
         config: budget and prompt format.
 
     Raises:
-        UserError: an impossible setting, an unknown task, a dataset that cannot be had.
+        SlimdownError: an impossible setting, an unknown task, a dataset that cannot be had.
     """
     if problems := list(problems_of(config)):
         raise ConfigError("\n".join(problems))

@@ -10,7 +10,7 @@ from typing import Any
 
 from slimdown.config.schema import BenchmarkConfig
 from slimdown.evaluation.answers import BenchmarkEvaluation, Sample, Score
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 def read_results(
@@ -25,7 +25,7 @@ def read_results(
         seconds: that measuring took.
 
     Raises:
-        UserError: the task has no such metric.
+        SlimdownError: the task has no such metric.
     """
     samples = _all_samples(results, benchmark)
     scores: dict[str, Score] = {}
@@ -42,7 +42,7 @@ def read_results(
     if benchmark.numeric_tolerance is not None:
         scores["flexible_accuracy"] = _mean_score([s.scores["flexible_accuracy"] for s in samples])
     if benchmark.metric not in scores:
-        raise UserError(
+        raise SlimdownError(
             f"benchmark.{name}.metric={benchmark.metric}: {benchmark.task} has no such metric; "
             f"it has {', '.join(sorted(scores))}"
         )

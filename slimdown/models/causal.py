@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ def causal_model(model: Any, tokenizer: Any) -> CausalModel:
     """The model that is in what somebody trains, out of what DDP, DataParallel or torch.compile put around it.
 
     Raises:
-        UserError: no causal language model of transformers, none of its tokenizers, or weights that are spread over
+        SlimdownError: no causal language model of transformers, none of its tokenizers, or weights that are spread over
             processes.
     """
     from accelerate.utils import extract_model_from_parallel  # type: ignore[import-untyped]
@@ -34,7 +34,7 @@ def causal_model(model: Any, tokenizer: Any) -> CausalModel:
         model = extract_model_from_parallel(model, keep_torch_compile=False)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not hasattr(inner, "can_generate"):
-        raise UserError(
+        raise SlimdownError(
             f"the model is a {type(model).__name__}; give a loaded one, such as "
             "AutoModelForCausalLM.from_pretrained(...) returns, or PEFT's around one"
         )
@@ -43,18 +43,18 @@ def causal_model(model: Any, tokenizer: Any) -> CausalModel:
         or inner.config.is_encoder_decoder
         or inner.get_output_embeddings() is None
     ):
-        raise UserError(
+        raise SlimdownError(
             f"{type(inner).__name__} is no causal language model, and the questions are asked of one; load it with "
             "AutoModelForCausalLM"
         )
     if any(hasattr(p, "ds_id") or hasattr(p, "full_tensor") for p in model.parameters()):
-        raise UserError(
+        raise SlimdownError(
             "the model's weights are spread over processes (FSDP, DeepSpeed ZeRO-3 or tensor parallelism), and are "
             "measured whole: save the model, and measure it where it is loaded in one process"
         )
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor's
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise UserError(
+        raise SlimdownError(
             f"the tokenizer is a {type(tokenizer).__name__}; give the model's own, such as "
             f"AutoTokenizer.from_pretrained({inner.config._name_or_path!r}) returns"
         )

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 _WAITS = (
     0.25,
@@ -47,21 +47,21 @@ def asking_hub(what: str, patience: float = _PATIENCE) -> Iterator[None]:
     asks anew: a later job of a sweep has nothing to do with an outage that is over.
 
     Raises:
-        UserError: it stopped answering in the middle, so that files may be missing; the message begins with `what`.
+        SlimdownError: it stopped answering in the middle, so that files may be missing; the message begins with `what`.
     """
     _ask_again()
     _silent.clear()
     _patience[:] = [patience]
     try:
         yield
-    except UserError:
+    except SlimdownError:
         raise
     except Exception as error:
         if not _silent:
             raise
-        raise UserError(f"{what}: {_reasons()}") from error
+        raise SlimdownError(f"{what}: {_reasons()}") from error
     if _silent.keys() & _answered:
-        raise UserError(f"{what}: {_reasons()}")
+        raise SlimdownError(f"{what}: {_reasons()}")
 
 
 def commit_of(repo: str, revision: str, kind: str = "model") -> str:

@@ -29,7 +29,7 @@ def base_of(config: ModelConfig, quantization: QuantizationConfig) -> LoadedMode
     What was made of that one may no longer be used.
 
     Raises:
-        UserError: see `load_model`.
+        SlimdownError: see `load_model`.
     """
     started = time.perf_counter()
     settle()  # while there is no model yet, which one day has to go

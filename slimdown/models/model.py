@@ -26,7 +26,7 @@ from slimdown.models.quantize import quantize_quickly
 from slimdown.models.sizes import count_parameters, published_shape, quantized_outline, weight_sizes
 from slimdown.utils import distributed as processes
 from slimdown.utils.digests import digest, folder_digest
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def load_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedM
     """The base model in evaluation mode, quantized as asked, with its tokenizer.
 
     Raises:
-        UserError: the model cannot be had, read, or held in memory; the message says what to do.
+        SlimdownError: the model cannot be had, read, or held in memory; the message says what to do.
     """
     import transformers
 
@@ -160,7 +160,7 @@ def bare_outline(config: ModelConfig) -> Outline:
     """The model as its config.json describes it; its weights are not fetched.
 
     Raises:
-        UserError: the config cannot be had, or describes no causal language model that transformers knows.
+        SlimdownError: the config cannot be had, or describes no causal language model that transformers knows.
     """
     # Which optional kernel bitsandbytes did not find is no matter: it is the packed one that `load_model` keeps off.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -174,7 +174,7 @@ def outline(config: ModelConfig) -> tuple[Any, Any]:
     """The model without its numbers, which are fetched and found to be whole files, and its tokenizer.
 
     Raises:
-        UserError: see `load_model`.
+        SlimdownError: see `load_model`.
     """
     import transformers
     from safetensors import safe_open
@@ -215,18 +215,18 @@ def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
 
 @contextmanager
 def explained(config: ModelConfig) -> Iterator[None]:
-    """Inside, whatever fetching and reading the files of others raises is a `UserError` that says what to do."""
+    """Inside, whatever fetching and reading the files of others raises is a `SlimdownError` that says what to do."""
     try:
         with asking_hub(config.named):
             yield
-    except UserError:
+    except SlimdownError:
         raise
     except Exception as error:
         if isinstance(error, MemoryError) or is_out_of_memory(error):
-            raise UserError(
+            raise SlimdownError(
                 f"{config.named} does not fit in the memory of {config.device}; {_SMALLER}"
             ) from None
-        raise UserError(_explain(config, error)) from error
+        raise SlimdownError(_explain(config, error)) from error
 
 
 def check_numbers(named: str, model: Any) -> None:
@@ -242,7 +242,7 @@ def check_numbers(named: str, model: Any) -> None:
             if model.dtype == torch.float32
             else f", or try model.dtype=float32 (now {model.dtype})"
         )
-        raise UserError(
+        raise SlimdownError(
             f"{named} computes no numbers: its weights hold NaN or infinity, or numbers that overflow. "
             f"Download it again or choose another revision{narrow}"
         )
@@ -267,11 +267,11 @@ def _device(wanted: Device) -> torch.device:
     )
     if not available[name]:
         there = ", ".join(name for name, is_there in available.items() if is_there)
-        raise UserError(f"model.device={wanted}: this machine has none; it has {there}")
+        raise SlimdownError(f"model.device={wanted}: this machine has none; it has {there}")
     if name != "cuda" or (index := processes.device_index()) is None:
         return torch.device(name)
     if index >= (n := torch.cuda.device_count()):
-        raise UserError(
+        raise SlimdownError(
             f"each process takes a GPU of its own, and this machine has {n}: start {n} processes or fewer"
         )
     torch.cuda.set_device(index)  # whoever says cuda from now on means this one
@@ -331,7 +331,7 @@ def _check_weights(config: ModelConfig, model: Any, skeleton: Any, missing: Iter
     ]
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(
+        raise SlimdownError(
             f"{config.named}: the weights are not those that its config.json describes: {'; '.join(wrong[:3])}"
             f"{more}; get the model again, or correct its config.json"
         )
@@ -354,7 +354,7 @@ def _check_memory(
         )
         fitting = next(others, None)
         way_out = f"quantization={fitting} would fit" if fitting else _SMALLER
-        raise UserError(
+        raise SlimdownError(
             f"{config.named} needs {needed / 2**30:.1f} GiB for its weights with quantization={quantization.name}, and "
             f"{free / 2**30:.1f} GiB are free on {outline.device.type}; {way_out}"
         )
@@ -364,7 +364,7 @@ def _weight_files(config: ModelConfig, architecture: Any) -> list[str]:
     """The files that the index of the weights names; none where there is no index.
 
     Raises:
-        UserError: they are pickled: transformers reads what an index names whatever `use_safetensors` says (5.20 to
+        SlimdownError: they are pickled: transformers reads what an index names whatever `use_safetensors` says (5.20 to
             5.24); to be deleted when it refuses.
     """
     from transformers.utils import cached_file
@@ -384,7 +384,7 @@ def _weight_files(config: ModelConfig, architecture: Any) -> list[str]:
         else set()
     )
     if pickled := sorted(name for name in named if not name.endswith(".safetensors")):
-        raise UserError(
+        raise SlimdownError(
             f"{config.named}: its index names {pickled[0]}, and pickled weights can run code when they are read; "
             "choose a revision or a copy of the model with .safetensors files"
         )

@@ -12,7 +12,7 @@ from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
 from slimdown.report.table import PLAIN_WIDTH, Table, show, write
 from slimdown.stats.findings import Findings
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def put(table: Table, page: Callable[[], str], format: str, output: Path | None)
     """Show a table on the console, or write it to where it is asked for in one of `FORMATS`; as HTML it is `page`.
 
     Raises:
-        UserError: the file cannot be written.
+        SlimdownError: the file cannot be written.
     """
     try:
         _put(table, page, format, output)
@@ -80,7 +80,7 @@ def _put(table: Table, page: Callable[[], str], format: str, output: Path | None
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(
+        raise SlimdownError(
             f"--output {output} cannot be written: {error.strerror}; choose another file"
         ) from None
     sys.stderr.write(f"wrote {output}\n")

@@ -9,7 +9,7 @@ from slimdown.config.keys import nearest
 from slimdown.config.schema import BenchmarkConfig, Role
 from slimdown.stats.changes import BenchmarkChange, Changes
 from slimdown.stats.paired import ALPHA, CLUSTERED_T, Difference, holm
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 class Outcome(IntEnum):
@@ -36,7 +36,7 @@ def read_budgets(arguments: Sequence[str]) -> dict[str, float]:
     """What each benchmark may lose, of arguments such as gsm8k=0.02.
 
     Raises:
-        UserError: a share that is none, or two for one benchmark.
+        SlimdownError: a share that is none, or two for one benchmark.
     """
     budgets: dict[str, float] = {}
     for text in arguments:
@@ -47,7 +47,7 @@ def read_budgets(arguments: Sequence[str]) -> dict[str, float]:
             budget = nan
         _check_share(name, budget, f"--max-loss {text}")
         if name in budgets:
-            raise UserError(
+            raise SlimdownError(
                 f"--max-loss {text}: {name} has a budget already, {budgets[name]:g}; keep one of the two"
             )
         budgets[name] = budget
@@ -56,7 +56,7 @@ def read_budgets(arguments: Sequence[str]) -> dict[str, float]:
 
 def _check_share(name: str, budget: float, given: str) -> None:
     if not name or not 0 <= budget < 1:
-        raise UserError(
+        raise SlimdownError(
             f"{given}: give a share from 0 up to, not including, 1; {name or 'gsm8k'}=0.02 is two points"
         )
 
@@ -99,18 +99,18 @@ def hold_to_budgets(changes: Changes, budgets: dict[str, float]) -> list[Judgeme
             holds each benchmark to what its settings say, see `own_budgets`.
 
     Raises:
-        UserError: a budget that is no share or for what was not measured, or none and no retained benchmark.
+        SlimdownError: a budget that is no share or for what was not measured, or none and no retained benchmark.
     """
     budgets = budgets or own_budgets(changes.benchmarks)
     if not budgets:
-        raise UserError(
+        raise SlimdownError(
             "no retained benchmark was measured; give another a budget, such as NAME=0.02"
         )
     for name, budget in budgets.items():
         _check_share(name, budget, f"{name}={budget}")
         if name not in changes.benchmarks:
             advice = nearest(name, list(changes.benchmarks))
-            raise UserError(f"budget of {name}: no such benchmark was measured{advice}")
+            raise SlimdownError(f"budget of {name}: no such benchmark was measured{advice}")
     found = outcomes(
         {name: changes.benchmarks[name].primary.difference for name in budgets}, budgets
     )

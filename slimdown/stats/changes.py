@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from slimdown.config.schema import PaperMetric, Role
 from slimdown.stats.asked import change_of, mean_change, rate_of, score_of, without_error
 from slimdown.stats.paired import ALPHA, Difference, Estimate, holm
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 if TYPE_CHECKING:  # it would bring pyarrow along
     from slimdown.evaluation.answers import BenchmarkEvaluation, Evaluation
@@ -128,14 +128,14 @@ def changes_between(base: "Evaluation", tuned: "Evaluation", n_reports: int = 1)
     all below 10 %. Both together at 5 % would cost more true claims than it is worth (docs/studies/statistics.md).
 
     Raises:
-        UserError: the two were not asked the same things, or a score is no number; names the first field that differs.
+        SlimdownError: the two were not asked the same things, or a score is no number; names the first field that differs.
     """
     if base.benchmarks.keys() != tuned.benchmarks.keys():
-        raise UserError(
+        raise SlimdownError(
             f"benchmarks differ: {sorted(base.benchmarks)} and {sorted(tuned.benchmarks)}"
         )
     if differing := _first_difference(*_conditions(base, tuned)):
-        raise UserError(differing)
+        raise SlimdownError(differing)
     pairs = {name: (one, tuned.benchmarks[name]) for name, one in base.benchmarks.items()}
     changes = {name: _changes(name, *pair) for name, pair in pairs.items()}
     primary = [changes[name][one.benchmark.metric].difference for name, (one, _) in pairs.items()]
@@ -220,13 +220,13 @@ def _changes(
     """By metric, the primary one first; only metrics that score each question by itself."""
     graded = base.is_graded and tuned.is_graded
     if differing := _first_difference(_asked(base, graded), _asked(tuned, graded)):
-        raise UserError(f"{name}: base and tuned cannot be compared, {differing}")
+        raise SlimdownError(f"{name}: base and tuned cannot be compared, {differing}")
     primary = base.benchmark.metric
     metrics = [
         m for m in base.scores if all(m in s.scores for s in (*base.samples, *tuned.samples))
     ]
     if primary not in metrics:
-        raise UserError(
+        raise SlimdownError(
             f"{name}: {primary} has no score for each question, so base and tuned cannot be paired; "
             f"choose one that has: {', '.join(sorted(metrics)) or 'this task has none'}"
         )
@@ -236,7 +236,7 @@ def _changes(
             for metric in sorted(metrics, key=lambda m: m != primary)
         }
     except ValueError as error:
-        raise UserError(f"{name}: {error}") from None
+        raise SlimdownError(f"{name}: {error}") from None
 
 
 def _change(base: "BenchmarkEvaluation", tuned: "BenchmarkEvaluation", metric: str) -> Change:

@@ -41,7 +41,7 @@ def judge(
         n_reports: how many such findings are read together, see `changes_between`.
 
     Raises:
-        UserError: the two were not asked the same things, see `changes_between`.
+        SlimdownError: the two were not asked the same things, see `changes_between`.
     """
     changes = changes_between(before, after, n_reports)
     anatomies = {

@@ -16,7 +16,7 @@ from math import isclose
 
 from slimdown.evaluation.answers import BenchmarkEvaluation, Evaluation, Sample, Score
 from slimdown.stats.paired import mean
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 FEWEST = 2  # questions in a part: of one alone nothing can be said
 
@@ -31,7 +31,7 @@ def open_part(report: Evaluation, share: float) -> Evaluation:
     """What the questions say by which runs may be chosen.
 
     Raises:
-        UserError: a benchmark with too few questions to split.
+        SlimdownError: a benchmark with too few questions to split.
     """
     if not share:
         return report
@@ -43,7 +43,7 @@ def held_out_part(report: Evaluation, share: float) -> Evaluation:
     """What the questions say that no run was chosen by.
 
     Raises:
-        UserError: as for `open_part`.
+        SlimdownError: as for `open_part`.
     """
     return _part(
         report,
@@ -77,7 +77,7 @@ def _split(
     name: str, report: BenchmarkEvaluation, share: float, held_out: bool
 ) -> BenchmarkEvaluation:
     if report.stages:
-        raise UserError(
+        raise SlimdownError(
             f"{name} was asked until enough was known (evaluation.until), by all of its questions: it has no part that "
             f"evaluation.holdout={share:g} would keep out of that; choose a run with evaluation.until=all"
         )
@@ -85,7 +85,7 @@ def _split(
     n = len(report.samples)
     if not FEWEST <= len(samples) <= n - FEWEST:
         n_held_out = len(samples) if held_out else n - len(samples)
-        raise UserError(
+        raise SlimdownError(
             f"evaluation.holdout={share:g} would keep {n_held_out} of the {n} questions of {name}, and both parts need "
             f"{FEWEST} or more; ask more questions, or choose a share nearer 0.5"
         )

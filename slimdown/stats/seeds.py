@@ -14,7 +14,7 @@ import scipy
 from slimdown.evaluation.answers import Evaluation
 from slimdown.stats.clusters import Drawn, population
 from slimdown.stats.paired import DUST, Estimate, numbers, student, t_quantile, within
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def seeds_changes(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> list[SeedsC
 
     Raises:
         ValueError: seeds that were not asked the same questions; names the benchmark.
-        UserError: seeds that were asked only until something was known.
+        SlimdownError: seeds that were asked only until something was known.
     """
     first = pairs[0][0].benchmarks
     for name in first:
@@ -64,7 +64,7 @@ def seeds_changes(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> list[SeedsC
             for pair in pairs
             for report in pair
         ):
-            raise UserError(
+            raise SlimdownError(
                 f"{name} was asked until enough was known (evaluation.until): how many questions that took depends on "
                 "each seed's answers, so that their noise cannot be told; runs with evaluation.until=all tell it"
             )

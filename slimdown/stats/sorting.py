@@ -9,7 +9,7 @@ from statistics import fmean
 from slimdown.config.keys import nearest
 from slimdown.stats.comparison import Comparison, Configuration, in_words, pooled
 from slimdown.stats.paired import Estimate
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 Value = float | str | None
 
@@ -41,7 +41,7 @@ def ordered(comparison: Comparison, key: str) -> Comparison:
     """The same with its rows sorted; a leading minus means from the largest down, what has no value comes last.
 
     Raises:
-        UserError: nothing is called so; with the nearest names.
+        SlimdownError: nothing is called so; with the nearest names.
     """
     name = key.removeprefix("-")
     metrics = {metric for row in comparison.rows for run in row.runs for metric in run.metrics}
@@ -60,7 +60,7 @@ def ordered(comparison: Comparison, key: str) -> Comparison:
         if "did you mean" not in advice:
             benchmarks = f"a benchmark ({', '.join(comparison.benchmarks)})"
             advice = f"; {benchmarks}, a setting such as lora.r, a metric, or retained, target, name, started"
-        raise UserError(f"--sort {name}: nothing is called so in these runs{advice}")
+        raise SlimdownError(f"--sort {name}: nothing is called so in these runs{advice}")
     keyed = [(value_of(row, name), row) for row in comparison.rows]
     having = [(value, row) for value, row in keyed if value is not None]
     having.sort(key=lambda pair: _order(pair[0]), reverse=key.startswith("-"))
@@ -72,10 +72,10 @@ def by(comparison: Comparison, param: str) -> Comparison:
     """The same with its rows sorted by a setting, which is the first one shown.
 
     Raises:
-        UserError: no run has such a setting.
+        SlimdownError: no run has such a setting.
     """
     if param not in (known := _settings(comparison)):
-        raise UserError(f"--by {param}: no run has this setting{nearest(param, sorted(known))}")
+        raise SlimdownError(f"--by {param}: no run has this setting{nearest(param, sorted(known))}")
     others = [key for key in comparison.params if key != param]
     return replace(ordered(comparison, param), params=(param, *others))
 

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from slimdown.config.schema import TrackingConfig
 from slimdown.utils.disk import cache_folder, disk_full
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 from slimdown.utils.interruption import Undisturbed
 from slimdown.utils.redaction import public_uri, redact
 
@@ -43,7 +43,7 @@ def check_store(config: TrackingConfig) -> None:
     """Return in silence where the store answers, without importing MLflow.
 
     Raises:
-        UserError: it does not answer within 15 seconds, or refuses.
+        SlimdownError: it does not answer within 15 seconds, or refuses.
     """
     with _told(config):
         if file := sqlite_file(config.uri):
@@ -59,7 +59,7 @@ def open_store(config: TrackingConfig, reading: bool = False) -> "MlflowClient":
         reading: nothing is made beside the file of a local store, not even a lock.
 
     Raises:
-        UserError: the store does not answer within 15 seconds, or refuses.
+        SlimdownError: the store does not answer within 15 seconds, or refuses.
     """
     # "Creating initial MLflow database tables": a fresh store is no news.
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -85,7 +85,7 @@ def open_store(config: TrackingConfig, reading: bool = False) -> "MlflowClient":
 def _told(config: TrackingConfig) -> Iterator[None]:
     """Whatever fails inside is said as what is wrong with the address."""
     if problem := config.uri_problem():
-        raise UserError(f"tracking.{problem}")
+        raise SlimdownError(f"tracking.{problem}")
     try:
         yield
     except ModuleNotFoundError as error:
@@ -94,13 +94,13 @@ def _told(config: TrackingConfig) -> Iterator[None]:
             if config.uri.startswith("postgresql")
             else "install it"
         )
-        raise UserError(
+        raise SlimdownError(
             f"tracking.uri={public_uri(config.uri)} needs the driver {error.name}; {cure}"
         ) from None
     except Exception as error:  # OSError, MLflow's, SQLAlchemy's, each driver's
         file = sqlite_file(config.uri)
         silent = isinstance(error, OSError) and not file
-        raise (disk_full(error, file.parent) if file else None) or UserError(
+        raise (disk_full(error, file.parent) if file else None) or SlimdownError(
             f"tracking.uri={public_uri(config.uri)} {'does not answer' if silent else 'cannot be used'}: "
             f"{redact(first_line(error))}; {_advice(config.uri, error)}"
         ) from None
@@ -186,7 +186,7 @@ def experiment_id(client: "MlflowClient", config: TrackingConfig) -> str:
     for _ in range(2):
         if found := client.get_experiment_by_name(config.experiment):
             if found.lifecycle_stage == "deleted":
-                raise UserError(
+                raise SlimdownError(
                     f"tracking.experiment={config.experiment} was deleted in MLflow; restore it with "
                     f"`mlflow experiments restore -x {found.experiment_id}`, or choose another name"
                 )
@@ -199,7 +199,7 @@ def experiment_id(client: "MlflowClient", config: TrackingConfig) -> str:
             )
         except MlflowException:
             continue  # another process made it just now
-    raise UserError(f"tracking.experiment={config.experiment} can neither be found nor made")
+    raise SlimdownError(f"tracking.experiment={config.experiment} can neither be found nor made")
 
 
 def search(client: Any, condition: str) -> list[Any]:

@@ -28,7 +28,7 @@ from slimdown.tracking.tags import Tag
 from slimdown.tracking.unfinished import folder_of, to_go_on_in
 from slimdown.utils.digests import digest, file_digest, folder_content
 from slimdown.utils.distributed import started
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 _MOST_SECONDS = 30  # that a store may take to say what is finished
 # The settings that no result depends on. Nor is it in the key on which machine a run was made, with how many threads,
@@ -179,7 +179,7 @@ def finished_or_alone(
     where the base shall be measured anew, but those that `sweep` made since then: equal jobs of it are made once.
 
     Raises:
-        UserError: an equal job of the sweep failed.
+        SlimdownError: an equal job of the sweep failed.
     """
     anew = config.rerun or not config.baseline.reuse
     waiting = cache(waiting)  # said once: for the lock, or for a run that is at work without it
@@ -193,7 +193,7 @@ def finished_or_alone(
         ]
         failed = next((run for run in own if run.status == "FAILED"), None)
         if failed and not any(run.status == "FINISHED" for run in own):
-            raise UserError(
+            raise SlimdownError(
                 f"an equal job of this sweep failed, run {failed.run_id}: {failed.tags.get(Tag.error)}"
             )
         return own if anew else runs

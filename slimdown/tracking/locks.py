@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from slimdown.config.schema import TrackingConfig
 from slimdown.tracking.connection import first_line, system_lock, within
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 from slimdown.utils.interruption import stop_if_interrupted
 from slimdown.utils.redaction import public_uri, redact
 
@@ -82,7 +82,7 @@ def lock(
         client: of the store, where it is open already.
 
     Raises:
-        OSError, SQLAlchemyError, UserError: the store is gone.
+        OSError, SQLAlchemyError, SlimdownError: the store is gone.
     """
     with ExitStack() as stack:
         if config.uri.startswith("http"):
@@ -218,7 +218,7 @@ def _refusals() -> tuple[type[Exception], ...]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return OSError, UserError, MlflowException, SQLAlchemyError
+    return OSError, SlimdownError, MlflowException, SQLAlchemyError
 
 
 def _say_once(config: TrackingConfig, refusal: Exception) -> None:

@@ -36,7 +36,7 @@ from slimdown.tracking.connection import (
 )
 from slimdown.tracking.owner import Owner, is_gone, owner_of
 from slimdown.tracking.tags import Tag
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 from slimdown.utils.interruption import interrupted
 from slimdown.utils.redaction import public_uri, redact
 
@@ -54,7 +54,7 @@ _MLFLOW_SETTINGS = {
 }
 
 
-class StoreGone(UserError):
+class StoreGone(SlimdownError):
     """The store was waited for in vain."""
 
 
@@ -76,7 +76,7 @@ class PatientClient:
 
     @classmethod
     def open(cls, config: TrackingConfig) -> "PatientClient":
-        """A client of a store that answers; raises UserError where it does not."""
+        """A client of a store that answers; raises SlimdownError where it does not."""
         _set_mlflow_limits()
         return cls(open_store(config), config)
 
@@ -170,11 +170,11 @@ def send(folder: Path, uri: str | None = None) -> tuple[str, list[str], list[str
         uri: the store; without one that which the runs were meant for.
 
     Raises:
-        UserError: no such folder, no address, or a store that does not take everything.
+        SlimdownError: no such folder, no address, or a store that does not take everything.
     """
     _set_mlflow_limits()
     if not (folder / "mlflow.db").is_file():
-        raise UserError(
+        raise SlimdownError(
             f"{folder} holds no runs to send (no mlflow.db); give the folder that the run named"
         )
     local = TrackingConfig(uri=f"sqlite:///{folder.absolute()}/mlflow.db", experiment="")
@@ -184,7 +184,7 @@ def send(folder: Path, uri: str | None = None) -> tuple[str, list[str], list[str
     if not (
         uri := uri or next((run.data.params["tracking.uri"] for run in runs if _meant(run)), "")
     ):
-        raise UserError(
+        raise SlimdownError(
             "the address that the runs were meant for held a secret and is not kept; give --tracking-uri"
         )
     target = open_store(TrackingConfig(uri=uri, experiment=""))
@@ -198,7 +198,7 @@ def send(folder: Path, uri: str | None = None) -> tuple[str, list[str], list[str
             for run in sorted(runs, key=lambda run: run.data.tags.get(Tag.kind) != "baseline"):
                 _carry_over(source, target, folder / "artifacts", run, ids)
         except (MlflowException, OSError) as error:
-            raise UserError(
+            raise SlimdownError(
                 f"{public_uri(uri)} did not take everything ({_reason(error)}); nothing is lost, and sent "
                 "again nothing is doubled"
             ) from None
@@ -248,9 +248,9 @@ def _check_left(run: Run, ours: Owner | None) -> None:
         return
     who = f"run {run.info.run_id} {{}} by {owner.host} (process {owner.pid}), which went on in it meanwhile"
     if status == "FINISHED":
-        raise UserError(f"{who.format('was finished')}; what lies here is no longer needed")
+        raise SlimdownError(f"{who.format('was finished')}; what lies here is no longer needed")
     if status == "RUNNING" and not is_gone(run.data.tags):
-        raise UserError(
+        raise SlimdownError(
             f"{who.format('is worked on')}; send again if it does not come to its end there"
         )
 

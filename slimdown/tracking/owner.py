@@ -19,7 +19,7 @@ import psutil
 
 from slimdown.tracking.connection import within
 from slimdown.tracking.tags import Tag
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 INTERVAL = 20.0  # seconds between two beats
 _SILENT_AFTER = (
@@ -100,7 +100,7 @@ class Heartbeat:
         # Past what waits for a silent store, and past what puts off signals, of which a thread hears nothing.
         self._client, self._run_id = getattr(client, "inner", client), run_id
         self._ended, self._at, self._looked = threading.Event(), "", time.time()
-        self.taken: UserError | None = (
+        self.taken: SlimdownError | None = (
             None  # that another process works on the run by now, once that is known
         )
 
@@ -120,13 +120,13 @@ class Heartbeat:
         with suppress(Exception):
             owner = owner_of(within(_LOOK, lambda: self._client.get_run(self._run_id)).data.tags)
             if owner not in (None, this_process()):
-                self.taken = self.taken or UserError(
+                self.taken = self.taken or SlimdownError(
                     f"run {self._run_id} was gone on in by {owner.host} (process {owner.pid}) while this one stood "
                     "still; nothing is lost, it goes on there"
                 )
 
     def stop_if_taken(self) -> None:
-        """Raise the UserError that another process works on the run, where one does; cheap unless this stood still."""
+        """Raise the SlimdownError that another process works on the run, where one does; cheap unless this stood still."""
         if time.time() - self._looked > _SILENT_AFTER:
             self.look()
         if self.taken:

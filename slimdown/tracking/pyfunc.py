@@ -160,7 +160,7 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any]) -> Completing:
     """What mlflow.pyfunc calls: the tuned model as its run measured it.
 
     Raises:
-        UserError: its base cannot be had any more, or is another by now.
+        SlimdownError: its base cannot be had any more, or is another by now.
     """
     from dataclasses import replace
 

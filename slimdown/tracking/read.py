@@ -22,7 +22,7 @@ from slimdown.tracking.names import evaluation_seconds, recorded_run
 from slimdown.tracking.owner import is_gone, owner_of
 from slimdown.tracking.tables import TUNED, has_tables, reading
 from slimdown.tracking.tags import Tag
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 from slimdown.utils.redaction import public_uri
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def find_runs(
         tags: only runs that have all of these.
 
     Raises:
-        UserError: no store, no such experiment, or a filter that MLflow does not understand.
+        SlimdownError: no store, no such experiment, or a filter that MLflow does not understand.
     """
     wanted = {**TUNED, **(tags or {})}
     if not filter_string and (file := _existing_file(config)):
@@ -73,7 +73,7 @@ def experiment_names(config: TrackingConfig) -> list[str]:
     """The experiments of the store, sorted.
 
     Raises:
-        UserError: no store.
+        SlimdownError: no store.
     """
     if file := _existing_file(config):
         try:
@@ -88,7 +88,7 @@ def read_run(config: TrackingConfig, run_id: str) -> RecordedRun:
     """One fine-tuning run, by its id, the beginning of its id, or its name.
 
     Raises:
-        UserError: no store, no such run, several such runs, or one that is no fine-tuning run.
+        SlimdownError: no store, no such run, several such runs, or one that is no fine-tuning run.
     """
     client: MlflowClient | None = None
     known: list[RecordedRun] = []
@@ -107,20 +107,22 @@ def read_run(config: TrackingConfig, run_id: str) -> RecordedRun:
     if not found:
         others = sorted({run.name for run in known})
         close = nearest(run_id, others) if others else ""
-        raise UserError(
+        raise SlimdownError(
             f"there is no run {run_id} in {public_uri(config.uri)}{close if 'did you mean' in close else ''}; "
             "python -m slimdown.compare lists the runs that are"
         )
     if len(found) > 1:
         several = ", ".join(run.run_id for run in found[:3]) + (", ..." if len(found) > 3 else "")
-        raise UserError(f"{len(found)} runs are called {run_id}; give the id of one: {several}")
+        raise SlimdownError(f"{len(found)} runs are called {run_id}; give the id of one: {several}")
     run = found[0]
     if (kind := run.tags.get(Tag.kind, "")) != "tuned":
         what = {
             "baseline": "the measurement of a base",
             "sweep": f"a whole sweep; --sweep {run.tags.get(Tag.sweep)} compares its runs",
         }.get(kind, "not a run of slimdown")
-        raise UserError(f"run {run_id} is {what}; only a fine-tuning run has a change to look at")
+        raise SlimdownError(
+            f"run {run_id} is {what}; only a fine-tuning run has a change to look at"
+        )
     return run
 
 
@@ -128,7 +130,7 @@ def refuse_unfinished(run: RecordedRun) -> None:
     """Return in silence where the run came to its end.
 
     Raises:
-        UserError: it is still going, failed or was stopped.
+        SlimdownError: it is still going, failed or was stopped.
     """
     if run.status != "FINISHED":
         state = _STATES.get(run.status, run.status)
@@ -139,7 +141,7 @@ def refuse_unfinished(run: RecordedRun) -> None:
                 else "is still going"
             )
         said = run.tags.get(Tag.error) or run.tags.get(Tag.pruned, "")
-        raise UserError(
+        raise SlimdownError(
             f"run {run.run_id} ({run.name}) {state}{': ' + said if said else ''}; "
             "it left no complete measurement to read, choose a finished run"
         )
@@ -149,7 +151,7 @@ def read_evaluation(config: TrackingConfig, run: RecordedRun, model: str) -> Eva
     """Every question and answer of a finished run; `model` is base or tuned.
 
     Raises:
-        UserError: a run that is not finished, or whose samples are gone.
+        SlimdownError: a run that is not finished, or whose samples are gone.
     """
     refuse_unfinished(run)
     client = _open_existing(config)
@@ -172,7 +174,7 @@ def _report(client: "MlflowClient", run: RecordedRun, model: str, name: str) -> 
     try:
         benchmark = section(run.params, f"benchmark.{name}", BenchmarkConfig)
     except OmegaConfBaseException as error:
-        raise UserError(
+        raise SlimdownError(
             f"the settings of benchmark.{name} in run {run.run_id} cannot be read ({first_line(error)}); another "
             "version of slimdown wrote them"
         ) from None
@@ -198,19 +200,19 @@ def _report(client: "MlflowClient", run: RecordedRun, model: str, name: str) -> 
             or f"run {run.run_id} has lost the base's answers to {name}, which run {holder} held: {lost}"
         )
         problem += "; the next run with the same base, settings and versions measures them again, and they are read there"
-    raise UserError(problem or f"run {run.run_id} has lost its samples of {name}: {lost}")
+    raise SlimdownError(problem or f"run {run.run_id} has lost its samples of {name}: {lost}")
 
 
 def fetch_tuned(config: TrackingConfig, run: RecordedRun, folder: Path) -> Path:
     """The folder with what a finished run trained, fetched into `folder`: an adapter, or a whole model.
 
     Raises:
-        UserError: a run that trained nothing, or that has lost what it trained.
+        SlimdownError: a run that trained nothing, or that has lost what it trained.
     """
     from slimdown.tracking.evaluations import GONE  # mlflow
 
     if origin := run.params.get("tuned") or run.tags.get(Tag.origin):
-        raise UserError(
+        raise SlimdownError(
             f"run {run.run_id} ({run.name}) trained nothing: it measured {origin}, made elsewhere"
         )
     from mlflow.artifacts import download_artifacts
@@ -224,7 +226,7 @@ def fetch_tuned(config: TrackingConfig, run: RecordedRun, folder: Path) -> Path:
         place = client.get_logged_model(made[0].model_id).artifact_location
         return Path(download_artifacts(place, dst_path=str(folder), tracking_uri=config.uri))
     except GONE as error:
-        raise UserError(
+        raise SlimdownError(
             f"run {run.run_id} ({run.name}) has lost what it trained ({first_line(error)}); the same settings, "
             "its artifact config.yaml, train it again"
         ) from None
@@ -234,7 +236,7 @@ def read_seeds(store: TrackingConfig, runs: Sequence[RecordedRun]) -> "list[Seed
     """`seeds_changes` of recorded runs that differ only in their seed.
 
     Raises:
-        UserError: a run whose samples are gone, or seeds that were not asked the same questions.
+        SlimdownError: a run whose samples are gone, or seeds that were not asked the same questions.
     """
     from slimdown.stats.seeds import seeds_changes  # scipy, which the others do without
 
@@ -244,7 +246,7 @@ def read_seeds(store: TrackingConfig, runs: Sequence[RecordedRun]) -> "list[Seed
     try:
         return seeds_changes([(read(run, "base"), read(run, "tuned")) for run in runs])
     except ValueError as error:
-        raise UserError(
+        raise SlimdownError(
             f"{error}; compare runs of one configuration that differ only in seed"
         ) from None
 
@@ -256,12 +258,12 @@ def _existing_file(config: TrackingConfig) -> Path | None:
     file = sqlite_file(config.uri)
     assert file
     if not file.is_file():
-        raise UserError(
+        raise SlimdownError(
             f"there is no record {file} yet; python -m slimdown.run makes one, or name another with "
             "--tracking-uri or MLFLOW_TRACKING_URI"
         )
     if not has_tables(file):  # MLflow would make them
-        raise UserError(
+        raise SlimdownError(
             f"{file} is no MLflow record, and is left as it is; name another with --tracking-uri"
         )
     return file
@@ -279,7 +281,7 @@ def _chosen(
     for name in experiments:
         if name not in known.values():
             there = sorted(known.values())
-            raise UserError(
+            raise SlimdownError(
                 f"there is no experiment {name} in {public_uri(config.uri)}{nearest(name, there)}"
             )
     return {key: name for key, name in known.items() if not experiments or name in experiments}
@@ -315,7 +317,7 @@ def _search(
                 page_token=token,
             )
         except MlflowException as error:
-            raise UserError(
+            raise SlimdownError(
                 f"the filter {filter_string!r} is not understood: {first_line(error)}; {FILTER_EXAMPLE}"
             ) from None
         found += [recorded_run(run, names) for run in page]

@@ -54,7 +54,7 @@ def opened_run(
         tell: takes a line for a person.
 
     Raises:
-        UserError: see `TrackedRun`.
+        SlimdownError: see `TrackedRun`.
     """
     if not processes.is_first():
         told: Any = processes.from_first(None)
@@ -121,7 +121,7 @@ def record_findings(
         tags: of the run from its beginning, by `Tag`'s names.
 
     Raises:
-        UserError: the tracking store does not answer or refuses.
+        SlimdownError: the tracking store does not answer or refuses.
     """
     with TrackedRun(config, name, "tuned", dict(tags or {})) as run:
         run.log_settings(settings)

@@ -19,7 +19,7 @@ from slimdown.tracking.connection import first_line, sqlite_file
 from slimdown.tracking.done import run_key
 from slimdown.tracking.names import making
 from slimdown.utils.digests import digest
-from slimdown.utils.errors import Pruned, UserError
+from slimdown.utils.errors import SlimdownError, TrialPruned
 from slimdown.utils.redaction import public_uri
 
 _OF_ALL = ("max_loss", "sampler", "n_startup_trials", "seed", "prune")  # what one study has one of
@@ -49,7 +49,7 @@ class Study:
             space: what is searched, by the settings' dotted keys.
 
         Raises:
-            UserError: its database cannot be used.
+            SlimdownError: its database cannot be used.
         """
         self._config, self._search, self._space = config, config.search, space
         of_all = [
@@ -148,7 +148,7 @@ def watch(config: RunConfig) -> "Watch | None":
     search = config.search
     if search.trial is None or not search.prune:
         return None
-    with suppress(UserError, ImportError), _quiet():
+    with suppress(SlimdownError, ImportError), _quiet():
         import optuna
 
         study = _opened(config, search.study or "")
@@ -163,7 +163,7 @@ def watch(config: RunConfig) -> "Watch | None":
                 trial.report(-loss, round(100 * share))  # the study maximizes
                 is_beaten = trial.should_prune()
             if is_beaten:
-                raise Pruned(
+                raise TrialPruned(
                     f"pruned after {share:.0%} of its steps: its validation loss of {loss:.3f} is among the highest "
                     f"{search.prune:.0%} of the trials so far"
                 )
@@ -203,7 +203,7 @@ def _opened(config: RunConfig, name: str, make: bool = False) -> "optuna.Study":
             )
         return optuna.load_study(storage=storage, study_name=name)
     except Exception as error:  # OSError, SQLAlchemy's, each driver's
-        raise UserError(
+        raise SlimdownError(
             f"search.storage={public_uri(url)} cannot be used: {first_line(error)}; choose a file that you can write, "
             "e.g. search.storage=sqlite:///mlruns/search.db, or a database that answers"
         ) from None

@@ -12,7 +12,7 @@ from slimdown.tracking.locks import saving_work
 from slimdown.tracking.owner import is_gone, owner_of
 from slimdown.tracking.read import find_runs
 from slimdown.tracking.tags import Tag
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 from slimdown.utils.redaction import redact
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _end_gone(config: TrackingConfig, client: "MlflowClient", but: str) -> None:
 
 def _unfinished(config: TrackingConfig, key: str) -> RecordedRun | None:
     tags: dict[str, str] = {Tag.kind: "sweep", Tag.sweep_key: key}
-    with suppress(UserError):  # no such store or experiment yet
+    with suppress(SlimdownError):  # no such store or experiment yet
         return next(
             (
                 run

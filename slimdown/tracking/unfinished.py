@@ -13,7 +13,7 @@ from slimdown.tracking.connection import open_store, sqlite_file
 from slimdown.tracking.owner import INTERVAL, is_gone, is_silent, owner_of, this_process
 from slimdown.tracking.tags import Tag
 from slimdown.utils.digests import digest
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 from slimdown.utils.redaction import redact
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def reopened(client: Any, run_id: str, tags: Mapping[str, str], folder: Path) ->
         folder: with its unfinished work.
 
     Raises:
-        UserError: its processes died again and again and left nothing new; it is marked FAILED.
+        SlimdownError: its processes died again and again and left nothing new; it is marked FAILED.
     """
     from mlflow.entities import RunTag
 
@@ -96,7 +96,7 @@ def reopened(client: Any, run_id: str, tags: Mapping[str, str], folder: Path) ->
         )
         client.set_tag(run_id, Tag.error, reason)
         client.set_terminated(run_id, "FAILED")
-        raise UserError(f"run {run_id}: {reason}. The same command tries again")
+        raise SlimdownError(f"run {run_id}: {reason}. The same command tries again")
     tags = {**tags, Tag.deaths: f"{n_deaths} {kept}"}
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     client.update_run(run_id, "RUNNING")

@@ -38,7 +38,7 @@ from slimdown.tracking.pyfunc import describe, log_model
 from slimdown.tracking.tags import Tag
 from slimdown.tracking.unfinished import folder_of, reopened, steps_in
 from slimdown.utils.disk import Interim, disk_full
-from slimdown.utils.errors import Pruned, UserError
+from slimdown.utils.errors import SlimdownError, TrialPruned
 from slimdown.utils.interruption import interrupted, undisturbed
 from slimdown.utils.redaction import public_uri, redact
 
@@ -93,7 +93,7 @@ class TrackedRun:
             goes_on: the id of a run that was not finished and nobody works on.
 
         Raises:
-            UserError: the tracking store does not answer or refuses; nothing has been computed by then.
+            SlimdownError: the tracking store does not answer or refuses; nothing has been computed by then.
         """
         self._client = client or (
             open_store(config) if sqlite_file(config.uri) else PatientClient.open(config)
@@ -112,7 +112,7 @@ class TrackedRun:
                 experiment, run_name=redact(name), tags=now
             )
         except MlflowException as error:
-            raise disk_full(error, self._folder) or UserError(
+            raise disk_full(error, self._folder) or SlimdownError(
                 f"tracking.uri={public_uri(config.uri)} refuses a run: {first_line(error)}"
             ) from None
         self.run_id: str = run.info.run_id
@@ -161,7 +161,7 @@ class TrackedRun:
 
         Raises:
             KeyboardInterrupt: a signal came, whatever became of it on its way here.
-            UserError: the disk is full, or the run another's.
+            SlimdownError: the disk is full, or the run another's.
         """
         self.heartbeat.end()
         with undisturbed():
@@ -188,7 +188,7 @@ class TrackedRun:
             return self._on_disk.sibling(name, kind)
         try:
             return TrackedRun(self._config, name, kind, {}, self._client)
-        except UserError as error:
+        except SlimdownError as error:
             if not isinstance(self._client, PatientClient):
                 raise
             return TrackedRun(self._client.give_up(error), name, kind, {})
@@ -225,7 +225,7 @@ class TrackedRun:
         if status == "FAILED" and end is not None:
             reason = redact(f"{type(end).__name__}: {end}")[:5000]
             steps.append(lambda: self._client.set_tag(self.run_id, Tag.error, reason))
-        if isinstance(end, Pruned):
+        if isinstance(end, TrialPruned):
             steps.append(lambda: self._client.set_tag(self.run_id, Tag.pruned, str(end)))
         steps.append(lambda: self._client.set_terminated(self.run_id, status))
         refused = None
@@ -451,4 +451,4 @@ def _status(end: BaseException | None) -> str:
     """How a run that ends so is marked."""
     if end is None:
         return "FINISHED"
-    return "KILLED" if isinstance(end, KeyboardInterrupt | Pruned) else "FAILED"
+    return "KILLED" if isinstance(end, KeyboardInterrupt | TrialPruned) else "FAILED"

@@ -16,7 +16,7 @@ from slimdown.models.model import LoadedModel
 from slimdown.training.bottleneck import BottleneckConfig
 from slimdown.training.steps import silence_transformers
 from slimdown.utils import distributed as processes
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 def adapter_config(method: MethodConfig, lora: LoraConfig, base: LoadedModel) -> Any:
@@ -58,7 +58,7 @@ def check_adapter(base: LoadedModel, config: Any) -> None:
     """Check that PEFT can put this adapter on, on a copy that shares the base's weights.
 
     Raises:
-        UserError: a kind of layer, or of cache, that it does not support.
+        SlimdownError: a kind of layer, or of cache, that it does not support.
     """
     import peft
 
@@ -83,7 +83,7 @@ def check_adapter(base: LoadedModel, config: Any) -> None:
         advice = (
             "choose another method" if exact else "set quantization=none or model.dtype=float32"
         )
-        raise UserError(
+        raise SlimdownError(
             f"an adapter of kind {kind} does not fit on {base.id}: {reason}; {advice}"
         ) from None
 

@@ -11,7 +11,7 @@ from slimdown.config.schema import Engine, LoraConfig, TrainConfig
 from slimdown.models.model import LoadedModel, context_window
 from slimdown.training.lean import trainer_class
 from slimdown.training.whole import trained_modules
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 def check_settings(
@@ -20,7 +20,7 @@ def check_settings(
     """Check that this model can be trained so, before hours go into measuring it.
 
     Raises:
-        UserError: target modules that it lacks, examples or virtual tokens beyond its window, a rank above its
+        SlimdownError: target modules that it lacks, examples or virtual tokens beyond its window, a rank above its
             matrices, an adapter larger than the model, an optimizer or a schedule that cannot be used here.
     """
     _check_window(base, method, config)
@@ -43,12 +43,12 @@ def _check_window(base: LoadedModel, method: MethodConfig, config: TrainConfig) 
         return
     made_for = f"beyond the {window} tokens that {base.id} was made for"
     if n_virtual >= window:
-        raise UserError(
+        raise SlimdownError(
             f"method.num_virtual_tokens={n_virtual} is {made_for}, and leaves no room for a prompt"
         )
     if config.max_length + n_virtual > window:
         with_them = f" with method.num_virtual_tokens={n_virtual} before each" if n_virtual else ""
-        raise UserError(
+        raise SlimdownError(
             f"train.max_length={config.max_length} is {made_for}{with_them}; set train.max_length={window - n_virtual} "
             "or less"
         )
@@ -69,7 +69,7 @@ def named_layers(base: LoadedModel, setting: str, targets: list[str]) -> list[st
     """The layers that `targets` name, as PEFT reads them: it is content where one is found, and silent of the others.
 
     Raises:
-        UserError: a target that the model lacks, with those that it has; or its head.
+        SlimdownError: a target that the model lacks, with those that it has; or its head.
     """
     layers = layers_of(base.model)
     adapted = {
@@ -81,13 +81,13 @@ def named_layers(base: LoadedModel, setting: str, targets: list[str]) -> list[st
             {name for target in absent for name in get_close_matches(target, known, n=1)}
         )
         meant = f" (did you mean {', '.join(close)}?)" if close else ""
-        raise UserError(
+        raise SlimdownError(
             f"{setting}: {base.id} has no {', '.join(absent)}{meant}; its linear layers are {', '.join(known)}"
         )
     names = sorted({name for names in adapted.values() for name in names})
     head = base.model.get_output_embeddings()
     if at_head := [name for name in names if base.model.get_submodule(name) is head]:
-        raise UserError(
+        raise SlimdownError(
             f"{setting}: {at_head[0]} is the head of {base.id}, and TRL trains no adapter on it; leave it out"
         )
     return names
@@ -104,7 +104,7 @@ def _check_rank(base: LoadedModel, method: MethodConfig, lora: LoraConfig) -> No
     )
     per_rank = sum(sum(layers[name]) for name in names)
     if lora.r * per_rank > base.n_parameters:
-        raise UserError(
+        raise SlimdownError(
             f"lora.r={lora.r}: the adapter would have {lora.r * per_rank:,} parameters, and {base.id} has "
             f"{base.n_parameters:,}; the largest adapter that is smaller has lora.r={base.n_parameters // per_rank}"
         )
@@ -112,7 +112,7 @@ def _check_rank(base: LoadedModel, method: MethodConfig, lora: LoraConfig) -> No
     ranks = {name: min(layers[name]) for name in names}
     bound = (min if method.name is Method.pissa else max)(ranks, key=ranks.__getitem__)
     if lora.r > ranks[bound]:
-        raise UserError(
+        raise SlimdownError(
             f"lora.r={lora.r}: {bound} of {base.id} has a rank of at most {ranks[bound]}, and a higher one adds "
             f"nothing; set lora.r={ranks[bound]} or less"
         )
@@ -122,7 +122,7 @@ def _check_bottleneck(base: LoadedModel, dim: int, names: list[str]) -> None:
     layers = layers_of(base.model)
     per_unit = sum(2 * layers[name][1] + 1 for name in names)
     if dim * per_unit > base.n_parameters:
-        raise UserError(
+        raise SlimdownError(
             f"method.bottleneck_dim={dim}: the adapter would have {dim * per_unit:,} parameters, and {base.id} has "
             f"{base.n_parameters:,}; the largest that is smaller has method.bottleneck_dim="
             f"{base.n_parameters // per_unit}"
@@ -136,7 +136,7 @@ def _check_loss(base: LoadedModel, method: MethodConfig) -> None:
     if base.device != "cpu" or trl.__version__ != "1.15.0":
         return
     if method.num_virtual_tokens or trainer_class(base, base.model) is trl.SFTTrainer:
-        raise UserError(
+        raise SlimdownError(
             f"trl 1.15.0 cannot train {base.id} by method={method.name} on a CPU: where there are virtual tokens, or a "
             "head that has a bias, scales or caps, the loss is TRL's own, which needs a GPU in this version; pip "
             "install 'trl!=1.15.0'"
@@ -181,7 +181,7 @@ def _check_optimizer(config: TrainConfig, device: str) -> None:
     """Check that this device can take a step with the optimizer and the schedule, by taking one.
 
     Raises:
-        UserError: one that needs another package or device, or settings that there are none for here.
+        SlimdownError: one that needs another package or device, or settings that there are none for here.
     """
     import transformers
 
@@ -203,6 +203,6 @@ def _check_optimizer(config: TrainConfig, device: str) -> None:
     except Exception as error:  # each optimizer is somebody else's code
         reason = " ".join(str(error).split())[:200]
         sure = "optim=adamw_torch" if "optim" in setting else "lr_scheduler_type=linear"
-        raise UserError(
+        raise SlimdownError(
             f"{setting} cannot be used here: {reason}; train.{sure} can everywhere"
         ) from None

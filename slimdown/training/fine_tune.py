@@ -33,7 +33,7 @@ from slimdown.training.whole import save_model, unfreeze
 from slimdown.utils import distributed as processes
 from slimdown.utils.digests import digest
 from slimdown.utils.disk import Interim
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 OnStep = Callable[["StepRecord"], None]
 CheckNumber = Callable[..., None]
@@ -112,7 +112,7 @@ def fine_tune(
         watch: told the validation loss at each quarter of the steps; Unsloth's process tells of none.
 
     Raises:
-        UserError: settings that this model cannot be trained with, or a loss that is no longer a number.
+        SlimdownError: settings that this model cannot be trained with, or a loss that is no longer a number.
     """
     check_settings(base, method, lora, config)
     if before is None:
@@ -255,7 +255,7 @@ def _check_number(
         return
     exact = "" if base.dtype == "float32" else f", or model.dtype=float32 (now {base.dtype})"
     rate = "" if learning_rate is None else f" at a learning rate of {learning_rate:g}"
-    raise UserError(
+    raise SlimdownError(
         f"training came to an end {where}: the {name} is {value}{rate} (train.learning_rate={config.learning_rate:g}), "
         f"and nothing is measured after that. Try a smaller train.learning_rate, e.g. "
         f"{min(config.learning_rate / 10, 2e-3):g}, more train.warmup_steps (now {config.warmup_steps:g}), a smaller "

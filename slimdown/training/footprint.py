@@ -23,7 +23,7 @@ from slimdown.training.checks import optimizer_bytes
 from slimdown.training.lean import SummedLoss
 from slimdown.training.whole import unfreeze
 from slimdown.utils import distributed as processes
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def checked_footprint(
         scored_share: of these, the tokens that the loss is over.
 
     Raises:
-        UserError: training needs more than is free, whatever batches are drawn.
+        SlimdownError: training needs more than is free, whatever batches are drawn.
     """
     outline, train = outline_of(base), config.train
 
@@ -264,5 +264,7 @@ def checked_footprint(
     least = max(1, sum(min(n, train.max_length) for n in lengths) // len(lengths))
     if more(of(least)) > free:
         needs = f"training needs {more(found) / 2**30:.1f} GiB more than it holds by now"
-        raise UserError(f"{needs}, and {free / 2**30:.1f} GiB are free on {base.device}; {ways}")
+        raise SlimdownError(
+            f"{needs}, and {free / 2**30:.1f} GiB are free on {base.device}; {ways}"
+        )
     return found, [told, f"training may not fit: {ways}"]

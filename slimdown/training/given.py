@@ -26,7 +26,7 @@ from slimdown.models.model import (
 from slimdown.training.adapters import sharing_copy
 from slimdown.training.fine_tune import OnStep, Tuned
 from slimdown.utils.digests import digest
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 # Texts on which two tokenizers of one vocabulary part ways: spaces, lines, digits, letters beyond ASCII, code.
 _PROBES = (
@@ -58,13 +58,13 @@ class GivenAdapter(_Given):
         """Put it on, before hours go into measuring the base.
 
         Raises:
-            UserError: an adapter for another base or task, a tokenizer that is not the base's, pickled weights.
+            SlimdownError: an adapter for another base or task, a tokenizer that is not the base's, pickled weights.
         """
         import peft
         from safetensors import safe_open
 
         if problem := tuned_problem(folder):
-            raise UserError(f"{given.named}: {problem}")
+            raise SlimdownError(f"{given.named}: {problem}")
         with explained(given):
             self.adapter: Any = peft.PeftConfig.from_pretrained(folder)
         _check_base(self.adapter, base, config, given)
@@ -114,7 +114,7 @@ class GivenModel(_Given):
         """Check that both can be asked alike, before hours go into measuring the base.
 
         Raises:
-            UserError: files that cannot be had or read, pickled weights, a tokenizer that is not the base's.
+            SlimdownError: files that cannot be had or read, pickled weights, a tokenizer that is not the base's.
         """
         self.adapter, own = outline(given)  # of the model without its numbers
         self._tokenizer, self.notes = checked_tokenizer(base, own, config, given.named)
@@ -137,7 +137,7 @@ class GivenModel(_Given):
         """The tuned model; the base makes room for it and is no model any longer.
 
         Raises:
-            UserError: see `load_model`.
+            SlimdownError: see `load_model`.
         """
         for tensor in chain(self._base.model.parameters(), self._base.model.buffers()):
             tensor.data = tensor.data.new_empty(0)
@@ -151,7 +151,7 @@ def fetched(given: TunedConfig) -> Path:
     """The folder that holds it, of a model on the hub all but its weights.
 
     Raises:
-        UserError: it cannot be had.
+        SlimdownError: it cannot be had.
     """
     import huggingface_hub
 
@@ -171,17 +171,17 @@ def checked_tokenizer(
     """The tokenizer that a tuned model came with, made to ask as the base is asked, and what to know of it.
 
     Raises:
-        UserError: it is not the base's with tokens added.
+        SlimdownError: it is not the base's with tokens added.
     """
     known, its = base.tokenizer.get_vocab(), own.get_vocab()
     if unlike := [token for token, i in known.items() if its.get(token) != i]:
-        raise UserError(
+        raise SlimdownError(
             f"{named} has another tokenizer than {base.id}: {len(unlike):,} of {len(known):,} tokens are not in it or "
             f"have another number, {unlike[0]!r} for one; give the base that it was made from, model.id=..."
         )
     for text in _PROBES:
         if own(text).input_ids != base.tokenizer(text).input_ids:
-            raise UserError(
+            raise SlimdownError(
                 f"{named} has another tokenizer than {base.id}: it cuts {text!r} into other tokens"
             )
     notes = []
@@ -200,13 +200,13 @@ def checked_tokenizer(
 def _check_base(adapter: Any, base: LoadedModel, config: RunConfig, given: TunedConfig) -> None:
     """Refuse an adapter for other models than causal ones, or made on another of the hub than the base."""
     if adapter.task_type not in (None, "CAUSAL_LM"):
-        raise UserError(
+        raise SlimdownError(
             f"{given.named} is an adapter for {adapter.task_type}; only CAUSAL_LM can be asked questions"
         )
     adapter.task_type = "CAUSAL_LM"
     made_on = str(adapter.base_model_name_or_path or "")
     if not config.model.folder and is_another(made_on, base.id) and _is_on_hub(made_on):
-        raise UserError(
+        raise SlimdownError(
             f"{given.named} was made on {made_on}, and the base is {base.id}; set model.id={made_on}, or where the two "
             f"are the same, correct base_model_name_or_path in its adapter_config.json"
         )
@@ -244,7 +244,7 @@ def _attached(
     """The base's model with the adapter on, in evaluation mode; the base's own is left as it is.
 
     Raises:
-        UserError: PEFT cannot put it on, or some of its weights find no place.
+        SlimdownError: PEFT cannot put it on, or some of its weights find no place.
     """
     import peft
 
@@ -267,7 +267,7 @@ def _attached(
             ]
         else:
             check_numbers(named, tuned.eval())
-    except UserError:
+    except SlimdownError:
         raise
     except Exception as error:  # PEFT has another type for each kind of adapter
         wrong = [" ".join(f"{error}".split())[:300]]
@@ -275,7 +275,7 @@ def _attached(
         other = (
             "" if base.quantization == "none" else ", or is of a kind that needs quantization=none"
         )
-        raise UserError(
+        raise SlimdownError(
             f"{named} does not fit on {base.id}: it was made on another base{other} ({wrong[0]})"
         )
     return tuned

@@ -12,7 +12,7 @@ from slimdown.data.loading import SftData
 from slimdown.data.tokens import IGNORED, Encoder, marks_assistant
 from slimdown.models.model import LoadedModel, context_window
 from slimdown.models.on_disk import Folder, batches, written
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 _SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
 
@@ -61,7 +61,7 @@ def prepare_rows(base: LoadedModel, data: SftData, config: TrainConfig) -> Train
     """The tokens of all rows, made before hours go into measuring the base.
 
     Raises:
-        UserError: nothing is left to learn of the training or of the held-out rows, or what of a conversation is to be
+        SlimdownError: nothing is left to learn of the training or of the held-out rows, or what of a conversation is to be
             trained on cannot be told.
     """
     template = _training_template(base.tokenizer) if config.assistant_only_loss else None
@@ -77,12 +77,12 @@ def prepare_rows(base: LoadedModel, data: SftData, config: TrainConfig) -> Train
             keeps = f"train.max_length={part.longest} keeps every row whole"
             if window is not None and part.longest > window:
                 keeps = f"{base.id} takes up to {window}, and shorter prompts need fewer"
-            raise UserError(
+            raise SlimdownError(
                 f"train.max_length={config.max_length} cuts the whole completion off each of the {part.n_rows:,} "
                 f"{name} rows, so there is nothing to learn; the longest has {part.longest:,} tokens: {keeps}"
             )
         if part.n_untrained == part.n_rows:
-            raise UserError(
+            raise SlimdownError(
                 f"none of the {part.n_rows:,} {name} rows has a token that train.assistant_only_loss=true trains on "
                 f"within train.max_length={config.max_length}, so there is nothing to learn"
             )

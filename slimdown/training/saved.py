@@ -13,7 +13,7 @@ import torch
 from slimdown.config.naming import section
 from slimdown.config.schema import Device, Dtype, ModelConfig, QuantizationConfig
 from slimdown.models.model import LoadedModel, explained, load_model
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 def recorded_base(
@@ -41,12 +41,12 @@ def load_base(model: ModelConfig, quantization: QuantizationConfig, revision: st
     """The base that a run recorded the revision of.
 
     Raises:
-        UserError: it cannot be had any more, or is another by now.
+        SlimdownError: it cannot be had any more, or is another by now.
     """
     base = load_model(model, quantization)
     if base.revision != revision:
         kind = "folder" if model.folder else "model of the hub"
-        raise UserError(
+        raise SlimdownError(
             f"{model.named} is another base by now: this {kind} is {base.revision}, and the run's was {revision}; an "
             "adapter fits on the weights that it was trained on, so put those back"
         )
@@ -88,7 +88,7 @@ def export(
         out: an empty folder.
 
     Raises:
-        UserError: the base cannot be had or is another, the adapter cannot be merged, or the disk has no room.
+        SlimdownError: the base cannot be had or is another, the adapter cannot be merged, or the disk has no room.
     """
     dtype = dtype or _stored_dtype(model)
     if is_adapter(folder):
@@ -121,7 +121,7 @@ def _check_room(base: LoadedModel, dtype: str, out: Path) -> None:
     """Refuse what the disk cannot hold, before any of it is written."""
     needed, free = base.n_parameters * getattr(torch, dtype).itemsize, shutil.disk_usage(out).free
     if needed > free:
-        raise UserError(
+        raise SlimdownError(
             f"{needed / 1e6:,.1f} MB are needed for {base.n_parameters:,} parameters in {dtype}, and {free / 1e6:,.1f} "
             f"MB are free in {out.parent}; make room, or name a folder on another disk"
         )
@@ -134,7 +134,7 @@ def merged(base: LoadedModel, folder: Path, dtype: torch.dtype) -> Any:
     made in float32 and layer by layer, so that memory holds one layer twice and not the model.
 
     Raises:
-        UserError: an adapter that PEFT cannot merge.
+        SlimdownError: an adapter that PEFT cannot merge.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -161,7 +161,7 @@ def merged(base: LoadedModel, folder: Path, dtype: torch.dtype) -> Any:
         TypeError,
     ) as error:  # each kind has its own
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"this adapter cannot be merged into {base.id}: {reason}") from error
+        raise SlimdownError(f"this adapter cannot be merged into {base.id}: {reason}") from error
 
 
 def _dequantize(model: Any) -> None:

@@ -17,7 +17,7 @@ from slimdown.models.memory import is_out_of_memory, peak_memory
 from slimdown.training.checkpoints import Keeping, agreed_checkpoint, dtype_of
 from slimdown.utils.disk import Interim
 from slimdown.utils.distributed import missing_told
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 Note = Callable[[int, int, dict[str, float]], None]
 """Told of each step: which, of how many, and what the trainer said after it (loss, learning_rate, grad_norm, ...)."""
@@ -141,7 +141,7 @@ def take_steps(
     """The steps of `trainer`, `note` told of each; from the last checkpoint in `interim`, and with more to come.
 
     Raises:
-        UserError: they do not fit in memory.
+        SlimdownError: they do not fit in memory.
     """
     import transformers
 
@@ -184,7 +184,7 @@ def take_steps(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(
+        raise SlimdownError(
             f"training does not fit in the memory of {device}: halve train.per_device_train_batch_size "
             f"(now {config.per_device_train_batch_size}) and double train.gradient_accumulation_steps, or set "
             "train.gradient_checkpointing=true"

@@ -44,7 +44,7 @@ def way_to_tuned(
         on_contamination: told which do, before they are refused.
 
     Raises:
-        UserError: what would come to light only once the base is measured.
+        SlimdownError: what would come to light only once the base is measured.
     """
     if (given := config.given) is None:
         return Training(base, config, tasks or {}, on_contamination)
@@ -87,7 +87,7 @@ class Training:
         """Check that it can be, before hours go into measuring the base.
 
         Raises:
-            UserError: settings that this model cannot be trained with, rows that cannot be had or hold nothing,
+            SlimdownError: settings that this model cannot be trained with, rows that cannot be had or hold nothing,
                 or that hold what is asked.
         """
         check_settings(base, config.method, config.lora, config.train)
@@ -140,7 +140,7 @@ class Training:
         """The tuned model; the base is wrapped in place and no longer the base.
 
         Raises:
-            UserError: see `fine_tune`.
+            SlimdownError: see `fine_tune`.
         """
         c = self._config
         dequantize = c.quantization.dequantize_for_training

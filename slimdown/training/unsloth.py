@@ -21,7 +21,7 @@ from slimdown.config.schema import ModelConfig, TrainConfig
 from slimdown.models.model import LoadedModel
 from slimdown.training.steps import Note, Steps
 from slimdown.utils.disk import Interim
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 from slimdown.utils.interruption import stop_if_interrupted
 
 # No hub, no statistics about its users (which are an address on the hub that it fetches), no folder of compiled files
@@ -63,7 +63,7 @@ class UnslothProcess:
             seed: of the adapter's start and the order of the rows.
 
         Raises:
-            UserError: Unsloth cannot train it, or holds other weights than those that are measured.
+            SlimdownError: Unsloth cannot train it, or holds other weights than those that are measured.
         """
         self._base, self._folder = base, tempfile.TemporaryDirectory(prefix="slimdown-unsloth-")
         self._log = Path(self._folder.name, "log")
@@ -107,7 +107,7 @@ class UnslothProcess:
         No checkpoint is kept in `interim`, which where a run goes on is told in a line.
 
         Raises:
-            UserError: training does not fit in memory, or Unsloth fails.
+            SlimdownError: training does not fit in memory, or Unsloth fails.
         """
         import peft
 
@@ -136,10 +136,10 @@ class UnslothProcess:
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         if not (line := self._process.stdout.readline()):
-            raise UserError(self._why_it_ended())
+            raise SlimdownError(self._why_it_ended())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise UserError(answer["error"])
+            raise SlimdownError(answer["error"])
         return answer
 
     def _why_it_ended(self) -> str:

@@ -6,7 +6,7 @@ import pickle
 import sys
 from typing import TYPE_CHECKING, Any
 
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 if TYPE_CHECKING:
     from slimdown.training.unsloth import Job
@@ -42,7 +42,7 @@ def main() -> None:
         )
         trainer.model.save_pretrained(job.folder / "adapter")
         tell(n=steps.n, train_loss=steps.train_loss, seconds=steps.seconds)
-    except UserError as error:
+    except SlimdownError as error:
         tell(error=str(error))
     except Exception as error:  # of somebody else's code
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -55,7 +55,7 @@ def _trainer(fast: Any, job: "Job") -> Any:
     """TRL's trainer, as Unsloth left it, around Unsloth's model.
 
     Raises:
-        UserError: what Unsloth loaded is not the base, or it trains otherwise than asked.
+        SlimdownError: what Unsloth loaded is not the base, or it trains otherwise than asked.
     """
     import torch
     from trl import SFTTrainer
@@ -74,7 +74,7 @@ def _trainer(fast: Any, job: "Job") -> Any:
         use_exact_model_name=True,
     )
     if weights_digest(model) != job.weights:
-        raise UserError(
+        raise SlimdownError(
             f"train.engine=unsloth: what Unsloth makes of {job.base} are other weights than those that are measured; "
             "set train.engine=trl"
         )
@@ -90,7 +90,7 @@ def _trainer(fast: Any, job: "Job") -> Any:
     )
     used = str(getattr(trainer.args.optim, "value", trainer.args.optim))
     if used not in (job.config.optim, f"{job.config.optim}_fused"):
-        raise UserError(
+        raise SlimdownError(
             f"train.optim={job.config.optim}: Unsloth takes {used} in its place here; set train.optim={used}"
         )
     return trainer

@@ -8,14 +8,14 @@ from torch import nn
 from slimdown.config.method import Method, MethodConfig
 from slimdown.models.model import LoadedModel
 from slimdown.utils import distributed as processes
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 def trained_modules(base: LoadedModel, method: MethodConfig) -> list[nn.Module]:
     """The modules whose weights `method` trains.
 
     Raises:
-        UserError: no block is found to be the last, or the head cannot be trained by itself.
+        SlimdownError: no block is found to be the last, or the head cannot be trained by itself.
     """
     model = base.model
     if method.name is Method.full:
@@ -27,7 +27,7 @@ def trained_modules(base: LoadedModel, method: MethodConfig) -> list[nn.Module]:
         if isinstance(m, nn.ModuleList) and len(m) == n_layers
     ]
     if not lists:
-        raise UserError(
+        raise SlimdownError(
             f"method=last_layer: {base.id} keeps its {n_layers} blocks in no list, so none is known as last"
         )
     name, blocks = lists[0]
@@ -39,7 +39,7 @@ def trained_modules(base: LoadedModel, method: MethodConfig) -> list[nn.Module]:
     ]
     head = model.get_output_embeddings()
     if method.lm_head and head.weight is model.get_input_embeddings().weight:
-        raise UserError(
+        raise SlimdownError(
             f"method.lm_head=true: the head of {base.id} is its embeddings as well (tie_word_embeddings), and would "
             "change what every token begins as; leave it out, or train them all with method=full"
         )

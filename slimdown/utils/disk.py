@@ -11,7 +11,7 @@ from typing import IO
 
 from filelock import FileLock, Timeout
 
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _WORDS = ("database or disk is full", *(os.strerror(number) for number in _FULL))
 
 
-def disk_full(error: BaseException, *folders: Path, advice: str = "") -> UserError | None:
+def disk_full(error: BaseException, *folders: Path, advice: str = "") -> SlimdownError | None:
     """What to tell a user whose disk took no more, or None where `error` says something else.
 
     Args:
@@ -44,7 +44,7 @@ def disk_full(error: BaseException, *folders: Path, advice: str = "") -> UserErr
     """
     full: BaseException | None = None
     link: BaseException | None = error
-    while link is not None and not isinstance(link, UserError):
+    while link is not None and not isinstance(link, SlimdownError):
         if getattr(link, "errno", None) in _FULL or any(word in str(link) for word in _WORDS):
             full = link  # the innermost says it in the fewest words
         link = link.__cause__ or link.__context__
@@ -61,7 +61,7 @@ def disk_full(error: BaseException, *folders: Path, advice: str = "") -> UserErr
         with suppress(OSError):
             free[folder] = shutil.disk_usage(folder).free
     fullest = min(free, key=lambda folder: free[folder])
-    return UserError(
+    return SlimdownError(
         f"the disk takes no more ({' '.join(str(full).split())[:200]}); {free[fullest] / 1e6:.1f} MB are free in "
         f"{fullest}. "
         + (
@@ -95,7 +95,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to write into, which takes its name when it is whole; what a killed process left of it is removed.
 
     Raises:
-        UserError: another process is writing it, or it holds something.
+        SlimdownError: another process is writing it, or it holds something.
     """
     draft = path.with_name(f".{path.name}.unfinished")
     lock = FileLock(f"{draft}.lock", timeout=0)  # which the system frees when its owner dies
@@ -113,6 +113,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 shutil.rmtree(draft, ignore_errors=True)
                 Path(lock.lock_file).unlink(missing_ok=True)
     except Timeout:
-        raise UserError(
+        raise SlimdownError(
             f"another process is writing {path}; wait for it, or choose another folder"
         ) from None

@@ -15,7 +15,7 @@ from datetime import timedelta
 from itertools import accumulate
 from typing import Any, NoReturn, TypeVar
 
-from slimdown.utils.errors import UserError
+from slimdown.utils.errors import SlimdownError
 from slimdown.utils.redaction import redact
 
 _T = TypeVar("_T")
@@ -178,12 +178,14 @@ def _part() -> None:
 def _fail(error: BaseException) -> NoReturn:
     """End all of them: by the first, who says why, or where it does not get to it by ourselves."""
     rank = started()[0]
-    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    reason = str(error) if isinstance(error, SlimdownError) else f"{type(error).__name__}: {error}"
     with suppress(Exception):
         _Met.store.set(_FAILED, f"process {rank}: {reason}")
     _part()
     time.sleep(_GRACE)  # the launcher ends us as soon as the first has ended
-    told = reason if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+    told = (
+        reason if isinstance(error, SlimdownError) else "".join(traceback.format_exception(error))
+    )
     sys.stderr.write(redact(f"Process {rank} of this run cannot go on:\n  {told}\n"))
     sys.stderr.flush()
     os._exit(1)
@@ -191,7 +193,7 @@ def _fail(error: BaseException) -> NoReturn:
 
 @contextmanager
 def missing_told() -> Iterator[None]:
-    """Inside, what torch raises where another process has ended is a `UserError`, if that one said why."""
+    """Inside, what torch raises where another process has ended is a `SlimdownError`, if that one said why."""
     try:
         yield
     except RuntimeError as error:
@@ -201,4 +203,4 @@ def missing_told() -> Iterator[None]:
             reason = _Met.store.get(_FAILED).decode()
         if not reason:
             raise
-        raise UserError(f"another process of this run cannot go on: {reason}") from error
+        raise SlimdownError(f"another process of this run cannot go on: {reason}") from error

@@ -1,13 +1,28 @@
-"""Errors that a person can mend: shown as one message, without a traceback."""
+"""Errors that you can mend: one message each, shown without a traceback.
+
+Catch `SlimdownError` for all of them, or one of its kinds.
+"""
 
 
-class UserError(Exception):
-    """Something the user can mend; the message says what is wrong, what was found and how to go on."""
+class SlimdownError(Exception):
+    """What is wrong, which value was found, what would be right, and how to go on."""
 
 
-class ConfigError(UserError):
-    """One or more settings are wrong; the message lists every problem, one a line."""
+class ConfigError(SlimdownError):
+    """Settings or arguments are wrong; the message lists every problem, one a line."""
 
 
-class Pruned(UserError):
-    """A search has ended this trial early; the message says when and why."""
+class DataError(SlimdownError):
+    """Training rows, or two evaluations that are to be compared, do not fit."""
+
+
+class ModelError(SlimdownError):
+    """A model or an adapter cannot be had, read, held in memory or trained."""
+
+
+class TrackingError(SlimdownError):
+    """The record of runs cannot be read or written."""
+
+
+class TrialPruned(SlimdownError):
+    """A search ended this trial early; the message says when and why."""
