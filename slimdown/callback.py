@@ -1,50 +1,55 @@
-"""Forgetting watched while any `transformers.Trainer` trains, through the trainer's own logging."""
+"""Watch forgetting while a `transformers.Trainer` trains."""
 
-import re
-import sys
+import json
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
-from transformers.trainer_callback import CallbackHandler
 
 from slimdown.config.benchmarks import Named, read_benchmarks
 from slimdown.config.schema import EvaluationConfig, Until
-from slimdown.evaluation.repeatable import Measured, Questions, load_questions
-from slimdown.models.causal import CausalModel, causal_model, has_untouched_base, without_adapters
-from slimdown.notebook import Findings, judge
-from slimdown.stats.runs import recorded_changes
-from slimdown.tracking.names import score_metrics, to_metrics
-from slimdown.utils.errors import SlimdownError
-
-_BY_STEP = re.compile(r"/(mean_retained_|mean_target_)?change(_low|_high)?$")
+from slimdown.evaluation.evaluator import Evaluator
+from slimdown.evaluation.results import Evaluation
+from slimdown.evaluation.samples import DamagedSamples, read_samples, write_samples
+from slimdown.evaluation.tasks import load_tasks
+from slimdown.models.causal import disabled_adapters, has_untouched_base, wrap_model
+from slimdown.notebook import NotebookFindings, judge
+from slimdown.utils.errors import ConfigError, ModelError
 
 
 class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
-    """Measures the base when training begins, a few questions every so many steps, and everything at the end.
+    """Measure the base at the start, a few questions every so many steps, and all at the end.
 
-    What is measured goes where the trainer's own logs go (`report_to`, `state.log_history`), under the names of
-    docs/metrics.md: `forgetting/gsm8k/change` with `_low` and `_high` by step, of the few questions; and at the end, of
-    all, everything else. `findings` holds what was found once training has ended. Training takes the same steps.
+    The values stand in the trainer's `state.log_history`: `base/gsm8k`, then by step
+    `change/gsm8k` with `_low` and `_high` of the few questions, and at the last step those of all
+    questions, with `tuned/gsm8k`. `findings` holds everything once training has ended. The
+    training takes the same steps as without the callback.
 
-    The base is the model without its adapters, or what training began with. Where it is not in the weights any more, as
-    in a full fine-tuning that is resumed, it is read from `forgetting/` in the trainer's `output_dir`, where every
-    training leaves it. Under DDP the first process measures while the others wait: `ddp_timeout` has to be longer.
+    The base is the model without its adapters, or what the training began with. A full fine-tuning
+    that is resumed reads it from `forgetting/` in the trainer's `output_dir`, where every training
+    writes it. Under DDP the first process measures while the others wait, so `ddp_timeout` has to
+    be longer than that.
 
     Args:
-        benchmarks: as `slimdown.measure` takes them.
-        every: steps from one look to the next; 0: only at the beginning and at the end.
-        questions: how many of each benchmark are asked at a look, always the first.
-        limit, num_fewshot, apply_chat_template, token_budget, batch_size: as `slimdown.measure` takes them.
+        benchmarks: As `slimdown.measure` takes them.
+        every: Steps between two looks; 0: only at the start and at the end.
+        questions: How many questions of each benchmark a look asks, always the first ones.
+        log: Sends the values elsewhere, too, e.g. `mlflow.log_metrics`; called as
+            `log(values, step=step)`.
+        limit: As `slimdown.measure` takes it; so are the three that follow.
+        num_fewshot: Worked examples before each question.
+        apply_chat_template: Ask through the tokenizer's chat template.
+        batch_size: Rows in a forward.
 
     Raises:
-        SlimdownError: there is no such benchmark, or no such setting.
+        ConfigError: There is no such benchmark or setting.
     """
 
-    findings: Findings | None = None
+    findings: NotebookFindings | None = None
 
     def __init__(
         self,
@@ -52,113 +57,131 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         every: int = 50,
         questions: int = 64,
         *,
+        log: Callable[..., Any] | None = None,
         limit: int | None = None,
         num_fewshot: int | None = None,
         apply_chat_template: bool = False,
-        token_budget: int | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
     ) -> None:
         for name, value, least in (("every", every, 0), ("questions", questions, 1)):
             if not isinstance(value, int) or value < least:
-                raise SlimdownError(f"{name}={value!r} must be a whole number of at least {least}")
-        self._chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)
-        self._config = EvaluationConfig(
-            token_budget, batch_size, apply_chat_template, holdout=0.0, until=Until.all
+                raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
+        config = EvaluationConfig(
+            batch_size=batch_size,
+            apply_chat_template=apply_chat_template,
+            holdout=0.0,
+            until=Until.all,
+            include_path=None,
         )
-        self._every, self._n_few = every, questions
-        self._model: Any = lambda: None  # a weak reference to the one whose base is measured
+        few = questions if limit is None else min(questions, limit)
+        self._every, self._config, self._log_elsewhere = every, config, log
+        self._benchmarks = {
+            "all": read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot),
+            "few": read_benchmarks(benchmarks, limit=few, num_fewshot=num_fewshot),
+        }
+        self._evaluators: dict[str, Evaluator] = {}
+        self._base: dict[str, Evaluation] = {}
+        self._model: Any = lambda: None  # a weak reference to the model whose base was measured
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Measure the base, or read what was measured of it."""
-        given = causal_model(
-            kwargs["model"], kwargs["processing_class"]
-        )  # in every process: all stop, or none
-        if (
-            not state.is_world_process_zero or self._model() is given.model
-        ):  # a batch size was tried before this one
-            return control
-        self._handler, self._model = self._whose(), weakref.ref(given.model)
-        self._all = load_questions(self._chosen, self._config)
-        self._few = self._all.few(self._n_few)
-        self._base, self._few_base = self._measured_base(
-            given, state, Path(args.output_dir) / "forgetting"
-        )
-        return self._log(score_metrics("base", self._base.benchmarks), args, state, control)
+        """Measure the base, or read what was measured of it before."""
+        loaded = wrap_model(kwargs["model"], kwargs["processing_class"])  # fails in every process
+        if not state.is_world_process_zero or self._model() is loaded.model:
+            return control  # the second: the trainer tried another batch size and starts again
+        self._model, self.findings = weakref.ref(loaded.model), None
+        self._evaluators = {
+            name: Evaluator(load_tasks(benchmarks, None), self._config)
+            for name, benchmarks in self._benchmarks.items()
+        }
+        folder = Path(args.output_dir) / "forgetting"
+        base = {name: self._read_base(folder / name, name) for name in self._benchmarks}
+        if not state.global_step or None in base.values():
+            untouched = has_untouched_base(loaded.model)
+            if state.global_step and not untouched:
+                raise ModelError(
+                    f"training goes on at step {state.global_step}, where the weights are not the "
+                    f"base's any more, and {folder} does not hold the base's answers to these "
+                    "questions; copy it from where the training began, or begin anew"
+                )
+            with disabled_adapters(loaded.model) if untouched else nullcontext():
+                for name, evaluator in self._evaluators.items():
+                    base[name] = evaluator.evaluate(loaded)
+                    self._write_base(folder / name, name, base[name])
+        self._base = {name: evaluation for name, evaluation in base.items() if evaluation}
+        scores = self._base["all"].benchmarks
+        self._log({f"base/{name}": b.score.value for name, b in scores.items()}, state)
+        return control
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Ask the few questions."""
-        is_time = (
-            self._every
-            and state.global_step % self._every == 0
-            and state.global_step < state.max_steps
-        )
-        if not state.is_world_process_zero or not is_time:
-            return control
-        values = _changes(judge(self._few_base, self._ask(self._few, self._few_base, kwargs)))
-        return self._log(
-            {k: v for k, v in values.items() if _BY_STEP.search(k)}, args, state, control
-        )
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Ask everything."""
+        """Ask the few questions, and at the last step all of them."""
         if not state.is_world_process_zero:
             return control
-        tuned = self._ask(self._all, self._base, kwargs)
-        self.findings = judge(self._base, tuned)
-        values = score_metrics("tuned", tuned.benchmarks) | _changes(self.findings)
-        return self._log(values, args, state, control)
+        # Loggers close in on_train_end, before this callback is called there.
+        if state.global_step >= state.max_steps or control.should_training_stop:
+            self._measure_all(state, kwargs)
+        elif self._every and state.global_step % self._every == 0:
+            self._log(_changes(self._judge("few", kwargs)), state)
+        return control
 
-    def _ask(self, questions: Questions, base: Measured, kwargs: Any) -> Measured:
-        return questions.ask(
-            causal_model(kwargs["model"], kwargs["processing_class"]), like=base.scoring
-        )
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Ask all questions, where a training that ended early has not yet."""
+        if state.is_world_process_zero and self.findings is None:
+            self._measure_all(state, kwargs)
+        return control
 
-    def _measured_base(
-        self, given: CausalModel, state: Any, folder: Path
-    ) -> tuple[Measured, Measured]:
-        """The base's answers to all questions and to the few."""
-        asked = {"all": self._all, "few": self._few}
-        if state.global_step:  # resumed
-            kept = [questions.read(folder / name) for name, questions in asked.items()]
-            if kept[0] and kept[1]:
-                return kept[0], kept[1]
-            if not has_untouched_base(given.model):
-                raise SlimdownError(
-                    f"training goes on at step {state.global_step}, where the weights are not the base's any more, and "
-                    f"{folder} does not hold what the base answered to these questions: put it there from where the "
-                    "training began, with the same benchmarks and settings here, or begin anew"
-                )
-        with without_adapters(given.model) if has_untouched_base(given.model) else nullcontext():
-            everything = self._all.ask(given)
-            few = self._few.ask(given, like=everything.scoring)
-        for name, measured in (("all", everything), ("few", few)):
-            asked[name].write(measured, folder / name)
-        return everything, few
+    def _measure_all(self, state: Any, kwargs: Any) -> None:
+        self.findings = self._judge("all", kwargs)
+        primary = {name: b.primary for name, b in self.findings.benchmarks.items()}
+        tuned = {f"tuned/{name}": change.tuned.value for name, change in primary.items()}
+        self._log(tuned | _changes(self.findings), state)
 
-    def _log(self, values: dict[str, float], args: Any, state: Any, control: Any) -> Any:
-        """Hand values to the trainer's history and to whoever its logs go to."""
+    def _judge(self, name: str, kwargs: Any) -> NotebookFindings:
+        loaded = wrap_model(kwargs["model"], kwargs["processing_class"])
+        return judge(self._base[name], self._evaluators[name].evaluate(loaded))
+
+    def _log(self, values: dict[str, float], state: Any) -> None:
         epoch = {"epoch": state.epoch} if state.epoch is not None else {}
         state.log_history.append({**values, **epoch, "step": state.global_step})
-        # Neither Trainer.log, which in TRL empties what it means to log itself, nor CallbackHandler.on_log, after which
-        # the trainer would leave out the step's own loss.
-        return self._handler.call_event("on_log", args, state, control, logs={**values, **epoch})
+        if self._log_elsewhere:
+            self._log_elsewhere(values, step=state.global_step)
 
-    def _whose(self) -> CallbackHandler:
-        """The trainer's callbacks, of which this one is made the first: integrations close their logs at the end.
+    def _write_base(self, folder: Path, name: str, evaluation: Evaluation) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for benchmark, answers in evaluation.benchmarks.items():
+            write_samples(folder / f"{benchmark}.parquet", "base", benchmark, answers)
+        about = {
+            "settings": self._settings(name),
+            "harness_version": evaluation.harness_version,
+            "backend": evaluation.backend,
+        }
+        (folder / "about.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
 
-        transformers 5.20 to 5.24 hands a callback no way to log; to be deleted when it does.
-        """
-        frame: Any = sys._getframe()
-        while frame := frame.f_back:
-            handler = frame.f_locals.get("self")
-            if isinstance(handler, CallbackHandler) and self in handler.callbacks:
-                handler.callbacks.remove(self)
-                handler.callbacks.insert(0, self)
-                return handler
-        raise SlimdownError(
-            "ForgettingCallback is called by no transformers.Trainer; hand it over with callbacks=[...]"
-        )
+    def _read_base(self, folder: Path, name: str) -> Evaluation | None:
+        """Read the base's answers to the same questions; None where they are not there."""
+        try:
+            about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+            if about["settings"] != self._settings(name):
+                return None
+            benchmarks = {
+                benchmark: read_samples(folder / f"{benchmark}.parquet", task.config)
+                for benchmark, task in self._evaluators[name].tasks.items()
+            }
+        except (OSError, ValueError, KeyError, DamagedSamples):
+            return None
+        seconds = sum(answers.seconds for answers in benchmarks.values())
+        return Evaluation(benchmarks, about["harness_version"], about["backend"], seconds)
+
+    def _settings(self, name: str) -> Any:
+        benchmarks = {key: asdict(config) for key, config in self._benchmarks[name].items()}
+        return json.loads(json.dumps([benchmarks, asdict(self._config)]))
 
 
-def _changes(findings: Findings) -> dict[str, float]:
-    return to_metrics(recorded_changes(findings))
+def _changes(findings: NotebookFindings) -> dict[str, float]:
+    """Return the change of each benchmark with the ends of its interval, by metric name."""
+    values = {}
+    for name, benchmark in findings.benchmarks.items():
+        change = benchmark.primary.difference
+        values[f"change/{name}"] = change.value
+        values[f"change/{name}_low"] = change.low
+        values[f"change/{name}_high"] = change.high
+    return values

@@ -1,69 +1,122 @@
-"""The page that everything else hangs on: one run, from its settings to its findings."""
-
-from functools import partial
+"""One run from top to bottom: load, measure the base, fine-tune, measure again, judge, record."""
 
 from slimdown.config.schema import RunConfig
-from slimdown.evaluation.questions import tasks_of
-from slimdown.evaluation.turns import Asking
-from slimdown.models.kept import base_of
-from slimdown.report import card, console, files
+from slimdown.data.contamination import find_contamination
+from slimdown.data.training_data import load_training_data
+from slimdown.evaluation.evaluator import Evaluator
+from slimdown.evaluation.tasks import load_tasks
+from slimdown.models.base_model import load_base_model
+from slimdown.models.external import open_tuned_model
+from slimdown.report import console
+from slimdown.report.model_card import render_model_card
+from slimdown.report.run_page import render_run_files
 from slimdown.stats.findings import Findings, judge
-from slimdown.stats.holdout import open_part
-from slimdown.stats.stopping import open_benchmarks
-from slimdown.tracking.evaluations import base_records, tuned_record
-from slimdown.tracking.provenance import About, peak_memory_bytes
-from slimdown.tracking.runs import opened_run
-from slimdown.training.tuning import way_to_tuned
-from slimdown.utils.interruption import stop_between_forwards
+from slimdown.stats.holdout import open_half
+from slimdown.stats.stopping import stopping_rule
+from slimdown.tracking.base_evaluations import open_base_cache
+from slimdown.tracking.provenance import RunInfo
+from slimdown.tracking.run_writer import open_run
+from slimdown.training.fine_tuning import fine_tune, prepare_training
+from slimdown.utils.distributed import broadcast_from_main
 
 
-def experiment(config: RunConfig, about: About) -> Findings:
-    """What fine-tuning taught a model and what it made it forget.
+def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
+    """Measure what fine-tuning taught a model and what it made it forget.
 
     Args:
-        config: the checked settings; each step below takes its own section.
-        about: what the run is called and how it came about, for the record.
+        config: The checked settings.
+        info: The run's name and how it came about, for the record.
+
+    Returns:
+        What changed on each benchmark, as it is shown and recorded.
 
     Raises:
-        SlimdownError: something that the user can mend.
+        SlimdownError: Something that you can mend. Whatever cannot work is refused before the
+            base is measured.
     """
-    note, holdout = (
-        console.show_note,
-        config.evaluation.holdout,
-    )  # what is held out is no finding of this run
-    with opened_run(config, about, console.doing("opening the record"), note) as tracked:
-        progress_bar = partial(console.progress_bar, tell=tracked.heartbeat.is_at)
-        with console.doing("reading the benchmarks"):
-            tasks = tasks_of(config.benchmark)
-        with console.doing(f"loading {config.model.id}"):
-            base = base_of(config.model, config.quantization)
-        stop_between_forwards(base.model, tracked.heartbeat.stop_if_taken)
-        tracked.log_model(base)
-        with console.doing("preparing"):
-            way = way_to_tuned(base, config, tasks, tracked.log_contamination)
-        console.show_notes(way.notes)
-        tracked.log_data(way.data, way.estimates)
-        asking, base_record = (
-            Asking.alike(base, tasks, config, way.adapter),
-            base_records(config, base, tracked, note),
+    with open_run(config, info) as run:
+        with console.status("reading the benchmarks"):
+            tasks = load_tasks(config.benchmark, config.evaluation.include_path)
+        with console.status(f"loading {config.model.id}"):
+            base = load_base_model(config.model, config.quantization)
+        run.log_model(base)
+
+        external = open_tuned_model(config, base) if config.tuned else None
+        if external is None:
+            with console.status("preparing the rows"):
+                train_data = load_training_data(config.dataset, base.tokenizer, config.seed)
+                questions = {name: task.questions() for name, task in tasks.items()}
+                contamination = find_contamination(train_data, questions)
+                run.log_data(train_data, contamination)
+                contamination.check(config.contamination.max_share)
+                prepared = prepare_training(base, train_data, config)
+            console.show_notes([*train_data.notes, *contamination.notes, *prepared.notes])
+
+        learns_prompt = external.learns_prompt if external else config.method.learns_prompt
+        evaluator = Evaluator(tasks, config.evaluation, share_prefixes=not learns_prompt)
+        with console.progress_bar("measuring the base") as on_progress:
+            base_evaluation = evaluator.evaluate(base, run.base_cache, on_progress=on_progress)
+
+        training = None
+        if external:
+            with console.status(f"loading {config.tuned}"):
+                tuned = external.load()
+        else:
+            broadcast_from_main(run.checkpoint_dir)  # the processes in assist_training wait for it
+            with console.progress_bar("training") as on_progress:
+                tuned, training = fine_tune(
+                    base,
+                    prepared,
+                    config,
+                    run.checkpoint_dir,
+                    run.log_step,
+                    on_progress,
+                    info.watch,
+                )
+        run.log_tuned(tuned, training)
+
+        with console.progress_bar("measuring the tuned model") as on_progress:
+            stop_when = stopping_rule(config, base_evaluation)
+            tuned_evaluation = evaluator.evaluate(tuned, run.tuned_cache, stop_when, on_progress)
+
+        holdout = config.evaluation.holdout  # what is held out takes no part in this run's findings
+        findings = judge(
+            open_half(base_evaluation, holdout), open_half(tuned_evaluation, holdout), training
         )
-        with progress_bar("measuring the base") as bar, base_record() as record:
-            before = asking.base(base, record, bar, way.keeps_base)
-            way.measure_base(record)
-        tracked.log_base(open_part(before, holdout))
-        with progress_bar(way.doing) as bar:
-            tuned = way.obtain(about.folder, tracked.log_step, bar, tracked.interim, about.watch)
-        tracked.log_tuned(tuned)
-        with progress_bar("measuring the tuned model") as bar, base_record() as record:
-            own = tuned_record(config, tracked, note)
-            both = asking.both(before, base, tuned.model, (record, own), open_benchmarks, bar)
-        before, after = (open_part(one, holdout) for one in both)
-        findings = judge(before, after, tuned.training, peak_memory_bytes() | way.estimates)
-        tracked.keep(
-            findings,
-            files.files_of(findings, about.name, tracked.run_id, config, about.environment),
-        )
-        tracked.log_card(partial(card.model_card, findings=findings))
+        files = render_run_files(findings, config, info, run.run_id)
+        if training:
+            files["adapter/README.md"] = render_model_card(findings, config, base, training)
+        run.save(findings, files)
     console.show_findings(findings)
-    console.show_where(tracked.run_id, tracked.store_uri, tracked.artifact_uri, tracked.undelivered)
+    console.show_saved(run)
     return findings
+
+
+def measure_base(config: RunConfig) -> None:
+    """Measure the base of a run and record it, so that runs that start later find its answers.
+
+    Args:
+        config: The settings of any run on this base.
+
+    Raises:
+        SlimdownError: The base or a benchmark cannot be had.
+    """
+    tasks = load_tasks(config.benchmark, config.evaluation.include_path)
+    base = load_base_model(config.model, config.quantization)
+    evaluator = Evaluator(tasks, config.evaluation, share_prefixes=not config.method.learns_prompt)
+    with console.progress_bar("measuring the base") as on_progress:
+        evaluator.evaluate(base, open_base_cache(config), on_progress=on_progress)
+
+
+def assist_training(config: RunConfig) -> None:
+    """Take part in a training that several processes do together; the first process does the rest.
+
+    Args:
+        config: The same settings that the first process has.
+    """
+    checkpoint_dir = broadcast_from_main(None)
+    if checkpoint_dir is not None:  # None: the first process has nothing to train
+        base = load_base_model(config.model, config.quantization)
+        train_data = load_training_data(config.dataset, base.tokenizer, config.seed)
+        prepared = prepare_training(base, train_data, config)
+        fine_tune(base, prepared, config, checkpoint_dir, lambda step: None, lambda *progress: None)

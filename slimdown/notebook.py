@@ -1,22 +1,38 @@
-"""A notebook's face: measure a model before and after somebody's own training, judge the two, show what was found."""
+"""Measure a model before and after your own training, judge the two, and show the findings."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimdown.config.benchmarks import Named, read_benchmarks
 from slimdown.config.schema import EvaluationConfig, Until
-from slimdown.evaluation.answers import Evaluation
-from slimdown.report import words
-from slimdown.report.findings import findings_table
-from slimdown.report.table import Table, write
-from slimdown.stats.budget import Judgement, Outcome, hold_to_budgets, overall
-from slimdown.stats.findings import Findings as JudgedFindings, judge as judge_two
-from slimdown.utils.errors import SlimdownError
+from slimdown.evaluation.results import Evaluation
+from slimdown.report import text
+from slimdown.report.findings_report import evaluation_table, findings_table
+from slimdown.report.tables import Table, write_table
+from slimdown.stats.budgets import BudgetCheck, Outcome, check_budgets, combine_outcomes
+from slimdown.stats.findings import Findings, judge as judge_evaluations
+from slimdown.utils.errors import ConfigError, DataError
+from slimdown.utils.files import write_atomically
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
+
+    from slimdown.evaluation.evaluator import Evaluator
+
+
+@dataclass(frozen=True, repr=False)
+class MeasuredEvaluation(Evaluation):
+    """An evaluation that a notebook shows as a small table, and that can be repeated.
+
+    `evaluator` holds the questions and the scoring code, so that another model gets the same.
+    """
+
+    evaluator: "Evaluator" = field(kw_only=True, compare=False)
+
+    def __repr__(self) -> str:
+        return write_table(evaluation_table(self), "table")
 
 
 def measure(
@@ -27,137 +43,162 @@ def measure(
     limit: int | None = None,
     num_fewshot: int | None = None,
     apply_chat_template: bool = False,
-    token_budget: int | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
+    include_path: str | None = None,
     stock: bool = False,
-) -> Evaluation:
-    """What a model answers to benchmarks, every answer kept; the model comes back as it was, to be trained.
+) -> MeasuredEvaluation:
+    """Ask a loaded model the questions of benchmarks and keep every answer.
 
-    It computes in its own dtypes, without the autocast of a trainer, its 4-bit layers as they are. Under DDP it is
-    measured in each process that asks.
+    The model computes in its own dtypes, without a trainer's autocast. Afterwards it is as it was,
+    ready to be trained: its mode, its flags and all random states. Under DDP each process that
+    calls this measures by itself.
 
     Args:
-        model: a loaded causal model of transformers: plain, with PEFT's adapters, in 4 or 8 bits, on any device, in
-            DDP or torch.compile or neither. Its adapters count as far as they are active.
-        tokenizer: its tokenizer.
-        benchmarks: names of conf/benchmark/ or of the harness's tasks, or settings such as
-            `{"task": "arc_easy", "metric": "acc_norm"}`. Or what this returned of another model: then this one is asked
-            the same and scored alike, whatever has become of it, and nothing else is given.
-        limit: the first so many questions of each; None asks all.
-        num_fewshot: worked examples before each question; None is each benchmark's own.
-        apply_chat_template: ask through the tokenizer's chat template.
-        token_budget: tokens of one forward; None takes what suits the device.
-        batch_size: questions run together, where a model cannot share work between them.
-        stock: nothing but the harness's own code, slower; for a model that will be given an adapter that looks at the
-            row (prompt tuning, ...), which can be measured in no other way.
+        model: A causal language model of transformers: plain, with PEFT adapters, in 4 or 8 bits,
+            on any device, in DDP or torch.compile. Active adapters count.
+        tokenizer: Its tokenizer.
+        benchmarks: Names from conf/benchmark/ or of tasks of the harness, or settings such as
+            `{"task": "arc_easy", "metric": "acc_norm"}`. Or what `measure` returned for another
+            model: then this one gets identical prompts and the same scoring code, and you leave
+            out all that follows.
+        limit: The first so many questions of each benchmark, as `lm_eval --limit`; None: all.
+        num_fewshot: Worked examples before each question; None: each benchmark's own number.
+        apply_chat_template: Ask through the tokenizer's chat template.
+        batch_size: Rows in a forward; None: what suits the device.
+        include_path: A folder with task files of your own.
+        stock: Use nothing but the harness's own model class, which is slower. You need it for a
+            model that will get an adapter that learns a prompt (prefix or prompt tuning).
+
+    Returns:
+        The scores and every answer, by benchmark.
 
     Raises:
-        SlimdownError: these questions cannot be asked of this model.
+        ConfigError: There is no such benchmark or setting.
+        ModelError: The model cannot be asked these questions.
     """
-    from slimdown.evaluation.engine.sharing import Scoring  # torch
-    from slimdown.evaluation.repeatable import Measured, load_questions
-    from slimdown.models.causal import causal_model
+    from slimdown.evaluation.evaluator import Evaluator  # these import torch
+    from slimdown.evaluation.tasks import load_tasks
+    from slimdown.models.causal import wrap_model
 
-    given = causal_model(model, tokenizer)
-    if isinstance(benchmarks, Measured):
-        if (limit, num_fewshot) != (None, None):
-            raise SlimdownError(
-                "what was asked before is asked again: leave out limit and num_fewshot, or name benchmarks"
+    loaded = wrap_model(model, tokenizer)
+    if isinstance(benchmarks, MeasuredEvaluation):
+        if (limit, num_fewshot, batch_size) != (None, None, None):
+            raise ConfigError(
+                "the same questions are asked again, so limit, num_fewshot and batch_size are those "
+                "of the first measurement; leave them out, or name benchmarks instead"
             )
-        chosen = {name: report.benchmark for name, report in benchmarks.benchmarks.items()}
-        return load_questions(chosen, benchmarks.config).ask(given, like=benchmarks.scoring)
-    chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)  # type: ignore[arg-type]
-    config = EvaluationConfig(
-        token_budget, batch_size, apply_chat_template, holdout=0.0, until=Until.all
-    )
-    return load_questions(chosen, config).ask(given, like=Scoring(shares=False) if stock else None)
+        evaluator = benchmarks.evaluator
+    else:
+        if isinstance(benchmarks, Evaluation):
+            raise ConfigError(
+                "benchmarks is an evaluation that measure did not make; give names of benchmarks"
+            )
+        config = EvaluationConfig(
+            batch_size=batch_size,
+            apply_chat_template=apply_chat_template,
+            holdout=0.0,
+            until=Until.all,
+            include_path=include_path,
+        )
+        chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)
+        evaluator = Evaluator(load_tasks(chosen, include_path), config, share_prefixes=not stock)
+    evaluation = evaluator.evaluate(loaded)
+    return MeasuredEvaluation(**vars(evaluation), evaluator=evaluator)
 
 
-def judge(before: Evaluation, after: Evaluation) -> "Findings":
-    """What changed between two evaluations, how sure that is, and what became of lost answers.
+def judge(before: Evaluation, after: Evaluation) -> "NotebookFindings":
+    """Test what changed between two evaluations of the same questions.
 
     Args:
-        before, after: the same questions, asked of the base and of what was made of it.
+        before: What the base answered.
+        after: What the model made of it answered, measured by `measure(model, tokenizer, before)`.
+
+    Returns:
+        Findings that a notebook shows as a table; see `NotebookFindings`.
 
     Raises:
-        SlimdownError: the two were not asked the same things, or not scored alike.
+        DataError: The two were not asked the same questions, or were not scored by the same code.
     """
-    for name, one in (("before", before), ("after", after)):
-        if not isinstance(one, Evaluation):
-            raise SlimdownError(
-                f"{name} is a {type(one).__name__}; give what slimdown.measure returned"
+    for name, evaluation in (("before", before), ("after", after)):
+        if not isinstance(evaluation, Evaluation):
+            raise DataError(
+                f"{name} is a {type(evaluation).__name__}; give what slimdown.measure returned"
             )
     try:
-        return Findings(**vars(judge_two(before, after)))
-    except SlimdownError as error:
-        raise SlimdownError(
-            f"before and after cannot be compared: {error}; slimdown.measure(model, tokenizer, before) asks and scores "
-            "as before was"
+        return NotebookFindings(**vars(judge_evaluations(before, after)))
+    except DataError as error:
+        raise DataError(
+            f"before and after cannot be compared: {error}; "
+            "slimdown.measure(model, tokenizer, before) asks the same questions"
         ) from None
 
 
 @dataclass(frozen=True, repr=False)
-class Findings(JudgedFindings):
+class NotebookFindings(Findings):
     """What a model learned and what it lost, as a notebook shows it."""
 
     def table(self) -> "pd.DataFrame":
-        """One row a benchmark and metric, shares of 1.
+        """Return one row for each benchmark and metric; scores are shares of 1.
 
         Raises:
-            SlimdownError: there is no pandas.
+            ConfigError: pandas is not installed.
         """
         try:
             import pandas as pd
         except ImportError:
-            raise SlimdownError(
-                "a table is one of pandas, which is not installed: pip install pandas"
-            ) from None
+            raise ConfigError("the table needs pandas: pip install pandas") from None
         return pd.DataFrame(findings_table(self).records)
 
     def save(self, file: str | Path, title: str = "before → after") -> Path:
-        """Write the page with everything, examples of lost answers included, and say where it lies."""
-        from slimdown.report.page import page  # matplotlib
+        """Write a page with everything, lost answers included, and return its path."""
+        from slimdown.report.run_page import render_page  # imports matplotlib
 
         path = Path(file).expanduser()
-        path.write_text(page(self, title), encoding="utf-8")
+        write_atomically(path, render_page(self, title))
         return path
 
-    def passes(self, **budgets: float) -> "Held":
-        """Whether each loss is shown to be within its budget, a share: `gsm8k=0.02` is two points.
+    def passes(self, **budgets: float) -> "BudgetResult":
+        """Check each loss against its budget.
 
-        Without any, a benchmark's own `max_loss` is its budget, else, where it is retained, its margin. What too few
-        questions leave open does not pass.
+        Args:
+            budgets: By benchmark, the share that may be lost: `gsm8k=0.02` is two points. Without
+                any, each retained benchmark may lose its own `max_loss`, or else its margin.
+
+        Returns:
+            True in a condition where every loss is shown to be within its budget. What too few
+            questions leave open does not pass.
 
         Raises:
-            SlimdownError: a budget for what was not measured, or one that is no share.
+            ConfigError: A budget is no share, or belongs to nothing that was measured.
         """
-        return Held(tuple(hold_to_budgets(self.changes, budgets)))
+        return BudgetResult(tuple(check_budgets(self, budgets)))
 
-    @property
-    def _shown(self) -> Table:
-        return replace(findings_table(self), notes=tuple(words.sentences(self)))
+    def _shown_table(self) -> Table:
+        return replace(findings_table(self), notes=tuple(text.describe_findings(self)))
 
     def _repr_html_(self) -> str:
-        return write(self._shown, "html")
+        return write_table(self._shown_table(), "html")
 
     def __repr__(self) -> str:
-        return write(self._shown, "table")
+        return write_table(self._shown_table(), "table")
 
 
 @dataclass(frozen=True, repr=False)
-class Held:
-    """Losses held to budgets: true where every one is shown to be within."""
+class BudgetResult:
+    """Budget checks of several benchmarks; true where every loss is shown to be within."""
 
-    judgements: tuple[Judgement, ...]
+    checks: tuple[BudgetCheck, ...]
 
     @property
     def outcome(self) -> Outcome:
-        """What holds for all together: within, beyond or undecided."""
-        return overall(self.judgements)
+        """The outcome for all together: within, beyond or undecided."""
+        return combine_outcomes(self.checks)
 
     def __bool__(self) -> bool:
         return self.outcome is Outcome.within
 
     def __repr__(self) -> str:
-        lines = [f"{j.benchmark}: {j.outcome.name}, {j.reason}" for j in self.judgements]
+        lines = [
+            f"{check.benchmark}: {check.outcome.name}, {check.reason}" for check in self.checks
+        ]
         return "\n".join([f"{bool(self)} ({self.outcome.name})", *lines])
