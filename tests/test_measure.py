@@ -1,0 +1,296 @@
+"""`slimdown.measure` and `slimdown.judge` on models that somebody else loads and trains."""
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from peft import (
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import slimdown
+from slimdown.config.schema import BenchmarkConfig
+from slimdown.evaluation.results import Evaluation
+from slimdown.pocket import MODEL_DIR
+from slimdown.stats.budgets import Outcome
+from slimdown.utils.errors import ConfigError, DataError, ModelError, SlimdownError
+
+BENCHMARKS = ["pocket_math", "pocket_cs"]
+TOKENIZER = AutoTokenizer.from_pretrained(MODEL_DIR)
+LORA = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.2, target_modules=["q_proj", "v_proj"])
+
+
+def load(**settings: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(MODEL_DIR, **{"dtype": torch.float32, **settings})
+
+
+def get_answers(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        name: [(s.doc_hash, s.response, s.log_likelihoods) for s in b.samples]
+        for name, b in evaluation.benchmarks.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def before() -> Evaluation:
+    return slimdown.measure(load(), TOKENIZER, BENCHMARKS, limit=40)
+
+
+@pytest.fixture(scope="module")
+def findings(before: Evaluation) -> Any:
+    model = load()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)  # what a careless training does
+    return slimdown.judge(before, slimdown.measure(model, TOKENIZER, before))
+
+
+def test_a_task_of_the_harness_brings_its_metric_shots_and_chance() -> None:
+    evaluation = slimdown.measure(load(), TOKENIZER, "pocket_cs_dev", limit=3)
+    expected = BenchmarkConfig("pocket_cs_dev", "acc", 0, 0.25, limit=3)
+    assert evaluation.benchmarks["pocket_cs_dev"].benchmark == expected
+
+
+def test_settings_override_those_of_a_benchmark() -> None:
+    settings = [
+        {"task": "pocket_commonsense", "metric": "acc", "limit": 2},
+        BenchmarkConfig("pocket_cs", "acc", 0, 0.5),
+    ]
+    benchmarks = slimdown.measure(load(), TOKENIZER, settings, limit=3).benchmarks.values()
+    measured = [(b.benchmark.metric, b.benchmark.chance, len(b.samples)) for b in benchmarks]
+    assert measured == [("acc", 0.25, 3), ("acc", 0.5, 3)]
+
+
+def test_an_evaluation_prints_as_a_small_table(before: Evaluation) -> None:
+    assert "pocket_cs" in repr(before)
+    assert len(repr(before)) < 1000
+
+
+# --- The model comes back as it was --------------------------------------------------------------
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def make_lora() -> Any:
+    return get_peft_model(load(), LORA)
+
+
+def make_4bit() -> Any:
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    model = get_peft_model(load(quantization_config=settings), LORA)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def make_autocast() -> Any:
+    return Accelerator(mixed_precision="bf16", cpu=True).prepare_model(make_lora())
+
+
+def make_half_frozen() -> Any:
+    model = make_lora().train()
+    model.base_model.model.model.layers[0].eval()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_B" in name)
+    model.config.use_cache = False
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    return model
+
+
+def make_ddp() -> Any:
+    return DistributedDataParallel(make_lora())
+
+
+def get_state(model: Any) -> Any:
+    """Everything beside the weights that measuring could leave changed."""
+    inner = getattr(model, "module", model)
+    modules = [
+        (name, type(m), m.training, sorted(vars(m)), len(m._forward_hooks))
+        for name, m in model.named_modules()
+    ]
+    tensors = [(name, p.requires_grad, p.dtype) for name, p in model.named_parameters()]
+    configs = inner.config.to_dict(), inner.generation_config.to_dict()
+    return modules, tensors, configs, TOKENIZER.padding_side, vars(inner).get("forward")
+
+
+def train(make: Callable[[], Any], measure: bool) -> tuple[Any, list[float], Any]:
+    """Take four steps; measure amid them or not; return model, losses and the next draws."""
+    torch.manual_seed(0)
+    model = make()
+    if make is not make_half_frozen:
+        model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    text = "What is a compiler? a program that translates programs"
+    tokens = torch.tensor([TOKENIZER(text).input_ids])
+    random.seed(2)
+    np.random.seed(2)
+    torch.manual_seed(2)
+    losses = []
+    for step in range(4):
+        loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        losses.append(loss.item())
+        if measure and step == 2:  # gradients are there
+            state = get_state(model)
+            slimdown.measure(model, TOKENIZER, "pocket_cs", limit=4)
+            assert get_state(model) == state
+        if step % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+    return model, losses, (random.random(), np.random.rand(), torch.rand(1).item())
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "make", [load, make_lora, make_4bit, make_autocast, make_half_frozen, make_ddp]
+)
+def test_measuring_changes_nothing_in_a_training(
+    make: Callable[[], Any], one_process: None
+) -> None:
+    model, losses, draws = train(make, measure=False)
+    measured_model, measured_losses, measured_draws = train(make, measure=True)
+    assert measured_losses == losses
+    assert losses[-1] < losses[0]  # gradients flow
+    assert measured_draws == draws
+    expected = model.state_dict()
+    for name, weight in measured_model.state_dict().items():
+        assert torch.equal(weight, expected[name]), name
+
+
+def test_a_model_inside_a_trainers_wrappers_answers_as_itself(
+    before: Evaluation, one_process: None
+) -> None:
+    wrapped = load()
+    for _ in range(2):  # a cell that you run twice
+        Accelerator(mixed_precision="bf16", cpu=True).prepare_model(wrapped)
+    compiled = torch.compile(load(), backend="eager")
+    for model in (wrapped, DistributedDataParallel(load()), compiled):
+        assert get_answers(slimdown.measure(model, TOKENIZER, before)) == get_answers(before)
+
+
+# --- Base and tuned model are scored by the same code --------------------------------------------
+
+
+def test_a_fresh_adapter_changes_nothing(before: Evaluation) -> None:
+    findings = slimdown.judge(before, slimdown.measure(make_lora(), TOKENIZER, before))
+    assert [b.primary.difference.value for b in findings.benchmarks.values()] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=8),
+        PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=8),
+        PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+    ],
+)
+def test_a_learned_prompt_needs_the_harness_own_class(adapter: Any) -> None:
+    model = get_peft_model(load(), adapter)
+    shared = slimdown.measure(load(), TOKENIZER, "pocket_cs", limit=4)
+    with pytest.raises(ModelError, match="stock=True"):
+        slimdown.measure(model, TOKENIZER, shared)
+    stock = slimdown.measure(load(), TOKENIZER, "pocket_cs", limit=4, stock=True)
+    tuned = slimdown.measure(model, TOKENIZER, stock)
+    assert get_answers(tuned) != get_answers(stock)
+    assert slimdown.judge(stock, tuned).benchmarks["pocket_cs"].n == 4
+    with pytest.raises(DataError, match=r"measure\(model, tokenizer, before\)"):
+        slimdown.judge(shared, stock)
+
+
+# --- Findings ------------------------------------------------------------------------------------
+
+
+def test_findings_show_themselves(findings: Any, tmp_path: Path) -> None:
+    assert "forgotten" in findings._repr_html_()
+    assert "pocket_math" in repr(findings)
+    table = findings.table()
+    assert isinstance(table, pd.DataFrame)
+    rows = table.dropna(subset="verdict").set_index("benchmark")
+    change = findings.benchmarks["pocket_cs"].primary.difference.value
+    assert rows.loc["pocket_cs", "change"] == change
+    page = findings.save(tmp_path / "page.html").read_text()
+    assert page.lower().startswith("<!doctype html>")
+    assert "pocket_math" in page
+
+
+def test_only_a_loss_shown_to_be_within_its_budget_passes(findings: Any) -> None:
+    loss = -findings.benchmarks["pocket_math"].primary.difference.value
+    assert loss > 0.3
+    beyond = findings.passes(pocket_math=0.02)
+    assert (bool(beyond), beyond.outcome) == (False, Outcome.beyond)
+    undecided = findings.passes(pocket_math=loss)
+    assert (bool(undecided), undecided.outcome) == (False, Outcome.undecided)
+    assert findings.passes(pocket_math=0.999)
+    assert not findings.passes(pocket_math=0.999, pocket_cs=0.0)
+
+
+# --- Mistakes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("benchmarks", "settings", "message"),
+    [
+        ("pocket_sc", {}, "did you mean pocket_cs"),
+        (["hellaswog"], {}, "did you mean hellaswag"),
+        (["arc_easi"], {}, "did you mean arc_easy"),
+        ([], {}, "no benchmark"),
+        ([3], {}, "3 names no benchmark"),
+        (["pocket_cs", "pocket_cs"], {}, "pocket_cs"),
+        ([{"task": "pocket_cs", "limt": 3}], {}, "did you mean limit"),
+        ("pocket_cs", {"limit": 0}, "limit must be at least 1, got 0"),
+        ("pocket_cs", {"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ("pocket_cs", {"apply_chat_template": True}, "chat template"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_refused(
+    benchmarks: Any, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SlimdownError, match=message):
+        slimdown.measure(load(), TOKENIZER, benchmarks, **settings)
+
+
+def test_what_is_no_causal_model_is_refused() -> None:
+    small = T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=16)
+    models = ["gpt2", torch.nn.Linear(2, 2), AutoModel.from_pretrained(MODEL_DIR)]
+    for model in [*models, T5ForConditionalGeneration(small)]:
+        with pytest.raises(ModelError):
+            slimdown.measure(model, TOKENIZER, "pocket_cs")
+    with pytest.raises(ModelError, match="tokenizer"):
+        slimdown.measure(load(), None, "pocket_cs")
+
+
+def test_a_repeated_measurement_takes_no_settings(before: Evaluation) -> None:
+    with pytest.raises(ConfigError, match="limit"):
+        slimdown.measure(load(), TOKENIZER, before, limit=3)
