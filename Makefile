@@ -1,4 +1,4 @@
-# What `make` alone prints is made from the ## comments.
+# `make` alone prints what stands behind ## here.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -51,9 +51,9 @@ test-newest: ## the same on the newest versions of the day, in .venv-newest
 	$(@D)/bin/python -m pip install --quiet -e '.[dev,unsloth]'
 	touch $@
 
-test-unsloth: .venv-unsloth/installed ## the tests of train.engine=unsloth, and those of training beside it (4 GB)
+test-unsloth: .venv-unsloth/installed ## the tests of train.engine=unsloth and of training, with Unsloth's versions (4 GB)
 	.venv-unsloth/bin/python -m pytest $(SIDE_BY_SIDE) -W default -m unsloth
-	.venv-unsloth/bin/python -m pytest $(SIDE_BY_SIDE) -W default tests/test_train.py tests/test_validation.py
+	.venv-unsloth/bin/python -m pytest $(SIDE_BY_SIDE) -W default tests/training
 
 test-slow: $(VENV)/installed ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -64,7 +64,7 @@ test-postgres: $(VENV)/installed ## the tests on a real PostgreSQL, which they s
 test-hub: $(VENV)/installed ## the tests on real models and data; needs the hub, or HF_ENDPOINT set to a mirror
 	$(BIN)/python -m pytest -m hub
 
-gpu-check: $(VENV)/installed ## on a machine with a GPU, ten minutes: tests, benches, and a table to paste back (docs/gpu.md)
+gpu-check: $(VENV)/installed ## on a machine with a GPU, ten minutes: a table to paste back (docs/gpu.md)
 	$(BIN)/python -m bench.gpu
 
 check: $(VENV)/installed ## format, lint, types, and that imports go down only
@@ -77,16 +77,15 @@ ui: $(VENV)/installed ## MLflow's pages over the runs made so far, on http://127
 	$(BIN)/mlflow ui --backend-store-uri $(STORE)
 
 compare: $(VENV)/installed ## the runs made so far, side by side
-	$(BIN)/python -m slimdown.compare
+	$(BIN)/python -m slimdown compare
 
 bench: $(VENV)/installed ## evaluation and training against the stock tools, the statistics by simulation; needs the hub
 	$(BIN)/python -m bench.evaluation
 	$(BIN)/python -m bench.training
 	$(BIN)/python -m bench.statistics
-	$(BIN)/python -m bench.selection
 
 notebook: $(VENV)/installed ## run docs/examples/trl.ipynb and keep what it shows
-	$(BIN)/python tests/test_notebook.py
+	$(BIN)/python tests/test_example_notebook.py
 
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
 	$(BIN)/python -m slimdown.pocket
