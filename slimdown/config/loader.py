@@ -1,71 +1,65 @@
 """What Hydra composed -> a checked `RunConfig`."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from slimdown.config.engine import engine_problems
-from slimdown.config.keys import problems_of, unknown_keys
-from slimdown.config.schema import Role, RunConfig, Until
+from slimdown.config.fields import explain_unknown_key, find_problems
+from slimdown.config.schema import RunConfig
 from slimdown.utils.errors import ConfigError
 
 
 def load_config(composed: DictConfig) -> RunConfig:
     """Turn the config that Hydra composed into a checked `RunConfig`.
 
+    Args:
+        composed: All sections of the config, without Hydra's own.
+
+    Returns:
+        The settings, each of its type and in its range.
+
     Raises:
-        ConfigError: listing every problem, one a line.
+        ConfigError: Lists every problem, one a line.
     """
-    if composed.get("tuned") is not None:  # whatever the model's own file would train on
+    if composed.get("tuned") is not None:  # what the model's own file would train on is idle
         composed = composed.copy()
         composed.dataset = {}
-    problems = list(unknown_keys(composed, RunConfig)) + list(_missing_keys(composed))
-    if problems:
+    if problems := [*_find_unknown_keys(composed), *_find_missing_keys(composed)]:
         raise ConfigError("\n".join(problems))
     try:
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     assert isinstance(config, RunConfig)
-    if problems := [*problems_of(config), *engine_problems(config), *_until_problems(config)]:
+    if problems := list(find_problems(config)):
         raise ConfigError("\n".join(problems))
     return config
 
 
-def _until_problems(config: RunConfig) -> Iterator[str]:
-    until, holdout, search = config.evaluation.until, config.evaluation.holdout, config.search
-    if until is Until.all:
-        return
-    if holdout:
-        yield (
-            f"evaluation.until={until} would end by what held-out questions say (evaluation.holdout={holdout:g}), and "
-            "these are to judge what they had no part in; set one of the two"
-        )
-    if search.space or search.trial is not None:
-        yield (
-            f"evaluation.until={until}: a search compares its trials by their scores, for which all must be asked the "
-            "same; leave it out"
-        )
-    budgets = [b.max_loss is not None or b.role is Role.retained for b in config.benchmark.values()]
-    if until is Until.budget and not any(budgets):
-        given = "".join(
-            f", e.g. benchmark.{name}.max_loss=0.02" for name in list(config.benchmark)[:1]
-        )
-        yield f"evaluation.until=budget: no benchmark is to be retained, and none has a budget; give one{given}"
+def _find_unknown_keys(node: Any, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """A key that `+key=value` or a file added names no setting, and would be ignored."""
+    for key in node:
+        parts = (*above, str(key))
+        if problem := explain_unknown_key(parts, RunConfig):
+            yield problem
+        elif isinstance(child := node._get_node(key), DictConfig) and not child._is_none():
+            yield from _find_unknown_keys(child, parts)
 
 
-def _missing_keys(composed: DictConfig) -> Iterator[str]:
+def _find_missing_keys(composed: DictConfig) -> Iterator[str]:
     missing = OmegaConf.missing_keys(composed)
-    # What a group's file always sets: where it lacks, the file was not read and other settings came from elsewhere.
-    unchosen = {
-        f"{group}.{name}": group
-        for group, always_set in (("dataset", "template"), ("benchmark", "metric"))
+    # A group's file always sets these: without them the file was not chosen.
+    unchosen = [
+        f"{group}.{name}"
+        for group, always_set in (("dataset", "validation_examples"), ("benchmark", "metric"))
         for name in composed[group]
         if f"{group}.{name}.{always_set}" in missing
-    }
-    for name, group in unchosen.items():
+    ]
+    for name in unchosen:
+        group = name.partition(".")[0]
         yield f"{name} has settings but is not chosen; add it to {group}=[...]"
     for key in sorted(missing):
-        if not any(key.startswith(f"{name}.") for name in unchosen):
+        if not key.startswith(tuple(f"{name}." for name in unchosen)):
             yield f"{key} must be set"

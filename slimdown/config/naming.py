@@ -1,18 +1,12 @@
 """A run's settings by their dotted keys, and what the run is called."""
 
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, TypeVar
-
 from omegaconf import OmegaConf
 
 from slimdown.config.schema import TRAINING, RunConfig
 
-_Section = TypeVar("_Section")
-
 
 def flatten(config: RunConfig) -> dict[str, object]:
-    """Every setting that counts, by its dotted key, as it is overridden on the command line."""
+    """Return every setting that counts, by its dotted key, as a command line would set it."""
     flat: dict[str, object] = {}
 
     def walk(node: object, prefix: str) -> None:
@@ -23,72 +17,43 @@ def flatten(config: RunConfig) -> dict[str, object]:
             flat[prefix[:-1]] = node
 
     walk(OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True), "")
-    idle: tuple[str, ...] = (
-        TRAINING
-        if config.tuned is not None
-        else ("tuned",)
-        if config.method.is_lora
-        else ("tuned", "lora")
-    ) + ("rerun", "search")
-    unset = [key for key, value in flat.items() if key.startswith("method.") and value is None]
+    idle = {"rerun", "search"}
+    if config.tuned is not None:
+        idle.update(TRAINING)
+    else:
+        idle.update(["tuned"] if config.method.is_lora else ["tuned", "lora"])
     return {
         key: value
         for key, value in flat.items()
-        if key not in unset and key.partition(".")[0] not in idle
+        if key.partition(".")[0] not in idle and not (key.startswith("method.") and value is None)
     }
-
-
-def section(flat: Mapping[str, object], prefix: str, kind: type[_Section]) -> _Section:
-    """The section of settings below `prefix.`, out of what `flatten` made or a record kept of it, as text or not.
-
-    Raises:
-        OmegaConfBaseException: a value that cannot be read, or one that is missing.
-    """
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # a later version may have more
-    keys = {key: key.removeprefix(f"{prefix}.") for key in flat if key.startswith(f"{prefix}.")}
-    values = {
-        name: None if flat[key] == "None" else flat[key]
-        for key, name in keys.items()
-        if name in known
-    }
-    found: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
-    return found  # type: ignore[no-any-return]
 
 
 def base_settings(config: RunConfig) -> dict[str, object]:
-    """The settings that a base's evaluation depends on, by their dotted keys."""
-    read_only = ("evaluation.holdout", "evaluation.until")
+    """Return the settings that the evaluation of a base depends on, by their dotted keys."""
     sections = ("model.", "quantization.", "benchmark.", "evaluation.")
+    read_later = ("evaluation.holdout", "evaluation.until")
     flat = flatten(config)
-    return {key: flat[key] for key in flat if key.startswith(sections) and key not in read_only}
+    return {key: flat[key] for key in flat if key.startswith(sections) and key not in read_later}
 
 
 def run_name(model: str, overrides: list[str], swept: tuple[str, ...] = ()) -> str:
-    """The model and what the command line changed of its training: what tells one run from another at a glance.
+    """Name a run by its model and by what the command line changed of its training.
 
-    What a sweep varies comes first; how it is measured and recorded is left out.
+    Args:
+        model: The choice of the group `model`.
+        overrides: The settings of the command line.
+        swept: The keys that a sweep varies; they come first.
 
     >>> run_name("pocket", ["lora.r=4", "tracking.experiment=ranks"])
     'pocket lora.r=4'
-    >>> run_name("smollm2", ["model=smollm2", "dataset=alpaca", "benchmark.gsm8k.limit=8", "lora.r=4"], ("lora.r",))
+    >>> run_name("smollm2", ["model=smollm2", "dataset=alpaca", "lora.r=4"], ("lora.r",))
     'smollm2 lora.r=4 dataset=alpaca'
     """
-    unshown = (
-        "model=",
-        "benchmark",
-        "evaluation.",
-        "baseline.",
-        "tracking.",
-        "rerun=",
-        "search.",
-        "hydra",
-    )
-    changes = [
-        o for o in (override.lstrip("+") for override in overrides) if not o.startswith(unshown)
-    ]
-    changes.sort(
-        key=lambda o: o.partition("=")[0] not in swept
-    )  # stable: the order of the command line otherwise
-    # What differs in a path is its end.
-    short = [o if len(o) <= 60 else f"{o.partition('=')[0]}=…{o[-50:]}" for o in changes]
+    unshown = ("model=", "benchmark", "evaluation.", "baseline.", "tracking.", "rerun=", "search.")
+    changes = [override.lstrip("+") for override in overrides]
+    changes = [change for change in changes if not change.startswith((*unshown, "hydra"))]
+    changes.sort(key=lambda change: change.partition("=")[0] not in swept)
+    # Paths differ at their ends.
+    short = [c if len(c) <= 60 else f"{c.partition('=')[0]}=…{c[-50:]}" for c in changes]
     return " ".join([model, *short])[:120]

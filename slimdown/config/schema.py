@@ -1,25 +1,25 @@
 """The typed configuration: what can be set, what each setting means, and every check on it.
 
-Hydra composes the YAML files of `conf/`; `load_config` turns the result into a `RunConfig`. A value stands in
-one place: in the YAML, with `MISSING` here, so that a forgotten key fails by name; or here, for what no file of `conf/`
-sets. Nothing here imports torch: a mistake answers in well under a second.
+Hydra composes the YAML files of `conf/`, and `load_config` turns the result into a `RunConfig`.
+Each value is set in one place: in the YAML, with `MISSING` here, so that a forgotten key fails by
+name; or here, where no file of `conf/` sets it. Nothing here imports torch: a mistake is answered
+in well under a second.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from slimdown import pocket
-from slimdown.config.dataset import DatasetConfig, mixture_problem
-from slimdown.config.files import group_choices, transformers_names, tuned_problem
-from slimdown.config.keys import (
+from slimdown.config.dataset_config import DatasetConfig, explain_mixture
+from slimdown.config.fields import (
     COUNT,
     HUB_ID,
     NOT_NEGATIVE,
@@ -29,44 +29,42 @@ from slimdown.config.keys import (
     nearest,
     ranged,
 )
-from slimdown.config.method import MethodConfig
-from slimdown.config.search import SearchConfig
-from slimdown.utils.redaction import public_uri
+from slimdown.config.method_config import Method, MethodConfig
+from slimdown.config.paths import list_group_choices, list_transformers_names
+from slimdown.config.search_config import SearchConfig
+from slimdown.utils.secrets import redact_uri
 
-_RULE = Range("must be auto, true or false", lambda text: text.lower() in ("auto", "true", "false"))
 _LOSS = Range("must be a share from 0 up to, not including, 1 (0.02 is two points)", SHARE.holds)
 _MARGIN = Range("must be above 0 and below 1 (0.02 is two points)", lambda share: 0 < share < 1)
-TRAINING = (
-    "dataset",
-    "method",
-    "lora",
-    "train",
-    "seed",
-    "contamination",
-    "search",
-)  # what is read where something is trained, and not with `tuned`
-_NAME = re.compile(
-    r"[\w-]+", re.ASCII
-)  # of a dataset or benchmark: part of metric keys, file names and dotted keys
+_STEPS = Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 or n >= 1)
+TRAINING = ("dataset", "method", "lora", "train", "seed", "contamination", "search")
+"""The sections that are read where something is trained, and idle with `tuned`."""
+# A name of a dataset or benchmark is part of metric keys, file names and dotted keys.
+_NAME = re.compile(r"[\w-]+", re.ASCII)
 
 OnProgress = Callable[[int, int, str], None]
-"""Told how much is done, of how much, with a few words to show beside it."""
-
+"""Gets how much is done, of how much, and a few words to show beside it."""
 
 DEFAULT_STORE = "sqlite:///mlruns/mlflow.db"
 
 
 def default_store(otherwise: str = DEFAULT_STORE) -> str:
-    """Where the record goes if nothing else is said: MLFLOW_TRACKING_URI, or where that is empty a local file."""
+    """Return the store that MLFLOW_TRACKING_URI names, or a local file where it is empty."""
     return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or otherwise
 
 
-OmegaConf.register_new_resolver(
-    "default_store", default_store, replace=True
-)  # conf/config.yaml names it
-OmegaConf.register_new_resolver(
-    "twice", lambda number: 2 * number, replace=True
-)  # conf/experiment/rank.yaml does
+def count_gpus() -> int:
+    """Return 1 where this process sees a GPU of NVIDIA's, else 0; torch is not imported."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles"):
+        return 0  # hidden: Ray would wait for one for ever
+    return int(
+        any(Path("/proc/driver/nvidia/gpus").glob("*")) or any(Path("/dev").glob("nvidia[0-9]*"))
+    )
+
+
+OmegaConf.register_new_resolver("default_store", default_store, replace=True)  # conf/config.yaml
+OmegaConf.register_new_resolver("n_gpus", count_gpus, replace=True)  # conf/hydra/launcher/
+OmegaConf.register_new_resolver("twice", lambda n: 2 * n, replace=True)  # conf/experiment/rank.yaml
 
 
 class Device(StrEnum):
@@ -77,7 +75,7 @@ class Device(StrEnum):
 
 
 class Dtype(StrEnum):
-    auto = "auto"  # bfloat16 where it is measured to be faster than float32; float16 on a GPU without it
+    auto = "auto"  # bfloat16 where it is faster than float32; float16 on a GPU without it
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
@@ -101,11 +99,18 @@ class Role(StrEnum):
 
 
 class Until(StrEnum):
-    """When asking questions ends."""
+    """When an evaluation of the tuned model ends."""
 
-    all = "all"  # when all are asked
+    all = "all"  # when all questions are asked
     decided = "decided"  # as soon as the verdict on a benchmark is certain
     budget = "budget"  # as soon as its loss is shown to be within its budget, or beyond
+
+
+class Trust(StrEnum):
+    """Whose base evaluations of a shared store are reused."""
+
+    all = "all"
+    own = "own"  # those that runs of this user made
 
 
 class PaperMetric(StrEnum):
@@ -122,19 +127,19 @@ class ModelConfig:
     revision: str = "main"  # a branch, tag or commit of the hub
     dtype: Dtype = MISSING  # of everything that is not quantized
     device: Device = MISSING
-    attn_implementation: str | None = None  # null: the best that transformers finds for the device
+    # null: the best that transformers finds for the device
+    attn_implementation: str | None = None
 
     @property
     def named(self) -> str:
-        """The setting that it comes from, for a message."""
+        """The setting that names the model, for a message."""
         return f"model.id={self.id}"
 
     @property
     def folder(self) -> Path | None:
         """The local folder behind `id`, or None where it names a model of the hub."""
-        folder = (
-            pocket.MODEL_DIR if self.id == "pocket:model" else Path(os.path.expanduser(self.id))
-        )
+        is_pocket = self.id == "pocket:model"
+        folder = pocket.MODEL_DIR if is_pocket else Path(os.path.expanduser(self.id))
         return folder if os.path.isdir(folder) else None
 
     def problems(self) -> Iterator[str]:
@@ -142,33 +147,24 @@ class ModelConfig:
             yield "id is empty; give a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
         elif self.folder:
             if self.revision != "main":
-                yield f"revision={self.revision}: {self.id} is a folder and has no revisions; leave it out"
-            if (
-                self.folder / "adapter_config.json"
-            ).is_file():  # which transformers would put on, whatever the base
-                yield f"id={self.id} holds an adapter; name its base here, and itself as tuned={self.id}"
+                problem = f"{self.id} is a folder and has no revisions; leave it out"
+                yield f"revision={self.revision}: {problem}"
+            if (self.folder / "adapter_config.json").is_file():
+                # transformers would put the adapter on, whatever its base
+                advice = f"name its base here, and the adapter as tuned={self.id}"
+                yield f"id={self.id} holds an adapter; {advice}"
         elif self.id.startswith("pocket:"):
             yield f"id={self.id}: the embedded world has one model, pocket:model"
         elif self.id.startswith((".", "/", "~")) or self.id.count("/") > 1:
             yield f"id: there is no folder {self.id}; give a local folder or a hub id"
         elif not HUB_ID.fullmatch(self.id):
-            yield f"id={self.id} is neither a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct nor a folder"
-
-    @property
-    def widest(self) -> int | None:
-        """The most rows or columns of a layer's matrices, where a local config.json says it."""
-        try:
-            shape = json.loads((self.folder / "config.json").read_bytes()) if self.folder else None
-            return (
-                max(int(shape["hidden_size"]), int(shape["intermediate_size"])) if shape else None
-            )
-        except (OSError, ValueError, TypeError, LookupError):
-            return None  # another family, or no config at all: loading says so
+            example = "a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
+            yield f"id={self.id} is neither {example} nor a folder"
 
 
 @dataclass
-class TunedConfig(ModelConfig):
-    """A PEFT adapter or a whole model that somebody else made; its numbers are held as the base's are."""
+class TunedModelConfig(ModelConfig):
+    """A PEFT adapter or a whole model made elsewhere; its numbers are held as the base's are."""
 
     @property
     def named(self) -> str:
@@ -177,13 +173,13 @@ class TunedConfig(ModelConfig):
     def problems(self) -> Iterator[str]:
         if self.id.strip() and self.folder:
             if self.revision != "main":
-                yield f"{self.named} is a folder and has no revisions; leave out @{self.revision}"
-            elif problem := tuned_problem(self.folder):
-                yield f"{self.named}: {problem}"
+                advice = f"leave out @{self.revision}"
+                yield f"{self.named} is a folder and has no revisions; {advice}"
         elif os.path.isfile(os.path.expanduser(self.id)):
             yield f"{self.named} is a file; give the folder that it lies in"
         elif not HUB_ID.fullmatch(self.id) or self.id.startswith(".") or not self.revision.strip():
-            yield f"tuned={self.id!r}: there is no such folder, and a hub id is OWNER/NAME or OWNER/NAME@REVISION"
+            demand = "a hub id is OWNER/NAME or OWNER/NAME@REVISION"
+            yield f"tuned={self.id!r}: there is no such folder, and {demand}"
 
 
 @dataclass
@@ -195,12 +191,10 @@ class QuantizationConfig:
     bnb_4bit_quant_type: QuantType = MISSING
     bnb_4bit_use_double_quant: bool = MISSING
     bnb_4bit_compute_dtype: Dtype = MISSING
-    dequantize_for_evaluation: str = ranged(_RULE)  # auto: where memory allows
-    dequantize_for_training: str = ranged(_RULE)  # auto: on CPUs where memory allows
 
     @property
     def name(self) -> str:
-        """What this quantization is called in tables and keys: nf4, fp4, int8 or none."""
+        """The quantization's name in tables and keys: nf4, fp4, int8 or none."""
         if self.load_in_4bit:
             return self.bnb_4bit_quant_type.value
         return "int8" if self.load_in_8bit else "none"
@@ -217,9 +211,8 @@ class LoraConfig:
     r: int = ranged(COUNT)
     lora_alpha: int = ranged(COUNT)
     lora_dropout: float = ranged(SHARE)
-    target_modules: list[str] = (
-        MISSING  # module names; [all-linear] for every linear layer but the head
-    )
+    # module names; [all-linear] for every linear layer but the head
+    target_modules: list[str] = MISSING
 
     @property
     def is_everywhere(self) -> bool:
@@ -237,9 +230,7 @@ class TrainConfig:
 
     engine: Engine = MISSING
     num_train_epochs: float = ranged(POSITIVE)
-    max_steps: int = ranged(
-        Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 or n >= 1)
-    )
+    max_steps: int = ranged(_STEPS)
     per_device_train_batch_size: int = ranged(COUNT)
     gradient_accumulation_steps: int = ranged(COUNT)
     per_device_eval_batch_size: int = ranged(COUNT)
@@ -249,15 +240,13 @@ class TrainConfig:
     weight_decay: float = ranged(NOT_NEGATIVE)
     max_grad_norm: float = ranged(POSITIVE)
     optim: str = MISSING
-    max_length: int = ranged(
-        Range("must be at least 8 tokens", lambda n: n >= 8)
-    )  # longer examples are cut at the end
-    completion_only_loss: bool = (
-        MISSING  # false: the loss is over prompt and completion, as in the paper
-    )
-    assistant_only_loss: bool = MISSING  # of messages: the loss is over what the assistant says
+    # longer examples are cut at the end
+    max_length: int = ranged(Range("must be at least 8 tokens", lambda n: n >= 8))
+    # false: the loss is over prompt and completion, as in the paper
+    completion_only_loss: bool = MISSING
+    assistant_only_loss: bool = MISSING  # of messages: the loss is over the assistant's turns
     gradient_checkpointing: bool = MISSING
-    # after so many minutes what is done is kept on disk, for a killed run to go on from, of measuring too; 0: never
+    # minutes between two checkpoints, for a killed run to go on from; 0: none are written
     checkpoint_minutes: float | None = ranged(NOT_NEGATIVE)
 
     def problems(self) -> Iterator[str]:
@@ -265,8 +254,9 @@ class TrainConfig:
             ("lr_scheduler_type", "trainer_utils.py", "SchedulerType"),
             ("optim", "training_args.py", "OptimizerNames"),
         ):
-            if (value := getattr(self, name)) not in (known := transformers_names(file, enum)):
-                yield f"{name}={value}: there is none such{nearest(value, known)}"
+            value, known = getattr(self, name), list_transformers_names(file, enum)
+            if value not in known:
+                yield f"{name}={value}: transformers has no such one{nearest(value, known)}"
 
 
 @dataclass
@@ -279,17 +269,16 @@ class BenchmarkConfig:
     chance: float = ranged(SHARE)  # what guessing scores on the primary metric
     role: Role = Role.retained
     paper_metric: PaperMetric | None = None  # which of the paper's metrics it feeds
-    numeric_tolerance: float | None = ranged(
-        POSITIVE, None
-    )  # also flexible_accuracy, |answer - target| below this
-    limit: int | None = ranged(
-        COUNT, None, "; leave it out for all questions"
-    )  # only the first so many questions
-    margin: float = ranged(
-        _MARGIN, 0.02
-    )  # a change shown to be smaller than this, either way, counts as retained
-    # share that may be lost, for evaluation.until=budget; null: its margin if it is to be retained, else no matter
+    # null: none, else also flexible_accuracy: |answer - target| is below this
+    numeric_tolerance: float | None = ranged(POSITIVE, None)
+    # the first questions alone
+    limit: int | None = ranged(COUNT, None, "; leave it out for all questions")
+    # a change shown to be smaller than this, either way, counts as retained
+    margin: float = ranged(_MARGIN, 0.02)
+    # share that may be lost, for evaluation.until=budget; null: the margin of a retained benchmark
     max_loss: float | None = ranged(_LOSS, None)
+    # what divides the scores of the primary metric, e.g. 100; null: they lie between 0 and 1
+    scale: float | None = ranged(POSITIVE, None)
 
     def problems(self) -> Iterator[str]:
         for name in ("task", "metric"):
@@ -301,15 +290,17 @@ class BenchmarkConfig:
 class EvaluationConfig:
     """How base and tuned model are measured; the same for both."""
 
-    token_budget: int | None = ranged(COUNT)  # tokens of one forward; null: what suits the device
-    batch_size: int = ranged(
-        COUNT
-    )  # questions run together, where a model cannot share work between them
+    batch_size: int | None = ranged(COUNT)  # null: chosen once, from the device
     apply_chat_template: bool = MISSING  # ask through the tokenizer's chat template
-    holdout: float = ranged(
-        SHARE
-    )  # share of each benchmark's questions kept from choosing between runs; 0: none
+    # share of each benchmark's questions kept from choosing between runs; 0: none
+    holdout: float = ranged(SHARE)
     until: Until = MISSING  # when to stop asking
+    include_path: str | None = None  # a folder with task files of your own
+
+    def problems(self) -> Iterator[str]:
+        if self.include_path is not None and not os.path.isdir(self.include_path):
+            advice = "give the folder that holds your task's YAML file"
+            yield f"include_path: there is no folder {self.include_path}; {advice}"
 
 
 @dataclass
@@ -322,9 +313,10 @@ class ContaminationConfig:
 
 @dataclass
 class BaselineConfig:
-    """Whether what was measured before is measured again."""
+    """Whether a base that was measured before is measured again."""
 
     reuse: bool = MISSING  # take the scores of an equal evaluation from the record
+    trust: Trust = MISSING  # whose
 
 
 @dataclass
@@ -333,9 +325,6 @@ class TrackingConfig:
 
     uri: str = MISSING  # an MLflow tracking URI
     experiment: str = MISSING  # the MLflow experiment
-    wait: float = ranged(
-        NOT_NEGATIVE, 300.0
-    )  # seconds a server may be silent in a run, before results go to disk
 
     def problems(self) -> Iterator[str]:
         if not self.experiment.strip():
@@ -349,22 +338,18 @@ class TrackingConfig:
         dialect = scheme.partition("+")[0]
         if dialect == "sqlite" and separator:
             file = place.partition("?")[0]
-            if (
-                file.strip("/")
-                and not file.endswith("/")
-                and file.startswith("/")
-                and ":memory:" not in self.uri
-            ):
+            if re.fullmatch(r"/+[^/].*[^/]|/+[^/]", file) and ":memory:" not in self.uri:
                 return None
-            return (
-                f"uri={self.uri} names no file, so that the record would be gone with the process; "
-                f"name one after three slashes, e.g. {DEFAULT_STORE}"
-            )
+            problem = "names no file, and the record would be gone with the process"
+            return f"uri={self.uri} {problem}; name one after three slashes, e.g. {DEFAULT_STORE}"
         servers = ("http", "https", "postgresql", "mysql", "mssql", "databricks")
         if self.uri == "databricks" or (dialect in servers and place.strip("/")):
             return None
-        address = public_uri(self.uri)
-        return f"uri must be a database or a server, got {address!r}; for example {DEFAULT_STORE} or http://localhost:5000"
+        demand, examples = (
+            "must be a database or a server",
+            f"{DEFAULT_STORE} or http://localhost:5000",
+        )
+        return f"uri {demand}, got {redact_uri(self.uri)!r}; for example {examples}"
 
 
 @dataclass
@@ -383,41 +368,80 @@ class RunConfig:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
-    # what somebody else made of the base: a folder, or a hub id[@revision]; then nothing is trained
+    # an adapter or a model made elsewhere: a folder, or a hub id[@revision]; nothing is trained
     tuned: str | None = None
     seed: int = ranged(NOT_NEGATIVE)
     rerun: bool = MISSING  # make a run again that is finished
 
     @property
-    def given(self) -> TunedConfig | None:
+    def tuned_model(self) -> TunedModelConfig | None:
         """The adapter or model that `tuned` names."""
         if self.tuned is None:
             return None
-        whole, (id_, at, revision) = self.tuned, self.tuned.rpartition("@")
-        if not at or os.path.exists(os.path.expanduser(whole)):
-            id_, revision = whole, "main"
-        return TunedConfig(**{**vars(self.model), "id": id_, "revision": revision})
+        id_, at, revision = self.tuned.rpartition("@")
+        if not at or os.path.exists(os.path.expanduser(self.tuned)):
+            id_, revision = self.tuned, "main"
+        return TunedModelConfig(**{**vars(self.model), "id": id_, "revision": revision})
 
     def problems(self) -> Iterator[str]:
-        for group, chosen in (("dataset", self.dataset), ("benchmark", self.benchmark)):
-            if not chosen and (self.tuned is None or group not in TRAINING):
-                known = ", ".join(group_choices(group))
+        for group, members in (("dataset", self.dataset), ("benchmark", self.benchmark)):
+            if not members and (self.tuned is None or group not in TRAINING):
+                known = ", ".join(list_group_choices(group))
                 yield f"no {group} is chosen; choose one or more of {known}, e.g. {group}=[...]"
-            for name in chosen:
+            for name in members:
                 if not _NAME.fullmatch(name):
-                    yield f"{group}.{name}: a name is made of letters, digits, _ and -, or MLflow refuses its metrics"
-        if mixture := mixture_problem(self.dataset):
+                    demand = "a name is made of letters, digits, _ and -"
+                    yield f"{group}.{name}: {demand}, or MLflow refuses its metrics"
+        if mixture := explain_mixture(self.dataset):
             yield mixture
-        rank, widest = self.lora.r, self.model.widest
-        if self.given:
-            yield from self.given.problems()
-        elif self.method.is_lora and widest and widest < rank < 2**32:
-            no_matrix = f"no matrix of {self.model.id} has more than {widest} rows or columns"
-            yield f"lora.r={rank}: {no_matrix}, and a higher rank adds nothing"
-        if self.tuned is None:
-            yield from self.method.at_odds(
-                self.quantization.name, self.train.gradient_checkpointing
-            )
+        if tuned := self.tuned_model:
+            yield from tuned.problems()
+        else:
+            yield from self._training_problems()
+        yield from self._until_problems()
+
+    def _training_problems(self) -> Iterator[str]:
+        quantization, method = self.quantization.name, self.method
+        if quantization != "none" and method.trains_weights:
+            problem = f"which quantization={quantization} has rounded; set quantization=none"
+            yield f"method={method.name} trains the weights themselves, {problem}"
+        if method.name is Method.prefix and self.train.gradient_checkpointing:
+            problem = "which train.gradient_checkpointing=true drops; set it to false"
+            yield f"method=prefix keeps keys and values, {problem}"
+        if self.train.engine is not Engine.unsloth:
+            return
+        dtype = self.quantization.bnb_4bit_compute_dtype
+        unable = ""
+        if find_spec("unsloth") is None:  # looks for it and imports nothing
+            yield "train.engine=unsloth: Unsloth is not installed; pip install 'slimdown[unsloth]'"
+        elif method.name not in (Method.lora, Method.rslora):
+            unable = f"method={method.name}; it trains method=lora and method=rslora"
+        elif "lm_head" in self.lora.target_modules:
+            unable = "an adapter on lm_head; leave it out of lora.target_modules"
+        elif quantization not in ("nf4", "none"):
+            unable = f"quantization={quantization}; it trains on nf4 and none"
+        elif quantization == "nf4" and not self.quantization.bnb_4bit_use_double_quant:
+            unable = "plain scales; set quantization.bnb_4bit_use_double_quant=true"
+        elif quantization == "nf4" and dtype != self.model.dtype:
+            unable = f"layers that compute in another dtype; set model.dtype={dtype}"
+        if unable:
+            yield f"train.engine=unsloth: Unsloth cannot train {unable}, or set train.engine=trl"
+
+    def _until_problems(self) -> Iterator[str]:
+        until, holdout = self.evaluation.until, self.evaluation.holdout
+        if until is Until.all:
+            return
+        if holdout:
+            problem = f"would stop by what held-out questions say (evaluation.holdout={holdout:g})"
+            yield f"evaluation.until={until} {problem}; set one of the two"
+        if self.search.space or self.search.trial is not None:
+            problem = "a search compares its trials by all questions; leave it out"
+            yield f"evaluation.until={until}: {problem}"
+        benchmarks = self.benchmark.values()
+        has_budget = any(b.max_loss is not None or b.role is Role.retained for b in benchmarks)
+        if until is Until.budget and not has_budget:
+            advice = "set one, e.g. benchmark.<name>.max_loss=0.02"
+            yield f"evaluation.until=budget: no benchmark is retained or has a budget; {advice}"
 
 
 ConfigStore.instance().store(name="schema", node=RunConfig)

@@ -1,0 +1,101 @@
+"""How a model is fine-tuned: the method, and the settings that it has of its own."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from slimdown.config.fields import COUNT, ranged
+
+
+class Method(StrEnum):
+    """What is trained; each is a file of `conf/method/`."""
+
+    lora = "lora"  # low-rank matrices beside the base's (Hu et al. 2021)
+    rslora = "rslora"  # LoRA scaled by the root of its rank (Kalajdzievski 2023)
+    dora = "dora"  # LoRA of the weights' directions, their lengths beside it (Liu et al. 2024)
+    prefix = "prefix"  # keys and values before every layer's own (Li and Liang 2021)
+    prompt = "prompt"  # embeddings before the prompt's own (Lester et al. 2021)
+    ia3 = "ia3"  # factors of keys, values and feed-forward activations (Liu et al. 2022)
+    bottleneck = "bottleneck"  # small layers after attention and feed-forward (Houlsby et al. 2019)
+    last_layer = "last_layer"  # the last block and the norm behind it
+    full = "full"  # every weight
+
+
+# Weights of the base are trained, and a whole model is saved.
+WHOLE = frozenset([Method.last_layer, Method.full])
+LORAS = frozenset([Method.lora, Method.rslora, Method.dora])  # they read the settings of `lora`
+PROMPTS = frozenset([Method.prefix, Method.prompt])  # they learn virtual tokens
+_OWN: dict[Method, tuple[str, ...]] = {  # the settings that a method has of its own
+    Method.prefix: ("num_virtual_tokens",),
+    Method.prompt: ("num_virtual_tokens",),
+    Method.ia3: ("target_modules", "feedforward_modules"),
+    Method.bottleneck: ("bottleneck_dim", "target_modules"),
+    Method.last_layer: ("lm_head",),
+}
+
+
+@dataclass
+class MethodConfig:
+    """The method; its other fields are those of PEFT's config, null where the method has none."""
+
+    name: Method = MISSING
+    num_virtual_tokens: int | None = ranged(COUNT, None)  # before every prompt
+    # the layers that are scaled, or that a bottleneck follows
+    target_modules: list[str] | None = None
+    # of these, those whose input is scaled instead of their output
+    feedforward_modules: list[str] | None = None
+    bottleneck_dim: int | None = ranged(COUNT, None)  # width of the small layers
+    lm_head: bool | None = None  # whether the head is trained with the last block
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether the settings of `lora` are read."""
+        return self.name in LORAS
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether weights of the base are trained, and a whole model is saved."""
+        return self.name in WHOLE
+
+    @property
+    def learns_prompt(self) -> bool:
+        """Whether virtual tokens stand before every prompt."""
+        return self.name in PROMPTS
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The names of the fields that this method has."""
+        return _OWN.get(self.name, ())
+
+    @property
+    def size(self) -> str | None:
+        """The setting that says how much is trained; None where the method has no size."""
+        if self.is_lora:
+            return "lora.r"
+        sizes = ("num_virtual_tokens", "bottleneck_dim")
+        return next((f"method.{name}" for name in self.own if name in sizes), None)
+
+    def problems(self) -> Iterator[str]:
+        for name in (f.name for f in fields(self) if f.name != "name"):
+            value = getattr(self, name)
+            if name not in self.own and value is not None:
+                having = ", ".join(method for method, names in _OWN.items() if name in names)
+                problem = f"method={self.name} has no such setting; it is one of {having}"
+                yield f"{name}={value}: {problem}"
+            elif name in self.own and (value is None or value in ([], [""])):
+                advice = f"choosing method={self.name} sets it"
+                yield f"{name} must be set for method={self.name}; {advice}"
+        if stray := set(self.feedforward_modules or []) - set(self.target_modules or []):
+            names = ", ".join(sorted(stray))
+            yield f"feedforward_modules={names} must be among target_modules, too"
+
+
+def by_method(values: DictConfig, *, _root_: DictConfig) -> Any:
+    """Return, of values by method, that of the method that is chosen, or that under `else`."""
+    return values.get(str(_root_.method.name), values.get("else"))
+
+
+OmegaConf.register_new_resolver("by_method", by_method, replace=True)  # conf/train/ names it

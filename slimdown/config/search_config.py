@@ -1,0 +1,66 @@
+"""What a search proposes values of, within what budget of forgetting, in how many trials."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from omegaconf import MISSING
+
+from slimdown.config.fields import COUNT, NOT_NEGATIVE, SHARE, Range, ranged
+
+SEARCHED = ("dataset", "lora", "method", "quantization", "train")
+"""The sections whose settings can be searched: what is trained and how, never what is asked."""
+
+
+@dataclass
+class DimensionConfig:
+    """The values of one setting: a range, or choices, as in Optuna's distributions."""
+
+    low: Any = None
+    high: Any = None
+    log: bool = False  # as likely between 1e-4 and 1e-3 as between 1e-3 and 1e-2
+    choices: list[Any] = field(default_factory=list)
+
+    def problems(self) -> Iterator[str]:
+        ends = {name: getattr(self, name) for name in ("low", "high")}
+        unset = [name for name, end in ends.items() if end is None]
+        words = [f"{name}={end!r}" for name, end in ends.items() if type(end) not in (int, float)]
+        if self.choices and (len(unset) < 2 or self.log):
+            yield "choices and a range (low, high, log) are set; leave one of the two out"
+        elif not self.choices and unset:
+            yield f"{unset[0]} is not set; set low and high, or choices"
+        elif not self.choices and words:
+            yield f"{words[0]} is no number; set choices for anything else"
+        elif not self.choices and self.low >= self.high:
+            yield f"low={self.low} must be below high={self.high}"
+        elif self.log and self.low <= 0:
+            yield f"low={self.low}: log=true needs numbers above 0"
+
+
+class Sampler(StrEnum):
+    """Who proposes the values."""
+
+    tpe = "tpe"  # Optuna's TPESampler, from the results of earlier trials
+    random = "random"  # Optuna's RandomSampler
+
+
+@dataclass
+class SearchConfig:
+    """Trials of values, each a run of its own; without a `space` nothing is searched."""
+
+    space: dict[str, DimensionConfig] = field(default_factory=dict)  # by the settings' dotted keys
+    n_trials: int = ranged(COUNT)  # in all, those of earlier commands counted
+    # proposed and run at once; null: hydra.launcher.n_jobs, or one
+    n_jobs: int | None = ranged(COUNT, None)
+    # share that each retained benchmark may lose; null: its margin
+    max_loss: float | None = ranged(
+        Range("must be a share from 0 up to 1 (0.03 is three points)", SHARE.holds), None
+    )
+    sampler: Sampler = MISSING
+    n_startup_trials: int = ranged(COUNT)  # random ones, before the sampler goes by results
+    seed: int = ranged(NOT_NEGATIVE)  # of the proposals
+    # share of the trials, those of the highest validation loss, that end early; 0: none
+    prune: float = ranged(SHARE)
+    study: str | None = None  # its name; null: made of all that its trials have in common
+    trial: int | None = ranged(NOT_NEGATIVE, None)  # the number of this run; the search sets it

@@ -1,0 +1,56 @@
+"""Passwords and tokens, kept out of everything that is written or shown.
+
+A secret is known by its place in an address, by its name, by its looks, or by its value where the
+environment holds it under a secret's name.
+"""
+
+import os
+import re
+from urllib.parse import quote, unquote
+
+_NAME = r"(?:token|password|passwd|pwd|passphrase|secret|api_?key|access_?key|credentials?)"
+_IS_SECRET = re.compile(rf"(?i)(?!(old)?pwd$).*{_NAME}$")  # PWD is the working folder
+_NAMED = re.compile(
+    rf"(?i)(?<![\w/.-])([\w-]*{_NAME}[\"']?\s*[=:]\s*)(?!\*\*\*)(\"[^\"]*\"|'[^']*'|[^\s&;,]+)"
+)
+_ADDRESS = re.compile(r"(?i)(?<![\w+.-])([a-z][\w+.-]*)(://|%3a%2f%2f)([^\s\"'<>]*)")
+# Signed links and drivers name theirs X-Amz-Signature, sig, pwd, sslkey, auth, odbc_connect.
+_PARAMETER = re.compile(
+    r"(?i)([?&;][\w.%-]*(?:token|pass|pwd|secret|key|cred|sig|auth|odbc_connect)[\w.%-]*=)[^&]*"
+)
+_TOKEN = re.compile(r"\b(hf_|ghp_|gho_|github_pat_|glpat-|sk-)[\w-]{20,}")
+_SHORTEST = 8  # characters; a shorter password is a word that texts are full of
+
+
+def redact_uri(uri: str) -> str:
+    """Return an address, or any text, without user names, passwords and secret parameters."""
+    return _ADDRESS.sub(_blank_address, uri)
+
+
+def redact(text: str) -> str:
+    """Return a text without secrets: in addresses, by name, by looks, and the environment's.
+
+    >>> redact("HF_TOKEN=abc lora.r=8 postgresql://me:pw@db/mlflow?password=hunter2")
+    'HF_TOKEN=*** lora.r=8 postgresql://***@db/mlflow?password=***'
+    """
+    for name, value in os.environ.items():
+        address = re.match(r"[\w+.-]+://[^:@/]*:([^@]+)@", value)
+        secret = value if _IS_SECRET.match(name) else address[1] if address else ""
+        if len(secret) >= _SHORTEST:
+            for spelling in {secret, quote(secret, safe=""), unquote(secret)}:
+                text = re.sub(rf"(?<!\w){re.escape(spelling)}(?!\w)", "***", text)
+    return _TOKEN.sub(r"\1***", _NAMED.sub(r"\1***", redact_uri(text)))
+
+
+def _blank_address(address: "re.Match[str]") -> str:
+    scheme, separator, rest = address.groups()
+    if scheme.lower().split("+")[0] in ("sqlite", "file"):  # a path: an @ in it is a letter
+        return address.group(0)
+    place, mark, parameters = rest.partition("?")
+    if separator != "://":
+        place = re.sub("(?i)%40", "@", place)
+    host = re.split("[/#]", place, maxsplit=1)[0]
+    # A password may hold a slash by mistake: then what looks like a port is none.
+    if "@" in place and ("@" in host or not re.fullmatch(r"\d*", host.partition(":")[2])):
+        place = "***@" + place.rpartition("@")[2]
+    return scheme + separator + place + _PARAMETER.sub(r"\1***", mark + parameters)
