@@ -1,99 +1,79 @@
-"""The process that `unsloth.py` starts: a pickled `Job` and then a line come in, lines of JSON go out."""
+"""The process that `unsloth.py` starts: a pickled job comes in, lines of JSON go out."""
 
 import json
 import os
 import pickle
 import sys
-from typing import TYPE_CHECKING, Any
-
-from slimdown.utils.errors import SlimdownError
-
-if TYPE_CHECKING:
-    from slimdown.training.unsloth import Job
+from typing import Any
 
 
 def main() -> None:
-    """Load, say that all is ready, wait for the word, train, and save the adapter."""
+    """Load the base with Unsloth, train, and save the adapter."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # where Unsloth prints to
 
-    def tell(**answer: Any) -> None:
+    def send(**answer: Any) -> None:
         answers.write(json.dumps(answer) + "\n")
 
-    name = "anything here"
+    name = "this model"
     try:
-        import unsloth
+        import torch
+        import unsloth  # before everything that it changes
 
-        # Only now: what these import must have been changed before.
-        from slimdown.training.steps import take_steps
+        from slimdown.models.identity import hash_weights
+        from slimdown.training.sft import TrainingCallback, build_trainer
 
-        job: Job = pickle.load(sys.stdin.buffer)
-        name = job.base
-        trainer = _trainer(unsloth.FastLanguageModel, job)
-        tell(ready=True)
-        if not sys.stdin.buffer.readline():
-            return  # whoever started this is gone
-        steps = take_steps(
-            trainer,
-            job.config,
-            job.seed,
-            job.device,
-            lambda step, of, values: tell(step=step, of=of, values=values),
+        job = pickle.load(sys.stdin.buffer)
+        name, config = job["base"], job["config"]
+        checkpointing = "unsloth" if config.train.gradient_checkpointing else False
+        model, _ = unsloth.FastLanguageModel.from_pretrained(
+            job["source"],
+            max_seq_length=config.train.max_length,
+            dtype=getattr(torch, job["dtype"]),
+            load_in_4bit=job["in_4bit"],
+            load_in_16bit=not job["in_4bit"],
+            use_gradient_checkpointing=checkpointing,
+            use_exact_model_name=True,
         )
-        trainer.model.save_pretrained(job.folder / "adapter")
-        tell(n=steps.n, train_loss=steps.train_loss, seconds=steps.seconds)
-    except SlimdownError as error:
-        tell(error=str(error))
+        if hash_weights(model) != job["weights"]:
+            raise ValueError("it makes other weights of it than those that are measured")
+        lora = config.lora
+        model = unsloth.FastLanguageModel.get_peft_model(
+            model,
+            r=lora.r,
+            lora_alpha=lora.lora_alpha,
+            lora_dropout=lora.lora_dropout,
+            target_modules="all-linear" if lora.is_everywhere else list(lora.target_modules),
+            use_rslora=config.method.name == "rslora",
+            bias="none",
+            use_gradient_checkpointing=checkpointing,
+            random_state=config.seed,
+        )
+        folder = job["folder"]
+        trainer = build_trainer(
+            model, job["tokenizer"], job["rows"], config.train, config.seed, folder
+        )
+        used = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+        if used not in (config.train.optim, f"{config.train.optim}_fused"):
+            raise ValueError(f"it takes {used} in place of train.optim={config.train.optim}")
+        callback = TrainingCallback(
+            config.train,
+            job["dtype"],
+            lambda log: send(step=log.step, of=trainer.state.max_steps, values=log.values),
+            lambda done, total, label: None,
+            None,
+            saves=False,
+        )
+        trainer.add_callback(callback)
+        seconds = trainer.train().metrics["train_runtime"]
+        trainer.model.save_pretrained(folder / "adapter")
+        send(seconds=seconds)
     except Exception as error:  # of somebody else's code
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        tell(
-            error=f"train.engine=unsloth: Unsloth cannot train {name} ({reason}); set train.engine=trl"
+        send(
+            error=f"train.engine=unsloth: Unsloth cannot train {name} ({reason}); set "
+            "train.engine=trl"
         )
-
-
-def _trainer(fast: Any, job: "Job") -> Any:
-    """TRL's trainer, as Unsloth left it, around Unsloth's model.
-
-    Raises:
-        SlimdownError: what Unsloth loaded is not the base, or it trains otherwise than asked.
-    """
-    import torch
-    from trl import SFTTrainer
-
-    from slimdown.models.identity import weights_digest
-    from slimdown.training.steps import trainer_for
-
-    checkpointing = "unsloth" if job.config.gradient_checkpointing else False  # its own kind of it
-    model, _ = fast.from_pretrained(
-        str(job.source),
-        max_seq_length=job.config.max_length,
-        dtype=getattr(torch, job.dtype),
-        load_in_4bit=job.in_4bit,
-        load_in_16bit=not job.in_4bit,
-        use_gradient_checkpointing=checkpointing,
-        use_exact_model_name=True,
-    )
-    if weights_digest(model) != job.weights:
-        raise SlimdownError(
-            f"train.engine=unsloth: what Unsloth makes of {job.base} are other weights than those that are measured; "
-            "set train.engine=trl"
-        )
-    model = fast.get_peft_model(
-        model,
-        **job.adapter,
-        bias="none",
-        use_gradient_checkpointing=checkpointing,
-        random_state=job.seed,
-    )
-    trainer = trainer_for(
-        model, job.tokenizer, job.rows, job.config, job.seed, job.folder, job.device, SFTTrainer
-    )
-    used = str(getattr(trainer.args.optim, "value", trainer.args.optim))
-    if used not in (job.config.optim, f"{job.config.optim}_fused"):
-        raise SlimdownError(
-            f"train.optim={job.config.optim}: Unsloth takes {used} in its place here; set train.optim={used}"
-        )
-    return trainer
 
 
 if __name__ == "__main__":

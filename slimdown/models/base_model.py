@@ -1,0 +1,313 @@
+"""Load a base model: quantized as set, on its device, with its tokenizer."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slimdown.config.schema import Device, Dtype, ModelConfig, QuantizationConfig
+from slimdown.models.identity import describe_arithmetic, hash_tokenizer, package_versions
+from slimdown.models.memory import (
+    count_weight_bytes,
+    estimate_weight_bytes,
+    free_memory,
+    is_out_of_memory,
+)
+from slimdown.models.quiet import quiet_libraries
+from slimdown.utils.distributed import process_count, process_rank
+from slimdown.utils.errors import ModelError
+from slimdown.utils.hashing import hash_folder, hash_json
+from slimdown.utils.hub import explain_hub_errors, resolve_commit
+
+# bfloat16 keeps 3 digits, so it has to be clearly faster. No processor that was measured lies
+# between 0.9 and 2.4 times the speed of float32 (docs/studies/training-speed.md).
+_WORTHWHILE_SPEEDUP = 1.5
+_SMALLER = "choose a smaller model, quantization=nf4, or a machine with more memory"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model and its tokenizer, ready to be measured or trained."""
+
+    model: Any  # transformers' PreTrainedModel, or PEFT's PeftModel around it
+    tokenizer: Any
+    id: str
+    dtype: str
+    revision: str = ""  # the hub's commit, or sha256:DIGEST of a local folder
+    quantization: str = "none"  # nf4, fp4, int8 or none
+    dtype_reason: str = ""
+    device: str = "cpu"
+    n_parameters: int = 0
+    memory_bytes: int = 0  # of weights and buffers, with the constants of quantized ones
+    load_seconds: float = 0.0
+    identity: Mapping[str, Any] = field(default_factory=dict)  # what the answers depend on
+    license: str = ""
+
+    @property
+    def digest(self) -> str:
+        """The identity in 32 hex digits: models of one digest give the same answers."""
+        return hash_json(self.identity)
+
+    @property
+    def compute_dtype(self) -> str:
+        """The dtype that 4-bit layers multiply in; empty where there are none."""
+        config = getattr(self.model.config, "quantization_config", None)
+        is_4bit = getattr(config, "load_in_4bit", False)
+        return str(config.bnb_4bit_compute_dtype).removeprefix("torch.") if is_4bit else ""
+
+
+def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedModel:
+    """Load a model in evaluation mode, with nothing changed beyond quantizing it.
+
+    Args:
+        config: Which model, its dtype and device; also that of a whole tuned model.
+        quantization: How bitsandbytes holds its linear layers.
+
+    Returns:
+        The model with what is recorded of it.
+
+    Raises:
+        ModelError: The model cannot be had, read or held in memory, or computes no numbers.
+    """
+    import transformers
+
+    started = time.perf_counter()
+    device = _pick_device(config.device)
+    dtype, reason = pick_dtype(config.dtype, device)
+    source = str(config.folder or config.id)
+    common: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
+    with quiet_libraries(), explain_hub_errors(config.named):
+        outline = load_outline(config, dtype)
+        needed = estimate_weight_bytes(outline, quantization, dtype)
+        if needed > (free := free_memory(device)):
+            raise ModelError(
+                f"{config.named} needs {needed / 2**30:.1f} GiB for its weights with "
+                f"quantization={quantization.name}, and {free / 2**30:.1f} GiB are free on "
+                f"{device.type}; {_SMALLER}"
+            )
+        tokenizer = load_tokenizer(source, **common)
+        try:
+            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                source,
+                **common,
+                use_safetensors=True,  # pickled weights can run code
+                dtype=dtype,
+                device_map={"": str(device)},
+                attn_implementation=config.attn_implementation,
+                quantization_config=_bitsandbytes_config(quantization, device),
+                output_loading_info=True,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ModelError(
+                f"{config.named} does not fit in the memory of {device.type}; {_SMALLER}"
+            ) from None
+        revision = resolve_revision(config)
+    if loading["missing_keys"]:  # transformers makes them up
+        missing = sorted(loading["missing_keys"])
+        raise ModelError(
+            f"{config.named}: {len(missing)} of the weights that its config.json describes are "
+            f"not in its files, {missing[0]} for one; get the model again, or correct config.json"
+        )
+    # On a CPU with AVX512-BF16 the first inference forward of a 4-bit layer repacks its weights for
+    # a kernel without a gradient: training after a measurement would silently train nothing.
+    # bitsandbytes 0.49 to 0.50; to be deleted when the packed kernel has a backward pass.
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    check_numbers(config.named, model.eval())
+    settings = {
+        "quantization": {
+            k: v for k, v in asdict(quantization).items() if quantization.name != "none"
+        },
+        "dtype": str(dtype),
+        "attention": model.config._attn_implementation,
+    }
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        id=config.id,
+        dtype=str(dtype).removeprefix("torch."),
+        revision=revision,
+        quantization=quantization.name,
+        dtype_reason=reason,
+        device=device.type,
+        n_parameters=model.num_parameters(),
+        memory_bytes=count_weight_bytes(model),
+        load_seconds=time.perf_counter() - started,
+        identity={
+            "weights": revision if config.folder else f"{config.id}@{revision}",
+            **settings,
+            "tokenizer": hash_tokenizer(tokenizer),
+            "arithmetic": describe_arithmetic(device),
+            "versions": package_versions(quantization.name != "none"),
+        },
+        license=_read_license(source, config.revision),
+    )
+
+
+def load_outline(config: ModelConfig, dtype: torch.dtype | None = None) -> Any:
+    """Build the model without its numbers, on torch's meta device; no weights are fetched.
+
+    Raises:
+        ModelError: Its weights are pickled, or it is no causal language model of transformers.
+    """
+    import transformers
+    from transformers.utils import cached_file
+
+    source = str(config.folder or config.id)
+    with explain_hub_errors(config.named):
+        architecture = transformers.AutoConfig.from_pretrained(
+            source, revision=config.revision, trust_remote_code=False
+        )
+        # transformers 5.24 reads what the index names whatever `use_safetensors` says.
+        index = cached_file(
+            source,
+            "model.safetensors.index.json",
+            revision=config.revision,
+            _raise_exceptions_for_missing_entries=False,
+        )
+        names = json.loads(Path(index).read_text("utf-8"))["weight_map"].values() if index else []
+        if pickled := [name for name in names if not name.endswith(".safetensors")]:
+            raise ModelError(
+                f"{config.named}: its index names {pickled[0]}, and pickled weights can run code "
+                "when they are read; choose a revision or a copy with .safetensors files"
+            )
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(
+                architecture,
+                attn_implementation=config.attn_implementation,
+                dtype=dtype or architecture.dtype,
+            )
+
+
+def load_tokenizer(source: str | Path, **common: Any) -> Any:
+    """Load a tokenizer as its files say, with a padding token as the harness would choose it."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def check_numbers(setting: str, model: Any) -> None:
+    """Refuse weights that compute NaN, by one forward of a few tokens.
+
+    Raises:
+        ModelError: They do.
+    """
+    n_tokens = min(16, model.get_input_embeddings().weight.shape[0])
+    with torch.no_grad():
+        tokens = torch.arange(n_tokens, device=model.device)[None]
+        logits = model(input_ids=tokens, use_cache=False).logits
+    if logits.float().log_softmax(-1).isnan().any():
+        is_exact = model.dtype == torch.float32
+        advice = "" if is_exact else f", or try model.dtype=float32 (now {model.dtype})"
+        raise ModelError(
+            f"{setting} computes no numbers: its weights hold NaN or infinity, or overflow; download "
+            f"it again or choose another revision{advice}"
+        )
+
+
+def read_context_window(model: Any) -> int | None:
+    """Return the most tokens that the model was made for; None where its config does not say."""
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(window) if window else None
+
+
+def resolve_revision(config: ModelConfig) -> str:
+    """Return the hub's commit, or a digest of a local folder."""
+    if config.folder:
+        return f"sha256:{hash_folder(config.folder)}"
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(config.id, "config.json", revision=config.revision)
+    if isinstance(cached, str):  # the folder that what was loaded lies in
+        return Path(cached).parent.name
+    return resolve_commit(config.id, config.revision)
+
+
+def pick_dtype(wanted: Dtype, device: torch.device) -> tuple[torch.dtype, str]:
+    """Choose the dtype, and say why in a few words: bfloat16 wherever `auto` finds it faster."""
+    if wanted is not Dtype.auto:
+        return getattr(torch, wanted.value), "as set"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "auto: this GPU has bfloat16"
+        return torch.float16, "auto: this GPU has no bfloat16"
+    if device.type != "cpu":
+        return torch.float32, f"auto: the safe choice on {device.type}"
+    speedup = measure_bfloat16_speedup()
+    dtype = torch.bfloat16 if speedup >= _WORTHWHILE_SPEEDUP else torch.float32
+    return dtype, f"auto: this processor multiplies bfloat16 {speedup:.2g} times as fast as float32"
+
+
+@cache
+def measure_bfloat16_speedup() -> float:
+    """Time products of a layer's size in float32 and bfloat16 on this processor, in turn.
+
+    Processor flags do not decide it: with AVX512-BF16 it is 2.6 times on one maker's cores and half
+    on another's.
+    """
+    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    for _ in range(8):  # the first rounds also build kernels
+        for dtype, taken in seconds.items():
+            rows, weight = torch.ones(256, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
+            started = time.perf_counter()
+            torch.nn.functional.linear(rows, weight)
+            taken.append(time.perf_counter() - started)
+    return min(seconds[torch.float32]) / min(seconds[torch.bfloat16])
+
+
+def _pick_device(wanted: Device) -> torch.device:
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    present = [name for name, is_present in available.items() if is_present]
+    name = present[0] if wanted is Device.auto else wanted.value
+    if name not in present:
+        raise ModelError(
+            f"model.device={wanted}: this machine has none; it has {', '.join(present)}"
+        )
+    if name != "cuda" or process_count() == 1:
+        return torch.device(name)
+    n_gpus, index = torch.cuda.device_count(), process_rank() % torch.cuda.device_count()
+    if process_count() > n_gpus:
+        raise ModelError(
+            f"each process takes a GPU of its own, and this machine has {n_gpus}; start that many"
+        )
+    torch.cuda.set_device(index)  # for libraries that say cuda and mean this one
+    return torch.device(name, index)
+
+
+def _bitsandbytes_config(quantization: QuantizationConfig, device: torch.device) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if quantization.name == "none":
+        return None
+    settings: dict[str, Any] = asdict(quantization)
+    settings["bnb_4bit_compute_dtype"], _ = pick_dtype(quantization.bnb_4bit_compute_dtype, device)
+    return BitsAndBytesConfig(**settings)
+
+
+def _read_license(source: str, revision: str) -> str:
+    """Return the licence that the model's card names, with the link of one of its own."""
+    from huggingface_hub import ModelCard
+    from transformers.utils import cached_file
+
+    try:
+        file = Path(cached_file(source, "README.md", revision=revision))
+        card = ModelCard(file.read_text("utf-8"), ignore_metadata_errors=True).data
+        parts = [card.get(name) for name in ("license", "license_name", "license_link")]
+        return " ".join(part for part in parts if part)
+    except Exception:  # there is no card, or no hub: nothing depends on it
+        return ""

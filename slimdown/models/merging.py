@@ -1,0 +1,95 @@
+"""Merge an adapter into its base: one model that transformers loads without PEFT."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slimdown.models.adapters import load_adapter
+from slimdown.models.base_model import LoadedModel
+from slimdown.models.quiet import quiet_libraries
+from slimdown.utils.errors import ModelError
+
+
+def merge_adapter(
+    base: LoadedModel, adapter_dir: Path, out_dir: Path, dtype: str | None = None
+) -> str:
+    """Write the base with an adapter in its weights, and its tokenizer.
+
+    4-bit and 8-bit weights become the values that they stand for, which is what the adapter was
+    trained on. Sums are made in float32, layer by layer, and rounded once.
+
+    Args:
+        base: The model that the adapter was trained on; it is used up.
+        adapter_dir: In PEFT's format.
+        out_dir: An empty folder.
+        dtype: Of the merged weights; None: that of the base.
+
+    Returns:
+        The dtype that was written.
+
+    Raises:
+        ModelError: PEFT cannot merge this adapter, or the disk has no room.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    dtype = dtype or base.dtype
+    target: torch.dtype = getattr(torch, dtype)
+    needed, free = base.n_parameters * target.itemsize, shutil.disk_usage(out_dir).free
+    if needed > free:
+        raise ModelError(
+            f"the merged model takes {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free in "
+            f"{out_dir.parent}; make room, or name a folder on another disk"
+        )
+    _dequantize(base.model)
+    tuned = load_adapter(base, adapter_dir)
+    ends = tuned.get_output_embeddings(), tuned.get_input_embeddings()
+    layers = [end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends]
+    if (
+        any(isinstance(end, BaseTunerLayer) for end in ends)
+        and layers[0].weight is layers[1].weight
+    ):
+        layers[0].weight = torch.nn.Parameter(layers[0].weight.detach().clone())
+        for config in (tuned.config, tuned.config.get_text_config()):
+            config.tie_word_embeddings = False
+    try:
+        with torch.no_grad(), quiet_libraries():
+            for layer in [m for m in tuned.modules() if isinstance(m, BaseTunerLayer)]:
+                weights = list(layer.get_base_layer().parameters())
+                for weight in weights:
+                    weight.data = weight.data.float()
+                layer.merge(safe_merge=True)
+                for weight in weights:
+                    weight.data = weight.data.to(target)
+            merged = tuned.merge_and_unload().to(target)
+    except (NotImplementedError, AttributeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"this adapter cannot be merged into {base.id}: {reason}") from error
+    merged.save_pretrained(out_dir)
+    base.tokenizer.save_pretrained(out_dir)
+    for file in out_dir.glob("*.safetensors"):
+        shutil.copymode(out_dir / "config.json", file)  # safetensors writes for its owner alone
+    return dtype
+
+
+def _dequantize(model: Any) -> None:
+    """Put plain layers in the place of quantized ones, holding the values that these compute with."""
+    if getattr(model, "quantization_method", None) is None:
+        return
+    from transformers.pytorch_utils import Conv1D
+
+    named = list(model.named_modules())
+    transposed = [name for name, layer in named if getattr(layer, "source_cls", None) is Conv1D]
+    computed = [m.compute_dtype for _, m in named if getattr(m, "compute_dtype", None)]
+    is_8bit = getattr(model, "is_loaded_in_8bit", False)  # whose scales are float32
+    with quiet_libraries():
+        model.dequantize(torch.float32 if is_8bit else (*computed, model.dtype)[0])
+    # transformers 5.24 leaves these, and PEFT looks at them; it also makes linear layers of GPT-2's,
+    # whose files hold weights the other way round. To be deleted when `dequantize` sees to both.
+    model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
+    for name in transposed:
+        linear = model.get_submodule(name)
+        layer = Conv1D(linear.out_features, linear.in_features)
+        layer.weight.data, layer.bias = linear.weight.data.T.contiguous(), linear.bias
+        model.set_submodule(name, layer)

@@ -1,0 +1,318 @@
+"""Fine-tune a base with TRL: everything that can fail is tried before the base is measured."""
+
+import copy
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import chain, cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.nn import functional
+
+from slimdown.config.method_config import Method
+from slimdown.config.schema import Engine, OnProgress, RunConfig
+from slimdown.data.training_data import TrainingData
+from slimdown.models.adapters import attach_adapter, check_adapter, save_adapter
+from slimdown.models.base_model import LoadedModel
+from slimdown.models.causal import disabled_adapters
+from slimdown.models.identity import hash_weights, package_versions
+from slimdown.models.memory import is_out_of_memory, measure_peak_memory
+from slimdown.models.quiet import quiet_libraries
+from slimdown.training.padding_free import attention_within_rows, supports_padding_free
+from slimdown.training.result import StepLog, TrainingResult
+from slimdown.training.sft import TrainingCallback, Watch, build_trainer, check_finite
+from slimdown.training.tokenizing import IGNORED, TokenizedRows, tokenize_rows
+from slimdown.training.unsloth import train_with_unsloth
+from slimdown.utils.distributed import broadcast_from_main, is_main_process, process_count
+from slimdown.utils.errors import ModelError
+from slimdown.utils.hashing import hash_file
+
+# Relative difference of a loss computed in two ways that rounding explains.
+_ROUNDING = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
+
+
+@dataclass(frozen=True)
+class PreparedTraining:
+    """Tokenized rows, and the way to train on them that the trial found to be right."""
+
+    rows: TokenizedRows
+    is_padding_free: bool
+    takes_plain_loss: bool
+    notes: tuple[str, ...]
+
+
+def prepare_training(
+    base: LoadedModel, train_data: TrainingData, config: RunConfig
+) -> PreparedTraining:
+    """Check settings, tokenize, and try one small batch, before hours go into measuring the base.
+
+    The trial compares the trainer's loss with that of the model's own logits, row by row, and asks
+    whether gradients arrive. Several processes must call this together.
+
+    Args:
+        base: The model; it is left as it is.
+        train_data: The rows.
+        config: The checked settings.
+
+    Returns:
+        What `fine_tune` needs.
+
+    Raises:
+        ModelError: This model cannot be trained so.
+        DataError: No row is left to train on.
+    """
+    check_adapter(base, config.method, config.lora, config.train.max_length)
+    _check_optimizer(base, config)
+    rows = tokenize_rows(
+        train_data, base.tokenizer, config.train, base.device == "cpu", config.seed
+    )
+    notes = list(rows.notes)
+    if (n := process_count()) > 1:
+        batch = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+        notes.append(f"{n} processes train together: a step takes {n * batch} rows")
+    is_padding_free, takes_plain_loss, problems = _try_training(base, rows, config)
+    return PreparedTraining(rows, is_padding_free, takes_plain_loss, (*notes, *problems))
+
+
+def _try_training(
+    base: LoadedModel, rows: TokenizedRows, config: RunConfig
+) -> tuple[bool, bool, list[str]]:
+    """Find the fastest way to train whose loss is the model's own; say what was passed over."""
+    # A copy that shares the weights: PEFT, TRL and the Trainer change a model in place.
+    tensors = list(chain(base.model.parameters(), base.model.buffers()))
+    states = [t.quant_state for t in tensors if getattr(t, "quant_state", None) is not None]
+    shared = {id(tensor): tensor for tensor in (*tensors, *states)}
+    trained = [(parameter, parameter.requires_grad) for parameter in base.model.parameters()]
+    twin = replace(base, model=copy.deepcopy(base.model, shared))
+    shortest = sorted(range(min(32, len(rows.train))), key=lambda i: len(rows.train[i]["labels"]))
+    trial = replace(rows, train=rows.train.select(shortest[:2]), validation=None)
+    problems = []
+    try:
+        with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
+            model = attach_adapter(twin, config.method, config.lora, config.seed).eval()
+            own_loss = _compute_own_loss(model, trial.train)
+            is_free = supports_padding_free(model)
+            # TRL's head on a CPU scores every position, and the logits of all of them twice.
+            ways = [(is_free, base.device == "cpu"), (is_free, True), (False, True)]
+            for way in dict.fromkeys(ways):
+                try:
+                    loss = _take_trial_step(model, base, trial, config, Path(folder), *way)
+                except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
+                    problems.append(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+                    continue
+                if abs(loss - own_loss) <= _ROUNDING[base.dtype] * max(abs(own_loss), 1e-2):
+                    return *way, [f"the trainer passed over a faster way ({p})" for p in problems]
+                problems.append(
+                    f"its loss is {loss:.4f}, that of the model's logits {own_loss:.4f}"
+                )
+    finally:
+        for parameter, is_trained in trained:
+            parameter.requires_grad_(is_trained).grad = None
+    raise ModelError(
+        f"method={config.method.name} cannot train {base.id} here: {'; '.join(problems)}; choose "
+        "another method, quantization=none, or another model"
+    )
+
+
+def _compute_own_loss(model: Any, rows: Any) -> float:
+    """Return the loss of the model's own logits, row by row, in nats a trained token."""
+    total, n_tokens = 0.0, 0
+    for row in rows:
+        ids, labels = (torch.tensor([row[key]], device=model.device) for key in row)
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float()
+        predicted = logits[-ids.shape[1] : -1]  # prompt tuning puts logits before the row's own
+        total += float(functional.cross_entropy(predicted, labels[0, 1:], reduction="sum"))
+        n_tokens += int((labels[0, 1:] != IGNORED).sum())
+    return total / n_tokens
+
+
+def _take_trial_step(
+    model: Any,
+    base: LoadedModel,
+    rows: TokenizedRows,
+    config: RunConfig,
+    folder: Path,
+    is_padding_free: bool,
+    takes_plain_loss: bool,
+) -> float:
+    """Return the trainer's loss on a batch of all rows; gradients must arrive."""
+    train, ways = config.train, (is_padding_free, takes_plain_loss)
+    trainer = build_trainer(model, base.tokenizer, rows, train, config.seed, folder, *ways)
+    batch = trainer.data_collator(list(rows.train))
+    batch = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in batch.items()}
+    with attention_within_rows(model) if is_padding_free else nullcontext():
+        has_router, trainer.aux_loss_enabled = getattr(trainer, "aux_loss_enabled", False), False
+        with torch.no_grad():
+            loss = float(trainer.compute_loss(model, dict(batch)))
+        trainer.aux_loss_enabled = has_router
+        trainer.compute_loss(model.train(), dict(batch)).backward()
+    model.eval()
+    if not any(p.grad is not None and p.grad.any() for p in model.parameters()):
+        raise ValueError("no gradient arrives at what is trained")
+    return loss
+
+
+def _check_optimizer(base: LoadedModel, config: RunConfig) -> None:
+    """Take a step with the optimizer and the schedule on this device.
+
+    Raises:
+        ModelError: One needs another package, another device or settings of its own.
+    """
+    train, setting = config.train, f"train.optim={config.train.optim}"
+    weights = torch.nn.Parameter(torch.zeros(512, 512, device=base.model.device))
+    weights.grad = torch.zeros_like(weights)
+    try:
+        with tempfile.TemporaryDirectory() as folder, quiet_libraries():
+            arguments = transformers.TrainingArguments(
+                folder, optim=train.optim, report_to="none", use_cpu=base.device == "cpu"
+            )
+            kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(arguments)
+            optimizer = kind([weights], **settings)
+            optimizer.step()
+            setting = f"train.lr_scheduler_type={train.lr_scheduler_type}"
+            transformers.get_scheduler(train.lr_scheduler_type, optimizer, 1, 10)
+    except Exception as error:  # each optimizer is somebody else's code
+        safe = "optim=adamw_torch" if "optim" in setting else "lr_scheduler_type=linear"
+        raise ModelError(
+            f"{setting} cannot be used here: {' '.join(str(error).split())[:200]}; train.{safe} works "
+            "everywhere"
+        ) from None
+
+
+def fine_tune(
+    base: LoadedModel,
+    prepared: PreparedTraining,
+    config: RunConfig,
+    checkpoint_dir: Path,
+    on_log: Callable[[StepLog], None],
+    on_progress: OnProgress,
+    watch: Watch | None = None,
+) -> tuple[LoadedModel, TrainingResult]:
+    """Train, from the last checkpoint where there is one, and validate before and after.
+
+    Seeds are set before the adapter is made and before the first step, so nothing that was measured
+    before changes what training does. Several processes must call this together.
+
+    Args:
+        base: The model; it is changed in place and no longer the base afterwards.
+        prepared: What `prepare_training` returned.
+        config: The same settings.
+        checkpoint_dir: Of the first process; holds checkpoints, and receives the tuned model.
+        on_log: Gets what each step logged, on going on those of the checkpoint first.
+        on_progress: Told how many steps are done.
+        watch: Gets the validation loss at each quarter of the steps; may raise to end training.
+
+    Returns:
+        The tuned model in evaluation mode, and what the training did.
+
+    Raises:
+        ModelError: It does not fit in memory, or its loss is no number any more.
+    """
+    checkpoint_dir = broadcast_from_main(checkpoint_dir)
+    method, train, rows = config.method, config.train, prepared.rows
+    dtypes = {name: parameter.dtype for name, parameter in base.model.named_parameters()}
+    generation_config = copy.deepcopy(base.model.generation_config)
+    weights = hash_weights(base.model) if train.engine is Engine.unsloth else ""
+    model = attach_adapter(base, method, config.lora, config.seed)
+    if method.trains_weights:
+        model.float()  # Adam's small steps are rounded away in half precision
+    if method.name is Method.prefix:
+        _start_prefix_with_text(model, base, rows)
+    is_free = prepared.is_padding_free
+    saves = train.engine is Engine.trl and method.name is not Method.bottleneck
+    callback = TrainingCallback(train, base.dtype, on_log, on_progress, watch, saves)
+    with quiet_libraries(), attention_within_rows(model) if is_free else nullcontext():
+        ways = (is_free, prepared.takes_plain_loss)
+        trainer = build_trainer(
+            model, base.tokenizer, rows, train, config.seed, checkpoint_dir, *ways
+        )
+        with nullcontext() if method.trains_weights else disabled_adapters(model):
+            loss_before = trainer.evaluate()["eval_loss"]
+        check_finite(loss_before, "validation loss", "before the first step", train, base.dtype)
+        trainer.add_callback(callback)
+        transformers.set_seed(config.seed)
+        try:
+            with measure_peak_memory(base.device) as peak:
+                if train.engine is Engine.unsloth:
+                    seconds = train_with_unsloth(base, model, rows, config, weights, callback)
+                else:
+                    checkpoint = _find_checkpoint(checkpoint_dir) if saves else None
+                    resume = broadcast_from_main(checkpoint)
+                    seconds = trainer.train(resume_from_checkpoint=resume).metrics["train_runtime"]
+                peak_bytes = peak()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ModelError(
+                f"training does not fit in the memory of {base.device}: halve "
+                f"train.per_device_train_batch_size (now {train.per_device_train_batch_size}) and "
+                "double train.gradient_accumulation_steps, or set train.gradient_checkpointing=true"
+            ) from None
+        loss_after = trainer.evaluate()["eval_loss"]
+    check_finite(loss_after, "validation loss", "after the last step", train, base.dtype)
+    vars(base.model).pop("forward", None)  # TRL's fused head
+    base.model.generation_config = generation_config  # the Trainer aligns it with the tokenizer
+    trained = [p for p in model.parameters() if p.requires_grad]
+    n_trainable = sum(parameter.numel() for parameter in trained)
+    output_dir = checkpoint_dir / ("model" if method.trains_weights else "adapter")
+    if method.trains_weights:
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(dtypes[name])
+        if is_main_process():
+            model.save_pretrained(output_dir)
+            base.tokenizer.save_pretrained(output_dir)
+        identity = {**base.identity, "weights": hash_weights(model)}
+    else:
+        if is_main_process():
+            save_adapter(model, base, output_dir)
+        broadcast_from_main(None)  # the files are there
+        names = ("adapter_config.json", "adapter_model.safetensors")
+        identity = {
+            **base.identity,
+            "adapter": [hash_file(output_dir / name) for name in names],
+            "versions": package_versions(base.quantization != "none", has_adapter=True),
+        }
+    history = callback.history
+    n_tokens = history[-1].values.get("num_tokens", 0.0)
+    n_before = callback.n_tokens_before
+    result = TrainingResult(
+        output_dir=output_dir,
+        steps=len(history),
+        tokens=int(n_tokens),
+        train_loss=sum(log.values["loss"] for log in history) / len(history),
+        validation_loss_before=loss_before,
+        validation_loss_after=loss_after,
+        n_trainable=n_trainable,
+        trainable_percent=100 * n_trainable / base.n_parameters,
+        runtime_seconds=seconds,
+        tokens_per_second=(n_tokens - n_before) / seconds,
+        history=tuple(history),
+        n_truncated=rows.n_truncated,
+        n_untrained=rows.n_untrained,
+        peak_bytes=peak_bytes,
+    )
+    return replace(base, model=model.eval(), identity=identity), result
+
+
+def _find_checkpoint(folder: Path) -> str | None:
+    """Return the newest checkpoint that was written to its end: the trainer's state comes last."""
+    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda c: int(c.name.rpartition("-")[2]))) if whole else None
+
+
+def _start_prefix_with_text(model: Any, base: LoadedModel, rows: TokenizedRows) -> None:
+    """Begin prefixes as what the model makes of the first rows' text, as Li and Liang do."""
+    n_tokens = model.active_peft_config.num_virtual_tokens
+    text = list(islice(cycle(chain.from_iterable(r["input_ids"] for r in rows.train)), n_tokens))
+    with torch.no_grad():
+        tokens = torch.tensor([text], device=base.model.device)
+        layers = base.model(input_ids=tokens, use_cache=True).past_key_values.layers
+    states = torch.stack([kv[0] for layer in layers for kv in (layer.keys, layer.values)])
+    # a row a token: layers, keys and values, heads, width
+    start = states.permute(2, 0, 1, 3).flatten(1)
+    model.prompt_encoder["default"].embedding.weight.data.copy_(start)

@@ -1,0 +1,80 @@
+"""Train on batches without padding, each row attending within itself, where attention is SDPA."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from slimdown.models.causal import get_inner_model
+
+_NAME = "slimdown_within_rows"
+
+
+def supports_padding_free(model: Any) -> bool:
+    """Return whether rows laid end to end can be told apart: by plain causal attention alone.
+
+    What a model's config does not say, the trial before training finds out.
+
+    Args:
+        model: A causal language model, with PEFT's adapters or without.
+    """
+    inner = get_inner_model(model)
+    config = inner.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    adapter = getattr(model, "active_peft_config", None)
+    return (
+        kinds == {"full_attention"}
+        and getattr(config, "sliding_window", None) is None
+        and inner._supports_attention_backend
+        and not inner._is_stateful
+        and inner.config._attn_implementation in ("sdpa", "flash_attention_2", "flash_attention_3")
+        and not (adapter is not None and adapter.is_prompt_learning)
+    )
+
+
+@contextmanager
+def attention_within_rows(model: Any) -> Iterator[None]:
+    """Inside, SDPA attends within each row of a batch that lies as one; flash attention does anyway.
+
+    Args:
+        model: As TRL's padding-free collator feeds it.
+    """
+    from transformers import AttentionInterface
+
+    inner = get_inner_model(model)
+    before = inner.config._attn_implementation
+    if before != "sdpa":
+        yield
+        return
+    AttentionInterface.register(_NAME, _attend_within_rows)
+    inner.set_attn_implementation(_NAME)
+    try:
+        yield
+    finally:
+        inner.set_attn_implementation(before)
+
+
+def _attend_within_rows(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of transformers' interface: states [1, heads, tokens, dim] -> [1, tokens, heads, dim].
+
+    A row begins where a position is 0. torch's SDPA takes a mask for that but skips nothing of what
+    it hides, which is most.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    starts = (kwargs["position_ids"][0] == 0).nonzero().flatten().tolist()
+    kwargs["is_causal"] = True
+    rows = []
+    for start, end in pairwise([*starts, query.shape[2]]):
+        states = (state[:, :, start:end] for state in (query, key, value))
+        rows.append(sdpa_attention_forward(module, *states, None, **kwargs)[0])
+    return torch.cat(rows, dim=1), None

@@ -1,0 +1,32 @@
+"""What a training did. Imports no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """What the trainer logged after one step: loss, learning_rate, grad_norm, num_tokens, ..."""
+
+    step: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training did and what it cost."""
+
+    output_dir: Path  # holds the adapter in PEFT's format, or the whole model
+    steps: int
+    tokens: int  # of all training batches, without padding
+    train_loss: float  # mean over all steps, in nats a token
+    validation_loss_before: float  # of the base on the held-out rows: mean over batches
+    validation_loss_after: float
+    n_trainable: int
+    trainable_percent: float
+    runtime_seconds: float  # of the steps that this process took, without the validations
+    tokens_per_second: float
+    history: tuple[StepLog, ...]
+    n_truncated: int  # training rows longer than train.max_length
+    n_untrained: int  # training rows left out: none of their tokens is trained on
+    peak_bytes: float

@@ -1,0 +1,26 @@
+"""Hashes of what a result depends on: settings, files and folders. Imports no torch."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+_MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+
+
+def hash_json(value: Any) -> str:
+    """Return 32 hex digits of a JSON-able object; what JSON does not know counts as its text."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def hash_file(file: Path) -> str:
+    """Return the SHA-256 of a file's content in hex."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def hash_folder(folder: Path) -> str:
+    """Return 16 hex digits of a local model: its config, weights, tokenizer and templates."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in _MODEL_FILES)
+    return hash_json({file.name: hash_file(file) for file in files if file.is_file()})[:16]
