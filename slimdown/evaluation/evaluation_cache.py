@@ -1,0 +1,125 @@
+"""Evaluations that are made once: their key, where they are kept, whether they are sound."""
+
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from importlib.metadata import version
+from math import isclose, isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from slimdown.config.schema import BenchmarkConfig, EvaluationConfig
+from slimdown.evaluation.harness_results import compute_score
+from slimdown.evaluation.results import BenchmarkEvaluation
+from slimdown.utils.hashing import hash_json
+
+if TYPE_CHECKING:  # it imports torch
+    from slimdown.models.base_model import LoadedModel
+
+# Raise it when the same settings give other answers: how questions are batched, ordered or read.
+# tests/evaluation/test_stored_answers.py fails when that is forgotten.
+MEASUREMENT_VERSION = 1
+_PACKAGES = ("lm-eval", "torch", "transformers", "tokenizers")
+
+# How scores are read or when asking ends: no answer depends on it, so it is not in the key.
+READ_ONLY = {
+    "benchmark": {
+        "metric": "all metrics are kept; it names the primary one",
+        "chance": "what guessing scores",
+        "role": "whether a change counts as learned or as forgotten",
+        "paper_metric": "which of the paper's metrics the change feeds",
+        "margin": "which change counts as none",
+        "max_loss": "when asking ends; all questions have one fixed order",
+    },
+    "evaluation": {
+        "holdout": "which answers are shown; all questions are asked",
+        "until": "when asking ends; all questions have one fixed order",
+        "include_path": "where task files are; their content is in the key",
+        "batch_size": "the backend holds what it stands for",
+    },
+}
+
+
+class EvaluationCache(Protocol):
+    """Where finished evaluations are kept."""
+
+    def lock(self, key: str) -> AbstractContextManager[Any]:
+        """Held by the one process that makes the evaluation of this key."""
+
+    def find(self, key: str, name: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
+        """The evaluation of this key, stopped early or whole; None where there is none."""
+
+    def save(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> None:
+        """Keep an evaluation, so that `find` returns it from now on."""
+
+    def answers_file(self, key: str) -> Path | None:
+        """Where answers lie while the evaluation goes on; None keeps none."""
+
+
+def evaluation_key(
+    model: "LoadedModel",
+    backend: str,
+    questions_hash: str,
+    benchmark: BenchmarkConfig,
+    config: EvaluationConfig,
+) -> str:
+    """Hash everything that an answer depends on: two evaluations of one key give the same answers.
+
+    Args:
+        model: Its identity is in the key.
+        backend: The code that scores and its batch size: both decide how sums are rounded.
+        questions_hash: Of prompts, rows and task settings.
+        benchmark: Its settings, but those of `READ_ONLY`; `scale` and metric are read together.
+        config: Likewise.
+
+    Returns:
+        32 hex digits. The run's seed is not in it: it never touches the questions.
+    """
+    settings = {"benchmark": asdict(benchmark), "evaluation": asdict(config)}
+    if benchmark.scale is not None:
+        settings["scaled"] = {"metric": benchmark.metric}
+    return hash_json(
+        {
+            "measurement": MEASUREMENT_VERSION,
+            "model": model.identity,
+            "backend": backend,
+            "versions": {package: version(package) for package in _PACKAGES},
+            "questions": questions_hash,
+            **{
+                section: {k: v for k, v in values.items() if k not in READ_ONLY.get(section, {})}
+                for section, values in settings.items()
+            },
+        }
+    )
+
+
+def check_evaluation(evaluation: BenchmarkEvaluation) -> str:
+    """Say what is odd about an evaluation that was found somewhere.
+
+    Returns:
+        What is wrong in a few words; empty where it is sound: questions once each, every number
+        finite, scores between 0 and 1 that are the means of their samples'.
+    """
+    samples, metric = evaluation.samples, evaluation.benchmark.metric
+    if not samples or len({(s.task, s.doc_id) for s in samples}) != len(samples):
+        return "questions are missing or doubled"
+    if metric not in evaluation.scores:
+        return f"it has no {metric}"
+    for sample in samples:
+        if not all(map(isfinite, sample.log_likelihoods)):
+            return f"a log-likelihood of question {sample.doc_id} of {sample.task} is not finite"
+        if len(sample.choices) not in (0, len(sample.log_likelihoods)):
+            return f"question {sample.doc_id} of {sample.task} lacks log-likelihoods"
+        for name in evaluation.scores:
+            if name not in sample.answers or not 0 <= sample.scores.get(name, -1) <= 1:
+                return f"question {sample.doc_id} of {sample.task} has no {name} between 0 and 1"
+    if (weights := evaluation.task_weights) and {s.task for s in samples} - weights.keys():
+        return "a task has no weight"
+    for name, score in evaluation.scores.items():
+        mean = compute_score(samples, evaluation.scores_of(name), evaluation.task_weights).value
+        if not isclose(score.value, mean, abs_tol=1e-9):
+            return (
+                f"its {name} of {score.value:g} is not the mean of its questions' scores, {mean:g}"
+            )
+    if evaluation.looks and evaluation.looks[-1] != len(samples):
+        return "questions are missing"
+    return ""

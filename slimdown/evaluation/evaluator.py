@@ -1,0 +1,518 @@
+"""The `Evaluator`: the same questions to one model after another, scored by the same code."""
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from importlib.metadata import version
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval import evaluate as evaluate_by_harness
+from lm_eval.api.model import LM
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
+
+from slimdown.config.schema import EvaluationConfig, OnProgress
+from slimdown.data.chat_templates import FIXED_DATE, check_chat_template
+from slimdown.evaluation.evaluation_cache import EvaluationCache, check_evaluation, evaluation_key
+from slimdown.evaluation.families import explain_no_sharing
+from slimdown.evaluation.harness_results import (
+    check_primary_metric,
+    guess_chance,
+    read_task_samples,
+    summarize_samples,
+)
+from slimdown.evaluation.prefix_lm import PrefixLM, without_tying
+from slimdown.evaluation.question_order import block_ends, order_questions
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
+from slimdown.evaluation.tasks import BenchmarkTask, keep_random_states, quiet_harness
+from slimdown.models.base_model import LoadedModel
+from slimdown.models.causal import eval_mode
+from slimdown.models.memory import is_out_of_memory, measure_peak_memory, release_memory
+from slimdown.utils.errors import ConfigError, DataError, ModelError
+
+StopRule = Callable[[dict[str, BenchmarkEvaluation]], set[str]]
+"""Takes what the tuned model answered so far; returns the benchmarks that need more questions."""
+
+# Questions of a chunk, for each that a forward holds: a chunk is what is kept on disk at once, and
+# what a killed evaluation computes again as it was.
+_BATCHES_PER_CHUNK = 4
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """How answers are computed, alike for every model that is compared."""
+
+    shares_prefixes: bool  # PrefixLM, else HFLM
+    batch_size: int
+    generation_batch_size: int
+
+    @property
+    def name(self) -> str:
+        """What the record calls it.
+
+        >>> BackendOptions(True, 8, 1).name
+        'PrefixLM, batch size 8, 1 to generate'
+        """
+        scored_by = "PrefixLM" if self.shares_prefixes else "HFLM"
+        return (
+            f"{scored_by}, batch size {self.batch_size}, {self.generation_batch_size} to generate"
+        )
+
+
+class Evaluator:
+    """Asks benchmarks of one model after another.
+
+    The first model decides the backend, the code that scores and its batch size; each later model
+    gets the same backend, or is refused.
+
+    Attributes:
+        tasks: The benchmarks by name.
+        backend: How answers are computed; None until a model was measured.
+        notes: Lines for the user: what was measured anew, and why.
+    """
+
+    def __init__(
+        self,
+        tasks: dict[str, BenchmarkTask],
+        config: EvaluationConfig,
+        share_prefixes: bool = True,
+    ) -> None:
+        """Take the benchmarks.
+
+        Args:
+            tasks: What `load_tasks` returned.
+            config: Batch size and prompt format.
+            share_prefixes: False takes HFLM's own code, as trained prompts and prefixes need it.
+        """
+        self.tasks = tasks
+        self.backend: BackendOptions | None = None
+        self.notes: list[str] = []
+        self._config, self._share_prefixes = config, share_prefixes
+        self._is_backend_final = False
+        self._chances: dict[str, float] = {}
+
+    def evaluate(
+        self,
+        model: LoadedModel,
+        cache: EvaluationCache | None = None,
+        stop_when: StopRule | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Evaluation:
+        """Measure a model on every benchmark.
+
+        The model, its mode and all random generators are left as they were. Each benchmark is saved
+        as soon as it is finished; answers in between lie in the cache's answers file.
+
+        Args:
+            model: With adapters or without.
+            cache: Where evaluations are found and kept; None measures everything.
+            stop_when: Looks at the answers after each block of questions; None asks all questions.
+            on_progress: Called with questions done, questions in all, and a label.
+
+        Returns:
+            What the model answered.
+
+        Raises:
+            ConfigError: The questions do not fit in the model's window.
+            DataError: The primary metric cannot be compared.
+            ModelError: Answers are not numbers, memory runs out, or the backend does not fit the
+                model.
+        """
+        while True:
+            if self.backend is None:
+                self.backend = _choose_backend(model, self._config, self._share_prefixes)
+            elif self.backend.shares_prefixes and (reason := explain_no_sharing(model.model)):
+                raise ModelError(
+                    f"{model.id} cannot be scored as the model before ({reason}); measure both "
+                    "with share_prefixes=False (in a notebook: stock=True)"
+                )
+            try:
+                evaluation = self._evaluate(model, cache, stop_when, on_progress)
+                self._is_backend_final = True
+                return evaluation
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                size = max(self.backend.batch_size, self.backend.generation_batch_size)
+                if self._is_backend_final or size == 1:
+                    raise ModelError(
+                        f"{model.id} does not fit in memory with {size} questions at once; measure "
+                        f"both models with evaluation.batch_size={max(1, size // 2)}, or with "
+                        "fewer worked examples"
+                    ) from None
+                halves = (
+                    max(1, n // 2)
+                    for n in (self.backend.batch_size, self.backend.generation_batch_size)
+                )
+                self.backend = BackendOptions(self.backend.shares_prefixes, *halves)
+                self.notes.append(
+                    f"Memory ran out; the batch size is now {self.backend.batch_size}."
+                )
+            release_memory()
+
+    def _evaluate(
+        self,
+        model: LoadedModel,
+        cache: EvaluationCache | None,
+        stop_when: StopRule | None,
+        on_progress: OnProgress | None,
+    ) -> Evaluation:
+        started = time.perf_counter()
+        assert self.backend
+        with ExitStack() as stack:
+            stack.enter_context(keep_random_states())
+            stack.enter_context(quiet_harness())
+            stack.enter_context(eval_mode(model.model))
+            measure_peak = stack.enter_context(measure_peak_memory(model.device))
+            lm = _open_lm(model, self._config, self.backend)
+            runs: dict[str, _BenchmarkRun] = {}
+            for name, task in self.tasks.items():
+                run = runs[name] = _BenchmarkRun(task, model, lm, self.backend, on_progress)
+                key = evaluation_key(
+                    model, self.backend.name, run.questions_hash, task.config, self._config
+                )
+                if cache:
+                    stack.enter_context(cache.lock(key))
+                    run.key, found = key, cache.find(key, name, task.config)
+                    if found and (problem := run.take(found)):
+                        self.notes.append(
+                            f"{name} is measured anew: what was found of it is odd ({problem})."
+                        )
+                    if not run.is_whole and (file := cache.answers_file(key)):
+                        run.answers = stack.enter_context(closing(_AnswersFile(file)))
+                if not stop_when or not run.can_stop:
+                    run.ask_all()
+                    self._save(run, cache)
+            is_open = {name for name, run in runs.items() if stop_when and run.can_stop}
+            while stop_when and is_open:
+                for name in sorted(is_open, key=list(runs).index):
+                    runs[name].ask_block(is_look=True)
+                is_open &= {name for name in is_open if runs[name].n_asked < runs[name].ends[-1]}
+                if is_open:
+                    is_open &= stop_when({name: self._read(run) for name, run in runs.items()})
+            for run in runs.values() if stop_when else ():
+                if run.can_stop:
+                    self._save(run, cache)
+            benchmarks = {name: self._read(run) for name, run in runs.items()}
+            seconds = time.perf_counter() - started
+            return Evaluation(
+                benchmarks, version("lm-eval"), self.backend.name, seconds, measure_peak()
+            )
+
+    def _read(self, run: "_BenchmarkRun") -> BenchmarkEvaluation:
+        """The evaluation so far; a guessed chance is that of the first model."""
+        evaluation = run.summarize()
+        name, config = run.task.name, evaluation.benchmark
+        if run.task.is_chance_guessed:
+            self._chances.setdefault(name, guess_chance(evaluation, config.metric))
+            config = replace(config, chance=self._chances[name])
+        return replace(evaluation, benchmark=config)
+
+    def _save(self, run: "_BenchmarkRun", cache: EvaluationCache | None) -> None:
+        if cache and run.n_new:
+            cache.save(run.key, run.task.name, self._read(run))
+            if run.answers:
+                run.answers.remove()
+
+
+class _BenchmarkRun:
+    """One benchmark asked of one model, block by block."""
+
+    key = ""
+    answers: "_AnswersFile | None" = None
+
+    def __init__(
+        self,
+        task: BenchmarkTask,
+        model: LoadedModel,
+        lm: Any,
+        backend: BackendOptions,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.task, self._model, self._lm, self._backend = task, model, lm, backend
+        self._on_progress = on_progress or (lambda done, total, label: None)
+        self.requests = task.build_requests(lm, lm.uses_chat_template)
+        self.questions_hash = task.hash_questions(self.requests)
+        self.task_weights = task.compute_task_weights(self.requests)
+        texts: dict[str, list[str]] = {}
+        numbers: dict[str, list[int]] = {}
+        for (name, number), of_question in self.requests.items():
+            texts.setdefault(name, []).append(json.dumps(of_question[0].doc, default=str))
+            numbers.setdefault(name, []).append(number)
+        self._order = [(name, numbers[name][place]) for name, place in order_questions(texts)]
+        self.ends = block_ends(len(self._order))
+        self._samples: list[Sample] = []
+        self._looks: list[int] = []
+        self._found: tuple[Sample, ...] = ()
+        self._origin, self._found_seconds, self._seconds, self.n_new = "", 0.0, 0.0, 0
+        self._check_room()
+
+    @property
+    def n_asked(self) -> int:
+        return len(self._samples)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every answer was found."""
+        return len(self._found) == len(self._order)
+
+    @property
+    def can_stop(self) -> bool:
+        """A group that weighs unequal tasks alike needs all of its questions."""
+        return self.task_weights is None and len(self.ends) > 1
+
+    def take(self, found: BenchmarkEvaluation) -> str:
+        """Take what was answered before; say what is odd about it, empty where it is sound."""
+        asked = [(sample.task, sample.doc_id) for sample in found.samples]
+        if problem := check_evaluation(found):
+            return problem
+        if asked != self._order[: len(asked)] or len(asked) not in self.ends:
+            return "its questions are others, or in another order"
+        self._found, self._origin = found.samples, found.origin
+        self._found_seconds = found.seconds
+        return ""
+
+    def ask_all(self) -> None:
+        while self.n_asked < self.ends[-1]:
+            self.ask_block()
+
+    def ask_block(self, is_look: bool = False) -> None:
+        """Ask the next block, or take its answers from what was found."""
+        begin, started = self.n_asked, time.perf_counter()
+        end = next(end for end in self.ends if end > begin)
+        if end <= len(self._found):
+            self._samples += self._found[begin:end]
+        else:
+            self._samples += self._ask(self._order[begin:end], begin)
+            self.n_new += end - begin
+            self._seconds += time.perf_counter() - started
+        if is_look:
+            self._looks.append(end)
+
+    def summarize(self) -> BenchmarkEvaluation:
+        """The evaluation so far."""
+        versions = sorted({str(task.VERSION) for task in self.task.tasks.values()})
+        evaluation = summarize_samples(
+            self.task.config,
+            self._samples,
+            ", ".join(versions),
+            self._found_seconds + self._seconds,
+            self.task_weights,
+            self.task.usable_metrics,
+        )
+        return replace(
+            evaluation,
+            looks=tuple(self._looks),
+            n_available=self.ends[-1] if self._looks else None,
+            origin=self._origin if not self.n_new else "",
+        )
+
+    def _ask(self, block: Sequence[tuple[str, int]], begin: int) -> list[Sample]:
+        """Ask questions chunk by chunk, those of one task together: they share a beginning."""
+        samples: dict[tuple[str, int], Sample] = {}
+        by_task: dict[str, list[tuple[str, int]]] = {}
+        for question in block:
+            by_task.setdefault(question[0], []).append(question)
+        for name, questions in by_task.items():
+            task = self.task.tasks[name]
+            generates = task.OUTPUT_TYPE == "generate_until"
+            backend = self._backend
+            size = backend.generation_batch_size if generates else backend.batch_size
+            for i in range(0, len(questions), _BATCHES_PER_CHUNK * size):
+                chunk = questions[i : i + _BATCHES_PER_CHUNK * size]
+                requests = [r for question in chunk for r in self.requests[question]]
+                chunk_key = f"{begin} {name} {i}"
+                responses = self.answers.find(chunk_key, requests) if self.answers else None
+                if responses is None:
+                    self._lm.batch_size_per_gpu = size  # HFLM's own; PrefixLM reads it, too
+                    responses = _ask_model(self._lm, requests)
+                    if self.answers:
+                        self.answers.save(chunk_key, responses)
+                for sample in self._score(task, requests, responses):
+                    samples[name, sample.doc_id] = sample
+                self._on_progress(
+                    begin + len(samples), self.ends[-1], f"{self.task.name}: {self._model.id}"
+                )
+        return [samples[question] for question in block]
+
+    def _score(
+        self, task: Any, requests: list[Any], responses: list[list[Any]]
+    ) -> Iterator[Sample]:
+        """Have the harness filter and score responses."""
+        name, benchmark = task.config.task, self.task.config
+        lm = _AnsweredLM({id(r): list(of_r) for r, of_r in zip(requests, responses, strict=True)})
+        try:
+            results: Any = evaluate_by_harness(
+                lm, {"tasks": {name: _AskedTask(task, requests)}, "groups": {}}, bootstrap_iters=0
+            )
+        except ValueError as error:
+            raise DataError(f"benchmark.{self.task.name} ({name}): {error}") from error
+        samples = read_task_samples(
+            name, results["samples"][name], results["configs"][name], benchmark
+        )
+        for sample in samples:
+            if any(map(isnan, (*sample.log_likelihoods, *sample.scores.values()))):
+                raise ModelError(
+                    f"benchmark.{self.task.name}: what {self._model.id} answers to question "
+                    f"{sample.doc_id} of {name} is not a number; model.dtype={self._model.dtype} "
+                    "overflows, or its weights are damaged: try model.dtype=float32, or download "
+                    "the model again"
+                )
+        check_primary_metric(self.task.name, benchmark, samples)
+        yield from samples
+
+    def _check_room(self) -> None:
+        """Refuse worked examples that the harness would cut without a word."""
+        benchmark, lm = self.task.config, self._lm
+        for name, task in self.task.tasks.items() if benchmark.num_fewshot else ():
+            prompts = [of[0].args[0] for key, of in self.requests.items() if key[0] == name]
+            n_tokens = len(lm.tok_encode(max(prompts, key=len)))
+            generation = task.config.generation_kwargs or {}
+            generates = task.OUTPUT_TYPE == "generate_until"
+            n_new = generation.get("max_gen_toks", lm.max_gen_toks) if generates else 0
+            room = lm.max_length - n_new
+            if n_tokens > room:
+                raise ConfigError(
+                    f"benchmark.{self.task.name}.num_fewshot={benchmark.num_fewshot}: the longest "
+                    f"prompt of {name} has {n_tokens} tokens, and {self._model.id} has room for "
+                    f"{room}; use fewer worked examples, or a model with a longer window"
+                )
+
+
+class _AskedTask:
+    """A task of which the harness finds some questions only, with the requests made for them."""
+
+    def __init__(self, task: Any, requests: list[Any]) -> None:
+        self._task, self._instances = task, requests
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    @property
+    def instances(self) -> list[Any]:
+        return self._instances
+
+    def build_all_requests(self, **_: Any) -> None:
+        """They are built."""
+
+    def doc_iterator(self, **_: Any) -> Iterator[tuple[int, Any]]:
+        return iter({request.doc_id: request.doc for request in self._instances}.items())
+
+    def apply_filters(self) -> Any:
+        return type(self._task).apply_filters(self)
+
+
+class _AnsweredLM(LM):  # type: ignore[misc]  # lm_eval is untyped
+    """A model that gives responses which are there already, so that the harness scores them."""
+
+    def __init__(self, responses: dict[int, list[Any]]) -> None:
+        super().__init__()
+        self._responses = responses
+
+    def loglikelihood(self, requests: list[Any]) -> list[Any]:
+        return [self._responses[id(request)].pop(0) for request in requests]
+
+    loglikelihood_rolling = generate_until = loglikelihood
+
+
+class _AnswersFile:
+    """Responses by chunk, on disk while an evaluation goes on. A chunk is there whole, or not."""
+
+    def __init__(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._file = file
+        try:
+            self._open()
+        except sqlite3.DatabaseError:  # damaged: its questions are asked again
+            file.unlink()
+            self._open()
+
+    def _open(self) -> None:
+        self._database = sqlite3.connect(self._file, isolation_level=None)
+        self._database.execute("CREATE TABLE IF NOT EXISTS chunks (name PRIMARY KEY, responses)")
+        self._chunks = dict(self._database.execute("SELECT name, responses FROM chunks"))
+
+    def find(self, name: str, requests: list[Any]) -> list[list[Any]] | None:
+        try:
+            found = json.loads(self._chunks.get(name, "null"))
+            if found and [len(of_request) for of_request in found] == [r.repeats for r in requests]:
+                return [[tuple(x) if isinstance(x, list) else x for x in of] for of in found]
+        except (ValueError, TypeError):  # damaged
+            pass
+        return None
+
+    def save(self, name: str, responses: list[list[Any]]) -> None:
+        row = name, json.dumps(responses)
+        self._database.execute("INSERT OR REPLACE INTO chunks VALUES (?, ?)", row)
+
+    def remove(self) -> None:
+        """All is saved elsewhere."""
+        self.close()
+        self._file.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._database.close()
+
+
+def _ask_model(lm: Any, requests: list[Any]) -> list[list[Any]]:
+    """Get `repeats` responses to each request, of one type each call."""
+    responses: dict[int, list[Any]] = {i: [] for i in range(len(requests))}
+    together: dict[str, list[int]] = {}
+    for i, request in enumerate(requests):
+        kind = request.request_type
+        if kind == "generate_until" and normalize_gen_kwargs(request.args[1])["do_sample"]:
+            for repeat in range(request.repeats):
+                # A seed for each question: base, tuned model and a repeated run draw alike.
+                seed = sha256(f"{request.task_name} {request.doc_id} {repeat}".encode()).digest()
+                torch.manual_seed(int.from_bytes(seed[:7]))
+                responses[i] += lm.generate_until([request], disable_tqdm=True)
+        else:
+            together.setdefault(kind, []).extend([i] * request.repeats)
+    for kind, indices in together.items():
+        found = getattr(lm, kind)([requests[i] for i in indices], disable_tqdm=True)
+        for i, response in zip(indices, found, strict=True):
+            responses[i].append(response)
+    return [responses[i] for i in range(len(requests))]
+
+
+def _choose_backend(
+    model: LoadedModel, config: EvaluationConfig, share_prefixes: bool
+) -> BackendOptions:
+    """Decide by the model and its device alone, so that the next run decides alike."""
+    shares = share_prefixes and not explain_no_sharing(model.model)
+    if config.batch_size:
+        return BackendOptions(shares, config.batch_size, config.batch_size)
+    device = model.model.device
+    if device.type != "cuda":
+        return BackendOptions(shares, 8, 1)
+    text_config = model.model.config.get_text_config()
+    # Of a row of 1,024 tokens: logits in two precisions, and some layers' activations.
+    row_bytes = 1024 * (6 * text_config.vocab_size + 64 * text_config.hidden_size)
+    free_bytes = torch.cuda.get_device_properties(device).total_memory / 2 - model.memory_bytes
+    rows = max(1, min(64, int(free_bytes // row_bytes)))
+    size = 1 << (rows.bit_length() - 1)
+    return BackendOptions(shares, size, size)
+
+
+def _open_lm(model: LoadedModel, config: EvaluationConfig, backend: BackendOptions) -> Any:
+    if config.apply_chat_template:
+        check_chat_template(model.tokenizer, "evaluation.apply_chat_template=true")
+    import copy
+
+    with without_tying(model.model):
+        lm = (PrefixLM if backend.shares_prefixes else HFLM)(
+            pretrained=model.model,
+            tokenizer=copy.deepcopy(model.tokenizer),  # HFLM may add a padding token
+            batch_size=backend.batch_size,
+            softmax_dtype=torch.float32,
+            chat_template_args=FIXED_DATE,
+        )
+    lm.uses_chat_template = config.apply_chat_template
+    return lm

@@ -1,0 +1,110 @@
+"""Which models `PrefixLM` scores exactly: families that test_families.py holds to HFLM's answers.
+
+A model may share work between questions when a token's logits depend only on the tokens before it,
+their positions and the attention mask. Every other model takes HFLM's own path.
+"""
+
+import inspect
+from typing import Any
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+# fmt: off
+EXACT_FAMILIES = frozenset([
+    "apertus", "arcee", "biogpt", "bitnet", "codegen", "cohere", "cohere2", "ctrl", "deepseek_v2",
+    "deepseek_v3", "diffllama", "ernie4_5", "ernie4_5_moe", "exaone4", "falcon", "flex_olmo",
+    "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode",
+    "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe", "granitemoeshared", "helium",
+    "hunyuan_v1_dense", "hunyuan_v1_moe", "jetmoe", "llama", "minicpm3", "ministral", "mistral",
+    "mixtral", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon",
+    "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3",
+    "stablelm", "starcoder2", "vaultgemma", "xglm",
+])
+# fmt: on
+# Rotary embeddings whose frequencies depend on a token's position alone, not on its row's length.
+_FIXED_ROPE = frozenset(["default", "linear", "llama3", "proportional", "yarn"])
+# PEFT's adapters that act on each token by itself. Prompt learning is not among them: PEFT
+# overwrites `past_key_values`, so a shared prefix would be lost without an error.
+_TOKENWISE_ADAPTERS = frozenset(
+    ["ADALORA", "BOFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "OFT", "VERA"]
+)
+# Settings that make LoRA look at more than one token, or run a layer twice with one cache.
+_ROWWISE_LORA = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "layer_replication",
+    "monteclora_config",
+)
+
+
+def explain_no_sharing(model: Any, adapter: Any = None) -> str:
+    """Say why `PrefixLM` must not score a model.
+
+    Args:
+        model: A model of transformers, or PEFT's model around one.
+        adapter: PEFT's config of an adapter that the model will get.
+
+    Returns:
+        The reason in a few words; empty where sharing is exact.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    adapters = [*getattr(model, "peft_config", {}).values(), *([adapter] if adapter else [])]
+    for peft_config in adapters:
+        kind = str(getattr(peft_config.peft_type, "value", peft_config.peft_type))
+        if kind not in _TOKENWISE_ADAPTERS:
+            return f"{kind} adapter"
+        for setting in _ROWWISE_LORA:
+            if getattr(peft_config, setting, None) is not None:
+                return f"LoRA with {setting}"
+    config, kind = inner.config, type(inner)
+    if (
+        config.model_type not in EXACT_FAMILIES
+        or kind.__name__ != MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+        or not kind.__module__.startswith("transformers.models.")
+    ):
+        return f"{kind.__name__} is not among the families that were tested"
+    if any(map(_is_patched, {type(module) for module in inner.modules()})):
+        return "another library has replaced a forward of transformers"
+    if "logits_to_keep" not in inspect.signature(kind.forward).parameters:
+        return f"{kind.__name__} has no logits_to_keep"
+    if getattr(inner, "is_loaded_in_8bit", False):
+        return "int8 layers look for outliers in the whole batch"
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"{config._attn_implementation} attention takes no 4D mask"
+    for setting in ("alibi", "use_bidirectional_attention", "output_router_logits"):
+        if getattr(config, setting, False):
+            return setting
+    if getattr(config, "is_causal", True) is False:
+        return "attention is not causal"
+    for setting in ("sliding_window", "layer_types"):
+        # The family ignores a setting that it does not know, but masks would follow it.
+        if getattr(config, setting, None) is not None and not hasattr(kind.config_class, setting):
+            return f"{setting} in the config of {config.model_type}"
+    rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    by_layer = [value for value in rope.values() if isinstance(value, dict)]
+    types = {str(value["rope_type"]) for value in (rope, *by_layer) if value.get("rope_type")}
+    if odd := types - _FIXED_ROPE:
+        return f"rotary embedding {', '.join(sorted(odd))} depends on a row's length"
+    return ""
+
+
+def _is_patched(module_class: type) -> bool:
+    """Whether somebody put another forward into a class of transformers, as Unsloth does."""
+    forward: Any = getattr(module_class, "forward", None)
+    home = module_class.__module__.partition(".")[0]
+    return home == "transformers" and str(getattr(forward, "__module__", "")).partition(".")[
+        0
+    ] not in ("transformers", "torch")
+
+
+def get_windows(model: Any) -> dict[str, int | None]:
+    """How many positions each kind of attention layer looks back, its own included; None is all.
+
+    Keys are the names of `config.layer_types`. The rules are those of `transformers.masking_utils`.
+    """
+    config = model.config.get_text_config(decoder=True)
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or [
+        "full_attention" if window is None else "sliding_attention"
+    ]
+    return {kind: window if kind == "sliding_attention" else None for kind in kinds}

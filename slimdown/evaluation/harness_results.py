@@ -1,0 +1,249 @@
+"""What the harness logs of each question -> `Sample` and `BenchmarkEvaluation`. No torch."""
+
+import os
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from math import fsum, inf, isfinite, nan, sqrt
+from numbers import Real
+from typing import Any
+
+from slimdown.config.schema import BenchmarkConfig
+from slimdown.evaluation.results import BenchmarkEvaluation, Sample, Score
+from slimdown.utils.errors import DataError
+
+
+def name_metric(metric: str, filter_name: str) -> str:
+    """Name `acc,none` of the harness `acc`, and `exact_match,strict` `exact_match.strict`."""
+    return metric if filter_name == "none" else f"{metric}.{filter_name}"
+
+
+def read_task_samples(
+    task: str, entries: Iterable[Any], task_config: Any, benchmark: BenchmarkConfig
+) -> list[Sample]:
+    """Read the samples of one task.
+
+    Args:
+        task: The harness's name.
+        entries: What the harness logs: one entry for each question and filter.
+        task_config: The task's settings as the harness logs them.
+        benchmark: `numeric_tolerance` adds flexible_accuracy; `scale` divides the primary metric.
+
+    Returns:
+        One sample for each question, in the order of `entries`.
+    """
+    by_doc: dict[int, list[Any]] = {}
+    for entry in entries:
+        by_doc.setdefault(entry["doc_id"], []).append(entry)
+    delimiter = task_config.get("target_delimiter", " ")
+    is_choice = task_config["output_type"] == "multiple_choice"
+    samples = []
+    for doc_id, of_doc in by_doc.items():
+        first = of_doc[0]
+        prompt, target = str(first["arguments"][0][0]), str(first["target"])
+        response = "" if is_choice else str(first["resps"][0][0])
+        answers, scores = {}, {}
+        for entry in of_doc:
+            for metric in entry["metrics"]:
+                # A metric over all questions, such as F1, has no score of a question.
+                if (score := parse_score(entry[metric])) is not None:
+                    key = name_metric(metric, entry["filter"])
+                    scores[key] = score / ((benchmark.scale or 1) if key == benchmark.metric else 1)
+                    answers[key] = "" if is_choice else str(entry["filtered_resps"][0])
+        choices, log_likelihoods = (), ()
+        if is_choice:
+            prompt, choices = _read_choices(first["arguments"], delimiter)
+            log_likelihoods = tuple(float(r[0]) for r in first["filtered_resps"])[: len(choices)]
+            pairs = list(zip(log_likelihoods, choices, strict=True))
+            for key in scores:
+                by_length = key.partition(".")[0] == "acc_norm"
+                ranks = [ll / max(len(text), 1) if by_length else ll for ll, text in pairs]
+                answers[key] = choices[max(range(len(choices)), key=ranks.__getitem__)]
+            if target.isdigit() and int(target) < len(choices):
+                target = choices[int(target)]
+            elif len({arguments[0] for arguments in first["arguments"]}) > 1 and len(choices) == 2:
+                # The choices stand in the contexts, and the log holds no number of the right one.
+                best = log_likelihoods.index(max(log_likelihoods))
+                target = choices[best if scores.get("acc") == 1 else 1 - best]
+        if benchmark.numeric_tolerance is not None:
+            # The harness's flexible-extract compares strings ("18.00" is not "18"); the paper's
+            # flexible accuracy compares numbers.
+            extracted = (a for k, a in answers.items() if k.endswith("flexible-extract"))
+            answers["flexible_accuracy"] = text = next(extracted, response)
+            is_equal = numbers_agree(text, target, benchmark.numeric_tolerance)
+            scores["flexible_accuracy"] = float(is_equal)
+        samples.append(
+            Sample(
+                task,
+                int(doc_id),
+                first["doc_hash"],
+                first["prompt_hash"],
+                prompt,
+                target,
+                response,
+                choices,
+                log_likelihoods,
+                answers,
+                scores,
+            )
+        )
+    return samples
+
+
+def _read_choices(arguments: Sequence[Any], delimiter: str) -> tuple[str, tuple[str, ...]]:
+    """The prompt and the choices; where these stand in the contexts (WinoGrande), what differs."""
+    contexts, endings = ([str(pair[i]) for pair in arguments] for i in (0, 1))
+    n = len(contexts) // 2
+    if n and contexts[0] and not any(contexts[n:]):  # the same again without context, for PMI
+        contexts, endings = contexts[:n], endings[:n]
+    if len(set(contexts)) == 1:
+        return contexts[0], tuple(ending.removeprefix(delimiter) for ending in endings)
+    shared = os.path.commonprefix(contexts)  # noqa: RUF071
+    n_shared = 1 + max(shared.rfind(" "), shared.rfind("\n"))
+    texts = (context[n_shared:] + end for context, end in zip(contexts, endings, strict=True))
+    return shared[:n_shared], tuple(texts)
+
+
+def summarize_samples(
+    benchmark: BenchmarkConfig,
+    samples: Sequence[Sample],
+    task_version: str,
+    seconds: float,
+    task_weights: dict[str, float] | None = None,
+    usable: Collection[str] | None = None,
+) -> BenchmarkEvaluation:
+    """Compute a benchmark's scores from its samples.
+
+    Args:
+        benchmark: Its settings.
+        samples: Of the questions that were asked.
+        task_version: As the harness has it.
+        seconds: That measuring took.
+        task_weights: How the harness weighs tasks; None weighs every question alike.
+        usable: Metrics, filters left out, whose score is a mean of which more is better; None: all.
+
+    Returns:
+        The evaluation, without metrics that are not usable, lack a question or leave [0, 1].
+    """
+    kept = {
+        metric
+        for metric in samples[0].scores
+        if (usable is None or metric.partition(".")[0] in usable)
+        and all(0 <= sample.scores.get(metric, inf) <= 1 for sample in samples)
+    }
+    cut = tuple(
+        replace(
+            sample,
+            answers={m: answer for m, answer in sample.answers.items() if m in kept},
+            scores={m: score for m, score in sample.scores.items() if m in kept},
+        )
+        for sample in samples
+    )
+    hashed = "".join(f"{s.task}{s.doc_hash}{s.prompt_hash}{s.target}" for s in samples)
+    return BenchmarkEvaluation(
+        benchmark=benchmark,
+        task_version=task_version,
+        task_hash=sha256(hashed.encode()).hexdigest()[:16],
+        scores={
+            metric: compute_score(cut, [s.scores[metric] for s in cut], task_weights)
+            for metric in samples[0].scores
+            if metric in kept
+        },
+        samples=cut,
+        seconds=seconds,
+        task_weights=task_weights,
+    )
+
+
+def compute_score(
+    samples: Sequence[Sample], values: Sequence[float], task_weights: dict[str, float] | None
+) -> Score:
+    """Compute the mean of one value for each sample, and its standard error.
+
+    The variance is the sample's over n; for weighted tasks, that of their weighted means' sum.
+    """
+    if task_weights is None:
+        n, mean = len(values), fsum(values) / len(values)
+        variance = fsum((value - mean) ** 2 for value in values) / (n - 1) / n if n > 1 else nan
+        return Score(mean, sqrt(variance))
+    by_task: dict[str, list[float]] = {}
+    for sample, value in zip(samples, values, strict=True):
+        by_task.setdefault(sample.task, []).append(value)
+    scores = {task: compute_score((), of_task, None) for task, of_task in by_task.items()}
+    total = fsum(task_weights[task] for task in scores)
+    weights = {task: task_weights[task] / total for task in scores}
+    mean = fsum(weights[task] * score.value for task, score in scores.items())
+    variance = fsum((weights[task] * s.standard_error) ** 2 for task, s in scores.items())
+    return Score(mean, sqrt(variance))
+
+
+def check_primary_metric(name: str, benchmark: BenchmarkConfig, samples: Sequence[Sample]) -> None:
+    """Check that every question has a score between 0 and 1 on the primary metric.
+
+    Raises:
+        DataError: It has not, so base and tuned model could not be compared.
+    """
+    setting = f"benchmark.{name}.metric={benchmark.metric}"
+    for sample in samples:
+        score = sample.scores.get(benchmark.metric)
+        if score is None:
+            known = ", ".join(sorted(sample.scores)) or "none such"
+            raise DataError(
+                f"{setting} has no score for each question, so two models cannot be compared; "
+                f"{benchmark.task} has {known}"
+            )
+        if isfinite(score) and not 0 <= score <= 1:
+            raise DataError(
+                f"{setting}: question {sample.doc_id} of {sample.task} scores {score:g}, and a "
+                f"score must lie between 0 and 1; if it is of 100, set benchmark.{name}.scale=100, "
+                "else choose another metric"
+            )
+
+
+def guess_chance(evaluation: BenchmarkEvaluation, metric: str) -> float:
+    """Compute what guessing scores: the mean of 1 over the number of different choices.
+
+    It is 0 (not known) where an answer is generated, or graded, as a probability mass is.
+    """
+    samples = evaluation.samples
+    if not all(sample.choices and sample.scores[metric] in (0, 1) for sample in samples):
+        return 0.0
+    shares = [1 / len(set(sample.choices)) for sample in samples]
+    return compute_score(samples, shares, evaluation.task_weights).value
+
+
+def parse_score(value: Any) -> float | None:
+    """Read a score that the harness holds as any kind of number, or has logged as text.
+
+    >>> parse_score(1), parse_score("0.5"), parse_score("True"), parse_score([0, 1])
+    (1.0, 0.5, 1.0, None)
+    """
+    if isinstance(value, Real):
+        return float(value)
+    if (text := str(value)) in ("True", "False"):  # numpy's, which is no number
+        return float(text == "True")
+    try:
+        return float(text) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def numbers_agree(answer: str, target: str, tolerance: float) -> bool:
+    r"""Compare the last number of an answer with the target's (paper 2.4: |p - t| < 0.01).
+
+    >>> numbers_agree("18.00", "9 + 9 = 18\n#### 18", 0.01)
+    True
+    >>> numbers_agree("$1,200.", "#### 1200", 0.01), numbers_agree("17", "#### 18", 0.01)
+    (True, False)
+    >>> numbers_agree("no idea", "#### 18", 0.01)
+    False
+    """
+    numbers = [
+        re.findall(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+", text)
+        for text in (answer, target.rsplit("####", 1)[-1])
+    ]
+    if not all(numbers):
+        return False
+    first, second = (float(of_text[-1].replace(",", "")) for of_text in numbers)
+    return abs(first - second) < tolerance

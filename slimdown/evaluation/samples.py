@@ -1,0 +1,135 @@
+"""Parquet files of samples: one file a benchmark, one row a question and metric.
+
+What holds for the whole evaluation lies in the file's metadata, so that a file is a complete
+`BenchmarkEvaluation`.
+"""
+
+import json
+from hashlib import sha256
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from slimdown.config.schema import BenchmarkConfig
+from slimdown.evaluation.evaluation_cache import check_evaluation
+from slimdown.evaluation.results import BenchmarkEvaluation, Sample, Score
+
+SCHEMA = pa.schema(
+    [
+        ("model", pa.string()),  # base or tuned
+        ("benchmark", pa.string()),
+        ("task", pa.string()),
+        ("metric", pa.string()),
+        ("doc_id", pa.int64()),
+        ("doc_hash", pa.string()),
+        ("prompt_hash", pa.string()),
+        ("prompt", pa.string()),  # all of it, worked examples included
+        ("target", pa.string()),
+        ("answer", pa.string()),  # the choice taken, or the text that the metric's filter kept
+        ("response", pa.string()),  # generated text, before any filter
+        ("choices", pa.list_(pa.string())),
+        ("log_likelihoods", pa.list_(pa.float64())),  # nats, one for each choice
+        ("score", pa.float64()),
+    ]
+)
+_OF_QUESTION = ("task", "doc_id", "doc_hash", "prompt_hash", "prompt", "target", "response")
+
+
+class DamagedSamples(ValueError):
+    """A file of samples that cannot be read, holds something else, or contradicts itself."""
+
+
+def write_samples(file: Path, model: str, name: str, evaluation: BenchmarkEvaluation) -> None:
+    """Write one benchmark's samples.
+
+    Args:
+        file: Where to; it is replaced.
+        model: "base" or "tuned".
+        name: The benchmark's name.
+        evaluation: What was answered.
+    """
+    rows = [
+        {
+            "model": model,
+            "benchmark": name,
+            "metric": metric,
+            **{column: getattr(sample, column) for column in _OF_QUESTION},
+            "answer": sample.answers[metric],
+            "choices": list(sample.choices),
+            "log_likelihoods": list(sample.log_likelihoods),
+            "score": score,
+        }
+        for sample in evaluation.samples
+        for metric, score in sample.scores.items()
+    ]
+    about = {
+        "task_version": evaluation.task_version,
+        "task_hash": evaluation.task_hash,
+        "scores": {m: [s.value, s.standard_error] for m, s in evaluation.scores.items()},
+        "seconds": evaluation.seconds,
+        "looks": evaluation.looks,
+        "n_available": evaluation.n_available,
+        "task_weights": evaluation.task_weights,
+    }
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    metadata = {"slimdown": json.dumps(about), "digest": _hash_content(table, about)}
+    pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
+
+
+def read_samples(file: Path, benchmark: BenchmarkConfig) -> BenchmarkEvaluation:
+    """Read the evaluation that a file was written from.
+
+    Args:
+        file: As `write_samples` writes it.
+        benchmark: Primary metric, role and chance as they count now.
+
+    Returns:
+        What was answered; `origin` is empty.
+
+    Raises:
+        DamagedSamples: The file is cut short, changed, not one of samples, or its scores are not
+            the means of its samples' scores.
+    """
+    try:
+        table = pq.read_table(file)
+        metadata = table.schema.metadata
+        about = json.loads(metadata[b"slimdown"])
+        if metadata[b"digest"].decode() != _hash_content(table, about):
+            raise ValueError("its content is not what was written")
+        by_question: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for row in table.select(SCHEMA.names).cast(SCHEMA).to_pylist():
+            by_question.setdefault((row["task"], row["doc_id"]), []).append(row)
+        samples = tuple(
+            Sample(
+                **{column: rows[0][column] for column in _OF_QUESTION},
+                choices=tuple(rows[0]["choices"]),
+                log_likelihoods=tuple(rows[0]["log_likelihoods"]),
+                answers={row["metric"]: row["answer"] for row in rows},
+                scores={row["metric"]: row["score"] for row in rows},
+            )
+            for rows in by_question.values()
+        )
+        evaluation = BenchmarkEvaluation(
+            benchmark=benchmark,
+            task_version=about["task_version"],
+            task_hash=about["task_hash"],
+            scores={m: Score(v, nan if e is None else e) for m, (v, e) in about["scores"].items()},
+            samples=samples,
+            seconds=about["seconds"],
+            looks=tuple(about["looks"]),
+            n_available=about["n_available"],
+            task_weights=about["task_weights"],
+        )
+        problem = check_evaluation(evaluation)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        problem = " ".join(str(error).split())[:200] or type(error).__name__
+    if problem:
+        raise DamagedSamples(problem)
+    return evaluation
+
+
+def _hash_content(table: pa.Table, about: dict[str, Any]) -> str:
+    return sha256(json.dumps([table.to_pylist(), about]).encode()).hexdigest()

@@ -1,0 +1,314 @@
+"""The harness's tasks with their data and worked examples, checked before a model is loaded.
+
+Questions, worked examples and their order never depend on the run's seed: two runs ask the same
+questions, or they could not be compared.
+"""
+
+import json
+import logging
+import random
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from math import fsum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import TemplateError
+from omegaconf import MISSING
+
+from slimdown.config.fields import nearest
+from slimdown.config.schema import BenchmarkConfig
+from slimdown.data.contamination import Question, join_words, split_words
+from slimdown.evaluation.harness_results import name_metric
+from slimdown.pocket import TASKS_DIR
+from slimdown.utils.errors import ConfigError, DataError
+from slimdown.utils.hub import explain_hub_errors
+
+FEWSHOT_SEED = 1234  # the harness's own, so that its command line builds the same prompts
+_LOGGERS = ("lm_eval", "transformers.generation.utils", "transformers.tokenization_utils_base")
+
+
+@dataclass(frozen=True)
+class BenchmarkTask:
+    """One benchmark, ready to be asked of any number of models."""
+
+    name: str
+    config: BenchmarkConfig  # nothing left open
+    tasks: dict[str, Any]  # the harness's tasks by name; a group has several
+    usable_metrics: frozenset[str]  # means of which more is better; filters left out
+    weighs_tasks_alike: bool = False  # a group that the harness averages over tasks
+    is_chance_guessed: bool = False  # nobody said what guessing scores
+    files_hash: str = field(default="", repr=False)  # of task files that are not the harness's own
+
+    def build_requests(
+        self, lm: Any, apply_chat_template: bool
+    ) -> dict[tuple[str, int], list[Any]]:
+        """Build the harness's requests, as `lm` will get them.
+
+        Returns:
+            By task and number of the question, in the harness's order.
+
+        Raises:
+            ConfigError: The chat template fails for these questions.
+        """
+        requests: dict[tuple[str, int], list[Any]] = {}
+        for name, task in self.tasks.items():
+            task.set_fewshot_seed(FEWSHOT_SEED)  # it draws from a generator that moves on
+            try:
+                task.build_all_requests(
+                    limit=self.config.limit,
+                    apply_chat_template=apply_chat_template,
+                    fewshot_as_multiturn=apply_chat_template,
+                    chat_template=lm.apply_chat_template if apply_chat_template else None,
+                    tokenizer_name=lm.tokenizer_name if apply_chat_template else "",
+                )
+            except TemplateError as error:
+                raise ConfigError(
+                    "evaluation.apply_chat_template=true: the tokenizer's chat template fails for "
+                    f"the questions of {self.config.task} with {self.config.num_fewshot} worked "
+                    f"examples ({' '.join(str(error).split())[:200]}); set it to false, or choose "
+                    "another model"
+                ) from None
+            for request in task.instances:
+                requests.setdefault((name, request.doc_id), []).append(request)
+        return requests
+
+    def hash_questions(self, requests: dict[tuple[str, int], list[Any]]) -> str:
+        """Hash the requests, the rows they come from, and how the tasks build and score them."""
+        digest = sha256(self.files_hash.encode())
+        for name, task in sorted(self.tasks.items()):
+            settings = json.dumps([name, task.dump_config()], sort_keys=True, default=str)
+            # A function that has no source lies elsewhere each time.
+            digest.update(re.sub(r" at 0x[0-9a-f]+", "", settings).encode())
+        for key, of_question in requests.items():
+            contents = [key, [str(request.args) for request in of_question], of_question[0].doc]
+            digest.update(json.dumps(contents, default=str).encode())
+        return digest.hexdigest()[:32]
+
+    def compute_task_weights(
+        self, requests: dict[tuple[str, int], list[Any]]
+    ) -> dict[str, float] | None:
+        """How the harness weighs the tasks; None where that is by their questions."""
+        sizes: dict[str, int] = {}
+        for task, _ in requests:
+            sizes[task] = sizes.get(task, 0) + 1
+        if not self.weighs_tasks_alike or len(set(sizes.values())) == 1:
+            return None
+        return dict.fromkeys(sizes, 1 / len(sizes))
+
+    def questions(self) -> list[Question]:
+        """The questions in their own words, to be looked for in training rows."""
+        return [
+            Question(
+                f"{task.config.task} {number}", _read_texts(task, doc), _read_answers(task, doc)
+            )
+            for task in self.tasks.values()
+            for number, doc in task.doc_iterator(limit=self.config.limit)
+        ]
+
+
+def load_tasks(
+    benchmarks: dict[str, BenchmarkConfig], include_path: str | None = None
+) -> dict[str, BenchmarkTask]:
+    """Load the harness's tasks, download their data and set their worked examples.
+
+    Args:
+        benchmarks: By name; a missing metric, num_fewshot or chance becomes the task's own.
+        include_path: A folder with task files of your own.
+
+    Returns:
+        By name.
+
+    Raises:
+        ConfigError: An unknown task, or a metric or worked examples that it cannot give.
+        DataError: The questions cannot be had.
+    """
+    from lm_eval.tasks import TaskManager
+
+    folders = [str(TASKS_DIR), *([include_path] if include_path else [])]
+    loaded: dict[str, BenchmarkTask] = {}
+    with keep_random_states(), quiet_harness():
+        # The harness parses thousands of files of its own, for seconds: only where one is needed.
+        manager = TaskManager(include_path=folders, include_defaults=False)
+        if any(benchmark.task not in manager.all_tasks for benchmark in benchmarks.values()):
+            manager = TaskManager(include_path=folders)
+        for name, benchmark in benchmarks.items():
+            if benchmark.task not in manager.all_tasks:
+                known = [task for task in manager.all_tasks if task[:1] == benchmark.task[:1]]
+                advice = nearest(benchmark.task, known).partition("; known:")[0]
+                raise ConfigError(
+                    f"benchmark.{name}.task={benchmark.task}: the harness has no such task{advice}"
+                    "; evaluation.include_path names a folder with tasks of your own"
+                )
+            with explain_hub_errors(f"benchmark.{name}.task={benchmark.task}", DataError):
+                found = manager.load([benchmark.task])
+            files = {
+                Path(entry.yaml_path).parent
+                for task in (benchmark.task, *found["tasks"])
+                if (entry := manager.task_index.get(task)) and entry.yaml_path
+            }
+            loaded[name] = _check_task(name, benchmark, found, _hash_own_files(files))
+    return loaded
+
+
+def _check_task(
+    name: str, benchmark: BenchmarkConfig, found: Any, files_hash: str
+) -> BenchmarkTask:
+    """The benchmark with nothing left open, once its tasks can be asked as it says."""
+    from lm_eval.api.metrics import mean
+
+    tasks: dict[str, Any] = found["tasks"]
+    first = next(iter(tasks.values()))
+    better, aggregation = first.higher_is_better(), first.aggregation()
+    usable = {
+        metric
+        for metric in aggregation
+        if all(
+            task.aggregation().get(metric) is mean
+            and task.higher_is_better().get(metric) is not False
+            for task in tasks.values()
+        )
+    }
+    filters = [f["name"] for f in first.config.filter_list or [{"name": "none"}]]
+    if benchmark.numeric_tolerance is not None:
+        usable.add("flexible_accuracy")
+    group = found.get("groups", {}).get(benchmark.task)
+    metric = next((m for m in better if m in usable), next(iter(better), "none"))
+    own: dict[str, Any] = {
+        "metric": name_metric(metric, filters[0]),
+        "num_fewshot": first.config.num_fewshot or 0,
+        "chance": 0.0,
+    }
+    open_fields = {key for key in own if getattr(benchmark, key) == MISSING}
+    if "chance" in open_fields and all(t.OUTPUT_TYPE == "multiple_choice" for t in tasks.values()):
+        shares = [
+            [1 / len(set(t.doc_to_choice(doc))) for _, doc in t.doc_iterator(limit=benchmark.limit)]
+            for t in tasks.values()
+        ]
+        own["chance"] = fsum(map(fsum, shares)) / sum(map(len, shares))
+    config = replace(benchmark, **{key: own[key] for key in open_fields})
+    setting, primary = f"benchmark.{name}.metric={config.metric}", config.metric.partition(".")[0]
+    if primary not in usable:
+        choices = ", ".join(sorted(name_metric(m, f) for m in usable for f in filters)) or "none"
+        if primary not in aggregation:
+            problem = f"{config.task} has no such metric"
+        elif better.get(primary) is False:
+            problem = "of this metric less is better, so a rise would be called an improvement"
+        else:
+            problem = (
+                "this metric is no mean of its questions' scores, so no question can be paired"
+            )
+        raise ConfigError(f"{setting}: {problem}; choose one of {choices}")
+    names = {name_metric(m, f) for m in usable for f in filters} | {"flexible_accuracy"}
+    if first.config.process_results is None and config.metric not in names:
+        raise ConfigError(
+            f"{setting}: {config.task} has no such metric{nearest(config.metric, sorted(names))}"
+        )
+    for task in tasks.values():
+        if getattr(task, "UNSAFE_CODE", False):
+            problem = "runs code that the model writes, which slimdown does not"
+        elif getattr(task, "MULTIMODAL", False):
+            problem = "asks about images or sounds, and the model reads text"
+        elif task.config.num_fewshot == 0 and config.num_fewshot != 0:
+            problem = "is asked without worked examples; set num_fewshot to 0"
+        elif config.num_fewshot > 0 and not (task.has_training_docs() or task.config.fewshot_split):
+            problem = "has no split to take worked examples from; set num_fewshot to 0"
+        else:
+            task.set_config(key="num_fewshot", value=config.num_fewshot)
+            continue
+        raise ConfigError(f"benchmark.{name}: {task.config.task} {problem}")
+    weights = (
+        {m.metric: m.weight_by_size for m in group.aggregate_metric_list or ()} if group else {}
+    )
+    return BenchmarkTask(
+        name,
+        config,
+        tasks,
+        frozenset(usable),
+        weighs_tasks_alike=not weights.get(primary, True),
+        is_chance_guessed="chance" in open_fields,
+        files_hash=files_hash,
+    )
+
+
+def _hash_own_files(folders: set[Path]) -> str:
+    """Hash the YAML and Python files beside tasks that are not the harness's own."""
+    import lm_eval.tasks
+
+    harness = Path(str(lm_eval.tasks.__file__)).parent
+    digest = sha256()
+    for folder in sorted(folders):
+        if not folder.is_relative_to(harness):
+            for file in sorted((*folder.glob("*.yaml"), *folder.glob("*.py"))):
+                digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _read_texts(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
+    """The texts of the row that the prompt is made of; the prompt, where it is made of none."""
+    prompt = task.doc_to_text(doc)
+    fields = {
+        words: text
+        for text in doc.values()
+        if isinstance(text, str) and len((words := join_words(split_words(text))).strip()) > 1
+    }
+    prompt_words = join_words(split_words(prompt)) if isinstance(prompt, str) else ""
+    if not prompt_words.strip():  # the number of a choice, or all is the answer
+        return (max(fields.values(), key=len, default=""),)
+    used = [words for words in fields if words in prompt_words]
+    longest = [w for w in used if not any(w in longer for longer in used if longer != w)]
+    return tuple(fields[words] for words in longest) or (prompt,)
+
+
+def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
+    """The right answers; for a choice that is a letter, what it stands for in a list of the row.
+
+    A letter that is to be generated is left out: it stands for a choice, too, and in most texts.
+    """
+    targets = task.doc_to_target(doc)
+    choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else []
+    if choices and all(len(choice) == 1 for choice in choices):
+        lists = (v for v in doc.values() if isinstance(v, list) and len(v) == len(choices))
+        choices = next(lists, [""] * len(choices))
+    answers = []
+    for target in targets if isinstance(targets, list) else [targets]:
+        if isinstance(target, int) and choices:
+            answers.append(str(choices[target]))
+        elif not re.fullmatch(r"\W*[^\W\d]\W*", str(target)):
+            answers.append(str(target))
+    return tuple(answers)
+
+
+@contextmanager
+def keep_random_states() -> Iterator[None]:
+    """On leaving, every random generator is where it was: the harness draws from them."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    # Asked before it is in use, CUDA would take memory.
+    is_in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda = torch.cuda.get_rng_state_all() if is_in_use else []
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def quiet_harness() -> Iterator[None]:
+    """Inside, the harness and transformers log errors only: they warn of what is set on purpose."""
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    try:
+        for name in _LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
