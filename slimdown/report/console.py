@@ -1,211 +1,224 @@
-"""What a person reads on the console: the plan before a run, its progress, its findings, and where they are kept."""
+"""What you read on the console: the plan, progress, the findings, and where they are.
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+In a terminal progress is a bar. In a log it is a plain line every 30 seconds.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from threading import Event, Thread
+from time import monotonic
+from typing import IO, Any, cast
 
-from rich.console import Console, RenderableType
-from rich.markup import escape
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
-from slimdown.config.schema import Engine, RunConfig
-from slimdown.report import words
-from slimdown.report.findings import Pair, findings_table, pairs_table
-from slimdown.report.sweep import State, Sweep, headline
-from slimdown.report.table import show
-from slimdown.stats.budget import Judgement, Outcome, overall
-from slimdown.stats.findings import Findings
-from slimdown.stats.runs import RecordedRun
-from slimdown.utils.redaction import redact
+from slimdown.config.schema import OnProgress, RunConfig
+from slimdown.report import text
+from slimdown.report.findings_report import budgets_table, findings_table
+from slimdown.report.formatting import encodable, format_duration, visible
+from slimdown.report.tables import PLAIN_WIDTH, Table, print_table
+from slimdown.utils.secrets import redact
 
-_below_bars: list[Callable[[], str]] = []  # lines that every bar shows below it
-console = Console(highlight=False, width=None if Console().is_terminal else 120)
+LOG_SECONDS = 30.0  # between two lines of a log
+
+
+class _StandardOutput:
+    """sys.stdout, whichever it is at each write, without characters that it cannot encode."""
+
+    @property
+    def encoding(self) -> str:
+        return getattr(sys.stdout, "encoding", None) or "utf-8"
+
+    def write(self, content: str) -> int:
+        if sys.stdout is not None:  # it is closed
+            sys.stdout.write(encodable(content, self.encoding))
+        return len(content)
+
+    def flush(self) -> None:
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has read enough: as Python's documentation advises
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def isatty(self) -> bool:
+        return sys.stdout is not None and sys.stdout.isatty()
+
+
+def _open_console() -> Console:
+    stream = cast(IO[str], _StandardOutput())
+    width = None if stream.isatty() else PLAIN_WIDTH
+    return Console(file=stream, highlight=False, width=width, force_jupyter=False)
+
+
+def show_line(line: str, style: str = "") -> None:
+    """Prints one line as it is, without markup and control characters."""
+    _open_console().print(Text(visible(line), style), soft_wrap=True)
+
+
+def show_notes(lines: Sequence[str]) -> None:
+    """Prints what you should know before you wait, one line each."""
+    for line in lines:
+        show_line(line, "yellow")
+
+
+def show_table(table: Table) -> None:
+    """Prints a table as wide as the terminal allows."""
+    print_table(table, _open_console())
+
+
+def print_text(content: str) -> None:
+    """Prints a text that is written already, such as CSV; to a terminal without control characters.
+
+    Raises:
+        OSError: The text cannot be written, for example since the disk is full.
+    """
+    stream = _StandardOutput()
+    stream.write(visible(content, multiline=True) if stream.isatty() else content)
+    stream.flush()
 
 
 def show_plan(config: RunConfig, name: str) -> None:
-    """Print what the run is about to do."""
-    rows = "all" if any(d.max_examples is None for d in config.dataset.values()) else None
-    n_rows = rows or sum(d.max_examples or 0 for d in config.dataset.values())
-    benchmarks = ", ".join(
-        f"{benchmark} ({b.num_fewshot}-shot" + (f", first {b.limit})" if b.limit else ")")
-        for benchmark, b in config.benchmark.items()
-    )
-    plan = Table.grid(padding=(0, 2))
-    plan.add_row("[bold]run[/]", escape(name))  # lora.target_modules=[q_proj] is not markup
-    plan.add_row("[bold]model[/]", escape(redact(f"{config.model.id}, {config.quantization.name}")))
-    if config.tuned is not None:
-        plan.add_row("[bold]tuned[/]", escape(redact(config.tuned)))
-    else:
-        plan.add_row("[bold]rows[/]", escape(f"{n_rows} of {' + '.join(config.dataset)}"))
-        by = ", by Unsloth" if config.train.engine is Engine.unsloth else ""
-        plan.add_row("[bold]method[/]", escape(_method(config) + by))
-    plan.add_row("[bold]measured[/]", escape(benchmarks))
-    console.print(plan)
-    console.print()
-
-
-def _method(config: RunConfig) -> str:
-    lora, own = config.lora, config.method
-    if own.is_lora:
-        return f"{own.name}, r {lora.r}, alpha {lora.lora_alpha}, {', '.join(lora.target_modules)}"
-    size = f", {own.size} {getattr(own, own.size.partition('.')[2])}" if own.size else ""
-    return f"{own.name}{size}"
-
-
-def show_notes(lines: Iterable[str]) -> None:
-    """Print what a person should know before they wait, a line each."""
-    for line in lines:
-        show_note(line)
-
-
-def show_note(line: str) -> None:
-    """Print what a person should know before they wait."""
-    console.print(escape(line), style="yellow")
+    """Prints what a run is about to do."""
+    for heading, content in ({"run": name} | text.describe_run(config)).items():
+        line = Text.assemble((f"{heading:<12}", "bold"), visible(redact(content)))
+        _open_console().print(line, soft_wrap=True)
 
 
 @contextmanager
-def doing(what: str) -> Iterator[None]:
-    """A spinner with the seconds so far, while something runs that cannot say how far it is."""
-    with _bar(transient=True) as progress:
-        progress.add_task(what, total=None, note="")
-        yield
+def status(label: str) -> Iterator[Callable[[str], None]]:
+    """Shows that something runs that cannot say how far it is.
+
+    Args:
+        label: What runs.
+
+    Yields:
+        A function that takes another label.
+    """
+    with progress_bar(label, in_log=False) as on_progress:
+        yield lambda new_label: on_progress(0, 0, new_label)
 
 
 @contextmanager
-def progress_bar(what: str, tell: Callable[[str], None] = lambda at: None) -> Iterator["Bar"]:
-    """A bar with what is done, what there is, and the time left; `tell` is told in words how far it is."""
-    with _bar(transient=True) as progress:
-        tell(what)
-        yield Bar(progress, what, tell)
+def progress_bar(label: str, in_log: bool = True) -> Iterator[OnProgress]:
+    """Shows how far something is: a bar in a terminal, a line every 30 seconds in a log.
+
+    Args:
+        label: What runs.
+        in_log: Write a line to a log when it begins and ends, too.
+
+    Yields:
+        A function of the number done, the total, and a short text such as the loss.
+    """
+    console = _open_console()
+    if console.is_terminal:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            _Times(),
+            TextColumn("{task.fields[detail]}", markup=False),
+        )
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task(visible(label), total=None, detail="")
+
+            def update(done: int, total: int, detail: str) -> None:
+                values: dict[str, Any] = {"completed": done, "total": total or None}
+                progress.update(task, detail=visible(detail), **values)
+
+            yield update
+        return
+    logger = _ProgressLogger(label)
+    if in_log:
+        show_line(f"{label} ...")
+    with logger:
+        yield logger.update
+    if in_log:
+        show_line(f"{label}: done in {format_duration(logger.elapsed)}")
 
 
-class Bar:
-    """A bar that learns its length when the work has begun."""
-
-    def __init__(self, progress: Progress, what: str, tell: Callable[[str], None]) -> None:
-        self._progress, self._what, self._tell = progress, what, tell
-        self._task = progress.add_task(what, total=None, note="")
-
-    def __call__(self, done: int, total: int, note: str) -> None:
-        self._progress.update(self._task, completed=done, total=total, note=note)
-        self._tell(f"{self._what} {done}/{total}")
+class _Times(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        left = task.time_remaining
+        end = f", about {format_duration(left)} left" if left else ""
+        return Text(f"{format_duration(task.elapsed or 0.0)} elapsed{end}", "dim")
 
 
-def show_job(sweep: Sweep) -> None:
-    """Print which job of a sweep begins, and the time left; from now on every bar shows it, too."""
-    console.print(f"\n{escape(sweep.progress)}", style="bold", soft_wrap=True)
-    _below_bars[:] = [lambda: sweep.progress]
+class _ProgressLogger:
+    """Prints the state of one piece of work every `LOG_SECONDS`, whether it reports or not."""
+
+    def __init__(self, label: str) -> None:
+        self._label, self._began, self._is_done = label, monotonic(), Event()
+        self._first: tuple[int, float] | None = None  # number done and time of the first report
+        self._state = (0, 0, "")
+        self._thread = Thread(target=self._print_lines, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._is_done.set()
+        self._thread.join()
+
+    @property
+    def elapsed(self) -> float:
+        return monotonic() - self._began
+
+    def update(self, done: int, total: int, detail: str) -> None:
+        self._first = self._first or (done, monotonic())
+        self._state = (done, total, detail)
+
+    def _print_lines(self) -> None:
+        while not self._is_done.wait(LOG_SECONDS):
+            done, total, detail = self._state
+            parts = [f"{done:,} of {total:,}"] if total else []
+            parts += [detail] if detail else []
+            parts.append(f"{format_duration(self.elapsed)} elapsed")
+            if self._first and done > self._first[0]:
+                seconds_each = (monotonic() - self._first[1]) / (done - self._first[0])
+                parts.append(f"about {format_duration(seconds_each * (total - done))} left")
+            show_line(f"{self._label}: {', '.join(parts)}")
 
 
-@contextmanager
-def sweep_status(sweep: Sweep) -> Iterator[Callable[[], None]]:
-    """While workers make the jobs: a line with how far the sweep is, and, at each call, one for each that ended."""
-    with console.status("") as status:
-
-        def show() -> None:
-            for number in sweep.hear():
-                job = sweep.jobs[number]
-                run, log = (
-                    f", run {job.run_id}" if job.run_id else "",
-                    f"; see {job.log}" if job.log else "",
-                )
-                line = f"{sweep.which(number)}, {job.state}{run}: {job.what}{log if job.state is State.failed else ''}"
-                console.print(escape(line), soft_wrap=True)
-            status.update(escape(sweep.progress))
-
-        yield show
+def show_findings(findings: Any) -> None:
+    """Prints the table of findings and what they say in sentences."""
+    show_table(findings_table(findings))
+    for sentence in text.describe_findings(findings):
+        _open_console().print(Text(visible(sentence)))
 
 
-def show_sweep(sweep: Sweep) -> None:
-    """Print what became of the jobs."""
-    _below_bars.clear()
-    show(sweep.table(), console)
+def show_saved(run: Any) -> None:
+    """Prints where a run is kept and how you look at it."""
+    show_line(f"\nrun {run.run_id}")
+    if run.artifact_uri.startswith("file:"):
+        show_line(f"open {run.artifact_uri}/report.html")
+    is_server = run.store_uri.startswith("http")
+    uri = redact(run.store_uri)
+    show_line(f"see {uri}" if is_server else f"see mlflow ui --backend-store-uri {uri}")
 
 
-def show_skipped(run: RecordedRun, sweep: Sweep | None = None) -> None:
-    """Print in a line that an equal run is finished, and what it found."""
-    which = f"{sweep.at_hand}, " if sweep else ""
-    advice = "" if sweep else "; rerun=true makes it again"
-    line = f"{which}finished before: run {run.run_id}, {headline(run.changes)}{advice}"
-    console.print(escape(line), soft_wrap=True)
-
-
-def show_findings(findings: Findings) -> None:
-    """Print the table of findings, what they say in words, and how to read them."""
-    table = findings_table(findings)
-    show(replace(table, legend=""), console)
-    for sentence in words.sentences(findings):
-        console.print(escape(sentence))
-    console.print(escape(table.legend), style="dim")
-
-
-def show_pair(first: str, second: str, findings: Findings) -> None:
-    """Print what changed from one tuned model to another."""
-    show(pairs_table([Pair(first, second, findings)]), console)
-
-
-def show_where(run_id: str, uri: str, artifacts: str, undelivered: str) -> None:
-    """Print where the run is kept, how to look at it, and what is left to be done."""
-    console.print(f"\nrun {run_id}")
-    if artifacts.startswith("file:"):
-        console.print(f"open {artifacts}/report.html", soft_wrap=True, markup=False)
-    if uri.startswith("http"):
-        console.print(f"see {uri}", markup=False)
-    else:
-        console.print(f"see mlflow ui --backend-store-uri {uri}", soft_wrap=True, markup=False)
-    if undelivered:
-        console.print(escape(undelivered), soft_wrap=True)
-
-
-def show_judgements(judged: Sequence[Judgement], console: Console) -> None:
-    """Print each loss against its budget, and what holds for all of them."""
-    styles = {Outcome.within: "green", Outcome.beyond: "red", Outcome.undecided: "yellow"}
-    width = max(len(judgement.benchmark) for judgement in judged)
-    for judgement in judged:
-        shown = (f"{judgement.outcome.name:<9}", styles[judgement.outcome])
-        console.print(Text.assemble(shown, f"  {judgement.benchmark:<{width}}  {judgement.reason}"))
-    outcome = overall(judged)
-    sentence = {
-        Outcome.within: "Passed: every loss is shown to be within its budget.",
-        Outcome.beyond: "Failed: a loss beyond its budget is shown.",
-        Outcome.undecided: "Undecided: no loss beyond its budget is shown, and not every one is shown to be within.",
+def show_budget_checks(checks: Sequence[Any]) -> None:
+    """Prints each loss against its budget, and what holds for all of them."""
+    styles = {"within": "green", "beyond": "red", "undecided": "yellow"}
+    sentences = {
+        "within": "Passed: every loss is shown to be within its budget.",
+        "beyond": "Failed: a loss beyond its budget is shown.",
+        "undecided": "Undecided: no loss beyond its budget is shown, but not every loss is shown "
+        "to be within.",
     }
-    console.print(f"[bold {styles[outcome]}]{sentence[outcome]}[/]")
-    console.print(
-        "Of this checkpoint, for questions like these where no subjects are named.", style="dim"
-    )
-
-
-class _Progress(Progress):
-    def get_renderables(self) -> Iterable[RenderableType]:
-        """The bar, and what stands below every bar."""
-        yield from super().get_renderables()
-        yield from (Text(line(), style="dim") for line in _below_bars)
-
-    def stop(self) -> None:
-        """End it; rich would leave an empty line in a log (15.0)."""
-        self.live.stop()
-
-
-def _bar(transient: bool) -> Progress:
-    return _Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        console=console,
-        transient=transient,
-    )
+    show_table(budgets_table(checks))
+    outcomes = [check.outcome.name for check in checks]
+    overall = next(o for o in ("beyond", "undecided", "within") if o in outcomes)
+    show_line(sentences[overall], f"bold {styles[overall]}")

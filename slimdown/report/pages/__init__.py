@@ -1,47 +1,49 @@
-"""Pages that hold all they need: HTML made by the templates that lie here."""
+"""Pages and cards, rendered by the jinja2 templates of this folder."""
 
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from slimdown.report.words import LOOKS, kind_of
+from slimdown.report import formatting, text
+from slimdown.report.looks import LOOKS, get_look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Control characters have no place in HTML; their pictures do. Tab and newline stay.
-_PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
-
 
 def render(template: str, **values: object) -> str:
-    """The page that a template of this folder makes of the values, all of them escaped.
+    """Renders a template of this folder; HTML templates escape every value.
 
-    Filters: `visible` shows control characters as pictures, `svg` a figure. A value that a template lacks is an error.
+    Args:
+        template: The file's name.
+        **values: What the template shows; a value that it lacks is an error.
+
+    Returns:
+        The text. A page holds all it needs and loads nothing.
     """
-    pages = Environment(
+    environment = Environment(
         loader=PackageLoader("slimdown.report", "pages"),
-        autoescape=True,
+        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    pages.filters |= {"visible": visible, "svg": _inline}
-    pages.globals |= {"looks": LOOKS, "kind_of": kind_of}
-    return pages.get_template(template).render(**values)
+    environment.filters |= {
+        "visible": lambda value: formatting.visible(value, multiline=True),
+        "markdown": formatting.escape_markdown,
+        "svg": _inline_svg,
+        "number": formatting.format_number,
+        "points": formatting.format_points,
+        "percent": formatting.format_percent,
+        "plural": formatting.pluralize,
+    }
+    environment.globals |= {"LOOKS": LOOKS, "get_look": get_look, "text": text}
+    return environment.get_template(template).render(**values)
 
 
-def visible(text: object) -> str:
-    r"""The text as a page can hold it: control characters as their pictures, broken characters as a mark.
+def _inline_svg(figure: "Figure") -> Markup:
+    from slimdown.report.figures import write_svg  # matplotlib takes half a second
 
-    >>> visible("a\x00b\n")
-    'a␀b\n'
-    """
-    return str(text).replace("\r\n", "\n").translate(_PICTURES).encode("utf-8", "replace").decode()
-
-
-def _inline(figure: "Figure") -> Markup:
-    from slimdown.report.drawing import svg  # matplotlib takes half a second
-
-    return Markup(svg(figure))  # matplotlib escapes the texts that it writes
+    return Markup(write_svg(figure))  # matplotlib escapes the texts that it writes

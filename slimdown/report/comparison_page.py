@@ -1,0 +1,247 @@
+"""Many runs side by side, or the noise of their seeds: tables, figures and a page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from math import isfinite, isnan, nan
+from typing import TYPE_CHECKING, Any
+
+from slimdown.report import text
+from slimdown.report.formatting import (
+    EMPTY,
+    format_count,
+    format_number,
+    format_points,
+    pluralize,
+)
+from slimdown.report.tables import Cell, Column, Row, Table, make_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from slimdown.stats.estimates import Estimate
+    from slimdown.stats.run_comparison import Comparison, Configuration, MeanChange
+    from slimdown.stats.trials import TrialOutcome
+
+MAX_SETTING_COLUMNS = 4  # more settings share one column
+_TOOLTIP_SETTINGS = ("model.", "quantization.", "dataset", "method.", "lora.", "train.", "seed")
+
+
+def comparison_table(
+    comparison: "Comparison", title: str = "", notes: Sequence[str] = (), max_rows: int = 0
+) -> Table:
+    """Runs side by side, one row for each configuration: its settings, changes and verdicts.
+
+    Args:
+        comparison: The compared runs.
+        title: Which runs these are.
+        notes: What stands below the table besides the comparison's own notes.
+        max_rows: At most so many rows; 0 shows all.
+
+    Returns:
+        The table. Its records are named like the settings and metrics of a run, as shares of 1.
+    """
+    short_names = _shorten_keys(comparison.params)
+    has_columns = len(short_names) <= MAX_SETTING_COLUMNS
+    roles = {n: change.role for row in comparison.rows for n, change in row.changes.items()}
+    rows = [_make_row(comparison, row, short_names) for row in comparison.rows]
+    return Table(
+        title=title,
+        columns=(
+            Column("run", max_width=36),
+            *([Column("seeds")] if comparison.grouped else []),
+            *(
+                Column(name, max_width=30, is_filter=True)
+                for name in (short_names.values() if has_columns else ["settings"])
+            ),
+            *(
+                Column(text.mark_target(name, roles[name]), "points [95 %]", is_filter=True)
+                for name in comparison.benchmarks
+            ),
+            Column("mean retained", "points [95 %]"),
+        ),
+        rows=tuple(rows[: max_rows or None]),
+        legend=text.COMPARISON_LEGEND,
+        notes=(*notes, *comparison.notes),
+        n_hidden=max(0, len(rows) - max_rows) if max_rows else 0,
+        summary={"n_candidates": len(rows), "differing": comparison.params},
+    )
+
+
+def _shorten_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Each dotted key by its last two parts, where no other key ends so."""
+    ends = {key: ".".join(key.split(".")[-2:]) for key in keys}
+    return {k: end if list(ends.values()).count(end) == 1 else k for k, end in ends.items()}
+
+
+def _make_row(
+    comparison: "Comparison", row: "Configuration", short_names: Mapping[str, str]
+) -> Row:
+    runs, ids = row.runs, ", ".join(run.run_id[:8] for run in row.runs)
+    identity = {
+        "run_ids": " ".join(run.run_id for run in runs),
+        "name": row.name,
+        "experiment": runs[0].experiment,
+        "started": runs[0].started.isoformat(),
+        "n_seeds": len(runs),
+        "seeds": " ".join(row.seeds),
+    }
+    settings = {key: row.settings.get(key, "") for key in short_names}
+    if len(settings) <= MAX_SETTING_COLUMNS:
+        cells = [Cell(v, sort_key=v or None, values={k: v}) for k, v in settings.items()]
+    else:
+        listed = ", ".join(f"{short_names[k]}={v}" for k, v in settings.items() if v)
+        cells = [Cell(listed, values=settings)]
+    chosen = [f"{k} = {v}" for k, v in row.settings.items() if k.startswith(_TOOLTIP_SETTINGS)]
+    means = {"mean_retained_change": row.retained, "mean_target_change": row.target}
+    values = {f"{n}.{k}": v for n, mean in means.items() for k, v in asdict(mean).items()}
+    return Row(
+        (
+            Cell(f"{row.name} ({row.ids})", values=identity),
+            *([Cell(", ".join(row.seeds))] if comparison.grouped else []),
+            *cells,
+            *(_make_cell(name, row.changes.get(name)) for name in comparison.benchmarks),
+            Cell(*_format_mean(row.retained), sort_key=row.retained.value, values=values),
+        ),
+        tooltip="\n".join([row.name, f"{ids}, seed {', '.join(row.seeds)}", *chosen]),
+    )
+
+
+def _format_mean(change: "Estimate") -> tuple[str, str]:
+    """A change with its interval or, over several seeds, its standard deviation."""
+    if isnan(change.value):
+        return EMPTY, ""
+    deviation = getattr(change, "sd_over_seeds", nan)
+    points, interval = format_points(change)
+    return points, f"± {format_number(100 * deviation)}" if isfinite(deviation) else interval
+
+
+def _make_cell(name: str, change: "MeanChange | None") -> Cell:
+    if change is None:
+        return Cell(EMPTY)
+    values: dict[str, Any] = {
+        **{f"change_{k}".removesuffix("_value"): v for k, v in asdict(change.change).items()},
+        "n": change.n,
+        "p_value": change.p_value,
+        "verdict": change.verdict or None,
+        "verdict_corrected": change.verdict_corrected or None,
+        "forgetting_rate": change.forgetting_rate,
+        "lost": change.lost,
+    }
+    is_corrected = change.verdict_corrected != change.verdict
+    correction = f" → {change.verdict_corrected} {text.CORRECTED}" if is_corrected else ""
+    stopped = f"after {format_count(change.n, change.n_available)}" if change.is_stopped else ""
+    return Cell(
+        *_format_mean(change.change),
+        detail=stopped,
+        verdict=change.verdict,
+        correction=correction,
+        sort_key=change.change.value,
+        values={f"{name}.{k}": v for k, v in values.items()},
+    )
+
+
+def search_table(
+    comparison: "Comparison", outcomes: "Mapping[str, TrialOutcome]", study: str, n_pruned: int
+) -> Table:
+    """The finished trials of a search, one row each in the given order, with the budget.
+
+    Args:
+        comparison: The finished trials, seeds not grouped.
+        outcomes: What each trial came to, by run id.
+        study: The search's name.
+        n_pruned: Trials that ended early and have no row.
+    """
+    table = comparison_table(comparison, f"search {study}")
+    ordered = [outcomes[row.runs[0].run_id] for row in comparison.rows]
+    rows = []
+    for row, outcome in zip(table.rows, ordered, strict=True):
+        excess = [f"{n} {100 * share:.1f}" for n, share in outcome.excess.items() if share > 0]
+        verdict = f"beyond by {', '.join(excess)}" if excess else "within"
+        values = {"is_within_budget": outcome.is_within}
+        cell = Cell(verdict, sort_key=outcome.order[0], values=values)
+        rows.append(replace(row, cells=(*row.cells, cell)))
+    n_within = sum(outcome.is_within for outcome in ordered)
+    first = "that learned most of these" if n_within else "nearest to the budget"
+    summary = (
+        f"{n_within} of {len(ordered)} finished trials are within the budget as measured; the one "
+        f"{first} stands first. {n_pruned} trials were pruned and have no row."
+    )
+    columns = (*table.columns, Column("budget", max_width=30, is_filter=True))
+    return replace(table, columns=columns, rows=tuple(rows), notes=(summary, *table.notes))
+
+
+def noise_table(noise_by_run: Mapping[str, Sequence[Any]]) -> Table:
+    """For each configuration of several seeds, the noise of its questions and of its training.
+
+    Args:
+        noise_by_run: By the configuration's name, one `SeedsChange` for each benchmark.
+    """
+    records = []
+    for run, changes in noise_by_run.items():
+        for change in changes:
+            noise, mean = change.noise, change.noise.mean
+            values = {"change": mean.value, "change_low": mean.low, "change_high": mean.high}
+            points, interval = format_points(mean)
+            if mean.high - mean.low > 1.9:  # nearly all that is possible
+                interval = f"{pluralize(noise.n_seeds, 'seed')} cannot tell"
+            records.append(
+                {
+                    "run": run,
+                    "benchmark": change.benchmark,
+                    "seeds": noise.n_seeds,
+                    "n": change.n,
+                    "mean_change": Cell(points, interval, sort_key=mean.value, values=values),
+                    "question_error": noise.question_standard_error,
+                    "training_error": noise.training_standard_error,
+                    "seed_to_seed": noise.training_spread,
+                }
+            )
+    errors = ("question_error", "training_error", "seed_to_seed")
+    formats = {name: lambda share: format_number(100 * share) for name in errors}
+    return make_table("Noise of questions and of training", records, formats, text.NOISE_LEGEND)
+
+
+def comparison_figures(comparison: "Comparison", setting: str | None = None) -> "dict[str, Figure]":
+    """The figures that these runs can fill, by name.
+
+    Args:
+        comparison: The compared runs.
+        setting: A dotted key that every benchmark's change is drawn against.
+    """
+    from slimdown.report import figures  # matplotlib takes half a second
+    from slimdown.stats.run_order import series_by_setting
+
+    drawn: dict[str, Figure] = {}
+    if comparison.has_target:
+        drawn["learning-forgetting"] = figures.draw_trade_offs(comparison.rows)
+    if setting:
+        series = series_by_setting(comparison, setting)
+        drawn[f"by-{setting}"] = figures.draw_by_setting(setting, series)
+    return drawn
+
+
+def render_comparison_page(
+    table: Table,
+    comparison: "Comparison | None" = None,
+    setting: str | None = None,
+    options: str = "",
+) -> str:
+    """Renders a table and its figures as a page that you can sort and filter.
+
+    Args:
+        table: What is shown.
+        comparison: Where the figures come from; None draws none.
+        setting: A dotted key that every benchmark's change is drawn against.
+        options: Those of the command that shows this.
+    """
+    from slimdown.report.pages import render  # jinja2 takes a fifth of a second
+
+    drawn = comparison_figures(comparison, setting) if comparison else {}
+    others = [key for key in comparison.params if key != setting] if comparison else []
+    also = f"; the runs also differ in {', '.join(others)}" if others else ""
+    by_setting = f"Means of the runs that share a value, with their intervals{also}."
+    trade_offs = "Each point is a row of the table: up is learned, right is forgotten."
+    shown = [(f, by_setting if name.startswith("by-") else trade_offs) for name, f in drawn.items()]
+    if comparison and not comparison.has_target:
+        table = replace(table, notes=(*table.notes, text.NO_TARGET))
+    return render("comparison.html.j2", table=table, options=options, figures=shown)

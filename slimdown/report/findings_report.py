@@ -1,0 +1,216 @@
+"""What one run found, two models side by side, or one model's scores -> a `Table`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from slimdown.config.schema import Role
+from slimdown.report import text
+from slimdown.report.formatting import (
+    EMPTY,
+    format_count,
+    format_number,
+    format_p_value,
+    format_percent,
+    format_points,
+)
+from slimdown.report.tables import Cell, Column, Row, Table, make_table
+
+if TYPE_CHECKING:
+    from slimdown.evaluation.results import Evaluation
+    from slimdown.stats.budgets import BudgetCheck
+    from slimdown.stats.estimates import Estimate
+    from slimdown.stats.findings import BenchmarkChange, Findings
+
+
+def findings_table(findings: "Findings", title: str = "", with_notes: bool = False) -> Table:
+    """A run's findings, one row for each benchmark; further metrics of a benchmark follow it.
+
+    Args:
+        findings: What is shown.
+        title: What stands above it.
+        with_notes: Put what the findings say in sentences below the table.
+
+    Returns:
+        The table. Its records hold benchmark, role, metric, n, base, tuned, change and what
+        belongs to them as shares of 1. Further metrics have neither verdict nor p-value.
+    """
+    return Table(
+        title=title,
+        columns=_make_columns("base", "tuned"),
+        rows=tuple(_make_rows(findings, "base", "tuned")),
+        legend=text.explain_table(findings),
+        notes=tuple(text.describe_findings(findings)) if with_notes else (),
+        summary=_summarize(findings),
+    )
+
+
+def _summarize(findings: "Findings") -> dict[str, Any]:
+    means = {f"mean_{role.value}_change": asdict(findings.mean_change(role)) for role in Role}
+    return {"part": findings.part, "summary": text.summarize(findings), **means}
+
+
+def evaluation_table(evaluation: "Evaluation", title: str = "") -> Table:
+    """One model's scores in percent, one row for each benchmark and metric, the primary first."""
+    records = []
+    for name, result in evaluation.benchmarks.items():
+        config, n = result.benchmark, len(result.samples)
+        for metric in sorted(result.scores, key=lambda m: m != config.metric):
+            score = result.scores[metric]
+            scores = {"score": score.value, "standard_error": score.standard_error}
+            setting = {"benchmark": name, "metric": metric, "shots": config.num_fewshot}
+            records.append(setting | {"n": n} | scores)
+
+    def format_score(value: float) -> str:
+        return format_number(100 * value if abs(value) <= 1 else value)
+
+    formats = {"score": format_score, "standard_error": format_score, "n": lambda n: f"{n:,}"}
+    return make_table(title, records, formats)
+
+
+def tests_table(findings: "Findings") -> Table:
+    """What the verdicts rest on, one row for each benchmark: intervals, tests, power."""
+    records = []
+    for name, benchmark in findings.benchmarks.items():
+        change = benchmark.primary
+        record = {
+            "benchmark": name,
+            "base [95 %]": format_percent(change.base)[1],
+            "tuned [95 %]": format_percent(change.tuned)[1],
+            "p of no change": format_p_value(benchmark.p_value),
+            "exact McNemar": format_p_value(change.difference.mcnemar_p_value),
+            "p of change beyond margin": format_p_value(benchmark.equivalence_p_value),
+            "margin": f"{100 * benchmark.margin:g}",
+            "detectable": format_number(100 * benchmark.minimum_detectable_change),
+            "questions to decide": f"{benchmark.n_to_decide or EMPTY}",
+            "unpaired ±": format_number(100 * change.unpaired_standard_error),
+            "chance": f"{100 * benchmark.chance:g}",
+            "raw forgetting rate": Cell(*text.describe_rate(benchmark, above_chance=False)),
+        }
+        records.append(record)
+    return make_table("", records, legend=text.TESTS_LEGEND)
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """Two tuned models, or a base and a tuned one on questions that did not choose it."""
+
+    first: str  # a run's name and id, or "base"
+    second: str
+    findings: "Findings"
+    n_confirmed: int = 0  # runs that are confirmed together; 0: two tuned models
+    notes: tuple[str, ...] = ()
+
+
+def pairs_table(pairs: Sequence[ModelPair]) -> Table:
+    """Pairs of models, one row for each pair and benchmark, of its primary metric alone."""
+    is_confirmed = bool(pairs[0].n_confirmed)
+    sides = ("base", "tuned") if is_confirmed else ("first", "second")
+    rows, summaries = [], []
+    for pair in pairs:
+        title = f"{pair.first} → {pair.second}"
+        summaries.append({"pair": title, **_summarize(pair.findings)})
+        for row in _make_rows(pair.findings, *sides):
+            if not row.is_secondary:
+                rows.append(replace(row, cells=(Cell(title, values={"pair": title}), *row.cells)))
+    n, findings = len(pairs), pairs[0].findings
+    direction = "from the base to the tuned model" if is_confirmed else "from first to second"
+    return Table(
+        title=f"{n} runs on the questions that did not choose them" if n > 1 else title,
+        columns=(Column("pair", max_width=30, on_console=n > 1), *_make_columns(*sides)),
+        rows=tuple(rows),
+        notes=tuple(m for p in pairs for m in (*p.notes, *text.list_caveats(p.findings))),
+        legend=f"Change {direction}. {text.explain_table(findings)}",
+        summary={"n_confirmed": pairs[0].n_confirmed, "pairs": summaries},
+    )
+
+
+def budgets_table(checks: Sequence["BudgetCheck"]) -> Table:
+    """Each benchmark's loss against its budget, one row for each."""
+    records = []
+    for check in checks:
+        d = check.change.primary.difference
+        values = {"change": d.value, "change_low": d.low, "change_high": d.high}
+        records.append(
+            {
+                "benchmark": check.benchmark,
+                "change": Cell(*format_points(d), sort_key=d.value, values=values),
+                "budget": check.budget,
+                "outcome": check.outcome.name,
+                "reason": check.reason,
+            }
+        )
+    return make_table("", records, {"budget": lambda share: f"{100 * share:g}"})
+
+
+def _make_columns(first: str, second: str) -> tuple[Column, ...]:
+    def make_extra(heading: str, unit: str = "", is_number: bool = True) -> Column:
+        return Column(heading, unit, is_number, on_console=False, on_phone=False)
+
+    return (
+        Column("benchmark", max_width=30),
+        make_extra("metric", is_number=False),
+        make_extra("n", "questions"),
+        Column(first, "%", is_number=True),
+        Column(second, "%", is_number=True),
+        Column("change", "points [95 %]", is_number=True),
+        Column("verdict"),
+        make_extra("main cause of loss", is_number=False),
+        make_extra("p", "corrected"),
+        make_extra("forgetting rate", "above chance [95 %]"),
+        make_extra("paper’s metric", "± standard error [95 %]"),
+    )
+
+
+def _make_rows(findings: "Findings", first: str, second: str) -> Iterator[Row]:
+    """One row for each metric, the primary one of each benchmark first."""
+    for name, benchmark in findings.benchmarks.items():
+        n, n_available = benchmark.n, benchmark.n_available
+        count = format_count(n, n_available)
+        for metric, change in benchmark.changes.items():
+            d, is_primary = change.difference, metric == benchmark.metric
+            short = text.shorten_metric(metric, benchmark)
+            marked = text.mark_target(name, benchmark.role)
+            identity = {"benchmark": name, "role": benchmark.role.value}
+            values: dict[str, Any] = {"change": d.value, "change_stderr": d.standard_error}
+            values |= {"change_low": d.low, "change_high": d.high}
+            values |= {k: change.counts and getattr(change.counts, k) for k in ("lost", "gained")}
+            is_stopped = is_primary and benchmark.is_stopped
+            stopped = f"after {count}" if is_stopped else ""
+            cells = (
+                Cell(marked if is_primary else f"  {short}", values=identity),
+                Cell(short, values={"metric": metric}),
+                Cell(count, values={"n": n, "n_available": n_available or n}),
+                _make_score(first, change.base),
+                _make_score(second, change.tuned),
+                Cell(*format_points(d), stopped, sort_key=d.value, values=values),
+                *(_make_claims(findings, name, benchmark) if is_primary else [Cell()] * 5),
+            )
+            yield Row(cells, is_secondary=not is_primary)
+
+
+def _make_score(side: str, score: "Estimate") -> Cell:
+    values = {side: score.value, f"{side}_stderr": score.standard_error}
+    return Cell(format_number(100 * score.value), sort_key=score.value, values=values)
+
+
+def _make_claims(findings: "Findings", name: str, benchmark: "BenchmarkChange") -> list[Cell]:
+    """What is claimed about a benchmark's primary metric."""
+    verdict, p_value = benchmark.verdict.value, benchmark.p_value
+    losses = findings.lost_answers.get(name)
+    cause, share = (losses.main_cause if losses else None) or (None, None)
+    shown_cause = f"{100 * share:.0f} % {text.CAUSES[cause][0]}" if cause and share else ""
+    rate = benchmark.forgetting_rate_above_chance
+    described = text.describe_rate(benchmark, above_chance=True)
+    ends = {"": "value", "_low": "low", "_high": "high"} if benchmark.role is Role.retained else {}
+    rates: dict[str, Any] = {
+        f"forgetting_rate{end}": rate and getattr(rate, ends[end]) for end in ends
+    }
+    p_values = {"p_value": p_value, "equivalence_p_value": benchmark.equivalence_p_value}
+    return [
+        Cell(verdict=verdict, sort_key=verdict, values={"verdict": verdict}),
+        Cell(shown_cause, values={"main_cause": cause, "main_cause_share": share}),
+        Cell(format_p_value(p_value), sort_key=p_value, values=p_values),
+        Cell(*described, sort_key=rates.get("forgetting_rate"), values=rates),
+        Cell(*text.describe_paper_metric(benchmark)),
+    ]

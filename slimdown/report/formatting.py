@@ -1,0 +1,141 @@
+"""Numbers as people read them: percent and points, a true minus sign, words where no number is."""
+
+import re
+from math import isfinite, isnan
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from slimdown.stats.estimates import Estimate
+
+UNDEFINED = "undefined"
+EMPTY = "–"
+# Control characters become their pictures, marks that reorder text a replacement character.
+_PICTURES = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421}
+_PICTURES |= dict.fromkeys(
+    [*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD
+)
+_PICTURES |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)  # half of a surrogate pair
+_ASCII = str.maketrans("−–’“”→←↑↓†±·×█…", '--\'""><^v+~.x#.')
+
+
+def visible(text: object, multiline: bool = False) -> str:
+    r"""Replaces control characters, so that no name can steer a terminal or break a page.
+
+    Args:
+        text: What anybody may have written: a run's name, a model's answer.
+        multiline: Keep line feeds and tabs.
+
+    Returns:
+        The same text with control characters as pictures.
+
+    >>> visible("a\x1b[2Jb\n")
+    'a␛[2Jb␊'
+    """
+    pictures = {k: v for k, v in _PICTURES.items() if k not in (9, 10)} if multiline else _PICTURES
+    return str(text).replace("\r\n", "\n").translate(pictures)
+
+
+def encodable(text: str, encoding: str) -> str:
+    """Replaces what an encoding lacks; minus signs, arrows and the like by similar characters."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_ASCII).encode(encoding, "replace").decode(encoding)
+    return text
+
+
+def format_number(value: float, spec: str = ".1f") -> str:
+    """A number with a true minus sign.
+
+    >>> format_number(-3.14), format_number(2.0, "+.1f"), format_number(float("nan"))
+    ('−3.1', '+2.0', 'undefined')
+    """
+    if isnan(value):
+        return UNDEFINED
+    return f"{value:{spec}}".replace("-", "−") if isfinite(value) else "unbounded"
+
+
+def format_interval(low: float, high: float, spec: str = ".1f") -> str:
+    """An interval in brackets; empty where an end is undefined.
+
+    >>> format_interval(-2.04, 3.0, "+.1f"), format_interval(1.0, float("inf"))
+    ('[−2.0, +3.0]', '[1.0, no upper bound]')
+    """
+    if isnan(low) or isnan(high):
+        return ""
+    lower = format_number(low, spec) if isfinite(low) else "no lower bound"
+    return f"[{lower}, {format_number(high, spec) if isfinite(high) else 'no upper bound'}]"
+
+
+def format_points(change: "Estimate") -> tuple[str, str]:
+    """A change in percentage points and its 95 % interval."""
+    interval = format_interval(100 * change.low, 100 * change.high, "+.1f")
+    return format_number(100 * change.value, "+.1f"), interval
+
+
+def format_percent(share: "Estimate") -> tuple[str, str]:
+    """A share in percent and its 95 % interval."""
+    interval = format_interval(100 * share.low, 100 * share.high)
+    return f"{format_number(100 * share.value)} %", interval
+
+
+def format_p_value(p_value: float) -> str:
+    """A p-value with three decimals.
+
+    >>> format_p_value(0.0004), format_p_value(0.0449)
+    ('< 0.001', '0.045')
+    """
+    return "< 0.001" if p_value < 0.001 else format_number(p_value, ".3f")
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds in the units that a person counts in.
+
+    >>> format_duration(9.96), format_duration(130), format_duration(7260)
+    ('10 s', '2 min 10 s', '2 h 1 min')
+    """
+    if not isfinite(seconds):
+        return UNDEFINED
+    if seconds < 9.5:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Bytes as 2.30 GiB or 256.6 MiB."""
+    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
+
+
+def format_count(n: float, n_available: float | None = None) -> str:
+    """A number of questions, and of how many where they are not all.
+
+    >>> format_count(48, 1319), format_count(1319, 1319), format_count(1319)
+    ('48 of 1,319', '1,319', '1,319')
+    """
+    return f"{n:,.0f}" + (f" of {n_available:,.0f}" if n_available and n < n_available else "")
+
+
+def pluralize(n: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> pluralize(1, "step"), pluralize(1200, "step")
+    ('1 step', '1,200 steps')
+    """
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def escape_markdown(text: str) -> str:
+    r"""Escapes what Markdown or HTML would read as markup, also inside a table.
+
+    >>> print(escape_markdown("a|b <b> `c` [d](e)"))
+    a\|b &lt;b> \`c\` \[d\](e)
+    """
+    plain = (
+        " ".join(visible(text, multiline=True).split()).replace("&", "&amp;").replace("<", "&lt;")
+    )
+    # inside a word an underscore is a letter
+    return re.sub(r"([\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", plain)

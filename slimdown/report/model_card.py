@@ -1,0 +1,105 @@
+"""A tuned model's card: the README.md beside its weights, its first lines as the hub reads them."""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from slimdown import __version__
+from slimdown.config.naming import flatten
+from slimdown.config.schema import RunConfig
+from slimdown.report import text
+from slimdown.report.findings_report import ModelPair, findings_table, pairs_table
+from slimdown.report.formatting import format_count
+from slimdown.report.pages import render
+from slimdown.report.tables import write_table
+from slimdown.utils.secrets import redact
+
+if TYPE_CHECKING:
+    from slimdown.stats.findings import Findings
+
+_SECTIONS = ("dataset.", "lora.", "method.", "quantization.", "train.", "seed")
+
+
+@dataclass(frozen=True)
+class MergedModel:
+    """A model that an adapter was merged into, and what the merge changed."""
+
+    name: str
+    dtype: str
+    onto_original: bool  # merged into the unquantized weights, not into those it was trained on
+    is_measured: bool = False
+    before: "Findings | None" = None  # from base and adapter to this model
+
+
+def render_model_card(
+    findings: "Findings",
+    config: RunConfig,
+    base: Any,
+    training: Any = None,
+    merged: MergedModel | None = None,
+) -> str:
+    """Renders the card of what a run tuned, or of the model that it was merged into.
+
+    Args:
+        findings: What the model learned and lost; of a measured merged model, its own.
+        config: The run's settings.
+        base: The `LoadedModel`: id, revision, license, quantization, dtype.
+        training: The `TrainingResult`, where there is one.
+        merged: The merged model; None for what the run left itself.
+
+    Returns:
+        Markdown with a YAML head that `huggingface_hub.ModelCard` validates.
+    """
+    from huggingface_hub import EvalResult, ModelCardData  # takes half a second
+
+    is_of_hub = ":" not in base.id and not base.revision.startswith("sha256:")
+    is_adapter = not merged and not config.method.trains_weights
+    base_name = base.id if is_of_hub else re.split(r"[/\\]", base.id.rstrip("/\\"))[-1]
+    name = merged.name if merged else f"{re.split('[/:]', base_name)[-1]}-{config.method.name}"
+    results, tasks = [], []
+    for benchmark_name, benchmark in findings.benchmarks.items():
+        settings = config.benchmark[benchmark_name]
+        n = format_count(benchmark.n, benchmark.n_available)
+        shots = f"{settings.num_fewshot}-shot, {n} questions, scored by {benchmark.metric}"
+        tasks.append(f"{benchmark_name}: lm-evaluation-harness's {settings.task}, {shots}.")
+        for metric, change in benchmark.changes.items():
+            result = EvalResult(
+                task_type="text-generation",
+                dataset_type=settings.task,
+                dataset_name=benchmark_name,
+                metric_type=metric.partition(".")[0],
+                metric_name=f"{metric}, %",
+                metric_value=round(100 * change.tuned.value, 2),
+            )
+            results.append(result)
+    licenses = (base.license or "").split(maxsplit=2)
+    head = ModelCardData(
+        base_model=base.id if is_of_hub else None,
+        base_model_relation=("adapter" if is_adapter else "finetune") if is_of_hub else None,
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["slimdown", config.method.name.value],
+        model_name=name,
+        # of the model beside the card, or none
+        eval_results=None if merged and not merged.is_measured else results,
+        **dict(zip(("license", "license_name", "license_link"), licenses, strict=False)),
+    )
+    pair = merged and merged.before and ModelPair("adapter", "merged", merged.before)
+    card = render(
+        "model_card.md.j2",
+        head=head.to_yaml(),
+        name=name,
+        base=base,
+        base_name=base_name,
+        is_of_hub=is_of_hub,
+        is_adapter=is_adapter,
+        config=config,
+        settings={k: v for k, v in flatten(config).items() if k.startswith(_SECTIONS)},
+        merged=merged,
+        table=write_table(findings_table(findings), "markdown"),
+        sentences=text.describe_findings(findings),
+        merge_table=write_table(pairs_table([pair]), "markdown") if pair else "",
+        tasks=tasks,
+        version=__version__,
+    )
+    return redact(card)

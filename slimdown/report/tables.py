@@ -1,0 +1,269 @@
+"""One table type and one writer for each format: for people and for programs.
+
+    table = findings_table(findings)
+    write_table(table, "markdown")          # or "table", "csv", "json", "html"
+    pandas.DataFrame(table.records)         # one record for each row, unrounded
+
+A cell holds the text that people read and, under the names of the record, the values that programs
+read. In CSV and JSON numbers are shares of 1 at full precision; unknown values are empty or null.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import StringIO
+from math import isfinite
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from slimdown.report.formatting import EMPTY, escape_markdown, visible
+from slimdown.report.looks import get_look
+
+FORMATS = ("table", "markdown", "csv", "json", "html")
+PLAIN_WIDTH = 80  # of a file or a pipe; more where a table needs it
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading and how the cells below it are set."""
+
+    heading: str
+    unit: str = ""  # below the heading on a page
+    is_number: bool = False  # aligned to the right
+    max_width: int | None = None  # characters on a console; None: never broken
+    on_console: bool = True
+    on_phone: bool = True
+    is_filter: bool = False  # a page offers the values as a filter
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its parts for people, its values by name for programs."""
+
+    text: str = ""
+    interval: str = ""  # or a standard error
+    detail: str = ""
+    verdict: str = ""
+    correction: str = ""  # what remains of the verdict in a table of many
+    sort_key: float | str | None = None  # None: last
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """All parts on one line."""
+        detail = f"({self.detail})" if self.detail else ""
+        parts = (self.text, self.interval, self.verdict + self.correction, detail)
+        return " ".join(filter(None, parts))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell for each column."""
+
+    cells: tuple[Cell, ...]
+    is_secondary: bool = False  # belongs to the row above
+    tooltip: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, notes, columns, rows, and a legend."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    legend: str = ""
+    notes: tuple[str, ...] = ()
+    n_hidden: int = 0  # rows that a console leaves out
+    summary: Mapping[str, Any] = field(default_factory=dict)  # what JSON holds besides
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """One record for each row; every record has every name, in the same order."""
+        records = [
+            {k: v for cell in row.cells for k, v in cell.values.items()} for row in self.rows
+        ]
+        names = dict.fromkeys(name for record in records for name in record)
+        return [{name: _finite(record.get(name)) for name in names} for record in records]
+
+
+def make_table(
+    title: str,
+    records: Sequence[Mapping[str, Any]],
+    formats: Mapping[str, Callable[[Any], str]] | None = None,
+    legend: str = "",
+) -> Table:
+    """Makes a table of plain records; numbers stand to the right.
+
+    Args:
+        title: What stands above it.
+        records: One for each row, with the same names; None is unknown. A value may be a `Cell`.
+        formats: By name, how a value is shown.
+        legend: What stands below it.
+    """
+    rows = []
+    for record in records:
+        cells = []
+        for name, value in record.items():
+            if not isinstance(value, Cell):
+                is_unknown = value is None or value != value
+                shown = EMPTY if is_unknown else (formats or {}).get(name, str)(value)
+                value = Cell(shown, sort_key=value, values={name: value})
+            cells.append(value)
+        rows.append(Row(tuple(cells)))
+    columns = [
+        Column(
+            name.replace("_", " "),
+            is_number=any(isinstance(row.cells[i].sort_key, int | float) for row in rows),
+            max_width=40 if any(len(row.cells[i].text) > 40 for row in rows) else None,
+        )
+        for i, name in enumerate(records[0] if records else ())
+    ]
+    return Table(title, tuple(columns), tuple(rows), legend)
+
+
+def write_table(table: Table, format: str) -> str:
+    """Writes a table in one of `FORMATS`.
+
+    Args:
+        table: The table.
+        format: "table" is plain text, "html" a fragment with its own style that loads nothing.
+
+    Returns:
+        The text, which ends with a line feed.
+    """
+    if format == "table":
+        out = StringIO()
+        # Plain text wherever it is made: rich would print into a notebook, or colors elsewhere.
+        plain: dict[str, Any] = {"force_jupyter": False, "force_terminal": False}
+        console = Console(file=out, width=PLAIN_WIDTH, color_system=None, highlight=False, **plain)
+        print_table(table, console)
+        return out.getvalue()
+    if format == "html":
+        from slimdown.report.pages import render  # jinja2 takes a fifth of a second
+
+        return render("fragment.html.j2", table=table)
+    if format == "markdown":
+        return _write_markdown(table)
+    if format == "json":
+        head = {"title": table.title, "notes": table.notes}
+        content = _finite(head | {**table.summary, "rows": table.records})
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    out = StringIO()
+    writer = csv.DictWriter(out, list(table.records[0]) if table.rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {k: _without_formula(v) for k, v in record.items()} for record in table.records
+    )
+    return out.getvalue()
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Prints a table as wide as the console allows: in full, with verdicts below, or stacked."""
+    if table.title:
+        console.print(Text(visible(table.title)), style="bold", soft_wrap=True)
+    unlimited = console.options.update(width=10_000)
+    for verdict_separator in (" ", "\n"):
+        rich_table = _lay_side_by_side(table, verdict_separator)
+        width = Measurement.get(console, unlimited, rich_table).maximum
+        if not console.is_terminal:  # a file is as wide as it needs to be
+            console.width = max(console.width, width)
+        if width <= console.width:
+            break
+    else:
+        rich_table = _stack(table)
+    console.print(rich_table)
+    if table.n_hidden:
+        n_all = table.n_hidden + len(table.rows)
+        console.print(f"{table.n_hidden:,} more rows; --rows 0 shows all {n_all:,}")
+    for line in table.notes:
+        console.print(Text(visible(line)))
+    if table.legend:
+        console.print(Text(visible(table.legend)), style="dim")
+
+
+def _lay_side_by_side(table: Table, verdict_separator: str) -> RichTable:
+    rich_table = _new_rich_table()
+    shown = [i for i, column in enumerate(table.columns) if column.on_console]
+    for column in (table.columns[i] for i in shown):
+        rich_table.add_column(
+            Text(visible(column.heading)),
+            justify="right" if column.is_number else "left",
+            no_wrap=column.max_width is None,
+            max_width=column.max_width,
+            overflow="fold",
+        )
+    for row in table.rows:
+        cells = [_style_cell(row.cells[i], verdict_separator) for i in shown]
+        rich_table.add_row(*cells, style="dim" if row.is_secondary else "")
+    return rich_table
+
+
+def _stack(table: Table) -> RichTable:
+    """One line for each cell: for a terminal that is narrower than the table."""
+    rich_table = _new_rich_table()
+    rich_table.add_column(Text(visible(table.columns[0].heading)), overflow="fold")
+    rich_table.add_column("", overflow="fold")
+    for row in table.rows:
+        rich_table.add_row(Text(visible(row.cells[0]), "dim" if row.is_secondary else "bold"))
+        for column, cell in zip(table.columns[1:], row.cells[1:], strict=True):
+            if column.on_console and str(cell) not in ("", EMPTY):
+                heading = Text(f"  {visible(column.heading)}", "dim")
+                rich_table.add_row(heading, _style_cell(cell, "\n"))
+        rich_table.add_section()
+    return rich_table
+
+
+def _new_rich_table() -> RichTable:
+    return RichTable(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
+
+
+def _style_cell(cell: Cell, verdict_separator: str) -> Text:
+    text = Text(visible(f"{cell.text} {cell.interval}".rstrip()))
+    if cell.verdict:
+        look = get_look(cell.verdict)
+        text.append(verdict_separator if text else "")
+        text.append(f"{look.sign} {visible(cell.verdict)}", look.console_style)
+        text.append(cell.correction, "yellow")
+    if cell.detail:
+        text.append(f"\n{visible(cell.detail)}" if text else visible(cell.detail), "dim")
+    return text
+
+
+def _write_markdown(table: Table) -> str:
+    def write_line(cells: list[str]) -> str:
+        return "| " + " | ".join(map(escape_markdown, cells)) + " |"
+
+    lines = [f"### {escape_markdown(table.title)}", ""] if table.title else []
+    lines.append(write_line([column.heading for column in table.columns]))
+    lines.append("|" + "".join("---:|" if c.is_number else "---|" for c in table.columns))
+    lines += [write_line([str(cell) for cell in row.cells]) for row in table.rows]
+    lines += ["", *(f"- {escape_markdown(line)}" for line in table.notes)] if table.notes else []
+    lines += ["", escape_markdown(table.legend)] if table.legend else []
+    return "\n".join([*lines, ""])
+
+
+def _without_formula(value: Any) -> Any:
+    """Puts an apostrophe before text that a spreadsheet would compute; numbers stay numbers.
+
+    >>> _without_formula("=1+1"), _without_formula("-3.2"), _without_formula(-3.2)
+    ("'=1+1", '-3.2', -3.2)
+    """
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    is_number = is_formula and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value)
+    return f"'{value}" if is_formula and not is_number else value
+
+
+def _finite(content: Any) -> Any:
+    """The same with None for numbers that are not finite: JSON has no word for them."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not isfinite(content) else content

@@ -1,0 +1,262 @@
+"""What findings say in sentences: each sentence stands here once, for console, page and card."""
+
+from collections.abc import Iterator
+from math import isfinite, isnan
+from typing import TYPE_CHECKING
+
+from slimdown.config.schema import Engine, PaperMetric, Role, RunConfig
+from slimdown.report import formatting
+from slimdown.report.formatting import format_number, format_percent, format_points, pluralize
+
+if TYPE_CHECKING:
+    from slimdown.stats.estimates import Estimate
+    from slimdown.stats.findings import BenchmarkChange, Findings
+    from slimdown.stats.losses import ChoiceShift, LossBreakdown
+    from slimdown.training.result import TrainingResult
+
+CAUSES = {
+    "other_format": ("right in another format", "another way to read the answer still finds it"),
+    "empty": ("empty", "the model wrote nothing"),
+    "stopped_early": ("stopped early", "less than half the words of the base's right answer"),
+    "wrong_result": ("wrong result", "a full-length answer that does not hold the right one"),
+    "nearly_level": ("nearly level", "the right choice is behind by less than 0.1 nats"),
+    "clearly_behind": ("clearly behind", "another choice leads by 0.1 nats or more"),
+}
+CORRECTED = "†"  # marks a verdict that does not hold in a table of many runs
+COMPARISON_LEGEND = (
+    "Each cell: change of the primary metric in points (tuned − base) with its 95 % interval or, "
+    "over several seeds, its standard deviation; the verdict is each run's own. * target task."
+)
+NOISE_LEGEND = (
+    "Mean change over seeds in points with a 95 % interval for other questions and other seeds. "
+    "More questions lower the question error, more seeds the training error."
+)
+NO_TARGET = (
+    "These runs measured no target task, so what was learned is unknown. To measure it, set a "
+    "benchmark's role, e.g. benchmark.gsm8k.role=target."
+)
+
+
+def describe_run(config: RunConfig) -> dict[str, str]:
+    """What a run does: its model, rows or tuned model, method, benchmarks."""
+    about = {"model": f"{config.model.id}, {config.quantization.name}"}
+    if config.tuned is not None:
+        about["tuned"] = config.tuned
+    else:
+        sizes = {name: d.max_examples or "all" for name, d in config.dataset.items()}
+        about["rows"] = " + ".join(f"{n} rows of {name}" for name, n in sizes.items())
+        method = [config.method.name.value]
+        if config.method.is_lora:
+            lora = config.lora
+            method += [f"r {lora.r}", f"alpha {lora.lora_alpha}", *lora.target_modules]
+        elif config.method.size:
+            size = config.method.size.partition(".")[2]
+            method.append(f"{size} {getattr(config.method, size)}")
+        method += ["by Unsloth"] if config.train.engine is Engine.unsloth else []
+        about["method"] = ", ".join(method)
+    parts = [
+        f"{name} ({b.num_fewshot}-shot" + (f", first {b.limit})" if b.limit else ")")
+        for name, b in config.benchmark.items()
+    ]
+    return about | {"benchmarks": ", ".join(parts)}
+
+
+def write_headline(findings: "Findings") -> dict[str, tuple[str, str]]:
+    """The mean changes and the validation loss: by heading, the figure and its scope."""
+    headline = {}
+    headings = {"learned": (Role.target, "target task")}
+    headings |= {"kept or lost": (Role.retained, "retained benchmark")}
+    for heading, (role, noun) in headings.items():
+        if n := sum(b.role is role for b in findings.benchmarks.values()):
+            value, interval = format_points(findings.mean_change(role))
+            headline[heading] = (f"{value} points", f"mean of {pluralize(n, noun)} {interval}")
+    if findings.training:
+        headline["validation loss"] = (_describe_losses(findings.training), "nats per token")
+    return headline
+
+
+def _describe_losses(training: "TrainingResult") -> str:
+    losses = training.validation_loss_before, training.validation_loss_after
+    return " → ".join(format_number(loss, ".3f") for loss in losses)
+
+
+def mark_target(name: str, role: str) -> str:
+    """The benchmark's name, with a star behind a target task."""
+    return f"{name} *" if role == Role.target.value else name
+
+
+def shorten_metric(metric: str, benchmark: "BenchmarkChange") -> str:
+    """The filter's name where several filters read one metric, else the metric's."""
+    name, _, filter_name = metric.partition(".")
+    n_filters = sum(m.partition(".")[0] == name for m in benchmark.changes)
+    return filter_name if n_filters > 1 and filter_name else name
+
+
+def describe_rate(benchmark: "BenchmarkChange", above_chance: bool) -> tuple[str, str, str]:
+    """A forgetting rate, its interval, and a remark; a bound where the answers leave only that.
+
+    Args:
+        benchmark: The benchmark; target tasks have no rate.
+        above_chance: Whether the rate is the share of what the base has above chance.
+    """
+    if benchmark.role is Role.target:
+        return "", "", ""
+    rate = benchmark.forgetting_rate
+    if above_chance:
+        rate = benchmark.forgetting_rate_above_chance
+    if rate and not isnan(rate.value):
+        return *format_percent(rate), ""
+    remark = f"base not shown above {'chance' if above_chance and benchmark.chance else '0'}"
+    if rate is None:
+        return "any possible", "", remark
+    if isfinite(rate.low):
+        return f"at least {format_number(100 * rate.low)} %", "", remark
+    return f"at most {format_number(100 * rate.high)} %", "", remark
+
+
+def describe_paper_metric(benchmark: "BenchmarkChange") -> tuple[str, str]:
+    """The paper's metric with the paper's standard error, and the paired interval."""
+    estimate: Estimate | None = benchmark.paper_value
+    if benchmark.paper_metric is None or estimate is None:
+        return "", ""
+    if isnan(estimate.value):
+        return "undefined, base at 0", ""
+    if benchmark.paper_metric is PaperMetric.forgetting_rate:
+        value, interval = format_percent(estimate)
+        return f"FR {value}", interval
+    symbol = "ΔA" if benchmark.paper_metric is PaperMetric.ability_augmentation else "ΔK"
+    error = estimate.standard_error
+    plus_minus = "" if isnan(error) else f" ±{format_number(error)}"
+    interval = formatting.format_interval(estimate.low, estimate.high, "+.1f")
+    return f"{symbol} {format_number(estimate.value, '+.1f')}{plus_minus}", interval
+
+
+def summarize(findings: "Findings") -> list[str]:
+    """The verdicts, one sentence for each verdict; undecided benchmarks get one each."""
+    sentences = [f"Questions: {findings.part}."] if findings.part else []
+    for verdict in ("improved", "forgotten", "retained"):
+        chosen = {n: b for n, b in findings.benchmarks.items() if b.verdict == verdict}
+        changes = ", ".join(f"{name} ({_describe_change(b)})" for name, b in chosen.items())
+        margins = " or ".join(f"{m:g}" for m in sorted({100 * b.margin for b in chosen.values()}))
+        ruled_out = f"; a change of {margins} points or more is ruled out"
+        ending = ruled_out if verdict == "retained" else ""
+        sentences += [f"{verdict.capitalize()}: {changes}{ending}."] if chosen else []
+    for name, benchmark in findings.benchmarks.items():
+        if benchmark.verdict == "undecided":
+            n, smallest = pluralize(benchmark.n, "question"), benchmark.minimum_detectable_change
+            reason = f"{n} detect a change of {100 * smallest:.1f} points 80 % of the time"
+            reason = f"{n} cannot show any change" if isnan(smallest) else reason
+            if benchmark.is_stopped:
+                reason = "the evaluation stopped before a verdict"
+            if benchmark.n_to_decide:
+                reason += f"; about {benchmark.n_to_decide:,} would probably decide"
+            sentences.append(f"Undecided: {name} ({_describe_change(benchmark)}); {reason}.")
+    return sentences
+
+
+def _describe_change(benchmark: "BenchmarkChange") -> str:
+    points = f"{format_points(benchmark.primary.difference)[0]} points"
+    n = formatting.format_count(benchmark.n, benchmark.n_available)
+    return f"{points} after {n} questions" if benchmark.is_stopped else points
+
+
+def list_caveats(findings: "Findings") -> list[str]:
+    """What limits these findings; only what applies to them, one sentence each."""
+    benchmarks, sentences = findings.benchmarks, []
+    if stopped := [name for name, b in benchmarks.items() if b.is_stopped]:
+        sentences.append(f"{', '.join(stopped)} stopped early: the estimate is likely too large.")
+    for name, benchmark in benchmarks.items():
+        if n_subjects := benchmark.primary.difference.n_subjects:
+            sentences.append(f"{name} is about these {n_subjects} subjects alone.")
+    origins: dict[str, list[str]] = {}
+    for name, evaluation in (findings.base.benchmarks if findings.base else {}).items():
+        if evaluation.origin:
+            origins.setdefault(evaluation.origin, []).append(name)
+    for origin, names in origins.items():
+        which = "" if len(names) == len(benchmarks) else f" on {', '.join(names)}"
+        sentences.append(f"The base's answers{which} were measured before: {origin}.")
+    return sentences
+
+
+def describe_lost_answers(findings: "Findings") -> Iterator[str]:
+    """What became of lost answers, one sentence for each benchmark whose loss is claimed."""
+    for name, losses in findings.lost_answers.items():
+        if losses.is_loss_shown and losses.n_lost:
+            causes = [(c.name, c.share.value) for c in losses.causes if c.share and c.count]
+            shares = [f"{100 * share:.0f} % {CAUSES[cause][0]}" for cause, share in causes]
+            n_lost = pluralize(losses.n_lost, "answer")
+            yield f"Of {n_lost} lost in {name}: {', '.join(shares) or 'causes unknown'}."
+            if losses.choices and losses.choices.collapsed:
+                yield f"{name}: {describe_position(losses.choices)}"
+
+
+def count_lost(losses: "LossBreakdown") -> str:
+    """How many right answers were lost, in one sentence."""
+    n_right = pluralize(losses.n_right, "right answer")
+    if not losses.n_right:
+        return "The base had no right answer to lose."
+    share = format_number(100 * losses.n_lost / losses.n_right)
+    unknown = "" if losses.causes else " Their causes are unknown: a question has several answers."
+    return f"The base had {n_right}; {losses.n_lost:,} were lost ({share} %).{unknown}"
+
+
+def describe_leads(choices: "ChoiceShift") -> str:
+    """How far the right choice led where it was lost, before and after; empty where none was."""
+    before, after = choices.median_lead_before, choices.median_lead_after
+    if isnan(before) or isnan(after):
+        return ""
+    now = f"{'is behind by' if after < 0 else 'still leads by'} {abs(after):.2f}"
+    return f"In lost answers the right choice led by {before:.2f} nats and now {now} (medians)."
+
+
+def describe_position(choices: "ChoiceShift") -> str:
+    """Which position the tuned model prefers, and whether it is shown to have moved there."""
+    before = " ".join(format_percent(choices.share_before)).strip()
+    after = " ".join(format_percent(choices.share_after)).strip()
+    letter, right = chr(ord("A") + choices.position), format_number(100 * choices.share_right)
+    shares = f"{before} of all questions before, {after} after; it is right in {right} %."
+    if choices.collapsed:
+        return f"The tuned model moved to choice {letter}: {shares}"
+    return f"No move to one position is shown. The most frequent choice is {letter}: {shares}"
+
+
+def describe_training(training: "TrainingResult") -> Iterator[str]:
+    """What training did: the validation loss, the trained share, rows that were cut."""
+    losses, steps = _describe_losses(training), pluralize(training.steps, "step")
+    share = f"{training.n_trainable:,} parameters trained ({training.trainable_percent:.2f} %)"
+    yield f"Validation loss {losses} nats per token after {steps}; {share}."
+    if training.n_truncated:
+        yield f"{pluralize(training.n_truncated, 'row')} were longer than train.max_length."
+    if training.n_untrained:
+        yield f"{pluralize(training.n_untrained, 'row')} had no token left to train on."
+
+
+def describe_findings(findings: "Findings") -> list[str]:
+    """Everything that findings say in words: verdicts, lost answers, training, caveats."""
+    training = describe_training(findings.training) if findings.training else ()
+    lost = describe_lost_answers(findings)
+    return [*summarize(findings), *lost, *training, *list_caveats(findings)]
+
+
+def shorten_findings(findings: "Findings") -> str:
+    """The verdicts on one line, e.g. "gsm8k −3.1 forgotten, hellaswag +0.2 retained"."""
+    changes = {
+        n: (b, format_points(b.primary.difference)[0]) for n, b in findings.benchmarks.items()
+    }
+    return ", ".join(f"{name} {points} {b.verdict}" for name, (b, points) in changes.items())
+
+
+def explain_table(findings: "Findings") -> str:
+    """How a table of findings is read."""
+    n, roles = len(findings.benchmarks), {b.role for b in findings.benchmarks.values()}
+    star = "; * target task" if Role.target in roles else ""
+    correction = f" Verdicts are corrected for {n} benchmarks (Holm), intervals are not."
+    legend = f"Change in points, tuned − base, [95 % interval]{star}."
+    return legend + (correction if n > 1 else "")
+
+
+TESTS_LEGEND = (
+    "p-values are corrected for the number of benchmarks (Holm), except McNemar's. Detectable: the "
+    "smallest true change in points that this many questions show 80 % of the time. Unpaired: the "
+    "standard error of two independent measurements."
+)
