@@ -1,5 +1,5 @@
-"""Answers before and after into verdicts with intervals. No torch, no MLflow, no files.
+"""Answers before and after -> verdicts with intervals. No torch, no MLflow, no files.
 
-Doors: `findings.judge`, `budget.hold_to_budgets`, `comparison.compare`. Every number here has a simulation in
-docs/studies/statistics.md; who changes a test or an interval runs `python -m bench.statistics` again.
+Doors: `findings.judge`, `budgets.check_budgets`, `run_comparison.compare_runs`. Every number here
+has a simulation in docs/studies/statistics.md; who changes a test runs `python -m bench.statistics`.
 """

@@ -1,101 +1,89 @@
-"""Questions that no run is chosen by: every benchmark's, split into an open and a held-out part.
+"""Questions that no run is chosen by: every benchmark's, split into an open and a held-out half.
 
-Whoever picks the best of many runs picks luck along with it, and the luck is in the questions that were looked at. With
-`evaluation.holdout` a run asks all questions and shows what the open part says; the held-out part is read by
-`slimdown.check` and `slimdown.compare --confirm` alone, from the samples. The base's and the tuned answers are the same
-with and without it.
+Whoever picks the best of many runs picks luck along with it, and the luck is in the questions that
+were looked at. With `evaluation.holdout` a run asks all questions and shows what the open half
+says. `slimdown check` and `slimdown compare --confirm` read the held-out half.
 
-Each question's side is decided by its own content: by no seed, so that all runs hold out the same; by no other
-question, so that a `limit` moves none, and a larger share holds out all that a smaller one does. Strata would need the
-others; the parts are as large as chance makes them, 150 of 300 give or take 9.
+A hash of each question decides its half: no seed, so that all runs hold out the same; no other
+question, so that a `limit` moves none, and a larger share holds out all that a smaller one does.
 """
 
 import hashlib
+from collections import Counter
 from dataclasses import replace
-from math import isclose
+from math import fsum
 
-from slimdown.evaluation.answers import BenchmarkEvaluation, Evaluation, Sample, Score
-from slimdown.stats.paired import mean
-from slimdown.utils.errors import SlimdownError
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample, Score
+from slimdown.utils.errors import DataError
 
-FEWEST = 2  # questions in a part: of one alone nothing can be said
+_FEWEST = 2  # questions in a half: one alone says nothing
 
 
 def is_held_out(sample: Sample, share: float) -> bool:
-    """Whether a question is in the held-out part, of which a `share` of all questions is."""
+    """Whether a question is in the held-out half, which holds a `share` of all questions."""
     digest = hashlib.sha256(f"{sample.task}\n{sample.doc_hash}".encode()).digest()
     return int.from_bytes(digest[:8]) < share * 2**64
 
 
-def open_part(report: Evaluation, share: float) -> Evaluation:
-    """What the questions say by which runs may be chosen.
+def open_half(evaluation: Evaluation, holdout: float) -> Evaluation:
+    """The answers by which runs may be chosen; all where nothing is held out.
 
     Raises:
-        SlimdownError: a benchmark with too few questions to split.
+        DataError: a benchmark has too few questions to split, or stopped early.
     """
-    if not share:
-        return report
-    kept = f"evaluation.holdout={share:g} keeps the others for slimdown.check and slimdown.compare --confirm"
-    return _part(report, share, False, f"the open part of each benchmark's questions; {kept}")
-
-
-def held_out_part(report: Evaluation, share: float) -> Evaluation:
-    """What the questions say that no run was chosen by.
-
-    Raises:
-        SlimdownError: as for `open_part`.
-    """
-    return _part(
-        report,
-        share,
-        True,
-        f"the held-out part of each benchmark's questions (evaluation.holdout={share:g})",
+    if not holdout:
+        return evaluation
+    rest = (
+        f"evaluation.holdout={holdout:g} keeps the others for slimdown check and compare --confirm"
+    )
+    return _split(
+        evaluation, holdout, False, f"the open half of each benchmark's questions; {rest}"
     )
 
 
-def _is_mean(report: BenchmarkEvaluation, metric: str) -> bool:
-    """Whether a metric is the mean of its questions' scores; a perplexity of a part cannot be had from them."""
-    if not all(metric in sample.scores for sample in report.samples):
-        return False
-    return isclose(
-        mean(report.scores_of(metric)).value,
-        report.scores[metric].value,
-        rel_tol=1e-6,
-        abs_tol=1e-9,
-    )
+def held_half(evaluation: Evaluation, holdout: float) -> Evaluation:
+    """The answers that no run was chosen by.
+
+    Raises:
+        DataError: as for `open_half`.
+    """
+    part = f"the held-out half of each benchmark's questions (evaluation.holdout={holdout:g})"
+    return _split(evaluation, holdout, True, part)
 
 
-def _part(report: Evaluation, share: float, held_out: bool, name: str) -> Evaluation:
-    parts = {
-        benchmark: _split(benchmark, one, share, held_out)
-        for benchmark, one in report.benchmarks.items()
+def _split(evaluation: Evaluation, share: float, is_held: bool, part: str) -> Evaluation:
+    halves = {
+        name: _split_benchmark(name, benchmark, share, is_held)
+        for name, benchmark in evaluation.benchmarks.items()
     }
-    return replace(report, benchmarks=parts, part=name)
+    return replace(evaluation, benchmarks=halves, part=part)
 
 
-def _split(
-    name: str, report: BenchmarkEvaluation, share: float, held_out: bool
+def _split_benchmark(
+    name: str, evaluation: BenchmarkEvaluation, share: float, is_held: bool
 ) -> BenchmarkEvaluation:
-    if report.stages:
-        raise SlimdownError(
-            f"{name} was asked until enough was known (evaluation.until), by all of its questions: it has no part that "
-            f"evaluation.holdout={share:g} would keep out of that; choose a run with evaluation.until=all"
+    if evaluation.looks:
+        raise DataError(
+            f"{name} was evaluated until enough was known (evaluation.until), by all of its questions: no half of them "
+            f"is held out by evaluation.holdout={share:g}; choose a run with evaluation.until=all"
         )
-    samples = tuple(sample for sample in report.samples if is_held_out(sample, share) is held_out)
-    n = len(report.samples)
-    if not FEWEST <= len(samples) <= n - FEWEST:
-        n_held_out = len(samples) if held_out else n - len(samples)
-        raise SlimdownError(
-            f"evaluation.holdout={share:g} would keep {n_held_out} of the {n} questions of {name}, and both parts need "
-            f"{FEWEST} or more; ask more questions, or choose a share nearer 0.5"
+    samples = tuple(s for s in evaluation.samples if is_held_out(s, share) is is_held)
+    n = len(evaluation.samples)
+    if not _FEWEST <= len(samples) <= n - _FEWEST:
+        n_held_out = len(samples) if is_held else n - len(samples)
+        raise DataError(
+            f"evaluation.holdout={share:g} would hold out {n_held_out} of the {n} questions of {name}, and both halves "
+            f"need {_FEWEST} or more; ask more questions, or choose a share nearer 0.5"
         )
-    metrics = [
-        metric
-        for metric in report.scores
-        if metric == report.benchmark.metric or _is_mean(report, metric)
-    ]
-    means = {metric: mean([sample.scores[metric] for sample in samples]) for metric in metrics}
-    scores = {
-        metric: Score(estimate.value, estimate.standard_error) for metric, estimate in means.items()
-    }
-    return replace(report, samples=samples, scores=scores)
+    sizes, weights = Counter(sample.task for sample in samples), evaluation.task_weights
+    total = sum(weights[task] for task in sizes) if weights else 0.0
+    scores = {}
+    for metric in evaluation.scores:
+        if all(metric in sample.scores for sample in samples):
+            each = [
+                s.scores[metric]
+                * (weights[s.task] / total / sizes[s.task] if weights else 1 / len(samples))
+                for s in samples
+            ]
+            scores[metric] = Score(fsum(each), float("nan"))
+    return replace(evaluation, samples=samples, scores=scores)

@@ -1,135 +1,166 @@
-"""How large a change so many questions show, and how many questions show so large a change: the tests' power, solved.
+"""How large a change so many questions show, and how many questions show so large a change.
 
-Pure functions of numbers; changes, margins and spreads are shares.
+Changes, margins and spreads are shares. "Show" means in four of five repetitions: 80 % power.
 """
 
 from bisect import bisect_left
 from collections.abc import Callable
-from math import nan, sqrt
+from math import isnan, log2, nan, sqrt
 
 import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from slimdown.stats.clusters import Floats
+from slimdown.stats.estimates import Difference
+from slimdown.stats.likelihood import ALPHA, PSEUDO_ANSWERS, Floats, null_spread
+from slimdown.stats.sequential import EARLY_SHARE, share_error
 
-POWER = 0.8  # how often a change is to be shown
+POWER = 0.8
 _MOST = 10**9  # questions; beyond it no number is named
 
 
-def in_standard_errors(alpha: float, freedom: float) -> float:
-    """How many standard errors a change must be to be shown at `POWER` by a two-sided t-test."""
-    if not freedom > 0:
-        return nan
-    return float(
-        scipy.special.stdtrit(freedom, 1 - alpha / 2) + scipy.special.stdtrit(freedom, POWER)
-    )
+def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> float:
+    """The smallest true change that as many questions show at `POWER`; nan if they show none.
 
-
-def smallest_shown(n: int, discordant: float, alpha: float) -> float:
-    """The smallest change that McNemar's exact test shows at `POWER`; nan if it shows none.
+    As many answers are taken to change as changed, or as the change itself needs. After looks it is
+    what the last one shows alone.
 
     Args:
-        n: questions.
-        discordant: the share of answers that change, if the change itself does not need more.
-        alpha: of the two-sided test.
+        difference: of the questions.
+        alpha: of the two-sided test, after its correction for other benchmarks.
     """
-    if mcnemar_power(n, 1.0, 1.0, alpha) < POWER:
+    d, test = difference, difference.test
+    if isnan(d.spread):
         return nan
-    low, high = 0.0, 1.0
-    for _ in range(14):
-        middle = (low + high) / 2
-        enough = mcnemar_power(n, middle, max(discordant, middle), alpha) >= POWER
-        low, high = (low, middle) if enough else (middle, high)
-    return high
+    if test.plan:
+        alpha *= float(share_error(test.plan)[len(d.sampling.looks) - 1])
+    if d.is_binary and d.sampling.weights is None:
+        discordant = (np.count_nonzero(d.changes) + 1) / (d.n + 2)
+
+        def is_shown(change: float) -> bool:
+            return change_power(d.n, change, max(discordant, change), alpha) >= POWER
+
+        if not is_shown(1.0):
+            return nan
+        low, high = 0.0, 1.0
+        for _ in range(14):
+            middle = (low + high) / 2
+            low, high = (low, middle) if is_shown(middle) else (middle, high)
+        return high
+    reach = max(abs(end - d.value) for end in d.interval(alpha))
+    smallest = reach + float(scipy.special.ndtri(POWER)) * d.spread / sqrt(d.n)
+    return smallest if smallest <= 1 else nan
 
 
-def mcnemar_power(n: int, change: float, discordant: float, alpha: float) -> float:
-    """How often McNemar's exact test shows a change, if so many answers change in all."""
+def change_power(n: int, change: float, discordant: float, alpha: float) -> float:
+    """How often n 0/1 answers show a change, if a share `discordant` of them changes; exact.
+
+    The likelihood ratio of no change depends on the lost and the gained answers alone: with one of
+    them, c pseudo answers added, it is sqrt(2 (l log(2 l / (l + g)) + g log(2 g / (l + g)))).
+    """
     ends = scipy.special.bdtrik([1e-6, 1 - 1e-6], n, discordant) if discordant < 1 else [n, n]
-    likely = np.arange(max(0, int(ends[0])), min(n, int(ends[1]) + 1) + 1)
-    # The most whose tail is within alpha / 2; below 0 where even none is beyond it: then nothing is shown.
-    critical = np.where(
-        0.5**likely > alpha / 2, -1.0, np.floor(scipy.special.bdtrik(alpha / 2, likely, 0.5))
-    )
+    changed = np.arange(max(0, int(ends[0])), min(n, int(ends[1]) + 1) + 1)
+    needed = float(scipy.special.ndtri(1 - alpha / 2))
+
+    def root(fewer: NDArray[np.signedinteger]) -> Floats:
+        small, large, half = (
+            fewer + PSEUDO_ANSWERS,
+            changed - fewer,
+            (changed + PSEUDO_ANSWERS) / 2,
+        )
+        nats = scipy.special.xlogy(small, small / half) + scipy.special.xlogy(large, large / half)
+        return np.asarray(np.where(small < large, np.sqrt(2 * np.maximum(nats, 0)), 0.0))
+
+    # the most of the fewer kind that is still shown, -1 where none is
+    critical, beyond = np.full(len(changed), -1), changed // 2 + 1
+    for _ in range(int(log2(n)) + 2):
+        middle = (critical + beyond) // 2
+        shown = (root(middle) > needed) & (middle > critical)
+        critical, beyond = np.where(shown, middle, critical), np.where(shown, beyond, middle)
     share = (1 + change / discordant) / 2
-    lower = scipy.special.bdtr(critical, likely, share)
-    shown = lower + scipy.special.bdtrc(likely - critical - 1, likely, share)
-    return float((_chances(likely, n, discordant) * np.where(critical < 0, 0.0, shown)).sum())
-
-
-def _chances(counts: NDArray[np.signedinteger], n: int, share: float) -> Floats:
-    """How likely each count of n is. `scipy.stats` has this too, and takes half a second to import."""
-    ways = (
-        scipy.special.gammaln(n + 1)
-        - scipy.special.gammaln(counts + 1)
-        - scipy.special.gammaln(n - counts + 1)
+    few = scipy.special.bdtr(critical.astype(float), changed, share)
+    many = scipy.special.bdtrc((changed - critical - 1).astype(float), changed, share)
+    ways = scipy.special.gammaln(n + 1) - scipy.special.gammaln([changed + 1, n - changed + 1]).sum(
+        axis=0
     )
-    likely: Floats = np.exp(
-        ways + scipy.special.xlogy(counts, share) + scipy.special.xlog1py(n - counts, -share)
+    chances = np.exp(
+        ways
+        + scipy.special.xlogy(changed, discordant)
+        + scipy.special.xlog1py(n - changed, -discordant)
     )
-    return likely
+    return float((chances * np.where(critical < 0, 0.0, few + many)).sum())
 
 
-def questions_to_decide(
-    change: float,
-    spread: float,
-    null_spread: Callable[[float, int], float],
-    margin: float,
-    continuity: float,
-    alpha: float,
-) -> int | None:
-    """How many questions show, at `POWER`, either that there is a change or that it is within the margin.
+def n_to_decide(difference: Difference, margin: float, alpha: float = ALPHA) -> int | None:
+    """About how many questions show either the change or that it is within the margin.
+
+    The change is taken to be as large as it looks, and its mean to be normal. Both stay open where it lies between the largest change
+    that would be within the margin and the smallest that would be shown; the gap closes as
+    questions are added.
 
     Args:
-        change: the true one.
-        spread: the standard deviation of one question's difference.
-        null_spread: what a test of so many questions against this change takes it for.
+        difference: of the questions so far.
         margin: a change below it counts as none.
-        continuity: by how many answers McNemar's exact test asks more, and each one-sided test half as many: 1, or 0
-            for scores without bounds.
-        alpha: of the two-sided test of a change, and of each of the two one-sided tests against the margin.
+        alpha: of the two-sided test of a change, and of each of the two one-sided tests against the
+            margin.
 
-    The mean difference is taken to be normal. What leaves both open is that it lies in a gap between the largest that
-    would be refuted and the smallest that would be shown; the gap closes as questions are added.
+    Returns:
+        None where it cannot be said.
     """
-    of_change, of_margin = (-scipy.special.ndtri(a) for a in (alpha / 2, alpha))
+    d = difference
+    if isnan(d.spread):
+        return None
+    if d.sampling.looks:
+        alpha *= EARLY_SHARE
+    of_change, of_margin = (-float(scipy.special.ndtri(a)) for a in (alpha / 2, alpha))
+    at_none, above, below = (_null_spread(d, threshold) for threshold in (0.0, margin, -margin))
 
-    def decided(n: int) -> float:
-        at_none, above, below = (null_spread(x, n) for x in (0.0, margin, -margin))
-        root, step = sqrt(n), continuity / n
+    def power(n: int) -> float:
+        root, step = sqrt(n), PSEUDO_ANSWERS / n
         shown = of_change * at_none / root + step
-        high = min(shown, margin - of_margin * above / root - step / 2)
-        low = max(-shown, -margin + of_margin * below / root + step / 2)
+        high = min(shown, margin - of_margin * above / root - step)
+        low = max(-shown, -margin + of_margin * below / root + step)
         ends = np.array([-shown, shown, low, max(low, high)])
-        chances = scipy.special.ndtr((ends - change) * root / spread)
+        chances = scipy.special.ndtr((ends - d.value) * root / d.spread)
         return float(1 - (chances[1] - chances[0]) + (chances[3] - chances[2]))
 
+    return _fewest(power, d.n)
+
+
+def n_to_bound(difference: Difference, threshold: float) -> int | None:
+    """About how many questions show on which side of `threshold` the change lies.
+
+    Returns:
+        None where it cannot be said: the change lies too near the threshold for any number.
+    """
+    d = difference
+    if isnan(d.spread) or d.value == threshold:
+        return None
+    alpha = ALPHA * (EARLY_SHARE if d.sampling.looks else 1)
+    null, distance = _null_spread(d, threshold), abs(d.value - threshold)
+
+    def power(n: int) -> float:
+        needed = -scipy.special.ndtri(alpha) * null / sqrt(n) + PSEUDO_ANSWERS / n
+        return float(scipy.special.ndtr((distance - needed) * sqrt(n) / d.spread))
+
+    return _fewest(power, d.n)
+
+
+def _null_spread(d: Difference, threshold: float) -> float:
+    """The standard deviation of one question's change under this threshold."""
+    test, n_looks = d.test, len(d.test.counts)
+    counts = test.counts[n_looks - 1]
+    if d.value > threshold:
+        return null_spread(test.values - threshold, counts, test.lowest - threshold)
+    return null_spread(threshold - test.values, counts, threshold - test.highest)
+
+
+def _fewest(power: Callable[[int], float], n: int) -> int | None:
+    """The fewest questions, more than n, at which the power is reached."""
     most = 2
-    while decided(most) < POWER:
+    while power(most) < POWER:
         most *= 2
         if most > _MOST:
             return None
     few = range(most // 2, most)
-    return few.start + bisect_left(few, POWER, lo=1, key=decided)
-
-
-def questions_to_bound(
-    change: float,
-    spread: float,
-    null_spread: Callable[[float, int], float],
-    threshold: float,
-    alpha: float,
-) -> int | None:
-    """How many questions show, at `POWER`, on which side of `threshold` the change lies; arguments as above."""
-    if change == threshold:
-        return None
-    z_alpha, z_power = (-scipy.special.ndtri(a) for a in (alpha, 1 - POWER))
-
-    def shown(n: int) -> bool:
-        return bool(
-            abs(change - threshold) * sqrt(n)
-            >= z_alpha * null_spread(threshold, n) + z_power * spread
-        )
-
-    return bisect_left(range(_MOST), True, lo=1, key=shown) if shown(_MOST - 1) else None
+    return max(n + 1, few.start + bisect_left(few, POWER, lo=1, key=power))

@@ -1,52 +1,60 @@
-"""What was answered so far, before and after -> the benchmarks of which more must be asked.
+"""The tuned model's answers so far -> the benchmarks that need more of them."""
 
-The same differences, corrections and tests as at the end say it, so that what ended the asking is what is shown.
-"""
+from collections.abc import Callable
 
-from slimdown.config.schema import Until
-from slimdown.evaluation.answers import Evaluation
-from slimdown.stats.asked import change_of
-from slimdown.stats.budget import Outcome, outcomes, own_budgets
-from slimdown.stats.changes import Verdict, judgements
+from slimdown.config.schema import RunConfig, Until
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
+from slimdown.stats.budgets import Outcome, decide_outcomes, default_budgets
+from slimdown.stats.estimates import compare_scores
+from slimdown.stats.findings import Verdict, decide_verdicts
+from slimdown.stats.pairing import pair_benchmark
+
+StopRule = Callable[[dict[str, BenchmarkEvaluation]], set[str]]
 
 
-def open_benchmarks(before: Evaluation, after: Evaluation, until: Until) -> set[str]:
-    """The names of the benchmarks that are not known well enough yet.
+def stopping_rule(config: RunConfig, base: Evaluation) -> StopRule | None:
+    """The function that names the benchmarks of which more answers are needed.
 
-    What has no `stages` is asked to its end whatever is said here, and nothing of it counts as known before. A change
-    that is shown, but looks smaller than the margin, does not end the asking: of all questions it is often `retained`.
-    If such a change then comes to nothing, what was known beside it (Holm) may be open once more, to be asked on.
+    The same tests and corrections as at the end decide, so that what stops the evaluation is what
+    is shown. A change
+    that is shown, but looks smaller than the margin, does not stop it: of all questions it is often
+    `retained`. If it then comes to nothing, what was known beside it (Holm) may need more questions
+    again.
 
     Args:
-        before, after: what base and tuned model answered so far to every benchmark.
-        until: decided: whether it was forgotten, improved or retained; budget: whether it kept to what it may lose,
-            and of one that may lose whatever it does, as for decided.
+        config: `evaluation.until` decides: at `decided` a benchmark is known when it is forgotten,
+            improved or retained; at `budget` when its loss is shown to be within what it may lose,
+            or beyond. One that may lose whatever it does is asked as for `decided`.
+        base: the base's answers to all questions.
 
-    Raises:
-        ValueError: a score that is no number.
+    Returns:
+        None where all questions are asked.
     """
-    settings = {name: report.benchmark for name, report in before.benchmarks.items()}
-    differences = {
-        name: change_of(
-            report,
-            *(one.benchmarks[name].scores_of(report.benchmark.metric) for one in (before, after)),
+    until = Until(config.evaluation.until)
+    if until is Until.all:
+        return None
+    settings = {name: one.benchmark for name, one in base.benchmarks.items()}
+
+    def find_open(answers: dict[str, BenchmarkEvaluation]) -> set[str]:
+        differences = {}
+        for name, tuned in answers.items():
+            if tuned.looks:  # without looks it is asked whole, and nothing of it is known before
+                metric = settings[name].metric
+                pair = pair_benchmark(name, base.benchmarks[name], tuned)
+                before, after = pair.base.scores_of(metric), pair.tuned.scores_of(metric)
+                differences[name] = compare_scores(before, after, pair.sampling)
+        margins = {name: settings[name].margin for name in differences}
+        n_unknown = len(settings) - len(differences)
+        verdicts = decide_verdicts(
+            list(differences.values()), list(margins.values()), n_unknown=n_unknown
         )
-        for name, report in before.benchmarks.items()
-        if report.stages
-    }
-    margins, n_unknown = (
-        [settings[name].margin for name in differences],
-        len(settings) - len(differences),
-    )
-    judged = judgements(list(differences.values()), margins, n_unknown=n_unknown)
-    known = [
-        said is Verdict.retained or (said is not Verdict.undecided and abs(d.value) >= margin)
-        for (said, *_), d, margin in zip(judged, differences.values(), margins, strict=True)
-    ]
-    is_open = {name: not is_known for name, is_known in zip(differences, known, strict=True)}
-    if until is Until.budget:
-        is_open |= {
-            name: said is Outcome.undecided
-            for name, said in outcomes(differences, own_budgets(settings)).items()
-        }
-    return {name for name in differences if is_open[name]}
+        is_open = {}
+        for (name, d), (verdict, _, _) in zip(differences.items(), verdicts, strict=True):
+            is_shown = verdict is not Verdict.undecided and abs(d.value) >= margins[name]
+            is_open[name] = verdict is not Verdict.retained and not is_shown
+        if until is Until.budget:
+            outcomes = decide_outcomes(differences, default_budgets(settings))
+            is_open |= {name: outcome is Outcome.undecided for name, outcome in outcomes.items()}
+        return {name for name in differences if is_open[name]}
+
+    return find_open

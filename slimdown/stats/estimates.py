@@ -1,0 +1,239 @@
+"""Two models' scores of the same questions -> how they differ, by one test and its inversion.
+
+Everything is two-sided and at 95 % unless it says otherwise. Both models answer the same questions,
+so each question's
+difference counts: it takes far fewer questions to see a change than with two independent scores.
+
+Where the questions come from several subjects (the tasks of a group), the estimate speaks of these
+subjects alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import isnan, nan, sqrt
+
+import numpy as np
+import scipy
+
+from slimdown.evaluation.question_order import block_ends
+from slimdown.stats.likelihood import ALPHA, EmpiricalLikelihoodTest, Floats, count_by_look
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and how sure it is."""
+
+    value: float
+    standard_error: float  # nan where there is none: no spread, or an evaluation that stopped early
+    low: float  # of the 95 % interval
+    high: float
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the questions of a benchmark were drawn, and when the answers to them were looked at."""
+
+    # [n], with a mean of 1 over all questions; None: all alike
+    weights: Floats | None = field(default=None, repr=False, compare=False)
+    looks: tuple[int, ...] = ()  # questions answered at each look; empty: one look, at all
+    n_available: int | None = None  # questions, had all been asked
+    n_subjects: int = 0  # that the questions come from; 0 where they are of one kind
+
+    def build_test(
+        self, columns: Sequence[Floats], lowest: float, highest: float
+    ) -> tuple[Floats, EmpiricalLikelihoodTest]:
+        """The distinct rows of some columns, and the test of the mean of the first column.
+
+        The weights are the last column and multiply the first.
+        """
+        n = len(columns[0])
+        weights = np.ones(n) if self.weights is None else self.weights
+        rows, counts = count_by_look([*columns, weights], self.looks or [n])
+        bound = float(weights.max())
+        plan: tuple[int, ...] = ()
+        if self.looks:
+            further = (look for look in block_ends(self.n_available or n) if look > n)
+            plan = tuple(sorted({*self.looks, *further}))
+        test = EmpiricalLikelihoodTest(
+            rows[0] * rows[-1], counts, bound * lowest, bound * highest, plan
+        )
+        return rows, test
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """How the scores of the same questions differ between two models: tuned - base, shares of 1."""
+
+    p_value: float  # that there is no change
+    mcnemar_p_value: float  # the exact test of 0/1 scores, beside it; else, and after looks, nan
+    n: int  # questions
+    sampling: Sampling
+    is_binary: bool  # whether all scores are 0 or 1
+    changes: Floats = field(repr=False, compare=False)  # [n], of each question
+
+    @property
+    def n_subjects(self) -> int:
+        """How many subjects the questions come from; 0 where they are of one kind."""
+        return self.sampling.n_subjects
+
+    @cached_property
+    def test(self) -> EmpiricalLikelihoodTest:
+        """The test that everything here comes from."""
+        return self.sampling.build_test([self.changes], -1.0, 1.0)[1]
+
+    @cached_property
+    def spread(self) -> float:
+        """The standard deviation of one question's change, in points of the whole."""
+        return _standard_deviation(to_weighted(self.changes, self.sampling), self.is_binary)
+
+    def p_value_above(self, threshold: float) -> float:
+        """How likely data like these are if the true change is `threshold` or less; one-sided."""
+        return float(self.test.p_values_above(np.array([threshold]))[0])
+
+    def p_value_below(self, threshold: float) -> float:
+        """How likely data like these are if the true change is `threshold` or more; one-sided."""
+        return float(self.test.p_values_below(np.array([threshold]))[0])
+
+    def equivalence_p_value(self, margin: float) -> float:
+        """How likely data like these are if the true change is `margin` or more, either way.
+
+        Two one-sided tests (Schuirmann 1987).
+        """
+        return max(self.p_value_above(-margin), self.p_value_below(margin))
+
+    def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
+        """Between which true changes none is ruled out; `low` and `high` are those at 5 %.
+
+        `retained` and a kept budget are one-sided at 5 %: theirs is the interval at 10 %.
+        """
+        return self.test.interval(-1.0, 1.0, alpha)
+
+
+def compare_scores(
+    before: Sequence[float] | Floats,
+    after: Sequence[float] | Floats,
+    sampling: Sampling | None = None,
+) -> Difference:
+    """How `after` differs from `before`, question by question.
+
+    Args:
+        before, after: one score a question, in the same order.
+        sampling: how the questions were drawn, and the looks at them; None: alike, all at once.
+
+    Raises:
+        ValueError: there is no score, one is not a number from 0 to 1, or the lengths differ.
+
+    Of 10 questions 4 are lost and none gained; McNemar gives twice 0.5 to the fourth power:
+
+    >>> d = compare_scores([1] * 6 + [0] * 4, [1, 1] + [0] * 8)
+    >>> d.value, d.mcnemar_p_value, round(d.p_value, 3), round(d.low, 3), round(d.high, 3)
+    (-0.4, 0.125, 0.165, -0.735, 0.123)
+    """
+    x, y = to_array(before), to_array(after)
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} scores before and {len(y)} after cannot be paired")
+    sampling = sampling or Sampling()
+    d = y - x
+    is_binary = bool(np.isin([x, y], (0.0, 1.0)).all())
+    mcnemar = nan
+    if is_binary and not sampling.looks:
+        lost, gained = int((d < 0).sum()), int((d > 0).sum())
+        fewer = float(scipy.special.bdtr(min(lost, gained), lost + gained, 0.5))
+        mcnemar = min(1.0, 2 * fewer)
+    weighted = to_weighted(d, sampling)
+    value = float(weighted.mean())
+    error = _standard_deviation(weighted, is_binary) / sqrt(len(d) + 2 * is_binary)
+    error = nan if sampling.looks else error
+    plain = Difference(value, error, nan, nan, nan, mcnemar, len(d), sampling, is_binary, d)
+    # the side on which the change lies; two-sided
+    tail = plain.p_value_above(0.0) if value > 0 else plain.p_value_below(0.0)
+    p_value = 1.0 if value == 0 else min(1.0, 2 * tail)
+    low, high = plain.interval()
+    return replace(plain, low=low, high=high, p_value=p_value)
+
+
+def estimate_mean(scores: Sequence[float] | Floats, sampling: Sampling | None = None) -> Estimate:
+    """The mean score with its standard error and interval.
+
+    Raises:
+        ValueError: there is no score, or one is not a number from 0 to 1.
+
+    >>> half = estimate_mean([1.0, 0.0, 1.0, 0.0])
+    >>> round(half.value, 2), round(half.standard_error, 4), round(half.low, 4), round(half.high, 4)
+    (0.5, 0.2887, 0.0807, 0.9193)
+    """
+    x, sampling = to_array(scores), sampling or Sampling()
+    weighted = to_weighted(x, sampling)
+    error = nan if sampling.looks else _standard_deviation(weighted, False) / sqrt(len(x))
+    _, test = sampling.build_test([x], 0.0, 1.0)
+    return Estimate(float(weighted.mean()), error, *test.interval(0.0, 1.0))
+
+
+def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of independent estimates, each with the same weight; nan for none.
+
+    Its interval takes the distance from each value to the end of its interval for so many standard
+    errors (MOVER, Zou and Donner 2008). Of evaluations that stopped early each interval is held to
+    its part of the error (Bonferroni).
+    """
+    if not estimates:
+        return Estimate(nan, nan, nan, nan)
+    k, value = len(estimates), float(np.mean([e.value for e in estimates]))
+    error = sqrt(sum(e.standard_error**2 for e in estimates)) / k
+    if any(isinstance(e, Difference) and e.sampling.looks for e in estimates):
+        parts = [
+            e.interval(ALPHA / k) if isinstance(e, Difference) else (e.low, e.high)
+            for e in estimates
+        ]
+        return Estimate(value, nan, *(float(end) for end in np.mean(parts, axis=0)))
+    below = sqrt(sum((e.value - e.low) ** 2 for e in estimates)) / k
+    above = sqrt(sum((e.high - e.value) ** 2 for e in estimates)) / k
+    return Estimate(value, error, value - below, value + above)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values, corrected for there being several, by Holm 1979; nan stays nan.
+
+    Holm and not Benjamini-Hochberg: a report's claims are read one by one, so the chance of even
+    one false claim is held, however the benchmarks depend on each other.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    known = sorted((p, i) for i, p in enumerate(p_values) if not isnan(p))
+    adjusted = [nan] * len(p_values)
+    highest = 0.0
+    for rank, (p, i) in enumerate(known):
+        highest = max(highest, min(1.0, (len(known) - rank) * p))
+        adjusted[i] = highest
+    return adjusted
+
+
+def to_array(scores: Sequence[float] | Floats) -> Floats:
+    """The scores as an array.
+
+    Raises:
+        ValueError: there is no score, or one is not a number from 0 to 1.
+    """
+    x = np.asarray(scores, dtype=float)
+    if len(x) == 0:
+        raise ValueError("there is no question to compare")
+    if n_bad := int((~np.isfinite(x)).sum()):
+        raise ValueError(f"{n_bad} of {len(x)} scores are not numbers")
+    if x.min() < 0 or x.max() > 1:
+        raise ValueError(f"scores must lie between 0 and 1, but go from {x.min():g} to {x.max():g}")
+    return x
+
+
+def to_weighted(x: Floats, sampling: Sampling) -> Floats:
+    """Numbers whose plain mean is the weighted mean of x, [n]."""
+    return x if sampling.weights is None else x * sampling.weights
+
+
+def _standard_deviation(x: Floats, is_binary: bool) -> float:
+    """Of 0/1 scores with one more lost and one more gained; of others nan where there is none."""
+    if is_binary:
+        return float(np.append(x, (-1.0, 1.0)).std())
+    spread = float(x.std(ddof=1)) if len(x) > 1 else 0.0
+    return spread if spread > 1e-12 else nan

@@ -1,0 +1,72 @@
+"""Scores before and after -> the share that is gone, with an interval that may lack an end."""
+
+from functools import partial
+from math import atan2, cos, inf, isfinite, nan, pi, sin, sqrt, tan
+
+import numpy as np
+
+from slimdown.stats.estimates import Estimate, Sampling, to_array
+from slimdown.stats.likelihood import ALPHA, Floats
+
+
+def forgetting_rate(
+    before: Floats, after: Floats, chance: float = 0.0, sampling: Sampling | None = None
+) -> Estimate | None:
+    """The share of what the base has above `chance` that is gone, 1 - (A_tuned - c) / (A_base - c).
+
+    "Slimming Down LLMs Without Losing Their Minds" (2025), section 2.4, with c = 0. A share of 1, below 0 for a gain.
+    As Fieller's interval (1954) it holds every rate that the two scores do not rule out, but by the
+    test of `likelihood.py`: rate r is ruled out where (tuned - c) - (1 - r) (base - c) is shown not
+    to be 0 on average.
+
+    Args:
+        before, after: [n], scores from 0 to 1 of the same questions.
+        chance: what guessing scores.
+        sampling: how the questions were drawn.
+
+    Returns:
+        The rate. Where a base at chance is not ruled out, one end of the interval may be infinite;
+        value and standard error are then nan. None where nothing is ruled out, or the base does not
+        score above chance.
+
+    >>> rate = forgetting_rate(np.repeat([1.0, 0.0], [60, 40]), np.repeat([1.0, 0.0, 1.0], [30, 60,
+    10])) >>> round(rate.value, 3), round(rate.low, 3), round(rate.high, 3) (0.333, 0.134, 0.511)
+    """
+    x, y = to_array(before), to_array(after)
+    sampling = sampling or Sampling()
+    (x_of, y_of, weights), test = sampling.build_test([x, y], 0.0, 1.0)
+    counts, bound = test.counts[-1], test.highest
+    base, tuned = (float(counts @ (weights * (z - chance))) / len(x) for z in (x_of, y_of))
+    if len(x) < 2 or base <= 1e-12:
+        return None
+
+    # The ratio tuned / base as the tangent of an angle. Nothing is below 0: at a chance of 0 no
+    # ratio is, either.
+    corners = np.array([(y, x) for x in (0.0, 1.0) for y in (0.0, 1.0)]).T - chance
+
+    def p_values(angles: Floats, sign: int) -> Floats:
+        turned = [
+            sign
+            * (
+                cos(a) * np.append(y_of - chance, corners[0])
+                - sin(a) * np.append(x_of - chance, corners[1])
+            )
+            for a in angles
+        ]
+        values, extremes = np.split(np.array(turned), [len(x_of)], axis=1)
+        return test.p_values_of(weights * values, bound * extremes.min(axis=1))
+
+    angle, ends = atan2(tuned, base), []
+    for end, sign in ((-pi / 2 if chance else 0.0, 1), (pi / 2, -1)):
+        of_side = partial(p_values, sign=sign)
+        is_kept = of_side(np.array([end]))[0] > ALPHA / 2
+        ends.append(end if is_kept else test.find_end(of_side, end, angle, ALPHA / 2))
+    high, low = (1 - tan(a) if abs(a) < pi / 2 - 1e-6 else -inf * a for a in ends)
+    if not isfinite(low) and not isfinite(high):
+        return None
+    if not isfinite(low) or not isfinite(high):
+        return Estimate(nan, nan, low, high)
+    residuals = weights * (y_of - chance - (x_of - chance) * tuned / base)
+    error = sqrt(float(counts @ residuals**2)) / len(x) / base
+    error = nan if sampling.looks or error < 1e-12 else error
+    return Estimate(1 - tuned / base, error, low, high)

@@ -1,0 +1,192 @@
+"""Why a score fell: what became of the answers that the base had right and the tuned model has not.
+
+A generated answer is lost in one of four ways. A choice is lost by so many nats, and perhaps
+because the model came to prefer one position.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from math import nan
+from statistics import fmean, median
+
+from slimdown.evaluation.results import Sample
+from slimdown.stats.estimates import Difference, Estimate, compare_scores, estimate_mean
+from slimdown.stats.pairing import Pair
+from slimdown.stats.serialization import NOT_RECORDED
+
+# An answer with fewer words than this share of the base's, which was right, has stopped early.
+_SHORT = 0.5
+# A choice that is behind by less than this is lost to rounding as likely as to forgetting.
+_NEARLY_LEVEL_NATS = 0.1
+_DOMINANT = 0.5  # the share of lost answers above which one cause is named
+_FEWEST_LOST = 5  # fewer lost answers have no cause to speak of
+
+EXPLANATIONS = {
+    "other_format": "right in another format: one of the benchmark's metrics still finds it",
+    "empty": "empty: nothing was written",
+    "stopped_early": "stopped early: less than half the words of the base's right answer",
+    "wrong_result": "wrong result: an answer of full length that does not hold the right one",
+    "nearly_level": f"nearly level: behind by less than {_NEARLY_LEVEL_NATS} nats",
+    "clearly_behind": f"clearly behind: by {_NEARLY_LEVEL_NATS} nats or more",
+}
+_TEXT_CAUSES = ("other_format", "empty", "stopped_early", "wrong_result")
+_CHOICE_CAUSES = ("nearly_level", "clearly_behind")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with both answers."""
+
+    base: Sample
+    tuned: Sample
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One way to lose an answer."""
+
+    name: str  # a key of EXPLANATIONS
+    count: int
+    share: Estimate | None  # of the lost answers; None where none is lost
+    example: Example | None = field(default=None, metadata=NOT_RECORDED)
+
+
+@dataclass(frozen=True)
+class ChoiceShift:
+    """How the choices of a multiple-choice benchmark moved."""
+
+    median_lead_before: float  # nats of the right choice over the best other one, of lost answers
+    median_lead_after: float
+    position: int  # the one that the tuned model takes most often, from 0
+    share_before: Estimate  # of all questions, how many take this position
+    share_after: Estimate
+    share_right: float  # of how many it is the right one
+    drift: Difference  # of the share, paired
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the tuned model is shown to prefer this position beyond how often it is right."""
+        return self.drift.low > 0 and self.share_after.low > self.share_right
+
+
+@dataclass(frozen=True)
+class LossBreakdown:
+    """What became of the answers of one benchmark that were right before."""
+
+    n_lost: int  # on any metric
+    n_right: int  # before, on any metric
+    is_loss_shown: bool  # whether the benchmark is forgotten: else its causes say nothing of a loss
+    causes: tuple[Cause, ...]  # in the order of EXPLANATIONS
+    choices: ChoiceShift | None  # of a multiple-choice benchmark
+    # an answer that was wrong on the primary metric and is right
+    gained: Example | None = field(default=None, metadata=NOT_RECORDED)
+
+    @property
+    def main_cause(self) -> tuple[str, float] | None:
+        """What most answers were lost to, with its share; None where no loss is shown."""
+        if not self.is_loss_shown or self.n_lost < _FEWEST_LOST or not self.causes:
+            return None
+        largest = max(self.causes, key=lambda cause: cause.count)
+        share = largest.count / self.n_lost
+        return (largest.name, share) if share > _DOMINANT else None
+
+
+def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
+    """Sort the lost answers of one benchmark by cause.
+
+    A generated answer is lost where any metric that it passed fails, so that an answer which only a
+    stricter reading misses is found. A choice is lost where the primary metric fails.
+
+    Args:
+        pair: both models' answers.
+        is_loss_shown: whether the benchmark is shown to have fallen.
+    """
+    examples = [Example(*both) for both in zip(pair.base.samples, pair.tuned.samples, strict=True)]
+    metric = pair.base.benchmark.metric
+    is_choice = bool(examples[0].base.choices)
+    metrics = [metric] if is_choice else list(examples[0].base.scores)
+
+    def passes(sample: Sample, metric: str) -> bool:
+        return sample.scores.get(metric) == 1
+
+    right = [e for e in examples if any(passes(e.base, m) for m in metrics)]
+    lost = [
+        e
+        for e in right
+        if any(passes(e.base, m) and e.tuned.scores.get(m, 1.0) < 1 for m in metrics)
+    ]
+    # Several right choices have no one lead to speak of; choices that read alike stand in the
+    # prompt.
+    has_leads = is_choice and all(
+        e.base.target in e.base.choices and len(set(e.base.choices)) > 1 for e in examples
+    )
+    if is_choice and not has_leads:
+        return LossBreakdown(len(lost), len(right), is_loss_shown, (), None)
+    cause_of = [_explain_choice(e, metric) if is_choice else _explain_text(e) for e in lost]
+    causes = []
+    for name in _CHOICE_CAUSES if is_choice else _TEXT_CAUSES:
+        of_cause = [float(cause == name) for cause in cause_of]
+        share = estimate_mean(of_cause) if lost else None
+        if share and pair.sampling.looks:  # how many were lost may be why it stopped
+            share = Estimate(fmean(of_cause), nan, nan, nan)
+        example = next((e for e, cause in zip(lost, cause_of, strict=True) if cause == name), None)
+        causes.append(Cause(name, int(sum(of_cause)), share, example))
+    gained = (e for e in examples if e.base.scores[metric] < 1 and passes(e.tuned, metric))
+    shift = _describe_shift(pair, examples, lost) if is_choice else None
+    return LossBreakdown(
+        len(lost), len(right), is_loss_shown, tuple(causes), shift, next(gained, None)
+    )
+
+
+def _explain_text(example: Example) -> str:
+    if any(score == 1 for score in example.tuned.scores.values()):
+        return "other_format"
+    words = len(example.tuned.response.split())
+    if words == 0:
+        return "empty"
+    is_short = words < _SHORT * len(example.base.response.split())
+    return "stopped_early" if is_short else "wrong_result"
+
+
+def _explain_choice(example: Example, metric: str) -> str:
+    is_near = _lead(example.tuned, metric) > -_NEARLY_LEVEL_NATS
+    return "nearly_level" if is_near else "clearly_behind"
+
+
+def _lead(sample: Sample, metric: str) -> float:
+    """Nats of the right choice over the best other one; for acc_norm at the mean length of the two."""
+    right = sample.choices.index(sample.target)
+    scores = _rank_scores(sample, metric)
+    rival = max((i for i in range(len(scores)) if i != right), key=scores.__getitem__)
+    lengths = [max(len(sample.choices[i]), 1) for i in (right, rival)]
+    return (scores[right] - scores[rival]) * (fmean(lengths) if metric == "acc_norm" else 1)
+
+
+def _rank_scores(sample: Sample, metric: str) -> list[float]:
+    """What the metric ranks the choices by."""
+    lengths = [max(len(c), 1) if metric == "acc_norm" else 1 for c in sample.choices]
+    return [value / n for value, n in zip(sample.log_likelihoods, lengths, strict=True)]
+
+
+def _describe_shift(pair: Pair, examples: list[Example], lost: list[Example]) -> ChoiceShift | None:
+    if len({len(e.base.choices) for e in examples}) > 1:
+        return None  # questions with unequal numbers of choices have no positions in common
+    metric = pair.base.benchmark.metric
+
+    def position_taken(sample: Sample) -> int:
+        scores = _rank_scores(sample, metric)
+        return max(range(len(scores)), key=scores.__getitem__)
+
+    position = Counter(position_taken(e.tuned) for e in examples).most_common(1)[0][0]
+    before = [float(position_taken(e.base) == position) for e in examples]
+    after = [float(position_taken(e.tuned) == position) for e in examples]
+    right = [e.base.choices.index(e.base.target) for e in examples]
+    return ChoiceShift(
+        median_lead_before=median(_lead(e.base, metric) for e in lost) if lost else nan,
+        median_lead_after=median(_lead(e.tuned, metric) for e in lost) if lost else nan,
+        position=position,
+        share_before=estimate_mean(before, pair.sampling),
+        share_after=estimate_mean(after, pair.sampling),
+        share_right=right.count(position) / len(right),
+        drift=compare_scores(before, after, pair.sampling),
+    )

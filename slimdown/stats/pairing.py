@@ -1,0 +1,104 @@
+"""Two evaluations -> the answers of both to the same questions, or why they cannot be compared."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
+from slimdown.stats.estimates import Sampling
+from slimdown.utils.errors import DataError
+from slimdown.utils.hashing import hash_json
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both models' answers to the same questions of one benchmark, in the same order."""
+
+    base: BenchmarkEvaluation
+    tuned: BenchmarkEvaluation
+    sampling: Sampling
+    question_hash: str  # of all questions, prompts and targets, in their order
+
+
+def pair_evaluations(base: Evaluation, tuned: Evaluation) -> dict[str, Pair]:
+    """Both models' answers, by benchmark.
+
+    Where an evaluation stopped early, the questions that both answered are paired. The first of two
+    ends is one of the looks, known when it came, so everything that holds at any look holds there.
+
+    Raises:
+        DataError: the two were not asked the same; names the first field that differs.
+    """
+    conditions = [
+        {"benchmarks": sorted(one.benchmarks), "backend": one.backend, "part": one.part}
+        # the conditions hold what another version of the harness would change
+        | (dict(one.conditions) or {"harness_version": one.harness_version})
+        for one in (base, tuned)
+    ]
+    _check_equal("base and tuned", *conditions)
+    return {
+        name: pair_benchmark(name, one, tuned.benchmarks[name])
+        for name, one in base.benchmarks.items()
+    }
+
+
+def pair_benchmark(name: str, base: BenchmarkEvaluation, tuned: BenchmarkEvaluation) -> Pair:
+    """Both models' answers to one benchmark, see `pair_evaluations`."""
+    fields = [
+        {
+            "task": one.benchmark.task,
+            "task_version": one.task_version,
+            "num_fewshot": one.benchmark.num_fewshot,
+            "n_available": one.n_available or len(one.samples),
+            "task_weights": one.task_weights,
+        }
+        for one in (base, tuned)
+    ]
+    _check_equal(name, *fields)
+    stopped = [one for one in (base, tuned) if one.looks]
+    shorter = min(stopped or [base], key=lambda one: len(one.samples))
+    places = [(sample.task, sample.doc_id) for sample in shorter.samples]
+    of_base, of_tuned = ({(s.task, s.doc_id): s for s in one.samples} for one in (base, tuned))
+    described = []
+    for place in places:
+        questions = [
+            {f: getattr(of.get(place), f, None) for f in ("doc_hash", "prompt_hash", "target")}
+            for of in (of_base, of_tuned)
+        ]
+        _check_equal(f"{name}, question {place[1]} of {place[0]}", *questions)
+        described.append([*place, *questions[0].values()])
+    cut_base, cut_tuned = (
+        replace(one, samples=tuple(samples[place] for place in places), looks=shorter.looks)
+        for one, samples in ((base, of_base), (tuned, of_tuned))
+    )
+    whole = max(base, tuned, key=lambda one: len(one.samples))
+    sampling = _describe_sampling(whole, cut_base)
+    return Pair(cut_base, cut_tuned, sampling, hash_json(described))
+
+
+def _check_equal(name: str, base: Mapping[str, object], tuned: Mapping[str, object]) -> None:
+    for field in dict.fromkeys((*base, *tuned)):
+        values = [str(one.get(field, "not set"))[:60] for one in (base, tuned)]
+        if base.get(field) != tuned.get(field):
+            raise DataError(
+                f"{name}: these two evaluations cannot be compared, {field} differs: "
+                f"{values[0]} and {values[1]}"
+            )
+
+
+def _describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> Sampling:
+    """How a part of the questions was drawn, weighed as the harness weighs the tasks of a group."""
+    sizes = Counter(sample.task for sample in whole.samples)
+    weights = None
+    if whole.task_weights:
+        total = sum(whole.task_weights[task] for task in sizes)
+        per_question = {
+            task: whole.task_weights[task] / total * sizes.total() / size
+            for task, size in sizes.items()
+        }
+        weights = np.array([per_question[sample.task] for sample in part.samples])
+    n_subjects = len(set(part.subjects or ()))
+    n_available = part.n_available or len(whole.samples)
+    return Sampling(weights, part.looks, n_available if part.looks else None, n_subjects)

@@ -1,0 +1,112 @@
+"""A `Comparison` in another order, and its changes over a setting."""
+
+from dataclasses import replace
+from math import isfinite
+from statistics import fmean
+
+from slimdown.config.fields import nearest
+from slimdown.stats.estimates import Estimate
+from slimdown.stats.findings import BenchmarkChange
+from slimdown.stats.run_comparison import Comparison, Configuration
+from slimdown.stats.seeds import average_seeds
+from slimdown.utils.errors import ConfigError
+
+SortValue = float | str | None
+
+
+def read_value(row: Configuration, key: str) -> SortValue:
+    """What a row holds under the name of a benchmark, a setting, a metric, or retained, ..."""
+    if key == "name":
+        return row.name
+    if key == "started":
+        return row.runs[0].started.isoformat()
+    if key in row.settings:
+        return parse_setting(row.settings[key])
+    if key == "seed":  # in a row of several seeds it is no setting
+        return parse_setting(row.seeds[0])
+    means: dict[str, Estimate] = {n: mean.change for n, mean in row.changes.items()}
+    means |= {"retained": row.retained, "target": row.target}
+    values = [run.metrics[key] for run in row.runs if key in run.metrics]
+    values = [means[key].value] if key in means else values
+    return fmean(values) if values and isfinite(fmean(values)) else None
+
+
+def sort_rows(comparison: Comparison, key: str) -> Comparison:
+    """The same with its rows sorted; "-" before the key: from the largest down; no value: last.
+
+    Raises:
+        ConfigError: nothing is called so; with the nearest names.
+    """
+    name = key.removeprefix("-")
+    metrics = {metric for row in comparison.rows for run in row.runs for metric in run.metrics}
+    means = {"retained", "target", "name", "started", "seed"}
+    known = means | metrics | set(comparison.benchmarks) | _setting_names(comparison)
+    if name not in known:
+        advice = nearest(name, sorted(known))
+        if "did you mean" not in advice:
+            advice = (
+                f"; a benchmark ({', '.join(comparison.benchmarks)}), a setting such as lora.r, "
+                "a metric, or retained, target, name, started"
+            )
+        raise ConfigError(f"--sort {name}: nothing is called so in these runs{advice}")
+    keyed = [(read_value(row, name), row) for row in comparison.rows]
+    having = [(value, row) for value, row in keyed if value is not None]
+    having.sort(key=lambda pair: _order(pair[0]), reverse=key.startswith("-"))
+    lacking = [row for value, row in keyed if value is None]
+    return replace(comparison, rows=(*(row for _, row in having), *lacking))
+
+
+def sort_by_setting(comparison: Comparison, setting: str) -> Comparison:
+    """The same with its rows sorted by a setting, which is the first one shown.
+
+    Raises:
+        ConfigError: no run has such a setting.
+    """
+    if setting not in (known := _setting_names(comparison)):
+        advice = nearest(setting, sorted(known))
+        raise ConfigError(f"--by {setting}: no run has this setting{advice}")
+    others = [key for key in comparison.params if key != setting]
+    return replace(sort_rows(comparison, setting), params=(setting, *others))
+
+
+def series_by_setting(
+    comparison: Comparison, setting: str
+) -> dict[str, list[tuple[float | str, Estimate]]]:
+    """Each benchmark's change by the value of a setting; runs that share a value count as seeds."""
+    changes: dict[str, dict[float | str, list[BenchmarkChange]]] = {
+        name: {} for name in comparison.benchmarks
+    }
+    for row in comparison.rows:
+        if (value := parse_setting(row.settings.get(setting, ""))) is not None:
+            for run in row.runs:
+                for name, change in run.changes.items():
+                    changes[name].setdefault(value, []).append(change)
+    return {
+        name: [(value, average_seeds(of[value])) for value in sorted(of, key=_order)]
+        for name, of in changes.items()
+        if of
+    }
+
+
+def parse_setting(text: str) -> SortValue:
+    """A setting as a number where it is one, None where it is empty.
+
+    >>> parse_setting("8"), parse_setting("2e-4"), parse_setting("nf4"), parse_setting("")
+    (8, 0.0002, 'nf4', None)
+    """
+    for kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            continue
+        return number if isfinite(number) else text
+    return text or None
+
+
+def _setting_names(comparison: Comparison) -> set[str]:
+    return {key for row in comparison.rows for key in row.settings}
+
+
+def _order(value: SortValue) -> tuple[int, float, str]:
+    """Numbers before words."""
+    return (1, 0.0, value) if isinstance(value, str) else (0, value or 0.0, "")

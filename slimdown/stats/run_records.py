@@ -1,0 +1,38 @@
+"""A run as the record knows it: its settings and its findings, without its samples."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from slimdown.stats.findings import BenchmarkChange, Findings
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What the record holds of a run."""
+
+    run_id: str
+    name: str
+    experiment: str
+    status: str  # FINISHED, FAILED, KILLED, RUNNING, SCHEDULED
+    started: datetime
+    params: dict[str, str] = field(default_factory=dict)  # every setting, by its dotted key
+    tags: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    findings: Findings | None = None  # None where they were not read, or there are none
+    artifact_uri: str = ""
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """The benchmarks it was measured on, in the order of the settings."""
+        names = (key.split(".")[1] for key in self.params if key.startswith("benchmark."))
+        return list(dict.fromkeys(names))
+
+    @property
+    def changes(self) -> dict[str, BenchmarkChange]:
+        """What changed on each benchmark; empty where no findings were read."""
+        return self.findings.benchmarks if self.findings else {}
+
+    @property
+    def holdout(self) -> float:
+        """The share of each benchmark's questions that its findings leave out."""
+        return float(self.params.get("evaluation.holdout", 0))

@@ -1,0 +1,46 @@
+"""What a trial of a search came to, and whether it kept to its budget of forgetting."""
+
+from dataclasses import dataclass
+from math import isnan, nan
+
+from slimdown.config.schema import Role
+from slimdown.stats.findings import Findings
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    """What a trial came to, as measured; one that stopped early is on average overestimated."""
+
+    learned: float  # mean change of the target tasks; else the fall of the validation loss
+    excess: dict[str, float]  # by retained benchmark, its loss beyond what it may lose; a share
+
+    @property
+    def is_within(self) -> bool:
+        """Whether no retained benchmark lost more than it may."""
+        return all(excess <= 0 for excess in self.excess.values())
+
+    @property
+    def order(self) -> tuple[float, float]:
+        """What trials are sorted by: within the budget first, then what learned most."""
+        return sum(max(0.0, excess) for excess in self.excess.values()), -self.learned
+
+
+def summarize_trial(findings: Findings, max_loss: float | None) -> TrialOutcome:
+    """What a trial came to.
+
+    Args:
+        findings: of the trial.
+        max_loss: what each retained benchmark may lose, a share; None: its margin.
+    """
+    learned = findings.mean_change(Role.target).value
+    if isnan(learned):
+        training = findings.training
+        learned = (
+            training.validation_loss_before - training.validation_loss_after if training else nan
+        )
+    excess = {
+        name: -b.primary.difference.value - (b.margin if max_loss is None else max_loss)
+        for name, b in findings.benchmarks.items()
+        if b.role is Role.retained
+    }
+    return TrialOutcome(learned, excess)

@@ -1,0 +1,108 @@
+"""Made-up answers and runs, for tests of what is said about them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from math import fsum, nan, sqrt
+from typing import Any
+
+import numpy as np
+
+from slimdown.config.schema import BenchmarkConfig
+from slimdown.evaluation.question_order import block_ends
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample, Score
+from slimdown.stats.findings import Findings, judge
+from slimdown.stats.run_records import RunRecord
+
+COLOURS = ("red", "green", "blue", "grey")
+
+
+def make_sample(scores: dict[str, float], number: int = 0, task: str = "task", **fields: Any) -> Sample:
+    """One question; by default a generated answer, "it is four" where the first score is 1."""
+    answer = "it is four" if next(iter(scores.values())) == 1 else "five"
+    sample = Sample(
+        task, number, f"doc{number}", f"prompt{number}", "How many?", "4", answer, (), (),
+        dict.fromkeys(scores, answer), scores,
+    )  # fmt: skip
+    return replace(sample, **fields)
+
+
+def make_choice(taken: int, number: int = 0) -> Sample:
+    """One question of four colours; the right one is the number modulo four."""
+    likely = tuple(-1.0 if position == taken else -3.0 for position in range(4))
+    return make_sample(
+        {"acc": float(taken == number % 4)}, number, target=COLOURS[number % 4], response="",
+        choices=COLOURS, log_likelihoods=likely, answers={"acc": COLOURS[taken]},
+    )  # fmt: skip
+
+
+def make_benchmark(
+    scores: Sequence[float] | Sequence[Sample] | np.ndarray,
+    subjects: Sequence[str] | None = None,
+    task_weights: dict[str, float] | None = None,
+    **settings: Any,
+) -> BenchmarkEvaluation:
+    """A benchmark of one score a question, metric acc, or of samples; `settings` are BenchmarkConfig's."""
+    samples = [
+        one if isinstance(one, Sample) else make_sample({"acc": float(one)}, i, (subjects or ["task"] * len(scores))[i])
+        for i, one in enumerate(scores)
+    ]
+    metrics = list(samples[0].scores) if samples else ["acc"]
+    defaults = {"task": "task", "metric": metrics[0], "num_fewshot": 0, "chance": 0.25}
+    config = BenchmarkConfig(**(defaults | settings))
+    means = {}
+    for metric in metrics:
+        values = [sample.scores[metric] for sample in samples] or [nan]
+        n, mean = len(values), fsum(values) / len(values)
+        error = sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else nan
+        means[metric] = Score(mean, error)
+    return BenchmarkEvaluation(config, "1.0", "hash", means, tuple(samples), 1.0, task_weights=task_weights)
+
+
+def make_evaluation(**benchmarks: BenchmarkEvaluation | Sequence[float]) -> Evaluation:
+    """An evaluation of benchmarks, or of the scores of one each."""
+    made = {
+        name: one if isinstance(one, BenchmarkEvaluation) else make_benchmark(one)
+        for name, one in benchmarks.items()
+    }
+    return Evaluation(made, "0.4.13", "prefix", 1.0)
+
+
+def make_scores(kept: int, lost: int, gained: int, missed: int) -> tuple[list[float], list[float]]:
+    """Scores before and after with these counts."""
+    before = [1.0] * (kept + lost) + [0.0] * (gained + missed)
+    return before, [1.0] * kept + [0.0] * lost + [1.0] * gained + [0.0] * missed
+
+
+def draw_scores(n: int, base: float, lost: float, gained: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores before and after; `lost` and `gained` are the chances of a question to change so."""
+    draw = np.random.default_rng(seed)
+    right, u = draw.random(n) < base, draw.random(n)
+    return right * 1.0, np.where(right, u >= lost / base, u < gained / (1 - base)) * 1.0
+
+
+def stop_early(benchmark: BenchmarkEvaluation, n: int) -> BenchmarkEvaluation:
+    """The first n answers of a benchmark, looked at after each block."""
+    n_available = len(benchmark.samples)
+    looks = tuple(end for end in block_ends(n_available) if end <= n)
+    return replace(benchmark, samples=benchmark.samples[:n], looks=looks, n_available=n_available)
+
+
+def judge_scores(before: Sequence[float], after: Sequence[float], **settings: Any) -> Findings:
+    """The findings of one benchmark, "a"."""
+    return judge(*(make_evaluation(a=make_benchmark(scores, **settings)) for scores in (before, after)))
+
+
+def make_run(findings: Findings, number: int = 0, **params: str) -> RunRecord:
+    """A finished run; later numbers are newer. Settings of its benchmarks are params, too."""
+    settings = {"model.id": "base", "seed": "0", "dataset.alpaca.path": "x"}
+    for name, change in findings.benchmarks.items():
+        for key, value in (("task", "task"), ("metric", change.metric), ("role", change.role.value)):
+            settings[f"benchmark.{name}.{key}"] = value
+    settings |= {key.replace("__", "."): value for key, value in params.items()}
+    started = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=number)
+    run_id = f"{number:032x}"
+    name = f"run {number} seed={settings['seed']}"
+    return RunRecord(run_id, name, "test", "FINISHED", started, settings, findings=findings)
+
+
