@@ -1,0 +1,189 @@
+"""Rows as people have them -> rows as TRL takes them: texts, prompts, or messages."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from datetime import date
+from decimal import Decimal
+from math import isfinite
+from typing import Any
+
+from slimdown.config.dataset_config import DatasetConfig, RowFormat
+from slimdown.utils.errors import DataError
+
+# The prompt of the Stanford Alpaca project, with and without further input. Models tuned on Alpaca
+# rows get their questions in these words, so they are data, not style.
+_ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+_ALPACA = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+_COLUMNS = {
+    RowFormat.prompt_completion: ("prompt", "completion"),
+    RowFormat.messages: ("messages",),
+    RowFormat.text: ("text",),
+}  # a dataset has the first format whose columns it has, as in TRL
+_TEMPLATE_COLUMNS = {"tools": list, "chat_template_kwargs": dict}  # TRL hands them to the template
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+
+
+def detect_format(config: DatasetConfig, records: Iterable[tuple[int, Any]]) -> RowFormat:
+    """Tell the format of rows by the columns of the first sound one.
+
+    A template or a column that is set in the config means instructions, whatever else is there,
+    and so do the columns `instruction` and `output`.
+
+    >>> detect_format(DatasetConfig("a.jsonl"), [(1, {"conversations": [], "id": 7})])
+    <RowFormat.messages: 'messages'>
+    >>> detect_format(DatasetConfig("a.jsonl", template="chat"), [(1, {"messages": []})])
+    <RowFormat.instruction: 'instruction'>
+    """
+    if config.format != RowFormat.auto:
+        return config.format
+    columns = next((record for _, record in records if isinstance(record, dict)), {})
+    present = {"messages" if column == "conversations" else column for column in columns}
+    fields = (config.template, config.instruction, config.input, config.output)
+    is_default = fields == ("alpaca", "instruction", None, "output")
+    if is_default and not {"instruction", "output"} <= present:
+        for format_, needed in _COLUMNS.items():
+            if present.issuperset(needed):
+                return format_
+    return RowFormat.instruction
+
+
+def list_columns(config: DatasetConfig, format_: RowFormat, required: bool = False) -> list[str]:
+    """List the columns that rows of this format may have, or must have; others hold anything."""
+    if format_ == RowFormat.instruction:
+        return [c for c in (config.instruction, config.input, config.output) if c is not None]
+    return [*_COLUMNS[format_], *([] if required else ("conversations", *_TEMPLATE_COLUMNS))]
+
+
+def format_row(record: Any, config: DatasetConfig, format_: RowFormat) -> dict[str, Any]:
+    """Check one row and bring it into TRL's shape.
+
+    Args:
+        record: The values of the row by column, or the error of its reader, which is raised.
+        config: The settings of the dataset.
+        format_: The format of all its rows.
+
+    Returns:
+        `text`, or `prompt` and `completion`, or `messages`; conversations with `tools` and
+        `chat_template_kwargs` where the row has them. Texts lack the end-of-sequence token, which
+        TRL adds.
+
+    Raises:
+        DataError: The row lacks a column, or a value is empty or is not what the format needs.
+            Rows of the hub may hold empty texts.
+    """
+    if isinstance(record, DataError):
+        raise record
+    if not isinstance(record, dict):
+        raise DataError(f"it is a {type(record).__name__}, not an object with named values")
+    if format_ == RowFormat.messages and "messages" not in record and "conversations" in record:
+        record = {**record, "messages": record["conversations"]}
+    values: dict[str, Any] = {}
+    for column in list_columns(config, format_, required=True):
+        if column not in record:
+            names = ", ".join(list(record)[:20])
+            advice = "name yours with instruction=, input= and output=, or choose another format="
+            raise DataError(f"there is no column {column}; there are {names}; {advice}")
+        value = record[column]
+        if column == "messages" or (column in ("prompt", "completion") and isinstance(value, list)):
+            values[column] = _check_messages(value, column)
+        else:
+            values[column] = _to_text(value, column)
+            is_needed = config.file is not None and column != config.input
+            if is_needed and not values[column].strip():
+                raise DataError(f"{column} is empty; fill it or remove the row")
+    row = _fill_template(values, config) if format_ == RowFormat.instruction else values
+    if len({type(value) for value in row.values()}) > 1:
+        raise DataError("one of prompt and completion is a text, and one a list; make them alike")
+    if messages := get_messages(row):
+        answers = [m for m in messages if m["role"] == "assistant"]
+        if not any(m["content"].strip() or m.get("tool_calls") for m in answers):
+            raise DataError("the assistant says nothing in it, so there is nothing to learn")
+        row |= _read_template_columns(record)
+    try:
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (ValueError, TypeError) as error:
+        raise DataError(f"it holds something that is no text: {error}") from None
+    if "\\u0000" in text:
+        raise DataError("it holds a NUL character; remove it")
+    return row
+
+
+def get_messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the messages of a formatted row; none where it holds texts."""
+    parts = [row[name] for name in ("messages", "prompt", "completion") if name in row]
+    return [message for part in parts if isinstance(part, list) for message in part]
+
+
+def _fill_template(values: Mapping[str, str], config: DatasetConfig) -> dict[str, Any]:
+    instruction, answer = values[config.instruction], values[config.output]
+    context = values[config.input] if config.input is not None else ""
+    if config.template == "chat":
+        question = f"{instruction}\n\n{context}" if context else instruction
+        return {
+            "prompt": [{"role": "user", "content": question}],
+            "completion": [{"role": "assistant", "content": answer}],
+        }
+    alpaca = _ALPACA_WITH_INPUT if context else _ALPACA
+    template = alpaca if config.template == "alpaca" else config.template
+    slots = {"{instruction}": instruction, "{input}": context}
+    # In one pass: a text may hold the name of a slot.
+    prompt = re.sub(r"\{instruction\}|\{input\}", lambda slot: slots[slot[0]], template)
+    # After a prompt that ends in a word, the answer brings the space: tokens carry their leading
+    # space.
+    gap = "" if prompt[-1:].isspace() or answer[:1].isspace() else " "
+    return {"prompt": prompt, "completion": f"{gap}{answer}"}
+
+
+def _to_text(value: Any, name: str) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()  # as JSON writes it
+    is_number = isinstance(value, int | float | Decimal) and isfinite(value)
+    if value is None or is_number or isinstance(value, str | date):
+        return "" if value is None else str(value)
+    shown = value if isinstance(value, float) else f"a value of type {type(value).__name__}"
+    raise DataError(f"{name} holds {shown}; a text or a finite number is expected")
+
+
+def _check_messages(value: Any, column: str) -> list[dict[str, Any]]:
+    """Check the messages of a conversation; ShareGPT's get the names that chat templates use."""
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{column} is no list of messages, each with role and content")
+    messages = []
+    for number, message in enumerate(value, start=1):
+        name = f"message {number} of {column}"
+        if isinstance(message, dict) and "role" not in message and "from" in message:
+            role = _SHAREGPT_ROLES.get(str(message["from"]), message["from"])
+            message = {"role": role, "content": message.get("value")}
+        role = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(role, str) or not role.strip():
+            raise DataError(f"{name} has no role and content")
+        if message.get("content") is None and not message.get("tool_calls"):
+            raise DataError(f"{name} has no content")
+        messages.append({**message, "content": _to_text(message.get("content"), name)})
+    return messages
+
+
+def _read_template_columns(record: Mapping[str, Any]) -> dict[str, Any]:
+    columns = {}
+    for name, kind in _TEMPLATE_COLUMNS.items():
+        value = record.get(name)
+        if isinstance(value, str):  # hub datasets and CSV files hold JSON text
+            try:
+                value = json.loads(value or "null")
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{name} cannot be read as JSON: {error}") from None
+        if value and not isinstance(value, kind):
+            raise DataError(f"{name} is a {type(value).__name__}; {kind.__name__} is expected")
+        if value:
+            columns[name] = value
+    return columns

@@ -1,0 +1,228 @@
+"""The chosen datasets -> `TrainingData`: rows in TRL's shape, and a fingerprint of them.
+
+A file or a hub dataset is read, its rows are checked and shuffled with the seed, the first ones
+are held out, and the next ones are trained on. Of the model only the tokenizer's chat template is
+used.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from slimdown.config.dataset_config import DatasetConfig, RowFormat
+from slimdown.data.chat_templates import FIXED_DATE, check_chat_template, render_chat
+from slimdown.data.mixing import mix_rows
+from slimdown.data.row_files import drop_missing, iter_records
+from slimdown.data.row_formats import detect_format, format_row, get_messages, list_columns
+from slimdown.utils.errors import DataError
+from slimdown.utils.hashing import hash_file, hash_json
+from slimdown.utils.hub import explain_hub_errors, resolve_commit
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_HELD_OUT_SHARE = 10  # at most one row in so many is held out
+
+
+class TrainedText(NamedTuple):
+    """The text of one row that is trained on, without the marks of a chat template."""
+
+    dataset: str
+    row: int  # its number in the dataset, from 1
+    text: str
+
+
+@dataclass(frozen=True)
+class DatasetPart:
+    """The rows of one dataset.
+
+    `train` and `validation` have TRL's columns: `text`, or `prompt` and `completion`, or
+    `messages`; conversations also `tools` and `chat_template_kwargs` where rows have them; and
+    `row`, the number in the dataset.
+    """
+
+    name: str
+    path: str
+    revision: str  # the hub's commit, or a digest of the file
+    train: "Dataset"  # only what the mixture draws; empty where its weight is 0
+    validation: "Dataset"
+    weight: float | None
+    n_skipped: int  # rows that cannot be trained on
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """All rows of a run; one part a dataset, so that formats can be mixed."""
+
+    parts: tuple[DatasetPart, ...]
+    fingerprint: str  # 16 hex digits of a digest over all rows and how they are mixed
+    notes: list[str]  # lines for the user
+
+    @property
+    def n_train(self) -> int:
+        return sum(len(part.train) for part in self.parts)
+
+    @property
+    def n_validation(self) -> int:
+        return sum(len(part.validation) for part in self.parts)
+
+    @property
+    def n_skipped(self) -> int:
+        return sum(part.n_skipped for part in self.parts)
+
+    def iter_texts(self) -> Iterator[TrainedText]:
+        """Yield the text of every row that is trained on."""
+        for part in self.parts:
+            for row in part.train:
+                texts = [message["content"] for message in get_messages(row)]
+                text = "\n\n".join(texts) or row.get("text") or row["prompt"] + row["completion"]
+                yield TrainedText(part.name, row["row"], text)
+
+
+def load_training_data(
+    datasets: Mapping[str, DatasetConfig], tokenizer: Any, seed: int
+) -> TrainingData:
+    """Read the chosen datasets, and hold some rows of each out for the validation loss.
+
+    Held-out rows are drawn first. They are the same for any `max_examples` and `weight`, so runs
+    on more or fewer rows are validated on equal text. A row that equals a held-out one is not
+    trained on.
+
+    Args:
+        datasets: The settings by name; all have a weight, or none has.
+        tokenizer: The base's; only its chat template is used, and only where rows are messages.
+        seed: Decides which rows are taken, their order, and how datasets are mixed.
+
+    Returns:
+        The rows of each dataset, of a mixture only as many as it draws until the first dataset is
+        exhausted.
+
+    Raises:
+        DataError: A dataset cannot be had, lacks a column, has too few rows, or has a row that
+            cannot be trained on.
+        ModelError: Rows are messages, and the tokenizer's chat template is missing or does not
+            work.
+    """
+    parts: list[DatasetPart] = []
+    notes: list[str] = []
+    for name, config in datasets.items():
+        try:
+            part, note = _load_part(name, config, tokenizer, seed)
+        except DataError as error:
+            raise DataError(f"dataset.{name}: {config.path}: {error}") from None
+        parts.append(part)
+        notes += note
+    weights = [part.weight for part in parts]
+    if None not in weights:
+        from datasets import Dataset
+
+        # Drawn on the parts' numbers alone: formats differ in their columns.
+        numbers = [Dataset.from_dict({"part": [i] * len(p.train)}) for i, p in enumerate(parts)]
+        drawn = Counter(mix_rows(numbers, weights, seed, "first_exhausted")["part"])
+        trains = [part.train.select(range(drawn[i])) for i, part in enumerate(parts)]
+        parts = [replace(part, train=train) for part, train in zip(parts, trains, strict=True)]
+    rows = [(p.train.remove_columns("row"), p.validation.remove_columns("row")) for p in parts]
+    content = [[hash_json(list(train)), hash_json(list(held_out))] for train, held_out in rows]
+    mixture = None if None in weights else [weights, seed]
+    return TrainingData(tuple(parts), hash_json([content, mixture])[:16], notes)
+
+
+def _load_part(
+    name: str, config: DatasetConfig, tokenizer: Any, seed: int
+) -> tuple[DatasetPart, list[str]]:
+    """One dataset's rows, those to train on whatever its weight, and the lines for the user."""
+    numbered: Iterator[tuple[int, Any]]
+    if config.file:
+        records = list(iter_records(config.file))
+        revision = f"sha256:{hash_file(config.file)[:16]}"
+        format_ = detect_format(config, records)
+        order = np.random.default_rng(seed).permutation(len(records))  # as `Dataset.shuffle`
+        numbered = (records[i] for i in order)
+    else:
+        rows, format_, revision = _load_from_hub(config)
+        order = np.random.default_rng(seed).permutation(len(rows))
+        shuffled = map(drop_missing, rows.select(order))
+        numbered = ((int(i) + 1, record) for i, record in zip(order, shuffled, strict=True))
+
+    n_held_out = min(config.validation_examples, max(1, len(order) // _HELD_OUT_SHARE))
+    validation: list[dict[str, Any]] = []
+    train: list[dict[str, Any]] = []
+    held_out: set[str] = set()
+    n_skipped, first_problem, prompt_type = 0, "", None
+    for number, record in numbered:
+        try:
+            row = format_row(record, config, format_)
+            if messages := get_messages(row):
+                if not held_out:
+                    is_filled = format_ == RowFormat.instruction
+                    setting = "template=chat" if is_filled else f"format={format_.value}"
+                    check_chat_template(tokenizer, f"dataset.{name}.{setting}")
+                settings = row.get("chat_template_kwargs", {})
+                if "date_string" in str(tokenizer.chat_template):
+                    settings = {**FIXED_DATE, **settings}
+                    row["chat_template_kwargs"] = settings
+                render_chat(tokenizer, messages, tools=row.get("tools"), **settings)
+            prompt_type = prompt_type or type(row.get("prompt"))
+            if type(row.get("prompt")) is not prompt_type:
+                raise DataError("some rows have a text and some a list as prompt; make them alike")
+        except DataError as error:
+            problem = f"row {number}: {' '.join(str(error).split())}"
+            if not config.skip_bad_rows:
+                raise DataError(problem) from None
+            n_skipped, first_problem = n_skipped + 1, first_problem or problem
+            continue
+        content = json.dumps(row, sort_keys=True)
+        row["row"] = number
+        if len(validation) < n_held_out:
+            validation.append(row)
+            held_out.add(content)
+        elif content not in held_out:
+            train.append(row)
+        if len(train) == config.max_examples:
+            break
+
+    skipped = f"{n_skipped:,} rows that cannot be trained on are skipped"
+    if first_problem:
+        skipped += f", the first is {first_problem}"
+    if not train:
+        raise DataError(
+            f"nothing is left to train on: it has {len(order)} row(s), of which {len(validation)} "
+            f"are held out; rows that equal a held-out one do not count; {skipped}"
+        )
+    notes = [f"dataset.{name}: {skipped}"] if n_skipped else []
+    if n_held_out < config.validation_examples:
+        notes.append(
+            f"dataset.{name}: {n_held_out:,} of {len(order):,} rows are held out to validate "
+            f"on; validation_examples={config.validation_examples} would be more than a tenth"
+        )
+    columns = list(dict.fromkeys(column for row in (*train, *validation) for column in row))
+    trained, validated = (_build_dataset(rows, columns) for rows in (train, validation))
+    part = DatasetPart(name, config.path, revision, trained, validated, config.weight, n_skipped)
+    return part, notes
+
+
+def _build_dataset(rows: list[dict[str, Any]], columns: list[str]) -> "Dataset":
+    """Rows as a dataset; lists and objects are stored as JSON, so that no key is added to them."""
+    from datasets import Dataset, Features, Json, Value
+
+    kinds = {int: Value("int64"), str: Value("string")}
+    features = {column: kinds.get(type(rows[0].get(column)), Json()) for column in columns}
+    empty: dict[str, Any] = {"chat_template_kwargs": {}}  # TRL unpacks it
+    values = {column: [row.get(column, empty.get(column)) for row in rows] for column in columns}
+    return Dataset.from_dict(values, Features(features))
+
+
+def _load_from_hub(config: DatasetConfig) -> tuple["Dataset", RowFormat, str]:
+    """The rows of a hub dataset with the columns that count, their format, and the commit."""
+    from datasets import load_dataset
+
+    with explain_hub_errors("the dataset", DataError):
+        rows = load_dataset(config.path, config.name, split=config.split, revision=config.revision)
+        revision = resolve_commit(config.path, config.revision, "dataset")
+    format_ = detect_format(config, [(1, dict.fromkeys(rows.column_names))])
+    columns = [c for c in list_columns(config, format_) if c in rows.column_names]
+    return (rows.select_columns(columns) if columns else rows), format_, revision
