@@ -138,7 +138,7 @@ def read_runs(folder: Path) -> dict[str, Any]:
                 "id": run.info.run_id,
                 "tuned": samples["tuned"],
                 "findings": read_findings(run, artifacts),
-                "training": read_training(run.data.metrics),
+                "training": read_training(run, artifacts),
             }
     return {"base": base, "runs": runs}
 
@@ -200,10 +200,15 @@ def flatten_change(change: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_training(metrics: dict[str, float]) -> dict[str, float]:
+def read_training(run: Any, artifacts: Path) -> dict[str, float]:
     """Read what training recorded, as far as another code must agree with it."""
+    file = artifacts / "findings.json"
+    if file.is_file():
+        recorded = json.loads(file.read_text())["training"] or {}
+    else:
+        recorded = {key.removeprefix("train/"): value for key, value in run.data.metrics.items()}
     keys = ("validation_loss_before", "validation_loss_after", "n_trainable")
-    return {key: metrics[f"train/{key}"] for key in keys if f"train/{key}" in metrics}
+    return {key: recorded[key] for key in keys if key in recorded}
 
 
 def call_verb(

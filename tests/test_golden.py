@@ -1,0 +1,161 @@
+"""Today's code answers as b655a84 did: same questions, log-likelihoods, texts, scores and verdicts.
+
+`golden/make.py` stored what b655a84 answered and says how. Bases and given adapters must agree:
+log-likelihoods within 1e-3 nats in float32, texts up to a token that led by less. A training may
+round otherwise, so of trained models only what they started from and that they learned is compared.
+"""
+
+import json
+import lzma
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden.make import CASES, HERE, judge_logs, run_case
+from hydra import compose, initialize_config_dir
+
+from slimdown.config.loader import load_config
+from slimdown.config.paths import CONF_DIR
+from slimdown.models.base_model import load_base_model
+from slimdown.models.external import open_tuned_model
+
+CHECKOUT = HERE.parent.parent
+NEAR = 1e-3  # nats
+# One test says everything today (finding S11), and shows more than McNemar's did:
+# case, run, benchmark: verdict today.
+NEW_VERDICTS: dict[tuple[str, str, str], str] = {}
+NEW_EXIT_CODES: dict[str, int] = {}
+
+
+@cache
+def load_golden(case: str) -> dict[str, Any]:
+    return json.loads(lzma.decompress((HERE / f"{case}.json.xz").read_bytes()))
+
+
+@cache
+def load_model(case: str, run: str | None) -> tuple[Any, Any]:
+    """Load the base of a case, or with `run` its tuned model, and the tokenizer."""
+    arguments = [argument for argument in CASES[case] if argument != "-m"]
+    tuned = next((a for a in arguments if a.startswith("tuned=")), "").removeprefix("tuned=")
+    overrides = [argument for argument in arguments if not argument.startswith("tuned=")]
+    if run:
+        overrides.append("tuned=" + next(t for t in tuned.split(",") if Path(t).name == run))
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = load_config(compose("config", overrides=overrides))
+    base = load_base_model(config.model, config.quantization)
+    model = open_tuned_model(config, base).load() if run else base
+    return model.model, base.tokenizer
+
+
+def measure_lead(case: str, run: str | None, prompt: str, first: str, second: str) -> float:
+    """Return by how much the best token led where two continuations of a prompt part, in nats."""
+    model, tokenizer = load_model(case, run)
+    one, other = (tokenizer(prompt + text).input_ids for text in (first, second))
+    shared = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+    if shared is None:  # one text ends where the other goes on
+        shared = min(len(one), len(other))
+    with torch.no_grad():
+        logits = model(torch.tensor([one[:shared]])).logits[0, -1].float()
+    best, next_best = logits.topk(2).values.tolist()
+    return best - next_best
+
+
+def compare_answers(
+    case: str, run: str | None, stored: dict[str, Any], today: dict[str, Any]
+) -> None:
+    assert stored.keys() == today.keys()
+    for benchmark, answers in stored.items():
+        shared = answers.keys() & today[benchmark].keys()
+        # Stopped early, the two may stop at other blocks; both begin with the same 32 questions.
+        assert len(shared) == len(answers) if case != "decided" else len(shared) >= 32, benchmark
+        for question in sorted(shared):
+            before, after = answers[question], today[benchmark][question]
+            where = f"{case} {run or 'base'} {benchmark} {question}"
+            assert after["log_likelihoods"] == pytest.approx(before["log_likelihoods"], abs=NEAR), (
+                where
+            )
+            if before["text"] != after["text"]:
+                lead = measure_lead(case, run, after["prompt"], before["text"], after["text"])
+                assert lead < NEAR, f"{where}: {before['text']!r} became {after['text']!r}"
+                continue
+            highest = sorted(before["log_likelihoods"])[-2:]
+            if not highest or highest[1] - highest[0] > 2 * NEAR:
+                for metric, score in before["scores"].items():
+                    assert after["scores"][metric] == pytest.approx(score, abs=1e-6), where
+
+
+def compare_findings(case: str, run: str, stored: dict[str, Any], today: dict[str, Any]) -> None:
+    assert stored.keys() == today.keys()
+    for benchmark, before in stored.items():
+        after, where = today[benchmark], f"{case} {run} {benchmark}"
+        verdict = NEW_VERDICTS.get((case, run, benchmark), before["verdict"])
+        assert after["verdict"] == verdict, f"{where}: {before} became {after}"
+        if case != "decided":
+            for key in ("n", "kept", "lost", "gained", "missed"):
+                assert after[key] == before[key], f"{where} {key}"
+            assert after["change"] == pytest.approx(before["change"], abs=1e-9), where
+            exact = before["mcnemar_p_value"]
+            assert after["mcnemar_p_value"] == pytest.approx(exact, abs=1e-9), where
+
+
+def compare_case(case: str, folder: Path) -> dict[str, Any]:
+    """Run a case of given adapters, compare it whole, and return what today's code answered."""
+    stored, today = load_golden(case), run_case(case, folder, CHECKOUT)
+    if case == "decided":  # today the base is always asked whole
+        assert all(len(answers) == 300 for answers in today["base"].values())
+    compare_answers(case, None, stored["base"], today["base"])
+    assert stored["runs"].keys() == today["runs"].keys()
+    for run, before in stored["runs"].items():
+        compare_answers(case, run, before["tuned"], today["runs"][run]["tuned"])
+        compare_findings(case, run, before["findings"], today["runs"][run]["findings"])
+    return today
+
+
+@pytest.mark.parametrize("case", ["tuned", "decided", "given"])
+def test_base_and_given_adapters_answer_as_before(case: str, tmp_path: Path) -> None:
+    compare_case(case, tmp_path)
+
+
+@pytest.mark.hub
+def test_smollm2_answers_as_before(tmp_path: Path) -> None:
+    compare_case("smollm2", tmp_path)
+
+
+def test_six_runs_compare_and_pass_their_budgets_as_before(tmp_path: Path) -> None:
+    stored, today = load_golden("six"), compare_case("six", tmp_path)
+    for run, before in stored["check"].items():
+        after = today["check"][run]
+        assert after["exit"] == NEW_EXIT_CODES.get(run, before["exit"]), after["output"]
+    rows = {row["params"]["tuned"]: row["benchmarks"] for row in stored["compare"]["rows"]}
+    for row in today["compare"]["rows"]:
+        for benchmark, before in rows.pop(row["params"]["tuned"]).items():
+            after = row["benchmarks"][benchmark]
+            assert after["change"] == pytest.approx(before["change"], abs=1e-9)
+    assert not rows
+
+
+def test_logs_of_lm_eval_are_judged_as_before(tmp_path: Path) -> None:
+    stored, today = load_golden("verdict")["verdict"], judge_logs(tmp_path, CHECKOUT)
+    assert today["exit"] == stored["exit"]
+    rows = {(row["benchmark"], row["metric"]): row for row in today["rows"]["benchmarks"]}
+    for before in stored["rows"]["benchmarks"]:
+        after = rows[before["benchmark"], before["metric"]]
+        for key in ("n", "base", "tuned", "change", "lost", "gained"):
+            assert after[key] == pytest.approx(before[key], abs=1e-9), (key, after)
+        verdict = NEW_VERDICTS.get(("verdict", "", before["benchmark"]), before["verdict"])
+        assert before["verdict"] is None or after["verdict"] == verdict, after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["pocket", "methods", "weights"])
+def test_training_starts_from_the_same_base_and_learns(case: str, tmp_path: Path) -> None:
+    stored, today = load_golden(case), run_case(case, tmp_path, CHECKOUT)
+    compare_answers(case, None, stored["base"], today["base"])
+    assert stored["runs"].keys() == today["runs"].keys()
+    for run, before in stored["runs"].items():
+        first, second = before["training"], today["runs"][run]["training"]
+        assert second["n_trainable"] == first["n_trainable"], run
+        for key in ("validation_loss_before", "validation_loss_after"):
+            assert second[key] == pytest.approx(first[key], rel=0.1), f"{run} {key}"

@@ -1,0 +1,129 @@
+"""slimdown changes nothing of other libraries or of the process.
+
+Each test runs a fresh process beside a control, which imports the same libraries in the same order
+without slimdown, and compares what both processes say about themselves.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SNAPSHOT = """
+import functools, gc, importlib, importlib.metadata, inspect, json, logging, os, signal, sys
+import threading, types, warnings
+
+def describe(value):
+    code = getattr(value, "__code__", None)
+    names = [getattr(value, name, "") for name in ("__module__", "__qualname__")]
+    return [type(value).__name__, *map(str, names), getattr(code, "co_filename", "")]
+
+def describe_module(name):
+    module = importlib.import_module(name)
+    items = vars(module).items()
+    return {key: describe(value) for key, value in items if callable(value)}
+
+def find_patches(folder):
+    '''Functions and classes of other libraries' modules and classes that lie in a folder.'''
+    def is_foreign(value):
+        return type(value) is types.FunctionType and value.__code__.co_filename.startswith(folder)
+    patches = []
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if name == "__main__" or file.startswith(folder):
+            continue
+        for key, value in list(vars(module).items()):
+            if is_foreign(value):
+                patches.append(f"{name}.{key}")
+            if type(value) is type and value.__module__ == name:
+                owned = vars(value).items()
+                patches += [f"{name}.{key}.{member}" for member, f in owned if is_foreign(f)]
+    return patches
+
+def snapshot(folder):
+    import huggingface_hub.utils._http as hub, peft, torch
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM)
+    loggers = {name: logger.level for name, logger in logging.Logger.manager.loggerDict.items()
+               if isinstance(logger, logging.Logger) and not name.startswith("slimdown")}
+    modules = ["functools", "inspect", "importlib.metadata", "torch.nn.functional", "signal",
+               "lm_eval.models.huggingface", "huggingface_hub.utils._http", "warnings", "gc"]
+    return {
+        "modules": {name: describe_module(name) for name in modules},
+        "torch.compile": describe(torch.compile),
+        "torch": [str(torch.get_default_dtype()), torch.is_grad_enabled(), torch.get_num_threads(),
+                  torch.are_deterministic_algorithms_enabled()],
+        "meta_path": [describe(finder) for finder in sys.meta_path],
+        "path_hooks": [describe(hook) for hook in sys.path_hooks],
+        "gc": [gc.isenabled(), gc.get_threshold(), gc.get_debug(), gc.get_freeze_count()],
+        "environ": {key: value for key, value in os.environ.items()
+                    if key != "_MLFLOW_TELEMETRY_SESSION_ID"},  # MLflow draws it in each process
+        "signals": [str(signal.getsignal(number)) for number in signals],
+        "loggers": {"root": logging.root.level, **loggers},
+        "disabled": logging.root.manager.disable,
+        "hub client": describe(hub._GLOBAL_CLIENT_FACTORY),
+        "PeftType": sorted(peft.PeftType.__members__),
+        "hooks": [describe(hook) for hook in
+                  (sys.excepthook, sys.unraisablehook, threading.excepthook, sys.displayhook)],
+        "patches": find_patches(folder),
+    }
+"""
+DOORS = """
+import slimdown
+slimdown.measure, slimdown.judge, slimdown.read_lm_eval, slimdown.ForgettingCallback
+"""
+WHOLE_RUN = """
+import sys
+from slimdown.run import main
+sys.argv[1:] = ["dataset.pocket_instructions.max_examples=32", "train.max_steps=2"] + [
+    f"benchmark.pocket_{name}.limit=4" for name in ("instructions", "math", "commonsense", "cs")]
+try:
+    main()
+except SystemExit as error:
+    assert not error.code, error.code
+"""
+IMPORTS = """
+import contextlib, importlib, json
+for name in json.load(open("snapshot.json"))["names"]:
+    if name.partition(".")[0] != "slimdown":
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+"""
+
+
+def take_snapshot(code: str, folder: Path) -> dict[str, Any]:
+    """Run code in a fresh process and return its snapshot and the names of its modules."""
+    package = Path(__file__).parent.parent / "slimdown"
+    ending = f"""
+names = list(sys.modules)
+with open("snapshot.json", "w") as file:
+    json.dump({{"names": names, **snapshot({str(package)!r})}}, file)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(package.parent), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", SNAPSHOT + code + ending],
+        cwd=folder, env=environment, text=True, capture_output=True,
+    )  # fmt: skip
+    assert not done.returncode, done.stdout[-2000:] + done.stderr[-2000:]
+    return json.loads((folder / "snapshot.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("code", "own"),
+    [
+        pytest.param(DOORS, set(), id="doors"),
+        # A command may set its own process's environment and log handlers.
+        pytest.param(WHOLE_RUN, {"environ", "loggers"}, id="run"),
+    ],
+)
+def test_nothing_of_the_process_or_of_another_library_changes(
+    code: str, own: set[str], tmp_path: Path
+) -> None:
+    ours = take_snapshot(code, tmp_path)
+    control = take_snapshot(IMPORTS, tmp_path)  # reads the names from the first snapshot
+    assert ours["patches"] == []
+    for key in ours.keys() - own - {"names"}:
+        assert ours[key] == control[key], key
