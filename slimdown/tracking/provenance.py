@@ -1,87 +1,90 @@
-"""Where a run was made: package versions, machine, git commit. Never the environment variables: they hold secrets."""
+"""How a run came about: its name, the command, package versions, machine and git commit.
 
+Environment variables are never recorded: they hold secrets.
+"""
+
+import getpass
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
-from slimdown import __version__
-from slimdown.models.dtype import processor_name
-from slimdown.models.memory import process_peak
-from slimdown.training.watching import Watch
-
-_PACKAGES = (
-    "torch", "transformers", "peft", "bitsandbytes", "trl", "lm-eval", "datasets", "accelerate", "mlflow", "hydra-core",
-    "unsloth",
+# The packages that numbers come from; their versions are in the key of a run.
+PACKAGES = (
+    "accelerate", "bitsandbytes", "datasets", "lm-eval", "numpy", "peft", "scipy", "tokenizers",
+    "torch", "transformers", "trl",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class About:
-    """What a run is called and how it came about, for the record."""
+class RunInfo:
+    """What a run is called and how it came about.
+
+    Args:
+        name: Shown in tables and in MLflow.
+        config_yaml: The settings as composed, without secrets.
+        overrides: What the command line changed.
+        sweep: What the runs that one command started have in common.
+        run_key: See `resume.run_key`; empty: the run is never skipped or resumed.
+        environment: Versions and machine; collected when the run opens if it is empty.
+        tags: More tags of the run, by name.
+        resume_run_id: An unfinished run of the same key that goes on.
+        on_open: Called with the run's id as soon as it has one.
+        watch: Called with the share of steps and the validation loss during training.
+    """
 
     name: str
-    config_yaml: str  # as composed, secrets blanked
-    overrides: list[str]  # what the command line changed
-    folder: Path  # scratch space of this run
-    sweep: str | None = None  # what the runs that one command started have in common
-    on_opened: Callable[[str], None] = lambda run_id: (
-        None
-    )  # told the run's id as soon as it has one
-    environment: dict[str, Any] = field(default_factory=lambda: environment())
-    tags: Mapping[str, str] = field(default_factory=dict)  # of the run, besides
-    watch: Watch | None = None  # told the validation loss at each quarter of the training
-    goes_on: str = ""  # the id of a run that was not finished, and is from here on
+    config_yaml: str = ""
+    overrides: Sequence[str] = ()
+    sweep: str | None = None
+    run_key: str = ""
+    environment: Mapping[str, Any] = field(default_factory=lambda: collect_environment())
+    tags: Mapping[str, str] = field(default_factory=dict)
+    resume_run_id: str = ""
+    on_open: Callable[[str], None] | None = None
+    watch: Callable[[float, float], None] | None = None
 
 
-def environment() -> dict[str, Any]:
-    """Versions, machine and git state as a JSON-able object."""
-    found: dict[str, Any] = {
-        "slimdown": __version__,
+def collect_environment() -> dict[str, Any]:
+    """Return versions, machine and git commit, as an object for JSON."""
+    environment: dict[str, Any] = {
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processor": processor_name(),
         "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
-        "git_commit": git_commit(),
+        "git_commit": read_git_commit(),
     }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-        found["cuda"] = torch.version.cuda
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # e.g. a mlflow-skinny in mlflow's place
-            found[package] = None
-    return found
+    for package in ("slimdown", "mlflow", "hydra-core", "unsloth", *PACKAGES):
+        environment[package] = find_version(package)
+    return environment
 
 
-def git_commit() -> str | None:
-    """The commit of the folder that the run is started in, with `-dirty` where files differ from it."""
+def find_version(package: str) -> str | None:
+    """Return a package's version, None where it is not installed."""
     try:
-        commit = _git("rev-parse", "HEAD")
-        return (
-            f"{commit}-dirty" if _git("status", "--porcelain", "--untracked-files=no") else commit
-        )
-    except (OSError, subprocess.SubprocessError):
+        return version(package)
+    except PackageNotFoundError:
         return None
 
 
-def _git(*arguments: str) -> str:
-    answer = subprocess.run(
-        ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
-    )
+def read_git_commit() -> str | None:
+    """Return the commit of the working folder, with `-dirty` where files differ from it."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
     return answer.stdout.strip()
 
 
-def peak_memory_bytes() -> dict[str, float]:
-    """The most memory that this process has held so far, by its name among the costs."""
-    return {"peak_memory_bytes": float(process_peak())}
+def read_user() -> str:
+    """Return the name of the user, for the record."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without an entry
+        return "unknown"

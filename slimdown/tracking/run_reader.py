@@ -1,0 +1,269 @@
+"""Reading what runs left in the MLflow store: settings and numbers, findings, samples, models."""
+
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from omegaconf import OmegaConf
+
+from slimdown.config.fields import nearest
+from slimdown.config.loader import load_config
+from slimdown.config.schema import BenchmarkConfig, RunConfig, TrackingConfig
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
+from slimdown.stats.findings import Findings
+from slimdown.stats.run_records import RunRecord
+from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.store import (
+    explain_store_errors,
+    first_line,
+    open_store,
+    search_runs,
+)
+from slimdown.utils.errors import TrackingError
+from slimdown.utils.files import cache_dir, write_atomically
+from slimdown.utils.secrets import redact_uri
+
+_N_THREADS = 16  # that read artifacts of a server at the same time
+_STATES = {"RUNNING": "is still running, or died", "FAILED": "failed", "KILLED": "was stopped"}
+_log = logging.getLogger(__name__)
+
+
+def find_runs(
+    tracking: TrackingConfig,
+    experiments: Sequence[str] = (),
+    tags: Mapping[str, str] | None = None,
+    filter_string: str = "",
+    kind: str = "tuned",
+    with_findings: bool = False,
+) -> list[RunRecord]:
+    """Return the runs in the store, newest first; one that cannot be read is left out with a line.
+
+    Args:
+        tracking: The store.
+        experiments: Names; none: all of them.
+        tags: Only runs that have all of these.
+        filter_string: MLflow's filter language.
+        kind: `tuned`, `baseline` or `sweep`.
+        with_findings: Also read findings.json of each finished run.
+
+    Raises:
+        TrackingError: No store, no such experiment, or a filter that MLflow does not understand.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = open_store(tracking, must_exist=True)
+    condition = f"tags.`{Tag.kind}` = '{kind}'"
+    condition += f" and {filter_string}" if filter_string else ""
+    with explain_store_errors(tracking):
+        names = {str(one.experiment_id): one.name for one in client.search_experiments()}
+        for name in experiments:
+            if name not in names.values():
+                uri, similar = redact_uri(tracking.uri), nearest(name, sorted(names.values()))
+                raise TrackingError(f"there is no experiment {name} in {uri}{similar}")
+        chosen = [key for key, name in names.items() if not experiments or name in experiments]
+        try:
+            runs = search_runs(client, chosen, condition)
+        except MlflowException as error:
+            if not filter_string or "database is locked" in str(error):
+                raise
+            raise TrackingError(
+                f"the filter {filter_string!r} is not understood: {first_line(error)}; write e.g. "
+                "\"params.`lora.r` = '8' and tags.`slimdown.model` LIKE '%SmolLM2%'\""
+            ) from None
+    wanted = (tags or {}).items()
+    chosen_runs = [run for run in runs if wanted <= run.data.tags.items()]
+    records = [record for run in chosen_runs if (record := _read_record(run, names))]
+    return read_findings(tracking, records) if with_findings else records
+
+
+def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
+    """Return one fine-tuning run by its id, the beginning of its id, or its name; with findings.
+
+    Raises:
+        TrackingError: No such run, or several.
+    """
+    if not text.strip():
+        raise TrackingError("RUN is empty; give a run's id, the beginning of it, or its name")
+    runs = find_runs(tracking)
+    matches = [run for run in runs if run.run_id == text] or [r for r in runs if r.name == text]
+    matches = matches or [run for run in runs if run.run_id.startswith(text)]
+    if not matches:
+        similar = nearest(text, sorted({run.name for run in runs})) if runs else ""
+        raise TrackingError(
+            f"there is no fine-tuning run {text} in {redact_uri(tracking.uri)}"
+            f"{similar if 'did you mean' in similar else ''}; slimdown compare lists the runs"
+        )
+    if len(matches) > 1:
+        ids = ", ".join(run.run_id for run in matches[:3]) + ", ..." * (len(matches) > 3)
+        raise TrackingError(f"{len(matches)} runs are called {text}; give the id of one: {ids}")
+    return next(iter(read_findings(tracking, matches)), matches[0])
+
+
+def check_finished(run: RunRecord) -> Findings:
+    """Return the findings of a run that came to its end.
+
+    Raises:
+        TrackingError: It is still running, failed, was stopped, or its findings cannot be read.
+    """
+    if run.status == "FINISHED" and run.findings:
+        return run.findings
+    state = _STATES.get(run.status, "has no findings that can be read")
+    reason = run.tags.get(Tag.error) or run.tags.get(Tag.pruned, "")
+    raise TrackingError(
+        f"run {run.run_id} ({run.name}) {state}{': ' if reason else ''}{reason}; choose a "
+        "finished run"
+    )
+
+
+def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """Return the runs with the findings of those that are finished, read in threads.
+
+    Findings from a server are kept in the user's cache folder, by the run's id. A finished run
+    whose findings cannot be read is returned without, after a line that says why.
+    """
+    client = open_store(tracking, must_exist=True)
+
+    def read(run: RunRecord) -> RunRecord:
+        if run.status != "FINISHED":
+            return run
+        try:
+            text = _read_artifact(client, run, "findings.json", is_cached=True)
+            return replace(run, findings=Findings.from_dict(json.loads(text)))
+        except Exception as error:  # MLflow's, the system's, or an odd file
+            _log.warning("run %s is left out: its findings.json: %s", run.run_id, first_line(error))
+            return run
+
+    with ThreadPoolExecutor(_N_THREADS) as threads:
+        return list(threads.map(read, runs))
+
+
+def read_evaluations(tracking: TrackingConfig, run: RunRecord) -> tuple[Evaluation, Evaluation]:
+    """Return every question and answer of a finished run: of the base, and of the tuned model.
+
+    Raises:
+        TrackingError: The run is not finished, or its samples are gone or damaged.
+    """
+    from slimdown.evaluation.samples import read_samples  # pyarrow
+
+    check_finished(run)
+    client = open_store(tracking, must_exist=True)
+
+    def read(model: str, name: str, folder: str) -> BenchmarkEvaluation:
+        path = f"samples/{model}-{name}.parquet"
+        schema = OmegaConf.structured(BenchmarkConfig)
+        benchmark: Any = OmegaConf.to_object(OmegaConf.merge(schema, settings.benchmark[name]))
+        try:
+            return read_samples(
+                Path(client.download_artifacts(run.run_id, path, folder)), benchmark
+            )
+        except Exception as error:  # damaged, or gone: MLflow's, the system's, an artifact store's
+            raise TrackingError(
+                f"run {run.run_id} has lost its {path}, or it is damaged ({first_line(error)}); "
+                "the same settings with rerun=true measure it again"
+            ) from None
+
+    with explain_store_errors(tracking), tempfile.TemporaryDirectory() as folder:
+        settings: Any = OmegaConf.create(_read_artifact(client, run, "config.yaml"))
+        scoring = json.loads(_read_artifact(client, run, "samples/scoring.json"))
+        names = {model: scoring[model].pop("benchmarks") for model in ("base", "tuned")}
+        base, tuned = (
+            Evaluation({name: read(model, name, folder) for name in names[model]}, **scoring[model])
+            for model in names
+        )
+    return base, tuned
+
+
+def read_config(tracking: TrackingConfig, run: RunRecord) -> RunConfig:
+    """Return the settings of a run.
+
+    Raises:
+        TrackingError: Its config.yaml is gone.
+        ConfigError: The settings do not hold here: another version, or a file that is gone.
+    """
+    client = open_store(tracking, must_exist=True)
+    with explain_store_errors(tracking):
+        stored = OmegaConf.create(_read_artifact(client, run, "config.yaml"))
+    merged: Any = OmegaConf.merge(OmegaConf.structured(RunConfig), stored)
+    return load_config(merged)
+
+
+def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Path:
+    """Download what a finished run trained: an adapter's folder, or that of a whole model.
+
+    Raises:
+        TrackingError: The run trained nothing, or its files are gone.
+    """
+    if origin := run.tags.get(Tag.origin):
+        raise TrackingError(
+            f"run {run.run_id} ({run.name}) trained nothing: it measured {origin}, made elsewhere"
+        )
+    client = open_store(tracking, must_exist=True)
+    for name in ("adapter", "model"):
+        with suppress(Exception):
+            path = Path(client.download_artifacts(run.run_id, name, str(folder)))
+            if any(path.iterdir()):
+                return path
+    raise TrackingError(
+        f"run {run.run_id} ({run.name}) has lost what it trained; the same settings, its artifact "
+        "config.yaml, train it again"
+    )
+
+
+def expand_params(params: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return every setting by its dotted key; a section is recorded as one param in JSON."""
+    settings: dict[str, str] = {}
+    for key, value in params:
+        section = None
+        if value.startswith("{"):
+            with suppress(ValueError):
+                section = json.loads(value)
+        if isinstance(section, dict):
+            settings |= {f"{key}.{name}": str(one) for name, one in section.items()}
+        else:
+            settings[key] = value
+    return settings
+
+
+def _read_record(run: Any, experiments: Mapping[str, str]) -> RunRecord | None:
+    try:
+        return RunRecord(
+            run_id=run.info.run_id,
+            name=run.info.run_name or run.info.run_id,
+            experiment=experiments[run.info.experiment_id],
+            status=run.info.status,
+            started=datetime.fromtimestamp((run.info.start_time or 0) / 1000, UTC),
+            params=expand_params(run.data.params.items()),
+            tags=dict(run.data.tags),
+            metrics=dict(run.data.metrics),
+            artifact_uri=run.info.artifact_uri or "",
+        )
+    except (ValueError, OverflowError, OSError, KeyError, TypeError) as error:
+        _log.warning("run %s is left out: %s", run.info.run_id, first_line(error))
+        return None
+
+
+def _read_artifact(client: Any, run: RunRecord, path: str, is_cached: bool = False) -> str:
+    """Return the text of an artifact of a run."""
+    place = urlsplit(run.artifact_uri)
+    if place.scheme in ("", "file"):
+        return (Path(unquote(place.path)) / path).read_text(encoding="utf-8")
+    is_safe = re.fullmatch(r"[\w-]+", run.run_id)
+    cached = cache_dir() / "findings" / f"{run.run_id}.json" if is_cached and is_safe else None
+    if cached and cached.is_file():
+        return cached.read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        file = client.download_artifacts(run.run_id, path, folder)
+        text = Path(file).read_text(encoding="utf-8")
+    if cached:
+        with suppress(OSError):
+            write_atomically(cached, text)
+    return text

@@ -1,0 +1,257 @@
+"""The MLflow store: whether it answers, how it is created, where a run's own files lie.
+
+MLflow is imported inside functions: it takes 1.5 seconds.
+"""
+
+import hashlib
+import json
+import logging
+import sqlite3
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+from filelock import FileLock
+
+from slimdown.config.schema import TrackingConfig
+from slimdown.utils.errors import SlimdownError, TrackingError
+from slimdown.utils.files import cache_dir, raise_if_disk_full
+from slimdown.utils.secrets import redact, redact_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_T = TypeVar("_T")
+_MAX_SECONDS = 15.0  # for a store's first answer
+_MAX_PARAM = 6000  # characters; MLflow cuts longer values
+# MLflow 3.17 shows an experiment with the pages for LLM traces unless this tag says otherwise.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+# The first logs what it creates, the second the traceback of whatever it raises.
+_NOISY_LOGGERS = ("alembic", "mlflow.store.db.utils")
+
+
+def check_store(config: TrackingConfig) -> None:
+    """Ask a server once whether it is there, without importing MLflow.
+
+    Raises:
+        TrackingError: It does not answer within 15 seconds, or the address is wrong.
+    """
+    with explain_store_errors(config):
+        if config.uri.startswith("http"):
+            # MLflow's own client retries for minutes before it says that nobody answers.
+            health = f"{redact_uri(config.uri).replace('***@', '').rstrip('/')}/health"
+            try:
+                call_within(_MAX_SECONDS, lambda: urllib.request.urlopen(health, timeout=10))
+            except urllib.error.HTTPError:
+                pass  # a server answers; MLflow's client will say what it wants
+            except urllib.error.URLError as error:
+                if not isinstance(error.reason, ssl.SSLError):  # MLflow has settings for these
+                    raise
+
+
+def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClient":
+    """Return a client of the store; a SQLite file that is not there is created.
+
+    Args:
+        config: Address and experiment.
+        must_exist: For reading: nothing is created.
+
+    Raises:
+        TrackingError: The store does not answer, refuses, or does not exist.
+    """
+    check_store(config)
+    file = sqlite_file(config.uri)
+    with explain_store_errors(config):
+        if file and must_exist:
+            _check_exists(file)
+        elif file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        from mlflow import MlflowClient
+
+        if file is None:
+            call_within(_MAX_SECONDS, lambda: MlflowClient(config.uri).search_experiments(1))
+            return MlflowClient(config.uri)
+        if not must_exist:
+            # Processes that create one database together break it for good, and so does a kill
+            # (mlflow 3.17, "table already exists"): one creates it under another name.
+            with lock(config, "creation"):
+                if not (file.exists() and file.stat().st_size):
+                    draft = file.with_name(f"{file.name}.draft")
+                    draft.unlink(missing_ok=True)
+                    MlflowClient(f"sqlite:///{draft}").search_experiments(max_results=1)
+                    draft.replace(file)
+        # MLflow keeps one store for each address: a relative one is wrong in another folder.
+        return MlflowClient(config.uri.replace(config.uri.partition(":///")[2], str(file), 1))
+
+
+@contextmanager
+def explain_store_errors(config: TrackingConfig) -> Iterator[None]:
+    """Turn whatever a store or its driver raises into one line that says how to go on.
+
+    Raises:
+        TrackingError: Instead of any other exception.
+    """
+    if problem := config.uri_problem():
+        raise TrackingError(f"tracking.{problem}")
+    levels = {name: logging.getLogger(name).level for name in _NOISY_LOGGERS}
+    file = sqlite_file(config.uri)
+    try:
+        for name in _NOISY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        yield
+    except SlimdownError:
+        raise
+    except Exception as error:
+        raise_if_disk_full(error, *([file.parent] if file else []))
+        raise TrackingError(
+            f"tracking.uri={redact_uri(config.uri)} cannot be used: {first_line(error)}; "
+            f"{_advise(config.uri, error)}"
+        ) from None
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def call_within(seconds: float, call: Callable[[], _T]) -> _T:
+    """Return what a call returns; one that never ends is left to a thread that dies with us.
+
+    Raises:
+        TimeoutError: The call has not returned in this time.
+    """
+    outcome: list[_T | BaseException] = []
+
+    def work() -> None:
+        try:
+            outcome.append(call())
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise TimeoutError(f"no answer within {seconds:.0f} s")
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the absolute file of a SQLite address, None for any other address."""
+    scheme, _, place = uri.partition("://")
+    is_sqlite = scheme.partition("+")[0] == "sqlite"
+    return Path(place.partition("?")[0][1:]).absolute() if is_sqlite else None
+
+
+def local_dir(config: TrackingConfig) -> Path:
+    """Return the folder for a run's own files: beside a local store, `outputs` for a server."""
+    file = sqlite_file(config.uri)
+    return file.parent if file else Path.cwd() / "outputs"
+
+
+def run_dir(config: TrackingConfig, run_id: str) -> Path:
+    """Return the folder that holds a run's files until they are in the store."""
+    return local_dir(config) / "runs" / run_id
+
+
+def lock(config: TrackingConfig, key: str) -> FileLock:
+    """Return a lock for the processes of this machine; the system frees it when they die."""
+    digest = hashlib.sha256(config.uri.encode()).hexdigest()[:16]
+    is_local = sqlite_file(config.uri) is not None
+    folder = local_dir(config) / "locks" if is_local else cache_dir() / "locks" / digest
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{key}.lock", thread_local=False)
+
+
+def find_experiment(client: "MlflowClient", config: TrackingConfig) -> str:
+    """Return the id of the experiment, which is created where it does not exist.
+
+    Raises:
+        TrackingError: The experiment was deleted.
+    """
+    # A server decides for itself where artifacts go.
+    location = (local_dir(config) / "artifacts").as_uri() if sqlite_file(config.uri) else None
+    with lock(config, "experiment"):
+        experiment = client.get_experiment_by_name(config.experiment)
+        if experiment is None:
+            return str(client.create_experiment(config.experiment, location, _EXPERIMENT_TAGS))
+    if experiment.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"tracking.experiment={config.experiment} was deleted in MLflow; restore it with "
+            f"`mlflow experiments restore -x {experiment.experiment_id}`, or choose another name"
+        )
+    return str(experiment.experiment_id)
+
+
+def search_runs(client: Any, experiment_ids: Sequence[str], filter_string: str) -> list[Any]:
+    """Return all runs that pass MLflow's filter, newest first."""
+    runs: list[Any] = []
+    token: str | None = None
+    while token != "":
+        page = client.search_runs(experiment_ids, filter_string, max_results=1000, page_token=token)
+        runs += page
+        token = page.token or ""
+    return runs
+
+
+def log_settings(client: Any, run_id: str, settings: Mapping[str, object]) -> None:
+    """Record settings as params; those of a dataset, a benchmark and some sections as one in JSON.
+
+    Args:
+        client: Of the store.
+        run_id: Of the run.
+        settings: By dotted keys, from `config.naming.flatten`.
+    """
+    from mlflow.entities import Param
+
+    params: dict[str, Any] = {}
+    for key, value in settings.items():
+        section, _, name = key.rpartition(".")
+        if section.partition(".")[0] in ("dataset", "benchmark", "quantization", "evaluation"):
+            params.setdefault(section, {})[name] = value
+        else:
+            params[key] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in params.items()}
+    entries = [Param(key, redact(text)[:_MAX_PARAM]) for key, text in texts.items()]
+    client.log_batch(run_id, params=entries)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error, without secrets, at most 200 characters."""
+    return redact((str(error).splitlines() or [type(error).__name__])[0][:200])
+
+
+def _check_exists(file: Path) -> None:
+    if not file.is_file():
+        raise TrackingError(
+            f"there is no record {file} yet; python -m slimdown.run makes one, or name another "
+            "with --tracking-uri or MLFLOW_TRACKING_URI"
+        )
+    tables = "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
+    try:  # MLflow's client would create its tables in any database
+        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as database:
+            is_store = database.execute(tables).fetchone() is not None
+    except sqlite3.OperationalError:
+        return  # locked, or not readable: MLflow's client says so
+    except sqlite3.DatabaseError:
+        is_store = False
+    if not is_store:
+        raise TrackingError(f"{file} is no MLflow store; name another with --tracking-uri")
+
+
+def _advise(uri: str, error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"install the driver {error.name}, e.g. pip install 'slimdown[postgres]'"
+    if "database is locked" in str(error):
+        return "another program holds the file; repeat the command when it has ended"
+    if sqlite_file(uri):
+        return "choose a file that you can write, e.g. tracking.uri=sqlite:///mlruns/mlflow.db"
+    if "Invalid Host header" in str(error):
+        return f"start the server with --allowed-hosts {urlsplit(uri).netloc.rpartition('@')[2]}"
+    return "start the server, or check address, user, password and certificates"

@@ -1,0 +1,72 @@
+"""The run of a whole sweep, below which MLflow shows the runs of its jobs."""
+
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+from slimdown.config.schema import TrackingConfig
+from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.provenance import read_user
+from slimdown.tracking.store import (
+    call_within,
+    explain_store_errors,
+    find_experiment,
+    lock,
+    open_store,
+)
+from slimdown.utils.secrets import redact
+
+
+@dataclass
+class SweepRun:
+    """An open run of kind `sweep`; its id is the tag `mlflow.parentRunId` of its jobs."""
+
+    run_id: str
+    failed: bool = False  # set it where a job failed
+    files: dict[str, str] = field(default_factory=dict)
+
+    def save(self, files: Mapping[str, str]) -> None:
+        """Keep texts, by path, that become artifacts when the sweep ends."""
+        self.files |= files
+
+
+@contextmanager
+def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[SweepRun]:
+    """Open a run that holds those of a sweep; it ends FINISHED, FAILED or KILLED.
+
+    Args:
+        tracking: The store.
+        name: What the runs of the sweep have in common, see `Tag.sweep`.
+        title: The run's name.
+
+    Raises:
+        TrackingError: The store does not answer when the sweep begins.
+    """
+    client = open_store(tracking)
+    tags = {
+        Tag.kind: "sweep",
+        Tag.sweep: redact(name),
+        Tag.host: socket.gethostname(),
+        "mlflow.user": read_user(),
+    }
+    with explain_store_errors(tracking):
+        experiment = find_experiment(client, tracking)
+        run_id = client.create_run(experiment, None, tags, redact(title)).info.run_id
+    sweep, status = SweepRun(run_id), "KILLED"
+
+    def close() -> None:
+        for path, text in sweep.files.items():
+            client.log_text(run_id, redact(text), path)
+        client.set_terminated(run_id, status)
+
+    with lock(tracking, f"run-{run_id}"):
+        try:
+            yield sweep
+            status = "FAILED" if sweep.failed else "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            with suppress(Exception), explain_store_errors(tracking):  # its jobs hold all results
+                call_within(60, close)
