@@ -1,0 +1,1 @@
+"""The commands, `slimdown VERB ...`. Each has `main(argv) -> int`: arguments in, exit code out."""

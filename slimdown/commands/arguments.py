@@ -1,0 +1,147 @@
+"""What the commands have in common: options, errors in one line, exit codes that survive a pipe."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from slimdown.config.schema import DEFAULT_STORE, TrackingConfig, default_store
+from slimdown.utils.errors import ConfigError, SlimdownError
+from slimdown.utils.files import raise_if_disk_full, write_atomically
+from slimdown.utils.secrets import redact
+
+_FORMATS = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
+_INTERRUPTED = 130
+RUN_HELP = "a run's id, the beginning of it, or its name"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def __init__(self, verb: str, exit_code: int = 2, **settings: Any) -> None:
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(
+            prog=f"slimdown {verb}", allow_abbrev=False, formatter_class=layout, **settings
+        )
+        self._exit_code = exit_code
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with one line."""
+        self.exit(_complain(f"{self.prog}: {message}; --help lists the options", self._exit_code))
+
+    def add_store(self) -> None:
+        """Add --tracking-uri."""
+        text = f"the store (default: $MLFLOW_TRACKING_URI, else {DEFAULT_STORE})"
+        self.add_argument("--tracking-uri", metavar="URI", default=default_store(), help=text)
+
+    def add_output(self) -> None:
+        """Add --format and --output."""
+        formats = ("table", "markdown", "csv", "json", "html")
+        text = "default: table, or what the ending of --output says"
+        self.add_argument("--format", choices=formats, help=text)
+        self.add_argument("-o", "--output", type=Path, metavar="FILE", help="write this file")
+
+    def add_list(self, name: str, metavar: str, text: str) -> None:
+        """Add an option that takes several values and can be repeated."""
+        self.add_argument(name, metavar=metavar, nargs="+", action="extend", default=[], help=text)
+
+
+def open_tracking(options: argparse.Namespace) -> TrackingConfig:
+    """Return where a command reads runs.
+
+    Raises:
+        ConfigError: The address can hold no record.
+    """
+    tracking = TrackingConfig(uri=options.tracking_uri, experiment="slimdown")
+    if problem := tracking.uri_problem():
+        raise ConfigError(f"--tracking-{problem}")
+    return tracking
+
+
+def choose_format(options: argparse.Namespace) -> str:
+    """Return the format that --format or the ending of --output names."""
+    ending = options.output.suffix.lower() if options.output else ""
+    return options.format or _FORMATS.get(ending, "table")
+
+
+def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[], str]) -> int:
+    """Show a table on the console, or write it to --output, whole or not at all.
+
+    Args:
+        table: A `report.tables.Table`.
+        options: With `format` and `output`.
+        render_page: Makes the page that the format html shows.
+
+    Returns:
+        0, the exit code.
+    """
+    from slimdown.report.console import print_text, show_table
+    from slimdown.report.tables import write_table
+
+    chosen = choose_format(options)
+    if chosen == "table" and not options.output:
+        show_table(table)
+        return 0
+    text = render_page() if chosen == "html" else write_table(table, chosen)
+    if options.output:
+        write_output(options.output, text)
+    else:
+        print_text(text)
+    return 0
+
+
+def write_output(file: Path, content: str | bytes) -> None:
+    """Write a file that an option names; what was there stays until it is whole.
+
+    Raises:
+        SlimdownError: It cannot be written.
+    """
+    try:
+        write_atomically(file, content)
+    except OSError as error:
+        raise_if_disk_full(error, file.parent, advice="Write to another disk")
+        raise ConfigError(f"{file} cannot be written ({error.strerror}); name another") from None
+
+
+def run_command(answer: Callable[[], int], refusal: str, error_code: int) -> int:
+    """Return the exit code of a command; an error ends it in one message.
+
+    A reader that closes the pipe early (`| head -1`) changes no exit code.
+
+    Args:
+        answer: Does the work, shows it, and returns the code.
+        refusal: The first line of a message, such as "This run cannot be checked:".
+        error_code: The code where there is no answer.
+    """
+    try:
+        code = answer()
+    except SlimdownError as error:
+        lines = [refusal, *str(error).splitlines(), *getattr(error, "__notes__", [])]
+        code = _complain("\n  ".join(lines), error_code)
+    except KeyboardInterrupt:
+        code = _complain("Interrupted.", _INTERRUPTED)
+    except OSError as error:  # a file that vanished, a full device
+        code = _complain(f"{refusal}\n  {error}", error_code)
+    except Exception:  # no answer must never look like one
+        code = _complain(traceback.format_exc(), error_code)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # Python's advice (library/signal, "Note on SIGPIPE"): or it fails again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            code = _complain(f"{refusal}\n  the output cannot be written: {error}", error_code)
+    return code
+
+
+def _complain(message: str, code: int) -> int:
+    from slimdown.report.formatting import visible
+
+    if sys.stderr is not None:
+        text = visible(redact(message), multiline=True) + "\n"
+        sys.stderr.write(text.encode("ascii", "backslashreplace").decode())
+    return code

@@ -1,0 +1,55 @@
+"""`slimdown check RUN`: a gate for CI. Has this fine-tuning lost more than it may?"""
+
+import argparse
+
+from slimdown.commands.arguments import RUN_HELP, CommandParser, open_tracking, run_command
+
+_EPILOG = """\
+A run with evaluation.holdout is judged on the questions that are held out.
+
+exit code
+  0  every loss is shown to be within its budget
+  1  a loss beyond its budget is shown
+  2  the questions cannot tell
+  3  not measured: no such run, or it did not finish
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Judge a recorded run by its budgets.
+
+    Args:
+        argv: The arguments after `check`.
+
+    Returns:
+        The exit code.
+    """
+    parser = CommandParser("check", 3, description=__doc__, epilog=_EPILOG)
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+    text = "gsm8k=0.02: two points; default: benchmark.NAME.max_loss, or the margin if retained"
+    parser.add_list("--max-loss", "BENCHMARK=SHARE", text)
+    parser.add_store()
+    options = parser.parse_args(argv)
+    return run_command(lambda: _check(options), "This run cannot be checked:", 3)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from slimdown.report.console import show_budget_checks, show_line
+    from slimdown.stats.budgets import check_budgets, overall_outcome, read_budgets
+    from slimdown.stats.findings import judge
+    from slimdown.stats.holdout import held_half
+    from slimdown.tracking.run_reader import check_finished, find_run, read_evaluations
+
+    budgets = read_budgets(options.max_loss)
+    tracking = open_tracking(options)
+    run = find_run(tracking, options.run)
+    findings = check_finished(run)
+    if run.holdout:
+        base, tuned = (held_half(one, run.holdout) for one in read_evaluations(tracking, run))
+        findings = judge(base, tuned)
+    checks = check_budgets(findings, budgets)
+    show_line(f"{run.name}  ({run.run_id})")
+    if run.holdout:
+        show_line(f"Judged on {findings.part}, which this run does not show.")
+    show_budget_checks(checks)
+    return int(overall_outcome(checks))

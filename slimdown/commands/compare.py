@@ -1,0 +1,211 @@
+"""`slimdown compare`: recorded runs side by side, what differs between them, what each lost."""
+
+import argparse
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slimdown.commands import arguments
+from slimdown.commands.arguments import CommandParser, open_tracking
+from slimdown.utils.errors import ConfigError, TrackingError
+
+if TYPE_CHECKING:
+    from slimdown.stats.run_records import RunRecord
+
+_DEFAULT_EXPERIMENT = "slimdown"  # that of conf/config.yaml
+_STATES = {
+    "RUNNING": "running or killed",
+    "FINISHED": "finished without findings that can be read",
+    "FAILED": "failed",
+    "KILLED": "stopped",
+}
+_EPILOG = """\
+examples
+  slimdown compare                                        the finished runs of experiment slimdown
+  slimdown compare --sweep 2025-06-01_12-00-00            the runs that one command started
+  slimdown compare --sort -gsm8k --rows 10                the ten that kept or gained most of gsm8k
+  slimdown compare --by lora.r -o ranks.html              a page with every benchmark over the rank
+  slimdown compare --filter "params.`lora.r` = '8'" --format csv
+  slimdown compare 3f2a 91bc --paired                     two tuned models, question by question
+  slimdown compare 3f2a --confirm                         the chosen one, on questions kept back
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Compare recorded runs.
+
+    Args:
+        argv: The arguments after `compare`.
+
+    Returns:
+        The exit code.
+    """
+    parser = CommandParser("compare", description=__doc__, epilog=_EPILOG)
+    add, text = parser.add_argument, ("one row for runs that differ only in their seed (default)")
+    add("runs", nargs="*", metavar="RUN", help="only these: ids, beginnings of ids, or names")
+    parser.add_store()
+    parser.add_list("--experiment", "NAME", f"default: {_DEFAULT_EXPERIMENT}, with --sweep all")
+    parser.add_list("--tag", "KEY=VALUE", "an MLflow tag")
+    add("--sweep", metavar="NAME", default="", help="the runs that one command started")
+    add("--filter", metavar="FILTER", default="", help="a filter in MLflow's language")
+    add("--sort", metavar="KEY", help="a benchmark, setting, retained, target, ...; -KEY: down")
+    add("--by", metavar="SETTING", help="sort by it, and plot every benchmark over it")
+    add("--group-seeds", action=argparse.BooleanOptionalAction, default=True, help=text)
+    add("--rows", type=int, metavar="N", help="at most so many, 0: all (default: 100)")
+    add("--plots", type=Path, metavar="DIR", help="also write the plots here")
+    modes = parser.add_mutually_exclusive_group()
+    for mode, text in (
+        ("paired", "two RUNs: the answers of both tuned models, one by one"),
+        ("noise", "of several seeds: the noise of questions and of training"),
+        ("confirm", "chosen RUNs, on the questions that evaluation.holdout kept back"),
+    ):
+        modes.add_argument(f"--{mode}", action="store_const", const=mode, dest="mode", help=text)
+    parser.add_output()
+    options = parser.parse_args(argv)
+    is_shaped = options.sort or options.by or options.rows is not None or options.plots
+    if options.mode and (is_shaped or not options.group_seeds):
+        shaping = "--sort, --by, --rows, --plots and --no-group-seeds"
+        parser.error(f"--{options.mode} has rows of its own; leave {shaping} out")
+    if options.runs and (options.experiment or options.sweep or options.tag or options.filter):
+        parser.error("runs are named: leave --experiment, --sweep, --tag and --filter out")
+    if options.mode == "paired" and len(options.runs) != 2:
+        parser.error(f"--paired compares two runs, got {len(options.runs)}; name two")
+    if options.mode == "confirm" and not options.runs:
+        parser.error("--confirm judges runs that were chosen; name one or more")
+    answers: dict[str | None, Callable[[argparse.Namespace], int]] = {
+        None: _compare,
+        "paired": _pair,
+        "confirm": _confirm,
+        "noise": _split_noise,
+    }
+    refusal = "These runs cannot be compared:"
+    return arguments.run_command(lambda: answers[options.mode](options), refusal, 1)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from slimdown.report import comparison_page as page
+    from slimdown.report.figures import write_figures
+    from slimdown.stats.run_comparison import compare_runs
+    from slimdown.stats.run_order import sort_by_setting, sort_rows
+
+    runs, title, notes = select_runs(options)
+    comparison = compare_runs(runs, options.group_seeds)
+    if options.by:
+        comparison = sort_by_setting(comparison, options.by)
+    if options.sort:
+        comparison = sort_rows(comparison, options.sort)
+    is_table = arguments.choose_format(options) == "table"
+    n_rows = (100 if options.rows is None else options.rows) if is_table else 0
+    table = page.comparison_table(comparison, title, notes, n_rows)
+    if options.plots:
+        figures = page.comparison_figures(comparison, options.by)
+        for name, content in write_figures(figures).items():
+            arguments.write_output(options.plots / name, content)
+    return arguments.put_table(
+        table, options, lambda: page.render_comparison_page(table, comparison, options.by)
+    )
+
+
+def _pair(options: argparse.Namespace) -> int:
+    from slimdown.report.findings_report import ModelPair, pairs_table
+    from slimdown.stats.findings import judge_pair
+    from slimdown.tracking.run_reader import read_evaluations
+
+    runs, _, _ = select_runs(options)
+    (_, first), (_, second) = (read_evaluations(open_tracking(options), run) for run in runs)
+    findings = judge_pair(first, second, max(run.holdout for run in runs))
+    names = [f"{run.name} ({run.run_id[:8]})" for run in runs]
+    return _put(pairs_table([ModelPair(names[0], names[1], findings)]), options)
+
+
+def _confirm(options: argparse.Namespace) -> int:
+    from slimdown.report.findings_report import ModelPair, pairs_table
+    from slimdown.stats.findings import judge
+    from slimdown.stats.holdout import held_half
+    from slimdown.tracking.run_reader import read_evaluations
+
+    pairs, (runs, _, _) = [], select_runs(options)
+    for run in runs:
+        name = f"{run.name} ({run.run_id[:8]})"
+        if not run.holdout:
+            raise ConfigError(
+                f"run {name} held no question back (evaluation.holdout is 0): what chose it cannot "
+                "confirm it. Run the candidates again with evaluation.holdout=0.5, choose among "
+                "those, and confirm the chosen one"
+            )
+        evaluations = read_evaluations(open_tracking(options), run)
+        base, tuned = (held_half(one, run.holdout) for one in evaluations)
+        findings = judge(base, tuned, n_reports=len(runs))
+        pairs.append(ModelPair("base", name, findings, len(runs)))
+    return _put(pairs_table(pairs), options)
+
+
+def _split_noise(options: argparse.Namespace) -> int:
+    from slimdown.report.comparison_page import noise_table
+    from slimdown.stats.run_comparison import compare_runs
+    from slimdown.stats.seeds import split_noise
+
+    runs, _, _ = select_runs(options)
+    comparison = compare_runs(runs, group_seeds=True)
+    noise = {}
+    for row in comparison.rows:
+        if len(row.runs) > 1:
+            differing = [f"{k}={row.settings[k]}" for k in comparison.params if k in row.settings]
+            name = " ".join([row.name, *(text for text in differing if text not in row.name)])
+            noise[name] = split_noise(row.runs)
+    if not noise:
+        raise ConfigError(
+            f"--noise needs runs that differ only in their seed, and of these {len(runs)} none do; "
+            "make some with -m seed=0,1,2"
+        )
+    return _put(noise_table(noise), options)
+
+
+def _put(table: Any, options: argparse.Namespace) -> int:
+    from slimdown.report.comparison_page import render_comparison_page
+
+    shown = f"--{options.mode}"
+    return arguments.put_table(table, options, lambda: render_comparison_page(table, options=shown))
+
+
+def select_runs(options: argparse.Namespace) -> "tuple[list[RunRecord], str, list[str]]":
+    """Return the finished runs that a command line asks for, a title, and what was left out.
+
+    Raises:
+        TrackingError: There are none, or a named one does not exist or is not finished.
+    """
+    from slimdown.tracking.metric_names import Tag
+    from slimdown.tracking.run_reader import check_finished, find_run, find_runs
+    from slimdown.utils.secrets import redact_uri
+
+    tracking = open_tracking(options)
+    uri = redact_uri(tracking.uri)
+    if options.runs:
+        chosen = {run.run_id: run for run in (find_run(tracking, text) for text in options.runs)}
+        for run in chosen.values():
+            check_finished(run)
+        if len(chosen) < 2 and options.mode != "confirm":
+            raise ConfigError("a comparison needs two different runs; name another")
+        return list(chosen.values()), f"{len(chosen)} runs of {uri}", []
+    experiments = options.experiment or ([] if options.sweep else [_DEFAULT_EXPERIMENT])
+    texts = [*options.tag, *([f"{Tag.sweep}={options.sweep}"] if options.sweep else [])]
+    if wrong := [text for text in texts if not text.partition("=")[2]]:
+        raise ConfigError(f"--tag {wrong[0]}: write KEY=VALUE, e.g. --tag slimdown.host=gpu1")
+    tags = {text.partition("=")[0]: text.partition("=")[2] for text in texts}
+    runs = find_runs(tracking, experiments, tags, options.filter, with_findings=True)
+    states = Counter(
+        "pruned by a search" if Tag.pruned in run.tags else _STATES.get(run.status, run.status)
+        for run in runs
+        if not run.findings
+    )
+    left_out = ", ".join(f"{count:,} {state}" for state, count in states.items())
+    limits = [*texts, *([f"filter {options.filter}"] if options.filter else [])]
+    where = f"experiment {', '.join(experiments)}" if experiments else "all experiments"
+    which = f"{', '.join([*limits, where])} in {uri}"
+    complete = [run for run in runs if run.findings]
+    if not complete:
+        reason = f"left out: {left_out}" if left_out else "python -m slimdown.run makes one"
+        raise TrackingError(f"there is no finished run of {which}; {reason}")
+    notes = [f"Left out: {left_out}."] if left_out else []
+    return complete, f"{len(complete):,} finished runs of {which}", notes

@@ -1,0 +1,74 @@
+"""`slimdown sizes SETTING=VALUE ...`: bytes of the weights and trained parameters, by arithmetic.
+
+Settings are those of `python -m slimdown.run`; several values, as in lora.r=4,8,16, are rows. Of a
+model only config.json is fetched.
+"""
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+from slimdown.commands.arguments import run_command
+
+_LEGEND = (
+    "Weights: parameters times bits, and the scales of quantized blocks. Training adds 16 bytes "
+    "for each trained parameter (AdamW), and what a batch needs."
+)
+
+
+def main(argv: list[str]) -> int:
+    """Show the sizes of every run that a command line asks for.
+
+    Args:
+        argv: The arguments after `sizes`.
+
+    Returns:
+        The exit code.
+    """
+    if {"--help", "-h"} & set(argv):
+        sys.stdout.write(__doc__ or "")
+        return 0
+    return run_command(lambda: _show_sizes(argv), "These sizes cannot be shown:", 1)
+
+
+def _show_sizes(argv: list[str]) -> int:
+    from slimdown.config.command_line import compose_runs, read_command_line
+    from slimdown.report.console import show_table
+    from slimdown.report.record_tables import sizes_table
+    from slimdown.utils.errors import ConfigError
+
+    line = read_command_line(argv)
+    if not line.is_run:
+        raise ConfigError(f"{' '.join(line.flags)}: of Hydra's flags only --config-dir goes here")
+    runs = compose_runs(line).runs
+    if tuned := next((run.config.tuned for run in runs if run.config.tuned), None):
+        raise ConfigError(f"tuned={tuned}: nothing is trained; leave it out")
+    import torch  # only now: a wrong setting answers without it
+
+    from slimdown.models.adapters import attach_adapter
+    from slimdown.models.base_model import LoadedModel, load_outline, pick_dtype
+    from slimdown.models.memory import estimate_weight_bytes
+
+    records: list[dict[str, Any]] = []
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for run in runs:
+        config, outline = run.config, load_outline(run.config.model)
+        dtype, _ = pick_dtype(config.model.dtype, device)
+        n_parameters = sum(parameter.numel() for parameter in outline.parameters())
+        sizes: dict[str, Any] = {"parameters": n_parameters, "dtype": str(dtype).split(".")[1]}
+        for name in ("none", "int8", "nf4"):
+            is_4bit, is_8bit = name == "nf4", name == "int8"
+            held = replace(config.quantization, load_in_8bit=is_8bit, load_in_4bit=is_4bit)
+            sizes[f"{name} bytes"] = estimate_weight_bytes(outline, held, dtype)
+        sizes |= {"trained": None, "trained %": None}
+        try:
+            base = LoadedModel(outline, None, config.model.id, str(dtype))
+            adapted = attach_adapter(base, config.method, config.lora, config.seed)
+            trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+            sizes |= {"trained": trained, "trained %": 100 * trained / n_parameters}
+        except (NotImplementedError, RuntimeError, OSError):
+            pass  # prompt tuning starts from embeddings, which an outline does not have
+        name = " ".join(run.overrides) or "as composed"
+        records.append({"run": name, "model": config.model.id, **sizes})
+    show_table(sizes_table("What these runs hold", records, _LEGEND))
+    return 0

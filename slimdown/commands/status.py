@@ -1,0 +1,45 @@
+"""`slimdown status`: the runs of the record, what goes on and what was stopped."""
+
+import argparse
+
+from slimdown.commands.arguments import CommandParser, open_tracking, put_table, run_command
+
+
+def main(argv: list[str]) -> int:
+    """List the runs of the record, those that are running first.
+
+    Args:
+        argv: The arguments after `status`.
+
+    Returns:
+        The exit code.
+    """
+    parser = CommandParser("status", description=__doc__)
+    parser.add_store()
+    parser.add_list("--experiment", "NAME", "of MLflow (default: all)")
+    parser.add_argument("--sweep", metavar="NAME", help="the runs that one command started")
+    parser.add_output()
+    options = parser.parse_args(argv)
+    return run_command(lambda: _list_runs(options), "The runs cannot be listed:", 1)
+
+
+def _list_runs(options: argparse.Namespace) -> int:
+    from slimdown.report.record_tables import RunStatus, status_table
+    from slimdown.report.tables import write_table
+    from slimdown.tracking.metric_names import Tag
+    from slimdown.tracking.resume import is_abandoned
+    from slimdown.tracking.run_reader import find_runs
+
+    tracking = open_tracking(options)
+    tags: dict[str, str] = {Tag.sweep: options.sweep} if options.sweep else {}
+    rows = []
+    for run in find_runs(tracking, options.experiment, tags):
+        state = "pruned" if Tag.pruned in run.tags else run.status.lower()
+        if run.status == "RUNNING" and is_abandoned(tracking, run):
+            state = "died"
+        texts = [run.tags.get(tag, "") for tag in (Tag.error, Tag.pruned, Tag.headline)]
+        text = next(filter(None, texts), "")
+        rows.append(RunStatus(run.run_id, run.name, run.experiment, state, run.started, text))
+    rows.sort(key=lambda row: row.status not in ("running", "died"))
+    table = status_table(rows)
+    return put_table(table, options, lambda: write_table(table, "html"))

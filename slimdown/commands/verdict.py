@@ -1,0 +1,115 @@
+"""`slimdown verdict BASE TUNED`: what a fine-tuning taught and lost, from lm_eval's own logs."""
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slimdown.commands.arguments import CommandParser, open_tracking, put_table, run_command
+from slimdown.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from slimdown.stats.findings import Findings
+
+_EPILOG = """\
+exit code with --max-loss
+  0  every loss is shown to be within its budget
+  1  a loss beyond its budget is shown
+  2  the questions cannot tell
+  3  the logs cannot be judged
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Judge two folders of `lm_eval --log_samples --output_path FOLDER`.
+
+    Args:
+        argv: The arguments after `verdict`.
+
+    Returns:
+        The exit code.
+    """
+    parser = CommandParser("verdict", 3, description=__doc__, epilog=_EPILOG)
+    place = "the folder that --output_path named, the model's folder in it, or a results file"
+    parser.add_argument("base", type=Path, metavar="BASE", help=f"of the model before: {place}")
+    parser.add_argument("tuned", type=Path, metavar="TUNED", help="of the model after")
+    parser.add_list("--metric", "TASK=METRIC", "the primary one: gsm8k=exact_match.strict-match")
+    parser.add_list("--target", "TASK", "tasks that were meant to be learned")
+    parser.add_list("--max-loss", "TASK=SHARE", "what it may lose: gsm8k=0.02 is two points")
+    parser.add_output()
+    parser.add_argument("--track", action="store_true", help="also record it as a run in MLflow")
+    parser.add_store()
+    options = parser.parse_args(argv)
+    return run_command(lambda: _judge(options), "These logs cannot be judged:", 3)
+
+
+def _judge(options: argparse.Namespace) -> int:
+    from slimdown.evaluation.lm_eval_logs import find_results_files, read_lm_eval
+    from slimdown.report.console import show_budget_checks, show_findings, show_line
+    from slimdown.report.findings_report import findings_table
+    from slimdown.report.run_page import render_page
+    from slimdown.stats.budgets import check_budgets, overall_outcome, read_budgets
+    from slimdown.stats.findings import judge
+
+    budgets = read_budgets(options.max_loss)
+    metrics: dict[str, str] = {}
+    for text in options.metric:
+        name, _, metric = text.partition("=")
+        if not name or not metric or name in metrics:
+            example = "gsm8k=exact_match.strict-match"
+            raise ConfigError(f"--metric {text}: name one metric a task, e.g. {example}")
+        metrics[name] = metric
+    if find_results_files(options.base.resolve()) == find_results_files(options.tuned.resolve()):
+        raise ConfigError(f"BASE and TUNED are the same logs, {options.base}")
+    notes: list[str] = []
+    base, tuned = (
+        read_lm_eval(folder, metrics, options.target, on_note=notes.append)
+        for folder in (options.base, options.tuned)
+    )
+    findings = judge(base, tuned)
+    if base.harness_version != tuned.harness_version:
+        notes.append(
+            f"made by lm_eval {base.harness_version} and {tuned.harness_version}; the tasks' "
+            "settings, questions and prompts are the same"
+        )
+    pairs = [(one, tuned.benchmarks[name]) for name, one in base.benchmarks.items()]
+    if all(before.samples == after.samples for before, after in pairs):
+        notes.append("all answers are equal; lm_eval's --use_cache hands one model another's")
+    checks = check_budgets(findings, budgets) if budgets else []
+    sys.stderr.write("".join(f"{line}\n" for line in dict.fromkeys(notes)))
+    title = f"{options.base} → {options.tuned}"
+    if not options.format and not options.output:
+        show_line(title, "bold")
+        show_findings(findings)
+    else:
+        table = findings_table(findings, title)
+        put_table(table, options, lambda: render_page(findings, title))
+    if options.track:
+        _track(findings, options)
+    if checks:
+        show_budget_checks(checks)
+    return int(overall_outcome(checks)) if checks else 0
+
+
+def _track(findings: "Findings", options: argparse.Namespace) -> None:
+    from omegaconf import OmegaConf
+
+    from slimdown.report.run_page import render_page
+    from slimdown.tracking.metric_names import Tag
+    from slimdown.tracking.run_writer import TrackedRun
+
+    assert findings.tuned is not None
+    base, tuned = str(options.base), str(options.tuned)
+    settings = OmegaConf.create({"model": {"id": base}, "tuned": tuned, "benchmark": {}})
+    for name, one in findings.tuned.benchmarks.items():
+        settings.benchmark[name] = asdict(one.benchmark)
+    flat = {"model.id": base, "tuned": tuned}
+    for name, benchmark in settings.benchmark.items():
+        flat |= {f"benchmark.{name}.{key}": str(value) for key, value in benchmark.items()}
+    title = f"verdict {tuned}"
+    tags = {str(Tag.model): base, str(Tag.origin): tuned}
+    with TrackedRun(open_tracking(options), title, tags) as run:
+        run.log_settings(flat, {"config.yaml": OmegaConf.to_yaml(settings)})
+        run.save(findings, {"report.html": render_page(findings, title, run_id=run.run_id)})
+    sys.stderr.write(f"run {run.run_id} in {run.store_uri}\n")
