@@ -1,103 +1,92 @@
-"""`python -m slimdown.run`: compose a run, measure the base, fine-tune, measure again, record what changed."""
+"""`python -m slimdown.run`: one run, or with -m a sweep or a search."""
 
-import logging
 import os
+import signal
 import sys
-import traceback
-import warnings
-
-from slimdown.utils import interruption
-
-if __name__ == "__main__":
-    interruption.end_at_once_when_interrupted()  # before the imports, which take a third of a second
+from functools import partial
+from typing import Any
 
 import hydra
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from slimdown.config.commandline import check_command_line, read_command_line
-from slimdown.config.files import CONF_DIR
-from slimdown.job import make_or_find, said, share
-from slimdown.sweeper import Sweeper, register
-from slimdown.utils import distributed as processes
-from slimdown.utils.errors import ConfigError, SlimdownError
-from slimdown.utils.hiding import without_secrets
-from slimdown.utils.redaction import redact
-
-_objectives: list[float] = []  # of the run that `job` made or found; Hydra hands it to nobody
+from slimdown.commands.arguments import run_command
+from slimdown.config.command_line import compose_runs, read_command_line, reword
+from slimdown.config.paths import CONF_DIR
+from slimdown.utils.distributed import process_count, process_rank
+from slimdown.utils.errors import ConfigError
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
-def job(composed: DictConfig) -> None:
-    """One run, as Hydra starts it; those of a sweep are started by `Sweeper`."""
-    from slimdown.report.sweep import Job
+def start_run(composed: DictConfig) -> None:
+    """Start the run that Hydra composed; a sweep's are started by `SlimdownSweeper`."""
+    from slimdown.sweep.jobs import run_job
+    from slimdown.tracking.provenance import RunInfo
 
-    make_or_find(this := Job(""), composed)
-    _objectives.append(this.objective)
+    run_job(composed, RunInfo(""))
 
 
-def main() -> float | None:
-    """The objective of the run that the command line asks for; None for a sweep.
+def main(arguments: list[str]) -> int:
+    """Run what the command line asks for.
 
-    A user's mistake ends in one message and exit code 1.
+    Args:
+        arguments: Settings and Hydra's flags, without the program.
+
+    Returns:
+        The exit code: 0, 1 after an error, which is written to stderr, or 130 after a signal.
     """
-    # Hydra prints its own shortened traceback and exits; we decide here what a person sees.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's small bars would tear our one
+    set_up_process()
+    return run_command(partial(_start, arguments), "This run cannot go on:", 1)
+
+
+def _start(arguments: list[str]) -> int:
+    line = read_command_line(arguments)
+    if line.is_run:
+        if process_count() > 1 and line.is_sweep:
+            raise ConfigError(f"-m asks for several runs, and {process_count()} processes make one")
+        plan = compose_runs(line)
+        if process_rank() > 0:
+            from slimdown.experiment import assist_training
+
+            assist_training(plan.runs[0].config)
+            return 0
+        from slimdown.sweep.sweeper import SlimdownSweeper, check_rows
+
+        check_rows(plan.runs)
+        Plugins.instance().register(SlimdownSweeper)
+    sys.argv[1:] = [*line.flags, *line.overrides]  # Hydra's order: flags first
     try:
-        with interruption.listening():
-            sys.argv[1:] = without_secrets(read_command_line(sys.argv[1:]).arguments)
-            check_command_line(sys.argv[1:])
-            _check_processes(read_command_line(sys.argv[1:]).is_sweep)
-            register(Sweeper)
-            _objectives.clear()
-            job()
-            return _objectives[0] if _objectives else None
-    except KeyboardInterrupt as error:
-        notes = getattr(error, "__notes__", ["No run was open: nothing is lost."])
-        sys.stderr.write(f"Interrupted. {notes[-1]}\n")
-        # One that was raised inside an exec'd text, as dataclasses are made with, marks the process as killed by
-        # SIGINT, whatever its exit code (CPython, run_eval_code_obj); the next such text takes that back.
-        exec("")
-        sys.exit(interruption.EXIT_CODE)
-    except (ConfigError, HydraException) as error:
-        sys.exit(said("This run cannot start:", error))
-    except SlimdownError as error:
-        sys.exit(said("This run cannot go on:", error))
-    except Exception as error:
-        if not isinstance(error, OSError) or error.filename is None or hasattr(error, "__notes__"):
-            sys.exit(
-                redact(traceback.format_exc())
-            )  # what nobody thought of may hold an address too
-        sys.exit(  # the folder that Hydra makes for a run before it calls us
-            f"This run cannot start:\n  its folder {error.filename} cannot be made ({error.strerror}); "
-            "hydra.run.dir=FOLDER (of a sweep hydra.sweep.dir=FOLDER) puts it where there is room and you may write"
-        )
+        start_run()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(reword(error)) from error
+    except ValueError as error:
+        if line.is_run:
+            raise
+        raise ConfigError(str(error)) from error  # flags that do not go together
+    except SystemExit as stop:  # of the sweep, or of Hydra's --help
+        return int(stop.code or 0)
+    return 0
 
 
-def _check_processes(is_sweep: bool) -> None:
-    if problem := processes.start_problem():
-        raise ConfigError(problem)
-    if is_sweep and (n := processes.started()[1]) > 1:
-        raise ConfigError(
-            f"{n} processes make one run together, and -m asks for several: start each by itself"
-        )
+def set_up_process() -> None:
+    """Set what concerns the process of a command, and what the library leaves alone."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and does not print and exit
+    for name, value in (
+        ("TQDM_DISABLE", "1"),  # bars of other libraries would tear ours
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
+        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+    ):
+        os.environ.setdefault(name, value)
 
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
 
-def command() -> None:
-    """`main` as a program, whose exit code is no objective; of several processes for one run, the first does it."""
-    if processes.started()[1] > 1:
-        # DDP warns where it looks for parameters that lie idle and finds none, as the Trainer has it look.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if processes.started()[0] > 0:
-        os.environ["TQDM_DISABLE"] = "1"
-        warnings.simplefilter("ignore")  # the first is told the same
-        logging.disable()
-        processes.assist(share)
-    else:
-        with processes.leading():
-            main()
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, interrupt)  # ends a run as Ctrl-C does: KILLED
 
 
 if __name__ == "__main__":
-    command()
+    sys.exit(main(sys.argv[1:]))

@@ -6,9 +6,10 @@ bad value of a sweep only when the jobs before it have run.
 
 import argparse
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import product
 from math import ceil, prod
@@ -24,8 +25,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from slimdown.config.fields import explain_unknown_key, find_problems, nearest, setting_type
+from slimdown.config.fields import explain_unknown_key, nearest, setting_type
 from slimdown.config.loader import load_config
+from slimdown.config.method_config import LORAS
 from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.schema import TRAINING, RunConfig
 from slimdown.config.search_config import SEARCHED, DimensionConfig
@@ -34,12 +36,6 @@ from slimdown.utils.secrets import redact, redact_uri
 
 _MOST_RUNS = 1_000  # of one command
 _LISTS = ("dataset", "benchmark")  # groups of which several can be chosen
-_LAUNCHERS = {  # the module of each launcher's plugin, and the extra that installs it
-    "joblib": ("hydra_joblib_launcher", "joblib"),
-    "ray": ("hydra_ray_launcher", "ray"),
-    "submitit_local": ("hydra_submitit_launcher", "slurm"),
-    "submitit_slurm": ("hydra_submitit_launcher", "slurm"),
-}
 
 
 @dataclass(frozen=True)
@@ -56,9 +52,14 @@ class CommandLine:
 
     flags: list[str]
     overrides: list[str]
-    folders: tuple[Path, ...]
-    is_sweep: bool
-    is_run: bool
+    folders: tuple[Path, ...] = (CONF_DIR,)
+    is_sweep: bool = True
+    is_run: bool = True
+
+    def is_choice(self, key: str) -> bool:
+        """Whether a key decides which files are composed, or what Hydra does."""
+        is_group = any((folder / key).is_dir() for folder in self.folders)
+        return is_group or re.match(r"hydra\b", key) is not None
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,24 @@ class ComposedRun:
 
 @dataclass(frozen=True)
 class CommandPlan:
-    """The runs of a command line, and what a search proposes values of."""
+    """The runs of a command line; of a search, one of its possible trials.
+
+    Attributes:
+        runs: In Hydra's order.
+        swept: The keys with several values.
+        space: What a search proposes values of, by key; empty: nothing is searched.
+    """
 
     runs: list[ComposedRun]
-    swept: tuple[str, ...]  # the keys with several values
-    space: dict[str, DimensionConfig]  # empty: nothing is searched
+    swept: tuple[str, ...] = ()
+    space: dict[str, DimensionConfig] = field(default_factory=dict)
 
 
 def read_command_line(arguments: list[str]) -> CommandLine:
     """Split a command line into Hydra's flags and settings, which may stand in any order.
 
     Raises:
-        ConfigError: A flag that nothing here supports.
+        ConfigError: It names a pickled config.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
@@ -91,16 +98,14 @@ def read_command_line(arguments: list[str]) -> CommandLine:
     options, other_flags = parser.parse_known_intermixed_args(arguments)
     if any(flag.startswith("--experimental-rerun") for flag in other_flags):
         raise ConfigError("--experimental-rerun reads a pickled config; repeat the command instead")
-    flags = ["--multirun"] if options.multirun else []
-    flags += ["--config-dir", options.config_dir] if options.config_dir else []
-    own = (Path(options.config_dir).absolute(),) if options.config_dir else ()
-    return CommandLine(
-        flags=arguments if other_flags else flags,
-        overrides=[] if other_flags else options.overrides,
-        folders=(CONF_DIR, *own),
-        is_sweep=options.multirun or "hydra.mode=MULTIRUN" in options.overrides,
-        is_run=not other_flags,
-    )
+    if other_flags:
+        return CommandLine(arguments, [], is_run=False)
+    flags, folders = ["--multirun"] if options.multirun else [], [CONF_DIR]
+    if options.config_dir:
+        flags += ["--config-dir", options.config_dir]
+        folders.append(Path(options.config_dir).absolute())
+    is_sweep = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
+    return CommandLine(flags, options.overrides, tuple(folders), is_sweep)
 
 
 def compose_runs(line: CommandLine) -> CommandPlan:
@@ -110,27 +115,45 @@ def compose_runs(line: CommandLine) -> CommandPlan:
         line: A command line with `is_run`.
 
     Returns:
-        The runs in Hydra's order. Of a search there is one, with the first value of each setting.
+        The runs. Of a search all choices and both ends of each range are checked.
 
     Raises:
         ConfigError: Lists every problem of every run, one a line.
     """
-    problems = [p for folder in line.folders[1:] for p in _find_yaml_problems(folder)]
-    if problems:
+    if problems := [p for folder in line.folders[1:] for p in _find_yaml_problems(folder)]:
         raise ConfigError("\n".join(problems))
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        composer = _Composer(line)
-        problems += composer.parse()
-        space = {} if problems else composer.find_space()
-        if not problems:
-            problems += composer.check_space(space) if space else composer.check_sweep()
-        if space and not problems:
-            composer.set_values(space)
-        runs, found = composer.compose()
-    if problems := list(dict.fromkeys([*problems, *found])):
-        raise ConfigError("\n".join(problems))
-    swept = tuple(key for key, values in composer.values.items() if len(values) > 1)
-    return CommandPlan(runs[:1] if space else runs, tuple(space) or swept, space)
+        values: dict[str, list[Override]] = {}  # by key, each with one value
+        for text in line.overrides:
+            try:
+                key, parsed = _parse(text, line)
+                if key in values:
+                    problems.append(f"{key} is given 2 times; keep one of them")
+                values[key] = parsed
+            except ConfigError as error:
+                problems += str(error).splitlines()
+        if (n := prod(map(len, values.values()))) > _MOST_RUNS:
+            factors = " x ".join(f"{len(v):,} of {k}" for k, v in values.items() if len(v) > 1)
+            limit = f"one command starts at most {_MOST_RUNS:,}; try fewer values"
+            raise ConfigError(
+                "\n".join([*problems, f"this sweep is {n:,} runs ({factors}); {limit}"])
+            )
+        files: dict[str, DictConfig | ConfigError] = {}
+        runs = [_compose_run(each, line, files, problems) for each in product(*values.values())]
+        space = {} if problems else runs[0].config.search.space
+        space = {key: dimension for key, dimension in space.items() if key not in values}
+        if not problems and runs[0].config.search.space:
+            problems += _find_search_problems(space, runs, line)
+        for key, dimension in {} if problems else space.items():
+            for end in dimension.choices or [dimension.low, dimension.high]:
+                text = f"{key}={Override._get_value_element_as_str(end)}"
+                trial = [each[0] for each in values.values()]
+                trial.append(OverridesParser.create().parse_override(text))
+                _compose_run(trial, line, files, problems)
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    swept = tuple(key for key, each in values.items() if len(each) > 1)
+    return CommandPlan(runs, tuple(space) or swept, space)
 
 
 def reword(error: Exception) -> str:
@@ -145,254 +168,169 @@ def reword(error: Exception) -> str:
     return redact(text)
 
 
-class _Composer:
-    """Composes the combinations of values; files are composed once for each choice of groups."""
+def _parse(text: str, line: CommandLine) -> tuple[str, list[Override]]:
+    """Return the key of an argument of the command line, and an override for each of its values.
 
-    def __init__(self, line: CommandLine) -> None:
-        self.line = line
-        self.parser = OverridesParser.create()
-        self.overrides: dict[str, Override] = {}  # by key, as parsed
-        self.values: dict[str, list[Override]] = {}  # each with one value
-        self._composed: dict[tuple[str, ...], tuple[DictConfig, str] | ConfigError] = {}
-
-    def parse(self) -> list[str]:
-        """Parse the settings; returns what is wrong with each by itself."""
-        problems = []
-        for text in self.line.overrides:
-            try:
-                override = self.parser.parse_override(text)
-                if not override.key_or_group:
-                    raise ValueError("there is no name before the =")
-                key = override.key_or_group
-                values = [override]
-                if override.is_sweep_override() and not isinstance(override.value(), IntervalSweep):
-                    values = self._list_values(override)
-            except (HydraException, ValueError, RecursionError, ArithmeticError) as error:
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                problems.append(f"{redact(text)[:80]!r} is not setting=value: {reason}")
-                continue
-            own = [] if values else [f"{text}: no value is left to try"]
-            if key in self.overrides:
-                texts = f"{self.overrides[key].input_line} and {text}"
-                own.append(f"{key} is given 2 times, {texts}; keep one")
-            own += self._find_problems(override, values)
-            if not own:
-                self.overrides[key], self.values[key] = override, values
-            problems += own
-        return problems
-
-    def _list_values(self, override: Override) -> list[Override]:
-        sweep = override.value()
+    Raises:
+        ConfigError: Lists what is wrong with it by itself.
+    """
+    parser, problems = OverridesParser.create(), []
+    try:
+        override = parser.parse_override(text)
+        key, values = override.key_or_group, [override]
+        if not key:
+            raise ValueError("there is no name before the =")
+        sweep: Any = override.value() if override.is_sweep_override() else None
         if isinstance(sweep, RangeSweep):
             if not sweep.step:
                 raise ValueError("a range needs a step other than 0")
-            n = ceil((float(sweep.stop or 0) - float(sweep.start or 0)) / sweep.step)
-            if n > _MOST_RUNS:
-                raise ValueError(
-                    f"{n:,} values, and one command starts at most {_MOST_RUNS:,} runs"
-                )
-        if isinstance(sweep, Glob):
-            texts = sweep.filter(list_group_choices(override.key_or_group, self.line.folders))
-        else:
-            texts = list(override.sweep_string_iterator())
-        return [self.parser.parse_override(f"{override.get_key_element()}={t}") for t in texts]
+            if (n := ceil(((sweep.stop or 0) - (sweep.start or 0)) / sweep.step)) > _MOST_RUNS:
+                raise ConfigError(f"{text}: {n:,} runs; one command starts at most {_MOST_RUNS:,}")
+        if isinstance(sweep, IntervalSweep):
+            advice = "give choice(...), range(...) or a list, or set search.space"
+            raise ConfigError(f"{text}: an interval has no end of values; {advice}")
+        if sweep is not None:
+            is_glob = isinstance(sweep, Glob)
+            names = sweep.filter(list_group_choices(key, line.folders)) if is_glob else []
+            texts = names if is_glob else override.sweep_string_iterator()
+            values = [parser.parse_override(f"{override.get_key_element()}={t}") for t in texts]
+    except (HydraException, ValueError, RecursionError, ArithmeticError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{redact(text)[:80]!r} is not setting=value: {reason}") from None
+    if not values:
+        problems.append(f"{text}: no value is left to try")
+    if sweep is not None and not line.is_sweep:
+        problems.append(f"{text}: several values are a sweep; begin it with -m")
+    if redact_uri(text) != text:
+        advice = "set MLFLOW_TRACKING_URI, or refer to a variable of your own: ${oc.env:NAME}"
+        problems.append(f"{redact(text)}: others can read a password of a command line; {advice}")
+    if override.is_delete():
+        problems.append(f"{text}: every setting is needed; set another value instead")
+    elif line.is_choice(key):
+        problems += [problem for one in values for problem in _find_choice_problems(one, line)]
+    elif problem := explain_unknown_key(tuple(key.split(".")), RunConfig):
+        problems.append(problem)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return key, values
 
-    def _is_choice(self, key: str) -> bool:
-        """Whether the key decides which files are composed, or what Hydra does."""
-        is_group = any((folder / key).is_dir() for folder in self.line.folders)
-        return is_group or re.match(r"hydra\b", key) is not None
 
-    def _find_problems(self, override: Override, values: list[Override]) -> Iterator[str]:
-        key, text = override.key_or_group, str(override.input_line)
-        if override.is_sweep_override() and not self.line.is_sweep:
-            yield f"{text}: several values are a sweep; begin it with -m"
-        if redact_uri(text) != text:
-            advice = "set MLFLOW_TRACKING_URI, or refer to a variable of your own: ${oc.env:NAME}"
-            yield f"{redact(text)}: a password on the command line is seen by others; {advice}"
-        if override.is_delete():
-            yield f"{text}: every setting is needed; set another value instead of deleting it"
-        elif self._is_choice(key):
-            loader = GlobalHydra.instance().config_loader()
-            group = key.replace(".", "/")
-            known = set(loader.get_group_options(group)) if group else set()
-            known.update(list_group_choices(group, self.line.folders))
-            for one in values if known else []:
-                chosen: Any = one.value()
-                if key != group and not isinstance(chosen, dict):
-                    yield f"{key}={chosen} chooses nothing; choose with {group}={chosen}"
-                elif chosen is None and key == "experiment":
-                    continue
-                for name in chosen if isinstance(chosen, list) and key in _LISTS else [chosen]:
-                    if key == group and not isinstance(name, str):
-                        names = ", ".join(sorted(known))
-                        yield f"{one.input_line}: choose one {key} by its name; known: {names}"
-                    elif key == group and name not in known:
-                        yield f"{key}={name}: there is no such {key}{nearest(name, sorted(known))}"
-        elif problem := explain_unknown_key(tuple(key.split(".")), RunConfig):
-            yield problem
+def _find_choice_problems(override: Override, line: CommandLine) -> Iterator[str]:
+    key, value = override.key_or_group, override.value()
+    group = key.replace(".", "/")  # hydra.launcher=joblib would set nothing
+    loader = GlobalHydra.instance().config_loader()
+    names = sorted({*loader.get_group_options(group), *list_group_choices(group, line.folders)})
+    if not names or (key == "experiment" and value is None):
+        return
+    if key != group:
+        if not isinstance(value, dict):
+            yield f"{key}={value} chooses nothing; choose with {group}={value}"
+        return
+    for name in value if isinstance(value, list) and key in _LISTS else [value]:
+        if not isinstance(name, str):
+            text = override.input_line
+            yield f"{text}: choose one {key} by its name; known: {', '.join(names)}"
+        elif name not in names:
+            yield f"{key}={name}: there is no such {key}{nearest(name, names)}"
 
-    def find_space(self) -> dict[str, DimensionConfig]:
-        """Return what is searched: `search.space`, less what has a value, and what is swept."""
-        composed, _ = self._compose_files([one[0] for one in self.values.values()])
-        for key, values in self.values.items():
-            if key.partition(".")[0] == "search":
-                _set_value(composed, values[0])
+
+def _compose_run(
+    overrides: Sequence[Override],
+    line: CommandLine,
+    files: dict[str, DictConfig | ConfigError],
+    problems: list[str],
+) -> ComposedRun:
+    """Compose and check one run.
+
+    Args:
+        overrides: Each with one value.
+        line: The command line.
+        files: What choices of groups were composed to before, which takes most of the time.
+        problems: Takes what is wrong with the run.
+    """
+    texts = [str(override.input_line) for override in overrides]
+    choices = [str(o.input_line) for o in overrides if line.is_choice(o.key_or_group)]
+    if (choice := " ".join(choices)) not in files:
+        path = [f"hydra.searchpath=[file://{folder}]" for folder in line.folders[1:]]
         try:
-            preset: Any = OmegaConf.to_object(composed.search)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"search: {reword(error)}") from None
-        if not preset.space:
-            return {}
-        space = {k: v for k, v in preset.space.items() if k not in self.values}
-        for key, override in self.overrides.items():
-            if override.is_sweep_override():
-                sweep: Any = override.value()
-                if isinstance(sweep, IntervalSweep):
-                    is_whole = setting_type(tuple(key.split(".")), RunConfig) is int
-                    ends = (sweep.start, sweep.end)
-                    low, high = map(int, ends) if is_whole else ends
-                    space[key] = DimensionConfig(low, high, "log" in sweep.tags)
-                else:
-                    space[key] = DimensionConfig(choices=list(override.sweep_iterator()))
-        if not space:
-            raise ConfigError("search.space: each of its settings has a value; leave one out")
-        return space
-
-    def check_space(self, space: dict[str, DimensionConfig]) -> list[str]:
-        """Return what cannot be searched."""
-        problems = []
-        if not self.line.is_sweep:
-            problems.append("a search is many runs; begin it with -m")
-        if find_spec("optuna") is None:
-            problems.append("a search needs Optuna; pip install 'slimdown[search]'")
-        if tuned := self.overrides.get("tuned"):
-            problem = "is measured as it is, and nothing is trained; leave it out"
-            problems.append(f"{tuned.input_line} {problem}")
-        for key, one in space.items():
-            kind = setting_type(tuple(key.split(".")), RunConfig)
-            unknown = explain_unknown_key(tuple(key.split(".")), RunConfig)
-            if not self._is_choice(key) and unknown:
-                problems.append(f"search.space: {unknown}")
-            elif key.partition(".")[0] not in SEARCHED:
-                sections = ", ".join(SEARCHED)
-                problems.append(f"search.space: {key} is not searched; sections: {sections}")
-            elif not one.choices and not re.search(r"\b(int|float)\b", str(kind)):
-                problems.append(f"search.space: {key} is no number and has no range; give choices")
-            problems += [f"search.space.{key}.{problem}" for problem in find_problems(one)]
-        return problems
-
-    def check_sweep(self) -> list[str]:
-        """Return what makes no sweep."""
-        problems = []
-        for key, override in self.overrides.items():
-            if isinstance(override.value(), IntervalSweep):
-                advice = "give choice(...), range(...) or a list, or search it"
-                problems.append(
-                    f"{override.input_line}: an interval has no end of values; {advice}"
-                )
-            if key.startswith("search.") and key not in ("search.study", "search.trial"):
-                advice = "name settings and values in search.space"
-                problems.append(f"{override.input_line}: nothing is searched; {advice}")
-        if (n := prod(map(len, self.values.values()))) > _MOST_RUNS:
-            swept = " x ".join(f"{len(v):,} of {k}" for k, v in self.values.items() if len(v) > 1)
-            problem = f"this sweep is {n:,} runs ({swept}), and one command starts at most"
-            problems.append(f"{problem} {_MOST_RUNS:,}; try fewer values, or several commands")
-        return problems
-
-    def set_values(self, space: dict[str, DimensionConfig]) -> None:
-        """Have the choices, or the ends of the ranges, of a search checked as those of a sweep."""
-        for key, one in space.items():
-            texts = [
-                Override._get_value_element_as_str(v) for v in one.choices or (one.low, one.high)
-            ]
-            self.values[key] = [self.parser.parse_override(f"{key}={text}") for text in texts]
-
-    def compose(self) -> tuple[list[ComposedRun], list[str]]:
-        """Compose every combination of the values that can be parsed; returns runs and problems."""
-        runs: list[ComposedRun] = []
-        problems: dict[str, None] = {}
-        for overrides in product(*self.values.values()):
-            try:
-                composed, _ = self._compose_files(list(overrides))
-                problems |= dict.fromkeys(self._find_idle(composed, list(overrides)))
-                errors = [
-                    _set_value(composed, o)
-                    for o in overrides
-                    if not self._is_choice(o.key_or_group)
-                ]
-                problems |= dict.fromkeys(error for error in errors if error)
-                runs.append(
-                    ComposedRun([str(o.input_line) for o in overrides], load_config(composed))
-                )
-            except ConfigError as error:
-                problems |= dict.fromkeys(str(error).splitlines())
-        return runs, list(problems)
-
-    def _compose_files(self, overrides: list[Override]) -> tuple[DictConfig, str]:
-        """Compose what the choices among these overrides name: the settings, and the launcher."""
-        choices = [str(o.input_line) for o in overrides if self._is_choice(o.key_or_group)]
-        if tuple(choices) not in self._composed:
-            path = [f"hydra.searchpath=[file://{folder}]" for folder in self.line.folders[1:]]
-            try:
+            with warnings.catch_warnings():  # our launchers have the names of their plugins' own
+                warnings.filterwarnings("ignore", r"\s*'hydra/launcher", UserWarning)
                 composed = compose("config", [*choices, *path], return_hydra_config=True)
-                for key in ("run.dir", "sweep.dir"):
-                    OmegaConf.select(composed, f"hydra.{key}")  # resolved when a job starts
-                launcher = composed.hydra.runtime.choices["hydra/launcher"]
-                with open_dict(composed):
-                    del composed["hydra"]
-                self._composed[tuple(choices)] = composed, launcher
-            except Exception as error:  # a file of the user's own: whatever its content may raise
-                problem = f"{' '.join(choices)}: {reword(error)}".removeprefix(": ")
-                self._composed[tuple(choices)] = ConfigError(problem)
-        composed_files = self._composed[tuple(choices)]
-        if isinstance(composed_files, ConfigError):
-            raise composed_files
-        return deepcopy(composed_files[0]), composed_files[1]
-
-    def _find_idle(self, composed: DictConfig, overrides: list[Override]) -> Iterator[str]:
-        """Find the settings that would change nothing."""
-        _, launcher = self._compose_files(overrides)
-        if launcher in _LAUNCHERS:
-            plugin, extra = _LAUNCHERS[launcher]
-            if not self.line.is_sweep:
-                yield f"hydra/launcher={launcher} starts the jobs of a sweep; begin it with -m"
-            if not (find_spec("hydra_plugins") and find_spec(f"hydra_plugins.{plugin}")):
-                advice = f"pip install 'slimdown[{extra}]'"
-                yield f"hydra/launcher={launcher} needs a plugin of Hydra; {advice}"
-        sections: dict[str, list[str]] = {}
-        values = {o.key_or_group: o.value() for o in overrides}
-        for override in overrides:
-            section, _, rest = override.key_or_group.partition(".")
-            sections.setdefault(section, []).append(str(override.input_line))
-            name = rest.partition(".")[0]
-            if section in _LISTS and name and name not in composed[section]:
-                known = list_group_choices(section, self.line.folders)
-                if name not in known:
-                    yield f"{section}.{name}: there is no {section} {name}{nearest(name, known)}"
-                else:
-                    advice = f"add it with {section}=[{','.join([*composed[section], name])}]"
-                    yield f"{section}.{name} is not chosen; {advice}"
-        tuned = values.get("tuned", composed.get("tuned"))
-        idle = [text for section in TRAINING for text in sections.get(section, [])]
-        if tuned is not None and idle:
-            problem = f"is measured as it is, and nothing is trained: leave out {' '.join(idle)}"
-            yield f"tuned={tuned} {problem}"
-        method = values.get("method", composed.method.get("name", "lora"))
-        if tuned is None and "lora" in sections and method not in ("lora", "rslora", "dora"):
-            texts = ", ".join(sections["lora"])
-            yield f"{texts}: method={method} reads no settings of lora"
-
-
-def _set_value(composed: DictConfig, override: Override) -> str | None:
-    """Set a value as Hydra does at the end of its composing; returns what is wrong with it."""
+            for key in ("run.dir", "sweep.dir"):
+                OmegaConf.select(composed, f"hydra.{key}")  # resolved when a job starts
+            with open_dict(composed):
+                del composed["hydra"]
+            files[choice] = composed
+        except Exception as error:  # a file of the user's own: whatever its content may raise
+            files[choice] = ConfigError(f"{choice}: {reword(error)}".removeprefix(": "))
+    composed_files = files[choice]
+    if isinstance(composed_files, ConfigError):
+        problems.append(str(composed_files))
+        return ComposedRun(texts, RunConfig())
+    composed = deepcopy(composed_files)
+    problems += _find_idle(overrides, composed, line)
+    for override in overrides:
+        if not line.is_choice(key := override.key_or_group):  # as Hydra does at its end
+            is_new = override.is_add() or override.is_force_add()
+            try:
+                OmegaConf.update(composed, key, override.value(), merge=True, force_add=is_new)
+            except (OmegaConfBaseException, HydraException) as error:
+                problems.append(f"{override.input_line}: {reword(error)}")
     try:
-        force = override.is_add() or override.is_force_add()
-        OmegaConf.update(
-            composed, override.key_or_group, override.value(), merge=True, force_add=force
-        )
-    except (OmegaConfBaseException, HydraException) as error:
-        return f"{override.input_line}: {reword(error)}"
-    return None
+        return ComposedRun(texts, load_config(composed))
+    except ConfigError as error:
+        problems += str(error).splitlines()
+        return ComposedRun(texts, RunConfig())
+
+
+def _find_idle(
+    overrides: Sequence[Override], composed: DictConfig, line: CommandLine
+) -> Iterator[str]:
+    """Find what would have no effect in a run."""
+    texts: dict[str, list[str]] = {}
+    values = {override.key_or_group: override.value() for override in overrides}
+    for override in overrides:
+        group, _, rest = override.key_or_group.partition(".")
+        texts.setdefault(group, []).append(str(override.input_line))
+        name = rest.partition(".")[0]
+        if group in _LISTS and name and name not in composed[group]:
+            known = list_group_choices(group, line.folders)
+            choice = f"{group}=[{','.join([*composed[group], name])}]"
+            if name in known:
+                yield f"{group}.{name} is not chosen; add it with {choice}"
+            else:
+                yield f"{group}.{name}: there is no {group} {name}{nearest(name, known)}"
+    tuned = values.get("tuned", composed.get("tuned"))
+    idle = [text for section in TRAINING for text in texts.get(section, [])]
+    if tuned is not None and idle:
+        problem = f"is measured as it is, and nothing is trained: leave out {' '.join(idle)}"
+        yield f"tuned={tuned} {problem}"
+    method = values.get("method", "lora")
+    if tuned is None and "lora" in texts and method not in LORAS:
+        yield f"{', '.join(texts['lora'])}: method={method} reads no settings of lora"
+
+
+def _find_search_problems(
+    space: dict[str, DimensionConfig], runs: list[ComposedRun], line: CommandLine
+) -> Iterator[str]:
+    if not line.is_sweep or len(runs) > 1:
+        yield "a search is many runs of one command; begin it with -m, and give one value each"
+    if find_spec("optuna") is None:
+        yield "a search needs Optuna; pip install 'slimdown[search]'"
+    if not space:
+        yield "search.space: each of its settings has a value; leave one out"
+    if runs[0].config.tuned is not None:
+        yield f"tuned={runs[0].config.tuned}: nothing is trained that could be searched"
+    for key, dimension in space.items():
+        parts = tuple(key.split("."))
+        unknown = None if line.is_choice(key) else explain_unknown_key(parts, RunConfig)
+        is_number = re.search("int|float", str(setting_type(parts, RunConfig)))
+        if unknown:
+            yield f"search.space: {unknown}"
+        elif parts[0] not in SEARCHED:
+            yield f"search.space: {key} is not searched, only {', '.join(SEARCHED)}"
+        elif not dimension.choices and not is_number:
+            yield f"search.space: {key} is no number and has no range; give choices"
 
 
 def _find_yaml_problems(folder: Path) -> Iterator[str]:

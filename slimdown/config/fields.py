@@ -84,11 +84,10 @@ def list_settings(schema: type, prefix: str = "") -> list[str]:
     """List the dotted keys of all settings, with `<name>` for a dataset or benchmark."""
     keys: list[str] = []
     kind: Any
-    member: Any
     for name, kind in get_type_hints(schema).items():
-        if get_origin(kind) is dict and is_dataclass(member := get_args(kind)[1]):
-            keys += list_settings(member, f"{prefix}{name}.<name>.")
-        elif is_dataclass(kind):
+        if get_origin(kind) is dict:
+            keys += list_settings(get_args(kind)[1], f"{prefix}{name}.<name>.")
+        elif isinstance(kind, type) and is_dataclass(kind):
             keys += list_settings(kind, f"{prefix}{name}.")
         else:
             keys.append(f"{prefix}{name}")

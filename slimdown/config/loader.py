@@ -26,9 +26,9 @@ def load_config(composed: DictConfig) -> RunConfig:
     if composed.get("tuned") is not None:  # what the model's own file would train on is idle
         composed = composed.copy()
         composed.dataset = {}
-    if problems := [*_find_unknown_keys(composed), *_find_missing_keys(composed)]:
-        raise ConfigError("\n".join(problems))
     try:
+        if problems := [*_find_unknown_keys(composed), *_find_missing_keys(composed)]:
+            raise ConfigError("\n".join(problems))
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None

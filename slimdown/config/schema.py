@@ -434,7 +434,7 @@ class RunConfig:
         if holdout:
             problem = f"would stop by what held-out questions say (evaluation.holdout={holdout:g})"
             yield f"evaluation.until={until} {problem}; set one of the two"
-        if self.search.space or self.search.trial is not None:
+        if self.search.space:
             problem = "a search compares its trials by all questions; leave it out"
             yield f"evaluation.until={until}: {problem}"
         benchmarks = self.benchmark.values()

@@ -1,0 +1,52 @@
+"""`slimdown VERB ...`, the same as `python -m slimdown VERB ...`."""
+
+import os
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import version
+
+VERBS = {
+    "run": "fine-tune a model and measure what it learned and forgot; with -m a sweep or a search",
+    "compare": "compare the runs of the record",
+    "check": "hold a run to what its benchmarks may lose; the exit code tells",
+    "verdict": "judge two evaluations that lm-evaluation-harness made",
+    "merge": "merge the adapter of a run into its base model",
+    "sizes": "list what runs would train, and how much memory they need",
+    "status": "list the runs of the record, and which are at work",
+    "ui": "open MLflow's pages of the record",
+}
+
+
+def main() -> None:
+    """Start the verb of the command line, and exit with its code."""
+    verb, *arguments = sys.argv[1:] or ["--help"]
+    if verb in ("-h", "--help"):
+        lines = "\n".join(f"  {name:<10}{text}" for name, text in VERBS.items())
+        more = "slimdown VERB --help says more. Settings alone mean run: slimdown lora.r=4"
+        sys.stdout.write(f"usage: slimdown VERB ...\n\n{lines}\n\n{more}\n")
+    elif verb == "--version":
+        sys.stdout.write(f"slimdown {version('slimdown')}\n")
+    elif verb == "run" or "=" in verb or verb.startswith("-"):
+        from slimdown import run
+
+        sys.exit(run.main(arguments if verb == "run" else sys.argv[1:]))
+    elif verb == "ui":
+        from slimdown.config.schema import default_store
+
+        command = ["-m", "mlflow", "ui", "--backend-store-uri", default_store(), *arguments]
+        os.execv(sys.executable, [sys.executable, *command])
+    elif verb in VERBS:
+        from slimdown.run import set_up_process
+
+        set_up_process()
+        sys.exit(import_module(f"slimdown.commands.{verb}").main(arguments))
+    else:
+        close = get_close_matches(verb, VERBS, n=1)
+        advice = f"did you mean slimdown {close[0]}?" if close else f"known: {', '.join(VERBS)}"
+        sys.stderr.write(f"slimdown: there is no {verb!r}; {advice}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

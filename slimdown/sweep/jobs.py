@@ -1,0 +1,249 @@
+"""One job of a command: what Hydra composed -> a run that is made, or was finished before.
+
+Torch is imported when a run has to be made: it takes seconds, for which a typo, a silent store or a
+finished run should not wait.
+"""
+
+import json
+import os
+import sys
+import traceback
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from slimdown.config.loader import load_config
+from slimdown.config.naming import run_name
+from slimdown.config.schema import TRAINING, RunConfig
+from slimdown.report import console
+from slimdown.report.text import shorten_findings
+from slimdown.tracking.provenance import RunInfo
+from slimdown.tracking.resume import find_finished_or_lock, run_key
+from slimdown.tracking.store import check_store
+from slimdown.utils.distributed import broadcast_from_main
+from slimdown.utils.errors import SlimdownError, TrialPruned
+from slimdown.utils.files import write_atomically
+from slimdown.utils.secrets import redact
+
+
+class JobState(StrEnum):
+    running = "running"
+    finished = "finished"
+    skipped = "skipped"  # an equal run is finished
+    pruned = "pruned"  # by its search
+    failed = "failed"
+    killed = "killed"  # by a signal
+    waiting = "to do"
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """What became of a job.
+
+    Attributes:
+        state: How it ended.
+        run_id: Its run in the record; "" where it has none.
+        headline: The verdicts in short.
+        reason: Why it failed or was pruned, in one line.
+    """
+
+    state: JobState
+    run_id: str = ""
+    headline: str = ""
+    reason: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.state not in (JobState.running, JobState.killed, JobState.waiting)
+
+
+@dataclass(frozen=True)
+class SweepInfo:
+    """What a sweep tells its jobs, in this process or in a launcher's worker.
+
+    Attributes:
+        folder: Where each job leaves its outcome, and its log where it runs in a worker.
+        name: What the runs of the sweep have in common.
+        swept: The keys that have several values.
+        n_jobs: Of the whole sweep.
+        numbers: The job that Hydra's number stands for, from 0.
+        parents: The sweep's run in the record, by store and experiment.
+        in_worker: Whether jobs run in processes of their own.
+        environment: Variables that workers on other machines do not inherit.
+    """
+
+    folder: Path
+    name: str
+    swept: tuple[str, ...]
+    n_jobs: int = 0
+    numbers: tuple[int, ...] = ()
+    parents: dict[tuple[str, str], str] = field(default_factory=dict)
+    in_worker: bool = False
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def read_outcome(self, number: int) -> JobOutcome:
+        """Read what a job left; it waits where it left nothing."""
+        try:
+            values = json.loads(self._outcome_file(number).read_bytes())
+        except (OSError, ValueError):
+            return JobOutcome(JobState.waiting)
+        return JobOutcome(**{**values, "state": JobState(values["state"])})
+
+    def write_outcome(self, number: int, outcome: JobOutcome) -> None:
+        """Leave what became of a job for the command."""
+        write_atomically(self._outcome_file(number), json.dumps(asdict(outcome)))
+
+    def _outcome_file(self, number: int) -> Path:
+        return self.folder / f"{number + 1}.json"
+
+
+def run_sweep_job(sweep: SweepInfo, composed: DictConfig) -> None:
+    """Run a job of a sweep and leave its outcome: one that fails stops no other.
+
+    Args:
+        sweep: What the jobs have in common.
+        composed: The settings, from Hydra.
+
+    Raises:
+        KeyboardInterrupt: A signal came.
+        SystemExit: submitit queues the job again.
+    """
+    os.environ.update(sweep.environment)
+    number = sweep.numbers[HydraConfig.get().job.num]
+    outcome = JobOutcome(JobState.running)
+    sweep.write_outcome(number, outcome)
+
+    def keep_run_id(run_id: str) -> None:
+        nonlocal outcome
+        outcome = replace(outcome, run_id=run_id)
+        sweep.write_outcome(number, outcome)
+
+    with ExitStack() as stack:
+        if sweep.in_worker:
+            log = stack.enter_context((sweep.folder / f"{number + 1}.log").open("a"))
+            stack.enter_context(redirect_stdout(log))
+            stack.enter_context(redirect_stderr(log))
+        try:
+            console.show_line(f"job {number + 1} of {sweep.n_jobs}")
+            info = RunInfo("", sweep=sweep.name, on_open=keep_run_id)
+            outcome = run_job(composed, info, sweep.swept, sweep.parents)
+        except TrialPruned as error:
+            outcome = replace(outcome, state=JobState.pruned, reason=str(error))
+        except BaseException as error:
+            is_requeued = isinstance(error, SystemExit) and "SUBMITIT_EXECUTOR" in os.environ
+            if isinstance(error, KeyboardInterrupt) or is_requeued:
+                sweep.write_outcome(number, replace(outcome, state=JobState.killed))
+                raise
+            if not isinstance(error, SlimdownError):
+                sys.stderr.write(redact(traceback.format_exc()))
+            reason = describe_error(error)
+            outcome = replace(outcome, state=JobState.failed, reason=" ".join(reason.split()))
+            sys.stderr.write(f"job {number + 1} of {sweep.n_jobs} failed:\n  {reason}\n")
+    sweep.write_outcome(number, outcome)
+    if "torch" in sys.modules:  # the next job in this process needs the memory
+        from slimdown.models.memory import release_memory
+
+        release_memory()
+
+
+def run_job(
+    composed: DictConfig,
+    info: RunInfo,
+    swept: tuple[str, ...] = (),
+    parents: dict[tuple[str, str], str] | None = None,
+) -> JobOutcome:
+    """Make a run, or find that an equal one is finished.
+
+    Args:
+        composed: The settings, from Hydra.
+        info: The sweep and `on_open`; the rest is filled in here.
+        swept: The keys that a sweep varies; they come first in the run's name.
+        parents: The sweep's run, by store and experiment.
+
+    Returns:
+        A finished or skipped job.
+
+    Raises:
+        SlimdownError: Something that you can mend.
+    """
+    config = load_config(composed)
+    check_store(config.tracking)
+    key = run_key(config)
+    tracking = config.tracking
+    run_ids: list[str] = []
+
+    def keep_run_id(run_id: str) -> None:
+        run_ids.append(run_id)
+        if info.on_open:
+            info.on_open(run_id)
+
+    def show_wait() -> None:
+        console.show_line("Another process makes an equal run; this one waits for it.")
+
+    with find_finished_or_lock(config, key, show_wait) as (finished, resume_run_id):
+        if finished and finished.findings:
+            broadcast_from_main(None)  # the processes of accelerate that wait to assist
+            headline = shorten_findings(finished.findings)
+            console.show_line(f"finished before: run {finished.run_id}, {headline}")
+            return JobOutcome(JobState.skipped, finished.run_id, headline)
+        hydra = HydraConfig.get()
+        overrides = list(hydra.overrides.task)
+        sections = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+        assert isinstance(sections, dict)
+        idle = TRAINING if config.tuned is not None else ()
+        shown = {name: value for name, value in sections.items() if name not in idle}
+        parent = (parents or {}).get((tracking.uri, tracking.experiment))
+        info = replace(
+            info,
+            name=redact(run_name(hydra.runtime.choices["model"], overrides, swept)),
+            config_yaml=redact(OmegaConf.to_yaml(OmegaConf.create(shown))),
+            overrides=overrides,
+            run_key=key,
+            tags={"mlflow.parentRunId": parent} if parent else {},
+            resume_run_id=resume_run_id,
+            on_open=keep_run_id,
+            watch=_watch_trial(config),
+        )
+        console.show_plan(config, info.name)
+        from slimdown.experiment import run_experiment
+
+        findings = run_experiment(config, info)
+    return JobOutcome(JobState.finished, run_ids[-1], shorten_findings(findings))
+
+
+def measure_base_job(folder: Path, environment: dict[str, str], composed: DictConfig) -> None:
+    """Measure the base of a job, so that jobs that start together find its answers.
+
+    An error is left to the jobs, each of which meets it, too.
+    """
+    os.environ.update(environment)
+    with (
+        (folder / "base.log").open("a") as log,
+        redirect_stdout(log),
+        redirect_stderr(log),
+    ):
+        try:
+            from slimdown.experiment import measure_base
+
+            measure_base(load_config(composed))
+        except Exception as error:
+            sys.stderr.write(f"{describe_error(error)}\n")
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error's message with its notes, one a line, without secrets."""
+    message = str(error) if isinstance(error, SlimdownError) else f"{type(error).__name__}: {error}"
+    return redact("\n  ".join([*message.splitlines(), *getattr(error, "__notes__", [])]))
+
+
+def _watch_trial(config: RunConfig):  # type: ignore[no-untyped-def]  # imports Optuna
+    if config.search.trial is None or not config.search.prune:
+        return None
+    from slimdown.sweep.search import watch_trial
+
+    return watch_trial(config)
