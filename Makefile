@@ -58,6 +58,9 @@ test-unsloth: .venv-unsloth/installed ## the tests of train.engine=unsloth and o
 test-slow: $(VENV)/installed ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+lines: $(VENV)/installed ## how large the code is, by folder
+	$(BIN)/python -m bench.lines
+
 test-postgres: $(VENV)/installed ## the tests on a real PostgreSQL, which they start themselves
 	$(BIN)/python -m pytest -m postgres
 
@@ -90,5 +93,5 @@ notebook: $(VENV)/installed ## run docs/examples/trl.ipynb and keep what it show
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
 	$(BIN)/python -m slimdown.pocket
 
-.PHONY: help install demo test test-floor test-newest test-unsloth test-slow test-postgres test-hub gpu-check check ui compare bench notebook pocket
+.PHONY: help install demo lines test test-floor test-newest test-unsloth test-slow test-postgres test-hub gpu-check check ui compare bench notebook pocket
 .DEFAULT_GOAL := help

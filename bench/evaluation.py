@@ -1,180 +1,123 @@
-"""Stock HFLM and slimdown's class on the same questions, in one process: time, answers, memory.
+"""Stock HFLM and slimdown's language model on the same questions: time, answers, memory.
 
-    python -m bench.evaluation --task hellaswag:200 --task mmlu_college_computer_science:100:5
-    python -m bench.evaluation --family gemma3_text:512   a small random model with that window
-    python -m bench.evaluation --task gsm8k:32:5 --tuned FOLDER   and what was tuned from it, drafted from its answers
+    python -m bench.evaluation --task hellaswag:200 --task gsm8k:32:5
+    python -m bench.evaluation tuned=FOLDER quantization=nf4       any settings of a model
 
-A task is NAME:QUESTIONS[:SHOTS]; the questions are spread evenly over the task, which may be sorted.
-Stock runs at each batch size and its fastest counts. Both are timed on the harness's own requests,
-tokenizing included, loading and prompt building not.
+A task is NAME:QUESTIONS[:SHOTS]; the questions are spread evenly over the task, which may be
+sorted. Stock runs at each batch size and its fastest counts. Both are timed on the harness's own
+requests, with tokenizing, without loading and building prompts.
 """
 
-from __future__ import annotations
-
 import argparse
-import ctypes
-import gc
-import logging
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bench.families import tiny
-from slimdown.evaluation.engine.scoring import SharedWorkLM
+from bench.machine import describe_machine, load_config_of
+from slimdown.config.schema import RunConfig
+from slimdown.evaluation.evaluator import choose_backend, open_lm
+from slimdown.models.base_model import LoadedModel, load_base_model
+from slimdown.models.external import open_tuned_model
+from slimdown.models.memory import measure_peak_memory
+from slimdown.pocket import TASKS_DIR
 
 DEFAULT_TASKS = ["hellaswag:200", "mmlu_college_computer_science:100:5", "gsm8k:32:5"]
 
 
-class Measured(NamedTuple):
-    """One class on one task: its answers in request order, its cost.
-
-    `cpu_seconds` sums over threads; on a busy machine it says more than the clock does.
-    """
+class Timing(NamedTuple):
+    """One language model on one task: its answers in request order, and its cost."""
 
     answers: list[Any]
     seconds: float
-    cpu_seconds: float
-    peak_bytes: int
+    cpu_seconds: float  # summed over threads; on a busy machine it says more than the clock
+    peak_bytes: float
 
 
 def build_requests(task: str) -> list[Instance]:
-    """The harness's requests for NAME:QUESTIONS[:SHOTS]."""
+    """Build the harness's requests for NAME:QUESTIONS[:SHOTS]."""
     name, limit, *shots = task.split(":")
-    (built,) = TaskManager().load(name)["tasks"].values()
+    (loaded,) = TaskManager(include_path=str(TASKS_DIR)).load(name)["tasks"].values()
     if shots:
-        built.set_config(key="num_fewshot", value=int(shots[0]))
-    built.set_fewshot_seed(seed=1234)
-    n = len(built.eval_docs)
+        loaded.set_config(key="num_fewshot", value=int(shots[0]))
+    loaded.set_fewshot_seed(seed=1234)
+    n = len(loaded.eval_docs)
     spread = [i * n // int(limit) for i in range(int(limit))] if int(limit) < n else None
-    built.build_all_requests(samples=spread, rank=0, world_size=1)
-    return list(built.instances)
+    loaded.build_all_requests(samples=spread, rank=0, world_size=1)
+    return list(loaded.instances)
 
 
-def measure(lm: HFLM, requests: list[Instance]) -> Measured:
-    """Run `requests` through `lm`."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak that VmHWM reports
+def measure(lm: HFLM, requests: list[Instance], device: str) -> Timing:
+    """Run requests through a language model."""
     run: Callable[..., list[Any]] = getattr(lm, requests[0].request_type)
-    started, cpu_started = time.perf_counter(), time.process_time()
-    answers = run(requests, disable_tqdm=True)
-    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    status = Path("/proc/self/status").read_text()
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return Measured(answers, seconds, cpu_seconds, int(peak.split()[1]) * 1024)
+    with measure_peak_memory(device) as peak:
+        started, cpu_started = time.perf_counter(), time.process_time()
+        answers = run(requests, disable_tqdm=True)
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+        return Timing(answers, seconds, cpu_seconds, peak())
 
 
 def compare(requests: Sequence[Instance], one: list[Any], other: list[Any]) -> tuple[int, float]:
-    """How many questions are answered differently, and the largest change of a log-probability."""
+    """Count questions that are answered differently; the largest change of a log-likelihood."""
     if isinstance(one[0], str):
         return sum(a != b for a, b in zip(one, other, strict=True)), 0.0
     questions: dict[int, list[int]] = {}
     for i, request in enumerate(requests):
         questions.setdefault(request.doc_id, []).append(i)
-    differing = sum(
-        max(group, key=lambda i: one[i][0]) != max(group, key=lambda i: other[i][0])
-        for group in questions.values()
-    )
+    taken = [[max(group, key=lambda i: a[i][0]) for group in questions.values()]
+             for a in (one, other)]  # fmt: skip
+    differing = sum(a != b for a, b in zip(*taken, strict=True))
     return differing, max(abs(a[0] - b[0]) for a, b in zip(one, other, strict=True))
 
 
-def small(family: str, tokenizer: Any) -> Any:
-    """A random model for FAMILY[:WINDOW], larger than those of `bench.families`: matrix products count."""
-    name, *window = family.split(":")
-    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 24, "head_dim": 64}
-    positions = {
-        "max_position_embeddings": 8192,
-        "vocab_size": len(tokenizer),
-        "initializer_range": 0.05,
-    }
-    return tiny(
-        name, **sizes, **positions, **({"sliding_window": int(window[0])} if window else {})
-    )
+def show_task(task: str, model: LoadedModel, config: RunConfig, batch_sizes: Sequence[int]) -> None:
+    """Print the rows of one task: stock at each batch size, and slimdown."""
+    requests = build_requests(task)
+    stock = {}
+    for size in batch_sizes:
+        lm = HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=size)
+        stock[size] = measure(lm, requests, model.device)
+    best = min(stock.values(), key=lambda timing: timing.seconds)
+    backend = choose_backend(model, config.evaluation, share_prefixes=True)
+    lm = open_lm(model, config.evaluation, backend)
+    if requests[0].request_type == "generate_until":
+        lm.batch_size_per_gpu = backend.generation_batch_size
+    rows = {f"HFLM, batch {size}": timing for size, timing in stock.items()}
+    rows[f"slimdown ({backend.name})"] = measure(lm, requests, model.device)
+    for name, timing in rows.items():
+        differing, change = compare(requests, best.answers, timing.answers)
+        cells = [task, name, f"{timing.seconds:.1f}", f"{best.seconds / timing.seconds:.2f}"]
+        cells += [f"{timing.cpu_seconds:.1f}", f"{best.cpu_seconds / timing.cpu_seconds:.2f}"]
+        cells += [str(differing), f"{change:.2g}", f"{timing.peak_bytes / 1e6:.0f}"]
+        print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
-    parser.add_argument(
-        "--family", metavar="FAMILY[:WINDOW]", help="in place of the weights of --model"
+    """Print a table of all tasks."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tuned", help="folder of a model tuned from it, to be measured as well")
     parser.add_argument("--task", action="append", help=f"default: {' '.join(DEFAULT_TASKS)}")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--token-budget", type=int)
-    args = parser.parse_args()
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(args.threads)
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    load, dtype = AutoModelForCausalLM.from_pretrained, getattr(torch, args.dtype)
-    model = small(args.family, tokenizer) if args.family else load(args.model, dtype=dtype)
-    model = model.to(args.device, dtype)
-    print(f"{args.family or args.model}, {args.dtype}, {args.device}, {args.threads} threads")
-    columns = "seconds | ratio | CPU seconds | ratio | answers that differ | max Δ log-prob | drafted | peak MB"
-    print(f"| task | class | {columns} |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
-    tuned = load(args.tuned, dtype=dtype).to(args.device) if args.tuned else None
-    for task in args.task or DEFAULT_TASKS:
-        requests = build_requests(task)
-        answers = show(task, model, tokenizer, requests, args, {})
-        if tuned is not None:
-            texts = {
-                r.args[0]: text
-                for r, text in zip(requests, answers, strict=True)
-                if isinstance(text, str)
-            }
-            changed = show(f"{task}, tuned", tuned, tokenizer, requests, args, texts)
-            print(
-                f"(tuned: {compare(requests, answers, changed)[0]} answers differ from the base's)"
-            )
-
-
-def show(
-    task: str,
-    model: Any,
-    tokenizer: Any,
-    requests: list[Instance],
-    args: argparse.Namespace,
-    known: dict[str, str],
-) -> list[Any]:
-    """Print the rows of one task and model; the answers. known: what the base answered, by prompt."""
-    stock = {}
-    for size in args.batch_sizes:
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size)
-        stock[size] = measure(lm, requests)
-    best = stock[min(stock, key=lambda size: stock[size].seconds)]
-    best_cpu_seconds = min(result.cpu_seconds for result in stock.values())
-    shared = SharedWorkLM(model, tokenizer, token_budget=args.token_budget)
-    if not shared.scoring.shares:
-        raise SystemExit(f"{args.model} takes the stock path: {shared.scoring.reason}")
-    shared.answered = known
-    rows = {f"HFLM, batch {size}": result for size, result in stock.items()}
-    rows["slimdown"] = measure(shared, requests)
-    for name, result in rows.items():
-        differing, change = compare(requests, best.answers, result.answers)
-        drafted = (
-            f"{shared.n_guessed / shared.n_decoded:.2f}"
-            if name == "slimdown" and shared.n_decoded
-            else ""
-        )
-        print(
-            f"| {task} | {name} | {result.seconds:.1f} "
-            f"| {best.seconds / result.seconds:.2f} | {result.cpu_seconds:.1f} "
-            f"| {best_cpu_seconds / result.cpu_seconds:.2f} | {differing} | {change:.2g} "
-            f"| {drafted} | {result.peak_bytes / 1e6:.0f} |",
-            flush=True,
-        )
-    return rows["slimdown"].answers
+    parser.add_argument("overrides", nargs="*", help="settings, e.g. model.dtype=float32")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    config = load_config_of("model=smollm2", "quantization=none", *options.overrides)
+    model = load_base_model(config.model, config.quantization)
+    if config.tuned:
+        model = open_tuned_model(config, model).load()
+    settings = f"{config.tuned or model.id}, {model.quantization}, {model.dtype}, {model.device}"
+    print(describe_machine(), settings, sep="\n")
+    columns = "task | language model | seconds | times as fast | CPU seconds | times as fast"
+    print(f"| {columns} | answers that differ | max Δ nats | peak MB |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    for task in options.task or DEFAULT_TASKS:
+        show_task(task, model, config, options.batch_sizes)
 
 
 if __name__ == "__main__":

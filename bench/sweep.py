@@ -1,16 +1,15 @@
-"""A small sweep of ranks the stock way (a TRL script and lm_eval's command line) and slimdown's, timed in one sitting.
+"""A sweep of LoRA ranks by stock tools (a TRL script, lm_eval's command line) and by slimdown.
 
     python -m bench.sweep --until all decided
 
-Stock: the 4-bit base is saved once, because lm_eval 0.4.13 cannot quantize on load, and measured once; each rank is
-trained by a script of TRL's defaults and measured, every benchmark at the batch size that is fastest for it. By default
-one rank is timed and counts for all: nothing in its cost depends on the rank. slimdown runs all of them, from an empty
-record, with its plots, pages and validations, which stock has not; once for each `evaluation.until` that is named.
+Stock: the 4-bit base is saved once, because lm_eval 0.4.13 cannot quantize on load, and measured
+once. A script of TRL's defaults trains each rank, and each benchmark is measured at the batch size
+that is fastest for it. By default one rank is timed and counts for all: nothing in its cost depends
+on the rank. slimdown runs all ranks from an empty record, with its plots, pages and validations,
+which stock has not; once for each `evaluation.until` that is named.
 """
 
 import argparse
-import logging
-import os
 import resource
 import subprocess
 import sys
@@ -18,140 +17,97 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-from hydra import compose, initialize_config_dir
+from bench.machine import describe_machine, load_config_of
+from bench.training import train_stock
+from slimdown.data.training_data import load_training_data
+from slimdown.models.base_model import load_base_model
 
-from bench.training import stock
-from slimdown.config.files import CONF_DIR
-from slimdown.config.loader import load_config
-from slimdown.config.schema import RunConfig
-from slimdown.data.loading import load_data
-from slimdown.models.model import load_model
-from slimdown.tracking.provenance import environment
-
-ROWS = 32
 LIMITS = {"hellaswag": 20, "gsm8k": 4, "mmlu_cs": 10}
-BATCH_SIZES = {
-    "hellaswag": 16,
-    "gsm8k": 1,
-    "mmlu_cs": 4,
-}  # stock's fastest (docs/studies/evaluation-speed.md)
+BATCH_SIZES = {"hellaswag": 16, "gsm8k": 1, "mmlu_cs": 4}  # stock's fastest (bench.evaluation)
+Cost = tuple[float, float]  # seconds and CPU seconds
 
 
-def settings(times: int = 1) -> list[str]:
-    """What both ways run; `times` as many questions."""
+def list_settings(times: int = 1) -> list[str]:
+    """Name what both run; `times` as many questions."""
     limits = [f"benchmark.{name}.limit={times * limit}" for name, limit in LIMITS.items()]
-    return ["model=smollm2", f"dataset.alpaca.max_examples={ROWS}", *limits]
+    rows = ["dataset.alpaca.max_examples=32", "dataset.alpaca.validation_examples=100"]
+    return ["model=smollm2", *rows, *limits]
 
 
-def config_of(rank: int) -> RunConfig:
-    """The composed settings of one rank."""
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return load_config(compose("config", overrides=[*settings(), f"lora.r={rank}"]))
+def prepare_stock(rank: int | None, folder: Path) -> None:
+    """Save the 4-bit base as lm_eval can load it, or train one rank by TRL's script."""
+    config = load_config_of(*list_settings(), f"lora.r={rank or 8}")
+    base = load_base_model(config.model, config.quantization)
+    if rank is None:
+        base.model.save_pretrained(folder)
+        base.tokenizer.save_pretrained(folder)
+    else:
+        data = load_training_data(config.dataset, base.tokenizer, config.seed)
+        train_stock(base, data, config, folder)
 
 
-def train_stock(rank: int, folder: Path) -> None:
-    """TRL's script: load the base, train on the rows, save the adapter."""
-    config = config_of(rank)
-    base = load_model(config.model, config.quantization)
-    stock(base, load_data(config.dataset, config.seed, base.tokenizer), config, folder)
-
-
-def save_base(folder: Path) -> None:
-    """The 4-bit base as a folder that lm_eval can load."""
-    config = config_of(8)
-    base = load_model(config.model, config.quantization)
-    base.model.save_pretrained(folder)
-    base.tokenizer.save_pretrained(folder)
-
-
-def timed(what: str, *command: str) -> np.ndarray:
-    """Seconds and CPU seconds that a command takes; it must succeed. On a busy machine the second say more."""
+def run_timed(name: str, *command: str) -> Cost:
+    """Run a command that must succeed, and print what it cost."""
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"{what} failed:\n{done.stderr[-3000:]}")
+        sys.exit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(f"| {what} | {seconds:.0f} | {cpu_seconds:.0f} |", flush=True)
-    return np.array([seconds, cpu_seconds])
+    print(f"| {name} | {seconds:.0f} | {cpu_seconds:.0f} |", flush=True)
+    return seconds, cpu_seconds
 
 
-def evaluated(what: str, model: str, times: int) -> np.ndarray:
-    """What lm_eval takes on all benchmarks, one command each as their shots differ."""
-    benchmarks = config_of(8).benchmark
-    return np.sum([
-        timed(
-            f"stock: lm_eval {name}, {what}", "lm_eval", "--model", "hf", "--model_args", f"{model},dtype=bfloat16",
-            "--tasks", benchmarks[name].task, "--num_fewshot", str(benchmarks[name].num_fewshot),
-            "--limit", str(times * limit), "--batch_size", str(BATCH_SIZES[name]),
-        )
-        for name, limit in LIMITS.items()
-    ], axis=0)  # fmt: skip
+def evaluate_stock(name: str, model: str, times: int) -> list[Cost]:
+    """Run lm_eval on each benchmark, one command each as their shots differ."""
+    benchmarks, costs = load_config_of(*list_settings()).benchmark, []
+    for benchmark, limit in LIMITS.items():
+        arguments = ["--model", "hf", "--model_args", f"{model},dtype=bfloat16"]
+        arguments += ["--tasks", benchmarks[benchmark].task, "--limit", str(times * limit)]
+        arguments += ["--num_fewshot", str(benchmarks[benchmark].num_fewshot)]
+        arguments += ["--batch_size", str(BATCH_SIZES[benchmark])]
+        costs.append(run_timed(f"stock: lm_eval {benchmark}, {name}", "lm_eval", *arguments))
+    return costs
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    """Print what each step cost, and how many times as long stock takes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--times", type=int, default=1, help="as many questions as 20, 4 and 10")
-    parser.add_argument(
-        "--until", nargs="+", default=["all"], choices=["all", "decided"], help="evaluation.until"
-    )
-    parser.add_argument(
-        "--every", action="store_true", help="time stock at every rank instead of at the first"
-    )
-    parser.add_argument("--train-stock", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--save-base", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    logging.disable(logging.WARNING)
-    if args.save_base:
-        return save_base(args.folder)
-    if args.train_stock:
-        return train_stock(args.train_stock, args.folder)
-    machine = environment()
-    print(
-        f"{machine['processor']}, {machine['cores']} cores, load {os.getloadavg()[0]:.1f} at the start"
-    )
-    print("| step | seconds | CPU seconds |\n|---|---:|---:|")
+    parser.add_argument("--until", nargs="+", default=["all"], choices=["all", "decided"])
+    parser.add_argument("--every", action="store_true", help="time stock at every rank")
+    parser.add_argument("--prepare", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.prepare:
+        return prepare_stock(options.rank, options.prepare)
+    print(describe_machine(), "\n| step | seconds | CPU seconds |\n|---|---:|---:|")
+    n = len(options.ranks)
     with tempfile.TemporaryDirectory() as folder:
         base = f"{folder}/base"
-        once = timed("stock: save the 4-bit base", "bench.sweep", "--save-base", "--folder", base)
-        measured = evaluated("base", f"pretrained={base}", args.times)
-        each = []
-        for rank in args.ranks if args.every else args.ranks[:1]:
+        once = [run_timed("stock: save the 4-bit base", "bench.sweep", "--prepare", base)]
+        once += evaluate_stock("base", f"pretrained={base}", options.times)
+        ranks, each = (options.ranks if options.every else options.ranks[:1]), []
+        for rank in ranks:
             adapter = f"{folder}/r{rank}"
-            train = timed(
-                f"stock: train r {rank}",
-                "bench.sweep",
-                "--train-stock",
-                str(rank),
-                "--folder",
-                adapter,
-            )
-            each.append(
-                train + evaluated(f"r {rank}", f"pretrained={base},peft={adapter}", args.times)
-            )
-        overrides = [*settings(args.times), f"lora.r={','.join(map(str, args.ranks))}"]
-        ours = {
-            until: timed(
-                f"slimdown: all ranks, until={until}", "slimdown.run", "-m", *overrides, f"evaluation.until={until}",
-                f"tracking.uri=sqlite:///{folder}/{until}/mlflow.db", f"hydra.sweep.dir={folder}/outputs-{until}",
-            )
-            for until in args.until
-        }  # fmt: skip
-    n, per_rank = len(args.ranks), sum(each) / len(each)
-    stock_ways = {
-        "once": once + measured + n * per_rank,
-        "at every rank": once + n * (measured + per_rank),
-    }
-    for how, (seconds, cpu_seconds) in stock_ways.items():
-        print(
-            f"stock, {n} ranks, base measured {how}: {seconds:.0f} s, {cpu_seconds:.0f} CPU seconds"
-        )
-        for until, (of_ours, of_our_cpu) in ours.items():
-            cpu = f"{cpu_seconds / of_our_cpu:.1f} times in CPU seconds"
-            print(f"  {seconds / of_ours:.1f} times slimdown's with until={until}, {cpu}")
+            command = ("bench.sweep", "--prepare", adapter, "--rank", str(rank))
+            each.append(run_timed(f"stock: train r {rank}", *command))
+            model = f"pretrained={base},peft={adapter}"
+            each += evaluate_stock(f"r {rank}", model, options.times)
+        stock = [sum(x[i] for x in once) + n / len(ranks) * sum(x[i] for x in each)
+                 for i in range(2)]  # fmt: skip
+        print(f"stock, {n} ranks: {stock[0]:.0f} s, {stock[1]:.0f} CPU seconds")
+        overrides = [*list_settings(options.times), f"lora.r={','.join(map(str, options.ranks))}"]
+        for until in options.until:
+            store = f"tracking.uri=sqlite:///{folder}/{until}/mlflow.db"
+            folders = f"hydra.sweep.dir={folder}/outputs-{until}"
+            command = ("slimdown.run", "-m", *overrides, f"evaluation.until={until}", store)
+            ours = run_timed(f"slimdown: all ranks, until={until}", *command, folders)
+            ratios = [stock[i] / ours[i] for i in range(2)]
+            print(f"stock takes {ratios[0]:.1f} times as long, {ratios[1]:.1f} in CPU seconds")
 
 
 if __name__ == "__main__":

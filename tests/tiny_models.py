@@ -1,0 +1,84 @@
+"""Tiny random models of any family of transformers, and a tokenizer of bytes for them."""
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+WINDOW = 192  # tokens that a tiny model has positions for
+
+# What makes a model tiny, by the families' names for it; a config takes those that it knows.
+SIZES: dict[str, Any] = {
+    **dict.fromkeys(["hidden_size", "n_embd", "d_model"], 32),
+    **dict.fromkeys(
+        ["num_hidden_layers", "n_layer", "n_layers", "decoder_layers", "encoder_layers"], 2
+    ),
+    **dict.fromkeys(["num_attention_heads", "n_head", "n_heads"], 4),
+    **dict.fromkeys(["decoder_attention_heads", "encoder_attention_heads"], 4),
+    **dict.fromkeys(["max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"], WINDOW),
+    **dict.fromkeys(
+        ["intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim", "encoder_ffn_dim"], 48
+    ),
+    **dict.fromkeys(["moe_intermediate_size", "shared_expert_intermediate_size"], 16),
+    **dict.fromkeys(["num_local_experts", "num_experts", "n_routed_experts"], 4),
+    **dict.fromkeys(["q_lora_rank", "kv_lora_rank"], 16),
+    **dict.fromkeys(
+        ["qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "head_dim", "rotary_dim"], 8
+    ),
+    "vocab_size": 260,
+    "num_key_value_heads": 2,
+    "num_experts_per_tok": 2,
+    "initializer_range": 0.3,  # far from uniform: likelihoods and greedy texts vary
+    "init_std": 0.3,
+    "is_decoder": True,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": None,
+}
+MLA = {"head_dim": None, "num_key_value_heads": 4}
+PADDED = {"pad_token_id": 1, "bos_token_id": 2, "max_position_embeddings": WINDOW + 8}
+# What a family needs besides; None takes a size away.
+TWEAKS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        ["axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"], MLA
+    ),
+    **dict.fromkeys(["glm_moe_dsa", "longcat_flash", "minicpm3", "sarvam_mla", "youtu"], MLA),
+    **dict.fromkeys(
+        ["camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta"], PADDED
+    ),
+    **dict.fromkeys(
+        ["cwm", "emu3", "mllama", "modernbert-decoder", "xlm-roberta-xl", "xlm"], PADDED
+    ),
+    "codegen": {"n_embd": 64, "rotary_dim": 8},
+    "dots1": {"n_shared_experts": 1},
+    "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 4},
+    "cwm": {**PADDED, "rope_parameters": None},
+}
+
+
+def build_byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, but for a few merges, so that stop strings straddle tokens."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<|end|>", *letters, "Ċ" * 2, "th", "an"])}
+    merges = [("Ċ", "Ċ"), ("t", "h"), ("a", "n")]
+    backend = Tokenizer(models.BPE(vocabulary, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|end|>", clean_up_tokenization_spaces=False
+    )
+
+
+def build_tiny_model(family: str, seed: int = 0, **changes: Any) -> Any:
+    """A random model of `family`, tiny, with `changes` of its config."""
+    config = CONFIG_MAPPING[family]().get_text_config(decoder=True)
+    sizes = SIZES | TWEAKS.get(family, {}) | changes
+    known = {*config.to_dict(), *getattr(config, "attribute_map", {}), *changes}
+    chosen = {key: value for key, value in sizes.items() if key in known}
+    chosen = {
+        key: value for key, value in chosen.items() if value is not None or key.endswith("token_id")
+    }
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(type(config)(**chosen)).eval()
