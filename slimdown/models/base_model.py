@@ -9,25 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.hub import cached_file
 
 from slimdown.config.schema import Device, Dtype, ModelConfig, QuantizationConfig
-from slimdown.models.identity import describe_arithmetic, hash_tokenizer, package_versions
-from slimdown.models.memory import (
-    count_weight_bytes,
-    estimate_weight_bytes,
-    free_memory,
-    is_out_of_memory,
-)
+from slimdown.models.identity import describe_computation, hash_tokenizer
+from slimdown.models.memory import count_weight_bytes, estimate_weight_bytes, free_memory
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.distributed import process_count, process_rank
 from slimdown.utils.errors import ModelError
 from slimdown.utils.hashing import hash_folder, hash_json
-from slimdown.utils.hub import explain_hub_errors, resolve_commit
+from slimdown.utils.hub import explain_hub_errors
 
 # bfloat16 keeps 3 digits, so it has to be clearly faster. No processor that was measured lies
 # between 0.9 and 2.4 times the speed of float32 (docs/studies/training-speed.md).
 _WORTHWHILE_SPEEDUP = 1.5
-_SMALLER = "choose a smaller model, quantization=nf4, or a machine with more memory"
 
 
 @dataclass(frozen=True)
@@ -52,13 +47,6 @@ class LoadedModel:
     def digest(self) -> str:
         """The identity in 32 hex digits: models of one digest give the same answers."""
         return hash_json(self.identity)
-
-    @property
-    def compute_dtype(self) -> str:
-        """The dtype that 4-bit layers multiply in; empty where there are none."""
-        config = getattr(self.model.config, "quantization_config", None)
-        is_4bit = getattr(config, "load_in_4bit", False)
-        return str(config.bnb_4bit_compute_dtype).removeprefix("torch.") if is_4bit else ""
 
 
 def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedModel:
@@ -88,32 +76,23 @@ def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> Lo
             raise ModelError(
                 f"{config.named} needs {needed / 2**30:.1f} GiB for its weights with "
                 f"quantization={quantization.name}, and {free / 2**30:.1f} GiB are free on "
-                f"{device.type}; {_SMALLER}"
+                f"{device.type}; choose a smaller model, quantization=nf4, or another machine"
             )
+        bitsandbytes = None
+        if quantization.name != "none":
+            settings: dict[str, Any] = asdict(quantization)
+            compute_dtype, _ = pick_dtype(quantization.bnb_4bit_compute_dtype, device)
+            settings["bnb_4bit_compute_dtype"] = compute_dtype
+            bitsandbytes = transformers.BitsAndBytesConfig(**settings)
         tokenizer = load_tokenizer(source, **common)
-        try:
-            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
-                source,
-                **common,
-                use_safetensors=True,  # pickled weights can run code
-                dtype=dtype,
-                device_map={"": str(device)},
-                attn_implementation=config.attn_implementation,
-                quantization_config=_bitsandbytes_config(quantization, device),
-                output_loading_info=True,
-            )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise ModelError(
-                f"{config.named} does not fit in the memory of {device.type}; {_SMALLER}"
-            ) from None
-        revision = resolve_revision(config)
-    if loading["missing_keys"]:  # transformers makes them up
-        missing = sorted(loading["missing_keys"])
+        common |= {"dtype": dtype, "device_map": {"": str(device)}, "use_safetensors": True}
+        common |= {"attn_implementation": config.attn_implementation, "output_loading_info": True}
+        loader: Any = transformers.AutoModelForCausalLM
+        model, info = loader.from_pretrained(source, quantization_config=bitsandbytes, **common)
+    if missing := sorted(info["missing_keys"]):  # transformers makes them up
         raise ModelError(
-            f"{config.named}: {len(missing)} of the weights that its config.json describes are "
-            f"not in its files, {missing[0]} for one; get the model again, or correct config.json"
+            f"{config.named}: {len(missing)} of the weights that its config.json describes are not "
+            f"in its files, {missing[0]} for one; get the model again, or correct config.json"
         )
     # On a CPU with AVX512-BF16 the first inference forward of a 4-bit layer repacks its weights for
     # a kernel without a gradient: training after a measurement would silently train nothing.
@@ -122,12 +101,14 @@ def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> Lo
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     check_numbers(config.named, model.eval())
-    settings = {
-        "quantization": {
-            k: v for k, v in asdict(quantization).items() if quantization.name != "none"
-        },
+    revision = resolve_revision(config, outline.config)
+    identity = {
+        "weights": revision if config.folder else f"{config.id}@{revision}",
+        "quantization": str(bitsandbytes and bitsandbytes.to_dict()),
         "dtype": str(dtype),
         "attention": model.config._attn_implementation,
+        "tokenizer": hash_tokenizer(tokenizer),
+        **describe_computation(device),
     }
     return LoadedModel(
         model=model,
@@ -138,16 +119,10 @@ def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> Lo
         quantization=quantization.name,
         dtype_reason=reason,
         device=device.type,
-        n_parameters=model.num_parameters(),
+        n_parameters=sum(parameter.numel() for parameter in outline.parameters()),
         memory_bytes=count_weight_bytes(model),
         load_seconds=time.perf_counter() - started,
-        identity={
-            "weights": revision if config.folder else f"{config.id}@{revision}",
-            **settings,
-            "tokenizer": hash_tokenizer(tokenizer),
-            "arithmetic": describe_arithmetic(device),
-            "versions": package_versions(quantization.name != "none"),
-        },
+        identity=identity,
         license=_read_license(source, config.revision),
     )
 
@@ -159,20 +134,14 @@ def load_outline(config: ModelConfig, dtype: torch.dtype | None = None) -> Any:
         ModelError: Its weights are pickled, or it is no causal language model of transformers.
     """
     import transformers
-    from transformers.utils import cached_file
 
     source = str(config.folder or config.id)
+    common: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
     with explain_hub_errors(config.named):
-        architecture = transformers.AutoConfig.from_pretrained(
-            source, revision=config.revision, trust_remote_code=False
-        )
+        architecture = transformers.AutoConfig.from_pretrained(source, **common)
         # transformers 5.24 reads what the index names whatever `use_safetensors` says.
-        index = cached_file(
-            source,
-            "model.safetensors.index.json",
-            revision=config.revision,
-            _raise_exceptions_for_missing_entries=False,
-        )
+        common["_raise_exceptions_for_missing_entries"] = False
+        index = cached_file(source, "model.safetensors.index.json", **common)
         names = json.loads(Path(index).read_text("utf-8"))["weight_map"].values() if index else []
         if pickled := [name for name in names if not name.endswith(".safetensors")]:
             raise ModelError(
@@ -208,30 +177,17 @@ def check_numbers(setting: str, model: Any) -> None:
         tokens = torch.arange(n_tokens, device=model.device)[None]
         logits = model(input_ids=tokens, use_cache=False).logits
     if logits.float().log_softmax(-1).isnan().any():
-        is_exact = model.dtype == torch.float32
-        advice = "" if is_exact else f", or try model.dtype=float32 (now {model.dtype})"
         raise ModelError(
-            f"{setting} computes no numbers: its weights hold NaN or infinity, or overflow; download "
-            f"it again or choose another revision{advice}"
+            f"{setting} computes no numbers in {model.dtype}: its weights hold NaN or infinity, or "
+            "overflow; download it again, choose another revision, or set model.dtype=float32"
         )
 
 
-def read_context_window(model: Any) -> int | None:
-    """Return the most tokens that the model was made for; None where its config does not say."""
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(window) if window else None
-
-
-def resolve_revision(config: ModelConfig) -> str:
-    """Return the hub's commit, or a digest of a local folder."""
+def resolve_revision(config: ModelConfig, architecture: Any = None) -> str:
+    """Return a digest of a local folder, or else the commit that the hub gave."""
     if config.folder:
         return f"sha256:{hash_folder(config.folder)}"
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(config.id, "config.json", revision=config.revision)
-    if isinstance(cached, str):  # the folder that what was loaded lies in
-        return Path(cached).parent.name
-    return resolve_commit(config.id, config.revision)
+    return getattr(architecture, "_commit_hash", None) or config.revision
 
 
 def pick_dtype(wanted: Dtype, device: torch.device) -> tuple[torch.dtype, str]:
@@ -267,47 +223,23 @@ def measure_bfloat16_speedup() -> float:
 
 
 def _pick_device(wanted: Device) -> torch.device:
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    present = [name for name, is_present in available.items() if is_present]
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    present = ["cuda"] * cuda + ["mps"] * mps + ["cpu"]
     name = present[0] if wanted is Device.auto else wanted.value
     if name not in present:
-        raise ModelError(
-            f"model.device={wanted}: this machine has none; it has {', '.join(present)}"
-        )
+        raise ModelError(f"model.device={name}: this machine has none; it has {', '.join(present)}")
     if name != "cuda" or process_count() == 1:
         return torch.device(name)
-    n_gpus, index = torch.cuda.device_count(), process_rank() % torch.cuda.device_count()
-    if process_count() > n_gpus:
-        raise ModelError(
-            f"each process takes a GPU of its own, and this machine has {n_gpus}; start that many"
-        )
-    torch.cuda.set_device(index)  # for libraries that say cuda and mean this one
-    return torch.device(name, index)
-
-
-def _bitsandbytes_config(quantization: QuantizationConfig, device: torch.device) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if quantization.name == "none":
-        return None
-    settings: dict[str, Any] = asdict(quantization)
-    settings["bnb_4bit_compute_dtype"], _ = pick_dtype(quantization.bnb_4bit_compute_dtype, device)
-    return BitsAndBytesConfig(**settings)
+    torch.cuda.set_device(process_rank() % torch.cuda.device_count())  # what `cuda` means from now
+    return torch.device(name, torch.cuda.current_device())
 
 
 def _read_license(source: str, revision: str) -> str:
-    """Return the licence that the model's card names, with the link of one of its own."""
     from huggingface_hub import ModelCard
-    from transformers.utils import cached_file
 
     try:
-        file = Path(cached_file(source, "README.md", revision=revision))
-        card = ModelCard(file.read_text("utf-8"), ignore_metadata_errors=True).data
-        parts = [card.get(name) for name in ("license", "license_name", "license_link")]
+        card = ModelCard(Path(str(cached_file(source, "README.md", revision=revision))).read_text())
+        parts = [card.data.get(name) for name in ("license", "license_name", "license_link")]
         return " ".join(part for part in parts if part)
     except Exception:  # there is no card, or no hub: nothing depends on it
         return ""

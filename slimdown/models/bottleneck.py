@@ -4,7 +4,8 @@ Plain modules behind forward hooks, since PEFT has none and offers no public way
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +14,36 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from slimdown.models.causal import get_inner_model
 from slimdown.utils.errors import ModelError
 
 
 class BottleneckAdapter(nn.Module):
-    """Computes `x + up(gelu(down(x)))` on the output of each target; `up` starts at zero.
-
-    Attributes:
-        enabled: False: the model is its base.
-    """
+    """Computes `x + up(gelu(down(x)))` on the output of each target; `up` starts at zero."""
 
     def __init__(self, widths: dict[str, int], dim: int) -> None:
         super().__init__()
-        self.enabled = True
-        self.dim = dim
-        self.targets = list(widths)
+        self.is_enabled, self.dim, self.targets = True, dim, list(widths)
         self.down = nn.ModuleList(nn.Linear(width, dim) for width in widths.values())
         self.up = nn.ModuleList(nn.Linear(dim, width) for width in widths.values())
-        for layer in self.up:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in self.up.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, i: int, output: torch.Tensor) -> torch.Tensor:
+        """Return the output of target `i` [..., width] as it goes on."""
+        if not self.is_enabled:
+            return output
+        hidden = functional.gelu(self.down[i](output.float()))
+        change: torch.Tensor = self.up[i](hidden)
+        return output + change.to(output.dtype)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Inside, the model is its base."""
+        self.is_enabled = False
+        try:
+            yield
+        finally:
+            self.is_enabled = True
 
 
 def attach_bottleneck(model: Any, targets: Sequence[str], dim: int) -> Any:
@@ -49,38 +59,28 @@ def attach_bottleneck(model: Any, targets: Sequence[str], dim: int) -> Any:
     """
     modules = dict(model.named_modules())
     named = [name for name in modules if any(f".{name}".endswith(f".{t}") for t in targets)]
-    widths = {  # `nf` of GPT-2's Conv1D
-        name: int(getattr(modules[name], "nf", 0) or modules[name].out_features) for name in named
-    }
-    adapter = BottleneckAdapter(widths, dim).to(model.device)
-    for i, name in enumerate(named):
-
-        def add_bottleneck(layer: Any, inputs: Any, output: torch.Tensor, i: int = i) -> Any:
-            if not adapter.enabled:
-                return output
-            hidden = functional.gelu(adapter.down[i](output.float()))
-            return output + adapter.up[i](hidden).to(output.dtype)
-
-        modules[name].register_forward_hook(add_bottleneck)
+    # `nf` of GPT-2's Conv1D
+    widths = {n: int(getattr(modules[n], "nf", 0) or modules[n].out_features) for n in named}
     model.requires_grad_(False)
-    model.bottleneck_adapter = adapter
+    model.bottleneck_adapter = adapter = BottleneckAdapter(widths, dim).to(model.device)
+    for i, name in enumerate(named):
+        modules[name].register_forward_hook(
+            lambda layer, inputs, output, i=i: adapter(i, output)  # type: ignore[misc]
+        )
     return model
 
 
 def save_bottleneck(model: Any, folder: Path) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json`."""
-    adapter = get_inner_model(model).bottleneck_adapter
+    adapter = model.bottleneck_adapter
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.contiguous().cpu() for name, tensor in adapter.state_dict().items()},
-        folder / "adapter_model.safetensors",
-    )
+    save_file(adapter.state_dict(), folder / "adapter_model.safetensors")
     config = {"peft_type": "BOTTLENECK", "bottleneck_dim": adapter.dim, "layers": adapter.targets}
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
 def load_bottleneck(model: Any, folder: Path) -> Any:
-    """Put a saved adapter on its base.
+    """Put a saved adapter on its base, and return that model.
 
     Raises:
         ModelError: It was made on another base.
@@ -90,8 +90,5 @@ def load_bottleneck(model: Any, folder: Path) -> Any:
     try:
         model.bottleneck_adapter.load_state_dict(load_file(folder / "adapter_model.safetensors"))
     except RuntimeError as error:
-        raise ModelError(
-            f"the bottleneck adapter in {folder} does not fit: it was made on another base "
-            f"({' '.join(str(error).split())[:200]})"
-        ) from None
+        raise ModelError(f"the adapter in {folder} was made on another base ({error})") from None
     return model

@@ -1,7 +1,7 @@
-"""Any loaded causal language model: wrapped for measuring, without its adapters, in evaluation mode."""
+"""Any loaded causal language model: wrapped for measuring, without its adapters, not training."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -29,20 +29,16 @@ def wrap_model(model: Any, tokenizer: Any) -> LoadedModel:
             spread over processes.
     """
     from accelerate.utils import extract_model_from_parallel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     if isinstance(model, nn.Module):
         model = extract_model_from_parallel(model, keep_torch_compile=False)
     inner = get_inner_model(model)
-    if not hasattr(inner, "can_generate"):
+    is_causal = isinstance(inner, PreTrainedModel) and inner.can_generate()
+    if not is_causal or inner.config.is_encoder_decoder or inner.get_output_embeddings() is None:
         raise ModelError(
-            f"the model is a {type(model).__name__}; give a loaded one, such as "
-            "AutoModelForCausalLM.from_pretrained(...) returns, or PEFT's around one"
-        )
-    is_decoder = inner.can_generate() and not inner.config.is_encoder_decoder
-    if not is_decoder or inner.get_output_embeddings() is None:
-        raise ModelError(
-            f"{type(inner).__name__} is no causal language model; load it with AutoModelForCausalLM"
+            f"the model is a {type(inner).__name__} and no causal language model; give a loaded "
+            "one, such as AutoModelForCausalLM.from_pretrained(...) returns, or PEFT's around one"
         )
     if any(hasattr(p, "ds_id") or hasattr(p, "full_tensor") for p in model.parameters()):
         raise ModelError(
@@ -65,20 +61,26 @@ def get_inner_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def learns_prompt(model: Any) -> bool:
+    """Return whether an adapter puts virtual tokens before every row."""
+    adapter = getattr(model, "active_peft_config", None)
+    return adapter is not None and adapter.is_prompt_learning
+
+
 def has_untouched_base(model: Any) -> bool:
     """Return whether the base is what the model is without its adapters, however far trained.
 
     It is not where there are none, where biases are trained, or where an adapter's start was taken
     out of the base's weights.
     """
-    if hasattr(model, "bottleneck_adapter"):
-        return True
-    adapters = getattr(model, "peft_config", {}).values()
-    for adapter in adapters:
-        start = str(getattr(adapter, "init_lora_weights", "")).lower()
-        if start.startswith(_TAKING_WEIGHTS) or getattr(adapter, "bias", "none") != "none":
-            return False
-    return bool(adapters) and hasattr(model, "disable_adapter")
+    adapters = list(getattr(model, "peft_config", {}).values())
+    starts = [str(getattr(adapter, "init_lora_weights", "")).lower() for adapter in adapters]
+    is_touched = any(start.startswith(_TAKING_WEIGHTS) for start in starts)
+    is_touched |= any(
+        getattr(adapter, "bias", "none") not in (None, "none") for adapter in adapters
+    )
+    has_adapters = bool(adapters) and hasattr(model, "disable_adapter")
+    return hasattr(model, "bottleneck_adapter") or (has_adapters and not is_touched)
 
 
 @contextmanager
@@ -87,49 +89,31 @@ def disabled_adapters(model: Any) -> Iterator[None]:
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     bottleneck = getattr(model, "bottleneck_adapter", None)
     try:
-        if bottleneck is not None:
-            bottleneck.enabled = False
+        with bottleneck.disabled() if bottleneck is not None else model.disable_adapter():
             yield
-        else:
-            with model.disable_adapter():
-                yield
     finally:
-        if bottleneck is not None:
-            bottleneck.enabled = True
         for parameter, is_trained in trained:
             parameter.requires_grad_(is_trained)
 
 
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
-    """Inside, the model computes without gradients, dropout and a trainer's autocast, with its cache.
+    """Inside, the model computes without gradients, dropout and a trainer's autocast, with a cache.
 
     On leaving, every module's mode and 4-bit layout, the cache flag and the forward are as before.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    # Of a model that was loaded elsewhere: see `load_base_model`.
-    packing = [m for m, _ in modes if getattr(m, "support_avx512bf16_for_cpu", False)]
-    config = get_inner_model(model).config.get_text_config()
-    use_cache = getattr(config, "use_cache", None)
-    wrapped = vars(model).get("forward") if "_original_forward" in vars(model) else None
-    inside: Any = getattr(wrapped, "__func__", wrapped)
-    while inside is not type(model).forward and hasattr(inside, "__wrapped__"):
-        inside = inside.__wrapped__
-    is_autocast = wrapped is not None and inside is type(model).forward  # accelerate's
-    try:
-        model.eval()
+    with ExitStack() as undo:
+        for module in model.modules():
+            undo.callback(setattr, module, "training", module.training)
+            if getattr(module, "support_avx512bf16_for_cpu", False):  # see `load_base_model`
+                undo.callback(setattr, module, "support_avx512bf16_for_cpu", True)
+                module.support_avx512bf16_for_cpu = False
+        config = get_inner_model(model).config.get_text_config()
+        undo.callback(setattr, config, "use_cache", getattr(config, "use_cache", None))
         config.use_cache = True
-        for module in packing:
-            module.support_avx512bf16_for_cpu = False
-        if is_autocast:
-            del model.forward
+        if "_original_forward" in vars(model):  # accelerate put autocast around it
+            undo.callback(setattr, model, "forward", model.forward)
+            model.forward = model._original_forward
+        model.eval()
         with torch.no_grad():
             yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for module in packing:
-            module.support_avx512bf16_for_cpu = True
-        config.use_cache = use_cache
-        if is_autocast:
-            model.forward = wrapped

@@ -1,6 +1,7 @@
 """What a model's answers depend on, for the keys of cached evaluations."""
 
 import hashlib
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from slimdown.utils.hashing import hash_json
+from slimdown.utils.hashing import hash_file, hash_json
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def hash_weights(model: nn.Module) -> str:
@@ -17,39 +20,36 @@ def hash_weights(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def hash_tokenizer(tokenizer: Any) -> str:
-    """Hash a tokenizer that nothing was padded with yet: its tables, templates and special tokens."""
+    """Hash a tokenizer that has padded nothing yet: tables, templates and special tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     tables = backend.to_str() if backend else tokenizer.get_vocab()
-    settings = tokenizer.chat_template, tokenizer.special_tokens_map, tokenizer.padding_side
-    return hash_json([tables, *settings, type(tokenizer).__name__])
+    return hash_json([tables, tokenizer.chat_template, tokenizer.special_tokens_map])
+
+
+def identify_adapted(base: Mapping[str, Any], adapter_dir: Path) -> dict[str, Any]:
+    """Return the identity of a base with the adapter that a folder holds."""
+    files = [hash_file(adapter_dir / name) for name in ADAPTER_FILES]
+    return {**base, "adapter": files, "peft": version("peft")}
 
 
 @cache
-def describe_arithmetic(device: torch.device) -> dict[str, Any]:
-    """Return what decides how sums are rounded on this machine."""
+def describe_computation(device: torch.device) -> dict[str, Any]:
+    """Return what decides how sums are rounded: libraries, device, and a CPU's threads."""
+    packages = ("torch", "transformers", "tokenizers", "bitsandbytes")
+    versions = {package: version(package) for package in packages}
     if device.type == "cuda":
-        return {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+        return {**versions, "device": torch.cuda.get_device_name(device)}
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
     except OSError:  # not Linux
         lines = []
     kinds = ("model name", "flags", "Features")  # of x86 and Arm
-    return {
-        "device": device.type,
-        "processor": hash_json([line for line in lines if line.startswith(kinds)]),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),  # bfloat16 rounds otherwise with another number
-    }
-
-
-def package_versions(is_quantized: bool, has_adapter: bool = False) -> dict[str, str]:
-    """Return the versions of the libraries that compute the answers."""
-    packages = ["torch", "transformers", "tokenizers"]
-    packages += ["bitsandbytes"] * is_quantized + ["peft"] * has_adapter
-    return {package: version(package) for package in packages}
+    processor = hash_json([line for line in lines if line.startswith(kinds)])
+    threads = torch.get_num_threads()
+    return {**versions, "device": device.type, "processor": processor, "threads": threads}

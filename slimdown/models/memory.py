@@ -14,7 +14,7 @@ from torch import nn
 from slimdown.config.schema import QuantizationConfig
 from slimdown.utils.distributed import process_count
 
-# bitsandbytes: numbers of a block share one scale; scales that are quantized share one in turn.
+# bitsandbytes: the numbers of a block share a scale, and so do quantized scales in turn.
 _BLOCK, _SCALES_BLOCK = 64, 256
 # What says so besides torch's own allocator: the driver, cuBLAS and cuDNN.
 _NO_ROOM = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
@@ -23,7 +23,7 @@ _NO_ROOM = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_ST
 def estimate_weight_bytes(
     outline: Any, quantization: QuantizationConfig, dtype: torch.dtype
 ) -> int:
-    """Estimate what a model's weights take: parameters times bits (the paper's eq. 1.1), and scales.
+    """Estimate what weights take: parameters times bits (the paper's eq. 1.1), and scales.
 
     Args:
         outline: The model, with or without its numbers; bitsandbytes quantizes its linear layers
@@ -34,32 +34,34 @@ def estimate_weight_bytes(
     Returns:
         Bytes; within 1 % of what is held once the model is loaded.
     """
-    head = outline.get_output_embeddings()
-    total = sum(parameter.numel() for parameter in outline.parameters())
-    layers = [m for m in outline.modules() if isinstance(m, nn.Linear) or _is_conv1d(m)]
     n_quantized = n_rows = 0
-    if quantization.name != "none":
-        n_quantized = sum(layer.weight.numel() for layer in layers if layer is not head)
-        n_rows = sum(max(layer.weight.shape) for layer in layers if layer is not head)
+    for layer in outline.modules():
+        is_linear = isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"  # GPT-2's
+        if (
+            is_linear
+            and quantization.name != "none"
+            and layer is not outline.get_output_embeddings()
+        ):
+            n_quantized += layer.weight.numel()
+            n_rows += max(layer.weight.shape)
+    total = sum(parameter.numel() for parameter in outline.parameters())
     held = (total - n_quantized) * dtype.itemsize
     if quantization.load_in_8bit:
         return int(held + n_quantized + 4 * n_rows)
-    scales = n_quantized / _BLOCK
-    if quantization.bnb_4bit_use_double_quant:
-        return int(held + n_quantized / 2 + scales + 4 * scales / _SCALES_BLOCK)
-    return int(held + n_quantized / 2 + 4 * scales)
+    scale_bytes = 1 + 4 / _SCALES_BLOCK if quantization.bnb_4bit_use_double_quant else 4
+    return int(held + n_quantized / 2 + scale_bytes * n_quantized / _BLOCK)
 
 
 def count_weight_bytes(model: nn.Module) -> int:
     """Count the bytes of a loaded model's tensors, the constants of quantized ones included."""
-    total = 0
+    total = sum(buffer.nbytes for buffer in model.buffers())
     for parameter in model.parameters():
-        tensors = [parameter.data, getattr(parameter, "SCB", None)]
         state = getattr(parameter, "quant_state", None)
-        for constants in (state, getattr(state, "state2", None)):
-            tensors += [getattr(constants, "absmax", None), getattr(constants, "code", None)]
+        holders = (state, getattr(state, "state2", None))
+        constants = [getattr(h, name, None) for h in holders for name in ("absmax", "code")]
+        tensors = [parameter.data, getattr(parameter, "SCB", None), *constants]
         total += sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    return total + sum(buffer.nbytes for buffer in model.buffers())
+    return total
 
 
 def free_memory(device: torch.device) -> int:
@@ -80,11 +82,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that less at once could succeed, on any device."""
     from accelerate.utils.memory import should_reduce_batch_size
 
-    is_known = isinstance(error, Exception) and should_reduce_batch_size(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError)
-        and (is_known or any(text in str(error) for text in _NO_ROOM))
-    )
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    is_no_room = any(text in str(error) for text in _NO_ROOM)
+    return isinstance(error, RuntimeError) and (is_no_room or should_reduce_batch_size(error))
 
 
 @contextmanager
@@ -100,7 +101,3 @@ def measure_peak_memory(device: str) -> Iterator[Callable[[], float]]:
         return
     unit = 1 if sys.platform == "darwin" else 1024
     yield lambda: float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
-
-
-def _is_conv1d(layer: nn.Module) -> bool:
-    return type(layer).__name__ == "Conv1D"  # GPT-2's linear layer, which lies transposed

@@ -42,20 +42,15 @@ def merge_adapter(
             f"the merged model takes {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free in "
             f"{out_dir.parent}; make room, or name a folder on another disk"
         )
-    _dequantize(base.model)
-    tuned = load_adapter(base, adapter_dir)
-    ends = tuned.get_output_embeddings(), tuned.get_input_embeddings()
-    layers = [end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends]
-    if (
-        any(isinstance(end, BaseTunerLayer) for end in ends)
-        and layers[0].weight is layers[1].weight
-    ):
-        layers[0].weight = torch.nn.Parameter(layers[0].weight.detach().clone())
-        for config in (tuned.config, tuned.config.get_text_config()):
-            config.tie_word_embeddings = False
     try:
         with torch.no_grad(), quiet_libraries():
-            for layer in [m for m in tuned.modules() if isinstance(m, BaseTunerLayer)]:
+            _dequantize(base.model)
+            tuned = load_adapter(base, adapter_dir)
+            layers: list[Any] = [m for m in tuned.modules() if isinstance(m, BaseTunerLayer)]
+            head, embeddings = tuned.get_output_embeddings(), tuned.get_input_embeddings()
+            if head in layers or embeddings in layers:
+                _untie(tuned.get_base_model(), head, embeddings)
+            for layer in layers:
                 weights = list(layer.get_base_layer().parameters())
                 for weight in weights:
                     weight.data = weight.data.float()
@@ -68,13 +63,20 @@ def merge_adapter(
         raise ModelError(f"this adapter cannot be merged into {base.id}: {reason}") from error
     merged.save_pretrained(out_dir)
     base.tokenizer.save_pretrained(out_dir)
-    for file in out_dir.glob("*.safetensors"):
-        shutil.copymode(out_dir / "config.json", file)  # safetensors writes for its owner alone
     return dtype
 
 
+def _untie(model: Any, head: Any, embeddings: Any) -> None:
+    """Give a head that shares the embeddings' weights some of its own, for one of them changes."""
+    head, embeddings = (getattr(end, "base_layer", end) for end in (head, embeddings))
+    if head.weight is embeddings.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        model.config.tie_word_embeddings = False
+        model.config.get_text_config().tie_word_embeddings = False
+
+
 def _dequantize(model: Any) -> None:
-    """Put plain layers in the place of quantized ones, holding the values that these compute with."""
+    """Put plain layers in the place of quantized ones, holding the values that these stand for."""
     if getattr(model, "quantization_method", None) is None:
         return
     from transformers.pytorch_utils import Conv1D
@@ -82,11 +84,9 @@ def _dequantize(model: Any) -> None:
     named = list(model.named_modules())
     transposed = [name for name, layer in named if getattr(layer, "source_cls", None) is Conv1D]
     computed = [m.compute_dtype for _, m in named if getattr(m, "compute_dtype", None)]
-    is_8bit = getattr(model, "is_loaded_in_8bit", False)  # whose scales are float32
-    with quiet_libraries():
-        model.dequantize(torch.float32 if is_8bit else (*computed, model.dtype)[0])
-    # transformers 5.24 leaves these, and PEFT looks at them; it also makes linear layers of GPT-2's,
-    # whose files hold weights the other way round. To be deleted when `dequantize` sees to both.
+    model.dequantize(torch.float32 if model.is_loaded_in_8bit else (*computed, model.dtype)[0])
+    # transformers 5.24 leaves these, and PEFT looks at them. It also makes linear layers of
+    # GPT-2's, which lie transposed in its files. To be deleted when `dequantize` sees to both.
     model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
     for name in transposed:
         linear = model.get_submodule(name)

@@ -4,7 +4,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 _LIBRARIES = ("transformers", "bitsandbytes", "peft", "trl", "accelerate", "datasets")
 
@@ -14,24 +14,16 @@ def quiet_libraries() -> Iterator[None]:
     """Inside, libraries draw no bars and log errors only; on leaving they are as before."""
     from transformers.utils import logging as transformers_logging
 
-    loggers = [logging.getLogger(name) for name in _LIBRARIES]
-    levels = [logger.level for logger in loggers]
-    draws = transformers_logging.is_progress_bar_enabled()
-    datasets = sys.modules.get("datasets")  # who has not imported it draws none of its bars
-    maps = datasets is not None and not datasets.are_progress_bars_disabled()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    datasets = sys.modules.get("datasets")  # where nobody has imported it, it draws nothing
+    with warnings.catch_warnings(), ExitStack() as undo:
+        warnings.simplefilter("ignore")
+        for logger in map(logging.getLogger, _LIBRARIES):
+            undo.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        if transformers_logging.is_progress_bar_enabled():
+            undo.callback(transformers_logging.enable_progress_bar)
             transformers_logging.disable_progress_bar()
-            if datasets and maps:
-                datasets.disable_progress_bars()
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if draws:
-            transformers_logging.enable_progress_bar()
-        if datasets and maps:
-            datasets.enable_progress_bars()
+        if datasets and not datasets.are_progress_bars_disabled():
+            undo.callback(datasets.enable_progress_bars)
+            datasets.disable_progress_bars()
+        yield

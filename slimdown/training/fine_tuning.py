@@ -19,7 +19,7 @@ from slimdown.data.training_data import TrainingData
 from slimdown.models.adapters import attach_adapter, check_adapter, save_adapter
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import disabled_adapters
-from slimdown.models.identity import hash_weights, package_versions
+from slimdown.models.identity import hash_weights, identify_adapted
 from slimdown.models.memory import is_out_of_memory, measure_peak_memory
 from slimdown.models.quiet import quiet_libraries
 from slimdown.training.padding_free import attention_within_rows, supports_padding_free
@@ -29,7 +29,6 @@ from slimdown.training.tokenizing import IGNORED, TokenizedRows, tokenize_rows
 from slimdown.training.unsloth import train_with_unsloth
 from slimdown.utils.distributed import broadcast_from_main, is_main_process, process_count
 from slimdown.utils.errors import ModelError
-from slimdown.utils.hashing import hash_file
 
 # Relative difference of a loss computed in two ways that rounding explains.
 _ROUNDING = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
@@ -163,24 +162,22 @@ def _check_optimizer(base: LoadedModel, config: RunConfig) -> None:
     Raises:
         ModelError: One needs another package, another device or settings of its own.
     """
-    train, setting = config.train, f"train.optim={config.train.optim}"
-    weights = torch.nn.Parameter(torch.zeros(512, 512, device=base.model.device))
+    train, device = config.train, base.model.device
+    weights = torch.nn.Parameter(torch.zeros(512, 512, device=device))
     weights.grad = torch.zeros_like(weights)
     try:
         with tempfile.TemporaryDirectory() as folder, quiet_libraries():
-            arguments = transformers.TrainingArguments(
-                folder, optim=train.optim, report_to="none", use_cpu=base.device == "cpu"
-            )
+            is_cpu: dict[str, Any] = {"report_to": "none", "use_cpu": base.device == "cpu"}
+            arguments = transformers.TrainingArguments(folder, optim=train.optim, **is_cpu)
             kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(arguments)
             optimizer = kind([weights], **settings)
             optimizer.step()
-            setting = f"train.lr_scheduler_type={train.lr_scheduler_type}"
             transformers.get_scheduler(train.lr_scheduler_type, optimizer, 1, 10)
     except Exception as error:  # each optimizer is somebody else's code
-        safe = "optim=adamw_torch" if "optim" in setting else "lr_scheduler_type=linear"
         raise ModelError(
-            f"{setting} cannot be used here: {' '.join(str(error).split())[:200]}; train.{safe} works "
-            "everywhere"
+            f"train.optim={train.optim} with train.lr_scheduler_type={train.lr_scheduler_type} "
+            f"cannot be used here: {' '.join(str(error).split())[:200]}; adamw_torch and linear "
+            "work everywhere"
         ) from None
 
 
@@ -264,22 +261,17 @@ def fine_tune(
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(dtypes[name])
         if is_main_process():
-            model.save_pretrained(output_dir)
+            with quiet_libraries():
+                model.save_pretrained(output_dir)
             base.tokenizer.save_pretrained(output_dir)
         identity = {**base.identity, "weights": hash_weights(model)}
     else:
         if is_main_process():
             save_adapter(model, base, output_dir)
         broadcast_from_main(None)  # the files are there
-        names = ("adapter_config.json", "adapter_model.safetensors")
-        identity = {
-            **base.identity,
-            "adapter": [hash_file(output_dir / name) for name in names],
-            "versions": package_versions(base.quantization != "none", has_adapter=True),
-        }
+        identity = identify_adapted(base.identity, output_dir)
     history = callback.history
     n_tokens = history[-1].values.get("num_tokens", 0.0)
-    n_before = callback.n_tokens_before
     result = TrainingResult(
         output_dir=output_dir,
         steps=len(history),
@@ -290,7 +282,7 @@ def fine_tune(
         n_trainable=n_trainable,
         trainable_percent=100 * n_trainable / base.n_parameters,
         runtime_seconds=seconds,
-        tokens_per_second=(n_tokens - n_before) / seconds,
+        tokens_per_second=(n_tokens - callback.n_tokens_before) / seconds,
         history=tuple(history),
         n_truncated=rows.n_truncated,
         n_untrained=rows.n_untrained,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from slimdown.models.causal import get_inner_model
+from slimdown.models.causal import get_inner_model, learns_prompt
 
 _NAME = "slimdown_within_rows"
 
@@ -23,20 +23,19 @@ def supports_padding_free(model: Any) -> bool:
     inner = get_inner_model(model)
     config = inner.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    adapter = getattr(model, "active_peft_config", None)
     return (
         kinds == {"full_attention"}
         and getattr(config, "sliding_window", None) is None
         and inner._supports_attention_backend
         and not inner._is_stateful
         and inner.config._attn_implementation in ("sdpa", "flash_attention_2", "flash_attention_3")
-        and not (adapter is not None and adapter.is_prompt_learning)
+        and not learns_prompt(model)
     )
 
 
 @contextmanager
 def attention_within_rows(model: Any) -> Iterator[None]:
-    """Inside, SDPA attends within each row of a batch that lies as one; flash attention does anyway.
+    """Inside, SDPA attends within each row of a batch that lies as one, as flash attention does.
 
     Args:
         model: As TRL's padding-free collator feeds it.
@@ -64,7 +63,7 @@ def _attend_within_rows(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of transformers' interface: states [1, heads, tokens, dim] -> [1, tokens, heads, dim].
+    """Attend: states [1, heads, tokens, dim] -> [1, tokens, heads, dim], as transformers asks.
 
     A row begins where a position is 0. torch's SDPA takes a mask for that but skips nothing of what
     it hides, which is most.
@@ -75,6 +74,6 @@ def _attend_within_rows(
     kwargs["is_causal"] = True
     rows = []
     for start, end in pairwise([*starts, query.shape[2]]):
-        states = (state[:, :, start:end] for state in (query, key, value))
-        rows.append(sdpa_attention_forward(module, *states, None, **kwargs)[0])
+        q, k, v = (states[:, :, start:end] for states in (query, key, value))
+        rows.append(sdpa_attention_forward(module, q, k, v, None, **kwargs)[0])
     return torch.cat(rows, dim=1), None

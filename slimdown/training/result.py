@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+TRAINING_VERSION = 1
+"""Part of a run's key; raised by hand when the same settings train another model."""
+
 
 @dataclass(frozen=True)
 class StepLog:

@@ -11,17 +11,18 @@ from typing import Any
 import torch
 import transformers
 from torch.nn import functional
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from slimdown.config.schema import OnProgress, TrainConfig
-from slimdown.models.causal import get_inner_model
+from slimdown.models.causal import get_inner_model, learns_prompt
 from slimdown.training.result import StepLog
 from slimdown.training.tokenizing import IGNORED, TokenizedRows
 from slimdown.utils.distributed import broadcast_from_main
 from slimdown.utils.errors import ModelError
 
 Watch = Callable[[float, float], None]
-"""Gets, at each quarter, the share of steps taken and the validation loss; may raise to end them."""
+"""Gets the share of steps taken and the validation loss at each quarter; may raise to stop."""
 
 # float16 knows nothing below 6e-8, where most of a mean loss's gradients are. A power of two rounds
 # nothing else. The Trainer's own GradScaler comes with autocast, in which base and adapter would
@@ -58,11 +59,12 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
             labels = inputs["labels"]
             target = labels[:, 1:]
             places = (target != IGNORED).any(0).nonzero().flatten()
+            target = target[:, places]
             arguments = {key: value for key, value in inputs.items() if key != "labels"}
-            inner = get_inner_model(self.accelerator.unwrap_model(model))
-            config = getattr(self.model, "active_peft_config", None)
-            shifts = config is not None and config.is_prompt_learning
-            if "logits_to_keep" in inspect.signature(inner.forward).parameters and not shifts:
+            forward = get_inner_model(self.accelerator.unwrap_model(model)).forward
+            if "logits_to_keep" in inspect.signature(forward).parameters and not learns_prompt(
+                self.model
+            ):
                 arguments["logits_to_keep"] = places
             if has_router := getattr(self, "aux_loss_enabled", False):
                 arguments["output_router_logits"] = True
@@ -70,21 +72,20 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
             logits = outputs.logits
             if logits.shape[1] != len(places):  # prompt tuning puts logits before the row's own
                 logits = logits[:, places + logits.shape[1] - labels.shape[1]]
-            target = target[:, places]
             total = functional.cross_entropy(
                 logits.float().flatten(0, 1), target.flatten(), reduction="sum"
             )
-            n_items = (
-                (target != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-            )
-            loss = total / torch.as_tensor(n_items).clamp(min=1)
-            if num_items_in_batch is not None:  # of all processes, over which DDP takes the mean
-                loss = loss * self.accelerator.num_processes
+            n_own = (target != IGNORED).sum()
+            if num_items_in_batch is None:
+                loss = total / n_own.clamp(min=1)
+            else:  # the tokens of all processes, over which DDP takes the mean
+                loss = total * self.accelerator.num_processes / num_items_in_batch
             if has_router:
-                steps = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
-                loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
+                n_batches = self.args.gradient_accumulation_steps if model.training else 1
+                loss = loss + self.router_aux_loss_coef * outputs.aux_loss / n_batches
         else:
-            loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            stock: Any = super().compute_loss
+            loss = stock(model, inputs, num_items_in_batch=num_items_in_batch)
         if self.enlarges_gradients and loss.requires_grad:
             loss.register_hook(lambda gradient: gradient * _GRADIENT_SCALE)
         return loss
@@ -172,8 +173,8 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
         dtype: str,
         on_log: Callable[[StepLog], None],
         on_progress: OnProgress,
-        watch: Watch | None,
-        saves: bool,
+        watch: Watch | None = None,
+        saves: bool = False,
     ) -> None:
         self.history: list[StepLog] = []
         self.n_tokens_before = 0.0  # of the checkpoint that the training goes on from
@@ -189,9 +190,9 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
             self.log_step(logs["step"], state.max_steps, logs)
         self.n_tokens_before = float(state.num_input_tokens_seen)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Hand on a step."""
-        self.log_step(state.global_step, state.max_steps, logs)
+        self.log_step(state.global_step, state.max_steps, kwargs["logs"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a checkpoint where it is time, and for a validation at each quarter."""
@@ -203,19 +204,19 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
             # A DataLoader draws a seed; dropout must not see that anybody watches.
             control.should_evaluate, self._random_state = True, torch.get_rng_state()
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell whoever watches."""
         if self._watch and self._random_state is not None:
             torch.set_rng_state(self._random_state)
             self._random_state = None
-            self._watch(state.global_step / state.max_steps, metrics["eval_loss"])
+            self._watch(state.global_step / state.max_steps, kwargs["metrics"]["eval_loss"])
 
     def log_step(self, step: int, n_steps: int, logs: dict[str, Any]) -> None:
         if "loss" not in logs:  # a validation, or the closing summary
             return
-        values = {
-            k: float(v) for k, v in logs.items() if isinstance(v, (int, float)) and k != "step"
-        }
+        numbers = {k: float(v) for k, v in logs.items() if isinstance(v, (int, float))}
+        hidden = ("step", "epoch", "train_runtime", "train_tokens_per_second")
+        values = {name: value for name, value in numbers.items() if name not in hidden}
         if "num_input_tokens_seen" in values:  # unlike TRL's num_tokens it goes on after a resume
             values["num_tokens"] = values.pop("num_input_tokens_seen")
         self.history.append(StepLog(step, values))
@@ -234,7 +235,7 @@ def check_finite(value: float, name: str, place: str, config: TrainConfig, dtype
     if not math.isfinite(value):
         exact = "" if dtype == "float32" else f", or model.dtype=float32 (now {dtype})"
         raise ModelError(
-            f"training ended {place}: the {name} is {value}. Try a smaller train.learning_rate (now "
-            f"{config.learning_rate:g}), more train.warmup_steps (now {config.warmup_steps:g}), a "
-            f"smaller train.max_grad_norm (now {config.max_grad_norm:g}){exact}"
+            f"training ended {place}: the {name} is {value}. Try a smaller train.learning_rate "
+            f"(now {config.learning_rate:g}), more train.warmup_steps (now {config.warmup_steps:g})"
+            f", or a smaller train.max_grad_norm (now {config.max_grad_norm:g}){exact}"
         )

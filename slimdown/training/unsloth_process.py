@@ -15,30 +15,30 @@ def main() -> None:
     def send(**answer: Any) -> None:
         answers.write(json.dumps(answer) + "\n")
 
-    name = "this model"
+    model_id = "this model"
     try:
         import torch
-        import unsloth  # before everything that it changes
+        from unsloth import FastLanguageModel  # before everything that it changes
 
         from slimdown.models.identity import hash_weights
         from slimdown.training.sft import TrainingCallback, build_trainer
 
-        job = pickle.load(sys.stdin.buffer)
-        name, config = job["base"], job["config"]
+        source, dtype, weights, tokenizer, rows, config, folder = pickle.load(sys.stdin.buffer)
+        model_id, lora, seed = config.model.id, config.lora, config.seed
+        in_4bit = config.quantization.load_in_4bit
         checkpointing = "unsloth" if config.train.gradient_checkpointing else False
-        model, _ = unsloth.FastLanguageModel.from_pretrained(
-            job["source"],
+        model, _ = FastLanguageModel.from_pretrained(
+            source,
             max_seq_length=config.train.max_length,
-            dtype=getattr(torch, job["dtype"]),
-            load_in_4bit=job["in_4bit"],
-            load_in_16bit=not job["in_4bit"],
+            dtype=getattr(torch, dtype),
+            load_in_4bit=in_4bit,
+            load_in_16bit=not in_4bit,
             use_gradient_checkpointing=checkpointing,
             use_exact_model_name=True,
         )
-        if hash_weights(model) != job["weights"]:
+        if hash_weights(model) != weights:
             raise ValueError("it makes other weights of it than those that are measured")
-        lora = config.lora
-        model = unsloth.FastLanguageModel.get_peft_model(
+        model = FastLanguageModel.get_peft_model(
             model,
             r=lora.r,
             lora_alpha=lora.lora_alpha,
@@ -47,33 +47,25 @@ def main() -> None:
             use_rslora=config.method.name == "rslora",
             bias="none",
             use_gradient_checkpointing=checkpointing,
-            random_state=config.seed,
+            random_state=seed,
         )
-        folder = job["folder"]
-        trainer = build_trainer(
-            model, job["tokenizer"], job["rows"], config.train, config.seed, folder
-        )
+        trainer = build_trainer(model, tokenizer, rows, config.train, seed, folder)
         used = str(getattr(trainer.args.optim, "value", trainer.args.optim))
         if used not in (config.train.optim, f"{config.train.optim}_fused"):
             raise ValueError(f"it takes {used} in place of train.optim={config.train.optim}")
         callback = TrainingCallback(
             config.train,
-            job["dtype"],
+            dtype,
             lambda log: send(step=log.step, of=trainer.state.max_steps, values=log.values),
             lambda done, total, label: None,
-            None,
-            saves=False,
         )
         trainer.add_callback(callback)
         seconds = trainer.train().metrics["train_runtime"]
-        trainer.model.save_pretrained(folder / "adapter")
+        trainer.model.save_pretrained(f"{folder}/adapter")
         send(seconds=seconds)
     except Exception as error:  # of somebody else's code
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        send(
-            error=f"train.engine=unsloth: Unsloth cannot train {name} ({reason}); set "
-            "train.engine=trl"
-        )
+        send(error=f"Unsloth cannot train {model_id} ({reason}); set train.engine=trl")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The processes of `accelerate launch` or `torchrun` that train together; torch comes in when they meet."""
+"""The processes of `accelerate launch` or `torchrun` that train together."""
 
 import os
 from datetime import timedelta
