@@ -34,26 +34,26 @@ LOG_SECONDS = 30.0  # between two lines of a log
 
 
 class _StandardOutput:
-    """sys.stdout, whichever it is at each write, without characters that it cannot encode."""
+    """sys.stdout without characters that it cannot encode; nothing where it is closed."""
 
-    @property
-    def encoding(self) -> str:
-        return getattr(sys.stdout, "encoding", None) or "utf-8"
+    def __init__(self) -> None:
+        self._stream = sys.stdout  # rich replaces it while it shows a bar
+        self.encoding = getattr(self._stream, "encoding", None) or "utf-8"
 
     def write(self, content: str) -> int:
-        if sys.stdout is not None:  # it is closed
-            sys.stdout.write(encodable(content, self.encoding))
+        if self._stream is not None:
+            try:
+                self._stream.write(encodable(content, self.encoding))
+                self._stream.flush()
+            except BrokenPipeError:  # `| head` has read enough; rich would exit with code 1
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
         return len(content)
 
     def flush(self) -> None:
-        try:
-            if sys.stdout is not None:
-                sys.stdout.flush()
-        except BrokenPipeError:  # `| head` has read enough: as Python's documentation advises
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        """Does nothing: `write` flushes."""
 
     def isatty(self) -> bool:
-        return sys.stdout is not None and sys.stdout.isatty()
+        return self._stream is not None and self._stream.isatty()
 
 
 def _open_console() -> Console:
@@ -86,7 +86,6 @@ def print_text(content: str) -> None:
     """
     stream = _StandardOutput()
     stream.write(visible(content, multiline=True) if stream.isatty() else content)
-    stream.flush()
 
 
 def show_plan(config: RunConfig, name: str) -> None:

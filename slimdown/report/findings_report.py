@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from slimdown.config.schema import Role
 from slimdown.report import text
 from slimdown.report.formatting import (
-    EMPTY,
     format_count,
     format_number,
     format_p_value,
@@ -77,18 +76,23 @@ def tests_table(findings: "Findings") -> Table:
             "benchmark": name,
             "base [95 %]": format_percent(change.base)[1],
             "tuned [95 %]": format_percent(change.tuned)[1],
-            "p of no change": format_p_value(benchmark.p_value),
-            "exact McNemar": format_p_value(change.difference.mcnemar_p_value),
-            "p of change beyond margin": format_p_value(benchmark.equivalence_p_value),
-            "margin": f"{100 * benchmark.margin:g}",
-            "detectable": format_number(100 * benchmark.minimum_detectable_change),
-            "questions to decide": f"{benchmark.n_to_decide or EMPTY}",
-            "unpaired ±": format_number(100 * change.unpaired_standard_error),
-            "chance": f"{100 * benchmark.chance:g}",
+            "p of no change": benchmark.p_value,
+            "p, exact McNemar": change.difference.mcnemar_p_value,
+            "p of change beyond margin": benchmark.equivalence_p_value,
+            "margin": benchmark.margin,
+            "detectable": benchmark.minimum_detectable_change,
+            "questions to decide": benchmark.n_to_decide,
+            "unpaired ±": change.unpaired_standard_error,
+            "chance": benchmark.chance,
             "raw forgetting rate": Cell(*text.describe_rate(benchmark, above_chance=False)),
         }
         records.append(record)
-    return make_table("", records, legend=text.TESTS_LEGEND)
+    p_values = {
+        name: format_p_value for name in records[0] if name.startswith("p ") or "p," in name
+    }
+    shares = ("margin", "detectable", "unpaired ±", "chance")
+    percents = {name: lambda share: format_number(100 * share) for name in shares}
+    return make_table("", records, p_values | percents, text.TESTS_LEGEND)
 
 
 @dataclass(frozen=True)

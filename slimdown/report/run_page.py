@@ -1,5 +1,6 @@
 """Findings -> `report.html`, `report.md` and figures: what you open, print or send."""
 
+import re
 from collections.abc import Mapping
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ def render_run_files(
             "report.md.j2",
             table=write_table(findings_table(findings, info.name), "markdown"),
             sentences=text.describe_findings(findings),
-            costs=_format_all(findings.costs),
+            costs=_format_costs(findings),
         ),
         **{f"plots/{name}": content for name, content in drawn.items()},
     }
@@ -77,7 +78,7 @@ def render_page(
         figures=_draw_figures(findings),
         settings=_format_all(flatten(config) if config else {}),
         environment=_format_all(environment or {}),
-        costs=_format_all(findings.costs),
+        costs=_format_costs(findings),
     )
 
 
@@ -87,6 +88,12 @@ def _draw_figures(findings: "Findings") -> dict[str, Any]:
         before, after = training.validation_loss_before, training.validation_loss_after
         drawn["training"] = figures.draw_training(training.history, before, after)
     return drawn
+
+
+def _format_costs(findings: "Findings") -> dict[str, str]:
+    formatted = _format_all(findings.costs)
+    names = {key: re.sub("_(seconds|bytes)$", "", key).replace("_", " ") for key in formatted}
+    return {names[key]: value for key, value in formatted.items()}
 
 
 def _format_all(values: Mapping[str, object]) -> dict[str, str]:

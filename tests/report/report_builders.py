@@ -1,0 +1,109 @@
+"""Made-up answers and findings, for tests of how they are shown."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from slimdown.config.schema import BenchmarkConfig, PaperMetric, Role
+from slimdown.evaluation.question_order import block_ends
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample, Score
+from slimdown.stats.findings import Findings, judge
+from slimdown.training.result import StepLog, TrainingResult
+
+CHOICES = ("red", "green", "blue", "gray")
+TRAINING = TrainingResult(
+    output_dir=Path("adapter"),
+    steps=2,
+    tokens=1000,
+    train_loss=1.5,
+    validation_loss_before=2.5,
+    validation_loss_after=1.25,
+    n_trainable=12_345,
+    trainable_percent=0.5,
+    runtime_seconds=130.0,
+    tokens_per_second=7.7,
+    history=(StepLog(1, {"loss": 2.0}), StepLog(2, {"loss": 1.0})),
+    n_truncated=50,
+    n_untrained=2,
+    peak_bytes=2.0**31,
+)
+Pair = tuple[BenchmarkEvaluation, BenchmarkEvaluation]
+
+
+def written(
+    scores: Sequence[float],
+    responses: Sequence[str] | None = None,
+    prompt: str = "How many?",
+    **settings: Any,
+) -> BenchmarkEvaluation:
+    """Generated answers, one score each; a stricter filter passes none of them."""
+    texts = responses or ["it is four" if score == 1 else "five" for score in scores]
+    samples = []
+    for i, (score, response) in enumerate(zip(scores, texts, strict=True)):
+        answers = {"match.flexible": response[-4:], "match.strict": "[invalid]"}
+        metrics = {"match.flexible": score, "match.strict": 0.0}
+        identity = ("written", i, f"d{i}", f"p{i}", prompt, "4")
+        samples.append(Sample(*identity, response, (), (), answers, metrics))
+    defaults: dict[str, Any] = {"num_fewshot": 0, "chance": 0.0, "role": Role.retained}
+    return _report(BenchmarkConfig("written", "match.flexible", **(defaults | settings)), samples)
+
+
+def chosen(positions: Sequence[int], n_subjects: int = 1) -> BenchmarkEvaluation:
+    """Four choices, the position taken of each question; question i's right one is i modulo 4."""
+    samples = []
+    for i, position in enumerate(positions):
+        nats = tuple(-1.0 if choice == position else -3.0 for choice in range(4))
+        identity = (f"subject{i % n_subjects}", i, f"d{i}", f"p{i}", "Which color?", CHOICES[i % 4])
+        answers, scores = {"acc": CHOICES[position]}, {"acc": float(position == i % 4)}
+        samples.append(Sample(*identity, "", CHOICES, nats, answers, scores))
+    paper_metric = PaperMetric.knowledge_loss
+    return _report(BenchmarkConfig("chosen", "acc", 0, 0.25, Role.retained, paper_metric), samples)
+
+
+def _report(config: BenchmarkConfig, samples: list[Sample]) -> BenchmarkEvaluation:
+    n, metrics = len(samples), samples[0].scores
+    means = {m: Score(sum(s.scores[m] for s in samples) / n, 0.01) for m in metrics}
+    return BenchmarkEvaluation(config, "1.0", "hash", means, tuple(samples), 1.0)
+
+
+def stop(report: BenchmarkEvaluation, n: int) -> BenchmarkEvaluation:
+    """The same benchmark, whose evaluation stopped after n questions."""
+    looks = (*(look for look in block_ends(len(report.samples)) if look < n), n)
+    cut = replace(report, samples=report.samples[:n], looks=looks, n_available=len(report.samples))
+    means = {m: sum(s.scores[m] for s in cut.samples) / n for m in report.scores}
+    return replace(cut, scores={m: Score(mean, 0.01) for m, mean in means.items()})
+
+
+def evaluate(**benchmarks: BenchmarkEvaluation) -> Evaluation:
+    """What every benchmark says about one model."""
+    return Evaluation(benchmarks, harness_version="0.4.13", backend="hf", seconds=1.0)
+
+
+def judge_pairs(pairs: dict[str, Pair], training: TrainingResult | None = TRAINING) -> Findings:
+    """The findings of base and tuned answers by benchmark."""
+    base = evaluate(**{name: pair[0] for name, pair in pairs.items()})
+    tuned = evaluate(**{name: pair[1] for name, pair in pairs.items()})
+    return judge(base, tuned, training)
+
+
+def make_usual() -> dict[str, Pair]:
+    """One benchmark for each verdict, generated and chosen answers."""
+    lost = ["", "no", "it is surely five", "it is surely five"] * 10
+    right = ["it is surely four"] * 80
+    rate = PaperMetric.forgetting_rate
+    target: dict[str, Any] = {"role": Role.target}
+    fell = written([0.0] * 40 + [1.0] * 40, lost + right[40:], paper_metric=rate)
+    return {
+        "maths": (written([1.0] * 80, right, paper_metric=rate), fell),
+        "skill": (
+            written([0.0] * 40, **target),
+            written([1.0] * 30 + [0.0] * 10, **target),
+        ),
+        "colors": (
+            chosen([i % 4 for i in range(60)]),
+            chosen([i % 4 if i < 40 else 0 for i in range(60)]),
+        ),
+        "calm": (written([1.0, 0.0] * 10), written([1.0, 0.0] * 10)),
+        "steady": (written([1.0, 0.0] * 500), written([1.0, 0.0] * 500)),
+    }

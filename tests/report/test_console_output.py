@@ -1,0 +1,154 @@
+"""What a terminal and a log show."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from math import inf, nan
+from time import sleep
+from types import SimpleNamespace
+
+import pytest
+from report_builders import chosen, judge_pairs, make_usual, stop, written
+
+from slimdown.config.schema import RunConfig
+from slimdown.report import console, text
+from slimdown.report.formatting import visible
+from slimdown.stats.budgets import check_budgets
+from slimdown.stats.estimates import Estimate
+
+
+def test_the_plan_shows_names_as_they_are(
+    composed: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.show_plan(composed("lora.target_modules=[q_proj]"), "pocket [red] lora.r=4 \x1b[2J")
+    shown = capsys.readouterr().out
+    assert "pocket [red] lora.r=4 ␛[2J" in shown
+    assert "lora, r 8, alpha 16, q_proj" in shown
+    assert "\x1b" not in shown
+
+
+def test_addresses_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    run = SimpleNamespace(run_id="1", artifact_uri="file:///[red]/artifacts")
+    run.store_uri = "postgresql://me:hunter2@host/db"
+    console.show_saved(run)
+    shown = capsys.readouterr().out
+    assert "open file:///[red]/artifacts/report.html" in shown
+    assert "hunter2" not in shown
+
+
+def test_findings_say_the_verdicts_and_only_the_caveats_that_apply(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console.show_findings(judge_pairs(make_usual()))
+    shown = " ".join(capsys.readouterr().out.split())
+    for sentence in (
+        "Improved: skill (+75.0 points).",
+        "Forgotten: maths (−50.0 points), colors (−25.0 points).",
+        "Retained: steady (+0.0 points); a change of 2 points or more is ruled out.",
+        "Of 40 answers lost in maths: 25 % empty, 25 % stopped early, 50 % wrong result.",
+        "Validation loss 2.500 → 1.250 nats per token after 2 steps",
+    ):
+        assert sentence in shown
+    for absent in ("stopped early:", "subjects", "measured before", "\x1b"):
+        assert absent not in shown
+
+
+def test_stopping_and_subjects_are_caveats() -> None:
+    early = tuple(stop(written([score] * 1319), 45) for score in (1.0, 0.0))
+    subjects = (chosen([0, 1, 2, 3] * 30, 3), chosen([0, 1, 2, 2] * 30, 3))
+    findings = judge_pairs({"maths": early, "colors": subjects})  # type: ignore[dict-item]
+    assert text.list_caveats(findings) == [
+        "maths stopped early: the estimate is likely too large.",
+        "colors is about these 3 subjects alone.",
+    ]
+    assert "maths −100.0 forgotten" in text.shorten_findings(findings)
+
+
+@pytest.mark.parametrize(
+    ("rate", "described"),
+    [
+        (None, "any possible"),
+        (Estimate(nan, nan, 0.125, inf), "at least 12.5 %"),
+        (Estimate(nan, nan, -inf, -0.5), "at most −50.0 %"),
+    ],
+)
+def test_a_rate_that_has_no_value_is_a_bound(rate: Estimate | None, described: str) -> None:
+    benchmark = SimpleNamespace(role=None, chance=0.25, forgetting_rate_above_chance=rate)
+    benchmark.forgetting_rate = None
+    remark = "base not shown above chance"
+    assert text.describe_rate(benchmark, above_chance=True) == (described, "", remark)  # type: ignore[arg-type]
+
+
+def test_budget_checks_end_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    findings = judge_pairs(make_usual())
+    console.show_budget_checks(check_budgets(findings, {"maths": 0.02, "steady": 0.02}))
+    shown = capsys.readouterr().out
+    assert "Failed: a loss beyond its budget is shown." in shown
+    assert "within" in shown
+
+
+def test_a_log_gets_plain_lines_with_count_detail_and_time_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = io.StringIO()
+    monkeypatch.setattr(console, "LOG_SECONDS", 0.01)
+    monkeypatch.setattr(sys, "stdout", log)
+    with console.progress_bar("training") as on_progress, console.status("a silent wait"):
+        on_progress(1, 100, "loss 0.5")
+        on_progress(2, 100, "loss 0.5")
+        while " left" not in log.getvalue() or "silent wait: " not in log.getvalue():
+            sleep(0.01)
+    lines = log.getvalue().splitlines()
+    assert "\x1b" not in log.getvalue()
+    assert any(line.startswith("training: 2 of 100, loss 0.5, ") for line in lines)
+    assert lines[0] == "training ..."
+    assert lines[-1].startswith("training: done in ")
+
+
+def test_a_terminal_gets_a_bar_that_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        encoding = "utf-8"
+
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with console.progress_bar("measuring [x] \x1b[2J") as on_progress:
+        on_progress(3, 10, "hellaswag")
+    shown = terminal.getvalue()
+    assert "measuring [x] ␛[2J" in shown
+    assert "elapsed" in shown
+    assert shown.rstrip().endswith("\x1b[2K")  # the bar's line is cleared
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_encoding_can_show_findings(encoding: str) -> None:
+    code = (
+        "from report_builders import *; from slimdown.report import console\n"
+        "findings = judge_pairs(make_usual())\n"
+        "console.show_findings(findings); console.print_text('−1 → 2 \\u65e5')"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.decode(encoding)
+    assert ("+98.0" if encoding == "none" else "-50.0" if encoding != "utf-8" else "−50.0") in shown
+
+
+def test_a_reader_that_goes_and_a_closed_output_do_no_harm() -> None:
+    code = "from slimdown.report import console\nfor i in range(9999): console.show_line('x' * 80)"
+    command = f'{sys.executable} -c "{code}"'
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    for ending in ("| head -1; exit ${PIPESTATUS[0]}", ">&-"):
+        shell = ["bash", "-c", f"{command} {ending}"]
+        done = subprocess.run(shell, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_control_characters_become_visible() -> None:
+    assert visible("a\x00\x1b\n\r\x7f\x9b\u202e") == "a␀␛␊␍␡\N{REPLACEMENT CHARACTER}" + "\ufffd"
+    assert visible("a\r\n\tb", multiline=True) == "a\n\tb"

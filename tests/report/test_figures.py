@@ -1,0 +1,143 @@
+"""What the figures show, and what an SVG must be to stand on a page."""
+
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from math import nan
+from types import SimpleNamespace
+from typing import Any
+
+import matplotlib
+import pytest
+from matplotlib.figure import Figure
+from report_builders import judge_pairs, make_usual, written
+
+from slimdown.report import figures
+from slimdown.report.figures import write_png, write_svg
+from slimdown.stats.estimates import Estimate
+from slimdown.training.result import StepLog
+
+
+def estimate(value: float, half: float = 0.02) -> Estimate:
+    return Estimate(value, half / 2, value - half, value + half)
+
+
+def make_row(name: str, target: float, retained: float) -> Any:
+    changes = {"maths": SimpleNamespace(change=estimate(retained))}
+    both = {"target": estimate(target), "retained": estimate(retained)}
+    return SimpleNamespace(name=name, ids="0123", changes=changes, **both)
+
+
+ROWS = [
+    make_row("r=4", 0.1, -0.01),
+    make_row("r=8", 0.3, -0.05),
+    make_row("waste " * 40, 0.2, -0.2),
+]
+
+
+def draw_all() -> list[Figure]:
+    history = [StepLog(step, {"loss": 3 - step / 10}) for step in range(1, 11)]
+    series = {"a": [(8, estimate(0.1)), (4, estimate(0.0)), (16, estimate(-0.2))]}
+    return [
+        figures.draw_changes(judge_pairs(make_usual())),
+        figures.draw_training(history, 3.0, 2.0),
+        figures.draw_trade_offs(ROWS),
+        figures.draw_by_setting("lora.r", series),
+    ]
+
+
+def read_texts(figure: Figure) -> list[str]:
+    root = ElementTree.fromstring(write_svg(figure))
+    return [
+        "".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")
+    ]
+
+
+def test_an_svg_is_a_titled_image_in_the_pages_colors_with_ids_of_its_own() -> None:
+    before, ids = dict(matplotlib.rcParams), []
+    for figure in draw_all():
+        svg = write_svg(figure)
+        root = ElementTree.fromstring(svg)
+        assert root.get("role") == "img"
+        assert root[0].tag.endswith("title")
+        assert figures.INK not in svg
+        assert "currentColor" in svg
+        assert "<style" not in svg  # a rule inside one image would hold for the whole page
+        own = re.findall(r'\bid="([^"]+)"', svg)
+        assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg)) == set(own)
+        ids += own
+    assert len(ids) == len(set(ids)) > 0
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_the_same_numbers_give_the_same_bytes() -> None:
+    assert [*map(write_svg, draw_all())] == [*map(write_svg, draw_all())]
+    assert write_png(draw_all()[0]).startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_changes_are_named_with_verdict_and_questions() -> None:
+    strange = {"a<b>&$x$": (written([1.0, 0.0]), written([0.0, 1.0]))}
+    shown = read_texts(figures.draw_changes(judge_pairs(make_usual() | strange)))
+    assert {"maths", "skill", "forgotten", "improved", "n = 80", "a<b>&$x$"} <= set(shown)
+
+
+@pytest.mark.parametrize(
+    "scores", [([1.0], [0.0]), ([1.0] * 5, [1.0] * 5), ([0.5, 0.2], [0.25, 0.2])]
+)
+def test_few_or_equal_answers_can_be_drawn(scores: tuple[list[float], list[float]]) -> None:
+    pair = (written(scores[0]), written(scores[1]))
+    assert "nan" not in write_svg(figures.draw_changes(judge_pairs({"only": pair}))).lower()
+
+
+def test_a_training_curve_holds_the_validation_losses() -> None:
+    history = [StepLog(1, {"loss": 2.5}), StepLog(2, {"loss": nan}), StepLog(3, {"runtime": 1.0})]
+    shown = read_texts(figures.draw_training(history, 2.5, 1.25))
+    assert "validation loss: 2.500 before, 1.250 after" in shown
+    assert write_svg(figures.draw_training([], nan, nan))
+
+
+def test_the_front_is_what_nothing_beats_and_a_point_names_its_run() -> None:
+    figure = figures.draw_trade_offs([*ROWS, make_row("unknown", nan, -0.1)])
+    front: Any = figure.axes[0].lines[0]
+    assert list(front.get_xdata()) == [1.0, 5.0]
+    assert list(front.get_ydata()) == [10.0, 30.0]
+    root = ElementTree.fromstring(write_svg(figure))
+    titles = [title.text for title in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert titles[1] == "1  r=4 (0123)\nmaths −1.0"
+    assert len(titles) == 4
+    assert write_svg(figures.draw_trade_offs([]))
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "ticks"),
+    [
+        ([4, 8, 16, 32], "log", ["4", "8", "16", "32"]),
+        ([1e-5, 1e-4, 1e-3], "log", ["1e-05", "0.0001", "0.001"]),
+        ([0, 1, 2], "linear", ["0", "1", "2"]),
+        (["q_proj", "all-linear", 3], "linear", ["q_proj", "all-linear", "3"]),
+        ([True, False], "linear", ["True", "False"]),
+    ],
+)
+def test_the_axis_of_a_setting_suits_its_values(
+    values: list[Any], scale: str, ticks: list[str]
+) -> None:
+    series = {"a": [(value, estimate(0.1)) for value in values]}
+    figure = figures.draw_by_setting("lora.r", series)
+    assert figure.axes[0].get_xscale() == scale
+    assert set(ticks) <= set(read_texts(figure))
+
+
+def test_no_change_is_drawn_beyond_100_points() -> None:
+    wide = {"a": [(2, Estimate(-0.6, 1.0, -3.3, 2.0)), (4, estimate(0.5))]}
+    low, high = figures.draw_by_setting("lora.r", wide).axes[0].get_ylim()
+    assert -106 <= low < high <= 106
+
+
+def test_a_wrong_backend_in_the_environment_does_not_matter() -> None:
+    code = "import slimdown.report.figures, os; print(os.environ['MPLBACKEND'])"
+    environment = {"MPLBACKEND": "evil", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert (done.stdout.strip(), done.returncode) == ("evil", 0), done.stderr

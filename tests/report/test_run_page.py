@@ -1,0 +1,183 @@
+"""The run's page: what must be on it, what must never be, and that it needs nothing else."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from math import inf, nan
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from jinja2 import UndefinedError
+from report_builders import TRAINING, Pair, chosen, judge_pairs, make_usual, stop, written
+
+from slimdown.config.schema import RunConfig
+from slimdown.report.pages import render
+from slimdown.report.run_page import render_page, render_run_files
+
+VOID = {"meta", "br", "hr", "img", "link", "input", "path", "use", "rect", "line", "wbr"}
+
+
+class Reader(HTMLParser):
+    """What a browser makes of a page: tags, their attributes, and text without the style."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.parts: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.parts))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.parts.append(data)
+
+
+def read_page(pairs: dict[str, Pair], name: str = "a run", **settings: Any) -> Reader:
+    return Reader(render_page(judge_pairs(pairs), name, run_id="run-id", **settings))
+
+
+@pytest.fixture(scope="module")
+def usual() -> Reader:
+    return read_page(make_usual(), environment={"torch": "2.9"})
+
+
+def test_verdicts_losses_training_and_tests_are_there(usual: Reader) -> None:
+    for expected in (
+        "maths", "skill *", "colors", "calm", "↓ forgotten", "↑ improved", "? undecided",
+        "= retained", "empty the model wrote nothing", "wrong result", "clearly behind",
+        "The base had 80 right answers; 40 were lost (50.0 %).", "FR 50.0 %", "ΔK",
+        "2.500 → 1.250", "run-id", "p, exact McNemar", "torch2.9",
+        "50 rows were longer than train.max_length.",
+    ):  # fmt: skip
+        assert expected.replace(" ", "") in usual.text.replace(" ", ""), expected
+
+
+def test_the_head_names_model_rows_method_and_date(composed: Callable[..., RunConfig]) -> None:
+    config = composed("lora.target_modules=[q_proj]")
+    info = SimpleNamespace(name="a run", environment={"torch": "2.9"})
+    files = render_run_files(judge_pairs(make_usual()), config, info, "run-id")
+    head = Reader(str(files["report.html"])).text.partition("Results")[0]
+    for expected in ("pocket:model, nf4", "rows of pocket_instructions", "r 8, alpha 16, q_proj"):
+        assert expected in head
+    assert re.search(r"date ?20\d\d-\d\d-\d\d", head)
+    assert {"plots/changes.svg", "plots/training.png", "report.md"} <= files.keys()
+    assert "| maths | flexible | 80 | 100.0 | 50.0 | −50.0" in str(files["report.md"])
+
+
+def test_lost_and_gained_answers_stand_side_by_side(usual: Reader) -> None:
+    for expected in ("Lost: empty", "Lost: stopped early", "Lost: clearly behind", "Gained"):
+        assert expected in usual.text
+    classes = [attributes.get("class") for _, attributes in usual.tags]
+    assert classes.count("sides") == classes.count("example") >= 5
+    assert "(nothing)" in usual.text  # an empty answer
+
+
+def test_causes_stand_only_where_a_loss_is_shown() -> None:
+    spread = (written([1.0] * 30), written([0.0] + [1.0] * 29))
+    text = read_page({"calm": spread}).text
+    assert "1 were lost" in text
+    assert "Lost: " not in text
+
+
+def test_the_page_loads_nothing(usual: Reader) -> None:
+    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in usual.tags}
+    for tag, attributes in usual.tags:
+        for attribute, value in attributes.items():
+            if attribute in ("src", "href", "xlink:href", "srcset", "action", "data"):
+                assert (value or "").startswith("#"), (tag, attribute, value)
+            assert not attribute.startswith("on"), (tag, attribute)
+    ids = [attributes["id"] for _, attributes in usual.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) > 0
+
+
+def test_a_models_markup_is_shown_and_not_run() -> None:
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)></pre>"
+    base = written([1.0] * 8, ["it is four"] * 8, prompt=f"say {evil}")
+    tuned = written([0.0] * 8, [evil] * 8, prompt=f"say {evil}")
+    page = read_page({"a<b>&'c'": (base, tuned)}, f"run {evil}", environment={evil: evil})
+    assert not {"script", "img", "b"} & {tag for tag, _ in page.tags}
+    assert page.text.count("<script>alert(1)</script>") >= 5
+    assert "a<b>&'c'" in page.text
+
+
+def test_a_password_in_an_address_is_left_out() -> None:
+    page = read_page(make_usual(), "dataset.x.path=https://me:hunter2@example.org/rows")
+    assert "hunter2" not in page.text
+    assert "https://***@example.org/rows" in page.text
+
+
+def test_a_long_text_is_cut_and_says_so() -> None:
+    long = "word " * 1000 + "END"
+    base, tuned = written([1.0] * 8, ["four"] * 8, long), written([0.0] * 8, [long] * 8, long)
+    text = read_page({"a": (base, tuned)}).text
+    assert f"{len(long) - 1200:,} more characters are in samples/" in text
+    assert f"{len(long) - 1200:,} characters before this are in samples/" in text
+    assert text.count("word END") == 1  # the end of the prompt stays, the end of the answer goes
+
+
+def test_control_characters_of_an_answer_are_visible() -> None:
+    base, tuned = written([1.0] * 8, ["four"] * 8), written([0.0] * 8, ["\n  x\x00y\x1b\ud800"] * 8)
+    html = render_page(judge_pairs({"a": (base, tuned)}), "a run")
+    assert "\n  x␀y␛\N{REPLACEMENT CHARACTER}" in html
+    html.encode()  # a file can hold it
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (written([1.0] * 6), written([1.0] * 6)),
+        (written([0.0] * 6), written([0.0] * 6)),
+        (written([1.0] * 6), written([0.0] * 6)),
+        (written([1.0]), written([0.0])),
+        (written([0.5, 0.25, 0.75]), written([0.25, 0.25, 0.5])),
+        (written([1.0, 0.0, 0.0, 0.0], chance=0.25), written([0.0, 0.0, 0.0, 1.0], chance=0.25)),
+        (chosen([1, 2, 3, 0]), chosen([1, 2, 3, 0])),
+        (chosen([0, 1, 2, 3] * 9, 3), chosen([0, 1, 2, 2] * 9, 3)),
+        (stop(written([1.0] * 900), 45), stop(written([0.0] * 900), 45)),
+    ],
+)
+def test_no_undefined_number_is_printed_as_nan(pair: Pair) -> None:
+    text = read_page({"only": pair}).text
+    assert re.findall(r"\b(?:nan|NaN|inf|Infinity|None(?! of))\b", text) == []
+
+
+def test_the_page_says_whose_base_it_is_and_which_subjects() -> None:
+    base, tuned = (chosen([0, 1, 2, i % 4] * 9, 3) for i in (3, 2))
+    origin = "run 3f2a91bc by ann, 2026-11-20"
+    text = read_page({"colors": (replace(base, origin=origin), tuned)}).text
+    assert f"The base's answers were measured before: {origin}." in text
+    assert "colors is about these 3 subjects alone." in text
+    assert "colors by subject" in text
+
+
+def test_a_run_whose_training_diverged_has_a_page() -> None:
+    diverged = replace(TRAINING, validation_loss_after=nan, train_loss=inf, history=())
+    findings = judge_pairs(make_usual(), replace(diverged, tokens_per_second=nan))
+    text = Reader(render_page(findings, "a run")).text
+    assert "2.500 → undefined" in text
+    assert not re.search(r"\b(nan|inf)\b", text)
+
+
+def test_a_template_that_misses_a_value_fails_loudly() -> None:
+    with pytest.raises(UndefinedError):
+        render("report.html.j2", name="x")

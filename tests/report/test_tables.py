@@ -1,0 +1,226 @@
+"""One table in every format: what people read, what programs read, and names that do no harm."""
+
+import csv
+import json
+import re
+from dataclasses import replace
+from html import unescape
+from io import StringIO
+from math import inf, nan
+
+import pytest
+from report_builders import Findings, judge_pairs, make_usual, stop, written
+from rich.console import Console
+
+from slimdown.report.findings_report import (
+    ModelPair,
+    budgets_table,
+    evaluation_table,
+    findings_table,
+    pairs_table,
+)
+from slimdown.report.record_tables import JobRow, sizes_table, sweep_table
+from slimdown.report.tables import FORMATS, Cell, Column, Row, Table, print_table, write_table
+from slimdown.stats.budgets import check_budgets
+
+HOSTILE = ["[/y] [bold", "=1+1", "-2 sigma", "a|b `c` <img src=x onerror=y>", "[x](javascript:y)"]
+HOSTILE += ["q\"u'o&te", "x\x00\x1b[2J\r\n\x9b\u202ey"]
+TABLE = Table(
+    title="two runs",
+    columns=(Column("run", max_width=44), Column("change", "points", is_number=True)),
+    rows=(
+        Row(
+            (
+                Cell("one", values={"name": "one", "n": 2}),
+                Cell(
+                    "−3.0",
+                    "[−4.0, −2.0]",
+                    "after 9",
+                    "forgotten",
+                    " → undecided †",
+                    -0.03,
+                    {"change": -0.03},
+                ),
+            ),
+            tooltip="seed 1",
+        ),
+        Row(
+            (
+                Cell("two", values={"name": "two"}),
+                Cell("–", values={"change": nan, "high": inf}),
+            ),
+            is_secondary=True,
+        ),
+    ),
+    legend="how to read",
+    notes=("a remark",),
+)
+
+
+def print_lines(table: Table, width: int) -> list[str]:
+    out = StringIO()
+    print_table(table, Console(file=out, width=width, force_terminal=True, color_system=None))
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def findings() -> Findings:
+    return judge_pairs(make_usual())
+
+
+def test_markdown_aligns_numbers_and_keeps_a_cell_on_one_line() -> None:
+    assert write_table(TABLE, "markdown").splitlines() == [
+        "### two runs",
+        "",
+        "| run | change |",
+        "|---|---:|",
+        "| one | −3.0 \\[−4.0, −2.0\\] forgotten → undecided † (after 9) |",
+        "| two | – |",
+        "",
+        "- a remark",
+        "",
+        "how to read",
+    ]
+
+
+def test_programs_get_every_name_and_nothing_for_unknown_values() -> None:
+    assert write_table(TABLE, "csv") == "name,n,change,high\none,2,-0.03,\ntwo,,,\n"
+    content = json.loads(write_table(TABLE, "json"), parse_constant=pytest.fail)
+    assert content == {"title": "two runs", "notes": ["a remark"], "rows": TABLE.records}
+    assert TABLE.records[1] == {"name": "two", "n": None, "change": None, "high": None}
+
+
+def test_html_has_a_sort_key_a_tooltip_and_a_sign_beside_the_color() -> None:
+    html = write_table(TABLE, "html")
+    assert '<tr title="seed 1">' in html
+    assert 'data-order="-0.03"' in html
+    assert (
+        '<span class="badge forgotten"><span aria-hidden="true">↓</span> forgotten</span>' in html
+    )
+    assert not re.search("src=|href=|@import|url\\(", html)
+
+
+@pytest.mark.parametrize("width", [80, 40, 22])
+def test_a_terminal_of_any_width_shows_everything(width: int) -> None:
+    lines = print_lines(TABLE, width)
+    content = " ".join(" ".join(lines).split())
+    assert max(map(len, lines)) <= width
+    for part in ("−3.0", "forgotten", "after 9", "a remark", "how to read"):
+        assert part in content
+    assert "…" not in content
+
+
+def test_findings_fit_80_columns(findings: Findings) -> None:
+    long = {"mmlu_college_computer_science": make_usual()["maths"], **make_usual()}
+    for table in (findings_table(findings), findings_table(judge_pairs(long))):
+        lines = print_lines(table, 80)
+        assert max(map(len, lines)) <= 80
+        assert any(re.search(r"maths +100\.0 +50\.0 +−50\.0 \[.*\] +↓ forgotten", s) for s in lines)
+
+
+def test_a_file_is_as_wide_as_its_table() -> None:
+    cells = tuple(Cell("12345678") for _ in range(40))
+    wide = Table("", tuple(Column(f"c{i}") for i in range(40)), (Row(cells),))
+    assert write_table(wide, "table").splitlines()[3].split() == ["12345678"] * 40
+
+
+def test_hidden_rows_are_counted() -> None:
+    assert "1 more rows; --rows 0 shows all 3" in print_lines(replace(TABLE, n_hidden=1), 80)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_is_shown_and_never_obeyed(name: str) -> None:
+    cells = (Cell(name, name, name, name, values={"name": name}), Cell())
+    table = Table(name, (Column(name), Column("x")), (Row(cells, tooltip=name),), name, (name,))
+    texts = {format: write_table(table, format) for format in FORMATS}
+    for format in ("table", "markdown", "html"):
+        assert not re.search("[\x00\x1b\r\x9b\u202e]", texts[format])
+    assert name.split()[0][:1] in texts["table"]
+    [[_], [cell]] = csv.reader(StringIO(texts["csv"], newline=""))
+    assert cell.removeprefix("'") == name
+    assert cell[0] not in "=-"
+    assert json.loads(texts["json"])["rows"] == [{"name": name}]
+    assert not re.search(r"<img|(?<!\\)`|(?<!\\)\[x|(?<!\\)\|b", texts["markdown"])
+    assert "<img" not in texts["html"]
+    assert name[:3] in unescape(texts["html"]) or "␀" in texts["html"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_table_without_rows_can_be_written(format: str) -> None:
+    assert write_table(Table("nothing", (Column("a"),), ()), format)
+    assert write_table(sizes_table("nothing", []), format)
+
+
+def test_findings_are_records_of_shares(findings: Findings) -> None:
+    records = findings_table(findings, "a run").records
+    by_metric = {(r["benchmark"], r["metric"]): r for r in records}
+    maths, strict = by_metric["maths", "match.flexible"], by_metric["maths", "match.strict"]
+    assert (maths["base"], maths["tuned"], maths["change"], maths["lost"]) == (1, 0.5, -0.5, 40)
+    assert (maths["verdict"], strict["verdict"]) == ("forgotten", None)
+    assert maths["forgetting_rate"] == 0.5
+    assert by_metric["skill", "match.flexible"]["forgetting_rate"] is None  # target tasks have none
+    assert all(
+        -1 <= r[key] <= 1 for r in records for key in ("change_low", "change", "change_high")
+    )
+    content = json.loads(write_table(findings_table(findings), "json"))
+    assert content["mean_target_change"]["value"] == 0.75
+
+
+def test_a_cause_is_named_only_where_a_loss_is_shown(findings: Findings) -> None:
+    for record in findings_table(findings).records:
+        assert record["main_cause"] is None or record["verdict"] == "forgotten"
+
+
+def test_a_stopped_evaluation_says_of_how_many() -> None:
+    early = tuple(stop(written([score] * 1319), 45) for score in (1.0, 0.0))
+    table = findings_table(judge_pairs({"maths": early}), with_notes=True)  # type: ignore[dict-item]
+    for format in ("markdown", "table", "html"):
+        assert "45 of 1,319" in write_table(table, format)
+        assert "maths stopped early: the estimate is likely too large." in table.notes
+    first = next(csv.DictReader(StringIO(write_table(table, "csv"))))
+    assert (first["n"], first["n_available"]) == ("45", "1319")
+
+
+def test_one_models_scores_have_their_errors(findings: Findings) -> None:
+    assert findings.base
+    records = evaluation_table(findings.base).records
+    assert records[0] == {
+        "benchmark": "maths",
+        "metric": "match.flexible",
+        "shots": 0,
+        "n": 80,
+        "score": 1.0,
+        "standard_error": 0.01,
+    }
+    assert re.search(
+        r"maths +match.flexible +0 +80 +100.0 +1.0",
+        write_table(evaluation_table(findings.base), "table"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("n_confirmed", "sides"), [(0, ("first", "second")), (1, ("base", "tuned"))]
+)
+def test_a_pair_is_one_row_for_each_benchmark(
+    findings: Findings, n_confirmed: int, sides: tuple[str, str]
+) -> None:
+    table = pairs_table([ModelPair("a", "b", findings, n_confirmed)])
+    assert table.title == "a → b"
+    assert [r["benchmark"] for r in table.records] == list(findings.benchmarks)
+    assert table.records[0][sides[1]] == 0.5
+    both = pairs_table([ModelPair("base", name, findings, 2) for name in "ab"])
+    assert {r["pair"] for r in both.records} == {"base → a", "base → b"}
+
+
+def test_budgets_and_jobs_are_tables(findings: Findings) -> None:
+    records = budgets_table(check_budgets(findings, {"maths": 0.02})).records
+    assert (records[0]["budget"], records[0]["outcome"]) == (0.02, "beyond")
+    jobs = [JobRow(1, "lora.r=4", "finished", "0123456789abcdef", "gsm8k −3.1 forgotten")]
+    shown = write_table(sweep_table([*jobs, JobRow(2, "lora.r=8", "failed")]), "table")
+    assert "2 jobs: 1 finished, 1 failed." in shown
+    assert "01234567 " in shown
+    sizes = write_table(
+        sizes_table("m", [{"weights": "nf4", "held_bytes": 3 * 2**30, "n": 12345}]), "table"
+    )
+    assert "3.00 GiB" in sizes
+    assert "12,345" in sizes
