@@ -66,7 +66,7 @@ def _read_json(file: Path) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(content, start=1):
             if line.strip():
                 try:
-                    yield number, json.loads(line)
+                    yield number, json.loads(line.decode("utf-8-sig").strip())
                 except (ValueError, RecursionError) as error:
                     yield number, DataError(f"it cannot be read as JSON: {error}")
 

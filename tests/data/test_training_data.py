@@ -1,266 +1,254 @@
-"""Rows become prompts and completions; what is held out is never trained on; a file's faults are named."""
+"""Rows are shuffled, held out and mixed by the seed alone, and reach TRL as the user wrote them."""
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
+import datasets
 import pytest
-from datasets import Dataset
+import transformers
+import trl
 
-from slimdown.config.dataset import DatasetConfig
-from slimdown.config.schema import RunConfig
-from slimdown.data.loading import load_data
-from slimdown.data.row_files import RowError, records
-from slimdown.data.rows import Row, check_file, rows_of
-from slimdown.utils.errors import SlimdownError
+from slimdown import pocket
+from slimdown.config.dataset_config import DatasetConfig
+from slimdown.data.contamination import Question, find_contamination
+from slimdown.data.mixing import mix_rows
+from slimdown.data.training_data import TrainingData, load_training_data
+from slimdown.utils.errors import DataError, ModelError
 
-PLAIN = SimpleNamespace(eos_token="<eos>", bos_token=None, chat_template=None)
+CHATML = (
+    "{% if tools %}{{ tools }}{% endif %}{{ mood }}{{ date_string }}{% for m in messages %}"
+    "{% if loop.index0 % 2 == 0 and m.role == 'assistant' %}{{ raise_exception('no question') }}"
+    "{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+)
+TURNS = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
 
 
-def rows(n: int) -> list[dict[str, str]]:
-    return [
-        {"question": f"What is {i} + {i}?", "context": "", "reply": str(2 * i)} for i in range(n)
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(pocket.MODEL_DIR)
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def write(folder: Path, rows: list[Any], name: str = "rows", **changes: Any) -> DatasetConfig:
+    file = folder / f"{name}.jsonl"
+    file.write_text("".join(f"{r if isinstance(r, str) else json.dumps(r)}\n" for r in rows))
+    return DatasetConfig(str(file), **{"validation_examples": 1, **changes})
+
+
+def number(n: int, start: int = 0) -> list[dict[str, str]]:
+    return [{"text": f"line {i}"} for i in range(start, start + n)]
+
+
+def load(config: DatasetConfig, tokenizer: Any = None, seed: int = 0) -> TrainingData:
+    return load_training_data({"mine": config}, tokenizer, seed)
+
+
+def test_held_out_rows_are_never_trained_on(tmp_path: Path) -> None:
+    config = write(tmp_path, number(40) * 2, validation_examples=6, max_examples=30)
+    data = load(config)
+    [part] = data.parts
+    assert (data.n_train, data.n_validation, data.n_skipped, data.notes) == (30, 6, 0, [])
+    assert not set(part.train["text"][:]) & set(part.validation["text"][:])
+    assert part.revision.startswith("sha256:")
+
+
+def test_at_most_a_tenth_is_held_out_and_the_notes_name_it(tmp_path: Path) -> None:
+    data = load(write(tmp_path, number(60), validation_examples=100))
+    assert (data.n_train, data.n_validation) == (54, 6)
+    assert data.notes == [
+        "dataset.mine: 6 of 60 rows are held out to validate on; validation_examples=100 would be "
+        "more than a tenth"
     ]
+    assert load(write(tmp_path, number(2))).n_validation == 1
 
 
-def dataset(path: Path, **settings: Any) -> DatasetConfig:
-    defaults: dict[str, Any] = {
-        "template": "alpaca",
-        "instruction": "question",
-        "input": "context",
-        "output": "reply",
-        "validation_examples": 4,
-    }
-    return DatasetConfig(path=str(path), **{**defaults, **settings})
+def test_the_seed_decides_as_datasets_shuffles(tmp_path: Path) -> None:
+    config = write(tmp_path, number(20), max_examples=8)
+    [part] = load(config, seed=5).parts
+    shuffled = datasets.Dataset.from_list(number(20)).shuffle(seed=5)["text"][:9]
+    assert [*part.validation["text"][:], *part.train["text"][:]] == shuffled
+    more = load(replace(config, max_examples=12), seed=5).parts[0]
+    assert more.validation["text"][:] == part.validation["text"][:]
+    assert more.train["text"][:8] == part.train["text"][:]
+    prints = [load(config, seed=seed).fingerprint for seed in (0, 0, 1)]
+    assert len({*prints, load(replace(config, max_examples=9)).fingerprint}) == 3
 
 
-@pytest.fixture
-def jsonl(tmp_path: Path) -> Path:
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows(20)))
-    return file
+def test_the_fingerprint_is_of_the_rows_and_not_of_their_file(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(12)]
+    config = write(tmp_path, ["", *rows])
+    lines = ["completion,prompt", *(f"c{i},p{i}" for i in range(12))]
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    in_csv = replace(config, path=str(tmp_path / "rows.csv"))
+    assert load(config).fingerprint == load(in_csv).fingerprint
+    texts = list(load(config).iter_texts())
+    assert all(text.text == f"p{text.row - 2}c{text.row - 2}" for text in texts)
+    assert len(texts) == 11
 
 
-def sound_rows(config: DatasetConfig) -> list[Row]:
-    check_file(config)
-    rows = [row for _, row in rows_of(config)]
-    assert not any(isinstance(row, RowError) for row in rows)
-    return rows
-
-
-def test_an_example_is_the_alpaca_prompt_and_an_answer_that_ends(jsonl: Path) -> None:
-    data = load_data({"mine": dataset(jsonl)}, seed=0, tokenizer=PLAIN)
-    example = data.train[0]
-    assert example["prompt"].startswith(
-        "Below is an instruction that describes a task. Write a response"
+def test_bad_rows_end_the_run_or_are_skipped_and_counted(tmp_path: Path, tokenizer: Any) -> None:
+    bad = ["{torn", {"messages": []}, {"messages": TURNS[::-1]}, {"text": "a"}]
+    sound = [{"messages": [*TURNS, {"role": "user", "content": f"{i}"}]} for i in range(8)]
+    config = write(tmp_path, [*sound, bad[2]])
+    problem = (
+        r"dataset\.mine: .*rows\.jsonl: row 9: the chat template of the tokenizer fails .*no q"
     )
-    assert example["prompt"].endswith("\n\n### Response:\n")
-    assert "### Input:" not in example["prompt"]
-    assert example["completion"].endswith("<eos>")
-
-
-def test_an_input_changes_the_prompt(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text(
-        "".join(json.dumps({**row, "context": "Use digits."}) + "\n" for row in rows(4))
-    )
-    data = load_data({"mine": dataset(file)}, seed=0, tokenizer=PLAIN)
-    assert "paired with an input" in data.train[0]["prompt"]
-    assert "\n\n### Input:\nUse digits.\n\n### Response:\n" in data.train[0]["prompt"]
-
-
-def test_a_template_of_ones_own_gets_a_space_before_the_answer(jsonl: Path) -> None:
-    config = dataset(jsonl, template="Question: {instruction}\nAnswer:")
-    example = load_data({"mine": config}, seed=0, tokenizer=PLAIN).train[0]
-    assert example["prompt"].endswith("\nAnswer:")
-    assert example["completion"].startswith(" ")
-
-
-def test_a_chat_template_is_the_tokenizers(jsonl: Path) -> None:
-    class Chat:
-        eos_token, bos_token, bos_token_id, chat_template = "<end>", "<bos>", 1, "there is one"
-
-        def __call__(self, text: str) -> SimpleNamespace:
-            return SimpleNamespace(input_ids=[1])
-
-        def apply_chat_template(self, turns: list[dict[str, str]], **settings: Any) -> str:
-            return "<bos><user>" + turns[0]["content"] + "<assistant>"
-
-    example = load_data({"mine": dataset(jsonl, template="chat")}, seed=0, tokenizer=Chat()).train[
-        0
-    ]
-    assert example["prompt"].startswith(
-        "<user>What is"
-    )  # tokenizing adds the <bos>; twice would be wrong
-    assert example["completion"].endswith("<end>")
-
-
-def test_a_chat_template_that_is_not_there_is_named(jsonl: Path) -> None:
-    with pytest.raises(
-        SlimdownError,
-        match=r"dataset\.mine\.template=chat: this model's tokenizer has no chat template",
-    ):
-        load_data({"mine": dataset(jsonl, template="chat")}, seed=0, tokenizer=PLAIN)
-
-
-def test_counts_are_as_asked_and_nothing_is_in_both_parts(jsonl: Path) -> None:
-    data = load_data({"mine": dataset(jsonl, max_examples=10)}, seed=0, tokenizer=PLAIN)
-    train, held_out = ({e["prompt"] for e in part} for part in (data.train, data.validation))
-    assert (len(data.train), len(data.validation)) == (
-        10,
-        4,
-    )  # 20 rows: 4 held out, 10 of the other 16
-    assert not train & held_out
-
-
-def test_a_held_out_text_that_occurs_twice_is_not_trained_on(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows(10) * 2))
-    data = load_data({"mine": dataset(file)}, seed=0, tokenizer=PLAIN)
-    assert not {e["prompt"] for e in data.train} & {e["prompt"] for e in data.validation}
-    assert len(data.train) < 16
-
-
-def test_the_choice_of_rows_is_the_seeds(jsonl: Path) -> None:
-    def prints(seed: int, n: int) -> str:
-        return load_data({"mine": dataset(jsonl, max_examples=n)}, seed, PLAIN).fingerprint
-
-    assert prints(0, 8) == prints(0, 8)
-    assert len({prints(0, 8), prints(1, 8), prints(0, 9)}) == 3
-
-
-def test_fewer_rows_are_validated_on_the_same_text(jsonl: Path) -> None:
-    few, many = (load_data({"mine": dataset(jsonl, max_examples=n)}, 0, PLAIN) for n in (4, 12))
-    assert few.validation["prompt"] == many.validation["prompt"]
-    assert few.train["prompt"] == many.train["prompt"][:4]
-
-
-def test_several_datasets_are_put_together(jsonl: Path) -> None:
-    chosen = {"a": dataset(jsonl, max_examples=3), "b": dataset(jsonl, max_examples=5)}
-    data = load_data(chosen, seed=0, tokenizer=PLAIN)
-    assert (len(data.train), len(data.validation)) == (8, 8)
-    assert [(s.name, s.n_train, s.n_validation) for s in data.sources] == [("a", 3, 4), ("b", 5, 4)]
-
-
-@pytest.mark.parametrize("ending", ["json", "jsonl", "csv", "parquet"])
-def test_every_kind_of_file_gives_the_same_examples(
-    ending: str, tmp_path: Path, jsonl: Path
-) -> None:
-    file = tmp_path / f"again.{ending}"
-    if ending == "parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows(20)), file)
-    elif ending == "csv":
-        lines = [f'"{r["question"]}","",{r["reply"]}' for r in rows(20)]
-        file.write_text("\n".join(["question,context,reply", *lines]))
-    elif ending == "json":
-        file.write_text(json.dumps(rows(20)))
-    else:
-        file.write_text(jsonl.read_text())
-    assert len(sound_rows(dataset(file))) == 20
-    wanted = load_data({"mine": dataset(jsonl)}, 0, PLAIN).fingerprint
-    assert load_data({"mine": dataset(file)}, 0, PLAIN).fingerprint == wanted
+    with pytest.raises(DataError, match=problem):
+        load(config, tokenizer)
+    data = load(write(tmp_path, [*sound, *bad], skip_bad_rows=True), tokenizer)
+    assert (data.n_skipped, data.n_train, data.n_validation) == (4, 7, 1)
+    assert "4 rows that cannot be trained on are skipped, the first is row " in data.notes[0]
+    mixed = [{"prompt": TURNS[:1], "completion": TURNS[1:]}, {"prompt": "a", "completion": "b"}]
+    with pytest.raises(DataError, match=r"row \d: some rows have a text and some a list as prompt"):
+        load(write(tmp_path, mixed), tokenizer)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "answer"),
-    [
-        ("absent.jsonl", None, "there is no file"),
-        ("empty.jsonl", "", "has 0 row"),
-        ("one.jsonl", '{"question": "a", "context": "", "reply": "b"}\n', "has 1 row"),
-        ("torn.jsonl", '{"question": "a"', "row 1: cannot be read as JSON: Expecting ',' delimiter (column 17)"),
-        ("list.jsonl", "[1, 2]\n", "row 1: it is not an object"),
-        ("object.json", '{"a": 1}', "a list of objects is expected"),
-        ("names.jsonl", '{"q": "a", "context": "", "reply": "b"}\n',
-         "row 1: there is no column question; there are q, context"),
-        ("blank.jsonl", '{"question": "a", "context": "", "reply": "b"}\n' * 2
-         + '{"question": " ", "context": "", "reply": "b"}\n', "row 3: question is empty"),
-        ("short.csv", "question,context,reply\na,b\n", "row 1: it has 2 fields, and the header has 3"),
-        ("fake.parquet", "not parquet", "cannot be read as Parquet"),
-    ],
-)  # fmt: skip
-def test_a_bad_file_is_answered_with_its_row(
-    name: str, content: str | None, answer: str, tmp_path: Path
+    "rows", [[], number(1), number(1) * 9, ["{torn"] * 5, ["{torn", *number(1)]]
+)
+def test_a_file_without_rows_to_train_on_is_refused(rows: list[Any], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^dataset\.mine: .*: nothing is left to train on: it has"):
+        load(write(tmp_path, rows, skip_bad_rows=True))
+
+
+def test_conversations_reach_the_template_without_added_keys(
+    tmp_path: Path, tokenizer: Any
 ) -> None:
-    file = tmp_path / name
-    if content is not None:
-        file.write_text(content)
-    with pytest.raises(RowError) as caught:
-        check_file(dataset(file))
-    assert answer in str(caught.value)
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"x": {}}}}]
+    rows = [
+        {"messages": TURNS, "tools": tools},
+        {
+            "messages": [TURNS[0], {**TURNS[1], "thinking": "Hm."}],
+            "chat_template_kwargs": {"mood": "!"},
+        },
+        {"messages": [*TURNS, *TURNS]},
+    ]
+    [part] = load(write(tmp_path, rows), tokenizer).parts
+    loaded = {row["row"]: row for row in [*part.train, *part.validation]}
+    date = {"date_string": "26 Jul 2024"}
+    assert [loaded[i]["messages"] for i in (1, 2, 3)] == [row["messages"] for row in rows]
+    assert [loaded[i]["tools"] for i in (1, 2, 3)] == [tools, None, None]
+    assert [loaded[i]["chat_template_kwargs"] for i in (1, 2, 3)] == [
+        date,
+        {**date, "mood": "!"},
+        date,
+    ]
 
 
-def test_plain_values_are_the_text_that_they_are_in_the_file(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    answers = ["0", "false", "1.50", "123456789012345678901234567890"]
-    file.write_text("".join(f'{{"question": "a", "reply": {answer}}}\n' for answer in answers))
-    assert [row["output"] for row in sound_rows(dataset(file, input=None))] == answers
+def test_trl_tokenizes_them_with_their_tools_and_arguments(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [
+        {"messages": TURNS, "tools": [{"name": f"t{i}"}], "chat_template_kwargs": {"mood": f"m{i}"}}
+        for i in range(6)
+    ]
+    [part] = load(write(tmp_path, rows), tokenizer).parts
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 8}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(num_attention_heads=1, **shape))
+    arguments = trl.SFTConfig(str(tmp_path), report_to="none", use_cpu=True, bf16=False)
+    trainer = trl.SFTTrainer(model, arguments, train_dataset=part.train, processing_class=tokenizer)
+    for prepared, row in zip(trainer.train_dataset, part.train, strict=True):
+        i = row["row"] - 1
+        tools = f"[{{'name': 't{i}'}}]m{i}26 Jul 2024"
+        expected = tokenizer(f"{tools}<user>What?<assistant>That.", add_special_tokens=False)
+        assert prepared["input_ids"] == expected["input_ids"]
 
 
-def test_columns_that_are_not_used_may_hold_anything(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    unused = ["[1, {}]", '"\\ud800"', "9" * 5000, "null", "1"]
-    file.write_text(
-        "".join(f'{{"question": "a", "reply": "b", "notes": {note}}}\n' for note in unused)
-    )
-    assert len(sound_rows(dataset(file, input=None))) == 5
-    table = pyarrow.table(
-        {"question": ["a", "b"], "reply": ["c", "d"], "notes": [[b"\xff"], [b"\0"]]}
-    )
-    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
-    assert len(sound_rows(dataset(tmp_path / "rows.parquet", input=None))) == 2
+def test_without_a_chat_template_nothing_is_read_further(tmp_path: Path) -> None:
+    plain = transformers.AutoTokenizer.from_pretrained(pocket.MODEL_DIR)
+    for rows, setting in (
+        ({"messages": TURNS}, "format=messages"),
+        ({"instruction": "a", "output": "b"}, "template=chat"),
+    ):
+        template = "chat" if "instruction" in rows else "alpaca"
+        with pytest.raises(
+            ModelError, match=rf"^dataset\.mine\.{setting}: .* has no chat template"
+        ):
+            load(write(tmp_path, [rows] * 3, template=template, skip_bad_rows=True), plain)
 
 
-@pytest.mark.parametrize("ending", ["JSONL", "json", "csv"])
-def test_a_byte_order_mark_and_capitals_are_no_hindrance(ending: str, tmp_path: Path) -> None:
-    file = tmp_path / f"rows.{ending}"
-    lines = [json.dumps(row) for row in rows(4)]
-    content = {
-        "JSONL": "\r\n".join(lines),
-        "json": f"[{','.join(lines)}]",
-        "csv": "question,context,reply\r\n" + "a,,b\r\n" * 4,
+def mix(folder: Path, weights: list[float | None], seed: int = 0) -> tuple[TrainingData, list[str]]:
+    chosen = {
+        name: write(folder, number(310, 1000 * i), name, validation_examples=10, weight=weight)
+        for i, (name, weight) in enumerate(zip("abc", weights, strict=False))
     }
-    file.write_bytes(b"\xef\xbb\xbf" + content[ending].encode())
-    assert len(sound_rows(dataset(file))) == 4
+    data = load_training_data(chosen, None, seed)
+    parts = [part.train for part in data.parts]
+    mixed = mix_rows(parts, [part.weight for part in data.parts], seed)
+    assert Counter(mixed["text"][:]) == Counter(text.text for text in data.iter_texts())
+    return data, mixed["text"][:]
 
 
-def test_a_text_may_hold_the_name_of_a_slot(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    row = {
-        "question": "What does {input} mean in {instruction}?",
-        "context": "A {instruction}.",
-        "reply": "A slot.",
-    }
-    file.write_text(f"{json.dumps(row)}\n" * 2 + json.dumps({**row, "reply": "Two."}))
-    for template in ("alpaca", "Q: {instruction} I: {input}"):
-        example = load_data({"mine": dataset(file, template=template)}, 0, PLAIN).validation[0]
-        assert "What does {input} mean in {instruction}?" in example["prompt"]
-        assert "A {instruction}." in example["prompt"]
+def test_weights_are_chances_until_a_dataset_is_exhausted(tmp_path: Path) -> None:
+    unmixed, one_after_the_next = mix(tmp_path, [None, None, None])
+    parts = [part.train for part in unmixed.parts]
+    assert one_after_the_next == [text for part in parts for text in part["text"][:]]
+    for weights in ([3.0, 1.0, 2.0], [3.0, 1.0, 0.0], [1.0, 0.001, 0.001]):
+        data, mixed = mix(tmp_path, weights)
+        chances = [weight / sum(weights) for weight in weights]
+        stock = datasets.interleave_datasets(parts, probabilities=chances, seed=0)["text"][:]
+        assert mixed == stock
+        assert len(set(mixed)) == len(mixed) == data.n_train
+    assert not len(mix(tmp_path, [3.0, 1.0, 0.0])[0].parts[2].train)
 
 
-def test_a_file_is_read_once_until_it_changes(jsonl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[Path] = []
-    monkeypatch.setattr(
-        "slimdown.data.rows.records", lambda file, columns: opened.append(file) or records(file)
+def test_a_weight_changes_nothing_of_what_is_held_out(tmp_path: Path) -> None:
+    loaded = [mix(tmp_path, [1.0, b])[0] for b in (0.0, 0.5, 3.0)]
+    held_out = [[p.validation["text"][:] for p in data.parts] for data in loaded]
+    assert held_out[0] == held_out[1] == held_out[2]
+    again, with_seed = mix(tmp_path, [1.0, 0.5])[0], mix(tmp_path, [1.0, 0.5], seed=1)[0]
+    assert again.fingerprint == loaded[1].fingerprint
+    assert len({with_seed.fingerprint, *(data.fingerprint for data in loaded)}) == 4
+
+
+def test_the_embedded_instructions_are_there() -> None:
+    config = DatasetConfig(
+        "pocket:pocket_instructions_train",
+        template="{instruction}",
+        instruction="prompt",
+        output="completion",
+        max_examples=1500,
+        validation_examples=100,
     )
-    for seed in range(3):
-        load_data({"mine": dataset(jsonl, max_examples=seed + 1)}, seed, PLAIN)
-    assert opened == [jsonl]
-    jsonl.write_text(jsonl.read_text() + json.dumps(rows(1)[0]))
-    data = load_data({"mine": dataset(jsonl)}, 0, PLAIN)
-    assert len(data.train) + len(data.validation) == 21
+    data = load(config)
+    assert (data.n_train, data.n_validation, data.notes) == (1500, 100, [])
+    row = data.parts[0].train[0]
+    assert row["prompt"].startswith("Instruction: ")
+    assert row["completion"].startswith(" ")
 
 
-def test_rows_are_in_the_order_that_datasets_shuffles(jsonl: Path) -> None:
-    shuffled = Dataset.from_list(rows(20)).shuffle(seed=5)["reply"]
-    data = load_data({"mine": dataset(jsonl)}, 5, PLAIN)
-    taken = [*data.validation["completion"], *data.train["completion"]]
-    assert [text.removesuffix("<eos>") for text in taken] == list(shuffled)
+@pytest.mark.hub
+def test_rows_of_the_hub_keep_their_commit_and_their_empty_texts(tokenizer: Any) -> None:
+    config = DatasetConfig(
+        "tatsu-lab/alpaca", input="input", max_examples=200, validation_examples=100
+    )
+    [part] = load(config).parts
+    assert len(part.revision) == 40
+    assert len(part.train) == 200
+    for path, answer in (
+        ("nobody/nothing", "is neither on the hub"),
+        ("tatsu-lab/alpaca", "split"),
+    ):
+        with pytest.raises(DataError, match=f"^dataset.mine: {path}: .*{answer}"):
+            load(DatasetConfig(path, split="nope" if "alpaca" in path else "train"))
 
 
-def test_the_embedded_instructions_are_there(composed: Callable[..., RunConfig]) -> None:
-    data = load_data(composed().dataset, seed=0, tokenizer=PLAIN)
-    assert (len(data.train), len(data.validation)) == (1500, 100)
+@pytest.mark.hub
+def test_the_train_split_of_gsm8k_holds_no_question_of_its_test_split() -> None:
+    test = datasets.load_dataset("openai/gsm8k", "main", split="test")
+    questions = [
+        Question(f"gsm8k {i}", (row["question"],), (row["answer"].rpartition("#### ")[2],))
+        for i, row in enumerate(test)
+    ]
+    config = DatasetConfig(
+        "openai/gsm8k",
+        name="main",
+        instruction="question",
+        output="answer",
+        validation_examples=100,
+    )
+    contamination = find_contamination(load(config), {"gsm8k": questions})
+    assert len(contamination.get_overlaps("gsm8k")) in (2, 3)  # by the rows that are held out
+    assert contamination.count("gsm8k") == 0
