@@ -1,7 +1,15 @@
 """Runs of made-up answers, recorded by the real writer into a real store."""
 
-from collections.abc import Sequence
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
+from socket import socket
+from typing import Any
 
 from builders import make_benchmark, make_evaluation, make_scores
 from omegaconf import OmegaConf
@@ -11,15 +19,14 @@ from slimdown.evaluation.results import Evaluation
 from slimdown.stats.findings import judge
 from slimdown.stats.holdout import open_half
 from slimdown.tracking.provenance import RunInfo
-from slimdown.tracking.run_writer import open_run
+from slimdown.tracking.run_writer import TrackedRun, open_run
 
+Scores = Sequence[Sequence[float]]
 LOST = make_scores(100, 90, 2, 8)  # -44 points: forgotten
 KEPT = make_scores(1500, 3, 3, 494)  # no change: retained
 
 
-def make_answers(
-    config: RunConfig, scores: Sequence[Sequence[float]]
-) -> tuple[Evaluation, Evaluation]:
+def make_answers(config: RunConfig, scores: Scores = LOST) -> tuple[Evaluation, Evaluation]:
     """Base and tuned evaluation with the same scores on each benchmark of the config."""
     evaluations = []
     for values in scores:
@@ -31,26 +38,59 @@ def make_answers(
     return evaluations[0], evaluations[1]
 
 
-def record_run(
-    config: RunConfig,
-    name: str,
-    scores: Sequence[Sequence[float]] = LOST,
-    key: str = "",
-    **info: str,
-) -> str:
-    """Record a finished run and return its id."""
-    config = replace(
-        config, benchmark={k: replace(b, metric="acc") for k, b in config.benchmark.items()}
-    )
-    base, tuned = make_answers(config, scores)
+def make_info(config: RunConfig, name: str, **fields: Any) -> RunInfo:
+    """What a run is called, with its settings as composed."""
     yaml = OmegaConf.to_yaml(OmegaConf.structured(config))
-    with open_run(
-        config, RunInfo(name, yaml, ["lora.r=8"], run_key=key, environment={}, **info)
-    ) as run:
-        for cache, evaluation in ((run.base_cache, base), (run.tuned_cache, tuned)):
-            for benchmark, one in evaluation.benchmarks.items():
-                cache.save(f"{benchmark}{name}".encode().hex(), benchmark, one)
-        share = config.evaluation.holdout
-        findings = judge(open_half(base, share), open_half(tuned, share))
-        run.save(findings, {"report.md": "# report", "report.html": "<p>page</p>"})
+    return RunInfo(name, yaml, ["lora.r=8"], environment={}, **fields)
+
+
+def set_metric(config: RunConfig) -> RunConfig:
+    """The config whose benchmarks all have the metric of made-up answers."""
+    benchmarks = {k: replace(b, metric="acc") for k, b in config.benchmark.items()}
+    return replace(config, benchmark=benchmarks)
+
+
+def save_answers(run: TrackedRun, config: RunConfig, scores: Scores = LOST, key: str = "k") -> None:
+    """Do what an experiment does once both models have answered."""
+    base, tuned = make_answers(config, scores)
+    for cache, evaluation in ((run.base_cache, base), (run.tuned_cache, tuned)):
+        for number, (name, one) in enumerate(evaluation.benchmarks.items()):
+            cache.save(f"{key}{number}", name, one)
+    share = config.evaluation.holdout
+    findings = judge(open_half(base, share), open_half(tuned, share))
+    run.save(findings, {"report.md": "# report", "report.html": "<p>page</p>"})
+
+
+def record_run(config: RunConfig, name: str, scores: Scores = LOST, **fields: Any) -> str:
+    """Record a finished run and return its id."""
+    config = set_metric(config)
+    with open_run(config, make_info(config, name, **fields)) as run:
+        save_answers(run, config, scores)
     return run.run_id
+
+
+@contextmanager
+def serve_mlflow(folder: Path, port: int = 0) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """MLflow's own server on a store of a folder: its address and its process."""
+    if not port:
+        with closing(socket()) as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination", str(folder / "files"),
+    ]  # fmt: skip
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        uri = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{uri}/health").close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield uri, server
+    finally:
+        server.terminate()
+        server.wait()

@@ -86,24 +86,16 @@ def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[],
         show_table(table)
         return 0
     text = render_page() if chosen == "html" else write_table(table, chosen)
-    if options.output:
-        write_output(options.output, text)
-    else:
+    if not options.output:
         print_text(text)
-    return 0
-
-
-def write_output(file: Path, content: str | bytes) -> None:
-    """Write a file that an option names; what was there stays until it is whole.
-
-    Raises:
-        SlimdownError: It cannot be written.
-    """
+        return 0
     try:
-        write_atomically(file, content)
+        write_atomically(options.output, text)
     except OSError as error:
-        raise_if_disk_full(error, file.parent, advice="Write to another disk")
-        raise ConfigError(f"{file} cannot be written ({error.strerror}); name another") from None
+        raise_if_disk_full(error, options.output.parent, advice="Write to another disk")
+        reason = f"{options.output} cannot be written ({error.strerror}); name another"
+        raise ConfigError(reason) from None
+    return 0
 
 
 def run_command(answer: Callable[[], int], refusal: str, error_code: int) -> int:

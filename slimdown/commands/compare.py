@@ -3,7 +3,6 @@
 import argparse
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimdown.commands import arguments
@@ -14,12 +13,6 @@ if TYPE_CHECKING:
     from slimdown.stats.run_records import RunRecord
 
 _DEFAULT_EXPERIMENT = "slimdown"  # that of conf/config.yaml
-_STATES = {
-    "RUNNING": "running or killed",
-    "FINISHED": "finished without findings that can be read",
-    "FAILED": "failed",
-    "KILLED": "stopped",
-}
 _EPILOG = """\
 examples
   slimdown compare                                        the finished runs of experiment slimdown
@@ -52,8 +45,7 @@ def main(argv: list[str]) -> int:
     add("--sort", metavar="KEY", help="a benchmark, setting, retained, target, ...; -KEY: down")
     add("--by", metavar="SETTING", help="sort by it, and plot every benchmark over it")
     add("--group-seeds", action=argparse.BooleanOptionalAction, default=True, help=text)
-    add("--rows", type=int, metavar="N", help="at most so many, 0: all (default: 100)")
-    add("--plots", type=Path, metavar="DIR", help="also write the plots here")
+    add("--rows", type=int, default=100, metavar="N", help="at most so many, 0: all")
     modes = parser.add_mutually_exclusive_group()
     for mode, text in (
         ("paired", "two RUNs: the answers of both tuned models, one by one"),
@@ -63,10 +55,8 @@ def main(argv: list[str]) -> int:
         modes.add_argument(f"--{mode}", action="store_const", const=mode, dest="mode", help=text)
     parser.add_output()
     options = parser.parse_args(argv)
-    is_shaped = options.sort or options.by or options.rows is not None or options.plots
-    if options.mode and (is_shaped or not options.group_seeds):
-        shaping = "--sort, --by, --rows, --plots and --no-group-seeds"
-        parser.error(f"--{options.mode} has rows of its own; leave {shaping} out")
+    if options.mode and (options.sort or options.by or not options.group_seeds):
+        parser.error(f"--{options.mode} has rows of its own; leave --sort, --by and the like out")
     if options.runs and (options.experiment or options.sweep or options.tag or options.filter):
         parser.error("runs are named: leave --experiment, --sweep, --tag and --filter out")
     if options.mode == "paired" and len(options.runs) != 2:
@@ -85,7 +75,6 @@ def main(argv: list[str]) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from slimdown.report import comparison_page as page
-    from slimdown.report.figures import write_figures
     from slimdown.stats.run_comparison import compare_runs
     from slimdown.stats.run_order import sort_by_setting, sort_rows
 
@@ -95,13 +84,8 @@ def _compare(options: argparse.Namespace) -> int:
         comparison = sort_by_setting(comparison, options.by)
     if options.sort:
         comparison = sort_rows(comparison, options.sort)
-    is_table = arguments.choose_format(options) == "table"
-    n_rows = (100 if options.rows is None else options.rows) if is_table else 0
+    n_rows = options.rows if arguments.choose_format(options) == "table" else 0
     table = page.comparison_table(comparison, title, notes, n_rows)
-    if options.plots:
-        figures = page.comparison_figures(comparison, options.by)
-        for name, content in write_figures(figures).items():
-            arguments.write_output(options.plots / name, content)
     return arguments.put_table(
         table, options, lambda: page.render_comparison_page(table, comparison, options.by)
     )
@@ -195,7 +179,7 @@ def select_runs(options: argparse.Namespace) -> "tuple[list[RunRecord], str, lis
     tags = {text.partition("=")[0]: text.partition("=")[2] for text in texts}
     runs = find_runs(tracking, experiments, tags, options.filter, with_findings=True)
     states = Counter(
-        "pruned by a search" if Tag.pruned in run.tags else _STATES.get(run.status, run.status)
+        "pruned by a search" if Tag.pruned in run.tags else run.status.lower()
         for run in runs
         if not run.findings
     )

@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimdown.commands.arguments import CommandParser, open_tracking, put_table, run_command
+from slimdown.config.schema import ModelConfig, RunConfig
 from slimdown.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -97,19 +97,15 @@ def _track(findings: "Findings", options: argparse.Namespace) -> None:
 
     from slimdown.report.run_page import render_page
     from slimdown.tracking.metric_names import Tag
-    from slimdown.tracking.run_writer import TrackedRun
+    from slimdown.tracking.provenance import RunInfo
+    from slimdown.tracking.run_writer import open_run
 
     assert findings.tuned is not None
-    base, tuned = str(options.base), str(options.tuned)
-    settings = OmegaConf.create({"model": {"id": base}, "tuned": tuned, "benchmark": {}})
-    for name, one in findings.tuned.benchmarks.items():
-        settings.benchmark[name] = asdict(one.benchmark)
-    flat = {"model.id": base, "tuned": tuned}
-    for name, benchmark in settings.benchmark.items():
-        flat |= {f"benchmark.{name}.{key}": str(value) for key, value in benchmark.items()}
-    title = f"verdict {tuned}"
-    tags = {str(Tag.model): base, str(Tag.origin): tuned}
-    with TrackedRun(open_tracking(options), title, tags) as run:
-        run.log_settings(flat, {"config.yaml": OmegaConf.to_yaml(settings)})
+    model, tuned = ModelConfig(id=str(options.base)), str(options.tuned)
+    benchmarks = {name: one.benchmark for name, one in findings.tuned.benchmarks.items()}
+    tracking = open_tracking(options)
+    config = RunConfig(model=model, tuned=tuned, benchmark=benchmarks, tracking=tracking)
+    yaml, title = OmegaConf.to_yaml(OmegaConf.structured(config)), f"verdict {tuned}"
+    with open_run(config, RunInfo(title, yaml, tags={Tag.origin: tuned})) as run:
         run.save(findings, {"report.html": render_page(findings, title, run_id=run.run_id)})
     sys.stderr.write(f"run {run.run_id} in {run.store_uri}\n")

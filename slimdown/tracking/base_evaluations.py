@@ -2,11 +2,11 @@
 
 import logging
 import re
+import shutil
 import tempfile
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,9 @@ from slimdown.config.naming import base_settings
 from slimdown.config.schema import BenchmarkConfig, RunConfig, Trust
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.evaluation.samples import DamagedSamples, read_samples, write_samples
+from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
 from slimdown.tracking.provenance import read_user
-from slimdown.tracking.store import (
-    find_experiment,
-    first_line,
-    local_dir,
-    lock,
-    log_settings,
-    open_store,
-    search_runs,
-)
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +44,7 @@ class RecordedEvaluations:
 
     def lock(self, key: str) -> AbstractContextManager[Any]:
         """Held while a base is looked up or measured, by one process of this machine at a time."""
-        return lock(self._config.tracking, key) if self._model == "base" else nullcontext()
+        return store.lock(self._config.tracking, key) if self._model == "base" else nullcontext()
 
     def answers_file(self, key: str) -> Path | None:
         """The file in which lm-eval keeps single answers while a benchmark is measured."""
@@ -68,26 +60,23 @@ class RecordedEvaluations:
             return None
         tag = f"{Tag.evaluation}{key}"
         try:
-            client = self._client or open_store(self._config.tracking)
+            client = self._client or store.open_store(self._config.tracking)
             experiments = [one.experiment_id for one in client.search_experiments()]
-            runs = search_runs(client, experiments, f"tags.`{tag}` LIKE '%'")
+            runs = store.search_runs(client, experiments, f"tags.`{tag}` LIKE '%'")
         except Exception:  # the store is silent: measuring again needs it only at the end
             return None
         for run in runs:
             user = run.data.tags.get("mlflow.user", "unknown")
             if self._config.baseline.trust is Trust.own and user != read_user():
                 continue
-            stored = run.data.tags[tag]
-            if not re.fullmatch(r"[\w-]+", stored):  # it names a file among the run's artifacts
-                _log.warning("%s: run %s names no file of samples", name, run.info.run_id)
-                continue
-            path, evaluation = f"samples/{stored}.parquet", None
+            run_id, stored = run.info.run_id, re.sub(r"[^\w-]", "", run.data.tags[tag])
+            evaluation = None
             with tempfile.TemporaryDirectory() as folder, suppress(Exception):  # gone, or silent
-                found = Path(client.download_artifacts(run.info.run_id, path, folder))
-                date = datetime.fromtimestamp((run.info.start_time or 0) / 1000, UTC)
-                origin = f"run {run.info.run_id[:8]} by {user}, {date:%Y-%m-%d}"
-                evaluation = self._read(found, name, benchmark, f"run {run.info.run_id}")
+                path = client.download_artifacts(run_id, f"samples/{stored}.parquet", folder)
+                date = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+                evaluation = self._read(Path(path), name, benchmark, f"run {run_id}")
             if evaluation:
+                origin = f"run {run_id[:8]} by {user}, {date:%Y-%m-%d}"
                 evaluation = replace(evaluation, origin=origin)
                 self._write(key, name, evaluation)
                 return evaluation
@@ -98,51 +87,48 @@ class RecordedEvaluations:
 
         A store that is silent is no error here: the run delivers its own copy at its end.
         """
-        self._write(key, name, evaluation)
+        file = self._write(key, name, evaluation)
         if self._model != "base" or self._is_silent:
             return
-        tracking, config = self._config.tracking, self._config
+        config = self._config
         try:
-            client = self._client or open_store(tracking)
+            client = self._client or store.open_store(config.tracking)
             if not self._holder:
                 title = f"base {config.model.id.rpartition('/')[2]} {config.quantization.name}"
                 tags = {Tag.kind: "baseline", "mlflow.user": read_user()}
-                experiment = find_experiment(client, tracking)
+                experiment = store.find_experiment(client, config.tracking)
                 self._holder = client.create_run(experiment, None, tags, title).info.run_id
                 client.set_terminated(self._holder, "FINISHED")  # it takes what comes later, too
-                log_settings(client, self._holder, base_settings(config))
+                store.log_settings(client, self._holder, base_settings(config))
             with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / f"base-{name}.parquet"
-                write_samples(file, "base", name, evaluation)
-                client.log_artifact(self._holder, str(file), "samples")
-            score = evaluation.scores[evaluation.benchmark.metric].value
-            client.log_metric(self._holder, f"{name}/base", score)
+                copy = shutil.copy(file, f"{folder}/base-{name}.parquet")
+                client.log_artifact(self._holder, copy, "samples")
+            client.log_metric(self._holder, f"{name}/base", evaluation.score.value)
             # last: whoever finds the tag finds everything
             client.set_tag(self._holder, f"{Tag.evaluation}{key}", f"base-{name}")
         except Exception as error:  # MLflow's, a driver's, an artifact store's own
             self._is_silent = True
+            reason = store.first_line(error)
             _log.warning(
-                "the store does not take the base's answers (%s); they lie in %s",
-                first_line(error),
-                self._folder,
+                "the store takes no answers of the base (%s); they are in %s", reason, file
             )
+        else:
+            if self._client is None:  # measured without a run: the store has it now
+                file.unlink()
 
-    def _write(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> None:
+    def _write(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> Path:
         file = self._locate(key, name)
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(".draft")
         write_samples(draft, self._model, name, evaluation)
-        draft.replace(file)
-        self.files[name] = file
+        self.files[name] = draft.replace(file)
+        return file
 
     def _read(
         self, file: Path, name: str, benchmark: BenchmarkConfig, place: str
     ) -> BenchmarkEvaluation | None:
         try:
             evaluation = read_samples(file, benchmark)
-            scores = [score for one in evaluation.samples for score in one.scores.values()]
-            if not scores or not all(map(isfinite, scores)):
-                raise DamagedSamples("a score is no number")
         except DamagedSamples as error:
             _log.warning("%s is measured again: its samples in %s: %s", name, place, error)
             return None
@@ -159,4 +145,4 @@ def open_base_cache(config: RunConfig) -> RecordedEvaluations:
     Args:
         config: The settings of any run on this base.
     """
-    return RecordedEvaluations(config, "base", local_dir(config.tracking) / "bases")
+    return RecordedEvaluations(config, "base", store.local_dir(config.tracking) / "bases")

@@ -33,14 +33,6 @@ METRICS = {
     "cost/evaluation_seconds": "measuring both models, as far as not found in the record",
     "cost/peak_memory_bytes": "the most that was held, training or measuring, in bytes",
 }
-_ARTIFACTS = {
-    "findings.json": "every statistic of the run",
-    "samples/{base,tuned}-{benchmark}.parquet": "each question, prompt, answer and score",
-    "config.yaml, overrides.txt, environment.json": "settings, versions and machine",
-    "model.json, contamination.csv": "the loaded base; questions that stand in training rows",
-    "adapter/ or model/": "what was trained, with its model card",
-    "report.html, report.md, plots/": "the findings as pages",
-}
 
 
 class Tag(StrEnum):
@@ -115,9 +107,10 @@ def describe_headline(findings: "Findings") -> str:
 def render_reference() -> str:
     """Return the page docs/metrics.md."""
     made_by = "`python -m slimdown.tracking.metric_names > docs/metrics.md` makes this page."
-    lines = ["# What a run records", "", f"{made_by} A number that is not finite is not recorded."]
+    rest = "Numbers that are not finite are left out. findings.json holds every statistic."
+    lines = ["# What a run records", "", f"{made_by} {rest}"]
     tags = {str(tag): tag.meaning for tag in Tag}
-    for title, rows in (("metric", METRICS), ("tag", tags), ("artifact", _ARTIFACTS)):
+    for title, rows in (("metric", METRICS), ("tag", tags)):
         lines += ["", f"| {title} | meaning |", "|---|---|"]
         lines += [f"| `{name}` | {meaning} |" for name, meaning in rows.items()]
     return "\n".join(lines)

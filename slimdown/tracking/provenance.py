@@ -17,8 +17,20 @@ import psutil
 # The packages that numbers come from; their versions are in the key of a run.
 PACKAGES = (
     "accelerate", "bitsandbytes", "datasets", "lm-eval", "numpy", "peft", "scipy", "tokenizers",
-    "torch", "transformers", "trl",
+    "torch", "transformers", "trl", "unsloth",
 )  # fmt: skip
+
+
+def collect_environment() -> dict[str, Any]:
+    """Return versions, machine and git commit, as an object for JSON."""
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "git_commit": read_git_commit(),
+        **{name: find_version(name) for name in ("slimdown", "mlflow", "hydra-core", *PACKAGES)},
+    }
 
 
 @dataclass(frozen=True)
@@ -31,7 +43,7 @@ class RunInfo:
         overrides: What the command line changed.
         sweep: What the runs that one command started have in common.
         run_key: See `resume.run_key`; empty: the run is never skipped or resumed.
-        environment: Versions and machine; collected when the run opens if it is empty.
+        environment: Versions and machine.
         tags: More tags of the run, by name.
         resume_run_id: An unfinished run of the same key that goes on.
         on_open: Called with the run's id as soon as it has one.
@@ -43,25 +55,11 @@ class RunInfo:
     overrides: Sequence[str] = ()
     sweep: str | None = None
     run_key: str = ""
-    environment: Mapping[str, Any] = field(default_factory=lambda: collect_environment())
+    environment: Mapping[str, Any] = field(default_factory=collect_environment)
     tags: Mapping[str, str] = field(default_factory=dict)
     resume_run_id: str = ""
     on_open: Callable[[str], None] | None = None
     watch: Callable[[float, float], None] | None = None
-
-
-def collect_environment() -> dict[str, Any]:
-    """Return versions, machine and git commit, as an object for JSON."""
-    environment: dict[str, Any] = {
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "git_commit": read_git_commit(),
-    }
-    for package in ("slimdown", "mlflow", "hydra-core", "unsloth", *PACKAGES):
-        environment[package] = find_version(package)
-    return environment
 
 
 def find_version(package: str) -> str | None:
@@ -76,10 +74,9 @@ def read_git_commit() -> str | None:
     """Return the commit of the working folder, with `-dirty` where files differ from it."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
 
 
 def read_user() -> str:

@@ -1,6 +1,5 @@
 """Equal runs: the key by which a finished one is found, and the unfinished one that goes on."""
 
-import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -14,10 +13,10 @@ from slimdown.config.naming import flatten
 from slimdown.config.schema import ModelConfig, RunConfig, TrackingConfig
 from slimdown.evaluation.evaluation_cache import MEASUREMENT_VERSION
 from slimdown.stats.run_records import RunRecord
+from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
 from slimdown.tracking.provenance import PACKAGES, find_version
 from slimdown.tracking.run_reader import find_runs
-from slimdown.tracking.store import local_dir, lock, run_dir, search_runs
 from slimdown.training.result import TRAINING_VERSION
 from slimdown.utils.distributed import process_count
 from slimdown.utils.errors import TrackingError
@@ -38,12 +37,10 @@ def run_key(config: RunConfig) -> str:
         32 hex digits, or "" where a file or a commit cannot be read: such a run is never skipped.
     """
     settings = {k: v for k, v in flatten(config).items() if not k.startswith(NOT_IN_KEY)}
-    packages = [*PACKAGES, "unsloth", "unsloth_zoo"]
     try:
         settings |= _identify_model("model.", config.model)
         if config.tuned_model:
-            settings |= _identify_model("tuned.", config.tuned_model)
-            del settings["tuned"]
+            settings |= {"tuned": ""} | _identify_model("tuned.", config.tuned_model)
         for name, dataset in config.dataset.items():
             if dataset.file:
                 content = dataset.file.suffix.lower() + hash_file(dataset.file)
@@ -56,22 +53,19 @@ def run_key(config: RunConfig) -> str:
             settings["evaluation.include_path"] = [hash_file(f) for f in files if f.is_file()]
     except OSError:
         return ""
-    environment = {name: value for name, value in os.environ.items() if "MIXED_PRECISION" in name}
-    return hash_json(
-        {
-            "settings": settings,
-            "order of datasets": list(config.dataset),
-            "packages": {name: (find_version(name) or "").partition("+")[0] for name in packages},
-            "versions": [TRAINING_VERSION, MEASUREMENT_VERSION],
-            "environment": environment,
-            "processes": 1 if config.tuned else process_count(),
-        }
-    )
+    parts = {
+        "settings": settings,
+        "order of datasets": list(config.dataset),
+        "packages": {name: (find_version(name) or "").partition("+")[0] for name in PACKAGES},
+        "versions": [TRAINING_VERSION, MEASUREMENT_VERSION],
+        "processes": 1 if config.tuned else process_count(),
+    }
+    return hash_json(parts)
 
 
 def _identify_model(prefix: str, model: ModelConfig) -> dict[str, object]:
     if model.folder:
-        return {f"{prefix}id": hash_folder(model.folder), f"{prefix}revision": None}
+        return {f"{prefix}id": hash_folder(model.folder)}
     return {f"{prefix}id": model.id, f"{prefix}revision": resolve_commit(model.id, model.revision)}
 
 
@@ -95,19 +89,17 @@ def find_finished_or_lock(
     Yields:
         The finished run or None, and the id of an unfinished run that can go on here, or "".
     """
-    if not key:
-        yield None, ""
-        return
-    is_fresh = config.rerun or not config.baseline.reuse
+    is_fresh = config.rerun or not config.baseline.reuse or not key
     if not is_fresh and (finished := find_finished(config, key)):
         yield finished, ""
         return
-    key_lock = lock(config.tracking, f"key-{hash_json([config.tracking.experiment, key])}")
+    name = hash_json([config.tracking.experiment, key or id(config)])
+    lock = store.lock(config.tracking, f"key-{name}")
     try:
-        holding = key_lock.acquire(timeout=0)
+        holding = lock.acquire(timeout=0)
     except Timeout:
         on_wait()
-        holding = key_lock.acquire()
+        holding = lock.acquire()
     with holding:
         runs = [] if is_fresh else _find_equal_runs(config, key)
         finished = next((run for run in runs if run.status == "FINISHED"), None)
@@ -117,50 +109,44 @@ def find_finished_or_lock(
 
 def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
     """Whether an unfinished run was begun on this machine, and no process works on it."""
-    if run.status == "FINISHED" or run.tags.get(Tag.host) != socket.gethostname():
-        return False
-    return not is_locked(tracking, run.run_id)
+    is_here = run.tags.get(Tag.host) == socket.gethostname()
+    return run.status != "FINISHED" and is_here and not _is_locked(tracking, run.run_id)
 
 
-def is_locked(tracking: TrackingConfig, run_id: str) -> bool:
-    """Whether a process of this machine works on a run."""
-    run_lock = lock(tracking, f"run-{run_id}")
-    try:
-        with run_lock.acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
-def mark_orphans_killed(
-    client: Any, tracking: TrackingConfig, experiment_id: str, keep: str = ""
-) -> None:
+def mark_orphans_killed(client: Any, tracking: TrackingConfig, experiment: str, keep: str) -> None:
     """Mark runs as KILLED whose process on this machine died, and delete files of finished runs.
 
     Args:
         client: Of the store.
         tracking: The store's address.
-        experiment_id: Whose runs are looked at.
+        experiment: The id of the experiment that is looked at.
         keep: A run that goes on.
     """
     here = f"attributes.status = 'RUNNING' and tags.`{Tag.host}` = '{socket.gethostname()}'"
     with suppress(Exception):  # nothing depends on it
-        for run in search_runs(client, [experiment_id], here):
-            if run.info.run_id != keep and not is_locked(tracking, run.info.run_id):
+        for run in store.search_runs(client, [experiment], here):
+            if run.info.run_id != keep and not _is_locked(tracking, run.info.run_id):
                 client.set_terminated(run.info.run_id, "KILLED")
-    for folder in (local_dir(tracking) / "runs").glob("[0-9a-f]" * 32):
+    for folder in (store.local_dir(tracking) / "runs").glob("[0-9a-f]" * 32):
         with suppress(Exception):  # the run of another store
             run = client.get_run(folder.name).info
             is_over = run.status == "FINISHED" or run.lifecycle_stage == "deleted"
-            if is_over and not is_locked(tracking, folder.name):
-                shutil.rmtree(run_dir(tracking, folder.name))
+            if is_over and not _is_locked(tracking, folder.name):
+                shutil.rmtree(folder)
+
+
+def _is_locked(tracking: TrackingConfig, run_id: str) -> bool:
+    try:
+        with store.lock(tracking, f"run-{run_id}").acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _find_equal_runs(config: RunConfig, key: str) -> list[RunRecord]:
-    if not key:
-        return []
+    condition = f"tags.`{Tag.run_key}` = '{key}'"
     experiments = [config.tracking.experiment]
     try:
-        return find_runs(config.tracking, experiments, {Tag.run_key: key}, with_findings=True)
+        return find_runs(config.tracking, experiments, {}, condition, with_findings=True)
     except TrackingError:  # no such store or experiment yet; opening the run says what is wrong
         return []

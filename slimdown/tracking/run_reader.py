@@ -2,9 +2,8 @@
 
 import json
 import logging
-import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -17,17 +16,12 @@ from omegaconf import OmegaConf
 
 from slimdown.config.fields import nearest
 from slimdown.config.loader import load_config
-from slimdown.config.schema import BenchmarkConfig, RunConfig, TrackingConfig
-from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
+from slimdown.config.schema import RunConfig, TrackingConfig
+from slimdown.evaluation.results import Evaluation
 from slimdown.stats.findings import Findings
 from slimdown.stats.run_records import RunRecord
+from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
-from slimdown.tracking.store import (
-    explain_store_errors,
-    first_line,
-    open_store,
-    search_runs,
-)
 from slimdown.utils.errors import TrackingError
 from slimdown.utils.files import cache_dir, write_atomically
 from slimdown.utils.secrets import redact_uri
@@ -42,43 +36,29 @@ def find_runs(
     experiments: Sequence[str] = (),
     tags: Mapping[str, str] | None = None,
     filter_string: str = "",
-    kind: str = "tuned",
     with_findings: bool = False,
 ) -> list[RunRecord]:
-    """Return the runs in the store, newest first; one that cannot be read is left out with a line.
+    """Return the fine-tuning runs, newest first; one that cannot be read is left out with a line.
 
     Args:
         tracking: The store.
         experiments: Names; none: all of them.
         tags: Only runs that have all of these.
         filter_string: MLflow's filter language.
-        kind: `tuned`, `baseline` or `sweep`.
         with_findings: Also read findings.json of each finished run.
 
     Raises:
         TrackingError: No store, no such experiment, or a filter that MLflow does not understand.
     """
-    from mlflow.exceptions import MlflowException
-
-    client = open_store(tracking, must_exist=True)
-    condition = f"tags.`{Tag.kind}` = '{kind}'"
-    condition += f" and {filter_string}" if filter_string else ""
-    with explain_store_errors(tracking):
+    client = store.open_store(tracking, must_exist=True)
+    condition = " and ".join(filter(None, (f"tags.`{Tag.kind}` = 'tuned'", filter_string)))
+    with store.explain_store_errors(tracking):
         names = {str(one.experiment_id): one.name for one in client.search_experiments()}
-        for name in experiments:
-            if name not in names.values():
-                uri, similar = redact_uri(tracking.uri), nearest(name, sorted(names.values()))
-                raise TrackingError(f"there is no experiment {name} in {uri}{similar}")
+        if unknown := [name for name in experiments if name not in names.values()]:
+            uri, similar = redact_uri(tracking.uri), nearest(unknown[0], sorted(names.values()))
+            raise TrackingError(f"there is no experiment {unknown[0]} in {uri}{similar}")
         chosen = [key for key, name in names.items() if not experiments or name in experiments]
-        try:
-            runs = search_runs(client, chosen, condition)
-        except MlflowException as error:
-            if not filter_string or "database is locked" in str(error):
-                raise
-            raise TrackingError(
-                f"the filter {filter_string!r} is not understood: {first_line(error)}; write e.g. "
-                "\"params.`lora.r` = '8' and tags.`slimdown.model` LIKE '%SmolLM2%'\""
-            ) from None
+        runs = store.search_runs(client, chosen, condition)
     wanted = (tags or {}).items()
     chosen_runs = [run for run in runs if wanted <= run.data.tags.items()]
     records = [record for run in chosen_runs if (record := _read_record(run, names))]
@@ -97,15 +77,12 @@ def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
     matches = [run for run in runs if run.run_id == text] or [r for r in runs if r.name == text]
     matches = matches or [run for run in runs if run.run_id.startswith(text)]
     if not matches:
-        similar = nearest(text, sorted({run.name for run in runs})) if runs else ""
-        raise TrackingError(
-            f"there is no fine-tuning run {text} in {redact_uri(tracking.uri)}"
-            f"{similar if 'did you mean' in similar else ''}; slimdown compare lists the runs"
-        )
+        uri = redact_uri(tracking.uri)
+        raise TrackingError(f"there is no run {text} in {uri}; slimdown compare lists the runs")
     if len(matches) > 1:
-        ids = ", ".join(run.run_id for run in matches[:3]) + ", ..." * (len(matches) > 3)
-        raise TrackingError(f"{len(matches)} runs are called {text}; give the id of one: {ids}")
-    return next(iter(read_findings(tracking, matches)), matches[0])
+        ids = ", ".join(run.run_id for run in matches[:3])
+        raise TrackingError(f"{len(matches)} runs are called {text}; give an id: {ids}")
+    return read_findings(tracking, matches)[0]
 
 
 def check_finished(run: RunRecord) -> Findings:
@@ -130,16 +107,17 @@ def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[R
     Findings from a server are kept in the user's cache folder, by the run's id. A finished run
     whose findings cannot be read is returned without, after a line that says why.
     """
-    client = open_store(tracking, must_exist=True)
+    client = store.open_store(tracking, must_exist=True)
 
     def read(run: RunRecord) -> RunRecord:
         if run.status != "FINISHED":
             return run
         try:
-            text = _read_artifact(client, run, "findings.json", is_cached=True)
+            text = _read_artifact(client, run, "findings.json")
             return replace(run, findings=Findings.from_dict(json.loads(text)))
         except Exception as error:  # MLflow's, the system's, or an odd file
-            _log.warning("run %s is left out: its findings.json: %s", run.run_id, first_line(error))
+            reason = store.first_line(error)
+            _log.warning("run %s is left out: its findings.json: %s", run.run_id, reason)
             return run
 
     with ThreadPoolExecutor(_N_THREADS) as threads:
@@ -154,32 +132,27 @@ def read_evaluations(tracking: TrackingConfig, run: RunRecord) -> tuple[Evaluati
     """
     from slimdown.evaluation.samples import read_samples  # pyarrow
 
-    check_finished(run)
-    client = open_store(tracking, must_exist=True)
-
-    def read(model: str, name: str, folder: str) -> BenchmarkEvaluation:
-        path = f"samples/{model}-{name}.parquet"
-        schema = OmegaConf.structured(BenchmarkConfig)
-        benchmark: Any = OmegaConf.to_object(OmegaConf.merge(schema, settings.benchmark[name]))
-        try:
-            return read_samples(
-                Path(client.download_artifacts(run.run_id, path, folder)), benchmark
-            )
-        except Exception as error:  # damaged, or gone: MLflow's, the system's, an artifact store's
-            raise TrackingError(
-                f"run {run.run_id} has lost its {path}, or it is damaged ({first_line(error)}); "
-                "the same settings with rerun=true measure it again"
-            ) from None
-
-    with explain_store_errors(tracking), tempfile.TemporaryDirectory() as folder:
-        settings: Any = OmegaConf.create(_read_artifact(client, run, "config.yaml"))
-        scoring = json.loads(_read_artifact(client, run, "samples/scoring.json"))
-        names = {model: scoring[model].pop("benchmarks") for model in ("base", "tuned")}
-        base, tuned = (
-            Evaluation({name: read(model, name, folder) for name in names[model]}, **scoring[model])
-            for model in names
-        )
-    return base, tuned
+    findings = check_finished(run)
+    conditions = dict(findings.conditions)
+    harness_version, backend = conditions.pop("harness_version"), conditions.pop("backend")
+    benchmarks: Any = OmegaConf.to_object(_read_settings(tracking, run).benchmark)
+    client = store.open_store(tracking, must_exist=True)
+    evaluations: list[Evaluation] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for model in ("base", "tuned"):
+            samples = {}
+            for name in findings.benchmarks:
+                path = f"samples/{model}-{name}.parquet"
+                try:
+                    file = client.download_artifacts(run.run_id, path, folder)
+                    samples[name] = read_samples(Path(file), benchmarks[name])
+                except Exception as error:  # damaged, or gone
+                    reason = f"{path} is gone or damaged ({store.first_line(error)})"
+                    advice = "the same settings with rerun=true measure it again"
+                    raise TrackingError(f"run {run.run_id}: {reason}; {advice}") from None
+            one = Evaluation(samples, harness_version, backend, 0.0, conditions=conditions)
+            evaluations.append(one)
+    return evaluations[0], evaluations[1]
 
 
 def read_config(tracking: TrackingConfig, run: RunRecord) -> RunConfig:
@@ -189,11 +162,7 @@ def read_config(tracking: TrackingConfig, run: RunRecord) -> RunConfig:
         TrackingError: Its config.yaml is gone.
         ConfigError: The settings do not hold here: another version, or a file that is gone.
     """
-    client = open_store(tracking, must_exist=True)
-    with explain_store_errors(tracking):
-        stored = OmegaConf.create(_read_artifact(client, run, "config.yaml"))
-    merged: Any = OmegaConf.merge(OmegaConf.structured(RunConfig), stored)
-    return load_config(merged)
+    return load_config(_read_settings(tracking, run))
 
 
 def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Path:
@@ -206,31 +175,13 @@ def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Pa
         raise TrackingError(
             f"run {run.run_id} ({run.name}) trained nothing: it measured {origin}, made elsewhere"
         )
-    client = open_store(tracking, must_exist=True)
+    client = store.open_store(tracking, must_exist=True)
     for name in ("adapter", "model"):
         with suppress(Exception):
             path = Path(client.download_artifacts(run.run_id, name, str(folder)))
             if any(path.iterdir()):
                 return path
-    raise TrackingError(
-        f"run {run.run_id} ({run.name}) has lost what it trained; the same settings, its artifact "
-        "config.yaml, train it again"
-    )
-
-
-def expand_params(params: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return every setting by its dotted key; a section is recorded as one param in JSON."""
-    settings: dict[str, str] = {}
-    for key, value in params:
-        section = None
-        if value.startswith("{"):
-            with suppress(ValueError):
-                section = json.loads(value)
-        if isinstance(section, dict):
-            settings |= {f"{key}.{name}": str(one) for name, one in section.items()}
-        else:
-            settings[key] = value
-    return settings
+    raise TrackingError(f"run {run.run_id} ({run.name}) has lost what it trained; train it again")
 
 
 def _read_record(run: Any, experiments: Mapping[str, str]) -> RunRecord | None:
@@ -241,29 +192,48 @@ def _read_record(run: Any, experiments: Mapping[str, str]) -> RunRecord | None:
             experiment=experiments[run.info.experiment_id],
             status=run.info.status,
             started=datetime.fromtimestamp((run.info.start_time or 0) / 1000, UTC),
-            params=expand_params(run.data.params.items()),
+            params=_expand_params(run.data.params),
             tags=dict(run.data.tags),
             metrics=dict(run.data.metrics),
             artifact_uri=run.info.artifact_uri or "",
         )
-    except (ValueError, OverflowError, OSError, KeyError, TypeError) as error:
-        _log.warning("run %s is left out: %s", run.info.run_id, first_line(error))
+    except (ValueError, OverflowError, OSError, KeyError) as error:
+        _log.warning("run %s is left out: %s", run.info.run_id, store.first_line(error))
         return None
 
 
-def _read_artifact(client: Any, run: RunRecord, path: str, is_cached: bool = False) -> str:
-    """Return the text of an artifact of a run."""
+def _expand_params(params: Mapping[str, str]) -> dict[str, str]:
+    """Return every setting by its dotted key; see `store.log_settings`."""
+    settings: dict[str, str] = {}
+    for key, value in params.items():
+        section: Any = None
+        with suppress(ValueError):
+            section = json.loads(value)
+        if isinstance(section, dict):
+            settings |= {f"{key}.{name}": str(one) for name, one in section.items()}
+        else:
+            settings[key] = value
+    return settings
+
+
+def _read_settings(tracking: TrackingConfig, run: RunRecord) -> Any:
+    client = store.open_store(tracking, must_exist=True)
+    with store.explain_store_errors(tracking):
+        stored = OmegaConf.create(_read_artifact(client, run, "config.yaml"))
+        return OmegaConf.merge(OmegaConf.structured(RunConfig), stored)
+
+
+def _read_artifact(client: Any, run: RunRecord, path: str) -> str:
+    """Return the text of an artifact; findings from a server are cached by the run's id."""
     place = urlsplit(run.artifact_uri)
     if place.scheme in ("", "file"):
         return (Path(unquote(place.path)) / path).read_text(encoding="utf-8")
-    is_safe = re.fullmatch(r"[\w-]+", run.run_id)
-    cached = cache_dir() / "findings" / f"{run.run_id}.json" if is_cached and is_safe else None
-    if cached and cached.is_file():
+    cached = cache_dir() / "findings" / f"{run.run_id}.json"
+    if path == "findings.json" and cached.is_file():
         return cached.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
-        file = client.download_artifacts(run.run_id, path, folder)
-        text = Path(file).read_text(encoding="utf-8")
-    if cached:
+        text = Path(client.download_artifacts(run.run_id, path, folder)).read_text("utf-8")
+    if path == "findings.json":
         with suppress(OSError):
             write_atomically(cached, text)
     return text

@@ -9,28 +9,19 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlflow.entities import Metric, RunTag
 
 from slimdown.config.naming import flatten
-from slimdown.config.schema import RunConfig, TrackingConfig
+from slimdown.config.schema import RunConfig
 from slimdown.evaluation.samples import write_samples
 from slimdown.stats.findings import Findings
-from slimdown.tracking import metric_names
+from slimdown.tracking import metric_names, store
 from slimdown.tracking.base_evaluations import RecordedEvaluations
 from slimdown.tracking.metric_names import Tag
 from slimdown.tracking.provenance import RunInfo, read_user
 from slimdown.tracking.resume import NOT_IN_KEY, mark_orphans_killed
-from slimdown.tracking.store import (
-    call_within,
-    explain_store_errors,
-    find_experiment,
-    lock,
-    log_settings,
-    open_store,
-    run_dir,
-)
 from slimdown.utils.errors import TrackingError, TrialPruned
 from slimdown.utils.files import raise_if_disk_full, write_atomically
 from slimdown.utils.secrets import redact, redact_uri
@@ -42,17 +33,12 @@ if TYPE_CHECKING:  # they import torch
     from slimdown.training.result import StepLog, TrainingResult
 
 _FLUSH_SECONDS = 5.0  # 200 single calls take 4.2 s, one batch of them 0.03 s
-_END_SECONDS = 60.0  # for marking a run that failed or was stopped
 _MAX_TAG = 5000  # characters
-_BASE_FIELDS = (
-    "id", "revision", "quantization", "dtype", "dtype_reason", "device", "n_parameters",
-    "memory_bytes", "load_seconds", "license",
-)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
 class TrackedRun:
-    """One run, from its settings to its end, as a context.
+    """One run, from its settings to its end; `open_run` makes it.
 
     A store that falls silent in the middle is no error: what it did not take is delivered at the
     end. If it is still silent then, everything is in `folder`, and the same command takes it from
@@ -62,82 +48,64 @@ class TrackedRun:
         run_id: MLflow's id.
         folder: The run's files until they are in the store.
         checkpoint_dir: Where training keeps what it can go on from.
-        base_cache, tuned_cache: The evaluations of both models, where they are measured.
+        base_cache, tuned_cache: The evaluations of both models.
         store_uri, artifact_uri: Where the run is shown, without password.
     """
 
-    def __init__(
-        self, tracking: TrackingConfig, name: str, tags: Mapping[str, str], resume_run_id: str = ""
-    ) -> None:
+    def __init__(self, config: RunConfig, info: RunInfo) -> None:
         """Create the run in the store, or go on in an unfinished one.
-
-        Args:
-            tracking: The store.
-            name: Of the run.
-            tags: Of the run from its beginning.
-            resume_run_id: The id of an unfinished run.
 
         Raises:
             TrackingError: The store does not answer or refuses; nothing has been computed yet.
         """
-        self._tracking, self.client = tracking, open_store(tracking)
-        with explain_store_errors(tracking):
-            experiment = find_experiment(self.client, tracking)
-            mark_orphans_killed(self.client, tracking, experiment, keep=resume_run_id)
-            own: dict[str, str] = {Tag.kind: "tuned", Tag.host: socket.gethostname()}
-            texts = {key: redact(value)[:_MAX_TAG] for key, value in tags.items()}
-            if resume_run_id:
-                run = self.client.get_run(resume_run_id)
-                self.client.update_run(resume_run_id, "RUNNING")
+        self._tracking = tracking = config.tracking
+        self.client = client = store.open_store(tracking)
+        tags = {
+            Tag.kind: "tuned",
+            Tag.host: socket.gethostname(),
+            "mlflow.user": read_user(),
+            Tag.run_key: info.run_key,
+            Tag.sweep: info.sweep or "",
+            **info.tags,
+        }
+        texts = {key: redact(value)[:_MAX_TAG] for key, value in tags.items() if value}
+        # A run without its lock is an orphan for another process that opens one.
+        with store.explain_store_errors(tracking), store.lock(tracking, "opening"):
+            experiment = store.find_experiment(client, tracking)
+            mark_orphans_killed(client, tracking, experiment, keep=info.resume_run_id)
+            if info.resume_run_id:
+                run = client.get_run(info.resume_run_id)
+                client.update_run(run.info.run_id, "RUNNING")
                 for tag in {Tag.error, Tag.pruned} & run.data.tags.keys():
-                    self.client.delete_tag(resume_run_id, tag)
+                    client.delete_tag(run.info.run_id, tag)
             else:
-                own["mlflow.user"] = read_user()
-                run = self.client.create_run(experiment, None, own | texts, redact(name))
-        self.run_id: str = run.info.run_id
+                run = client.create_run(experiment, None, texts, redact(info.name))
+            self.run_id: str = run.info.run_id
+            self._lock = store.lock(tracking, f"run-{self.run_id}")
+            self._lock.acquire(timeout=0)
         self.artifact_uri: str = redact_uri(run.info.artifact_uri)
         self.store_uri = redact_uri(tracking.uri)
-        self._lock = lock(tracking, f"run-{self.run_id}")
-        self._lock.acquire(timeout=0)
-        self.folder = run_dir(tracking, self.run_id)
+        self.folder = store.run_dir(tracking, self.run_id)
         self.checkpoint_dir = self.folder / "checkpoints"
+        self.base_cache = RecordedEvaluations(config, "base", self.folder, client)
+        self.tuned_cache = RecordedEvaluations(config, "tuned", self.folder, client)
         self._artifacts = self.folder / "artifacts"
         self._artifacts.mkdir(parents=True, exist_ok=True)
         self._steps = self.folder / "steps.jsonl"
         self._known_steps = self._steps.read_text().splitlines() if self._steps.exists() else []
-        self.base_cache: RecordedEvaluations | None = None
-        self.tuned_cache: RecordedEvaluations | None = None
-        self._settings: Mapping[str, object] = {}
+        flat = flatten(config).items()
+        self._settings = {k: v for k, v in flat if not k.startswith(NOT_IN_KEY) and v != "???"}
         self._metrics: list[Metric] = []
         self._tags: list[RunTag] = []
         self._is_silent, self._flushed = False, time.monotonic()
-
-    def __enter__(self) -> "TrackedRun":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
-    ) -> None:
-        try:
-            if error is None:
-                self._finish()
-            else:
-                self._fail(error)
-                raise_if_disk_full(error, self.folder)
-        finally:
-            self._lock.release()
-
-    def log_settings(self, settings: Mapping[str, object], files: Mapping[str, str]) -> None:
-        """Record every setting, and texts by their paths among the artifacts."""
-        self._settings = settings
-        for path, text in files.items():
-            write_atomically(self._artifacts / path, redact(text))
+        environment = json.dumps(dict(info.environment), indent=2)
+        write_atomically(self._artifacts / "config.yaml", redact(info.config_yaml))
+        write_atomically(self._artifacts / "overrides.txt", redact("\n".join(info.overrides)))
+        write_atomically(self._artifacts / "environment.json", redact(environment))
         self._flush()
 
     def log_model(self, base: "LoadedModel") -> None:
         """Record which weights the base has."""
-        details = {name: getattr(base, name) for name in _BASE_FIELDS}
-        write_atomically(self._artifacts / "model.json", redact(json.dumps(details, default=str)))
         self._add_tag(Tag.model, f"{base.id}@{base.revision} {base.quantization} {base.dtype}")
 
     def log_data(self, train_data: "TrainingData", contamination: "Contamination") -> None:
@@ -182,26 +150,26 @@ class TrackedRun:
         write_atomically(self._artifacts / "findings.json", json.dumps(findings.to_dict()))
         samples = self._artifacts / "samples"
         samples.mkdir(exist_ok=True)
-        scoring: dict[str, Any] = {}
-        caches = {"base": self.base_cache, "tuned": self.tuned_cache}
-        for model, evaluation in (("base", findings.base), ("tuned", findings.tuned)):
-            assert evaluation is not None, "findings that are saved hold their evaluations"
-            cache = caches[model]
-            for name, one in evaluation.benchmarks.items():
+        for model, evaluation, cache in (
+            ("base", findings.base, self.base_cache),
+            ("tuned", findings.tuned, self.tuned_cache),
+        ):
+            for name, one in evaluation.benchmarks.items() if evaluation else ():
                 file = samples / f"{model}-{name}.parquet"
-                if cache and name in cache.files:  # with the questions that are held out
+                if name in cache.files:  # with the questions that are held out
                     shutil.copyfile(cache.files[name], file)
                 else:
                     write_samples(file, model, name, one)
-            fields = ("harness_version", "backend", "seconds", "conditions")
-            scoring[model] = {field: getattr(evaluation, field) for field in fields}
-            scoring[model]["benchmarks"] = list(evaluation.benchmarks)
-        write_atomically(samples / "scoring.json", json.dumps(scoring, default=dict))
         self._add_metrics(metric_names.collect_finding_metrics(findings))
         self._add_tag(Tag.headline, metric_names.describe_headline(findings))
         self._add_tag("mlflow.note.content", str(files.get("report.md", "")))
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Deliver everything, mark the run FINISHED and delete its folder.
+
+        Raises:
+            TrackingError: The store does not take it; says where the folder is.
+        """
         try:
             self._deliver("FINISHED")
         except TrackingError as error:
@@ -211,7 +179,8 @@ class TrackedRun:
             ) from None
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Mark the run FAILED, or KILLED where somebody or a search stopped it."""
         stops = (KeyboardInterrupt, SystemExit, TrialPruned)
         status = "KILLED" if isinstance(error, stops) else "FAILED"
         if isinstance(error, TrialPruned):
@@ -222,16 +191,18 @@ class TrackedRun:
             with suppress(OSError):
                 write_atomically(self._artifacts / "traceback.txt", redact(text))
         try:
-            call_within(_END_SECONDS, lambda: self._deliver(status))
+            store.check_store(self._tracking)  # MLflow would retry for minutes
+            self._deliver(status)
             error.add_note(f"Run {self.run_id} is marked {status}; the same command goes on in it.")
-        except (TrackingError, TimeoutError) as problem:
-            error.add_note(
-                f"Run {self.run_id} could not be marked {status} ({problem}); the same command "
-                f"goes on from {self.folder}."
-            )
+        except TrackingError as problem:
+            error.add_note(f"{problem}. The same command goes on from {self.folder}.")
+
+    def unlock(self) -> None:
+        """Let another process go on in the run."""
+        self._lock.release()
 
     def _deliver(self, status: str) -> None:
-        with explain_store_errors(self._tracking):
+        with store.explain_store_errors(self._tracking):
             self._send_pending()
             self.client.log_artifacts(self.run_id, str(self._artifacts))
             self.client.set_terminated(self.run_id, status)
@@ -241,7 +212,7 @@ class TrackedRun:
         self._flushed = time.monotonic()
         try:
             if not self._is_silent:
-                with explain_store_errors(self._tracking):
+                with store.explain_store_errors(self._tracking):
                     self._send_pending()
         except TrackingError as error:
             self._is_silent = True
@@ -249,7 +220,7 @@ class TrackedRun:
 
     def _send_pending(self) -> None:
         if self._settings:
-            log_settings(self.client, self.run_id, self._settings)
+            store.log_settings(self.client, self.run_id, self._settings)
             self._settings = {}
         for i in range(0, len(self._metrics), 1000):  # MLflow's limit for one batch
             self.client.log_batch(self.run_id, self._metrics[i : i + 1000])
@@ -279,18 +250,15 @@ def open_run(config: RunConfig, info: RunInfo) -> Iterator[TrackedRun]:
     Raises:
         TrackingError: The store does not answer, before anything is computed or at the end.
     """
-    tags = {Tag.run_key: info.run_key, Tag.sweep: info.sweep or "", **info.tags}
-    tags = {name: text for name, text in tags.items() if text}
-    with TrackedRun(config.tracking, info.name, tags, info.resume_run_id) as run:
+    run = TrackedRun(config, info)
+    try:
         if info.on_open:
             info.on_open(run.run_id)
-        run.base_cache = RecordedEvaluations(config, "base", run.folder, run.client)
-        run.tuned_cache = RecordedEvaluations(config, "tuned", run.folder, run.client)
-        settings = {k: v for k, v in flatten(config).items() if not k.startswith(NOT_IN_KEY)}
-        files = {
-            "config.yaml": info.config_yaml,
-            "overrides.txt": "\n".join(info.overrides) + "\n",
-            "environment.json": json.dumps(dict(info.environment), indent=2) + "\n",
-        }
-        run.log_settings(settings, files)
         yield run
+        run.finish()
+    except BaseException as error:
+        run.fail(error)
+        raise_if_disk_full(error, run.folder)
+        raise
+    finally:
+        run.unlock()

@@ -6,16 +6,14 @@ MLflow is imported inside functions: it takes 1.5 seconds.
 import hashlib
 import json
 import logging
-import sqlite3
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from threading import Thread
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -27,8 +25,6 @@ from slimdown.utils.secrets import redact, redact_uri
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_T = TypeVar("_T")
-_MAX_SECONDS = 15.0  # for a store's first answer
 _MAX_PARAM = 6000  # characters; MLflow cuts longer values
 # MLflow 3.17 shows an experiment with the pages for LLM traces unless this tag says otherwise.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -40,14 +36,14 @@ def check_store(config: TrackingConfig) -> None:
     """Ask a server once whether it is there, without importing MLflow.
 
     Raises:
-        TrackingError: It does not answer within 15 seconds, or the address is wrong.
+        TrackingError: It does not answer within 10 seconds, or the address is wrong.
     """
     with explain_store_errors(config):
         if config.uri.startswith("http"):
             # MLflow's own client retries for minutes before it says that nobody answers.
             health = f"{redact_uri(config.uri).replace('***@', '').rstrip('/')}/health"
             try:
-                call_within(_MAX_SECONDS, lambda: urllib.request.urlopen(health, timeout=10))
+                urllib.request.urlopen(health, timeout=10).close()
             except urllib.error.HTTPError:
                 pass  # a server answers; MLflow's client will say what it wants
             except urllib.error.URLError as error:
@@ -75,7 +71,6 @@ def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClien
         from mlflow import MlflowClient
 
         if file is None:
-            call_within(_MAX_SECONDS, lambda: MlflowClient(config.uri).search_experiments(1))
             return MlflowClient(config.uri)
         if not must_exist:
             # Processes that create one database together break it for good, and so does a kill
@@ -118,30 +113,6 @@ def explain_store_errors(config: TrackingConfig) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def call_within(seconds: float, call: Callable[[], _T]) -> _T:
-    """Return what a call returns; one that never ends is left to a thread that dies with us.
-
-    Raises:
-        TimeoutError: The call has not returned in this time.
-    """
-    outcome: list[_T | BaseException] = []
-
-    def work() -> None:
-        try:
-            outcome.append(call())
-        except BaseException as error:
-            outcome.append(error)
-
-    thread = Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise TimeoutError(f"no answer within {seconds:.0f} s")
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
-
-
 def sqlite_file(uri: str) -> Path | None:
     """Return the absolute file of a SQLite address, None for any other address."""
     scheme, _, place = uri.partition("://")
@@ -170,23 +141,13 @@ def lock(config: TrackingConfig, key: str) -> FileLock:
 
 
 def find_experiment(client: "MlflowClient", config: TrackingConfig) -> str:
-    """Return the id of the experiment, which is created where it does not exist.
-
-    Raises:
-        TrackingError: The experiment was deleted.
-    """
+    """Return the id of the experiment, which is created where it does not exist."""
     # A server decides for itself where artifacts go.
     location = (local_dir(config) / "artifacts").as_uri() if sqlite_file(config.uri) else None
     with lock(config, "experiment"):
-        experiment = client.get_experiment_by_name(config.experiment)
-        if experiment is None:
-            return str(client.create_experiment(config.experiment, location, _EXPERIMENT_TAGS))
-    if experiment.lifecycle_stage == "deleted":
-        raise TrackingError(
-            f"tracking.experiment={config.experiment} was deleted in MLflow; restore it with "
-            f"`mlflow experiments restore -x {experiment.experiment_id}`, or choose another name"
-        )
-    return str(experiment.experiment_id)
+        if experiment := client.get_experiment_by_name(config.experiment):
+            return str(experiment.experiment_id)
+        return str(client.create_experiment(config.experiment, location, _EXPERIMENT_TAGS))
 
 
 def search_runs(client: Any, experiment_ids: Sequence[str], filter_string: str) -> list[Any]:
@@ -233,25 +194,16 @@ def _check_exists(file: Path) -> None:
             f"there is no record {file} yet; python -m slimdown.run makes one, or name another "
             "with --tracking-uri or MLFLOW_TRACKING_URI"
         )
-    tables = "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
-    try:  # MLflow's client would create its tables in any database
-        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as database:
-            is_store = database.execute(tables).fetchone() is not None
-    except sqlite3.OperationalError:
-        return  # locked, or not readable: MLflow's client says so
-    except sqlite3.DatabaseError:
-        is_store = False
-    if not is_store:
-        raise TrackingError(f"{file} is no MLflow store; name another with --tracking-uri")
+    with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as pages:
+        if pages.find(b"alembic_version") < 0:  # MLflow would create its tables in any database
+            raise TrackingError(f"{file} is no MLflow store; name another with --tracking-uri")
 
 
 def _advise(uri: str, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"install the driver {error.name}, e.g. pip install 'slimdown[postgres]'"
-    if "database is locked" in str(error):
-        return "another program holds the file; repeat the command when it has ended"
+    if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
+        return "a filter is written so: \"params.`lora.r` = '8' and tags.`slimdown.sweep` = 'x'\""
     if sqlite_file(uri):
-        return "choose a file that you can write, e.g. tracking.uri=sqlite:///mlruns/mlflow.db"
-    if "Invalid Host header" in str(error):
-        return f"start the server with --allowed-hosts {urlsplit(uri).netloc.rpartition('@')[2]}"
+        return "end other programs that hold the file, or name one that you can write"
     return "start the server, or check address, user, password and certificates"

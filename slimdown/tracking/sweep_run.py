@@ -4,17 +4,11 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from slimdown.config.schema import TrackingConfig
+from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
-from slimdown.tracking.provenance import read_user
-from slimdown.tracking.store import (
-    call_within,
-    explain_store_errors,
-    find_experiment,
-    lock,
-    open_store,
-)
 from slimdown.utils.secrets import redact
 
 
@@ -43,30 +37,21 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
     Raises:
         TrackingError: The store does not answer when the sweep begins.
     """
-    client = open_store(tracking)
-    tags = {
-        Tag.kind: "sweep",
-        Tag.sweep: redact(name),
-        Tag.host: socket.gethostname(),
-        "mlflow.user": read_user(),
-    }
-    with explain_store_errors(tracking):
-        experiment = find_experiment(client, tracking)
+    client = store.open_store(tracking)
+    tags: dict[str, Any] = {Tag.kind: "sweep", Tag.sweep: redact(name)}
+    tags[Tag.host] = socket.gethostname()
+    with store.explain_store_errors(tracking):
+        experiment = store.find_experiment(client, tracking)
         run_id = client.create_run(experiment, None, tags, redact(title)).info.run_id
     sweep, status = SweepRun(run_id), "KILLED"
 
-    def close() -> None:
-        for path, text in sweep.files.items():
-            client.log_text(run_id, redact(text), path)
-        client.set_terminated(run_id, status)
-
-    with lock(tracking, f"run-{run_id}"):
+    with store.lock(tracking, f"run-{run_id}"):
         try:
             yield sweep
             status = "FAILED" if sweep.failed else "FINISHED"
-        except Exception:
-            status = "FAILED"
-            raise
         finally:
-            with suppress(Exception), explain_store_errors(tracking):  # its jobs hold all results
-                call_within(60, close)
+            with suppress(Exception):  # its jobs hold all results
+                store.check_store(tracking)
+                for path, text in sweep.files.items():
+                    client.log_text(run_id, redact(text), path)
+                client.set_terminated(run_id, status)

@@ -1,30 +1,47 @@
+"""A run in the record: what it holds, how it ends, and what a silent store costs."""
+
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from record_builders import KEPT, make_answers, record_run
+from record_builders import (
+    KEPT,
+    make_answers,
+    make_info,
+    record_run,
+    save_answers,
+    serve_mlflow,
+    set_metric,
+)
 
 from slimdown.config.schema import RunConfig
-from slimdown.tracking.run_reader import find_run, read_config, read_evaluations
+from slimdown.tracking.resume import find_finished_or_lock
+from slimdown.tracking.run_reader import find_run, find_runs, read_config, read_evaluations
+from slimdown.tracking.run_writer import open_run
+from slimdown.training.result import StepLog
+from slimdown.utils.errors import TrackingError, TrialPruned
 
 Compose = Callable[..., RunConfig]
 
 
-def test_a_run_of_four_benchmarks_fits_the_limits(store: MlflowClient, composed: Compose) -> None:
-    run = store.get_run(record_run(composed(), "one"))
+def test_a_run_of_four_benchmarks_stays_within_the_limits(
+    store: MlflowClient, composed: Compose
+) -> None:
+    run = store.get_run(record_run(composed(), "one", run_key="a" * 32, sweep="ranks"))
     assert run.info.status == "FINISHED"
     assert len(run.data.metrics) <= 30
     assert len(run.data.params) <= 40
     assert len(run.data.tags) <= 12
     experiment = store.get_experiment(run.info.experiment_id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
-    assert not list(Path("mlruns/runs").glob("*"))
+    assert not list(Path("mlruns/runs").glob("*"))  # everything is in the store
 
 
 def test_what_is_written_is_read(store: MlflowClient, composed: Compose) -> None:
-    config = composed("lora.r=4", "evaluation.holdout=0.5")
+    config = set_metric(composed("lora.r=4", "evaluation.holdout=0.5"))
     run_id = record_run(config, "one", KEPT)
     run = find_run(config.tracking, run_id[:8])
     assert run.params["lora.r"] == "4"
@@ -36,3 +53,114 @@ def test_what_is_written_is_read(store: MlflowClient, composed: Compose) -> None
     assert stored_tuned.benchmarks == tuned.benchmarks
     assert len(base.benchmarks["pocket_cs"].samples) > run.findings.benchmarks["pocket_cs"].n
     assert read_config(config.tracking, run).lora == config.lora
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "tag"),
+    [
+        (ValueError("no such layer"), "FAILED", "slimdown.error"),
+        (TrialPruned("beaten"), "KILLED", "slimdown.pruned"),
+        (KeyboardInterrupt(), "KILLED", ""),
+    ],
+)
+def test_a_run_that_ends_early_says_how_and_keeps_its_steps(
+    error: BaseException, status: str, tag: str, store: MlflowClient, composed: Compose
+) -> None:
+    config = composed()
+    with pytest.raises(type(error)), open_run(config, make_info(config, "one")) as run:
+        run.log_step(StepLog(1, {"loss": 2.0, "epoch": 0.1}))
+        raise error
+    recorded = store.get_run(run.run_id)
+    assert recorded.info.status == status
+    assert recorded.data.metrics["train/loss"] == 2.0
+    assert not tag or str(error) in recorded.data.tags[tag]
+    assert f"is marked {status}" in error.__notes__[0]
+    assert run.folder.is_dir()  # for the same command
+
+
+def test_a_run_goes_on_where_it_was_and_keeps_each_step_once(
+    store: MlflowClient, composed: Compose
+) -> None:
+    config = set_metric(composed())
+    with pytest.raises(KeyboardInterrupt), open_run(config, make_info(config, "one")) as run:
+        run.log_step(StepLog(1, {"loss": 2.0}))
+        base, _ = make_answers(config)
+        run.base_cache.save("key", "pocket_cs", base.benchmarks["pocket_cs"])
+        raise KeyboardInterrupt
+    again = make_info(config, "one", resume_run_id=run.run_id)
+    with open_run(config, again) as resumed:
+        assert resumed.run_id == run.run_id
+        benchmark = config.benchmark["pocket_cs"]
+        assert resumed.tuned_cache.find("key", "pocket_cs", benchmark) is None
+        found = resumed.base_cache.find("key", "pocket_cs", benchmark)
+        assert found == base.benchmarks["pocket_cs"]
+        for step in (1, 2):
+            resumed.log_step(StepLog(step, {"loss": 2.0 / step}))
+        save_answers(resumed, config)
+    steps = [metric.step for metric in store.get_metric_history(run.run_id, "train/loss")]
+    assert steps == [1, 2]
+    assert store.get_run(run.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_costs_no_result(
+    composed: Compose,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    config, key = set_metric(composed()), "b" * 32
+    with serve_mlflow(tmp_path) as (uri, server):
+        config = replace(config, tracking=replace(config.tracking, uri=uri))
+        with (
+            pytest.raises(TrackingError, match=r"The results are in .*outputs/runs/"),
+            open_run(config, make_info(config, "one", run_key=key)) as run,
+        ):
+            server.terminate()
+            server.wait()
+            run.log_step(StepLog(1, {"loss": 2.0}))
+            save_answers(run, config)
+    assert "they are in" in caplog.text or "see " in caplog.text
+    with serve_mlflow(tmp_path, int(uri.rpartition(":")[2])):
+        with find_finished_or_lock(config, key) as (finished, resume_run_id):
+            assert finished is None
+            assert resume_run_id == run.run_id
+            info = make_info(config, "one", run_key=key, resume_run_id=resume_run_id)
+            with open_run(config, info) as resumed:
+                found = resumed.base_cache.find("k0", *next(iter(config.benchmark.items())))
+                assert found is not None
+                save_answers(resumed, config)
+        (recorded,) = find_runs(config.tracking, with_findings=True)
+    assert (recorded.status, recorded.run_id) == ("FINISHED", run.run_id)
+    assert not run.folder.exists()
+
+
+def test_no_secret_reaches_the_store(
+    store: MlflowClient, composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
+    config = composed("model.id=pocket:model")
+    info = make_info(config, "token=hunter2 hf_" + "y" * 30, tags={"note": "hf_" + "x" * 30})
+    with pytest.raises(ValueError, match="hunter2"), open_run(config, info) as run:
+        raise ValueError("postgresql://me:hunter2@db/x")
+    recorded = store.get_run(run.run_id)
+    written = json.dumps([recorded.data.tags, recorded.info.run_name])
+    files = [
+        Path(store.download_artifacts(run.run_id, file.path))
+        for file in store.list_artifacts(run.run_id)
+    ]
+    written += "".join(file.read_text() for file in files if file.is_file())
+    assert "traceback.txt" in {file.name for file in files}
+    assert not any(secret in written for secret in ("hunter2", "x" * 30, "y" * 30))
+
+
+def test_a_full_disk_is_one_line(store: MlflowClient, composed: Compose) -> None:
+    config = composed()
+    with (
+        pytest.raises(Exception, match=r"the disk is full .* MB are free"),
+        open_run(config, make_info(config, "one")),
+        Path("/dev/full").open("w") as full,
+    ):
+        full.write("x")

@@ -1,0 +1,165 @@
+"""`slimdown compare`: which runs, in which form, and what it refuses."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from builders import make_scores
+from mlflow import MlflowClient
+from record_builders import KEPT, LOST, make_info, record_run
+
+from slimdown.commands import compare
+from slimdown.config.schema import RunConfig
+from slimdown.tracking.run_writer import open_run
+
+Compose = Callable[..., RunConfig]
+Show = Callable[..., str]
+
+
+@pytest.fixture
+def runs(store: MlflowClient, composed: Compose) -> dict[str, str]:
+    """Two ranks, the first with two seeds; a run that failed; one of another experiment."""
+    ids = {
+        "kept": record_run(composed("lora.r=2", "evaluation.holdout=0.5"), "kept", KEPT, sweep="s"),
+        "lost": record_run(composed("lora.r=4", "evaluation.holdout=0.5"), "lost", LOST),
+        "seed": record_run(
+            composed("lora.r=4", "evaluation.holdout=0.5", "seed=1"),
+            "lost seed=1",
+            make_scores(100, 85, 4, 11),
+        ),
+        "other": record_run(composed("tracking.experiment=other"), "other"),
+    }
+    config = composed()
+    with pytest.raises(ValueError, match="x"), open_run(config, make_info(config, "bad")) as run:
+        raise ValueError("x")
+    return ids | {"bad": run.run_id}
+
+
+@pytest.fixture
+def show(runs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> Show:
+    """Run the command; its output where it succeeds, its message where it does not."""
+
+    def call(*arguments: str, code: int = 0) -> str:
+        assert compare.main(list(arguments)) == code
+        captured = capsys.readouterr()
+        return captured.err if code else captured.out
+
+    return call
+
+
+def test_finished_runs_stand_side_by_side(show: Show) -> None:
+    text = show()
+    assert "3 finished runs of experiment slimdown" in text
+    assert "Left out: 1 failed." in text
+    (kept, *_), (lost, *_) = (
+        [line for line in text.splitlines() if name in line] for name in ("kept", "lost")
+    )
+    assert "retained" in kept
+    assert "forgotten" in lost
+    assert "2 runs" in text  # two seeds are one row
+    assert "lost seed=1" in show("--no-group-seeds")
+
+
+def test_programs_get_every_number(show: Show) -> None:
+    records = json.loads(show("--format", "json"))
+    rows = list(csv.DictReader(io.StringIO(show("--format", "csv"))))
+    assert len(records) == len(rows) == 2
+    assert "lora.r" in rows[0]
+
+
+def test_runs_are_chosen_and_sorted(show: Show, runs: dict[str, str]) -> None:
+    assert "1 finished runs of experiment other" in show("--experiment", "other")
+    assert "1 finished runs of slimdown.sweep=s" in show("--sweep", "s")
+    assert "1 finished runs of filter" in show("--filter", "params.`lora.r` = '2'")
+    named = show(runs["kept"][:8], "other")
+    assert named.startswith("2 runs of")
+    down, up = (show("--sort", key) for key in ("-pocket_cs", "pocket_cs"))
+    assert down.index("kept") < down.index("lost")
+    assert up.index("lost") < up.index("kept")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--experiment", "nobody"], "there is no experiment nobody"),
+        (["--sweep", "nobody"], "there is no finished run of slimdown.sweep=nobody"),
+        (["--tag", "x"], "write KEY=VALUE"),
+        (["nobody", "kept"], "there is no run nobody"),
+        (["kept"], "two different runs"),
+        (["kept", "bad"], "failed: ValueError: x"),
+        (["other", "--confirm"], "held no question back"),
+        (["--experiment", "other", "--noise"], "differ only in their seed"),
+        (["--tracking-uri", "sqlite:///gone.db"], "there is no record"),
+        (["-o", "/proc/x.html"], "cannot be written"),
+        (["--sort", "nothing"], "nothing"),
+    ],
+)
+def test_a_mistake_is_one_message(arguments: list[str], message: str, show: Show) -> None:
+    text = show(*arguments, code=1)
+    assert text.startswith("These runs cannot be compared:\n")
+    assert message in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--paired"],
+        ["kept", "--sweep", "s"],
+        ["--confirm"],
+        ["--noise", "--sort", "name"],
+        ["--paired", "--noise"],
+        ["--no-such-option"],
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        compare.main(arguments)
+    assert ended.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_pairs_confirmation_and_noise_have_tables_of_their_own(show: Show) -> None:
+    assert "lost" in show("lost", "lost seed=1", "--paired")
+    confirmed = show("kept", "lost", "--confirm")
+    assert "held" in confirmed
+    assert "forgotten" in confirmed
+    assert "lost" in show("--noise")
+
+
+def test_a_page_takes_the_place_of_the_old_one_only_when_it_is_whole(
+    show: Show, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    assert show("-o", str(page), "--by", "lora.r") == ""
+    assert "<html" in page.read_text()
+    assert "kept" in show("--format", "html")
+
+
+def test_a_name_is_shown_and_never_obeyed(show: Show, composed: Compose) -> None:
+    record_run(composed("lora.r=8"), "\x1b[31mred\r\nsecond\u202e line [bold]")
+    for arguments in ((), ("--format", "markdown")):
+        text = show(*arguments)
+        assert "\r" not in text
+        assert "\u202e" not in text or arguments
+        if not arguments:
+            assert "\x1b" not in text
+            assert "[bold]" in text
+
+
+def test_it_imports_neither_torch_nor_transformers(runs: dict[str, str]) -> None:
+    script = (
+        "import sys\nfrom slimdown.commands import check, compare, status\n"
+        "assert compare.main([]) == 0 and status.main([]) == 0\n"
+        f"assert check.main(['{runs['kept']}']) == 0\n"
+        "assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)

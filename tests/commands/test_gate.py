@@ -1,0 +1,139 @@
+"""`slimdown check` and `slimdown verdict`: the exit code is the answer, whoever reads the rest."""
+
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from builders import make_scores
+from mlflow import MlflowClient
+from record_builders import KEPT, LOST, record_run
+
+from slimdown.commands import check, compare, verdict
+from slimdown.config.schema import RunConfig
+from slimdown.tracking.run_reader import find_runs
+
+Compose = Callable[..., RunConfig]
+LOGS = Path(__file__).parents[1] / "golden" / "lm_eval.tar.xz"  # of the harness itself
+
+
+@pytest.fixture
+def runs(store: MlflowClient, composed: Compose) -> None:
+    for name, scores in (("kept", KEPT), ("lost", LOST), ("few", make_scores(3, 1, 1, 1))):
+        record_run(composed(), name, scores)
+    record_run(composed("evaluation.holdout=0.5"), "held", KEPT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["kept"], 0),
+        (["lost"], 1),
+        (["few"], 2),
+        (["nobody"], 3),
+        ([""], 3),
+        (["held"], 0),
+        (["lost", "--max-loss", "pocket_cs=0.9"], 0),
+        (["kept", "--max-loss", "pocket_cs=2"], 3),
+        (["kept", "--max-loss", "pocket=0.1"], 3),
+        (["kept", "--tracking-uri", ""], 3),
+    ],
+)
+def test_the_exit_code_is_the_answer(
+    arguments: list[str], code: int, runs: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check.main(arguments) == code
+    captured = capsys.readouterr()
+    assert ("This run cannot be checked" in captured.err) is (code == 3)
+    assert "Traceback" not in captured.err
+    if arguments == ["held"]:
+        assert "held" in captured.out
+
+
+def test_a_wrong_option_is_not_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    for main in (check.main, verdict.main):
+        with pytest.raises(SystemExit) as ended:
+            main(["--no-such-option"])
+        assert ended.value.code == 3
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("reader", "code"), [("head -1", 1), ("true", 1), ("cat >/dev/null", 1)])
+def test_a_reader_that_closes_the_pipe_changes_no_exit_code(
+    reader: str, code: int, runs: None
+) -> None:
+    command = f"{sys.executable} -m slimdown check lost | {reader}; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert ended.returncode == code
+    assert ended.stderr == ""
+
+
+def test_an_output_that_cannot_be_written_is_no_passed_gate(runs: None) -> None:
+    command = f"{sys.executable} -m slimdown check kept > /dev/full"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert ended.returncode == 3
+    assert "No space left" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> tuple[str, str]:
+    with tarfile.open(LOGS) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return str(tmp_path / "base"), str(tmp_path / "tuned")
+
+
+def test_two_folders_of_logs_are_judged_without_torch(logs: tuple[str, str]) -> None:
+    script = (
+        "import sys\nfrom slimdown.commands import verdict\n"
+        f"assert verdict.main({list(logs)}) == 0\n"
+        "assert not {'torch', 'transformers', 'lm_eval', 'mlflow'} & set(sys.modules)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "undecided" in ended.stdout or "forgotten" in ended.stdout
+
+
+@pytest.mark.parametrize("ending", ["md", "csv", "json", "html"])
+def test_logs_become_any_format(ending: str, logs: tuple[str, str], tmp_path: Path) -> None:
+    file = tmp_path / f"verdict.{ending}"
+    assert verdict.main([*logs, "-o", str(file)]) == 0
+    assert file.stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda base, tuned: [base, base], "the same logs"),
+        (lambda base, tuned: [base, "/nowhere"], "/nowhere"),
+        (lambda base, tuned: [base, tuned, "--metric", "x"], "name one metric a task"),
+        (lambda base, tuned: [base, tuned, "--max-loss", "nothing=0.1"], "nothing"),
+        (lambda base, tuned: [base, tuned, "--track", "--tracking-uri", "x"], "uri must be"),
+    ],
+)
+def test_logs_that_cannot_be_judged_exit_with_3(
+    change: Callable[[str, str], list[str]],
+    message: str,
+    logs: tuple[str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert verdict.main(change(*logs)) == 3
+    text = capsys.readouterr().err
+    assert "These logs cannot be judged:" in text
+    assert message in text
+
+
+def test_a_recorded_verdict_is_read_by_compare_and_check(
+    store: MlflowClient,
+    composed: Compose,
+    logs: tuple[str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert verdict.main([*logs, "--track"]) == 0
+    (run,) = find_runs(composed().tracking)
+    assert run.tags["slimdown.origin"] == logs[1]
+    assert compare.main([]) == 0
+    assert check.main([run.run_id]) in (0, 1, 2)
+    assert "Traceback" not in capsys.readouterr().err

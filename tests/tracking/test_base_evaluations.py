@@ -1,0 +1,116 @@
+"""A base is measured once, and nobody's answers are believed blindly."""
+
+import getpass
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event, Thread
+
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+from record_builders import make_answers, make_info, record_run, set_metric
+
+from slimdown.config.schema import RunConfig
+from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_cache
+from slimdown.tracking.run_writer import open_run
+
+Compose = Callable[..., RunConfig]
+NAME, KEY = "pocket_cs", "c" * 32
+
+
+def measure(config: RunConfig) -> object:
+    """Record the base's answers without a run, as before a sweep."""
+    evaluation = make_answers(config)[0].benchmarks[NAME]
+    open_base_cache(config).save(KEY, NAME, evaluation)
+    return evaluation
+
+
+def find(config: RunConfig, folder: Path) -> object:
+    return RecordedEvaluations(config, "base", folder).find(KEY, NAME, config.benchmark[NAME])
+
+
+def holder_file(store: MlflowClient) -> tuple[str, Path]:
+    """The run of kind baseline, and its file of samples."""
+    experiments = [one.experiment_id for one in store.search_experiments()]
+    (run,) = store.search_runs(experiments, "tags.`slimdown.kind` = 'baseline'")
+    folder = Path(run.info.artifact_uri.removeprefix("file://"))
+    return run.info.run_id, folder / "samples" / f"base-{NAME}.parquet"
+
+
+def test_a_base_is_found_by_another_run_which_says_whose_it_is(
+    store: MlflowClient, composed: Compose
+) -> None:
+    config = set_metric(composed())
+    evaluation = measure(config)
+    run_id, _ = holder_file(store)
+    assert store.get_run(run_id).info.status == "FINISHED"
+    with pytest.raises(KeyboardInterrupt), open_run(config, make_info(config, "x")) as run:
+        found = run.base_cache.find(KEY, NAME, config.benchmark[NAME])
+        assert found.samples == evaluation.samples
+        assert f"run {run_id[:8]} by {getpass.getuser()}, 20" in found.origin
+        assert run.tuned_cache.find(KEY, NAME, config.benchmark[NAME]) is None
+        raise KeyboardInterrupt
+
+
+def test_what_is_not_wanted_is_not_found(
+    store: MlflowClient, composed: Compose, tmp_path: Path
+) -> None:
+    config = set_metric(composed())
+    measure(config)
+    run_id, _ = holder_file(store)
+    assert find(set_metric(composed("baseline.reuse=false")), tmp_path / "a") is None
+    own = set_metric(composed("baseline.trust=own"))
+    assert find(own, tmp_path / "b") is not None
+    store.set_tag(run_id, "mlflow.user", "mallory")
+    assert find(own, tmp_path / "c") is None
+    assert "by mallory" in find(config, tmp_path / "d").origin
+
+
+def test_damaged_or_contradicting_answers_are_measured_again_with_a_line(
+    store: MlflowClient, composed: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = set_metric(composed())
+    measure(config)
+    run_id, file = holder_file(store)
+    table = pq.read_table(file)
+    zeros = table.set_column(table.schema.get_field_index("score"), "score", [[0.0] * len(table)])
+    for content in ("zeroed", "torn"):
+        pq.write_table(zeros, file) if content == "zeroed" else file.write_bytes(b"x")
+        assert find(config, tmp_path / content) is None
+        assert f"{NAME} is measured again: its samples in run {run_id}" in caplog.text
+        caplog.clear()
+    file.unlink()
+    assert find(config, tmp_path / "gone") is None
+
+
+def test_a_tag_names_no_file_outside_the_runs_samples(
+    store: MlflowClient, composed: Compose, tmp_path: Path
+) -> None:
+    config = set_metric(composed())
+    measure(config)
+    run_id, file = holder_file(store)
+    (file.parents[1] / "secret.parquet").write_bytes(file.read_bytes())
+    store.set_tag(run_id, f"slimdown.evaluation.{KEY}", "../secret")
+    assert find(config, tmp_path / "run") is None
+
+
+def test_one_process_measures_a_base_at_a_time(store: MlflowClient, composed: Compose) -> None:
+    config = composed()
+    entered = Event()
+
+    def enter() -> None:
+        with open_base_cache(config).lock(KEY):
+            entered.set()
+
+    with open_base_cache(config).lock(KEY):
+        thread = Thread(target=enter)
+        thread.start()
+        assert not entered.wait(0.3)
+    thread.join()
+    assert entered.is_set()
+
+
+def test_a_run_holds_a_copy_of_its_base(store: MlflowClient, composed: Compose) -> None:
+    run_id = record_run(composed(), "one")
+    samples = {file.path for file in store.list_artifacts(run_id, "samples")}
+    assert {f"samples/{model}-{NAME}.parquet" for model in ("base", "tuned")} <= samples

@@ -1,0 +1,162 @@
+"""What is finished is not made again, and what a dead process left goes on."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from record_builders import make_info, record_run
+
+from slimdown.config.schema import RunConfig
+from slimdown.pocket import DATA_DIR
+from slimdown.tracking.provenance import PACKAGES
+from slimdown.tracking.resume import find_finished, find_finished_or_lock, run_key
+from slimdown.tracking.run_writer import open_run
+
+Compose = Callable[..., RunConfig]
+KEY = "d" * 32
+
+
+def test_a_finished_run_is_found_unless_it_shall_be_made_again(
+    store: MlflowClient, composed: Compose
+) -> None:
+    config = composed()
+    assert find_finished(config, KEY) is None
+    run_id = record_run(config, "one", run_key=KEY)
+    with find_finished_or_lock(config, KEY) as (finished, resume_run_id):
+        assert (finished.run_id, resume_run_id) == (run_id, "")
+        assert finished.findings is not None
+    for override in ("rerun=true", "baseline.reuse=false"):
+        with find_finished_or_lock(composed(override), KEY) as answer:
+            assert answer == (None, "")
+    with find_finished_or_lock(config, "") as answer:
+        assert answer == (None, "")
+
+
+def test_an_unfinished_run_goes_on_where_it_was_begun_and_nobody_works_on_it(
+    store: MlflowClient, composed: Compose
+) -> None:
+    config = composed()
+    info = make_info(config, "one", run_key=KEY)
+    with pytest.raises(KeyboardInterrupt), open_run(config, info) as run:
+        with find_finished_or_lock(config, KEY) as answer:
+            assert answer == (None, "")  # it is at work
+        raise KeyboardInterrupt
+    with find_finished_or_lock(config, KEY) as answer:
+        assert answer == (None, run.run_id)
+    store.set_tag(run.run_id, "slimdown.host", "another")
+    with find_finished_or_lock(config, KEY) as answer:
+        assert answer == (None, "")
+
+
+def test_equal_runs_wait_for_each_other(store: MlflowClient, composed: Compose) -> None:
+    config = composed()
+
+    def put_off() -> None:
+        raise InterruptedError
+
+    with find_finished_or_lock(config, KEY):
+        with pytest.raises(InterruptedError), find_finished_or_lock(config, KEY, put_off):
+            pass
+        with find_finished_or_lock(composed("tracking.experiment=other"), KEY, put_off):
+            pass
+    with find_finished_or_lock(config, KEY, put_off):
+        pass
+
+
+def test_a_run_whose_process_died_is_marked_killed(store: MlflowClient, composed: Compose) -> None:
+    script = (
+        "import os\n"
+        "from hydra import compose, initialize_config_dir\n"
+        "from slimdown.config.loader import load_config\n"
+        "from slimdown.config.paths import CONF_DIR\n"
+        "from slimdown.tracking.provenance import RunInfo\n"
+        "from slimdown.tracking.run_writer import TrackedRun\n"
+        "with initialize_config_dir(str(CONF_DIR), version_base='1.3'):\n"
+        "    config = load_config(compose('config'))\n"
+        "print(TrackedRun(config, RunInfo('dies', environment={})).run_id, flush=True)\n"
+        "os._exit(9)\n"
+    )
+    died = subprocess.run(
+        [sys.executable, "-c", script, str(Path(__file__).parents[1])],
+        capture_output=True,
+        text=True,
+    )
+    run_id = died.stdout.split()[-1]
+    assert store.get_run(run_id).info.status == "RUNNING"
+    config = composed()
+    with pytest.raises(KeyboardInterrupt), open_run(config, make_info(config, "alive")) as alive:
+        record_run(config, "one")
+        assert store.get_run(run_id).info.status == "KILLED"
+        assert store.get_run(alive.run_id).info.status == "RUNNING"
+        raise KeyboardInterrupt
+
+
+def test_files_of_finished_runs_are_deleted(store: MlflowClient, composed: Compose) -> None:
+    config = composed()
+    run_id = record_run(config, "one")
+    left = Path("mlruns/runs") / run_id
+    left.mkdir(parents=True)
+    foreign = Path("mlruns/runs") / ("0" * 32)
+    foreign.mkdir()
+    record_run(config, "other")
+    assert not left.exists()
+    assert foreign.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "is_same"),
+    [
+        ("lora.r=4", False),
+        ("seed=1", False),
+        ("benchmark.pocket_cs.limit=7", False),
+        ("evaluation.holdout=0.5", False),
+        ("dataset.pocket_instructions.max_examples=9", False),
+        ("tracking.experiment=other", True),
+        ("baseline.reuse=false", True),
+        ("rerun=true", True),
+        ("train.checkpoint_minutes=3", True),
+    ],
+)
+def test_the_key_holds_what_a_result_depends_on(
+    override: str, is_same: bool, composed: Compose
+) -> None:
+    assert (run_key(composed(override)) == run_key(composed())) is is_same
+
+
+def test_rows_count_by_their_content_not_by_their_place(composed: Compose, tmp_path: Path) -> None:
+    keys = []
+    text = (DATA_DIR / "pocket_instructions_train.jsonl").read_text()
+    for name, content in (("a", text), ("b", text), ("c", text + text[: text.index("\n") + 1])):
+        (tmp_path / f"{name}.jsonl").write_text(content)
+        override = f"dataset.pocket_instructions.path={tmp_path}/{name}.jsonl"
+        keys.append(run_key(composed(override)))
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_own_tasks_count_by_their_content(composed: Compose, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("task: own")
+    config = composed(f"evaluation.include_path={tmp_path}")
+    before = run_key(config)
+    (tmp_path / "own.yaml").write_text("task: own # changed")
+    assert run_key(config) != before
+
+
+@pytest.mark.parametrize("package", PACKAGES[:3])
+def test_another_version_has_another_key(
+    package: str, composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = run_key(composed())
+    find = "slimdown.tracking.resume.find_version"
+    monkeypatch.setattr(find, lambda name: "0" if name == package else None)
+    assert run_key(composed()) != before
+
+
+def test_a_key_is_made_without_torch_and_mlflow(tmp_path: Path) -> None:
+    script = (
+        "import sys\nimport slimdown.tracking.resume, slimdown.tracking.sweep_run\n"
+        "assert not {'torch', 'mlflow', 'pyarrow'} & set(sys.modules), sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

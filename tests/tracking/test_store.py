@@ -1,0 +1,119 @@
+"""Stores that answer, stores that do not, and stores that are made."""
+
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from mlflow import MlflowClient
+from record_builders import record_run
+
+from slimdown.config.schema import RunConfig, TrackingConfig
+from slimdown.tracking import store as record
+from slimdown.tracking.run_reader import find_runs
+from slimdown.utils.errors import TrackingError
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://127.0.0.1:9", "refused.*start the server"),
+        ("sqlite:////proc/no/mlflow.db", "name one that you can write"),
+        ("postgresql://me:hunter2@127.0.0.1:9/x", "check address, user"),
+        ("mssql+nothing://host/x", "check address"),
+        ("sqlite://", "names no file"),
+        ("file:///tmp/x", "must be a database or a server"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_named_in_one_line(
+    uri: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrackingError, match=message) as caught:
+        record.open_store(TrackingConfig(uri, "x"))
+    assert "hunter2" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_server_that_wants_another_password_is_not_called_silent() -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(401)
+
+        do_POST = do_GET
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        config = TrackingConfig(f"http://me:wrong@127.0.0.1:{server.server_port}", "x")
+        record.check_store(config)
+        with pytest.raises(TrackingError, match=r"401.*check address, user, password"):
+            find_runs(config)
+        server.shutdown()
+
+
+def test_a_locked_database_is_one_line(
+    store: MlflowClient, composed: Callable[..., RunConfig], capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = composed().tracking
+    uri = f"{config.uri}?timeout=0.1"
+    with sqlite3.connect("mlruns/mlflow.db") as database:
+        database.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(TrackingError, match=r"database is locked.*other programs"):
+            find_runs(TrackingConfig(uri, config.experiment))
+    assert capfd.readouterr().err == ""
+
+
+def test_reading_makes_no_store_and_changes_no_other_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrackingError, match="there is no record"):
+        find_runs(TrackingConfig("sqlite:///mlruns/mlflow.db", "x"))
+    assert not list(tmp_path.iterdir())
+    other = tmp_path / "other.db"
+    with sqlite3.connect(other) as database:
+        database.execute("CREATE TABLE mine (x)")
+    before = other.read_bytes()
+    with pytest.raises(TrackingError, match="is no MLflow store"):
+        find_runs(TrackingConfig(f"sqlite:///{other}", "x"))
+    assert other.read_bytes() == before
+
+
+def test_a_relative_address_is_that_of_the_folder_one_is_in(
+    migrated_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    composed: Callable[..., RunConfig],
+) -> None:
+    """MLflow keeps one store for an address, and a notebook may change its folder."""
+    config = composed()
+    for name in ("one", "other"):
+        (tmp_path / name / "mlruns").mkdir(parents=True)
+        (tmp_path / name / "mlruns" / "mlflow.db").write_bytes(migrated_store.read_bytes())
+        monkeypatch.chdir(tmp_path / name)
+        assert find_runs(config.tracking) == []
+        record_run(config, name)
+        assert [run.name for run in find_runs(config.tracking)] == [name]
+
+
+@pytest.mark.slow
+def test_processes_that_create_one_store_together_all_succeed(tmp_path: Path) -> None:
+    script = (
+        "from slimdown.config.schema import TrackingConfig\n"
+        "from slimdown.tracking.store import find_experiment, open_store\n"
+        "config = TrackingConfig('sqlite:///new/mlflow.db', 'x')\n"
+        "print(find_experiment(open_store(config), config))\n"
+    )
+    command = [sys.executable, "-c", script]
+    processes = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) for _ in range(4)]
+    answers = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4
+    assert len(set(answers)) == 1
+    assert not list((tmp_path / "new").glob("*.draft"))
