@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from lm_eval import evaluate as evaluate_by_harness
 from lm_eval.api.model import LM
-from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from slimdown.config.schema import EvaluationConfig, OnProgress
@@ -24,11 +23,10 @@ from slimdown.evaluation.evaluation_cache import EvaluationCache, check_evaluati
 from slimdown.evaluation.families import explain_no_sharing
 from slimdown.evaluation.harness_results import (
     check_primary_metric,
-    guess_chance,
     read_task_samples,
     summarize_samples,
 )
-from slimdown.evaluation.prefix_lm import PrefixLM, without_tying
+from slimdown.evaluation.prefix_lm import PrefixLM, VirtualTokensLM, without_tying
 from slimdown.evaluation.question_order import block_ends, order_questions
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
 from slimdown.evaluation.tasks import BenchmarkTask, keep_random_states, quiet_harness
@@ -42,7 +40,7 @@ StopRule = Callable[[dict[str, BenchmarkEvaluation]], set[str]]
 
 # Questions of a chunk, for each that a forward holds: a chunk is what is kept on disk at once, and
 # what a killed evaluation computes again as it was.
-_BATCHES_PER_CHUNK = 4
+_BATCHES_PER_CHUNK = 8
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,6 @@ class Evaluator:
         self.notes: list[str] = []
         self._config, self._share_prefixes = config, share_prefixes
         self._is_backend_final = False
-        self._chances: dict[str, float] = {}
 
     def evaluate(
         self,
@@ -126,100 +123,85 @@ class Evaluator:
                 model.
         """
         while True:
-            if self.backend is None:
-                self.backend = _choose_backend(model, self._config, self._share_prefixes)
-            elif self.backend.shares_prefixes and (reason := explain_no_sharing(model.model)):
+            backend = self.backend or _choose_backend(model, self._config, self._share_prefixes)
+            if backend.shares_prefixes and (reason := explain_no_sharing(model.model)):
                 raise ModelError(
                     f"{model.id} cannot be scored as the model before ({reason}); measure both "
                     "with share_prefixes=False (in a notebook: stock=True)"
                 )
             try:
-                evaluation = self._evaluate(model, cache, stop_when, on_progress)
-                self._is_backend_final = True
+                evaluation = self._evaluate(model, backend, cache, stop_when, on_progress)
+                self._is_backend_final, self.backend = True, backend
                 return evaluation
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                size = max(self.backend.batch_size, self.backend.generation_batch_size)
-                if self._is_backend_final or size == 1:
+                sizes = backend.batch_size, backend.generation_batch_size
+                if self._is_backend_final or max(sizes) == 1:
                     raise ModelError(
-                        f"{model.id} does not fit in memory with {size} questions at once; measure "
-                        f"both models with evaluation.batch_size={max(1, size // 2)}, or with "
-                        "fewer worked examples"
+                        f"{model.id} does not fit in memory with {max(sizes)} questions at once; "
+                        "measure both models with evaluation.batch_size="
+                        f"{max(1, max(sizes) // 2)}, or with fewer worked examples"
                     ) from None
-                halves = (
-                    max(1, n // 2)
-                    for n in (self.backend.batch_size, self.backend.generation_batch_size)
-                )
-                self.backend = BackendOptions(self.backend.shares_prefixes, *halves)
-                self.notes.append(
-                    f"Memory ran out; the batch size is now {self.backend.batch_size}."
-                )
+                halves = (max(1, size // 2) for size in sizes)
+                self.backend = BackendOptions(backend.shares_prefixes, *halves)
+                self.notes.append(f"Memory ran out; from now on {self.backend.name}.")
             release_memory()
 
     def _evaluate(
         self,
         model: LoadedModel,
+        backend: BackendOptions,
         cache: EvaluationCache | None,
         stop_when: StopRule | None,
         on_progress: OnProgress | None,
     ) -> Evaluation:
         started = time.perf_counter()
-        assert self.backend
         with ExitStack() as stack:
             stack.enter_context(keep_random_states())
             stack.enter_context(quiet_harness())
             stack.enter_context(eval_mode(model.model))
             measure_peak = stack.enter_context(measure_peak_memory(model.device))
-            lm = _open_lm(model, self._config, self.backend)
+            lm = _open_lm(model, self._config, backend)
             runs: dict[str, _BenchmarkRun] = {}
             for name, task in self.tasks.items():
-                run = runs[name] = _BenchmarkRun(task, model, lm, self.backend, on_progress)
-                key = evaluation_key(
-                    model, self.backend.name, run.questions_hash, task.config, self._config
-                )
+                requests = task.build_requests(lm, self._config.apply_chat_template)
+                run = runs[name] = _BenchmarkRun(task, requests, model, lm, backend, on_progress)
                 if cache:
+                    hashed = task.hash_questions(requests)
+                    key = evaluation_key(model, backend.name, hashed, task.config, self._config)
                     stack.enter_context(cache.lock(key))
                     run.key, found = key, cache.find(key, name, task.config)
                     if found and (problem := run.take(found)):
-                        self.notes.append(
-                            f"{name} is measured anew: what was found of it is odd ({problem})."
-                        )
-                    if not run.is_whole and (file := cache.answers_file(key)):
+                        line = f"{name} is measured anew: what was found of it is odd ({problem})."
+                        self.notes.append(line)
+                    if not run.is_answered and (file := cache.answers_file(key)):
                         run.answers = stack.enter_context(closing(_AnswersFile(file)))
-                if not stop_when or not run.can_stop:
-                    run.ask_all()
-                    self._save(run, cache)
-            is_open = {name for name, run in runs.items() if stop_when and run.can_stop}
+                while not (stop_when and run.can_stop) and run.n_asked < run.ends[-1]:
+                    run.ask_block()
+                if run.n_asked:
+                    _save(run, cache)
+            is_open = [name for name, run in runs.items() if not run.n_asked]
             while stop_when and is_open:
-                for name in sorted(is_open, key=list(runs).index):
+                for name in is_open:
                     runs[name].ask_block(is_look=True)
-                is_open &= {name for name in is_open if runs[name].n_asked < runs[name].ends[-1]}
-                if is_open:
-                    is_open &= stop_when({name: self._read(run) for name, run in runs.items()})
-            for run in runs.values() if stop_when else ():
-                if run.can_stop:
-                    self._save(run, cache)
-            benchmarks = {name: self._read(run) for name, run in runs.items()}
+                needed = stop_when({name: run.summarize() for name, run in runs.items()})
+                for name in is_open:
+                    if name not in needed or runs[name].n_asked == runs[name].ends[-1]:
+                        _save(runs[name], cache)
+                        needed -= {name}
+                is_open = [name for name in is_open if name in needed]
+            benchmarks = {name: run.summarize() for name, run in runs.items()}
             seconds = time.perf_counter() - started
-            return Evaluation(
-                benchmarks, version("lm-eval"), self.backend.name, seconds, measure_peak()
-            )
+            return Evaluation(benchmarks, version("lm-eval"), backend.name, seconds, measure_peak())
 
-    def _read(self, run: "_BenchmarkRun") -> BenchmarkEvaluation:
-        """The evaluation so far; a guessed chance is that of the first model."""
-        evaluation = run.summarize()
-        name, config = run.task.name, evaluation.benchmark
-        if run.task.is_chance_guessed:
-            self._chances.setdefault(name, guess_chance(evaluation, config.metric))
-            config = replace(config, chance=self._chances[name])
-        return replace(evaluation, benchmark=config)
 
-    def _save(self, run: "_BenchmarkRun", cache: EvaluationCache | None) -> None:
-        if cache and run.n_new:
-            cache.save(run.key, run.task.name, self._read(run))
-            if run.answers:
-                run.answers.remove()
+def _save(run: "_BenchmarkRun", cache: EvaluationCache | None) -> None:
+    """Keep what was asked, unless all of it was found."""
+    if cache and run.n_new:
+        cache.save(run.key, run.task.name, run.summarize())
+        if run.answers:
+            run.answers.remove()
 
 
 class _BenchmarkRun:
@@ -227,31 +209,30 @@ class _BenchmarkRun:
 
     key = ""
     answers: "_AnswersFile | None" = None
+    n_new = 0  # questions that were not found in the cache
 
     def __init__(
         self,
         task: BenchmarkTask,
+        requests: dict[tuple[str, int], list[Any]],
         model: LoadedModel,
         lm: Any,
         backend: BackendOptions,
         on_progress: OnProgress | None,
     ) -> None:
-        self.task, self._model, self._lm, self._backend = task, model, lm, backend
-        self._on_progress = on_progress or (lambda done, total, label: None)
-        self.requests = task.build_requests(lm, lm.uses_chat_template)
-        self.questions_hash = task.hash_questions(self.requests)
-        self.task_weights = task.compute_task_weights(self.requests)
+        self.task, self._requests, self._model = task, requests, model
+        self._lm, self._backend, self._on_progress = lm, backend, on_progress
+        self._task_weights = task.compute_task_weights(requests)
         texts: dict[str, list[str]] = {}
-        numbers: dict[str, list[int]] = {}
-        for (name, number), of_question in self.requests.items():
+        for (name, _), of_question in requests.items():
             texts.setdefault(name, []).append(json.dumps(of_question[0].doc, default=str))
-            numbers.setdefault(name, []).append(number)
+        numbers = {name: [key[1] for key in requests if key[0] == name] for name in texts}
         self._order = [(name, numbers[name][place]) for name, place in order_questions(texts)]
         self.ends = block_ends(len(self._order))
         self._samples: list[Sample] = []
         self._looks: list[int] = []
-        self._found: tuple[Sample, ...] = ()
-        self._origin, self._found_seconds, self._seconds, self.n_new = "", 0.0, 0.0, 0
+        self._found: BenchmarkEvaluation | None = None
+        self._seconds = 0.0
         self._check_room()
 
     @property
@@ -259,14 +240,14 @@ class _BenchmarkRun:
         return len(self._samples)
 
     @property
-    def is_whole(self) -> bool:
+    def is_answered(self) -> bool:
         """Whether every answer was found."""
-        return len(self._found) == len(self._order)
+        return self._found is not None and len(self._found.samples) == len(self._order)
 
     @property
     def can_stop(self) -> bool:
         """A group that weighs unequal tasks alike needs all of its questions."""
-        return self.task_weights is None and len(self.ends) > 1
+        return self._task_weights is None and len(self.ends) > 1
 
     def take(self, found: BenchmarkEvaluation) -> str:
         """Take what was answered before; say what is odd about it, empty where it is sound."""
@@ -275,88 +256,75 @@ class _BenchmarkRun:
             return problem
         if asked != self._order[: len(asked)] or len(asked) not in self.ends:
             return "its questions are others, or in another order"
-        self._found, self._origin = found.samples, found.origin
-        self._found_seconds = found.seconds
+        self._found = found
         return ""
-
-    def ask_all(self) -> None:
-        while self.n_asked < self.ends[-1]:
-            self.ask_block()
 
     def ask_block(self, is_look: bool = False) -> None:
         """Ask the next block, or take its answers from what was found."""
         begin, started = self.n_asked, time.perf_counter()
         end = next(end for end in self.ends if end > begin)
-        if end <= len(self._found):
-            self._samples += self._found[begin:end]
+        if self._found and end <= len(self._found.samples):
+            self._samples += self._found.samples[begin:end]
         else:
             self._samples += self._ask(self._order[begin:end], begin)
             self.n_new += end - begin
             self._seconds += time.perf_counter() - started
-        if is_look:
-            self._looks.append(end)
+        self._looks += [end] if is_look else []
 
     def summarize(self) -> BenchmarkEvaluation:
         """The evaluation so far."""
         versions = sorted({str(task.VERSION) for task in self.task.tasks.values()})
+        seconds = self._seconds + (self._found.seconds if self._found else 0)
         evaluation = summarize_samples(
             self.task.config,
             self._samples,
             ", ".join(versions),
-            self._found_seconds + self._seconds,
-            self.task_weights,
+            seconds,
+            self._task_weights,
             self.task.usable_metrics,
         )
         return replace(
             evaluation,
             looks=tuple(self._looks),
             n_available=self.ends[-1] if self._looks else None,
-            origin=self._origin if not self.n_new else "",
+            origin=self._found.origin if self._found and not self.n_new else "",
         )
 
     def _ask(self, block: Sequence[tuple[str, int]], begin: int) -> list[Sample]:
         """Ask questions chunk by chunk, those of one task together: they share a beginning."""
         samples: dict[tuple[str, int], Sample] = {}
-        by_task: dict[str, list[tuple[str, int]]] = {}
-        for question in block:
-            by_task.setdefault(question[0], []).append(question)
-        for name, questions in by_task.items():
-            task = self.task.tasks[name]
-            generates = task.OUTPUT_TYPE == "generate_until"
-            backend = self._backend
-            size = backend.generation_batch_size if generates else backend.batch_size
+        for name, task in self.task.tasks.items():
+            questions = [question for question in block if question[0] == name]
+            is_generated = task.OUTPUT_TYPE == "generate_until"
+            size = getattr(self._backend, "generation_" * is_generated + "batch_size")
             for i in range(0, len(questions), _BATCHES_PER_CHUNK * size):
                 chunk = questions[i : i + _BATCHES_PER_CHUNK * size]
-                requests = [r for question in chunk for r in self.requests[question]]
-                chunk_key = f"{begin} {name} {i}"
-                responses = self.answers.find(chunk_key, requests) if self.answers else None
+                requests = [r for question in chunk for r in self._requests[question]]
+                chunk_name = f"{begin} {name} {i}"
+                responses = self.answers.find(chunk_name, requests) if self.answers else None
                 if responses is None:
-                    self._lm.batch_size_per_gpu = size  # HFLM's own; PrefixLM reads it, too
+                    self._lm.batch_size_per_gpu = size  # where HFLM and PrefixLM look for it
                     responses = _ask_model(self._lm, requests)
                     if self.answers:
-                        self.answers.save(chunk_key, responses)
+                        self.answers.save(chunk_name, responses)
                 for sample in self._score(task, requests, responses):
                     samples[name, sample.doc_id] = sample
-                self._on_progress(
-                    begin + len(samples), self.ends[-1], f"{self.task.name}: {self._model.id}"
-                )
+                if self._on_progress:
+                    label = f"{self.task.name}: {self._model.id}"
+                    self._on_progress(begin + len(samples), self.ends[-1], label)
         return [samples[question] for question in block]
 
-    def _score(
-        self, task: Any, requests: list[Any], responses: list[list[Any]]
-    ) -> Iterator[Sample]:
+    def _score(self, task: Any, requests: list[Any], responses: list[list[Any]]) -> list[Sample]:
         """Have the harness filter and score responses."""
         name, benchmark = task.config.task, self.task.config
         lm = _AnsweredLM({id(r): list(of_r) for r, of_r in zip(requests, responses, strict=True)})
+        tasks = {"tasks": {name: _AskedTask(task, requests)}, "groups": {}}
         try:
-            results: Any = evaluate_by_harness(
-                lm, {"tasks": {name: _AskedTask(task, requests)}, "groups": {}}, bootstrap_iters=0
-            )
+            results: Any = evaluate_by_harness(lm, tasks, bootstrap_iters=0)
         except ValueError as error:
             raise DataError(f"benchmark.{self.task.name} ({name}): {error}") from error
-        samples = read_task_samples(
-            name, results["samples"][name], results["configs"][name], benchmark
-        )
+        entries, task_config = results["samples"][name], results["configs"][name]
+        samples = read_task_samples(name, entries, task_config, benchmark)
         for sample in samples:
             if any(map(isnan, (*sample.log_likelihoods, *sample.scores.values()))):
                 raise ModelError(
@@ -366,19 +334,18 @@ class _BenchmarkRun:
                     "the model again"
                 )
         check_primary_metric(self.task.name, benchmark, samples)
-        yield from samples
+        return samples
 
     def _check_room(self) -> None:
         """Refuse worked examples that the harness would cut without a word."""
         benchmark, lm = self.task.config, self._lm
         for name, task in self.task.tasks.items() if benchmark.num_fewshot else ():
-            prompts = [of[0].args[0] for key, of in self.requests.items() if key[0] == name]
-            n_tokens = len(lm.tok_encode(max(prompts, key=len)))
+            prompts = [of[0].args[0] for key, of in self._requests.items() if key[0] == name]
+            n_tokens = len(lm.tok_encode(max(map(str, prompts), key=len)))
             generation = task.config.generation_kwargs or {}
-            generates = task.OUTPUT_TYPE == "generate_until"
-            n_new = generation.get("max_gen_toks", lm.max_gen_toks) if generates else 0
-            room = lm.max_length - n_new
-            if n_tokens > room:
+            is_generated = task.OUTPUT_TYPE == "generate_until"
+            n_new = generation.get("max_gen_toks", lm.max_gen_toks) if is_generated else 0
+            if n_tokens > (room := lm.max_length - n_new):
                 raise ConfigError(
                     f"benchmark.{self.task.name}.num_fewshot={benchmark.num_fewshot}: the longest "
                     f"prompt of {name} has {n_tokens} tokens, and {self._model.id} has room for "
@@ -428,32 +395,32 @@ class _AnswersFile:
     def __init__(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         self._file = file
-        try:
-            self._open()
-        except sqlite3.DatabaseError:  # damaged: its questions are asked again
-            file.unlink()
-            self._open()
-
-    def _open(self) -> None:
-        self._database = sqlite3.connect(self._file, isolation_level=None)
-        self._database.execute("CREATE TABLE IF NOT EXISTS chunks (name PRIMARY KEY, responses)")
-        self._chunks = dict(self._database.execute("SELECT name, responses FROM chunks"))
+        for is_last_try in (False, True):
+            self._database = sqlite3.connect(file, isolation_level=None)
+            try:
+                self._database.execute("CREATE TABLE IF NOT EXISTS chunks (name PRIMARY KEY, data)")
+                self._chunks = dict(self._database.execute("SELECT name, data FROM chunks"))
+                break
+            except sqlite3.DatabaseError:  # damaged: its questions are asked again
+                if is_last_try:
+                    raise
+                self.remove()
 
     def find(self, name: str, requests: list[Any]) -> list[list[Any]] | None:
+        """The responses of a chunk; None where it is not there, or damaged."""
         try:
-            found = json.loads(self._chunks.get(name, "null"))
-            if found and [len(of_request) for of_request in found] == [r.repeats for r in requests]:
-                return [[tuple(x) if isinstance(x, list) else x for x in of] for of in found]
-        except (ValueError, TypeError):  # damaged
-            pass
-        return None
+            found = json.loads(self._chunks.get(name, "[]"))
+            if [len(of_request) for of_request in found] != [r.repeats for r in requests]:
+                return None
+            return [[tuple(r) if isinstance(r, list) else r for r in of] for of in found]
+        except (ValueError, TypeError):
+            return None
 
     def save(self, name: str, responses: list[list[Any]]) -> None:
         row = name, json.dumps(responses)
         self._database.execute("INSERT OR REPLACE INTO chunks VALUES (?, ?)", row)
 
     def remove(self) -> None:
-        """All is saved elsewhere."""
         self.close()
         self._file.unlink(missing_ok=True)
 
@@ -491,7 +458,7 @@ def _choose_backend(
         return BackendOptions(shares, config.batch_size, config.batch_size)
     device = model.model.device
     if device.type != "cuda":
-        return BackendOptions(shares, 8, 1)
+        return BackendOptions(shares, 4, 1)
     text_config = model.model.config.get_text_config()
     # Of a row of 1,024 tokens: logits in two precisions, and some layers' activations.
     row_bytes = 1024 * (6 * text_config.vocab_size + 64 * text_config.hidden_size)
@@ -507,12 +474,10 @@ def _open_lm(model: LoadedModel, config: EvaluationConfig, backend: BackendOptio
     import copy
 
     with without_tying(model.model):
-        lm = (PrefixLM if backend.shares_prefixes else HFLM)(
+        return (PrefixLM if backend.shares_prefixes else VirtualTokensLM)(
             pretrained=model.model,
             tokenizer=copy.deepcopy(model.tokenizer),  # HFLM may add a padding token
             batch_size=backend.batch_size,
             softmax_dtype=torch.float32,
             chat_template_args=FIXED_DATE,
         )
-    lm.uses_chat_template = config.apply_chat_template
-    return lm

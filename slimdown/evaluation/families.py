@@ -50,13 +50,14 @@ def explain_no_sharing(model: Any, adapter: Any = None) -> str:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     adapters = [*getattr(model, "peft_config", {}).values(), *([adapter] if adapter else [])]
     for peft_config in adapters:
-        kind = str(getattr(peft_config.peft_type, "value", peft_config.peft_type))
-        if kind not in _TOKENWISE_ADAPTERS:
-            return f"{kind} adapter"
+        peft_type = str(getattr(peft_config.peft_type, "value", peft_config.peft_type))
+        if peft_type not in _TOKENWISE_ADAPTERS:
+            return f"{peft_type} adapter"
         for setting in _ROWWISE_LORA:
             if getattr(peft_config, setting, None) is not None:
                 return f"LoRA with {setting}"
-    config, kind = inner.config, type(inner)
+    config: Any = inner.config
+    kind: Any = type(inner)
     if (
         config.model_type not in EXACT_FAMILIES
         or kind.__name__ != MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)

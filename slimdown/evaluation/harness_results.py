@@ -51,7 +51,9 @@ def read_task_samples(
                     key = name_metric(metric, entry["filter"])
                     scores[key] = score / ((benchmark.scale or 1) if key == benchmark.metric else 1)
                     answers[key] = "" if is_choice else str(entry["filtered_resps"][0])
-        choices, log_likelihoods = (), ()
+        hashes = first["doc_hash"], first["prompt_hash"]
+        choices: tuple[str, ...] = ()
+        log_likelihoods: tuple[float, ...] = ()
         if is_choice:
             prompt, choices = _read_choices(first["arguments"], delimiter)
             log_likelihoods = tuple(float(r[0]) for r in first["filtered_resps"])[: len(choices)]
@@ -73,20 +75,9 @@ def read_task_samples(
             answers["flexible_accuracy"] = text = next(extracted, response)
             is_equal = numbers_agree(text, target, benchmark.numeric_tolerance)
             scores["flexible_accuracy"] = float(is_equal)
+        chosen = choices, log_likelihoods
         samples.append(
-            Sample(
-                task,
-                int(doc_id),
-                first["doc_hash"],
-                first["prompt_hash"],
-                prompt,
-                target,
-                response,
-                choices,
-                log_likelihoods,
-                answers,
-                scores,
-            )
+            Sample(task, int(doc_id), *hashes, prompt, target, response, *chosen, answers, scores)
         )
     return samples
 
@@ -121,7 +112,8 @@ def summarize_samples(
         task_version: As the harness has it.
         seconds: That measuring took.
         task_weights: How the harness weighs tasks; None weighs every question alike.
-        usable: Metrics, filters left out, whose score is a mean of which more is better; None: all.
+        usable: Metrics whose score is a mean of which more is better, with their filters or
+            without; None: all.
 
     Returns:
         The evaluation, without metrics that are not usable, lack a question or leave [0, 1].
@@ -129,7 +121,7 @@ def summarize_samples(
     kept = {
         metric
         for metric in samples[0].scores
-        if (usable is None or metric.partition(".")[0] in usable)
+        if (usable is None or {metric, metric.partition(".")[0]} & set(usable))
         and all(0 <= sample.scores.get(metric, inf) <= 1 for sample in samples)
     }
     cut = tuple(

@@ -1,52 +1,50 @@
-"""lm-evaluation-harness's own logs -> `Evaluation`: what `lm_eval --log_samples --output_path DIR` left there.
+"""lm_eval's logs -> `Evaluation`: what `lm_eval --log_samples --output_path DIR` leaves.
 
-Read as 0.4.9 to 0.4.13 write them: `results_DATE.json` in a folder of the model's name, and beside it a
-`samples_TASK_DATE.jsonl` for each task, a line a question and filter. Imports neither torch nor the harness.
+Reads what 0.4.9 to 0.4.13 write: `results_DATE.json` in a folder of the model's name, and beside it
+a `samples_TASK_DATE.jsonl` for each task, one line a question and filter. No torch, no lm_eval.
 """
 
-import gc
-import hashlib
 import json
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from math import fsum, isnan, nan
+from hashlib import sha256
+from math import fsum, isclose, isnan, nan
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from slimdown.config.files import CONF_DIR
-from slimdown.config.keys import nearest
+from slimdown.config.fields import nearest
+from slimdown.config.paths import CONF_DIR
 from slimdown.config.schema import BenchmarkConfig, Role
-from slimdown.evaluation.answers import BenchmarkEvaluation, Evaluation
-from slimdown.evaluation.results import metric_name, read_results
-from slimdown.utils.errors import SlimdownError
+from slimdown.evaluation.evaluation_cache import check_evaluation
+from slimdown.evaluation.harness_results import (
+    guess_chance,
+    name_metric,
+    read_task_samples,
+    summarize_samples,
+)
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
+from slimdown.utils.errors import ConfigError, DataError
 
 _DATED = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json$")
-# The primary metric of a task that conf/benchmark/ does not name: the first of these that it has, else its first.
+# The primary metric of a task that conf/benchmark/ does not name: the first of these that it has.
 _PREFERRED = ("acc_norm", "acc", "exact_match.flexible-extract", "exact_match")
-# Arguments that say which weights these are and where they run: to differ in them is what two logs are made for. Every
-# other one moves answers, or may.
+# Arguments that say which weights these are and where they run: two logs may differ in them. Every
+# other argument moves answers, or may.
 _FREE_ARGUMENTS = re.compile(
-    "pretrained|peft|delta|revision|subfolder|gguf_file|tokenizer|tokenizer_revision|lora_local_path|enable_lora|"
-    "max_lora_rank|model|base_url|api_key|token|hf_token|auth_token|cache_dir|trust_remote_code|use_fast_tokenizer|"
-    "low_cpu_mem_usage|device|device_map|device_map_option|parallelize|gpus|max_memory_per_gpu|max_cpu_memory|"
-    "offload_folder|tensor_parallel_size|data_parallel_size|gpu_memory_utilization|swap_space|batch_size|"
-    "max_batch_size|logits_cache|num_concurrent|max_retries|timeout"
+    "pretrained|peft|delta|revision|subfolder|gguf_file|tokenizer|tokenizer_revision|model|"
+    "lora_local_path|enable_lora|max_lora_rank|base_url|api_key|token|hf_token|auth_token|cache_dir|"
+    "trust_remote_code|use_fast_tokenizer|low_cpu_mem_usage|device|device_map|device_map_option|"
+    "parallelize|gpus|max_memory_per_gpu|max_cpu_memory|offload_folder|tensor_parallel_size|"
+    "data_parallel_size|gpu_memory_utilization|swap_space|batch_size|max_batch_size|logits_cache|"
+    "num_concurrent|max_retries|timeout"
 )
-# What a task's settings say of how an answer comes about and is scored; what is asked, its hashes say.
-_SCORED_BY = (
-    "output_type",
-    "num_fewshot",
-    "generation_kwargs",
-    "filter_list",
-    "metric_list",
-    "process_results",
-)
+# Settings of a task that say how an answer is made and scored; hashes say what is asked.
+_SCORED_BY = "output_type num_fewshot generation_kwargs filter_list metric_list process_results"
 _MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
@@ -54,32 +52,36 @@ def read_lm_eval(
     folder: Path | str,
     metrics: Mapping[str, str] | None = None,
     targets: Collection[str] = (),
-    tell: Callable[[str], object] = warnings.warn,
+    on_note: Callable[[str], object] = warnings.warn,
 ) -> Evaluation:
-    """What one model answered, read from the logs of the harness's command line.
+    """Read what one model answered from the logs of the harness's command line.
 
-    A group that has a score of its own is one benchmark, whose questions come from its tasks; any other task is one by
-    itself. Where a benchmark was asked several times, its newest answers are read.
+    A group that has a score of its own is one benchmark; any other task is one by itself. Where a
+    benchmark was asked several times, its newest answers are read.
 
     Args:
-        folder: the one that `--output_path` named, the model's folder in it, or one results file.
-        metrics: the primary metric by benchmark, filters after a dot; without it that of `conf/benchmark/`, else
-            acc_norm, acc or exact_match, else the first one.
-        targets: the benchmarks that the fine-tuning was meant to teach.
-        tell: told in a line of what is not read.
+        folder: The one that `--output_path` named, the model's folder in it, or one results file.
+        metrics: The primary metric by benchmark, filters after a dot; without it that of
+            `conf/benchmark/`, else acc_norm, acc or exact_match, else the first one.
+        targets: The benchmarks that the fine-tuning was meant to teach.
+        on_note: Called with a line about what is left out.
+
+    Returns:
+        The evaluation; its `conditions` hold what else must be equal for two to be compared.
 
     Raises:
-        SlimdownError: no logs, none of questions, or not as the harness writes them.
+        ConfigError: `metrics` or `targets` name what was not asked.
+        DataError: No logs, none of questions, or not as the harness writes them.
     """
-    logs = [_Log.read(file) for file in results_files(Path(folder))]
+    logs = [_read_log(file) for file in find_results_files(Path(folder))]
     newest = {name: log for log in logs for name in log.benchmarks}
     used = [log for log in logs if log in newest.values()]
     for name in (*(metrics or {}), *targets):
         if name not in newest:
-            raise SlimdownError(f"{folder}: {name} was not asked{nearest(name, list(newest))}")
+            raise ConfigError(f"{folder}: {name} was not asked{nearest(name, list(newest))}")
     for log in used[:-1]:
-        if problem := log.unlike(used[-1]):
-            raise SlimdownError(
+        if problem := log.explain_difference(used[-1]):
+            raise DataError(
                 f"{folder} holds logs that were not made alike, {problem}; give one of the files"
             )
     if len(logs) > 1:
@@ -87,307 +89,293 @@ def read_lm_eval(
             f"{', '.join(n for n in newest if newest[n] is log)} from {log.file.name}"
             for log in used
         )
-        tell(f"{folder} holds {len(logs)} results, of which the newest are read: {read}")
-    found: dict[str, BenchmarkEvaluation] = {}
-    with _uncollected():
-        for name, log in newest.items():
-            if report := log.benchmark(
-                name, (metrics or {}).get(name), Role.target if name in targets else None
-            ):
-                found[name] = report
-            else:
-                tell(
-                    f"{name} is left out: it has no metric of which more is better and each question has a score"
-                )
-    if not found:
-        raise SlimdownError(
+        on_note(f"{folder} holds {len(logs)} results, of which the newest are read: {read}")
+    benchmarks: dict[str, BenchmarkEvaluation] = {}
+    for name, log in newest.items():
+        role = Role.target if name in targets else None
+        if evaluation := log.read_benchmark(name, (metrics or {}).get(name), role):
+            benchmarks[name] = evaluation
+        else:
+            on_note(
+                f"{name} is left out: it has no metric that is the mean of scores between 0 and 1 "
+                "of its questions and of which more is better"
+            )
+    if not benchmarks:
+        raise DataError(
             f"{folder}: no benchmark has a score of each question, so none can be compared"
         )
     return Evaluation(
-        benchmarks=found,
+        benchmarks=benchmarks,
         harness_version=used[-1].harness_version,
-        scoring_path=used[-1].scoring_path,
+        backend=used[-1].backend,
         seconds=fsum(log.seconds for log in used),
         conditions={key: value for log in used for key, value in log.conditions.items()},
     )
 
 
-def results_files(path: Path) -> list[Path]:
-    """The harness's results files that a path stands for, oldest first.
+def find_results_files(path: Path) -> list[Path]:
+    """Find the harness's results files that a path stands for, oldest first.
 
     Raises:
-        SlimdownError: there are none, or those of several models.
+        DataError: There are none, or those of several models.
     """
+
+    def list_dated(folder: Path) -> list[Path]:
+        return [file for file in folder.glob("*.json") if _read_date(file) and file.is_file()]
+
     try:
         if path.is_file():
-            found = [path] if _date(path) else []
+            files = [path] if _read_date(path) else []
         elif path.is_dir():
-            folders = [
-                folder
-                for folder in (path, *sorted(path.iterdir()))
-                if folder.is_dir() and _dated(folder)
-            ]
+            folders = [f for f in (path, *sorted(path.iterdir())) if f.is_dir() and list_dated(f)]
             if len(folders) > 1 and path not in folders:
                 models = ", ".join(folder.name for folder in folders)
-                raise SlimdownError(
+                raise DataError(
                     f"{path} holds logs of several models; give the folder of one: {models}"
                 )
-            found = _dated(folders[0]) if folders else []
+            files = list_dated(folders[0]) if folders else []
         else:  # `--output_path out/base.json` is written as out/base_DATE.json
-            found = [
-                file
-                for file in _dated(path.parent)
-                if f"{_DATED.sub('', file.name)}.json" == path.name
-            ]
-            if not found:
-                raise SlimdownError(
+            names = {f: f"{_DATED.sub('', f.name)}.json" for f in list_dated(path.parent)}
+            files = [file for file, name in names.items() if name == path.name]
+            if not files:
+                raise DataError(
                     f"there is no folder {path}; give the one that lm_eval's --output_path named"
                 )
     except OSError as error:
-        raise SlimdownError(f"{path} cannot be read ({error.strerror})") from None
-    if not found:
-        raise SlimdownError(f"{path} holds no results as lm_eval names them, results_DATE.json")
-    return sorted(found, key=_date)
+        raise DataError(f"{path} cannot be read ({error.strerror})") from None
+    if not files:
+        raise DataError(f"{path} holds no results as lm_eval names them, results_DATE.json")
+    return sorted(files, key=_read_date)
 
 
-def _date(file: Path) -> str:
+def _read_date(file: Path) -> str:
     return "".join(_DATED.findall(file.name))
 
 
-def _dated(folder: Path) -> list[Path]:
-    return [file for file in folder.glob("*.json") if _date(file)]
-
-
 @dataclass(frozen=True, eq=False)
-class _Log:
+class _ResultsLog:
     """One results file, and the samples beside it."""
 
     file: Path
     results: dict[str, Any]
-    benchmarks: dict[
-        str, str
-    ]  # the harness's name by ours: groups with a score, and tasks that are in none
+    benchmarks: dict[str, str]  # the harness's name by ours
     model: str
     harness_version: str
-    scoring_path: str  # the harness's class of models
+    backend: str  # the harness's class of models
     seconds: float
-    conditions: dict[str, str]  # what else must be equal for two logs to be compared
+    conditions: dict[str, str]
 
-    @classmethod
-    def read(cls, file: Path) -> "_Log":
-        """Everything but the samples."""
-        try:
-            results = json.loads(file.read_bytes())
-            return cls(
-                file=file,
-                results=results,
-                benchmarks=dict(_benchmarks(results)),
-                model=str(results["model_name"]),
-                harness_version=str(results.get("lm_eval_version")),
-                scoring_path=str(results["config"]["model"]),
-                seconds=float(results.get("total_evaluation_time_seconds") or 0),
-                conditions=dict(_conditions(results)),
-            )
-        except OSError as error:
-            raise SlimdownError(f"{file} cannot be read ({error.strerror})") from None
-        except _MALFORMED as error:
-            raise SlimdownError(
-                f"{file} is no results file of lm_eval, or was cut short ({_said(error)})"
-            ) from None
+    def explain_difference(self, other: "_ResultsLog") -> str:
+        """Say how this log was made otherwise, whatever its tasks; empty where it was not."""
+        values = [
+            {
+                "model": log.model,
+                "harness_version": log.harness_version,
+                "backend": log.backend,
+                **{key: value for key, value in log.conditions.items() if "." not in key},
+            }
+            for log in (self, other)
+        ]
+        for key in dict.fromkeys((*values[0], *values[1])):
+            first, second = (of_log.get(key) for of_log in values)
+            if first != second:
+                return f"{key} differs: {first} and {second}"
+        return ""
 
-    def unlike(self, other: "_Log") -> str:
-        """How this log was made otherwise, whatever its tasks; empty where it was not."""
-        fields = ("model", "harness_version", "scoring_path")
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in fields}
-        of_all = {key for log in (self, other) for key in log.conditions if "." not in key}
-        pairs |= {
-            key: (self.conditions.get(key), other.conditions.get(key)) for key in sorted(of_all)
-        }
-        return next(
-            (f"{key} differs: {one} and {two}" for key, (one, two) in pairs.items() if one != two),
-            "",
-        )
-
-    def benchmark(
+    def read_benchmark(
         self, name: str, metric: str | None, role: Role | None
     ) -> BenchmarkEvaluation | None:
         """The answers of one benchmark; None where it has no metric to compare."""
         task, results = self.benchmarks[name], self.results
-        known = _known().get(task, BenchmarkConfig(task=task, metric=""))
+        known = _known_benchmarks().get(task, BenchmarkConfig(task=task, metric=""))
         try:
-            samples = {subtask: self._entries(subtask) for subtask in _tasks(task, results)}
+            reported = dict(_list_metrics(task, results))
+            configs, shots = results["configs"], results["n-shot"]
+            subtasks = _list_tasks(task, results)
             limit = results["config"].get("limit")
             config = replace(
                 known,
-                metric=next(_metrics(task, results), ""),
-                num_fewshot=max(int(results["n-shot"].get(subtask) or 0) for subtask in samples),
+                metric=known.metric or next(iter(reported), ""),
+                num_fewshot=max(int(shots.get(subtask) or 0) for subtask in subtasks),
                 limit=int(limit) if limit and limit >= 1 else None,
             )
-            report = (
-                read_results(name, config, {**results, "samples": samples}, nan)
-                if config.metric
-                else None
-            )
+            samples = [
+                sample
+                for subtask in subtasks
+                for sample in read_task_samples(
+                    subtask, self._read_entries(subtask), configs[subtask], config
+                )
+            ]
+            version = ", ".join(sorted({str(results["versions"].get(t)) for t in subtasks}))
+            is_more_better = results["higher_is_better"].get(task) or {}
+            has_own_code = any(configs[t].get("process_results") for t in subtasks)
         except _MALFORMED as error:
-            raise SlimdownError(
-                f"{self.file}: {task} is not logged as lm_eval does it ({_said(error)})"
+            raise DataError(
+                f"{self.file}: {task} is not logged as lm_eval does it ({_describe(error)})"
             ) from None
-        if not report:
-            return None
-        scored = [
-            key for key in report.scores if all(key in sample.scores for sample in report.samples)
-        ]
-        more_is_better = results["higher_is_better"].get(task, {})
-        usable = [key for key in scored if more_is_better.get(key.partition(".")[0]) is not False]
+        for sample in samples:
+            if any(map(isnan, (*sample.log_likelihoods, *sample.scores.values()))):
+                raise DataError(
+                    f"{self.file}: what the model answers to question {sample.doc_id} of "
+                    f"{sample.task} is not a number; its weights are damaged, or its dtype "
+                    "overflows"
+                )
+        # The harness weighs the tasks of a group by their questions, or alike: as its score says.
+        for weights in (None, dict.fromkeys(subtasks, 1 / len(subtasks))):
+            evaluation = summarize_samples(config, samples, version, nan, weights)
+            usable = [
+                key
+                for key, score in evaluation.scores.items()
+                if is_more_better.get(key.partition(".")[0]) is not False
+                and isclose(reported.get(key, score.value), score.value, abs_tol=1e-9)
+            ]
+            if usable:
+                break
         if not usable:
             return None
         if metric and metric not in usable:
-            raise SlimdownError(
-                f"{name}={metric}: the answers have no such score, or less of it is better{nearest(metric, usable)}"
+            raise ConfigError(
+                f"{name}={metric}: no such score, less of it is better, or it is not the mean of "
+                f"scores between 0 and 1 of its questions{nearest(metric, usable)}"
             )
-        for sample in report.samples:
-            if any(isnan(value) for value in (*sample.log_likelihoods, *sample.scores.values())):
-                raise SlimdownError(
-                    f"{self.file}: what the model answers to question {sample.doc_id} of {sample.task} is not a "
-                    "number; its weights are damaged, or its dtype overflows"
-                )
         preferred = (
-            m
+            key
             for wanted in (known.metric, *_PREFERRED)
-            for m in usable
-            if f"{m}.".startswith(f"{wanted}.")
+            for key in usable
+            if f"{key}.".startswith(f"{wanted}.")
         )
         primary = metric or next(preferred, usable[0])
-        chance = known.chance if primary == known.metric else _chance(report, primary)
-        return replace(
-            report,
-            benchmark=replace(config, metric=primary, chance=chance, role=role or known.role),
-        )
+        is_known = primary == known.metric
+        chance = guess_chance(evaluation, primary) * (not has_own_code)
+        chance = known.chance if is_known else chance
+        config = replace(config, metric=primary, chance=chance, role=role or known.role)
+        evaluation = summarize_samples(config, samples, version, nan, weights, usable)
+        if problem := check_evaluation(evaluation):
+            raise DataError(f"{self.file}: {name} is odd, {problem}")
+        return evaluation
 
-    def _entries(self, task: str) -> list[dict[str, Any]]:
-        """The lines of one task by question, without the rows of its data; they are held to what the results say."""
-        file = self.file.with_name(f"samples_{task}_{_date(self.file)}.jsonl")
+    def _read_entries(self, task: str) -> list[dict[str, Any]]:
+        """The lines of one task by question, held to what the results say."""
+        file = self.file.with_name(f"samples_{task}_{_read_date(self.file)}.jsonl")
         entries: list[dict[str, Any]] = []
-        digest = hashlib.sha256()
+        digest = sha256()
         try:
+            if file.exists() and not file.is_file():
+                raise DataError(f"{file} is no plain file")
             with file.open("rb") as lines:
                 for line in lines:
                     entry = json.loads(line)
-                    digest.update(
-                        (entry["doc_hash"] + entry["prompt_hash"] + entry["target_hash"]).encode()
-                    )
+                    hashes = entry["doc_hash"] + entry["prompt_hash"] + entry["target_hash"]
+                    digest.update(hashes.encode())
                     del entry["doc"]
-                    entry["arguments"] = [
-                        list(arguments.values()) for arguments in entry["arguments"].values()
-                    ]
+                    entry["arguments"] = [list(a.values()) for a in entry["arguments"].values()]
                     entries.append(entry)
         except FileNotFoundError:
-            raise SlimdownError(
+            raise DataError(
                 f"there is no {file}; lm_eval --log_samples keeps the answers"
             ) from None
         except OSError as error:
-            raise SlimdownError(f"{file} cannot be read ({error.strerror})") from None
+            raise DataError(f"{file} cannot be read ({error.strerror})") from None
         except _MALFORMED as error:
-            raise SlimdownError(
-                f"{file}, line {len(entries) + 1}, is no line of lm_eval, or was cut short ({_said(error)})"
+            raise DataError(
+                f"{file}, line {len(entries) + 1}, is no line of lm_eval, or was cut short "
+                f"({_describe(error)})"
             ) from None
         questions = {(entry["doc_id"], entry["filter"]) for entry in entries}
-        if (
-            not 0 < len(entries) == len(questions)
-            or digest.hexdigest() != self.results["task_hashes"][task]
-        ):
-            raise SlimdownError(
-                f"{file} is not what {self.file.name} was written with: lines are missing, doubled or changed"
+        is_whole = 0 < len(entries) == len(questions)
+        if not is_whole or digest.hexdigest() != self.results["task_hashes"][task]:
+            raise DataError(
+                f"{file} is not what {self.file.name} was written with: lines are missing, doubled "
+                "or changed"
             )
-        return sorted(
-            entries, key=lambda entry: int(entry["doc_id"])
-        )  # several processes write theirs in turn
+        # Several processes write theirs in turn.
+        return sorted(entries, key=lambda entry: int(entry["doc_id"]))
 
 
-def _benchmarks(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Groups with a score, and tasks that are in none, as they can be named in a record, and by the harness."""
+def _read_log(file: Path) -> _ResultsLog:
+    """Everything but the samples."""
+    try:
+        results = json.loads(file.read_bytes())
+        return _ResultsLog(
+            file=file,
+            results=results,
+            benchmarks=dict(_list_benchmarks(results)),
+            model=str(results["model_name"]),
+            harness_version=str(results.get("lm_eval_version")),
+            backend=str(results["config"]["model"]),
+            seconds=float(results.get("total_evaluation_time_seconds") or 0),
+            conditions=dict(_list_conditions(results)),
+        )
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror})") from None
+    except _MALFORMED as error:
+        raise DataError(
+            f"{file} is no results file of lm_eval, or was cut short ({_describe(error)})"
+        ) from None
+
+
+def _list_benchmarks(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Groups with a score and tasks in none, by the name that a record takes and the harness's."""
     groups = results["group_subtasks"]
     inner = {child for children in groups.values() for child in children}
     names = [name for name in dict.fromkeys((*results["results"], *groups)) if name not in inner]
     for name in names:
-        if groups.get(name) and not any(_metrics(name, results)):
+        if groups.get(name) and not any(_list_metrics(name, results)):
             names += [child for child in groups[name] if child not in names]  # each by itself
         else:
             yield re.sub(r"[^\w-]", "_", name), name
 
 
-def _tasks(name: str, results: dict[str, Any]) -> list[str]:
-    """The tasks of a group, itself for a task; sorted, for the harness lists a group's in any order."""
-    below = results["group_subtasks"].get(name)
-    return sorted({task for child in below for task in _tasks(child, results)}) if below else [name]
+def _list_tasks(name: str, results: dict[str, Any]) -> list[str]:
+    """The tasks of a group, sorted, for the harness lists them in any order; itself for a task."""
+    children = results["group_subtasks"].get(name)
+    if not children:
+        return [name]
+    return sorted({task for child in children for task in _list_tasks(child, results)})
 
 
-def _metrics(name: str, results: dict[str, Any]) -> Iterator[str]:
-    """The metrics that the harness gives a benchmark's score by."""
+def _list_metrics(name: str, results: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """The metrics that the harness gives a benchmark's score by, and the scores."""
     for key, value in results["results"].get(name, {}).items():
         metric, _, filter_name = key.partition(",")
-        if (
-            filter_name
-            and metric != "bypass"
-            and not metric.endswith("_stderr")
-            and isinstance(value, int | float)
-        ):
-            yield metric_name(metric, filter_name)
-
-
-def _chance(report: BenchmarkEvaluation, metric: str) -> float:
-    """What guessing scores: of questions with one right choice one in so many; of others it is not known."""
-    if not all(sample.choices and sample.scores[metric] in (0, 1) for sample in report.samples):
-        return 0.0
-    return fsum(1 / len(set(sample.choices)) for sample in report.samples) / len(report.samples)
+        is_error = metric == "bypass" or metric.endswith("_stderr")
+        if filter_name and not is_error and isinstance(value, int | float):
+            yield name_metric(metric, filter_name), float(value)
 
 
 @cache
-def _known() -> dict[str, BenchmarkConfig]:
-    """The benchmarks that come along, by task."""
+def _known_benchmarks() -> dict[str, BenchmarkConfig]:
+    """The benchmarks of conf/benchmark/, by task."""
     schema = OmegaConf.structured(BenchmarkConfig)
     files = sorted((CONF_DIR / "benchmark").glob("*.yaml"))
-    found = [OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(file))) for file in files]
-    return {config.task: config for config in found if isinstance(config, BenchmarkConfig)}
+    configs = [OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(file))) for file in files]
+    return {config.task: config for config in configs if isinstance(config, BenchmarkConfig)}
 
 
-def _conditions(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _list_conditions(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What must be equal, beside the questions, for the answers of two models to be compared."""
-    config, chat = results["config"], results.get("chat_template") is not None
-    given = config.get("model_args") or {}
-    if isinstance(given, str):
-        given = dict(argument.partition("=")[::2] for argument in given.split(","))
-    arguments = {key: value for key, value in given.items() if not _FREE_ARGUMENTS.fullmatch(key)}
+    config, has_template = results["config"], results.get("chat_template") is not None
+    arguments = config.get("model_args") or {}
+    if isinstance(arguments, str):
+        arguments = dict(argument.partition("=")[::2] for argument in arguments.split(","))
+    arguments = {k: value for k, value in arguments.items() if not _FREE_ARGUMENTS.fullmatch(k)}
     if config.get("model_dtype"):  # what `auto` stood for
         arguments["dtype"] = str(config["model_dtype"]).removeprefix("torch.")
     arguments["max_length"] = results.get("max_length") or arguments.get("max_length")
     yield from ((key, str(value).lower()) for key, value in sorted(arguments.items()))
-    yield "apply_chat_template", str(chat).lower()
-    yield "fewshot_as_multiturn", str(chat and bool(results.get("fewshot_as_multiturn"))).lower()
+    is_multiturn = has_template and bool(results.get("fewshot_as_multiturn"))
+    yield "apply_chat_template", str(has_template).lower()
+    yield "fewshot_as_multiturn", str(is_multiturn).lower()
     yield "system_instruction", str(results.get("system_instruction"))
     for task, settings in results["configs"].items():
         sampler = (settings.get("fewshot_config") or {}).get("sampler")
         if settings.get("num_fewshot") and sampler != "first_n":
             yield "fewshot_seed", str(config.get("fewshot_seed"))
-        for key in _SCORED_BY:
-            said = json.dumps(settings.get(key), sort_keys=True)
-            yield (
-                f"{task}.{key}",
-                re.sub(r" at 0x[0-9a-f]+", "", said),
-            )  # a function lies elsewhere each time
+        for key in _SCORED_BY.split():
+            text = json.dumps(settings.get(key), sort_keys=True)
+            # A function that has no source lies elsewhere each time.
+            yield f"{task}.{key}", re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Nothing that is read dies at once; to look for what did takes as long as reading it."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"

@@ -70,7 +70,7 @@ class PrefixLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
                 contexts = [row.context for row in group]
                 prefix = tuple(os.path.commonprefix(contexts)) if start else ()  # noqa: RUF071
                 prefix = prefix[: min(map(len, contexts), default=1) - 1]
-                group.sort(key=lambda row: (-len(row.context) - row.answer_width, row.context))
+                group.sort(key=lambda row: (-row.answer_width, -len(row.context), row.context))
                 size = int(override_bs or self.batch_size)
                 for begin in range(0, len(group), size):
                     scores |= self._score(group[begin : begin + size], prefix)
@@ -106,7 +106,7 @@ class PrefixLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         if prefix:
             cache = copy.deepcopy(self._compute_prefix(prefix))
             cache.batch_repeat_interleave(len(rows))
-            options = {"use_cache": True, self._cache_argument: cache}
+            options = {"use_cache": True, name_cache_argument(self.model): cache}
         logits = self.model(
             input_ids=ids.to(self.device),
             position_ids=positions.to(self.device),
@@ -130,18 +130,12 @@ class PrefixLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         """The keys and values of a shared prefix, one row, kept for the next batch."""
         if self._prefix[0] != prefix:
             # Without the config, so that no layer drops what is beyond its window: masks do that.
-            options = {self._cache_argument: DynamicCache(), "use_cache": True}
+            cache = DynamicCache()
+            options = {name_cache_argument(self.model): cache, "use_cache": True}
             ids = torch.tensor([prefix], device=self.device)
             self.model(input_ids=ids, logits_to_keep=1, **options)
-            self._prefix = prefix, options[self._cache_argument]
+            self._prefix = prefix, cache
         return self._prefix[1]
-
-    @property
-    def _cache_argument(self) -> str:
-        # transformers 5.24 renamed `past_key_values` to `cache`. Delete at a floor of 5.40.
-        inner = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        forward = inspect.signature(inspect.unwrap(type(inner).forward))
-        return "cache" if "cache" in forward.parameters else "past_key_values"
 
     def _build_masks(
         self, positions: torch.Tensor, segments: torch.Tensor, n_prefix: int
@@ -164,6 +158,56 @@ class PrefixLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
                 mask = torch.zeros(mask.shape, dtype=self.model.dtype).masked_fill_(~mask, lowest)
             masks[kind] = mask.to(self.device)
         return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+class VirtualTokensLM(HFLM):  # type: ignore[misc]
+    """An `HFLM` for trained prompts and prefixes; arguments are those of `HFLM`.
+
+    PEFT's own `generate` misplaces virtual tokens (peft 0.21 with transformers 5.24), so they come
+    as a cache that is filled already: https://github.com/huggingface/peft/issues
+    """
+
+    def _model_generate(
+        self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any
+    ) -> torch.Tensor:
+        wrapped = self.model
+        adapter: Any = getattr(wrapped, "active_peft_config", None)
+        if not getattr(adapter, "is_prompt_learning", False) or wrapped._adapters_disabled:
+            texts: torch.Tensor = super()._model_generate(context, max_length, stop, **settings)
+            return texts
+        n_rows, n_virtual = len(context), adapter.num_virtual_tokens
+        inner, name = wrapped.get_base_model(), name_cache_argument(wrapped)
+        prompt = wrapped.get_prompt(batch_size=n_rows)
+        if isinstance(prompt, torch.Tensor):  # embeddings of a trained prompt
+            cache = DynamicCache()
+            embeddings = prompt.to(inner.get_input_embeddings().weight.dtype)
+            inner.base_model(inputs_embeds=embeddings, use_cache=True, **{name: cache})
+            prompt = cache
+        mask = torch.nn.functional.pad(settings.pop("attention_mask"), (n_virtual, 0), value=1)
+        padded = torch.nn.functional.pad(context, (n_virtual, 0), value=0)  # never looked at
+        try:
+            self._model = inner
+            texts = super()._model_generate(
+                padded,
+                max_length + n_virtual,
+                stop,
+                attention_mask=mask,
+                **{name: prompt},
+                **settings,
+            )
+        finally:
+            self._model = wrapped
+        return texts[:, n_virtual:]
+
+
+def name_cache_argument(model: Any) -> str:
+    """Name the argument of a model's forward that takes a cache.
+
+    transformers 5.24 renamed `past_key_values` to `cache`. Delete at a floor of 5.40.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    forward = inspect.signature(inspect.unwrap(type(inner).forward))
+    return "cache" if "cache" in forward.parameters else "past_key_values"
 
 
 @contextmanager

@@ -17,25 +17,19 @@ from slimdown.config.schema import BenchmarkConfig
 from slimdown.evaluation.evaluation_cache import check_evaluation
 from slimdown.evaluation.results import BenchmarkEvaluation, Sample, Score
 
+# model: base or tuned; answer: the choice taken, or the text that the metric's filter kept;
+# response: generated text, before any filter.
+_OF_QUESTION = ("task", "doc_id", "doc_hash", "prompt_hash", "prompt", "target", "response")
+_TEXTS = ("model", "benchmark", "metric", "answer", *_OF_QUESTION)
 SCHEMA = pa.schema(
     [
-        ("model", pa.string()),  # base or tuned
-        ("benchmark", pa.string()),
-        ("task", pa.string()),
-        ("metric", pa.string()),
+        *((name, pa.string()) for name in _TEXTS if name != "doc_id"),
         ("doc_id", pa.int64()),
-        ("doc_hash", pa.string()),
-        ("prompt_hash", pa.string()),
-        ("prompt", pa.string()),  # all of it, worked examples included
-        ("target", pa.string()),
-        ("answer", pa.string()),  # the choice taken, or the text that the metric's filter kept
-        ("response", pa.string()),  # generated text, before any filter
         ("choices", pa.list_(pa.string())),
         ("log_likelihoods", pa.list_(pa.float64())),  # nats, one for each choice
         ("score", pa.float64()),
     ]
 )
-_OF_QUESTION = ("task", "doc_id", "doc_hash", "prompt_hash", "prompt", "target", "response")
 
 
 class DamagedSamples(ValueError):

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from math import fsum
+from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,6 @@ class BenchmarkTask:
     tasks: dict[str, Any]  # the harness's tasks by name; a group has several
     usable_metrics: frozenset[str]  # means of which more is better; filters left out
     weighs_tasks_alike: bool = False  # a group that the harness averages over tasks
-    is_chance_guessed: bool = False  # nobody said what guessing scores
     files_hash: str = field(default="", repr=False)  # of task files that are not the harness's own
 
     def build_requests(
@@ -184,13 +184,17 @@ def _check_task(
         "num_fewshot": first.config.num_fewshot or 0,
         "chance": 0.0,
     }
+    own["metric"] = benchmark.metric if benchmark.metric != MISSING else own["metric"]
     open_fields = {key for key in own if getattr(benchmark, key) == MISSING}
-    if "chance" in open_fields and all(t.OUTPUT_TYPE == "multiple_choice" for t in tasks.values()):
+    aggregated = getattr(group, "aggregate_metric_list", None) or ()
+    by_size = {metric.metric: metric.weight_by_size for metric in aggregated}
+    weighs_tasks_alike = not by_size.get(own["metric"].partition(".")[0], True)
+    if "chance" in open_fields and all(map(_scores_choices, tasks.values())):
         shares = [
             [1 / len(set(t.doc_to_choice(doc))) for _, doc in t.doc_iterator(limit=benchmark.limit)]
             for t in tasks.values()
         ]
-        own["chance"] = fsum(map(fsum, shares)) / sum(map(len, shares))
+        own["chance"] = fmean(map(fmean, shares) if weighs_tasks_alike else chain(*shares))
     config = replace(benchmark, **{key: own[key] for key in open_fields})
     setting, primary = f"benchmark.{name}.metric={config.metric}", config.metric.partition(".")[0]
     if primary not in usable:
@@ -222,18 +226,19 @@ def _check_task(
             task.set_config(key="num_fewshot", value=config.num_fewshot)
             continue
         raise ConfigError(f"benchmark.{name}: {task.config.task} {problem}")
-    weights = (
-        {m.metric: m.weight_by_size for m in group.aggregate_metric_list or ()} if group else {}
-    )
     return BenchmarkTask(
         name,
         config,
         tasks,
         frozenset(usable),
-        weighs_tasks_alike=not weights.get(primary, True),
-        is_chance_guessed="chance" in open_fields,
-        files_hash=files_hash,
+        weighs_tasks_alike,
+        files_hash,
     )
+
+
+def _scores_choices(task: Any) -> bool:
+    """Whether the right choice scores 1: not known of a task with scoring code of its own."""
+    return task.OUTPUT_TYPE == "multiple_choice" and not task.config.process_results
 
 
 def _hash_own_files(folders: set[Path]) -> str:
