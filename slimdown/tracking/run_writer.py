@@ -80,6 +80,9 @@ class TrackedRun:
                     client.delete_tag(run.info.run_id, tag)
             else:
                 run = client.create_run(experiment, None, texts, redact(info.name))
+                flat = {k: v for k, v in flatten(config).items() if v != "???"}
+                settings = {k: v for k, v in flat.items() if not k.startswith(NOT_IN_KEY)}
+                store.log_settings(client, run.info.run_id, settings)
             self.run_id: str = run.info.run_id
             self._lock = store.lock(tracking, f"run-{self.run_id}")
             self._lock.acquire(timeout=0)
@@ -93,8 +96,6 @@ class TrackedRun:
         self._artifacts.mkdir(parents=True, exist_ok=True)
         self._steps = self.folder / "steps.jsonl"
         self._known_steps = self._steps.read_text().splitlines() if self._steps.exists() else []
-        flat = flatten(config).items()
-        self._settings = {k: v for k, v in flat if not k.startswith(NOT_IN_KEY) and v != "???"}
         self._metrics: list[Metric] = []
         self._tags: list[RunTag] = []
         self._is_silent, self._flushed = False, time.monotonic()
@@ -102,7 +103,6 @@ class TrackedRun:
         write_atomically(self._artifacts / "config.yaml", redact(info.config_yaml))
         write_atomically(self._artifacts / "overrides.txt", redact("\n".join(info.overrides)))
         write_atomically(self._artifacts / "environment.json", redact(environment))
-        self._flush()
 
     def log_model(self, base: "LoadedModel") -> None:
         """Record which weights the base has."""
@@ -178,6 +178,7 @@ class TrackedRun:
                 "answers, and it takes every answer from there"
             ) from None
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.release()
 
     def fail(self, error: BaseException) -> None:
         """Mark the run FAILED, or KILLED where somebody or a search stopped it."""
@@ -196,9 +197,6 @@ class TrackedRun:
             error.add_note(f"Run {self.run_id} is marked {status}; the same command goes on in it.")
         except TrackingError as problem:
             error.add_note(f"{problem}. The same command goes on from {self.folder}.")
-
-    def unlock(self) -> None:
-        """Let another process go on in the run."""
         self._lock.release()
 
     def _deliver(self, status: str) -> None:
@@ -219,9 +217,6 @@ class TrackedRun:
             _log.warning("%s. The run goes on, keeps its results in %s", error, self.folder)
 
     def _send_pending(self) -> None:
-        if self._settings:
-            store.log_settings(self.client, self.run_id, self._settings)
-            self._settings = {}
         for i in range(0, len(self._metrics), 1000):  # MLflow's limit for one batch
             self.client.log_batch(self.run_id, self._metrics[i : i + 1000])
         self.client.log_batch(self.run_id, tags=self._tags)
@@ -260,5 +255,3 @@ def open_run(config: RunConfig, info: RunInfo) -> Iterator[TrackedRun]:
         run.fail(error)
         raise_if_disk_full(error, run.folder)
         raise
-    finally:
-        run.unlock()

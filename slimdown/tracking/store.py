@@ -71,10 +71,10 @@ def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClien
         from mlflow import MlflowClient
 
         if file is None:
-            return MlflowClient(config.uri)
+            with lock(config, "creation"):  # processes that create tables together break them
+                return MlflowClient(config.uri)
         if not must_exist:
-            # Processes that create one database together break it for good, and so does a kill
-            # (mlflow 3.17, "table already exists"): one creates it under another name.
+            # So does a kill (mlflow 3.17, "table already exists"): they get their name when whole.
             with lock(config, "creation"):
                 if not (file.exists() and file.stat().st_size):
                     draft = file.with_name(f"{file.name}.draft")
