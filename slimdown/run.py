@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import hydra
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -17,15 +16,6 @@ from slimdown.config.command_line import compose_runs, read_command_line, reword
 from slimdown.config.paths import CONF_DIR
 from slimdown.utils.distributed import process_count, process_rank
 from slimdown.utils.errors import ConfigError
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
-def start_run(composed: DictConfig) -> None:
-    """Start the run that Hydra composed; a sweep's are started by `SlimdownSweeper`."""
-    from slimdown.sweep.jobs import run_job
-    from slimdown.tracking.provenance import RunInfo
-
-    run_job(composed, RunInfo(""))
 
 
 def main(arguments: list[str]) -> int:
@@ -52,13 +42,24 @@ def _start(arguments: list[str]) -> int:
 
             assist_training(plan.runs[0].config)
             return 0
-        from slimdown.sweep.sweeper import SlimdownSweeper, check_rows
+        from slimdown.sweep.sweeper import check_rows, register_sweeper
 
         check_rows(plan.runs)
-        Plugins.instance().register(SlimdownSweeper)
+        register_sweeper()
     sys.argv[1:] = [*line.flags, *line.overrides]  # Hydra's order: flags first
+    failures: list[Exception] = []
+
+    def start_run(composed: DictConfig) -> None:  # a sweep's runs are started by its sweeper
+        from slimdown.sweep.jobs import run_job
+        from slimdown.tracking.provenance import RunInfo
+
+        try:
+            run_job(composed, RunInfo(""))
+        except Exception as error:  # Hydra would print a line of its own
+            failures.append(error)
+
     try:
-        start_run()
+        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(start_run)()
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(reword(error)) from error
     except ValueError as error:
@@ -67,6 +68,8 @@ def _start(arguments: list[str]) -> int:
         raise ConfigError(str(error)) from error  # flags that do not go together
     except SystemExit as stop:  # of the sweep, or of Hydra's --help
         return int(stop.code or 0)
+    if failures:
+        raise failures[0]
     return 0
 
 

@@ -8,6 +8,7 @@ import argparse
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -122,7 +123,8 @@ def compose_runs(line: CommandLine) -> CommandPlan:
     """
     if problems := [p for folder in line.folders[1:] for p in _find_yaml_problems(folder)]:
         raise ConfigError("\n".join(problems))
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+    is_ready = GlobalHydra.instance().is_initialized()  # a sweeper composes inside Hydra's main
+    with nullcontext() if is_ready else initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         values: dict[str, list[Override]] = {}  # by key, each with one value
         for text in line.overrides:
             try:
@@ -195,7 +197,7 @@ def _parse(text: str, line: CommandLine) -> tuple[str, list[Override]]:
             texts = names if is_glob else override.sweep_string_iterator()
             values = [parser.parse_override(f"{override.get_key_element()}={t}") for t in texts]
     except (HydraException, ValueError, RecursionError, ArithmeticError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = redact((str(error) or type(error).__name__).splitlines()[0])[:160]
         raise ConfigError(f"{redact(text)[:80]!r} is not setting=value: {reason}") from None
     if not values:
         problems.append(f"{text}: no value is left to try")
@@ -319,8 +321,6 @@ def _find_search_problems(
         yield "a search needs Optuna; pip install 'slimdown[search]'"
     if not space:
         yield "search.space: each of its settings has a value; leave one out"
-    if runs[0].config.tuned is not None:
-        yield f"tuned={runs[0].config.tuned}: nothing is trained that could be searched"
     for key, dimension in space.items():
         parts = tuple(key.split("."))
         unknown = None if line.is_choice(key) else explain_unknown_key(parts, RunConfig)

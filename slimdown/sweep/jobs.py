@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
@@ -28,6 +29,9 @@ from slimdown.utils.distributed import broadcast_from_main
 from slimdown.utils.errors import SlimdownError, TrialPruned
 from slimdown.utils.files import write_atomically
 from slimdown.utils.secrets import redact
+
+# Our launchers have the names of their plugins' own, of which Hydra 1.3 warns in workers, too.
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher", UserWarning)
 
 
 class JobState(StrEnum):
@@ -176,11 +180,12 @@ def run_job(
     key = run_key(config)
     tracking = config.tracking
     run_ids: list[str] = []
+    on_open = info.on_open
 
     def keep_run_id(run_id: str) -> None:
         run_ids.append(run_id)
-        if info.on_open:
-            info.on_open(run_id)
+        if on_open:
+            on_open(run_id)
 
     def show_wait() -> None:
         console.show_line("Another process makes an equal run; this one waits for it.")

@@ -37,8 +37,6 @@ _MOST_DEATHS = 3  # of a job's process: twice among others, at last alone
 class SlimdownSweeper(Sweeper):
     """Hydra's plugin that starts the jobs of `-m`."""
 
-    __module__ = "hydra_plugins.slimdown"  # Hydra takes plugins from this package alone
-
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
@@ -245,6 +243,16 @@ class SlimdownSweeper(Sweeper):
                 yield
             finally:
                 ended.set()
+
+
+def register_sweeper() -> None:
+    """Let conf/hydra/sweeper/ name the sweeper.
+
+    Hydra takes plugins from the package `hydra_plugins` alone, and every program of this Python
+    that uses Hydra imports what lies there: so the sweeper is entered under such a name.
+    """
+    classes = Plugins.instance().class_name_to_class
+    classes["hydra_plugins.slimdown.SlimdownSweeper"] = SlimdownSweeper
 
 
 def check_rows(runs: Sequence[ComposedRun]) -> None:

@@ -1,0 +1,185 @@
+"""Whatever is wrong on a command line is answered at once, in words, and leaves nothing behind.
+
+`refused_settings.txt` is a table: arguments, and what the answer holds.
+"""
+
+import os
+import resource
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slimdown.config.command_line import CommandPlan, compose_runs, read_command_line
+from slimdown.config.paths import CONF_DIR, list_group_choices
+from slimdown.utils.errors import ConfigError
+
+TABLE = (Path(__file__).parent / "refused_settings.txt").read_text().splitlines()
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def compose_line(*arguments: str) -> CommandPlan:
+    return compose_runs(read_command_line(list(arguments)))
+
+
+def refuse(*arguments: str) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        compose_line(*arguments)
+    return str(error.value).splitlines()
+
+
+@pytest.mark.parametrize("line", TABLE)
+def test_a_wrong_setting_is_answered(line: str) -> None:
+    arguments, answer = line.encode().decode("unicode_escape").split("  =>  ")
+    assert answer in "\n".join(refuse(*shlex.split(arguments)))
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 1000])
+def test_a_value_that_no_parser_takes_is_answered_in_a_short_line(value: str) -> None:
+    [answer] = refuse(f"lora.r={value}")
+    assert "is not setting=value" in answer
+    assert len(answer) < 300
+
+
+def test_all_mistakes_are_listed_in_one_answer() -> None:
+    answers = refuse("model=llama3", "lora.r=0", "train.max_length=1", "foo=1", "seed=x")
+    assert [answer.split()[0].partition("=")[0] for answer in answers] == [
+        "model", "foo", "seed", "lora.r", "train.max_length",
+    ]  # fmt: skip
+
+
+def test_a_bad_value_in_the_last_of_100_jobs_is_answered_in_3_seconds_of_work() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    assert refuse("-m", "seed=range(0,50)", "lora.r=8,0") == ["lora.r must be at least 1, got 0"]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 3
+
+
+def test_the_runs_of_a_sweep_are_composed_as_hydra_would() -> None:
+    plan = compose_line("lora.r=8,16", "-m", "model=llama32,tinyllama", "++seed=7")
+    assert [(run.config.model.id.split("/")[0], run.config.lora.r) for run in plan.runs] == [
+        ("meta-llama", 8), ("TinyLlama", 8), ("meta-llama", 16), ("TinyLlama", 16),
+    ]  # fmt: skip
+    assert plan.runs[0].overrides == ["lora.r=8", "model=llama32", "++seed=7"]
+    assert plan.swept == ("lora.r", "model")
+    assert {run.config.seed for run in plan.runs} == {7}
+
+
+def test_what_is_searched_is_not_given_a_value() -> None:
+    plan = compose_line("-m", "experiment=search", "lora.r=4")
+    assert set(plan.space) == {"train.learning_rate", "dataset.pocket_replay.weight"}
+    assert len(plan.runs) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "model=llama32",
+        "experiment=paper_llama32,paper_tinyllama -m",
+        "-m seed=range(0,3) lora=glob(*)",
+        "model=smollm2 dataset.alpaca.max_examples=500 benchmark=[hellaswag,mmlu_cs]",
+        "model=smollm2 model.revision=abc123 tracking.uri=http://localhost:5000 lora.r=4",
+        "-m model=llama32 tuned=me/mine,you/yours@v2",
+        "tracking.uri=${oc.env:HOME,sqlite:///x.db}",
+        "lora.lora_alpha=${lora.r}",
+    ],
+)
+def test_what_should_work_composes(arguments: str) -> None:
+    assert compose_line(*shlex.split(arguments).copy()).runs if "HOME" not in arguments else True
+
+
+@pytest.mark.parametrize("preset", list_group_choices("experiment"))
+def test_a_preset_begins_with_its_question_and_its_command(preset: str) -> None:
+    lines = (CONF_DIR / "experiment" / f"{preset}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert lines[1].endswith("?")
+    assert lines[2].startswith("# python -m slimdown.run ")
+    arguments = shlex.split(lines[2])[4:]
+    assert f"experiment={preset}" in arguments
+    assert compose_line(*arguments).runs
+
+
+GROUP_FILES = [
+    ("dataset/mine.yaml", b"a: [", "while parsing a flow node"),
+    ("dataset/mine.yaml", b"- 1\n", "Cannot merge DictConfig with ListConfig"),
+    ("dataset/mine.yaml", b"path: r.jsonl\n", "begin with `# @package dataset.mine`?"),
+    ("experiment/mine.yaml", b"lora: {r: 2}\n", "does not begin with `# @package _global_`"),
+    ("experiment/mine.yaml", b"# @package _global_\nlora: {r: 0}\n", "lora.r must be at least 1"),
+    ("experiment/mine.yaml", b"# @package _global_\nlora: null\n", "'lora' is not Optional"),
+    ("experiment/mine.yaml", b"# @package _global_\nlora: {nope: 1}\n", "Key 'nope' not in 'LoraConf"),
+    ("experiment/mine.yaml", b"\xff\xfe\0", "cannot be read: 'utf-8' codec"),
+    ("experiment/mine.yaml", b"\xef\xbb\xbf# @package _global_\n", "a byte order mark; save it"),
+    ("experiment/mine.yaml", b"# @package _global_\na: &a 1\nb: *a\n", "holds a YAML alias"),
+    ("experiment/mine.yaml", b"# @package _global_\nseed: 1:30\n", "YAML reads 1:30 in base 60"),
+    ("benchmark/mine.yaml", b"# @package benchmark\n'b(1)': {task: a, metric: acc, num_fewshot: 0,"
+     b" chance: 0}\n", "benchmark.b(1): a name is made of letters, digits, _ and -"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "content", "answer"), GROUP_FILES)
+def test_a_wrong_group_file_of_ones_own_is_answered(
+    file: str, content: bytes, answer: str, tmp_path: Path
+) -> None:
+    group = tmp_path / "mine" / file
+    group.parent.mkdir(parents=True)
+    group.write_bytes(content)
+    kind = group.parent.name
+    choice = f"{kind}=mine" if kind == "experiment" else f"{kind}=[mine]"
+    assert answer in "\n".join(refuse("--config-dir", str(tmp_path / "mine"), choice))
+
+
+def test_a_folder_of_ones_own_adds_choices(tmp_path: Path) -> None:
+    preset = tmp_path / "mine" / "experiment" / "mine.yaml"
+    preset.parent.mkdir(parents=True)
+    preset.write_text("# @package _global_\nlora: {r: 2}\n")
+    [run] = compose_line("experiment=mine", "--config-dir", "mine").runs
+    assert run.config.lora.r == 2
+    assert refuse("--config-dir", "/nowhere") == ["--config-dir: there is no folder /nowhere"]
+
+
+def run_command(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "answer"),
+    [
+        ("slimdown.run train.optim=adamm", 1, "transformers has no such one"),
+        ("slimdown lr=3", 1, "did you mean train.learning_rate?"),
+        ("slimdown run -m lora.r=0", 1, "lora.r must be at least 1, got 0"),
+        ("slimdown -m tuned=./nowhere", 1, "there is no such folder"),
+        ("slimdown.run --cfg job foo=1", 1, "Key 'foo' not in 'RunConfig'"),
+        ("slimdown.run --resolve", 1, "can only be used in conjunction with --cfg"),
+        ("slimdown.run --nope", 2, "unrecognized arguments: --nope"),
+        ("slimdown.run --experimental-rerun x.pickle", 1, "repeat the command"),
+        ("slimdown compar", 2, "did you mean slimdown compare?"),
+    ],
+)
+def test_a_command_answers_within_a_second_of_work(
+    arguments: str, code: int, answer: str, tmp_path: Path
+) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = run_command(*arguments.split())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert process.returncode == code
+    assert answer in process.stderr
+    assert "Traceback" not in process.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_and_version() -> None:
+    assert "  compare   " in run_command("slimdown", "--help").stdout
+    assert run_command("slimdown", "--version").stdout.startswith("slimdown ")
+    assert "Groups and their choices" in run_command("slimdown.run", "--help").stdout
+    assert "lora_alpha: 16" in run_command("slimdown", "run", "--cfg", "job").stdout

@@ -1,0 +1,150 @@
+"""What can be set composes to what the paper and the files of `conf/` say."""
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import get_args, get_origin, get_type_hints
+
+import pytest
+from omegaconf import OmegaConf
+
+from slimdown.config.benchmarks import read_benchmarks
+from slimdown.config.dataset_config import DatasetConfig
+from slimdown.config.naming import base_settings, flatten
+from slimdown.config.paths import CONF_DIR, list_group_choices, list_transformers_names
+from slimdown.config.schema import BenchmarkConfig, PaperMetric, RunConfig
+from slimdown.utils.errors import ConfigError
+
+Compose = Callable[..., RunConfig]
+
+
+def test_the_default_is_the_pocket_world(composed: Compose) -> None:
+    config = composed()
+    assert config.model.id == "pocket:model"
+    assert list(config.dataset) == ["pocket_instructions"]
+    skills = ["pocket_instructions", "pocket_math", "pocket_commonsense", "pocket_cs"]
+    assert list(config.benchmark) == skills
+
+
+@pytest.mark.parametrize("model", [m for m in list_group_choices("model") if m != "pocket"])
+def test_every_other_model_gets_the_papers_settings(model: str, composed: Compose) -> None:
+    config = composed(f"model={model}")
+    assert list(config.dataset) == ["alpaca"]
+    assert list(config.benchmark) == ["hellaswag", "gsm8k", "mmlu_cs"]
+    assert config.train.learning_rate == 2e-4
+    assert {b.paper_metric for b in config.benchmark.values()} == set(PaperMetric)
+    lora = config.lora
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (8, 16, 0.0)
+    assert lora.target_modules == ["q_proj", "k_proj", "v_proj"]
+
+
+GROUPS = ["quantization", "dataset", "method", "lora", "train", "benchmark", "experiment"]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_choice_of_every_group_composes(group: str, composed: Compose) -> None:
+    for choice in list_group_choices(group):
+        if choice == "file":
+            continue  # needs a path
+        value = f"[{choice}]" if group in ("dataset", "benchmark") else choice
+        model = [] if group == "experiment" else ["model=smollm2"]
+        model += ["quantization=none"] if group == "method" else []  # which some need
+        assert isinstance(composed(*model, f"{group}={value}"), RunConfig), choice
+
+
+def test_a_choice_on_the_command_line_beats_what_the_pocket_model_brings(
+    composed: Compose,
+) -> None:
+    config = composed("dataset=[pocket_replay]", "benchmark=[pocket_math]", "train=quick")
+    assert list(config.dataset) == ["pocket_replay"]
+    assert list(config.benchmark) == ["pocket_math"]
+    assert config.train.max_steps == 4
+
+
+def test_a_preset_holds_only_differences(composed: Compose) -> None:
+    plain, preset = composed("model=tinyllama"), composed("experiment=paper_tinyllama")
+    assert preset.dataset["alpaca"].max_examples == 50_000
+    preset.dataset["alpaca"].max_examples = plain.dataset["alpaca"].max_examples
+    assert preset == plain
+
+
+def test_the_ranks_of_an_ablation_have_one_scale(composed: Compose) -> None:
+    loras = [composed("experiment=rank", f"lora.r={r}").lora for r in (2, 64)]
+    assert [(lora.r, lora.lora_alpha) for lora in loras] == [(2, 4), (64, 128)]
+
+
+def test_a_value_that_a_file_sets_is_no_default_of_the_schema_too() -> None:
+    repeated, n_compared = [], 0
+    for file in CONF_DIR.rglob("*.yaml"):
+        content = OmegaConf.to_container(OmegaConf.load(file))
+        is_whole = "@package _global_" in file.read_text() or file.stem == "config"
+        for section, settings in (content if is_whole else {file.parent.name: content}).items():
+            kind = get_type_hints(RunConfig).get(section)
+            kind = get_args(kind)[1] if get_origin(kind) is dict else kind
+            if not is_dataclass(kind) or not isinstance(settings, dict):
+                continue
+            for field in fields(kind):
+                n_compared += field.name in settings
+                if field.name in settings and settings[field.name] == field.default:
+                    repeated.append(f"{file.relative_to(CONF_DIR)}: {field.name}")
+    assert n_compared > 100
+    assert repeated == ["dataset/file.yaml: path"]  # which says by itself that it must be set
+
+
+def test_the_names_of_transformers_are_read_as_it_has_them() -> None:
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    for file, enum in (
+        ("training_args.py", OptimizerNames),
+        ("trainer_utils.py", SchedulerType),
+    ):
+        names = list_transformers_names(file, enum.__name__)
+        assert names == [name.value for name in enum]
+
+
+def test_a_tuned_model_has_the_numbers_of_its_base(composed: Compose) -> None:
+    tuned = composed("model=smollm2", "tuned=me/mine@v2", "model.dtype=bfloat16").tuned_model
+    assert tuned is not None
+    assert (tuned.id, tuned.revision, tuned.dtype) == ("me/mine", "v2", "bfloat16")
+    assert composed().tuned_model is None
+
+
+def test_settings_that_are_idle_do_not_count(composed: Compose) -> None:
+    assert "lora.r" in flatten(composed())
+    assert "lora.r" not in flatten(composed("method=ia3"))
+    tuned = flatten(composed("model=smollm2", "tuned=me/mine"))
+    assert not any(key.startswith(("dataset.", "train.", "seed")) for key in tuned)
+    plain, trained = composed(), composed("lora.r=4", "evaluation.holdout=0.5", "seed=3")
+    assert base_settings(plain) == base_settings(trained)
+    assert base_settings(plain) != base_settings(composed("evaluation.batch_size=4"))
+
+
+@pytest.mark.parametrize("file", ["a.jsonl", "a.CSV", "a.parquet", "~/a.json"])
+def test_a_file_is_known_by_its_ending(file: str) -> None:
+    assert DatasetConfig(path=file).file is not None
+    assert DatasetConfig(path="tatsu-lab/alpaca").file is None
+
+
+def test_benchmarks_are_read_by_name_with_settings_above() -> None:
+    benchmarks = read_benchmarks(["gsm8k", {"task": "arc_easy", "metric": "acc"}], limit=8)
+    assert benchmarks["gsm8k"].num_fewshot == 5
+    assert benchmarks["arc_easy"].metric == "acc"
+    assert {benchmark.limit for benchmark in benchmarks.values()} == {8}
+    own = BenchmarkConfig(task="gsm8k", metric="exact_match", num_fewshot=2, chance=0)
+    assert read_benchmarks(own)["gsm8k"].num_fewshot == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "answer"),
+    [
+        ([], {}, "no benchmark is named; name some of gsm8k"),
+        ([3], {}, "3 names no benchmark"),
+        (["gsm8k", "gsm8k"], {}, "gsm8k is named twice"),
+        ("gsm8k", {"limt": 3}, "gsm8k: limt is not a setting; did you mean limit?"),
+        ("gsm8k", {"limit": 0}, "gsm8k: limit must be at least 1, got 0"),
+        ("gsm8k", {"limit": "x"}, "could not be converted to Integer"),
+    ],
+)
+def test_a_wrong_benchmark_is_answered(names: object, settings: dict, answer: str) -> None:
+    with pytest.raises(ConfigError, match=answer):
+        read_benchmarks(names, **settings)

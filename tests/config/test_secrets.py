@@ -1,0 +1,79 @@
+"""Passwords and tokens planted wherever a user could put one, and looked for in what is shown."""
+
+import pytest
+
+from slimdown.config.command_line import compose_runs, read_command_line
+from slimdown.utils.errors import ConfigError
+from slimdown.utils.secrets import redact, redact_uri
+
+PLANTED = "pl4nted"  # begins every secret here
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"postgresql://me:{PLANTED}@db/mlflow",
+        f'tracking.uri="postgresql://me:{PLANTED}@db/mlflow"',
+        f"postgresql+psycopg://me:a@{PLANTED}@db/mlflow",
+        f"postgresql://me:a/{PLANTED}@db/mlflow",
+        f"postgresql://db/mlflow?user=me&password={PLANTED}&sslmode=require",
+        f"postgresql://db/mlflow?sslmode=verify-full&sslpassword={PLANTED}",
+        f"mssql+pyodbc:///?odbc_connect=DRIVER%3DODBC%3BUID%3Dme%3BPWD%3D{PLANTED}",
+        f"postgresql%3A%2F%2Fme%3A{PLANTED}%40db%2Fmlflow",
+        f"https://{PLANTED}@github.com/me/rows",
+        f"https://data/rows.jsonl?X-Amz-Signature={PLANTED}&X-Amz-Expires=60",
+        f"{{'path': 'https://me:{PLANTED}@data/rows'}}",
+        f"could not connect to 'http://me:{PLANTED}@server:5000': refused",
+        f"HF_TOKEN={PLANTED}",
+        f"Driver=ODBC;Uid=me;Pwd={PLANTED};",
+        f'{{"api_key": "{PLANTED}", "r": 8}}',
+        f"password: '{PLANTED} {PLANTED}'",
+        f"a token that looks like one, hf_{PLANTED}abcdefghijklmnopqrst",
+    ],
+)
+def test_a_secret_is_blanked_in_any_text(text: str) -> None:
+    assert PLANTED not in redact(text)
+    assert redact(redact(text)) == redact(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lora.r=8 benchmark.gsm8k.limit=200",
+        "sqlite:////srv/me@lab/mlflow.db",
+        "/etc/passwd: the file",
+        "https://huggingface.co/datasets/me/rows@main",
+        "http://localhost:5000/#/experiments/1?compare=true",
+        "tokens per second: 5, 0.091 nats a token in 376 steps",
+    ],
+)
+def test_what_is_no_secret_is_left_alone(text: str) -> None:
+    assert redact(text) == redact_uri(text) == text
+
+
+def test_an_address_keeps_what_tells_where_it_points() -> None:
+    assert redact_uri("https://user:word@host:5000/x") == "https://***@host:5000/x"
+    assert redact_uri("postgresql://me:pw@db/a?t=3") == "postgresql://***@db/a?t=3"
+
+
+def test_what_the_environment_holds_is_known_by_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", f"{PLANTED}1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:{PLANTED}%3A2@db/mlflow")
+    monkeypatch.setenv("PWD", "/work/folder")
+    text = f"401 for {PLANTED}1 in /work/folder, failed: {PLANTED}:2 ({PLANTED}%3A2)"
+    assert redact(text) == "401 for *** in /work/folder, failed: *** (***)"
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        f"tracking.uri=postgresql://me:{PLANTED}@db/x",
+        f"tracking.uri=http://localhost:1,http://me:{PLANTED}@db/x",
+        f"dataset.pocket_instructions={{path: 'https://me:{PLANTED}@data/rows'}}",
+        f"tracking.uri=[postgresql://someone:{PLANTED}{'0' * 60}@server/mlflow",
+    ],
+)
+def test_a_password_on_the_command_line_is_refused_and_not_shown(argument: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose_runs(read_command_line(["-m", argument]))
+    assert PLANTED not in redact(str(error.value))

@@ -1,0 +1,176 @@
+"""A search: what it proposes, how it heeds its budget of forgetting, what it goes on from."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from math import log
+from pathlib import Path
+from statistics import median
+
+import pytest
+from builders import make_benchmark, make_evaluation, make_run
+
+from slimdown.config.command_line import ComposedRun
+from slimdown.config.schema import Role, RunConfig
+from slimdown.config.search_config import DimensionConfig
+from slimdown.stats.findings import judge
+from slimdown.stats.run_records import RunRecord
+from slimdown.sweep.jobs import JobOutcome, JobState
+from slimdown.sweep.search import Search, watch_trial
+from slimdown.utils.errors import TrackingError, TrialPruned
+
+SPACE = {
+    "lora.r": DimensionConfig(choices=[2, 4, 8]),
+    "train.learning_rate": DimensionConfig(1e-4, 1e-2, log=True),
+    "dataset.pocket_instructions.max_examples": DimensionConfig(10, 1000, log=True),
+}
+FAILED = JobOutcome(JobState.failed)
+OpenSearch = Callable[..., Search]
+
+
+@pytest.fixture
+def open_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, composed: Callable[..., RunConfig]
+) -> OpenSearch:
+    """Open a search as a command of its own does; its runs are made up, see `finish`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("slimdown.sweep.search.find_run", lambda tracking, run_id: RUNS[run_id])
+
+    def opened(*overrides: str, **space: DimensionConfig) -> Search:
+        config = composed("search.n_trials=4", *overrides)
+        return Search(ComposedRun(list(overrides), config), {**SPACE, **space}, None)
+
+    return opened
+
+
+def get_values(run: ComposedRun) -> dict[str, str]:
+    return dict(text.split("=", 1) for text in run.overrides)
+
+
+RUNS: dict[str, RunRecord] = {}
+
+
+def finish(learned: float = 0.1, lost: float = 0.0) -> JobOutcome:
+    """Make up a run that learned and lost so much, of 1,000 questions."""
+    evaluations = [
+        make_evaluation(
+            skill=make_benchmark(right(after[0]), role=Role.target),
+            kept=make_benchmark(right(after[1])),
+        )
+        for after in ((0.0, 0.0), (learned, -lost))
+    ]
+    run = make_run(judge(*evaluations), len(RUNS))
+    RUNS[run.run_id] = run
+    return JobOutcome(JobState.finished, run.run_id)
+
+
+def right(change: float) -> list[float]:
+    n = round(1000 * (0.5 + change))
+    return [1.0] * n + [0.0] * (1000 - n)
+
+
+def test_a_search_goes_on_where_it_was_as_if_nothing_had_been(open_search: OpenSearch) -> None:
+    whole, killed = open_search("search.study=whole"), open_search("search.study=killed")
+    batches = whole.propose_batches()
+    first = get_values(next(batches)[0])
+    whole.keep_outcomes([finish()])
+    second = get_values(next(batches)[0])
+
+    assert get_values(next(killed.propose_batches())[0])["lora.r"] == first["lora.r"]
+    again = open_search("search.study=killed")  # before the first one was told
+    batches = again.propose_batches()
+    repeated = get_values(next(batches)[0])
+    assert {**repeated, "search.study": ""} == {**first, "search.study": ""}
+    again.keep_outcomes([finish()])
+    assert {**get_values(next(batches)[0]), "search.study": ""} == {**second, "search.study": ""}
+    again.keep_outcomes([FAILED])
+    assert get_values(next(batches)[0])["search.trial"] == "2"  # not made twice by one command
+    assert get_values(next(open_search("search.study=killed").propose_batches())[0]) == {
+        **second, "search.study": "killed",
+    }  # fmt: skip
+
+
+def test_what_a_trial_sets_lies_in_the_space(open_search: OpenSearch) -> None:
+    trials = next(open_search("search.n_trials=8", "search.n_jobs=8").propose_batches())
+    assert len(trials) == 8
+    for values in map(get_values, trials):
+        assert values["lora.r"] in ("2", "4", "8")
+        assert 1e-4 <= float(rate := values["train.learning_rate"]) <= 1e-2
+        assert float(rate) == float(f"{float(rate):.3g}")
+        assert 10 <= int(values["dataset.pocket_instructions.max_examples"]) <= 1000
+
+
+def test_another_search_is_another_study(open_search: OpenSearch) -> None:
+    settings = ["seed=1", "search.seed=1", "search.max_loss=0.03", "search.sampler=random"]
+    names = {open_search(setting).name for setting in settings} | {open_search().name}
+    assert len(names) == 5
+    assert open_search("search.n_trials=9").name == open_search().name
+    assert open_search(**{"lora.r": DimensionConfig(choices=[2, 4])}).name not in names
+
+
+def test_a_trial_beyond_its_budget_is_none_to_go_by(open_search: OpenSearch) -> None:
+    """Of two that learned as much, the proposals go by the one within the budget."""
+
+    def propose(budget: str) -> float:
+        settings = (f"search.study={budget}", f"search.max_loss={budget}", "search.n_trials=16")
+        search = open_search(*settings, "search.n_startup_trials=8")
+        rates = []
+        for [trial] in search.propose_batches():
+            rates.append(rate := float(get_values(trial)["train.learning_rate"]))
+            search.keep_outcomes([finish(log(rate / 1e-4) / 10, 0.4 if rate > 1e-3 else 0.0)])
+        return median(rates[10:])
+
+    assert propose("0.1") <= 1e-3 < propose("0.9")
+
+
+def test_a_trial_with_a_high_loss_is_pruned(
+    open_search: OpenSearch, composed: Callable[..., RunConfig]
+) -> None:
+    settings = ["search.prune=0.5", "search.n_startup_trials=2", "search.study=mine"]
+    search = open_search(*settings)
+    batches = search.propose_batches()
+
+    def watch(loss: float) -> None:
+        number = int(get_values(next(batches)[0])["search.trial"])
+        trial = replace(search.config.search, trial=number)
+        watch_loss = watch_trial(replace(search.config, search=trial))
+        assert watch_loss is not None
+        watch_loss(0.25, loss)
+
+    for loss in (1.0, 2.0):  # too few are complete to prune any
+        watch(loss)
+        search.keep_outcomes([finish()])
+    watch(1.1)
+    search.keep_outcomes([finish()])
+    with pytest.raises(TrialPruned, match=r"after 25% of its steps: its validation loss of 1.900"):
+        watch(1.9)
+    search.keep_outcomes([JobOutcome(JobState.pruned)])
+    assert next(batches, None) is None
+    assert watch_trial(composed("search.study=gone", "search.trial=0")) is None
+
+
+def test_a_file_that_holds_no_study_is_named(open_search: OpenSearch) -> None:
+    Path("mlruns").mkdir()
+    Path("mlruns/search.db").write_text("no database, but a text that is long enough" * 9)
+    with pytest.raises(TrackingError, match=r"search.db, cannot be used: .*not a database"):
+        open_search()
+
+
+def test_two_searches_at_once_in_a_fresh_folder_both_end(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from slimdown.config.command_line import *\n"
+        "from slimdown.sweep.search import Search\n"
+        "line = read_command_line(['-m', '+search.space={lora.r:{choices:[2,4]}}'])\n"
+        "plan = compose_runs(line)\n"
+        "print(Search(plan.runs[0], plan.space, 1).name)\n"
+    )
+    command = [sys.executable, "-c", code, str(root)]
+    processes = [
+        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    names = {process.communicate(timeout=300)[0] for process in processes}
+    assert [process.returncode for process in processes] == [0] * 4
+    assert len(names) == 1

@@ -1,0 +1,202 @@
+"""Many runs of one command: what is finished is skipped, and what fails or dies stops no other."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from slimdown import run
+from slimdown.utils.errors import ModelError
+
+FEW = [
+    "dataset.pocket_instructions.max_examples=64",
+    "dataset.pocket_instructions.validation_examples=6",
+    "train.max_steps=2",
+    "benchmark=[pocket_cs]",
+    "benchmark.pocket_cs.limit=8",
+]
+LAYERS = "lora.target_modules=[q_proj],[nothing]"
+JOBLIB = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+
+
+def start(
+    folder: Path, *arguments: str, sigint: signal.Handlers = signal.SIG_DFL
+) -> subprocess.Popen:
+    """Begin a command whose handler of SIGINT is not the one that this process inherited."""
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(
+        [sys.executable, "-m", "slimdown.run", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
+    )
+
+
+def list_runs(folder: Path, kind: str = "tuned") -> list[Run]:
+    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    kinds = f"tags.`slimdown.kind` = '{kind}'"
+    return list(client.search_runs(experiments, kinds, order_by=["attributes.start_time"]))
+
+
+def list_rows(out: str) -> list[list[str]]:
+    """The rows of the table at the end: number, settings, state, run, what became of it."""
+    rows = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines()]
+    return [row for row in rows if row[0].isdigit() and len(row) > 2]
+
+
+@pytest.fixture(scope="module")
+def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the commands are typed."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "mlruns").mkdir()
+    (folder / "mlruns" / "mlflow.db").write_bytes(migrated_store.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def swept(folder: Path) -> tuple[int, str, str]:
+    """A job, one that cannot be, and both once more: exit code, stdout and stderr."""
+    process = start(folder, "-m", "seed=0,0", LAYERS, *FEW)
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def launched(folder: Path, swept: object) -> tuple[int, str, str]:
+    """The same and more through joblib, where the process of the first new job is always killed."""
+    process = start(folder, *JOBLIB, "seed=0,1,2", "lora.target_modules=[q_proj]", *FEW)
+    n_killed = 0
+    while process.poll() is None:
+        for file in folder.glob("outputs/*/2.json"):
+            log = file.with_suffix(".log")
+            for worker in psutil.Process(process.pid).children(recursive=True):
+                try:
+                    if any(each.path == str(log) for each in worker.open_files()):
+                        worker.kill()
+                        n_killed += 1
+                except psutil.Error:
+                    continue
+        time.sleep(0.2)
+    out, err = process.communicate()
+    assert n_killed == 3, out + err
+    return process.returncode, out, err
+
+
+def test_a_failed_job_stops_no_other_and_equal_jobs_are_made_once(
+    folder: Path, swept: tuple[int, str, str]
+) -> None:
+    code, out, err = swept
+    assert code == 1
+    assert "2 of 4 jobs equal another one" in out
+    [[*good, _], [*bad, reason]] = list_rows(out)
+    assert good[:3] == ["1", "seed=0 lora.target_modules=[q_proj]", "finished"]
+    assert bad[:3] == ["2", "seed=0 lora.target_modules=[nothing]", "failed"]
+    assert "nothing" in reason
+    assert "job 2 of 2 failed:" in err
+    assert "Traceback" not in err
+    assert "\x1b" not in out + err
+    [sweep] = list_runs(folder, "sweep")
+    assert (sweep.info.run_name, sweep.info.status) == (
+        "sweep of seed, lora.target_modules",
+        "FAILED",
+    )
+
+
+def test_a_sweeps_run_holds_its_runs_and_its_table(folder: Path, swept: object) -> None:
+    sweep = list_runs(folder, "sweep")[0].info.run_id
+    runs = [run for run in list_runs(folder) if run.data.tags.get("mlflow.parentRunId") == sweep]
+    assert {run.info.status for run in runs} == {"FINISHED", "FAILED"}
+    table = next((folder / "mlruns").rglob(f"{sweep}/**/sweep.md")).read_text()
+    assert "| finished" in table
+
+
+def test_a_job_whose_process_always_dies_fails_and_the_others_are_finished(
+    folder: Path, launched: tuple[int, str, str]
+) -> None:
+    code, out, err = launched
+    assert code == 1, err
+    assert [row[2] for row in list_rows(out)] == ["skipped", "failed", "finished"]
+    assert "its process died 3 times" in " ".join(out.split())
+    seeds = {run.data.params["seed"] for run in list_runs(folder) if run.info.status == "FINISHED"}
+    assert seeds == {"0", "2"}
+
+
+def test_the_base_is_measured_once(folder: Path, launched: object) -> None:
+    assert len(list_runs(folder, "baseline")) == 1
+
+
+def test_a_launcher_that_cannot_start_is_one_line(folder: Path, swept: object) -> None:
+    process = start(folder, *JOBLIB, "+hydra.launcher.return_as=nope", "seed=5,6", *FEW)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert re.search(r"hydra/launcher=joblib cannot start jobs: .*nope", err)
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_sweep_and_its_run_is_killed(
+    number: signal.Signals, folder: Path, swept: object
+) -> None:
+    process = start(folder, "-m", f"seed=7{number},8{number}", *FEW)
+    while process.poll() is None and not any(
+        run.info.status == "RUNNING" for run in list_runs(folder)
+    ):
+        time.sleep(0.1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 130, err
+    assert [row[2] for row in list_rows(out)] == ["killed", "to do"]
+    assert "Interrupted." in err
+    assert list_runs(folder)[-1].info.status == "KILLED"
+    assert list_runs(folder, "sweep")[-1].info.status == "KILLED"
+
+
+def test_a_process_that_ignores_sigint_goes_on_ignoring_it(folder: Path, swept: object) -> None:
+    process = start(folder, "-m", "seed=9", *FEW, sigint=signal.SIG_IGN)
+    while process.poll() is None and not any(
+        run.info.status == "RUNNING" for run in list_runs(folder)
+    ):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=600)
+    assert (process.returncode, list_rows(out)[0][2]) == (0, "finished"), err
+
+
+class Panic(BaseException):
+    """As a library in Rust raises, which `except Exception` does not see."""
+
+
+ENDS = [SystemExit(3), MemoryError("no room"), Panic("at byte 3"), ModelError("no such layer")]
+
+
+def test_no_way_of_ending_a_job_ends_the_sweep(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = iter(ENDS)
+
+    def end(*settings: object) -> None:
+        raise next(ends)
+
+    monkeypatch.setattr("slimdown.experiment.run_experiment", end)
+    monkeypatch.setattr(sys, "argv", ["slimdown.run"])
+    assert run.main(["-m", "seed=0,1,2,3", "benchmark=[pocket_cs]"]) == 1
+    out, err = capsys.readouterr()
+    assert [row[2] for row in list_rows(out)] == ["failed"] * 4
+    reasons = ["SystemExit: 3", "MemoryError: no room", "Panic: at byte 3", "no such layer"]
+    assert [row[-1] for row in list_rows(out)] == reasons
+    assert err.count("Traceback") == 3  # a mistake that the user can mend has none
+    outcomes = [json.loads(file.read_text()) for file in Path().glob("outputs/*/*.json")]
+    assert [outcome["state"] for outcome in outcomes] == ["failed"] * 4
