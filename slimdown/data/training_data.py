@@ -51,7 +51,6 @@ class DatasetPart:
     train: "Dataset"  # only what the mixture draws; empty where its weight is 0
     validation: "Dataset"
     weight: float | None
-    n_skipped: int  # rows that cannot be trained on
 
 
 @dataclass(frozen=True)
@@ -61,18 +60,6 @@ class TrainingData:
     parts: tuple[DatasetPart, ...]
     fingerprint: str  # 16 hex digits of a digest over all rows and how they are mixed
     notes: list[str]  # lines for the user
-
-    @property
-    def n_train(self) -> int:
-        return sum(len(part.train) for part in self.parts)
-
-    @property
-    def n_validation(self) -> int:
-        return sum(len(part.validation) for part in self.parts)
-
-    @property
-    def n_skipped(self) -> int:
-        return sum(part.n_skipped for part in self.parts)
 
     def iter_texts(self) -> Iterator[TrainedText]:
         """Yield the text of every row that is trained on."""
@@ -201,7 +188,7 @@ def _load_part(
         )
     columns = list(dict.fromkeys(column for row in (*train, *validation) for column in row))
     trained, validated = (_build_dataset(rows, columns) for rows in (train, validation))
-    part = DatasetPart(name, config.path, revision, trained, validated, config.weight, n_skipped)
+    part = DatasetPart(name, config.path, revision, trained, validated, config.weight)
     return part, notes
 
 

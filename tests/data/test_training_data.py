@@ -47,23 +47,28 @@ def load(config: DatasetConfig, tokenizer: Any = None, seed: int = 0) -> Trainin
     return load_training_data({"mine": config}, tokenizer, seed)
 
 
+def count(data: TrainingData) -> tuple[int, int]:
+    [part] = data.parts
+    return len(part.train), len(part.validation)
+
+
 def test_held_out_rows_are_never_trained_on(tmp_path: Path) -> None:
     config = write(tmp_path, number(40) * 2, validation_examples=6, max_examples=30)
     data = load(config)
     [part] = data.parts
-    assert (data.n_train, data.n_validation, data.n_skipped, data.notes) == (30, 6, 0, [])
+    assert (count(data), data.notes) == ((30, 6), [])
     assert not set(part.train["text"][:]) & set(part.validation["text"][:])
     assert part.revision.startswith("sha256:")
 
 
 def test_at_most_a_tenth_is_held_out_and_the_notes_name_it(tmp_path: Path) -> None:
     data = load(write(tmp_path, number(60), validation_examples=100))
-    assert (data.n_train, data.n_validation) == (54, 6)
+    assert count(data) == (54, 6)
     assert data.notes == [
         "dataset.mine: 6 of 60 rows are held out to validate on; validation_examples=100 would be "
         "more than a tenth"
     ]
-    assert load(write(tmp_path, number(2))).n_validation == 1
+    assert count(load(write(tmp_path, number(2)))) == (1, 1)
 
 
 def test_the_seed_decides_as_datasets_shuffles(tmp_path: Path) -> None:
@@ -100,7 +105,7 @@ def test_bad_rows_end_the_run_or_are_skipped_and_counted(tmp_path: Path, tokeniz
     with pytest.raises(DataError, match=problem):
         load(config, tokenizer)
     data = load(write(tmp_path, [*sound, *bad], skip_bad_rows=True), tokenizer)
-    assert (data.n_skipped, data.n_train, data.n_validation) == (4, 7, 1)
+    assert count(data) == (7, 1)
     assert "4 rows that cannot be trained on are skipped, the first is row " in data.notes[0]
     mixed = [{"prompt": TURNS[:1], "completion": TURNS[1:]}, {"prompt": "a", "completion": "b"}]
     with pytest.raises(DataError, match=r"row \d: some rows have a text and some a list as prompt"):
@@ -190,7 +195,7 @@ def test_weights_are_chances_until_a_dataset_is_exhausted(tmp_path: Path) -> Non
         chances = [weight / sum(weights) for weight in weights]
         stock = datasets.interleave_datasets(parts, probabilities=chances, seed=0)["text"][:]
         assert mixed == stock
-        assert len(set(mixed)) == len(mixed) == data.n_train
+        assert len(set(mixed)) == len(mixed) == sum(len(part.train) for part in data.parts)
     assert not len(mix(tmp_path, [3.0, 1.0, 0.0])[0].parts[2].train)
 
 
@@ -213,7 +218,7 @@ def test_the_embedded_instructions_are_there() -> None:
         validation_examples=100,
     )
     data = load(config)
-    assert (data.n_train, data.n_validation, data.notes) == (1500, 100, [])
+    assert (count(data), data.notes) == ((1500, 100), [])
     row = data.parts[0].train[0]
     assert row["prompt"].startswith("Instruction: ")
     assert row["completion"].startswith(" ")
