@@ -29,7 +29,8 @@ def attach_adapter(base: LoadedModel, method: MethodConfig, lora: LoraConfig, se
     Returns:
         PEFT's model around the base's, or the base's own; only what is trained wants gradients.
     """
-    import peft
+    with quiet_libraries():
+        import peft
 
     torch.manual_seed(seed)
     if method.trains_weights:
@@ -50,8 +51,6 @@ def attach_adapter(base: LoadedModel, method: MethodConfig, lora: LoraConfig, se
             settings["target_modules"] = "all-linear"
     elif method.name is Method.prompt:  # PEFT's default is noise, far from any embedding
         kind, settings["prompt_tuning_init"] = peft.PromptTuningConfig, "SAMPLE_VOCAB"
-    if not method.learns_prompt and any(map(_is_conv1d, base.model.modules())):
-        settings["fan_in_fan_out"] = True  # as GPT-2 holds its weights
     with quiet_libraries():
         return peft.get_peft_model(base.model, kind(**settings, task_type="CAUSAL_LM"))
 
@@ -62,8 +61,7 @@ def check_adapter(
     """Check that a method's settings fit this model.
 
     Raises:
-        ModelError: Target modules that it lacks, a size above its matrices, rows or virtual tokens
-            beyond its window, no block that is the last, or a head that cannot be trained alone.
+        ModelError: Target modules that it lacks, or rows or virtual tokens beyond its window.
     """
     n_virtual = method.num_virtual_tokens or 0
     window = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
@@ -73,48 +71,18 @@ def check_adapter(
             f"train.max_length={max_length}{extra} is beyond the {window} tokens that {base.id} "
             f"was made for; set train.max_length={max(8, window - n_virtual)} or less"
         )
-    if method.trains_weights:
-        _list_trained_modules(base, method)
     targets = list((lora.target_modules if method.is_lora else method.target_modules) or [])
-    if not targets:
-        return
-    layers = {  # by name, the lower of the numbers of their inputs and outputs
-        name: min(module.weight.shape)
-        if _is_conv1d(module)
-        else min(module.in_features, module.out_features)
-        for name, module in base.model.named_modules()
-        if isinstance(module, nn.Linear) or _is_conv1d(module)
-    }
-    head = base.model.get_output_embeddings()
-    heads = [name for name in layers if base.model.get_submodule(name) is head]
-    known = sorted({name.rpartition(".")[2] for name in layers if name not in heads})
-    names = [name for name in layers if name not in heads]
-    if targets != ["all-linear"]:
-        setting = "lora.target_modules" if method.is_lora else "method.target_modules"
-        names = [n for n in layers if any(f".{n}".endswith(f".{target}") for target in targets)]
-        for target in targets:  # PEFT is content where one is there, and silent about the others
-            if not any(f".{name}".endswith(f".{target}") for name in names):
-                close = get_close_matches(target, known, n=1)
-                meant = f" (did you mean {close[0]}?)" if close else ""
-                raise ModelError(
-                    f"{setting}: {base.id} has no {target}{meant}; its linear layers are "
-                    f"{', '.join(known)}"
-                )
-        if unusual := set(heads).intersection(names):
+    modules = dict(base.model.named_modules())
+    for target in targets:  # PEFT is content where one is there, and silent about the others
+        if target != "all-linear" and not any(f".{n}".endswith(f".{target}") for n in modules):
+            layers = [n for n, m in modules.items() if isinstance(m, nn.Linear)]
+            known = sorted({name.rpartition(".")[2] for name in layers})
+            close = get_close_matches(target, known, n=1)
+            meant = f" (did you mean {close[0]}?)" if close else ""
             raise ModelError(
-                f"{setting}: {unusual.pop()} is the head of {base.id}, and TRL trains no adapter "
-                "on it; leave it out"
+                f"target_modules: {base.id} has no {target}{meant}; its linear layers are "
+                f"{', '.join(known)}"
             )
-    setting = "lora.r" if method.is_lora else "method.bottleneck_dim"
-    size, highest = (
-        lora.r if method.is_lora else method.bottleneck_dim or 0,
-        max(layers[n] for n in names),
-    )
-    if size > highest:
-        raise ModelError(
-            f"{setting}={size}: no layer of {base.id} that it adapts has a rank above {highest}, "
-            f"so more adds nothing; set {setting}={highest} or less"
-        )
 
 
 def save_adapter(model: Any, base: LoadedModel, folder: Path) -> None:
@@ -145,14 +113,8 @@ def load_adapter(base: LoadedModel, folder: Path) -> Any:
         with quiet_libraries():
             return peft.PeftModel.from_pretrained(base.model, str(folder)).eval()
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(
-            f"the adapter in {folder} does not fit on {base.id} with quantization="
-            f"{base.quantization}: {' '.join(str(error).split())[:300]}"
-        ) from None
-
-
-def _is_conv1d(layer: nn.Module) -> bool:
-    return type(layer).__name__ == "Conv1D"  # GPT-2's linear layer, which lies transposed
+        reason = f"with quantization={base.quantization}: {' '.join(str(error).split())[:300]}"
+        raise ModelError(f"{folder} does not fit on {base.id} {reason}") from None
 
 
 def _list_trained_modules(base: LoadedModel, method: MethodConfig) -> list[nn.Module]:

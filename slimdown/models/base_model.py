@@ -13,7 +13,7 @@ from transformers.utils.hub import cached_file
 
 from slimdown.config.schema import Device, Dtype, ModelConfig, QuantizationConfig
 from slimdown.models.identity import describe_computation, hash_tokenizer
-from slimdown.models.memory import count_weight_bytes, estimate_weight_bytes, free_memory
+from slimdown.models.memory import estimate_weight_bytes, free_memory
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.distributed import process_count, process_rank
 from slimdown.utils.errors import ModelError
@@ -38,7 +38,7 @@ class LoadedModel:
     dtype_reason: str = ""
     device: str = "cpu"
     n_parameters: int = 0
-    memory_bytes: int = 0  # of weights and buffers, with the constants of quantized ones
+    memory_bytes: int = 0  # of weights and buffers
     load_seconds: float = 0.0
     identity: Mapping[str, Any] = field(default_factory=dict)  # what the answers depend on
     license: str = ""
@@ -120,7 +120,7 @@ def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> Lo
         dtype_reason=reason,
         device=device.type,
         n_parameters=sum(parameter.numel() for parameter in outline.parameters()),
-        memory_bytes=count_weight_bytes(model),
+        memory_bytes=model.get_memory_footprint(),
         load_seconds=time.perf_counter() - started,
         identity=identity,
         license=_read_license(source, config.revision),
@@ -238,8 +238,7 @@ def _read_license(source: str, revision: str) -> str:
     from huggingface_hub import ModelCard
 
     try:
-        card = ModelCard(Path(str(cached_file(source, "README.md", revision=revision))).read_text())
-        parts = [card.data.get(name) for name in ("license", "license_name", "license_link")]
-        return " ".join(part for part in parts if part)
+        card = ModelCard.load(str(cached_file(source, "README.md", revision=revision)))
+        return str(card.data.get("license") or "")
     except Exception:  # there is no card, or no hub: nothing depends on it
         return ""

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,6 @@ from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.errors import ModelError
 from slimdown.utils.hub import explain_hub_errors
 
-# Texts on which two tokenizers of one vocabulary differ: spaces, digits, other scripts, code.
-_PROBES = (
-    "Two  spaces\n\n\tand a tab.",
-    " 12345 + 678",
-    "Naïve café — 你好 🙂",
-    "def f(x):\n  pass",
-)
 _FILES = ["*.json", "*.jinja", "*.model", "*.txt", ADAPTER_FILES[1]]  # all but a model's weights
 # What repackagers add to the name of a model whose weights they took over.
 _REPACKED = re.compile(r"(-unsloth)?(-bnb)?(-[48]bit)?$")
@@ -47,12 +39,6 @@ class ExternalModel:
     folder: Path | None  # of an adapter; None: a whole model
     tokenizer: Any
     learns_prompt: bool  # whether the adapter puts virtual tokens before a prompt
-    notes: Sequence[str]
-
-    @property
-    def keeps_base(self) -> bool:
-        """Whether the base is still in memory once the tuned model is loaded."""
-        return self.folder is not None
 
     def load(self) -> LoadedModel:
         """Load it: an adapter onto the base, a whole model in the base's place.
@@ -95,7 +81,7 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
     """
     import huggingface_hub
 
-    tuned, notes = config.tuned_model, []
+    tuned = config.tuned_model
     assert tuned is not None
     with explain_hub_errors(tuned.named), quiet_libraries():
         folder = tuned.folder or Path(
@@ -107,36 +93,22 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
         tokenizer = load_tokenizer(folder) if has_tokenizer else base.tokenizer
         known, own = base.tokenizer.get_vocab(), tokenizer.get_vocab()
         differing = [token for token, i in known.items() if own.get(token) != i]
-        differing += [p for p in _PROBES if tokenizer(p).input_ids != base.tokenizer(p).input_ids]
         if differing:
             raise ModelError(
                 f"{tuned.named} has another tokenizer than {base.id}: {differing[0]!r} gets other "
                 "tokens; give the base that it was made from, model.id=..."
             )
-        if tokenizer.chat_template != base.tokenizer.chat_template:
-            tokenizer.chat_template = base.tokenizer.chat_template
-            if config.evaluation.apply_chat_template:
-                notes.append(
-                    f"{tuned.named} has a chat template of its own; both models are asked through "
-                    f"that of {base.id}"
-                )
-        is_adapter = (folder / ADAPTER_FILES[0]).is_file()
-        if is_adapter:
+        tokenizer.chat_template = base.tokenizer.chat_template  # both get identical prompts
+        if (folder / ADAPTER_FILES[0]).is_file():
             learns_prompt = _check_adapter_files(base, folder, config)
-        else:
-            outline, learns_prompt = load_outline(tuned), False
-            if getattr(outline.config, "quantization_config", None):
-                notes.append(f"{tuned.named} is stored quantized: that is measured with its tuning")
-    place = folder if is_adapter else None
-    return ExternalModel(
-        base, tuned, config.quantization, place, tokenizer, learns_prompt, tuple(notes)
-    )
+            return ExternalModel(base, tuned, config.quantization, folder, tokenizer, learns_prompt)
+        load_outline(tuned)
+    return ExternalModel(base, tuned, config.quantization, None, tokenizer, False)
 
 
 def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> bool:
     """Refuse an adapter for another base, by its name and its shapes; say if it learns a prompt."""
     import peft
-    from huggingface_hub import repo_exists
     from safetensors import safe_open
 
     named = f"tuned={config.tuned}"
@@ -150,15 +122,10 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
         raise ModelError(f"{named} is an adapter for {settings['task_type']}, not for CAUSAL_LM")
     made_on = str(settings.get("base_model_name_or_path") or "")
     if not config.model.folder and is_other_base(made_on, base.id):
-        try:
-            is_on_hub = repo_exists(made_on)  # else it names a folder of somebody's machine
-        except Exception:  # offline: the name is all there is
-            is_on_hub = True
-        if is_on_hub:
-            raise ModelError(
-                f"{named} was made on {made_on}, and the base is {base.id}; set "
-                f"model.id={made_on}, or correct base_model_name_or_path in its adapter_config.json"
-            )
+        raise ModelError(
+            f"{named} was made on {made_on}, and the base is {base.id}; set model.id={made_on}, or "
+            "correct base_model_name_or_path in its adapter_config.json"
+        )
     if settings.get("peft_type") == "BOTTLENECK":
         return False  # loading compares its shapes
     adapter = peft.PeftConfig.from_pretrained(str(folder))

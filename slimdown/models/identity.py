@@ -1,6 +1,7 @@
 """What a model's answers depend on, for the keys of cached evaluations."""
 
 import hashlib
+import platform
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
@@ -45,11 +46,6 @@ def describe_computation(device: torch.device) -> dict[str, Any]:
     versions = {package: version(package) for package in packages}
     if device.type == "cuda":
         return {**versions, "device": torch.cuda.get_device_name(device)}
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
-    except OSError:  # not Linux
-        lines = []
-    kinds = ("model name", "flags", "Features")  # of x86 and Arm
-    processor = hash_json([line for line in lines if line.startswith(kinds)])
-    threads = torch.get_num_threads()
-    return {**versions, "device": device.type, "processor": processor, "threads": threads}
+    capability = torch.backends.cpu.get_cpu_capability()
+    processor = f"{platform.processor()} {capability} {torch.get_num_threads()} threads"
+    return {**versions, "device": device.type, "processor": processor}

@@ -52,18 +52,6 @@ def estimate_weight_bytes(
     return int(held + n_quantized / 2 + scale_bytes * n_quantized / _BLOCK)
 
 
-def count_weight_bytes(model: nn.Module) -> int:
-    """Count the bytes of a loaded model's tensors, the constants of quantized ones included."""
-    total = sum(buffer.nbytes for buffer in model.buffers())
-    for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        holders = (state, getattr(state, "state2", None))
-        constants = [getattr(h, name, None) for h in holders for name in ("absmax", "code")]
-        tensors = [parameter.data, getattr(parameter, "SCB", None), *constants]
-        total += sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    return total
-
-
 def free_memory(device: torch.device) -> int:
     """Return the bytes that this process may still take on a device."""
     if device.type == "cuda":

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch.nn import functional
 
 from slimdown.config.method_config import Method
 from slimdown.config.schema import Engine, OnProgress, RunConfig
@@ -24,11 +23,11 @@ from slimdown.models.memory import is_out_of_memory, measure_peak_memory
 from slimdown.models.quiet import quiet_libraries
 from slimdown.training.padding_free import attention_within_rows, supports_padding_free
 from slimdown.training.result import StepLog, TrainingResult
-from slimdown.training.sft import TrainingCallback, Watch, build_trainer, check_finite
-from slimdown.training.tokenizing import IGNORED, TokenizedRows, tokenize_rows
+from slimdown.training.sft import TrainingCallback, TrainingPath, Watch, build_trainer, check_finite
+from slimdown.training.tokenizing import TokenizedRows, tokenize_rows
 from slimdown.training.unsloth import train_with_unsloth
-from slimdown.utils.distributed import broadcast_from_main, is_main_process, process_count
-from slimdown.utils.errors import ModelError
+from slimdown.utils.distributed import broadcast_from_main, is_main_process
+from slimdown.utils.errors import ModelError, SlimdownError
 
 # Relative difference of a loss computed in two ways that rounding explains.
 _ROUNDING = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
@@ -39,8 +38,7 @@ class PreparedTraining:
     """Tokenized rows, and the way to train on them that the trial found to be right."""
 
     rows: TokenizedRows
-    is_padding_free: bool
-    takes_plain_loss: bool
+    path: TrainingPath
     notes: tuple[str, ...]
 
 
@@ -49,8 +47,8 @@ def prepare_training(
 ) -> PreparedTraining:
     """Check settings, tokenize, and try one small batch, before hours go into measuring the base.
 
-    The trial compares the trainer's loss with that of the model's own logits, row by row, and asks
-    whether gradients arrive. Several processes must call this together.
+    The trial compares the trainer's loss with that of the model's own logits, and asks whether
+    gradients arrive. Several processes must call this together.
 
     Args:
         base: The model; it is left as it is.
@@ -65,69 +63,55 @@ def prepare_training(
         DataError: No row is left to train on.
     """
     check_adapter(base, config.method, config.lora, config.train.max_length)
-    _check_optimizer(base, config)
     rows = tokenize_rows(
         train_data, base.tokenizer, config.train, base.device == "cpu", config.seed
     )
-    notes = list(rows.notes)
-    if (n := process_count()) > 1:
-        batch = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
-        notes.append(f"{n} processes train together: a step takes {n * batch} rows")
-    is_padding_free, takes_plain_loss, problems = _try_training(base, rows, config)
-    return PreparedTraining(rows, is_padding_free, takes_plain_loss, (*notes, *problems))
-
-
-def _try_training(
-    base: LoadedModel, rows: TokenizedRows, config: RunConfig
-) -> tuple[bool, bool, list[str]]:
-    """Find the fastest way to train whose loss is the model's own; say what was passed over."""
     # A copy that shares the weights: PEFT, TRL and the Trainer change a model in place.
     tensors = list(chain(base.model.parameters(), base.model.buffers()))
     states = [t.quant_state for t in tensors if getattr(t, "quant_state", None) is not None]
     shared = {id(tensor): tensor for tensor in (*tensors, *states)}
     trained = [(parameter, parameter.requires_grad) for parameter in base.model.parameters()]
     twin = replace(base, model=copy.deepcopy(base.model, shared))
-    shortest = sorted(range(min(32, len(rows.train))), key=lambda i: len(rows.train[i]["labels"]))
-    trial = replace(rows, train=rows.train.select(shortest[:2]), validation=None)
-    problems = []
     try:
-        with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
-            model = attach_adapter(twin, config.method, config.lora, config.seed).eval()
-            own_loss = _compute_own_loss(model, trial.train)
-            is_free = supports_padding_free(model)
-            # TRL's head on a CPU scores every position, and the logits of all of them twice.
-            ways = [(is_free, base.device == "cpu"), (is_free, True), (False, True)]
-            for way in dict.fromkeys(ways):
-                try:
-                    loss = _take_trial_step(model, base, trial, config, Path(folder), *way)
-                except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
-                    problems.append(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-                    continue
-                if abs(loss - own_loss) <= _ROUNDING[base.dtype] * max(abs(own_loss), 1e-2):
-                    return *way, [f"the trainer passed over a faster way ({p})" for p in problems]
-                problems.append(
-                    f"its loss is {loss:.4f}, that of the model's logits {own_loss:.4f}"
-                )
+        path, notes = _find_path(twin, rows, config)
+    except SlimdownError:
+        raise
+    except Exception as error:  # models, adapters and optimizers are other people's code
+        raise ModelError(
+            f"method={config.method.name} cannot train {base.id} here: {_describe(error)}; choose "
+            "another method, quantization=none, or another model"
+        ) from error
     finally:
         for parameter, is_trained in trained:
             parameter.requires_grad_(is_trained).grad = None
-    raise ModelError(
-        f"method={config.method.name} cannot train {base.id} here: {'; '.join(problems)}; choose "
-        "another method, quantization=none, or another model"
-    )
+    return PreparedTraining(rows, path, (*rows.notes, *notes))
 
 
-def _compute_own_loss(model: Any, rows: Any) -> float:
-    """Return the loss of the model's own logits, row by row, in nats a trained token."""
-    total, n_tokens = 0.0, 0
-    for row in rows:
-        ids, labels = (torch.tensor([row[key]], device=model.device) for key in row)
-        with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float()
-        predicted = logits[-ids.shape[1] : -1]  # prompt tuning puts logits before the row's own
-        total += float(functional.cross_entropy(predicted, labels[0, 1:], reduction="sum"))
-        n_tokens += int((labels[0, 1:] != IGNORED).sum())
-    return total / n_tokens
+def _find_path(
+    base: LoadedModel, rows: TokenizedRows, config: RunConfig
+) -> tuple[TrainingPath, list[str]]:
+    """Find the fastest path whose loss is the model's own; say why others were passed over."""
+    shortest = sorted(range(min(32, len(rows.train))), key=lambda i: len(rows.train[i]["labels"]))
+    trial = replace(rows, train=rows.train.select(shortest[:2]), validation=None)
+    notes = []
+    with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
+        model = attach_adapter(base, config.method, config.lora, config.seed)
+        sure = TrainingPath(False, takes_plain_loss=True)
+        own_loss = _take_trial_step(model, base, trial, config, Path(folder), sure)
+        is_free = supports_padding_free(model)
+        has_router = hasattr(base.model.config.get_text_config(), "output_router_logits")
+        # On a CPU, TRL's head scores every position, and makes the logits of all of them twice.
+        first = TrainingPath(is_free, takes_plain_loss=base.device == "cpu" and not has_router)
+        for path in dict.fromkeys([first, TrainingPath(is_free, takes_plain_loss=True)]):
+            try:
+                loss = _take_trial_step(model, base, trial, config, Path(folder), path)
+                if abs(loss - own_loss) <= _ROUNDING[base.dtype] * max(abs(own_loss), 1e-2):
+                    return path, notes
+                problem = f"its loss is {loss:.4f}, that of the model's logits {own_loss:.4f}"
+            except Exception as error:
+                problem = _describe(error)
+            notes.append(f"this model trains on a slower path, as a faster one is wrong: {problem}")
+    return sure, notes
 
 
 def _take_trial_step(
@@ -136,49 +120,25 @@ def _take_trial_step(
     rows: TokenizedRows,
     config: RunConfig,
     folder: Path,
-    is_padding_free: bool,
-    takes_plain_loss: bool,
+    path: TrainingPath,
 ) -> float:
     """Return the trainer's loss on a batch of all rows; gradients must arrive."""
-    train, ways = config.train, (is_padding_free, takes_plain_loss)
-    trainer = build_trainer(model, base.tokenizer, rows, train, config.seed, folder, *ways)
+    trainer = build_trainer(model, base.tokenizer, rows, config, folder, path)
+    trainer.create_optimizer_and_scheduler(num_training_steps=10)  # fails where one is missing
+    trainer.aux_loss_enabled = False  # a router's own loss is no part of the comparison
     batch = trainer.data_collator(list(rows.train))
     batch = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in batch.items()}
-    with attention_within_rows(model) if is_padding_free else nullcontext():
-        has_router, trainer.aux_loss_enabled = getattr(trainer, "aux_loss_enabled", False), False
-        with torch.no_grad():
-            loss = float(trainer.compute_loss(model, dict(batch)))
-        trainer.aux_loss_enabled = has_router
-        trainer.compute_loss(model.train(), dict(batch)).backward()
-    model.eval()
+    model.eval()  # without dropout
+    with attention_within_rows(model) if path.is_padding_free else nullcontext():
+        loss = trainer.compute_loss(model, batch)
+        loss.backward()
     if not any(p.grad is not None and p.grad.any() for p in model.parameters()):
         raise ValueError("no gradient arrives at what is trained")
-    return loss
+    return float(loss)
 
 
-def _check_optimizer(base: LoadedModel, config: RunConfig) -> None:
-    """Take a step with the optimizer and the schedule on this device.
-
-    Raises:
-        ModelError: One needs another package, another device or settings of its own.
-    """
-    train, device = config.train, base.model.device
-    weights = torch.nn.Parameter(torch.zeros(512, 512, device=device))
-    weights.grad = torch.zeros_like(weights)
-    try:
-        with tempfile.TemporaryDirectory() as folder, quiet_libraries():
-            is_cpu: dict[str, Any] = {"report_to": "none", "use_cpu": base.device == "cpu"}
-            arguments = transformers.TrainingArguments(folder, optim=train.optim, **is_cpu)
-            kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(arguments)
-            optimizer = kind([weights], **settings)
-            optimizer.step()
-            transformers.get_scheduler(train.lr_scheduler_type, optimizer, 1, 10)
-    except Exception as error:  # each optimizer is somebody else's code
-        raise ModelError(
-            f"train.optim={train.optim} with train.lr_scheduler_type={train.lr_scheduler_type} "
-            f"cannot be used here: {' '.join(str(error).split())[:200]}; adamw_torch and linear "
-            "work everywhere"
-        ) from None
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def fine_tune(
@@ -214,20 +174,17 @@ def fine_tune(
     method, train, rows = config.method, config.train, prepared.rows
     dtypes = {name: parameter.dtype for name, parameter in base.model.named_parameters()}
     generation_config = copy.deepcopy(base.model.generation_config)
-    weights = hash_weights(base.model) if train.engine is Engine.unsloth else ""
     model = attach_adapter(base, method, config.lora, config.seed)
     if method.trains_weights:
         model.float()  # Adam's small steps are rounded away in half precision
     if method.name is Method.prefix:
         _start_prefix_with_text(model, base, rows)
-    is_free = prepared.is_padding_free
     saves = train.engine is Engine.trl and method.name is not Method.bottleneck
     callback = TrainingCallback(train, base.dtype, on_log, on_progress, watch, saves)
-    with quiet_libraries(), attention_within_rows(model) if is_free else nullcontext():
-        ways = (is_free, prepared.takes_plain_loss)
-        trainer = build_trainer(
-            model, base.tokenizer, rows, train, config.seed, checkpoint_dir, *ways
-        )
+    path = prepared.path
+    attention = attention_within_rows(model) if path.is_padding_free else nullcontext()
+    with quiet_libraries(), attention:
+        trainer = build_trainer(model, base.tokenizer, rows, config, checkpoint_dir, path)
         with nullcontext() if method.trains_weights else disabled_adapters(model):
             loss_before = trainer.evaluate()["eval_loss"]
         check_finite(loss_before, "validation loss", "before the first step", train, base.dtype)
@@ -236,7 +193,7 @@ def fine_tune(
         try:
             with measure_peak_memory(base.device) as peak:
                 if train.engine is Engine.unsloth:
-                    seconds = train_with_unsloth(base, model, rows, config, weights, callback)
+                    seconds = train_with_unsloth(base, model, rows, config, callback)
                 else:
                     checkpoint = _find_checkpoint(checkpoint_dir) if saves else None
                     resume = broadcast_from_main(checkpoint)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -14,7 +14,7 @@ from torch.nn import functional
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from slimdown.config.schema import OnProgress, TrainConfig
+from slimdown.config.schema import OnProgress, RunConfig, TrainConfig
 from slimdown.models.causal import get_inner_model, learns_prompt
 from slimdown.training.result import StepLog
 from slimdown.training.tokenizing import IGNORED, TokenizedRows
@@ -62,14 +62,10 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
             target = target[:, places]
             arguments = {key: value for key, value in inputs.items() if key != "labels"}
             forward = get_inner_model(self.accelerator.unwrap_model(model)).forward
-            if "logits_to_keep" in inspect.signature(forward).parameters and not learns_prompt(
-                self.model
-            ):
+            takes_places = "logits_to_keep" in inspect.signature(forward).parameters
+            if takes_places and not learns_prompt(self.model):
                 arguments["logits_to_keep"] = places
-            if has_router := getattr(self, "aux_loss_enabled", False):
-                arguments["output_router_logits"] = True
-            outputs = model(**arguments, use_cache=False)
-            logits = outputs.logits
+            logits = model(**arguments, use_cache=False).logits
             if logits.shape[1] != len(places):  # prompt tuning puts logits before the row's own
                 logits = logits[:, places + logits.shape[1] - labels.shape[1]]
             total = functional.cross_entropy(
@@ -80,9 +76,6 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
                 loss = total / n_own.clamp(min=1)
             else:  # the tokens of all processes, over which DDP takes the mean
                 loss = total * self.accelerator.num_processes / num_items_in_batch
-            if has_router:
-                n_batches = self.args.gradient_accumulation_steps if model.training else 1
-                loss = loss + self.router_aux_loss_coef * outputs.aux_loss / n_batches
         else:
             stock: Any = super().compute_loss
             loss = stock(model, inputs, num_items_in_batch=num_items_in_batch)
@@ -91,15 +84,20 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
         return loss
 
 
+class TrainingPath(NamedTuple):
+    """How batches lie and where their loss comes from."""
+
+    is_padding_free: bool = False  # a batch is one row, inside `attention_within_rows`
+    takes_plain_loss: bool = False  # from the model's own logits
+
+
 def build_trainer(
     model: Any,
     tokenizer: Any,
     rows: TokenizedRows,
-    config: TrainConfig,
-    seed: int,
+    config: RunConfig,
     folder: Path,
-    is_padding_free: bool = False,
-    takes_plain_loss: bool = False,
+    path: TrainingPath,
 ) -> Any:
     """Build a trainer on tokenized rows; what is trained is float32, unless it is the base's own.
 
@@ -107,25 +105,23 @@ def build_trainer(
         model: With something to train.
         tokenizer: The base's.
         rows: Tokenized and cut.
-        config: Steps, batches, learning rate.
-        seed: Of the rows' order.
+        config: The checked settings.
         folder: Where checkpoints go.
-        is_padding_free: Whether a batch lies as one row, inside `attention_within_rows`.
-        takes_plain_loss: Whether the loss comes from the model's own logits.
+        path: What the trial found to be right.
     """
-    settings = {name: value for name, value in asdict(config).items() if name not in _NOT_TRL}
+    settings = {name: value for name, value in asdict(config.train).items() if name not in _NOT_TRL}
     arguments = SFTConfig(
         str(folder),
         **settings,
         max_length=None,  # rows are cut
-        padding_free=is_padding_free,
-        train_sampling_strategy="random" if is_padding_free else "group_by_length",
+        padding_free=path.is_padding_free,
+        train_sampling_strategy="random" if path.is_padding_free else "group_by_length",
         dataset_kwargs={"skip_prepare_dataset": True},
-        seed=seed,
-        data_seed=seed,
+        seed=config.seed,
+        data_seed=config.seed,
         logging_steps=1,
         logging_nan_inf_filter=False,  # a diverged run must say so
-        include_num_input_tokens_seen="all" if is_padding_free else "non_padding",
+        include_num_input_tokens_seen="all" if path.is_padding_free else "non_padding",
         prediction_loss_only=True,
         report_to="none",
         save_strategy="no",  # see `TrainingCallback`
@@ -136,31 +132,24 @@ def build_trainer(
         fp16=False,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # no DataParallel where one process sees several
-    is_bottleneck = hasattr(model, "bottleneck_adapter")
-    if (
-        is_bottleneck
-    ):  # what transformers' own adapters set, for the trainer takes no bare 4-bit model
+    # The mark of adapters that transformers adds itself: the Trainer takes no bare 4-bit model.
+    if is_bottleneck := hasattr(model, "bottleneck_adapter"):
         model._hf_peft_config_loaded = True
-    trainer = PlainLossTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows.train,
-        eval_dataset=rows.validation,
-        processing_class=tokenizer,
-    )
+    data = {"train_dataset": rows.train, "eval_dataset": rows.validation}
+    trainer = PlainLossTrainer(model=model, args=arguments, processing_class=tokenizer, **data)
     if is_bottleneck:
         del model._hf_peft_config_loaded
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.takes_plain_loss = takes_plain_loss
-    layers = [getattr(module, "compute_dtype", None) for module in model.modules()]
-    trainer.enlarges_gradients = torch.float16 in (model.dtype, *layers)
-    for parameter in model.parameters():
-        # TRL 1.16 casts the adapters of a quantized base to bfloat16, where Adam's small updates
-        # are rounded away. To be deleted when peft#2889 lets `autocast_adapter_dtype` decide.
-        if parameter.requires_grad and (is_bottleneck or hasattr(model, "peft_config")):
+    trainer.takes_plain_loss = path.takes_plain_loss
+    if is_bottleneck or hasattr(model, "peft_config"):
+        layers = [getattr(module, "compute_dtype", None) for module in model.modules()]
+        trainer.enlarges_gradients = torch.float16 in (model.dtype, *layers)
+        for parameter in [p for p in model.parameters() if p.requires_grad]:
+            # TRL 1.16 casts a quantized base's adapters to bfloat16, where Adam's small updates
+            # are rounded away. To be deleted when peft#2889 lets `autocast_adapter_dtype` decide.
             parameter.data = parameter.data.float()
-        if parameter.requires_grad and trainer.enlarges_gradients:
-            parameter.register_hook(lambda gradient: gradient / _GRADIENT_SCALE)
+            if trainer.enlarges_gradients:
+                parameter.register_hook(lambda gradient: gradient / _GRADIENT_SCALE)
     return trainer
 
 

@@ -1,9 +1,10 @@
-"""The process that `unsloth.py` starts: a pickled job comes in, lines of JSON go out."""
+"""The process that `unsloth.py` starts with a folder that holds its job; answers in JSON lines."""
 
 import json
 import os
 import pickle
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -15,46 +16,29 @@ def main() -> None:
     def send(**answer: Any) -> None:
         answers.write(json.dumps(answer) + "\n")
 
-    model_id = "this model"
     try:
         import torch
         from unsloth import FastLanguageModel  # before everything that it changes
 
-        from slimdown.models.identity import hash_weights
-        from slimdown.training.sft import TrainingCallback, build_trainer
+        from slimdown.training.sft import TrainingCallback, TrainingPath, build_trainer
 
-        source, dtype, weights, tokenizer, rows, config, folder = pickle.load(sys.stdin.buffer)
-        model_id, lora, seed = config.model.id, config.lora, config.seed
-        in_4bit = config.quantization.load_in_4bit
-        checkpointing = "unsloth" if config.train.gradient_checkpointing else False
-        model, _ = FastLanguageModel.from_pretrained(
-            source,
-            max_seq_length=config.train.max_length,
-            dtype=getattr(torch, dtype),
-            load_in_4bit=in_4bit,
-            load_in_16bit=not in_4bit,
-            use_gradient_checkpointing=checkpointing,
-            use_exact_model_name=True,
-        )
-        if hash_weights(model) != weights:
-            raise ValueError("it makes other weights of it than those that are measured")
+        folder = sys.argv[1]
+        source, dtype, tokenizer, rows, config = pickle.loads(Path(folder, "job").read_bytes())
+        train, lora, in_4bit = config.train, config.lora, config.quantization.load_in_4bit
+        checkpointing = "unsloth" if train.gradient_checkpointing else False
+        common = {"use_gradient_checkpointing": checkpointing}
+        held: dict[str, Any] = {"load_in_4bit": in_4bit, "load_in_16bit": not in_4bit, **common}
+        held |= {"dtype": getattr(torch, dtype), "max_seq_length": train.max_length}
+        model, _ = FastLanguageModel.from_pretrained(source, use_exact_model_name=True, **held)
+        shape = {"r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
+        targets = "all-linear" if lora.is_everywhere else list(lora.target_modules)
+        shape |= {"target_modules": targets, "use_rslora": config.method.name == "rslora"}
         model = FastLanguageModel.get_peft_model(
-            model,
-            r=lora.r,
-            lora_alpha=lora.lora_alpha,
-            lora_dropout=lora.lora_dropout,
-            target_modules="all-linear" if lora.is_everywhere else list(lora.target_modules),
-            use_rslora=config.method.name == "rslora",
-            bias="none",
-            use_gradient_checkpointing=checkpointing,
-            random_state=seed,
+            model, **shape, **common, bias="none", random_state=config.seed
         )
-        trainer = build_trainer(model, tokenizer, rows, config.train, seed, folder)
-        used = str(getattr(trainer.args.optim, "value", trainer.args.optim))
-        if used not in (config.train.optim, f"{config.train.optim}_fused"):
-            raise ValueError(f"it takes {used} in place of train.optim={config.train.optim}")
+        trainer = build_trainer(model, tokenizer, rows, config, Path(folder), TrainingPath())
         callback = TrainingCallback(
-            config.train,
+            train,
             dtype,
             lambda log: send(step=log.step, of=trainer.state.max_steps, values=log.values),
             lambda done, total, label: None,
@@ -65,7 +49,7 @@ def main() -> None:
         send(seconds=seconds)
     except Exception as error:  # of somebody else's code
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        send(error=f"Unsloth cannot train {model_id} ({reason}); set train.engine=trl")
+        send(error=f"Unsloth cannot train this model ({reason}); set train.engine=trl")
 
 
 if __name__ == "__main__":
