@@ -17,7 +17,9 @@ from slimdown.stats.run_records import RunRecord
 COLOURS = ("red", "green", "blue", "grey")
 
 
-def make_sample(scores: dict[str, float], number: int = 0, task: str = "task", **fields: Any) -> Sample:
+def make_sample(
+    scores: dict[str, float], number: int = 0, task: str = "task", **fields: Any
+) -> Sample:
     """One question; by default a generated answer, "it is four" where the first score is 1."""
     answer = "it is four" if next(iter(scores.values())) == 1 else "five"
     sample = Sample(
@@ -42,9 +44,11 @@ def make_benchmark(
     task_weights: dict[str, float] | None = None,
     **settings: Any,
 ) -> BenchmarkEvaluation:
-    """A benchmark of one score a question, metric acc, or of samples; `settings` are BenchmarkConfig's."""
+    """A benchmark of one score a question, or of samples; `settings` are BenchmarkConfig's."""
     samples = [
-        one if isinstance(one, Sample) else make_sample({"acc": float(one)}, i, (subjects or ["task"] * len(scores))[i])
+        one
+        if isinstance(one, Sample)
+        else make_sample({"acc": float(one)}, i, (subjects or ["task"] * len(scores))[i])
         for i, one in enumerate(scores)
     ]
     metrics = list(samples[0].scores) if samples else ["acc"]
@@ -56,7 +60,9 @@ def make_benchmark(
         n, mean = len(values), fsum(values) / len(values)
         error = sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else nan
         means[metric] = Score(mean, error)
-    return BenchmarkEvaluation(config, "1.0", "hash", means, tuple(samples), 1.0, task_weights=task_weights)
+    return BenchmarkEvaluation(
+        config, "1.0", "hash", means, tuple(samples), 1.0, task_weights=task_weights
+    )
 
 
 def make_evaluation(**benchmarks: BenchmarkEvaluation | Sequence[float]) -> Evaluation:
@@ -74,7 +80,9 @@ def make_scores(kept: int, lost: int, gained: int, missed: int) -> tuple[list[fl
     return before, [1.0] * kept + [0.0] * lost + [1.0] * gained + [0.0] * missed
 
 
-def draw_scores(n: int, base: float, lost: float, gained: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_scores(
+    n: int, base: float, lost: float, gained: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Scores before and after; `lost` and `gained` are the chances of a question to change so."""
     draw = np.random.default_rng(seed)
     right, u = draw.random(n) < base, draw.random(n)
@@ -84,25 +92,29 @@ def draw_scores(n: int, base: float, lost: float, gained: float, seed: int) -> t
 def stop_early(benchmark: BenchmarkEvaluation, n: int) -> BenchmarkEvaluation:
     """The first n answers of a benchmark, looked at after each block."""
     n_available = len(benchmark.samples)
-    looks = tuple(end for end in block_ends(n_available) if end <= n)
+    looks = tuple(sorted({n, *(end for end in block_ends(n_available) if end <= n)}))
     return replace(benchmark, samples=benchmark.samples[:n], looks=looks, n_available=n_available)
 
 
 def judge_scores(before: Sequence[float], after: Sequence[float], **settings: Any) -> Findings:
     """The findings of one benchmark, "a"."""
-    return judge(*(make_evaluation(a=make_benchmark(scores, **settings)) for scores in (before, after)))
+    return judge(
+        *(make_evaluation(a=make_benchmark(scores, **settings)) for scores in (before, after))
+    )
 
 
 def make_run(findings: Findings, number: int = 0, **params: str) -> RunRecord:
     """A finished run; later numbers are newer. Settings of its benchmarks are params, too."""
     settings = {"model.id": "base", "seed": "0", "dataset.alpaca.path": "x"}
     for name, change in findings.benchmarks.items():
-        for key, value in (("task", "task"), ("metric", change.metric), ("role", change.role.value)):
+        for key, value in (
+            ("task", "task"),
+            ("metric", change.metric),
+            ("role", change.role.value),
+        ):
             settings[f"benchmark.{name}.{key}"] = value
     settings |= {key.replace("__", "."): value for key, value in params.items()}
     started = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=number)
     run_id = f"{number:032x}"
     name = f"run {number} seed={settings['seed']}"
     return RunRecord(run_id, name, "test", "FINISHED", started, settings, findings=findings)
-
-

@@ -38,7 +38,7 @@ def read_budgets(arguments: Sequence[str]) -> dict[str, float]:
     """What each benchmark may lose, of arguments such as gsm8k=0.02.
 
     Raises:
-        ConfigError: a budget that is no share, or two for one benchmark.
+        ConfigError: a budget that is no share.
     """
     budgets: dict[str, float] = {}
     for text in arguments:
@@ -48,10 +48,6 @@ def read_budgets(arguments: Sequence[str]) -> dict[str, float]:
         except ValueError:
             budget = nan
         _check_budget(name, budget, f"--max-loss {text}")
-        if name in budgets:
-            raise ConfigError(
-                f"--max-loss {text}: {name} has a budget already, {budgets[name]:g}; keep one"
-            )
         budgets[name] = budget
     return budgets
 
@@ -152,11 +148,14 @@ def _explain(name: str, benchmark: BenchmarkChange, budget: float, outcome: Outc
     elif benchmark.is_stopped:
         setting = f"evaluation.until=budget benchmark.{name}.max_loss={budget:g}"
         shown = f"{cannot}; a run with {setting} asks until they can"
-    elif d.sampling.looks:
-        shown = f"all {cannot}, looked at as they were answered"
     elif needed is None:
         shown = f"{cannot}; it lies too near the budget for any number to"
-    else:  # the number of the verdict, where it asks for the same
-        verdict_needs = benchmark.n_to_decide if budget == benchmark.margin else None
-        shown = f"{cannot}; about {max(needed, verdict_needs or 0):,} would, in 4 of 5 repetitions"
+    else:
+        # the verdict names its own number, and where this takes more, it is said beside it
+        of_verdict = benchmark.n_to_decide if budget == benchmark.margin else None
+        if of_verdict and of_verdict < needed:
+            about = f"about {of_verdict:,} would decide the verdict, and {needed:,} this"
+        else:
+            about = f"about {of_verdict or needed:,} would"
+        shown = f"{cannot}; {about}, in 4 of 5 repetitions"
     return f"{change}: {shown}"

@@ -53,6 +53,8 @@ class Sampling:
         bound = float(weights.max())
         plan: tuple[int, ...] = ()
         if self.looks:
+            if self.looks[-1] != n:
+                raise ValueError(f"looks at {self.looks} questions do not fit {n} scores")
             further = (look for look in block_ends(self.n_available or n) if look > n)
             plan = tuple(sorted({*self.looks, *further}))
         test = EmpiricalLikelihoodTest(

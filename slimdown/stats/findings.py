@@ -5,15 +5,15 @@ published numbers are the doctests.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from math import nan, sqrt
+from math import isnan, nan, sqrt
 from typing import Any
 
 import numpy as np
 
 from slimdown.config.schema import PaperMetric, Role
-from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
+from slimdown.evaluation.results import Evaluation
 from slimdown.stats.estimates import (
     Difference,
     Estimate,
@@ -186,6 +186,11 @@ def judge(
         x, y = (np.array(one.scores_of(config.metric)) for one in (pair.base, pair.tuned))
         rates = [forgetting_rate(x, y, chance, pair.sampling) for chance in (0.0, config.chance)]
         subjects = np.array([sample.task for sample in pair.base.samples])
+        subject_changes = {
+            str(subject): float((y - x)[subjects == subject].mean())
+            for subject in dict.fromkeys(subjects)
+        }
+        needed = n_to_decide(d, config.margin, alpha)
         benchmarks[name] = BenchmarkChange(
             role=config.role,
             metric=config.metric,
@@ -203,15 +208,8 @@ def judge(
             p_value=p_value,
             equivalence_p_value=equivalence_p_value,
             minimum_detectable_change=minimum_detectable_change(d, alpha),
-            n_to_decide=n_to_decide(d, config.margin, alpha)
-            if verdict is Verdict.undecided
-            else None,
-            subject_changes={
-                str(subject): float((y - x)[subjects == subject].mean())
-                for subject in dict.fromkeys(subjects)
-            }
-            if d.n_subjects
-            else {},
+            n_to_decide=needed if verdict is Verdict.undecided else None,
+            subject_changes=subject_changes if d.n_subjects else {},
             question_hash=pair.question_hash,
         )
     measured = {
@@ -220,28 +218,18 @@ def judge(
         "base_evaluation_peak_bytes": base.peak_bytes,
         "tuned_evaluation_peak_bytes": tuned.peak_bytes,
         "training_peak_bytes": training.peak_bytes if training else nan,
-        "n_answers": sum(b.n for b in benchmarks.values()),
+        "n_answers": float(sum(b.n for b in benchmarks.values())),
     }
-    return Findings(
-        benchmarks=benchmarks,
-        lost_answers={
-            name: break_down_losses(pair, benchmarks[name].verdict is Verdict.forgotten)
-            for name, pair in pairs.items()
-        },
-        training=training,
-        costs={name: cost for name, cost in measured.items() if cost == cost} | (costs or {}),
-        part=base.part,
-        conditions={"harness_version": base.harness_version, "backend": base.backend}
-        | dict(base.conditions),
-        mean_changes={
-            role: mean_of_estimates(
-                [b.primary.difference for b in benchmarks.values() if b.role is role]
-            )
-            for role in Role
-        },
-        base=base,
-        tuned=tuned,
-    )
+    losses, means = {}, {}
+    for name, pair in pairs.items():
+        losses[name] = break_down_losses(pair, benchmarks[name].verdict is Verdict.forgotten)
+    for role in Role:
+        of_role = [b.primary.difference for b in benchmarks.values() if b.role is role]
+        means[role] = mean_of_estimates(of_role)
+    costs = {name: cost for name, cost in measured.items() if not isnan(cost)} | (costs or {})
+    conditions = {"harness_version": base.harness_version, "backend": base.backend}
+    conditions |= base.conditions
+    return Findings(benchmarks, losses, training, costs, base.part, conditions, means, base, tuned)
 
 
 def judge_pair(first: Evaluation, second: Evaluation, holdout: float = 0.0) -> Findings:
@@ -259,7 +247,7 @@ def judge_pair(first: Evaluation, second: Evaluation, holdout: float = 0.0) -> F
         return judge(held_half(first, holdout), held_half(second, holdout))
     findings = judge(first, second)
     luck = "all questions; of runs that were chosen by these answers part of the difference is luck"
-    return Findings(**(vars(findings) | {"part": luck}))
+    return replace(findings, part=luck)
 
 
 def decide_verdicts(
@@ -291,8 +279,8 @@ def decide_verdict(change: float, p_value: float, equivalence_p_value: float) ->
     A change that is shown to be below the margin is retained even where it is shown to exist: the
     margin says what matters.
 
-    >>> decide_verdict(-0.10, p_value=0.001, equivalence_p_value=1.0).value, decide_verdict(-0.01,
-    0.3, 0.2).value ('forgotten', 'undecided')
+    >>> decide_verdict(-0.10, p_value=0.001, equivalence_p_value=1.0).value
+    'forgotten'
     """
     if equivalence_p_value < ALPHA:
         return Verdict.retained
@@ -322,7 +310,7 @@ def paper_value(metric: PaperMetric, base: float, tuned: float) -> float:
 
 
 def unpaired_standard_error(base: float, tuned: float) -> float:
-    """The standard error of a difference of two independent measurements, from theirs; the paper's "±".
+    """The standard error of a difference of two independent measurements: the paper's "±".
 
     Base and tuned answer the same questions, so it is wider than the truth. The paper prints 6.93
     for knowledge loss; its own standard errors give 6.92.
@@ -333,52 +321,28 @@ def unpaired_standard_error(base: float, tuned: float) -> float:
     return sqrt(base**2 + tuned**2)
 
 
-def check_scores(name: str, evaluation: BenchmarkEvaluation) -> None:
-    """Refuse a primary metric that cannot be judged; call it on the base, before anything is trained.
-
-    Raises:
-        DataError: the metric has no score for each question, is not their mean, or leaves 0 to 1.
-    """
-    metric = evaluation.benchmark.metric
-    having = [m for m in evaluation.scores if all(m in s.scores for s in evaluation.samples)]
-    if metric not in having:
-        raise DataError(
-            f"{name}: {metric} has no score for each question, so base and tuned cannot be paired; "
-            f"choose one that has: {', '.join(sorted(having)) or 'this task has none'}"
-        )
-    scores = evaluation.scores_of(metric)
-    if evaluation.samples and (min(scores) < 0 or max(scores) > 1):
-        raise DataError(
-            f"{name}: scores of {metric} must lie between 0 and 1, but go from {min(scores):g} to {max(scores):g}; "
-            f"divide them with benchmark.{name}.scale={100 if max(scores) <= 100 else max(scores):g}, "
-            "or choose another metric"
-        )
-
-
 def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:
-    """By metric, the primary one first; only metrics that score each question by itself, from 0 to 1."""
-    primary = pair.base.benchmark.metric
-    for evaluation in (pair.base, pair.tuned):
-        check_scores(name, evaluation)
-    samples = (*pair.base.samples, *pair.tuned.samples)
+    """By metric, the primary one first; only metrics that score each question, from 0 to 1."""
+    primary, samples = pair.base.benchmark.metric, (*pair.base.samples, *pair.tuned.samples)
+    if not samples:
+        raise DataError(f"{name}: there is no question to compare")
+    metrics = [m for m in pair.base.scores if all(0 <= s.scores.get(m, nan) <= 1 for s in samples)]
+    if primary not in metrics:
+        raise DataError(
+            f"{name}: {primary} has no score from 0 to 1 for each question, so base and tuned "
+            f"cannot be paired; divide it with benchmark.{name}.scale, or choose one that has: "
+            f"{', '.join(sorted(metrics)) or 'this task has none'}"
+        )
     changes = {}
-    for metric in sorted(pair.base.scores, key=lambda m: m != primary):
-        if not all(metric in s.scores for s in samples):
-            continue
-        if metric != primary and not all(0 <= s.scores[metric] <= 1 for s in samples):
-            continue
+    for metric in sorted(metrics, key=lambda m: m != primary):
         x, y = pair.base.scores_of(metric), pair.tuned.scores_of(metric)
-        try:
-            base, tuned = (estimate_mean(scores, pair.sampling) for scores in (x, y))
-            difference = compare_scores(x, y, pair.sampling)
-        except ValueError as error:
-            raise DataError(f"{name}: {error}") from None
-        counts = None
+        base, tuned = (estimate_mean(scores, pair.sampling) for scores in (x, y))
+        difference, counts = compare_scores(x, y, pair.sampling), None
         if difference.is_binary:
             both = list(zip(x, y, strict=True))
             counts = Counts(*(both.count(cell) for cell in ((1, 1), (1, 0), (0, 1), (0, 0))))
-        unpaired = unpaired_standard_error(base.standard_error, tuned.standard_error)
-        changes[metric] = MetricChange(base, tuned, difference, unpaired, counts)
+        error = unpaired_standard_error(base.standard_error, tuned.standard_error)
+        changes[metric] = MetricChange(base, tuned, difference, error, counts)
     return changes
 
 

@@ -14,10 +14,10 @@ def forgetting_rate(
 ) -> Estimate | None:
     """The share of what the base has above `chance` that is gone, 1 - (A_tuned - c) / (A_base - c).
 
-    "Slimming Down LLMs Without Losing Their Minds" (2025), section 2.4, with c = 0. A share of 1, below 0 for a gain.
-    As Fieller's interval (1954) it holds every rate that the two scores do not rule out, but by the
-    test of `likelihood.py`: rate r is ruled out where (tuned - c) - (1 - r) (base - c) is shown not
-    to be 0 on average.
+    "Slimming Down LLMs Without Losing Their Minds" (2025), section 2.4, with c = 0. A share of 1,
+    below 0 for a gain. As Fieller's interval (1954) it holds every rate that the two scores do not
+    rule out, but by the test of `likelihood.py`: rate r is ruled out where
+    (tuned - c) - (1 - r) (base - c) is shown not to be 0 on average.
 
     Args:
         before, after: [n], scores from 0 to 1 of the same questions.
@@ -29,8 +29,10 @@ def forgetting_rate(
         value and standard error are then nan. None where nothing is ruled out, or the base does not
         score above chance.
 
-    >>> rate = forgetting_rate(np.repeat([1.0, 0.0], [60, 40]), np.repeat([1.0, 0.0, 1.0], [30, 60,
-    10])) >>> round(rate.value, 3), round(rate.low, 3), round(rate.high, 3) (0.333, 0.134, 0.511)
+    >>> before = np.repeat([1.0, 0.0], [60, 40])
+    >>> rate = forgetting_rate(before, np.repeat([1.0, 0.0, 1.0], [30, 60, 10]))
+    >>> round(rate.value, 3), round(rate.low, 3), round(rate.high, 3)
+    (0.333, 0.126, 0.5)
     """
     x, y = to_array(before), to_array(after)
     sampling = sampling or Sampling()
@@ -58,9 +60,14 @@ def forgetting_rate(
 
     angle, ends = atan2(tuned, base), []
     for end, sign in ((-pi / 2 if chance else 0.0, 1), (pi / 2, -1)):
-        of_side = partial(p_values, sign=sign)
-        is_kept = of_side(np.array([end]))[0] > ALPHA / 2
-        ends.append(end if is_kept else test.find_end(of_side, end, angle, ALPHA / 2))
+        # From the measured ratio outwards: what lies behind the first ratio that is ruled out is
+        # kept only for a base below chance.
+        of_side, points = partial(p_values, sign=sign), np.linspace(angle, end, 17)
+        is_out = of_side(points[1:]) <= ALPHA / 2
+        first = int(is_out.argmax())
+        if is_out.any():
+            end = test.find_end(of_side, points[first + 1], points[first], ALPHA / 2)
+        ends.append(end)
     high, low = (1 - tan(a) if abs(a) < pi / 2 - 1e-6 else -inf * a for a in ends)
     if not isfinite(low) and not isfinite(high):
         return None

@@ -11,9 +11,11 @@ question, so that a `limit` moves none, and a larger share holds out all that a 
 import hashlib
 from collections import Counter
 from dataclasses import replace
-from math import fsum
+from math import nan
 
-from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample, Score
+import numpy as np
+
+from slimdown.evaluation.results import Evaluation, Sample, Score
 from slimdown.utils.errors import DataError
 
 _FEWEST = 2  # questions in a half: one alone says nothing
@@ -52,38 +54,27 @@ def held_half(evaluation: Evaluation, holdout: float) -> Evaluation:
 
 
 def _split(evaluation: Evaluation, share: float, is_held: bool, part: str) -> Evaluation:
-    halves = {
-        name: _split_benchmark(name, benchmark, share, is_held)
-        for name, benchmark in evaluation.benchmarks.items()
-    }
+    halves = {}
+    for name, benchmark in evaluation.benchmarks.items():
+        if benchmark.looks:
+            raise DataError(
+                f"{name} was evaluated until enough was known, by all of its questions: evaluation."
+                f"holdout={share:g} holds none out; choose a run with evaluation.until=all"
+            )
+        samples = tuple(s for s in benchmark.samples if is_held_out(s, share) is is_held)
+        n = len(benchmark.samples)
+        if not _FEWEST <= len(samples) <= n - _FEWEST:
+            raise DataError(
+                f"evaluation.holdout={share:g} would split the {n} questions of {name} into "
+                f"{len(samples)} and {n - len(samples)}, and both halves need {_FEWEST} or more; "
+                "ask more questions, or choose a share nearer 0.5"
+            )
+        sizes = Counter(sample.task for sample in samples)
+        task_weights = benchmark.task_weights or sizes
+        weights = [task_weights[sample.task] / sizes[sample.task] for sample in samples]
+        scores = {}
+        for metric in benchmark.scores:
+            values = [sample.scores.get(metric, nan) for sample in samples]
+            scores[metric] = Score(float(np.average(values, weights=weights)), nan)
+        halves[name] = replace(benchmark, samples=samples, scores=scores)
     return replace(evaluation, benchmarks=halves, part=part)
-
-
-def _split_benchmark(
-    name: str, evaluation: BenchmarkEvaluation, share: float, is_held: bool
-) -> BenchmarkEvaluation:
-    if evaluation.looks:
-        raise DataError(
-            f"{name} was evaluated until enough was known (evaluation.until), by all of its questions: no half of them "
-            f"is held out by evaluation.holdout={share:g}; choose a run with evaluation.until=all"
-        )
-    samples = tuple(s for s in evaluation.samples if is_held_out(s, share) is is_held)
-    n = len(evaluation.samples)
-    if not _FEWEST <= len(samples) <= n - _FEWEST:
-        n_held_out = len(samples) if is_held else n - len(samples)
-        raise DataError(
-            f"evaluation.holdout={share:g} would hold out {n_held_out} of the {n} questions of {name}, and both halves "
-            f"need {_FEWEST} or more; ask more questions, or choose a share nearer 0.5"
-        )
-    sizes, weights = Counter(sample.task for sample in samples), evaluation.task_weights
-    total = sum(weights[task] for task in sizes) if weights else 0.0
-    scores = {}
-    for metric in evaluation.scores:
-        if all(metric in sample.scores for sample in samples):
-            each = [
-                s.scores[metric]
-                * (weights[s.task] / total / sizes[s.task] if weights else 1 / len(samples))
-                for s in samples
-            ]
-            scores[metric] = Score(fsum(each), float("nan"))
-    return replace(evaluation, samples=samples, scores=scores)

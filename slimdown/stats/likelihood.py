@@ -61,20 +61,23 @@ def _solve(excess: Floats, counts: Floats, least: Floats | float) -> tuple[Float
     x = np.where(counts > 0, x, 0.0)
     # Nothing above 0 was seen, so a mean of 0 or less is the likeliest; else it may be impossible.
     agrees, is_impossible = x.max(axis=1) <= 0, least[:, 0] >= 0
-    x = np.where((agrees | is_impossible)[:, None], 0.0, x)
+    is_open = ~(agrees | is_impossible)
+    x = np.where(is_open[:, None], x, 0.0)
     # The mean is 0 if each number weighs counts / (1 + tilt x); the logarithm is concave in tilt.
-    with np.errstate(divide="ignore"):
-        low, high = -1 / x.max(axis=1), -1 / x.min(axis=1)
+    # No weight is above the sum of all, which keeps the tilt that far from where it is infinite.
+    ends = [-1 / np.where(is_open, of_all, 1.0) for of_all in (x.max(axis=1), x.min(axis=1))]
+    low, high = (end * (1 - 1 / counts.sum(axis=1)) for end in ends)
     tilt = np.zeros(len(x))
     for _ in range(_STEPS):
         shares = x / (1 + tilt[:, None] * x)
-        slope = (counts * shares).sum(axis=1)
-        low, high = np.where(slope > 0, tilt, low), np.where(slope > 0, high, tilt)
-        curve = (counts * shares**2).sum(axis=1)
-        step = tilt + np.divide(slope, curve, out=np.zeros_like(slope), where=curve > 0)
-        inside = (low < step) & (step < high) | (curve == 0)
-        with np.errstate(invalid="ignore"):
-            step = np.where(inside, step, (low + high) / 2)
+        slope = np.einsum("rk,rk->r", counts, shares)
+        curve = np.einsum("rk,rk,rk->r", counts, shares, shares)
+        is_up = slope > 0
+        low, high = np.where(is_up, tilt, low), np.where(is_up, high, tilt)
+        newton = tilt + slope / np.maximum(curve, 1e-300)
+        end, bound = np.where(is_up, ends[1], ends[0]), np.where(is_up, high, low)
+        halfway = end - np.where(is_up, 1, -1) * np.sqrt((end - tilt) * (end - bound))
+        step = np.where((low <= newton) & (newton <= high), newton, halfway)
         is_done = np.abs(step - tilt) <= 1e-12 * np.abs(step)
         tilt = step
         if is_done.all():
@@ -116,7 +119,7 @@ class EmpiricalLikelihoodTest:
     def find_end(
         self, p_values: Callable[[Floats], Floats], start: float, end: float, alpha: float
     ) -> float:
-        """The last of the thresholds, from start towards end, that is ruled out; start where none is."""
+        """The last threshold from start towards end that is ruled out; start where none is."""
         # an odd number, so that the middle, no change, is one of them
         n_points = max(1, min(15, _MOST_NUMBERS // self.counts.size)) // 2 * 2 + 1
         for _ in range(ceil(_BITS / log2(n_points + 1))):

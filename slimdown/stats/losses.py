@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from math import nan
 from statistics import fmean, median
 
+import numpy as np
+
 from slimdown.evaluation.results import Sample
 from slimdown.stats.estimates import Difference, Estimate, compare_scores, estimate_mean
 from slimdown.stats.pairing import Pair
@@ -106,23 +108,20 @@ def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
     is_choice = bool(examples[0].base.choices)
     metrics = [metric] if is_choice else list(examples[0].base.scores)
 
-    def passes(sample: Sample, metric: str) -> bool:
-        return sample.scores.get(metric) == 1
-
-    right = [e for e in examples if any(passes(e.base, m) for m in metrics)]
-    lost = [
-        e
-        for e in right
-        if any(passes(e.base, m) and e.tuned.scores.get(m, 1.0) < 1 for m in metrics)
-    ]
-    # Several right choices have no one lead to speak of; choices that read alike stand in the
-    # prompt.
-    has_leads = is_choice and all(
-        e.base.target in e.base.choices and len(set(e.base.choices)) > 1 for e in examples
-    )
-    if is_choice and not has_leads:
+    right, lost = [], []
+    for e in examples:
+        passed = [m for m in metrics if e.base.scores.get(m) == 1]
+        right += [e] * bool(passed)
+        lost += [e] * any(e.tuned.scores.get(m, 1.0) < 1 for m in passed)
+    # Several right choices have no one lead; choices that read alike stand in the prompt.
+    bases = [e.base for e in examples]
+    if is_choice and not all(b.target in b.choices and len(set(b.choices)) > 1 for b in bases):
         return LossBreakdown(len(lost), len(right), is_loss_shown, (), None)
-    cause_of = [_explain_choice(e, metric) if is_choice else _explain_text(e) for e in lost]
+    if is_choice:
+        is_near = [_lead(e.tuned, metric) > -_NEARLY_LEVEL_NATS for e in lost]
+        cause_of = ["nearly_level" if near else "clearly_behind" for near in is_near]
+    else:
+        cause_of = [_explain_text(e) for e in lost]
     causes = []
     for name in _CHOICE_CAUSES if is_choice else _TEXT_CAUSES:
         of_cause = [float(cause == name) for cause in cause_of]
@@ -131,11 +130,10 @@ def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
             share = Estimate(fmean(of_cause), nan, nan, nan)
         example = next((e for e, cause in zip(lost, cause_of, strict=True) if cause == name), None)
         causes.append(Cause(name, int(sum(of_cause)), share, example))
-    gained = (e for e in examples if e.base.scores[metric] < 1 and passes(e.tuned, metric))
+    scores = [(e, e.base.scores[metric], e.tuned.scores[metric]) for e in examples]
+    gained = next((e for e, before, after in scores if before < 1 and after == 1), None)
     shift = _describe_shift(pair, examples, lost) if is_choice else None
-    return LossBreakdown(
-        len(lost), len(right), is_loss_shown, tuple(causes), shift, next(gained, None)
-    )
+    return LossBreakdown(len(lost), len(right), is_loss_shown, tuple(causes), shift, gained)
 
 
 def _explain_text(example: Example) -> str:
@@ -148,13 +146,8 @@ def _explain_text(example: Example) -> str:
     return "stopped_early" if is_short else "wrong_result"
 
 
-def _explain_choice(example: Example, metric: str) -> str:
-    is_near = _lead(example.tuned, metric) > -_NEARLY_LEVEL_NATS
-    return "nearly_level" if is_near else "clearly_behind"
-
-
 def _lead(sample: Sample, metric: str) -> float:
-    """Nats of the right choice over the best other one; for acc_norm at the mean length of the two."""
+    """Nats of the right choice over the best other one; for acc_norm at their mean length."""
     right = sample.choices.index(sample.target)
     scores = _rank_scores(sample, metric)
     rival = max((i for i in range(len(scores)) if i != right), key=scores.__getitem__)
@@ -172,14 +165,13 @@ def _describe_shift(pair: Pair, examples: list[Example], lost: list[Example]) ->
     if len({len(e.base.choices) for e in examples}) > 1:
         return None  # questions with unequal numbers of choices have no positions in common
     metric = pair.base.benchmark.metric
-
-    def position_taken(sample: Sample) -> int:
-        scores = _rank_scores(sample, metric)
-        return max(range(len(scores)), key=scores.__getitem__)
-
-    position = Counter(position_taken(e.tuned) for e in examples).most_common(1)[0][0]
-    before = [float(position_taken(e.base) == position) for e in examples]
-    after = [float(position_taken(e.tuned) == position) for e in examples]
+    # the position taken by either model; the first of equal ones, as the harness does
+    taken = [
+        [int(np.argmax(_rank_scores(sample, metric))) for sample in (e.base, e.tuned)]
+        for e in examples
+    ]
+    position = Counter(after for _, after in taken).most_common(1)[0][0]
+    before, after = np.isin(np.array(taken).T, position).astype(float)
     right = [e.base.choices.index(e.base.target) for e in examples]
     return ChoiceShift(
         median_lead_before=median(_lead(e.base, metric) for e in lost) if lost else nan,

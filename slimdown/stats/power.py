@@ -5,14 +5,13 @@ Changes, margins and spreads are shares. "Show" means in four of five repetition
 
 from bisect import bisect_left
 from collections.abc import Callable
-from math import isnan, log2, nan, sqrt
+from math import isnan, nan, sqrt
 
 import numpy as np
 import scipy
-from numpy.typing import NDArray
 
 from slimdown.stats.estimates import Difference
-from slimdown.stats.likelihood import ALPHA, PSEUDO_ANSWERS, Floats, null_spread
+from slimdown.stats.likelihood import ALPHA, PSEUDO_ANSWERS, null_spread
 from slimdown.stats.sequential import EARLY_SHARE, share_error
 
 POWER = 0.8
@@ -36,16 +35,13 @@ def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> f
         alpha *= float(share_error(test.plan)[len(d.sampling.looks) - 1])
     if d.is_binary and d.sampling.weights is None:
         discordant = (np.count_nonzero(d.changes) + 1) / (d.n + 2)
-
-        def is_shown(change: float) -> bool:
-            return change_power(d.n, change, max(discordant, change), alpha) >= POWER
-
-        if not is_shown(1.0):
+        if change_power(d.n, 1.0, 1.0, alpha) < POWER:
             return nan
         low, high = 0.0, 1.0
         for _ in range(14):
             middle = (low + high) / 2
-            low, high = (low, middle) if is_shown(middle) else (middle, high)
+            is_shown = change_power(d.n, middle, max(discordant, middle), alpha) >= POWER
+            low, high = (low, middle) if is_shown else (middle, high)
         return high
     reach = max(abs(end - d.value) for end in d.interval(alpha))
     smallest = reach + float(scipy.special.ndtri(POWER)) * d.spread / sqrt(d.n)
@@ -55,48 +51,36 @@ def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> f
 def change_power(n: int, change: float, discordant: float, alpha: float) -> float:
     """How often n 0/1 answers show a change, if a share `discordant` of them changes; exact.
 
-    The likelihood ratio of no change depends on the lost and the gained answers alone: with one of
-    them, c pseudo answers added, it is sqrt(2 (l log(2 l / (l + g)) + g log(2 g / (l + g)))).
+    The likelihood ratio of no change depends on the lost and the gained answers alone, l and g with
+    the pseudo answer: l log(2 l / (l + g)) + g log(2 g / (l + g)).
     """
     ends = scipy.special.bdtrik([1e-6, 1 - 1e-6], n, discordant) if discordant < 1 else [n, n]
     changed = np.arange(max(0, int(ends[0])), min(n, int(ends[1]) + 1) + 1)
-    needed = float(scipy.special.ndtri(1 - alpha / 2))
-
-    def root(fewer: NDArray[np.signedinteger]) -> Floats:
-        small, large, half = (
-            fewer + PSEUDO_ANSWERS,
-            changed - fewer,
-            (changed + PSEUDO_ANSWERS) / 2,
-        )
-        nats = scipy.special.xlogy(small, small / half) + scipy.special.xlogy(large, large / half)
-        return np.asarray(np.where(small < large, np.sqrt(2 * np.maximum(nats, 0)), 0.0))
-
     # the most of the fewer kind that is still shown, -1 where none is
     critical, beyond = np.full(len(changed), -1), changed // 2 + 1
-    for _ in range(int(log2(n)) + 2):
+    while (beyond - critical > 1).any():
         middle = (critical + beyond) // 2
-        shown = (root(middle) > needed) & (middle > critical)
-        critical, beyond = np.where(shown, middle, critical), np.where(shown, beyond, middle)
+        small, large = middle + PSEUDO_ANSWERS, changed - middle
+        ratios = small * 2 / (small + large), large * 2 / (small + large)
+        nats = scipy.special.xlogy(small, ratios[0]) + scipy.special.xlogy(large, ratios[1])
+        is_shown = (small < large) & (2 * nats > scipy.special.ndtri(alpha / 2) ** 2)
+        critical = np.where(is_shown, middle, critical)
+        beyond = np.where(is_shown, beyond, middle)
     share = (1 + change / discordant) / 2
-    few = scipy.special.bdtr(critical.astype(float), changed, share)
-    many = scipy.special.bdtrc((changed - critical - 1).astype(float), changed, share)
-    ways = scipy.special.gammaln(n + 1) - scipy.special.gammaln([changed + 1, n - changed + 1]).sum(
-        axis=0
-    )
-    chances = np.exp(
-        ways
-        + scipy.special.xlogy(changed, discordant)
-        + scipy.special.xlog1py(n - changed, -discordant)
-    )
-    return float((chances * np.where(critical < 0, 0.0, few + many)).sum())
+    shown = scipy.special.bdtr(critical.astype(float), changed, share)
+    shown += scipy.special.bdtrc((changed - critical - 1).astype(float), changed, share)
+    log_chances = -np.log(n + 1) - scipy.special.betaln(n - changed + 1, changed + 1)
+    log_chances += scipy.special.xlogy(changed, discordant)
+    log_chances += scipy.special.xlog1py(n - changed, -discordant)
+    return float((np.exp(log_chances) * np.where(critical < 0, 0.0, shown)).sum())
 
 
 def n_to_decide(difference: Difference, margin: float, alpha: float = ALPHA) -> int | None:
     """About how many questions show either the change or that it is within the margin.
 
-    The change is taken to be as large as it looks, and its mean to be normal. Both stay open where it lies between the largest change
-    that would be within the margin and the smallest that would be shown; the gap closes as
-    questions are added.
+    The change is taken to be as large as it looks, and its mean to be normal. Both stay open where
+    it lies between the largest change that would be within the margin and the smallest that would
+    be shown; the gap closes as questions are added.
 
     Args:
         difference: of the questions so far.
@@ -148,8 +132,7 @@ def n_to_bound(difference: Difference, threshold: float) -> int | None:
 
 def _null_spread(d: Difference, threshold: float) -> float:
     """The standard deviation of one question's change under this threshold."""
-    test, n_looks = d.test, len(d.test.counts)
-    counts = test.counts[n_looks - 1]
+    test, counts = d.test, d.test.counts[-1]
     if d.value > threshold:
         return null_spread(test.values - threshold, counts, test.lowest - threshold)
     return null_spread(threshold - test.values, counts, threshold - test.highest)

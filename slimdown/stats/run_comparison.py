@@ -16,15 +16,13 @@ from statistics import NormalDist, fmean
 import numpy as np
 
 from slimdown.config.schema import TRAINING, Role
-from slimdown.stats.estimates import holm, mean_of_estimates
-from slimdown.stats.findings import STOPPED_EARLY, Verdict, decide_verdict
+from slimdown.stats.estimates import mean_of_estimates
+from slimdown.stats.findings import STOPPED_EARLY, Verdict, decide_verdicts
 from slimdown.stats.run_records import RunRecord
 from slimdown.stats.seeds import SeedMean, average_seeds
 
 # keys that only runs with this dataset, ..., method have
 _PLACES = ("dataset.", "benchmark.", "lora.", "method.")
-# what two runs must share for a benchmark's changes to be of the same questions, read alike
-_MEASURED_BY = ("task", "metric", "num_fewshot", "limit", "margin")
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,6 @@ def compare_runs(runs: Sequence[RunRecord], group_seeds: bool = True) -> Compari
     benchmarks = sorted(roles, key=lambda name: (roles[name] is not Role.target, name))
     notes += [
         *_describe_unlike(runs, benchmarks),
-        *_describe_stopping(rows),
         *_describe_correction(rows),
         *_describe_luck(rows),
     ]
@@ -128,18 +125,13 @@ def correct_verdicts(runs: Sequence[RunRecord]) -> dict[tuple[str, str], Verdict
     either kind is at most 5 %, however the runs depend on each other. What does not hold becomes
     undecided: more caution is not more loss.
     """
-    cells = [(run, name, change) for run in runs for name, change in run.changes.items()]
-    differences = [change.primary.difference for _, _, change in cells]
-    changed = holm([d.p_value for d in differences])
-    equal = holm(
-        [d.equivalence_p_value(c.margin) for d, (_, _, c) in zip(differences, cells, strict=True)]
-    )
-    verdicts = {}
-    for (run, name, change), p_value, equivalence in zip(cells, changed, equal, strict=True):
-        verdict = decide_verdict(change.primary.difference.value, p_value, equivalence)
-        holds = len(runs) == 1 or verdict is change.verdict
-        verdicts[run.run_id, name] = change.verdict if holds else Verdict.undecided
-    return verdicts
+    cells = {(run.run_id, name): change for run in runs for name, change in run.changes.items()}
+    differences = [cell.primary.difference for cell in cells.values()]
+    decided = decide_verdicts(differences, [cell.margin for cell in cells.values()])
+    return {
+        key: cell.verdict if len(runs) == 1 or verdict is cell.verdict else Verdict.undecided
+        for (key, cell), (verdict, _, _) in zip(cells.items(), decided, strict=True)
+    }
 
 
 def winners_curse(n: int) -> tuple[float, float]:
@@ -157,19 +149,18 @@ def winners_curse(n: int) -> tuple[float, float]:
     return normal.inv_cdf((n - 0.375) / (n + 0.25)), normal.inv_cdf(0.95 ** (1 / n))
 
 
-def count_verdicts(verdicts: Mapping[str, int]) -> str:
+def count_verdicts(verdicts: Counter[str]) -> str:
     """The verdict of all runs, or each one with its number of runs where they disagree."""
     if len(verdicts) == 1:
         return next(iter(verdicts))
-    return ", ".join(f"{name} {count}" for name, count in verdicts.items())
+    return ", ".join(f"{name} {count}" for name, count in verdicts.most_common())
 
 
 def _find_differing(rows: Sequence[Configuration]) -> list[str]:
-    """The settings in which rows differ, sorted; of what the columns show, benchmarks and pooled seeds, none.
+    """The settings in which rows differ, sorted; without benchmarks and pooled seeds.
 
     What only runs with one dataset or benchmark have is compared among those, and what is set of a
-    training among the
-    runs that trained: that the others lack it is no difference.
+    training among the runs that trained: that the others lack it is no difference.
     """
     values: dict[str, list[str]] = {}
     n_trained = sum(row.settings.get("tuned", "None") == "None" for row in rows)
@@ -204,14 +195,12 @@ def _make_row(
             role=changes[0].role,
             metric=changes[0].metric,
             n=fmean(c.n for c in changes),
-            n_available=max((c.n_available or 0 for c in changes)) or None,
-            verdicts=_count([c.verdict for c in changes]),
-            corrected=_count([corrected[run.run_id, benchmark] for run in measured]),
+            n_available=max(c.n_available or 0 for c in changes) or None,
+            verdicts=Counter(c.verdict.value for c in changes),
+            corrected=Counter(corrected[run.run_id, benchmark].value for run in measured),
             p_value=changes[0].p_value if len(changes) == 1 else nan,
-            forgetting_rate=fmean(r for r in rates if isfinite(r))
-            if any(map(isfinite, rates))
-            else nan,
-            lost=fmean(lost) if lost else nan,
+            forgetting_rate=fmean([rate for rate in rates if isfinite(rate)] or [nan]),
+            lost=fmean(lost or [nan]),
         )
     means = []
     for role in (Role.retained, Role.target):
@@ -222,11 +211,6 @@ def _make_row(
             spread = float(np.std([one.value for one in of_runs], ddof=1))
         means.append(SeedMean(mean.value, mean.standard_error, mean.low, mean.high, spread))
     return Configuration(name, tuple(runs), settings, cells, *means)
-
-
-def _count(verdicts: Sequence[Verdict]) -> Counter[str]:
-    """The most frequent first."""
-    return Counter(dict(Counter(verdict.value for verdict in verdicts).most_common()))
 
 
 def _read_settings(run: RunRecord) -> dict[str, str]:
@@ -259,69 +243,46 @@ def _group_by_seed(runs: Sequence[RunRecord]) -> tuple[list[list[RunRecord]], li
             groups.append(list(newest.values()))
         else:
             groups += [[run] for run in group]
-    n = "1 run is" if n_repeated == 1 else f"{n_repeated:,} runs are"
-    note = (
-        f"{n} left out of the means over seeds: a newer one has the same settings and seed; "
-        "--no-group-seeds shows every run."
-    )
+    note = f"Left out of the means over seeds: {n_repeated:,} of which a newer run has the same "
+    note += "settings and seed; --no-group-seeds shows every run."
     return groups, [note] if n_repeated else []
 
 
 def _describe_unlike(runs: Sequence[RunRecord], benchmarks: Sequence[str]) -> Iterator[str]:
     """What was not measured alike, one sentence each."""
     for name in benchmarks:
-        params = [run.params for run in runs if name in run.changes]
-        fields = {f: [p.get(f"benchmark.{name}.{f}", "") for p in params] for f in _MEASURED_BY}
-        if differences := _describe_differences(fields):
-            yield f"{name} was not measured alike ({differences}): compare its changes with care."
-    conditions = [run.findings.conditions if run.findings else {} for run in runs]
-    fields = {
-        key: [c.get(key, "") for c in conditions] for key in {k: 0 for c in conditions for k in c}
-    }
-    fields |= {
-        key: [run.params.get(f"evaluation.{key}", "") for run in runs]
-        for key in ("holdout", "apply_chat_template")
-    }
-    if differences := _describe_differences(fields):
-        yield f"The runs were not measured alike ({differences}): compare their changes with care."
-    retained = {
-        frozenset(name for name, change in run.changes.items() if change.role is Role.retained)
+        changes = [run.changes[name] for run in runs if name in run.changes]
+        n_sets = len({change.question_hash for change in changes if not change.n_available})
+        if n_sets > 1 or len({(change.metric, change.margin) for change in changes}) > 1:
+            yield f"{name} has other questions, metrics or margins in some runs: compare with care."
+    conditions = []
+    for run in runs:
+        shared = run.findings.conditions if run.findings else {}
+        conditions.append(shared | {"holdout": f"{run.holdout:g}"})
+    for key in sorted(set().union(*conditions)):
+        counts = Counter(c.get(key, "not recorded") for c in conditions).most_common()
+        if len(counts) > 1:
+            each = " and ".join(f"{value} in {count}" for value, count in counts)
+            yield f"The runs were not measured alike ({key} is {each}): compare with care."
+    retained = [
+        {name for name, change in run.changes.items() if change.role is Role.retained}
         for run in runs
-    }
-    if len(retained) > 1:
+    ]
+    if any(names != retained[0] for names in retained):
         yield "The means are over different benchmarks: compare the benchmarks one by one."
 
 
-def _describe_differences(fields: Mapping[str, list[str]]) -> str:
-    """Of fields with a value a run, those whose values differ, with how many runs have each."""
-    differences = []
-    for name, values in fields.items():
-        counts = Counter(values).most_common()
-        if len(counts) > 1:
-            each = " and ".join(f"{value or 'not recorded'} in {count}" for value, count in counts)
-            differences.append(f"{name} is {each}")
-    return "; ".join(differences)
-
-
-def _describe_stopping(rows: Sequence[Configuration]) -> Iterator[str]:
-    if any(cell.is_stopped for row in rows for cell in row.changes.values()):
-        yield (
-            f"{STOPPED_EARLY} Each interval is right for its own row; RUN RUN --paired compares two rows, on the "
-            "questions that both answered."
-        )
-
-
 def _describe_correction(rows: Sequence[Configuration]) -> Iterator[str]:
-    """What the correction for the whole table changes, in a sentence."""
+    """What stopping early and the correction for the whole table change."""
     cells = [cell for row in rows for cell in row.changes.values()]
+    if any(cell.is_stopped for cell in cells):
+        yield f"{STOPPED_EARLY} RUN RUN --paired compares two rows on what both answered."
     n_all = sum(cell.verdicts.total() for cell in cells)
     n_claims = n_all - sum(cell.verdicts[Verdict.undecided] for cell in cells)
     n_lost = sum((cell.verdicts - cell.corrected).total() for cell in cells)
     if sum(len(row.runs) for row in rows) < 2 or not n_claims:
         return
-    shown = (
-        f"corrected for all {n_all:,} in this table (Holm); runs that it leaves out do not count"
-    )
+    shown = f"corrected for all {n_all:,} in this table (Holm), but for no run that it leaves out"
     if n_lost:
         yield f"† {n_lost:,} of {n_claims:,} verdicts become undecided when {shown}."
     else:
@@ -330,21 +291,15 @@ def _describe_correction(rows: Sequence[Configuration]) -> Iterator[str]:
 
 def _describe_luck(rows: Sequence[Configuration]) -> Iterator[str]:
     """What picking the best row does, and what to do about it."""
-    errors: dict[str, list[float]] = {}
-    for row in rows:
-        for name, cell in row.changes.items():
-            if isfinite(cell.change.standard_error):
-                errors.setdefault(name, []).append(cell.change.standard_error)
+    errors = [cell.change.standard_error for row in rows for cell in row.changes.values()]
+    errors = [error for error in errors if isfinite(error)]
     if len(rows) < 2 or not errors:
         return
-    error = 100 * max(map(fmean, errors.values()))
-    mean, most = (z * error for z in winners_curse(len(rows)))
-    cure = "slimdown compare RUN --confirm"
-    if all(run.holdout for row in rows for run in row.runs):
-        advice = f"Judge the one you choose on the questions that are held out: {cure}."
-    else:
-        advice = f"Runs with evaluation.holdout=0.5 hold questions out to judge it on: {cure}."
+    mean, most = (100 * z * fmean(errors) for z in winners_curse(len(rows)))
+    advice = "Judge it on the questions that evaluation.holdout=0.5 holds out: "
+    advice += "slimdown compare RUN --confirm."
     yield (
-        f"The best row is lucky, too: the best of {len(rows):,} equally good ones looks better than it is on one "
-        f"benchmark, on average by about {mean:.1f} points, in 95 % of tables by at most {most:.1f}. {advice}"
+        f"The best row is lucky, too: the best of {len(rows):,} equally good ones looks better "
+        f"than it is on one benchmark, on average by about {mean:.1f} points, in 95 % of tables "
+        f"by at most {most:.1f}. {advice}"
     )

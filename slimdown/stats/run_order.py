@@ -22,8 +22,6 @@ def read_value(row: Configuration, key: str) -> SortValue:
         return row.runs[0].started.isoformat()
     if key in row.settings:
         return parse_setting(row.settings[key])
-    if key == "seed":  # in a row of several seeds it is no setting
-        return parse_setting(row.seeds[0])
     means: dict[str, Estimate] = {n: mean.change for n, mean in row.changes.items()}
     means |= {"retained": row.retained, "target": row.target}
     values = [run.metrics[key] for run in row.runs if key in run.metrics]
@@ -39,15 +37,10 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
     """
     name = key.removeprefix("-")
     metrics = {metric for row in comparison.rows for run in row.runs for metric in run.metrics}
-    means = {"retained", "target", "name", "started", "seed"}
-    known = means | metrics | set(comparison.benchmarks) | _setting_names(comparison)
+    known = {"retained", "target", "name", "started"} | metrics
+    known |= {*comparison.benchmarks, *_setting_names(comparison)}
     if name not in known:
         advice = nearest(name, sorted(known))
-        if "did you mean" not in advice:
-            advice = (
-                f"; a benchmark ({', '.join(comparison.benchmarks)}), a setting such as lora.r, "
-                "a metric, or retained, target, name, started"
-            )
         raise ConfigError(f"--sort {name}: nothing is called so in these runs{advice}")
     keyed = [(read_value(row, name), row) for row in comparison.rows]
     having = [(value, row) for value, row in keyed if value is not None]

@@ -61,14 +61,12 @@ def split_noise(runs: Sequence[RunRecord]) -> list[BenchmarkNoise]:
     noises = []
     for name, first in runs[0].changes.items():
         changes = [run.changes[name] for run in runs if name in run.changes]
-        if any(change.n_available for change in changes):
+        is_whole = not any(change.n_available for change in changes)
+        hashes = {change.question_hash for change in changes}
+        if not is_whole or len(changes) < len(runs) or len(hashes) > 1:
             raise DataError(
-                f"{name} was evaluated until enough was known (evaluation.until): how many questions that took depends "
-                "on each seed's answers, so that their noise cannot be split; runs with evaluation.until=all allow it"
-            )
-        if len(changes) < len(runs) or len({change.question_hash for change in changes}) > 1:
-            raise DataError(
-                f"{name}: the seeds were not asked the same questions; compare those that were"
+                f"{name}: the seeds did not all answer the same questions; take runs with "
+                "evaluation.until=all: how many it takes to decide depends on each seed's answers"
             )
         noises.append(BenchmarkNoise(name, first.metric, first.n, _seed_noise_of(changes)))
     return noises

@@ -58,8 +58,6 @@ def from_plain(hint: Any, value: Any) -> Any:
         }
     if origin is tuple:
         return tuple(from_plain(arguments[0], item) for item in value)
-    if origin is list:
-        return [from_plain(arguments[0], item) for item in value]
     if hint in (float, int, str, bool, Path) or (isinstance(hint, type) and issubclass(hint, Enum)):
         return hint(value)
     return value

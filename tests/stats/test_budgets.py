@@ -1,0 +1,115 @@
+"""Budgets: what a fine-tuning may lose, and the exit code that says whether it kept to it."""
+
+from itertools import pairwise
+
+import pytest
+from builders import judge_scores, make_benchmark, make_evaluation, make_scores, stop_early
+
+from slimdown.config.schema import Role
+from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
+from slimdown.stats.findings import Findings, judge
+from slimdown.utils.errors import ConfigError
+
+COUNTS = {
+    "kept": (600, 5, 5, 390),
+    "lost": (500, 100, 5, 395),
+    "unclear": (540, 60, 42, 358),
+    "learned": (300, 5, 200, 495),
+}
+
+
+@pytest.fixture(scope="module")
+def findings() -> Findings:
+    pairs = {name: make_scores(*counts) for name, counts in COUNTS.items()}
+    roles = {name: Role.target if name == "learned" else Role.retained for name in COUNTS}
+    both = [
+        make_evaluation(**{n: make_benchmark(p[side], role=roles[n]) for n, p in pairs.items()})
+        for side in (0, 1)
+    ]
+    return judge(*both)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "expected"),
+    [
+        ({"kept": 0.02}, Outcome.within),
+        ({"kept": 0.02, "unclear": 0.02}, Outcome.undecided),
+        ({"kept": 0.02, "unclear": 0.02, "lost": 0.02}, Outcome.beyond),
+        ({"learned": 0.0}, Outcome.within),
+        ({"lost": 0.5}, Outcome.within),
+        ({}, Outcome.beyond),  # each retained one is held to its margin
+    ],
+)
+def test_the_worst_benchmark_decides(
+    findings: Findings, budgets: dict[str, float], expected: Outcome
+) -> None:
+    checks = check_budgets(findings, budgets)
+    assert overall_outcome(checks) is expected
+    assert [check.benchmark for check in checks] == list(budgets or ("kept", "lost", "unclear"))
+    again = check_budgets(Findings.from_dict(findings.to_dict()), budgets)
+    assert [c.reason for c in again] == [c.reason for c in checks]
+
+
+def test_reasons_say_what_is_shown_by_the_interval_that_agrees(findings: Findings) -> None:
+    kept, lost, unclear = (check.reason for check in check_budgets(findings, {}))
+    assert kept.startswith("changed by +0.0 points, 90 % interval [-0.")
+    assert kept.endswith("a loss of 2 points or more is ruled out")
+    assert lost.endswith("a loss of more than 2 points is shown")
+    assert "1,000 questions cannot tell; about" in unclear
+
+
+@pytest.mark.parametrize(
+    ("counts", "end"),
+    [
+        ((230, 40, 40, 190), "about {:,} would, in 4 of 5 repetitions"),
+        ((540, 60, 46, 354), "about {:,} would decide the verdict, and "),
+    ],
+)
+def test_both_doors_name_one_number_for_the_same_answers(
+    counts: tuple[int, int, int, int], end: str
+) -> None:
+    found = judge_scores(*make_scores(*counts))
+    benchmark, [check] = found.benchmarks["a"], check_budgets(found, {})
+    assert benchmark.n_to_decide is not None
+    assert end.format(benchmark.n_to_decide) in check.reason
+
+
+def test_a_budget_and_its_outcome_move_together() -> None:
+    found = judge_scores(*make_scores(560, 60, 30, 350))
+    outcomes = [check_budgets(found, {"a": b / 1000})[0].outcome for b in range(0, 80, 4)]
+    order = [Outcome.beyond, Outcome.undecided, Outcome.within]
+    ranks = [order.index(outcome) for outcome in outcomes]
+    assert all(one <= two for one, two in pairwise(ranks))
+    assert {0, 1, 2} == set(ranks)
+
+
+def test_what_stopped_early_or_is_one_question_says_how_to_go_on() -> None:
+    before, after = make_scores(400, 20, 19, 561)
+    tuned = make_evaluation(a=stop_early(make_benchmark(after), 63))
+    [early] = check_budgets(judge(make_evaluation(a=before), tuned), {})
+    assert "after 63 of 1,000 questions: 63 questions cannot tell; a run with" in early.reason
+    assert "evaluation.until=budget benchmark.a.max_loss=0.02" in early.reason
+    [one] = check_budgets(judge_scores([1.0], [1.0]), {})
+    assert one.outcome is Outcome.undecided
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["kept=2"], "give a share from 0 up to"),
+        (["kept=nan"], "give a share"),
+        (["kept"], "give a share"),
+        (["=0.1"], "gsm8k=0.02 is two points"),
+        (["kepd=0.1"], "no such benchmark was measured.*kept"),
+    ],
+)
+def test_budgets_that_are_none_are_refused(
+    findings: Findings, arguments: list[str], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        check_budgets(findings, read_budgets(arguments))
+
+
+def test_targets_alone_need_a_budget() -> None:
+    with pytest.raises(ConfigError, match="no retained benchmark was measured"):
+        check_budgets(judge_scores([1.0] * 9, [0.0] * 9, role=Role.target), {})

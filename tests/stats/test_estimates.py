@@ -1,0 +1,164 @@
+"""The test and its interval against independent implementations, and what few answers show."""
+
+from collections.abc import Sequence
+from math import isnan, nan
+
+import numpy as np
+import pytest
+from builders import draw_scores, make_scores
+from hypothesis import given, settings, strategies as st
+from scipy import optimize
+from scipy.special import ndtr, xlogy
+from statsmodels.emplike.descriptive import DescStatUV
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from slimdown.stats.estimates import (
+    Estimate,
+    Sampling,
+    compare_scores,
+    estimate_mean,
+    holm,
+    mean_of_estimates,
+)
+from slimdown.stats.likelihood import likelihood_p_values
+
+ZERO_ONE = st.sampled_from([0.0, 1.0])
+PAIRS = st.lists(st.tuples(ZERO_ONE, ZERO_ONE), min_size=2, max_size=60)
+
+
+@given(PAIRS)
+@settings(max_examples=60, deadline=None)
+def test_mcnemars_column_agrees_with_statsmodels(pairs: list[tuple[float, float]]) -> None:
+    before, after = (np.array([pair[i] for pair in pairs]) for i in (0, 1))
+    table = [
+        [int((before * after).sum()), int((before > after).sum())],
+        [int((before < after).sum()), 0],
+    ]
+    d = compare_scores(before, after)
+    assert d.mcnemar_p_value == pytest.approx(mcnemar(table, exact=True).pvalue)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "n"), [(7, 2, 60), (1, 2, 300), (30, 1, 90), (3, 9, 40)]
+)
+@pytest.mark.parametrize("change", [0.0, -0.02, 0.05, -0.3])
+def test_of_counts_it_is_the_likelihood_ratio_of_the_table(
+    lost: int, gained: int, n: int, change: float
+) -> None:
+    """Maximized numerically over the chance of a loss; one more answer is lost."""
+    counts = np.array([lost + 1, n - lost - gained, gained], dtype=float)
+
+    def nats(chance_of_loss: float) -> float:
+        shares = np.array(
+            [chance_of_loss, 1 - 2 * chance_of_loss - change, chance_of_loss + change]
+        )
+        return -float(xlogy(counts, np.maximum(shares, 1e-300)).sum())
+
+    bounds = (max(0.0, -change), (1 - change) / 2)
+    least = optimize.minimize_scalar(
+        nats, bounds=bounds, method="bounded", options={"xatol": 1e-12}
+    )
+    best = float(xlogy(counts, counts / counts.sum()).sum())
+    root = np.sqrt(2 * max(0.0, best + least.fun))
+    side = np.sign(gained - lost - 1 - (n + 1) * change)
+    before, after = make_scores(0, lost, gained, n - lost - gained)
+    p_value = compare_scores(before, after).p_value_above(change)
+    assert p_value == pytest.approx(ndtr(-side * root), rel=1e-4, abs=1e-9)
+
+
+def test_of_graded_scores_it_is_statsmodels_empirical_likelihood() -> None:
+    draw = np.random.default_rng(4)
+    excess = draw.normal(0.05, 0.2, 80)
+    with_answer = np.append(excess, -1.0)
+    log_ratio, _ = DescStatUV(with_answer).test_mean(0.0, result_object=False)
+    p_value = likelihood_p_values(excess, np.ones(80), np.array([-1.0]))[0]
+    assert p_value == pytest.approx(ndtr(-np.sqrt(log_ratio)), rel=1e-4)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+@settings(max_examples=20, deadline=None)
+def test_holms_correction_agrees_with_statsmodels(p_values: list[float]) -> None:
+    assert holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]))
+
+
+def test_a_test_that_was_not_possible_leaves_the_others_alone() -> None:
+    adjusted = holm([0.01, nan, 0.02])
+    assert adjusted[0] == pytest.approx(0.02)
+    assert isnan(adjusted[1])
+
+
+def test_many_thresholds_give_what_each_gives_alone() -> None:
+    before, after = draw_scores(200, 0.5, 0.2, 0.1, 0)
+    test = compare_scores(before, after * 0.7).test
+    thresholds = np.linspace(-0.9, 0.9, 7)
+    alone = [test.p_values_above(thresholds[i : i + 1])[0] for i in range(7)]
+    assert test.p_values_above(thresholds) == pytest.approx(alone)
+    assert (np.diff(alone) >= 0).all()
+
+
+@pytest.mark.parametrize("scores", [[1.0], [0.0], [1.0] * 5, [0.0] * 30, [0.5] * 30])
+def test_no_change_of_a_few_questions_is_not_certainty(scores: list[float]) -> None:
+    d = compare_scores(scores, scores)
+    assert (d.value, d.p_value) == (0, 1)
+    assert -1 < d.low < -0.05 < 0.05 < d.high < 1
+    assert d.equivalence_p_value(0.02) > 0.05
+
+
+@pytest.mark.parametrize("scores", [[nan, 1.0], [0.0, 100.0], [-0.1, 0.5], []])
+def test_scores_that_are_no_shares_are_refused(scores: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"numbers|between 0 and 1|no question"):
+        compare_scores(scores, scores)
+
+
+def test_groups_weigh_as_the_harness_weighs_them_in_estimate_and_interval() -> None:
+    """Two tasks, 100 questions that lost all and 300 that lost none, each half of the score."""
+    before, after = [1.0] * 400, [0.0] * 100 + [1.0] * 300
+    weights = np.repeat([400 / 2 / 100, 400 / 2 / 300], [100, 300])
+    plain = compare_scores(before, after)
+    weighted = compare_scores(before, after, Sampling(weights=weights, n_subjects=2))
+    assert plain.value == -0.25
+    assert weighted.value == pytest.approx(-0.5)
+    assert weighted.low < -0.5 < weighted.high < plain.high
+    assert weighted.n_subjects == 2
+    assert estimate_mean(after, Sampling(weights=weights)).value == pytest.approx(0.5)
+
+
+def test_weighted_groups_are_covered_as_often_as_it_says() -> None:
+    draw, covered, shown = np.random.default_rng(5), 0, 0
+    sampling = Sampling(weights=np.repeat([200 / 2 / 40, 200 / 2 / 160], [40, 160]))
+    for _ in range(250):
+        u, lost = draw.random(200), np.repeat([0.25, 0.05], [40, 160])
+        d = compare_scores(np.ones(200), (u >= lost) * 1.0, sampling)
+        covered += d.low <= -0.15 <= d.high
+        shown += d.p_value < 0.05
+    assert covered / 250 >= 0.935
+    assert shown / 250 > 0.5
+
+
+def coverage(estimates: Sequence[Estimate], truth: float) -> float:
+    return float(np.mean([e.low <= truth <= e.high for e in estimates]))
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    drawn = [draw_scores(100, 0.6, 0.2, 0.07, seed) for seed in range(300)]
+    assert 0.93 <= coverage([compare_scores(*pair) for pair in drawn], -0.13) <= 0.985
+    assert 0.93 <= coverage([estimate_mean(before) for before, _ in drawn], 0.6) <= 0.985
+    pairs = zip(drawn[::2], drawn[1::2], strict=True)
+    means = [mean_of_estimates([compare_scores(*one) for one in pair]) for pair in pairs]
+    assert 0.925 <= coverage(means, -0.13) <= 0.985
+
+
+def test_a_mean_of_what_stopped_early_holds_each_to_its_part_of_the_error() -> None:
+    before, after = draw_scores(88, 0.6, 0.2, 0.02, 1)
+    d = compare_scores(before, after, Sampling(looks=(32, 45, 63, 88), n_available=1000))
+    mean = mean_of_estimates([d, d])
+    assert mean.low < d.low < d.high < mean.high
+    assert isnan(mean.standard_error)
+    assert isnan(mean_of_estimates([]).value)
+
+
+def test_looks_that_are_not_those_of_the_answers_are_refused() -> None:
+    before, after = draw_scores(60, 0.5, 0.1, 0.1, 4)
+    with pytest.raises(ValueError, match="do not fit 60 scores"):
+        compare_scores(before, after, Sampling(looks=(32,), n_available=100))

@@ -1,0 +1,375 @@
+"""What two evaluations say together, and which two may not be compared."""
+
+import json
+from dataclasses import replace
+from math import isfinite, isnan, nan
+
+import numpy as np
+import pytest
+from builders import (
+    draw_scores,
+    judge_scores,
+    make_benchmark,
+    make_evaluation,
+    make_sample,
+    make_scores,
+    stop_early,
+)
+
+from slimdown.config.schema import PaperMetric, Role, RunConfig, Until
+from slimdown.evaluation.question_order import block_ends
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
+from slimdown.stats.budgets import Outcome, check_budgets
+from slimdown.stats.findings import Counts, Findings, Verdict, judge
+from slimdown.stats.stopping import stopping_rule
+from slimdown.utils.errors import DataError
+
+
+def test_a_change_is_tuned_minus_base_and_counts_the_answers() -> None:
+    # base 3 of 4: mean .75, variance .25, standard error .25; tuned 1 of 4: the same error
+    change = judge_scores([1, 1, 1, 0], [0, 1, 0, 0]).benchmarks["a"].primary
+    assert change.difference.value == -0.5
+    assert change.unpaired_standard_error == pytest.approx((0.25**2 + 0.25**2) ** 0.5)
+    assert change.counts == Counts(kept=1, lost=2, gained=0, missed=1)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    [
+        (PaperMetric.ability_augmentation, -50.0),
+        (PaperMetric.knowledge_loss, 50.0),
+        (PaperMetric.forgetting_rate, 1 - 0.25 / 0.75),
+    ],
+)
+def test_each_of_the_papers_metrics_has_its_own_sign_and_unit(
+    metric: PaperMetric, value: float
+) -> None:
+    found = judge_scores([1, 1, 1, 0], [0, 1, 0, 0], paper_metric=metric).benchmarks["a"]
+    assert found.paper_value is not None
+    assert found.paper_value.value == pytest.approx(value)
+
+
+def test_a_rate_without_an_end_reaches_the_paper_value_without_a_finite_lie() -> None:
+    rate = PaperMetric.forgetting_rate
+    none = judge_scores([0, 0], [0, 1], paper_metric=rate).benchmarks["a"].paper_value
+    assert none is not None
+    assert isnan(none.value)
+    few = judge_scores(*make_scores(1, 1, 0, 2), paper_metric=rate).benchmarks["a"].paper_value
+    assert few is not None
+    assert few.value == pytest.approx(0.5)
+    assert few.high <= 1
+
+
+def test_the_mean_is_over_one_role_and_a_model_compared_with_itself_forgets_nothing() -> None:
+    target = make_benchmark([0, 0, 0, 0], role=Role.target)
+    base = make_evaluation(a=[1, 1, 0, 0], t=target)
+    risen = make_benchmark([1, 1, 1, 1], role=Role.target)
+    tuned = make_evaluation(a=[1, 0, 0, 0], t=risen)
+    assert judge(base, tuned).mean_change(Role.retained).value == -0.25
+    assert judge(base, tuned).mean_change(Role.target).value == 1
+    assert judge(base, base).mean_change(Role.retained).value == 0
+    assert isnan(judge_scores([1, 0], [1, 0]).mean_change(Role.target).value)
+
+
+def change_sample(benchmark: BenchmarkEvaluation, **fields: str) -> BenchmarkEvaluation:
+    return replace(benchmark, samples=tuple(replace(s, **fields) for s in benchmark.samples))
+
+
+@pytest.mark.parametrize(
+    ("field", "other"),
+    [
+        ("task_version", replace(make_benchmark([1, 0]), task_version="2.0")),
+        ("num_fewshot", make_benchmark([1, 0], num_fewshot=5)),
+        ("task", make_benchmark([1, 0], task="another")),
+        ("n_available", make_benchmark([1, 0, 1])),
+        ("task_weights", make_benchmark([1, 0], task_weights={"task": 1.0})),
+        ("prompt_hash", change_sample(make_benchmark([1, 0]), prompt_hash="x")),
+        ("doc_hash", change_sample(make_benchmark([1, 0]), doc_hash="x")),
+        ("doc_hash", make_benchmark([1, 0], subjects=["other", "task"])),
+        ("target", change_sample(make_benchmark([1, 0]), target="x")),
+    ],
+)
+def test_evaluations_of_unlike_questions_are_refused_by_field(
+    field: str, other: BenchmarkEvaluation
+) -> None:
+    with pytest.raises(DataError, match=f"a.*cannot be compared, {field} differs"):
+        judge(make_evaluation(a=[1, 0]), make_evaluation(a=other))
+
+
+def test_unlike_conditions_are_refused_and_the_order_of_questions_does_not_matter() -> None:
+    one = make_evaluation(a=[1, 0])
+    for field in ("harness_version", "backend", "part"):
+        with pytest.raises(DataError, match=f"{field} differs"):
+            judge(one, replace(one, **{field: "other"}))
+    with pytest.raises(DataError, match="dtype differs: f32 and not set"):
+        judge(replace(one, conditions={"dtype": "f32"}), replace(one, conditions={"seed": "1"}))
+    with pytest.raises(DataError, match="benchmarks differ"):
+        judge(one, make_evaluation(b=[1, 0]))
+    reversed_samples = replace(one.benchmarks["a"], samples=one.benchmarks["a"].samples[::-1])
+    assert judge(one, make_evaluation(a=reversed_samples)).benchmarks["a"].primary.counts == Counts(
+        1, 0, 0, 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "verdict"),
+    [
+        ((300, 100, 10, 90), Verdict.forgotten),
+        ((100, 10, 100, 290), Verdict.improved),
+        ((2000, 20, 20, 960), Verdict.retained),
+        ((6000, 100, 40, 3900), Verdict.retained),  # shown to change, by less than the margin
+        ((50, 3, 3, 44), Verdict.undecided),  # no change seen, and none excluded
+        ((50, 0, 0, 0), Verdict.undecided),
+    ],
+)
+def test_a_verdict_needs_evidence_for_what_it_says(
+    counts: tuple[int, int, int, int], verdict: Verdict
+) -> None:
+    found = judge_scores(*make_scores(*counts)).benchmarks["a"]
+    assert found.verdict is verdict
+    assert (found.n_to_decide is not None) == (verdict is Verdict.undecided)
+
+
+def test_benchmarks_and_reports_judged_together_are_corrected() -> None:
+    before, after = make_scores(kept=60, lost=12, gained=2, missed=26)
+    quiet = {name: [1.0, 0.0] * 50 for name in "bcd"}
+    base, tuned = make_evaluation(a=before, **quiet), make_evaluation(a=after, **quiet)
+    alone, together = judge_scores(before, after), judge(base, tuned)
+    reports = judge(make_evaluation(a=before), make_evaluation(a=after), n_reports=4)
+    assert alone.benchmarks["a"].verdict is Verdict.forgotten
+    for corrected in (together, reports):
+        assert corrected.benchmarks["a"].p_value == pytest.approx(4 * alone.benchmarks["a"].p_value)
+        assert corrected.benchmarks["a"].verdict is Verdict.undecided
+
+
+@pytest.mark.parametrize("bad", [nan, 55.0, -1.0])
+def test_a_primary_metric_that_is_no_share_is_refused(bad: float) -> None:
+    with pytest.raises(DataError, match=r"a: acc has no score from 0 to 1.*benchmark\.a\.scale"):
+        judge_scores([1, 0, 1], [1, bad, 1])
+
+
+def test_metrics_that_cannot_be_paired_are_left_out_and_refused_as_the_primary_one() -> None:
+    samples = [make_sample({"acc": 1.0, "loss": 7.5}, i) for i in range(3)]
+    pair = make_benchmark(samples), make_benchmark(samples)
+    found = judge(*(make_evaluation(a=one) for one in pair))
+    assert list(found.benchmarks["a"].changes) == ["acc"]
+    lossy = make_benchmark(samples, metric="loss")
+    with pytest.raises(DataError, match=r"a: loss has no score from 0 to 1.*has: acc"):
+        judge(make_evaluation(a=lossy), make_evaluation(a=lossy))
+    empty = replace(make_benchmark([1, 0]), samples=())
+    with pytest.raises(DataError, match="a: there is no question to compare"):
+        judge(make_evaluation(a=empty), make_evaluation(a=empty))
+
+
+def test_subjects_are_spoken_of_as_these_alone_and_shown_beside() -> None:
+    """A loss that few subjects carry is shown of these; how subjects differ stands beside."""
+    before, names = [1.0] * 600, [f"s{i % 6}" for i in range(600)]
+    after = [float(i % 6 > 0 or i % 4 > 0) for i in range(600)]
+    plain, grouped = (
+        judge_scores(before, after, subjects=s).benchmarks["a"] for s in (None, names)
+    )
+    assert grouped.primary.difference.low == plain.primary.difference.low
+    assert grouped.primary.difference.n_subjects == 6
+    assert grouped.subject_changes == {"s0": -0.5, **{f"s{i}": 0.0 for i in range(1, 6)}}
+    assert (plain.subject_changes, plain.primary.difference.n_subjects) == ({}, 0)
+
+
+# --- findings.json
+
+
+def test_findings_come_back_from_json_with_all_their_tests() -> None:
+    before, after = draw_scores(1000, 0.5, 0.1, 0.05, 0)
+    names = ["x"] * 300 + ["y"] * 700
+    weighted = [make_benchmark(s * 0.9, names, {"x": 0.5, "y": 0.5}) for s in (before, after)]
+    base = make_evaluation(a=before, g=weighted[0], s=before)
+    tuned = make_evaluation(a=after, g=weighted[1], s=stop_early(make_benchmark(after), 89))
+    found = judge(base, tuned, costs={"total_seconds": nan})
+    text = json.dumps(found.to_dict(), allow_nan=False)
+    again = Findings.from_dict(json.loads(text))
+    assert len(text) < 30_000
+    assert json.dumps(again.to_dict()) == text
+    assert (again.base, again.tuned) == (None, None)
+    for name, benchmark in found.benchmarks.items():
+        d, e = benchmark.primary.difference, again.benchmarks[name].primary.difference
+        assert e.p_value_above(-0.03) == d.p_value_above(-0.03)
+        assert e.equivalence_p_value(0.1) == d.equivalence_p_value(0.1)
+        assert e.interval(0.01) == d.interval(0.01)
+    assert repr(again.mean_change(Role.retained)) == repr(found.mean_change(Role.retained))
+    assert again.benchmarks["s"].is_stopped
+    assert check_budgets(again, {})[0].reason == check_budgets(found, {})[0].reason
+
+
+@pytest.mark.parametrize(
+    "path", ["benchmarks", "part", "benchmarks.a.verdict", "benchmarks.a.changes"]
+)
+@pytest.mark.parametrize("bad", [None, "x", 7, [1]])
+def test_what_are_no_findings_is_refused(path: str, bad: object) -> None:
+    plain = judge_scores([1, 0, 1], [1, 0, 0]).to_dict()
+    *places, last = path.split(".")
+    place = plain
+    for name in places:
+        place = place[name]
+    if last == "part":
+        del place[last]
+    else:
+        place[last] = bad
+    with pytest.raises(DataError, match="not findings of slimdown"):
+        Findings.from_dict(plain)
+
+
+# --- stopped early
+
+
+def run_until(
+    until: Until, **pairs: tuple[BenchmarkEvaluation, BenchmarkEvaluation]
+) -> tuple[Evaluation, Evaluation]:
+    """The whole base, and the tuned model's answers when the rule has closed every benchmark."""
+    base = make_evaluation(**{name: pair[0] for name, pair in pairs.items()})
+    rule = stopping_rule(make_config(until), base)
+    assert rule is not None
+    blocks = {name: list(block_ends(len(pair[0].samples))) for name, pair in pairs.items()}
+    n_answered, is_open = dict.fromkeys(pairs, 0), set(pairs)
+    while is_open:
+        n_answered |= {name: blocks[name].pop(0) for name in is_open}
+        tuned = {name: stop_early(pair[1], n_answered[name]) for name, pair in pairs.items()}
+        is_open = {name for name in rule(tuned) if blocks[name]}
+    return base, make_evaluation(**tuned)
+
+
+def make_config(until: Until) -> RunConfig:
+    config = RunConfig()
+    config.evaluation.until = until
+    return config
+
+
+def make_pair(
+    before: np.ndarray | list[float], after: np.ndarray | list[float], **settings: object
+) -> tuple[BenchmarkEvaluation, BenchmarkEvaluation]:
+    base, tuned = (make_benchmark(scores, **settings) for scores in (before, after))  # type: ignore[arg-type]
+    return base, tuned
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_stops_the_evaluation_is_the_verdict_that_is_shown(seed: int) -> None:
+    pairs = {
+        "much": make_pair(*draw_scores(1319, 0.335, 0.31, 0.01, seed)),
+        "little": make_pair(*draw_scores(2000, 0.6, 0.02, 0.02, seed + 100)),
+        "few": make_pair(*draw_scores(60, 0.4, 0.1, 0.1, seed + 200)),
+    }
+    found = judge(*run_until(Until.decided, **pairs))
+    for name, benchmark in found.benchmarks.items():
+        assert benchmark.is_stopped == (benchmark.n < len(pairs[name][0].samples))
+        assert benchmark.verdict is not Verdict.undecided or not benchmark.is_stopped
+    assert found.benchmarks["much"].verdict is Verdict.forgotten
+    assert found.benchmarks["much"].n <= 132
+    assert found.benchmarks["little"].verdict is not Verdict.forgotten
+
+
+def test_all_questions_need_no_rule() -> None:
+    assert stopping_rule(make_config(Until.all), make_evaluation(a=[1, 0])) is None
+
+
+def test_a_budget_stops_what_has_one_and_a_verdict_what_has_none() -> None:
+    before, after = draw_scores(4000, 0.5, 0.06, 0.01, 0)  # five points lost, of ten that may be
+    found = judge(
+        *run_until(
+            Until.budget,
+            kept=make_pair(before, after, max_loss=0.1),
+            target=make_pair(before, after, role=Role.target),
+        )
+    )
+    [check] = check_budgets(found, {})
+    assert (check.benchmark, check.budget, check.outcome) == ("kept", 0.1, Outcome.within)
+    assert found.benchmarks["target"].verdict is Verdict.forgotten
+    assert 0 < found.benchmarks["kept"].n < 4000
+
+
+def test_a_change_that_is_shown_is_asked_on_while_it_looks_smaller_than_the_margin() -> None:
+    n, after = 10042, [float(i % 66 > 0) for i in range(10042)]  # 1.5 points lost all along
+    base, tuned = make_evaluation(a=[1.0] * n), stop_early(make_benchmark(after), 2592)
+    assert judge(base, make_evaluation(a=tuned)).benchmarks["a"].verdict is Verdict.forgotten
+    rule = stopping_rule(make_config(Until.decided), base)
+    assert rule is not None
+    assert rule({"a": tuned}) == {"a"}
+    small = make_evaluation(a=make_benchmark([1.0] * n, margin=0.01))
+    rule = stopping_rule(make_config(Until.decided), small)
+    assert rule is not None
+    assert rule({"a": tuned}) == set()
+    whole = judge(*run_until(Until.decided, a=make_pair([1.0] * n, after))).benchmarks["a"]
+    assert whole.verdict is Verdict.retained
+    assert 2592 < whole.n < n
+
+
+def test_what_is_asked_whole_counts_as_unknown_until_its_end() -> None:
+    """It would be shown by now, and leave the other to be shown by the whole of the error."""
+    rule = None
+    for seed in range(300):
+        before, after = draw_scores(400, 0.5, 0.2, 0.05, seed)
+        tuned = stop_early(make_benchmark(after), 88)
+        found = judge(make_evaluation(a=before), make_evaluation(a=tuned)).benchmarks["a"]
+        if 0.025 < found.p_value < 0.05:
+            break
+    whole = [1.0] * 100
+    rule = stopping_rule(make_config(Until.decided), make_evaluation(a=before, w=whole))
+    alone = stopping_rule(make_config(Until.decided), make_evaluation(a=before))
+    assert rule is not None
+    assert alone is not None
+    assert alone({"a": tuned}) == set()
+    assert rule({"a": tuned, "w": make_benchmark([0.0] * 100)}) == {"a"}
+
+
+def test_what_would_hold_of_one_look_alone_is_not_said_of_several() -> None:
+    before, after = draw_scores(1000, 0.6, 0.2, 0.02, 1)
+    base, tuned = make_pair(before, after, paper_metric=PaperMetric.forgetting_rate)
+    found = judge(make_evaluation(a=base), make_evaluation(a=stop_early(tuned, 88)))
+    benchmark = found.benchmarks["a"]
+    d, whole = benchmark.primary.difference, judge_scores(before[:88], after[:88]).benchmarks["a"]
+    assert d.p_value > whole.primary.difference.p_value
+    assert d.low < whole.primary.difference.low < whole.primary.difference.high < d.high
+    for none in (d.standard_error, d.mcnemar_p_value, benchmark.primary.base.standard_error):
+        assert isnan(none)
+    assert benchmark.primary.base.low < 0.6 < benchmark.primary.base.high
+    assert benchmark.paper_value is not None
+    assert isnan(benchmark.paper_value.standard_error)
+    assert -1 < benchmark.paper_value.low < 0.3 < benchmark.paper_value.high <= 1
+    mean = found.mean_change(Role.retained)
+    assert (mean.value, isnan(mean.standard_error)) == (d.value, True)
+    assert (mean.low, mean.high) == pytest.approx((d.low, d.high), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        ([1.0] * 500, [0.0] * 500, Verdict.forgotten),
+        ([0.0] * 500, [1.0] * 500, Verdict.improved),
+        ([1.0, 0.0] * 250, [1.0, 0.0] * 250, Verdict.retained),
+        ([1.0], [0.0], Verdict.undecided),
+        ([0.5, 0.7, 0.3] * 200, [0.1, 0.2, 0.1] * 200, Verdict.forgotten),
+        ([0.5] * 300, [0.5] * 300, Verdict.retained),
+    ],
+)  # fmt: skip
+def test_whatever_is_looked_at_ends_and_is_judged(
+    before: list[float], after: list[float], verdict: Verdict
+) -> None:
+    for until in (Until.decided, Until.budget):
+        pair = make_pair(before, after, paper_metric=PaperMetric.forgetting_rate)
+        found = judge(*run_until(until, a=pair)).benchmarks["a"]
+        assert until is Until.budget or found.verdict is verdict
+        low, high = found.primary.difference.low, found.primary.difference.high
+        assert -1 <= low <= high <= 1
+        assert isfinite(low)
+        assert found.n_available == len(before)
+
+
+def test_two_that_stopped_apart_are_paired_on_what_both_answered_as_it_was_looked_at() -> None:
+    before, after = draw_scores(1000, 0.6, 0.2, 0.02, 1)
+    short, whole = stop_early(make_benchmark(before), 63), make_benchmark(after)
+    for other in (stop_early(whole, 245), replace(whole, samples=whole.samples[::-1])):
+        for pair in ((short, other), (other, short)):
+            found = judge(*(make_evaluation(a=side) for side in pair)).benchmarks["a"]
+            assert (found.n, found.n_available) == (63, 1000)
+            assert found.primary.difference.sampling.looks == (32, 45, 63)
+            change = abs(sum(after[:63]) - sum(before[:63])) / 63
+            assert abs(found.primary.difference.value) == pytest.approx(change)
+    with pytest.raises(DataError, match="n_available differs: 1000 and 100"):
+        judge(make_evaluation(a=short), make_evaluation(a=after[:100]))

@@ -1,0 +1,118 @@
+"""The forgetting rate: an interval that covers the truth near chance and at a collapse, or none."""
+
+from math import inf, isfinite, isnan
+
+import numpy as np
+import pytest
+from builders import draw_scores
+from hypothesis import given, settings, strategies as st
+
+from slimdown.stats.estimates import Sampling
+from slimdown.stats.forgetting import forgetting_rate
+
+
+def halves(n_right: int, n: int = 100) -> np.ndarray:
+    return np.repeat([1.0, 0.0], [n_right, n - n_right])
+
+
+@pytest.mark.parametrize(
+    ("n", "base", "lost", "gained", "chance"),
+    [
+        (100, 0.27, 0.12, 0.09, 0.25),
+        (300, 0.35, 0.10, 0.05, 0.25),
+        (100, 0.35, 0.08, 0.05, 0.0),
+        (100, 0.35, 0.32, 0.0, 0.0),  # collapses
+        (200, 0.35, 0.31, 0.005, 0.0),
+        (200, 0.6, 0.4, 0.02, 0.25),
+    ],
+)
+def test_the_interval_covers_the_truth_as_often_as_it_says(
+    n: int, base: float, lost: float, gained: float, chance: float
+) -> None:
+    truth, covered = (lost - gained) / (base - chance), 0
+    for seed in range(150):
+        rate = forgetting_rate(*draw_scores(n, base, lost, gained, seed), chance)
+        covered += rate is None or rate.low <= truth <= rate.high
+    assert covered / 150 >= 0.92
+
+
+def test_where_the_base_beats_chance_by_far_it_is_near_fiellers() -> None:
+    draw = np.random.default_rng(1)
+    before, after = draw.beta(8, 2, 2000), draw.beta(4, 2, 2000)
+    rate = forgetting_rate(before, after)
+    assert rate is not None
+    for end in (rate.low, rate.high):  # there the t of after - (1 - rate) before is at its quantile
+        rest = after - (1 - end) * before
+        t = abs(rest.mean()) / (rest.std(ddof=1) / np.sqrt(2000))
+        assert t == pytest.approx(1.96, abs=0.2)
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=30),
+    st.sampled_from([0.0, 0.25, 0.5]),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_is_not_known_is_never_a_finite_number(
+    pairs: list[tuple[bool, bool]], chance: float
+) -> None:
+    before, after = (np.array([float(pair[i]) for pair in pairs]) for i in (0, 1))
+    rate = forgetting_rate(before, after, chance)
+    if rate is not None:
+        assert rate.low < rate.high
+        assert before.mean() > chance
+        assert (isfinite(rate.low) and isfinite(rate.high)) == isfinite(rate.value)
+        assert isnan(rate.value) or rate.low <= rate.value <= rate.high
+
+
+def test_no_rate_is_above_all_where_chance_is_nothing() -> None:
+    collapse = forgetting_rate(halves(60), halves(1))
+    assert collapse is not None
+    assert 0.85 < collapse.low < collapse.value < collapse.high <= 1
+    below_chance = forgetting_rate(halves(60), halves(1), 0.25)
+    assert below_chance is not None
+    assert below_chance.value > 1
+
+
+def test_a_base_at_chance_rules_out_one_side_or_nothing() -> None:
+    fallen = forgetting_rate(halves(29), halves(5), 0.25)
+    assert fallen is not None
+    assert fallen.low > 0.5
+    assert fallen.high == inf
+    assert isnan(fallen.value)
+    risen = forgetting_rate(halves(29), halves(80), 0.25)
+    assert risen is not None
+    assert (risen.low, risen.high < 0) == (-inf, True)
+    assert forgetting_rate(halves(27), np.roll(halves(25), 3), 0.25) is None
+    assert forgetting_rate(halves(0), halves(1)) is None
+    assert forgetting_rate(halves(5), halves(27), 0.25) is None  # below chance there is nothing
+
+
+def test_nothing_changed_is_not_certainty() -> None:
+    rate = forgetting_rate(halves(40, 40), halves(40, 40))
+    assert rate is not None
+    assert rate.value == 0
+    assert rate.low < -0.02 < 0.02 < rate.high
+
+
+def test_weights_and_looks_are_those_of_the_other_estimates() -> None:
+    before, after = draw_scores(400, 0.6, 0.3, 0.06, 0)
+    whole = forgetting_rate(before, after)
+    looked = forgetting_rate(before[:63], after[:63], 0.0, Sampling(None, (32, 45, 63), 400))
+    weighted = forgetting_rate(before, after, 0.0, Sampling(np.tile([2.0, 0.0], 200)))
+    half = forgetting_rate(before[::2], after[::2])
+    assert None not in (whole, looked, weighted, half)
+    assert looked.low < whole.low < whole.high < looked.high  # type: ignore[union-attr]
+    assert isnan(looked.standard_error)  # type: ignore[union-attr]
+    assert weighted.value == pytest.approx(half.value)  # type: ignore[union-attr]
+
+
+def test_the_rates_at_every_look_hold_at_the_worst_of_them() -> None:
+    missed, looks = 0, (32, 45, 63, 89, 125, 175, 245, 400)
+    for seed in range(25):
+        before, after = draw_scores(400, 0.6, 0.3, 0.06, seed)  # 0.24 of 0.6 are gone: 0.4
+        rates = [
+            forgetting_rate(before[:n], after[:n], 0.0, Sampling(None, looks[: i + 1], 400))
+            for i, n in enumerate(looks)
+        ]
+        missed += any(rate is not None and not rate.low <= 0.4 <= rate.high for rate in rates)
+    assert missed <= 0.05 * 25 + 3

@@ -1,0 +1,83 @@
+"""The held-out half: the same questions for every run, shown by none, judged by the gate alone."""
+
+from dataclasses import replace
+
+import pytest
+from builders import make_benchmark, make_evaluation, make_scores, stop_early
+
+from slimdown.evaluation.results import Evaluation
+from slimdown.stats.findings import judge, judge_pair
+from slimdown.stats.holdout import held_half, is_held_out, open_half
+from slimdown.utils.errors import DataError
+
+BASE, TUNED = make_scores(600, 100, 60, 240)
+
+
+def questions_of(evaluation: Evaluation) -> list[str]:
+    return [sample.doc_hash for sample in evaluation.benchmarks["a"].samples]
+
+
+def test_the_halves_hold_every_question_once() -> None:
+    whole = make_evaluation(a=BASE)
+    opened, held = open_half(whole, 0.5), held_half(whole, 0.5)
+    assert sorted(questions_of(opened) + questions_of(held)) == sorted(questions_of(whole))
+    assert abs(len(questions_of(held)) - 500) < 3 * 16  # of a fair coin's 1,000 tosses
+    scores = opened.benchmarks["a"].scores_of("acc")
+    assert opened.benchmarks["a"].score.value == pytest.approx(sum(scores) / len(scores))
+    assert open_half(whole, 0.0) is whole
+
+
+def test_a_limit_moves_no_question_and_a_larger_share_holds_those_of_a_smaller() -> None:
+    whole, limited = make_evaluation(a=BASE), make_evaluation(a=BASE[:100])
+    few, many = (set(questions_of(held_half(whole, share))) for share in (0.2, 0.5))
+    assert few < many
+    assert set(questions_of(held_half(limited, 0.5))) == many & set(questions_of(limited))
+
+
+def test_the_half_of_a_question_depends_on_itself_alone() -> None:
+    sample = make_benchmark([1.0]).samples[0]
+    others = [
+        replace(sample, prompt_hash=f"{i}", doc_id=i, scores={"acc": i % 2}) for i in range(20)
+    ]
+    assert len({is_held_out(one, 0.5) for one in others}) == 1  # not on prompt, place or answer
+    assert len({is_held_out(replace(sample, doc_hash=f"{i}"), 0.5) for i in range(20)}) == 2
+    assert len({is_held_out(replace(sample, task=f"{i}"), 0.5) for i in range(20)}) == 2
+
+
+def test_what_cannot_be_split_is_refused() -> None:
+    with pytest.raises(DataError, match=r"would split the 3 questions of a into"):
+        open_half(make_evaluation(a=[1.0, 0.0, 0.0]), 0.5)
+    with pytest.raises(DataError, match="would split the 100 questions of a into 100 and 0"):
+        open_half(make_evaluation(a=BASE[:100]), 1e-6)
+    with pytest.raises(DataError, match=r"a was evaluated until enough was known"):
+        held_half(make_evaluation(a=stop_early(make_benchmark(BASE), 63)), 0.5)
+
+
+def test_findings_say_which_half_they_are_about_and_halves_are_not_mixed() -> None:
+    base, tuned = make_evaluation(a=BASE), make_evaluation(a=TUNED)
+    findings = judge(open_half(base, 0.5), open_half(tuned, 0.5))
+    assert findings.part.startswith("the open half of each benchmark's questions")
+    assert findings.benchmarks["a"].n < 600
+    for half in (base, held_half(base, 0.5)):
+        with pytest.raises(DataError, match="part differs"):
+            judge(half, open_half(tuned, 0.5))
+
+
+def test_runs_that_were_chosen_are_paired_on_the_held_half_or_it_is_said() -> None:
+    first, second = make_evaluation(a=BASE), make_evaluation(a=TUNED)
+    held, whole = judge_pair(first, second, 0.5), judge_pair(first, second)
+    assert held.part.startswith("the held-out half")
+    assert held.benchmarks["a"].n < 600
+    assert "part of the difference is luck" in whole.part
+
+
+def test_the_tasks_of_a_half_keep_their_weights() -> None:
+    weights = {"x": 0.5, "y": 0.5}
+    names = ["x"] * 100 + ["y"] * 900
+    pair = [
+        make_evaluation(a=make_benchmark(scores, names, weights))
+        for scores in ([1.0] * 1000, [0.0] * 100 + [1.0] * 900)
+    ]
+    findings = judge(*(held_half(one, 0.5) for one in pair))
+    assert findings.benchmarks["a"].primary.difference.value == pytest.approx(-0.5)
+    assert held_half(pair[1], 0.5).benchmarks["a"].score.value == pytest.approx(0.5)

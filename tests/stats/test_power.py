@@ -1,0 +1,89 @@
+"""How many questions see how much: what is named is what the test needs."""
+
+from math import isnan
+
+import numpy as np
+import pytest
+from builders import make_scores
+
+from slimdown.stats.estimates import Difference, Sampling, compare_scores
+from slimdown.stats.likelihood import likelihood_p_values
+from slimdown.stats.power import change_power, minimum_detectable_change, n_to_bound, n_to_decide
+
+VALUES = np.array([-1.0, 0.0, 1.0])
+
+
+def compare_counts(lost: int, gained: int, n: int) -> Difference:
+    return compare_scores(*make_scores(0, lost, gained, n - lost - gained))
+
+
+def draw_p_values(n: int, lost: float, gained: float, threshold: float = 0.0) -> np.ndarray:
+    """Of 2,000 draws the two one-sided p-values against a threshold, [2, draws]."""
+    draw = np.random.default_rng(0)
+    counts = draw.multinomial(n, [lost, 1 - lost - gained, gained], size=2000)
+    above = likelihood_p_values(VALUES - threshold, counts, -1 - threshold)
+    return np.stack([above, likelihood_p_values(threshold - VALUES, counts, threshold - 1)])
+
+
+@pytest.mark.parametrize(("lost", "gained", "n"), [(60, 60, 1000), (5, 5, 60), (0, 0, 100)])
+def test_the_minimum_detectable_change_is_shown_four_times_in_five(
+    lost: int, gained: int, n: int
+) -> None:
+    smallest = minimum_detectable_change(compare_counts(lost, gained, n))
+    discordant = max((lost + gained + 1) / (n + 2), smallest)
+    fell, rose = (discordant + smallest) / 2, (discordant - smallest) / 2
+    power = (2 * draw_p_values(n, fell, rose).min(axis=0) < 0.05).mean()
+    assert change_power(n, smallest, discordant, 0.05) == pytest.approx(power, abs=0.03)
+    assert 0.77 <= power <= 0.84
+
+
+def test_too_few_questions_can_show_no_change_at_all() -> None:
+    assert isnan(minimum_detectable_change(compare_counts(0, 0, 5)))
+    assert minimum_detectable_change(compare_scores([0.5] * 9, [0.4, 0.5, 0.6] * 3)) > 0.2
+
+
+def test_looks_see_less_than_all_at_once() -> None:
+    before, after = make_scores(20, 5, 5, 33)
+    early = compare_scores(before, after, Sampling(looks=(32, 45, 63), n_available=1000))
+    whole = compare_scores(before, after)
+    assert minimum_detectable_change(early) > minimum_detectable_change(whole)
+    needed = n_to_decide(early, 0.02), n_to_decide(whole, 0.02)
+    assert None not in needed
+    assert needed[0] > needed[1]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "n"),
+    [(20, 20, 400), (22, 18, 400), (72, 60, 1319), (8, 4, 200), (20, 7, 100)],
+)
+def test_as_many_questions_as_it_names_decide_four_times_in_five(
+    lost: int, gained: int, n: int
+) -> None:
+    needed = n_to_decide(compare_counts(lost, gained, n), 0.02)
+    assert needed is not None
+    assert needed > n
+    changed = 2 * draw_p_values(needed, lost / n, gained / n).min(axis=0) < 0.05
+    above = draw_p_values(needed, lost / n, gained / n, -0.02)[0]
+    below = draw_p_values(needed, lost / n, gained / n, 0.02)[1]
+    decided = (changed | (np.maximum(above, below) < 0.05)).mean()
+    assert 0.74 <= decided <= 0.88
+
+
+def test_one_answer_more_or_less_changes_what_is_needed_by_little() -> None:
+    needed = [n_to_decide(compare_counts(66 + k, 66 - k, 1319), 0.02) for k in range(30)]
+    assert None not in needed
+    sizes = np.array(needed, dtype=float)
+    assert np.abs(np.diff(sizes) / sizes[:-1]).max() < 0.2
+    # most are needed midway, once
+    assert (np.diff(np.sign(np.diff(sizes[sizes > 1320]))) != 0).sum() == 1
+
+
+def test_a_change_of_exactly_the_margin_can_be_shown_and_is_on_no_side_of_it() -> None:
+    at_margin = compare_counts(56, 30, 1300)
+    assert at_margin.value == pytest.approx(-0.02)
+    assert n_to_decide(at_margin, 0.02) is not None
+    assert n_to_bound(at_margin, at_margin.value) is None
+    needed = n_to_bound(at_margin, -0.03)
+    assert needed is not None
+    above = draw_p_values(needed, 56 / 1300, 30 / 1300, -0.03)[0]
+    assert 0.74 <= (above < 0.05).mean() <= 0.88

@@ -1,0 +1,181 @@
+"""Runs side by side: means over seeds, what is corrected, and what is not comparable."""
+
+from collections import Counter
+from dataclasses import replace
+from math import isnan
+
+import numpy as np
+import pytest
+from builders import (
+    draw_scores,
+    judge_scores,
+    make_benchmark,
+    make_evaluation,
+    make_run,
+    make_scores,
+    stop_early,
+)
+
+from slimdown.config.schema import Role
+from slimdown.stats.findings import Verdict, judge
+from slimdown.stats.run_comparison import Comparison, compare_runs, correct_verdicts, winners_curse
+from slimdown.stats.run_order import (
+    parse_setting,
+    read_value,
+    series_by_setting,
+    sort_by_setting,
+    sort_rows,
+)
+from slimdown.stats.trials import summarize_trial
+from slimdown.utils.errors import ConfigError
+
+LOST = judge_scores(*make_scores(300, 60, 10, 230))
+SLIGHT = judge_scores(*make_scores(330, 30, 12, 228))
+SAME = judge_scores(*make_scores(330, 8, 8, 254))
+
+
+@pytest.fixture(scope="module")
+def sweep() -> Comparison:
+    """Two ranks of three seeds each, and another model."""
+    runs = [
+        make_run(findings, i, seed=str(i % 3), lora__r=str(8 if i < 3 else 16))
+        for i, findings in enumerate([SAME, SLIGHT, SAME, LOST, LOST, LOST])
+    ]
+    return compare_runs([*runs, make_run(SAME, 9, model__id="other")])
+
+
+def test_runs_that_differ_in_their_seed_make_one_row(sweep: Comparison) -> None:
+    few, many, single = sweep.rows
+    assert [len(row.runs) for row in sweep.rows] == [3, 3, 1]
+    assert sweep.params == ("lora.r", "model.id")
+    assert few.seeds == ["0", "1", "2"]
+    assert "seed" not in few.settings
+    assert "seed=" not in few.name
+    cell = few.changes["a"]
+    assert cell.change.value == pytest.approx(np.mean([0, -18 / 600, 0]))
+    assert cell.change.low < cell.change.value < cell.change.high
+    assert cell.change.sd_over_seeds == pytest.approx(np.std([0, -0.03, 0], ddof=1))
+    assert cell.verdicts == Counter(retained=2, forgotten=1)
+    assert many.changes["a"].verdict == "forgotten"
+    assert (many.changes["a"].change.sd_over_seeds, many.changes["a"].lost) == (0, 60)
+    assert few.retained.value == pytest.approx(cell.change.value)
+    assert isnan(few.target.value)
+    assert isnan(single.changes["a"].change.sd_over_seeds)
+    assert sweep.grouped
+    assert not sweep.has_target
+
+
+def test_of_equal_runs_the_newest_counts_in_a_mean_and_all_are_rows_without_grouping() -> None:
+    runs = [make_run(SAME, 0), make_run(LOST, 1), make_run(SAME, 2, seed="1")]
+    comparison = compare_runs(runs)
+    assert [len(row.runs) for row in comparison.rows] == [2]
+    assert comparison.rows[0].changes["a"].verdicts == Counter(forgotten=1, retained=1)
+    assert "1 of which a newer run has the same settings and seed" in comparison.notes[0]
+    assert len(compare_runs(runs, group_seeds=False).rows) == 3
+
+
+def test_what_does_not_hold_in_a_table_becomes_undecided_and_never_worse() -> None:
+    """A run that is shown to have lost 1.2 points is retained; corrected for 30 it is neither."""
+    barely = judge_scores(*make_scores(6000, 280, 165, 3555))
+    assert barely.benchmarks["a"].verdict is Verdict.retained
+    assert barely.benchmarks["a"].primary.difference.p_value < 1e-6
+    runs = [make_run(barely, i) for i in range(30)]
+    assert set(correct_verdicts(runs).values()) <= {Verdict.undecided, Verdict.retained}
+    corrected = correct_verdicts([make_run(SLIGHT, i) for i in range(30)])
+    assert set(corrected.values()) == {Verdict.undecided}
+    assert correct_verdicts(runs[:1]) == {(runs[0].run_id, "a"): Verdict.retained}
+    assert set(correct_verdicts([make_run(LOST, i) for i in range(30)]).values()) == {"forgotten"}
+    comparison = compare_runs([make_run(SLIGHT, i, lora__r=str(i)) for i in range(30)])
+    text = " ".join(comparison.notes)
+    assert "† 30 of 30 verdicts become undecided when corrected for all 30 in this table" in text
+    assert comparison.rows[0].changes["a"].verdict_corrected == "undecided"
+
+
+def test_tables_of_runs_in_which_nothing_changed_make_few_claims() -> None:
+    false = 0
+    for seed in range(25):
+        draw = np.random.default_rng(seed)
+        before = draw.integers(0, 2, 100) * 1.0
+        flips = [np.where(draw.random(100) < 0.2, 1 - before, before) for _ in range(6)]
+        runs = [make_run(judge_scores(before, after), i) for i, after in enumerate(flips)]
+        false += any(v in ("forgotten", "improved") for v in correct_verdicts(runs).values())
+    assert false / 25 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 25)
+
+
+def test_the_luck_of_the_best_is_its_mean_with_what_95_percent_of_tables_stay_below() -> None:
+    best = np.random.default_rng(0).normal(size=(20000, 12)).max(axis=1)
+    mean, most = winners_curse(12)
+    assert mean == pytest.approx(best.mean(), abs=0.02)
+    assert most == pytest.approx(np.quantile(best, 0.95), abs=0.05)
+    notes = " ".join(compare_runs([make_run(SAME, i, lora__r=str(i)) for i in range(12)]).notes)
+    error = 100 * SAME.benchmarks["a"].primary.difference.standard_error
+    assert f"on average by about {mean * error:.1f} points" in notes
+    assert f"in 95 % of tables by at most {most * error:.1f}" in notes
+
+
+def test_what_was_not_measured_alike_is_said() -> None:
+    base, tuned = make_scores(330, 8, 8, 254)
+    pair = make_evaluation(a=base[1:], b=base), make_evaluation(a=tuned[1:], b=tuned)
+    runs = [
+        make_run(SAME, 0),
+        make_run(SAME, 1, evaluation__holdout="0.5"),
+        make_run(replace(SAME, conditions={"backend": "hf"}), 2),
+        make_run(judge(*pair), 3),
+    ]
+    text = " ".join(compare_runs(runs).notes)
+    assert "backend is prefix in 3 and hf in 1" in text
+    assert "holdout is 0 in 3 and 0.5 in 1" in text
+    assert "a has other questions, metrics or margins in some runs" in text
+    assert "The means are over different benchmarks" in text
+
+
+def test_runs_that_stopped_early_have_no_interval_of_their_mean_and_say_why() -> None:
+    before, after = draw_scores(1000, 0.6, 0.2, 0.02, 1)
+    tuned = make_evaluation(a=stop_early(make_benchmark(after), 89))
+    early = judge(make_evaluation(a=before), tuned)
+    comparison = compare_runs([make_run(early, 0), make_run(early, 1, seed="1")])
+    cell = comparison.rows[0].changes["a"]
+    assert (cell.n, cell.n_available, cell.is_stopped) == (89, 1000, True)
+    assert isnan(cell.change.low)
+    assert "shows a change that is on average too large" in " ".join(comparison.notes)
+
+
+def test_rows_are_sorted_by_what_is_asked_for(sweep: Comparison) -> None:
+    def ranks(comparison: Comparison) -> list[str]:
+        return [row.settings.get("lora.r", "") for row in comparison.rows]
+
+    assert ranks(sort_rows(sweep, "a")) == ["16", "8", ""]
+    assert ranks(sort_rows(sweep, "-retained")) == ["", "8", "16"]
+    assert ranks(sort_rows(sweep, "-lora.r")) == ["16", "8", ""]
+    assert ranks(sort_rows(sweep, "target")) == ["8", "16", ""]
+    assert sort_by_setting(sweep, "model.id").params == ("model.id", "lora.r")
+    assert read_value(sweep.rows[0], "started") == sweep.rows[0].runs[0].started.isoformat()
+    for key, advice in (("lora.rr", "did you mean.*lora.r"), ("xyzzy", "nothing is called so")):
+        with pytest.raises(ConfigError, match=advice):
+            sort_rows(sweep, key)
+    with pytest.raises(ConfigError, match="no run has this setting"):
+        sort_by_setting(sweep, "train.lr")
+
+
+def test_changes_over_a_setting_average_the_runs_that_share_a_value(sweep: Comparison) -> None:
+    series = series_by_setting(sweep, "lora.r")["a"]
+    assert [value for value, _ in series] == [8, 16]
+    assert series[0][1] == sweep.rows[0].changes["a"].change
+    assert parse_setting("1e400") == "1e400"
+
+
+def test_a_trial_learned_its_target_and_is_within_what_it_may_lose() -> None:
+    roles = {"kept": Role.retained, "taught": Role.target}
+    counts = {"kept": (500, 30, 15, 455), "taught": (300, 10, 110, 580)}
+    scores = {name: make_scores(*counts[name]) for name in counts}
+    both = [
+        make_evaluation(**{n: make_benchmark(s[i], role=roles[n]) for n, s in scores.items()})
+        for i in (0, 1)
+    ]
+    outcome, strict = (summarize_trial(judge(*both), most) for most in (None, 0.01))
+    assert outcome.learned == pytest.approx(0.1)
+    assert outcome.excess == {"kept": pytest.approx(0.015 - 0.02)}
+    assert outcome.is_within
+    assert not strict.is_within
+    assert outcome.order < strict.order
+    assert isnan(summarize_trial(SAME, None).learned)
