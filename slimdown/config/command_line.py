@@ -142,10 +142,11 @@ def compose_runs(line: CommandLine) -> CommandPlan:
             )
         files: dict[str, DictConfig | ConfigError] = {}
         runs = [_compose_run(each, line, files, problems) for each in product(*values.values())]
-        space = {} if problems else runs[0].config.search.space
-        space = {key: dimension for key, dimension in space.items() if key not in values}
-        if not problems and runs[0].config.search.space:
-            problems += _find_search_problems(space, runs, line)
+        space = {}
+        if not problems and runs[0].config.search.trial is None:
+            whole_space = runs[0].config.search.space
+            space = {key: whole_space[key] for key in whole_space if key not in values}
+            problems += _find_search_problems(space, runs, line) if whole_space else []
         for key, dimension in {} if problems else space.items():
             for end in dimension.choices or [dimension.low, dimension.high]:
                 text = f"{key}={Override._get_value_element_as_str(end)}"

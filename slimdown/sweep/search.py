@@ -16,7 +16,7 @@ from filelock import Timeout
 from hydra.core.override_parser.types import Override
 from optuna.trial import Trial, TrialState
 
-from slimdown.config.command_line import ComposedRun
+from slimdown.config.command_line import CommandLine, ComposedRun, compose_runs
 from slimdown.config.fields import setting_type
 from slimdown.config.schema import Engine, Role, RunConfig
 from slimdown.config.search_config import DimensionConfig, Sampler
@@ -42,22 +42,24 @@ class Search:
     """The trials of one study, those of earlier commands too."""
 
     def __init__(
-        self, run: ComposedRun, space: dict[str, DimensionConfig], n_jobs: int | None
+        self, run: ComposedRun, space: dict[str, DimensionConfig], at_once: int = 1, **line: Any
     ) -> None:
         """Make the study, or open the one that is there.
 
         Args:
             run: Any trial; all have its settings but for what is searched.
             space: What is searched, by the settings' dotted keys.
-            n_jobs: How many jobs the launcher runs at once; None: one.
+            at_once: How many jobs the launcher runs at once.
+            line: More of the trials' `CommandLine`, such as `folders`.
 
         Raises:
             TrackingError: The study's file cannot be used.
         """
         self.config, self.space = run.config, space
         self._settings = run.config.search
-        self._fixed = [o for o in run.overrides if o.lstrip("+").partition("=")[0] not in space]
-        self._at_once = self._settings.n_jobs or n_jobs or 1
+        own = {*space, "search.study"}
+        self._fixed = [o for o in run.overrides if o.lstrip("+").partition("=")[0] not in own]
+        self._at_once, self._line = self._settings.n_jobs or at_once, line
         of_all = ("max_loss", "sampler", "n_startup_trials", "seed", "prune")
         identity: list[Any] = [getattr(self._settings, name) for name in of_all]
         identity.append({key: asdict(one) for key, one in space.items()})
@@ -113,8 +115,9 @@ class Search:
     def _compose(self, trial: Trial) -> ComposedRun:
         values = {key: suggest_value(trial, key, one) for key, one in self.space.items()}
         own = [f"{key}={value}" for key, value in values.items()]
-        study = f"search.study={Override._get_value_element_as_str(self.name)}"
-        return ComposedRun([*self._fixed, *own, study, f"search.trial={trial.number}"], self.config)
+        own.append(f"search.study={Override._get_value_element_as_str(self.name)}")
+        own.append(f"search.trial={trial.number}")
+        return compose_runs(CommandLine([], [*self._fixed, *own], **self._line)).runs[0]
 
     def keep_outcomes(self, outcomes: Sequence[JobOutcome]) -> None:
         """Tell the study what became of the trials of the last batch; failed ones stay open."""

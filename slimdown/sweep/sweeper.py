@@ -74,8 +74,8 @@ class SlimdownSweeper(Sweeper):
         if plan.space:
             from slimdown.sweep.search import Search
 
-            n_jobs = self.config.hydra.launcher.get("n_jobs")
-            search = Search(plan.runs[0], plan.space, n_jobs)
+            at_once = self.config.hydra.launcher.get("n_jobs") or 1
+            search = Search(plan.runs[0], plan.space, at_once, folders=folders)
             self.info = replace(self.info, name=search.name)
             with search.hold(), self._record([plan.runs[0].config], title) as files:
                 for batch in search.propose_batches():
@@ -86,10 +86,8 @@ class SlimdownSweeper(Sweeper):
         else:
             unique = list({repr(run.config): run for run in plan.runs}.values())
             if len(unique) < len(plan.runs):
-                n_equal = len(plan.runs) - len(unique)
-                console.show_line(
-                    f"{n_equal} of {len(plan.runs)} jobs equal another one: made once."
-                )
+                n_equal = f"{len(plan.runs) - len(unique)} of {len(plan.runs)} jobs"
+                console.show_line(f"{n_equal} equal another one; each is made once.")
             with self._record([run.config for run in unique], title) as files:
                 self._run(unique)
         if any(outcome.state is JobState.failed for outcome in self.outcomes):
@@ -121,22 +119,15 @@ class SlimdownSweeper(Sweeper):
                     settings = self._describe(job)
                     rows.append(JobRow(number + 1, settings, outcome.state, outcome.run_id, text))
                 if rows:
-                    table = sweep_table(rows, f"{title} ({self.info.name}). {self._advise()}")
+                    advice = (
+                        "The same command makes what is not finished; rerun=true makes all again."
+                    )
+                    table = sweep_table(rows, f"{title} ({self.info.name}). {advice}")
                     console.show_table(table)
                     files["sweep.md"] = write_table(table, "markdown")
                 for run in parents.values():
                     run.failed = any(o.state is JobState.failed for o in self.outcomes)
                     run.save(files)
-
-    def _advise(self) -> str:
-        states = [outcome.state for outcome in self.outcomes]
-        if not all(
-            outcome.is_over and outcome.state is not JobState.failed for outcome in self.outcomes
-        ):
-            return "The same command makes what is not finished."
-        if JobState.skipped in states:
-            return "rerun=true makes again what was skipped."
-        return "Each verdict is its run's alone; `slimdown compare` corrects for all of them."
 
     def _describe(self, job: ComposedRun) -> str:
         own = [text.lstrip("+") for text in job.overrides]

@@ -39,7 +39,7 @@ def open_search(
 
     def opened(*overrides: str, **space: DimensionConfig) -> Search:
         config = composed("search.n_trials=4", *overrides)
-        return Search(ComposedRun(list(overrides), config), {**SPACE, **space}, None)
+        return Search(ComposedRun(list(overrides), config), {**SPACE, **space})
 
     return opened
 
