@@ -78,6 +78,7 @@ def set_up_process() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and does not print and exit
     for name, value in (
         ("TQDM_DISABLE", "1"),  # bars of other libraries would tear ours
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from slimdown.config.loader import load_config
 from slimdown.config.naming import run_name
-from slimdown.config.schema import TRAINING, RunConfig
+from slimdown.config.schema import TRAINING
 from slimdown.report import console
 from slimdown.report.text import shorten_findings
 from slimdown.tracking.provenance import RunInfo
@@ -135,7 +135,8 @@ def run_sweep_job(sweep: SweepInfo, composed: DictConfig) -> None:
         try:
             console.show_line(f"job {number + 1} of {sweep.n_jobs}")
             info = RunInfo("", sweep=sweep.name, on_open=keep_run_id)
-            outcome = run_job(composed, info, sweep.swept, sweep.parents)
+            made = run_job(composed, info, sweep.swept, sweep.parents)
+            outcome = replace(made, run_id=made.run_id or outcome.run_id)
         except TrialPruned as error:
             outcome = replace(outcome, state=JobState.pruned, reason=str(error))
         except BaseException as error:
@@ -170,7 +171,7 @@ def run_job(
         parents: The sweep's run, by store and experiment.
 
     Returns:
-        A finished or skipped job.
+        A finished job, or a skipped one with its run.
 
     Raises:
         SlimdownError: Something that you can mend.
@@ -179,13 +180,6 @@ def run_job(
     check_store(config.tracking)
     key = run_key(config)
     tracking = config.tracking
-    run_ids: list[str] = []
-    on_open = info.on_open
-
-    def keep_run_id(run_id: str) -> None:
-        run_ids.append(run_id)
-        if on_open:
-            on_open(run_id)
 
     def show_wait() -> None:
         console.show_line("Another process makes an equal run; this one waits for it.")
@@ -197,7 +191,7 @@ def run_job(
             console.show_line(f"finished before: run {finished.run_id}, {headline}")
             return JobOutcome(JobState.skipped, finished.run_id, headline)
         hydra = HydraConfig.get()
-        overrides = list(hydra.overrides.task)
+        overrides: list[str] = list(hydra.overrides.task)
         sections = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
         assert isinstance(sections, dict)
         idle = TRAINING if config.tuned is not None else ()
@@ -211,14 +205,16 @@ def run_job(
             run_key=key,
             tags={"mlflow.parentRunId": parent} if parent else {},
             resume_run_id=resume_run_id,
-            on_open=keep_run_id,
-            watch=_watch_trial(config),
         )
+        if config.search.trial is not None and config.search.prune:
+            from slimdown.sweep.search import watch_trial
+
+            info = replace(info, watch=watch_trial(config))
         console.show_plan(config, info.name)
         from slimdown.experiment import run_experiment
 
         findings = run_experiment(config, info)
-    return JobOutcome(JobState.finished, run_ids[-1], shorten_findings(findings))
+    return JobOutcome(JobState.finished, headline=shorten_findings(findings))
 
 
 def measure_base_job(folder: Path, environment: dict[str, str], composed: DictConfig) -> None:
@@ -244,11 +240,3 @@ def describe_error(error: BaseException) -> str:
     """Return an error's message with its notes, one a line, without secrets."""
     message = str(error) if isinstance(error, SlimdownError) else f"{type(error).__name__}: {error}"
     return redact("\n  ".join([*message.splitlines(), *getattr(error, "__notes__", [])]))
-
-
-def _watch_trial(config: RunConfig):  # type: ignore[no-untyped-def]  # imports Optuna
-    if config.search.trial is None or not config.search.prune:
-        return None
-    from slimdown.sweep.search import watch_trial
-
-    return watch_trial(config)
