@@ -223,11 +223,7 @@ def measure_base_job(folder: Path, environment: dict[str, str], composed: DictCo
     An error is left to the jobs, each of which meets it, too.
     """
     os.environ.update(environment)
-    with (
-        (folder / "base.log").open("a") as log,
-        redirect_stdout(log),
-        redirect_stderr(log),
-    ):
+    with (folder / "base.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
         try:
             from slimdown.experiment import measure_base
 

@@ -51,9 +51,7 @@ def test_every_choice_of_every_group_composes(group: str, composed: Compose) -> 
         assert isinstance(composed(*model, f"{group}={value}"), RunConfig), choice
 
 
-def test_a_choice_on_the_command_line_beats_what_the_pocket_model_brings(
-    composed: Compose,
-) -> None:
+def test_a_choice_on_the_command_line_beats_what_the_pocket_model_brings(composed: Compose) -> None:
     config = composed("dataset=[pocket_replay]", "benchmark=[pocket_math]", "train=quick")
     assert list(config.dataset) == ["pocket_replay"]
     assert list(config.benchmark) == ["pocket_math"]
@@ -94,10 +92,7 @@ def test_the_names_of_transformers_are_read_as_it_has_them() -> None:
     from transformers.trainer_utils import SchedulerType
     from transformers.training_args import OptimizerNames
 
-    for file, enum in (
-        ("training_args.py", OptimizerNames),
-        ("trainer_utils.py", SchedulerType),
-    ):
+    for file, enum in (("training_args.py", OptimizerNames), ("trainer_utils.py", SchedulerType)):
         names = list_transformers_names(file, enum.__name__)
         assert names == [name.value for name in enum]
 
