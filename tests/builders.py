@@ -52,7 +52,12 @@ def make_benchmark(
         for i, one in enumerate(scores)
     ]
     metrics = list(samples[0].scores) if samples else ["acc"]
-    defaults = {"task": "task", "metric": metrics[0], "num_fewshot": 0, "chance": 0.25}
+    defaults: dict[str, Any] = {
+        "task": "task",
+        "metric": metrics[0],
+        "num_fewshot": 0,
+        "chance": 0.25,
+    }
     config = BenchmarkConfig(**(defaults | settings))
     means = {}
     for metric in metrics:
@@ -98,9 +103,8 @@ def stop_early(benchmark: BenchmarkEvaluation, n: int) -> BenchmarkEvaluation:
 
 def judge_scores(before: Sequence[float], after: Sequence[float], **settings: Any) -> Findings:
     """The findings of one benchmark, "a"."""
-    return judge(
-        *(make_evaluation(a=make_benchmark(scores, **settings)) for scores in (before, after))
-    )
+    base, tuned = (make_benchmark(scores, **settings) for scores in (before, after))
+    return judge(make_evaluation(a=base), make_evaluation(a=tuned))
 
 
 def make_run(findings: Findings, number: int = 0, **params: str) -> RunRecord:

@@ -28,7 +28,7 @@ _BITS = 24  # to which the end of an interval is found
 _MOST_NUMBERS = 200_000  # that are worked on at once
 
 
-def likelihood_p_values(excess: Floats, counts: Floats, least: Floats) -> Floats:
+def likelihood_p_values(excess: Floats, counts: Floats, least: Floats | float) -> Floats:
     """How likely so large a mean is if the true mean is 0 or less; one-sided, one for each row.
 
     The signed root of twice the logarithm of the likelihood ratio is taken for a standard normal

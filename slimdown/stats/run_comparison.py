@@ -8,7 +8,7 @@ whoever picks the best picks the luckiest along with it; `holdout.py` cures that
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from statistics import NormalDist, fmean
@@ -34,8 +34,8 @@ class MeanChange:
     metric: str
     n: float  # questions; a mean where seeds stopped at different numbers
     n_available: int | None  # of how many, where answers were looked at while they came in
-    verdicts: Counter[str]  # how many runs came to each
-    corrected: Counter[str]  # the same, corrected for every run and benchmark of the comparison
+    verdict: str  # or each one with its number of seeds where they disagree
+    verdict_corrected: str  # the same, corrected for every run and benchmark of the comparison
     p_value: float  # nan for several seeds
     forgetting_rate: float  # a share of 1; nan where undefined
     lost: float  # answers; nan where scores are not 0 or 1
@@ -44,16 +44,6 @@ class MeanChange:
     def is_stopped(self) -> bool:
         """Whether any run stopped early; its change is then on average too large."""
         return self.n_available is not None and self.n < self.n_available
-
-    @property
-    def verdict(self) -> str:
-        """The verdict, or each one with its number of seeds where they disagree."""
-        return count_verdicts(self.verdicts)
-
-    @property
-    def verdict_corrected(self) -> str:
-        """The same, corrected for every run and benchmark of the comparison."""
-        return count_verdicts(self.corrected)
 
 
 @dataclass(frozen=True)
@@ -112,7 +102,7 @@ def compare_runs(runs: Sequence[RunRecord], group_seeds: bool = True) -> Compari
     benchmarks = sorted(roles, key=lambda name: (roles[name] is not Role.target, name))
     notes += [
         *_describe_unlike(runs, benchmarks),
-        *_describe_correction(rows),
+        *_describe_correction(runs, corrected),
         *_describe_luck(rows),
     ]
     return Comparison(tuple(rows), tuple(_find_differing(rows)), tuple(benchmarks), tuple(notes))
@@ -149,11 +139,9 @@ def winners_curse(n: int) -> tuple[float, float]:
     return normal.inv_cdf((n - 0.375) / (n + 0.25)), normal.inv_cdf(0.95 ** (1 / n))
 
 
-def count_verdicts(verdicts: Counter[str]) -> str:
-    """The verdict of all runs, or each one with its number of runs where they disagree."""
-    if len(verdicts) == 1:
-        return next(iter(verdicts))
-    return ", ".join(f"{name} {count}" for name, count in verdicts.most_common())
+def _join_verdicts(verdicts: Iterable[Verdict]) -> str:
+    counts = Counter(verdicts).most_common()
+    return counts[0][0] if len(counts) == 1 else ", ".join(f"{v} {n}" for v, n in counts)
 
 
 def _find_differing(rows: Sequence[Configuration]) -> list[str]:
@@ -196,8 +184,8 @@ def _make_row(
             metric=changes[0].metric,
             n=fmean(c.n for c in changes),
             n_available=max(c.n_available or 0 for c in changes) or None,
-            verdicts=Counter(c.verdict.value for c in changes),
-            corrected=Counter(corrected[run.run_id, benchmark].value for run in measured),
+            verdict=_join_verdicts(c.verdict for c in changes),
+            verdict_corrected=_join_verdicts(corrected[r.run_id, benchmark] for r in measured),
             p_value=changes[0].p_value if len(changes) == 1 else nan,
             forgetting_rate=fmean([rate for rate in rates if isfinite(rate)] or [nan]),
             lost=fmean(lost or [nan]),
@@ -272,20 +260,19 @@ def _describe_unlike(runs: Sequence[RunRecord], benchmarks: Sequence[str]) -> It
         yield "The means are over different benchmarks: compare the benchmarks one by one."
 
 
-def _describe_correction(rows: Sequence[Configuration]) -> Iterator[str]:
+def _describe_correction(
+    runs: Sequence[RunRecord], corrected: Mapping[tuple[str, str], Verdict]
+) -> Iterator[str]:
     """What stopping early and the correction for the whole table change."""
-    cells = [cell for row in rows for cell in row.changes.values()]
-    if any(cell.is_stopped for cell in cells):
+    cells = {(run.run_id, name): change for run in runs for name, change in run.changes.items()}
+    if any(cell.is_stopped for cell in cells.values()):
         yield f"{STOPPED_EARLY} RUN RUN --paired compares two rows on what both answered."
-    n_all = sum(cell.verdicts.total() for cell in cells)
-    n_claims = n_all - sum(cell.verdicts[Verdict.undecided] for cell in cells)
-    n_lost = sum((cell.verdicts - cell.corrected).total() for cell in cells)
-    if sum(len(row.runs) for row in rows) < 2 or not n_claims:
-        return
-    shown = f"corrected for all {n_all:,} in this table (Holm), but for no run that it leaves out"
+    claims = [key for key in corrected if cells[key].verdict is not Verdict.undecided]
+    n_lost = sum(corrected[key] is Verdict.undecided for key in claims)
+    shown = f"corrected for all {len(corrected):,} in this table (Holm), not for runs left out"
     if n_lost:
-        yield f"† {n_lost:,} of {n_claims:,} verdicts become undecided when {shown}."
-    else:
+        yield f"† {n_lost:,} of {len(claims):,} verdicts become undecided when {shown}."
+    elif claims and len(runs) > 1:
         yield f"Every verdict other than undecided holds when {shown}."
 
 

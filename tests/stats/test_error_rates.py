@@ -57,7 +57,7 @@ def test_rare_large_losses_of_graded_scores_are_ruled_out_wrongly_in_six_percent
 ) -> None:
     """Two values, a large loss and the small gain that makes their mean 0: the worst there is."""
     seen = np.arange(n + 1)
-    counts = np.stack([seen, n - seen], axis=1)
+    counts = np.stack([seen, n - seen], axis=1).astype(float)
     for rare in (*np.linspace(0.01, 0.5, 30), 1 - 0.065 ** (1 / n), 1 - 0.055 ** (1 / n)):
         gain = rare * loss / (1 - rare)
         if gain <= 1:

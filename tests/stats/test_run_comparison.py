@@ -1,6 +1,5 @@
 """Runs side by side: means over seeds, what is corrected, and what is not comparable."""
 
-from collections import Counter
 from dataclasses import replace
 from math import isnan
 
@@ -55,7 +54,7 @@ def test_runs_that_differ_in_their_seed_make_one_row(sweep: Comparison) -> None:
     assert cell.change.value == pytest.approx(np.mean([0, -18 / 600, 0]))
     assert cell.change.low < cell.change.value < cell.change.high
     assert cell.change.sd_over_seeds == pytest.approx(np.std([0, -0.03, 0], ddof=1))
-    assert cell.verdicts == Counter(retained=2, forgotten=1)
+    assert cell.verdict == "retained 2, forgotten 1"
     assert many.changes["a"].verdict == "forgotten"
     assert (many.changes["a"].change.sd_over_seeds, many.changes["a"].lost) == (0, 60)
     assert few.retained.value == pytest.approx(cell.change.value)
@@ -69,7 +68,7 @@ def test_of_equal_runs_the_newest_counts_in_a_mean_and_all_are_rows_without_grou
     runs = [make_run(SAME, 0), make_run(LOST, 1), make_run(SAME, 2, seed="1")]
     comparison = compare_runs(runs)
     assert [len(row.runs) for row in comparison.rows] == [2]
-    assert comparison.rows[0].changes["a"].verdicts == Counter(forgotten=1, retained=1)
+    assert comparison.rows[0].changes["a"].verdict == "retained 1, forgotten 1"
     assert "1 of which a newer run has the same settings and seed" in comparison.notes[0]
     assert len(compare_runs(runs, group_seeds=False).rows) == 3
 

@@ -56,7 +56,7 @@ def test_losses_alone_of_the_margin_are_called_retained_within_the_error_by_exac
         new = np.arange(look - asked + 1)
         likely, asked = np.convolve(likely, binom.pmf(new, len(new) - 1, margin)), look
         lost = np.arange(look + 1)
-        counts = np.stack([lost, look - lost], axis=1)
+        counts = np.stack([lost, look - lost], axis=1).astype(float)
         p_values = likelihood_p_values(np.array([-1.0, 0.0]) + margin, counts, margin - 1)
         is_shown = p_values <= ratio * share
         retained, likely = retained + likely[is_shown].sum(), np.where(is_shown, 0.0, likely)
