@@ -77,14 +77,9 @@ def _make_row(
     comparison: "Comparison", row: "Configuration", short_names: Mapping[str, str]
 ) -> Row:
     runs, ids = row.runs, ", ".join(run.run_id[:8] for run in row.runs)
-    identity = {
-        "run_ids": " ".join(run.run_id for run in runs),
-        "name": row.name,
-        "experiment": runs[0].experiment,
-        "started": runs[0].started.isoformat(),
-        "n_seeds": len(runs),
-        "seeds": " ".join(row.seeds),
-    }
+    identity: dict[str, Any] = {"run_ids": " ".join(run.run_id for run in runs), "name": row.name}
+    identity |= {"experiment": runs[0].experiment, "started": runs[0].started.isoformat()}
+    identity |= {"n_seeds": len(runs), "seeds": " ".join(row.seeds)}
     settings = {key: row.settings.get(key, "") for key in short_names}
     if len(settings) <= MAX_SETTING_COLUMNS:
         cells = [Cell(v, sort_key=v or None, values={k: v}) for k, v in settings.items()]
@@ -118,15 +113,10 @@ def _format_mean(change: "Estimate") -> tuple[str, str]:
 def _make_cell(name: str, change: "MeanChange | None") -> Cell:
     if change is None:
         return Cell(EMPTY)
-    values: dict[str, Any] = {
-        **{f"change_{k}".removesuffix("_value"): v for k, v in asdict(change.change).items()},
-        "n": change.n,
-        "p_value": change.p_value,
-        "verdict": change.verdict or None,
-        "verdict_corrected": change.verdict_corrected or None,
-        "forgetting_rate": change.forgetting_rate,
-        "lost": change.lost,
-    }
+    parts = asdict(change.change).items()
+    values: dict[str, Any] = {f"change_{k}".removesuffix("_value"): v for k, v in parts}
+    names = ("n", "p_value", "verdict", "verdict_corrected", "forgetting_rate", "lost")
+    values |= {name: getattr(change, name) for name in names}
     is_corrected = change.verdict_corrected != change.verdict
     correction = f" → {change.verdict_corrected} {text.CORRECTED}" if is_corrected else ""
     stopped = f"after {format_count(change.n, change.n_available)}" if change.is_stopped else ""
@@ -174,11 +164,11 @@ def noise_table(noise_by_run: Mapping[str, Sequence[Any]]) -> Table:
     """For each configuration of several seeds, the noise of its questions and of its training.
 
     Args:
-        noise_by_run: By the configuration's name, one `SeedsChange` for each benchmark.
+        noise_by_run: By the configuration's name, one `BenchmarkNoise` for each benchmark.
     """
     records = []
     for run, changes in noise_by_run.items():
-        for change in changes:
+        for i, change in enumerate(changes):
             noise, mean = change.noise, change.noise.mean
             values = {"change": mean.value, "change_low": mean.low, "change_high": mean.high}
             points, interval = format_points(mean)
@@ -186,7 +176,7 @@ def noise_table(noise_by_run: Mapping[str, Sequence[Any]]) -> Table:
                 interval = f"{pluralize(noise.n_seeds, 'seed')} cannot tell"
             records.append(
                 {
-                    "run": run,
+                    "run": Cell("" if i else run, values={"run": run}),
                     "benchmark": change.benchmark,
                     "seeds": noise.n_seeds,
                     "n": change.n,

@@ -6,13 +6,12 @@ Text and axes have the one color `INK`, which an inlined SVG takes from the page
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
 from html import escape
 from io import BytesIO, StringIO
 from math import isfinite
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 from slimdown.report.formatting import format_count, format_number, format_points
 from slimdown.report.looks import get_look
@@ -66,19 +65,9 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text: it can be read out, searched and copied
 }
-_Arguments = ParamSpec("_Arguments")
 
 
-def _styled(draw: Callable[_Arguments, Figure]) -> Callable[_Arguments, Figure]:
-    @wraps(draw)
-    def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Figure:
-        with matplotlib.rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return wrapped
-
-
-@_styled
+@matplotlib.rc_context(_STYLE)
 def draw_changes(findings: "Findings") -> Figure:
     """Each benchmark's change with its 95 % interval, the margin, the verdict, and n."""
     figure, axes = _new_figure(1.0 + 0.36 * len(findings.benchmarks), "Change of each benchmark")
@@ -104,7 +93,7 @@ def draw_changes(findings: "Findings") -> Figure:
     return figure
 
 
-@_styled
+@matplotlib.rc_context(_STYLE)
 def draw_training(history: "Sequence[StepLog]", before: float, after: float) -> Figure:
     """The training loss by step, and the validation loss before and after."""
     figure, axes = _new_figure(2.7, "Training loss by step, validation loss before and after")
@@ -129,7 +118,7 @@ def draw_training(history: "Sequence[StepLog]", before: float, after: float) -> 
     return figure
 
 
-@_styled
+@matplotlib.rc_context(_STYLE)
 def draw_trade_offs(rows: "Sequence[Configuration]") -> Figure:
     """What each row learned against what it forgot; the Pareto front is joined and filled.
 
@@ -168,7 +157,7 @@ def draw_trade_offs(rows: "Sequence[Configuration]") -> Figure:
     return figure
 
 
-@_styled
+@matplotlib.rc_context(_STYLE)
 def draw_by_setting(
     setting: str, series: "Mapping[str, Sequence[tuple[float | str, Estimate]]]"
 ) -> Figure:

@@ -10,7 +10,6 @@ from slimdown.report.formatting import (
     format_count,
     format_number,
     format_p_value,
-    format_percent,
     format_points,
 )
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
@@ -65,34 +64,6 @@ def evaluation_table(evaluation: "Evaluation", title: str = "") -> Table:
 
     formats = {"score": format_score, "standard_error": format_score, "n": lambda n: f"{n:,}"}
     return make_table(title, records, formats)
-
-
-def tests_table(findings: "Findings") -> Table:
-    """What the verdicts rest on, one row for each benchmark: intervals, tests, power."""
-    records = []
-    for name, benchmark in findings.benchmarks.items():
-        change = benchmark.primary
-        record = {
-            "benchmark": name,
-            "base [95 %]": format_percent(change.base)[1],
-            "tuned [95 %]": format_percent(change.tuned)[1],
-            "p of no change": benchmark.p_value,
-            "p, exact McNemar": change.difference.mcnemar_p_value,
-            "p of change beyond margin": benchmark.equivalence_p_value,
-            "margin": benchmark.margin,
-            "detectable": benchmark.minimum_detectable_change,
-            "questions to decide": benchmark.n_to_decide,
-            "unpaired ±": change.unpaired_standard_error,
-            "chance": benchmark.chance,
-            "raw forgetting rate": Cell(*text.describe_rate(benchmark, above_chance=False)),
-        }
-        records.append(record)
-    p_values = {
-        name: format_p_value for name in records[0] if name.startswith("p ") or "p," in name
-    }
-    shares = ("margin", "detectable", "unpaired ±", "chance")
-    percents = {name: lambda share: format_number(100 * share) for name in shares}
-    return make_table("", records, p_values | percents, text.TESTS_LEGEND)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
 from slimdown.report import figures, text
-from slimdown.report.findings_report import findings_table, tests_table
+from slimdown.report.findings_report import findings_table
 from slimdown.report.formatting import EMPTY, format_bytes, format_duration, format_number
 from slimdown.report.pages import render
 from slimdown.report.tables import write_table
@@ -39,7 +39,7 @@ def render_run_files(
             "report.md.j2",
             table=write_table(findings_table(findings, info.name), "markdown"),
             sentences=text.describe_findings(findings),
-            costs=_format_costs(findings),
+            costs=_format_all(findings.costs),
         ),
         **{f"plots/{name}": content for name, content in drawn.items()},
     }
@@ -71,14 +71,12 @@ def render_page(
         name=redact(name),
         about=about | {"date": f"{date.today():%Y-%m-%d}"},
         run_id=run_id,
-        headline=text.write_headline(findings),
         summary=[*text.summarize(findings), *text.list_caveats(findings)],
         results=findings_table(findings),
-        tests=tests_table(findings),
         figures=_draw_figures(findings),
         settings=_format_all(flatten(config) if config else {}),
         environment=_format_all(environment or {}),
-        costs=_format_costs(findings),
+        costs=_format_all(findings.costs),
     )
 
 
@@ -90,14 +88,9 @@ def _draw_figures(findings: "Findings") -> dict[str, Any]:
     return drawn
 
 
-def _format_costs(findings: "Findings") -> dict[str, str]:
-    formatted = _format_all(findings.costs)
-    names = {key: re.sub("_(seconds|bytes)$", "", key).replace("_", " ") for key in formatted}
-    return {names[key]: value for key, value in formatted.items()}
-
-
 def _format_all(values: Mapping[str, object]) -> dict[str, str]:
-    return {key: _format_value(key, value) for key, value in values.items()}
+    names = {key: re.sub("_(seconds|bytes)$", "", key) for key in values}
+    return {names[key]: _format_value(key, value) for key, value in values.items()}
 
 
 def _format_value(key: str, value: object) -> str:

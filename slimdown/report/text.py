@@ -11,7 +11,7 @@ from slimdown.report.formatting import format_number, format_percent, format_poi
 if TYPE_CHECKING:
     from slimdown.stats.estimates import Estimate
     from slimdown.stats.findings import BenchmarkChange, Findings
-    from slimdown.stats.losses import ChoiceShift, LossBreakdown
+    from slimdown.stats.losses import ChoiceShift
     from slimdown.training.result import TrainingResult
 
 CAUSES = {
@@ -61,21 +61,8 @@ def describe_run(config: RunConfig) -> dict[str, str]:
     return about | {"benchmarks": ", ".join(parts)}
 
 
-def write_headline(findings: "Findings") -> dict[str, tuple[str, str]]:
-    """The mean changes and the validation loss: by heading, the figure and its scope."""
-    headline = {}
-    headings = {"learned": (Role.target, "target task")}
-    headings |= {"kept or lost": (Role.retained, "retained benchmark")}
-    for heading, (role, noun) in headings.items():
-        if n := sum(b.role is role for b in findings.benchmarks.values()):
-            value, interval = format_points(findings.mean_change(role))
-            headline[heading] = (f"{value} points", f"mean of {pluralize(n, noun)} {interval}")
-    if findings.training:
-        headline["validation loss"] = (_describe_losses(findings.training), "nats per token")
-    return headline
-
-
-def _describe_losses(training: "TrainingResult") -> str:
+def describe_losses(training: "TrainingResult") -> str:
+    """The validation loss before and after."""
     losses = training.validation_loss_before, training.validation_loss_after
     return " → ".join(format_number(loss, ".3f") for loss in losses)
 
@@ -190,16 +177,6 @@ def describe_lost_answers(findings: "Findings") -> Iterator[str]:
                 yield f"{name}: {describe_position(losses.choices)}"
 
 
-def count_lost(losses: "LossBreakdown") -> str:
-    """How many right answers were lost, in one sentence."""
-    n_right = pluralize(losses.n_right, "right answer")
-    if not losses.n_right:
-        return "The base had no right answer to lose."
-    share = format_number(100 * losses.n_lost / losses.n_right)
-    unknown = "" if losses.causes else " Their causes are unknown: a question has several answers."
-    return f"The base had {n_right}; {losses.n_lost:,} were lost ({share} %).{unknown}"
-
-
 def describe_leads(choices: "ChoiceShift") -> str:
     """How far the right choice led where it was lost, before and after; empty where none was."""
     before, after = choices.median_lead_before, choices.median_lead_after
@@ -222,7 +199,7 @@ def describe_position(choices: "ChoiceShift") -> str:
 
 def describe_training(training: "TrainingResult") -> Iterator[str]:
     """What training did: the validation loss, the trained share, rows that were cut."""
-    losses, steps = _describe_losses(training), pluralize(training.steps, "step")
+    losses, steps = describe_losses(training), pluralize(training.steps, "step")
     share = f"{training.n_trainable:,} parameters trained ({training.trainable_percent:.2f} %)"
     yield f"Validation loss {losses} nats per token after {steps}; {share}."
     if training.n_truncated:
@@ -253,10 +230,3 @@ def explain_table(findings: "Findings") -> str:
     correction = f" Verdicts are corrected for {n} benchmarks (Holm), intervals are not."
     legend = f"Change in points, tuned − base, [95 % interval]{star}."
     return legend + (correction if n > 1 else "")
-
-
-TESTS_LEGEND = (
-    "p-values are corrected for the number of benchmarks (Holm), except McNemar's. Detectable: the "
-    "smallest true change in points that this many questions show 80 % of the time. Unpaired: the "
-    "standard error of two independent measurements."
-)

@@ -66,7 +66,7 @@ def test_verdicts_losses_training_and_tests_are_there(usual: Reader) -> None:
         "maths", "skill *", "colors", "calm", "↓ forgotten", "↑ improved", "? undecided",
         "= retained", "empty the model wrote nothing", "wrong result", "clearly behind",
         "The base had 80 right answers; 40 were lost (50.0 %).", "FR 50.0 %", "ΔK",
-        "2.500 → 1.250", "run-id", "p, exact McNemar", "torch2.9",
+        "2.500 → 1.250", "run-id", "exact McNemar", "torch2.9",
         "50 rows were longer than train.max_length.",
     ):  # fmt: skip
         assert expected.replace(" ", "") in usual.text.replace(" ", ""), expected

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from slimdown.config.schema import Role
 from slimdown.report import formatting, text
 from slimdown.report.looks import LOOKS, get_look
 
@@ -35,11 +36,12 @@ def render(template: str, **values: object) -> str:
         "markdown": formatting.escape_markdown,
         "svg": _inline_svg,
         "number": formatting.format_number,
+        "p_value": formatting.format_p_value,
         "points": formatting.format_points,
         "percent": formatting.format_percent,
         "plural": formatting.pluralize,
     }
-    environment.globals |= {"LOOKS": LOOKS, "get_look": get_look, "text": text}
+    environment.globals |= {"LOOKS": LOOKS, "Role": Role, "get_look": get_look, "text": text}
     return environment.get_template(template).render(**values)
 
 

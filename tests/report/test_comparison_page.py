@@ -1,0 +1,77 @@
+"""Many runs side by side: verdicts that fall become undecided, and the page holds all it needs."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from report_builders import Role, judge_pairs, written
+
+from slimdown.report.comparison_page import (
+    comparison_table,
+    noise_table,
+    render_comparison_page,
+    search_table,
+)
+from slimdown.report.tables import write_table
+from slimdown.stats.run_comparison import Comparison, compare_runs
+from slimdown.stats.run_records import RunRecord
+from slimdown.stats.seeds import split_noise
+from slimdown.stats.trials import TrialOutcome
+
+
+def make_run(rank: int, seed: int, n_lost: int) -> RunRecord:
+    target: dict[str, Any] = {"role": Role.target}
+    kept = [1.0] * (200 - n_lost - seed)
+    pairs = {
+        "skill": (written([0.0] * 40, **target), written([1.0] * 30 + [0.0] * 10, **target)),
+        "maths_of_school": (written([1.0] * 200), written(kept + [0.0] * (200 - len(kept)))),
+    }
+    params = {"lora.r": str(rank), "seed": str(seed), "model.id": "<b>model</b>"}
+    started, run_id = datetime(2026, 1, rank, tzinfo=UTC), f"{rank:02d}{seed}" * 8
+    name = f"pocket lora.r={rank}"
+    findings = judge_pairs(pairs)
+    return RunRecord(run_id, name, "e", "FINISHED", started, params, findings=findings)
+
+
+@pytest.fixture(scope="module")
+def comparison() -> Comparison:
+    runs = [make_run(rank, seed, lost) for rank, lost in ((4, 7), (8, 60)) for seed in (0, 1)]
+    return compare_runs(runs + [make_run(16 + i, 0, 7) for i in range(8)])
+
+
+def test_a_row_has_its_setting_its_changes_and_the_corrected_verdict(
+    comparison: Comparison,
+) -> None:
+    table = comparison_table(comparison, "runs", max_rows=3)
+    first = table.records[0]
+    assert (first["lora.r"], first["n_seeds"]) == ("4", 2)
+    assert first["maths_of_school.change"] == pytest.approx(-0.0375)
+    assert first["maths_of_school.verdict_corrected"] in ("undecided", "forgotten")
+    shown = write_table(table, "markdown")
+    assert "−3.8 ± 0.4" in shown
+    corrected = {
+        r["maths_of_school.verdict"]: r["maths_of_school.verdict_corrected"] for r in table.records
+    }
+    assert not any(c == "forgotten" != v for v, c in corrected.items())
+    assert table.n_hidden == len(comparison.rows) - 3
+
+
+def test_the_page_sorts_and_draws_and_breaks_names_at_underscores(comparison: Comparison) -> None:
+    html = render_comparison_page(comparison_table(comparison), comparison, "lora.r", "--by lora.r")
+    assert "maths_<wbr>of_<wbr>school" in html
+    assert html.count("<svg") == 2
+    assert html.count("<script>") == 1
+    assert "<b>model" not in html
+    assert "on average by about" in html
+
+
+def test_noise_and_search_are_tables(comparison: Comparison) -> None:
+    row = comparison.rows[0]
+    records = noise_table({row.name: split_noise(row.runs)}).records
+    assert [r["run"] for r in records] == [row.name] * 2
+    assert records[1]["seeds"] == 2
+    single = compare_runs([run for r in comparison.rows[:2] for run in r.runs], group_seeds=False)
+    outcomes = {r.runs[0].run_id: TrialOutcome(0.1, {"maths_of_school": 0.02}) for r in single.rows}
+    table = search_table(single, outcomes, "study", n_pruned=3)
+    assert "beyond by maths_of_school 2.0" in write_table(table, "markdown")
+    assert table.notes[0].startswith("0 of 4 finished trials are within the budget")

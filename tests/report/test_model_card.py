@@ -1,0 +1,37 @@
+"""The card of a tuned model: valid for the hub, loadable as it says, without secrets."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from report_builders import TRAINING, judge_pairs, make_usual
+
+from slimdown.config.schema import RunConfig
+from slimdown.report.model_card import MergedModel, render_model_card
+
+BASE: dict[str, Any] = {"id": "org/model", "revision": "a" * 40, "license": "other llama LINK"}
+BASE |= {"quantization": "nf4", "dtype": "float32"}
+
+
+@pytest.mark.parametrize("merged", [None, MergedModel("merged", "bfloat16", True)])
+def test_a_card_is_valid_and_says_how_to_load(
+    composed: Callable[..., RunConfig], merged: MergedModel | None
+) -> None:
+    findings = judge_pairs(make_usual())
+    config = composed()
+    config.benchmark = {name: r.benchmark for name, r in findings.base.benchmarks.items()}  # type: ignore[union-attr]
+    text = render_model_card(findings, config, SimpleNamespace(**BASE), TRAINING, merged)
+    card = ModelCard(text)
+    assert card.data.base_model == "org/model"
+    assert (card.data.license, card.data.license_name) == ("other", "llama")
+    assert card.data.library_name == ("transformers" if merged else "peft")
+    assert "| maths | flexible | 80 | 100.0 | 50.0 |" in text
+    code = text.partition("```python\n")[2].partition("```")[0]
+    compile(code, "card", "exec")
+    assert ("PeftModel" in code) == (merged is None)
+    assert "maths: lm-evaluation-harness's written, 0-shot, 80 questions" in text
+    if merged is None:
+        scores = {(r.dataset_name, r.metric_name): r.metric_value for r in card.data.eval_results}
+        assert scores["maths", "match.flexible, %"] == 50.0
