@@ -20,22 +20,11 @@ if TYPE_CHECKING:  # it imports torch
 MEASUREMENT_VERSION = 1
 _PACKAGES = ("lm-eval", "torch", "transformers", "tokenizers")
 
-# How scores are read or when asking ends: no answer depends on it, so it is not in the key.
+# How scores are read or when asking ends; no answer depends on it, so the key leaves it out. Task
+# files count by their content, and the backend holds the batch size that was chosen.
 READ_ONLY = {
-    "benchmark": {
-        "metric": "all metrics are kept; it names the primary one",
-        "chance": "what guessing scores",
-        "role": "whether a change counts as learned or as forgotten",
-        "paper_metric": "which of the paper's metrics the change feeds",
-        "margin": "which change counts as none",
-        "max_loss": "when asking ends; all questions have one fixed order",
-    },
-    "evaluation": {
-        "holdout": "which answers are shown; all questions are asked",
-        "until": "when asking ends; all questions have one fixed order",
-        "include_path": "where task files are; their content is in the key",
-        "batch_size": "the backend holds what it stands for",
-    },
+    "benchmark": ["metric", "chance", "role", "paper_metric", "margin", "max_loss"],
+    "evaluation": ["holdout", "until", "include_path", "batch_size"],
 }
 
 
@@ -75,21 +64,13 @@ def evaluation_key(
         32 hex digits. The run's seed is not in it: it never touches the questions.
     """
     settings = {"benchmark": asdict(benchmark), "evaluation": asdict(config)}
-    if benchmark.scale is not None:
-        settings["scaled"] = {"metric": benchmark.metric}
-    return hash_json(
-        {
-            "measurement": MEASUREMENT_VERSION,
-            "model": model.identity,
-            "backend": backend,
-            "versions": {package: version(package) for package in _PACKAGES},
-            "questions": questions_hash,
-            **{
-                section: {k: v for k, v in values.items() if k not in READ_ONLY.get(section, {})}
-                for section, values in settings.items()
-            },
-        }
-    )
+    for section, names in READ_ONLY.items():
+        for name in names:
+            del settings[section][name]
+    scaled = benchmark.metric if benchmark.scale is not None else ""
+    versions = [version(package) for package in _PACKAGES]
+    parts = MEASUREMENT_VERSION, model.identity, backend, questions_hash, scaled, versions, settings
+    return hash_json(parts)
 
 
 def check_evaluation(evaluation: BenchmarkEvaluation) -> str:

@@ -29,10 +29,11 @@ from slimdown.evaluation.harness_results import (
 from slimdown.evaluation.prefix_lm import PrefixLM, VirtualTokensLM, without_tying
 from slimdown.evaluation.question_order import block_ends, order_questions
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
-from slimdown.evaluation.tasks import BenchmarkTask, keep_random_states, quiet_harness
+from slimdown.evaluation.tasks import BenchmarkTask, keep_random_states
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import eval_mode
 from slimdown.models.memory import is_out_of_memory, measure_peak_memory, release_memory
+from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.errors import ConfigError, DataError, ModelError
 
 StopRule = Callable[[dict[str, BenchmarkEvaluation]], set[str]]
@@ -58,10 +59,8 @@ class BackendOptions:
         >>> BackendOptions(True, 8, 1).name
         'PrefixLM, batch size 8, 1 to generate'
         """
-        scored_by = "PrefixLM" if self.shares_prefixes else "HFLM"
-        return (
-            f"{scored_by}, batch size {self.batch_size}, {self.generation_batch_size} to generate"
-        )
+        kind = "PrefixLM" if self.shares_prefixes else "HFLM"
+        return f"{kind}, batch size {self.batch_size}, {self.generation_batch_size} to generate"
 
 
 class Evaluator:
@@ -77,10 +76,7 @@ class Evaluator:
     """
 
     def __init__(
-        self,
-        tasks: dict[str, BenchmarkTask],
-        config: EvaluationConfig,
-        share_prefixes: bool = True,
+        self, tasks: dict[str, BenchmarkTask], config: EvaluationConfig, share_prefixes: bool = True
     ) -> None:
         """Take the benchmarks.
 
@@ -133,7 +129,7 @@ class Evaluator:
                 evaluation = self._evaluate(model, backend, cache, stop_when, on_progress)
                 self._is_backend_final, self.backend = True, backend
                 return evaluation
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 sizes = backend.batch_size, backend.generation_batch_size
@@ -159,7 +155,7 @@ class Evaluator:
         started = time.perf_counter()
         with ExitStack() as stack:
             stack.enter_context(keep_random_states())
-            stack.enter_context(quiet_harness())
+            stack.enter_context(quiet_libraries())
             stack.enter_context(eval_mode(model.model))
             measure_peak = stack.enter_context(measure_peak_memory(model.device))
             lm = _open_lm(model, self._config, backend)
@@ -175,7 +171,7 @@ class Evaluator:
                     if found and (problem := run.take(found)):
                         line = f"{name} is measured anew: what was found of it is odd ({problem})."
                         self.notes.append(line)
-                    if not run.is_answered and (file := cache.answers_file(key)):
+                    if run.n_found < run.ends[-1] and (file := cache.answers_file(key)):
                         run.answers = stack.enter_context(closing(_AnswersFile(file)))
                 while not (stop_when and run.can_stop) and run.n_asked < run.ends[-1]:
                     run.ask_block()
@@ -209,7 +205,7 @@ class _BenchmarkRun:
 
     key = ""
     answers: "_AnswersFile | None" = None
-    n_new = 0  # questions that were not found in the cache
+    n_found = n_new = 0  # questions that were found in the cache, and those that were not
 
     def __init__(
         self,
@@ -240,11 +236,6 @@ class _BenchmarkRun:
         return len(self._samples)
 
     @property
-    def is_answered(self) -> bool:
-        """Whether every answer was found."""
-        return self._found is not None and len(self._found.samples) == len(self._order)
-
-    @property
     def can_stop(self) -> bool:
         """A group that weighs unequal tasks alike needs all of its questions."""
         return self._task_weights is None and len(self.ends) > 1
@@ -256,14 +247,14 @@ class _BenchmarkRun:
             return problem
         if asked != self._order[: len(asked)] or len(asked) not in self.ends:
             return "its questions are others, or in another order"
-        self._found = found
+        self._found, self.n_found = found, len(asked)
         return ""
 
     def ask_block(self, is_look: bool = False) -> None:
         """Ask the next block, or take its answers from what was found."""
         begin, started = self.n_asked, time.perf_counter()
         end = next(end for end in self.ends if end > begin)
-        if self._found and end <= len(self._found.samples):
+        if self._found and end <= self.n_found:
             self._samples += self._found.samples[begin:end]
         else:
             self._samples += self._ask(self._order[begin:end], begin)
@@ -275,20 +266,12 @@ class _BenchmarkRun:
         """The evaluation so far."""
         versions = sorted({str(task.VERSION) for task in self.task.tasks.values()})
         seconds = self._seconds + (self._found.seconds if self._found else 0)
-        evaluation = summarize_samples(
-            self.task.config,
-            self._samples,
-            ", ".join(versions),
-            seconds,
-            self._task_weights,
-            self.task.usable_metrics,
-        )
-        return replace(
-            evaluation,
-            looks=tuple(self._looks),
-            n_available=self.ends[-1] if self._looks else None,
-            origin=self._found.origin if self._found and not self.n_new else "",
-        )
+        read_as = self.task.config, self._samples, ", ".join(versions), seconds
+        evaluation = summarize_samples(*read_as, self._task_weights, self.task.usable_metrics)
+        n_available = self.ends[-1] if self._looks else None
+        origin = self._found.origin if self._found and not self.n_new else ""
+        looks = tuple(self._looks)
+        return replace(evaluation, looks=looks, n_available=n_available, origin=origin)
 
     def _ask(self, block: Sequence[tuple[str, int]], begin: int) -> list[Sample]:
         """Ask questions chunk by chunk, those of one task together: they share a beginning."""
@@ -395,16 +378,16 @@ class _AnswersFile:
     def __init__(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         self._file = file
-        for is_last_try in (False, True):
-            self._database = sqlite3.connect(file, isolation_level=None)
-            try:
-                self._database.execute("CREATE TABLE IF NOT EXISTS chunks (name PRIMARY KEY, data)")
-                self._chunks = dict(self._database.execute("SELECT name, data FROM chunks"))
-                break
-            except sqlite3.DatabaseError:  # damaged: its questions are asked again
-                if is_last_try:
-                    raise
-                self.remove()
+        try:
+            self._open()
+        except sqlite3.DatabaseError:  # damaged: its questions are asked again
+            self.remove()
+            self._open()
+
+    def _open(self) -> None:
+        self._database = sqlite3.connect(self._file, isolation_level=None)
+        self._database.execute("CREATE TABLE IF NOT EXISTS chunks (name PRIMARY KEY, data)")
+        self._chunks = dict(self._database.execute("SELECT name, data FROM chunks"))
 
     def find(self, name: str, requests: list[Any]) -> list[list[Any]] | None:
         """The responses of a chunk; None where it is not there, or damaged."""

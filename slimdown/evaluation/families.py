@@ -37,19 +37,17 @@ _ROWWISE_LORA = (
 )
 
 
-def explain_no_sharing(model: Any, adapter: Any = None) -> str:
+def explain_no_sharing(model: Any) -> str:
     """Say why `PrefixLM` must not score a model.
 
     Args:
         model: A model of transformers, or PEFT's model around one.
-        adapter: PEFT's config of an adapter that the model will get.
 
     Returns:
         The reason in a few words; empty where sharing is exact.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    adapters = [*getattr(model, "peft_config", {}).values(), *([adapter] if adapter else [])]
-    for peft_config in adapters:
+    for peft_config in getattr(model, "peft_config", {}).values():
         peft_type = str(getattr(peft_config.peft_type, "value", peft_config.peft_type))
         if peft_type not in _TOKENWISE_ADAPTERS:
             return f"{peft_type} adapter"

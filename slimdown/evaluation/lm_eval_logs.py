@@ -85,10 +85,7 @@ def read_lm_eval(
                 f"{folder} holds logs that were not made alike, {problem}; give one of the files"
             )
     if len(logs) > 1:
-        read = "; ".join(
-            f"{', '.join(n for n in newest if newest[n] is log)} from {log.file.name}"
-            for log in used
-        )
+        read = ", ".join(f"{name} from {log.file.name}" for name, log in newest.items())
         on_note(f"{folder} holds {len(logs)} results, of which the newest are read: {read}")
     benchmarks: dict[str, BenchmarkEvaluation] = {}
     for name, log in newest.items():
@@ -96,18 +93,14 @@ def read_lm_eval(
         if evaluation := log.read_benchmark(name, (metrics or {}).get(name), role):
             benchmarks[name] = evaluation
         else:
-            on_note(
-                f"{name} is left out: it has no metric that is the mean of scores between 0 and 1 "
-                "of its questions and of which more is better"
-            )
+            problem = "no metric is a mean of scores between 0 and 1 of which more is better"
+            on_note(f"{name} is left out: {problem}")
     if not benchmarks:
-        raise DataError(
-            f"{folder}: no benchmark has a score of each question, so none can be compared"
-        )
+        raise DataError(f"{folder}: no benchmark has scores of its questions that can be compared")
     return Evaluation(
         benchmarks=benchmarks,
-        harness_version=used[-1].harness_version,
-        backend=used[-1].backend,
+        harness_version=used[-1].made_by["lm_eval"],
+        backend=used[-1].made_by["backend"],
         seconds=fsum(log.seconds for log in used),
         conditions={key: value for log in used for key, value in log.conditions.items()},
     )
@@ -159,27 +152,16 @@ class _ResultsLog:
     file: Path
     results: dict[str, Any]
     benchmarks: dict[str, str]  # the harness's name by ours
-    model: str
-    harness_version: str
-    backend: str  # the harness's class of models
+    made_by: dict[str, str]  # the model, the harness's version, its class of models
     seconds: float
     conditions: dict[str, str]
 
     def explain_difference(self, other: "_ResultsLog") -> str:
         """Say how this log was made otherwise, whatever its tasks; empty where it was not."""
-        values = [
-            {
-                "model": log.model,
-                "harness_version": log.harness_version,
-                "backend": log.backend,
-                **{key: value for key, value in log.conditions.items() if "." not in key},
-            }
-            for log in (self, other)
-        ]
-        for key in dict.fromkeys((*values[0], *values[1])):
-            first, second = (of_log.get(key) for of_log in values)
-            if first != second:
-                return f"{key} differs: {first} and {second}"
+        first, second = (log.made_by | log.conditions for log in (self, other))
+        for key in (key for key in first | second if "." not in key):
+            if first.get(key) != second.get(key):
+                return f"{key} differs: {first.get(key)} and {second.get(key)}"
         return ""
 
     def read_benchmark(
@@ -207,7 +189,8 @@ class _ResultsLog:
                 )
             ]
             version = ", ".join(sorted({str(results["versions"].get(t)) for t in subtasks}))
-            is_more_better = results["higher_is_better"].get(task) or {}
+            better = results["higher_is_better"].get(task) or {}
+            worse = {name for name, is_better in better.items() if is_better is False}
             has_own_code = any(configs[t].get("process_results") for t in subtasks)
         except _MALFORMED as error:
             raise DataError(
@@ -215,10 +198,9 @@ class _ResultsLog:
             ) from None
         for sample in samples:
             if any(map(isnan, (*sample.log_likelihoods, *sample.scores.values()))):
+                question = f"question {sample.doc_id} of {sample.task}"
                 raise DataError(
-                    f"{self.file}: what the model answers to question {sample.doc_id} of "
-                    f"{sample.task} is not a number; its weights are damaged, or its dtype "
-                    "overflows"
+                    f"{self.file}: what the model answers to {question} is not a number"
                 )
         # The harness weighs the tasks of a group by their questions, or alike: as its score says.
         for weights in (None, dict.fromkeys(subtasks, 1 / len(subtasks))):
@@ -226,7 +208,7 @@ class _ResultsLog:
             usable = [
                 key
                 for key, score in evaluation.scores.items()
-                if is_more_better.get(key.partition(".")[0]) is not False
+                if key.partition(".")[0] not in worse
                 and isclose(reported.get(key, score.value), score.value, abs_tol=1e-9)
             ]
             if usable:
@@ -238,16 +220,11 @@ class _ResultsLog:
                 f"{name}={metric}: no such score, less of it is better, or it is not the mean of "
                 f"scores between 0 and 1 of its questions{nearest(metric, usable)}"
             )
-        preferred = (
-            key
-            for wanted in (known.metric, *_PREFERRED)
-            for key in usable
-            if f"{key}.".startswith(f"{wanted}.")
-        )
+        wanted = [m for m in (known.metric, *_PREFERRED) if m]
+        preferred = (key for m in wanted for key in usable if f"{key}.".startswith(f"{m}."))
         primary = metric or next(preferred, usable[0])
-        is_known = primary == known.metric
-        chance = guess_chance(evaluation, primary) * (not has_own_code)
-        chance = known.chance if is_known else chance
+        chance = 0.0 if has_own_code else guess_chance(evaluation, primary)
+        chance = known.chance if primary == known.metric else chance
         config = replace(config, metric=primary, chance=chance, role=role or known.role)
         evaluation = summarize_samples(config, samples, version, nan, weights, usable)
         if problem := check_evaluation(evaluation):
@@ -277,17 +254,14 @@ class _ResultsLog:
         except OSError as error:
             raise DataError(f"{file} cannot be read ({error.strerror})") from None
         except _MALFORMED as error:
-            raise DataError(
-                f"{file}, line {len(entries) + 1}, is no line of lm_eval, or was cut short "
-                f"({_describe(error)})"
-            ) from None
+            place = f"{file}, line {len(entries) + 1},"
+            reason = f"is no line of lm_eval, or was cut short ({_describe(error)})"
+            raise DataError(f"{place} {reason}") from None
         questions = {(entry["doc_id"], entry["filter"]) for entry in entries}
         is_whole = 0 < len(entries) == len(questions)
         if not is_whole or digest.hexdigest() != self.results["task_hashes"][task]:
-            raise DataError(
-                f"{file} is not what {self.file.name} was written with: lines are missing, doubled "
-                "or changed"
-            )
+            problem = "lines are missing, doubled or changed"
+            raise DataError(f"{file} is not what {self.file.name} was written with: {problem}")
         # Several processes write theirs in turn.
         return sorted(entries, key=lambda entry: int(entry["doc_id"]))
 
@@ -296,16 +270,14 @@ def _read_log(file: Path) -> _ResultsLog:
     """Everything but the samples."""
     try:
         results = json.loads(file.read_bytes())
-        return _ResultsLog(
-            file=file,
-            results=results,
-            benchmarks=dict(_list_benchmarks(results)),
-            model=str(results["model_name"]),
-            harness_version=str(results.get("lm_eval_version")),
-            backend=str(results["config"]["model"]),
-            seconds=float(results.get("total_evaluation_time_seconds") or 0),
-            conditions=dict(_list_conditions(results)),
-        )
+        made_by = {
+            "model": str(results["model_name"]),
+            "lm_eval": str(results.get("lm_eval_version")),
+            "backend": str(results["config"]["model"]),
+        }
+        benchmarks, conditions = dict(_list_benchmarks(results)), dict(_list_conditions(results))
+        seconds = float(results.get("total_evaluation_time_seconds") or 0)
+        return _ResultsLog(file, results, benchmarks, made_by, seconds, conditions)
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror})") from None
     except _MALFORMED as error:

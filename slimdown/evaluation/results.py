@@ -54,11 +54,6 @@ class BenchmarkEvaluation:
     origin: str = ""  # which run, user and date measured it; empty: this run
 
     @property
-    def is_graded(self) -> bool:
-        """Whether any score lies between 0 and 1."""
-        return any(score % 1 for sample in self.samples for score in sample.scores.values())
-
-    @property
     def score(self) -> Score:
         """The primary metric's score."""
         return self.scores[self.benchmark.metric]

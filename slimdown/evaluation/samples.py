@@ -21,6 +21,7 @@ from slimdown.evaluation.results import BenchmarkEvaluation, Sample, Score
 # response: generated text, before any filter.
 _OF_QUESTION = ("task", "doc_id", "doc_hash", "prompt_hash", "prompt", "target", "response")
 _TEXTS = ("model", "benchmark", "metric", "answer", *_OF_QUESTION)
+_OF_EVALUATION = ["task_version", "task_hash", "seconds", "looks", "n_available", "task_weights"]
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in _TEXTS if name != "doc_id"),
@@ -59,15 +60,8 @@ def write_samples(file: Path, model: str, name: str, evaluation: BenchmarkEvalua
         for sample in evaluation.samples
         for metric, score in sample.scores.items()
     ]
-    about = {
-        "task_version": evaluation.task_version,
-        "task_hash": evaluation.task_hash,
-        "scores": {m: [s.value, s.standard_error] for m, s in evaluation.scores.items()},
-        "seconds": evaluation.seconds,
-        "looks": evaluation.looks,
-        "n_available": evaluation.n_available,
-        "task_weights": evaluation.task_weights,
-    }
+    about = {name: getattr(evaluation, name) for name in _OF_EVALUATION}
+    about["scores"] = {m: [s.value, s.standard_error] for m, s in evaluation.scores.items()}
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     metadata = {"slimdown": json.dumps(about), "digest": _hash_content(table, about)}
     pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
@@ -106,17 +100,10 @@ def read_samples(file: Path, benchmark: BenchmarkConfig) -> BenchmarkEvaluation:
             )
             for rows in by_question.values()
         )
-        evaluation = BenchmarkEvaluation(
-            benchmark=benchmark,
-            task_version=about["task_version"],
-            task_hash=about["task_hash"],
-            scores={m: Score(v, nan if e is None else e) for m, (v, e) in about["scores"].items()},
-            samples=samples,
-            seconds=about["seconds"],
-            looks=tuple(about["looks"]),
-            n_available=about["n_available"],
-            task_weights=about["task_weights"],
-        )
+        scores = {m: Score(v, nan if e is None else e) for m, (v, e) in about["scores"].items()}
+        fields = {name: about[name] for name in _OF_EVALUATION}
+        fields["looks"] = tuple(about["looks"])
+        evaluation = BenchmarkEvaluation(benchmark, scores=scores, samples=samples, **fields)
         problem = check_evaluation(evaluation)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         problem = " ".join(str(error).split())[:200] or type(error).__name__

@@ -5,7 +5,6 @@ questions, or they could not be compared.
 """
 
 import json
-import logging
 import random
 import re
 from collections.abc import Iterator
@@ -26,12 +25,13 @@ from slimdown.config.fields import nearest
 from slimdown.config.schema import BenchmarkConfig
 from slimdown.data.contamination import Question, join_words, split_words
 from slimdown.evaluation.harness_results import name_metric
+from slimdown.models.quiet import quiet_libraries
 from slimdown.pocket import TASKS_DIR
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.hub import explain_hub_errors
 
+_FLEXIBLE = "flexible_accuracy"
 FEWSHOT_SEED = 1234  # the harness's own, so that its command line builds the same prompts
-_LOGGERS = ("lm_eval", "transformers.generation.utils", "transformers.tokenization_utils_base")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def load_tasks(
 
     folders = [str(TASKS_DIR), *([include_path] if include_path else [])]
     loaded: dict[str, BenchmarkTask] = {}
-    with keep_random_states(), quiet_harness():
+    with keep_random_states(), quiet_libraries():
         # The harness parses thousands of files of its own, for seconds: only where one is needed.
         manager = TaskManager(include_path=folders, include_defaults=False)
         if any(benchmark.task not in manager.all_tasks for benchmark in benchmarks.values()):
@@ -176,7 +176,7 @@ def _check_task(
     }
     filters = [f["name"] for f in first.config.filter_list or [{"name": "none"}]]
     if benchmark.numeric_tolerance is not None:
-        usable.add("flexible_accuracy")
+        usable.add(_FLEXIBLE)
     group = found.get("groups", {}).get(benchmark.task)
     metric = next((m for m in better if m in usable), next(iter(better), "none"))
     own: dict[str, Any] = {
@@ -197,22 +197,16 @@ def _check_task(
         own["chance"] = fmean(map(fmean, shares) if weighs_tasks_alike else chain(*shares))
     config = replace(benchmark, **{key: own[key] for key in open_fields})
     setting, primary = f"benchmark.{name}.metric={config.metric}", config.metric.partition(".")[0]
-    if primary not in usable:
-        choices = ", ".join(sorted(name_metric(m, f) for m in usable for f in filters)) or "none"
-        if primary not in aggregation:
-            problem = f"{config.task} has no such metric"
-        elif better.get(primary) is False:
+    names = sorted({name_metric(m, f) for m in usable - {_FLEXIBLE} for f in filters})
+    names += sorted(usable & {_FLEXIBLE})
+    has_own_code = first.config.process_results is not None  # which may name metrics as it likes
+    if primary not in usable or (config.metric not in names and not has_own_code):
+        problem = f"{config.task} has no such metric"
+        if better.get(primary) is False:
             problem = "of this metric less is better, so a rise would be called an improvement"
-        else:
-            problem = (
-                "this metric is no mean of its questions' scores, so no question can be paired"
-            )
-        raise ConfigError(f"{setting}: {problem}; choose one of {choices}")
-    names = {name_metric(m, f) for m in usable for f in filters} | {"flexible_accuracy"}
-    if first.config.process_results is None and config.metric not in names:
-        raise ConfigError(
-            f"{setting}: {config.task} has no such metric{nearest(config.metric, sorted(names))}"
-        )
+        elif primary in aggregation and primary not in usable:
+            problem = "this metric is no mean of its questions' scores"
+        raise ConfigError(f"{setting}: {problem}; choose one of {', '.join(names) or 'none'}")
     for task in tasks.values():
         if getattr(task, "UNSAFE_CODE", False):
             problem = "runs code that the model writes, which slimdown does not"
@@ -226,14 +220,7 @@ def _check_task(
             task.set_config(key="num_fewshot", value=config.num_fewshot)
             continue
         raise ConfigError(f"benchmark.{name}: {task.config.task} {problem}")
-    return BenchmarkTask(
-        name,
-        config,
-        tasks,
-        frozenset(usable),
-        weighs_tasks_alike,
-        files_hash,
-    )
+    return BenchmarkTask(name, config, tasks, frozenset(usable), weighs_tasks_alike, files_hash)
 
 
 def _scores_choices(task: Any) -> bool:
@@ -304,16 +291,3 @@ def keep_random_states() -> Iterator[None]:
         torch.set_rng_state(states[2])
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
-
-
-@contextmanager
-def quiet_harness() -> Iterator[None]:
-    """Inside, the harness and transformers log errors only: they warn of what is set on purpose."""
-    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-    try:
-        for name in _LOGGERS:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,531 @@
+"""The harness's own numbers come out, every sample is kept, and base and tuned get the same."""
+
+import copy
+import json
+import random
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import lm_eval
+import numpy as np
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from peft import LoraConfig, get_peft_model
+from tiny_benchmarks import add_adapter, make_benchmark_config, make_config
+from tiny_models import build_byte_tokenizer, build_tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from slimdown.config.benchmarks import read_benchmarks
+from slimdown.config.schema import BenchmarkConfig
+from slimdown.evaluation.evaluator import Evaluator
+from slimdown.evaluation.question_order import block_ends
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
+from slimdown.evaluation.tasks import load_tasks
+from slimdown.models.base_model import LoadedModel
+from slimdown.models.causal import wrap_model
+from slimdown.pocket import MODEL_DIR, TASKS_DIR
+from slimdown.utils.errors import ConfigError, DataError, ModelError
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+NAMES = ["pocket_instructions", "pocket_math", "pocket_commonsense", "pocket_cs"]
+
+
+def load_pocket(dtype: torch.dtype = torch.float32) -> LoadedModel:
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=dtype)
+    loaded = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
+    return replace(loaded, id="pocket:model", identity={"weights": "pocket"})
+
+
+@pytest.fixture(scope="module")
+def pocket() -> LoadedModel:
+    return load_pocket()
+
+
+@pytest.fixture(scope="module")
+def evaluation(pocket: LoadedModel) -> Evaluation:
+    return Evaluator(load_tasks(read_benchmarks(NAMES, limit=12)), make_config()).evaluate(pocket)
+
+
+@dataclass
+class MemoryCache:
+    """Finished evaluations in memory, answers in a folder where there is one."""
+
+    folder: Path | None = None
+    saved: dict[str, BenchmarkEvaluation] = field(default_factory=dict)
+
+    def lock(self, key: str) -> Any:
+        return nullcontext()
+
+    def find(self, key: str, name: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
+        found = self.saved.get(key)
+        return replace(found, origin="another run") if found else None
+
+    def save(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> None:
+        self.saved[key] = evaluation
+
+    def answers_file(self, key: str) -> Path | None:
+        return self.folder / f"{key}.sqlite" if self.folder else None
+
+
+# --- the harness's numbers ----------------------------------------------------------------------
+
+
+def test_samples_are_what_the_scores_are_made_of(evaluation: Evaluation) -> None:
+    assert {name: set(b.scores) for name, b in evaluation.benchmarks.items()} == {
+        "pocket_instructions": {"exact_match.strip"},
+        "pocket_math": {
+            "exact_match.strict-match",
+            "exact_match.flexible-extract",
+            "flexible_accuracy",
+        },
+        "pocket_commonsense": {"acc", "acc_norm"},
+        "pocket_cs": {"acc"},
+    }
+    for benchmark in evaluation.benchmarks.values():
+        assert len({s.doc_hash for s in benchmark.samples}) == 12
+        assert (benchmark.looks, benchmark.n_available, benchmark.origin) == ((), None, "")
+        for metric, score in benchmark.scores.items():
+            values = [s.scores[metric] for s in benchmark.samples]
+            assert score.value == pytest.approx(mean(values))
+            assert score.standard_error == pytest.approx(np.std(values, ddof=1) / np.sqrt(12))
+
+
+def test_an_answer_scores_when_it_is_the_target(evaluation: Evaluation) -> None:
+    for name, metric in (("pocket_cs", "acc"), ("pocket_commonsense", "acc_norm")):
+        for sample in evaluation.benchmarks[name].samples:
+            assert len(sample.choices) == len(sample.log_likelihoods) == 4
+            assert sample.scores[metric] == float(sample.answers[metric] == sample.target)
+    n_marked = 0
+    for sample in evaluation.benchmarks["pocket_math"].samples:
+        marked = re.findall(r"#### (\S+)", sample.response)
+        assert sample.answers["exact_match.strict-match"] == [*marked, "[invalid]"][0]
+        assert not sample.choices
+        n_marked += bool(marked)
+    assert n_marked > 6  # of 12: the model knows the format
+
+
+def test_scores_and_prompts_are_the_stock_command_lines(
+    pocket: LoadedModel, evaluation: Evaluation
+) -> None:
+    lm = HFLM(pretrained=pocket.model, tokenizer=copy.deepcopy(pocket.tokenizer))
+    manager = TaskManager(include_path=str(TASKS_DIR), include_defaults=False)
+    stock: Any = lm_eval.simple_evaluate(lm, tasks=NAMES, limit=12, task_manager=manager)
+    for name, benchmark in evaluation.benchmarks.items():
+        for metric, score in benchmark.scores.items():
+            if metric != "flexible_accuracy":
+                key = metric.replace(".", ",") if "." in metric else f"{metric},none"
+                assert stock["results"][name][key] == score.value
+        entries = {entry["doc_id"]: entry for entry in stock["samples"][name]}
+        for sample in benchmark.samples:
+            entry = entries[sample.doc_id]
+            hashes = sample.prompt_hash, sample.doc_hash
+            assert hashes == (entry["prompt_hash"], entry["doc_hash"])
+            if sample.choices:
+                expected = [float(ll) for ll, _ in entry["filtered_resps"]]
+                assert sample.log_likelihoods == pytest.approx(expected, abs=5e-4)
+            else:
+                assert sample.response == entry["resps"][0][0]
+
+
+def test_measuring_leaves_everything_as_it_was(evaluation: Evaluation) -> None:
+    pocket, tasks = load_pocket(), load_tasks(read_benchmarks(NAMES, limit=12))
+    pocket.model.train()
+    pocket.tokenizer.padding_side = "right"
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    evaluator = Evaluator(tasks, make_config())
+    for _ in range(2):  # the same task objects serve base and tuned model
+        again = evaluator.evaluate(pocket)
+        for name, benchmark in again.benchmarks.items():
+            assert benchmark.samples == evaluation.benchmarks[name].samples
+            assert benchmark.task_hash == evaluation.benchmarks[name].task_hash
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    assert after == states
+    assert pocket.model.training
+    assert pocket.tokenizer.padding_side == "right"
+    assert all(p.requires_grad and p.grad is None for p in pocket.model.parameters())
+
+
+# --- blocks, stopping, the cache ----------------------------------------------------------------
+
+
+def with_zero_adapter(loaded: LoadedModel) -> LoadedModel:
+    shape = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    identity = {**loaded.identity, "adapter": "zeros"}
+    return replace(loaded, model=get_peft_model(loaded.model, shape).eval(), identity=identity)
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_an_adapter_of_zeros_changes_nothing_in_bfloat16(tmp_path: Path, is_killed: bool) -> None:
+    """Stopped early, and also after a kill: both models get the same blocks."""
+    tasks = load_tasks(read_benchmarks(["pocket_commonsense", "pocket_math"], limit=70))
+    base = load_pocket(torch.bfloat16)
+    evaluator, cache = Evaluator(tasks, make_config()), MemoryCache(tmp_path)
+    before = evaluator.evaluate(base)
+    tuned, n_rounds, n_chunks = with_zero_adapter(base), 0, 0
+
+    def stop_after_two(answers: dict[str, BenchmarkEvaluation]) -> set[str]:
+        nonlocal n_rounds
+        n_rounds += 1
+        return set(answers) if n_rounds < 2 else {"pocket_math"} if n_rounds < 3 else set()
+
+    def kill(done: int, total: int, label: str) -> None:
+        nonlocal n_chunks
+        n_chunks += 1
+        if n_chunks == 6:
+            raise KeyboardInterrupt
+
+    if is_killed:
+        with pytest.raises(KeyboardInterrupt):
+            evaluator.evaluate(tuned, cache, stop_after_two, kill)
+        assert list(tmp_path.iterdir())
+        n_rounds = 0
+    after = evaluator.evaluate(tuned, cache, stop_after_two)
+    assert not list(tmp_path.iterdir())
+    for name, n in (("pocket_commonsense", 45), ("pocket_math", 70)):
+        stopped = after.benchmarks[name]
+        assert (stopped.looks[-1], stopped.n_available) == (n, 70)
+        assert stopped.looks == block_ends(70)[: len(stopped.looks)]
+        assert stopped.samples == before.benchmarks[name].samples[:n]
+
+
+def test_what_was_found_is_not_asked_again(pocket: LoadedModel) -> None:
+    """A stopped evaluation goes on from where it was, under the key of a whole one."""
+    tasks = load_tasks(read_benchmarks(["pocket_cs"], limit=70))
+    cache, calls = MemoryCache(), list[int]()
+    stopped = Evaluator(tasks, make_config()).evaluate(pocket, cache, lambda answers: set())
+    assert stopped.benchmarks["pocket_cs"].looks == (32,)
+    evaluator = Evaluator(tasks, make_config())
+    whole = evaluator.evaluate(pocket, cache, on_progress=lambda done, *_: calls.append(done))
+    assert calls[0] > 32
+    assert whole.benchmarks["pocket_cs"].samples[:32] == stopped.benchmarks["pocket_cs"].samples
+    assert len(cache.saved) == 1
+    calls.clear()
+    again = evaluator.evaluate(pocket, cache, on_progress=lambda done, *_: calls.append(done))
+    assert not calls
+    assert again.benchmarks["pocket_cs"].origin == "another run"
+    assert again.benchmarks["pocket_cs"].samples == whole.benchmarks["pocket_cs"].samples
+
+
+def spoil_score(found: BenchmarkEvaluation) -> BenchmarkEvaluation:
+    score = replace(found.scores["acc"], value=0.0)
+    return replace(found, scores={"acc": score})
+
+
+def spoil_sample(found: BenchmarkEvaluation) -> BenchmarkEvaluation:
+    odd = replace(found.samples[0], log_likelihoods=(float("nan"),) * 4)
+    return replace(found, samples=(odd, *found.samples[1:]))
+
+
+ODD: dict[str, tuple[Callable[[BenchmarkEvaluation], BenchmarkEvaluation], str]] = {
+    "a score that is not its samples'": (spoil_score, "is not the mean"),
+    "not a number": (spoil_sample, "is not finite"),
+    "fewer questions": (lambda f: replace(f, samples=f.samples[:5], scores={}), "has no acc"),
+    "another order": (lambda f: replace(f, samples=f.samples[::-1]), "in another order"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_evaluation_is_measured_anew_and_says_why(name: str, pocket: LoadedModel) -> None:
+    spoil, reason = ODD[name]
+    evaluator = Evaluator(load_tasks(read_benchmarks(["pocket_cs"], limit=12)), make_config())
+    cache = MemoryCache()
+    sound = evaluator.evaluate(pocket, cache).benchmarks["pocket_cs"]
+    [key] = cache.saved
+    cache.saved[key] = spoil(sound)
+    again = evaluator.evaluate(pocket, cache).benchmarks["pocket_cs"]
+    assert again.samples == cache.saved[key].samples == sound.samples
+    assert "pocket_cs is measured anew" in evaluator.notes[-1]
+    assert reason in evaluator.notes[-1]
+
+
+@pytest.mark.parametrize("content", [b"no database", None])
+def test_a_damaged_answers_file_is_asked_again(
+    content: bytes | None, tmp_path: Path, pocket: LoadedModel, evaluation: Evaluation
+) -> None:
+    tasks = load_tasks(read_benchmarks(["pocket_cs"], limit=12))
+
+    def spoil(*_: Any) -> None:
+        [file] = tmp_path.iterdir()
+        if content:
+            file.write_bytes(content)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Evaluator(tasks, make_config()).evaluate(pocket, MemoryCache(tmp_path), on_progress=spoil)
+    again = Evaluator(tasks, make_config()).evaluate(pocket, MemoryCache(tmp_path))
+    assert again.benchmarks["pocket_cs"].samples == evaluation.benchmarks["pocket_cs"].samples
+
+
+# --- the backend --------------------------------------------------------------------------------
+
+
+def test_the_first_model_decides_how_all_are_scored(pocket: LoadedModel) -> None:
+    tasks = load_tasks(read_benchmarks(["pocket_cs"], limit=8))
+    evaluator = Evaluator(tasks, make_config())
+    assert evaluator.evaluate(pocket).backend.startswith("PrefixLM")
+    tuned = add_adapter(load_pocket().model, "PromptTuningConfig", num_virtual_tokens=4)
+    learned = wrap_model(tuned, pocket.tokenizer)
+    with pytest.raises(ModelError, match=r"PROMPT_TUNING adapter.*share_prefixes=False"):
+        evaluator.evaluate(learned)
+    stock = Evaluator(tasks, make_config(), share_prefixes=False)
+    before, after = stock.evaluate(pocket), stock.evaluate(learned)
+    assert before.backend == after.backend
+    assert before.backend.startswith("HFLM")
+
+
+def test_where_memory_runs_out_the_first_model_gets_a_smaller_batch(pocket: LoadedModel) -> None:
+    tasks = load_tasks(read_benchmarks(["pocket_cs"], limit=8))
+    evaluator, most = Evaluator(tasks, make_config(batch_size=8)), 3
+
+    def need_memory(module: Any, args: Any, kwargs: Any) -> None:
+        if len(kwargs["input_ids"]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = pocket.model.register_forward_pre_hook(need_memory, with_kwargs=True)
+    try:
+        assert "batch size 2" in evaluator.evaluate(pocket).backend
+        assert len(evaluator.notes) == 2
+        most = 1
+        with pytest.raises(ModelError, match=r"evaluation\.batch_size=1"):
+            evaluator.evaluate(pocket)
+    finally:
+        hook.remove()
+
+
+def test_an_answer_that_is_not_a_number_is_no_score() -> None:
+    pocket = load_pocket()
+    with torch.no_grad():
+        pocket.model.model.norm.weight[0] = torch.nan
+    evaluator = Evaluator(load_tasks(read_benchmarks(["pocket_cs"], limit=4)), make_config())
+    with pytest.raises(
+        ModelError, match=r"pocket:model answers to question \d of pocket_cs is not"
+    ):
+        evaluator.evaluate(pocket)
+
+
+def test_a_chat_template_that_fails_is_refused(pocket: LoadedModel) -> None:
+    evaluator = Evaluator(
+        load_tasks(read_benchmarks(["pocket_cs"], limit=4)), make_config(apply_chat_template=True)
+    )
+    tokenizer = copy.deepcopy(pocket.tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    with pytest.raises(ModelError, match=r"evaluation\.apply_chat_template"):
+        evaluator.evaluate(replace(pocket, tokenizer=tokenizer))
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    sample = (
+        evaluator.evaluate(replace(pocket, tokenizer=tokenizer)).benchmarks["pocket_cs"].samples[0]
+    )
+    assert sample.prompt.startswith("<user>")
+
+
+# --- tasks of one's own -------------------------------------------------------------------------
+
+ROWS = "".join(
+    json.dumps(
+        {"q": f"{i} plus {i}", "a": str(2 * i), "long": f"Bo and {'Ann' if i % 2 else 'Bo'}"}
+    )
+    + "\n"
+    for i in range(12)
+)
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+metadata: {{version: 1}}
+"""
+OWN_TASKS = {
+    # the choices stand in the context, as WinoGrande's
+    "own_winograd": """
+output_type: multiple_choice
+doc_to_choice: '{{["The man met a bee and Ann", "The man met a bee and Bo"]}}'
+doc_to_text: '{{0 if "and Ann" in long else 1}}'
+doc_to_target: was glad.
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+""",
+    "own_sampled": """
+output_type: generate_until
+doc_to_text: '{{q}}'
+doc_to_target: '{{a}}'
+generation_kwargs: {until: [], max_gen_toks: 6, do_sample: true, temperature: 1.0}
+repeats: 2
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+""",
+    "own_scored": """
+output_type: generate_until
+doc_to_text: '{{q}}'
+doc_to_target: '{{a}}'
+generation_kwargs: {until: [], max_gen_toks: 4}
+process_results: !function own_code.score
+metric_list:
+  - {metric: hundred, aggregation: mean, higher_is_better: true}
+  - {metric: wrong, aggregation: mean, higher_is_better: false}
+  - {metric: spread, aggregation: !function own_code.spread, higher_is_better: true}
+""",
+    "own_two": """
+output_type: multiple_choice
+doc_to_choice: ['yes', 'no']
+doc_to_text: '{{q}}'
+doc_to_target: 0
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+""",
+    "own_four": """
+output_type: multiple_choice
+process_docs: !function own_code.take_five
+doc_to_choice: ['yes', 'no', 'maybe', 'never']
+doc_to_text: '{{q}}'
+doc_to_target: 1
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+""",
+}
+OWN_CODE = """
+def score(doc, results):
+    return {"hundred": 25.0, "wrong": 0.5, "spread": 0.5}
+
+
+def spread(values):
+    return max(values) - min(values)
+
+
+def take_five(docs):
+    return docs.select(range(5))
+"""
+GROUP = """
+group: {name}
+task: [own_two, own_four]
+aggregate_metric_list: [{{metric: acc, aggregation: mean, weight_by_size: {by_size}}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def own_tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "rows.jsonl").write_text(ROWS)
+    (folder / "own_code.py").write_text(OWN_CODE)
+    for name, text in OWN_TASKS.items():
+        head = TASK.format(name=name, data=folder / "rows.jsonl")
+        (folder / f"{name}.yaml").write_text(head + text)
+    for name, by_size in (("own_by_task", "false"), ("own_by_size", "true")):
+        (folder / f"{name}.yaml").write_text(GROUP.format(name=name, by_size=by_size))
+    return str(folder)
+
+
+def load_own(folder: str, task: str, **changes: Any) -> Any:
+    return load_tasks({"own": make_benchmark_config(task, **changes)}, folder)
+
+
+def test_choices_that_stand_in_the_context_are_told_apart(
+    own_tasks: str, pocket: LoadedModel
+) -> None:
+    tasks = load_own(own_tasks, "own_winograd", chance="???")
+    assert tasks["own"].config.chance == 0.5
+    evaluation = Evaluator(tasks, make_config()).evaluate(pocket).benchmarks["own"]
+    for sample in evaluation.samples:
+        assert sample.prompt == "The man met a bee and "
+        assert sample.choices == ("Ann was glad.", "Bo was glad.")
+        assert sample.target == sample.choices[0 if sample.doc_id % 2 else 1]
+        assert sample.scores["acc"] == float(sample.answers["acc"] == sample.target)
+    assert {sample.scores["acc"] for sample in evaluation.samples} == {0.0, 1.0}
+
+
+def test_a_sampled_task_draws_alike_each_time(own_tasks: str) -> None:
+    tasks = load_own(own_tasks, "own_sampled", metric="exact_match")
+    model = wrap_model(build_tiny_model("llama"), build_byte_tokenizer())
+    evaluator = Evaluator(tasks, make_config())
+    first = evaluator.evaluate(model).benchmarks["own"]
+    torch.manual_seed(1)
+    assert evaluator.evaluate(model).benchmarks["own"].samples == first.samples
+    assert len({sample.response for sample in first.samples}) > 6
+
+
+@pytest.mark.parametrize(
+    ("metric", "scale", "answer"),
+    [
+        ("hundred", None, "scores 25, and a score must lie between 0 and 1; if it is of 100"),
+        ("hundred", 10.0, "scores 2.5, and a score must lie"),
+        ("wrong", None, "less is better"),
+        ("spread", None, "no mean of its questions' scores"),
+        ("missing", None, "has no such metric; choose one of hundred"),
+    ],
+)
+def test_a_metric_that_cannot_be_compared_is_refused(
+    metric: str, scale: float | None, answer: str, own_tasks: str
+) -> None:
+    model = wrap_model(build_tiny_model("llama"), build_byte_tokenizer())
+    with pytest.raises((ConfigError, DataError), match=answer):
+        tasks = load_own(own_tasks, "own_scored", metric=metric, scale=scale)
+        Evaluator(tasks, make_config()).evaluate(model)
+
+
+def test_a_scale_divides_the_primary_metric_and_others_are_left_out(own_tasks: str) -> None:
+    model = wrap_model(build_tiny_model("llama"), build_byte_tokenizer())
+    tasks = load_own(own_tasks, "own_scored", metric="hundred", scale=100.0)
+    evaluation = Evaluator(tasks, make_config()).evaluate(model).benchmarks["own"]
+    assert {m: score.value for m, score in evaluation.scores.items()} == {"hundred": 0.25}
+    assert all(sample.scores == {"hundred": 0.25} for sample in evaluation.samples)
+
+
+@pytest.mark.parametrize("by_size", [True, False])
+def test_a_group_weighs_its_tasks_as_the_harness_does(
+    by_size: bool, own_tasks: str, pocket: LoadedModel
+) -> None:
+    task = "own_by_size" if by_size else "own_by_task"
+    tasks = load_own(own_tasks, task, chance="???")
+    chance = (12 / 2 + 5 / 4) / 17 if by_size else (1 / 2 + 1 / 4) / 2
+    assert tasks["own"].config.chance == pytest.approx(chance)
+    rounds: list[int] = []
+
+    def look(answers: dict[str, BenchmarkEvaluation]) -> set[str]:
+        rounds.append(len(answers["own"].samples))
+        return set()
+
+    evaluator = Evaluator(tasks, make_config())
+    evaluation = evaluator.evaluate(pocket, stop_when=look).benchmarks["own"]
+    lm = HFLM(pretrained=pocket.model, tokenizer=copy.deepcopy(pocket.tokenizer))
+    manager = TaskManager(include_path=own_tasks, include_defaults=False)
+    stock: Any = lm_eval.simple_evaluate(lm, tasks=[task], task_manager=manager)
+    assert evaluation.score.value == pytest.approx(stock["groups"][task]["acc,none"])
+    assert len(evaluation.samples) == 17
+    assert set(evaluation.subjects or []) == {"own_two", "own_four"}
+    weights = None if by_size else {"own_two": 0.5, "own_four": 0.5}
+    assert evaluation.task_weights == weights
+
+
+@pytest.mark.parametrize(
+    ("settings", "answer"),
+    [
+        ({"task": "pocket_sc"}, "has no such task; did you mean pocket_cs"),
+        ({"task": "pocket_cs", "num_fewshot": 3}, "is asked without worked examples; set"),
+        ({"task": "pocket_cs", "metric": "f1"}, "has no such metric; choose one of acc"),
+        ({"task": "hellaswag"}, "hellaswag cannot be reached"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(settings: dict[str, Any], answer: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=answer):
+        load_tasks({"own": make_benchmark_config(**settings)})
+
+
+def test_what_is_left_open_is_the_tasks_own() -> None:
+    open_fields = dict.fromkeys(["metric", "num_fewshot", "chance"], "???")
+    configs = {name: make_benchmark_config(name, **open_fields) for name in NAMES}
+    tasks = load_tasks(configs)
+    filled = {n: (t.config.metric, t.config.num_fewshot, t.config.chance) for n, t in tasks.items()}
+    assert filled == {
+        "pocket_instructions": ("exact_match.strip", 0, 0.0),
+        "pocket_math": ("exact_match.strict-match", 0, 0.0),
+        "pocket_commonsense": ("acc", 0, 0.25),
+        "pocket_cs": ("acc", 0, 0.25),
+    }
+    [question] = [q for q in tasks["pocket_cs"].questions() if q.name == "pocket_cs 0"]
+    assert question.texts == ("Why do we need a kernel?",)
+    assert question.answers == ("manages processes and memory",)

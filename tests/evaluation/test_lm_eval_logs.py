@@ -1,0 +1,360 @@
+"""lm_eval's own logs, made by the harness and spoiled: what is read, and what is refused."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import yaml
+from tiny_benchmarks import make_config
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from slimdown.config.benchmarks import read_benchmarks
+from slimdown.config.schema import Role
+from slimdown.evaluation.evaluator import Evaluator
+from slimdown.evaluation.lm_eval_logs import read_lm_eval
+from slimdown.evaluation.tasks import load_tasks
+from slimdown.models.causal import wrap_model
+from slimdown.pocket import MODEL_DIR, TASKS_DIR
+from slimdown.utils.errors import ConfigError, DataError
+
+LIMIT = 12
+TASKS = ["pocket_math", "pocket_choices", "pocket_instructions"]
+GROUP = {
+    "group": "pocket_choices",
+    "task": ["pocket_cs", "pocket_commonsense"],
+    "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
+    "metadata": {"version": 1.0},
+}
+
+
+def run_lm_eval(folder: Path, tasks: list[str], extra: Path, limit: int = LIMIT) -> None:
+    """What the command line does with `--model hf --log_samples --output_path FOLDER`."""
+    from lm_eval import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.tasks import TaskManager
+
+    tracker = EvaluationTracker(output_path=str(folder))
+    include = [str(TASKS_DIR), str(extra)]
+    # Which would take seconds, for a text about the machine.
+    with patch("torch.utils.collect_env.get_pretty_env_info", return_value=""):
+        results: Any = simple_evaluate(
+            model="hf",
+            model_args={"pretrained": str(MODEL_DIR), "dtype": "float32"},
+            tasks=tasks,
+            limit=limit,
+            batch_size=16,
+            device="cpu",
+            task_manager=TaskManager(include_path=include, include_defaults=False),
+            evaluation_tracker=tracker,
+        )
+    samples = results.pop("samples")
+    tracker.save_results_aggregated(results=results, samples=samples)
+    for task in results["configs"]:
+        tracker.save_results_samples(task_name=task, samples=samples[task])
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("logs")
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "group.yaml").write_text(yaml.safe_dump(GROUP))
+    run_lm_eval(folder / "base", TASKS, folder / "tasks")
+    return folder
+
+
+@pytest.fixture
+def copied(logs: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(logs, tmp_path / "logs"))
+
+
+def find_one(folder: Path, pattern: str) -> Path:
+    (file,) = folder.glob(f"base/*/{pattern}")
+    return file
+
+
+def edit_results(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def spoil(logs: Path) -> None:
+        file = find_one(logs, "results_*")
+        results = json.loads(file.read_text())
+        edit(results)
+        file.write_text(json.dumps(results))
+
+    return spoil
+
+
+def edit_lines(edit: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
+    def spoil(logs: Path) -> None:
+        file = find_one(logs, "samples_pocket_math_*")
+        file.write_text("".join(edit(file.read_text().splitlines(keepends=True))))
+
+    return spoil
+
+
+def edit_entry(task: str, **changes: Any) -> Callable[[Path], None]:
+    def spoil(logs: Path) -> None:
+        file = find_one(logs, f"samples_{task}_*")
+        entries = [json.loads(line) for line in file.read_text().splitlines()]
+        entries[3].update(changes)
+        file.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+    return spoil
+
+
+# --- what is read -----------------------------------------------------------------------------
+
+
+def test_logs_hold_what_our_own_measurement_gives(logs: Path) -> None:
+    read = read_lm_eval(logs / "base", targets=["pocket_instructions"])
+    shown = {
+        name: (b.benchmark.metric, b.benchmark.role, b.benchmark.chance, len(b.samples))
+        for name, b in read.benchmarks.items()
+    }
+    assert shown == {
+        "pocket_math": ("exact_match.strict-match", Role.retained, 0.0, LIMIT),
+        "pocket_choices": ("acc", Role.retained, 0.25, 2 * LIMIT),
+        "pocket_instructions": ("exact_match.strip", Role.target, 0.0, LIMIT),
+    }
+    assert set(read.benchmarks["pocket_choices"].subjects or []) == {
+        "pocket_cs",
+        "pocket_commonsense",
+    }
+    names = ["pocket_math", "pocket_cs", "pocket_commonsense"]
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
+    evaluator = Evaluator(load_tasks(read_benchmarks(names, limit=LIMIT)), make_config())
+    loaded = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
+    ours = {
+        (s.task, s.doc_id): s
+        for b in evaluator.evaluate(loaded).benchmarks.values()
+        for s in b.samples
+    }
+    for name in ("pocket_math", "pocket_choices"):
+        for sample in read.benchmarks[name].samples:
+            own = ours[sample.task, sample.doc_id]
+            assert (sample.prompt, sample.target, sample.response) == (
+                own.prompt,
+                own.target,
+                own.response,
+            )
+            assert (sample.prompt_hash, sample.doc_hash) == (own.prompt_hash, own.doc_hash)
+            assert sample.log_likelihoods == pytest.approx(own.log_likelihoods, abs=5e-4)
+            assert sample.scores.items() <= own.scores.items()
+
+
+@pytest.mark.parametrize("of", ["folder", "model's folder", "results file"])
+def test_a_log_is_named_in_any_of_three_ways(of: str, logs: Path) -> None:
+    file = find_one(logs, "results_*")
+    path = {"folder": logs / "base", "model's folder": file.parent, "results file": file}[of]
+    assert list(read_lm_eval(str(path)).benchmarks) == TASKS or set(
+        read_lm_eval(path).benchmarks
+    ) == set(TASKS)
+
+
+def test_results_named_by_a_file_and_asked_again_are_found(copied: Path) -> None:
+    """`--output_path out/base.json` is written as out/base_DATE.json; the newest answers count."""
+    run_lm_eval(copied / "out" / "base.json", ["pocket_cs"], copied / "tasks", limit=2)
+    assert len(read_lm_eval(copied / "out" / "base.json").benchmarks["pocket_cs"].samples) == 2
+    run_lm_eval(copied / "base", ["pocket_math"], copied / "tasks", limit=5)
+    notes: list[str] = []
+    read = read_lm_eval(copied / "base", on_note=notes.append)
+    assert {name: len(b.samples) for name, b in read.benchmarks.items()} == {
+        "pocket_math": 5,
+        "pocket_choices": 2 * LIMIT,
+        "pocket_instructions": LIMIT,
+    }
+    assert "of which the newest are read" in notes[0]
+
+
+def test_lines_may_come_in_the_order_of_several_processes(copied: Path) -> None:
+    """With two processes the harness writes even questions first; its digest is of that order."""
+    before = read_lm_eval(copied / "base").benchmarks["pocket_choices"].samples
+    file = find_one(copied, "samples_pocket_cs_*")
+    lines = file.read_text().splitlines(keepends=True)
+    turned = [*lines[::2], *lines[1::2]]
+    file.write_text("".join(turned))
+    parts = [
+        json.loads(line)[f"{what}_hash"] for line in turned for what in ("doc", "prompt", "target")
+    ]
+    digest = sha256("".join(parts).encode()).hexdigest()
+    edit_results(lambda r: r["task_hashes"].update(pocket_cs=digest))(copied)
+    assert read_lm_eval(copied / "base").benchmarks["pocket_choices"].samples == before
+
+
+@pytest.mark.parametrize("version", ["0.4.9", "0.4.13"])
+def test_logs_of_another_version_are_read_alike(version: str) -> None:
+    """What these versions' command lines wrote; 0.4.9 keeps the model's arguments as one text."""
+    read = read_lm_eval(Path(__file__).parent / "harness_logs" / version)
+    assert read.harness_version == version
+    shown = {
+        n: (b.benchmark.metric, len(b.samples), b.score.value) for n, b in read.benchmarks.items()
+    }
+    assert shown == {
+        "pocket_math": ("exact_match.strict-match", 4, 1.0),
+        "pocket_choices": ("acc", 8, 1.0),
+    }
+    assert read.conditions["dtype"] == "float32"
+
+
+def test_logs_are_read_without_torch_and_without_the_harness(logs: Path) -> None:
+    script = (
+        "import sys\nfrom slimdown.evaluation.lm_eval_logs import read_lm_eval\n"
+        f"read_lm_eval({str(logs / 'base')!r})\n"
+        "print({'torch', 'lm_eval', 'transformers', 'pyarrow', 'mlflow'} & set(sys.modules))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
+
+
+def test_a_group_weighs_its_tasks_as_the_harness_reports(copied: Path) -> None:
+    samples = read_lm_eval(copied / "base").benchmarks["pocket_choices"].samples
+    edit_results(lambda r: None)(copied)
+    by_task = {t: [s.scores["acc"] for s in samples if s.task == t] for t in GROUP["task"]}
+    file = find_one(copied, "samples_pocket_cs_*")
+    lines = file.read_text().splitlines(keepends=True)[:5]
+    file.write_text("".join(lines))
+    parts = [json.loads(x)[f"{w}_hash"] for x in lines for w in ("doc", "prompt", "target")]
+    of_five, others = by_task["pocket_cs"][:5], by_task["pocket_commonsense"]
+    alike = (sum(of_five) / 5 + sum(others) / LIMIT) / 2
+    by_size = (sum(of_five) + sum(others)) / (5 + LIMIT)
+    assert alike != by_size
+    digest = sha256("".join(parts).encode()).hexdigest()
+    edit_results(lambda r: r["task_hashes"].update(pocket_cs=digest))(copied)
+    for score, weights in ((by_size, None), (alike, dict.fromkeys(sorted(GROUP["task"]), 0.5))):
+        edit_results(
+            lambda r, score=score: r["results"]["pocket_choices"].update({"acc,none": score})
+        )(copied)
+        evaluation = read_lm_eval(copied / "base").benchmarks["pocket_choices"]
+        assert (evaluation.score.value, evaluation.task_weights) == (pytest.approx(score), weights)
+
+
+LEFT_OUT: dict[str, Callable[[Path], None]] = {
+    "less is better": edit_results(
+        lambda r: r["higher_is_better"].update(pocket_instructions={"exact_match": False})
+    ),
+    "not the mean of its questions": edit_results(
+        lambda r: r["results"]["pocket_instructions"].update({"exact_match,strip": 0.123})
+    ),
+    "scores of no share": edit_entry("pocket_instructions", exact_match=-1e9),
+    "a score that is a text": edit_entry("pocket_instructions", exact_match="high"),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_cannot_be_compared_is_left_out_and_noted(name: str, copied: Path) -> None:
+    LEFT_OUT[name](copied)
+    notes: list[str] = []
+    read = read_lm_eval(copied / "base", on_note=notes.append)
+    assert set(read.benchmarks) == {"pocket_math", "pocket_choices"}
+    assert "pocket_instructions is left out" in notes[0]
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+def make_fifo(logs: Path) -> None:
+    import os
+
+    file = find_one(logs, "samples_pocket_math_*")
+    file.unlink()
+    os.mkfifo(file)
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no folder": (lambda logs: shutil.rmtree(logs / "base"), "there is no folder .*base; give the"),
+    "no results": (
+        lambda logs: shutil.rmtree(find_one(logs, "results_*").parent),
+        "holds no results as lm_eval names them",
+    ),
+    "no samples": (
+        lambda logs: find_one(logs, "samples_pocket_cs_*").unlink(),
+        "there is no .*pocket_cs_",
+    ),
+    "a pipe": (make_fifo, "is no plain file"),
+    "two models": (
+        lambda logs: shutil.copytree(find_one(logs, "results_*").parent, logs / "base" / "other"),
+        "holds logs of several models; give the folder of one: .*other",
+    ),
+    "results cut short": (
+        lambda logs: find_one(logs, "results_*").write_text('{"results": {'),
+        "cut short",
+    ),
+    "other results": (
+        lambda logs: find_one(logs, "results_*").write_text("[1]"),
+        "no results file of",
+    ),
+    "a line cut short": (
+        edit_lines(lambda lines: [*lines[:-1], lines[-1][:100]]),
+        "line 24, is no line",
+    ),
+    "a line missing": (
+        edit_lines(lambda lines: lines[:-1]),
+        "lines are missing, doubled or changed",
+    ),
+    "a line twice": (
+        edit_lines(lambda lines: [*lines, lines[-1]]),
+        "lines are missing, doubled or",
+    ),
+    "no line": (edit_lines(lambda lines: []), "lines are missing, doubled or changed"),
+    "a huge line": (edit_lines(lambda lines: ["[" * 2_000_000]), "line 1, is no line of lm_eval"),
+    "not a number": (
+        edit_entry("pocket_math", exact_match=float("nan")),
+        "question 1 .* is not a number",
+    ),
+    "no score": (edit_entry("pocket_math", metrics=["f1"]), "is not logged as lm_eval does it"),
+    "a likelihood that is none": (
+        lambda logs: (file := find_one(logs, "samples_pocket_cs_*")).write_text(
+            re.sub(r'"-[\d.]+"', '"nan"', file.read_text())
+        ),
+        "question 0 of pocket_cs is not a number",
+    ),
+    "better than what": (
+        edit_results(lambda r: r.update(higher_is_better={"pocket_math": 7})),
+        "is not logged as lm_eval does it",
+    ),
+    "a limit without end": (
+        edit_results(lambda r: r["config"].update(limit=float("inf"))),
+        "is not logged as lm_eval does it",
+    ),
+    "another file's name": (
+        edit_results(lambda r: r.update(group_subtasks={"pocket_choices": ["../../x"]})),
+        "is not logged as lm_eval does it",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_read_is_said_in_one_line(name: str, copied: Path) -> None:
+    spoil, answer = REFUSED[name]
+    spoil(copied)
+    with pytest.raises(DataError, match=answer) as refused:
+        read_lm_eval(copied / "base")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_huge_number_of_a_question_is_read(copied: Path) -> None:
+    def renumber(lines: list[str]) -> list[str]:
+        return [re.sub(r'"doc_id": 3\b', f'"doc_id": {2**40}', line) for line in lines]
+
+    edit_lines(renumber)(copied)
+    assert read_lm_eval(copied / "base").benchmarks["pocket_math"].samples[-1].doc_id == 2**40
+
+
+def test_a_choice_of_metric_or_target_that_was_not_asked_is_refused(logs: Path) -> None:
+    metrics = {"pocket_math": "exact_match.flexible-extract"}
+    assert (
+        read_lm_eval(logs / "base", metrics).benchmarks["pocket_math"].benchmark.metric
+        == metrics["pocket_math"]
+    )
+    with pytest.raises(ConfigError, match="pocket_math=f1: no such score"):
+        read_lm_eval(logs / "base", {"pocket_math": "f1"})
+    with pytest.raises(ConfigError, match="pocket_maths was not asked; did you mean pocket_math"):
+        read_lm_eval(logs / "base", targets=["pocket_maths"])
