@@ -1,5 +1,6 @@
 """Runs of made-up answers, recorded by the real writer into a real store."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -67,6 +68,13 @@ def record_run(config: RunConfig, name: str, scores: Scores = LOST, **fields: An
     with open_run(config, make_info(config, name, **fields)) as run:
         save_answers(run, config, scores)
     return run.run_id
+
+
+def copy_store(migrated_store: Path, folder: Path) -> Path:
+    """A folder with an empty store, for tests that share the runs in it."""
+    (folder / "mlruns").mkdir()
+    shutil.copy(migrated_store, folder / "mlruns" / "mlflow.db")
+    return folder
 
 
 @contextmanager

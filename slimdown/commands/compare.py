@@ -39,7 +39,6 @@ def main(argv: list[str]) -> int:
     add("runs", nargs="*", metavar="RUN", help="only these: ids, beginnings of ids, or names")
     parser.add_store()
     parser.add_list("--experiment", "NAME", f"default: {_DEFAULT_EXPERIMENT}, with --sweep all")
-    parser.add_list("--tag", "KEY=VALUE", "an MLflow tag")
     add("--sweep", metavar="NAME", default="", help="the runs that one command started")
     add("--filter", metavar="FILTER", default="", help="a filter in MLflow's language")
     add("--sort", metavar="KEY", help="a benchmark, setting, retained, target, ...; -KEY: down")
@@ -54,11 +53,14 @@ def main(argv: list[str]) -> int:
     ):
         modes.add_argument(f"--{mode}", action="store_const", const=mode, dest="mode", help=text)
     parser.add_output()
+    if "--sort" in argv[:-1]:  # argparse takes -KEY for an option
+        i = argv.index("--sort")
+        argv = [*argv[:i], f"--sort={argv[i + 1]}", *argv[i + 2 :]]
     options = parser.parse_args(argv)
     if options.mode and (options.sort or options.by or not options.group_seeds):
         parser.error(f"--{options.mode} has rows of its own; leave --sort, --by and the like out")
-    if options.runs and (options.experiment or options.sweep or options.tag or options.filter):
-        parser.error("runs are named: leave --experiment, --sweep, --tag and --filter out")
+    if options.runs and (options.experiment or options.sweep or options.filter):
+        parser.error("runs are named: leave --experiment, --sweep and --filter out")
     if options.mode == "paired" and len(options.runs) != 2:
         parser.error(f"--paired compares two runs, got {len(options.runs)}; name two")
     if options.mode == "confirm" and not options.runs:
@@ -173,10 +175,7 @@ def select_runs(options: argparse.Namespace) -> "tuple[list[RunRecord], str, lis
             raise ConfigError("a comparison needs two different runs; name another")
         return list(chosen.values()), f"{len(chosen)} runs of {uri}", []
     experiments = options.experiment or ([] if options.sweep else [_DEFAULT_EXPERIMENT])
-    texts = [*options.tag, *([f"{Tag.sweep}={options.sweep}"] if options.sweep else [])]
-    if wrong := [text for text in texts if not text.partition("=")[2]]:
-        raise ConfigError(f"--tag {wrong[0]}: write KEY=VALUE, e.g. --tag slimdown.host=gpu1")
-    tags = {text.partition("=")[0]: text.partition("=")[2] for text in texts}
+    tags: dict[str, str] = {Tag.sweep: options.sweep} if options.sweep else {}
     runs = find_runs(tracking, experiments, tags, options.filter, with_findings=True)
     states = Counter(
         "pruned by a search" if Tag.pruned in run.tags else run.status.lower()
@@ -184,8 +183,9 @@ def select_runs(options: argparse.Namespace) -> "tuple[list[RunRecord], str, lis
         if not run.findings
     )
     left_out = ", ".join(f"{count:,} {state}" for state, count in states.items())
-    limits = [*texts, *([f"filter {options.filter}"] if options.filter else [])]
     where = f"experiment {', '.join(experiments)}" if experiments else "all experiments"
+    limits = [f"{key} {text}" for key, text in tags.items()]
+    limits += [f"filter {options.filter}"] if options.filter else []
     which = f"{', '.join([*limits, where])} in {uri}"
     complete = [run for run in runs if run.findings]
     if not complete:

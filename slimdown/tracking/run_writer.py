@@ -94,8 +94,8 @@ class TrackedRun:
         self.tuned_cache = RecordedEvaluations(config, "tuned", self.folder, client)
         self._artifacts = self.folder / "artifacts"
         self._artifacts.mkdir(parents=True, exist_ok=True)
-        self._steps = self.folder / "steps.jsonl"
-        self._known_steps = self._steps.read_text().splitlines() if self._steps.exists() else []
+        history = client.get_metric_history(self.run_id, "train/loss") if info.resume_run_id else []
+        self._steps = {metric.step for metric in history}
         self._metrics: list[Metric] = []
         self._tags: list[RunTag] = []
         self._is_silent, self._flushed = False, time.monotonic()
@@ -117,12 +117,8 @@ class TrackedRun:
 
     def log_step(self, step: "StepLog") -> None:
         """Record one training step; one that was recorded before is left out."""
-        values = metric_names.collect_step_metrics(step.values)
-        line = json.dumps({"step": step.step, **values})
-        if line not in self._known_steps:
-            with self._steps.open("a") as file:
-                file.write(line + "\n")
-            self._add_metrics(values, step.step)
+        if step.step not in self._steps:
+            self._add_metrics(metric_names.collect_step_metrics(step.values), step.step)
             if time.monotonic() - self._flushed > _FLUSH_SECONDS:
                 self._flush()
 

@@ -82,7 +82,8 @@ def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClien
                     MlflowClient(f"sqlite:///{draft}").search_experiments(max_results=1)
                     draft.replace(file)
         # MLflow keeps one store for each address: a relative one is wrong in another folder.
-        return MlflowClient(config.uri.replace(config.uri.partition(":///")[2], str(file), 1))
+        place = config.uri.partition(":///")[2].partition("?")[0]
+        return MlflowClient(config.uri.replace(f":///{place}", f":///{file}", 1))
 
 
 @contextmanager

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 from builders import make_scores
+from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
-from record_builders import KEPT, LOST, record_run
+from record_builders import KEPT, LOST, copy_store, record_run
 
 from slimdown.commands import check, compare, verdict
+from slimdown.config.loader import load_config
+from slimdown.config.paths import CONF_DIR
 from slimdown.config.schema import RunConfig
 from slimdown.tracking.run_reader import find_runs
 
@@ -19,11 +22,29 @@ Compose = Callable[..., RunConfig]
 LOGS = Path(__file__).parents[1] / "golden" / "lm_eval.tar.xz"  # of the harness itself
 
 
+@pytest.fixture(scope="module")
+def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(copy_store(migrated_store, folder))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for name, scores, share in (
+            ("kept", KEPT, 0),
+            ("lost", LOST, 0),
+            ("few", make_scores(3, 1, 1, 1), 0),
+            ("held", KEPT, 0.5),
+        ):
+            with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+                overrides = [f"evaluation.holdout={share}"]
+                config = load_config(compose("config", overrides=overrides))
+            record_run(config, name, scores)
+    return folder
+
+
 @pytest.fixture
-def runs(store: MlflowClient, composed: Compose) -> None:
-    for name, scores in (("kept", KEPT), ("lost", LOST), ("few", make_scores(3, 1, 1, 1))):
-        record_run(composed(), name, scores)
-    record_run(composed("evaluation.holdout=0.5"), "held", KEPT)
+def runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 @pytest.mark.parametrize(
