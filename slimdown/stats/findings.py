@@ -115,7 +115,7 @@ class Findings:
     benchmarks: dict[str, BenchmarkChange]
     lost_answers: dict[str, LossBreakdown]  # by benchmark
     training: TrainingResult | None  # None where somebody else tuned the model
-    costs: dict[str, float]  # seconds (`..._seconds`), bytes (`..._bytes`), `n_answers`
+    costs: dict[str, float]  # seconds (`..._seconds`), bytes (`..._bytes`)
     part: str  # which of the questions, where not all
     conditions: dict[str, str]  # harness_version, backend and what else both evaluations share
     mean_changes: dict[Role, Estimate]  # over the primary metrics of the benchmarks of a role
@@ -218,7 +218,6 @@ def judge(
         "base_evaluation_peak_bytes": base.peak_bytes,
         "tuned_evaluation_peak_bytes": tuned.peak_bytes,
         "training_peak_bytes": training.peak_bytes if training else nan,
-        "n_answers": float(sum(b.n for b in benchmarks.values())),
     }
     losses, means = {}, {}
     for name, pair in pairs.items():

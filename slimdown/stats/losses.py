@@ -12,7 +12,7 @@ from statistics import fmean, median
 import numpy as np
 
 from slimdown.evaluation.results import Sample
-from slimdown.stats.estimates import Difference, Estimate, compare_scores, estimate_mean
+from slimdown.stats.estimates import Estimate, compare_scores, estimate_mean
 from slimdown.stats.pairing import Pair
 from slimdown.stats.serialization import NOT_RECORDED
 
@@ -63,12 +63,7 @@ class ChoiceShift:
     share_before: Estimate  # of all questions, how many take this position
     share_after: Estimate
     share_right: float  # of how many it is the right one
-    drift: Difference  # of the share, paired
-
-    @property
-    def collapsed(self) -> bool:
-        """Whether the tuned model is shown to prefer this position beyond how often it is right."""
-        return self.drift.low > 0 and self.share_after.low > self.share_right
+    collapsed: bool  # whether it is shown to be preferred now, beyond how often it is right
 
 
 @dataclass(frozen=True)
@@ -173,12 +168,17 @@ def _describe_shift(pair: Pair, examples: list[Example], lost: list[Example]) ->
     position = Counter(after for _, after in taken).most_common(1)[0][0]
     before, after = np.isin(np.array(taken).T, position).astype(float)
     right = [e.base.choices.index(e.base.target) for e in examples]
+    share_after, share_right = (
+        estimate_mean(after, pair.sampling),
+        right.count(position) / len(right),
+    )
+    drift = compare_scores(before, after, pair.sampling)
     return ChoiceShift(
         median_lead_before=median(_lead(e.base, metric) for e in lost) if lost else nan,
         median_lead_after=median(_lead(e.tuned, metric) for e in lost) if lost else nan,
         position=position,
         share_before=estimate_mean(before, pair.sampling),
-        share_after=estimate_mean(after, pair.sampling),
-        share_right=right.count(position) / len(right),
-        drift=compare_scores(before, after, pair.sampling),
+        share_after=share_after,
+        share_right=share_right,
+        collapsed=drift.low > 0 and share_after.low > share_right,
     )

@@ -31,7 +31,6 @@ class MeanChange:
 
     change: SeedMean  # of the primary metric, tuned - base
     role: Role
-    metric: str
     n: float  # questions; a mean where seeds stopped at different numbers
     n_available: int | None  # of how many, where answers were looked at while they came in
     verdict: str  # or each one with its number of seeds where they disagree
@@ -181,7 +180,6 @@ def _make_row(
         cells[benchmark] = MeanChange(
             change=average_seeds(changes),
             role=changes[0].role,
-            metric=changes[0].metric,
             n=fmean(c.n for c in changes),
             n_available=max(c.n_available or 0 for c in changes) or None,
             verdict=_join_verdicts(c.verdict for c in changes),
