@@ -148,7 +148,9 @@ def run_sweep_job(sweep: SweepInfo, composed: DictConfig) -> None:
                 sys.stderr.write(redact(traceback.format_exc()))
             reason = describe_error(error)
             outcome = replace(outcome, state=JobState.failed, reason=" ".join(reason.split()))
-            sys.stderr.write(f"job {number + 1} of {sweep.n_jobs} failed:\n  {reason}\n")
+            lines = [f"job {number + 1} of {sweep.n_jobs} failed:", *reason.splitlines()]
+            lines += getattr(error, "__notes__", [])
+            sys.stderr.write(redact("\n  ".join(lines)) + "\n")
     sweep.write_outcome(number, outcome)
     if "torch" in sys.modules:  # the next job in this process needs the memory
         from slimdown.models.memory import release_memory
@@ -233,6 +235,6 @@ def measure_base_job(folder: Path, environment: dict[str, str], composed: DictCo
 
 
 def describe_error(error: BaseException) -> str:
-    """Return an error's message with its notes, one a line, without secrets."""
-    message = str(error) if isinstance(error, SlimdownError) else f"{type(error).__name__}: {error}"
-    return redact("\n  ".join([*message.splitlines(), *getattr(error, "__notes__", [])]))
+    """Return an error's message without secrets; of one that nobody thought of, its kind, too."""
+    kind = "" if isinstance(error, SlimdownError) else f"{type(error).__name__}: "
+    return redact(f"{kind}{error}")

@@ -221,13 +221,13 @@ class SlimdownSweeper(Sweeper):
             yield
             return
         ended = Event()
-        with console.status("starting the jobs") as update:
+        with console.progress_bar("running the jobs") as update:
 
             def poll() -> None:
                 while not ended.wait(1):
                     outcomes = [info.read_outcome(number) for number in info.numbers]
                     n_over = sum(outcome.is_over for outcome in outcomes)
-                    update(f"{n_over} of {len(outcomes)} jobs done; logs are in {info.folder}")
+                    update(n_over, len(outcomes), f"logs are in {info.folder}")
 
             Thread(target=poll, daemon=True).start()
             try:

@@ -113,7 +113,7 @@ GROUP_FILES = [
     ("experiment/mine.yaml", b"lora: {r: 2}\n", "does not begin with `# @package _global_`"),
     ("experiment/mine.yaml", b"# @package _global_\nlora: {r: 0}\n", "lora.r must be at least 1"),
     ("experiment/mine.yaml", b"# @package _global_\nlora: null\n", "'lora' is not Optional"),
-    ("experiment/mine.yaml", b"# @package _global_\nlora: {nope: 1}\n", "Key 'nope' not in 'LoraConf"),
+    ("experiment/mine.yaml", b"# @package _global_\nlora: {q: 1}\n", "Key 'q' not in 'LoraConfig'"),
     ("experiment/mine.yaml", b"\xff\xfe\0", "cannot be read: 'utf-8' codec"),
     ("experiment/mine.yaml", b"\xef\xbb\xbf# @package _global_\n", "a byte order mark; save it"),
     ("experiment/mine.yaml", b"# @package _global_\na: &a 1\nb: *a\n", "holds a YAML alias"),
