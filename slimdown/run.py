@@ -14,8 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from slimdown.commands.arguments import run_command
 from slimdown.config.command_line import compose_runs, read_command_line, reword
 from slimdown.config.paths import CONF_DIR
+from slimdown.config.schema import Engine
 from slimdown.utils.distributed import process_count, process_rank
-from slimdown.utils.errors import ConfigError
+from slimdown.utils.errors import ConfigError, SlimdownError
 
 
 def main(arguments: list[str]) -> int:
@@ -33,15 +34,21 @@ def main(arguments: list[str]) -> int:
 
 def _start(arguments: list[str]) -> int:
     line = read_command_line(arguments)
-    if line.is_run:
-        if process_count() > 1 and line.is_sweep:
-            raise ConfigError(f"-m asks for several runs, and {process_count()} processes make one")
-        plan = compose_runs(line)
-        if process_rank() > 0:
+    if process_rank() > 0:  # of accelerate or torchrun; the first process says what is wrong
+        try:
+            config = compose_runs(line).runs[0].config
             from slimdown.experiment import assist_training
 
-            assist_training(plan.runs[0].config)
-            return 0
+            assist_training(config)
+        except SlimdownError:
+            return 1
+        return 0
+    if line.is_run:
+        plan = compose_runs(line)
+        if (n := process_count()) > 1 and line.is_sweep:
+            raise ConfigError(f"-m asks for several runs, and {n} processes make one together")
+        if n > 1 and plan.runs[0].config.train.engine is Engine.unsloth:
+            raise ConfigError(f"train.engine=unsloth trains in one process, and there are {n}")
         from slimdown.sweep.sweeper import check_rows, register_sweeper
 
         check_rows(plan.runs)
@@ -63,9 +70,9 @@ def _start(arguments: list[str]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(reword(error)) from error
     except ValueError as error:
-        if line.is_run:
+        if line.is_run and "Unable to configure" not in str(error):
             raise
-        raise ConfigError(str(error)) from error  # flags that do not go together
+        raise ConfigError(str(error)) from error  # flags that do not go together, or job_logging
     except SystemExit as stop:  # of the sweep, or of Hydra's --help
         return int(stop.code or 0)
     if failures:
