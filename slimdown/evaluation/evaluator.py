@@ -1,5 +1,6 @@
 """The `Evaluator`: the same questions to one model after another, scored by the same code."""
 
+import copy
 import json
 import sqlite3
 import time
@@ -29,7 +30,7 @@ from slimdown.evaluation.harness_results import (
 from slimdown.evaluation.prefix_lm import PrefixLM, VirtualTokensLM, without_tying
 from slimdown.evaluation.question_order import block_ends, order_questions
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
-from slimdown.evaluation.tasks import BenchmarkTask, keep_random_states
+from slimdown.evaluation.tasks import BenchmarkTask, Requests, keep_random_states
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import eval_mode
 from slimdown.models.memory import is_out_of_memory, measure_peak_memory, release_memory
@@ -132,14 +133,14 @@ class Evaluator:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                sizes = backend.batch_size, backend.generation_batch_size
-                if self._is_backend_final or max(sizes) == 1:
+                halves = [
+                    max(1, n // 2) for n in (backend.batch_size, backend.generation_batch_size)
+                ]
+                if self._is_backend_final or backend.batch_size == 1:
                     raise ModelError(
-                        f"{model.id} does not fit in memory with {max(sizes)} questions at once; "
-                        "measure both models with evaluation.batch_size="
-                        f"{max(1, max(sizes) // 2)}, or with fewer worked examples"
+                        f"{model.id} does not fit in memory ({backend.name}); measure both models "
+                        f"with evaluation.batch_size={halves[0]}, or with fewer worked examples"
                     ) from None
-                halves = (max(1, size // 2) for size in sizes)
                 self.backend = BackendOptions(backend.shares_prefixes, *halves)
                 self.notes.append(f"Memory ran out; from now on {self.backend.name}.")
             release_memory()
@@ -177,16 +178,17 @@ class Evaluator:
                     run.ask_block()
                 if run.n_asked:
                     _save(run, cache)
-            is_open = [name for name, run in runs.items() if not run.n_asked]
-            while stop_when and is_open:
-                for name in is_open:
-                    runs[name].ask_block(is_look=True)
+            stoppable = {name: run for name, run in runs.items() if not run.n_asked}
+            open_runs = list(stoppable.values())
+            while stop_when and open_runs:
+                for run in open_runs:
+                    run.ask_block(is_look=True)
                 needed = stop_when({name: run.summarize() for name, run in runs.items()})
-                for name in is_open:
-                    if name not in needed or runs[name].n_asked == runs[name].ends[-1]:
-                        _save(runs[name], cache)
-                        needed -= {name}
-                is_open = [name for name in is_open if name in needed]
+                # The rule may open one again, where what another showed came to nothing.
+                needed -= {name for name, run in runs.items() if run.n_asked == run.ends[-1]}
+                open_runs = [run for name, run in stoppable.items() if name in needed]
+            for run in stoppable.values():
+                _save(run, cache)
             benchmarks = {name: run.summarize() for name, run in runs.items()}
             seconds = time.perf_counter() - started
             return Evaluation(benchmarks, version("lm-eval"), backend.name, seconds, measure_peak())
@@ -210,7 +212,7 @@ class _BenchmarkRun:
     def __init__(
         self,
         task: BenchmarkTask,
-        requests: dict[tuple[str, int], list[Any]],
+        requests: Requests,
         model: LoadedModel,
         lm: Any,
         backend: BackendOptions,
@@ -412,24 +414,20 @@ class _AnswersFile:
 
 
 def _ask_model(lm: Any, requests: list[Any]) -> list[list[Any]]:
-    """Get `repeats` responses to each request, of one type each call."""
-    responses: dict[int, list[Any]] = {i: [] for i in range(len(requests))}
-    together: dict[str, list[int]] = {}
-    for i, request in enumerate(requests):
-        kind = request.request_type
-        if kind == "generate_until" and normalize_gen_kwargs(request.args[1])["do_sample"]:
-            for repeat in range(request.repeats):
-                # A seed for each question: base, tuned model and a repeated run draw alike.
-                seed = sha256(f"{request.task_name} {request.doc_id} {repeat}".encode()).digest()
-                torch.manual_seed(int.from_bytes(seed[:7]))
-                responses[i] += lm.generate_until([request], disable_tqdm=True)
-        else:
-            together.setdefault(kind, []).extend([i] * request.repeats)
-    for kind, indices in together.items():
-        found = getattr(lm, kind)([requests[i] for i in indices], disable_tqdm=True)
-        for i, response in zip(indices, found, strict=True):
-            responses[i].append(response)
-    return [responses[i] for i in range(len(requests))]
+    """Get `repeats` responses to each request; all are of one task."""
+    kind, settings = requests[0].request_type, requests[0].args[-1]
+    repeated = [(request, number) for request in requests for number in range(request.repeats)]
+    if kind == "generate_until" and normalize_gen_kwargs(settings)["do_sample"]:
+        responses = []
+        for request, number in repeated:
+            # A seed for each question: base, tuned model and a repeated run draw alike.
+            seed = sha256(f"{request.task_name} {request.doc_id} {number}".encode()).digest()
+            torch.manual_seed(int.from_bytes(seed[:7]))
+            responses += lm.generate_until([request], disable_tqdm=True)
+    else:
+        responses = getattr(lm, kind)([request for request, _ in repeated], disable_tqdm=True)
+    in_order = iter(responses)
+    return [[next(in_order) for _ in range(request.repeats)] for request in requests]
 
 
 def _choose_backend(
@@ -454,11 +452,9 @@ def _choose_backend(
 def _open_lm(model: LoadedModel, config: EvaluationConfig, backend: BackendOptions) -> Any:
     if config.apply_chat_template:
         check_chat_template(model.tokenizer, "evaluation.apply_chat_template=true")
-    import copy
-
     with without_tying(model.model):
         return (PrefixLM if backend.shares_prefixes else VirtualTokensLM)(
-            pretrained=model.model,
+            model.model,
             tokenizer=copy.deepcopy(model.tokenizer),  # HFLM may add a padding token
             batch_size=backend.batch_size,
             softmax_dtype=torch.float32,

@@ -79,11 +79,11 @@ def read_lm_eval(
     for name in (*(metrics or {}), *targets):
         if name not in newest:
             raise ConfigError(f"{folder}: {name} was not asked{nearest(name, list(newest))}")
-    for log in used[:-1]:
-        if problem := log.explain_difference(used[-1]):
-            raise DataError(
-                f"{folder} holds logs that were not made alike, {problem}; give one of the files"
-            )
+    first, *others = (log.made_by | log.conditions for log in used)
+    for key in (key for other in others for key in other if "." not in key):
+        if len(values := {of_log.get(key, "") for of_log in (first, *others)}) > 1:
+            problem = f"{key} differs: {' and '.join(sorted(values))}"
+            raise DataError(f"{folder}: logs were not made alike, {problem}; give one of the files")
     if len(logs) > 1:
         read = ", ".join(f"{name} from {log.file.name}" for name, log in newest.items())
         on_note(f"{folder} holds {len(logs)} results, of which the newest are read: {read}")
@@ -155,14 +155,6 @@ class _ResultsLog:
     made_by: dict[str, str]  # the model, the harness's version, its class of models
     seconds: float
     conditions: dict[str, str]
-
-    def explain_difference(self, other: "_ResultsLog") -> str:
-        """Say how this log was made otherwise, whatever its tasks; empty where it was not."""
-        first, second = (log.made_by | log.conditions for log in (self, other))
-        for key in (key for key in first | second if "." not in key):
-            if first.get(key) != second.get(key):
-                return f"{key} differs: {first.get(key)} and {second.get(key)}"
-        return ""
 
     def read_benchmark(
         self, name: str, metric: str | None, role: Role | None

@@ -30,6 +30,9 @@ from slimdown.pocket import TASKS_DIR
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.hub import explain_hub_errors
 
+Requests = dict[tuple[str, int], list[Any]]
+"""The harness's requests, by task and number of the question."""
+
 _FLEXIBLE = "flexible_accuracy"
 FEWSHOT_SEED = 1234  # the harness's own, so that its command line builds the same prompts
 
@@ -45,9 +48,7 @@ class BenchmarkTask:
     weighs_tasks_alike: bool = False  # a group that the harness averages over tasks
     files_hash: str = field(default="", repr=False)  # of task files that are not the harness's own
 
-    def build_requests(
-        self, lm: Any, apply_chat_template: bool
-    ) -> dict[tuple[str, int], list[Any]]:
+    def build_requests(self, lm: Any, apply_chat_template: bool) -> Requests:
         """Build the harness's requests, as `lm` will get them.
 
         Returns:
@@ -56,7 +57,7 @@ class BenchmarkTask:
         Raises:
             ConfigError: The chat template fails for these questions.
         """
-        requests: dict[tuple[str, int], list[Any]] = {}
+        requests: Requests = {}
         for name, task in self.tasks.items():
             task.set_fewshot_seed(FEWSHOT_SEED)  # it draws from a generator that moves on
             try:
@@ -65,20 +66,18 @@ class BenchmarkTask:
                     apply_chat_template=apply_chat_template,
                     fewshot_as_multiturn=apply_chat_template,
                     chat_template=lm.apply_chat_template if apply_chat_template else None,
-                    tokenizer_name=lm.tokenizer_name if apply_chat_template else "",
                 )
             except TemplateError as error:
+                problem = f"fails for {self.config.task} ({' '.join(str(error).split())[:200]})"
                 raise ConfigError(
-                    "evaluation.apply_chat_template=true: the tokenizer's chat template fails for "
-                    f"the questions of {self.config.task} with {self.config.num_fewshot} worked "
-                    f"examples ({' '.join(str(error).split())[:200]}); set it to false, or choose "
-                    "another model"
+                    f"evaluation.apply_chat_template=true: the chat template {problem}; "
+                    "set it to false, or choose another model"
                 ) from None
             for request in task.instances:
                 requests.setdefault((name, request.doc_id), []).append(request)
         return requests
 
-    def hash_questions(self, requests: dict[tuple[str, int], list[Any]]) -> str:
+    def hash_questions(self, requests: Requests) -> str:
         """Hash the requests, the rows they come from, and how the tasks build and score them."""
         digest = sha256(self.files_hash.encode())
         for name, task in sorted(self.tasks.items()):
@@ -90,9 +89,7 @@ class BenchmarkTask:
             digest.update(json.dumps(contents, default=str).encode())
         return digest.hexdigest()[:32]
 
-    def compute_task_weights(
-        self, requests: dict[tuple[str, int], list[Any]]
-    ) -> dict[str, float] | None:
+    def compute_task_weights(self, requests: Requests) -> dict[str, float] | None:
         """How the harness weighs the tasks; None where that is by their questions."""
         sizes: dict[str, int] = {}
         for task, _ in requests:
