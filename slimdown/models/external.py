@@ -50,7 +50,8 @@ class ExternalModel:
             ModelError: It does not fit on the base or in memory, or computes no numbers.
         """
         if self.folder is None:
-            self.base.model.to("meta")
+            for tensor in (*self.base.model.parameters(), *self.base.model.buffers()):
+                tensor.data = tensor.data.new_empty(0)  # makes room
             release_memory()
             tuned = load_base_model(self.config, self.quantization)
             identity = tuned.identity

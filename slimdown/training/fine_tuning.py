@@ -91,8 +91,9 @@ def _find_path(
     base: LoadedModel, rows: TokenizedRows, config: RunConfig
 ) -> tuple[TrainingPath, list[str]]:
     """Find the fastest path whose loss is the model's own; say why others were passed over."""
-    shortest = sorted(range(min(32, len(rows.train))), key=lambda i: len(rows.train[i]["labels"]))
-    trial = replace(rows, train=rows.train.select(shortest[:2]), validation=None)
+    order = sorted(range(min(32, len(rows.train))), key=lambda i: len(rows.train[i]["labels"]))
+    middle = order[len(order) // 2 :][:2]
+    trial = replace(rows, train=rows.train.select(middle), validation=None)
     notes = []
     with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
         model = attach_adapter(base, config.method, config.lora, config.seed)

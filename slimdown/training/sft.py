@@ -28,13 +28,8 @@ Watch = Callable[[float, float], None]
 # nothing else. The Trainer's own GradScaler comes with autocast, in which base and adapter would
 # compute otherwise than they are measured.
 _GRADIENT_SCALE = 2.0**12
-_NOT_TRL = (
-    "engine",
-    "checkpoint_minutes",
-    "max_length",
-    "completion_only_loss",
-    "assistant_only_loss",
-)
+_USED_BEFORE = ("max_length", "completion_only_loss", "assistant_only_loss")  # by tokenizing
+_NOT_TRL = ("engine", "checkpoint_minutes", *_USED_BEFORE)
 
 
 class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
@@ -129,7 +124,6 @@ def build_trainer(
         disable_tqdm=True,
         use_cpu=model.device.type == "cpu",
         bf16=False,  # no autocast: base and adapter compute in the dtypes that they have
-        fp16=False,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # no DataParallel where one process sees several
     # The mark of adapters that transformers adds itself: the Trainer takes no bare 4-bit model.
@@ -222,9 +216,8 @@ def check_finite(value: float, name: str, place: str, config: TrainConfig, dtype
         ModelError: It is none.
     """
     if not math.isfinite(value):
-        exact = "" if dtype == "float32" else f", or model.dtype=float32 (now {dtype})"
         raise ModelError(
-            f"training ended {place}: the {name} is {value}. Try a smaller train.learning_rate "
-            f"(now {config.learning_rate:g}), more train.warmup_steps (now {config.warmup_steps:g})"
-            f", or a smaller train.max_grad_norm (now {config.max_grad_norm:g}){exact}"
+            f"training ended {place}: the {name} is {value} in {dtype}. Try a smaller "
+            f"train.learning_rate (now {config.learning_rate:g}), more train.warmup_steps (now "
+            f"{config.warmup_steps:g}), or model.dtype=float32"
         )

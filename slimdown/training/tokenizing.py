@@ -80,14 +80,13 @@ def tokenize_rows(
     mixed = mix_rows(trains, [part.weight for part in train_data.parts], seed)
     train, n_truncated, longest = _cut_rows(mixed, config.max_length, "training")
     validation, *_ = _cut_rows(concatenate_datasets(validations), config.max_length, "held-out")
-    notes, n_untrained = [], len(mixed) - len(train)
-    if n_truncated:
+    n, n_untrained = len(mixed), len(mixed) - len(train)
+    notes = []
+    if n_truncated or n_untrained:
         notes.append(
-            f"train.max_length={config.max_length} cuts {n_truncated:,} of {len(mixed):,} rows; "
-            f"the longest has {longest:,} tokens"
+            f"train.max_length={config.max_length} cuts {n_truncated:,} of {n:,} rows (the longest "
+            f"has {longest:,} tokens); {n_untrained:,} have no token to train on and are left out"
         )
-    if n_untrained:
-        notes.append(f"{n_untrained:,} of {len(mixed):,} rows have no token to train on: left out")
     return TokenizedRows(train, validation, n_truncated, n_untrained, notes)
 
 

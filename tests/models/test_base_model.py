@@ -1,0 +1,185 @@
+"""Loading: whole, safe, canonical models in the dtype that pays, identified by their content."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from slimdown import pocket
+from slimdown.config.schema import Device, Dtype, ModelConfig, RunConfig
+from slimdown.models.base_model import (
+    LoadedModel,
+    load_base_model,
+    load_outline,
+    measure_bfloat16_speedup,
+    pick_dtype,
+)
+from slimdown.models.memory import estimate_weight_bytes, is_out_of_memory
+from slimdown.utils.errors import ModelError
+
+Composed = Callable[..., RunConfig]
+
+
+def copy_pocket(folder: Path) -> Path:
+    return Path(shutil.copytree(pocket.MODEL_DIR, folder))
+
+
+def load(composed: Composed, *settings: str) -> LoadedModel:
+    config = composed(*settings)
+    return load_base_model(config.model, config.quantization)
+
+
+def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    edit(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def test_a_quantized_model_keeps_its_canonical_layout_and_says_what_it_is(
+    composed: Composed,
+) -> None:
+    base = load(composed)
+    layers: list[Any] = [m for m in base.model.modules() if hasattr(m, "quant_state")]
+    assert len(layers) == 4 * 7
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+    assert (base.quantization, base.dtype, base.device) == ("nf4", "float32", "cpu")
+    assert base.n_parameters == 1_967_808
+    assert base.revision.startswith("sha256:")
+    assert not base.model.training
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8", "none"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_estimated_bytes_are_those_held(quantization: str, dtype: str, composed: Composed) -> None:
+    config = composed(f"quantization={quantization}", f"model.dtype={dtype}")
+    model = load_base_model(config.model, config.quantization).model
+    held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    for parameter in model.parameters():
+        state, scales = getattr(parameter, "quant_state", None), getattr(parameter, "SCB", None)
+        held += scales.nbytes if scales is not None else 0
+        held += state.absmax.nbytes + state.state2.absmax.nbytes if state is not None else 0
+    kind = getattr(torch, dtype)
+    outline = load_outline(config.model, kind)
+    assert estimate_weight_bytes(outline, config.quantization, kind) == pytest.approx(
+        held, rel=0.01
+    )
+
+
+def test_an_identity_is_of_content_and_not_of_place(composed: Composed, tmp_path: Path) -> None:
+    base = load(composed)
+    same = load(composed, f"model.id={copy_pocket(tmp_path / 'copy')}")
+    assert same.digest == base.digest
+    edited = copy_pocket(tmp_path / "edited")
+    edit_weights(edited, lambda weights: weights["model.norm.weight"].mul_(1.001))
+    templated = copy_pocket(tmp_path / "templated")
+    (templated / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    others = [f"model.id={edited}", f"model.id={templated}", "model.dtype=bfloat16"]
+    others += ["quantization=none", "model.attn_implementation=eager"]
+    digests = {load(composed, other).digest for other in others}
+    assert len(digests - {base.digest}) == len(others)
+
+
+@pytest.mark.parametrize(
+    ("damage", "answer"),
+    [
+        ("nan", r"computes no numbers in torch.float32: its weights hold NaN"),
+        ("missing", r"1 of the weights that its config.json describes are not in its files"),
+        ("shape", r"model.id=.*model.norm.weight"),
+        ("cut", r"has a .safetensors file that is damaged"),
+        ("pickled", r"has no safetensors weights, and pickled ones can run code"),
+        ("index", r"its index names model.bin, and pickled weights can run code"),
+        ("code", r"needs code of its own, which slimdown does not run"),
+        ("config", r"model.id=.* cannot be loaded"),
+    ],
+)
+def test_a_model_that_cannot_be_trusted_is_refused_in_one_line(
+    damage: str, answer: str, composed: Composed, tmp_path: Path
+) -> None:
+    folder = copy_pocket(tmp_path / "model")
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    if damage == "nan":
+        edit_weights(folder, lambda w: w["model.norm.weight"].fill_(float("nan")))
+    elif damage == "missing":
+        edit_weights(folder, lambda w: w.__delitem__("model.norm.weight"))
+    elif damage == "shape":
+        edit_weights(folder, lambda w: w.update({"model.norm.weight": torch.ones(7)}))
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "pickled":
+        torch.save(load_file(weights), folder / "pytorch_model.bin")
+        weights.unlink()
+    elif damage == "index":
+        names = dict.fromkeys(load_file(weights), "model.bin")
+        index = {"metadata": {}, "weight_map": names}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    elif damage == "code":
+        settings = json.loads(config.read_text()) | {"model_type": "mine"}
+        settings["auto_map"] = {"AutoConfig": "mine.Config"}
+        config.write_text(json.dumps(settings))
+    else:
+        config.write_text("{")
+    with pytest.raises(ModelError, match=answer) as refused:
+        load(composed, f"model.id={folder}", "quantization=none")
+    assert "\n" not in str(refused.value)
+
+
+def test_what_cannot_fit_or_is_not_there_is_refused(
+    composed: Composed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelError, match=r"cannot be reached: the hub does not answer"):
+        load(composed, "model.id=nobody/nothing")
+    monkeypatch.setattr("slimdown.models.base_model.free_memory", lambda device: 2**20)
+    with pytest.raises(ModelError, match=r"needs 0\.0 GiB for its weights .* quantization=nf4"):
+        load(composed)
+
+
+def test_a_device_that_is_not_there_is_refused(composed: Composed) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(ModelError, match=r"model\.device=cuda: this machine has none; it has cpu"):
+        load(composed, "model.device=cuda")
+
+
+def test_auto_takes_bfloat16_where_it_is_clearly_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert measure_bfloat16_speedup() > 0
+    for speedup, dtype in ((12.5, torch.bfloat16), (2.4, torch.bfloat16), (0.9, torch.float32)):
+        monkeypatch.setattr(
+            "slimdown.models.base_model.measure_bfloat16_speedup", lambda s=speedup: s
+        )
+        chosen, reason = pick_dtype(Dtype.auto, cpu)
+        assert (chosen, f"{speedup:g} times" in reason) == (dtype, True)
+    assert pick_dtype(Dtype.float16, cpu) == (torch.float16, "as set")
+    assert pick_dtype(Dtype.auto, torch.device("mps"))[0] == torch.float32
+
+
+def test_errors_of_every_device_count_as_out_of_memory() -> None:
+    full = [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()]
+    full += [RuntimeError("CUDA error: out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")]
+    full.append(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"))
+    assert all(map(is_out_of_memory, full))
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+@pytest.mark.hub
+def test_a_model_of_the_hub_is_named_by_its_commit_and_a_gated_one_says_what_to_do(
+    composed: Composed,
+) -> None:
+    base = load(composed, "model=smollm2")
+    assert len(base.revision) == 40
+    assert base.license == "apache-2.0"
+    quantization = composed().quantization
+    model = ModelConfig(id=base.id, revision="nowhere", dtype=Dtype.auto, device=Device.auto)
+    with pytest.raises(ModelError, match="has no such branch, tag or commit"):
+        load_base_model(model, quantization)
+    with pytest.raises(ModelError, match="is neither on the hub nor a local folder"):
+        load_base_model(replace(model, id="nobody/nothing", revision="main"), quantization)
+    with pytest.raises(ModelError, match="is gated: accept its licence"):
+        load_base_model(replace(model, id="meta-llama/Llama-3.2-1B", revision="main"), quantization)

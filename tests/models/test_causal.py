@@ -1,0 +1,95 @@
+"""Any loaded model can be measured and is as it was afterwards."""
+
+from typing import Any
+
+import accelerate
+import peft
+import pytest
+import torch
+from tiny_models import build_byte_tokenizer, build_tiny_model
+from transformers import AutoModel, T5Config, T5ForConditionalGeneration
+
+from slimdown.models.bottleneck import attach_bottleneck
+from slimdown.models.causal import disabled_adapters, eval_mode, has_untouched_base, wrap_model
+from slimdown.utils.errors import ModelError
+
+IDS = torch.arange(3, 30)[None]
+
+
+def adapted(**settings: Any) -> Any:
+    shape = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **settings)
+    return peft.get_peft_model(build_tiny_model("llama"), shape)
+
+
+def test_a_model_is_taken_out_of_what_is_around_it() -> None:
+    model, tokenizer = build_tiny_model("llama"), build_byte_tokenizer()
+    loaded = wrap_model(torch.nn.DataParallel(model), tokenizer)
+    assert (loaded.model, loaded.dtype, loaded.identity) == (model, "float32", {})
+    assert wrap_model(torch.compile(model), tokenizer).model is model
+    tuned = adapted()
+    assert wrap_model(tuned, tokenizer).model is tuned
+
+
+@pytest.mark.parametrize(
+    ("model", "answer"),
+    [
+        (torch.nn.Linear(2, 2), "a Linear and no causal language model"),
+        (AutoModel.from_config(build_tiny_model("llama").config), "a LlamaModel and no causal"),
+        (
+            T5ForConditionalGeneration(T5Config(d_model=8, d_ff=8, num_layers=1, num_heads=2)),
+            "no causal language model",
+        ),
+        ("a name", "the model is a str"),
+    ],
+)
+def test_what_is_no_causal_model_is_refused(model: Any, answer: str) -> None:
+    with pytest.raises(ModelError, match=answer):
+        wrap_model(model, build_byte_tokenizer())
+
+
+def test_a_tokenizer_of_another_library_is_refused() -> None:
+    with pytest.raises(ModelError, match="the tokenizer is a str; give the model's own"):
+        wrap_model(build_tiny_model("llama"), "gpt2")
+
+
+def test_eval_mode_computes_plainly_and_leaves_no_trace() -> None:
+    model = adapted(lora_dropout=0.5).train()
+    model.config.use_cache = False
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    with torch.no_grad():
+        plain = build_tiny_model("llama")(input_ids=IDS).logits
+    prepared = accelerator.prepare_model(model)
+    modes = [module.training for module in prepared.modules()]
+    forward = prepared.forward
+    with eval_mode(prepared):
+        outputs = prepared(input_ids=IDS)
+        assert torch.equal(outputs.logits, plain)  # no autocast, no dropout
+        assert outputs.past_key_values is not None
+        assert not outputs.logits.requires_grad
+    assert [module.training for module in prepared.modules()] == modes
+    assert prepared.forward == forward
+    assert prepared.config.use_cache is False
+
+
+def test_adapters_are_off_inside_and_trained_as_before_on_leaving() -> None:
+    before = build_tiny_model("llama")(input_ids=IDS).logits
+    lora = adapted(init_lora_weights=False)
+    bottleneck = attach_bottleneck(build_tiny_model("llama"), ["o_proj", "down_proj"], 4)
+    torch.nn.init.normal_(bottleneck.bottleneck_adapter.up[0].weight)
+    for model in (lora.eval(), bottleneck.eval()):
+        trained = [p.requires_grad for p in model.parameters()]
+        assert any(trained)
+        assert not all(trained)
+        assert has_untouched_base(model)
+        changed = model(input_ids=IDS).logits
+        with disabled_adapters(model):
+            assert torch.equal(model(input_ids=IDS).logits, before)
+        assert torch.equal(model(input_ids=IDS).logits, changed)
+        assert not torch.equal(changed, before)
+        assert [p.requires_grad for p in model.parameters()] == trained
+
+
+def test_a_base_that_adapters_changed_is_not_untouched() -> None:
+    assert not has_untouched_base(build_tiny_model("llama"))
+    assert not has_untouched_base(adapted(init_lora_weights="pissa"))
+    assert not has_untouched_base(adapted(bias="all"))

@@ -1,0 +1,154 @@
+"""What somebody else tuned: answers as its own library gives them, or is refused beforehand."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from slimdown import pocket
+from slimdown.config.schema import RunConfig
+from slimdown.models.base_model import LoadedModel, load_base_model
+from slimdown.models.external import open_tuned_model
+from slimdown.utils.errors import ModelError
+
+Composed = Callable[..., RunConfig]
+IDS = torch.arange(5, 60)[None]
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def save_adapter(folder: Path, **settings: Any) -> Path:
+    """Save a trained-looking LoRA of the embedded model, as PEFT does."""
+    model = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR)
+    shape = {"r": 4, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
+    torch.manual_seed(0)
+    config = peft.LoraConfig(**{**shape, **settings}, task_type="CAUSAL_LM")
+    peft.get_peft_model(model, config).save_pretrained(folder)
+    return folder
+
+
+def edit_config(folder: Path, **changes: Any) -> Path:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return folder
+
+
+def open_it(composed: Composed, tuned: Path, *settings: str) -> tuple[LoadedModel, Any]:
+    config = composed(f"tuned={tuned}", *settings)
+    base = load_base_model(config.model, config.quantization)
+    return base, open_tuned_model(config, base)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_an_adapter_answers_as_in_plain_peft(
+    quantization: str, composed: Composed, tmp_path: Path
+) -> None:
+    folder = save_adapter(tmp_path / "adapter")
+    base, external = open_it(composed, folder, f"quantization={quantization}")
+    assert not external.learns_prompt
+    before = logits_of(base.model)
+    tuned = external.load()
+    config = composed(f"quantization={quantization}")
+    plain = load_base_model(config.model, config.quantization).model
+    expected = logits_of(peft.PeftModel.from_pretrained(plain, str(folder)).eval())
+    assert torch.equal(logits_of(tuned.model), expected)
+    assert not torch.equal(expected, before)
+    assert tuned.digest != base.digest
+    assert tuned.id == str(folder)
+    copied = Path(shutil.copytree(folder, tmp_path / "copy"))
+    assert open_it(composed, copied, f"quantization={quantization}")[1].load().digest == (
+        tuned.digest
+    )
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
+def test_a_whole_model_takes_the_place_of_the_base(
+    quantization: str, composed: Composed, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR)
+    model.lm_head.weight.data.mul_(1.5)
+    model.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(pocket.MODEL_DIR)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(tmp_path)
+    base, external = open_it(composed, tmp_path, f"quantization={quantization}")
+    tuned = external.load()
+    assert tuned.quantization == quantization
+    if quantization == "none":
+        assert torch.equal(logits_of(tuned.model), logits_of(model))
+    assert tuned.tokenizer.chat_template == base.tokenizer.chat_template
+
+
+def test_a_prompt_adapter_is_known_as_one(composed: Composed, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR)
+    config = peft.PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM")
+    peft.get_peft_model(model, config).save_pretrained(tmp_path)
+    assert open_it(composed, tmp_path)[1].learns_prompt
+
+
+def misname(folder: Path) -> None:
+    weights = load_file(folder / "adapter_model.safetensors")
+    renamed = {name.replace("layers.3.", "layers.9."): w for name, w in weights.items()}
+    save_file(renamed, folder / "adapter_model.safetensors")
+
+
+def resize(folder: Path) -> None:
+    weights = load_file(folder / "adapter_model.safetensors")
+    grown = {name: torch.ones(w.shape[0], w.shape[1] + 8) for name, w in weights.items()}
+    save_file(grown, folder / "adapter_model.safetensors")
+
+
+def pickle_weights(folder: Path) -> None:
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+
+
+def break_tokenizer(folder: Path) -> None:
+    for file in pocket.MODEL_DIR.glob("*token*"):
+        shutil.copy(file, folder)
+    file = folder / "tokenizer.json"
+    state = json.loads(file.read_text())
+    vocabulary = state["model"]["vocab"]
+    first, second = list(vocabulary)[50:52]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "answer"),
+    [
+        (misname, r"made on another base \(.*layers\.\d.* should be"),
+        (resize, r"made on another base \(.* is \(4, \d+\) and should be \(4, \d+\)\)"),
+        (pickle_weights, "has no adapter_model.safetensors, and pickled weights can run code"),
+        (break_tokenizer, "has another tokenizer than pocket:model"),
+        (lambda folder: edit_config(folder, task_type="SEQ_CLS"), "an adapter for SEQ_CLS"),
+        (lambda folder: edit_config(folder, peft_type="NOTHING"), "tuned=.* cannot be loaded"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_measured(
+    spoil: Callable[[Path], Any], answer: str, composed: Composed, tmp_path: Path
+) -> None:
+    spoil(folder := save_adapter(tmp_path / "adapter"))
+    with pytest.raises(ModelError, match=answer):
+        open_it(composed, folder)
+
+
+def test_weights_that_compute_no_numbers_are_refused(composed: Composed, tmp_path: Path) -> None:
+    folder = save_adapter(tmp_path / "adapter")
+    weights = load_file(folder / "adapter_model.safetensors")
+    weights[next(iter(weights))].fill_(float("nan"))
+    save_file(weights, folder / "adapter_model.safetensors")
+    _, external = open_it(composed, folder)
+    with pytest.raises(ModelError, match="computes no numbers"):
+        external.load()

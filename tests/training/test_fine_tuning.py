@@ -1,0 +1,273 @@
+"""Training: TRL's own steps without its padding, the same whatever came before, and its trial."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from conftest import SMALL
+from tiny_models import build_byte_tokenizer, build_tiny_model
+from trl import SFTConfig, SFTTrainer
+
+from slimdown.config.schema import RunConfig
+from slimdown.data.training_data import load_training_data
+from slimdown.models.adapters import attach_adapter
+from slimdown.models.base_model import LoadedModel, load_base_model
+from slimdown.models.causal import eval_mode
+from slimdown.training import sft
+from slimdown.training.fine_tuning import PreparedTraining, fine_tune, prepare_training
+from slimdown.training.result import StepLog, TrainingResult
+from slimdown.utils.errors import DataError, ModelError, TrialPruned
+
+Composed = Callable[..., RunConfig]
+
+
+class Run:
+    """A training that is prepared, and what it told."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.base = load_base_model(config.model, config.quantization)
+        self.data = load_training_data(config.dataset, self.base.tokenizer, config.seed)
+        self.prepared: PreparedTraining = prepare_training(self.base, self.data, config)
+        self.logs: list[StepLog] = []
+
+    def train(self, folder: Path, watch: Any = None) -> tuple[LoadedModel, TrainingResult]:
+        progress: Any = lambda *done: None  # noqa: E731
+        return fine_tune(
+            self.base, self.prepared, self.config, folder, self.logs.append, progress, watch
+        )
+
+
+def losses_of(logs: list[StepLog]) -> list[float]:
+    return [log.values["loss"] for log in logs]
+
+
+@pytest.mark.parametrize("completion_only", [True, False])
+def test_steps_are_those_of_plain_trl(
+    completion_only: bool, composed: Composed, tmp_path: Path
+) -> None:
+    settings = ["train.max_steps=6", "quantization=none", "train.gradient_accumulation_steps=2"]
+    only = f"train.completion_only_loss={str(completion_only).lower()}"
+    run = Run(composed(*SMALL, *settings, only))
+    assert run.prepared.path == sft.TrainingPath(True, True)
+    _, result = run.train(tmp_path / "ours")
+    config, train = run.config, run.config.train
+    base = load_base_model(config.model, config.quantization)
+    arguments = SFTConfig(
+        str(tmp_path / "trl"),
+        max_steps=6,
+        per_device_train_batch_size=train.per_device_train_batch_size,
+        gradient_accumulation_steps=2,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.lr_scheduler_type,
+        warmup_steps=train.warmup_steps,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        max_length=train.max_length,
+        completion_only_loss=completion_only,
+        seed=config.seed,
+        data_seed=config.seed,
+        logging_steps=1,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+    )
+    part = run.data.parts[0]
+    trainer = SFTTrainer(
+        attach_adapter(base, config.method, config.lora, config.seed),
+        arguments,
+        train_dataset=part.train,
+        eval_dataset=part.validation,
+        processing_class=base.tokenizer,
+    )
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    stock = [log for log in trainer.state.log_history if "loss" in log]
+    assert losses_of(run.logs) == pytest.approx([log["loss"] for log in stock], rel=2e-4)
+    norms = [log.values["grad_norm"] for log in run.logs]
+    assert norms == pytest.approx([log["grad_norm"] for log in stock], rel=2e-3)
+    assert result.tokens == stock[-1]["num_tokens"]
+    assert result.validation_loss_before == pytest.approx(before, rel=0.05)  # other batches' mean
+    assert result.train_loss == pytest.approx(sum(losses_of(run.logs)) / 6)
+
+
+def test_measuring_before_changes_nothing_and_gradients_arrive_after_it(
+    composed: Composed, tmp_path: Path
+) -> None:
+    config = composed(*SMALL, "train.max_steps=5", "lora.lora_dropout=0.1")
+    quiet, measured = Run(config), Run(config)
+    layers: list[Any] = [
+        m for m in measured.base.model.modules() if hasattr(m, "support_avx512bf16_for_cpu")
+    ]
+    assert layers
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+    ids = torch.arange(40)[None]
+    with eval_mode(measured.base.model):
+        before = measured.base.model(input_ids=ids).logits
+    torch.randn(1000)  # whatever draws from the generators
+    quiet.train(tmp_path / "a")
+    tuned, _ = measured.train(tmp_path / "b")
+    assert losses_of(quiet.logs) == losses_of(measured.logs)
+    moved = [p for name, p in tuned.model.named_parameters() if "lora_B" in name]
+    assert len(moved) == 12
+    assert all(p.abs().max() > 0 for p in moved)
+    with tuned.model.disable_adapter(), torch.no_grad():
+        assert torch.equal(tuned.model(input_ids=ids).logits, before)
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix", "last_layer quantization=none"])
+def test_a_killed_training_goes_on_from_its_checkpoint(
+    method: str, composed: Composed, tmp_path: Path
+) -> None:
+    settings = [f"method={method}".split()[0], *method.split()[1:], "lora.lora_dropout=0.1"]
+    config = composed(*SMALL, *settings, "train.max_steps=7", "train.checkpoint_minutes=1e-6")
+    whole, killed, resumed = Run(config), Run(config), Run(config)
+    _, result = whole.train(tmp_path / "whole")
+
+    class Kill(Exception):
+        pass
+
+    def kill(log: StepLog) -> None:
+        if log.step == 5:
+            raise Kill
+
+    with pytest.raises(Kill):
+        fine_tune(
+            killed.base, killed.prepared, config, tmp_path / "b", kill, lambda *progress: None
+        )
+    _, again = resumed.train(tmp_path / "b")
+    assert [log.step for log in resumed.logs] == [1, 2, 3, 4, 5, 6, 7]
+    assert losses_of(resumed.logs) == pytest.approx(losses_of(whole.logs), rel=1e-5)
+    assert again.validation_loss_after == pytest.approx(result.validation_loss_after, rel=1e-5)
+    assert again.tokens == result.tokens
+
+
+def test_a_watcher_sees_each_quarter_and_may_end_training_but_changes_nothing(
+    composed: Composed, tmp_path: Path
+) -> None:
+    config = composed(*SMALL, "train.max_steps=8", "lora.lora_dropout=0.2")
+    seen: list[tuple[float, float]] = []
+    alone, watched, pruned = Run(config), Run(config), Run(config)
+    alone.train(tmp_path / "a")
+    watched.train(tmp_path / "b", lambda share, loss: seen.append((share, loss)))
+    assert losses_of(alone.logs) == losses_of(watched.logs)
+    assert [share for share, _ in seen] == [0.25, 0.5, 0.75]
+    assert seen[0][1] > seen[2][1]
+
+    def prune(share: float, loss: float) -> None:
+        raise TrialPruned(f"at {share}")
+
+    with pytest.raises(TrialPruned, match=r"0\.25"):
+        pruned.train(tmp_path / "c", prune)
+
+
+def test_a_loss_that_is_no_number_ends_training_with_advice(
+    composed: Composed, tmp_path: Path
+) -> None:
+    settings = ["train.learning_rate=1e30", "train.warmup_steps=0", "train.max_grad_norm=1e30"]
+    run = Run(composed(*SMALL, "train.max_steps=9", *settings))
+    with pytest.raises(ModelError, match=r"is (nan|inf) in float32\. Try a smaller"):
+        run.train(tmp_path)
+
+
+def test_float16_holds_the_gradients_of_float32(
+    composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(composed(*SMALL, "model.dtype=float16", "quantization=none"))
+    rows = run.prepared.rows
+
+    def gradients(model: Any) -> torch.Tensor:
+        torch.manual_seed(0)
+        shape = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        adapted = peft.get_peft_model(model, shape).train()
+        path = sft.TrainingPath(takes_plain_loss=True)
+        trainer = sft.build_trainer(adapted, run.base.tokenizer, rows, run.config, tmp_path, path)
+        batch = next(iter(trainer.get_train_dataloader()))  # one of many of a step
+        loss = trainer.compute_loss(adapted, batch, num_items_in_batch=torch.tensor(2**16))
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in adapted.parameters() if p.grad is not None])
+
+    config = run.config
+    exact = gradients(load_base_model(config.model, config.quantization).model.float())
+    half = gradients(load_base_model(config.model, config.quantization).model)
+    assert (half - exact).norm() < 0.01 * exact.norm()
+    monkeypatch.setattr(sft, "_GRADIENT_SCALE", 1.0)
+    lost = gradients(load_base_model(config.model, config.quantization).model)
+    assert (lost - exact).norm() > 0.1 * exact.norm()
+
+
+def test_rows_that_are_cut_or_teach_nothing_are_counted(composed: Composed) -> None:
+    run = Run(composed(*SMALL, "train.max_length=24"))
+    rows = run.prepared.rows
+    assert 0 < rows.n_truncated <= 64
+    assert len(rows.train) == 64 - rows.n_untrained
+    assert max(len(row["input_ids"]) for row in rows.train) == 24
+    assert any("train.max_length=24 cuts" in note for note in run.prepared.notes)
+    with pytest.raises(DataError, match=r"leaves none of the 64 training rows a token"):
+        Run(composed(*SMALL, "train.max_length=8"))
+
+
+def make_base(model: Any) -> LoadedModel:
+    model.config._name_or_path = "tiny"
+    return LoadedModel(model, build_byte_tokenizer(), "tiny", "float32", n_parameters=1)
+
+
+def prepare_tiny(model: Any, composed: Composed) -> PreparedTraining:
+    settings = ["quantization=none", "lora.target_modules=[all-linear]", "train.max_length=128"]
+    config = composed(*SMALL, *settings)
+    base = make_base(model)
+    return prepare_training(
+        base, load_training_data(config.dataset, base.tokenizer, config.seed), config
+    )
+
+
+def test_a_mask_that_is_more_than_causal_keeps_its_padding(composed: Composed) -> None:
+    model = build_tiny_model("doge", keep_window_size=4)
+    for layer in model.model.layers:  # what decides which keys its dynamic mask drops
+        torch.nn.init.normal_(layer.self_attn.A, std=2.0)
+    prepared = prepare_tiny(model, composed)
+    assert prepared.path == sft.TrainingPath(False, True)
+    numbers = r"its loss is [\d.]+, that of the model's logits [\d.]+"
+    assert any(re.search(numbers, note) for note in prepared.notes)
+
+
+@pytest.mark.parametrize("takes_plain_loss", [True, False])
+def test_a_head_that_changes_its_logits_trains_with_the_loss_of_those_logits(
+    takes_plain_loss: bool, composed: Composed, tmp_path: Path
+) -> None:
+    class Scaled(transformers.LlamaForCausalLM):
+        def forward(self, *args: Any, logits_to_keep: Any = 0, **kwargs: Any) -> Any:
+            outputs = super().forward(*args, logits_to_keep=logits_to_keep, **kwargs)
+            outputs.logits = 0.3 * outputs.logits
+            return outputs
+
+    model = build_tiny_model("llama")
+    model.__class__ = Scaled
+    prepared = prepare_tiny(model, composed)
+    assert prepared.path.takes_plain_loss
+    rows = replace(prepared.rows, train=prepared.rows.train.select(range(2)))
+    config = composed(*SMALL, "train.max_length=128")
+    shape = peft.LoraConfig(r=4, target_modules="all-linear")
+    adapted = peft.get_peft_model(model, shape).eval()
+    path = sft.TrainingPath(takes_plain_loss=takes_plain_loss)
+    trainer = sft.build_trainer(adapted, build_byte_tokenizer(), rows, config, tmp_path, path)
+    batch = trainer.data_collator(list(rows.train))
+    with torch.no_grad():
+        loss = float(trainer.compute_loss(adapted, dict(batch)))
+        labels = batch.pop("labels")
+        logits = adapted(**batch).logits[:, :-1]
+    own = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+    assert (loss == pytest.approx(float(own), rel=1e-4)) is takes_plain_loss
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "gpt2", "granite", "cohere"])
+def test_families_train_with_their_own_loss(family: str, composed: Composed) -> None:
+    settings = {"sliding_window": 16} if family == "gemma3_text" else {}
+    model = build_tiny_model(family, **settings)
+    assert prepare_tiny(model, composed).rows.train

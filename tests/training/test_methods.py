@@ -1,0 +1,135 @@
+"""Every method trains, leaves what its ecosystem loads, and answers there as it was measured."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from conftest import SMALL
+
+from slimdown.config.schema import RunConfig
+from slimdown.data.training_data import load_training_data
+from slimdown.models.adapters import load_adapter
+from slimdown.models.base_model import LoadedModel, load_base_model
+from slimdown.models.causal import disabled_adapters, has_untouched_base
+from slimdown.training.fine_tuning import fine_tune, prepare_training
+from slimdown.training.result import TrainingResult
+from slimdown.utils.errors import ModelError
+
+Composed = Callable[..., RunConfig]
+LORA = 4 * 8 * (3 * 192 + 192 + 2 * 64)  # four layers of 192, 64 of them keys, rank 8
+TRAINED = {
+    "lora": LORA,
+    "rslora": LORA,
+    "dora": LORA + 4 * (192 + 2 * 64),
+    "prefix": 20 * 4 * 2 * 64,
+    "prompt": 20 * 192,
+    "ia3": 4 * (64 + 64 + 512),
+    "bottleneck": 4 * 2 * (16 * 2 * 192 + 16 + 192),
+}
+IDS = torch.arange(5, 60)[None]
+
+
+def train(config: RunConfig, folder: Path) -> tuple[LoadedModel, LoadedModel, TrainingResult]:
+    base = load_base_model(config.model, config.quantization)
+    train_data = load_training_data(config.dataset, base.tokenizer, config.seed)
+    prepared = prepare_training(base, train_data, config)
+    tuned, result = fine_tune(
+        base, prepared, config, folder, lambda log: None, lambda *progress: None
+    )
+    return base, tuned, result
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits[:, -IDS.shape[1] :]
+
+
+@pytest.mark.parametrize("method", sorted(TRAINED))
+def test_an_adapter_learns_keeps_the_base_and_reloads_to_the_same_logits(
+    method: str, composed: Composed, tmp_path: Path
+) -> None:
+    rate = 0.3 if method == "prefix" else 0.01
+    settings = [f"method={method}", "train.max_steps=6", f"train.learning_rate={rate}"]
+    config = composed(*SMALL, *settings)
+    before = logits_of(load_base_model(config.model, config.quantization).model)
+    base, tuned, result = train(config, tmp_path)
+    assert result.validation_loss_after < result.validation_loss_before
+    assert result.n_trainable == TRAINED[method]
+    assert (result.steps, len(result.history)) == (6, 6)
+    assert has_untouched_base(tuned.model)
+    assert tuned.digest != base.digest
+    after = logits_of(tuned.model)
+    with disabled_adapters(tuned.model):
+        assert torch.equal(logits_of(tuned.model), before)
+    assert torch.equal(logits_of(tuned.model), after)
+    assert not torch.equal(after, before)
+    again = load_base_model(config.model, config.quantization)
+    assert torch.equal(logits_of(load_adapter(again, result.output_dir)), after)
+    if method != "bottleneck":  # PEFT alone, without slimdown
+        plain = load_base_model(config.model, config.quantization).model
+        reloaded = peft.PeftModel.from_pretrained(plain, str(result.output_dir)).eval()
+        assert torch.equal(logits_of(reloaded), after)
+        assert {p.dtype for n, p in reloaded.named_parameters() if "lora" in n} <= {torch.float32}
+
+
+@pytest.mark.parametrize("method", ["last_layer", "full"])
+def test_a_whole_model_is_saved_as_transformers_loads_it(
+    method: str, composed: Composed, tmp_path: Path
+) -> None:
+    settings = [f"method={method}", "quantization=none", "model.dtype=bfloat16"]
+    config = composed(*SMALL, *settings, "train.max_steps=4")
+    fresh = load_base_model(config.model, config.quantization)
+    _, tuned, result = train(config, tmp_path)
+    assert result.validation_loss_after < result.validation_loss_before
+    saved = transformers.AutoModelForCausalLM.from_pretrained(result.output_dir)
+    assert saved.dtype == torch.bfloat16
+    assert torch.equal(logits_of(saved.eval()), logits_of(tuned.model))
+    changed = [
+        name
+        for (name, one), two in zip(fresh.model.named_parameters(), saved.parameters(), strict=True)
+        if not torch.equal(one, two)
+    ]
+    is_last = ["layers.3." in name or name == "model.norm.weight" for name in changed]
+    assert changed
+    assert method == "full" or all(is_last)
+    assert tuned.digest != fresh.digest
+
+
+def test_an_adapter_names_its_base_by_id_and_not_by_a_folder(
+    composed: Composed, tmp_path: Path
+) -> None:
+    _, _, result = train(composed(*SMALL, "train.max_steps=1"), tmp_path)
+    saved = json.loads((result.output_dir / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == "pocket:model"
+    assert saved["inference_mode"] is True
+    names = {file.name for file in result.output_dir.iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "answer"),
+    [
+        ("lora.target_modules=[q_prjo]", r"no q_prjo \(did you mean q_proj\?\)"),
+        ("train.max_length=5000", "set train.max_length=512 or less"),
+        ("method=prefix method.num_virtual_tokens=5000", "train.max_length"),
+        ("lora.target_modules=[lm_head]", "cannot train pocket:model here: .*lm_head"),
+        ("train.optim=adafactor train.lr_scheduler_type=polynomial", ""),
+        ("train.optim=apollo_adamw", "cannot train pocket:model here: .*apollo"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_base_is_measured(
+    settings: str, answer: str, composed: Composed
+) -> None:
+    config = composed(*SMALL, *settings.split())
+    base = load_base_model(config.model, config.quantization)
+    train_data = load_training_data(config.dataset, base.tokenizer, config.seed)
+    if not answer:
+        prepare_training(base, train_data, config)
+        return
+    with pytest.raises(ModelError, match=answer):
+        prepare_training(base, train_data, config)

@@ -1,0 +1,83 @@
+"""Several processes take the steps of one, and find each other or say that they do not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slimdown.utils import distributed
+from slimdown.utils.errors import ConfigError
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from conftest import SMALL
+from hydra import compose, initialize_config_dir
+from slimdown.config.loader import load_config
+from slimdown.config.paths import CONF_DIR
+from slimdown.data.training_data import load_training_data
+from slimdown.models.base_model import load_base_model
+from slimdown.training.fine_tuning import fine_tune, prepare_training
+from slimdown.utils.distributed import broadcast_from_main, is_main_process, process_count
+
+folder, settings = Path(sys.argv[1]), sys.argv[2:]
+with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+    config = load_config(compose("config", overrides=[*SMALL, *settings]))
+assert broadcast_from_main("go" if is_main_process() else None) == "go"
+base = load_base_model(config.model, config.quantization)
+data = load_training_data(config.dataset, base.tokenizer, config.seed)
+prepared = prepare_training(base, data, config)
+place = folder if is_main_process() else Path("/nowhere")
+tuned, result = fine_tune(base, prepared, config, place, lambda log: None, lambda *done: None)
+if is_main_process():
+    losses = [log.values["loss"] for log in result.history]
+    found = {"losses": losses, "tokens": result.tokens}
+    (folder / "result.json").write_text(json.dumps(found))
+"""
+
+
+def run(folder: Path, n_processes: int, *settings: str) -> dict[str, object]:
+    folder.mkdir()
+    (folder / "script.py").write_text(SCRIPT)
+    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(n_processes)]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    command = [sys.executable, *launcher, str(folder / "script.py"), str(folder), *settings]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+    return json.loads((folder / "result.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_two_processes_train_what_one_trains_on_batches_twice_as_long(tmp_path: Path) -> None:
+    steps, size = "train.max_steps=4", "train.per_device_train_batch_size"
+    two = run(tmp_path / "two", 2, steps, f"{size}=4")
+    one = run(tmp_path / "one", 1, steps, f"{size}=4", "train.gradient_accumulation_steps=2")
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-3)
+    assert two["tokens"] == one["tokens"]
+
+
+def test_a_process_alone_tells_itself() -> None:
+    assert (distributed.process_count(), distributed.process_rank()) == (1, 0)
+    assert distributed.is_main_process()
+    assert distributed.broadcast_from_main({"a": 1}) == {"a": 1}
+
+
+@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "abc"), ("RANK", "-1")])
+def test_what_no_launcher_sets_is_refused(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{name} is '{value}'; a launcher sets a number"):
+        (distributed.process_count(), distributed.process_rank())
+
+
+def test_an_address_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    for name, value in (settings | {"MASTER_PORT": "abc"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="process 0 of 2 cannot reach the others"):
+        distributed.broadcast_from_main(1)

@@ -1,0 +1,108 @@
+"""Rows are tokenized and masked by TRL, whatever they are mixed with, and then counted and cut."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trl import SFTConfig, SFTTrainer
+
+from slimdown.config.schema import DatasetConfig, RunConfig
+from slimdown.data.training_data import TrainingData, load_training_data
+from slimdown.models.base_model import load_base_model, load_tokenizer
+from slimdown.training.tokenizing import tokenize_rows
+from slimdown.utils.errors import SlimdownError
+
+Composed = Callable[..., RunConfig]
+CHAT = (
+    "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content }}{{ eos_token }}{% endgeneration %}{% else %}{{ m.content }}\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+TURNS = [{"role": "user", "content": "two and two?"}, {"role": "assistant", "content": "four"}]
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "text": [{"text": f"the number {i} is a number"} for i in range(12)],
+    "pairs": [{"prompt": f"what is {i}?", "completion": f" it is {i}"} for i in range(12)],
+    "messages": [
+        {"messages": [{"role": "user", "content": f"{i}?"}, TURNS[1], *TURNS[: i % 2]]}
+        for i in range(12)
+    ],
+    "turns": [
+        {"prompt": [{"role": "user", "content": f"what is {i}?"}], "completion": TURNS[1:]}
+        for i in range(12)
+    ],
+}
+
+
+def prepare(
+    composed: Composed, folder: Path, kinds: list[str], *settings: str
+) -> tuple[RunConfig, Any, TrainingData]:
+    datasets = {}
+    for kind in kinds:
+        file = folder / f"{kind}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in ROWS[kind]))
+        datasets[kind] = DatasetConfig(path=str(file), validation_examples=4)
+    config = composed(*settings)
+    tokenizer = load_tokenizer(str(config.model.folder))
+    tokenizer.chat_template = CHAT
+    return config, tokenizer, load_training_data(datasets, tokenizer, config.seed)
+
+
+@pytest.mark.parametrize("kind", sorted(ROWS))
+@pytest.mark.parametrize("loss", ["completion_only_loss", "assistant_only_loss", "neither"])
+def test_labels_are_those_of_trl(kind: str, loss: str, composed: Composed, tmp_path: Path) -> None:
+    if loss == "assistant_only_loss" and kind in ("text", "pairs"):
+        return  # the next test
+    losses = {name: name == loss for name in ("completion_only_loss", "assistant_only_loss")}
+    settings = [f"train.{name}={str(value).lower()}" for name, value in losses.items()]
+    config, tokenizer, data = prepare(composed, tmp_path, [kind], *settings)
+    rows = tokenize_rows(data, tokenizer, config.train, True, 0)
+    arguments = SFTConfig(
+        str(tmp_path), max_length=config.train.max_length, report_to="none", use_cpu=True, **losses
+    )
+    base = load_base_model(config.model, composed("quantization=none").quantization)
+    stock = SFTTrainer(
+        base.model, arguments, train_dataset=data.parts[0].train, processing_class=tokenizer
+    ).train_dataset
+    assert [row["input_ids"] for row in rows.train] == [row["input_ids"] for row in stock]
+    assert [row["labels"][1:] for row in rows.train] == [row["labels"][1:] for row in stock]
+    assert {row["labels"][0] for row in rows.train} == {-100}  # nothing predicts it
+
+
+def test_datasets_of_unlike_formats_are_tokenized_apart(composed: Composed, tmp_path: Path) -> None:
+    config, tokenizer, data = prepare(composed, tmp_path, ["text", "messages", "pairs"])
+    mixed = tokenize_rows(data, tokenizer, config.train, True, 0)
+    alone = []
+    for kind in ("text", "messages", "pairs"):
+        config, tokenizer, data = prepare(composed, tmp_path, [kind])
+        alone += list(tokenize_rows(data, tokenizer, config.train, True, 0).train)
+    assert sorted(map(str, mixed.train)) == sorted(map(str, alone))
+    assert len(mixed.validation) == sum(part.validation.num_rows for part in data.parts) * 3
+
+
+def test_what_trl_cannot_mask_is_an_error_with_the_dataset(
+    composed: Composed, tmp_path: Path
+) -> None:
+    only = "train.assistant_only_loss=true"
+    with pytest.raises(SlimdownError, match=r"dataset\.text"):
+        config, tokenizer, data = prepare(composed, tmp_path, ["text"], only)
+        tokenize_rows(data, tokenizer, config.train, True, 0)
+
+
+def test_long_rows_are_cut_and_counted_as_trl_cuts_them(composed: Composed, tmp_path: Path) -> None:
+    ROWS["long"] = [
+        {"prompt": f"{i} " + "a b c " * (1 + i), "completion": " h i j k l m"} for i in range(12)
+    ]
+    config, tokenizer, data = prepare(composed, tmp_path, ["long"], "train.max_length=40")
+    rows = tokenize_rows(data, tokenizer, config.train, True, 0)
+    arguments = SFTConfig(str(tmp_path), max_length=40, report_to="none", use_cpu=True)
+    base = load_base_model(config.model, composed("quantization=none").quantization)
+    arguments.completion_only_loss = config.train.completion_only_loss
+    stock = SFTTrainer(
+        base.model, arguments, train_dataset=data.parts[0].train, processing_class=tokenizer
+    ).train_dataset
+    assert [row["input_ids"] for row in rows.train] == [row["input_ids"] for row in stock]
+    assert rows.n_truncated + 1 >= sum(len(row["input_ids"]) == 40 for row in stock)
+    assert rows.n_truncated > 0
+    assert rows.n_untrained == len(data.parts[0].train) - len(stock)

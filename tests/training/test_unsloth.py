@@ -1,0 +1,60 @@
+"""Unsloth trains what TRL trains, and what is measured never meets it."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL
+
+from slimdown.config.schema import Engine, RunConfig
+from slimdown.data.training_data import load_training_data
+from slimdown.models.base_model import LoadedModel, load_base_model
+from slimdown.training.fine_tuning import fine_tune, prepare_training
+from slimdown.training.result import TrainingResult
+from slimdown.utils.errors import ModelError
+
+Composed = Callable[..., RunConfig]
+QUICK = [*SMALL, "train.max_steps=8"]
+
+
+def train(config: RunConfig, folder: Path) -> tuple[LoadedModel, TrainingResult]:
+    base = load_base_model(config.model, config.quantization)
+    train_data = load_training_data(config.dataset, base.tokenizer, config.seed)
+    prepared = prepare_training(base, train_data, config)
+    return fine_tune(base, prepared, config, folder, lambda log: None, lambda *progress: None)
+
+
+def test_an_installation_that_does_not_load_is_one_line(
+    composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "unsloth.py").write_text("raise ImportError('it wants\\nanother torch')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    config = composed(*QUICK)
+    config.train.engine = Engine.unsloth
+    reason = r"Unsloth cannot train this model \(ImportError: it wants another torch\)"
+    with pytest.raises(ModelError, match=reason):
+        train(config, tmp_path / "run")
+
+
+@pytest.mark.unsloth
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_it_trains_what_trl_trains_and_leaves_this_process_alone(
+    quantization: str, composed: Composed, tmp_path: Path
+) -> None:
+    settings = [*QUICK, f"quantization={quantization}"]
+    before = dict(vars(torch.nn.functional))
+    tuned, result = train(composed(*settings, "train.engine=unsloth"), tmp_path / "unsloth")
+    assert "unsloth" not in sys.modules
+    assert dict(vars(torch.nn.functional)) == before
+    _, stock = train(composed(*settings), tmp_path / "trl")
+    assert result.n_trainable == stock.n_trainable
+    assert [log.step for log in result.history] == list(range(1, 9))
+    losses = [log.values["loss"] for log in result.history]
+    assert losses[0] == pytest.approx(stock.history[0].values["loss"], rel=0.02)
+    assert losses[-1] == pytest.approx(stock.history[-1].values["loss"], rel=0.1)
+    assert result.validation_loss_after == pytest.approx(stock.validation_loss_after, rel=0.1)
+    assert (result.output_dir / "adapter_model.safetensors").is_file()
+    assert {p.dtype for n, p in tuned.model.named_parameters() if "lora" in n} == {torch.float32}
