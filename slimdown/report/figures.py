@@ -237,13 +237,6 @@ def write_png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def write_figures(figures: Mapping[str, Figure]) -> dict[str, bytes]:
-    """Writes each figure as SVG and as PNG, by file name."""
-    stems = {name.replace("/", "-"): figure for name, figure in figures.items()}
-    files = {f"{stem}.svg": write_svg(figure).encode() for stem, figure in stems.items()}
-    return files | {f"{stem}.png": write_png(figure) for stem, figure in stems.items()}
-
-
 def _new_figure(height: float, title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     figure.set_label(title)

@@ -8,7 +8,7 @@ from slimdown import __version__
 from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
 from slimdown.report import text
-from slimdown.report.findings_report import ModelPair, findings_table, pairs_table
+from slimdown.report.findings_report import findings_table
 from slimdown.report.formatting import format_count
 from slimdown.report.pages import render
 from slimdown.report.tables import write_table
@@ -22,13 +22,11 @@ _SECTIONS = ("dataset.", "lora.", "method.", "quantization.", "train.", "seed")
 
 @dataclass(frozen=True)
 class MergedModel:
-    """A model that an adapter was merged into, and what the merge changed."""
+    """A model that an adapter was merged into."""
 
     name: str
     dtype: str
     onto_original: bool  # merged into the unquantized weights, not into those it was trained on
-    is_measured: bool = False
-    before: "Findings | None" = None  # from base and adapter to this model
 
 
 def render_model_card(
@@ -41,7 +39,7 @@ def render_model_card(
     """Renders the card of what a run tuned, or of the model that it was merged into.
 
     Args:
-        findings: What the model learned and lost; of a measured merged model, its own.
+        findings: What the model learned and lost.
         config: The run's settings.
         base: The `LoadedModel`: id, revision, license, quantization, dtype.
         training: The `TrainingResult`, where there is one.
@@ -80,11 +78,9 @@ def render_model_card(
         pipeline_tag="text-generation",
         tags=["slimdown", config.method.name.value],
         model_name=name,
-        # of the model beside the card, or none
-        eval_results=None if merged and not merged.is_measured else results,
+        eval_results=None if merged else results,  # merging may change scores
         **dict(zip(("license", "license_name", "license_link"), licenses, strict=False)),
     )
-    pair = merged and merged.before and ModelPair("adapter", "merged", merged.before)
     card = render(
         "model_card.md.j2",
         head=head.to_yaml(),
@@ -98,7 +94,6 @@ def render_model_card(
         merged=merged,
         table=write_table(findings_table(findings), "markdown"),
         sentences=text.describe_findings(findings),
-        merge_table=write_table(pairs_table([pair]), "markdown") if pair else "",
         tasks=tasks,
         version=__version__,
     )

@@ -32,7 +32,9 @@ def render_run_files(
     Returns:
         The contents by path: report.html, report.md, and each figure below plots/.
     """
-    drawn = figures.write_figures(_draw_figures(findings))
+    drawn = _draw_figures(findings)
+    svgs = {f"plots/{name}.svg": figures.write_svg(f).encode() for name, f in drawn.items()}
+    pngs = {f"plots/{name}.png": figures.write_png(f) for name, f in drawn.items()}
     return {
         "report.html": render_page(findings, info.name, config, run_id, info.environment),
         "report.md": render(
@@ -41,7 +43,8 @@ def render_run_files(
             sentences=text.describe_findings(findings),
             costs=_format_all(findings.costs),
         ),
-        **{f"plots/{name}": content for name, content in drawn.items()},
+        **svgs,
+        **pngs,
     }
 
 
@@ -64,6 +67,7 @@ def render_page(
     Returns:
         The page. Models' answers are escaped: markup in them is shown and never run.
     """
+    settings = flatten(config) if config else {}
     about = {k: redact(v) for k, v in text.describe_run(config).items()} if config else {}
     return render(
         "report.html.j2",
@@ -74,7 +78,7 @@ def render_page(
         summary=[*text.summarize(findings), *text.list_caveats(findings)],
         results=findings_table(findings),
         figures=_draw_figures(findings),
-        settings=_format_all(flatten(config) if config else {}),
+        settings=_format_all({k: v for k, v in settings.items() if v is not None}),
         environment=_format_all(environment or {}),
         costs=_format_all(findings.costs),
     )
