@@ -6,13 +6,7 @@ from math import isfinite, isnan, nan
 from typing import TYPE_CHECKING, Any
 
 from slimdown.report import text
-from slimdown.report.formatting import (
-    EMPTY,
-    format_count,
-    format_number,
-    format_points,
-    pluralize,
-)
+from slimdown.report.formatting import EMPTY, format_count, format_number, format_points, pluralize
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
 
 if TYPE_CHECKING:

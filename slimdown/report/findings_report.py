@@ -6,12 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimdown.config.schema import Role
 from slimdown.report import text
-from slimdown.report.formatting import (
-    format_count,
-    format_number,
-    format_p_value,
-    format_points,
-)
+from slimdown.report.formatting import format_count, format_number, format_p_value, format_points
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
 
 if TYPE_CHECKING:

@@ -96,10 +96,7 @@ def make_usual() -> dict[str, Pair]:
     fell = written([0.0] * 40 + [1.0] * 40, lost + right[40:], paper_metric=rate)
     return {
         "maths": (written([1.0] * 80, right, paper_metric=rate), fell),
-        "skill": (
-            written([0.0] * 40, **target),
-            written([1.0] * 30 + [0.0] * 10, **target),
-        ),
+        "skill": (written([0.0] * 40, **target), written([1.0] * 30 + [0.0] * 10, **target)),
         "colors": (
             chosen([i % 4 for i in range(60)]),
             chosen([i % 4 if i < 40 else 0 for i in range(60)]),

@@ -45,10 +45,7 @@ TABLE = Table(
             tooltip="seed 1",
         ),
         Row(
-            (
-                Cell("two", values={"name": "two"}),
-                Cell("–", values={"change": nan, "high": inf}),
-            ),
+            (Cell("two", values={"name": "two"}), Cell("–", values={"change": nan, "high": inf})),
             is_secondary=True,
         ),
     ),
