@@ -200,7 +200,7 @@ def show_findings(findings: Any) -> None:
 
 def show_saved(run: Any) -> None:
     """Prints where a run is kept and how you look at it."""
-    show_line(f"\nrun {run.run_id}")
+    show_line(f"run {run.run_id}")
     if run.artifact_uri.startswith("file:"):
         show_line(f"open {run.artifact_uri}/report.html")
     is_server = run.store_uri.startswith("http")

@@ -43,7 +43,10 @@ def describe_run(config: RunConfig) -> dict[str, str]:
     if config.tuned is not None:
         about["tuned"] = config.tuned
     else:
-        sizes = {name: d.max_examples or "all" for name, d in config.dataset.items()}
+        sizes = {
+            name: f"{d.max_examples:,}" if d.max_examples else "all"
+            for name, d in config.dataset.items()
+        }
         about["rows"] = " + ".join(f"{n} rows of {name}" for name, n in sizes.items())
         method = [config.method.name.value]
         if config.method.is_lora:
@@ -111,11 +114,12 @@ def describe_paper_metric(benchmark: "BenchmarkChange") -> tuple[str, str]:
     if benchmark.paper_metric is PaperMetric.forgetting_rate:
         value, interval = format_percent(estimate)
         return f"FR {value}", interval
-    symbol = "ΔA" if benchmark.paper_metric is PaperMetric.ability_augmentation else "ΔK"
-    error = estimate.standard_error
+    is_loss = benchmark.paper_metric is PaperMetric.knowledge_loss
+    spec, error = ".1f" if is_loss else "+.1f", estimate.standard_error
+    value = format_number(estimate.value, spec) + (" lost" if is_loss else "")
     plus_minus = "" if isnan(error) else f" ±{format_number(error)}"
-    interval = formatting.format_interval(estimate.low, estimate.high, "+.1f")
-    return f"{symbol} {format_number(estimate.value, '+.1f')}{plus_minus}", interval
+    interval = formatting.format_interval(estimate.low, estimate.high, spec)
+    return f"{'ΔK' if is_loss else 'ΔA'} {value}{plus_minus}", interval
 
 
 def summarize(findings: "Findings") -> list[str]:
