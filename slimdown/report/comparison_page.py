@@ -10,8 +10,6 @@ from slimdown.report.formatting import EMPTY, format_count, format_number, forma
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from slimdown.stats.estimates import Estimate
     from slimdown.stats.run_comparison import Comparison, Configuration, MeanChange
     from slimdown.stats.trials import TrialOutcome
@@ -185,25 +183,6 @@ def noise_table(noise_by_run: Mapping[str, Sequence[Any]]) -> Table:
     return make_table("Noise of questions and of training", records, formats, text.NOISE_LEGEND)
 
 
-def comparison_figures(comparison: "Comparison", setting: str | None = None) -> "dict[str, Figure]":
-    """The figures that these runs can fill, by name.
-
-    Args:
-        comparison: The compared runs.
-        setting: A dotted key that every benchmark's change is drawn against.
-    """
-    from slimdown.report import figures  # matplotlib takes half a second
-    from slimdown.stats.run_order import series_by_setting
-
-    drawn: dict[str, Figure] = {}
-    if comparison.has_target:
-        drawn["learning-forgetting"] = figures.draw_trade_offs(comparison.rows)
-    if setting:
-        series = series_by_setting(comparison, setting)
-        drawn[f"by-{setting}"] = figures.draw_by_setting(setting, series)
-    return drawn
-
-
 def render_comparison_page(
     table: Table,
     comparison: "Comparison | None" = None,
@@ -218,14 +197,20 @@ def render_comparison_page(
         setting: A dotted key that every benchmark's change is drawn against.
         options: Those of the command that shows this.
     """
-    from slimdown.report.pages import render  # jinja2 takes a fifth of a second
+    from slimdown.report import figures  # matplotlib takes half a second, jinja2 a fifth
+    from slimdown.report.pages import render
+    from slimdown.stats.run_order import series_by_setting
 
-    drawn = comparison_figures(comparison, setting) if comparison else {}
-    others = [key for key in comparison.params if key != setting] if comparison else []
-    also = f"; the runs also differ in {', '.join(others)}" if others else ""
-    by_setting = f"Means of the runs that share a value, with their intervals{also}."
-    trade_offs = "Each point is a row of the table: up is learned, right is forgotten."
-    shown = [(f, by_setting if name.startswith("by-") else trade_offs) for name, f in drawn.items()]
+    shown = []
+    if comparison and comparison.has_target:
+        caption = "Each point is a row of the table: up is learned, right is forgotten."
+        shown.append((figures.draw_trade_offs(comparison.rows), caption))
+    if comparison and setting:
+        others = [key for key in comparison.params if key != setting]
+        also = f"; the runs also differ in {', '.join(others)}" if others else ""
+        caption = f"Means of the runs that share a value, with their intervals{also}."
+        series = series_by_setting(comparison, setting)
+        shown.append((figures.draw_by_setting(setting, series), caption))
     if comparison and not comparison.has_target:
         table = replace(table, notes=(*table.notes, text.NO_TARGET))
     return render("comparison.html.j2", table=table, options=options, figures=shown)
