@@ -101,7 +101,7 @@ def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> Lo
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     check_numbers(config.named, model.eval())
-    revision = resolve_revision(config, outline.config)
+    revision = resolve_revision(config)
     identity = {
         "weights": revision if config.folder else f"{config.id}@{revision}",
         "quantization": str(bitsandbytes and bitsandbytes.to_dict()),
@@ -183,11 +183,14 @@ def check_numbers(setting: str, model: Any) -> None:
         )
 
 
-def resolve_revision(config: ModelConfig, architecture: Any = None) -> str:
-    """Return a digest of a local folder, or else the commit that the hub gave."""
+def resolve_revision(config: ModelConfig) -> str:
+    """Return a digest of a local folder, or the commit of what was fetched from the hub."""
     if config.folder:
         return f"sha256:{hash_folder(config.folder)}"
-    return getattr(architecture, "_commit_hash", None) or config.revision
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(config.id, "config.json", revision=config.revision)
+    return Path(cached).parent.name if isinstance(cached, str) else config.revision
 
 
 def pick_dtype(wanted: Dtype, device: torch.device) -> tuple[torch.dtype, str]:

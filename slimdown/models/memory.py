@@ -43,7 +43,7 @@ def estimate_weight_bytes(
             and layer is not outline.get_output_embeddings()
         ):
             n_quantized += layer.weight.numel()
-            n_rows += max(layer.weight.shape)
+            n_rows += layer.weight.shape[0]
     total = sum(parameter.numel() for parameter in outline.parameters())
     held = (total - n_quantized) * dtype.itemsize
     if quantization.load_in_8bit:

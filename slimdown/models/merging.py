@@ -64,6 +64,7 @@ def _dequantize(model: Any) -> None:
     if any(getattr(getattr(m, "source_cls", None), "__name__", "") == "Conv1D" for m in modules):
         raise ValueError("transformers dequantizes GPT-2's layers transposed; use --onto original")
     computed = [m.compute_dtype for m in modules if getattr(m, "compute_dtype", None)]
-    model.dequantize(torch.float32 if model.is_loaded_in_8bit else (*computed, model.dtype)[0])
+    is_8bit = getattr(model, "is_loaded_in_8bit", False)  # whose scales are float32
+    model.dequantize(torch.float32 if is_8bit else (*computed, model.dtype)[0])
     # transformers 5.24 leaves these, and PEFT looks at them.
     model.is_loaded_in_4bit = model.is_loaded_in_8bit = False

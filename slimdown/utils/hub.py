@@ -54,6 +54,8 @@ def explain_hub_errors(
             reason = "does not fit on the disk of the hub's cache; free some, or set HF_HOME"
         elif any(type(link).__name__ == "SafetensorError" for link in chain):
             reason = f"has a .safetensors file that is damaged ({error}); download it again"
+        elif "ignore_mismatched_sizes" in text:
+            reason = "has weights of other shapes than its config.json describes; get it again"
         elif "trust_remote_code" in text:
             reason = "needs code of its own, which slimdown does not run; choose another"
         elif "safetensors" in text:

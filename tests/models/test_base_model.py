@@ -77,7 +77,7 @@ def test_an_identity_is_of_content_and_not_of_place(composed: Composed, tmp_path
     same = load(composed, f"model.id={copy_pocket(tmp_path / 'copy')}")
     assert same.digest == base.digest
     edited = copy_pocket(tmp_path / "edited")
-    edit_weights(edited, lambda weights: weights["model.norm.weight"].mul_(1.001))
+    edit_weights(edited, lambda weights: weights["model.norm.weight"].mul_(1.5))
     templated = copy_pocket(tmp_path / "templated")
     (templated / "chat_template.jinja").write_text("{{ messages[0].content }}")
     others = [f"model.id={edited}", f"model.id={templated}", "model.dtype=bfloat16"]
@@ -91,7 +91,7 @@ def test_an_identity_is_of_content_and_not_of_place(composed: Composed, tmp_path
     [
         ("nan", r"computes no numbers in torch.float32: its weights hold NaN"),
         ("missing", r"1 of the weights that its config.json describes are not in its files"),
-        ("shape", r"model.id=.*model.norm.weight"),
+        ("shape", r"has weights of other shapes than its config.json describes"),
         ("cut", r"has a .safetensors file that is damaged"),
         ("pickled", r"has no safetensors weights, and pickled ones can run code"),
         ("index", r"its index names model.bin, and pickled weights can run code"),
@@ -155,7 +155,7 @@ def test_auto_takes_bfloat16_where_it_is_clearly_faster(monkeypatch: pytest.Monk
             "slimdown.models.base_model.measure_bfloat16_speedup", lambda s=speedup: s
         )
         chosen, reason = pick_dtype(Dtype.auto, cpu)
-        assert (chosen, f"{speedup:g} times" in reason) == (dtype, True)
+        assert (chosen, f"{speedup:.2g} times" in reason) == (dtype, True)
     assert pick_dtype(Dtype.float16, cpu) == (torch.float16, "as set")
     assert pick_dtype(Dtype.auto, torch.device("mps"))[0] == torch.float32
 

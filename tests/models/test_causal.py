@@ -21,6 +21,7 @@ def adapted(**settings: Any) -> Any:
     return peft.get_peft_model(build_tiny_model("llama"), shape)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_a_model_is_taken_out_of_what_is_around_it() -> None:
     model, tokenizer = build_tiny_model("llama"), build_byte_tokenizer()
     loaded = wrap_model(torch.nn.DataParallel(model), tokenizer)
@@ -55,6 +56,7 @@ def test_a_tokenizer_of_another_library_is_refused() -> None:
 def test_eval_mode_computes_plainly_and_leaves_no_trace() -> None:
     model = adapted(lora_dropout=0.5).train()
     model.config.use_cache = False
+    accelerate.state.AcceleratorState._reset_state(True)
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
     with torch.no_grad():
         plain = build_tiny_model("llama")(input_ids=IDS).logits

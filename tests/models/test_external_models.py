@@ -75,7 +75,7 @@ def test_an_adapter_answers_as_in_plain_peft(
 def test_a_whole_model_takes_the_place_of_the_base(
     quantization: str, composed: Composed, tmp_path: Path
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR)
+    model = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR, dtype=torch.float32)
     model.lm_head.weight.data.mul_(1.5)
     model.save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(pocket.MODEL_DIR)

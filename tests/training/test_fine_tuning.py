@@ -189,7 +189,7 @@ def test_float16_holds_the_gradients_of_float32(
         path = sft.TrainingPath(takes_plain_loss=True)
         trainer = sft.build_trainer(adapted, run.base.tokenizer, rows, run.config, tmp_path, path)
         batch = next(iter(trainer.get_train_dataloader()))  # one of many of a step
-        loss = trainer.compute_loss(adapted, batch, num_items_in_batch=torch.tensor(2**16))
+        loss = trainer.compute_loss(adapted, batch, num_items_in_batch=torch.tensor(2**18))
         loss.backward()
         return torch.cat([p.grad.flatten() for p in adapted.parameters() if p.grad is not None])
 
@@ -203,14 +203,14 @@ def test_float16_holds_the_gradients_of_float32(
 
 
 def test_rows_that_are_cut_or_teach_nothing_are_counted(composed: Composed) -> None:
-    run = Run(composed(*SMALL, "train.max_length=24"))
+    run = Run(composed(*SMALL, "train.max_length=40"))
     rows = run.prepared.rows
     assert 0 < rows.n_truncated <= 64
     assert len(rows.train) == 64 - rows.n_untrained
-    assert max(len(row["input_ids"]) for row in rows.train) == 24
-    assert any("train.max_length=24 cuts" in note for note in run.prepared.notes)
+    assert max(len(row["input_ids"]) for row in rows.train) == 40
+    assert any("train.max_length=40 cuts" in note for note in run.prepared.notes)
     with pytest.raises(DataError, match=r"leaves none of the 64 training rows a token"):
-        Run(composed(*SMALL, "train.max_length=8"))
+        Run(composed(*SMALL, "train.max_length=16"))
 
 
 def make_base(model: Any) -> LoadedModel:
