@@ -6,6 +6,7 @@ MLflow is imported inside functions: it takes 1.5 seconds.
 import hashlib
 import json
 import logging
+import socket
 import ssl
 import urllib.error
 import urllib.request
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
@@ -25,6 +27,7 @@ from slimdown.utils.secrets import redact, redact_uri
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_PORTS = {"postg": 5432, "mysql": 3306, "mssql": 1433}
 _MAX_PARAM = 6000  # characters; MLflow cuts longer values
 # MLflow 3.17 shows an experiment with the pages for LLM traces unless this tag says otherwise.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -49,6 +52,9 @@ def check_store(config: TrackingConfig) -> None:
             except urllib.error.URLError as error:
                 if not isinstance(error.reason, ssl.SSLError):  # MLflow has settings for these
                     raise
+        elif host := urlsplit(config.uri).hostname:  # MLflow retries databases for minutes, too
+            port = urlsplit(config.uri).port or _PORTS.get(config.uri[:5], 443)
+            socket.create_connection((host, port), timeout=10).close()
 
 
 def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClient":

@@ -24,7 +24,7 @@ from slimdown.utils.errors import TrackingError
         ("http://127.0.0.1:9", "refused.*start the server"),
         ("sqlite:////proc/no/mlflow.db", "name one that you can write"),
         ("postgresql://me:hunter2@127.0.0.1:9/x", "check address, user"),
-        ("mssql+nothing://host/x", "check address"),
+        ("mssql+nothing://127.0.0.1:9/x", "check address"),
         ("sqlite://", "names no file"),
         ("file:///tmp/x", "must be a database or a server"),
     ],
