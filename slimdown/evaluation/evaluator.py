@@ -207,7 +207,7 @@ class _BenchmarkRun:
 
     key = ""
     answers: "_AnswersFile | None" = None
-    n_found = n_new = 0  # questions that were found in the cache, and those that were not
+    n_asked = n_found = n_new = 0  # questions; of them found in the cache, and not
 
     def __init__(
         self,
@@ -227,20 +227,13 @@ class _BenchmarkRun:
         numbers = {name: [key[1] for key in requests if key[0] == name] for name in texts}
         self._order = [(name, numbers[name][place]) for name, place in order_questions(texts)]
         self.ends = block_ends(len(self._order))
+        # A group that weighs unequal tasks alike needs all of its questions.
+        self.can_stop = self._task_weights is None and len(self.ends) > 1
         self._samples: list[Sample] = []
         self._looks: list[int] = []
         self._found: BenchmarkEvaluation | None = None
         self._seconds = 0.0
         self._check_room()
-
-    @property
-    def n_asked(self) -> int:
-        return len(self._samples)
-
-    @property
-    def can_stop(self) -> bool:
-        """A group that weighs unequal tasks alike needs all of its questions."""
-        return self._task_weights is None and len(self.ends) > 1
 
     def take(self, found: BenchmarkEvaluation) -> str:
         """Take what was answered before; say what is odd about it, empty where it is sound."""
@@ -262,6 +255,7 @@ class _BenchmarkRun:
             self._samples += self._ask(self._order[begin:end], begin)
             self.n_new += end - begin
             self._seconds += time.perf_counter() - started
+        self.n_asked = end
         self._looks += [end] if is_look else []
 
     def summarize(self) -> BenchmarkEvaluation:
@@ -270,9 +264,8 @@ class _BenchmarkRun:
         seconds = self._seconds + (self._found.seconds if self._found else 0)
         read_as = self.task.config, self._samples, ", ".join(versions), seconds
         evaluation = summarize_samples(*read_as, self._task_weights, self.task.usable_metrics)
-        n_available = self.ends[-1] if self._looks else None
+        looks, n_available = tuple(self._looks), self.ends[-1] if self._looks else None
         origin = self._found.origin if self._found and not self.n_new else ""
-        looks = tuple(self._looks)
         return replace(evaluation, looks=looks, n_available=n_available, origin=origin)
 
     def _ask(self, block: Sequence[tuple[str, int]], begin: int) -> list[Sample]:
@@ -392,14 +385,10 @@ class _AnswersFile:
         self._chunks = dict(self._database.execute("SELECT name, data FROM chunks"))
 
     def find(self, name: str, requests: list[Any]) -> list[list[Any]] | None:
-        """The responses of a chunk; None where it is not there, or damaged."""
-        try:
-            found = json.loads(self._chunks.get(name, "[]"))
-            if [len(of_request) for of_request in found] != [r.repeats for r in requests]:
-                return None
-            return [[tuple(r) if isinstance(r, list) else r for r in of] for of in found]
-        except (ValueError, TypeError):
-            return None
+        """The responses of a chunk; None where it is not there."""
+        found: list[list[Any]] = json.loads(self._chunks.get(name, "[]"))
+        is_whole = [len(of_request) for of_request in found] == [r.repeats for r in requests]
+        return found if is_whole else None
 
     def save(self, name: str, responses: list[list[Any]]) -> None:
         row = name, json.dumps(responses)

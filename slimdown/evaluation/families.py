@@ -70,11 +70,10 @@ def explain_no_sharing(model: Any) -> str:
         return "int8 layers look for outliers in the whole batch"
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"{config._attn_implementation} attention takes no 4D mask"
-    for setting in ("alibi", "use_bidirectional_attention", "output_router_logits"):
-        if getattr(config, setting, False):
+    odd_settings = {"alibi": True, "use_bidirectional_attention": True, "is_causal": False}
+    for setting, value in (odd_settings | {"output_router_logits": True}).items():
+        if getattr(config, setting, None) is value:
             return setting
-    if getattr(config, "is_causal", True) is False:
-        return "attention is not causal"
     for setting in ("sliding_window", "layer_types"):
         # The family ignores a setting that it does not know, but masks would follow it.
         if getattr(config, setting, None) is not None and not hasattr(kind.config_class, setting):
