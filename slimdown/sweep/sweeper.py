@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -25,8 +25,8 @@ from slimdown.report.record_tables import JobRow, sweep_table
 from slimdown.report.tables import write_table
 from slimdown.report.text import shorten_findings
 from slimdown.sweep.jobs import JobOutcome, JobState, SweepInfo, measure_base_job, run_sweep_job
-from slimdown.tracking.resume import find_finished, run_key
-from slimdown.tracking.store import check_store
+from slimdown.tracking.resume import find_finished, mark_orphans_killed, run_key
+from slimdown.tracking.store import check_store, find_experiment, open_store
 from slimdown.tracking.sweep_run import open_sweep_run
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.secrets import redact
@@ -70,7 +70,7 @@ class SlimdownSweeper(Sweeper):
         )
         self.jobs: list[ComposedRun] = []
         self.outcomes: list[JobOutcome] = []
-        title = f"sweep of {', '.join(plan.swept)}" if plan.swept else "sweep"
+        title = f"{'search' if plan.space else 'sweep'} of {', '.join(plan.swept) or 'one job'}"
         if plan.space:
             from slimdown.sweep.search import Search
 
@@ -125,6 +125,10 @@ class SlimdownSweeper(Sweeper):
                     table = sweep_table(rows, f"{title} ({self.info.name}). {advice}")
                     console.show_table(table)
                     files["sweep.md"] = write_table(table, "markdown")
+                for tracking in stores.values() if self.info.in_worker else ():
+                    with suppress(Exception):  # runs whose workers were killed
+                        client = open_store(tracking)
+                        mark_orphans_killed(client, tracking, find_experiment(client, tracking))
                 for run in parents.values():
                     run.failed = any(o.state is JobState.failed for o in self.outcomes)
                     run.save(files)
