@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from slimdown.callback import ForgettingCallback as ForgettingCallback
     from slimdown.evaluation.lm_eval_logs import read_lm_eval as read_lm_eval
-    from slimdown.notebook import NotebookFindings as Findings, judge as judge, measure as measure
+    from slimdown.notebook import NotebookFindings as Findings, judge as judge, measure as measure  # noqa: F401
 
 __version__ = "0.1.0"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from slimdown.config.benchmarks import Named, read_benchmarks
+from slimdown.config.benchmarks import BenchmarkSpec, read_benchmarks
 from slimdown.config.schema import EvaluationConfig, Until
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Evaluation
@@ -53,7 +53,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(
         self,
-        benchmarks: Named | Iterable[Named],
+        benchmarks: BenchmarkSpec | Iterable[BenchmarkSpec],
         every: int = 50,
         questions: int = 64,
         *,
@@ -79,6 +79,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
             "all": read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot),
             "few": read_benchmarks(benchmarks, limit=few, num_fewshot=num_fewshot),
         }
+        self._tasks = {name: load_tasks(chosen, None) for name, chosen in self._benchmarks.items()}
         self._evaluators: dict[str, Evaluator] = {}
         self._base: dict[str, Evaluation] = {}
         self._model: Any = lambda: None  # a weak reference to the model whose base was measured
@@ -89,10 +90,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero or self._model() is loaded.model:
             return control  # the second: the trainer tried another batch size and starts again
         self._model, self.findings = weakref.ref(loaded.model), None
-        self._evaluators = {
-            name: Evaluator(load_tasks(benchmarks, None), self._config)
-            for name, benchmarks in self._benchmarks.items()
-        }
+        self._evaluators = {n: Evaluator(tasks, self._config) for n, tasks in self._tasks.items()}
         folder = Path(args.output_dir) / "forgetting"
         base = {name: self._read_base(folder / name, name) for name in self._benchmarks}
         if not state.global_step or None in base.values():

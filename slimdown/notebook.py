@@ -1,17 +1,17 @@
 """Measure a model before and after your own training, judge the two, and show the findings."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimdown.config.benchmarks import Named, read_benchmarks
+from slimdown.config.benchmarks import BenchmarkSpec, read_benchmarks
+from slimdown.config.fields import find_problems
 from slimdown.config.schema import EvaluationConfig, Until
 from slimdown.evaluation.results import Evaluation
-from slimdown.report import text
 from slimdown.report.findings_report import evaluation_table, findings_table
-from slimdown.report.tables import Table, write_table
-from slimdown.stats.budgets import BudgetCheck, Outcome, check_budgets, combine_outcomes
+from slimdown.report.tables import write_table
+from slimdown.stats.budgets import BudgetCheck, Outcome, check_budgets, overall_outcome
 from slimdown.stats.findings import Findings, judge as judge_evaluations
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.files import write_atomically
@@ -38,7 +38,7 @@ class MeasuredEvaluation(Evaluation):
 def measure(
     model: Any,
     tokenizer: Any,
-    benchmarks: Named | Iterable[Named] | Evaluation,
+    benchmarks: BenchmarkSpec | Iterable[BenchmarkSpec] | Evaluation,
     *,
     limit: int | None = None,
     num_fewshot: int | None = None,
@@ -84,7 +84,7 @@ def measure(
     if isinstance(benchmarks, MeasuredEvaluation):
         if (limit, num_fewshot, batch_size) != (None, None, None):
             raise ConfigError(
-                "the same questions are asked again, so limit, num_fewshot and batch_size are those "
+                "the same questions are asked again: limit, num_fewshot and batch_size are those "
                 "of the first measurement; leave them out, or name benchmarks instead"
             )
         evaluator = benchmarks.evaluator
@@ -100,6 +100,8 @@ def measure(
             until=Until.all,
             include_path=include_path,
         )
+        if problems := list(find_problems(config)):
+            raise ConfigError("\n".join(problems))
         chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)
         evaluator = Evaluator(load_tasks(chosen, include_path), config, share_prefixes=not stock)
     evaluation = evaluator.evaluate(loaded)
@@ -173,14 +175,11 @@ class NotebookFindings(Findings):
         """
         return BudgetResult(tuple(check_budgets(self, budgets)))
 
-    def _shown_table(self) -> Table:
-        return replace(findings_table(self), notes=tuple(text.describe_findings(self)))
-
     def _repr_html_(self) -> str:
-        return write_table(self._shown_table(), "html")
+        return write_table(findings_table(self, with_notes=True), "html")
 
     def __repr__(self) -> str:
-        return write_table(self._shown_table(), "table")
+        return write_table(findings_table(self, with_notes=True), "table")
 
 
 @dataclass(frozen=True, repr=False)
@@ -192,7 +191,7 @@ class BudgetResult:
     @property
     def outcome(self) -> Outcome:
         """The outcome for all together: within, beyond or undecided."""
-        return combine_outcomes(self.checks)
+        return overall_outcome(self.checks)
 
     def __bool__(self) -> bool:
         return self.outcome is Outcome.within
