@@ -52,9 +52,10 @@ def check_store(config: TrackingConfig) -> None:
             except urllib.error.URLError as error:
                 if not isinstance(error.reason, ssl.SSLError):  # MLflow has settings for these
                     raise
-        elif host := urlsplit(config.uri).hostname:  # MLflow retries databases for minutes, too
-            port = urlsplit(config.uri).port or _PORTS.get(config.uri[:5], 443)
-            socket.create_connection((host, port), timeout=10).close()
+        elif default_port := _PORTS.get(config.uri[:5]):  # MLflow retries databases, too
+            address = urlsplit(config.uri)
+            place = address.hostname or "localhost", address.port or default_port
+            socket.create_connection(place, timeout=10).close()
 
 
 def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClient":
