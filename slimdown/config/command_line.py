@@ -17,11 +17,10 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -177,9 +176,10 @@ def _parse(text: str, line: CommandLine) -> tuple[str, list[Override]]:
     Raises:
         ConfigError: Lists what is wrong with it by itself.
     """
-    parser, problems = OverridesParser.create(), []
+    parser, problems = OverridesParser.create(GlobalHydra.instance().config_loader()), []
     try:
         override = parser.parse_override(text)
+        override.config_loader = parser.config_loader  # which glob(...) asks
         key, values = override.key_or_group, [override]
         if not key:
             raise ValueError("there is no name before the =")
@@ -193,9 +193,7 @@ def _parse(text: str, line: CommandLine) -> tuple[str, list[Override]]:
             advice = "give choice(...), range(...) or a list, or set search.space"
             raise ConfigError(f"{text}: an interval has no end of values; {advice}")
         if sweep is not None:
-            is_glob = isinstance(sweep, Glob)
-            names = sweep.filter(list_group_choices(key, line.folders)) if is_glob else []
-            texts = names if is_glob else override.sweep_string_iterator()
+            texts = override.sweep_string_iterator()
             values = [parser.parse_override(f"{override.get_key_element()}={t}") for t in texts]
     except (HydraException, ValueError, RecursionError, ArithmeticError) as error:
         reason = redact((str(error) or type(error).__name__).splitlines()[0])[:160]
@@ -220,14 +218,11 @@ def _parse(text: str, line: CommandLine) -> tuple[str, list[Override]]:
 
 def _find_choice_problems(override: Override, line: CommandLine) -> Iterator[str]:
     key, value = override.key_or_group, override.value()
-    group = key.replace(".", "/")  # hydra.launcher=joblib would set nothing
     loader = GlobalHydra.instance().config_loader()
-    names = sorted({*loader.get_group_options(group), *list_group_choices(group, line.folders)})
+    names = sorted({*loader.get_group_options(key), *list_group_choices(key, line.folders)})
+    if key in ("hydra.launcher", "hydra.sweeper"):
+        yield f"{key} chooses nothing; choose with {key.replace('.', '/')}=..."
     if not names or (key == "experiment" and value is None):
-        return
-    if key != group:
-        if not isinstance(value, dict):
-            yield f"{key}={value} chooses nothing; choose with {group}={value}"
         return
     for name in value if isinstance(value, list) and key in _LISTS else [value]:
         if not isinstance(name, str):
@@ -271,46 +266,30 @@ def _compose_run(
         problems.append(str(composed_files))
         return ComposedRun(texts, RunConfig())
     composed = deepcopy(composed_files)
-    problems += _find_idle(overrides, composed, line)
+    values = {override.key_or_group: override.value() for override in overrides}
+    idle = [text for text in texts if re.split("[.=]", text.lstrip("+"))[0] in TRAINING]
+    own = [text for text in idle if text.lstrip("+").startswith("lora")]
+    if (tuned := values.get("tuned", composed.get("tuned"))) is not None and idle:
+        problem = f"is measured as it is, and nothing is trained: leave out {' '.join(idle)}"
+        problems.append(f"tuned={tuned} {problem}")
+    elif own and values.get("method", "lora") not in LORAS:
+        problems.append(f"{', '.join(own)}: method={values['method']} reads no settings of lora")
     for override in overrides:
         if not line.is_choice(key := override.key_or_group):  # as Hydra does at its end
             is_new = override.is_add() or override.is_force_add()
             try:
                 OmegaConf.update(composed, key, override.value(), merge=True, force_add=is_new)
             except (OmegaConfBaseException, HydraException) as error:
-                problems.append(f"{override.input_line}: {reword(error)}")
+                section, name = (*key.split("."), "")[:2]
+                problem = reword(error)
+                if section in _LISTS and name not in composed[section]:
+                    problem = f"{name} is not chosen; add it to {section}=[...]"
+                problems.append(f"{override.input_line}: {problem}")
     try:
         return ComposedRun(texts, load_config(composed))
     except ConfigError as error:
         problems += str(error).splitlines()
         return ComposedRun(texts, RunConfig())
-
-
-def _find_idle(
-    overrides: Sequence[Override], composed: DictConfig, line: CommandLine
-) -> Iterator[str]:
-    """Find what would have no effect in a run."""
-    texts: dict[str, list[str]] = {}
-    values = {override.key_or_group: override.value() for override in overrides}
-    for override in overrides:
-        group, _, rest = override.key_or_group.partition(".")
-        texts.setdefault(group, []).append(str(override.input_line))
-        name = rest.partition(".")[0]
-        if group in _LISTS and name and name not in composed[group]:
-            known = list_group_choices(group, line.folders)
-            choice = f"{group}=[{','.join([*composed[group], name])}]"
-            if name in known:
-                yield f"{group}.{name} is not chosen; add it with {choice}"
-            else:
-                yield f"{group}.{name}: there is no {group} {name}{nearest(name, known)}"
-    tuned = values.get("tuned", composed.get("tuned"))
-    idle = [text for section in TRAINING for text in texts.get(section, [])]
-    if tuned is not None and idle:
-        problem = f"is measured as it is, and nothing is trained: leave out {' '.join(idle)}"
-        yield f"tuned={tuned} {problem}"
-    method = values.get("method", "lora")
-    if tuned is None and "lora" in texts and method not in LORAS:
-        yield f"{', '.join(texts['lora'])}: method={method} reads no settings of lora"
 
 
 def _find_search_problems(
@@ -334,24 +313,18 @@ def _find_search_problems(
             yield f"search.space: {key} is no number and has no range; give choices"
 
 
+_MISREAD = {  # in a YAML file, what Hydra reads otherwise than it looks, or for ever
+    "^\ufeff": "begins with a byte order mark; save it as plain UTF-8",
+    r":\s+\*\w": "holds a YAML alias (*name); refer to another setting as ${key}",
+    r":\s+\d+:[0-5]\d\s*$": "holds a number with a colon, which YAML reads in base 60",
+}
+
+
 def _find_yaml_problems(folder: Path) -> Iterator[str]:
-    """Find what Hydra would misread in silence, or for ever, in group files of the user's own."""
     if not folder.is_dir():
         yield f"--config-dir: there is no folder {folder}"
     for file in sorted(folder.glob("*/*.yaml")):
-        try:
-            text = file.read_text(encoding="utf-8")
-            events = list(yaml.parse(text, Loader=yaml.SafeLoader))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            yield f"{file} cannot be read: {' '.join(str(error).split())}"
-            continue
-        if text.startswith("\ufeff"):
-            yield f"{file} begins with a byte order mark; save it as plain UTF-8"
-        if file.parent.name == "experiment" and "@package _global_" not in text:
-            yield f"{file} does not begin with `# @package _global_`, as a preset has to"
-        if any(isinstance(event, yaml.AliasEvent) for event in events):
-            yield f"{file} holds a YAML alias (*name); refer to another setting as ${{key}}"
-        for event in events:
-            is_plain = isinstance(event, yaml.ScalarEvent) and event.implicit[0]
-            if is_plain and re.fullmatch(r"[-+]?\d+(:[0-5]?\d)+(\.\d*)?", event.value):
-                yield f"{file}: YAML reads {event.value} in base 60; write a plain number"
+        text = file.read_text(encoding="utf-8", errors="replace")
+        for pattern, problem in _MISREAD.items():
+            if re.search(pattern, text, re.MULTILINE):
+                yield f"{file} {problem}"

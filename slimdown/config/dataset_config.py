@@ -51,16 +51,12 @@ class DatasetConfig:
             advice = "leave them out, or set format=instruction"
             yield f"format={self.format.value} reads no {settings}; {advice}"
         if self.template not in ("alpaca", "chat"):
-            has_place = "{input}" in self.template
             if "{instruction}" not in self.template:
                 demand = "must be alpaca, chat, or a text that holds {instruction}"
                 yield f"template {demand}, got {self.template!r}"
-            elif self.input is not None and not has_place:
-                problem = f"the template {self.template!r} has no {{input}}"
-                yield f"input={self.input}: {problem}; add it, or set input=null"
-            elif self.input is None and has_place:
-                problem = "has a place for {input}; name the column with input="
-                yield f"template {self.template!r} {problem}"
+            elif ("{input}" in self.template) != (self.input is not None):
+                problem = f"the template {self.template!r} and {{input}} do not fit"
+                yield f"input={self.input}: {problem}; name the column where it has the place"
         if file := self.file:
             for setting, unset in (("name", None), ("split", "train"), ("revision", "main")):
                 if (value := getattr(self, setting)) != unset:

@@ -99,24 +99,16 @@ def explain_unknown_key(key: tuple[str, ...], schema: type) -> str | None:
     """Say why a key names no setting, with the nearest that do; None where it names one."""
     if setting_type(key, schema) is not None:
         return None
-    depth = next(n for n in reversed(range(len(key))) if setting_type(key[:n], schema) is not None)
-    section, leaf, problem = key[:depth], key[-1], f"{'.'.join(key)} is not a setting"
-    node = setting_type(section, schema)
-    if not is_dataclass(node):
-        return f"{problem}; {'.'.join(section)} is one, and holds a plain value"
-    known = list_settings(schema)
-    close = [_ALIASES[leaf]] if leaf in _ALIASES else []
-    close += [other for other in known if other.endswith(f".{'.'.join(key)}")]
-    siblings = list(get_type_hints(node))
-    close = close or [
-        ".".join([*section, name]) for name in get_close_matches(key[depth], siblings, n=2)
-    ]
-    leaves = [other.rpartition(".")[2] for other in known]
-    close = close or [other for other in known if leaf == other.rpartition(".")[2]]
-    close = close or [known[leaves.index(name)] for name in get_close_matches(leaf, leaves, n=2)]
+    dotted, known = ".".join(key), list_settings(schema)
+    close = [_ALIASES[key[-1]]] if key[-1] in _ALIASES else []
+    close += [other for other in known if other.endswith(f".{dotted}")]
+    close = list(dict.fromkeys(close or get_close_matches(dotted, known, n=2)))
     if close:
-        return f"{problem}; did you mean {' or '.join(dict.fromkeys(close))}?"
-    return f"{problem}; known: {', '.join('.'.join([*section, name]) for name in siblings)}"
+        return f"{dotted} is not a setting; did you mean {' or '.join(close)}?"
+    section = f"{key[0]}." if len(key) > 1 else ""
+    names = [other for other in known if section and other.startswith(section)]
+    names = names or list(get_type_hints(schema))
+    return f"{dotted} is not a setting; known: {', '.join(names)}"
 
 
 def find_problems(node: Any, key: str = "") -> Iterator[str]:

@@ -140,12 +140,10 @@ class ModelConfig:
         """The local folder behind `id`, or None where it names a model of the hub."""
         is_pocket = self.id == "pocket:model"
         folder = pocket.MODEL_DIR if is_pocket else Path(os.path.expanduser(self.id))
-        return folder if os.path.isdir(folder) else None
+        return folder if self.id and os.path.isdir(folder) else None
 
     def problems(self) -> Iterator[str]:
-        if not self.id.strip():
-            yield "id is empty; give a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
-        elif self.folder:
+        if self.folder:
             if self.revision != "main":
                 problem = f"{self.id} is a folder and has no revisions; leave it out"
                 yield f"revision={self.revision}: {problem}"
@@ -153,13 +151,9 @@ class ModelConfig:
                 # transformers would put the adapter on, whatever its base
                 advice = f"name its base here, and the adapter as tuned={self.id}"
                 yield f"id={self.id} holds an adapter; {advice}"
-        elif self.id.startswith("pocket:"):
-            yield f"id={self.id}: the embedded world has one model, pocket:model"
-        elif self.id.startswith((".", "/", "~")) or self.id.count("/") > 1:
-            yield f"id: there is no folder {self.id}; give a local folder or a hub id"
-        elif not HUB_ID.fullmatch(self.id):
+        elif not HUB_ID.fullmatch(self.id) or self.id.startswith("."):
             example = "a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
-            yield f"id={self.id} is neither {example} nor a folder"
+            yield f"id={self.id!r} is neither a folder that is there nor {example}"
 
 
 @dataclass
@@ -173,10 +167,7 @@ class TunedModelConfig(ModelConfig):
     def problems(self) -> Iterator[str]:
         if self.id.strip() and self.folder:
             if self.revision != "main":
-                advice = f"leave out @{self.revision}"
-                yield f"{self.named} is a folder and has no revisions; {advice}"
-        elif os.path.isfile(os.path.expanduser(self.id)):
-            yield f"{self.named} is a file; give the folder that it lies in"
+                yield f"{self.named} is a folder and has no revisions; leave out @{self.revision}"
         elif not HUB_ID.fullmatch(self.id) or self.id.startswith(".") or not self.revision.strip():
             demand = "a hub id is OWNER/NAME or OWNER/NAME@REVISION"
             yield f"tuned={self.id!r}: there is no such folder, and {demand}"
@@ -337,11 +328,9 @@ class TrackingConfig:
         scheme, separator, place = self.uri.partition("://")
         dialect = scheme.partition("+")[0]
         if dialect == "sqlite" and separator:
-            file = place.partition("?")[0]
-            if re.fullmatch(r"/+[^/].*[^/]|/+[^/]", file) and ":memory:" not in self.uri:
+            if re.match(r"/+[^/:].*[^/]$", place):
                 return None
-            problem = "names no file, and the record would be gone with the process"
-            return f"uri={self.uri} {problem}; name one after three slashes, e.g. {DEFAULT_STORE}"
+            return f"uri={self.uri} names no file; name one after three slashes: {DEFAULT_STORE}"
         servers = ("http", "https", "postgresql", "mysql", "mssql", "databricks")
         if self.uri == "databricks" or (dialect in servers and place.strip("/")):
             return None
@@ -398,7 +387,9 @@ class RunConfig:
             yield from tuned.problems()
         else:
             yield from self._training_problems()
-        yield from self._until_problems()
+        if self.evaluation.until is not Until.all and self.evaluation.holdout:
+            problem = "would stop by what held-out questions say (evaluation.holdout)"
+            yield f"evaluation.until={self.evaluation.until} {problem}; set one of the two"
 
     def _training_problems(self) -> Iterator[str]:
         quantization, method = self.quantization.name, self.method
@@ -408,40 +399,18 @@ class RunConfig:
         if method.name is Method.prefix and self.train.gradient_checkpointing:
             problem = "which train.gradient_checkpointing=true drops; set it to false"
             yield f"method=prefix keeps keys and values, {problem}"
-        if self.train.engine is not Engine.unsloth:
-            return
-        dtype = self.quantization.bnb_4bit_compute_dtype
-        unable = ""
-        if find_spec("unsloth") is None:  # looks for it and imports nothing
-            yield "train.engine=unsloth: Unsloth is not installed; pip install 'slimdown[unsloth]'"
-        elif method.name not in (Method.lora, Method.rslora):
-            unable = f"method={method.name}; it trains method=lora and method=rslora"
-        elif "lm_head" in self.lora.target_modules:
-            unable = "an adapter on lm_head; leave it out of lora.target_modules"
-        elif quantization not in ("nf4", "none"):
-            unable = f"quantization={quantization}; it trains on nf4 and none"
-        elif quantization == "nf4" and not self.quantization.bnb_4bit_use_double_quant:
-            unable = "plain scales; set quantization.bnb_4bit_use_double_quant=true"
-        elif quantization == "nf4" and dtype != self.model.dtype:
-            unable = f"layers that compute in another dtype; set model.dtype={dtype}"
-        if unable:
-            yield f"train.engine=unsloth: Unsloth cannot train {unable}, or set train.engine=trl"
-
-    def _until_problems(self) -> Iterator[str]:
-        until, holdout = self.evaluation.until, self.evaluation.holdout
-        if until is Until.all:
-            return
-        if holdout:
-            problem = f"would stop by what held-out questions say (evaluation.holdout={holdout:g})"
-            yield f"evaluation.until={until} {problem}; set one of the two"
-        if self.search.space:
-            problem = "a search compares its trials by all questions; leave it out"
-            yield f"evaluation.until={until}: {problem}"
-        benchmarks = self.benchmark.values()
-        has_budget = any(b.max_loss is not None or b.role is Role.retained for b in benchmarks)
-        if until is Until.budget and not has_budget:
-            advice = "set one, e.g. benchmark.<name>.max_loss=0.02"
-            yield f"evaluation.until=budget: no benchmark is retained or has a budget; {advice}"
+        if self.train.engine is Engine.unsloth:
+            if find_spec("unsloth") is None:  # looks for it and imports nothing
+                yield "train.engine=unsloth is not installed; pip install 'slimdown[unsloth]'"
+            is_able = method.name in (Method.lora, Method.rslora) and quantization in (
+                "nf4",
+                "none",
+            )
+            if not is_able or "lm_head" in self.lora.target_modules:
+                problem = (
+                    "trains method=lora and rslora on quantization=nf4 or none, and no lm_head"
+                )
+                yield f"train.engine=unsloth {problem}; set train.engine=trl"
 
 
 ConfigStore.instance().store(name="schema", node=RunConfig)

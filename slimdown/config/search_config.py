@@ -2,10 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
-
-from omegaconf import MISSING
 
 from slimdown.config.fields import COUNT, NOT_NEGATIVE, SHARE, Range, ranged
 
@@ -23,26 +20,12 @@ class DimensionConfig:
     choices: list[Any] = field(default_factory=list)
 
     def problems(self) -> Iterator[str]:
-        ends = {name: getattr(self, name) for name in ("low", "high")}
-        unset = [name for name, end in ends.items() if end is None]
-        words = [f"{name}={end!r}" for name, end in ends.items() if type(end) not in (int, float)]
-        if self.choices and (len(unset) < 2 or self.log):
-            yield "choices and a range (low, high, log) are set; leave one of the two out"
-        elif not self.choices and unset:
-            yield f"{unset[0]} is not set; set low and high, or choices"
-        elif not self.choices and words:
-            yield f"{words[0]} is no number; set choices for anything else"
-        elif not self.choices and self.low >= self.high:
-            yield f"low={self.low} must be below high={self.high}"
-        elif self.log and self.low <= 0:
-            yield f"low={self.low}: log=true needs numbers above 0"
-
-
-class Sampler(StrEnum):
-    """Who proposes the values."""
-
-    tpe = "tpe"  # Optuna's TPESampler, from the results of earlier trials
-    random = "random"  # Optuna's RandomSampler
+        ends = [self.low, self.high]
+        is_range = all(type(end) in (int, float) for end in ends) and self.low < self.high
+        if self.log and is_range:
+            is_range = self.low > 0
+        if bool(self.choices) == (ends != [None, None]) or not (self.choices or is_range):
+            yield "choices must be set, or numbers low < high, which log=true wants above 0"
 
 
 @dataclass
@@ -57,7 +40,6 @@ class SearchConfig:
     max_loss: float | None = ranged(
         Range("must be a share from 0 up to 1 (0.03 is three points)", SHARE.holds), None
     )
-    sampler: Sampler = MISSING
     n_startup_trials: int = ranged(COUNT)  # random ones, before the sampler goes by results
     seed: int = ranged(NOT_NEGATIVE)  # of the proposals
     # share of the trials, those of the highest validation loss, that end early; 0: none

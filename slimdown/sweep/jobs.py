@@ -10,7 +10,7 @@ import sys
 import traceback
 import warnings
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -76,9 +76,8 @@ class SweepInfo:
         swept: The keys that have several values.
         n_jobs: Of the whole sweep.
         numbers: The job that Hydra's number stands for, from 0.
-        parents: The sweep's run in the record, by store and experiment.
+        parent_run_id: The sweep's run in the record.
         in_worker: Whether jobs run in processes of their own.
-        environment: Variables that workers on other machines do not inherit.
     """
 
     folder: Path
@@ -86,9 +85,8 @@ class SweepInfo:
     swept: tuple[str, ...]
     n_jobs: int = 0
     numbers: tuple[int, ...] = ()
-    parents: dict[tuple[str, str], str] = field(default_factory=dict)
+    parent_run_id: str = ""
     in_worker: bool = False
-    environment: dict[str, str] = field(default_factory=dict, repr=False)
 
     def read_outcome(self, number: int) -> JobOutcome:
         """Read what a job left; it waits where it left nothing."""
@@ -117,7 +115,6 @@ def run_sweep_job(sweep: SweepInfo, composed: DictConfig) -> None:
         KeyboardInterrupt: A signal came.
         SystemExit: submitit queues the job again.
     """
-    os.environ.update(sweep.environment)
     number = sweep.numbers[HydraConfig.get().job.num]
     outcome = JobOutcome(JobState.running)
     sweep.write_outcome(number, outcome)
@@ -134,8 +131,9 @@ def run_sweep_job(sweep: SweepInfo, composed: DictConfig) -> None:
             stack.enter_context(redirect_stderr(log))
         try:
             console.show_line(f"job {number + 1} of {sweep.n_jobs}")
-            info = RunInfo("", sweep=sweep.name, on_open=keep_run_id)
-            made = run_job(composed, info, sweep.swept, sweep.parents)
+            parent = {"mlflow.parentRunId": sweep.parent_run_id}
+            info = RunInfo("", sweep=sweep.name, tags=parent, on_open=keep_run_id)
+            made = run_job(composed, info, sweep.swept)
             outcome = replace(made, run_id=made.run_id or outcome.run_id)
         except TrialPruned as error:
             outcome = replace(outcome, state=JobState.pruned, reason=str(error))
@@ -158,19 +156,13 @@ def run_sweep_job(sweep: SweepInfo, composed: DictConfig) -> None:
         release_memory()
 
 
-def run_job(
-    composed: DictConfig,
-    info: RunInfo,
-    swept: tuple[str, ...] = (),
-    parents: dict[tuple[str, str], str] | None = None,
-) -> JobOutcome:
+def run_job(composed: DictConfig, info: RunInfo, swept: tuple[str, ...] = ()) -> JobOutcome:
     """Make a run, or find that an equal one is finished.
 
     Args:
         composed: The settings, from Hydra.
-        info: The sweep and `on_open`; the rest is filled in here.
+        info: The sweep, tags and `on_open`; the rest is filled in here.
         swept: The keys that a sweep varies; they come first in the run's name.
-        parents: The sweep's run, by store and experiment.
 
     Returns:
         A finished job, or a skipped one with its run.
@@ -181,7 +173,6 @@ def run_job(
     config = load_config(composed)
     check_store(config.tracking)
     key = run_key(config)
-    tracking = config.tracking
 
     def show_wait() -> None:
         console.show_line("Another process makes an equal run; this one waits for it.")
@@ -198,14 +189,12 @@ def run_job(
         assert isinstance(sections, dict)
         idle = TRAINING if config.tuned is not None else ()
         shown = {name: value for name, value in sections.items() if name not in idle}
-        parent = (parents or {}).get((tracking.uri, tracking.experiment))
         info = replace(
             info,
             name=redact(run_name(hydra.runtime.choices["model"], overrides, swept)),
             config_yaml=redact(OmegaConf.to_yaml(OmegaConf.create(shown))),
             overrides=overrides,
             run_key=key,
-            tags={"mlflow.parentRunId": parent} if parent else {},
             resume_run_id=resume_run_id,
         )
         if config.search.trial is not None and config.search.prune:
@@ -219,12 +208,11 @@ def run_job(
     return JobOutcome(JobState.finished, headline=shorten_findings(findings))
 
 
-def measure_base_job(folder: Path, environment: dict[str, str], composed: DictConfig) -> None:
+def measure_base_job(folder: Path, composed: DictConfig) -> None:
     """Measure the base of a job, so that jobs that start together find its answers.
 
     An error is left to the jobs, each of which meets it, too.
     """
-    os.environ.update(environment)
     with (folder / "base.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
         try:
             from slimdown.experiment import measure_base

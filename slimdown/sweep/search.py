@@ -18,19 +18,15 @@ from optuna.trial import Trial, TrialState
 
 from slimdown.config.command_line import CommandLine, ComposedRun, compose_runs
 from slimdown.config.fields import setting_type
-from slimdown.config.schema import Engine, Role, RunConfig
-from slimdown.config.search_config import DimensionConfig, Sampler
+from slimdown.config.schema import RunConfig
+from slimdown.config.search_config import DimensionConfig
 from slimdown.report import console
 from slimdown.report.comparison_page import render_comparison_page, search_table
-from slimdown.report.findings_report import ModelPair, pairs_table
-from slimdown.stats.budgets import check_budgets
-from slimdown.stats.findings import judge
-from slimdown.stats.holdout import held_half
 from slimdown.stats.run_comparison import compare_runs
 from slimdown.stats.trials import summarize_trial
 from slimdown.sweep.jobs import JobOutcome, JobState
 from slimdown.tracking.resume import run_key
-from slimdown.tracking.run_reader import find_run, read_evaluations
+from slimdown.tracking.run_reader import find_run
 from slimdown.tracking.store import local_dir, lock
 from slimdown.utils.errors import TrackingError, TrialPruned
 from slimdown.utils.hashing import hash_json
@@ -60,7 +56,7 @@ class Search:
         own = {*space, "search.study"}
         self._fixed = [o for o in run.overrides if o.lstrip("+").partition("=")[0] not in own]
         self._at_once, self._line = self._settings.n_jobs or at_once, line
-        of_all = ("max_loss", "sampler", "n_startup_trials", "seed", "prune")
+        of_all = ("max_loss", "n_startup_trials", "seed", "prune")
         identity: list[Any] = [getattr(self._settings, name) for name in of_all]
         identity.append({key: asdict(one) for key, one in space.items()})
         digest = hash_json([*identity, run_key(run.config)])[:8]
@@ -83,8 +79,6 @@ class Search:
 
     def propose_batches(self) -> Iterator[list[ComposedRun]]:
         """Yield trials to run together; call `keep_outcomes` before the next batch."""
-        if self._settings.prune and self.config.train.engine is Engine.unsloth:
-            console.show_line("train.engine=unsloth trains in a process of its own: no pruning.")
         tried: set[int] = set()  # a trial that fails stays open for the next command
         while True:
             known = self.study.get_trials(deepcopy=False)
@@ -97,14 +91,10 @@ class Search:
                 )
                 # A seed for each trial: one for all would propose again, after a kill, its first.
                 seed = int(hash_json([self._settings.seed, number])[:8], 16)
-                if self._settings.sampler is Sampler.random:
-                    self.study.sampler = optuna.samplers.RandomSampler(seed)
-                else:
-                    n_startup = self._settings.n_startup_trials
-                    with _without_warnings():
-                        self.study.sampler = optuna.samplers.TPESampler(
-                            n_startup_trials=n_startup, seed=seed
-                        )
+                n_startup = self._settings.n_startup_trials
+                with _without_warnings():
+                    sampler = optuna.samplers.TPESampler(n_startup_trials=n_startup, seed=seed)
+                self.study.sampler = sampler
                 opened = Trial(self.study, trial._trial_id) if trial else self.study.ask()
                 self._proposed.append(opened)
             if not self._proposed:
@@ -136,10 +126,7 @@ class Search:
                 self.study.tell(trial, result.learned if is_number else None, state=state)
 
     def show(self) -> dict[str, str]:
-        """Print all trials, the best within the budget first; returns the page, by its file name.
-
-        Where questions are held out, they judge the best trial: the best of many is a lucky one.
-        """
+        """Print all trials, the best within the budget first; returns their page, by its name."""
         trials = self.study.get_trials(deepcopy=False)
         run_ids = [t.user_attrs["run_id"] for t in trials if "run_id" in t.user_attrs]
         runs = [find_run(self.config.tracking, run_id) for run_id in run_ids]
@@ -155,18 +142,6 @@ class Search:
         comparison = compare_runs(runs, group_seeds=False)
         table = search_table(comparison, outcomes, self.name, n_pruned)
         console.show_table(table)
-        best, holdout = runs[0], self.config.evaluation.holdout
-        if holdout:
-            base, tuned = (
-                held_half(each, holdout) for each in read_evaluations(self.config.tracking, best)
-            )
-            findings = judge(base, tuned)
-            name = f"{best.name} ({best.run_id[:8]})"
-            console.show_table(pairs_table([ModelPair("base", name, findings, 1)]))
-            retained = [n for n, b in findings.benchmarks.items() if b.role is Role.retained]
-            budget = self._settings.max_loss
-            budgets = {} if budget is None else dict.fromkeys(retained, budget)
-            console.show_budget_checks(check_budgets(findings, budgets))
         return {"search.html": render_comparison_page(table, comparison)}
 
 

@@ -1,9 +1,8 @@
 """The sweep of a command, with any launcher of Hydra: a job that fails or dies stops no other."""
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -18,7 +17,7 @@ from omegaconf import DictConfig
 
 from slimdown.config.command_line import CommandLine, ComposedRun, compose_runs
 from slimdown.config.naming import base_settings
-from slimdown.config.schema import RunConfig
+from slimdown.config.schema import TrackingConfig
 from slimdown.data.row_checks import check_row_files
 from slimdown.report import console
 from slimdown.report.record_tables import JobRow, sweep_table
@@ -27,7 +26,7 @@ from slimdown.report.text import shorten_findings
 from slimdown.sweep.jobs import JobOutcome, JobState, SweepInfo, measure_base_job, run_sweep_job
 from slimdown.tracking.resume import find_finished, mark_orphans_killed, run_key
 from slimdown.tracking.store import check_store, find_experiment, open_store
-from slimdown.tracking.sweep_run import open_sweep_run
+from slimdown.tracking.sweep_run import SweepRun, open_sweep_run
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.secrets import redact
 
@@ -61,81 +60,61 @@ class SlimdownSweeper(Sweeper):
         folder = Path(self.config.hydra.sweep.dir).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         self.launcher_name = self.config.hydra.runtime.choices["hydra/launcher"]
-        self.info = SweepInfo(
-            folder=folder,
-            name=folder.name,
-            swept=plan.swept,
-            in_worker=self.launcher_name != "basic",
-            environment={k: v for k, v in os.environ.items() if k.startswith(("MLFLOW_", "HF_"))},
-        )
+        in_worker = self.launcher_name != "basic"
+        self.info = SweepInfo(folder, folder.name, plan.swept, in_worker=in_worker)
         self.jobs: list[ComposedRun] = []
         self.outcomes: list[JobOutcome] = []
-        title = f"{'search' if plan.space else 'sweep'} of {', '.join(plan.swept) or 'one job'}"
+        tracking = plan.runs[0].config.tracking
+        check_store(tracking)
         if plan.space:
             from slimdown.sweep.search import Search
 
             at_once = self.config.hydra.launcher.get("n_jobs") or 1
             search = Search(plan.runs[0], plan.space, at_once, folders=folders)
             self.info = replace(self.info, name=search.name)
-            with search.hold(), self._record([plan.runs[0].config], title) as files:
+            with search.hold(), self._record(tracking, "search") as sweep_run:
                 for batch in search.propose_batches():
                     first = len(self.jobs)
                     self._run(batch)
                     search.keep_outcomes(self.outcomes[first:])
-                files.update(search.show())
+                sweep_run.save(search.show())
         else:
             unique = list({repr(run.config): run for run in plan.runs}.values())
             if len(unique) < len(plan.runs):
                 n_equal = f"{len(plan.runs) - len(unique)} of {len(plan.runs)} jobs"
                 console.show_line(f"{n_equal} equal another one; each is made once.")
-            with self._record([run.config for run in unique], title) as files:
+            with self._record(tracking, "sweep"):
                 self._run(unique)
         if any(outcome.state is JobState.failed for outcome in self.outcomes):
             sys.exit(1)
 
     @contextmanager
-    def _record(self, configs: Sequence[RunConfig], title: str) -> Iterator[dict[str, str]]:
-        """Open the sweep's run in each store and experiment; show and keep the table at the end.
-
-        Yields:
-            More files of the sweep's run, by name.
-        """
-        stores = {(c.tracking.uri, c.tracking.experiment): c.tracking for c in configs}
-        files: dict[str, str] = {}
-        with ExitStack() as stack:
-            parents = {}
-            for place, tracking in stores.items():
-                check_store(tracking)
-                parents[place] = stack.enter_context(
-                    open_sweep_run(tracking, self.info.name, title)
-                )
-            self.info = replace(self.info, parents={k: run.run_id for k, run in parents.items()})
+    def _record(self, tracking: TrackingConfig, kind: str) -> Iterator[SweepRun]:
+        """Open the run of the whole sweep; show and keep the table of its jobs at the end."""
+        title = f"{kind} of {', '.join(self.info.swept) or 'one job'}"
+        with open_sweep_run(tracking, self.info.name, title) as sweep_run:
+            self.info = replace(self.info, parent_run_id=sweep_run.run_id)
             try:
-                yield files
+                yield sweep_run
             finally:
                 rows = []
                 for number, (job, outcome) in enumerate(zip(self.jobs, self.outcomes, strict=True)):
+                    own = [text.lstrip("+") for text in job.overrides]
+                    own = [text for text in own if text.partition("=")[0] in self.info.swept]
                     text = outcome.headline or outcome.reason
-                    settings = self._describe(job)
-                    rows.append(JobRow(number + 1, settings, outcome.state, outcome.run_id, text))
-                if rows:
-                    advice = (
-                        "The same command makes what is not finished; rerun=true makes all again."
+                    rows.append(
+                        JobRow(number + 1, " ".join(own), outcome.state, outcome.run_id, text)
                     )
+                advice = "The same command makes what is not finished; rerun=true makes all again."
+                if rows:
                     table = sweep_table(rows, f"{title} ({self.info.name}). {advice}")
                     console.show_table(table)
-                    files["sweep.md"] = write_table(table, "markdown")
-                for tracking in stores.values() if self.info.in_worker else ():
-                    with suppress(Exception):  # runs whose workers were killed
-                        client = open_store(tracking)
-                        mark_orphans_killed(client, tracking, find_experiment(client, tracking))
-                for run in parents.values():
-                    run.failed = any(o.state is JobState.failed for o in self.outcomes)
-                    run.save(files)
-
-    def _describe(self, job: ComposedRun) -> str:
-        own = [text.lstrip("+") for text in job.overrides]
-        return redact(" ".join(t for t in own if t.partition("=")[0] in self.info.swept))
+                    sweep_run.save({"sweep.md": write_table(table, "markdown")})
+                if self.info.in_worker:  # their processes may have been killed
+                    client = open_store(tracking)
+                    experiment = find_experiment(client, tracking)
+                    mark_orphans_killed(client, tracking, experiment, "")
+                sweep_run.failed = any(o.state is JobState.failed for o in self.outcomes)
 
     def _run(self, jobs: list[ComposedRun]) -> None:
         """Run jobs but those that are finished; adds each job and its outcome."""
@@ -202,7 +181,7 @@ class SlimdownSweeper(Sweeper):
                 by_base.setdefault(repr(base_settings(config)), []).append(number)
         shared = [numbers[0] for numbers in by_base.values() if len(numbers) > 1]
         if shared:
-            task = partial(measure_base_job, self.info.folder, self.info.environment)
+            task = partial(measure_base_job, self.info.folder)
             try:
                 with console.status(f"measuring {len(shared)} base model(s)"):
                     self._start(task, [self.jobs[number].overrides for number in shared])
