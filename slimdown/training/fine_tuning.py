@@ -94,7 +94,7 @@ def _find_path(
     order = sorted(range(min(32, len(rows.train))), key=lambda i: len(rows.train[i]["labels"]))
     middle = order[len(order) // 2 :][:2]
     trial = replace(rows, train=rows.train.select(middle), validation=None)
-    notes = []
+    notes: list[str] = []
     with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
         model = attach_adapter(base, config.method, config.lora, config.seed)
         sure = TrainingPath(False, takes_plain_loss=True)
