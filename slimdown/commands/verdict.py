@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,7 +89,10 @@ def _judge(options: argparse.Namespace) -> int:
     if options.track:
         _track(findings, options)
     if checks:
-        show_budget_checks(checks)
+        # What another program reads on stdout stays JSON, CSV or HTML.
+        is_piped = options.format and not options.output
+        with redirect_stdout(sys.stderr) if is_piped else nullcontext():
+            show_budget_checks(checks)
     return int(overall_outcome(checks)) if checks else 0
 
 

@@ -116,6 +116,7 @@ def stack_rows(rows: list[Row], pad_id: int) -> tuple[torch.Tensor, torch.Tensor
 
 def create_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """An untrained Llama of about two million parameters."""
+    pad, bos, eos = (int(tokenizer.vocab[token]) for token in (PAD, BOS, EOS))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=192,
@@ -125,9 +126,9 @@ def create_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         num_key_value_heads=2,
         max_position_embeddings=4 * ROW_TOKENS,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
-        bos_token_id=tokenizer.convert_tokens_to_ids(BOS),
-        eos_token_id=tokenizer.convert_tokens_to_ids(EOS),
+        pad_token_id=pad,
+        bos_token_id=bos,
+        eos_token_id=eos,
     )
     return LlamaForCausalLM(config)
 
@@ -159,9 +160,9 @@ def pretrain(folder: Path, seed: int = SEED, steps: int = STEPS) -> PretrainResu
     rows = list(islice(pack_rows(generate_pretraining(seed), tokenizer), steps * ROWS_PER_STEP))
     # First-fit packing lets long documents wait; shuffled, every step sees the mixture.
     random.Random(seed).shuffle(rows)
-    ids, weights = stack_rows(rows, tokenizer.convert_tokens_to_ids(PAD))
+    ids, weights = stack_rows(rows, int(tokenizer.vocab[PAD]))
     loss = _train(model, ids, weights, steps)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return PretrainResult(
         steps=steps,
