@@ -1,5 +1,7 @@
 """One run from top to bottom: load, measure the base, fine-tune, measure again, judge, record."""
 
+from pathlib import Path
+
 from slimdown.config.schema import RunConfig
 from slimdown.data.contamination import find_contamination
 from slimdown.data.training_data import load_training_data
@@ -49,6 +51,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
                 contamination = find_contamination(train_data, questions)
                 run.log_data(train_data, contamination)
                 contamination.check(config.contamination.max_share)
+                broadcast_from_main(True)  # the processes in assist_training join in
                 prepared = prepare_training(base, train_data, config)
             console.show_notes([*train_data.notes, *contamination.notes, *prepared.notes])
 
@@ -62,7 +65,6 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
             with console.status(f"loading {config.tuned}"):
                 tuned = external.load()
         else:
-            broadcast_from_main(run.checkpoint_dir)  # the processes in assist_training wait for it
             with console.progress_bar("training") as on_progress:
                 tuned, training = fine_tune(
                     base,
@@ -114,9 +116,8 @@ def assist_training(config: RunConfig) -> None:
     Args:
         config: The same settings that the first process has.
     """
-    checkpoint_dir = broadcast_from_main(None)
-    if checkpoint_dir is not None:  # None: the first process has nothing to train
+    if broadcast_from_main(None):  # None: the first process has nothing to train
         base = load_base_model(config.model, config.quantization)
         train_data = load_training_data(config.dataset, base.tokenizer, config.seed)
         prepared = prepare_training(base, train_data, config)
-        fine_tune(base, prepared, config, checkpoint_dir, lambda step: None, lambda *progress: None)
+        fine_tune(base, prepared, config, Path(), lambda step: None, lambda *progress: None)
