@@ -59,6 +59,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         evaluator = Evaluator(tasks, config.evaluation, share_prefixes=not learns_prompt)
         with console.progress_bar("measuring the base") as on_progress:
             base_evaluation = evaluator.evaluate(base, run.base_cache, on_progress=on_progress)
+        console.show_notes(evaluator.notes)
 
         training = None
         if external:

@@ -1,0 +1,79 @@
+"""Every command that a document shows is accepted, and every file it points to is there."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from slimdown.config.command_line import compose_runs, read_command_line
+from slimdown.utils.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMAND = re.compile(
+    r"^(?: {4}|\$ )(?:\w+=\S+ )*(?:python -m )?slimdown[. ](\w+)\b([^#\n]*)", re.MULTILINE
+)
+NOT_INSTALLED = r"not installed|pip install|there is no sbatch"
+
+
+def find_commands() -> Iterator[tuple[str, str]]:
+    for document in DOCUMENTS:
+        text = re.sub(r" *\\\n *", " ", document.read_text())
+        yield from ((verb, words.strip()) for verb, words in COMMAND.findall(text))
+
+
+COMMANDS = sorted(set(find_commands()))
+
+
+def test_the_documents_show_each_command() -> None:
+    assert {"run", "compare", "check", "verdict", "sizes", "merge"} <= {v for v, _ in COMMANDS}
+
+
+@pytest.mark.parametrize(("verb", "words"), COMMANDS)
+def test_a_command_of_the_documents_is_accepted(
+    verb: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    for file in re.findall(r"\w+\.jsonl", words):  # what a reader has
+        rows = [{"instruction": f"What is {n}?", "output": str(n)} for n in range(20)]
+        Path(file).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    if verb == "run":
+        line = read_command_line(shlex.split(words))
+        for folder in line.folders[1:]:
+            folder.mkdir()
+        if not line.is_run or "my_task" in words or "..." in words:
+            return
+        problem = ""
+        try:
+            compose_runs(line)
+        except ConfigError as error:
+            problem = str(error)
+        assert not problem or re.search(NOT_INSTALLED, problem)
+    elif verb != "ui":
+        with suppress(SystemExit):  # there is no such record, run or folder here
+            import_module(f"slimdown.commands.{verb}").main(shlex.split(words))
+        assert "usage:" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_links_lead_to_files_that_are_there(document: Path) -> None:
+    text = document.read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("http") or (document.parent / target).exists(), target
+    assert not re.findall(r"\b(?:TODO|TBD|[A-Z]+_TABLE)\b", text)
+
+
+def test_make_has_the_targets_that_the_readme_names() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\bmake ([a-z-]+)\b", (ROOT / "README.md").read_text()):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
