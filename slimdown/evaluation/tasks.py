@@ -125,9 +125,13 @@ def load_tasks(
         ConfigError: An unknown task, or a metric or worked examples that it cannot give.
         DataError: The questions cannot be had.
     """
+    import lm_eval.tasks
     from lm_eval.tasks import TaskManager
 
     folders = [str(TASKS_DIR), *([include_path] if include_path else [])]
+    for benchmark in benchmarks.values():
+        files = list(Path(lm_eval.tasks.__file__).parent.rglob(f"{benchmark.task}.yaml"))
+        folders += [str(file.parent) for file in files if len(files) == 1]
     loaded: dict[str, BenchmarkTask] = {}
     with keep_random_states(), quiet_libraries():
         # The harness parses thousands of files of its own, for seconds: only where one is needed.
