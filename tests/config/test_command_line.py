@@ -116,7 +116,7 @@ GROUP_FILES = [
     ("experiment/mine.yaml", b"\xff\xfe\0", "UnicodeDecodeError"),
     ("experiment/mine.yaml", b"\xef\xbb\xbf# @package _global_\n", "a byte order mark; save it"),
     ("experiment/mine.yaml", b"# @package _global_\na: &a 1\nb: *a\n", "holds a YAML alias"),
-    ("experiment/mine.yaml", b"# @package _global_\nseed: 1:30\n", "YAML reads 1:30 in base 60"),
+    ("experiment/mine.yaml", b"# @package _global_\nseed: 1:30\n", "which YAML reads in base 60"),
     ("benchmark/mine.yaml", b"# @package benchmark\n'b(1)': {task: a, metric: acc, num_fewshot: 0,"
      b" chance: 0}\n", "benchmark.b(1): a name is made of letters, digits, _ and -"),
 ]  # fmt: skip
