@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     parser.add_list("--experiment", "NAME", f"default: {_DEFAULT_EXPERIMENT}, with --sweep all")
     add("--sweep", metavar="NAME", default="", help="the runs that one command started")
     add("--filter", metavar="FILTER", default="", help="a filter in MLflow's language")
-    add("--sort", metavar="KEY", help="a benchmark, setting, retained, target, ...; -KEY: down")
+    add("--sort", metavar="KEY", help="a benchmark, a setting, retained or target; -KEY: down")
     add("--by", metavar="SETTING", help="sort by it, and plot every benchmark over it")
     add("--group-seeds", action=argparse.BooleanOptionalAction, default=True, help=text)
     add("--rows", type=int, default=100, metavar="N", help="at most so many, 0: all")

@@ -12,6 +12,7 @@ from slimdown.report.tables import Cell, Column, Row, Table, make_table
 if TYPE_CHECKING:
     from slimdown.stats.estimates import Estimate
     from slimdown.stats.run_comparison import Comparison, Configuration, MeanChange
+    from slimdown.stats.seeds import SeedNoise
     from slimdown.stats.trials import TrialOutcome
 
 MAX_SETTING_COLUMNS = 4  # more settings share one column
@@ -107,7 +108,7 @@ def _make_cell(name: str, change: "MeanChange | None") -> Cell:
         return Cell(EMPTY)
     parts = asdict(change.change).items()
     values: dict[str, Any] = {f"change_{k}".removesuffix("_value"): v for k, v in parts}
-    names = ("n", "p_value", "verdict", "verdict_corrected", "forgetting_rate", "lost")
+    names = ("n", "p_value", "verdict", "verdict_corrected", "forgetting_rate")
     values |= {name: getattr(change, name) for name in names}
     is_corrected = change.verdict_corrected != change.verdict
     correction = f" → {change.verdict_corrected} {text.CORRECTED}" if is_corrected else ""
@@ -152,26 +153,26 @@ def search_table(
     return replace(table, columns=columns, rows=tuple(rows), notes=(summary, *table.notes))
 
 
-def noise_table(noise_by_run: Mapping[str, Sequence[Any]]) -> Table:
-    """For each configuration of several seeds, the noise of its questions and of its training.
+def noise_table(noise_by_run: "Mapping[str, Mapping[str, SeedNoise]]") -> Table:
+    """Show the noise of questions and of training, for each configuration of several seeds.
 
     Args:
-        noise_by_run: By the configuration's name, one `BenchmarkNoise` for each benchmark.
+        noise_by_run: By the configuration's name and the benchmark's.
     """
     records = []
-    for run, changes in noise_by_run.items():
-        for i, change in enumerate(changes):
-            noise, mean = change.noise, change.noise.mean
+    for run, noises in noise_by_run.items():
+        for benchmark, noise in noises.items():
+            mean = noise.mean
             values = {"change": mean.value, "change_low": mean.low, "change_high": mean.high}
             points, interval = format_points(mean)
             if mean.high - mean.low > 1.9:  # nearly all that is possible
                 interval = f"{pluralize(noise.n_seeds, 'seed')} cannot tell"
             records.append(
                 {
-                    "run": Cell("" if i else run, values={"run": run}),
-                    "benchmark": change.benchmark,
+                    "run": run,
+                    "benchmark": benchmark,
                     "seeds": noise.n_seeds,
-                    "n": change.n,
+                    "n": noise.n,
                     "mean_change": Cell(points, interval, sort_key=mean.value, values=values),
                     "question_error": noise.question_standard_error,
                     "training_error": noise.training_standard_error,

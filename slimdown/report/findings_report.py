@@ -171,7 +171,7 @@ def _make_claims(findings: "Findings", name: str, benchmark: "BenchmarkChange") 
     cause, share = (losses.main_cause if losses else None) or (None, None)
     shown_cause = f"{100 * share:.0f} % {text.CAUSES[cause][0]}" if cause and share else ""
     rate = benchmark.forgetting_rate_above_chance
-    described = text.describe_rate(benchmark, above_chance=True)
+    described = text.describe_rate(rate, benchmark)
     ends = {"": "value", "_low": "low", "_high": "high"} if benchmark.role is Role.retained else {}
     rates: dict[str, Any] = {
         f"forgetting_rate{end}": rate and getattr(rate, ends[end]) for end in ends

@@ -1,7 +1,7 @@
-"""What findings say in sentences: each sentence stands here once, for console, page and card."""
+"""Write findings in sentences: each stands here once, for console, page and card."""
 
 from collections.abc import Iterator
-from math import isfinite, isnan
+from math import isnan
 from typing import TYPE_CHECKING
 
 from slimdown.config.schema import Engine, PaperMetric, Role, RunConfig
@@ -38,7 +38,7 @@ NO_TARGET = (
 
 
 def describe_run(config: RunConfig) -> dict[str, str]:
-    """What a run does: its model, rows or tuned model, method, benchmarks."""
+    """Describe a run: its model, rows or tuned model, method, benchmarks."""
     about = {"model": f"{config.model.id}, {config.quantization.name}"}
     if config.tuned is not None:
         about["tuned"] = config.tuned
@@ -65,47 +65,32 @@ def describe_run(config: RunConfig) -> dict[str, str]:
 
 
 def describe_losses(training: "TrainingResult") -> str:
-    """The validation loss before and after."""
+    """Format the validation loss before and after."""
     losses = training.validation_loss_before, training.validation_loss_after
     return " → ".join(format_number(loss, ".3f") for loss in losses)
 
 
 def mark_target(name: str, role: str) -> str:
-    """The benchmark's name, with a star behind a target task."""
+    """Add a star to the name of a target task."""
     return f"{name} *" if role == Role.target.value else name
 
 
 def shorten_metric(metric: str, benchmark: "BenchmarkChange") -> str:
-    """The filter's name where several filters read one metric, else the metric's."""
+    """Return the filter's name where several filters read one metric, else the metric's."""
     name, _, filter_name = metric.partition(".")
     n_filters = sum(m.partition(".")[0] == name for m in benchmark.changes)
     return filter_name if n_filters > 1 and filter_name else name
 
 
-def describe_rate(benchmark: "BenchmarkChange", above_chance: bool) -> tuple[str, str, str]:
-    """A forgetting rate, its interval, and a remark; a bound where the answers leave only that.
-
-    Args:
-        benchmark: The benchmark; target tasks have no rate.
-        above_chance: Whether the rate is the share of what the base has above chance.
-    """
+def describe_rate(rate: "Estimate | None", benchmark: "BenchmarkChange") -> tuple[str, str]:
+    """Return one of a benchmark's forgetting rates and its interval; target tasks have none."""
     if benchmark.role is Role.target:
-        return "", "", ""
-    rate = benchmark.forgetting_rate
-    if above_chance:
-        rate = benchmark.forgetting_rate_above_chance
-    if rate and not isnan(rate.value):
-        return *format_percent(rate), ""
-    remark = f"base not shown above {'chance' if above_chance and benchmark.chance else '0'}"
-    if rate is None:
-        return "any possible", "", remark
-    if isfinite(rate.low):
-        return f"at least {format_number(100 * rate.low)} %", "", remark
-    return f"at most {format_number(100 * rate.high)} %", "", remark
+        return "", ""
+    return format_percent(rate) if rate else ("undefined", "")
 
 
 def describe_paper_metric(benchmark: "BenchmarkChange") -> tuple[str, str]:
-    """The paper's metric with the paper's standard error, and the paired interval."""
+    """Format the paper's metric with its standard error, and the paired interval."""
     estimate: Estimate | None = benchmark.paper_value
     if benchmark.paper_metric is None or estimate is None:
         return "", ""
@@ -123,7 +108,7 @@ def describe_paper_metric(benchmark: "BenchmarkChange") -> tuple[str, str]:
 
 
 def summarize(findings: "Findings") -> list[str]:
-    """The verdicts, one sentence for each verdict; undecided benchmarks get one each."""
+    """Write one sentence for each verdict; undecided benchmarks get one each."""
     sentences = [f"Questions: {findings.part}."] if findings.part else []
     for verdict in ("improved", "forgotten", "retained"):
         chosen = {n: b for n, b in findings.benchmarks.items() if b.verdict == verdict}
@@ -152,7 +137,7 @@ def _describe_change(benchmark: "BenchmarkChange") -> str:
 
 
 def list_caveats(findings: "Findings") -> list[str]:
-    """What limits these findings; only what applies to them, one sentence each."""
+    """List the caveats that apply to these findings, one sentence each."""
     benchmarks, sentences = findings.benchmarks, []
     if stopped := [name for name, b in benchmarks.items() if b.is_stopped]:
         sentences.append(f"{', '.join(stopped)} stopped early: the estimate is likely too large.")
@@ -170,10 +155,10 @@ def list_caveats(findings: "Findings") -> list[str]:
 
 
 def describe_lost_answers(findings: "Findings") -> Iterator[str]:
-    """What became of lost answers, one sentence for each benchmark whose loss is claimed."""
+    """Describe lost answers, one sentence for each benchmark whose loss is shown."""
     for name, losses in findings.lost_answers.items():
         if losses.is_loss_shown and losses.n_lost:
-            causes = [(c.name, c.share.value) for c in losses.causes if c.share and c.count]
+            causes = [(c.name, c.share) for c in losses.causes if c.count]
             shares = [f"{100 * share:.0f} % {CAUSES[cause][0]}" for cause, share in causes]
             n_lost = pluralize(losses.n_lost, "answer")
             yield f"Of {n_lost} lost in {name}: {', '.join(shares) or 'causes unknown'}."
@@ -181,28 +166,19 @@ def describe_lost_answers(findings: "Findings") -> Iterator[str]:
                 yield f"{name}: {describe_position(losses.choices)}"
 
 
-def describe_leads(choices: "ChoiceShift") -> str:
-    """How far the right choice led where it was lost, before and after; empty where none was."""
-    before, after = choices.median_lead_before, choices.median_lead_after
-    if isnan(before) or isnan(after):
-        return ""
-    now = f"{'is behind by' if after < 0 else 'still leads by'} {abs(after):.2f}"
-    return f"In lost answers the right choice led by {before:.2f} nats and now {now} (medians)."
-
-
 def describe_position(choices: "ChoiceShift") -> str:
-    """Which position the tuned model prefers, and whether it is shown to have moved there."""
-    before = " ".join(format_percent(choices.share_before)).strip()
-    after = " ".join(format_percent(choices.share_after)).strip()
-    letter, right = chr(ord("A") + choices.position), format_number(100 * choices.share_right)
-    shares = f"{before} of all questions before, {after} after; it is right in {right} %."
+    """Say which position the tuned model prefers, and whether it is shown to have moved there."""
+    letter = chr(ord("A") + choices.position)
+    parts = (choices.share_before, choices.share_after, choices.share_right)
+    before, after, right = (f"{100 * share:.0f} %" for share in parts)
+    shares = f"{before} of all questions before, {after} after; it is right in {right}."
     if choices.collapsed:
         return f"The tuned model moved to choice {letter}: {shares}"
     return f"No move to one position is shown. The most frequent choice is {letter}: {shares}"
 
 
 def describe_training(training: "TrainingResult") -> Iterator[str]:
-    """What training did: the validation loss, the trained share, rows that were cut."""
+    """Describe the training: the validation loss, the trained share, rows that were cut."""
     losses, steps = describe_losses(training), pluralize(training.steps, "step")
     share = f"{training.n_trainable:,} parameters trained ({training.trainable_percent:.2f} %)"
     yield f"Validation loss {losses} nats per token after {steps}; {share}."
@@ -213,14 +189,14 @@ def describe_training(training: "TrainingResult") -> Iterator[str]:
 
 
 def describe_findings(findings: "Findings") -> list[str]:
-    """Everything that findings say in words: verdicts, lost answers, training, caveats."""
+    """Write all sentences of findings: verdicts, lost answers, training, caveats."""
     training = describe_training(findings.training) if findings.training else ()
     lost = describe_lost_answers(findings)
     return [*summarize(findings), *lost, *training, *list_caveats(findings)]
 
 
 def shorten_findings(findings: "Findings") -> str:
-    """The verdicts on one line, e.g. "gsm8k −3.1 forgotten, hellaswag +0.2 retained"."""
+    """Write the verdicts on one line, e.g. "gsm8k −3.1 forgotten, hellaswag +0.2 retained"."""
     changes = {
         n: (b, format_points(b.primary.difference)[0]) for n, b in findings.benchmarks.items()
     }
@@ -228,7 +204,7 @@ def shorten_findings(findings: "Findings") -> str:
 
 
 def explain_table(findings: "Findings") -> str:
-    """How a table of findings is read."""
+    """Write the legend of a table of findings."""
     n, roles = len(findings.benchmarks), {b.role for b in findings.benchmarks.values()}
     star = "; * target task" if Role.target in roles else ""
     correction = f" Verdicts are corrected for {n} benchmarks (Holm), intervals are not."

@@ -10,7 +10,6 @@ from slimdown.config.schema import BenchmarkConfig, Role
 from slimdown.stats.estimates import Difference, holm
 from slimdown.stats.findings import BenchmarkChange, Findings
 from slimdown.stats.likelihood import ALPHA
-from slimdown.stats.power import n_to_bound
 from slimdown.utils.errors import ConfigError
 
 
@@ -35,7 +34,7 @@ class BudgetCheck:
 
 
 def read_budgets(arguments: Sequence[str]) -> dict[str, float]:
-    """What each benchmark may lose, of arguments such as gsm8k=0.02.
+    """Read what each benchmark may lose from arguments such as gsm8k=0.02.
 
     Raises:
         ConfigError: a budget that is no share.
@@ -55,7 +54,7 @@ def read_budgets(arguments: Sequence[str]) -> dict[str, float]:
 def default_budgets(
     benchmarks: Mapping[str, BenchmarkChange] | Mapping[str, BenchmarkConfig],
 ) -> dict[str, float]:
-    """What each may lose by its settings: `max_loss`, else the margin of what is to be retained."""
+    """Return what each may lose by its settings: `max_loss`, or a retained one's margin."""
     losses = {name: b.max_loss for name, b in benchmarks.items() if b.max_loss is not None}
     return {name: b.margin for name, b in benchmarks.items() if b.role is Role.retained} | losses
 
@@ -63,7 +62,7 @@ def default_budgets(
 def decide_outcomes(
     differences: Mapping[str, Difference], budgets: Mapping[str, float]
 ) -> dict[str, Outcome]:
-    """Of each benchmark with a budget, on which side of it the loss is shown to be.
+    """Decide for each benchmark on which side of its budget the loss is shown to be.
 
     One-sided tests at 5 %. To pass, every loss must be shown to be within its budget, which needs
     no correction (an intersection-union test). One loss beyond is enough to fail, so those p-values
@@ -82,7 +81,7 @@ def decide_outcomes(
 
 
 def check_budgets(findings: Findings, budgets: Mapping[str, float]) -> list[BudgetCheck]:
-    """For each benchmark with a budget, whether its loss is shown to be within or beyond it.
+    """Check for each benchmark whether its loss is shown to be within its budget or beyond.
 
     Args:
         findings: of a fine-tuning.
@@ -107,15 +106,15 @@ def check_budgets(findings: Findings, budgets: Mapping[str, float]) -> list[Budg
     outcomes = decide_outcomes(
         {name: benchmarks[name].primary.difference for name in budgets}, budgets
     )
-    return [
-        BudgetCheck(name, benchmarks[name], budget, outcomes[name], reason)
-        for name, budget in budgets.items()
-        for reason in [_explain(name, benchmarks[name], budget, outcomes[name])]
-    ]
+    checks = []
+    for name, budget in budgets.items():
+        reason = _explain(name, benchmarks[name], budget, outcomes[name])
+        checks.append(BudgetCheck(name, benchmarks[name], budget, outcomes[name], reason))
+    return checks
 
 
 def overall_outcome(checks: Sequence[BudgetCheck]) -> Outcome:
-    """What holds for all together: beyond if any is, else undecided if any is, else within."""
+    """Combine the outcomes: beyond if any is, else undecided if any is, else within."""
     outcomes = {check.outcome for check in checks}
     return next(o for o in (Outcome.beyond, Outcome.undecided, Outcome.within) if o in outcomes)
 
@@ -130,17 +129,12 @@ def _check_budget(name: str, budget: float, argument: str) -> None:
 
 def _explain(name: str, benchmark: BenchmarkChange, budget: float, outcome: Outcome) -> str:
     d = benchmark.primary.difference
-    low, high = d.interval(
-        2 * ALPHA
-    )  # what two one-sided tests at 5 % leave: as the outcome has it
+    low, high = d.interval(2 * ALPHA)  # of two one-sided tests at 5 %, as the outcome
     change = f"changed by {100 * d.value:+.1f} points, 90 % interval"
     change += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
     if benchmark.is_stopped:
         change += f", after {benchmark.n:,} of {benchmark.n_available:,} questions"
-    if d.n_subjects:
-        change += f", for these {d.n_subjects} subjects"
     cannot = f"{d.n:,} questions cannot tell"
-    needed = n_to_bound(d, -budget)
     if outcome is Outcome.within:
         shown = f"a loss of {100 * budget:g} points or more is ruled out"
     elif outcome is Outcome.beyond:
@@ -148,14 +142,9 @@ def _explain(name: str, benchmark: BenchmarkChange, budget: float, outcome: Outc
     elif benchmark.is_stopped:
         setting = f"evaluation.until=budget benchmark.{name}.max_loss={budget:g}"
         shown = f"{cannot}; a run with {setting} asks until they can"
-    elif needed is None:
-        shown = f"{cannot}; it lies too near the budget for any number to"
+    elif benchmark.n_to_decide:
+        needed = f"about {benchmark.n_to_decide:,} would probably decide the verdict"
+        shown = f"{cannot}; {needed}"
     else:
-        # the verdict names its own number, and where this takes more, it is said beside it
-        of_verdict = benchmark.n_to_decide if budget == benchmark.margin else None
-        if of_verdict and of_verdict < needed:
-            about = f"about {of_verdict:,} would decide the verdict, and {needed:,} this"
-        else:
-            about = f"about {of_verdict or needed:,} would"
-        shown = f"{cannot}; {about}, in 4 of 5 repetitions"
+        shown = cannot
     return f"{change}: {shown}"

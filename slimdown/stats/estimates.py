@@ -1,11 +1,9 @@
-"""Two models' scores of the same questions -> how they differ, by one test and its inversion.
+"""Compare two models' scores of the same questions, by one test and its inversion.
 
 Everything is two-sided and at 95 % unless it says otherwise. Both models answer the same questions,
-so each question's
-difference counts: it takes far fewer questions to see a change than with two independent scores.
-
-Where the questions come from several subjects (the tasks of a group), the estimate speaks of these
-subjects alone.
+so each question's difference counts: a change is seen with far fewer questions than two independent
+scores need. Where the questions come from several subjects (the tasks of a group), an estimate is
+about these subjects alone.
 """
 
 from collections.abc import Sequence
@@ -17,7 +15,8 @@ import numpy as np
 import scipy
 
 from slimdown.evaluation.question_order import block_ends
-from slimdown.stats.likelihood import ALPHA, EmpiricalLikelihoodTest, Floats, count_by_look
+from slimdown.stats.likelihood import ALPHA, EmpiricalLikelihoodTest
+from slimdown.stats.sequential import Floats
 
 
 @dataclass(frozen=True)
@@ -43,22 +42,23 @@ class Sampling:
     def build_test(
         self, columns: Sequence[Floats], lowest: float, highest: float
     ) -> tuple[Floats, EmpiricalLikelihoodTest]:
-        """The distinct rows of some columns, and the test of the mean of the first column.
+        """Build the test of the mean of the first column; also returns the distinct rows.
 
         The weights are the last column and multiply the first.
         """
         n = len(columns[0])
         weights = np.ones(n) if self.weights is None else self.weights
-        rows, counts = count_by_look([*columns, weights], self.looks or [n])
+        table = np.stack([*columns, weights])
+        rows, row_of = np.unique(table, axis=1, return_inverse=True)
+        k = rows.shape[1]
+        counts = [np.bincount(row_of.ravel()[:look], minlength=k) for look in self.looks or [n]]
         bound = float(weights.max())
         plan: tuple[int, ...] = ()
         if self.looks:
-            if self.looks[-1] != n:
-                raise ValueError(f"looks at {self.looks} questions do not fit {n} scores")
             further = (look for look in block_ends(self.n_available or n) if look > n)
             plan = tuple(sorted({*self.looks, *further}))
         test = EmpiricalLikelihoodTest(
-            rows[0] * rows[-1], counts, bound * lowest, bound * highest, plan
+            rows[0] * rows[-1], np.array(counts, dtype=float), bound * lowest, bound * highest, plan
         )
         return rows, test
 
@@ -117,7 +117,7 @@ def compare_scores(
     after: Sequence[float] | Floats,
     sampling: Sampling | None = None,
 ) -> Difference:
-    """How `after` differs from `before`, question by question.
+    """Compare two lists of scores question by question.
 
     Args:
         before, after: one score a question, in the same order.
@@ -156,7 +156,7 @@ def compare_scores(
 
 
 def estimate_mean(scores: Sequence[float] | Floats, sampling: Sampling | None = None) -> Estimate:
-    """The mean score with its standard error and interval.
+    """Estimate the mean score with its standard error and interval.
 
     Raises:
         ValueError: there is no score, or one is not a number from 0 to 1.
@@ -173,7 +173,7 @@ def estimate_mean(scores: Sequence[float] | Floats, sampling: Sampling | None = 
 
 
 def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of independent estimates, each with the same weight; nan for none.
+    """Average independent estimates, each with the same weight; nan for none.
 
     Its interval takes the distance from each value to the end of its interval for so many standard
     errors (MOVER, Zou and Donner 2008). Of evaluations that stopped early each interval is held to
@@ -195,7 +195,7 @@ def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values, corrected for there being several, by Holm 1979; nan stays nan.
+    """Correct p-values for their number (Holm 1979); nan stays nan.
 
     Holm and not Benjamini-Hochberg: a report's claims are read one by one, so the chance of even
     one false claim is held, however the benchmarks depend on each other.
@@ -213,7 +213,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def to_array(scores: Sequence[float] | Floats) -> Floats:
-    """The scores as an array.
+    """Check scores and return them as an array.
 
     Raises:
         ValueError: there is no score, or one is not a number from 0 to 1.
@@ -221,15 +221,13 @@ def to_array(scores: Sequence[float] | Floats) -> Floats:
     x = np.asarray(scores, dtype=float)
     if len(x) == 0:
         raise ValueError("there is no question to compare")
-    if n_bad := int((~np.isfinite(x)).sum()):
-        raise ValueError(f"{n_bad} of {len(x)} scores are not numbers")
-    if x.min() < 0 or x.max() > 1:
-        raise ValueError(f"scores must lie between 0 and 1, but go from {x.min():g} to {x.max():g}")
+    if n_bad := int((~((x >= 0) & (x <= 1))).sum()):
+        raise ValueError(f"{n_bad} of {len(x)} scores are not numbers between 0 and 1")
     return x
 
 
 def to_weighted(x: Floats, sampling: Sampling) -> Floats:
-    """Numbers whose plain mean is the weighted mean of x, [n]."""
+    """Return numbers whose plain mean is the weighted mean of x, [n]."""
     return x if sampling.weights is None else x * sampling.weights
 
 

@@ -1,4 +1,4 @@
-"""Two evaluations, base and tuned -> `Findings`: what changed, and how sure that is.
+"""Judge two evaluations, base and tuned: what changed, and how sure that is.
 
 The formulas are from "Slimming Down LLMs Without Losing Their Minds" (2025, section 2.4), whose
 published numbers are the doctests.
@@ -32,11 +32,6 @@ from slimdown.stats.serialization import NOT_RECORDED, from_plain, to_plain
 from slimdown.training.result import TrainingResult
 from slimdown.utils.errors import DataError
 
-STOPPED_EARLY = (
-    "An evaluation that stopped early shows a change that is on average too large; "
-    "its verdict and interval hold."
-)
-
 
 class Verdict(StrEnum):
     """What a benchmark shows. A change that is merely not shown is never called retained."""
@@ -64,9 +59,7 @@ class MetricChange:
     base: Estimate
     tuned: Estimate
     difference: Difference  # tuned - base, paired
-    unpaired_standard_error: (
-        float  # of two independent measurements, as the paper's and the harness's
-    )
+    unpaired_standard_error: float  # of two independent measurements, as the paper has it
     counts: Counts | None  # None where a score is not 0 or 1
 
 
@@ -87,8 +80,8 @@ class BenchmarkChange:
     # behind "±", from independent measurements (nan for a forgetting rate); the interval is of
     # paired answers.
     paper_value: Estimate | None
-    forgetting_rate: Estimate | None  # may lack an end; None where any rate is possible
-    forgetting_rate_above_chance: Estimate | None  # likewise
+    forgetting_rate: Estimate | None  # None where the base is not shown to be above 0
+    forgetting_rate_above_chance: Estimate | None  # None where it is not shown above chance
     verdict: Verdict
     p_value: float  # that the primary metric did not change; corrected for all benchmarks
     equivalence_p_value: float  # that it changed by the margin or more; corrected likewise
@@ -127,13 +120,12 @@ class Findings:
         return self.mean_changes.get(role, Estimate(nan, nan, nan, nan))
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold: everything but samples; every question's change as packed text."""
-        plain: dict[str, Any] = to_plain(self)
-        return plain
+        """Return what JSON can hold: all but samples; the questions' changes as packed text."""
+        return dict(to_plain(self))
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Findings":
-        """The findings that `to_dict` was called on, without base and tuned evaluation.
+        """Restore findings from what `to_dict` returned, without base and tuned evaluation.
 
         Raises:
             DataError: this is something else.
@@ -155,7 +147,7 @@ def judge(
     costs: dict[str, float] | None = None,
     n_reports: int = 1,
 ) -> Findings:
-    """What changed from one evaluation to the other, and what became of lost answers.
+    """Judge what changed from one evaluation to the other, and sort the lost answers.
 
     p-values are corrected over the benchmarks (Holm), for claims of change and of no change
     separately: the chance of any false claim of change is at most 5 %, that of any false `retained`
@@ -232,7 +224,7 @@ def judge(
 
 
 def judge_pair(first: Evaluation, second: Evaluation, holdout: float = 0.0) -> Findings:
-    """How a run's tuned model differs from another's, on questions that chose neither of them.
+    """Judge how one tuned model differs from another, on questions that chose neither of them.
 
     Args:
         first, second: the whole evaluations of both tuned models.
@@ -255,7 +247,7 @@ def decide_verdicts(
     n_reports: int = 1,
     n_unknown: int = 0,
 ) -> list[tuple[Verdict, float, float]]:
-    """Each benchmark's verdict, its p-value and that of equivalence, corrected (Holm).
+    """Decide each benchmark's verdict, with its p-value and that of equivalence (Holm).
 
     Args:
         differences: of the primary metrics.
@@ -266,30 +258,20 @@ def decide_verdicts(
     unknown, margined = [1.0] * n_unknown, zip(differences, margins, strict=True)
     p_values = holm([*(n_reports * d.p_value for d in differences), *unknown])
     equal = holm([*(n_reports * d.equivalence_p_value(margin) for d, margin in margined), *unknown])
-    return [
-        (decide_verdict(d.value, p, e), p, e)
-        for d, p, e in zip(differences, p_values, equal, strict=False)
-    ]
-
-
-def decide_verdict(change: float, p_value: float, equivalence_p_value: float) -> Verdict:
-    """What corrected p-values show.
-
-    A change that is shown to be below the margin is retained even where it is shown to exist: the
-    margin says what matters.
-
-    >>> decide_verdict(-0.10, p_value=0.001, equivalence_p_value=1.0).value
-    'forgotten'
-    """
-    if equivalence_p_value < ALPHA:
-        return Verdict.retained
-    if p_value < ALPHA:
-        return Verdict.forgotten if change < 0 else Verdict.improved
-    return Verdict.undecided
+    verdicts = []
+    for d, p_value, equivalence_p_value in zip(differences, p_values, equal, strict=False):
+        verdict = Verdict.undecided
+        # A change below the margin is retained even where it is shown to exist.
+        if equivalence_p_value < ALPHA:
+            verdict = Verdict.retained
+        elif p_value < ALPHA:
+            verdict = Verdict.forgotten if d.value < 0 else Verdict.improved
+        verdicts.append((verdict, p_value, equivalence_p_value))
+    return verdicts
 
 
 def paper_value(metric: PaperMetric, base: float, tuned: float) -> float:
-    """One of the paper's three metrics, from the accuracies of base and tuned model.
+    """Compute one of the paper's three metrics from the accuracies of base and tuned model.
 
     Ability augmentation: percentage points gained (HellaSwag's normalized accuracy). Knowledge
     loss: points lost (MMLU college computer science). Forgetting rate, 1 - A_tuned / A_base: the
@@ -309,7 +291,7 @@ def paper_value(metric: PaperMetric, base: float, tuned: float) -> float:
 
 
 def unpaired_standard_error(base: float, tuned: float) -> float:
-    """The standard error of a difference of two independent measurements: the paper's "±".
+    """Compute the standard error of two independent measurements: the paper's "±".
 
     Base and tuned answer the same questions, so it is wider than the truth. The paper prints 6.93
     for knowledge loss; its own standard errors give 6.92.

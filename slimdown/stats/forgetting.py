@@ -1,4 +1,4 @@
-"""Scores before and after -> the share that is gone, with an interval that may lack an end."""
+"""The forgetting rate: which share of the base's score is gone, with an interval."""
 
 from functools import partial
 from math import atan2, cos, inf, isfinite, nan, pi, sin, sqrt, tan
@@ -6,13 +6,14 @@ from math import atan2, cos, inf, isfinite, nan, pi, sin, sqrt, tan
 import numpy as np
 
 from slimdown.stats.estimates import Estimate, Sampling, to_array
-from slimdown.stats.likelihood import ALPHA, Floats
+from slimdown.stats.likelihood import ALPHA
+from slimdown.stats.sequential import Floats
 
 
 def forgetting_rate(
     before: Floats, after: Floats, chance: float = 0.0, sampling: Sampling | None = None
 ) -> Estimate | None:
-    """The share of what the base has above `chance` that is gone, 1 - (A_tuned - c) / (A_base - c).
+    """Estimate which share of the score above chance is gone, 1 - (A_tuned - c) / (A_base - c).
 
     "Slimming Down LLMs Without Losing Their Minds" (2025), section 2.4, with c = 0. A share of 1,
     below 0 for a gain. As Fieller's interval (1954) it holds every rate that the two scores do not
@@ -25,9 +26,8 @@ def forgetting_rate(
         sampling: how the questions were drawn.
 
     Returns:
-        The rate. Where a base at chance is not ruled out, one end of the interval may be infinite;
-        value and standard error are then nan. None where nothing is ruled out, or the base does not
-        score above chance.
+        The rate. None where the base is not shown to score above chance: the interval then has no
+        end on one side or on both.
 
     >>> before = np.repeat([1.0, 0.0], [60, 40])
     >>> rate = forgetting_rate(before, np.repeat([1.0, 0.0, 1.0], [30, 60, 10]))
@@ -44,17 +44,11 @@ def forgetting_rate(
 
     # The ratio tuned / base as the tangent of an angle. Nothing is below 0: at a chance of 0 no
     # ratio is, either.
-    corners = np.array([(y, x) for x in (0.0, 1.0) for y in (0.0, 1.0)]).T - chance
+    y_all = np.append(y_of, [0.0, 1.0, 0.0, 1.0]) - chance  # and the corners of what is possible
+    x_all = np.append(x_of, [0.0, 0.0, 1.0, 1.0]) - chance
 
     def p_values(angles: Floats, sign: int) -> Floats:
-        turned = [
-            sign
-            * (
-                cos(a) * np.append(y_of - chance, corners[0])
-                - sin(a) * np.append(x_of - chance, corners[1])
-            )
-            for a in angles
-        ]
+        turned = [sign * (cos(a) * y_all - sin(a) * x_all) for a in angles]
         values, extremes = np.split(np.array(turned), [len(x_of)], axis=1)
         return test.p_values_of(weights * values, bound * extremes.min(axis=1))
 
@@ -69,10 +63,8 @@ def forgetting_rate(
             end = test.find_end(of_side, points[first + 1], points[first], ALPHA / 2)
         ends.append(end)
     high, low = (1 - tan(a) if abs(a) < pi / 2 - 1e-6 else -inf * a for a in ends)
-    if not isfinite(low) and not isfinite(high):
-        return None
     if not isfinite(low) or not isfinite(high):
-        return Estimate(nan, nan, low, high)
+        return None
     residuals = weights * (y_of - chance - (x_of - chance) * tuned / base)
     error = sqrt(float(counts @ residuals**2)) / len(x) / base
     error = nan if sampling.looks or error < 1e-12 else error

@@ -1,4 +1,4 @@
-"""Questions that no run is chosen by: every benchmark's, split into an open and a held-out half.
+"""Split each benchmark's questions: an open half to choose runs by, and a held-out half.
 
 Whoever picks the best of many runs picks luck along with it, and the luck is in the questions that
 were looked at. With `evaluation.holdout` a run asks all questions and shows what the open half
@@ -22,29 +22,25 @@ _FEWEST = 2  # questions in a half: one alone says nothing
 
 
 def is_held_out(sample: Sample, share: float) -> bool:
-    """Whether a question is in the held-out half, which holds a `share` of all questions."""
+    """Return whether a question is in the held-out half, which has a `share` of all questions."""
     digest = hashlib.sha256(f"{sample.task}\n{sample.doc_hash}".encode()).digest()
     return int.from_bytes(digest[:8]) < share * 2**64
 
 
 def open_half(evaluation: Evaluation, holdout: float) -> Evaluation:
-    """The answers by which runs may be chosen; all where nothing is held out.
+    """Return the answers by which you may choose runs; all of them where nothing is held out.
 
     Raises:
         DataError: a benchmark has too few questions to split, or stopped early.
     """
     if not holdout:
         return evaluation
-    rest = (
-        f"evaluation.holdout={holdout:g} keeps the others for slimdown check and compare --confirm"
-    )
-    return _split(
-        evaluation, holdout, False, f"the open half of each benchmark's questions; {rest}"
-    )
+    part = f"the open half of each benchmark's questions (evaluation.holdout={holdout:g})"
+    return _split(evaluation, holdout, False, part)
 
 
 def held_half(evaluation: Evaluation, holdout: float) -> Evaluation:
-    """The answers that no run was chosen by.
+    """Return the answers that no run was chosen by.
 
     Raises:
         DataError: as for `open_half`.
@@ -58,8 +54,8 @@ def _split(evaluation: Evaluation, share: float, is_held: bool, part: str) -> Ev
     for name, benchmark in evaluation.benchmarks.items():
         if benchmark.looks:
             raise DataError(
-                f"{name} was evaluated until enough was known, by all of its questions: evaluation."
-                f"holdout={share:g} holds none out; choose a run with evaluation.until=all"
+                f"{name} may have stopped early, and then evaluation.holdout={share:g} holds no "
+                "question out; choose a run with evaluation.until=all"
             )
         samples = tuple(s for s in benchmark.samples if is_held_out(s, share) is is_held)
         n = len(benchmark.samples)

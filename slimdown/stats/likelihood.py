@@ -1,4 +1,4 @@
-"""The one test of slimdown: how much less likely a claim makes the answers than the truth may.
+"""The one test of slimdown: the empirical likelihood ratio of a mean.
 
 Empirical likelihood (Owen 1988) of a mean of bounded numbers. Nothing is assumed but that questions
 are independent and that each number has a lowest and a highest value. Of 0/1 answers it is the
@@ -7,17 +7,14 @@ verdict and its interval cannot contradict each other. docs/studies/statistics.m
 rates, by exact enumeration.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, log2
 
 import numpy as np
 import scipy
-from numpy.typing import NDArray
 
-from slimdown.stats.sequential import combine_looks
-
-Floats = NDArray[np.float64]
+from slimdown.stats.sequential import Floats, combine_looks
 
 ALPHA = 0.05
 # Answers added against the claim that is tested, at the extreme (the idea: Chen, Variyath and
@@ -29,7 +26,7 @@ _MOST_NUMBERS = 200_000  # that are worked on at once
 
 
 def likelihood_p_values(excess: Floats, counts: Floats, least: Floats | float) -> Floats:
-    """How likely so large a mean is if the true mean is 0 or less; one-sided, one for each row.
+    """Compute how likely so large a mean is if the true mean is 0 or less; one-sided, by row.
 
     The signed root of twice the logarithm of the likelihood ratio is taken for a standard normal
     number.
@@ -143,12 +140,3 @@ class EmpiricalLikelihoodTest:
             np.repeat(least, n_looks),
         )
         return combine_looks(p_values.reshape(-1, n_looks), self.plan)
-
-
-def count_by_look(columns: Sequence[Floats], looks: Sequence[int]) -> tuple[Floats, Floats]:
-    """The distinct rows of columns, [columns, k], and how often each was seen, [looks, k]."""
-    table = np.stack(columns)
-    rows, row_of = np.unique(table, axis=1, return_inverse=True)
-    k = rows.shape[1]
-    counts = [np.bincount(row_of.ravel()[:look], minlength=k) for look in looks]
-    return rows, np.array(counts, dtype=float)

@@ -1,18 +1,17 @@
-"""Why a score fell: what became of the answers that the base had right and the tuned model has not.
+"""Sort lost answers by cause: the base had them right, the tuned model does not.
 
-A generated answer is lost in one of four ways. A choice is lost by so many nats, and perhaps
-because the model came to prefer one position.
+A generated answer is lost in one of four ways. A choice is lost by a lead in nats, and perhaps
+because the model came to prefer one position. `report/text.py` has the words for each cause.
 """
 
 from collections import Counter
 from dataclasses import dataclass, field
-from math import nan
-from statistics import fmean, median
+from statistics import fmean
 
 import numpy as np
 
 from slimdown.evaluation.results import Sample
-from slimdown.stats.estimates import Estimate, compare_scores, estimate_mean
+from slimdown.stats.estimates import compare_scores, estimate_mean
 from slimdown.stats.pairing import Pair
 from slimdown.stats.serialization import NOT_RECORDED
 
@@ -23,14 +22,6 @@ _NEARLY_LEVEL_NATS = 0.1
 _DOMINANT = 0.5  # the share of lost answers above which one cause is named
 _FEWEST_LOST = 5  # fewer lost answers have no cause to speak of
 
-EXPLANATIONS = {
-    "other_format": "right in another format: one of the benchmark's metrics still finds it",
-    "empty": "empty: nothing was written",
-    "stopped_early": "stopped early: less than half the words of the base's right answer",
-    "wrong_result": "wrong result: an answer of full length that does not hold the right one",
-    "nearly_level": f"nearly level: behind by less than {_NEARLY_LEVEL_NATS} nats",
-    "clearly_behind": f"clearly behind: by {_NEARLY_LEVEL_NATS} nats or more",
-}
 _TEXT_CAUSES = ("other_format", "empty", "stopped_early", "wrong_result")
 _CHOICE_CAUSES = ("nearly_level", "clearly_behind")
 
@@ -47,21 +38,19 @@ class Example:
 class Cause:
     """One way to lose an answer."""
 
-    name: str  # a key of EXPLANATIONS
+    name: str  # one of those below
     count: int
-    share: Estimate | None  # of the lost answers; None where none is lost
+    share: float  # of the lost answers; 0 where none is lost
     example: Example | None = field(default=None, metadata=NOT_RECORDED)
 
 
 @dataclass(frozen=True)
 class ChoiceShift:
-    """How the choices of a multiple-choice benchmark moved."""
+    """How often one position of a multiple-choice benchmark is taken."""
 
-    median_lead_before: float  # nats of the right choice over the best other one, of lost answers
-    median_lead_after: float
     position: int  # the one that the tuned model takes most often, from 0
-    share_before: Estimate  # of all questions, how many take this position
-    share_after: Estimate
+    share_before: float  # of all questions, how many take this position
+    share_after: float
     share_right: float  # of how many it is the right one
     collapsed: bool  # whether it is shown to be preferred now, beyond how often it is right
 
@@ -73,19 +62,18 @@ class LossBreakdown:
     n_lost: int  # on any metric
     n_right: int  # before, on any metric
     is_loss_shown: bool  # whether the benchmark is forgotten: else its causes say nothing of a loss
-    causes: tuple[Cause, ...]  # in the order of EXPLANATIONS
+    causes: tuple[Cause, ...]  # in a fixed order; empty where they are unknown
     choices: ChoiceShift | None  # of a multiple-choice benchmark
     # an answer that was wrong on the primary metric and is right
     gained: Example | None = field(default=None, metadata=NOT_RECORDED)
 
     @property
     def main_cause(self) -> tuple[str, float] | None:
-        """What most answers were lost to, with its share; None where no loss is shown."""
+        """The cause of most losses, with its share; None where no loss is shown."""
         if not self.is_loss_shown or self.n_lost < _FEWEST_LOST or not self.causes:
             return None
         largest = max(self.causes, key=lambda cause: cause.count)
-        share = largest.count / self.n_lost
-        return (largest.name, share) if share > _DOMINANT else None
+        return (largest.name, largest.share) if largest.share > _DOMINANT else None
 
 
 def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
@@ -119,15 +107,12 @@ def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
         cause_of = [_explain_text(e) for e in lost]
     causes = []
     for name in _CHOICE_CAUSES if is_choice else _TEXT_CAUSES:
-        of_cause = [float(cause == name) for cause in cause_of]
-        share = estimate_mean(of_cause) if lost else None
-        if share and pair.sampling.looks:  # how many were lost may be why it stopped
-            share = Estimate(fmean(of_cause), nan, nan, nan)
-        example = next((e for e, cause in zip(lost, cause_of, strict=True) if cause == name), None)
-        causes.append(Cause(name, int(sum(of_cause)), share, example))
+        examples_of = [e for e, cause in zip(lost, cause_of, strict=True) if cause == name]
+        share = len(examples_of) / max(1, len(lost))
+        causes.append(Cause(name, len(examples_of), share, next(iter(examples_of), None)))
     scores = [(e, e.base.scores[metric], e.tuned.scores[metric]) for e in examples]
     gained = next((e for e, before, after in scores if before < 1 and after == 1), None)
-    shift = _describe_shift(pair, examples, lost) if is_choice else None
+    shift = _describe_shift(pair, examples) if is_choice else None
     return LossBreakdown(len(lost), len(right), is_loss_shown, tuple(causes), shift, gained)
 
 
@@ -156,7 +141,7 @@ def _rank_scores(sample: Sample, metric: str) -> list[float]:
     return [value / n for value, n in zip(sample.log_likelihoods, lengths, strict=True)]
 
 
-def _describe_shift(pair: Pair, examples: list[Example], lost: list[Example]) -> ChoiceShift | None:
+def _describe_shift(pair: Pair, examples: list[Example]) -> ChoiceShift | None:
     if len({len(e.base.choices) for e in examples}) > 1:
         return None  # questions with unequal numbers of choices have no positions in common
     metric = pair.base.benchmark.metric
@@ -168,17 +153,8 @@ def _describe_shift(pair: Pair, examples: list[Example], lost: list[Example]) ->
     position = Counter(after for _, after in taken).most_common(1)[0][0]
     before, after = np.isin(np.array(taken).T, position).astype(float)
     right = [e.base.choices.index(e.base.target) for e in examples]
-    share_after, share_right = (
-        estimate_mean(after, pair.sampling),
-        right.count(position) / len(right),
-    )
-    drift = compare_scores(before, after, pair.sampling)
-    return ChoiceShift(
-        median_lead_before=median(_lead(e.base, metric) for e in lost) if lost else nan,
-        median_lead_after=median(_lead(e.tuned, metric) for e in lost) if lost else nan,
-        position=position,
-        share_before=estimate_mean(before, pair.sampling),
-        share_after=share_after,
-        share_right=share_right,
-        collapsed=drift.low > 0 and share_after.low > share_right,
-    )
+    share_before, share_after = (estimate_mean(x, pair.sampling) for x in (before, after))
+    share_right = right.count(position) / len(right)
+    is_more = compare_scores(before, after, pair.sampling).low > 0
+    collapsed = is_more and share_after.low > share_right
+    return ChoiceShift(position, share_before.value, share_after.value, share_right, collapsed)

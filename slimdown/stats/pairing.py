@@ -1,4 +1,4 @@
-"""Two evaluations -> the answers of both to the same questions, or why they cannot be compared."""
+"""Pair two evaluations question by question, or refuse to compare them."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Pair:
 
 
 def pair_evaluations(base: Evaluation, tuned: Evaluation) -> dict[str, Pair]:
-    """Both models' answers, by benchmark.
+    """Pair both models' answers, by benchmark.
 
     Where an evaluation stopped early, the questions that both answered are paired. The first of two
     ends is one of the looks, known when it came, so everything that holds at any look holds there.
@@ -45,7 +45,7 @@ def pair_evaluations(base: Evaluation, tuned: Evaluation) -> dict[str, Pair]:
 
 
 def pair_benchmark(name: str, base: BenchmarkEvaluation, tuned: BenchmarkEvaluation) -> Pair:
-    """Both models' answers to one benchmark, see `pair_evaluations`."""
+    """Pair both models' answers to one benchmark, see `pair_evaluations`."""
     fields = [
         {
             "task": one.benchmark.task,

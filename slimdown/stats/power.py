@@ -4,7 +4,6 @@ Changes, margins and spreads are shares. "Show" means in four of five repetition
 """
 
 from bisect import bisect_left
-from collections.abc import Callable
 from math import isnan, nan, sqrt
 
 import numpy as np
@@ -19,7 +18,7 @@ _MOST = 10**9  # questions; beyond it no number is named
 
 
 def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> float:
-    """The smallest true change that as many questions show at `POWER`; nan if they show none.
+    """Compute the smallest true change that as many questions show; nan if they show none.
 
     As many answers are taken to change as changed, or as the change itself needs. After looks it is
     what the last one shows alone.
@@ -49,7 +48,7 @@ def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> f
 
 
 def change_power(n: int, change: float, discordant: float, alpha: float) -> float:
-    """How often n 0/1 answers show a change, if a share `discordant` of them changes; exact.
+    """Compute how often n 0/1 answers show a change if a share `discordant` of them changes.
 
     The likelihood ratio of no change depends on the lost and the gained answers alone, l and g with
     the pseudo answer: l log(2 l / (l + g)) + g log(2 g / (l + g)).
@@ -76,7 +75,7 @@ def change_power(n: int, change: float, discordant: float, alpha: float) -> floa
 
 
 def n_to_decide(difference: Difference, margin: float, alpha: float = ALPHA) -> int | None:
-    """About how many questions show either the change or that it is within the margin.
+    """Estimate how many questions show either the change or that it is within the margin.
 
     The change is taken to be as large as it looks, and its mean to be normal. Both stay open where
     it lies between the largest change that would be within the margin and the smallest that would
@@ -108,26 +107,13 @@ def n_to_decide(difference: Difference, margin: float, alpha: float = ALPHA) -> 
         chances = scipy.special.ndtr((ends - d.value) * root / d.spread)
         return float(1 - (chances[1] - chances[0]) + (chances[3] - chances[2]))
 
-    return _fewest(power, d.n)
-
-
-def n_to_bound(difference: Difference, threshold: float) -> int | None:
-    """About how many questions show on which side of `threshold` the change lies.
-
-    Returns:
-        None where it cannot be said: the change lies too near the threshold for any number.
-    """
-    d = difference
-    if isnan(d.spread) or d.value == threshold:
-        return None
-    alpha = ALPHA * (EARLY_SHARE if d.sampling.looks else 1)
-    null, distance = _null_spread(d, threshold), abs(d.value - threshold)
-
-    def power(n: int) -> float:
-        needed = -scipy.special.ndtri(alpha) * null / sqrt(n) + PSEUDO_ANSWERS / n
-        return float(scipy.special.ndtr((distance - needed) * sqrt(n) / d.spread))
-
-    return _fewest(power, d.n)
+    most = 2
+    while power(most) < POWER:
+        most *= 2
+        if most > _MOST:
+            return None
+    few = range(most // 2, most)
+    return max(d.n + 1, few.start + bisect_left(few, POWER, lo=1, key=power))
 
 
 def _null_spread(d: Difference, threshold: float) -> float:
@@ -136,14 +122,3 @@ def _null_spread(d: Difference, threshold: float) -> float:
     if d.value > threshold:
         return null_spread(test.values - threshold, counts, test.lowest - threshold)
     return null_spread(threshold - test.values, counts, threshold - test.highest)
-
-
-def _fewest(power: Callable[[int], float], n: int) -> int | None:
-    """The fewest questions, more than n, at which the power is reached."""
-    most = 2
-    while power(most) < POWER:
-        most *= 2
-        if most > _MOST:
-            return None
-    few = range(most // 2, most)
-    return max(n + 1, few.start + bisect_left(few, POWER, lo=1, key=power))

@@ -1,9 +1,8 @@
-"""Recorded runs -> `Comparison`: one row a configuration, its change on each benchmark.
+"""Compare recorded runs: one row for each configuration, with its change on each benchmark.
 
-Every change is a share (0.02 is two points) and was judged when the run was made. Here its verdict
-is corrected for all
-that stand beside it: among thirty runs in which nothing changed, some look as if it had. And
-whoever picks the best picks the luckiest along with it; `holdout.py` cures that.
+Every change is a share (0.02 is two points) and was judged when the run was made. Here verdicts are
+corrected again, for all cells of the table: among thirty runs in which nothing changed, some look
+as if it had. Who picks the best run also picks the luckiest; `holdout.py` cures that.
 """
 
 import re
@@ -17,12 +16,9 @@ import numpy as np
 
 from slimdown.config.schema import TRAINING, Role
 from slimdown.stats.estimates import mean_of_estimates
-from slimdown.stats.findings import STOPPED_EARLY, Verdict, decide_verdicts
+from slimdown.stats.findings import Verdict, decide_verdicts
 from slimdown.stats.run_records import RunRecord
 from slimdown.stats.seeds import SeedMean, average_seeds
-
-# keys that only runs with this dataset, ..., method have
-_PLACES = ("dataset.", "benchmark.", "lora.", "method.")
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,6 @@ class MeanChange:
     verdict_corrected: str  # the same, corrected for every run and benchmark of the comparison
     p_value: float  # nan for several seeds
     forgetting_rate: float  # a share of 1; nan where undefined
-    lost: float  # answers; nan where scores are not 0 or 1
 
     @property
     def is_stopped(self) -> bool:
@@ -69,12 +64,12 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What runs did, side by side."""
+    """Runs side by side."""
 
     rows: tuple[Configuration, ...]
     params: tuple[str, ...]  # the settings in which the rows differ
     benchmarks: tuple[str, ...]  # target tasks first
-    notes: tuple[str, ...]  # what a reader must know before comparing
+    notes: tuple[str, ...]  # caveats, one sentence each
 
     @property
     def grouped(self) -> bool:
@@ -88,11 +83,11 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[RunRecord], group_seeds: bool = True) -> Comparison:
-    """Lay finished runs side by side.
+    """Compare finished runs.
 
     Args:
-        runs: at least one, with findings, in the order that the rows shall have.
-        group_seeds: make one row of runs that differ only in their seed.
+        runs: At least one, with findings, in the order of the rows.
+        group_seeds: Make one row of runs that differ only in their seed.
     """
     groups, notes = _group_by_seed(runs) if group_seeds else ([[run] for run in runs], [])
     corrected = correct_verdicts([run for group in groups for run in group])
@@ -100,7 +95,7 @@ def compare_runs(runs: Sequence[RunRecord], group_seeds: bool = True) -> Compari
     roles = {name: change.role for row in rows for name, change in row.changes.items()}
     benchmarks = sorted(roles, key=lambda name: (roles[name] is not Role.target, name))
     notes += [
-        *_describe_unlike(runs, benchmarks),
+        *_describe_unequal(runs, benchmarks),
         *_describe_correction(runs, corrected),
         *_describe_luck(rows),
     ]
@@ -108,7 +103,7 @@ def compare_runs(runs: Sequence[RunRecord], group_seeds: bool = True) -> Compari
 
 
 def correct_verdicts(runs: Sequence[RunRecord]) -> dict[tuple[str, str], Verdict]:
-    """By run and benchmark, what is left of its verdict when all of them are corrected for (Holm).
+    """Correct the verdicts of all runs and benchmarks for their number (Holm).
 
     As within a run, claims of change and of no change apart: the chance of any false claim of
     either kind is at most 5 %, however the runs depend on each other. What does not hold becomes
@@ -124,7 +119,7 @@ def correct_verdicts(runs: Sequence[RunRecord]) -> dict[tuple[str, str], Verdict
 
 
 def winners_curse(n: int) -> tuple[float, float]:
-    """By how many standard errors the best of `n` equally good candidates looks better than it is.
+    """Compute by how many standard errors the best of `n` equal candidates looks better.
 
     For independent errors; where all are wrong on the same questions it is less.
 
@@ -146,20 +141,18 @@ def _join_verdicts(verdicts: Iterable[Verdict]) -> str:
 def _find_differing(rows: Sequence[Configuration]) -> list[str]:
     """The settings in which rows differ, sorted; without benchmarks and pooled seeds.
 
-    What only runs with one dataset or benchmark have is compared among those, and what is set of a
-    training among the runs that trained: that the others lack it is no difference.
+    A setting of a dataset, a benchmark or a training is compared among the runs that have it: that
+    others lack it is no difference.
     """
     values: dict[str, list[str]] = {}
-    n_trained = sum(row.settings.get("tuned", "None") == "None" for row in rows)
     for row in rows:
         for key, value in row.settings.items():
             values.setdefault(key, []).append(value)
     shown = {"benchmark", *(["seed"] if any(len(row.runs) > 1 for row in rows) else [])}
     differing = []
     for key in sorted(values.keys() - shown):
-        n_with = n_trained if key.partition(".")[0] in TRAINING else len(rows)
-        is_lacking = len(values[key]) < n_with and not key.startswith(_PLACES)
-        if len(set(values[key])) > 1 or is_lacking:
+        is_optional = key.partition(".")[0] in (*TRAINING, "benchmark")
+        if len(set(values[key])) > 1 or (len(values[key]) < len(rows) and not is_optional):
             differing.append(key)
     return differing
 
@@ -176,7 +169,6 @@ def _make_row(
         measured = [run for run in runs if benchmark in run.changes]
         changes = [run.changes[benchmark] for run in measured]
         rates = [c.forgetting_rate.value for c in changes if c.forgetting_rate]
-        lost = [c.primary.counts.lost for c in changes if c.primary.counts]
         cells[benchmark] = MeanChange(
             change=average_seeds(changes),
             role=changes[0].role,
@@ -186,7 +178,6 @@ def _make_row(
             verdict_corrected=_join_verdicts(corrected[r.run_id, benchmark] for r in measured),
             p_value=changes[0].p_value if len(changes) == 1 else nan,
             forgetting_rate=fmean([rate for rate in rates if isfinite(rate)] or [nan]),
-            lost=fmean(lost or [nan]),
         )
     means = []
     for role in (Role.retained, Role.target):
@@ -205,7 +196,6 @@ def _read_settings(run: RunRecord) -> dict[str, str]:
         key: value
         for key, value in run.params.items()
         if not key.startswith(("tracking.", "contamination.", "baseline."))
-        and not (key.endswith(".max_loss") and value == "None")
     }
     if datasets := sorted({key.split(".")[1] for key in settings if key.startswith("dataset.")}):
         settings["dataset"] = ",".join(datasets)
@@ -229,13 +219,12 @@ def _group_by_seed(runs: Sequence[RunRecord]) -> tuple[list[list[RunRecord]], li
             groups.append(list(newest.values()))
         else:
             groups += [[run] for run in group]
-    note = f"Left out of the means over seeds: {n_repeated:,} of which a newer run has the same "
-    note += "settings and seed; --no-group-seeds shows every run."
+    note = f"The means over seeds leave out {n_repeated:,} older runs with equal settings and seed."
     return groups, [note] if n_repeated else []
 
 
-def _describe_unlike(runs: Sequence[RunRecord], benchmarks: Sequence[str]) -> Iterator[str]:
-    """What was not measured alike, one sentence each."""
+def _describe_unequal(runs: Sequence[RunRecord], benchmarks: Sequence[str]) -> Iterator[str]:
+    """Name what differs in how the runs were measured, one sentence each."""
     for name in benchmarks:
         changes = [run.changes[name] for run in runs if name in run.changes]
         n_sets = len({change.question_hash for change in changes if not change.n_available})
@@ -249,42 +238,38 @@ def _describe_unlike(runs: Sequence[RunRecord], benchmarks: Sequence[str]) -> It
         counts = Counter(c.get(key, "not recorded") for c in conditions).most_common()
         if len(counts) > 1:
             each = " and ".join(f"{value} in {count}" for value, count in counts)
-            yield f"The runs were not measured alike ({key} is {each}): compare with care."
-    retained = [
-        {name for name, change in run.changes.items() if change.role is Role.retained}
-        for run in runs
-    ]
-    if any(names != retained[0] for names in retained):
-        yield "The means are over different benchmarks: compare the benchmarks one by one."
+            yield f"The runs were measured differently ({key} is {each}): compare with care."
 
 
 def _describe_correction(
     runs: Sequence[RunRecord], corrected: Mapping[tuple[str, str], Verdict]
 ) -> Iterator[str]:
-    """What stopping early and the correction for the whole table change."""
+    """Say what stopping early and the correction for the whole table change."""
     cells = {(run.run_id, name): change for run in runs for name, change in run.changes.items()}
     if any(cell.is_stopped for cell in cells.values()):
-        yield f"{STOPPED_EARLY} RUN RUN --paired compares two rows on what both answered."
+        yield (
+            "An evaluation that stopped early shows a change that is on average too large; its "
+            "verdict and interval hold."
+        )
     claims = [key for key in corrected if cells[key].verdict is not Verdict.undecided]
     n_lost = sum(corrected[key] is Verdict.undecided for key in claims)
-    shown = f"corrected for all {len(corrected):,} in this table (Holm), not for runs left out"
     if n_lost:
-        yield f"† {n_lost:,} of {len(claims):,} verdicts become undecided when {shown}."
-    elif claims and len(runs) > 1:
-        yield f"Every verdict other than undecided holds when {shown}."
+        yield (
+            f"† {n_lost:,} of {len(claims):,} verdicts become undecided when corrected for all "
+            f"{len(corrected):,} in this table (Holm)."
+        )
 
 
 def _describe_luck(rows: Sequence[Configuration]) -> Iterator[str]:
-    """What picking the best row does, and what to do about it."""
+    """Say how lucky the best row is, and what to do about it."""
     errors = [cell.change.standard_error for row in rows for cell in row.changes.values()]
     errors = [error for error in errors if isfinite(error)]
     if len(rows) < 2 or not errors:
         return
     mean, most = (100 * z * fmean(errors) for z in winners_curse(len(rows)))
-    advice = "Judge it on the questions that evaluation.holdout=0.5 holds out: "
-    advice += "slimdown compare RUN --confirm."
     yield (
         f"The best row is lucky, too: the best of {len(rows):,} equally good ones looks better "
         f"than it is on one benchmark, on average by about {mean:.1f} points, in 95 % of tables "
-        f"by at most {most:.1f}. {advice}"
+        f"by at most {most:.1f}. Judge it on the questions that evaluation.holdout=0.5 holds out: "
+        "slimdown compare RUN --confirm."
     )

@@ -1,8 +1,7 @@
-"""A `Comparison` in another order, and its changes over a setting."""
+"""Sort a `Comparison`, and average its changes by the value of a setting."""
 
 from dataclasses import replace
-from math import isfinite
-from statistics import fmean
+from math import isfinite, nan
 
 from slimdown.config.fields import nearest
 from slimdown.stats.estimates import Estimate
@@ -14,35 +13,29 @@ from slimdown.utils.errors import ConfigError
 SortValue = float | str | None
 
 
-def read_value(row: Configuration, key: str) -> SortValue:
-    """What a row holds under the name of a benchmark, a setting, a metric, or retained, ..."""
-    if key == "name":
-        return row.name
-    if key == "started":
-        return row.runs[0].started.isoformat()
-    if key in row.settings:
-        return parse_setting(row.settings[key])
-    means: dict[str, Estimate] = {n: mean.change for n, mean in row.changes.items()}
-    means |= {"retained": row.retained, "target": row.target}
-    values = [run.metrics[key] for run in row.runs if key in run.metrics]
-    values = [means[key].value] if key in means else values
-    return fmean(values) if values and isfinite(fmean(values)) else None
-
-
 def sort_rows(comparison: Comparison, key: str) -> Comparison:
-    """The same with its rows sorted; "-" before the key: from the largest down; no value: last.
+    """Sort the rows by a benchmark's change, a setting, or a mean; rows without a value are last.
+
+    Args:
+        comparison: The compared runs.
+        key: The benchmark, the setting, "retained" or "target"; with a "-" in front the largest
+            value comes first.
 
     Raises:
-        ConfigError: nothing is called so; with the nearest names.
+        ConfigError: The runs have no such benchmark or setting.
     """
     name = key.removeprefix("-")
-    metrics = {metric for row in comparison.rows for run in row.runs for metric in run.metrics}
-    known = {"retained", "target", "name", "started"} | metrics
-    known |= {*comparison.benchmarks, *_setting_names(comparison)}
+    known = {"retained", "target", *comparison.benchmarks, *_setting_names(comparison)}
     if name not in known:
         advice = nearest(name, sorted(known))
-        raise ConfigError(f"--sort {name}: nothing is called so in these runs{advice}")
-    keyed = [(read_value(row, name), row) for row in comparison.rows]
+        raise ConfigError(f"--sort {name}: these runs have no such benchmark or setting{advice}")
+    keyed: list[tuple[SortValue, Configuration]] = []
+    for row in comparison.rows:
+        means: dict[str, Estimate] = {n: mean.change for n, mean in row.changes.items()}
+        means |= {"retained": row.retained, "target": row.target}
+        change = means[name].value if name in means else nan
+        value = parse_setting(row.settings.get(name, ""))
+        keyed.append((change if isfinite(change) else value, row))
     having = [(value, row) for value, row in keyed if value is not None]
     having.sort(key=lambda pair: _order(pair[0]), reverse=key.startswith("-"))
     lacking = [row for value, row in keyed if value is None]
@@ -50,10 +43,10 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
 
 
 def sort_by_setting(comparison: Comparison, setting: str) -> Comparison:
-    """The same with its rows sorted by a setting, which is the first one shown.
+    """Sort the rows by a setting, and make it the first one shown.
 
     Raises:
-        ConfigError: no run has such a setting.
+        ConfigError: No run has such a setting.
     """
     if setting not in (known := _setting_names(comparison)):
         advice = nearest(setting, sorted(known))
@@ -65,7 +58,7 @@ def sort_by_setting(comparison: Comparison, setting: str) -> Comparison:
 def series_by_setting(
     comparison: Comparison, setting: str
 ) -> dict[str, list[tuple[float | str, Estimate]]]:
-    """Each benchmark's change by the value of a setting; runs that share a value count as seeds."""
+    """Average each benchmark's change by the value of a setting, as if runs were seeds."""
     changes: dict[str, dict[float | str, list[BenchmarkChange]]] = {
         name: {} for name in comparison.benchmarks
     }
@@ -82,7 +75,7 @@ def series_by_setting(
 
 
 def parse_setting(text: str) -> SortValue:
-    """A setting as a number where it is one, None where it is empty.
+    """Read a setting as a number where it is one; None where it is empty.
 
     >>> parse_setting("8"), parse_setting("2e-4"), parse_setting("nf4"), parse_setting("")
     (8, 0.0002, 'nf4', None)

@@ -1,4 +1,4 @@
-"""A run as the record knows it: its settings and its findings, without its samples."""
+"""A recorded run: its settings and its findings, without its samples."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -8,7 +8,7 @@ from slimdown.stats.findings import BenchmarkChange, Findings
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What the record holds of a run."""
+    """A run as the record holds it."""
 
     run_id: str
     name: str
@@ -17,7 +17,6 @@ class RunRecord:
     started: datetime
     params: dict[str, str] = field(default_factory=dict)  # every setting, by its dotted key
     tags: dict[str, str] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
     findings: Findings | None = None  # None where they were not read, or there are none
     artifact_uri: str = ""
 

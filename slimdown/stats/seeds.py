@@ -1,4 +1,4 @@
-"""Several seeds of one configuration -> how sure their mean change is, and why.
+"""Average several seeds of one configuration, and split the noise of their mean.
 
 Another set of questions would have given other scores (question noise), another seed another model
 (training noise). More questions cure only the one, more seeds only the other; which is larger says
@@ -14,8 +14,9 @@ import scipy
 
 from slimdown.stats.estimates import Estimate, to_weighted
 from slimdown.stats.findings import BenchmarkChange
-from slimdown.stats.likelihood import ALPHA, Floats
+from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.run_records import RunRecord
+from slimdown.stats.sequential import Floats
 from slimdown.utils.errors import DataError
 
 
@@ -28,52 +29,45 @@ class SeedMean(Estimate):
 
 @dataclass(frozen=True)
 class SeedNoise:
-    """What several seeds of one configuration say together, and where the doubt comes from."""
+    """The mean change of several seeds, and where its uncertainty comes from."""
 
     mean: Estimate  # of the change, over seeds and questions
     question_standard_error: float  # of the mean: other questions would be another test
     training_standard_error: float  # of the mean: other seeds would be other models; nan of one
-    training_spread: (
-        float  # standard deviation of the change from seed to seed, question noise taken out
-    )
+    # standard deviation of the change from seed to seed, question noise taken out
+    training_spread: float
     n_seeds: int
-
-
-@dataclass(frozen=True)
-class BenchmarkNoise:
-    """What all seeds of a configuration say of one benchmark's primary metric."""
-
-    benchmark: str
-    metric: str
     n: int  # questions
-    noise: SeedNoise
 
 
-def split_noise(runs: Sequence[RunRecord]) -> list[BenchmarkNoise]:
-    """The mean change on each benchmark with the noise of questions and of training apart.
+def split_noise(runs: Sequence[RunRecord]) -> dict[str, SeedNoise]:
+    """Estimate the mean change on each benchmark, and split the noise of questions and training.
 
     Args:
-        runs: finished, of one configuration, one a seed.
+        runs: Finished runs of one configuration, one for each seed.
+
+    Returns:
+        The noise of each benchmark's primary metric, by benchmark.
 
     Raises:
-        DataError: the seeds were not asked the same questions, or stopped early.
+        DataError: The seeds did not answer the same questions, or stopped early.
     """
-    noises = []
-    for name, first in runs[0].changes.items():
+    noises = {}
+    for name in runs[0].changes:
         changes = [run.changes[name] for run in runs if name in run.changes]
         is_whole = not any(change.n_available for change in changes)
         hashes = {change.question_hash for change in changes}
         if not is_whole or len(changes) < len(runs) or len(hashes) > 1:
             raise DataError(
                 f"{name}: the seeds did not all answer the same questions; take runs with "
-                "evaluation.until=all: how many it takes to decide depends on each seed's answers"
+                "evaluation.until=all"
             )
-        noises.append(BenchmarkNoise(name, first.metric, first.n, _seed_noise_of(changes)))
+        noises[name] = _seed_noise_of(changes)
     return noises
 
 
 def average_seeds(changes: Sequence[BenchmarkChange]) -> SeedMean:
-    """The mean change of several runs; without an interval where their questions differ."""
+    """Average the changes of several runs; no interval where their questions differ."""
     differences = [change.primary.difference for change in changes]
     values = np.array([d.value for d in differences])
     if len(changes) == 1:
@@ -86,7 +80,7 @@ def average_seeds(changes: Sequence[BenchmarkChange]) -> SeedMean:
 
 
 def seed_noise(changes: Floats, is_binary: bool = False) -> SeedNoise:
-    """The mean change of several seeds and, apart, the noise of the questions and of the training.
+    """Estimate the mean change of several seeds, and split its noise: questions and training.
 
     Seeds and questions are crossed random effects, their variances those of the two-way analysis of
     variance. The interval's quantile is the mean of the seeds' and the questions' Student
@@ -100,11 +94,8 @@ def seed_noise(changes: Floats, is_binary: bool = False) -> SeedNoise:
             gained.
     """
     n_seeds, n = changes.shape
-    overall, by_seed, by_question = (
-        float(changes.mean()),
-        changes.mean(axis=1),
-        changes.mean(axis=0),
-    )
+    overall = float(changes.mean())
+    by_seed, by_question = changes.mean(axis=1), changes.mean(axis=0)
     of_questions = float(by_question.var(ddof=1)) / n if n > 1 else nan
     if is_binary:
         pseudo = float(np.append(by_question, (-1.0, 1.0)).var()) / (n + 2)
@@ -129,9 +120,9 @@ def seed_noise(changes: Floats, is_binary: bool = False) -> SeedNoise:
         spread = sqrt(max(0.0, (seeds / median - residual) / n))
         training = sqrt(training / n_seeds)
     if not error > 1e-12:  # no spread: nothing is known of how others would differ
-        return SeedNoise(Estimate(overall, nan, nan, nan), nan, nan, nan, n_seeds)
+        return SeedNoise(Estimate(overall, nan, nan, nan), nan, nan, nan, n_seeds, n)
     mean = Estimate(overall, error, max(-1.0, overall - half), min(1.0, overall + half))
-    return SeedNoise(mean, sqrt(of_questions), training, spread, n_seeds)
+    return SeedNoise(mean, sqrt(of_questions), training, spread, n_seeds, n)
 
 
 def _seed_noise_of(changes: Sequence[BenchmarkChange]) -> SeedNoise:

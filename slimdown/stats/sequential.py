@@ -1,4 +1,4 @@
-"""Answers that were looked at while they came in -> tests that are valid whenever one stops.
+"""Sequential testing: p-values that stay valid whenever an evaluation stops.
 
 Two fifths of the error are kept for the look at all questions. The rest is shared among the looks
 before it. The smallest p-value, each divided by its look's share, has under no change a
@@ -22,6 +22,7 @@ _MIDDLE, _WIDTH = 1300, 1.0  # questions, and in logarithms: the bell by which t
 _TOO_NEAR = 1.05  # a look that adds fewer than a twentieth counts as independent of the one before
 _FAR = 9.0  # standard errors below which nothing lies
 _LOG_RATIOS = np.linspace(log(1e-15), 0.0, 60)
+_NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(96)  # of an integral from -1 to 1
 
 
 def share_error(plan: tuple[int, ...]) -> Floats:
@@ -60,7 +61,6 @@ def _log_chances(plan: tuple[int, ...]) -> Floats:
 
 def _chance_of_any(levels: Floats, plan: tuple[int, ...]) -> float:
     """How likely a normal mean is to be beyond the level of any look, under no change."""
-    nodes, weights = _gauss()
     total = last = 0.0
     z = mass = np.zeros(0)
     bounds = np.maximum(-scipy.special.ndtri(levels), 1 - _FAR)
@@ -70,24 +70,17 @@ def _chance_of_any(levels: Floats, plan: tuple[int, ...]) -> float:
             continue
         half = (bound + _FAR) / 2
         # where the mean may be, in standard errors, without being beyond
-        below = half * (nodes + 1) - _FAR
+        below = half * (_NODES + 1) - _FAR
         if not last:
-            total, mass = float(level), _density(below) * weights * half
+            total, mass = float(level), _density(below) * _NODE_WEIGHTS * half
         else:
             shared = sqrt(last / n)
             spread = sqrt(1 - shared**2)
             total += float(mass @ scipy.special.ndtr((shared * z - bound) / spread))
             moved = _density((below[:, None] - shared * z) / spread)
-            mass = moved @ mass / spread * weights * half
+            mass = moved @ mass / spread * _NODE_WEIGHTS * half
         z, last = below, n
     return min(1.0, total)
-
-
-@lru_cache
-def _gauss() -> tuple[Floats, Floats]:
-    """Nodes and weights of the integral from -1 to 1 (Legendre)."""
-    nodes, weights = np.polynomial.legendre.leggauss(96)
-    return nodes, weights
 
 
 def _density(z: Floats) -> Floats:

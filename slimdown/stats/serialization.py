@@ -1,4 +1,4 @@
-"""Dataclasses <-> plain dictionaries that JSON can hold."""
+"""Convert dataclasses to plain dictionaries that JSON can hold, and back."""
 
 import base64
 import dataclasses
@@ -17,7 +17,7 @@ NOT_RECORDED = {"recorded": False}
 
 
 def to_plain(value: Any) -> Any:
-    """A value as JSON has it; arrays are packed, nan and infinities are text."""
+    """Convert a value to what JSON holds; arrays are packed, nan and infinities are text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         recorded = [f.name for f in dataclasses.fields(value) if f.metadata.get("recorded", True)]
         return {name: to_plain(getattr(value, name)) for name in recorded}
@@ -36,7 +36,7 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(hint: Any, value: Any) -> Any:
-    """The value of a type that `to_plain` made plain.
+    """Restore a value of a type from what `to_plain` made of it.
 
     Raises:
         ValueError, TypeError, KeyError, AttributeError: it was not made from such a type.

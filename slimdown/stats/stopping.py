@@ -1,4 +1,4 @@
-"""The tuned model's answers so far -> the benchmarks that need more of them."""
+"""Decide which benchmarks need more answers of the tuned model."""
 
 from collections.abc import Callable
 
@@ -13,13 +13,11 @@ StopRule = Callable[[dict[str, BenchmarkEvaluation]], set[str]]
 
 
 def stopping_rule(config: RunConfig, base: Evaluation) -> StopRule | None:
-    """The function that names the benchmarks of which more answers are needed.
+    """Make the function that names the benchmarks that need more answers.
 
-    The same tests and corrections as at the end decide, so that what stops the evaluation is what
-    is shown. A change
-    that is shown, but looks smaller than the margin, does not stop it: of all questions it is often
-    `retained`. If it then comes to nothing, what was known beside it (Holm) may need more questions
-    again.
+    It decides by the tests and corrections of the final verdict. A change that is shown, but looks
+    smaller than the margin, does not stop an evaluation: all questions often make it `retained`. If
+    it then comes to nothing, other benchmarks may need more questions again (Holm).
 
     Args:
         config: `evaluation.until` decides: at `decided` a benchmark is known when it is forgotten,

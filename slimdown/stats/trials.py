@@ -1,7 +1,7 @@
-"""What a trial of a search came to, and whether it kept to its budget of forgetting."""
+"""Summarize a trial of a search: what it learned, and whether it stays within its budget."""
 
 from dataclasses import dataclass
-from math import isnan, nan
+from math import isnan
 
 from slimdown.config.schema import Role
 from slimdown.stats.findings import Findings
@@ -9,7 +9,7 @@ from slimdown.stats.findings import Findings
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """What a trial came to, as measured; one that stopped early is on average overestimated."""
+    """The result of a trial as measured; one that stopped early is on average too large."""
 
     learned: float  # mean change of the target tasks; else the fall of the validation loss
     excess: dict[str, float]  # by retained benchmark, its loss beyond what it may lose; a share
@@ -21,23 +21,20 @@ class TrialOutcome:
 
     @property
     def order(self) -> tuple[float, float]:
-        """What trials are sorted by: within the budget first, then what learned most."""
+        """The sort key of trials: those within the budget first, then those that learned most."""
         return sum(max(0.0, excess) for excess in self.excess.values()), -self.learned
 
 
 def summarize_trial(findings: Findings, max_loss: float | None) -> TrialOutcome:
-    """What a trial came to.
+    """Summarize a trial.
 
     Args:
-        findings: of the trial.
-        max_loss: what each retained benchmark may lose, a share; None: its margin.
+        findings: The trial's findings.
+        max_loss: What each retained benchmark may lose, a share; None: its margin.
     """
     learned = findings.mean_change(Role.target).value
-    if isnan(learned):
-        training = findings.training
-        learned = (
-            training.validation_loss_before - training.validation_loss_after if training else nan
-        )
+    if isnan(learned) and (training := findings.training):
+        learned = training.validation_loss_before - training.validation_loss_after
     excess = {
         name: -b.primary.difference.value - (b.margin if max_loss is None else max_loss)
         for name, b in findings.benchmarks.items()

@@ -194,7 +194,6 @@ def _read_record(run: Any, experiments: Mapping[str, str]) -> RunRecord | None:
             started=datetime.fromtimestamp((run.info.start_time or 0) / 1000, UTC),
             params=_expand_params(run.data.params),
             tags=dict(run.data.tags),
-            metrics=dict(run.data.metrics),
             artifact_uri=run.info.artifact_uri or "",
         )
     except (ValueError, OverflowError, OSError, KeyError) as error:

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from math import inf, nan
 from time import sleep
 from types import SimpleNamespace
 
@@ -16,7 +15,6 @@ from slimdown.config.schema import RunConfig
 from slimdown.report import console, text
 from slimdown.report.formatting import visible
 from slimdown.stats.budgets import check_budgets
-from slimdown.stats.estimates import Estimate
 
 
 def test_the_plan_shows_names_as_they_are(
@@ -64,21 +62,6 @@ def test_stopping_and_subjects_are_caveats() -> None:
         "colors is about these 3 subjects alone.",
     ]
     assert "maths −100.0 forgotten" in text.shorten_findings(findings)
-
-
-@pytest.mark.parametrize(
-    ("rate", "described"),
-    [
-        (None, "any possible"),
-        (Estimate(nan, nan, 0.125, inf), "at least 12.5 %"),
-        (Estimate(nan, nan, -inf, -0.5), "at most −50.0 %"),
-    ],
-)
-def test_a_rate_that_has_no_value_is_a_bound(rate: Estimate | None, described: str) -> None:
-    benchmark = SimpleNamespace(role=None, chance=0.25, forgetting_rate_above_chance=rate)
-    benchmark.forgetting_rate = None
-    remark = "base not shown above chance"
-    assert text.describe_rate(benchmark, above_chance=True) == (described, "", remark)  # type: ignore[arg-type]
 
 
 def test_budget_checks_end_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

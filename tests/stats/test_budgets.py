@@ -1,7 +1,5 @@
 """Budgets: what a fine-tuning may lose, and the exit code that says whether it kept to it."""
 
-from itertools import pairwise
-
 import pytest
 from builders import judge_scores, make_benchmark, make_evaluation, make_scores, stop_early
 
@@ -58,31 +56,6 @@ def test_reasons_say_what_is_shown_by_the_interval_that_agrees(findings: Finding
     assert "1,000 questions cannot tell; about" in unclear
 
 
-@pytest.mark.parametrize(
-    ("counts", "end"),
-    [
-        ((230, 40, 40, 190), "about {:,} would, in 4 of 5 repetitions"),
-        ((540, 60, 46, 354), "about {:,} would decide the verdict, and "),
-    ],
-)
-def test_both_doors_name_one_number_for_the_same_answers(
-    counts: tuple[int, int, int, int], end: str
-) -> None:
-    found = judge_scores(*make_scores(*counts))
-    benchmark, [check] = found.benchmarks["a"], check_budgets(found, {})
-    assert benchmark.n_to_decide is not None
-    assert end.format(benchmark.n_to_decide) in check.reason
-
-
-def test_a_budget_and_its_outcome_move_together() -> None:
-    found = judge_scores(*make_scores(560, 60, 30, 350))
-    outcomes = [check_budgets(found, {"a": b / 1000})[0].outcome for b in range(0, 80, 4)]
-    order = [Outcome.beyond, Outcome.undecided, Outcome.within]
-    ranks = [order.index(outcome) for outcome in outcomes]
-    assert all(one <= two for one, two in pairwise(ranks))
-    assert {0, 1, 2} == set(ranks)
-
-
 def test_what_stopped_early_or_is_one_question_says_how_to_go_on() -> None:
     before, after = make_scores(400, 20, 19, 561)
     tuned = make_evaluation(a=stop_early(make_benchmark(after), 63))
@@ -108,8 +81,3 @@ def test_budgets_that_are_none_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=problem):
         check_budgets(findings, read_budgets(arguments))
-
-
-def test_targets_alone_need_a_budget() -> None:
-    with pytest.raises(ConfigError, match="no retained benchmark was measured"):
-        check_budgets(judge_scores([1.0] * 9, [0.0] * 9, role=Role.target), {})

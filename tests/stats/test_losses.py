@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import isnan
 
 import pytest
 from builders import COLOURS, make_benchmark, make_choice, make_evaluation, make_sample, stop_early
@@ -71,9 +70,7 @@ def test_shares_are_of_the_lost_answers_and_a_cause_is_named_where_a_loss_is_sho
     tuned = written(*[("18", 0, 1)] * 6, *[("", 0, 0)] * 2, *[(STEPS, 1, 1)] * 3)
     losses = break_down(base, tuned)
     assert (losses.n_right, losses.n_lost) == (10, 8)
-    share = {c.name: c.share for c in losses.causes}["other_format"]
-    assert share is not None
-    assert 0.3 < share.low < share.value == 0.75 < share.high < 0.97
+    assert {c.name: c.share for c in losses.causes}["other_format"] == 0.75
     assert losses.gained is not None
     assert losses.gained.base.response == "?"
     assert losses.main_cause == ("other_format", 0.75)
@@ -82,31 +79,11 @@ def test_shares_are_of_the_lost_answers_and_a_cause_is_named_where_a_loss_is_sho
     assert few.main_cause is None
 
 
-def test_nothing_lost_has_no_shares() -> None:
-    losses = break_down(written((STEPS, 1, 1)), written((STEPS, 1, 1)))
-    assert (losses.n_lost, losses.main_cause) == (0, None)
-    assert all(c.share is None and c.example is None for c in losses.causes)
-
-
-def test_how_far_the_right_choice_fell_behind() -> None:
-    far, right = (-9.0, -9.0, -1.0, -9.0), (0, 1, 2)
-    base = [(-1.0, -2.0, -5.0, -5.0), (-2.0, -1.0, -5.0, -5.0), far]
-    tuned = [(-2.0, -1.0, -5.0, -5.0), (-1.00, -1.05, -5.0, -5.0), far]
-    losses = break_down(*(chosen(*zip(right, one, strict=True)) for one in (base, tuned)))
-    assert {c.name: c.count for c in losses.causes} == {"clearly_behind": 1, "nearly_level": 1}
-    assert losses.choices is not None
-    assert losses.choices.median_lead_before == pytest.approx(1.0)
-    assert losses.choices.median_lead_after == pytest.approx((-1.0 - 0.05) / 2)
-
-
 def test_a_length_normalized_choice_is_ranked_by_length() -> None:
     choices = ("yes", "certainly", "no", "maybe")  # -1.0 and -0.5, then -2.0 a character
     pair = ((1, (-3.0, -4.5, -9.0, -9.0)), (1, (-3.0, -18.0, -9.0, -9.0)))
     losses = break_down(*(chosen(one, metric="acc_norm", choices=choices) for one in pair))
-    assert losses.n_lost == 1
-    assert losses.choices is not None
-    assert losses.choices.median_lead_before == pytest.approx(0.5 * (3 + 9) / 2)
-    assert losses.choices.median_lead_after == pytest.approx(-1.0 * (3 + 9) / 2)
+    assert {c.name: c.count for c in losses.causes} == {"nearly_level": 0, "clearly_behind": 1}
 
 
 def test_a_model_that_takes_one_letter_has_collapsed_onto_it() -> None:
@@ -118,7 +95,7 @@ def test_a_model_that_takes_one_letter_has_collapsed_onto_it() -> None:
     assert shift.collapsed  # type: ignore[union-attr]
     assert early.collapsed  # type: ignore[union-attr]
     assert not same.collapsed  # type: ignore[union-attr]
-    assert (shift.position, shift.share_before.value, shift.share_after.value) == (2, 0.25, 1.0)  # type: ignore[union-attr]
+    assert (shift.position, shift.share_before, shift.share_after) == (2, 0.25, 1.0)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -129,10 +106,3 @@ def test_several_right_choices_or_such_as_read_alike_have_no_lead(fields: dict[s
     odd = replace(base, samples=tuple(replace(s, **fields) for s in base.samples))
     losses = break_down(odd, odd)
     assert (losses.causes, losses.choices) == ((), None)
-
-
-def test_no_share_of_what_stopped_early_has_an_interval() -> None:
-    base, tuned = (make_benchmark(scores) for scores in ([1.0] * 200, [1.0, 0.0] * 100))
-    [cause] = [cause for cause in break_down(base, stop_early(tuned, 63)).causes if cause.count]
-    assert cause.share is not None
-    assert (cause.share.value, isnan(cause.share.low)) == (1.0, True)

@@ -20,7 +20,6 @@ from slimdown.stats.findings import Verdict, judge
 from slimdown.stats.run_comparison import Comparison, compare_runs, correct_verdicts, winners_curse
 from slimdown.stats.run_order import (
     parse_setting,
-    read_value,
     series_by_setting,
     sort_by_setting,
     sort_rows,
@@ -56,21 +55,12 @@ def test_runs_that_differ_in_their_seed_make_one_row(sweep: Comparison) -> None:
     assert cell.change.sd_over_seeds == pytest.approx(np.std([0, -0.03, 0], ddof=1))
     assert cell.verdict == "retained 2, forgotten 1"
     assert many.changes["a"].verdict == "forgotten"
-    assert (many.changes["a"].change.sd_over_seeds, many.changes["a"].lost) == (0, 60)
+    assert many.changes["a"].change.sd_over_seeds == 0
     assert few.retained.value == pytest.approx(cell.change.value)
     assert isnan(few.target.value)
     assert isnan(single.changes["a"].change.sd_over_seeds)
     assert sweep.grouped
     assert not sweep.has_target
-
-
-def test_of_equal_runs_the_newest_counts_in_a_mean_and_all_are_rows_without_grouping() -> None:
-    runs = [make_run(SAME, 0), make_run(LOST, 1), make_run(SAME, 2, seed="1")]
-    comparison = compare_runs(runs)
-    assert [len(row.runs) for row in comparison.rows] == [2]
-    assert comparison.rows[0].changes["a"].verdict == "retained 1, forgotten 1"
-    assert "1 of which a newer run has the same settings and seed" in comparison.notes[0]
-    assert len(compare_runs(runs, group_seeds=False).rows) == 3
 
 
 def test_what_does_not_hold_in_a_table_becomes_undecided_and_never_worse() -> None:
@@ -88,17 +78,6 @@ def test_what_does_not_hold_in_a_table_becomes_undecided_and_never_worse() -> No
     text = " ".join(comparison.notes)
     assert "† 30 of 30 verdicts become undecided when corrected for all 30 in this table" in text
     assert comparison.rows[0].changes["a"].verdict_corrected == "undecided"
-
-
-def test_tables_of_runs_in_which_nothing_changed_make_few_claims() -> None:
-    false = 0
-    for seed in range(25):
-        draw = np.random.default_rng(seed)
-        before = draw.integers(0, 2, 100) * 1.0
-        flips = [np.where(draw.random(100) < 0.2, 1 - before, before) for _ in range(6)]
-        runs = [make_run(judge_scores(before, after), i) for i, after in enumerate(flips)]
-        false += any(v in ("forgotten", "improved") for v in correct_verdicts(runs).values())
-    assert false / 25 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 25)
 
 
 def test_the_luck_of_the_best_is_its_mean_with_what_95_percent_of_tables_stay_below() -> None:
@@ -125,7 +104,6 @@ def test_what_was_not_measured_alike_is_said() -> None:
     assert "backend is prefix in 3 and hf in 1" in text
     assert "holdout is 0 in 3 and 0.5 in 1" in text
     assert "a has other questions, metrics or margins in some runs" in text
-    assert "The means are over different benchmarks" in text
 
 
 def test_runs_that_stopped_early_have_no_interval_of_their_mean_and_say_why() -> None:
@@ -146,10 +124,11 @@ def test_rows_are_sorted_by_what_is_asked_for(sweep: Comparison) -> None:
     assert ranks(sort_rows(sweep, "a")) == ["16", "8", ""]
     assert ranks(sort_rows(sweep, "-retained")) == ["", "8", "16"]
     assert ranks(sort_rows(sweep, "-lora.r")) == ["16", "8", ""]
-    assert ranks(sort_rows(sweep, "target")) == ["8", "16", ""]
     assert sort_by_setting(sweep, "model.id").params == ("model.id", "lora.r")
-    assert read_value(sweep.rows[0], "started") == sweep.rows[0].runs[0].started.isoformat()
-    for key, advice in (("lora.rr", "did you mean.*lora.r"), ("xyzzy", "nothing is called so")):
+    for key, advice in (
+        ("lora.rr", "did you mean.*lora.r"),
+        ("xyzzy", "no such benchmark"),
+    ):
         with pytest.raises(ConfigError, match=advice):
             sort_rows(sweep, key)
     with pytest.raises(ConfigError, match="no run has this setting"):

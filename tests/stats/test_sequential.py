@@ -63,13 +63,6 @@ def test_losses_alone_of_the_margin_are_called_retained_within_the_error_by_exac
     assert retained <= error
 
 
-def test_questions_answered_at_once_are_tested_as_without_looks() -> None:
-    before, after = draw_scores(30, 0.5, 0.2, 0.05, 0)
-    whole, looked = compare_scores(before, after), compare_first(before, after, 30, 30)
-    assert looked.p_value == pytest.approx(whole.p_value)
-    assert looked.p_value_above(-0.5) == pytest.approx(whole.p_value_above(-0.5))
-
-
 def test_a_collapse_is_shown_after_few_questions_with_an_interval_that_holds_it() -> None:
     before, after = draw_scores(1000, 0.5, 0.4, 0.01, 0)
     d = compare_first(before, after, 88, 1000)
@@ -77,23 +70,6 @@ def test_a_collapse_is_shown_after_few_questions_with_an_interval_that_holds_it(
     assert d.low < -0.39 < d.high < 0
     assert np.isnan(d.standard_error)
     assert d.n == 88
-
-
-def test_a_p_value_never_rises_at_a_later_look() -> None:
-    before, after = draw_scores(1000, 0.5, 0.08, 0.03, 2)
-    p_values = [compare_first(before, after, n, 1000).p_value_below(0.02) for n in block_ends(1000)]
-    assert p_values == sorted(p_values, reverse=True)
-
-
-def test_a_change_that_turned_is_shown_by_no_earlier_look() -> None:
-    """The first questions are all lost and all later ones gained: now the change is a gain."""
-    before, after = np.repeat([1.0, 0.0], [40, 160]), np.repeat([0.0, 1.0], [40, 160])
-    early, late = (compare_first(before, after, n, 200) for n in (45, 88))
-    assert early.value < 0
-    assert early.p_value < 1e-4
-    assert late.value > 0
-    assert late.p_value > 0.05
-    assert late.low <= late.high
 
 
 @pytest.mark.parametrize(
@@ -122,19 +98,6 @@ def test_graded_losses_too_rare_to_have_been_seen_are_not_ruled_out_early() -> N
     before = draw.uniform(0.5, 0.9, 1000)
     after = before + draw.normal(0, 0.001, 1000)
     assert compare_first(before, after, 45, 1000).equivalence_p_value(MARGIN) > 0.05
-
-
-def test_graded_losses_stop_about_when_villes_bets_do() -> None:
-    """Another's test, which may be looked at after each answer; ours saves error for the end."""
-    draw, ours, theirs = np.random.default_rng(10), [], []
-    for loss in (0.03, 0.05, 0.1) * 4:
-        changes = np.clip(draw.normal(-loss, 0.2, 4000), -1, 1)
-        bets = ville.BettingTest(0.5, alternative="less").fit((changes + 1) / 2)
-        theirs.append(bets.stopping_time())
-        before, after = np.clip(-changes, 0, 1), np.clip(changes, 0, 1)
-        looks = (compare_first(before, after, n, 4000) for n in block_ends(4000))
-        ours.append(next(d.n for d in looks if d.p_value_below(0.0) < 0.05))
-    assert 0.5 < np.exp(np.log(np.array(ours) / np.array(theirs)).mean()) < 2
 
 
 def test_villes_test_of_the_answers_that_flipped_agrees_about_when_a_loss_is_known() -> None:
