@@ -120,7 +120,7 @@ class Evaluator:
                 model.
         """
         while True:
-            backend = self.backend or _choose_backend(model, self._config, self._share_prefixes)
+            backend = self.backend or choose_backend(model, self._config, self._share_prefixes)
             if backend.shares_prefixes and (reason := explain_no_sharing(model.model)):
                 raise ModelError(
                     f"{model.id} cannot be scored as the model before ({reason}); measure both "
@@ -159,7 +159,7 @@ class Evaluator:
             stack.enter_context(quiet_libraries())
             stack.enter_context(eval_mode(model.model))
             measure_peak = stack.enter_context(measure_peak_memory(model.device))
-            lm = _open_lm(model, self._config, backend)
+            lm = open_lm(model, self._config, backend)
             runs: dict[str, _BenchmarkRun] = {}
             for name, task in self.tasks.items():
                 requests = task.build_requests(lm, self._config.apply_chat_template)
@@ -419,10 +419,19 @@ def _ask_model(lm: Any, requests: list[Any]) -> list[list[Any]]:
     return [[next(in_order) for _ in range(request.repeats)] for request in requests]
 
 
-def _choose_backend(
+def choose_backend(
     model: LoadedModel, config: EvaluationConfig, share_prefixes: bool
 ) -> BackendOptions:
-    """Decide by the model and its device alone, so that the next run decides alike."""
+    """Choose how a model is scored, by the model and its device alone: the next run chooses alike.
+
+    Args:
+        model: The first model that is measured.
+        config: `batch_size`, where it is set, is taken as it is.
+        share_prefixes: Whether `PrefixLM` may score the model at all.
+
+    Returns:
+        The language model's class and its batch sizes, in questions.
+    """
     shares = share_prefixes and not explain_no_sharing(model.model)
     if config.batch_size:
         return BackendOptions(shares, config.batch_size, config.batch_size)
@@ -438,7 +447,12 @@ def _choose_backend(
     return BackendOptions(shares, size, size)
 
 
-def _open_lm(model: LoadedModel, config: EvaluationConfig, backend: BackendOptions) -> Any:
+def open_lm(model: LoadedModel, config: EvaluationConfig, backend: BackendOptions) -> Any:
+    """Wrap a model for the harness: a `PrefixLM`, or `HFLM` where no prefix may be shared.
+
+    Raises:
+        ModelError: A chat template is asked for, and the tokenizer's cannot be used.
+    """
     if config.apply_chat_template:
         check_chat_template(model.tokenizer, "evaluation.apply_chat_template=true")
     with without_tying(model.model):
