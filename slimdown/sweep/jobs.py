@@ -26,7 +26,7 @@ from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.resume import find_finished_or_lock, run_key
 from slimdown.tracking.store import check_store
 from slimdown.utils.distributed import broadcast_from_main
-from slimdown.utils.errors import SlimdownError, TrialPruned
+from slimdown.utils.errors import SlimdownError, TrialPruned, describe_error
 from slimdown.utils.files import write_atomically
 from slimdown.utils.secrets import redact
 
@@ -142,12 +142,13 @@ def run_sweep_job(sweep: SweepInfo, composed: DictConfig) -> None:
             if isinstance(error, KeyboardInterrupt) or is_requeued:
                 sweep.write_outcome(number, replace(outcome, state=JobState.killed))
                 raise
-            if not isinstance(error, SlimdownError):
-                sys.stderr.write(redact(traceback.format_exc()))
-            reason = describe_error(error)
+            is_ours = isinstance(error, SlimdownError)
+            reason = redact(str(error) if is_ours else describe_error(error))
             outcome = replace(outcome, state=JobState.failed, reason=" ".join(reason.split()))
             lines = [f"job {number + 1} of {sweep.n_jobs} failed:", *reason.splitlines()]
             lines += getattr(error, "__notes__", [])
+            if not is_ours:
+                sys.stderr.write(redact(traceback.format_exc()))
             sys.stderr.write(redact("\n  ".join(lines)) + "\n")
     sweep.write_outcome(number, outcome)
     if "torch" in sys.modules:  # the next job in this process needs the memory
@@ -219,10 +220,4 @@ def measure_base_job(folder: Path, composed: DictConfig) -> None:
 
             measure_base(load_config(composed))
         except Exception as error:
-            sys.stderr.write(f"{describe_error(error)}\n")
-
-
-def describe_error(error: BaseException) -> str:
-    """Return an error's message without secrets; of one that nobody thought of, its kind, too."""
-    kind = "" if isinstance(error, SlimdownError) else f"{type(error).__name__}: "
-    return redact(f"{kind}{error}")
+            sys.stderr.write(redact(f"{error}\n"))

@@ -20,7 +20,7 @@ from slimdown.config.naming import base_settings
 from slimdown.config.schema import TrackingConfig
 from slimdown.data.row_checks import check_row_files
 from slimdown.report import console
-from slimdown.report.record_tables import JobRow, sweep_table
+from slimdown.report.record_tables import sweep_table
 from slimdown.report.tables import write_table
 from slimdown.report.text import shorten_findings
 from slimdown.sweep.jobs import JobOutcome, JobState, SweepInfo, measure_base_job, run_sweep_job
@@ -97,14 +97,13 @@ class SlimdownSweeper(Sweeper):
             try:
                 yield sweep_run
             finally:
-                rows = []
+                rows: list[dict[str, Any]] = []
                 for number, (job, outcome) in enumerate(zip(self.jobs, self.outcomes, strict=True)):
                     own = [text.lstrip("+") for text in job.overrides]
                     own = [text for text in own if text.partition("=")[0] in self.info.swept]
                     text = outcome.headline or outcome.reason
-                    rows.append(
-                        JobRow(number + 1, " ".join(own), outcome.state, outcome.run_id, text)
-                    )
+                    row = {"number": number + 1, "settings": " ".join(own), "state": outcome.state}
+                    rows.append(row | {"run_id": outcome.run_id, "outcome": text})
                 advice = "The same command makes what is not finished; rerun=true makes all again."
                 if rows:
                     table = sweep_table(rows, f"{title} ({self.info.name}). {advice}")
