@@ -9,7 +9,7 @@ from pathlib import Path
 
 from slimdown.commands.arguments import RUN_HELP, CommandParser, open_tracking, run_command
 from slimdown.utils.errors import ConfigError, ModelError
-from slimdown.utils.files import raise_if_disk_full, write_atomically, write_folder_atomically
+from slimdown.utils.files import raise_if_disk_full, write_atomically
 
 _EPILOG = """\
 examples
@@ -76,8 +76,11 @@ def _merge(options: argparse.Namespace) -> int:
         model = replace(model, dtype=Dtype.float32)
         quantization = replace(quantization, load_in_4bit=False, load_in_8bit=False)
     try:
-        with tempfile.TemporaryDirectory() as scratch, write_folder_atomically(out) as draft:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
             trained = download_tuned(tracking, run, Path(scratch))
+            draft = Path(scratch, "merged")
+            draft.mkdir()
             with console.status(f"merging into {model.id}"):
                 base = load_base_model(model, quantization)
                 if method.trains_weights:
@@ -88,6 +91,7 @@ def _merge(options: argparse.Namespace) -> int:
             merged = MergedModel(out.name, dtype, is_original)
             card = render_model_card(findings, config, base, merged=merged)
             write_atomically(draft / "README.md", card)
+            draft.replace(out)  # whole or not at all
     except OSError as error:
         raise_if_disk_full(error, out.parent, advice="Nothing is left of it. Make room")
         raise ConfigError(f"--out {out} cannot be written: {error}") from None

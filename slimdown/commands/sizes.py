@@ -53,7 +53,7 @@ def _show_sizes(argv: list[str]) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for run in runs:
         config, outline = run.config, load_outline(run.config.model)
-        dtype, _ = pick_dtype(config.model.dtype, device)
+        dtype = pick_dtype(config.model.dtype, device)
         n_parameters = sum(parameter.numel() for parameter in outline.parameters())
         sizes: dict[str, Any] = {"parameters": n_parameters, "dtype": str(dtype).split(".")[1]}
         for name in ("none", "int8", "nf4"):

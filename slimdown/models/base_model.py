@@ -35,11 +35,9 @@ class LoadedModel:
     dtype: str
     revision: str = ""  # the hub's commit, or sha256:DIGEST of a local folder
     quantization: str = "none"  # nf4, fp4, int8 or none
-    dtype_reason: str = ""
     device: str = "cpu"
     n_parameters: int = 0
     memory_bytes: int = 0  # of weights and buffers
-    load_seconds: float = 0.0
     identity: Mapping[str, Any] = field(default_factory=dict)  # what the answers depend on
     license: str = ""
 
@@ -64,9 +62,8 @@ def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> Lo
     """
     import transformers
 
-    started = time.perf_counter()
     device = _pick_device(config.device)
-    dtype, reason = pick_dtype(config.dtype, device)
+    dtype = pick_dtype(config.dtype, device)
     source = str(config.folder or config.id)
     common: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
     with quiet_libraries(), explain_hub_errors(config.named):
@@ -81,8 +78,9 @@ def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> Lo
         bitsandbytes = None
         if quantization.name != "none":
             settings: dict[str, Any] = asdict(quantization)
-            compute_dtype, _ = pick_dtype(quantization.bnb_4bit_compute_dtype, device)
-            settings["bnb_4bit_compute_dtype"] = compute_dtype
+            settings["bnb_4bit_compute_dtype"] = pick_dtype(
+                quantization.bnb_4bit_compute_dtype, device
+            )
             bitsandbytes = transformers.BitsAndBytesConfig(**settings)
         tokenizer = load_tokenizer(source, **common)
         common |= {"dtype": dtype, "device_map": {"": str(device)}, "use_safetensors": True}
@@ -101,7 +99,8 @@ def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> Lo
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     check_numbers(config.named, model.eval())
-    revision = resolve_revision(config)
+    commit = Path(str(cached_file(source, "config.json", revision=config.revision))).parent.name
+    revision = f"sha256:{hash_folder(config.folder)}" if config.folder else commit
     identity = {
         "weights": revision if config.folder else f"{config.id}@{revision}",
         "quantization": str(bitsandbytes and bitsandbytes.to_dict()),
@@ -117,11 +116,9 @@ def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> Lo
         dtype=str(dtype).removeprefix("torch."),
         revision=revision,
         quantization=quantization.name,
-        dtype_reason=reason,
         device=device.type,
         n_parameters=sum(parameter.numel() for parameter in outline.parameters()),
         memory_bytes=model.get_memory_footprint(),
-        load_seconds=time.perf_counter() - started,
         identity=identity,
         license=_read_license(source, config.revision),
     )
@@ -183,29 +180,15 @@ def check_numbers(setting: str, model: Any) -> None:
         )
 
 
-def resolve_revision(config: ModelConfig) -> str:
-    """Return a digest of a local folder, or the commit of what was fetched from the hub."""
-    if config.folder:
-        return f"sha256:{hash_folder(config.folder)}"
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(config.id, "config.json", revision=config.revision)
-    return Path(cached).parent.name if isinstance(cached, str) else config.revision
-
-
-def pick_dtype(wanted: Dtype, device: torch.device) -> tuple[torch.dtype, str]:
-    """Choose the dtype, and say why in a few words: bfloat16 wherever `auto` finds it faster."""
+def pick_dtype(wanted: Dtype, device: torch.device) -> torch.dtype:
+    """Choose the dtype: `auto` is bfloat16 where the device has it, on a CPU where it is faster."""
     if wanted is not Dtype.auto:
-        return getattr(torch, wanted.value), "as set"
+        return getattr(torch, wanted.value)  # type: ignore[no-any-return]
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, "auto: this GPU has bfloat16"
-        return torch.float16, "auto: this GPU has no bfloat16"
-    if device.type != "cpu":
-        return torch.float32, f"auto: the safe choice on {device.type}"
-    speedup = measure_bfloat16_speedup()
-    dtype = torch.bfloat16 if speedup >= _WORTHWHILE_SPEEDUP else torch.float32
-    return dtype, f"auto: this processor multiplies bfloat16 {speedup:.2g} times as fast as float32"
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bfloat16 else torch.float16
+    is_worthwhile = device.type == "cpu" and measure_bfloat16_speedup() >= _WORTHWHILE_SPEEDUP
+    return torch.bfloat16 if is_worthwhile else torch.float32
 
 
 @cache

@@ -4,8 +4,7 @@ Plain modules behind forward hooks, since PEFT has none and offers no public way
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +34,6 @@ class BottleneckAdapter(nn.Module):
         hidden = functional.gelu(self.down[i](output.float()))
         change: torch.Tensor = self.up[i](hidden)
         return output + change.to(output.dtype)
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Inside, the model is its base."""
-        self.is_enabled = False
-        try:
-            yield
-        finally:
-            self.is_enabled = True
 
 
 def attach_bottleneck(model: Any, targets: Sequence[str], dim: int) -> Any:

@@ -25,11 +25,10 @@ def wrap_model(model: Any, tokenizer: Any) -> LoadedModel:
         The model as it stands; its identity is empty, so no cache knows it.
 
     Raises:
-        ModelError: No causal language model, no tokenizer of transformers, or weights that are
-            spread over processes.
+        ModelError: It is no causal language model.
     """
     from accelerate.utils import extract_model_from_parallel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     if isinstance(model, nn.Module):
         model = extract_model_from_parallel(model, keep_torch_compile=False)
@@ -40,17 +39,7 @@ def wrap_model(model: Any, tokenizer: Any) -> LoadedModel:
             f"the model is a {type(inner).__name__} and no causal language model; give a loaded "
             "one, such as AutoModelForCausalLM.from_pretrained(...) returns, or PEFT's around one"
         )
-    if any(hasattr(p, "ds_id") or hasattr(p, "full_tensor") for p in model.parameters()):
-        raise ModelError(
-            "the model's weights are spread over processes (FSDP, DeepSpeed ZeRO-3 or tensor "
-            "parallelism); save the model, and measure it where one process loads it"
-        )
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ModelError(
-            f"the tokenizer is a {type(tokenizer).__name__}; give the model's own, such as "
-            f"AutoTokenizer.from_pretrained({inner.config._name_or_path!r}) returns"
-        )
     name = inner.config._name_or_path or type(inner).__name__
     dtype = str(model.dtype).removeprefix("torch.")
     return LoadedModel(model, tokenizer, name, dtype, device=model.device.type)
@@ -74,13 +63,11 @@ def has_untouched_base(model: Any) -> bool:
     out of the base's weights.
     """
     adapters = list(getattr(model, "peft_config", {}).values())
+    if not adapters or not hasattr(model, "disable_adapter"):
+        return hasattr(model, "bottleneck_adapter")
     starts = [str(getattr(adapter, "init_lora_weights", "")).lower() for adapter in adapters]
-    is_touched = any(start.startswith(_TAKING_WEIGHTS) for start in starts)
-    is_touched |= any(
-        getattr(adapter, "bias", "none") not in (None, "none") for adapter in adapters
-    )
-    has_adapters = bool(adapters) and hasattr(model, "disable_adapter")
-    return hasattr(model, "bottleneck_adapter") or (has_adapters and not is_touched)
+    trains_biases = any(getattr(a, "bias", None) not in (None, "none") for a in adapters)
+    return not trains_biases and not any(start.startswith(_TAKING_WEIGHTS) for start in starts)
 
 
 @contextmanager
@@ -89,9 +76,15 @@ def disabled_adapters(model: Any) -> Iterator[None]:
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     bottleneck = getattr(model, "bottleneck_adapter", None)
     try:
-        with bottleneck.disabled() if bottleneck is not None else model.disable_adapter():
+        if bottleneck is None:
+            with model.disable_adapter():
+                yield
+        else:
+            bottleneck.is_enabled = False
             yield
     finally:
+        if bottleneck is not None:
+            bottleneck.is_enabled = True
         for parameter, is_trained in trained:
             parameter.requires_grad_(is_trained)
 

@@ -16,12 +16,12 @@ from slimdown.models.base_model import (
     load_base_model,
     load_outline,
     load_tokenizer,
-    resolve_revision,
 )
 from slimdown.models.identity import ADAPTER_FILES, hash_tokenizer, identify_adapted
 from slimdown.models.memory import release_memory
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.errors import ModelError
+from slimdown.utils.hashing import hash_folder
 from slimdown.utils.hub import explain_hub_errors
 
 _FILES = ["*.json", "*.jinja", "*.model", "*.txt", ADAPTER_FILES[1]]  # all but a model's weights
@@ -59,8 +59,8 @@ class ExternalModel:
             model = load_adapter(self.base, self.folder)
             check_numbers(self.config.named, model)
             identity = identify_adapted(self.base.identity, self.folder)
-            is_local = self.config.folder is not None  # else the folder's name is the commit
-            revision = resolve_revision(self.config) if is_local else self.folder.name
+            digest = f"sha256:{hash_folder(self.folder)}"
+            revision = digest if self.config.folder else self.folder.name  # the hub's: the commit
             tuned = replace(self.base, model=model, id=self.config.id, revision=revision)
         identity = {**identity, "tokenizer": hash_tokenizer(self.tokenizer)}
         return replace(tuned, tokenizer=self.tokenizer, identity=identity)
@@ -110,7 +110,7 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
 def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> bool:
     """Refuse an adapter for another base, by its name and its shapes; say if it learns a prompt."""
     import peft
-    from safetensors import safe_open
+    from safetensors.torch import load_file
 
     named = f"tuned={config.tuned}"
     if not (folder / ADAPTER_FILES[1]).is_file():
@@ -119,8 +119,6 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
             "read; save the adapter again with a PEFT of today"
         )
     settings = json.loads((folder / ADAPTER_FILES[0]).read_text())
-    if settings.get("task_type") not in (None, "CAUSAL_LM"):
-        raise ModelError(f"{named} is an adapter for {settings['task_type']}, not for CAUSAL_LM")
     made_on = str(settings.get("base_model_name_or_path") or "")
     if not config.model.folder and is_other_base(made_on, base.id):
         raise ModelError(
@@ -132,19 +130,17 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
     adapter = peft.PeftConfig.from_pretrained(str(folder))
     if adapter.is_prompt_learning:
         return True
-    with safe_open(folder / ADAPTER_FILES[1], "pt") as saved:
-        names = saved.keys()
-        shapes = {name: tuple(saved.get_slice(name).get_shape()) for name in names}
-    outline = load_outline(config.model)
+    weights, outline = load_file(folder / ADAPTER_FILES[1]), load_outline(config.model)
     with torch.device("meta"):
         state = peft.get_peft_model_state_dict(peft.PeftModel(outline, adapter))
-    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    for name in sorted(shapes.keys() | expected.keys()):
+    saved = {name: list(tensor.shape) for name, tensor in weights.items()}
+    expected = {name: list(tensor.shape) for name, tensor in state.items()}
+    for name in sorted(saved.keys() | expected.keys()):
         is_resized = ".embed" in name or "lm_head" in name  # where tokens were added
-        if not is_resized and shapes.get(name) != expected.get(name):
+        if saved.get(name) != expected.get(name) and not is_resized:
             raise ModelError(
                 f"{named} does not fit on {base.id}: it was made on another base ({name} is "
-                f"{shapes.get(name, 'missing')} and should be {expected.get(name, 'missing')})"
+                f"{saved.get(name)} and should be {expected.get(name)})"
             )
     return False
 

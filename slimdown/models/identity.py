@@ -1,6 +1,5 @@
 """What a model's answers depend on, for the keys of cached evaluations."""
 
-import hashlib
 import platform
 from collections.abc import Mapping
 from functools import cache
@@ -9,21 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from slimdown.utils.hashing import hash_file, hash_json
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
-
-def hash_weights(model: nn.Module) -> str:
-    """Hash every saved tensor: its name, dtype, shape and bytes, quantized as it is."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def hash_tokenizer(tokenizer: Any) -> str:

@@ -16,8 +16,6 @@ from slimdown.utils.distributed import process_count
 
 # bitsandbytes: the numbers of a block share a scale, and so do quantized scales in turn.
 _BLOCK, _SCALES_BLOCK = 64, 256
-# What says so besides torch's own allocator: the driver, cuBLAS and cuDNN.
-_NO_ROOM = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 def estimate_weight_bytes(
@@ -35,15 +33,12 @@ def estimate_weight_bytes(
         Bytes; within 1 % of what is held once the model is loaded.
     """
     n_quantized = n_rows = 0
-    for layer in outline.modules():
-        is_linear = isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"  # GPT-2's
-        if (
-            is_linear
-            and quantization.name != "none"
-            and layer is not outline.get_output_embeddings()
-        ):
-            n_quantized += layer.weight.numel()
-            n_rows += layer.weight.shape[0]
+    if quantization.name != "none":
+        for layer in outline.modules():
+            is_linear = isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"  # GPT-2's
+            if is_linear and layer is not outline.get_output_embeddings():
+                n_quantized += layer.weight.numel()
+                n_rows += layer.weight.shape[0]
     total = sum(parameter.numel() for parameter in outline.parameters())
     held = (total - n_quantized) * dtype.itemsize
     if quantization.load_in_8bit:
@@ -70,10 +65,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that less at once could succeed, on any device."""
     from accelerate.utils.memory import should_reduce_batch_size
 
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    is_no_room = any(text in str(error) for text in _NO_ROOM)
-    return isinstance(error, RuntimeError) and (is_no_room or should_reduce_batch_size(error))
+    is_of_library = "CUBLAS_STATUS_ALLOC_FAILED" in str(error)  # torch has no class for it
+    is_of_torch = isinstance(error, RuntimeError) and should_reduce_batch_size(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or is_of_torch or is_of_library
 
 
 @contextmanager

@@ -1,20 +1,19 @@
 """Keep the bars and warnings of libraries away from a user's console."""
 
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-_LIBRARIES = ("transformers", "bitsandbytes", "peft", "trl", "accelerate", "datasets")
+_LIBRARIES = ("transformers", "bitsandbytes", "peft", "trl", "accelerate", "datasets", "lm_eval")
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Inside, libraries draw no bars and log errors only; on leaving they are as before."""
+    import datasets
     from transformers.utils import logging as transformers_logging
 
-    datasets = sys.modules.get("datasets")  # where nobody has imported it, it draws nothing
     with warnings.catch_warnings(), ExitStack() as undo:
         warnings.simplefilter("ignore")
         for logger in map(logging.getLogger, _LIBRARIES):
@@ -23,7 +22,7 @@ def quiet_libraries() -> Iterator[None]:
         if transformers_logging.is_progress_bar_enabled():
             undo.callback(transformers_logging.enable_progress_bar)
             transformers_logging.disable_progress_bar()
-        if datasets and not datasets.are_progress_bars_disabled():
+        if not datasets.are_progress_bars_disabled():
             undo.callback(datasets.enable_progress_bars)
             datasets.disable_progress_bars()
         yield

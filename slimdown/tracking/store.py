@@ -6,7 +6,6 @@ MLflow is imported inside functions: it takes 1.5 seconds.
 import hashlib
 import json
 import logging
-import socket
 import ssl
 import urllib.error
 import urllib.request
@@ -15,7 +14,6 @@ from contextlib import contextmanager
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from filelock import FileLock
 
@@ -27,7 +25,6 @@ from slimdown.utils.secrets import redact, redact_uri
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_PORTS = {"postg": 5432, "mysql": 3306, "mssql": 1433}
 _MAX_PARAM = 6000  # characters; MLflow cuts longer values
 # MLflow 3.17 shows an experiment with the pages for LLM traces unless this tag says otherwise.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -41,9 +38,8 @@ def check_store(config: TrackingConfig) -> None:
     Raises:
         TrackingError: It does not answer within 10 seconds, or the address is wrong.
     """
-    with explain_store_errors(config):
+    with explain_store_errors(config):  # MLflow's own client retries for minutes
         if config.uri.startswith("http"):
-            # MLflow's own client retries for minutes before it says that nobody answers.
             health = f"{redact_uri(config.uri).replace('***@', '').rstrip('/')}/health"
             try:
                 urllib.request.urlopen(health, timeout=10).close()
@@ -52,10 +48,10 @@ def check_store(config: TrackingConfig) -> None:
             except urllib.error.URLError as error:
                 if not isinstance(error.reason, ssl.SSLError):  # MLflow has settings for these
                     raise
-        elif default_port := _PORTS.get(config.uri[:5]):  # MLflow retries databases, too
-            address = urlsplit(config.uri)
-            place = address.hostname or "localhost", address.port or default_port
-            socket.create_connection(place, timeout=10).close()
+        elif sqlite_file(config.uri) is None and not config.uri.startswith("databricks"):
+            from sqlalchemy import NullPool, create_engine
+
+            create_engine(config.uri, poolclass=NullPool).connect().close()
 
 
 def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClient":
@@ -111,7 +107,7 @@ def explain_store_errors(config: TrackingConfig) -> Iterator[None]:
     except SlimdownError:
         raise
     except Exception as error:
-        raise_if_disk_full(error, *([file.parent] if file else []))
+        raise_if_disk_full(error, file.parent if file else Path.cwd())
         raise TrackingError(
             f"tracking.uri={redact_uri(config.uri)} cannot be used: {first_line(error)}; "
             f"{_advise(config.uri, error)}"

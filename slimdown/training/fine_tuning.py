@@ -1,9 +1,10 @@
 """Fine-tune a base with TRL: everything that can fail is tried before the base is measured."""
 
 import copy
+import math
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -15,19 +16,20 @@ import transformers
 from slimdown.config.method_config import Method
 from slimdown.config.schema import Engine, OnProgress, RunConfig
 from slimdown.data.training_data import TrainingData
-from slimdown.models.adapters import attach_adapter, check_adapter, save_adapter
+from slimdown.models.adapters import attach_adapter, check_targets, save_adapter
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import disabled_adapters
-from slimdown.models.identity import hash_weights, identify_adapted
+from slimdown.models.identity import identify_adapted
 from slimdown.models.memory import is_out_of_memory, measure_peak_memory
 from slimdown.models.quiet import quiet_libraries
 from slimdown.training.padding_free import attention_within_rows, supports_padding_free
 from slimdown.training.result import StepLog, TrainingResult
-from slimdown.training.sft import TrainingCallback, TrainingPath, Watch, build_trainer, check_finite
+from slimdown.training.sft import TrainingCallback, Watch, build_trainer
 from slimdown.training.tokenizing import TokenizedRows, tokenize_rows
 from slimdown.training.unsloth import train_with_unsloth
 from slimdown.utils.distributed import broadcast_from_main, is_main_process
-from slimdown.utils.errors import ModelError, SlimdownError
+from slimdown.utils.errors import ModelError, SlimdownError, describe_error
+from slimdown.utils.hashing import hash_folder
 
 # Relative difference of a loss computed in two ways that rounding explains.
 _ROUNDING = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
@@ -35,10 +37,10 @@ _ROUNDING = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
 
 @dataclass(frozen=True)
 class PreparedTraining:
-    """Tokenized rows, and the way to train on them that the trial found to be right."""
+    """Tokenized rows, and whether the trial found that they can be trained without padding."""
 
     rows: TokenizedRows
-    path: TrainingPath
+    is_padding_free: bool
     notes: tuple[str, ...]
 
 
@@ -47,8 +49,8 @@ def prepare_training(
 ) -> PreparedTraining:
     """Check settings, tokenize, and try one small batch, before hours go into measuring the base.
 
-    The trial compares the trainer's loss with that of the model's own logits, and asks whether
-    gradients arrive. Several processes must call this together.
+    The trial makes the optimizer, checks that gradients arrive, and compares the loss without
+    padding with that of padded rows. Several processes must call this together.
 
     Args:
         base: The model; it is left as it is.
@@ -62,7 +64,7 @@ def prepare_training(
         ModelError: This model cannot be trained so.
         DataError: No row is left to train on.
     """
-    check_adapter(base, config.method, config.lora, config.train.max_length)
+    check_targets(base, config.method, config.lora)
     rows = tokenize_rows(
         train_data, base.tokenizer, config.train, base.device == "cpu", config.seed
     )
@@ -72,74 +74,46 @@ def prepare_training(
     shared = {id(tensor): tensor for tensor in (*tensors, *states)}
     trained = [(parameter, parameter.requires_grad) for parameter in base.model.parameters()]
     twin = replace(base, model=copy.deepcopy(base.model, shared))
+    by_length = sorted(range(min(32, len(rows.train))), key=lambda i: len(rows.train[i]["labels"]))
+    middle = rows.train.select(by_length[len(by_length) // 2 :][:2])
+    trial = replace(rows, train=middle, validation=None)
+    notes = list(rows.notes)
+
+    def take_step(model: Any, folder: str, is_padding_free: bool) -> float:
+        path = Path(folder)
+        trainer = build_trainer(model, base.tokenizer, trial, config, path, is_padding_free)
+        trainer.create_optimizer_and_scheduler(num_training_steps=10)  # fails where one is missing
+        batch = trainer.data_collator(list(trial.train))
+        batch = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in batch.items()}
+        model.eval()  # without dropout
+        with attention_within_rows(model) if is_padding_free else nullcontext():
+            loss = trainer.compute_loss(model, batch)
+            loss.backward()
+        if not any(p.grad is not None and p.grad.any() for p in model.parameters()):
+            raise ValueError("no gradient arrives at what is trained")
+        return float(loss)
+
     try:
-        path, notes = _find_path(twin, rows, config)
+        with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
+            model = attach_adapter(twin, config.method, config.lora, config.seed)
+            padded_loss, loss = take_step(model, folder, False), math.nan
+            if supports_padding_free(model):
+                with suppress(Exception):  # then its rows are padded
+                    loss = take_step(model, folder, True)
     except SlimdownError:
         raise
     except Exception as error:  # models, adapters and optimizers are other people's code
         raise ModelError(
-            f"method={config.method.name} cannot train {base.id} here: {_describe(error)}; choose "
-            "another method, quantization=none, or another model"
+            f"method={config.method.name} cannot train {base.id} here: {describe_error(error)}; "
+            "choose another method, quantization=none, or another model"
         ) from error
     finally:
         for parameter, is_trained in trained:
             parameter.requires_grad_(is_trained).grad = None
-    return PreparedTraining(rows, path, (*rows.notes, *notes))
-
-
-def _find_path(
-    base: LoadedModel, rows: TokenizedRows, config: RunConfig
-) -> tuple[TrainingPath, list[str]]:
-    """Find the fastest path whose loss is the model's own; say why others were passed over."""
-    order = sorted(range(min(32, len(rows.train))), key=lambda i: len(rows.train[i]["labels"]))
-    middle = order[len(order) // 2 :][:2]
-    trial = replace(rows, train=rows.train.select(middle), validation=None)
-    notes: list[str] = []
-    with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
-        model = attach_adapter(base, config.method, config.lora, config.seed)
-        sure = TrainingPath(False, takes_plain_loss=True)
-        own_loss = _take_trial_step(model, base, trial, config, Path(folder), sure)
-        is_free = supports_padding_free(model)
-        has_router = hasattr(base.model.config.get_text_config(), "output_router_logits")
-        # On a CPU, TRL's head scores every position, and makes the logits of all of them twice.
-        first = TrainingPath(is_free, takes_plain_loss=base.device == "cpu" and not has_router)
-        for path in dict.fromkeys([first, TrainingPath(is_free, takes_plain_loss=True)]):
-            try:
-                loss = _take_trial_step(model, base, trial, config, Path(folder), path)
-                if abs(loss - own_loss) <= _ROUNDING[base.dtype] * max(abs(own_loss), 1e-2):
-                    return path, notes
-                problem = f"its loss is {loss:.4f}, that of the model's logits {own_loss:.4f}"
-            except Exception as error:
-                problem = _describe(error)
-            notes.append(f"this model trains on a slower path, as a faster one is wrong: {problem}")
-    return sure, notes
-
-
-def _take_trial_step(
-    model: Any,
-    base: LoadedModel,
-    rows: TokenizedRows,
-    config: RunConfig,
-    folder: Path,
-    path: TrainingPath,
-) -> float:
-    """Return the trainer's loss on a batch of all rows; gradients must arrive."""
-    trainer = build_trainer(model, base.tokenizer, rows, config, folder, path)
-    trainer.create_optimizer_and_scheduler(num_training_steps=10)  # fails where one is missing
-    trainer.aux_loss_enabled = False  # a router's own loss is no part of the comparison
-    batch = trainer.data_collator(list(rows.train))
-    batch = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in batch.items()}
-    model.eval()  # without dropout
-    with attention_within_rows(model) if path.is_padding_free else nullcontext():
-        loss = trainer.compute_loss(model, batch)
-        loss.backward()
-    if not any(p.grad is not None and p.grad.any() for p in model.parameters()):
-        raise ValueError("no gradient arrives at what is trained")
-    return float(loss)
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    is_padding_free = abs(loss - padded_loss) <= _ROUNDING[base.dtype] * max(abs(padded_loss), 1e-2)
+    if not is_padding_free:
+        notes.append("training pads its rows, which is slower: this model may mix unpadded ones")
+    return PreparedTraining(rows, is_padding_free, tuple(notes))
 
 
 def fine_tune(
@@ -162,7 +136,7 @@ def fine_tune(
         config: The same settings.
         checkpoint_dir: Of the first process; holds checkpoints, and receives the tuned model.
         on_log: Gets what each step logged, on going on those of the checkpoint first.
-        on_progress: Told how many steps are done.
+        on_progress: Gets how many steps are done.
         watch: Gets the validation loss at each quarter of the steps; may raise to end training.
 
     Returns:
@@ -181,14 +155,14 @@ def fine_tune(
     if method.name is Method.prefix:
         _start_prefix_with_text(model, base, rows)
     saves = train.engine is Engine.trl and method.name is not Method.bottleneck
-    callback = TrainingCallback(train, base.dtype, on_log, on_progress, watch, saves)
-    path = prepared.path
-    attention = attention_within_rows(model) if path.is_padding_free else nullcontext()
+    seconds = 60 * (train.checkpoint_minutes or math.inf) if saves else math.inf
+    callback = TrainingCallback(train, base.dtype, on_log, on_progress, watch, seconds)
+    is_free = prepared.is_padding_free
+    attention = attention_within_rows(model) if is_free else nullcontext()
     with quiet_libraries(), attention:
-        trainer = build_trainer(model, base.tokenizer, rows, config, checkpoint_dir, path)
+        trainer = build_trainer(model, base.tokenizer, rows, config, checkpoint_dir, is_free)
         with nullcontext() if method.trains_weights else disabled_adapters(model):
             loss_before = trainer.evaluate()["eval_loss"]
-        check_finite(loss_before, "validation loss", "before the first step", train, base.dtype)
         trainer.add_callback(callback)
         transformers.set_seed(config.seed)
         try:
@@ -196,8 +170,10 @@ def fine_tune(
                 if train.engine is Engine.unsloth:
                     seconds = train_with_unsloth(base, model, rows, config, callback)
                 else:
-                    checkpoint = _find_checkpoint(checkpoint_dir) if saves else None
-                    resume = broadcast_from_main(checkpoint)
+                    # The trainer's state is written last: where it is, the checkpoint is whole.
+                    states = checkpoint_dir.glob("checkpoint-*/trainer_state.json") if saves else ()
+                    newest = max(states, key=lambda file: file.stat().st_mtime, default=None)
+                    resume = broadcast_from_main(newest and str(newest.parent))
                     seconds = trainer.train(resume_from_checkpoint=resume).metrics["train_runtime"]
                 peak_bytes = peak()
         except RuntimeError as error:
@@ -209,7 +185,6 @@ def fine_tune(
                 "double train.gradient_accumulation_steps, or set train.gradient_checkpointing=true"
             ) from None
         loss_after = trainer.evaluate()["eval_loss"]
-    check_finite(loss_after, "validation loss", "after the last step", train, base.dtype)
     vars(base.model).pop("forward", None)  # TRL's fused head
     base.model.generation_config = generation_config  # the Trainer aligns it with the tokenizer
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -222,11 +197,12 @@ def fine_tune(
             with quiet_libraries():
                 model.save_pretrained(output_dir)
             base.tokenizer.save_pretrained(output_dir)
-        identity = {**base.identity, "weights": hash_weights(model)}
+    elif is_main_process():
+        save_adapter(model, base, output_dir)
+    broadcast_from_main(None)  # the files are there
+    if method.trains_weights:
+        identity = {**base.identity, "weights": f"sha256:{hash_folder(output_dir)}"}
     else:
-        if is_main_process():
-            save_adapter(model, base, output_dir)
-        broadcast_from_main(None)  # the files are there
         identity = identify_adapted(base.identity, output_dir)
     history = callback.history
     n_tokens = history[-1].values.get("num_tokens", 0.0)
@@ -247,12 +223,6 @@ def fine_tune(
         peak_bytes=peak_bytes,
     )
     return replace(base, model=model.eval(), identity=identity), result
-
-
-def _find_checkpoint(folder: Path) -> str | None:
-    """Return the newest checkpoint that was written to its end: the trainer's state comes last."""
-    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda c: int(c.name.rpartition("-")[2]))) if whole else None
 
 
 def _start_prefix_with_text(model: Any, base: LoadedModel, rows: TokenizedRows) -> None:

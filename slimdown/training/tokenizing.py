@@ -14,7 +14,7 @@ from slimdown.config.schema import TrainConfig
 from slimdown.data.mixing import mix_rows
 from slimdown.data.training_data import TrainingData
 from slimdown.models.quiet import quiet_libraries
-from slimdown.utils.errors import DataError
+from slimdown.utils.errors import DataError, describe_error
 
 IGNORED = -100  # the label of a token that is not trained on
 
@@ -71,46 +71,38 @@ def tokenize_rows(
             try:
                 trainer: Any = SFTTrainer(model, arguments, processing_class=tokenizer, **rows)
             except (ValueError, RuntimeError, TypeError, KeyError) as error:
-                reason = " ".join(str(error).split())[:400]
                 raise DataError(
-                    f"dataset.{part.name}: TRL cannot tokenize its rows: {reason}"
+                    f"dataset.{part.name}: TRL cannot tokenize its rows: {describe_error(error)}"
                 ) from error
         trains.append(trainer.train_dataset.select_columns(["input_ids", "labels"]))
         validations.append(trainer.eval_dataset.select_columns(["input_ids", "labels"]))
     mixed = mix_rows(trains, [part.weight for part in train_data.parts], seed)
-    train, n_truncated, longest = _cut_rows(mixed, config.max_length, "training")
-    validation, *_ = _cut_rows(concatenate_datasets(validations), config.max_length, "held-out")
-    n, n_untrained = len(mixed), len(mixed) - len(train)
+    train = _cut_rows(mixed, config.max_length, "training")
+    validation = _cut_rows(concatenate_datasets(validations), config.max_length, "held-out")
+    n_truncated = sum(len(row) > config.max_length for row in mixed["input_ids"])
+    n_untrained = len(mixed) - len(train)
     notes = []
     if n_truncated or n_untrained:
         notes.append(
-            f"train.max_length={config.max_length} cuts {n_truncated:,} of {n:,} rows (the longest "
-            f"has {longest:,} tokens); {n_untrained:,} have no token to train on and are left out"
+            f"train.max_length={config.max_length} cuts {n_truncated:,} of {len(mixed):,} rows; "
+            f"{n_untrained:,} have no token to train on and are left out"
         )
     return TokenizedRows(train, validation, n_truncated, n_untrained, notes)
 
 
-def _cut_rows(rows: Dataset, n: int, kind: str) -> tuple[Dataset, int, int]:
-    """Return the cut rows that have a label left, how many were longer, and the longest."""
+def _cut_rows(rows: Dataset, n: int, kind: str) -> Dataset:
+    """Cut rows to `n` tokens, and leave out those that have no label then."""
 
-    def cut(batch: Any) -> dict[str, list[Any]]:
+    def cut(row: dict[str, Any]) -> dict[str, Any]:
         # Nothing predicts a row's first token; behind virtual tokens PEFT would count it.
-        labels = [[IGNORED, *row[1:n]] for row in batch["labels"]]
-        return {
-            "input_ids": [row[:n] for row in batch["input_ids"]],
-            "labels": labels,
-            "n_tokens": [len(row) for row in batch["input_ids"]],
-            "is_trained": [any(label != IGNORED for label in row) for row in labels],
-        }
+        return {"input_ids": row["input_ids"][:n], "labels": [IGNORED, *row["labels"][1:n]]}
 
     with quiet_libraries():
-        rows = rows.map(cut, batched=True, load_from_cache_file=False)
-    lengths = list(rows["n_tokens"])
-    left = rows.select([i for i, is_trained in enumerate(rows["is_trained"]) if is_trained])
-    if not len(left):
-        raise DataError(
-            f"train.max_length={n} leaves none of the {len(rows):,} {kind} rows a token to train "
-            f"on; train.max_length={max(lengths)} keeps every row whole"
+        rows = rows.map(cut, load_from_cache_file=False).filter(
+            lambda row: set(row["labels"]) != {IGNORED}, load_from_cache_file=False
         )
-    columns = left.select_columns(["input_ids", "labels"])
-    return columns, sum(length > n for length in lengths), max(lengths)
+    if not len(rows):
+        raise DataError(
+            f"train.max_length={n} leaves none of the {kind} rows a token to train on; set more"
+        )
+    return rows

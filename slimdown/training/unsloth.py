@@ -37,12 +37,13 @@ def train_with_unsloth(
         ModelError: Unsloth cannot train it.
     """
     import peft
-    from huggingface_hub import try_to_load_from_cache
     from safetensors.torch import load_file
+    from transformers.utils.hub import cached_file
 
-    if (source := config.model.folder) is None:  # what was downloaded for this process
-        cached = try_to_load_from_cache(base.id, "config.json", revision=base.revision)
-        source = Path(str(cached)).parent
+    downloaded = cached_file(
+        str(config.model.folder or base.id), "config.json", revision=base.revision
+    )
+    source = Path(str(downloaded)).parent
     with tempfile.TemporaryDirectory(prefix="slimdown-unsloth-") as folder:
         job = (str(source.absolute()), base.dtype, base.tokenizer, rows, config)
         Path(folder, "job").write_bytes(pickle.dumps(job))
@@ -59,7 +60,7 @@ def train_with_unsloth(
                 for line in process.stdout or ():
                     answer = json.loads(line)
                     if "step" in answer:
-                        callback.log_step(answer["step"], answer["of"], answer["values"])
+                        callback.log_step(answer["step"], answer["of"], answer["logs"])
             finally:
                 process.kill()
         if "seconds" not in answer:

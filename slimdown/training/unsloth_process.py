@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from slimdown.utils.errors import describe_error
+
 
 def main() -> None:
     """Load the base with Unsloth, train, and save the adapter."""
@@ -20,7 +22,8 @@ def main() -> None:
         import torch
         from unsloth import FastLanguageModel  # before everything that it changes
 
-        from slimdown.training.sft import TrainingCallback, TrainingPath, build_trainer
+        from slimdown.training.result import StepLog
+        from slimdown.training.sft import TrainingCallback, build_trainer
 
         folder = sys.argv[1]
         source, dtype, tokenizer, rows, config = pickle.loads(Path(folder, "job").read_bytes())
@@ -36,19 +39,20 @@ def main() -> None:
         model = FastLanguageModel.get_peft_model(
             model, **shape, **common, bias="none", random_state=config.seed
         )
-        trainer = build_trainer(model, tokenizer, rows, config, Path(folder), TrainingPath())
-        callback = TrainingCallback(
-            train,
-            dtype,
-            lambda log: send(step=log.step, of=trainer.state.max_steps, values=log.values),
-            lambda done, total, label: None,
-        )
-        trainer.add_callback(callback)
+        trainer = build_trainer(model, tokenizer, rows, config, Path(folder), False)
+        trainer.takes_plain_loss = False  # Unsloth has a loss of its own
+        trainer.args.train_sampling_strategy = "random"  # TRL's engine gets the same batches
+
+        def send_step(log: StepLog) -> None:
+            logs = log.values | {"num_input_tokens_seen": log.values["num_tokens"]}
+            send(step=log.step, of=trainer.state.max_steps, logs=logs)
+
+        trainer.add_callback(TrainingCallback(train, dtype, send_step, lambda *done: None))
         seconds = trainer.train().metrics["train_runtime"]
         trainer.model.save_pretrained(f"{folder}/adapter")
         send(seconds=seconds)
     except Exception as error:  # of somebody else's code
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        reason = describe_error(error)
         send(error=f"Unsloth cannot train this model ({reason}); set train.engine=trl")
 
 

@@ -3,8 +3,28 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from slimdown.utils.errors import ModelError, SlimdownError
+from slimdown.utils.errors import ModelError, SlimdownError, describe_error
+
+# Words of an error or of its class -> what they mean; the first that match are taken.
+_REASONS = {
+    "GatedRepo|access a gated repo": "is gated: accept its licence on its page at "
+    "https://huggingface.co, then log in with `hf auth login` or set HF_TOKEN; or choose an open "
+    "one, e.g. model=smollm2",
+    "RevisionNotFound": "has no such branch, tag or commit; see its page at https://huggingface.co",
+    "RepositoryNotFound": "is neither on the hub nor a local folder; check the spelling, or log in "
+    "with `hf auth login` if it is private",
+    "SafetensorError": "has a .safetensors file that is damaged; download it again",
+    "ignore_mismatched_sizes": "has weights of other shapes than its config.json describes; get it "
+    "again",
+    "trust_remote_code": "needs code of its own, which slimdown does not run; choose another",
+    "safetensors": "has no safetensors weights, and pickled ones can run code when they are read; "
+    "choose a revision or a copy with .safetensors files",
+    "httpx|requests|LocalEntryNotFound|OfflineMode|HfHubHTTP": "cannot be reached: the hub does "
+    "not answer and the local cache does not hold it; check the network and HF_ENDPOINT, or run "
+    "the embedded world: python -m slimdown.run",
+}
 
 
 @contextmanager
@@ -20,59 +40,17 @@ def explain_hub_errors(
     Raises:
         SlimdownError: Of that class.
     """
-    from huggingface_hub import errors as hub
-
     try:
         yield
-    except (SlimdownError, KeyboardInterrupt):
+    except SlimdownError:
         raise
     except Exception as error:
-        chain: list[BaseException] = []
-        link: BaseException | None = error
-        while link is not None and link not in chain:
-            chain.append(link)
-            link = link.__cause__ or link.__context__
-        text = " ".join(str(link) for link in chain)
-        modules = {type(link).__module__.partition(".")[0] for link in chain}
-
-        def is_any(*kinds: type[BaseException]) -> bool:
-            return any(isinstance(link, kinds) for link in chain)
-
-        if is_any(hub.GatedRepoError) or "access a gated repo" in text:
-            reason = (
-                "is gated: accept its licence on its page at https://huggingface.co, then log in "
-                "with `hf auth login` or set HF_TOKEN; or choose an open one, e.g. model=smollm2"
-            )
-        elif is_any(hub.RevisionNotFoundError):
-            reason = "has no such branch, tag or commit; see its page at https://huggingface.co"
-        elif is_any(hub.RepositoryNotFoundError):
-            reason = (
-                "is neither on the hub nor a local folder; check the spelling, or log in with "
-                "`hf auth login` if it is private"
-            )
-        elif "No space left" in text:
-            reason = "does not fit on the disk of the hub's cache; free some, or set HF_HOME"
-        elif any(type(link).__name__ == "SafetensorError" for link in chain):
-            reason = f"has a .safetensors file that is damaged ({error}); download it again"
-        elif "ignore_mismatched_sizes" in text:
-            reason = "has weights of other shapes than its config.json describes; get it again"
-        elif "trust_remote_code" in text:
-            reason = "needs code of its own, which slimdown does not run; choose another"
-        elif "safetensors" in text:
-            reason = (
-                "has no safetensors weights, and pickled ones can run code when they are read; "
-                "choose a revision or a copy with .safetensors files"
-            )
-        elif modules & {"httpx", "httpx2", "requests"} or is_any(
-            hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, hub.HfHubHTTPError
-        ):
-            reason = (
-                "cannot be reached: the hub does not answer and the local cache does not hold it; "
-                "check the network and HF_ENDPOINT, or run the embedded world: "
-                "python -m slimdown.run"
-            )
-        else:
-            reason = f"cannot be loaded: {' '.join(str(error).split())[:400]}"
+        text, link = "", error
+        while link is not None:
+            text += f"{type(link).__module__}.{type(link).__name__}: {link} "
+            link = link.__cause__ or link.__context__  # type: ignore[assignment]
+        meant = (reason for words, reason in _REASONS.items() if re.search(words, text))
+        reason = next(meant, f"cannot be loaded: {describe_error(error)}")
         raise error_class(f"{setting} {reason}") from error
 
 
@@ -91,6 +69,4 @@ def resolve_commit(repo: str, revision: str, repo_type: str = "model") -> str:
         return str(HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=10).sha)
     except Exception:  # offline, gated or gone: loading says which
         folder = repo_folder_name(repo_id=repo, repo_type=repo_type)
-        cached = f"{constants.HF_HUB_CACHE}/{folder}/refs/{revision}"
-        with open(cached, encoding="utf-8") as file:
-            return file.read().strip()
+        return Path(constants.HF_HUB_CACHE, folder, "refs", revision).read_text().strip()

@@ -93,12 +93,10 @@ def test_an_identity_is_of_content_and_not_of_place(composed: Composed, tmp_path
     [
         ("nan", r"computes no numbers in torch.float32: its weights hold NaN"),
         ("missing", r"1 of the weights that its config.json describes are not in its files"),
-        ("shape", r"has weights of other shapes than its config.json describes"),
         ("cut", r"has a .safetensors file that is damaged"),
         ("pickled", r"has no safetensors weights, and pickled ones can run code"),
         ("index", r"its index names model.bin, and pickled weights can run code"),
         ("code", r"needs code of its own, which slimdown does not run"),
-        ("config", r"model.id=.* cannot be loaded"),
     ],
 )
 def test_a_model_that_cannot_be_trusted_is_refused_in_one_line(
@@ -110,8 +108,6 @@ def test_a_model_that_cannot_be_trusted_is_refused_in_one_line(
         edit_weights(folder, lambda w: w["model.norm.weight"].fill_(float("nan")))
     elif damage == "missing":
         edit_weights(folder, lambda w: w.__delitem__("model.norm.weight"))
-    elif damage == "shape":
-        edit_weights(folder, lambda w: w.update({"model.norm.weight": torch.ones(7)}))
     elif damage == "cut":
         weights.write_bytes(weights.read_bytes()[:1000])
     elif damage == "pickled":
@@ -121,12 +117,10 @@ def test_a_model_that_cannot_be_trusted_is_refused_in_one_line(
         names = dict.fromkeys(load_file(weights), "model.bin")
         index = {"metadata": {}, "weight_map": names}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    elif damage == "code":
+    else:
         settings = json.loads(config.read_text()) | {"model_type": "mine"}
         settings["auto_map"] = {"AutoConfig": "mine.Config"}
         config.write_text(json.dumps(settings))
-    else:
-        config.write_text("{")
     with pytest.raises(ModelError, match=answer) as refused:
         load(composed, f"model.id={folder}", "quantization=none")
     assert "\n" not in str(refused.value)
@@ -156,15 +150,14 @@ def test_auto_takes_bfloat16_where_it_is_clearly_faster(monkeypatch: pytest.Monk
         monkeypatch.setattr(
             "slimdown.models.base_model.measure_bfloat16_speedup", lambda s=speedup: s
         )
-        chosen, reason = pick_dtype(Dtype.auto, cpu)
-        assert (chosen, f"{speedup:.2g} times" in reason) == (dtype, True)
-    assert pick_dtype(Dtype.float16, cpu) == (torch.float16, "as set")
-    assert pick_dtype(Dtype.auto, torch.device("mps"))[0] == torch.float32
+        assert pick_dtype(Dtype.auto, cpu) == dtype
+    assert pick_dtype(Dtype.float16, cpu) == torch.float16
+    assert pick_dtype(Dtype.auto, torch.device("mps")) == torch.float32
 
 
 def test_errors_of_every_device_count_as_out_of_memory() -> None:
     full = [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()]
-    full += [RuntimeError("CUDA error: out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")]
+    full.append(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"))
     full.append(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"))
     assert all(map(is_out_of_memory, full))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))

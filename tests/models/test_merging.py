@@ -52,23 +52,6 @@ def test_merged_logits_are_those_of_the_adapter_on_its_base(
     )
 
 
-def test_weights_are_rounded_once_to_the_dtype_that_is_asked_for(
-    composed: Composed, tmp_path: Path
-) -> None:
-    config = composed("quantization=none")
-    exact, rounded = tmp_path / "exact", tmp_path / "rounded"
-    adapter = tmp_path / "adapter"
-    merge_adapter(make_adapter(config, adapter), adapter, exact)
-    base = load_base_model(config.model, config.quantization)
-    assert merge_adapter(base, adapter, rounded, "bfloat16") == "bfloat16"
-    pairs = zip(
-        AutoModelForCausalLM.from_pretrained(exact).parameters(),
-        AutoModelForCausalLM.from_pretrained(rounded).parameters(),
-        strict=True,
-    )
-    assert all(torch.equal(one.bfloat16(), two) for one, two in pairs)
-
-
 def test_what_no_weights_can_hold_is_not_merged(composed: Composed, tmp_path: Path) -> None:
     config = composed("method=prefix")
     base = load_base_model(config.model, config.quantization)

@@ -73,6 +73,8 @@ def test_an_adapter_learns_keeps_the_base_and_reloads_to_the_same_logits(
     assert not torch.equal(after, before)
     again = load_base_model(config.model, config.quantization)
     assert torch.equal(logits_of(load_adapter(again, result.output_dir)), after)
+    saved = json.loads((result.output_dir / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == "pocket:model"  # no folder of this machine
     if method != "bottleneck":  # PEFT alone, without slimdown
         plain = load_base_model(config.model, config.quantization).model
         reloaded = peft.PeftModel.from_pretrained(plain, str(result.output_dir)).eval()
@@ -103,25 +105,11 @@ def test_a_whole_model_is_saved_as_transformers_loads_it(
     assert tuned.digest != fresh.digest
 
 
-def test_an_adapter_names_its_base_by_id_and_not_by_a_folder(
-    composed: Composed, tmp_path: Path
-) -> None:
-    _, _, result = train(composed(*SMALL, "train.max_steps=1"), tmp_path)
-    saved = json.loads((result.output_dir / "adapter_config.json").read_text())
-    assert saved["base_model_name_or_path"] == "pocket:model"
-    assert saved["inference_mode"] is True
-    names = {file.name for file in result.output_dir.iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors"}
-
-
 @pytest.mark.parametrize(
     ("settings", "answer"),
     [
-        ("lora.target_modules=[q_prjo]", r"no q_prjo \(did you mean q_proj\?\)"),
-        ("train.max_length=5000", "set train.max_length=512 or less"),
-        ("method=prefix method.num_virtual_tokens=5000", "train.max_length"),
+        ("lora.target_modules=[q_proj,k_prjo]", "no k_prjo; its linear layers are .*k_proj"),
         ("lora.target_modules=[lm_head]", "cannot train pocket:model here: .*lm_head"),
-        ("train.optim=adafactor train.lr_scheduler_type=polynomial", ""),
         ("train.optim=apollo_adamw", "cannot train pocket:model here: .*apollo"),
     ],
 )
@@ -131,8 +119,5 @@ def test_what_cannot_be_trained_is_refused_before_the_base_is_measured(
     config = composed(*SMALL, *settings.split())
     base = load_base_model(config.model, config.quantization)
     train_data = load_training_data(config.dataset, base.tokenizer, config.seed)
-    if not answer:
-        prepare_training(base, train_data, config)
-        return
     with pytest.raises(ModelError, match=answer):
         prepare_training(base, train_data, config)

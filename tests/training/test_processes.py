@@ -59,22 +59,6 @@ def test_two_processes_train_what_one_trains_on_batches_twice_as_long(tmp_path: 
     assert two["tokens"] == one["tokens"]
 
 
-def test_a_process_alone_tells_itself() -> None:
-    assert (distributed.process_count(), distributed.process_rank()) == (1, 0)
-    assert distributed.is_main_process()
-    assert distributed.broadcast_from_main({"a": 1}) == {"a": 1}
-
-
-@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "abc"), ("RANK", "-1")])
-def test_what_no_launcher_sets_is_refused(
-    name: str, value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=f"{name} is '{value}'; a launcher sets a number"):
-        (distributed.process_count(), distributed.process_rank())
-
-
 def test_an_address_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
     for name, value in (settings | {"MASTER_PORT": "abc"}).items():

@@ -106,3 +106,4 @@ def test_long_rows_are_cut_and_counted_as_trl_cuts_them(composed: Composed, tmp_
     assert rows.n_truncated + 1 >= sum(len(row["input_ids"]) == 40 for row in stock)
     assert rows.n_truncated > 0
     assert rows.n_untrained == len(data.parts[0].train) - len(stock)
+    assert any("train.max_length=40 cuts" in note for note in rows.notes)
