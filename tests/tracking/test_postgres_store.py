@@ -16,7 +16,7 @@ from socket import socket
 
 import pytest
 from record_builders import record_run
-from sqlalchemy import create_engine, text
+from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from slimdown.config.schema import RunConfig
@@ -50,7 +50,7 @@ def server() -> Iterator[str]:
     process = subprocess.Popen(start, stderr=subprocess.DEVNULL, cwd=folder)
     uri = f"postgresql://slimdown:{PASSWORD}@127.0.0.1:{port}"
     try:
-        engine = create_engine(f"{uri}/postgres", isolation_level="AUTOCOMMIT")
+        engine = create_engine(f"{uri}/postgres", isolation_level="AUTOCOMMIT", poolclass=NullPool)
         for _ in range(300):
             try:
                 with engine.connect() as database:
@@ -90,7 +90,7 @@ def test_a_run_is_recorded_and_leaves_no_password(
     assert run.findings is not None
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert not [file for file in files if PASSWORD.encode() in file.read_bytes()]
-    with create_engine(f"{server}/fresh").connect() as database:
+    with create_engine(f"{server}/fresh", poolclass=NullPool).connect() as database:
         for table in ("params", "tags", "runs", "experiments"):
             assert PASSWORD not in str(database.execute(text(f"SELECT * FROM {table}")).all())
 

@@ -105,16 +105,15 @@ def test_a_thousand_runs_on_a_server_are_read_in_ten_seconds(
         client = MlflowClient(uri)
         run = client.get_run(first)
         findings = Path(client.download_artifacts(first, "findings.json", str(tmp_path)))
-        copies = []
+        tags = {k: v for k, v in run.data.tags.items() if k != "mlflow.runName"}
         for number in range(999):
-            copy = client.create_run(run.info.experiment_id, None, run.data.tags, f"run {number}")
+            copy = client.create_run(run.info.experiment_id, None, tags, f"run {number}")
             for key, value in list(run.data.params.items())[:3]:
                 client.log_param(copy.info.run_id, key, value)
             target = tmp_path / "files" / run.info.experiment_id / copy.info.run_id / "artifacts"
             target.mkdir(parents=True)
             (target / "findings.json").write_text(findings.read_text())
             client.set_terminated(copy.info.run_id, "FINISHED")
-            copies.append(copy)
         began = time.monotonic()
         found = find_runs(config.tracking, with_findings=True)
         seconds = time.monotonic() - began
