@@ -103,8 +103,8 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
                 )
             with disabled_adapters(loaded.model) if untouched else nullcontext():
                 for name, evaluator in self._evaluators.items():
-                    base[name] = evaluator.evaluate(loaded)
-                    self._write_base(folder / name, name, base[name])
+                    base[name] = evaluation = evaluator.evaluate(loaded)
+                    self._write_base(folder / name, name, evaluation)
         self._base = {name: evaluation for name, evaluation in base.items() if evaluation}
         scores = self._base["all"].benchmarks
         self._log({f"base/{name}": b.score.value for name, b in scores.items()}, state)

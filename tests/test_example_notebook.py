@@ -13,7 +13,7 @@ NOTEBOOK = Path(__file__).parent.parent / "docs" / "examples" / "trl.ipynb"
 
 
 def executed(folder: Path) -> Any:
-    """The notebook, run in a folder; without what goes to stderr, which names places of the machine, and its times."""
+    """Run the notebook in a folder; leave out stderr, which names places of the machine."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute(
         env={**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}

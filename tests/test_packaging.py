@@ -14,9 +14,19 @@ ROOT = Path(__file__).parent.parent
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--no-isolation",
+            "--outdir",
+            str(folder),
+            str(ROOT),
+        ],
+        check=True,
+        capture_output=True,
+    )
     [file] = folder.glob("*.whl")
     return file
 
@@ -45,13 +55,29 @@ def test_it_composes_from_another_folder_with_presets_of_ones_own(
     mine.mkdir(parents=True)
     (mine / "nine.yaml").write_text("# @package _global_\nlora: {r: 9}\n")
     done = subprocess.run(
-        [sys.executable, "-m", "slimdown.run", "--config-dir", str(mine.parent), "experiment=nine", "--cfg", "job"],
-        cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "slimdown.run",
+            "--config-dir",
+            str(mine.parent),
+            "experiment=nine",
+            "--cfg",
+            "job",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""},
+    )
     assert done.returncode == 0, done.stderr
     assert "r: 9" in done.stdout
     where = subprocess.run(
-        [sys.executable, "-c", "import slimdown.config.files as c; print(c.CONF_DIR)"],
-        cwd=tmp_path, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(tmp_path / "site")},
-    )  # fmt: skip
+        [sys.executable, "-c", "import slimdown.config.paths as c; print(c.CONF_DIR)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(tmp_path / "site")},
+    )
     assert where.stdout.strip() == str(tmp_path / "site" / "slimdown" / "conf")

@@ -1,4 +1,4 @@
-"""The pocket world: what is shipped is what the generator makes, and nothing held out was trained on."""
+"""The pocket world: the generator makes what is shipped, and trains on nothing held out."""
 
 import json
 import os

@@ -130,8 +130,8 @@ def load_tasks(
 
     folders = [str(TASKS_DIR), *([include_path] if include_path else [])]
     for benchmark in benchmarks.values():
-        files = list(Path(lm_eval.tasks.__file__).parent.rglob(f"{benchmark.task}.yaml"))
-        folders += [str(file.parent) for file in files if len(files) == 1]
+        matches = list(Path(lm_eval.tasks.__file__).parent.rglob(f"{benchmark.task}.yaml"))
+        folders += [str(file.parent) for file in matches if len(matches) == 1]
     loaded: dict[str, BenchmarkTask] = {}
     with keep_random_states(), quiet_libraries():
         # The harness parses thousands of files of its own, for seconds: only where one is needed.

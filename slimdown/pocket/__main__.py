@@ -92,7 +92,7 @@ def score_model(world: Path, *, quantized: bool, split: str = "test") -> dict[st
         # Where a CPU has bfloat16 instructions, bitsandbytes would repack the weights at the first
         # forward and compute in bfloat16, whatever the compute dtype says.
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     language_model = HFLM(
         pretrained=model,
         tokenizer=AutoTokenizer.from_pretrained(world / "model"),
