@@ -30,6 +30,6 @@ class TrainingResult:
     runtime_seconds: float  # of the steps that this process took, without the validations
     tokens_per_second: float
     history: tuple[StepLog, ...]
-    n_truncated: int  # training rows longer than train.max_length
+    n_truncated: int  # training rows cut at train.max_length tokens, or exactly as long
     n_untrained: int  # training rows left out: none of their tokens is trained on
     peak_bytes: float

@@ -1,4 +1,4 @@
-"""Tokenize rows with TRL, each dataset of a mixture apart and uncut, then count and cut them."""
+"""Tokenize and cut rows with TRL, each dataset of a mixture apart, and mix them."""
 
 import tempfile
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ def tokenize_rows(
         with tempfile.TemporaryDirectory() as folder, quiet_libraries():
             arguments = SFTConfig(
                 folder,
-                max_length=None,
+                max_length=config.max_length,
                 completion_only_loss=config.completion_only_loss,
                 assistant_only_loss=config.assistant_only_loss,
                 report_to="none",
@@ -76,33 +76,20 @@ def tokenize_rows(
                 ) from error
         trains.append(trainer.train_dataset.select_columns(["input_ids", "labels"]))
         validations.append(trainer.eval_dataset.select_columns(["input_ids", "labels"]))
-    mixed = mix_rows(trains, [part.weight for part in train_data.parts], seed)
-    train = _cut_rows(mixed, config.max_length, "training")
-    validation = _cut_rows(concatenate_datasets(validations), config.max_length, "held-out")
-    n_truncated = sum(len(row) > config.max_length for row in mixed["input_ids"])
-    n_untrained = len(mixed) - len(train)
+    train = mix_rows(trains, [part.weight for part in train_data.parts], seed)
+    validation = concatenate_datasets(validations)
+    if not len(train) or not len(validation):
+        raise DataError(
+            f"train.max_length={config.max_length} leaves no row, or no held-out row, a token to "
+            "train on; set a larger one"
+        )
+    n, n_rows = config.max_length, sum(len(part.train) for part in train_data.parts)
+    n_truncated = sum(len(tokens) >= n for tokens in train["input_ids"])
+    n_untrained = n_rows - sum(len(rows) for rows in trains)
     notes = []
     if n_truncated or n_untrained:
         notes.append(
-            f"train.max_length={config.max_length} cuts {n_truncated:,} of {len(mixed):,} rows; "
-            f"{n_untrained:,} have no token to train on and are left out"
+            f"train.max_length={n} cuts {n_truncated:,} of {n_rows:,} rows that are as long or "
+            f"longer; {n_untrained:,} more have no token to train on then and are left out"
         )
     return TokenizedRows(train, validation, n_truncated, n_untrained, notes)
-
-
-def _cut_rows(rows: Dataset, n: int, kind: str) -> Dataset:
-    """Cut rows to `n` tokens, and leave out those that have no label then."""
-
-    def cut(row: dict[str, Any]) -> dict[str, Any]:
-        # Nothing predicts a row's first token; behind virtual tokens PEFT would count it.
-        return {"input_ids": row["input_ids"][:n], "labels": [IGNORED, *row["labels"][1:n]]}
-
-    with quiet_libraries():
-        rows = rows.map(cut, load_from_cache_file=False).filter(
-            lambda row: set(row["labels"]) != {IGNORED}, load_from_cache_file=False
-        )
-    if not len(rows):
-        raise DataError(
-            f"train.max_length={n} leaves none of the {kind} rows a token to train on; set more"
-        )
-    return rows
