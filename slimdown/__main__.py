@@ -6,6 +6,9 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 
+from slimdown.commands.arguments import run_command
+from slimdown.config.schema import default_store
+
 VERBS = {
     "run": "fine-tune a model and measure what it learned and forgot; with -m a sweep or a search",
     "compare": "compare the runs of the record",
@@ -20,32 +23,35 @@ VERBS = {
 
 def main() -> None:
     """Start the verb of the command line, and exit with its code."""
+    sys.exit(run_command(_start_verb, "slimdown cannot go on:", 1))
+
+
+def _start_verb() -> int:
     verb, *arguments = sys.argv[1:] or ["--help"]
     if verb in ("-h", "--help"):
         lines = "\n".join(f"  {name:<10}{text}" for name, text in VERBS.items())
         more = "slimdown VERB --help says more. Settings alone mean run: slimdown lora.r=4"
         sys.stdout.write(f"usage: slimdown VERB ...\n\n{lines}\n\n{more}\n")
-    elif verb == "--version":
+        return 0
+    if verb == "--version":
         sys.stdout.write(f"slimdown {version('slimdown')}\n")
-    elif verb == "run" or "=" in verb or verb.startswith("-"):
+        return 0
+    if verb == "run" or "=" in verb or verb.startswith("-"):
         from slimdown import run
 
-        sys.exit(run.main(arguments if verb == "run" else sys.argv[1:]))
-    elif verb == "ui":
-        from slimdown.config.schema import default_store
-
+        return run.main(arguments if verb == "run" else sys.argv[1:])
+    if verb == "ui":
         command = ["-m", "mlflow", "ui", "--backend-store-uri", default_store(), *arguments]
         os.execv(sys.executable, [sys.executable, *command])
-    elif verb in VERBS:
+    if verb in VERBS:
         from slimdown.run import set_up_process
 
         set_up_process()
-        sys.exit(import_module(f"slimdown.commands.{verb}").main(arguments))
-    else:
-        close = get_close_matches(verb, VERBS, n=1)
-        advice = f"did you mean slimdown {close[0]}?" if close else f"known: {', '.join(VERBS)}"
-        sys.stderr.write(f"slimdown: there is no {verb!r}; {advice}\n")
-        sys.exit(2)
+        return int(import_module(f"slimdown.commands.{verb}").main(arguments))
+    close = get_close_matches(verb, VERBS, n=1)
+    advice = f"did you mean slimdown {close[0]}?" if close else f"known: {', '.join(VERBS)}"
+    sys.stderr.write(f"slimdown: there is no {verb!r}; {advice}\n")
+    return 2
 
 
 if __name__ == "__main__":

@@ -33,6 +33,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _start(arguments: list[str]) -> int:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        if not (value := os.environ.get(name, "0")).isdecimal():
+            raise ConfigError(f"the environment has {name}={value}; a launcher sets a number")
     line = read_command_line(arguments)
     if process_rank() > 0:  # of accelerate or torchrun; the first process says what is wrong
         try:

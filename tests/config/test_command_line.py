@@ -177,6 +177,26 @@ def test_a_command_answers_within_a_second_of_work(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"])
+def test_a_launchers_variable_that_is_no_number_is_named(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv(name, "abc")
+    process = run_command("slimdown.run", "lora.r=0")
+    assert process.returncode == 1
+    assert f"the environment has {name}=abc; a launcher sets a number" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_a_reader_that_closes_the_pipe_is_no_failure() -> None:
+    command = f"set -o pipefail; {sys.executable} -m slimdown --help | true"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment.pop("PYTHONUNBUFFERED", None)
+    process = subprocess.run(["bash", "-c", command], capture_output=True, env=environment)
+    assert (process.returncode, process.stderr) == (0, b"")
+
+
 def test_help_and_version() -> None:
     assert "  compare   " in run_command("slimdown", "--help").stdout
     assert run_command("slimdown", "--version").stdout.startswith("slimdown ")
