@@ -79,7 +79,7 @@ def test_the_record_of_a_run_is_small_and_complete(client: MlflowClient) -> None
     for name in BENCHMARKS:
         difference = findings["benchmarks"][name]["changes"]
         primary = difference[findings["benchmarks"][name]["metric"]]["difference"]
-        assert metrics[f"change/{name}"] == pytest.approx(primary["value"])
+        assert metrics[f"{name}/change"] == pytest.approx(primary["value"])
     assert (
         findings["training"]["validation_loss_after"]
         < findings["training"]["validation_loss_before"]
@@ -89,9 +89,7 @@ def test_the_record_of_a_run_is_small_and_complete(client: MlflowClient) -> None
 
 def test_the_answers_of_both_models_are_read_with_pandas(client: MlflowClient) -> None:
     run, _ = find_runs(client)
-    [base] = find_runs(client, "baseline")
-    folders = [client.download_artifacts(r.info.run_id, "samples") for r in (base, run)]
-    samples = pd.concat([pd.read_parquet(folder) for folder in folders])
+    samples = pd.read_parquet(client.download_artifacts(run.info.run_id, "samples"))
     assert len(samples) == 2 * 8 * (1 + 3 + 2 + 1)  # models, questions, metrics of each benchmark
     findings = read_artifact(client, run, "findings.json")
     cs = samples.query("benchmark == 'pocket_cs' and model == 'tuned' and metric == 'acc'")
@@ -172,7 +170,8 @@ def test_a_run_that_stops_early_asks_the_base_everything(
     sweep: tuple[Path, Result], client: MlflowClient
 ) -> None:
     questions = [f"benchmark.{name}.limit=150" for name in BENCHMARKS]
-    arguments = ["lora.r=4", *SMALL[:3], *questions, "evaluation.until=decided"]
+    longer = [*SMALL[:2], "train.num_train_epochs=20"]
+    arguments = [*longer, *questions, "evaluation.until=decided"]
     done = run_command(sweep[0], "slimdown.run", *arguments)
     assert done.returncode == 0, done.stderr
     run = find_runs(client)[-1]
@@ -181,19 +180,21 @@ def test_a_run_that_stops_early_asks_the_base_everything(
     assert any(change["n"] < 150 for change in changes.values())
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_killed_goes_on_when_its_command_is_repeated(
     number: signal.Signals, migrated_store: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mlruns").mkdir()
     (tmp_path / "mlruns" / "mlflow.db").write_bytes(migrated_store.read_bytes())
     client = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
-    arguments = [sys.executable, "-m", "slimdown.run", *SMALL, "train.checkpoint_minutes=0.0001"]
+    longer = ["train.num_train_epochs=12", "train.checkpoint_minutes=0.005"]
+    arguments = [sys.executable, "-m", "slimdown.run", *SMALL[:2], *SMALL[3:], *longer]
+    log = (tmp_path / "log.txt").open("w")
     process = subprocess.Popen(
         arguments,
         cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=log,
+        stderr=log,
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
@@ -202,8 +203,10 @@ def test_a_run_that_is_killed_goes_on_when_its_command_is_repeated(
         if runs and "train/loss" in client.get_run(runs[0].info.run_id).data.metrics:
             break
         time.sleep(0.2)
+    log.close()
+    assert process.returncode is None, (tmp_path / "log.txt").read_text()
     os.killpg(process.pid, number)
-    process.communicate(timeout=120)
+    process.wait(timeout=120)
     assert process.returncode != 0
     [run] = find_runs(client)
     assert run.info.status == ("RUNNING" if number is signal.SIGKILL else "KILLED")
@@ -214,7 +217,7 @@ def test_a_run_that_is_killed_goes_on_when_its_command_is_repeated(
     assert len(find_runs(client, "baseline")) == 1
     steps = [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")]
     assert sorted(set(steps)) == sorted(steps)
-    assert len(steps) == 8
+    assert len(steps) == 96
 
 
 @pytest.mark.parametrize(
