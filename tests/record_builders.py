@@ -1,12 +1,14 @@
 """Runs of made-up answers, recorded by the real writer into a real store."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from socket import socket
@@ -78,8 +80,8 @@ def copy_store(migrated_store: Path, folder: Path) -> Path:
 
 
 @contextmanager
-def serve_mlflow(folder: Path, port: int = 0) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """MLflow's own server on a store of a folder: its address and its process."""
+def serve_mlflow(folder: Path, port: int = 0) -> Iterator[tuple[str, Callable[[], None]]]:
+    """MLflow's own server on a store of a folder: its address, and what kills it."""
     if not port:
         with closing(socket()) as free:
             free.bind(("127.0.0.1", 0))
@@ -89,7 +91,14 @@ def serve_mlflow(folder: Path, port: int = 0) -> Iterator[tuple[str, subprocess.
         "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
         "--artifacts-destination", str(folder / "files"),
     ]  # fmt: skip
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen(command, start_new_session=True, **quiet)
+
+    def kill() -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)  # its workers, too
+        server.wait()
+
     try:
         uri = f"http://127.0.0.1:{port}"
         for _ in range(600):
@@ -98,7 +107,6 @@ def serve_mlflow(folder: Path, port: int = 0) -> Iterator[tuple[str, subprocess.
                 break
             except OSError:
                 time.sleep(0.1)
-        yield uri, server
+        yield uri, kill
     finally:
-        server.terminate()
-        server.wait()
+        kill()

@@ -112,14 +112,13 @@ def test_a_server_that_goes_away_costs_no_result(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     config, key = set_metric(composed()), "b" * 32
-    with serve_mlflow(tmp_path) as (uri, server):
+    with serve_mlflow(tmp_path) as (uri, kill_server):
         config = replace(config, tracking=replace(config.tracking, uri=uri))
         with (
             pytest.raises(TrackingError, match=r"The results are in .*outputs/runs/"),
             open_run(config, make_info(config, "one", run_key=key)) as run,
         ):
-            server.terminate()
-            server.wait()
+            kill_server()
             run.log_step(StepLog(1, {"loss": 2.0}))
             save_answers(run, config)
     assert "they are in" in caplog.text or "see " in caplog.text
