@@ -92,8 +92,8 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
         )
         has_tokenizer = (folder / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(folder) if has_tokenizer else base.tokenizer
-        known, own = base.tokenizer.get_vocab(), tokenizer.get_vocab()
-        differing = [token for token, i in known.items() if own.get(token) != i]
+        vocabulary, base_vocabulary = tokenizer.get_vocab(), base.tokenizer.get_vocab()
+        differing = [token for token, i in base_vocabulary.items() if vocabulary.get(token) != i]
         if differing:
             raise ModelError(
                 f"{tuned.named} has another tokenizer than {base.id}: {differing[0]!r} gets other "

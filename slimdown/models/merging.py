@@ -47,7 +47,7 @@ def merge_adapter(
             model.float()
             merged = load_adapter(base, adapter_dir).merge_and_unload(safe_merge=True)
             merged.to(getattr(torch, dtype))
-    except (NotImplementedError, AttributeError, ValueError, TypeError) as error:
+    except (RuntimeError, AttributeError, ValueError, TypeError) as error:
         raise ModelError(
             f"this adapter cannot be merged into {base.id}: {describe_error(error)}; try "
             "--onto original, or load the adapter beside the base"

@@ -155,8 +155,8 @@ def fine_tune(
     if method.name is Method.prefix:
         _start_prefix_with_text(model, base, rows)
     saves = train.engine is Engine.trl and method.name is not Method.bottleneck
-    seconds = 60 * (train.checkpoint_minutes or math.inf) if saves else math.inf
-    callback = TrainingCallback(train, base.dtype, on_log, on_progress, watch, seconds)
+    interval = 60 * (train.checkpoint_minutes or math.inf) if saves else math.inf
+    callback = TrainingCallback(train, base.dtype, on_log, on_progress, watch, interval)
     is_free = prepared.is_padding_free
     attention = attention_within_rows(model) if is_free else nullcontext()
     with quiet_libraries(), attention:

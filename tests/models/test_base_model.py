@@ -84,7 +84,7 @@ def test_an_identity_is_of_content_and_not_of_place(composed: Composed, tmp_path
     (templated / "chat_template.jinja").write_text("{{ messages[0].content }}")
     others = [f"model.id={edited}", f"model.id={templated}", "model.dtype=bfloat16"]
     others += ["quantization=none", "model.attn_implementation=eager"]
-    digests = {load(composed, other).digest for other in others}
+    digests = {load(composed, setting).digest for setting in others}
     assert len(digests - {base.digest}) == len(others)
 
 

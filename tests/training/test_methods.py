@@ -10,14 +10,12 @@ import pytest
 import torch
 import transformers
 from conftest import SMALL
+from training_run import TrainingRun
 
 from slimdown.config.schema import RunConfig
-from slimdown.data.training_data import load_training_data
 from slimdown.models.adapters import load_adapter
-from slimdown.models.base_model import LoadedModel, load_base_model
+from slimdown.models.base_model import load_base_model
 from slimdown.models.causal import disabled_adapters, has_untouched_base
-from slimdown.training.fine_tuning import fine_tune, prepare_training
-from slimdown.training.result import TrainingResult
 from slimdown.utils.errors import ModelError
 
 Composed = Callable[..., RunConfig]
@@ -37,16 +35,6 @@ IDS = torch.arange(5, 60)[None]
 pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
 
 
-def train(config: RunConfig, folder: Path) -> tuple[LoadedModel, LoadedModel, TrainingResult]:
-    base = load_base_model(config.model, config.quantization)
-    train_data = load_training_data(config.dataset, base.tokenizer, config.seed)
-    prepared = prepare_training(base, train_data, config)
-    tuned, result = fine_tune(
-        base, prepared, config, folder, lambda log: None, lambda *progress: None
-    )
-    return base, tuned, result
-
-
 def logits_of(model: Any) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=IDS).logits[:, -IDS.shape[1] :]
@@ -60,12 +48,13 @@ def test_an_adapter_learns_keeps_the_base_and_reloads_to_the_same_logits(
     settings = [f"method={method}", "train.max_steps=6", f"train.learning_rate={rate}"]
     config = composed(*SMALL, *settings)
     before = logits_of(load_base_model(config.model, config.quantization).model)
-    base, tuned, result = train(config, tmp_path)
+    run = TrainingRun(config)
+    tuned, result = run.train(tmp_path)
     assert result.validation_loss_after < result.validation_loss_before
     assert result.n_trainable == TRAINED[method]
     assert (result.steps, len(result.history)) == (6, 6)
     assert has_untouched_base(tuned.model)
-    assert tuned.digest != base.digest
+    assert tuned.digest != run.base.digest
     after = logits_of(tuned.model)
     with disabled_adapters(tuned.model):
         assert torch.equal(logits_of(tuned.model), before)
@@ -89,7 +78,7 @@ def test_a_whole_model_is_saved_as_transformers_loads_it(
     settings = [f"method={method}", "quantization=none", "model.dtype=bfloat16"]
     config = composed(*SMALL, *settings, "train.max_steps=4")
     fresh = load_base_model(config.model, config.quantization)
-    _, tuned, result = train(config, tmp_path)
+    tuned, result = TrainingRun(config).train(tmp_path)
     assert result.validation_loss_after < result.validation_loss_before
     saved = transformers.AutoModelForCausalLM.from_pretrained(result.output_dir)
     assert saved.dtype == torch.bfloat16
@@ -117,7 +106,5 @@ def test_what_cannot_be_trained_is_refused_before_the_base_is_measured(
     settings: str, answer: str, composed: Composed
 ) -> None:
     config = composed(*SMALL, *settings.split())
-    base = load_base_model(config.model, config.quantization)
-    train_data = load_training_data(config.dataset, base.tokenizer, config.seed)
     with pytest.raises(ModelError, match=answer):
-        prepare_training(base, train_data, config)
+        TrainingRun(config)

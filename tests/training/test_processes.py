@@ -15,34 +15,28 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from conftest import SMALL
+from training_run import TrainingRun
 from hydra import compose, initialize_config_dir
 from slimdown.config.loader import load_config
 from slimdown.config.paths import CONF_DIR
-from slimdown.data.training_data import load_training_data
-from slimdown.models.base_model import load_base_model
-from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.utils.distributed import broadcast_from_main, is_main_process, process_count
 
 folder, settings = Path(sys.argv[1]), sys.argv[2:]
 with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
     config = load_config(compose("config", overrides=[*SMALL, *settings]))
 assert broadcast_from_main("go" if is_main_process() else None) == "go"
-base = load_base_model(config.model, config.quantization)
-data = load_training_data(config.dataset, base.tokenizer, config.seed)
-prepared = prepare_training(base, data, config)
-place = folder if is_main_process() else Path("/nowhere")
-tuned, result = fine_tune(base, prepared, config, place, lambda log: None, lambda *done: None)
+run = TrainingRun(config)
+tuned, result = run.train(folder if is_main_process() else Path("/nowhere"))
 if is_main_process():
-    losses = [log.values["loss"] for log in result.history]
-    found = {"losses": losses, "tokens": result.tokens}
-    (folder / "result.json").write_text(json.dumps(found))
+    content = {"losses": run.losses, "tokens": result.tokens}
+    (folder / "result.json").write_text(json.dumps(content))
 """
 
 
 def run(folder: Path, n_processes: int, *settings: str) -> dict[str, object]:
     folder.mkdir()
     (folder / "script.py").write_text(SCRIPT)
-    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    paths = [str(place) for place in Path(__file__).parents[:3]]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(n_processes)]
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]

@@ -8,23 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL
+from training_run import TrainingRun
 
 from slimdown.config.schema import Engine, RunConfig
-from slimdown.data.training_data import load_training_data
-from slimdown.models.base_model import LoadedModel, load_base_model
-from slimdown.training.fine_tuning import fine_tune, prepare_training
-from slimdown.training.result import TrainingResult
 from slimdown.utils.errors import ModelError
 
 Composed = Callable[..., RunConfig]
 QUICK = [*SMALL, "train.max_steps=8"]
-
-
-def train(config: RunConfig, folder: Path) -> tuple[LoadedModel, TrainingResult]:
-    base = load_base_model(config.model, config.quantization)
-    train_data = load_training_data(config.dataset, base.tokenizer, config.seed)
-    prepared = prepare_training(base, train_data, config)
-    return fine_tune(base, prepared, config, folder, lambda log: None, lambda *progress: None)
 
 
 def test_an_installation_that_does_not_load_is_one_line(
@@ -36,7 +26,7 @@ def test_an_installation_that_does_not_load_is_one_line(
     config.train.engine = Engine.unsloth
     reason = r"Unsloth cannot train this model \(ImportError: it wants another torch\)"
     with pytest.raises(ModelError, match=reason):
-        train(config, tmp_path / "run")
+        TrainingRun(config).train(tmp_path / "run")
 
 
 @pytest.mark.unsloth
@@ -46,10 +36,12 @@ def test_it_trains_what_trl_trains_and_leaves_this_process_alone(
 ) -> None:
     settings = [*QUICK, f"quantization={quantization}"]
     before = dict(vars(torch.nn.functional))
-    tuned, result = train(composed(*settings, "train.engine=unsloth"), tmp_path / "unsloth")
+    tuned, result = TrainingRun(composed(*settings, "train.engine=unsloth")).train(
+        tmp_path / "unsloth"
+    )
     assert "unsloth" not in sys.modules
     assert dict(vars(torch.nn.functional)) == before
-    _, stock = train(composed(*settings), tmp_path / "trl")
+    _, stock = TrainingRun(composed(*settings)).train(tmp_path / "trl")
     assert result.n_trainable == stock.n_trainable
     assert [log.step for log in result.history] == list(range(1, 9))
     losses = [log.values["loss"] for log in result.history]

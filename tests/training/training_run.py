@@ -1,0 +1,31 @@
+"""A training from its settings to the tuned model, as an experiment goes about it."""
+
+from pathlib import Path
+from typing import Any
+
+from slimdown.config.schema import RunConfig
+from slimdown.data.training_data import load_training_data
+from slimdown.models.base_model import LoadedModel, load_base_model
+from slimdown.training.fine_tuning import PreparedTraining, fine_tune, prepare_training
+from slimdown.training.result import StepLog, TrainingResult
+
+
+class TrainingRun:
+    """A training that is prepared, and what it logs."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.base = load_base_model(config.model, config.quantization)
+        self.data = load_training_data(config.dataset, self.base.tokenizer, config.seed)
+        self.prepared: PreparedTraining = prepare_training(self.base, self.data, config)
+        self.logs: list[StepLog] = []
+
+    def train(self, folder: Path, watch: Any = None) -> tuple[LoadedModel, TrainingResult]:
+        progress: Any = lambda *done: None  # noqa: E731
+        return fine_tune(
+            self.base, self.prepared, self.config, folder, self.logs.append, progress, watch
+        )
+
+    @property
+    def losses(self) -> list[float]:
+        return [log.values["loss"] for log in self.logs]
