@@ -1,4 +1,4 @@
-"""Many runs side by side, or the noise of their seeds: tables, figures and a page."""
+"""Show many runs side by side, or the noise of their seeds: tables, figures and a page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -6,7 +6,7 @@ from math import isfinite, isnan, nan
 from typing import TYPE_CHECKING, Any
 
 from slimdown.report import text
-from slimdown.report.formatting import EMPTY, format_count, format_number, format_points, pluralize
+from slimdown.report.formatting import EMPTY, format_count, format_number, format_points
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
 
 if TYPE_CHECKING:
@@ -15,14 +15,11 @@ if TYPE_CHECKING:
     from slimdown.stats.seeds import SeedNoise
     from slimdown.stats.trials import TrialOutcome
 
-MAX_SETTING_COLUMNS = 4  # more settings share one column
-_TOOLTIP_SETTINGS = ("model.", "quantization.", "dataset", "method.", "lora.", "train.", "seed")
-
 
 def comparison_table(
     comparison: "Comparison", title: str = "", notes: Sequence[str] = (), max_rows: int = 0
 ) -> Table:
-    """Runs side by side, one row for each configuration: its settings, changes and verdicts.
+    """Show runs side by side, one row for each configuration: settings, changes, verdicts.
 
     Args:
         comparison: The compared runs.
@@ -33,69 +30,44 @@ def comparison_table(
     Returns:
         The table. Its records are named like the settings and metrics of a run, as shares of 1.
     """
-    short_names = _shorten_keys(comparison.params)
-    has_columns = len(short_names) <= MAX_SETTING_COLUMNS
     roles = {n: change.role for row in comparison.rows for n, change in row.changes.items()}
-    rows = [_make_row(comparison, row, short_names) for row in comparison.rows]
+    rows = [_make_row(comparison, row) for row in comparison.rows]
+    n_rows = max_rows or len(rows)
+    hidden = [f"--rows 0 shows all {len(rows):,} rows."] if len(rows) > n_rows else []
+    columns = [Column("run", max_width=36)]
+    columns += [Column("seeds")] if comparison.grouped else []
+    columns += [Column(name, max_width=30, is_filter=True) for name in comparison.params]
+    for name in comparison.benchmarks:
+        heading = text.mark_target(name, roles[name])
+        columns.append(Column(heading, "points [95 %]", is_filter=True))
     return Table(
         title=title,
-        columns=(
-            Column("run", max_width=36),
-            *([Column("seeds")] if comparison.grouped else []),
-            *(
-                Column(name, max_width=30, is_filter=True)
-                for name in (short_names.values() if has_columns else ["settings"])
-            ),
-            *(
-                Column(text.mark_target(name, roles[name]), "points [95 %]", is_filter=True)
-                for name in comparison.benchmarks
-            ),
-            Column("mean retained", "points [95 %]"),
-        ),
-        rows=tuple(rows[: max_rows or None]),
+        columns=(*columns, Column("mean retained", "points [95 %]")),
+        rows=tuple(rows[:n_rows]),
         legend=text.COMPARISON_LEGEND,
-        notes=(*notes, *comparison.notes),
-        n_hidden=max(0, len(rows) - max_rows) if max_rows else 0,
-        summary={"n_candidates": len(rows), "differing": comparison.params},
+        notes=(*hidden, *notes, *comparison.notes),
     )
 
 
-def _shorten_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Each dotted key by its last two parts, where no other key ends so."""
-    ends = {key: ".".join(key.split(".")[-2:]) for key in keys}
-    return {k: end if list(ends.values()).count(end) == 1 else k for k, end in ends.items()}
-
-
-def _make_row(
-    comparison: "Comparison", row: "Configuration", short_names: Mapping[str, str]
-) -> Row:
-    runs, ids = row.runs, ", ".join(run.run_id[:8] for run in row.runs)
+def _make_row(comparison: "Comparison", row: "Configuration") -> Row:
+    runs = row.runs
     identity: dict[str, Any] = {"run_ids": " ".join(run.run_id for run in runs), "name": row.name}
     identity |= {"experiment": runs[0].experiment, "started": runs[0].started.isoformat()}
     identity |= {"n_seeds": len(runs), "seeds": " ".join(row.seeds)}
-    settings = {key: row.settings.get(key, "") for key in short_names}
-    if len(settings) <= MAX_SETTING_COLUMNS:
-        cells = [Cell(v, sort_key=v or None, values={k: v}) for k, v in settings.items()]
-    else:
-        listed = ", ".join(f"{short_names[k]}={v}" for k, v in settings.items() if v)
-        cells = [Cell(listed, values=settings)]
-    chosen = [f"{k} = {v}" for k, v in row.settings.items() if k.startswith(_TOOLTIP_SETTINGS)]
+    cells = [Cell(f"{row.name} ({row.ids})", values=identity)]
+    cells += [Cell(", ".join(row.seeds))] if comparison.grouped else []
+    for key in comparison.params:
+        value = row.settings.get(key, "")
+        cells.append(Cell(value, sort_key=value or None, values={key: value}))
+    cells += [_make_cell(name, row.changes.get(name)) for name in comparison.benchmarks]
     means = {"mean_retained_change": row.retained, "mean_target_change": row.target}
     values = {f"{n}.{k}": v for n, mean in means.items() for k, v in asdict(mean).items()}
-    return Row(
-        (
-            Cell(f"{row.name} ({row.ids})", values=identity),
-            *([Cell(", ".join(row.seeds))] if comparison.grouped else []),
-            *cells,
-            *(_make_cell(name, row.changes.get(name)) for name in comparison.benchmarks),
-            Cell(*_format_mean(row.retained), sort_key=row.retained.value, values=values),
-        ),
-        tooltip="\n".join([row.name, f"{ids}, seed {', '.join(row.seeds)}", *chosen]),
-    )
+    mean = Cell(*_format_mean(row.retained), sort_key=row.retained.value, values=values)
+    return Row((*cells, mean))
 
 
 def _format_mean(change: "Estimate") -> tuple[str, str]:
-    """A change with its interval or, over several seeds, its standard deviation."""
+    """Format a change with its interval or, over several seeds, its standard deviation."""
     if isnan(change.value):
         return EMPTY, ""
     deviation = getattr(change, "sd_over_seeds", nan)
@@ -126,11 +98,11 @@ def _make_cell(name: str, change: "MeanChange | None") -> Cell:
 def search_table(
     comparison: "Comparison", outcomes: "Mapping[str, TrialOutcome]", study: str, n_pruned: int
 ) -> Table:
-    """The finished trials of a search, one row each in the given order, with the budget.
+    """Show the finished trials of a search, one row each in the given order, with the budget.
 
     Args:
         comparison: The finished trials, seeds not grouped.
-        outcomes: What each trial came to, by run id.
+        outcomes: The result of each trial, by run id.
         study: The search's name.
         n_pruned: Trials that ended early and have no row.
     """
@@ -144,10 +116,9 @@ def search_table(
         cell = Cell(verdict, sort_key=outcome.order[0], values=values)
         rows.append(replace(row, cells=(*row.cells, cell)))
     n_within = sum(outcome.is_within for outcome in ordered)
-    first = "that learned most of these" if n_within else "nearest to the budget"
     summary = (
-        f"{n_within} of {len(ordered)} finished trials are within the budget as measured; the one "
-        f"{first} stands first. {n_pruned} trials were pruned and have no row."
+        f"{n_within} of {len(ordered)} finished trials are within the budget as measured; the best "
+        f"stands first. {n_pruned} trials were pruned and have no row."
     )
     columns = (*table.columns, Column("budget", max_width=30, is_filter=True))
     return replace(table, columns=columns, rows=tuple(rows), notes=(summary, *table.notes))
@@ -164,16 +135,13 @@ def noise_table(noise_by_run: "Mapping[str, Mapping[str, SeedNoise]]") -> Table:
         for benchmark, noise in noises.items():
             mean = noise.mean
             values = {"change": mean.value, "change_low": mean.low, "change_high": mean.high}
-            points, interval = format_points(mean)
-            if mean.high - mean.low > 1.9:  # nearly all that is possible
-                interval = f"{pluralize(noise.n_seeds, 'seed')} cannot tell"
             records.append(
                 {
                     "run": run,
                     "benchmark": benchmark,
                     "seeds": noise.n_seeds,
                     "n": noise.n,
-                    "mean_change": Cell(points, interval, sort_key=mean.value, values=values),
+                    "mean_change": Cell(*format_points(mean), sort_key=mean.value, values=values),
                     "question_error": noise.question_standard_error,
                     "training_error": noise.training_standard_error,
                     "seed_to_seed": noise.training_spread,
@@ -190,7 +158,7 @@ def render_comparison_page(
     setting: str | None = None,
     options: str = "",
 ) -> str:
-    """Renders a table and its figures as a page that you can sort and filter.
+    """Render a table and its figures as a page that you can sort and filter.
 
     Args:
         table: What is shown.
@@ -207,11 +175,7 @@ def render_comparison_page(
         caption = "Each point is a row of the table: up is learned, right is forgotten."
         shown.append((figures.draw_trade_offs(comparison.rows), caption))
     if comparison and setting:
-        others = [key for key in comparison.params if key != setting]
-        also = f"; the runs also differ in {', '.join(others)}" if others else ""
-        caption = f"Means of the runs that share a value, with their intervals{also}."
+        caption = "Means of the runs that share a value, with their intervals."
         series = series_by_setting(comparison, setting)
         shown.append((figures.draw_by_setting(setting, series), caption))
-    if comparison and not comparison.has_target:
-        table = replace(table, notes=(*table.notes, text.NO_TARGET))
     return render("comparison.html.j2", table=table, options=options, figures=shown)

@@ -1,4 +1,4 @@
-"""What you read on the console: the plan, progress, the findings, and where they are.
+"""Print the plan, the progress, the findings, and where they are saved.
 
 In a terminal progress is a bar. In a log it is a plain line every 30 seconds.
 """
@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from threading import Event, Thread
 from time import monotonic
 from typing import IO, Any, cast
 
@@ -16,10 +15,10 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
     SpinnerColumn,
-    Task,
     TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.text import Text
 
@@ -28,6 +27,7 @@ from slimdown.report import text
 from slimdown.report.findings_report import budgets_table, findings_table
 from slimdown.report.formatting import encodable, format_duration, visible
 from slimdown.report.tables import PLAIN_WIDTH, Table, print_table
+from slimdown.stats.budgets import BudgetCheck, overall_outcome
 from slimdown.utils.secrets import redact
 
 LOG_SECONDS = 30.0  # between two lines of a log
@@ -63,23 +63,23 @@ def _open_console() -> Console:
 
 
 def show_line(line: str, style: str = "") -> None:
-    """Prints one line as it is, without markup and control characters."""
+    """Print one line as it is, without markup and control characters."""
     _open_console().print(Text(visible(line), style), soft_wrap=True)
 
 
 def show_notes(lines: Sequence[str]) -> None:
-    """Prints what you should know before you wait, one line each."""
+    """Print what you should know before you wait, one line each."""
     for line in lines:
         show_line(line, "yellow")
 
 
 def show_table(table: Table) -> None:
-    """Prints a table as wide as the terminal allows."""
+    """Print a table as wide as the terminal allows."""
     print_table(table, _open_console())
 
 
 def print_text(content: str) -> None:
-    """Prints a text that is written already, such as CSV; to a terminal without control characters.
+    """Print a text that is written already, such as CSV; to a terminal without control characters.
 
     Raises:
         OSError: The text cannot be written, for example since the disk is full.
@@ -89,7 +89,7 @@ def print_text(content: str) -> None:
 
 
 def show_plan(config: RunConfig, name: str) -> None:
-    """Prints what a run is about to do."""
+    """Print what a run is about to do."""
     for heading, content in ({"run": name} | text.describe_run(config)).items():
         line = Text.assemble((f"{heading:<12}", "bold"), visible(redact(content)))
         _open_console().print(line, soft_wrap=True)
@@ -97,7 +97,7 @@ def show_plan(config: RunConfig, name: str) -> None:
 
 @contextmanager
 def status(label: str) -> Iterator[Callable[[str], None]]:
-    """Shows that something runs that cannot say how far it is.
+    """Show that something runs that cannot say how far it is.
 
     Args:
         label: What runs.
@@ -111,7 +111,7 @@ def status(label: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def progress_bar(label: str, in_log: bool = True) -> Iterator[OnProgress]:
-    """Shows how far something is: a bar in a terminal, a line every 30 seconds in a log.
+    """Show how far something is: a bar in a terminal, a line every 30 seconds in a log.
 
     Args:
         label: What runs.
@@ -127,90 +127,62 @@ def progress_bar(label: str, in_log: bool = True) -> Iterator[OnProgress]:
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            _Times(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[detail]}", markup=False),
         )
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task(visible(label), total=None, detail="")
 
-            def update(done: int, total: int, detail: str) -> None:
+            def update_bar(done: int, total: int, detail: str) -> None:
                 values: dict[str, Any] = {"completed": done, "total": total or None}
                 progress.update(task, detail=visible(detail), **values)
 
-            yield update
+            yield update_bar
         return
-    logger = _ProgressLogger(label)
+    began = monotonic()
+    first_report: tuple[float, int] | None = None  # seconds and number done
+    last_line = began
+
+    def write_line(done: int, total: int, detail: str) -> None:
+        nonlocal first_report, last_line
+        first_report = first_report or (monotonic(), done)
+        if monotonic() - last_line < LOG_SECONDS:
+            return
+        last_line = monotonic()
+        parts = [f"{done:,} of {total:,}"] if total else []
+        parts += [detail] if detail else []
+        parts.append(f"{format_duration(last_line - began)} elapsed")
+        if done > first_report[1]:
+            seconds_each = (last_line - first_report[0]) / (done - first_report[1])
+            parts.append(f"about {format_duration(seconds_each * (total - done))} left")
+        show_line(f"{label}: {', '.join(parts)}")
+
     if in_log:
         show_line(f"{label} ...")
-    with logger:
-        yield logger.update
+    yield write_line
     if in_log:
-        show_line(f"{label}: done in {format_duration(logger.elapsed)}")
-
-
-class _Times(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        left = task.time_remaining
-        end = f", about {format_duration(left)} left" if left else ""
-        return Text(f"{format_duration(task.elapsed or 0.0)} elapsed{end}", "dim")
-
-
-class _ProgressLogger:
-    """Prints the state of one piece of work every `LOG_SECONDS`, whether it reports or not."""
-
-    def __init__(self, label: str) -> None:
-        self._label, self._began, self._is_done = label, monotonic(), Event()
-        self._first: tuple[int, float] | None = None  # number done and time of the first report
-        self._state = (0, 0, "")
-        self._thread = Thread(target=self._print_lines, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *error: object) -> None:
-        self._is_done.set()
-        self._thread.join()
-
-    @property
-    def elapsed(self) -> float:
-        return monotonic() - self._began
-
-    def update(self, done: int, total: int, detail: str) -> None:
-        self._first = self._first or (done, monotonic())
-        self._state = (done, total, detail)
-
-    def _print_lines(self) -> None:
-        while not self._is_done.wait(LOG_SECONDS):
-            done, total, detail = self._state
-            parts = [f"{done:,} of {total:,}"] if total else []
-            parts += [detail] if detail else []
-            parts.append(f"{format_duration(self.elapsed)} elapsed")
-            if self._first and done > self._first[0]:
-                seconds_each = (monotonic() - self._first[1]) / (done - self._first[0])
-                parts.append(f"about {format_duration(seconds_each * (total - done))} left")
-            show_line(f"{self._label}: {', '.join(parts)}")
+        show_line(f"{label}: done in {format_duration(monotonic() - began)}")
 
 
 def show_findings(findings: Any) -> None:
-    """Prints the table of findings and what they say in sentences."""
+    """Print the table of findings and what they say in sentences."""
     show_table(findings_table(findings))
     for sentence in text.describe_findings(findings):
         _open_console().print(Text(visible(sentence)))
 
 
 def show_saved(run: Any) -> None:
-    """Prints where a run is kept and how you look at it."""
+    """Print where a run is kept and how you look at it."""
     show_line(f"run {run.run_id}")
     if run.artifact_uri.startswith("file:"):
         show_line(f"open {run.artifact_uri}/report.html")
-    is_server = run.store_uri.startswith("http")
     uri = redact(run.store_uri)
-    show_line(f"see {uri}" if is_server else f"see mlflow ui --backend-store-uri {uri}")
+    show_line(f"see {'' if uri.startswith('http') else 'mlflow ui --backend-store-uri '}{uri}")
 
 
-def show_budget_checks(checks: Sequence[Any]) -> None:
-    """Prints each loss against its budget, and what holds for all of them."""
-    styles = {"within": "green", "beyond": "red", "undecided": "yellow"}
+def show_budget_checks(checks: Sequence[BudgetCheck]) -> None:
+    """Print each loss against its budget, and what holds for all of them."""
     sentences = {
         "within": "Passed: every loss is shown to be within its budget.",
         "beyond": "Failed: a loss beyond its budget is shown.",
@@ -218,6 +190,4 @@ def show_budget_checks(checks: Sequence[Any]) -> None:
         "to be within.",
     }
     show_table(budgets_table(checks))
-    outcomes = [check.outcome.name for check in checks]
-    overall = next(o for o in ("beyond", "undecided", "within") if o in outcomes)
-    show_line(sentences[overall], f"bold {styles[overall]}")
+    show_line(sentences[overall_outcome(checks).name], "bold")

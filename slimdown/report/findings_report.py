@@ -1,7 +1,7 @@
-"""What one run found, two models side by side, or one model's scores -> a `Table`."""
+"""Make tables of one run's findings, of two models side by side, or of one model's scores."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from slimdown.config.schema import Role
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def findings_table(findings: "Findings", title: str = "", with_notes: bool = False) -> Table:
-    """A run's findings, one row for each benchmark; further metrics of a benchmark follow it.
+    """Show a run's findings, one row for each benchmark; further metrics of a benchmark follow it.
 
     Args:
         findings: What is shown.
@@ -34,17 +34,11 @@ def findings_table(findings: "Findings", title: str = "", with_notes: bool = Fal
         rows=tuple(_make_rows(findings, "base", "tuned")),
         legend=text.explain_table(findings),
         notes=tuple(text.describe_findings(findings)) if with_notes else (),
-        summary=_summarize(findings),
     )
 
 
-def _summarize(findings: "Findings") -> dict[str, Any]:
-    means = {f"mean_{role.value}_change": asdict(findings.mean_change(role)) for role in Role}
-    return {"part": findings.part, "summary": text.summarize(findings), **means}
-
-
 def evaluation_table(evaluation: "Evaluation", title: str = "") -> Table:
-    """One model's scores in percent, one row for each benchmark and metric, the primary first."""
+    """Show one model's scores in percent, one row for each benchmark and metric."""
     records = []
     for name, result in evaluation.benchmarks.items():
         config, n = result.benchmark, len(result.samples)
@@ -69,17 +63,15 @@ class ModelPair:
     second: str
     findings: "Findings"
     n_confirmed: int = 0  # runs that are confirmed together; 0: two tuned models
-    notes: tuple[str, ...] = ()
 
 
 def pairs_table(pairs: Sequence[ModelPair]) -> Table:
-    """Pairs of models, one row for each pair and benchmark, of its primary metric alone."""
+    """Show pairs of models, one row for each pair and benchmark, of its primary metric."""
     is_confirmed = bool(pairs[0].n_confirmed)
     sides = ("base", "tuned") if is_confirmed else ("first", "second")
-    rows, summaries = [], []
+    rows = []
     for pair in pairs:
         title = f"{pair.first} → {pair.second}"
-        summaries.append({"pair": title, **_summarize(pair.findings)})
         for row in _make_rows(pair.findings, *sides):
             if not row.is_secondary:
                 rows.append(replace(row, cells=(Cell(title, values={"pair": title}), *row.cells)))
@@ -87,24 +79,22 @@ def pairs_table(pairs: Sequence[ModelPair]) -> Table:
     direction = "from the base to the tuned model" if is_confirmed else "from first to second"
     return Table(
         title=f"{n} runs on the questions that did not choose them" if n > 1 else title,
-        columns=(Column("pair", max_width=30, on_console=n > 1), *_make_columns(*sides)),
+        columns=(Column("pair", max_width=30, is_extra=n == 1), *_make_columns(*sides)),
         rows=tuple(rows),
-        notes=tuple(m for p in pairs for m in (*p.notes, *text.list_caveats(p.findings))),
+        notes=tuple(line for pair in pairs for line in text.list_caveats(pair.findings)),
         legend=f"Change {direction}. {text.explain_table(findings)}",
-        summary={"n_confirmed": pairs[0].n_confirmed, "pairs": summaries},
     )
 
 
 def budgets_table(checks: Sequence["BudgetCheck"]) -> Table:
-    """Each benchmark's loss against its budget, one row for each."""
+    """Show each benchmark's loss against its budget, one row for each."""
     records = []
     for check in checks:
         d = check.change.primary.difference
-        values = {"change": d.value, "change_low": d.low, "change_high": d.high}
         records.append(
             {
                 "benchmark": check.benchmark,
-                "change": Cell(*format_points(d), sort_key=d.value, values=values),
+                "change": " ".join(format_points(d)),
                 "budget": check.budget,
                 "outcome": check.outcome.name,
                 "reason": check.reason,
@@ -115,7 +105,7 @@ def budgets_table(checks: Sequence["BudgetCheck"]) -> Table:
 
 def _make_columns(first: str, second: str) -> tuple[Column, ...]:
     def make_extra(heading: str, unit: str = "", is_number: bool = True) -> Column:
-        return Column(heading, unit, is_number, on_console=False, on_phone=False)
+        return Column(heading, unit, is_number, is_extra=True)
 
     return (
         Column("benchmark", max_width=30),
@@ -133,7 +123,7 @@ def _make_columns(first: str, second: str) -> tuple[Column, ...]:
 
 
 def _make_rows(findings: "Findings", first: str, second: str) -> Iterator[Row]:
-    """One row for each metric, the primary one of each benchmark first."""
+    """Yield one row for each metric, the primary one of each benchmark first."""
     for name, benchmark in findings.benchmarks.items():
         n, n_available = benchmark.n, benchmark.n_available
         count = format_count(n, n_available)
@@ -165,17 +155,17 @@ def _make_score(side: str, score: "Estimate") -> Cell:
 
 
 def _make_claims(findings: "Findings", name: str, benchmark: "BenchmarkChange") -> list[Cell]:
-    """What is claimed about a benchmark's primary metric."""
+    """Make the cells of a benchmark's verdict: its cause, p-value and rates."""
     verdict, p_value = benchmark.verdict.value, benchmark.p_value
     losses = findings.lost_answers.get(name)
     cause, share = (losses.main_cause if losses else None) or (None, None)
     shown_cause = f"{100 * share:.0f} % {text.CAUSES[cause][0]}" if cause and share else ""
     rate = benchmark.forgetting_rate_above_chance
     described = text.describe_rate(rate, benchmark)
-    ends = {"": "value", "_low": "low", "_high": "high"} if benchmark.role is Role.retained else {}
-    rates: dict[str, Any] = {
-        f"forgetting_rate{end}": rate and getattr(rate, ends[end]) for end in ends
-    }
+    rates: dict[str, Any] = {}
+    if rate and benchmark.role is Role.retained:
+        rates = {"forgetting_rate": rate.value}
+        rates |= {"forgetting_rate_low": rate.low, "forgetting_rate_high": rate.high}
     p_values = {"p_value": p_value, "equivalence_p_value": benchmark.equivalence_p_value}
     return [
         Cell(verdict=verdict, sort_key=verdict, values={"verdict": verdict}),

@@ -1,7 +1,7 @@
-"""Numbers as people read them: percent and points, a true minus sign, words where no number is."""
+"""Format numbers as people read them, and make any text safe to show."""
 
 import re
-from math import isfinite, isnan
+from math import isfinite
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _ASCII = str.maketrans("−–’“”→←↑↓†±·×█…", '--\'""><^v
 
 
 def visible(text: object, multiline: bool = False) -> str:
-    r"""Replaces control characters, so that no name can steer a terminal or break a page.
+    r"""Replace control characters, so that no name can steer a terminal or break a page.
 
     Args:
         text: What anybody may have written: a run's name, a model's answer.
@@ -36,7 +36,7 @@ def visible(text: object, multiline: bool = False) -> str:
 
 
 def encodable(text: str, encoding: str) -> str:
-    """Replaces what an encoding lacks; minus signs, arrows and the like by similar characters."""
+    """Replace what an encoding lacks; minus signs, arrows and the like by similar characters."""
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
@@ -45,42 +45,39 @@ def encodable(text: str, encoding: str) -> str:
 
 
 def format_number(value: float, spec: str = ".1f") -> str:
-    """A number with a true minus sign.
+    """Format a number with a true minus sign.
 
     >>> format_number(-3.14), format_number(2.0, "+.1f"), format_number(float("nan"))
     ('−3.1', '+2.0', 'undefined')
     """
-    if isnan(value):
-        return UNDEFINED
-    return f"{value:{spec}}".replace("-", "−") if isfinite(value) else "unbounded"
+    return f"{value:{spec}}".replace("-", "−") if isfinite(value) else UNDEFINED
 
 
 def format_interval(low: float, high: float, spec: str = ".1f") -> str:
-    """An interval in brackets; empty where an end is undefined.
+    """Format an interval in brackets; empty where an end is undefined.
 
-    >>> format_interval(-2.04, 3.0, "+.1f"), format_interval(1.0, float("inf"))
-    ('[−2.0, +3.0]', '[1.0, no upper bound]')
+    >>> format_interval(-2.04, 3.0, "+.1f")
+    '[−2.0, +3.0]'
     """
-    if isnan(low) or isnan(high):
+    if not (isfinite(low) and isfinite(high)):
         return ""
-    lower = format_number(low, spec) if isfinite(low) else "no lower bound"
-    return f"[{lower}, {format_number(high, spec) if isfinite(high) else 'no upper bound'}]"
+    return f"[{format_number(low, spec)}, {format_number(high, spec)}]"
 
 
 def format_points(change: "Estimate") -> tuple[str, str]:
-    """A change in percentage points and its 95 % interval."""
+    """Format a change in percentage points and its 95 % interval."""
     interval = format_interval(100 * change.low, 100 * change.high, "+.1f")
     return format_number(100 * change.value, "+.1f"), interval
 
 
 def format_percent(share: "Estimate") -> tuple[str, str]:
-    """A share in percent and its 95 % interval."""
+    """Format a share in percent and its 95 % interval."""
     interval = format_interval(100 * share.low, 100 * share.high)
     return f"{format_number(100 * share.value)} %", interval
 
 
 def format_p_value(p_value: float) -> str:
-    """A p-value with three decimals.
+    """Format a p-value with three decimals.
 
     >>> format_p_value(0.0004), format_p_value(0.0449)
     ('< 0.001', '0.045')
@@ -89,7 +86,7 @@ def format_p_value(p_value: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds in the units that a person counts in.
+    """Format seconds in the units that a person counts in.
 
     >>> format_duration(9.96), format_duration(130), format_duration(7260)
     ('10 s', '2 min 10 s', '2 h 1 min')
@@ -106,12 +103,12 @@ def format_duration(seconds: float) -> str:
 
 
 def format_bytes(n_bytes: float) -> str:
-    """Bytes as 2.30 GiB or 256.6 MiB."""
+    """Format bytes as 2.30 GiB or 256.6 MiB."""
     return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
 def format_count(n: float, n_available: float | None = None) -> str:
-    """A number of questions, and of how many where they are not all.
+    """Format a number of questions, and of how many where they are not all.
 
     >>> format_count(48, 1319), format_count(1319, 1319), format_count(1319)
     ('48 of 1,319', '1,319', '1,319')
@@ -120,7 +117,7 @@ def format_count(n: float, n_available: float | None = None) -> str:
 
 
 def pluralize(n: int, noun: str) -> str:
-    """A number with its noun.
+    """Format a number with its noun.
 
     >>> pluralize(1, "step"), pluralize(1200, "step")
     ('1 step', '1,200 steps')
@@ -129,7 +126,7 @@ def pluralize(n: int, noun: str) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    r"""Escapes what Markdown or HTML would read as markup, also inside a table.
+    r"""Escape what Markdown or HTML would read as markup, also inside a table.
 
     >>> print(escape_markdown("a|b <b> `c` [d](e)"))
     a\|b &lt;b> \`c\` \[d\](e)

@@ -36,7 +36,7 @@ def render_model_card(
     training: Any = None,
     merged: MergedModel | None = None,
 ) -> str:
-    """Renders the card of what a run tuned, or of the model that it was merged into.
+    """Render the card of what a run tuned, or of the model that it was merged into.
 
     Args:
         findings: What the model learned and lost.
@@ -48,28 +48,18 @@ def render_model_card(
     Returns:
         Markdown with a YAML head that `huggingface_hub.ModelCard` validates.
     """
-    from huggingface_hub import EvalResult, ModelCardData  # takes half a second
+    from huggingface_hub import ModelCardData  # takes half a second
 
     is_of_hub = ":" not in base.id and not base.revision.startswith("sha256:")
     is_adapter = not merged and not config.method.trains_weights
     base_name = base.id if is_of_hub else re.split(r"[/\\]", base.id.rstrip("/\\"))[-1]
     name = merged.name if merged else f"{re.split('[/:]', base_name)[-1]}-{config.method.name}"
-    results, tasks = [], []
+    tasks = []
     for benchmark_name, benchmark in findings.benchmarks.items():
         settings = config.benchmark[benchmark_name]
         n = format_count(benchmark.n, benchmark.n_available)
         shots = f"{settings.num_fewshot}-shot, {n} questions, scored by {benchmark.metric}"
         tasks.append(f"{benchmark_name}: lm-evaluation-harness's {settings.task}, {shots}.")
-        for metric, change in benchmark.changes.items():
-            result = EvalResult(
-                task_type="text-generation",
-                dataset_type=settings.task,
-                dataset_name=benchmark_name,
-                metric_type=metric.partition(".")[0],
-                metric_name=f"{metric}, %",
-                metric_value=round(100 * change.tuned.value, 2),
-            )
-            results.append(result)
     licenses = (base.license or "").split(maxsplit=2)
     head = ModelCardData(
         base_model=base.id if is_of_hub else None,
@@ -78,7 +68,6 @@ def render_model_card(
         pipeline_tag="text-generation",
         tags=["slimdown", config.method.name.value],
         model_name=name,
-        eval_results=None if merged else results,  # merging may change scores
         **dict(zip(("license", "license_name", "license_link"), licenses, strict=False)),
     )
     card = render(

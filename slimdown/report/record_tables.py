@@ -1,65 +1,37 @@
-"""Tables of plain records: the jobs of a sweep, the runs of a store, the sizes of a model."""
+"""Make tables of plain records: the jobs of a sweep, the runs of a store, the sizes of a model."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from slimdown.report.formatting import format_bytes, pluralize
 from slimdown.report.tables import Table, make_table
 
 
-@dataclass(frozen=True)
-class JobRow:
-    """One job of a sweep, as it is shown."""
+def runs_table(records: Sequence[Mapping[str, Any]], title: str = "", legend: str = "") -> Table:
+    """Show one run or job in each row, with the beginning of its id.
 
-    number: int  # from 1
-    settings: str
-    state: str
-    run_id: str = ""
-    outcome: str = ""  # its verdicts, or why it failed
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """One recorded run, as it is shown."""
-
-    run_id: str
-    name: str
-    experiment: str
-    status: str  # FINISHED, FAILED, KILLED, RUNNING
-    started: datetime
-    text: str = ""  # how far it is, or why it failed
-
-
-def sweep_table(jobs: Sequence[JobRow], notes: str = "") -> Table:
-    """What became of each job of a sweep."""
-    records = [vars(job) for job in jobs]
-    counts = Counter(job.state for job in jobs)
-    states = ", ".join(f"{n} {state}" for state, n in counts.items())
-    summary = f"{pluralize(len(jobs), 'job')}: {states}."
-    return make_table(
-        "", records, {"run_id": lambda run_id: run_id[:8]}, f"{summary} {notes}".strip()
-    )
-
-
-def status_table(runs: Sequence[RunStatus], title: str = "", legend: str = "") -> Table:
-    """Where each run of a store is."""
-    records = [
-        vars(run) | {"started": f"{run.started.astimezone():%Y-%m-%d %H:%M}"} for run in runs
-    ]
+    Args:
+        records: One for each row; each has a `run_id`.
+        title: What stands above the table.
+        legend: What stands below it.
+    """
     return make_table(title, records, {"run_id": lambda run_id: run_id[:8]}, legend)
 
 
+def sweep_table(jobs: Sequence[Mapping[str, Any]], notes: str = "") -> Table:
+    """Show what became of each job of a sweep; each record has a `run_id` and a `state`."""
+    counts = Counter(job["state"] for job in jobs)
+    states = ", ".join(f"{n} {state}" for state, n in counts.items())
+    return runs_table(jobs, legend=f"{pluralize(len(jobs), 'job')}: {states}. {notes}".strip())
+
+
 def sizes_table(title: str, records: Sequence[Mapping[str, Any]], legend: str = "") -> Table:
-    """What a model or a run takes; values under names that end in "bytes" are shown in GiB."""
-
-    def format_plain(value: Any) -> str:
-        return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
-
-    names = [
-        name for name in (records[0] if records else ()) if not isinstance(records[0][name], str)
-    ]
-    formats = {n: format_bytes if n.endswith("bytes") else format_plain for n in names}
+    """Show what a model or a run takes; names that end in "bytes" hold bytes."""
+    formats: dict[str, Any] = {}
+    for name, value in records[0].items() if records else ():
+        if name.endswith("bytes"):
+            formats[name] = format_bytes
+        elif not isinstance(value, str):
+            formats[name] = "{:,}".format if isinstance(value, int) else "{:.3g}".format
     return make_table(title, records, formats, legend)

@@ -1,6 +1,5 @@
-"""Findings -> `report.html`, `report.md` and figures: what you open, print or send."""
+"""Render findings as `report.html` and `report.md`: what you open, print or send."""
 
-import re
 from collections.abc import Mapping
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,7 @@ from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
 from slimdown.report import figures, text
 from slimdown.report.findings_report import findings_table
-from slimdown.report.formatting import EMPTY, format_bytes, format_duration, format_number
+from slimdown.report.formatting import format_bytes, format_duration
 from slimdown.report.pages import render
 from slimdown.report.tables import write_table
 from slimdown.utils.secrets import redact
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 
 def render_run_files(
     findings: "Findings", config: RunConfig, info: Any, run_id: str
-) -> dict[str, str | bytes]:
-    """Renders what a run leaves for people to read.
+) -> dict[str, str]:
+    """Render what a run leaves for people to read.
 
     Args:
         findings: What the run found.
@@ -30,11 +29,8 @@ def render_run_files(
         run_id: The record's id.
 
     Returns:
-        The contents by path: report.html, report.md, and each figure below plots/.
+        The contents by path: report.html and report.md.
     """
-    drawn = _draw_figures(findings)
-    svgs = {f"plots/{name}.svg": figures.write_svg(f).encode() for name, f in drawn.items()}
-    pngs = {f"plots/{name}.png": figures.write_png(f) for name, f in drawn.items()}
     return {
         "report.html": render_page(findings, info.name, config, run_id, info.environment),
         "report.md": render(
@@ -43,8 +39,6 @@ def render_run_files(
             sentences=text.describe_findings(findings),
             costs=_format_all(findings.costs),
         ),
-        **svgs,
-        **pngs,
     }
 
 
@@ -55,7 +49,7 @@ def render_page(
     run_id: str = "",
     environment: Mapping[str, object] | None = None,
 ) -> str:
-    """Renders the findings as one HTML page that loads nothing from anywhere.
+    """Render the findings as one HTML page that loads nothing from anywhere.
 
     Args:
         findings: What is shown.
@@ -77,34 +71,23 @@ def render_page(
         run_id=run_id,
         summary=[*text.summarize(findings), *text.list_caveats(findings)],
         results=findings_table(findings),
-        figures=_draw_figures(findings),
+        figure=figures.draw_changes(findings),
         settings=_format_all({k: v for k, v in settings.items() if v is not None}),
         environment=_format_all(environment or {}),
         costs=_format_all(findings.costs),
     )
 
 
-def _draw_figures(findings: "Findings") -> dict[str, Any]:
-    drawn = {"changes": figures.draw_changes(findings)}
-    if training := findings.training:
-        before, after = training.validation_loss_before, training.validation_loss_after
-        drawn["training"] = figures.draw_training(training.history, before, after)
-    return drawn
-
-
 def _format_all(values: Mapping[str, object]) -> dict[str, str]:
-    names = {key: re.sub("_(seconds|bytes)$", "", key) for key in values}
-    return {names[key]: _format_value(key, value) for key, value in values.items()}
-
-
-def _format_value(key: str, value: object) -> str:
-    """A setting, a version or a cost as a person reads it."""
-    if value is None:
-        return EMPTY
-    if isinstance(value, list | tuple):
-        return ", ".join(_format_value("", v) for v in value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return redact(str(value))
-    if key.endswith("_seconds"):
-        return format_duration(value)
-    return format_bytes(value) if key.endswith("_bytes") else format_number(value, "g")
+    """Write settings, versions or costs as a person reads them."""
+    written = {}
+    for key, value in values.items():
+        name, _, unit = key.rpartition("_")
+        if unit == "seconds" and isinstance(value, int | float):
+            written[name] = format_duration(value)
+        elif unit == "bytes" and isinstance(value, int | float):
+            written[name] = format_bytes(value)
+        else:
+            values_of = value if isinstance(value, list | tuple) else [value]
+            written[key] = redact(", ".join(str(item) for item in values_of))
+    return written

@@ -37,9 +37,8 @@ class Column:
     heading: str
     unit: str = ""  # below the heading on a page
     is_number: bool = False  # aligned to the right
-    max_width: int | None = None  # characters on a console; None: never broken
-    on_console: bool = True
-    on_phone: bool = True
+    max_width: int | None = None  # characters on a console
+    is_extra: bool = False  # left out on a console and on a phone
     is_filter: bool = False  # a page offers the values as a filter
 
 
@@ -68,7 +67,6 @@ class Row:
 
     cells: tuple[Cell, ...]
     is_secondary: bool = False  # belongs to the row above
-    tooltip: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,6 @@ class Table:
     rows: tuple[Row, ...]
     legend: str = ""
     notes: tuple[str, ...] = ()
-    n_hidden: int = 0  # rows that a console leaves out
-    summary: Mapping[str, Any] = field(default_factory=dict)  # what JSON holds besides
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -90,7 +86,12 @@ class Table:
             {k: v for cell in row.cells for k, v in cell.values.items()} for row in self.rows
         ]
         names = dict.fromkeys(name for record in records for name in record)
-        return [{name: _finite(record.get(name)) for name in names} for record in records]
+        # JSON has no word for numbers that are not finite
+        finite = [
+            {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in record.items()}
+            for record in records
+        ]
+        return [{name: record.get(name) for name in names} for record in finite]
 
 
 def make_table(
@@ -99,7 +100,7 @@ def make_table(
     formats: Mapping[str, Callable[[Any], str]] | None = None,
     legend: str = "",
 ) -> Table:
-    """Makes a table of plain records; numbers stand to the right.
+    """Make a table of plain records; numbers stand to the right.
 
     Args:
         title: What stands above it.
@@ -129,7 +130,7 @@ def make_table(
 
 
 def write_table(table: Table, format: str) -> str:
-    """Writes a table in one of `FORMATS`.
+    """Write a table in one of `FORMATS`.
 
     Args:
         table: The table.
@@ -152,8 +153,7 @@ def write_table(table: Table, format: str) -> str:
     if format == "markdown":
         return _write_markdown(table)
     if format == "json":
-        head = {"title": table.title, "notes": table.notes}
-        content = _finite(head | {**table.summary, "rows": table.records})
+        content = {"title": table.title, "notes": table.notes, "rows": table.records}
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     out = StringIO()
     writer = csv.DictWriter(out, list(table.records[0]) if table.rows else [], lineterminator="\n")
@@ -165,71 +165,39 @@ def write_table(table: Table, format: str) -> str:
 
 
 def print_table(table: Table, console: Console) -> None:
-    """Prints a table as wide as the console allows: in full, with verdicts below, or stacked."""
+    """Print a table; where the console is too narrow, its cells are broken into lines."""
     if table.title:
         console.print(Text(visible(table.title)), style="bold", soft_wrap=True)
-    unlimited = console.options.update(width=10_000)
-    for verdict_separator in (" ", "\n"):
-        rich_table = _lay_side_by_side(table, verdict_separator)
+    rich_table = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    shown = [i for i, column in enumerate(table.columns) if not column.is_extra]
+    for column in (table.columns[i] for i in shown):
+        rich_table.add_column(
+            Text(visible(column.heading)),
+            justify="right" if column.is_number else "left",
+            max_width=column.max_width,
+            overflow="fold",
+        )
+    for row in table.rows:
+        cells = [_style_cell(row.cells[i]) for i in shown]
+        rich_table.add_row(*cells, style="dim" if row.is_secondary else "")
+    if not console.is_terminal:  # a file is as wide as it needs to be
+        unlimited = console.options.update(width=10_000)
         width = Measurement.get(console, unlimited, rich_table).maximum
-        if not console.is_terminal:  # a file is as wide as it needs to be
-            console.width = max(console.width, width)
-        if width <= console.width:
-            break
-    else:
-        rich_table = _stack(table)
+        console.width = max(console.width, width)
     console.print(rich_table)
-    if table.n_hidden:
-        n_all = table.n_hidden + len(table.rows)
-        console.print(f"{table.n_hidden:,} more rows; --rows 0 shows all {n_all:,}")
     for line in table.notes:
         console.print(Text(visible(line)))
     if table.legend:
         console.print(Text(visible(table.legend)), style="dim")
 
 
-def _lay_side_by_side(table: Table, verdict_separator: str) -> RichTable:
-    rich_table = _new_rich_table()
-    shown = [i for i, column in enumerate(table.columns) if column.on_console]
-    for column in (table.columns[i] for i in shown):
-        rich_table.add_column(
-            Text(visible(column.heading)),
-            justify="right" if column.is_number else "left",
-            no_wrap=column.max_width is None,
-            max_width=column.max_width,
-            overflow="fold",
-        )
-    for row in table.rows:
-        cells = [_style_cell(row.cells[i], verdict_separator) for i in shown]
-        rich_table.add_row(*cells, style="dim" if row.is_secondary else "")
-    return rich_table
-
-
-def _stack(table: Table) -> RichTable:
-    """One line for each cell: for a terminal that is narrower than the table."""
-    rich_table = _new_rich_table()
-    rich_table.add_column(Text(visible(table.columns[0].heading)), overflow="fold")
-    rich_table.add_column("", overflow="fold")
-    for row in table.rows:
-        rich_table.add_row(Text(visible(row.cells[0]), "dim" if row.is_secondary else "bold"))
-        for column, cell in zip(table.columns[1:], row.cells[1:], strict=True):
-            if column.on_console and str(cell) not in ("", EMPTY):
-                heading = Text(f"  {visible(column.heading)}", "dim")
-                rich_table.add_row(heading, _style_cell(cell, "\n"))
-        rich_table.add_section()
-    return rich_table
-
-
-def _new_rich_table() -> RichTable:
-    return RichTable(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
-
-
-def _style_cell(cell: Cell, verdict_separator: str) -> Text:
+def _style_cell(cell: Cell) -> Text:
     text = Text(visible(f"{cell.text} {cell.interval}".rstrip()))
     if cell.verdict:
         look = get_look(cell.verdict)
-        text.append(verdict_separator if text else "")
-        text.append(f"{look.sign} {visible(cell.verdict)}", look.console_style)
+        text.append(" " if text else "").append(
+            f"{look.sign} {visible(cell.verdict)}", look.console_style
+        )
         text.append(cell.correction, "yellow")
     if cell.detail:
         text.append(f"\n{visible(cell.detail)}" if text else visible(cell.detail), "dim")
@@ -250,7 +218,7 @@ def _write_markdown(table: Table) -> str:
 
 
 def _without_formula(value: Any) -> Any:
-    """Puts an apostrophe before text that a spreadsheet would compute; numbers stay numbers.
+    """Put an apostrophe before text that a spreadsheet would compute; numbers stay numbers.
 
     >>> _without_formula("=1+1"), _without_formula("-3.2"), _without_formula(-3.2)
     ("'=1+1", '-3.2', -3.2)
@@ -258,12 +226,3 @@ def _without_formula(value: Any) -> Any:
     is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
     is_number = is_formula and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value)
     return f"'{value}" if is_formula and not is_number else value
-
-
-def _finite(content: Any) -> Any:
-    """The same with None for numbers that are not finite: JSON has no word for them."""
-    if isinstance(content, Mapping):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not isfinite(content) else content

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from math import isnan
 from typing import TYPE_CHECKING
 
-from slimdown.config.schema import Engine, PaperMetric, Role, RunConfig
+from slimdown.config.schema import PaperMetric, Role, RunConfig
 from slimdown.report import formatting
 from slimdown.report.formatting import format_number, format_percent, format_points, pluralize
 
@@ -31,10 +31,6 @@ NOISE_LEGEND = (
     "Mean change over seeds in points with a 95 % interval for other questions and other seeds. "
     "More questions lower the question error, more seeds the training error."
 )
-NO_TARGET = (
-    "These runs measured no target task, so what was learned is unknown. To measure it, set a "
-    "benchmark's role, e.g. benchmark.gsm8k.role=target."
-)
 
 
 def describe_run(config: RunConfig) -> dict[str, str]:
@@ -43,19 +39,12 @@ def describe_run(config: RunConfig) -> dict[str, str]:
     if config.tuned is not None:
         about["tuned"] = config.tuned
     else:
-        sizes = {
-            name: f"{d.max_examples:,}" if d.max_examples else "all"
-            for name, d in config.dataset.items()
-        }
+        sizes = {name: d.max_examples or "all" for name, d in config.dataset.items()}
         about["rows"] = " + ".join(f"{n} rows of {name}" for name, n in sizes.items())
         method = [config.method.name.value]
         if config.method.is_lora:
             lora = config.lora
             method += [f"r {lora.r}", f"alpha {lora.lora_alpha}", *lora.target_modules]
-        elif config.method.size:
-            size = config.method.size.partition(".")[2]
-            method.append(f"{size} {getattr(config.method, size)}")
-        method += ["by Unsloth"] if config.train.engine is Engine.unsloth else []
         about["method"] = ", ".join(method)
     parts = [
         f"{name} ({b.num_fewshot}-shot" + (f", first {b.limit})" if b.limit else ")")
@@ -114,16 +103,14 @@ def summarize(findings: "Findings") -> list[str]:
         chosen = {n: b for n, b in findings.benchmarks.items() if b.verdict == verdict}
         changes = ", ".join(f"{name} ({_describe_change(b)})" for name, b in chosen.items())
         margins = " or ".join(f"{m:g}" for m in sorted({100 * b.margin for b in chosen.values()}))
-        ruled_out = f"; a change of {margins} points or more is ruled out"
-        ending = ruled_out if verdict == "retained" else ""
-        sentences += [f"{verdict.capitalize()}: {changes}{ending}."] if chosen else []
+        if verdict == "retained":
+            changes += f"; a change of {margins} points or more is ruled out"
+        sentences += [f"{verdict.capitalize()}: {changes}."] if chosen else []
     for name, benchmark in findings.benchmarks.items():
         if benchmark.verdict == "undecided":
             n, smallest = pluralize(benchmark.n, "question"), benchmark.minimum_detectable_change
             reason = f"{n} detect a change of {100 * smallest:.1f} points 80 % of the time"
             reason = f"{n} cannot show any change" if isnan(smallest) else reason
-            if benchmark.is_stopped:
-                reason = "the evaluation stopped before a verdict"
             if benchmark.n_to_decide:
                 reason += f"; about {benchmark.n_to_decide:,} would probably decide"
             sentences.append(f"Undecided: {name} ({_describe_change(benchmark)}); {reason}.")
@@ -144,13 +131,9 @@ def list_caveats(findings: "Findings") -> list[str]:
     for name, benchmark in benchmarks.items():
         if n_subjects := benchmark.primary.difference.n_subjects:
             sentences.append(f"{name} is about these {n_subjects} subjects alone.")
-    origins: dict[str, list[str]] = {}
-    for name, evaluation in (findings.base.benchmarks if findings.base else {}).items():
-        if evaluation.origin:
-            origins.setdefault(evaluation.origin, []).append(name)
-    for origin, names in origins.items():
-        which = "" if len(names) == len(benchmarks) else f" on {', '.join(names)}"
-        sentences.append(f"The base's answers{which} were measured before: {origin}.")
+    evaluations = findings.base.benchmarks.values() if findings.base else ()
+    for origin in dict.fromkeys(e.origin for e in evaluations if e.origin):
+        sentences.append(f"The base's answers were measured before: {origin}.")
     return sentences
 
 
@@ -183,7 +166,7 @@ def describe_training(training: "TrainingResult") -> Iterator[str]:
     share = f"{training.n_trainable:,} parameters trained ({training.trainable_percent:.2f} %)"
     yield f"Validation loss {losses} nats per token after {steps}; {share}."
     if training.n_truncated:
-        yield f"{pluralize(training.n_truncated, 'row')} were longer than train.max_length."
+        yield f"{pluralize(training.n_truncated, 'row')} were cut at train.max_length."
     if training.n_untrained:
         yield f"{pluralize(training.n_untrained, 'row')} had no token left to train on."
 
@@ -198,15 +181,19 @@ def describe_findings(findings: "Findings") -> list[str]:
 def shorten_findings(findings: "Findings") -> str:
     """Write the verdicts on one line, e.g. "gsm8k −3.1 forgotten, hellaswag +0.2 retained"."""
     changes = {
-        n: (b, format_points(b.primary.difference)[0]) for n, b in findings.benchmarks.items()
+        n: (format_points(b.primary.difference)[0], b) for n, b in findings.benchmarks.items()
     }
-    return ", ".join(f"{name} {points} {b.verdict}" for name, (b, points) in changes.items())
+    return ", ".join(f"{name} {points} {b.verdict}" for name, (points, b) in changes.items())
 
 
 def explain_table(findings: "Findings") -> str:
     """Write the legend of a table of findings."""
-    n, roles = len(findings.benchmarks), {b.role for b in findings.benchmarks.values()}
-    star = "; * target task" if Role.target in roles else ""
-    correction = f" Verdicts are corrected for {n} benchmarks (Holm), intervals are not."
+    star = (
+        "; * target task"
+        if any(b.role is Role.target for b in findings.benchmarks.values())
+        else ""
+    )
     legend = f"Change in points, tuned − base, [95 % interval]{star}."
+    n = len(findings.benchmarks)
+    correction = f" Verdicts are corrected for {n} benchmarks (Holm), intervals are not."
     return legend + (correction if n > 1 else "")

@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 from report_builders import judge_pairs, make_usual, written
 
 from slimdown.report import figures
-from slimdown.report.figures import write_png, write_svg
+from slimdown.report.figures import write_svg
 from slimdown.stats.estimates import Estimate
-from slimdown.training.result import StepLog
 
 
 def estimate(value: float, half: float = 0.02) -> Estimate:
@@ -24,9 +23,8 @@ def estimate(value: float, half: float = 0.02) -> Estimate:
 
 
 def make_row(name: str, target: float, retained: float) -> Any:
-    changes = {"maths": SimpleNamespace(change=estimate(retained))}
     both = {"target": estimate(target), "retained": estimate(retained)}
-    return SimpleNamespace(name=name, ids="0123", changes=changes, **both)
+    return SimpleNamespace(name=name, ids="0123", **both)
 
 
 ROWS = [
@@ -37,11 +35,9 @@ ROWS = [
 
 
 def draw_all() -> list[Figure]:
-    history = [StepLog(step, {"loss": 3 - step / 10}) for step in range(1, 11)]
     series = {"a": [(8, estimate(0.1)), (4, estimate(0.0)), (16, estimate(-0.2))]}
     return [
         figures.draw_changes(judge_pairs(make_usual())),
-        figures.draw_training(history, 3.0, 2.0),
         figures.draw_trade_offs(ROWS),
         figures.draw_by_setting("lora.r", series),
     ]
@@ -73,13 +69,12 @@ def test_an_svg_is_a_titled_image_in_the_pages_colors_with_ids_of_its_own() -> N
 
 def test_the_same_numbers_give_the_same_bytes() -> None:
     assert [*map(write_svg, draw_all())] == [*map(write_svg, draw_all())]
-    assert write_png(draw_all()[0]).startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def test_changes_are_named_with_verdict_and_questions() -> None:
     strange = {"a<b>&$x$": (written([1.0, 0.0]), written([0.0, 1.0]))}
     shown = read_texts(figures.draw_changes(judge_pairs(make_usual() | strange)))
-    assert {"maths", "skill", "forgotten", "improved", "n = 80", "a<b>&$x$"} <= set(shown)
+    assert {"maths", "skill", "forgotten", "improved", "a<b>&$x$"} <= set(shown)
 
 
 @pytest.mark.parametrize(
@@ -90,22 +85,12 @@ def test_few_or_equal_answers_can_be_drawn(scores: tuple[list[float], list[float
     assert "nan" not in write_svg(figures.draw_changes(judge_pairs({"only": pair}))).lower()
 
 
-def test_a_training_curve_holds_the_validation_losses() -> None:
-    history = [StepLog(1, {"loss": 2.5}), StepLog(2, {"loss": nan}), StepLog(3, {"runtime": 1.0})]
-    shown = read_texts(figures.draw_training(history, 2.5, 1.25))
-    assert "validation loss: 2.500 before, 1.250 after" in shown
-    assert write_svg(figures.draw_training([], nan, nan))
-
-
-def test_the_front_is_what_nothing_beats_and_a_point_names_its_run() -> None:
+def test_the_front_is_what_nothing_beats() -> None:
     figure = figures.draw_trade_offs([*ROWS, make_row("unknown", nan, -0.1)])
     front: Any = figure.axes[0].lines[0]
     assert list(front.get_xdata()) == [1.0, 5.0]
     assert list(front.get_ydata()) == [10.0, 30.0]
-    root = ElementTree.fromstring(write_svg(figure))
-    titles = [title.text for title in root.iter("{http://www.w3.org/2000/svg}title")]
-    assert titles[1] == "1  r=4 (0123)\nmaths −1.0"
-    assert len(titles) == 4
+    assert "1  r=4 (0123)" in read_texts(figure)
     assert write_svg(figures.draw_trade_offs([]))
 
 
@@ -126,12 +111,6 @@ def test_the_axis_of_a_setting_suits_its_values(
     figure = figures.draw_by_setting("lora.r", series)
     assert figure.axes[0].get_xscale() == scale
     assert set(ticks) <= set(read_texts(figure))
-
-
-def test_no_change_is_drawn_beyond_100_points() -> None:
-    wide = {"a": [(2, Estimate(-0.6, 1.0, -3.3, 2.0)), (4, estimate(0.5))]}
-    low, high = figures.draw_by_setting("lora.r", wide).axes[0].get_ylim()
-    assert -106 <= low < high <= 106
 
 
 def test_a_wrong_backend_in_the_environment_does_not_matter() -> None:

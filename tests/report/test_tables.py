@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-from dataclasses import replace
 from html import unescape
 from io import StringIO
 from math import inf, nan
@@ -19,7 +18,7 @@ from slimdown.report.findings_report import (
     findings_table,
     pairs_table,
 )
-from slimdown.report.record_tables import JobRow, sizes_table, sweep_table
+from slimdown.report.record_tables import sizes_table, sweep_table
 from slimdown.report.tables import FORMATS, Cell, Column, Row, Table, print_table, write_table
 from slimdown.stats.budgets import check_budgets
 
@@ -42,7 +41,6 @@ TABLE = Table(
                     {"change": -0.03},
                 ),
             ),
-            tooltip="seed 1",
         ),
         Row(
             (Cell("two", values={"name": "two"}), Cell("–", values={"change": nan, "high": inf})),
@@ -87,9 +85,8 @@ def test_programs_get_every_name_and_nothing_for_unknown_values() -> None:
     assert TABLE.records[1] == {"name": "two", "n": None, "change": None, "high": None}
 
 
-def test_html_has_a_sort_key_a_tooltip_and_a_sign_beside_the_color() -> None:
+def test_html_has_a_sort_key_and_a_sign_beside_the_color() -> None:
     html = write_table(TABLE, "html")
-    assert '<tr title="seed 1">' in html
     assert 'data-order="-0.03"' in html
     assert (
         '<span class="badge forgotten"><span aria-hidden="true">↓</span> forgotten</span>' in html
@@ -121,14 +118,10 @@ def test_a_file_is_as_wide_as_its_table() -> None:
     assert write_table(wide, "table").splitlines()[3].split() == ["12345678"] * 40
 
 
-def test_hidden_rows_are_counted() -> None:
-    assert "1 more rows; --rows 0 shows all 3" in print_lines(replace(TABLE, n_hidden=1), 80)
-
-
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_is_shown_and_never_obeyed(name: str) -> None:
     cells = (Cell(name, name, name, name, values={"name": name}), Cell())
-    table = Table(name, (Column(name), Column("x")), (Row(cells, tooltip=name),), name, (name,))
+    table = Table(name, (Column(name), Column("x")), (Row(cells),), name, (name,))
     texts = {format: write_table(table, format) for format in FORMATS}
     for format in ("table", "markdown", "html"):
         assert not re.search("[\x00\x1b\r\x9b\u202e]", texts[format])
@@ -159,13 +152,6 @@ def test_findings_are_records_of_shares(findings: Findings) -> None:
     assert all(
         -1 <= r[key] <= 1 for r in records for key in ("change_low", "change", "change_high")
     )
-    content = json.loads(write_table(findings_table(findings), "json"))
-    assert content["mean_target_change"]["value"] == 0.75
-
-
-def test_a_cause_is_named_only_where_a_loss_is_shown(findings: Findings) -> None:
-    for record in findings_table(findings).records:
-        assert record["main_cause"] is None or record["verdict"] == "forgotten"
 
 
 def test_a_stopped_evaluation_says_of_how_many() -> None:
@@ -212,8 +198,8 @@ def test_a_pair_is_one_row_for_each_benchmark(
 def test_budgets_and_jobs_are_tables(findings: Findings) -> None:
     records = budgets_table(check_budgets(findings, {"maths": 0.02})).records
     assert (records[0]["budget"], records[0]["outcome"]) == (0.02, "beyond")
-    jobs = [JobRow(1, "lora.r=4", "finished", "0123456789abcdef", "gsm8k −3.1 forgotten")]
-    shown = write_table(sweep_table([*jobs, JobRow(2, "lora.r=8", "failed")]), "table")
+    jobs = [{"state": "finished", "run_id": "0123456789abcdef"}, {"state": "failed", "run_id": ""}]
+    shown = write_table(sweep_table(jobs), "table")
     assert "2 jobs: 1 finished, 1 failed." in shown
     assert "01234567 " in shown
     sizes = write_table(
