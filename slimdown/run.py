@@ -29,7 +29,18 @@ def main(arguments: list[str]) -> int:
         The exit code: 0, 1 after an error, which is written to stderr, or 130 after a signal.
     """
     set_up_process()
-    return run_command(partial(_start, arguments), "This run cannot go on:", 1)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    is_free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if is_free:
+        signal.signal(signal.SIGTERM, interrupt)  # ends a run as Ctrl-C does: KILLED
+    try:
+        return run_command(partial(_start, arguments), "This run cannot go on:", 1)
+    finally:
+        if is_free:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _start(arguments: list[str]) -> int:
@@ -94,12 +105,6 @@ def set_up_process() -> None:
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
     ):
         os.environ.setdefault(name, value)
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, interrupt)  # ends a run as Ctrl-C does: KILLED
 
 
 if __name__ == "__main__":

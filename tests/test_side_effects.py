@@ -34,7 +34,7 @@ def find_patches(folder):
     patches = []
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) or ""
-        if name == "__main__" or file.startswith(folder):
+        if name in ("__main__", "__mp_main__") or file.startswith(folder):
             continue
         for key, value in list(vars(module).items()):
             if is_foreign(value):
@@ -76,14 +76,11 @@ import slimdown
 slimdown.measure, slimdown.judge, slimdown.read_lm_eval, slimdown.ForgettingCallback
 """
 WHOLE_RUN = """
-import sys
 from slimdown.run import main
-sys.argv[1:] = ["dataset.pocket_instructions.max_examples=32", "train.max_steps=2"] + [
-    f"benchmark.pocket_{name}.limit=4" for name in ("instructions", "math", "commonsense", "cs")]
-try:
-    main()
-except SystemExit as error:
-    assert not error.code, error.code
+arguments = ["dataset.pocket_instructions.max_examples=32", "train.max_steps=2"]
+arguments += [f"benchmark.pocket_{name}.limit=4"
+              for name in ("instructions", "math", "commonsense", "cs")]
+assert main(arguments) == 0
 """
 IMPORTS = """
 import contextlib, importlib, json
