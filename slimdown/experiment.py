@@ -37,15 +37,15 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
             base is measured.
     """
     with open_run(config, info) as run:
-        with console.status("reading the benchmarks"):
+        with console.progress_bar("reading the benchmarks"):
             tasks = load_tasks(config.benchmark, config.evaluation.include_path)
-        with console.status(f"loading {config.model.id}"):
+        with console.progress_bar(f"loading {config.model.id}"):
             base = load_base_model(config.model, config.quantization)
         run.log_model(base)
 
         external = open_tuned_model(config, base) if config.tuned else None
         if external is None:
-            with console.status("preparing the rows"):
+            with console.progress_bar("preparing the rows"):
                 train_data = load_training_data(config.dataset, base.tokenizer, config.seed)
                 questions = {name: task.questions() for name, task in tasks.items()}
                 contamination = find_contamination(train_data, questions)
@@ -63,7 +63,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
 
         training = None
         if external:
-            with console.status(f"loading {config.tuned}"):
+            with console.progress_bar(f"loading {config.tuned}"):
                 tuned = external.load()
         else:
             with console.progress_bar("training") as on_progress:

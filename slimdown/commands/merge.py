@@ -81,7 +81,7 @@ def _merge(options: argparse.Namespace) -> int:
             trained = download_tuned(tracking, run, Path(scratch))
             draft = Path(scratch, "merged")
             draft.mkdir()
-            with console.status(f"merging into {model.id}"):
+            with console.progress_bar(f"merging into {model.id}"):
                 base = load_base_model(model, quantization)
                 if method.trains_weights:
                     shutil.copytree(trained, draft, dirs_exist_ok=True)

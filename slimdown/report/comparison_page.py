@@ -112,16 +112,15 @@ def search_table(
     for row, outcome in zip(table.rows, ordered, strict=True):
         excess = [f"{n} {100 * share:.1f}" for n, share in outcome.excess.items() if share > 0]
         verdict = f"beyond by {', '.join(excess)}" if excess else "within"
-        values = {"is_within_budget": outcome.is_within}
-        cell = Cell(verdict, sort_key=outcome.order[0], values=values)
+        cell = Cell(verdict, values={"is_within_budget": outcome.is_within})
         rows.append(replace(row, cells=(*row.cells, cell)))
     n_within = sum(outcome.is_within for outcome in ordered)
     summary = (
         f"{n_within} of {len(ordered)} finished trials are within the budget as measured; the best "
         f"stands first. {n_pruned} trials were pruned and have no row."
     )
-    columns = (*table.columns, Column("budget", max_width=30, is_filter=True))
-    return replace(table, columns=columns, rows=tuple(rows), notes=(summary, *table.notes))
+    columns, notes = (*table.columns, Column("budget", max_width=30)), (summary, *table.notes)
+    return replace(table, columns=columns, rows=tuple(rows), notes=notes)
 
 
 def noise_table(noise_by_run: "Mapping[str, Mapping[str, SeedNoise]]") -> Table:

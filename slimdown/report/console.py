@@ -5,7 +5,7 @@ In a terminal progress is a bar. In a log it is a plain line every 30 seconds.
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import IO, Any, cast
@@ -96,26 +96,11 @@ def show_plan(config: RunConfig, name: str) -> None:
 
 
 @contextmanager
-def status(label: str) -> Iterator[Callable[[str], None]]:
-    """Show that something runs that cannot say how far it is.
-
-    Args:
-        label: What runs.
-
-    Yields:
-        A function that takes another label.
-    """
-    with progress_bar(label, in_log=False) as on_progress:
-        yield lambda new_label: on_progress(0, 0, new_label)
-
-
-@contextmanager
-def progress_bar(label: str, in_log: bool = True) -> Iterator[OnProgress]:
+def progress_bar(label: str) -> Iterator[OnProgress]:
     """Show how far something is: a bar in a terminal, a line every 30 seconds in a log.
 
     Args:
         label: What runs.
-        in_log: Write a line to a log when it begins and ends, too.
 
     Yields:
         A function of the number done, the total, and a short text such as the loss.
@@ -128,7 +113,9 @@ def progress_bar(label: str, in_log: bool = True) -> Iterator[OnProgress]:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("elapsed,"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             TextColumn("{task.fields[detail]}", markup=False),
         )
         with Progress(*columns, console=console, transient=True) as progress:
@@ -158,11 +145,9 @@ def progress_bar(label: str, in_log: bool = True) -> Iterator[OnProgress]:
             parts.append(f"about {format_duration(seconds_each * (total - done))} left")
         show_line(f"{label}: {', '.join(parts)}")
 
-    if in_log:
-        show_line(f"{label} ...")
+    show_line(f"{label} ...")
     yield write_line
-    if in_log:
-        show_line(f"{label}: done in {format_duration(monotonic() - began)}")
+    show_line(f"{label}: done in {format_duration(monotonic() - began)}")
 
 
 def show_findings(findings: Any) -> None:

@@ -93,17 +93,14 @@ def draw_trade_offs(rows: "Sequence[Configuration]") -> Figure:
     front = sorted(point for point in better if not better[point])
     if front:
         axes.plot(*zip(*front, strict=True), color=_COLORS[0], linestyle="--", zorder=1)
-    for row, point in zip(shown, at, strict=True):
+    for number, (row, point) in enumerate(zip(shown, at, strict=True), 1):
         color, fill = ((_COLORS[0],) * 2) if point in front else (_COLORS[5], "none")
         right, up = _measure_arms([row.retained])[::-1], _measure_arms([row.target])
         axes.errorbar(*point, up, right, fmt="none", ecolor=(color, 0.4), elinewidth=1)
         axes.plot(*point, color=color, marker="o", markersize=7, markerfacecolor=fill)
-    for point in better:
-        numbers = ", ".join(str(i) for i, q in enumerate(at, 1) if q == point)
-        axes.annotate(numbers, point, (5, 5), textcoords="offset points")
+        axes.annotate(str(number), point, (5, 5), textcoords="offset points")
     axes.axhline(0, color=INK, linewidth=0.6, alpha=0.5)
     axes.axvline(0, color=INK, linewidth=0.6, alpha=0.5)
-    axes.margins(0.08)
     axes.set_xlabel("forgotten: mean fall of the retained benchmarks, points (95 % interval)")
     axes.set_ylabel("learned: mean rise of the targets, points")
     blue = Line2D([], [], color=_COLORS[0], marker="o", ls="--", label="nothing is better in both")

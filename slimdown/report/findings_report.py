@@ -135,8 +135,7 @@ def _make_rows(findings: "Findings", first: str, second: str) -> Iterator[Row]:
             values: dict[str, Any] = {"change": d.value, "change_stderr": d.standard_error}
             values |= {"change_low": d.low, "change_high": d.high}
             values |= {k: change.counts and getattr(change.counts, k) for k in ("lost", "gained")}
-            is_stopped = is_primary and benchmark.is_stopped
-            stopped = f"after {count}" if is_stopped else ""
+            stopped = f"after {count}" if is_primary and benchmark.is_stopped else ""
             cells = (
                 Cell(marked if is_primary else f"  {short}", values=identity),
                 Cell(short, values={"metric": metric}),

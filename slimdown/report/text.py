@@ -141,8 +141,8 @@ def describe_lost_answers(findings: "Findings") -> Iterator[str]:
     """Describe lost answers, one sentence for each benchmark whose loss is shown."""
     for name, losses in findings.lost_answers.items():
         if losses.is_loss_shown and losses.n_lost:
-            causes = [(c.name, c.share) for c in losses.causes if c.count]
-            shares = [f"{100 * share:.0f} % {CAUSES[cause][0]}" for cause, share in causes]
+            causes = [c for c in losses.causes if c.count]
+            shares = [f"{100 * cause.share:.0f} % {CAUSES[cause.name][0]}" for cause in causes]
             n_lost = pluralize(losses.n_lost, "answer")
             yield f"Of {n_lost} lost in {name}: {', '.join(shares) or 'causes unknown'}."
             if losses.choices and losses.choices.collapsed:
@@ -188,12 +188,8 @@ def shorten_findings(findings: "Findings") -> str:
 
 def explain_table(findings: "Findings") -> str:
     """Write the legend of a table of findings."""
-    star = (
-        "; * target task"
-        if any(b.role is Role.target for b in findings.benchmarks.values())
-        else ""
-    )
-    legend = f"Change in points, tuned − base, [95 % interval]{star}."
-    n = len(findings.benchmarks)
+    n, roles = len(findings.benchmarks), [b.role for b in findings.benchmarks.values()]
+    legend = "Change in points, tuned − base, [95 % interval]"
+    legend += "; * target task." if Role.target in roles else "."
     correction = f" Verdicts are corrected for {n} benchmarks (Holm), intervals are not."
     return legend + (correction if n > 1 else "")

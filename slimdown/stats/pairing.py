@@ -99,6 +99,5 @@ def _describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) ->
             for task, size in sizes.items()
         }
         weights = np.array([per_question[sample.task] for sample in part.samples])
-    n_subjects = len(set(part.subjects or ()))
-    n_available = part.n_available or len(whole.samples)
-    return Sampling(weights, part.looks, n_available if part.looks else None, n_subjects)
+    n_available = (part.n_available or len(whole.samples)) if part.looks else None
+    return Sampling(weights, part.looks, n_available, len(set(part.subjects or ())))

@@ -112,8 +112,8 @@ def n_to_decide(difference: Difference, margin: float, alpha: float = ALPHA) -> 
         most *= 2
         if most > _MOST:
             return None
-    few = range(most // 2, most)
-    return max(d.n + 1, few.start + bisect_left(few, POWER, lo=1, key=power))
+    fewest = bisect_left(range(most), POWER, lo=most // 2 + 1, key=power)
+    return max(d.n + 1, fewest)
 
 
 def _null_spread(d: Difference, threshold: float) -> float:

@@ -252,8 +252,7 @@ def _describe_correction(
             "verdict and interval hold."
         )
     claims = [key for key in corrected if cells[key].verdict is not Verdict.undecided]
-    n_lost = sum(corrected[key] is Verdict.undecided for key in claims)
-    if n_lost:
+    if n_lost := sum(corrected[key] is Verdict.undecided for key in claims):
         yield (
             f"† {n_lost:,} of {len(claims):,} verdicts become undecided when corrected for all "
             f"{len(corrected):,} in this table (Holm)."

@@ -182,7 +182,7 @@ class SlimdownSweeper(Sweeper):
         if shared:
             task = partial(measure_base_job, self.info.folder)
             try:
-                with console.status(f"measuring {len(shared)} base model(s)"):
+                with console.progress_bar(f"measuring {len(shared)} base model(s)"):
                     self._start(task, [self.jobs[number].overrides for number in shared])
             except Exception as error:
                 raise self._explain_launcher(error) from error

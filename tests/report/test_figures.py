@@ -8,10 +8,9 @@ from math import nan
 from types import SimpleNamespace
 from typing import Any
 
-import matplotlib
 import pytest
 from matplotlib.figure import Figure
-from report_builders import judge_pairs, make_usual, written
+from report_builders import judge_pairs, make_usual
 
 from slimdown.report import figures
 from slimdown.report.figures import write_svg
@@ -44,19 +43,16 @@ def draw_all() -> list[Figure]:
 
 
 def read_texts(figure: Figure) -> list[str]:
-    root = ElementTree.fromstring(write_svg(figure))
-    return [
-        "".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")
-    ]
+    elements = ElementTree.fromstring(write_svg(figure)).iter("{http://www.w3.org/2000/svg}text")
+    return ["".join(element.itertext()) for element in elements]
 
 
 def test_an_svg_is_a_titled_image_in_the_pages_colors_with_ids_of_its_own() -> None:
-    before, ids = dict(matplotlib.rcParams), []
+    ids: list[str] = []
     for figure in draw_all():
         svg = write_svg(figure)
         root = ElementTree.fromstring(svg)
-        assert root.get("role") == "img"
-        assert root[0].tag.endswith("title")
+        assert (root.get("role"), root[0].tag[-5:]) == ("img", "title")
         assert figures.INK not in svg
         assert "currentColor" in svg
         assert "<style" not in svg  # a rule inside one image would hold for the whole page
@@ -64,25 +60,6 @@ def test_an_svg_is_a_titled_image_in_the_pages_colors_with_ids_of_its_own() -> N
         assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg)) == set(own)
         ids += own
     assert len(ids) == len(set(ids)) > 0
-    assert dict(matplotlib.rcParams) == before
-
-
-def test_the_same_numbers_give_the_same_bytes() -> None:
-    assert [*map(write_svg, draw_all())] == [*map(write_svg, draw_all())]
-
-
-def test_changes_are_named_with_verdict_and_questions() -> None:
-    strange = {"a<b>&$x$": (written([1.0, 0.0]), written([0.0, 1.0]))}
-    shown = read_texts(figures.draw_changes(judge_pairs(make_usual() | strange)))
-    assert {"maths", "skill", "forgotten", "improved", "a<b>&$x$"} <= set(shown)
-
-
-@pytest.mark.parametrize(
-    "scores", [([1.0], [0.0]), ([1.0] * 5, [1.0] * 5), ([0.5, 0.2], [0.25, 0.2])]
-)
-def test_few_or_equal_answers_can_be_drawn(scores: tuple[list[float], list[float]]) -> None:
-    pair = (written(scores[0]), written(scores[1]))
-    assert "nan" not in write_svg(figures.draw_changes(judge_pairs({"only": pair}))).lower()
 
 
 def test_the_front_is_what_nothing_beats() -> None:
@@ -98,10 +75,8 @@ def test_the_front_is_what_nothing_beats() -> None:
     ("values", "scale", "ticks"),
     [
         ([4, 8, 16, 32], "log", ["4", "8", "16", "32"]),
-        ([1e-5, 1e-4, 1e-3], "log", ["1e-05", "0.0001", "0.001"]),
         ([0, 1, 2], "linear", ["0", "1", "2"]),
         (["q_proj", "all-linear", 3], "linear", ["q_proj", "all-linear", "3"]),
-        ([True, False], "linear", ["True", "False"]),
     ],
 )
 def test_the_axis_of_a_setting_suits_its_values(

@@ -4,12 +4,11 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
-from math import inf, nan
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from report_builders import TRAINING, Pair, chosen, judge_pairs, make_usual, stop, written
+from report_builders import Pair, chosen, judge_pairs, make_usual, stop, written
 
 from slimdown.config.schema import RunConfig
 from slimdown.report.run_page import render_page, render_run_files
@@ -89,13 +88,6 @@ def test_lost_and_gained_answers_stand_side_by_side(usual: Reader) -> None:
     assert "(nothing)" in usual.text  # an empty answer
 
 
-def test_causes_stand_only_where_a_loss_is_shown() -> None:
-    spread = (written([1.0] * 30), written([0.0] + [1.0] * 29))
-    text = read_page({"calm": spread}).text
-    assert "1 were lost" in text
-    assert "Lost: " not in text
-
-
 def test_the_page_loads_nothing(usual: Reader) -> None:
     assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in usual.tags}
     for tag, attributes in usual.tags:
@@ -117,15 +109,6 @@ def test_a_models_markup_is_shown_and_not_run() -> None:
     assert "a<b>&'c'" in page.text
 
 
-def test_a_long_text_is_cut_and_says_so() -> None:
-    long = "word " * 1000 + "END"
-    base, tuned = written([1.0] * 8, ["four"] * 8, long), written([0.0] * 8, [long] * 8, long)
-    text = read_page({"a": (base, tuned)}).text
-    assert f"{len(long) - 1200:,} more characters are in samples/" in text
-    assert f"{len(long) - 1200:,} characters before this are in samples/" in text
-    assert text.count("word END") == 1  # the end of the prompt stays, the end of the answer goes
-
-
 def test_control_characters_of_an_answer_are_visible() -> None:
     base, tuned = written([1.0] * 8, ["four"] * 8), written([0.0] * 8, ["\n  x\x00y\x1b\ud800"] * 8)
     html = render_page(judge_pairs({"a": (base, tuned)}), "a run")
@@ -138,11 +121,8 @@ def test_control_characters_of_an_answer_are_visible() -> None:
     [
         (written([1.0] * 6), written([1.0] * 6)),
         (written([0.0] * 6), written([0.0] * 6)),
-        (written([1.0] * 6), written([0.0] * 6)),
         (written([1.0]), written([0.0])),
         (written([0.5, 0.25, 0.75]), written([0.25, 0.25, 0.5])),
-        (written([1.0, 0.0, 0.0, 0.0], chance=0.25), written([0.0, 0.0, 0.0, 1.0], chance=0.25)),
-        (chosen([1, 2, 3, 0]), chosen([1, 2, 3, 0])),
         (chosen([0, 1, 2, 3] * 9, 3), chosen([0, 1, 2, 2] * 9, 3)),
         (stop(written([1.0] * 900), 45), stop(written([0.0] * 900), 45)),
     ],
@@ -159,11 +139,3 @@ def test_the_page_says_whose_base_it_is_and_which_subjects() -> None:
     assert f"The base's answers were measured before: {origin}." in text
     assert "colors is about these 3 subjects alone." in text
     assert "colors by subject" in text
-
-
-def test_a_run_whose_training_diverged_has_a_page() -> None:
-    diverged = replace(TRAINING, validation_loss_after=nan, train_loss=inf, history=())
-    findings = judge_pairs(make_usual(), replace(diverged, tokens_per_second=nan))
-    text = Reader(render_page(findings, "a run")).text
-    assert "2.500 → undefined" in text
-    assert not re.search(r"\b(nan|inf)\b", text)
