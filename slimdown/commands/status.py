@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
 
 
 def _list_runs(options: argparse.Namespace) -> int:
-    from slimdown.report.record_tables import RunStatus, status_table
+    from slimdown.report.record_tables import runs_table
     from slimdown.report.tables import write_table
     from slimdown.tracking.metric_names import Tag
     from slimdown.tracking.resume import is_abandoned
@@ -39,7 +39,9 @@ def _list_runs(options: argparse.Namespace) -> int:
             state = "died"
         texts = [run.tags.get(tag, "") for tag in (Tag.error, Tag.pruned, Tag.headline)]
         text = next(filter(None, texts), "")
-        rows.append(RunStatus(run.run_id, run.name, run.experiment, state, run.started, text))
-    rows.sort(key=lambda row: row.status not in ("running", "died"))
-    table = status_table(rows)
+        row = {"run_id": run.run_id, "name": run.name, "experiment": run.experiment}
+        row |= {"status": state, "started": f"{run.started.astimezone():%Y-%m-%d %H:%M}"}
+        rows.append(row | {"text": text})
+    rows.sort(key=lambda row: row["status"] not in ("running", "died"))
+    table = runs_table(rows)
     return put_table(table, options, lambda: write_table(table, "html"))

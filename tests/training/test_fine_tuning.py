@@ -189,7 +189,7 @@ def prepare_tiny(model: Any, composed: Composed) -> PreparedTraining:
 
 
 def test_a_mask_that_is_more_than_causal_keeps_its_padding(composed: Composed) -> None:
-    model = build_tiny_model("doge", keep_window_size=4, output_router_logits=False)
+    model = build_tiny_model("doge", keep_window_size=4, router_aux_loss_coef=0.0)
     for layer in model.model.layers:  # what decides which keys its dynamic mask drops
         torch.nn.init.normal_(layer.self_attn.A, std=2.0)
     prepared = prepare_tiny(model, composed)
