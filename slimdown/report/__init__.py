@@ -1,1 +1,1 @@
-"""What people read: the console, tables in five formats, pages, figures and model cards."""
+"""Show findings to people: the console, tables in five formats, pages, figures and model cards."""

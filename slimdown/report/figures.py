@@ -184,7 +184,7 @@ def _new_figure(height: float, title: str) -> tuple[Figure, Axes]:
 
 
 def _measure_arms(estimates: "Sequence[Estimate]") -> list[list[float]]:
-    """How far error bars reach below and above in points; 0 where the interval is undefined."""
+    """Measure error bars below and above in points; 0 where the interval is undefined."""
     below = [100 * (e.value - max(e.low, -1.0)) for e in estimates]
     above = [100 * (min(e.high, 1.0) - e.value) for e in estimates]
     return [[max(0.0, a) if isfinite(a) else 0.0 for a in arms] for arms in (below, above)]

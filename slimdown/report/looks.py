@@ -1,4 +1,4 @@
-"""How a verdict looks. Color only repeats what the sign and the word say."""
+"""Signs and colors of verdicts. Color only repeats what the sign and the word say."""
 
 from dataclasses import dataclass
 
@@ -24,5 +24,5 @@ LOOKS = {
 
 
 def get_look(verdict: str) -> Look:
-    """The look of a verdict; that of undecided where seeds disagree ("retained 2, forgotten 1")."""
+    """Return the look of a verdict; that of undecided where seeds disagree ("retained 2, forgotten 1")."""
     return LOOKS.get(verdict, LOOKS["undecided"])

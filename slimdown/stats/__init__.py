@@ -1,6 +1,6 @@
-"""Answers before and after -> verdicts with intervals. No torch, no MLflow, no files.
+"""Judge answers before and after, with verdicts and intervals. No torch, no MLflow, no files.
 
-Doors: `findings.judge`, `budgets.check_budgets`, `run_comparison.compare_runs`. Every number here
+Entry points: `findings.judge`, `budgets.check_budgets`, `run_comparison.compare_runs`. Every number here
 has a simulation in docs/studies/statistics.md: if you change a test, run `python -m
 bench.statistics` again.
 """

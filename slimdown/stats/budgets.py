@@ -1,4 +1,4 @@
-"""What a fine-tuning may lose, and whether it is shown to have kept to that."""
+"""Check each loss against its budget: is it shown to be within, or beyond?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from slimdown.utils.errors import ConfigError
 
 
 class Outcome(IntEnum):
-    """What is shown, as the exit code that says it."""
+    """The result of a budget check, as an exit code."""
 
     within = 0
     beyond = 1

@@ -31,7 +31,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the questions of a benchmark were drawn, and when the answers to them were looked at."""
+    """The sampling of a benchmark's questions, and the looks at their answers."""
 
     # [n], with a mean of 1 over all questions; None: all alike
     weights: Floats | None = field(default=None, repr=False, compare=False)
@@ -65,7 +65,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """How the scores of the same questions differ between two models: tuned - base, shares of 1."""
+    """The difference between two models on the same questions: tuned - base, shares of 1."""
 
     p_value: float  # that there is no change
     mcnemar_p_value: float  # the exact test of 0/1 scores, beside it; else, and after looks, nan
@@ -76,7 +76,7 @@ class Difference(Estimate):
 
     @property
     def n_subjects(self) -> int:
-        """How many subjects the questions come from; 0 where they are of one kind."""
+        """The number of subjects of the questions; 0 where they are of one kind."""
         return self.sampling.n_subjects
 
     @cached_property
@@ -90,22 +90,22 @@ class Difference(Estimate):
         return _standard_deviation(to_weighted(self.changes, self.sampling), self.is_binary)
 
     def p_value_above(self, threshold: float) -> float:
-        """How likely data like these are if the true change is `threshold` or less; one-sided."""
+        """Compute the p-value of a true change of `threshold` or less; one-sided."""
         return float(self.test.p_values_above(np.array([threshold]))[0])
 
     def p_value_below(self, threshold: float) -> float:
-        """How likely data like these are if the true change is `threshold` or more; one-sided."""
+        """Compute the p-value of a true change of `threshold` or more; one-sided."""
         return float(self.test.p_values_below(np.array([threshold]))[0])
 
     def equivalence_p_value(self, margin: float) -> float:
-        """How likely data like these are if the true change is `margin` or more, either way.
+        """Compute the p-value of a true change of `margin` or more, either way.
 
         Two one-sided tests (Schuirmann 1987).
         """
         return max(self.p_value_above(-margin), self.p_value_below(margin))
 
     def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
-        """Between which true changes none is ruled out; `low` and `high` are those at 5 %.
+        """Return the interval of changes that are not ruled out; `low` and `high` are at 5 %.
 
         `retained` and a kept budget are one-sided at 5 %: theirs is the interval at 10 %.
         """

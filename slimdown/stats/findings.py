@@ -34,7 +34,7 @@ from slimdown.utils.errors import DataError
 
 
 class Verdict(StrEnum):
-    """What a benchmark shows. A change that is merely not shown is never called retained."""
+    """The verdict on a benchmark. A change that is merely not shown is never called retained."""
 
     retained = "retained"  # shown to have changed by less than the margin, either way
     forgotten = "forgotten"  # shown to have fallen, and not shown to be within the margin
@@ -65,7 +65,7 @@ class MetricChange:
 
 @dataclass(frozen=True)
 class BenchmarkChange:
-    """What one benchmark says of the fine-tuning."""
+    """The change on one benchmark, with its tests and its verdict."""
 
     role: Role
     metric: str  # the primary one
@@ -103,7 +103,7 @@ class BenchmarkChange:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a fine-tuning taught and what it made the model forget."""
+    """The changes on all benchmarks: what the model learned and what it forgot."""
 
     benchmarks: dict[str, BenchmarkChange]
     lost_answers: dict[str, LossBreakdown]  # by benchmark
@@ -154,7 +154,7 @@ def judge(
     likewise.
 
     Args:
-        base, tuned: the same questions, asked of both models; either may have stopped early.
+        base, tuned: The same questions, asked of both models; either may have stopped early.
         training: how the tuned model came about, where that was seen.
         costs: seconds and bytes by name, of the run as a whole.
         n_reports: how many such findings are read together; p-values are corrected for all their

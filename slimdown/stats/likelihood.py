@@ -96,15 +96,15 @@ class EmpiricalLikelihoodTest:
     plan: tuple[int, ...] = ()  # questions at all looks, past and to come; empty: one look
 
     def p_values_above(self, thresholds: Floats) -> Floats:
-        """How likely such numbers are if their mean is a threshold or less; one-sided."""
+        """Compute p-values of the claim that the mean is a threshold or less; one-sided."""
         return self.p_values_of(self.values - thresholds[:, None], self.lowest - thresholds)
 
     def p_values_below(self, thresholds: Floats) -> Floats:
-        """How likely such numbers are if their mean is a threshold or more; one-sided."""
+        """Compute p-values of the claim that the mean is a threshold or more; one-sided."""
         return self.p_values_of(thresholds[:, None] - self.values, thresholds - self.highest)
 
     def interval(self, lowest: float, highest: float, alpha: float = ALPHA) -> tuple[float, float]:
-        """Between which means none is ruled out, half of alpha at each end.
+        """Return the interval of means that are not ruled out, half of alpha at each end.
 
         From either end of what can be, the first mean that is not ruled out; where looks contradict
         each other the two may cross, and are then put in order.
@@ -116,7 +116,7 @@ class EmpiricalLikelihoodTest:
     def find_end(
         self, p_values: Callable[[Floats], Floats], start: float, end: float, alpha: float
     ) -> float:
-        """The last threshold from start towards end that is ruled out; start where none is."""
+        """Find the last threshold from start towards end that is ruled out; start where none is."""
         # an odd number, so that the middle, no change, is one of them
         n_points = max(1, min(15, _MOST_NUMBERS // self.counts.size)) // 2 * 2 + 1
         for _ in range(ceil(_BITS / log2(n_points + 1))):
@@ -127,7 +127,7 @@ class EmpiricalLikelihoodTest:
         return float(start)
 
     def p_values_of(self, excess: Floats, least: Floats) -> Floats:
-        """How likely other numbers are if their mean is 0 or less; one-sided, one for each row.
+        """Compute p-values of the claim that the mean of other numbers is 0 or less, by row.
 
         Args:
             excess: [rows, k], the numbers in place of `values`.

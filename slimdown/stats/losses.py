@@ -46,7 +46,7 @@ class Cause:
 
 @dataclass(frozen=True)
 class ChoiceShift:
-    """How often one position of a multiple-choice benchmark is taken."""
+    """The share of answers that take one position of a multiple-choice benchmark."""
 
     position: int  # the one that the tuned model takes most often, from 0
     share_before: float  # of all questions, how many take this position
@@ -57,7 +57,7 @@ class ChoiceShift:
 
 @dataclass(frozen=True)
 class LossBreakdown:
-    """What became of the answers of one benchmark that were right before."""
+    """The lost answers of one benchmark by cause."""
 
     n_lost: int  # on any metric
     n_right: int  # before, on any metric
@@ -136,7 +136,7 @@ def _lead(sample: Sample, metric: str) -> float:
 
 
 def _rank_scores(sample: Sample, metric: str) -> list[float]:
-    """What the metric ranks the choices by."""
+    """Compute the scores by which the metric ranks the choices."""
     lengths = [max(len(c), 1) if metric == "acc_norm" else 1 for c in sample.choices]
     return [value / n for value, n in zip(sample.log_likelihoods, lengths, strict=True)]
 

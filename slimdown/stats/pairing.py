@@ -89,7 +89,7 @@ def _check_equal(name: str, base: Mapping[str, object], tuned: Mapping[str, obje
 
 
 def _describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> Sampling:
-    """How a part of the questions was drawn, weighed as the harness weighs the tasks of a group."""
+    """Describe the sampling of some questions, with the weights of the harness's groups."""
     sizes = Counter(sample.task for sample in whole.samples)
     weights = None
     if whole.task_weights:

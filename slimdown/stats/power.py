@@ -1,4 +1,4 @@
-"""How large a change so many questions show, and how many questions show so large a change.
+"""Power: how large a change so many questions show, and how many questions a change needs.
 
 Changes, margins and spreads are shares. "Show" means in four of five repetitions: 80 % power.
 """

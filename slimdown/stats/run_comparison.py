@@ -23,7 +23,7 @@ from slimdown.stats.seeds import SeedMean, average_seeds
 
 @dataclass(frozen=True)
 class MeanChange:
-    """What one configuration did to one benchmark."""
+    """The change of one configuration on one benchmark."""
 
     change: SeedMean  # of the primary metric, tuned - base
     role: Role

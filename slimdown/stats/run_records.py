@@ -28,7 +28,7 @@ class RunRecord:
 
     @property
     def changes(self) -> dict[str, BenchmarkChange]:
-        """What changed on each benchmark; empty where no findings were read."""
+        """The change on each benchmark; empty where no findings were read."""
         return self.findings.benchmarks if self.findings else {}
 
     @property

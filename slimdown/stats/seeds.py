@@ -132,5 +132,5 @@ def _seed_noise_of(changes: Sequence[BenchmarkChange]) -> SeedNoise:
 
 
 def _t_quantile(freedom: float) -> float:
-    """How many standard errors Student's 95 % interval reaches to each side."""
+    """Return how many standard errors Student's 95 % interval reaches to each side."""
     return float(scipy.special.stdtrit(freedom, 1 - ALPHA / 2)) if freedom > 0 else nan

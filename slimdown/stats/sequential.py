@@ -26,7 +26,7 @@ _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(96)  # of an integral fr
 
 
 def share_error(plan: tuple[int, ...]) -> Floats:
-    """The share of the error for each look: most where a change of few points is decided, [looks].
+    """Return the share of the error for each look: most where a change of few points is decided, [looks].
 
     Args:
         plan: questions at each look; the last is all of them.
@@ -37,7 +37,7 @@ def share_error(plan: tuple[int, ...]) -> Floats:
 
 
 def combine_looks(p_values: Floats, plan: tuple[int, ...]) -> Floats:
-    """p-values that hold at whichever look one stops.
+    """Combine the p-values of looks, so that they hold at whichever look you stop.
 
     Args:
         p_values: [..., looks], of the looks so far.
@@ -60,7 +60,7 @@ def _log_chances(plan: tuple[int, ...]) -> Floats:
 
 
 def _chance_of_any(levels: Floats, plan: tuple[int, ...]) -> float:
-    """How likely a normal mean is to be beyond the level of any look, under no change."""
+    """Compute the chance that a normal mean is beyond any look's level, under no change."""
     total = last = 0.0
     z = mass = np.zeros(0)
     bounds = np.maximum(-scipy.special.ndtri(levels), 1 - _FAR)

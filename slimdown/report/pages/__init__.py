@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def render(template: str, **values: object) -> str:
-    """Renders a template of this folder; HTML templates escape every value.
+    """Render a template of this folder; HTML templates escape every value.
 
     Args:
         template: The file's name.
