@@ -24,5 +24,5 @@ LOOKS = {
 
 
 def get_look(verdict: str) -> Look:
-    """Return the look of a verdict; that of undecided where seeds disagree ("retained 2, forgotten 1")."""
+    """Return the look of a verdict; that of undecided where seeds disagree."""
     return LOOKS.get(verdict, LOOKS["undecided"])

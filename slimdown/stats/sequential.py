@@ -26,7 +26,7 @@ _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(96)  # of an integral fr
 
 
 def share_error(plan: tuple[int, ...]) -> Floats:
-    """Return the share of the error for each look: most where a change of few points is decided, [looks].
+    """Return the share of the error for each look, [looks]: most where few points are decided.
 
     Args:
         plan: questions at each look; the last is all of them.
