@@ -166,6 +166,22 @@ def test_a_given_adapter_is_judged_as_it_was_when_trained(
     assert read_artifact(client, judged, "findings.json")["benchmarks"] == expected
 
 
+def test_a_run_is_merged_into_one_model(sweep: tuple[Path, Result], client: MlflowClient) -> None:
+    from transformers import AutoModelForCausalLM
+
+    run, _ = find_runs(client)[:2]
+    done = run_command(sweep[0], "slimdown", "merge", run.info.run_id, "--out", "merged")
+    assert done.returncode == 0, done.stderr
+    assert "base_model" in (sweep[0] / "merged" / "README.md").read_text()
+    assert AutoModelForCausalLM.from_pretrained(sweep[0] / "merged").config.model_type == "llama"
+
+
+def test_sizes_of_several_ranks_are_listed(tmp_path: Path) -> None:
+    done = run_command(tmp_path, "slimdown", "sizes", "lora.r=4,8")
+    assert done.returncode == 0, done.stderr
+    assert "28,672" in done.stdout or "28.7" in done.stdout, done.stdout  # trained at rank 8
+
+
 def test_a_run_that_stops_early_asks_the_base_everything(
     sweep: tuple[Path, Result], client: MlflowClient
 ) -> None:

@@ -37,9 +37,9 @@ def _show_sizes(argv: list[str]) -> int:
     from slimdown.report.record_tables import sizes_table
     from slimdown.utils.errors import ConfigError
 
-    line = read_command_line(argv)
+    line = read_command_line(["-m", *argv])  # lora.r=4,8 means two runs here, too
     if not line.is_run:
-        raise ConfigError(f"{' '.join(line.flags)}: of Hydra's flags only --config-dir goes here")
+        raise ConfigError(f"{' '.join(argv)}: of Hydra's flags only --config-dir goes here")
     runs = compose_runs(line).runs
     if tuned := next((run.config.tuned for run in runs if run.config.tuned), None):
         raise ConfigError(f"tuned={tuned}: nothing is trained; leave it out")

@@ -29,6 +29,7 @@ def _list_runs(options: argparse.Namespace) -> int:
     from slimdown.tracking.metric_names import Tag
     from slimdown.tracking.resume import is_abandoned
     from slimdown.tracking.run_reader import find_runs
+    from slimdown.utils.errors import TrackingError
 
     tracking = open_tracking(options)
     tags: dict[str, str] = {Tag.sweep: options.sweep} if options.sweep else {}
@@ -42,6 +43,8 @@ def _list_runs(options: argparse.Namespace) -> int:
         row = {"run_id": run.run_id, "name": run.name, "experiment": run.experiment}
         row |= {"status": state, "started": f"{run.started.astimezone():%Y-%m-%d %H:%M}"}
         rows.append(row | {"text": text})
+    if not rows:
+        raise TrackingError("no run passes; slimdown status lists all runs of the record")
     rows.sort(key=lambda row: row["status"] not in ("running", "died"))
     table = runs_table(rows)
     return put_table(table, options, lambda: write_table(table, "html"))

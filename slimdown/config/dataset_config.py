@@ -68,7 +68,7 @@ class DatasetConfig:
             known = [f"pocket:{name}" for name in pocket.data_names()]
             problem = f"the embedded world has no such data{nearest(self.path, known)}"
             yield f"path={self.path}: {problem}"
-        elif os.path.isfile(self.path) or not HUB_ID.fullmatch(self.path) or self.path[0] == ".":
+        elif os.path.exists(self.path) or not HUB_ID.fullmatch(self.path) or self.path[0] == ".":
             yield f"path={self.path} is neither a hub id nor a {', '.join(ROW_FILES)} file"
 
     @property

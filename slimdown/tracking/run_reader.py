@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -114,7 +115,11 @@ def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[R
             return run
         try:
             text = _read_artifact(client, run, "findings.json")
-            return replace(run, findings=Findings.from_dict(json.loads(text)))
+            findings = Findings.from_dict(json.loads(text))
+            changes = [b.primary.difference.value for b in findings.benchmarks.values()]
+            if not all(map(isfinite, changes)):
+                raise ValueError("a change in it is not a number")
+            return replace(run, findings=findings)
         except Exception as error:  # MLflow's, the system's, or an odd file
             reason = store.first_line(error)
             _log.warning("run %s is left out: its findings.json: %s", run.run_id, reason)

@@ -193,7 +193,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _check_exists(file: Path) -> None:
-    if not file.is_file():
+    if not file.is_file() or not file.stat().st_size:
         raise TrackingError(
             f"there is no record {file} yet; python -m slimdown.run makes one, or name another "
             "with --tracking-uri or MLFLOW_TRACKING_URI"
