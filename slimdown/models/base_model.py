@@ -66,7 +66,7 @@ def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> Lo
     dtype = pick_dtype(config.dtype, device)
     source = str(config.folder or config.id)
     common: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
-    with quiet_libraries(), explain_hub_errors(config.named):
+    with quiet_libraries(), explain_hub_errors(config.named, revision=config.revision):
         outline = load_outline(config, dtype)
         needed = estimate_weight_bytes(outline, quantization, dtype)
         if needed > (free := free_memory(device)):
@@ -134,7 +134,7 @@ def load_outline(config: ModelConfig, dtype: torch.dtype | None = None) -> Any:
 
     source = str(config.folder or config.id)
     common: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
-    with explain_hub_errors(config.named):
+    with explain_hub_errors(config.named, revision=config.revision):
         architecture = transformers.AutoConfig.from_pretrained(source, **common)
         # transformers 5.24 reads what the index names whatever `use_safetensors` says.
         common["_raise_exceptions_for_missing_entries"] = False

@@ -25,10 +25,10 @@ def wrap_model(model: Any, tokenizer: Any) -> LoadedModel:
         The model as it stands; its identity is empty, so no cache knows it.
 
     Raises:
-        ModelError: It is no causal language model.
+        ModelError: It is no causal language model, or the tokenizer is none of transformers.
     """
     from accelerate.utils import extract_model_from_parallel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     if isinstance(model, nn.Module):
         model = extract_model_from_parallel(model, keep_torch_compile=False)
@@ -40,6 +40,8 @@ def wrap_model(model: Any, tokenizer: Any) -> LoadedModel:
             "one, such as AutoModelForCausalLM.from_pretrained(...) returns, or PEFT's around one"
         )
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ModelError(f"the tokenizer is a {type(tokenizer).__name__}; give the model's own")
     name = inner.config._name_or_path or type(inner).__name__
     dtype = str(model.dtype).removeprefix("torch.")
     return LoadedModel(model, tokenizer, name, dtype, device=model.device.type)

@@ -84,7 +84,7 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
 
     tuned = config.tuned_model
     assert tuned is not None
-    with explain_hub_errors(tuned.named), quiet_libraries():
+    with explain_hub_errors(tuned.named, revision=tuned.revision), quiet_libraries():
         folder = tuned.folder or Path(
             huggingface_hub.snapshot_download(
                 tuned.id, revision=tuned.revision, allow_patterns=_FILES, ignore_patterns="*/*"

@@ -97,7 +97,7 @@ def build_trainer(
         **settings,
         max_length=None,  # rows are cut
         padding_free=is_padding_free,
-        train_sampling_strategy="random" if is_padding_free else "group_by_length",
+        train_sampling_strategy="random",  # by length each fifty steps begin with the longest rows
         dataset_kwargs={"skip_prepare_dataset": True},
         seed=config.seed,
         data_seed=config.seed,

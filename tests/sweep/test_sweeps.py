@@ -52,9 +52,10 @@ def list_runs(folder: Path, kind: str = "tuned") -> list[Run]:
 
 
 def wait_for_run(folder: Path, process: subprocess.Popen) -> None:
-    """Wait until the command has a run at work."""
+    """Wait until the command has a run at work, with its base loaded."""
     while process.poll() is None:
-        if any(run.info.status == "RUNNING" for run in list_runs(folder)):
+        running = [run for run in list_runs(folder) if run.info.status == "RUNNING"]
+        if any("slimdown.model" in run.data.tags for run in running):
             return
         time.sleep(0.1)
 
