@@ -64,6 +64,7 @@ def render_model_card(
     head = ModelCardData(
         base_model=base.id if is_of_hub else None,
         base_model_relation=("adapter" if is_adapter else "finetune") if is_of_hub else None,
+        datasets=[d.path for d in config.dataset.values() if d.file is None] or None,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["slimdown", config.method.name.value],

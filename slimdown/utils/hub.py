@@ -10,8 +10,8 @@ from slimdown.utils.errors import ModelError, SlimdownError, describe_error
 # Words of an error or of its class -> what they mean; the first that match are taken.
 _REASONS = {
     "GatedRepo|access a gated repo": "is gated: accept its licence at "
-    "https://huggingface.co/{repo}, then log in with `hf auth login` or set HF_TOKEN; or choose an open "
-    "one, e.g. model=smollm2",
+    "https://huggingface.co/{repo}, then log in with `hf auth login` or set HF_TOKEN; or choose an "
+    "open one, e.g. model=smollm2",
     "RevisionNotFound": "has no branch, tag or commit {revision}; see https://huggingface.co/{repo}",
     "RepositoryNotFound": "is neither on the hub nor a local folder; check the spelling, or log in "
     "with `hf auth login` if it is private",

@@ -51,6 +51,7 @@ BUDGETS = ["pocket_math=0.1", "pocket_commonsense=0.1", "pocket_cs=0.1"]
 SMOLLM2 = [
     "model=smollm2",
     "model.dtype=float32",
+    "quantization.bnb_4bit_compute_dtype=float32",
     "benchmark=[hellaswag,mmlu_cs,gsm8k]",
     "benchmark.hellaswag.limit=40",
     "benchmark.mmlu_cs.limit=40",
