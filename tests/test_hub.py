@@ -162,7 +162,7 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(
         ([*STORIES, "dataset=[alpaca]", "dataset.alpaca.path=nobody/no-rows"], "nobody/no-rows"),
         ([*STORIES, "dataset.alpaca.output=answer"], "answer"),
         ([*STORIES, "dataset.alpaca.template=chat"], "chat template"),
-        ([*STORIES, "benchmark=[gsm8k]", "benchmark.gsm8k.limit=20"], "num_fewshot=5"),
+        ([*STORIES[:3], "benchmark=[gsm8k]", "benchmark.gsm8k.limit=20"], "num_fewshot=5"),
         (["model=smollm2", "tuned=nobody/no-adapter"], "tuned=nobody/no-adapter"),
         (["model=smollm2", "tuned=meta-llama/Llama-3.2-1B"], "gated"),
         (["model=smollm2", "tuned=local/stories260K"], "tokenizer"),
