@@ -70,7 +70,8 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
             loss = stock(model, inputs, *args, **kwargs)
         if self.enlarges_gradients and loss.requires_grad:
             loss.register_hook(lambda gradient: gradient * _GRADIENT_SCALE)
-        return loss
+        # An evaluation of older versions of transformers asks for outputs, too, and drops them.
+        return (loss, {}) if kwargs.get("return_outputs") and self.takes_plain_loss else loss
 
 
 def build_trainer(
