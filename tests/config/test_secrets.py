@@ -59,9 +59,9 @@ def test_an_address_keeps_what_tells_where_it_points() -> None:
 def test_what_the_environment_holds_is_known_by_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", f"{PLANTED}1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:{PLANTED}%3A2@db/mlflow")
-    monkeypatch.setenv("PWD", "/work/folder")
-    text = f"401 for {PLANTED}1 in /work/folder, failed: {PLANTED}:2 ({PLANTED}%3A2)"
-    assert redact(text) == "401 for *** in /work/folder, failed: *** (***)"
+    monkeypatch.setenv("PWD", "/srv/folder")
+    text = f"401 for {PLANTED}1 in /srv/folder, failed: {PLANTED}:2 ({PLANTED}%3A2)"
+    assert redact(text) == "401 for *** in /srv/folder, failed: *** (***)"
 
 
 @pytest.mark.parametrize(
