@@ -172,7 +172,7 @@ def test_a_run_is_merged_into_one_model(sweep: tuple[Path, Result], client: Mlfl
     run, _ = find_runs(client)[:2]
     done = run_command(sweep[0], "slimdown", "merge", run.info.run_id, "--out", "merged")
     assert done.returncode == 0, done.stderr
-    assert "base_model" in (sweep[0] / "merged" / "README.md").read_text()
+    assert "model_name: merged" in (sweep[0] / "merged" / "README.md").read_text()
     assert AutoModelForCausalLM.from_pretrained(sweep[0] / "merged").config.model_type == "llama"
 
 

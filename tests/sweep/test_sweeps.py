@@ -24,6 +24,7 @@ FEW = [
     "benchmark=[pocket_cs]",
     "benchmark.pocket_cs.limit=8",
 ]
+LONG = ["train.max_steps=2000" if "max_steps" in each else each for each in FEW]
 LAYERS = "lora.target_modules=[q_proj],[nothing]"
 JOBLIB = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
@@ -51,11 +52,11 @@ def list_runs(folder: Path, kind: str = "tuned") -> list[Run]:
     return list(client.search_runs(experiments, kinds, order_by=["attributes.start_time"]))
 
 
-def wait_for_run(folder: Path, process: subprocess.Popen) -> None:
-    """Wait until the command has a run at work, with its base loaded."""
+def wait_for_run(folder: Path, process: subprocess.Popen, tag: str = "slimdown.model") -> None:
+    """Wait until the command has a run at work: by default, one with its base loaded."""
     while process.poll() is None:
         running = [run for run in list_runs(folder) if run.info.status == "RUNNING"]
-        if any("slimdown.model" in run.data.tags for run in running):
+        if any(tag in run.data.tags or not tag for run in running):
             return
         time.sleep(0.1)
 
@@ -160,7 +161,7 @@ def test_a_launcher_that_cannot_start_is_one_line(folder: Path, swept: object) -
 def test_a_signal_ends_a_sweep_and_its_run_is_killed(
     number: signal.Signals, folder: Path, swept: object
 ) -> None:
-    process = start(folder, "-m", f"seed=7{number},8{number}", *FEW)
+    process = start(folder, "-m", f"seed=7{number},8{number}", *LONG)
     wait_for_run(folder, process)
     process.send_signal(number)
     out, err = process.communicate(timeout=600)
@@ -173,7 +174,7 @@ def test_a_signal_ends_a_sweep_and_its_run_is_killed(
 
 def test_a_process_that_ignores_sigint_goes_on_ignoring_it(folder: Path, swept: object) -> None:
     process = start(folder, "-m", "seed=9", *FEW, sigint=signal.SIG_IGN)
-    wait_for_run(folder, process)
+    wait_for_run(folder, process, "")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err

@@ -162,7 +162,7 @@ def test_float16_holds_the_gradients_of_float32(
         adapted = peft.get_peft_model(model, shape).train()
         trainer = sft.build_trainer(adapted, run.base.tokenizer, rows, run.config, tmp_path, False)
         batch = next(iter(trainer.get_train_dataloader()))  # one of many of a step
-        loss = trainer.compute_loss(adapted, batch, num_items_in_batch=torch.tensor(2**18))
+        loss = trainer.compute_loss(adapted, batch, num_items_in_batch=torch.tensor(2**22))
         loss.backward()
         return torch.cat([p.grad.flatten() for p in adapted.parameters() if p.grad is not None])
 
