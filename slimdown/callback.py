@@ -1,23 +1,17 @@
 """Watch forgetting while a `transformers.Trainer` trains."""
 
-import json
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from slimdown.config.benchmarks import BenchmarkSpec, read_benchmarks
+from slimdown.config.benchmarks import BenchmarkSpec
 from slimdown.config.schema import EvaluationConfig, Until
-from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Evaluation
-from slimdown.evaluation.samples import DamagedSamples, read_samples, write_samples
-from slimdown.evaluation.tasks import load_tasks
 from slimdown.models.causal import disabled_adapters, has_untouched_base, wrap_model
-from slimdown.notebook import NotebookFindings, judge
+from slimdown.notebook import NotebookFindings, build_evaluator, judge
 from slimdown.utils.errors import ConfigError, ModelError
 
 
@@ -29,10 +23,9 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
     questions, with `tuned/gsm8k`. `findings` holds everything once training has ended. The
     training takes the same steps as without the callback.
 
-    The base is the model without its adapters, or what the training began with. A full fine-tuning
-    that is resumed reads it from `forgetting/` in the trainer's `output_dir`, where every training
-    writes it. Under DDP the first process measures while the others wait, so `ddp_timeout` has to
-    be longer than that.
+    The base is the model without its adapters, or what the training began with; so a full
+    fine-tuning cannot be resumed under it. Under DDP the first process measures while the others
+    wait, so `ddp_timeout` has to be longer than that.
 
     Args:
         benchmarks: As `slimdown.measure` takes them.
@@ -66,46 +59,31 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         for name, value, least in (("every", every, 0), ("questions", questions, 1)):
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
-        config = EvaluationConfig(
-            batch_size=batch_size,
-            apply_chat_template=apply_chat_template,
-            holdout=0.0,
-            until=Until.all,
-            include_path=None,
-        )
+        config = EvaluationConfig(batch_size, apply_chat_template, 0.0, Until.all, None)
         few = questions if limit is None else min(questions, limit)
-        self._every, self._config, self._log_elsewhere = every, config, log
-        self._benchmarks = {
-            "all": read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot),
-            "few": read_benchmarks(benchmarks, limit=few, num_fewshot=num_fewshot),
+        self._every, self._log_elsewhere = every, log
+        self._evaluators = {
+            name: build_evaluator(benchmarks, config, n_questions, num_fewshot)
+            for name, n_questions in (("all", limit), ("few", few))
         }
-        self._tasks = {name: load_tasks(chosen, None) for name, chosen in self._benchmarks.items()}
-        self._evaluators: dict[str, Evaluator] = {}
         self._base: dict[str, Evaluation] = {}
         self._model: Any = lambda: None  # a weak reference to the model whose base was measured
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Measure the base, or read what was measured of it before."""
+        """Measure the base."""
         loaded = wrap_model(kwargs["model"], kwargs["processing_class"])  # fails in every process
         if not state.is_world_process_zero or self._model() is loaded.model:
             return control  # the second: the trainer tried another batch size and starts again
+        is_untouched = has_untouched_base(loaded.model)
+        if state.global_step and not is_untouched:
+            raise ModelError(
+                f"training goes on at step {state.global_step}, where the weights are not the "
+                "base's any more; begin anew, or measure the base and the tuned model by "
+                "slimdown.measure"
+            )
         self._model, self.findings = weakref.ref(loaded.model), None
-        self._evaluators = {n: Evaluator(tasks, self._config) for n, tasks in self._tasks.items()}
-        folder = Path(args.output_dir) / "forgetting"
-        base = {name: self._read_base(folder / name, name) for name in self._benchmarks}
-        if not state.global_step or None in base.values():
-            untouched = has_untouched_base(loaded.model)
-            if state.global_step and not untouched:
-                raise ModelError(
-                    f"training goes on at step {state.global_step}, where the weights are not the "
-                    f"base's any more, and {folder} does not hold the base's answers to these "
-                    "questions; copy it from where the training began, or begin anew"
-                )
-            with disabled_adapters(loaded.model) if untouched else nullcontext():
-                for name, evaluator in self._evaluators.items():
-                    base[name] = evaluation = evaluator.evaluate(loaded)
-                    self._write_base(folder / name, name, evaluation)
-        self._base = {name: evaluation for name, evaluation in base.items() if evaluation}
+        with disabled_adapters(loaded.model) if is_untouched else nullcontext():
+            self._base = {name: e.evaluate(loaded) for name, e in self._evaluators.items()}
         scores = self._base["all"].benchmarks
         self._log({f"base/{name}": b.score.value for name, b in scores.items()}, state)
         return control
@@ -142,36 +120,6 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         state.log_history.append({**values, **epoch, "step": state.global_step})
         if self._log_elsewhere:
             self._log_elsewhere(values, step=state.global_step)
-
-    def _write_base(self, folder: Path, name: str, evaluation: Evaluation) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for benchmark, answers in evaluation.benchmarks.items():
-            write_samples(folder / f"{benchmark}.parquet", "base", benchmark, answers)
-        about = {
-            "settings": self._settings(name),
-            "harness_version": evaluation.harness_version,
-            "backend": evaluation.backend,
-        }
-        (folder / "about.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
-
-    def _read_base(self, folder: Path, name: str) -> Evaluation | None:
-        """Read the base's answers to the same questions; None where they are not there."""
-        try:
-            about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-            if about["settings"] != self._settings(name):
-                return None
-            benchmarks = {
-                benchmark: read_samples(folder / f"{benchmark}.parquet", task.config)
-                for benchmark, task in self._evaluators[name].tasks.items()
-            }
-        except (OSError, ValueError, KeyError, DamagedSamples):
-            return None
-        seconds = sum(answers.seconds for answers in benchmarks.values())
-        return Evaluation(benchmarks, about["harness_version"], about["backend"], seconds)
-
-    def _settings(self, name: str) -> Any:
-        benchmarks = {key: asdict(config) for key, config in self._benchmarks[name].items()}
-        return json.loads(json.dumps([benchmarks, asdict(self._config)]))
 
 
 def _changes(findings: NotebookFindings) -> dict[str, float]:

@@ -76,9 +76,7 @@ def measure(
         ConfigError: There is no such benchmark or setting.
         ModelError: The model cannot be asked these questions.
     """
-    from slimdown.evaluation.evaluator import Evaluator  # these import torch
-    from slimdown.evaluation.tasks import load_tasks
-    from slimdown.models.causal import wrap_model
+    from slimdown.models.causal import wrap_model  # torch
 
     loaded = wrap_model(model, tokenizer)
     if isinstance(benchmarks, MeasuredEvaluation):
@@ -93,19 +91,31 @@ def measure(
             raise ConfigError(
                 "benchmarks is an evaluation that measure did not make; give names of benchmarks"
             )
-        config = EvaluationConfig(
-            batch_size=batch_size,
-            apply_chat_template=apply_chat_template,
-            holdout=0.0,
-            until=Until.all,
-            include_path=include_path,
-        )
-        if problems := list(find_problems(config)):
-            raise ConfigError("\n".join(problems))
-        chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)
-        evaluator = Evaluator(load_tasks(chosen, include_path), config, share_prefixes=not stock)
+        config = EvaluationConfig(batch_size, apply_chat_template, 0.0, Until.all, include_path)
+        evaluator = build_evaluator(benchmarks, config, limit, num_fewshot, stock)
     evaluation = evaluator.evaluate(loaded)
     return MeasuredEvaluation(**vars(evaluation), evaluator=evaluator)
+
+
+def build_evaluator(
+    benchmarks: BenchmarkSpec | Iterable[BenchmarkSpec],
+    config: EvaluationConfig,
+    limit: int | None,
+    num_fewshot: int | None,
+    stock: bool = False,
+) -> "Evaluator":
+    """Build what asks benchmarks; the arguments are those of `measure`.
+
+    Raises:
+        ConfigError: There is no such benchmark or setting.
+    """
+    from slimdown.evaluation.evaluator import Evaluator  # these import torch
+    from slimdown.evaluation.tasks import load_tasks
+
+    if problems := list(find_problems(config)):
+        raise ConfigError("\n".join(problems))
+    chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)
+    return Evaluator(load_tasks(chosen, config.include_path), config, share_prefixes=not stock)
 
 
 def judge(before: Evaluation, after: Evaluation) -> "NotebookFindings":
@@ -197,7 +207,5 @@ class BudgetResult:
         return self.outcome is Outcome.within
 
     def __repr__(self) -> str:
-        lines = [
-            f"{check.benchmark}: {check.outcome.name}, {check.reason}" for check in self.checks
-        ]
+        lines = [f"{one.benchmark}: {one.outcome.name}, {one.reason}" for one in self.checks]
         return "\n".join([f"{bool(self)} ({self.outcome.name})", *lines])
