@@ -88,7 +88,8 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         )
         files = render_run_files(findings, config, info, run.run_id)
         if training:
-            files["adapter/README.md"] = render_model_card(findings, config, base, training)
+            card = render_model_card(findings, config, base, training)
+            files[f"{training.output_dir.name}/README.md"] = card
         run.save(findings, files)
     console.show_findings(findings)
     console.show_saved(run)

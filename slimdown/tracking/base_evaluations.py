@@ -1,7 +1,6 @@
 """Evaluations that are measured once: in a run's own folder, and of a base in the MLflow store."""
 
 import logging
-import re
 import shutil
 import tempfile
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -28,27 +27,28 @@ class RecordedEvaluations:
     every later run finds them.
     """
 
-    def __init__(self, config: RunConfig, model: str, folder: Path, client: Any = None) -> None:
+    def __init__(
+        self, config: RunConfig, model: str, folder: Path, keeps_files: bool = True
+    ) -> None:
         """Open nothing yet.
 
         Args:
             config: The settings of the run.
             model: `base`, or `tuned`, whose evaluations stay in the folder.
             folder: Of this run, or of this machine.
-            client: Of the store, where it is open.
+            keeps_files: Whether files stay in the folder once the store has them.
         """
-        self._config, self._model, self._folder, self._client = config, model, folder, client
-        self._is_silent = False  # the store did not take an evaluation
-        self._holder = ""  # the run of kind baseline that takes what is measured here
+        self.model = model
         self.files: dict[str, Path] = {}  # by benchmark: samples that were found or saved
+        self._config, self._folder, self._keeps_files = config, folder, keeps_files
+        self._holder = ""  # the run of kind baseline that takes what is measured here
 
     def lock(self, key: str) -> AbstractContextManager[Any]:
         """Held while a base is looked up or measured, by one process of this machine at a time."""
-        return store.lock(self._config.tracking, key) if self._model == "base" else nullcontext()
+        return store.lock(self._config.tracking, key) if self.model == "base" else nullcontext()
 
     def answers_file(self, key: str) -> Path | None:
-        """The file in which lm-eval keeps single answers while a benchmark is measured."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """The file in which single answers lie while a benchmark is measured."""
         return self._folder / f"answers-{key}.sqlite"
 
     def find(self, key: str, name: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
@@ -56,26 +56,25 @@ class RecordedEvaluations:
         file = self._locate(key, name)
         if file.is_file() and (evaluation := self._read(file, name, benchmark, str(file))):
             return evaluation
-        if self._model != "base" or not self._config.baseline.reuse:
+        if self.model != "base" or not self._config.baseline.reuse:
             return None
-        tag = f"{Tag.evaluation}{key}"
         try:
-            client = self._client or store.open_store(self._config.tracking)
+            client = store.open_store(self._config.tracking)
             experiments = [one.experiment_id for one in client.search_experiments()]
-            runs = store.search_runs(client, experiments, f"tags.`{tag}` LIKE '%'")
+            condition = f"tags.`{Tag.evaluation}{key}` LIKE '%'"
+            runs = client.search_runs(experiments, condition)
         except Exception:  # the store is silent: measuring again needs it only at the end
             return None
         for run in runs:
-            user = run.data.tags.get("mlflow.user", "unknown")
+            user, run_id = run.data.tags.get("mlflow.user", "unknown"), run.info.run_id
             if self._config.baseline.trust is Trust.own and user != read_user():
                 continue
-            run_id, stored = run.info.run_id, re.sub(r"[^\w-]", "", run.data.tags[tag])
             evaluation = None
             with tempfile.TemporaryDirectory() as folder, suppress(Exception):  # gone, or silent
-                path = client.download_artifacts(run_id, f"samples/{stored}.parquet", folder)
-                date = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
-                evaluation = self._read(Path(path), name, benchmark, f"run {run_id}")
+                path = Path(client.download_artifacts(run_id, f"samples/{key}.parquet", folder))
+                evaluation = self._read(path, name, benchmark, f"run {run_id}")
             if evaluation:
+                date = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
                 origin = f"run {run_id[:8]} by {user}, {date:%Y-%m-%d}"
                 evaluation = replace(evaluation, origin=origin)
                 self._write(key, name, evaluation)
@@ -88,11 +87,11 @@ class RecordedEvaluations:
         A store that is silent is no error here: the run delivers its own copy at its end.
         """
         file = self._write(key, name, evaluation)
-        if self._model != "base" or self._is_silent:
+        if self.model != "base":
             return
         config = self._config
         try:
-            client = self._client or store.open_store(config.tracking)
+            client = store.open_store(config.tracking)
             if not self._holder:
                 title = f"base {config.model.id.rpartition('/')[2]} {config.quantization.name}"
                 tags = {Tag.kind: "baseline", "mlflow.user": read_user()}
@@ -101,27 +100,24 @@ class RecordedEvaluations:
                 client.set_terminated(self._holder, "FINISHED")  # it takes what comes later, too
                 store.log_settings(client, self._holder, base_settings(config))
             with tempfile.TemporaryDirectory() as folder:
-                copy = shutil.copy(file, f"{folder}/base-{name}.parquet")
+                copy = shutil.copy(file, f"{folder}/{key}.parquet")
                 client.log_artifact(self._holder, copy, "samples")
             client.log_metric(self._holder, f"{name}/base", evaluation.score.value)
             # last: whoever finds the tag finds everything
-            client.set_tag(self._holder, f"{Tag.evaluation}{key}", f"base-{name}")
+            client.set_tag(self._holder, f"{Tag.evaluation}{key}", name)
+            if not self._keeps_files:
+                file.unlink()
         except Exception as error:  # MLflow's, a driver's, an artifact store's own
-            self._is_silent = True
             reason = store.first_line(error)
             _log.warning(
                 "the store takes no answers of the base (%s); they are in %s", reason, file
             )
-        else:
-            if self._client is None:  # measured without a run: the store has it now
-                file.unlink()
 
     def _write(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> Path:
         file = self._locate(key, name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".draft")
-        write_samples(draft, self._model, name, evaluation)
-        self.files[name] = draft.replace(file)
+        write_samples(file, self.model, name, evaluation)
+        self.files[name] = file
         return file
 
     def _read(
@@ -136,7 +132,7 @@ class RecordedEvaluations:
         return evaluation
 
     def _locate(self, key: str, name: str) -> Path:
-        return self._folder / "evaluations" / f"{key}.{self._model}-{name}.parquet"
+        return self._folder / "evaluations" / f"{key}.{self.model}-{name}.parquet"
 
 
 def open_base_cache(config: RunConfig) -> RecordedEvaluations:
@@ -145,4 +141,5 @@ def open_base_cache(config: RunConfig) -> RecordedEvaluations:
     Args:
         config: The settings of any run on this base.
     """
-    return RecordedEvaluations(config, "base", store.local_dir(config.tracking) / "bases")
+    folder = store.local_dir(config.tracking) / "bases"
+    return RecordedEvaluations(config, "base", folder, keeps_files=False)

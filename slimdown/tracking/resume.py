@@ -1,6 +1,5 @@
 """Equal runs: the key by which a finished one is found, and the unfinished one that goes on."""
 
-import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -90,9 +89,6 @@ def find_finished_or_lock(
         The finished run or None, and the id of an unfinished run that can go on here, or "".
     """
     is_fresh = config.rerun or not config.baseline.reuse or not key
-    if not is_fresh and (finished := find_finished(config, key)):
-        yield finished, ""
-        return
     name = hash_json([config.tracking.experiment, key or id(config)])
     lock = store.lock(config.tracking, f"key-{name}")
     try:
@@ -114,7 +110,7 @@ def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
 
 
 def mark_orphans_killed(client: Any, tracking: TrackingConfig, experiment: str, keep: str) -> None:
-    """Mark runs as KILLED whose process on this machine died, and delete files of finished runs.
+    """Mark runs as KILLED whose process on this machine died.
 
     Args:
         client: Of the store.
@@ -124,15 +120,9 @@ def mark_orphans_killed(client: Any, tracking: TrackingConfig, experiment: str, 
     """
     here = f"attributes.status = 'RUNNING' and tags.`{Tag.host}` = '{socket.gethostname()}'"
     with suppress(Exception):  # nothing depends on it
-        for run in store.search_runs(client, [experiment], here):
+        for run in client.search_runs([experiment], here):
             if run.info.run_id != keep and not _is_locked(tracking, run.info.run_id):
                 client.set_terminated(run.info.run_id, "KILLED")
-    for folder in (store.local_dir(tracking) / "runs").glob("[0-9a-f]" * 32):
-        with suppress(Exception):  # the run of another store
-            run = client.get_run(folder.name).info
-            is_over = run.status == "FINISHED" or run.lifecycle_stage == "deleted"
-            if is_over and not _is_locked(tracking, folder.name):
-                shutil.rmtree(folder)
 
 
 def _is_locked(tracking: TrackingConfig, run_id: str) -> bool:

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from math import isfinite
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -23,10 +22,10 @@ from slimdown.stats.findings import Findings
 from slimdown.stats.run_records import RunRecord
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
-from slimdown.utils.errors import TrackingError
-from slimdown.utils.files import cache_dir, write_atomically
+from slimdown.utils.errors import DataError, TrackingError
 from slimdown.utils.secrets import redact_uri
 
+_MOST_RUNS = 50_000  # MLflow's limit for one answer
 _N_THREADS = 8  # that read artifacts of a server; MLflow's own pool has 10 connections
 _STATES = {"RUNNING": "is still running, or died", "FAILED": "failed", "KILLED": "was stopped"}
 _log = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ def find_runs(
     filter_string: str = "",
     with_findings: bool = False,
 ) -> list[RunRecord]:
-    """Return the fine-tuning runs, newest first; one that cannot be read is left out with a line.
+    """Return the fine-tuning runs, newest first.
 
     Args:
         tracking: The store.
@@ -59,10 +58,22 @@ def find_runs(
             uri, similar = redact_uri(tracking.uri), nearest(unknown[0], sorted(names.values()))
             raise TrackingError(f"there is no experiment {unknown[0]} in {uri}{similar}")
         chosen = [key for key, name in names.items() if not experiments or name in experiments]
-        runs = store.search_runs(client, chosen, condition)
+        runs = client.search_runs(chosen, condition, max_results=_MOST_RUNS)
     wanted = (tags or {}).items()
-    chosen_runs = [run for run in runs if wanted <= run.data.tags.items()]
-    records = [record for run in chosen_runs if (record := _read_record(run, names))]
+    records = [
+        RunRecord(
+            run_id=run.info.run_id,
+            name=run.info.run_name or run.info.run_id,
+            experiment=names[run.info.experiment_id],
+            status=run.info.status,
+            started=datetime.fromtimestamp((run.info.start_time or 0) / 1000, UTC),
+            params=_expand_params(run.data.params),
+            tags=dict(run.data.tags),
+            artifact_uri=run.info.artifact_uri or "",
+        )
+        for run in runs
+        if wanted <= run.data.tags.items()
+    ]
     return read_findings(tracking, records) if with_findings else records
 
 
@@ -105,8 +116,7 @@ def check_finished(run: RunRecord) -> Findings:
 def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[RunRecord]:
     """Return the runs with the findings of those that are finished, read in threads.
 
-    Findings from a server are kept in the user's cache folder, by the run's id. A finished run
-    whose findings cannot be read is returned without, after a line that says why.
+    A finished run whose findings cannot be read is returned without, after a line that says why.
     """
     client = store.open_store(tracking, must_exist=True)
 
@@ -115,15 +125,13 @@ def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[R
             return run
         try:
             text = _read_artifact(client, run, "findings.json")
-            findings = Findings.from_dict(json.loads(text))
-            changes = [b.primary.difference.value for b in findings.benchmarks.values()]
-            if not all(map(isfinite, changes)):
-                raise ValueError("a change in it is not a number")
-            return replace(run, findings=findings)
-        except Exception as error:  # MLflow's, the system's, or an odd file
-            reason = store.first_line(error)
-            _log.warning("run %s is left out: its findings.json: %s", run.run_id, reason)
-            return run
+            return replace(run, findings=Findings.from_dict(json.loads(text)))
+        except (ValueError, DataError):
+            reason = "is damaged; rerun=true makes the run again"
+        except Exception as error:  # MLflow's, or the system's
+            reason = f"cannot be read: {store.first_line(error)}"
+        _log.warning("run %s is left out: its findings.json %s", run.run_id, reason)
+        return run
 
     with ThreadPoolExecutor(_N_THREADS) as threads:
         return list(threads.map(read, runs))
@@ -189,23 +197,6 @@ def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Pa
     raise TrackingError(f"run {run.run_id} ({run.name}) has lost what it trained; train it again")
 
 
-def _read_record(run: Any, experiments: Mapping[str, str]) -> RunRecord | None:
-    try:
-        return RunRecord(
-            run_id=run.info.run_id,
-            name=run.info.run_name or run.info.run_id,
-            experiment=experiments[run.info.experiment_id],
-            status=run.info.status,
-            started=datetime.fromtimestamp((run.info.start_time or 0) / 1000, UTC),
-            params=_expand_params(run.data.params),
-            tags=dict(run.data.tags),
-            artifact_uri=run.info.artifact_uri or "",
-        )
-    except (ValueError, OverflowError, OSError, KeyError) as error:
-        _log.warning("run %s is left out: %s", run.info.run_id, store.first_line(error))
-        return None
-
-
 def _expand_params(params: Mapping[str, str]) -> dict[str, str]:
     """Return every setting by its dotted key; see `store.log_settings`."""
     settings: dict[str, str] = {}
@@ -228,13 +219,10 @@ def _read_settings(tracking: TrackingConfig, run: RunRecord) -> Any:
 
 
 def _read_artifact(client: Any, run: RunRecord, path: str) -> str:
-    """Return the text of an artifact; findings from a server are cached by the run's id."""
+    """Return the text of an artifact."""
     place = urlsplit(run.artifact_uri)
     if place.scheme in ("", "file"):
         return (Path(unquote(place.path)) / path).read_text(encoding="utf-8")
-    cached = cache_dir() / "findings" / f"{run.run_id}.json"
-    if path == "findings.json" and cached.is_file():
-        return cached.read_text(encoding="utf-8")
     if client.tracking_uri.startswith("http"):
         from mlflow.utils.credentials import get_default_host_creds
         from mlflow.utils.rest_utils import http_request
@@ -243,11 +231,6 @@ def _read_artifact(client: Any, run: RunRecord, path: str) -> str:
         host, where = get_default_host_creds(client.tracking_uri), {"run_uuid": run.run_id}
         answer = http_request(host, "/get-artifact", "GET", params=where | {"path": path})
         answer.raise_for_status()
-        text = str(answer.text)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            text = Path(client.download_artifacts(run.run_id, path, folder)).read_text("utf-8")
-    if path == "findings.json":
-        with suppress(OSError):
-            write_atomically(cached, text)
-    return text
+        return str(answer.text)
+    with tempfile.TemporaryDirectory() as folder:
+        return Path(client.download_artifacts(run.run_id, path, folder)).read_text("utf-8")

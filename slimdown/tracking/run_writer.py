@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 from mlflow.entities import Metric, RunTag
@@ -80,25 +80,28 @@ class TrackedRun:
                     client.delete_tag(run.info.run_id, tag)
             else:
                 run = client.create_run(experiment, None, texts, redact(info.name))
-                flat = {k: v for k, v in flatten(config).items() if v != "???"}
-                settings = {k: v for k, v in flat.items() if not k.startswith(NOT_IN_KEY)}
+                settings = {
+                    key: value
+                    for key, value in flatten(config).items()
+                    if value != "???" and not key.startswith(NOT_IN_KEY)
+                }
                 store.log_settings(client, run.info.run_id, settings)
             self.run_id: str = run.info.run_id
             self._lock = store.lock(tracking, f"run-{self.run_id}")
             self._lock.acquire(timeout=0)
         self.artifact_uri: str = redact_uri(run.info.artifact_uri)
         self.store_uri = redact_uri(tracking.uri)
-        self.folder = store.run_dir(tracking, self.run_id)
+        self.folder = store.local_dir(tracking) / "runs" / self.run_id
         self.checkpoint_dir = self.folder / "checkpoints"
-        self.base_cache = RecordedEvaluations(config, "base", self.folder, client)
-        self.tuned_cache = RecordedEvaluations(config, "tuned", self.folder, client)
+        self.base_cache = RecordedEvaluations(config, "base", self.folder)
+        self.tuned_cache = RecordedEvaluations(config, "tuned", self.folder)
         self._artifacts = self.folder / "artifacts"
         self._artifacts.mkdir(parents=True, exist_ok=True)
         history = client.get_metric_history(self.run_id, "train/loss") if info.resume_run_id else []
         self._steps = {metric.step for metric in history}
         self._metrics: list[Metric] = []
         self._tags: list[RunTag] = []
-        self._is_silent, self._flushed = False, time.monotonic()
+        self._next_flush = time.monotonic() + _FLUSH_SECONDS
         environment = json.dumps(dict(info.environment), indent=2)
         write_atomically(self._artifacts / "config.yaml", redact(info.config_yaml))
         write_atomically(self._artifacts / "overrides.txt", redact("\n".join(info.overrides)))
@@ -116,11 +119,20 @@ class TrackedRun:
             write_atomically(self._artifacts / "contamination.csv", redact(contamination.to_csv()))
 
     def log_step(self, step: "StepLog") -> None:
-        """Record one training step; one that was recorded before is left out."""
+        """Record one training step; one that was recorded before is left out.
+
+        A store that does not take it is not asked again until the end.
+        """
         if step.step not in self._steps:
-            self._add_metrics(metric_names.collect_step_metrics(step.values), step.step)
-            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-                self._flush()
+            self._add_metrics(metric_names.collect_step_metrics(step), step.step)
+        if time.monotonic() > self._next_flush:
+            try:
+                with store.explain_store_errors(self._tracking):
+                    self._send_pending()
+                self._next_flush = time.monotonic() + _FLUSH_SECONDS
+            except TrackingError as error:
+                self._next_flush = inf
+                _log.warning("%s. The run goes on, keeps its results in %s", error, self.folder)
 
     def log_tuned(self, tuned: "LoadedModel", training: "TrainingResult | None") -> None:
         """Record what was trained, or where a model comes from that was tuned elsewhere."""
@@ -128,8 +140,7 @@ class TrackedRun:
             self._add_tag(Tag.origin, f"{tuned.id}@{tuned.revision}")
             return
         self._add_metrics(metric_names.collect_training_metrics(training))
-        is_adapter = (training.output_dir / "adapter_config.json").is_file()
-        target = self._artifacts / ("adapter" if is_adapter else "model")
+        target = self._artifacts / training.output_dir.name
         shutil.copytree(training.output_dir, target, dirs_exist_ok=True)
 
     def save(self, findings: Findings, files: Mapping[str, str | bytes]) -> None:
@@ -140,22 +151,16 @@ class TrackedRun:
             files: By path among the artifacts; `report.md` is shown as the run's description.
         """
         for path, content in files.items():
-            if not (self._artifacts / "adapter").is_dir():  # a whole model was trained
-                path = path.replace("adapter/", "model/")
             write_atomically(self._artifacts / path, content)
         write_atomically(self._artifacts / "findings.json", json.dumps(findings.to_dict()))
         samples = self._artifacts / "samples"
         samples.mkdir(exist_ok=True)
-        for model, evaluation, cache in (
-            ("base", findings.base, self.base_cache),
-            ("tuned", findings.tuned, self.tuned_cache),
-        ):
+        for model, evaluation in (("base", findings.base), ("tuned", findings.tuned)):
             for name, one in evaluation.benchmarks.items() if evaluation else ():
-                file = samples / f"{model}-{name}.parquet"
-                if name in cache.files:  # with the questions that are held out
-                    shutil.copyfile(cache.files[name], file)
-                else:
-                    write_samples(file, model, name, one)
+                write_samples(samples / f"{model}-{name}.parquet", model, name, one)
+        for cache in (self.base_cache, self.tuned_cache):  # with the questions that are held out
+            for name, file in cache.files.items():
+                shutil.copyfile(file, samples / f"{cache.model}-{name}.parquet")
         self._add_metrics(metric_names.collect_finding_metrics(findings))
         self._add_tag(Tag.headline, metric_names.describe_headline(findings))
         self._add_tag("mlflow.note.content", str(files.get("report.md", "")))
@@ -200,17 +205,6 @@ class TrackedRun:
             self._send_pending()
             self.client.log_artifacts(self.run_id, str(self._artifacts))
             self.client.set_terminated(self.run_id, status)
-
-    def _flush(self) -> None:
-        """Send what is pending; a store that does not take it is not asked again until the end."""
-        self._flushed = time.monotonic()
-        try:
-            if not self._is_silent:
-                with store.explain_store_errors(self._tracking):
-                    self._send_pending()
-        except TrackingError as error:
-            self._is_silent = True
-            _log.warning("%s. The run goes on, keeps its results in %s", error, self.folder)
 
     def _send_pending(self) -> None:
         for i in range(0, len(self._metrics), 1000):  # MLflow's limit for one batch

@@ -9,7 +9,7 @@ import logging
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -33,22 +33,31 @@ _NOISY_LOGGERS = ("alembic", "mlflow.store.db.utils")
 
 
 def check_store(config: TrackingConfig) -> None:
-    """Ask a server once whether it is there, without importing MLflow.
+    """Ask a server once whether it is there, or look into a SQLite file, without importing MLflow.
 
     Raises:
-        TrackingError: It does not answer within 10 seconds, or the address is wrong.
+        TrackingError: It does not answer within 10 seconds, the file is no store, or the address
+            is wrong.
     """
+    file = sqlite_file(config.uri)
     with explain_store_errors(config):  # MLflow's own client retries for minutes
-        if config.uri.startswith("http"):
+        if file and _is_there(file):
+            with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as pages:
+                # MLflow would create its tables in any database.
+                is_store = pages[:16] == b"SQLite format 3\0" and pages.find(b"alembic_version") > 0
+            if not is_store:
+                advice = "name another one by tracking.uri or --tracking-uri"
+                raise TrackingError(f"{file} is no MLflow store, or damaged; {advice}")
+        elif config.uri.startswith("http"):
             health = f"{redact_uri(config.uri).replace('***@', '').rstrip('/')}/health"
             try:
                 urllib.request.urlopen(health, timeout=10).close()
-            except urllib.error.HTTPError:
-                pass  # a server answers; MLflow's client will say what it wants
             except urllib.error.URLError as error:
-                if not isinstance(error.reason, ssl.SSLError):  # MLflow has settings for these
+                # It wants a password or has another certificate: MLflow has settings for both.
+                is_there = isinstance(error, urllib.error.HTTPError)
+                if not is_there and not isinstance(error.reason, ssl.SSLError):
                     raise
-        elif sqlite_file(config.uri) is None and not config.uri.startswith("databricks"):
+        elif file is None and not config.uri.startswith("databricks"):
             from sqlalchemy import NullPool, create_engine
 
             create_engine(config.uri, poolclass=NullPool).connect().close()
@@ -67,10 +76,11 @@ def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClien
     check_store(config)
     file = sqlite_file(config.uri)
     with explain_store_errors(config):
-        if file and must_exist:
-            _check_exists(file)
-        elif file:
-            file.parent.mkdir(parents=True, exist_ok=True)
+        if file and must_exist and not _is_there(file):
+            raise TrackingError(
+                f"there is no record {file} yet; python -m slimdown.run makes one, or name another "
+                "with --tracking-uri or MLFLOW_TRACKING_URI"
+            )
         from mlflow import MlflowClient
 
         if file is None:
@@ -78,8 +88,9 @@ def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClien
                 return MlflowClient(config.uri)
         if not must_exist:
             # So does a kill (mlflow 3.17, "table already exists"): they get their name when whole.
+            file.parent.mkdir(parents=True, exist_ok=True)
             with lock(config, "creation"):
-                if not (file.exists() and file.stat().st_size):
+                if not _is_there(file):
                     draft = file.with_name(f"{file.name}.draft")
                     draft.unlink(missing_ok=True)
                     MlflowClient(f"sqlite:///{draft}").search_experiments(max_results=1)
@@ -130,11 +141,6 @@ def local_dir(config: TrackingConfig) -> Path:
     return file.parent if file else Path.cwd() / "outputs"
 
 
-def run_dir(config: TrackingConfig, run_id: str) -> Path:
-    """Return the folder that holds a run's files until they are in the store."""
-    return local_dir(config) / "runs" / run_id
-
-
 def lock(config: TrackingConfig, key: str) -> FileLock:
     """Return a lock for the processes of this machine; the system frees it when they die."""
     digest = hashlib.sha256(config.uri.encode()).hexdigest()[:16]
@@ -152,17 +158,6 @@ def find_experiment(client: "MlflowClient", config: TrackingConfig) -> str:
         if experiment := client.get_experiment_by_name(config.experiment):
             return str(experiment.experiment_id)
         return str(client.create_experiment(config.experiment, location, _EXPERIMENT_TAGS))
-
-
-def search_runs(client: Any, experiment_ids: Sequence[str], filter_string: str) -> list[Any]:
-    """Return all runs that pass MLflow's filter, newest first."""
-    runs: list[Any] = []
-    token: str | None = None
-    while token != "":
-        page = client.search_runs(experiment_ids, filter_string, max_results=1000, page_token=token)
-        runs += page
-        token = page.token or ""
-    return runs
 
 
 def log_settings(client: Any, run_id: str, settings: Mapping[str, object]) -> None:
@@ -192,15 +187,8 @@ def first_line(error: BaseException) -> str:
     return redact((str(error).splitlines() or [type(error).__name__])[0][:200])
 
 
-def _check_exists(file: Path) -> None:
-    if not file.is_file() or not file.stat().st_size:
-        raise TrackingError(
-            f"there is no record {file} yet; python -m slimdown.run makes one, or name another "
-            "with --tracking-uri or MLFLOW_TRACKING_URI"
-        )
-    with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as pages:
-        if pages.find(b"alembic_version") < 0:  # MLflow would create its tables in any database
-            raise TrackingError(f"{file} is no MLflow store; name another with --tracking-uri")
+def _is_there(file: Path) -> bool:
+    return file.exists() and file.stat().st_size > 0
 
 
 def _advise(uri: str, error: Exception) -> str:

@@ -94,18 +94,6 @@ def test_a_run_whose_process_died_is_marked_killed(store: MlflowClient, composed
         raise KeyboardInterrupt
 
 
-def test_files_of_finished_runs_are_deleted(store: MlflowClient, composed: Compose) -> None:
-    config = composed()
-    run_id = record_run(config, "one")
-    left = Path("mlruns/runs") / run_id
-    left.mkdir(parents=True)
-    foreign = Path("mlruns/runs") / ("0" * 32)
-    foreign.mkdir()
-    record_run(config, "other")
-    assert not left.exists()
-    assert foreign.exists()
-
-
 @pytest.mark.parametrize(
     ("override", "is_same"),
     [

@@ -1,7 +1,6 @@
 """Runs are found, and an odd one harms no other."""
 
 import shutil
-import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -59,18 +58,18 @@ def test_an_odd_run_is_left_out_with_a_line(
     store: MlflowClient, composed: Compose, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = composed()
-    runs = {name: record_run(config, name) for name in ("good", "late", "torn", "infinite")}
-    with sqlite3.connect("mlruns/mlflow.db") as database:
-        database.execute(
-            "UPDATE runs SET start_time = 100000000000000000 WHERE run_uuid = ?", [runs["late"]]
-        )
-    for name, text in (("torn", "{"), ("infinite", '{"benchmarks": {"a": {"n": 1e999}}}')):
-        artifacts = store.get_run(runs[name]).info.artifact_uri.removeprefix("file://")
-        (Path(artifacts) / "findings.json").write_text(text)
+    damaged = ["{", "{}", "[]", "null", '{"benchmarks": {"a": {"n": 1e999}}}', "\udcff"]
+    runs = {text: record_run(config, text) for text in ["good", *damaged]}
+    for text in damaged:
+        artifacts = store.get_run(runs[text]).info.artifact_uri.removeprefix("file://")
+        file = Path(artifacts) / "findings.json"
+        file.write_bytes(text.encode(errors="surrogateescape"))
     found = find_runs(config.tracking, with_findings=True)
     assert [run.name for run in found if run.findings] == ["good"]
-    for name in ("late", "torn", "infinite"):
-        assert f"run {runs[name]} is left out" in caplog.text
+    for text in damaged:
+        line = f"run {runs[text]} is left out: its findings.json is damaged; rerun=true makes"
+        assert line in caplog.text
+    assert "Error" not in caplog.text
 
 
 def test_a_run_that_is_not_finished_is_refused_with_its_reason(

@@ -26,6 +26,7 @@ from slimdown.utils.errors import TrackingError
         ("postgresql://me:hunter2@127.0.0.1:9/x", "check address, user"),
         ("mssql+nothing://127.0.0.1:9/x", "check address"),
         ("sqlite://", "names no file"),
+        ("sqlite:////proc/self", "Is a directory.*name one that you can write"),
         ("file:///tmp/x", "must be a database or a server"),
     ],
 )
@@ -81,8 +82,12 @@ def test_reading_makes_no_store_and_changes_no_other_database(
     with sqlite3.connect(other) as database:
         database.execute("CREATE TABLE mine (x)")
     before = other.read_bytes()
-    with pytest.raises(TrackingError, match="is no MLflow store"):
-        find_runs(TrackingConfig(f"sqlite:///{other}", "x"))
+    (tmp_path / "torn.db").write_bytes(b"no database" * 100)
+    for name in ("other.db", "torn.db"):
+        config = TrackingConfig(f"sqlite:///{tmp_path}/{name}", "x")
+        for use in (record.check_store, record.open_store, find_runs):
+            with pytest.raises(TrackingError, match=f"{name} is no MLflow store, or damaged; name"):
+                use(config)
     assert other.read_bytes() == before
 
 
