@@ -13,7 +13,7 @@ _IS_SECRET = re.compile(rf"(?i)(?!(old)?pwd$).*{_NAME}$")  # PWD is the working 
 _NAMED = re.compile(
     rf"(?i)(?<![\w/.-])([\w-]*{_NAME}[\"']?\s*[=:]\s*)(?!\*\*\*)(\"[^\"]*\"|'[^']*'|[^\s&;,]+)"
 )
-_ADDRESS = re.compile(r"(?i)(?<![\w+.-])([a-z][\w+.-]*)(://|%3a%2f%2f)([^\s\"'<>]*)")
+_ADDRESS = re.compile(r"(?i)(?<![\w+.-])([a-z][\w+.-]*)://([^\s\"'<>]*)")
 # Signed links and drivers name theirs X-Amz-Signature, sig, pwd, sslkey, auth, odbc_connect.
 _PARAMETER = re.compile(
     r"(?i)([?&;][\w.%-]*(?:token|pass|pwd|secret|key|cred|sig|auth|odbc_connect)[\w.%-]*=)[^&]*"
@@ -43,14 +43,12 @@ def redact(text: str) -> str:
 
 
 def _blank_address(address: "re.Match[str]") -> str:
-    scheme, separator, rest = address.groups()
+    scheme, rest = address.groups()
     if scheme.lower().split("+")[0] in ("sqlite", "file"):  # a path: an @ in it is a letter
         return address.group(0)
     place, mark, parameters = rest.partition("?")
-    if separator != "://":
-        place = re.sub("(?i)%40", "@", place)
     host = re.split("[/#]", place, maxsplit=1)[0]
     # A password may hold a slash by mistake: then what looks like a port is none.
     if "@" in place and ("@" in host or not re.fullmatch(r"\d*", host.partition(":")[2])):
         place = "***@" + place.rpartition("@")[2]
-    return scheme + separator + place + _PARAMETER.sub(r"\1***", mark + parameters)
+    return f"{scheme}://{place}" + _PARAMETER.sub(r"\1***", mark + parameters)

@@ -19,7 +19,6 @@ PLANTED = "pl4nted"  # begins every secret here
         f"postgresql://db/mlflow?user=me&password={PLANTED}&sslmode=require",
         f"postgresql://db/mlflow?sslmode=verify-full&sslpassword={PLANTED}",
         f"mssql+pyodbc:///?odbc_connect=DRIVER%3DODBC%3BUID%3Dme%3BPWD%3D{PLANTED}",
-        f"postgresql%3A%2F%2Fme%3A{PLANTED}%40db%2Fmlflow",
         f"https://{PLANTED}@github.com/me/rows",
         f"https://data/rows.jsonl?X-Amz-Signature={PLANTED}&X-Amz-Expires=60",
         f"{{'path': 'https://me:{PLANTED}@data/rows'}}",

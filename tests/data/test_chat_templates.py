@@ -1,4 +1,4 @@
-"""A chat template is a stranger's program: its faults are one line, and it never hangs a run."""
+"""A chat template is a stranger's program: its faults are one line."""
 
 from typing import Any
 
@@ -6,13 +6,10 @@ import pytest
 import transformers
 
 from slimdown import pocket
-from slimdown.data import chat_templates
 from slimdown.data.chat_templates import FIXED_DATE, check_chat_template, render_chat
 from slimdown.utils.errors import DataError, ModelError
 
 SETTING = "dataset.mine.template=chat"
-LONG = "{% for a in range(5000) %}{% for b in range(5000) %}{% endfor %}{% endfor %}"
-"""A second or two, and no longer: an endless one would run beside the tests that follow."""
 
 
 @pytest.fixture
@@ -30,13 +27,11 @@ def tokenizer() -> Any:
         ("{{ messages[7].content.nothing }}", "fails (UndefinedError"),
         ("{% for", "fails (TemplateSyntaxError"),
         ("{% for i in range(1000000000) %}{% endfor %}", "fails (OverflowError"),
-        (LONG, "still runs after 0.1 s for one question"),
     ],
 )
 def test_a_template_that_does_not_work_is_one_line(
-    template: str | None, answer: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    template: str | None, answer: str, tokenizer: Any
 ) -> None:
-    monkeypatch.setattr(chat_templates, "_SECONDS", 0.1)
     tokenizer.chat_template = template
     with pytest.raises(ModelError) as caught:
         check_chat_template(tokenizer, SETTING)
