@@ -7,6 +7,7 @@ from slimdown.data.contamination import find_contamination
 from slimdown.data.training_data import load_training_data
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.tasks import load_tasks
+from slimdown.models.adapters import check_base
 from slimdown.models.base_model import load_base_model
 from slimdown.models.external import open_tuned_model
 from slimdown.report import console
@@ -36,9 +37,10 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         SlimdownError: Something that you can mend. Whatever cannot work is refused before the
             base is measured.
     """
+    with console.progress_bar("reading the benchmarks"):  # a mistake leaves no run in the record
+        tasks = load_tasks(config.benchmark, config.evaluation.include_path)
+        check_base(config)
     with open_run(config, info) as run:
-        with console.progress_bar("reading the benchmarks"):
-            tasks = load_tasks(config.benchmark, config.evaluation.include_path)
         with console.progress_bar(f"loading {config.model.id}"):
             base = load_base_model(config.model, config.quantization)
         run.log_model(base)
@@ -68,13 +70,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         else:
             with console.progress_bar("training") as on_progress:
                 tuned, training = fine_tune(
-                    base,
-                    prepared,
-                    config,
-                    run.checkpoint_dir,
-                    run.log_step,
-                    on_progress,
-                    info.watch,
+                    base, prepared, config, run.checkpoint_dir, run.log_step, on_progress
                 )
         run.log_tuned(tuned, training)
 

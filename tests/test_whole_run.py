@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ import pytest
 from conftest import SMALL
 from mlflow import MlflowClient
 from mlflow.entities import Run
+
+from slimdown.config.schema import RunConfig
+from slimdown.experiment import run_experiment
+from slimdown.tracking.provenance import RunInfo
+from slimdown.utils.errors import SlimdownError
 
 BENCHMARKS = ["pocket_instructions", "pocket_math", "pocket_commonsense", "pocket_cs"]
 Result = subprocess.CompletedProcess[str]
@@ -179,6 +185,7 @@ def test_a_run_is_merged_into_one_model(sweep: tuple[Path, Result], client: Mlfl
 def test_sizes_of_several_ranks_are_listed(tmp_path: Path) -> None:
     done = run_command(tmp_path, "slimdown", "sizes", "lora.r=4,8")
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     assert "28,672" in done.stdout or "28.7" in done.stdout, done.stdout  # trained at rank 8
 
 
@@ -253,6 +260,28 @@ def test_a_mistake_is_one_message_and_leaves_nothing(
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "mlruns").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("lora.target_modules=[q_prjo]", "has no q_prjo; its linear layers are .*q_proj"),
+        ("benchmark.pocket_cs.metric=bleu", "pocket_cs has no such metric; choose one of acc"),
+        ("model.id=empty", "model.id=empty cannot be loaded: .*config.json"),
+    ],
+)
+def test_a_mistake_in_model_or_tasks_leaves_no_run(
+    setting: str,
+    message: str,
+    composed: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SlimdownError, match=message):
+        run_experiment(composed(setting), RunInfo("one"))
     assert not (tmp_path / "mlruns").exists()
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from slimdown.config.method_config import Method, MethodConfig
-from slimdown.config.schema import LoraConfig
-from slimdown.models.base_model import LoadedModel
+from slimdown.config.schema import LoraConfig, RunConfig
+from slimdown.models.base_model import LoadedModel, load_outline
 from slimdown.models.bottleneck import attach_bottleneck, load_bottleneck, save_bottleneck
+from slimdown.models.identity import ADAPTER_FILES
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.errors import ModelError
 
@@ -61,19 +62,21 @@ def attach_adapter(base: LoadedModel, method: MethodConfig, lora: LoraConfig, se
         return peft.get_peft_model(base.model, kind(**settings, task_type="CAUSAL_LM"))
 
 
-def check_targets(base: LoadedModel, method: MethodConfig, lora: LoraConfig) -> None:
-    """Check that each of the target modules is there: PEFT accepts a list where one is.
+def check_base(config: RunConfig) -> None:
+    """Check, before weights are fetched, that the base is there with each of the target modules.
+
+    PEFT accepts a list of targets where one is there.
 
     Raises:
         ModelError: One is not.
     """
-    targets = list((lora.target_modules if method.is_lora else method.target_modules) or [])
-    modules = dict(base.model.named_modules())
-    for target in targets:
+    modules = dict(load_outline(config.model).named_modules())
+    trained = config.lora if config.method.is_lora else config.method
+    for target in [] if config.tuned else trained.target_modules or []:
         if target != "all-linear" and not any(f".{n}".endswith(f".{target}") for n in modules):
             layers = {n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, nn.Linear)}
             raise ModelError(
-                f"target_modules: {base.id} has no {target}; its linear layers are "
+                f"target_modules: {config.model.id} has no {target}; its linear layers are "
                 f"{', '.join(sorted(layers))}"
             )
 
@@ -92,11 +95,27 @@ def save_adapter(model: Any, base: LoadedModel, folder: Path) -> None:
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Return the settings of a saved adapter.
+
+    Raises:
+        ModelError: Their file is damaged.
+    """
+    file = folder / ADAPTER_FILES[0]
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict) or "peft_type" not in settings:
+        raise ModelError(f"{file} is damaged: it holds no settings of an adapter; get it again")
+    return settings
+
+
 def load_adapter(base: LoadedModel, folder: Path) -> Any:
     """Put a saved adapter on its base, which is changed in place, in evaluation mode."""
     import peft
 
-    if json.loads((folder / "adapter_config.json").read_text()).get("peft_type") == "BOTTLENECK":
+    if read_adapter_config(folder)["peft_type"] == "BOTTLENECK":
         return load_bottleneck(base.model, folder).eval()
     with quiet_libraries():
         return peft.PeftModel.from_pretrained(base.model, str(folder)).eval()

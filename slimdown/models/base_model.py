@@ -1,14 +1,15 @@
 """Load a base model: quantized as set, on its device, with its tokenizer."""
 
-import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 from transformers.utils.hub import cached_file
 
 from slimdown.config.schema import Device, Dtype, ModelConfig, QuantizationConfig
@@ -66,7 +67,7 @@ def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> Lo
     dtype = pick_dtype(config.dtype, device)
     source = str(config.folder or config.id)
     common: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
-    with quiet_libraries(), explain_hub_errors(config.named, revision=config.revision):
+    with quiet_libraries(), explain_hub_errors(config.named):
         outline = load_outline(config, dtype)
         needed = estimate_weight_bytes(outline, quantization, dtype)
         if needed > (free := free_memory(device)):
@@ -101,6 +102,10 @@ def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> Lo
     check_numbers(config.named, model.eval())
     commit = Path(str(cached_file(source, "config.json", revision=config.revision))).parent.name
     revision = f"sha256:{hash_folder(config.folder)}" if config.folder else commit
+    license_ = ""
+    with suppress(Exception):  # there is no card, or no hub: nothing depends on it
+        card = ModelCard.load(str(cached_file(source, "README.md", revision=config.revision)))
+        license_ = str(card.data.get("license") or "")
     identity = {
         "weights": revision if config.folder else f"{config.id}@{revision}",
         "quantization": str(bitsandbytes and bitsandbytes.to_dict()),
@@ -120,7 +125,7 @@ def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> Lo
         n_parameters=sum(parameter.numel() for parameter in outline.parameters()),
         memory_bytes=model.get_memory_footprint(),
         identity=identity,
-        license=_read_license(source, config.revision),
+        license=license_,
     )
 
 
@@ -128,23 +133,15 @@ def load_outline(config: ModelConfig, dtype: torch.dtype | None = None) -> Any:
     """Build the model without its numbers, on torch's meta device; no weights are fetched.
 
     Raises:
-        ModelError: Its weights are pickled, or it is no causal language model of transformers.
+        ModelError: It cannot be had, or is no causal language model of transformers.
     """
     import transformers
 
     source = str(config.folder or config.id)
-    common: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
-    with explain_hub_errors(config.named, revision=config.revision):
-        architecture = transformers.AutoConfig.from_pretrained(source, **common)
-        # transformers 5.24 reads what the index names whatever `use_safetensors` says.
-        common["_raise_exceptions_for_missing_entries"] = False
-        index = cached_file(source, "model.safetensors.index.json", **common)
-        names = json.loads(Path(index).read_text("utf-8"))["weight_map"].values() if index else []
-        if pickled := [name for name in names if not name.endswith(".safetensors")]:
-            raise ModelError(
-                f"{config.named}: its index names {pickled[0]}, and pickled weights can run code "
-                "when they are read; choose a revision or a copy with .safetensors files"
-            )
+    with explain_hub_errors(config.named):
+        architecture = transformers.AutoConfig.from_pretrained(
+            source, revision=config.revision, trust_remote_code=False
+        )
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(
                 architecture,
@@ -218,13 +215,3 @@ def _pick_device(wanted: Device) -> torch.device:
         return torch.device(name)
     torch.cuda.set_device(process_rank() % torch.cuda.device_count())  # what `cuda` means from now
     return torch.device(name, torch.cuda.current_device())
-
-
-def _read_license(source: str, revision: str) -> str:
-    from huggingface_hub import ModelCard
-
-    try:
-        card = ModelCard.load(str(cached_file(source, "README.md", revision=revision)))
-        return str(card.data.get("license") or "")
-    except Exception:  # there is no card, or no hub: nothing depends on it
-        return ""

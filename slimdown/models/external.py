@@ -1,6 +1,5 @@
 """A model that somebody else tuned, for `tuned=`: an adapter for the base, or a whole model."""
 
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 
 from slimdown.config.schema import ModelConfig, QuantizationConfig, RunConfig
-from slimdown.models.adapters import load_adapter
+from slimdown.models.adapters import load_adapter, read_adapter_config
 from slimdown.models.base_model import (
     LoadedModel,
     check_numbers,
@@ -84,7 +83,7 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
 
     tuned = config.tuned_model
     assert tuned is not None
-    with explain_hub_errors(tuned.named, revision=tuned.revision), quiet_libraries():
+    with explain_hub_errors(tuned.named), quiet_libraries():
         folder = tuned.folder or Path(
             huggingface_hub.snapshot_download(
                 tuned.id, revision=tuned.revision, allow_patterns=_FILES, ignore_patterns="*/*"
@@ -113,26 +112,21 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
     from safetensors.torch import load_file
 
     named = f"tuned={config.tuned}"
-    if not (folder / ADAPTER_FILES[1]).is_file():
-        raise ModelError(
-            f"{named} has no {ADAPTER_FILES[1]}, and pickled weights can run code when they are "
-            "read; save the adapter again with a PEFT of today"
-        )
-    settings = json.loads((folder / ADAPTER_FILES[0]).read_text())
+    settings, weights = read_adapter_config(folder), load_file(folder / ADAPTER_FILES[1])
     made_on = str(settings.get("base_model_name_or_path") or "")
     if not config.model.folder and is_other_base(made_on, base.id):
         raise ModelError(
             f"{named} was made on {made_on}, and the base is {base.id}; set model.id={made_on}, or "
             "correct base_model_name_or_path in its adapter_config.json"
         )
-    if settings.get("peft_type") == "BOTTLENECK":
+    if settings["peft_type"] == "BOTTLENECK":
         return False  # loading compares its shapes
     adapter = peft.PeftConfig.from_pretrained(str(folder))
     if adapter.is_prompt_learning:
         return True
-    weights, outline = load_file(folder / ADAPTER_FILES[1]), load_outline(config.model)
     with torch.device("meta"):
-        state = peft.get_peft_model_state_dict(peft.PeftModel(outline, adapter))
+        adapted = peft.PeftModel(load_outline(config.model), adapter)
+        state = peft.get_peft_model_state_dict(adapted)
     saved = {name: list(tensor.shape) for name, tensor in weights.items()}
     expected = {name: list(tensor.shape) for name, tensor in state.items()}
     for name in sorted(saved.keys() | expected.keys()):

@@ -7,7 +7,7 @@ import torch
 from slimdown.models.adapters import load_adapter
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.quiet import quiet_libraries
-from slimdown.utils.errors import ModelError, describe_error
+from slimdown.utils.errors import ModelError, SlimdownError, describe_error
 
 
 def merge_adapter(
@@ -35,9 +35,6 @@ def merge_adapter(
     try:
         with torch.no_grad(), quiet_libraries():
             if base.quantization != "none":
-                sources = [getattr(module, "source_cls", None) for module in model.modules()]
-                if any(getattr(source, "__name__", "") == "Conv1D" for source in sources):
-                    raise ValueError("transformers dequantizes GPT-2's layers transposed")
                 computed = [getattr(module, "compute_dtype", None) for module in model.modules()]
                 is_8bit = base.quantization == "int8"  # whose scales are float32
                 kind = torch.float32 if is_8bit else next(filter(None, computed), model.dtype)
@@ -47,7 +44,9 @@ def merge_adapter(
             model.float()
             merged = load_adapter(base, adapter_dir).merge_and_unload(safe_merge=True)
             merged.to(getattr(torch, dtype))
-    except (RuntimeError, AttributeError, ValueError, TypeError) as error:
+    except SlimdownError:
+        raise
+    except Exception as error:  # PEFT's, for settings and models of any kind
         raise ModelError(
             f"this adapter cannot be merged into {base.id}: {describe_error(error)}; try "
             "--onto original, or load the adapter beside the base"

@@ -5,7 +5,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import transformers
 from slimdown.config.method_config import Method
 from slimdown.config.schema import Engine, OnProgress, RunConfig
 from slimdown.data.training_data import TrainingData
-from slimdown.models.adapters import attach_adapter, check_targets, save_adapter
+from slimdown.models.adapters import attach_adapter, save_adapter
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import disabled_adapters
 from slimdown.models.identity import identify_adapted
@@ -24,10 +24,10 @@ from slimdown.models.memory import is_out_of_memory, measure_peak_memory
 from slimdown.models.quiet import quiet_libraries
 from slimdown.training.padding_free import attention_within_rows, supports_padding_free
 from slimdown.training.result import StepLog, TrainingResult
-from slimdown.training.sft import TrainingCallback, Watch, build_trainer
+from slimdown.training.sft import TrainingCallback, build_trainer
 from slimdown.training.tokenizing import TokenizedRows, tokenize_rows
 from slimdown.training.unsloth import train_with_unsloth
-from slimdown.utils.distributed import broadcast_from_main, is_main_process
+from slimdown.utils.distributed import broadcast_from_main, process_rank
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error
 from slimdown.utils.hashing import hash_folder
 
@@ -35,18 +35,9 @@ from slimdown.utils.hashing import hash_folder
 _ROUNDING = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
 
 
-@dataclass(frozen=True)
-class PreparedTraining:
-    """Tokenized rows, and whether the trial found that they can be trained without padding."""
-
-    rows: TokenizedRows
-    is_padding_free: bool
-    notes: tuple[str, ...]
-
-
 def prepare_training(
     base: LoadedModel, train_data: TrainingData, config: RunConfig
-) -> PreparedTraining:
+) -> TokenizedRows:
     """Check settings, tokenize, and try one small batch, before hours go into measuring the base.
 
     The trial makes the optimizer, checks that gradients arrive, and compares the loss without
@@ -64,7 +55,6 @@ def prepare_training(
         ModelError: This model cannot be trained so.
         DataError: No row is left to train on.
     """
-    check_targets(base, config.method, config.lora)
     rows = tokenize_rows(
         train_data, base.tokenizer, config.train, base.device == "cpu", config.seed
     )
@@ -76,17 +66,15 @@ def prepare_training(
     twin = replace(base, model=copy.deepcopy(base.model, shared))
     by_length = sorted(range(min(32, len(rows.train))), key=lambda i: len(rows.train[i]["labels"]))
     middle = rows.train.select(by_length[len(by_length) // 2 :][:2])
-    trial = replace(rows, train=middle, validation=None)
-    notes = list(rows.notes)
+    padded = replace(rows, train=middle, validation=None)
 
-    def take_step(model: Any, folder: str, is_padding_free: bool) -> float:
-        path = Path(folder)
-        trainer = build_trainer(model, base.tokenizer, trial, config, path, is_padding_free)
+    def take_step(model: Any, folder: str, trial: TokenizedRows) -> float:
+        trainer = build_trainer(model, base.tokenizer, trial, config, Path(folder))
         trainer.create_optimizer_and_scheduler(num_training_steps=10)  # fails where one is missing
         batch = trainer.data_collator(list(trial.train))
         batch = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in batch.items()}
         model.eval()  # without dropout
-        with attention_within_rows(model) if is_padding_free else nullcontext():
+        with attention_within_rows(model, trial.is_padding_free):
             loss = trainer.compute_loss(model, batch)
             loss.backward()
         if not any(p.grad is not None and p.grad.any() for p in model.parameters()):
@@ -96,10 +84,10 @@ def prepare_training(
     try:
         with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
             model = attach_adapter(twin, config.method, config.lora, config.seed)
-            padded_loss, loss = take_step(model, folder, False), math.nan
+            padded_loss, loss = take_step(model, folder, padded), math.nan
             if supports_padding_free(model):
                 with suppress(Exception):  # then its rows are padded
-                    loss = take_step(model, folder, True)
+                    loss = take_step(model, folder, replace(padded, is_padding_free=True))
     except SlimdownError:
         raise
     except Exception as error:  # models, adapters and optimizers are other people's code
@@ -110,20 +98,19 @@ def prepare_training(
     finally:
         for parameter, is_trained in trained:
             parameter.requires_grad_(is_trained).grad = None
-    is_padding_free = abs(loss - padded_loss) <= _ROUNDING[base.dtype] * max(abs(padded_loss), 1e-2)
-    if not is_padding_free:
-        notes.append("training pads its rows, which is slower: this model may mix unpadded ones")
-    return PreparedTraining(rows, is_padding_free, tuple(notes))
+    if abs(loss - padded_loss) <= _ROUNDING[base.dtype] * max(abs(padded_loss), 1e-2):
+        return replace(rows, is_padding_free=True)
+    note = "training pads its rows, which is slower: this model may mix unpadded ones"
+    return replace(rows, notes=[*rows.notes, note])
 
 
 def fine_tune(
     base: LoadedModel,
-    prepared: PreparedTraining,
+    rows: TokenizedRows,
     config: RunConfig,
     checkpoint_dir: Path,
     on_log: Callable[[StepLog], None],
     on_progress: OnProgress,
-    watch: Watch | None = None,
 ) -> tuple[LoadedModel, TrainingResult]:
     """Train, from the last checkpoint where there is one, and validate before and after.
 
@@ -132,12 +119,11 @@ def fine_tune(
 
     Args:
         base: The model; it is changed in place and no longer the base afterwards.
-        prepared: What `prepare_training` returned.
+        rows: What `prepare_training` returned.
         config: The same settings.
         checkpoint_dir: Of the first process; holds checkpoints, and receives the tuned model.
         on_log: Gets what each step logged, on going on those of the checkpoint first.
         on_progress: Gets how many steps are done.
-        watch: Gets the validation loss at each quarter of the steps; may raise to end training.
 
     Returns:
         The tuned model in evaluation mode, and what the training did.
@@ -146,7 +132,7 @@ def fine_tune(
         ModelError: It does not fit in memory, or its loss is no number any more.
     """
     checkpoint_dir = broadcast_from_main(checkpoint_dir)
-    method, train, rows = config.method, config.train, prepared.rows
+    method, train = config.method, config.train
     dtypes = {name: parameter.dtype for name, parameter in base.model.named_parameters()}
     generation_config = copy.deepcopy(base.model.generation_config)
     model = attach_adapter(base, method, config.lora, config.seed)
@@ -156,11 +142,9 @@ def fine_tune(
         _start_prefix_with_text(model, base, rows)
     saves = train.engine is Engine.trl and method.name is not Method.bottleneck
     interval = 60 * (train.checkpoint_minutes or math.inf) if saves else math.inf
-    callback = TrainingCallback(train, base.dtype, on_log, on_progress, watch, interval)
-    is_free = prepared.is_padding_free
-    attention = attention_within_rows(model) if is_free else nullcontext()
-    with quiet_libraries(), attention:
-        trainer = build_trainer(model, base.tokenizer, rows, config, checkpoint_dir, is_free)
+    callback = TrainingCallback(train, base.dtype, on_log, on_progress, interval)
+    with quiet_libraries(), attention_within_rows(model, rows.is_padding_free):
+        trainer = build_trainer(model, base.tokenizer, rows, config, checkpoint_dir)
         with nullcontext() if method.trains_weights else disabled_adapters(model):
             loss_before = trainer.evaluate()["eval_loss"]
         trainer.add_callback(callback)
@@ -187,17 +171,16 @@ def fine_tune(
         loss_after = trainer.evaluate()["eval_loss"]
     vars(base.model).pop("forward", None)  # TRL's fused head
     base.model.generation_config = generation_config  # the Trainer aligns it with the tokenizer
-    trained = [p for p in model.parameters() if p.requires_grad]
-    n_trainable = sum(parameter.numel() for parameter in trained)
+    n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     output_dir = checkpoint_dir / ("model" if method.trains_weights else "adapter")
     if method.trains_weights:
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(dtypes[name])
-        if is_main_process():
+        if process_rank() == 0:
             with quiet_libraries():
                 model.save_pretrained(output_dir)
             base.tokenizer.save_pretrained(output_dir)
-    elif is_main_process():
+    elif process_rank() == 0:
         save_adapter(model, base, output_dir)
     broadcast_from_main(None)  # the files are there
     if method.trains_weights:

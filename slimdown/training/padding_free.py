@@ -34,17 +34,18 @@ def supports_padding_free(model: Any) -> bool:
 
 
 @contextmanager
-def attention_within_rows(model: Any) -> Iterator[None]:
+def attention_within_rows(model: Any, is_padding_free: bool = True) -> Iterator[None]:
     """Inside, SDPA attends within each row of a batch that lies as one, as flash attention does.
 
     Args:
         model: As TRL's padding-free collator feeds it.
+        is_padding_free: Whether batches lie so; otherwise nothing happens.
     """
     from transformers import AttentionInterface
 
     inner = get_inner_model(model)
     before = inner.config._attn_implementation
-    if before != "sdpa":
+    if before != "sdpa" or not is_padding_free:
         yield
         return
     AttentionInterface.register(_NAME, _attend_within_rows)

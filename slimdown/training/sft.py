@@ -1,4 +1,4 @@
-"""TRL's `SFTTrainer` with our settings, and the callback that reports, checkpoints and watches."""
+"""TRL's `SFTTrainer` with our settings, and the callback that reports and checkpoints."""
 
 import inspect
 import math
@@ -20,9 +20,6 @@ from slimdown.training.result import StepLog
 from slimdown.training.tokenizing import IGNORED, TokenizedRows
 from slimdown.utils.distributed import broadcast_from_main
 from slimdown.utils.errors import ModelError
-
-Watch = Callable[[float, float], None]
-"""Gets the share of steps taken and the validation loss at each quarter; may raise to stop."""
 
 # float16 knows nothing below 6e-8, where most of a mean loss's gradients are. A power of two rounds
 # nothing else. The Trainer's own GradScaler comes with autocast, in which base and adapter would
@@ -75,36 +72,30 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
 
 
 def build_trainer(
-    model: Any,
-    tokenizer: Any,
-    rows: TokenizedRows,
-    config: RunConfig,
-    folder: Path,
-    is_padding_free: bool,
+    model: Any, tokenizer: Any, rows: TokenizedRows, config: RunConfig, folder: Path
 ) -> Any:
     """Build a trainer on tokenized rows; what is trained is float32, unless it is the base's own.
 
     Args:
         model: With something to train.
         tokenizer: The base's.
-        rows: Tokenized and cut.
+        rows: Tokenized and cut; without padding, the caller is inside `attention_within_rows`.
         config: The checked settings.
         folder: Where checkpoints go.
-        is_padding_free: A batch is one row; the caller is inside `attention_within_rows`.
     """
     settings = {name: value for name, value in asdict(config.train).items() if name not in _NOT_TRL}
     arguments = SFTConfig(
         str(folder),
         **settings,
         max_length=None,  # rows are cut
-        padding_free=is_padding_free,
+        padding_free=rows.is_padding_free,
         train_sampling_strategy="random",  # by length each fifty steps begin with the longest rows
         dataset_kwargs={"skip_prepare_dataset": True},
         seed=config.seed,
         data_seed=config.seed,
         logging_steps=1,
         logging_nan_inf_filter=False,  # a diverged run must say so
-        include_num_input_tokens_seen="all" if is_padding_free else "non_padding",
+        include_num_input_tokens_seen="all" if rows.is_padding_free else "non_padding",
         prediction_loss_only=True,
         report_to="none",
         save_strategy="no",  # see `TrainingCallback`
@@ -133,18 +124,16 @@ def build_trainer(
 
 @dataclass(eq=False)
 class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
-    """Hands on what each step logged, ends what is no number, asks for checkpoints and watches."""
+    """Hands on what each step logged, ends what is no number, and asks for checkpoints."""
 
     config: TrainConfig
     dtype: str
     on_step: Callable[[StepLog], None]
     on_progress: OnProgress
-    watch: Watch | None = None
     checkpoint_seconds: float = math.inf
     history: list[StepLog] = field(default_factory=list)
     n_tokens_before: float = 0.0  # of the checkpoint that the training goes on from
     saved_at: float = field(default_factory=time.monotonic)
-    random_state: torch.Tensor | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Repeat the steps of the checkpoint that the training goes on from."""
@@ -157,22 +146,11 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
         self.log_step(state.global_step, state.max_steps, kwargs["logs"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint where it is time, and for a validation at each quarter."""
+        """Ask for a checkpoint where it is time."""
         if self.checkpoint_seconds < math.inf and state.global_step < state.max_steps:
             is_due = time.monotonic() - self.saved_at >= self.checkpoint_seconds
             if broadcast_from_main(is_due):
                 control.should_save, self.saved_at = True, time.monotonic()
-        quarters = [round(share * state.max_steps) for share in (0.25, 0.5, 0.75)]
-        if self.watch and state.global_step in quarters:
-            # A DataLoader draws a seed, and dropout must be as without a watcher.
-            control.should_evaluate, self.random_state = True, torch.get_rng_state()
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Give the watcher the validation loss."""
-        if self.watch and self.random_state is not None:
-            torch.set_rng_state(self.random_state)
-            self.random_state = None
-            self.watch(state.global_step / state.max_steps, kwargs["metrics"]["eval_loss"])
 
     def log_step(self, step: int, n_steps: int, logs: dict[str, Any]) -> None:
         """Hand on one step.

@@ -28,6 +28,7 @@ class TokenizedRows:
     n_truncated: int
     n_untrained: int
     notes: Sequence[str]
+    is_padding_free: bool = False  # a batch is one row without padding; the trial decides it
 
 
 def tokenize_rows(

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def train_with_unsloth(
     )
     source = Path(str(downloaded)).parent
     with tempfile.TemporaryDirectory(prefix="slimdown-unsloth-") as folder:
-        job = (str(source.absolute()), base.dtype, base.tokenizer, rows, config)
+        padded = replace(rows, is_padding_free=False)
+        job = (str(source.absolute()), base.dtype, base.tokenizer, padded, config)
         Path(folder, "job").write_bytes(pickle.dumps(job))
         # No hub, no statistics about its users, no folder of compiled files in the working folder.
         variables = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}

@@ -39,7 +39,7 @@ def main() -> None:
         model = FastLanguageModel.get_peft_model(
             model, **shape, **common, bias="none", random_state=config.seed
         )
-        trainer = build_trainer(model, tokenizer, rows, config, Path(folder), False)
+        trainer = build_trainer(model, tokenizer, rows, config, Path(folder))
         trainer.takes_plain_loss = False  # Unsloth has a loss of its own
         trainer.args.train_sampling_strategy = "random"  # TRL's engine gets the same batches
 

@@ -15,13 +15,8 @@ def process_count() -> int:
 
 
 def process_rank() -> int:
-    """Return which of them this is, from 0."""
+    """Return which of them this is; 0 measures, writes the record and prints."""
     return int(os.environ.get("RANK", 0)) if "LOCAL_RANK" in os.environ else 0
-
-
-def is_main_process() -> bool:
-    """Return whether this process measures, writes the record and prints."""
-    return process_rank() == 0
 
 
 def broadcast_from_main(value: _T) -> _T:
@@ -35,7 +30,7 @@ def broadcast_from_main(value: _T) -> _T:
     import torch
     from torch import distributed
 
-    box = [value if is_main_process() else None]
+    box = [value if process_rank() == 0 else None]
     try:
         if not distributed.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

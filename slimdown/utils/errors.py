@@ -24,10 +24,6 @@ class TrackingError(SlimdownError):
     """The record of runs cannot be read or written."""
 
 
-class TrialPruned(SlimdownError):
-    """A search ended this trial early; the message says when and why."""
-
-
 def describe_error(error: BaseException) -> str:
     """Return the class and the first 300 characters of somebody else's error, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

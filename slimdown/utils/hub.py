@@ -12,9 +12,6 @@ _REASONS = {
     "GatedRepo|access a gated repo": "is gated: accept its licence at "
     "https://huggingface.co/{repo}, then log in with `hf auth login` or set HF_TOKEN; or choose an "
     "open one, e.g. model=smollm2",
-    "RevisionNotFound": "has no branch, tag or commit {revision}; see https://huggingface.co/{repo}",
-    "RepositoryNotFound": "is neither on the hub nor a local folder; check the spelling, or log in "
-    "with `hf auth login` if it is private",
     "SafetensorError": "has a .safetensors file that is damaged; download it again",
     "ignore_mismatched_sizes": "has weights of other shapes than its config.json describes; get it "
     "again",
@@ -29,14 +26,13 @@ _REASONS = {
 
 @contextmanager
 def explain_hub_errors(
-    setting: str, error_class: type[SlimdownError] = ModelError, revision: str = ""
+    setting: str, error_class: type[SlimdownError] = ModelError
 ) -> Iterator[None]:
     """Turn whatever fetching and reading raises into one line that says how to go on.
 
     Args:
         setting: What names the repository or folder, as `model.id=OWNER/NAME`.
         error_class: ModelError or DataError.
-        revision: The branch, tag or commit that is wanted.
 
     Raises:
         SlimdownError: Of that class.
@@ -52,8 +48,7 @@ def explain_hub_errors(
             link = link.__cause__ or link.__context__  # type: ignore[assignment]
         meant = (reason for words, reason in _REASONS.items() if re.search(words, text))
         reason = next(meant, f"cannot be loaded: {describe_error(error)}")
-        repo = setting.partition("=")[2]
-        reason = reason.replace("{repo}", repo).replace("{revision}", revision)
+        reason = reason.replace("{repo}", setting.partition("=")[2])
         raise error_class(f"{setting} {reason}") from error
 
 

@@ -43,6 +43,10 @@ def edit_config(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def break_config(folder: Path, text: str) -> None:
+    (folder / "adapter_config.json").write_text(text)
+
+
 def open_it(composed: Composed, tuned: Path, *settings: str) -> tuple[LoadedModel, Any]:
     config = composed(f"tuned={tuned}", *settings)
     base = load_base_model(config.model, config.quantization)
@@ -123,9 +127,11 @@ def break_tokenizer(folder: Path) -> None:
     ("spoil", "answer"),
     [
         (resize, r"made on another base \(.* is \[4, \d+\] and should be \[4, \d+\]\)"),
-        (pickle_weights, "has no adapter_model.safetensors, and pickled weights can run code"),
+        (pickle_weights, "has no safetensors weights, and pickled ones can run code"),
         (break_tokenizer, "has another tokenizer than pocket:model"),
         (lambda folder: edit_config(folder, peft_type="NOTHING"), "tuned=.* cannot be loaded"),
+        (lambda folder: break_config(folder, "{"), "adapter_config.json is damaged"),
+        (lambda folder: break_config(folder, "[]"), "adapter_config.json is damaged"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_measured(

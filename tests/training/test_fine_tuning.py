@@ -22,9 +22,10 @@ from slimdown.models.adapters import attach_adapter
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.models.causal import eval_mode
 from slimdown.training import sft
-from slimdown.training.fine_tuning import PreparedTraining, fine_tune, prepare_training
+from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import StepLog
-from slimdown.utils.errors import ModelError, TrialPruned
+from slimdown.training.tokenizing import TokenizedRows
+from slimdown.utils.errors import ModelError
 
 Composed = Callable[..., RunConfig]
 
@@ -40,7 +41,7 @@ def test_steps_are_those_of_plain_trl(
     settings = ["train.max_steps=6", "quantization=none", "train.gradient_accumulation_steps=2"]
     only = f"train.completion_only_loss={str(completion_only).lower()}"
     run = TrainingRun(composed(*SMALL, *settings, only))
-    assert run.prepared.is_padding_free
+    assert run.rows.is_padding_free
     _, result = run.train(tmp_path / "ours")
     config, train = run.config, run.config.train
     base = load_base_model(config.model, config.quantization)
@@ -112,33 +113,12 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
             raise Kill
 
     with pytest.raises(Kill):
-        fine_tune(
-            killed.base, killed.prepared, config, tmp_path / "b", kill, lambda *progress: None
-        )
+        fine_tune(killed.base, killed.rows, config, tmp_path / "b", kill, lambda *progress: None)
     _, again = resumed.train(tmp_path / "b")
     assert [log.step for log in resumed.logs] == [1, 2, 3, 4, 5, 6, 7]
     assert resumed.losses == pytest.approx(whole.losses, rel=1e-5)
     assert again.validation_loss_after == pytest.approx(result.validation_loss_after, rel=1e-5)
     assert again.tokens == result.tokens
-
-
-def test_a_watcher_sees_each_quarter_and_may_end_training_but_changes_nothing(
-    composed: Composed, tmp_path: Path
-) -> None:
-    config = composed(*SMALL, "train.max_steps=8", "lora.lora_dropout=0.2")
-    seen: list[tuple[float, float]] = []
-    alone, watched, pruned = TrainingRun(config), TrainingRun(config), TrainingRun(config)
-    alone.train(tmp_path / "a")
-    watched.train(tmp_path / "b", lambda share, loss: seen.append((share, loss)))
-    assert alone.losses == watched.losses
-    assert [share for share, _ in seen] == [0.25, 0.5, 0.75]
-    assert seen[0][1] > seen[2][1]
-
-    def prune(share: float, loss: float) -> None:
-        raise TrialPruned(f"at {share}")
-
-    with pytest.raises(TrialPruned, match=r"0\.25"):
-        pruned.train(tmp_path / "c", prune)
 
 
 def test_a_loss_that_is_no_number_ends_training_with_advice(
@@ -154,13 +134,13 @@ def test_float16_holds_the_gradients_of_float32(
     composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = TrainingRun(composed(*SMALL, "model.dtype=float16", "quantization=none"))
-    rows = run.prepared.rows
+    rows = replace(run.rows, is_padding_free=False)
 
     def gradients(model: Any) -> torch.Tensor:
         torch.manual_seed(0)
         shape = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
         adapted = peft.get_peft_model(model, shape).train()
-        trainer = sft.build_trainer(adapted, run.base.tokenizer, rows, run.config, tmp_path, False)
+        trainer = sft.build_trainer(adapted, run.base.tokenizer, rows, run.config, tmp_path)
         batch = next(iter(trainer.get_train_dataloader()))  # one of many of a step
         loss = trainer.compute_loss(adapted, batch, num_items_in_batch=torch.tensor(2**22))
         loss.backward()
@@ -180,7 +160,7 @@ def make_base(model: Any) -> LoadedModel:
     return LoadedModel(model, build_byte_tokenizer(), "tiny", "float32", n_parameters=1)
 
 
-def prepare_tiny(model: Any, composed: Composed) -> PreparedTraining:
+def prepare_tiny(model: Any, composed: Composed) -> TokenizedRows:
     settings = ["quantization=none", "lora.target_modules=[all-linear]", "train.max_length=128"]
     config = composed(*SMALL, *settings)
     base = make_base(model)
@@ -214,11 +194,12 @@ def test_a_head_that_changes_its_logits_trains_with_the_loss_of_those_logits(
     model = build_tiny_model("llama")
     model.__class__ = Scaled
     prepared = prepare_tiny(model, composed)
-    rows = replace(prepared.rows, train=prepared.rows.train.select(range(2)))
+    two = prepared.train.select(range(2))
+    rows = replace(prepared, train=two, is_padding_free=False)
     config = composed(*SMALL, "train.max_length=128")
     shape = peft.LoraConfig(r=4, target_modules="all-linear")
     adapted = peft.get_peft_model(model, shape).eval()
-    trainer = sft.build_trainer(adapted, build_byte_tokenizer(), rows, config, tmp_path, False)
+    trainer = sft.build_trainer(adapted, build_byte_tokenizer(), rows, config, tmp_path)
     batch = trainer.data_collator(list(rows.train))
     with torch.no_grad():
         loss = float(trainer.compute_loss(adapted, dict(batch)))
@@ -232,4 +213,4 @@ def test_a_head_that_changes_its_logits_trains_with_the_loss_of_those_logits(
 def test_families_train_with_their_own_loss(family: str, composed: Composed) -> None:
     settings = {"sliding_window": 16} if family == "gemma3_text" else {}
     model = build_tiny_model(family, **settings)
-    assert prepare_tiny(model, composed).rows.train
+    assert prepare_tiny(model, composed).train

@@ -19,15 +19,15 @@ from training_run import TrainingRun
 from hydra import compose, initialize_config_dir
 from slimdown.config.loader import load_config
 from slimdown.config.paths import CONF_DIR
-from slimdown.utils.distributed import broadcast_from_main, is_main_process, process_count
+from slimdown.utils.distributed import broadcast_from_main, process_count, process_rank
 
 folder, settings = Path(sys.argv[1]), sys.argv[2:]
 with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
     config = load_config(compose("config", overrides=[*SMALL, *settings]))
-assert broadcast_from_main("go" if is_main_process() else None) == "go"
+assert broadcast_from_main("go" if process_rank() == 0 else None) == "go"
 run = TrainingRun(config)
-tuned, result = run.train(folder if is_main_process() else Path("/nowhere"))
-if is_main_process():
+tuned, result = run.train(folder if process_rank() == 0 else Path("/nowhere"))
+if process_rank() == 0:
     content = {"losses": run.losses, "tokens": result.tokens}
     (folder / "result.json").write_text(json.dumps(content))
 """

@@ -5,9 +5,11 @@ from typing import Any
 
 from slimdown.config.schema import RunConfig
 from slimdown.data.training_data import load_training_data
+from slimdown.models.adapters import check_base
 from slimdown.models.base_model import LoadedModel, load_base_model
-from slimdown.training.fine_tuning import PreparedTraining, fine_tune, prepare_training
+from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import StepLog, TrainingResult
+from slimdown.training.tokenizing import TokenizedRows
 
 
 class TrainingRun:
@@ -15,16 +17,15 @@ class TrainingRun:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
+        check_base(config)
         self.base = load_base_model(config.model, config.quantization)
         self.data = load_training_data(config.dataset, self.base.tokenizer, config.seed)
-        self.prepared: PreparedTraining = prepare_training(self.base, self.data, config)
+        self.rows: TokenizedRows = prepare_training(self.base, self.data, config)
         self.logs: list[StepLog] = []
 
-    def train(self, folder: Path, watch: Any = None) -> tuple[LoadedModel, TrainingResult]:
+    def train(self, folder: Path) -> tuple[LoadedModel, TrainingResult]:
         progress: Any = lambda *done: None  # noqa: E731
-        return fine_tune(
-            self.base, self.prepared, self.config, folder, self.logs.append, progress, watch
-        )
+        return fine_tune(self.base, self.rows, self.config, folder, self.logs.append, progress)
 
     @property
     def losses(self) -> list[float]:
