@@ -8,7 +8,6 @@ from slimdown.config.schema import PaperMetric
 
 if TYPE_CHECKING:
     from slimdown.stats.findings import Findings
-    from slimdown.training.result import StepLog, TrainingResult
 
 
 class Tag(StrEnum):
@@ -23,23 +22,7 @@ class Tag(StrEnum):
     dataset = "slimdown.dataset"
     origin = "slimdown.origin"
     error = "slimdown.error"
-    pruned = "slimdown.pruned"
     evaluation = "slimdown.evaluation."
-
-
-def collect_step_metrics(log: "StepLog") -> dict[str, float]:
-    """Return what a training step is recorded with, by metric name."""
-    return {f"train/{name}": v for name, v in log.values.items() if name != "num_tokens"}
-
-
-def collect_training_metrics(training: "TrainingResult") -> dict[str, float]:
-    """Return what training learned and cost, by metric name."""
-    return {
-        "train/validation_loss_before": training.validation_loss_before,
-        "train/validation_loss_after": training.validation_loss_after,
-        "train/trainable_percent": training.trainable_percent,
-        "cost/train_seconds": training.runtime_seconds,
-    }
 
 
 def collect_finding_metrics(findings: "Findings") -> dict[str, float]:

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -23,12 +24,15 @@ PACKAGES = (
 
 def collect_environment() -> dict[str, Any]:
     """Return versions, machine and git commit, as an object for JSON."""
+    git, commit = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], None
+    with suppress(OSError, subprocess.SubprocessError):  # no git, or no commit
+        commit = subprocess.check_output(git, text=True, stderr=subprocess.DEVNULL).strip()
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
-        "git_commit": read_git_commit(),
+        "git_commit": commit,
         **{name: find_version(name) for name in ("slimdown", "mlflow", "hydra-core", *PACKAGES)},
     }
 
@@ -47,7 +51,6 @@ class RunInfo:
         tags: More tags of the run, by name.
         resume_run_id: An unfinished run of the same key that goes on.
         on_open: Called with the run's id as soon as it has one.
-        watch: Called with the share of steps and the validation loss during training.
     """
 
     name: str
@@ -59,7 +62,6 @@ class RunInfo:
     tags: Mapping[str, str] = field(default_factory=dict)
     resume_run_id: str = ""
     on_open: Callable[[str], None] | None = None
-    watch: Callable[[float, float], None] | None = None
 
 
 def find_version(package: str) -> str | None:
@@ -67,15 +69,6 @@ def find_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
-        return None
-
-
-def read_git_commit() -> str | None:
-    """Return the commit of the working folder, with `-dirty` where files differ from it."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
-    except (OSError, subprocess.SubprocessError):
         return None
 
 

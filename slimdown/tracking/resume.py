@@ -2,9 +2,8 @@
 
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import Timeout
 
@@ -105,32 +104,13 @@ def find_finished_or_lock(
 
 def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
     """Whether an unfinished run was begun on this machine, and no process works on it."""
-    is_here = run.tags.get(Tag.host) == socket.gethostname()
-    return run.status != "FINISHED" and is_here and not _is_locked(tracking, run.run_id)
-
-
-def mark_orphans_killed(client: Any, tracking: TrackingConfig, experiment: str, keep: str) -> None:
-    """Mark runs as KILLED whose process on this machine died.
-
-    Args:
-        client: Of the store.
-        tracking: The store's address.
-        experiment: The id of the experiment that is looked at.
-        keep: A run that goes on.
-    """
-    here = f"attributes.status = 'RUNNING' and tags.`{Tag.host}` = '{socket.gethostname()}'"
-    with suppress(Exception):  # nothing depends on it
-        for run in client.search_runs([experiment], here):
-            if run.info.run_id != keep and not _is_locked(tracking, run.info.run_id):
-                client.set_terminated(run.info.run_id, "KILLED")
-
-
-def _is_locked(tracking: TrackingConfig, run_id: str) -> bool:
+    if run.status == "FINISHED" or run.tags.get(Tag.host) != socket.gethostname():
+        return False
     try:
-        with store.lock(tracking, f"run-{run_id}").acquire(timeout=0):
-            return False
+        with store.lock(tracking, f"run-{run.run_id}").acquire(timeout=0):
+            return True
     except Timeout:
-        return True
+        return False
 
 
 def _find_equal_runs(config: RunConfig, key: str) -> list[RunRecord]:

@@ -106,7 +106,7 @@ def check_finished(run: RunRecord) -> Findings:
     if run.status == "FINISHED" and run.findings:
         return run.findings
     state = _STATES.get(run.status, "has no findings that can be read")
-    reason = run.tags.get(Tag.error) or run.tags.get(Tag.pruned, "")
+    reason = run.tags.get(Tag.error, "")
     raise TrackingError(
         f"run {run.run_id} ({run.name}) {state}{': ' if reason else ''}{reason}; choose a "
         "finished run"

@@ -17,12 +17,12 @@ from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.samples import write_samples
 from slimdown.stats.findings import Findings
-from slimdown.tracking import metric_names, store
+from slimdown.tracking import store
 from slimdown.tracking.base_evaluations import RecordedEvaluations
-from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.metric_names import Tag, collect_finding_metrics, describe_headline
 from slimdown.tracking.provenance import RunInfo, read_user
-from slimdown.tracking.resume import NOT_IN_KEY, mark_orphans_killed
-from slimdown.utils.errors import TrackingError, TrialPruned
+from slimdown.tracking.resume import NOT_IN_KEY
+from slimdown.utils.errors import TrackingError
 from slimdown.utils.files import raise_if_disk_full, write_atomically
 from slimdown.utils.secrets import redact, redact_uri
 
@@ -69,16 +69,14 @@ class TrackedRun:
             **info.tags,
         }
         texts = {key: redact(value)[:_MAX_TAG] for key, value in tags.items() if value}
-        # A run without its lock is an orphan for another process that opens one.
-        with store.explain_store_errors(tracking), store.lock(tracking, "opening"):
-            experiment = store.find_experiment(client, tracking)
-            mark_orphans_killed(client, tracking, experiment, keep=info.resume_run_id)
+        with store.explain_store_errors(tracking):
             if info.resume_run_id:
                 run = client.get_run(info.resume_run_id)
                 client.update_run(run.info.run_id, "RUNNING")
-                for tag in {Tag.error, Tag.pruned} & run.data.tags.keys():
-                    client.delete_tag(run.info.run_id, tag)
+                if Tag.error in run.data.tags:
+                    client.delete_tag(run.info.run_id, Tag.error)
             else:
+                experiment = store.find_experiment(client, tracking)
                 run = client.create_run(experiment, None, texts, redact(info.name))
                 settings = {
                     key: value
@@ -124,7 +122,8 @@ class TrackedRun:
         A store that does not take it is not asked again until the end.
         """
         if step.step not in self._steps:
-            self._add_metrics(metric_names.collect_step_metrics(step), step.step)
+            values = {f"train/{name}": v for name, v in step.values.items() if name != "num_tokens"}
+            self._add_metrics(values, step.step)
         if time.monotonic() > self._next_flush:
             try:
                 with store.explain_store_errors(self._tracking):
@@ -139,7 +138,13 @@ class TrackedRun:
         if training is None:
             self._add_tag(Tag.origin, f"{tuned.id}@{tuned.revision}")
             return
-        self._add_metrics(metric_names.collect_training_metrics(training))
+        metrics = {
+            "train/validation_loss_before": training.validation_loss_before,
+            "train/validation_loss_after": training.validation_loss_after,
+            "train/trainable_percent": training.trainable_percent,
+            "cost/train_seconds": training.runtime_seconds,
+        }
+        self._add_metrics(metrics)
         target = self._artifacts / training.output_dir.name
         shutil.copytree(training.output_dir, target, dirs_exist_ok=True)
 
@@ -155,14 +160,16 @@ class TrackedRun:
         write_atomically(self._artifacts / "findings.json", json.dumps(findings.to_dict()))
         samples = self._artifacts / "samples"
         samples.mkdir(exist_ok=True)
-        for model, evaluation in (("base", findings.base), ("tuned", findings.tuned)):
+        caches = (self.base_cache, findings.base), (self.tuned_cache, findings.tuned)
+        for cache, evaluation in caches:
             for name, one in evaluation.benchmarks.items() if evaluation else ():
-                write_samples(samples / f"{model}-{name}.parquet", model, name, one)
-        for cache in (self.base_cache, self.tuned_cache):  # with the questions that are held out
-            for name, file in cache.files.items():
-                shutil.copyfile(file, samples / f"{cache.model}-{name}.parquet")
-        self._add_metrics(metric_names.collect_finding_metrics(findings))
-        self._add_tag(Tag.headline, metric_names.describe_headline(findings))
+                file = samples / f"{cache.model}-{name}.parquet"
+                if name in cache.files:  # with the questions that are held out
+                    shutil.copyfile(cache.files[name], file)
+                else:
+                    write_samples(file, cache.model, name, one)
+        self._add_metrics(collect_finding_metrics(findings))
+        self._add_tag(Tag.headline, describe_headline(findings))
         self._add_tag("mlflow.note.content", str(files.get("report.md", "")))
 
     def finish(self) -> None:
@@ -182,12 +189,10 @@ class TrackedRun:
         self._lock.release()
 
     def fail(self, error: BaseException) -> None:
-        """Mark the run FAILED, or KILLED where somebody or a search stopped it."""
-        stops = (KeyboardInterrupt, SystemExit, TrialPruned)
-        status = "KILLED" if isinstance(error, stops) else "FAILED"
-        if isinstance(error, TrialPruned):
-            self._add_tag(Tag.pruned, str(error))
-        elif status == "FAILED":
+        """Mark the run FAILED, or KILLED where somebody stopped it."""
+        is_stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+        status = "KILLED" if is_stopped else "FAILED"
+        if not is_stopped:
             self._add_tag(Tag.error, f"{type(error).__name__}: {error}")
             text = "".join(traceback.format_exception(error))
             with suppress(OSError):
@@ -243,5 +248,5 @@ def open_run(config: RunConfig, info: RunInfo) -> Iterator[TrackedRun]:
         run.finish()
     except BaseException as error:
         run.fail(error)
-        raise_if_disk_full(error, run.folder)
+        raise_if_disk_full(error)
         raise

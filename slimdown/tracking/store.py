@@ -5,7 +5,6 @@ MLflow is imported inside functions: it takes 1.5 seconds.
 
 import hashlib
 import json
-import logging
 import ssl
 import urllib.error
 import urllib.request
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 _MAX_PARAM = 6000  # characters; MLflow cuts longer values
 # MLflow 3.17 shows an experiment with the pages for LLM traces unless this tag says otherwise.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-# The first logs what it creates, the second the traceback of whatever it raises.
-_NOISY_LOGGERS = ("alembic", "mlflow.store.db.utils")
 
 
 def check_store(config: TrackingConfig) -> None:
@@ -109,23 +106,16 @@ def explain_store_errors(config: TrackingConfig) -> Iterator[None]:
     """
     if problem := config.uri_problem():
         raise TrackingError(f"tracking.{problem}")
-    levels = {name: logging.getLogger(name).level for name in _NOISY_LOGGERS}
-    file = sqlite_file(config.uri)
     try:
-        for name in _NOISY_LOGGERS:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
         yield
     except SlimdownError:
         raise
     except Exception as error:
-        raise_if_disk_full(error, file.parent if file else Path.cwd())
+        raise_if_disk_full(error)
         raise TrackingError(
             f"tracking.uri={redact_uri(config.uri)} cannot be used: {first_line(error)}; "
             f"{_advise(config.uri, error)}"
         ) from None
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def sqlite_file(uri: str) -> Path | None:

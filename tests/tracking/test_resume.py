@@ -66,34 +66,6 @@ def test_equal_runs_wait_for_each_other(store: MlflowClient, composed: Compose) 
         pass
 
 
-def test_a_run_whose_process_died_is_marked_killed(store: MlflowClient, composed: Compose) -> None:
-    script = (
-        "import os\n"
-        "from hydra import compose, initialize_config_dir\n"
-        "from slimdown.config.loader import load_config\n"
-        "from slimdown.config.paths import CONF_DIR\n"
-        "from slimdown.tracking.provenance import RunInfo\n"
-        "from slimdown.tracking.run_writer import TrackedRun\n"
-        "with initialize_config_dir(str(CONF_DIR), version_base='1.3'):\n"
-        "    config = load_config(compose('config'))\n"
-        "print(TrackedRun(config, RunInfo('dies', environment={})).run_id, flush=True)\n"
-        "os._exit(9)\n"
-    )
-    died = subprocess.run(
-        [sys.executable, "-c", script, str(Path(__file__).parents[1])],
-        capture_output=True,
-        text=True,
-    )
-    run_id = died.stdout.split()[-1]
-    assert store.get_run(run_id).info.status == "RUNNING"
-    config = composed()
-    with pytest.raises(KeyboardInterrupt), open_run(config, make_info(config, "alive")) as alive:
-        record_run(config, "one")
-        assert store.get_run(run_id).info.status == "KILLED"
-        assert store.get_run(alive.run_id).info.status == "RUNNING"
-        raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize(
     ("override", "is_same"),
     [
