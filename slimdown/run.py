@@ -1,9 +1,9 @@
 """`python -m slimdown.run`: one run, or with -m a sweep or a search."""
 
+import logging
 import os
 import signal
 import sys
-from functools import partial
 from typing import Any
 
 import hydra
@@ -12,11 +12,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.commands.arguments import run_command
-from slimdown.config.command_line import compose_runs, read_command_line, reword
+from slimdown.config.command_line import compose_runs, read_command_line
+from slimdown.config.loader import reword
 from slimdown.config.paths import CONF_DIR
 from slimdown.config.schema import Engine
 from slimdown.utils.distributed import process_count, process_rank
-from slimdown.utils.errors import ConfigError, SlimdownError
+from slimdown.utils.errors import ConfigError, DataError, SlimdownError
 
 
 def main(arguments: list[str]) -> int:
@@ -33,20 +34,14 @@ def main(arguments: list[str]) -> int:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    is_free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if is_free:
-        signal.signal(signal.SIGTERM, interrupt)  # ends a run as Ctrl-C does: KILLED
+    previous = signal.signal(signal.SIGTERM, interrupt)  # ends a run as Ctrl-C does: KILLED
     try:
-        return run_command(partial(_start, arguments), "This run cannot go on:", 1)
+        return run_command(lambda: _start(arguments), "This run cannot go on:", 1)
     finally:
-        if is_free:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _start(arguments: list[str]) -> int:
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
-        if not (value := os.environ.get(name, "0")).isdecimal():
-            raise ConfigError(f"the environment has {name}={value}; a launcher sets a number")
     line = read_command_line(arguments)
     if process_rank() > 0:  # of accelerate or torchrun; the first process says what is wrong
         try:
@@ -59,14 +54,17 @@ def _start(arguments: list[str]) -> int:
         return 0
     if line.is_run:
         plan = compose_runs(line)
-        if (n := process_count()) > 1 and line.is_sweep:
-            raise ConfigError(f"-m asks for several runs, and {n} processes make one together")
-        if n > 1 and plan.runs[0].config.train.engine is Engine.unsloth:
-            raise ConfigError(f"train.engine=unsloth trains in one process, and there are {n}")
-        from slimdown.sweep.sweeper import check_rows, register_sweeper
+        is_single = line.is_sweep or plan.runs[0].config.train.engine is Engine.unsloth
+        if (n := process_count()) > 1 and is_single:
+            problem = f"{n} processes make one run together, without -m and train.engine=unsloth"
+            raise ConfigError(f"{problem}; start one process")
+        from slimdown.data.row_checks import check_row_files
+        from slimdown.sweep.sweeper import register_sweeper
 
-        check_rows(plan.runs)
-        register_sweeper()
+        datasets: dict[str, Any] = {repr(r.config.dataset): r.config.dataset for r in plan.runs}
+        if problems := [problem for each in datasets.values() for problem in check_row_files(each)]:
+            raise DataError("\n".join(dict.fromkeys(problems)))
+        register_sweeper(line, plan)
     sys.argv[1:] = [*line.flags, *line.overrides]  # Hydra's order: flags first
     failures: list[Exception] = []
 
@@ -84,9 +82,9 @@ def _start(arguments: list[str]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(reword(error)) from error
     except ValueError as error:
-        if line.is_run and "Unable to configure" not in str(error):
+        if line.is_run:
             raise
-        raise ConfigError(str(error)) from error  # flags that do not go together, or job_logging
+        raise ConfigError(str(error)) from error  # flags that do not go together
     except SystemExit as stop:  # of the sweep, or of Hydra's --help
         return int(stop.code or 0)
     if failures:
@@ -105,6 +103,10 @@ def set_up_process() -> None:
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
     ):
         os.environ.setdefault(name, value)
+    # They log a missing package that nobody needs, the tables that are made, and the traceback of
+    # whatever is raised.
+    for name in ("bitsandbytes", "alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from slimdown.config.fields import explain_unknown_key, find_problems
+from slimdown.config.fields import find_problems
+from slimdown.config.loader import reword
 from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.schema import BenchmarkConfig
 from slimdown.utils.errors import ConfigError
@@ -48,14 +49,12 @@ def read_benchmarks(
         if name in known:
             shipped = OmegaConf.load(CONF_DIR / "benchmark" / f"{name}.yaml")
             values["task"] = shipped.task
-        unknown = [explain_unknown_key((str(key),), BenchmarkConfig) for key in values]
-        problems = [problem for problem in unknown if problem]
         try:
-            merged = OmegaConf.merge(BenchmarkConfig, shipped, {} if problems else values)
+            merged = OmegaConf.merge(BenchmarkConfig, shipped, values)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{name}: {str(error).splitlines()[0]}") from None
+            raise ConfigError(f"{name}: {reword(error)}") from None
         benchmark = BenchmarkConfig(**OmegaConf.to_container(merged))  # type: ignore[arg-type]
-        if problems := problems or list(find_problems(benchmark)):
+        if problems := list(find_problems(benchmark)):
             raise ConfigError("\n".join(f"{name}: {problem}" for problem in problems))
         benchmarks[name] = benchmark
     if not benchmarks:

@@ -46,29 +46,21 @@ class DatasetConfig:
     skip_bad_rows: bool = False  # leave out and count bad rows instead of ending at the first
 
     def problems(self) -> Iterator[str]:
-        if self.format not in (RowFormat.auto, RowFormat.instruction) and self._names_columns:
-            settings = "template, instruction, input and output"
-            advice = "leave them out, or set format=instruction"
-            yield f"format={self.format.value} reads no {settings}; {advice}"
         if self.template not in ("alpaca", "chat"):
             if "{instruction}" not in self.template:
-                demand = "must be alpaca, chat, or a text that holds {instruction}"
-                yield f"template {demand}, got {self.template!r}"
+                yield f"template={self.template!r} is not alpaca, chat or text with {{instruction}}"
             elif ("{input}" in self.template) != (self.input is not None):
-                problem = f"the template {self.template!r} and {{input}} do not fit"
-                yield f"input={self.input}: {problem}; name the column where it has the place"
+                yield f"input={self.input} does not fit the template {self.template!r}"
         if file := self.file:
             for setting, unset in (("name", None), ("split", "train"), ("revision", "main")):
                 if (value := getattr(self, setting)) != unset:
-                    problem = f"{self.path} is a file and has no {setting}; leave it out"
-                    yield f"{setting}={value}: {problem}"
+                    yield f"{setting}={value}: {self.path} is a file and has no {setting}"
             if not os.path.isfile(file):
                 yield f"path: there is no file {file}"
         elif self.path.startswith("pocket:"):
             known = [f"pocket:{name}" for name in pocket.data_names()]
-            problem = f"the embedded world has no such data{nearest(self.path, known)}"
-            yield f"path={self.path}: {problem}"
-        elif os.path.exists(self.path) or not HUB_ID.fullmatch(self.path) or self.path[0] == ".":
+            yield f"path={self.path}: there is no such pocket data{nearest(self.path, known)}"
+        elif os.path.exists(self.path) or not HUB_ID.fullmatch(self.path):
             yield f"path={self.path} is neither a hub id nor a {', '.join(ROW_FILES)} file"
 
     @property
@@ -79,23 +71,3 @@ class DatasetConfig:
             return pocket.DATA_DIR / f"{name}.jsonl" if name in pocket.data_names() else None
         local = Path(os.path.expanduser(self.path))
         return local if local.suffix.lower() in ROW_FILES else None
-
-    @property
-    def _names_columns(self) -> bool:
-        columns = (self.template, self.instruction, self.input, self.output)
-        return columns != ("alpaca", "instruction", None, "output")
-
-
-def explain_mixture(datasets: dict[str, DatasetConfig]) -> str | None:
-    """Say why datasets cannot be mixed by their weights; None where they can, or none has one."""
-    weights = {name: config.weight for name, config in datasets.items()}
-    unset = [name for name, weight in weights.items() if weight is None]
-    if len(unset) == len(weights):
-        return None
-    if unset:
-        problem = f"dataset.{unset[0]}.weight is not set, and others have one"
-        return f"{problem}; give every dataset a weight, or none"
-    if not any(weights.values()):
-        zeros = ", ".join(f"dataset.{name}.weight=0" for name in weights)
-        return f"{zeros}: a mixture of nothing; give one of them a weight above 0"
-    return None

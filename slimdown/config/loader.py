@@ -1,14 +1,17 @@
 """What Hydra composed -> a checked `RunConfig`."""
 
-from collections.abc import Iterator
+import re
+from dataclasses import is_dataclass
 from typing import Any
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from slimdown.config.fields import explain_unknown_key, find_problems
 from slimdown.config.schema import RunConfig
-from slimdown.utils.errors import ConfigError
+from slimdown.utils.errors import ConfigError, describe_error
+from slimdown.utils.secrets import redact
 
 
 def load_config(composed: DictConfig) -> RunConfig:
@@ -27,39 +30,39 @@ def load_config(composed: DictConfig) -> RunConfig:
         composed = composed.copy()
         composed.dataset = {}
     try:
-        if problems := [*_find_unknown_keys(composed), *_find_missing_keys(composed)]:
-            raise ConfigError("\n".join(problems))
-        config = OmegaConf.to_object(composed)
+        missing = sorted(OmegaConf.missing_keys(composed))
+        config = None if missing else OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from None
+        raise ConfigError(reword(error)) from None
+    if missing:
+        # A group's file always sets these: without them the file was not chosen.
+        marks = (".validation_examples", ".metric")
+        unchosen = [key.rpartition(".")[0] for key in missing if key.endswith(marks)]
+        problems = [
+            f"{name} has settings but is not chosen; add it to {name.partition('.')[0]}=[...]"
+            for name in unchosen
+        ]
+        others = [key for key in missing if key.rpartition(".")[0] not in unchosen]
+        raise ConfigError("\n".join([*problems, *(f"{key} must be set" for key in others)]))
     assert isinstance(config, RunConfig)
     if problems := list(find_problems(config)):
         raise ConfigError("\n".join(problems))
     return config
 
 
-def _find_unknown_keys(node: Any, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """A key that `+key=value` or a file added names no setting, and would be ignored."""
-    for key in node:
-        parts = (*above, str(key))
-        if problem := explain_unknown_key(parts, RunConfig):
-            yield problem
-        elif isinstance(child := node._get_node(key), DictConfig) and not child._is_none():
-            yield from _find_unknown_keys(child, parts)
-
-
-def _find_missing_keys(composed: DictConfig) -> Iterator[str]:
-    missing = OmegaConf.missing_keys(composed)
-    # A group's file always sets these: without them the file was not chosen.
-    unchosen = [
-        f"{group}.{name}"
-        for group, always_set in (("dataset", "validation_examples"), ("benchmark", "metric"))
-        for name in composed[group]
-        if f"{group}.{name}.{always_set}" in missing
-    ]
-    for name in unchosen:
-        group = name.partition(".")[0]
-        yield f"{name} has settings but is not chosen; add it to {group}=[...]"
-    for key in sorted(missing):
-        if not key.startswith(tuple(f"{name}." for name in unchosen)):
-            yield f"{key} must be set"
+def reword(error: Exception) -> str:
+    """Return what Hydra or OmegaConf says of a mistake, in one line, with what would be right."""
+    reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    is_clear = isinstance(reason, HydraException | OmegaConfBaseException)
+    text = " ".join((str(reason) if is_clear else describe_error(reason)).split())
+    text = text.partition(" full_key:")[0]
+    file = re.match("In '((dataset|benchmark|experiment)?[^']*)'", text)
+    detail: Any = error.__context__ if file else reason
+    schema: Any = getattr(detail, "object_type", None)
+    is_unknown = isinstance(detail, ConfigKeyError | ConfigAttributeError) and is_dataclass(schema)
+    if is_unknown and detail.key != "experiment":
+        text += f"; {explain_unknown_key(str(detail.key), schema)}"
+    elif file and file[2] and (file[2] != "experiment" or detail.key == "experiment"):
+        package = "_global_" if file[2] == "experiment" else file[1].replace("/", ".")
+        text += f"; does {file[1]}.yaml begin with `# @package {package}`?"
+    return redact(text)

@@ -24,10 +24,6 @@ class Method(StrEnum):
     full = "full"  # every weight
 
 
-# Weights of the base are trained, and a whole model is saved.
-WHOLE = frozenset([Method.last_layer, Method.full])
-LORAS = frozenset([Method.lora, Method.rslora, Method.dora])  # they read the settings of `lora`
-PROMPTS = frozenset([Method.prefix, Method.prompt])  # they learn virtual tokens
 _OWN: dict[Method, tuple[str, ...]] = {  # the settings that a method has of its own
     Method.prefix: ("num_virtual_tokens",),
     Method.prompt: ("num_virtual_tokens",),
@@ -53,41 +49,31 @@ class MethodConfig:
     @property
     def is_lora(self) -> bool:
         """Whether the settings of `lora` are read."""
-        return self.name in LORAS
+        return self.name in (Method.lora, Method.rslora, Method.dora)
 
     @property
     def trains_weights(self) -> bool:
         """Whether weights of the base are trained, and a whole model is saved."""
-        return self.name in WHOLE
+        return self.name in (Method.last_layer, Method.full)
 
     @property
     def learns_prompt(self) -> bool:
         """Whether virtual tokens stand before every prompt."""
-        return self.name in PROMPTS
+        return self.name in (Method.prefix, Method.prompt)
 
     @property
     def own(self) -> tuple[str, ...]:
         """The names of the fields that this method has."""
         return _OWN.get(self.name, ())
 
-    @property
-    def size(self) -> str | None:
-        """The setting that says how much is trained; None where the method has no size."""
-        if self.is_lora:
-            return "lora.r"
-        sizes = ("num_virtual_tokens", "bottleneck_dim")
-        return next((f"method.{name}" for name in self.own if name in sizes), None)
-
     def problems(self) -> Iterator[str]:
         for name in (f.name for f in fields(self) if f.name != "name"):
             value = getattr(self, name)
             if name not in self.own and value is not None:
                 having = ", ".join(method for method, names in _OWN.items() if name in names)
-                problem = f"method={self.name} has no such setting; it is one of {having}"
-                yield f"{name}={value}: {problem}"
+                yield f"{name}={value}: only method={having} has it, and not {self.name}"
             elif name in self.own and (value is None or value in ([], [""])):
-                advice = f"choosing method={self.name} sets it"
-                yield f"{name} must be set for method={self.name}; {advice}"
+                yield f"{name} must be set for method={self.name}; choosing the method does so"
         if stray := set(self.feedforward_modules or []) - set(self.target_modules or []):
             names = ", ".join(sorted(stray))
             yield f"feedforward_modules={names} must be among target_modules, too"

@@ -2,7 +2,7 @@
 
 from omegaconf import OmegaConf
 
-from slimdown.config.schema import TRAINING, RunConfig
+from slimdown.config.schema import RunConfig
 
 
 def flatten(config: RunConfig) -> dict[str, object]:
@@ -17,16 +17,10 @@ def flatten(config: RunConfig) -> dict[str, object]:
             flat[prefix[:-1]] = node
 
     walk(OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True), "")
-    idle = {"rerun", "search"}
-    if config.tuned is not None:
-        idle.update(TRAINING)
-    else:
-        idle.update(["tuned"] if config.method.is_lora else ["tuned", "lora"])
-    return {
-        key: value
-        for key, value in flat.items()
-        if key.partition(".")[0] not in idle and not (key.startswith("method.") and value is None)
-    }
+    idle = {"rerun", "search", *config.idle_sections}
+    counting = {key: flat[key] for key in flat if key.partition(".")[0] not in idle}
+    optional = ("method.", "tuned")  # null: the method has no such setting; nothing is measured
+    return {k: v for k, v in counting.items() if v is not None or not k.startswith(optional)}
 
 
 def base_settings(config: RunConfig) -> dict[str, object]:

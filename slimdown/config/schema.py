@@ -18,23 +18,24 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from slimdown import pocket
-from slimdown.config.dataset_config import DatasetConfig, explain_mixture
+from slimdown.config.dataset_config import DatasetConfig
 from slimdown.config.fields import (
     COUNT,
     HUB_ID,
     NOT_NEGATIVE,
     POSITIVE,
+    SEED,
     SHARE,
     Range,
-    nearest,
+    find_problems,
     ranged,
 )
 from slimdown.config.method_config import Method, MethodConfig
-from slimdown.config.paths import list_group_choices, list_transformers_names
+from slimdown.config.paths import list_group_choices
 from slimdown.config.search_config import SearchConfig
-from slimdown.utils.secrets import redact_uri
 
-_LOSS = Range("must be a share from 0 up to, not including, 1 (0.02 is two points)", SHARE.holds)
+_FILLED = Range("must not be empty", str.strip)
+_FOLDER = Range("must be a folder that is there", os.path.isdir)
 _MARGIN = Range("must be above 0 and below 1 (0.02 is two points)", lambda share: 0 < share < 1)
 _STEPS = Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 or n >= 1)
 TRAINING = ("dataset", "method", "lora", "train", "seed", "contamination", "search")
@@ -46,6 +47,12 @@ OnProgress = Callable[[int, int, str], None]
 """Gets how much is done, of how much, and a few words to show beside it."""
 
 DEFAULT_STORE = "sqlite:///mlruns/mlflow.db"
+_SERVERS = r"(https?|postgresql|mysql|mssql|databricks)(\+\w+)?://.*[^/].*"
+_STORE = Range(
+    f"must be a database or a server, such as {DEFAULT_STORE} or http://localhost:5000",
+    re.compile(rf"sqlite(\+\w+)?:///+[^/:].*[^/]|databricks|{_SERVERS}").fullmatch,
+)
+_EXPERIMENT = Range("must have 1 to 500 characters", lambda name: 0 < len(name.strip()) <= 500)
 
 
 def default_store(otherwise: str = DEFAULT_STORE) -> str:
@@ -57,9 +64,8 @@ def count_gpus() -> int:
     """Return 1 where this process sees a GPU of NVIDIA's, else 0; torch is not imported."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles"):
         return 0  # hidden: Ray would wait for one for ever
-    return int(
-        any(Path("/proc/driver/nvidia/gpus").glob("*")) or any(Path("/dev").glob("nvidia[0-9]*"))
-    )
+    places = (Path("/proc/driver/nvidia/gpus").glob("*"), Path("/dev").glob("nvidia[0-9]*"))
+    return int(any(map(any, places)))
 
 
 OmegaConf.register_new_resolver("default_store", default_store, replace=True)  # conf/config.yaml
@@ -143,17 +149,17 @@ class ModelConfig:
         return folder if self.id and os.path.isdir(folder) else None
 
     def problems(self) -> Iterator[str]:
-        if self.folder:
-            if self.revision != "main":
-                problem = f"{self.id} is a folder and has no revisions; leave it out"
-                yield f"revision={self.revision}: {problem}"
-            if (self.folder / "adapter_config.json").is_file():
-                # transformers would put the adapter on, whatever its base
-                advice = f"name its base here, and the adapter as tuned={self.id}"
-                yield f"id={self.id} holds an adapter; {advice}"
-        elif not HUB_ID.fullmatch(self.id) or self.id.startswith("."):
-            example = "a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
-            yield f"id={self.id!r} is neither a folder that is there nor {example}"
+        if self.folder and (self.folder / "adapter_config.json").is_file():
+            # transformers would put the adapter on, whatever its base
+            yield f"id={self.id} holds an adapter; name its base here, and tuned={self.id}"
+
+    def source_problems(self) -> Iterator[str]:
+        """Say what is wrong with where the model comes from, with the setting's whole name."""
+        if self.folder and self.revision != "main":
+            yield f"{self.named} is a folder and has no revisions; leave out {self.revision!r}"
+        elif not self.folder and not (HUB_ID.fullmatch(self.id) and self.revision.strip()):
+            forms = "OWNER/NAME, and behind tuned= OWNER/NAME@REVISION, too"
+            yield f"{self.named}: there is no such folder, and a hub id is {forms}"
 
 
 @dataclass
@@ -163,14 +169,6 @@ class TunedModelConfig(ModelConfig):
     @property
     def named(self) -> str:
         return f"tuned={self.id}"
-
-    def problems(self) -> Iterator[str]:
-        if self.id.strip() and self.folder:
-            if self.revision != "main":
-                yield f"{self.named} is a folder and has no revisions; leave out @{self.revision}"
-        elif not HUB_ID.fullmatch(self.id) or self.id.startswith(".") or not self.revision.strip():
-            demand = "a hub id is OWNER/NAME or OWNER/NAME@REVISION"
-            yield f"tuned={self.id!r}: there is no such folder, and {demand}"
 
 
 @dataclass
@@ -240,22 +238,15 @@ class TrainConfig:
     # minutes between two checkpoints, for a killed run to go on from; 0: none are written
     checkpoint_minutes: float | None = ranged(NOT_NEGATIVE)
 
-    def problems(self) -> Iterator[str]:
-        for name, file, enum in (
-            ("lr_scheduler_type", "trainer_utils.py", "SchedulerType"),
-            ("optim", "training_args.py", "OptimizerNames"),
-        ):
-            value, known = getattr(self, name), list_transformers_names(file, enum)
-            if value not in known:
-                yield f"{name}={value}: transformers has no such one{nearest(value, known)}"
-
 
 @dataclass
 class BenchmarkConfig:
     """One benchmark: a task of lm-evaluation-harness and how to read it."""
 
-    task: str = MISSING  # the harness's task name
-    metric: str = MISSING  # the primary one; filters after a dot: exact_match.flexible-extract
+    task: str = ranged(_FILLED)  # the harness's task name
+    metric: str = ranged(
+        _FILLED
+    )  # the primary one; filters after a dot: exact_match.flexible-extract
     num_fewshot: int = ranged(NOT_NEGATIVE)
     chance: float = ranged(SHARE)  # what guessing scores on the primary metric
     role: Role = Role.retained
@@ -267,14 +258,9 @@ class BenchmarkConfig:
     # a change shown to be smaller than this, either way, counts as retained
     margin: float = ranged(_MARGIN, 0.02)
     # share that may be lost, for evaluation.until=budget; null: the margin of a retained benchmark
-    max_loss: float | None = ranged(_LOSS, None)
+    max_loss: float | None = ranged(SHARE, None, "; 0.02 is two points")
     # what divides the scores of the primary metric, e.g. 100; null: they lie between 0 and 1
     scale: float | None = ranged(POSITIVE, None)
-
-    def problems(self) -> Iterator[str]:
-        for name in ("task", "metric"):
-            if not getattr(self, name).strip():
-                yield f"{name} is empty; give the harness's name of one"
 
 
 @dataclass
@@ -286,12 +272,7 @@ class EvaluationConfig:
     # share of each benchmark's questions kept from choosing between runs; 0: none
     holdout: float = ranged(SHARE)
     until: Until = MISSING  # when to stop asking
-    include_path: str | None = None  # a folder with task files of your own
-
-    def problems(self) -> Iterator[str]:
-        if self.include_path is not None and not os.path.isdir(self.include_path):
-            advice = "give the folder that holds your task's YAML file"
-            yield f"include_path: there is no folder {self.include_path}; {advice}"
+    include_path: str | None = ranged(_FOLDER, None)  # with task files of your own
 
 
 @dataclass
@@ -314,31 +295,12 @@ class BaselineConfig:
 class TrackingConfig:
     """Where the record goes."""
 
-    uri: str = MISSING  # an MLflow tracking URI
-    experiment: str = MISSING  # the MLflow experiment
-
-    def problems(self) -> Iterator[str]:
-        if not self.experiment.strip():
-            yield "experiment is empty; give the experiment a name"
-        if problem := self.uri_problem():
-            yield problem
+    uri: str = ranged(_STORE)  # an MLflow tracking URI
+    experiment: str = ranged(_EXPERIMENT)  # the MLflow experiment
 
     def uri_problem(self) -> str | None:
         """Say why the address can hold no record; None where it may."""
-        scheme, separator, place = self.uri.partition("://")
-        dialect = scheme.partition("+")[0]
-        if dialect == "sqlite" and separator:
-            if re.match(r"/+[^/:].*[^/]$", place):
-                return None
-            return f"uri={self.uri} names no file; name one after three slashes: {DEFAULT_STORE}"
-        servers = ("http", "https", "postgresql", "mysql", "mssql", "databricks")
-        if self.uri == "databricks" or (dialect in servers and place.strip("/")):
-            return None
-        demand, examples = (
-            "must be a database or a server",
-            f"{DEFAULT_STORE} or http://localhost:5000",
-        )
-        return f"uri {demand}, got {redact_uri(self.uri)!r}; for example {examples}"
+        return next(find_problems(self), None)
 
 
 @dataclass
@@ -359,8 +321,15 @@ class RunConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     # an adapter or a model made elsewhere: a folder, or a hub id[@revision]; nothing is trained
     tuned: str | None = None
-    seed: int = ranged(NOT_NEGATIVE)
+    seed: int = ranged(SEED)
     rerun: bool = MISSING  # make a run again that is finished
+
+    @property
+    def idle_sections(self) -> tuple[str, ...]:
+        """The sections that this run does not read."""
+        if self.tuned is not None:
+            return TRAINING
+        return () if self.method.is_lora else ("lora",)
 
     @property
     def tuned_model(self) -> TunedModelConfig | None:
@@ -376,41 +345,34 @@ class RunConfig:
         for group, members in (("dataset", self.dataset), ("benchmark", self.benchmark)):
             if not members and (self.tuned is None or group not in TRAINING):
                 known = ", ".join(list_group_choices(group))
-                yield f"no {group} is chosen; choose one or more of {known}, e.g. {group}=[...]"
+                yield f"no {group} is chosen; set {group}=[...], of {known}"
             for name in members:
                 if not _NAME.fullmatch(name):
-                    demand = "a name is made of letters, digits, _ and -"
-                    yield f"{group}.{name}: {demand}, or MLflow refuses its metrics"
-        if mixture := explain_mixture(self.dataset):
-            yield mixture
-        if tuned := self.tuned_model:
-            yield from tuned.problems()
-        else:
-            yield from self._training_problems()
+                    yield f"{group}.{name}: MLflow wants a name of letters, digits, _ and -"
+        weights = {name: member.weight for name, member in self.dataset.items()}
+        is_set = [weight is not None for weight in weights.values()]
+        if any(is_set) and not (all(is_set) and any(weights.values())):
+            yield f"the weights of datasets are {weights}; set all, one of them above 0, or none"
         if self.evaluation.until is not Until.all and self.evaluation.holdout:
-            problem = "would stop by what held-out questions say (evaluation.holdout)"
-            yield f"evaluation.until={self.evaluation.until} {problem}; set one of the two"
-
-    def _training_problems(self) -> Iterator[str]:
+            until = f"evaluation.until={self.evaluation.until}"
+            yield f"{until} would stop by held-out questions (evaluation.holdout); set one of both"
+        yield from self.model.source_problems()
+        if tuned := self.tuned_model:
+            yield from tuned.source_problems()
+            return
         quantization, method = self.quantization.name, self.method
         if quantization != "none" and method.trains_weights:
-            problem = f"which quantization={quantization} has rounded; set quantization=none"
-            yield f"method={method.name} trains the weights themselves, {problem}"
+            trained = f"method={method.name} trains the weights themselves"
+            yield f"{trained}, which quantization={quantization} has rounded; set quantization=none"
         if method.name is Method.prefix and self.train.gradient_checkpointing:
-            problem = "which train.gradient_checkpointing=true drops; set it to false"
-            yield f"method=prefix keeps keys and values, {problem}"
+            yield "method=prefix needs keys and values; set train.gradient_checkpointing=false"
         if self.train.engine is Engine.unsloth:
             if find_spec("unsloth") is None:  # looks for it and imports nothing
                 yield "train.engine=unsloth is not installed; pip install 'slimdown[unsloth]'"
-            is_able = method.name in (Method.lora, Method.rslora) and quantization in (
-                "nf4",
-                "none",
-            )
+            is_able = method.name in ("lora", "rslora") and quantization in ("nf4", "none")
             if not is_able or "lm_head" in self.lora.target_modules:
-                problem = (
-                    "trains method=lora and rslora on quantization=nf4 or none, and no lm_head"
-                )
-                yield f"train.engine=unsloth {problem}; set train.engine=trl"
+                ability = "method=lora and rslora on quantization=nf4 or none, and no lm_head"
+                yield f"train.engine=unsloth trains {ability}; set train.engine=trl"
 
 
 ConfigStore.instance().store(name="schema", node=RunConfig)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from slimdown.config.fields import COUNT, NOT_NEGATIVE, SHARE, Range, ranged
+from slimdown.config.fields import COUNT, NOT_NEGATIVE, SEED, SHARE, ranged
 
 SEARCHED = ("dataset", "lora", "method", "quantization", "train")
 """The sections whose settings can be searched: what is trained and how, never what is asked."""
@@ -37,12 +37,8 @@ class SearchConfig:
     # proposed and run at once; null: hydra.launcher.n_jobs, or one
     n_jobs: int | None = ranged(COUNT, None)
     # share that each retained benchmark may lose; null: its margin
-    max_loss: float | None = ranged(
-        Range("must be a share from 0 up to 1 (0.03 is three points)", SHARE.holds), None
-    )
+    max_loss: float | None = ranged(SHARE, None, "; 0.03 is three points")
     n_startup_trials: int = ranged(COUNT)  # random ones, before the sampler goes by results
-    seed: int = ranged(NOT_NEGATIVE)  # of the proposals
-    # share of the trials, those of the highest validation loss, that end early; 0: none
-    prune: float = ranged(SHARE)
+    seed: int = ranged(SEED)  # of the proposals
     study: str | None = None  # its name; null: made of all that its trials have in common
     trial: int | None = ranged(NOT_NEGATIVE, None)  # the number of this run; the search sets it

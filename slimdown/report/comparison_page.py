@@ -96,7 +96,7 @@ def _make_cell(name: str, change: "MeanChange | None") -> Cell:
 
 
 def search_table(
-    comparison: "Comparison", outcomes: "Mapping[str, TrialOutcome]", study: str, n_pruned: int
+    comparison: "Comparison", outcomes: "Mapping[str, TrialOutcome]", study: str
 ) -> Table:
     """Show the finished trials of a search, one row each in the given order, with the budget.
 
@@ -104,7 +104,6 @@ def search_table(
         comparison: The finished trials, seeds not grouped.
         outcomes: The result of each trial, by run id.
         study: The search's name.
-        n_pruned: Trials that ended early and have no row.
     """
     table = comparison_table(comparison, f"search {study}")
     ordered = [outcomes[row.runs[0].run_id] for row in comparison.rows]
@@ -117,7 +116,7 @@ def search_table(
     n_within = sum(outcome.is_within for outcome in ordered)
     summary = (
         f"{n_within} of {len(ordered)} finished trials are within the budget as measured; the best "
-        f"stands first. {n_pruned} trials were pruned and have no row."
+        "stands first."
     )
     columns, notes = (*table.columns, Column("budget", max_width=30)), (summary, *table.notes)
     return replace(table, columns=columns, rows=tuple(rows), notes=notes)

@@ -26,7 +26,7 @@ from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.resume import find_finished_or_lock, run_key
 from slimdown.tracking.store import check_store
 from slimdown.utils.distributed import broadcast_from_main
-from slimdown.utils.errors import SlimdownError, TrialPruned, describe_error
+from slimdown.utils.errors import SlimdownError, describe_error
 from slimdown.utils.files import write_atomically
 from slimdown.utils.secrets import redact
 
@@ -38,7 +38,6 @@ class JobState(StrEnum):
     running = "running"
     finished = "finished"
     skipped = "skipped"  # an equal run is finished
-    pruned = "pruned"  # by its search
     failed = "failed"
     killed = "killed"  # by a signal
     waiting = "to do"
@@ -52,7 +51,7 @@ class JobOutcome:
         state: How it ended.
         run_id: Its run in the record; "" where it has none.
         headline: The verdicts in short.
-        reason: Why it failed or was pruned, in one line.
+        reason: Why it failed, in one line.
     """
 
     state: JobState
@@ -124,19 +123,18 @@ def run_sweep_job(sweep: SweepInfo, composed: DictConfig) -> None:
         outcome = replace(outcome, run_id=run_id)
         sweep.write_outcome(number, outcome)
 
+    job = f"job {number + 1} of {sweep.n_jobs}"
+    console.show_line(job)
     with ExitStack() as stack:
         if sweep.in_worker:
             log = stack.enter_context((sweep.folder / f"{number + 1}.log").open("a"))
             stack.enter_context(redirect_stdout(log))
             stack.enter_context(redirect_stderr(log))
         try:
-            console.show_line(f"job {number + 1} of {sweep.n_jobs}")
             parent = {"mlflow.parentRunId": sweep.parent_run_id}
             info = RunInfo("", sweep=sweep.name, tags=parent, on_open=keep_run_id)
             made = run_job(composed, info, sweep.swept)
             outcome = replace(made, run_id=made.run_id or outcome.run_id)
-        except TrialPruned as error:
-            outcome = replace(outcome, state=JobState.pruned, reason=str(error))
         except BaseException as error:
             is_requeued = isinstance(error, SystemExit) and "SUBMITIT_EXECUTOR" in os.environ
             if isinstance(error, KeyboardInterrupt) or is_requeued:
@@ -145,12 +143,13 @@ def run_sweep_job(sweep: SweepInfo, composed: DictConfig) -> None:
             is_ours = isinstance(error, SlimdownError)
             reason = redact(str(error) if is_ours else describe_error(error))
             outcome = replace(outcome, state=JobState.failed, reason=" ".join(reason.split()))
-            lines = [f"job {number + 1} of {sweep.n_jobs} failed:", *reason.splitlines()]
-            lines += getattr(error, "__notes__", [])
+            lines = [f"{job} failed:", *reason.splitlines(), *getattr(error, "__notes__", [])]
             if not is_ours:
                 sys.stderr.write(redact(traceback.format_exc()))
             sys.stderr.write(redact("\n  ".join(lines)) + "\n")
     sweep.write_outcome(number, outcome)
+    if sweep.in_worker:
+        console.show_line(f"{job}: {outcome.state}")
     if "torch" in sys.modules:  # the next job in this process needs the memory
         from slimdown.models.memory import release_memory
 
@@ -186,22 +185,16 @@ def run_job(composed: DictConfig, info: RunInfo, swept: tuple[str, ...] = ()) ->
             return JobOutcome(JobState.skipped, finished.run_id, headline)
         hydra = HydraConfig.get()
         overrides: list[str] = list(hydra.overrides.task)
-        sections = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
-        assert isinstance(sections, dict)
         idle = TRAINING if config.tuned is not None else ()
-        shown = {name: value for name, value in sections.items() if name not in idle}
+        shown = OmegaConf.masked_copy(composed, [str(key) for key in composed if key not in idle])
         info = replace(
             info,
             name=redact(run_name(hydra.runtime.choices["model"], overrides, swept)),
-            config_yaml=redact(OmegaConf.to_yaml(OmegaConf.create(shown))),
+            config_yaml=redact(OmegaConf.to_yaml(shown, resolve=True)),
             overrides=overrides,
             run_key=key,
             resume_run_id=resume_run_id,
         )
-        if config.search.trial is not None and config.search.prune:
-            from slimdown.sweep.search import watch_trial
-
-            info = replace(info, watch=watch_trial(config))
         console.show_plan(config, info.name)
         from slimdown.experiment import run_experiment
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.config.dataset_config import DatasetConfig
 from slimdown.config.naming import base_settings, flatten
-from slimdown.config.paths import CONF_DIR, list_group_choices, list_transformers_names
+from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.schema import BenchmarkConfig, PaperMetric, RunConfig
 from slimdown.utils.errors import ConfigError
 
@@ -86,15 +86,6 @@ def test_a_value_that_a_file_sets_is_no_default_of_the_schema_too() -> None:
                     repeated.append(f"{file.relative_to(CONF_DIR)}: {field.name}")
     assert n_compared > 100
     assert repeated == ["dataset/file.yaml: path"]  # which says by itself that it must be set
-
-
-def test_the_names_of_transformers_are_read_as_it_has_them() -> None:
-    from transformers.trainer_utils import SchedulerType
-    from transformers.training_args import OptimizerNames
-
-    for file, enum in (("training_args.py", OptimizerNames), ("trainer_utils.py", SchedulerType)):
-        names = list_transformers_names(file, enum.__name__)
-        assert names == [name.value for name in enum]
 
 
 def test_a_tuned_model_has_the_numbers_of_its_base(composed: Compose) -> None:

@@ -71,6 +71,6 @@ def test_noise_and_search_are_tables(comparison: Comparison) -> None:
     assert records[1]["seeds"] == 2
     single = compare_runs([run for r in comparison.rows[:2] for run in r.runs], group_seeds=False)
     outcomes = {r.runs[0].run_id: TrialOutcome(0.1, {"maths_of_school": 0.02}) for r in single.rows}
-    table = search_table(single, outcomes, "study", n_pruned=3)
+    table = search_table(single, outcomes, "study")
     assert "beyond by maths_of_school 2.0" in write_table(table, "markdown")
     assert table.notes[0].startswith("0 of 4 finished trials are within the budget")

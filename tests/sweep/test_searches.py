@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from math import log
 from pathlib import Path
 from statistics import median
@@ -11,14 +10,14 @@ from statistics import median
 import pytest
 from builders import make_benchmark, make_evaluation, make_run
 
-from slimdown.config.command_line import ComposedRun
+from slimdown.config.command_line import CommandLine, CommandPlan, ComposedRun
 from slimdown.config.schema import Role, RunConfig
 from slimdown.config.search_config import DimensionConfig
 from slimdown.stats.findings import judge
 from slimdown.stats.run_records import RunRecord
 from slimdown.sweep.jobs import JobOutcome, JobState
-from slimdown.sweep.search import Search, watch_trial
-from slimdown.utils.errors import TrackingError, TrialPruned
+from slimdown.sweep.search import Search
+from slimdown.utils.errors import TrackingError
 
 SPACE = {
     "lora.r": DimensionConfig(choices=[2, 4, 8]),
@@ -39,7 +38,9 @@ def open_search(
 
     def opened(*overrides: str, **space: DimensionConfig) -> Search:
         config = composed("search.n_trials=4", *overrides)
-        return Search(ComposedRun(list(overrides), config), {**SPACE, **space})
+        run = ComposedRun(list(overrides), config)
+        plan = CommandPlan([run], space={**SPACE, **space})
+        return Search(CommandLine([], run.overrides), plan)
 
     return opened
 
@@ -102,7 +103,7 @@ def test_what_a_trial_sets_lies_in_the_space(open_search: OpenSearch) -> None:
 
 
 def test_another_search_is_another_study(open_search: OpenSearch) -> None:
-    settings = ["seed=1", "search.seed=1", "search.max_loss=0.03", "search.prune=0"]
+    settings = ["seed=1", "search.seed=1", "search.max_loss=0.03", "search.n_startup_trials=9"]
     names = {open_search(setting).name for setting in settings} | {open_search().name}
     assert len(names) == 5
     assert open_search("search.n_trials=9").name == open_search().name
@@ -124,32 +125,6 @@ def test_a_trial_beyond_its_budget_is_none_to_go_by(open_search: OpenSearch) -> 
     assert propose("0.1") <= 1e-3 < propose("0.9")
 
 
-def test_a_trial_with_a_high_loss_is_pruned(
-    open_search: OpenSearch, composed: Callable[..., RunConfig]
-) -> None:
-    settings = ["search.prune=0.5", "search.n_startup_trials=2", "search.study=mine"]
-    search = open_search(*settings)
-    batches = search.propose_batches()
-
-    def watch(loss: float) -> None:
-        number = int(get_values(next(batches)[0])["search.trial"])
-        trial = replace(search.config.search, trial=number)
-        watch_loss = watch_trial(replace(search.config, search=trial))
-        assert watch_loss is not None
-        watch_loss(0.25, loss)
-
-    for loss in (1.0, 2.0):  # too few are complete to prune any
-        watch(loss)
-        search.keep_outcomes([finish()])
-    watch(1.1)
-    search.keep_outcomes([finish()])
-    with pytest.raises(TrialPruned, match=r"after 25% of its steps: its validation loss of 1.900"):
-        watch(1.9)
-    search.keep_outcomes([JobOutcome(JobState.pruned)])
-    assert next(batches, None) is None
-    assert watch_trial(composed("search.study=gone", "search.trial=0")) is None
-
-
 def test_a_file_that_holds_no_study_is_named(open_search: OpenSearch) -> None:
     Path("mlruns").mkdir()
     Path("mlruns/search.db").write_text("no database, but a text that is long enough" * 9)
@@ -165,7 +140,7 @@ def test_two_searches_at_once_in_a_fresh_folder_both_end(tmp_path: Path) -> None
         "from slimdown.sweep.search import Search\n"
         "line = read_command_line(['-m', '+search.space={lora.r:{choices:[2,4]}}'])\n"
         "plan = compose_runs(line)\n"
-        "print(Search(plan.runs[0], plan.space, 1).name)\n"
+        "print(Search(line, plan).name)\n"
     )
     command = [sys.executable, "-c", code, str(root)]
     processes = [

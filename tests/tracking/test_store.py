@@ -26,8 +26,8 @@ from slimdown.utils.errors import TrackingError
         ("sqlite:////proc/no/mlflow.db", "name one that you can write"),
         ("postgresql://me:hunter2@127.0.0.1:9/x", "check address, user"),
         ("mssql+nothing://127.0.0.1:9/x", "check address"),
-        ("sqlite://", "names no file"),
-        ("sqlite:////proc/self", "Is a directory.*name one that you can write"),
+        ("sqlite://", "must be a database or a server"),
+        ("sqlite:////usr", "Is a directory.*name one that you can write"),
         ("file:///tmp/x", "must be a database or a server"),
     ],
 )
