@@ -150,7 +150,7 @@ def test_a_sweep_is_compared_checked_and_listed(
     paired = run_verb("compare", first, second, "--paired")
     assert paired.returncode == 0, paired.stderr
     assert "pocket_math" in paired.stdout
-    budgets = ["--max-loss", "pocket_math=0.99", "pocket_instructions=0.99"]
+    budgets = ["--max-loss", "pocket_math=0.99", "--max-loss", "pocket_instructions=0.99"]
     assert run_verb("check", first, *budgets).returncode == 0
     narrow = run_verb("check", first, "--max-loss", "pocket_instructions=0.001")
     assert narrow.returncode == 2, narrow.stdout + narrow.stderr

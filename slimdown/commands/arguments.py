@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from slimdown.config.schema import DEFAULT_STORE, TrackingConfig, default_store
 from slimdown.utils.errors import ConfigError, SlimdownError
-from slimdown.utils.files import raise_if_disk_full, write_atomically
+from slimdown.utils.files import write_atomically
 from slimdown.utils.secrets import redact
 
 _FORMATS = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
@@ -45,8 +45,20 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument("-o", "--output", type=Path, metavar="FILE", help="write this file")
 
     def add_list(self, name: str, metavar: str, text: str) -> None:
-        """Add an option that takes several values and can be repeated."""
-        self.add_argument(name, metavar=metavar, nargs="+", action="extend", default=[], help=text)
+        """Add an option that can be repeated."""
+        text += "; can be repeated"
+        self.add_argument(name, metavar=metavar, action="append", default=[], help=text)
+
+    def parse(self, argv: list[str]) -> argparse.Namespace:
+        """Parse arguments; where a file is written, `format` is set."""
+        options = self.parse_args(argv)
+        if output := vars(options).get("output"):
+            options.format = options.format or _FORMATS.get(output.suffix.lower())
+            if not options.format:
+                self.error(f"-o {output}: end it in {', '.join(_FORMATS)}, or add --format")
+            if not output.parent.is_dir():
+                self.error(f"-o {output}: there is no folder {output.parent}; make it first")
+        return options
 
 
 def open_tracking(options: argparse.Namespace) -> TrackingConfig:
@@ -59,12 +71,6 @@ def open_tracking(options: argparse.Namespace) -> TrackingConfig:
     if problem := tracking.uri_problem():
         raise ConfigError(f"--tracking-{problem}")
     return tracking
-
-
-def choose_format(options: argparse.Namespace) -> str:
-    """Return the format that --format or the ending of --output names."""
-    ending = options.output.suffix.lower() if options.output else ""
-    return options.format or _FORMATS.get(ending, "table")
 
 
 def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[], str]) -> int:
@@ -81,7 +87,7 @@ def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[],
     from slimdown.report.console import print_text, show_table
     from slimdown.report.tables import write_table
 
-    chosen = choose_format(options)
+    chosen = options.format or "table"
     if chosen == "table" and not options.output:
         show_table(table)
         return 0
@@ -92,7 +98,6 @@ def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[],
     try:
         write_atomically(options.output, text)
     except OSError as error:
-        raise_if_disk_full(error, options.output.parent, advice="Write to another disk")
         reason = f"{options.output} cannot be written ({error.strerror}); name another"
         raise ConfigError(reason) from None
     return 0

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     text = "gsm8k=0.02: two points; default: benchmark.NAME.max_loss, or the margin if retained"
     parser.add_list("--max-loss", "BENCHMARK=SHARE", text)
     parser.add_store()
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
     return run_command(lambda: _check(options), "This run cannot be checked:", 3)
 
 

@@ -2,15 +2,16 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from slimdown.commands import arguments
-from slimdown.commands.arguments import CommandParser, open_tracking
+from slimdown.commands.arguments import CommandParser, open_tracking, put_table, run_command
+from slimdown.config.schema import TrackingConfig
 from slimdown.utils.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
+    from slimdown.report.findings_report import ModelPair
     from slimdown.stats.run_records import RunRecord
+    from slimdown.stats.seeds import SeedNoise
 
 _DEFAULT_EXPERIMENT = "slimdown"  # that of conf/config.yaml
 _EPILOG = """\
@@ -56,7 +57,9 @@ def main(argv: list[str]) -> int:
     if "--sort" in argv[:-1]:  # argparse takes -KEY for an option
         i = argv.index("--sort")
         argv = [*argv[:i], f"--sort={argv[i + 1]}", *argv[i + 2 :]]
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
+    if options.rows < 0:
+        parser.error(f"--rows {options.rows} must not be negative; 0 shows all")
     if options.mode and (options.sort or options.by or not options.group_seeds):
         parser.error(f"--{options.mode} has rows of its own; leave --sort, --by and the like out")
     if options.runs and (options.experiment or options.sweep or options.filter):
@@ -65,53 +68,54 @@ def main(argv: list[str]) -> int:
         parser.error(f"--paired compares two runs, got {len(options.runs)}; name two")
     if options.mode == "confirm" and not options.runs:
         parser.error("--confirm judges runs that were chosen; name one or more")
-    answers: dict[str | None, Callable[[argparse.Namespace], int]] = {
-        None: _compare,
-        "paired": _pair,
-        "confirm": _confirm,
-        "noise": _split_noise,
-    }
-    refusal = "These runs cannot be compared:"
-    return arguments.run_command(lambda: answers[options.mode](options), refusal, 1)
+    return run_command(lambda: _compare(options), "These runs cannot be compared:", 1)
 
 
 def _compare(options: argparse.Namespace) -> int:
     from slimdown.report import comparison_page as page
+    from slimdown.report.findings_report import pairs_table
     from slimdown.stats.run_comparison import compare_runs
     from slimdown.stats.run_order import sort_by_setting, sort_rows
 
     runs, title, notes = select_runs(options)
+    if options.mode:
+        if options.mode == "noise":
+            table = page.noise_table(_split_noise(runs))
+        else:
+            pairs = _pair if options.mode == "paired" else _confirm
+            table = pairs_table(pairs(runs, open_tracking(options)))
+        shown = f"--{options.mode}"
+        return put_table(table, options, lambda: page.render_comparison_page(table, options=shown))
     comparison = compare_runs(runs, options.group_seeds)
-    if options.by:
+    if options.by is not None:
         comparison = sort_by_setting(comparison, options.by)
-    if options.sort:
+    if options.sort is not None:
         comparison = sort_rows(comparison, options.sort)
-    n_rows = options.rows if arguments.choose_format(options) == "table" else 0
+    n_rows = options.rows if options.format in (None, "table") else 0
     table = page.comparison_table(comparison, title, notes, n_rows)
-    return arguments.put_table(
+    return put_table(
         table, options, lambda: page.render_comparison_page(table, comparison, options.by)
     )
 
 
-def _pair(options: argparse.Namespace) -> int:
-    from slimdown.report.findings_report import ModelPair, pairs_table
+def _pair(runs: "list[RunRecord]", tracking: TrackingConfig) -> "list[ModelPair]":
+    from slimdown.report.findings_report import ModelPair
     from slimdown.stats.findings import judge_pair
     from slimdown.tracking.run_reader import read_evaluations
 
-    runs, _, _ = select_runs(options)
-    (_, first), (_, second) = (read_evaluations(open_tracking(options), run) for run in runs)
+    (_, first), (_, second) = (read_evaluations(tracking, run) for run in runs)
     findings = judge_pair(first, second, max(run.holdout for run in runs))
     names = [f"{run.name} ({run.run_id[:8]})" for run in runs]
-    return _put(pairs_table([ModelPair(names[0], names[1], findings)]), options)
+    return [ModelPair(names[0], names[1], findings)]
 
 
-def _confirm(options: argparse.Namespace) -> int:
-    from slimdown.report.findings_report import ModelPair, pairs_table
+def _confirm(runs: "list[RunRecord]", tracking: TrackingConfig) -> "list[ModelPair]":
+    from slimdown.report.findings_report import ModelPair
     from slimdown.stats.findings import judge
     from slimdown.stats.holdout import held_half
     from slimdown.tracking.run_reader import read_evaluations
 
-    pairs, (runs, _, _) = [], select_runs(options)
+    pairs = []
     for run in runs:
         name = f"{run.name} ({run.run_id[:8]})"
         if not run.holdout:
@@ -120,19 +124,16 @@ def _confirm(options: argparse.Namespace) -> int:
                 "confirm it. Run the candidates again with evaluation.holdout=0.5, choose among "
                 "those, and confirm the chosen one"
             )
-        evaluations = read_evaluations(open_tracking(options), run)
-        base, tuned = (held_half(one, run.holdout) for one in evaluations)
+        base, tuned = (held_half(one, run.holdout) for one in read_evaluations(tracking, run))
         findings = judge(base, tuned, n_reports=len(runs))
         pairs.append(ModelPair("base", name, findings, len(runs)))
-    return _put(pairs_table(pairs), options)
+    return pairs
 
 
-def _split_noise(options: argparse.Namespace) -> int:
-    from slimdown.report.comparison_page import noise_table
+def _split_noise(runs: "list[RunRecord]") -> "dict[str, dict[str, SeedNoise]]":
     from slimdown.stats.run_comparison import compare_runs
     from slimdown.stats.seeds import split_noise
 
-    runs, _, _ = select_runs(options)
     comparison = compare_runs(runs, group_seeds=True)
     noise = {}
     for row in comparison.rows:
@@ -145,14 +146,7 @@ def _split_noise(options: argparse.Namespace) -> int:
             f"--noise needs runs that differ only in their seed, and of these {len(runs)} none do; "
             "make some with -m seed=0,1,2"
         )
-    return _put(noise_table(noise), options)
-
-
-def _put(table: Any, options: argparse.Namespace) -> int:
-    from slimdown.report.comparison_page import render_comparison_page
-
-    shown = f"--{options.mode}"
-    return arguments.put_table(table, options, lambda: render_comparison_page(table, options=shown))
+    return noise
 
 
 def select_runs(options: argparse.Namespace) -> "tuple[list[RunRecord], str, list[str]]":
@@ -177,16 +171,12 @@ def select_runs(options: argparse.Namespace) -> "tuple[list[RunRecord], str, lis
     experiments = options.experiment or ([] if options.sweep else [_DEFAULT_EXPERIMENT])
     tags: dict[str, str] = {Tag.sweep: options.sweep} if options.sweep else {}
     runs = find_runs(tracking, experiments, tags, options.filter, with_findings=True)
-    states = Counter(
-        "pruned by a search" if Tag.pruned in run.tags else run.status.lower()
-        for run in runs
-        if not run.findings
-    )
+    states = Counter(run.status.lower() for run in runs if not run.findings)
     left_out = ", ".join(f"{count:,} {state}" for state, count in states.items())
-    where = f"experiment {', '.join(experiments)}" if experiments else "all experiments"
     limits = [f"{key} {text}" for key, text in tags.items()]
     limits += [f"filter {options.filter}"] if options.filter else []
-    which = f"{', '.join([*limits, where])} in {uri}"
+    limits.append(f"experiment {', '.join(experiments)}" if experiments else "all experiments")
+    which = f"{', '.join(limits)} in {uri}"
     complete = [run for run in runs if run.findings]
     if not complete:
         reason = f"left out: {left_out}" if left_out else "python -m slimdown.run makes one"

@@ -1,7 +1,6 @@
 """`slimdown merge RUN --out DIR`: a run's adapter and its base as one model, with a card."""
 
 import argparse
-import os
 import shutil
 import tempfile
 from dataclasses import replace
@@ -41,7 +40,7 @@ def main(argv: list[str]) -> int:
     text = "what the adapter was trained on (default), or the base as published"
     add("--onto", choices=bases, default=bases[0], help=text)
     parser.add_store()
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
     return run_command(lambda: _merge(options), "This run cannot be merged:", 1)
 
 
@@ -62,9 +61,6 @@ def _merge(options: argparse.Namespace) -> int:
         )
     if out.is_dir() and (out == Path.cwd() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is in use; name a new folder, or empty it")
-    parent = next(folder for folder in (out, *out.parents) if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK) or out.is_relative_to("/proc"):
-        raise ConfigError(f"--out {out}: nothing can be written into {parent}; name another folder")
     from slimdown.models.base_model import load_base_model  # torch
     from slimdown.models.merging import merge_adapter
     from slimdown.report import console
@@ -93,7 +89,7 @@ def _merge(options: argparse.Namespace) -> int:
             write_atomically(draft / "README.md", card)
             draft.replace(out)  # whole or not at all
     except OSError as error:
-        raise_if_disk_full(error, out.parent, advice="Nothing is left of it. Make room")
+        raise_if_disk_full(error)
         raise ConfigError(f"--out {out} cannot be written: {error}") from None
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file()) / 1e6
     console.show_line(f"{run.name}, merged, {dtype}, {size:,.1f} MB: {out}")

@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
     parser.add_list("--experiment", "NAME", "of MLflow (default: all)")
     parser.add_argument("--sweep", metavar="NAME", help="the runs that one command started")
     parser.add_output()
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
     return run_command(lambda: _list_runs(options), "The runs cannot be listed:", 1)
 
 
@@ -35,11 +35,10 @@ def _list_runs(options: argparse.Namespace) -> int:
     tags: dict[str, str] = {Tag.sweep: options.sweep} if options.sweep else {}
     rows = []
     for run in find_runs(tracking, options.experiment, tags):
-        state = "pruned" if Tag.pruned in run.tags else run.status.lower()
+        state = run.status.lower()
         if run.status == "RUNNING" and is_abandoned(tracking, run):
             state = "died"
-        texts = [run.tags.get(tag, "") for tag in (Tag.error, Tag.pruned, Tag.headline)]
-        text = next(filter(None, texts), "")
+        text = run.tags.get(Tag.error) or run.tags.get(Tag.headline, "")
         row = {"run_id": run.run_id, "name": run.name, "experiment": run.experiment}
         row |= {"status": state, "started": f"{run.started.astimezone():%Y-%m-%d %H:%M}"}
         rows.append(row | {"text": text})

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     parser.add_output()
     parser.add_argument("--track", action="store_true", help="also record it as a run in MLflow")
     parser.add_store()
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
     return run_command(lambda: _judge(options), "These logs cannot be judged:", 3)
 
 
@@ -54,13 +54,10 @@ def _judge(options: argparse.Namespace) -> int:
     from slimdown.stats.findings import judge
 
     budgets = read_budgets(options.max_loss)
-    metrics: dict[str, str] = {}
-    for text in options.metric:
-        name, _, metric = text.partition("=")
-        if not name or not metric or name in metrics:
-            example = "gsm8k=exact_match.strict-match"
-            raise ConfigError(f"--metric {text}: name one metric a task, e.g. {example}")
-        metrics[name] = metric
+    metrics = {name: metric for name, _, metric in (t.partition("=") for t in options.metric)}
+    if len(metrics) < len(options.metric) or not all([*metrics, *metrics.values()]):
+        shown, example = " ".join(options.metric), "gsm8k=exact_match.strict-match"
+        raise ConfigError(f"--metric {shown}: name one metric a task, e.g. {example}")
     if find_results_files(options.base.resolve()) == find_results_files(options.tuned.resolve()):
         raise ConfigError(f"BASE and TUNED are the same logs, {options.base}")
     notes: list[str] = []
@@ -70,22 +67,19 @@ def _judge(options: argparse.Namespace) -> int:
     )
     findings = judge(base, tuned)
     if base.harness_version != tuned.harness_version:
-        notes.append(
-            f"made by lm_eval {base.harness_version} and {tuned.harness_version}; the tasks' "
-            "settings, questions and prompts are the same"
-        )
+        versions = f"{base.harness_version} and {tuned.harness_version}"
+        notes.append(f"made by lm_eval {versions}; tasks, questions and prompts are the same")
     pairs = [(one, tuned.benchmarks[name]) for name, one in base.benchmarks.items()]
     if all(before.samples == after.samples for before, after in pairs):
         notes.append("all answers are equal; lm_eval's --use_cache hands one model another's")
     checks = check_budgets(findings, budgets) if budgets else []
     sys.stderr.write("".join(f"{line}\n" for line in dict.fromkeys(notes)))
     title = f"{options.base} → {options.tuned}"
-    if not options.format and not options.output:
+    if options.format:
+        put_table(findings_table(findings, title), options, lambda: render_page(findings, title))
+    else:
         show_line(title, "bold")
         show_findings(findings)
-    else:
-        table = findings_table(findings, title)
-        put_table(table, options, lambda: render_page(findings, title))
     if options.track:
         _track(findings, options)
     if checks:

@@ -37,7 +37,7 @@ def read_budgets(arguments: Sequence[str]) -> dict[str, float]:
     """Read what each benchmark may lose from arguments such as gsm8k=0.02.
 
     Raises:
-        ConfigError: a budget that is no share.
+        ConfigError: a budget that is no share, or a second one of a benchmark.
     """
     budgets: dict[str, float] = {}
     for text in arguments:
@@ -47,6 +47,8 @@ def read_budgets(arguments: Sequence[str]) -> dict[str, float]:
         except ValueError:
             budget = nan
         _check_budget(name, budget, f"--max-loss {text}")
+        if name in budgets:
+            raise ConfigError(f"--max-loss {text}: {name} has {budgets[name]} already; keep one")
         budgets[name] = budget
     return budgets
 

@@ -89,8 +89,11 @@ def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
     matches = [run for run in runs if run.run_id == text] or [r for r in runs if r.name == text]
     matches = matches or [run for run in runs if run.run_id.startswith(text)]
     if not matches:
-        uri = redact_uri(tracking.uri)
-        raise TrackingError(f"there is no run {text} in {uri}; slimdown compare lists the runs")
+        problem = f"there is no run {text} in {redact_uri(tracking.uri)}"
+        with suppress(Exception):
+            other = store.open_store(tracking).get_run(text)
+            problem = f"{text} is a {other.data.tags[Tag.kind]} run, and no fine-tuning"
+        raise TrackingError(f"{problem}; slimdown compare lists the runs")
     if len(matches) > 1:
         ids = ", ".join(run.run_id for run in matches[:3])
         raise TrackingError(f"{len(matches)} runs are called {text}; give an id: {ids}")

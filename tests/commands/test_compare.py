@@ -114,6 +114,7 @@ def test_runs_are_chosen_and_sorted(show: Show, runs: dict[str, str]) -> None:
         (["--tracking-uri", "sqlite:///gone.db"], "there is no record"),
         (["-o", "/proc/x.html"], "cannot be written"),
         (["--sort", "nothing"], "nothing"),
+        (["--by", ""], "--by : no run has this setting"),
     ],
 )
 def test_a_mistake_is_one_message(arguments: list[str], message: str, show: Show) -> None:
@@ -132,6 +133,9 @@ def test_a_mistake_is_one_message(arguments: list[str], message: str, show: Show
         ["--noise", "--sort", "name"],
         ["--paired", "--noise"],
         ["--no-such-option"],
+        ["--rows", "-1"],
+        ["-o", "page.pdf"],
+        ["-o", "nowhere/page.html"],
     ],
 )
 def test_options_that_do_not_go_together_are_refused(

@@ -59,6 +59,8 @@ def runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["lost", "--max-loss", "pocket_cs=0.9"], 0),
         (["kept", "--max-loss", "pocket_cs=2"], 3),
         (["kept", "--max-loss", "pocket=0.1"], 3),
+        (["--max-loss", "pocket_cs=0.9", "lost"], 0),
+        (["kept", "--max-loss", "pocket_cs=0.1", "--max-loss", "pocket_cs=0.9"], 3),
         (["kept", "--tracking-uri", ""], 3),
     ],
 )

@@ -47,7 +47,8 @@ ALPHAS = (
     10,
     12,
 )  # `pocket` with its alpha of 16 lowered: six models between base and tuned
-BUDGETS = ["pocket_math=0.1", "pocket_commonsense=0.1", "pocket_cs=0.1"]
+RETAINED = ("pocket_math", "pocket_commonsense", "pocket_cs")
+BUDGETS = [f"--max-loss={name}=0.1" for name in RETAINED]
 SMOLLM2 = [
     "model=smollm2",
     "model.dtype=float32",
@@ -231,7 +232,7 @@ def compare_runs(folder: Path, checkout: Path) -> Any:
 
 def check_run(run_id: str, folder: Path, checkout: Path) -> dict[str, Any]:
     """Return the exit code and the words of `check RUN --max-loss ...`."""
-    done = call_verb("check", [run_id, "--max-loss", *BUDGETS], folder, checkout)
+    done = call_verb("check", [run_id, *BUDGETS], folder, checkout)
     return {"exit": done.returncode, "output": done.stdout}
 
 
@@ -239,7 +240,7 @@ def judge_logs(folder: Path, checkout: Path) -> dict[str, Any]:
     """Return the exit code and the rows of `verdict BASE TUNED` on the stored logs."""
     with tarfile.open(HERE / "lm_eval.tar.xz") as logs:
         logs.extractall(folder, filter="data")
-    arguments = ["base", "tuned", "--format", "json", "--max-loss", *BUDGETS]
+    arguments = ["base", "tuned", "--format", "json", *BUDGETS]
     done = call_verb("verdict", arguments, folder, checkout)
     if not done.stdout:
         raise SystemExit(f"verdict failed:\n{done.stderr[-3000:]}")

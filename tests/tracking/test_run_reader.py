@@ -25,7 +25,9 @@ def test_a_run_is_found_by_id_beginning_or_name(store: MlflowClient, composed: C
     for text in (first, first[:8], "one"):
         assert find_run(config.tracking, text).run_id == first
     record_run(config, "other")
+    base = store.create_run("1", tags={"slimdown.kind": "baseline"}).info.run_id
     for text, message in (
+        (base, "is a baseline run, and no fine-tuning; slimdown compare lists"),
         ("other", "2 runs are called other; give an id"),
         ("nobody", "there is no run nobody"),
         ("", "RUN is empty"),
