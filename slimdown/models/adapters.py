@@ -71,7 +71,7 @@ def check_base(config: RunConfig) -> None:
         ModelError: One is not.
     """
     modules = dict(load_outline(config.model).named_modules())
-    trained = config.lora if config.method.is_lora else config.method
+    trained: LoraConfig | MethodConfig = config.lora if config.method.is_lora else config.method
     for target in [] if config.tuned else trained.target_modules or []:
         if target != "all-linear" and not any(f".{n}".endswith(f".{target}") for n in modules):
             layers = {n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, nn.Linear)}

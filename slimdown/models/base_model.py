@@ -18,7 +18,7 @@ from slimdown.models.memory import estimate_weight_bytes, free_memory
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.distributed import process_count, process_rank
 from slimdown.utils.errors import ModelError
-from slimdown.utils.hashing import hash_folder, hash_json
+from slimdown.utils.hashing import hash_folder
 from slimdown.utils.hub import explain_hub_errors
 
 # bfloat16 keeps 3 digits, so it has to be clearly faster. No processor that was measured lies
@@ -41,11 +41,6 @@ class LoadedModel:
     memory_bytes: int = 0  # of weights and buffers
     identity: Mapping[str, Any] = field(default_factory=dict)  # what the answers depend on
     license: str = ""
-
-    @property
-    def digest(self) -> str:
-        """The identity in 32 hex digits: models of one digest give the same answers."""
-        return hash_json(self.identity)
 
 
 def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedModel:

@@ -22,6 +22,7 @@ from slimdown.models.base_model import (
 )
 from slimdown.models.memory import estimate_weight_bytes, is_out_of_memory
 from slimdown.utils.errors import ModelError
+from slimdown.utils.hashing import hash_json
 
 Composed = Callable[..., RunConfig]
 
@@ -77,15 +78,15 @@ def test_estimated_bytes_are_those_held(quantization: str, dtype: str, composed:
 def test_an_identity_is_of_content_and_not_of_place(composed: Composed, tmp_path: Path) -> None:
     base = load(composed)
     same = load(composed, f"model.id={copy_pocket(tmp_path / 'copy')}")
-    assert same.digest == base.digest
+    assert same.identity == base.identity
     edited = copy_pocket(tmp_path / "edited")
     edit_weights(edited, lambda weights: weights["model.norm.weight"].mul_(1.5))
     templated = copy_pocket(tmp_path / "templated")
     (templated / "chat_template.jinja").write_text("{{ messages[0].content }}")
     others = [f"model.id={edited}", f"model.id={templated}", "model.dtype=bfloat16"]
     others += ["quantization=none", "model.attn_implementation=eager"]
-    digests = {load(composed, setting).digest for setting in others}
-    assert len(digests - {base.digest}) == len(others)
+    digests = {hash_json(load(composed, setting).identity) for setting in others}
+    assert len(digests - {hash_json(base.identity)}) == len(others)
 
 
 @pytest.mark.parametrize(

@@ -67,11 +67,11 @@ def test_an_adapter_answers_as_in_plain_peft(
     expected = logits_of(peft.PeftModel.from_pretrained(plain, str(folder)).eval())
     assert torch.equal(logits_of(tuned.model), expected)
     assert not torch.equal(expected, before)
-    assert tuned.digest != base.digest
+    assert tuned.identity != base.identity
     assert tuned.id == str(folder)
     copied = Path(shutil.copytree(folder, tmp_path / "copy"))
-    assert open_it(composed, copied, f"quantization={quantization}")[1].load().digest == (
-        tuned.digest
+    assert open_it(composed, copied, f"quantization={quantization}")[1].load().identity == (
+        tuned.identity
     )
 
 
