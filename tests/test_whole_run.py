@@ -266,7 +266,7 @@ def test_a_mistake_is_one_message_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("lora.target_modules=[q_prjo]", "has no q_prjo; its linear layers are .*q_proj"),
+        ("lora.target_modules=[q_proj,k_prjo]", "no k_prjo; its linear layers are .*k_proj"),
         ("benchmark.pocket_cs.metric=bleu", "pocket_cs has no such metric; choose one of acc"),
         ("model.id=empty", "model.id=empty cannot be loaded: .*config.json"),
     ],

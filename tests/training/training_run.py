@@ -5,7 +5,6 @@ from typing import Any
 
 from slimdown.config.schema import RunConfig
 from slimdown.data.training_data import load_training_data
-from slimdown.models.adapters import check_base
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import StepLog, TrainingResult
@@ -17,7 +16,6 @@ class TrainingRun:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        check_base(config)
         self.base = load_base_model(config.model, config.quantization)
         self.data = load_training_data(config.dataset, self.base.tokenizer, config.seed)
         self.rows: TokenizedRows = prepare_training(self.base, self.data, config)
