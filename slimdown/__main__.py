@@ -2,11 +2,11 @@
 
 import os
 import sys
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 
 from slimdown.commands.arguments import run_command
+from slimdown.config.fields import nearest
 from slimdown.config.schema import default_store
 
 VERBS = {
@@ -48,9 +48,7 @@ def _start_verb() -> int:
 
         set_up_process()
         return int(import_module(f"slimdown.commands.{verb}").main(arguments))
-    close = get_close_matches(verb, VERBS, n=1)
-    advice = f"did you mean slimdown {close[0]}?" if close else f"known: {', '.join(VERBS)}"
-    sys.stderr.write(f"slimdown: there is no {verb!r}; {advice}\n")
+    sys.stderr.write(f"slimdown: there is no {verb!r}{nearest(verb, list(VERBS))}\n")
     return 2
 
 

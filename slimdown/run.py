@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Any
 
 import hydra
@@ -44,20 +45,18 @@ def main(arguments: list[str]) -> int:
 def _start(arguments: list[str]) -> int:
     line = read_command_line(arguments)
     if process_rank() > 0:  # of accelerate or torchrun; the first process says what is wrong
-        try:
+        with suppress(SlimdownError):
             config = compose_runs(line).runs[0].config
             from slimdown.experiment import assist_training
 
             assist_training(config)
-        except SlimdownError:
-            return 1
-        return 0
+            return 0
+        return 1
     if line.is_run:
         plan = compose_runs(line)
-        is_single = line.is_sweep or plan.runs[0].config.train.engine is Engine.unsloth
-        if (n := process_count()) > 1 and is_single:
-            problem = f"{n} processes make one run together, without -m and train.engine=unsloth"
-            raise ConfigError(f"{problem}; start one process")
+        is_alone = line.is_sweep or plan.runs[0].config.train.engine is Engine.unsloth
+        if is_alone and (n := process_count()) > 1:
+            raise ConfigError(f"-m and train.engine=unsloth take one process, and there are {n}")
         from slimdown.data.row_checks import check_row_files
         from slimdown.sweep.sweeper import register_sweeper
 
@@ -79,12 +78,8 @@ def _start(arguments: list[str]) -> int:
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(start_run)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's, of flags
         raise ConfigError(reword(error)) from error
-    except ValueError as error:
-        if line.is_run:
-            raise
-        raise ConfigError(str(error)) from error  # flags that do not go together
     except SystemExit as stop:  # of the sweep, or of Hydra's --help
         return int(stop.code or 0)
     if failures:

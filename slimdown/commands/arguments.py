@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from slimdown.config.fields import find_problems
 from slimdown.config.schema import DEFAULT_STORE, TrackingConfig, default_store
 from slimdown.utils.errors import ConfigError, SlimdownError
 from slimdown.utils.files import write_atomically
 from slimdown.utils.secrets import redact
 
 _FORMATS = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
-_INTERRUPTED = 130
 RUN_HELP = "a run's id, the beginning of it, or its name"
 
 
@@ -46,8 +46,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def add_list(self, name: str, metavar: str, text: str) -> None:
         """Add an option that can be repeated."""
-        text += "; can be repeated"
-        self.add_argument(name, metavar=metavar, action="append", default=[], help=text)
+        help_text = f"{text}; can be repeated"
+        self.add_argument(name, metavar=metavar, action="append", default=[], help=help_text)
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
         """Parse arguments; where a file is written, `format` is set."""
@@ -68,7 +68,7 @@ def open_tracking(options: argparse.Namespace) -> TrackingConfig:
         ConfigError: The address can hold no record.
     """
     tracking = TrackingConfig(uri=options.tracking_uri, experiment="slimdown")
-    if problem := tracking.uri_problem():
+    for problem in find_problems(tracking):
         raise ConfigError(f"--tracking-{problem}")
     return tracking
 
@@ -92,14 +92,10 @@ def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[],
         show_table(table)
         return 0
     text = render_page() if chosen == "html" else write_table(table, chosen)
-    if not options.output:
-        print_text(text)
-        return 0
-    try:
+    if options.output:
         write_atomically(options.output, text)
-    except OSError as error:
-        reason = f"{options.output} cannot be written ({error.strerror}); name another"
-        raise ConfigError(reason) from None
+    else:
+        print_text(text)
     return 0
 
 
@@ -115,13 +111,11 @@ def run_command(answer: Callable[[], int], refusal: str, error_code: int) -> int
     """
     try:
         code = answer()
-    except SlimdownError as error:
+    except (SlimdownError, OSError) as error:  # or a file that vanished, a full device
         lines = [refusal, *str(error).splitlines(), *getattr(error, "__notes__", [])]
         code = _complain("\n  ".join(lines), error_code)
     except KeyboardInterrupt:
-        code = _complain("Interrupted.", _INTERRUPTED)
-    except OSError as error:  # a file that vanished, a full device
-        code = _complain(f"{refusal}\n  {error}", error_code)
+        code = _complain("Interrupted.", 130)
     except Exception:  # no answer must never look like one
         code = _complain(traceback.format_exc(), error_code)
     try:

@@ -173,10 +173,8 @@ def select_runs(options: argparse.Namespace) -> "tuple[list[RunRecord], str, lis
     runs = find_runs(tracking, experiments, tags, options.filter, with_findings=True)
     states = Counter(run.status.lower() for run in runs if not run.findings)
     left_out = ", ".join(f"{count:,} {state}" for state, count in states.items())
-    limits = [f"{key} {text}" for key, text in tags.items()]
-    limits += [f"filter {options.filter}"] if options.filter else []
-    limits.append(f"experiment {', '.join(experiments)}" if experiments else "all experiments")
-    which = f"{', '.join(limits)} in {uri}"
+    limits = {"sweep": options.sweep, "filter": options.filter, "experiment": " ".join(experiments)}
+    which = ", ".join(f"{key} {text}" for key, text in limits.items() if text) + f" in {uri}"
     complete = [run for run in runs if run.findings]
     if not complete:
         reason = f"left out: {left_out}" if left_out else "python -m slimdown.run makes one"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from slimdown.commands.arguments import RUN_HELP, CommandParser, open_tracking, run_command
 from slimdown.utils.errors import ConfigError, ModelError
-from slimdown.utils.files import raise_if_disk_full, write_atomically
+from slimdown.utils.files import write_atomically
 
 _EPILOG = """\
 examples
@@ -71,26 +71,22 @@ def _merge(options: argparse.Namespace) -> int:
     if is_original:  # nothing is rounded before the sum is
         model = replace(model, dtype=Dtype.float32)
         quantization = replace(quantization, load_in_4bit=False, load_in_8bit=False)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-            trained = download_tuned(tracking, run, Path(scratch))
-            draft = Path(scratch, "merged")
-            draft.mkdir()
-            with console.progress_bar(f"merging into {model.id}"):
-                base = load_base_model(model, quantization)
-                if method.trains_weights:
-                    shutil.copytree(trained, draft, dirs_exist_ok=True)
-                    dtype = base.dtype
-                else:
-                    dtype = merge_adapter(base, trained, draft, options.dtype)
-            merged = MergedModel(out.name, dtype, is_original)
-            card = render_model_card(findings, config, base, merged=merged)
-            write_atomically(draft / "README.md", card)
-            draft.replace(out)  # whole or not at all
-    except OSError as error:
-        raise_if_disk_full(error)
-        raise ConfigError(f"--out {out} cannot be written: {error}") from None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        trained = download_tuned(tracking, run, Path(scratch))
+        draft = Path(scratch, "merged")
+        draft.mkdir()
+        with console.progress_bar(f"merging into {model.id}"):
+            base = load_base_model(model, quantization)
+            if method.trains_weights:
+                shutil.copytree(trained, draft, dirs_exist_ok=True)
+                dtype = base.dtype
+            else:
+                dtype = merge_adapter(base, trained, draft, options.dtype)
+        merged = MergedModel(out.name, dtype, is_original)
+        card = render_model_card(findings, config, base, merged=merged)
+        write_atomically(draft / "README.md", card)
+        draft.replace(out)  # whole or not at all
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file()) / 1e6
     console.show_line(f"{run.name}, merged, {dtype}, {size:,.1f} MB: {out}")
     return 0

@@ -196,8 +196,6 @@ class _Composer:
         if redact_uri(text) != text:
             advice = "others can read a password here; set MLFLOW_TRACKING_URI, or ${oc.env:NAME}"
             problems.append(f"{redact(text)}: {advice}")
-        if key in ("hydra.launcher", "hydra.sweeper"):
-            problems.append(f"{text}: choose with a slash, {key.replace('.', '/')}=...")
         if not self.line.is_choice(key):
             problems.append(explain_unknown_key(key, RunConfig))
         elif names := self._loader.get_group_options(key):
@@ -250,9 +248,8 @@ class _Composer:
         except ConfigError as error:
             self.problems += str(error).splitlines()
             return ComposedRun(texts, RunConfig())
-        idle = [t for t in texts if re.split("[.=]", t.lstrip("+"))[0] in config.idle_sections]
-        reason = f"method={config.method.name} reads no settings of lora"
-        if config.tuned is not None:
-            reason = f"tuned={config.tuned} is measured as it is, and nothing is trained"
-        self.problems += [f"{reason}: leave out {' '.join(idle)}"] if idle else []
+        reader = f"tuned={config.tuned} trains nothing and" if config.tuned else "this method"
+        for text in texts:
+            if re.split("[.=]", text.lstrip("+"))[0] in config.idle_sections:
+                self.problems.append(f"{text}: leave it out; {reader} does not read it")
         return ComposedRun(texts, config)

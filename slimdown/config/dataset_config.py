@@ -1,6 +1,7 @@
 """The settings of one dataset: where its rows lie, their format, and how many are taken."""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,8 +10,9 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from slimdown import pocket
-from slimdown.config.fields import COUNT, HUB_ID, NOT_NEGATIVE, nearest, ranged
+from slimdown.config.fields import COUNT, NOT_NEGATIVE, nearest, ranged
 
+HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?", re.ASCII)
 ROW_FILES = (".json", ".jsonl", ".csv", ".parquet")
 
 

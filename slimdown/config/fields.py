@@ -35,7 +35,6 @@ class Range:
     holds: Callable[[Any], object]
 
 
-HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?", re.ASCII)
 COUNT = Range("must be at least 1", lambda n: n >= 1)
 POSITIVE = Range("must be above 0", lambda x: x > 0)
 NOT_NEGATIVE = Range("must not be negative", lambda x: x >= 0)

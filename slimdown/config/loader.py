@@ -31,21 +31,13 @@ def load_config(composed: DictConfig) -> RunConfig:
         composed.dataset = {}
     try:
         missing = sorted(OmegaConf.missing_keys(composed))
-        config = None if missing else OmegaConf.to_object(composed)
+        config = RunConfig() if missing else OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise ConfigError(reword(error)) from None
-    if missing:
-        # A group's file always sets these: without them the file was not chosen.
-        marks = (".validation_examples", ".metric")
-        unchosen = [key.rpartition(".")[0] for key in missing if key.endswith(marks)]
-        problems = [
-            f"{name} has settings but is not chosen; add it to {name.partition('.')[0]}=[...]"
-            for name in unchosen
-        ]
-        others = [key for key in missing if key.rpartition(".")[0] not in unchosen]
-        raise ConfigError("\n".join([*problems, *(f"{key} must be set" for key in others)]))
     assert isinstance(config, RunConfig)
-    if problems := list(find_problems(config)):
+    # A file of a group sets its settings, where it is chosen.
+    problems = [f"{key} must be set, or chosen by {key.partition('.')[0]}=..." for key in missing]
+    if problems := problems or list(find_problems(config)):
         raise ConfigError("\n".join(problems))
     return config
 

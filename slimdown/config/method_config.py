@@ -1,7 +1,7 @@
 """How a model is fine-tuned: the method, and the settings that it has of its own."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -67,16 +67,12 @@ class MethodConfig:
         return _OWN.get(self.name, ())
 
     def problems(self) -> Iterator[str]:
-        for name in (f.name for f in fields(self) if f.name != "name"):
-            value = getattr(self, name)
+        for name, value in list(vars(self).items())[1:]:  # those after `name`
             if name not in self.own and value is not None:
                 having = ", ".join(method for method, names in _OWN.items() if name in names)
                 yield f"{name}={value}: only method={having} has it, and not {self.name}"
             elif name in self.own and (value is None or value in ([], [""])):
                 yield f"{name} must be set for method={self.name}; choosing the method does so"
-        if stray := set(self.feedforward_modules or []) - set(self.target_modules or []):
-            names = ", ".join(sorted(stray))
-            yield f"feedforward_modules={names} must be among target_modules, too"
 
 
 def by_method(values: DictConfig, *, _root_: DictConfig) -> Any:

@@ -18,18 +18,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from slimdown import pocket
-from slimdown.config.dataset_config import DatasetConfig
-from slimdown.config.fields import (
-    COUNT,
-    HUB_ID,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SEED,
-    SHARE,
-    Range,
-    find_problems,
-    ranged,
-)
+from slimdown.config.dataset_config import HUB_ID, DatasetConfig
+from slimdown.config.fields import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, ranged
 from slimdown.config.method_config import Method, MethodConfig
 from slimdown.config.paths import list_group_choices
 from slimdown.config.search_config import SearchConfig
@@ -188,10 +178,6 @@ class QuantizationConfig:
             return self.bnb_4bit_quant_type.value
         return "int8" if self.load_in_8bit else "none"
 
-    def problems(self) -> Iterator[str]:
-        if self.load_in_4bit and self.load_in_8bit:
-            yield "load_in_4bit and load_in_8bit are both true; choose one"
-
 
 @dataclass
 class LoraConfig:
@@ -297,10 +283,6 @@ class TrackingConfig:
 
     uri: str = ranged(_STORE)  # an MLflow tracking URI
     experiment: str = ranged(_EXPERIMENT)  # the MLflow experiment
-
-    def uri_problem(self) -> str | None:
-        """Say why the address can hold no record; None where it may."""
-        return next(find_problems(self), None)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from slimdown.config.fields import COUNT, NOT_NEGATIVE, SEED, SHARE, ranged
@@ -20,10 +21,8 @@ class DimensionConfig:
     choices: list[Any] = field(default_factory=list)
 
     def problems(self) -> Iterator[str]:
-        ends = [self.low, self.high]
-        is_range = all(type(end) in (int, float) for end in ends) and self.low < self.high
-        if self.log and is_range:
-            is_range = self.low > 0
+        ends, least = [self.low, self.high], 0 if self.log else -inf
+        is_range = all(type(end) in (int, float) for end in ends) and least < self.low < self.high
         if bool(self.choices) == (ends != [None, None]) or not (self.choices or is_range):
             yield "choices must be set, or numbers low < high, which log=true wants above 0"
 

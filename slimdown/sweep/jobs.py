@@ -12,6 +12,7 @@ import warnings
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -174,10 +175,8 @@ def run_job(composed: DictConfig, info: RunInfo, swept: tuple[str, ...] = ()) ->
     check_store(config.tracking)
     key = run_key(config)
 
-    def show_wait() -> None:
-        console.show_line("Another process makes an equal run; this one waits for it.")
-
-    with find_finished_or_lock(config, key, show_wait) as (finished, resume_run_id):
+    wait = partial(console.show_line, "Another process makes an equal run; this one waits for it.")
+    with find_finished_or_lock(config, key, wait) as (finished, resume_run_id):
         if finished and finished.findings:
             broadcast_from_main(None)  # the processes of accelerate that wait to assist
             headline = shorten_findings(finished.findings)

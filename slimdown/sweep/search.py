@@ -6,12 +6,10 @@ the record: what a trial came to is read from its run.
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
 import optuna
-from filelock import Timeout
 from hydra.core.override_parser.types import Override
 from optuna.trial import Trial
 
@@ -27,7 +25,7 @@ from slimdown.sweep.jobs import JobOutcome, JobState
 from slimdown.tracking.resume import run_key
 from slimdown.tracking.run_reader import find_run
 from slimdown.tracking.store import local_dir, lock
-from slimdown.utils.errors import TrackingError
+from slimdown.utils.errors import TrackingError, describe_error
 from slimdown.utils.hashing import hash_json
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -47,35 +45,30 @@ class Search:
         Raises:
             TrackingError: The study's file cannot be used.
         """
-        [run], space = plan.runs, plan.space
-        self.config, self.space = run.config, space
+        [run] = plan.runs
+        self.config, self.space = run.config, plan.space
         self._settings, self._line = run.config.search, line
-        self._fixed = [
-            o for o in run.overrides if o.lstrip("+").partition("=")[0] != "search.study"
-        ]
         self._at_once = self._settings.n_jobs or at_once
-        of_all = ("max_loss", "n_startup_trials", "seed")
-        identity: list[Any] = [getattr(self._settings, name) for name in of_all]
-        identity.append({key: asdict(one) for key, one in space.items()})
+        settings = run.config.search
+        identity: list[Any] = [settings.max_loss, settings.n_startup_trials, settings.seed]
+        identity.append({key: asdict(one) for key, one in plan.space.items()})
         digest = hash_json([*identity, run_key(run.config)])[:8]
-        self.name = self._settings.study or f"{run.config.tracking.experiment}-{digest}"
-        with lock(run.config.tracking, "searches"):  # two commands must not both make the tables
-            self.study = open_study(run.config, self.name)
-        self._proposed: list[Trial] = []
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Keep other processes from this search: its open trials are then nobody's.
-
-        Raises:
-            TrackingError: Another process works on it.
-        """
+        self.name = settings.study or f"{run.config.tracking.experiment}-{digest}"
+        file = local_dir(self.config.tracking).absolute() / "search.db"
         try:
-            with lock(self.config.tracking, f"search-{hash_json(self.name)}").acquire(timeout=0):
-                yield
-        except Timeout:
-            problem = f"another process works on the search {self.name}"
-            raise TrackingError(f"{problem}; repeat the command when it has ended") from None
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # Two commands must not both make the tables.
+            with lock(self.config.tracking, "searches"):
+                self.study = optuna.create_study(
+                    storage=f"sqlite:///{file}",
+                    study_name=self.name,
+                    direction="maximize",
+                    load_if_exists=True,
+                )
+        except Exception as error:  # OSError, SQLAlchemy's, Optuna's
+            reason = f"{file}, cannot be used: {describe_error(error)}"
+            raise TrackingError(f"the file of the search, {reason}") from None
+        self._proposed: list[Trial] = []
 
     def propose_batches(self) -> Iterator[list[ComposedRun]]:
         """Yield trials to run together; call `keep_outcomes` before the next batch."""
@@ -100,9 +93,8 @@ class Search:
             self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=n_startup, seed=seed)
         values = {key: suggest_value(trial, key, one) for key, one in self.space.items()}
         own = [f"{key}={value}" for key, value in values.items()]
-        own.append(f"search.study={Override._get_value_element_as_str(self.name)}")
         own.append(f"search.trial={trial.number}")
-        return compose_runs(replace(self._line, overrides=[*self._fixed, *own])).runs[0]
+        return compose_runs(replace(self._line, overrides=[*self._line.overrides, *own])).runs[0]
 
     def keep_outcomes(self, outcomes: Sequence[JobOutcome]) -> None:
         """Tell the study what became of the trials of the last batch; failed ones stay open."""
@@ -123,35 +115,13 @@ class Search:
         runs = [find_run(self.config.tracking, run_id) for run_id in run_ids]
         if not runs:
             return {}
-        outcomes = {
-            run.run_id: summarize_trial(run.findings, self._settings.max_loss)
-            for run in runs
-            if run.findings
-        }
+        budget = self._settings.max_loss
+        outcomes = {r.run_id: summarize_trial(r.findings, budget) for r in runs if r.findings}
         runs.sort(key=lambda run: outcomes[run.run_id].order)
         comparison = compare_runs(runs, group_seeds=False)
         table = search_table(comparison, outcomes, self.name)
         console.show_table(table)
         return {"search.html": render_comparison_page(table, comparison)}
-
-
-def open_study(config: RunConfig, name: str) -> optuna.Study:
-    """Open a study in the file beside a local record, which is made where it is missing.
-
-    Raises:
-        TrackingError: The file cannot be used.
-    """
-    file = local_dir(config.tracking).absolute() / "search.db"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        waiting = {"connect_args": {"timeout": 60}}  # seconds for the lock of another process
-        storage = optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs=waiting)
-        return optuna.create_study(
-            storage=storage, study_name=name, direction="maximize", load_if_exists=True
-        )
-    except Exception as error:  # OSError, SQLAlchemy's, Optuna's
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise TrackingError(f"the file of the search, {file}, cannot be used: {reason}") from None
 
 
 def suggest_value(trial: Trial, key: str, dimension: DimensionConfig) -> str:

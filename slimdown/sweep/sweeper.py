@@ -22,9 +22,10 @@ from slimdown.report.tables import write_table
 from slimdown.report.text import shorten_findings
 from slimdown.sweep.jobs import JobOutcome, JobState, SweepInfo, measure_base_job, run_sweep_job
 from slimdown.tracking.resume import find_finished, run_key
-from slimdown.tracking.store import check_store
+from slimdown.tracking.store import check_store, lock
 from slimdown.tracking.sweep_run import SweepRun, open_sweep_run
 from slimdown.utils.errors import ConfigError, describe_error
+from slimdown.utils.hashing import hash_json
 from slimdown.utils.secrets import redact
 
 
@@ -54,21 +55,21 @@ class SlimdownSweeper(Sweeper):
             SystemExit: 1 where a job failed.
         """
         assert self.config is not None
-        plan = self.plan
         folder = Path(self.config.hydra.sweep.dir).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         self.launcher_name = self.config.hydra.runtime.choices["hydra/launcher"]
         in_worker = self.launcher_name != "basic"
-        self.info = SweepInfo(folder, folder.name, plan.swept, in_worker=in_worker)
-        tracking = plan.runs[0].config.tracking
+        self.info = SweepInfo(folder, folder.name, self.plan.swept, in_worker=in_worker)
+        tracking = self.plan.runs[0].config.tracking
         check_store(tracking)
-        if plan.space:
+        if self.plan.space:
             from slimdown.sweep.search import Search
 
-            at_once = self.config.hydra.launcher.get("n_jobs") or 1
-            search = Search(self.line, plan, at_once)
+            search = Search(self.line, self.plan, self.config.hydra.launcher.get("n_jobs") or 1)
             self.info = replace(self.info, name=search.name)
-            with search.hold(), self._record(tracking, "search") as sweep_run:
+            # Its open trials are nobody's while no other process works on it.
+            search_lock = lock(tracking, f"search-{hash_json(search.name)}")
+            with search_lock.acquire(timeout=0), self._record(tracking, "search") as sweep_run:
                 for batch in search.propose_batches():
                     first = len(self.jobs)
                     self._run(batch)
@@ -76,7 +77,7 @@ class SlimdownSweeper(Sweeper):
                 sweep_run.save(search.show())
         else:
             with self._record(tracking, "sweep"):
-                self._run(plan.runs)
+                self._run(self.plan.runs)
         if any(outcome.state is JobState.failed for outcome in self.outcomes):
             sys.exit(1)
 

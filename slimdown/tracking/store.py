@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from slimdown.config.fields import find_problems
 from slimdown.config.schema import TrackingConfig
 from slimdown.utils.errors import SlimdownError, TrackingError
 from slimdown.utils.files import cache_dir, raise_if_disk_full
@@ -104,7 +105,7 @@ def explain_store_errors(config: TrackingConfig) -> Iterator[None]:
     Raises:
         TrackingError: Instead of any other exception.
     """
-    if problem := config.uri_problem():
+    for problem in find_problems(config):
         raise TrackingError(f"tracking.{problem}")
     try:
         yield

@@ -92,7 +92,7 @@ def test_programs_get_every_number(show: Show) -> None:
 
 def test_runs_are_chosen_and_sorted(show: Show, runs: dict[str, str]) -> None:
     assert "1 finished runs of experiment other" in show("--experiment", "other")
-    assert "1 finished runs of slimdown.sweep s" in show("--sweep", "s")
+    assert "1 finished runs of sweep s" in show("--sweep", "s")
     assert "1 finished runs of filter" in show("--filter", "params.`lora.r` = '2'")
     named = show(runs["kept"][:8], "other")
     assert named.startswith("2 runs of")
@@ -105,7 +105,7 @@ def test_runs_are_chosen_and_sorted(show: Show, runs: dict[str, str]) -> None:
     ("arguments", "message"),
     [
         (["--experiment", "nobody"], "there is no experiment nobody"),
-        (["--sweep", "nobody"], "there is no finished run of slimdown.sweep nobody"),
+        (["--sweep", "nobody"], "there is no finished run of sweep nobody"),
         (["nobody", "kept"], "there is no run nobody"),
         (["kept"], "two different runs"),
         (["kept", "bad"], "failed: ValueError: x"),
