@@ -38,11 +38,12 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument("--tracking-uri", metavar="URI", default=default_store(), help=text)
 
     def add_output(self) -> None:
-        """Add --format and --output."""
+        """Add --format, --output and --all."""
         formats = ("table", "markdown", "csv", "json", "html")
         text = "default: table, or what the ending of --output says"
         self.add_argument("--format", choices=formats, help=text)
         self.add_argument("-o", "--output", type=Path, metavar="FILE", help="write this file")
+        self.add_argument("--all", action="store_true", help="show every metric and column")
 
     def add_list(self, name: str, metavar: str, text: str) -> None:
         """Add an option that can be repeated."""
@@ -78,7 +79,7 @@ def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[],
 
     Args:
         table: A `report.tables.Table`.
-        options: With `format` and `output`.
+        options: With `format`, `output` and `all`.
         render_page: Makes the page that the format html shows.
 
     Returns:
@@ -89,7 +90,7 @@ def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[],
 
     chosen = options.format or "table"
     if chosen == "table" and not options.output:
-        show_table(table)
+        show_table(table, options.all)
         return 0
     text = render_page() if chosen == "html" else write_table(table, chosen)
     if options.output:

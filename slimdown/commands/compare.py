@@ -21,6 +21,7 @@ examples
   slimdown compare --sort -gsm8k --rows 10                the ten that kept or gained most of gsm8k
   slimdown compare --by lora.r -o ranks.html              a page with every benchmark over the rank
   slimdown compare --filter "params.`lora.r` = '8'" --format csv
+  slimdown compare 3f2a --all                             one run, with every metric and column
   slimdown compare 3f2a 91bc --paired                     two tuned models, question by question
   slimdown compare 3f2a --confirm                         the chosen one, on questions kept back
 """
@@ -78,6 +79,8 @@ def _compare(options: argparse.Namespace) -> int:
     from slimdown.stats.run_order import sort_by_setting, sort_rows
 
     runs, title, notes = select_runs(options)
+    if len(options.runs) == 1 and not (options.mode or options.by or options.sort):
+        return _show_run(runs[0], options)
     if options.mode:
         if options.mode == "noise":
             table = page.noise_table(_split_noise(runs))
@@ -96,6 +99,19 @@ def _compare(options: argparse.Namespace) -> int:
     return put_table(
         table, options, lambda: page.render_comparison_page(table, comparison, options.by)
     )
+
+
+def _show_run(run: "RunRecord", options: argparse.Namespace) -> int:
+    from slimdown.report.findings_report import findings_table
+
+    assert run.findings is not None  # it is finished
+
+    def render_run() -> str:
+        from slimdown.report.run_page import render_page  # imports matplotlib
+
+        return render_page(run.findings, run.name, run_id=run.run_id)
+
+    return put_table(findings_table(run.findings, run.name, with_notes=True), options, render_run)
 
 
 def _pair(runs: "list[RunRecord]", tracking: TrackingConfig) -> "list[ModelPair]":
@@ -165,7 +181,7 @@ def select_runs(options: argparse.Namespace) -> "tuple[list[RunRecord], str, lis
         chosen = {run.run_id: run for run in (find_run(tracking, text) for text in options.runs)}
         for run in chosen.values():
             check_finished(run)
-        if len(chosen) < 2 and options.mode != "confirm":
+        if len(chosen) < 2 <= len(options.runs) and options.mode != "confirm":
             raise ConfigError("a comparison needs two different runs; name another")
         return list(chosen.values()), f"{len(chosen)} runs of {uri}", []
     experiments = options.experiment or ([] if options.sweep else [_DEFAULT_EXPERIMENT])

@@ -79,7 +79,7 @@ def _judge(options: argparse.Namespace) -> int:
         put_table(findings_table(findings, title), options, lambda: render_page(findings, title))
     else:
         show_line(title, "bold")
-        show_findings(findings)
+        show_findings(findings, options.all)
     if options.track:
         _track(findings, options)
     if checks:

@@ -73,9 +73,9 @@ def show_notes(lines: Sequence[str]) -> None:
         show_line(line, "yellow")
 
 
-def show_table(table: Table) -> None:
-    """Print a table as wide as the terminal allows."""
-    print_table(table, _open_console())
+def show_table(table: Table, with_details: bool = False) -> None:
+    """Print a table as wide as the terminal allows; details are extra columns and rows."""
+    print_table(table, _open_console(), with_details)
 
 
 def print_text(content: str) -> None:
@@ -150,10 +150,10 @@ def progress_bar(label: str) -> Iterator[OnProgress]:
     show_line(f"{label}: done in {format_duration(monotonic() - began)}")
 
 
-def show_findings(findings: Any) -> None:
-    """Print the table of findings and what they say in sentences."""
-    show_table(findings_table(findings))
-    for sentence in text.describe_findings(findings):
+def show_findings(findings: Any, with_details: bool = False) -> None:
+    """Print the table of findings, and in sentences what it does not show."""
+    show_table(findings_table(findings), with_details)
+    for sentence in text.describe_findings(findings, with_verdicts=False):
         _open_console().print(Text(visible(sentence)))
 
 

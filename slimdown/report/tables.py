@@ -66,7 +66,7 @@ class Row:
     """One cell for each column."""
 
     cells: tuple[Cell, ...]
-    is_secondary: bool = False  # belongs to the row above
+    is_secondary: bool = False  # belongs to the row above; left out on a console
 
 
 @dataclass(frozen=True)
@@ -164,12 +164,18 @@ def write_table(table: Table, format: str) -> str:
     return out.getvalue()
 
 
-def print_table(table: Table, console: Console) -> None:
-    """Print a table; where the console is too narrow, its cells are broken into lines."""
+def print_table(table: Table, console: Console, with_details: bool = False) -> None:
+    """Print a table; where the console is too narrow, its cells are broken into lines.
+
+    Args:
+        table: What is printed.
+        console: Where.
+        with_details: Print the extra columns and the secondary rows, too.
+    """
     if table.title:
         console.print(Text(visible(table.title)), style="bold", soft_wrap=True)
     rich_table = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    shown = [i for i, column in enumerate(table.columns) if not column.is_extra]
+    shown = [i for i, c in enumerate(table.columns) if with_details or not c.is_extra]
     for column in (table.columns[i] for i in shown):
         rich_table.add_column(
             Text(visible(column.heading)),
@@ -177,7 +183,7 @@ def print_table(table: Table, console: Console) -> None:
             max_width=column.max_width,
             overflow="fold",
         )
-    for row in table.rows:
+    for row in [row for row in table.rows if with_details or not row.is_secondary]:
         cells = [_style_cell(row.cells[i]) for i in shown]
         rich_table.add_row(*cells, style="dim" if row.is_secondary else "")
     if not console.is_terminal:  # a file is as wide as it needs to be

@@ -98,7 +98,7 @@ def describe_paper_metric(benchmark: "BenchmarkChange") -> tuple[str, str]:
 
 def summarize(findings: "Findings") -> list[str]:
     """Write one sentence for each verdict; undecided benchmarks get one each."""
-    sentences = [f"Questions: {findings.part}."] if findings.part else []
+    sentences: list[str] = []
     for verdict in ("improved", "forgotten", "retained"):
         chosen = {n: b for n, b in findings.benchmarks.items() if b.verdict == verdict}
         changes = ", ".join(f"{name} ({_describe_change(b)})" for name, b in chosen.items())
@@ -106,15 +106,19 @@ def summarize(findings: "Findings") -> list[str]:
         if verdict == "retained":
             changes += f"; a change of {margins} points or more is ruled out"
         sentences += [f"{verdict.capitalize()}: {changes}."] if chosen else []
+    return [*sentences, *explain_undecided(findings)]
+
+
+def explain_undecided(findings: "Findings") -> Iterator[str]:
+    """Say of each undecided benchmark what its questions can show, and how many would decide."""
     for name, benchmark in findings.benchmarks.items():
         if benchmark.verdict == "undecided":
             n, smallest = pluralize(benchmark.n, "question"), benchmark.minimum_detectable_change
-            reason = f"{n} detect a change of {100 * smallest:.1f} points 80 % of the time"
+            reason = f"{n} detect {100 * smallest:.1f} points or more"
             reason = f"{n} cannot show any change" if isnan(smallest) else reason
             if benchmark.n_to_decide:
-                reason += f"; about {benchmark.n_to_decide:,} would probably decide"
-            sentences.append(f"Undecided: {name} ({_describe_change(benchmark)}); {reason}.")
-    return sentences
+                reason += f"; about {benchmark.n_to_decide:,} may decide"
+            yield f"Undecided: {name}. {reason}."
 
 
 def _describe_change(benchmark: "BenchmarkChange") -> str:
@@ -125,7 +129,8 @@ def _describe_change(benchmark: "BenchmarkChange") -> str:
 
 def list_caveats(findings: "Findings") -> list[str]:
     """List the caveats that apply to these findings, one sentence each."""
-    benchmarks, sentences = findings.benchmarks, []
+    benchmarks = findings.benchmarks
+    sentences = [f"Questions: {findings.part}."] if findings.part else []
     if stopped := [name for name, b in benchmarks.items() if b.is_stopped]:
         sentences.append(f"{', '.join(stopped)} stopped early: the estimate is likely too large.")
     for name, benchmark in benchmarks.items():
@@ -164,18 +169,24 @@ def describe_training(training: "TrainingResult") -> Iterator[str]:
     """Describe the training: the validation loss, the trained share, rows that were cut."""
     losses, steps = describe_losses(training), pluralize(training.steps, "step")
     share = f"{training.n_trainable:,} parameters trained ({training.trainable_percent:.2f} %)"
-    yield f"Validation loss {losses} nats per token after {steps}; {share}."
+    yield f"Validation loss {losses} after {steps}; {share}."
     if training.n_truncated:
         yield f"{pluralize(training.n_truncated, 'row')} were cut at train.max_length."
     if training.n_untrained:
         yield f"{pluralize(training.n_untrained, 'row')} had no token left to train on."
 
 
-def describe_findings(findings: "Findings") -> list[str]:
-    """Write all sentences of findings: verdicts, lost answers, training, caveats."""
+def describe_findings(findings: "Findings", with_verdicts: bool = True) -> list[str]:
+    """Write all sentences of findings: verdicts, lost answers, training, caveats.
+
+    Args:
+        findings: What is described.
+        with_verdicts: False leaves out what a table above the sentences shows.
+    """
+    verdicts = summarize(findings) if with_verdicts else explain_undecided(findings)
     training = describe_training(findings.training) if findings.training else ()
     lost = describe_lost_answers(findings)
-    return [*summarize(findings), *lost, *training, *list_caveats(findings)]
+    return [*verdicts, *lost, *training, *list_caveats(findings)]
 
 
 def shorten_findings(findings: "Findings") -> str:
@@ -189,7 +200,5 @@ def shorten_findings(findings: "Findings") -> str:
 def explain_table(findings: "Findings") -> str:
     """Write the legend of a table of findings."""
     n, roles = len(findings.benchmarks), [b.role for b in findings.benchmarks.values()]
-    legend = "Change in points, tuned − base, [95 % interval]"
-    legend += "; * target task." if Role.target in roles else "."
-    correction = f" Verdicts are corrected for {n} benchmarks (Holm), intervals are not."
-    return legend + (correction if n > 1 else "")
+    legend = "Points [95 % interval]" + ("; * target task" if Role.target in roles else "")
+    return legend + (f"; verdicts corrected for {n} benchmarks." if n > 1 else ".")

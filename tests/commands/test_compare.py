@@ -96,6 +96,8 @@ def test_runs_are_chosen_and_sorted(show: Show, runs: dict[str, str]) -> None:
     assert "1 finished runs of filter" in show("--filter", "params.`lora.r` = '2'")
     named = show(runs["kept"][:8], "other")
     assert named.startswith("2 runs of")
+    assert "metric" in show("kept", "--all")
+    assert "metric" not in show("kept")
     down, up = (show("--sort", key) for key in ("-pocket_cs", "pocket_cs"))
     assert down.index("kept") < down.index("lost")
     assert up.index("lost") < up.index("kept")
@@ -107,7 +109,7 @@ def test_runs_are_chosen_and_sorted(show: Show, runs: dict[str, str]) -> None:
         (["--experiment", "nobody"], "there is no experiment nobody"),
         (["--sweep", "nobody"], "there is no finished run of sweep nobody"),
         (["nobody", "kept"], "there is no run nobody"),
-        (["kept"], "two different runs"),
+        (["kept", "kept"], "two different runs"),
         (["kept", "bad"], "failed: ValueError: x"),
         (["other", "--confirm"], "held no question back"),
         (["--experiment", "other", "--noise"], "differ only in their seed"),

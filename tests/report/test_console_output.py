@@ -33,20 +33,20 @@ def test_addresses_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> 
     assert "hunter2" not in shown
 
 
-def test_findings_say_the_verdicts_and_only_the_caveats_that_apply(
+def test_findings_have_a_row_a_benchmark_and_only_the_caveats_that_apply(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     console.show_findings(judge_pairs(make_usual()))
     shown = " ".join(capsys.readouterr().out.split())
     for sentence in (
-        "Improved: skill (+75.0 points).",
-        "Forgotten: maths (−50.0 points), colors (−25.0 points).",
-        "Retained: steady (+0.0 points); a change of 2 points or more is ruled out.",
+        "maths 100.0 50.0 −50.0 [−61.4, −36.6] ↓ forgotten",
+        "Points [95 % interval]; * target task; verdicts corrected for 5 benchmarks.",
+        "Undecided: calm. 20 questions detect 51.9 points or more; about 172 may decide.",
         "Of 40 answers lost in maths: 25 % empty, 25 % stopped early, 50 % wrong result.",
-        "Validation loss 2.500 → 1.250 nats per token after 2 steps",
+        "Validation loss 2.500 → 1.250 after 2 steps",
     ):
         assert sentence in shown
-    for absent in ("stopped early:", "subjects", "measured before", "\x1b"):
+    for absent in ("stopped early:", "subjects", "measured before", "\x1b", "strict", "Improved:"):
         assert absent not in shown
 
 
