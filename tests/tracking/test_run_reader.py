@@ -60,14 +60,13 @@ def test_an_odd_run_is_left_out_with_a_line(
     store: MlflowClient, composed: Compose, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = composed()
-    damaged = ["{", "{}", "[]", "null", '{"benchmarks": {"a": {"n": 1e999}}}', "\udcff"]
-    runs = {text: record_run(config, text) for text in ["good", *damaged]}
+    damaged = [b"{", b"{}", b"[]", b"null", b'{"benchmarks": {"a": {"n": 1e999}}}', b"\xff"]
+    runs = {text: record_run(config, repr(text)) for text in [b"good", *damaged]}
     for text in damaged:
         artifacts = store.get_run(runs[text]).info.artifact_uri.removeprefix("file://")
-        file = Path(artifacts) / "findings.json"
-        file.write_bytes(text.encode(errors="surrogateescape"))
+        (Path(artifacts) / "findings.json").write_bytes(text)
     found = find_runs(config.tracking, with_findings=True)
-    assert [run.name for run in found if run.findings] == ["good"]
+    assert [run.name for run in found if run.findings] == ["b'good'"]
     for text in damaged:
         line = f"run {runs[text]} is left out: its findings.json is damaged; rerun=true makes"
         assert line in caplog.text
