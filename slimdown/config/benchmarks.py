@@ -4,12 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config.fields import find_problems
 from slimdown.config.loader import reword
 from slimdown.config.paths import CONF_DIR, list_group_choices
+from slimdown.config.question_files import complete_benchmark
 from slimdown.config.schema import BenchmarkConfig
 from slimdown.utils.errors import ConfigError
 
@@ -48,9 +49,10 @@ def read_benchmarks(
         shipped: Any = {}
         if name in known:
             shipped = OmegaConf.load(CONF_DIR / "benchmark" / f"{name}.yaml")
-            values["task"] = shipped.task
+            values["task"] = shipped.get("task", MISSING)
         try:
             merged = OmegaConf.merge(BenchmarkConfig, shipped, values)
+            complete_benchmark(name, merged)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{name}: {reword(error)}") from None
         benchmark = BenchmarkConfig(**OmegaConf.to_container(merged))  # type: ignore[arg-type]

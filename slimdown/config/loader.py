@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from slimdown.config.fields import explain_unknown_key, find_problems
+from slimdown.config.question_files import complete_benchmark
 from slimdown.config.schema import RunConfig
 from slimdown.utils.errors import ConfigError, describe_error
 from slimdown.utils.secrets import redact
@@ -26,6 +27,11 @@ def load_config(composed: DictConfig) -> RunConfig:
     Raises:
         ConfigError: Lists every problem, one a line.
     """
+    try:
+        for name, benchmark in composed.benchmark.items():
+            complete_benchmark(name, benchmark)
+    except OmegaConfBaseException as error:
+        raise ConfigError(reword(error)) from None
     if composed.get("tuned") is not None:  # what the model's own file would train on is idle
         composed = composed.copy()
         composed.dataset = {}

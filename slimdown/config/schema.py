@@ -230,9 +230,10 @@ class BenchmarkConfig:
     """One benchmark: a task of lm-evaluation-harness and how to read it."""
 
     task: str = ranged(_FILLED)  # the harness's task name
-    metric: str = ranged(
-        _FILLED
-    )  # the primary one; filters after a dot: exact_match.flexible-extract
+    # a file of questions of your own instead (docs/benchmarks.md); null: a task of the harness
+    path: str | None = None
+    # the primary one; filters after a dot: exact_match.flexible-extract
+    metric: str = ranged(_FILLED)
     num_fewshot: int = ranged(NOT_NEGATIVE)
     chance: float = ranged(SHARE)  # what guessing scores on the primary metric
     role: Role = Role.retained
@@ -247,6 +248,11 @@ class BenchmarkConfig:
     max_loss: float | None = ranged(SHARE, None, "; 0.02 is two points")
     # what divides the scores of the primary metric, e.g. 100; null: they lie between 0 and 1
     scale: float | None = ranged(POSITIVE, None)
+
+    def problems(self) -> Iterator[str]:
+        if self.path is not None and self.num_fewshot not in (0, MISSING):
+            advice = "the questions of a file have no worked examples; set it to 0"
+            yield f"num_fewshot={self.num_fewshot}: {advice}"
 
 
 @dataclass

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from slimdown.config.dataset_config import DatasetConfig
-from slimdown.data.row_files import iter_records
 from slimdown.data.row_formats import detect_format, format_row
 from slimdown.utils.errors import DataError
+from slimdown.utils.row_files import iter_records
 
 _FIRST_ROWS = 100
 

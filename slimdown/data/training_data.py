@@ -16,11 +16,11 @@ import numpy as np
 from slimdown.config.dataset_config import DatasetConfig, RowFormat
 from slimdown.data.chat_templates import FIXED_DATE, check_chat_template, render_chat
 from slimdown.data.mixing import mix_rows
-from slimdown.data.row_files import drop_missing, iter_records
 from slimdown.data.row_formats import detect_format, format_row, get_messages, list_columns
 from slimdown.utils.errors import DataError
 from slimdown.utils.hashing import hash_file, hash_json
 from slimdown.utils.hub import explain_hub_errors, resolve_commit
+from slimdown.utils.row_files import drop_missing, iter_records
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -21,9 +21,9 @@ MEASUREMENT_VERSION = 1
 _PACKAGES = ("lm-eval", "torch", "transformers", "tokenizers")
 
 # How scores are read or when asking ends; no answer depends on it, so the key leaves it out. Task
-# files count by their content, and the backend holds the batch size that was chosen.
+# and question files count by their content, and the backend holds the batch size that was chosen.
 READ_ONLY = {
-    "benchmark": ["metric", "chance", "role", "paper_metric", "margin", "max_loss"],
+    "benchmark": ["path", "metric", "chance", "role", "paper_metric", "margin", "max_loss"],
     "evaluation": ["holdout", "until", "include_path", "batch_size"],
 }
 

@@ -22,6 +22,7 @@ from jinja2 import TemplateError
 from omegaconf import MISSING
 
 from slimdown.config.fields import nearest
+from slimdown.config.question_files import read_questions
 from slimdown.config.schema import BenchmarkConfig
 from slimdown.data.contamination import Question, join_words, split_words
 from slimdown.evaluation.harness_results import name_metric
@@ -128,17 +129,26 @@ def load_tasks(
     import lm_eval.tasks
     from lm_eval.tasks import TaskManager
 
+    from slimdown.evaluation.question_task import QuestionTask
+
     folders = [str(TASKS_DIR), *([include_path] if include_path else [])]
-    for benchmark in benchmarks.values():
+    in_harness = [benchmark for benchmark in benchmarks.values() if benchmark.path is None]
+    for benchmark in in_harness:
         matches = list(Path(lm_eval.tasks.__file__).parent.rglob(f"{benchmark.task}.yaml"))
         folders += [str(file.parent) for file in matches if len(matches) == 1]
     loaded: dict[str, BenchmarkTask] = {}
     with keep_random_states(), quiet_libraries():
         # The harness parses thousands of files of its own, for seconds: only where one is needed.
         manager = TaskManager(include_path=folders, include_defaults=False)
-        if any(benchmark.task not in manager.all_tasks for benchmark in benchmarks.values()):
+        if any(benchmark.task not in manager.all_tasks for benchmark in in_harness):
             manager = TaskManager(include_path=folders)
         for name, benchmark in benchmarks.items():
+            if benchmark.path is not None:
+                takes_numbers = benchmark.numeric_tolerance is not None
+                rows = read_questions(benchmark.path)
+                task = QuestionTask(benchmark.task, rows, takes_numbers)
+                loaded[name] = _check_task(name, benchmark, {"tasks": {benchmark.task: task}}, "")
+                continue
             if benchmark.task not in manager.all_tasks:
                 known = [task for task in manager.all_tasks if task[:1] == benchmark.task[:1]]
                 advice = nearest(benchmark.task, known).partition("; known:")[0]

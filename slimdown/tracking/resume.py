@@ -46,6 +46,10 @@ def run_key(config: RunConfig) -> str:
             else:
                 commit = resolve_commit(dataset.path, dataset.revision, "dataset")
                 settings[f"dataset.{name}.revision"] = commit
+        for name, benchmark in config.benchmark.items():
+            if benchmark.path:
+                content = hash_file(Path(benchmark.path).expanduser())
+                settings[f"benchmark.{name}.path"] = content
         if folder := config.evaluation.include_path:
             files = sorted(Path(folder).rglob("*.[yp][ay]*"))  # .yaml and .py
             settings["evaluation.include_path"] = [hash_file(f) for f in files if f.is_file()]

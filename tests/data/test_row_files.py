@@ -8,8 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from slimdown.data.row_files import iter_records
 from slimdown.utils.errors import DataError
+from slimdown.utils.row_files import iter_records
 
 ROWS = [{"question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(3)]
 

@@ -35,6 +35,7 @@ CHANGES: dict[str, Any] = {
     "questions": "other",
 }
 READ: dict[str, Any] = {
+    "benchmark.path": "somewhere",
     "benchmark.metric": "acc_norm",
     "benchmark.chance": 0.5,
     "benchmark.role": Role.target,

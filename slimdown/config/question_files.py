@@ -1,0 +1,111 @@
+"""Files of your own questions: each row is checked before a model is loaded."""
+
+from functools import lru_cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from slimdown.utils.errors import ConfigError, DataError
+from slimdown.utils.row_files import iter_records
+
+QuestionRows = tuple[dict[str, Any], ...]
+"""Rows of question and answer, or of question, choices and answer, the number of the right one."""
+
+
+def read_questions(path: str) -> QuestionRows:
+    """Read a file of questions, JSON, JSONL, CSV or Parquet.
+
+    Args:
+        path: A row has `question` and `answer`, a text or a number; or also `choices`, a list, of
+            which `answer` is the number from 0, the letter or the text of the right one.
+
+    Returns:
+        The rows, without other columns and spaces around answers.
+
+    Raises:
+        DataError: Names the first row that is no such question.
+    """
+    file = Path(path).expanduser()
+    return _read_rows(file, file.stat().st_mtime_ns if file.is_file() else 0)
+
+
+def complete_benchmark(name: str, benchmark: DictConfig) -> None:
+    """Fill in, in place, what a benchmark of a file of questions leaves open.
+
+    Args:
+        name: The benchmark's name.
+        benchmark: The settings, of the type `BenchmarkConfig`; with a task they are left alone.
+
+    Raises:
+        ConfigError: The file holds no such questions, or neither file nor task is set.
+    """
+    if benchmark.path is None:
+        if OmegaConf.is_missing(benchmark, "task"):
+            wanted = "path, a file of your own questions, or task, one of the harness"
+            raise ConfigError(f"benchmark.{name} names no questions; set its {wanted}")
+        return
+    try:
+        rows = read_questions(benchmark.path)
+    except DataError as error:
+        raise ConfigError(f"benchmark.{name}.path={benchmark.path}: {error}") from None
+    metric, chance = "exact_match.strip", 0.0
+    if "choices" in rows[0]:
+        asked = rows[: max(1, benchmark.limit or len(rows))]
+        metric, chance = "acc", fmean(1 / len(row["choices"]) for row in asked)
+    defaults = {"task": name, "metric": metric, "num_fewshot": 0, "chance": chance}
+    for key, value in defaults.items():
+        if OmegaConf.is_missing(benchmark, key):
+            benchmark[key] = value
+
+
+@lru_cache(maxsize=16)  # a sweep checks the same file for each of its runs
+def _read_rows(file: Path, changed_at: int) -> QuestionRows:
+    rows: list[dict[str, Any]] = []
+    for number, record in iter_records(file):
+        try:
+            row = _read_row(record)
+            if rows and row.keys() != rows[0].keys():
+                kind = "choices" if "choices" in row else "no choices"
+                raise DataError(f"it has {kind}, unlike the rows before; give each kind a file")
+        except DataError as error:
+            raise DataError(f"row {number}: {error}") from None
+        rows.append(row)
+    if not rows:
+        raise DataError('it is empty; write rows such as {"question": ..., "answer": ...}')
+    return tuple(rows)
+
+
+def _read_row(record: Any) -> dict[str, Any]:
+    if isinstance(record, DataError):
+        raise record
+    columns = list(record) if isinstance(record, dict) else type(record).__name__
+    question, answer, choices = (
+        record.get(name) if isinstance(record, dict) else None
+        for name in ("question", "answer", "choices")
+    )
+    if not isinstance(question, str) or not question.strip():
+        raise DataError(f"it has no text in question; it is {columns}"[:200])
+    if not (text := _to_text(answer)):
+        raise DataError(f"it has no text or number in answer; it is {columns}"[:200])
+    if choices is None:
+        return {"question": question, "answer": text}
+    texts = [_to_text(choice) for choice in choices] if isinstance(choices, list) else []
+    if len(texts) < 2 or not all(texts) or len(set(texts)) < len(texts):
+        wanted = "must be a list of two or more different texts"
+        raise DataError(f"choices {wanted}, got {choices!r}"[:200])
+    if isinstance(answer, str) and text in texts:
+        return {"question": question, "choices": texts, "answer": texts.index(text)}
+    meant = [i for i, t in enumerate(texts) if text in (t, str(i), chr(ord("A") + i))]
+    if len(meant) != 1:
+        problem = "may mean two of the choices" if meant else "is none of the choices"
+        advice = "give the number (from 0), the letter or the text of the right one"
+        raise DataError(f"answer {text[:60]!r} {problem}; {advice}")
+    return {"question": question, "choices": texts, "answer": meant[0]}
+
+
+def _to_text(value: Any) -> str:
+    """Return a text without spaces around it, or a number as text; empty for all else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value).strip() if is_number or isinstance(value, str) else ""

@@ -1,0 +1,99 @@
+"""A file of one's own questions is asked and scored as an equal task of the harness."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_benchmarks import make_config
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from slimdown.config.benchmarks import read_benchmarks
+from slimdown.config.schema import RunConfig
+from slimdown.evaluation.evaluator import Evaluator
+from slimdown.evaluation.tasks import load_tasks
+from slimdown.models.causal import wrap_model
+from slimdown.pocket import MODEL_DIR
+from slimdown.utils.errors import ConfigError
+
+SUM = {"question": "Question: what is 2 plus 2?\nAnswer:", "answer": "4"}
+PICK = {"question": "Question: What is red?\nAnswer:", "choices": ["a rose", "snow", "grass"]}
+ROWS = {
+    "written": [SUM, {"question": "Is it so? ", "answer": "yes {{indeed}}"}],
+    "picked": [PICK | {"answer": 0}, {"question": "x", "choices": ["y", "z"], "answer": 1}],
+}
+TASK = (
+    "dataset_path: json\ntest_split: test\ndoc_to_text: question\ndoc_to_target: answer\n"
+    "num_fewshot: 0\nmetadata: {version: 1.0}\n"
+)
+KINDS = {
+    "written": "output_type: generate_until\ngeneration_kwargs: {until: ['\\n'], do_sample: false}"
+    "\nfilter_list: [{name: strip, filter: [{function: regex, regex_pattern: '(?s).*'}, "
+    "{function: take_first}]}]\nmetric_list: [{metric: exact_match}]\n",
+    "picked": "output_type: multiple_choice\ndoc_to_choice: choices\n"
+    "metric_list: [{metric: acc}, {metric: acc_norm}]\n",
+}
+
+
+def write_rows(file: Path, rows: list[Any]) -> Path:
+    file.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return file
+
+
+def test_the_samples_are_those_of_an_equal_task_of_the_harness(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
+    loaded = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
+    specs: list[Any] = []
+    for kind, rows in ROWS.items():
+        file = write_rows(tmp_path / f"{kind}.jsonl", rows)
+        data = f"dataset_kwargs: {{data_files: {{test: {file}}}}}\n"
+        (tmp_path / f"{kind}.yaml").write_text(f"task: its_{kind}\n{data}{TASK}{KINDS[kind]}")
+        specs += [{"task": kind, "path": str(file)}, f"its_{kind}"]
+    tasks = load_tasks(read_benchmarks(specs), str(tmp_path))
+    benchmarks = Evaluator(tasks, make_config()).evaluate(loaded).benchmarks
+    for kind in ROWS:
+        own, its = benchmarks[kind], benchmarks[f"its_{kind}"]
+        by_number = sorted(its.samples, key=lambda sample: sample.doc_id)  # names decide the order
+        equal = [replace(sample, task=kind) for sample in by_number]
+        assert sorted(own.samples, key=lambda sample: sample.doc_id) == equal
+        assert own.benchmark.metric == its.benchmark.metric
+        assert own.benchmark.chance == pytest.approx(its.benchmark.chance)
+        questions, its_questions = (tasks[name].questions() for name in (kind, f"its_{kind}"))
+        assert [q.texts for q in questions] == [q.texts for q in its_questions]
+    assert benchmarks["picked"].benchmark.chance == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert benchmarks["written"].scores["exact_match.strip"].value == 0.5
+
+
+def test_the_content_counts_and_not_the_place(
+    tmp_path: Path, composed: Callable[..., RunConfig]
+) -> None:
+    def hash_rows(name: str, rows: list[Any]) -> str:
+        file = write_rows(tmp_path / name, rows)
+        settings = "benchmark=[questions]", f"benchmark.questions.path={file}"
+        task = load_tasks(composed(*settings).benchmark)["questions"]
+        return task.hash_questions(task.build_requests(None, False))
+
+    assert hash_rows("a.jsonl", [SUM]) == hash_rows("b.jsonl", [SUM])
+    assert hash_rows("a.jsonl", [SUM | {"answer": 6}]) != hash_rows("b.jsonl", [SUM])
+
+
+@pytest.mark.parametrize(
+    ("rows", "answer"),
+    [
+        ([], "it is empty"),
+        ([SUM, "{"], "row 2: it cannot be read as JSON"),
+        ([[1]], "row 1: it has no text in question; it is list"),
+        ([SUM, {"prompt": "x"}], r"row 2: it has no text in question; it is \['prompt'\]"),
+        ([SUM | {"answer": True}], "row 1: it has no text or number in answer"),
+        ([SUM, PICK | {"answer": "B"}], "row 2: it has choices, unlike the rows before"),
+        ([PICK | {"answer": 3}], "row 1: answer '3' is none of the choices"),
+        ([PICK | {"choices": ["7", "0"], "answer": 0}], "row 1: answer '0' may mean two"),
+        ([PICK | {"choices": ["x", "x"], "answer": 0}], "row 1: choices must be a list of two"),
+    ],
+)
+def test_a_bad_row_is_named(rows: list[Any], answer: str, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "mine.jsonl", rows)
+    with pytest.raises(ConfigError, match=f"benchmark.mine.path={file}: {answer}"):
+        read_benchmarks({"task": "mine", "path": str(file)})
