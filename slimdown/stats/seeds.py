@@ -83,10 +83,10 @@ def seed_noise(changes: Floats, is_binary: bool = False) -> SeedNoise:
     """Estimate the mean change of several seeds, and split its noise: questions and training.
 
     Seeds and questions are crossed random effects, their variances those of the two-way analysis of
-    variance. The interval's quantile is the mean of the seeds' and the questions' Student
-    quantiles, weighted by their variances (Cochran and Cox 1957), and never narrower than the
-    standard error beside it says. The spread from seed to seed is median-unbiased: with two seeds
-    the plain root is too small by a quarter on average.
+    variance. The interval joins theirs, each by its own Student quantile, as the sides of a right
+    angle (Graybill and Wang 1980), and is never narrower than the standard error beside it says.
+    The spread from seed to seed is median-unbiased: with two seeds the plain root is too small by a
+    quarter on average.
 
     Args:
         changes: [seeds, questions], tuned - base.
@@ -115,7 +115,7 @@ def seed_noise(changes: Floats, is_binary: bool = False) -> SeedNoise:
         quantiles = np.array([_t_quantile(n_seeds - 1), quantile])
         training = max(0.0, (seeds - residual) / n)
         error = sqrt(training / n_seeds + of_questions)
-        half = max(quantile * error, float(quantiles @ parts) / sqrt(parts.sum() or 1.0))
+        half = max(quantile * error, sqrt(float(quantiles**2 @ parts)))
         median = float(scipy.special.chdtri(n_seeds - 1, 0.5)) / (n_seeds - 1)
         spread = sqrt(max(0.0, (seeds / median - residual) / n))
         training = sqrt(training / n_seeds)
