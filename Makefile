@@ -70,11 +70,15 @@ test-hub: $(VENV)/installed ## the tests on real models and data; needs the hub,
 gpu-check: $(VENV)/installed ## on a machine with a GPU, ten minutes: a table to paste back (docs/gpu.md)
 	$(BIN)/python -m bench.gpu
 
-check: $(VENV)/installed ## format, lint, types, and that imports go down only
+docs: $(VENV)/installed ## build the pages of docs/ into site/; a link that leads nowhere is an error
+	$(BIN)/mkdocs build --quiet --strict
+
+check: $(VENV)/installed ## format, lint, types, that imports go down only, and the links of docs/
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --quiet --strict
 
 ui: $(VENV)/installed ## MLflow's pages over the runs made so far, on http://127.0.0.1:5000
 	$(BIN)/mlflow ui --backend-store-uri $(STORE)
@@ -93,5 +97,5 @@ notebook: $(VENV)/installed ## run docs/examples/trl.ipynb and keep what it show
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
 	$(BIN)/python -m slimdown.pocket
 
-.PHONY: help install demo lines test test-floor test-newest test-unsloth test-slow test-postgres test-hub gpu-check check ui compare bench notebook pocket
+.PHONY: help install demo docs lines test test-floor test-newest test-unsloth test-slow test-postgres test-hub gpu-check check ui compare bench notebook pocket
 .DEFAULT_GOAL := help
