@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from slimdown.config.schema import RunConfig
+from slimdown.data.chat_templates import check_prompts
 from slimdown.data.contamination import find_contamination
 from slimdown.data.training_data import load_training_data
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.tasks import load_tasks
 from slimdown.models.adapters import check_base
-from slimdown.models.base_model import load_base_model
+from slimdown.models.base_model import load_base_model, load_base_tokenizer
 from slimdown.models.external import open_tuned_model
 from slimdown.report import console
 from slimdown.report.model_card import render_model_card
@@ -37,44 +38,53 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         SlimdownError: Something that you can mend. Whatever cannot work is refused before the
             base is measured.
     """
-    with console.progress_bar("reading the benchmarks"):  # a mistake leaves no run in the record
+    progress = console.RunProgress(5 if config.tuned else 6)
+    train_data = None
+    with progress.show("reading benchmarks and rows"):  # a mistake leaves no run in the record
         tasks = load_tasks(config.benchmark, config.evaluation.include_path)
         check_base(config)
+        tokenizer = load_base_tokenizer(config.model)
+        notes = check_prompts(tokenizer, config.evaluation.apply_chat_template)
+        if not config.tuned:
+            train_data = load_training_data(config.dataset, tokenizer, config.seed)
+            notes += train_data.notes
+    console.show_notes(notes)
     with open_run(config, info) as run:
-        with console.progress_bar(f"loading {config.model.id}"):
+        if train_data:
+            questions = {name: task.questions() for name, task in tasks.items()}
+            contamination = find_contamination(train_data, questions)
+            run.log_data(train_data, contamination)
+            contamination.check(config.contamination.max_share)
+            console.show_notes(contamination.notes)
+        with progress.show(f"loading {config.model.id}"):
             base = load_base_model(config.model, config.quantization)
         run.log_model(base)
 
         external = open_tuned_model(config, base) if config.tuned else None
-        if external is None:
-            with console.progress_bar("preparing the rows"):
-                train_data = load_training_data(config.dataset, base.tokenizer, config.seed)
-                questions = {name: task.questions() for name, task in tasks.items()}
-                contamination = find_contamination(train_data, questions)
-                run.log_data(train_data, contamination)
-                contamination.check(config.contamination.max_share)
+        if train_data:
+            with progress.show("preparing the training"):
                 broadcast_from_main(True)  # the processes in assist_training join in
                 prepared = prepare_training(base, train_data, config)
-            console.show_notes([*train_data.notes, *contamination.notes, *prepared.notes])
+            console.show_notes(prepared.notes)
 
         learns_prompt = external.learns_prompt if external else config.method.learns_prompt
         evaluator = Evaluator(tasks, config.evaluation, share_prefixes=not learns_prompt)
-        with console.progress_bar("measuring the base") as on_progress:
+        with progress.show("measuring the base", "questions") as on_progress:
             base_evaluation = evaluator.evaluate(base, run.base_cache, on_progress=on_progress)
         console.show_notes(evaluator.notes)
 
         training = None
         if external:
-            with console.progress_bar(f"loading {config.tuned}"):
+            with progress.show(f"loading {config.tuned}"):
                 tuned = external.load()
         else:
-            with console.progress_bar("training") as on_progress:
+            with progress.show("training", "steps") as on_progress:
                 tuned, training = fine_tune(
                     base, prepared, config, run.checkpoint_dir, run.log_step, on_progress
                 )
         run.log_tuned(tuned, training)
 
-        with console.progress_bar("measuring the tuned model") as on_progress:
+        with progress.show("measuring the tuned model", "questions") as on_progress:
             stop_when = stopping_rule(config, base_evaluation)
             tuned_evaluation = evaluator.evaluate(tuned, run.tuned_cache, stop_when, on_progress)
 
@@ -104,7 +114,7 @@ def measure_base(config: RunConfig) -> None:
     tasks = load_tasks(config.benchmark, config.evaluation.include_path)
     base = load_base_model(config.model, config.quantization)
     evaluator = Evaluator(tasks, config.evaluation, share_prefixes=not config.method.learns_prompt)
-    with console.progress_bar("measuring the base") as on_progress:
+    with console.progress_bar("measuring the base", "questions") as on_progress:
         evaluator.evaluate(base, open_base_cache(config), on_progress=on_progress)
 
 

@@ -104,14 +104,15 @@ def _compare(options: argparse.Namespace) -> int:
 def _show_run(run: "RunRecord", options: argparse.Namespace) -> int:
     from slimdown.report.findings_report import findings_table
 
-    assert run.findings is not None  # it is finished
+    findings, name = run.findings, run.name
+    assert findings is not None  # it is finished
 
     def render_run() -> str:
         from slimdown.report.run_page import render_page  # imports matplotlib
 
-        return render_page(run.findings, run.name, run_id=run.run_id)
+        return render_page(findings, name, run_id=run.run_id)
 
-    return put_table(findings_table(run.findings, run.name, with_notes=True), options, render_run)
+    return put_table(findings_table(findings, name, with_notes=True), options, render_run)
 
 
 def _pair(runs: "list[RunRecord]", tracking: TrackingConfig) -> "list[ModelPair]":

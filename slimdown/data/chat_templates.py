@@ -55,3 +55,23 @@ def check_chat_template(tokenizer: Any, setting: str) -> None:
         render_chat(tokenizer, question, add_generation_prompt=True)
     except DataError as error:
         raise ModelError(f"{setting}: {error}") from None
+
+
+def check_prompts(tokenizer: Any, applies_template: bool) -> list[str]:
+    """Check that benchmarks can be asked as set, and say where an instruct model's are plain.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        applies_template: The setting evaluation.apply_chat_template.
+
+    Returns:
+        Lines for the user.
+
+    Raises:
+        ModelError: The template is asked for, and it is missing or fails.
+    """
+    if applies_template:
+        check_chat_template(tokenizer, "evaluation.apply_chat_template=true")
+    elif tokenizer.chat_template:
+        return ["Prompts are plain; evaluation.apply_chat_template=true asks by the chat template."]
+    return []

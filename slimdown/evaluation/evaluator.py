@@ -108,7 +108,7 @@ class Evaluator:
             model: With adapters or without.
             cache: Where evaluations are found and kept; None measures everything.
             stop_when: Looks at the answers after each block of questions; None asks all questions.
-            on_progress: Called with questions done, questions in all, and a label.
+            on_progress: Called with questions done, questions in all, and the benchmark's name.
 
         Returns:
             What the model answered.
@@ -271,6 +271,8 @@ class _BenchmarkRun:
     def _ask(self, block: Sequence[tuple[str, int]], begin: int) -> list[Sample]:
         """Ask questions chunk by chunk, those of one task together: they share a beginning."""
         samples: dict[tuple[str, int], Sample] = {}
+        if self._on_progress:
+            self._on_progress(begin, self.ends[-1], self.task.name)
         for name, task in self.task.tasks.items():
             questions = [question for question in block if question[0] == name]
             is_generated = task.OUTPUT_TYPE == "generate_until"
@@ -288,8 +290,7 @@ class _BenchmarkRun:
                 for sample in self._score(task, requests, responses):
                     samples[name, sample.doc_id] = sample
                 if self._on_progress:
-                    label = f"{self.task.name}: {self._model.id}"
-                    self._on_progress(begin + len(samples), self.ends[-1], label)
+                    self._on_progress(begin + len(samples), self.ends[-1], self.task.name)
         return [samples[question] for question in block]
 
     def _score(self, task: Any, requests: list[Any], responses: list[list[Any]]) -> list[Sample]:

@@ -78,7 +78,7 @@ def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> Lo
                 quantization.bnb_4bit_compute_dtype, device
             )
             bitsandbytes = transformers.BitsAndBytesConfig(**settings)
-        tokenizer = load_tokenizer(source, **common)
+        tokenizer = load_base_tokenizer(config)
         common |= {"dtype": dtype, "device_map": {"": str(device)}, "use_safetensors": True}
         common |= {"attn_implementation": config.attn_implementation, "output_loading_info": True}
         loader: Any = transformers.AutoModelForCausalLM
@@ -153,6 +153,16 @@ def load_tokenizer(source: str | Path, **common: Any) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
+
+
+def load_base_tokenizer(config: ModelConfig) -> Any:
+    """Load a model's tokenizer without its weights.
+
+    Raises:
+        ModelError: It cannot be had.
+    """
+    with quiet_libraries(), explain_hub_errors(config.named):
+        return load_tokenizer(config.folder or config.id, revision=config.revision)
 
 
 def check_numbers(setting: str, model: Any) -> None:

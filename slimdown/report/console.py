@@ -6,20 +6,22 @@ In a terminal progress is a bar. In a log it is a plain line every 30 seconds.
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from threading import Event, Thread
 from time import monotonic
 from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from slimdown.config.schema import OnProgress, RunConfig
@@ -95,59 +97,100 @@ def show_plan(config: RunConfig, name: str) -> None:
         _open_console().print(line, soft_wrap=True)
 
 
+@dataclass
+class _Pace:
+    """How far one stage is, and how fast it goes."""
+
+    unit: str
+    began: float = field(default_factory=monotonic)
+    first: tuple[float, int] = (0.0, 0)  # the first report of what goes on now: time, number done
+    last: tuple[float, int] = (0.0, 0)
+    total: int = 0
+    detail: str = ""
+
+    def update(self, done: int, total: int, detail: str) -> None:
+        """Take a report; another total, or fewer done, is something new that begins."""
+        if total != self.total or done < self.last[1]:
+            self.first = monotonic(), done
+        self.last, self.total, self.detail = (monotonic(), done), total, detail
+
+    def describe(self) -> str:
+        """Write what is done, and the time that is left or, where nothing tells it, was taken."""
+        now = monotonic()
+        parts = [self.detail] if self.detail else []
+        parts += [f"{self.last[1]:,} of {self.total:,} {self.unit}"] if self.total else []
+        n_done = self.last[1] - self.first[1]
+        if n_done > 0:
+            seconds_each = (self.last[0] - self.first[0]) / n_done
+            left = self.last[0] + seconds_each * (self.total - self.last[1]) - now
+            parts.append(f"{format_duration(max(0.0, left))} left")
+        else:
+            parts.append(f"{format_duration(now - self.began)} elapsed")
+        return ", ".join(parts)
+
+
+class _PaceColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(visible(task.fields["pace"].describe()))
+
+
+@dataclass
+class RunProgress:
+    """Shows the stages of a run one after another, each with its number.
+
+    The time left is that of the stage, or of its benchmark: how long a model takes to train or to
+    answer is unknown until it does.
+    """
+
+    n_stages: int
+    n_begun: int = 0
+
+    def show(self, label: str, unit: str = "") -> AbstractContextManager[OnProgress]:
+        """Show the next stage, as `progress_bar` does."""
+        self.n_begun += 1
+        return progress_bar(f"[{self.n_begun}/{self.n_stages}] {label}", unit)
+
+
 @contextmanager
-def progress_bar(label: str) -> Iterator[OnProgress]:
+def progress_bar(label: str, unit: str = "") -> Iterator[OnProgress]:
     """Show how far something is: a bar in a terminal, a line every 30 seconds in a log.
 
     Args:
         label: What runs.
+        unit: What is counted, such as steps.
 
     Yields:
         A function of the number done, the total, and a short text such as the loss.
     """
-    console = _open_console()
+    pace, console = _Pace(unit), _open_console()
     if console.is_terminal:
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("elapsed,"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            TextColumn("{task.fields[detail]}", markup=False),
-        )
+        name = TextColumn("{task.description}", markup=False)
+        columns = SpinnerColumn(), name, BarColumn(8), _PaceColumn(table_column=Column())
         with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task(visible(label), total=None, detail="")
+            task = progress.add_task(visible(label), total=None, pace=pace)
 
             def update_bar(done: int, total: int, detail: str) -> None:
-                values: dict[str, Any] = {"completed": done, "total": total or None}
-                progress.update(task, detail=visible(detail), **values)
+                pace.update(done, total, detail)
+                counts: dict[str, Any] = {"completed": done, "total": total or None}
+                progress.update(task, **counts)
 
             yield update_bar
         return
-    began = monotonic()
-    first_report: tuple[float, int] | None = None  # seconds and number done
-    last_line = began
+    is_over = Event()
 
-    def write_line(done: int, total: int, detail: str) -> None:
-        nonlocal first_report, last_line
-        first_report = first_report or (monotonic(), done)
-        if monotonic() - last_line < LOG_SECONDS:
-            return
-        last_line = monotonic()
-        parts = [f"{done:,} of {total:,}"] if total else []
-        parts += [detail] if detail else []
-        parts.append(f"{format_duration(last_line - began)} elapsed")
-        if done > first_report[1]:
-            seconds_each = (last_line - first_report[0]) / (done - first_report[1])
-            parts.append(f"about {format_duration(seconds_each * (total - done))} left")
-        show_line(f"{label}: {', '.join(parts)}")
+    def write_lines() -> None:  # in a thread: a model may be silent for minutes
+        while not is_over.wait(LOG_SECONDS):
+            show_line(f"{label}: {pace.describe()}")
 
     show_line(f"{label} ...")
-    yield write_line
-    show_line(f"{label}: done in {format_duration(monotonic() - began)}")
+    writer = Thread(target=write_lines, daemon=True)
+    writer.start()
+    try:
+        yield pace.update
+    finally:
+        is_over.set()
+        writer.join()
+    show_line(f"{label}: done in {format_duration(monotonic() - pace.began)}")
 
 
 def show_findings(findings: Any, with_details: bool = False) -> None:

@@ -46,7 +46,7 @@ def written(
         identity = ("written", i, f"d{i}", f"p{i}", prompt, "4")
         samples.append(Sample(*identity, response, (), (), answers, metrics))
     defaults: dict[str, Any] = {"num_fewshot": 0, "chance": 0.0, "role": Role.retained}
-    return _report(BenchmarkConfig("written", "match.flexible", **(defaults | settings)), samples)
+    return _report(BenchmarkConfig("written", metric="match.flexible", **(defaults | settings)), samples)
 
 
 def chosen(positions: Sequence[int], n_subjects: int = 1) -> BenchmarkEvaluation:
@@ -57,8 +57,9 @@ def chosen(positions: Sequence[int], n_subjects: int = 1) -> BenchmarkEvaluation
         identity = (f"subject{i % n_subjects}", i, f"d{i}", f"p{i}", "Which color?", CHOICES[i % 4])
         answers, scores = {"acc": CHOICES[position]}, {"acc": float(position == i % 4)}
         samples.append(Sample(*identity, "", CHOICES, nats, answers, scores))
-    paper_metric = PaperMetric.knowledge_loss
-    return _report(BenchmarkConfig("chosen", "acc", 0, 0.25, Role.retained, paper_metric), samples)
+    settings: dict[str, Any] = {"num_fewshot": 0, "chance": 0.25}
+    settings |= {"paper_metric": PaperMetric.knowledge_loss}
+    return _report(BenchmarkConfig("chosen", metric="acc", **settings), samples)
 
 
 def _report(config: BenchmarkConfig, samples: list[Sample]) -> BenchmarkEvaluation:

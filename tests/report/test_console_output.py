@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -50,21 +51,31 @@ def test_findings_have_a_row_a_benchmark_and_only_the_caveats_that_apply(
         assert absent not in shown
 
 
-def test_a_log_gets_plain_lines_with_count_detail_and_time_left(
+def test_a_log_gets_plain_lines_also_while_a_model_is_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     log = io.StringIO()
-    monkeypatch.setattr(console, "LOG_SECONDS", 0)
+    monkeypatch.setattr(console, "LOG_SECONDS", 0.01)
     monkeypatch.setattr(sys, "stdout", log)
-    with console.progress_bar("training") as on_progress:
-        on_progress(1, 100, "loss 0.5")
-        on_progress(2, 100, "loss 0.5")
-    assert " left" in log.getvalue()
+
+    def wait_for(line: str) -> None:
+        for _ in range(1000):
+            if line in log.getvalue():
+                return
+            time.sleep(0.01)
+        pytest.fail(log.getvalue())
+
+    with console.RunProgress(2, 1).show("training", "steps") as on_progress:
+        wait_for("[2/2] training: 0.")
+        on_progress(1, 100, "loss 0.6")
+        on_progress(51, 100, "loss 0.5")
+        wait_for("[2/2] training: loss 0.5, 51 of 100 steps, 0.0 s left")
+        on_progress(0, 100, "other")
+        wait_for("[2/2] training: other, 0 of 100 steps, 0.")
     lines = log.getvalue().splitlines()
     assert "\x1b" not in log.getvalue()
-    assert any(line.startswith("training: 2 of 100, loss 0.5, ") for line in lines)
-    assert lines[0] == "training ..."
-    assert lines[-1].startswith("training: done in ")
+    assert lines[0] == "[2/2] training ..."
+    assert lines[-1].startswith("[2/2] training: done in ")
 
 
 def test_a_terminal_gets_a_bar_that_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +92,7 @@ def test_a_terminal_gets_a_bar_that_leaves_nothing_behind(monkeypatch: pytest.Mo
         on_progress(3, 10, "hellaswag")
     shown = terminal.getvalue()
     assert "measuring [x] ␛[2J" in shown
-    assert "elapsed" in shown
+    assert "hellaswag, 3 of 10" in shown
     assert shown.rstrip().endswith("\x1b[2K")  # the bar's line is cleared
 
 
