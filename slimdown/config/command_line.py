@@ -110,8 +110,7 @@ def read_command_line(arguments: list[str]) -> CommandLine:
                 raise ConfigError(f"{file} cannot be read: {describe_error(error)}") from None
             if not isinstance(content, DictConfig) or not content:
                 raise ConfigError(f"{file} holds no settings; write them as `name: value`")
-    is_sweep = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
-    return CommandLine(flags, options.overrides, tuple(folders), is_sweep)
+    return CommandLine(flags, options.overrides, tuple(folders), options.multirun)
 
 
 def compose_runs(line: CommandLine) -> CommandPlan:

@@ -123,7 +123,7 @@ def test_a_failed_job_stops_no_other(folder: Path, swept: tuple[int, str, str]) 
 def test_a_sweeps_run_holds_its_runs_and_its_table(folder: Path, swept: object) -> None:
     sweep = list_runs(folder, "sweep")[0].info.run_id
     runs = [run for run in list_runs(folder) if run.data.tags.get("mlflow.parentRunId") == sweep]
-    assert {run.info.status for run in runs} == {"FINISHED", "FAILED"}
+    assert {run.info.status for run in runs} == {"FINISHED"}  # a wrong setting opens none
     table = next((folder / "mlruns").rglob(f"{sweep}/**/sweep.md")).read_text()
     assert "| finished" in table
 
