@@ -17,6 +17,7 @@ VERBS = {
     "merge": "merge the adapter of a run into its base model",
     "sizes": "list what runs would train, and how much memory they need",
     "status": "list the runs of the record, and which are at work",
+    "doctor": "show what is here: device, versions, record, models that can be read",
     "ui": "open MLflow's pages of the record",
 }
 

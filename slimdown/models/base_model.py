@@ -58,7 +58,7 @@ def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> Lo
     """
     import transformers
 
-    device = _pick_device(config.device)
+    device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     source = str(config.folder or config.id)
     common: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
@@ -210,7 +210,8 @@ def measure_bfloat16_speedup() -> float:
     return min(seconds[torch.float32]) / min(seconds[torch.bfloat16])
 
 
-def _pick_device(wanted: Device) -> torch.device:
+def pick_device(wanted: Device) -> torch.device:
+    """Choose the device: `auto` is CUDA, else Apple's MPS, else the CPU."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     present = ["cuda"] * cuda + ["mps"] * mps + ["cpu"]
     name = present[0] if wanted is Device.auto else wanted.value

@@ -12,6 +12,9 @@ _REASONS = {
     "GatedRepo|access a gated repo": "is gated: accept its licence at "
     "https://huggingface.co/{repo}, then log in with `hf auth login` or set HF_TOKEN; or choose an "
     "open one, e.g. model=smollm2",
+    "RepositoryNotFound|DatasetNotFound": "is not on the hub, or is private: check the spelling of "
+    "OWNER/NAME, or log in with `hf auth login`",
+    "RevisionNotFound": "has no such branch, tag or commit; leave the revision out for the newest",
     "SafetensorError": "has a .safetensors file that is damaged; download it again",
     "ignore_mismatched_sizes": "has weights of other shapes than its config.json describes; get it "
     "again",

@@ -1,0 +1,118 @@
+"""`slimdown doctor`: what is here: device, memory, versions, record, hub, and what is missing."""
+
+import argparse
+import platform
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
+
+from slimdown.commands.arguments import CommandParser, open_tracking, run_command
+
+_PACKAGES = (
+    ("torch", "transformers", "peft", "bitsandbytes"),
+    ("trl", "lm-eval", "mlflow", "hydra-core"),
+)
+_EXTRAS = {  # -> the module that it installs, and what that is for
+    "search": ("optuna", "searches"),
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "several jobs at once"),
+    "ray": ("hydra_plugins.hydra_ray_launcher", "jobs on a Ray cluster"),
+    "slurm": ("hydra_plugins.hydra_submitit_launcher", "jobs in Slurm's queue"),
+    "postgres": ("psycopg", "a record in PostgreSQL"),
+    "unsloth": ("unsloth", "train.engine=unsloth"),
+}
+_SECONDS = 5.0  # that the hub may take for one answer
+
+
+def main(argv: list[str]) -> int:
+    """Show what slimdown finds on this machine.
+
+    Args:
+        argv: The arguments after `doctor`.
+
+    Returns:
+        The exit code: 1 where the record cannot be opened.
+    """
+    parser = CommandParser("doctor", description=__doc__)
+    parser.add_store()
+    options = parser.parse(argv)
+
+    return run_command(lambda: _examine(options), "The machine cannot be examined:", 1)
+
+
+def _examine(options: argparse.Namespace) -> int:
+    from slimdown.report.console import show_facts
+    from slimdown.tracking.store import check_store
+    from slimdown.utils.errors import TrackingError
+
+    show_facts(_describe_machine())
+    tracking = open_tracking(options)
+    problem = ""
+    try:
+        check_store(tracking)
+    except TrackingError as error:
+        problem = str(error)
+    show_facts([("record", problem or f"{tracking.uri} can be opened")])
+    show_facts(_describe_hub())
+    show_facts(_describe_extras())
+    return 1 if problem else 0
+
+
+def _describe_machine() -> Iterator[tuple[str, str]]:
+    import psutil
+    import torch
+
+    from slimdown.config.schema import Device, Dtype
+    from slimdown.models.base_model import pick_device, pick_dtype
+    from slimdown.models.memory import free_memory
+
+    yield "slimdown", f"{version('slimdown')}, Python {platform.python_version()}, {sys.platform}"
+    for row in _PACKAGES:
+        yield "packages", ", ".join(f"{name} {version(name)}" for name in row)
+    memory = psutil.virtual_memory()
+    processor = f"{torch.get_num_threads()} threads on {platform.machine()}"
+    yield (
+        "CPU",
+        f"{processor}, {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free",
+    )
+    device = pick_device(Device.auto)
+    for number in range(torch.cuda.device_count()):
+        total = torch.cuda.get_device_properties(number).total_memory
+        free = free_memory(torch.device("cuda", number))
+        name = torch.cuda.get_device_name(number)
+        yield "GPU", f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    dtype = str(pick_dtype(Dtype.auto, device)).removeprefix("torch.")
+    yield "a run takes", f"model.device={device.type} model.dtype={dtype} (both auto)"
+
+
+def _describe_hub() -> Iterator[tuple[str, str]]:
+    from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url
+    from omegaconf import OmegaConf
+
+    from slimdown.config.paths import CONF_DIR, list_group_choices
+    from slimdown.utils.errors import ModelError
+    from slimdown.utils.hub import explain_hub_errors
+
+    yield "hub", f"{constants.ENDPOINT}, {'a token is set' if get_token() else 'no token'}"
+    for choice in list_group_choices("model"):
+        repo = str(OmegaConf.load(CONF_DIR / "model" / f"{choice}.yaml").id)
+        if ":" in repo:  # embedded
+            continue
+        try:
+            with explain_hub_errors(f"model.id={repo}"):
+                get_hf_file_metadata(hf_hub_url(repo, "config.json"), timeout=_SECONDS)
+            yield "model", f"model={choice}: {repo} can be read"
+        except ModelError as error:
+            yield "model", f"model={choice}: {error}"
+            if "cannot be reached" in str(error):
+                break  # nor will the others be
+
+
+def _describe_extras() -> Iterator[tuple[str, str]]:
+    for extra, (module, purpose) in _EXTRAS.items():
+        folder = module.partition(".")[0]
+        is_here = find_spec(folder) is not None and find_spec(module) is not None
+        state = "installed" if is_here else f"not installed: pip install 'slimdown[{extra}]'"
+        yield extra, f"{purpose}: {state}"
+    if find_spec("kernels"):
+        yield "kernels", "installed: bitsandbytes loads compiled code from the hub by itself"

@@ -1,0 +1,21 @@
+"""`slimdown doctor` shows what is here, and ends with 1 where the record cannot be opened."""
+
+from pathlib import Path
+
+import pytest
+
+from slimdown.commands import doctor
+
+
+def test_a_machine_is_described_without_a_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor.main(["--tracking-uri", f"sqlite:///{tmp_path}/new.db"]) == 0
+    out = capsys.readouterr().out
+    for expected in ("transformers 5", "GiB free", "model.dtype=", "new.db can be opened"):
+        assert expected in out
+    assert "cannot be reached" in out
+    assert "slimdown[ray]" in out or "cluster: installed" in out
+    (tmp_path / "rows.db").write_text("no database")
+    assert doctor.main(["--tracking-uri", f"sqlite:///{tmp_path}/rows.db"]) == 1
+    assert "rows.db is no MLflow store" in capsys.readouterr().out
