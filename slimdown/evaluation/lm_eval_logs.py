@@ -312,7 +312,8 @@ def _known_benchmarks() -> dict[str, BenchmarkConfig]:
     """The benchmarks of conf/benchmark/, by task."""
     schema = OmegaConf.structured(BenchmarkConfig)
     files = sorted((CONF_DIR / "benchmark").glob("*.yaml"))
-    configs = [OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(file))) for file in files]
+    shipped = [settings for file in files if "task" in (settings := OmegaConf.load(file))]
+    configs = [OmegaConf.to_object(OmegaConf.merge(schema, settings)) for settings in shipped]
     return {config.task: config for config in configs if isinstance(config, BenchmarkConfig)}
 
 
