@@ -5,7 +5,7 @@ In a terminal progress is a bar. In a log it is a plain line every 30 seconds.
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from threading import Event, Thread
@@ -90,11 +90,16 @@ def print_text(content: str) -> None:
     stream.write(visible(content, multiline=True) if stream.isatty() else content)
 
 
-def show_plan(config: RunConfig, name: str) -> None:
-    """Print what a run is about to do."""
-    for heading, content in ({"run": name} | text.describe_run(config)).items():
+def show_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print lines of a heading and what it says."""
+    for heading, content in facts:
         line = Text.assemble((f"{heading:<12}", "bold"), visible(redact(content)))
         _open_console().print(line, soft_wrap=True)
+
+
+def show_plan(config: RunConfig, name: str) -> None:
+    """Print what a run is about to do."""
+    show_facts([("run", name), *text.describe_run(config).items()])
 
 
 @dataclass
