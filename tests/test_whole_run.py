@@ -70,6 +70,7 @@ def test_a_sweep_leaves_two_finished_runs_and_one_base(client: MlflowClient) -> 
     assert "lora.r=8" in str(second.info.run_name)
     [base] = find_runs(client, "baseline")
     assert base.info.status == "FINISHED"
+    assert base.info.run_name == f"base pocket:model nf4: {', '.join(BENCHMARKS)}"
 
 
 def test_the_record_of_a_run_is_small_and_complete(client: MlflowClient) -> None:
@@ -85,7 +86,7 @@ def test_the_record_of_a_run_is_small_and_complete(client: MlflowClient) -> None
     for name in BENCHMARKS:
         difference = findings["benchmarks"][name]["changes"]
         primary = difference[findings["benchmarks"][name]["metric"]]["difference"]
-        assert metrics[f"{name}/change"] == pytest.approx(primary["value"])
+        assert metrics[f"change/{name}"] == pytest.approx(primary["value"])
     assert (
         findings["training"]["validation_loss_after"]
         < findings["training"]["validation_loss_before"]

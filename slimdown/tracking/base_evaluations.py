@@ -42,6 +42,7 @@ class RecordedEvaluations:
         self.files: dict[str, Path] = {}  # by benchmark: samples that were found or saved
         self._config, self._folder, self._keeps_files = config, folder, keeps_files
         self._holder = ""  # the run of kind baseline that takes what is measured here
+        self._names: list[str] = []  # of its benchmarks
 
     def lock(self, key: str) -> AbstractContextManager[Any]:
         """Held while a base is looked up or measured, by one process of this machine at a time."""
@@ -92,17 +93,20 @@ class RecordedEvaluations:
         config = self._config
         try:
             client = store.open_store(config.tracking)
+            self._names.append(name)
+            title = f"base {config.model.id.rpartition('/')[2]} {config.quantization.name}"
+            title += f": {', '.join(self._names)}"
             if not self._holder:
-                title = f"base {config.model.id.rpartition('/')[2]} {config.quantization.name}"
                 tags = {Tag.kind: "baseline", "mlflow.user": read_user()}
                 experiment = store.find_experiment(client, config.tracking)
                 self._holder = client.create_run(experiment, None, tags, title).info.run_id
                 client.set_terminated(self._holder, "FINISHED")  # it takes what comes later, too
                 store.log_settings(client, self._holder, base_settings(config))
+            client.update_run(self._holder, name=title)
             with tempfile.TemporaryDirectory() as folder:
                 copy = shutil.copy(file, f"{folder}/{key}.parquet")
                 client.log_artifact(self._holder, copy, "samples")
-            client.log_metric(self._holder, f"{name}/base", evaluation.score.value)
+            client.log_metric(self._holder, f"base/{name}", evaluation.score.value)
             # last: whoever finds the tag finds everything
             client.set_tag(self._holder, f"{Tag.evaluation}{key}", name)
             if not self._keeps_files:

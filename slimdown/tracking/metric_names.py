@@ -23,22 +23,23 @@ class Tag(StrEnum):
     origin = "slimdown.origin"
     error = "slimdown.error"
     evaluation = "slimdown.evaluation."
+    verdict = "verdict/"
 
 
 def collect_finding_metrics(findings: "Findings") -> dict[str, float]:
-    """Return scores, changes and costs of a run, by metric name."""
+    """Return scores, changes and costs of a run; MLflow groups them by what precedes the slash."""
     metrics: dict[str, float] = {}
     for name, change in findings.benchmarks.items():
         difference = change.primary.difference
         metrics |= {
-            f"{name}/base": change.primary.base.value,
-            f"{name}/tuned": change.primary.tuned.value,
-            f"{name}/change": difference.value,
-            f"{name}/change_low": difference.low,
-            f"{name}/change_high": difference.high,
+            f"base/{name}": change.primary.base.value,
+            f"tuned/{name}": change.primary.tuned.value,
+            f"change/{name}": difference.value,
+            f"change_low/{name}": difference.low,
+            f"change_high/{name}": difference.high,
         }
         if change.paper_metric is PaperMetric.forgetting_rate and change.forgetting_rate:
-            metrics[f"{name}/forgetting_rate"] = change.forgetting_rate.value
+            metrics[f"forgetting_rate/{name}"] = change.forgetting_rate.value
     evaluations = [one for one in (findings.base, findings.tuned) if one]
     metrics["cost/evaluation_seconds"] = sum(one.seconds for one in evaluations)
     peaks = [one.peak_bytes for one in (*evaluations, findings.training) if one]

@@ -170,6 +170,8 @@ class TrackedRun:
                     write_samples(file, cache.model, name, one)
         self._add_metrics(collect_finding_metrics(findings))
         self._add_tag(Tag.headline, describe_headline(findings))
+        for name, change in findings.benchmarks.items():
+            self._add_tag(f"{Tag.verdict}{name}", change.verdict.value)
         self._add_tag("mlflow.note.content", str(files.get("report.md", "")))
 
     def finish(self) -> None:

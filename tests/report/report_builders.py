@@ -45,8 +45,8 @@ def written(
         metrics = {"match.flexible": score, "match.strict": 0.0}
         identity = ("written", i, f"d{i}", f"p{i}", prompt, "4")
         samples.append(Sample(*identity, response, (), (), answers, metrics))
-    defaults: dict[str, Any] = {"num_fewshot": 0, "chance": 0.0, "role": Role.retained}
-    return _report(BenchmarkConfig("written", metric="match.flexible", **(defaults | settings)), samples)
+    defaults: dict[str, Any] = {"num_fewshot": 0, "chance": 0.0, "metric": "match.flexible"}
+    return _report(BenchmarkConfig("written", **(defaults | settings)), samples)
 
 
 def chosen(positions: Sequence[int], n_subjects: int = 1) -> BenchmarkEvaluation:
