@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     add("--sweep", metavar="NAME", default="", help="the runs that one command started")
     add("--filter", metavar="FILTER", default="", help="a filter in MLflow's language")
     add("--sort", metavar="KEY", help="a benchmark, a setting, retained or target; -KEY: down")
-    add("--by", metavar="SETTING", help="sort by it, and plot every benchmark over it")
+    add("--by", metavar="SETTING", help="sort by it, test its values against each other, plot them")
     add("--group-seeds", action=argparse.BooleanOptionalAction, default=True, help=text)
     add("--rows", type=int, default=100, metavar="N", help="at most so many, 0: all")
     modes = parser.add_mutually_exclusive_group()
@@ -75,6 +75,7 @@ def main(argv: list[str]) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from slimdown.report import comparison_page as page
     from slimdown.report.findings_report import pairs_table
+    from slimdown.stats.group_tests import describe_groups
     from slimdown.stats.run_comparison import compare_runs
     from slimdown.stats.run_order import sort_by_setting, sort_rows
 
@@ -92,6 +93,7 @@ def _compare(options: argparse.Namespace) -> int:
     comparison = compare_runs(runs, options.group_seeds)
     if options.by is not None:
         comparison = sort_by_setting(comparison, options.by)
+        notes += describe_groups(comparison, options.by)
     if options.sort is not None:
         comparison = sort_rows(comparison, options.sort)
     n_rows = options.rows if options.format in (None, "table") else 0
@@ -197,4 +199,9 @@ def select_runs(options: argparse.Namespace) -> "tuple[list[RunRecord], str, lis
         reason = f"left out: {left_out}" if left_out else "python -m slimdown.run makes one"
         raise TrackingError(f"there is no finished run of {which}; {reason}")
     notes = [f"Left out: {left_out}."] if left_out else []
+    sweeps = Counter(run.tags.get(Tag.sweep) or "no sweep" for run in complete)
+    if not options.sweep and (len(sweeps) > 1 or "no sweep" not in sweeps):
+        each = ", ".join(f"{name} ({count:,})" for name, count in list(sweeps.items())[:5])
+        more = f" and {len(sweeps) - 5:,} more" if len(sweeps) > 5 else ""
+        notes.append(f"Runs by sweep: {each}{more}; --sweep NAME shows those of one.")
     return complete, f"{len(complete):,} finished runs of {which}", notes

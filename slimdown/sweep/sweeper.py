@@ -97,9 +97,10 @@ class SlimdownSweeper(Sweeper):
                     text = outcome.headline or outcome.reason
                     row = {"number": number + 1, "settings": " ".join(own), "state": outcome.state}
                     rows.append(row | {"run_id": outcome.run_id, "outcome": text})
-                advice = "The same command makes what is not finished; rerun=true makes all again."
+                advice = f"slimdown compare --sweep {self.info.name} shows the runs side by side. "
+                advice += "The same command makes what is not finished; rerun=true makes all again."
                 if rows:
-                    table = sweep_table(rows, f"{title} ({self.info.name}). {advice}")
+                    table = sweep_table(rows, f"{title}. {advice}")
                     console.show_table(table)
                     sweep_run.save({"sweep.md": write_table(table, "markdown")})
                 sweep_run.failed = any(o.state is JobState.failed for o in self.outcomes)

@@ -73,6 +73,7 @@ def test_finished_runs_stand_side_by_side(show: Show) -> None:
     text = show()
     assert "3 finished runs of experiment slimdown" in text
     assert "Left out: 1 failed." in text
+    assert "Runs by sweep: no sweep (2), s (1); --sweep NAME shows those of one." in text
     (kept, *_), (lost, *_) = (
         [line for line in text.splitlines() if name in line] for name in ("kept", "lost")
     )

@@ -1,0 +1,140 @@
+"""Groups of runs that differ in one setting, tested against each other over their seeds.
+
+The test asks whether other seeds would show a difference on these questions. It is Welch's, which
+lets groups vary unequally.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import inf, isfinite, sqrt
+
+import numpy as np
+
+from slimdown.config.schema import Role
+from slimdown.stats.estimates import holm
+from slimdown.stats.likelihood import ALPHA
+from slimdown.stats.power import POWER
+from slimdown.stats.run_comparison import Comparison
+from slimdown.stats.run_records import RunRecord
+
+_LOSS = "validation loss"
+_MOST_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class SeedTest:
+    """The difference between the means of two groups of seeds."""
+
+    difference: float  # second - first
+    p_value: float  # that the groups have equal means; two-sided
+    n_seeds: int  # of the smaller group
+    spread: float  # from seed to seed, of both groups together
+
+
+def compare_seeds(first: Sequence[float], second: Sequence[float], step: float = 0.0) -> SeedTest:
+    """Test two groups of at least two seeds each.
+
+    Args:
+        first, second: One mean for each seed.
+        step: What one question counts. Few seeds that agree by chance would else look certain, so
+            a smaller variance than half of its square counts as that.
+    """
+    from scipy.stats import ttest_ind_from_stats  # takes a third of a second
+
+    x, y = np.array(first), np.array(second)
+    variances = [max(float(group.var(ddof=1)), step**2 / 2, 1e-24) for group in (x, y)]
+    groups = [(float(g.mean()), sqrt(v), len(g)) for g, v in zip((x, y), variances, strict=True)]
+    p_value = float(ttest_ind_from_stats(*groups[0], *groups[1], equal_var=False).pvalue)
+    difference, n_seeds = float(y.mean() - x.mean()), min(len(x), len(y))
+    return SeedTest(difference, p_value, n_seeds, sqrt(sum(variances)))
+
+
+def seeds_to_show(test: SeedTest, alpha: float = ALPHA) -> float:
+    """Estimate how many seeds a group needs to show this difference in four of five repetitions.
+
+    Returns:
+        The number; infinity above 1,000.
+    """
+    import scipy
+
+    n = np.arange(2, _MOST_SEEDS + 1)
+    freedom = 2.0 * (n - 1)
+    reach = scipy.special.stdtrit(freedom, 1 - alpha / 2) + scipy.special.stdtrit(freedom, POWER)
+    enough = n[reach * test.spread / np.sqrt(n) <= abs(test.difference)]
+    return float(enough[0]) if len(enough) else inf
+
+
+def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
+    """Say which values of a setting differ, on which benchmark, and which learned unequally.
+
+    Args:
+        comparison: The compared runs.
+        setting: A dotted key. Where other settings vary within a value of it, runs are compared
+            that are equal in those.
+
+    Yields:
+        A sentence for each benchmark, whose p-values are corrected for all pairs and benchmarks
+        (Holm), and one for each sign of unequal learning, which is tested by itself.
+    """
+    rows = [row for row in comparison.rows if setting in row.settings]
+    crossed = []
+    for key in comparison.params:
+        pairs = {(row.settings[setting], row.settings.get(key)) for row in rows}
+        if key not in (setting, "seed") and len(pairs) > len({value for value, _ in pairs}):
+            crossed.append(key)
+    blocks: dict[str, dict[str, dict[str, RunRecord]]] = {}  # the newest run of each seed
+    for row in rows:
+        where = "".join(f", {key}={row.settings.get(key, '')}" for key in crossed)
+        seeds = blocks.setdefault(where, {}).setdefault(row.settings[setting], {})
+        for run in row.runs:
+            seeds.setdefault(run.params.get("seed", ""), run)
+    tests: dict[str, dict[tuple[str, str], SeedTest]] = {}
+    for where, groups in blocks.items():
+        means = {value: _collect_means(seeds.values()) for value, seeds in groups.items()}
+        for pair in combinations(means, 2):
+            for measure, (x, step) in means[pair[0]].items():
+                y, _ = means[pair[1]].get(measure, ([], 0.0))
+                if min(len(x), len(y)) > 1:
+                    test = compare_seeds(x, y, step)
+                    tests.setdefault(f"{measure} by {setting}{where}", {})[pair] = test
+    if not tests:
+        yield f"No two values of {setting} have two seeds each: -m seed=0,1,2 lets them be tested."
+    losses = {name for name in tests if name.startswith(_LOSS)}
+    keys = [(name, pair) for name in tests.keys() - losses for pair in tests[name]]
+    p_values = holm([tests[name][pair].p_value for name, pair in keys])
+    corrected = dict(zip(keys, p_values, strict=True))
+    targets = {n for row in rows for n, c in row.changes.items() if c.role is Role.target}
+    for name, of_pairs in tests.items():
+        parts = []
+        for (a, b), test in of_pairs.items():
+            side = "above" if test.difference > 0 else "below"
+            p_value = corrected.get((name, (a, b)), 1.0)
+            if p_value < ALPHA:
+                size = f"{100 * abs(test.difference):.1f} points"
+                parts.append(f"{b} lies {size} {side} {a} (p = {p_value:.2g})")
+            elif name not in losses:
+                needed = seeds_to_show(test, ALPHA / len(keys))
+                about = f"about {needed:,.0f}" if isfinite(needed) else f"not even {_MOST_SEEDS:,}"
+                parts.append(f"{test.n_seeds} seeds cannot tell {a} from {b} ({about} would)")
+        if parts:
+            yield f"{name}: {'; '.join(parts)}."
+        unequal = [f"{a} and {b}" for (a, b), test in of_pairs.items() if test.p_value < ALPHA]
+        if unequal and (name in losses or name.partition(" by ")[0] in targets):
+            yield f"{', '.join(unequal)} learned unequally ({name}): so may what they lost differ."
+
+
+def _collect_means(runs: Iterable[RunRecord]) -> dict[str, tuple[list[float], float]]:
+    """Return what runs reached, by benchmark, and what one question counts; and their loss.
+
+    What stopped early is left out: its change is too large on average.
+    """
+    means: dict[str, tuple[list[float], float]] = {}
+    for run in runs:
+        for name, change in run.changes.items():
+            if not change.is_stopped:
+                of_runs, _ = means.setdefault(name, ([], 1 / change.n))
+                of_runs.append(change.primary.difference.value)
+        if run.findings and (training := run.findings.training):
+            means.setdefault(_LOSS, ([], 0.0))[0].append(training.validation_loss_after)
+    return means
