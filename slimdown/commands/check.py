@@ -28,13 +28,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     text = "gsm8k=0.02: two points; default: benchmark.NAME.max_loss, or the margin if retained"
     parser.add_list("--max-loss", "BENCHMARK=SHARE", text)
+    formats = ("text", "markdown", "junit", "json")
+    text = "junit: XML with a test for each budget (default: text)"
+    parser.add_argument("--format", choices=formats, default="text", help=text)
     parser.add_store()
     options = parser.parse(argv)
     return run_command(lambda: _check(options), "This run cannot be checked:", 3)
 
 
 def _check(options: argparse.Namespace) -> int:
-    from slimdown.report.console import show_budget_checks, show_line
+    from slimdown.report.console import print_text, show_budget_checks, show_line
+    from slimdown.report.findings_report import budgets_table, write_junit
+    from slimdown.report.tables import write_table
     from slimdown.stats.budgets import check_budgets, overall_outcome, read_budgets
     from slimdown.stats.findings import judge
     from slimdown.stats.holdout import held_half
@@ -48,8 +53,15 @@ def _check(options: argparse.Namespace) -> int:
         base, tuned = (held_half(one, run.holdout) for one in read_evaluations(tracking, run))
         findings = judge(base, tuned)
     checks = check_budgets(findings, budgets)
-    show_line(f"{run.name}  ({run.run_id})")
-    if run.holdout:
-        show_line(f"Judged on {findings.part}, which this run does not show.")
-    show_budget_checks(checks)
+    title = f"{run.name} ({run.run_id})"
+    notes = [f"Judged on {findings.part}, which this run does not show."] if run.holdout else []
+    if options.format == "junit":
+        print_text(write_junit(checks, title))
+    elif options.format != "text":
+        notes.append(f"Outcome: {overall_outcome(checks).name}.")
+        print_text(write_table(budgets_table(checks, title, notes), options.format))
+    else:
+        for line in (title, *notes):
+            show_line(line)
+        show_budget_checks(checks)
     return int(overall_outcome(checks))

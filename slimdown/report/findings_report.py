@@ -1,12 +1,20 @@
 """Make tables of one run's findings, of two models side by side, or of one model's scores."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 from slimdown.config.schema import Role
 from slimdown.report import text
-from slimdown.report.formatting import format_count, format_number, format_p_value, format_points
+from slimdown.report.formatting import (
+    format_count,
+    format_number,
+    format_p_value,
+    format_points,
+    visible,
+)
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
 
 if TYPE_CHECKING:
@@ -86,21 +94,44 @@ def pairs_table(pairs: Sequence[ModelPair]) -> Table:
     )
 
 
-def budgets_table(checks: Sequence["BudgetCheck"]) -> Table:
+def budgets_table(
+    checks: Sequence["BudgetCheck"], title: str = "", notes: Sequence[str] = ()
+) -> Table:
     """Show each benchmark's loss against its budget, one row for each."""
     records = []
     for check in checks:
         d = check.change.primary.difference
+        values = {"change": d.value, "change_low": d.low, "change_high": d.high}
         records.append(
             {
                 "benchmark": check.benchmark,
-                "change": " ".join(format_points(d)),
+                "change": Cell(*format_points(d), sort_key=d.value, values=values),
                 "budget": check.budget,
                 "outcome": check.outcome.name,
                 "reason": check.reason,
             }
         )
-    return make_table("", records, {"budget": lambda share: f"{100 * share:g}"})
+    table = make_table(title, records, {"budget": lambda share: f"{100 * share:g}"})
+    return replace(table, notes=tuple(notes))
+
+
+def write_junit(checks: Sequence["BudgetCheck"], title: str) -> str:
+    """Write budget checks as JUnit's XML: what is beyond fails, what is undecided is an error."""
+    kinds = {"beyond": "failure", "undecided": "error"}
+    counts = Counter(kinds.get(check.outcome.name, "passed") for check in checks)
+    numbers = {"tests": len(checks), "failures": counts["failure"], "errors": counts["error"]}
+    totals = {name: str(number) for name, number in numbers.items()}
+    suite = ElementTree.Element("testsuite", {"name": visible(title)} | totals)
+    for check in checks:
+        name = f"{visible(check.benchmark)} loses at most {100 * check.budget:g} points"
+        case = ElementTree.SubElement(suite, "testcase", classname="slimdown", name=name)
+        if kind := kinds.get(check.outcome.name):
+            ElementTree.SubElement(case, kind, message=check.reason, type=check.outcome.name)
+        else:
+            ElementTree.SubElement(case, "system-out").text = check.reason
+    ElementTree.indent(suite)
+    content = ElementTree.tostring(suite, encoding="unicode")
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{content}\n'
 
 
 def _make_columns(first: str, second: str) -> tuple[Column, ...]:

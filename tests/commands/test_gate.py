@@ -1,8 +1,10 @@
 """`slimdown check` and `slimdown verdict`: the exit code is the answer, whoever reads the rest."""
 
+import json
 import subprocess
 import sys
 import tarfile
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +75,26 @@ def test_the_exit_code_is_the_answer(
     assert "Traceback" not in captured.err
     if arguments == ["held"]:
         assert "held" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "kind"),
+    [("kept", 0, "system-out"), ("lost", 1, "failure"), ("few", 2, "error")],
+)
+def test_ci_reads_each_budget(
+    name: str, code: int, kind: str, runs: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budgets = ["--max-loss", "pocket_cs=0.3", "--max-loss", "pocket_math=0.3"]
+    assert check.main([name, *budgets, "--format", "junit"]) == code
+    suite = ElementTree.fromstring(capsys.readouterr().out)
+    assert [case[0].tag for case in suite] == [kind, kind]
+    assert suite.get("tests") == "2"
+    assert suite.get("failures") == str(2 * (code == 1))
+    assert suite[0].get("name") == "pocket_cs loses at most 30 points"
+    assert check.main([name, *budgets, "--format", "json"]) == code
+    assert json.loads(capsys.readouterr().out)["rows"][0]["budget"] == 0.3
+    assert check.main([name, *budgets, "--format", "markdown"]) == code
+    assert "| pocket_cs | " in capsys.readouterr().out
 
 
 def test_a_wrong_option_is_not_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
