@@ -69,7 +69,7 @@ def render_page(
         name=redact(name),
         about=about | {"date": f"{date.today():%Y-%m-%d}"},
         run_id=run_id,
-        summary=[*text.summarize(findings), *text.list_caveats(findings)],
+        summary=[*text.explain_undecided(findings), *text.list_caveats(findings)],
         results=findings_table(findings),
         figure=figures.draw_changes(findings),
         settings=_format_all({k: v for k, v in settings.items() if v is not None}),
