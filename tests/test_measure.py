@@ -69,14 +69,16 @@ def findings(before: Evaluation) -> Any:
 
 def test_a_task_of_the_harness_brings_its_metric_shots_and_chance() -> None:
     evaluation = slimdown.measure(load(), TOKENIZER, "pocket_cs_dev", limit=3)
-    expected = BenchmarkConfig("pocket_cs_dev", "acc", 0, 0.25, limit=3)
+    expected = BenchmarkConfig(
+        task="pocket_cs_dev", metric="acc", num_fewshot=0, chance=0.25, limit=3
+    )
     assert evaluation.benchmarks["pocket_cs_dev"].benchmark == expected
 
 
 def test_settings_override_those_of_a_benchmark() -> None:
     settings = [
         {"task": "pocket_commonsense", "metric": "acc", "limit": 2},
-        BenchmarkConfig("pocket_cs", "acc", 0, 0.5),
+        BenchmarkConfig(task="pocket_cs", metric="acc", num_fewshot=0, chance=0.5),
     ]
     benchmarks = slimdown.measure(load(), TOKENIZER, settings, limit=3).benchmarks.values()
     measured = [(b.benchmark.metric, b.benchmark.chance, len(b.samples)) for b in benchmarks]
