@@ -45,12 +45,12 @@ def test_a_command_of_the_documents_is_accepted(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     for file in re.findall(r"\w+\.jsonl", words):  # what a reader has
-        rows = [{"instruction": f"What is {n}?", "output": str(n)} for n in range(20)]
+        names = ("question", "answer") if "questions.path" in words else ("instruction", "output")
+        rows = [dict(zip(names, (f"What is {n}?", str(n)), strict=True)) for n in range(20)]
         Path(file).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    Path("mine").mkdir()
     if verb == "run":
         line = read_command_line(shlex.split(words))
-        for folder in line.folders[1:]:
-            folder.mkdir()
         if not line.is_run or "my_task" in words or "..." in words:
             return
         problem = ""
