@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.row_files import iter_records
@@ -27,16 +27,16 @@ def read_questions(path: str) -> QuestionRows:
     Raises:
         DataError: Names the first row that is no such question.
     """
-    file = Path(path).expanduser()
+    file = Path(path).expanduser().absolute()
     return _read_rows(file, file.stat().st_mtime_ns if file.is_file() else 0)
 
 
-def complete_benchmark(name: str, benchmark: DictConfig) -> None:
+def complete_benchmark(name: str, benchmark: Any) -> None:
     """Fill in, in place, what a benchmark of a file of questions leaves open.
 
     Args:
         name: The benchmark's name.
-        benchmark: The settings, of the type `BenchmarkConfig`; with a task they are left alone.
+        benchmark: OmegaConf's settings of a `BenchmarkConfig`; with a task they are left alone.
 
     Raises:
         ConfigError: The file holds no such questions, or neither file nor task is set.
@@ -80,24 +80,22 @@ def _read_rows(file: Path, changed_at: int) -> QuestionRows:
 def _read_row(record: Any) -> dict[str, Any]:
     if isinstance(record, DataError):
         raise record
-    columns = list(record) if isinstance(record, dict) else type(record).__name__
-    question, answer, choices = (
-        record.get(name) if isinstance(record, dict) else None
-        for name in ("question", "answer", "choices")
-    )
+    if not isinstance(record, dict):
+        raise DataError(f"it is {str(record)[:60]} and no object with question and answer")
+    question, answer, choices = map(record.get, ("question", "answer", "choices"))
     if not isinstance(question, str) or not question.strip():
-        raise DataError(f"it has no text in question; it is {columns}"[:200])
+        raise DataError(f"it has no text in question; it has {', '.join(record)}"[:200])
     if not (text := _to_text(answer)):
-        raise DataError(f"it has no text or number in answer; it is {columns}"[:200])
+        raise DataError(f"it has no text or number in answer; it has {', '.join(record)}"[:200])
     if choices is None:
         return {"question": question, "answer": text}
     texts = [_to_text(choice) for choice in choices] if isinstance(choices, list) else []
     if len(texts) < 2 or not all(texts) or len(set(texts)) < len(texts):
         wanted = "must be a list of two or more different texts"
         raise DataError(f"choices {wanted}, got {choices!r}"[:200])
-    if isinstance(answer, str) and text in texts:
-        return {"question": question, "choices": texts, "answer": texts.index(text)}
     meant = [i for i, t in enumerate(texts) if text in (t, str(i), chr(ord("A") + i))]
+    if isinstance(answer, str) and text in texts:
+        meant = [texts.index(text)]
     if len(meant) != 1:
         problem = "may mean two of the choices" if meant else "is none of the choices"
         advice = "give the number (from 0), the letter or the text of the right one"

@@ -25,36 +25,22 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
                 have several lines, and it ends at an empty one.
         """
         self._rows = rows
-        config: dict[str, Any] = {
-            "task": name,
-            "test_split": "test",
-            "doc_to_text": "question",
-            "doc_to_target": "answer",
-            "num_fewshot": 0,
-            "metadata": {"version": 1.0},
-        }
-        metrics = ["acc", "acc_norm"]
+        mean = {"aggregation": "mean", "higher_is_better": True}
+        config: dict[str, Any] = {"task": name, "test_split": "test", "num_fewshot": 0}
+        config |= {"doc_to_text": "question", "doc_to_target": "answer", "metadata": {"version": 1}}
         if "choices" in rows[0]:
             config |= {"output_type": "multiple_choice", "doc_to_choice": "choices"}
+            config["metric_list"] = [{"metric": "acc", **mean}, {"metric": "acc_norm", **mean}]
         else:
-            metrics = ["exact_match"]
             ends = ["\n\n"] if takes_numbers else ["\n", "\n\n"]
-            stops = [end for end in ends if not any(end in row["answer"] for row in rows)]
+            ends = [end for end in ends if not any(end in row["answer"] for row in rows)]
+            whole = {"function": "regex", "regex_pattern": "(?s).*"}  # and strips what it finds
             config |= {
                 "output_type": "generate_until",
-                "generation_kwargs": {"until": stops[:1], "do_sample": False},
-                "filter_list": [
-                    {
-                        "name": "strip",  # the filter strips what its pattern finds
-                        "filter": [
-                            {"function": "regex", "regex_pattern": "(?s).*"},
-                            {"function": "take_first"},
-                        ],
-                    }
-                ],
+                "generation_kwargs": {"until": ends[:1], "do_sample": False},
+                "filter_list": [{"name": "strip", "filter": [whole, {"function": "take_first"}]}],
+                "metric_list": [{"metric": "exact_match", **mean}],
             }
-        mean = {"aggregation": "mean", "higher_is_better": True}
-        config["metric_list"] = [{"metric": metric, **mean} for metric in metrics]
         super().__init__(config=config)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:

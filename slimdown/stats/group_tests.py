@@ -7,9 +7,10 @@ lets groups vary unequally.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import inf, isfinite, sqrt
+from math import ceil, inf, sqrt
 
 import numpy as np
+import scipy
 
 from slimdown.config.schema import Role
 from slimdown.stats.estimates import holm
@@ -19,7 +20,6 @@ from slimdown.stats.run_comparison import Comparison
 from slimdown.stats.run_records import RunRecord
 
 _LOSS = "validation loss"
-_MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def compare_seeds(first: Sequence[float], second: Sequence[float], step: float =
         step: What one question counts. Few seeds that agree by chance would else look certain, so
             a smaller variance than half of its square counts as that.
     """
-    from scipy.stats import ttest_ind_from_stats  # takes a third of a second
+    from scipy.stats import ttest_ind_from_stats  # takes a third of a second to import
 
     x, y = np.array(first), np.array(second)
     variances = [max(float(group.var(ddof=1)), step**2 / 2, 1e-24) for group in (x, y)]
@@ -53,16 +53,12 @@ def compare_seeds(first: Sequence[float], second: Sequence[float], step: float =
 def seeds_to_show(test: SeedTest, alpha: float = ALPHA) -> float:
     """Estimate how many seeds a group needs to show this difference in four of five repetitions.
 
-    Returns:
-        The number; infinity above 1,000.
+    The normal approximation, with Guenther's (1981) correction for Student's quantiles; infinity
+    where there is no difference.
     """
-    import scipy
-
-    n = np.arange(2, _MOST_SEEDS + 1)
-    freedom = 2.0 * (n - 1)
-    reach = scipy.special.stdtrit(freedom, 1 - alpha / 2) + scipy.special.stdtrit(freedom, POWER)
-    enough = n[reach * test.spread / np.sqrt(n) <= abs(test.difference)]
-    return float(enough[0]) if len(enough) else inf
+    beyond, power = -scipy.special.ndtri(alpha / 2), scipy.special.ndtri(POWER)
+    ratio = test.spread / abs(test.difference) if test.difference else inf
+    return float(((beyond + power) * ratio) ** 2 + beyond**2 / 4)
 
 
 def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
@@ -114,8 +110,8 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
                 size = f"{100 * abs(test.difference):.1f} points"
                 parts.append(f"{b} lies {size} {side} {a} (p = {p_value:.2g})")
             elif name not in losses:
-                needed = seeds_to_show(test, ALPHA / len(keys))
-                about = f"about {needed:,.0f}" if isfinite(needed) else f"not even {_MOST_SEEDS:,}"
+                needed = max(test.n_seeds + 1, seeds_to_show(test, ALPHA / len(keys)))
+                about = f"about {ceil(needed):,}" if needed < 1000 else "over 1,000"
                 parts.append(f"{test.n_seeds} seeds cannot tell {a} from {b} ({about} would)")
         if parts:
             yield f"{name}: {'; '.join(parts)}."

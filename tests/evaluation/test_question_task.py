@@ -26,7 +26,7 @@ ROWS = {
 }
 TASK = (
     "dataset_path: json\ntest_split: test\ndoc_to_text: question\ndoc_to_target: answer\n"
-    "num_fewshot: 0\nmetadata: {version: 1.0}\n"
+    "num_fewshot: 0\nmetadata: {version: 1}\n"
 )
 KINDS = {
     "written": "output_type: generate_until\ngeneration_kwargs: {until: ['\\n'], do_sample: false}"
@@ -84,8 +84,8 @@ def test_the_content_counts_and_not_the_place(
     [
         ([], "it is empty"),
         ([SUM, "{"], "row 2: it cannot be read as JSON"),
-        ([[1]], "row 1: it has no text in question; it is list"),
-        ([SUM, {"prompt": "x"}], r"row 2: it has no text in question; it is \['prompt'\]"),
+        ([[1]], r"row 1: it is \[1\] and no object"),
+        ([SUM, {"prompt": "x"}], "row 2: it has no text in question; it has prompt"),
         ([SUM | {"answer": True}], "row 1: it has no text or number in answer"),
         ([SUM, PICK | {"answer": "B"}], "row 2: it has choices, unlike the rows before"),
         ([PICK | {"answer": 3}], "row 1: answer '3' is none of the choices"),

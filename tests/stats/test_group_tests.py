@@ -1,6 +1,7 @@
 """Groups of seeds are tested against each other, and claim nothing that two seeds cannot tell."""
 
 from dataclasses import replace
+from math import ceil
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_the_p_value_is_welchs_but_where_seeds_agree_by_chance() -> None:
 def test_so_many_seeds_show_a_difference_in_four_of_five_repetitions() -> None:
     draw = np.random.default_rng(1)
     test = replace(compare_seeds([0.0, 0.02], [0.03, 0.04]), difference=0.03, spread=0.02 * 2**0.5)
-    n = int(seeds_to_show(test))
+    n = ceil(seeds_to_show(test))
     x, y = draw.normal(0, 0.02, (2000, n)), draw.normal(0.03, 0.02, (2000, n))
     assert (ttest_ind(x, y, axis=1, equal_var=False).pvalue < 0.05).mean() == pytest.approx(
         0.8, abs=0.06
