@@ -196,7 +196,7 @@ def select_runs(options: argparse.Namespace) -> "tuple[list[RunRecord], str, lis
     which = ", ".join(f"{key} {text}" for key, text in limits.items() if text) + f" in {uri}"
     complete = [run for run in runs if run.findings]
     if not complete:
-        reason = f"left out: {left_out}" if left_out else "python -m slimdown.run makes one"
+        reason = f"left out: {left_out}" if left_out else "slimdown run makes one"
         raise TrackingError(f"there is no finished run of {which}; {reason}")
     notes = [f"Left out: {left_out}."] if left_out else []
     sweeps = Counter(run.tags.get(Tag.sweep) or "no sweep" for run in complete)

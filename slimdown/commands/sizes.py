@@ -1,6 +1,6 @@
 """`slimdown sizes SETTING=VALUE ...`: bytes of the weights and trained parameters, by arithmetic.
 
-Settings are those of `python -m slimdown.run`; several values, as in lora.r=4,8,16, are rows. Of a
+Settings are those of `slimdown run`; several values, as in lora.r=4,8,16, are rows. Of a
 model only config.json is fetched.
 """
 

@@ -76,7 +76,7 @@ def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClien
     with explain_store_errors(config):
         if file and must_exist and not _is_there(file):
             raise TrackingError(
-                f"there is no record {file} yet; python -m slimdown.run makes one, or name another "
+                f"there is no record {file} yet; slimdown run makes one, or name another "
                 "with --tracking-uri or MLFLOW_TRACKING_URI"
             )
         from mlflow import MlflowClient

@@ -23,7 +23,7 @@ _REASONS = {
     "choose a revision or a copy with .safetensors files",
     "httpx|requests|LocalEntryNotFound|OfflineMode|HfHubHTTP": "cannot be reached: the hub does "
     "not answer and the local cache does not hold it; check the network and HF_ENDPOINT, or run "
-    "the embedded world: python -m slimdown.run",
+    "the embedded world: slimdown run",
 }
 
 
