@@ -18,6 +18,7 @@ VERBS = {
     "sizes": "list what runs would train, and how much memory they need",
     "status": "list the runs of the record, and which are at work",
     "doctor": "show what is here: device, versions, record, models that can be read",
+    "completion": "print a script with which bash, zsh or fish completes commands",
     "ui": "open MLflow's pages of the record",
 }
 
