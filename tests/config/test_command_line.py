@@ -101,7 +101,7 @@ def test_a_preset_begins_with_its_question_and_its_command(preset: str) -> None:
     assert lines[0] == "# @package _global_"
     assert lines[1].endswith("?")
     assert lines[2].startswith("# slimdown run ")
-    arguments = shlex.split(lines[2])[4:]
+    arguments = shlex.split(lines[2])[3:]
     assert f"experiment={preset}" in arguments
     assert compose_line(*arguments).runs
 
