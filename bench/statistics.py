@@ -22,6 +22,7 @@ from slimdown.evaluation.question_order import block_ends
 from slimdown.stats.estimates import Difference, Sampling, compare_scores
 from slimdown.stats.findings import Verdict, decide_verdicts
 from slimdown.stats.forgetting import forgetting_rate
+from slimdown.stats.group_tests import compare_seeds
 from slimdown.stats.likelihood import ALPHA, likelihood_p_values
 from slimdown.stats.run_comparison import winners_curse
 from slimdown.stats.seeds import seed_noise
@@ -217,6 +218,17 @@ def cover_seeds(draws: int, random: np.random.Generator) -> Iterator[Row]:
             yield "seeds' interval misses", case, percent(misses / n_draws), "5"
 
 
+def differ_by_luck(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """Two groups of seeds of equal truth, by how many answers vary from seed to seed."""
+    n = 200
+    for n_seeds in (2, 3, 5):
+        for varying in (1, 4, 20, 100):
+            means = random.binomial(varying, 0.5, (draws, 2, n_seeds)) / n
+            hits = [compare_seeds(*pair, 1 / n).p_value < ALPHA for pair in means]
+            case = f"{n_seeds} seeds, {varying} of {n} answers vary"
+            yield "groups differ", case, percent(float(np.mean(hits))), "5"
+
+
 @cache
 def count_difference(lost: int, gained: int, n: int) -> Difference:
     """Return the difference of n questions of which so many were lost and gained."""
@@ -306,7 +318,8 @@ def main() -> None:
     print("| claim | truth | made, % | at most, % |\n|---|---|---:|---:|")
     for row in enumerate_tables():
         print("| " + " | ".join(row) + " |", flush=True)
-    for simulate in (stop_anywhere, vary_scores, cover_rates, cover_seeds, select_runs):
+    by_luck = cover_rates, cover_seeds, differ_by_luck, select_runs
+    for simulate in (stop_anywhere, vary_scores, *by_luck):
         for row in simulate(options.draws, random):
             print("| " + " | ".join(row) + " |", flush=True)
     columns = "true change | questions | flips, % | shown as | of all, % | until decided, %"
