@@ -35,8 +35,9 @@ def comparison_table(
     n_rows = max_rows or len(rows)
     hidden = [f"--rows 0 shows all {len(rows):,} rows."] if len(rows) > n_rows else []
     columns = [Column("run", max_width=36)]
-    columns += [Column("seeds")] if comparison.grouped else []
-    columns += [Column(name, max_width=30, is_filter=True) for name in comparison.params]
+    columns += [Column("seeds", is_setting=True)] if comparison.grouped else []
+    settings = {"max_width": 30, "is_filter": True, "is_setting": True}
+    columns += [Column(name, **settings) for name in comparison.params]
     for name in comparison.benchmarks:
         heading = text.mark_target(name, roles[name])
         columns.append(Column(heading, "points [95 %]", is_filter=True))

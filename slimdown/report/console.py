@@ -77,7 +77,7 @@ def show_notes(lines: Sequence[str]) -> None:
 
 def show_table(table: Table, with_details: bool = False) -> None:
     """Print a table as wide as the terminal allows; details are extra columns and rows."""
-    print_table(table, _open_console(), with_details)
+    print_table(table if with_details else table.brief, _open_console())
 
 
 def print_text(content: str) -> None:

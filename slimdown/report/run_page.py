@@ -1,6 +1,7 @@
 """Render findings as `report.html` and `report.md`: what you open, print or send."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +32,14 @@ def render_run_files(
     Returns:
         The contents by path: report.html and report.md.
     """
+    table = findings_table(findings)
     return {
         "report.html": render_page(findings, info.name, config, run_id, info.environment),
         "report.md": render(
             "report.md.j2",
-            table=write_table(findings_table(findings, info.name), "markdown"),
-            sentences=text.describe_findings(findings),
+            brief=write_table(table.brief, "markdown"),
+            table=write_table(replace(table, legend=""), "markdown"),
+            sentences=text.describe_findings(findings, with_verdicts=False),
             costs=_format_all(findings.costs),
         ),
     }

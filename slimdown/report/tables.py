@@ -12,7 +12,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from math import isfinite
 from typing import Any
@@ -40,6 +40,7 @@ class Column:
     max_width: int | None = None  # characters on a console
     is_extra: bool = False  # left out on a console and on a phone
     is_filter: bool = False  # a page offers the values as a filter
+    is_setting: bool = False  # left out on a phone, where the run's name has it
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,14 @@ class Table:
     rows: tuple[Row, ...]
     legend: str = ""
     notes: tuple[str, ...] = ()
+
+    @property
+    def brief(self) -> "Table":
+        """The table without extra columns and secondary rows."""
+        shown = [i for i, column in enumerate(self.columns) if not column.is_extra]
+        rows = [tuple(row.cells[i] for i in shown) for row in self.rows if not row.is_secondary]
+        columns = tuple(self.columns[i] for i in shown)
+        return replace(self, columns=columns, rows=tuple(map(Row, rows)))
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -144,7 +153,7 @@ def write_table(table: Table, format: str) -> str:
         # Plain text wherever it is made: rich would print into a notebook, or colors elsewhere.
         plain: dict[str, Any] = {"force_jupyter": False, "force_terminal": False}
         console = Console(file=out, width=PLAIN_WIDTH, color_system=None, highlight=False, **plain)
-        print_table(table, console)
+        print_table(table.brief, console)
         return out.getvalue()
     if format == "html":
         from slimdown.report.pages import render  # jinja2 takes a fifth of a second
@@ -164,28 +173,20 @@ def write_table(table: Table, format: str) -> str:
     return out.getvalue()
 
 
-def print_table(table: Table, console: Console, with_details: bool = False) -> None:
-    """Print a table; where the console is too narrow, its cells are broken into lines.
-
-    Args:
-        table: What is printed.
-        console: Where.
-        with_details: Print the extra columns and the secondary rows, too.
-    """
+def print_table(table: Table, console: Console) -> None:
+    """Print a table; where the console is too narrow, its cells are broken into lines."""
     if table.title:
         console.print(Text(visible(table.title)), style="bold", soft_wrap=True)
     rich_table = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    shown = [i for i, c in enumerate(table.columns) if with_details or not c.is_extra]
-    for column in (table.columns[i] for i in shown):
+    for column in table.columns:
         rich_table.add_column(
             Text(visible(column.heading)),
             justify="right" if column.is_number else "left",
             max_width=column.max_width,
             overflow="fold",
         )
-    for row in [row for row in table.rows if with_details or not row.is_secondary]:
-        cells = [_style_cell(row.cells[i]) for i in shown]
-        rich_table.add_row(*cells, style="dim" if row.is_secondary else "")
+    for row in table.rows:
+        rich_table.add_row(*map(_style_cell, row.cells), style="dim" if row.is_secondary else "")
     if not console.is_terminal:  # a file is as wide as it needs to be
         unlimited = console.options.update(width=10_000)
         width = Measurement.get(console, unlimited, rich_table).maximum

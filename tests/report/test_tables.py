@@ -91,7 +91,7 @@ def test_a_terminal_of_any_width_shows_everything(width: int) -> None:
 def test_findings_fit_80_columns(findings: Findings) -> None:
     long = {"mmlu_college_computer_science": make_usual()["maths"], **make_usual()}
     for table in (findings_table(findings), findings_table(judge_pairs(long))):
-        lines = print_lines(table, 80)
+        lines = print_lines(table.brief, 80)
         assert max(map(len, lines)) <= 80
         assert any(re.search(r"maths +100\.0 +50\.0 +−50\.0 \[.*\] +↓ forgotten", s) for s in lines)
 

@@ -37,7 +37,7 @@
     };
   });
 
-  const choice = (row, i) => (row.cells[i].querySelector(".badge")?.lastChild ?? row.cells[i]).textContent.trim();
+  const choice = (row, i) => (row.cells[i].querySelector(".badge") ?? row.cells[i]).textContent.replace(/^[=↓↑?] /, "").trim();
   const chosen = new Map();
   const search = document.createElement("input");
   const update = () => {
