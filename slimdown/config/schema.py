@@ -89,6 +89,21 @@ class Engine(StrEnum):
     unsloth = "unsloth"  # FastLanguageModel under TRL's trainer, in a process of its own
 
 
+# transformers' names, without those that want arguments of their own.
+Scheduler = StrEnum(
+    "Scheduler",
+    "linear cosine cosine_with_restarts polynomial constant constant_with_warmup inverse_sqrt",
+)
+Optimizer = StrEnum(
+    "Optimizer",
+    "adamw_torch adamw_torch_fused adamw_torch_4bit adamw_torch_8bit adamw_8bit adamw_bnb_8bit "
+    "paged_adamw_32bit paged_adamw_8bit adafactor sgd adagrad ademamix ademamix_8bit lion_8bit "
+    "lion_32bit paged_ademamix_32bit paged_ademamix_8bit paged_lion_32bit paged_lion_8bit rmsprop "
+    "rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit lomo adalomo grokadamw stable_adamw "
+    "schedule_free_radam schedule_free_adamw schedule_free_sgd",
+)
+
+
 class Role(StrEnum):
     target = "target"  # what the fine-tuning is meant to teach
     retained = "retained"  # everything else the model should still be able to do
@@ -210,11 +225,11 @@ class TrainConfig:
     gradient_accumulation_steps: int = ranged(COUNT)
     per_device_eval_batch_size: int = ranged(COUNT)
     learning_rate: float = ranged(POSITIVE)
-    lr_scheduler_type: str = MISSING
+    lr_scheduler_type: Scheduler = MISSING
     warmup_steps: float = ranged(NOT_NEGATIVE)  # below 1: a share of all steps
     weight_decay: float = ranged(NOT_NEGATIVE)
     max_grad_norm: float = ranged(POSITIVE)
-    optim: str = MISSING
+    optim: Optimizer = MISSING
     # longer examples are cut at the end
     max_length: int = ranged(Range("must be at least 8 tokens", lambda n: n >= 8))
     # false: the loss is over prompt and completion, as in the paper

@@ -98,7 +98,7 @@ def test_a_whole_model_is_saved_as_transformers_loads_it(
     ("settings", "answer"),
     [
         ("lora.target_modules=[lm_head]", "cannot train pocket:model here: .*lm_head"),
-        ("train.optim=apollo_adamw", "cannot train pocket:model here: .*apollo"),
+        ("train.optim=grokadamw", "cannot train pocket:model here: .*grokadamw"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_the_base_is_measured(
