@@ -36,7 +36,7 @@ def comparison_table(
     hidden = [f"--rows 0 shows all {len(rows):,} rows."] if len(rows) > n_rows else []
     columns = [Column("run", max_width=36)]
     columns += [Column("seeds", is_setting=True)] if comparison.grouped else []
-    settings = {"max_width": 30, "is_filter": True, "is_setting": True}
+    settings: dict[str, Any] = {"max_width": 30, "is_filter": True, "is_setting": True}
     columns += [Column(name, **settings) for name in comparison.params]
     for name in comparison.benchmarks:
         heading = text.mark_target(name, roles[name])
