@@ -169,7 +169,7 @@ def describe_training(training: "TrainingResult") -> Iterator[str]:
     """Describe the training: the validation loss, the trained share, rows that were cut."""
     losses, steps = describe_losses(training), pluralize(training.steps, "step")
     share = f"{training.n_trainable:,} parameters trained ({training.trainable_percent:.2f} %)"
-    yield f"Validation loss {losses} after {steps}; {share}."
+    yield f"Validation loss {losses}, {steps}, {share}."
     if training.n_truncated:
         yield f"{pluralize(training.n_truncated, 'row')} were cut at train.max_length."
     if training.n_untrained:
