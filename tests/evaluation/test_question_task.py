@@ -20,20 +20,25 @@ from slimdown.utils.errors import ConfigError
 
 SUM = {"question": "Question: what is 2 plus 2?\nAnswer:", "answer": "4"}
 PICK = {"question": "Question: What is red?\nAnswer:", "choices": ["a rose", "snow", "grass"]}
-ROWS = {
+ROWS: dict[str, list[Any]] = {
     "written": [SUM, {"question": "Is it so? ", "answer": "yes {{indeed}}"}],
     "picked": [PICK | {"answer": 0}, {"question": "x", "choices": ["y", "z"], "answer": 1}],
 }
-TASK = (
-    "dataset_path: json\ntest_split: test\ndoc_to_text: question\ndoc_to_target: answer\n"
-    "num_fewshot: 0\nmetadata: {version: 1}\n"
-)
-KINDS = {
-    "written": "output_type: generate_until\ngeneration_kwargs: {until: ['\\n'], do_sample: false}"
-    "\nfilter_list: [{name: strip, filter: [{function: regex, regex_pattern: '(?s).*'}, "
-    "{function: take_first}]}]\nmetric_list: [{metric: exact_match}]\n",
-    "picked": "output_type: multiple_choice\ndoc_to_choice: choices\n"
-    "metric_list: [{metric: acc}, {metric: acc_norm}]\n",
+TASK = {"dataset_path": "json", "test_split": "test", "doc_to_text": "question"}
+TASK |= {"doc_to_target": "answer", "num_fewshot": 0, "metadata": {"version": 1}}
+STRIP = [{"function": "regex", "regex_pattern": "(?s).*"}, {"function": "take_first"}]
+KINDS: dict[str, dict[str, Any]] = {
+    "written": {
+        "output_type": "generate_until",
+        "generation_kwargs": {"until": ["\n"], "do_sample": False},
+        "filter_list": [{"name": "strip", "filter": STRIP}],
+        "metric_list": [{"metric": "exact_match"}],
+    },
+    "picked": {
+        "output_type": "multiple_choice",
+        "doc_to_choice": "choices",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    },
 }
 
 
@@ -48,8 +53,9 @@ def test_the_samples_are_those_of_an_equal_task_of_the_harness(tmp_path: Path) -
     specs: list[Any] = []
     for kind, rows in ROWS.items():
         file = write_rows(tmp_path / f"{kind}.jsonl", rows)
-        data = f"dataset_kwargs: {{data_files: {{test: {file}}}}}\n"
-        (tmp_path / f"{kind}.yaml").write_text(f"task: its_{kind}\n{data}{TASK}{KINDS[kind]}")
+        data = {"dataset_kwargs": {"data_files": {"test": str(file)}}}
+        task = {"task": f"its_{kind}"} | TASK | KINDS[kind] | data
+        (tmp_path / f"{kind}.yaml").write_text(json.dumps(task))
         specs += [{"task": kind, "path": str(file)}, f"its_{kind}"]
     tasks = load_tasks(read_benchmarks(specs), str(tmp_path))
     benchmarks = Evaluator(tasks, make_config()).evaluate(loaded).benchmarks
