@@ -15,6 +15,18 @@ from slimdown.utils.files import write_atomically
 from slimdown.utils.secrets import redact
 
 _FORMATS = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
+VERBS = {
+    "run": "fine-tune a model and measure what it learned and forgot; with -m a sweep or a search",
+    "compare": "compare the runs of the record",
+    "check": "hold a run to what its benchmarks may lose; the exit code tells",
+    "verdict": "judge two evaluations that lm-evaluation-harness made",
+    "merge": "merge the adapter of a run into its base model",
+    "sizes": "list what runs would train, and how much memory they need",
+    "status": "list the runs of the record, and which are at work",
+    "doctor": "show what is here: device, versions, record, models that can be read",
+    "completion": "print a script with which bash, zsh or fish completes commands",
+    "ui": "open MLflow's pages of the record",
+}
 RUN_HELP = "a run's id, the beginning of it, or its name"
 
 

@@ -10,7 +10,7 @@ import re
 import sys
 from importlib import import_module
 
-from slimdown.commands.arguments import CommandParser, run_command
+from slimdown.commands.arguments import VERBS, CommandParser, run_command
 
 _BASH = """\
 _slimdown() {{
@@ -42,8 +42,6 @@ def main(argv: list[str]) -> int:
 
 
 def _print_script(shell: str) -> int:
-    from slimdown.__main__ import VERBS
-
     words = {verb: _list_options(verb) for verb in VERBS if verb != "ui"}
     words["run"] = words["sizes"] = _list_settings()
     if shell == "fish":
