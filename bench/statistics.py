@@ -25,7 +25,7 @@ from slimdown.stats.forgetting import forgetting_rate
 from slimdown.stats.group_tests import compare_seeds
 from slimdown.stats.likelihood import ALPHA, likelihood_p_values
 from slimdown.stats.run_comparison import winners_curse
-from slimdown.stats.seeds import seed_noise
+from slimdown.stats.seeds import split_noise
 from slimdown.stats.sequential import combine_looks
 
 Floats = NDArray[np.float64]
@@ -212,7 +212,8 @@ def cover_seeds(draws: int, random: np.random.Generator) -> Iterator[Row]:
             for _ in range(n_draws):
                 by_seed = random.normal(0, training, (n_seeds, 1))
                 by_question = random.normal(0, 0.3, n)
-                mean = seed_noise(by_seed + by_question + random.normal(0, 0.2, (n_seeds, n))).mean
+                changes = by_seed + by_question + random.normal(0, 0.2, (n_seeds, n))
+                mean = split_noise(changes)
                 misses += not mean.low <= 0 <= mean.high
             case = f"{n_seeds} seeds, noise of training {ratio:g}"
             yield "seeds' interval misses", case, percent(misses / n_draws), "5"

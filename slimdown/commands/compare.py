@@ -11,7 +11,6 @@ from slimdown.utils.errors import ConfigError, TrackingError
 if TYPE_CHECKING:
     from slimdown.report.findings_report import ModelPair
     from slimdown.stats.run_records import RunRecord
-    from slimdown.stats.seeds import SeedNoise
 
 _DEFAULT_EXPERIMENT = "slimdown"  # that of conf/config.yaml
 _EPILOG = """\
@@ -84,7 +83,13 @@ def _compare(options: argparse.Namespace) -> int:
         return _show_run(runs[0], options)
     if options.mode:
         if options.mode == "noise":
-            table = page.noise_table(_split_noise(runs))
+            comparison = compare_runs(runs)
+            if not comparison.grouped:
+                raise ConfigError(
+                    f"--noise needs runs that differ only in their seed, and of these {len(runs)} "
+                    "none do; make some with -m seed=0,1,2"
+                )
+            table = page.noise_table(comparison)
         else:
             pairs = _pair if options.mode == "paired" else _confirm
             table = pairs_table(pairs(runs, open_tracking(options)))
@@ -147,25 +152,6 @@ def _confirm(runs: "list[RunRecord]", tracking: TrackingConfig) -> "list[ModelPa
         findings = judge(base, tuned, n_reports=len(runs))
         pairs.append(ModelPair("base", name, findings, len(runs)))
     return pairs
-
-
-def _split_noise(runs: "list[RunRecord]") -> "dict[str, dict[str, SeedNoise]]":
-    from slimdown.stats.run_comparison import compare_runs
-    from slimdown.stats.seeds import split_noise
-
-    comparison = compare_runs(runs, group_seeds=True)
-    noise = {}
-    for row in comparison.rows:
-        if len(row.runs) > 1:
-            differing = [f"{k}={row.settings[k]}" for k in comparison.params if k in row.settings]
-            name = " ".join([row.name, *(text for text in differing if text not in row.name)])
-            noise[name] = split_noise(row.runs)
-    if not noise:
-        raise ConfigError(
-            f"--noise needs runs that differ only in their seed, and of these {len(runs)} none do; "
-            "make some with -m seed=0,1,2"
-        )
-    return noise
 
 
 def select_runs(options: argparse.Namespace) -> "tuple[list[RunRecord], str, list[str]]":

@@ -1,7 +1,7 @@
 """Show many runs side by side, or the noise of their seeds: tables, figures and a page."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import isfinite, isnan, nan
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,9 @@ from slimdown.report.tables import Cell, Column, Row, Table, make_table
 if TYPE_CHECKING:
     from slimdown.stats.estimates import Estimate
     from slimdown.stats.run_comparison import Comparison, Configuration, MeanChange
-    from slimdown.stats.seeds import SeedNoise
     from slimdown.stats.trials import TrialOutcome
+
+_OF_MEAN = ("value", "standard_error", "low", "high", "sd_over_seeds")
 
 
 def comparison_table(
@@ -62,7 +63,7 @@ def _make_row(comparison: "Comparison", row: "Configuration") -> Row:
         cells.append(Cell(value, sort_key=value or None, values={key: value}))
     cells += [_make_cell(name, row.changes.get(name)) for name in comparison.benchmarks]
     means = {"mean_retained_change": row.retained, "mean_target_change": row.target}
-    values = {f"{n}.{k}": v for n, mean in means.items() for k, v in asdict(mean).items()}
+    values = {f"{n}.{k}": getattr(mean, k) for n, mean in means.items() for k in _OF_MEAN}
     mean = Cell(*_format_mean(row.retained), sort_key=row.retained.value, values=values)
     return Row((*cells, mean))
 
@@ -79,8 +80,9 @@ def _format_mean(change: "Estimate") -> tuple[str, str]:
 def _make_cell(name: str, change: "MeanChange | None") -> Cell:
     if change is None:
         return Cell(EMPTY)
-    parts = asdict(change.change).items()
-    values: dict[str, Any] = {f"change_{k}".removesuffix("_value"): v for k, v in parts}
+    values: dict[str, Any] = {
+        f"change_{k}".removesuffix("_value"): getattr(change.change, k) for k in _OF_MEAN
+    }
     names = ("n", "p_value", "verdict", "verdict_corrected", "forgetting_rate")
     values |= {name: getattr(change, name) for name in names}
     is_corrected = change.verdict_corrected != change.verdict
@@ -123,27 +125,25 @@ def search_table(
     return replace(table, columns=columns, rows=tuple(rows), notes=notes)
 
 
-def noise_table(noise_by_run: "Mapping[str, Mapping[str, SeedNoise]]") -> Table:
-    """Show the noise of questions and of training, for each configuration of several seeds.
-
-    Args:
-        noise_by_run: By the configuration's name and the benchmark's.
-    """
+def noise_table(comparison: "Comparison") -> Table:
+    """Show the noise of questions and of training, for each configuration of several seeds."""
     records = []
-    for run, noises in noise_by_run.items():
-        for benchmark, noise in noises.items():
-            mean = noise.mean
+    for row in comparison.rows:
+        settings = [f"{k}={row.settings[k]}" for k in comparison.params if k in row.settings]
+        name = " ".join([row.name, *(text for text in settings if text not in row.name)])
+        for benchmark, cell in row.changes.items() if len(row.runs) > 1 else ():
+            mean = cell.change
             values = {"change": mean.value, "change_low": mean.low, "change_high": mean.high}
             records.append(
                 {
-                    "run": run,
+                    "run": name,
                     "benchmark": benchmark,
-                    "seeds": noise.n_seeds,
-                    "n": noise.n,
+                    "seeds": len(row.runs),
+                    "n": cell.n,
                     "mean_change": Cell(*format_points(mean), sort_key=mean.value, values=values),
-                    "question_error": noise.question_standard_error,
-                    "training_error": noise.training_standard_error,
-                    "seed_to_seed": noise.training_spread,
+                    "question_error": mean.question_error,
+                    "training_error": mean.training_error,
+                    "seed_to_seed": mean.training_spread,
                 }
             )
     errors = ("question_error", "training_error", "seed_to_seed")

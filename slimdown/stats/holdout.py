@@ -8,23 +8,14 @@ A hash of each question decides its half: no seed, so that all runs hold out the
 question, so that a `limit` moves none, and a larger share holds out all that a smaller one does.
 """
 
-import hashlib
-from collections import Counter
 from dataclasses import replace
-from math import nan
+from hashlib import sha256
 
-import numpy as np
-
-from slimdown.evaluation.results import Evaluation, Sample, Score
+from slimdown.evaluation.harness_results import compute_score
+from slimdown.evaluation.results import Evaluation
 from slimdown.utils.errors import DataError
 
 _FEWEST = 2  # questions in a half: one alone says nothing
-
-
-def is_held_out(sample: Sample, share: float) -> bool:
-    """Return whether a question is in the held-out half, which has a `share` of all questions."""
-    digest = hashlib.sha256(f"{sample.task}\n{sample.doc_hash}".encode()).digest()
-    return int.from_bytes(digest[:8]) < share * 2**64
 
 
 def open_half(evaluation: Evaluation, holdout: float) -> Evaluation:
@@ -33,10 +24,7 @@ def open_half(evaluation: Evaluation, holdout: float) -> Evaluation:
     Raises:
         DataError: a benchmark has too few questions to split, or stopped early.
     """
-    if not holdout:
-        return evaluation
-    part = f"the open half of each benchmark's questions (evaluation.holdout={holdout:g})"
-    return _split(evaluation, holdout, False, part)
+    return _take_half(evaluation, holdout, "open") if holdout else evaluation
 
 
 def held_half(evaluation: Evaluation, holdout: float) -> Evaluation:
@@ -45,11 +33,10 @@ def held_half(evaluation: Evaluation, holdout: float) -> Evaluation:
     Raises:
         DataError: as for `open_half`.
     """
-    part = f"the held-out half of each benchmark's questions (evaluation.holdout={holdout:g})"
-    return _split(evaluation, holdout, True, part)
+    return _take_half(evaluation, holdout, "held-out")
 
 
-def _split(evaluation: Evaluation, share: float, is_held: bool, part: str) -> Evaluation:
+def _take_half(evaluation: Evaluation, share: float, which: str) -> Evaluation:
     halves = {}
     for name, benchmark in evaluation.benchmarks.items():
         if benchmark.looks:
@@ -57,7 +44,11 @@ def _split(evaluation: Evaluation, share: float, is_held: bool, part: str) -> Ev
                 f"{name} may have stopped early, and then evaluation.holdout={share:g} holds no "
                 "question out; choose a run with evaluation.until=all"
             )
-        samples = tuple(s for s in benchmark.samples if is_held_out(s, share) is is_held)
+        samples = []
+        for sample in benchmark.samples:
+            digest = sha256(f"{sample.task}\n{sample.doc_hash}".encode()).digest()
+            is_held = int.from_bytes(digest[:8]) < share * 2**64
+            samples += [sample] if is_held == (which == "held-out") else []
         n = len(benchmark.samples)
         if not _FEWEST <= len(samples) <= n - _FEWEST:
             raise DataError(
@@ -65,12 +56,10 @@ def _split(evaluation: Evaluation, share: float, is_held: bool, part: str) -> Ev
                 f"{len(samples)} and {n - len(samples)}, and both halves need {_FEWEST} or more; "
                 "ask more questions, or choose a share nearer 0.5"
             )
-        sizes = Counter(sample.task for sample in samples)
-        task_weights = benchmark.task_weights or sizes
-        weights = [task_weights[sample.task] / sizes[sample.task] for sample in samples]
         scores = {}
         for metric in benchmark.scores:
-            values = [sample.scores.get(metric, nan) for sample in samples]
-            scores[metric] = Score(float(np.average(values, weights=weights)), nan)
-        halves[name] = replace(benchmark, samples=samples, scores=scores)
+            values = [sample.scores[metric] for sample in samples]
+            scores[metric] = compute_score(samples, values, benchmark.task_weights)
+        halves[name] = replace(benchmark, samples=tuple(samples), scores=scores)
+    part = f"the {which} half of each benchmark's questions (evaluation.holdout={share:g})"
     return replace(evaluation, benchmarks=halves, part=part)

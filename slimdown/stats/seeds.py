@@ -7,7 +7,7 @@ what to buy.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isnan, nan, sqrt
+from math import nan, sqrt
 
 import numpy as np
 import scipy
@@ -15,71 +15,35 @@ import scipy
 from slimdown.stats.estimates import Estimate, to_weighted
 from slimdown.stats.findings import BenchmarkChange
 from slimdown.stats.likelihood import ALPHA
-from slimdown.stats.run_records import RunRecord
 from slimdown.stats.sequential import Floats
-from slimdown.utils.errors import DataError
 
 
 @dataclass(frozen=True)
 class SeedMean(Estimate):
-    """A mean over seeds; of one seed its estimate."""
+    """The mean change of several seeds, and where its uncertainty comes from; or that of one."""
 
     sd_over_seeds: float = nan  # standard deviation; nan where there is one seed
-
-
-@dataclass(frozen=True)
-class SeedNoise:
-    """The mean change of several seeds, and where its uncertainty comes from."""
-
-    mean: Estimate  # of the change, over seeds and questions
-    question_standard_error: float  # of the mean: other questions would be another test
-    training_standard_error: float  # of the mean: other seeds would be other models; nan of one
+    # of the mean: other questions would be another test, other seeds other models
+    question_error: float = nan
+    training_error: float = nan
     # standard deviation of the change from seed to seed, question noise taken out
-    training_spread: float
-    n_seeds: int
-    n: int  # questions
-
-
-def split_noise(runs: Sequence[RunRecord]) -> dict[str, SeedNoise]:
-    """Estimate the mean change on each benchmark, and split the noise of questions and training.
-
-    Args:
-        runs: Finished runs of one configuration, one for each seed.
-
-    Returns:
-        The noise of each benchmark's primary metric, by benchmark.
-
-    Raises:
-        DataError: The seeds did not answer the same questions, or stopped early.
-    """
-    noises = {}
-    for name in runs[0].changes:
-        changes = [run.changes[name] for run in runs if name in run.changes]
-        is_whole = not any(change.n_available for change in changes)
-        hashes = {change.question_hash for change in changes}
-        if not is_whole or len(changes) < len(runs) or len(hashes) > 1:
-            raise DataError(
-                f"{name}: the seeds did not all answer the same questions; take runs with "
-                "evaluation.until=all"
-            )
-        noises[name] = _seed_noise_of(changes)
-    return noises
+    training_spread: float = nan
 
 
 def average_seeds(changes: Sequence[BenchmarkChange]) -> SeedMean:
     """Average the changes of several runs; no interval where their questions differ."""
     differences = [change.primary.difference for change in changes]
-    values = np.array([d.value for d in differences])
     if len(changes) == 1:
         d = differences[0]
         return SeedMean(d.value, d.standard_error, d.low, d.high)
-    spread = float(values.std(ddof=1))
     if len({change.question_hash for change in changes}) > 1 or changes[0].n_available:
-        return SeedMean(float(values.mean()), nan, nan, nan, spread)
-    return SeedMean(**vars(_seed_noise_of(changes).mean), sd_over_seeds=spread)
+        values = np.array([d.value for d in differences])
+        return SeedMean(float(values.mean()), nan, nan, nan, float(values.std(ddof=1)))
+    rows = [to_weighted(d.changes, d.sampling) for d in differences]
+    return split_noise(np.array(rows), all(d.is_binary for d in differences))
 
 
-def seed_noise(changes: Floats, is_binary: bool = False) -> SeedNoise:
+def split_noise(changes: Floats, is_binary: bool = False) -> SeedMean:
     """Estimate the mean change of several seeds, and split its noise: questions and training.
 
     Seeds and questions are crossed random effects, their variances those of the two-way analysis of
@@ -89,48 +53,34 @@ def seed_noise(changes: Floats, is_binary: bool = False) -> SeedNoise:
     quarter on average.
 
     Args:
-        changes: [seeds, questions], tuned - base.
+        changes: [seeds, questions], tuned - base; at least two seeds.
         is_binary: whether all scores are 0 or 1; one question more then counts as lost and one as
             gained.
     """
     n_seeds, n = changes.shape
-    overall = float(changes.mean())
     by_seed, by_question = changes.mean(axis=1), changes.mean(axis=0)
-    of_questions = float(by_question.var(ddof=1)) / n if n > 1 else nan
+    overall, deviation = float(changes.mean()), float(by_seed.std(ddof=1))
+    unknown = SeedMean(overall, nan, nan, nan, deviation)
+    if n == 1:
+        return unknown
+    of_questions = float(by_question.var(ddof=1)) / n
     if is_binary:
-        pseudo = float(np.append(by_question, (-1.0, 1.0)).var()) / (n + 2)
-        of_questions = pseudo if isnan(of_questions) else max(of_questions, pseudo)
-    quantile = _t_quantile(n - 1)
-    training = spread = nan
-    half = quantile * sqrt(of_questions)
-    error = sqrt(of_questions)
-    if n_seeds > 1 and n > 1:
-        # The mean over seeds scatters from seed to seed by what is the seed's and by what is left
-        # over, and from question to question by what is the question's and by what is left over,
-        # which is counted once.
-        rest = changes - by_seed[:, None] - by_question + overall
-        residual = float((rest**2).sum()) / ((n_seeds - 1) * (n - 1))
-        seeds = n * float(by_seed.var(ddof=1))
-        parts = np.array([seeds, max(0.0, n * n_seeds * of_questions - residual)]) / (n * n_seeds)
-        quantiles = np.array([_t_quantile(n_seeds - 1), quantile])
-        training = max(0.0, (seeds - residual) / n)
-        error = sqrt(training / n_seeds + of_questions)
-        half = max(quantile * error, sqrt(float(quantiles**2 @ parts)))
-        median = float(scipy.special.chdtri(n_seeds - 1, 0.5)) / (n_seeds - 1)
-        spread = sqrt(max(0.0, (seeds / median - residual) / n))
-        training = sqrt(training / n_seeds)
+        of_questions = max(of_questions, float(np.append(by_question, (-1, 1)).var()) / (n + 2))
+    # The mean over seeds scatters from seed to seed by what is the seed's and by what is left over,
+    # and from question to question by what is the question's and by what is left over, which is
+    # counted once.
+    rest = changes - by_seed[:, None] - by_question + overall
+    residual = float((rest**2).sum()) / ((n_seeds - 1) * (n - 1))
+    seeds = n * deviation**2
+    of_training = max(0.0, (seeds - residual) / n) / n_seeds
+    error = sqrt(of_training + of_questions)
     if not error > 1e-12:  # no spread: nothing is known of how others would differ
-        return SeedNoise(Estimate(overall, nan, nan, nan), nan, nan, nan, n_seeds, n)
-    mean = Estimate(overall, error, max(-1.0, overall - half), min(1.0, overall + half))
-    return SeedNoise(mean, sqrt(of_questions), training, spread, n_seeds, n)
-
-
-def _seed_noise_of(changes: Sequence[BenchmarkChange]) -> SeedNoise:
-    differences = [change.primary.difference for change in changes]
-    rows = [to_weighted(d.changes, d.sampling) for d in differences]
-    return seed_noise(np.array(rows), all(d.is_binary for d in differences))
-
-
-def _t_quantile(freedom: float) -> float:
-    """Return how many standard errors Student's 95 % interval reaches to each side."""
-    return float(scipy.special.stdtrit(freedom, 1 - ALPHA / 2)) if freedom > 0 else nan
+        return unknown
+    parts = np.array([seeds, max(0.0, n * n_seeds * of_questions - residual)]) / (n * n_seeds)
+    quantiles = scipy.special.stdtrit([n_seeds - 1, n - 1], 1 - ALPHA / 2)  # Student's
+    half = max(float(quantiles[1]) * error, sqrt(float(quantiles**2 @ parts)))
+    median = float(scipy.special.chdtri(n_seeds - 1, 0.5)) / (n_seeds - 1)
+    spread = sqrt(max(0.0, (seeds / median - residual) / n))
+    low, high = max(-1.0, overall - half), min(1.0, overall + half)
+    errors = sqrt(of_questions), sqrt(of_training)
+    return SeedMean(overall, error, low, high, deviation, *errors, spread)

@@ -15,7 +15,6 @@ from slimdown.report.comparison_page import (
 from slimdown.report.tables import write_table
 from slimdown.stats.run_comparison import Comparison, compare_runs
 from slimdown.stats.run_records import RunRecord
-from slimdown.stats.seeds import split_noise
 from slimdown.stats.trials import TrialOutcome
 
 
@@ -66,8 +65,7 @@ def test_the_page_sorts_and_draws_and_breaks_names_at_underscores(comparison: Co
 
 
 def test_noise_and_search_are_tables(comparison: Comparison) -> None:
-    row = comparison.rows[0]
-    records = noise_table({row.name: split_noise(row.runs)}).records
+    records = noise_table(comparison).records
     assert records[1]["seeds"] == 2
     single = compare_runs([run for r in comparison.rows[:2] for run in r.runs], group_seeds=False)
     outcomes = {r.runs[0].run_id: TrialOutcome(0.1, {"maths_of_school": 0.02}) for r in single.rows}
