@@ -133,14 +133,17 @@ def load_tasks(
 
     folders = [str(TASKS_DIR), *([include_path] if include_path else [])]
     in_harness = [benchmark for benchmark in benchmarks.values() if benchmark.path is None]
+    files_of_harness = list(Path(lm_eval.tasks.__file__).parent.rglob("*.yaml"))
     for benchmark in in_harness:
-        matches = list(Path(lm_eval.tasks.__file__).parent.rglob(f"{benchmark.task}.yaml"))
+        matches = [file for file in files_of_harness if file.stem == benchmark.task]
         folders += [str(file.parent) for file in matches if len(matches) == 1]
     loaded: dict[str, BenchmarkTask] = {}
     with keep_random_states(), quiet_libraries():
         # The harness parses thousands of files of its own, for seconds: only where one is needed.
         manager = TaskManager(include_path=folders, include_defaults=False)
-        if any(benchmark.task not in manager.all_tasks for benchmark in in_harness):
+        missing = {benchmark.task for benchmark in in_harness} - set(manager.all_tasks)
+        texts = [file.read_text(errors="replace") for file in files_of_harness if missing]
+        if missing and all(any(task in text for text in texts) for task in missing):
             manager = TaskManager(include_path=folders)
         for name, benchmark in benchmarks.items():
             if benchmark.path is not None:
@@ -150,8 +153,9 @@ def load_tasks(
                 loaded[name] = _check_task(name, benchmark, {"tasks": {benchmark.task: task}}, "")
                 continue
             if benchmark.task not in manager.all_tasks:
-                known = [task for task in manager.all_tasks if task[:1] == benchmark.task[:1]]
-                advice = nearest(benchmark.task, known).partition("; known:")[0]
+                known = {*manager.all_tasks, *(file.stem for file in files_of_harness)}
+                alike = [task for task in known if task[:1] == benchmark.task[:1]]
+                advice = nearest(benchmark.task, sorted(alike)).partition("; known:")[0]
                 raise ConfigError(
                     f"benchmark.{name}.task={benchmark.task}: the harness has no such task{advice}"
                     "; evaluation.include_path names a folder with tasks of your own"
@@ -290,15 +294,12 @@ def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
 @contextmanager
 def keep_random_states() -> Iterator[None]:
     """On leaving, every random generator is where it was: the harness draws from them."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = random.getstate(), np.random.get_state()
     # Asked before it is in use, CUDA would take memory.
     is_in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    cuda = torch.cuda.get_rng_state_all() if is_in_use else []
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if is_in_use else ()):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
