@@ -28,6 +28,7 @@ _FILLED = Range("must not be empty", str.strip)
 _FOLDER = Range("must be a folder that is there", os.path.isdir)
 _MARGIN = Range("must be above 0 and below 1 (0.02 is two points)", lambda share: 0 < share < 1)
 _STEPS = Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 or n >= 1)
+_WARMUP = Range("must be a share below 1, or whole steps", lambda n: 0 <= n < 1 or n == int(n) > 0)
 TRAINING = ("dataset", "method", "lora", "train", "seed", "contamination", "search")
 """The sections that are read where something is trained, and idle with `tuned`."""
 # A name of a dataset or benchmark is part of metric keys, file names and dotted keys.
@@ -162,7 +163,9 @@ class ModelConfig:
         """Say what is wrong with where the model comes from, with the setting's whole name."""
         if self.folder and self.revision != "main":
             yield f"{self.named} is a folder and has no revisions; leave out {self.revision!r}"
-        elif not self.folder and not (HUB_ID.fullmatch(self.id) and self.revision.strip()):
+        elif not self.folder and (
+            os.path.exists(self.id) or not (HUB_ID.fullmatch(self.id) and self.revision.strip())
+        ):
             forms = "OWNER/NAME, and behind tuned= OWNER/NAME@REVISION, too"
             yield f"{self.named}: there is no such folder, and a hub id is {forms}"
 
@@ -226,7 +229,7 @@ class TrainConfig:
     per_device_eval_batch_size: int = ranged(COUNT)
     learning_rate: float = ranged(POSITIVE)
     lr_scheduler_type: Scheduler = MISSING
-    warmup_steps: float = ranged(NOT_NEGATIVE)  # below 1: a share of all steps
+    warmup_steps: float = ranged(_WARMUP)
     weight_decay: float = ranged(NOT_NEGATIVE)
     max_grad_norm: float = ranged(POSITIVE)
     optim: Optimizer = MISSING

@@ -146,6 +146,12 @@ def test_a_folder_of_ones_own_adds_choices(tmp_path: Path) -> None:
     assert refuse("--config-dir", "/nowhere") == ["--config-dir: there is no folder /nowhere"]
 
 
+def test_a_file_is_no_name_on_the_hub() -> None:
+    Path("adapter.safetensors").touch()
+    [answer] = refuse("tuned=adapter.safetensors")
+    assert answer.startswith("tuned=adapter.safetensors: there is no such folder")
+
+
 def run_command(*arguments: str) -> "subprocess.CompletedProcess[str]":
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
