@@ -100,6 +100,10 @@ def format_row(record: Any, config: DatasetConfig, format_: RowFormat) -> dict[s
             is_needed = config.file is not None and column != config.input
             if is_needed and not values[column].strip():
                 raise DataError(f"{column} is empty; fill it or remove the row")
+    for column in set(record) - {"instruction", "input"}:
+        if format_ == RowFormat.instruction and f"{{{column}}}" in config.template:
+            advice = f"set input={column}, and write {{input}} in the template"
+            raise DataError(f"the template cannot take {{{column}}}; {advice}")
     row = _fill_template(values, config) if format_ == RowFormat.instruction else values
     if len({type(value) for value in row.values()}) > 1:
         raise DataError("one of prompt and completion is a text, and one a list; make them alike")

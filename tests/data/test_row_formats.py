@@ -61,6 +61,8 @@ def test_a_template_of_ones_own_gets_a_space_before_the_answer() -> None:
     row = convert(record, input="input", template="Q: {instruction} I: {input} A:")
     assert row["prompt"] == "Q: Why {input}? I: A {instruction}. A:"  # a text may name a slot
     assert row["completion"] == " So."
+    with pytest.raises(DataError, match=r"the template cannot take \{context\}; set input=context"):
+        convert({**record, "context": "x"}, template="{context} {instruction}")
 
 
 def test_instructions_in_the_chat_template_are_messages() -> None:
