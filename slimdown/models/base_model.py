@@ -43,12 +43,15 @@ class LoadedModel:
     license: str = ""
 
 
-def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> LoadedModel:
+def load_base_model(
+    config: ModelConfig, quantization: QuantizationConfig, tokenizer: Any = None
+) -> LoadedModel:
     """Load a model in evaluation mode, with nothing changed beyond quantizing it.
 
     Args:
         config: Which model, its dtype and device; also that of a whole tuned model.
         quantization: How bitsandbytes holds its linear layers.
+        tokenizer: Taken instead of the model's own.
 
     Returns:
         The model with what is recorded of it.
@@ -78,7 +81,7 @@ def load_base_model(config: ModelConfig, quantization: QuantizationConfig) -> Lo
                 quantization.bnb_4bit_compute_dtype, device
             )
             bitsandbytes = transformers.BitsAndBytesConfig(**settings)
-        tokenizer = load_base_tokenizer(config)
+        tokenizer = tokenizer or load_base_tokenizer(config)
         common |= {"dtype": dtype, "device_map": {"": str(device)}, "use_safetensors": True}
         common |= {"attn_implementation": config.attn_implementation, "output_loading_info": True}
         loader: Any = transformers.AutoModelForCausalLM

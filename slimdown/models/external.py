@@ -52,7 +52,7 @@ class ExternalModel:
             for tensor in (*self.base.model.parameters(), *self.base.model.buffers()):
                 tensor.data = tensor.data.new_empty(0)  # makes room
             release_memory()
-            tuned = load_base_model(self.config, self.quantization)
+            tuned = load_base_model(self.config, self.quantization, self.tokenizer)
             identity = tuned.identity
         else:
             model = load_adapter(self.base, self.folder)

@@ -91,6 +91,10 @@ def test_a_whole_model_takes_the_place_of_the_base(
     assert tuned.quantization == quantization
     if quantization == "none":
         assert torch.equal(logits_of(tuned.model), logits_of(model))
+        for file in tmp_path.glob("tokenizer*"):  # only the model was saved: the base's is taken
+            file.unlink()
+        base, external = open_it(composed, tmp_path, "quantization=none")
+        assert external.load().tokenizer is base.tokenizer
     assert tuned.tokenizer.chat_template == base.tokenizer.chat_template
 
 
