@@ -122,7 +122,7 @@ def overall_outcome(checks: Sequence[BudgetCheck]) -> Outcome:
 
 
 def _check_budget(name: str, budget: float, argument: str) -> None:
-    if not name or not 0 <= budget < 1:
+    if not name or not isinstance(budget, int | float) or not 0 <= budget < 1:
         raise ConfigError(
             f"{argument}: give a share from 0 up to, not including, 1; "
             f"{name or 'gsm8k'}=0.02 is two points"

@@ -147,6 +147,10 @@ def find_experiment(client: "MlflowClient", config: TrackingConfig) -> str:
     location = (local_dir(config) / "artifacts").as_uri() if sqlite_file(config.uri) else None
     with lock(config, "experiment"):
         if experiment := client.get_experiment_by_name(config.experiment):
+            if experiment.lifecycle_stage == "deleted":
+                advice = f"mlflow experiments restore -x {experiment.experiment_id} brings it back"
+                name = f"tracking.experiment={config.experiment}"
+                raise TrackingError(f"{name} was deleted; name another, or {advice}")
             return str(experiment.experiment_id)
         return str(client.create_experiment(config.experiment, location, _EXPERIMENT_TAGS))
 

@@ -44,6 +44,8 @@ def test_the_worst_benchmark_decides(
     checks = check_budgets(findings, budgets)
     assert overall_outcome(checks) is expected
     assert [check.benchmark for check in checks] == list(budgets or ("kept", "lost", "unclear"))
+    with pytest.raises(ConfigError, match="give a share"):
+        check_budgets(findings, {"kept": "0.1"})  # type: ignore[dict-item]
     again = check_budgets(Findings.from_dict(findings.to_dict()), budgets)
     assert [c.reason for c in again] == [c.reason for c in checks]
 

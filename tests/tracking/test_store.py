@@ -60,6 +60,12 @@ def test_a_server_that_wants_another_password_is_not_called_silent() -> None:
         server.shutdown()
 
 
+def test_a_deleted_experiment_is_named(store: MlflowClient) -> None:
+    store.delete_experiment(store.create_experiment("gone"))
+    with pytest.raises(TrackingError, match="=gone was deleted; name another"):
+        record.find_experiment(store, TrackingConfig("sqlite:///mlruns/mlflow.db", "gone"))
+
+
 def test_a_locked_database_is_one_line(store: MlflowClient) -> None:
     command = ["-m", "slimdown", "status", "--tracking-uri", "sqlite:///mlruns/mlflow.db?timeout=1"]
     with sqlite3.connect("mlruns/mlflow.db") as database:
