@@ -59,7 +59,7 @@ def _merge(options: argparse.Namespace) -> int:
             f"run {run.run_id} ({run.name}) was trained with method={method.name.value}, which no "
             "weights of the base can hold; load its adapter beside the base, as its card says"
         )
-    if out.is_dir() and (out == Path.cwd() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or out == Path.cwd() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is in use; name a new folder, or empty it")
     from slimdown.models.base_model import load_base_model  # torch
     from slimdown.models.merging import merge_adapter

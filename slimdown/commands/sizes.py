@@ -45,13 +45,14 @@ def _show_sizes(argv: list[str]) -> int:
         raise ConfigError(f"tuned={tuned}: nothing is trained; leave it out")
     import torch  # only now: a wrong setting answers without it
 
-    from slimdown.models.adapters import attach_adapter
+    from slimdown.models.adapters import attach_adapter, check_base
     from slimdown.models.base_model import LoadedModel, load_outline, pick_dtype
     from slimdown.models.memory import estimate_weight_bytes
 
     records: list[dict[str, Any]] = []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for run in runs:
+        check_base(run.config)
         config, outline = run.config, load_outline(run.config.model)
         dtype = pick_dtype(config.model.dtype, device)
         n_parameters = sum(parameter.numel() for parameter in outline.parameters())
