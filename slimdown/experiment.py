@@ -72,6 +72,8 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         with progress.show("measuring the base", "questions") as on_progress:
             base_evaluation = evaluator.evaluate(base, run.base_cache, on_progress=on_progress)
         console.show_notes(evaluator.notes)
+        holdout = config.evaluation.holdout  # what is held out takes no part in this run's findings
+        open_base = open_half(base_evaluation, holdout)  # too few questions end the run here
 
         training = None
         if external:
@@ -88,10 +90,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
             stop_when = stopping_rule(config, base_evaluation)
             tuned_evaluation = evaluator.evaluate(tuned, run.tuned_cache, stop_when, on_progress)
 
-        holdout = config.evaluation.holdout  # what is held out takes no part in this run's findings
-        findings = judge(
-            open_half(base_evaluation, holdout), open_half(tuned_evaluation, holdout), training
-        )
+        findings = judge(open_base, open_half(tuned_evaluation, holdout), training)
         files = render_run_files(findings, config, info, run.run_id)
         if training:
             card = render_model_card(findings, config, base, training)
