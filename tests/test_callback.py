@@ -61,7 +61,6 @@ def get_losses(trainer: SFTTrainer) -> list[Any]:
     [
         {},
         {"gradient_accumulation_steps": 2, "max_steps": 4},
-        {"gradient_checkpointing": True, "max_steps": 4},
         {"bf16": True, "max_steps": 4},
         {"peft_config": None, "max_steps": 4, "neftune_noise_alpha": 5.0},
     ],
@@ -132,7 +131,6 @@ def test_a_resumed_training_has_the_base_that_it_began_with(adapter: Any, tmp_pa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"benchmarks": ["pocket_sc"]}, "did you mean pocket_cs"),
         ({"benchmarks": BENCHMARKS, "every": -1}, "every=-1 must be a whole number of at least 0"),
         ({"benchmarks": BENCHMARKS, "every": 0.5}, "every=0.5 must be a whole number"),
         ({"benchmarks": BENCHMARKS, "questions": 0}, "questions=0 must be a whole number"),

@@ -114,7 +114,9 @@ def compare_case(case: str, folder: Path) -> dict[str, Any]:
     return today
 
 
-@pytest.mark.parametrize("case", ["tuned", "decided", "given"])
+@pytest.mark.parametrize(
+    "case", ["tuned", pytest.param("decided", marks=pytest.mark.slow), "given"]
+)
 def test_base_and_given_adapters_answer_as_before(case: str, tmp_path: Path) -> None:
     compare_case(case, tmp_path)
 
@@ -125,6 +127,7 @@ def test_smollm2_answers_as_before(tmp_path: Path) -> None:
     compare_case("smollm2", tmp_path)
 
 
+@pytest.mark.slow
 def test_six_runs_compare_and_pass_their_budgets_as_before(tmp_path: Path) -> None:
     stored, today = load_golden("six"), compare_case("six", tmp_path)
     for run, before in stored["check"].items():

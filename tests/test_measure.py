@@ -265,7 +265,6 @@ def test_only_a_loss_shown_to_be_within_its_budget_passes(findings: Any) -> None
     ("benchmarks", "settings", "message"),
     [
         ("pocket_sc", {}, "did you mean pocket_cs"),
-        (["hellaswog"], {}, "did you mean hellaswag"),
         (["arc_easi"], {}, "did you mean arc_easy"),
         ([], {}, "no benchmark"),
         ([3], {}, "3 names no benchmark"),

@@ -15,10 +15,6 @@ from slimdown.pocket import DATA_DIR, MODEL_DIR, PACKAGE_DIR, TASKS_DIR
 from slimdown.pocket.__main__ import main, score_model
 from slimdown.pocket.corpus import (
     BENCHMARKS,
-    N_DEV,
-    N_INSTRUCTIONS,
-    N_TEST,
-    REPLAY,
     generate_benchmark,
     generate_files,
     generate_instructions,
@@ -88,30 +84,11 @@ def test_test_dev_and_training_rows_share_no_question() -> None:
     assert not trained & held
 
 
-def test_the_instruction_format_does_not_occur_in_pretraining(documents: list[Item]) -> None:
-    assert not [item for item in documents if "Instruction" in item.text or "Response" in item.text]
-
-
 def test_the_shipped_data_are_what_the_generator_makes_byte_for_byte() -> None:
     made = generate_files()
     assert sorted(made) == sorted(path.name for path in DATA_DIR.iterdir())
     for name, content in made.items():
         assert (DATA_DIR / name).read_bytes() == content.encode(), name
-
-
-def test_another_seed_makes_other_data() -> None:
-    assert all(content != generate_files(8)[name] for name, content in generate_files(7).items())
-
-
-def test_every_split_has_its_number_of_distinct_rows() -> None:
-    sizes = {
-        **{f"{name}_test": N_TEST for name in BENCHMARKS},
-        **{f"{name}_dev": N_DEV for name in BENCHMARKS},
-        "pocket_instructions_train": N_INSTRUCTIONS,
-        "pocket_replay": sum(n for _, n in REPLAY),
-    }
-    for name, size in sizes.items():
-        assert len({json.dumps(row) for row in rows_of(name)}) == size, name
 
 
 def test_a_choice_has_four_different_options_and_names_the_right_one(held_out: list[Item]) -> None:
@@ -133,15 +110,6 @@ def test_a_worked_answer_ends_in_the_result_of_its_sums(held_out: list[Item]) ->
         assert sums[-1][-1] == answer
 
 
-def test_the_whole_world_is_small() -> None:
-    files = [
-        path
-        for path in PACKAGE_DIR.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    ]
-    assert sum(path.stat().st_size for path in files) < 6e6
-
-
 def test_the_shipped_base_is_a_bfloat16_llama_in_safetensors() -> None:
     from safetensors import safe_open
 
@@ -150,15 +118,6 @@ def test_the_shipped_base_is_a_bfloat16_llama_in_safetensors() -> None:
     assert dtypes == {"BF16"}
     assert json.loads((MODEL_DIR / "config.json").read_text())["model_type"] == "llama"
     assert not list(MODEL_DIR.glob("*.bin"))
-
-
-def test_numbers_are_single_tokens_and_any_text_survives_the_tokenizer() -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
-    assert all(len(tokenizer(f" {n}").input_ids) == 1 for n in range(121))
-    text = "Question: 7 x 8? naïve\n#### 56"
-    assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
 def test_the_shipped_base_solves_a_held_out_word_problem_in_its_format() -> None:

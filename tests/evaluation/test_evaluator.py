@@ -147,7 +147,6 @@ def test_measuring_leaves_everything_as_it_was(evaluation: Evaluation) -> None:
         again = evaluator.evaluate(pocket)
         for name, benchmark in again.benchmarks.items():
             assert benchmark.samples == evaluation.benchmarks[name].samples
-            assert benchmark.task_hash == evaluation.benchmarks[name].task_hash
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     assert after == states
     assert pocket.model.training
@@ -164,9 +163,8 @@ def with_zero_adapter(loaded: LoadedModel) -> LoadedModel:
     return replace(loaded, model=get_peft_model(loaded.model, shape).eval(), identity=identity)
 
 
-@pytest.mark.parametrize("is_killed", [False, True])
-def test_an_adapter_of_zeros_changes_nothing_in_bfloat16(tmp_path: Path, is_killed: bool) -> None:
-    """Stopped early, and also after a kill: both models get the same blocks."""
+def test_an_adapter_of_zeros_changes_nothing_in_bfloat16(tmp_path: Path) -> None:
+    """Stopped early and after a kill: both models get the same blocks."""
     tasks = load_tasks(read_benchmarks(["pocket_commonsense", "pocket_math"], limit=70))
     base = load_pocket(torch.bfloat16)
     evaluator, cache = Evaluator(tasks, make_config()), MemoryCache(tmp_path)
@@ -184,11 +182,10 @@ def test_an_adapter_of_zeros_changes_nothing_in_bfloat16(tmp_path: Path, is_kill
         if n_chunks == 6:
             raise KeyboardInterrupt
 
-    if is_killed:
-        with pytest.raises(KeyboardInterrupt):
-            evaluator.evaluate(tuned, cache, stop_after_two, kill)
-        assert list(tmp_path.iterdir())
-        n_rounds = 0
+    with pytest.raises(KeyboardInterrupt):
+        evaluator.evaluate(tuned, cache, stop_after_two, kill)
+    assert list(tmp_path.iterdir())
+    n_rounds = 0
     after = evaluator.evaluate(tuned, cache, stop_after_two)
     assert not list(tmp_path.iterdir())
     for name, n in (("pocket_commonsense", 45), ("pocket_math", 70)):
