@@ -233,7 +233,7 @@ def test_rows_of_the_hub_keep_their_commit_and_their_empty_texts(tokenizer: Any)
     assert len(part.revision) == 40
     assert len(part.train) == 200
     for path, answer in (
-        ("nobody/nothing", "doesn't exist on the Hub"),
+        ("nobody/nothing", "is not on the hub"),
         ("tatsu-lab/alpaca", "split"),
     ):
         with pytest.raises(DataError, match=f"^dataset.mine: {path}: .*{answer}"):

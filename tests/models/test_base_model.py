@@ -168,7 +168,7 @@ def test_a_model_of_the_hub_is_named_by_its_commit_and_a_gated_one_says_what_to_
     assert base.license == "apache-2.0"
     quantization = composed().quantization
     model = ModelConfig(id=base.id, revision="nowhere", dtype=Dtype.auto, device=Device.auto)
-    with pytest.raises(ModelError, match="nowhere is not a valid git identifier"):
+    with pytest.raises(ModelError, match="has no such branch, tag or commit"):
         load_base_model(model, quantization)
     with pytest.raises(ModelError, match="is not a local folder and is not a valid model"):
         load_base_model(replace(model, id="nobody/nothing", revision="main"), quantization)
