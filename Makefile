@@ -72,14 +72,14 @@ gpu-check: $(VENV)/installed ## on a machine with a GPU, ten minutes: a table to
 	$(BIN)/python -m bench.gpu
 
 docs: $(VENV)/installed ## build the pages of docs/ into site/; a link that leads nowhere is an error
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 check: $(VENV)/installed ## format, lint, types, that imports go down only, and the links of docs/
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 ui: $(VENV)/installed ## MLflow's pages over the runs made so far, on http://127.0.0.1:5000
 	$(BIN)/mlflow ui --backend-store-uri $(STORE)
