@@ -65,9 +65,7 @@ def make_benchmark(
         n, mean = len(values), fsum(values) / len(values)
         error = sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else nan
         means[metric] = Score(mean, error)
-    return BenchmarkEvaluation(
-        config, "1.0", "hash", means, tuple(samples), 1.0, task_weights=task_weights
-    )
+    return BenchmarkEvaluation(config, "1.0", means, tuple(samples), 1.0, task_weights=task_weights)
 
 
 def make_evaluation(**benchmarks: BenchmarkEvaluation | Sequence[float]) -> Evaluation:

@@ -15,7 +15,6 @@ from importlib.util import find_spec
 from itertools import islice, product
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -30,7 +29,7 @@ from slimdown.config.loader import load_config, reword
 from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.schema import RunConfig
 from slimdown.config.search_config import SEARCHED, DimensionConfig
-from slimdown.utils.errors import ConfigError, describe_error
+from slimdown.utils.errors import ConfigError
 from slimdown.utils.secrets import redact, redact_uri
 
 _MOST_RUNS = 1_000  # of one command
@@ -88,7 +87,7 @@ def read_command_line(arguments: list[str]) -> CommandLine:
     """Split a command line into Hydra's flags and settings, which may stand in any order.
 
     Raises:
-        ConfigError: A file of --config-dir holds no settings.
+        ConfigError: There is no such folder.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
@@ -103,13 +102,6 @@ def read_command_line(arguments: list[str]) -> CommandLine:
         folders.append(Path(options.config_dir).absolute())
         if not folders[1].is_dir():
             raise ConfigError(f"--config-dir: there is no folder {folders[1]}")
-        for file in sorted(folders[1].glob("*/*.yaml")):
-            try:
-                content: Any = OmegaConf.load(file)
-            except Exception as error:  # YAML's, the system's, of an encoding
-                raise ConfigError(f"{file} cannot be read: {describe_error(error)}") from None
-            if not isinstance(content, DictConfig) or not content:
-                raise ConfigError(f"{file} holds no settings; write them as `name: value`")
     return CommandLine(flags, options.overrides, tuple(folders), options.multirun)
 
 

@@ -4,7 +4,7 @@ import copy
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -97,7 +97,7 @@ class Evaluator:
         model: LoadedModel,
         cache: EvaluationCache | None = None,
         stop_when: StopRule | None = None,
-        on_progress: OnProgress | None = None,
+        on_progress: OnProgress = lambda *_: None,
     ) -> Evaluation:
         """Measure a model on every benchmark.
 
@@ -133,9 +133,8 @@ class Evaluator:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                halves = [
-                    max(1, n // 2) for n in (backend.batch_size, backend.generation_batch_size)
-                ]
+                sizes = backend.batch_size, backend.generation_batch_size
+                halves = [max(1, size // 2) for size in sizes]
                 if self._is_backend_final or backend.batch_size == 1:
                     raise ModelError(
                         f"{model.id} does not fit in memory ({backend.name}); measure both models "
@@ -151,7 +150,7 @@ class Evaluator:
         backend: BackendOptions,
         cache: EvaluationCache | None,
         stop_when: StopRule | None,
-        on_progress: OnProgress | None,
+        on_progress: OnProgress,
     ) -> Evaluation:
         started = time.perf_counter()
         with ExitStack() as stack:
@@ -202,29 +201,26 @@ def _save(run: "_BenchmarkRun", cache: EvaluationCache | None) -> None:
             run.answers.remove()
 
 
+@dataclass
 class _BenchmarkRun:
     """One benchmark asked of one model, block by block."""
 
+    task: BenchmarkTask
+    requests: Requests
+    model: LoadedModel
+    lm: Any
+    backend: BackendOptions
+    on_progress: OnProgress
     key = ""
     answers: "_AnswersFile | None" = None
     n_asked = n_found = n_new = 0  # questions; of them found in the cache, and not
 
-    def __init__(
-        self,
-        task: BenchmarkTask,
-        requests: Requests,
-        model: LoadedModel,
-        lm: Any,
-        backend: BackendOptions,
-        on_progress: OnProgress | None,
-    ) -> None:
-        self.task, self._requests, self._model = task, requests, model
-        self._lm, self._backend, self._on_progress = lm, backend, on_progress
-        self._task_weights = task.compute_task_weights(requests)
+    def __post_init__(self) -> None:
+        self._task_weights = self.task.compute_task_weights(self.requests)
         texts: dict[str, list[str]] = {}
-        for (name, _), of_question in requests.items():
+        for (name, _), of_question in self.requests.items():
             texts.setdefault(name, []).append(json.dumps(of_question[0].doc, default=str))
-        numbers = {name: [key[1] for key in requests if key[0] == name] for name in texts}
+        numbers = {name: [key[1] for key in self.requests if key[0] == name] for name in texts}
         self._order = [(name, numbers[name][place]) for name, place in order_questions(texts)]
         self.ends = block_ends(len(self._order))
         # A group that weighs unequal tasks alike needs all of its questions.
@@ -271,35 +267,37 @@ class _BenchmarkRun:
     def _ask(self, block: Sequence[tuple[str, int]], begin: int) -> list[Sample]:
         """Ask questions chunk by chunk, those of one task together: they share a beginning."""
         samples: dict[tuple[str, int], Sample] = {}
-        if self._on_progress:
-            self._on_progress(begin, self.ends[-1], self.task.name)
+        self.on_progress(begin, self.ends[-1], self.task.name)
         for name, task in self.task.tasks.items():
             questions = [question for question in block if question[0] == name]
             is_generated = task.OUTPUT_TYPE == "generate_until"
-            size = getattr(self._backend, "generation_" * is_generated + "batch_size")
+            size = getattr(self.backend, "generation_" * is_generated + "batch_size")
             for i in range(0, len(questions), _BATCHES_PER_CHUNK * size):
                 chunk = questions[i : i + _BATCHES_PER_CHUNK * size]
-                requests = [r for question in chunk for r in self._requests[question]]
+                requests = [r for question in chunk for r in self.requests[question]]
                 chunk_name = f"{begin} {name} {i}"
                 responses = self.answers.find(chunk_name, requests) if self.answers else None
                 if responses is None:
-                    self._lm.batch_size_per_gpu = size  # where HFLM and PrefixLM look for it
-                    responses = _ask_model(self._lm, requests)
+                    self.lm.batch_size_per_gpu = size  # where HFLM and PrefixLM look for it
+                    responses = _ask_model(self.lm, requests)
                     if self.answers:
                         self.answers.save(chunk_name, responses)
                 for sample in self._score(task, requests, responses):
                     samples[name, sample.doc_id] = sample
-                if self._on_progress:
-                    self._on_progress(begin + len(samples), self.ends[-1], self.task.name)
+                self.on_progress(begin + len(samples), self.ends[-1], self.task.name)
         return [samples[question] for question in block]
 
     def _score(self, task: Any, requests: list[Any], responses: list[list[Any]]) -> list[Sample]:
         """Have the harness filter and score responses."""
         name, benchmark = task.config.task, self.task.config
         lm = _AnsweredLM({id(r): list(of_r) for r, of_r in zip(requests, responses, strict=True)})
-        tasks = {"tasks": {name: _AskedTask(task, requests)}, "groups": {}}
+        asked = copy.copy(task)  # of which the harness finds these questions only
+        asked._instances, docs = requests, {request.doc_id: request.doc for request in requests}
+        asked.build_all_requests = lambda **_: None
+        asked.doc_iterator = lambda **_: iter(docs.items())
         try:
-            results: Any = evaluate_by_harness(lm, tasks, bootstrap_iters=0)
+            answered = {"tasks": {name: asked}, "groups": {}}
+            results: Any = evaluate_by_harness(lm, answered, bootstrap_iters=0)
         except ValueError as error:
             raise DataError(f"benchmark.{self.task.name} ({name}): {error}") from error
         entries, task_config = results["samples"][name], results["configs"][name]
@@ -307,8 +305,8 @@ class _BenchmarkRun:
         for sample in samples:
             if any(map(isnan, (*sample.log_likelihoods, *sample.scores.values()))):
                 raise ModelError(
-                    f"benchmark.{self.task.name}: what {self._model.id} answers to question "
-                    f"{sample.doc_id} of {name} is not a number; model.dtype={self._model.dtype} "
+                    f"benchmark.{self.task.name}: what {self.model.id} answers to question "
+                    f"{sample.doc_id} of {name} is not a number; model.dtype={self.model.dtype} "
                     "overflows, or its weights are damaged: try model.dtype=float32, or download "
                     "the model again"
                 )
@@ -316,10 +314,11 @@ class _BenchmarkRun:
         return samples
 
     def _check_room(self) -> None:
-        """Refuse worked examples that the harness would cut without a word."""
-        benchmark, lm = self.task.config, self._lm
-        for name, task in self.task.tasks.items() if benchmark.num_fewshot else ():
-            prompts = [of[0].args[0] for key, of in self._requests.items() if key[0] == name]
+        """Refuse worked examples, and questions of a file, that would be cut without a word."""
+        benchmark, lm = self.task.config, self.lm
+        is_own = benchmark.num_fewshot or benchmark.path
+        for name, task in self.task.tasks.items() if is_own else ():
+            prompts = [of[0].args[0] for key, of in self.requests.items() if key[0] == name]
             n_tokens = len(lm.tok_encode(max(map(str, prompts), key=len)))
             generation = task.config.generation_kwargs or {}
             is_generated = task.OUTPUT_TYPE == "generate_until"
@@ -327,32 +326,9 @@ class _BenchmarkRun:
             if n_tokens > (room := lm.max_length - n_new):
                 raise ConfigError(
                     f"benchmark.{self.task.name}.num_fewshot={benchmark.num_fewshot}: the longest "
-                    f"prompt of {name} has {n_tokens} tokens, and {self._model.id} has room for "
-                    f"{room}; use fewer worked examples, or a model with a longer window"
+                    f"prompt of {name} has {n_tokens} tokens, and {self.model.id} has room for "
+                    f"{room}; use shorter or fewer examples, or a model with a longer window"
                 )
-
-
-class _AskedTask:
-    """A task of which the harness finds some questions only, with the requests made for them."""
-
-    def __init__(self, task: Any, requests: list[Any]) -> None:
-        self._task, self._instances = task, requests
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._task, name)
-
-    @property
-    def instances(self) -> list[Any]:
-        return self._instances
-
-    def build_all_requests(self, **_: Any) -> None:
-        """They are built."""
-
-    def doc_iterator(self, **_: Any) -> Iterator[tuple[int, Any]]:
-        return iter({request.doc_id: request.doc for request in self._instances}.items())
-
-    def apply_filters(self) -> Any:
-        return type(self._task).apply_filters(self)
 
 
 class _AnsweredLM(LM):  # type: ignore[misc]  # lm_eval is untyped

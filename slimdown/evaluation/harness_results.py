@@ -4,9 +4,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from math import fsum, inf, isfinite, nan, sqrt
-from numbers import Real
 from typing import Any
 
 from slimdown.config.schema import BenchmarkConfig
@@ -118,31 +116,25 @@ def summarize_samples(
     Returns:
         The evaluation, without metrics that are not usable, lack a question or leave [0, 1].
     """
-    kept = {
+    metrics = [
         metric
         for metric in samples[0].scores
         if (usable is None or {metric, metric.partition(".")[0]} & set(usable))
         and all(0 <= sample.scores.get(metric, inf) <= 1 for sample in samples)
+    ]
+    scores = {
+        metric: compute_score(samples, [sample.scores[metric] for sample in samples], task_weights)
+        for metric in metrics
     }
-    cut = tuple(
-        replace(
-            sample,
-            answers={m: answer for m, answer in sample.answers.items() if m in kept},
-            scores={m: score for m, score in sample.scores.items() if m in kept},
-        )
-        for sample in samples
-    )
-    hashed = "".join(f"{s.task}{s.doc_hash}{s.prompt_hash}{s.target}" for s in samples)
+
+    def cut(by_metric: dict[str, Any]) -> dict[str, Any]:
+        return {metric: by_metric[metric] for metric in metrics}
+
     return BenchmarkEvaluation(
         benchmark=benchmark,
         task_version=task_version,
-        task_hash=sha256(hashed.encode()).hexdigest()[:16],
-        scores={
-            metric: compute_score(cut, [s.scores[metric] for s in cut], task_weights)
-            for metric in samples[0].scores
-            if metric in kept
-        },
-        samples=cut,
+        scores=scores,
+        samples=tuple(replace(s, answers=cut(s.answers), scores=cut(s.scores)) for s in samples),
         seconds=seconds,
         task_weights=task_weights,
     )
@@ -211,14 +203,10 @@ def parse_score(value: Any) -> float | None:
     >>> parse_score(1), parse_score("0.5"), parse_score("True"), parse_score([0, 1])
     (1.0, 0.5, 1.0, None)
     """
-    if isinstance(value, Real):
-        return float(value)
-    if (text := str(value)) in ("True", "False"):  # numpy's, which is no number
-        return float(text == "True")
     try:
-        return float(text) if isinstance(value, str) else None
-    except ValueError:
-        return None
+        return float(value)
+    except (TypeError, ValueError):
+        return {"True": 1.0, "False": 0.0}.get(str(value))
 
 
 def numbers_agree(answer: str, target: str, tolerance: float) -> bool:

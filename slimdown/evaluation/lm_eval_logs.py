@@ -28,7 +28,7 @@ from slimdown.evaluation.harness_results import (
     summarize_samples,
 )
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
-from slimdown.utils.errors import ConfigError, DataError
+from slimdown.utils.errors import ConfigError, DataError, describe_error
 
 _DATED = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json$")
 # The primary metric of a task that conf/benchmark/ does not name: the first of these that it has.
@@ -72,6 +72,7 @@ def read_lm_eval(
     Raises:
         ConfigError: `metrics` or `targets` name what was not asked.
         DataError: No logs, none of questions, or not as the harness writes them.
+        OSError: A file cannot be read.
     """
     logs = [_read_log(file) for file in find_results_files(Path(folder))]
     newest = {name: log for log in logs for name in log.benchmarks}
@@ -116,26 +117,21 @@ def find_results_files(path: Path) -> list[Path]:
     def list_dated(folder: Path) -> list[Path]:
         return [file for file in folder.glob("*.json") if _read_date(file) and file.is_file()]
 
-    try:
-        if path.is_file():
-            files = [path] if _read_date(path) else []
-        elif path.is_dir():
-            folders = [f for f in (path, *sorted(path.iterdir())) if f.is_dir() and list_dated(f)]
-            if len(folders) > 1 and path not in folders:
-                models = ", ".join(folder.name for folder in folders)
-                raise DataError(
-                    f"{path} holds logs of several models; give the folder of one: {models}"
-                )
-            files = list_dated(folders[0]) if folders else []
-        else:  # `--output_path out/base.json` is written as out/base_DATE.json
-            names = {f: f"{_DATED.sub('', f.name)}.json" for f in list_dated(path.parent)}
-            files = [file for file, name in names.items() if name == path.name]
-            if not files:
-                raise DataError(
-                    f"there is no folder {path}; give the one that lm_eval's --output_path named"
-                )
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from None
+    if path.is_file():
+        files = [path] if _read_date(path) else []
+    elif path.is_dir():
+        folders = [f for f in (path, *sorted(path.iterdir())) if f.is_dir() and list_dated(f)]
+        if len(folders) > 1 and path not in folders:
+            models = ", ".join(folder.name for folder in folders)
+            problem = "holds logs of several models; give the folder of one"
+            raise DataError(f"{path} {problem}: {models}")
+        files = list_dated(folders[0]) if folders else []
+    else:  # `--output_path out/base.json` is written as out/base_DATE.json
+        names = {f: f"{_DATED.sub('', f.name)}.json" for f in list_dated(path.parent)}
+        files = [file for file, name in names.items() if name == path.name]
+        if not files:
+            advice = "give the one that lm_eval's --output_path named"
+            raise DataError(f"there is no folder {path}; {advice}")
     if not files:
         raise DataError(f"{path} holds no results as lm_eval names them, results_DATE.json")
     return sorted(files, key=_read_date)
@@ -186,7 +182,7 @@ class _ResultsLog:
             has_own_code = any(configs[t].get("process_results") for t in subtasks)
         except _MALFORMED as error:
             raise DataError(
-                f"{self.file}: {task} is not logged as lm_eval does it ({_describe(error)})"
+                f"{self.file}: {task} is not logged as lm_eval does it ({describe_error(error)})"
             ) from None
         for sample in samples:
             if any(map(isnan, (*sample.log_likelihoods, *sample.scores.values()))):
@@ -229,8 +225,6 @@ class _ResultsLog:
         entries: list[dict[str, Any]] = []
         digest = sha256()
         try:
-            if file.exists() and not file.is_file():
-                raise DataError(f"{file} is no plain file")
             with file.open("rb") as lines:
                 for line in lines:
                     entry = json.loads(line)
@@ -243,11 +237,9 @@ class _ResultsLog:
             raise DataError(
                 f"there is no {file}; lm_eval --log_samples keeps the answers"
             ) from None
-        except OSError as error:
-            raise DataError(f"{file} cannot be read ({error.strerror})") from None
         except _MALFORMED as error:
             place = f"{file}, line {len(entries) + 1},"
-            reason = f"is no line of lm_eval, or was cut short ({_describe(error)})"
+            reason = f"is no line of lm_eval, or was cut short ({describe_error(error)})"
             raise DataError(f"{place} {reason}") from None
         questions = {(entry["doc_id"], entry["filter"]) for entry in entries}
         is_whole = 0 < len(entries) == len(questions)
@@ -270,11 +262,9 @@ def _read_log(file: Path) -> _ResultsLog:
         benchmarks, conditions = dict(_list_benchmarks(results)), dict(_list_conditions(results))
         seconds = float(results.get("total_evaluation_time_seconds") or 0)
         return _ResultsLog(file, results, benchmarks, made_by, seconds, conditions)
-    except OSError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror})") from None
     except _MALFORMED as error:
         raise DataError(
-            f"{file} is no results file of lm_eval, or was cut short ({_describe(error)})"
+            f"{file} is no results file of lm_eval, or was cut short ({describe_error(error)})"
         ) from None
 
 
@@ -340,7 +330,3 @@ def _list_conditions(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
             text = json.dumps(settings.get(key), sort_keys=True)
             # A function that has no source lies elsewhere each time.
             yield f"{task}.{key}", re.sub(r" at 0x[0-9a-f]+", "", text)
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"

@@ -42,7 +42,6 @@ class BenchmarkEvaluation:
 
     benchmark: BenchmarkConfig
     task_version: str
-    task_hash: str  # of every question, prompt and target
     scores: dict[str, Score]  # by metric
     samples: tuple[Sample, ...] = field(repr=False)  # in the order in which they were asked
     seconds: float

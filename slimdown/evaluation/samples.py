@@ -21,7 +21,7 @@ from slimdown.evaluation.results import BenchmarkEvaluation, Sample, Score
 # response: generated text, before any filter.
 _OF_QUESTION = ("task", "doc_id", "doc_hash", "prompt_hash", "prompt", "target", "response")
 _TEXTS = ("model", "benchmark", "metric", "answer", *_OF_QUESTION)
-_OF_EVALUATION = ["task_version", "task_hash", "seconds", "looks", "n_available", "task_weights"]
+_OF_EVALUATION = ["task_version", "seconds", "looks", "n_available", "task_weights"]
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in _TEXTS if name != "doc_id"),

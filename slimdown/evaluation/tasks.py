@@ -192,26 +192,26 @@ def _check_task(
     filters = [f["name"] for f in first.config.filter_list or [{"name": "none"}]]
     if benchmark.numeric_tolerance is not None:
         usable.add(_FLEXIBLE)
-    group = found.get("groups", {}).get(benchmark.task)
     metric = next((m for m in better if m in usable), next(iter(better), "none"))
-    own: dict[str, Any] = {
-        "metric": name_metric(metric, filters[0]),
-        "num_fewshot": first.config.num_fewshot or 0,
-        "chance": 0.0,
-    }
-    own["metric"] = benchmark.metric if benchmark.metric != MISSING else own["metric"]
+    shots = first.config.num_fewshot or 0
+    own: dict[str, Any] = {"metric": name_metric(metric, filters[0]), "num_fewshot": shots}
     open_fields = {key for key in own if getattr(benchmark, key) == MISSING}
+    config = replace(benchmark, **{key: own[key] for key in open_fields})
+    primary = config.metric.partition(".")[0]
+    group = found.get("groups", {}).get(benchmark.task)
     aggregated = getattr(group, "aggregate_metric_list", None) or ()
     by_size = {metric.metric: metric.weight_by_size for metric in aggregated}
-    weighs_tasks_alike = not by_size.get(own["metric"].partition(".")[0], True)
-    if "chance" in open_fields and all(map(_scores_choices, tasks.values())):
-        shares = [
-            [1 / len(set(t.doc_to_choice(doc))) for _, doc in t.doc_iterator(limit=benchmark.limit)]
-            for t in tasks.values()
-        ]
-        own["chance"] = fmean(map(fmean, shares) if weighs_tasks_alike else chain(*shares))
-    config = replace(benchmark, **{key: own[key] for key in open_fields})
-    setting, primary = f"benchmark.{name}.metric={config.metric}", config.metric.partition(".")[0]
+    weighs_tasks_alike = not by_size.get(primary, True)
+    if config.chance == MISSING:
+        # Whether the right choice scores 1 is not known of a task with scoring code of its own.
+        kinds = {(t.OUTPUT_TYPE, bool(t.config.process_results)) for t in tasks.values()}
+        shares = []
+        for task in tasks.values() if kinds == {("multiple_choice", False)} else ():
+            docs = (doc for _, doc in task.doc_iterator(limit=config.limit))
+            shares.append([1 / len(set(task.doc_to_choice(doc))) for doc in docs])
+        shares = shares or [[0.0]]
+        config.chance = fmean(map(fmean, shares) if weighs_tasks_alike else chain(*shares))
+    setting = f"benchmark.{name}.metric={config.metric}"
     names = sorted({name_metric(m, f) for m in usable - {_FLEXIBLE} for f in filters})
     names += sorted(usable & {_FLEXIBLE})
     has_own_code = first.config.process_results is not None  # which may name metrics as it likes
@@ -236,11 +236,6 @@ def _check_task(
             continue
         raise ConfigError(f"benchmark.{name}: {task.config.task} {problem}")
     return BenchmarkTask(name, config, tasks, frozenset(usable), weighs_tasks_alike, files_hash)
-
-
-def _scores_choices(task: Any) -> bool:
-    """Whether the right choice scores 1: not known of a task with scoring code of its own."""
-    return task.OUTPUT_TYPE == "multiple_choice" and not task.config.process_results
 
 
 def _hash_own_files(folders: set[Path]) -> str:
@@ -297,7 +292,8 @@ def keep_random_states() -> Iterator[None]:
     states = random.getstate(), np.random.get_state()
     # Asked before it is in use, CUDA would take memory.
     is_in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if is_in_use else ()):
+    devices = range(torch.cuda.device_count()) if is_in_use else ()
+    with torch.random.fork_rng(devices, device_type="cuda"):
         try:
             yield
         finally:

@@ -261,14 +261,6 @@ def test_what_cannot_be_compared_is_left_out_and_noted(name: str, copied: Path) 
 # --- what is refused --------------------------------------------------------------------------
 
 
-def make_fifo(logs: Path) -> None:
-    import os
-
-    file = find_one(logs, "samples_pocket_math_*")
-    file.unlink()
-    os.mkfifo(file)
-
-
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (lambda logs: shutil.rmtree(logs / "base"), "there is no folder .*base; give the"),
     "no results": (
@@ -279,7 +271,6 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda logs: find_one(logs, "samples_pocket_cs_*").unlink(),
         "there is no .*pocket_cs_",
     ),
-    "a pipe": (make_fifo, "is no plain file"),
     "two models": (
         lambda logs: shutil.copytree(find_one(logs, "results_*").parent, logs / "base" / "other"),
         "holds logs of several models; give the folder of one: .*other",

@@ -65,7 +65,7 @@ def chosen(positions: Sequence[int], n_subjects: int = 1) -> BenchmarkEvaluation
 def _report(config: BenchmarkConfig, samples: list[Sample]) -> BenchmarkEvaluation:
     n, metrics = len(samples), samples[0].scores
     means = {m: Score(sum(s.scores[m] for s in samples) / n, 0.01) for m in metrics}
-    return BenchmarkEvaluation(config, "1.0", "hash", means, tuple(samples), 1.0)
+    return BenchmarkEvaluation(config, "1.0", means, tuple(samples), 1.0)
 
 
 def stop(report: BenchmarkEvaluation, n: int) -> BenchmarkEvaluation:
