@@ -5,7 +5,6 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from slimdown.commands.arguments import CommandParser, open_tracking, put_table, run_command
-from slimdown.config.schema import TrackingConfig
 from slimdown.utils.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
@@ -82,23 +81,21 @@ def _compare(options: argparse.Namespace) -> int:
     if len(options.runs) == 1 and not (options.mode or options.by or options.sort):
         return _show_run(runs[0], options)
     if options.mode:
-        if options.mode == "noise":
-            comparison = compare_runs(runs)
-            if not comparison.grouped:
-                raise ConfigError(
-                    f"--noise needs runs that differ only in their seed, and of these {len(runs)} "
-                    "none do; make some with -m seed=0,1,2"
-                )
+        if options.mode != "noise":
+            table = pairs_table(_judge_pairs(runs, options))
+        elif (comparison := compare_runs(runs)).grouped:
             table = page.noise_table(comparison)
         else:
-            pairs = _pair if options.mode == "paired" else _confirm
-            table = pairs_table(pairs(runs, open_tracking(options)))
+            raise ConfigError(
+                f"--noise needs runs that differ only in their seed, and of these {len(runs)} none "
+                "do; make some with -m seed=0,1,2"
+            )
         shown = f"--{options.mode}"
         return put_table(table, options, lambda: page.render_comparison_page(table, options=shown))
     comparison = compare_runs(runs, options.group_seeds)
     if options.by is not None:
         comparison = sort_by_setting(comparison, options.by)
-        notes += describe_groups(comparison, options.by)
+        notes += describe_groups(sort_by_setting(compare_runs(runs), options.by), options.by)
     if options.sort is not None:
         comparison = sort_rows(comparison, options.sort)
     n_rows = options.rows if options.format in (None, "table") else 0
@@ -122,26 +119,20 @@ def _show_run(run: "RunRecord", options: argparse.Namespace) -> int:
     return put_table(findings_table(findings, name, with_notes=True), options, render_run)
 
 
-def _pair(runs: "list[RunRecord]", tracking: TrackingConfig) -> "list[ModelPair]":
+def _judge_pairs(runs: "list[RunRecord]", options: argparse.Namespace) -> "list[ModelPair]":
+    """Judge two tuned models against each other, or each against its base on held-out questions."""
     from slimdown.report.findings_report import ModelPair
-    from slimdown.stats.findings import judge_pair
-    from slimdown.tracking.run_reader import read_evaluations
-
-    (_, first), (_, second) = (read_evaluations(tracking, run) for run in runs)
-    findings = judge_pair(first, second, max(run.holdout for run in runs))
-    names = [f"{run.name} ({run.run_id[:8]})" for run in runs]
-    return [ModelPair(names[0], names[1], findings)]
-
-
-def _confirm(runs: "list[RunRecord]", tracking: TrackingConfig) -> "list[ModelPair]":
-    from slimdown.report.findings_report import ModelPair
-    from slimdown.stats.findings import judge
+    from slimdown.stats.findings import judge, judge_pair
     from slimdown.stats.holdout import held_half
     from slimdown.tracking.run_reader import read_evaluations
 
+    tracking, names = open_tracking(options), [f"{run.name} ({run.run_id[:8]})" for run in runs]
+    if options.mode == "paired":
+        (_, first), (_, second) = (read_evaluations(tracking, run) for run in runs)
+        findings = judge_pair(first, second, max(run.holdout for run in runs))
+        return [ModelPair(names[0], names[1], findings)]
     pairs = []
-    for run in runs:
-        name = f"{run.name} ({run.run_id[:8]})"
+    for run, name in zip(runs, names, strict=True):
         if not run.holdout:
             raise ConfigError(
                 f"run {name} held no question back (evaluation.holdout is 0): what chose it cannot "

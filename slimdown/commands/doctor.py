@@ -9,10 +9,7 @@ from importlib.util import find_spec
 
 from slimdown.commands.arguments import CommandParser, open_tracking, run_command
 
-_PACKAGES = (
-    ("torch", "transformers", "peft", "bitsandbytes"),
-    ("trl", "lm-eval", "mlflow", "hydra-core"),
-)
+_PACKAGES = "torch transformers peft bitsandbytes trl lm-eval mlflow hydra-core"
 _EXTRAS = {  # -> the module that it installs, and what that is for
     "search": ("optuna", "searches"),
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "several jobs at once"),
@@ -47,15 +44,15 @@ def _examine(options: argparse.Namespace) -> int:
 
     show_facts(_describe_machine())
     tracking = open_tracking(options)
-    problem = ""
+    state, code = f"{tracking.uri} can be opened", 0
     try:
         check_store(tracking)
     except TrackingError as error:
-        problem = str(error)
-    show_facts([("record", problem or f"{tracking.uri} can be opened")])
+        state, code = str(error), 1
+    show_facts([("record", state)])
     show_facts(_describe_hub())
     show_facts(_describe_extras())
-    return 1 if problem else 0
+    return code
 
 
 def _describe_machine() -> Iterator[tuple[str, str]]:
@@ -64,23 +61,18 @@ def _describe_machine() -> Iterator[tuple[str, str]]:
 
     from slimdown.config.schema import Device, Dtype
     from slimdown.models.base_model import pick_device, pick_dtype
-    from slimdown.models.memory import free_memory
 
     yield "slimdown", f"{version('slimdown')}, Python {platform.python_version()}, {sys.platform}"
-    for row in _PACKAGES:
-        yield "packages", ", ".join(f"{name} {version(name)}" for name in row)
+    yield "packages", ", ".join(f"{name} {version(name)}" for name in _PACKAGES.split())
     memory = psutil.virtual_memory()
     processor = f"{torch.get_num_threads()} threads on {platform.machine()}"
-    yield (
-        "CPU",
-        f"{processor}, {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free",
-    )
-    device = pick_device(Device.auto)
+    processors = [("CPU", processor, (memory.available, memory.total))]
     for number in range(torch.cuda.device_count()):
-        total = torch.cuda.get_device_properties(number).total_memory
-        free = free_memory(torch.device("cuda", number))
         name = torch.cuda.get_device_name(number)
-        yield "GPU", f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        processors.append(("GPU", name, torch.cuda.mem_get_info(number)))
+    for kind, name, (free, total) in processors:
+        yield kind, f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    device = pick_device(Device.auto)
     dtype = str(pick_dtype(Dtype.auto, device)).removeprefix("torch.")
     yield "a run takes", f"model.device={device.type} model.dtype={dtype} (both auto)"
 

@@ -4,7 +4,7 @@ The test asks whether other seeds would show a difference on these questions. It
 lets groups vary unequally.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import ceil, inf, sqrt
@@ -65,7 +65,7 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
     """Say which values of a setting differ, on which benchmark, and which learned unequally.
 
     Args:
-        comparison: The compared runs.
+        comparison: The compared runs, grouped by seed.
         setting: A dotted key. Where other settings vary within a value of it, runs are compared
             that are equal in those.
 
@@ -79,15 +79,12 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
         pairs = {(row.settings[setting], row.settings.get(key)) for row in rows}
         if key not in (setting, "seed") and len(pairs) > len({value for value, _ in pairs}):
             crossed.append(key)
-    blocks: dict[str, dict[str, dict[str, RunRecord]]] = {}  # the newest run of each seed
+    blocks: dict[str, dict[str, dict[str, tuple[list[float], float]]]] = {}
     for row in rows:
         where = "".join(f", {key}={row.settings.get(key, '')}" for key in crossed)
-        seeds = blocks.setdefault(where, {}).setdefault(row.settings[setting], {})
-        for run in row.runs:
-            seeds.setdefault(run.params.get("seed", ""), run)
+        blocks.setdefault(where, {})[row.settings[setting]] = _collect_means(row.runs)
     tests: dict[str, dict[tuple[str, str], SeedTest]] = {}
-    for where, groups in blocks.items():
-        means = {value: _collect_means(seeds.values()) for value, seeds in groups.items()}
+    for where, means in blocks.items():
         for pair in combinations(means, 2):
             for measure, (x, step) in means[pair[0]].items():
                 y, _ = means[pair[1]].get(measure, ([], 0.0))
@@ -120,7 +117,7 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
             yield f"{', '.join(unequal)} learned unequally ({name}): so may what they lost differ."
 
 
-def _collect_means(runs: Iterable[RunRecord]) -> dict[str, tuple[list[float], float]]:
+def _collect_means(runs: Sequence[RunRecord]) -> dict[str, tuple[list[float], float]]:
     """Return what runs reached, by benchmark, and what one question counts; and their loss.
 
     What stopped early is left out: its change is too large on average.
