@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from filelock import FileLock
 
@@ -39,6 +40,8 @@ def check_store(config: TrackingConfig) -> None:
     """
     file = sqlite_file(config.uri)
     with explain_store_errors(config):  # MLflow's own client retries for minutes
+        if file and ("?" in str(file) or unquote(str(file)) != str(file)):  # MLflow opens another
+            raise TrackingError(f"{file}: no address can hold its ? or %; use another folder")
         if file and _is_there(file):
             with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as pages:
                 # MLflow would create its tables in any database.

@@ -27,6 +27,7 @@ from slimdown.utils.errors import TrackingError
         ("postgresql://me:hunter2@127.0.0.1:9/x", "check address, user"),
         ("mssql+nothing://127.0.0.1:9/x", "check address"),
         ("sqlite://", "must be a database or a server"),
+        ("sqlite:////tmp/a%20b/mlflow.db", "no address can hold its"),
         ("sqlite:////usr", "Is a directory.*name one that you can write"),
         ("file:///tmp/x", "must be a database or a server"),
     ],
