@@ -1,6 +1,8 @@
 """Files of your own questions: each row is checked before a model is loaded."""
 
+import json
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -66,10 +68,11 @@ def _read_rows(file: Path, changed_at: int) -> QuestionRows:
     for number, record in iter_records(file):
         try:
             row = _read_row(record)
+            json.dumps(row, ensure_ascii=False).encode()
             if rows and row.keys() != rows[0].keys():
                 kind = "choices" if "choices" in row else "no choices"
                 raise DataError(f"it has {kind}, unlike the rows before; give each kind a file")
-        except DataError as error:
+        except (DataError, UnicodeEncodeError) as error:  # half of a surrogate pair
             raise DataError(f"row {number}: {error}") from None
         rows.append(row)
     if not rows:
@@ -105,5 +108,5 @@ def _read_row(record: Any) -> dict[str, Any]:
 
 def _to_text(value: Any) -> str:
     """Return a text without spaces around it, or a number as text; empty for all else."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
     return str(value).strip() if is_number or isinstance(value, str) else ""
