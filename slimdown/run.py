@@ -81,6 +81,8 @@ def _start(arguments: list[str]) -> int:
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(start_run)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's, of flags
         raise ConfigError(reword(error)) from error
+    except BrokenPipeError:  # a reader of Hydra's --help has seen enough
+        return 0
     except SystemExit as stop:  # of the sweep, or of Hydra's --help
         return int(stop.code or 0)
     if failures:
