@@ -70,6 +70,10 @@ def test_the_samples_are_those_of_an_equal_task_of_the_harness(tmp_path: Path) -
         assert [q.texts for q in questions] == [q.texts for q in its_questions]
     assert benchmarks["picked"].benchmark.chance == pytest.approx((1 / 3 + 1 / 2) / 2)
     assert benchmarks["written"].scores["exact_match.strip"].value == 0.5
+    file = write_rows(tmp_path / "long.jsonl", [SUM | {"question": "x " * 600}])
+    tasks = load_tasks(read_benchmarks({"task": "mine", "path": str(file)}))
+    with pytest.raises(ConfigError, match=r"prompt of mine has \d+ tokens, and .* has room for"):
+        Evaluator(tasks, make_config()).evaluate(loaded)
 
 
 def test_the_content_counts_and_not_the_place(
@@ -93,6 +97,8 @@ def test_the_content_counts_and_not_the_place(
         ([[1]], r"row 1: it is \[1\] and no object"),
         ([SUM, {"prompt": "x"}], "row 2: it has no text in question; it has prompt"),
         ([SUM | {"answer": True}], "row 1: it has no text or number in answer"),
+        ([SUM | {"answer": float("nan")}], "row 1: it has no text or number in answer"),
+        ([PICK | {"choices": ["x", "\ud800"], "answer": 0}], "row 1: 'utf-8' codec can't encode"),
         ([SUM, PICK | {"answer": "B"}], "row 2: it has choices, unlike the rows before"),
         ([PICK | {"answer": 3}], "row 1: answer '3' is none of the choices"),
         ([PICK | {"choices": ["7", "0"], "answer": 0}], "row 1: answer '0' may mean two"),
