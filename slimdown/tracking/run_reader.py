@@ -131,6 +131,8 @@ def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[R
             return replace(run, findings=Findings.from_dict(json.loads(text)))
         except (ValueError, DataError):
             reason = "is damaged; rerun=true makes the run again"
+        except FileNotFoundError as error:
+            reason = f"is not at {error.filename}; MLflow looks only where the run was made"
         except Exception as error:  # MLflow's, or the system's
             reason = f"cannot be read: {store.first_line(error)}"
         _log.warning("run %s is left out: its findings.json %s", run.run_id, reason)

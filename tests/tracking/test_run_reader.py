@@ -71,6 +71,9 @@ def test_an_odd_run_is_left_out_with_a_line(
         line = f"run {runs[text]} is left out: its findings.json is damaged; rerun=true makes"
         assert line in caplog.text
     assert "Error" not in caplog.text
+    (Path(artifacts) / "findings.json").unlink()
+    find_runs(config.tracking, with_findings=True)
+    assert "findings.json; MLflow looks only where the run was made" in caplog.text
 
 
 def test_a_run_that_is_not_finished_is_refused_with_its_reason(
