@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.commands.arguments import run_command
+from slimdown.config.benchmarks import check_task_names
 from slimdown.config.command_line import compose_runs, read_command_line
 from slimdown.config.loader import reword
 from slimdown.config.paths import CONF_DIR
@@ -62,7 +63,10 @@ def _start(arguments: list[str]) -> int:
         from slimdown.sweep.sweeper import register_sweeper
 
         datasets: dict[str, Any] = {repr(r.config.dataset): r.config.dataset for r in plan.runs}
-        if problems := [problem for each in datasets.values() for problem in check_row_files(each)]:
+        asked = {repr(run.config.benchmark): run.config for run in plan.runs}
+        problems = [problem for each in datasets.values() for problem in check_row_files(each)]
+        problems += [problem for each in asked.values() for problem in check_task_names(each)]
+        if problems:
             raise DataError("\n".join(dict.fromkeys(problems)))
         register_sweeper(line, plan)
     sys.argv[1:] = [*line.flags, *line.overrides]  # Hydra's order: flags first

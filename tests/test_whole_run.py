@@ -245,7 +245,7 @@ def test_a_run_that_is_killed_goes_on_when_its_command_is_repeated(
     ("arguments", "message"),
     [
         (["train.learning_rat=1"], "did you mean train.learning_rate"),
-        (["lora.r=0"], "lora.r must be at least 1, got 0"),
+        (["benchmark.pocket_cs.task=pocket_sc"], "no such task; did you mean pocket_cs or"),
         (["dataset=[file]", "dataset.file.path=nowhere.jsonl"], "nowhere.jsonl"),
         (["-m", "lora.r=4,0"], "lora.r must be at least 1, got 0"),
         (["model=nowhere"], "nowhere"),

@@ -1,17 +1,20 @@
 """Benchmarks by name -> their settings: those of `conf/benchmark/`, or any task of the harness."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from slimdown.config.fields import find_problems
+from slimdown.config.fields import find_problems, nearest
 from slimdown.config.loader import reword
 from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.question_files import complete_benchmark
-from slimdown.config.schema import BenchmarkConfig
+from slimdown.config.schema import BenchmarkConfig, RunConfig
+from slimdown.pocket import TASKS_DIR
 from slimdown.utils.errors import ConfigError
 
 BenchmarkSpec = str | Mapping[str, Any] | BenchmarkConfig
@@ -62,3 +65,15 @@ def read_benchmarks(
     if not benchmarks:
         raise ConfigError(f"no benchmark is named; name some of {', '.join(known)}, or a task")
     return benchmarks
+
+
+def check_task_names(config: RunConfig) -> Iterator[str]:
+    """Name tasks that no task file mentions; the harness, which takes seconds, is not imported."""
+    harness = Path(str(find_spec("lm_eval").origin)).with_name("tasks")  # type: ignore[union-attr]
+    folders = [TASKS_DIR, Path(config.evaluation.include_path or TASKS_DIR), harness]
+    for name, task in ((n, b.task) for n, b in config.benchmark.items() if b.path is None):
+        files = (file for folder in folders for file in folder.rglob("*.yaml"))
+        if not any(task.encode() in file.read_bytes() for file in files):
+            known = {file.stem for folder in folders for file in folder.rglob("*.yaml")}
+            advice = nearest(task, [k for k in known if k[:1] == task[:1]]).partition("; known:")[0]
+            yield f"benchmark.{name}.task={task}: the harness has no such task{advice}"
