@@ -6,7 +6,7 @@ STORE  := sqlite:///mlruns/mlflow.db
 # Two processes with a thread each: most of a test is Python, and two threads wait for each other. Files in their order:
 # by the number of tests, the longest would come last, with one process at work.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
-test test-floor test-newest test-unsloth: export OMP_NUM_THREADS = 1
+test test-floor test-newest test-unsloth test-hub: export OMP_NUM_THREADS = 1
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

@@ -170,7 +170,7 @@ def test_a_model_of_the_hub_is_named_by_its_commit_and_a_gated_one_says_what_to_
     model = ModelConfig(id=base.id, revision="nowhere", dtype=Dtype.auto, device=Device.auto)
     with pytest.raises(ModelError, match="has no such branch, tag or commit"):
         load_base_model(model, quantization)
-    with pytest.raises(ModelError, match="is not a local folder and is not a valid model"):
+    with pytest.raises(ModelError, match="is not on the hub, or is private"):
         load_base_model(replace(model, id="nobody/nothing", revision="main"), quantization)
     with pytest.raises(ModelError, match="is gated: accept its licence"):
         load_base_model(replace(model, id="meta-llama/Llama-3.2-1B", revision="main"), quantization)
