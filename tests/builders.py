@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from math import fsum, nan, sqrt
 from typing import Any
 
 import numpy as np
 
 from slimdown.config.schema import BenchmarkConfig
 from slimdown.evaluation.question_order import block_ends
-from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample, Score
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
 from slimdown.stats.findings import Findings, judge
 from slimdown.stats.run_records import RunRecord
 
@@ -59,13 +58,7 @@ def make_benchmark(
         "chance": 0.25,
     }
     config = BenchmarkConfig(**(defaults | settings))
-    means = {}
-    for metric in metrics:
-        values = [sample.scores[metric] for sample in samples] or [nan]
-        n, mean = len(values), fsum(values) / len(values)
-        error = sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else nan
-        means[metric] = Score(mean, error)
-    return BenchmarkEvaluation(config, "1.0", means, tuple(samples), 1.0, task_weights=task_weights)
+    return BenchmarkEvaluation(config, "1.0", tuple(samples), 1.0, task_weights=task_weights)
 
 
 def make_evaluation(**benchmarks: BenchmarkEvaluation | Sequence[float]) -> Evaluation:

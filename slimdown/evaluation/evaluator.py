@@ -90,7 +90,6 @@ class Evaluator:
         self.backend: BackendOptions | None = None
         self.notes: list[str] = []
         self._config, self._share_prefixes = config, share_prefixes
-        self._is_backend_final = False
 
     def evaluate(
         self,
@@ -119,29 +118,29 @@ class Evaluator:
             ModelError: Answers are not numbers, memory runs out, or the backend does not fit the
                 model.
         """
+        backend = self.backend or choose_backend(model, self._config, self._share_prefixes)
+        if backend.shares_prefixes and (reason := explain_no_sharing(model.model)):
+            raise ModelError(
+                f"{model.id} cannot be scored as the model before ({reason}); measure both "
+                "with share_prefixes=False (in a notebook: stock=True)"
+            )
         while True:
-            backend = self.backend or choose_backend(model, self._config, self._share_prefixes)
-            if backend.shares_prefixes and (reason := explain_no_sharing(model.model)):
-                raise ModelError(
-                    f"{model.id} cannot be scored as the model before ({reason}); measure both "
-                    "with share_prefixes=False (in a notebook: stock=True)"
-                )
             try:
                 evaluation = self._evaluate(model, backend, cache, stop_when, on_progress)
-                self._is_backend_final, self.backend = True, backend
+                self.backend = backend
                 return evaluation
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 sizes = backend.batch_size, backend.generation_batch_size
                 halves = [max(1, size // 2) for size in sizes]
-                if self._is_backend_final or backend.batch_size == 1:
+                if self.backend or backend.batch_size == 1:
                     raise ModelError(
                         f"{model.id} does not fit in memory ({backend.name}); measure both models "
                         f"with evaluation.batch_size={halves[0]}, or with fewer worked examples"
                     ) from None
-                self.backend = BackendOptions(backend.shares_prefixes, *halves)
-                self.notes.append(f"Memory ran out; from now on {self.backend.name}.")
+                backend = BackendOptions(backend.shares_prefixes, *halves)
+                self.notes.append(f"Memory ran out; from now on {backend.name}.")
             release_memory()
 
     def _evaluate(
@@ -216,13 +215,15 @@ class _BenchmarkRun:
     n_asked = n_found = n_new = 0  # questions; of them found in the cache, and not
 
     def __post_init__(self) -> None:
-        self._task_weights = self.task.compute_task_weights(self.requests)
         texts: dict[str, list[str]] = {}
         for (name, _), of_question in self.requests.items():
             texts.setdefault(name, []).append(json.dumps(of_question[0].doc, default=str))
         numbers = {name: [key[1] for key in self.requests if key[0] == name] for name in texts}
         self._order = [(name, numbers[name][place]) for name, place in order_questions(texts)]
         self.ends = block_ends(len(self._order))
+        self._task_weights: dict[str, float] | None = None  # every question alike
+        if self.task.weighs_tasks_alike and len(set(map(len, texts.values()))) > 1:
+            self._task_weights = dict.fromkeys(texts, 1 / len(texts))
         # A group that weighs unequal tasks alike needs all of its questions.
         self.can_stop = self._task_weights is None and len(self.ends) > 1
         self._samples: list[Sample] = []

@@ -89,10 +89,8 @@ def explain_no_sharing(model: Any) -> str:
 def _is_patched(module_class: type) -> bool:
     """Whether somebody put another forward into a class of transformers, as Unsloth does."""
     forward: Any = getattr(module_class, "forward", None)
-    home = module_class.__module__.partition(".")[0]
-    return home == "transformers" and str(getattr(forward, "__module__", "")).partition(".")[
-        0
-    ] not in ("transformers", "torch")
+    home, of_forward = (str(c.__module__).partition(".")[0] for c in (module_class, forward))
+    return home == "transformers" and of_forward not in ("transformers", "torch")
 
 
 def get_windows(model: Any) -> dict[str, int | None]:

@@ -4,11 +4,11 @@ import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from math import fsum, inf, isfinite, nan, sqrt
+from math import inf
 from typing import Any
 
 from slimdown.config.schema import BenchmarkConfig
-from slimdown.evaluation.results import BenchmarkEvaluation, Sample, Score
+from slimdown.evaluation.results import BenchmarkEvaluation, Sample
 from slimdown.utils.errors import DataError
 
 
@@ -102,7 +102,7 @@ def summarize_samples(
     task_weights: dict[str, float] | None = None,
     usable: Collection[str] | None = None,
 ) -> BenchmarkEvaluation:
-    """Compute a benchmark's scores from its samples.
+    """Make a benchmark's evaluation of its samples.
 
     Args:
         benchmark: Its settings.
@@ -122,10 +122,6 @@ def summarize_samples(
         if (usable is None or {metric, metric.partition(".")[0]} & set(usable))
         and all(0 <= sample.scores.get(metric, inf) <= 1 for sample in samples)
     ]
-    scores = {
-        metric: compute_score(samples, [sample.scores[metric] for sample in samples], task_weights)
-        for metric in metrics
-    }
 
     def cut(by_metric: dict[str, Any]) -> dict[str, Any]:
         return {metric: by_metric[metric] for metric in metrics}
@@ -133,33 +129,10 @@ def summarize_samples(
     return BenchmarkEvaluation(
         benchmark=benchmark,
         task_version=task_version,
-        scores=scores,
         samples=tuple(replace(s, answers=cut(s.answers), scores=cut(s.scores)) for s in samples),
         seconds=seconds,
         task_weights=task_weights,
     )
-
-
-def compute_score(
-    samples: Sequence[Sample], values: Sequence[float], task_weights: dict[str, float] | None
-) -> Score:
-    """Compute the mean of one value for each sample, and its standard error.
-
-    The variance is the sample's over n; for weighted tasks, that of their weighted means' sum.
-    """
-    if task_weights is None:
-        n, mean = len(values), fsum(values) / len(values)
-        variance = fsum((value - mean) ** 2 for value in values) / (n - 1) / n if n > 1 else nan
-        return Score(mean, sqrt(variance))
-    by_task: dict[str, list[float]] = {}
-    for sample, value in zip(samples, values, strict=True):
-        by_task.setdefault(sample.task, []).append(value)
-    scores = {task: compute_score((), of_task, None) for task, of_task in by_task.items()}
-    total = fsum(task_weights[task] for task in scores)
-    weights = {task: task_weights[task] / total for task in scores}
-    mean = fsum(weights[task] * score.value for task, score in scores.items())
-    variance = fsum((weights[task] * s.standard_error) ** 2 for task, s in scores.items())
-    return Score(mean, sqrt(variance))
 
 
 def check_primary_metric(name: str, benchmark: BenchmarkConfig, samples: Sequence[Sample]) -> None:
@@ -171,17 +144,12 @@ def check_primary_metric(name: str, benchmark: BenchmarkConfig, samples: Sequenc
     setting = f"benchmark.{name}.metric={benchmark.metric}"
     for sample in samples:
         score = sample.scores.get(benchmark.metric)
-        if score is None:
-            known = ", ".join(sorted(sample.scores)) or "none such"
+        if score is None or not 0 <= score <= 1:
+            known = ", ".join(sorted(sample.scores)) or "none"
             raise DataError(
-                f"{setting} has no score for each question, so two models cannot be compared; "
-                f"{benchmark.task} has {known}"
-            )
-        if isfinite(score) and not 0 <= score <= 1:
-            raise DataError(
-                f"{setting}: question {sample.doc_id} of {sample.task} scores {score:g}, and a "
-                f"score must lie between 0 and 1; if it is of 100, set benchmark.{name}.scale=100, "
-                "else choose another metric"
+                f"{setting}: question {sample.doc_id} of {sample.task} scores {score}, and a score "
+                f"must lie between 0 and 1; if it is of 100, set benchmark.{name}.scale=100, else "
+                f"choose another metric: it has {known}"
             )
 
 
@@ -194,7 +162,7 @@ def guess_chance(evaluation: BenchmarkEvaluation, metric: str) -> float:
     if not all(sample.choices and sample.scores[metric] in (0, 1) for sample in samples):
         return 0.0
     shares = [1 / len(set(sample.choices)) for sample in samples]
-    return compute_score(samples, shares, evaluation.task_weights).value
+    return evaluation.average(shares).value
 
 
 def parse_score(value: Any) -> float | None:

@@ -8,7 +8,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from hashlib import sha256
 from math import fsum, isclose, isnan, nan
@@ -74,7 +74,7 @@ def read_lm_eval(
         DataError: No logs, none of questions, or not as the harness writes them.
         OSError: A file cannot be read.
     """
-    logs = [_read_log(file) for file in find_results_files(Path(folder))]
+    logs = [_ResultsLog(file) for file in find_results_files(Path(folder))]
     newest = {name: log for log in logs for name in log.benchmarks}
     used = [log for log in logs if log in newest.values()]
     for name in (*(metrics or {}), *targets):
@@ -141,16 +141,31 @@ def _read_date(file: Path) -> str:
     return "".join(_DATED.findall(file.name))
 
 
-@dataclass(frozen=True, eq=False)
 class _ResultsLog:
-    """One results file, and the samples beside it."""
+    """One results file, and the samples beside it.
 
-    file: Path
-    results: dict[str, Any]
-    benchmarks: dict[str, str]  # the harness's name by ours
-    made_by: dict[str, str]  # the model, the harness's version, its class of models
-    seconds: float
-    conditions: dict[str, str]
+    Attributes:
+        benchmarks: The harness's name by ours.
+        made_by: The model, the harness's version, its class of models.
+        conditions: What must be equal for answers to be compared.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Read everything but the samples."""
+        self.file = file
+        try:
+            self.results: dict[str, Any] = json.loads(file.read_bytes())
+            self.benchmarks = dict(_list_benchmarks(self.results))
+            self.made_by = {
+                "model": str(self.results["model_name"]),
+                "lm_eval": str(self.results.get("lm_eval_version")),
+                "backend": str(self.results["config"]["model"]),
+            }
+            self.conditions = dict(_list_conditions(self.results))
+            self.seconds = float(self.results.get("total_evaluation_time_seconds") or 0)
+        except _MALFORMED as error:
+            problem = "is no results file of lm_eval, or was cut short"
+            raise DataError(f"{file} {problem} ({describe_error(error)})") from None
 
     def read_benchmark(
         self, name: str, metric: str | None, role: Role | None
@@ -169,13 +184,10 @@ class _ResultsLog:
                 num_fewshot=max(int(shots.get(subtask) or 0) for subtask in subtasks),
                 limit=int(limit) if limit and limit >= 1 else None,
             )
-            samples = [
-                sample
-                for subtask in subtasks
-                for sample in read_task_samples(
-                    subtask, self._read_entries(subtask), configs[subtask], config
-                )
-            ]
+            samples = []
+            for subtask in subtasks:
+                entries = self._read_entries(subtask)
+                samples += read_task_samples(subtask, entries, configs[subtask], config)
             version = ", ".join(sorted({str(results["versions"].get(t)) for t in subtasks}))
             better = results["higher_is_better"].get(task) or {}
             worse = {name for name, is_better in better.items() if is_better is False}
@@ -186,10 +198,8 @@ class _ResultsLog:
             ) from None
         for sample in samples:
             if any(map(isnan, (*sample.log_likelihoods, *sample.scores.values()))):
-                question = f"question {sample.doc_id} of {sample.task}"
-                raise DataError(
-                    f"{self.file}: what the model answers to {question} is not a number"
-                )
+                problem = f"to question {sample.doc_id} of {sample.task} is not a number"
+                raise DataError(f"{self.file}: what the model answers {problem}")
         # The harness weighs the tasks of a group by their questions, or alike: as its score says.
         for weights in (None, dict.fromkeys(subtasks, 1 / len(subtasks))):
             evaluation = summarize_samples(config, samples, version, nan, weights)
@@ -248,24 +258,6 @@ class _ResultsLog:
             raise DataError(f"{file} is not what {self.file.name} was written with: {problem}")
         # Several processes write theirs in turn.
         return sorted(entries, key=lambda entry: int(entry["doc_id"]))
-
-
-def _read_log(file: Path) -> _ResultsLog:
-    """Everything but the samples."""
-    try:
-        results = json.loads(file.read_bytes())
-        made_by = {
-            "model": str(results["model_name"]),
-            "lm_eval": str(results.get("lm_eval_version")),
-            "backend": str(results["config"]["model"]),
-        }
-        benchmarks, conditions = dict(_list_benchmarks(results)), dict(_list_conditions(results))
-        seconds = float(results.get("total_evaluation_time_seconds") or 0)
-        return _ResultsLog(file, results, benchmarks, made_by, seconds, conditions)
-    except _MALFORMED as error:
-        raise DataError(
-            f"{file} is no results file of lm_eval, or was cut short ({describe_error(error)})"
-        ) from None
 
 
 def _list_benchmarks(results: dict[str, Any]) -> Iterator[tuple[str, str]]:

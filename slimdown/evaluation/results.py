@@ -1,8 +1,9 @@
 """What a model answered: `Evaluation`, `BenchmarkEvaluation`, `Sample`. No torch, no pyarrow."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import nan
+from functools import cached_property
+from math import fsum, nan, sqrt
 
 from slimdown.config.schema import BenchmarkConfig
 
@@ -36,13 +37,12 @@ class Score:
 class BenchmarkEvaluation:
     """What one benchmark says about one model.
 
-    `scores` and samples hold the metrics that can be compared: means of their questions' scores,
-    between 0 and 1 once `benchmark.scale` has divided them, of which more is better.
+    Samples hold the metrics that can be compared: of their questions' scores, between 0 and 1 once
+    `benchmark.scale` has divided them, more is better, and the benchmark's score is their mean.
     """
 
     benchmark: BenchmarkConfig
     task_version: str
-    scores: dict[str, Score]  # by metric
     samples: tuple[Sample, ...] = field(repr=False)  # in the order in which they were asked
     seconds: float
     # Questions asked each time that the answers were looked at; empty: asked whole, looked at once.
@@ -52,20 +52,39 @@ class BenchmarkEvaluation:
     task_weights: dict[str, float] | None = None
     origin: str = ""  # which run, user and date measured it; empty: this run
 
+    @cached_property
+    def scores(self) -> dict[str, Score]:
+        """The score on each metric."""
+        metrics = self.samples[0].scores if self.samples else ()
+        return {metric: self.average(self.scores_of(metric)) for metric in metrics}
+
     @property
     def score(self) -> Score:
         """The primary metric's score."""
         return self.scores[self.benchmark.metric]
 
-    @property
-    def subjects(self) -> list[str] | None:
-        """The task of each question, where the benchmark is a group of tasks."""
-        tasks = [sample.task for sample in self.samples]
-        return tasks if len(set(tasks)) > 1 else None
-
     def scores_of(self, metric: str) -> list[float]:
         """One metric's score of each question."""
         return [sample.scores[metric] for sample in self.samples]
+
+    def average(self, values: Sequence[float]) -> Score:
+        """Average one value for each sample, weighted as the harness does.
+
+        The variance is the sample's over n; for weighted tasks, that of their weighted means' sum.
+        """
+        groups: dict[str, list[float]] = {}
+        for sample, value in zip(self.samples, values, strict=True):
+            groups.setdefault(sample.task if self.task_weights else "", []).append(value)
+        weights = self.task_weights or {"": 1.0}
+        total = fsum(weights[task] for task in groups)
+        mean = variance = 0.0
+        for task, of_task in groups.items():
+            n, share = len(of_task), weights[task] / total
+            of_mean = fsum(of_task) / n
+            squares = fsum((value - of_mean) ** 2 for value in of_task)
+            mean += share * of_mean
+            variance += share**2 * squares / (n - 1) / n if n > 1 else nan
+        return Score(mean, sqrt(variance))
 
 
 @dataclass(frozen=True)

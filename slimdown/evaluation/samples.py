@@ -6,7 +6,6 @@ What holds for the whole evaluation lies in the file's metadata, so that a file 
 
 import json
 from hashlib import sha256
-from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from slimdown.config.schema import BenchmarkConfig
 from slimdown.evaluation.evaluation_cache import check_evaluation
-from slimdown.evaluation.results import BenchmarkEvaluation, Sample, Score
+from slimdown.evaluation.results import BenchmarkEvaluation, Sample
 
 # model: base or tuned; answer: the choice taken, or the text that the metric's filter kept;
 # response: generated text, before any filter.
@@ -61,7 +60,6 @@ def write_samples(file: Path, model: str, name: str, evaluation: BenchmarkEvalua
         for metric, score in sample.scores.items()
     ]
     about = {name: getattr(evaluation, name) for name in _OF_EVALUATION}
-    about["scores"] = {m: [s.value, s.standard_error] for m, s in evaluation.scores.items()}
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     metadata = {"slimdown": json.dumps(about), "digest": _hash_content(table, about)}
     pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
@@ -78,8 +76,7 @@ def read_samples(file: Path, benchmark: BenchmarkConfig) -> BenchmarkEvaluation:
         What was answered; `origin` is empty.
 
     Raises:
-        DamagedSamples: The file is cut short, changed, not one of samples, or its scores are not
-            the means of its samples' scores.
+        DamagedSamples: The file is cut short, changed, or not one of samples.
     """
     try:
         table = pq.read_table(file)
@@ -100,10 +97,9 @@ def read_samples(file: Path, benchmark: BenchmarkConfig) -> BenchmarkEvaluation:
             )
             for rows in by_question.values()
         )
-        scores = {m: Score(v, nan if e is None else e) for m, (v, e) in about["scores"].items()}
         fields = {name: about[name] for name in _OF_EVALUATION}
         fields["looks"] = tuple(about["looks"])
-        evaluation = BenchmarkEvaluation(benchmark, scores=scores, samples=samples, **fields)
+        evaluation = BenchmarkEvaluation(benchmark, samples=samples, **fields)
         problem = check_evaluation(evaluation)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         problem = " ".join(str(error).split())[:200] or type(error).__name__

@@ -90,15 +90,6 @@ class BenchmarkTask:
             digest.update(json.dumps(contents, default=str).encode())
         return digest.hexdigest()[:32]
 
-    def compute_task_weights(self, requests: Requests) -> dict[str, float] | None:
-        """How the harness weighs the tasks; None where that is by their questions."""
-        sizes: dict[str, int] = {}
-        for task, _ in requests:
-            sizes[task] = sizes.get(task, 0) + 1
-        if not self.weighs_tasks_alike or len(set(sizes.values())) == 1:
-            return None
-        return dict.fromkeys(sizes, 1 / len(sizes))
-
     def questions(self) -> list[Question]:
         """The questions in their own words, to be looked for in training rows."""
         return [

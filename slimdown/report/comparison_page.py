@@ -170,7 +170,7 @@ def render_comparison_page(
     from slimdown.stats.run_order import series_by_setting
 
     shown = []
-    if comparison and comparison.has_target:
+    if comparison and any(isfinite(row.target.value) for row in comparison.rows):
         caption = "Each point is a row of the table: up is learned, right is forgotten."
         shown.append((figures.draw_trade_offs(comparison.rows), caption))
     if comparison and setting:

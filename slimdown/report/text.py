@@ -135,7 +135,7 @@ def list_caveats(findings: "Findings") -> list[str]:
     if stopped := [name for name, b in benchmarks.items() if b.is_stopped]:
         sentences.append(f"{', '.join(stopped)} stopped early: the estimate is likely too large.")
     for name, benchmark in benchmarks.items():
-        if n_subjects := benchmark.primary.difference.n_subjects:
+        if n_subjects := benchmark.primary.difference.sampling.n_subjects:
             sentences.append(f"{name} is about these {n_subjects} subjects alone.")
     evaluations = findings.base.benchmarks.values() if findings.base else ()
     for origin in dict.fromkeys(e.origin for e in evaluations if e.origin):

@@ -74,11 +74,6 @@ class Difference(Estimate):
     is_binary: bool  # whether all scores are 0 or 1
     changes: Floats = field(repr=False, compare=False)  # [n], of each question
 
-    @property
-    def n_subjects(self) -> int:
-        """The number of subjects of the questions; 0 where they are of one kind."""
-        return self.sampling.n_subjects
-
     @cached_property
     def test(self) -> EmpiricalLikelihoodTest:
         """The test that everything here comes from."""

@@ -171,7 +171,7 @@ def judge(
     verdicts = decide_verdicts(differences, [c.margin for c in configs.values()], n_reports)
     # the first of Holm's steps: what a change must pass if no other is shown
     alpha = ALPHA / (n_reports * len(pairs)) if pairs else ALPHA
-    benchmarks = {}
+    benchmarks, losses = {}, {}
     for (name, pair), decided, d in zip(pairs.items(), verdicts, differences, strict=True):
         verdict, p_value, equivalence_p_value = decided
         config, primary = configs[name], metrics[name][configs[name].metric]
@@ -201,9 +201,10 @@ def judge(
             equivalence_p_value=equivalence_p_value,
             minimum_detectable_change=minimum_detectable_change(d, alpha),
             n_to_decide=needed if verdict is Verdict.undecided else None,
-            subject_changes=subject_changes if d.n_subjects else {},
+            subject_changes=subject_changes if d.sampling.n_subjects else {},
             question_hash=pair.question_hash,
         )
+        losses[name] = break_down_losses(pair, verdict is Verdict.forgotten)
     measured = {
         "base_evaluation_seconds": base.seconds,
         "tuned_evaluation_seconds": tuned.seconds,
@@ -211,9 +212,7 @@ def judge(
         "tuned_evaluation_peak_bytes": tuned.peak_bytes,
         "training_peak_bytes": training.peak_bytes if training else nan,
     }
-    losses, means = {}, {}
-    for name, pair in pairs.items():
-        losses[name] = break_down_losses(pair, benchmarks[name].verdict is Verdict.forgotten)
+    means = {}
     for role in Role:
         of_role = [b.primary.difference for b in benchmarks.values() if b.role is role]
         means[role] = mean_of_estimates(of_role)

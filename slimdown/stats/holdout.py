@@ -11,7 +11,6 @@ question, so that a `limit` moves none, and a larger share holds out all that a 
 from dataclasses import replace
 from hashlib import sha256
 
-from slimdown.evaluation.harness_results import compute_score
 from slimdown.evaluation.results import Evaluation
 from slimdown.utils.errors import DataError
 
@@ -56,10 +55,6 @@ def _take_half(evaluation: Evaluation, share: float, which: str) -> Evaluation:
                 f"{len(samples)} and {n - len(samples)}, and both halves need {_FEWEST} or more; "
                 "ask more questions, or choose a share nearer 0.5"
             )
-        scores = {}
-        for metric in benchmark.scores:
-            values = [sample.scores[metric] for sample in samples]
-            scores[metric] = compute_score(samples, values, benchmark.task_weights)
-        halves[name] = replace(benchmark, samples=tuple(samples), scores=scores)
+        halves[name] = replace(benchmark, samples=tuple(samples))
     part = f"the {which} half of each benchmark's questions (evaluation.holdout={share:g})"
     return replace(evaluation, benchmarks=halves, part=part)

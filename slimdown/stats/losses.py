@@ -100,23 +100,23 @@ def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
     bases = [e.base for e in examples]
     if is_choice and not all(b.target in b.choices and len(set(b.choices)) > 1 for b in bases):
         return LossBreakdown(len(lost), len(right), is_loss_shown, (), None)
-    if is_choice:
-        is_near = [_lead(e.tuned, metric) > -_NEARLY_LEVEL_NATS for e in lost]
-        cause_of = ["nearly_level" if near else "clearly_behind" for near in is_near]
-    else:
-        cause_of = [_explain_text(e) for e in lost]
-    causes = []
+    by_cause: dict[str, list[Example]] = {}
     for name in _CHOICE_CAUSES if is_choice else _TEXT_CAUSES:
-        examples_of = [e for e, cause in zip(lost, cause_of, strict=True) if cause == name]
-        share = len(examples_of) / max(1, len(lost))
-        causes.append(Cause(name, len(examples_of), share, next(iter(examples_of), None)))
+        by_cause[name] = [e for e in lost if _find_cause(e, metric) == name]
+    causes = [
+        Cause(name, len(of_cause), len(of_cause) / max(1, len(lost)), next(iter(of_cause), None))
+        for name, of_cause in by_cause.items()
+    ]
     scores = [(e, e.base.scores[metric], e.tuned.scores[metric]) for e in examples]
     gained = next((e for e, before, after in scores if before < 1 and after == 1), None)
     shift = _describe_shift(pair, examples) if is_choice else None
     return LossBreakdown(len(lost), len(right), is_loss_shown, tuple(causes), shift, gained)
 
 
-def _explain_text(example: Example) -> str:
+def _find_cause(example: Example, metric: str) -> str:
+    if example.base.choices:
+        is_near = _lead(example.tuned, metric) > -_NEARLY_LEVEL_NATS
+        return "nearly_level" if is_near else "clearly_behind"
     if any(score == 1 for score in example.tuned.scores.values()):
         return "other_format"
     words = len(example.tuned.response.split())

@@ -100,4 +100,5 @@ def _describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) ->
         }
         weights = np.array([per_question[sample.task] for sample in part.samples])
     n_available = (part.n_available or len(whole.samples)) if part.looks else None
-    return Sampling(weights, part.looks, n_available, len(set(part.subjects or ())))
+    subjects = {sample.task for sample in part.samples}
+    return Sampling(weights, part.looks, n_available, len(subjects) if len(subjects) > 1 else 0)

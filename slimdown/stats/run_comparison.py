@@ -76,11 +76,6 @@ class Comparison:
         """Whether any row is a mean over seeds."""
         return any(len(row.runs) > 1 for row in self.rows)
 
-    @property
-    def has_target(self) -> bool:
-        """Whether a target task was measured in any row."""
-        return any(isfinite(row.target.value) for row in self.rows)
-
 
 def compare_runs(runs: Sequence[RunRecord], group_seeds: bool = True) -> Comparison:
     """Compare finished runs.
@@ -94,11 +89,7 @@ def compare_runs(runs: Sequence[RunRecord], group_seeds: bool = True) -> Compari
     rows = [_make_row(group, corrected) for group in groups]
     roles = {name: change.role for row in rows for name, change in row.changes.items()}
     benchmarks = sorted(roles, key=lambda name: (roles[name] is not Role.target, name))
-    notes += [
-        *_describe_unequal(runs, benchmarks),
-        *_describe_correction(runs, corrected),
-        *_describe_luck(rows),
-    ]
+    notes += _describe_caveats(runs, rows, benchmarks, corrected)
     return Comparison(tuple(rows), tuple(_find_differing(rows)), tuple(benchmarks), tuple(notes))
 
 
@@ -223,8 +214,13 @@ def _group_by_seed(runs: Sequence[RunRecord]) -> tuple[list[list[RunRecord]], li
     return groups, [note] if n_repeated else []
 
 
-def _describe_unequal(runs: Sequence[RunRecord], benchmarks: Sequence[str]) -> Iterator[str]:
-    """Name what differs in how the runs were measured, one sentence each."""
+def _describe_caveats(
+    runs: Sequence[RunRecord],
+    rows: Sequence[Configuration],
+    benchmarks: Sequence[str],
+    corrected: Mapping[tuple[str, str], Verdict],
+) -> Iterator[str]:
+    """Say what differs in how runs were measured, what is corrected, and how lucky the best is."""
     for name in benchmarks:
         changes = [run.changes[name] for run in runs if name in run.changes]
         n_sets = len({change.question_hash for change in changes if not change.n_available})
@@ -239,36 +235,25 @@ def _describe_unequal(runs: Sequence[RunRecord], benchmarks: Sequence[str]) -> I
         if len(counts) > 1:
             each = " and ".join(f"{value} in {count}" for value, count in counts)
             yield f"The runs were measured differently ({key} is {each}): compare with care."
-
-
-def _describe_correction(
-    runs: Sequence[RunRecord], corrected: Mapping[tuple[str, str], Verdict]
-) -> Iterator[str]:
-    """Say what stopping early and the correction for the whole table change."""
-    cells = {(run.run_id, name): change for run in runs for name, change in run.changes.items()}
-    if any(cell.is_stopped for cell in cells.values()):
+    if any(cell.is_stopped for row in rows for cell in row.changes.values()):
         yield (
             "An evaluation that stopped early shows a change that is on average too large; its "
             "verdict and interval hold."
         )
-    claims = [key for key in corrected if cells[key].verdict is not Verdict.undecided]
+    verdicts = {(r.run_id, name): c.verdict for r in runs for name, c in r.changes.items()}
+    claims = [key for key in corrected if verdicts[key] is not Verdict.undecided]
     if n_lost := sum(corrected[key] is Verdict.undecided for key in claims):
         yield (
             f"† {n_lost:,} of {len(claims):,} verdicts become undecided when corrected for all "
             f"{len(corrected):,} in this table (Holm)."
         )
-
-
-def _describe_luck(rows: Sequence[Configuration]) -> Iterator[str]:
-    """Say how lucky the best row is, and what to do about it."""
     errors = [cell.change.standard_error for row in rows for cell in row.changes.values()]
     errors = [error for error in errors if isfinite(error)]
-    if len(rows) < 2 or not errors:
-        return
-    mean, most = (100 * z * fmean(errors) for z in winners_curse(len(rows)))
-    yield (
-        f"The best row is lucky, too: the best of {len(rows):,} equally good ones looks better "
-        f"than it is on one benchmark, on average by about {mean:.1f} points, in 95 % of tables "
-        f"by at most {most:.1f}. Judge it on the questions that evaluation.holdout=0.5 holds out: "
-        "slimdown compare RUN --confirm."
-    )
+    if len(rows) > 1 and errors:
+        mean, most = (100 * z * fmean(errors) for z in winners_curse(len(rows)))
+        yield (
+            f"The best row is lucky, too: the best of {len(rows):,} equally good ones looks better "
+            f"than it is on one benchmark, on average by about {mean:.1f} points, in 95 % of "
+            f"tables by at most {most:.1f}. Judge it on the questions that evaluation.holdout=0.5 "
+            "holds out: slimdown compare RUN --confirm."
+        )

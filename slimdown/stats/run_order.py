@@ -1,7 +1,7 @@
 """Sort a `Comparison`, and average its changes by the value of a setting."""
 
 from dataclasses import replace
-from math import isfinite, nan
+from math import isfinite
 
 from slimdown.config.fields import nearest
 from slimdown.stats.estimates import Estimate
@@ -29,17 +29,18 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
     if name not in known:
         advice = nearest(name, sorted(known))
         raise ConfigError(f"--sort {name}: these runs have no such benchmark or setting{advice}")
-    keyed: list[tuple[SortValue, Configuration]] = []
-    for row in comparison.rows:
-        means: dict[str, Estimate] = {n: mean.change for n, mean in row.changes.items()}
+
+    def read_value(row: Configuration) -> SortValue:
+        means = {benchmark: cell.change for benchmark, cell in row.changes.items()}
         means |= {"retained": row.retained, "target": row.target}
-        change = means[name].value if name in means else nan
-        value = parse_setting(row.settings.get(name, ""))
-        keyed.append((change if isfinite(change) else value, row))
-    having = [(value, row) for value, row in keyed if value is not None]
-    having.sort(key=lambda pair: _order(pair[0]), reverse=key.startswith("-"))
-    lacking = [row for value, row in keyed if value is None]
-    return replace(comparison, rows=(*(row for _, row in having), *lacking))
+        if name in means and isfinite(means[name].value):
+            return means[name].value
+        return parse_setting(row.settings.get(name, ""))
+
+    having = [row for row in comparison.rows if read_value(row) is not None]
+    having.sort(key=lambda row: _order(read_value(row)), reverse=key.startswith("-"))
+    lacking = [row for row in comparison.rows if read_value(row) is None]
+    return replace(comparison, rows=(*having, *lacking))
 
 
 def sort_by_setting(comparison: Comparison, setting: str) -> Comparison:

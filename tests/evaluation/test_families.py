@@ -74,10 +74,7 @@ TOKENWISE: dict[str, dict[str, Any]] = {
     "AdaLoraConfig": {"target_modules": ["q_proj"], "total_step": 9},
     "BOFTConfig": {"target_modules": ["q_proj"], "boft_block_size": 4},
     "HRAConfig": {"target_modules": ["q_proj"]},
-    "IA3Config": {
-        "target_modules": ["k_proj", "down_proj"],
-        "feedforward_modules": ["down_proj"],
-    },
+    "IA3Config": {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
     "LNTuningConfig": {},
     "LoHaConfig": {"target_modules": ["q_proj"]},
     "LoKrConfig": {"target_modules": ["q_proj"]},

@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from builders import make_benchmark, make_choice
 
-from slimdown.evaluation.evaluation_cache import check_evaluation
-from slimdown.evaluation.results import BenchmarkEvaluation, Score
+from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.evaluation.samples import DamagedSamples, read_samples, write_samples
 
 
@@ -55,13 +54,3 @@ def test_a_damaged_file_is_told_apart(
     spoil(file)
     with pytest.raises(DamagedSamples):
         read_samples(file, evaluation.benchmark)
-
-
-def test_scores_that_contradict_their_samples_are_not_believed(
-    evaluation: BenchmarkEvaluation, tmp_path: Path
-) -> None:
-    """Though the file is whole, and its digest right."""
-    assert check_evaluation(evaluation) == ""
-    write_samples(tmp_path / "a", "base", "x", replace(evaluation, scores={"acc": Score(0.0, 0.1)}))
-    with pytest.raises(DamagedSamples, match=r"its acc of 0 is not the mean .*, 0\.75"):
-        read_samples(tmp_path / "a", evaluation.benchmark)

@@ -7,7 +7,7 @@ from typing import Any
 
 from slimdown.config.schema import BenchmarkConfig, PaperMetric, Role
 from slimdown.evaluation.question_order import block_ends
-from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample, Score
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
 from slimdown.stats.findings import Findings, judge
 from slimdown.training.result import StepLog, TrainingResult
 
@@ -63,17 +63,13 @@ def chosen(positions: Sequence[int], n_subjects: int = 1) -> BenchmarkEvaluation
 
 
 def _report(config: BenchmarkConfig, samples: list[Sample]) -> BenchmarkEvaluation:
-    n, metrics = len(samples), samples[0].scores
-    means = {m: Score(sum(s.scores[m] for s in samples) / n, 0.01) for m in metrics}
-    return BenchmarkEvaluation(config, "1.0", means, tuple(samples), 1.0)
+    return BenchmarkEvaluation(config, "1.0", tuple(samples), 1.0)
 
 
 def stop(report: BenchmarkEvaluation, n: int) -> BenchmarkEvaluation:
     """The same benchmark, whose evaluation stopped after n questions."""
     looks = (*(look for look in block_ends(len(report.samples)) if look < n), n)
-    cut = replace(report, samples=report.samples[:n], looks=looks, n_available=len(report.samples))
-    means = {m: sum(s.scores[m] for s in cut.samples) / n for m in report.scores}
-    return replace(cut, scores={m: Score(mean, 0.01) for m, mean in means.items()})
+    return replace(report, samples=report.samples[:n], looks=looks, n_available=len(report.samples))
 
 
 def evaluate(**benchmarks: BenchmarkEvaluation) -> Evaluation:

@@ -11,11 +11,7 @@ import pytest
 from report_builders import Findings, judge_pairs, make_usual
 from rich.console import Console
 
-from slimdown.report.findings_report import (
-    budgets_table,
-    evaluation_table,
-    findings_table,
-)
+from slimdown.report.findings_report import budgets_table, evaluation_table, findings_table
 from slimdown.report.record_tables import sizes_table, sweep_table
 from slimdown.report.tables import FORMATS, Cell, Column, Row, Table, print_table, write_table
 from slimdown.stats.budgets import check_budgets
@@ -129,9 +125,9 @@ def test_findings_are_records_of_shares(findings: Findings) -> None:
 def test_one_models_scores_have_their_errors(findings: Findings) -> None:
     assert findings.base
     records = evaluation_table(findings.base).records
-    assert list(records[0].values()) == ["maths", "match.flexible", 0, 80, 1.0, 0.01]
+    assert list(records[0].values()) == ["maths", "match.flexible", 0, 80, 1.0, 0.0]
     shown = write_table(evaluation_table(findings.base), "table")
-    assert re.search(r"maths +match.flexible +0 +80 +100.0 +1.0", shown)
+    assert re.search(r"maths +match.flexible +0 +80 +100.0 +0.0", shown)
 
 
 def test_budgets_and_jobs_are_tables(findings: Findings) -> None:

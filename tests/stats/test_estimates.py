@@ -105,7 +105,6 @@ def test_groups_weigh_as_the_harness_weighs_them_in_estimate_and_interval() -> N
     assert plain.value == -0.25
     assert weighted.value == pytest.approx(-0.5)
     assert weighted.low < -0.5 < weighted.high < plain.high
-    assert weighted.n_subjects == 2
     assert estimate_mean(after, Sampling(weights=weights)).value == pytest.approx(0.5)
 
 

@@ -141,9 +141,9 @@ def test_subjects_are_spoken_of_as_these_alone_and_shown_beside() -> None:
         judge_scores(before, after, subjects=s).benchmarks["a"] for s in (None, names)
     )
     assert grouped.primary.difference.low == plain.primary.difference.low
-    assert grouped.primary.difference.n_subjects == 6
+    assert grouped.primary.difference.sampling.n_subjects == 6
     assert grouped.subject_changes == {"s0": -0.5, **{f"s{i}": 0.0 for i in range(1, 6)}}
-    assert (plain.subject_changes, plain.primary.difference.n_subjects) == ({}, 0)
+    assert (plain.subject_changes, plain.primary.difference.sampling.n_subjects) == ({}, 0)
 
 
 # --- findings.json
