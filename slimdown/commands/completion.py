@@ -45,13 +45,11 @@ def _print_script(shell: str) -> int:
     words = {verb: _list_options(verb) for verb in VERBS if verb != "ui"}
     words["run"] = words["sizes"] = _list_settings()
     if shell == "fish":
-        lines = []
+        script, begin = "", "complete -c slimdown -n"
         for verb, text in VERBS.items():
-            lines.append(f"complete -c slimdown -n __fish_use_subcommand -a {verb} -d {text!r}")
-            condition = f"'__fish_seen_subcommand_from {verb}'"
             choices = " ".join(words.get(verb, []))
-            lines.append(f"complete -c slimdown -n {condition} -a {choices!r}")
-        script = "\n".join(lines) + "\n"
+            script += f"{begin} __fish_use_subcommand -a {verb} -d {text!r}\n"
+            script += f"{begin} '__fish_seen_subcommand_from {verb}' -a {choices!r}\n"
     else:
         cases = "\n".join(f'    {verb}) words="{" ".join(words[verb])}" ;;' for verb in words)
         script = "autoload -U bashcompinit && bashcompinit\n" if shell == "zsh" else ""

@@ -46,10 +46,9 @@ class Search:
             TrackingError: The study's file cannot be used.
         """
         [run] = plan.runs
-        self.config, self.space = run.config, plan.space
-        self._settings, self._line = run.config.search, line
-        self._at_once = self._settings.n_jobs or at_once
-        settings = run.config.search
+        self.config, self.space, self._line = run.config, plan.space, line
+        self._settings = settings = run.config.search
+        self._at_once = settings.n_jobs or at_once
         identity: list[Any] = [settings.max_loss, settings.n_startup_trials, settings.seed]
         identity.append({key: asdict(one) for key, one in plan.space.items()})
         digest = hash_json([*identity, run_key(run.config)])[:8]
