@@ -10,7 +10,7 @@ from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.tasks import load_tasks
 from slimdown.models.adapters import check_base
 from slimdown.models.base_model import load_base_model, load_base_tokenizer
-from slimdown.models.external import open_tuned_model
+from slimdown.models.external import fetch_tuned_model, open_tuned_model
 from slimdown.report import console
 from slimdown.report.model_card import render_model_card
 from slimdown.report.run_page import render_run_files
@@ -45,7 +45,9 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         check_base(config)
         tokenizer = load_base_tokenizer(config.model)
         notes = check_prompts(tokenizer, config.evaluation.apply_chat_template)
-        if not config.tuned:
+        if tuned_model := config.tuned_model:
+            fetch_tuned_model(tuned_model)
+        else:
             train_data = load_training_data(config.dataset, tokenizer, config.seed)
             notes += train_data.notes
     console.show_notes(notes)

@@ -157,7 +157,7 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(
     [
         (["model=llama32"], "https://huggingface.co/meta-llama/Llama-3.2-1B"),
         (["model=smollm2", "model.id=nobody/no-model"], "nobody/no-model is not on the hub"),
-        ([*STORIES, "model.revision=v9"], "no such branch"),
+        ([*STORIES, "model.revision=v9"], "revision=v9 has no such branch"),
         ([*STORIES, "dataset=[alpaca]", "dataset.alpaca.path=nobody/no-rows"], "is not on the hub"),
         ([*STORIES, "dataset.alpaca.output=answer"], "answer"),
         ([*STORIES, "dataset.alpaca.template=chat"], "chat template"),
@@ -165,7 +165,7 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(
         (["model=smollm2", "tuned=nobody/no-adapter"], "no-adapter is not on the hub"),
         (["model=smollm2", "tuned=meta-llama/Llama-3.2-1B"], "gated"),
         (["model=smollm2", "tuned=local/stories260K"], "tokenizer"),
-        (["model=smollm2", "tuned=local/stories260K@v9"], "v9"),
+        (["model=smollm2", "tuned=local/stories260K@v9"], "stories260K@v9 has no such branch"),
     ],
 )
 def test_a_refusal_of_the_hub_says_what_to_do(

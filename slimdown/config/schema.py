@@ -145,7 +145,9 @@ class ModelConfig:
     @property
     def named(self) -> str:
         """The setting that names the model, for a message."""
-        return f"model.id={self.id}"
+        return f"model.id={self.id}" + f" model.revision={self.revision}" * (
+            self.revision != "main"
+        )
 
     @property
     def folder(self) -> Path | None:
@@ -176,7 +178,7 @@ class TunedModelConfig(ModelConfig):
 
     @property
     def named(self) -> str:
-        return f"tuned={self.id}"
+        return f"tuned={self.id}" + f"@{self.revision}" * (self.revision != "main")
 
 
 @dataclass

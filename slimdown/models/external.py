@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from slimdown.config.schema import ModelConfig, QuantizationConfig, RunConfig
+from slimdown.config.schema import ModelConfig, QuantizationConfig, RunConfig, TunedModelConfig
 from slimdown.models.adapters import load_adapter, read_adapter_config
 from slimdown.models.base_model import (
     LoadedModel,
@@ -65,6 +65,23 @@ class ExternalModel:
         return replace(tuned, tokenizer=self.tokenizer, identity=identity)
 
 
+def fetch_tuned_model(tuned: TunedModelConfig) -> Path:
+    """Return the folder of an adapter or of a whole model's settings; downloads it where needed.
+
+    Raises:
+        ModelError: There is no such model, or it is gated, or the hub does not answer.
+    """
+    import huggingface_hub
+
+    if tuned.folder:
+        return tuned.folder
+    with explain_hub_errors(tuned.named), quiet_libraries():
+        downloaded = huggingface_hub.snapshot_download(
+            tuned.id, revision=tuned.revision, allow_patterns=_FILES, ignore_patterns="*/*"
+        )
+    return Path(downloaded)
+
+
 def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
     """Check what `tuned` names, before hours go into measuring the base.
 
@@ -79,16 +96,10 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
         ModelError: It cannot be had, has pickled weights, was made on another base, or has another
             tokenizer.
     """
-    import huggingface_hub
-
     tuned = config.tuned_model
     assert tuned is not None
+    folder = fetch_tuned_model(tuned)
     with explain_hub_errors(tuned.named), quiet_libraries():
-        folder = tuned.folder or Path(
-            huggingface_hub.snapshot_download(
-                tuned.id, revision=tuned.revision, allow_patterns=_FILES, ignore_patterns="*/*"
-            )
-        )
         has_tokenizer = (folder / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(folder) if has_tokenizer else base.tokenizer
         vocabulary, base_vocabulary = tokenizer.get_vocab(), base.tokenizer.get_vocab()

@@ -51,7 +51,7 @@ def explain_hub_errors(
             link = link.__cause__ or link.__context__  # type: ignore[assignment]
         meant = (reason for words, reason in _REASONS.items() if re.search(words, text))
         reason = next(meant, f"cannot be loaded: {describe_error(error)}")
-        reason = reason.replace("{repo}", setting.partition("=")[2])
+        reason = reason.replace("{repo}", re.split("[ @]", setting.partition("=")[2])[0])
         raise error_class(f"{setting} {reason}") from error
 
 
