@@ -234,6 +234,9 @@ class _ResultsLog:
         file = self.file.with_name(f"samples_{task}_{_read_date(self.file)}.jsonl")
         entries: list[dict[str, Any]] = []
         digest = sha256()
+        if not file.is_file():  # a pipe would be waited for
+            advice = "lm_eval --log_samples keeps the answers"
+            raise DataError(f"there is no file {file}; {advice}")
         try:
             with file.open("rb") as lines:
                 for line in lines:
@@ -243,10 +246,6 @@ class _ResultsLog:
                     del entry["doc"]
                     entry["arguments"] = [list(a.values()) for a in entry["arguments"].values()]
                     entries.append(entry)
-        except FileNotFoundError:
-            raise DataError(
-                f"there is no {file}; lm_eval --log_samples keeps the answers"
-            ) from None
         except _MALFORMED as error:
             place = f"{file}, line {len(entries) + 1},"
             reason = f"is no line of lm_eval, or was cut short ({describe_error(error)})"

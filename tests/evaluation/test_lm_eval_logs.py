@@ -1,6 +1,7 @@
 """lm_eval's own logs, made by the harness and spoiled: what is read, and what is refused."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -252,6 +253,12 @@ def test_what_cannot_be_compared_is_left_out_and_noted(name: str, copied: Path) 
 # --- what is refused --------------------------------------------------------------------------
 
 
+def put_pipe(logs: Path) -> None:
+    file = find_one(logs, "samples_pocket_math_*")
+    file.unlink()
+    os.mkfifo(file)
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (lambda logs: shutil.rmtree(logs / "base"), "there is no folder .*base; give the"),
     "no results": (
@@ -260,7 +267,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no samples": (
         lambda logs: find_one(logs, "samples_pocket_cs_*").unlink(),
-        "there is no .*pocket_cs_",
+        "there is no file .*pocket_cs_",
     ),
     "two models": (
         lambda logs: shutil.copytree(find_one(logs, "results_*").parent, logs / "base" / "other"),
@@ -282,6 +289,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         edit_lines(lambda lines: lines[:-1]),
         "lines are missing, doubled or changed",
     ),
+    "a pipe": (put_pipe, "there is no file .*pocket_math_"),
     "a line twice": (
         edit_lines(lambda lines: [*lines, lines[-1]]),
         "lines are missing, doubled or",
