@@ -105,9 +105,9 @@ def set_up_process() -> None:
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
     ):
         os.environ.setdefault(name, value)
-    # They log a missing package that nobody needs, the tables that are made, and the traceback of
-    # whatever is raised.
-    for name in ("bitsandbytes", "alembic", "mlflow.store.db.utils"):
+    # They log a missing package that nobody needs, the tables that are made, each retry, and the
+    # traceback of whatever is raised.
+    for name in ("bitsandbytes", "alembic", "mlflow.store.db.utils", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

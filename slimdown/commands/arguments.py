@@ -18,12 +18,12 @@ _FORMATS = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", 
 VERBS = {
     "run": "fine-tune a model and measure what it learned and forgot; with -m a sweep or a search",
     "compare": "compare the runs of the record",
-    "check": "hold a run to what its benchmarks may lose; the exit code tells",
+    "check": "check a run against its loss budgets, by exit code (0 to 3)",
     "verdict": "judge two evaluations that lm-evaluation-harness made",
     "merge": "merge the adapter of a run into its base model",
     "sizes": "list what runs would train, and how much memory they need",
-    "status": "list the runs of the record, and which are at work",
-    "doctor": "show what is here: device, versions, record, models that can be read",
+    "status": "list the recorded runs: running, finished, stopped",
+    "doctor": "show your device, versions, record, and the models that you can read",
     "completion": "print a script with which bash, zsh or fish completes commands",
     "ui": "open MLflow's pages of the record",
 }
@@ -97,7 +97,7 @@ def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[],
     Returns:
         0, the exit code.
     """
-    from slimdown.report.console import print_text, show_table
+    from slimdown.report.console import print_text, show_line, show_table
     from slimdown.report.tables import write_table
 
     chosen = options.format or "table"
@@ -107,6 +107,7 @@ def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[],
     text = render_page() if chosen == "html" else write_table(table, chosen)
     if options.output:
         write_atomically(options.output, text)
+        show_line(f"wrote {options.output}")
     else:
         print_text(text)
     return 0

@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from slimdown.config.schema import OnProgress, RunConfig
+from slimdown.config.schema import OnProgress, RunConfig, default_store
 from slimdown.report import text
 from slimdown.report.findings_report import budgets_table, findings_table
 from slimdown.report.formatting import encodable, format_duration, visible
@@ -211,7 +211,8 @@ def show_saved(run: Any) -> None:
     if run.artifact_uri.startswith("file:"):
         show_line(f"open {run.artifact_uri}/report.html")
     uri = redact(run.store_uri)
-    show_line(f"see {'' if uri.startswith('http') else 'mlflow ui --backend-store-uri '}{uri}")
+    command = "slimdown ui" if uri == default_store() else f"mlflow ui --backend-store-uri {uri}"
+    show_line(f"see {uri if uri.startswith('http') else command}")
 
 
 def show_budget_checks(checks: Sequence[BudgetCheck]) -> None:

@@ -115,7 +115,7 @@ def explain_undecided(findings: "Findings") -> Iterator[str]:
     for name, benchmark in findings.benchmarks.items():
         if benchmark.verdict == "undecided":
             n, smallest = pluralize(benchmark.n, "question"), benchmark.minimum_detectable_change
-            reason = f"{n} detect {100 * smallest:.1f} points or more"
+            reason = f"{n} can only show changes of {100 * smallest:.1f} points or more"
             reason = f"{n} cannot show any change" if isnan(smallest) else reason
             if benchmark.n_to_decide:
                 reason += f"; about {benchmark.n_to_decide:,} may decide"

@@ -97,8 +97,10 @@ class SlimdownSweeper(Sweeper):
                     text = outcome.headline or outcome.reason
                     row = {"number": number + 1, "settings": " ".join(own), "state": outcome.state}
                     rows.append(row | {"run_id": outcome.run_id, "outcome": text})
-                advice = f"slimdown compare --sweep {self.info.name} shows the runs side by side. "
-                advice += "The same command makes what is not finished; rerun=true makes all again."
+                is_new = any(o.state is JobState.finished for o in self.outcomes)
+                chosen = f" --sweep {self.info.name}" if is_new else ""
+                advice = f"slimdown compare{chosen} shows the runs side by side. Repeat the "
+                advice += "command to finish the rest; rerun=true repeats everything."
                 if rows:
                     table = sweep_table(rows, f"{title}. {advice}")
                     console.show_table(table)

@@ -163,7 +163,7 @@ def test_a_page_takes_the_place_of_the_old_one_only_when_it_is_whole(
 ) -> None:
     page = tmp_path / "page.html"
     page.write_text("old")
-    assert show("-o", str(page), "--by", "lora.r") == ""
+    assert show("-o", str(page), "--by", "lora.r") == f"wrote {page}\n"
     assert "<html" in page.read_text()
     assert "kept" in show("--format", "html")
 

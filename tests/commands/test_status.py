@@ -13,9 +13,7 @@ from slimdown.tracking.sweep_run import open_sweep_run
 
 
 def test_each_run_has_a_row_with_its_state(
-    store: MlflowClient,
-    composed: Callable[..., RunConfig],
-    capsys: pytest.CaptureFixture[str],
+    store: MlflowClient, composed: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = composed()
     record_run(config, "done", sweep="s")
@@ -43,10 +41,7 @@ def test_each_run_has_a_row_with_its_state(
 
 @pytest.mark.parametrize(("error", "state"), [(None, "FINISHED"), (KeyboardInterrupt(), "KILLED")])
 def test_a_sweep_has_a_run_that_ends_with_it(
-    error: BaseException | None,
-    state: str,
-    store: MlflowClient,
-    composed: Callable[..., RunConfig],
+    error: BaseException | None, state: str, store: MlflowClient, composed: Callable[..., RunConfig]
 ) -> None:
     try:
         with open_sweep_run(composed().tracking, "s", "two ranks") as sweep:
