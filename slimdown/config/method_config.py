@@ -7,7 +7,9 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from slimdown.config.fields import COUNT, ranged
+from slimdown.config.fields import COUNT, Range, ranged
+
+_TOKENS = Range("must be from 1 to 4,096", lambda n: 1 <= n <= 4096)
 
 
 class Method(StrEnum):
@@ -38,7 +40,7 @@ class MethodConfig:
     """The method; its other fields are those of PEFT's config, null where the method has none."""
 
     name: Method = MISSING
-    num_virtual_tokens: int | None = ranged(COUNT, None)  # before every prompt
+    num_virtual_tokens: int | None = ranged(_TOKENS, None)  # before every prompt
     # the layers that are scaled, or that a bottleneck follows
     target_modules: list[str] | None = None
     # of these, those whose input is scaled instead of their output

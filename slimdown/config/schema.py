@@ -24,6 +24,9 @@ from slimdown.config.method_config import Method, MethodConfig
 from slimdown.config.paths import list_group_choices
 from slimdown.config.search_config import SearchConfig
 
+# Any other would be code from the hub.
+_ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+_ATTENTION = Range(f"must be one of {', '.join(_ATTENTIONS)}", _ATTENTIONS.__contains__)
 _FILLED = Range("must not be empty", str.strip)
 _FOLDER = Range("must be a folder that is there", os.path.isdir)
 _MARGIN = Range("must be above 0 and below 1 (0.02 is two points)", lambda share: 0 < share < 1)
@@ -140,7 +143,7 @@ class ModelConfig:
     dtype: Dtype = MISSING  # of everything that is not quantized
     device: Device = MISSING
     # null: the best that transformers finds for the device
-    attn_implementation: str | None = None
+    attn_implementation: str | None = ranged(_ATTENTION, None)
 
     @property
     def named(self) -> str:
