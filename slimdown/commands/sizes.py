@@ -1,7 +1,7 @@
 """`slimdown sizes SETTING=VALUE ...`: bytes of the weights and trained parameters, by arithmetic.
 
-Settings are those of `slimdown run`; several values, as in lora.r=4,8,16, are rows. Of a
-model only config.json is fetched.
+Settings are those of `slimdown run`; several values, as in lora.r=4,8,16, are rows. Only
+the model's config.json is downloaded.
 """
 
 import sys

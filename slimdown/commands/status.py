@@ -1,4 +1,4 @@
-"""`slimdown status`: the runs of the record, what goes on and what was stopped."""
+"""`slimdown status`: the recorded runs: running, finished, stopped."""
 
 import argparse
 

@@ -76,7 +76,8 @@ def _judge(options: argparse.Namespace) -> int:
     sys.stderr.write("".join(f"{line}\n" for line in dict.fromkeys(notes)))
     title = f"{options.base} → {options.tuned}"
     if options.format:
-        put_table(findings_table(findings, title), options, lambda: render_page(findings, title))
+        table = findings_table(findings, title, with_notes=True)
+        put_table(table, options, lambda: render_page(findings, title))
     else:
         show_line(title, "bold")
         show_findings(findings, options.all)

@@ -183,8 +183,8 @@ def _load_part(
     notes = [f"dataset.{name}: {skipped}"] if n_skipped else []
     if n_held_out < config.validation_examples:
         notes.append(
-            f"dataset.{name}: {n_held_out:,} of {len(order):,} rows are held out to validate "
-            f"on; validation_examples={config.validation_examples} would be more than a tenth"
+            f"dataset.{name}: {n_held_out:,} of {len(order):,} rows are held out for validation, "
+            f"at most a tenth; you asked for validation_examples={config.validation_examples}"
         )
     columns = list(dict.fromkeys(column for row in (*train, *validation) for column in row))
     trained, validated = (_build_dataset(rows, columns) for rows in (train, validation))

@@ -103,7 +103,7 @@ def draw_trade_offs(rows: "Sequence[Configuration]") -> Figure:
     axes.axvline(0, color=INK, linewidth=0.6, alpha=0.5)
     axes.set_xlabel("forgotten: mean fall of the retained benchmarks, points (95 % interval)")
     axes.set_ylabel("learned: mean rise of the targets, points")
-    blue = Line2D([], [], color=_COLORS[0], marker="o", ls="--", label="nothing is better in both")
+    blue = Line2D([], [], color=_COLORS[0], marker="o", ls="--", label="not beaten on both")
     gray = Line2D([], [], color=_COLORS[5], marker="o", ls="", mfc="none", label="others")
     figure.legend(handles=[blue, gray], loc="outside upper center", ncols=2)
     figure.supxlabel("\n".join(names), x=0.08, ha="left", size=8)

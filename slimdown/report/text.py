@@ -163,7 +163,7 @@ def describe_position(choices: "ChoiceShift") -> str:
     shares = f"{before} of all questions before, {after} after; it is right in {right}."
     if choices.collapsed:
         return f"The tuned model moved to choice {letter}: {shares}"
-    return f"No move to one position is shown. The most frequent choice is {letter}: {shares}"
+    return f"No shift to one position is shown. The most frequent choice is {letter}: {shares}"
 
 
 def describe_training(training: "TrainingResult") -> Iterator[str]:

@@ -236,7 +236,7 @@ def judge_pair(first: Evaluation, second: Evaluation, holdout: float = 0.0) -> F
     if holdout:
         return judge(held_half(first, holdout), held_half(second, holdout))
     findings = judge(first, second)
-    luck = "all questions; of runs that were chosen by these answers part of the difference is luck"
+    luck = "all questions; if these answers chose the runs, part of the difference is luck"
     return replace(findings, part=luck)
 
 

@@ -252,8 +252,8 @@ def _describe_caveats(
     if len(rows) > 1 and errors:
         mean, most = (100 * z * fmean(errors) for z in winners_curse(len(rows)))
         yield (
-            f"The best row is lucky, too: the best of {len(rows):,} equally good ones looks better "
-            f"than it is on one benchmark, on average by about {mean:.1f} points, in 95 % of "
-            f"tables by at most {most:.1f}. Judge it on the questions that evaluation.holdout=0.5 "
-            "holds out: slimdown compare RUN --confirm."
+            f"The best row is partly luck: of {len(rows):,} equally good runs, the best looks "
+            f"about {mean:.1f} points too good on a benchmark, in 95 % of tables at most "
+            f"{most:.1f}. Judge it on the questions that evaluation.holdout=0.5 holds out: slimdown "
+            "compare RUN --confirm."
         )
