@@ -254,6 +254,6 @@ def _describe_caveats(
         yield (
             f"The best row is partly luck: of {len(rows):,} equally good runs, the best looks "
             f"about {mean:.1f} points too good on a benchmark, in 95 % of tables at most "
-            f"{most:.1f}. Judge it on the questions that evaluation.holdout=0.5 holds out: slimdown "
-            "compare RUN --confirm."
+            f"{most:.1f}. Judge it on the questions that evaluation.holdout=0.5 holds out: "
+            "slimdown compare RUN --confirm."
         )
