@@ -284,7 +284,7 @@ def test_a_mistake_in_model_or_tasks_leaves_no_run(
 
 
 def test_a_share_that_leaves_too_few_questions_ends_a_run_before_it_trains(
-    composed: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+    store: MlflowClient, composed: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SlimdownError, match=r"holdout=0\.99 would split the 8 questions"):
         run_experiment(composed(*SMALL, "evaluation.holdout=0.99"), RunInfo("one"))
