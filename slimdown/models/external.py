@@ -123,13 +123,14 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
     from safetensors.torch import load_file
 
     named = f"tuned={config.tuned}"
-    settings, weights = read_adapter_config(folder), load_file(folder / ADAPTER_FILES[1])
+    settings = read_adapter_config(folder)
     made_on = str(settings.get("base_model_name_or_path") or "")
     if not config.model.folder and is_other_base(made_on, base.id):
         raise ModelError(
             f"{named} was made on {made_on}, and the base is {base.id}; set model.id={made_on}, or "
             "correct base_model_name_or_path in its adapter_config.json"
         )
+    weights = load_file(folder / ADAPTER_FILES[1])
     if settings["peft_type"] == "BOTTLENECK":
         return False  # loading compares its shapes
     adapter = peft.PeftConfig.from_pretrained(str(folder))
