@@ -6,7 +6,7 @@ STORE  := sqlite:///mlruns/mlflow.db
 # Two processes with a thread each: most of a test is Python, and two threads wait for each other. Files in their order:
 # by the number of tests, the longest would come last, with one process at work.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
-test test-floor test-newest test-unsloth test-hub: export OMP_NUM_THREADS = 1
+test test-floor test-newest test-unsloth: export OMP_NUM_THREADS = 1
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,9 +52,8 @@ test-newest: ## the same on the newest versions of the day, in .venv-newest
 	$(@D)/bin/python -m pip install --quiet -e '.[dev,unsloth]'
 	touch $@
 
-test-unsloth: .venv-unsloth/installed ## the tests of train.engine=unsloth and of training, with Unsloth's versions (4 GB)
+test-unsloth: .venv-unsloth/installed ## the tests of train.engine=unsloth, with Unsloth's versions (4 GB)
 	.venv-unsloth/bin/python -m pytest $(SIDE_BY_SIDE) -W default -m unsloth
-	.venv-unsloth/bin/python -m pytest $(SIDE_BY_SIDE) -W default tests/training
 
 test-slow: $(VENV)/installed ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
