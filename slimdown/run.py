@@ -63,9 +63,10 @@ def _start(arguments: list[str]) -> int:
         from slimdown.sweep.sweeper import register_sweeper
 
         datasets: dict[str, Any] = {repr(r.config.dataset): r.config.dataset for r in plan.runs}
-        asked = {repr(run.config.benchmark): run.config for run in plan.runs}
+        configs = {repr(run.config.benchmark): run.config for run in plan.runs}
         problems = [problem for each in datasets.values() for problem in check_row_files(each)]
-        problems += [problem for each in asked.values() for problem in check_task_names(each)]
+        for config in configs.values():
+            problems += check_task_names(config.benchmark, config.evaluation.include_path)
         if problems:
             raise DataError("\n".join(dict.fromkeys(problems)))
         register_sweeper(line, plan)
@@ -100,14 +101,15 @@ def set_up_process() -> None:
     for name, value in (
         ("TQDM_DISABLE", "1"),  # bars of other libraries would tear ours
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("HF_HUB_VERBOSITY", "error"),  # it warns of each retry, twice
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
     ):
         os.environ.setdefault(name, value)
-    # They log a missing package that nobody needs, the tables that are made, each retry, and the
-    # traceback of whatever is raised.
-    for name in ("bitsandbytes", "alembic", "mlflow.store.db.utils", "huggingface_hub"):
+    # They log a missing package that nobody needs, the tables that are made, and the traceback of
+    # whatever is raised.
+    for name in ("bitsandbytes", "alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

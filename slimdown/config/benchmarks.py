@@ -13,7 +13,7 @@ from slimdown.config.fields import find_problems, nearest
 from slimdown.config.loader import reword
 from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.question_files import complete_benchmark
-from slimdown.config.schema import BenchmarkConfig, RunConfig
+from slimdown.config.schema import BenchmarkConfig
 from slimdown.pocket import TASKS_DIR
 from slimdown.utils.errors import ConfigError
 
@@ -67,13 +67,22 @@ def read_benchmarks(
     return benchmarks
 
 
-def check_task_names(config: RunConfig) -> Iterator[str]:
-    """Name tasks that no task file mentions; the harness, which takes seconds, is not imported."""
+def check_task_names(
+    benchmarks: Mapping[str, BenchmarkConfig], include_path: str | None
+) -> Iterator[str]:
+    """Name tasks that no task file mentions; the harness, which takes seconds, is not imported.
+
+    Args:
+        benchmarks: By name.
+        include_path: A folder with task files of your own.
+    """
     harness = Path(str(find_spec("lm_eval").origin)).with_name("tasks")  # type: ignore[union-attr]
-    folders = [TASKS_DIR, Path(config.evaluation.include_path or TASKS_DIR), harness]
-    for name, task in ((n, b.task) for n, b in config.benchmark.items() if b.path is None):
+    folders = [TASKS_DIR, Path(include_path or TASKS_DIR), harness]
+    for name, task in ((n, b.task) for n, b in benchmarks.items() if b.path is None):
         files = (file for folder in folders for file in folder.rglob("*.yaml"))
         if not any(task.encode() in file.read_bytes() for file in files):
-            known = {file.stem for folder in folders for file in folder.rglob("*.yaml")}
-            advice = nearest(task, [k for k in known if k[:1] == task[:1]]).partition("; known:")[0]
+            stems = {file.stem for folder in folders for file in folder.rglob("*.yaml")}
+            candidates = sorted(stem for stem in stems if stem[:1] == task[:1])
+            advice = nearest(task, candidates).partition("; known:")[0]
+            advice += "; evaluation.include_path names a folder with tasks of your own"
             yield f"benchmark.{name}.task={task}: the harness has no such task{advice}"

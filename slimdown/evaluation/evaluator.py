@@ -166,8 +166,8 @@ class Evaluator:
                     hashed = task.hash_questions(requests)
                     key = evaluation_key(model, backend.name, hashed, task.config, self._config)
                     stack.enter_context(cache.lock(key))
-                    run.key, found = key, cache.find(key, name, task.config)
-                    if found and (problem := run.take(found)):
+                    run.key, earlier = key, cache.find(key, name, task.config)
+                    if earlier and (problem := run.take(earlier)):
                         line = f"{name} is measured anew: what was found of it is odd ({problem})."
                         self.notes.append(line)
                     if run.n_found < run.ends[-1] and (file := cache.answers_file(key)):
@@ -232,14 +232,14 @@ class _BenchmarkRun:
         self._seconds = 0.0
         self._check_room()
 
-    def take(self, found: BenchmarkEvaluation) -> str:
+    def take(self, earlier: BenchmarkEvaluation) -> str:
         """Take what was answered before; say what is odd about it, empty where it is sound."""
-        asked = [(sample.task, sample.doc_id) for sample in found.samples]
-        if problem := check_evaluation(found):
+        questions = [(sample.task, sample.doc_id) for sample in earlier.samples]
+        if problem := check_evaluation(earlier):
             return problem
-        if asked != self._order[: len(asked)] or len(asked) not in self.ends:
+        if questions != self._order[: len(questions)] or len(questions) not in self.ends:
             return "its questions are others, or in another order"
-        self._found, self.n_found = found, len(asked)
+        self._found, self.n_found = earlier, len(questions)
         return ""
 
     def ask_block(self, is_look: bool = False) -> None:
@@ -292,12 +292,12 @@ class _BenchmarkRun:
         """Have the harness filter and score responses."""
         name, benchmark = task.config.task, self.task.config
         lm = _AnsweredLM({id(r): list(of_r) for r, of_r in zip(requests, responses, strict=True)})
-        asked = copy.copy(task)  # of which the harness finds these questions only
-        asked._instances, docs = requests, {request.doc_id: request.doc for request in requests}
-        asked.build_all_requests = lambda **_: None
-        asked.doc_iterator = lambda **_: iter(docs.items())
+        task_copy = copy.copy(task)  # of which the harness finds these questions only
+        task_copy._instances, docs = requests, {request.doc_id: request.doc for request in requests}
+        task_copy.build_all_requests = lambda **_: None
+        task_copy.doc_iterator = lambda **_: iter(docs.items())
         try:
-            answered = {"tasks": {name: asked}, "groups": {}}
+            answered = {"tasks": {name: task_copy}, "groups": {}}
             results: Any = evaluate_by_harness(lm, answered, bootstrap_iters=0)
         except ValueError as error:
             raise DataError(f"benchmark.{self.task.name} ({name}): {error}") from error

@@ -21,7 +21,7 @@ import torch
 from jinja2 import TemplateError
 from omegaconf import MISSING
 
-from slimdown.config.fields import nearest
+from slimdown.config.benchmarks import check_task_names
 from slimdown.config.question_files import read_questions
 from slimdown.config.schema import BenchmarkConfig
 from slimdown.data.contamination import Question, join_words, split_words
@@ -124,17 +124,16 @@ def load_tasks(
 
     folders = [str(TASKS_DIR), *([include_path] if include_path else [])]
     in_harness = [benchmark for benchmark in benchmarks.values() if benchmark.path is None]
-    files_of_harness = list(Path(lm_eval.tasks.__file__).parent.rglob("*.yaml"))
+    if problems := list(check_task_names(benchmarks, include_path)):
+        raise ConfigError("\n".join(problems))
     for benchmark in in_harness:
-        matches = [file for file in files_of_harness if file.stem == benchmark.task]
+        matches = list(Path(lm_eval.tasks.__file__).parent.rglob(f"{benchmark.task}.yaml"))
         folders += [str(file.parent) for file in matches if len(matches) == 1]
     loaded: dict[str, BenchmarkTask] = {}
     with keep_random_states(), quiet_libraries():
         # The harness parses thousands of files of its own, for seconds: only where one is needed.
         manager = TaskManager(include_path=folders, include_defaults=False)
-        missing = {benchmark.task for benchmark in in_harness} - set(manager.all_tasks)
-        texts = [file.read_text(errors="replace") for file in files_of_harness if missing]
-        if missing and all(any(task in text for text in texts) for task in missing):
+        if any(benchmark.task not in manager.all_tasks for benchmark in in_harness):
             manager = TaskManager(include_path=folders)
         for name, benchmark in benchmarks.items():
             if benchmark.path is not None:
@@ -144,21 +143,16 @@ def load_tasks(
                 loaded[name] = _check_task(name, benchmark, {"tasks": {benchmark.task: task}}, "")
                 continue
             if benchmark.task not in manager.all_tasks:
-                known = {*manager.all_tasks, *(file.stem for file in files_of_harness)}
-                alike = [task for task in known if task[:1] == benchmark.task[:1]]
-                advice = nearest(benchmark.task, sorted(alike)).partition("; known:")[0]
-                raise ConfigError(
-                    f"benchmark.{name}.task={benchmark.task}: the harness has no such task{advice}"
-                    "; evaluation.include_path names a folder with tasks of your own"
-                )
+                problem = "task files mention it, but it is no task"
+                raise ConfigError(f"benchmark.{name}.task={benchmark.task}: {problem}")
             with explain_hub_errors(f"benchmark.{name}.task={benchmark.task}", DataError):
-                found = manager.load([benchmark.task])
+                loaded_task = manager.load([benchmark.task])
             files = {
                 Path(entry.yaml_path).parent
-                for task in (benchmark.task, *found["tasks"])
+                for task in (benchmark.task, *loaded_task["tasks"])
                 if (entry := manager.task_index.get(task)) and entry.yaml_path
             }
-            loaded[name] = _check_task(name, benchmark, found, _hash_own_files(files))
+            loaded[name] = _check_task(name, benchmark, loaded_task, _hash_own_files(files))
     return loaded
 
 
