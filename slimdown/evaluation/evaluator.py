@@ -415,7 +415,7 @@ def choose_backend(
         return BackendOptions(shares, config.batch_size, config.batch_size)
     device = model.model.device
     if device.type != "cuda":
-        return BackendOptions(shares, 4, 1)
+        return BackendOptions(shares, 4, 4)
     text_config = model.model.config.get_text_config()
     # Of a row of 1,024 tokens: logits in two precisions, and some layers' activations.
     row_bytes = 1024 * (6 * text_config.vocab_size + 64 * text_config.hidden_size)
