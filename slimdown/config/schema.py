@@ -121,13 +121,6 @@ class Until(StrEnum):
     budget = "budget"  # as soon as its loss is shown to be within its budget, or beyond
 
 
-class Trust(StrEnum):
-    """Whose base evaluations of a shared store are reused."""
-
-    all = "all"
-    own = "own"  # those that runs of this user made
-
-
 class PaperMetric(StrEnum):
     ability_augmentation = "ability_augmentation"
     forgetting_rate = "forgetting_rate"
@@ -303,7 +296,6 @@ class BaselineConfig:
     """Whether a base that was measured before is measured again."""
 
     reuse: bool = MISSING  # take the scores of an equal evaluation from the record
-    trust: Trust = MISSING  # whose
 
 
 @dataclass

@@ -10,7 +10,6 @@ read. In CSV and JSON numbers are shares of 1 at full precision; unknown values 
 
 import csv
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import StringIO
@@ -167,9 +166,7 @@ def write_table(table: Table, format: str) -> str:
     out = StringIO()
     writer = csv.DictWriter(out, list(table.records[0]) if table.rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(
-        {k: _without_formula(v) for k, v in record.items()} for record in table.records
-    )
+    writer.writerows(table.records)
     return out.getvalue()
 
 
@@ -222,14 +219,3 @@ def _write_markdown(table: Table) -> str:
     lines += ["", *(f"- {escape_markdown(line)}" for line in table.notes)] if table.notes else []
     lines += ["", escape_markdown(table.legend)] if table.legend else []
     return "\n".join([*lines, ""])
-
-
-def _without_formula(value: Any) -> Any:
-    """Put an apostrophe before text that a spreadsheet would compute; numbers stay numbers.
-
-    >>> _without_formula("=1+1"), _without_formula("-3.2"), _without_formula(-3.2)
-    ("'=1+1", '-3.2', -3.2)
-    """
-    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    is_number = is_formula and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value)
-    return f"'{value}" if is_formula and not is_number else value

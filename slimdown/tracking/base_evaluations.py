@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slimdown.config.naming import base_settings
-from slimdown.config.schema import BenchmarkConfig, RunConfig, Trust
+from slimdown.config.schema import BenchmarkConfig, RunConfig
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.evaluation.samples import DamagedSamples, read_samples, write_samples
 from slimdown.tracking import store
@@ -68,8 +68,6 @@ class RecordedEvaluations:
             return None
         for run in runs:
             user, run_id = run.data.tags.get("mlflow.user", "unknown"), run.info.run_id
-            if self._config.baseline.trust is Trust.own and user != read_user():
-                continue
             evaluation = None
             with tempfile.TemporaryDirectory() as folder, suppress(Exception):  # gone, or silent
                 path = Path(client.download_artifacts(run_id, f"samples/{key}.parquet", folder))

@@ -101,8 +101,7 @@ def test_a_name_is_shown_and_never_obeyed(name: str) -> None:
         assert not re.search("[\x00\x1b\r\x9b\u202e]", texts[format])
     assert name.split()[0][:1] in texts["table"]
     [[_], [cell]] = csv.reader(StringIO(texts["csv"], newline=""))
-    assert cell.removeprefix("'") == name
-    assert cell[0] not in "=-"
+    assert cell == name
     assert json.loads(texts["json"])["rows"] == [{"name": name}]
     assert not re.search(r"<img|(?<!\\)`|(?<!\\)\[x|(?<!\\)\|b", texts["markdown"])
     assert "<img" not in texts["html"]

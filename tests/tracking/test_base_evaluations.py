@@ -59,10 +59,7 @@ def test_what_is_not_wanted_is_not_found(
     measure(config)
     run_id, _ = holder_file(store)
     assert find(set_metric(composed("baseline.reuse=false")), tmp_path / "a") is None
-    own = set_metric(composed("baseline.trust=own"))
-    assert find(own, tmp_path / "b") is not None
     store.set_tag(run_id, "mlflow.user", "mallory")
-    assert find(own, tmp_path / "c") is None
     assert "by mallory" in find(config, tmp_path / "d").origin
 
 
