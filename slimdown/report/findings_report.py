@@ -111,7 +111,7 @@ def budgets_table(
                 "reason": check.reason,
             }
         )
-    table = make_table(title, records, {"budget": lambda share: f"{100 * share:g}"})
+    table = make_table(title, records, {"budget": lambda share: f"{100 * share:g} points"})
     return replace(table, notes=tuple(notes))
 
 

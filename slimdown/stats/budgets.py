@@ -3,14 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from math import nan
+from math import ceil, inf, nan
+
+import scipy
 
 from slimdown.config.fields import nearest
 from slimdown.config.schema import BenchmarkConfig, Role
 from slimdown.stats.estimates import Difference, holm
 from slimdown.stats.findings import BenchmarkChange, Findings
 from slimdown.stats.likelihood import ALPHA
+from slimdown.stats.power import POWER
 from slimdown.utils.errors import ConfigError
+
+_MOST = 10**6  # questions; beyond it no number is named
 
 
 class Outcome(IntEnum):
@@ -36,19 +41,23 @@ class BudgetCheck:
 def read_budgets(arguments: Sequence[str]) -> dict[str, float]:
     """Read what each benchmark may lose from arguments such as gsm8k=0.02.
 
+    A share without a name is that of every retained benchmark, under the name "".
+
     Raises:
         ConfigError: a budget that is no share, or a second one of a benchmark.
     """
     budgets: dict[str, float] = {}
     for text in arguments:
-        name, _, value = text.partition("=")
+        name, sign, value = text.rpartition("=")
+        value = value if bool(name) == bool(sign) else ""
         try:
             budget = float(value)
         except ValueError:
             budget = nan
         _check_budget(name, budget, f"--max-loss {text}")
         if name in budgets:
-            raise ConfigError(f"--max-loss {text}: {name} has {budgets[name]} already; keep one")
+            known = f"{name or 'every benchmark'} has {budgets[name]} already"
+            raise ConfigError(f"--max-loss {text}: {known}; keep one")
         budgets[name] = budget
     return budgets
 
@@ -88,14 +97,18 @@ def check_budgets(findings: Findings, budgets: Mapping[str, float]) -> list[Budg
     Args:
         findings: of a fine-tuning.
         budgets: by benchmark, the most that the primary metric may fall; a share, 0.02 is two
-            points. None at all holds each benchmark to its settings, see `default_budgets`.
+            points. That under "" is of every retained benchmark without its own. None at all
+            holds each benchmark to its settings, see `default_budgets`.
 
     Raises:
         ConfigError: a budget that is no share or for what was not measured, or none and no retained
             benchmark.
     """
     benchmarks = findings.benchmarks
-    budgets = budgets or default_budgets(benchmarks)
+    budgets = dict(budgets or default_budgets(benchmarks))
+    if "" in budgets:
+        retained = [name for name, b in benchmarks.items() if b.role is Role.retained]
+        budgets = dict.fromkeys(retained, budgets.pop("")) | budgets
     if not budgets:
         raise ConfigError(
             "no retained benchmark was measured; give another a budget, such as NAME=0.02"
@@ -122,7 +135,7 @@ def overall_outcome(checks: Sequence[BudgetCheck]) -> Outcome:
 
 
 def _check_budget(name: str, budget: float, argument: str) -> None:
-    if not name or not isinstance(budget, int | float) or not 0 <= budget < 1:
+    if not isinstance(budget, int | float) or not 0 <= budget < 1:
         raise ConfigError(
             f"{argument}: give a share from 0 up to, not including, 1; "
             f"{name or 'gsm8k'}=0.02 is two points"
@@ -131,22 +144,21 @@ def _check_budget(name: str, budget: float, argument: str) -> None:
 
 def _explain(name: str, benchmark: BenchmarkChange, budget: float, outcome: Outcome) -> str:
     d = benchmark.primary.difference
-    low, high = d.interval(2 * ALPHA)  # of two one-sided tests at 5 %, as the outcome
-    change = f"changed by {100 * d.value:+.1f} points, 90 % interval"
-    change += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
-    if benchmark.is_stopped:
-        change += f", after {benchmark.n:,} of {benchmark.n_available:,} questions"
-    cannot = f"{d.n:,} questions cannot tell"
+    low, high = d.interval(2 * ALPHA)  # its ends are those of one-sided tests at 5 %
+    most, least = f"{-100 * low:.1f} points", f"{-100 * high:.1f} points"
+    after = f" after {benchmark.n:,} of {benchmark.n_available:,}" if benchmark.is_stopped else ""
     if outcome is Outcome.within:
-        shown = f"a loss of {100 * budget:g} points or more is ruled out"
-    elif outcome is Outcome.beyond:
-        shown = f"a loss of more than {100 * budget:g} points is shown"
-    elif benchmark.is_stopped:
+        return f"at 95 %, it lost at most {most}{after}" if low < 0 else "a gain is shown"
+    if outcome is Outcome.beyond:
+        return f"at 95 %, it lost at least {least}{after}"
+    reason = f"{d.n:,} questions cannot tell: at 95 %, it lost at most {most}{after}"
+    if benchmark.is_stopped:
         setting = f"evaluation.until=budget benchmark.{name}.max_loss={budget:g}"
-        shown = f"{cannot}; a run with {setting} asks until they can"
-    elif benchmark.n_to_decide:
-        needed = f"about {benchmark.n_to_decide:,} would probably decide the verdict"
-        shown = f"{cannot}; {needed}"
-    else:
-        shown = cannot
-    return f"{change}: {shown}"
+        return f"{reason}; a run with {setting} asks until they can"
+    # A one-sided test at 5 % of a change as large as it looks, at 80 % power.
+    distance = abs(d.value + budget)
+    quantiles = scipy.special.ndtri(1 - ALPHA) + scipy.special.ndtri(POWER)
+    needed = (quantiles * d.spread / distance) ** 2 if distance else inf
+    if d.n < needed < _MOST:
+        reason += f"; about {ceil(needed):,} would probably tell"
+    return reason
