@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import SMALL
+from golden.make import ADAPTERS
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -197,8 +198,7 @@ def test_a_run_that_stops_early_asks_the_base_everything(
     sweep: tuple[Path, Result], client: MlflowClient
 ) -> None:
     questions = [f"benchmark.{name}.limit=150" for name in BENCHMARKS]
-    longer = [*SMALL[:2], "train.num_train_epochs=20"]
-    arguments = [*longer, *questions, "evaluation.until=decided"]
+    arguments = [f"tuned={ADAPTERS / 'pocket'}", *questions, "evaluation.until=decided"]
     done = run_command(sweep[0], "slimdown.run", *arguments)
     assert done.returncode == 0, done.stderr
     run = find_runs(client)[-1]
