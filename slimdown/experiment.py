@@ -1,5 +1,7 @@
 """One run from top to bottom: load, measure the base, fine-tune, measure again, judge, record."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slimdown.config.schema import RunConfig
@@ -7,9 +9,11 @@ from slimdown.data.chat_templates import check_prompts
 from slimdown.data.contamination import find_contamination
 from slimdown.data.training_data import load_training_data
 from slimdown.evaluation.evaluator import Evaluator
+from slimdown.evaluation.results import Evaluation
 from slimdown.evaluation.tasks import load_tasks
-from slimdown.models.adapters import check_base
-from slimdown.models.base_model import load_base_model, load_base_tokenizer
+from slimdown.models.adapters import check_base, check_scalable
+from slimdown.models.base_model import LoadedModel, load_base_model, load_base_tokenizer
+from slimdown.models.causal import disabled_adapters
 from slimdown.models.external import fetch_tuned_model, open_tuned_model
 from slimdown.report import console
 from slimdown.report.model_card import render_model_card
@@ -17,11 +21,14 @@ from slimdown.report.run_page import render_run_files
 from slimdown.stats.findings import Findings, judge
 from slimdown.stats.holdout import open_half
 from slimdown.stats.stopping import stopping_rule
-from slimdown.tracking.base_evaluations import open_base_cache
+from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_cache
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.run_writer import open_run
-from slimdown.training.fine_tuning import fine_tune, prepare_training
+from slimdown.tracking.store import local_dir
+from slimdown.training.fine_tuning import fine_tune, open_validation, prepare_training
+from slimdown.training.tokenizing import tokenize_rows
 from slimdown.utils.distributed import broadcast_from_main
+from slimdown.utils.errors import ModelError
 
 
 def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
@@ -117,6 +124,85 @@ def measure_base(config: RunConfig) -> None:
     evaluator = Evaluator(tasks, config.evaluation, share_prefixes=not config.method.learns_prompt)
     with console.progress_bar("measuring the base", "questions") as on_progress:
         evaluator.evaluate(base, open_base_cache(config), on_progress=on_progress)
+
+
+@dataclass(frozen=True)
+class ScaledEvaluations:
+    """The answers of a base, and of a tuned model at several scales of its adapter."""
+
+    base_model: LoadedModel
+    adapter: Path  # the folder that holds it
+    base: Evaluation
+    tuned: dict[float, Evaluation]  # by scale
+    validation_losses: dict[float, float]  # by scale, in nats a token; empty without rows
+
+
+def measure_scales(
+    config: RunConfig, scales: Sequence[float], recorded: tuple[Evaluation, Evaluation]
+) -> ScaledEvaluations:
+    """Measure a base with more and less of what an adapter adds; nothing is trained.
+
+    Args:
+        config: The settings of the run, with `tuned` set to its adapter.
+        scales: Each above 0.
+        recorded: What the run recorded of base and tuned model. At scale 1 it is taken where the
+            base answers as it did then.
+
+    Raises:
+        ModelError: At scale 0 the model is not its base: a whole model, DoRA, trained biases.
+    """
+    from peft.helpers import rescale_adapter_scale
+
+    tasks = load_tasks(config.benchmark, config.evaluation.include_path)
+    rows = None
+    with console.progress_bar(f"loading {config.model.id}"):
+        base = load_base_model(config.model, config.quantization)
+        if config.dataset:
+            train_data = load_training_data(config.dataset, base.tokenizer, config.seed)
+            on_cpu = base.device == "cpu"
+            rows = tokenize_rows(train_data, base.tokenizer, config.train, on_cpu, config.seed)
+        external = open_tuned_model(config, base)
+        if external.folder is None:
+            raise ModelError(
+                f"tuned={config.tuned} is a whole model; only an adapter can be scaled"
+            )
+        tuned = external.load()
+        check_scalable(tuned)
+    evaluator = Evaluator(tasks, config.evaluation)
+    with (
+        console.progress_bar("measuring the base", "questions") as on_progress,
+        disabled_adapters(tuned.model),
+    ):
+        as_base = replace(base, model=tuned.model)
+        base_evaluation = evaluator.evaluate(as_base, open_base_cache(config), None, on_progress)
+    cache = RecordedEvaluations(config, "tuned", local_dir(config.tracking) / "scales")
+    evaluations, losses = {}, {}
+    before, after = (one.benchmarks for one in recorded)
+    is_as_recorded = all(
+        one.samples == before[name].samples and not after[name].looks
+        for name, one in base_evaluation.benchmarks.items()
+    )
+    for scale in scales:
+        if scale == 1 and is_as_recorded:
+            evaluations[scale] = recorded[1]
+            continue
+        label = f"measuring scale {scale:g}"
+        scaled = replace(tuned, identity={**tuned.identity, "scale": scale})
+        with (
+            console.progress_bar(label, "questions") as on_progress,
+            rescale_adapter_scale(tuned.model, scale),
+        ):
+            evaluations[scale] = evaluator.evaluate(scaled, cache, None, on_progress)
+    if rows:
+        with (
+            console.progress_bar("validating", "scales") as on_progress,
+            open_validation(tuned.model, base.tokenizer, rows, config) as validate,
+        ):
+            for n_done, scale in enumerate(scales):
+                on_progress(n_done, len(scales), "")
+                with rescale_adapter_scale(tuned.model, scale):
+                    losses[scale] = validate()
+    return ScaledEvaluations(base, external.folder, base_evaluation, evaluations, losses)
 
 
 def assist_training(config: RunConfig) -> None:

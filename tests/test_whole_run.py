@@ -16,6 +16,7 @@ from conftest import SMALL
 from golden.make import ADAPTERS
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from safetensors.torch import load_file
 
 from slimdown.config.schema import RunConfig
 from slimdown.experiment import run_experiment
@@ -172,6 +173,28 @@ def test_a_given_adapter_is_judged_as_it_was_when_trained(
     judged = find_runs(client)[-1]
     expected = read_artifact(client, run, "findings.json")["benchmarks"]
     assert read_artifact(client, judged, "findings.json")["benchmarks"] == expected
+
+
+def test_a_scaled_adapter_is_saved_and_answers_as_it_was_measured(
+    sweep: tuple[Path, Result], client: MlflowClient
+) -> None:
+    run, _ = find_runs(client)[:2]
+    scale = ["scale", run.info.run_id, "--scales", "0,0.5,1", "--max-loss", "0.9", "--save", "half"]
+    done = run_command(sweep[0], "slimdown", *scale, "-o", "scales.json")
+    assert done.returncode in (0, 2), done.stderr  # eight questions a benchmark may not tell
+    rows = json.loads((sweep[0] / "scales.json").read_text())["rows"]
+    assert [row["scale"] for row in rows] == [0, 0.5, 1]
+    losses = [row["validation_loss"] for row in rows]
+    assert losses[0] == run.data.metrics["train/validation_loss_before"]
+    assert losses[2] == pytest.approx(run.data.metrics["train/validation_loss_after"], abs=1e-4)
+    [chosen] = [row["scale"] for row in rows if row.get("is_chosen")]
+    saved = load_file(sweep[0] / "half" / "adapter_model.safetensors")
+    trained = load_file(read_artifact(client, run, "adapter/adapter_model.safetensors"))
+    for name, tensor in saved.items():
+        assert tensor.equal(trained[name] * (chosen if "lora_B" in name else 1))
+    assert f"adds {chosen:g} of what was trained" in (sweep[0] / "half/README.md").read_text() or (
+        chosen == 1
+    )
 
 
 def test_a_run_is_merged_into_one_model(sweep: tuple[Path, Result], client: MlflowClient) -> None:

@@ -21,6 +21,7 @@ VERBS = {
     "check": "check a run against its loss budgets, by exit code (0 to 3)",
     "verdict": "judge two evaluations that lm-evaluation-harness made",
     "merge": "merge the adapter of a run into its base model",
+    "scale": "measure a run with less of its adapter, and save the most that keeps a budget",
     "sizes": "list what runs would train, and how much memory they need",
     "status": "list the recorded runs: running, finished, stopped",
     "doctor": "show your device, versions, record, and the models that you can read",

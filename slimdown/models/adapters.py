@@ -1,6 +1,7 @@
 """What each method trains: its adapter on the base or the base's own weights, checked and saved."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from slimdown.config.method_config import Method, MethodConfig
 from slimdown.config.schema import LoraConfig, RunConfig
 from slimdown.models.base_model import LoadedModel, load_outline
 from slimdown.models.bottleneck import attach_bottleneck, load_bottleneck, save_bottleneck
+from slimdown.models.causal import disabled_adapters, has_untouched_base
 from slimdown.models.identity import ADAPTER_FILES
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.errors import ModelError
@@ -119,3 +121,42 @@ def load_adapter(base: LoadedModel, folder: Path) -> Any:
         return load_bottleneck(base.model, folder).eval()
     with quiet_libraries():
         return peft.PeftModel.from_pretrained(base.model, str(folder)).eval()
+
+
+def check_scalable(tuned: LoadedModel) -> None:
+    """Check that a loaded model with nothing of its adapter is its base.
+
+    Raises:
+        ModelError: It is not: there is no LoRA, or something beside it was trained.
+    """
+    from peft.helpers import rescale_adapter_scale
+
+    model, reason = tuned.model, "something beside its LoRA was trained"
+    if has_untouched_base(model):
+        n_tokens = min(64, model.get_input_embeddings().weight.shape[0])
+        tokens = torch.arange(n_tokens, device=model.device)[None]
+        with torch.no_grad(), disabled_adapters(model):
+            logits = model(input_ids=tokens, use_cache=False).logits
+        try:
+            with torch.no_grad(), rescale_adapter_scale(model, 0.0):
+                scaled = model(input_ids=tokens, use_cache=False).logits
+            if torch.allclose(logits, scaled, rtol=0, atol=1e-5):
+                return
+            reason = "its directions or lengths are its own, as DoRA's are"
+        except ValueError:  # PEFT finds no LoRA in it
+            reason = "it is no LoRA"
+    raise ModelError(f"{tuned.id}: at scale 0 this model is not its base, for {reason}")
+
+
+def save_scaled_adapter(folder: Path, scale: float, out: Path) -> None:
+    """Write a LoRA adapter that adds `scale` times as much as the one in a folder."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / ADAPTER_FILES[1])
+    scaled = {
+        name: tensor * scale if ".lora_B" in name or ".lora_embedding_B" in name else tensor
+        for name, tensor in tensors.items()
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(scaled, out / ADAPTER_FILES[1], metadata={"format": "pt"})
+    shutil.copyfile(folder / ADAPTER_FILES[0], out / ADAPTER_FILES[0])

@@ -35,6 +35,7 @@ def render_model_card(
     base: Any,
     training: Any = None,
     merged: MergedModel | None = None,
+    scale: float = 1,
 ) -> str:
     """Render the card of what a run tuned, or of the model that it was merged into.
 
@@ -44,6 +45,7 @@ def render_model_card(
         base: The `LoadedModel`: id, revision, license, quantization, dtype.
         training: The `TrainingResult`, where there is one.
         merged: The merged model; None for what the run left itself.
+        scale: How much of what was trained the adapter adds.
 
     Returns:
         Markdown with a YAML head that `huggingface_hub.ModelCard` validates.
@@ -82,6 +84,7 @@ def render_model_card(
         config=config,
         settings={k: v for k, v in flatten(config).items() if k.startswith(_SECTIONS)},
         merged=merged,
+        scale=scale,
         table=write_table(findings_table(findings), "markdown"),
         sentences=text.describe_findings(findings),
         tasks=tasks,

@@ -202,6 +202,23 @@ def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Pa
     raise TrackingError(f"run {run.run_id} ({run.name}) has lost what it trained; train it again")
 
 
+def add_artifacts(tracking: TrackingConfig, run: RunRecord, files: Mapping[str, str]) -> None:
+    """Add files to those of a recorded run.
+
+    Args:
+        tracking: The store.
+        run: The run.
+        files: Their contents by path.
+
+    Raises:
+        TrackingError: The store does not take them.
+    """
+    client = store.open_store(tracking, must_exist=True)
+    with store.explain_store_errors(tracking):
+        for path, content in files.items():
+            client.log_text(run.run_id, content, path)
+
+
 def _expand_params(params: Mapping[str, str]) -> dict[str, str]:
     """Return every setting by its dotted key; see `store.log_settings`."""
     settings: dict[str, str] = {}

@@ -3,8 +3,8 @@
 import copy
 import math
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -206,6 +206,23 @@ def fine_tune(
         peak_bytes=peak_bytes,
     )
     return replace(base, model=model.eval(), identity=identity), result
+
+
+@contextmanager
+def open_validation(
+    model: Any, tokenizer: Any, rows: TokenizedRows, config: RunConfig
+) -> Iterator[Callable[[], float]]:
+    """Yield what computes a model's loss on the held-out rows, in nats a token: mean over batches.
+
+    Args:
+        model: With an adapter; nothing of it is trained.
+        tokenizer: The base's.
+        rows: What `tokenize_rows` returned.
+        config: The settings that the model was trained with.
+    """
+    with tempfile.TemporaryDirectory() as folder, quiet_libraries():
+        trainer = build_trainer(model, tokenizer, rows, config, Path(folder))
+        yield lambda: float(trainer.evaluate()["eval_loss"])
 
 
 def _start_prefix_with_text(model: Any, base: LoadedModel, rows: TokenizedRows) -> None:

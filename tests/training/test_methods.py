@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import peft.helpers
 import pytest
 import torch
 import transformers
@@ -13,7 +14,7 @@ from conftest import SMALL
 from training_run import TrainingRun
 
 from slimdown.config.schema import RunConfig
-from slimdown.models.adapters import load_adapter
+from slimdown.models.adapters import check_scalable, load_adapter, save_scaled_adapter
 from slimdown.models.base_model import load_base_model
 from slimdown.models.causal import disabled_adapters, has_untouched_base
 from slimdown.utils.errors import ModelError
@@ -58,6 +59,18 @@ def test_an_adapter_learns_keeps_the_base_and_reloads_to_the_same_logits(
     after = logits_of(tuned.model)
     with disabled_adapters(tuned.model):
         assert torch.equal(logits_of(tuned.model), before)
+    if method in ("lora", "rslora"):
+        check_scalable(tuned)
+        save_scaled_adapter(result.output_dir, 0.5, tmp_path / "half")
+        with peft.helpers.rescale_adapter_scale(tuned.model, 0.5):
+            half = logits_of(tuned.model)
+        base = load_base_model(config.model, config.quantization)
+        loaded = logits_of(load_adapter(base, tmp_path / "half"))
+        assert torch.allclose(loaded, half, rtol=0, atol=1e-5)
+        assert not torch.allclose(loaded, after, rtol=0, atol=1e-3)
+    else:
+        with pytest.raises(ModelError, match="at scale 0 this model is not its base"):
+            check_scalable(tuned)
     assert torch.equal(logits_of(tuned.model), after)
     assert not torch.equal(after, before)
     again = load_base_model(config.model, config.quantization)

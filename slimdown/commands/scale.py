@@ -1,0 +1,157 @@
+"""`slimdown scale RUN`: what a run learned and lost with less of its adapter, without training."""
+
+import argparse
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from slimdown.commands.arguments import (
+    RUN_HELP,
+    CommandParser,
+    open_tracking,
+    put_table,
+    run_command,
+)
+from slimdown.utils.errors import ConfigError, ModelError
+from slimdown.utils.files import write_atomically
+
+_CHOOSING_SHARE = 0.5  # of the questions, where the run holds none out: the others confirm
+_LARGEST = 2.0
+_EPILOG = """\
+At scale 0 the model is the base, at scale 1 what was trained. With --max-loss the largest scale
+within the budget is chosen on one half of the questions and checked on the other.
+
+examples
+  slimdown scale 3f2a                                 the changes at scales 0.25, 0.5, 0.75 and 1
+  slimdown scale 3f2a --scales 0.1,0.2,0.4 -o scales.html
+  slimdown scale 3f2a --max-loss 0.02 --save gentle   the most of it that loses two points at most
+  slimdown run tuned=gentle ...                       measures what was saved
+
+exit code
+  0  the curve is shown; with --max-loss: the chosen scale is shown to be within every budget
+  1  no scale is within the budgets, or the chosen one is shown to be beyond
+  2  the questions cannot tell
+  3  not measured
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Measure a run's model at several scales of its adapter.
+
+    Args:
+        argv: The arguments after `scale`.
+
+    Returns:
+        The exit code.
+    """
+    parser = CommandParser("scale", 3, description=__doc__, epilog=_EPILOG)
+    add = parser.add_argument
+    add("run", metavar="RUN", help=RUN_HELP)
+    text = "how much of the adapter is added, separated by commas (default: %(default)s)"
+    add("--scales", default="0,0.25,0.5,0.75,1", metavar="LIST", help=text)
+    text = "0.02: two points of each retained benchmark; gsm8k=0.02: of this one"
+    parser.add_list("--max-loss", "[BENCHMARK=]SHARE", text)
+    text = "with --max-loss: write the chosen adapter to this folder, a new or an empty one"
+    add("--save", type=Path, metavar="DIR", help=text)
+    parser.add_store()
+    parser.add_output()
+    options = parser.parse(argv)
+    if options.save and not options.max_loss:
+        parser.error("--save writes what --max-loss chooses; give a budget, such as 0.02")
+    return run_command(lambda: _scale(options), "This run cannot be scaled:", 3)
+
+
+def _scale(options: argparse.Namespace) -> int:
+    from slimdown.report.scaling_page import render_scaling_page, scales_table
+    from slimdown.stats.budgets import check_budgets, overall_outcome, read_budgets
+    from slimdown.stats.findings import judge
+    from slimdown.stats.holdout import held_half, open_half
+    from slimdown.stats.scaling import ScaledFindings, choose_scale
+    from slimdown.tracking import run_reader
+
+    scales, budgets = read_scales(options.scales), read_budgets(options.max_loss)
+    tracking, out = open_tracking(options), options.save and options.save.expanduser().absolute()
+    if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--save {out} is in use; name a new folder, or empty it")
+    run = run_reader.find_run(tracking, options.run)
+    findings, config = run_reader.check_finished(run), run_reader.read_config(tracking, run)
+    if config.tuned is None and config.method.name.value not in ("lora", "rslora"):
+        raise ModelError(
+            f"run {run.run_id} ({run.name}) was trained with method={config.method.name.value}, "
+            "which at scale 0 is not its base; method=lora and rslora can be scaled"
+        )
+    if budgets:
+        check_budgets(findings, budgets)  # a mistake in them is told before anything is measured
+    recorded = run_reader.read_evaluations(tracking, run)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        if config.tuned is None:
+            adapter = run_reader.download_tuned(tracking, run, Path(scratch))
+            scaled_config = replace(config, tuned=str(adapter))
+        else:
+            scaled_config = replace(config, dataset={})
+        from slimdown.experiment import measure_scales  # torch
+        from slimdown.models.adapters import save_scaled_adapter
+        from slimdown.report.console import show_budget_checks, show_line
+        from slimdown.report.model_card import render_model_card
+
+        measured = measure_scales(scaled_config, scales, recorded)
+        # The half that a run holds out is never shown; without a holdout every question chooses
+        # or confirms.
+        share = run.holdout or (_CHOOSING_SHARE if budgets else 0.0)
+        points = []
+        for scale, tuned in measured.tuned.items():
+            training = findings.training
+            if training and scale in measured.validation_losses:
+                loss = measured.validation_losses[scale]
+                training = replace(training, validation_loss_after=loss)
+            judged = judge(open_half(measured.base, share), open_half(tuned, share), training)
+            points.append(ScaledFindings(scale, judged))
+        chosen = choose_scale(points, budgets) if budgets else None
+        title = f"{run.name} ({run.run_id[:8]})"
+        table = scales_table(points, title, chosen.scale if chosen else None)
+        put_table(table, options, lambda: render_scaling_page(table, points))
+        run_reader.add_artifacts(
+            tracking,
+            run,
+            {f"scales/{p.scale:g}.json": json.dumps(p.findings.to_dict()) for p in points}
+            | {"scales.html": render_scaling_page(table, points)},
+        )
+        if not budgets:
+            return 0
+        if chosen is None:
+            show_line("No scale is within the budgets as measured: try smaller ones.", "bold")
+            return 1
+        held = judge(
+            held_half(measured.base, share), held_half(measured.tuned[chosen.scale], share)
+        )
+        checks = check_budgets(held, budgets)
+        show_line(
+            f"Scale {chosen.scale:g}, the largest within, on the questions that did not choose it:"
+        )
+        show_budget_checks(checks)
+        if out:
+            save_scaled_adapter(measured.adapter, chosen.scale, out)
+            card = render_model_card(held, config, measured.base_model, scale=chosen.scale)
+            write_atomically(out / "README.md", card)
+            show_line(f"wrote {out}")
+    return int(overall_outcome(checks))
+
+
+def read_scales(text: str) -> list[float]:
+    """Read scales from a list such as 0,0.5,1; without 0, which is the base.
+
+    Raises:
+        ConfigError: One is no number from 0 to 2, or none is above 0.
+
+    >>> read_scales("1,0,0.5,0.5")
+    [0.5, 1.0]
+    """
+    try:
+        scales = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        scales = [-1.0]
+    if not (scales[-1] > 0 and all(0 <= scale <= _LARGEST for scale in scales)):
+        raise ConfigError(f"--scales {text}: give numbers from 0 to {_LARGEST:g}, such as 0.25,0.5")
+    return [scale for scale in scales if scale]

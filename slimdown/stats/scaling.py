@@ -1,0 +1,65 @@
+"""Judge an adapter at several scales: the base plus so much of what the adapter adds.
+
+At scale 0 the model is the base, at scale 1 what was trained. For LoRA that is the same as
+interpolating the weights of both (WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from slimdown.stats.budgets import check_budgets
+from slimdown.stats.estimates import Estimate
+from slimdown.stats.findings import Findings
+from slimdown.stats.likelihood import ALPHA
+
+
+@dataclass(frozen=True)
+class ScaledFindings:
+    """What a model learned and lost at one scale of its adapter."""
+
+    scale: float
+    findings: Findings  # its `training` ended at the validation loss of this scale
+
+
+def hold_together(points: Sequence[ScaledFindings]) -> dict[str, list[tuple[float, Estimate]]]:
+    """Return each benchmark's change by scale, with intervals that hold for all scales at once.
+
+    Each interval is at 5 % divided by the number of scales (Bonferroni), so that the chance that
+    any of a benchmark's intervals misses its true change is at most 5 %.
+
+    Args:
+        points: Of scales above 0, where the base itself stands.
+    """
+    curves: dict[str, list[tuple[float, Estimate]]] = {}
+    for point in points:
+        for name, benchmark in point.findings.benchmarks.items():
+            d = benchmark.primary.difference
+            low, high = d.interval(ALPHA / len(points))
+            estimate = Estimate(d.value, d.standard_error, low, high)
+            curves.setdefault(name, []).append((point.scale, estimate))
+    return curves
+
+
+def choose_scale(
+    points: Sequence[ScaledFindings], budgets: Mapping[str, float]
+) -> ScaledFindings | None:
+    """Return the largest scale whose losses, as measured, are within their budgets.
+
+    As measured and not as shown: whether the loss is within the budget has to be shown on other
+    questions than those that choose.
+
+    Args:
+        points: Of scales above 0.
+        budgets: As `check_budgets` takes them.
+
+    Returns:
+        None where not even the smallest scale is within.
+
+    Raises:
+        ConfigError: As `check_budgets`.
+    """
+    for point in sorted(points, key=lambda point: -point.scale):
+        checks = check_budgets(point.findings, budgets)
+        if all(-one.change.primary.difference.value <= one.budget for one in checks):
+            return point
+    return None
