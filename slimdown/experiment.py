@@ -55,7 +55,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         if tuned_model := config.tuned_model:
             fetch_tuned_model(tuned_model)
         else:
-            train_data = load_training_data(config.dataset, tokenizer, config.seed)
+            train_data = load_training_data(config.dataset, tokenizer, config.seed, config.keep)
             notes += train_data.notes
     console.show_notes(notes)
     with open_run(config, info) as run:
@@ -158,7 +158,9 @@ def measure_scales(
     with console.progress_bar(f"loading {config.model.id}"):
         base = load_base_model(config.model, config.quantization)
         if config.dataset:
-            train_data = load_training_data(config.dataset, base.tokenizer, config.seed)
+            train_data = load_training_data(
+                config.dataset, base.tokenizer, config.seed, config.keep
+            )
             on_cpu = base.device == "cpu"
             rows = tokenize_rows(train_data, base.tokenizer, config.train, on_cpu, config.seed)
         external = open_tuned_model(config, base)
@@ -213,6 +215,6 @@ def assist_training(config: RunConfig) -> None:
     """
     if broadcast_from_main(None):  # None: the first process has nothing to train
         base = load_base_model(config.model, config.quantization)
-        train_data = load_training_data(config.dataset, base.tokenizer, config.seed)
+        train_data = load_training_data(config.dataset, base.tokenizer, config.seed, config.keep)
         prepared = prepare_training(base, train_data, config)
         fine_tune(base, prepared, config, Path(), lambda step: None, lambda *progress: None)

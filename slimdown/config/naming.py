@@ -19,7 +19,7 @@ def flatten(config: RunConfig) -> dict[str, object]:
     walk(OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True), "")
     idle = {"rerun", "search", *config.idle_sections}
     counting = {key: flat[key] for key in flat if key.partition(".")[0] not in idle}
-    optional = ("method.", "tuned")  # null: the method has no such setting; nothing is measured
+    optional = ("method.", "keep.", "tuned")  # null: there is no such setting, or no such model
     return {k: v for k, v in counting.items() if v is not None or not k.startswith(optional)}
 
 

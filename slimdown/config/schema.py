@@ -20,6 +20,7 @@ from omegaconf import MISSING, OmegaConf
 from slimdown import pocket
 from slimdown.config.dataset_config import HUB_ID, DatasetConfig
 from slimdown.config.fields import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, ranged
+from slimdown.config.keep_config import Keep, KeepConfig
 from slimdown.config.method_config import Method, MethodConfig
 from slimdown.config.paths import list_group_choices
 from slimdown.config.search_config import SearchConfig
@@ -32,7 +33,7 @@ _FOLDER = Range("must be a folder that is there", os.path.isdir)
 _MARGIN = Range("must be above 0 and below 1 (0.02 is two points)", lambda share: 0 < share < 1)
 _STEPS = Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 or n >= 1)
 _WARMUP = Range("must be a share below 1, or whole steps", lambda n: 0 <= n < 1 or n == int(n) > 0)
-TRAINING = ("dataset", "method", "lora", "train", "seed", "contamination", "search")
+TRAINING = ("dataset", "method", "lora", "keep", "train", "seed", "contamination", "search")
 """The sections that are read where something is trained, and idle with `tuned`."""
 # A name of a dataset or benchmark is part of metric keys, file names and dotted keys.
 _NAME = re.compile(r"[\w-]+", re.ASCII)
@@ -91,6 +92,13 @@ class Engine(StrEnum):
 
     trl = "trl"
     unsloth = "unsloth"  # FastLanguageModel under TRL's trainer, in a process of its own
+
+
+class LossType(StrEnum):
+    """How the loss weighs tokens."""
+
+    nll = "nll"  # all alike
+    dft = "dft"  # by the likelihood that the model gives them (Wu et al. 2025, arXiv 2508.05629)
 
 
 # transformers' names, without those that want arguments of their own.
@@ -236,6 +244,7 @@ class TrainConfig:
     # false: the loss is over prompt and completion, as in the paper
     completion_only_loss: bool = MISSING
     assistant_only_loss: bool = MISSING  # of messages: the loss is over the assistant's turns
+    loss_type: LossType = LossType.nll
     gradient_checkpointing: bool = MISSING
     # minutes between two checkpoints, for a killed run to go on from; 0: none are written
     checkpoint_minutes: float | None = ranged(NOT_NEGATIVE)
@@ -315,6 +324,7 @@ class RunConfig:
     dataset: dict[str, DatasetConfig] = field(default_factory=dict)
     method: MethodConfig = field(default_factory=MethodConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    keep: KeepConfig = field(default_factory=KeepConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     benchmark: dict[str, BenchmarkConfig] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -367,9 +377,25 @@ class RunConfig:
         if quantization != "none" and method.trains_weights:
             trained = f"method={method.name} trains the weights themselves"
             yield f"{trained}, which quantization={quantization} has rounded; set quantization=none"
+        if self.keep.name is Keep.replay:
+            if (general := self.keep.dataset) not in self.dataset or len(self.dataset) < 2:
+                chosen = ", ".join(self.dataset)
+                yield (
+                    f"keep.dataset={general or 'null'} must be one of several chosen datasets "
+                    f"({chosen}); choose it, too: dataset=[alpaca,dolly] keep.dataset=dolly"
+                )
+            if any(is_set):
+                yield f"keep.share={self.keep.share} and weights of datasets: set one of both"
+        elif self.keep.name is Keep.kl and (
+            method.trains_weights or self.train.engine is Engine.unsloth
+        ):
+            needs = "keep=kl needs the base beside what is trained: an adapter, train.engine=trl"
+            yield f"{needs}; keep=mask works with every method"
         if method.name is Method.prefix and self.train.gradient_checkpointing:
             yield "method=prefix needs keys and values; set train.gradient_checkpointing=false"
         if self.train.engine is Engine.unsloth:
+            if self.train.loss_type is not LossType.nll:
+                yield "train.loss_type=dft: Unsloth has a loss of its own; set train.engine=trl"
             if find_spec("unsloth") is None:  # looks for it and imports nothing
                 yield "train.engine=unsloth is not installed; pip install 'slimdown[unsloth]'"
             is_able = method.name in ("lora", "rslora") and quantization in ("nf4", "none")

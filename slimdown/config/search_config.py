@@ -7,7 +7,7 @@ from typing import Any
 
 from slimdown.config.fields import COUNT, NOT_NEGATIVE, SEED, SHARE, ranged
 
-SEARCHED = ("dataset", "lora", "method", "quantization", "train")
+SEARCHED = ("dataset", "keep", "lora", "method", "quantization", "train")
 """The sections whose settings can be searched: what is trained and how, never what is asked."""
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from slimdown.config.dataset_config import DatasetConfig, RowFormat
+from slimdown.config.keep_config import Keep, KeepConfig
 from slimdown.data.chat_templates import FIXED_DATE, check_chat_template, render_chat
 from slimdown.data.mixing import mix_rows
 from slimdown.data.row_formats import detect_format, format_row, get_messages, list_columns
@@ -71,7 +72,10 @@ class TrainingData:
 
 
 def load_training_data(
-    datasets: Mapping[str, DatasetConfig], tokenizer: Any, seed: int
+    datasets: Mapping[str, DatasetConfig],
+    tokenizer: Any,
+    seed: int,
+    keep: KeepConfig | None = None,
 ) -> TrainingData:
     """Read the chosen datasets, and hold some rows of each out for the validation loss.
 
@@ -83,6 +87,8 @@ def load_training_data(
         datasets: The settings by name; all have a weight, or none has.
         tokenizer: The base's; only its chat template is used, and only where rows are messages.
         seed: Decides which rows are taken, their order, and how datasets are mixed.
+        keep: Names the dataset whose rows are replayed. As many of them are taken as are its share
+            of all rows; none is held out, so that the validation loss is of the others alone.
 
     Returns:
         The rows of each dataset, of a mixture only as many as it draws until the first dataset is
@@ -112,10 +118,32 @@ def load_training_data(
         drawn = Counter(mix_rows(numbers, weights, seed, "first_exhausted")["part"])
         trains = [part.train.select(range(drawn[i])) for i, part in enumerate(parts)]
         parts = [replace(part, train=train) for part, train in zip(parts, trains, strict=True)]
+    if keep and keep.name is Keep.replay:
+        parts, more = _replay(parts, str(keep.dataset), keep.share or 0.0)
+        notes += more
     rows = [(p.train.remove_columns("row"), p.validation.remove_columns("row")) for p in parts]
     content = [[hash_json(list(train)), hash_json(list(held_out))] for train, held_out in rows]
     mixture = None if None in weights else [weights, seed]
     return TrainingData(tuple(parts), hash_json([content, mixture])[:16], notes)
+
+
+def count_replayed(n_rows: int, share: float) -> int:
+    """Return how many rows make up a share of all, beside so many others."""
+    return round(n_rows * share / (1 - share))
+
+
+def _replay(
+    parts: list[DatasetPart], name: str, share: float
+) -> tuple[list[DatasetPart], list[str]]:
+    """Cut the part of this name to its share of all rows, and put it last."""
+    others = [part for part in parts if part.name != name]
+    general = next(part for part in parts if part.name == name)
+    wanted = count_replayed(sum(len(part.train) for part in others), share)
+    taken = min(wanted, len(general.train))
+    note = f"dataset.{name}: keep.share={share:g} is {wanted:,} rows, and there are {taken:,}"
+    empty = general.validation.select([])
+    general = replace(general, train=general.train.select(range(taken)), validation=empty)
+    return [*others, *[general] * (taken > 0)], [note] if taken < wanted else []
 
 
 def _load_part(

@@ -46,6 +46,8 @@ def run_key(config: RunConfig) -> str:
             else:
                 commit = resolve_commit(dataset.path, dataset.revision, "dataset")
                 settings[f"dataset.{name}.revision"] = commit
+        if config.keep.prompts:
+            settings["keep.prompts"] = hash_file(Path(config.keep.prompts).expanduser())
         for name, benchmark in config.benchmark.items():
             if benchmark.path:
                 content = hash_file(Path(benchmark.path).expanduser())

@@ -22,6 +22,7 @@ from slimdown.models.causal import disabled_adapters
 from slimdown.models.identity import identify_adapted
 from slimdown.models.memory import is_out_of_memory, measure_peak_memory
 from slimdown.models.quiet import quiet_libraries
+from slimdown.training.keeping import apply_keep
 from slimdown.training.padding_free import attention_within_rows, supports_padding_free
 from slimdown.training.result import StepLog, TrainingResult
 from slimdown.training.sft import TrainingCallback, build_trainer
@@ -58,6 +59,7 @@ def prepare_training(
     rows = tokenize_rows(
         train_data, base.tokenizer, config.train, base.device == "cpu", config.seed
     )
+    rows = apply_keep(base, rows, config)
     # A copy that shares the weights: PEFT, TRL and the Trainer change a model in place.
     tensors = list(chain(base.model.parameters(), base.model.buffers()))
     states = [t.quant_state for t in tensors if getattr(t, "quant_state", None) is not None]
@@ -169,6 +171,8 @@ def fine_tune(
                 "double train.gradient_accumulation_steps, or set train.gradient_checkpointing=true"
             ) from None
         loss_after = trainer.evaluate()["eval_loss"]
+        has_base = not method.trains_weights
+        divergence = trainer.measure_base_divergence() if has_base else math.nan
     vars(base.model).pop("forward", None)  # TRL's fused head
     base.model.generation_config = generation_config  # the Trainer aligns it with the tokenizer
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -196,6 +200,7 @@ def fine_tune(
         train_loss=sum(log.values["loss"] for log in history) / len(history),
         validation_loss_before=loss_before,
         validation_loss_after=loss_after,
+        base_divergence=divergence,
         n_trainable=n_trainable,
         trainable_percent=100 * n_trainable / base.n_parameters,
         runtime_seconds=seconds,

@@ -1,6 +1,7 @@
 """What a training did. Imports no torch."""
 
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 
 TRAINING_VERSION = 1
@@ -33,3 +34,5 @@ class TrainingResult:
     n_truncated: int  # training rows cut at train.max_length tokens, or exactly as long
     n_untrained: int  # training rows left out: none of their tokens is trained on
     peak_bytes: float
+    # of the tuned model from the base on the held-out rows, nats a token; nan: no base beside it
+    base_divergence: float = nan

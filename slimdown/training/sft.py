@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -15,7 +15,8 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from slimdown.config.schema import OnProgress, RunConfig, TrainConfig
-from slimdown.models.causal import get_inner_model, learns_prompt
+from slimdown.models.causal import disabled_adapters, get_inner_model, learns_prompt
+from slimdown.training.keeping import measure_divergence
 from slimdown.training.result import StepLog
 from slimdown.training.tokenizing import IGNORED, TokenizedRows
 from slimdown.utils.distributed import broadcast_from_main
@@ -27,7 +28,7 @@ from slimdown.utils.errors import ModelError
 _GRADIENT_SCALE = 2.0**12
 _USED_BEFORE = ("max_length", "completion_only_loss", "assistant_only_loss")  # by tokenizing
 _LOGGED = ("loss", "learning_rate", "grad_norm")
-_NOT_TRL = ("engine", "checkpoint_minutes", *_USED_BEFORE)
+_NOT_TRL = ("engine", "checkpoint_minutes", "loss_type", *_USED_BEFORE)
 
 
 class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
@@ -39,27 +40,32 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
 
     takes_plain_loss = True
     enlarges_gradients = False
+    base_weight = 0.0  # of the divergence from the base beside the target token
+    is_dft = False
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the loss of a batch, in nats a trained token."""
         if self.takes_plain_loss:
-            labels = inputs.pop("labels")
-            target = labels[:, 1:]
-            places = (target != IGNORED).any(0).nonzero().flatten()
-            target = target[:, places]
-            forward = get_inner_model(self.accelerator.unwrap_model(model)).forward
-            takes_places = "logits_to_keep" in inspect.signature(forward).parameters
-            if takes_places and not learns_prompt(self.model):
-                inputs["logits_to_keep"] = places
-            logits = model(**inputs, use_cache=False).logits
-            if logits.shape[1] != len(places):  # prompt tuning puts logits before the row's own
-                logits = logits[:, places + logits.shape[1] - labels.shape[1]]
-            total = functional.cross_entropy(
-                logits.float().flatten(0, 1), target.flatten(), reduction="sum"
-            )
+            compute_logits, target = self._open_batch(model, inputs)
+            is_trained, base_logits = target != IGNORED, None
+            if self.base_weight and model.training:
+                # First: it switches the adapter's gradients off and on again.
+                with torch.no_grad(), disabled_adapters(self.accelerator.unwrap_model(model)):
+                    base_logits = compute_logits()
+            logits = compute_logits()
+            nats = functional.cross_entropy(logits.float(), target, reduction="none")
+            if self.is_dft and model.training:  # Dynamic Fine-Tuning (Wu et al. 2025, 2508.05629)
+                nats = nats * (-nats).exp().detach()
+            total = nats.sum()
+            if base_logits is not None:
+                total = total + self.base_weight * (
+                    measure_divergence(
+                        base_logits[is_trained], logits[is_trained], target[is_trained]
+                    ).sum()
+                )
             n_tokens = kwargs.get("num_items_in_batch")
             if n_tokens is None:
-                loss = total / (target != IGNORED).sum().clamp(min=1)
+                loss = total / is_trained.sum().clamp(min=1)
             else:  # the tokens of all processes, over which DDP takes the mean
                 loss = total * self.accelerator.num_processes / n_tokens
         else:
@@ -69,6 +75,45 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
             loss.register_hook(lambda gradient: gradient * _GRADIENT_SCALE)
         # An evaluation of older versions of transformers asks for outputs, too, and drops them.
         return (loss, {}) if kwargs.get("return_outputs") and self.takes_plain_loss else loss
+
+    def measure_base_divergence(self) -> float:
+        """Return how far the model is from its base on the held-out rows, in nats a trained token.
+
+        The mean divergence of the model's distribution from the base's, which is said to foretell
+        forgetting (Shenfeld et al. 2025, RL's Razor, arXiv 2509.04259).
+        """
+        total, n_tokens, model = 0.0, 0, cast(Any, self.model).eval()
+        for batch in self.get_eval_dataloader():
+            inputs = self._prepare_inputs(batch)
+            compute_logits, target = self._open_batch(model, inputs)
+            is_trained = target != IGNORED
+            with torch.no_grad():
+                logits = compute_logits()[is_trained]
+                with disabled_adapters(self.accelerator.unwrap_model(model)):
+                    total += float(measure_divergence(compute_logits()[is_trained], logits).sum())
+            n_tokens += int(is_trained.sum())
+        return total / max(1, n_tokens)
+
+    def _open_batch(self, model: Any, inputs: Any) -> tuple[Callable[[], Any], Any]:
+        """Return what computes the logits where a batch has a target, and the targets.
+
+        Both are flat: [rows x places, vocabulary] and [rows x places].
+        """
+        labels = inputs.pop("labels")
+        target = labels[:, 1:]
+        places = (target != IGNORED).any(0).nonzero().flatten()
+        forward = get_inner_model(self.accelerator.unwrap_model(model)).forward
+        takes_places = "logits_to_keep" in inspect.signature(forward).parameters
+        if takes_places and not learns_prompt(self.model):
+            inputs["logits_to_keep"] = places
+
+        def compute_logits() -> Any:
+            logits = model(**inputs, use_cache=False).logits
+            if logits.shape[1] != len(places):  # prompt tuning puts logits before the row's own
+                logits = logits[:, places + logits.shape[1] - labels.shape[1]]
+            return logits.flatten(0, 1)
+
+        return compute_logits, target[:, places].flatten()
 
 
 def build_trainer(
@@ -109,6 +154,7 @@ def build_trainer(
         model._hf_peft_config_loaded = True  # the Trainer takes no bare 4-bit model
     data = {"train_dataset": rows.train, "eval_dataset": rows.validation}
     trainer = PlainLossTrainer(model=model, args=arguments, processing_class=tokenizer, **data)
+    trainer.base_weight, trainer.is_dft = config.keep.weight or 0.0, config.train.loss_type == "dft"
     trainer.remove_callback(transformers.PrinterCallback)
     if hasattr(model, "bottleneck_adapter") or hasattr(model, "peft_config"):
         layers = [getattr(module, "compute_dtype", None) for module in model.modules()]

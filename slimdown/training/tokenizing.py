@@ -68,15 +68,20 @@ def tokenize_rows(
             )
             arguments._n_gpu = min(arguments.n_gpu, 1)  # see `build_trainer`
             model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small))
-            rows: dict[str, Any] = {"train_dataset": part.train, "eval_dataset": part.validation}
+            held_out = part.validation if len(part.validation) else None  # of replayed rows none
+            # Of weight 0 nothing is trained on, and TRL takes no empty dataset.
+            read = part.train if len(part.train) else part.validation
+            rows: dict[str, Any] = {"train_dataset": read, "eval_dataset": held_out}
             try:
                 trainer: Any = SFTTrainer(model, arguments, processing_class=tokenizer, **rows)
             except (ValueError, RuntimeError, TypeError, KeyError) as error:
                 raise DataError(
                     f"dataset.{part.name}: TRL cannot tokenize its rows: {describe_error(error)}"
                 ) from error
-        trains.append(trainer.train_dataset.select_columns(["input_ids", "labels"]))
-        validations.append(trainer.eval_dataset.select_columns(["input_ids", "labels"]))
+        tokenized = trainer.train_dataset.select_columns(["input_ids", "labels"])
+        trains.append(tokenized if len(part.train) else tokenized.select([]))
+        if held_out:
+            validations.append(trainer.eval_dataset.select_columns(["input_ids", "labels"]))
     train = mix_rows(trains, [part.weight for part in train_data.parts], seed)
     validation = concatenate_datasets(validations)
     if not len(train) or not len(validation):

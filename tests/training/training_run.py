@@ -17,9 +17,13 @@ class TrainingRun:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.base = load_base_model(config.model, config.quantization)
-        self.data = load_training_data(config.dataset, self.base.tokenizer, config.seed)
-        self.rows: TokenizedRows = prepare_training(self.base, self.data, config)
+        self.rows = self.prepare(config)
         self.logs: list[StepLog] = []
+
+    def prepare(self, config: RunConfig) -> TokenizedRows:
+        tokenizer = self.base.tokenizer
+        self.data = load_training_data(config.dataset, tokenizer, config.seed, config.keep)
+        return prepare_training(self.base, self.data, config)
 
     def train(self, folder: Path) -> tuple[LoadedModel, TrainingResult]:
         progress: Any = lambda *done: None  # noqa: E731

@@ -1,0 +1,60 @@
+"""What is done so that a fine-tuning keeps what the base can do, and the settings it has."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from os.path import expanduser, isfile
+
+from omegaconf import MISSING
+
+from slimdown.config.fields import COUNT, POSITIVE, SHARE, Range, ranged
+
+_ABOVE_ONE = Range("must be above 1, the perplexity of a token that is certain", lambda x: x > 1)
+
+_FILE = Range("must be a file that is there", lambda path: isfile(expanduser(path)))
+
+
+class Keep(StrEnum):
+    """A means against forgetting; each is a file of `conf/keep/`."""
+
+    none = "none"
+    replay = "replay"  # general rows in the mix
+    self_replay = "self_replay"  # rows that the base writes itself (arXiv 2505.13811)
+    mask = "mask"  # tokens that surprise the base carry no loss (arXiv 2501.14315)
+    kl = "kl"  # the distance from the base's distribution is part of the loss (arXiv 2605.29498)
+
+
+_OWN: dict[Keep, tuple[str, ...]] = {  # the settings that a means has of its own
+    Keep.replay: ("share", "dataset"),
+    Keep.self_replay: ("share", "max_tokens", "temperature", "prompts"),
+    Keep.mask: ("max_perplexity", "random"),
+    Keep.kl: ("weight",),
+}
+_OPTIONAL = ("prompts", "dataset")  # the whole run's check says what is wrong with a dataset
+
+
+@dataclass
+class KeepConfig:
+    """The means; its other fields are null where it has none of them."""
+
+    name: Keep = MISSING
+    # of all rows that are trained on, those that are replayed
+    share: float | None = ranged(SHARE, None)
+    dataset: str | None = None  # which of the chosen datasets holds the general rows
+    max_tokens: int | None = ranged(COUNT, None)  # of a row that the base writes
+    temperature: float | None = ranged(POSITIVE, None)  # at which it is drawn
+    # a JSONL file of texts (`prompt`) that the base continues; null: it writes from nothing
+    prompts: str | None = ranged(_FILE, None)
+    # tokens whose perplexity under the base is above carry no loss
+    max_perplexity: float | None = ranged(_ABOVE_ONE, None)
+    random: bool | None = None  # the control: as many tokens are masked, drawn by chance
+    weight: float | None = ranged(POSITIVE, None)  # of the distance, in nats, beside the loss
+
+    def problems(self) -> Iterator[str]:
+        own = _OWN.get(self.name, ())
+        for name, value in list(vars(self).items())[1:]:  # those after `name`
+            if name not in own and value is not None:
+                having = ", ".join(keep for keep, names in _OWN.items() if name in names)
+                yield f"{name}={value}: only keep={having} has it, and not {self.name}"
+            elif name in own and value is None and name not in _OPTIONAL:
+                yield f"{name} must be set for keep={self.name}; choosing the means does so"

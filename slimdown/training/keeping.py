@@ -1,0 +1,206 @@
+"""What keeps the base's abilities: rows that it writes itself, masked tokens, a distance to it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from math import log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from slimdown.config.keep_config import Keep, KeepConfig
+from slimdown.config.schema import RunConfig
+from slimdown.data.training_data import count_replayed
+from slimdown.models.base_model import LoadedModel
+from slimdown.models.causal import eval_mode
+from slimdown.training.tokenizing import IGNORED, TokenizedRows
+from slimdown.utils.distributed import broadcast_from_main, process_rank
+from slimdown.utils.errors import DataError
+from slimdown.utils.files import cache_dir, write_atomically
+from slimdown.utils.hashing import hash_json
+from slimdown.utils.row_files import iter_records
+
+_BATCH = 16  # rows that are written, or read, at once
+# Of a target token, whose share is left out: finite, so that 0 times it is 0.
+_IMPOSSIBLE = -1e9
+
+
+def apply_keep(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> TokenizedRows:
+    """Return the rows that are trained on, with what `keep` adds to them or masks in them.
+
+    Several processes must call this together.
+
+    Args:
+        base: The model as it was loaded; it is left as it is.
+        rows: Tokenized and cut; those held out stay as they are.
+        config: The checked settings.
+
+    Raises:
+        DataError: The base writes nothing, or nothing is left to train on.
+    """
+    keep = config.keep
+    if keep.name is Keep.self_replay:
+        n_rows = count_replayed(len(rows.train), keep.share or 0.0)
+        written = broadcast_from_main(
+            _find_or_write_rows(base, keep, n_rows, config.seed) if process_rank() == 0 else []
+        )
+        features = rows.train.features
+        more = Dataset.from_list(written, features) if written else rows.train.select([])
+        note = f"keep=self_replay: {len(written):,} rows that {base.id} wrote are mixed in"
+        return replace(
+            rows, train=concatenate_datasets([rows.train, more]), notes=[*rows.notes, note]
+        )
+    if keep.name is Keep.mask:
+        return _mask_tokens(base, rows, keep, config.seed)
+    return rows
+
+
+def measure_divergence(
+    base_logits: torch.Tensor, logits: torch.Tensor, target: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Compute how far a model is from its base, in nats, for each token.
+
+    The Kullback-Leibler divergence of the tuned from the base's distribution. With `target` over
+    all other tokens (after arXiv 2605.29498): the target's own likelihood is free to grow.
+
+    Args:
+        base_logits: [tokens, vocabulary], of the base.
+        logits: The same of the tuned model.
+        target: [tokens], the right token of each; None leaves nothing out.
+
+    Returns:
+        [tokens]
+    """
+    both = [base_logits.float(), logits.float()]
+    if target is not None:
+        both = [one.scatter(-1, target[:, None], _IMPOSSIBLE) for one in both]
+    of_base, of_tuned = (one.log_softmax(-1) for one in both)
+    return functional.kl_div(of_tuned, of_base, reduction="none", log_target=True).sum(-1)
+
+
+def _find_or_write_rows(
+    base: LoadedModel, keep: KeepConfig, n_rows: int, seed: int
+) -> list[dict[str, list[int]]]:
+    """Return rows that the base wrote, from the cache where the same were written before."""
+    prompts = [""]
+    if keep.prompts:
+        records = [record for _, record in iter_records(Path(keep.prompts).expanduser())]
+        prompts = [str(record.get("prompt") or "") for record in records]
+        if not all(prompts):
+            raise DataError(
+                f"keep.prompts={keep.prompts}: row {prompts.index('') + 1} has no prompt"
+            )
+    settings = [keep.max_tokens, keep.temperature, n_rows, seed, prompts]
+    file = cache_dir() / "replay" / f"{hash_json([base.identity, settings])}.json"
+    if base.identity and file.is_file():
+        return list(json.loads(file.read_text()))
+    rows = list(_write_rows(base, keep, n_rows, seed, prompts))
+    if n_rows and not rows:
+        raise DataError(
+            f"keep=self_replay: {base.id} writes nothing from its start token; name texts that it "
+            "can continue, keep.prompts=FILE.jsonl with a prompt in each row"
+        )
+    write_atomically(file, json.dumps(rows))
+    return rows
+
+
+def _write_rows(
+    base: LoadedModel, keep: KeepConfig, n_rows: int, seed: int, prompts: Sequence[str]
+) -> Iterator[dict[str, list[int]]]:
+    tokenizer, model = base.tokenizer, base.model
+    start = next(
+        i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        if i is not None
+    )  # fmt: skip
+    cuda = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), eval_mode(model):
+        torch.manual_seed(seed)
+        for begin in range(0, n_rows, _BATCH):
+            numbers = range(begin, min(begin + _BATCH, n_rows))
+            texts = [prompts[i % len(prompts)] for i in numbers]
+            encoded = [tokenizer(text).input_ids or [start] for text in texts]
+            width = max(map(len, encoded))
+            padded = [[start] * (width - len(ids)) + ids for ids in encoded]
+            mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded]
+            tokens = model.generate(
+                input_ids=torch.tensor(padded, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+                do_sample=True,
+                temperature=keep.temperature,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=keep.max_tokens,
+                pad_token_id=start,
+            )
+            ends = model.generation_config.eos_token_id
+            ends = set(ends if isinstance(ends, list) else [ends])
+            for ids, answer in zip(encoded, tokens[:, width:].tolist(), strict=True):
+                end = next((i + 1 for i, token in enumerate(answer) if token in ends), len(answer))
+                if end > 1:  # more than the end alone
+                    written = answer[:end]
+                    yield {"input_ids": ids + written, "labels": [IGNORED] * len(ids) + written}
+
+
+def _mask_tokens(
+    base: LoadedModel, rows: TokenizedRows, keep: KeepConfig, seed: int
+) -> TokenizedRows:
+    """Take the loss from tokens that surprise the base, or from as many drawn by chance."""
+    labels = [np.array(row) for row in rows.train["labels"]]
+    surprising = _find_surprising(base, rows.train["input_ids"], labels, keep.max_perplexity or 0)
+    n_trained = sum(int((row[1:] != IGNORED).sum()) for row in labels)
+    n_masked = sum(int(mask.sum()) for mask in surprising)
+    if keep.random:
+        trained = np.concatenate([row != IGNORED for row in labels])
+        starts = np.cumsum([0, *map(len, labels)])
+        trained[starts[:-1]] = False  # a row's first token is never predicted
+        chosen = np.zeros(len(trained), bool)
+        places = np.random.default_rng(seed).permutation(np.flatnonzero(trained))
+        chosen[places[:n_masked]] = True
+        surprising = np.split(chosen, starts[1:-1])
+    masked = [np.where(mask, IGNORED, row) for mask, row in zip(surprising, labels, strict=True)]
+    has_loss = [i for i, row in enumerate(masked) if (row[1:] != IGNORED).any()]
+    if not has_loss:
+        raise DataError(
+            f"keep.max_perplexity={keep.max_perplexity:g} masks every token of the rows; raise it"
+        )
+    train = Dataset.from_dict(
+        {
+            "input_ids": [rows.train[i]["input_ids"] for i in has_loss],
+            "labels": [masked[i].tolist() for i in has_loss],
+        },
+        rows.train.features,
+    )
+    kind = "drawn by chance" if keep.random else f"above perplexity {keep.max_perplexity:g}"
+    share = f"{100 * n_masked / n_trained:.0f} % of {n_trained:,} tokens"
+    note = f"keep=mask: {share}, {kind}, carry no loss"
+    n_untrained = rows.n_untrained + len(labels) - len(has_loss)
+    return replace(rows, train=train, notes=[*rows.notes, note], n_untrained=n_untrained)
+
+
+def _find_surprising(
+    base: LoadedModel, rows: Sequence[list[int]], labels: Sequence[Any], max_perplexity: float
+) -> list[Any]:
+    """Return for each row which of its trained tokens the base gives less than 1 / perplexity."""
+    model, pad = base.model, base.tokenizer.pad_token_id or 0
+    surprising = [np.zeros(len(row), bool) for row in labels]
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    with eval_mode(model):
+        for begin in range(0, len(rows), _BATCH):
+            numbers = by_length[begin : begin + _BATCH]
+            batch = [torch.tensor(rows[i]) for i in numbers]
+            ids = pad_sequence(batch, batch_first=True, padding_value=pad).to(model.device)
+            lengths = torch.tensor([len(row) for row in batch], device=model.device)
+            mask = (torch.arange(ids.shape[1], device=model.device) < lengths[:, None]).long()
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+            nats = functional.cross_entropy(
+                logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+            ).reshape(len(numbers), -1)
+            for i, of_row in zip(numbers, nats.cpu().numpy(), strict=True):
+                above = of_row[: len(rows[i]) - 1] > log(max_perplexity)
+                surprising[i][1:] = above & (labels[i][1:] != IGNORED)
+    return surprising

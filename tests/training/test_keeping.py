@@ -1,0 +1,155 @@
+"""What keeps the base's abilities: each means against its definition, on the embedded model."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL
+from torch.nn import functional
+from training_run import TrainingRun
+
+from slimdown.config.schema import RunConfig
+from slimdown.data.training_data import load_training_data
+from slimdown.training.keeping import measure_divergence
+from slimdown.training.tokenizing import IGNORED, tokenize_rows
+from slimdown.utils.errors import DataError
+
+Composed = Callable[..., RunConfig]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "slimdown" / "replay"
+
+
+def read_labels(rows: Any) -> list[list[int]]:
+    return [list(labels) for labels in rows["labels"]]
+
+
+def test_replay_is_its_share_of_all_rows_and_no_part_of_the_validation(composed: Composed) -> None:
+    both = "dataset=[pocket_instructions,pocket_replay]"
+    keep = ["keep=replay", "keep.dataset=pocket_replay", "keep.share=0.2"]
+    alone, mixed = TrainingRun(composed(*SMALL)), TrainingRun(composed(*SMALL, both, *keep))
+    assert (len(alone.rows.train), len(mixed.rows.train)) == (64, 64 + 16)
+    assert read_labels(mixed.rows.train)[:64] == read_labels(alone.rows.train)
+    assert read_labels(mixed.rows.validation) == read_labels(alone.rows.validation)
+
+
+def test_the_base_writes_rows_once_and_alike(composed: Composed, cache: Path) -> None:
+    config = composed(*SMALL, "keep=self_replay", "keep.share=0.2", "keep.max_tokens=24")
+    first = TrainingRun(config).rows
+    [file] = cache.iterdir()
+    written = json.loads(file.read_text())
+    assert len(written) == 16
+    assert read_labels(first.train)[64:] == [row["labels"] for row in written]
+    for row in written:
+        ids, labels = row["input_ids"], row["labels"]
+        assert (labels[0], labels[1:]) == (IGNORED, ids[1:])
+        assert 2 < len(ids) <= 25
+    assert len({tuple(row["input_ids"]) for row in written}) > 12
+    file.unlink()
+    assert read_labels(TrainingRun(config).rows.train) == read_labels(first.train)
+    other = composed(*SMALL, "keep=self_replay", "keep.share=0.2", "keep.max_tokens=24", "seed=1")
+    TrainingRun(other)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_the_base_continues_prompts_and_only_its_own_words_are_trained_on(
+    composed: Composed, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Question: How many cups"}\n{"prompt": "A list"}\n')
+    settings = [f"keep.prompts={prompts}", "keep.share=0.1", "keep.max_tokens=9"]
+    run = TrainingRun(composed(*SMALL, "keep=self_replay", *settings))
+    rows = list(run.rows.train)[64:]
+    assert len(rows) == 7
+    texts = [run.base.tokenizer.decode(row["input_ids"]) for row in rows]
+    assert texts[0].startswith("Question: How many cups")
+    assert texts[1].startswith("A list")
+    for row in rows:
+        n_prompt = row["labels"].count(IGNORED)
+        assert row["labels"][n_prompt:] == row["input_ids"][n_prompt:] != []
+
+
+def test_a_base_that_writes_nothing_is_one_line(composed: Composed) -> None:
+    run = TrainingRun(composed(*SMALL))
+    config = composed(*SMALL, "keep=self_replay", "keep.max_tokens=1")
+    with pytest.raises(DataError, match="writes nothing from its start token"):
+        run.prepare(config)
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_tokens_that_surprise_the_base_carry_no_loss(composed: Composed, random: bool) -> None:
+    config = composed(*SMALL, "keep=mask", "keep.max_perplexity=4", f"keep.random={random}")
+    run = TrainingRun(config)
+    data = load_training_data(config.dataset, run.base.tokenizer, config.seed)
+    plain = tokenize_rows(data, run.base.tokenizer, config.train, True, config.seed)
+    by_ids = {tuple(row["input_ids"]): row["labels"] for row in run.rows.train}
+    n_masked = n_expected = n_alike = 0
+    for row in plain.train:
+        ids = torch.tensor([row["input_ids"]])
+        with torch.no_grad():
+            logits = run.base.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        nats = -logits.gather(1, ids[0, 1:, None])[:, 0]
+        expected = [
+            IGNORED if surprise > math.log(4) else label
+            for label, surprise in zip(row["labels"][1:], nats.tolist(), strict=True)
+        ]
+        labels = by_ids.get(tuple(row["input_ids"]), [IGNORED] * len(row["labels"]))[1:]
+        n_trained = sum(label != IGNORED for label in row["labels"][1:])
+        n_masked += n_trained - sum(label != IGNORED for label in labels)
+        n_expected += n_trained - sum(label != IGNORED for label in expected)
+        n_alike += labels == expected
+    assert n_masked == n_expected > 50
+    assert n_alike == 64 if not random else n_alike < 32
+    assert "carry no loss" in run.rows.notes[-1]
+
+
+def test_the_distance_leaves_the_target_out() -> None:
+    torch.manual_seed(0)
+    base, tuned = torch.randn(5, 11, dtype=torch.float64), torch.randn(5, 11, dtype=torch.float64)
+    target = torch.tensor([0, 3, 10, 5, 5])
+    expected = []
+    for of_base, of_tuned, right in zip(base, tuned, target, strict=True):
+        others = [i for i in range(11) if i != right]
+        p, q = of_base[others].softmax(-1), of_tuned[others].softmax(-1)
+        expected.append(float((p * (p / q).log()).sum()))
+    assert measure_divergence(base, tuned, target).tolist() == pytest.approx(expected, rel=1e-4)
+    tuned = base.scatter_add(1, target[:, None], torch.full((5, 1), 7.0, dtype=torch.float64))
+    assert measure_divergence(base, tuned, target).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("settings", ["", "method=prompt", "method=bottleneck"])
+def test_a_distance_to_the_base_keeps_the_model_near_it(
+    settings: str, composed: Composed, tmp_path: Path
+) -> None:
+    moved = []
+    for i, keep in enumerate(["keep=none", "keep=kl keep.weight=30"]):
+        steps = ["train.max_steps=8", *keep.split(), *settings.split()]
+        run = TrainingRun(composed(*SMALL, *steps))
+        ids = torch.arange(5, 60)[None]
+        with torch.no_grad():
+            before = run.base.model(input_ids=ids).logits[0].log_softmax(-1)
+        tuned, result = run.train(tmp_path / str(i))
+        with torch.no_grad():
+            after = tuned.model(input_ids=ids).logits[0, -55:].log_softmax(-1)
+        assert result.base_divergence > 0
+        moved.append(float(functional.kl_div(after, before, reduction="sum", log_target=True)))
+        assert all(math.isfinite(log.values["loss"]) for log in run.logs)
+        assert all(p.requires_grad for n, p in tuned.model.named_parameters() if "lora" in n)
+    assert moved[1] < 0.7 * moved[0]
+
+
+def test_dft_is_trls(composed: Composed, tmp_path: Path) -> None:
+    run = TrainingRun(composed(*SMALL, "train.max_steps=2", "train.loss_type=dft"))
+    plain = TrainingRun(composed(*SMALL, "train.max_steps=2"))
+    _, result = run.train(tmp_path / "dft")
+    plain.train(tmp_path / "nll")
+    # p log p is at most 1/e, and the validation loss stays the plain one.
+    assert run.losses[0] < 1 / math.e < plain.losses[0]
+    assert result.validation_loss_before > 1
