@@ -177,6 +177,11 @@ def select_runs(options: argparse.Namespace) -> "tuple[list[RunRecord], str, lis
         raise TrackingError(f"there is no finished run of {which}; {reason}")
     notes = [f"Left out: {left_out}."] if left_out else []
     sweeps = Counter(run.tags.get(Tag.sweep) or "no sweep" for run in complete)
+    newest = next((name for name in sweeps if sweeps[name] > 1 and name != "no sweep"), "")
+    if options.by and newest and not (options.sweep or options.filter):
+        # Runs of other sweeps may differ in more than this setting.
+        complete = [run for run in complete if run.tags.get(Tag.sweep) == newest]
+        which = f"the newest sweep, {newest}, in {uri}"
     if not options.sweep and (len(sweeps) > 1 or "no sweep" not in sweeps):
         each = ", ".join(f"{name} ({count:,})" for name, count in list(sweeps.items())[:5])
         more = f" and {len(sweeps) - 5:,} more" if len(sweeps) > 5 else ""

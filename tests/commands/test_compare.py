@@ -168,6 +168,19 @@ def test_a_page_takes_the_place_of_the_old_one_only_when_it_is_whole(
     assert "kept" in show("--format", "html")
 
 
+def test_a_setting_is_compared_within_one_sweep(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for sweep, rank in (("a", 2), ("a", 4), ("b", 2), ("b", 4)):
+        record_run(compose_config(f"lora.r={rank}"), f"{sweep} {rank}", KEPT, sweep=sweep)
+    assert compare.main(["--by", "lora.r"]) == 0
+    text = capsys.readouterr().out
+    assert "2 finished runs of the newest sweep, b, in" in text
+    assert "Runs by sweep: b (2), a (2); --sweep NAME shows those of one." in text
+    assert compare.main(["--by", "lora.r", "--sweep", "a"]) == 0
+    assert "2 finished runs of sweep a" in capsys.readouterr().out
+
+
 def test_a_name_is_shown_and_never_obeyed(
     store: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
