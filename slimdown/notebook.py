@@ -150,15 +150,9 @@ class NotebookFindings(Findings):
     """What a model learned and what it lost, as a notebook shows it."""
 
     def table(self) -> "pd.DataFrame":
-        """Return one row for each benchmark and metric; scores are shares of 1.
+        """Return one row for each benchmark and metric; scores are shares of 1."""
+        import pandas as pd  # MLflow brings it; it takes half a second
 
-        Raises:
-            ConfigError: pandas is not installed.
-        """
-        try:
-            import pandas as pd
-        except ImportError:
-            raise ConfigError("the table needs pandas: pip install pandas") from None
         return pd.DataFrame(findings_table(self).records)
 
     def save(self, file: str | Path, title: str = "before → after") -> Path:

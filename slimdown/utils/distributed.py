@@ -19,23 +19,6 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", 0)) if "LOCAL_RANK" in os.environ else 0
 
 
-def check_launcher() -> None:
-    """Refuse half of what a launcher sets, on which accelerate would stumble later.
-
-    Raises:
-        ConfigError: A number is none, or nobody says where the other processes are.
-    """
-    found = {n: os.environ[n] for n in ("LOCAL_RANK", "RANK", "WORLD_SIZE") if n in os.environ}
-    try:
-        is_sound = max(map(int, found.values()), default=0) <= 1 or "MASTER_ADDR" in os.environ
-    except ValueError:
-        is_sound = False
-    if not is_sound:
-        shown = " ".join(f"{name}={value}" for name, value in found.items())
-        advice = "accelerate launch and torchrun set them all, and MASTER_ADDR; unset them"
-        raise ConfigError(f"the environment has {shown}: {advice}")
-
-
 def broadcast_from_main(value: _T) -> _T:
     """Return the first process's `value` in every process; it waits until all have called.
 

@@ -59,14 +59,3 @@ def test_an_address_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="process 0 of 2 cannot reach the others"):
         distributed.broadcast_from_main(1)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("WORLD_SIZE", "abc"), ("WORLD_SIZE", "2"), ("RANK", "")]
-)
-def test_half_of_what_a_launcher_sets_is_named(
-    name: str, value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=f"the environment has {name}={value}: accelerate"):
-        distributed.check_launcher()
