@@ -33,8 +33,6 @@ class SearchConfig:
 
     space: dict[str, DimensionConfig] = field(default_factory=dict)  # by the settings' dotted keys
     n_trials: int = ranged(COUNT)  # in all, those of earlier commands counted
-    # proposed and run at once; null: hydra.launcher.n_jobs, or one
-    n_jobs: int | None = ranged(COUNT, None)
     # share that each retained benchmark may lose; null: its margin
     max_loss: float | None = ranged(SHARE, None, "; 0.03 is three points")
     n_startup_trials: int = ranged(COUNT)  # random ones, before the sampler goes by results

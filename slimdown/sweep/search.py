@@ -48,7 +48,7 @@ class Search:
         [run] = plan.runs
         self.config, self.space, self._line = run.config, plan.space, line
         self._settings = settings = run.config.search
-        self._at_once = settings.n_jobs or at_once
+        self._at_once = at_once
         identity: list[Any] = [settings.max_loss, settings.n_startup_trials, settings.seed]
         identity.append({key: asdict(one) for key, one in plan.space.items()})
         digest = hash_json([*identity, run_key(run.config)])[:8]

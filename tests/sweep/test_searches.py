@@ -36,11 +36,11 @@ def open_search(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("slimdown.sweep.search.find_run", lambda tracking, run_id: RUNS[run_id])
 
-    def opened(*overrides: str, **space: DimensionConfig) -> Search:
+    def opened(*overrides: str, at_once: int = 1, **space: DimensionConfig) -> Search:
         config = composed("search.n_trials=4", *overrides)
         run = ComposedRun(list(overrides), config)
         plan = CommandPlan([run], space={**SPACE, **space})
-        return Search(CommandLine([], run.overrides), plan)
+        return Search(CommandLine([], run.overrides), plan, at_once)
 
     return opened
 
@@ -93,7 +93,7 @@ def test_a_search_goes_on_where_it_was_as_if_nothing_had_been(open_search: OpenS
 
 
 def test_what_a_trial_sets_lies_in_the_space(open_search: OpenSearch) -> None:
-    trials = next(open_search("search.n_trials=8", "search.n_jobs=8").propose_batches())
+    trials = next(open_search("search.n_trials=8", at_once=8).propose_batches())
     assert len(trials) == 8
     for values in map(get_values, trials):
         assert values["lora.r"] in ("2", "4", "8")
