@@ -9,6 +9,7 @@ from slimdown.utils.errors import ConfigError, TrackingError
 
 if TYPE_CHECKING:
     from slimdown.report.findings_report import ModelPair
+    from slimdown.stats.equal_learning import EqualLearning, LearningCurve
     from slimdown.stats.run_records import RunRecord
 
 _DEFAULT_EXPERIMENT = "slimdown"  # that of conf/config.yaml
@@ -50,6 +51,7 @@ def main(argv: list[str]) -> int:
         ("paired", "two RUNs: the answers of both tuned models, one by one"),
         ("noise", "of several seeds: the noise of questions and of training"),
         ("confirm", "chosen RUNs, on the questions that evaluation.holdout kept back"),
+        ("at-equal-learning", "with --by: what each value lost where all had learned as much"),
     ):
         modes.add_argument(f"--{mode}", action="store_const", const=mode, dest="mode", help=text)
     parser.add_output()
@@ -59,7 +61,12 @@ def main(argv: list[str]) -> int:
     options = parser.parse(argv)
     if options.rows < 0:
         parser.error(f"--rows {options.rows} must not be negative; 0 shows all")
-    if options.mode and (options.sort or options.by or not options.group_seeds):
+    is_by_curves = options.mode == "at-equal-learning"
+    if is_by_curves and not options.by:
+        parser.error("--at-equal-learning compares the values of a setting; name it with --by")
+    if options.mode and (
+        options.sort or not options.group_seeds or (options.by and not is_by_curves)
+    ):
         parser.error(f"--{options.mode} has rows of its own; leave --sort, --by and the like out")
     if options.runs and (options.experiment or options.sweep or options.filter):
         parser.error("runs are named: leave --experiment, --sweep and --filter out")
@@ -81,7 +88,9 @@ def _compare(options: argparse.Namespace) -> int:
     if len(options.runs) == 1 and not (options.mode or options.by or options.sort):
         return _show_run(runs[0], options)
     if options.mode:
-        if options.mode != "noise":
+        if options.mode == "at-equal-learning":
+            table = page.equal_learning_table(*_compare_curves(runs, options), options.by)
+        elif options.mode != "noise":
             table = pairs_table(_judge_pairs(runs, options))
         elif (comparison := compare_runs(runs)).grouped:
             table = page.noise_table(comparison)
@@ -117,6 +126,29 @@ def _show_run(run: "RunRecord", options: argparse.Namespace) -> int:
         return render_page(findings, name, run_id=run.run_id)
 
     return put_table(findings_table(findings, name, with_notes=True), options, render_run)
+
+
+def _compare_curves(
+    runs: "list[RunRecord]", options: argparse.Namespace
+) -> "tuple[float, list[EqualLearning]]":
+    """Compare the values of a setting by the curves that `slimdown scale` measured."""
+    from slimdown.stats.equal_learning import build_curve, compare_at_equal_learning
+    from slimdown.stats.run_comparison import compare_runs
+    from slimdown.stats.run_order import sort_by_setting
+    from slimdown.tracking.run_reader import read_scales
+
+    groups: dict[str, dict[str, LearningCurve]] = {}
+    for row in sort_by_setting(compare_runs(runs), options.by).rows:
+        group = groups.setdefault(row.settings.get(options.by, "none"), {})
+        for run in row.runs:
+            seed = run.params.get("seed", "")
+            if seed in group:
+                raise ConfigError(
+                    f"--at-equal-learning: runs of {options.by}={row.settings.get(options.by)} and "
+                    f"seed {seed} differ in other settings, too; name those to compare"
+                )
+            group[seed] = build_curve(read_scales(open_tracking(options), run))
+    return compare_at_equal_learning(groups)
 
 
 def _judge_pairs(runs: "list[RunRecord]", options: argparse.Namespace) -> "list[ModelPair]":

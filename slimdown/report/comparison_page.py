@@ -10,6 +10,7 @@ from slimdown.report.formatting import EMPTY, format_count, format_number, forma
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
 
 if TYPE_CHECKING:
+    from slimdown.stats.equal_learning import EqualLearning
     from slimdown.stats.estimates import Estimate
     from slimdown.stats.run_comparison import Comparison, Configuration, MeanChange
     from slimdown.stats.trials import TrialOutcome
@@ -149,6 +150,32 @@ def noise_table(comparison: "Comparison") -> Table:
     errors = ("question_error", "training_error", "seed_to_seed")
     formats = {name: lambda share: format_number(100 * share) for name in errors}
     return make_table("Noise of questions and of training", records, formats, text.NOISE_LEGEND)
+
+
+def equal_learning_table(level: float, rows: "Sequence[EqualLearning]", setting: str) -> Table:
+    """Show what each value of a setting lost where all had learned as much.
+
+    Args:
+        level: What was learned, as `compare_at_equal_learning` returns it.
+        rows: One for each value; none where no level is common.
+        setting: Its dotted key.
+    """
+    records = []
+    for row in rows:
+        record: dict[str, Any] = {setting: row.value, "runs": row.n_runs, "scale": row.scale}
+        for name, change in row.changes.items():
+            for heading, one in ((name, change), (f"{name} − first", row.from_first.get(name))):
+                values = {f"{heading}.{k}": getattr(one, k, None) for k in ("value", "low", "high")}
+                record[heading] = Cell(*(format_points(one) if one else ("", "")), values=values)
+        records.append(record)
+    legend = (
+        f"Where each run had learned {level:.3g} (mean change of the targets as a share, else the "
+        "fall of the validation loss in nats), interpolated between scales. Changes in points with "
+        "95 % intervals over questions and seeds; − first: from the first row, seed by seed."
+    )
+    if not rows:
+        legend = "Cannot tell: the runs have learned no common amount, or had other questions."
+    return make_table("At equal learning", records, {"scale": lambda s: f"{s:.2f}"}, legend)
 
 
 def render_comparison_page(

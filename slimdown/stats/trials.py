@@ -32,12 +32,17 @@ def summarize_trial(findings: Findings, max_loss: float | None) -> TrialOutcome:
         findings: The trial's findings.
         max_loss: What each retained benchmark may lose, a share; None: its margin.
     """
-    learned = findings.mean_change(Role.target).value
-    if isnan(learned) and (training := findings.training):
-        learned = training.validation_loss_before - training.validation_loss_after
     excess = {
         name: -b.primary.difference.value - (b.margin if max_loss is None else max_loss)
         for name, b in findings.benchmarks.items()
         if b.role is Role.retained
     }
-    return TrialOutcome(learned, excess)
+    return TrialOutcome(measure_learning(findings), excess)
+
+
+def measure_learning(findings: Findings) -> float:
+    """Return the mean change of the target tasks; without any, the fall of the validation loss."""
+    learned = findings.mean_change(Role.target).value
+    if isnan(learned) and (training := findings.training):
+        learned = training.validation_loss_before - training.validation_loss_after
+    return learned

@@ -19,11 +19,15 @@ from slimdown.config.schema import RunConfig
 from slimdown.config.search_config import DimensionConfig
 from slimdown.report import console
 from slimdown.report.comparison_page import render_comparison_page, search_table
+from slimdown.report.formatting import format_number
+from slimdown.stats.budgets import check_budgets
+from slimdown.stats.findings import judge
+from slimdown.stats.holdout import held_half
 from slimdown.stats.run_comparison import compare_runs
 from slimdown.stats.trials import summarize_trial
 from slimdown.sweep.jobs import JobOutcome, JobState
 from slimdown.tracking.resume import run_key
-from slimdown.tracking.run_reader import find_run
+from slimdown.tracking.run_reader import find_run, read_evaluations
 from slimdown.tracking.store import local_dir, lock
 from slimdown.utils.errors import TrackingError, describe_error
 from slimdown.utils.hashing import hash_json
@@ -108,7 +112,10 @@ class Search:
                 self.study.tell(trial, result.learned)
 
     def show(self) -> dict[str, str]:
-        """Print all trials, the best within the budget first; returns their page, by its name."""
+        """Print all trials and the one to take; returns their page, by its name.
+
+        The best within the budget stands first. Its losses are checked on the questions held out.
+        """
         trials = self.study.get_trials(deepcopy=False)
         run_ids = [t.user_attrs["run_id"] for t in trials if "run_id" in t.user_attrs]
         runs = [find_run(self.config.tracking, run_id) for run_id in run_ids]
@@ -119,6 +126,23 @@ class Search:
         runs.sort(key=lambda run: outcomes[run.run_id].order)
         comparison = compare_runs(runs, group_seeds=False)
         table = search_table(comparison, outcomes, self.name)
+        best, budgets = runs[0], {} if budget is None else {"": budget}
+        if not outcomes[best.run_id].is_within:
+            chosen = ["No trial is within the budget as measured: widen it, or the ranges."]
+        else:
+            learned = format_number(100 * outcomes[best.run_id].learned, "+.1f")
+            place = f"its adapter is in {best.artifact_uri}"
+            chosen = [
+                f"Chosen: {best.name} ({best.run_id[:8]}), which learned most within the budget "
+                f"({learned}); {place}."
+            ]
+            if best.holdout:
+                base, tuned = read_evaluations(self.config.tracking, best)
+                held = judge(held_half(base, best.holdout), held_half(tuned, best.holdout))
+                for check in check_budgets(held, budgets):
+                    line = f"{check.benchmark}: {check.outcome.name}, {check.reason}."
+                    chosen.append(f"On the questions that did not choose it, {line}")
+        table = replace(table, notes=(*chosen, *table.notes))
         console.show_table(table)
         return {"search.html": render_comparison_page(table, comparison)}
 

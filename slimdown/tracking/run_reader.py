@@ -20,6 +20,7 @@ from slimdown.config.schema import RunConfig, TrackingConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.stats.findings import Findings
 from slimdown.stats.run_records import RunRecord
+from slimdown.stats.scaling import ScaledFindings
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import DataError, TrackingError
@@ -200,6 +201,25 @@ def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Pa
             if any(path.iterdir()):
                 return path
     raise TrackingError(f"run {run.run_id} ({run.name}) has lost what it trained; train it again")
+
+
+def read_scales(tracking: TrackingConfig, run: RunRecord) -> list[ScaledFindings]:
+    """Return what `slimdown scale` found of a run, by growing scale.
+
+    Raises:
+        TrackingError: Nothing, or it cannot be read.
+    """
+    client = store.open_store(tracking, must_exist=True)
+    with store.explain_store_errors(tracking):
+        paths = [one.path for one in client.list_artifacts(run.run_id, "scales")]
+        texts = {float(Path(path).stem): _read_artifact(client, run, path) for path in paths}
+    if not texts:
+        command = f"slimdown scale {run.run_id[:8]}"
+        raise TrackingError(f"run {run.name} has no curve over its scale; {command} measures it")
+    return [
+        ScaledFindings(scale, Findings.from_dict(json.loads(texts[scale])))
+        for scale in sorted(texts)
+    ]
 
 
 def add_artifacts(tracking: TrackingConfig, run: RunRecord, files: Mapping[str, str]) -> None:

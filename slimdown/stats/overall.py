@@ -1,0 +1,77 @@
+"""One answer for all retained benchmarks: is the tuned model worse on what it should have kept?
+
+The answers of both models to a question are exchanged at random, for all questions of all benchmarks
+independently: a permutation test, whose statistic is the mean of the benchmarks' changes, each
+benchmark alike. McNemar's pooled test beside it weighs each question alike (both poolings after
+Kuebler et al. 2026, arXiv 2602.10144).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import nan
+
+import numpy as np
+import scipy
+
+from slimdown.config.schema import Role
+from slimdown.stats.estimates import Difference, to_weighted
+from slimdown.stats.findings import BenchmarkChange
+from slimdown.stats.likelihood import ALPHA
+
+_N_DRAWS = 100_000
+
+
+@dataclass(frozen=True)
+class OverallChange:
+    """The change of several benchmarks together."""
+
+    benchmarks: tuple[str, ...]
+    mean: float  # of the benchmarks' changes, a share
+    p_value: float  # of the permutation test; two-sided
+    mcnemar_p_value: float  # of all questions' 0/1 scores together; nan where scores are graded
+
+    @property
+    def answer(self) -> str:
+        """Worse, better or undecided."""
+        if self.p_value >= ALPHA:
+            return "undecided"
+        return "worse" if self.mean < 0 else "better"
+
+
+def judge_overall(benchmarks: Mapping[str, BenchmarkChange], seed: int = 0) -> OverallChange:
+    """Judge the retained benchmarks together; those that stopped early are left out.
+
+    Args:
+        benchmarks: By name, of one run.
+        seed: Of the exchanges that are drawn; a p-value of 0.05 is exact to 0.001.
+
+    Returns:
+        The answer; undecided with a p-value of 1 where no benchmark is left.
+    """
+    chosen = {
+        name: b.primary.difference
+        for name, b in benchmarks.items()
+        if b.role is Role.retained and b.n_available is None
+    }
+    names = tuple(chosen)
+    if not chosen:
+        return OverallChange(names, nan, 1.0, nan)
+    mean = float(np.mean([d.value for d in chosen.values()]))
+    generator, exchanged = np.random.default_rng(seed), np.zeros(_N_DRAWS)
+    for d in chosen.values():
+        # Questions whose change is as large are exchanged together: so many of them by a binomial.
+        sizes, counts = np.unique(np.abs(to_weighted(d.changes, d.sampling)), return_counts=True)
+        for size, count in zip(sizes[sizes > 0], counts[sizes > 0], strict=True):
+            n_kept = generator.binomial(count, 0.5, _N_DRAWS)
+            exchanged += size * (2 * n_kept - count) / (d.n * len(chosen))
+    n_extreme = int((np.abs(exchanged) >= abs(mean) - 1e-12).sum())
+    p_value = (1 + n_extreme) / (1 + _N_DRAWS)  # the data are one of the exchanges
+    return OverallChange(names, mean, p_value, _pool_mcnemar(list(chosen.values())))
+
+
+def _pool_mcnemar(differences: list[Difference]) -> float:
+    if not all(d.is_binary for d in differences):
+        return nan
+    lost = sum(int((d.changes < 0).sum()) for d in differences)
+    gained = sum(int((d.changes > 0).sum()) for d in differences)
+    return min(1.0, 2 * float(scipy.special.bdtr(min(lost, gained), lost + gained, 0.5)))

@@ -1,0 +1,78 @@
+"""Groups are compared where all had learned as much, by curves over the scale."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import make_benchmark, make_evaluation
+
+from slimdown.config.schema import Role
+from slimdown.stats.equal_learning import LearningCurve, build_curve, compare_at_equal_learning
+from slimdown.stats.findings import judge
+from slimdown.stats.scaling import ScaledFindings
+
+N = 200
+
+
+def make_points(steps: list[tuple[float, int, int]]) -> list[ScaledFindings]:
+    """Points of a scale, so many answers gained in the target, so many lost in the retained."""
+    base = make_evaluation(
+        target=make_benchmark([0.0] * N, role=Role.target), kept=make_benchmark([1.0] * N)
+    )
+    points = []
+    for scale, gained, lost in steps:
+        tuned = make_evaluation(
+            target=make_benchmark([1.0] * gained + [0.0] * (N - gained), role=Role.target),
+            kept=make_benchmark([0.0] * lost + [1.0] * (N - lost)),
+        )
+        points.append(ScaledFindings(scale, judge(base, tuned)))
+    return points
+
+
+def test_what_lies_between_two_scales_is_interpolated() -> None:
+    curve = build_curve(make_points([(1.0, 120, 60), (0.5, 40, 10)]))
+    assert curve.learned.tolist() == [0, 0.2, 0.6]
+    scale, changes = curve.at(0.4)
+    assert scale == pytest.approx(0.75)
+    assert changes["kept"].mean() == pytest.approx(-(10 + 60) / 2 / N)
+    assert curve.at(0.1)[0] == pytest.approx(0.25)
+    assert curve.at(0.6)[0] == 1
+
+
+def test_a_curve_ends_where_more_of_the_adapter_teaches_no_more() -> None:
+    curve = build_curve(make_points([(0.5, 40, 10), (1.0, 30, 60), (1.5, 90, 80)]))
+    assert curve.scales.tolist() == [0, 0.5]
+
+
+def test_groups_meet_at_the_most_that_every_run_learned() -> None:
+    greedy = [make_points([(0.5, 60, 30), (1.0, 160, 100 + i)]) for i in range(3)]
+    gentle = [make_points([(0.5, 40, 2), (1.0, 80 + i, 4)]) for i in range(3)]
+    groups = {
+        "none": {str(i): build_curve(p) for i, p in enumerate(greedy)},
+        "kl": {str(i): build_curve(p) for i, p in enumerate(gentle)},
+    }
+    level, (none, kl) = compare_at_equal_learning(groups)
+    assert level == 0.4
+    assert (none.n_runs, kl.n_runs) == (3, 3)
+    assert kl.scale == pytest.approx(1, abs=0.02)
+    assert none.scale == pytest.approx(0.6, abs=0.01)
+    expected = -(30 + 0.2 * (71)) / N
+    assert none.changes["kept"].value == pytest.approx(expected, abs=1e-3)
+    assert none.from_first == {}
+    difference = kl.from_first["kept"]
+    assert difference.value == pytest.approx(kl.changes["kept"].value - none.changes["kept"].value)
+    assert 0 < difference.low < difference.value < difference.high
+    one: dict[str, Any] = {"none": {"0": groups["none"]["0"]}, "kl": groups["kl"]}
+    _, (alone, others) = compare_at_equal_learning(one)
+    assert alone.changes["kept"].low < alone.changes["kept"].value
+    assert others.from_first == {}
+
+
+def test_what_learned_nothing_or_answered_other_questions_cannot_tell() -> None:
+    curve = build_curve(make_points([(1.0, 80, 4)]))
+    nothing = build_curve(make_points([(1.0, 0, 4)]))
+    assert compare_at_equal_learning({"a": {"0": curve}, "b": {"0": nothing}}) == (0.0, [])
+    other: LearningCurve = replace(curve, question_hashes={"kept": "x"})
+    assert compare_at_equal_learning({"a": {"0": curve}, "b": {"0": other}}) == (0.0, [])
+    assert np.isfinite(curve.changes["kept"]).all()
