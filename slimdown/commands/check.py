@@ -9,7 +9,7 @@ A run with evaluation.holdout is judged on the questions that are held out.
 
 exit code
   0  every loss is shown to be within its budget
-  1  a loss beyond its budget is shown
+  1  a loss beyond its budget is shown, or with --overall that the retained are worse together
   2  the questions cannot tell
   3  not measured: no such run, or it did not finish
 """
@@ -27,7 +27,12 @@ def main(argv: list[str]) -> int:
     parser = CommandParser("check", 3, description=__doc__, epilog=_EPILOG)
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     text = "gsm8k=0.02: two points; default: benchmark.NAME.max_loss, or the margin if retained"
-    parser.add_list("--max-loss", "BENCHMARK=SHARE", text)
+    parser.add_list("--max-loss", "[BENCHMARK=]SHARE", text)
+    text = "gsm8k=0.05: a twentieth of what the base scored"
+    parser.add_list("--max-relative-loss", "[BENCHMARK=]SHARE", text)
+    parser.add_list("--supporting", "BENCHMARK", "its loss is shown and decides nothing")
+    text = "also ask whether the retained benchmarks are worse together, whatever each may lose"
+    parser.add_argument("--overall", action="store_true", help=text)
     formats = ("text", "markdown", "junit", "json")
     text = "junit: XML with a test for each budget (default: text)"
     parser.add_argument("--format", choices=formats, default="text", help=text)
@@ -40,28 +45,39 @@ def _check(options: argparse.Namespace) -> int:
     from slimdown.report.console import print_text, show_budget_checks, show_line
     from slimdown.report.findings_report import budgets_table, write_junit
     from slimdown.report.tables import write_table
-    from slimdown.stats.budgets import check_budgets, overall_outcome, read_budgets
+    from slimdown.report.text import describe_overall
+    from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
     from slimdown.stats.findings import judge
     from slimdown.stats.holdout import held_half
+    from slimdown.stats.overall import judge_overall
     from slimdown.tracking.run_reader import check_finished, find_run, read_evaluations
 
     budgets = read_budgets(options.max_loss)
+    relative = read_budgets(options.max_relative_loss, "--max-relative-loss")
     tracking = open_tracking(options)
     run = find_run(tracking, options.run)
     findings = check_finished(run)
     if run.holdout:
         base, tuned = (held_half(one, run.holdout) for one in read_evaluations(tracking, run))
         findings = judge(base, tuned)
-    checks = check_budgets(findings, budgets)
+    checks = check_budgets(findings, budgets, relative, options.supporting)
+    outcome = overall_outcome(checks)
     title = f"{run.name} ({run.run_id})"
     notes = [f"Judged on {findings.part}, which this run does not show."] if run.holdout else []
+    if options.overall:
+        overall = judge_overall(findings.benchmarks)
+        notes.append(describe_overall(overall))
+        if overall.answer == "worse":
+            outcome = Outcome.beyond
     if options.format == "junit":
         print_text(write_junit(checks, title))
     elif options.format != "text":
-        notes.append(f"Outcome: {overall_outcome(checks).name}.")
+        notes.append(f"Outcome: {outcome.name}.")
         print_text(write_table(budgets_table(checks, title, notes), options.format))
     else:
         for line in (title, *notes):
             show_line(line)
         show_budget_checks(checks)
-    return int(overall_outcome(checks))
+        if outcome is not overall_outcome(checks):
+            show_line("Failed: the retained benchmarks are worse together.", "bold")
+    return int(outcome)

@@ -104,28 +104,29 @@ def budgets_table(
         values = {"change": d.value, "change_low": d.low, "change_high": d.high}
         records.append(
             {
-                "benchmark": check.benchmark,
+                "benchmark": check.benchmark + " (supporting)" * (not check.is_critical),
                 "change": Cell(*format_points(d), sort_key=d.value, values=values),
                 "budget": check.budget,
                 "outcome": check.outcome.name,
                 "reason": check.reason,
             }
         )
-    table = make_table(title, records, {"budget": lambda share: f"{100 * share:g} points"})
+    table = make_table(title, records, {"budget": lambda share: f"{100 * share:.3g} points"})
     return replace(table, notes=tuple(notes))
 
 
 def write_junit(checks: Sequence["BudgetCheck"], title: str) -> str:
     """Write budget checks as JUnit's XML: what is beyond fails, what is undecided is an error."""
     kinds = {"beyond": "failure", "undecided": "error"}
-    counts = Counter(kinds.get(check.outcome.name, "passed") for check in checks)
+    kinds_of = [kinds.get(check.outcome.name) if check.is_critical else None for check in checks]
+    counts = Counter(kinds_of)
     numbers = {"tests": len(checks), "failures": counts["failure"], "errors": counts["error"]}
     totals = {name: str(number) for name, number in numbers.items()}
     suite = ElementTree.Element("testsuite", {"name": visible(title)} | totals)
-    for check in checks:
-        name = f"{visible(check.benchmark)} loses at most {100 * check.budget:g} points"
+    for check, kind in zip(checks, kinds_of, strict=True):
+        name = f"{visible(check.benchmark)} loses at most {100 * check.budget:.3g} points"
         case = ElementTree.SubElement(suite, "testcase", classname="slimdown", name=name)
-        if kind := kinds.get(check.outcome.name):
+        if kind:
             ElementTree.SubElement(case, kind, message=check.reason, type=check.outcome.name)
         else:
             ElementTree.SubElement(case, "system-out").text = check.reason

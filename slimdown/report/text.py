@@ -6,12 +6,19 @@ from typing import TYPE_CHECKING
 
 from slimdown.config.schema import PaperMetric, Role, RunConfig
 from slimdown.report import formatting
-from slimdown.report.formatting import format_number, format_percent, format_points, pluralize
+from slimdown.report.formatting import (
+    format_number,
+    format_p_value,
+    format_percent,
+    format_points,
+    pluralize,
+)
 
 if TYPE_CHECKING:
     from slimdown.stats.estimates import Estimate
     from slimdown.stats.findings import BenchmarkChange, Findings
     from slimdown.stats.losses import ChoiceShift
+    from slimdown.stats.overall import OverallChange
     from slimdown.training.result import TrainingResult
 
 CAUSES = {
@@ -126,6 +133,21 @@ def _describe_change(benchmark: "BenchmarkChange") -> str:
     points = f"{format_points(benchmark.primary.difference)[0]} points"
     n = formatting.format_count(benchmark.n, benchmark.n_available)
     return f"{points} after {n} questions" if benchmark.is_stopped else points
+
+
+def describe_overall(overall: "OverallChange") -> str:
+    """Say whether the retained benchmarks are worse together."""
+    if not overall.benchmarks:
+        return "Overall: no retained benchmark was asked whole."
+    p_values = [
+        f"{name} p {text if text.startswith('<') else f'= {text}'}"
+        for name, p in (("permutation", overall.p_value), ("McNemar", overall.mcnemar_p_value))
+        if not isnan(p) and (text := format_p_value(p))
+    ]
+    names = pluralize(len(overall.benchmarks), "retained benchmark")
+    mean = format_number(100 * overall.mean, "+.1f")
+    tests = ", ".join(p_values)
+    return f"Overall: {overall.answer}; {names} changed by {mean} points on average ({tests})."
 
 
 def list_caveats(findings: "Findings") -> list[str]:

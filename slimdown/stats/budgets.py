@@ -1,6 +1,6 @@
 """Check each loss against its budget: is it shown to be within, or beyond?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from math import ceil, inf, nan
@@ -36,9 +36,10 @@ class BudgetCheck:
     budget: float
     outcome: Outcome
     reason: str
+    is_critical: bool = True  # otherwise it is shown and decides nothing
 
 
-def read_budgets(arguments: Sequence[str]) -> dict[str, float]:
+def read_budgets(arguments: Sequence[str], option: str = "--max-loss") -> dict[str, float]:
     """Read what each benchmark may lose from arguments such as gsm8k=0.02.
 
     A share without a name is that of every retained benchmark, under the name "".
@@ -54,10 +55,10 @@ def read_budgets(arguments: Sequence[str]) -> dict[str, float]:
             budget = float(value)
         except ValueError:
             budget = nan
-        _check_budget(name, budget, f"--max-loss {text}")
+        _check_budget(name, budget, f"{option} {text}")
         if name in budgets:
             known = f"{name or 'every benchmark'} has {budgets[name]} already"
-            raise ConfigError(f"--max-loss {text}: {known}; keep one")
+            raise ConfigError(f"{option} {text}: {known}; keep one")
         budgets[name] = budget
     return budgets
 
@@ -91,7 +92,12 @@ def decide_outcomes(
     return outcomes
 
 
-def check_budgets(findings: Findings, budgets: Mapping[str, float]) -> list[BudgetCheck]:
+def check_budgets(
+    findings: Findings,
+    budgets: Mapping[str, float],
+    relative: Mapping[str, float] | None = None,
+    supporting: Collection[str] = (),
+) -> list[BudgetCheck]:
     """Check for each benchmark whether its loss is shown to be within its budget or beyond.
 
     Args:
@@ -99,16 +105,24 @@ def check_budgets(findings: Findings, budgets: Mapping[str, float]) -> list[Budg
         budgets: by benchmark, the most that the primary metric may fall; a share, 0.02 is two
             points. That under "" is of every retained benchmark without its own. None at all
             holds each benchmark to its settings, see `default_budgets`.
+        relative: the same as a share of what the base scored.
+        supporting: the benchmarks whose outcomes decide nothing.
 
     Raises:
         ConfigError: a budget that is no share or for what was not measured, or none and no retained
             benchmark.
     """
     benchmarks = findings.benchmarks
-    budgets = dict(budgets or default_budgets(benchmarks))
-    if "" in budgets:
-        retained = [name for name, b in benchmarks.items() if b.role is Role.retained]
-        budgets = dict.fromkeys(retained, budgets.pop("")) | budgets
+    retained = [name for name, b in benchmarks.items() if b.role is Role.retained]
+    relative = _expand(relative or {}, retained)
+    budgets = _expand(budgets or ({} if relative else default_budgets(benchmarks)), retained)
+    for name in relative.keys() & budgets.keys():
+        raise ConfigError(f"budget of {name}: give points or a share of the base, not both")
+    for name in (*relative, *supporting):
+        if name not in benchmarks:
+            raise ConfigError(f"{name} was not measured{nearest(name, list(benchmarks))}")
+    for name, share in relative.items():
+        budgets[name] = share * benchmarks[name].primary.base.value
     if not budgets:
         raise ConfigError(
             "no retained benchmark was measured; give another a budget, such as NAME=0.02"
@@ -123,15 +137,26 @@ def check_budgets(findings: Findings, budgets: Mapping[str, float]) -> list[Budg
     )
     checks = []
     for name, budget in budgets.items():
-        reason = _explain(name, benchmarks[name], budget, outcomes[name])
-        checks.append(BudgetCheck(name, benchmarks[name], budget, outcomes[name], reason))
+        benchmark, outcome = benchmarks[name], outcomes[name]
+        reason = _explain(name, benchmark, budget, outcome)
+        if name in relative and benchmark.primary.base.low <= benchmark.chance:
+            outcome = Outcome.undecided  # a share of what may be luck
+            reason = "the base is not shown to be above chance; give this benchmark points"
+        is_critical = name not in supporting
+        checks.append(BudgetCheck(name, benchmark, budget, outcome, reason, is_critical))
     return checks
 
 
+def _expand(budgets: Mapping[str, float], retained: Sequence[str]) -> dict[str, float]:
+    """Give every retained benchmark what stands under "", unless it has its own."""
+    named = {name: budget for name, budget in budgets.items() if name}
+    return dict.fromkeys(retained, budgets[""]) | named if "" in budgets else named
+
+
 def overall_outcome(checks: Sequence[BudgetCheck]) -> Outcome:
-    """Combine the outcomes: beyond if any is, else undecided if any is, else within."""
-    outcomes = {check.outcome for check in checks}
-    return next(o for o in (Outcome.beyond, Outcome.undecided, Outcome.within) if o in outcomes)
+    """Combine those that are critical: beyond if any is, else undecided if any is, else within."""
+    outcomes = {check.outcome for check in checks if check.is_critical}
+    return next((o for o in (Outcome.beyond, Outcome.undecided) if o in outcomes), Outcome.within)
 
 
 def _check_budget(name: str, budget: float, argument: str) -> None:

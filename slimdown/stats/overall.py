@@ -1,9 +1,9 @@
 """One answer for all retained benchmarks: is the tuned model worse on what it should have kept?
 
-The answers of both models to a question are exchanged at random, for all questions of all benchmarks
-independently: a permutation test, whose statistic is the mean of the benchmarks' changes, each
-benchmark alike. McNemar's pooled test beside it weighs each question alike (both poolings after
-Kuebler et al. 2026, arXiv 2602.10144).
+Both models' answers to a question are exchanged at random, independently for every question: a
+permutation test, whose statistic is the mean of the benchmarks' changes, each benchmark alike.
+McNemar's pooled test beside it weighs each question alike (both poolings after Kuebler et al. 2026,
+arXiv 2602.10144).
 """
 
 from collections.abc import Mapping

@@ -6,6 +6,7 @@ import pytest
 from builders import judge_scores, make_benchmark, make_evaluation, make_scores, stop_early
 
 from slimdown.config.schema import Role
+from slimdown.report.findings_report import write_junit
 from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
 from slimdown.stats.findings import Findings, judge
 from slimdown.utils.errors import ConfigError
@@ -61,6 +62,31 @@ def test_reasons_say_what_is_shown_by_the_interval_that_agrees(findings: Finding
     assert re.match(
         r"1,000 questions cannot tell: at 95 %, it lost at most \d\.\d points; about", unclear
     )
+
+
+def test_a_share_of_the_base_is_a_budget_where_the_base_is_above_chance(
+    findings: Findings,
+) -> None:
+    [lost, kept] = check_budgets(findings, {}, {"lost": 0.3, "kept": 0.05})
+    assert (lost.outcome, lost.budget) == (Outcome.within, 0.3 * 0.6)
+    assert (kept.outcome, kept.budget) == (Outcome.within, 0.05 * 0.605)
+    low = judge_scores(*make_scores(52, 3, 2, 143))  # 27.5 % of four choices
+    [check] = check_budgets(low, {}, {"": 0.5})
+    assert check.outcome is Outcome.undecided
+    assert "not shown to be above chance" in check.reason
+    for relative, problem in (({"nope": 0.1}, "was not measured"), ({"kept": 0.1}, "not both")):
+        with pytest.raises(ConfigError, match=problem):
+            check_budgets(findings, {"kept": 0.02}, relative)
+
+
+def test_what_is_supporting_decides_nothing(findings: Findings) -> None:
+    checks = check_budgets(findings, {"": 0.02}, supporting=["lost", "unclear"])
+    assert [check.outcome.name for check in checks] == ["within", "beyond", "undecided"]
+    assert overall_outcome(checks) is Outcome.within
+    assert 'failures="0"' in write_junit(checks, "run")
+    assert overall_outcome(check_budgets(findings, {"": 0.02})) is Outcome.beyond
+    with pytest.raises(ConfigError, match="nope was not measured"):
+        check_budgets(findings, {}, supporting=["nope"])
 
 
 def test_what_stopped_early_or_is_one_question_says_how_to_go_on() -> None:
