@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from slimdown.config.schema import RunConfig
 from slimdown.data.chat_templates import check_prompts
@@ -18,14 +19,17 @@ from slimdown.models.external import fetch_tuned_model, open_tuned_model
 from slimdown.report import console
 from slimdown.report.model_card import render_model_card
 from slimdown.report.run_page import render_run_files
+from slimdown.stats.budgets import Outcome, decide_outcomes, default_budgets
 from slimdown.stats.findings import Findings, judge
 from slimdown.stats.holdout import open_half
+from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.stopping import stopping_rule
 from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_cache
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.run_writer import open_run
 from slimdown.tracking.store import local_dir
 from slimdown.training.fine_tuning import fine_tune, open_validation, prepare_training
+from slimdown.training.sft import Look
 from slimdown.training.tokenizing import tokenize_rows
 from slimdown.utils.distributed import broadcast_from_main
 from slimdown.utils.errors import ModelError
@@ -84,14 +88,16 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         holdout = config.evaluation.holdout  # what is held out takes no part in this run's findings
         open_base = open_half(base_evaluation, holdout)  # too few questions end the run here
 
-        training = None
+        training, look = None, None
+        if config.train.stop_on_forgetting and not external:
+            look = watch_forgetting(config, base)
         if external:
             with progress.show(f"loading {config.tuned}"):
                 tuned = external.load()
         else:
             with progress.show("training", "steps") as on_progress:
                 tuned, training = fine_tune(
-                    base, prepared, config, run.checkpoint_dir, run.log_step, on_progress
+                    base, prepared, config, run.checkpoint_dir, run.log_step, on_progress, look
                 )
         run.log_tuned(tuned, training)
 
@@ -108,6 +114,35 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
     console.show_findings(findings)
     console.show_saved(run)
     return findings
+
+
+def watch_forgetting(config: RunConfig, base: LoadedModel) -> Look:
+    """Ask the base a few fixed questions, and return what asks them again between steps.
+
+    Each look tests another model, so a loss is shown to be beyond at 5 % divided by the number of
+    looks: the chance that any look ends a training that keeps its budgets is at most 5 %.
+    """
+    budgets = default_budgets(config.benchmark)
+    few = {}
+    for name in budgets:
+        limit = config.benchmark[name].limit or config.train.look_questions
+        limit = min(limit, config.train.look_questions)
+        few[name] = replace(config.benchmark[name], limit=limit)
+    tasks = load_tasks(few, config.evaluation.include_path)
+    shares = not config.method.learns_prompt
+    evaluator = Evaluator(tasks, config.evaluation, share_prefixes=shares)
+    with console.progress_bar("asking what each look asks"):
+        before = evaluator.evaluate(base)
+
+    def look(model: Any, n_looks: int) -> tuple[bool, str]:
+        benchmarks = judge(before, evaluator.evaluate(replace(base, model=model))).benchmarks
+        changes = {name: b.primary.difference for name, b in benchmarks.items()}
+        outcomes = decide_outcomes(changes, budgets, ALPHA / n_looks)
+        beyond = [name for name, outcome in outcomes.items() if outcome is Outcome.beyond]
+        shown = f"{', '.join(beyond)} lost more than allowed" if beyond else ""
+        return all(changes[name].value >= -budgets[name] for name in budgets), shown
+
+    return look
 
 
 def measure_base(config: RunConfig) -> None:

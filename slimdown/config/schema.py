@@ -248,6 +248,10 @@ class TrainConfig:
     gradient_checkpointing: bool = MISSING
     # minutes between two checkpoints, for a killed run to go on from; 0: none are written
     checkpoint_minutes: float | None = ranged(NOT_NEGATIVE)
+    # end where a retained benchmark is shown to be beyond its budget, at the last look within all
+    stop_on_forgetting: bool = False
+    look_steps: int = ranged(COUNT, 50)  # between two looks
+    look_questions: int = ranged(COUNT, 100)  # the first ones of each benchmark, at every look
 
 
 @dataclass
@@ -393,6 +397,12 @@ class RunConfig:
             yield f"{needs}; keep=mask works with every method"
         if method.name is Method.prefix and self.train.gradient_checkpointing:
             yield "method=prefix needs keys and values; set train.gradient_checkpointing=false"
+        if self.train.stop_on_forgetting:
+            if self.train.engine is Engine.unsloth:
+                yield "train.stop_on_forgetting=true looks between steps; set train.engine=trl"
+            retained = [b for b in self.benchmark.values() if b.role is Role.retained]
+            if not retained and all(b.max_loss is None for b in self.benchmark.values()):
+                yield "train.stop_on_forgetting=true needs a benchmark that is retained"
         if self.train.engine is Engine.unsloth:
             if self.train.loss_type is not LossType.nll:
                 yield "train.loss_type=dft: Unsloth has a loss of its own; set train.engine=trl"

@@ -193,6 +193,8 @@ def describe_training(training: "TrainingResult") -> Iterator[str]:
     losses, steps = describe_losses(training), pluralize(training.steps, "step")
     share = f"{training.n_trainable:,} parameters trained ({training.trainable_percent:.2f} %)"
     yield f"Validation loss {losses}, {steps}, {share}."
+    if training.stopped:
+        yield f"Training ended early: {training.stopped}."
     if training.n_truncated:
         yield f"{pluralize(training.n_truncated, 'row')} were cut at train.max_length."
     if training.n_untrained:

@@ -72,22 +72,22 @@ def default_budgets(
 
 
 def decide_outcomes(
-    differences: Mapping[str, Difference], budgets: Mapping[str, float]
+    differences: Mapping[str, Difference], budgets: Mapping[str, float], alpha: float = ALPHA
 ) -> dict[str, Outcome]:
     """Decide for each benchmark on which side of its budget the loss is shown to be.
 
-    One-sided tests at 5 %. To pass, every loss must be shown to be within its budget, which needs
-    no correction (an intersection-union test). One loss beyond is enough to fail, so those p-values
-    are corrected (Holm). Without a difference nothing is known yet.
+    One-sided tests at `alpha`. To pass, every loss must be shown to be within its budget, which
+    needs no correction (an intersection-union test). One loss beyond is enough to fail, so those
+    p-values are corrected (Holm). Without a difference nothing is known yet.
     """
     outcomes = dict.fromkeys(budgets, Outcome.undecided)
     known = {name: budget for name, budget in budgets.items() if name in differences}
     p_values = [differences[name].p_value_below(-budget) for name, budget in known.items()]
     beyond = holm([*p_values, *[1.0] * (len(budgets) - len(known))])
     for (name, budget), p_beyond in zip(known.items(), beyond, strict=False):
-        if differences[name].p_value_above(-budget) < ALPHA:
+        if differences[name].p_value_above(-budget) < alpha:
             outcomes[name] = Outcome.within
-        elif p_beyond < ALPHA:
+        elif p_beyond < alpha:
             outcomes[name] = Outcome.beyond
     return outcomes
 

@@ -25,7 +25,7 @@ from slimdown.models.quiet import quiet_libraries
 from slimdown.training.keeping import apply_keep
 from slimdown.training.padding_free import attention_within_rows, supports_padding_free
 from slimdown.training.result import StepLog, TrainingResult
-from slimdown.training.sft import TrainingCallback, build_trainer
+from slimdown.training.sft import Look, TrainingCallback, build_trainer
 from slimdown.training.tokenizing import TokenizedRows, tokenize_rows
 from slimdown.training.unsloth import train_with_unsloth
 from slimdown.utils.distributed import broadcast_from_main, process_rank
@@ -113,6 +113,7 @@ def fine_tune(
     checkpoint_dir: Path,
     on_log: Callable[[StepLog], None],
     on_progress: OnProgress,
+    look: Look | None = None,
 ) -> tuple[LoadedModel, TrainingResult]:
     """Train, from the last checkpoint where there is one, and validate before and after.
 
@@ -126,6 +127,8 @@ def fine_tune(
         checkpoint_dir: Of the first process; holds checkpoints, and receives the tuned model.
         on_log: Gets what each step logged, on going on those of the checkpoint first.
         on_progress: Gets how many steps are done.
+        look: Judges the model between steps; where a loss is beyond its budget, the training ends
+            and what was trained is as at the last look within all budgets.
 
     Returns:
         The tuned model in evaluation mode, and what the training did.
@@ -144,7 +147,7 @@ def fine_tune(
         _start_prefix_with_text(model, base, rows)
     saves = train.engine is Engine.trl and method.name is not Method.bottleneck
     interval = 60 * (train.checkpoint_minutes or math.inf) if saves else math.inf
-    callback = TrainingCallback(train, base.dtype, on_log, on_progress, interval)
+    callback = TrainingCallback(train, base.dtype, on_log, on_progress, interval, look=look)
     with quiet_libraries(), attention_within_rows(model, rows.is_padding_free):
         trainer = build_trainer(model, base.tokenizer, rows, config, checkpoint_dir)
         with nullcontext() if method.trains_weights else disabled_adapters(model):
@@ -170,6 +173,17 @@ def fine_tune(
                 f"train.per_device_train_batch_size (now {train.per_device_train_batch_size}) and "
                 "double train.gradient_accumulation_steps, or set train.gradient_checkpointing=true"
             ) from None
+        if callback.stopped:
+            if not callback.kept:
+                raise ModelError(
+                    f"training ended: {callback.stopped}, and no look before it was within all "
+                    f"budgets; look earlier (train.look_steps={train.look_steps}), allow more "
+                    f"(benchmark.NAME.max_loss), or lower train.learning_rate"
+                )
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if name in callback.kept:
+                        parameter.copy_(callback.kept[name])
         loss_after = trainer.evaluate()["eval_loss"]
         has_base = not method.trains_weights
         divergence = trainer.measure_base_divergence() if has_base else math.nan
@@ -201,6 +215,7 @@ def fine_tune(
         validation_loss_before=loss_before,
         validation_loss_after=loss_after,
         base_divergence=divergence,
+        stopped=callback.stopped and f"{callback.stopped}; kept as of step {callback.kept_step}",
         n_trainable=n_trainable,
         trainable_percent=100 * n_trainable / base.n_parameters,
         runtime_seconds=seconds,

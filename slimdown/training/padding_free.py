@@ -1,7 +1,7 @@
 """Train on batches without padding, each row attending within itself, where attention is SDPA."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -49,7 +49,23 @@ def attention_within_rows(model: Any, is_padding_free: bool = True) -> Iterator[
         yield
         return
     AttentionInterface.register(_NAME, _attend_within_rows)
-    inner.set_attn_implementation(_NAME)
+    with _attention(inner, _NAME):
+        yield
+
+
+@contextmanager
+def attention_between_rows(model: Any) -> Iterator[None]:
+    """Inside `attention_within_rows`, attend as the model does outside, to be measured."""
+    inner = get_inner_model(model)
+    is_changed = inner.config._attn_implementation == _NAME
+    with _attention(inner, "sdpa") if is_changed else nullcontext():
+        yield
+
+
+@contextmanager
+def _attention(inner: Any, name: str) -> Iterator[None]:
+    before = inner.config._attn_implementation
+    inner.set_attn_implementation(name)
     try:
         yield
     finally:

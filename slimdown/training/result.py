@@ -36,3 +36,4 @@ class TrainingResult:
     peak_bytes: float
     # of the tuned model from the base on the held-out rows, nats a token; nan: no base beside it
     base_divergence: float = nan
+    stopped: str = ""  # why and where it ended early

@@ -17,6 +17,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from slimdown.config.schema import OnProgress, RunConfig, TrainConfig
 from slimdown.models.causal import disabled_adapters, get_inner_model, learns_prompt
 from slimdown.training.keeping import measure_divergence
+from slimdown.training.padding_free import attention_between_rows
 from slimdown.training.result import StepLog
 from slimdown.training.tokenizing import IGNORED, TokenizedRows
 from slimdown.utils.distributed import broadcast_from_main
@@ -28,7 +29,12 @@ from slimdown.utils.errors import ModelError
 _GRADIENT_SCALE = 2.0**12
 _USED_BEFORE = ("max_length", "completion_only_loss", "assistant_only_loss")  # by tokenizing
 _LOGGED = ("loss", "learning_rate", "grad_norm")
-_NOT_TRL = ("engine", "checkpoint_minutes", "loss_type", *_USED_BEFORE)
+_OURS = ("engine", "checkpoint_minutes", "loss_type", "stop_on_forgetting")
+_NOT_TRL = (*_OURS, "look_steps", "look_questions", *_USED_BEFORE)
+
+Look = Callable[[Any, int], tuple[bool, str]]
+"""Takes the model and the number of looks in all; says whether each measured loss is within its
+budget, and which one is shown to be beyond, if any."""
 
 
 class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
@@ -180,6 +186,10 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
     history: list[StepLog] = field(default_factory=list)
     n_tokens_before: float = 0.0  # of the checkpoint that the training goes on from
     saved_at: float = field(default_factory=time.monotonic)
+    look: Look | None = None
+    kept: dict[str, Any] = field(default_factory=dict)  # what was trained at the last look within
+    kept_step: int = 0
+    stopped: str = ""  # why it ended early
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Repeat the steps of the checkpoint that the training goes on from."""
@@ -197,6 +207,17 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
             is_due = time.monotonic() - self.saved_at >= self.checkpoint_seconds
             if broadcast_from_main(is_due):
                 control.should_save, self.saved_at = True, time.monotonic()
+        if self.look and state.global_step % self.config.look_steps == 0:
+            n_looks = max(1, state.max_steps // self.config.look_steps)
+            with attention_between_rows(kwargs["model"]):
+                is_within, beyond = self.look(kwargs["model"], n_looks)
+            trained = {n: p for n, p in kwargs["model"].named_parameters() if p.requires_grad}
+            if is_within:
+                self.kept_step = state.global_step
+                self.kept = {name: p.detach().clone() for name, p in trained.items()}
+            if beyond:
+                self.stopped = f"{beyond} at step {state.global_step}"
+                control.should_training_stop = True
 
     def log_step(self, step: int, n_steps: int, logs: dict[str, Any]) -> None:
         """Hand on one step.

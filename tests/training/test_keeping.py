@@ -14,9 +14,11 @@ from training_run import TrainingRun
 
 from slimdown.config.schema import RunConfig
 from slimdown.data.training_data import load_training_data
+from slimdown.experiment import watch_forgetting
+from slimdown.training.fine_tuning import fine_tune
 from slimdown.training.keeping import measure_divergence
 from slimdown.training.tokenizing import IGNORED, tokenize_rows
-from slimdown.utils.errors import DataError
+from slimdown.utils.errors import DataError, ModelError
 
 Composed = Callable[..., RunConfig]
 
@@ -153,3 +155,51 @@ def test_dft_is_trls(composed: Composed, tmp_path: Path) -> None:
     # p log p is at most 1/e, and the validation loss stays the plain one.
     assert run.losses[0] < 1 / math.e < plain.losses[0]
     assert result.validation_loss_before > 1
+
+
+def test_a_training_ends_beyond_its_budget_at_the_last_look_within(
+    composed: Composed, tmp_path: Path
+) -> None:
+    looks = ["train.max_steps=9", "train.look_steps=2"]
+    run = TrainingRun(composed(*SMALL, *looks))
+    states: list[list[torch.Tensor]] = []
+
+    def look(model: Any, n_looks: int) -> tuple[bool, str]:
+        assert n_looks == 4
+        states.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
+        return len(states) < 3, "" if len(states) < 4 else "math lost more than allowed"
+
+    progress: Any = lambda *done: None  # noqa: E731
+    folder, logs = tmp_path / "a", run.logs.append
+    tuned, result = fine_tune(run.base, run.rows, run.config, folder, logs, progress, look)
+    assert len(states) == 4
+    assert result.stopped == "math lost more than allowed at step 8; kept as of step 4"
+    kept = [p for n, p in tuned.model.named_parameters() if "lora" in n]
+    assert all(map(torch.equal, kept, states[1]))
+    early = TrainingRun(run.config)
+    with pytest.raises(ModelError, match="no look before it was within all budgets"):
+        fine_tune(
+            early.base, early.rows, early.config, tmp_path / "b", logs, progress,
+            lambda model, n_looks: (False, "math lost more"),
+        )  # fmt: skip
+
+
+def test_a_look_asks_the_same_few_questions_and_leaves_the_training_as_it_is(
+    composed: Composed, tmp_path: Path
+) -> None:
+    settings = ["train.stop_on_forgetting=true", "train.look_questions=4", "train.look_steps=1"]
+    config = composed(*SMALL, *settings, "train.max_steps=3", "lora.lora_dropout=0.1")
+    plain, watched = TrainingRun(config), TrainingRun(config)
+    plain.train(tmp_path / "plain")
+    look, seen = watch_forgetting(config, watched.base), []
+
+    def keep(model: Any, n_looks: int) -> tuple[bool, str]:
+        seen.append(look(model, n_looks))
+        return seen[-1]
+
+    progress: Any = lambda *done: None  # noqa: E731
+    fine_tune(
+        watched.base, watched.rows, config, tmp_path / "b", watched.logs.append, progress, keep
+    )
+    assert watched.losses == plain.losses
+    assert [beyond for _, beyond in seen] == ["", "", ""]  # of four questions nothing is shown
