@@ -21,6 +21,8 @@ class Method(StrEnum):
     prefix = "prefix"  # keys and values before every layer's own (Li and Liang 2021)
     prompt = "prompt"  # embeddings before the prompt's own (Lester et al. 2021)
     ia3 = "ia3"  # factors of keys, values and feed-forward activations (Liu et al. 2022)
+    shira = "shira"  # a sparse set of the weights (Bhardwaj et al. 2024)
+    oft = "oft"  # rotations of the weights (Qiu et al. 2023)
     bottleneck = "bottleneck"  # small layers after attention and feed-forward (Houlsby et al. 2019)
     last_layer = "last_layer"  # the last block and the norm behind it
     full = "full"  # every weight
@@ -30,6 +32,8 @@ _OWN: dict[Method, tuple[str, ...]] = {  # the settings that a method has of its
     Method.prefix: ("num_virtual_tokens",),
     Method.prompt: ("num_virtual_tokens",),
     Method.ia3: ("target_modules", "feedforward_modules"),
+    Method.shira: ("r", "target_modules"),
+    Method.oft: ("oft_block_size", "target_modules"),
     Method.bottleneck: ("bottleneck_dim", "target_modules"),
     Method.last_layer: ("lm_head",),
 }
@@ -41,10 +45,12 @@ class MethodConfig:
 
     name: Method = MISSING
     num_virtual_tokens: int | None = ranged(_TOKENS, None)  # before every prompt
-    # the layers that are scaled, or that a bottleneck follows
+    # the layers that are changed, or that a bottleneck follows
     target_modules: list[str] | None = None
     # of these, those whose input is scaled instead of their output
     feedforward_modules: list[str] | None = None
+    r: int | None = ranged(COUNT, None)  # values that are trained, as in a LoRA of this rank
+    oft_block_size: int | None = ranged(COUNT, None)  # inputs that are rotated together
     bottleneck_dim: int | None = ranged(COUNT, None)  # width of the small layers
     lm_head: bool | None = None  # whether the head is trained with the last block
 

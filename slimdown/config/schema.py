@@ -378,7 +378,8 @@ class RunConfig:
             yield from tuned.source_problems()
             return
         quantization, method = self.quantization.name, self.method
-        if quantization != "none" and method.trains_weights:
+        changes_weights = method.trains_weights or method.name is Method.shira
+        if quantization != "none" and changes_weights:
             trained = f"method={method.name} trains the weights themselves"
             yield f"{trained}, which quantization={quantization} has rounded; set quantization=none"
         if self.keep.name is Keep.replay:

@@ -26,7 +26,7 @@ _FIXED_ROPE = frozenset(["default", "linear", "llama3", "proportional", "yarn"])
 # PEFT's adapters that act on each token by itself. Prompt learning is not among them: PEFT
 # overwrites `past_key_values`, so a shared prefix would be lost without an error.
 _TOKENWISE_ADAPTERS = frozenset(
-    ["ADALORA", "BOFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "OFT", "VERA"]
+    ["ADALORA", "BOFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "OFT", "SHIRA", "VERA"]
 )
 # Settings that make LoRA look at more than one token, or run a layer twice with one cache.
 _ROWWISE_LORA = (

@@ -51,6 +51,7 @@ def attach_adapter(base: LoadedModel, method: MethodConfig, lora: LoraConfig, se
         return attach_bottleneck(base.model, method.target_modules or [], method.bottleneck_dim)
     settings: dict[str, Any] = {name: getattr(method, name) for name in method.own}
     kinds = {Method.prefix: peft.PrefixTuningConfig, Method.ia3: peft.IA3Config}
+    kinds |= {Method.shira: peft.ShiraConfig, Method.oft: peft.OFTConfig}
     kind: Any = kinds.get(method.name, peft.LoraConfig)
     if method.is_lora:
         settings = asdict(lora)

@@ -29,7 +29,8 @@ def sweep_table(jobs: Sequence[Mapping[str, Any]], notes: str = "") -> Table:
 def sizes_table(title: str, records: Sequence[Mapping[str, Any]], legend: str = "") -> Table:
     """Show what a model or a run takes; names that end in "bytes" hold bytes."""
     formats: dict[str, Any] = {}
-    for name, value in records[0].items() if records else ():
+    for name in records[0] if records else ():
+        value = next((r[name] for r in records if r[name] is not None), None)
         if name.endswith("bytes"):
             formats[name] = format_bytes
         elif not isinstance(value, str):

@@ -79,6 +79,7 @@ TOKENWISE: dict[str, dict[str, Any]] = {
     "LoHaConfig": {"target_modules": ["q_proj"]},
     "LoKrConfig": {"target_modules": ["q_proj"]},
     "OFTConfig": {"target_modules": ["q_proj"], "oft_block_size": 4},
+    "ShiraConfig": {"target_modules": ["q_proj"], "r": 4},
     "VeraConfig": {"target_modules": ["q_proj"]},
 }
 

@@ -27,6 +27,8 @@ TRAINED = {
     "dora": LORA + 4 * (192 + 2 * 64),
     "prefix": 20 * 4 * 2 * 64,
     "prompt": 20 * 192,
+    "oft": 12 * 6 * 32 * 31 // 2,
+    "shira": LORA,
     "ia3": 4 * (64 + 64 + 512),
     "bottleneck": 4 * 2 * (16 * 2 * 192 + 16 + 192),
 }
@@ -47,6 +49,7 @@ def test_an_adapter_learns_keeps_the_base_and_reloads_to_the_same_logits(
 ) -> None:
     rate = 0.3 if method == "prefix" else 0.01
     settings = [f"method={method}", "train.max_steps=6", f"train.learning_rate={rate}"]
+    settings += ["quantization=none"] * (method == "shira")
     config = composed(*SMALL, *settings)
     before = logits_of(load_base_model(config.model, config.quantization).model)
     run = TrainingRun(config)
