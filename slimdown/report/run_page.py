@@ -12,6 +12,7 @@ from slimdown.report.findings_report import findings_table
 from slimdown.report.formatting import format_bytes, format_duration
 from slimdown.report.pages import render
 from slimdown.report.tables import write_table
+from slimdown.stats.behaviour import REFUSALS
 from slimdown.utils.secrets import redact
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def render_page(
         settings=_format_all({k: v for k, v in settings.items() if v is not None}),
         environment=_format_all(environment or {}),
         costs=_format_all(findings.costs),
+        refusals=REFUSALS,
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from slimdown.config.schema import PaperMetric, Role
 from slimdown.evaluation.results import Evaluation
+from slimdown.stats.behaviour import Trait, compare_behaviour
 from slimdown.stats.estimates import (
     Difference,
     Estimate,
@@ -28,6 +29,7 @@ from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.losses import LossBreakdown, break_down_losses
 from slimdown.stats.pairing import Pair, pair_evaluations
 from slimdown.stats.power import minimum_detectable_change, n_to_decide
+from slimdown.stats.sequential import Floats
 from slimdown.stats.serialization import NOT_RECORDED, from_plain, to_plain
 from slimdown.training.result import TrainingResult
 from slimdown.utils.errors import DataError
@@ -50,6 +52,15 @@ class Counts:
     lost: int
     gained: int
     missed: int  # wrong both times
+
+
+@dataclass(frozen=True)
+class SubjectChange:
+    """The change of the primary metric in one subject of a benchmark."""
+
+    n: int
+    change: float
+    p_value: float  # that there is none; corrected for all subjects of the benchmark
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,8 @@ class BenchmarkChange:
     equivalence_p_value: float  # that it changed by the margin or more; corrected likewise
     minimum_detectable_change: float  # at 80 % power, for as many questions and benchmarks
     n_to_decide: int | None  # questions that decide in four of five repetitions, where undecided
-    subject_changes: dict[str, float]  # of the primary metric, by subject; empty where there is one
+    subjects: dict[str, SubjectChange]  # the worst first; empty where there is one
+    behaviour: tuple[Trait, ...]  # of generated answers; empty where answers are choices
     question_hash: str  # of the questions, prompts and targets, in their order
 
     @property
@@ -177,11 +189,6 @@ def judge(
         config, primary = configs[name], metrics[name][configs[name].metric]
         x, y = (np.array(one.scores_of(config.metric)) for one in (pair.base, pair.tuned))
         rates = [forgetting_rate(x, y, chance, pair.sampling) for chance in (0.0, config.chance)]
-        subjects = np.array([sample.task for sample in pair.base.samples])
-        subject_changes = {
-            str(subject): float((y - x)[subjects == subject].mean())
-            for subject in dict.fromkeys(subjects)
-        }
         needed = n_to_decide(d, config.margin, alpha)
         benchmarks[name] = BenchmarkChange(
             role=config.role,
@@ -201,7 +208,8 @@ def judge(
             equivalence_p_value=equivalence_p_value,
             minimum_detectable_change=minimum_detectable_change(d, alpha),
             n_to_decide=needed if verdict is Verdict.undecided else None,
-            subject_changes=subject_changes if d.sampling.n_subjects else {},
+            subjects=_compare_subjects(pair, x, y) if d.sampling.n_subjects else {},
+            behaviour=compare_behaviour(pair),
             question_hash=pair.question_hash,
         )
         losses[name] = break_down_losses(pair, verdict is Verdict.forgotten)
@@ -299,6 +307,19 @@ def unpaired_standard_error(base: float, tuned: float) -> float:
     6.92
     """
     return sqrt(base**2 + tuned**2)
+
+
+def _compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChange]:
+    """Compare each subject by itself, the worst first."""
+    subjects = np.array([sample.task for sample in pair.base.samples])
+    names = list(dict.fromkeys(map(str, subjects)))
+    differences = [compare_scores(x[subjects == s], y[subjects == s]) for s in names]
+    p_values = holm([d.p_value for d in differences])
+    rows = [
+        (name, SubjectChange(d.n, d.value, p))
+        for name, d, p in zip(names, differences, p_values, strict=True)
+    ]
+    return dict(sorted(rows, key=lambda row: row[1].change))
 
 
 def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:

@@ -142,8 +142,11 @@ def test_subjects_are_spoken_of_as_these_alone_and_shown_beside() -> None:
     )
     assert grouped.primary.difference.low == plain.primary.difference.low
     assert grouped.primary.difference.sampling.n_subjects == 6
-    assert grouped.subject_changes == {"s0": -0.5, **{f"s{i}": 0.0 for i in range(1, 6)}}
-    assert (plain.subject_changes, plain.primary.difference.sampling.n_subjects) == ({}, 0)
+    changes = {name: subject.change for name, subject in grouped.subjects.items()}
+    assert changes == {"s0": -0.5, **{f"s{i}": 0.0 for i in range(1, 6)}}
+    assert grouped.subjects["s1"].p_value == 1
+    assert next(iter(grouped.subjects)) == "s0"
+    assert (plain.subjects, plain.primary.difference.sampling.n_subjects) == ({}, 0)
 
 
 # --- findings.json
