@@ -38,10 +38,10 @@ def _list_runs(options: argparse.Namespace) -> int:
         state = run.status.lower()
         if run.status == "RUNNING" and is_abandoned(tracking, run):
             state = "died"
-        text = run.tags.get(Tag.error) or run.tags.get(Tag.headline, "")
+        outcome = run.tags.get(Tag.error) or run.tags.get(Tag.headline, "")
         row = {"run_id": run.run_id, "name": run.name, "experiment": run.experiment}
         row |= {"status": state, "started": f"{run.started.astimezone():%Y-%m-%d %H:%M}"}
-        rows.append(row | {"text": text})
+        rows.append(row | {"outcome": outcome})
     if not rows:
         raise TrackingError("no run passes; slimdown status lists all runs of the record")
     rows.sort(key=lambda row: row["status"] not in ("running", "died"))

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
 from slimdown import __version__
 from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
@@ -58,10 +60,12 @@ def render_model_card(
     name = merged.name if merged else f"{re.split('[/:]', base_name)[-1]}-{config.method.name}"
     tasks = []
     for benchmark_name, benchmark in findings.benchmarks.items():
-        settings = config.benchmark[benchmark_name]
+        asked = config.benchmark[benchmark_name]
         n = format_count(benchmark.n, benchmark.n_available)
-        shots = f"{settings.num_fewshot}-shot, {n} questions, scored by {benchmark.metric}"
-        tasks.append(f"{benchmark_name}: lm-evaluation-harness's {settings.task}, {shots}.")
+        shots = f"{asked.num_fewshot}-shot, {n} questions, scored by {benchmark.metric}"
+        tasks.append(f"{benchmark_name}: lm-evaluation-harness's {asked.task}, {shots}.")
+    flat = flatten(config).items()
+    settings = {k: v for k, v in flat if k.startswith(_SECTIONS) and v is not None}
     licenses = (base.license or "").split(maxsplit=2)
     head = ModelCardData(
         base_model=base.id if is_of_hub else None,
@@ -82,7 +86,7 @@ def render_model_card(
         is_of_hub=is_of_hub,
         is_adapter=is_adapter,
         config=config,
-        settings={k: v for k, v in flatten(config).items() if k.startswith(_SECTIONS)},
+        settings=OmegaConf.to_yaml(OmegaConf.create(settings)),
         merged=merged,
         scale=scale,
         table=write_table(findings_table(findings), "markdown"),

@@ -98,9 +98,10 @@ class BenchmarkChange:
     equivalence_p_value: float  # that it changed by the margin or more; corrected likewise
     minimum_detectable_change: float  # at 80 % power, for as many questions and benchmarks
     n_to_decide: int | None  # questions that decide in four of five repetitions, where undecided
-    subjects: dict[str, SubjectChange]  # the worst first; empty where there is one
-    behaviour: tuple[Trait, ...]  # of generated answers; empty where answers are choices
     question_hash: str  # of the questions, prompts and targets, in their order
+    # the worst first; empty where there is one
+    subjects: dict[str, SubjectChange] = field(default_factory=dict)
+    behaviour: tuple[Trait, ...] = ()  # of generated answers; empty where answers are choices
 
     @property
     def primary(self) -> MetricChange:
