@@ -4,7 +4,8 @@
 
 Reads runs that docs/studies/keeping.md names, of equal questions and seeds. A means is better only
 where it loses less than the plain run of the same seed does at the scale where that has learned as
-much; seeds that learned more than the plain one are left out there. The last line says how well the divergence from the base foretells the loss.
+much; seeds that learned more than the plain one are left out there. The last line says how well the
+divergence from the base foretells the loss.
 """
 
 import argparse
