@@ -317,7 +317,7 @@ def test_a_share_that_leaves_too_few_questions_ends_a_run_before_it_trains(
 def test_help_shows_groups_settings_and_examples(tmp_path: Path) -> None:
     done = run_command(tmp_path, "slimdown", "--help")
     assert done.returncode == 0
-    for verb in ("run", "compare", "check", "verdict", "status", "merge", "sizes"):
+    for verb in ("run", "compare", "check", "verdict", "status", "merge", "scale", "sizes"):
         assert verb in done.stdout
     done = run_command(tmp_path, "slimdown.run", "--help")
     assert done.returncode == 0

@@ -107,6 +107,7 @@ class _Pace:
     """How far one stage is, and how fast it goes."""
 
     unit: str
+    later: float = 0.0  # seconds that the stages after it take, as far as that is known
     began: float = field(default_factory=monotonic)
     first: tuple[float, int] = (0.0, 0)  # the first report of what goes on now: time, number done
     last: tuple[float, int] = (0.0, 0)
@@ -127,8 +128,9 @@ class _Pace:
         n_done = self.last[1] - self.first[1]
         if n_done > 0:
             seconds_each = (self.last[0] - self.first[0]) / n_done
-            left = self.last[0] + seconds_each * (self.total - self.last[1]) - now
-            parts.append(f"{format_duration(max(0.0, left))} left")
+            left = max(0.0, self.last[0] + seconds_each * (self.total - self.last[1]) - now)
+            of_run = f", {format_duration(left + self.later)} of the run" if self.later else ""
+            parts.append(f"{format_duration(left)} left{of_run}")
         else:
             parts.append(f"{format_duration(now - self.began)} elapsed")
         return ", ".join(parts)
@@ -143,31 +145,34 @@ class _PaceColumn(ProgressColumn):
 class RunProgress:
     """Shows the stages of a run one after another, each with its number.
 
-    The time left is that of the stage, or of its benchmark: how long a model takes to train or to
-    answer is unknown until it does.
+    The time left is that of the stage, or of its benchmark. That of the whole run is known from
+    when the base has answered: the tuned model is asked the same.
     """
 
     n_stages: int
     n_begun: int = 0
+    seconds_to_measure: float = 0.0  # a model
 
     def show(self, label: str, unit: str = "") -> AbstractContextManager[OnProgress]:
         """Show the next stage, as `progress_bar` does."""
         self.n_begun += 1
-        return progress_bar(f"[{self.n_begun}/{self.n_stages}] {label}", unit)
+        later = self.seconds_to_measure if self.n_begun < self.n_stages else 0.0
+        return progress_bar(f"[{self.n_begun}/{self.n_stages}] {label}", unit, later)
 
 
 @contextmanager
-def progress_bar(label: str, unit: str = "") -> Iterator[OnProgress]:
+def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnProgress]:
     """Show how far something is: a bar in a terminal, a line every 30 seconds in a log.
 
     Args:
         label: What runs.
         unit: What is counted, such as steps.
+        later: Seconds that what follows takes.
 
     Yields:
         A function of the number done, the total, and a short text such as the loss.
     """
-    pace, console = _Pace(unit), _open_console()
+    pace, console = _Pace(unit, later), _open_console()
     if console.is_terminal:
         name = TextColumn("{task.description}", markup=False)
         columns = SpinnerColumn(), name, BarColumn(8), _PaceColumn(table_column=Column())
