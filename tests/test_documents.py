@@ -31,7 +31,9 @@ COMMANDS = sorted(set(find_commands()))
 
 
 def test_the_documents_show_each_command() -> None:
-    assert {"run", "compare", "check", "verdict", "scale", "sizes", "merge"} <= {v for v, _ in COMMANDS}
+    assert {"run", "compare", "check", "verdict", "scale", "sizes", "merge"} <= {
+        v for v, _ in COMMANDS
+    }
 
 
 @pytest.mark.parametrize(("verb", "words"), COMMANDS)

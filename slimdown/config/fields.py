@@ -17,6 +17,7 @@ _ALIASES = {  # what other tools call our settings, where no spelling is near
     "epochs": "train.num_train_epochs",
     "batch_size": "train.per_device_train_batch_size",
     "rank": "lora.r",
+    "r": "lora.r",
     "lora_r": "lora.r",
     "tasks": "benchmark",
 }
@@ -88,7 +89,7 @@ def explain_unknown_key(key: str, schema: type) -> str | None:
         return None
     known, name = list(list_settings(schema)), key.rpartition(".")[2]
     close = [_ALIASES[name]] if name in _ALIASES else []
-    close += [other for other in known if other.endswith(f".{key}") and other not in close]
+    close = close or [other for other in known if other.endswith(f".{key}")]
     close = close or get_close_matches(key, [*known, "experiment"], n=1)  # a group, no section
     by_name = {other.rpartition(".")[2]: other for other in known}
     close = close or [by_name[near] for near in get_close_matches(name, by_name, n=1)]

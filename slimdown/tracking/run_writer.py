@@ -142,7 +142,6 @@ class TrackedRun:
             "train/validation_loss_before": training.validation_loss_before,
             "train/validation_loss_after": training.validation_loss_after,
             "train/base_divergence": training.base_divergence,
-            "train/trainable_percent": training.trainable_percent,
             "cost/train_seconds": training.runtime_seconds,
         }
         self._add_metrics(metrics)

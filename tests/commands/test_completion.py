@@ -11,7 +11,7 @@ from slimdown.commands import completion
     ("words", "expected"),
     [
         ("slimdown ver", "verdict"),
-        ("slimdown check --max", "--max-loss"),
+        ("slimdown check --max-l", "--max-loss"),
         ("slimdown run lora.lora_d", "lora.lora_dropout="),
         ("slimdown run model=smol", "model=smollm2"),
     ],
