@@ -89,7 +89,7 @@ def explain_unknown_key(key: str, schema: type) -> str | None:
         return None
     known, name = list(list_settings(schema)), key.rpartition(".")[2]
     close = [_ALIASES[name]] if name in _ALIASES else []
-    close = close or [other for other in known if other.endswith(f".{key}")]
+    close += [other for other in known if other.endswith(f".{key}") and other not in close]
     close = close or get_close_matches(key, [*known, "experiment"], n=1)  # a group, no section
     by_name = {other.rpartition(".")[2]: other for other in known}
     close = close or [by_name[near] for near in get_close_matches(name, by_name, n=1)]
