@@ -19,7 +19,7 @@ from slimdown.utils.secrets import redact
 if TYPE_CHECKING:
     from slimdown.stats.findings import Findings
 
-_SECTIONS = ("dataset.", "lora.", "method.", "quantization.", "train.", "seed")
+_SECTIONS = ("dataset.", "keep.", "lora.", "method.", "quantization.", "train.", "seed")
 
 
 @dataclass(frozen=True)

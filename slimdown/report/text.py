@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from math import isnan
 from typing import TYPE_CHECKING
 
+from slimdown.config.keep_config import Keep
 from slimdown.config.schema import PaperMetric, Role, RunConfig
 from slimdown.report import formatting
 from slimdown.report.formatting import (
@@ -54,6 +55,9 @@ def describe_run(config: RunConfig) -> dict[str, str]:
             lora = config.lora
             method += [f"r {lora.r}", f"alpha {lora.lora_alpha}", *lora.target_modules]
         about["method"] = ", ".join(method)
+        if config.keep.name is not Keep.none:
+            name, *others = {k: v for k, v in vars(config.keep).items() if v}.items()
+            about["keep"] = ", ".join([str(name[1]), *(f"{k} {v}" for k, v in others)])
     parts = [
         f"{name} ({b.num_fewshot}-shot" + (f", first {b.limit})" if b.limit else ")")
         for name, b in config.benchmark.items()

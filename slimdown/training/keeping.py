@@ -134,6 +134,7 @@ def _write_rows(
                 temperature=keep.temperature,
                 top_k=0,
                 top_p=1.0,
+                repetition_penalty=1.0,  # the base's own distribution, whatever its publisher set
                 max_new_tokens=keep.max_tokens,
                 pad_token_id=start,
             )
