@@ -89,9 +89,9 @@ def _format_all(values: Mapping[str, object]) -> dict[str, str]:
     for key, value in values.items():
         name, _, unit = key.rpartition("_")
         if unit == "seconds" and isinstance(value, int | float):
-            written[name] = format_duration(value)
+            written[name.replace("_", " ")] = format_duration(value)
         elif unit == "bytes" and isinstance(value, int | float):
-            written[name] = format_bytes(value)
+            written[name.replace("_", " ")] = format_bytes(value)
         else:
             values_of = value if isinstance(value, list | tuple) else [value]
             written[key] = redact(", ".join(str(item) for item in values_of))

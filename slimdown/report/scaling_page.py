@@ -76,4 +76,5 @@ def render_scaling_page(table: Table, points: Sequence[ScaledFindings]) -> str:
 
     figure = draw_by_setting("scale of the adapter", hold_together(points))
     caption = "Change of each benchmark by the scale; the intervals hold for all scales at once."
-    return render("comparison.html.j2", table=table, options="", figures=[(figure, caption)])
+    figures = [(figure, caption)]
+    return render("comparison.html.j2", table=table, command="scale", options="", figures=figures)
