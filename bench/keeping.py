@@ -4,8 +4,8 @@
 
 Reads runs that docs/studies/keeping.md names, of equal questions and seeds. A means is better only
 where it loses less than the plain run of the same seed does at the scale where that has learned as
-much; seeds that learned more than the plain one are left out there. The last line says how well the
-divergence from the base foretells the loss.
+much; one that learned more than the plain run ever does is compared with its most. The last line
+says how well the divergence from the base foretells the loss.
 """
 
 import argparse
@@ -42,8 +42,9 @@ def compare_with_curve(
     differences = []
     for seed, run in runs.items():
         curve, learned = curves.get(seed), measure_learning(run.findings)
-        if curve is None or not 0 <= learned <= curve.learned[-1]:
-            continue  # beyond the curve: nothing to compare with
+        if curve is None:
+            continue
+        learned = min(max(learned, 0.0), float(curve.learned[-1]))
         change = run.changes[name].primary.difference
         differences.append(
             to_weighted(change.changes, change.sampling) - curve.at(learned)[1][name]

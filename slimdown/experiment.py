@@ -133,10 +133,11 @@ def watch_forgetting(config: RunConfig, base: LoadedModel) -> Look:
     shares = not config.method.learns_prompt
     evaluator = Evaluator(tasks, config.evaluation, share_prefixes=shares)
     with console.progress_bar("asking what each look asks"):
-        before = evaluator.evaluate(base)
+        before = open_half(evaluator.evaluate(base), config.evaluation.holdout)
 
     def look(model: Any, n_looks: int) -> tuple[bool, str]:
-        benchmarks = judge(before, evaluator.evaluate(replace(base, model=model))).benchmarks
+        after = open_half(evaluator.evaluate(replace(base, model=model)), config.evaluation.holdout)
+        benchmarks = judge(before, after).benchmarks
         changes = {name: b.primary.difference for name, b in benchmarks.items()}
         outcomes = decide_outcomes(changes, budgets, ALPHA / n_looks)
         beyond = [name for name, outcome in outcomes.items() if outcome is Outcome.beyond]

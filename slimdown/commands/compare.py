@@ -148,6 +148,8 @@ def _compare_curves(
                     f"seed {seed} differ in other settings, too; name those to compare"
                 )
             group[seed] = build_curve(read_scales(open_tracking(options), run))
+    if "none" in groups:  # what the others are compared with
+        groups = {"none": groups.pop("none")} | groups
     return compare_at_equal_learning(groups)
 
 

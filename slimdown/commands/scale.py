@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import sys
 import tempfile
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +32,8 @@ examples
 
 exit code
   0  the curve is shown; with --max-loss: the chosen scale is shown to be within every budget
-  1  no scale is within the budgets, or the chosen one is shown to be beyond
-  2  the questions cannot tell
+  1  the chosen scale is shown to be beyond a budget
+  2  the questions cannot tell, or no scale is within the budgets as measured
   3  not measured
 """
 
@@ -64,7 +66,7 @@ def main(argv: list[str]) -> int:
 
 def _scale(options: argparse.Namespace) -> int:
     from slimdown.report.scaling_page import render_scaling_page, scales_table
-    from slimdown.stats.budgets import check_budgets, overall_outcome, read_budgets
+    from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
     from slimdown.stats.findings import judge
     from slimdown.stats.holdout import held_half, open_half
     from slimdown.stats.scaling import ScaledFindings, choose_scale
@@ -83,7 +85,21 @@ def _scale(options: argparse.Namespace) -> int:
         )
     if budgets:
         check_budgets(findings, budgets)  # a mistake in them is told before anything is measured
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
     recorded = run_reader.read_evaluations(tracking, run)
+    is_piped = options.format and not options.output
+
+    def judge_points(share: float) -> list[ScaledFindings]:
+        points = []
+        for scale, tuned in measured.tuned.items():
+            training = findings.training
+            if training and scale in measured.validation_losses:
+                loss = measured.validation_losses[scale]
+                training = replace(training, validation_loss_after=loss)
+            judged = judge(open_half(measured.base, share), open_half(tuned, share), training)
+            points.append(ScaledFindings(scale, judged))
+        return points
 
     with tempfile.TemporaryDirectory() as scratch:
         if config.tuned is None:
@@ -96,47 +112,42 @@ def _scale(options: argparse.Namespace) -> int:
         from slimdown.report.console import show_budget_checks, show_line
         from slimdown.report.model_card import render_model_card
 
-        measured = measure_scales(scaled_config, scales, recorded)
-        # The half that a run holds out is never shown; without a holdout every question chooses
-        # or confirms.
-        share = run.holdout or (_CHOOSING_SHARE if budgets else 0.0)
-        points = []
-        for scale, tuned in measured.tuned.items():
-            training = findings.training
-            if training and scale in measured.validation_losses:
-                loss = measured.validation_losses[scale]
-                training = replace(training, validation_loss_after=loss)
-            judged = judge(open_half(measured.base, share), open_half(tuned, share), training)
-            points.append(ScaledFindings(scale, judged))
-        chosen = choose_scale(points, budgets) if budgets else None
-        title = f"{run.name} ({run.run_id[:8]})"
-        table = scales_table(points, title, chosen.scale if chosen else None)
-        put_table(table, options, lambda: render_scaling_page(table, points))
-        run_reader.add_artifacts(
-            tracking,
-            run,
-            {f"scales/{p.scale:g}.json": json.dumps(p.findings.to_dict()) for p in points}
-            | {"scales.html": render_scaling_page(table, points)},
-        )
+        # What another program reads on stdout stays JSON, CSV or HTML.
+        with redirect_stdout(sys.stderr) if is_piped else nullcontext():
+            measured = measure_scales(scaled_config, scales, recorded)
+        title = f"{run.name} ({run.run_id[:8]}) by the scale of its adapter"
+        curve = judge_points(run.holdout)
+        files = {f"scales/{p.scale!r}.json": json.dumps(p.findings.to_dict()) for p in curve}
+        files["scales.html"] = render_scaling_page(scales_table(curve, title), curve)
+        run_reader.add_artifacts(tracking, run, files)
         if not budgets:
-            return 0
-        if chosen is None:
-            show_line("No scale is within the budgets as measured: try smaller ones.", "bold")
-            return 1
-        held = judge(
-            held_half(measured.base, share), held_half(measured.tuned[chosen.scale], share)
-        )
-        checks = check_budgets(held, budgets)
-        show_line(
-            f"Scale {chosen.scale:g}, the largest within, on the questions that did not choose it:"
-        )
-        show_budget_checks(checks)
-        if out:
-            save_scaled_adapter(measured.adapter, chosen.scale, out)
-            card = render_model_card(held, config, measured.base_model, scale=chosen.scale)
-            write_atomically(out / "README.md", card)
-            show_line(f"wrote {out}")
-    return int(overall_outcome(checks))
+            table = scales_table(curve, title)
+            return put_table(table, options, lambda: render_scaling_page(table, curve))
+        # Without a holdout of the run's own one half of the questions chooses, the other confirms.
+        share = run.holdout or _CHOOSING_SHARE
+        points = judge_points(share)
+        chosen, checks = choose_scale(points, budgets), []
+        notes = ["No scale is within the budgets as measured: try smaller ones."]
+        if chosen:
+            tuned = measured.tuned[chosen.scale]
+            held = judge(held_half(measured.base, share), held_half(tuned, share))
+            checks = check_budgets(held, budgets)
+            notes = [f"Scale {chosen.scale:g} on the half that did not choose it:"]
+            if options.format:
+                notes += [f"{c.benchmark}: {c.outcome.name}, {c.reason}." for c in checks]
+        table = scales_table(points, title, chosen.scale if chosen else None)
+        table = replace(table, notes=("One half of the questions, which chooses.", *notes))
+        put_table(table, options, lambda: render_scaling_page(table, points))
+        with redirect_stdout(sys.stderr) if is_piped else nullcontext():
+            if checks:
+                show_budget_checks(checks)
+            if chosen and out:
+                save_scaled_adapter(measured.adapter, chosen.scale, out)
+                held = replace(held, part="the half that did not choose the scale")
+                card = render_model_card(held, config, measured.base_model, scale=chosen.scale)
+                write_atomically(out / "README.md", card)
+                show_line(f"wrote {out}")
+    return int(overall_outcome(checks) if checks else Outcome.undecided)
 
 
 def read_scales(text: str) -> list[float]:

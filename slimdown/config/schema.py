@@ -387,7 +387,8 @@ class RunConfig:
                 chosen = ", ".join(self.dataset)
                 yield (
                     f"keep.dataset={general or 'null'} must be one of several chosen datasets "
-                    f"({chosen}); choose it, too: dataset=[alpaca,dolly] keep.dataset=dolly"
+                    f"({chosen}): dataset=[alpaca,dolly] keep.dataset=dolly; or set "
+                    "keep=self_replay, which needs none"
                 )
             if any(is_set):
                 yield f"keep.share={self.keep.share} and weights of datasets: set one of both"

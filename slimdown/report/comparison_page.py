@@ -171,10 +171,11 @@ def equal_learning_table(level: float, rows: "Sequence[EqualLearning]", setting:
     legend = (
         f"Where each run had learned {level:.3g} (mean change of the targets as a share, else the "
         "fall of the validation loss in nats), interpolated between scales. Changes in points with "
-        "95 % intervals over questions and seeds; − first: from the first row, seed by seed."
+        "95 % intervals over questions and seeds, which need two seeds; − first: from the first "
+        "row, seed by seed."
     )
     if not rows:
-        legend = "Cannot tell: the runs have learned no common amount, or had other questions."
+        legend = "Cannot tell: a run learned nothing at any scale, or runs had other questions."
     return make_table("At equal learning", records, {"scale": lambda s: f"{s:.2f}"}, legend)
 
 

@@ -220,7 +220,7 @@ def show_saved(run: Any) -> None:
     show_line(f"see {uri if uri.startswith('http') else command}")
 
 
-def show_budget_checks(checks: Sequence[BudgetCheck]) -> None:
+def show_budget_checks(checks: Sequence[BudgetCheck], are_worse_together: bool = False) -> None:
     """Print each loss against its budget, and what holds for all of them."""
     sentences = {
         "within": "Passed: every loss is shown to be within its budget.",
@@ -229,4 +229,6 @@ def show_budget_checks(checks: Sequence[BudgetCheck]) -> None:
         "to be within.",
     }
     show_table(budgets_table(checks))
-    show_line(sentences[overall_outcome(checks).name], "bold")
+    together = "Failed: the retained benchmarks are shown to be worse together."
+    outcome = overall_outcome(checks).name
+    show_line(together if are_worse_together else sentences[outcome], "bold")

@@ -1,7 +1,7 @@
 """Make tables of one run's findings, of two models side by side, or of one model's scores."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -104,7 +104,10 @@ def budgets_table(
         values = {"change": d.value, "change_low": d.low, "change_high": d.high}
         records.append(
             {
-                "benchmark": check.benchmark + " (supporting)" * (not check.is_critical),
+                "benchmark": Cell(
+                    check.benchmark + " (supporting)" * (not check.is_critical),
+                    values={"benchmark": check.benchmark, "is_critical": check.is_critical},
+                ),
                 "change": Cell(*format_points(d), sort_key=d.value, values=values),
                 "budget": check.budget,
                 "outcome": check.outcome.name,
@@ -115,12 +118,22 @@ def budgets_table(
     return replace(table, notes=tuple(notes))
 
 
-def write_junit(checks: Sequence["BudgetCheck"], title: str) -> str:
-    """Write budget checks as JUnit's XML: what is beyond fails, what is undecided is an error."""
+def write_junit(
+    checks: Sequence["BudgetCheck"], title: str, failures: Mapping[str, str] | None = None
+) -> str:
+    """Write budget checks as JUnit's XML: what is beyond fails, what is undecided is an error.
+
+    Args:
+        checks: A test each; one of a supporting benchmark is skipped.
+        title: Of the suite.
+        failures: Further tests that failed, with why.
+    """
     kinds = {"beyond": "failure", "undecided": "error"}
     kinds_of = [kinds.get(check.outcome.name) if check.is_critical else None for check in checks]
     counts = Counter(kinds_of)
-    numbers = {"tests": len(checks), "failures": counts["failure"], "errors": counts["error"]}
+    failed = failures or {}
+    n_failed = counts["failure"] + len(failed)
+    numbers = {"tests": len(checks) + len(failed), "failures": n_failed, "errors": counts["error"]}
     totals = {name: str(number) for name, number in numbers.items()}
     suite = ElementTree.Element("testsuite", {"name": visible(title)} | totals)
     for check, kind in zip(checks, kinds_of, strict=True):
@@ -128,8 +141,13 @@ def write_junit(checks: Sequence["BudgetCheck"], title: str) -> str:
         case = ElementTree.SubElement(suite, "testcase", classname="slimdown", name=name)
         if kind:
             ElementTree.SubElement(case, kind, message=check.reason, type=check.outcome.name)
-        else:
+        elif check.is_critical:
             ElementTree.SubElement(case, "system-out").text = check.reason
+        else:
+            ElementTree.SubElement(case, "skipped", message=f"supporting; {check.reason}")
+    for name, reason in failed.items():
+        case = ElementTree.SubElement(suite, "testcase", classname="slimdown", name=name)
+        ElementTree.SubElement(case, "failure", message=reason, type="beyond")
     ElementTree.indent(suite)
     content = ElementTree.tostring(suite, encoding="unicode")
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{content}\n'

@@ -141,8 +141,6 @@ def _describe_change(benchmark: "BenchmarkChange") -> str:
 
 def describe_overall(overall: "OverallChange") -> str:
     """Say whether the retained benchmarks are worse together."""
-    if not overall.benchmarks:
-        return "Overall: no retained benchmark was asked whole."
     p_values = [
         f"{name} p {text if text.startswith('<') else f'= {text}'}"
         for name, p in (("permutation", overall.p_value), ("McNemar", overall.mcnemar_p_value))

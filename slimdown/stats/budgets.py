@@ -114,13 +114,18 @@ def check_budgets(
     """
     benchmarks = findings.benchmarks
     retained = [name for name, b in benchmarks.items() if b.role is Role.retained]
-    relative = _expand(relative or {}, retained)
-    budgets = _expand(budgets or ({} if relative else default_budgets(benchmarks)), retained)
-    for name in relative.keys() & budgets.keys():
+    named = relative or {}
+    for name in named.keys() & budgets.keys():
         raise ConfigError(f"budget of {name}: give points or a share of the base, not both")
+    relative = _expand(named, [name for name in retained if name not in budgets])
+    default = {} if relative else default_budgets(benchmarks)
+    budgets = _expand(budgets or default, [name for name in retained if name not in relative])
+    budgets |= {n: benchmarks[n].margin for n in supporting if n in benchmarks.keys() - budgets}
     for name in (*relative, *supporting):
         if name not in benchmarks:
             raise ConfigError(f"{name} was not measured{nearest(name, list(benchmarks))}")
+    if budgets and not (budgets.keys() | relative.keys()) - set(supporting):
+        raise ConfigError("every benchmark is only supporting, so nothing is decided")
     for name, share in relative.items():
         budgets[name] = share * benchmarks[name].primary.base.value
     if not budgets:

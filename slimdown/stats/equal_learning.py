@@ -7,10 +7,9 @@ and each question's change are interpolated, to the level that every run reaches
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import nan
 
 import numpy as np
-import scipy
 
 from slimdown.config.schema import Role
 from slimdown.stats.estimates import to_weighted
@@ -53,7 +52,7 @@ class EqualLearning:
 
 
 def build_curve(points: Sequence[ScaledFindings]) -> LearningCurve:
-    """Build a run's curve as far as it learns more with each scale.
+    """Build a run's curve of those scales that teach more than every smaller one.
 
     Args:
         points: Of scales above 0, on the same questions.
@@ -62,7 +61,7 @@ def build_curve(points: Sequence[ScaledFindings]) -> LearningCurve:
     learned, kept = [0.0], []
     for point in ordered:
         if (amount := measure_learning(point.findings)) <= learned[-1]:
-            break  # more of the adapter teaches no more
+            continue  # more of the adapter teaches no more
         learned.append(amount)
         kept.append(point)
     retained = _list_retained(ordered[0].findings)
@@ -111,14 +110,9 @@ def compare_at_equal_learning(
 
 
 def _average(changes: Sequence[Floats]) -> SeedMean:
-    """Average runs; of one run the interval is of its questions alone."""
-    if len(changes) > 1:
-        return split_noise(np.array(changes))
-    [of_run] = changes
-    mean, n = float(of_run.mean()), len(of_run)
-    error = float(of_run.std(ddof=1)) / sqrt(n)
-    half = error * float(scipy.special.stdtrit(n - 1, 0.975))  # Student's
-    return SeedMean(mean, error, max(-1.0, mean - half), min(1.0, mean + half))
+    """Average runs; of one run no interval would hold, since its level is a guess, too."""
+    mean = float(np.mean(changes))
+    return split_noise(np.array(changes)) if len(changes) > 1 else SeedMean(mean, nan, nan, nan)
 
 
 def _list_retained(findings: Findings) -> dict[str, BenchmarkChange]:

@@ -51,7 +51,7 @@ def judge_overall(benchmarks: Mapping[str, BenchmarkChange], seed: int = 0) -> O
     chosen = {
         name: b.primary.difference
         for name, b in benchmarks.items()
-        if b.role is Role.retained and b.n_available is None
+        if b.role is Role.retained and not b.is_stopped
     }
     names = tuple(chosen)
     if not chosen:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from slimdown.config.fields import nearest
 from slimdown.config.loader import load_config
-from slimdown.config.schema import RunConfig, TrackingConfig
+from slimdown.config.paths import CONF_DIR
+from slimdown.config.schema import TRAINING, RunConfig, TrackingConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.stats.findings import Findings
 from slimdown.stats.run_records import RunRecord
@@ -181,7 +183,12 @@ def read_config(tracking: TrackingConfig, run: RunRecord) -> RunConfig:
         TrackingError: Its config.yaml is gone.
         ConfigError: The settings do not hold here: another version, or a file that is gone.
     """
-    return load_config(_read_settings(tracking, run))
+    settings = _read_settings(tracking, run)
+    if settings.tuned is not None:  # its record leaves out the sections that nothing reads
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            idle = OmegaConf.masked_copy(compose("config"), list(TRAINING))
+        settings = OmegaConf.merge(idle, settings)
+    return load_config(settings)
 
 
 def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Path:
@@ -215,7 +222,9 @@ def read_scales(tracking: TrackingConfig, run: RunRecord) -> list[ScaledFindings
         texts = {float(Path(path).stem): _read_artifact(client, run, path) for path in paths}
     if not texts:
         command = f"slimdown scale {run.run_id[:8]}"
-        raise TrackingError(f"run {run.name} has no curve over its scale; {command} measures it")
+        raise TrackingError(
+            f"run {run.name} has no curve over its scale; {command} measures that of a LoRA"
+        )
     return [
         ScaledFindings(scale, Findings.from_dict(json.loads(texts[scale])))
         for scale in sorted(texts)

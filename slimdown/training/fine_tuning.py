@@ -145,7 +145,8 @@ def fine_tune(
         model.float()  # Adam's small steps are rounded away in half precision
     if method.name is Method.prefix:
         _start_prefix_with_text(model, base, rows)
-    saves = train.engine is Engine.trl and method.name is not Method.bottleneck
+    # What the last look kept is in no checkpoint: a killed training begins anew.
+    saves = train.engine is Engine.trl and method.name is not Method.bottleneck and not look
     interval = 60 * (train.checkpoint_minutes or math.inf) if saves else math.inf
     callback = TrainingCallback(train, base.dtype, on_log, on_progress, interval, look=look)
     with quiet_libraries(), attention_within_rows(model, rows.is_padding_free):
@@ -209,7 +210,7 @@ def fine_tune(
     n_tokens = history[-1].values.get("num_tokens", 0.0)
     result = TrainingResult(
         output_dir=output_dir,
-        steps=len(history),
+        steps=callback.kept_step if callback.stopped else len(history),
         tokens=int(n_tokens),
         train_loss=sum(log.values["loss"] for log in history) / len(history),
         validation_loss_before=loss_before,

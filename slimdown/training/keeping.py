@@ -47,7 +47,7 @@ def apply_keep(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> Tok
     if keep.name is Keep.self_replay:
         n_rows = count_replayed(len(rows.train), keep.share or 0.0)
         written = broadcast_from_main(
-            _find_or_write_rows(base, keep, n_rows, config.seed) if process_rank() == 0 else []
+            _find_or_write_rows(base, config, n_rows) if process_rank() == 0 else []
         )
         features = rows.train.features
         more = Dataset.from_list(written, features) if written else rows.train.select([])
@@ -84,10 +84,10 @@ def measure_divergence(
 
 
 def _find_or_write_rows(
-    base: LoadedModel, keep: KeepConfig, n_rows: int, seed: int
+    base: LoadedModel, config: RunConfig, n_rows: int
 ) -> list[dict[str, list[int]]]:
     """Return rows that the base wrote, from the cache where the same were written before."""
-    prompts = [""]
+    keep, prompts = config.keep, [""]
     if keep.prompts:
         records = [record for _, record in iter_records(Path(keep.prompts).expanduser())]
         prompts = [str(record.get("prompt") or "") for record in records]
@@ -95,11 +95,12 @@ def _find_or_write_rows(
             raise DataError(
                 f"keep.prompts={keep.prompts}: row {prompts.index('') + 1} has no prompt"
             )
-    settings = [keep.max_tokens, keep.temperature, n_rows, seed, prompts]
+    longest = config.train.max_length
+    settings = [keep.max_tokens, keep.temperature, n_rows, config.seed, prompts, longest]
     file = cache_dir() / "replay" / f"{hash_json([base.identity, settings])}.json"
     if base.identity and file.is_file():
         return list(json.loads(file.read_text()))
-    rows = list(_write_rows(base, keep, n_rows, seed, prompts))
+    rows = list(_write_rows(base, config, n_rows, prompts))
     if n_rows and not rows:
         raise DataError(
             f"keep=self_replay: {base.id} writes nothing from its start token; name texts that it "
@@ -110,16 +111,17 @@ def _find_or_write_rows(
 
 
 def _write_rows(
-    base: LoadedModel, keep: KeepConfig, n_rows: int, seed: int, prompts: Sequence[str]
+    base: LoadedModel, config: RunConfig, n_rows: int, prompts: Sequence[str]
 ) -> Iterator[dict[str, list[int]]]:
-    tokenizer, model = base.tokenizer, base.model
+    tokenizer, model, keep = base.tokenizer, base.model, config.keep
+    most = config.train.max_length
     start = next(
         i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         if i is not None
     )  # fmt: skip
     cuda = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), eval_mode(model):
-        torch.manual_seed(seed)
+        torch.manual_seed(config.seed)
         for begin in range(0, n_rows, _BATCH):
             numbers = range(begin, min(begin + _BATCH, n_rows))
             texts = [prompts[i % len(prompts)] for i in numbers]
@@ -144,7 +146,8 @@ def _write_rows(
                 end = next((i + 1 for i, token in enumerate(answer) if token in ends), len(answer))
                 if end > 1:  # more than the end alone
                     written = answer[:end]
-                    yield {"input_ids": ids + written, "labels": [IGNORED] * len(ids) + written}
+                    labels = [IGNORED] * len(ids) + written
+                    yield {"input_ids": (ids + written)[:most], "labels": labels[:most]}
 
 
 def _mask_tokens(

@@ -97,6 +97,20 @@ def test_ci_reads_each_budget(
     assert "| pocket_cs | " in capsys.readouterr().out
 
 
+def test_the_retained_benchmarks_are_asked_about_together(
+    runs: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loose = ["--max-loss", "0.99", "--overall"]
+    assert check.main(["kept", *loose]) == 0
+    assert "Overall: undecided" in capsys.readouterr().out
+    assert check.main(["lost", *loose]) == 1
+    assert "shown to be worse together" in capsys.readouterr().out
+    assert check.main(["lost", *loose, "--format", "junit"]) == 1
+    suite = ElementTree.fromstring(capsys.readouterr().out)
+    assert suite.get("failures") == "1"
+    assert suite[-1][0].tag == "failure"
+
+
 def test_a_wrong_option_is_not_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
     for main in (check.main, verdict.main):
         with pytest.raises(SystemExit) as ended:

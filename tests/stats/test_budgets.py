@@ -74,6 +74,10 @@ def test_a_share_of_the_base_is_a_budget_where_the_base_is_above_chance(
     [check] = check_budgets(low, {}, {"": 0.5})
     assert check.outcome is Outcome.undecided
     assert "not shown to be above chance" in check.reason
+    both = check_budgets(findings, {"": 0.02}, {"lost": 0.3})
+    assert {one.benchmark: one.budget for one in both} == {
+        "kept": 0.02, "unclear": 0.02, "lost": 0.3 * 0.6
+    }  # fmt: skip
     for relative, problem in (({"nope": 0.1}, "was not measured"), ({"kept": 0.1}, "not both")):
         with pytest.raises(ConfigError, match=problem):
             check_budgets(findings, {"kept": 0.02}, relative)
@@ -84,9 +88,14 @@ def test_what_is_supporting_decides_nothing(findings: Findings) -> None:
     assert [check.outcome.name for check in checks] == ["within", "beyond", "undecided"]
     assert overall_outcome(checks) is Outcome.within
     assert 'failures="0"' in write_junit(checks, "run")
+    assert write_junit(checks, "run").count("<skipped") == 2
+    assert 'failures="1"' in write_junit(checks, "run", {"together": "worse"})
     assert overall_outcome(check_budgets(findings, {"": 0.02})) is Outcome.beyond
-    with pytest.raises(ConfigError, match="nope was not measured"):
-        check_budgets(findings, {}, supporting=["nope"])
+    [*_, unclear] = check_budgets(findings, {"kept": 0.02}, supporting=["unclear"])
+    assert (unclear.benchmark, unclear.budget, unclear.is_critical) == ("unclear", 0.02, False)
+    for names, problem in ((["nope"], "nope was not measured"), (["kept"], "nothing is decided")):
+        with pytest.raises(ConfigError, match=problem):
+            check_budgets(findings, {"kept": 0.02}, supporting=names)
 
 
 def test_what_stopped_early_or_is_one_question_says_how_to_go_on() -> None:

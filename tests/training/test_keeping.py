@@ -176,6 +176,7 @@ def test_a_training_ends_beyond_its_budget_at_the_last_look_within(
     assert result.stopped == "math lost more than allowed at step 8; kept as of step 4"
     kept = [p for n, p in tuned.model.named_parameters() if "lora" in n]
     assert all(map(torch.equal, kept, states[1]))
+    assert result.steps == 4
     early = TrainingRun(run.config)
     with pytest.raises(ModelError, match="no look before it was within all budgets"):
         fine_tune(
