@@ -34,6 +34,7 @@ class TrainingResult:
     n_truncated: int  # training rows cut at train.max_length tokens, or exactly as long
     n_untrained: int  # training rows left out: none of their tokens is trained on
     peak_bytes: float
-    # of the tuned model from the base on the first held-out rows, nats a token; nan: no base beside it
+    # of the tuned model from the base on the first held-out rows, nats a token; nan where the base
+    # is not beside it
     base_divergence: float = nan
     stopped: str = ""  # why and where it ended early
