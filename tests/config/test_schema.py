@@ -123,7 +123,7 @@ def test_benchmarks_are_read_by_name_with_settings_above() -> None:
 @pytest.mark.parametrize(
     ("names", "settings", "answer"),
     [
-        ([], {}, "no benchmark is named; name some of gsm8k"),
+        ([], {}, "no benchmark is named; name some of arc_easy, gsm8k"),
         ([3], {}, "3 names no benchmark"),
         ("questions", {}, "benchmark.questions names no questions; set its path"),
         ({"task": "mine", "path": "x"}, {}, "path=x: there is no such file; a relative path"),
