@@ -132,7 +132,10 @@ def main() -> None:
                 record[f"{benchmark} − plain's scale"] = Cell(text)
         records.append(record)
     print(write_table(make_table("", records, {"learned": lambda x: f"{x:.3f}"}), "markdown"))
-    print(foretell(runs))
+    alike = [run for run in runs if run.params["keep.name"] in ("none", "kl")]
+    alike = [run for run in alike if run.params["train.loss_type"] == "nll"]
+    print("all:", foretell(runs))
+    print("plain and keep=kl:", foretell(alike))
     if options.figure:
         draw(dict(groups), curves, options.figure)
 
