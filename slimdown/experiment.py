@@ -169,6 +169,7 @@ class ScaledEvaluations:
 
     base_model: LoadedModel
     adapter: Path  # the folder that holds it
+    origin: str  # its id and revision, as a run that measured it records them
     base: Evaluation
     tuned: dict[float, Evaluation]  # by scale
     validation_losses: dict[float, float]  # by scale, in nats a token; empty without rows
@@ -241,7 +242,9 @@ def measure_scales(
                 on_progress(n_done, len(scales), "")
                 with rescale_adapter_scale(tuned.model, scale):
                     losses[scale] = validate()
-    return ScaledEvaluations(base, external.folder, base_evaluation, evaluations, losses)
+    origin = f"{tuned.id}@{tuned.revision}"
+    adapter = external.folder
+    return ScaledEvaluations(base, adapter, origin, base_evaluation, evaluations, losses)
 
 
 def assist_training(config: RunConfig) -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -112,6 +113,22 @@ def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[],
     else:
         print_text(text)
     return 0
+
+
+def check_new_folder(option: str, folder: Path) -> None:
+    """Check that a folder can be written: it is not there yet, or empty.
+
+    Raises:
+        ConfigError: Something is in it, or it is no folder.
+    """
+    if folder.exists() and (not folder.is_dir() or folder == Path.cwd() or any(folder.iterdir())):
+        raise ConfigError(f"{option} {folder} is in use; name a new folder, or empty it")
+
+
+def keep_stdout_clean(options: argparse.Namespace) -> AbstractContextManager[Any]:
+    """Inside, what is printed goes to stderr, where stdout is for another program to read."""
+    is_piped = options.format and not options.output
+    return redirect_stdout(sys.stderr) if is_piped else nullcontext()
 
 
 def run_command(answer: Callable[[], int], refusal: str, error_code: int) -> int:

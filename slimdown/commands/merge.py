@@ -6,8 +6,14 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from slimdown.commands.arguments import RUN_HELP, CommandParser, open_tracking, run_command
-from slimdown.utils.errors import ConfigError, ModelError
+from slimdown.commands.arguments import (
+    RUN_HELP,
+    CommandParser,
+    check_new_folder,
+    open_tracking,
+    run_command,
+)
+from slimdown.utils.errors import ModelError
 from slimdown.utils.files import write_atomically
 
 _EPILOG = """\
@@ -59,8 +65,7 @@ def _merge(options: argparse.Namespace) -> int:
             f"run {run.run_id} ({run.name}) was trained with method={method.name.value}, which no "
             "weights of the base can hold; load its adapter beside the base, as its card says"
         )
-    if out.exists() and (not out.is_dir() or out == Path.cwd() or any(out.iterdir())):
-        raise ConfigError(f"--out {out} is in use; name a new folder, or empty it")
+    check_new_folder("--out", out)
     from slimdown.models.base_model import load_base_model  # torch
     from slimdown.models.merging import merge_adapter
     from slimdown.report import console

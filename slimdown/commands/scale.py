@@ -2,21 +2,29 @@
 
 import argparse
 import json
-import sys
 import tempfile
-from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slimdown.commands.arguments import (
     RUN_HELP,
     CommandParser,
+    check_new_folder,
+    keep_stdout_clean,
     open_tracking,
     put_table,
     run_command,
 )
+from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import ConfigError, ModelError
 from slimdown.utils.files import write_atomically
+
+if TYPE_CHECKING:  # they import torch, or scipy
+    from slimdown.config.schema import RunConfig
+    from slimdown.experiment import ScaledEvaluations
+    from slimdown.stats.findings import Findings
+    from slimdown.stats.scaling import ScaledFindings
 
 _CHOOSING_SHARE = 0.5  # of the questions, where the run holds none out: the others confirm
 _LARGEST = 2.0
@@ -66,16 +74,15 @@ def main(argv: list[str]) -> int:
 
 def _scale(options: argparse.Namespace) -> int:
     from slimdown.report.scaling_page import render_scaling_page, scales_table
-    from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
-    from slimdown.stats.findings import judge
-    from slimdown.stats.holdout import held_half, open_half
-    from slimdown.stats.scaling import ScaledFindings, choose_scale
+    from slimdown.stats.budgets import check_budgets, read_budgets
+    from slimdown.stats.holdout import open_half
     from slimdown.tracking import run_reader
 
     scales, budgets = read_scales(options.scales), read_budgets(options.max_loss)
-    tracking, out = open_tracking(options), options.save and options.save.expanduser().absolute()
-    if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--save {out} is in use; name a new folder, or empty it")
+    tracking = open_tracking(options)
+    if options.save:
+        options.save = options.save.expanduser().absolute()
+        check_new_folder("--save", options.save)
     run = run_reader.find_run(tracking, options.run)
     findings, config = run_reader.check_finished(run), run_reader.read_config(tracking, run)
     if config.tuned is None and config.method.name.value not in ("lora", "rslora"):
@@ -83,24 +90,14 @@ def _scale(options: argparse.Namespace) -> int:
             f"run {run.run_id} ({run.name}) was trained with method={config.method.name.value}, "
             "which at scale 0 is not its base; method=lora and rslora can be scaled"
         )
-    if budgets:
-        check_budgets(findings, budgets)  # a mistake in them is told before anything is measured
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
     recorded = run_reader.read_evaluations(tracking, run)
-    is_piped = options.format and not options.output
-
-    def judge_points(share: float) -> list[ScaledFindings]:
-        points = []
-        for scale, tuned in measured.tuned.items():
-            training = findings.training
-            if training and scale in measured.validation_losses:
-                loss = measured.validation_losses[scale]
-                training = replace(training, validation_loss_after=loss)
-            judged = judge(open_half(measured.base, share), open_half(tuned, share), training)
-            points.append(ScaledFindings(scale, judged))
-        return points
-
+    # Without a holdout of the run's own one half of the questions chooses, the other confirms.
+    share = run.holdout or (_CHOOSING_SHARE if budgets else 0.0)
+    if budgets:  # what cannot work is told before anything is measured
+        check_budgets(findings, budgets)
+        open_half(recorded[0], share)
+    if options.save:
+        options.save.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         if config.tuned is None:
             adapter = run_reader.download_tuned(tracking, run, Path(scratch))
@@ -108,46 +105,85 @@ def _scale(options: argparse.Namespace) -> int:
         else:
             scaled_config = replace(config, dataset={})
         from slimdown.experiment import measure_scales  # torch
-        from slimdown.models.adapters import save_scaled_adapter
-        from slimdown.report.console import show_budget_checks, show_line
-        from slimdown.report.model_card import render_model_card
 
-        # What another program reads on stdout stays JSON, CSV or HTML.
-        with redirect_stdout(sys.stderr) if is_piped else nullcontext():
+        with keep_stdout_clean(options):
             measured = measure_scales(scaled_config, scales, recorded)
+        origin = run.tags.get(Tag.origin, measured.origin)
+        if origin != measured.origin:
+            raise ModelError(f"run {run.run_id} measured {origin}, and there is {measured.origin}")
         title = f"{run.name} ({run.run_id[:8]}) by the scale of its adapter"
-        curve = judge_points(run.holdout)
+        curve = _judge_scales(measured, findings, run.holdout)
+        table = scales_table(curve, title)
         files = {f"scales/{p.scale!r}.json": json.dumps(p.findings.to_dict()) for p in curve}
-        files["scales.html"] = render_scaling_page(scales_table(curve, title), curve)
+        files["scales.html"] = render_scaling_page(table, curve)
         run_reader.add_artifacts(tracking, run, files)
-        if not budgets:
-            table = scales_table(curve, title)
-            return put_table(table, options, lambda: render_scaling_page(table, curve))
-        # Without a holdout of the run's own one half of the questions chooses, the other confirms.
-        share = run.holdout or _CHOOSING_SHARE
-        points = judge_points(share)
-        chosen, checks = choose_scale(points, budgets), []
+        if budgets:
+            points = _judge_scales(measured, findings, share)
+            return _choose(options, config, measured, points, title, share)
+    return put_table(table, options, lambda: render_scaling_page(table, curve))
+
+
+def _judge_scales(
+    measured: "ScaledEvaluations", findings: "Findings", share: float
+) -> "list[ScaledFindings]":
+    """Judge each scale on the questions that are not held out."""
+    from slimdown.stats.findings import judge
+    from slimdown.stats.holdout import open_half
+    from slimdown.stats.scaling import ScaledFindings
+
+    points = []
+    for scale, tuned in measured.tuned.items():
+        training = findings.training
+        if training and scale in measured.validation_losses:
+            loss = measured.validation_losses[scale]
+            training = replace(training, validation_loss_after=loss)
+        judged = judge(open_half(measured.base, share), open_half(tuned, share), training)
+        points.append(ScaledFindings(scale, judged))
+    return points
+
+
+def _choose(
+    options: argparse.Namespace,
+    config: "RunConfig",
+    measured: "ScaledEvaluations",
+    points: "list[ScaledFindings]",
+    title: str,
+    share: float,
+) -> int:
+    """Choose a scale, check it on the questions that are held out, show and save it."""
+    from slimdown.models.adapters import save_scaled_adapter
+    from slimdown.report.console import show_budget_checks, show_line
+    from slimdown.report.model_card import render_model_card
+    from slimdown.report.scaling_page import render_scaling_page, scales_table
+    from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
+    from slimdown.stats.findings import judge
+    from slimdown.stats.holdout import held_half
+    from slimdown.stats.scaling import choose_scale
+
+    budgets = read_budgets(options.max_loss)
+    if chosen := choose_scale(points, budgets):
+        tuned = measured.tuned[chosen.scale]
+        held = judge(held_half(measured.base, share), held_half(tuned, share))
+        checks = check_budgets(held, budgets)
+        notes = [f"Scale {chosen.scale:g} on the questions that did not choose it:"]
+        if options.format:
+            notes += [f"{c.benchmark}: {c.outcome.name}, {c.reason}." for c in checks]
+    else:
         notes = ["No scale is within the budgets as measured: try smaller ones."]
-        if chosen:
-            tuned = measured.tuned[chosen.scale]
-            held = judge(held_half(measured.base, share), held_half(tuned, share))
-            checks = check_budgets(held, budgets)
-            notes = [f"Scale {chosen.scale:g} on the half that did not choose it:"]
-            if options.format:
-                notes += [f"{c.benchmark}: {c.outcome.name}, {c.reason}." for c in checks]
-        table = scales_table(points, title, chosen.scale if chosen else None)
-        table = replace(table, notes=("One half of the questions, which chooses.", *notes))
-        put_table(table, options, lambda: render_scaling_page(table, points))
-        with redirect_stdout(sys.stderr) if is_piped else nullcontext():
-            if checks:
-                show_budget_checks(checks)
-            if chosen and out:
-                save_scaled_adapter(measured.adapter, chosen.scale, out)
-                held = replace(held, part="the half that did not choose the scale")
-                card = render_model_card(held, config, measured.base_model, scale=chosen.scale)
-                write_atomically(out / "README.md", card)
-                show_line(f"wrote {out}")
-    return int(overall_outcome(checks) if checks else Outcome.undecided)
+    table = scales_table(points, title, chosen.scale if chosen else None)
+    table = replace(table, notes=("The questions that choose.", *notes))
+    put_table(table, options, lambda: render_scaling_page(table, points))
+    if not chosen:
+        return int(Outcome.undecided)
+    with keep_stdout_clean(options):
+        show_budget_checks(checks)
+        if options.save:
+            save_scaled_adapter(measured.adapter, chosen.scale, options.save)
+            held = replace(held, part="those that did not choose the scale")
+            card = render_model_card(held, config, measured.base_model, scale=chosen.scale)
+            write_atomically(options.save / "README.md", card)
+            show_line(f"wrote {options.save}")
+    return int(overall_outcome(checks))
 
 
 def read_scales(text: str) -> list[float]:

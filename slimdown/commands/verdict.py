@@ -2,11 +2,16 @@
 
 import argparse
 import sys
-from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slimdown.commands.arguments import CommandParser, open_tracking, put_table, run_command
+from slimdown.commands.arguments import (
+    CommandParser,
+    keep_stdout_clean,
+    open_tracking,
+    put_table,
+    run_command,
+)
 from slimdown.config.schema import ModelConfig, RunConfig
 from slimdown.utils.errors import ConfigError
 
@@ -84,9 +89,7 @@ def _judge(options: argparse.Namespace) -> int:
     if options.track:
         _track(findings, options)
     if checks:
-        # What another program reads on stdout stays JSON, CSV or HTML.
-        is_piped = options.format and not options.output
-        with redirect_stdout(sys.stderr) if is_piped else nullcontext():
+        with keep_stdout_clean(options):
             show_budget_checks(checks)
     return int(overall_outcome(checks)) if checks else 0
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from slimdown.report import text
 from slimdown.report.formatting import format_number, format_points
 from slimdown.report.tables import Cell, Column, Row, Table
-from slimdown.stats.scaling import ScaledFindings, hold_together
+from slimdown.stats.scaling import ScaledFindings, build_simultaneous_curves
 
 if TYPE_CHECKING:
     from slimdown.stats.estimates import Estimate
@@ -26,7 +26,7 @@ def scales_table(
         The table. Its records hold the scale, the validation loss, and each benchmark's change with
         its interval as shares of 1.
     """
-    first, curves = points[0].findings, hold_together(points)
+    first, curves = points[0].findings, build_simultaneous_curves(points)
     columns = [Column("scale", is_number=True)]
     if first.training:
         columns.append(Column("validation loss", "nats a token", is_number=True))
@@ -74,7 +74,7 @@ def render_scaling_page(table: Table, points: Sequence[ScaledFindings]) -> str:
     from slimdown.report.figures import draw_by_setting  # matplotlib takes half a second
     from slimdown.report.pages import render
 
-    figure = draw_by_setting("scale of the adapter", hold_together(points))
+    figure = draw_by_setting("scale of the adapter", build_simultaneous_curves(points))
     caption = "Change of each benchmark by the scale; the intervals hold for all scales at once."
     figures = [(figure, caption)]
     return render("comparison.html.j2", table=table, command="scale", options="", figures=figures)

@@ -21,7 +21,9 @@ class ScaledFindings:
     findings: Findings  # its `training` ended at the validation loss of this scale
 
 
-def hold_together(points: Sequence[ScaledFindings]) -> dict[str, list[tuple[float, Estimate]]]:
+def build_simultaneous_curves(
+    points: Sequence[ScaledFindings],
+) -> dict[str, list[tuple[float, Estimate]]]:
     """Return each benchmark's change by scale, with intervals that hold for all scales at once.
 
     Each interval is at 5 % divided by the number of scales (Bonferroni), so that the chance that

@@ -4,7 +4,7 @@ import pytest
 from builders import judge_scores, make_scores
 
 from slimdown.commands.scale import read_scales
-from slimdown.stats.scaling import ScaledFindings, choose_scale, hold_together
+from slimdown.stats.scaling import ScaledFindings, build_simultaneous_curves, choose_scale
 from slimdown.utils.errors import ConfigError
 
 LOST = {0.25: 2, 0.5: 40, 0.75: 10, 1.0: 90}  # of 1,000 questions
@@ -17,7 +17,7 @@ def points() -> list[ScaledFindings]:
 
 
 def test_intervals_hold_for_all_scales_at_once(points: list[ScaledFindings]) -> None:
-    [curve] = hold_together(points).values()
+    [curve] = build_simultaneous_curves(points).values()
     assert [scale for scale, _ in curve] == list(LOST)
     for (_, wide), point in zip(curve, points, strict=True):
         [benchmark] = point.findings.benchmarks.values()
