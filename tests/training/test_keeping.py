@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from training_run import TrainingRun
 from slimdown.config.schema import RunConfig
 from slimdown.data.training_data import load_training_data
 from slimdown.experiment import watch_forgetting
+from slimdown.models.adapters import attach_adapter
 from slimdown.training.fine_tuning import fine_tune
 from slimdown.training.keeping import measure_divergence
+from slimdown.training.sft import build_trainer
 from slimdown.training.tokenizing import IGNORED, tokenize_rows
 from slimdown.utils.errors import DataError, ModelError
 
@@ -147,14 +150,23 @@ def test_a_distance_to_the_base_keeps_the_model_near_it(
     assert moved[1] < 0.7 * moved[0]
 
 
-def test_dft_is_trls(composed: Composed, tmp_path: Path) -> None:
-    run = TrainingRun(composed(*SMALL, "train.max_steps=2", "train.loss_type=dft"))
-    plain = TrainingRun(composed(*SMALL, "train.max_steps=2"))
-    _, result = run.train(tmp_path / "dft")
-    plain.train(tmp_path / "nll")
-    # p log p is at most 1/e, and the validation loss stays the plain one.
-    assert run.losses[0] < 1 / math.e < plain.losses[0]
-    assert result.validation_loss_before > 1
+def test_dft_weighs_tokens_as_trl_does(composed: Composed, tmp_path: Path) -> None:
+    config = composed(*SMALL, "train.max_steps=1", "train.loss_type=dft")
+    run = TrainingRun(config)
+    model = attach_adapter(run.base, config.method, config.lora, config.seed)
+    rows = replace(run.rows, train=run.rows.train.select(range(8)), is_padding_free=False)
+    trainer = build_trainer(model, run.base.tokenizer, rows, config, tmp_path)
+    trainer.args.loss_type = "dft"  # what TRL's own loss reads
+    losses = []
+    for takes_plain_loss in (True, False):
+        trainer.takes_plain_loss = takes_plain_loss
+        batch = trainer.data_collator(list(rows.train))
+        losses.append(float(trainer.compute_loss(model.train(), batch)))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] < 1 / math.e  # the most of -p log p
+    trainer.is_dft = False
+    trainer.takes_plain_loss = True
+    assert float(trainer.compute_loss(model, trainer.data_collator(list(rows.train)))) > 1
 
 
 def test_a_training_ends_beyond_its_budget_at_the_last_look_within(
