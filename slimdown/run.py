@@ -55,9 +55,11 @@ def _start(arguments: list[str]) -> int:
         return 1
     if line.is_run:
         plan = compose_runs(line)
-        is_alone = line.is_sweep or plan.runs[0].config.train.engine is Engine.unsloth
+        train = plan.runs[0].config.train
+        is_alone = line.is_sweep or train.engine is Engine.unsloth or train.stop_on_forgetting
         if is_alone and (n := process_count()) > 1:
-            raise ConfigError(f"-m and train.engine=unsloth take one process, and there are {n}")
+            alone = "-m, train.engine=unsloth and train.stop_on_forgetting=true"
+            raise ConfigError(f"{alone} take one process, and there are {n}")
         from slimdown.data.row_checks import check_row_files
         from slimdown.sweep.sweeper import register_sweeper
 

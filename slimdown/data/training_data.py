@@ -119,7 +119,7 @@ def load_training_data(
         trains = [part.train.select(range(drawn[i])) for i, part in enumerate(parts)]
         parts = [replace(part, train=train) for part, train in zip(parts, trains, strict=True)]
     if keep and keep.name is Keep.replay:
-        parts, more = _replay(parts, str(keep.dataset), keep.share or 0.0)
+        parts, more = _limit_replay(parts, str(keep.dataset), keep.share or 0.0)
         notes += more
     rows = [(p.train.remove_columns("row"), p.validation.remove_columns("row")) for p in parts]
     content = [[hash_json(list(train)), hash_json(list(held_out))] for train, held_out in rows]
@@ -132,7 +132,7 @@ def count_replayed(n_rows: int, share: float) -> int:
     return round(n_rows * share / (1 - share))
 
 
-def _replay(
+def _limit_replay(
     parts: list[DatasetPart], name: str, share: float
 ) -> tuple[list[DatasetPart], list[str]]:
     """Cut the part of this name to its share of all rows, and put it last."""

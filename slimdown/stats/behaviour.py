@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from unicodedata import name as unicode_name
 
 from slimdown.evaluation.results import Sample
-from slimdown.stats.estimates import compare_scores
+from slimdown.stats.estimates import compare_scores, to_array, to_weighted
 from slimdown.stats.pairing import Pair
 
 # An answer that holds one of these refuses; the page shows them.
@@ -42,26 +42,30 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
         are empty, in which no answer is read, that refuse, and that are in another script than the
         base's.
     """
-    samples = list(zip(pair.base.samples, pair.tuned.samples, strict=True))
-    if not samples or samples[0][0].choices or samples[0][0].log_likelihoods:
+    sides, metric = (pair.base.samples, pair.tuned.samples), pair.base.benchmark.metric
+    if not sides[0] or sides[0][0].choices or sides[0][0].log_likelihoods:
         return ()
-    metric = pair.base.benchmark.metric
-    words = [[float(len(sample.response.split())) for sample in both] for both in samples]
-    longest = max(1.0, *(max(both) for both in words))
-    scores = {
-        "words": [[n / longest for n in both] for both in words],
-        "empty": [[float(not sample.response.strip()) for sample in both] for both in samples],
-        "unreadable": [[_is_unreadable(sample, metric) for sample in both] for both in samples],
-        "refusal": [[_refuses(sample.response) for sample in both] for both in samples],
-        "other script": [[0.0, _has_other_script(*both)] for both in samples],
+    lengths = [[len(sample.response.split()) for sample in side] for side in sides]
+    longest = max(1, *lengths[0], *lengths[1])
+    scripts = [_has_other_script(*samples) for samples in zip(*sides, strict=True)]
+    scores: dict[str, list[list[float]]] = {
+        "words": [[n / longest for n in side] for side in lengths],
+        "empty": [[float(not sample.response.strip()) for sample in side] for side in sides],
+        "unreadable": [[_is_unreadable(sample, metric) for sample in side] for side in sides],
+        "refusal": [[_refuses(sample.response) for sample in side] for side in sides],
+        "other script": [[0.0] * len(scripts), scripts],
     }
     traits = []
-    for name, pairs in scores.items():
-        before, after = zip(*pairs, strict=True)
+    for name, (before, after) in scores.items():
         if name == "words" or any(before) or any(after):
-            d, unit = compare_scores(before, after, pair.sampling), longest * (name == "words") or 1
-            means = unit * sum(before) / len(before), unit * sum(after) / len(after)
-            traits.append(Trait(name, *means, unit * d.low, unit * d.high))
+            d, unit = (
+                compare_scores(before, after, pair.sampling),
+                longest if name == "words" else 1,
+            )
+            base, tuned = (
+                float(to_weighted(to_array(s), pair.sampling).mean()) for s in (before, after)
+            )
+            traits.append(Trait(name, unit * base, unit * tuned, unit * d.low, unit * d.high))
     return tuple(traits)
 
 

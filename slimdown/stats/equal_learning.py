@@ -6,7 +6,7 @@ and each question's change are interpolated, to the level that every run reaches
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import nan
 
 import numpy as np
@@ -120,5 +120,4 @@ def _list_retained(findings: Findings) -> dict[str, BenchmarkChange]:
 
 
 def _weigh(benchmark: BenchmarkChange) -> Floats:
-    difference = benchmark.primary.difference
-    return to_weighted(difference.changes, replace(difference.sampling, looks=()))
+    return to_weighted(benchmark.primary.difference.changes, benchmark.primary.difference.sampling)

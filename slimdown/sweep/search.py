@@ -19,7 +19,6 @@ from slimdown.config.schema import RunConfig
 from slimdown.config.search_config import DimensionConfig
 from slimdown.report import console
 from slimdown.report.comparison_page import render_comparison_page, search_table
-from slimdown.report.formatting import format_number
 from slimdown.stats.budgets import check_budgets
 from slimdown.stats.findings import judge
 from slimdown.stats.holdout import held_half
@@ -130,12 +129,8 @@ class Search:
         if not outcomes[best.run_id].is_within:
             chosen = ["No trial is within the budget as measured: widen it, or the ranges."]
         else:
-            learned = format_number(100 * outcomes[best.run_id].learned, "+.1f")
-            place = f"its adapter is in {best.artifact_uri}"
-            chosen = [
-                f"Chosen: {best.name} ({best.run_id[:8]}), which learned most within the budget "
-                f"({learned}); {place}."
-            ]
+            reason = "which learned most of the trials within the budget; its adapter is in"
+            chosen = [f"Chosen: {best.name} ({best.run_id[:8]}), {reason} {best.artifact_uri}."]
             if best.holdout:
                 base, tuned = read_evaluations(self.config.tracking, best)
                 held = judge(held_half(base, best.holdout), held_half(tuned, best.holdout))

@@ -76,10 +76,10 @@ def measure_divergence(
     Returns:
         [tokens]
     """
-    both = [base_logits.float(), logits.float()]
+    models = [base_logits.float(), logits.float()]
     if target is not None:
-        both = [one.scatter(-1, target[:, None], _IMPOSSIBLE) for one in both]
-    of_base, of_tuned = (one.log_softmax(-1) for one in both)
+        models = [one.scatter(-1, target[:, None], _IMPOSSIBLE) for one in models]
+    of_base, of_tuned = (one.log_softmax(-1) for one in models)
     return functional.kl_div(of_tuned, of_base, reduction="none", log_target=True).sum(-1)
 
 
@@ -144,7 +144,7 @@ def _write_rows(
             ends = set(ends if isinstance(ends, list) else [ends])
             for ids, answer in zip(encoded, tokens[:, width:].tolist(), strict=True):
                 end = next((i + 1 for i, token in enumerate(answer) if token in ends), len(answer))
-                if end > 1:  # more than the end alone
+                if end > 1 and len(ids) < most:  # more than the end alone, and a token to train on
                     written = answer[:end]
                     labels = [IGNORED] * len(ids) + written
                     yield {"input_ids": (ids + written)[:most], "labels": labels[:most]}

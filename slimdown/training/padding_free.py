@@ -54,7 +54,7 @@ def attention_within_rows(model: Any, is_padding_free: bool = True) -> Iterator[
 
 
 @contextmanager
-def attention_between_rows(model: Any) -> Iterator[None]:
+def attention_as_loaded(model: Any) -> Iterator[None]:
     """Inside `attention_within_rows`, attend as the model does outside, to be measured."""
     inner = get_inner_model(model)
     is_changed = inner.config._attn_implementation == _NAME

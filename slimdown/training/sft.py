@@ -18,7 +18,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from slimdown.config.schema import OnProgress, RunConfig, TrainConfig
 from slimdown.models.causal import disabled_adapters, get_inner_model, learns_prompt
 from slimdown.training.keeping import measure_divergence
-from slimdown.training.padding_free import attention_between_rows
+from slimdown.training.padding_free import attention_as_loaded
 from slimdown.training.result import StepLog
 from slimdown.training.tokenizing import IGNORED, TokenizedRows
 from slimdown.utils.distributed import broadcast_from_main
@@ -217,7 +217,7 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
                 control.should_save, self.saved_at = True, time.monotonic()
         if self.look and state.global_step % self.config.look_steps == 0:
             n_looks = max(1, state.max_steps // self.config.look_steps)
-            with attention_between_rows(kwargs["model"]):
+            with attention_as_loaded(kwargs["model"]):
                 is_within, beyond = self.look(kwargs["model"], n_looks)
             trained = {n: p for n, p in kwargs["model"].named_parameters() if p.requires_grad}
             if is_within:
