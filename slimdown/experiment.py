@@ -169,14 +169,16 @@ class ScaledEvaluations:
 
     base_model: LoadedModel
     adapter: Path  # the folder that holds it
-    origin: str  # its id and revision, as a run that measured it records them
     base: Evaluation
     tuned: dict[float, Evaluation]  # by scale
     validation_losses: dict[float, float]  # by scale, in nats a token; empty without rows
 
 
 def measure_scales(
-    config: RunConfig, scales: Sequence[float], recorded: tuple[Evaluation, Evaluation]
+    config: RunConfig,
+    scales: Sequence[float],
+    recorded: tuple[Evaluation, Evaluation],
+    origin: str = "",
 ) -> ScaledEvaluations:
     """Measure a base with more and less of what an adapter adds; nothing is trained.
 
@@ -185,9 +187,10 @@ def measure_scales(
         scales: Each above 0.
         recorded: What the run recorded of base and tuned model. At scale 1 it is taken where the
             base answers as it did then.
+        origin: Id and revision of an adapter made elsewhere, as the run recorded them.
 
     Raises:
-        ModelError: At scale 0 the model is not its base: a whole model, DoRA, trained biases.
+        ModelError: The adapter has changed since, or at scale 0 the model is not its base: a whole model, DoRA, trained biases.
     """
     from peft.helpers import rescale_adapter_scale
 
@@ -207,6 +210,8 @@ def measure_scales(
                 f"tuned={config.tuned} is a whole model; only an adapter can be scaled"
             )
         tuned = external.load()
+        if origin not in ("", found := f"{tuned.id}@{tuned.revision}"):
+            raise ModelError(f"the run measured {origin}, and there is {found}; measure it anew")
         check_scalable(tuned)
     evaluator = Evaluator(tasks, config.evaluation)
     with (
@@ -242,9 +247,7 @@ def measure_scales(
                 on_progress(n_done, len(scales), "")
                 with rescale_adapter_scale(tuned.model, scale):
                     losses[scale] = validate()
-    origin = f"{tuned.id}@{tuned.revision}"
-    adapter = external.folder
-    return ScaledEvaluations(base, adapter, origin, base_evaluation, evaluations, losses)
+    return ScaledEvaluations(base, external.folder, base_evaluation, evaluations, losses)
 
 
 def assist_training(config: RunConfig) -> None:

@@ -107,10 +107,8 @@ def _scale(options: argparse.Namespace) -> int:
         from slimdown.experiment import measure_scales  # torch
 
         with keep_stdout_clean(options):
-            measured = measure_scales(scaled_config, scales, recorded)
-        origin = run.tags.get(Tag.origin, measured.origin)
-        if origin != measured.origin:
-            raise ModelError(f"run {run.run_id} measured {origin}, and there is {measured.origin}")
+            origin = run.tags.get(Tag.origin, "")
+            measured = measure_scales(scaled_config, scales, recorded, origin)
         title = f"{run.name} ({run.run_id[:8]}) by the scale of its adapter"
         curve = _judge_scales(measured, findings, run.holdout)
         table = scales_table(curve, title)

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config.fields import nearest
 from slimdown.config.loader import load_config
@@ -25,7 +26,7 @@ from slimdown.stats.run_records import RunRecord
 from slimdown.stats.scaling import ScaledFindings
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
-from slimdown.utils.errors import DataError, TrackingError
+from slimdown.utils.errors import ConfigError, DataError, TrackingError
 from slimdown.utils.secrets import redact_uri
 
 _MOST_RUNS = 50_000  # MLflow's limit for one answer
@@ -265,8 +266,12 @@ def _expand_params(params: Mapping[str, str]) -> dict[str, str]:
 def _read_settings(tracking: TrackingConfig, run: RunRecord) -> Any:
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
-        stored = OmegaConf.create(_read_artifact(client, run, "config.yaml"))
-        return OmegaConf.merge(OmegaConf.structured(RunConfig), stored)
+        text = _read_artifact(client, run, "config.yaml")
+    try:
+        return OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
+    except OmegaConfBaseException as error:
+        reason = f"another version of slimdown made it ({store.first_line(error)})"
+        raise ConfigError(f"run {run.run_id} ({run.name}) cannot be read: {reason}") from None
 
 
 def _read_artifact(client: Any, run: RunRecord, path: str) -> str:
