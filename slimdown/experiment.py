@@ -190,7 +190,8 @@ def measure_scales(
         origin: Id and revision of an adapter made elsewhere, as the run recorded them.
 
     Raises:
-        ModelError: The adapter has changed since, or at scale 0 the model is not its base: a whole model, DoRA, trained biases.
+        ModelError: The adapter has changed since, or at scale 0 the model is not its base: a whole
+            model, DoRA, trained biases.
     """
     from peft.helpers import rescale_adapter_scale
 
