@@ -6,7 +6,7 @@ STORE  := sqlite:///mlruns/mlflow.db
 # Two processes with a thread each: most of a test is Python, and two threads wait for each other. Files in their order:
 # by the number of tests, the longest would come last, with one process at work.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
-test test-floor test-newest test-unsloth: export OMP_NUM_THREADS = 1
+test test-floor test-newest test-unsloth test-hub: export OMP_NUM_THREADS = 1
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,7 +66,7 @@ test-postgres: $(VENV)/installed ## the tests on a real PostgreSQL, which they s
 	$(BIN)/python -m pytest -m postgres
 
 test-hub: $(VENV)/installed ## the tests on real models and data; needs the hub, or HF_ENDPOINT set to a mirror
-	$(BIN)/python -m pytest -m hub
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m hub
 
 gpu-check: $(VENV)/installed ## on a machine with a GPU, ten minutes: a table to paste back (docs/gpu.md)
 	$(BIN)/python -m bench.gpu
