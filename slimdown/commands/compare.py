@@ -220,4 +220,4 @@ def select_runs(options: argparse.Namespace) -> "tuple[list[RunRecord], str, lis
         each = ", ".join(f"{name} ({count:,})" for name, count in list(sweeps.items())[:5])
         more = f" and {len(sweeps) - 5:,} more" if len(sweeps) > 5 else ""
         notes.append(f"Runs by sweep: {each}{more}; --sweep NAME shows those of one.")
-    return complete, f"{len(complete):,} finished runs of {which}", notes
+    return complete, f"{len(complete):,} finished run{'s' * (len(complete) != 1)} of {which}", notes

@@ -74,7 +74,7 @@ def _describe_machine() -> Iterator[tuple[str, str]]:
         yield kind, f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     device = pick_device(Device.auto)
     dtype = str(pick_dtype(Dtype.auto, device)).removeprefix("torch.")
-    yield "a run takes", f"model.device={device.type} model.dtype={dtype} (both auto)"
+    yield "auto means", f"model.device={device.type} model.dtype={dtype}"
 
 
 def _describe_hub() -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ from math import isfinite
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table as RichTable
@@ -171,24 +172,38 @@ def write_table(table: Table, format: str) -> str:
 
 
 def print_table(table: Table, console: Console) -> None:
-    """Print a table; where the console is too narrow, its cells are broken into lines."""
+    """Print a table; a terminal too narrow for it gets each row as lines of its own."""
     if table.title:
         console.print(Text(visible(table.title)), style="bold", soft_wrap=True)
     rich_table = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in table.columns:
+    rows = [[_style_cell(cell) for cell in row.cells] for row in table.rows]
+    for i, column in enumerate(table.columns):
+        texts = [row[i].plain for row in rows]
+        may_break, longest = column.max_width is not None, 0
+        for text in texts:  # a name is broken between words, a number or verdict never
+            parts = text.split() if may_break else text.splitlines()
+            longest = max(longest, *map(cell_len, parts), 0)
         rich_table.add_column(
             Text(visible(column.heading)),
             justify="right" if column.is_number else "left",
-            max_width=column.max_width,
-            overflow="fold",
+            min_width=longest,
+            max_width=column.max_width and max(column.max_width, longest),
+            no_wrap=not may_break,
         )
-    for row in table.rows:
-        rich_table.add_row(*map(_style_cell, row.cells), style="dim" if row.is_secondary else "")
+    for row, cells in zip(table.rows, rows, strict=True):
+        rich_table.add_row(*cells, style="dim" if row.is_secondary else "")
+    unlimited = console.options.update(width=10_000)
+    width = Measurement.get(console, unlimited, rich_table)
     if not console.is_terminal:  # a file is as wide as it needs to be
-        unlimited = console.options.update(width=10_000)
-        width = Measurement.get(console, unlimited, rich_table).maximum
-        console.width = max(console.width, width)
-    console.print(rich_table)
+        console.width = max(console.width, width.maximum)
+    if width.minimum <= console.width:
+        console.print(rich_table)
+    else:
+        for cells in rows:
+            for column, cell in zip(table.columns, cells, strict=True):
+                if cell:
+                    console.print(Text(f"{visible(column.heading)}: ").append(cell))
+            console.print()
     for line in table.notes:
         console.print(Text(visible(line)))
     if table.legend:

@@ -92,9 +92,9 @@ def test_programs_get_every_number(show: Show) -> None:
 
 
 def test_runs_are_chosen_and_sorted(show: Show, runs: dict[str, str]) -> None:
-    assert "1 finished runs of experiment other" in show("--experiment", "other")
-    assert "1 finished runs of sweep s" in show("--sweep", "s")
-    assert "1 finished runs of filter" in show("--filter", "params.`lora.r` = '2'")
+    assert "1 finished run of experiment other" in show("--experiment", "other")
+    assert "1 finished run of sweep s" in show("--sweep", "s")
+    assert "1 finished run of filter" in show("--filter", "params.`lora.r` = '2'")
     named = show(runs["kept"][:8], "other")
     assert named.startswith("2 runs of")
     assert "metric" in show("kept", "--all")

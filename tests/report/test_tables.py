@@ -84,6 +84,17 @@ def test_a_terminal_of_any_width_shows_everything(width: int) -> None:
     assert "…" not in content
 
 
+@pytest.mark.parametrize("width", [200, 60])
+def test_names_and_verdicts_are_never_broken_inside(width: int) -> None:
+    name = "dataset.alpaca.validation_examples=50 seed=0"
+    columns = (Column("run", max_width=30), Column("gsm8k"), Column("mmlu"))
+    table = Table("", columns, (Row((Cell(name), FALLEN, FALLEN)),))
+    for lines in (print_lines(table, width), write_table(table, "table").splitlines()):
+        text = "\n".join(lines)
+        assert "dataset.alpaca.validation_examples=50" in text
+        assert text.count("[−4.0, −2.0] ↓ forgotten → undecided †") == 2
+
+
 def test_findings_fit_80_columns(findings: Findings) -> None:
     long = {"mmlu_college_computer_science": make_usual()["maths"], **make_usual()}
     for table in (findings_table(findings), findings_table(judge_pairs(long))):
