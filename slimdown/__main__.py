@@ -1,14 +1,11 @@
 """`slimdown VERB ...`, the same as `python -m slimdown VERB ...`."""
 
-import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
-from itertools import pairwise
 
 from slimdown.commands.arguments import VERBS, run_command
 from slimdown.config.fields import nearest
-from slimdown.config.schema import default_store
 
 
 def main() -> None:
@@ -30,13 +27,6 @@ def _start_verb() -> int:
         from slimdown import run
 
         return run.main(arguments if verb == "run" else sys.argv[1:])
-    if verb == "ui":
-        # A fresh browser gets MLflow 3.17's pages for LLM traces, whatever the experiment's kind.
-        port = next((b for a, b in pairwise(arguments) if a in ("-p", "--port")), "5000")
-        place = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
-        sys.stderr.write(f"open {place}\n")
-        command = ["-m", "mlflow", "ui", "--backend-store-uri", default_store(), *arguments]
-        os.execv(sys.executable, [sys.executable, *command])
     if verb in VERBS:
         from slimdown.run import set_up_process
 

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
 
 
 def _print_script(shell: str) -> int:
-    words = {verb: _list_options(verb) for verb in VERBS if verb != "ui"}
+    words = {verb: _list_options(verb) for verb in VERBS}
     words["run"] = words["sizes"] = _list_settings()
     if shell == "fish":
         script, begin = "", "complete -c slimdown -n"

@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from slimdown.config.fields import find_problems
 from slimdown.config.schema import TrackingConfig
+from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import SlimdownError, TrackingError
 from slimdown.utils.files import cache_dir, raise_if_disk_full
 from slimdown.utils.secrets import redact, redact_uri
@@ -27,8 +28,22 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _MAX_PARAM = 6000  # characters; MLflow cuts longer values
-# MLflow 3.17 shows an experiment with the pages for LLM traces unless this tag says otherwise.
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+VIEW = "slimdown"
+"""The name of MLflow's shared view that shows what slimdown recorded in the list of runs."""
+_COLUMNS = [f"tags.`{name}`" for name in (Tag.headline, Tag.model, Tag.dataset)] + [
+    "params.`lora.r`"
+]
+_EXPERIMENT_TAGS = {
+    # MLflow 3.17 shows an experiment with the pages for LLM traces unless this tag says otherwise.
+    "mlflow.experimentKind": "custom_model_development",
+    f"mlflow.sharedViewState.{VIEW}": json.dumps(
+        {
+            "selectedColumns": _COLUMNS,
+            "columnOrder": ["attributes.`Run Name`", *_COLUMNS],
+            "columnWidths": {_COLUMNS[0]: 330},
+        }
+    ),
+}
 
 
 def check_store(config: TrackingConfig) -> None:
@@ -156,6 +171,18 @@ def find_experiment(client: "MlflowClient", config: TrackingConfig) -> str:
                 raise TrackingError(f"{name} was deleted; name another, or {advice}")
             return str(experiment.experiment_id)
         return str(client.create_experiment(config.experiment, location, _EXPERIMENT_TAGS))
+
+
+def list_experiments(config: TrackingConfig) -> dict[str, str]:
+    """Return the names of the experiments in a record, by id; those changed last come first.
+
+    Raises:
+        TrackingError: There is no record.
+    """
+    client = open_store(config, must_exist=True)
+    with explain_store_errors(config):
+        found = client.search_experiments(order_by=["last_update_time DESC"])
+        return {one.experiment_id: one.name for one in found if one.name != "Default"}
 
 
 def log_settings(client: Any, run_id: str, settings: Mapping[str, object]) -> None:

@@ -1,12 +1,13 @@
-"""`slimdown status` lists the runs of the record, and which are at work."""
+"""`slimdown status` lists the runs of the record; `slimdown ui` shows them in MLflow."""
 
+import os
 from collections.abc import Callable
 
 import pytest
 from mlflow import MlflowClient
 from record_builders import make_info, record_run
 
-from slimdown.commands import status
+from slimdown.commands import status, ui
 from slimdown.config.schema import RunConfig
 from slimdown.tracking.run_writer import open_run
 from slimdown.tracking.sweep_run import open_sweep_run
@@ -53,3 +54,20 @@ def test_a_sweep_has_a_run_that_ends_with_it(
         pass
     assert store.get_run(sweep.run_id).info.status == state
     assert [file.path for file in store.list_artifacts(sweep.run_id)] == ["sweep.md"]
+
+
+def test_the_pages_of_each_experiment_have_an_address(
+    store: MlflowClient,
+    composed: Callable[..., RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    commands = []
+    monkeypatch.setattr(os, "execv", lambda program, words: commands.append(words))
+    assert ui.main(["--tracking-uri", "sqlite:///gone.db"]) == 1
+    assert not commands
+    number = store.get_run(record_run(composed(), "one")).info.experiment_id
+    ui.main(["-p", "5001", "--workers", "1"])
+    place = f"http://127.0.0.1:5001/#/experiments/{number}/runs?viewStateShareKey=slimdown&"
+    assert place in capsys.readouterr().err
+    assert commands[0][-4:] == ["--port", "5001", "--workers", "1"]

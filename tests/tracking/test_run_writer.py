@@ -18,6 +18,7 @@ from record_builders import (
 )
 
 from slimdown.config.schema import RunConfig
+from slimdown.tracking.metric_names import Tag
 from slimdown.tracking.resume import find_finished_or_lock
 from slimdown.tracking.run_reader import find_run, find_runs, read_config, read_evaluations
 from slimdown.tracking.run_writer import open_run
@@ -37,6 +38,9 @@ def test_a_run_of_four_benchmarks_stays_within_the_limits(
     assert len(run.data.tags) <= 12
     experiment = store.get_experiment(run.info.experiment_id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    view = json.loads(experiment.tags["mlflow.sharedViewState.slimdown"])
+    names = [f"tags.`{name}`" for name in Tag] + [f"params.`{name}`" for name in run.data.params]
+    assert set(view["selectedColumns"]) < set(names)
     assert not list(Path("mlruns/runs").glob("*"))  # everything is in the store
 
 
