@@ -26,11 +26,14 @@ class Keep(StrEnum):
 
 _OWN: dict[Keep, tuple[str, ...]] = {  # the settings that a means has of its own
     Keep.replay: ("share", "dataset"),
-    Keep.self_replay: ("share", "max_tokens", "temperature", "prompts"),
+    Keep.self_replay: ("share", "max_tokens", "temperature", "prompts", "weight"),
     Keep.mask: ("max_perplexity", "random"),
     Keep.kl: ("weight",),
 }
-_OPTIONAL = ("prompts", "dataset")  # the whole run's check says what is wrong with a dataset
+_OPTIONAL = {  # the whole run's check says what is wrong with a dataset
+    Keep.replay: ("dataset",),
+    Keep.self_replay: ("prompts", "weight"),
+}
 
 
 @dataclass
@@ -48,7 +51,8 @@ class KeepConfig:
     # tokens whose perplexity under the base is above carry no loss
     max_perplexity: float | None = ranged(_ABOVE_ONE, None)
     random: bool | None = None  # the control: as many tokens are masked, drawn by chance
-    weight: float | None = ranged(POSITIVE, None)  # of the distance, in nats, beside the loss
+    # of the distance, in nats, beside the loss; of self_replay: on the rows that the base wrote
+    weight: float | None = ranged(POSITIVE, None)
 
     def problems(self) -> Iterator[str]:
         own = _OWN.get(self.name, ())
@@ -56,5 +60,5 @@ class KeepConfig:
             if name not in own and value is not None:
                 having = ", ".join(keep for keep, names in _OWN.items() if name in names)
                 yield f"{name}={value}: only keep={having} has it, and not {self.name}"
-            elif name in own and value is None and name not in _OPTIONAL:
+            elif name in own and value is None and name not in _OPTIONAL.get(self.name, ()):
                 yield f"{name} must be set for keep={self.name}; choosing the means does so"

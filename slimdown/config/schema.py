@@ -392,10 +392,11 @@ class RunConfig:
                 )
             if any(is_set):
                 yield f"keep.share={self.keep.share} and weights of datasets: set one of both"
-        elif self.keep.name is Keep.kl and (
-            method.trains_weights or self.train.engine is Engine.unsloth
-        ):
-            needs = "keep=kl needs the base beside what is trained: an adapter, train.engine=trl"
+        elif self.keep.weight and (method.trains_weights or self.train.engine is Engine.unsloth):
+            needs = (
+                f"keep={self.keep.name} with keep.weight needs the base beside what is trained: "
+            )
+            needs += "an adapter, train.engine=trl"
             yield f"{needs}; keep=mask works with every method"
         if method.name is Method.prefix and self.train.gradient_checkpointing:
             yield "method=prefix needs keys and values; set train.gradient_checkpointing=false"

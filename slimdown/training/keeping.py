@@ -28,6 +28,7 @@ from slimdown.utils.row_files import iter_records
 _BATCH = 16  # rows that are written, or read, at once
 # Of a target token, whose share is left out: finite, so that 0 times it is 0.
 _IMPOSSIBLE = -1e9
+_MARK = IGNORED - 1
 
 
 def apply_keep(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> TokenizedRows:
@@ -49,6 +50,8 @@ def apply_keep(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> Tok
         written = broadcast_from_main(
             _find_or_write_rows(base, config, n_rows) if process_rank() == 0 else []
         )
+        if keep.weight:
+            written = [{**row, "labels": mark_written(row["labels"])} for row in written]
         features = rows.train.features
         more = Dataset.from_list(written, features) if written else rows.train.select([])
         note = f"keep=self_replay: {len(written):,} rows that {base.id} wrote are mixed in"
@@ -58,6 +61,20 @@ def apply_keep(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> Tok
     if keep.name is Keep.mask:
         return _mask_tokens(base, rows, keep, config.seed)
     return rows
+
+
+def mark_written(labels: Any) -> Any:
+    """Mark the labels of a row that the base wrote, or unmark them.
+
+    The Trainer hands nothing but tokens and labels to the loss. It takes all labels but -100 as
+    trained, and no token has a number below 0.
+
+    Args:
+        labels: A list, or a tensor of marked ones; ignored ones stay as they are.
+    """
+    if isinstance(labels, torch.Tensor):
+        return torch.where(labels < IGNORED, _MARK - labels, labels)
+    return [label if label == IGNORED else _MARK - label for label in labels]
 
 
 def measure_divergence(

@@ -15,9 +15,10 @@ from torch.nn import functional
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from slimdown.config.keep_config import Keep
 from slimdown.config.schema import OnProgress, RunConfig, TrainConfig
 from slimdown.models.causal import disabled_adapters, get_inner_model, learns_prompt
-from slimdown.training.keeping import measure_divergence
+from slimdown.training.keeping import mark_written, measure_divergence
 from slimdown.training.padding_free import attention_as_loaded
 from slimdown.training.result import StepLog
 from slimdown.training.tokenizing import IGNORED, TokenizedRows
@@ -48,14 +49,16 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
 
     takes_plain_loss = True
     enlarges_gradients = False
-    base_weight = 0.0  # of the divergence from the base beside the target token
+    base_weight = 0.0  # of the divergence from the base
+    is_near_in_written = False  # on rows that the base wrote alone, there of all tokens
     is_dft = False
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the loss of a batch, in nats a trained token."""
         if self.takes_plain_loss:
             compute_logits, target = self._open_batch(model, inputs)
-            is_trained, base_logits = target != IGNORED, None
+            is_trained, is_written, base_logits = target != IGNORED, target < IGNORED, None
+            target = mark_written(target)
             if self.base_weight and model.training:
                 # First: it switches the adapter's gradients off and on again.
                 with torch.no_grad(), disabled_adapters(self.accelerator.unwrap_model(model)):
@@ -66,11 +69,14 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
                 nats = nats * (-nats).exp().detach()
             total = nats.sum()
             if base_logits is not None:
-                total = total + self.base_weight * (
-                    measure_divergence(
+                divergence = (
+                    measure_divergence(base_logits[is_written], logits[is_written])
+                    if self.is_near_in_written
+                    else measure_divergence(
                         base_logits[is_trained], logits[is_trained], target[is_trained]
-                    ).sum()
+                    )
                 )
+                total = total + self.base_weight * divergence.sum()
             n_tokens = kwargs.get("num_items_in_batch")
             if n_tokens is None:
                 loss = total / is_trained.sum().clamp(min=1)
@@ -164,6 +170,7 @@ def build_trainer(
     data = {"train_dataset": rows.train, "eval_dataset": rows.validation}
     trainer = PlainLossTrainer(model=model, args=arguments, processing_class=tokenizer, **data)
     trainer.base_weight, trainer.is_dft = config.keep.weight or 0.0, config.train.loss_type == "dft"
+    trainer.is_near_in_written = config.keep.name is Keep.self_replay
     trainer.remove_callback(transformers.PrinterCallback)
     if hasattr(model, "bottleneck_adapter") or hasattr(model, "peft_config"):
         layers = [getattr(module, "compute_dtype", None) for module in model.modules()]

@@ -129,6 +129,35 @@ def test_the_distance_leaves_the_target_out() -> None:
     assert measure_divergence(base, tuned, target).abs().max() < 1e-5
 
 
+def test_rows_that_the_base_wrote_can_keep_the_model_near_it(
+    composed: Composed, tmp_path: Path
+) -> None:
+    keep = ["keep=self_replay", "keep.share=0.1", "keep.max_tokens=24", "keep.weight=2"]
+    config = composed(*SMALL, *keep, "lora.lora_dropout=0")
+    run = TrainingRun(config)
+    model = attach_adapter(run.base, config.method, config.lora, config.seed)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # begins at 0, where the model is its base
+            torch.nn.init.normal_(parameter, std=0.05)
+    chosen = [0, 1, len(run.rows.train) - 1]
+    rows = replace(run.rows, train=run.rows.train.select(chosen), is_padding_free=False)
+    trainer = build_trainer(model, run.base.tokenizer, rows, config, tmp_path)
+    losses = []
+    for weight in (2.0, 0.0):
+        trainer.base_weight = weight
+        batch = trainer.data_collator(list(rows.train))
+        losses.append(float(trainer.compute_loss(model.train(), batch)))
+    ids = torch.tensor([rows.train[2]["input_ids"]])
+    with torch.no_grad():
+        tuned = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        with model.disable_adapter():
+            base = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+    distance = (base.exp() * (base - tuned)).sum()
+    n_trained = sum(label != IGNORED for row in rows.train for label in row["labels"][1:])
+    assert losses[0] - losses[1] == pytest.approx(2 * float(distance) / n_trained, rel=1e-3)
+    assert losses[0] - losses[1] > 0.01
+
+
 @pytest.mark.parametrize("settings", ["", "method=prompt", "method=bottleneck"])
 def test_a_distance_to_the_base_keeps_the_model_near_it(
     settings: str, composed: Composed, tmp_path: Path
