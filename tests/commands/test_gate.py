@@ -1,6 +1,7 @@
 """`slimdown check` and `slimdown verdict`: the exit code is the answer, whoever reads the rest."""
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from builders import make_scores
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
@@ -153,6 +155,24 @@ def test_two_folders_of_logs_are_judged_without_torch(logs: tuple[str, str]) -> 
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert "undecided" in ended.stdout or "forgotten" in ended.stdout
+
+
+@pytest.mark.parametrize(("budget", "code"), [("1e-9", 1), ("0.9; id", 3)])
+def test_the_github_action_fails_as_the_command_does(
+    budget: str, code: int, logs: tuple[str, str], tmp_path: Path
+) -> None:
+    steps = yaml.safe_load((LOGS.parents[2] / "action.yml").read_text())["runs"]["steps"]
+    summary = tmp_path / "summary.md"
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "GITHUB_STEP_SUMMARY": str(summary),
+        "COMMAND": "verdict",
+        "ARGUMENTS": f"{' '.join(logs)} --max-loss {budget}",
+    }
+    bash = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c"]  # GitHub's `shell: bash`
+    ended = subprocess.run([*bash, steps[-1]["run"]], env=environment, capture_output=True)
+    assert ended.returncode == code, ended
+    assert ("| benchmark |" in summary.read_text()) is (code != 3)
 
 
 @pytest.mark.parametrize("ending", ["md", "csv", "json", "html"])
