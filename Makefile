@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-STORE  := sqlite:///mlruns/mlflow.db
 # Two processes with a thread each: most of a test is Python, and two threads wait for each other. Files in their order:
 # by the number of tests, the longest would come last, with one process at work.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
@@ -82,7 +81,7 @@ check: $(VENV)/installed ## format, lint, types, that imports go down only, and 
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 ui: $(VENV)/installed ## MLflow's pages over the runs made so far, on http://127.0.0.1:5000
-	$(BIN)/mlflow ui --backend-store-uri $(STORE)
+	$(BIN)/python -m slimdown ui
 
 compare: $(VENV)/installed ## the runs made so far, side by side
 	$(BIN)/python -m slimdown compare
