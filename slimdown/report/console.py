@@ -66,7 +66,9 @@ def _open_console() -> Console:
 
 def show_line(line: str, style: str = "") -> None:
     """Print one line as it is, without markup and control characters."""
-    _open_console().print(Text(visible(line), style), soft_wrap=True)
+    console = _open_console()  # a terminal breaks it between words, but no address
+    is_whole = not console.is_terminal or "://" in line
+    console.print(Text(visible(line), style), soft_wrap=is_whole)
 
 
 def show_notes(lines: Sequence[str]) -> None:
@@ -92,9 +94,10 @@ def print_text(content: str) -> None:
 
 def show_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print lines of a heading and what it says."""
+    console = _open_console()
     for heading, content in facts:
         line = Text.assemble((f"{heading:<12}", "bold"), visible(redact(content)))
-        _open_console().print(line, soft_wrap=True)
+        console.print(line, soft_wrap=not console.is_terminal)  # a file's lines stay whole
 
 
 def show_plan(config: RunConfig, name: str) -> None:

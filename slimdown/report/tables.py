@@ -175,34 +175,21 @@ def print_table(table: Table, console: Console) -> None:
     """Print a table; a terminal too narrow for it gets each row as lines of its own."""
     if table.title:
         console.print(Text(visible(table.title)), style="bold", soft_wrap=True)
-    rich_table = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    rows = [[_style_cell(cell) for cell in row.cells] for row in table.rows]
-    for i, column in enumerate(table.columns):
-        texts = [row[i].plain for row in rows]
-        may_break, longest = column.max_width is not None, 0
-        for text in texts:  # a name is broken between words, a number or verdict never
-            parts = text.split() if may_break else text.splitlines()
-            longest = max(longest, *map(cell_len, parts), 0)
-        rich_table.add_column(
-            Text(visible(column.heading)),
-            justify="right" if column.is_number else "left",
-            min_width=longest,
-            max_width=column.max_width and max(column.max_width, longest),
-            no_wrap=not may_break,
-        )
-    for row, cells in zip(table.rows, rows, strict=True):
-        rich_table.add_row(*cells, style="dim" if row.is_secondary else "")
     unlimited = console.options.update(width=10_000)
-    width = Measurement.get(console, unlimited, rich_table)
-    if not console.is_terminal:  # a file is as wide as it needs to be
-        console.width = max(console.width, width.maximum)
-    if width.minimum <= console.width:
-        console.print(rich_table)
+    for separator in " \n":  # before a verdict, which a narrow terminal gets in a line below
+        rows = [[_style_cell(cell, separator) for cell in row.cells] for row in table.rows]
+        rich_table = _lay_out(table, rows)
+        width = Measurement.get(console, unlimited, rich_table)
+        if not console.is_terminal:  # a file is as wide as it needs to be
+            console.width = max(console.width, width.maximum)
+        if width.minimum <= console.width:
+            console.print(rich_table)
+            break
     else:
-        for cells in rows:
-            for column, cell in zip(table.columns, cells, strict=True):
-                if cell:
-                    console.print(Text(f"{visible(column.heading)}: ").append(cell))
+        for row in table.rows:
+            for column, cell in zip(table.columns, row.cells, strict=True):
+                if text := _style_cell(cell, " "):
+                    console.print(Text(f"{visible(column.heading)}: ").append(text))
             console.print()
     for line in table.notes:
         console.print(Text(visible(line)))
@@ -210,11 +197,32 @@ def print_table(table: Table, console: Console) -> None:
         console.print(Text(visible(table.legend)), style="dim")
 
 
-def _style_cell(cell: Cell) -> Text:
+def _lay_out(table: Table, rows: Sequence[Sequence[Text]]) -> RichTable:
+    """Lay styled cells out: a name is broken between words, a number or verdict never."""
+    rich_table = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for i, column in enumerate(table.columns):
+        heading = Text(visible(column.heading))
+        may_break, longest = column.max_width is not None, 0
+        for text in (heading.plain, *(row[i].plain for row in rows)):
+            parts = text.split() if may_break else text.splitlines()
+            longest = max(longest, *map(cell_len, parts), 0)
+        rich_table.add_column(
+            heading,
+            justify="right" if column.is_number else "left",
+            min_width=longest,
+            max_width=column.max_width and max(column.max_width, longest),
+            no_wrap=not may_break,
+        )
+    for row, cells in zip(table.rows, rows, strict=True):
+        rich_table.add_row(*cells, style="dim" if row.is_secondary else "")
+    return rich_table
+
+
+def _style_cell(cell: Cell, separator: str) -> Text:
     text = Text(visible(f"{cell.text} {cell.interval}".rstrip()))
     if cell.verdict:
         look = get_look(cell.verdict)
-        text.append(" " if text else "").append(
+        text.append(separator if text else "").append(
             f"{look.sign} {visible(cell.verdict)}", look.console_style
         )
         text.append(cell.correction, "yellow")
