@@ -11,6 +11,8 @@ from slimdown.config.schema import BenchmarkConfig
 from slimdown.evaluation.results import BenchmarkEvaluation, Sample
 from slimdown.utils.errors import DataError
 
+_CATEGORIES = ("activity_label", "category", "subject")  # HellaSwag's, and other benchmarks'
+
 
 def name_metric(metric: str, filter_name: str) -> str:
     """Name `acc,none` of the harness `acc`, and `exact_match,strict` `exact_match.strict`."""
@@ -73,10 +75,10 @@ def read_task_samples(
             answers["flexible_accuracy"] = text = next(extracted, response)
             is_equal = numbers_agree(text, target, benchmark.numeric_tolerance)
             scores["flexible_accuracy"] = float(is_equal)
-        chosen = choices, log_likelihoods
-        samples.append(
-            Sample(task, int(doc_id), *hashes, prompt, target, response, *chosen, answers, scores)
-        )
+        chosen, document = (choices, log_likelihoods), first.get("doc") or {}
+        category = next((str(document[k])[:80] for k in _CATEGORIES if document.get(k)), "")
+        identity = task, int(doc_id), *hashes, prompt, target, response
+        samples.append(Sample(*identity, *chosen, answers, scores, category))
     return samples
 
 

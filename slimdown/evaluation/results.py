@@ -23,6 +23,7 @@ class Sample:
     log_likelihoods: tuple[float, ...]  # nats, one for each choice
     answers: dict[str, str]  # by metric: the choice taken, or the text that the filter kept
     scores: dict[str, float]  # by metric
+    category: str = ""  # that the question's document names, such as HellaSwag's activity
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from slimdown.evaluation.results import BenchmarkEvaluation, Sample
 
 # model: base or tuned; answer: the choice taken, or the text that the metric's filter kept;
 # response: generated text, before any filter.
-_OF_QUESTION = ("task", "doc_id", "doc_hash", "prompt_hash", "prompt", "target", "response")
+_IDENTITY = ("task", "doc_id", "doc_hash", "prompt_hash", "category")
+_OF_QUESTION = (*_IDENTITY, "prompt", "target", "response")
 _TEXTS = ("model", "benchmark", "metric", "answer", *_OF_QUESTION)
 _OF_EVALUATION = ["task_version", "seconds", "looks", "n_available", "task_weights"]
 SCHEMA = pa.schema(

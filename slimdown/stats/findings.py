@@ -4,6 +4,7 @@ The formulas are from "Slimming Down LLMs Without Losing Their Minds" (2025, sec
 published numbers are the doctests.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -34,6 +35,8 @@ from slimdown.stats.serialization import NOT_RECORDED, from_plain, to_plain
 from slimdown.training.result import TrainingResult
 from slimdown.utils.errors import DataError
 
+_FEWEST_OF_SUBJECT = 6  # questions: where all six are lost, p = 0.047; of five, 0.088
+
 
 class Verdict(StrEnum):
     """The verdict on a benchmark. A change that is merely not shown is never called retained."""
@@ -56,7 +59,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class SubjectChange:
-    """The change of the primary metric in one subject of a benchmark."""
+    """The change of the primary metric in one subject: a task of a group, or a category."""
 
     n: int
     change: float
@@ -209,7 +212,7 @@ def judge(
             equivalence_p_value=equivalence_p_value,
             minimum_detectable_change=minimum_detectable_change(d, alpha),
             n_to_decide=needed if verdict is Verdict.undecided else None,
-            subjects=_compare_subjects(pair, x, y) if d.sampling.n_subjects else {},
+            subjects=_compare_subjects(pair, x, y),
             behaviour=compare_behaviour(pair),
             question_hash=pair.question_hash,
         )
@@ -311,9 +314,11 @@ def unpaired_standard_error(base: float, tuned: float) -> float:
 
 
 def _compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChange]:
-    """Compare each subject by itself, the worst first."""
-    subjects = np.array([sample.task for sample in pair.base.samples])
-    names = list(dict.fromkeys(map(str, subjects)))
+    """Compare each subject by itself, the worst first; empty where all questions are of one."""
+    subjects = np.array([sample.category or sample.task for sample in pair.base.samples])
+    names = [str(name) for name, n in Counter(subjects).items() if n >= _FEWEST_OF_SUBJECT]
+    if len(set(subjects)) == 1:
+        return {}
     differences = [compare_scores(x[subjects == s], y[subjects == s]) for s in names]
     p_values = holm([d.p_value for d in differences])
     rows = [

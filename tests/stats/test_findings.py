@@ -149,6 +149,20 @@ def test_subjects_are_spoken_of_as_these_alone_and_shown_beside() -> None:
     assert (plain.subjects, plain.primary.difference.sampling.n_subjects) == ({}, 0)
 
 
+def test_categories_of_a_benchmarks_questions_are_compared_where_there_are_enough() -> None:
+    names = ["sailing"] * 9 + ["baking"] * 6 + ["shaving"] * 5
+    evaluations = []
+    for scores in ([1.0] * 20, [0.0] * 9 + [1.0] * 11):
+        part = make_benchmark(scores)
+        samples = [replace(s, category=name) for s, name in zip(part.samples, names, strict=True)]
+        evaluations.append(make_evaluation(a=replace(part, samples=tuple(samples))))
+    findings = judge(*evaluations).benchmarks["a"]
+    assert list(findings.subjects) == ["sailing", "baking"]
+    assert (findings.subjects["sailing"].n, findings.subjects["sailing"].change) == (9, -1)
+    assert findings.subjects["sailing"].p_value == pytest.approx(2 * 0.0066643, rel=1e-4)
+    assert findings.primary.difference.sampling.n_subjects == 0
+
+
 # --- findings.json
 
 
