@@ -198,7 +198,7 @@ def describe_training(training: "TrainingResult") -> Iterator[str]:
     if training.stopped:
         yield f"Training ended early: {training.stopped}."
     if training.n_truncated:
-        yield f"{pluralize(training.n_truncated, 'row')} were cut at train.max_length."
+        yield f"train.max_length cut {pluralize(training.n_truncated, 'row')}."
     if training.n_untrained:
         yield f"{pluralize(training.n_untrained, 'row')} had no token left to train on."
 
