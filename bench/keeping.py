@@ -86,6 +86,7 @@ def draw(
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for name, runs in groups.items():
         kind = "by chance" if "by chance" in name else name.split(" ")[0]
+        kind += " and distance" * (kind == "self_replay" and name.count(" ") == 2)
         findings = [run.findings for run in runs.values() if run.findings]
         losses = [one.mean_change(Role.retained).value for one in findings]
         learned = np.mean([measure_learning(one) for one in findings])

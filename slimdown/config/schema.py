@@ -393,11 +393,9 @@ class RunConfig:
             if any(is_set):
                 yield f"keep.share={self.keep.share} and weights of datasets: set one of both"
         elif self.keep.weight and (method.trains_weights or self.train.engine is Engine.unsloth):
-            needs = (
-                f"keep={self.keep.name} with keep.weight needs the base beside what is trained: "
-            )
-            needs += "an adapter, train.engine=trl"
-            yield f"{needs}; keep=mask works with every method"
+            needs = "needs the base beside what is trained: an adapter, train.engine=trl"
+            others = "keep=self_replay takes keep.weight=null, and keep=mask has none"
+            yield f"keep.weight={self.keep.weight:g} {needs}; {others}"
         if method.name is Method.prefix and self.train.gradient_checkpointing:
             yield "method=prefix needs keys and values; set train.gradient_checkpointing=false"
         if self.train.stop_on_forgetting:

@@ -46,7 +46,7 @@ def test_replay_is_its_share_of_all_rows_and_no_part_of_the_validation(composed:
 
 
 def test_the_base_writes_rows_once_and_alike(composed: Composed, cache: Path) -> None:
-    config = composed(*SMALL, "keep=self_replay", "keep.share=0.2", "keep.max_tokens=24")
+    config = composed(*SMALL, "keep=self_replay", "keep.max_tokens=24", "keep.weight=null")
     first = TrainingRun(config).rows
     [file] = cache.iterdir()
     written = json.loads(file.read_text())
@@ -59,7 +59,7 @@ def test_the_base_writes_rows_once_and_alike(composed: Composed, cache: Path) ->
     assert len({tuple(row["input_ids"]) for row in written}) > 12
     file.unlink()
     assert read_labels(TrainingRun(config).rows.train) == read_labels(first.train)
-    other = composed(*SMALL, "keep=self_replay", "keep.share=0.2", "keep.max_tokens=24", "seed=1")
+    other = composed(*SMALL, "keep=self_replay", "keep.max_tokens=24", "seed=1")
     TrainingRun(other)
     assert len(list(cache.iterdir())) == 2
 
@@ -69,7 +69,12 @@ def test_the_base_continues_prompts_and_only_its_own_words_are_trained_on(
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "Question: How many cups"}\n{"prompt": "A list"}\n')
-    settings = [f"keep.prompts={prompts}", "keep.share=0.1", "keep.max_tokens=9"]
+    settings = [
+        f"keep.prompts={prompts}",
+        "keep.share=0.1",
+        "keep.max_tokens=9",
+        "keep.weight=null",
+    ]
     run = TrainingRun(composed(*SMALL, "keep=self_replay", *settings))
     rows = list(run.rows.train)[64:]
     assert len(rows) == 7
