@@ -19,8 +19,8 @@ from slimdown.data.chat_templates import FIXED_DATE, check_chat_template, render
 from slimdown.data.mixing import mix_rows
 from slimdown.data.row_formats import detect_format, format_row, get_messages, list_columns
 from slimdown.utils.errors import DataError
-from slimdown.utils.hashing import hash_file, hash_json
-from slimdown.utils.hub import explain_hub_errors, resolve_commit
+from slimdown.utils.hashing import hash_json
+from slimdown.utils.hub import explain_hub_errors
 from slimdown.utils.row_files import drop_missing, iter_records
 
 if TYPE_CHECKING:
@@ -47,8 +47,6 @@ class DatasetPart:
     """
 
     name: str
-    path: str
-    revision: str  # the hub's commit, or a digest of the file
     train: "Dataset"  # only what the mixture draws; empty where its weight is 0
     validation: "Dataset"
     weight: float | None
@@ -153,12 +151,11 @@ def _load_part(
     numbered: Iterator[tuple[int, Any]]
     if config.file:
         records = list(iter_records(config.file))
-        revision = f"sha256:{hash_file(config.file)[:16]}"
         format_ = detect_format(config, records)
         order = np.random.default_rng(seed).permutation(len(records))  # as `Dataset.shuffle`
         numbered = (records[i] for i in order)
     else:
-        rows, format_, revision = _load_from_hub(config)
+        rows, format_ = _load_from_hub(config)
         order = np.random.default_rng(seed).permutation(len(rows))
         shuffled = map(drop_missing, rows.select(order))
         numbered = ((int(i) + 1, record) for i, record in zip(order, shuffled, strict=True))
@@ -216,8 +213,7 @@ def _load_part(
         )
     columns = list(dict.fromkeys(column for row in (*train, *validation) for column in row))
     trained, validated = (_build_dataset(rows, columns) for rows in (train, validation))
-    part = DatasetPart(name, config.path, revision, trained, validated, config.weight)
-    return part, notes
+    return DatasetPart(name, trained, validated, config.weight), notes
 
 
 def _build_dataset(rows: list[dict[str, Any]], columns: list[str]) -> "Dataset":
@@ -231,13 +227,12 @@ def _build_dataset(rows: list[dict[str, Any]], columns: list[str]) -> "Dataset":
     return Dataset.from_dict(values, Features(features))
 
 
-def _load_from_hub(config: DatasetConfig) -> tuple["Dataset", RowFormat, str]:
-    """The rows of a hub dataset with the columns that count, their format, and the commit."""
+def _load_from_hub(config: DatasetConfig) -> tuple["Dataset", RowFormat]:
+    """The rows of a hub dataset with the columns that count, and their format."""
     from datasets import load_dataset
 
     with explain_hub_errors("the dataset", DataError):
         rows = load_dataset(config.path, config.name, split=config.split, revision=config.revision)
-        revision = resolve_commit(config.path, config.revision, "dataset")
     format_ = detect_format(config, [(1, dict.fromkeys(rows.column_names))])
     columns = [c for c in list_columns(config, format_) if c in rows.column_names]
-    return (rows.select_columns(columns) if columns else rows), format_, revision
+    return (rows.select_columns(columns) if columns else rows), format_
