@@ -2,24 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import isfinite, isnan, nan
-from typing import TYPE_CHECKING, Any
+from math import isfinite, isnan
+from typing import Any
 
 from slimdown.report import text
 from slimdown.report.formatting import EMPTY, format_count, format_number, format_points
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
-
-if TYPE_CHECKING:
-    from slimdown.stats.equal_learning import EqualLearning
-    from slimdown.stats.estimates import Estimate
-    from slimdown.stats.run_comparison import Comparison, Configuration, MeanChange
-    from slimdown.stats.trials import TrialOutcome
+from slimdown.stats.equal_learning import EqualLearning
+from slimdown.stats.run_comparison import Comparison, Configuration, MeanChange
+from slimdown.stats.run_order import series_by_setting
+from slimdown.stats.seeds import SeedMean
+from slimdown.stats.trials import TrialOutcome
 
 _OF_MEAN = ("value", "standard_error", "low", "high", "sd_over_seeds")
 
 
 def comparison_table(
-    comparison: "Comparison", title: str = "", notes: Sequence[str] = (), max_rows: int = 0
+    comparison: Comparison, title: str = "", notes: Sequence[str] = (), max_rows: int = 0
 ) -> Table:
     """Show runs side by side, one row for each configuration: settings, changes, verdicts.
 
@@ -52,7 +51,7 @@ def comparison_table(
     )
 
 
-def _make_row(comparison: "Comparison", row: "Configuration") -> Row:
+def _make_row(comparison: Comparison, row: Configuration) -> Row:
     runs = row.runs
     identity: dict[str, Any] = {"run_ids": " ".join(run.run_id for run in runs), "name": row.name}
     identity |= {"experiment": runs[0].experiment, "started": runs[0].started.isoformat()}
@@ -69,16 +68,16 @@ def _make_row(comparison: "Comparison", row: "Configuration") -> Row:
     return Row((*cells, mean))
 
 
-def _format_mean(change: "Estimate") -> tuple[str, str]:
+def _format_mean(change: SeedMean) -> tuple[str, str]:
     """Format a change with its interval or, over several seeds, its standard deviation."""
     if isnan(change.value):
         return EMPTY, ""
-    deviation = getattr(change, "sd_over_seeds", nan)
     points, interval = format_points(change)
-    return points, f"± {format_number(100 * deviation)}" if isfinite(deviation) else interval
+    deviation = format_number(100 * change.sd_over_seeds)
+    return points, f"± {deviation}" if isfinite(change.sd_over_seeds) else interval
 
 
-def _make_cell(name: str, change: "MeanChange | None") -> Cell:
+def _make_cell(name: str, change: MeanChange | None) -> Cell:
     if change is None:
         return Cell(EMPTY)
     values: dict[str, Any] = {
@@ -99,9 +98,7 @@ def _make_cell(name: str, change: "MeanChange | None") -> Cell:
     )
 
 
-def search_table(
-    comparison: "Comparison", outcomes: "Mapping[str, TrialOutcome]", study: str
-) -> Table:
+def search_table(comparison: Comparison, outcomes: Mapping[str, TrialOutcome], study: str) -> Table:
     """Show the finished trials of a search, one row each in the given order, with the budget.
 
     Args:
@@ -126,7 +123,7 @@ def search_table(
     return replace(table, columns=columns, rows=tuple(rows), notes=notes)
 
 
-def noise_table(comparison: "Comparison") -> Table:
+def noise_table(comparison: Comparison) -> Table:
     """Show the noise of questions and of training, for each configuration of several seeds."""
     records = []
     for row in comparison.rows:
@@ -152,7 +149,7 @@ def noise_table(comparison: "Comparison") -> Table:
     return make_table("Noise of questions and of training", records, formats, text.NOISE_LEGEND)
 
 
-def equal_learning_table(level: float, rows: "Sequence[EqualLearning]", setting: str) -> Table:
+def equal_learning_table(level: float, rows: Sequence[EqualLearning], setting: str) -> Table:
     """Show what each value of a setting lost where all had learned as much.
 
     Args:
@@ -181,7 +178,7 @@ def equal_learning_table(level: float, rows: "Sequence[EqualLearning]", setting:
 
 def render_comparison_page(
     table: Table,
-    comparison: "Comparison | None" = None,
+    comparison: Comparison | None = None,
     setting: str | None = None,
     options: str = "",
 ) -> str:
@@ -195,7 +192,6 @@ def render_comparison_page(
     """
     from slimdown.report import figures  # matplotlib takes half a second, jinja2 a fifth
     from slimdown.report.pages import render
-    from slimdown.stats.run_order import series_by_setting
 
     shown = []
     if comparison and any(isfinite(row.target.value) for row in comparison.rows):

@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from io import StringIO
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
 
 from slimdown.report.formatting import format_number
 from slimdown.report.looks import get_look
+from slimdown.stats.estimates import Estimate
+from slimdown.stats.findings import Findings
+from slimdown.stats.run_comparison import Configuration
 
 # matplotlib raises at import where MPLBACKEND names no backend, and nothing here uses one:
 # https://github.com/matplotlib/matplotlib/blob/v3.10.0/lib/matplotlib/__init__.py#L1316
@@ -26,11 +29,6 @@ with patch.dict(os.environ):
     from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-if TYPE_CHECKING:
-    from slimdown.stats.estimates import Estimate
-    from slimdown.stats.findings import Findings
-    from slimdown.stats.run_comparison import Configuration
 
 INK = "#010203"  # black to the eye, and nothing else in a figure has it: `write_svg` replaces it
 WIDTH = 6.4  # inches
@@ -52,7 +50,7 @@ _STYLE: dict[Any, Any] = {
 
 
 @matplotlib.rc_context(_STYLE)
-def draw_changes(findings: "Findings") -> Figure:
+def draw_changes(findings: Findings) -> Figure:
     """Draw each benchmark's change with its 95 % interval, the margin, the verdict, and n."""
     figure, axes = _new_figure(1.0 + 0.36 * len(findings.benchmarks), "Change of each benchmark")
     for row, benchmark in enumerate(findings.benchmarks.values()):
@@ -77,7 +75,7 @@ def draw_changes(findings: "Findings") -> Figure:
 
 
 @matplotlib.rc_context(_STYLE)
-def draw_trade_offs(rows: "Sequence[Configuration]") -> Figure:
+def draw_trade_offs(rows: Sequence[Configuration]) -> Figure:
     """Draw what each row learned against what it forgot; the Pareto front is joined and filled.
 
     The points are numbered, and their names stand in a key below.
@@ -112,7 +110,7 @@ def draw_trade_offs(rows: "Sequence[Configuration]") -> Figure:
 
 @matplotlib.rc_context(_STYLE)
 def draw_by_setting(
-    setting: str, series: "Mapping[str, Sequence[tuple[float | str, Estimate]]]"
+    setting: str, series: Mapping[str, Sequence[tuple[float | str, Estimate]]]
 ) -> Figure:
     """Draw each benchmark's change against a setting, with 95 % intervals.
 
@@ -183,7 +181,7 @@ def _new_figure(height: float, title: str) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _measure_arms(estimates: "Sequence[Estimate]") -> list[list[float]]:
+def _measure_arms(estimates: Sequence[Estimate]) -> list[list[float]]:
     """Measure error bars below and above in points; 0 where the interval is undefined."""
     below = [100 * (e.value - max(e.low, -1.0)) for e in estimates]
     above = [100 * (min(e.high, 1.0) - e.value) for e in estimates]

@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.etree import ElementTree
 
 from slimdown.config.schema import Role
+from slimdown.evaluation.results import Evaluation
 from slimdown.report import text
 from slimdown.report.formatting import (
     format_count,
@@ -16,15 +17,12 @@ from slimdown.report.formatting import (
     visible,
 )
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
-
-if TYPE_CHECKING:
-    from slimdown.evaluation.results import Evaluation
-    from slimdown.stats.budgets import BudgetCheck
-    from slimdown.stats.estimates import Estimate
-    from slimdown.stats.findings import BenchmarkChange, Findings
+from slimdown.stats.budgets import BudgetCheck
+from slimdown.stats.estimates import Estimate
+from slimdown.stats.findings import BenchmarkChange, Findings
 
 
-def findings_table(findings: "Findings", title: str = "", with_notes: bool = False) -> Table:
+def findings_table(findings: Findings, title: str = "", with_notes: bool = False) -> Table:
     """Show a run's findings, one row for each benchmark; further metrics of a benchmark follow it.
 
     Args:
@@ -45,7 +43,7 @@ def findings_table(findings: "Findings", title: str = "", with_notes: bool = Fal
     )
 
 
-def evaluation_table(evaluation: "Evaluation", title: str = "") -> Table:
+def evaluation_table(evaluation: Evaluation, title: str = "") -> Table:
     """Show one model's scores in percent, one row for each benchmark and metric."""
     records = []
     for name, result in evaluation.benchmarks.items():
@@ -69,7 +67,7 @@ class ModelPair:
 
     first: str  # a run's name and id, or "base"
     second: str
-    findings: "Findings"
+    findings: Findings
     n_confirmed: int = 0  # runs that are confirmed together; 0: two tuned models
 
 
@@ -95,7 +93,7 @@ def pairs_table(pairs: Sequence[ModelPair]) -> Table:
 
 
 def budgets_table(
-    checks: Sequence["BudgetCheck"], title: str = "", notes: Sequence[str] = ()
+    checks: Sequence[BudgetCheck], title: str = "", notes: Sequence[str] = ()
 ) -> Table:
     """Show each benchmark's loss against its budget, one row for each."""
     records = []
@@ -119,7 +117,7 @@ def budgets_table(
 
 
 def write_junit(
-    checks: Sequence["BudgetCheck"], title: str, failures: Mapping[str, str] | None = None
+    checks: Sequence[BudgetCheck], title: str, failures: Mapping[str, str] | None = None
 ) -> str:
     """Write budget checks as JUnit's XML: what is beyond fails, what is undecided is an error.
 
@@ -172,7 +170,7 @@ def _make_columns(first: str, second: str) -> tuple[Column, ...]:
     )
 
 
-def _make_rows(findings: "Findings", first: str, second: str) -> Iterator[Row]:
+def _make_rows(findings: Findings, first: str, second: str) -> Iterator[Row]:
     """Yield one row for each metric, the primary one of each benchmark first."""
     for name, benchmark in findings.benchmarks.items():
         n, n_available = benchmark.n, benchmark.n_available
@@ -198,12 +196,12 @@ def _make_rows(findings: "Findings", first: str, second: str) -> Iterator[Row]:
             yield Row(cells, is_secondary=not is_primary)
 
 
-def _make_score(side: str, score: "Estimate") -> Cell:
+def _make_score(side: str, score: Estimate) -> Cell:
     values = {side: score.value, f"{side}_stderr": score.standard_error}
     return Cell(format_number(100 * score.value), sort_key=score.value, values=values)
 
 
-def _make_claims(findings: "Findings", name: str, benchmark: "BenchmarkChange") -> list[Cell]:
+def _make_claims(findings: Findings, name: str, benchmark: BenchmarkChange) -> list[Cell]:
     """Make the cells of a benchmark's verdict: its cause, p-value and rates."""
     verdict, p_value = benchmark.verdict.value, benchmark.p_value
     losses = findings.lost_answers.get(name)

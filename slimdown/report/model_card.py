@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -14,10 +14,8 @@ from slimdown.report.findings_report import findings_table
 from slimdown.report.formatting import format_count
 from slimdown.report.pages import render
 from slimdown.report.tables import write_table
+from slimdown.stats.findings import Findings
 from slimdown.utils.secrets import redact
-
-if TYPE_CHECKING:
-    from slimdown.stats.findings import Findings
 
 _SECTIONS = ("dataset.", "keep.", "lora.", "method.", "quantization.", "train.", "seed")
 
@@ -32,7 +30,7 @@ class MergedModel:
 
 
 def render_model_card(
-    findings: "Findings",
+    findings: Findings,
     config: RunConfig,
     base: Any,
     training: Any = None,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
@@ -13,14 +13,12 @@ from slimdown.report.formatting import format_bytes, format_duration
 from slimdown.report.pages import render
 from slimdown.report.tables import write_table
 from slimdown.stats.behaviour import REFUSALS
+from slimdown.stats.findings import Findings
 from slimdown.utils.secrets import redact
-
-if TYPE_CHECKING:
-    from slimdown.stats.findings import Findings
 
 
 def render_run_files(
-    findings: "Findings", config: RunConfig, info: Any, run_id: str
+    findings: Findings, config: RunConfig, info: Any, run_id: str
 ) -> dict[str, str]:
     """Render what a run leaves for people to read.
 
@@ -47,7 +45,7 @@ def render_run_files(
 
 
 def render_page(
-    findings: "Findings",
+    findings: Findings,
     name: str,
     config: RunConfig | None = None,
     run_id: str = "",

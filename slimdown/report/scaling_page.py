@@ -1,15 +1,12 @@
 """Show what a model learned and lost by the scale of its adapter."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from slimdown.report import text
 from slimdown.report.formatting import format_number, format_points
 from slimdown.report.tables import Cell, Column, Row, Table
+from slimdown.stats.estimates import Estimate
 from slimdown.stats.scaling import ScaledFindings, build_simultaneous_curves
-
-if TYPE_CHECKING:
-    from slimdown.stats.estimates import Estimate
 
 
 def scales_table(
@@ -63,7 +60,7 @@ def _make_loss(loss: float) -> Cell:
     return Cell(format_number(loss, ".3f"), sort_key=loss, values={"validation_loss": loss})
 
 
-def _make_change(name: str, change: "Estimate") -> Cell:
+def _make_change(name: str, change: Estimate) -> Cell:
     values = {f"{name}.change": change.value}
     values |= {f"{name}.change_low": change.low, f"{name}.change_high": change.high}
     return Cell(*format_points(change), sort_key=change.value, values=values)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from math import isnan
-from typing import TYPE_CHECKING
 
 from slimdown.config.keep_config import Keep
 from slimdown.config.schema import PaperMetric, Role, RunConfig
@@ -14,13 +13,11 @@ from slimdown.report.formatting import (
     format_points,
     pluralize,
 )
-
-if TYPE_CHECKING:
-    from slimdown.stats.estimates import Estimate
-    from slimdown.stats.findings import BenchmarkChange, Findings
-    from slimdown.stats.losses import ChoiceShift
-    from slimdown.stats.overall import OverallChange
-    from slimdown.training.result import TrainingResult
+from slimdown.stats.estimates import Estimate
+from slimdown.stats.findings import BenchmarkChange, Findings
+from slimdown.stats.losses import ChoiceShift
+from slimdown.stats.overall import OverallChange
+from slimdown.training.result import TrainingResult
 
 CAUSES = {
     "other_format": ("right in another format", "another way to read the answer still finds it"),
@@ -65,7 +62,7 @@ def describe_run(config: RunConfig) -> dict[str, str]:
     return about | {"benchmarks": ", ".join(parts)}
 
 
-def describe_losses(training: "TrainingResult") -> str:
+def describe_losses(training: TrainingResult) -> str:
     """Format the validation loss before and after."""
     losses = training.validation_loss_before, training.validation_loss_after
     return " → ".join(format_number(loss, ".3f") for loss in losses)
@@ -76,21 +73,21 @@ def mark_target(name: str, role: str) -> str:
     return f"{name} *" if role == Role.target.value else name
 
 
-def shorten_metric(metric: str, benchmark: "BenchmarkChange") -> str:
+def shorten_metric(metric: str, benchmark: BenchmarkChange) -> str:
     """Return the filter's name where several filters read one metric, else the metric's."""
     name, _, filter_name = metric.partition(".")
     n_filters = sum(m.partition(".")[0] == name for m in benchmark.changes)
     return filter_name if n_filters > 1 and filter_name else name
 
 
-def describe_rate(rate: "Estimate | None", benchmark: "BenchmarkChange") -> tuple[str, str]:
+def describe_rate(rate: Estimate | None, benchmark: BenchmarkChange) -> tuple[str, str]:
     """Return one of a benchmark's forgetting rates and its interval; target tasks have none."""
     if benchmark.role is Role.target:
         return "", ""
     return format_percent(rate) if rate else ("undefined", "")
 
 
-def describe_paper_metric(benchmark: "BenchmarkChange") -> tuple[str, str]:
+def describe_paper_metric(benchmark: BenchmarkChange) -> tuple[str, str]:
     """Format the paper's metric with its standard error, and the paired interval."""
     estimate: Estimate | None = benchmark.paper_value
     if benchmark.paper_metric is None or estimate is None:
@@ -108,7 +105,7 @@ def describe_paper_metric(benchmark: "BenchmarkChange") -> tuple[str, str]:
     return f"{'ΔK' if is_loss else 'ΔA'} {value}{plus_minus}", interval
 
 
-def summarize(findings: "Findings") -> list[str]:
+def summarize(findings: Findings) -> list[str]:
     """Write one sentence for each verdict; undecided benchmarks get one each."""
     sentences: list[str] = []
     for verdict in ("improved", "forgotten", "retained"):
@@ -121,7 +118,7 @@ def summarize(findings: "Findings") -> list[str]:
     return [*sentences, *explain_undecided(findings)]
 
 
-def explain_undecided(findings: "Findings") -> Iterator[str]:
+def explain_undecided(findings: Findings) -> Iterator[str]:
     """Say of each undecided benchmark what its questions can show, and how many would decide."""
     for name, benchmark in findings.benchmarks.items():
         if benchmark.verdict == "undecided":
@@ -133,13 +130,13 @@ def explain_undecided(findings: "Findings") -> Iterator[str]:
             yield f"Undecided: {name}. {reason}."
 
 
-def _describe_change(benchmark: "BenchmarkChange") -> str:
+def _describe_change(benchmark: BenchmarkChange) -> str:
     points = f"{format_points(benchmark.primary.difference)[0]} points"
     n = formatting.format_count(benchmark.n, benchmark.n_available)
     return f"{points} after {n} questions" if benchmark.is_stopped else points
 
 
-def describe_overall(overall: "OverallChange") -> str:
+def describe_overall(overall: OverallChange) -> str:
     """Say whether the retained benchmarks are worse together."""
     p_values = [
         f"{name} p {text if text.startswith('<') else f'= {text}'}"
@@ -152,7 +149,7 @@ def describe_overall(overall: "OverallChange") -> str:
     return f"Overall: {overall.answer}; {names} changed by {mean} points on average ({tests})."
 
 
-def list_caveats(findings: "Findings") -> list[str]:
+def list_caveats(findings: Findings) -> list[str]:
     """List the caveats that apply to these findings, one sentence each."""
     benchmarks = findings.benchmarks
     sentences = [f"Questions: {findings.part}."] if findings.part else []
@@ -167,7 +164,7 @@ def list_caveats(findings: "Findings") -> list[str]:
     return sentences
 
 
-def describe_lost_answers(findings: "Findings") -> Iterator[str]:
+def describe_lost_answers(findings: Findings) -> Iterator[str]:
     """Describe lost answers, one sentence for each benchmark whose loss is shown."""
     for name, losses in findings.lost_answers.items():
         if losses.is_loss_shown and losses.n_lost:
@@ -179,7 +176,7 @@ def describe_lost_answers(findings: "Findings") -> Iterator[str]:
                 yield f"{name}: {describe_position(losses.choices)}"
 
 
-def describe_position(choices: "ChoiceShift") -> str:
+def describe_position(choices: ChoiceShift) -> str:
     """Say which position the tuned model prefers, and whether it is shown to have moved there."""
     letter = chr(ord("A") + choices.position)
     parts = (choices.share_before, choices.share_after, choices.share_right)
@@ -190,7 +187,7 @@ def describe_position(choices: "ChoiceShift") -> str:
     return f"No shift to one position is shown. The most frequent choice is {letter}: {shares}"
 
 
-def describe_training(training: "TrainingResult") -> Iterator[str]:
+def describe_training(training: TrainingResult) -> Iterator[str]:
     """Describe the training: the validation loss, the trained share, rows that were cut."""
     losses, steps = describe_losses(training), pluralize(training.steps, "step")
     share = f"{training.n_trainable:,} parameters trained ({training.trainable_percent:.2f} %)"
@@ -203,7 +200,7 @@ def describe_training(training: "TrainingResult") -> Iterator[str]:
         yield f"{pluralize(training.n_untrained, 'row')} had no token left to train on."
 
 
-def describe_findings(findings: "Findings", with_verdicts: bool = True) -> list[str]:
+def describe_findings(findings: Findings, with_verdicts: bool = True) -> list[str]:
     """Write all sentences of findings: verdicts, lost answers, training, caveats.
 
     Args:
@@ -216,7 +213,7 @@ def describe_findings(findings: "Findings", with_verdicts: bool = True) -> list[
     return [*verdicts, *lost, *training, *list_caveats(findings)]
 
 
-def shorten_findings(findings: "Findings") -> str:
+def shorten_findings(findings: Findings) -> str:
     """Write the verdicts on one line, e.g. "gsm8k −3.1 forgotten, hellaswag +0.2 retained"."""
     changes = {
         n: (format_points(b.primary.difference)[0], b) for n, b in findings.benchmarks.items()
@@ -224,7 +221,7 @@ def shorten_findings(findings: "Findings") -> str:
     return ", ".join(f"{name} {points} {b.verdict}" for name, (points, b) in changes.items())
 
 
-def explain_table(findings: "Findings") -> str:
+def explain_table(findings: Findings) -> str:
     """Write the legend of a table of findings."""
     n, roles = len(findings.benchmarks), [b.role for b in findings.benchmarks.values()]
     legend = "Points [95 % interval]" + ("; * target task" if Role.target in roles else "")
