@@ -13,14 +13,7 @@ from time import monotonic
 from typing import IO, Any, cast
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-)
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Column
 from rich.text import Text
 
@@ -123,8 +116,8 @@ class _Pace:
             self.first = monotonic(), done
         self.last, self.total, self.detail = (monotonic(), done), total, detail
 
-    def describe(self) -> str:
-        """Write what is done, and the time that is left or, where nothing tells it, was taken."""
+    def __str__(self) -> str:
+        """What is done, and the time that is left or, where nothing tells it, was taken."""
         now = monotonic()
         parts = [self.detail] if self.detail else []
         parts += [f"{self.last[1]:,} of {self.total:,} {self.unit}"] if self.total else []
@@ -136,12 +129,7 @@ class _Pace:
             parts.append(f"{format_duration(left)} left{of_run}")
         else:
             parts.append(f"{format_duration(now - self.began)} elapsed")
-        return ", ".join(parts)
-
-
-class _PaceColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(visible(task.fields["pace"].describe()))
+        return visible(", ".join(parts))
 
 
 @dataclass
@@ -178,7 +166,8 @@ def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnP
     pace, console = _Pace(unit, later), _open_console()
     if console.is_terminal:
         name = TextColumn("{task.description}", markup=False)
-        columns = SpinnerColumn(), name, BarColumn(8), _PaceColumn(table_column=Column())
+        how_far = TextColumn("{task.fields[pace]}", markup=False, table_column=Column())  # may wrap
+        columns = SpinnerColumn(), name, BarColumn(8), how_far
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task(visible(label), total=None, pace=pace)
 
@@ -193,7 +182,7 @@ def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnP
 
     def write_lines() -> None:  # in a thread: a model may be silent for minutes
         while not is_over.wait(LOG_SECONDS):
-            show_line(f"{label}: {pace.describe()}")
+            show_line(f"{label}: {pace}")
 
     show_line(f"{label} ...")
     writer = Thread(target=write_lines, daemon=True)
