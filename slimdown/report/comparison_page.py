@@ -6,6 +6,7 @@ from math import isfinite, isnan
 from typing import Any
 
 from slimdown.report import text
+from slimdown.report.findings_report import make_change_cell
 from slimdown.report.formatting import EMPTY, format_count, format_number, format_points
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
 from slimdown.stats.equal_learning import EqualLearning
@@ -131,21 +132,20 @@ def noise_table(comparison: Comparison) -> Table:
         name = " ".join([row.name, *(text for text in settings if text not in row.name)])
         for benchmark, cell in row.changes.items() if len(row.runs) > 1 else ():
             mean = cell.change
-            values = {"change": mean.value, "change_low": mean.low, "change_high": mean.high}
             records.append(
                 {
                     "run": name,
                     "benchmark": benchmark,
                     "seeds": len(row.runs),
                     "n": cell.n,
-                    "mean_change": Cell(*format_points(mean), sort_key=mean.value, values=values),
+                    "mean_change": make_change_cell(mean),
                     "question_error": mean.question_error,
                     "training_error": mean.training_error,
                     "seed_to_seed": mean.training_spread,
                 }
             )
     errors = ("question_error", "training_error", "seed_to_seed")
-    formats = {name: lambda share: format_number(100 * share) for name in errors}
+    formats = dict.fromkeys(errors, lambda share: format_number(100 * share))
     return make_table("Noise of questions and of training", records, formats, text.NOISE_LEGEND)
 
 

@@ -53,11 +53,8 @@ def evaluation_table(evaluation: Evaluation, title: str = "") -> Table:
             scores = {"score": score.value, "standard_error": score.standard_error}
             setting = {"benchmark": name, "metric": metric, "shots": config.num_fewshot}
             records.append(setting | {"n": n} | scores)
-
-    def format_score(value: float) -> str:
-        return format_number(100 * value if abs(value) <= 1 else value)
-
-    formats = {"score": format_score, "standard_error": format_score, "n": lambda n: f"{n:,}"}
+    formats: dict[str, Any] = {"n": "{:,}".format}
+    formats |= dict.fromkeys(("score", "standard_error"), lambda s: format_number(100 * s))
     return make_table(title, records, formats)
 
 
@@ -98,15 +95,12 @@ def budgets_table(
     """Show each benchmark's loss against its budget, one row for each."""
     records = []
     for check in checks:
-        d = check.change.primary.difference
-        values = {"change": d.value, "change_low": d.low, "change_high": d.high}
+        name = check.benchmark if check.is_critical else f"{check.benchmark} (supporting)"
+        values = {"benchmark": check.benchmark, "is_critical": check.is_critical}
         records.append(
             {
-                "benchmark": Cell(
-                    check.benchmark + " (supporting)" * (not check.is_critical),
-                    values={"benchmark": check.benchmark, "is_critical": check.is_critical},
-                ),
-                "change": Cell(*format_points(d), sort_key=d.value, values=values),
+                "benchmark": Cell(name, values=values),
+                "change": make_change_cell(check.change.primary.difference),
                 "budget": check.budget,
                 "outcome": check.outcome.name,
                 "reason": check.reason,
@@ -151,22 +145,25 @@ def write_junit(
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{content}\n'
 
 
-def _make_columns(first: str, second: str) -> tuple[Column, ...]:
-    def make_extra(heading: str, unit: str = "", is_number: bool = True) -> Column:
-        return Column(heading, unit, is_number, is_extra=True)
+def make_change_cell(change: Estimate, prefix: str = "change") -> Cell:
+    """Show a change in points with its interval; a record has its value and both ends as shares."""
+    values = {prefix: change.value, f"{prefix}_low": change.low, f"{prefix}_high": change.high}
+    return Cell(*format_points(change), sort_key=change.value, values=values)
 
+
+def _make_columns(first: str, second: str) -> tuple[Column, ...]:
     return (
         Column("benchmark", max_width=30),
-        make_extra("metric", is_number=False),
-        make_extra("n", "questions"),
+        Column("metric", is_extra=True),
+        Column("n", "questions", is_number=True, is_extra=True),
         Column(first, "%", is_number=True),
         Column(second, "%", is_number=True),
         Column("change", "points [95 %]", is_number=True),
         Column("verdict"),
-        make_extra("main cause of loss", is_number=False),
-        make_extra("p", "corrected"),
-        make_extra("forgetting rate", "above chance [95 %]"),
-        make_extra("paper’s metric", "± standard error [95 %]"),
+        Column("main cause of loss", is_extra=True),
+        Column("p", "corrected", is_number=True, is_extra=True),
+        Column("forgetting rate", "above chance [95 %]", is_number=True, is_extra=True),
+        Column("paper’s metric", "± standard error [95 %]", is_number=True, is_extra=True),
     )
 
 
