@@ -213,14 +213,6 @@ def describe_findings(findings: Findings, with_verdicts: bool = True) -> list[st
     return [*verdicts, *lost, *training, *list_caveats(findings)]
 
 
-def shorten_findings(findings: Findings) -> str:
-    """Write the verdicts on one line, e.g. "gsm8k −3.1 forgotten, hellaswag +0.2 retained"."""
-    changes = {
-        n: (format_points(b.primary.difference)[0], b) for n, b in findings.benchmarks.items()
-    }
-    return ", ".join(f"{name} {points} {b.verdict}" for name, (points, b) in changes.items())
-
-
 def explain_table(findings: Findings) -> str:
     """Write the legend of a table of findings."""
     n, roles = len(findings.benchmarks), [b.role for b in findings.benchmarks.values()]

@@ -22,7 +22,7 @@ from slimdown.config.loader import load_config
 from slimdown.config.naming import run_name
 from slimdown.config.schema import TRAINING
 from slimdown.report import console
-from slimdown.report.text import shorten_findings
+from slimdown.tracking.metric_names import describe_headline
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.resume import find_finished_or_lock, run_key
 from slimdown.tracking.store import check_store
@@ -179,7 +179,7 @@ def run_job(composed: DictConfig, info: RunInfo, swept: tuple[str, ...] = ()) ->
     with find_finished_or_lock(config, key, wait) as (finished, resume_run_id):
         if finished and finished.findings:
             broadcast_from_main(None)  # the processes of accelerate that wait to assist
-            headline = shorten_findings(finished.findings)
+            headline = describe_headline(finished.findings)
             console.show_line(f"finished before: run {finished.run_id}, {headline}")
             return JobOutcome(JobState.skipped, finished.run_id, headline)
         hydra = HydraConfig.get()
@@ -198,7 +198,7 @@ def run_job(composed: DictConfig, info: RunInfo, swept: tuple[str, ...] = ()) ->
         from slimdown.experiment import run_experiment
 
         findings = run_experiment(config, info)
-    return JobOutcome(JobState.finished, headline=shorten_findings(findings))
+    return JobOutcome(JobState.finished, headline=describe_headline(findings))
 
 
 def measure_base_job(folder: Path, composed: DictConfig) -> None:

@@ -19,8 +19,8 @@ from slimdown.config.schema import TrackingConfig
 from slimdown.report import console
 from slimdown.report.record_tables import sweep_table
 from slimdown.report.tables import write_table
-from slimdown.report.text import shorten_findings
 from slimdown.sweep.jobs import JobOutcome, JobState, SweepInfo, measure_base_job, run_sweep_job
+from slimdown.tracking.metric_names import describe_headline
 from slimdown.tracking.resume import find_finished, run_key
 from slimdown.tracking.store import check_store, lock
 from slimdown.tracking.sweep_run import SweepRun, open_sweep_run
@@ -119,7 +119,7 @@ class SlimdownSweeper(Sweeper):
             is_fresh = job.config.rerun or not job.config.baseline.reuse
             finished = None if is_fresh else find_finished(job.config, run_key(job.config))
             if finished and finished.findings:
-                headline = shorten_findings(finished.findings)
+                headline = describe_headline(finished.findings)
                 self.outcomes[number] = JobOutcome(JobState.skipped, finished.run_id, headline)
             else:
                 pending.append(number)
