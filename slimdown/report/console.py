@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from slimdown.config.schema import OnProgress, RunConfig, default_store
+from slimdown.config.schema import OnProgress, default_store
 from slimdown.report import text
 from slimdown.report.findings_report import budgets_table, findings_table
 from slimdown.report.formatting import encodable, format_duration, visible
@@ -91,11 +91,6 @@ def show_facts(facts: Iterable[tuple[str, str]]) -> None:
     for heading, content in facts:
         line = Text.assemble((f"{heading:<12}", "bold"), visible(redact(content)))
         console.print(line, soft_wrap=not console.is_terminal)  # a file's lines stay whole
-
-
-def show_plan(config: RunConfig, name: str) -> None:
-    """Print what a run is about to do."""
-    show_facts([("run", name), *text.describe_run(config).items()])
 
 
 @dataclass

@@ -22,6 +22,7 @@ from slimdown.config.loader import load_config
 from slimdown.config.naming import run_name
 from slimdown.config.schema import TRAINING
 from slimdown.report import console
+from slimdown.report.text import describe_run
 from slimdown.tracking.metric_names import describe_headline
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.resume import find_finished_or_lock, run_key
@@ -194,7 +195,7 @@ def run_job(composed: DictConfig, info: RunInfo, swept: tuple[str, ...] = ()) ->
             run_key=key,
             resume_run_id=resume_run_id,
         )
-        console.show_plan(config, info.name)
+        console.show_facts([("run", info.name), *describe_run(config).items()])
         from slimdown.experiment import run_experiment
 
         findings = run_experiment(config, info)

@@ -74,7 +74,7 @@ class SlimdownSweeper(Sweeper):
                     first = len(self.jobs)
                     self._run(batch)
                     search.keep_outcomes(self.outcomes[first:])
-                sweep_run.save(search.show())
+                sweep_run.files |= search.show()
         else:
             with self._record(tracking, "sweep"):
                 self._run(self.plan.runs)
@@ -104,7 +104,7 @@ class SlimdownSweeper(Sweeper):
                 if rows:
                     table = sweep_table(rows, f"{title}. {advice}")
                     console.show_table(table)
-                    sweep_run.save({"sweep.md": write_table(table, "markdown")})
+                    sweep_run.files["sweep.md"] = write_table(table, "markdown")
                 sweep_run.failed = any(o.state is JobState.failed for o in self.outcomes)
 
     def _run(self, jobs: list[ComposedRun]) -> None:

@@ -1,7 +1,7 @@
 """The run of a whole sweep, below which MLflow shows the runs of its jobs."""
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +18,7 @@ class SweepRun:
 
     run_id: str
     failed: bool = False  # set it where a job failed
-    files: dict[str, str] = field(default_factory=dict)
-
-    def save(self, files: Mapping[str, str]) -> None:
-        """Keep texts, by path, that become artifacts when the sweep ends."""
-        self.files |= files
+    files: dict[str, str] = field(default_factory=dict)  # by path, kept when the sweep ends
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def test_a_sweep_has_a_run_that_ends_with_it(
     try:
         with open_sweep_run(composed().tracking, "s", "two ranks") as sweep:
             assert store.get_run(sweep.run_id).info.status == "RUNNING"
-            sweep.save({"sweep.md": "| job |"})
+            sweep.files["sweep.md"] = "| job |"
             if error:
                 raise error
     except KeyboardInterrupt:

@@ -13,12 +13,14 @@ from report_builders import judge_pairs, make_usual
 
 from slimdown.config.schema import RunConfig
 from slimdown.report import console
+from slimdown.report.text import describe_run
 
 
 def test_the_plan_shows_names_as_they_are(
     composed: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    console.show_plan(composed("lora.target_modules=[q_proj]"), "pocket [red] lora.r=4 \x1b[2J")
+    plan = describe_run(composed("lora.target_modules=[q_proj]"))
+    console.show_facts([("run", "pocket [red] lora.r=4 \x1b[2J"), *plan.items()])
     shown = capsys.readouterr().out
     assert "pocket [red] lora.r=4 ␛[2J" in shown
     assert "lora, r 8, alpha 16, q_proj" in shown
