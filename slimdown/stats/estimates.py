@@ -133,11 +133,7 @@ def compare_scores(
     sampling = sampling or Sampling()
     d = y - x
     is_binary = bool(np.isin([x, y], (0.0, 1.0)).all())
-    mcnemar = nan
-    if is_binary and not sampling.looks:
-        lost, gained = int((d < 0).sum()), int((d > 0).sum())
-        fewer = float(scipy.special.bdtr(min(lost, gained), lost + gained, 0.5))
-        mcnemar = min(1.0, 2 * fewer)
+    mcnemar = mcnemar_p_value(d) if is_binary and not sampling.looks else nan
     weighted = to_weighted(d, sampling)
     value = float(weighted.mean())
     error = _standard_deviation(weighted, is_binary) / sqrt(len(d) + 2 * is_binary)
@@ -187,6 +183,12 @@ def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
     below = sqrt(sum((e.value - e.low) ** 2 for e in estimates)) / k
     above = sqrt(sum((e.high - e.value) ** 2 for e in estimates)) / k
     return Estimate(value, error, value - below, value + above)
+
+
+def mcnemar_p_value(changes: Floats) -> float:
+    """Compute McNemar's exact p-value of 0/1 scores: are as many lost as gained?"""
+    lost, gained = int((changes < 0).sum()), int((changes > 0).sum())
+    return min(1.0, 2 * float(scipy.special.bdtr(min(lost, gained), lost + gained, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from math import nan
 
 import numpy as np
-import scipy
 
 from slimdown.config.schema import Role
-from slimdown.stats.estimates import Difference, to_weighted
+from slimdown.stats.estimates import mcnemar_p_value, to_weighted
 from slimdown.stats.findings import BenchmarkChange
 from slimdown.stats.likelihood import ALPHA
 
@@ -66,12 +65,7 @@ def judge_overall(benchmarks: Mapping[str, BenchmarkChange], seed: int = 0) -> O
             exchanged += size * (2 * n_kept - count) / (d.n * len(chosen))
     n_extreme = int((np.abs(exchanged) >= abs(mean) - 1e-12).sum())
     p_value = (1 + n_extreme) / (1 + _N_DRAWS)  # the data are one of the exchanges
-    return OverallChange(names, mean, p_value, _pool_mcnemar(list(chosen.values())))
-
-
-def _pool_mcnemar(differences: list[Difference]) -> float:
-    if not all(d.is_binary for d in differences):
-        return nan
-    lost = sum(int((d.changes < 0).sum()) for d in differences)
-    gained = sum(int((d.changes > 0).sum()) for d in differences)
-    return min(1.0, 2 * float(scipy.special.bdtr(min(lost, gained), lost + gained, 0.5)))
+    is_binary = all(d.is_binary for d in chosen.values())
+    pooled = np.concatenate([d.changes for d in chosen.values()])
+    mcnemar = mcnemar_p_value(pooled) if is_binary else nan
+    return OverallChange(names, mean, p_value, mcnemar)
