@@ -4,7 +4,6 @@ from collections import Counter
 from dataclasses import dataclass
 from unicodedata import name as unicode_name
 
-from slimdown.evaluation.results import Sample
 from slimdown.stats.estimates import compare_scores, to_array, to_weighted
 from slimdown.stats.pairing import Pair
 
@@ -45,42 +44,32 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
     sides, metric = (pair.base.samples, pair.tuned.samples), pair.base.benchmark.metric
     if not sides[0] or sides[0][0].choices or sides[0][0].log_likelihoods:
         return ()
-    lengths = [[len(sample.response.split()) for sample in side] for side in sides]
+    texts = [[sample.response for sample in side] for side in sides]
+    lengths = [[len(text.split()) for text in side] for side in texts]
     longest = max(1, *lengths[0], *lengths[1])
-    scripts = [_has_other_script(*samples) for samples in zip(*sides, strict=True)]
+    read = [[sample.answers.get(metric, "").strip() for sample in side] for side in sides]
+    scripts = [list(map(_find_script, side)) for side in texts]
+    differs = [float(a != b and "" not in (a, b)) for a, b in zip(*scripts, strict=True)]
     scores: dict[str, list[list[float]]] = {
         "words": [[n / longest for n in side] for side in lengths],
-        "empty": [[float(not sample.response.strip()) for sample in side] for side in sides],
-        "unreadable": [[_is_unreadable(sample, metric) for sample in side] for side in sides],
-        "refusal": [[_refuses(sample.response) for sample in side] for side in sides],
-        "other script": [[0.0] * len(scripts), scripts],
+        "empty": [[float(not text.strip()) for text in side] for side in texts],
+        "unreadable": [[float(answer in ("", "[invalid]")) for answer in side] for side in read],
+        "refusal": [list(map(_refuses, side)) for side in texts],
+        "other script": [[0.0] * len(differs), differs],
     }
     traits = []
     for name, (before, after) in scores.items():
         if name == "words" or any(before) or any(after):
-            d, unit = (
-                compare_scores(before, after, pair.sampling),
-                longest if name == "words" else 1,
-            )
-            base, tuned = (
-                float(to_weighted(to_array(s), pair.sampling).mean()) for s in (before, after)
-            )
-            traits.append(Trait(name, unit * base, unit * tuned, unit * d.low, unit * d.high))
+            d = compare_scores(before, after, pair.sampling)
+            base, tuned = (to_weighted(to_array(s), pair.sampling).mean() for s in (before, after))
+            unit = longest if name == "words" else 1
+            traits.append(Trait(name, *(unit * float(x) for x in (base, tuned, d.low, d.high))))
     return tuple(traits)
-
-
-def _is_unreadable(sample: Sample, metric: str) -> float:
-    return float(sample.answers.get(metric, "").strip() in ("", "[invalid]"))
 
 
 def _refuses(text: str) -> float:
     lower = text.lower().replace("’", "'")
     return float(any(phrase in lower for phrase in REFUSALS))
-
-
-def _has_other_script(base: Sample, tuned: Sample) -> float:
-    scripts = {_find_script(sample.response) for sample in (base, tuned)} - {""}
-    return float(len(scripts) > 1)
 
 
 def _find_script(text: str) -> str:
