@@ -112,18 +112,17 @@ def check_budgets(
         ConfigError: a budget that is no share or for what was not measured, or none and no retained
             benchmark.
     """
-    benchmarks = findings.benchmarks
+    benchmarks, relative = findings.benchmarks, relative or {}
+    for name in (*budgets, *relative, *supporting):
+        if name not in benchmarks and (name or name in supporting):
+            raise ConfigError(f"{name} was not measured{nearest(name, list(benchmarks))}")
+        if name in budgets and name in relative:
+            raise ConfigError(f"budget of {name}: give points or a share of the base, not both")
     retained = [name for name, b in benchmarks.items() if b.role is Role.retained]
-    named = relative or {}
-    for name in named.keys() & budgets.keys():
-        raise ConfigError(f"budget of {name}: give points or a share of the base, not both")
-    relative = _expand(named, [name for name in retained if name not in budgets])
+    relative = _expand(relative, [name for name in retained if name not in budgets])
     default = {} if relative else default_budgets(benchmarks)
     budgets = _expand(budgets or default, [name for name in retained if name not in relative])
-    budgets |= {n: benchmarks[n].margin for n in supporting if n in benchmarks.keys() - budgets}
-    for name in (*relative, *supporting):
-        if name not in benchmarks:
-            raise ConfigError(f"{name} was not measured{nearest(name, list(benchmarks))}")
+    budgets |= {name: benchmarks[name].margin for name in supporting if name not in budgets}
     if budgets and not (budgets.keys() | relative.keys()) - set(supporting):
         raise ConfigError("every benchmark is only supporting, so nothing is decided")
     for name, share in relative.items():
@@ -134,12 +133,8 @@ def check_budgets(
         )
     for name, budget in budgets.items():
         _check_budget(name, budget, f"{name}={budget}")
-        if name not in benchmarks:
-            advice = nearest(name, list(benchmarks))
-            raise ConfigError(f"budget of {name}: no such benchmark was measured{advice}")
-    outcomes = decide_outcomes(
-        {name: benchmarks[name].primary.difference for name in budgets}, budgets
-    )
+    differences = {name: benchmarks[name].primary.difference for name in budgets}
+    outcomes = decide_outcomes(differences, budgets)
     checks = []
     for name, budget in budgets.items():
         benchmark, outcome = benchmarks[name], outcomes[name]
