@@ -151,11 +151,11 @@ def fine_tune(
     callback = TrainingCallback(train, base.dtype, on_log, on_progress, interval, look=look)
     with quiet_libraries(), attention_within_rows(model, rows.is_padding_free):
         trainer = build_trainer(model, base.tokenizer, rows, config, checkpoint_dir)
-        with nullcontext() if method.trains_weights else disabled_adapters(model):
-            loss_before = trainer.evaluate()["eval_loss"]
-        trainer.add_callback(callback)
-        transformers.set_seed(config.seed)
         try:
+            with nullcontext() if method.trains_weights else disabled_adapters(model):
+                loss_before = trainer.evaluate()["eval_loss"]
+            trainer.add_callback(callback)
+            transformers.set_seed(config.seed)
             with measure_peak_memory(base.device) as peak:
                 if train.engine is Engine.unsloth:
                     seconds = train_with_unsloth(base, model, rows, config, callback)
@@ -172,7 +172,8 @@ def fine_tune(
             raise ModelError(
                 f"training does not fit in the memory of {base.device}: halve "
                 f"train.per_device_train_batch_size (now {train.per_device_train_batch_size}) and "
-                "double train.gradient_accumulation_steps, or set train.gradient_checkpointing=true"
+                f"train.per_device_eval_batch_size ({train.per_device_eval_batch_size}), double "
+                "train.gradient_accumulation_steps, or set train.gradient_checkpointing=true"
             ) from None
         if callback.stopped:
             if not callback.kept:
