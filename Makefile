@@ -67,9 +67,6 @@ test-postgres: $(VENV)/installed ## the tests on a real PostgreSQL, which they s
 test-hub: $(VENV)/installed ## the tests on real models and data; needs the hub, or HF_ENDPOINT set to a mirror
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m hub
 
-gpu-check: $(VENV)/installed ## on a machine with a GPU, ten minutes: a table to paste back (docs/gpu.md)
-	$(BIN)/python -m bench.gpu
-
 docs: $(VENV)/installed ## build the pages of docs/ into site/; a link that leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
@@ -97,5 +94,5 @@ notebook: $(VENV)/installed ## run docs/examples/trl.ipynb and keep what it show
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
 	$(BIN)/python -m slimdown.pocket
 
-.PHONY: help install demo docs lines test test-floor test-newest test-unsloth test-slow test-postgres test-hub gpu-check check ui compare bench notebook pocket
+.PHONY: help install demo docs lines test test-floor test-newest test-unsloth test-slow test-postgres test-hub check ui compare bench notebook pocket
 .DEFAULT_GOAL := help

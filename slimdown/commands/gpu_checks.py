@@ -1,0 +1,181 @@
+"""What `slimdown doctor --gpu` runs: our paths on this device beside those of stock libraries.
+
+The model has random weights in the shape of Llama 3.2 1B; questions and rows are those of the
+pocket world. Nothing is downloaded.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import peft
+import torch
+import transformers
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from slimdown.config.command_line import compose_runs, read_command_line
+from slimdown.data.training_data import load_training_data
+from slimdown.models import memory
+from slimdown.models.base_model import load_base_model, load_outline, load_tokenizer
+from slimdown.models.quiet import quiet_libraries
+from slimdown.notebook import measure
+from slimdown.pocket import MODEL_DIR
+from slimdown.training.fine_tuning import fine_tune, prepare_training
+from slimdown.utils.errors import ModelError, describe_error
+
+LLAMA_1B = {"hidden_size": 2048, "intermediate_size": 8192, "vocab_size": 128_256}
+LLAMA_1B |= {"num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
+# Under it all prompts begin alike, for longer than `PrefixLM` wants.
+_TEMPLATE = "Think well. " * 32 + "{% for message in messages %}{{ message.content }}{% endfor %}"
+
+Load = Callable[..., tuple[Any, Any, Any]]
+"""Takes settings; returns those of a run, and the model and the rows, loaded anew."""
+Finding = tuple[str, str]
+"""What differs from what should be, empty where nothing does, and what was found."""
+
+
+def check_answers(
+    quantization: str, benchmark: str, load: Load, limit: int, **settings: Any
+) -> Finding:
+    """Compare answers with HFLM's at the same batch size, and the bytes held with the estimate."""
+    before = torch.cuda.memory_allocated()
+    config, base, _ = load(f"quantization={quantization}")
+    held = torch.cuda.memory_allocated() - before or base.memory_bytes
+    outline = load_outline(config.model)
+    estimated = memory.estimate_weight_bytes(outline, config.quantization, base.model.dtype)
+    base.tokenizer.chat_template = _TEMPLATE
+    ask = partial(measure, base.model, base.tokenizer, benchmark, limit=limit, **settings)
+    ours = ask()
+    stock = ask(stock=True, batch_size=ours.evaluator.backend.batch_size)  # type: ignore[union-attr]
+    mine, theirs = (evaluation.benchmarks[benchmark] for evaluation in (ours, stock))
+    pairs = list(zip(mine.samples, theirs.samples, strict=True))
+    n_unlike = sum(one.response != other.response for one, other in pairs)
+    nats = [zip(one.log_likelihoods, other.log_likelihoods, strict=True) for one, other in pairs]
+    off = max((abs(one - other) for one, other in chain(*nats)), default=0.0)
+    # In half precision; an answer that sees the tokens of another is more than a nat off.
+    most = 5e-4 if base.dtype == "float32" else 0.3
+    differs = "answers are not HFLM's; " if n_unlike or off > most else ""
+    if len({sample.response or sample.log_likelihoods for sample in mine.samples}) == 1:
+        differs += "all answers are alike, which shows nothing; "
+    # cuBLAS may take 64 MiB in between
+    differs += "" if abs(held / estimated - 1) <= 0.1 else "memory is not as estimated"
+    n_tokens = sum(len(base.tokenizer(s.prompt + s.response).input_ids) for s in mine.samples)
+    found = f"{n_unlike} of {len(mine.samples)} texts, {off:.2g} nats off; "
+    found += f"{n_tokens / mine.seconds:,.0f} tokens/s, HFLM {n_tokens / theirs.seconds:,.0f}; "
+    found += f"weights {held / 1e6:,.0f} MB, estimated {estimated / 1e6:,.0f}; "
+    return differs, f"{found}peak {ours.peak_bytes / 1e6:,.0f}, HFLM {stock.peak_bytes / 1e6:,.0f}"
+
+
+def check_training(quantization: str, load: Load, limit: int) -> Finding:
+    """Train after a measurement, and compare the first steps with those of TRL's own trainer."""
+    config, base, data = load(f"quantization={quantization}")
+    measure(base.model, base.tokenizer, "pocket_cs", limit=limit)
+    rows = prepare_training(base, data, config)
+    with TemporaryDirectory() as folder:
+        _, result = fine_tune(base, rows, config, Path(folder), lambda _: None, lambda *_: None)
+    _, base, _ = load(f"quantization={quantization}")
+    # TRL checkpoints gradients, and has a loss of its own.
+    names = set(SFTConfig.__dataclass_fields__) - {"gradient_checkpointing", "loss_type"}
+    settings = {name: value for name, value in asdict(config.train).items() if name in names}
+    settings |= {"bf16": base.dtype == "bfloat16", "fp16": base.dtype == "float16"}
+    settings |= {"seed": config.seed, "use_cpu": base.device == "cpu", "logging_steps": 1}
+    settings |= {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+    with TemporaryDirectory() as folder, memory.measure_peak_memory(base.device) as peak:
+        arguments: Any = SFTConfig(folder, **settings)
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # see `build_trainer`
+        trainer: Any = SFTTrainer(
+            base.model,
+            arguments,
+            train_dataset=data.parts[0].train,
+            processing_class=base.tokenizer,
+            peft_config=peft.LoraConfig(**asdict(config.lora), task_type="CAUSAL_LM"),
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        seconds, stock_peak = trainer.train().metrics["train_runtime"], peak()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    # TRL's scaler of float16 leaves out steps at first.
+    compared = ["loss", "grad_norm"][: 1 + (base.dtype != "float16")]
+    steps = list(zip(result.history[:4], logs, strict=False))
+    off = max(abs(step.values[name] / log[name] - 1) for step, log in steps for name in compared)
+    # Where rows see each other, the norm is 15 % off.
+    differs = "" if off <= 0.02 else "losses or gradients are not TRL's; "
+    differs += "" if rows.is_padding_free else "rows are padded"
+    speed = f"{result.tokens_per_second:,.0f} tokens/s, TRL {logs[-1]['num_tokens'] / seconds:,.0f}"
+    peaks = f"peak {result.peak_bytes / 1e6:,.0f} MB, TRL {stock_peak / 1e6:,.0f}"
+    return differs, f"losses and gradients {off:.2%} off; {speed}; {peaks}"
+
+
+def check_scarce_memory(load: Load, limit: int) -> Finding:
+    """Ask and train on more at once than fits: the batch is halved, or you are told."""
+    config, base, data = load("train.per_device_train_batch_size=256")
+    rows, told = prepare_training(base, data, config), "training ran all the same"
+    # What half a GiB cannot hold is the logits of 256 questions or rows.
+    n_taken = torch.cuda.mem_get_info()[0] - 2**29 if base.device == "cuda" else 0
+    taken = torch.empty(n_taken, dtype=torch.uint8, device=base.device)
+    evaluation = measure(base.model, base.tokenizer, "pocket_cs", limit=limit, batch_size=256)
+    try:
+        with TemporaryDirectory() as folder:
+            fine_tune(base, rows, config, Path(folder), lambda _: None, lambda *_: None)
+    except ModelError as error:
+        told = str(error)
+    del taken
+    notes = evaluation.evaluator.notes[-1:]
+    return "" if notes and "halve" in told else "you are not told", " ".join([*notes, told])
+
+
+CHECKS: dict[str, Callable[[Load, int], Finding]] = {}
+for _name in ("nf4", "fp4", "int8"):
+    CHECKS[f"{_name}: choices"] = partial(check_answers, _name, "pocket_commonsense")
+    CHECKS[f"{_name}: training"] = partial(check_training, _name)
+CHECKS["texts"] = partial(check_answers, "nf4", "pocket_math")
+CHECKS["a shared beginning"] = partial(check_answers, "nf4", "pocket_cs", apply_chat_template=True)
+CHECKS["scarce memory"] = check_scarce_memory
+
+
+def run_checks(
+    device: str = "cuda", shape: Any = LLAMA_1B, n_questions: int = 300, n_rows: int = 512
+) -> Iterator[tuple[str, Finding]]:
+    """Run one check after another, whatever those before it did.
+
+    Args:
+        device: Where; another than cuda is for tests.
+        shape: Of the model, as `LlamaConfig` takes it.
+        n_questions: Of each benchmark.
+        n_rows: To train on.
+
+    Yields:
+        The name of each check, and what it found; the error of one that failed is what differs.
+    """
+    with TemporaryDirectory() as folder, quiet_libraries():
+        dtype, rows = "auto" if device == "cuda" else "float32", "dataset.pocket_instructions"
+        common = ["model=pocket", f"model.id='{folder}'", f"model.device={device}", "train=default"]
+        common += [f"model.dtype={dtype}", f"quantization.bnb_4bit_compute_dtype={dtype}"]
+        common += [f"{rows}.max_examples={n_rows}", f"{rows}.validation_examples=8"]
+        common += ["train.per_device_eval_batch_size=1"]
+
+        def load(*settings: str) -> tuple[Any, Any, Any]:
+            config = compose_runs(read_command_line([*common, *settings])).runs[0].config
+            base = load_base_model(config.model, config.quantization)
+            return config, base, load_training_data(config.dataset, base.tokenizer, config.seed)
+
+        for file in MODEL_DIR.glob("tokenizer*"):
+            shutil.copy(file, folder)
+        torch.manual_seed(0)
+        architecture = transformers.LlamaConfig(**shape, tie_word_embeddings=True, dtype="bfloat16")
+        model = transformers.AutoModelForCausalLM.from_config(architecture)
+        # What the tokenizer does not know is never the likeliest.
+        model.get_input_embeddings().weight.data[len(load_tokenizer(folder)) :] = 0
+        model.save_pretrained(folder)
+        for name, check in CHECKS.items():
+            try:
+                memory.release_memory()  # fails after an error that a GPU does not recover from
+                finding = check(load, n_questions)
+            except Exception as error:  # of libraries, kernels and drivers
+                finding = describe_error(error), ""
+            yield name, finding
