@@ -160,7 +160,6 @@ def judge(
     base: Evaluation,
     tuned: Evaluation,
     training: TrainingResult | None = None,
-    costs: dict[str, float] | None = None,
     n_reports: int = 1,
 ) -> Findings:
     """Judge what changed from one evaluation to the other, and sort the lost answers.
@@ -172,7 +171,6 @@ def judge(
     Args:
         base, tuned: The same questions, asked of both models; either may have stopped early.
         training: how the tuned model came about, where that was seen.
-        costs: seconds and bytes by name, of the run as a whole.
         n_reports: how many such findings are read together; p-values are corrected for all their
             benchmarks.
 
@@ -217,7 +215,7 @@ def judge(
             question_hash=pair.question_hash,
         )
         losses[name] = break_down_losses(pair, verdict is Verdict.forgotten)
-    measured = {
+    costs = {
         "base_evaluation_seconds": base.seconds,
         "tuned_evaluation_seconds": tuned.seconds,
         "base_evaluation_peak_bytes": base.peak_bytes,
@@ -228,7 +226,7 @@ def judge(
     for role in Role:
         of_role = [b.primary.difference for b in benchmarks.values() if b.role is role]
         means[role] = mean_of_estimates(of_role)
-    costs = {name: cost for name, cost in measured.items() if not isnan(cost)} | (costs or {})
+    costs = {name: cost for name, cost in costs.items() if not isnan(cost)}
     conditions = {"harness_version": base.harness_version, "backend": base.backend}
     conditions |= base.conditions
     return Findings(benchmarks, losses, training, costs, base.part, conditions, means, base, tuned)
