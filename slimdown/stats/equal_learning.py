@@ -13,7 +13,7 @@ import numpy as np
 
 from slimdown.config.schema import Role
 from slimdown.stats.estimates import to_weighted
-from slimdown.stats.findings import BenchmarkChange, Findings
+from slimdown.stats.findings import BenchmarkChange
 from slimdown.stats.scaling import ScaledFindings
 from slimdown.stats.seeds import SeedMean, split_noise
 from slimdown.stats.sequential import Floats
@@ -64,7 +64,8 @@ def build_curve(points: Sequence[ScaledFindings]) -> LearningCurve:
             continue  # more of the adapter teaches no more
         learned.append(amount)
         kept.append(point)
-    retained = _list_retained(ordered[0].findings)
+    benchmarks = ordered[0].findings.benchmarks
+    retained = {name: b for name, b in benchmarks.items() if b.role is Role.retained}
     changes = {}
     for name in retained:
         rows = [_weigh(point.findings.benchmarks[name]) for point in kept]
@@ -113,10 +114,6 @@ def _average(changes: Sequence[Floats]) -> SeedMean:
     """Average runs; of one run no interval would hold, since its level is a guess, too."""
     mean = float(np.mean(changes))
     return split_noise(np.array(changes)) if len(changes) > 1 else SeedMean(mean, nan, nan, nan)
-
-
-def _list_retained(findings: Findings) -> dict[str, BenchmarkChange]:
-    return {n: b for n, b in findings.benchmarks.items() if b.role is Role.retained}
 
 
 def _weigh(benchmark: BenchmarkChange) -> Floats:

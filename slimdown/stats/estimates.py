@@ -174,12 +174,10 @@ def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
         return Estimate(nan, nan, nan, nan)
     k, value = len(estimates), float(np.mean([e.value for e in estimates]))
     error = sqrt(sum(e.standard_error**2 for e in estimates)) / k
-    if any(isinstance(e, Difference) and e.sampling.looks for e in estimates):
-        parts = [
-            e.interval(ALPHA / k) if isinstance(e, Difference) else (e.low, e.high)
-            for e in estimates
-        ]
-        return Estimate(value, nan, *(float(end) for end in np.mean(parts, axis=0)))
+    differences = [e for e in estimates if isinstance(e, Difference)]
+    if any(d.sampling.looks for d in differences):
+        ends = np.mean([d.interval(ALPHA / k) for d in differences], axis=0)
+        return Estimate(value, nan, *map(float, ends))
     below = sqrt(sum((e.value - e.low) ** 2 for e in estimates)) / k
     above = sqrt(sum((e.high - e.value) ** 2 for e in estimates)) / k
     return Estimate(value, error, value - below, value + above)

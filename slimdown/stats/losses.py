@@ -100,13 +100,11 @@ def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
     bases = [e.base for e in examples]
     if is_choice and not all(b.target in b.choices and len(set(b.choices)) > 1 for b in bases):
         return LossBreakdown(len(lost), len(right), is_loss_shown, (), None)
-    by_cause: dict[str, list[Example]] = {}
+    causes = []
     for name in _CHOICE_CAUSES if is_choice else _TEXT_CAUSES:
-        by_cause[name] = [e for e in lost if _find_cause(e, metric) == name]
-    causes = [
-        Cause(name, len(of_cause), len(of_cause) / max(1, len(lost)), next(iter(of_cause), None))
-        for name, of_cause in by_cause.items()
-    ]
+        of_cause = [e for e in lost if _find_cause(e, metric) == name]
+        n, first = len(of_cause), next(iter(of_cause), None)
+        causes.append(Cause(name, n, n / max(1, len(lost)), first))
     scores = [(e, e.base.scores[metric], e.tuned.scores[metric]) for e in examples]
     gained = next((e for e, before, after in scores if before < 1 and after == 1), None)
     shift = _describe_shift(pair, examples) if is_choice else None

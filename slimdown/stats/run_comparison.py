@@ -226,10 +226,8 @@ def _describe_caveats(
         n_sets = len({change.question_hash for change in changes if not change.n_available})
         if n_sets > 1 or len({(change.metric, change.margin) for change in changes}) > 1:
             yield f"{name} has other questions, metrics or margins in some runs: compare with care."
-    conditions = []
-    for run in runs:
-        shared = run.findings.conditions if run.findings else {}
-        conditions.append(shared | {"holdout": f"{run.holdout:g}"})
+    complete = [(run.findings.conditions, run.holdout) for run in runs if run.findings]
+    conditions = [shared | {"holdout": f"{holdout:g}"} for shared, holdout in complete]
     for key in sorted(set().union(*conditions)):
         counts = Counter(c.get(key, "not recorded") for c in conditions).most_common()
         if len(counts) > 1:
