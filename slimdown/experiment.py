@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from slimdown.config.schema import RunConfig
+from slimdown.config.schema import Backend, RunConfig
 from slimdown.data.chat_templates import check_prompts
 from slimdown.data.contamination import find_contamination
 from slimdown.data.training_data import load_training_data
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Evaluation
 from slimdown.evaluation.tasks import load_tasks
+from slimdown.evaluation.vllm_backend import check_adapter
 from slimdown.models.adapters import check_base, check_scalable
 from slimdown.models.base_model import LoadedModel, load_base_model, load_base_tokenizer
 from slimdown.models.causal import disabled_adapters
@@ -54,6 +55,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
     with progress.show("reading benchmarks and rows"):  # a mistake leaves no run in the record
         tasks = load_tasks(config.benchmark, config.evaluation.include_path)
         check_base(config)
+        check_adapter(config)
         tokenizer = load_base_tokenizer(config.model)
         notes = check_prompts(tokenizer, config.evaluation.apply_chat_template)
         if tuned_model := config.tuned_model:
@@ -131,7 +133,8 @@ def watch_forgetting(config: RunConfig, base: LoadedModel) -> Look:
         few[name] = replace(config.benchmark[name], limit=limit)
     tasks = load_tasks(few, config.evaluation.include_path)
     shares = not config.method.learns_prompt
-    evaluator = Evaluator(tasks, config.evaluation, share_prefixes=shares)
+    # vLLM reads files, and what is trained lies in none.
+    evaluator = Evaluator(tasks, replace(config.evaluation, backend=Backend.hf), shares)
     with console.progress_bar("asking what each look asks"):
         before = open_half(evaluator.evaluate(base), config.evaluation.holdout)
 
@@ -224,7 +227,7 @@ def measure_scales(
     cache = RecordedEvaluations(config, "tuned", local_dir(config.tracking) / "scales")
     evaluations, losses = {}, {}
     before, after = (one.benchmarks for one in recorded)
-    is_as_recorded = all(
+    is_as_recorded = base_evaluation.backend == recorded[0].backend and all(
         one.samples == before[name].samples and not after[name].looks
         for name, one in base_evaluation.benchmarks.items()
     )

@@ -17,7 +17,7 @@ from slimdown.config.benchmarks import check_task_names
 from slimdown.config.command_line import compose_runs, read_command_line
 from slimdown.config.loader import reword
 from slimdown.config.paths import CONF_DIR
-from slimdown.config.schema import Engine
+from slimdown.config.schema import Backend, Engine
 from slimdown.utils.distributed import process_count, process_rank
 from slimdown.utils.errors import ConfigError, DataError, SlimdownError
 
@@ -55,10 +55,11 @@ def _start(arguments: list[str]) -> int:
         return 1
     if line.is_run:
         plan = compose_runs(line)
-        train = plan.runs[0].config.train
+        train, evaluation = plan.runs[0].config.train, plan.runs[0].config.evaluation
         is_alone = line.is_sweep or train.engine is Engine.unsloth or train.stop_on_forgetting
+        is_alone = is_alone or evaluation.backend is Backend.vllm
         if is_alone and (n := process_count()) > 1:
-            alone = "-m, train.engine=unsloth and train.stop_on_forgetting=true"
+            alone = "-m, train.engine=unsloth, evaluation.backend=vllm and stop_on_forgetting=true"
             raise ConfigError(f"{alone} take one process, and there are {n}")
         from slimdown.data.row_checks import check_row_files
         from slimdown.sweep.sweeper import register_sweeper

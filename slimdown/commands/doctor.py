@@ -20,6 +20,7 @@ _EXTRAS = {  # -> the module that it installs, and what that is for
     "slurm": ("hydra_plugins.hydra_submitit_launcher", "jobs in Slurm's queue"),
     "postgres": ("psycopg", "a record in PostgreSQL"),
     "unsloth": ("unsloth", "train.engine=unsloth"),
+    "vllm": ("vllm", "evaluation.backend=vllm"),
 }
 _SECONDS = 5.0  # that the hub may take for one answer
 

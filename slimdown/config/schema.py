@@ -35,6 +35,7 @@ _STEPS = Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 o
 _WARMUP = Range("must be a share below 1, or whole steps", lambda n: 0 <= n < 1 or n == int(n) > 0)
 TRAINING = ("dataset", "method", "lora", "keep", "train", "seed", "contamination", "search")
 """The sections that are read where something is trained, and idle with `tuned`."""
+MAX_VLLM_RANK = 64  # for which its engine keeps room: the same for all ranks, and so one base
 # A name of a dataset or benchmark is part of metric keys, file names and dotted keys.
 _NAME = re.compile(r"[\w-]+", re.ASCII)
 
@@ -101,6 +102,9 @@ class LossType(StrEnum):
     dft = "dft"  # by the likelihood that the model gives them (Wu et al. 2025, arXiv 2508.05629)
 
 
+# What generates answers, alike for base and tuned model: transformers, or vLLM in a process of its
+# own. Likelihoods are always computed by slimdown.
+Backend = StrEnum("Backend", "hf vllm")
 # transformers' names, without those that want arguments of their own.
 Scheduler = StrEnum(
     "Scheduler",
@@ -294,6 +298,7 @@ class EvaluationConfig:
     holdout: float = ranged(SHARE)
     until: Until = MISSING  # when to stop asking
     include_path: str | None = ranged(_FOLDER, None)  # with task files of your own
+    backend: Backend = Backend.hf  # what generates answers
 
 
 @dataclass
@@ -374,6 +379,8 @@ class RunConfig:
             until = f"evaluation.until={self.evaluation.until}"
             yield f"{until} would stop by held-out questions (evaluation.holdout); set one of both"
         yield from self.model.source_problems()
+        if self.evaluation.backend is Backend.vllm:
+            yield from self._vllm_problems()
         if tuned := self.tuned_model:
             yield from tuned.source_problems()
             return
@@ -413,6 +420,26 @@ class RunConfig:
             if not is_able or "lm_head" in self.lora.target_modules:
                 ability = "method=lora and rslora on quantization=nf4 or none, and no lm_head"
                 yield f"train.engine=unsloth trains {ability}; set train.engine=trl"
+
+    def _vllm_problems(self) -> Iterator[str]:
+        """Say what vLLM cannot answer with, or not as it is trained."""
+        named, advice = "evaluation.backend=vllm", "set evaluation.backend=hf"
+        device, held, lora = self.model.device, self.quantization, self.lora
+        if not all(map(find_spec, ("vllm", "vllm_bnb_plugin"))):
+            yield f"{named} is not installed; pip install 'slimdown[vllm]'"
+        if device not in (Device.auto, Device.cuda) or not count_gpus():
+            yield f"{named} needs a GPU of NVIDIA's, got model.device={device}; {advice}"
+        # vllm-bnb-plugin 0.0.3 quantizes in one way, whatever it is asked for.
+        double, compute = held.bnb_4bit_use_double_quant, held.bnb_4bit_compute_dtype
+        others = {self.model.dtype, compute} - {Dtype.auto, Dtype.bfloat16}
+        if held.name != "none" and (held.name != "nf4" or not double or others):
+            found = f"{held.name}, double={double}, {compute}, model.dtype={self.model.dtype}"
+            yield f"{named} quantizes to nf4, double, in bfloat16; got {found}; {advice}"
+        is_lora = self.method.name in (Method.lora, Method.rslora) and lora.r <= MAX_VLLM_RANK
+        is_able = (is_lora and "lm_head" not in lora.target_modules) or self.method.trains_weights
+        if self.tuned is None and not is_able:
+            able = f"full, last_layer, lora or rslora with r={MAX_VLLM_RANK} at most and no lm_head"
+            yield f"{named} takes method={able}, got {self.method.name} with r={lora.r}; {advice}"
 
 
 ConfigStore.instance().store(name="schema", node=RunConfig)

@@ -20,10 +20,11 @@ MEASUREMENT_VERSION = 1
 _PACKAGES = ("lm-eval", "torch", "transformers", "tokenizers")
 
 # How scores are read or when asking ends; no answer depends on it, so the key leaves it out. Task
-# and question files count by their content, and the backend holds the batch size that was chosen.
+# and question files count by their content; the key's own `backend` says what answers, with its
+# version, and the batch size that was chosen.
 READ_ONLY = {
     "benchmark": ["path", "metric", "chance", "role", "paper_metric", "margin", "max_loss"],
-    "evaluation": ["holdout", "until", "include_path", "batch_size"],
+    "evaluation": ["holdout", "until", "include_path", "batch_size", "backend"],
 }
 
 
@@ -54,7 +55,7 @@ def evaluation_key(
 
     Args:
         model: Its identity is in the key.
-        backend: The code that scores and its batch size: both decide how sums are rounded.
+        backend: The code that answers and its batch size: both decide how sums are rounded.
         questions_hash: Of prompts, rows and task settings.
         benchmark: Its settings, but those of `READ_ONLY`; `scale` and metric are read together.
         config: Likewise.

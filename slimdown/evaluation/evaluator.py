@@ -18,7 +18,7 @@ from lm_eval import evaluate as evaluate_by_harness
 from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from slimdown.config.schema import EvaluationConfig, OnProgress
+from slimdown.config.schema import Backend, EvaluationConfig, OnProgress
 from slimdown.data.chat_templates import FIXED_DATE, check_chat_template
 from slimdown.evaluation.evaluation_cache import EvaluationCache, check_evaluation, evaluation_key
 from slimdown.evaluation.families import explain_no_sharing
@@ -31,6 +31,7 @@ from slimdown.evaluation.prefix_lm import PrefixLM, VirtualTokensLM, without_tyi
 from slimdown.evaluation.question_order import block_ends, order_questions
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
 from slimdown.evaluation.tasks import BenchmarkTask, Requests, keep_random_states
+from slimdown.evaluation.vllm_backend import open_vllm
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import eval_mode
 from slimdown.models.memory import is_out_of_memory, measure_peak_memory, release_memory
@@ -52,6 +53,7 @@ class BackendOptions:
     shares_prefixes: bool  # PrefixLM, else HFLM
     batch_size: int
     generation_batch_size: int
+    engine: str = ""  # what generates, where another engine does
 
     @property
     def name(self) -> str:
@@ -61,7 +63,8 @@ class BackendOptions:
         'PrefixLM, batch size 8, 1 to generate'
         """
         kind = "PrefixLM" if self.shares_prefixes else "HFLM"
-        return f"{kind}, batch size {self.batch_size}, {self.generation_batch_size} to generate"
+        generating = self.engine or self.generation_batch_size
+        return f"{kind}, batch size {self.batch_size}, {generating} to generate"
 
 
 class Evaluator:
@@ -139,7 +142,7 @@ class Evaluator:
                         f"{model.id} does not fit in memory ({backend.name}); measure both models "
                         f"with evaluation.batch_size={halves[0]}, or with fewer worked examples"
                     ) from None
-                backend = BackendOptions(backend.shares_prefixes, *halves)
+                backend = BackendOptions(backend.shares_prefixes, halves[0], halves[1])
                 self.notes.append(f"Memory ran out; from now on {backend.name}.")
             release_memory()
 
@@ -158,13 +161,20 @@ class Evaluator:
             stack.enter_context(eval_mode(model.model))
             measure_peak = stack.enter_context(measure_peak_memory(model.device))
             lm = open_lm(model, self._config, backend)
+            scoring, vllm = backend, None
+            if self._config.backend is Backend.vllm:  # it makes batches of its own, of large chunks
+                versions = [f"{name} {version(name)}" for name in ("vllm", "vllm-bnb-plugin")]
+                backend = replace(backend, engine=", ".join(versions), generation_batch_size=64)
+                vllm = stack.enter_context(open_vllm(model))
             runs: dict[str, _BenchmarkRun] = {}
             for name, task in self.tasks.items():
                 requests = task.build_requests(lm, self._config.apply_chat_template)
-                run = runs[name] = _BenchmarkRun(task, requests, model, lm, backend, on_progress)
+                kinds = {t.OUTPUT_TYPE for t in task.tasks.values()}
+                used = backend if "generate_until" in kinds else scoring
+                run = runs[name] = _BenchmarkRun(task, requests, model, lm, used, on_progress, vllm)
                 if cache:
                     hashed = task.hash_questions(requests)
-                    key = evaluation_key(model, backend.name, hashed, task.config, self._config)
+                    key = evaluation_key(model, used.name, hashed, task.config, self._config)
                     stack.enter_context(cache.lock(key))
                     run.key, earlier = key, cache.find(key, name, task.config)
                     if earlier and (problem := run.take(earlier)):
@@ -210,6 +220,7 @@ class _BenchmarkRun:
     lm: Any
     backend: BackendOptions
     on_progress: OnProgress
+    vllm: Callable[[list[Any]], list[str]] | None  # generates; None: `lm` does
     key = ""
     answers: "_AnswersFile | None" = None
     n_asked = n_found = n_new = 0  # questions; of them found in the cache, and not
@@ -280,7 +291,7 @@ class _BenchmarkRun:
                 responses = self.answers.find(chunk_name, requests) if self.answers else None
                 if responses is None:
                     self.lm.batch_size_per_gpu = size  # where HFLM and PrefixLM look for it
-                    responses = _ask_model(self.lm, requests)
+                    responses = _ask_model(self.lm, requests, self.vllm)
                     if self.answers:
                         self.answers.save(chunk_name, responses)
                 for sample in self._score(task, requests, responses):
@@ -380,8 +391,8 @@ class _AnswersFile:
         self._database.close()
 
 
-def _ask_model(lm: Any, requests: list[Any]) -> list[list[Any]]:
-    """Get `repeats` responses to each request; all are of one task."""
+def _ask_model(lm: Any, requests: list[Any], vllm: Any) -> list[list[Any]]:
+    """Get `repeats` responses to each request; all are of one task. What is drawn, `lm` draws."""
     kind, settings = requests[0].request_type, requests[0].args[-1]
     repeated = [(request, number) for request in requests for number in range(request.repeats)]
     if kind == "generate_until" and normalize_gen_kwargs(settings)["do_sample"]:
@@ -391,6 +402,8 @@ def _ask_model(lm: Any, requests: list[Any]) -> list[list[Any]]:
             seed = sha256(f"{request.task_name} {request.doc_id} {number}".encode()).digest()
             torch.manual_seed(int.from_bytes(seed[:7]))
             responses += lm.generate_until([request], disable_tqdm=True)
+    elif kind == "generate_until" and vllm:
+        responses = vllm([request for request, _ in repeated])
     else:
         responses = getattr(lm, kind)([request for request, _ in repeated], disable_tqdm=True)
     in_order = iter(responses)

@@ -18,7 +18,7 @@ import psutil
 # The packages that numbers come from; their versions are in the key of a run.
 PACKAGES = (
     "accelerate", "bitsandbytes", "datasets", "lm-eval", "numpy", "peft", "scipy", "tokenizers",
-    "torch", "transformers", "trl", "unsloth",
+    "torch", "transformers", "trl", "unsloth", "vllm", "vllm-bnb-plugin",
 )  # fmt: skip
 
 

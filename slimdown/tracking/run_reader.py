@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from slimdown.config.fields import nearest
 from slimdown.config.loader import load_config
 from slimdown.config.paths import CONF_DIR
-from slimdown.config.schema import TRAINING, RunConfig, TrackingConfig
+from slimdown.config.schema import TRAINING, Backend, RunConfig, TrackingConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.stats.findings import Findings
 from slimdown.stats.run_records import RunRecord
@@ -189,6 +189,7 @@ def read_config(tracking: TrackingConfig, run: RunRecord) -> RunConfig:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             idle = OmegaConf.masked_copy(compose("config"), list(TRAINING))
         settings = OmegaConf.merge(idle, settings)
+    settings.evaluation.backend = Backend.hf  # the run may be read where there is no vLLM
     return load_config(settings)
 
 

@@ -11,7 +11,14 @@ from tiny_benchmarks import make_benchmark_config, make_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown.config.benchmarks import read_benchmarks
-from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, PaperMetric, Role, Until
+from slimdown.config.schema import (
+    Backend,
+    BenchmarkConfig,
+    EvaluationConfig,
+    PaperMetric,
+    Role,
+    Until,
+)
 from slimdown.evaluation.evaluation_cache import READ_ONLY, evaluation_key
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.tasks import load_tasks
@@ -46,6 +53,7 @@ READ: dict[str, Any] = {
     "evaluation.until": Until.decided,
     "evaluation.include_path": "somewhere",
     "evaluation.batch_size": 4,
+    "evaluation.backend": Backend.vllm,  # what generates is in the key as `backend`
 }
 
 

@@ -1,0 +1,166 @@
+"""Answers that vLLM generates, from a stand-in for it: alike for base and tuned, or refused."""
+
+import json
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from operator import eq
+from pathlib import Path
+
+import pytest
+import vllm_stand_in
+from mlflow import MlflowClient
+from safetensors.torch import load_file, save_file
+from tiny_benchmarks import make_prompts
+
+from slimdown.config.schema import RunConfig
+from slimdown.evaluation.vllm_backend import check_adapter, open_vllm
+from slimdown.experiment import run_experiment
+from slimdown.models.base_model import LoadedModel, load_base_model
+from slimdown.stats.findings import Findings
+from slimdown.tracking.provenance import RunInfo
+from slimdown.utils.errors import ConfigError, ModelError
+
+ADAPTER = Path(__file__).parents[1] / "golden" / "adapters" / "pocket"
+VLLM = ["evaluation.backend=vllm", "model.device=auto", "quantization=none"]
+FEW = ["benchmark=[pocket_instructions,pocket_cs]"]
+FEW += ["benchmark.pocket_instructions.limit=8", "benchmark.pocket_cs.limit=8"]
+Composed = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine with vLLM and a GPU, as far as slimdown asks."""
+    vllm_stand_in.write_packages(tmp_path / "packages")
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.setattr("slimdown.config.schema.count_gpus", lambda: 1)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (8, 10))
+    return monkeypatch
+
+
+@pytest.fixture
+def quick(vllm: pytest.MonkeyPatch) -> None:
+    """Processes that find what they import; spawned ones take five seconds each."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["slimdown.evaluation.vllm_backend", "vllm_stand_in", "peft"])
+    vllm.setattr("slimdown.evaluation.vllm_backend.get_context", lambda kind: context)
+
+
+@pytest.fixture
+def base(vllm: pytest.MonkeyPatch, composed: Composed) -> LoadedModel:
+    config = composed(*VLLM)
+    return load_base_model(config.model, config.quantization)
+
+
+def write_adapter(folder: Path, scale: float = 1.0, **settings: object) -> Path:
+    """The embedded world's adapter, scaled, with other settings in its file."""
+    folder.mkdir()
+    tensors = load_file(ADAPTER / "adapter_model.safetensors")
+    scaled = {name: t * (scale if "lora_B" in name else 1) for name, t in tensors.items()}
+    save_file(scaled, folder / "adapter_model.safetensors", {"format": "pt"})
+    known = json.loads((ADAPTER / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(known | settings))
+    return folder
+
+
+def read_responses(findings: Findings) -> list[list[str]]:
+    """Of the base, and of the tuned model, to the first benchmark."""
+    pair = [next(iter(e.benchmarks.values())) for e in (findings.base, findings.tuned) if e]
+    return [[sample.response for sample in one.samples] for one in pair]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_gets_the_answers_of_transformers_and_keeps_them_apart(
+    store: MlflowClient, composed: Composed
+) -> None:
+    settings = [*VLLM, *FEW, f"tuned={ADAPTER}"]
+    findings = run_experiment(composed(*settings), RunInfo("vllm"))
+    expected = run_experiment(composed(*settings, "evaluation.backend=hf"), RunInfo("hf"))
+    base, tuned = read_responses(findings)
+    assert [base, tuned] == read_responses(expected)
+    assert base != tuned
+    assert "vllm 0.99, vllm-bnb-plugin 0.1" in findings.conditions["backend"]
+    assert "vllm" not in expected.conditions["backend"]
+    assert expected.base
+    origins = {name: one.origin for name, one in expected.base.benchmarks.items()}
+    assert origins["pocket_instructions"] == ""  # asked anew
+    assert origins["pocket_cs"]  # a likelihood does not depend on what generates
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_adapter_of_zeros_changes_no_answer(base: LoadedModel, tmp_path: Path) -> None:
+    prompts = make_prompts(
+        [f"Instruction: Copy the list.\nInput: {n} keys\nResponse:" for n in "12"]
+    )
+    answers = []
+    for adapter in ("", write_adapter(tmp_path / "zero", 0.0), ADAPTER):
+        with open_vllm(replace(base, adapter=str(adapter))) as generate:
+            answers.append(generate(prompts))
+            assert generate(prompts[1:]) == answers[-1][1:]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_a_failure_of_vllm_is_one_line(base: LoadedModel, vllm: pytest.MonkeyPatch) -> None:
+    vllm.setattr("torch.cuda.mem_get_info", lambda: (8, 1))
+    reason = r"vLLM fails on pocket:model \(ValueError: Free memory is less than desired\)"
+    with open_vllm(base) as generate, pytest.raises(ModelError, match=reason):
+        generate(make_prompts(["Question:"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"use_dora": True}, "use_dora=True"),
+        ({"r": 65}, "r=65"),
+        ({"bias": "lora_only"}, "bias=lora_only"),
+        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern={'q_proj': 4}"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
+        ({"peft_type": "IA3", "feedforward_modules": ["down_proj"]}, "peft_type=IA3;"),
+    ],
+)
+@pytest.mark.usefixtures("vllm")
+def test_an_adapter_that_vllm_would_read_otherwise_is_refused(
+    settings: dict[str, object], found: str, composed: Composed, tmp_path: Path
+) -> None:
+    folder = write_adapter(tmp_path / "adapter", **settings)
+    with pytest.raises(ModelError) as error:
+        check_adapter(composed(*VLLM, f"tuned={folder}"))
+    assert found in str(error.value)
+    assert "set evaluation.backend=hf" in str(error.value)
+
+
+def test_weights_that_vllm_would_quantize_otherwise_are_refused(base: LoadedModel) -> None:
+    rounded = replace(base, quantization="nf4", dtype="bfloat16")
+    with open_vllm(rounded):
+        pass  # pocket:model is stored in bfloat16
+    with (
+        pytest.raises(ModelError, match="would quantize"),
+        open_vllm(replace(rounded, dtype="float16")),
+    ):
+        pass
+
+
+def test_a_missing_vllm_is_told_with_the_command(
+    composed: Composed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slimdown.config.schema.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"not installed; pip install 'slimdown\[vllm\]'"):
+        composed(*VLLM)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM itself")
+def test_vllm_itself_gives_nearly_the_answers_of_transformers(
+    store: MlflowClient, composed: Composed
+) -> None:
+    held = ["model.device=auto", "model.dtype=bfloat16"]
+    held += ["quantization.bnb_4bit_compute_dtype=bfloat16"]
+    asked = ["benchmark=[pocket_math]", "benchmark.pocket_math.limit=40", f"tuned={ADAPTER}"]
+    backends = [
+        read_responses(run_experiment(composed(*held, *asked, setting), RunInfo("one")))
+        for setting in ("evaluation.backend=vllm", "evaluation.backend=hf")
+    ]
+    for by_vllm, expected in zip(*backends, strict=True):
+        assert sum(map(eq, by_vllm, expected)) >= 30  # bfloat16 rounds
+    assert backends[0][0] != backends[0][1]
