@@ -1,4 +1,4 @@
-"""`slimdown sizes SETTING=VALUE ...`: bytes of the weights and trained parameters, by arithmetic.
+"""`slimdown sizes SETTING=VALUE ...`: bytes of weights and of a training step, by arithmetic.
 
 Settings are those of `slimdown run`; several values, as in lora.r=4,8,16, are rows. Only
 the model's config.json is downloaded.
@@ -11,8 +11,8 @@ from typing import Any
 from slimdown.commands.arguments import run_command
 
 _LEGEND = (
-    "Weights: parameters times bits, and the scales of quantized blocks. Training adds 16 bytes "
-    "for each trained parameter (AdamW), and what a batch needs."
+    "Weights: parameters times bits, and the scales of quantized blocks. Training: the weights as "
+    "set, 16 bytes for each trained parameter (AdamW), and a batch of rows of train.max_length."
 )
 
 
@@ -47,7 +47,7 @@ def _show_sizes(argv: list[str]) -> int:
 
     from slimdown.models.adapters import attach_adapter, check_base
     from slimdown.models.base_model import LoadedModel, load_outline, pick_dtype
-    from slimdown.models.memory import estimate_weight_bytes
+    from slimdown.models.memory import estimate_step_bytes, estimate_weight_bytes
 
     records: list[dict[str, Any]] = []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -61,13 +61,16 @@ def _show_sizes(argv: list[str]) -> int:
             is_4bit, is_8bit = name == "nf4", name == "int8"
             held = replace(config.quantization, load_in_8bit=is_8bit, load_in_4bit=is_4bit)
             sizes[f"{name} bytes"] = estimate_weight_bytes(outline, held, dtype)
-        sizes |= {"trained": None, "trained %": None}
+        sizes |= {"trained": None, "trained %": None, "training bytes": None}
         try:
             base = LoadedModel(outline, None, config.model.id, str(dtype))
             adapted = attach_adapter(base, config.method, config.lora, config.seed)
             trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
             sizes |= {"trained": trained, "trained %": 100 * trained / n_parameters}
-        except (NotImplementedError, RuntimeError, OSError):
+            step_bytes = estimate_step_bytes(adapted, config.train, dtype)
+            weight_bytes = sizes.get(f"{config.quantization.name} bytes", sizes["nf4 bytes"])
+            sizes["training bytes"] = weight_bytes + 16 * trained + step_bytes
+        except (NotImplementedError, RuntimeError, OSError, ValueError):
             pass  # prompt tuning starts from embeddings, which an outline does not have
         name = " ".join(run.overrides) or "as composed"
         records.append({"run": name, "model": config.model.id, **sizes})

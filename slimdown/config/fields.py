@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from math import isfinite
+from operator import attrgetter
 from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
+from slimdown.config import upstream
 from slimdown.utils.secrets import redact_uri
 
 _ALIASES = {  # what other tools call our settings, where no spelling is near
@@ -68,11 +70,15 @@ def list_settings(schema: type, prefix: str = "") -> dict[str, Any]:
     for name, kind in get_type_hints(schema).items():
         key = prefix + name
         types[key] = kind
-        if get_origin(kind) is dict:  # dataset.<name>, benchmark.<name>: any name
+        if get_origin(kind) is dict and get_args(kind)[1] is not Any:
+            # dataset.<name>, benchmark.<name>: any name
             key, kind = f"{key}.<name>", get_args(kind)[1]
             types[key] = kind
         if isinstance(kind, type) and is_dataclass(kind):
             types |= list_settings(kind, f"{key}.")
+        if name == "args" and prefix:
+            options = upstream.list_options(prefix[:-1], get_type_hints(schema))
+            types |= {f"{key}.{option}": text for option, text in options.items()}
     return types
 
 
@@ -85,8 +91,8 @@ def setting_type(key: str, schema: type) -> Any:
 @cache
 def explain_unknown_key(key: str, schema: type) -> str | None:
     """Say why a key names no setting, with the nearest that does; None where it names one."""
-    if setting_type(key, schema) is not None:
-        return None
+    if setting_type(key, schema) is not None or re.match(r"(model|lora|train)\.args\.", key):
+        return None  # `find_option_problems` says what is wrong with an option
     known, name = list(list_settings(schema)), key.rpartition(".")[2]
     close = [_ALIASES[name]] if name in _ALIASES else []
     close += [other for other in known if other.endswith(f".{key}") and other not in close]
@@ -122,3 +128,35 @@ def find_problems(node: Any, key: str = "") -> Iterator[str]:
             yield f"{path} {allowed.demand}, got {shown}{metadata[name]['advice']}"
     if hasattr(node, "problems"):
         yield from (f"{key}.{problem}".lstrip(".") for problem in node.problems())
+
+
+def find_option_problems(root: Any) -> Iterator[str]:
+    """Find what is wrong with the options that sections hand on to other libraries.
+
+    Args:
+        root: All settings.
+    """
+    for section in (s for s in upstream.SECTIONS if s not in root.idle_sections):
+        node, rules = getattr(root, section), upstream.read_rules(section)
+        accepted = upstream.list_options(section, vars(node))
+        for name, place in rules["names"].items():
+            names = [text.strip("'") for text in upstream.read_class(*place).values()]
+            names = [n for n in names if not upstream.explain_refused(section, f"{name}={n}")]
+            if (value := getattr(node, name)) not in names:
+                yield f"{section}.{name}={value} is no name of transformers{nearest(value, names)}"
+        for name, value in node.args.items():
+            key, option = f"{section}.args.{name}", f"{name}={redact_uri(str(value))[:80]}"
+            if name in vars(node):
+                yield f"{key} is a setting of its own: leave `args.` out"
+            elif reason := upstream.explain_refused(section, name):
+                yield f"{key} is not handed on: {reason}"
+            elif name not in accepted:
+                yield f"{key} is no option of {rules['owner']}{nearest(name, list(accepted))}"
+            elif reason := upstream.explain_type(accepted[name], value):
+                yield f"{key} {reason}, got {redact_uri(repr(value))[:80]}"
+            elif reason := upstream.explain_refused(section, option):
+                yield f"{section}.args.{option} is not handed on: {reason}"
+            for pattern, (setting, values, reason) in rules["clashes"].items():
+                is_meant = any(re.fullmatch(pattern, text) for text in (name, option))
+                if is_meant and re.fullmatch(values, str(attrgetter(setting)(root))):
+                    yield f"{section}.args.{option}: {reason}"

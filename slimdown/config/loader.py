@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from slimdown.config.fields import explain_unknown_key, find_problems
+from slimdown.config.fields import explain_unknown_key, find_option_problems, find_problems
 from slimdown.config.question_files import complete_benchmark
 from slimdown.config.schema import RunConfig
 from slimdown.utils.errors import ConfigError, describe_error
@@ -43,7 +43,7 @@ def load_config(composed: DictConfig) -> RunConfig:
     assert isinstance(config, RunConfig)
     # A file of a group sets its settings, where it is chosen.
     problems = [f"{key} must be set, or chosen by {key.partition('.')[0]}=..." for key in missing]
-    if problems := problems or list(find_problems(config)):
+    if problems := problems or [*find_problems(config), *find_option_problems(config)]:
         raise ConfigError("\n".join(problems))
     return config
 

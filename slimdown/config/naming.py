@@ -10,7 +10,8 @@ def flatten(config: RunConfig) -> dict[str, object]:
     flat: dict[str, object] = {}
 
     def walk(node: object, prefix: str) -> None:
-        if isinstance(node, dict) and node:
+        # An option's value stays whole: names in it are no settings.
+        if isinstance(node, dict) and ".args." not in prefix[:-1]:
             for key, value in node.items():
                 walk(value, f"{prefix}{key}.")
         else:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
@@ -24,10 +25,8 @@ from slimdown.config.keep_config import Keep, KeepConfig
 from slimdown.config.method_config import Method, MethodConfig
 from slimdown.config.paths import list_group_choices
 from slimdown.config.search_config import SearchConfig
+from slimdown.config.upstream import SECTIONS
 
-# Any other would be code from the hub.
-_ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-_ATTENTION = Range(f"must be one of {', '.join(_ATTENTIONS)}", _ATTENTIONS.__contains__)
 _FILLED = Range("must not be empty", str.strip)
 _FOLDER = Range("must be a folder that is there", os.path.isdir)
 _MARGIN = Range("must be above 0 and below 1 (0.02 is two points)", lambda share: 0 < share < 1)
@@ -105,19 +104,6 @@ class LossType(StrEnum):
 # What generates answers, alike for base and tuned model: transformers, or vLLM in a process of its
 # own. Likelihoods are always computed by slimdown.
 Backend = StrEnum("Backend", "hf vllm")
-# transformers' names, without those that want arguments of their own.
-Scheduler = StrEnum(
-    "Scheduler",
-    "linear cosine cosine_with_restarts polynomial constant constant_with_warmup inverse_sqrt",
-)
-Optimizer = StrEnum(
-    "Optimizer",
-    "adamw_torch adamw_torch_fused adamw_torch_4bit adamw_torch_8bit adamw_8bit adamw_bnb_8bit "
-    "paged_adamw_32bit paged_adamw_8bit adafactor sgd adagrad ademamix ademamix_8bit lion_8bit "
-    "lion_32bit paged_ademamix_32bit paged_ademamix_8bit paged_lion_32bit paged_lion_8bit rmsprop "
-    "rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit lomo adalomo grokadamw stable_adamw "
-    "schedule_free_radam schedule_free_adamw schedule_free_sgd",
-)
 
 
 class Role(StrEnum):
@@ -147,8 +133,9 @@ class ModelConfig:
     revision: str = "main"  # a branch, tag or commit of the hub
     dtype: Dtype = MISSING  # of everything that is not quantized
     device: Device = MISSING
-    # null: the best that transformers finds for the device
-    attn_implementation: str | None = ranged(_ATTENTION, None)
+    # what transformers' from_pretrained is given besides; `options.yaml` has the names
+    args: dict[str, Any] = field(default_factory=dict)
+    allow_kernels: bool = False  # run compiled code from the hub, where `args` names some
 
     @property
     def named(self) -> str:
@@ -156,6 +143,11 @@ class ModelConfig:
         return f"model.id={self.id}" + f" model.revision={self.revision}" * (
             self.revision != "main"
         )
+
+    @property
+    def file(self) -> dict[str, str]:
+        """The GGUF file that holds everything, where one is named."""
+        return {name: file for name, file in self.args.items() if name == "gguf_file"}
 
     @property
     def folder(self) -> Path | None:
@@ -216,6 +208,8 @@ class LoraConfig:
     lora_dropout: float = ranged(SHARE)
     # module names; [all-linear] for every linear layer but the head
     target_modules: list[str] = MISSING
+    # what else PEFT's LoraConfig has, where `options.yaml` says nothing against it
+    args: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_everywhere(self) -> bool:
@@ -229,7 +223,7 @@ class LoraConfig:
 
 @dataclass
 class TrainConfig:
-    """Fine-tuning; the fields but the first and the last are those of TRL's `SFTConfig`."""
+    """Fine-tuning; most fields are those of TRL's `SFTConfig`."""
 
     engine: Engine = MISSING
     num_train_epochs: float = ranged(POSITIVE)
@@ -238,11 +232,11 @@ class TrainConfig:
     gradient_accumulation_steps: int = ranged(COUNT)
     per_device_eval_batch_size: int = ranged(COUNT)
     learning_rate: float = ranged(POSITIVE)
-    lr_scheduler_type: Scheduler = MISSING
+    lr_scheduler_type: str = MISSING
     warmup_steps: float = ranged(_WARMUP)
     weight_decay: float = ranged(NOT_NEGATIVE)
     max_grad_norm: float = ranged(POSITIVE)
-    optim: Optimizer = MISSING
+    optim: str = MISSING
     # longer examples are cut at the end
     max_length: int = ranged(Range("must be at least 8 tokens", lambda n: n >= 8))
     # false: the loss is over prompt and completion, as in the paper
@@ -256,6 +250,8 @@ class TrainConfig:
     stop_on_forgetting: bool = False
     look_steps: int = ranged(COUNT, 50)  # between two looks
     look_questions: int = ranged(COUNT, 100)  # the first ones of each benchmark, at every look
+    # what else TRL's SFTConfig has, where `options.yaml` says nothing against it
+    args: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -361,7 +357,9 @@ class RunConfig:
         id_, at, revision = self.tuned.rpartition("@")
         if not at or os.path.exists(os.path.expanduser(self.tuned)):
             id_, revision = self.tuned, "main"
-        return TunedModelConfig(**{**vars(self.model), "id": id_, "revision": revision})
+        args = {name: self.model.args[name] for name in self.model.args if name != "gguf_file"}
+        own = {"id": id_, "revision": revision, "args": args}
+        return TunedModelConfig(**vars(self.model) | own)
 
     def problems(self) -> Iterator[str]:
         for group, members in (("dataset", self.dataset), ("benchmark", self.benchmark)):
@@ -442,4 +440,7 @@ class RunConfig:
             yield f"{named} takes method={able}, got {self.method.name} with r={lora.r}; {advice}"
 
 
-ConfigStore.instance().store(name="schema", node=RunConfig)
+_SCHEMA: Any = OmegaConf.structured(RunConfig)
+for _section in SECTIONS:
+    OmegaConf.set_struct(_SCHEMA[_section].args, False)  # new names need no + before them
+ConfigStore.instance().store(name="schema", node=_SCHEMA)

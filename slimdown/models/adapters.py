@@ -57,6 +57,7 @@ def attach_adapter(base: LoadedModel, method: MethodConfig, lora: LoraConfig, se
         settings = asdict(lora)
         settings["use_rslora"] = method.name is Method.rslora
         settings["use_dora"] = method.name is Method.dora
+        settings |= settings.pop("args")
         if lora.is_everywhere:
             settings["target_modules"] = "all-linear"
     elif method.name is Method.prompt:  # PEFT's default is noise, far from any embedding
@@ -73,7 +74,7 @@ def check_base(config: RunConfig) -> None:
     Raises:
         ModelError: One is not.
     """
-    modules = dict(load_outline(config.model).named_modules())
+    modules = dict(load_outline(config.model, None, config.quantization.name).named_modules())
     trained: LoraConfig | MethodConfig = config.lora if config.method.is_lora else config.method
     for target in [] if config.tuned else trained.target_modules or []:
         if target != "all-linear" and not any(f".{n}".endswith(f".{target}") for n in modules):

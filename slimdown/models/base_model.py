@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,26 +66,32 @@ def load_base_model(
     source = str(config.folder or config.id)
     common: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
     with quiet_libraries(), explain_hub_errors(config.named):
-        outline = load_outline(config, dtype)
-        needed = estimate_weight_bytes(outline, quantization, dtype)
+        outline = load_outline(config, dtype, quantization.name)
+        own = getattr(outline.config, "quantization_config", None) or {}
+        # What came quantized needs at least so much.
+        held = replace(quantization, load_in_4bit=bool(own) or quantization.load_in_4bit)
+        needed = estimate_weight_bytes(outline, held, dtype)
         if needed > (free := free_memory(device)):
             raise ModelError(
                 f"{config.named} needs {needed / 2**30:.1f} GiB for its weights with "
                 f"quantization={quantization.name}, and {free / 2**30:.1f} GiB are free on "
                 f"{device.type}; choose a smaller model, quantization=nf4, or another machine"
             )
-        bitsandbytes = None
+        quantized: Any = None
+        if "gguf_file" in config.args:  # left packed, it could neither be trained nor saved
+            quantized = transformers.GgufConfig(dequantize=True)
         if quantization.name != "none":
             settings: dict[str, Any] = asdict(quantization)
             settings["bnb_4bit_compute_dtype"] = pick_dtype(
                 quantization.bnb_4bit_compute_dtype, device
             )
-            bitsandbytes = transformers.BitsAndBytesConfig(**settings)
+            quantized = transformers.BitsAndBytesConfig(**settings)
         tokenizer = tokenizer or load_base_tokenizer(config)
         common |= {"dtype": dtype, "device_map": {"": str(device)}, "use_safetensors": True}
-        common |= {"attn_implementation": config.attn_implementation, "output_loading_info": True}
+        common |= {"quantization_config": quantized} if quantized else {}  # None: not even its own
+        common |= {"output_loading_info": True, **config.args}
         loader: Any = transformers.AutoModelForCausalLM
-        model, info = loader.from_pretrained(source, quantization_config=bitsandbytes, **common)
+        model, info = loader.from_pretrained(source, **common)
     if missing := sorted(info["missing_keys"]):  # transformers makes them up
         raise ModelError(
             f"{config.named}: {len(missing)} of the weights that its config.json describes are not "
@@ -98,7 +104,8 @@ def load_base_model(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     check_numbers(config.named, model.eval())
-    commit = Path(str(cached_file(source, "config.json", revision=config.revision))).parent.name
+    file = config.args.get("gguf_file", "config.json")
+    commit = Path(str(cached_file(source, file, revision=config.revision))).parent.name
     revision = f"sha256:{hash_folder(config.folder)}" if config.folder else commit
     license_ = ""
     with suppress(Exception):  # there is no card, or no hub: nothing depends on it
@@ -106,11 +113,12 @@ def load_base_model(
         license_ = str(card.data.get("license") or "")
     identity = {
         "weights": revision if config.folder else f"{config.id}@{revision}",
-        "quantization": str(bitsandbytes and bitsandbytes.to_dict()),
+        "quantization": str(quantized and quantized.to_dict()),
         "dtype": str(dtype),
         "attention": model.config._attn_implementation,
         "tokenizer": hash_tokenizer(tokenizer),
         **describe_computation(device),
+        **({"args": config.args} if config.args else {}),
     }
     return LoadedModel(
         model=model,
@@ -118,7 +126,7 @@ def load_base_model(
         id=config.id,
         dtype=str(dtype).removeprefix("torch."),
         revision=revision,
-        quantization=quantization.name,
+        quantization=str(own.get("quant_method", "own")) if own else quantization.name,
         device=device.type,
         n_parameters=sum(parameter.numel() for parameter in outline.parameters()),
         memory_bytes=model.get_memory_footprint(),
@@ -127,24 +135,35 @@ def load_base_model(
     )
 
 
-def load_outline(config: ModelConfig, dtype: torch.dtype | None = None) -> Any:
+def load_outline(config: ModelConfig, dtype: Any = None, quantization: str = "none") -> Any:
     """Build the model without its numbers, on torch's meta device; no weights are fetched.
 
+    Args:
+        config: Which model.
+        dtype: Of the weights; None: that of the files.
+        quantization: The name of what its weights shall be quantized to.
+
     Raises:
-        ModelError: It cannot be had, or is no causal language model of transformers.
+        ModelError: It cannot be had, is no causal language model of transformers, or is quantized
+            already and should be quantized again.
     """
     import transformers
 
     source = str(config.folder or config.id)
+    shaping = {k: v for k, v in config.args.items() if k.endswith("_implementation")}
     with explain_hub_errors(config.named):
         architecture = transformers.AutoConfig.from_pretrained(
-            source, revision=config.revision, trust_remote_code=False
+            source, revision=config.revision, trust_remote_code=False, **config.file
         )
+        own = getattr(architecture, "quantization_config", None) or config.file
+        if own and quantization != "none":
+            raise ModelError(
+                f"{config.named} is quantized already, and quantization={quantization} would "
+                "round its weights a second time; set quantization=none"
+            )
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(
-                architecture,
-                attn_implementation=config.attn_implementation,
-                dtype=dtype or architecture.dtype,
+                architecture, dtype=dtype or architecture.dtype, **shaping
             )
 
 
@@ -165,7 +184,11 @@ def load_base_tokenizer(config: ModelConfig) -> Any:
         ModelError: It cannot be had.
     """
     with quiet_libraries(), explain_hub_errors(config.named):
-        return load_tokenizer(config.folder or config.id, revision=config.revision)
+        source, revision = config.folder or config.id, config.revision
+        tokenizer = load_tokenizer(source, revision=revision, **config.file)
+        # Where a GGUF file lies beside a tokenizer's own files, transformers reads half of these.
+        is_half = config.file and tokenizer.eos_token is None
+        return load_tokenizer(source, revision=revision) if is_half else tokenizer
 
 
 def check_numbers(setting: str, model: Any) -> None:

@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import nn
 
-from slimdown.config.schema import QuantizationConfig
+from slimdown.config.schema import QuantizationConfig, TrainConfig
 from slimdown.utils.distributed import process_count
 
 # bitsandbytes: the numbers of a block share a scale, and so do quantized scales in turn.
@@ -45,6 +45,29 @@ def estimate_weight_bytes(
         return int(held + n_quantized + 4 * n_rows)
     scale_bytes = 1 + 4 / _SCALES_BLOCK if quantization.bnb_4bit_use_double_quant else 4
     return int(held + n_quantized / 2 + scale_bytes * n_quantized / _BLOCK)
+
+
+def estimate_step_bytes(model: Any, train: TrainConfig, dtype: torch.dtype) -> int:
+    """Estimate what a training step holds besides the weights: activations, and logits.
+
+    Args:
+        model: Like Llama, with its adapter; the numbers are not needed.
+        train: How large a batch is; all tokens of it are trained on.
+        dtype: That it computes in.
+
+    Returns:
+        Bytes; what torch keeps for the backward pass is within a tenth of it in half precision.
+    """
+    config, size = model.config.get_text_config(), dtype.itemsize
+    width, n_layers = config.hidden_size, config.num_hidden_layers
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    # Norms compute in float32, and LoRA does: each of its layers keeps its input so.
+    adapted = sum(4 * layer.in_features for layer in model.modules() if hasattr(layer, "lora_A"))
+    layer = 8 * width + size * (3 * inner + 4 * width) + adapted // n_layers
+    # Checkpoints: what enters each layer, and one layer that is computed again.
+    layers = size * width * n_layers + layer if train.gradient_checkpointing else layer * n_layers
+    logits = (8 + size) * config.vocab_size  # with their float32 values, and their softmax
+    return int(train.per_device_train_batch_size * train.max_length * (layers + logits))
 
 
 def free_memory(device: torch.device) -> int:

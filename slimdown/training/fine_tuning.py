@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from trl.data_utils import pack_dataset
 
 from slimdown.config.method_config import Method
 from slimdown.config.schema import Engine, OnProgress, RunConfig
@@ -59,7 +60,7 @@ def prepare_training(
     rows = tokenize_rows(
         train_data, base.tokenizer, config.train, base.device == "cpu", config.seed
     )
-    rows = apply_keep(base, rows, config)
+    rows, options = apply_keep(base, rows, config), config.train.args
     # A copy that shares the weights: PEFT, TRL and the Trainer change a model in place.
     tensors = list(chain(base.model.parameters(), base.model.buffers()))
     states = [t.quant_state for t in tensors if getattr(t, "quant_state", None) is not None]
@@ -73,6 +74,7 @@ def prepare_training(
     def take_step(model: Any, folder: str, trial: TokenizedRows) -> float:
         trainer = build_trainer(model, base.tokenizer, trial, config, Path(folder))
         trainer.create_optimizer_and_scheduler(num_training_steps=10)  # fails where one is missing
+        trainer.get_train_dataloader()  # fails where its options do not fit together
         batch = trainer.data_collator(list(trial.train))
         batch = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in batch.items()}
         model.eval()  # without dropout
@@ -87,22 +89,32 @@ def prepare_training(
         with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
             model = attach_adapter(twin, config.method, config.lora, config.seed)
             padded_loss, loss = take_step(model, folder, padded), math.nan
-            if supports_padding_free(model):
+            # NEFTune's noise goes by the length of a row, and rows laid end to end are one.
+            if supports_padding_free(model) and not options.get("neftune_noise_alpha"):
                 with suppress(Exception):  # then its rows are padded
                     loss = take_step(model, folder, replace(padded, is_padding_free=True))
     except SlimdownError:
         raise
     except Exception as error:  # models, adapters and optimizers are other people's code
+        advice = "change train.args and lora.args, or " * bool(options or config.lora.args)
         raise ModelError(
             f"method={config.method.name} cannot train {base.id} here: {describe_error(error)}; "
-            "choose another method, quantization=none, or another model"
+            f"{advice}choose another method, quantization=none, or another model"
         ) from error
     finally:
         for parameter, is_trained in trained:
             parameter.requires_grad_(is_trained).grad = None
     if abs(loss - padded_loss) <= _ROUNDING[base.dtype] * max(abs(padded_loss), 1e-2):
+        if options.get("packing"):
+            with quiet_libraries():
+                rows = replace(rows, train=pack_dataset(rows.train, config.train.max_length))
         return replace(rows, is_padding_free=True)
-    note = "training pads its rows, which is slower: this model may mix unpadded ones"
+    if options.get("packing"):
+        raise ModelError(
+            "train.args.packing=true wants rows without padding, which this model, this method or "
+            "NEFTune may mix; leave it out"
+        )
+    note = "training pads its rows, which is slower: this model or NEFTune may mix unpadded ones"
     return replace(rows, notes=[*rows.notes, note])
 
 
@@ -166,7 +178,10 @@ def fine_tune(
                     resume = broadcast_from_main(newest and str(newest.parent))
                     seconds = trainer.train(resume_from_checkpoint=resume).metrics["train_runtime"]
                 peak_bytes = peak()
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, ValueError) as error:
+            if train.args and not isinstance(error, RuntimeError):
+                reason = describe_error(error)
+                raise ModelError(f"train.args={train.args}: {reason}; change them") from error
             if not is_out_of_memory(error):
                 raise
             raise ModelError(

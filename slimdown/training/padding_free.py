@@ -1,5 +1,6 @@
 """Train on batches without padding, each row attending within itself, where attention is SDPA."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
@@ -28,7 +29,7 @@ def supports_padding_free(model: Any) -> bool:
         and getattr(config, "sliding_window", None) is None
         and inner._supports_attention_backend
         and not inner._is_stateful
-        and inner.config._attn_implementation in ("sdpa", "flash_attention_2", "flash_attention_3")
+        and re.search("sdpa|flash_?att", inner.config._attn_implementation) is not None
         and not learns_prompt(model)
     )
 

@@ -33,7 +33,7 @@ _DIVERGENCE_ROWS = 32  # on a CPU two forwards of all rows take as long as both 
 _USED_BEFORE = ("max_length", "completion_only_loss", "assistant_only_loss")  # by tokenizing
 _LOGGED = ("loss", "learning_rate", "grad_norm")
 _OURS = ("engine", "checkpoint_minutes", "loss_type", "stop_on_forgetting")
-_NOT_TRL = (*_OURS, "look_steps", "look_questions", *_USED_BEFORE)
+_NOT_TRL = (*_OURS, "look_steps", "look_questions", "packing", *_USED_BEFORE)
 
 Look = Callable[[Any, int], tuple[bool, str]]
 """Takes the model and the number of looks in all; says whether each measured loss is within its
@@ -143,7 +143,11 @@ def build_trainer(
         config: The checked settings.
         folder: Where checkpoints go.
     """
-    settings = {name: value for name, value in asdict(config.train).items() if name not in _NOT_TRL}
+    settings = asdict(config.train)
+    settings |= settings.pop("args")
+    settings = {name: value for name, value in settings.items() if name not in _NOT_TRL}
+    if any(name.startswith("torch_compile") for name in settings):
+        settings["tf32"] = False  # which compiling switches on in the whole process
     arguments = SFTConfig(
         str(folder),
         **settings,

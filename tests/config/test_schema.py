@@ -95,6 +95,14 @@ def test_a_tuned_model_has_the_numbers_of_its_base(composed: Compose) -> None:
     assert composed().tuned_model is None
 
 
+def test_an_option_is_a_setting_and_none_is_not(composed: Compose) -> None:
+    plain = flatten(composed())
+    chosen = flatten(composed("train.args.packing=true", "lora.args.rank_pattern.q_proj=2"))
+    options = {"train.args.packing": True, "lora.args.rank_pattern": {"q_proj": 2}}
+    assert chosen == plain | options
+    assert not any("args" in key for key in plain)
+
+
 def test_settings_that_are_idle_do_not_count(composed: Compose) -> None:
     assert "lora.r" in flatten(composed())
     assert "lora.r" not in flatten(composed("method=ia3"))

@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import build_tiny_model
 
 from slimdown import pocket
 from slimdown.config.schema import Device, Dtype, ModelConfig, RunConfig
+from slimdown.models.adapters import check_base
 from slimdown.models.base_model import (
     LoadedModel,
     load_base_model,
@@ -20,7 +23,11 @@ from slimdown.models.base_model import (
     measure_bfloat16_speedup,
     pick_dtype,
 )
-from slimdown.models.memory import estimate_weight_bytes, is_out_of_memory
+from slimdown.models.memory import (
+    estimate_step_bytes,
+    estimate_weight_bytes,
+    is_out_of_memory,
+)
 from slimdown.utils.errors import ModelError
 from slimdown.utils.hashing import hash_json
 
@@ -75,6 +82,41 @@ def test_estimated_bytes_are_those_held(quantization: str, dtype: str, composed:
     )
 
 
+def test_estimated_activations_are_those_kept(composed: Composed) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 768, "vocab_size": 64, "head_dim": 64}
+    model = build_tiny_model("llama", **sizes).to(torch.bfloat16).train()
+    lora = peft.LoraConfig(target_modules=["q_proj", "k_proj", "v_proj"])
+    adapted = peft.get_peft_model(model, lora)
+    own = {parameter.untyped_storage().data_ptr() for parameter in adapted.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if (place := tensor.untyped_storage().data_ptr()) not in own:
+            kept[place] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        adapted(input_ids=torch.zeros(1, 128, dtype=torch.int64), use_cache=False)
+    held = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    settings = ("train.per_device_train_batch_size=1", "train.max_length=128")
+    estimated = estimate_step_bytes(adapted, composed(*settings).train, torch.bfloat16)
+    assert estimated - 128 * (8 + 2) * 64 == pytest.approx(held, rel=0.1)  # all but the logits
+
+
+def test_a_quantized_base_is_loaded_as_it_is(composed: Composed, tmp_path: Path) -> None:
+    base = load(composed)
+    base.model.save_pretrained(tmp_path)
+    base.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"is quantized already, .*set quantization=none"):
+        check_base(composed(f"model.id={tmp_path}"))
+    again = load(composed, f"model.id={tmp_path}", "quantization=none")
+    assert again.quantization == "bitsandbytes"
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        logits = [one.model(input_ids=tokens).logits for one in (base, again)]
+    assert torch.equal(*logits)
+
+
 def test_an_identity_is_of_content_and_not_of_place(composed: Composed, tmp_path: Path) -> None:
     base = load(composed)
     same = load(composed, f"model.id={copy_pocket(tmp_path / 'copy')}")
@@ -84,7 +126,7 @@ def test_an_identity_is_of_content_and_not_of_place(composed: Composed, tmp_path
     templated = copy_pocket(tmp_path / "templated")
     (templated / "chat_template.jinja").write_text("{{ messages[0].content }}")
     others = [f"model.id={edited}", f"model.id={templated}", "model.dtype=bfloat16"]
-    others += ["quantization=none", "model.attn_implementation=eager"]
+    others += ["quantization=none", "model.args.attn_implementation=eager"]
     digests = {hash_json(load(composed, setting).identity) for setting in others}
     assert len(digests - {hash_json(base.identity)}) == len(others)
 
