@@ -80,6 +80,7 @@ def check_training(quantization: str, load: Load, limit: int) -> Finding:
     with TemporaryDirectory() as folder:
         _, result = fine_tune(base, rows, config, Path(folder), lambda _: None, lambda *_: None)
     _, base, _ = load(f"quantization={quantization}")
+    lora = {name: value for name, value in asdict(config.lora).items() if name != "args"}
     # TRL checkpoints gradients, and has a loss of its own.
     names = set(SFTConfig.__dataclass_fields__) - {"gradient_checkpointing", "loss_type"}
     settings = {name: value for name, value in asdict(config.train).items() if name in names}
@@ -94,7 +95,7 @@ def check_training(quantization: str, load: Load, limit: int) -> Finding:
             arguments,
             train_dataset=data.parts[0].train,
             processing_class=base.tokenizer,
-            peft_config=peft.LoraConfig(**asdict(config.lora), task_type="CAUSAL_LM"),
+            peft_config=peft.LoraConfig(**lora, task_type="CAUSAL_LM"),
         )
         trainer.remove_callback(transformers.PrinterCallback)
         seconds, stock_peak = trainer.train().metrics["train_runtime"], peak()
