@@ -41,6 +41,8 @@ class LoadedModel:
     memory_bytes: int = 0  # of weights and buffers
     identity: Mapping[str, Any] = field(default_factory=dict)  # what the answers depend on
     license: str = ""
+    files: str = ""  # the folder of its weights
+    adapter: str = ""  # the folder of what lies on them
 
 
 def load_base_model(
@@ -105,8 +107,8 @@ def load_base_model(
             module.support_avx512bf16_for_cpu = False
     check_numbers(config.named, model.eval())
     file = config.args.get("gguf_file", "config.json")
-    commit = Path(str(cached_file(source, file, revision=config.revision))).parent.name
-    revision = f"sha256:{hash_folder(config.folder)}" if config.folder else commit
+    files = Path(str(cached_file(source, file, revision=config.revision))).parent
+    revision = f"sha256:{hash_folder(config.folder)}" if config.folder else files.name
     license_ = ""
     with suppress(Exception):  # there is no card, or no hub: nothing depends on it
         card = ModelCard.load(str(cached_file(source, "README.md", revision=config.revision)))
@@ -132,6 +134,7 @@ def load_base_model(
         memory_bytes=model.get_memory_footprint(),
         identity=identity,
         license=license_,
+        files=str(files),
     )
 
 

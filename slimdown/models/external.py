@@ -60,7 +60,8 @@ class ExternalModel:
             identity = identify_adapted(self.base.identity, self.folder)
             digest = f"sha256:{hash_folder(self.folder)}"
             revision = digest if self.config.folder else self.folder.name  # the hub's: the commit
-            tuned = replace(self.base, model=model, id=self.config.id, revision=revision)
+            tuned = replace(self.base, model=model, id=self.config.id, adapter=str(self.folder))
+            tuned = replace(tuned, revision=revision)
         identity = {**identity, "tokenizer": hash_tokenizer(self.tokenizer)}
         return replace(tuned, tokenizer=self.tokenizer, identity=identity)
 

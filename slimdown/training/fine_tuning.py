@@ -242,7 +242,8 @@ def fine_tune(
         n_untrained=rows.n_untrained,
         peak_bytes=peak_bytes,
     )
-    return replace(base, model=model.eval(), identity=identity), result
+    place: dict[str, Any] = {"files" if method.trains_weights else "adapter": str(output_dir)}
+    return replace(base, model=model.eval(), identity=identity, **place), result
 
 
 @contextmanager
