@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 from tiny_benchmarks import make_prompts
 
-from slimdown.config.schema import RunConfig
+from slimdown.config.schema import RunConfig, count_gpus
 from slimdown.evaluation.vllm_backend import check_adapter, open_vllm
 from slimdown.experiment import run_experiment
 from slimdown.models.base_model import LoadedModel, load_base_model
@@ -149,8 +149,7 @@ def test_a_missing_vllm_is_told_with_the_command(
         composed(*VLLM)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM itself")
+@pytest.mark.skipif(not (find_spec("vllm") and count_gpus()), reason="needs vLLM and a GPU")
 def test_vllm_itself_gives_nearly_the_answers_of_transformers(
     store: MlflowClient, composed: Composed
 ) -> None:
