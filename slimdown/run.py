@@ -18,7 +18,7 @@ from slimdown.config.command_line import compose_runs, read_command_line
 from slimdown.config.loader import reword
 from slimdown.config.paths import CONF_DIR
 from slimdown.config.schema import Backend, Engine
-from slimdown.utils.distributed import process_count, process_rank
+from slimdown.utils.distributed import check_launcher, process_count, process_rank
 from slimdown.utils.errors import ConfigError, DataError, SlimdownError
 
 
@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
 
 def _start(arguments: list[str]) -> int:
     line = read_command_line(arguments)
+    check_launcher()
     if process_rank() > 0:  # of accelerate or torchrun; the first process says what is wrong
         with suppress(SlimdownError):
             config = compose_runs(line).runs[0].config

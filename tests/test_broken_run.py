@@ -13,6 +13,7 @@ from commands_and_runs import find_runs, run_command
 from conftest import SMALL
 from mlflow import MlflowClient
 
+from slimdown import run
 from slimdown.config.schema import RunConfig
 from slimdown.experiment import run_experiment
 from slimdown.tracking.provenance import RunInfo
@@ -109,6 +110,15 @@ def test_a_share_that_leaves_too_few_questions_ends_a_run_before_it_trains(
     with pytest.raises(SlimdownError, match=r"holdout=0\.99 would split the 8 questions"):
         run_experiment(composed(*SMALL, "evaluation.holdout=0.99"), RunInfo("one"))
     assert "] training" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("library", ["FSDP", "DEEPSPEED"])
+def test_a_launcher_that_splits_the_model_is_refused(
+    library: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{library}", "true")
+    assert run.main(["lora.r=4"]) == 1
+    assert f"with {library}, and each process" in capsys.readouterr().err
 
 
 def test_help_shows_groups_settings_and_examples(tmp_path: Path) -> None:

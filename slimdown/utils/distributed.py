@@ -14,6 +14,20 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
 
 
+def check_launcher() -> None:
+    """Refuse a launcher that would split the model over processes.
+
+    Raises:
+        ConfigError: It is accelerate with FSDP or DeepSpeed.
+    """
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1"):
+            raise ConfigError(
+                f"accelerate launches this with {name}, and each process of slimdown holds the "
+                "whole model; train with TRL's own script there, then slimdown run tuned=FOLDER"
+            )
+
+
 def process_rank() -> int:
     """Return which of them this is; 0 measures, writes the record and prints."""
     return int(os.environ.get("RANK", 0)) if "LOCAL_RANK" in os.environ else 0
