@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import trl
 from conftest import SMALL
 from torch.nn import functional
 from training_run import TrainingRun
@@ -189,17 +190,27 @@ def test_dft_weighs_tokens_as_trl_does(composed: Composed, tmp_path: Path) -> No
     run = TrainingRun(config)
     model = attach_adapter(run.base, config.method, config.lora, config.seed)
     rows = replace(run.rows, train=run.rows.train.select(range(8)), is_padding_free=False)
+    options: dict[str, Any] = {
+        "max_length": None,
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+    }
+    options["dataset_kwargs"] = {"skip_prepare_dataset": True}
+    stock = trl.SFTTrainer(
+        model=model,
+        args=trl.SFTConfig(str(tmp_path), loss_type="dft", **options),
+        processing_class=run.base.tokenizer,
+        train_dataset=rows.train,
+    )
     trainer = build_trainer(model, run.base.tokenizer, rows, config, tmp_path)
-    trainer.args.loss_type = "dft"  # what TRL's own loss reads
     losses = []
-    for takes_plain_loss in (True, False):
-        trainer.takes_plain_loss = takes_plain_loss
+    for each in (stock, trainer):
         batch = trainer.data_collator(list(rows.train))
-        losses.append(float(trainer.compute_loss(model.train(), batch)))
+        losses.append(float(each.compute_loss(model.train(), batch)))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[0] < 1 / math.e  # the most of -p log p
     trainer.is_dft = False
-    trainer.takes_plain_loss = True
     assert float(trainer.compute_loss(model, trainer.data_collator(list(rows.train)))) > 1
 
 
