@@ -65,11 +65,12 @@ def open_vllm(model: LoadedModel) -> Iterator[Callable[[list[Any]], list[str]]]:
 
     stored = str(AutoConfig.from_pretrained(model.files).dtype).removeprefix("torch.")
     has_experts = any(name.endswith("experts") for name, _ in model.model.named_modules())
-    if model.quantization != "none" and (has_experts or {stored, model.dtype} != {"bfloat16"}):
+    held = model.quantization, stored, model.dtype, has_experts
+    if model.quantization != "none" and held != ("nf4", "bfloat16", "bfloat16", False):
         raise ModelError(
             f"evaluation.backend=vllm would quantize {model.id} otherwise than it is trained: that "
-            f"takes bfloat16 and no experts; found weights in {stored}, computed in {model.dtype}"
-            f"{', and experts' * has_experts}; set evaluation.backend=hf"
+            f"takes nf4, bfloat16 and no experts; found {model.quantization} of weights in {stored}"
+            f", computed in {model.dtype}{', and experts' * has_experts}; set evaluation.backend=hf"
         )
     with ExitStack() as stack:
         pipe: Any = None

@@ -134,11 +134,9 @@ def test_weights_that_vllm_would_quantize_otherwise_are_refused(base: LoadedMode
     rounded = replace(base, quantization="nf4", dtype="bfloat16")
     with open_vllm(rounded):
         pass  # pocket:model is stored in bfloat16
-    with (
-        pytest.raises(ModelError, match="would quantize"),
-        open_vllm(replace(rounded, dtype="float16")),
-    ):
-        pass
+    for odd in (replace(rounded, dtype="float16"), replace(rounded, quantization="gptq")):
+        with pytest.raises(ModelError, match="would quantize"), open_vllm(odd):
+            pass
 
 
 def test_a_missing_vllm_is_told_with_the_command(
