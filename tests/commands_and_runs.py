@@ -1,5 +1,8 @@
 """Start a command as its user does, and find what it recorded."""
 
+import contextlib
+import importlib
+import io
 import os
 import subprocess
 import sys
@@ -20,6 +23,19 @@ def run_command(folder: Path, *arguments: str, **environment: str) -> Result:
         timeout=600,
         env={**os.environ, **environment},
     )
+
+
+def call_verb(folder: Path, verb: str, *arguments: str) -> Result:
+    """Do what `slimdown VERB ...` does in a folder, without a process that imports torch first."""
+    out, err = io.StringIO(), io.StringIO()
+    main = importlib.import_module(f"slimdown.commands.{verb}").main
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        code = main(list(arguments))
+    return Result([verb, *arguments], code, out.getvalue(), err.getvalue())
 
 
 def find_runs(client: MlflowClient, kind: str = "tuned") -> list[Run]:

@@ -12,6 +12,7 @@ if "HF_ENDPOINT" not in os.environ:
 os.environ["TQDM_DISABLE"] = "1"
 
 import pytest
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 
@@ -22,9 +23,14 @@ from slimdown.config.schema import RunConfig
 
 @pytest.fixture(scope="session")
 def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database, made once: a fresh one takes about six seconds."""
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{file}").search_experiments(max_results=1)
+    """An empty MLflow database, made once for all of xdist's processes: it takes six seconds."""
+    folder = tmp_path_factory.getbasetemp()
+    file = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "mlflow.db"
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            new = folder / "new.db"
+            MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+            shutil.copy(new, file)
     return file
 
 

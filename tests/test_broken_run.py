@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands_and_runs import find_runs, run_command
+from commands_and_runs import call_verb, find_runs, run_command
 from conftest import SMALL
 from mlflow import MlflowClient
 
@@ -21,11 +21,11 @@ from slimdown.utils.errors import SlimdownError
 
 
 def test_sizes_of_several_ranks_are_listed(tmp_path: Path) -> None:
-    done = run_command(tmp_path, "slimdown", "sizes", "lora.r=4,8")
+    done = call_verb(tmp_path, "sizes", "lora.r=4,8")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "28,672" in done.stdout or "28.7" in done.stdout, done.stdout  # trained at rank 8
-    done = run_command(tmp_path, "slimdown", "sizes", "lora.target_modules=[nope]")
+    done = call_verb(tmp_path, "sizes", "lora.target_modules=[nope]")
     assert done.returncode == 1
     assert "target_modules: pocket:model has no nope; its linear layers are" in done.stderr
 

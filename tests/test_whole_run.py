@@ -1,14 +1,14 @@
 """Whole runs through the real commands: what you see, and what MLflow holds."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from commands_and_runs import Result, find_runs, run_command
+from commands_and_runs import Result, call_verb, find_runs, run_command
 from conftest import SMALL
-from golden.make import ADAPTERS
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from safetensors.torch import load_file
@@ -115,10 +115,7 @@ def test_a_sweep_is_compared_checked_and_listed(
     sweep: tuple[Path, Result], client: MlflowClient
 ) -> None:
     first, second = (run.info.run_id for run in find_runs(client))
-
-    def run_verb(*arguments: str) -> Result:
-        return run_command(sweep[0], "slimdown", *arguments)
-
+    run_verb = partial(call_verb, sweep[0])
     table = run_verb("compare", "--format", "csv")
     assert table.returncode == 0, table.stderr
     assert len(table.stdout.splitlines()) == 3
@@ -151,8 +148,8 @@ def test_a_scaled_adapter_is_saved_and_answers_as_it_was_measured(
     sweep: tuple[Path, Result], client: MlflowClient
 ) -> None:
     run, _ = find_runs(client)[:2]
-    scale = ["scale", run.info.run_id, "--scales", "0,0.5,1", "--max-loss", "0.9", "--save", "half"]
-    done = run_command(sweep[0], "slimdown", *scale, "-o", "scales.json")
+    scale = [run.info.run_id, "--scales", "0,0.5,1", "--max-loss", "0.9", "--save", "half"]
+    done = call_verb(sweep[0], "scale", *scale, "-o", "scales.json")
     assert done.returncode in (0, 2), done.stderr  # eight questions a benchmark may not tell
     rows = json.loads((sweep[0] / "scales.json").read_text())["rows"]
     assert [row["scale"] for row in rows] == [0, 0.5, 1]
@@ -173,20 +170,7 @@ def test_a_run_is_merged_into_one_model(sweep: tuple[Path, Result], client: Mlfl
     from transformers import AutoModelForCausalLM
 
     run, _ = find_runs(client)[:2]
-    done = run_command(sweep[0], "slimdown", "merge", run.info.run_id, "--out", "merged")
+    done = call_verb(sweep[0], "merge", run.info.run_id, "--out", "merged")
     assert done.returncode == 0, done.stderr
     assert "model_name: merged" in (sweep[0] / "merged" / "README.md").read_text()
     assert AutoModelForCausalLM.from_pretrained(sweep[0] / "merged").config.model_type == "llama"
-
-
-def test_a_run_that_stops_early_asks_the_base_everything(
-    sweep: tuple[Path, Result], client: MlflowClient
-) -> None:
-    questions = [f"benchmark.{name}.limit=150" for name in BENCHMARKS]
-    arguments = [f"tuned={ADAPTERS / 'pocket'}", *questions, "evaluation.until=decided"]
-    done = run_command(sweep[0], "slimdown.run", *arguments)
-    assert done.returncode == 0, done.stderr
-    run = find_runs(client)[-1]
-    changes = read_artifact(client, run, "findings.json")["benchmarks"]
-    assert all(change["n_available"] == 150 for change in changes.values())
-    assert any(change["n"] < 150 for change in changes.values())

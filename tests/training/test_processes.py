@@ -4,17 +4,20 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import SMALL
+from training_run import TrainingRun
 
+from slimdown.config.schema import RunConfig
 from slimdown.utils import distributed
 from slimdown.utils.errors import ConfigError
 
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from conftest import SMALL
 from training_run import TrainingRun
 from hydra import compose, initialize_config_dir
 from slimdown.config.loader import load_config
@@ -23,7 +26,7 @@ from slimdown.utils.distributed import broadcast_from_main, process_count, proce
 
 folder, settings = Path(sys.argv[1]), sys.argv[2:]
 with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-    config = load_config(compose("config", overrides=[*SMALL, *settings]))
+    config = load_config(compose("config", overrides=settings))
 assert broadcast_from_main("go" if process_rank() == 0 else None) == "go"
 run = TrainingRun(config)
 tuned, result = run.train(folder if process_rank() == 0 else Path("/nowhere"))
@@ -45,12 +48,15 @@ def run(folder: Path, n_processes: int, *settings: str) -> dict[str, object]:
     return json.loads((folder / "result.json").read_text())  # type: ignore[no-any-return]
 
 
-def test_two_processes_train_what_one_trains_on_batches_twice_as_long(tmp_path: Path) -> None:
-    steps, size = "train.max_steps=4", "train.per_device_train_batch_size"
-    two = run(tmp_path / "two", 2, steps, f"{size}=4")
-    one = run(tmp_path / "one", 1, steps, f"{size}=4", "train.gradient_accumulation_steps=2")
-    assert two["losses"] == pytest.approx(one["losses"], rel=1e-3)
-    assert two["tokens"] == one["tokens"]
+def test_two_processes_train_what_one_trains_on_batches_twice_as_long(
+    composed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    settings = [*SMALL, "train.max_steps=4", "train.per_device_train_batch_size=4"]
+    two = run(tmp_path / "two", 2, *settings)
+    one = TrainingRun(composed(*settings, "train.gradient_accumulation_steps=2"))
+    _, result = one.train(tmp_path)
+    assert two["losses"] == pytest.approx(one.losses, rel=1e-3)
+    assert two["tokens"] == result.tokens
 
 
 def test_an_address_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
