@@ -137,10 +137,10 @@ class Evaluator:
                     raise
                 sizes = backend.batch_size, backend.generation_batch_size
                 halves = [max(1, size // 2) for size in sizes]
-                if self.backend or backend.batch_size == 1:
+                if self.backend or max(sizes) == 1:
                     raise ModelError(
                         f"{model.id} does not fit in memory ({backend.name}); measure both models "
-                        f"with evaluation.batch_size={halves[0]}, or with fewer worked examples"
+                        f"with evaluation.batch_size={min(halves)}, or with fewer worked examples"
                     ) from None
                 backend = BackendOptions(backend.shares_prefixes, halves[0], halves[1])
                 self.notes.append(f"Memory ran out; from now on {backend.name}.")
@@ -429,13 +429,14 @@ def choose_backend(
     device = model.model.device
     if device.type != "cuda":
         return BackendOptions(shares, 4, 4)
-    text_config = model.model.config.get_text_config()
-    # Of a row of 1,024 tokens: logits in two precisions, and some layers' activations.
-    row_bytes = 1024 * (6 * text_config.vocab_size + 64 * text_config.hidden_size)
+    sizes = model.model.config.get_text_config()
+    # Of 1,024 tokens: logits in two precisions, or keys and values; and some layers' activations.
+    choices = 1024 * (6 * sizes.vocab_size + 64 * sizes.hidden_size)
+    text = 1024 * (4 * sizes.num_hidden_layers + 64) * sizes.hidden_size
     free_bytes = torch.cuda.get_device_properties(device).total_memory / 2 - model.memory_bytes
-    rows = max(1, min(64, int(free_bytes // row_bytes)))
-    size = 1 << (rows.bit_length() - 1)
-    return BackendOptions(shares, size, size)
+    rows = (max(1, min(64, int(free_bytes // row_bytes))) for row_bytes in (choices, text))
+    size, generation_size = (1 << (n.bit_length() - 1) for n in rows)
+    return BackendOptions(shares, size, generation_size)
 
 
 def open_lm(model: LoadedModel, config: EvaluationConfig, backend: BackendOptions) -> Any:

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 from typing import Any
 
 import lm_eval
@@ -20,11 +21,11 @@ from lm_eval.tasks import TaskManager
 from peft import LoraConfig, get_peft_model
 from tiny_benchmarks import add_adapter, make_benchmark_config, make_config
 from tiny_models import build_byte_tokenizer, build_tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.config.schema import BenchmarkConfig
-from slimdown.evaluation.evaluator import Evaluator
+from slimdown.evaluation.evaluator import Evaluator, choose_backend
 from slimdown.evaluation.question_order import block_ends
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.evaluation.tasks import load_tasks
@@ -291,6 +292,20 @@ def test_where_memory_runs_out_the_first_model_gets_a_smaller_batch(pocket: Load
             evaluator.evaluate(pocket)
     finally:
         hook.remove()
+
+
+@pytest.mark.parametrize(("gigabytes", "sizes"), [(15.8, (4, 16)), (85, (32, 64))])
+def test_a_gpu_generates_in_larger_batches_than_its_logits_of_choices_allow(
+    gigabytes: float, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a generated answer the last place alone has logits."""
+    properties = SimpleNamespace(total_memory=gigabytes * 1e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    llama = SimpleNamespace(device=torch.device("cuda"), config=LlamaConfig())
+    llama.config.update({"vocab_size": 128_256, "hidden_size": 2048, "num_hidden_layers": 16})
+    model: Any = SimpleNamespace(model=llama, memory_bytes=1.1e9)
+    backend = choose_backend(model, make_config(), share_prefixes=False)
+    assert (backend.batch_size, backend.generation_batch_size) == sizes
 
 
 def test_an_answer_that_is_not_a_number_is_no_score() -> None:
