@@ -19,7 +19,7 @@ import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, groupby, islice
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 from unicodedata import category, normalize
 
@@ -35,7 +35,6 @@ _STANDING_SHARE = 0.8  # of a question's words, with which it stands in a row
 _SELF_CONTAINED_WORDS = 8  # a question of so many words needs no answer beside it
 _COMMON = 10  # questions or texts that may hold a phrase before it is common
 _UNSPACED = range(0x3040, 0x3100), range(0x3400, 0xA000), range(0x20000, 0x40000)  # kana and Han
-_BATCH_ROWS = 1000
 _FACTOR = 6364136223846793005  # odd, so that a multiplication loses nothing
 
 
@@ -132,9 +131,8 @@ def find_contamination(
         One overlap a question that shares enough with a row.
     """
     search = _Search([(name, q) for name, of_name in questions.items() for q in of_name])
-    texts = train_data.iter_texts()
-    while rows := list(islice(texts, _BATCH_ROWS)):
-        search.add_rows(rows)
+    for row in train_data.iter_texts():
+        search.add_row(row)
     overlaps = sorted(
         search.list_overlaps(), key=lambda o: (o.stands, len(o.shared.split())), reverse=True
     )
@@ -182,40 +180,26 @@ class _Search:
         self._questions = questions
         self._words = [[w for text in q.texts if (w := split_words(text))] for _, q in questions]
         owners: dict[int, list[int]] = defaultdict(list)  # of each phrase, by its digest
-        by_length: dict[int, set[int]] = defaultdict(set)
         for question, texts in enumerate(self._words):
             for words in texts:
-                phrases = set(_digest_phrases(words))
-                by_length[min(len(words), PHRASE_WORDS)] |= phrases
-                for phrase in phrases:
+                for phrase in set(_digest_phrases(words)):
                     owners[phrase].append(question)
         self._owners = {phrase: of for phrase, of in owners.items() if len(of) <= _COMMON}
-        self._phrases = {
-            length: np.array(sorted(phrases & self._owners.keys()), np.int64)
-            for length, phrases in by_length.items()
-        }
+        lengths = {min(len(words), PHRASE_WORDS) for texts in self._words for words in texts}
+        self._lengths = sorted(lengths)  # of phrases
         # For each phrase a row of every different text that holds it, until it is common.
         self._holders: dict[int, dict[int, _Place]] = defaultdict(dict)
         # For each question likewise the rows that it stands in; and one that leaves no doubt.
         self._standing: dict[int, dict[int, _Place]] = defaultdict(dict)
         self._certain: dict[int, _Place] = {}
 
-    def add_rows(self, rows: Sequence["TrainedText"]) -> None:
-        texts = [split_words(row.text) for row in rows]
-        # The empty word between two texts is in no phrase.
-        words = [word for text in texts for word in (*text, "")]
-        row_of_word = np.repeat(np.arange(len(rows)), [len(text) + 1 for text in texts])
-        hits: dict[int, set[int]] = defaultdict(set)
-        for length, digests in enumerate(_digest_runs(words), start=1):
-            phrases = self._phrases.get(length, digests[:0])
-            if len(phrases):  # np.isin is three times as slow
-                nearest = phrases.take(np.searchsorted(phrases, digests), mode="clip")
-                for at in np.flatnonzero(nearest == digests):
-                    hits[int(row_of_word[at])].add(int(digests[at]))
-        for i, row_hits in hits.items():
-            self._add_hits(row_hits, (rows[i].dataset, rows[i].row), texts[i])
-
-    def _add_hits(self, hits: set[int], place: _Place, words: list[str]) -> None:
+    def add_row(self, row: "TrainedText") -> None:
+        words, place = split_words(row.text), (row.dataset, row.row)
+        runs = list(_digest_runs(words))
+        digests = chain.from_iterable(runs[length - 1].tolist() for length in self._lengths)
+        hits = self._owners.keys() & set(digests)
+        if not hits:
+            return
         text, phrases = join_words(words), set(_digest_phrases(words))
         for phrase in hits:
             _add(self._holders[phrase], text, place)
