@@ -83,13 +83,11 @@ def render_page(
 
 def _format_all(values: Mapping[str, object]) -> dict[str, str]:
     """Write settings, versions or costs as a person reads them."""
-    written = {}
+    units, written = {"seconds": format_duration, "bytes": format_bytes}, {}
     for key, value in values.items():
         name, _, unit = key.rpartition("_")
-        if unit == "seconds" and isinstance(value, int | float):
-            written[name.replace("_", " ")] = format_duration(value)
-        elif unit == "bytes" and isinstance(value, int | float):
-            written[name.replace("_", " ")] = format_bytes(value)
+        if unit in units and isinstance(value, int | float):
+            written[name.replace("_", " ")] = units[unit](value)
         else:
             values_of = value if isinstance(value, list | tuple) else [value]
             written[key] = redact(", ".join(str(item) for item in values_of))

@@ -105,17 +105,18 @@ def describe_paper_metric(benchmark: BenchmarkChange) -> tuple[str, str]:
     return f"{'ΔK' if is_loss else 'ΔA'} {value}{plus_minus}", interval
 
 
-def summarize(findings: Findings) -> list[str]:
+def summarize(findings: Findings) -> Iterator[str]:
     """Write one sentence for each verdict; undecided benchmarks get one each."""
-    sentences: list[str] = []
     for verdict in ("improved", "forgotten", "retained"):
         chosen = {n: b for n, b in findings.benchmarks.items() if b.verdict == verdict}
         changes = ", ".join(f"{name} ({_describe_change(b)})" for name, b in chosen.items())
-        margins = " or ".join(f"{m:g}" for m in sorted({100 * b.margin for b in chosen.values()}))
         if verdict == "retained":
-            changes += f"; a change of {margins} points or more is ruled out"
-        sentences += [f"{verdict.capitalize()}: {changes}."] if chosen else []
-    return [*sentences, *explain_undecided(findings)]
+            margins = sorted({100 * benchmark.margin for benchmark in chosen.values()})
+            points = " or ".join(f"{margin:g}" for margin in margins)
+            changes += f"; a change of {points} points or more is ruled out"
+        if chosen:
+            yield f"{verdict.capitalize()}: {changes}."
+    yield from explain_undecided(findings)
 
 
 def explain_undecided(findings: Findings) -> Iterator[str]:
@@ -149,19 +150,18 @@ def describe_overall(overall: OverallChange) -> str:
     return f"Overall: {overall.answer}; {names} changed by {mean} points on average ({tests})."
 
 
-def list_caveats(findings: Findings) -> list[str]:
+def list_caveats(findings: Findings) -> Iterator[str]:
     """List the caveats that apply to these findings, one sentence each."""
-    benchmarks = findings.benchmarks
-    sentences = [f"Questions: {findings.part}."] if findings.part else []
-    if stopped := [name for name, b in benchmarks.items() if b.is_stopped]:
-        sentences.append(f"{', '.join(stopped)} stopped early: the estimate is likely too large.")
-    for name, benchmark in benchmarks.items():
+    if findings.part:
+        yield f"Questions: {findings.part}."
+    if stopped := [name for name, b in findings.benchmarks.items() if b.is_stopped]:
+        yield f"{', '.join(stopped)} stopped early: the estimate is likely too large."
+    for name, benchmark in findings.benchmarks.items():
         if n_subjects := benchmark.primary.difference.sampling.n_subjects:
-            sentences.append(f"{name} is about these {n_subjects} subjects alone.")
+            yield f"{name} is about these {n_subjects} subjects alone."
     evaluations = findings.base.benchmarks.values() if findings.base else ()
     for origin in dict.fromkeys(e.origin for e in evaluations if e.origin):
-        sentences.append(f"The base's answers were measured before: {origin}.")
-    return sentences
+        yield f"The base's answers were measured before: {origin}."
 
 
 def describe_lost_answers(findings: Findings) -> Iterator[str]:
