@@ -9,9 +9,7 @@ from omegaconf import OmegaConf
 from slimdown import __version__
 from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
-from slimdown.report import text
 from slimdown.report.findings_report import findings_table
-from slimdown.report.formatting import format_count
 from slimdown.report.pages import render
 from slimdown.report.tables import write_table
 from slimdown.stats.findings import Findings
@@ -56,12 +54,6 @@ def render_model_card(
     is_adapter = not merged and not config.method.trains_weights
     base_name = base.id if is_of_hub else re.split(r"[/\\]", base.id.rstrip("/\\"))[-1]
     name = merged.name if merged else f"{re.split('[/:]', base_name)[-1]}-{config.method.name}"
-    tasks = []
-    for benchmark_name, benchmark in findings.benchmarks.items():
-        asked = config.benchmark[benchmark_name]
-        n = format_count(benchmark.n, benchmark.n_available)
-        shots = f"{asked.num_fewshot}-shot, {n} questions, scored by {benchmark.metric}"
-        tasks.append(f"{benchmark_name}: lm-evaluation-harness's {asked.task}, {shots}.")
     flat = flatten(config).items()
     settings = {k: v for k, v in flat if k.startswith(_SECTIONS) and v is not None}
     licenses = (base.license or "").split(maxsplit=2)
@@ -88,8 +80,7 @@ def render_model_card(
         merged=merged,
         scale=scale,
         table=write_table(findings_table(findings), "markdown"),
-        sentences=text.describe_findings(findings),
-        tasks=tasks,
+        findings=findings,
         version=__version__,
     )
     return redact(card)

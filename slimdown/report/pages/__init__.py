@@ -36,6 +36,7 @@ def render(template: str, **values: object) -> str:
         "markdown": formatting.escape_markdown,
         "svg": _inline_svg,
         "number": formatting.format_number,
+        "out_of": formatting.format_count,
         "p_value": formatting.format_p_value,
         "points": formatting.format_points,
         "percent": formatting.format_percent,
