@@ -42,7 +42,7 @@ def findings_table(findings: Findings, title: str = "", with_notes: bool = False
     )
 
 
-def evaluation_table(evaluation: Evaluation, title: str = "") -> Table:
+def evaluation_table(evaluation: Evaluation) -> Table:
     """Show one model's scores in percent, one row for each benchmark and metric."""
     records = []
     for name, result in evaluation.benchmarks.items():
@@ -54,7 +54,7 @@ def evaluation_table(evaluation: Evaluation, title: str = "") -> Table:
             records.append(setting | {"n": n} | scores)
     formats: dict[str, Any] = {"n": "{:,}".format}
     formats |= dict.fromkeys(("score", "standard_error"), lambda s: format_number(100 * s))
-    return make_table(title, records, formats)
+    return make_table("", records, formats)
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,14 @@ from slimdown.report.formatting import format_bytes, pluralize
 from slimdown.report.tables import Table, make_table
 
 
-def runs_table(records: Sequence[Mapping[str, Any]], title: str = "", legend: str = "") -> Table:
+def runs_table(records: Sequence[Mapping[str, Any]], legend: str = "") -> Table:
     """Show one run or job in each row, with the beginning of its id.
 
     Args:
         records: One for each row; each has a `run_id`.
-        title: What stands above the table.
-        legend: What stands below it.
+        legend: What stands below the table.
     """
-    return make_table(title, records, {"run_id": lambda run_id: run_id[:8]}, legend)
+    return make_table("", records, {"run_id": lambda run_id: run_id[:8]}, legend)
 
 
 def sweep_table(jobs: Sequence[Mapping[str, Any]], notes: str = "") -> Table:

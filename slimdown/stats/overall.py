@@ -17,7 +17,7 @@ from slimdown.stats.estimates import mcnemar_p_value, to_weighted
 from slimdown.stats.findings import BenchmarkChange
 from slimdown.stats.likelihood import ALPHA
 
-_N_DRAWS = 100_000
+_N_DRAWS = 100_000  # of exchanges: a p-value of 0.05 is exact to 0.001
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,11 @@ class OverallChange:
         return "worse" if self.mean < 0 else "better"
 
 
-def judge_overall(benchmarks: Mapping[str, BenchmarkChange], seed: int = 0) -> OverallChange:
+def judge_overall(benchmarks: Mapping[str, BenchmarkChange]) -> OverallChange:
     """Judge the retained benchmarks together; those that stopped early are left out.
 
     Args:
         benchmarks: By name, of one run.
-        seed: Of the exchanges that are drawn; a p-value of 0.05 is exact to 0.001.
 
     Returns:
         The answer; undecided with a p-value of 1 where no benchmark is left.
@@ -56,7 +55,7 @@ def judge_overall(benchmarks: Mapping[str, BenchmarkChange], seed: int = 0) -> O
     if not chosen:
         return OverallChange(names, nan, 1.0, nan)
     mean = float(np.mean([d.value for d in chosen.values()]))
-    generator, exchanged = np.random.default_rng(seed), np.zeros(_N_DRAWS)
+    generator, exchanged = np.random.default_rng(0), np.zeros(_N_DRAWS)
     for d in chosen.values():
         # Questions whose change is as large are exchanged together: so many of them by a binomial.
         sizes, counts = np.unique(np.abs(to_weighted(d.changes, d.sampling)), return_counts=True)
