@@ -79,18 +79,17 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
         pairs = {(row.settings[setting], row.settings.get(key)) for row in rows}
         if key not in (setting, "seed") and len(pairs) > len({value for value, _ in pairs}):
             crossed.append(key)
-    blocks: dict[str, dict[str, dict[str, tuple[list[float], float]]]] = {}
+    groups: dict[str, dict[str, tuple[list[float], float]]] = {}
     for row in rows:
         where = "".join(f", {key}={row.settings.get(key, '')}" for key in crossed)
-        blocks.setdefault(where, {})[row.settings[setting]] = _collect_means(row.runs)
+        for measure, means in _collect_means(row.runs).items():
+            of_measure = groups.setdefault(f"{measure} by {setting}{where}", {})
+            of_measure[row.settings[setting]] = means
     tests: dict[str, dict[tuple[str, str], SeedTest]] = {}
-    for where, means in blocks.items():
-        for pair in combinations(means, 2):
-            for measure, (x, step) in means[pair[0]].items():
-                y, _ = means[pair[1]].get(measure, ([], 0.0))
-                if min(len(x), len(y)) > 1:
-                    test = compare_seeds(x, y, step)
-                    tests.setdefault(f"{measure} by {setting}{where}", {})[pair] = test
+    for name, by_value in groups.items():
+        for (a, (x, step)), (b, (y, _)) in combinations(by_value.items(), 2):
+            if min(len(x), len(y)) > 1:
+                tests.setdefault(name, {})[a, b] = compare_seeds(x, y, step)
     if not tests:
         yield f"No two values of {setting} have two seeds each: -m seed=0,1,2 lets them be tested."
     losses = {name for name in tests if name.startswith(_LOSS)}

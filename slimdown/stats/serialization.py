@@ -58,6 +58,4 @@ def from_plain(hint: Any, value: Any) -> Any:
         }
     if origin is tuple:
         return tuple(from_plain(arguments[0], item) for item in value)
-    if hint in (float, int, str, bool, Path) or (isinstance(hint, type) and issubclass(hint, Enum)):
-        return hint(value)
-    return value
+    return hint(value)  # a number, a text, a path or an enumeration
