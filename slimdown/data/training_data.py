@@ -164,7 +164,8 @@ def _load_part(
     validation: list[dict[str, Any]] = []
     train: list[dict[str, Any]] = []
     held_out: set[str] = set()
-    n_skipped, first_problem, prompt_type = 0, "", None
+    skipped: list[str] = []
+    prompt_type = None
     for number, record in numbered:
         try:
             row = format_row(record, config, format_)
@@ -185,7 +186,7 @@ def _load_part(
             problem = f"row {number}: {' '.join(str(error).split())}"
             if not config.skip_bad_rows:
                 raise DataError(problem) from None
-            n_skipped, first_problem = n_skipped + 1, first_problem or problem
+            skipped.append(problem)
             continue
         content = json.dumps(row, sort_keys=True)
         row["row"] = number
@@ -197,15 +198,14 @@ def _load_part(
         if len(train) == config.max_examples:
             break
 
-    skipped = f"{n_skipped:,} rows that cannot be trained on are skipped"
-    if first_problem:
-        skipped += f", the first is {first_problem}"
+    note = f"{len(skipped):,} rows that cannot be trained on are skipped"
+    note += f", the first is {skipped[0]}" if skipped else ""
     if not train:
         raise DataError(
             f"nothing is left to train on: it has {len(order)} row(s), of which {len(validation)} "
-            f"are held out; rows that equal a held-out one do not count; {skipped}"
+            f"are held out; rows that equal a held-out one do not count; {note}"
         )
-    notes = [f"dataset.{name}: {skipped}"] if n_skipped else []
+    notes = [f"dataset.{name}: {note}"] if skipped else []
     if n_held_out < config.validation_examples:
         notes.append(
             f"dataset.{name}: {n_held_out:,} of {len(order):,} rows are held out for validation, "
