@@ -92,13 +92,12 @@ class BenchmarkTask:
 
     def questions(self) -> list[Question]:
         """The questions in their own words, to be looked for in training rows."""
-        return [
-            Question(
-                f"{task.config.task} {number}", _read_texts(task, doc), _read_answers(task, doc)
-            )
-            for task in self.tasks.values()
-            for number, doc in task.doc_iterator(limit=self.config.limit)
-        ]
+        questions = []
+        for task in self.tasks.values():
+            for number, doc in task.doc_iterator(limit=self.config.limit):
+                name = f"{task.config.task} {number}"
+                questions.append(Question(name, _read_texts(task, doc), _read_answers(task, doc)))
+        return questions
 
 
 def load_tasks(
@@ -165,23 +164,18 @@ def _check_task(
     tasks: dict[str, Any] = found["tasks"]
     first = next(iter(tasks.values()))
     better, aggregation = first.higher_is_better(), first.aggregation()
-    usable = {
-        metric
-        for metric in aggregation
-        if all(
-            task.aggregation().get(metric) is mean
-            and task.higher_is_better().get(metric) is not False
-            for task in tasks.values()
-        )
-    }
+    usable = set(aggregation)
+    for task in tasks.values():
+        of_task, is_better = task.aggregation(), task.higher_is_better()
+        usable = {m for m in usable if of_task.get(m) is mean and is_better.get(m) is not False}
     filters = [f["name"] for f in first.config.filter_list or [{"name": "none"}]]
-    if benchmark.numeric_tolerance is not None:
+    if benchmark.numeric_tolerance is not None and first.OUTPUT_TYPE != "multiple_choice":
         usable.add(_FLEXIBLE)
     metric = next((m for m in better if m in usable), next(iter(better), "none"))
     shots = first.config.num_fewshot or 0
     own: dict[str, Any] = {"metric": name_metric(metric, filters[0]), "num_fewshot": shots}
-    open_fields = {key for key in own if getattr(benchmark, key) == MISSING}
-    config = replace(benchmark, **{key: own[key] for key in open_fields})
+    left_open = {key: own[key] for key in own if getattr(benchmark, key) == MISSING}
+    config = replace(benchmark, **left_open)
     primary = config.metric.partition(".")[0]
     group = found.get("groups", {}).get(benchmark.task)
     aggregated = getattr(group, "aggregate_metric_list", None) or ()

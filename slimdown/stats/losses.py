@@ -6,7 +6,6 @@ because the model came to prefer one position. `report/text.py` has the words fo
 
 from collections import Counter
 from dataclasses import dataclass, field
-from statistics import fmean
 
 import numpy as np
 
@@ -126,28 +125,18 @@ def _find_cause(example: Example, metric: str) -> str:
 
 def _lead(sample: Sample, metric: str) -> float:
     """Nats of the right choice over the best other one; for acc_norm at their mean length."""
-    right = sample.choices.index(sample.target)
-    scores = _rank_scores(sample, metric)
-    rival = max((i for i in range(len(scores)) if i != right), key=scores.__getitem__)
-    lengths = [max(len(sample.choices[i]), 1) for i in (right, rival)]
-    return (scores[right] - scores[rival]) * (fmean(lengths) if metric == "acc_norm" else 1)
-
-
-def _rank_scores(sample: Sample, metric: str) -> list[float]:
-    """Compute the scores by which the metric ranks the choices."""
     lengths = [max(len(c), 1) if metric == "acc_norm" else 1 for c in sample.choices]
-    return [value / n for value, n in zip(sample.log_likelihoods, lengths, strict=True)]
+    scores = [value / n for value, n in zip(sample.log_likelihoods, lengths, strict=True)]
+    right = sample.choices.index(sample.target)
+    rival = max((i for i in range(len(scores)) if i != right), key=scores.__getitem__)
+    return (scores[right] - scores[rival]) * (lengths[right] + lengths[rival]) / 2
 
 
 def _describe_shift(pair: Pair, examples: list[Example]) -> ChoiceShift | None:
     if len({len(e.base.choices) for e in examples}) > 1:
         return None  # questions with unequal numbers of choices have no positions in common
     metric = pair.base.benchmark.metric
-    # the position taken by either model; the first of equal ones, as the harness does
-    taken = [
-        [int(np.argmax(_rank_scores(sample, metric))) for sample in (e.base, e.tuned)]
-        for e in examples
-    ]
+    taken = [[s.choices.index(s.answers[metric]) for s in (e.base, e.tuned)] for e in examples]
     position = Counter(after for _, after in taken).most_common(1)[0][0]
     before, after = np.isin(np.array(taken).T, position).astype(float)
     right = [e.base.choices.index(e.base.target) for e in examples]

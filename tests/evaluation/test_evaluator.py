@@ -513,6 +513,10 @@ def test_a_group_weighs_its_tasks_as_the_harness_does(
         ({"task": "pocket_sc"}, "has no such task; did you mean pocket_cs"),
         ({"task": "pocket_cs", "num_fewshot": 3}, "is asked without worked examples; set"),
         ({"task": "pocket_cs", "metric": "f1"}, "has no such metric; choose one of acc"),
+        (
+            {"task": "pocket_cs", "metric": "flexible_accuracy", "numeric_tolerance": 0.01},
+            "has no such metric; choose one of acc",
+        ),
         ({"task": "hellaswag"}, "hellaswag cannot be reached"),
     ],
 )

@@ -38,9 +38,10 @@ def chosen(
     for i, (right, likely) in enumerate(questions):
         lengths = [len(c) if metric == "acc_norm" else 1 for c in choices]
         ranked = [value / n for value, n in zip(likely, lengths, strict=True)]
+        taken = ranked.index(max(ranked))
         fields = {"choices": choices, "log_likelihoods": tuple(likely), "target": choices[right]}
-        score = float(ranked.index(max(ranked)) == right)
-        samples.append(make_sample({metric: score}, i, **fields))
+        fields["answers"] = {metric: choices[taken]}
+        samples.append(make_sample({metric: float(taken == right)}, i, **fields))
     return make_benchmark(samples)
 
 
