@@ -42,7 +42,9 @@ class SlimdownSweeper(Sweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Keep what launchers need; called by Hydra."""
-        self.hydra_context, self.config = hydra_context, config
+        instantiate = Plugins.instance().instantiate_launcher
+        self.open_launcher = partial(instantiate, hydra_context, config=config)
+        self.settings = config.hydra
 
     def sweep(self, arguments: list[str]) -> None:
         """Run all jobs, and show what became of them.
@@ -54,10 +56,9 @@ class SlimdownSweeper(Sweeper):
             ConfigError: The launcher cannot start a job.
             SystemExit: 1 where a job failed.
         """
-        assert self.config is not None
-        folder = Path(self.config.hydra.sweep.dir).absolute()
+        folder = Path(self.settings.sweep.dir).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        self.launcher_name = self.config.hydra.runtime.choices["hydra/launcher"]
+        self.launcher_name = self.settings.runtime.choices["hydra/launcher"]
         in_worker = self.launcher_name != "basic"
         self.info = SweepInfo(folder, folder.name, self.plan.swept, in_worker=in_worker)
         tracking = self.plan.runs[0].config.tracking
@@ -65,7 +66,7 @@ class SlimdownSweeper(Sweeper):
         if self.plan.space:
             from slimdown.sweep.search import Search
 
-            search = Search(self.line, self.plan, self.config.hydra.launcher.get("n_jobs") or 1)
+            search = Search(self.line, self.plan, self.settings.launcher.get("n_jobs") or 1)
             self.info = replace(self.info, name=search.name)
             # Its open trials are nobody's while no other process works on it.
             search_lock = lock(tracking, f"search-{hash_json(search.name)}")
@@ -116,8 +117,7 @@ class SlimdownSweeper(Sweeper):
         pending = []
         for number, job in enumerate(jobs, start=first):
             (self.info.folder / f"{number + 1}.json").unlink(missing_ok=True)
-            is_fresh = job.config.rerun or not job.config.baseline.reuse
-            finished = None if is_fresh else find_finished(job.config, run_key(job.config))
+            finished = find_finished(job.config, run_key(job.config))
             if finished and finished.findings:
                 headline = describe_headline(finished.findings)
                 self.outcomes[number] = JobOutcome(JobState.skipped, finished.run_id, headline)
@@ -158,11 +158,8 @@ class SlimdownSweeper(Sweeper):
 
     def _start(self, task: TaskFunction, numbers: list[int]) -> Exception | None:
         """Start a task for each job, and wait for all; returns what the launcher raised."""
-        assert self.config is not None
-        assert self.hydra_context is not None
         try:
-            plugins = Plugins.instance()
-            launcher = plugins.instantiate_launcher(self.hydra_context, task, self.config)
+            launcher = self.open_launcher(task)
             launcher.launch([self.jobs[number].overrides for number in numbers], initial_job_idx=0)
         except Exception as error:
             return error

@@ -74,7 +74,7 @@ def _identify_model(prefix: str, model: ModelConfig) -> dict[str, object]:
 
 
 def find_finished(config: RunConfig, key: str) -> RunRecord | None:
-    """Return the newest finished run of this key in the experiment, None where there is none."""
+    """Return the newest finished run of this key in the experiment, None where none counts."""
     runs = _find_equal_runs(config, key)
     return next((run for run in runs if run.status == "FINISHED"), None)
 
@@ -93,7 +93,6 @@ def find_finished_or_lock(
     Yields:
         The finished run or None, and the id of an unfinished run that can go on here, or "".
     """
-    is_fresh = config.rerun or not config.baseline.reuse or not key
     name = hash_json([config.tracking.experiment, key or id(config)])
     lock = store.lock(config.tracking, f"key-{name}")
     try:
@@ -102,7 +101,7 @@ def find_finished_or_lock(
         on_wait()
         holding = lock.acquire()
     with holding:
-        runs = [] if is_fresh else _find_equal_runs(config, key)
+        runs = _find_equal_runs(config, key)
         finished = next((run for run in runs if run.status == "FINISHED"), None)
         unfinished = (run.run_id for run in runs if is_abandoned(config.tracking, run))
         yield finished, "" if finished else next(unfinished, "")
@@ -120,6 +119,8 @@ def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
 
 
 def _find_equal_runs(config: RunConfig, key: str) -> list[RunRecord]:
+    if config.rerun or not config.baseline.reuse or not key:
+        return []
     condition = f"tags.`{Tag.run_key}` = '{key}'"
     experiments = [config.tracking.experiment]
     try:
