@@ -96,8 +96,8 @@ class RecordedEvaluations:
             title += f": {', '.join(self._names)}"
             if not self._holder:
                 tags = {Tag.kind: "baseline", "mlflow.user": read_user()}
-                experiment = store.find_experiment(client, config.tracking)
-                self._holder = client.create_run(experiment, None, tags, title).info.run_id
+                run = store.create_run(client, config.tracking, title, tags)
+                self._holder = run.info.run_id
                 client.set_terminated(self._holder, "FINISHED")  # it takes what comes later, too
                 store.log_settings(client, self._holder, base_settings(config))
             client.update_run(self._holder, name=title)

@@ -159,22 +159,22 @@ def read_evaluations(tracking: TrackingConfig, run: RunRecord) -> tuple[Evaluati
     harness_version, backend = conditions.pop("harness_version"), conditions.pop("backend")
     benchmarks: Any = OmegaConf.to_object(_read_settings(tracking, run).benchmark)
     client = store.open_store(tracking, must_exist=True)
-    evaluations: list[Evaluation] = []
+
+    def read(model: str, folder: str) -> Evaluation:
+        samples = {}
+        for name in findings.benchmarks:
+            path = f"samples/{model}-{name}.parquet"
+            try:
+                file = client.download_artifacts(run.run_id, path, folder)
+                samples[name] = read_samples(Path(file), benchmarks[name])
+            except Exception as error:  # damaged, or gone
+                reason = f"{path} is gone or damaged ({store.first_line(error)})"
+                advice = "the same settings with rerun=true measure it again"
+                raise TrackingError(f"run {run.run_id}: {reason}; {advice}") from None
+        return Evaluation(samples, harness_version, backend, 0.0, conditions=conditions)
+
     with tempfile.TemporaryDirectory() as folder:
-        for model in ("base", "tuned"):
-            samples = {}
-            for name in findings.benchmarks:
-                path = f"samples/{model}-{name}.parquet"
-                try:
-                    file = client.download_artifacts(run.run_id, path, folder)
-                    samples[name] = read_samples(Path(file), benchmarks[name])
-                except Exception as error:  # damaged, or gone
-                    reason = f"{path} is gone or damaged ({store.first_line(error)})"
-                    advice = "the same settings with rerun=true measure it again"
-                    raise TrackingError(f"run {run.run_id}: {reason}; {advice}") from None
-            one = Evaluation(samples, harness_version, backend, 0.0, conditions=conditions)
-            evaluations.append(one)
-    return evaluations[0], evaluations[1]
+        return read("base", folder), read("tuned", folder)
 
 
 def read_config(tracking: TrackingConfig, run: RunRecord) -> RunConfig:
@@ -227,10 +227,8 @@ def read_scales(tracking: TrackingConfig, run: RunRecord) -> list[ScaledFindings
         raise TrackingError(
             f"run {run.name} has no curve over its scale; {command} measures that of a LoRA"
         )
-    return [
-        ScaledFindings(scale, Findings.from_dict(json.loads(texts[scale])))
-        for scale in sorted(texts)
-    ]
+    findings = {scale: Findings.from_dict(json.loads(text)) for scale, text in texts.items()}
+    return [ScaledFindings(scale, findings[scale]) for scale in sorted(findings)]
 
 
 def add_artifacts(tracking: TrackingConfig, run: RunRecord, files: Mapping[str, str]) -> None:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:  # they import torch
     from slimdown.training.result import StepLog, TrainingResult
 
 _FLUSH_SECONDS = 5.0  # 200 single calls take 4.2 s, one batch of them 0.03 s
-_MAX_TAG = 5000  # characters
 _log = logging.getLogger(__name__)
 
 
@@ -68,7 +67,6 @@ class TrackedRun:
             Tag.sweep: info.sweep or "",
             **info.tags,
         }
-        texts = {key: redact(value)[:_MAX_TAG] for key, value in tags.items() if value}
         with store.explain_store_errors(tracking):
             if info.resume_run_id:
                 run = client.get_run(info.resume_run_id)
@@ -76,8 +74,7 @@ class TrackedRun:
                 if Tag.error in run.data.tags:
                     client.delete_tag(run.info.run_id, Tag.error)
             else:
-                experiment = store.find_experiment(client, tracking)
-                run = client.create_run(experiment, None, texts, redact(info.name))
+                run = store.create_run(client, tracking, info.name, tags)
                 settings = {
                     key: value
                     for key, value in flatten(config).items()
@@ -225,7 +222,7 @@ class TrackedRun:
         self._metrics += [Metric(key, value, now, step) for key, value in finite.items()]
 
     def _add_tag(self, name: str, text: str) -> None:
-        self._tags.append(RunTag(name, redact(text)[:_MAX_TAG]))
+        self._tags.append(RunTag(name, redact(text)[: store.MAX_TAG]))
 
 
 @contextmanager

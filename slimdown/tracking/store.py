@@ -3,7 +3,6 @@
 MLflow is imported inside functions: it takes 1.5 seconds.
 """
 
-import hashlib
 import json
 import ssl
 import urllib.error
@@ -22,12 +21,14 @@ from slimdown.config.schema import TrackingConfig
 from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import SlimdownError, TrackingError
 from slimdown.utils.files import cache_dir, raise_if_disk_full
+from slimdown.utils.hashing import hash_json
 from slimdown.utils.secrets import redact, redact_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _MAX_PARAM = 6000  # characters; MLflow cuts longer values
+MAX_TAG = 5000
 VIEW = "slimdown"
 """The name of MLflow's shared view that shows what slimdown recorded in the list of runs."""
 _COLUMNS = [f"tags.`{name}`" for name in (Tag.headline, Tag.model, Tag.dataset)] + [
@@ -104,7 +105,6 @@ def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClien
                 return MlflowClient(config.uri)
         if not must_exist:
             # So does a kill (mlflow 3.17, "table already exists"): they get their name when whole.
-            file.parent.mkdir(parents=True, exist_ok=True)
             with lock(config, "creation"):
                 if not _is_there(file):
                     draft = file.with_name(f"{file.name}.draft")
@@ -152,9 +152,8 @@ def local_dir(config: TrackingConfig) -> Path:
 
 def lock(config: TrackingConfig, key: str) -> FileLock:
     """Return a lock for the processes of this machine; the system frees it when they die."""
-    digest = hashlib.sha256(config.uri.encode()).hexdigest()[:16]
-    is_local = sqlite_file(config.uri) is not None
-    folder = local_dir(config) / "locks" if is_local else cache_dir() / "locks" / digest
+    file = sqlite_file(config.uri)
+    folder = file.parent / "locks" if file else cache_dir() / "locks" / hash_json(config.uri)
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / f"{key}.lock", thread_local=False)
 
@@ -171,6 +170,12 @@ def find_experiment(client: "MlflowClient", config: TrackingConfig) -> str:
                 raise TrackingError(f"{name} was deleted; name another, or {advice}")
             return str(experiment.experiment_id)
         return str(client.create_experiment(config.experiment, location, _EXPERIMENT_TAGS))
+
+
+def create_run(client: Any, config: TrackingConfig, name: str, tags: Mapping[str, str]) -> Any:
+    """Create a run in the experiment, without secrets and without tags that are empty."""
+    texts = {key: redact(text)[:MAX_TAG] for key, text in tags.items() if text}
+    return client.create_run(find_experiment(client, config), None, texts, redact(name))
 
 
 def list_experiments(config: TrackingConfig) -> dict[str, str]:

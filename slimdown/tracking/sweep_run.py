@@ -4,7 +4,6 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from slimdown.config.schema import TrackingConfig
 from slimdown.tracking import store
@@ -34,11 +33,9 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
         TrackingError: The store does not answer when the sweep begins.
     """
     client = store.open_store(tracking)
-    tags: dict[str, Any] = {Tag.kind: "sweep", Tag.sweep: redact(name)}
-    tags[Tag.host] = socket.gethostname()
+    tags: dict[str, str] = {Tag.kind: "sweep", Tag.sweep: name, Tag.host: socket.gethostname()}
     with store.explain_store_errors(tracking):
-        experiment = store.find_experiment(client, tracking)
-        run_id = client.create_run(experiment, None, tags, redact(title)).info.run_id
+        run_id = store.create_run(client, tracking, title, tags).info.run_id
     sweep, status = SweepRun(run_id), "KILLED"
 
     with store.lock(tracking, f"run-{run_id}"):

@@ -8,7 +8,7 @@ from threading import Event, Thread
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
-from record_builders import make_answers, make_info, record_run, set_metric
+from record_builders import make_answers, make_info, set_metric
 
 from slimdown.config.schema import RunConfig
 from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_cache
@@ -94,9 +94,3 @@ def test_one_process_measures_a_base_at_a_time(store: MlflowClient, composed: Co
         assert not entered.wait(0.3)
     thread.join()
     assert entered.is_set()
-
-
-def test_a_run_holds_a_copy_of_its_base(store: MlflowClient, composed: Compose) -> None:
-    run_id = record_run(composed(), "one")
-    samples = {file.path for file in store.list_artifacts(run_id, "samples")}
-    assert {f"samples/{model}-{NAME}.parquet" for model in ("base", "tuned")} <= samples
