@@ -173,7 +173,7 @@ def _make_row(
     means = []
     for role in (Role.retained, Role.target):
         of_runs = [run.findings.mean_change(role) for run in runs if run.findings]
-        mean, spread = of_runs[0] if of_runs else mean_of_estimates([]), nan
+        mean, spread = of_runs[0], nan
         if len(of_runs) > 1:
             mean = mean_of_estimates([c.change for c in cells.values() if c.role is role])
             spread = float(np.std([one.value for one in of_runs], ddof=1))
@@ -183,14 +183,11 @@ def _make_row(
 
 def _read_settings(run: RunRecord) -> dict[str, str]:
     """The params that say what was done, and the names of datasets and benchmarks."""
-    settings = {
-        key: value
-        for key, value in run.params.items()
-        if not key.startswith(("tracking.", "contamination.", "baseline."))
-    }
-    if datasets := sorted({key.split(".")[1] for key in settings if key.startswith("dataset.")}):
-        settings["dataset"] = ",".join(datasets)
-    return settings | {"benchmark": ",".join(sorted(run.benchmarks))}
+    settings = {k: v for k, v in run.params.items() if not k.startswith("contamination.")}
+    for section in ("dataset", "benchmark"):
+        if names := {key.split(".")[1] for key in settings if key.startswith(f"{section}.")}:
+            settings[section] = ",".join(sorted(names))
+    return settings
 
 
 def _group_by_seed(runs: Sequence[RunRecord]) -> tuple[list[list[RunRecord]], list[str]]:

@@ -21,12 +21,6 @@ class RunRecord:
     artifact_uri: str = ""
 
     @property
-    def benchmarks(self) -> list[str]:
-        """The benchmarks it was measured on, in the order of the settings."""
-        names = (key.split(".")[1] for key in self.params if key.startswith("benchmark."))
-        return list(dict.fromkeys(names))
-
-    @property
     def changes(self) -> dict[str, BenchmarkChange]:
         """The change on each benchmark; empty where no findings were read."""
         return self.findings.benchmarks if self.findings else {}
