@@ -34,17 +34,13 @@ INK = "#010203"  # black to the eye, and nothing else in a figure has it: `write
 WIDTH = 6.4  # inches
 MAX_POINTS = 40  # of runs in one figure: more are not legible
 _COLORS = ("#2a86c7", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#8c8c8c")
-_STYLE: dict[Any, Any] = {
+_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+_STYLE: dict[Any, Any] = dict.fromkeys(_INKED, INK) | {
     "font.family": "DejaVu Sans",  # comes with matplotlib: a figure is laid out alike everywhere
     "font.size": 8.5,
-    "text.color": INK,
     "text.parse_math": False,  # a name with two dollar signs is no formula
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "svg.fonttype": "none",  # text stays text: it can be read out, searched and copied
 }
 
@@ -58,8 +54,7 @@ def draw_changes(findings: Findings) -> Figure:
         look = get_look(benchmark.verdict)
         band = Rectangle((-margin, row - 0.5), 2 * margin, 1, color=INK, alpha=0.08, linewidth=0)
         axes.add_patch(band)
-        if isfinite(d.low) and isfinite(d.high):
-            axes.plot([100 * d.low, 100 * d.high], [row, row], color=look.color, linewidth=2)
+        axes.plot([100 * d.low, 100 * d.high], [row, row], color=look.color, linewidth=2)
         axes.plot([100 * d.value], [row], marker=look.marker, color=look.color, markersize=7)
         style: dict[str, Any] = {"color": look.color, "weight": "bold", "va": "center"}
         axes.text(1.02, row, benchmark.verdict, transform=axes.get_yaxis_transform(), **style)
@@ -122,7 +117,7 @@ def draw_by_setting(
     """
     figure, axes = _new_figure(3.2 + 0.16 * len(series), f"Change by {setting}")
     values = list(dict.fromkeys(value for points in series.values() for value, _ in points))
-    numbers = sorted(v for v in values if isinstance(v, int | float) and type(v) is not bool)
+    numbers = sorted(value for value in values if not isinstance(value, str))
     is_numeric = len(numbers) == len(values)
     for i, (name, points) in enumerate(series.items()):
         # categories stand beside each other; on an axis of numbers that would be wrong
@@ -158,11 +153,11 @@ def write_svg(figure: Figure) -> str:
     out = StringIO()
     salt = {"svg.hashsalt": figure.get_label()}  # of ids; the same figure gives the same bytes
     with matplotlib.rc_context(_STYLE | salt):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+        none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, metadata=none)
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
-    # its one rule is for every element of a page, and the page has no use for the metadata
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    # its one rule is for every element of a page
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
     svg = svg.replace(INK, "currentColor").replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans'")
     # of the ids only those that something refers to, which the salt makes this figure's own
