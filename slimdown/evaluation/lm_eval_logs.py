@@ -15,10 +15,9 @@ from math import fsum, isclose, isnan, nan
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from slimdown.config.benchmarks import read_benchmarks
 from slimdown.config.fields import nearest
-from slimdown.config.paths import CONF_DIR
+from slimdown.config.paths import list_group_choices
 from slimdown.config.schema import BenchmarkConfig, Role
 from slimdown.evaluation.evaluation_cache import check_evaluation
 from slimdown.evaluation.harness_results import (
@@ -291,11 +290,8 @@ def _list_metrics(name: str, results: dict[str, Any]) -> Iterator[tuple[str, flo
 @cache
 def _known_benchmarks() -> dict[str, BenchmarkConfig]:
     """The benchmarks of conf/benchmark/, by task."""
-    schema = OmegaConf.structured(BenchmarkConfig)
-    files = sorted((CONF_DIR / "benchmark").glob("*.yaml"))
-    shipped = [settings for file in files if "task" in (settings := OmegaConf.load(file))]
-    configs = [OmegaConf.to_object(OmegaConf.merge(schema, settings)) for settings in shipped]
-    return {config.task: config for config in configs if isinstance(config, BenchmarkConfig)}
+    names = set(list_group_choices("benchmark")) - {"questions"}  # which are of no task
+    return {config.task: config for config in read_benchmarks(sorted(names)).values()}
 
 
 def _list_conditions(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
