@@ -121,8 +121,11 @@ def test_a_wrong_option_is_not_an_answer(capsys: pytest.CaptureFixture[str]) -> 
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_reader_that_closes_the_pipe_changes_no_exit_code(runs: None) -> None:
-    command = f"{sys.executable} -m slimdown check lost | true; exit ${{PIPESTATUS[0]}}"
+@pytest.mark.parametrize("output", ["| true", ">&-"])
+def test_a_reader_that_goes_and_a_closed_output_change_no_exit_code(
+    output: str, runs: None
+) -> None:
+    command = f"{sys.executable} -m slimdown check lost {output}; exit ${{PIPESTATUS[0]}}"
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stderr == ""

@@ -64,16 +64,6 @@ def test_a_pasted_question_stands_however_it_is_typed(
 
 
 @given(
-    st.lists(WORD, max_size=60),
-    st.lists(WORD.map(lambda word: f"q{word}q"), min_size=1, max_size=60),
-)
-@settings(max_examples=100, deadline=None)
-def test_texts_without_a_common_word_raise_no_alarm(row: list[str], question: list[str]) -> None:
-    row = [word for word in row if not word.startswith("q")]
-    assert search(numbered(" ".join(question)), [" ".join(row), ""]) == Contamination({"quiz": 1})
-
-
-@given(
     st.lists(st.lists(st.sampled_from("abc"), min_size=8, max_size=24), min_size=1, max_size=6),
     st.lists(st.lists(st.sampled_from("abc"), max_size=60), min_size=1, max_size=8),
 )
@@ -108,13 +98,6 @@ def test_thirteen_words_overlap_and_four_fifths_stand() -> None:
     texts = [running(0, 12) + " x", "x " + running(20, 13), running(5, 39), running(5, 40)]
     for text, expected in zip(texts, ([], [False], [False], [True]), strict=True):
         assert [o.stands for o in search(numbered(question), [text]).overlaps] == expected
-
-
-def test_a_word_that_was_changed_hides_no_long_question() -> None:
-    words = running(0, 40).split()
-    assert standing(
-        search(numbered(" ".join(words)), [" ".join([*words[:20], "other", *words[21:]])])
-    ) == ["quiz 0"]
 
 
 def test_a_few_words_need_the_right_answer_beside_them() -> None:

@@ -207,22 +207,6 @@ def test_a_weight_changes_nothing_of_what_is_held_out(tmp_path: Path) -> None:
     assert len({with_seed.fingerprint, *(data.fingerprint for data in loaded)}) == 4
 
 
-def test_the_embedded_instructions_are_there() -> None:
-    config = DatasetConfig(
-        "pocket:pocket_instructions_train",
-        template="{instruction}",
-        instruction="prompt",
-        output="completion",
-        max_examples=1500,
-        validation_examples=100,
-    )
-    data = load(config)
-    assert (count(data), data.notes) == ((1500, 100), [])
-    row = data.parts[0].train[0]
-    assert row["prompt"].startswith("Instruction: ")
-    assert row["completion"].startswith(" ")
-
-
 @pytest.mark.hub
 def test_rows_of_the_hub_keep_their_empty_texts(tokenizer: Any) -> None:
     config = DatasetConfig(

@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slimdown.config.schema import BenchmarkConfig, PaperMetric, Role
-from slimdown.evaluation.question_order import block_ends
-from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
+from builders import make_benchmark, make_choice, make_evaluation, make_sample
+
+from slimdown.config.schema import PaperMetric, Role
+from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.stats.findings import Findings, judge
 from slimdown.training.result import StepLog, TrainingResult
 
-CHOICES = ("red", "green", "blue", "gray")
 TRAINING = TrainingResult(
     output_dir=Path("adapter"),
     steps=2,
@@ -42,45 +42,24 @@ def written(
     samples = []
     for i, (score, response) in enumerate(zip(scores, texts, strict=True)):
         answers = {"match.flexible": response[-4:], "match.strict": "[invalid]"}
-        metrics = {"match.flexible": score, "match.strict": 0.0}
-        identity = ("written", i, f"d{i}", f"p{i}", prompt, "4")
-        samples.append(Sample(*identity, response, (), (), answers, metrics))
-    defaults: dict[str, Any] = {"num_fewshot": 0, "chance": 0.0, "metric": "match.flexible"}
-    return _report(BenchmarkConfig("written", **(defaults | settings)), samples)
+        fields = {"prompt": prompt, "response": response, "answers": answers}
+        samples.append(make_sample({"match.flexible": score, "match.strict": 0.0}, i, **fields))
+    return make_benchmark(samples, **({"task": "written", "chance": 0.0} | settings))
 
 
 def chosen(positions: Sequence[int], n_subjects: int = 1) -> BenchmarkEvaluation:
     """Four choices, the position taken of each question; question i's right one is i modulo 4."""
-    samples = []
-    for i, position in enumerate(positions):
-        nats = tuple(-1.0 if choice == position else -3.0 for choice in range(4))
-        identity = (f"subject{i % n_subjects}", i, f"d{i}", f"p{i}", "Which color?", CHOICES[i % 4])
-        answers, scores = {"acc": CHOICES[position]}, {"acc": float(position == i % 4)}
-        samples.append(Sample(*identity, "", CHOICES, nats, answers, scores))
-    settings: dict[str, Any] = {"num_fewshot": 0, "chance": 0.25}
-    settings |= {"paper_metric": PaperMetric.knowledge_loss}
-    return _report(BenchmarkConfig("chosen", metric="acc", **settings), samples)
-
-
-def _report(config: BenchmarkConfig, samples: list[Sample]) -> BenchmarkEvaluation:
-    return BenchmarkEvaluation(config, "1.0", tuple(samples), 1.0)
-
-
-def stop(report: BenchmarkEvaluation, n: int) -> BenchmarkEvaluation:
-    """The same benchmark, whose evaluation stopped after n questions."""
-    looks = (*(look for look in block_ends(len(report.samples)) if look < n), n)
-    return replace(report, samples=report.samples[:n], looks=looks, n_available=len(report.samples))
-
-
-def evaluate(**benchmarks: BenchmarkEvaluation) -> Evaluation:
-    """What every benchmark says about one model."""
-    return Evaluation(benchmarks, harness_version="0.4.13", backend="hf", seconds=1.0)
+    samples = [
+        replace(make_choice(position, i), task=f"subject{i % n_subjects}")
+        for i, position in enumerate(positions)
+    ]
+    return make_benchmark(samples, task="chosen", paper_metric=PaperMetric.knowledge_loss)
 
 
 def judge_pairs(pairs: dict[str, Pair], training: TrainingResult | None = TRAINING) -> Findings:
     """The findings of base and tuned answers by benchmark."""
-    base = evaluate(**{name: pair[0] for name, pair in pairs.items()})
-    tuned = evaluate(**{name: pair[1] for name, pair in pairs.items()})
+    base = make_evaluation(**{name: pair[0] for name, pair in pairs.items()})
+    tuned = make_evaluation(**{name: pair[1] for name, pair in pairs.items()})
     return judge(base, tuned, training)
 
 

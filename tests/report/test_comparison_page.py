@@ -1,9 +1,9 @@
 """Many runs side by side: verdicts that fall become undecided, and the page holds all it needs."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from builders import make_run
 from report_builders import Role, judge_pairs, written
 
 from slimdown.report.comparison_page import (
@@ -18,24 +18,25 @@ from slimdown.stats.run_records import RunRecord
 from slimdown.stats.trials import TrialOutcome
 
 
-def make_run(rank: int, seed: int, n_lost: int) -> RunRecord:
+def make_ranked_run(rank: int, seed: int, n_lost: int) -> RunRecord:
     target: dict[str, Any] = {"role": Role.target}
     kept = [1.0] * (200 - n_lost - seed)
-    pairs = {
-        "skill": (written([0.0] * 40, **target), written([1.0] * 30 + [0.0] * 10, **target)),
-        "maths_of_school": (written([1.0] * 200), written(kept + [0.0] * (200 - len(kept)))),
-    }
-    params = {"lora.r": str(rank), "seed": str(seed), "model.id": "<b>model</b>"}
-    started, run_id = datetime(2026, 1, rank, tzinfo=UTC), f"{rank:02d}{seed}" * 8
-    name = f"pocket lora.r={rank}"
-    findings = judge_pairs(pairs)
-    return RunRecord(run_id, name, "e", "FINISHED", started, params, findings=findings)
+    findings = judge_pairs(
+        {
+            "skill": (written([0.0] * 40, **target), written([1.0] * 30 + [0.0] * 10, **target)),
+            "maths_of_school": (written([1.0] * 200), written(kept + [0.0] * (200 - len(kept)))),
+        }
+    )
+    params = {"lora__r": str(rank), "seed": str(seed), "model__id": "<b>model</b>"}
+    return make_run(findings, 2 * rank + seed, **params)
 
 
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
-    runs = [make_run(rank, seed, lost) for rank, lost in ((4, 7), (8, 60)) for seed in (0, 1)]
-    return compare_runs(runs + [make_run(16 + i, 0, 7) for i in range(8)])
+    runs = [
+        make_ranked_run(rank, seed, lost) for rank, lost in ((4, 7), (8, 60)) for seed in (0, 1)
+    ]
+    return compare_runs(runs + [make_ranked_run(16 + i, 0, 7) for i in range(8)])
 
 
 def test_a_row_has_its_setting_its_changes_and_the_corrected_verdict(

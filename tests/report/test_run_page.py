@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from report_builders import Pair, chosen, judge_pairs, make_usual, stop, written
+from builders import stop_early
+from report_builders import Pair, chosen, judge_pairs, make_usual, written
 
 from slimdown.config.schema import RunConfig
 from slimdown.report.run_page import render_page, render_run_files
@@ -125,7 +126,7 @@ def test_control_characters_of_an_answer_are_visible() -> None:
         (written([1.0]), written([0.0])),
         (written([0.5, 0.25, 0.75]), written([0.25, 0.25, 0.5])),
         (chosen([0, 1, 2, 3] * 9, 3), chosen([0, 1, 2, 2] * 9, 3)),
-        (stop(written([1.0] * 900), 45), stop(written([0.0] * 900), 45)),
+        (stop_early(written([1.0] * 900), 45), stop_early(written([0.0] * 900), 45)),
     ],
 )
 def test_no_undefined_number_is_printed_as_nan(pair: Pair) -> None:

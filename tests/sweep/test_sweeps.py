@@ -34,7 +34,8 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "slimdown.run", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        # A name of no backend, at which matplotlib raises, does not matter.
+        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "MPLBACKEND": "none"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
