@@ -146,8 +146,8 @@ def run_command(answer: Callable[[], int], refusal: str, error_code: int) -> int
     except (SlimdownError, OSError) as error:  # or a file that vanished, a full device
         lines = [refusal, *str(error).splitlines(), *getattr(error, "__notes__", [])]
         code = _complain("\n  ".join(lines), error_code)
-    except KeyboardInterrupt:
-        code = _complain("Interrupted.", 130)
+    except KeyboardInterrupt as stop:
+        code = _complain(" ".join(["Interrupted.", *getattr(stop, "__notes__", [])]), 130)
     except Exception:  # no answer must never look like one
         code = _complain(traceback.format_exc(), error_code)
     try:

@@ -63,7 +63,7 @@ def _list_settings() -> list[str]:
     from slimdown.config.paths import list_group_choices
     from slimdown.config.schema import RunConfig
 
-    groups = ("model", "quantization", "dataset", "method", "lora", "train", "benchmark")
+    groups = ("model", "quantization", "dataset", "method", "lora", "train", "keep", "benchmark")
     chosen = [f"{g}={c}" for g in (*groups, "experiment") for c in list_group_choices(g)]
     keys = [key for key in list_settings(RunConfig) if "<" not in key and key not in groups]
     return [*chosen, *(f"{key}=" for key in keys)]

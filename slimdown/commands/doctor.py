@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import chain
+from typing import Any
 
 from slimdown.commands.arguments import CommandParser, open_tracking, run_command
 from slimdown.config.schema import count_gpus
@@ -128,8 +129,8 @@ def _describe_hub() -> Iterator[tuple[str, str]]:
 
     yield "hub", f"{constants.ENDPOINT}, {'a token is set' if get_token() else 'no token'}"
     for choice in list_group_choices("model"):
-        repo = str(OmegaConf.load(CONF_DIR / "model" / f"{choice}.yaml").id)
-        if ":" in repo:  # embedded
+        settings: Any = OmegaConf.load(CONF_DIR / "model" / f"{choice}.yaml")
+        if not (repo := settings.get("id")):  # pocket, which is embedded
             continue
         try:
             with explain_hub_errors(f"model.id={repo}"):

@@ -1,6 +1,7 @@
 """`slimdown status`: the recorded runs: running, finished, stopped."""
 
 import argparse
+from typing import Any
 
 from slimdown.commands.arguments import CommandParser, open_tracking, put_table, run_command
 
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> int:
 
 def _list_runs(options: argparse.Namespace) -> int:
     from slimdown.report.record_tables import runs_table
-    from slimdown.report.tables import write_table
+    from slimdown.report.tables import Cell, write_table
     from slimdown.tracking.metric_names import Tag
     from slimdown.tracking.resume import is_abandoned
     from slimdown.tracking.run_reader import find_runs
@@ -39,9 +40,10 @@ def _list_runs(options: argparse.Namespace) -> int:
         if run.status == "RUNNING" and is_abandoned(tracking, run):
             state = "died"
         outcome = run.tags.get(Tag.error) or run.tags.get(Tag.headline, "")
-        row = {"run_id": run.run_id, "name": run.name, "experiment": run.experiment}
-        row |= {"status": state, "started": f"{run.started.astimezone():%Y-%m-%d %H:%M}"}
-        rows.append(row | {"outcome": outcome})
+        row: dict[str, Any] = {"run_id": run.run_id, "status": state}
+        row["started"] = f"{run.started.astimezone():%Y-%m-%d %H:%M}"
+        values = {"name": run.name, "experiment": run.experiment, "outcome": outcome}
+        rows.append(row | {"run": Cell(run.name, detail=outcome, values=values)})
     if not rows:
         raise TrackingError("no run passes; slimdown status lists all runs of the record")
     rows.sort(key=lambda row: row["status"] not in ("running", "died"))

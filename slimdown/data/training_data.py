@@ -209,7 +209,7 @@ def _load_part(
     if n_held_out < config.validation_examples:
         notes.append(
             f"dataset.{name}: {n_held_out:,} of {len(order):,} rows are held out for validation, "
-            f"at most a tenth; you asked for validation_examples={config.validation_examples}"
+            f"a tenth at most, where validation_examples={config.validation_examples} is more"
         )
     columns = list(dict.fromkeys(column for row in (*train, *validation) for column in row))
     trained, validated = (_build_dataset(rows, columns) for rows in (train, validation))

@@ -120,7 +120,7 @@ class _Pace:
         if n_done > 0:
             seconds_each = (self.last[0] - self.first[0]) / n_done
             left = max(0.0, self.last[0] + seconds_each * (self.total - self.last[1]) - now)
-            of_run = f", {format_duration(left + self.later)} of the run" if self.later else ""
+            of_run = f" (run: {format_duration(left + self.later)})" if self.later else ""
             parts.append(f"{format_duration(left)} left{of_run}")
         else:
             parts.append(f"{format_duration(now - self.began)} elapsed")

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import StringIO
+from itertools import product
 from math import isfinite
 from typing import Any
 
@@ -40,7 +41,7 @@ class Column:
     max_width: int | None = None  # characters on a console
     is_extra: bool = False  # left out on a console and on a phone
     is_filter: bool = False  # a page offers the values as a filter
-    is_setting: bool = False  # left out on a phone, where the run's name has it
+    is_setting: bool = False  # left out where it is narrow, and the run's name has it
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,14 @@ class Table:
     @property
     def brief(self) -> "Table":
         """The table without extra columns and secondary rows."""
-        shown = [i for i, column in enumerate(self.columns) if not column.is_extra]
-        rows = [tuple(row.cells[i] for i in shown) for row in self.rows if not row.is_secondary]
-        columns = tuple(self.columns[i] for i in shown)
-        return replace(self, columns=columns, rows=tuple(map(Row, rows)))
+        table = self.choose_columns(lambda column: not column.is_extra)
+        return replace(table, rows=tuple(row for row in table.rows if not row.is_secondary))
+
+    def choose_columns(self, is_shown: Callable[[Column], bool]) -> "Table":
+        """The table with some of its columns."""
+        shown = [i for i, column in enumerate(self.columns) if is_shown(column)]
+        rows = [replace(row, cells=tuple(row.cells[i] for i in shown)) for row in self.rows]
+        return replace(self, columns=tuple(self.columns[i] for i in shown), rows=tuple(rows))
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -119,21 +124,22 @@ def make_table(
     """
     rows = []
     for record in records:
-        cells = []
+        row = []
         for name, value in record.items():
             if not isinstance(value, Cell):
                 is_unknown = value is None or value != value
                 shown = EMPTY if is_unknown else (formats or {}).get(name, str)(value)
                 value = Cell(shown, sort_key=value, values={name: value})
-            cells.append(value)
-        rows.append(Row(tuple(cells)))
+            row.append(value)
+        rows.append(Row(tuple(row)))
+    by_column = zip(*(row.cells for row in rows), strict=True)
     columns = [
         Column(
             name.replace("_", " "),
-            is_number=any(isinstance(row.cells[i].sort_key, int | float) for row in rows),
-            max_width=40 if any(len(row.cells[i].text) > 40 for row in rows) else None,
+            is_number=any(isinstance(cell.sort_key, int | float) for cell in cells),
+            max_width=40 if any(len(f"{cell.text}{cell.detail}") > 40 for cell in cells) else None,
         )
-        for i, name in enumerate(records[0] if records else ())
+        for name, cells in zip(records[0] if records else (), by_column, strict=True)
     ]
     return Table(title, tuple(columns), tuple(rows), legend)
 
@@ -172,13 +178,14 @@ def write_table(table: Table, format: str) -> str:
 
 
 def print_table(table: Table, console: Console) -> None:
-    """Print a table; a terminal too narrow for it gets each row as lines of its own."""
+    """Print a table, where it is too narrow in taller cells, without settings, or row by row."""
     if table.title:
         console.print(Text(visible(table.title)), style="bold", soft_wrap=True)
     unlimited = console.options.update(width=10_000)
-    for separator in " \n":  # before a verdict, which a narrow terminal gets in a line below
-        rows = [[_style_cell(cell, separator) for cell in row.cells] for row in table.rows]
-        rich_table = _lay_out(table, rows)
+    short = table.choose_columns(lambda column: not column.is_setting)
+    for shown, separators in product((table, short), ("  ", " \n", "\n\n")):
+        rows = [[_style_cell(cell, separators) for cell in row.cells] for row in shown.rows]
+        rich_table = _lay_out(shown, rows)
         width = Measurement.get(console, unlimited, rich_table)
         if not console.is_terminal:  # a file is as wide as it needs to be
             console.width = max(console.width, width.maximum)
@@ -186,9 +193,9 @@ def print_table(table: Table, console: Console) -> None:
             console.print(rich_table)
             break
     else:
-        for row in table.rows:
-            for column, cell in zip(table.columns, row.cells, strict=True):
-                if text := _style_cell(cell, " "):
+        for row in short.rows:
+            for column, cell in zip(short.columns, row.cells, strict=True):
+                if (text := _style_cell(cell, "  ")) and text.plain != EMPTY:
                     console.print(Text(f"{visible(column.heading)}: ").append(text))
             console.print()
     for line in table.notes:
@@ -218,11 +225,13 @@ def _lay_out(table: Table, rows: Sequence[Sequence[Text]]) -> RichTable:
     return rich_table
 
 
-def _style_cell(cell: Cell, separator: str) -> Text:
-    text = Text(visible(f"{cell.text} {cell.interval}".rstrip()))
+def _style_cell(cell: Cell, separators: str) -> Text:
+    """Style a cell, with a space or a line feed before its interval and before its verdict."""
+    parts = (visible(cell.text), visible(cell.interval))
+    text = Text(separators[0].join(filter(None, parts)))
     if cell.verdict:
         look = get_look(cell.verdict)
-        text.append(separator if text else "").append(
+        text.append(separators[1] if text else "").append(
             f"{look.sign} {visible(cell.verdict)}", look.console_style
         )
         text.append(cell.correction, "yellow")

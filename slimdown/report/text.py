@@ -157,6 +157,8 @@ def list_caveats(findings: Findings) -> Iterator[str]:
     if stopped := [name for name, b in findings.benchmarks.items() if b.is_stopped]:
         yield f"{', '.join(stopped)} stopped early: the estimate is likely too large."
     for name, benchmark in findings.benchmarks.items():
+        if benchmark.role is Role.retained and not benchmark.primary.base.value:
+            yield f"{name}: the base answers none right, so it can lose nothing; read its answers."
         if n_subjects := benchmark.primary.difference.sampling.n_subjects:
             yield f"{name} is about these {n_subjects} subjects alone."
     evaluations = findings.base.benchmarks.values() if findings.base else ()

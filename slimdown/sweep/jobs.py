@@ -182,6 +182,7 @@ def run_job(composed: DictConfig, info: RunInfo, swept: tuple[str, ...] = ()) ->
             broadcast_from_main(None)  # the processes of accelerate that wait to assist
             headline = describe_headline(finished.findings)
             console.show_line(f"finished before: run {finished.run_id}, {headline}")
+            console.show_line("slimdown ui has its page; rerun=true makes it again")
             return JobOutcome(JobState.skipped, finished.run_id, headline)
         hydra = HydraConfig.get()
         overrides: list[str] = list(hydra.overrides.task)
@@ -196,6 +197,8 @@ def run_job(composed: DictConfig, info: RunInfo, swept: tuple[str, ...] = ()) ->
             resume_run_id=resume_run_id,
         )
         console.show_facts([("run", info.name), *describe_run(config).items()])
+        if resume_run_id:
+            console.show_line(f"goes on with run {resume_run_id} from its last checkpoint")
         from slimdown.experiment import run_experiment
 
         findings = run_experiment(config, info)

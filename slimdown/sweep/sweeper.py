@@ -100,8 +100,10 @@ class SlimdownSweeper(Sweeper):
                     rows.append(row | {"run_id": outcome.run_id, "outcome": text})
                 is_new = any(o.state is JobState.finished for o in self.outcomes)
                 chosen = f" --sweep {self.info.name}" if is_new else ""
-                advice = f"slimdown compare{chosen} shows the runs side by side. Repeat the "
-                advice += "command to finish the rest; rerun=true repeats everything."
+                advice = f"slimdown compare{chosen} shows the runs side by side. "
+                if not all(o.state in (JobState.finished, JobState.skipped) for o in self.outcomes):
+                    advice += "Repeat the command to finish the rest. "
+                advice += "rerun=true repeats everything."
                 if rows:
                     table = sweep_table(rows, f"{title}. {advice}")
                     console.show_table(table)

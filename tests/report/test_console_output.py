@@ -69,7 +69,7 @@ def test_a_log_gets_plain_lines_also_while_a_model_is_silent(
     with console.RunProgress(3, 1, 90.0).show("training", "steps") as on_progress:
         on_progress(1, 100, "")
         on_progress(51, 100, "")
-        wait_for("[2/3] training: 51 of 100 steps, 0.0 s left, 1 min 30 s of the run")
+        wait_for("[2/3] training: 51 of 100 steps, 0.0 s left (run: 1 min 30 s)")
     log.truncate(0)
     log.seek(0)
     with console.RunProgress(2, 1, 90.0).show("training", "steps") as on_progress:
