@@ -164,6 +164,7 @@ def fine_tune(
     with quiet_libraries(), attention_within_rows(model, rows.is_padding_free):
         trainer = build_trainer(model, base.tokenizer, rows, config, checkpoint_dir)
         try:
+            on_progress(0, 0, "validating")
             with nullcontext() if method.trains_weights else disabled_adapters(model):
                 loss_before = trainer.evaluate()["eval_loss"]
             trainer.add_callback(callback)
@@ -201,6 +202,7 @@ def fine_tune(
                 for name, parameter in model.named_parameters():
                     if name in callback.kept:
                         parameter.copy_(callback.kept[name])
+        on_progress(0, 0, "validating")
         loss_after = trainer.evaluate()["eval_loss"]
         has_base = not method.trains_weights
         divergence = trainer.measure_base_divergence() if has_base else math.nan
