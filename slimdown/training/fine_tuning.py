@@ -57,9 +57,8 @@ def prepare_training(
         ModelError: This model cannot be trained so.
         DataError: No row is left to train on.
     """
-    rows = tokenize_rows(
-        train_data, base.tokenizer, config.train, base.device == "cpu", config.seed
-    )
+    on_cpu = base.device == "cpu"
+    rows = tokenize_rows(train_data, base.tokenizer, config.train, on_cpu, config.seed)
     rows, options = apply_keep(base, rows, config), config.train.args
     # A copy that shares the weights: PEFT, TRL and the Trainer change a model in place.
     tensors = list(chain(base.model.parameters(), base.model.buffers()))
@@ -204,8 +203,7 @@ def fine_tune(
                         parameter.copy_(callback.kept[name])
         on_progress(0, 0, "validating")
         loss_after = trainer.evaluate()["eval_loss"]
-        has_base = not method.trains_weights
-        divergence = trainer.measure_base_divergence() if has_base else math.nan
+        divergence = math.nan if method.trains_weights else trainer.measure_base_divergence()
     vars(base.model).pop("forward", None)  # TRL's fused head
     base.model.generation_config = generation_config  # the Trainer aligns it with the tokenizer
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -47,17 +47,15 @@ def apply_keep(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> Tok
     keep = config.keep
     if keep.name is Keep.self_replay:
         n_rows = count_replayed(len(rows.train), keep.share or 0.0)
-        written = broadcast_from_main(
-            _find_or_write_rows(base, config, n_rows) if process_rank() == 0 else []
-        )
+        written = _find_or_write_rows(base, config, n_rows) if process_rank() == 0 else []
+        written = broadcast_from_main(written)
         if keep.weight:
             written = [{**row, "labels": mark_written(row["labels"])} for row in written]
         features = rows.train.features
         more = Dataset.from_list(written, features) if written else rows.train.select([])
         note = f"keep=self_replay: {len(written):,} rows that {base.id} wrote are mixed in"
-        return replace(
-            rows, train=concatenate_datasets([rows.train, more]), notes=[*rows.notes, note]
-        )
+        train = concatenate_datasets([rows.train, more])
+        return replace(rows, train=train, notes=[*rows.notes, note])
     if keep.name is Keep.mask:
         return _mask_tokens(base, rows, keep, config.seed)
     return rows
@@ -132,10 +130,8 @@ def _write_rows(
 ) -> Iterator[dict[str, list[int]]]:
     tokenizer, model, keep = base.tokenizer, base.model, config.keep
     most = config.train.max_length
-    start = next(
-        i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-        if i is not None
-    )  # fmt: skip
+    marks = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    start = next(token for token in marks if token is not None)
     cuda = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), eval_mode(model):
         torch.manual_seed(config.seed)
@@ -189,13 +185,9 @@ def _mask_tokens(
         raise DataError(
             f"keep.max_perplexity={keep.max_perplexity:g} masks every token of the rows; raise it"
         )
-    train = Dataset.from_dict(
-        {
-            "input_ids": [rows.train[i]["input_ids"] for i in has_loss],
-            "labels": [masked[i].tolist() for i in has_loss],
-        },
-        rows.train.features,
-    )
+    columns = {"input_ids": rows.train[has_loss]["input_ids"]}
+    columns["labels"] = [masked[i].tolist() for i in has_loss]
+    train = Dataset.from_dict(columns, rows.train.features)
     kind = "drawn by chance" if keep.random else f"above perplexity {keep.max_perplexity:g}"
     share = f"{100 * n_masked / n_trained:.0f} % of {n_trained:,} tokens"
     note = f"keep=mask: {share}, {kind}, carry no loss"

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -34,8 +34,7 @@ def supports_padding_free(model: Any) -> bool:
     )
 
 
-@contextmanager
-def attention_within_rows(model: Any, is_padding_free: bool = True) -> Iterator[None]:
+def attention_within_rows(model: Any, is_padding_free: bool = True) -> AbstractContextManager[None]:
     """Inside, SDPA attends within each row of a batch that lies as one, as flash attention does.
 
     Args:
@@ -44,28 +43,24 @@ def attention_within_rows(model: Any, is_padding_free: bool = True) -> Iterator[
     """
     from transformers import AttentionInterface
 
+    if not is_padding_free:
+        return nullcontext()
+    AttentionInterface.register(_NAME, _attend_within_rows)
+    return _switch_attention(model, "sdpa", _NAME)
+
+
+def attention_as_loaded(model: Any) -> AbstractContextManager[None]:
+    """Inside `attention_within_rows`, attend as the model does outside, to be measured."""
+    return _switch_attention(model, _NAME, "sdpa")
+
+
+@contextmanager
+def _switch_attention(model: Any, before: str, name: str) -> Iterator[None]:
+    """Inside, a model that attends as `before` says attends by another name; others as they do."""
     inner = get_inner_model(model)
-    before = inner.config._attn_implementation
-    if before != "sdpa" or not is_padding_free:
+    if inner.config._attn_implementation != before:
         yield
         return
-    AttentionInterface.register(_NAME, _attend_within_rows)
-    with _attention(inner, _NAME):
-        yield
-
-
-@contextmanager
-def attention_as_loaded(model: Any) -> Iterator[None]:
-    """Inside `attention_within_rows`, attend as the model does outside, to be measured."""
-    inner = get_inner_model(model)
-    is_changed = inner.config._attn_implementation == _NAME
-    with _attention(inner, "sdpa") if is_changed else nullcontext():
-        yield
-
-
-@contextmanager
-def _attention(inner: Any, name: str) -> Iterator[None]:
-    before = inner.config._attn_implementation
     inner.set_attn_implementation(name)
     try:
         yield

@@ -21,7 +21,7 @@ from slimdown.models.causal import disabled_adapters, get_inner_model, learns_pr
 from slimdown.training.keeping import mark_written, measure_divergence
 from slimdown.training.padding_free import attention_as_loaded
 from slimdown.training.result import StepLog
-from slimdown.training.tokenizing import IGNORED, TokenizedRows
+from slimdown.training.tokenizing import IGNORED, SETTINGS, TokenizedRows
 from slimdown.utils.distributed import broadcast_from_main
 from slimdown.utils.errors import ModelError
 
@@ -30,10 +30,9 @@ from slimdown.utils.errors import ModelError
 # compute otherwise than they are measured.
 _GRADIENT_SCALE = 2.0**12
 _DIVERGENCE_ROWS = 32  # on a CPU two forwards of all rows take as long as both validations
-_USED_BEFORE = ("max_length", "completion_only_loss", "assistant_only_loss")  # by tokenizing
 _LOGGED = ("loss", "learning_rate", "grad_norm")
 _OURS = ("engine", "checkpoint_minutes", "loss_type", "stop_on_forgetting")
-_NOT_TRL = (*_OURS, "look_steps", "look_questions", "packing", *_USED_BEFORE)
+_NOT_TRL = (*_OURS, "look_steps", "look_questions", "packing", *SETTINGS)
 
 Look = Callable[[Any, int], tuple[bool, str]]
 """Takes the model and the number of looks in all; says whether each measured loss is within its
@@ -69,13 +68,9 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
                 nats = nats * (-nats).exp().detach()
             total = nats.sum()
             if base_logits is not None:
-                divergence = (
-                    measure_divergence(base_logits[is_written], logits[is_written])
-                    if self.is_near_in_written
-                    else measure_divergence(
-                        base_logits[is_trained], logits[is_trained], target[is_trained]
-                    )
-                )
+                near = is_written if self.is_near_in_written else is_trained
+                left_out = None if self.is_near_in_written else target[near]
+                divergence = measure_divergence(base_logits[near], logits[near], left_out)
                 total = total + self.base_weight * divergence.sum()
             n_tokens = kwargs.get("num_items_in_batch")
             if n_tokens is None:

@@ -17,6 +17,7 @@ from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.errors import DataError, describe_error
 
 IGNORED = -100  # the label of a token that is not trained on
+SETTINGS = ("max_length", "completion_only_loss", "assistant_only_loss")  # that are read here
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,9 @@ def tokenize_rows(
         small: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8}
         small |= {"num_hidden_layers": 1, "num_attention_heads": 1}
         with tempfile.TemporaryDirectory() as folder, quiet_libraries():
-            arguments = SFTConfig(
-                folder,
-                max_length=config.max_length,
-                completion_only_loss=config.completion_only_loss,
-                assistant_only_loss=config.assistant_only_loss,
-                report_to="none",
-                use_cpu=use_cpu,
-                bf16=False,
-            )
+            settings: dict[str, Any] = {name: getattr(config, name) for name in SETTINGS}
+            settings |= {"report_to": "none", "use_cpu": use_cpu, "bf16": False}
+            arguments = SFTConfig(folder, **settings)
             arguments._n_gpu = min(arguments.n_gpu, 1)  # see `build_trainer`
             model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small))
             held_out = part.validation if len(part.validation) else None  # of replayed rows none
