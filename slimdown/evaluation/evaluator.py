@@ -29,7 +29,7 @@ from slimdown.evaluation.harness_results import (
 )
 from slimdown.evaluation.prefix_lm import PrefixLM, VirtualTokensLM, without_tying
 from slimdown.evaluation.question_order import block_ends, order_questions
-from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample, StopRule
 from slimdown.evaluation.tasks import BenchmarkTask, Requests, keep_random_states
 from slimdown.evaluation.vllm_backend import open_vllm
 from slimdown.models.base_model import LoadedModel
@@ -37,9 +37,6 @@ from slimdown.models.causal import eval_mode
 from slimdown.models.memory import is_out_of_memory, measure_peak_memory, release_memory
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.errors import ConfigError, DataError, ModelError
-
-StopRule = Callable[[dict[str, BenchmarkEvaluation]], set[str]]
-"""Takes what the tuned model answered so far; returns the benchmarks that need more questions."""
 
 # Questions of a chunk, for each that a forward holds: a chunk is what is kept on disk at once, and
 # what a killed evaluation computes again as it was.

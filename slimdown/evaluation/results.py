@@ -1,6 +1,6 @@
 """What a model answered: `Evaluation`, `BenchmarkEvaluation`, `Sample`. No torch, no pyarrow."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import fsum, nan, sqrt
@@ -100,3 +100,7 @@ class Evaluation:
     part: str = ""  # which of the questions, where not all: see stats/holdout.py
     # What else must be equal for two evaluations to be compared; see lm_eval_logs.py.
     conditions: Mapping[str, str] = field(default_factory=dict)
+
+
+StopRule = Callable[[dict[str, BenchmarkEvaluation]], set[str]]
+"""Takes what the tuned model answered so far; returns the benchmarks that need more questions."""

@@ -1,15 +1,11 @@
 """Decide which benchmarks need more answers of the tuned model."""
 
-from collections.abc import Callable
-
 from slimdown.config.schema import RunConfig, Until
-from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, StopRule
 from slimdown.stats.budgets import Outcome, decide_outcomes, default_budgets
 from slimdown.stats.estimates import compare_scores
 from slimdown.stats.findings import Verdict, decide_verdicts
 from slimdown.stats.pairing import pair_benchmark
-
-StopRule = Callable[[dict[str, BenchmarkEvaluation]], set[str]]
 
 
 def stopping_rule(config: RunConfig, base: Evaluation) -> StopRule | None:
