@@ -1,7 +1,7 @@
 """Fields of a tree of dataclasses: their ranges and dotted keys, and what is wrong with either."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -128,6 +128,26 @@ def find_problems(node: Any, key: str = "") -> Iterator[str]:
             yield f"{path} {allowed.demand}, got {shown}{metadata[name]['advice']}"
     if hasattr(node, "problems"):
         yield from (f"{key}.{problem}".lstrip(".") for problem in node.problems())
+
+
+def check_own_settings(
+    group: str, node: Any, own: Mapping[Any, Collection[str]], optional: Collection[str] = ()
+) -> Iterator[str]:
+    """Find the settings that other choices of a group have, and those that this one lacks.
+
+    Args:
+        group: Its name.
+        node: Its settings; the first is the `name` of the choice.
+        own: The settings that each choice has.
+        optional: Those that this one may leave out.
+    """
+    names = own.get(node.name, ())
+    for name, value in list(vars(node).items())[1:]:
+        if name not in names and value is not None:
+            having = ", ".join(choice for choice, of_choice in own.items() if name in of_choice)
+            yield f"{name}={value}: only {group}={having} has it, and not {node.name}"
+        elif name in names and name not in optional and value in (None, [], [""]):
+            yield f"{name} must be set for {group}={node.name}; choosing it does so"
 
 
 def find_option_problems(root: Any) -> Iterator[str]:

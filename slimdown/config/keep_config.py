@@ -7,7 +7,7 @@ from os.path import expanduser, isfile
 
 from omegaconf import MISSING
 
-from slimdown.config.fields import COUNT, POSITIVE, SHARE, Range, ranged
+from slimdown.config.fields import COUNT, POSITIVE, SHARE, Range, check_own_settings, ranged
 
 _ABOVE_ONE = Range("must be above 1, the perplexity of a token that is certain", lambda x: x > 1)
 
@@ -55,10 +55,4 @@ class KeepConfig:
     weight: float | None = ranged(POSITIVE, None)
 
     def problems(self) -> Iterator[str]:
-        own = _OWN.get(self.name, ())
-        for name, value in list(vars(self).items())[1:]:  # those after `name`
-            if name not in own and value is not None:
-                having = ", ".join(keep for keep, names in _OWN.items() if name in names)
-                yield f"{name}={value}: only keep={having} has it, and not {self.name}"
-            elif name in own and value is None and name not in _OPTIONAL.get(self.name, ()):
-                yield f"{name} must be set for keep={self.name}; choosing the means does so"
+        return check_own_settings("keep", self, _OWN, _OPTIONAL.get(self.name, ()))

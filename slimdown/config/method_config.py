@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from slimdown.config.fields import COUNT, Range, ranged
+from slimdown.config.fields import COUNT, Range, check_own_settings, ranged
 
 _TOKENS = Range("must be from 1 to 4,096", lambda n: 1 <= n <= 4096)
 
@@ -75,12 +75,7 @@ class MethodConfig:
         return _OWN.get(self.name, ())
 
     def problems(self) -> Iterator[str]:
-        for name, value in list(vars(self).items())[1:]:  # those after `name`
-            if name not in self.own and value is not None:
-                having = ", ".join(method for method, names in _OWN.items() if name in names)
-                yield f"{name}={value}: only method={having} has it, and not {self.name}"
-            elif name in self.own and (value is None or value in ([], [""])):
-                yield f"{name} must be set for method={self.name}; choosing the method does so"
+        return check_own_settings("method", self, _OWN)
 
 
 def by_method(values: DictConfig, *, _root_: DictConfig) -> Any:
