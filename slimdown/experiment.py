@@ -111,7 +111,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         findings = judge(open_base, open_half(tuned_evaluation, holdout), training)
         files = render_run_files(findings, config, info, run.run_id)
         if training:
-            card = render_model_card(findings, config, base, training)
+            card = render_model_card(findings, config, base)
             files[f"{training.output_dir.name}/README.md"] = card
         run.save(findings, files)
     console.show_findings(findings)
@@ -126,11 +126,8 @@ def watch_forgetting(config: RunConfig, base: LoadedModel) -> Look:
     looks: the chance that any look ends a training that keeps its budgets is at most 5 %.
     """
     budgets = default_budgets(config.benchmark)
-    few = {}
-    for name in budgets:
-        limit = config.benchmark[name].limit or config.train.look_questions
-        limit = min(limit, config.train.look_questions)
-        few[name] = replace(config.benchmark[name], limit=limit)
+    most, asked = config.train.look_questions, {name: config.benchmark[name] for name in budgets}
+    few = {name: replace(b, limit=min(b.limit or most, most)) for name, b in asked.items()}
     tasks = load_tasks(few, config.evaluation.include_path)
     shares = not config.method.learns_prompt
     # vLLM reads files, and what is trained lies in none.
@@ -203,11 +200,9 @@ def measure_scales(
     with console.progress_bar(f"loading {config.model.id}"):
         base = load_base_model(config.model, config.quantization)
         if config.dataset:
-            train_data = load_training_data(
-                config.dataset, base.tokenizer, config.seed, config.keep
-            )
-            on_cpu = base.device == "cpu"
-            rows = tokenize_rows(train_data, base.tokenizer, config.train, on_cpu, config.seed)
+            tokenizer, seed, on_cpu = base.tokenizer, config.seed, base.device == "cpu"
+            train_data = load_training_data(config.dataset, tokenizer, seed, config.keep)
+            rows = tokenize_rows(train_data, tokenizer, config.train, on_cpu, seed)
         external = open_tuned_model(config, base)
         if external.folder is None:
             raise ModelError(

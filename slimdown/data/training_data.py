@@ -70,10 +70,7 @@ class TrainingData:
 
 
 def load_training_data(
-    datasets: Mapping[str, DatasetConfig],
-    tokenizer: Any,
-    seed: int,
-    keep: KeepConfig | None = None,
+    datasets: Mapping[str, DatasetConfig], tokenizer: Any, seed: int, keep: KeepConfig | None = None
 ) -> TrainingData:
     """Read the chosen datasets, and hold some rows of each out for the validation loss.
 

@@ -168,8 +168,7 @@ def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnP
 
             def update_bar(done: int, total: int, detail: str) -> None:
                 pace.update(done, total, detail)
-                counts: dict[str, Any] = {"completed": done, "total": total or None}
-                progress.update(task, **counts)
+                progress.update(task, completed=done, total=total or None)
 
             yield update_bar
         return

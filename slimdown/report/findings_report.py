@@ -49,9 +49,9 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         config, n = result.benchmark, len(result.samples)
         for metric in sorted(result.scores, key=lambda m: m != config.metric):
             score = result.scores[metric]
-            scores = {"score": score.value, "standard_error": score.standard_error}
+            scores = {"n": n, "score": score.value, "standard_error": score.standard_error}
             setting = {"benchmark": name, "metric": metric, "shots": config.num_fewshot}
-            records.append(setting | {"n": n} | scores)
+            records.append(setting | scores)
     formats: dict[str, Any] = {"n": "{:,}".format}
     formats |= dict.fromkeys(("score", "standard_error"), lambda s: format_number(100 * s))
     return make_table("", records, formats)

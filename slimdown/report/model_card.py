@@ -31,7 +31,6 @@ def render_model_card(
     findings: Findings,
     config: RunConfig,
     base: Any,
-    training: Any = None,
     merged: MergedModel | None = None,
     scale: float = 1,
 ) -> str:
@@ -41,7 +40,6 @@ def render_model_card(
         findings: What the model learned and lost.
         config: The run's settings.
         base: The `LoadedModel`: id, revision, license, quantization, dtype.
-        training: The `TrainingResult`, where there is one.
         merged: The merged model; None for what the run left itself.
         scale: How much of what was trained the adapter adds.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
-from slimdown.report import figures, text
+from slimdown.report import text
 from slimdown.report.findings_report import findings_table
 from slimdown.report.formatting import format_bytes, format_duration
 from slimdown.report.pages import render
@@ -63,6 +63,8 @@ def render_page(
     Returns:
         The page. Models' answers are escaped: markup in them is shown and never run.
     """
+    from slimdown.report.figures import draw_changes  # matplotlib takes half a second
+
     settings = flatten(config) if config else {}
     about = {k: redact(v) for k, v in text.describe_run(config).items()} if config else {}
     return render(
@@ -73,7 +75,7 @@ def render_page(
         run_id=run_id,
         summary=[*text.explain_undecided(findings), *text.list_caveats(findings)],
         results=findings_table(findings),
-        figure=figures.draw_changes(findings),
+        figure=draw_changes(findings),
         settings=_format_all({k: v for k, v in settings.items() if v is not None}),
         environment=_format_all(environment or {}),
         costs=_format_all(findings.costs),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from report_builders import TRAINING, judge_pairs, make_usual
+from report_builders import judge_pairs, make_usual
 
 from slimdown.config.schema import RunConfig
 from slimdown.report.model_card import MergedModel, render_model_card
@@ -22,7 +22,7 @@ def test_a_card_is_valid_and_says_how_to_load(
     findings = judge_pairs(make_usual())
     config = composed()
     config.benchmark = {name: r.benchmark for name, r in findings.base.benchmarks.items()}  # type: ignore[union-attr]
-    text = render_model_card(findings, config, SimpleNamespace(**BASE), TRAINING, merged)
+    text = render_model_card(findings, config, SimpleNamespace(**BASE), merged)
     card = ModelCard(text)
     assert card.data.base_model == "org/model"
     assert (card.data.license, card.data.license_name) == ("other", "llama")
