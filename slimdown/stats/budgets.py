@@ -24,7 +24,6 @@ class Outcome(IntEnum):
     within = 0
     beyond = 1
     undecided = 2
-    unanswered = 3  # the question could not be put
 
 
 @dataclass(frozen=True)
