@@ -35,11 +35,11 @@ RUN_HELP = "a run's id, the beginning of it, or its name"
 class CommandParser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
-    def __init__(self, verb: str, exit_code: int = 2, **settings: Any) -> None:
-        layout = argparse.RawDescriptionHelpFormatter
-        super().__init__(
-            prog=f"slimdown {verb}", allow_abbrev=False, formatter_class=layout, **settings
-        )
+    def __init__(self, verb: str, doc: str | None, exit_code: int = 2) -> None:
+        """Take a command's name and its docstring, of which all but the first line stands last."""
+        settings: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+        settings["description"], _, settings["epilog"] = (doc or "").partition("\n\n")
+        super().__init__(f"slimdown {verb}", allow_abbrev=False, **settings)
         self._exit_code = exit_code
 
     def error(self, message: str) -> NoReturn:

@@ -1,19 +1,18 @@
-"""`slimdown check RUN`: a gate for CI. Has this fine-tuning lost more than it may?"""
+"""`slimdown check RUN`: a gate for CI. Has this fine-tuning lost more than it may?
 
-import argparse
-
-from slimdown.commands.arguments import RUN_HELP, CommandParser, open_tracking, run_command
-from slimdown.utils.errors import ConfigError
-
-_EPILOG = """\
 A run with evaluation.holdout is judged on the questions that are held out.
 
-exit code
+Exit code:
   0  every loss is shown to be within its budget
   1  a loss beyond its budget is shown, or with --overall that the retained are worse together
   2  the questions cannot tell
   3  not measured: no such run, or it did not finish
 """
+
+import argparse
+
+from slimdown.commands.arguments import RUN_HELP, CommandParser, open_tracking, run_command
+from slimdown.utils.errors import ConfigError
 
 
 def main(argv: list[str]) -> int:
@@ -25,7 +24,7 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser("check", 3, description=__doc__, epilog=_EPILOG)
+    parser = CommandParser("check", __doc__, 3)
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     text = "gsm8k=0.02: two points; default: benchmark.NAME.max_loss, or the margin if retained"
     parser.add_list("--max-loss", "[BENCHMARK=]SHARE", text)
@@ -48,8 +47,7 @@ def _check(options: argparse.Namespace) -> int:
     from slimdown.report.tables import write_table
     from slimdown.report.text import describe_overall
     from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
-    from slimdown.stats.findings import judge
-    from slimdown.stats.holdout import held_half
+    from slimdown.stats.findings import judge_held_out
     from slimdown.stats.overall import judge_overall
     from slimdown.tracking.run_reader import check_finished, find_run, read_evaluations
 
@@ -59,8 +57,7 @@ def _check(options: argparse.Namespace) -> int:
     run = find_run(tracking, options.run)
     findings = check_finished(run)
     if run.holdout:
-        base, tuned = (held_half(one, run.holdout) for one in read_evaluations(tracking, run))
-        findings = judge(base, tuned)
+        findings = judge_held_out(*read_evaluations(tracking, run), run.holdout)
     checks = check_budgets(findings, budgets, relative, options.supporting)
     outcome = overall_outcome(checks)
     title = f"{run.name} ({run.run_id})"

@@ -1,4 +1,15 @@
-"""`slimdown compare`: recorded runs side by side, what differs between them, what each lost."""
+"""`slimdown compare`: recorded runs side by side, what differs between them, what each lost.
+
+Examples:
+  slimdown compare                                        the finished runs of experiment slimdown
+  slimdown compare --sweep 2025-06-01_12-00-00            the runs that one command started
+  slimdown compare --sort -gsm8k --rows 10                the ten that kept or gained most of gsm8k
+  slimdown compare --by lora.r -o ranks.html              a page with every benchmark over the rank
+  slimdown compare --filter "params.`lora.r` = '8'" --format csv
+  slimdown compare 3f2a --all                             one run, with every metric and column
+  slimdown compare 3f2a 91bc --paired                     two tuned models, question by question
+  slimdown compare 3f2a --confirm                         the chosen one, on questions kept back
+"""
 
 import argparse
 from collections import Counter
@@ -13,17 +24,6 @@ if TYPE_CHECKING:
     from slimdown.stats.run_records import RunRecord
 
 _DEFAULT_EXPERIMENT = "slimdown"  # that of conf/config.yaml
-_EPILOG = """\
-examples
-  slimdown compare                                        the finished runs of experiment slimdown
-  slimdown compare --sweep 2025-06-01_12-00-00            the runs that one command started
-  slimdown compare --sort -gsm8k --rows 10                the ten that kept or gained most of gsm8k
-  slimdown compare --by lora.r -o ranks.html              a page with every benchmark over the rank
-  slimdown compare --filter "params.`lora.r` = '8'" --format csv
-  slimdown compare 3f2a --all                             one run, with every metric and column
-  slimdown compare 3f2a 91bc --paired                     two tuned models, question by question
-  slimdown compare 3f2a --confirm                         the chosen one, on questions kept back
-"""
 
 
 def main(argv: list[str]) -> int:
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser("compare", description=__doc__, epilog=_EPILOG)
+    parser = CommandParser("compare", __doc__)
     add, text = parser.add_argument, ("one row for runs that differ only in their seed (default)")
     add("runs", nargs="*", metavar="RUN", help="only these: ids, beginnings of ids, or names")
     parser.add_store()
@@ -64,9 +64,8 @@ def main(argv: list[str]) -> int:
     is_by_curves = options.mode == "at-equal-learning"
     if is_by_curves and not options.by:
         parser.error("--at-equal-learning compares the values of a setting; name it with --by")
-    if options.mode and (
-        options.sort or not options.group_seeds or (options.by and not is_by_curves)
-    ):
+    is_by_rows = options.by and not is_by_curves
+    if options.mode and (options.sort or is_by_rows or not options.group_seeds):
         parser.error(f"--{options.mode} has rows of its own; leave --sort, --by and the like out")
     if options.runs and (options.experiment or options.sweep or options.filter):
         parser.error("runs are named: leave --experiment, --sweep and --filter out")
@@ -101,31 +100,25 @@ def _compare(options: argparse.Namespace) -> int:
             )
         shown = f"--{options.mode}"
         return put_table(table, options, lambda: page.render_comparison_page(table, options=shown))
-    comparison = compare_runs(runs, options.group_seeds)
-    if options.by is not None:
-        comparison = sort_by_setting(comparison, options.by)
-        notes += describe_groups(sort_by_setting(compare_runs(runs), options.by), options.by)
+    comparison, by = compare_runs(runs, options.group_seeds), options.by
+    if by is not None:
+        comparison = sort_by_setting(comparison, by)
+        notes += describe_groups(sort_by_setting(compare_runs(runs), by), by)
     if options.sort is not None:
         comparison = sort_rows(comparison, options.sort)
     n_rows = options.rows if options.format in (None, "table") else 0
     table = page.comparison_table(comparison, title, notes, n_rows)
-    return put_table(
-        table, options, lambda: page.render_comparison_page(table, comparison, options.by)
-    )
+    return put_table(table, options, lambda: page.render_comparison_page(table, comparison, by))
 
 
 def _show_run(run: "RunRecord", options: argparse.Namespace) -> int:
     from slimdown.report.findings_report import findings_table
+    from slimdown.report.run_page import render_page
 
     findings, name = run.findings, run.name
     assert findings is not None  # it is finished
-
-    def render_run() -> str:
-        from slimdown.report.run_page import render_page  # imports matplotlib
-
-        return render_page(findings, name, run_id=run.run_id)
-
-    return put_table(findings_table(findings, name, with_notes=True), options, render_run)
+    table = findings_table(findings, name, with_notes=True)
+    return put_table(table, options, lambda: render_page(findings, name, run_id=run.run_id))
 
 
 def _compare_curves(
@@ -156,8 +149,7 @@ def _compare_curves(
 def _judge_pairs(runs: "list[RunRecord]", options: argparse.Namespace) -> "list[ModelPair]":
     """Judge two tuned models against each other, or each against its base on held-out questions."""
     from slimdown.report.findings_report import ModelPair
-    from slimdown.stats.findings import judge, judge_pair
-    from slimdown.stats.holdout import held_half
+    from slimdown.stats.findings import judge_held_out, judge_pair
     from slimdown.tracking.run_reader import read_evaluations
 
     tracking, names = open_tracking(options), [f"{run.name} ({run.run_id[:8]})" for run in runs]
@@ -173,8 +165,7 @@ def _judge_pairs(runs: "list[RunRecord]", options: argparse.Namespace) -> "list[
                 "confirm it. Run the candidates again with evaluation.holdout=0.5, choose among "
                 "those, and confirm the chosen one"
             )
-        base, tuned = (held_half(one, run.holdout) for one in read_evaluations(tracking, run))
-        findings = judge(base, tuned, n_reports=len(runs))
+        findings = judge_held_out(*read_evaluations(tracking, run), run.holdout, len(runs))
         pairs.append(ModelPair("base", name, findings, len(runs)))
     return pairs
 
@@ -199,8 +190,7 @@ def select_runs(options: argparse.Namespace) -> "tuple[list[RunRecord], str, lis
             raise ConfigError("a comparison needs two different runs; name another")
         return list(chosen.values()), f"{len(chosen)} runs of {uri}", []
     experiments = options.experiment or ([] if options.sweep else [_DEFAULT_EXPERIMENT])
-    tags: dict[str, str] = {Tag.sweep: options.sweep} if options.sweep else {}
-    runs = find_runs(tracking, experiments, tags, options.filter, with_findings=True)
+    runs = find_runs(tracking, experiments, options.sweep, options.filter, with_findings=True)
     states = Counter(run.status.lower() for run in runs if not run.findings)
     left_out = ", ".join(f"{count:,} {state}" for state, count in states.items())
     limits = {"sweep": options.sweep, "filter": options.filter, "experiment": " ".join(experiments)}

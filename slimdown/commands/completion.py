@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser("completion", description=__doc__)
+    parser = CommandParser("completion", __doc__)
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))
     shell = parser.parse(argv).shell
     return run_command(lambda: _print_script(shell), "Nothing can be completed:", 1)

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code: 1 where the record cannot be opened.
     """
-    parser = CommandParser("doctor", description=__doc__)
+    parser = CommandParser("doctor", __doc__)
     parser.add_store()
     text = "compare training and measuring on the GPU with stock libraries, for ten minutes"
     parser.add_argument("--gpu", action="store_true", help=f"{text}; a table to paste")
@@ -91,9 +91,7 @@ def _examine(options: argparse.Namespace) -> int:
         check_store(tracking)
     except TrackingError as error:
         state, code = str(error), 1
-    show_facts([("record", state)])
-    show_facts(_describe_hub())
-    show_facts(_describe_extras())
+    show_facts(chain([("record", state)], _describe_hub(), _describe_extras()))
     return code
 
 

@@ -1,4 +1,13 @@
-"""`slimdown merge RUN --out DIR`: a run's adapter and its base as one model, with a card."""
+"""`slimdown merge RUN --out DIR`: a run's adapter and its base as one model, with a card.
+
+Examples:
+  slimdown merge 3f2a --out tuned                  into the values of the run's 4-bit weights
+  slimdown merge 3f2a --out tuned --onto original  into the weights as published
+
+Then, to measure what it lost and what merging changed:
+  slimdown run tuned=tuned quantization=none ...   with the run's base and benchmarks
+  slimdown compare 3f2a RUN --paired               with the id of that run
+"""
 
 import argparse
 import shutil
@@ -16,16 +25,6 @@ from slimdown.commands.arguments import (
 from slimdown.utils.errors import ModelError
 from slimdown.utils.files import write_atomically
 
-_EPILOG = """\
-examples
-  slimdown merge 3f2a --out tuned                  into the values of the run's 4-bit weights
-  slimdown merge 3f2a --out tuned --onto original  into the weights as published
-
-then, to measure what it lost and what merging changed
-  slimdown run tuned=tuned quantization=none ...   with the run's base and benchmarks
-  slimdown compare 3f2a RUN --paired               with the id of that run
-"""
-
 
 def main(argv: list[str]) -> int:
     """Merge the adapter of a recorded run.
@@ -36,7 +35,7 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser("merge", description=__doc__, epilog=_EPILOG)
+    parser = CommandParser("merge", __doc__)
     add = parser.add_argument
     add("run", metavar="RUN", help=RUN_HELP)
     add("--out", type=Path, required=True, metavar="DIR", help="a new folder, or an empty one")

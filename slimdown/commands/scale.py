@@ -1,4 +1,20 @@
-"""`slimdown scale RUN`: what a run learned and lost with less of its adapter, without training."""
+"""`slimdown scale RUN`: what a run learned and lost with less of its adapter, without training.
+
+At scale 0 the model is the base, at scale 1 what was trained. With --max-loss the largest scale
+within the budget is chosen on one half of the questions and checked on the other.
+
+Examples:
+  slimdown scale 3f2a                                 the changes at scales 0.25, 0.5, 0.75 and 1
+  slimdown scale 3f2a --scales 0.1,0.2,0.4 -o scales.html
+  slimdown scale 3f2a --max-loss 0.02 --save gentle   the most of it that loses two points at most
+  slimdown run tuned=gentle ...                       measures what was saved
+
+Exit code:
+  0  the curve is shown; with --max-loss: the chosen scale is shown to be within every budget
+  1  the chosen scale is shown to be beyond a budget
+  2  the questions cannot tell, or no scale is within the budgets as measured
+  3  not measured
+"""
 
 import argparse
 import json
@@ -28,22 +44,6 @@ if TYPE_CHECKING:  # they import torch, or scipy
 
 _CHOOSING_SHARE = 0.5  # of the questions, where the run holds none out: the others confirm
 _LARGEST = 2.0
-_EPILOG = """\
-At scale 0 the model is the base, at scale 1 what was trained. With --max-loss the largest scale
-within the budget is chosen on one half of the questions and checked on the other.
-
-examples
-  slimdown scale 3f2a                                 the changes at scales 0.25, 0.5, 0.75 and 1
-  slimdown scale 3f2a --scales 0.1,0.2,0.4 -o scales.html
-  slimdown scale 3f2a --max-loss 0.02 --save gentle   the most of it that loses two points at most
-  slimdown run tuned=gentle ...                       measures what was saved
-
-exit code
-  0  the curve is shown; with --max-loss: the chosen scale is shown to be within every budget
-  1  the chosen scale is shown to be beyond a budget
-  2  the questions cannot tell, or no scale is within the budgets as measured
-  3  not measured
-"""
 
 
 def main(argv: list[str]) -> int:
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser("scale", 3, description=__doc__, epilog=_EPILOG)
+    parser = CommandParser("scale", __doc__, 3)
     add = parser.add_argument
     add("run", metavar="RUN", help=RUN_HELP)
     text = "how much of the adapter is added, separated by commas (default: %(default)s)"
@@ -154,14 +154,13 @@ def _choose(
     from slimdown.report.model_card import render_model_card
     from slimdown.report.scaling_page import render_scaling_page, scales_table
     from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
-    from slimdown.stats.findings import judge
-    from slimdown.stats.holdout import held_half
+    from slimdown.stats.findings import judge_held_out
     from slimdown.stats.scaling import choose_scale
 
     budgets = read_budgets(options.max_loss)
     if chosen := choose_scale(points, budgets):
         tuned = measured.tuned[chosen.scale]
-        held = judge(held_half(measured.base, share), held_half(tuned, share))
+        held = judge_held_out(measured.base, tuned, share)
         checks = check_budgets(held, budgets)
         notes = [f"Scale {chosen.scale:g} on the questions that did not choose it:"]
         if options.format:

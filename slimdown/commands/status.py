@@ -15,10 +15,12 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser("status", description=__doc__)
+    parser = CommandParser("status", __doc__)
     parser.add_store()
     parser.add_list("--experiment", "NAME", "of MLflow (default: all)")
-    parser.add_argument("--sweep", metavar="NAME", help="the runs that one command started")
+    parser.add_argument(
+        "--sweep", metavar="NAME", default="", help="the runs that one command started"
+    )
     parser.add_output()
     options = parser.parse(argv)
     return run_command(lambda: _list_runs(options), "The runs cannot be listed:", 1)
@@ -33,9 +35,8 @@ def _list_runs(options: argparse.Namespace) -> int:
     from slimdown.utils.errors import TrackingError
 
     tracking = open_tracking(options)
-    tags: dict[str, str] = {Tag.sweep: options.sweep} if options.sweep else {}
     rows = []
-    for run in find_runs(tracking, options.experiment, tags):
+    for run in find_runs(tracking, options.experiment, options.sweep):
         state = run.status.lower()
         if run.status == "RUNNING" and is_abandoned(tracking, run):
             state = "died"

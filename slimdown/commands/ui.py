@@ -1,12 +1,13 @@
-"""`slimdown ui`: MLflow's pages of the record, with the columns that matter here."""
+"""`slimdown ui`: MLflow's pages of the record, with the columns that matter here.
+
+Other options, such as --host, go to `mlflow ui`.
+"""
 
 import os
 import sys
 
 from slimdown.commands.arguments import CommandParser, open_tracking, run_command
 from slimdown.tracking.store import VIEW, list_experiments
-
-_EPILOG = "Other options, such as --host, go to `mlflow ui`."
 
 
 def main(argv: list[str]) -> int:
@@ -18,7 +19,7 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code where it cannot start.
     """
-    parser = CommandParser("ui", description=__doc__, epilog=_EPILOG)
+    parser = CommandParser("ui", __doc__)
     parser.add_store()
     parser.add_argument("-p", "--port", type=int, default=5000, help="default: %(default)s")
     options, others = parser.parse_known_args(argv)

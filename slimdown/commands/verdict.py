@@ -1,4 +1,11 @@
-"""`slimdown verdict BASE TUNED`: what a fine-tuning taught and lost, from lm_eval's own logs."""
+"""`slimdown verdict BASE TUNED`: what a fine-tuning taught and lost, from lm_eval's own logs.
+
+Exit code with --max-loss:
+  0  every loss is shown to be within its budget
+  1  a loss beyond its budget is shown
+  2  the questions cannot tell
+  3  the logs cannot be judged
+"""
 
 import argparse
 import sys
@@ -18,14 +25,6 @@ from slimdown.utils.errors import ConfigError
 if TYPE_CHECKING:
     from slimdown.stats.findings import Findings
 
-_EPILOG = """\
-exit code with --max-loss
-  0  every loss is shown to be within its budget
-  1  a loss beyond its budget is shown
-  2  the questions cannot tell
-  3  the logs cannot be judged
-"""
-
 
 def main(argv: list[str]) -> int:
     """Judge two folders of `lm_eval --log_samples --output_path FOLDER`.
@@ -36,7 +35,7 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser("verdict", 3, description=__doc__, epilog=_EPILOG)
+    parser = CommandParser("verdict", __doc__, 3)
     place = "the folder that --output_path named, the model's folder in it, or a results file"
     parser.add_argument("base", type=Path, metavar="BASE", help=f"of the model before: {place}")
     parser.add_argument("tuned", type=Path, metavar="TUNED", help="of the model after")

@@ -20,8 +20,7 @@ from slimdown.config.search_config import DimensionConfig
 from slimdown.report import console
 from slimdown.report.comparison_page import render_comparison_page, search_table
 from slimdown.stats.budgets import check_budgets
-from slimdown.stats.findings import judge
-from slimdown.stats.holdout import held_half
+from slimdown.stats.findings import judge_held_out
 from slimdown.stats.run_comparison import compare_runs
 from slimdown.stats.trials import summarize_trial
 from slimdown.sweep.jobs import JobOutcome, JobState
@@ -132,8 +131,8 @@ class Search:
             reason = "which learned most of the trials within the budget; its adapter is in"
             chosen = [f"Chosen: {best.name} ({best.run_id[:8]}), {reason} {best.artifact_uri}."]
             if best.holdout:
-                base, tuned = read_evaluations(self.config.tracking, best)
-                held = judge(held_half(base, best.holdout), held_half(tuned, best.holdout))
+                evaluations = read_evaluations(self.config.tracking, best)
+                held = judge_held_out(*evaluations, best.holdout)
                 for check in check_budgets(held, budgets):
                     line = f"{check.benchmark}: {check.outcome.name}, {check.reason}."
                     chosen.append(f"On the questions that did not choose it, {line}")

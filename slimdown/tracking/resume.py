@@ -124,6 +124,6 @@ def _find_equal_runs(config: RunConfig, key: str) -> list[RunRecord]:
     condition = f"tags.`{Tag.run_key}` = '{key}'"
     experiments = [config.tracking.experiment]
     try:
-        return find_runs(config.tracking, experiments, {}, condition, with_findings=True)
+        return find_runs(config.tracking, experiments, "", condition, with_findings=True)
     except TrackingError:  # no such store or experiment yet; opening the run says what is wrong
         return []

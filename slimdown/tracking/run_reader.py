@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 def find_runs(
     tracking: TrackingConfig,
     experiments: Sequence[str] = (),
-    tags: Mapping[str, str] | None = None,
+    sweep: str = "",
     filter_string: str = "",
     with_findings: bool = False,
 ) -> list[RunRecord]:
@@ -47,7 +47,7 @@ def find_runs(
     Args:
         tracking: The store.
         experiments: Names; none: all of them.
-        tags: Only runs that have all of these.
+        sweep: Only runs of this one, see `Tag.sweep`.
         filter_string: MLflow's filter language.
         with_findings: Also read findings.json of each finished run.
 
@@ -63,7 +63,6 @@ def find_runs(
             raise TrackingError(f"there is no experiment {unknown[0]} in {uri}{similar}")
         chosen = [key for key, name in names.items() if not experiments or name in experiments]
         runs = client.search_runs(chosen, condition, max_results=_MOST_RUNS)
-    wanted = (tags or {}).items()
     records = [
         RunRecord(
             run_id=run.info.run_id,
@@ -76,7 +75,7 @@ def find_runs(
             artifact_uri=run.info.artifact_uri or "",
         )
         for run in runs
-        if wanted <= run.data.tags.items()
+        if sweep in ("", run.data.tags.get(Tag.sweep))
     ]
     return read_findings(tracking, records) if with_findings else records
 

@@ -37,7 +37,7 @@ def test_a_run_is_found_by_id_beginning_or_name(store: MlflowClient, composed: C
     assert find_run(config.tracking, second).findings is not None
 
 
-def test_experiments_tags_and_filters_choose(store: MlflowClient, composed: Compose) -> None:
+def test_experiments_sweeps_and_filters_choose(store: MlflowClient, composed: Compose) -> None:
     first = composed("lora.r=2")
     record_run(first, "a", sweep="ranks")
     record_run(composed("lora.r=4"), "b", sweep="it's `odd`")
@@ -48,7 +48,7 @@ def test_experiments_tags_and_filters_choose(store: MlflowClient, composed: Comp
 
     assert names() == ["a", "b", "c"]
     assert names(experiments=["second"]) == ["c"]
-    assert names(tags={"slimdown.sweep": "it's `odd`"}) == ["b"]
+    assert names(sweep="it's `odd`") == ["b"]
     assert names(filter_string="params.`lora.r` = '2'") == ["a"]
     with pytest.raises(TrackingError, match=r"no experiment secnd.*did you mean second"):
         names(experiments=["secnd"])
