@@ -101,16 +101,6 @@ def test_the_console_shows_results_and_where_to_look(
     assert "Warning" not in sweep[1].stderr
 
 
-def test_a_repeated_sweep_makes_nothing_again(
-    sweep: tuple[Path, Result], client: MlflowClient
-) -> None:
-    before = len(find_runs(client))
-    done = run_command(sweep[0], "slimdown.run", "-m", "lora.r=4,8", *SMALL)
-    assert done.returncode == 0, done.stderr
-    assert "skipped" in done.stdout
-    assert len(find_runs(client)) == before
-
-
 def test_a_sweep_is_compared_checked_and_listed(
     sweep: tuple[Path, Result], client: MlflowClient
 ) -> None:
