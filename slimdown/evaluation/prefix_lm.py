@@ -183,18 +183,12 @@ class VirtualTokensLM(HFLM):  # type: ignore[misc]
             embeddings = prompt.to(inner.get_input_embeddings().weight.dtype)
             inner.base_model(inputs_embeds=embeddings, use_cache=True, **{name: cache})
             prompt = cache
-        mask = torch.nn.functional.pad(settings.pop("attention_mask"), (n_virtual, 0), value=1)
+        mask = torch.nn.functional.pad(settings["attention_mask"], (n_virtual, 0), value=1)
+        settings |= {"attention_mask": mask, name: prompt}
         padded = torch.nn.functional.pad(context, (n_virtual, 0), value=0)  # never looked at
         try:
             self._model = inner
-            texts = super()._model_generate(
-                padded,
-                max_length + n_virtual,
-                stop,
-                attention_mask=mask,
-                **{name: prompt},
-                **settings,
-            )
+            texts = super()._model_generate(padded, max_length + n_virtual, stop, **settings)
         finally:
             self._model = wrapped
         return texts[:, n_virtual:]
