@@ -53,16 +53,15 @@ class ExternalModel:
                 tensor.data = tensor.data.new_empty(0)  # makes room
             release_memory()
             tuned = load_base_model(self.config, self.quantization, self.tokenizer)
-            identity = tuned.identity
         else:
             model = load_adapter(self.base, self.folder)
             check_numbers(self.config.named, model)
-            identity = identify_adapted(self.base.identity, self.folder)
+            adapted = identify_adapted(self.base.identity, self.folder)
             digest = f"sha256:{hash_folder(self.folder)}"
             revision = digest if self.config.folder else self.folder.name  # the hub's: the commit
             tuned = replace(self.base, model=model, id=self.config.id, adapter=str(self.folder))
-            tuned = replace(tuned, revision=revision)
-        identity = {**identity, "tokenizer": hash_tokenizer(self.tokenizer)}
+            tuned = replace(tuned, revision=revision, identity=adapted)
+        identity = {**tuned.identity, "tokenizer": hash_tokenizer(self.tokenizer)}
         return replace(tuned, tokenizer=self.tokenizer, identity=identity)
 
 
