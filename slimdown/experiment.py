@@ -53,9 +53,9 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
     progress = console.RunProgress(5 if config.tuned else 6)
     train_data = None
     with progress.show("reading benchmarks and rows"):  # a mistake leaves no run in the record
-        tasks = load_tasks(config.benchmark, config.evaluation.include_path)
         check_base(config)
         check_adapter(config)
+        tasks = load_tasks(config.benchmark, config.evaluation.include_path)
         tokenizer = load_base_tokenizer(config.model)
         notes = check_prompts(tokenizer, config.evaluation.apply_chat_template)
         if tuned_model := config.tuned_model:
@@ -63,6 +63,11 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         else:
             train_data = load_training_data(config.dataset, tokenizer, config.seed, config.keep)
             notes += train_data.notes
+    if "pocket_instructions" in config.dataset and config.model.id != "pocket:model":
+        notes.append(
+            "Rows, questions and learning rate are those of the pocket world; with model=smollm2 "
+            f"model.id={config.model.id} they are those for real models."
+        )
     console.show_notes(notes)
     with open_run(config, info) as run:
         if train_data:

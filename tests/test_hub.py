@@ -12,6 +12,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from peft import LoraConfig
 
+from slimdown.commands import doctor
+
 pytestmark = pytest.mark.hub
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -175,6 +177,15 @@ def test_a_refusal_of_the_hub_says_what_to_do(
     assert done.returncode == 1
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_the_doctor_says_which_models_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor.main(["--tracking-uri", f"sqlite:///{tmp_path}/new.db"]) == 0
+    shown = capsys.readouterr().out
+    assert f"model=smollm2: {SMOLLM2} can be read" in shown
+    assert "https://huggingface.co/meta-llama/Llama-3.2-1B" in shown
 
 
 def test_a_model_of_the_hub_has_not_changed_from_itself(

@@ -10,6 +10,7 @@ Exit code:
 """
 
 import argparse
+import json
 
 from slimdown.commands.arguments import RUN_HELP, CommandParser, open_tracking, run_command
 from slimdown.utils.errors import ConfigError
@@ -76,7 +77,11 @@ def _check(options: argparse.Namespace) -> int:
         print_text(write_junit(checks, title, {name: notes[-1]} if is_worse else {}))
     elif options.format != "text":
         notes.append(f"Outcome: {outcome.name}.")
-        print_text(write_table(budgets_table(checks, title, notes), options.format))
+        written = write_table(budgets_table(checks, title, notes), options.format)
+        if options.format == "json":
+            content = json.loads(written) | {"outcome": outcome.name, "exit_code": outcome}
+            written = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        print_text(written)
     else:
         for line in (title, *notes):
             show_line(line)

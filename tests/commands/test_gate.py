@@ -94,7 +94,9 @@ def test_ci_reads_each_budget(
     assert suite.get("failures") == str(2 * (code == 1))
     assert suite[0].get("name") == "pocket_cs loses at most 30 points"
     assert check.main([name, *budgets, "--format", "json"]) == code
-    assert json.loads(capsys.readouterr().out)["rows"][0]["budget"] == 0.3
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["rows"][0]["budget"] == 0.3
+    assert answer["exit_code"] == code
     assert check.main([name, *budgets, "--format", "markdown"]) == code
     assert "| pocket_cs | " in capsys.readouterr().out
 
