@@ -28,7 +28,8 @@ def run_command(folder: Path, *arguments: str, **environment: str) -> Result:
 def call_verb(folder: Path, verb: str, *arguments: str) -> Result:
     """Do what `slimdown VERB ...` does in a folder, without a process that imports torch first."""
     out, err = io.StringIO(), io.StringIO()
-    main = importlib.import_module(f"slimdown.commands.{verb}").main
+    name = "slimdown.run" if verb == "run" else f"slimdown.commands.{verb}"
+    main = importlib.import_module(name).main
     with (
         contextlib.chdir(folder),
         contextlib.redirect_stdout(out),

@@ -54,7 +54,7 @@ def test_a_run_that_is_killed_goes_on_when_its_command_is_repeated(
     assert process.returncode != 0
     [run] = find_runs(client)
     assert run.info.status == "RUNNING"
-    done = run_command(tmp_path, *arguments[2:])
+    done = call_verb(tmp_path, "run", *arguments[3:])
     assert done.returncode == 0, done.stderr
     [run] = find_runs(client)
     assert run.info.status == "FINISHED"

@@ -127,7 +127,7 @@ def test_a_given_adapter_is_judged_as_it_was_when_trained(
 ) -> None:
     run, _ = find_runs(client)
     adapter = client.download_artifacts(run.info.run_id, "adapter")
-    done = run_command(sweep[0], "slimdown.run", f"tuned={adapter}", *SMALL[3:])
+    done = call_verb(sweep[0], "run", f"tuned={adapter}", *SMALL[3:])
     assert done.returncode == 0, done.stderr
     judged = find_runs(client)[-1]
     expected = read_artifact(client, run, "findings.json")["benchmarks"]

@@ -64,8 +64,8 @@ def test_at_most_a_tenth_is_held_out_and_the_notes_name_it(tmp_path: Path) -> No
     data = load(write(tmp_path, number(60), validation_examples=100))
     assert count(data) == (54, 6)
     assert data.notes == [
-        "dataset.mine: 6 of 60 rows are held out for validation, at most a tenth; you asked for "
-        "validation_examples=100"
+        "dataset.mine: 6 of 60 rows are held out for validation, a tenth at most, where "
+        "validation_examples=100 is more"
     ]
     assert count(load(write(tmp_path, number(2)))) == (1, 1)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from commands_and_runs import call_verb
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -76,9 +77,8 @@ def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def swept(folder: Path) -> tuple[int, str, str]:
     """A job, and one that cannot be: exit code, stdout and stderr."""
-    process = start(folder, "-m", "seed=0", LAYERS, *FEW)
-    out, err = process.communicate(timeout=600)
-    return process.returncode, out, err
+    done = call_verb(folder, "run", "-m", "seed=0", LAYERS, *FEW)
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
