@@ -73,5 +73,5 @@ def check_prompts(tokenizer: Any, applies_template: bool) -> list[str]:
     if applies_template:
         check_chat_template(tokenizer, "evaluation.apply_chat_template=true")
     elif tokenizer.chat_template:
-        return ["Prompts are plain; evaluation.apply_chat_template=true asks by the chat template."]
+        return ["Prompts are plain; evaluation.apply_chat_template=true uses the chat template."]
     return []

@@ -90,7 +90,7 @@ def format_row(record: Any, config: DatasetConfig, format_: RowFormat) -> dict[s
     for column in list_columns(config, format_, required=True):
         if column not in record:
             names = ", ".join(list(record)[:20])
-            advice = "name yours with instruction=, input= and output=, or choose another format="
+            advice = "name yours with dataset.NAME.instruction=, input= and output=, or set format="
             raise DataError(f"there is no column {column}; there are {names}; {advice}")
         value = record[column]
         if column == "messages" or (column in ("prompt", "completion") and isinstance(value, list)):

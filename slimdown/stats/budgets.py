@@ -172,10 +172,10 @@ def _explain(name: str, benchmark: BenchmarkChange, budget: float, outcome: Outc
     most, least = f"{-100 * low:.1f} points", f"{-100 * high:.1f} points"
     after = f" after {benchmark.n:,} of {benchmark.n_available:,}" if benchmark.is_stopped else ""
     if outcome is Outcome.within:
-        return f"at 95 %, it lost at most {most}{after}" if low < 0 else "a gain is shown"
+        return f"one-sided at 95 %, it lost at most {most}{after}" if low < 0 else "a gain is shown"
     if outcome is Outcome.beyond:
-        return f"at 95 %, it lost at least {least}{after}"
-    reason = f"{d.n:,} questions cannot tell: at 95 %, it lost at most {most}{after}"
+        return f"one-sided at 95 %, it lost at least {least}{after}"
+    reason = f"{d.n:,} questions cannot tell: one-sided at 95 %, it lost at most {most}{after}"
     if benchmark.is_stopped:
         setting = f"evaluation.until=budget benchmark.{name}.max_loss={budget:g}"
         return f"{reason}; a run with {setting} asks until they can"

@@ -247,8 +247,8 @@ def _describe_caveats(
     if len(rows) > 1 and errors:
         mean, most = (100 * z * fmean(errors) for z in winners_curse(len(rows)))
         yield (
-            f"The best row is partly luck: of {len(rows):,} equally good runs, the best looks "
-            f"about {mean:.1f} points too good on a benchmark, in 95 % of tables at most "
+            f"The best row is partly luck: if all {len(rows):,} were equally good, the best would "
+            f"look about {mean:.1f} points better on a benchmark, in 95 % of tables at most "
             f"{most:.1f}. Judge it on the questions that evaluation.holdout=0.5 holds out: "
             "slimdown compare RUN --confirm."
         )

@@ -81,7 +81,7 @@ def test_the_luck_of_the_best_is_its_mean_with_what_95_percent_of_tables_stay_be
     assert most == pytest.approx(np.quantile(best, 0.95), abs=0.05)
     notes = " ".join(compare_runs([make_run(SAME, i, lora__r=str(i)) for i in range(12)]).notes)
     error = 100 * SAME.benchmarks["a"].primary.difference.standard_error
-    assert f"looks about {mean * error:.1f} points too good" in notes
+    assert f"look about {mean * error:.1f} points better" in notes
     assert f"in 95 % of tables at most {most * error:.1f}" in notes
 
 
