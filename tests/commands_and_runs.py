@@ -20,7 +20,7 @@ def run_command(folder: Path, *arguments: str, **environment: str) -> Result:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
         env={**os.environ, **environment},
     )
 

@@ -1,13 +1,13 @@
 """The real loading code on real models and data: `make test-hub`, against the hub or a mirror."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands_and_runs import run_command
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from peft import LoraConfig
@@ -31,19 +31,6 @@ TINY = [
     "benchmark.gsm8k.num_fewshot=1",
     "benchmark.mmlu_cs.limit=8",
 ]
-
-
-def run_command(
-    folder: Path, *arguments: str, **environment: str
-) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env={**os.environ, **environment},
-    )
 
 
 def find_run(client: MlflowClient) -> Run:

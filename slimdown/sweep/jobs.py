@@ -198,7 +198,7 @@ def run_job(composed: DictConfig, info: RunInfo, swept: tuple[str, ...] = ()) ->
         )
         console.show_facts([("run", info.name), *describe_run(config).items()])
         if resume_run_id:
-            console.show_line(f"goes on with run {resume_run_id} from its last checkpoint")
+            console.show_line(f"goes on with run {resume_run_id}, which was stopped")
         from slimdown.experiment import run_experiment
 
         findings = run_experiment(config, info)
