@@ -131,8 +131,8 @@ def watch_forgetting(config: RunConfig, base: LoadedModel) -> Look:
     looks: the chance that any look ends a training that keeps its budgets is at most 5 %.
     """
     budgets = default_budgets(config.benchmark)
-    most, asked = config.train.look_questions, {name: config.benchmark[name] for name in budgets}
-    few = {name: replace(b, limit=min(b.limit or most, most)) for name, b in asked.items()}
+    most, budgeted = config.train.look_questions, {name: config.benchmark[name] for name in budgets}
+    few = {name: replace(b, limit=min(b.limit or most, most)) for name, b in budgeted.items()}
     tasks = load_tasks(few, config.evaluation.include_path)
     shares = not config.method.learns_prompt
     # vLLM reads files, and what is trained lies in none.

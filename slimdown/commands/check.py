@@ -65,8 +65,8 @@ def _check(options: argparse.Namespace) -> int:
     notes = [f"Judged on {findings.part}, which this run does not show."] if run.holdout else []
     is_worse = False
     if options.overall:
-        asked = {n: b for n, b in findings.benchmarks.items() if n not in options.supporting}
-        overall = judge_overall(asked)
+        critical = {n: b for n, b in findings.benchmarks.items() if n not in options.supporting}
+        overall = judge_overall(critical)
         if not overall.benchmarks:
             raise ConfigError("--overall: every retained benchmark is supporting, or stopped early")
         notes.append(describe_overall(overall))

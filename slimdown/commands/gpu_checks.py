@@ -66,10 +66,11 @@ def check_answers(
     # cuBLAS may take 64 MiB in between
     differs += "" if abs(held / estimated - 1) <= 0.1 else "memory is not as estimated"
     n_tokens = sum(len(base.tokenizer(s.prompt + s.response).input_ids) for s in mine.samples)
-    found = f"{n_unlike} of {len(mine.samples)} texts, {off:.2g} nats off; "
-    found += f"{n_tokens / mine.seconds:,.0f} tokens/s, HFLM {n_tokens / theirs.seconds:,.0f}; "
-    found += f"weights {held / 1e6:,.0f} MB, estimated {estimated / 1e6:,.0f}; "
-    return differs, f"{found}peak {ours.peak_bytes / 1e6:,.0f}, HFLM {stock.peak_bytes / 1e6:,.0f}"
+    line = f"{n_unlike} of {len(mine.samples)} texts, {off:.2g} nats off; "
+    line += f"{n_tokens / mine.seconds:,.0f} tokens/s, HFLM {n_tokens / theirs.seconds:,.0f}; "
+    line += f"weights {held / 1e6:,.0f} MB, estimated {estimated / 1e6:,.0f}; "
+    line += f"peak {ours.peak_bytes / 1e6:,.0f}, HFLM {stock.peak_bytes / 1e6:,.0f}"
+    return differs, line
 
 
 def check_training(quantization: str, load: Load, limit: int) -> Finding:
@@ -115,7 +116,7 @@ def check_training(quantization: str, load: Load, limit: int) -> Finding:
 def check_scarce_memory(load: Load, limit: int) -> Finding:
     """Ask and train on more at once than fits: the batch is halved, or you are told."""
     config, base, data = load("train.per_device_train_batch_size=256")
-    rows, told = prepare_training(base, data, config), "training ran all the same"
+    rows, message = prepare_training(base, data, config), "training ran all the same"
     # What half a GiB cannot hold is the logits of 256 questions or rows.
     n_taken = torch.cuda.mem_get_info()[0] - 2**29 if base.device == "cuda" else 0
     taken = torch.empty(n_taken, dtype=torch.uint8, device=base.device)
@@ -124,10 +125,10 @@ def check_scarce_memory(load: Load, limit: int) -> Finding:
         with TemporaryDirectory() as folder:
             fine_tune(base, rows, config, Path(folder), lambda _: None, lambda *_: None)
     except ModelError as error:
-        told = str(error)
+        message = str(error)
     del taken
     notes = evaluation.evaluator.notes[-1:]
-    return "" if notes and "halve" in told else "you are not told", " ".join([*notes, told])
+    return "" if notes and "halve" in message else "you are not told", " ".join([*notes, message])
 
 
 CHECKS: dict[str, Callable[[Load, int], Finding]] = {}

@@ -36,7 +36,7 @@ def read_benchmarks(
     Raises:
         ConfigError: There is no such setting or value, or a name is close to a benchmark's.
     """
-    known = list_group_choices("benchmark")
+    names_shipped = list_group_choices("benchmark")
     benchmarks: dict[str, BenchmarkConfig] = {}
     specs: Any = [names] if isinstance(names, str | Mapping | BenchmarkConfig) else names
     for spec in specs:
@@ -50,7 +50,7 @@ def read_benchmarks(
             raise ConfigError(f"{name} is named twice; name it once")
         values = dict(own) | {key: value for key, value in settings.items() if value is not None}
         shipped: Any = {}
-        if name in known:
+        if name in names_shipped:
             shipped = OmegaConf.load(CONF_DIR / "benchmark" / f"{name}.yaml")
             values["task"] = shipped.get("task", MISSING)
         try:
@@ -63,7 +63,9 @@ def read_benchmarks(
             raise ConfigError("\n".join(f"{name}: {problem}" for problem in problems))
         benchmarks[name] = benchmark
     if not benchmarks:
-        raise ConfigError(f"no benchmark is named; name some of {', '.join(known)}, or a task")
+        raise ConfigError(
+            f"no benchmark is named; name some of {', '.join(names_shipped)}, or a task"
+        )
     return benchmarks
 
 

@@ -93,17 +93,19 @@ def explain_unknown_key(key: str, schema: type) -> str | None:
     """Say why a key names no setting, with the nearest that does; None where it names one."""
     if setting_type(key, schema) is not None or re.match(r"(model|lora|train)\.args\.", key):
         return None  # `find_option_problems` says what is wrong with an option
-    known, name = list(list_settings(schema)), key.rpartition(".")[2]
+    settings, name = list(list_settings(schema)), key.rpartition(".")[2]
     close = [_ALIASES[name]] if name in _ALIASES else []
-    close += [other for other in known if other.endswith(f".{key}") and other not in close]
-    close = close or get_close_matches(key, [*known, "experiment"], n=1)  # a group, no section
-    by_name = {other.rpartition(".")[2]: other for other in known}
+    close += [
+        setting for setting in settings if setting.endswith(f".{key}") and setting not in close
+    ]
+    close = close or get_close_matches(key, [*settings, "experiment"], n=1)  # a group, no section
+    by_name = {setting.rpartition(".")[2]: setting for setting in settings}
     close = close or [by_name[near] for near in get_close_matches(name, by_name, n=1)]
     if close:
         return f"{key} is not a setting; did you mean {' or '.join(close)}?"
     section = f"{key.partition('.')[0]}."
-    names = [other for other in known if other.startswith(section)]
-    names = names or [other for other in known if "." not in other]
+    names = [setting for setting in settings if setting.startswith(section)]
+    names = names or [setting for setting in settings if "." not in setting]
     return f"{key} is not a setting; known: {', '.join(names)}"
 
 

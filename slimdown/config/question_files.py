@@ -54,8 +54,8 @@ def complete_benchmark(name: str, benchmark: Any) -> None:
         raise ConfigError(f"benchmark.{name}.path={benchmark.path}: {error}") from None
     metric, chance = "exact_match.strip", 0.0
     if "choices" in rows[0]:
-        asked = rows[: max(1, benchmark.limit or len(rows))]
-        metric, chance = "acc", fmean(1 / len(row["choices"]) for row in asked)
+        first_rows = rows[: max(1, benchmark.limit or len(rows))]
+        metric, chance = "acc", fmean(1 / len(row["choices"]) for row in first_rows)
     defaults = {"task": name, "metric": metric, "num_fewshot": 0, "chance": chance}
     for key, value in defaults.items():
         if OmegaConf.is_missing(benchmark, key):

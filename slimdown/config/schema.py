@@ -364,8 +364,8 @@ class RunConfig:
     def problems(self) -> Iterator[str]:
         for group, members in (("dataset", self.dataset), ("benchmark", self.benchmark)):
             if not members and (self.tuned is None or group not in TRAINING):
-                known = ", ".join(list_group_choices(group))
-                yield f"no {group} is chosen; set {group}=[...], of {known}"
+                choices = ", ".join(list_group_choices(group))
+                yield f"no {group} is chosen; set {group}=[...], of {choices}"
             for name in members:
                 if not _NAME.fullmatch(name):
                     yield f"{group}.{name}: MLflow wants a name of letters, digits, _ and -"
@@ -431,8 +431,8 @@ class RunConfig:
         double, compute = held.bnb_4bit_use_double_quant, held.bnb_4bit_compute_dtype
         others = {self.model.dtype, compute} - {Dtype.auto, Dtype.bfloat16}
         if held.name != "none" and (held.name != "nf4" or not double or others):
-            found = f"{held.name}, double={double}, {compute}, model.dtype={self.model.dtype}"
-            yield f"{named} quantizes to nf4, double, in bfloat16; got {found}; {advice}"
+            settings = f"{held.name}, double={double}, {compute}, model.dtype={self.model.dtype}"
+            yield f"{named} quantizes to nf4, double, in bfloat16; got {settings}; {advice}"
         is_lora = self.method.name in (Method.lora, Method.rslora) and lora.r <= MAX_VLLM_RANK
         is_able = (is_lora and "lm_head" not in lora.target_modules) or self.method.trains_weights
         if self.tuned is None and not is_able:

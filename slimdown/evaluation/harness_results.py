@@ -147,11 +147,11 @@ def check_primary_metric(name: str, benchmark: BenchmarkConfig, samples: Sequenc
     for sample in samples:
         score = sample.scores.get(benchmark.metric)
         if score is None or not 0 <= score <= 1:
-            known = ", ".join(sorted(sample.scores)) or "none"
+            metrics = ", ".join(sorted(sample.scores)) or "none"
             raise DataError(
                 f"{setting}: question {sample.doc_id} of {sample.task} scores {score}, and a score "
                 f"must lie between 0 and 1; if it is of 100, set benchmark.{name}.scale=100, else "
-                f"choose another metric: it has {known}"
+                f"choose another metric: it has {metrics}"
             )
 
 

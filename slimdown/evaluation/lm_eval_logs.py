@@ -80,7 +80,7 @@ def read_lm_eval(
         if name not in newest:
             raise ConfigError(f"{folder}: {name} was not asked{nearest(name, list(newest))}")
     first, *others = (log.made_by | log.conditions for log in used)
-    for key in (key for other in others for key in other if "." not in key):
+    for key in (key for conditions in others for key in conditions if "." not in key):
         if len(values := {of_log.get(key, "") for of_log in (first, *others)}) > 1:
             problem = f"{key} differs: {' and '.join(sorted(values))}"
             raise DataError(f"{folder}: logs were not made alike, {problem}; give one of the files")
@@ -171,15 +171,15 @@ class _ResultsLog:
     ) -> BenchmarkEvaluation | None:
         """The answers of one benchmark; None where it has no metric to compare."""
         task, results = self.benchmarks[name], self.results
-        known = _known_benchmarks().get(task, BenchmarkConfig(task=task, metric=""))
+        shipped = _known_benchmarks().get(task, BenchmarkConfig(task=task, metric=""))
         try:
             reported = dict(_list_metrics(task, results))
             configs, shots = results["configs"], results["n-shot"]
             subtasks = _list_tasks(task, results)
             limit = results["config"].get("limit")
             config = replace(
-                known,
-                metric=known.metric or next(iter(reported), ""),
+                shipped,
+                metric=shipped.metric or next(iter(reported), ""),
                 num_fewshot=max(int(shots.get(subtask) or 0) for subtask in subtasks),
                 limit=int(limit) if limit and limit >= 1 else None,
             )
@@ -217,12 +217,12 @@ class _ResultsLog:
                 f"{name}={metric}: no such score, less of it is better, or it is not the mean of "
                 f"scores between 0 and 1 of its questions{nearest(metric, usable)}"
             )
-        wanted = [m for m in (known.metric, *_PREFERRED) if m]
+        wanted = [m for m in (shipped.metric, *_PREFERRED) if m]
         preferred = (key for m in wanted for key in usable if f"{key}.".startswith(f"{m}."))
         primary = metric or next(preferred, usable[0])
         chance = 0.0 if has_own_code else guess_chance(evaluation, primary)
-        chance = known.chance if primary == known.metric else chance
-        config = replace(config, metric=primary, chance=chance, role=role or known.role)
+        chance = shipped.chance if primary == shipped.metric else chance
+        config = replace(config, metric=primary, chance=chance, role=role or shipped.role)
         evaluation = summarize_samples(config, samples, version, nan, weights, usable)
         if problem := check_evaluation(evaluation):
             raise DataError(f"{self.file}: {name} is odd, {problem}")

@@ -56,8 +56,8 @@ def read_budgets(arguments: Sequence[str], option: str = "--max-loss") -> dict[s
             budget = nan
         _check_budget(name, budget, f"{option} {text}")
         if name in budgets:
-            known = f"{name or 'every benchmark'} has {budgets[name]} already"
-            raise ConfigError(f"{option} {text}: {known}; keep one")
+            reason = f"{name or 'every benchmark'} has {budgets[name]} already"
+            raise ConfigError(f"{option} {text}: {reason}; keep one")
         budgets[name] = budget
     return budgets
 
@@ -80,10 +80,10 @@ def decide_outcomes(
     p-values are corrected (Holm). Without a difference nothing is known yet.
     """
     outcomes = dict.fromkeys(budgets, Outcome.undecided)
-    known = {name: budget for name, budget in budgets.items() if name in differences}
-    p_values = [differences[name].p_value_below(-budget) for name, budget in known.items()]
-    beyond = holm([*p_values, *[1.0] * (len(budgets) - len(known))])
-    for (name, budget), p_beyond in zip(known.items(), beyond, strict=False):
+    measured = {name: budget for name, budget in budgets.items() if name in differences}
+    p_values = [differences[name].p_value_below(-budget) for name, budget in measured.items()]
+    beyond = holm([*p_values, *[1.0] * (len(budgets) - len(measured))])
+    for (name, budget), p_beyond in zip(measured.items(), beyond, strict=False):
         if differences[name].p_value_above(-budget) < alpha:
             outcomes[name] = Outcome.within
         elif p_beyond < alpha:

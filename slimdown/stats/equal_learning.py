@@ -58,20 +58,20 @@ def build_curve(points: Sequence[ScaledFindings]) -> LearningCurve:
         points: Of scales above 0, on the same questions.
     """
     ordered = sorted(points, key=lambda point: point.scale)
-    learned, kept = [0.0], []
+    learned, increasing = [0.0], []
     for point in ordered:
         if (amount := measure_learning(point.findings)) <= learned[-1]:
             continue  # more of the adapter teaches no more
         learned.append(amount)
-        kept.append(point)
+        increasing.append(point)
     benchmarks = ordered[0].findings.benchmarks
     retained = {name: b for name, b in benchmarks.items() if b.role is Role.retained}
     changes = {}
     for name in retained:
-        rows = [_weigh(point.findings.benchmarks[name]) for point in kept]
+        rows = [_weigh(point.findings.benchmarks[name]) for point in increasing]
         base = np.zeros_like(_weigh(retained[name]))
         changes[name] = np.array([base, *rows])
-    scales = np.array([0.0, *(point.scale for point in kept)])
+    scales = np.array([0.0, *(point.scale for point in increasing)])
     hashes = {name: benchmark.question_hash for name, benchmark in retained.items()}
     return LearningCurve(np.array(learned), scales, changes, hashes)
 

@@ -198,11 +198,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
-    known = sorted((p, i) for i, p in enumerate(p_values) if not isnan(p))
+    ordered = sorted((p, i) for i, p in enumerate(p_values) if not isnan(p))
     adjusted = [nan] * len(p_values)
     highest = 0.0
-    for rank, (p, i) in enumerate(known):
-        highest = max(highest, min(1.0, (len(known) - rank) * p))
+    for rank, (p, i) in enumerate(ordered):
+        highest = max(highest, min(1.0, (len(ordered) - rank) * p))
         adjusted[i] = highest
     return adjusted
 

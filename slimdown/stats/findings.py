@@ -336,8 +336,8 @@ def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:
         base, tuned = (estimate_mean(scores, pair.sampling) for scores in (x, y))
         difference, counts = compare_scores(x, y, pair.sampling), None
         if difference.is_binary:
-            both = list(zip(x, y, strict=True))
-            counts = Counts(*(both.count(cell) for cell in ((1, 1), (1, 0), (0, 1), (0, 0))))
+            score_pairs = list(zip(x, y, strict=True))
+            counts = Counts(*(score_pairs.count(cell) for cell in ((1, 1), (1, 0), (0, 1), (0, 0))))
         # The paper's "±". Both answer the same questions, so it is wider than the truth. The paper
         # prints 6.93 for knowledge loss; its own standard errors, 5.02 and 4.76, give 6.92.
         error = hypot(base.standard_error, tuned.standard_error)

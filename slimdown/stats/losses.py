@@ -85,7 +85,9 @@ def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
         pair: both models' answers.
         is_loss_shown: whether the benchmark is shown to have fallen.
     """
-    examples = [Example(*both) for both in zip(pair.base.samples, pair.tuned.samples, strict=True)]
+    examples = [
+        Example(*samples) for samples in zip(pair.base.samples, pair.tuned.samples, strict=True)
+    ]
     metric = pair.base.benchmark.metric
     is_choice = bool(examples[0].base.choices)
     metrics = [metric] if is_choice else list(examples[0].base.scores)

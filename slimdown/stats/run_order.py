@@ -25,9 +25,9 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
         ConfigError: The runs have no such benchmark or setting.
     """
     name = key.removeprefix("-")
-    known = {"retained", "target", *comparison.benchmarks, *_setting_names(comparison)}
-    if name not in known:
-        advice = nearest(name, sorted(known))
+    sortable = {"retained", "target", *comparison.benchmarks, *_setting_names(comparison)}
+    if name not in sortable:
+        advice = nearest(name, sorted(sortable))
         raise ConfigError(f"--sort {name}: these runs have no such benchmark or setting{advice}")
 
     def read_value(row: Configuration) -> SortValue:
@@ -49,8 +49,8 @@ def sort_by_setting(comparison: Comparison, setting: str) -> Comparison:
     Raises:
         ConfigError: No run has such a setting.
     """
-    if setting not in (known := _setting_names(comparison)):
-        advice = nearest(setting, sorted(known))
+    if setting not in (settings := _setting_names(comparison)):
+        advice = nearest(setting, sorted(settings))
         raise ConfigError(f"--by {setting}: no run has this setting{advice}")
     others = [key for key in comparison.params if key != setting]
     return replace(sort_rows(comparison, setting), params=(setting, *others))

@@ -47,9 +47,9 @@ def combine_looks(p_values: Floats, plan: tuple[int, ...]) -> Floats:
         return p_values[..., 0]
     ratios = (p_values / share_error(plan)[: p_values.shape[-1]]).min(axis=-1)
     with np.errstate(divide="ignore"):
-        known = np.clip(np.log(ratios), _LOG_RATIOS[0], _LOG_RATIOS[-1])
-    log_chances = np.interp(known, _LOG_RATIOS, _log_chances(plan))
-    return np.asarray(np.minimum(1.0, ratios * np.exp(log_chances - known)))
+        log_ratios = np.clip(np.log(ratios), _LOG_RATIOS[0], _LOG_RATIOS[-1])
+    log_chances = np.interp(log_ratios, _LOG_RATIOS, _log_chances(plan))
+    return np.asarray(np.minimum(1.0, ratios * np.exp(log_chances - log_ratios)))
 
 
 @lru_cache(maxsize=64)

@@ -75,10 +75,10 @@ class Search:
         """Yield trials to run together; call `keep_outcomes` before the next batch."""
         tried: set[int] = set()  # a trial that fails stays open for the next command
         while True:
-            known = self.study.get_trials(deepcopy=False)
-            is_open = [t for t in known if not t.state.is_finished() and t.number not in tried]
+            trials = self.study.get_trials(deepcopy=False)
+            is_open = [t for t in trials if not t.state.is_finished() and t.number not in tried]
             self._proposed = [Trial(self.study, t._trial_id) for t in is_open[: self._at_once]]
-            n_new = min(self._settings.n_trials - len(known), self._at_once - len(self._proposed))
+            n_new = min(self._settings.n_trials - len(trials), self._at_once - len(self._proposed))
             self._proposed += [self.study.ask() for _ in range(n_new)]
             if not self._proposed:
                 return

@@ -186,8 +186,8 @@ def list_experiments(config: TrackingConfig) -> dict[str, str]:
     """
     client = open_store(config, must_exist=True)
     with explain_store_errors(config):
-        found = client.search_experiments(order_by=["last_update_time DESC"])
-        return {one.experiment_id: one.name for one in found if one.name != "Default"}
+        experiments = client.search_experiments(order_by=["last_update_time DESC"])
+        return {one.experiment_id: one.name for one in experiments if one.name != "Default"}
 
 
 def log_settings(client: Any, run_id: str, settings: Mapping[str, object]) -> None:
