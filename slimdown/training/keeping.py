@@ -28,6 +28,7 @@ from slimdown.utils.row_files import iter_records
 _BATCH = 16  # rows that are written, or read, at once
 # Of a target token, whose share is left out: finite, so that 0 times it is 0.
 _IMPOSSIBLE = -1e9
+_TOKENS = 64  # whose probabilities are held at once: over a whole batch they take gigabytes
 _MARK = IGNORED - 1
 
 
@@ -91,6 +92,9 @@ def measure_divergence(
     Returns:
         [tokens]
     """
+    if len(logits) > _TOKENS:
+        parts = [part.split(_TOKENS) for part in (base_logits, logits, target) if part is not None]
+        return torch.cat([measure_divergence(*part) for part in zip(*parts, strict=True)])
     models = [base_logits.float(), logits.float()]
     if target is not None:
         models = [one.scatter(-1, target[:, None], _IMPOSSIBLE) for one in models]

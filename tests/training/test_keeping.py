@@ -123,15 +123,15 @@ def test_tokens_that_surprise_the_base_carry_no_loss(composed: Composed, random:
 
 def test_the_distance_leaves_the_target_out() -> None:
     torch.manual_seed(0)
-    base, tuned = torch.randn(5, 11, dtype=torch.float64), torch.randn(5, 11, dtype=torch.float64)
-    target = torch.tensor([0, 3, 10, 5, 5])
+    base, tuned = torch.randn(2, 150, 11, dtype=torch.float64)  # more than are computed at once
+    target = torch.randint(11, (150,))
     expected = []
     for of_base, of_tuned, right in zip(base, tuned, target, strict=True):
         others = [i for i in range(11) if i != right]
         p, q = of_base[others].softmax(-1), of_tuned[others].softmax(-1)
         expected.append(float((p * (p / q).log()).sum()))
     assert measure_divergence(base, tuned, target).tolist() == pytest.approx(expected, rel=1e-4)
-    tuned = base.scatter_add(1, target[:, None], torch.full((5, 1), 7.0, dtype=torch.float64))
+    tuned = base.scatter_add(1, target[:, None], torch.full((150, 1), 7.0, dtype=torch.float64))
     assert measure_divergence(base, tuned, target).abs().max() < 1e-5
 
 
