@@ -14,7 +14,7 @@ $(VENV)/installed: pyproject.toml
 	@echo "installing packages in $(VENV): 2.5 GB, some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install -e '.[dev]'
 	touch $@
 
 install: $(VENV)/installed ## make .venv and install slimdown with what its tests need
