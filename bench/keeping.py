@@ -24,6 +24,8 @@ from slimdown.stats.trials import measure_learning
 from slimdown.tracking.run_reader import find_runs, read_scales
 from slimdown.utils.errors import TrackingError
 
+_FEWEST = 10  # runs that a correlation is drawn from
+
 
 def describe(run: RunRecord) -> str:
     """Name what a run did beside the plain fine-tuning."""
@@ -61,6 +63,8 @@ def foretell(runs: list[RunRecord], seed: int = 0) -> str:
             if run.findings and run.findings.training
         ]
     )
+    if len(points) < _FEWEST:
+        return f"{len(points)} runs are too few to foretell by"
     generator = np.random.default_rng(seed)
     drawn = [points[generator.integers(len(points), size=len(points))] for _ in range(2000)]
     explained = [float(np.corrcoef(sample.T)[0, 1] ** 2) for sample in (points, *drawn)]
