@@ -235,10 +235,9 @@ def measure_scales(
         if scale == 1 and is_as_recorded:
             evaluations[scale] = recorded[1]
             continue
-        label = f"measuring scale {scale:g}"
         scaled = replace(tuned, identity={**tuned.identity, "scale": scale})
         with (
-            console.progress_bar(label, "questions") as on_progress,
+            console.progress_bar(f"measuring scale {scale:g}", "questions") as on_progress,
             rescale_adapter_scale(tuned.model, scale),
         ):
             evaluations[scale] = evaluator.evaluate(scaled, cache, None, on_progress)

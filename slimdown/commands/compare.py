@@ -152,13 +152,14 @@ def _judge_pairs(runs: "list[RunRecord]", options: argparse.Namespace) -> "list[
     from slimdown.stats.findings import judge_held_out, judge_pair
     from slimdown.tracking.run_reader import read_evaluations
 
-    tracking, names = open_tracking(options), [f"{run.name} ({run.run_id[:8]})" for run in runs]
+    tracking = open_tracking(options)
     if options.mode == "paired":
         (_, first), (_, second) = (read_evaluations(tracking, run) for run in runs)
         findings = judge_pair(first, second, max(run.holdout for run in runs))
-        return [ModelPair(names[0], names[1], findings)]
+        return [ModelPair(_name_beside(*runs), _name_beside(*reversed(runs)), findings)]
     pairs = []
-    for run, name in zip(runs, names, strict=True):
+    for run in runs:
+        name = f"{run.name} ({run.run_id[:8]})"
         if not run.holdout:
             raise ConfigError(
                 f"run {name} held no question back (evaluation.holdout is 0): what chose it cannot "
@@ -168,6 +169,12 @@ def _judge_pairs(runs: "list[RunRecord]", options: argparse.Namespace) -> "list[
         findings = judge_held_out(*read_evaluations(tracking, run), run.holdout, len(runs))
         pairs.append(ModelPair("base", name, findings, len(runs)))
     return pairs
+
+
+def _name_beside(run: "RunRecord", other: "RunRecord") -> str:
+    """Name a run by the settings that another has not: their names may be equal, and cut."""
+    settings = " ".join(f"{k}={v}" for k, v in run.params.items() if other.params.get(k) != v)
+    return f"{settings[:80] or run.name} ({run.run_id[:8]})"
 
 
 def select_runs(options: argparse.Namespace) -> "tuple[list[RunRecord], str, list[str]]":

@@ -52,8 +52,7 @@ def apply_keep(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> Tok
         written = broadcast_from_main(written)
         if keep.weight:
             written = [{**row, "labels": mark_written(row["labels"])} for row in written]
-        features = rows.train.features
-        more = Dataset.from_list(written, features) if written else rows.train.select([])
+        more = Dataset.from_list(written, rows.train.features) if written else rows.train.select([])
         note = f"keep=self_replay: {len(written):,} rows that {base.id} wrote are mixed in"
         train = concatenate_datasets([rows.train, more])
         return replace(rows, train=train, notes=[*rows.notes, note])

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -151,7 +152,8 @@ def test_options_that_do_not_go_together_are_refused(
 
 
 def test_pairs_confirmation_and_noise_have_tables_of_their_own(show: Show) -> None:
-    assert "lost" in show("lost", "lost seed=1", "--paired")
+    beside = show("lost", "lost seed=1", "--paired")  # named by what differs
+    assert re.search(r"seed=0 \(\w+\) → seed=1 \(\w+\)", beside)
     confirmed = show("kept", "lost", "--confirm")
     assert "did not choose them" in confirmed
     assert "forgotten" in confirmed
