@@ -24,6 +24,17 @@ from slimdown.stats.trials import measure_learning
 from slimdown.tracking.run_reader import find_runs, read_scales
 from slimdown.utils.errors import TrackingError
 
+# Each has its colour and mark in every picture.
+_KINDS = (
+    "rate",
+    "replay",
+    "self_replay and distance",
+    "kl",
+    "mask",
+    "by chance",
+    "dft",
+    "self_replay",
+)
 _FEWEST = 10  # runs that a correlation is drawn from
 
 
@@ -106,8 +117,9 @@ def draw(
         learned = np.mean([measure_learning(one) for one in findings])
         points[kind].append((100 * float(learned), -100 * float(np.mean(losses))))
     labels = {"rate": "plain, by learning rate", "by chance": "mask drawn by chance"}
-    for i, (kind, own) in enumerate(sorted(points.items())):
-        look = "os^DvP*"[i % 7] + "--"
+    for kind, own in sorted(points.items()):
+        i = _KINDS.index(kind)
+        look = f"{'os^DvP*X'[i]}--C{i}"
         axes.plot(*zip(*sorted(own), strict=True), look, label=labels.get(kind, kind))
     axes.set_xlabel("learned: mean rise of the target, points")
     axes.set_ylabel("lost: mean fall of the retained benchmarks, points")
