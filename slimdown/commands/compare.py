@@ -171,9 +171,9 @@ def _judge_pairs(runs: "list[RunRecord]", options: argparse.Namespace) -> "list[
     return pairs
 
 
-def _name_beside(run: "RunRecord", other: "RunRecord") -> str:
-    """Name a run by the settings that another has not: their names may be equal, and cut."""
-    settings = " ".join(f"{k}={v}" for k, v in run.params.items() if other.params.get(k) != v)
+def _name_beside(run: "RunRecord", partner: "RunRecord") -> str:
+    """Name a run by the settings that its partner has not: names may be equal, and cut."""
+    settings = " ".join(f"{k}={v}" for k, v in run.params.items() if partner.params.get(k) != v)
     return f"{settings[:80] or run.name} ({run.run_id[:8]})"
 
 
