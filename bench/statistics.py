@@ -173,10 +173,10 @@ def vary_scores(draws: int, random: np.random.Generator) -> Iterator[Row]:
                 for _ in range(max(200, draws // 20)):
                     d, sampling = draw(n, change)
                     before = np.maximum(0.0, -d)
-                    found = compare_scores(before, before + d, sampling)
-                    is_equal = found.equivalence_p_value(MARGIN) < ALPHA
-                    is_wrong = found.p_value < ALPHA if change == 0 else is_equal
-                    rates.append((is_wrong, not found.low <= change <= found.high))
+                    difference = compare_scores(before, before + d, sampling)
+                    is_equal = difference.equivalence_p_value(MARGIN) < ALPHA
+                    is_wrong = difference.p_value < ALPHA if change == 0 else is_equal
+                    rates.append((is_wrong, not difference.low <= change <= difference.high))
                 for label, hits in zip((claim, "interval misses"), np.mean(rates, 0), strict=True):
                     yield label, f"{name}, {n} questions, {100 * change:+.0f}", percent(hits), "5"
 

@@ -214,8 +214,8 @@ def measure_scales(
                 f"tuned={config.tuned} is a whole model; only an adapter can be scaled"
             )
         tuned = external.load()
-        if origin not in ("", found := f"{tuned.id}@{tuned.revision}"):
-            raise ModelError(f"the run measured {origin}, and there is {found}; measure it anew")
+        if origin not in ("", present := f"{tuned.id}@{tuned.revision}"):
+            raise ModelError(f"the run measured {origin}, and there is {present}; measure it anew")
         check_scalable(tuned)
     evaluator = Evaluator(tasks, config.evaluation)
     with (

@@ -60,8 +60,8 @@ class DatasetConfig:
             if not os.path.isfile(file):
                 yield f"path: there is no file {file}"
         elif self.path.startswith("pocket:"):
-            known = [f"pocket:{name}" for name in pocket.data_names()]
-            yield f"path={self.path}: there is no such pocket data{nearest(self.path, known)}"
+            paths = [f"pocket:{name}" for name in pocket.data_names()]
+            yield f"path={self.path}: there is no such pocket data{nearest(self.path, paths)}"
         elif os.path.exists(self.path) or not HUB_ID.fullmatch(self.path):
             yield f"path={self.path} is neither a hub id nor a {', '.join(ROW_FILES)} file"
 

@@ -88,7 +88,7 @@ def make_use(rng: random.Random) -> Item:
     situation = rng.choice(contexts).format(
         name=person.name, thing=thing, other=rng.choice(others[0].things)
     )
-    wrong = [rng.choice(other.uses) for other in others]
+    wrong = [rng.choice(wrong_kind.uses) for wrong_kind in others]
     return _situation(rng, f"{situation} {person.pronoun}", use, wrong, ("use", thing, use))
 
 
@@ -103,7 +103,7 @@ def make_state(rng: random.Random) -> Item:
     situation = rng.choice(contexts).format(
         name=person.name, thing=thing, state=state, other=others[0]
     )
-    wrong = [rng.choice(world.remedies[other]) for other in others]
+    wrong = [rng.choice(world.remedies[wrong_state]) for wrong_state in others]
     return _situation(
         rng, f"{situation} {person.pronoun}", remedy, wrong, ("state", thing, state, remedy)
     )

@@ -243,8 +243,8 @@ FAMILIES: tuple[Callable[[Scene], Problem], ...] = (
 
 def make_word_problem(rng: random.Random) -> Item:
     """A word problem with its worked answer, ending in `#### answer`."""
-    who, other = rng.sample(PEOPLE, 2)
-    scene = Scene(rng, who, other, rng.choice(COUNTED), rng.choice(tuple(CONTAINERS)))
+    who, friend = rng.sample(PEOPLE, 2)
+    scene = Scene(rng, who, friend, rng.choice(COUNTED), rng.choice(tuple(CONTAINERS)))
     family = rng.choice(FAMILIES)
     problem = family(scene)
     sums = tuple((step.left, step.operator, step.right) for step in problem.steps)

@@ -94,8 +94,8 @@ def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
     if not matches:
         problem = f"there is no run {text} in {redact_uri(tracking.uri)}"
         with suppress(Exception):
-            other = store.open_store(tracking).get_run(text)
-            problem = f"{text} is a {other.data.tags[Tag.kind]} run, and no fine-tuning"
+            record = store.open_store(tracking).get_run(text)
+            problem = f"{text} is a {record.data.tags[Tag.kind]} run, and no fine-tuning"
         raise TrackingError(f"{problem}; slimdown compare lists the runs")
     if len(matches) > 1:
         ids = ", ".join(run.run_id for run in matches[:3])
