@@ -47,10 +47,18 @@ def encodable(text: str, encoding: str) -> str:
 def format_number(value: float, spec: str = ".1f") -> str:
     """Format a number with a true minus sign.
 
+    A small number gets digits until one of them is not zero, three at most: its sign may decide.
+
     >>> format_number(-3.14), format_number(2.0, "+.1f"), format_number(float("nan"))
     ('−3.1', '+2.0', 'undefined')
+    >>> format_number(-0.034, "+.1f"), format_number(-1e-9, "+.1f"), format_number(0.0, "+.1f")
+    ('−0.03', '0.0', '0.0')
     """
-    return f"{value:{spec}}".replace("-", "−") if isfinite(value) else UNDEFINED
+    if not isfinite(value):
+        return UNDEFINED
+    texts = [f"{value:{spec}}", *(f"{value:{spec[:-2]}{digits}f}" for digits in (2, 3))]
+    zero = f"{0.0:{spec}}".lstrip("+")
+    return next((t for t in texts if float(t.replace(",", ""))), zero).replace("-", "−")
 
 
 def format_interval(low: float, high: float, spec: str = ".1f") -> str:
@@ -77,12 +85,15 @@ def format_percent(share: "Estimate") -> tuple[str, str]:
 
 
 def format_p_value(p_value: float) -> str:
-    """Format a p-value with three decimals.
+    """Format a p-value with three decimals, or as many as tell on which side of 0.05 it lies.
 
-    >>> format_p_value(0.0004), format_p_value(0.0449)
-    ('< 0.001', '0.045')
+    >>> format_p_value(0.0004), format_p_value(0.0449), format_p_value(0.04996)
+    ('< 0.001', '0.045', '0.04996')
     """
-    return "< 0.001" if p_value < 0.001 else format_number(p_value, ".3f")
+    if not p_value >= 0.001:
+        return "< 0.001" if p_value < 0.001 else UNDEFINED
+    texts = [f"{p_value:.{digits}f}" for digits in range(3, 9)]
+    return next((t for t in texts if (float(t) < 0.05) == (p_value < 0.05)), texts[-1])
 
 
 def format_duration(seconds: float) -> str:

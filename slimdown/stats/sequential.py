@@ -4,7 +4,7 @@ Two fifths of the error are kept for the look at all questions. The rest is shar
 before it. The smallest p-value, each divided by its look's share, has under no change a
 distribution that follows from how many questions the looks have in common (recursive integration,
 Armitage, McPherson and Rowe 1969; as in group-sequential trials, Lan and DeMets 1983).
-docs/studies/sequential.md says what is guaranteed.
+docs/studies/statistics.md says what is guaranteed.
 """
 
 from functools import lru_cache

@@ -141,3 +141,11 @@ def test_the_page_says_whose_base_it_is_and_which_subjects() -> None:
     assert f"The base's answers were measured before: {origin}." in text
     assert "colors is about these 3 subjects alone." in text
     assert "colors by subject" in text
+
+
+def test_small_p_values_of_subjects_are_never_zero() -> None:
+    fell = [(i + 1) % 4 if i % 2 else i % 4 for i in range(80)]
+    pair = chosen([i % 4 for i in range(80)], n_subjects=2), chosen(fell, n_subjects=2)
+    text = read_page({"colors": pair}).text
+    assert "p < 0.001" in text
+    assert "p = 0.000" not in text
