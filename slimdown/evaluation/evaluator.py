@@ -271,7 +271,13 @@ class _BenchmarkRun:
         evaluation = summarize_samples(*read_as, self._task_weights, self.task.usable_metrics)
         looks, n_available = tuple(self._looks), self.ends[-1] if self._looks else None
         origin = self._found.origin if self._found and not self.n_new else ""
-        return replace(evaluation, looks=looks, n_available=n_available, origin=origin)
+        longest = max(map(self._max_new_tokens, self.task.tasks.values()))
+        about: Any = {"looks": looks, "n_available": n_available, "origin": origin}
+        return replace(evaluation, **about, max_new_tokens=longest)
+
+    def _max_new_tokens(self, task: Any) -> int:
+        generation = task.config.generation_kwargs or {}
+        return int(generation.get("max_gen_toks", self.lm.max_gen_toks))
 
     def _ask(self, block: Sequence[tuple[str, int]], begin: int) -> list[Sample]:
         """Ask questions chunk by chunk, those of one task together: they share a beginning."""
@@ -329,9 +335,8 @@ class _BenchmarkRun:
         for name, task in self.task.tasks.items() if is_own else ():
             prompts = [of[0].args[0] for key, of in self.requests.items() if key[0] == name]
             n_tokens = len(lm.tok_encode(max(map(str, prompts), key=len)))
-            generation = task.config.generation_kwargs or {}
             is_generated = task.OUTPUT_TYPE == "generate_until"
-            n_new = generation.get("max_gen_toks", lm.max_gen_toks) if is_generated else 0
+            n_new = self._max_new_tokens(task) if is_generated else 0
             if n_tokens > (room := lm.max_length - n_new):
                 raise ConfigError(
                     f"benchmark.{self.task.name}.num_fewshot={benchmark.num_fewshot}: the longest "

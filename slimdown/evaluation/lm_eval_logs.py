@@ -191,6 +191,8 @@ class _ResultsLog:
             better = results["higher_is_better"].get(task) or {}
             worse = {name for name, is_better in better.items() if is_better is False}
             has_own_code = any(configs[t].get("process_results") for t in subtasks)
+            generations = [configs[t].get("generation_kwargs") or {} for t in subtasks]
+            longest = [int(one.get("max_gen_toks", 0)) for one in generations]
         except _MALFORMED as error:
             raise DataError(
                 f"{self.file}: {task} is not logged as lm_eval does it ({describe_error(error)})"
@@ -226,7 +228,7 @@ class _ResultsLog:
         evaluation = summarize_samples(config, samples, version, nan, weights, usable)
         if problem := check_evaluation(evaluation):
             raise DataError(f"{self.file}: {name} is odd, {problem}")
-        return evaluation
+        return replace(evaluation, max_new_tokens=min(longest) and max(longest))
 
     def _read_entries(self, task: str) -> list[dict[str, Any]]:
         """The lines of one task by question, held to what the results say."""

@@ -51,6 +51,7 @@ class BenchmarkEvaluation:
     n_available: int | None = None  # of how many questions those are; None: of no more
     # How the harness weighs the tasks of a group, summing to 1; None: every question alike.
     task_weights: dict[str, float] | None = None
+    max_new_tokens: int | None = None  # of a generated answer; None: not known
     origin: str = ""  # which run, user and date measured it; empty: this run
 
     @cached_property

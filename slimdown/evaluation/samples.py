@@ -22,6 +22,7 @@ _IDENTITY = ("task", "doc_id", "doc_hash", "prompt_hash", "category")
 _OF_QUESTION = (*_IDENTITY, "prompt", "target", "response")
 _TEXTS = ("model", "benchmark", "metric", "answer", *_OF_QUESTION)
 _OF_EVALUATION = ["task_version", "seconds", "looks", "n_available", "task_weights"]
+_OF_EVALUATION += ["max_new_tokens"]  # older files lack it
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in _TEXTS if name != "doc_id"),
@@ -98,7 +99,7 @@ def read_samples(file: Path, benchmark: BenchmarkConfig) -> BenchmarkEvaluation:
             )
             for rows in by_question.values()
         )
-        fields = {name: about[name] for name in _OF_EVALUATION}
+        fields = {name: about[name] for name in _OF_EVALUATION if name in about}
         fields["looks"] = tuple(about["looks"])
         evaluation = BenchmarkEvaluation(benchmark, samples=samples, **fields)
         problem = check_evaluation(evaluation)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from math import nan
 from unicodedata import name as unicode_name
 
 from slimdown.stats.estimates import compare_scores, to_array, to_weighted
@@ -26,7 +27,7 @@ class Trait:
     name: str  # words, or the share of answers that are empty, unreadable, refusals, ...
     base: float
     tuned: float
-    low: float  # of the 95 % interval of the change, paired
+    low: float  # of the 95 % interval of the change, paired; nan where none can be given
     high: float
 
 
@@ -46,7 +47,9 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
         return ()
     texts = [[sample.response for sample in side] for side in sides]
     lengths = [[len(text.split()) for text in side] for side in texts]
-    longest = max(1, *lengths[0], *lengths[1])
+    # A word takes a token at least: an answer that runs on has no more words than tokens.
+    limit = pair.base.max_new_tokens or pair.tuned.max_new_tokens or 0
+    longest = max(1, limit, *lengths[0], *lengths[1])
     read = [[sample.answers.get(metric, "").strip() for sample in side] for side in sides]
     scripts = [list(map(_find_script, side)) for side in texts]
     differs = [float(a != b and "" not in (a, b)) for a, b in zip(*scripts, strict=True)]
@@ -63,7 +66,8 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
             d = compare_scores(before, after, pair.sampling)
             base, tuned = (to_weighted(to_array(s), pair.sampling).mean() for s in (before, after))
             unit = longest if name == "words" else 1
-            traits.append(Trait(name, *(unit * float(x) for x in (base, tuned, d.low, d.high))))
+            ends = (nan, nan) if name == "words" and not limit else (d.low, d.high)
+            traits.append(Trait(name, *(unit * float(x) for x in (base, tuned, *ends))))
     return tuple(traits)
 
 

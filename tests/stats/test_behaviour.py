@@ -1,5 +1,8 @@
 """Traits of generated answers, counted by hand."""
 
+from dataclasses import replace
+from math import isnan
+
 import pytest
 from builders import make_benchmark, make_choice, make_evaluation, make_sample
 
@@ -35,7 +38,7 @@ def test_each_trait_is_a_mean_or_a_share_with_a_paired_interval() -> None:
         "refusal": (0, 0.25),
         "other script": (0, 0.25),
     }
-    assert all(t.low <= t.tuned - t.base <= t.high for t in traits.values())
+    assert all(t.low <= t.tuned - t.base <= t.high for n, t in traits.items() if n != "words")
 
 
 def test_what_never_occurs_is_left_out_and_choices_have_none() -> None:
@@ -43,3 +46,20 @@ def test_what_never_occurs_is_left_out_and_choices_have_none() -> None:
     assert (words.name, words.base, words.tuned) == ("words", 3, 3)
     choices = make_evaluation(a=make_benchmark([make_choice(i % 4, i) for i in range(8)]))
     assert judge(choices, choices).benchmarks["a"].behaviour == ()
+
+
+def test_an_answer_that_may_run_on_is_allowed_for_though_none_did() -> None:
+    base, tuned = (
+        [make_sample({"exact": 1.0}, i, response="it is four " * n) for i in range(40)]
+        for n in (9, 4)
+    )
+    words = {}
+    for limit in (None, 64, 256):
+        one, other = (
+            replace(make_benchmark(samples), max_new_tokens=limit) for samples in (base, tuned)
+        )
+        found = judge(make_evaluation(a=one), make_evaluation(a=other))
+        [words[limit]] = found.benchmarks["a"].behaviour
+    assert isnan(words[None].low)
+    assert isnan(words[None].high)
+    assert words[64].high < 0 < words[256].high

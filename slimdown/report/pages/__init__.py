@@ -35,6 +35,7 @@ def render(template: str, **values: object) -> str:
         "visible": lambda value: formatting.visible(value, multiline=True),
         "markdown": formatting.escape_markdown,
         "svg": _inline_svg,
+        "interval": formatting.format_interval,
         "number": formatting.format_number,
         "out_of": formatting.format_count,
         "p_value": formatting.format_p_value,
