@@ -3,19 +3,15 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from math import ceil, inf, nan
-
-import scipy
+from math import nan
 
 from slimdown.config.fields import nearest
 from slimdown.config.schema import BenchmarkConfig, Role
 from slimdown.stats.estimates import Difference, holm
 from slimdown.stats.findings import BenchmarkChange, Findings
 from slimdown.stats.likelihood import ALPHA
-from slimdown.stats.power import POWER
+from slimdown.stats.power import n_to_decide
 from slimdown.utils.errors import ConfigError
-
-_MOST = 10**6  # questions; beyond it no number is named
 
 
 class Outcome(IntEnum):
@@ -179,10 +175,7 @@ def _explain(name: str, benchmark: BenchmarkChange, budget: float, outcome: Outc
     if benchmark.is_stopped:
         setting = f"evaluation.until=budget benchmark.{name}.max_loss={budget:g}"
         return f"{reason}; a run with {setting} asks until they can"
-    # A one-sided test at 5 % of a change as large as it looks, at 80 % power.
-    distance = abs(d.value + budget)
-    quantiles = scipy.special.ndtri(1 - ALPHA) + scipy.special.ndtri(POWER)
-    needed = (quantiles * d.spread / distance) ** 2 if distance else inf
-    if d.n < needed < _MOST:
-        reason += f"; about {ceil(needed):,} would probably tell"
+    if needed := n_to_decide(d, benchmark.margin, budget=budget):
+        points = f"{100 * budget:.3g} points"
+        reason += f"; about {needed:,} would tell on which side of {points} its loss lies"
     return reason

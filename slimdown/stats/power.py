@@ -14,7 +14,7 @@ from slimdown.stats.likelihood import ALPHA, PSEUDO_ANSWERS, null_spread
 from slimdown.stats.sequential import EARLY_SHARE, share_error
 
 POWER = 0.8
-_MOST = 10**9  # questions; beyond it no number is named
+_MOST = 10**6  # questions; beyond it no number is named
 
 
 def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> float:
@@ -74,7 +74,9 @@ def change_power(n: int, change: float, discordant: float, alpha: float) -> floa
     return float((np.exp(log_chances) * np.where(critical < 0, 0.0, shown)).sum())
 
 
-def n_to_decide(difference: Difference, margin: float, alpha: float = ALPHA) -> int | None:
+def n_to_decide(
+    difference: Difference, margin: float, alpha: float = ALPHA, budget: float | None = None
+) -> int | None:
     """Estimate how many questions show either the change or that it is within the margin.
 
     The change is taken to be as large as it looks, and its mean to be normal. Both stay open where
@@ -86,6 +88,7 @@ def n_to_decide(difference: Difference, margin: float, alpha: float = ALPHA) -> 
         margin: a change below it counts as none.
         alpha: of the two-sided test of a change, and of each of the two one-sided tests against the
             margin.
+        budget: asks instead how many show on which side of this budget the loss lies.
 
     Returns:
         None where it cannot be said.
@@ -95,8 +98,19 @@ def n_to_decide(difference: Difference, margin: float, alpha: float = ALPHA) -> 
         return None
     if d.sampling.looks:
         alpha *= EARLY_SHARE
+    values, counts, spread = d.test.values, d.test.counts[-1], d.spread
+    if d.is_binary and d.sampling.weights is None:
+        # of few questions without a flip it is not known how rare flips are
+        values, counts = np.append(values, (-1.0, 1.0)), np.append(counts, (0.5, 0.5))
+        spread = sqrt(float(counts @ (values - d.value) ** 2) / counts.sum())
+
+    def spread_at(threshold: float) -> float:
+        sign, end = (1, d.test.lowest) if d.value > threshold else (-1, -d.test.highest)
+        # so many answers that the one added against the claim hardly counts
+        return null_spread(sign * (values - threshold), _MOST * counts, end - sign * threshold)
+
     of_change, of_margin = (-float(scipy.special.ndtri(a)) for a in (alpha / 2, alpha))
-    at_none, above, below = (_null_spread(d, threshold) for threshold in (0.0, margin, -margin))
+    at_none, above, below, at_budget = map(spread_at, (0.0, margin, -margin, -(budget or 0.0)))
 
     def power(n: int) -> float:
         root, step = sqrt(n), PSEUDO_ANSWERS / n
@@ -104,7 +118,9 @@ def n_to_decide(difference: Difference, margin: float, alpha: float = ALPHA) -> 
         high = min(shown, margin - of_margin * above / root - step)
         low = max(-shown, -margin + of_margin * below / root + step)
         ends = np.array([-shown, shown, low, max(low, high)])
-        chances = scipy.special.ndtr((ends - d.value) * root / d.spread)
+        if budget is not None:
+            ends = np.array([-1, 1, 0, 0]) * (of_margin * at_budget / root + step) - budget
+        chances = scipy.special.ndtr((ends - d.value) * root / spread)
         return float(1 - (chances[1] - chances[0]) + (chances[3] - chances[2]))
 
     most = 2
@@ -114,11 +130,3 @@ def n_to_decide(difference: Difference, margin: float, alpha: float = ALPHA) -> 
             return None
     fewest = bisect_left(range(most), POWER, lo=most // 2 + 1, key=power)
     return max(d.n + 1, fewest)
-
-
-def _null_spread(d: Difference, threshold: float) -> float:
-    """The standard deviation of one question's change under this threshold."""
-    test, counts = d.test, d.test.counts[-1]
-    if d.value > threshold:
-        return null_spread(test.values - threshold, counts, test.lowest - threshold)
-    return null_spread(threshold - test.values, counts, threshold - test.highest)

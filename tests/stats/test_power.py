@@ -67,3 +67,21 @@ def test_as_many_questions_as_it_names_decide_four_times_in_five(
     below = draw_p_values(needed, lost / n, gained / n, 0.02)[1]
     decided = (changed | (np.maximum(above, below) < 0.05)).mean()
     assert 0.74 <= decided <= 0.88
+
+
+def test_fewer_questions_without_a_flip_never_promise_a_verdict_sooner() -> None:
+    for budget in (None, 0.02):
+        needed = [n_to_decide(compare_counts(0, 0, n), 0.02, budget=budget) for n in (4, 10, 40)]
+        assert None not in needed
+        assert needed == sorted(needed, reverse=True)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(("lost", "gained", "n"), [(72, 60, 1319), (20, 7, 100), (8, 4, 200)])
+def test_as_many_questions_as_it_names_tell_on_which_side_of_the_budget_a_loss_lies(
+    lost: int, gained: int, n: int
+) -> None:
+    budget = 0.02 if n > 1000 else 0.05
+    needed = n_to_decide(compare_counts(lost, gained, n), 0.02, budget=budget)
+    assert needed is not None
+    p_values = draw_p_values(needed, lost / n, gained / n, -budget)
+    assert 0.74 <= (p_values.min(axis=0) < 0.05).mean() <= 0.88
