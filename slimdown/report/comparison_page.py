@@ -10,7 +10,7 @@ from slimdown.report.findings_report import make_change_cell
 from slimdown.report.formatting import EMPTY, format_count, format_number, format_points
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
 from slimdown.stats.equal_learning import EqualLearning
-from slimdown.stats.run_comparison import Comparison, Configuration, MeanChange
+from slimdown.stats.run_comparison import Comparison, Configuration
 from slimdown.stats.run_order import series_by_setting
 from slimdown.stats.seeds import SeedMean
 from slimdown.stats.trials import TrialOutcome
@@ -42,7 +42,7 @@ def comparison_table(
     columns += [Column(name, **settings) for name in comparison.params]
     for name in comparison.benchmarks:
         heading = text.mark_target(name, roles[name])
-        columns.append(Column(heading, "points [95 %]", is_filter=True))
+        columns.append(Column(heading, "points [95 %; retained: 90 %]", is_filter=True))
     return Table(
         title=title,
         columns=(*columns, Column("mean retained", "points [95 %]")),
@@ -62,7 +62,7 @@ def _make_row(comparison: Comparison, row: Configuration) -> Row:
     for key in comparison.params:
         value = row.settings.get(key, "")
         cells.append(Cell(value, sort_key=value or None, values={key: value}))
-    cells += [_make_cell(name, row.changes.get(name)) for name in comparison.benchmarks]
+    cells += [_make_cell(name, row) for name in comparison.benchmarks]
     means = {"mean_retained_change": row.retained, "mean_target_change": row.target}
     values = {f"{n}.{k}": getattr(mean, k) for n, mean in means.items() for k in _OF_MEAN}
     mean = Cell(*_format_mean(row.retained), sort_key=row.retained.value, values=values)
@@ -78,9 +78,13 @@ def _format_mean(change: SeedMean) -> tuple[str, str]:
     return points, f"± {deviation}" if isfinite(change.sd_over_seeds) else interval
 
 
-def _make_cell(name: str, change: MeanChange | None) -> Cell:
+def _make_cell(name: str, row: Configuration) -> Cell:
+    change = row.changes.get(name)
     if change is None:
         return Cell(EMPTY)
+    points, interval = _format_mean(change.change)
+    if len(row.runs) == 1 and (findings := row.runs[0].findings):
+        interval = format_points(findings.benchmarks[name].shown_change)[1]
     values: dict[str, Any] = {
         f"change_{k}".removesuffix("_value"): getattr(change.change, k) for k in _OF_MEAN
     }
@@ -90,7 +94,8 @@ def _make_cell(name: str, change: MeanChange | None) -> Cell:
     correction = f" → {change.verdict_corrected} {text.CORRECTED}" if is_corrected else ""
     stopped = f"after {format_count(change.n, change.n_available)}" if change.is_stopped else ""
     return Cell(
-        *_format_mean(change.change),
+        points,
+        interval,
         detail=stopped,
         verdict=change.verdict,
         correction=correction,

@@ -211,8 +211,7 @@ def show_budget_checks(checks: Sequence[BudgetCheck], are_worse_together: bool =
     sentences = {
         "within": "Passed: every loss is shown to be within its budget.",
         "beyond": "Failed: a loss beyond its budget is shown.",
-        "undecided": "Undecided: no loss beyond its budget is shown, but not every loss is shown "
-        "to be within.",
+        "undecided": "Undecided: too few questions to prove every loss is within its budget.",
     }
     show_table(budgets_table(checks))
     together = "Failed: the retained benchmarks are shown to be worse together."

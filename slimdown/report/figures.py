@@ -47,10 +47,10 @@ _STYLE: dict[Any, Any] = dict.fromkeys(_INKED, INK) | {
 
 @matplotlib.rc_context(_STYLE)
 def draw_changes(findings: Findings) -> Figure:
-    """Draw each benchmark's change with its 95 % interval, the margin, the verdict, and n."""
+    """Draw each benchmark's change with the verdict's interval, the margin, the verdict, and n."""
     figure, axes = _new_figure(1.0 + 0.36 * len(findings.benchmarks), "Change of each benchmark")
     for row, benchmark in enumerate(findings.benchmarks.values()):
-        d, margin = benchmark.primary.difference, 100 * benchmark.margin
+        d, margin = benchmark.shown_change, 100 * benchmark.margin
         look = get_look(benchmark.verdict)
         band = Rectangle((-margin, row - 0.5), 2 * margin, 1, color=INK, alpha=0.08, linewidth=0)
         axes.add_patch(band)

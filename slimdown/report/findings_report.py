@@ -19,6 +19,7 @@ from slimdown.report.tables import Cell, Column, Row, Table, make_table
 from slimdown.stats.budgets import BudgetCheck
 from slimdown.stats.estimates import Estimate
 from slimdown.stats.findings import BenchmarkChange, Findings
+from slimdown.stats.likelihood import ALPHA
 
 
 def findings_table(findings: Findings, title: str = "", with_notes: bool = False) -> Table:
@@ -96,10 +97,12 @@ def budgets_table(
     for check in checks:
         name = check.benchmark if check.is_critical else f"{check.benchmark} (supporting)"
         values = {"benchmark": check.benchmark, "is_critical": check.is_critical}
+        d = check.change.primary.difference
+        one_sided = Estimate(d.value, d.standard_error, *d.interval(2 * ALPHA))
         records.append(
             {
                 "benchmark": Cell(name, values=values),
-                "change": make_change_cell(check.change.primary.difference),
+                "change [90 %]": replace(make_change_cell(d), interval=format_points(one_sided)[1]),
                 "budget": check.budget,
                 "outcome": check.outcome.name,
                 "reason": check.reason,
@@ -154,7 +157,7 @@ def _make_columns(first: str, second: str) -> tuple[Column, ...]:
         Column("n", "questions", is_number=True, is_extra=True),
         Column(first, "%", is_number=True),
         Column(second, "%", is_number=True),
-        Column("change", "points [95 %]", is_number=True),
+        Column("change", "points [95 %; retained: 90 %]", is_number=True),
         Column("verdict"),
         Column("main cause of loss", is_extra=True),
         Column("p", "corrected", is_number=True, is_extra=True),
@@ -176,6 +179,7 @@ def _make_rows(findings: Findings, first: str, second: str) -> Iterator[Row]:
             values: dict[str, Any] = {"change": d.value, "change_stderr": d.standard_error}
             values |= {"change_low": d.low, "change_high": d.high}
             values |= {k: change.counts and getattr(change.counts, k) for k in ("lost", "gained")}
+            shown = benchmark.shown_change if is_primary else d
             stopped = f"after {count}" if is_primary and benchmark.is_stopped else ""
             cells = (
                 Cell(marked if is_primary else f"  {short}", values=identity),
@@ -183,7 +187,7 @@ def _make_rows(findings: Findings, first: str, second: str) -> Iterator[Row]:
                 Cell(count, values={"n": n, "n_available": n_available or n}),
                 _make_score(first, change.base),
                 _make_score(second, change.tuned),
-                Cell(*format_points(d), stopped, sort_key=d.value, values=values),
+                Cell(*format_points(shown), stopped, sort_key=d.value, values=values),
                 *(_make_claims(findings, name, benchmark) if is_primary else [Cell()] * 5),
             )
             yield Row(cells, is_secondary=not is_primary)

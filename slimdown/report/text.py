@@ -8,7 +8,6 @@ from slimdown.config.schema import PaperMetric, Role, RunConfig
 from slimdown.report import formatting
 from slimdown.report.formatting import (
     format_number,
-    format_p_value,
     format_percent,
     format_points,
     pluralize,
@@ -16,7 +15,6 @@ from slimdown.report.formatting import (
 from slimdown.stats.estimates import Estimate
 from slimdown.stats.findings import BenchmarkChange, Findings
 from slimdown.stats.losses import ChoiceShift
-from slimdown.stats.overall import OverallChange
 from slimdown.training.result import TrainingResult
 
 CAUSES = {
@@ -29,8 +27,9 @@ CAUSES = {
 }
 CORRECTED = "†"  # marks a verdict that does not hold in a table of many runs
 COMPARISON_LEGEND = (
-    "Each cell: change of the primary metric in points (tuned − base) with its 95 % interval or, "
-    "over several seeds, its standard deviation; the verdict is each run's own. * target task."
+    "Each cell: change of the primary metric in points (tuned − base) with its 95 % interval "
+    "(90 % at retained) or, over several seeds, its standard deviation; the verdict is each run's "
+    "own. * target task."
 )
 NOISE_LEGEND = (
     "Mean change over seeds in points with a 95 % interval for other questions and other seeds. "
@@ -120,14 +119,15 @@ def summarize(findings: Findings) -> Iterator[str]:
 
 
 def explain_undecided(findings: Findings) -> Iterator[str]:
-    """Say of each undecided benchmark what its questions can show, and how many would decide."""
+    """Say of each undecided benchmark what its questions show, and how many would decide."""
     for name, benchmark in findings.benchmarks.items():
         if benchmark.verdict == "undecided":
             n, smallest = pluralize(benchmark.n, "question"), benchmark.minimum_detectable_change
-            reason = f"{n} can only show changes of {100 * smallest:.1f} points or more"
+            reason = f"{n} show a change of {100 * smallest:.1f} points in four of five cases"
             reason = f"{n} cannot show any change" if isnan(smallest) else reason
-            if benchmark.n_to_decide:
-                reason += f"; about {benchmark.n_to_decide:,} may decide"
+            if needed := benchmark.n_to_decide:
+                points = f"{100 * benchmark.margin:g} points"
+                reason += f"; about {needed:,} would show a change, or that it is below {points}"
             yield f"Undecided: {name}. {reason}."
 
 
@@ -137,17 +137,11 @@ def _describe_change(benchmark: BenchmarkChange) -> str:
     return f"{points} after {n} questions" if benchmark.is_stopped else points
 
 
-def describe_overall(overall: OverallChange) -> str:
-    """Say whether the retained benchmarks are worse together."""
-    p_values = [
-        f"{name} p {text if text.startswith('<') else f'= {text}'}"
-        for name, p in (("permutation", overall.p_value), ("McNemar", overall.mcnemar_p_value))
-        if not isnan(p) and (text := format_p_value(p))
-    ]
-    names = pluralize(len(overall.benchmarks), "retained benchmark")
-    mean = format_number(100 * overall.mean, "+.1f")
-    tests = ", ".join(p_values)
-    return f"Overall: {overall.answer}; {names} changed by {mean} points on average ({tests})."
+def describe_overall(mean: Estimate) -> str:
+    """Say whether the retained benchmarks are worse together: false in 2.5 % at most."""
+    answer = "worse" if mean.high < 0 else "better" if mean.low > 0 else "undecided"
+    change = " ".join(format_points(mean))
+    return f"Overall: {answer}; the retained benchmarks changed by {change} points on average."
 
 
 def list_caveats(findings: Findings) -> Iterator[str]:
@@ -218,5 +212,7 @@ def describe_findings(findings: Findings, with_verdicts: bool = True) -> list[st
 def explain_table(findings: Findings) -> str:
     """Write the legend of a table of findings."""
     n, roles = len(findings.benchmarks), [b.role for b in findings.benchmarks.values()]
-    legend = "Points [95 % interval]" + ("; * target task" if Role.target in roles else "")
+    is_retained = any(b.verdict == "retained" for b in findings.benchmarks.values())
+    legend = f"Points [95 % interval{'; 90 % at retained' if is_retained else ''}]"
+    legend += "; * target task" if Role.target in roles else ""
     return legend + (f"; verdicts corrected for {n} benchmarks." if n > 1 else ".")

@@ -38,6 +38,8 @@ class Sampling:
     looks: tuple[int, ...] = ()  # questions answered at each look; empty: one look, at all
     n_available: int | None = None  # questions, had all been asked
     n_subjects: int = 0  # that the questions come from; 0 where they are of one kind
+    largest_weight: float = 1.0  # of all questions, asked or not
+    n_silent: int = 0  # looks at which a weighted task has no answer, and nothing is claimed
 
     def build_test(
         self, columns: Sequence[Floats], lowest: float, highest: float
@@ -48,19 +50,17 @@ class Sampling:
         """
         n = len(columns[0])
         weights = np.ones(n) if self.weights is None else self.weights
-        table = np.stack([*columns, weights])
-        rows, row_of = np.unique(table, axis=1, return_inverse=True)
+        rows, row_of = np.unique([*columns, weights], axis=1, return_inverse=True)
         k = rows.shape[1]
         counts = [np.bincount(row_of.ravel()[:look], minlength=k) for look in self.looks or [n]]
-        bound = float(weights.max())
+        bound = max(self.largest_weight, float(weights.max()))
         plan: tuple[int, ...] = ()
         if self.looks:
             further = (look for look in block_ends(self.n_available or n) if look > n)
             plan = tuple(sorted({*self.looks, *further}))
-        test = EmpiricalLikelihoodTest(
-            rows[0] * rows[-1], np.array(counts, dtype=float), bound * lowest, bound * highest, plan
-        )
-        return rows, test
+        numbers, table = rows[0] * rows[-1], np.array(counts, dtype=float)
+        ends = bound * lowest, bound * highest
+        return rows, EmpiricalLikelihoodTest(numbers, table, *ends, plan, self.n_silent)
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,16 @@ from slimdown.stats.behaviour import Trait, compare_behaviour
 from slimdown.stats.estimates import (
     Difference,
     Estimate,
+    Sampling,
     compare_scores,
     estimate_mean,
     holm,
-    mean_of_estimates,
 )
 from slimdown.stats.forgetting import forgetting_rate
 from slimdown.stats.holdout import held_half
 from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.losses import LossBreakdown, break_down_losses
+from slimdown.stats.overall import average_changes
 from slimdown.stats.pairing import Pair, pair_evaluations
 from slimdown.stats.power import minimum_detectable_change, n_to_decide
 from slimdown.stats.sequential import Floats
@@ -110,6 +111,14 @@ class BenchmarkChange:
     def primary(self) -> MetricChange:
         """The primary metric's change."""
         return self.changes[self.metric]
+
+    @property
+    def shown_change(self) -> Estimate:
+        """The primary change with the interval of the verdict's test: of 90 % where `retained`."""
+        d = self.primary.difference
+        if self.verdict is not Verdict.retained:
+            return d
+        return Estimate(d.value, d.standard_error, *d.interval(2 * ALPHA))
 
     @property
     def is_stopped(self) -> bool:
@@ -207,7 +216,7 @@ def judge(
             equivalence_p_value=equivalence_p_value,
             minimum_detectable_change=minimum_detectable_change(d, alpha),
             n_to_decide=needed if verdict is Verdict.undecided else None,
-            subjects=_compare_subjects(pair, x, y),
+            subjects=compare_subjects(pair, x, y),
             behaviour=compare_behaviour(pair),
             question_hash=pair.question_hash,
         )
@@ -221,8 +230,8 @@ def judge(
     }
     means = {}
     for role in Role:
-        of_role = [b.primary.difference for b in benchmarks.values() if b.role is role]
-        means[role] = mean_of_estimates(of_role)
+        measured = zip(pairs.values(), differences, strict=True)
+        means[role] = average_changes([m for m in measured if m[0].base.benchmark.role is role])
     costs = {name: cost for name, cost in costs.items() if not isnan(cost)}
     conditions = {"harness_version": base.harness_version, "backend": base.backend}
     conditions |= base.conditions
@@ -303,16 +312,23 @@ def paper_value(metric: PaperMetric, base: float, tuned: float) -> float:
     return 100 * (tuned - base if metric is PaperMetric.ability_augmentation else base - tuned)
 
 
-def _compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChange]:
+def compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChange]:
     """Compare each subject by itself, the worst first; empty where all questions are of one."""
     subjects = np.array([sample.category or sample.task for sample in pair.base.samples])
     names = [str(name) for name, n in Counter(subjects).items() if n >= _FEWEST_OF_SUBJECT]
     if len(set(subjects)) == 1:
         return {}
-    differences = [compare_scores(x[subjects == s], y[subjects == s]) for s in names]
+    differences, looks = [], pair.sampling.looks
+    for name in names:
+        is_of = subjects == name
+        # At looks, which are those of the benchmark, the other questions stay and weigh nothing.
+        asked = is_of | bool(looks)
+        weights = is_of[asked] / is_of[asked].mean()
+        sampling = Sampling(weights, looks, pair.sampling.n_available)
+        differences.append(compare_scores(x[asked], y[asked], sampling))
     p_values = holm([d.p_value for d in differences])
     rows = [
-        (name, SubjectChange(d.n, d.value, p))
+        (name, SubjectChange(int((subjects == name).sum()), d.value, p))
         for name, d, p in zip(names, differences, p_values, strict=True)
     ]
     return dict(sorted(rows, key=lambda row: row[1].change))

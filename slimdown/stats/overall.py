@@ -1,70 +1,45 @@
-"""One answer for all retained benchmarks: is the tuned model worse on what it should have kept?
+"""One answer for several benchmarks: did they change together, each benchmark weighing alike?
 
-Both models' answers to a question are exchanged at random, independently for every question: a
-permutation test, whose statistic is the mean of the benchmarks' changes, each benchmark alike.
-McNemar's pooled test beside it weighs each question alike (both poolings after Kuebler et al. 2026,
-arXiv 2602.10144).
+The one test answers, with all questions as those of one benchmark. A document that several
+benchmarks ask about counts as one question, with the mean of its changes.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from math import nan
+from collections.abc import Sequence
 
 import numpy as np
 
-from slimdown.config.schema import Role
-from slimdown.stats.estimates import mcnemar_p_value, to_weighted
-from slimdown.stats.findings import BenchmarkChange
-from slimdown.stats.likelihood import ALPHA
-
-_N_DRAWS = 100_000  # of exchanges: a p-value of 0.05 is exact to 0.001
-
-
-@dataclass(frozen=True)
-class OverallChange:
-    """The change of several benchmarks together."""
-
-    benchmarks: tuple[str, ...]
-    mean: float  # of the benchmarks' changes, a share
-    p_value: float  # of the permutation test; two-sided
-    mcnemar_p_value: float  # of all questions' 0/1 scores together; nan where scores are graded
-
-    @property
-    def answer(self) -> str:
-        """Worse, better or undecided."""
-        if self.p_value >= ALPHA:
-            return "undecided"
-        return "worse" if self.mean < 0 else "better"
+from slimdown.stats.estimates import (
+    Difference,
+    Estimate,
+    Sampling,
+    compare_scores,
+    mean_of_estimates,
+    to_weighted,
+)
+from slimdown.stats.pairing import Pair
 
 
-def judge_overall(benchmarks: Mapping[str, BenchmarkChange]) -> OverallChange:
-    """Judge the retained benchmarks together; those that stopped early are left out.
+def average_changes(measured: Sequence[tuple[Pair, Difference]]) -> Estimate:
+    """Estimate the mean change of benchmarks, each with the same weight; nan for none.
+
+    Where one may have stopped early, the interval of each is held to its part of the error, see
+    `mean_of_estimates`.
 
     Args:
-        benchmarks: By name, of one run.
-
-    Returns:
-        The answer; undecided with a p-value of 1 where no benchmark is left.
+        measured: Both models' answers to each benchmark, and the difference of its primary metric.
     """
-    chosen = {
-        name: b.primary.difference
-        for name, b in benchmarks.items()
-        if b.role is Role.retained and not b.is_stopped
-    }
-    names = tuple(chosen)
-    if not chosen:
-        return OverallChange(names, nan, 1.0, nan)
-    mean = float(np.mean([d.value for d in chosen.values()]))
-    generator, exchanged = np.random.default_rng(0), np.zeros(_N_DRAWS)
-    for d in chosen.values():
-        # Questions whose change is as large are exchanged together: so many of them by a binomial.
-        sizes, counts = np.unique(np.abs(to_weighted(d.changes, d.sampling)), return_counts=True)
-        for size, count in zip(sizes[sizes > 0], counts[sizes > 0], strict=True):
-            n_kept = generator.binomial(count, 0.5, _N_DRAWS)
-            exchanged += size * (2 * n_kept - count) / (d.n * len(chosen))
-    n_extreme = int((np.abs(exchanged) >= abs(mean) - 1e-12).sum())
-    p_value = (1 + n_extreme) / (1 + _N_DRAWS)  # the data are one of the exchanges
-    is_binary = all(d.is_binary for d in chosen.values())
-    pooled = np.concatenate([d.changes for d in chosen.values()])
-    mcnemar = mcnemar_p_value(pooled) if is_binary else nan
-    return OverallChange(names, mean, p_value, mcnemar)
+    differences = [d for _, d in measured]
+    if len(measured) < 2 or any(d.sampling.looks for d in differences):
+        return mean_of_estimates(differences)
+    asked = [sample.doc_hash for pair, _ in measured for sample in pair.base.samples]
+    documents, document_of = np.unique(asked, return_inverse=True)
+    shares = [
+        to_weighted(np.full(d.n, len(documents) / len(measured) / d.n), d.sampling)
+        for d in differences
+    ]
+    weights = np.bincount(document_of, np.concatenate(shares))
+    parts = [share * d.changes for share, d in zip(shares, differences, strict=True)]
+    change = np.clip(np.bincount(document_of, np.concatenate(parts)) / weights, -1, 1)
+    before, after = np.maximum(-change, 0), np.maximum(change, 0)
+    mean = compare_scores(before, after, Sampling(weights))
+    return Estimate(mean.value, mean.standard_error, mean.low, mean.high)

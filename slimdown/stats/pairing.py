@@ -74,7 +74,7 @@ def pair_benchmark(name: str, base: BenchmarkEvaluation, tuned: BenchmarkEvaluat
         for one, samples in ((base, of_base), (tuned, of_tuned))
     )
     whole = max(base, tuned, key=lambda one: len(one.samples))
-    sampling = _describe_sampling(whole, cut_base)
+    sampling = describe_sampling(whole, cut_base)
     return Pair(cut_base, cut_tuned, sampling, hash_json(described))
 
 
@@ -88,10 +88,10 @@ def _check_equal(name: str, base: Mapping[str, object], tuned: Mapping[str, obje
             )
 
 
-def _describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> Sampling:
+def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> Sampling:
     """Describe the sampling of some questions, with the weights of the harness's groups."""
     sizes = Counter(sample.task for sample in whole.samples)
-    weights = None
+    weights, largest_weight, n_silent = None, 1.0, 0
     if whole.task_weights:
         total = sum(whole.task_weights[task] for task in sizes)
         per_question = {
@@ -99,6 +99,9 @@ def _describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) ->
             for task, size in sizes.items()
         }
         weights = np.array([per_question[sample.task] for sample in part.samples])
+        largest_weight, tasks = max(per_question.values()), [s.task for s in part.samples]
+        n_silent = sum(len(set(tasks[:look])) < len(sizes) for look in part.looks)
     n_available = (part.n_available or len(whole.samples)) if part.looks else None
     subjects = {sample.task for sample in part.samples}
-    return Sampling(weights, part.looks, n_available, len(subjects) if len(subjects) > 1 else 0)
+    n_subjects = len(subjects) if len(subjects) > 1 else 0
+    return Sampling(weights, part.looks, n_available, n_subjects, largest_weight, n_silent)

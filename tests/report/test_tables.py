@@ -8,13 +8,17 @@ from io import StringIO
 from math import inf, nan
 
 import pytest
-from report_builders import Findings, judge_pairs, make_usual
+from builders import make_run, make_scores
+from report_builders import Findings, judge_pairs, make_usual, written
 from rich.console import Console
 
+from slimdown.report.comparison_page import comparison_table
+from slimdown.report.figures import draw_changes
 from slimdown.report.findings_report import budgets_table, evaluation_table, findings_table
 from slimdown.report.record_tables import sizes_table, sweep_table
 from slimdown.report.tables import FORMATS, Cell, Column, Row, Table, print_table, write_table
 from slimdown.stats.budgets import check_budgets
+from slimdown.stats.run_comparison import compare_runs
 
 HOSTILE = ["[/y] [bold", "=1+1", "-2 sigma", "a|b `c` <img src=x onerror=y>", "[x](javascript:y)"]
 HOSTILE += ["q\"u'o&te", "x\x00\x1b[2J\r\n\x9b\u202ey"]
@@ -149,3 +153,24 @@ def test_budgets_and_jobs_are_tables(findings: Findings) -> None:
     assert "01234567 " in shown
     sizes = sizes_table("m", [{"weights": "nf4", "held_bytes": 3 * 2**30, "n": 12345}])
     assert re.search("nf4 +3.00 GiB +12,345", write_table(sizes, "table"))
+
+
+def test_the_shown_interval_agrees_with_the_verdict_everywhere() -> None:
+    """20 of 1,000 lost and 12 gained: the 95 % interval reaches 2 points, that of 90 % does not."""
+    before, after = make_scores(568, 20, 12, 400)
+    findings = judge_pairs({"calm": (written(before), written(after))})
+    benchmark = findings.benchmarks["calm"]
+    assert benchmark.verdict == "retained"
+    assert benchmark.primary.difference.low < -0.02 < benchmark.shown_change.low
+    table = findings_table(findings)
+    assert "90 % at retained" in table.legend
+    [row] = (row for row in table.rows if not row.is_secondary)
+    [budget] = budgets_table(check_budgets(findings, {})).rows
+    assert budget.cells[3].text == "within"
+    [compared] = comparison_table(compare_runs([make_run(findings)])).rows
+    line = draw_changes(findings).axes[0].lines[0].get_xdata()
+    shown = [cell.interval for cell in (row.cells[5], budget.cells[1], compared.cells[1])]
+    for ends in (*(re.findall(r"[−+][\d.]+", one) for one in shown), map(str, line)):
+        low, high = (float(end.replace("−", "-")) for end in ends)
+        assert -2 < low < high < 2
+    assert row.cells[5].values["change_low"] == benchmark.primary.difference.low  # as documented

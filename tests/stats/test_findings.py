@@ -17,7 +17,7 @@ from builders import (
 )
 
 from slimdown.config.schema import PaperMetric, Role, RunConfig, Until
-from slimdown.evaluation.question_order import block_ends
+from slimdown.evaluation.question_order import block_ends, order_questions
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.stats.budgets import Outcome, check_budgets
 from slimdown.stats.findings import Counts, Findings, Verdict, judge
@@ -322,3 +322,36 @@ def test_whatever_is_looked_at_ends_and_is_judged(
         assert -1 <= low <= high <= 1
         assert isfinite(low)
         assert found.n_available == len(before)
+
+
+def test_subjects_are_corrected_for_the_looks_at_them() -> None:
+    """A loss that one look would show is not shown by the fourth of many."""
+    subjects = ["a", "b"] * 500
+    after = [float(i % 2 or i % 14 > 0) for i in range(1000)]  # of "a" one in seven is lost
+    base = make_benchmark([1.0] * 1000, subjects=subjects)
+    early = stop_early(make_benchmark(after, subjects=subjects), 88)
+    at_once = replace(early, looks=(), n_available=None)
+    whole = judge(
+        make_evaluation(a=replace(base, samples=base.samples[:88])), make_evaluation(a=at_once)
+    )
+    looked = judge(make_evaluation(a=base), make_evaluation(a=early))
+    one, several = (found.benchmarks["a"].subjects["a"] for found in (whole, looked))
+    assert (one.n, one.change) == (several.n, pytest.approx(several.change)) == (44, several.change)
+    assert one.p_value < 0.05 < several.p_value
+
+
+def test_nothing_is_claimed_before_each_task_of_a_weighted_group_has_answers() -> None:
+    """Of 992 questions four in ten are gained, of 8 as heavy ones as many lost: no change."""
+    order = order_questions({"many": list(map(str, range(992))), "few": list(map(str, range(8)))})
+    subjects, weights = [task for task, _ in order], {"many": 0.5, "few": 0.5}
+    before = [float(task == "few") for task in subjects]
+    after = [float(task == "few" or i % 5 < 2) for i, task in enumerate(subjects)]
+    first = subjects.index("few")
+    for n in (32, 45, 63, 88, 124, 174):
+        base, tuned = (make_benchmark(one, subjects, weights) for one in (before, after))
+        found = judge(make_evaluation(a=base), make_evaluation(a=stop_early(tuned, n)))
+        benchmark = found.benchmarks["a"]
+        assert benchmark.verdict is Verdict.undecided
+        if n <= first:
+            assert benchmark.p_value == 1
+            assert (benchmark.primary.difference.low, benchmark.primary.difference.high) == (-1, 1)

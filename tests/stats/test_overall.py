@@ -1,55 +1,64 @@
-"""The pooled test against exact enumeration of every exchange."""
+"""Several benchmarks judged together: by the one test, and never twice by one question."""
 
-from itertools import product
-from math import isnan
+from dataclasses import replace
 
-import numpy as np
 import pytest
-from builders import make_benchmark, make_evaluation, make_scores
+from builders import make_benchmark, make_evaluation, make_scores, stop_early
 
 from slimdown.config.schema import Role
-from slimdown.stats.findings import Findings, judge
-from slimdown.stats.overall import judge_overall
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
+from slimdown.stats.estimates import Estimate, compare_scores
+from slimdown.stats.findings import judge
+
+Scores = tuple[list[float], list[float]]
 
 
-def judge_many(**scores: tuple[list[float], list[float]]) -> Findings:
-    base, tuned = (
-        make_evaluation(**{name: make_benchmark(both[i]) for name, both in scores.items()})
-        for i in (0, 1)
-    )
-    return judge(base, tuned)
+def make_pair(is_shared: bool = False, **scores: Scores) -> tuple[Evaluation, Evaluation]:
+    """Base and tuned answers; each benchmark asks documents of its own, or all the same ones."""
+
+    def make(name: str, one: list[float]) -> BenchmarkEvaluation:
+        samples = make_benchmark(one).samples
+        prefix = "" if is_shared else name
+        return make_benchmark([replace(s, doc_hash=f"{prefix}{s.doc_hash}") for s in samples])
+
+    base, tuned = ({n: make(n, both[i]) for n, both in scores.items()} for i in (0, 1))
+    return make_evaluation(**base), make_evaluation(**tuned)
 
 
-@pytest.mark.parametrize("graded", [False, True])
-def test_it_agrees_with_every_exchange(graded: bool) -> None:
-    a = [1.0, 1, 1, 1, 1, 0], [0.0, 0, 0, 0, 1, 1]
-    b = [1.0, 1, 1, 0], [0.0, 0.25 if graded else 0, 1, 0]
-    findings = judge_many(a=a, b=b)
-    changes = [np.array(y) - np.array(x) for x, y in (a, b)]
-    observed = np.mean([c.mean() for c in changes])
-    n_extreme = n_all = 0
-    for signs in product((1, -1), repeat=10):
-        mean = np.mean([(changes[0] * signs[:6]).mean(), (changes[1] * signs[6:]).mean()])
-        n_extreme += abs(mean) >= abs(observed) - 1e-12
-        n_all += 1
-    overall = judge_overall(findings.benchmarks)
-    assert overall.mean == pytest.approx(observed)
-    assert overall.p_value == pytest.approx(n_extreme / n_all, abs=0.005)
-    if graded:
-        assert isnan(overall.mcnemar_p_value)
-    else:  # six lost, one gained: 2 (1 + 7) / 2^7
-        assert overall.mcnemar_p_value == pytest.approx(16 / 128)
-    assert overall.answer == "undecided"
+def average(pair: tuple[Evaluation, Evaluation]) -> Estimate:
+    return judge(*pair).mean_change(Role.retained)
 
 
-def test_small_losses_that_no_benchmark_shows_are_shown_together() -> None:
-    findings = judge_many(**{name: make_scores(300, 22, 10, 68) for name in "abcd"})
-    assert all(b.p_value > 0.05 for b in findings.benchmarks.values())
-    assert judge_overall(findings.benchmarks).answer == "worse"
+def test_it_is_the_one_test_of_all_questions() -> None:
+    a, b = make_scores(60, 12, 5, 23), make_scores(40, 30, 9, 21)
+    mean = average(make_pair(a=a, b=b))
+    together = compare_scores(a[0] + b[0], a[1] + b[1])
+    for end in ("value", "low", "high", "standard_error"):
+        assert getattr(mean, end) == pytest.approx(getattr(together, end), abs=1e-6)
 
 
-def test_targets_and_what_stopped_early_take_no_part() -> None:
-    base = make_evaluation(a=make_benchmark([1.0] * 50, role=Role.target))
-    tuned = make_evaluation(a=make_benchmark([0.0] * 50, role=Role.target))
-    overall = judge_overall(judge(base, tuned).benchmarks)
-    assert (overall.benchmarks, overall.p_value, overall.answer) == ((), 1.0, "undecided")
+def test_small_losses_that_no_benchmark_shows_are_shown_together_unless_they_are_the_same() -> None:
+    losses = {name: make_scores(300, 22, 10, 68) for name in "abcd"}
+    assert all(b.p_value > 0.05 for b in judge(*make_pair(**losses)).benchmarks.values())
+    assert average(make_pair(**losses)).high < 0
+    assert average(make_pair(a=losses["a"])).high > 0
+    assert average(make_pair(is_shared=True, **losses)).high > 0
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        {"a": ([0.5] * 50, [0.492] * 50)},  # a large gain may be rare
+        {"few": ([1.0] * 20, [1.0] * 20), "many": make_scores(9000, 400, 150, 492)},
+    ],
+)
+def test_what_rare_gains_may_make_up_for_is_not_called_worse(scores: dict[str, Scores]) -> None:
+    mean = average(make_pair(**scores))
+    assert mean.value < 0 < mean.high
+
+
+def test_what_stopped_early_counts_with_an_interval_that_holds() -> None:
+    base, tuned = make_pair(a=([1.0] * 400, [0.0, 1.0] * 200), b=([1.0] * 400, [1.0] * 400))
+    of_a = stop_early(tuned.benchmarks["a"], 63)
+    early = average((base, replace(tuned, benchmarks=tuned.benchmarks | {"a": of_a})))
+    assert early.low < average((base, tuned)).low < early.high < 0
