@@ -92,6 +92,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         with progress.show("measuring the base", "questions") as on_progress:
             base_evaluation = evaluator.evaluate(base, run.base_cache, on_progress=on_progress)
         console.show_notes(evaluator.notes)
+        n_shown = len(evaluator.notes)
         progress.seconds_to_measure = sum(b.seconds for b in base_evaluation.benchmarks.values())
         holdout = config.evaluation.holdout  # what is held out takes no part in this run's findings
         open_base = open_half(base_evaluation, holdout)  # too few questions end the run here
@@ -112,6 +113,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         with progress.show("measuring the tuned model", "questions") as on_progress:
             stop_when = stopping_rule(config, base_evaluation)
             tuned_evaluation = evaluator.evaluate(tuned, run.tuned_cache, stop_when, on_progress)
+        console.show_notes(evaluator.notes[n_shown:])
 
         findings = judge(open_base, open_half(tuned_evaluation, holdout), training)
         files = render_run_files(findings, config, info, run.run_id)

@@ -7,14 +7,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands_and_runs import call_verb, find_runs, run_command
 from conftest import SMALL
 from mlflow import MlflowClient
 
-from slimdown import run
+from slimdown import experiment, run
 from slimdown.config.schema import RunConfig
+from slimdown.evaluation.evaluator import Evaluator
+from slimdown.evaluation.results import Evaluation
 from slimdown.experiment import run_experiment
 from slimdown.tracking.provenance import RunInfo
 from slimdown.utils.errors import SlimdownError
@@ -130,3 +133,21 @@ def test_help_shows_groups_settings_and_examples(tmp_path: Path) -> None:
     assert done.returncode == 0
     for word in ("llama32", "benchmark", "lora.r"):
         assert word in done.stdout
+
+
+def test_notes_about_either_model_are_shown_once(
+    store: MlflowClient,
+    composed: Callable[..., RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class NotingEvaluator(Evaluator):
+        def evaluate(self, *args: Any, **kwargs: Any) -> Evaluation:
+            self.notes.append(f"odd answers {len(self.notes)}")
+            return super().evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(experiment, "Evaluator", NotingEvaluator)
+    adapter = Path(__file__).parent / "golden" / "adapters" / "pocket"
+    run_experiment(composed(f"tuned={adapter}", *SMALL[3:]), RunInfo("one"))
+    shown = capsys.readouterr().out
+    assert (shown.count("odd answers 0"), shown.count("odd answers 1")) == (1, 1)
