@@ -11,19 +11,25 @@ is said the margin and the budget are 2 points.
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import scipy
 from numpy.typing import NDArray
 
 from slimdown.config.schema import BenchmarkConfig
-from slimdown.evaluation.question_order import block_ends
+from slimdown.evaluation.question_order import block_ends, order_questions
+from slimdown.stats.behaviour import compare_behaviour
+from slimdown.stats.budgets import Outcome, decide_outcomes
 from slimdown.stats.estimates import Difference, Sampling, compare_scores
-from slimdown.stats.findings import Verdict, decide_verdicts
+from slimdown.stats.findings import Verdict, compare_subjects, decide_verdicts
 from slimdown.stats.forgetting import forgetting_rate
 from slimdown.stats.group_tests import compare_seeds
 from slimdown.stats.likelihood import ALPHA, likelihood_p_values
+from slimdown.stats.overall import average_changes
+from slimdown.stats.pairing import Pair, describe_sampling
 from slimdown.stats.run_comparison import winners_curse
 from slimdown.stats.seeds import split_noise
 from slimdown.stats.sequential import combine_looks
@@ -185,6 +191,7 @@ def cover_rates(draws: int, random: np.random.Generator) -> Iterator[Row]:
     """The forgetting rate's interval, near chance and after a collapse."""
     for base, chance, lost, gained in (
         (0.27, 0.25, 0.10, 0.10),
+        (0.30, 0.25, 0.10, 0.10),
         (0.35, 0.25, 0.12, 0.06),
         (0.50, 0.25, 0.12, 0.06),
         (0.35, 0.0, 0.12, 0.06),
@@ -192,15 +199,112 @@ def cover_rates(draws: int, random: np.random.Generator) -> Iterator[Row]:
     ):
         for n in (100, 300):
             shares = [base - lost, lost, gained, 1 - base - gained]
-            true, misses = (lost - gained) / (base - chance), 0
-            n_draws = max(200, draws // 20)
+            true, shown, misses, n_draws = (lost - gained) / (base - chance), 0, 0, draws // 20
+            n_draws *= 5 if base < 0.35 else 1  # few of which have an interval
             for _ in range(n_draws):
                 cells = random.choice(4, size=n, p=shares)
                 before, after = (cells < 2) * 1.0, ((cells == 0) | (cells == 2)) * 1.0
-                rate = forgetting_rate(before, after, chance)
-                misses += rate is not None and not rate.low <= true <= rate.high
+                if rate := forgetting_rate(before, after, chance):
+                    shown += 1
+                    misses += not rate.low <= true <= rate.high
             case = f"rate {true:.2f}, base {base}, chance {chance}, {n} questions"
-            yield "rate's interval misses", case, percent(misses / n_draws), "5"
+            yield f"rate's interval misses ({shown} shown)", case, share_of(misses, shown), "5"
+            yield "rate has no interval", case, percent(1 - shown / n_draws), "-"
+
+
+def judge_together(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """`check --overall`: "worse" of several benchmarks whose mean did not change, and power."""
+
+    def flip(n: int, change: float, flips: float = 0.1) -> Floats:
+        return random.choice(VALUES, n, p=[(flips - change) / 2, 1 - flips, (flips + change) / 2])
+
+    def gain_rarely(n: int) -> list[Floats]:
+        return [np.where(random.random(n) < 1 / 51, 0.4, -0.008)]
+
+    cases: list[tuple[str, Callable[[], list[Floats]]]] = [
+        *((f"rare gains, {n:,} questions", partial(gain_rarely, n)) for n in (50, 100, 300, 1319)),
+        ("20 and 1,000 questions", lambda: [flip(20, 0), flip(1000, 0)]),
+        ("+3 in 20, −3 in 1,000", lambda: [flip(20, 0.03, 0.03), flip(1000, -0.03)]),
+        ("+2.5 in 20, −2.5 in 10,042", lambda: [flip(20, 0.025, 0.025), flip(10042, -0.025)]),
+        ("the same 300 questions in three benchmarks", lambda: [flip(300, 0)] * 3),
+        ("power: −3 of 12 %, 3 × 300", lambda: [flip(300, -0.03, 0.12) for _ in range(3)]),
+        ("power: −6 of 12 %, 100 and 1,000", lambda: [flip(n, -0.06, 0.12) for n in (100, 1000)]),
+        ("−2 and +2, 2 × 300", lambda: [flip(300, -MARGIN), flip(300, MARGIN)]),
+    ]
+    for case, draw in cases:
+        worse, failed, n_draws = 0, 0, max(100, draws // (40 if "10,042" in case else 20))
+        pairs = []
+        for k, changes in enumerate(draw()):
+            of = "" if "same" in case else k  # the benchmark that a document belongs to
+            samples = [SimpleNamespace(doc_hash=f"{of} {i}") for i in range(len(changes))]
+            base: Any = SimpleNamespace(samples=samples)
+            pairs.append(Pair(base, base, Sampling(), ""))
+        for _ in range(n_draws):
+            by_name = {str(k): change_difference(d) for k, d in enumerate(draw())}
+            is_worse = average_changes(list(zip(pairs, by_name.values(), strict=True))).high < 0
+            worse += is_worse
+            if "+2, 2" in case:
+                outcomes = decide_outcomes(by_name, dict.fromkeys(by_name, MARGIN))
+                failed += is_worse or Outcome.beyond in outcomes.values()
+        yield "worse", case, percent(worse / n_draws), "-" if "power" in case else "2.5"
+    yield "exit 1 with --overall", case, percent(failed / n_draws), "7.5"
+
+
+def stop_groups(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """Groups that weigh unequal tasks alike, and subjects, at any look."""
+    for sizes, changes in (((992, 8), (0.4, -0.4)), ((600, 300, 40), (0.1, 0.1, -0.2))):
+        order = order_questions({f"t{k}": list(map(str, range(n))) for k, n in enumerate(sizes)})
+        tasks, plan = np.array([int(task[1:]) for task, _ in order]), block_ends(len(order))
+        samples, weights = [SimpleNamespace(task=t) for t in tasks], dict(enumerate([1.0] * 3))
+        whole: Any = SimpleNamespace(samples=samples, task_weights=weights)
+        parts: list[Any] = []
+        for k, look in enumerate(plan):
+            part = SimpleNamespace(samples=samples[:look], looks=plan[: k + 1])
+            part.n_available = len(order)
+            parts.append(describe_sampling(whole, cast(Any, part)))
+        wrong, n_draws = 0, max(100, draws // 40)
+        for _ in range(n_draws):
+            d = np.sign(np.array(changes))[tasks] * 1.0
+            d *= random.random(len(d)) < np.abs(changes)[tasks]
+            tests = (s.build_test([d[: s.looks[-1]]], -1.0, 1.0)[1] for s in parts)
+            sides = ((t.p_values_above, t.p_values_below) for t in tests)
+            wrong += any(min(side(np.zeros(1))[0] for side in both) < ALPHA / 2 for both in sides)
+        case = f"{' and '.join(map(str, sizes))} questions weighted alike, any look"
+        yield "group changed", case, percent(wrong / n_draws), "5"
+    n, hits, n_draws = 300, 0, max(200, draws // 20)
+    subjects = [SimpleNamespace(task=str(i % 5), category="") for i in range(n)]
+    asked: Any = SimpleNamespace(samples=subjects)
+    pair = Pair(asked, asked, Sampling(looks=block_ends(n), n_available=n), "")
+    for _ in range(n_draws):
+        d = random.choice(VALUES, n, p=[0.1, 0.8, 0.1])
+        found = compare_subjects(pair, np.maximum(-d, 0), np.maximum(d, 0))
+        hits += any(one.p_value < ALPHA for one in found.values())
+    yield "a subject changed", f"five of {n} questions, any look", percent(hits / n_draws), "5"
+
+
+def count_words(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """Words of answers of which one in a hundred runs on to the limit, after the training."""
+    limit, true = 256, 0.01 * (256 - 20)
+    for n in (40, 100, 300):
+        misses, n_draws = 0, max(200, draws // 20)
+        for _ in range(n_draws):
+            sides: list[Any] = []
+            for share in (0.0, 0.01):
+                counts = random.binomial(40, 0.5, n)
+                counts[random.random(n) < share] = limit
+                one: dict[str, Any] = {"choices": (), "log_likelihoods": (), "answers": {"m": "1"}}
+                samples = [SimpleNamespace(response="1 " * c, **one) for c in counts]
+                about = {"benchmark": SimpleNamespace(metric="m"), "max_new_tokens": limit}
+                sides.append(SimpleNamespace(samples=samples, **about))
+            words = compare_behaviour(Pair(*sides, Sampling(), ""))[0]
+            misses += not words.low <= true <= words.high
+        case = f"one answer in 100 runs on to {limit} words, {n} questions"
+        yield "words' interval misses", case, percent(misses / n_draws), "5"
+
+
+def change_difference(changes: Floats, sampling: Sampling | None = None) -> Difference:
+    """The difference of questions whose scores changed so much."""
+    return compare_scores(np.maximum(-changes, 0), np.maximum(changes, 0), sampling)
 
 
 def cover_seeds(draws: int, random: np.random.Generator) -> Iterator[Row]:
@@ -301,6 +405,11 @@ def measure_power(draws: int, random: np.random.Generator) -> Iterator[tuple[str
         yield (f"{100 * change:+.1f}", f"{n:,}", percent(flips), verdict, *cells)
 
 
+def share_of(n: int, n_all: int) -> str:
+    """Return a share in percent; a dash where there is nothing to have one."""
+    return percent(n / n_all) if n_all else "-"
+
+
 def percent(share: float) -> str:
     """Return a share in percent."""
     return f"{100 * share:.1f}"
@@ -319,7 +428,8 @@ def main() -> None:
     print("| claim | truth | made, % | at most, % |\n|---|---|---:|---:|")
     for row in enumerate_tables():
         print("| " + " | ".join(row) + " |", flush=True)
-    by_luck = cover_rates, cover_seeds, differ_by_luck, select_runs
+    together = judge_together, stop_groups, count_words
+    by_luck = *together, cover_rates, cover_seeds, differ_by_luck, select_runs
     for simulate in (stop_anywhere, vary_scores, *by_luck):
         for row in simulate(options.draws, random):
             print("| " + " | ".join(row) + " |", flush=True)
