@@ -208,7 +208,12 @@ def cover_rates(draws: int, random: np.random.Generator) -> Iterator[Row]:
                     shown += 1
                     misses += not rate.low <= true <= rate.high
             case = f"rate {true:.2f}, base {base}, chance {chance}, {n} questions"
-            yield f"rate's interval misses ({shown} shown)", case, share_of(misses, shown), "5"
+            yield (
+                f"rate's interval misses ({shown} shown)",
+                case,
+                percent(misses / max(1, shown)),
+                "5",
+            )
             yield "rate has no interval", case, percent(1 - shown / n_draws), "-"
 
 
@@ -403,11 +408,6 @@ def measure_power(draws: int, random: np.random.Generator) -> Iterator[tuple[str
         questions = [float(x) / n for x in (np.median(asked), asked.mean())]
         cells = map(percent, (*shares, *questions))
         yield (f"{100 * change:+.1f}", f"{n:,}", percent(flips), verdict, *cells)
-
-
-def share_of(n: int, n_all: int) -> str:
-    """Return a share in percent; a dash where there is nothing to have one."""
-    return percent(n / n_all) if n_all else "-"
 
 
 def percent(share: float) -> str:

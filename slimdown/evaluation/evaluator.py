@@ -276,8 +276,8 @@ class _BenchmarkRun:
         return replace(evaluation, **about, max_new_tokens=longest)
 
     def _max_new_tokens(self, task: Any) -> int:
-        generation = task.config.generation_kwargs or {}
-        return int(generation.get("max_gen_toks", self.lm.max_gen_toks))
+        settings = task.config.generation_kwargs or {}
+        return int(normalize_gen_kwargs(settings, self.lm.max_gen_toks)["max_gen_toks"])
 
     def _ask(self, block: Sequence[tuple[str, int]], begin: int) -> list[Sample]:
         """Ask questions chunk by chunk, those of one task together: they share a beginning."""

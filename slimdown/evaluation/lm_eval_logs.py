@@ -44,6 +44,7 @@ _FREE_ARGUMENTS = re.compile(
 )
 # Settings of a task that say how an answer is made and scored; hashes say what is asked.
 _SCORED_BY = "output_type num_fewshot generation_kwargs filter_list metric_list process_results"
+_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # the harness takes each of them
 _MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
@@ -192,7 +193,7 @@ class _ResultsLog:
             worse = {name for name, is_better in better.items() if is_better is False}
             has_own_code = any(configs[t].get("process_results") for t in subtasks)
             generations = [configs[t].get("generation_kwargs") or {} for t in subtasks]
-            longest = [int(one.get("max_gen_toks", 0)) for one in generations]
+            longest = [max(int(one.get(key) or 0) for key in _LIMITS) for one in generations]
         except _MALFORMED as error:
             raise DataError(
                 f"{self.file}: {task} is not logged as lm_eval does it ({describe_error(error)})"

@@ -90,10 +90,8 @@ def format_p_value(p_value: float) -> str:
     >>> format_p_value(0.0004), format_p_value(0.0449), format_p_value(0.04996)
     ('< 0.001', '0.045', '0.04996')
     """
-    if not p_value >= 0.001:
-        return "< 0.001" if p_value < 0.001 else UNDEFINED
-    texts = [f"{p_value:.{digits}f}" for digits in range(3, 9)]
-    return next((t for t in texts if (float(t) < 0.05) == (p_value < 0.05)), texts[-1])
+    digits = (n for n in range(3, 9) if (round(p_value, n) < 0.05) == (p_value < 0.05))
+    return "< 0.001" if p_value < 0.001 else format_number(p_value, f".{next(digits, 9)}f")
 
 
 def format_duration(seconds: float) -> str:

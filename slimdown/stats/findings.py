@@ -116,9 +116,9 @@ class BenchmarkChange:
     def shown_change(self) -> Estimate:
         """The primary change with the interval of the verdict's test: of 90 % where `retained`."""
         d = self.primary.difference
-        if self.verdict is not Verdict.retained:
-            return d
-        return Estimate(d.value, d.standard_error, *d.interval(2 * ALPHA))
+        is_equal = self.verdict is Verdict.retained
+        ends = d.interval(2 * ALPHA) if is_equal else (d.low, d.high)
+        return Estimate(d.value, d.standard_error, *ends)
 
     @property
     def is_stopped(self) -> bool:
