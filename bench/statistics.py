@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import scipy
@@ -208,12 +208,8 @@ def cover_rates(draws: int, random: np.random.Generator) -> Iterator[Row]:
                     shown += 1
                     misses += not rate.low <= true <= rate.high
             case = f"rate {true:.2f}, base {base}, chance {chance}, {n} questions"
-            yield (
-                f"rate's interval misses ({shown} shown)",
-                case,
-                percent(misses / max(1, shown)),
-                "5",
-            )
+            claim, missed = f"rate's interval misses ({shown} shown)", misses / max(1, shown)
+            yield claim, case, percent(missed), "5"
             yield "rate has no interval", case, percent(1 - shown / n_draws), "-"
 
 
@@ -264,9 +260,9 @@ def stop_groups(draws: int, random: np.random.Generator) -> Iterator[Row]:
         whole: Any = SimpleNamespace(samples=samples, task_weights=weights)
         parts: list[Any] = []
         for k, look in enumerate(plan):
-            part = SimpleNamespace(samples=samples[:look], looks=plan[: k + 1])
-            part.n_available = len(order)
-            parts.append(describe_sampling(whole, cast(Any, part)))
+            about = {"looks": plan[: k + 1], "n_available": len(order)}
+            part: Any = SimpleNamespace(samples=samples[:look], **about)
+            parts.append(describe_sampling(whole, part))
         wrong, n_draws = 0, max(100, draws // 40)
         for _ in range(n_draws):
             d = np.sign(np.array(changes))[tasks] * 1.0
@@ -307,9 +303,9 @@ def count_words(draws: int, random: np.random.Generator) -> Iterator[Row]:
         yield "words' interval misses", case, percent(misses / n_draws), "5"
 
 
-def change_difference(changes: Floats, sampling: Sampling | None = None) -> Difference:
+def change_difference(changes: Floats) -> Difference:
     """The difference of questions whose scores changed so much."""
-    return compare_scores(np.maximum(-changes, 0), np.maximum(changes, 0), sampling)
+    return compare_scores(np.maximum(-changes, 0), np.maximum(changes, 0))
 
 
 def cover_seeds(draws: int, random: np.random.Generator) -> Iterator[Row]:

@@ -37,7 +37,7 @@ def average_changes(measured: Sequence[tuple[Pair, Difference]]) -> Estimate:
         to_weighted(np.full(d.n, len(documents) / len(measured) / d.n), d.sampling)
         for d in differences
     ]
-    weights = np.bincount(document_of, np.concatenate(shares))
+    weights = np.bincount(document_of, np.concatenate(shares)).astype(float)
     parts = [share * d.changes for share, d in zip(shares, differences, strict=True)]
     change = np.clip(np.bincount(document_of, np.concatenate(parts)) / weights, -1, 1)
     before, after = np.maximum(-change, 0), np.maximum(change, 0)
