@@ -151,9 +151,7 @@ def test_padding_does_not_push_virtual_tokens_out_of_a_window(kind: str, family:
     model = build_tiny_model(family, **LOOKING_BACK[family])
     model = add_adapter(model, kind, num_virtual_tokens=7)
     tokenizer = build_byte_tokenizer()
-    lm = VirtualTokensLM(
-        pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=WINDOW - 8
-    )
+    lm = VirtualTokensLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=WINDOW - 8)
     assert_texts_of_plain_forwards(lm, tokenizer)
 
 
