@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from slimdown.config.loader import read_trained_quantization
 from slimdown.config.schema import Backend, RunConfig
 from slimdown.data.chat_templates import check_prompts
 from slimdown.data.contamination import find_contamination
@@ -59,7 +60,11 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         tokenizer = load_base_tokenizer(config.model)
         notes = check_prompts(tokenizer, config.evaluation.apply_chat_template)
         if tuned_model := config.tuned_model:
-            fetch_tuned_model(tuned_model)
+            trained_on = read_trained_quantization(fetch_tuned_model(tuned_model))
+            name = config.quantization.name
+            differs = f"; the adapter was trained on {trained_on}: quantization={trained_on}"
+            is_other = trained_on not in ("none", name)
+            notes.append(f"Both models are measured with quantization={name}{differs * is_other}.")
         else:
             train_data = load_training_data(config.dataset, tokenizer, config.seed, config.keep)
             notes += train_data.notes

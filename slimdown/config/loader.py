@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
@@ -10,7 +11,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from slimdown.config.fields import explain_unknown_key, find_option_problems, find_problems
 from slimdown.config.question_files import complete_benchmark
-from slimdown.config.schema import RunConfig
+from slimdown.config.schema import QuantType, RunConfig
 from slimdown.utils.errors import ConfigError, describe_error
 from slimdown.utils.secrets import redact
 
@@ -35,6 +36,12 @@ def load_config(composed: DictConfig) -> RunConfig:
     if composed.get("tuned") is not None:  # what the model's own file would train on is idle
         composed = composed.copy()
         composed.dataset = {}
+    if OmegaConf.is_missing(composed.quantization, "load_in_4bit"):  # quantization=auto
+        held, tuned = composed.quantization, composed.tuned
+        name = read_trained_quantization(tuned) if tuned else held.bnb_4bit_quant_type.value
+        held.load_in_8bit = held.load_in_8bit or name == "int8"
+        held.load_in_4bit = not held.load_in_8bit and name != "none"
+        held.bnb_4bit_quant_type = name if held.load_in_4bit else held.bnb_4bit_quant_type
     try:
         missing = sorted(OmegaConf.missing_keys(composed))
         config = RunConfig() if missing else OmegaConf.to_object(composed)
@@ -46,6 +53,25 @@ def load_config(composed: DictConfig) -> RunConfig:
     if problems := problems or [*find_problems(config), *find_option_problems(config)]:
         raise ConfigError("\n".join(problems))
     return config
+
+
+def read_trained_quantization(folder: str | Path) -> str:
+    """Return the quantization that the card beside an adapter names: that of its training.
+
+    Args:
+        folder: Where slimdown saved an adapter; of others there is no such record.
+
+    Returns:
+        nf4, fp4, int8 or none.
+    """
+    card, config = (Path(folder).expanduser() / f for f in ("README.md", "adapter_config.json"))
+    is_card = card.is_file() and config.is_file() and card.stat().st_size < 1_000_000
+    text = card.read_text(errors="replace") if is_card else ""
+    settings = dict(re.findall(r"^quantization\.(\w+): (\w+)$", text, re.MULTILINE))
+    kind = settings.get("bnb_4bit_quant_type")
+    if settings.get("load_in_4bit") == "true" and kind in list(QuantType):
+        return str(kind)
+    return "int8" if settings.get("load_in_8bit") == "true" else "none"
 
 
 def reword(error: Exception) -> str:

@@ -5,13 +5,16 @@ from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
+from string import ascii_uppercase
 from typing import Any
+from unicodedata import category
 
 from omegaconf import OmegaConf
 
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.row_files import iter_records
 
+_INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")  # Unicode's controls, format characters and spaces
 QuestionRows = tuple[dict[str, Any], ...]
 """Rows of question and answer, or of question, choices and answer, the number of the right one."""
 
@@ -86,7 +89,7 @@ def _read_row(record: Any) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"it is {str(record)[:60]} and no object with question and answer")
     question, answer, choices = map(record.get, ("question", "answer", "choices"))
-    if not isinstance(question, str) or not question.strip():
+    if not isinstance(question, str) or not _to_text(question):
         raise DataError(f"it has no text in question; it has {', '.join(record)}"[:200])
     if not (text := _to_text(answer)):
         raise DataError(f"it has no text or number in answer; it has {', '.join(record)}"[:200])
@@ -96,7 +99,7 @@ def _read_row(record: Any) -> dict[str, Any]:
     if len(texts) < 2 or not all(texts) or len(set(texts)) < len(texts):
         wanted = "must be a list of two or more different texts"
         raise DataError(f"choices {wanted}, got {choices!r}"[:200])
-    meant = [i for i, t in enumerate(texts) if text in (t, str(i), chr(ord("A") + i))]
+    meant = [i for i, t in enumerate(texts) if text in (t, str(i), ascii_uppercase[i : i + 1])]
     if isinstance(answer, str) and text in texts:
         meant = [texts.index(text)]
     if len(meant) != 1:
@@ -107,6 +110,10 @@ def _read_row(record: Any) -> dict[str, Any]:
 
 
 def _to_text(value: Any) -> str:
-    """Return a text without spaces around it, or a number as text; empty for all else."""
+    """Return a text without spaces around it, or a number as text; empty for what shows nothing."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-    return str(value).strip() if is_number or isinstance(value, str) else ""
+    text = str(value).strip() if is_number or isinstance(value, str) else ""
+    if "\0" in text:
+        raise DataError("it holds a NUL character; take it out")
+    is_shown = any(category(char) not in _INVISIBLE for char in text)
+    return text if is_shown else ""

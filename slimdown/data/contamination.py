@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 PHRASE_WORDS = 13  # successive words that a question and a row share
 _STANDING_SHARE = 0.8  # of a question's words, with which it stands in a row
 _SELF_CONTAINED_WORDS = 8  # a question of so many words needs no answer beside it
+# Of a row; its end is cut off before it is trained on (train.max_length), and words take memory.
+_MOST_CHARACTERS = 4_000_000
 _COMMON = 10  # questions or texts that may hold a phrase before it is common
 _UNSPACED = range(0x3040, 0x3100), range(0x3400, 0xA000), range(0x20000, 0x40000)  # kana and Han
 _FACTOR = 6364136223846793005  # odd, so that a multiplication loses nothing
@@ -194,7 +196,7 @@ class _Search:
         self._certain: dict[int, _Place] = {}
 
     def add_row(self, row: "TrainedText") -> None:
-        words, place = split_words(row.text), (row.dataset, row.row)
+        words, place = split_words(row.text[:_MOST_CHARACTERS]), (row.dataset, row.row)
         runs = list(_digest_runs(words))
         digests = chain.from_iterable(runs[length - 1].tolist() for length in self._lengths)
         hits = self._owners.keys() & set(digests)

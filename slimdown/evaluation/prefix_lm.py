@@ -177,6 +177,22 @@ class VirtualTokensLM(HFLM):  # type: ignore[misc]
             return texts
         n_rows, n_virtual = len(context), adapter.num_virtual_tokens
         inner, name = wrapped.get_base_model(), name_cache_argument(wrapped)
+        n_pads = (settings["attention_mask"] == 0).sum(dim=1).tolist()
+        if max(n_pads) and not _sees_everything(inner):
+            # Pads lie behind the virtual tokens, where a layer that looks back over a number of
+            # columns counts them.
+            rows = [
+                self._model_generate(
+                    context[i : i + 1, n:],
+                    max_length - n,
+                    stop,
+                    **settings | {"attention_mask": settings["attention_mask"][i : i + 1, n:]},
+                )[0, context.shape[1] - n :]
+                for i, n in enumerate(n_pads)
+            ]
+            end = self.tokenizer.pad_token_id
+            answers = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=end)
+            return torch.cat([context, answers], dim=1)
         prompt = wrapped.get_prompt(batch_size=n_rows)
         if isinstance(prompt, torch.Tensor):  # embeddings of a trained prompt
             cache = DynamicCache()
@@ -192,6 +208,12 @@ class VirtualTokensLM(HFLM):  # type: ignore[misc]
         finally:
             self._model = wrapped
         return texts[:, n_virtual:]
+
+
+def _sees_everything(model: Any) -> bool:
+    """Whether every layer sees all tokens before one: no window, no chunk, no recurrent state."""
+    is_gpt_neo = hasattr(model.config, "attention_types")  # whose windows have a name of their own
+    return set(get_windows(model)) == {"full_attention"} and not is_gpt_neo
 
 
 def name_cache_argument(model: Any) -> str:

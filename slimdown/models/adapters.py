@@ -1,7 +1,11 @@
 """What each method trains: its adapter on the base or the base's own weights, checked and saved."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,17 @@ from slimdown.models.causal import disabled_adapters, has_untouched_base
 from slimdown.models.identity import ADAPTER_FILES
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.errors import ModelError
+
+_MOST_CHARACTERS = 100_000  # of a setting, as JSON: the full names of 500 layers are 20,000
+# PEFT 0.21 matches whole names, ends of names, and beginnings up to the number of a layer.
+_MATCH = r"""
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+for pattern in patterns:
+    for form in (pattern, rf"(.*\.)?({pattern})", rf".*\.{pattern}\.(\d+)\..*"):
+        for name in names:
+            re.fullmatch(form, name)
+"""
 
 
 def attach_adapter(base: LoadedModel, method: MethodConfig, lora: LoraConfig, seed: int) -> Any:
@@ -74,7 +89,10 @@ def check_base(config: RunConfig) -> None:
     Raises:
         ModelError: One is not.
     """
-    modules = dict(load_outline(config.model, None, config.quantization.name).named_modules())
+    outline = load_outline(config.model, None, config.quantization.name)
+    if not config.tuned and config.method.is_lora:
+        check_settings("lora.args", config.lora.args, outline)
+    modules = dict(outline.named_modules())
     trained: LoraConfig | MethodConfig = config.lora if config.method.is_lora else config.method
     for target in [] if config.tuned else trained.target_modules or []:
         if target != "all-linear" and not any(f".{n}".endswith(f".{target}") for n in modules):
@@ -83,6 +101,47 @@ def check_base(config: RunConfig) -> None:
                 f"target_modules: {config.model.id} has no {target}; its linear layers are "
                 f"{', '.join(sorted(layers))}"
             )
+
+
+def check_settings(setting: str, settings: Mapping[str, Any], model: Any) -> None:
+    """Check an adapter's settings against the model that PEFT puts it on.
+
+    Args:
+        setting: What names the adapter, for a message.
+        settings: By PEFT's names for them.
+        model: The base, with or without its numbers.
+
+    Raises:
+        ModelError: They name no module, scale by nothing, or would be read for minutes.
+    """
+    modules = [name for name, _ in model.named_modules()]
+    patterns: list[str] = []
+    for key, value in settings.items():
+        if len(json.dumps(value)) > _MOST_CHARACTERS and key != "trainable_token_indices":
+            raise ModelError(f"{setting}: {key} is longer than any model has names; get it again")
+        if re.fullmatch(".*(modules|pattern|parameters)", key):
+            patterns += [value] if isinstance(value, str) else map(str, value or ())
+        for name, number in (
+            (value or {}).items() if key in ("alpha_pattern", "rank_pattern") else ()
+        ):
+            if not isinstance(number, int | float) or not number > 0:
+                raise ModelError(f"{setting}: {key} has {name}={number!r}; it must be above 0")
+    for name in settings.get("modules_to_save") or ():
+        if not any(f".{module}".endswith(f".{name}") for module in modules):
+            raise ModelError(f"{setting}: modules_to_save names {name!r}, which the base has not")
+    patterns = [pattern for pattern in patterns if re.escape(pattern) != pattern]
+    try:  # in a process of its own, as a match can take for ever and cannot be interrupted
+        subprocess.run(
+            [sys.executable, "-ISc", _MATCH],
+            input=json.dumps([patterns, modules]).encode(),
+            stderr=subprocess.DEVNULL,
+            timeout=5 if patterns else None,
+        )
+    except subprocess.TimeoutExpired:
+        raise ModelError(
+            f"{setting}: one of its patterns takes more than 5 seconds to match the names of the "
+            f"base's layers ({max(patterns, key=len)[:80]!r}); write plain names"
+        ) from None
 
 
 def save_adapter(model: Any, base: LoadedModel, folder: Path) -> None:
@@ -107,8 +166,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / ADAPTER_FILES[0]
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+        is_long = file.stat().st_size > 40 * _MOST_CHARACTERS
+        settings = None if is_long else json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict) or "peft_type" not in settings:
         raise ModelError(f"{file} is damaged: it holds no settings of an adapter; get it again")

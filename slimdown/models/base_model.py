@@ -1,10 +1,12 @@
 """Load a base model: quantized as set, on its device, with its tokenizer."""
 
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ from slimdown.utils.hub import explain_hub_errors
 # bfloat16 keeps 3 digits, so it has to be clearly faster. No processor that was measured lies
 # between 0.9 and 2.4 times the speed of float32 (docs/studies/training-speed.md).
 _WORTHWHILE_SPEEDUP = 1.5
+_MOST_LAYERS = 1_000  # or experts; the largest models that are published have 126, and 512
+# Implementations of attention and of experts that are part of torch and transformers.
+_BUILT_IN = frozenset([None, "eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm"])
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,7 @@ def load_outline(config: ModelConfig, dtype: Any = None, quantization: str = "no
         architecture = transformers.AutoConfig.from_pretrained(
             source, revision=config.revision, trust_remote_code=False, **config.file
         )
+        _check_architecture(config, architecture)
         own = getattr(architecture, "quantization_config", None) or config.file
         if own and quantization != "none":
             raise ModelError(
@@ -168,6 +174,30 @@ def load_outline(config: ModelConfig, dtype: Any = None, quantization: str = "no
             return transformers.AutoModelForCausalLM.from_config(
                 architecture, dtype=dtype or architecture.dtype, **shaping
             )
+
+
+def _check_architecture(config: ModelConfig, architecture: Any) -> None:
+    """Refuse a config.json that asks for compiled code of the hub, or for a model without end."""
+    for kind in ("attn_implementation", "experts_implementation"):
+        name = config.args.get(kind) or getattr(architecture, f"_{kind}")
+        # Where flash_attn is not installed, transformers takes a kernel of the hub.
+        is_flash = str(name).startswith("flash_attention")
+        is_installed = is_flash and any(map(find_spec, ("flash_attn", "flash_attn_interface")))
+        if not (name in _BUILT_IN or is_installed or config.allow_kernels):
+            raise ModelError(
+                f"{config.named} asks for {kind}={name}, which is compiled code from the hub; read "
+                f"it, and set model.allow_kernels=true, or set model.args.{kind}=eager"
+            )
+    for name, value in vars(architecture).items():
+        is_count = isinstance(value, int) and re.fullmatch(r"(n|num)_.*(layers?|experts)", name)
+        if is_count and value > _MOST_LAYERS:
+            raise ModelError(
+                f"{config.named}: its config.json has {name}={value:,}, and slimdown builds "
+                f"{_MOST_LAYERS:,} at most; get it again, or choose another model"
+            )
+    for name in architecture.sub_configs:
+        if (part := getattr(architecture, name, None)) is not None:
+            _check_architecture(config, part)
 
 
 def load_tokenizer(source: str | Path, **common: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from slimdown.config.schema import ModelConfig, QuantizationConfig, RunConfig, TunedModelConfig
-from slimdown.models.adapters import load_adapter, read_adapter_config
+from slimdown.models.adapters import check_settings, load_adapter, read_adapter_config
 from slimdown.models.base_model import (
     LoadedModel,
     check_numbers,
@@ -23,7 +23,14 @@ from slimdown.utils.errors import ModelError
 from slimdown.utils.hashing import hash_folder
 from slimdown.utils.hub import explain_hub_errors
 
-_FILES = ["*.json", "*.jinja", "*.model", "*.txt", ADAPTER_FILES[1]]  # all but a model's weights
+_FILES = [
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+    "README.md",
+    ADAPTER_FILES[1],
+]  # all but a model's weights
 # What repackagers add to the name of a model whose weights they took over.
 _REPACKED = re.compile(r"(-unsloth)?(-bnb)?(-[48]bit)?$")
 
@@ -131,13 +138,16 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
             "correct base_model_name_or_path in its adapter_config.json"
         )
     weights = load_file(folder / ADAPTER_FILES[1])
+    if odd := [name for name, tensor in weights.items() if not tensor.float().isfinite().all()]:
+        raise ModelError(f"{named}: its weights hold NaN or infinity ({odd[0]}); get it again")
+    check_settings(named, settings, outline := load_outline(config.model))
     if settings["peft_type"] == "BOTTLENECK":
         return False  # loading compares its shapes
     adapter = peft.PeftConfig.from_pretrained(str(folder))
     if adapter.is_prompt_learning:
         return True
     with torch.device("meta"):
-        adapted = peft.PeftModel(load_outline(config.model), adapter)
+        adapted = peft.PeftModel(outline, adapter)
         state = peft.get_peft_model_state_dict(adapted)
     saved = {name: list(tensor.shape) for name, tensor in weights.items()}
     expected = {name: list(tensor.shape) for name, tensor in state.items()}

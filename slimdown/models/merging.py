@@ -1,11 +1,15 @@
 """Merge an adapter into its base: one model that transformers loads without PEFT."""
 
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from slimdown.models.adapters import load_adapter
+from slimdown.models.adapters import load_adapter, read_adapter_config
 from slimdown.models.base_model import LoadedModel
+from slimdown.models.memory import release_memory
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error
 
@@ -16,7 +20,9 @@ def merge_adapter(
     """Write the base with an adapter in its weights, and its tokenizer.
 
     4-bit and 8-bit weights become the values that they stand for, which is what the adapter was
-    trained on. Sums are made in float32 and rounded once.
+    trained on. Sums are made in float32 and rounded once. Embeddings and an LM head that share
+    one tensor get a tensor each where the adapter changes one of them alone. What was written is
+    read again, and its logits are compared; at no time are two models in memory.
 
     Args:
         base: The model that the adapter was trained on; it is used up.
@@ -28,8 +34,10 @@ def merge_adapter(
         The dtype that was written.
 
     Raises:
-        ModelError: PEFT cannot merge this adapter.
+        ModelError: PEFT cannot merge this adapter, or the merged model gives other logits.
     """
+    from transformers import AutoModelForCausalLM
+
     dtype = dtype or base.dtype
     model = base.model
     try:
@@ -42,8 +50,25 @@ def merge_adapter(
                 # transformers 5.24 leaves these, and PEFT looks at them.
                 model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
             model.float()
-            merged = load_adapter(base, adapter_dir).merge_and_unload(safe_merge=True)
-            merged.to(getattr(torch, dtype))
+            adapted = load_adapter(base, adapter_dir)
+            # From all over the vocabulary, and first of all those that the adapter names.
+            trained = read_adapter_config(adapter_dir).get("trainable_token_indices") or []
+            rows = chain(*trained.values()) if isinstance(trained, dict) else trained
+            last = adapted.get_input_embeddings().weight.shape[0] - 1
+            tokens = torch.tensor([[*islice(rows, 64), *range(0, last, last // 32 + 1), last]])
+            expected = _compute_logits(adapted, tokens)
+            ends = (model.get_input_embeddings(), model.get_output_embeddings())
+            tables = [getattr(end, "base_layer", end) for end in ends]
+            if tables != list(ends) and tables[0].weight is tables[1].weight:
+                tables[1].weight = nn.Parameter(tables[1].weight.clone())
+            merged = adapted.merge_and_unload(safe_merge=True)
+            if merged.get_input_embeddings().weight is not merged.get_output_embeddings().weight:
+                merged.config.tie_word_embeddings = False
+                merged.config.get_text_config().tie_word_embeddings = False
+            _compare_logits(base, expected, _compute_logits(merged, tokens))
+            for tensor in merged.parameters():
+                tensor.data = tensor.data.to(getattr(torch, dtype)).float()
+            expected = _compute_logits(merged, tokens)
     except SlimdownError:
         raise
     except Exception as error:  # PEFT's, for settings and models of any kind
@@ -51,6 +76,28 @@ def merge_adapter(
             f"this adapter cannot be merged into {base.id}: {describe_error(error)}; try "
             "--onto original, or load the adapter beside the base"
         ) from error
-    merged.save_pretrained(out_dir)
-    base.tokenizer.save_pretrained(out_dir)
+    with torch.no_grad(), quiet_libraries():
+        merged.to(getattr(torch, dtype)).save_pretrained(out_dir)
+        base.tokenizer.save_pretrained(out_dir)
+        for tensor in (*merged.parameters(), *merged.buffers()):
+            tensor.data = tensor.data.new_empty(0)  # makes room
+        release_memory()
+        loader: Any = AutoModelForCausalLM
+        place = {"": str(expected.device)}
+        written = loader.from_pretrained(out_dir, dtype=torch.float32, device_map=place)
+        _compare_logits(base, expected, _compute_logits(written, tokens))
     return dtype
+
+
+def _compute_logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = model(input_ids=tokens.to(model.device), use_cache=False).logits
+    return logits
+
+
+def _compare_logits(base: LoadedModel, expected: torch.Tensor, logits: torch.Tensor) -> None:
+    distance = float((logits - expected).abs().max())
+    if not distance <= 1e-3 + 1e-5 * float(expected.abs().max()):  # also of NaN
+        raise ModelError(
+            f"this adapter cannot be merged into {base.id}: the merged model's logits would be "
+            f"{distance:.2g} away from those of base and adapter; load the adapter beside the base"
+        )

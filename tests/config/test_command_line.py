@@ -196,4 +196,4 @@ def test_help_and_version() -> None:
     assert "  compare   " in run_command("slimdown", "--help").stdout
     assert run_command("slimdown", "--version").stdout.startswith("slimdown ")
     assert "Groups and their choices" in run_command("slimdown.run", "--help").stdout
-    assert "lora_alpha: 16" in run_command("slimdown", "run", "--cfg", "job").stdout
+    assert "lora_dropout: 0.0" in run_command("slimdown", "run", "--cfg", "job").stdout

@@ -66,8 +66,22 @@ def test_a_preset_holds_only_differences(composed: Compose) -> None:
 
 
 def test_the_ranks_of_an_ablation_have_one_scale(composed: Compose) -> None:
-    loras = [composed("experiment=rank", f"lora.r={r}").lora for r in (2, 64)]
-    assert [(lora.r, lora.lora_alpha) for lora in loras] == [(2, 4), (64, 128)]
+    for setting in ("experiment=rank", "lora=qkv", "lora=mlp", "lora=all_linear"):
+        loras = [composed(setting, f"lora.r={r}").lora for r in (2, 8, 64)]
+        assert [(lora.r, lora.lora_alpha) for lora in loras] == [(2, 4), (8, 16), (64, 128)]
+    assert composed("lora.r=4", "lora.lora_alpha=16").lora.lora_alpha == 16
+    assert composed("experiment=paper_llama32").lora == composed("lora.r=8").lora
+
+
+def test_what_is_given_is_measured_in_16_bit_unless_a_quantization_is_chosen(
+    composed: Compose,
+) -> None:
+    given = ("model=smollm2", "tuned=me/mine")
+    assert composed(*given).quantization.name == "none"
+    assert composed(*given, "quantization=nf4").quantization.name == "nf4"
+    assert composed(*given, "quantization.load_in_8bit=true").quantization.name == "int8"
+    assert composed("quantization.load_in_8bit=true").quantization.name == "int8"
+    assert composed().quantization.name == "nf4"
 
 
 def test_a_value_that_a_file_sets_is_no_default_of_the_schema_too() -> None:

@@ -134,9 +134,32 @@ def test_virtual_tokens_stand_before_every_row(kind: str, family: str) -> None:
     scores = lm.loglikelihood(make_questions()[:20])
     assert_same(scores, HFLM(pretrained=model, **common).loglikelihood(make_questions()[:20]))
     assert max(abs(a - b) for (a, _), (b, _) in zip(scores, plain, strict=True)) > 0.1
-    prompts = ["How much is 7 and 1?\nAnswer:", " the cat", "x y z and the other"]
+    assert_texts_of_plain_forwards(lm, tokenizer)
+
+
+LOOKING_BACK: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 16},
+    "gemma3_text": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "gpt_neo": {"window_size": 16},
+    "llama4_text": {"attention_chunk_size": 16},
+}
+
+
+@pytest.mark.parametrize("kind", VIRTUAL)
+@pytest.mark.parametrize("family", LOOKING_BACK)
+def test_padding_does_not_push_virtual_tokens_out_of_a_window(kind: str, family: str) -> None:
+    model = build_tiny_model(family, **LOOKING_BACK[family])
+    model = add_adapter(model, kind, num_virtual_tokens=7)
+    tokenizer = build_byte_tokenizer()
+    lm = VirtualTokensLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=WINDOW - 8)
+    assert_texts_of_plain_forwards(lm, tokenizer)
+
+
+def assert_texts_of_plain_forwards(lm: VirtualTokensLM, tokenizer: Any) -> None:
+    prompts = ["How much is 7 and 1?\nAnswer:", " the cat", "x y z and the other", "a"]
+    texts, model = lm.generate_until(make_prompts(prompts)), lm.model
     with torch.no_grad():
-        for prompt, text in zip(prompts, lm.generate_until(make_prompts(prompts)), strict=True):
+        for prompt, text in zip(prompts, texts, strict=True):
             tokens = torch.tensor([tokenizer.encode(prompt)])
             n_prompt = tokens.shape[1]
             for _ in range(12):

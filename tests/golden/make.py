@@ -48,6 +48,7 @@ ALPHAS = (
     12,
 )  # `pocket` with its alpha of 16 lowered: six models between base and tuned
 RETAINED = ("pocket_math", "pocket_commonsense", "pocket_cs")
+NF4 = "quantization=nf4"  # that the adapters were trained on
 BUDGETS = [f"--max-loss={name}=0.1" for name in RETAINED]
 SMOLLM2 = [
     "model=smollm2",
@@ -74,12 +75,12 @@ CASES: dict[str, list[str]] = {
     "pocket": [],
     "methods": ["-m", "method=lora,rslora,dora,prefix,prompt,ia3,bottleneck", *SHORT],
     "weights": ["-m", "method=last_layer,full", "quantization=none", *SHORT],
-    "tuned": [f"tuned={ADAPTERS / 'pocket'}"],
-    "given": ["-m", "tuned=" + ",".join(str(ADAPTERS / name) for name in GIVEN), *FIRST_40],
-    "decided": [f"tuned={ADAPTERS / 'pocket'}", "evaluation.until=decided"],
-    "six": ["-m", "tuned=" + ",".join(f"alpha_{n}" for n in ALPHAS)]
+    "tuned": [f"tuned={ADAPTERS / 'pocket'}", NF4],
+    "given": ["-m", "tuned=" + ",".join(str(ADAPTERS / name) for name in GIVEN), NF4, *FIRST_40],
+    "decided": [f"tuned={ADAPTERS / 'pocket'}", NF4, "evaluation.until=decided"],
+    "six": ["-m", "tuned=" + ",".join(f"alpha_{n}" for n in ALPHAS), NF4]
     + [f"benchmark.{name}.limit=100" for name in POCKET],
-    "smollm2": [f"tuned={ADAPTERS / 'smollm2'}", *SMOLLM2],
+    "smollm2": [f"tuned={ADAPTERS / 'smollm2'}", NF4, *SMOLLM2],
 }
 """The arguments of `python -m slimdown.run` by case; `verdict` is the one case without a run."""
 

@@ -164,6 +164,32 @@ def test_a_model_that_cannot_be_trusted_is_refused_in_one_line(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "answer"),
+    [
+        ({"attn_implementation": "evil/kernel"}, "attn_implementation=evil/kernel, which is comp"),
+        ({"_attn_implementation": "evil/kernel@v1:f"}, "is compiled code from the hub"),
+        ({"attn_implementation": "paged|evil/kernel"}, "is compiled code from the hub"),
+        ({"experts_implementation": "evil/kernel"}, "model.args.experts_implementation=eager"),
+        ({"num_hidden_layers": 100_000}, "num_hidden_layers=100,000, and slimdown builds 1,000"),
+        (
+            {"model_type": "gemma3", "text_config": {"attn_implementation": "evil/kernel"}},
+            "is compiled code from the hub",
+        ),
+    ],
+)
+def test_a_config_asks_for_no_code_and_no_endless_model(
+    changes: dict[str, Any], answer: str, composed: Composed, tmp_path: Path
+) -> None:
+    file = copy_pocket(tmp_path / "model") / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    model = composed(f"model.id={tmp_path / 'model'}").model
+    with pytest.raises(ModelError, match=answer):
+        load_outline(model)
+    if "attn_implementation" in changes:
+        load_outline(replace(model, args={"attn_implementation": "eager"}))
+
+
 def test_what_cannot_fit_or_is_not_there_is_refused(
     composed: Composed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """What somebody else tuned: answers as its own library gives them, or is refused beforehand."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from builders import judge_scores
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -16,7 +18,8 @@ from slimdown import pocket
 from slimdown.config.schema import RunConfig
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.models.external import open_tuned_model
-from slimdown.utils.errors import ModelError
+from slimdown.report.model_card import render_model_card
+from slimdown.utils.errors import ConfigError, ModelError
 
 Composed = Callable[..., RunConfig]
 IDS = torch.arange(5, 60)[None]
@@ -127,6 +130,40 @@ def break_tokenizer(folder: Path) -> None:
     file.write_text(json.dumps(state))
 
 
+def write_nan(folder: Path) -> None:
+    weights = load_file(folder / "adapter_model.safetensors")
+    next(iter(weights.values()))[0, 0] = float("nan")
+    save_file(weights, folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_pipe_in_the_place_of_a_file_is_refused(
+    name: str, composed: Composed, tmp_path: Path
+) -> None:
+    folder = save_adapter(tmp_path / "adapter")
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ConfigError, match=f"tuned=.* holds {name}, which is no file"):
+        composed(f"tuned={folder}")
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix"])
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8", "none"])
+def test_an_adapter_is_measured_on_what_its_card_says_that_it_was_trained_on(
+    quantization: str, method: str, composed: Composed, tmp_path: Path
+) -> None:
+    folder = save_adapter(tmp_path / "adapter")
+    assert composed(f"tuned={folder}").quantization.name == "none"
+    config = composed(f"quantization={quantization}", f"method={method}")
+    base = LoadedModel(None, None, "pocket:model", "float32")
+    card = render_model_card(judge_scores([1, 0], [1, 1]), config, base)
+    (folder / "README.md").write_text(card)
+    assert composed(f"tuned={folder}").quantization.name == quantization
+    assert composed(f"tuned={folder}", "quantization=fp4").quantization.name == "fp4"
+    (folder / "adapter_config.json").unlink()  # a merged model
+    assert composed(f"tuned={folder}").quantization.name == "none"
+
+
 @pytest.mark.parametrize(
     ("spoil", "answer"),
     [
@@ -136,6 +173,22 @@ def break_tokenizer(folder: Path) -> None:
         (lambda folder: edit_config(folder, peft_type="NOTHING"), "tuned=.* cannot be loaded"),
         (lambda folder: break_config(folder, "{"), "adapter_config.json is damaged"),
         (lambda folder: break_config(folder, "[]"), "adapter_config.json is damaged"),
+        (lambda folder: break_config(folder, "[" * 10**5), "adapter_config.json is damaged"),
+        (write_nan, "its weights hold NaN or infinity"),
+        (
+            lambda folder: edit_config(folder, target_modules="(([a-z._0-9]*)*)*!"),
+            "takes more than 5 seconds to match",
+        ),
+        (
+            lambda folder: edit_config(folder, rank_pattern={"(([a-z._0-9]*)*)*!": 4}),
+            "takes more than 5 seconds to match",
+        ),
+        (
+            lambda folder: edit_config(folder, layers_to_transform=[*range(10**5)]),
+            "layers_to_transform is longer than any model has names",
+        ),
+        (lambda folder: edit_config(folder, modules_to_save=["evil"]), "names 'evil'"),
+        (lambda folder: edit_config(folder, alpha_pattern={"q_proj": 0}), "must be above 0"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_measured(

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slimdown import pocket
 from slimdown.config.schema import RunConfig
 from slimdown.models.adapters import attach_adapter, load_adapter, save_adapter
 from slimdown.models.base_model import LoadedModel, load_base_model
@@ -50,6 +52,86 @@ def test_merged_logits_are_those_of_the_adapter_on_its_base(
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").get_vocab() == (
         base.tokenizer.get_vocab()
     )
+
+
+# Where the LM head and the embeddings of the base are one tensor.
+TIED: dict[str, dict[str, Any]] = {
+    "embeddings": {"target_modules": ["q_proj", "embed_tokens"]},
+    "head": {"target_modules": ["q_proj", "lm_head"]},
+    "both": {"target_modules": ["embed_tokens", "lm_head"]},
+    "both alike": {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+    "dora": {"target_modules": ["embed_tokens"], "use_dora": True},
+    "a head of its own": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [0, 5, 2047]},
+}
+
+
+def make_plain_adapter(folder: Path, source: Any, **settings: Any) -> None:
+    """Save a trained-looking LoRA as plain PEFT makes it."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    lora = peft.LoraConfig(r=4, **settings, task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(model, lora)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    adapted.save_pretrained(folder)
+
+
+def compare_merged(base: LoadedModel, folder: Path, source: Any) -> tuple[float, float]:
+    """Merge; return how far the adapter moved logits, and how far plain libraries then differ."""
+    assert merge_adapter(base, folder / "adapter", folder / "merged", "float32") == "float32"
+    merged = AutoModelForCausalLM.from_pretrained(folder / "merged")
+    plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    with torch.no_grad():
+        before = plain(input_ids=IDS).logits
+        adapted = peft.PeftModel.from_pretrained(plain, str(folder / "adapter")).eval()
+        expected, logits = adapted(input_ids=IDS).logits, merged(input_ids=IDS).logits
+    moved, distance = (float((expected - other).abs().max()) for other in (before, logits))
+    return moved, distance
+
+
+@pytest.mark.parametrize("case", TIED)
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+def test_tied_weights_are_merged_as_base_and_adapter_answer(
+    case: str, composed: Composed, tmp_path: Path
+) -> None:
+    make_plain_adapter(tmp_path / "adapter", pocket.MODEL_DIR, **TIED[case])
+    config = composed("quantization=none")
+    base = load_base_model(config.model, config.quantization)
+    moved, distance = compare_merged(base, tmp_path, pocket.MODEL_DIR)
+    assert moved > 1
+    assert distance < 1e-3
+
+
+@pytest.mark.hub
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+def test_tied_weights_of_a_real_model_are_merged(
+    target: str, composed: Composed, tmp_path: Path
+) -> None:
+    config = composed("model=smollm2", "model.dtype=float32", "quantization=none")
+    base = load_base_model(config.model, config.quantization)
+    make_plain_adapter(tmp_path / "adapter", base.files, target_modules=["q_proj", target])
+    moved, distance = compare_merged(base, tmp_path, base.files)
+    assert moved > 1
+    assert distance < 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+def test_a_model_that_answers_otherwise_is_refused_before_it_is_written(
+    dtype: str, composed: Composed, tmp_path: Path
+) -> None:
+    rows = {"lm_head": [5, 16, 47]}  # PEFT writes them into the embeddings, too
+    make_plain_adapter(
+        tmp_path, pocket.MODEL_DIR, target_modules=["q_proj"], trainable_token_indices=rows
+    )
+    config = composed("quantization=none")
+    base = load_base_model(config.model, config.quantization)
+    with pytest.raises(ModelError, match=r"merged model's logits would be [\d.]+ away from those"):
+        merge_adapter(base, tmp_path, tmp_path / "merged", dtype)
+    assert not (tmp_path / "merged").exists()
 
 
 def test_what_no_weights_can_hold_is_not_merged(composed: Composed, tmp_path: Path) -> None:
