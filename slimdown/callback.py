@@ -33,10 +33,11 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         questions: How many questions of each benchmark a look asks, always the first ones.
         log: Sends the values elsewhere, too, e.g. `mlflow.log_metrics`; called as
             `log(values, step=step)`.
-        limit: As `slimdown.measure` takes it; so are the three that follow.
+        limit: As `slimdown.measure` takes it; so are the four that follow.
         num_fewshot: Worked examples before each question.
         apply_chat_template: Ask through the tokenizer's chat template.
         batch_size: Rows in a forward.
+        include_path: A folder with task files of your own.
 
     Raises:
         ConfigError: There is no such benchmark or setting.
@@ -55,11 +56,13 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         num_fewshot: int | None = None,
         apply_chat_template: bool = False,
         batch_size: int | None = None,
+        include_path: str | None = None,
     ) -> None:
         for name, value, least in (("every", every, 0), ("questions", questions, 1)):
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
-        config = EvaluationConfig(batch_size, apply_chat_template, 0.0, Until.all, None)
+        config = EvaluationConfig(batch_size=batch_size, holdout=0.0, until=Until.all)
+        config.apply_chat_template, config.include_path = apply_chat_template, include_path
         few = questions if limit is None else min(questions, limit)
         self._every, self._log_elsewhere = every, log
         self._evaluators = {

@@ -57,6 +57,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         check_base(config)
         check_adapter(config)
         tasks = load_tasks(config.benchmark, config.evaluation.include_path)
+        config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
         tokenizer = load_base_tokenizer(config.model)
         notes = check_prompts(tokenizer, config.evaluation.apply_chat_template)
         if tuned_model := config.tuned_model:

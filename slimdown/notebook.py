@@ -1,7 +1,7 @@
 """Measure a model before and after your own training, judge the two, and show the findings."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +42,10 @@ def measure(
     *,
     limit: int | None = None,
     num_fewshot: int | None = None,
-    apply_chat_template: bool = False,
+    apply_chat_template: bool | None = None,
     batch_size: int | None = None,
     include_path: str | None = None,
-    stock: bool = False,
+    stock: bool | None = None,
 ) -> MeasuredEvaluation:
     """Ask a loaded model the questions of benchmarks and keep every answer.
 
@@ -63,11 +63,12 @@ def measure(
             out all that follows.
         limit: The first so many questions of each benchmark, as `lm_eval --limit`; None: all.
         num_fewshot: Worked examples before each question; None: each benchmark's own number.
-        apply_chat_template: Ask through the tokenizer's chat template.
+        apply_chat_template: Ask through the tokenizer's chat template; None: do not.
         batch_size: Rows in a forward; None: what suits the device.
         include_path: A folder with task files of your own.
-        stock: Use nothing but the harness's own model class, which is slower. You need it for a
-            model that will get an adapter that learns a prompt (prefix or prompt tuning).
+        stock: Use nothing but the harness's own model class, which is slower; None: do not. You
+            need it for a model that will get an adapter that learns a prompt (prefix or prompt
+            tuning).
 
     Returns:
         The scores and every answer, by benchmark.
@@ -80,10 +81,12 @@ def measure(
 
     loaded = wrap_model(model, tokenizer)
     if isinstance(benchmarks, MeasuredEvaluation):
-        if (limit, num_fewshot, batch_size) != (None, None, None):
+        settings = limit, num_fewshot, apply_chat_template, batch_size, include_path, stock
+        if any(setting is not None for setting in settings):
             raise ConfigError(
-                "the same questions are asked again: limit, num_fewshot and batch_size are those "
-                "of the first measurement; leave them out, or name benchmarks instead"
+                "the same questions are asked again, as in the first measurement: leave out limit, "
+                "num_fewshot, apply_chat_template, batch_size, include_path and stock, or name "
+                "benchmarks instead"
             )
         evaluator = benchmarks.evaluator
     else:
@@ -91,8 +94,9 @@ def measure(
             raise ConfigError(
                 "benchmarks is an evaluation that measure did not make; give names of benchmarks"
             )
-        config = EvaluationConfig(batch_size, apply_chat_template, 0.0, Until.all, include_path)
-        evaluator = build_evaluator(benchmarks, config, limit, num_fewshot, stock)
+        config = EvaluationConfig(batch_size=batch_size, holdout=0.0, until=Until.all)
+        config.apply_chat_template, config.include_path = bool(apply_chat_template), include_path
+        evaluator = build_evaluator(benchmarks, config, limit, num_fewshot, bool(stock))
     evaluation = evaluator.evaluate(loaded)
     return MeasuredEvaluation(**vars(evaluation), evaluator=evaluator)
 
@@ -137,7 +141,8 @@ def judge(before: Evaluation, after: Evaluation) -> "NotebookFindings":
                 f"{name} is a {type(evaluation).__name__}; give what slimdown.measure returned"
             )
     try:
-        return NotebookFindings(**vars(judge_evaluations(before, after)))
+        findings = judge_evaluations(before, after)
+        return NotebookFindings(**{f.name: getattr(findings, f.name) for f in fields(Findings)})
     except DataError as error:
         raise DataError(
             f"before and after cannot be compared: {error}; "

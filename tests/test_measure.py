@@ -292,6 +292,36 @@ def test_what_is_no_causal_model_is_refused() -> None:
         slimdown.measure(load(), None, "pocket_cs")
 
 
-def test_a_repeated_measurement_takes_no_settings(before: Evaluation) -> None:
-    with pytest.raises(ConfigError, match="limit"):
-        slimdown.measure(load(), TOKENIZER, before, limit=3)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"limit": 3},
+        {"apply_chat_template": False},
+        {"stock": True},
+        {"include_path": "."},
+        {"num_fewshot": 0, "batch_size": 1},
+    ],
+)
+def test_a_repeated_measurement_takes_no_settings(
+    setting: dict[str, Any], before: Evaluation
+) -> None:
+    with pytest.raises(ConfigError, match="the same questions are asked again"):
+        slimdown.measure(load(), TOKENIZER, before, **setting)
+
+
+def test_findings_that_hold_more_than_a_notebook_shows_are_shown(
+    before: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import dataclass
+
+    from slimdown import notebook
+
+    @dataclass(frozen=True)
+    class LaterFindings(notebook.Findings):
+        later: str = "a new field"
+
+    judge = notebook.judge_evaluations
+    monkeypatch.setattr(
+        notebook, "judge_evaluations", lambda *pair: LaterFindings(**vars(judge(*pair)))
+    )
+    assert "pocket_math" in repr(slimdown.judge(before, before))

@@ -31,7 +31,7 @@ def read_benchmarks(
         settings: For all of them, such as `limit`; None leaves each its own.
 
     Returns:
-        The settings by benchmark; of a task of the harness, what is not set is missing.
+        The settings by benchmark; what is not set of a task of the harness is left to the task.
 
     Raises:
         ConfigError: There is no such setting or value, or a name is close to a benchmark's.

@@ -37,31 +37,31 @@ def read_questions(path: str) -> QuestionRows:
 
 
 def complete_benchmark(name: str, benchmark: Any) -> None:
-    """Fill in, in place, what a benchmark of a file of questions leaves open.
+    """Fill in, in place, what a benchmark leaves open: from its file, or with "the task's own".
 
     Args:
         name: The benchmark's name.
-        benchmark: OmegaConf's settings of a `BenchmarkConfig`; with a task they are left alone.
+        benchmark: OmegaConf's settings of a `BenchmarkConfig`.
 
     Raises:
         ConfigError: The file holds no such questions, or neither file nor task is set.
     """
-    if benchmark.path is None:
-        if OmegaConf.is_missing(benchmark, "task"):
-            wanted = "path, a file of your own questions, or task, one of the harness"
-            raise ConfigError(f"benchmark.{name} names no questions; set its {wanted}")
-        return
-    try:
-        rows = read_questions(benchmark.path)
-    except DataError as error:
-        raise ConfigError(f"benchmark.{name}.path={benchmark.path}: {error}") from None
-    metric, chance = "exact_match.strip", 0.0
-    if "choices" in rows[0]:
-        first_rows = rows[: max(1, benchmark.limit or len(rows))]
-        metric, chance = "acc", fmean(1 / len(row["choices"]) for row in first_rows)
-    defaults = {"task": name, "metric": metric, "num_fewshot": 0, "chance": chance}
-    for key, value in defaults.items():
-        if OmegaConf.is_missing(benchmark, key):
+    own: dict[str, Any] = {"metric": "auto", "num_fewshot": None, "chance": None}
+    if benchmark.path is not None:
+        try:
+            rows = read_questions(benchmark.path)
+        except DataError as error:
+            raise ConfigError(f"benchmark.{name}.path={benchmark.path}: {error}") from None
+        own = {"task": name, "metric": "exact_match.strip", "num_fewshot": 0, "chance": 0.0}
+        if "choices" in rows[0]:
+            first_rows = rows[: max(1, benchmark.limit or len(rows))]
+            chance = fmean(1 / len(row["choices"]) for row in first_rows)
+            own |= {"metric": "acc", "chance": chance}
+    elif OmegaConf.is_missing(benchmark, "task"):
+        wanted = "path, a file of your own questions, or task, one of the harness"
+        raise ConfigError(f"benchmark.{name} names no questions; set its {wanted}")
+    for key, value in own.items():
+        if OmegaConf.is_missing(benchmark, key) or benchmark[key] in ("auto", None):
             benchmark[key] = value
 
 

@@ -265,10 +265,11 @@ class BenchmarkConfig:
     task: str = ranged(_FILLED)  # the harness's task name
     # a file of questions of your own instead (docs/benchmarks.md); null: a task of the harness
     path: str | None = None
-    # the primary one; filters after a dot: exact_match.flexible-extract
+    # the primary one; filters after a dot: exact_match.flexible-extract; auto: `choose_metric` says
     metric: str = ranged(_FILLED)
-    num_fewshot: int = ranged(NOT_NEGATIVE)
-    chance: float = ranged(SHARE)  # what guessing scores on the primary metric
+    num_fewshot: int | None = ranged(NOT_NEGATIVE)  # null: the task's own; in a group each its own
+    # what guessing scores on the primary metric; null: as the choices say, 0 where there are none
+    chance: float | None = ranged(SHARE)
     role: Role = Role.retained
     paper_metric: PaperMetric | None = None  # which of the paper's metrics it feeds
     # null: none, else also flexible_accuracy: |answer - target| is below this
@@ -283,7 +284,7 @@ class BenchmarkConfig:
     scale: float | None = ranged(POSITIVE, None)
 
     def problems(self) -> Iterator[str]:
-        if self.path is not None and self.num_fewshot not in (0, MISSING):
+        if self.path is not None and self.num_fewshot not in (0, None, MISSING):
             advice = "the questions of a file have no worked examples; set it to 0"
             yield f"num_fewshot={self.num_fewshot}: {advice}"
 

@@ -32,7 +32,7 @@ class EvaluationCache(Protocol):
     """Where finished evaluations are kept."""
 
     def lock(self, key: str) -> AbstractContextManager[Any]:
-        """Held by the one process that makes the evaluation of this key."""
+        """Held by the one process that makes the evaluation of this key, but not between looks."""
 
     def find(self, key: str, name: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
         """The evaluation of this key, stopped early or whole; None where there is none."""

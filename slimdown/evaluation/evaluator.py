@@ -5,12 +5,13 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from importlib.metadata import version
 from math import isnan
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -107,13 +108,14 @@ class Evaluator:
             model: With adapters or without.
             cache: Where evaluations are found and kept; None measures everything.
             stop_when: Looks at the answers after each block of questions; None asks all questions.
-            on_progress: Called with questions done, questions in all, and the benchmark's name.
+            on_progress: Called with questions done, questions in all, and the benchmark's name; for
+                each token, too, of an answer that is generated here.
 
         Returns:
             What the model answered.
 
         Raises:
-            ConfigError: The questions do not fit in the model's window.
+            ConfigError: The questions do not fit in the model's window; nothing was asked.
             DataError: The primary metric cannot be compared.
             ModelError: Answers are not numbers, memory runs out, or the backend does not fit the
                 model.
@@ -169,20 +171,21 @@ class Evaluator:
                 kinds = {t.OUTPUT_TYPE for t in task.tasks.values()}
                 used = backend if "generate_until" in kinds else scoring
                 run = runs[name] = _BenchmarkRun(task, requests, model, lm, used, on_progress, vllm)
-                if cache:
-                    hashed = task.hash_questions(requests)
-                    key = evaluation_key(model, used.name, hashed, task.config, self._config)
-                    stack.enter_context(cache.lock(key))
-                    run.key, earlier = key, cache.find(key, name, task.config)
-                    if earlier and (problem := run.take(earlier)):
-                        line = f"{name} is measured anew: what was found of it is odd ({problem})."
-                        self.notes.append(line)
-                    if run.n_found < run.ends[-1] and (file := cache.answers_file(key)):
-                        run.answers = stack.enter_context(closing(_AnswersFile(file)))
-                while not (stop_when and run.can_stop) and run.n_asked < run.ends[-1]:
-                    run.ask_block()
-                if run.n_asked:
-                    _save(run, cache)
+                hashed = task.hash_questions(requests)
+                run.key = evaluation_key(model, used.name, hashed, task.config, self._config)
+            blocks: dict[str, dict[int, list[Sample]]] = {run.key: {} for run in runs.values()}
+            for run in runs.values():
+                run.blocks = blocks[run.key]
+                # One lock at a time: who holds several may wait for each other for ever.
+                with cache.lock(run.key) if cache else nullcontext():
+                    if cache:
+                        self._look_up(run, cache)
+                    if run.answers:
+                        stack.enter_context(closing(run.answers))
+                    while not (stop_when and run.can_stop) and run.n_asked < run.ends[-1]:
+                        run.ask_block()
+                    if run.n_asked:
+                        _save(run, cache)
             stoppable = {name: run for name, run in runs.items() if not run.n_asked}
             open_runs = list(stoppable.values())
             while stop_when and open_runs:
@@ -197,6 +200,16 @@ class Evaluator:
             benchmarks = {name: run.summarize() for name, run in runs.items()}
             seconds = time.perf_counter() - started
             return Evaluation(benchmarks, version("lm-eval"), backend.name, seconds, measure_peak())
+
+    def _look_up(self, run: "_BenchmarkRun", cache: EvaluationCache) -> None:
+        """Take what was answered before, unless the questions were asked here a moment ago."""
+        name = run.task.name
+        earlier = None if run.blocks else cache.find(run.key, name, run.task.config)
+        if earlier and (problem := run.take(earlier)):
+            line = f"{name} is measured anew: what was found of it is odd ({problem})."
+            self.notes.append(line)
+        if run.n_found < run.ends[-1] and (file := cache.answers_file(run.key)):
+            run.answers = _AnswersFile(file)
 
 
 def _save(run: "_BenchmarkRun", cache: EvaluationCache | None) -> None:
@@ -219,6 +232,7 @@ class _BenchmarkRun:
     on_progress: OnProgress
     vllm: Callable[[list[Any]], list[str]] | None  # generates; None: `lm` does
     key = ""
+    blocks: dict[int, list[Sample]] = field(default_factory=dict)  # asked, by begin; of equal keys
     answers: "_AnswersFile | None" = None
     n_asked = n_found = n_new = 0  # questions; of them found in the cache, and not
 
@@ -257,7 +271,10 @@ class _BenchmarkRun:
         if self._found and end <= self.n_found:
             self._samples += self._found.samples[begin:end]
         else:
-            self._samples += self._ask(self._order[begin:end], begin)
+            if begin not in self.blocks:
+                self.blocks[begin] = self._ask(self._order[begin:end], begin)
+            check_primary_metric(self.task.name, self.task.config, self.blocks[begin])
+            self._samples += self.blocks[begin]
             self.n_new += end - begin
             self._seconds += time.perf_counter() - started
         self.n_asked = end
@@ -294,6 +311,7 @@ class _BenchmarkRun:
                 responses = self.answers.find(chunk_name, requests) if self.answers else None
                 if responses is None:
                     self.lm.batch_size_per_gpu = size  # where HFLM and PrefixLM look for it
+                    self._follow(begin + len(samples), requests)
                     responses = _ask_model(self.lm, requests, self.vllm)
                     if self.answers:
                         self.answers.save(chunk_name, responses)
@@ -301,6 +319,17 @@ class _BenchmarkRun:
                     samples[name, sample.doc_id] = sample
                 self.on_progress(begin + len(samples), self.ends[-1], self.task.name)
         return [samples[question] for question in block]
+
+    def _follow(self, n_done: int, requests: list[Any]) -> None:
+        """Have the model tell each token that it generates, with the questions answered so far."""
+        answers, repeats = list[Any](), requests[0].repeats
+        self.lm.set_cache_hook(SimpleNamespace(add_partial=lambda *answer: answers.append(answer)))
+
+        def report(n_tokens: int, most: int) -> None:
+            detail = f"{self.task.name}, token {n_tokens:,} of at most {most:,}"
+            self.on_progress(n_done + len(answers) // repeats, self.ends[-1], detail)
+
+        self.lm.on_token = report
 
     def _score(self, task: Any, requests: list[Any], responses: list[list[Any]]) -> list[Sample]:
         """Have the harness filter and score responses."""
@@ -325,23 +354,33 @@ class _BenchmarkRun:
                     "overflows, or its weights are damaged: try model.dtype=float32, or download "
                     "the model again"
                 )
-        check_primary_metric(self.task.name, benchmark, samples)
         return samples
 
     def _check_room(self) -> None:
-        """Refuse worked examples, and questions of a file, that would be cut without a word."""
+        """Refuse what no forward holds, and examples and files' questions that would be cut."""
         benchmark, lm = self.task.config, self.lm
-        is_own = benchmark.num_fewshot or benchmark.path
-        for name, task in self.task.tasks.items() if is_own else ():
-            prompts = [of[0].args[0] for key, of in self.requests.items() if key[0] == name]
-            n_tokens = len(lm.tok_encode(max(map(str, prompts), key=len)))
-            is_generated = task.OUTPUT_TYPE == "generate_until"
-            n_new = self._max_new_tokens(task) if is_generated else 0
-            if n_tokens > (room := lm.max_length - n_new):
+        requests = (request for of_question in self.requests.values() for request in of_question)
+        for request in (r for r in requests if r.request_type == "loglikelihood"):
+            n_tokens = len(request.args[1].encode(errors="replace"))  # no more than bytes
+            if not 0 < n_tokens < lm.max_length // 2:
+                n_tokens = len(lm._encode_pair(*request.args)[1])
+            if not 0 < n_tokens <= lm.max_length:
                 raise ConfigError(
-                    f"benchmark.{self.task.name}.num_fewshot={benchmark.num_fewshot}: the longest "
-                    f"prompt of {name} has {n_tokens} tokens, and {self.model.id} has room for "
-                    f"{room}; use shorter or fewer examples, or a model with a longer window"
+                    f"benchmark.{self.task.name}: a choice of question {request.doc_id} of "
+                    f"{request.task_name} has {n_tokens} tokens, and {self.model.id} takes 1 to "
+                    f"{lm.max_length}; change the choice, or use a model with a longer window"
+                )
+        for name, task in self.task.tasks.items():
+            prompts = [of[0].args[0] for key, of in self.requests.items() if key[0] == name]
+            n_tokens = len(lm.tok_encode(max(map(str, prompts), key=len, default="")))
+            is_generated = task.OUTPUT_TYPE == "generate_until"
+            room = lm.max_length - (n_new := self._max_new_tokens(task) if is_generated else 0)
+            is_own = task.config.num_fewshot or benchmark.path
+            if room < 1 or (is_own and n_tokens > room):
+                raise ConfigError(
+                    f"benchmark.{self.task.name}: the longest prompt of {name} has {n_tokens} "
+                    f"tokens, and beside {n_new} new ones {self.model.id} has room for {room}; use "
+                    "shorter or fewer examples (num_fewshot), or a model with a longer window"
                 )
 
 

@@ -11,12 +11,35 @@ from slimdown.config.schema import BenchmarkConfig
 from slimdown.evaluation.results import BenchmarkEvaluation, Sample
 from slimdown.utils.errors import DataError
 
+# Per character before plain accuracy: endings differ in length. Both before what is generated.
+_PREFERRED = ("acc_norm", "acc", "exact_match")
 _CATEGORIES = ("activity_label", "category", "subject")  # HellaSwag's, and other benchmarks'
 
 
 def name_metric(metric: str, filter_name: str) -> str:
     """Name `acc,none` of the harness `acc`, and `exact_match,strict` `exact_match.strict`."""
     return metric if filter_name == "none" else f"{metric}.{filter_name}"
+
+
+def choose_metric(metrics: Sequence[str]) -> str:
+    """Choose the primary metric where none is set: for `run`, `measure`, `verdict` and callback.
+
+    The first of acc_norm, acc and exact_match, as tasks are mostly reported; else the metric that
+    the task lists first. Of its filters the flexible one, for strict ones take another format for a
+    loss; else the first.
+
+    Args:
+        metrics: Those that can be compared, filters after a dot, in the task's order.
+
+    >>> choose_metric(["acc", "acc_norm"]), choose_metric(["f1", "em.flexible-extract"])
+    ('acc_norm', 'f1')
+    >>> choose_metric(["exact_match.strict-match", "exact_match.flexible-extract"])
+    'exact_match.flexible-extract'
+    """
+    names = [metric.partition(".")[0] for metric in metrics]
+    name = next((name for name in _PREFERRED if name in names), names[0])
+    filtered = [metric for metric in metrics if metric.partition(".")[0] == name]
+    return next((metric for metric in filtered if ".flexible" in metric), filtered[0])
 
 
 def read_task_samples(
@@ -51,7 +74,6 @@ def read_task_samples(
                     key = name_metric(metric, entry["filter"])
                     scores[key] = score / ((benchmark.scale or 1) if key == benchmark.metric else 1)
                     answers[key] = "" if is_choice else str(entry["filtered_resps"][0])
-        hashes = first["doc_hash"], first["prompt_hash"]
         choices: tuple[str, ...] = ()
         log_likelihoods: tuple[float, ...] = ()
         if is_choice:
@@ -75,10 +97,13 @@ def read_task_samples(
             answers["flexible_accuracy"] = text = next(extracted, response)
             is_equal = numbers_agree(text, target, benchmark.numeric_tolerance)
             scores["flexible_accuracy"] = float(is_equal)
-        chosen, document = (choices, log_likelihoods), first.get("doc") or {}
+        document = first.get("doc") or {}
         category = next((str(document[k])[:80] for k in _CATEGORIES if document.get(k)), "")
-        identity = task, int(doc_id), *hashes, prompt, target, response
-        samples.append(Sample(*identity, *chosen, answers, scores, category))
+        hashes = {key: first[key] for key in ("doc_hash", "prompt_hash")}
+        texts: Any = {"prompt": prompt, "target": target, "response": response}
+        texts |= {"choices": choices, "log_likelihoods": log_likelihoods, "category": category}
+        identity: Any = {"task": task, "doc_id": int(doc_id), **hashes}
+        samples.append(Sample(**identity, **texts, answers=answers, scores=scores))
     return samples
 
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from hashlib import sha256
 from math import fsum, isclose, isnan, nan
 from pathlib import Path
@@ -21,6 +22,7 @@ from slimdown.config.paths import list_group_choices
 from slimdown.config.schema import BenchmarkConfig, Role
 from slimdown.evaluation.evaluation_cache import check_evaluation
 from slimdown.evaluation.harness_results import (
+    choose_metric,
     guess_chance,
     name_metric,
     read_task_samples,
@@ -30,8 +32,6 @@ from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.utils.errors import ConfigError, DataError, describe_error
 
 _DATED = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json$")
-# The primary metric of a task that conf/benchmark/ does not name: the first of these that it has.
-_PREFERRED = ("acc_norm", "acc", "exact_match.flexible-extract", "exact_match")
 # Arguments that say which weights these are and where they run: two logs may differ in them. Every
 # other argument moves answers, or may.
 _FREE_ARGUMENTS = re.compile(
@@ -62,7 +62,7 @@ def read_lm_eval(
     Args:
         folder: The one that `--output_path` named, the model's folder in it, or one results file.
         metrics: The primary metric by benchmark, filters after a dot; without it that of
-            `conf/benchmark/`, else acc_norm, acc or exact_match, else the first one.
+            `conf/benchmark/`, else the one that `choose_metric` chooses.
         targets: The benchmarks that the fine-tuning was meant to teach.
         on_note: Called with a line about what is left out.
 
@@ -155,6 +155,7 @@ class _ResultsLog:
         self.file = file
         try:
             self.results: dict[str, Any] = json.loads(file.read_bytes())
+            TopologicalSorter(self.results["group_subtasks"]).prepare()
             self.benchmarks = dict(_list_benchmarks(self.results))
             self.made_by = {
                 "model": str(self.results["model_name"]),
@@ -163,6 +164,11 @@ class _ResultsLog:
             }
             self.conditions = dict(_list_conditions(self.results))
             self.seconds = float(self.results.get("total_evaluation_time_seconds") or 0)
+        except CycleError as error:
+            problem = (
+                f"the group {error.args[1][0]} is a part of itself, which lm_eval never writes"
+            )
+            raise DataError(f"{file}: {problem}; give the file that it wrote") from None
         except _MALFORMED as error:
             problem = "is no results file of lm_eval, or was cut short"
             raise DataError(f"{file} {problem} ({describe_error(error)})") from None
@@ -172,16 +178,16 @@ class _ResultsLog:
     ) -> BenchmarkEvaluation | None:
         """The answers of one benchmark; None where it has no metric to compare."""
         task, results = self.benchmarks[name], self.results
-        shipped = _known_benchmarks().get(task, BenchmarkConfig(task=task, metric=""))
+        shipped = _known_benchmarks().get(task, BenchmarkConfig(task=task, metric="auto"))
         try:
             reported = dict(_list_metrics(task, results))
             configs, shots = results["configs"], results["n-shot"]
             subtasks = _list_tasks(task, results)
             limit = results["config"].get("limit")
+            n_shots = {int(shots.get(subtask) or 0) for subtask in subtasks}
             config = replace(
                 shipped,
-                metric=shipped.metric or next(iter(reported), ""),
-                num_fewshot=max(int(shots.get(subtask) or 0) for subtask in subtasks),
+                num_fewshot=n_shots.pop() if len(n_shots) == 1 else None,
                 limit=int(limit) if limit and limit >= 1 else None,
             )
             samples = []
@@ -220,11 +226,11 @@ class _ResultsLog:
                 f"{name}={metric}: no such score, less of it is better, or it is not the mean of "
                 f"scores between 0 and 1 of its questions{nearest(metric, usable)}"
             )
-        wanted = [m for m in (shipped.metric, *_PREFERRED) if m]
-        preferred = (key for m in wanted for key in usable if f"{key}.".startswith(f"{m}."))
-        primary = metric or next(preferred, usable[0])
-        chance = 0.0 if has_own_code else guess_chance(evaluation, primary)
-        chance = shipped.chance if primary == shipped.metric else chance
+        usable.sort(key=lambda key: [*better, (n := key.partition(".")[0])].index(n))  # the task's
+        chosen = choose_metric([key for key in usable if key in reported] or usable)
+        primary = metric or (shipped.metric if shipped.metric in usable else chosen)
+        guessed = 0.0 if has_own_code else guess_chance(evaluation, primary)
+        chance = shipped.chance if primary == shipped.metric else guessed
         config = replace(config, metric=primary, chance=chance, role=role or shipped.role)
         evaluation = summarize_samples(config, samples, version, nan, weights, usable)
         if problem := check_evaluation(evaluation):
@@ -247,6 +253,8 @@ class _ResultsLog:
                     digest.update(hashes.encode())
                     del entry["doc"]
                     entry["arguments"] = [list(a.values()) for a in entry["arguments"].values()]
+                    if abs(int(entry["doc_id"])) >= 2**63:
+                        raise ValueError("its doc_id has more than 64 bits")
                     entries.append(entry)
         except _MALFORMED as error:
             place = f"{file}, line {len(entries) + 1},"
@@ -266,19 +274,23 @@ def _list_benchmarks(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     groups = results["group_subtasks"]
     inner = {child for children in groups.values() for child in children}
     names = [name for name in dict.fromkeys((*results["results"], *groups)) if name not in inner]
+    listed = set(names)
     for name in names:
         if groups.get(name) and not any(_list_metrics(name, results)):
-            names += [child for child in groups[name] if child not in names]  # each by itself
+            names += [child for child in groups[name] if child not in listed]  # each by itself
+            listed.update(groups[name])
         else:
             yield re.sub(r"[^\w-]", "_", name), name
 
 
 def _list_tasks(name: str, results: dict[str, Any]) -> list[str]:
     """The tasks of a group, sorted, for the harness lists them in any order; itself for a task."""
-    children = results["group_subtasks"].get(name)
-    if not children:
-        return [name]
-    return sorted({task for child in children for task in _list_tasks(child, results)})
+    groups, inside, open_names = results["group_subtasks"], {name}, [name]
+    while open_names:
+        children = set(groups.get(open_names.pop()) or ()) - inside
+        inside |= children
+        open_names += children
+    return sorted(one for one in inside if not groups.get(one))
 
 
 def _list_metrics(name: str, results: dict[str, Any]) -> Iterator[tuple[str, float]]:

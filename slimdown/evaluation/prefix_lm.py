@@ -8,14 +8,14 @@ its answers, and the LM head sees only positions that are scored. Generation is 
 import copy
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from transformers import DynamicCache
+from transformers import DynamicCache, LogitsProcessorList
 
 from slimdown.evaluation.families import get_windows
 
@@ -38,7 +38,25 @@ class _Row:
         return sum(len(answer) - 1 for answer in self.answers)
 
 
-class PrefixLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
+class TokenCountingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
+    """An `HFLM` that tells how far its generation is; arguments are those of `HFLM`.
+
+    Attributes:
+        on_token: Called with the tokens that each answer of a batch has, and the most it can have.
+    """
+
+    on_token: Callable[[int, int], object] = staticmethod(lambda n_tokens, n_most: None)
+
+    def _model_generate(self, context: Any, max_length: int, stop: Any, **settings: Any) -> Any:
+        def count(ids: Any, scores: Any) -> Any:
+            self.on_token(ids.shape[1] - context.shape[1], max_length - context.shape[1])
+            return scores
+
+        settings["logits_processor"] = LogitsProcessorList([count])
+        return super()._model_generate(context, max_length, stop, **settings)
+
+
+class PrefixLM(TokenCountingLM):
     """An `HFLM` for the models of `families.py`; arguments are those of `HFLM`.
 
     `batch_size` is the number of questions in a forward, each with all of its answers.
@@ -160,7 +178,7 @@ class PrefixLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
-class VirtualTokensLM(HFLM):  # type: ignore[misc]
+class VirtualTokensLM(TokenCountingLM):
     """An `HFLM` for trained prompts and prefixes; arguments are those of `HFLM`.
 
     PEFT's own `generate` misplaces virtual tokens (peft 0.21 with transformers 5.24), so they come

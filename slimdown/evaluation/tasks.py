@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import TemplateError
-from omegaconf import MISSING
 
 from slimdown.config.benchmarks import check_task_names
 from slimdown.config.question_files import read_questions
 from slimdown.config.schema import BenchmarkConfig
 from slimdown.data.contamination import Question, join_words, split_words
-from slimdown.evaluation.harness_results import name_metric
+from slimdown.evaluation.harness_results import choose_metric, name_metric
 from slimdown.models.quiet import quiet_libraries
 from slimdown.pocket import TASKS_DIR
 from slimdown.utils.errors import ConfigError, DataError
@@ -106,7 +105,7 @@ def load_tasks(
     """Load the harness's tasks, download their data and set their worked examples.
 
     Args:
-        benchmarks: By name; a missing metric, num_fewshot or chance becomes the task's own.
+        benchmarks: By name; a metric `auto`, a num_fewshot or chance None becomes the task's own.
         include_path: A folder with task files of your own.
 
     Returns:
@@ -162,26 +161,29 @@ def _check_task(
     from lm_eval.api.metrics import mean
 
     tasks: dict[str, Any] = found["tasks"]
-    first = next(iter(tasks.values()))
+    first = tasks[min(tasks)]
     better, aggregation = first.higher_is_better(), first.aggregation()
     usable = set(aggregation)
     for task in tasks.values():
         of_task, is_better = task.aggregation(), task.higher_is_better()
         usable = {m for m in usable if of_task.get(m) is mean and is_better.get(m) is not False}
     filters = [f["name"] for f in first.config.filter_list or [{"name": "none"}]]
-    if benchmark.numeric_tolerance is not None and first.OUTPUT_TYPE != "multiple_choice":
-        usable.add(_FLEXIBLE)
-    metric = next((m for m in better if m in usable), next(iter(better), "none"))
-    shots = first.config.num_fewshot or 0
-    own: dict[str, Any] = {"metric": name_metric(metric, filters[0]), "num_fewshot": shots}
-    left_open = {key: own[key] for key in own if getattr(benchmark, key) == MISSING}
-    config = replace(benchmark, **left_open)
-    primary = config.metric.partition(".")[0]
+    names = [name_metric(m, f) for m in better if m in usable for f in filters]
     group = found.get("groups", {}).get(benchmark.task)
     aggregated = getattr(group, "aggregate_metric_list", None) or ()
+    reported = {name_metric(m.metric, f) for m in aggregated for f in m.filter_list or filters}
+    config, shots = replace(benchmark), {task.config.num_fewshot or 0 for task in tasks.values()}
+    if config.metric == "auto":  # a group's own score comes first
+        comparable = [name for name in names if name in reported] or names
+        config.metric = choose_metric(comparable or [*better, "none"])
+    if config.num_fewshot is None and len(shots) == 1:
+        config.num_fewshot = shots.pop()
+    if config.numeric_tolerance is not None and first.OUTPUT_TYPE != "multiple_choice":
+        usable.add(_FLEXIBLE)
+    primary = config.metric.partition(".")[0]
     by_size = {metric.metric: metric.weight_by_size for metric in aggregated}
     weighs_tasks_alike = not by_size.get(primary, True)
-    if config.chance == MISSING:
+    if config.chance is None:
         # Whether the right choice scores 1 is not known of a task with scoring code of its own.
         kinds = {(t.OUTPUT_TYPE, bool(t.config.process_results)) for t in tasks.values()}
         shares = []
@@ -191,7 +193,6 @@ def _check_task(
         shares = shares or [[0.0]]
         config.chance = fmean(map(fmean, shares) if weighs_tasks_alike else chain(*shares))
     setting = f"benchmark.{name}.metric={config.metric}"
-    names = sorted({name_metric(m, f) for m in usable - {_FLEXIBLE} for f in filters})
     names += sorted(usable & {_FLEXIBLE})
     has_own_code = first.config.process_results is not None  # which may name metrics as it likes
     if primary not in usable or (config.metric not in names and not has_own_code):
@@ -202,19 +203,31 @@ def _check_task(
             problem = "this metric is no mean of its questions' scores"
         raise ConfigError(f"{setting}: {problem}; choose one of {', '.join(names) or 'none'}")
     for task in tasks.values():
+        own = task.config.num_fewshot
+        n_shots = (own or 0) if config.num_fewshot is None else config.num_fewshot
         if getattr(task, "UNSAFE_CODE", False):
             problem = "runs code that the model writes, which slimdown does not"
         elif getattr(task, "MULTIMODAL", False):
             problem = "asks about images or sounds, and the model reads text"
-        elif task.config.num_fewshot == 0 and config.num_fewshot != 0:
+        elif own == 0 and n_shots:
             problem = "is asked without worked examples; set num_fewshot to 0"
-        elif config.num_fewshot > 0 and not (task.has_training_docs() or task.config.fewshot_split):
-            problem = "has no split to take worked examples from; set num_fewshot to 0"
+        elif n_shots and n_shots > (n_rows := _count_examples(task)):
+            problem = f"has {n_rows} rows to take {n_shots} worked examples from"
+            problem += f"; set num_fewshot to {n_rows} or less"
         else:
-            task.set_config(key="num_fewshot", value=config.num_fewshot)
+            task.set_config(key="num_fewshot", value=n_shots)
             continue
         raise ConfigError(f"benchmark.{name}: {task.config.task} {problem}")
     return BenchmarkTask(name, config, tasks, frozenset(usable), weighs_tasks_alike, files_hash)
+
+
+def _count_examples(task: Any) -> int:
+    """How many worked examples a task can give a question, in a split or samples of their own."""
+    source = task.fewshot_cfg
+    if not (task.has_training_docs() or source.split or source.samples):
+        return 0  # the harness would take the questions
+    n_rows = len(task.sampler.df)
+    return n_rows - 1 if source.split == task.config.test_split else n_rows  # never the question
 
 
 def _hash_own_files(folders: set[Path]) -> str:

@@ -5,6 +5,7 @@ In a terminal progress is a bar. In a log it is a plain line every 30 seconds.
 
 import os
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -100,26 +101,32 @@ class _Pace:
     unit: str
     later: float = 0.0  # seconds that the stages after it take, as far as that is known
     began: float = field(default_factory=monotonic)
-    first: tuple[float, int] = (0.0, 0)  # the first report of what goes on now: time, number done
-    last: tuple[float, int] = (0.0, 0)
+    # when more was done, and how much: the last reports, those of one second as one
+    recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=8))
     total: int = 0
     detail: str = ""
 
     def update(self, done: int, total: int, detail: str) -> None:
         """Take a report; another total, or fewer done, is something new that begins."""
-        if total != self.total or done < self.last[1]:
-            self.first = monotonic(), done
-        self.last, self.total, self.detail = (monotonic(), done), total, detail
+        now, recent = monotonic(), self.recent
+        if recent and (total != self.total or done < recent[-1][1]):
+            recent.clear()
+        if len(recent) > 1 and now - recent[-1][0] < 1:  # a batch is told answer by answer
+            now, _ = recent.pop()
+        if not recent or done > recent[-1][1]:
+            recent.append((now, done))
+        self.total, self.detail = total, detail
 
     def __str__(self) -> str:
         """What is done, and the time that is left or, where nothing tells it, was taken."""
         now = monotonic()
         parts = [self.detail] if self.detail else []
-        parts += [f"{self.last[1]:,} of {self.total:,} {self.unit}"] if self.total else []
-        n_done = self.last[1] - self.first[1]
-        if n_done > 0:
-            seconds_each = (self.last[0] - self.first[0]) / n_done
-            left = max(0.0, self.last[0] + seconds_each * (self.total - self.last[1]) - now)
+        began, n_before = self.recent[0] if self.recent else (now, 0)
+        n_done = self.recent[-1][1] if self.recent else 0
+        parts += [f"{n_done:,} of {self.total:,} {self.unit}"] if self.total else []
+        if n_done > n_before:
+            # Until now, so that a step that takes long makes the time left longer.
+            left = (now - began) / (n_done - n_before) * (self.total - n_done)
             of_run = f" (run: {format_duration(left + self.later)})" if self.later else ""
             parts.append(f"{format_duration(left)} left{of_run}")
         else:

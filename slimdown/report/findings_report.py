@@ -51,7 +51,8 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         for metric in sorted(result.scores, key=lambda m: m != config.metric):
             score = result.scores[metric]
             scores = {"n": n, "score": score.value, "standard_error": score.standard_error}
-            setting = {"benchmark": name, "metric": metric, "shots": config.num_fewshot}
+            shots = "each its own" if config.num_fewshot is None else config.num_fewshot
+            setting = {"benchmark": name, "metric": metric, "shots": shots}
             records.append(setting | scores)
     formats: dict[str, Any] = {"n": "{:,}".format}
     formats |= dict.fromkeys(("score", "standard_error"), lambda s: format_number(100 * s))

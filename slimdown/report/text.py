@@ -55,7 +55,8 @@ def describe_run(config: RunConfig) -> dict[str, str]:
             name, *others = {k: v for k, v in vars(config.keep).items() if v}.items()
             about["keep"] = ", ".join([str(name[1]), *(f"{k} {v}" for k, v in others)])
     parts = [
-        f"{name} ({b.num_fewshot}-shot" + (f", first {b.limit})" if b.limit else ")")
+        f"{name} ({'own shots' if b.num_fewshot is None else f'{b.num_fewshot}-shot'}"
+        + (f", first {b.limit})" if b.limit else ")")
         for name, b in config.benchmark.items()
     ]
     return about | {"benchmarks": ", ".join(parts)}

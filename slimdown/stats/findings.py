@@ -196,14 +196,16 @@ def judge(
         verdict, p_value, equivalence_p_value = decided
         config, primary = configs[name], metrics[name][configs[name].metric]
         x, y = (np.array(one.scores_of(config.metric)) for one in (pair.base, pair.tuned))
-        rates = [forgetting_rate(x, y, chance, pair.sampling) for chance in (0.0, config.chance)]
+        rates = [
+            forgetting_rate(x, y, chance, pair.sampling) for chance in (0.0, config.chance or 0.0)
+        ]
         needed = n_to_decide(d, config.margin, alpha)
         benchmarks[name] = BenchmarkChange(
             role=config.role,
             metric=config.metric,
             n=d.n,
             n_available=pair.sampling.n_available,
-            chance=config.chance,
+            chance=config.chance or 0.0,
             margin=config.margin,
             max_loss=config.max_loss,
             changes=metrics[name],

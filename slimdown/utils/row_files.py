@@ -44,7 +44,7 @@ def iter_records(file: Path) -> Iterator[tuple[int, Any]]:
             yield number, record
     except UnicodeDecodeError as error:
         raise DataError(f"it is not UTF-8 text ({error.reason}); save it as UTF-8") from None
-    except (OSError, ValueError, ArithmeticError, RuntimeError, csv.Error) as error:
+    except (OSError, ValueError, LookupError, ArithmeticError, RuntimeError, csv.Error) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"row {number + 1}: it cannot be read as {kind[1:]}: {reason}") from None
 

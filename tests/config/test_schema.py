@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import pytest
@@ -140,6 +141,17 @@ def test_benchmarks_are_read_by_name_with_settings_above() -> None:
     assert {benchmark.limit for benchmark in benchmarks.values()} == {8}
     own = BenchmarkConfig(task="gsm8k", metric="exact_match", num_fewshot=2, chance=0)
     assert read_benchmarks(own)["gsm8k"].num_fewshot == 2
+
+
+@pytest.mark.parametrize("more", ["", "chance: null\nnum_fewshot: null\nmetric: auto\n"])
+def test_a_benchmark_of_ones_own_needs_its_task_alone(
+    more: str, composed: Compose, tmp_path: Path
+) -> None:
+    (tmp_path / "benchmark").mkdir()
+    text = f"# @package benchmark.mine\ntask: piqa\n{more}"
+    (tmp_path / "benchmark" / "mine.yaml").write_text(text)
+    config = composed("benchmark=[mine]", f"hydra.searchpath=[file://{tmp_path}]")
+    assert config.benchmark == {"mine": BenchmarkConfig("piqa", None, "auto", None, None)}
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 import copy
 import json
+import os
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -11,11 +14,14 @@ from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
+import datasets
 import lm_eval
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from peft import LoraConfig, get_peft_model
@@ -24,7 +30,7 @@ from tiny_models import build_byte_tokenizer, build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from slimdown.config.benchmarks import read_benchmarks
-from slimdown.config.schema import BenchmarkConfig
+from slimdown.config.schema import BenchmarkConfig, Role
 from slimdown.evaluation.evaluator import Evaluator, choose_backend
 from slimdown.evaluation.question_order import block_ends
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
@@ -170,7 +176,7 @@ def test_an_adapter_of_zeros_changes_nothing_in_bfloat16(tmp_path: Path) -> None
     base = load_pocket(torch.bfloat16)
     evaluator, cache = Evaluator(tasks, make_config()), MemoryCache(tmp_path)
     before = evaluator.evaluate(base)
-    tuned, n_rounds, n_chunks = with_zero_adapter(base), 0, 0
+    tuned, n_rounds = with_zero_adapter(base), 0
 
     def stop_after_two(answers: dict[str, BenchmarkEvaluation]) -> set[str]:
         nonlocal n_rounds
@@ -178,9 +184,7 @@ def test_an_adapter_of_zeros_changes_nothing_in_bfloat16(tmp_path: Path) -> None
         return set(answers) if n_rounds < 2 else {"pocket_math"} if n_rounds < 3 else set()
 
     def kill(done: int, total: int, label: str) -> None:
-        nonlocal n_chunks
-        n_chunks += 1
-        if n_chunks == 6:
+        if (done, label) == (45, "pocket_commonsense"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -256,6 +260,77 @@ def test_a_damaged_answers_file_is_asked_again(
         Evaluator(tasks, make_config()).evaluate(pocket, MemoryCache(tmp_path), on_progress=spoil)
     again = Evaluator(tasks, make_config()).evaluate(pocket, MemoryCache(tmp_path))
     assert again.benchmarks["pocket_cs"].samples == evaluation.benchmarks["pocket_cs"].samples
+
+
+def lock_file(folder: Path, key: str) -> Any:
+    return FileLock(folder / f"{key}.lock", timeout=60)
+
+
+def test_two_readings_of_one_task_are_asked_once(pocket: LoadedModel, tmp_path: Path) -> None:
+    """Of one key, whose lock a second object in the same thread would never get."""
+    norm = make_benchmark_config("pocket_commonsense", metric="acc_norm", limit=40)
+    plain = replace(norm, metric="acc", margin=0.1, role=Role.target)
+    n_asked = []
+    for names in (["norm"], ["norm", "plain"]):
+        tasks = load_tasks({name: {"norm": norm, "plain": plain}[name] for name in names})
+        for stop_when in (None, lambda answers: set(answers)):
+            cache, counts = MemoryCache(), list[int]()
+            vars(cache)["lock"] = lambda key: lock_file(tmp_path, key)
+            hook = pocket.model.register_forward_hook(lambda *_: counts.append(1))  # noqa: B023
+            read = Evaluator(tasks, make_config()).evaluate(pocket, cache, stop_when).benchmarks
+            hook.remove()
+            n_asked.append(len(counts))
+    assert n_asked[:2] == n_asked[2:]
+    assert read["norm"].samples == read["plain"].samples
+    assert (read["norm"].score, read["plain"].score) == tuple(read["norm"].scores.values())[::-1]
+    assert (read["plain"].benchmark.role, read["plain"].benchmark.margin) == (Role.target, 0.1)
+
+
+TWO_ORDERS = """
+import sys, time
+from pathlib import Path
+import test_evaluator as tests
+class Cache(tests.MemoryCache):
+    def lock(self, key):  # held when the other process holds its first, too, or cannot get it
+        lock = tests.lock_file(Path(), key)
+        lock.acquire()
+        Path(sys.argv[1]).touch()
+        ends = time.monotonic() + 5
+        while len(list(Path().glob("*.began"))) < 2 and time.monotonic() < ends:
+            time.sleep(0.05)
+        return lock
+names = sys.argv[2:]
+tasks = tests.load_tasks(tests.read_benchmarks(names, limit=4))
+tests.Evaluator(tasks, tests.make_config()).evaluate(tests.load_pocket(), Cache())
+"""
+
+
+def test_two_commands_with_benchmarks_in_two_orders_both_end(tmp_path: Path) -> None:
+    paths = os.pathsep.join(path for path in sys.path if path)
+    names = ["pocket_cs", "pocket_commonsense"]
+    commands = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_ORDERS, f"{i}.began", *order],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": paths},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i, order in enumerate((names, names[::-1]))
+    ]
+    errors = [command.communicate(timeout=300)[1] for command in commands]
+    assert [command.returncode for command in commands] == [0, 0], errors
+
+
+def test_progress_is_told_by_tokens_and_answers(pocket: LoadedModel) -> None:
+    reports: list[tuple[int, int, str]] = []
+    tasks = load_tasks(read_benchmarks("pocket_math", limit=4))
+    evaluator = Evaluator(tasks, make_config(batch_size=2))
+    evaluator.evaluate(pocket, on_progress=lambda *report: reports.append(report))
+    assert (0, 4, "pocket_math, token 3 of at most 48") in reports
+    done = [n for n, _, _ in reports]
+    assert done == sorted(done)
+    assert set(done) == {0, 2, 4}
 
 
 # --- the backend --------------------------------------------------------------------------------
@@ -385,6 +460,24 @@ doc_to_text: '{{q}}'
 doc_to_target: 0
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """,
+    "own_samples": """
+output_type: multiple_choice
+doc_to_choice: ['yes', 'no']
+doc_to_text: '{{q}}'
+doc_to_target: 0
+num_fewshot: 2
+fewshot_config: {sampler: first_n, samples: [{q: 'one'}, {q: 'two'}]}
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+""",
+    "own_shown": """
+output_type: multiple_choice
+doc_to_choice: ['yes', 'no']
+doc_to_text: '{{q}}'
+doc_to_target: 0
+num_fewshot: 1
+fewshot_split: test
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+""",
     "own_four": """
 output_type: multiple_choice
 process_docs: !function own_code.take_five
@@ -421,6 +514,8 @@ def own_tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
     for name, text in OWN_TASKS.items():
         head = TASK.format(name=name, data=folder / "rows.jsonl")
         (folder / f"{name}.yaml").write_text(head + text)
+    group = "group: own_shots\ntask: [own_samples, own_shown]\n"
+    (folder / "own_shots.yaml").write_text(f"{group}aggregate_metric_list: [{{metric: acc}}]\n")
     for name, by_size in (("own_by_task", "false"), ("own_by_size", "true")):
         (folder / f"{name}.yaml").write_text(GROUP.format(name=name, by_size=by_size))
     return str(folder)
@@ -433,7 +528,7 @@ def load_own(folder: str, task: str, **changes: Any) -> Any:
 def test_choices_that_stand_in_the_context_are_told_apart(
     own_tasks: str, pocket: LoadedModel
 ) -> None:
-    tasks = load_own(own_tasks, "own_winograd", chance="???")
+    tasks = load_own(own_tasks, "own_winograd", chance=None)
     assert tasks["own"].config.chance == 0.5
     evaluation = Evaluator(tasks, make_config()).evaluate(pocket).benchmarks["own"]
     for sample in evaluation.samples:
@@ -486,7 +581,7 @@ def test_a_group_weighs_its_tasks_as_the_harness_does(
     by_size: bool, own_tasks: str, pocket: LoadedModel
 ) -> None:
     task = "own_by_size" if by_size else "own_by_task"
-    tasks = load_own(own_tasks, task, chance="???")
+    tasks = load_own(own_tasks, task, chance=None)
     chance = (12 / 2 + 5 / 4) / 17 if by_size else (1 / 2 + 1 / 4) / 2
     assert tasks["own"].config.chance == pytest.approx(chance)
     rounds: list[int] = []
@@ -505,6 +600,38 @@ def test_a_group_weighs_its_tasks_as_the_harness_does(
     assert {sample.task for sample in evaluation.samples} == {"own_two", "own_four"}
     weights = None if by_size else {"own_two": 0.5, "own_four": 0.5}
     assert evaluation.task_weights == weights
+
+
+def test_each_task_of_a_group_has_its_own_worked_examples(
+    own_tasks: str, pocket: LoadedModel
+) -> None:
+    evaluator = Evaluator(load_own(own_tasks, "own_shots", num_fewshot=None), make_config())
+    evaluation = evaluator.evaluate(pocket).benchmarks["own"]
+    assert evaluation.benchmark.num_fewshot is None
+    lm = HFLM(pretrained=pocket.model, tokenizer=copy.deepcopy(pocket.tokenizer))
+    manager = TaskManager(include_path=own_tasks, include_defaults=False)
+    stock: Any = lm_eval.simple_evaluate(lm, tasks=["own_shots"], task_manager=manager)
+    assert {(s.task, s.doc_id, s.prompt_hash) for s in evaluation.samples} == {
+        (task, entry["doc_id"], entry["prompt_hash"])
+        for task, entries in stock["samples"].items()
+        for entry in entries
+    }
+    told = load_own(own_tasks, "own_shots", num_fewshot=1)["own"]
+    assert {task.config.num_fewshot for task in told.tasks.values()} == {1}
+    with pytest.raises(ConfigError, match="own_samples has 2 rows to take 3 worked examples from"):
+        load_own(own_tasks, "own_shots", num_fewshot=3)
+
+
+def test_worked_examples_that_stand_in_task_files_are_used() -> None:
+    row = {"input": "Is it so?\nOptions:\n- yes\n- no", "target": "yes"}
+    rows = datasets.DatasetDict(test=datasets.Dataset.from_list([row] * 2))
+    with patch("datasets.load_dataset", return_value=rows):
+        config = make_benchmark_config("bbh_cot_fewshot", metric="auto", num_fewshot=None)
+        bbh = load_tasks({"bbh": config})["bbh"]
+    requests = bbh.build_requests(None, False)
+    assert (len(bbh.tasks), bbh.config.num_fewshot, len(requests)) == (27, 3, 54)
+    for [request] in requests.values():
+        assert request.args[0].count("Let's think step by step") == 4
 
 
 @pytest.mark.parametrize(
@@ -526,14 +653,14 @@ def test_what_cannot_be_asked_is_refused(settings: dict[str, Any], answer: str) 
 
 
 def test_what_is_left_open_is_the_tasks_own() -> None:
-    open_fields = dict.fromkeys(["metric", "num_fewshot", "chance"], "???")
+    open_fields = {"metric": "auto", "num_fewshot": None, "chance": None}
     configs = {name: make_benchmark_config(name, **open_fields) for name in NAMES}
     tasks = load_tasks(configs)
     filled = {n: (t.config.metric, t.config.num_fewshot, t.config.chance) for n, t in tasks.items()}
     assert filled == {
         "pocket_instructions": ("exact_match.strip", 0, 0.0),
-        "pocket_math": ("exact_match.strict-match", 0, 0.0),
-        "pocket_commonsense": ("acc", 0, 0.25),
+        "pocket_math": ("exact_match.flexible-extract", 0, 0.0),
+        "pocket_commonsense": ("acc_norm", 0, 0.25),
         "pocket_cs": ("acc", 0, 0.25),
     }
     [question] = [q for q in tasks["pocket_cs"].questions() if q.name == "pocket_cs 0"]

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 import yaml
-from tiny_benchmarks import make_config
+from tiny_benchmarks import make_config, run_lm_eval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown.config.benchmarks import read_benchmarks
@@ -24,7 +23,7 @@ from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.lm_eval_logs import read_lm_eval
 from slimdown.evaluation.tasks import load_tasks
 from slimdown.models.causal import wrap_model
-from slimdown.pocket import MODEL_DIR, TASKS_DIR
+from slimdown.pocket import MODEL_DIR
 from slimdown.utils.errors import ConfigError, DataError
 
 LIMIT = 12
@@ -37,38 +36,12 @@ GROUP = {
 }
 
 
-def run_lm_eval(folder: Path, tasks: list[str], extra: Path, limit: int = LIMIT) -> None:
-    """What the command line does with `--model hf --log_samples --output_path FOLDER`."""
-    from lm_eval import simple_evaluate
-    from lm_eval.loggers import EvaluationTracker
-    from lm_eval.tasks import TaskManager
-
-    tracker = EvaluationTracker(output_path=str(folder))
-    include = [str(TASKS_DIR), str(extra)]
-    # Which would take seconds, for a text about the machine.
-    with patch("torch.utils.collect_env.get_pretty_env_info", return_value=""):
-        results: Any = simple_evaluate(
-            model="hf",
-            model_args={"pretrained": str(MODEL_DIR), "dtype": "float32"},
-            tasks=tasks,
-            limit=limit,
-            batch_size=16,
-            device="cpu",
-            task_manager=TaskManager(include_path=include, include_defaults=False),
-            evaluation_tracker=tracker,
-        )
-    samples = results.pop("samples")
-    tracker.save_results_aggregated(results=results, samples=samples)
-    for task in results["configs"]:
-        tracker.save_results_samples(task_name=task, samples=samples[task])
-
-
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("logs")
     (folder / "tasks").mkdir()
     (folder / "tasks" / "group.yaml").write_text(yaml.safe_dump(GROUP))
-    run_lm_eval(folder / "base", TASKS, folder / "tasks")
+    run_lm_eval(folder / "base", TASKS, folder / "tasks", limit=LIMIT)
     return folder
 
 
@@ -306,6 +279,16 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "question 0 of pocket_cs is not a number",
     ),
+    "a number that no file holds": (
+        edit_lines(
+            lambda lines: [re.sub(r'"doc_id": 3\b', f'"doc_id": {2**70}', x) for x in lines]
+        ),
+        "its doc_id has more than 64 bits",
+    ),
+    "a group in itself": (
+        edit_results(lambda r: r.update(group_subtasks={"pocket_math": ["pocket_math"]})),
+        "the group pocket_math is a part of itself",
+    ),
     "better than what": (
         edit_results(lambda r: r.update(higher_is_better={"pocket_math": 7})),
         "is not logged as lm_eval does it",
@@ -332,6 +315,20 @@ def test_a_huge_number_of_a_question_is_read(copied: Path) -> None:
 
     edit_lines(renumber)(copied)
     assert read_lm_eval(copied / "base").benchmarks["pocket_math"].samples[-1].doc_id == 2**40
+
+
+def test_groups_that_branch_are_read_in_one_pass(copied: Path) -> None:
+    groups = {f"g{i}": [f"g{i + 1}", f"h{i + 1}"] for i in range(60)}
+    groups |= {f"h{i}": [f"g{i + 1}", f"h{i + 1}"] for i in range(1, 60)}
+    groups |= {"g60": ["pocket_cs"], "h60": ["pocket_commonsense"]}
+    results = json.loads(find_one(copied, "results_*").read_text())["results"]
+    score = results.pop("pocket_choices")
+    for scored in ({"g0": score}, {}):  # one group, or each task by itself
+        changes = {"group_subtasks": groups, "results": results | scored}
+        edit_results(lambda r, changes=changes: r.update(changes))(copied)
+        read = read_lm_eval(copied / "base").benchmarks
+        names = {*scored} or {"pocket_cs", "pocket_commonsense"}
+        assert set(read) == {"pocket_math", "pocket_instructions"} | names
 
 
 def test_a_choice_of_metric_or_target_that_was_not_asked_is_refused(logs: Path) -> None:

@@ -56,7 +56,8 @@ def test_the_samples_are_those_of_an_equal_task_of_the_harness(tmp_path: Path) -
         data = {"dataset_kwargs": {"data_files": {"test": str(file)}}}
         task = {"task": f"its_{kind}"} | TASK | KINDS[kind] | data
         (tmp_path / f"{kind}.yaml").write_text(json.dumps(task))
-        specs += [{"task": kind, "path": str(file)}, f"its_{kind}"]
+        its = {"task": f"its_{kind}", "metric": "acc" if kind == "picked" else "auto"}
+        specs += [{"task": kind, "path": str(file)}, its]
     tasks = load_tasks(read_benchmarks(specs), str(tmp_path))
     benchmarks = Evaluator(tasks, make_config()).evaluate(loaded).benchmarks
     for kind in ROWS:
@@ -74,6 +75,24 @@ def test_the_samples_are_those_of_an_equal_task_of_the_harness(tmp_path: Path) -
     tasks = load_tasks(read_benchmarks({"task": "mine", "path": str(file)}))
     with pytest.raises(ConfigError, match=r"prompt of mine has \d+ tokens, and .* has room for"):
         Evaluator(tasks, make_config()).evaluate(loaded)
+
+
+@pytest.mark.parametrize("share_prefixes", [True, False])
+def test_a_choice_that_no_forward_holds_is_refused_before_anything_is_asked(
+    share_prefixes: bool, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
+    loaded = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
+    row = PICK | {"choices": ["a rose", "the grass and " * 600], "answer": 0}
+    file = write_rows(tmp_path / "long.jsonl", [row])
+    tasks = load_tasks(read_benchmarks(["pocket_cs", {"task": "mine", "path": str(file)}], limit=2))
+    asked: list[Any] = []
+    answer = r"benchmark\.mine: a choice of question 0 of mine has \d+ tokens, and .* takes 1 to"
+    with pytest.raises(ConfigError, match=answer):
+        Evaluator(tasks, make_config(), share_prefixes).evaluate(
+            loaded, on_progress=lambda *report: asked.append(report)
+        )
+    assert not asked
 
 
 def test_the_content_counts_and_not_the_place(

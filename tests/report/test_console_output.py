@@ -67,22 +67,46 @@ def test_a_log_gets_plain_lines_also_while_a_model_is_silent(
         pytest.fail(log.getvalue())
 
     with console.RunProgress(3, 1, 90.0).show("training", "steps") as on_progress:
-        on_progress(1, 100, "")
-        on_progress(51, 100, "")
-        wait_for("[2/3] training: 51 of 100 steps, 0.0 s left (run: 1 min 30 s)")
+        on_progress(100, 100, "")
+        on_progress(199, 200, "")
+        on_progress(200, 200, "")
+        wait_for("[2/3] training: 200 of 200 steps, 0.0 s left (run: 1 min 30 s)")
     log.truncate(0)
     log.seek(0)
     with console.RunProgress(2, 1, 90.0).show("training", "steps") as on_progress:
         wait_for("[2/2] training: 0.")
         on_progress(1, 100, "loss 0.6")
-        on_progress(51, 100, "loss 0.5")
-        wait_for("[2/2] training: loss 0.5, 51 of 100 steps, 0.0 s left")
+        on_progress(100, 100, "loss 0.5")
+        wait_for("[2/2] training: loss 0.5, 100 of 100 steps, 0.0 s left")
         on_progress(0, 100, "other")
         wait_for("[2/2] training: other, 0 of 100 steps, 0.")
     lines = log.getvalue().splitlines()
     assert "\x1b" not in log.getvalue()
     assert lines[0] == "[2/2] training ..."
     assert lines[-1].startswith("[2/2] training: done in ")
+
+
+def test_the_time_left_is_that_of_the_last_steps_and_grows_in_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(console, "monotonic", lambda: now)
+    pace = console._Pace("questions")
+    for n_done in range(1, 21):  # quick at first
+        pace.update(n_done, 100, "")
+        now += 1
+    for n_done in range(24, 61, 4):  # then batches of four that take a minute
+        now += 59
+        for answered in range(n_done - 3, n_done + 1):
+            pace.update(answered, 100, "math")
+            now += 0.25
+    now -= 0.25
+    assert "60 of 100 questions, 10 min 1 s left" in str(pace)
+    now += 600
+    assert "60 of 100 questions, 24 min 18 s left" in str(pace)
+    pace.update(0, 100, "another")
+    assert "another, 0 of 100 questions, " in str(pace)
+    assert "elapsed" in str(pace)
 
 
 def test_a_terminal_gets_a_bar_that_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:

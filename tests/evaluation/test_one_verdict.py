@@ -1,0 +1,180 @@
+"""Asked alike, a benchmark has one metric and verdict: by run, measure, verdict and callback."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from commands_and_runs import call_verb, find_runs
+from mlflow import MlflowClient
+from tiny_benchmarks import run_lm_eval
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import slimdown
+from slimdown.pocket import MODEL_DIR
+
+ROWS = "".join(
+    json.dumps({"q": f"{i} plus {i} is", "right": str(2 * i), "wrong": f"not {i}, but more"}) + "\n"
+    for i in range(40)
+)
+DATA = {"dataset_path": "json", "test_split": "test", "metadata": {"version": 1}}
+CHOICES = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{q}}",
+    "doc_to_choice": "{{[right, wrong]}}",
+    "doc_to_target": 0,
+}
+SCORES = """
+def score(doc, results):
+    return {"thirds": len(results[0]) % 4 / 3, "halves": len(results[0]) % 3 / 2}
+"""
+OWN: dict[str, dict[str, Any]] = {
+    "own_choices": CHOICES | {"metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]},
+    "own_zero": CHOICES | {"num_fewshot": 0},
+    "own_two": CHOICES | {"num_fewshot": 2, "fewshot_split": "shots"},
+    "own_scores": {
+        "output_type": "generate_until",
+        "doc_to_text": "{{q}}",
+        "doc_to_target": "{{right}}",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 6, "do_sample": False},
+        "process_results": "!function own_scores.score",
+        "metric_list": [
+            {"metric": name, "aggregation": "mean", "higher_is_better": True}
+            for name in ("halves", "thirds")
+        ],
+    },
+    "own_group": {
+        "group": "own_group",
+        "task": ["own_zero", "own_two"],
+        "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
+    },
+}
+POCKET = ["pocket_commonsense_dev", "pocket_math_dev", "pocket_cs_dev", "pocket_instructions_dev"]
+METRICS = {
+    "own_choices": "acc_norm",
+    "own_scores": "halves",
+    "own_group": "acc",
+    "pocket_commonsense_dev": "acc_norm",
+    "pocket_math_dev": "exact_match.flexible-extract",
+    "pocket_cs_dev": "acc",
+    "pocket_instructions_dev": "exact_match.strip",
+}
+
+
+def write_own_tasks(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text(ROWS)
+    (folder / "own_scores.py").write_text(SCORES)
+    files = dict.fromkeys(("test", "shots"), str(folder / "rows.jsonl"))
+    for name, settings in OWN.items():
+        data = {"task": name, "dataset_kwargs": {"data_files": files}, **DATA}
+        text = json.dumps(settings if "group" in settings else data | settings)
+        text = text.replace('"!function own_scores.score"', "!function own_scores.score")
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+def judge_everywhere(
+    base: str, tuned: str, tasks: list[str], own: Path, limit: int, folder: Path, *settings: str
+) -> dict[str, dict[str, Any]]:
+    """Metric and verdict by benchmark, for each of the four ways to ask."""
+    folder.mkdir(exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    models = [AutoModelForCausalLM.from_pretrained(m, dtype=torch.float32) for m in (base, tuned)]
+    asked: Any = {"limit": limit, "include_path": str(own)}
+    before = slimdown.measure(models[0], tokenizer, tasks, **asked)
+    judged: dict[str, Any] = {
+        "measure": slimdown.judge(before, slimdown.measure(models[1], tokenizer, before))
+    }
+    callback = slimdown.ForgettingCallback(tasks, every=0, questions=1, **asked)
+    state = SimpleNamespace(
+        is_world_process_zero=True, global_step=0, epoch=None, log_history=list[Any]()
+    )
+    trained: Any = {"model": models[0], "processing_class": tokenizer}
+    callback.on_train_begin(None, state, None, **trained)
+    models[0].load_state_dict(models[1].state_dict())
+    callback.on_train_end(None, state, None, **trained)
+    judged["callback"] = callback.findings
+    shown = {
+        way: {name: (b.metric, b.verdict.name) for name, b in findings.benchmarks.items()}
+        for way, findings in judged.items()
+    }
+    for name, model in (("base", base), ("tuned", tuned)):
+        run_lm_eval(folder / name, tasks, own, limit, model)
+    done = call_verb(folder, "verdict", "base", "tuned", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in json.loads(done.stdout)["rows"] if row["verdict"]]
+    shown["verdict"] = {row["benchmark"]: (row["metric"], row["verdict"]) for row in rows}
+    (folder / "mine" / "benchmark").mkdir(parents=True)
+    for name in tasks:
+        text = f"# @package benchmark.{name}\ntask: {name}\nlimit: {limit}\n"
+        (folder / "mine" / "benchmark" / f"{name}.yaml").write_text(text)
+    chosen = f"benchmark=[{','.join(tasks)}]", f"evaluation.include_path={own}"
+    arguments = *settings, *chosen, f"tuned={tuned}", "quantization=none", "model.dtype=float32"
+    done = call_verb(folder, "run", "--config-dir", str(folder / "mine"), *arguments)
+    assert done.returncode == 0, done.stderr
+    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    [run] = find_runs(client)
+    findings = json.loads(
+        Path(client.download_artifacts(run.info.run_id, "findings.json")).read_text()
+    )
+    shown["run"] = {n: (b["metric"], b["verdict"]) for n, b in findings["benchmarks"].items()}
+    return shown
+
+
+def spoil(model: str, folder: Path, strength: float) -> str:
+    spoiled = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in spoiled.parameters():
+            parameter += strength * torch.randn_like(parameter)
+    spoiled.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return str(folder)
+
+
+def test_seven_tasks_have_one_verdict(store: MlflowClient, tmp_path: Path) -> None:
+    own = write_own_tasks(tmp_path / "own")
+    tuned = spoil(str(MODEL_DIR), tmp_path / "tuned_model", 0.02)
+    shown = judge_everywhere(str(MODEL_DIR), tuned, list(METRICS), own, 40, tmp_path)
+    assert {name: metric for name, (metric, _) in shown["measure"].items()} == METRICS
+    assert {verdict for _, verdict in shown["measure"].values()} > {"forgotten"}
+    for way in ("callback", "verdict", "run"):
+        assert shown[way] == shown["measure"], way
+
+
+REAL = [
+    "arc_challenge",
+    "arc_challenge_chat",
+    "piqa",
+    "mmlu_anatomy",
+    "mmlu_astronomy",
+    "mmlu_anatomy_continuation",
+    "mmlu_virology_generative",
+    "mmlu_flan_cot_zeroshot_anatomy",
+    "mmlu_flan_n_shot_loglikelihood_virology",
+    "gsm8k_cot_zeroshot",
+    *(["short_ifeval"] if find_spec("langdetect") else []),  # which ifeval needs
+]
+
+
+@pytest.mark.hub
+def test_real_tasks_have_one_verdict(store: MlflowClient, tmp_path: Path) -> None:
+    import lm_eval.tasks
+    from huggingface_hub import snapshot_download
+
+    own = tmp_path / "own"
+    own.mkdir()
+    ifeval = Path(lm_eval.tasks.__file__).parent / "ifeval" / "ifeval.yaml"
+    settings = {"task": "short_ifeval", "generation_kwargs": {"until": [], "max_gen_toks": 12}}
+    (own / "short.yaml").write_text(json.dumps({"include": str(ifeval), **settings}))
+    base = snapshot_download("local/stories260K")
+    tuned = spoil(base, tmp_path / "tuned_model", 0.05)
+    model = "model=smollm2", f"model.id={base}"
+    shown = judge_everywhere(base, tuned, REAL, own, 12, tmp_path, *model)
+    assert len(shown["measure"]) == len(REAL)
+    for way in ("callback", "verdict", "run"):
+        assert shown[way] == shown["measure"], way
