@@ -1,9 +1,11 @@
 """What Hydra composed -> a checked `RunConfig`."""
 
+import json
 import re
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, cast, get_args, get_type_hints
 
+import yaml  # type: ignore[import-untyped]
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -11,7 +13,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from slimdown.config.fields import explain_unknown_key, find_option_problems, find_problems
 from slimdown.config.question_files import complete_benchmark
 from slimdown.config.schema import RunConfig
-from slimdown.utils.errors import ConfigError, describe_error
+from slimdown.utils.errors import ConfigError, SlimdownError, describe_error
 from slimdown.utils.secrets import redact
 
 
@@ -46,6 +48,38 @@ def load_config(composed: DictConfig) -> RunConfig:
     if problems := problems or [*find_problems(config), *find_option_problems(config)]:
         raise ConfigError("\n".join(problems))
     return config
+
+
+def read_recorded(text: str) -> DictConfig:
+    """Read the settings that a run recorded; those that no longer exist are left out.
+
+    Args:
+        text: Its `config.yaml`, in which nothing is left to resolve.
+
+    Raises:
+        ConfigError: It is no such file, or holds values that this version does not know.
+    """
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ConfigError("it has YAML aliases, which no run writes")
+        settings = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        if "${" in json.dumps(settings, default=str):
+            raise ConfigError("it has ${...} in it, which a recorded setting never has")
+        schema = OmegaConf.structured(RunConfig)
+        return cast(DictConfig, OmegaConf.merge(schema, _drop_unknown(settings, RunConfig)))
+    except SlimdownError:
+        raise
+    except Exception as error:  # PyYAML's, OmegaConf's, and those of what is no config at all
+        raise ConfigError(reword(error)) from None
+
+
+def _drop_unknown(settings: Any, schema: Any) -> Any:
+    """Return settings without those that a schema lacks."""
+    if not isinstance(settings, dict):
+        return settings
+    kind = (get_args(schema) or (Any,))[-1]  # of dataset.<name>, benchmark.<name>
+    types = get_type_hints(schema) if is_dataclass(schema) else dict.fromkeys(settings, kind)
+    return {k: _drop_unknown(one, types[k]) for k, one in settings.items() if k in types}
 
 
 def reword(error: Exception) -> str:

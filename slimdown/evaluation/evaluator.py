@@ -20,7 +20,12 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from slimdown.config.schema import Backend, EvaluationConfig, OnProgress
 from slimdown.data.chat_templates import FIXED_DATE, check_chat_template
-from slimdown.evaluation.evaluation_cache import EvaluationCache, check_evaluation, evaluation_key
+from slimdown.evaluation.evaluation_cache import (
+    EvaluationCache,
+    check_evaluation,
+    evaluation_key,
+    explain_older,
+)
 from slimdown.evaluation.families import explain_no_sharing
 from slimdown.evaluation.harness_results import (
     check_primary_metric,
@@ -171,9 +176,11 @@ class Evaluator:
                 run = runs[name] = _BenchmarkRun(task, requests, model, lm, used, on_progress, vllm)
                 if cache:
                     hashed = task.hash_questions(requests)
-                    key = evaluation_key(model, used.name, hashed, task.config, self._config)
+                    parts = model, used.name, hashed, task.config, self._config
+                    key = evaluation_key(*parts)
                     stack.enter_context(cache.lock(key))
                     run.key, earlier = key, cache.find(key, name, task.config)
+                    self.notes += [] if earlier else explain_older(cache, name, parts)
                     if earlier and (problem := run.take(earlier)):
                         line = f"{name} is measured anew: what was found of it is odd ({problem})."
                         self.notes.append(line)

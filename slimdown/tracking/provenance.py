@@ -6,20 +6,26 @@ Environment variables are never recorded: they hold secrets.
 import getpass
 import os
 import platform
+import socket
 import subprocess
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import psutil
+
+from slimdown.utils.hashing import hash_json
 
 # The packages that numbers come from; their versions are in the key of a run.
 PACKAGES = (
     "accelerate", "bitsandbytes", "datasets", "lm-eval", "numpy", "peft", "scipy", "tokenizers",
     "torch", "transformers", "trl", "unsloth", "vllm", "vllm-bnb-plugin",
 )  # fmt: skip
+_MACHINE_ID = Path("/etc/machine-id")
 
 
 def collect_environment() -> dict[str, Any]:
@@ -70,6 +76,14 @@ def find_version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def name_machine() -> str:
+    """Return the host name and digits of the machine's own id: two machines may share a name."""
+    number = ""
+    with suppress(OSError):
+        number = _MACHINE_ID.read_text().strip()
+    return f"{socket.gethostname()} {hash_json(number or uuid.getnode())[:8]}"
 
 
 def read_user() -> str:
