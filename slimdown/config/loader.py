@@ -1,9 +1,8 @@
 """What Hydra composed -> a checked `RunConfig`."""
 
-import json
 import re
 from dataclasses import is_dataclass
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml  # type: ignore[import-untyped]
 from hydra.errors import HydraException
@@ -13,7 +12,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from slimdown.config.fields import explain_unknown_key, find_option_problems, find_problems
 from slimdown.config.question_files import complete_benchmark
 from slimdown.config.schema import RunConfig
-from slimdown.utils.errors import ConfigError, SlimdownError, describe_error
+from slimdown.utils.errors import ConfigError, describe_error
 from slimdown.utils.secrets import redact
 
 
@@ -50,11 +49,12 @@ def load_config(composed: DictConfig) -> RunConfig:
     return config
 
 
-def read_recorded(text: str) -> DictConfig:
+def read_recorded(text: str, place: str) -> Any:
     """Read the settings that a run recorded; those that no longer exist are left out.
 
     Args:
         text: Its `config.yaml`, in which nothing is left to resolve.
+        place: What a message calls it.
 
     Raises:
         ConfigError: It is no such file, or holds values that this version does not know.
@@ -63,14 +63,12 @@ def read_recorded(text: str) -> DictConfig:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ConfigError("it has YAML aliases, which no run writes")
         settings = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-        if "${" in json.dumps(settings, default=str):
+        if "${" in str(settings):
             raise ConfigError("it has ${...} in it, which a recorded setting never has")
-        schema = OmegaConf.structured(RunConfig)
-        return cast(DictConfig, OmegaConf.merge(schema, _drop_unknown(settings, RunConfig)))
-    except SlimdownError:
-        raise
+        return OmegaConf.merge(OmegaConf.structured(RunConfig), _drop_unknown(settings, RunConfig))
     except Exception as error:  # PyYAML's, OmegaConf's, and those of what is no config at all
-        raise ConfigError(reword(error)) from None
+        reason = str(error) if isinstance(error, ConfigError) else reword(error)
+        raise ConfigError(f"{place} cannot be read: {reason}") from None
 
 
 def _drop_unknown(settings: Any, schema: Any) -> Any:

@@ -5,7 +5,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from slimdown.config.schema import BenchmarkConfig, DatasetConfig, RunConfig
+from slimdown.config.dataset_config import DatasetConfig
+from slimdown.config.schema import BenchmarkConfig, RunConfig
 
 _ANY = "<name>"  # of a dataset or a benchmark
 
@@ -60,7 +61,7 @@ def select_for_key(settings: dict[str, Any]) -> dict[str, Any]:
         counting = [k for k in node if k in first or node[k] != defaults.get(k, ...)]
         return lost | {k: select(node[k], first.get(k), defaults.get(k)) for k in counting}
 
-    return select(settings, OmegaConf.to_container(first), OmegaConf.to_container(schema))
+    return dict(select(settings, OmegaConf.to_container(first), OmegaConf.to_container(schema)))
 
 
 def base_settings(config: RunConfig) -> dict[str, object]:

@@ -68,9 +68,8 @@ def evaluation_key(
     Returns:
         32 hex digits. The run's seed is not in it: it never touches the questions.
     """
-    tree = {"benchmark": {"": asdict(benchmark)}, "evaluation": asdict(config)}
-    settings = select_for_key(tree)
-    settings["benchmark"] = settings["benchmark"][""]
+    tree = select_for_key({"benchmark": {"": asdict(benchmark)}, "evaluation": asdict(config)})
+    settings = {"benchmark": tree["benchmark"][""], "evaluation": tree["evaluation"]}
     for section, names in READ_ONLY.items():
         for name in names:
             settings[section].pop(name, None)
@@ -80,7 +79,7 @@ def evaluation_key(
     return hash_json([number, model.identity, backend, questions_hash, scaled, versions, settings])
 
 
-def explain_older(cache: EvaluationCache, name: str, key_parts: tuple[Any, ...]) -> list[str]:
+def explain_older(cache: EvaluationCache, name: str, key_parts: Any) -> list[str]:
     """Say which evaluation of an earlier version is there, and why it is not taken.
 
     Args:

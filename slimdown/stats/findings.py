@@ -157,7 +157,10 @@ class Findings:
             raise
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"[:200]
-            raise DataError(f"these are not findings of slimdown ({problem})") from None
+            advice = "the version that made them does (environment.json beside them names it)"
+            raise DataError(
+                f"this version cannot read the findings ({problem}); {advice}"
+            ) from None
 
 
 def judge(

@@ -39,25 +39,26 @@ def to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def from_plain(hint: Any, value: Any) -> Any:
+def from_plain(hint: Any, value: Any, room: list[int] | None = None) -> Any:
     """Restore a value of a type from what `to_plain` made of it.
+
+    Args:
+        hint: The type.
+        value: The value.
+        room: How many bytes all arrays may still take.
 
     Raises:
         ValueError, TypeError, KeyError, AttributeError: it was not made from such a type.
     """
-    return _restore(hint, value, [_MOST_BYTES])
-
-
-def _restore(hint: Any, value: Any, room: list[int]) -> Any:
-    """Restore a value; `room` holds how many bytes arrays may still take."""
+    room = [_MOST_BYTES] if room is None else room
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None:
             return None
-        return _restore(next(a for a in arguments if a is not type(None)), value, room)
+        return from_plain(next(a for a in arguments if a is not type(None)), value, room)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         hints = get_type_hints(hint)
-        return hint(**{n: _restore(hints[n], v, room) for n, v in value.items() if n in hints})
+        return hint(**{n: from_plain(hints[n], v, room) for n, v in value.items() if n in hints})
     if origin is np.ndarray:
         stream = zlib.decompressobj()
         content = stream.decompress(base64.b64decode(value), room[0] + 1)
@@ -67,9 +68,9 @@ def _restore(hint: Any, value: Any, room: list[int]) -> Any:
         return np.frombuffer(content, dtype=np.float64)
     if origin in (dict, Mapping):
         return {
-            _restore(arguments[0], key, room): _restore(arguments[1], item, room)
+            from_plain(arguments[0], key, room): from_plain(arguments[1], item, room)
             for key, item in value.items()
         }
     if origin is tuple:
-        return tuple(_restore(arguments[0], item, room) for item in value)
+        return tuple(from_plain(arguments[0], item, room) for item in value)
     return hint(value)  # a number, a text, a path or an enumeration

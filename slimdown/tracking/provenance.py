@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,7 +24,6 @@ PACKAGES = (
     "accelerate", "bitsandbytes", "datasets", "lm-eval", "numpy", "peft", "scipy", "tokenizers",
     "torch", "transformers", "trl", "unsloth", "vllm", "vllm-bnb-plugin",
 )  # fmt: skip
-_MACHINE_ID = Path("/etc/machine-id")
 
 
 def collect_environment() -> dict[str, Any]:
@@ -79,11 +77,8 @@ def find_version(package: str) -> str | None:
 
 
 def name_machine() -> str:
-    """Return the host name and digits of the machine's own id: two machines may share a name."""
-    number = ""
-    with suppress(OSError):
-        number = _MACHINE_ID.read_text().strip()
-    return f"{socket.gethostname()} {hash_json(number or uuid.getnode())[:8]}"
+    """Return the host name and a digest of the network address: two machines may share a name."""
+    return f"{socket.gethostname()} {hash_json(uuid.getnode())[:8]}"
 
 
 def read_user() -> str:

@@ -26,7 +26,7 @@ from slimdown.stats.run_records import RunRecord
 from slimdown.stats.scaling import ScaledFindings
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
-from slimdown.utils.errors import ConfigError, DataError, TrackingError
+from slimdown.utils.errors import DataError, TrackingError
 from slimdown.utils.files import MOST_BYTES, read_limited
 from slimdown.utils.secrets import redact_uri
 
@@ -68,33 +68,24 @@ def find_runs(
     for run in runs:
         if sweep in ("", run.data.tags.get(Tag.sweep)):
             try:
-                records.append(_read_record(run, names[run.info.experiment_id]))
-            except Exception as error:  # an id, a time or settings that slimdown never wrote
+                record = RunRecord(
+                    run_id=store.check_run_id(run.info.run_id),
+                    name=run.info.run_name or run.info.run_id,
+                    experiment=names[run.info.experiment_id],
+                    status=run.info.status,
+                    started=datetime.fromtimestamp((run.info.start_time or 0) / 1000, UTC),
+                    params=_expand_params(run.data.params),
+                    tags=dict(run.data.tags),
+                    artifact_uri=run.info.artifact_uri or "",
+                )
+                _ = record.holdout  # it is a number
+                records.append(record)
+            except Exception as error:  # an id, a time or settings that slimdown never writes
                 reason = store.first_line(error)
                 _log.warning(
                     "run %.40a is left out: its record is odd (%s)", run.info.run_id, reason
                 )
     return read_findings(tracking, records) if with_findings else records
-
-
-def _read_record(run: Any, experiment: str) -> RunRecord:
-    """Return what MLflow says of a run.
-
-    Raises:
-        Exception: Of any kind; its id, time or settings are none that slimdown writes.
-    """
-    record = RunRecord(
-        run_id=store.check_run_id(run.info.run_id),
-        name=run.info.run_name or run.info.run_id,
-        experiment=experiment,
-        status=run.info.status,
-        started=datetime.fromtimestamp((run.info.start_time or 0) / 1000, UTC),
-        params=_expand_params(run.data.params),
-        tags=dict(run.data.tags),
-        artifact_uri=run.info.artifact_uri or "",
-    )
-    _ = record.holdout  # a number
-    return record
 
 
 def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
@@ -147,10 +138,8 @@ def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[R
         if run.status != "FINISHED":
             return run
         try:
-            plain = json.loads(_read_artifact(client, run, "findings.json"))
-            if not (isinstance(plain, dict) and "benchmarks" in plain):
-                raise ValueError
-            return replace(run, findings=Findings.from_dict(plain))
+            text = _read_artifact(client, run, "findings.json")
+            return replace(run, findings=Findings.from_dict(json.loads(text)))
         except ValueError:
             reason = "is damaged; rerun=true makes the run again"
         except DataError as error:  # whole, and written by another version
@@ -288,11 +277,7 @@ def _read_settings(tracking: TrackingConfig, run: RunRecord) -> Any:
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
         text = _read_artifact(client, run, "config.yaml")
-    try:
-        return read_recorded(text)
-    except ConfigError as error:
-        place = f"config.yaml of run {run.run_id} ({run.name})"
-        raise ConfigError(f"{place} cannot be read: {error}") from None
+    return read_recorded(text, f"config.yaml of run {run.run_id} ({run.name})")
 
 
 def _read_artifact(client: Any, run: RunRecord, path: str) -> str:

@@ -59,8 +59,8 @@ def check_store(config: TrackingConfig) -> None:
     with explain_store_errors(config):  # MLflow's own client retries for minutes
         if file and ("?" in str(file) or unquote(str(file)) != str(file)):  # MLflow opens another
             raise TrackingError(f"{file}: no address can hold its ? or %; use another folder")
-        if file and file.exists() and not (file.is_file() or file.is_dir()):
-            raise TrackingError(f"{file} is a device or a pipe; name a file by tracking.uri")
+        if file and file.exists() and not file.is_file():
+            raise TrackingError(f"{file} is no file; name one that you can write by tracking.uri")
         if file and _is_there(file):
             with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as pages:
                 # MLflow would create its tables in any database.
@@ -179,7 +179,9 @@ def find_experiment(client: "MlflowClient", config: TrackingConfig) -> str:
 def create_run(client: Any, config: TrackingConfig, name: str, tags: Mapping[str, str]) -> Any:
     """Create a run in the experiment, without secrets and without tags that are empty."""
     texts = {key: redact(text)[:MAX_TAG] for key, text in tags.items() if text}
-    return client.create_run(find_experiment(client, config), None, texts, redact(name))
+    run = client.create_run(find_experiment(client, config), None, texts, redact(name))
+    check_run_id(run.info.run_id)
+    return run
 
 
 def check_run_id(run_id: str) -> str:

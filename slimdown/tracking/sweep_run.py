@@ -35,7 +35,7 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
     client = store.open_store(tracking)
     tags: dict[str, str] = {Tag.kind: "sweep", Tag.sweep: name, Tag.host: name_machine()}
     with store.explain_store_errors(tracking):
-        run_id = store.check_run_id(store.create_run(client, tracking, title, tags).info.run_id)
+        run_id = store.create_run(client, tracking, title, tags).info.run_id
     sweep, status = SweepRun(run_id), "KILLED"
 
     with store.lock(tracking, f"run-{run_id}"):

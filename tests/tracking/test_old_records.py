@@ -4,7 +4,6 @@
 """
 
 import json
-import shutil
 import sqlite3
 import tarfile
 from collections.abc import Callable
@@ -16,12 +15,21 @@ from typing import Any
 
 import pytest
 from commands_and_runs import call_verb
+from omegaconf import OmegaConf
 from safetensors.numpy import load_file
 
-from slimdown.config.schema import EvaluationConfig, RunConfig, TrainConfig
+from slimdown.config import naming
+from slimdown.config.loader import read_recorded
+from slimdown.config.schema import (
+    BenchmarkConfig,
+    DatasetConfig,
+    EvaluationConfig,
+    RunConfig,
+    TrainConfig,
+)
 from slimdown.evaluation.evaluation_cache import evaluation_key
 from slimdown.tracking.provenance import find_version
-from slimdown.tracking.resume import MEASUREMENT_VERSION, TRAINING_VERSION, run_key
+from slimdown.tracking.resume import MEASUREMENT_VERSION, NOT_IN_KEY, TRAINING_VERSION, run_key
 
 Compose = Callable[..., RunConfig]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -159,8 +167,10 @@ def test_the_same_questions_find_a_measured_base(
     longer = extend(config, "evaluation", EvaluationConfig, "new", 3)
     shorter = shorten(config, "evaluation", EvaluationConfig, "apply_chat_template")
     for line in (records / "keys.jsonl").read_text().splitlines():
-        key, number, identity, backend, questions, scaled, versions, settings = json.loads(line)
-        packages = dict(zip(("lm-eval", "torch", "transformers", "tokenizers"), versions))
+        key, number, identity, backend, questions, _, versions, settings = json.loads(line)
+        packages = dict(
+            zip(("lm-eval", "torch", "transformers", "tokenizers"), versions, strict=True)
+        )
         monkeypatch.setattr("slimdown.evaluation.evaluation_cache.version", packages.get)
         monkeypatch.setattr("slimdown.evaluation.evaluation_cache.MEASUREMENT_VERSION", number)
         benchmark = benchmarks[settings["benchmark"]["task"]]
@@ -172,14 +182,14 @@ def test_the_same_questions_find_a_measured_base(
         assert evaluation_key(*parts, replace(longer.evaluation, new=4)) != key
 
 
-def test_a_setting_that_comes_has_a_default(composed: Compose) -> None:
-    """Without one it would stand in every key, and each base be measured again."""
-    from slimdown.config.naming import select_for_key
-
-    named = {"dataset": {"x": {}}, "benchmark": {"x": {}}}
-    sections = {f.name: named.get(f.name, {}) for f in fields(RunConfig)}
-    first = select_for_key(sections)
-    assert first == sections  # the schema has lost nothing, else: its name and its default
+def test_a_setting_that_comes_has_a_default() -> None:
+    """Without one in the schema it would stand in every key, and every base be measured again."""
+    first = OmegaConf.load(Path(naming.__file__).parent / "first_settings.yaml")
+    named = {"dataset": {"<name>": DatasetConfig()}, "benchmark": {"<name>": BenchmarkConfig()}}
+    schema = OmegaConf.merge(OmegaConf.structured(RunConfig), named)
+    outside = (*NOT_IN_KEY, "search.", "rerun")
+    keys = {key for key in OmegaConf.missing_keys(schema) if not key.startswith(outside)}
+    assert not {key for key in keys if OmegaConf.select(first, key, default=...) is ...}
 
 
 def test_the_same_command_skips_the_finished_run(records: Path, answers: dict[str, Any]) -> None:
@@ -194,21 +204,11 @@ def test_the_same_command_skips_the_finished_run(records: Path, answers: dict[st
 
 
 def test_a_setting_that_is_gone_is_passed_over_and_a_typo_is_not(
-    records: Path, answers: dict[str, Any], tmp_path: Path
+    records: Path, answers: dict[str, Any]
 ) -> None:
-    shutil.copytree(records / "mlruns", tmp_path / "mlruns")
-    run_id = answers["ids"]["pocket lora.r=2"]
-    with closing(sqlite3.connect(tmp_path / "mlruns" / "mlflow.db")) as store:
-        change = "UPDATE runs SET artifact_uri = replace(artifact_uri, ?, ?)"
-        store.execute(change, (records.as_uri(), tmp_path.as_uri()))
-        store.commit()
-    file = tmp_path / "mlruns" / "artifacts" / run_id / "artifacts" / "config.yaml"
-    text = (
-        file.read_text()
-        .replace("train:\n", "train:\n  gone: 3\n")
-        .replace("seed: 0", "seed: 0\nold: {a: 1}")
-    )
-    file.write_text(text.replace("    role: ", "    lost: [1]\n    role: "))
-    done = call_verb(tmp_path, "merge", run_id, "--out=merged")
-    assert done.returncode == 0, done.stderr
-    assert "train.gone is not a setting" in call_verb(tmp_path, "run", "train.gone=3").stderr
+    text = read_artifact(records, answers["ids"]["pocket lora.r=2"], "config.yaml")
+    longer = text.replace("train:\n", "train:\n  gone: 3\n") + "old: {a: 1}\n"
+    longer = longer.replace("    role: ", "    lost: [1]\n    role: ")
+    assert longer.count("lost") == 3
+    assert read_recorded(longer, "x") == read_recorded(text, "x")
+    assert "train.gone is not a setting" in call_verb(records, "run", "train.gone=3").stderr
