@@ -60,6 +60,8 @@ def read_recorded(text: str, place: str) -> Any:
         ConfigError: It is no such file, or holds values that this version does not know.
     """
     try:
+        if len(text) > 2**20:
+            raise ConfigError("it is larger than 1 MiB, and no run writes more")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ConfigError("it has YAML aliases, which no run writes")
         settings = OmegaConf.to_container(OmegaConf.create(text), resolve=False)

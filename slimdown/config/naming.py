@@ -1,5 +1,6 @@
 """A run's settings by their dotted keys, and what the run is called."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,6 @@ def select_for_key(settings: dict[str, Any]) -> dict[str, Any]:
     >>> select_for_key({"seed": 0, "search": {"seed": 0}})
     {'seed': 0, 'search': {'seed': 0}}
     """
-    named = {"dataset": {_ANY: DatasetConfig()}, "benchmark": {_ANY: BenchmarkConfig()}}
-    schema: Any = OmegaConf.merge(OmegaConf.structured(RunConfig), named)
-    first = OmegaConf.load(Path(__file__).parent / "first_settings.yaml")
 
     def select(node: Any, first: Any, defaults: Any) -> Any:
         if not isinstance(first, dict):
@@ -61,7 +59,16 @@ def select_for_key(settings: dict[str, Any]) -> dict[str, Any]:
         counting = [k for k in node if k in first or node[k] != defaults.get(k, ...)]
         return lost | {k: select(node[k], first.get(k), defaults.get(k)) for k in counting}
 
-    return dict(select(settings, OmegaConf.to_container(first), OmegaConf.to_container(schema)))
+    return dict(select(settings, *_read_defaults(RunConfig)))
+
+
+@cache
+def _read_defaults(schema: type) -> tuple[Any, Any]:
+    """Return the settings that each key holds, and all settings of the schema: their defaults."""
+    named = {"dataset": {_ANY: DatasetConfig()}, "benchmark": {_ANY: BenchmarkConfig()}}
+    defaults = OmegaConf.merge(OmegaConf.structured(schema), named)
+    first = OmegaConf.load(Path(__file__).parent / "first_settings.yaml")
+    return OmegaConf.to_container(first), OmegaConf.to_container(defaults)
 
 
 def base_settings(config: RunConfig) -> dict[str, object]:

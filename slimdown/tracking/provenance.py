@@ -78,7 +78,9 @@ def find_version(package: str) -> str | None:
 
 def name_machine() -> str:
     """Return the host name and a digest of the network address: two machines may share a name."""
-    return f"{socket.gethostname()} {hash_json(uuid.getnode())[:8]}"
+    name, address = socket.gethostname(), uuid.getnode()
+    # This bit is set where Python found no address: each process draws another one.
+    return name if address >> 40 & 1 else f"{name} {hash_json(address)[:8]}"
 
 
 def read_user() -> str:

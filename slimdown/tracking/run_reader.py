@@ -238,7 +238,11 @@ def read_scales(tracking: TrackingConfig, run: RunRecord) -> list[ScaledFindings
         raise TrackingError(
             f"run {run.name} has no curve over its scale; {command} measures that of a LoRA"
         )
-    findings = {scale: Findings.from_dict(json.loads(text)) for scale, text in texts.items()}
+    try:
+        findings = {scale: Findings.from_dict(json.loads(text)) for scale, text in texts.items()}
+    except (ValueError, RecursionError) as error:
+        reason = f"is damaged ({store.first_line(error)}); slimdown scale measures it again"
+        raise TrackingError(f"the curve of run {run.run_id} {reason}") from None
     return [ScaledFindings(scale, findings[scale]) for scale in sorted(findings)]
 
 

@@ -5,6 +5,8 @@
 
 import json
 import sqlite3
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from contextlib import closing
@@ -47,6 +49,12 @@ def records(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             change = f"UPDATE {table} SET {column} = replace({column}, 'file:///records', ?)"
             store.execute(change, (folder.as_uri(),))
         store.commit()
+    environment = next(folder.rglob("environment.json")).read_text()
+    if find_version("mlflow") != json.loads(environment)["mlflow"]:
+        place = f"sqlite:///{folder}/mlruns/mlflow.db"
+        upgrade = [sys.executable, "-m", "mlflow", "db", "upgrade", place]
+        if subprocess.run(upgrade, capture_output=True).returncode:
+            pytest.skip("MLflow is older than the store")
     return folder
 
 

@@ -24,6 +24,7 @@ from slimdown.tracking.run_reader import (
     find_runs,
     read_config,
     read_evaluations,
+    read_scales,
 )
 from slimdown.tracking.run_writer import open_run
 from slimdown.utils.errors import ConfigError, TrackingError
@@ -103,6 +104,10 @@ def test_an_odd_run_is_left_out_with_a_line(
         assert find_run(config.tracking, runs[damaged[-1]]).findings is None
         assert line in caplog.text
         assert "damaged" not in caplog.text
+    for text in ("[" * 100_000, "torn"):
+        store.log_text(runs[damaged[-1]], text, "scales/1.0.json")
+        with pytest.raises(TrackingError, match=r"the curve of run \w+ is damaged \("):
+            read_scales(config.tracking, find_run(config.tracking, runs[damaged[-1]]))
     file.unlink()
     os.mkfifo(file)
     find_run(config.tracking, runs[damaged[-1]])
@@ -144,6 +149,7 @@ def test_samples_that_are_damaged_or_gone_are_named(store: MlflowClient, compose
         ("a: !!python/object/apply:os.getcwd []", "ConstructorError"),
         ("a: " + "[" * 9999 + "]" * 9999, "RecursionError"),
         ("- a", "cannot be read"),
+        ("a: 1\n" * 2**18, "larger than 1 MiB"),
         ("\x00", "ReaderError"),
         ("method: {name: gone}", "gone"),
     ],
