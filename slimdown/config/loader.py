@@ -3,8 +3,9 @@
 import re
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+import yaml  # type: ignore[import-untyped]
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -72,6 +73,39 @@ def read_trained_quantization(folder: str | Path) -> str:
     if settings.get("load_in_4bit") == "true" and kind in list(QuantType):
         return str(kind)
     return "int8" if settings.get("load_in_8bit") == "true" else "none"
+
+
+def read_recorded(text: str, place: str) -> Any:
+    """Read the settings that a run recorded; those that no longer exist are left out.
+
+    Args:
+        text: Its `config.yaml`, in which nothing is left to resolve.
+        place: What a message calls it.
+
+    Raises:
+        ConfigError: It is no such file, or holds values that this version does not know.
+    """
+    try:
+        if len(text) > 2**20:
+            raise ConfigError("it is larger than 1 MiB, and no run writes more")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ConfigError("it has YAML aliases, which no run writes")
+        settings = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        if "${" in str(settings):
+            raise ConfigError("it has ${...} in it, which a recorded setting never has")
+        return OmegaConf.merge(OmegaConf.structured(RunConfig), _drop_unknown(settings, RunConfig))
+    except Exception as error:  # PyYAML's, OmegaConf's, and those of what is no config at all
+        reason = str(error) if isinstance(error, ConfigError) else reword(error)
+        raise ConfigError(f"{place} cannot be read: {reason}") from None
+
+
+def _drop_unknown(settings: Any, schema: Any) -> Any:
+    """Return settings without those that a schema lacks."""
+    if not isinstance(settings, dict):
+        return settings
+    kind = (get_args(schema) or (Any,))[-1]  # of dataset.<name>, benchmark.<name>
+    types = get_type_hints(schema) if is_dataclass(schema) else dict.fromkeys(settings, kind)
+    return {k: _drop_unknown(one, types[k]) for k, one in settings.items() if k in types}
 
 
 def reword(error: Exception) -> str:

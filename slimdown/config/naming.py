@@ -1,12 +1,25 @@
 """A run's settings by their dotted keys, and what the run is called."""
 
+from functools import cache
+from pathlib import Path
+from typing import Any
+
 from omegaconf import OmegaConf
 
-from slimdown.config.schema import RunConfig
+from slimdown.config.dataset_config import DatasetConfig
+from slimdown.config.schema import BenchmarkConfig, RunConfig
+
+_ANY = "<name>"  # of a dataset or a benchmark
 
 
-def flatten(config: RunConfig) -> dict[str, object]:
-    """Return every setting that counts, by its dotted key, as a command line would set it."""
+def flatten(config: RunConfig, as_in_keys: bool = False) -> dict[str, object]:
+    """Return every setting that counts, by its dotted key, as a command line would set it.
+
+    Args:
+        config: The settings.
+        as_in_keys: See `select_for_key`.
+    """
+    tree: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     flat: dict[str, object] = {}
 
     def walk(node: object, prefix: str) -> None:
@@ -17,11 +30,45 @@ def flatten(config: RunConfig) -> dict[str, object]:
         else:
             flat[prefix[:-1]] = node
 
-    walk(OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True), "")
+    walk(select_for_key(tree) if as_in_keys else tree, "")
     idle = {"rerun", "search", *config.idle_sections}
     counting = {key: flat[key] for key in flat if key.partition(".")[0] not in idle}
     optional = ("method.", "keep.", "tuned")  # null: there is no such setting, or no such model
     return {k: v for k, v in counting.items() if v is not None or not k.startswith(optional)}
+
+
+def select_for_key(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that a key holds: the same key whatever the schema gains or loses.
+
+    Those are the settings of `first_settings.yaml`, with the value there where the schema has lost
+    them, and of later ones those that are not at their default.
+
+    Args:
+        settings: A tree of sections, each of them whole.
+
+    >>> select_for_key({"seed": 0, "search": {"seed": 0}})
+    {'seed': 0, 'search': {'seed': 0}}
+    """
+
+    def select(node: Any, first: Any, defaults: Any) -> Any:
+        if not isinstance(first, dict):
+            return node
+        if _ANY in first:
+            return {name: select(one, first[_ANY], defaults[_ANY]) for name, one in node.items()}
+        lost = {name: first[name] for name in first.keys() - defaults.keys()}
+        counting = [k for k in node if k in first or node[k] != defaults.get(k, ...)]
+        return lost | {k: select(node[k], first.get(k), defaults.get(k)) for k in counting}
+
+    return dict(select(settings, *_read_defaults(RunConfig)))
+
+
+@cache
+def _read_defaults(schema: type) -> tuple[Any, Any]:
+    """Return the settings that each key holds, and all settings of the schema: their defaults."""
+    named = {"dataset": {_ANY: DatasetConfig()}, "benchmark": {_ANY: BenchmarkConfig()}}
+    defaults = OmegaConf.merge(OmegaConf.structured(schema), named)
+    first = OmegaConf.load(Path(__file__).parent / "first_settings.yaml")
+    return OmegaConf.to_container(first), OmegaConf.to_container(defaults)
 
 
 def base_settings(config: RunConfig) -> dict[str, object]:

@@ -7,6 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from slimdown.config.naming import select_for_key
 from slimdown.config.schema import BenchmarkConfig, EvaluationConfig
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.utils.hashing import hash_json
@@ -14,9 +15,11 @@ from slimdown.utils.hashing import hash_json
 if TYPE_CHECKING:  # it imports torch
     from slimdown.models.base_model import LoadedModel
 
-# Raise it when the same settings give other answers: how questions are batched, ordered or read.
-# tests/evaluation/test_stored_answers.py fails when that is forgotten.
-MEASUREMENT_VERSION = 1
+# Add a reason when the same settings give other answers: how questions are batched, ordered, read.
+# It ends "... is measured again: ", and raises the version, so that no older evaluation is taken.
+# tests/evaluation/test_evaluation_key.py fails when that is forgotten.
+MEASUREMENT_CHANGES: tuple[str, ...] = ()
+MEASUREMENT_VERSION = 1 + len(MEASUREMENT_CHANGES)
 _PACKAGES = ("lm-eval", "torch", "transformers", "tokenizers")
 
 # How scores are read or when asking ends; no answer depends on it, so the key leaves it out. Task
@@ -50,6 +53,7 @@ def evaluation_key(
     questions_hash: str,
     benchmark: BenchmarkConfig,
     config: EvaluationConfig,
+    measurement_version: int | None = None,
 ) -> str:
     """Hash everything that an answer depends on: two evaluations of one key give the same answers.
 
@@ -59,18 +63,35 @@ def evaluation_key(
         questions_hash: Of prompts, rows and task settings.
         benchmark: Its settings, but those of `READ_ONLY`; `scale` and metric are read together.
         config: Likewise.
+        measurement_version: An earlier one; None: today's.
 
     Returns:
         32 hex digits. The run's seed is not in it: it never touches the questions.
     """
-    settings = {"benchmark": asdict(benchmark), "evaluation": asdict(config)}
+    tree = select_for_key({"benchmark": {"": asdict(benchmark)}, "evaluation": asdict(config)})
+    settings = {"benchmark": tree["benchmark"][""], "evaluation": tree["evaluation"]}
     for section, names in READ_ONLY.items():
         for name in names:
-            del settings[section][name]
+            settings[section].pop(name, None)
     scaled = benchmark.metric if benchmark.scale is not None else ""
     versions = [version(package) for package in _PACKAGES]
-    parts = MEASUREMENT_VERSION, model.identity, backend, questions_hash, scaled, versions, settings
-    return hash_json(parts)
+    number = measurement_version or MEASUREMENT_VERSION
+    return hash_json([number, model.identity, backend, questions_hash, scaled, versions, settings])
+
+
+def explain_older(cache: EvaluationCache, name: str, key_parts: Any) -> list[str]:
+    """Say which evaluation of an earlier version is there, and why it is not taken.
+
+    Args:
+        cache: Where evaluations are kept.
+        name: The benchmark's name.
+        key_parts: What `evaluation_key` takes; the fourth is the benchmark.
+    """
+    for number in range(MEASUREMENT_VERSION - 1, 0, -1):
+        if older := cache.find(evaluation_key(*key_parts, number), name, key_parts[3]):
+            reasons = "; ".join(MEASUREMENT_CHANGES[number - 1 :])
+            return [f"{name} ({older.origin or 'of this run'}) is measured again: {reasons}."]
+    return []
 
 
 def check_evaluation(evaluation: BenchmarkEvaluation) -> str:

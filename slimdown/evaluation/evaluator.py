@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
 from math import isnan
@@ -21,7 +22,12 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from slimdown.config.schema import Backend, EvaluationConfig, OnProgress
 from slimdown.data.chat_templates import FIXED_DATE, check_chat_template
-from slimdown.evaluation.evaluation_cache import EvaluationCache, check_evaluation, evaluation_key
+from slimdown.evaluation.evaluation_cache import (
+    EvaluationCache,
+    check_evaluation,
+    evaluation_key,
+    explain_older,
+)
 from slimdown.evaluation.families import explain_no_sharing
 from slimdown.evaluation.harness_results import (
     check_primary_metric,
@@ -172,7 +178,7 @@ class Evaluator:
                 used = backend if "generate_until" in kinds else scoring
                 run = runs[name] = _BenchmarkRun(task, requests, model, lm, used, on_progress, vllm)
                 hashed = task.hash_questions(requests)
-                run.key = evaluation_key(model, used.name, hashed, task.config, self._config)
+                run.key_parts = (model, used.name, hashed, task.config, self._config)
             blocks: dict[str, dict[int, list[Sample]]] = {run.key: {} for run in runs.values()}
             for run in runs.values():
                 run.blocks = blocks[run.key]
@@ -205,6 +211,7 @@ class Evaluator:
         """Take what was answered before, unless the questions were asked here a moment ago."""
         name = run.task.name
         earlier = None if run.blocks else cache.find(run.key, name, run.task.config)
+        self.notes += [] if earlier or run.blocks else explain_older(cache, name, run.key_parts)
         if earlier and (problem := run.take(earlier)):
             line = f"{name} is measured anew: what was found of it is odd ({problem})."
             self.notes.append(line)
@@ -231,7 +238,7 @@ class _BenchmarkRun:
     backend: BackendOptions
     on_progress: OnProgress
     vllm: Callable[[list[Any]], list[str]] | None  # generates; None: `lm` does
-    key = ""
+    key_parts: Any = None  # what `evaluation_key` takes
     blocks: dict[int, list[Sample]] = field(default_factory=dict)  # asked, by begin; of equal keys
     answers: "_AnswersFile | None" = None
     n_asked = n_found = n_new = 0  # questions; of them found in the cache, and not
@@ -253,6 +260,11 @@ class _BenchmarkRun:
         self._found: BenchmarkEvaluation | None = None
         self._seconds = 0.0
         self._check_room()
+
+    @cached_property
+    def key(self) -> str:
+        """The key under which its evaluation is kept."""
+        return evaluation_key(*self.key_parts)
 
     def take(self, earlier: BenchmarkEvaluation) -> str:
         """Take what was answered before; say what is odd about it, empty where it is sound."""

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from slimdown.config.schema import BenchmarkConfig
 from slimdown.evaluation.evaluation_cache import check_evaluation
 from slimdown.evaluation.results import BenchmarkEvaluation, Sample
+from slimdown.utils.errors import DataError
+from slimdown.utils.files import check_format
 
 # model: base or tuned; answer: the choice taken, or the text that the metric's filter kept;
 # response: generated text, before any filter.
@@ -34,8 +36,13 @@ SCHEMA = pa.schema(
 )
 
 
+FORMAT = 1
+"""Of these files. Raised when an older slimdown would misread them; files without a number have
+format 1. Where a column or a field is added, its default stands for it in older files."""
+
+
 class DamagedSamples(ValueError):
-    """A file of samples that cannot be read, holds something else, or contradicts itself."""
+    """A file of samples that is not what was written, or contradicts itself."""
 
 
 def write_samples(file: Path, model: str, name: str, evaluation: BenchmarkEvaluation) -> None:
@@ -61,7 +68,7 @@ def write_samples(file: Path, model: str, name: str, evaluation: BenchmarkEvalua
         for sample in evaluation.samples
         for metric, score in sample.scores.items()
     ]
-    about = {name: getattr(evaluation, name) for name in _OF_EVALUATION}
+    about = {name: getattr(evaluation, name) for name in _OF_EVALUATION} | {"format": FORMAT}
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     metadata = {"slimdown": json.dumps(about), "digest": _hash_content(table, about)}
     pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
@@ -79,19 +86,24 @@ def read_samples(file: Path, benchmark: BenchmarkConfig) -> BenchmarkEvaluation:
 
     Raises:
         DamagedSamples: The file is cut short, changed, or not one of samples.
+        DataError: Another version of slimdown wrote it, and this one cannot read it.
     """
+    is_whole = False
     try:
         table = pq.read_table(file)
         metadata = table.schema.metadata
         about = json.loads(metadata[b"slimdown"])
-        if metadata[b"digest"].decode() != _hash_content(table, about):
+        check_format(about.get("format"), FORMAT)
+        is_whole = metadata[b"digest"].decode() == _hash_content(table, about)
+        if not is_whole:
             raise ValueError("its content is not what was written")
         by_question: dict[tuple[str, int], list[dict[str, Any]]] = {}
-        for row in table.select(SCHEMA.names).cast(SCHEMA).to_pylist():
+        schema = pa.schema([column for column in SCHEMA if column.name in table.column_names])
+        for row in table.select(schema.names).cast(schema).to_pylist():
             by_question.setdefault((row["task"], row["doc_id"]), []).append(row)
         samples = tuple(
             Sample(
-                **{column: rows[0][column] for column in _OF_QUESTION},
+                **{column: rows[0][column] for column in _OF_QUESTION if column in rows[0]},
                 choices=tuple(rows[0]["choices"]),
                 log_likelihoods=tuple(rows[0]["log_likelihoods"]),
                 answers={row["metric"]: row["answer"] for row in rows},
@@ -103,8 +115,10 @@ def read_samples(file: Path, benchmark: BenchmarkConfig) -> BenchmarkEvaluation:
         fields["looks"] = tuple(about["looks"])
         evaluation = BenchmarkEvaluation(benchmark, samples=samples, **fields)
         problem = check_evaluation(evaluation)
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, DataError) as error:
         problem = " ".join(str(error).split())[:200] or type(error).__name__
+        if is_whole or isinstance(error, DataError):
+            raise DataError(f"another version of slimdown wrote it: {problem}") from None
     if problem:
         raise DamagedSamples(problem)
     return evaluation

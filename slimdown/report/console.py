@@ -165,7 +165,7 @@ def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnP
     Yields:
         A function of the number done, the total, and a short text such as the loss.
     """
-    pace, console = _Pace(unit, later), _open_console()
+    pace, console, label = _Pace(unit, later), _open_console(), redact(label)
     if console.is_terminal:
         name = TextColumn("{task.description}", markup=False)
         how_far = TextColumn("{task.fields[pace]}", markup=False, table_column=Column())  # may wrap

@@ -32,9 +32,10 @@ from slimdown.stats.overall import average_changes
 from slimdown.stats.pairing import Pair, pair_evaluations
 from slimdown.stats.power import minimum_detectable_change, n_to_decide
 from slimdown.stats.sequential import Floats
-from slimdown.stats.serialization import NOT_RECORDED, from_plain, to_plain
+from slimdown.stats.serialization import FORMAT, NOT_RECORDED, from_plain, to_plain
 from slimdown.training.result import TrainingResult
 from slimdown.utils.errors import DataError
+from slimdown.utils.files import check_format
 
 _FEWEST_OF_SUBJECT = 6  # questions: where all six are lost, p = 0.047; of five, 0.088
 
@@ -146,23 +147,29 @@ class Findings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold: all but samples; the questions' changes as packed text."""
-        return dict(to_plain(self))
+        return {"format": FORMAT, **to_plain(self)}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Findings":
         """Restore findings from what `to_dict` returned, without base and tuned evaluation.
 
         Raises:
-            DataError: this is something else.
+            DataError: this is something else, or of a newer format.
         """
         try:
+            check_format(plain.get("format"), FORMAT)
             findings: Findings = from_plain(cls, plain)
             for benchmark in findings.benchmarks.values():
                 _ = benchmark.primary.difference.test
             return findings
+        except DataError:
+            raise
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"[:200]
-            raise DataError(f"these are not findings of slimdown ({problem})") from None
+            advice = "the version that made them does (environment.json beside them names it)"
+            raise DataError(
+                f"this version cannot read the findings ({problem}); {advice}"
+            ) from None
 
 
 def judge(

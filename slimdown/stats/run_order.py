@@ -84,9 +84,9 @@ def parse_setting(text: str) -> SortValue:
     for kind in (int, float):
         try:
             number = kind(text)
-        except ValueError:
+            return number if isfinite(number) else text
+        except (ValueError, OverflowError):  # a word; a number of 400 digits
             continue
-        return number if isfinite(number) else text
     return text or None
 
 

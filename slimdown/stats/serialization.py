@@ -12,8 +12,12 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+FORMAT = 1
+"""Of recorded findings. Raised when an older slimdown would misread them; files without a number
+have format 1. A field that is added gets a default, so that older files are still read."""
 # Metadata of a field that is not recorded; it must have a default.
 NOT_RECORDED = {"recorded": False}
+_MOST_BYTES = 2**28  # of all arrays of one record, unpacked
 
 
 def to_plain(value: Any) -> Any:
@@ -35,27 +39,38 @@ def to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def from_plain(hint: Any, value: Any) -> Any:
+def from_plain(hint: Any, value: Any, room: list[int] | None = None) -> Any:
     """Restore a value of a type from what `to_plain` made of it.
+
+    Args:
+        hint: The type.
+        value: The value.
+        room: How many bytes all arrays may still take.
 
     Raises:
         ValueError, TypeError, KeyError, AttributeError: it was not made from such a type.
     """
+    room = [_MOST_BYTES] if room is None else room
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None:
             return None
-        return from_plain(next(a for a in arguments if a is not type(None)), value)
+        return from_plain(next(a for a in arguments if a is not type(None)), value, room)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         hints = get_type_hints(hint)
-        return hint(**{n: from_plain(hints[n], v) for n, v in value.items() if n in hints})
+        return hint(**{n: from_plain(hints[n], v, room) for n, v in value.items() if n in hints})
     if origin is np.ndarray:
-        return np.frombuffer(zlib.decompress(base64.b64decode(value)), dtype=np.float64)
+        stream = zlib.decompressobj()
+        content = stream.decompress(base64.b64decode(value), room[0] + 1)
+        room[0] -= len(content)
+        if room[0] < 0 or not stream.eof:
+            raise ValueError(f"its arrays are cut short, or above {_MOST_BYTES >> 20} MiB")
+        return np.frombuffer(content, dtype=np.float64)
     if origin in (dict, Mapping):
         return {
-            from_plain(arguments[0], key): from_plain(arguments[1], item)
+            from_plain(arguments[0], key, room): from_plain(arguments[1], item, room)
             for key, item in value.items()
         }
     if origin is tuple:
-        return tuple(from_plain(arguments[0], item) for item in value)
+        return tuple(from_plain(arguments[0], item, room) for item in value)
     return hint(value)  # a number, a text, a path or an enumeration

@@ -16,6 +16,7 @@ from slimdown.evaluation.samples import DamagedSamples, read_samples, write_samp
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
 from slimdown.tracking.provenance import read_user
+from slimdown.utils.errors import DataError
 
 _log = logging.getLogger(__name__)
 
@@ -71,10 +72,10 @@ class RecordedEvaluations:
             evaluation = None
             with tempfile.TemporaryDirectory() as folder, suppress(Exception):  # gone, or silent
                 path = Path(client.download_artifacts(run_id, f"samples/{key}.parquet", folder))
-                evaluation = self._read(path, name, benchmark, f"run {run_id}")
-            if evaluation:
                 date = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
                 origin = f"run {run_id[:8]} by {user}, {date:%Y-%m-%d}"
+                evaluation = self._read(path, name, benchmark, f"run {run_id}")
+            if evaluation:
                 evaluation = replace(evaluation, origin=origin)
                 self._write(key, name, evaluation)
                 return evaluation
@@ -127,7 +128,7 @@ class RecordedEvaluations:
     ) -> BenchmarkEvaluation | None:
         try:
             evaluation = read_samples(file, benchmark)
-        except DamagedSamples as error:
+        except (DamagedSamples, DataError) as error:
             _log.warning("%s is measured again: its samples in %s: %s", name, place, error)
             return None
         self.files[name] = file

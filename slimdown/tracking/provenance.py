@@ -6,7 +6,9 @@ Environment variables are never recorded: they hold secrets.
 import getpass
 import os
 import platform
+import socket
 import subprocess
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
+
+from slimdown.utils.hashing import hash_json
 
 # The packages that numbers come from; their versions are in the key of a run.
 PACKAGES = (
@@ -70,6 +74,13 @@ def find_version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def name_machine() -> str:
+    """Return the host name and a digest of the network address: two machines may share a name."""
+    name, address = socket.gethostname(), uuid.getnode()
+    # This bit is set where Python found no address: each process draws another one.
+    return name if address >> 40 & 1 else f"{name} {hash_json(address)[:8]}"
 
 
 def read_user() -> str:

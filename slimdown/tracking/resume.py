@@ -13,7 +13,7 @@ from slimdown.evaluation.evaluation_cache import MEASUREMENT_VERSION
 from slimdown.stats.run_records import RunRecord
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
-from slimdown.tracking.provenance import PACKAGES, find_version
+from slimdown.tracking.provenance import PACKAGES, find_version, name_machine
 from slimdown.tracking.run_reader import find_runs
 from slimdown.training.result import TRAINING_VERSION
 from slimdown.utils.distributed import process_count
@@ -34,7 +34,8 @@ def run_key(config: RunConfig) -> str:
     Returns:
         32 hex digits, or "" where a file or a commit cannot be read: such a run is never skipped.
     """
-    settings = {k: v for k, v in flatten(config).items() if not k.startswith(NOT_IN_KEY)}
+    settings = flatten(config, as_in_keys=True)
+    settings = {k: v for k, v in settings.items() if not k.startswith(NOT_IN_KEY)}
     try:
         settings |= _identify_model("model.", config.model)
         if config.tuned_model:
@@ -109,7 +110,8 @@ def find_finished_or_lock(
 
 def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
     """Whether an unfinished run was begun on this machine, and no process works on it."""
-    if run.status == "FINISHED" or run.tags.get(Tag.host) != socket.gethostname():
+    names = name_machine(), socket.gethostname()  # older runs have the host name alone
+    if run.status == "FINISHED" or run.tags.get(Tag.host) not in names:
         return False
     try:
         with store.lock(tracking, f"run-{run.run_id}").acquire(timeout=0):

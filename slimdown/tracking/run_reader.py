@@ -8,16 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config.fields import nearest
-from slimdown.config.loader import load_config
+from slimdown.config.loader import load_config, read_recorded
 from slimdown.config.paths import CONF_DIR
 from slimdown.config.schema import TRAINING, Backend, RunConfig, TrackingConfig
 from slimdown.evaluation.results import Evaluation
@@ -26,7 +26,8 @@ from slimdown.stats.run_records import RunRecord
 from slimdown.stats.scaling import ScaledFindings
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
-from slimdown.utils.errors import ConfigError, DataError, TrackingError
+from slimdown.utils.errors import DataError, TrackingError
+from slimdown.utils.files import MOST_BYTES, read_limited
 from slimdown.utils.secrets import redact_uri
 
 _MOST_RUNS = 50_000  # MLflow's limit for one answer
@@ -63,20 +64,27 @@ def find_runs(
             raise TrackingError(f"there is no experiment {unknown[0]} in {uri}{similar}")
         chosen = [key for key, name in names.items() if not experiments or name in experiments]
         runs = client.search_runs(chosen, condition, max_results=_MOST_RUNS)
-    records = [
-        RunRecord(
-            run_id=run.info.run_id,
-            name=run.info.run_name or run.info.run_id,
-            experiment=names[run.info.experiment_id],
-            status=run.info.status,
-            started=datetime.fromtimestamp((run.info.start_time or 0) / 1000, UTC),
-            params=_expand_params(run.data.params),
-            tags=dict(run.data.tags),
-            artifact_uri=run.info.artifact_uri or "",
-        )
-        for run in runs
-        if sweep in ("", run.data.tags.get(Tag.sweep))
-    ]
+    records = []
+    for run in runs:
+        if sweep in ("", run.data.tags.get(Tag.sweep)):
+            try:
+                record = RunRecord(
+                    run_id=store.check_run_id(run.info.run_id),
+                    name=run.info.run_name or run.info.run_id,
+                    experiment=names[run.info.experiment_id],
+                    status=run.info.status,
+                    started=datetime.fromtimestamp((run.info.start_time or 0) / 1000, UTC),
+                    params=_expand_params(run.data.params),
+                    tags=dict(run.data.tags),
+                    artifact_uri=run.info.artifact_uri or "",
+                )
+                _ = record.holdout  # it is a number
+                records.append(record)
+            except Exception as error:  # an id, a time or settings that slimdown never writes
+                reason = store.first_line(error)
+                _log.warning(
+                    "run %.40a is left out: its record is odd (%s)", run.info.run_id, reason
+                )
     return read_findings(tracking, records) if with_findings else records
 
 
@@ -132,8 +140,10 @@ def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[R
         try:
             text = _read_artifact(client, run, "findings.json")
             return replace(run, findings=Findings.from_dict(json.loads(text)))
-        except (ValueError, DataError):
+        except ValueError:
             reason = "is damaged; rerun=true makes the run again"
+        except DataError as error:  # whole, and written by another version
+            reason = f"cannot be read: {error}"
         except FileNotFoundError as error:
             reason = f"is not at {error.filename}; MLflow looks only where the run was made"
         except Exception as error:  # MLflow's, or the system's
@@ -166,6 +176,8 @@ def read_evaluations(tracking: TrackingConfig, run: RunRecord) -> tuple[Evaluati
             try:
                 file = client.download_artifacts(run.run_id, path, folder)
                 samples[name] = read_samples(Path(file), benchmarks[name])
+            except DataError as error:
+                raise TrackingError(f"run {run.run_id}: {path}: {error}") from None
             except Exception as error:  # damaged, or gone
                 reason = f"{path} is gone or damaged ({store.first_line(error)})"
                 advice = "the same settings with rerun=true measure it again"
@@ -226,7 +238,11 @@ def read_scales(tracking: TrackingConfig, run: RunRecord) -> list[ScaledFindings
         raise TrackingError(
             f"run {run.name} has no curve over its scale; {command} measures that of a LoRA"
         )
-    findings = {scale: Findings.from_dict(json.loads(text)) for scale, text in texts.items()}
+    try:
+        findings = {scale: Findings.from_dict(json.loads(text)) for scale, text in texts.items()}
+    except (ValueError, RecursionError) as error:
+        reason = f"is damaged ({store.first_line(error)}); slimdown scale measures it again"
+        raise TrackingError(f"the curve of run {run.run_id} {reason}") from None
     return [ScaledFindings(scale, findings[scale]) for scale in sorted(findings)]
 
 
@@ -265,26 +281,24 @@ def _read_settings(tracking: TrackingConfig, run: RunRecord) -> Any:
     client = store.open_store(tracking, must_exist=True)
     with store.explain_store_errors(tracking):
         text = _read_artifact(client, run, "config.yaml")
-    try:
-        return OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
-    except OmegaConfBaseException as error:
-        reason = f"another version of slimdown made it ({store.first_line(error)})"
-        raise ConfigError(f"run {run.run_id} ({run.name}) cannot be read: {reason}") from None
+    return read_recorded(text, f"config.yaml of run {run.run_id} ({run.name})")
 
 
 def _read_artifact(client: Any, run: RunRecord, path: str) -> str:
     """Return the text of an artifact."""
     place = urlsplit(run.artifact_uri)
     if place.scheme in ("", "file"):
-        return (Path(unquote(place.path)) / path).read_text(encoding="utf-8")
+        return read_limited(Path(unquote(place.path)) / path)
     if client.tracking_uri.startswith("http"):
         from mlflow.utils.credentials import get_default_host_creds
         from mlflow.utils.rest_utils import http_request
 
         # One request; MLflow's `download_artifacts` makes four for a file.
         host, where = get_default_host_creds(client.tracking_uri), {"run_uuid": run.run_id}
-        answer = http_request(host, "/get-artifact", "GET", params=where | {"path": path})
-        answer.raise_for_status()
-        return str(answer.text)
+        where["path"] = path
+        with http_request(host, "/get-artifact", "GET", params=where, stream=True) as answer:
+            answer.raise_for_status()
+            chunks = islice(answer.iter_content(2**16), MOST_BYTES >> 16)
+            return b"".join(chunks).decode()
     with tempfile.TemporaryDirectory() as folder:
-        return Path(client.download_artifacts(run.run_id, path, folder)).read_text("utf-8")
+        return read_limited(Path(client.download_artifacts(run.run_id, path, folder)))

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import socket
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from slimdown.stats.findings import Findings
 from slimdown.tracking import store
 from slimdown.tracking.base_evaluations import RecordedEvaluations
 from slimdown.tracking.metric_names import Tag, collect_finding_metrics, describe_headline
-from slimdown.tracking.provenance import RunInfo, read_user
+from slimdown.tracking.provenance import RunInfo, name_machine, read_user
 from slimdown.tracking.resume import NOT_IN_KEY
 from slimdown.utils.errors import TrackingError
 from slimdown.utils.files import raise_if_disk_full, write_atomically
@@ -61,7 +60,7 @@ class TrackedRun:
         self.client = client = store.open_store(tracking)
         tags = {
             Tag.kind: "tuned",
-            Tag.host: socket.gethostname(),
+            Tag.host: name_machine(),
             "mlflow.user": read_user(),
             Tag.run_key: info.run_key,
             Tag.sweep: info.sweep or "",
@@ -81,7 +80,7 @@ class TrackedRun:
                     if value != "???" and not key.startswith(NOT_IN_KEY)
                 }
                 store.log_settings(client, run.info.run_id, settings)
-            self.run_id: str = run.info.run_id
+            self.run_id = store.check_run_id(run.info.run_id)
             self._lock = store.lock(tracking, f"run-{self.run_id}")
             self._lock.acquire(timeout=0)
         self.artifact_uri: str = redact_uri(run.info.artifact_uri)

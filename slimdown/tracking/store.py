@@ -4,6 +4,7 @@ MLflow is imported inside functions: it takes 1.5 seconds.
 """
 
 import json
+import re
 import ssl
 import urllib.error
 import urllib.request
@@ -58,6 +59,8 @@ def check_store(config: TrackingConfig) -> None:
     with explain_store_errors(config):  # MLflow's own client retries for minutes
         if file and ("?" in str(file) or unquote(str(file)) != str(file)):  # MLflow opens another
             raise TrackingError(f"{file}: no address can hold its ? or %; use another folder")
+        if file and file.exists() and not file.is_file():
+            raise TrackingError(f"{file} is no file; name one that you can write by tracking.uri")
         if file and _is_there(file):
             with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as pages:
                 # MLflow would create its tables in any database.
@@ -107,10 +110,11 @@ def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClien
             # So does a kill (mlflow 3.17, "table already exists"): they get their name when whole.
             with lock(config, "creation"):
                 if not _is_there(file):
-                    draft = file.with_name(f"{file.name}.draft")
+                    target = file.resolve()  # a link stays
+                    draft = target.with_name(f"{file.name}.draft")
                     draft.unlink(missing_ok=True)
                     MlflowClient(f"sqlite:///{draft}").search_experiments(max_results=1)
-                    draft.replace(file)
+                    draft.replace(target)
         # MLflow keeps one store for each address: a relative one is wrong in another folder.
         place = config.uri.partition(":///")[2].partition("?")[0]
         return MlflowClient(config.uri.replace(f":///{place}", f":///{file}", 1))
@@ -175,7 +179,21 @@ def find_experiment(client: "MlflowClient", config: TrackingConfig) -> str:
 def create_run(client: Any, config: TrackingConfig, name: str, tags: Mapping[str, str]) -> Any:
     """Create a run in the experiment, without secrets and without tags that are empty."""
     texts = {key: redact(text)[:MAX_TAG] for key, text in tags.items() if text}
-    return client.create_run(find_experiment(client, config), None, texts, redact(name))
+    run = client.create_run(find_experiment(client, config), None, texts, redact(name))
+    check_run_id(run.info.run_id)
+    return run
+
+
+def check_run_id(run_id: str) -> str:
+    """Return a run's id, which names files and folders here.
+
+    Raises:
+        TrackingError: The server gave one that could lead out of them.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]{0,99}", run_id, re.ASCII):
+        shown = ascii(run_id)[:80]
+        raise TrackingError(f"the store calls a run {shown}, and an id is 32 letters and digits")
+    return run_id
 
 
 def list_experiments(config: TrackingConfig) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """The run of a whole sweep, below which MLflow shows the runs of its jobs."""
 
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from slimdown.config.schema import TrackingConfig
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
+from slimdown.tracking.provenance import name_machine
 from slimdown.utils.secrets import redact
 
 
@@ -33,7 +33,7 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
         TrackingError: The store does not answer when the sweep begins.
     """
     client = store.open_store(tracking)
-    tags: dict[str, str] = {Tag.kind: "sweep", Tag.sweep: name, Tag.host: socket.gethostname()}
+    tags: dict[str, str] = {Tag.kind: "sweep", Tag.sweep: name, Tag.host: name_machine()}
     with store.explain_store_errors(tracking):
         run_id = store.create_run(client, tracking, title, tags).info.run_id
     sweep, status = SweepRun(run_id), "KILLED"

@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 from traceback import format_exception
 
-from slimdown.utils.errors import SlimdownError
+from slimdown.utils.errors import DataError, SlimdownError
+
+MOST_BYTES = 2**26  # of a text that is read from a record
 
 
 def cache_dir() -> Path:
@@ -17,11 +19,15 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file beside its place, then rename it: what was there before stays until then.
 
     Args:
-        path: Its folder is made where it is missing.
+        path: Its folder is made where it is missing. A link stays, and its target is written; a
+            pipe or a device takes the content as it comes.
         content: Text is encoded as UTF-8.
     """
-    path = Path(path)
     data = content.encode() if isinstance(content, str) else content
+    if os.path.exists(path) and not os.path.isfile(path):
+        Path(path).write_bytes(data)
+        return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{os.getpid()}.draft")  # short: the name may be as long as can be
     try:
@@ -29,6 +35,32 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def read_limited(file: Path) -> str:
+    """Return the text of a file that somebody else wrote.
+
+    Raises:
+        DataError: It is no regular file, or larger than any that a run writes.
+    """
+    if file.exists() and not (file.is_file() and file.stat().st_size <= MOST_BYTES):
+        raise DataError(f"{file.name} is no file, or larger than {MOST_BYTES >> 20} MiB")
+    return file.read_text("utf-8")
+
+
+def check_format(number: object, newest: int) -> None:
+    """Check that this version of slimdown reads a format.
+
+    Args:
+        number: Of the format; None: it was written before formats had numbers.
+        newest: The highest number that is read here, as are all below.
+
+    Raises:
+        DataError: It is newer, or no number.
+    """
+    if number not in (None, *range(1, newest + 1)):
+        problem = f"it has format {number!s:.20}, and this slimdown reads up to {newest}"
+        raise DataError(f"{problem}; install a newer one: pip install -U slimdown")
 
 
 def raise_if_disk_full(error: BaseException) -> None:

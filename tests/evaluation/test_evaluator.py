@@ -244,6 +244,27 @@ def test_an_odd_evaluation_is_measured_anew_and_says_why(name: str, pocket: Load
     assert reason in evaluator.notes[-1]
 
 
+def test_what_an_earlier_version_measured_is_named_and_measured_again(
+    pocket: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator, cache = (
+        Evaluator(load_tasks(read_benchmarks(["pocket_cs"], limit=4)), make_config()),
+        MemoryCache(),
+    )
+    evaluator.evaluate(pocket, cache)
+    assert evaluator.notes == []
+    reasons, module = (
+        ("shots are drawn anew", "stop strings"),
+        "slimdown.evaluation.evaluation_cache.",
+    )
+    monkeypatch.setattr(f"{module}MEASUREMENT_CHANGES", reasons)
+    monkeypatch.setattr(f"{module}MEASUREMENT_VERSION", 3)
+    evaluator.evaluate(pocket, cache)
+    assert len(cache.saved) == 2
+    line = "pocket_cs (another run) is measured again: shots are drawn anew; stop strings."
+    assert evaluator.notes == [line]
+
+
 @pytest.mark.parametrize("content", [b"no database", None])
 def test_a_damaged_answers_file_is_asked_again(
     content: bytes | None, tmp_path: Path, pocket: LoadedModel, evaluation: Evaluation

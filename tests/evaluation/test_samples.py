@@ -1,6 +1,8 @@
 """A file of samples gives back the evaluation that was written, or says that it is damaged."""
 
+import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from builders import make_benchmark, make_choice
 
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.evaluation.samples import DamagedSamples, read_samples, write_samples
+from slimdown.utils.errors import DataError
 
 
 @pytest.fixture
@@ -32,6 +35,34 @@ def test_what_is_written_is_read(evaluation: BenchmarkEvaluation, tmp_path: Path
         assert read_samples(tmp_path / f"{number}.parquet", written.benchmark) == written
     rows = pq.read_table(tmp_path / "1.parquet").to_pylist()
     assert [row["answer"] for row in rows] == ["red", "green", "green", "grey"]
+
+
+def rewrite(file: Path, gone: tuple[str, ...] = (), **changes: Any) -> None:
+    """Write a file as another version would, with its own columns and what holds for all."""
+    table = pq.read_table(file)
+    about = json.loads(table.schema.metadata[b"slimdown"]) | changes
+    about = {name: value for name, value in about.items() if value is not None}
+    table = table.drop_columns(list(gone)).append_column("new", [["x"] * len(table)])
+    digest = sha256(json.dumps([table.to_pylist(), about]).encode()).hexdigest()
+    metadata = {"slimdown": json.dumps(about), "digest": digest}
+    pq.write_table(table.replace_schema_metadata(metadata), file)
+
+
+def test_what_another_version_wrote_is_read_or_named(
+    evaluation: BenchmarkEvaluation, tmp_path: Path
+) -> None:
+    file = tmp_path / "samples.parquet"
+    write_samples(file, "base", "colours", evaluation)
+    rewrite(file, ("category",), format=None, n_available=None, more=3)
+    assert read_samples(file, evaluation.benchmark) == evaluation
+    for change, message in (
+        ({"format": 2}, "it has format 2, and this slimdown reads up to 1; install a newer one"),
+        ({"gone": ("prompt_hash",)}, "another version of slimdown wrote it: .*prompt_hash"),
+    ):
+        write_samples(file, "base", "colours", evaluation)
+        rewrite(file, **change)
+        with pytest.raises(DataError, match=message):
+            read_samples(file, evaluation.benchmark)
 
 
 def cut(file: Path) -> None:

@@ -119,10 +119,12 @@ def test_a_terminal_gets_a_bar_that_leaves_nothing_behind(monkeypatch: pytest.Mo
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stdout", terminal)
-    with console.progress_bar("measuring [x] \x1b[2J") as on_progress:
+    monkeypatch.setenv("HF_TOKEN", "hunter2 hunter2")
+    with console.progress_bar("measuring [x] \x1b[2J hunter2 hunter2") as on_progress:
         on_progress(3, 10, "hellaswag")
     shown = terminal.getvalue()
-    assert "measuring [x] ␛[2J" in shown
+    assert "measuring [x] ␛[2J ***" in shown
+    assert "hunter2" not in shown
     assert "hellaswag, 3 of 10" in shown
     assert shown.rstrip().endswith("\x1b[2K")  # the bar's line is cleared
 

@@ -1,6 +1,7 @@
 """A base is measured once, and nobody's answers are believed blindly."""
 
 import getpass
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
@@ -78,6 +79,16 @@ def test_damaged_or_contradicting_answers_are_measured_again_with_a_line(
         caplog.clear()
     file.unlink()
     assert find(config, tmp_path / "gone") is None
+
+
+def test_an_odd_baseline_is_no_error(
+    store: MlflowClient, composed: Compose, tmp_path: Path
+) -> None:
+    config = set_metric(composed())
+    measure(config)
+    with sqlite3.connect("mlruns/mlflow.db") as database:
+        database.execute("UPDATE runs SET start_time = 1000000000000000000")
+    assert find(config, tmp_path / "a") is None
 
 
 def test_one_process_measures_a_base_at_a_time(store: MlflowClient, composed: Compose) -> None:

@@ -1,5 +1,6 @@
 """What is finished is not made again, and what a dead process left goes on."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from record_builders import make_info, record_run
 
 from slimdown.config.schema import RunConfig
 from slimdown.pocket import DATA_DIR
+from slimdown.tracking.provenance import name_machine
 from slimdown.tracking.resume import find_finished, find_finished_or_lock, run_key
 from slimdown.tracking.run_writer import open_run
 
@@ -45,9 +47,31 @@ def test_an_unfinished_run_goes_on_where_it_was_begun_and_nobody_works_on_it(
         raise KeyboardInterrupt
     with find_finished_or_lock(config, KEY) as answer:
         assert answer == (None, run.run_id)
-    store.set_tag(run.run_id, "slimdown.host", "another")
-    with find_finished_or_lock(config, KEY) as answer:
-        assert answer == (None, "")
+    for host, resume_run_id in (
+        (name_machine(), run.run_id),
+        (socket.gethostname(), run.run_id),  # as earlier versions recorded it
+        (f"{socket.gethostname()} 12345678", ""),  # another machine of this name
+        ("another", ""),
+    ):
+        store.set_tag(run.run_id, "slimdown.host", host)
+        with find_finished_or_lock(config, KEY) as answer:
+            assert answer == (None, resume_run_id)
+
+
+def test_machines_of_one_name_do_not_take_each_others_runs(
+    store: MlflowClient, composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = composed()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        open_run(config, make_info(config, "one", run_key=KEY)) as run,
+    ):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr("uuid.getnode", lambda: 7)
+        with find_finished_or_lock(config, KEY) as answer:
+            assert answer == (None, "")
+    assert store.get_run(run.run_id).data.tags["slimdown.host"] == name_machine()
 
 
 def test_equal_runs_wait_for_each_other(store: MlflowClient, composed: Compose) -> None:

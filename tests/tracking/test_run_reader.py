@@ -1,20 +1,33 @@
 """Runs are found, and an odd one harms no other."""
 
+import base64
+import json
+import os
 import shutil
+import sqlite3
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from commands_and_runs import call_verb
 from mlflow import MlflowClient
 from mlflow.entities import Param
 from record_builders import make_info, record_run, serve_mlflow
 
 from slimdown.config.schema import RunConfig
-from slimdown.tracking.run_reader import check_finished, find_run, find_runs, read_evaluations
+from slimdown.tracking.run_reader import (
+    check_finished,
+    find_run,
+    find_runs,
+    read_config,
+    read_evaluations,
+    read_scales,
+)
 from slimdown.tracking.run_writer import open_run
-from slimdown.utils.errors import TrackingError
+from slimdown.utils.errors import ConfigError, TrackingError
 
 Compose = Callable[..., RunConfig]
 
@@ -60,7 +73,7 @@ def test_an_odd_run_is_left_out_with_a_line(
     store: MlflowClient, composed: Compose, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = composed()
-    damaged = [b"{", b"{}", b"[]", b"null", b'{"benchmarks": {"a": {"n": 1e999}}}', b"\xff"]
+    damaged = [b"{", b"\xff"]
     runs = {text: record_run(config, repr(text)) for text in [b"good", *damaged]}
     for text in damaged:
         artifacts = store.get_run(runs[text]).info.artifact_uri.removeprefix("file://")
@@ -71,7 +84,35 @@ def test_an_odd_run_is_left_out_with_a_line(
         line = f"run {runs[text]} is left out: its findings.json is damaged; rerun=true makes"
         assert line in caplog.text
     assert "Error" not in caplog.text
-    (Path(artifacts) / "findings.json").unlink()
+    file = Path(artifacts) / "findings.json"
+    plain = find_run(config.tracking, runs[b"good"]).findings.to_dict()
+    assert plain["format"] == 1
+    primary = next(iter(plain["benchmarks"].values()))
+    bomb = base64.b64encode(zlib.compress(bytes(2**28 + 8), 1)).decode()
+    change = primary["changes"][primary["metric"]]["difference"]
+    for text, line in (
+        (json.dumps(plain | {"format": 2}), "it has format 2, and this slimdown reads up to 1; in"),
+        *((text, "cannot be read: this version cannot read") for text in ("{}", "[]", "null")),
+        (json.dumps(plain | {"benchmarks": {"a": {}}}), "the version that made them does"),
+        (json.dumps(plain).replace(change["changes"], bomb), "above 256 MiB"),
+        (json.dumps(plain).replace(change["changes"], change["changes"][:-8]), "are cut short"),
+        ("[" * 100_000, "cannot be read: maximum recursion"),
+        (" " * (2**26 + 1), "is no file, or larger than 64 MiB"),
+    ):
+        caplog.clear()
+        file.write_text(text)
+        assert find_run(config.tracking, runs[damaged[-1]]).findings is None
+        assert line in caplog.text
+        assert "damaged" not in caplog.text
+    for text in ("[" * 100_000, "torn"):
+        store.log_text(runs[damaged[-1]], text, "scales/1.0.json")
+        with pytest.raises(TrackingError, match=r"the curve of run \w+ is damaged \("):
+            read_scales(config.tracking, find_run(config.tracking, runs[damaged[-1]]))
+    file.unlink()
+    os.mkfifo(file)
+    find_run(config.tracking, runs[damaged[-1]])
+    assert "is no file" in caplog.text
+    file.unlink()
     find_runs(config.tracking, with_findings=True)
     assert "findings.json; MLflow looks only where the run was made" in caplog.text
 
@@ -96,6 +137,71 @@ def test_samples_that_are_damaged_or_gone_are_named(store: MlflowClient, compose
     file.unlink()
     with pytest.raises(TrackingError, match=r"samples/tuned-pocket_cs.parquet is gone or damaged"):
         read_evaluations(config.tracking, run)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tuned: ${oc.env:KEY}", r"has \$\{"),
+        ('model: {id: "\\x24{oc.env:KEY}"}', r"has \$\{"),
+        ("${oc.env:KEY}: 1", r"has \$\{"),
+        ("a: &a [1]\n" + "b: [" + "*a, " * 9 + "*a]", "YAML aliases"),
+        ("a: !!python/object/apply:os.getcwd []", "ConstructorError"),
+        ("a: " + "[" * 9999 + "]" * 9999, "RecursionError"),
+        ("- a", "cannot be read"),
+        ("a: 1\n" * 2**18, "larger than 1 MiB"),
+        ("\x00", "ReaderError"),
+        ("method: {name: gone}", "gone"),
+    ],
+)
+def test_settings_that_no_run_records_are_refused(
+    text: str, message: str, store: MlflowClient, composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY", "hunter2 hunter2")
+    config = composed()
+    run = find_run(config.tracking, record_run(config, "one"))
+    store.log_text(run.run_id, text, "config.yaml")
+    for read in (read_config, read_evaluations):
+        with pytest.raises(ConfigError, match=message) as caught:
+            read(config.tracking, run)
+        assert "hunter2" not in str(caught.value)
+        assert f"config.yaml of run {run.run_id} (one) cannot be read" in str(caught.value)
+
+
+# Digits that are too many for a number are a word.
+READABLE = [
+    f"UPDATE params SET value = '{'1' * n}' WHERE run_uuid = :id AND key = 'lora.r'"
+    for n in (400, 5000)
+]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE runs SET start_time = 1000000000000000000 WHERE run_uuid = :id",
+        f"UPDATE params SET value = '{'[' * 5900}' WHERE run_uuid = :id AND key = 'lora.r'",
+        'UPDATE params SET value = \'{"holdout": "nope"}\' '
+        "WHERE run_uuid = :id AND key = 'evaluation'",
+        *READABLE,
+    ],
+)
+def test_an_odd_record_harms_no_other(
+    change: str, store: MlflowClient, composed: Compose, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    odd, _ = (record_run(composed(f"lora.r={r}"), f"run {r}") for r in (2, 4))
+    with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as database:
+        database.execute(change, {"id": odd})
+    for verb, *arguments in (
+        ["status"],
+        ["compare", "--by=lora.r"],
+        ["check", "run 4", "--max-loss=0.9"],
+    ):
+        done = call_verb(tmp_path, verb, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert "run 4" in done.stdout
+    is_named = f"run '{odd}' is left out: its record is odd" in caplog.text
+    assert is_named is (change not in READABLE)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -22,6 +23,7 @@ from slimdown.tracking.metric_names import Tag
 from slimdown.tracking.resume import find_finished_or_lock
 from slimdown.tracking.run_reader import find_run, find_runs, read_config, read_evaluations
 from slimdown.tracking.run_writer import open_run
+from slimdown.tracking.sweep_run import open_sweep_run
 from slimdown.training.result import StepLog
 from slimdown.utils.errors import TrackingError
 
@@ -137,6 +139,31 @@ def test_a_server_that_goes_away_costs_no_result(
         (recorded,) = find_runs(config.tracking, with_findings=True)
     assert (recorded.status, recorded.run_id) == ("FINISHED", run.run_id)
     assert not run.folder.exists()
+
+
+def test_a_run_id_that_is_a_path_is_refused(
+    store: MlflowClient, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = MlflowClient.create_run
+
+    def create_elsewhere(*arguments: Any) -> Any:
+        run = create(*arguments)
+        run.info._run_id = "../../victim"
+        return run
+
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "thesis").write_text("years")
+    monkeypatch.setattr(MlflowClient, "create_run", create_elsewhere)
+    config = composed()
+    with pytest.raises(TrackingError, match=r"'../../victim', and an id is 32 letters"):
+        record_run(config, "one")
+    with (
+        pytest.raises(TrackingError, match=r"'../../victim'"),
+        open_sweep_run(config.tracking, "s", "t"),
+    ):
+        pass
+    assert (tmp_path / "victim" / "thesis").read_text() == "years"
+    assert not list(tmp_path.rglob("*victim.lock"))
 
 
 def test_no_secret_reaches_the_store(

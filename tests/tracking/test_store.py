@@ -1,7 +1,9 @@
 """Stores that answer, stores that do not, and stores that are made."""
 
+import os
 import re
 import sqlite3
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from slimdown.config.schema import RunConfig, TrackingConfig
 from slimdown.tracking import store as record
 from slimdown.tracking.run_reader import find_runs
 from slimdown.utils.errors import TrackingError
+from slimdown.utils.files import write_atomically
 
 
 @pytest.mark.parametrize(
@@ -28,7 +31,7 @@ from slimdown.utils.errors import TrackingError
         ("mssql+nothing://127.0.0.1:9/x", "check address"),
         ("sqlite://", "must be a database or a server"),
         ("sqlite:////tmp/a%20b/mlflow.db", "no address can hold its"),
-        ("sqlite:////usr", "Is a directory.*name one that you can write"),
+        ("sqlite:////usr", "/usr is no file; name one that you can write"),
         ("file:///tmp/x", "must be a database or a server"),
     ],
 )
@@ -112,6 +115,39 @@ def test_a_relative_address_is_that_of_the_folder_one_is_in(
         assert find_runs(config.tracking) == []
         record_run(config, name)
         assert [run.name for run in find_runs(config.tracking)] == [name]
+
+
+def test_what_is_no_file_is_written_through_and_never_replaced(tmp_path: Path) -> None:
+    pipe, link, target = (tmp_path / name for name in ("pipe", "link", "far/target"))
+    os.mkfifo(pipe)
+    target.parent.mkdir()
+    link.symlink_to(target)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for text in ("one", "two"):
+        write_atomically(pipe, text)
+        assert os.read(reader, 9).decode() == text
+        write_atomically(link, text)
+        assert link.is_symlink()
+        assert target.read_text() == text
+    os.close(reader)
+    record.open_store(TrackingConfig(f"sqlite:///{tmp_path}/to.db", "x"))
+    (tmp_path / "to_store").symlink_to(tmp_path / "new.db")
+    record.open_store(TrackingConfig(f"sqlite:///{tmp_path}/to_store", "x"))
+    assert (tmp_path / "to_store").is_symlink()
+    for place in (pipe, make_device(tmp_path / "null")):
+        with pytest.raises(TrackingError, match="is no file; name one"):
+            record.open_store(TrackingConfig(f"sqlite:///{place}", "x"))
+        write_atomically(place, "") if place != pipe else None
+        assert not place.is_file()
+
+
+def make_device(place: Path) -> Path:
+    """Make a device that swallows what is written, where the user may; else link to one."""
+    try:
+        os.mknod(place, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except PermissionError:
+        place.symlink_to(os.devnull)
+    return place
 
 
 @pytest.mark.slow
