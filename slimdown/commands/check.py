@@ -50,19 +50,25 @@ def _check(options: argparse.Namespace) -> int:
     from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
     from slimdown.stats.findings import judge_held_out
     from slimdown.stats.overall import judge_overall
-    from slimdown.tracking.run_reader import check_finished, find_run, read_evaluations
+    from slimdown.tracking import run_reader
 
     budgets = read_budgets(options.max_loss)
     relative = read_budgets(options.max_relative_loss, "--max-relative-loss")
     tracking = open_tracking(options)
-    run = find_run(tracking, options.run)
-    findings = check_finished(run)
+    run = run_reader.find_run(tracking, options.run)
+    findings, notes = run_reader.check_finished(run), []
     if run.holdout:
-        findings = judge_held_out(*read_evaluations(tracking, run), run.holdout)
+        findings = judge_held_out(*run_reader.read_evaluations(tracking, run), run.holdout)
+        notes.append(f"Judged on {findings.part}, which this run does not show.")
+        if (n := run_reader.count_held_out_checks(tracking, run)) > 1:
+            notes.append(
+                f"{n} runs of this sweep were judged on their held-out half by now, each with a chance "
+                "of 5 % to pass by luck: choose one run on the open half, or slimdown compare RUN RUN "
+                "--confirm, which corrects for the number."
+            )
     checks = check_budgets(findings, budgets, relative, options.supporting)
     outcome = overall_outcome(checks)
     title = f"{run.name} ({run.run_id})"
-    notes = [f"Judged on {findings.part}, which this run does not show."] if run.holdout else []
     is_worse = False
     if options.overall:
         critical = {n: b for n, b in findings.benchmarks.items() if n not in options.supporting}

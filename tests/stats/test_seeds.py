@@ -69,5 +69,5 @@ def test_the_mean_covers_the_truth_is_never_narrower_than_its_error_and_always_t
 def test_two_seeds_whose_means_are_equal_have_an_interval() -> None:
     rows = np.zeros((2, 100))
     rows[0, :5], rows[1, 50:55] = -1.0, -1.0
-    mean = split_noise(rows, is_binary=True)
+    mean = split_noise(rows, steps=[1])
     assert mean.low < mean.value < mean.high
