@@ -62,9 +62,9 @@ def _check(options: argparse.Namespace) -> int:
         notes.append(f"Judged on {findings.part}, which this run does not show.")
         if (n := run_reader.count_held_out_checks(tracking, run)) > 1:
             notes.append(
-                f"{n} runs of this sweep were judged on their held-out half by now, each with a chance "
-                "of 5 % to pass by luck: choose one run on the open half, or slimdown compare RUN RUN "
-                "--confirm, which corrects for the number."
+                f"The held-out half judged {n} runs of this sweep by now, and each may pass by "
+                "luck, in 5 % of cases: choose one on the open half, or correct for the number "
+                "with slimdown compare RUN RUN --confirm."
             )
     checks = check_budgets(findings, budgets, relative, options.supporting)
     outcome = overall_outcome(checks)
