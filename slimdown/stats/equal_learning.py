@@ -14,7 +14,6 @@ import numpy as np
 
 from slimdown.config.schema import Role
 from slimdown.stats.estimates import to_weighted
-from slimdown.stats.findings import BenchmarkChange
 from slimdown.stats.scaling import ScaledFindings
 from slimdown.stats.seeds import SeedMean, split_noise
 from slimdown.stats.sequential import Floats
@@ -115,15 +114,14 @@ def build_curve(points: Sequence[ScaledFindings]) -> LearningCurve:
         changes = {}
         for name, benchmark in benchmarks.items():
             if benchmark.role is role:
-                rows = [_weigh(point.findings.benchmarks[name]) for point in ordered]
+                differences = [p.findings.benchmarks[name].primary.difference for p in ordered]
+                rows = [to_weighted(d.changes, d.sampling) for d in differences]
                 changes[name] = np.array([np.zeros_like(rows[0]), *rows])
         return changes
 
     if not (targets := collect(Role.target)):
-        raise ConfigError(
-            "--at-equal-learning needs a target task, which says how much was learned and how sure "
-            "that is; train with one (benchmark.NAME.role=target)"
-        )
+        advice = "benchmark.NAME.role=target names one"
+        raise ConfigError(f"--at-equal-learning needs a target task in each run; {advice}")
     scales = np.array([0.0, *(point.scale for point in ordered)])
     hashes = {name: benchmark.question_hash for name, benchmark in benchmarks.items()}
     return LearningCurve(scales, targets, collect(Role.retained), hashes)
@@ -178,7 +176,3 @@ def _average(runs: Sequence[Sequence[Floats]]) -> SeedMean:
     """Average runs; of one run no interval would hold, since its level is a guess, too."""
     parts = [np.array(rows) for rows in zip(*runs, strict=True)]
     return split_noise(*parts) if len(runs) > 1 else SeedMean(float(parts[0].mean()), nan, nan, nan)
-
-
-def _weigh(benchmark: BenchmarkChange) -> Floats:
-    return to_weighted(benchmark.primary.difference.changes, benchmark.primary.difference.sampling)
