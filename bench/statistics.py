@@ -274,7 +274,7 @@ def differ_by_luck(draws: int, random: np.random.Generator) -> Iterator[Row]:
             "groups differ",
             f"{case}, the first varies three times as much",
             percent(hits[1] / draws),
-            bound,
+            "-",
         )
         yield "power", f"{case}, a difference of 3 spreads", percent(hits[2] / draws), "-"
 

@@ -56,7 +56,8 @@ def _check(options: argparse.Namespace) -> int:
     relative = read_budgets(options.max_relative_loss, "--max-relative-loss")
     tracking = open_tracking(options)
     run = run_reader.find_run(tracking, options.run)
-    findings, notes = run_reader.check_finished(run), []
+    findings = run_reader.check_finished(run)
+    notes: list[str] = []
     if run.holdout:
         findings = judge_held_out(*run_reader.read_evaluations(tracking, run), run.holdout)
         notes.append(f"Judged on {findings.part}, which this run does not show.")

@@ -34,7 +34,8 @@ class LearningCurve:
     @property
     def learned(self) -> Floats:
         """The mean change of the target tasks at each scale."""
-        return np.mean([changes.mean(axis=1) for changes in self.targets.values()], axis=0)
+        means: Floats = np.mean([of.mean(axis=1) for of in self.targets.values()], axis=0)
+        return means
 
     def at(self, level: float) -> tuple[float, dict[str, list[Floats]]]:
         """Return the smallest scale at which so much is learned, and the changes there.
@@ -54,7 +55,7 @@ class LearningCurve:
         mix = np.array([1 - share, share])
 
         def read(changes: Floats) -> Floats:
-            return mix @ changes[upper - 1 : upper + 1]
+            return np.asarray(mix @ changes[upper - 1 : upper + 1])
 
         near = slice(max(0, upper - 2), upper + 2)
         risen = np.diff(learned[near])

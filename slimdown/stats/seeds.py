@@ -62,7 +62,7 @@ def average_seeds(*benchmarks: Sequence[BenchmarkChange]) -> SeedMean:
         rows = np.array([to_weighted(d.changes, d.sampling) for d in of_runs]) / len(benchmarks)
         is_binary = all(d.is_binary for d in of_runs)
         n = rows.shape[1]
-        parts[n] = parts.get(n, 0.0) + rows
+        parts[n] = parts.get(n, np.zeros_like(rows)) + rows
         steps[n] = steps.get(n, 0.0) + is_binary / len(benchmarks)
     return split_noise(*parts.values(), steps=list(steps.values()))
 
