@@ -2,10 +2,9 @@
 
     python -m bench.keeping --experiment keeping [--tracking-uri URI] [--figure FILE.png]
 
-Reads runs that docs/studies/keeping.md names, of equal questions and seeds. A means is better only
-where it loses less than the plain run of the same seed does at the scale where that has learned as
-much; one that learned more than the plain run ever does is compared with its most. The last line
-says how well the divergence from the base foretells the loss.
+Reads runs that docs/studies/keeping.md names, of equal questions and seeds: what each means taught
+and lost. Who learns more usually loses more, so only rows that learned about as much say which
+means keeps. The last lines say how well the divergence from the base foretells the loss.
 """
 
 import argparse
@@ -17,9 +16,8 @@ from slimdown.config.schema import Role, TrackingConfig, default_store
 from slimdown.report.formatting import format_points
 from slimdown.report.tables import Cell, make_table, write_table
 from slimdown.stats.equal_learning import LearningCurve, build_curve
-from slimdown.stats.estimates import Estimate, to_weighted
 from slimdown.stats.run_records import RunRecord
-from slimdown.stats.seeds import average_seeds, split_noise
+from slimdown.stats.seeds import average_seeds
 from slimdown.stats.trials import measure_learning
 from slimdown.tracking.run_reader import find_runs, read_scales
 from slimdown.utils.errors import TrackingError
@@ -46,33 +44,6 @@ def describe(run: RunRecord) -> str:
     shown = [part for part in parts if part not in ("", "none", "nll", "False")]
     rate = f"rate {float(run.params['train.learning_rate']):g}"
     return " ".join(shown).replace("True", "by chance") or rate
-
-
-def compare_with_curve(
-    runs: dict[str, RunRecord], curves: dict[str, LearningCurve], name: str
-) -> list[Estimate]:
-    """Return what the runs lost less than the plain run of their seed at equal learning.
-
-    Over all seeds, or of each where two are too few to tell how others would differ; then the
-    interval holds for other questions, and takes for known how much was learned.
-    """
-    differences = []
-    for seed, run in sorted(runs.items()):
-        curve, learned = curves.get(seed), measure_learning(run.findings)
-        if curve is None:
-            continue
-        learned = min(max(learned, 0.0), float(curve.learned[-1]))
-        change = run.changes[name].primary.difference
-        differences.append(
-            to_weighted(change.changes, change.sampling) - curve.at(learned)[1][name]
-        )
-    if len(differences) > 2:
-        return [split_noise(np.array(differences))]
-    estimates = []
-    for one in differences:
-        mean, error = float(one.mean()), float(one.std(ddof=1)) / len(one) ** 0.5
-        estimates.append(Estimate(mean, error, mean - 1.96 * error, mean + 1.96 * error))
-    return estimates
 
 
 def foretell(runs: list[RunRecord], seed: int = 0) -> str:
@@ -102,12 +73,14 @@ def draw(
 
     figure = Figure(figsize=(7, 4.6), layout="constrained", dpi=150)
     axes = figure.add_subplot()
-    grid = np.linspace(0, min(curve.learned[-1] for curve in curves.values()), 40)
-    lost = []
-    for learned in grid:
-        changes = [curve.at(learned)[1] for curve in curves.values()]
-        lost.append(-np.mean([np.mean([c.mean() for c in one.values()]) for one in changes]))
-    axes.plot(100 * grid, 100 * np.array(lost), color="#8c8c8c", label="plain, by scale")
+    common = set.intersection(*(set(curve.scales.tolist()) for curve in curves.values()))
+    learned, lost = [], []
+    for scale in sorted(common):
+        at_scale = [(curve, curve.scales.tolist().index(scale)) for curve in curves.values()]
+        learned.append(100 * np.mean([curve.learned[i] for curve, i in at_scale]))
+        changes = [c[i].mean() for curve, i in at_scale for c in curve.retained.values()]
+        lost.append(-100 * np.mean(changes))
+    axes.plot(learned, lost, color="#8c8c8c", label="plain, by scale")
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for name, runs in groups.items():
         kind = "by chance" if "by chance" in name else name.split(" ")[0]
@@ -154,9 +127,6 @@ def main() -> None:
             if change.role is Role.retained:
                 mean = average_seeds([one.benchmarks[benchmark] for one in findings])
                 record[benchmark] = Cell(" ".join(format_points(mean)))
-                beside = compare_with_curve(of_seeds, curves, benchmark)
-                text = "; ".join(" ".join(format_points(one)) for one in beside)
-                record[f"{benchmark} − plain's scale"] = Cell(text)
         records.append(record)
     print(write_table(make_table("", records, {"learned": lambda x: f"{x:.3f}"}), "markdown"))
     alike = [run for run in runs if run.params["keep.name"] in ("none", "kl")]

@@ -23,6 +23,11 @@ from slimdown.config.schema import BenchmarkConfig
 from slimdown.evaluation.question_order import block_ends, order_questions
 from slimdown.stats.behaviour import compare_behaviour
 from slimdown.stats.budgets import Outcome, decide_outcomes
+from slimdown.stats.equal_learning import (
+    LearningCurve,
+    compare_at_equal_learning,
+    find_common_level,
+)
 from slimdown.stats.estimates import Difference, Sampling, compare_scores
 from slimdown.stats.findings import Verdict, compare_subjects, decide_verdicts
 from slimdown.stats.forgetting import forgetting_rate
@@ -323,15 +328,120 @@ def cover_seeds(draws: int, random: np.random.Generator) -> Iterator[Row]:
             yield "seeds' interval misses", case, percent(misses / n_draws), "5"
 
 
+def average_benchmarks(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """The mean of three benchmarks over seeds; a bad seed is bad on all, as much as is said."""
+    n, n_draws = 200, draws // 2
+    for n_seeds in (2, 3, 5):
+        for ratio, shared in ((0.0, 1.0), (1.0, 1.0), (5.0, 1.0), (5.0, 0.5)):
+            misses, widths = 0, []
+            noise = ratio * np.sqrt(0.13 / n)
+            for _ in range(n_draws):
+                common = np.sqrt(shared) * random.normal(0, noise, (n_seeds, 1))
+                parts = []
+                for size in (n, 2 * n, 3 * n):
+                    own = np.sqrt(1 - shared) * random.normal(0, noise, (n_seeds, 1))
+                    of_questions = random.normal(0, 0.3, size) + random.normal(
+                        0, 0.2, (n_seeds, size)
+                    )
+                    parts.append((common + own + of_questions) / 3)
+                mean = split_noise(*parts)
+                misses += not mean.low <= 0 <= mean.high
+                widths.append(mean.high - mean.low)
+            case = (
+                f"{n_seeds} seeds, noise of training {ratio:g}, {100 * shared:.0f} % of it shared"
+            )
+            case += f", {50 * np.median(widths):.1f} points either way"
+            yield "mean of benchmarks misses", case, percent(misses / n_draws), "5"
+
+
 def differ_by_luck(draws: int, random: np.random.Generator) -> Iterator[Row]:
-    """Two groups of seeds of equal truth, by how many answers vary from seed to seed."""
+    """Groups of seeds of equal truth: few answers vary, unequal sizes, unequal spreads."""
     n = 200
     for n_seeds in (2, 3, 5):
         for varying in (1, 4, 20, 100):
             means = random.binomial(varying, 0.5, (draws, 2, n_seeds)) / n
-            hits = [compare_seeds(*pair, 1 / n).p_value < ALPHA for pair in means]
+            tests = [compare_seeds(dict(enumerate(pair)), 1 / n)[0, 1] for pair in means]
+            hits = np.mean([test.p_value < ALPHA for test in tests])
             case = f"{n_seeds} seeds, {varying} of {n} answers vary"
-            yield "groups differ", case, percent(float(np.mean(hits))), "5"
+            yield "groups differ", case, percent(float(hits)), "5"
+    for sizes in ((2, 2), (2, 5), (2, 10), (3, 10), (2, 3, 5), (2,) * 6, (5, 10)):
+        last, hits = len(sizes) - 1, np.zeros(3)
+        for _ in range(draws):
+            groups = {i: random.normal(0, 1, size) for i, size in enumerate(sizes)}
+            wider, better = groups | {0: 3 * groups[0]}, groups | {last: groups[last] + 3}
+            tests = [compare_seeds(one)[0, last] for one in (groups, wider, better)]
+            hits += [test.p_value < ALPHA for test in tests]
+        case = f"groups of {', '.join(map(str, sizes))} seeds"
+        yield "groups differ", case, percent(hits[0] / draws), "5"
+        yield (
+            "groups differ",
+            f"{case}, the first varies three times as much",
+            percent(hits[1] / draws),
+            "-",
+        )
+        yield "power", f"{case}, a difference of 3 spreads", percent(hits[2] / draws), "-"
+
+
+def learn_equally(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """Groups that lose alike at equal learning; runs measure the scales that they are told to."""
+    n, n_draws = 200, max(100, draws // 8)
+
+    def measure(run: dict[str, Any], scale: float) -> None:
+        learned = 0.9 * (1 - np.exp(-run["speed"] * scale))
+        lost = 0.5 * (learned / 0.9) ** 4 * run["luck"]
+        answers = (run["target"] < learned) * 1.0, -1.0 * (run["kept"] < lost)
+        run["points"][scale] = answers
+
+    def draw_curve(run: dict[str, Any]) -> LearningCurve:
+        scales = sorted(run["points"])
+        target, kept = (np.array([run["points"][s][i] for s in scales]) for i in (0, 1))
+        return LearningCurve(np.array(scales), {"t": target}, {"k": kept}, {})
+
+    for case, speeds in (("alike", (1.5, 1.5)), ("fast and slow learners", (8.0, 1.0))):
+        for n_seeds in (2, 3, 5):
+            misses, widths, n_measured = np.zeros(3), [], 0
+            for _ in range(n_draws):
+                shared = random.normal(size=(2, n))  # how hard each question is, for all runs
+                runs = []
+                for i in range(2 * n_seeds):
+                    own = np.sqrt(0.9) * shared + np.sqrt(0.1) * random.normal(size=(2, n))
+                    target, kept = scipy.special.ndtr(own)
+                    speed, luck = np.exp(random.normal(0, 0.1, 2))
+                    run = {"target": target, "kept": kept, "luck": luck, "points": {}}
+                    run["speed"] = speed * speeds[i // n_seeds]
+                    for scale in (0.0, 0.25, 0.5, 0.75, 1.0):
+                        measure(run, scale)
+                    runs.append(run)
+                for _ in range(8):
+                    curves = [draw_curve(run) for run in runs]
+                    level = find_common_level(curves)
+                    wanted = [curve.find_scale_to_measure(level) for curve in curves]
+                    for run, scale in zip(runs, wanted, strict=True):
+                        if scale:
+                            measure(run, scale)
+                            n_measured += 1
+                    if not any(wanted):
+                        break
+                halves = curves[:n_seeds], curves[n_seeds:]
+                groups = {str(g): dict(enumerate(of)) for g, of in enumerate(halves)}
+                level, (first, second) = compare_at_equal_learning(groups)
+                true = -0.5 * (level / 0.9) ** 4 * np.exp(0.1**2 / 2)
+                means = second.from_first["k"], first.changes["k"], second.changes["k"]
+                truths = 0.0, true, true
+                misses += [not m.low <= t <= m.high for m, t in zip(means, truths, strict=True)]
+                widths.append(means[0].high - means[0].low)
+            shown = (
+                f"{case}, {n_seeds} seeds, {n_measured / n_draws / len(runs):.1f} scales more a run"
+            )
+            width = f"{50 * np.median(widths):.1f} points either way"
+            yield (
+                "difference at equal learning misses",
+                f"{shown}, {width}",
+                percent(misses[0] / n_draws),
+                "5",
+            )
+            worse = float(misses[1:].max()) / n_draws
+            yield "loss at equal learning misses", f"{case}, {n_seeds} seeds", percent(worse), "5"
 
 
 @cache
@@ -424,8 +534,8 @@ def main() -> None:
     for row in enumerate_tables():
         print("| " + " | ".join(row) + " |", flush=True)
     together = judge_together, stop_groups, count_words
-    by_luck = *together, cover_rates, cover_seeds, differ_by_luck, select_runs
-    for simulate in (stop_anywhere, vary_scores, *by_luck):
+    of_seeds = cover_seeds, differ_by_luck, average_benchmarks, learn_equally
+    for simulate in (stop_anywhere, vary_scores, *together, cover_rates, *of_seeds, select_runs):
         # a generator of its own: a row that is added changes no other
         for row in simulate(options.draws, np.random.default_rng(options.seed)):
             print("| " + " | ".join(row) + " |", flush=True)

@@ -53,22 +53,29 @@ def _check(options: argparse.Namespace) -> int:
     from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
     from slimdown.stats.findings import judge
     from slimdown.stats.holdout import held_half
-    from slimdown.tracking.run_reader import check_finished, find_run, read_evaluations
+    from slimdown.tracking import run_reader
 
     budgets = read_budgets(options.max_loss)
     relative = read_budgets(options.max_relative_loss, "--max-relative-loss")
     tracking = open_tracking(options)
-    run = find_run(tracking, options.run)
-    findings = check_finished(run)
+    run = run_reader.find_run(tracking, options.run)
+    findings = run_reader.check_finished(run)
+    notes: list[str] = []
     if run.holdout or options.overall:
-        base, tuned = read_evaluations(tracking, run)
+        base, tuned = run_reader.read_evaluations(tracking, run)
     if run.holdout:
         base, tuned = (held_half(one, run.holdout) for one in (base, tuned))
         findings = judge(base, tuned)
+        notes.append(f"Judged on {findings.part}, which this run does not show.")
+        if (n := run_reader.count_held_out_checks(tracking, run)) > 1:
+            notes.append(
+                f"The held-out half judged {n} runs of this sweep by now, and each may pass by "
+                "luck, in 5 % of cases: choose one on the open half, or correct for the number "
+                "with slimdown compare RUN RUN --confirm."
+            )
     checks = check_budgets(findings, budgets, relative, options.supporting)
     outcome = overall_outcome(checks)
     title = f"{run.name} ({run.run_id})"
-    notes = [f"Judged on {findings.part}, which this run does not show."] if run.holdout else []
     is_worse = False
     if options.overall:
         for name in options.supporting:

@@ -124,13 +124,18 @@ def _show_run(run: "RunRecord", options: argparse.Namespace) -> int:
 def _compare_curves(
     runs: "list[RunRecord]", options: argparse.Namespace
 ) -> "tuple[float, list[EqualLearning]]":
-    """Compare the values of a setting by the curves that `slimdown scale` measured."""
-    from slimdown.stats.equal_learning import build_curve, compare_at_equal_learning
+    """Compare the values of a setting by the curves that `slimdown scale` measured.
+
+    Raises:
+        ConfigError: A run has no scale near the common level, or runs are not comparable.
+    """
+    from slimdown.stats import equal_learning
     from slimdown.stats.run_comparison import compare_runs
     from slimdown.stats.run_order import sort_by_setting
     from slimdown.tracking.run_reader import read_scales
 
     groups: dict[str, dict[str, LearningCurve]] = {}
+    curves: dict[str, LearningCurve] = {}
     for row in sort_by_setting(compare_runs(runs), options.by).rows:
         group = groups.setdefault(row.settings.get(options.by, "none"), {})
         for run in row.runs:
@@ -140,17 +145,27 @@ def _compare_curves(
                     f"--at-equal-learning: runs of {options.by}={row.settings.get(options.by)} and "
                     f"seed {seed} differ in other settings, too; name those to compare"
                 )
-            group[seed] = build_curve(read_scales(open_tracking(options), run))
+            group[seed] = equal_learning.build_curve(read_scales(open_tracking(options), run))
+            curves[run.run_id[:8]] = group[seed]
     if "none" in groups:  # what the others are compared with
         groups = {"none": groups.pop("none")} | groups
-    return compare_at_equal_learning(groups)
+    if level := equal_learning.find_common_level(list(curves.values())):
+        scales = {run: curve.find_scale_to_measure(level) for run, curve in curves.items()}
+        commands = [f"slimdown scale {run} --scales {one:g}" for run, one in scales.items() if one]
+        if commands:
+            raise ConfigError(
+                f"--at-equal-learning: all runs have learned {100 * level:.1f} points at some "
+                "scale, and these have no measured scale near there. Measure it, then compare "
+                "again (where learning is fast, two or three times):\n" + "\n".join(commands)
+            )
+    return equal_learning.compare_at_equal_learning(groups)
 
 
 def _judge_pairs(runs: "list[RunRecord]", options: argparse.Namespace) -> "list[ModelPair]":
     """Judge two tuned models against each other, or each against its base on held-out questions."""
     from slimdown.report.findings_report import ModelPair
     from slimdown.stats.findings import judge_held_out, judge_pair
-    from slimdown.tracking.run_reader import read_evaluations
+    from slimdown.tracking.run_reader import count_held_out_checks, read_evaluations
 
     tracking = open_tracking(options)
     if options.mode == "paired":
@@ -168,6 +183,7 @@ def _judge_pairs(runs: "list[RunRecord]", options: argparse.Namespace) -> "list[
             )
         findings = judge_held_out(*read_evaluations(tracking, run), run.holdout, len(runs))
         pairs.append(ModelPair("base", name, findings, len(runs)))
+        count_held_out_checks(tracking, run)
     return pairs
 
 

@@ -171,10 +171,9 @@ def equal_learning_table(level: float, rows: Sequence[EqualLearning], setting: s
                 record[heading] = Cell(*(format_points(one) if one else ("", "")), values=values)
         records.append(record)
     legend = (
-        f"Where each run had learned {level:.3g} (mean change of the targets as a share, else the "
-        "fall of the validation loss in nats), interpolated between scales. Changes in points with "
-        "95 % intervals over questions and seeds, which need two seeds; − first: from the first "
-        "row, seed by seed."
+        f"Where each run had learned {100 * level:.1f} points (mean of the targets). Changes "
+        "in points with 95 % intervals over seeds and questions, the targets' too: they need two "
+        "seeds, and are not corrected for their number. − first: from the first row, seed by seed."
     )
     if not rows:
         legend = "Cannot tell: a run learned nothing at any scale, or runs had other questions."

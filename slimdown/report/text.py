@@ -34,7 +34,8 @@ COMPARISON_LEGEND = (
 NOISE_LEGEND = (
     "Mean change over seeds in points with a 95 % interval for other questions and other seeds. "
     "More questions lower the question error, more seeds the training error. Seeds that answered "
-    "other questions, or stopped early, have neither."
+    "other questions, or stopped early, have neither. The interval takes training noise to be "
+    "normal: it misses more often where a training now and then collapses."
 )
 
 

@@ -1,8 +1,9 @@
 """Compare groups of runs at equal learning: what each lost where all had learned as much.
 
 Who learned more has usually lost more, so groups that learned unequally say nothing of a means.
-Each run has a curve over the scale of its adapter (`slimdown scale`). Between two scales learning
-and each question's change are interpolated, to the level that every run reaches.
+Each run has a curve over the scale of its adapter (`slimdown scale`), and is compared where it had
+learned the most that every run reaches. How much was learned is known by the target's questions
+only: their noise, times how steeply the loss rises there, is part of every interval.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,30 +14,77 @@ import numpy as np
 
 from slimdown.config.schema import Role
 from slimdown.stats.estimates import to_weighted
-from slimdown.stats.findings import BenchmarkChange
 from slimdown.stats.scaling import ScaledFindings
 from slimdown.stats.seeds import SeedMean, split_noise
 from slimdown.stats.sequential import Floats
-from slimdown.stats.trials import measure_learning
+from slimdown.utils.errors import ConfigError
+
+_NEAR = 0.5  # standard errors of what was learned
 
 
 @dataclass(frozen=True)
 class LearningCurve:
     """One run at growing scales of its adapter, beginning with the base."""
 
-    learned: Floats  # [scales], growing; the first is 0
-    scales: Floats  # [scales]
-    changes: dict[str, Floats]  # by retained benchmark, [scales, questions], weighted
+    scales: Floats  # [scales]; the first is 0
+    targets: dict[str, Floats]  # by target task, [scales, questions], weighted changes
+    retained: dict[str, Floats]  # by retained benchmark, likewise
     question_hashes: dict[str, str]
 
-    def at(self, learned: float) -> tuple[float, dict[str, Floats]]:
-        """Return the scale at which so much is learned, and each question's change there."""
-        upper = int(np.searchsorted(self.learned, learned).clip(1, len(self.learned) - 1))
-        low, high = self.learned[upper - 1], self.learned[upper]
-        share = float((learned - low) / (high - low)) if high > low else 0.0
+    @property
+    def learned(self) -> Floats:
+        """The mean change of the target tasks at each scale."""
+        means: Floats = np.mean([of.mean(axis=1) for of in self.targets.values()], axis=0)
+        return means
+
+    def at(self, level: float) -> tuple[float, dict[str, list[Floats]]]:
+        """Return the smallest scale at which so much is learned, and the changes there.
+
+        Args:
+            level: Above 0, and at most what the run learned at any scale.
+
+        Returns:
+            The scale, interpolated, and of each retained benchmark the change of each question and,
+            of each target task, how far its questions' answers move the loss at this level. The
+            slope is the steepest of the neighbouring steps: one step alone takes it too small
+            where the loss grows faster than the learning.
+        """
+        learned, upper = self.learned, self._find_upper(level)
+        low, high = learned[upper - 1], learned[upper]
+        share = float((level - low) / (high - low))
         mix = np.array([1 - share, share])
-        scale = float(mix @ self.scales[upper - 1 : upper + 1])
-        return scale, {name: mix @ c[upper - 1 : upper + 1] for name, c in self.changes.items()}
+
+        def read(changes: Floats) -> Floats:
+            return np.asarray(mix @ changes[upper - 1 : upper + 1])
+
+        near = slice(max(0, upper - 2), upper + 2)
+        risen = np.diff(learned[near])
+        parts = {}
+        for name, changes in self.retained.items():
+            slopes = np.diff(changes.mean(axis=1)[near])[risen > 0] / risen[risen > 0]
+            slope = max(slopes, key=abs) / len(self.targets)
+            deviations = [of - of.mean() for of in map(read, self.targets.values())]
+            parts[name] = [read(changes), *(-slope * of for of in deviations)]
+        return float(read(self.scales)), parts
+
+    def find_scale_to_measure(self, level: float) -> float | None:
+        """Return the scale to measure before the run can be compared at a level; None: none.
+
+        A line between two scales is wrong where learning is fast. So one scale must have learned as
+        much as the level but for half a standard error of the target's questions.
+        """
+        upper, learned = self._find_upper(level), self.learned
+        for i in {max(1, upper - 1), upper}:
+            variances = [of[i].var() / len(of[i]) for of in self.targets.values()]
+            error = float(np.sqrt(np.sum(variances))) / len(self.targets)
+            if abs(learned[i] - level) <= _NEAR * error + 1e-12:
+                return None
+        scale = float(f"{self.at(level)[0]:.4g}")
+        return None if scale in self.scales else scale
+
+    def _find_upper(self, level: float) -> int:
+        """The first scale at which the level, which is above 0, is reached."""
+        return int(np.argmax(self.learned >= level))
 
 
 @dataclass(frozen=True)
@@ -52,28 +100,42 @@ class EqualLearning:
 
 
 def build_curve(points: Sequence[ScaledFindings]) -> LearningCurve:
-    """Build a run's curve of those scales that teach more than every smaller one.
+    """Build a run's curve.
 
     Args:
         points: Of scales above 0, on the same questions.
+
+    Raises:
+        ConfigError: There is no target task: nothing says how sure the learning is.
     """
     ordered = sorted(points, key=lambda point: point.scale)
-    learned, increasing = [0.0], []
-    for point in ordered:
-        if (amount := measure_learning(point.findings)) <= learned[-1]:
-            continue  # more of the adapter teaches no more
-        learned.append(amount)
-        increasing.append(point)
     benchmarks = ordered[0].findings.benchmarks
-    retained = {name: b for name, b in benchmarks.items() if b.role is Role.retained}
-    changes = {}
-    for name in retained:
-        rows = [_weigh(point.findings.benchmarks[name]) for point in increasing]
-        base = np.zeros_like(_weigh(retained[name]))
-        changes[name] = np.array([base, *rows])
-    scales = np.array([0.0, *(point.scale for point in increasing)])
-    hashes = {name: benchmark.question_hash for name, benchmark in retained.items()}
-    return LearningCurve(np.array(learned), scales, changes, hashes)
+
+    def collect(role: Role) -> dict[str, Floats]:
+        changes = {}
+        for name, benchmark in benchmarks.items():
+            if benchmark.role is role:
+                differences = [p.findings.benchmarks[name].primary.difference for p in ordered]
+                rows = [to_weighted(d.changes, d.sampling) for d in differences]
+                changes[name] = np.array([np.zeros_like(rows[0]), *rows])
+        return changes
+
+    if not (targets := collect(Role.target)):
+        advice = "benchmark.NAME.role=target names one"
+        raise ConfigError(f"--at-equal-learning needs a target task in each run; {advice}")
+    scales = np.array([0.0, *(point.scale for point in ordered)])
+    hashes = {name: benchmark.question_hash for name, benchmark in benchmarks.items()}
+    return LearningCurve(scales, targets, collect(Role.retained), hashes)
+
+
+def find_common_level(curves: Sequence[LearningCurve]) -> float:
+    """Return the most that every run has learned.
+
+    0 where one learned nothing, or where runs were asked different questions.
+    """
+    level = min((float(curve.learned.max()) for curve in curves), default=0.0)
+    is_comparable = all(c.question_hashes == curves[0].question_hashes for c in curves)
+    return max(0.0, level) if is_comparable else 0.0
 
 
 def compare_at_equal_learning(
@@ -82,15 +144,15 @@ def compare_at_equal_learning(
     """Compare groups at the most that every run of every group has learned.
 
     Args:
-        groups: By the value of a setting, the curve of the run of each seed.
+        groups: By the value of a setting, the curve of the run of each seed, each with a scale that
+            learned about as much (`LearningCurve.find_scale_to_measure`).
 
     Returns:
         The common level of learning, and each group there; 0 and nothing where a run learned
         nothing, or where runs were asked different questions.
     """
-    curves = [curve for group in groups.values() for curve in group.values()]
-    level = min((float(curve.learned[-1]) for curve in curves), default=0.0)
-    if level <= 0 or any(c.question_hashes != curves[0].question_hashes for c in curves):
+    level = find_common_level([curve for group in groups.values() for curve in group.values()])
+    if not level:
         return 0.0, []
     at_level = {
         value: {seed: curve.at(level) for seed, curve in group.items()}
@@ -99,22 +161,19 @@ def compare_at_equal_learning(
     first, rows = next(iter(at_level.values())), []
     for value, group in at_level.items():
         changes, from_first = {}, {}
-        for name in curves[0].changes:
-            changes[name] = _average([of_seed[name] for _, of_seed in group.values()])
+        for name in next(iter(group.values()))[1]:
+            changes[name] = _average([parts[name] for _, parts in group.values()])
             if group is not first and group.keys() == first.keys():
+                pairs = [(parts[name], first[seed][1][name]) for seed, (_, parts) in group.items()]
                 from_first[name] = _average(
-                    [of_seed[name] - first[seed][1][name] for seed, (_, of_seed) in group.items()]
+                    [[x - y for x, y in zip(*pair, strict=True)] for pair in pairs]
                 )
         scale = float(np.mean([scale for scale, _ in group.values()]))
         rows.append(EqualLearning(value, len(group), scale, changes, from_first))
     return level, rows
 
 
-def _average(changes: Sequence[Floats]) -> SeedMean:
+def _average(runs: Sequence[Sequence[Floats]]) -> SeedMean:
     """Average runs; of one run no interval would hold, since its level is a guess, too."""
-    mean = float(np.mean(changes))
-    return split_noise(np.array(changes)) if len(changes) > 1 else SeedMean(mean, nan, nan, nan)
-
-
-def _weigh(benchmark: BenchmarkChange) -> Floats:
-    return to_weighted(benchmark.primary.difference.changes, benchmark.primary.difference.sampling)
+    parts = [np.array(rows) for rows in zip(*runs, strict=True)]
+    return split_noise(*parts) if len(runs) > 1 else SeedMean(float(parts[0].mean()), nan, nan, nan)

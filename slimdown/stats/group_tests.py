@@ -1,10 +1,11 @@
 """Groups of runs that differ in one setting, tested against each other over their seeds.
 
-The test asks whether other seeds would show a difference on these questions. It is Welch's, which
-lets groups vary unequally.
+The test asks whether other seeds would show a difference on these questions. Two seeds say next to
+nothing of how much they vary. So below five seeds all groups are taken to vary alike, and what each
+says of it is joined; from five on the test is Welch's, which lets groups vary unequally.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import ceil, inf, sqrt
@@ -20,6 +21,7 @@ from slimdown.stats.run_comparison import Comparison
 from slimdown.stats.run_records import RunRecord
 
 _LOSS = "validation loss"
+ENOUGH_SEEDS = 5  # of each group, to tell how much it varies
 
 
 @dataclass(frozen=True)
@@ -29,25 +31,39 @@ class SeedTest:
     difference: float  # second - first
     p_value: float  # that the groups have equal means; two-sided
     n_seeds: int  # of the smaller group
-    spread: float  # from seed to seed, of both groups together
+    spread: float  # from seed to seed, of a difference of two seeds
 
 
-def compare_seeds(first: Sequence[float], second: Sequence[float], step: float = 0.0) -> SeedTest:
-    """Test two groups of at least two seeds each.
+def compare_seeds(
+    groups: Mapping[str, Sequence[float]], step: float = 0.0
+) -> dict[tuple[str, str], SeedTest]:
+    """Test each pair of those groups that have two seeds or more.
+
+    Both tests are Student's with Satterthwaite's degrees of freedom: fewer where one group carries
+    most of the variance.
 
     Args:
-        first, second: One mean for each seed.
+        groups: One mean for each seed, by the value of a setting.
         step: What one question counts. Few seeds that agree by chance would else look certain, so
             a smaller variance than half of its square counts as that.
     """
-    from scipy.stats import ttest_ind_from_stats  # takes a third of a second to import
-
-    x, y = np.array(first), np.array(second)
-    variances = [max(float(group.var(ddof=1)), step**2 / 2, 1e-24) for group in (x, y)]
-    groups = [(float(g.mean()), sqrt(v), len(g)) for g, v in zip((x, y), variances, strict=True)]
-    p_value = float(ttest_ind_from_stats(*groups[0], *groups[1], equal_var=False).pvalue)
-    difference, n_seeds = float(y.mean() - x.mean()), min(len(x), len(y))
-    return SeedTest(difference, p_value, n_seeds, sqrt(sum(variances)))
+    samples = {value: np.array(means) for value, means in groups.items() if len(means) > 1}
+    lowest = max(step**2 / 2, 1e-24)
+    variances = {value: max(float(x.var(ddof=1)), lowest) for value, x in samples.items()}
+    degrees = {value: len(x) - 1 for value, x in samples.items()}
+    tests = {}
+    for (a, x), (b, y) in combinations(samples.items(), 2):
+        n_seeds, both = min(len(x), len(y)), 1 / len(x) + 1 / len(y)
+        shares = {a: 1 / len(x), b: 1 / len(y)}
+        if n_seeds < ENOUGH_SEEDS:
+            shares = {value: both * k / sum(degrees.values()) for value, k in degrees.items()}
+        terms = {value: share * variances[value] for value, share in shares.items()}
+        variance = sum(terms.values())
+        freedom = variance**2 / sum(term**2 / degrees[value] for value, term in terms.items())
+        difference = float(y.mean() - x.mean())
+        p_value = 2 * float(scipy.special.stdtr(freedom, -abs(difference) / sqrt(variance)))
+        tests[a, b] = SeedTest(difference, p_value, n_seeds, sqrt(2 * variance / both))
+    return tests
 
 
 def seeds_to_show(test: SeedTest, alpha: float = ALPHA) -> float:
@@ -71,7 +87,8 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
 
     Yields:
         A sentence for each benchmark, whose p-values are corrected for all pairs and benchmarks
-        (Holm), and one for each sign of unequal learning, which is tested by itself.
+        (Holm), one for each sign of unequal learning, which is tested by itself, and one for what
+        the tests take for granted.
     """
     rows = [row for row in comparison.rows if setting in row.settings]
     crossed = []
@@ -87,9 +104,9 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
             of_measure[row.settings[setting]] = means
     tests: dict[str, dict[tuple[str, str], SeedTest]] = {}
     for name, by_value in groups.items():
-        for (a, (x, step)), (b, (y, _)) in combinations(by_value.items(), 2):
-            if min(len(x), len(y)) > 1:
-                tests.setdefault(name, {})[a, b] = compare_seeds(x, y, step)
+        step = max(step for _, step in by_value.values())
+        if of_pairs := compare_seeds({value: x for value, (x, _) in by_value.items()}, step):
+            tests[name] = of_pairs
     if not tests:
         yield f"No two values of {setting} have two seeds each: -m seed=0,1,2 lets them be tested."
     losses = {name for name in tests if name.startswith(_LOSS)}
@@ -114,6 +131,10 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
         unequal = [f"{a} and {b}" for (a, b), test in of_pairs.items() if test.p_value < ALPHA]
         if unequal and (name in losses or name.partition(" by ")[0] in targets):
             yield f"{', '.join(unequal)} learned unequally ({name}): so may what they lost differ."
+    if any(
+        test.n_seeds < ENOUGH_SEEDS for of_pairs in tests.values() for test in of_pairs.values()
+    ):
+        yield f"Below {ENOUGH_SEEDS} seeds all values of {setting} are taken to vary alike by seed."
 
 
 def _collect_means(runs: Sequence[RunRecord]) -> dict[str, tuple[list[float], float]]:

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from math import isfinite, nan
 from statistics import NormalDist, fmean
 
-import numpy as np
-
 from slimdown.config.schema import TRAINING, Role
-from slimdown.stats.estimates import mean_of_estimates
 from slimdown.stats.findings import Verdict, decide_verdicts
 from slimdown.stats.run_records import RunRecord
 from slimdown.stats.seeds import SeedMean, average_seeds
@@ -172,12 +169,13 @@ def _make_row(
         )
     means = []
     for role in (Role.retained, Role.target):
-        of_runs = [run.findings.mean_change(role) for run in runs if run.findings]
-        mean, spread = of_runs[0], nan
-        if len(of_runs) > 1:
-            mean = mean_of_estimates([c.change for c in cells.values() if c.role is role])
-            spread = float(np.std([one.value for one in of_runs], ddof=1))
-        means.append(SeedMean(mean.value, mean.standard_error, mean.low, mean.high, spread))
+        of_role = [name for name, cell in cells.items() if cell.role is role]
+        if len(runs) == 1 and runs[0].findings:
+            one = runs[0].findings.mean_change(role)
+            means.append(SeedMean(one.value, one.standard_error, one.low, one.high))
+        else:
+            by_name = [[r.changes[name] for r in runs if name in r.changes] for name in of_role]
+            means.append(average_seeds(*by_name))
     return Configuration(name, tuple(runs), settings, cells, *means)
 
 

@@ -8,6 +8,7 @@ what to buy.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan, sqrt
+from statistics import fmean
 
 import numpy as np
 import scipy
@@ -30,57 +31,86 @@ class SeedMean(Estimate):
     training_spread: float = nan
 
 
-def average_seeds(changes: Sequence[BenchmarkChange]) -> SeedMean:
-    """Average the changes of several runs; no interval where their questions differ."""
-    differences = [change.primary.difference for change in changes]
-    if len(changes) == 1:
-        d = differences[0]
+def average_seeds(*benchmarks: Sequence[BenchmarkChange]) -> SeedMean:
+    """Average the changes of several runs, of one benchmark or as the mean of several.
+
+    A bad seed is bad on all benchmarks, so the mean over the benchmarks is taken seed by seed.
+    Benchmarks with as many questions are added question by question: where they ask the same, their
+    errors add up.
+
+    Args:
+        benchmarks: Of each benchmark, the change of each run; the same runs in the same order.
+
+    Returns:
+        The mean; without an interval where a benchmark's questions differ between the runs or its
+        evaluation may have stopped early.
+    """
+    differences = [[change.primary.difference for change in changes] for changes in benchmarks]
+    if [len(changes) for changes in benchmarks] == [1]:
+        d = differences[0][0]
         return SeedMean(d.value, d.standard_error, d.low, d.high)
-    if len({change.question_hash for change in changes}) > 1 or changes[0].n_available:
-        values = np.array([d.value for d in differences])
-        return SeedMean(float(values.mean()), nan, nan, nan, float(values.std(ddof=1)))
-    rows = [to_weighted(d.changes, d.sampling) for d in differences]
-    return split_noise(np.array(rows), all(d.is_binary for d in differences))
+    values = [[d.value for d in of_runs] for of_runs in differences]
+    if len({len(of_runs) for of_runs in values}) != 1:  # or there is no benchmark
+        return SeedMean(fmean(map(fmean, values)) if values else nan, nan, nan, nan)
+    hashes = [{change.question_hash for change in changes} for changes in benchmarks]
+    if max(map(len, hashes)) > 1 or any(changes[0].n_available for changes in benchmarks):
+        by_seed = np.mean(values, axis=0)
+        return SeedMean(float(by_seed.mean()), nan, nan, nan, float(by_seed.std(ddof=1)))
+    parts: dict[int, Floats] = {}  # by number of questions
+    steps: dict[int, float] = {}
+    for of_runs in differences:
+        rows = np.array([to_weighted(d.changes, d.sampling) for d in of_runs]) / len(benchmarks)
+        is_binary = all(d.is_binary for d in of_runs)
+        n = rows.shape[1]
+        parts[n] = parts.get(n, np.zeros_like(rows)) + rows
+        steps[n] = steps.get(n, 0.0) + is_binary / len(benchmarks)
+    return split_noise(*parts.values(), steps=list(steps.values()))
 
 
-def split_noise(changes: Floats, is_binary: bool = False) -> SeedMean:
+def split_noise(*parts: Floats, steps: Sequence[float] = ()) -> SeedMean:
     """Estimate the mean change of several seeds, and split its noise: questions and training.
 
     Seeds and questions are crossed random effects, their variances those of the two-way analysis of
     variance. The interval joins theirs, each by its own Student quantile, as the sides of a right
     angle (Graybill and Wang 1980), and is never narrower than the standard error beside it says.
+    It takes the changes of other seeds to be normal: a training that rarely collapses is not.
     The spread from seed to seed is median-unbiased: with two seeds the plain root is too small by a
     quarter on average.
 
     Args:
-        changes: [seeds, questions], tuned - base; at least two seeds.
-        is_binary: whether all scores are 0 or 1; one question more then counts as lost and one as
-            gained.
+        parts: [seeds, questions] each, tuned - base; at least two seeds. The change is the sum of
+            the parts' means, such as the share of each benchmark in the mean of all.
+        steps: Of each part, what an answer of 0 or 1 counts in it: one question more then counts as
+            lost and one as gained. 0 where scores are graded; empty: all are.
     """
-    n_seeds, n = changes.shape
-    by_seed, by_question = changes.mean(axis=1), changes.mean(axis=0)
-    overall, deviation = float(changes.mean()), float(by_seed.std(ddof=1))
+    n_seeds, fewest = len(parts[0]), min(part.shape[1] for part in parts)
+    by_seed = np.sum([part.mean(axis=1) for part in parts], axis=0)
+    overall, deviation = float(by_seed.mean()), float(by_seed.std(ddof=1))
     unknown = SeedMean(overall, nan, nan, nan, deviation)
-    if n == 1:
+    if fewest == 1:
         return unknown
-    of_questions = float(by_question.var(ddof=1)) / n
-    if is_binary:
-        of_questions = max(of_questions, float(np.append(by_question, (-1, 1)).var()) / (n + 2))
-    # The mean over seeds scatters from seed to seed by what is the seed's and by what is left over,
-    # and from question to question by what is the question's and by what is left over, which is
-    # counted once.
-    rest = changes - by_seed[:, None] - by_question + overall
-    residual = float((rest**2).sum()) / ((n_seeds - 1) * (n - 1))
-    seeds = n * deviation**2
-    of_training = max(0.0, (seeds - residual) / n) / n_seeds
+    of_questions = residual = 0.0  # variances of the mean, and of one seed's mean
+    for part, step in zip(parts, steps or [0.0] * len(parts), strict=True):
+        n, by_question = part.shape[1], part.mean(axis=0)
+        variance = float(by_question.var(ddof=1)) / n
+        if step:
+            one_more = np.append(by_question, (-step, step))
+            variance = max(variance, float(one_more.var()) / (n + 2))
+        of_questions += variance
+        # The mean over seeds scatters from seed to seed by what is the seed's and by what is left
+        # over, and from question to question by what is the question's and by what is left over,
+        # which is counted once.
+        rest = part - part.mean(axis=1)[:, None] - by_question + part.mean()
+        residual += float((rest**2).sum()) / ((n_seeds - 1) * (n - 1) * n)
+    of_training = max(0.0, deviation**2 - residual) / n_seeds
     error = sqrt(of_training + of_questions)
     if not error > 1e-12:  # no spread: nothing is known of how others would differ
         return unknown
-    parts = np.array([seeds, max(0.0, n * n_seeds * of_questions - residual)]) / (n * n_seeds)
-    quantiles = scipy.special.stdtrit([n_seeds - 1, n - 1], 1 - ALPHA / 2)  # Student's
-    half = max(float(quantiles[1]) * error, sqrt(float(quantiles**2 @ parts)))
+    shares = np.array([deviation**2, max(0.0, n_seeds * of_questions - residual)]) / n_seeds
+    quantiles = scipy.special.stdtrit([n_seeds - 1, fewest - 1], 1 - ALPHA / 2)  # Student's
+    half = max(float(quantiles[1]) * error, sqrt(float(quantiles**2 @ shares)))
     median = float(scipy.special.chdtri(n_seeds - 1, 0.5)) / (n_seeds - 1)
-    spread = sqrt(max(0.0, (seeds / median - residual) / n))
+    spread = sqrt(max(0.0, deviation**2 / median - residual))
     low, high = max(-1.0, overall - half), min(1.0, overall + half)
     errors = sqrt(of_questions), sqrt(of_training)
     return SeedMean(overall, error, low, high, deviation, *errors, spread)

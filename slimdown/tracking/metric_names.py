@@ -22,6 +22,7 @@ class Tag(StrEnum):
     dataset = "slimdown.dataset"
     origin = "slimdown.origin"
     error = "slimdown.error"
+    checked = "slimdown.checked"  # that its held-out questions were looked at
     evaluation = "slimdown.evaluation."
     verdict = "verdict/"
 

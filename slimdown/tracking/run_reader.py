@@ -263,6 +263,21 @@ def add_artifacts(tracking: TrackingConfig, run: RunRecord, files: Mapping[str, 
             client.log_text(run.run_id, content, path)
 
 
+def count_held_out_checks(tracking: TrackingConfig, run: RunRecord) -> int:
+    """Mark that a run was judged on its held-out questions; a record that is read only stays so.
+
+    Returns:
+        Of how many runs of its sweep that was done, with this one; 1 where it has no sweep.
+    """
+    client = store.open_store(tracking, must_exist=True)
+    with suppress(Exception):
+        client.set_tag(run.run_id, Tag.checked, "held out")
+    if not (sweep := run.tags.get(Tag.sweep)):
+        return 1
+    checked = find_runs(tracking, sweep=sweep, filter_string=f"tags.`{Tag.checked}` LIKE '%'")
+    return len({run.run_id, *(one.run_id for one in checked)})
+
+
 def _expand_params(params: Mapping[str, str]) -> dict[str, str]:
     """Return every setting by its dotted key; see `store.log_settings`."""
     settings: dict[str, str] = {}

@@ -38,11 +38,12 @@ def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             ("few", make_scores(3, 1, 1, 1), 0),
             ("held", KEPT, 0.5),
             ("slight", ([0.5] * 50, [0.492] * 50), 0),
+            ("held too", LOST, 0.5),
         ):
             with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
                 overrides = [f"evaluation.holdout={share}"]
                 config = load_config(compose("config", overrides=overrides))
-            record_run(config, name, scores)
+            record_run(config, name, scores, sweep="s" if share else "")
     return folder
 
 
@@ -100,6 +101,16 @@ def test_ci_reads_each_budget(
     assert answer["exit_code"] == code
     assert check.main([name, *budgets, "--format", "markdown"]) == code
     assert "| pocket_cs | " in capsys.readouterr().out
+
+
+def test_the_checks_of_a_sweep_on_its_held_out_half_are_counted(
+    runs: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check.main(["held"]) == 0
+    assert "runs of this sweep" not in capsys.readouterr().out
+    for _ in range(2):  # the same run again is no other run
+        assert check.main(["held too"]) == 1
+        assert "judged 2 runs of this sweep" in capsys.readouterr().out
 
 
 def test_the_retained_benchmarks_are_asked_about_together(

@@ -11,6 +11,7 @@ from slimdown.config.schema import Role
 from slimdown.stats.equal_learning import LearningCurve, build_curve, compare_at_equal_learning
 from slimdown.stats.findings import judge
 from slimdown.stats.scaling import ScaledFindings
+from slimdown.utils.errors import ConfigError
 
 N = 200
 
@@ -35,14 +36,46 @@ def test_what_lies_between_two_scales_is_interpolated() -> None:
     assert curve.learned.tolist() == [0, 0.2, 0.6]
     scale, changes = curve.at(0.4)
     assert scale == pytest.approx(0.75)
-    assert changes["kept"].mean() == pytest.approx(-(10 + 60) / 2 / N)
+    assert changes["kept"][0].mean() == pytest.approx(-(10 + 60) / 2 / N)
     assert curve.at(0.1)[0] == pytest.approx(0.25)
     assert curve.at(0.6)[0] == 1
 
 
-def test_scales_that_teach_no_more_than_smaller_ones_are_passed_over() -> None:
+def test_the_first_scale_that_teaches_as_much_counts() -> None:
     curve = build_curve(make_points([(0.2, 0, 1), (0.5, 40, 10), (1.0, 30, 60), (1.5, 90, 80)]))
-    assert curve.scales.tolist() == [0, 0.5, 1.5]
+    assert curve.at(0.2)[0] == 0.5
+    assert curve.at(0.15)[0] == pytest.approx(0.425)
+    assert curve.at(0.45)[0] == 1.5
+
+
+def test_a_level_far_from_every_measured_scale_is_to_be_measured() -> None:
+    points = make_points([(0.5, 100, 10), (1.0, 160, 60)])
+    curve = build_curve(points)
+    assert curve.find_scale_to_measure(0.8) is None
+    assert curve.find_scale_to_measure(0.51) is None  # half a standard error is 0.018
+    assert curve.find_scale_to_measure(0.53) == pytest.approx(0.55)
+    assert curve.find_scale_to_measure(0.2) == pytest.approx(0.2)  # the base is no measured scale
+    nearer = build_curve([*points, *make_points([(0.2, 42, 3)])])
+    assert nearer.find_scale_to_measure(0.2) is None
+
+
+def test_the_noise_of_the_target_is_part_of_what_was_lost() -> None:
+    """Three runs that answer alike: only other questions, of either benchmark, would differ."""
+    curve = build_curve(make_points([(0.5, 80, 0), (1.0, 120, 60)]))
+    _, [group] = compare_at_equal_learning({"none": dict.fromkeys("012", curve)})
+    slope, learned, lost = 60 / 40, 0.6, 0.3
+    variance = (lost * (1 - lost) + slope**2 * learned * (1 - learned)) / (N - 1)
+    assert group.changes["kept"].question_error == pytest.approx(np.sqrt(variance))
+    _, (_, alike) = compare_at_equal_learning({v: dict.fromkeys("012", curve) for v in "ab"})
+    # what both groups owe to the same questions is no difference between them
+    assert alike.from_first["kept"].value == 0
+    assert np.isnan(alike.from_first["kept"].low)
+
+
+def test_without_a_target_nothing_says_how_much_was_learned() -> None:
+    kept = make_evaluation(kept=make_benchmark([1.0, 0.0] * 20))
+    with pytest.raises(ConfigError, match="needs a target task"):
+        build_curve([ScaledFindings(1.0, judge(kept, kept))])
 
 
 def test_groups_meet_at_the_most_that_every_run_learned() -> None:
@@ -75,4 +108,4 @@ def test_what_learned_nothing_or_answered_other_questions_cannot_tell() -> None:
     assert compare_at_equal_learning({"a": {"0": curve}, "b": {"0": nothing}}) == (0.0, [])
     other: LearningCurve = replace(curve, question_hashes={"kept": "x"})
     assert compare_at_equal_learning({"a": {"0": curve}, "b": {"0": other}}) == (0.0, [])
-    assert np.isfinite(curve.changes["kept"]).all()
+    assert np.isfinite(curve.retained["kept"]).all()

@@ -1,14 +1,14 @@
 """Groups of seeds are tested against each other, and claim nothing that two seeds cannot tell."""
 
 from dataclasses import replace
-from math import ceil
+from math import ceil, sqrt
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from builders import judge_scores, make_run, make_scores
-from scipy.stats import ttest_ind
+from scipy.stats import t, ttest_ind
 
 from slimdown.stats.group_tests import compare_seeds, describe_groups, seeds_to_show
 from slimdown.stats.run_comparison import compare_runs
@@ -31,10 +31,11 @@ def describe(losts: dict[int, list[int]], validation: float = 0.0, **params: str
 
 
 def test_a_difference_is_shown_or_the_seeds_that_would_are_named() -> None:
-    text = describe({2: [4, 6, 5], 8: [5, 4, 7], 32: [60, 66, 57]})
+    text = describe({2: [4, 6, 5], 8: [8, 7, 10], 32: [60, 66, 57]})
     assert "a by lora.r: 3 seeds cannot tell 2 from 8 (about " in text
     assert "32 lies 14.0 points below 2 (p = 0.00" in text
     assert "unequally" not in text
+    assert "Below 5 seeds all values of lora.r are taken to vary alike" in text
     assert "2 seeds cannot tell 2 from 8" in describe({2: [4, 8], 8: [20, 9]})
     assert describe({2: [4], 8: [5]}).startswith("No two values of lora.r have two seeds each")
 
@@ -44,23 +45,44 @@ def test_groups_that_learned_unequally_are_named() -> None:
     assert "2 and 8 learned unequally (validation loss by lora.r): so may what they lost" in text
 
 
-def test_the_p_value_is_welchs_but_where_seeds_agree_by_chance() -> None:
+def test_below_five_seeds_all_groups_share_one_spread_and_above_it_is_welchs_test() -> None:
     draw = np.random.default_rng(0)
-    x, y = draw.normal(0, 0.02, 3), draw.normal(0.01, 0.05, 5)
-    assert compare_seeds(x, y, 0.001).p_value == pytest.approx(
-        ttest_ind(x, y, equal_var=False).pvalue
-    )
-    claims = [
-        compare_seeds(*(draw.binomial(2, 0.5, (2, n_seeds)) / 100), 0.01).p_value < 0.05
-        for n_seeds in (2, 3, 5)
-        for _ in range(400)
-    ]
+    x, y = draw.normal(0, 0.02, 5), draw.normal(0.01, 0.05, 8)
+    [welch] = compare_seeds({"x": x, "y": y}, 0.001).values()
+    assert welch.p_value == pytest.approx(ttest_ind(x, y, equal_var=False).pvalue)
+    two = {str(i): np.array([0.0, 0.02]) + (0.06 if i == 5 else 0) for i in range(6)}
+    tests = compare_seeds(two)
+    assert len(tests) == 15
+    # six groups that vary alike lend each other their degrees of freedom: six instead of two
+    student = ttest_ind(two["0"], two["5"]).statistic
+    assert tests["0", "5"].p_value == pytest.approx(2 * t.sf(abs(student), 6))
+    assert compare_seeds({"a": [0.1], "b": [0.2, 0.3]}) == {}
+
+
+@pytest.mark.parametrize("sizes", [(2, 5), (2, 10), (2, 3, 5), (2, 2, 2, 2, 2, 2)])
+def test_equal_groups_of_unequal_size_seldom_differ(sizes: tuple[int, ...]) -> None:
+    draw, pair = np.random.default_rng(1), ("0", str(len(sizes) - 1))
+    claims = []
+    for _ in range(2000):
+        groups = {str(i): draw.normal(0, 1, n) for i, n in enumerate(sizes)}
+        claims.append(compare_seeds(groups)[pair].p_value < 0.05)
+    assert np.mean(claims) < 0.05 + 2 * sqrt(0.05 * 0.95 / 2000)
+
+
+def test_seeds_that_agree_by_chance_are_not_certain() -> None:
+    draw, claims = np.random.default_rng(0), []
+    for n_seeds in (2, 3, 5):
+        for _ in range(400):
+            x, y = draw.binomial(2, 0.5, (2, n_seeds)) / 100
+            [test] = compare_seeds({"x": x, "y": y}, 0.01).values()
+            claims.append(test.p_value < 0.05)
     assert np.mean(claims) < 0.02  # plain Welch: 5 %, and 12 % of two seeds
 
 
 def test_so_many_seeds_show_a_difference_in_four_of_five_repetitions() -> None:
     draw = np.random.default_rng(1)
-    test = replace(compare_seeds([0.0, 0.02], [0.03, 0.04]), difference=0.03, spread=0.02 * 2**0.5)
+    [test] = compare_seeds({"x": [0.0, 0.02], "y": [0.03, 0.04]}).values()
+    test = replace(test, difference=0.03, spread=0.02 * 2**0.5)
     n = ceil(seeds_to_show(test))
     x, y = draw.normal(0, 0.02, (2000, n)), draw.normal(0.03, 0.02, (2000, n))
     assert (ttest_ind(x, y, axis=1, equal_var=False).pvalue < 0.05).mean() == pytest.approx(

@@ -4,10 +4,11 @@ from math import isnan, sqrt
 
 import numpy as np
 import pytest
-from builders import judge_scores, make_benchmark, make_evaluation, stop_early
+from builders import judge_scores, make_benchmark, make_evaluation, make_run, stop_early
 from statsmodels.regression.mixed_linear_model import MixedLM
 
 from slimdown.stats.findings import judge
+from slimdown.stats.run_comparison import compare_runs
 from slimdown.stats.seeds import average_seeds, split_noise
 
 
@@ -69,5 +70,34 @@ def test_the_mean_covers_the_truth_is_never_narrower_than_its_error_and_always_t
 def test_two_seeds_whose_means_are_equal_have_an_interval() -> None:
     rows = np.zeros((2, 100))
     rows[0, :5], rows[1, 50:55] = -1.0, -1.0
-    mean = split_noise(rows, is_binary=True)
+    mean = split_noise(rows, steps=[1])
     assert mean.low < mean.value < mean.high
+
+
+@pytest.mark.parametrize("n_seeds", [2, 3, 5])
+def test_the_mean_of_benchmarks_covers_the_truth_where_a_bad_seed_is_bad_on_all(
+    n_seeds: int,
+) -> None:
+    draw, covered = np.random.default_rng(n_seeds), []
+    for _ in range(150):
+        shift, runs = draw.normal(0, 0.1, n_seeds).clip(-0.3, 0.3), []
+        for seed in range(n_seeds):
+            shares = [(0.4 - shift[seed]) / 2, 0.6, (0.4 + shift[seed]) / 2]
+            scores = {}
+            for name in "abc":
+                change = draw.choice([-1, 0, 1], 60, p=shares)
+                scores[name] = (np.maximum(0, -change), np.maximum(0, change))
+            pair = ({name: s[i] for name, s in scores.items()} for i in (0, 1))
+            findings = judge(*(make_evaluation(**one) for one in pair))
+            runs.append(make_run(findings, seed, seed=str(seed)))
+        mean = compare_runs(runs).rows[0].retained
+        covered.append(mean.low <= 0 <= mean.high)
+    assert np.mean(covered) >= 0.9
+
+
+def test_the_same_questions_in_two_benchmarks_count_once() -> None:
+    draw = np.random.default_rng(3)
+    seeds = [judge_scores(np.ones(300), (draw.random(300) < 0.8) * 1.0) for _ in range(3)]
+    changes = [findings.benchmarks["a"] for findings in seeds]
+    one, both = average_seeds(changes), average_seeds(changes, changes)
+    assert (both.low, both.high) == pytest.approx((one.low, one.high))
