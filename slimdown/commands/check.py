@@ -27,10 +27,11 @@ def main(argv: list[str]) -> int:
     """
     parser = CommandParser("check", __doc__, 3)
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
-    text = "gsm8k=0.02: two points; default: benchmark.NAME.max_loss, or the margin if retained"
+    text = "gsm8k=0.02: two points; the others: benchmark.NAME.max_loss, or the margin if retained"
     parser.add_list("--max-loss", "[BENCHMARK=]SHARE", text)
     text = "gsm8k=0.05: a twentieth of what the base scored"
     parser.add_list("--max-relative-loss", "[BENCHMARK=]SHARE", text)
+    parser.add_list("--only", "BENCHMARK", "check this one and leave the others out")
     parser.add_list("--supporting", "BENCHMARK", "its loss is shown and decides nothing")
     text = "also ask whether the retained benchmarks are worse together, whatever each may lose"
     parser.add_argument("--overall", action="store_true", help=text)
@@ -46,7 +47,7 @@ def _check(options: argparse.Namespace) -> int:
     from slimdown.report.console import print_text, show_budget_checks, show_line
     from slimdown.report.findings_report import budgets_table, write_junit
     from slimdown.report.tables import write_table
-    from slimdown.report.text import describe_overall
+    from slimdown.report.text import describe_overall, describe_unchecked
     from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
     from slimdown.stats.findings import judge_held_out
     from slimdown.stats.overall import judge_overall
@@ -59,10 +60,11 @@ def _check(options: argparse.Namespace) -> int:
     findings = check_finished(run)
     if run.holdout:
         findings = judge_held_out(*read_evaluations(tracking, run), run.holdout)
-    checks = check_budgets(findings, budgets, relative, options.supporting)
+    checks = check_budgets(findings, budgets, relative, options.supporting, options.only)
     outcome = overall_outcome(checks)
     title = f"{run.name} ({run.run_id})"
     notes = [f"Judged on {findings.part}, which this run does not show."] if run.holdout else []
+    notes += describe_unchecked(checks, findings) if options.only else []
     is_worse = False
     if options.overall:
         critical = {n: b for n, b in findings.benchmarks.items() if n not in options.supporting}

@@ -165,8 +165,13 @@ def test_a_page_takes_the_place_of_the_old_one_only_when_it_is_whole(
 ) -> None:
     page = tmp_path / "page.html"
     page.write_text("old")
-    assert show("-o", str(page), "--by", "lora.r") == f"wrote {page}\n"
-    assert "<html" in page.read_text()
+    shown = show("-o", str(page), "--by", "lora.r")
+    assert "By lora.r: 4 finished runs of experiment slimdown" in shown
+    assert "sqlite" not in shown
+    assert shown.endswith(f"wrote {page}\n")
+    assert "<title>By lora.r: 4 finished runs of experiment slimdown</title>" in page.read_text()
+    with pytest.raises(SystemExit):
+        show("-o", str(tmp_path))
     assert "kept" in show("--format", "html")
 
 
@@ -177,7 +182,7 @@ def test_a_setting_is_compared_within_one_sweep(
         record_run(compose_config(f"lora.r={rank}"), f"{sweep} {rank}", KEPT, sweep=sweep)
     assert compare.main(["--by", "lora.r"]) == 0
     text = capsys.readouterr().out
-    assert "2 finished runs of the newest sweep, b, in" in text
+    assert "By lora.r: 2 finished runs of the newest sweep, b\n" in text
     assert "Runs by sweep: b (2), a (2); --sweep NAME shows those of one." in text
     assert compare.main(["--by", "lora.r", "--sweep", "a"]) == 0
     assert "2 finished runs of sweep a" in capsys.readouterr().out
