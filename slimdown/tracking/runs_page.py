@@ -35,8 +35,8 @@ def share_view(client: Any, experiment_id: str) -> None:
     columns = {f"params.`{key}`": 70 for key in varied if not key.startswith(Tag.verdict)}
     metrics = {key for run in runs for key in run.data.metrics if key.startswith(Tag.change)}
     names = sorted(key.removeprefix(Tag.change) for key in metrics)[:_N_BENCHMARKS]
-    columns |= {f"metrics.`{Tag.change}{name}`": min(150, 80 + 6 * len(name)) for name in names}
-    columns |= {f"params.`{Tag.verdict}{name}`": 100 for name in names}
+    for kind, prefix in (("metrics", Tag.change), ("params", Tag.verdict)):
+        columns |= {f"{kind}.`{prefix}{name}`": min(150, 80 + 6 * len(name)) for name in names}
     chart = {"type": "BAR", "metricSectionId": "change", "runsCountToCompare": 10}
     keys = [f"{Tag.change}{name}" for name in names]
     view = {

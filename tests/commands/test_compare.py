@@ -97,7 +97,7 @@ def test_runs_are_chosen_and_sorted(show: Show, runs: dict[str, str]) -> None:
     assert "1 finished run of sweep s" in show("--sweep", "s")
     assert "1 finished run of filter" in show("--filter", "params.`lora.r` = '2'")
     named = show(runs["kept"][:8], "other")
-    assert named.startswith("2 runs of")
+    assert named.startswith("2 chosen runs")
     assert "metric" in show("kept", "--all")
     assert "metric" not in show("kept")
     down, up = (show("--sort", key) for key in ("-pocket_cs", "pocket_cs"))
@@ -166,10 +166,10 @@ def test_a_page_takes_the_place_of_the_old_one_only_when_it_is_whole(
     page = tmp_path / "page.html"
     page.write_text("old")
     shown = show("-o", str(page), "--by", "lora.r")
-    assert "By lora.r: 4 finished runs of experiment slimdown" in shown
+    assert "By lora.r: 3 finished runs of experiment slimdown" in shown
     assert "sqlite" not in shown
     assert shown.endswith(f"wrote {page}\n")
-    assert "<title>By lora.r: 4 finished runs of experiment slimdown</title>" in page.read_text()
+    assert "<title>By lora.r: 3 finished runs of experiment slimdown</title>" in page.read_text()
     with pytest.raises(SystemExit):
         show("-o", str(tmp_path))
     assert "kept" in show("--format", "html")

@@ -115,7 +115,7 @@ def test_ui_says_where_the_pages_are_once_the_server_answers(
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process:
         assert process.stdout
-        line = process.stdout.readline()
+        line = next(line for line in process.stdout if line.startswith("ready"))
         place = f"http://127.0.0.1:{port}"
         urllib.request.urlopen(f"{place}/health").close()
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

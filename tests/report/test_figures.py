@@ -84,3 +84,11 @@ def test_the_axis_of_a_setting_suits_its_values(
     figure = figures.draw_by_setting("lora.r", series)
     assert figure.axes[0].get_xscale() == scale
     assert set(ticks) <= set(read_texts(figure))
+
+
+def test_a_name_with_control_characters_is_drawn_without_a_warning() -> None:
+    series = {"a": [("\x1b[2J", Estimate(0.1, 0.0, 0.2, 0.05)), ("b", Estimate(0.1, 0.0, 0.2, 0.05))]}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        write_svg(draw_by_setting("x\x1b[2J", series))
+    assert not [one for one in caught if "\x1b" in str(one.message)]
