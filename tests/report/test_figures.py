@@ -1,6 +1,7 @@
 """What the figures show, and what an SVG must be to stand on a page."""
 
 import re
+import warnings
 import xml.etree.ElementTree as ElementTree
 from math import nan
 from types import SimpleNamespace
@@ -87,8 +88,8 @@ def test_the_axis_of_a_setting_suits_its_values(
 
 
 def test_a_name_with_control_characters_is_drawn_without_a_warning() -> None:
-    series = {"a": [("\x1b[2J", Estimate(0.1, 0.0, 0.2, 0.05)), ("b", Estimate(0.1, 0.0, 0.2, 0.05))]}
+    series = {"a": [("\x1b[2J", estimate(0.1)), ("b", estimate(0.1))]}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        write_svg(draw_by_setting("x\x1b[2J", series))
+        write_svg(figures.draw_by_setting("x\x1b[2J", series))
     assert not [one for one in caught if "\x1b" in str(one.message)]

@@ -48,9 +48,9 @@ def test_a_store_that_cannot_be_used_is_named_in_one_line(
 def test_only_a_filter_is_told_how_a_filter_is_written() -> None:
     refusal = MlflowException("no such value", INVALID_PARAMETER_VALUE)
     for text, advice in (("x ~ 3", "a filter is written so"), ("", "MLflow takes no such value")):
-        with pytest.raises(TrackingError, match=advice):
-            with record.explain_store_errors(TrackingConfig("sqlite:///x.db", "x"), text):
-                raise refusal
+        explained = record.explain_store_errors(TrackingConfig("sqlite:///x.db", "x"), text)
+        with pytest.raises(TrackingError, match=advice), explained:
+            raise refusal
 
 
 def test_a_server_that_wants_another_password_is_not_called_silent() -> None:
