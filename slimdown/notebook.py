@@ -168,12 +168,13 @@ class NotebookFindings(Findings):
         write_atomically(path, render_page(self, title))
         return path
 
-    def passes(self, **budgets: float) -> "BudgetResult":
+    def passes(self, *only: str, **budgets: float) -> "BudgetResult":
         """Check each loss against its budget.
 
         Args:
-            budgets: By benchmark, the share that may be lost: `gsm8k=0.02` is two points. Without
-                any, each retained benchmark may lose its own `max_loss`, or else its margin.
+            only: The benchmarks that are checked; none: all that have a budget.
+            budgets: By benchmark, the share that may be lost: `gsm8k=0.02` is two points. Every
+                other retained benchmark may lose its own `max_loss`, or else its margin.
 
         Returns:
             True in a condition where every loss is shown to be within its budget. What too few
@@ -182,7 +183,7 @@ class NotebookFindings(Findings):
         Raises:
             ConfigError: A budget is no share, or belongs to nothing that was measured.
         """
-        return BudgetResult(tuple(check_budgets(self, budgets)))
+        return BudgetResult(tuple(check_budgets(self, budgets, only=only)))
 
     def _repr_html_(self) -> str:
         return write_table(findings_table(self, with_notes=True), "html")

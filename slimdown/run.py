@@ -18,6 +18,7 @@ from slimdown.config.command_line import compose_runs, read_command_line
 from slimdown.config.loader import reword
 from slimdown.config.paths import CONF_DIR
 from slimdown.config.schema import Backend, Engine
+from slimdown.report.formatting import VisibleFormatter
 from slimdown.utils.distributed import check_launcher, process_count, process_rank
 from slimdown.utils.errors import ConfigError, DataError, SlimdownError
 
@@ -114,6 +115,8 @@ def set_up_process() -> None:
     # whatever is raised.
     for name in ("bitsandbytes", "alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if logging.lastResort:  # what shows a warning where nobody set up a log
+        logging.lastResort.setFormatter(VisibleFormatter())
 
 
 if __name__ == "__main__":

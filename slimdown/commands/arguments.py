@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
@@ -68,6 +68,8 @@ class CommandParser(argparse.ArgumentParser):
         """Parse arguments; where a file is written, `format` is set."""
         options = self.parse_args(argv)
         if output := vars(options).get("output"):
+            if output.is_dir():
+                self.error(f"-o {output} is a folder; name a file in it")
             options.format = options.format or _FORMATS.get(output.suffix.lower())
             if not options.format:
                 self.error(f"-o {output}: end it in {', '.join(_FORMATS)}, or add --format")
@@ -89,7 +91,7 @@ def open_tracking(options: argparse.Namespace) -> TrackingConfig:
 
 
 def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[], str]) -> int:
-    """Show a table on the console, or write it to --output, whole or not at all.
+    """Show a table on the console; with --output also write it, whole or not at all.
 
     Args:
         table: A `report.tables.Table`.
@@ -103,15 +105,14 @@ def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[],
     from slimdown.report.tables import write_table
 
     chosen = options.format or "table"
-    if chosen == "table" and not options.output:
+    if chosen == "table" or options.output:
         show_table(table, options.all)
-        return 0
-    text = render_page() if chosen == "html" else write_table(table, chosen)
     if options.output:
+        text = render_page() if chosen == "html" else write_table(table, chosen)
         write_atomically(options.output, text)
         show_line(f"wrote {options.output}")
-    else:
-        print_text(text)
+    elif chosen != "table":
+        print_text(render_page() if chosen == "html" else write_table(table, chosen))
     return 0
 
 
@@ -161,10 +162,15 @@ def run_command(answer: Callable[[], int], refusal: str, error_code: int) -> int
     return code
 
 
-def _complain(message: str, code: int) -> int:
+def write_notes(lines: Iterable[str]) -> None:
+    """Write lines to stderr, without secrets and control characters."""
     from slimdown.report.formatting import visible
 
     if sys.stderr is not None:
-        text = visible(redact(message), multiline=True) + "\n"
+        text = "".join(visible(redact(line), multiline=True) + "\n" for line in lines)
         sys.stderr.write(text.encode("ascii", "backslashreplace").decode())
+
+
+def _complain(message: str, code: int) -> int:
+    write_notes([message])
     return code

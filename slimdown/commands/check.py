@@ -29,10 +29,11 @@ def main(argv: list[str]) -> int:
     """
     parser = CommandParser("check", __doc__, 3)
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
-    text = "gsm8k=0.02: two points; default: benchmark.NAME.max_loss, or the margin if retained"
+    text = "gsm8k=0.02: two points; the others: benchmark.NAME.max_loss, or the margin if retained"
     parser.add_list("--max-loss", "[BENCHMARK=]SHARE", text)
     text = "gsm8k=0.05: a twentieth of what the base scored"
     parser.add_list("--max-relative-loss", "[BENCHMARK=]SHARE", text)
+    parser.add_list("--only", "BENCHMARK", "check this one and leave the others out")
     parser.add_list("--supporting", "BENCHMARK", "its loss is shown and decides nothing")
     text = "also fail where the retained benchmarks are shown to be worse on average"
     parser.add_argument("--overall", action="store_true", help=text)
@@ -49,7 +50,7 @@ def _check(options: argparse.Namespace) -> int:
     from slimdown.report.console import print_text, show_budget_checks, show_line
     from slimdown.report.findings_report import budgets_table, write_junit
     from slimdown.report.tables import write_table
-    from slimdown.report.text import describe_overall
+    from slimdown.report.text import describe_overall, describe_unchecked
     from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
     from slimdown.stats.findings import judge
     from slimdown.stats.holdout import held_half
@@ -73,17 +74,19 @@ def _check(options: argparse.Namespace) -> int:
                 "luck, in 5 % of cases: choose one on the open half, or correct for the number "
                 "with slimdown compare RUN RUN --confirm."
             )
-    checks = check_budgets(findings, budgets, relative, options.supporting)
+    checks = check_budgets(findings, budgets, relative, options.supporting, options.only)
+    notes += describe_unchecked(checks, findings) if options.only else []
     outcome = overall_outcome(checks)
     title = f"{run.name} ({run.run_id})"
     is_worse = False
     if options.overall:
-        for name in options.supporting:
+        left_out = set(findings.benchmarks) - set(options.only) if options.only else set()
+        for name in left_out | set(options.supporting):
             base.benchmarks.pop(name, None)
             tuned.benchmarks.pop(name, None)
         mean = judge(base, tuned).mean_change(Role.retained)
         if isnan(mean.value):
-            raise ConfigError("--overall: every retained benchmark is supporting")
+            raise ConfigError("--overall: every retained benchmark is supporting or left out")
         notes.append(describe_overall(mean))
         is_worse = mean.high < 0
         outcome = Outcome.beyond if is_worse else outcome

@@ -102,7 +102,7 @@ def _compare(options: argparse.Namespace) -> int:
         return put_table(table, options, lambda: page.render_comparison_page(table, options=shown))
     comparison, by = compare_runs(runs, options.group_seeds), options.by
     if by is not None:
-        comparison = sort_by_setting(comparison, by)
+        comparison, title = sort_by_setting(comparison, by), f"By {by}: {title}"
         notes += describe_groups(sort_by_setting(compare_runs(runs), by), by)
     if options.sort is not None:
         comparison = sort_rows(comparison, options.sort)
@@ -204,31 +204,31 @@ def select_runs(options: argparse.Namespace) -> "tuple[list[RunRecord], str, lis
     from slimdown.utils.secrets import redact_uri
 
     tracking = open_tracking(options)
-    uri = redact_uri(tracking.uri)
     if options.runs:
         chosen = {run.run_id: run for run in (find_run(tracking, text) for text in options.runs)}
         for run in chosen.values():
             check_finished(run)
         if len(chosen) < 2 <= len(options.runs) and options.mode != "confirm":
             raise ConfigError("a comparison needs two different runs; name another")
-        return list(chosen.values()), f"{len(chosen)} runs of {uri}", []
+        return list(chosen.values()), f"{len(chosen)} chosen runs", []
     experiments = options.experiment or ([] if options.sweep else [_DEFAULT_EXPERIMENT])
     runs = find_runs(tracking, experiments, options.sweep, options.filter, with_findings=True)
     states = Counter(run.status.lower() for run in runs if not run.findings)
     left_out = ", ".join(f"{count:,} {state}" for state, count in states.items())
     limits = {"sweep": options.sweep, "filter": options.filter, "experiment": " ".join(experiments)}
-    which = ", ".join(f"{key} {text}" for key, text in limits.items() if text) + f" in {uri}"
+    which = ", ".join(f"{key} {text}" for key, text in limits.items() if text)
     complete = [run for run in runs if run.findings]
     if not complete:
         reason = f"left out: {left_out}" if left_out else "slimdown run makes one"
-        raise TrackingError(f"there is no finished run of {which}; {reason}")
+        uri = redact_uri(tracking.uri)
+        raise TrackingError(f"there is no finished run of {which} in {uri}; {reason}")
     notes = [f"Left out: {left_out}."] if left_out else []
     sweeps = Counter(run.tags.get(Tag.sweep) or "no sweep" for run in complete)
     newest = next((name for name in sweeps if sweeps[name] > 1 and name != "no sweep"), "")
     if options.by and newest and not (options.sweep or options.filter):
         # Runs of other sweeps may differ in more than this setting.
         complete = [run for run in complete if run.tags.get(Tag.sweep) == newest]
-        which = f"the newest sweep, {newest}, in {uri}"
+        which = f"the newest sweep, {newest}"
     if not options.sweep and (len(sweeps) > 1 or "no sweep" not in sweeps):
         each = ", ".join(f"{name} ({count:,})" for name, count in list(sweeps.items())[:5])
         more = f" and {len(sweeps) - 5:,} more" if len(sweeps) > 5 else ""

@@ -1,40 +1,88 @@
 """`slimdown ui`: MLflow's pages of the record, with the columns that matter here.
 
-Other options, such as --host, go to `mlflow ui`.
+Other options, such as --workers, go to `mlflow ui`.
 """
 
+import argparse
 import os
+import signal
+import socket
+import subprocess
 import sys
+import time
+from contextlib import suppress
 
 from slimdown.commands.arguments import CommandParser, open_tracking, run_command
-from slimdown.tracking.store import VIEW, list_experiments
+from slimdown.config.schema import TrackingConfig
+from slimdown.tracking import store
+from slimdown.utils.errors import TrackingError
+from slimdown.utils.secrets import redact_uri
 
 
 def main(argv: list[str]) -> int:
-    """Print where each experiment is shown, then become MLflow's server.
+    """Share a view of each experiment, start MLflow's server, and say where the pages are.
 
     Args:
         argv: The arguments after `ui`.
 
     Returns:
-        The exit code where it cannot start.
+        The exit code of the server; 0 after Ctrl-C.
     """
     parser = CommandParser("ui", __doc__)
     parser.add_store()
     parser.add_argument("-p", "--port", type=int, default=5000, help="default: %(default)s")
-    options, others = parser.parse_known_args(argv)
+    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    options, server_options = parser.parse_known_args(argv)
+    if not 0 < options.port < 65536:
+        parser.error(f"--port {options.port}: give a number from 1 to 65535")
+    return run_command(lambda: _show(options, server_options), "The pages cannot be opened:", 1)
 
-    def serve() -> int:
-        uri = options.tracking_uri
-        is_server = uri.startswith("http")
-        place = uri.rstrip("/") if is_server else f"http://127.0.0.1:{options.port}"
-        # A fresh browser gets MLflow 3.17's pages for LLM traces, whatever the experiment's kind.
+
+def _show(options: argparse.Namespace, server_options: list[str]) -> int:
+    from slimdown.report.console import show_line
+    from slimdown.tracking.runs_page import VIEW, share_view
+
+    tracking, lines = open_tracking(options), []
+    uri, experiments = tracking.uri, store.list_experiments(tracking)
+    is_server = uri.startswith("http")
+    address = ["--host", options.host, "--port", str(options.port)]
+    place = (
+        redact_uri(uri).replace("***@", "") if is_server else f"http://{':'.join(address[1::2])}"
+    )
+    client = store.open_store(tracking)
+    for number, name in reversed(experiments.items()):  # what changed last comes last
+        with suppress(Exception):  # who may only read sees the view of the last run
+            share_view(client, number)
+        # A fresh browser gets pages for LLM traces, whatever the kind of the experiment.
         view = f"runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
-        for number, name in list_experiments(open_tracking(options)).items():
-            sys.stderr.write(f"open {place}/#/experiments/{number}/{view}  {name}\n")
-        if is_server:
+        lines.append(f"ready: open {place.rstrip('/')}/#/experiments/{number}/{view}  {name}")
+    if is_server:
+        for line in lines:
+            show_line(line)
+        return 0
+    try:
+        socket.create_server((options.host, options.port)).close()
+    except OSError as error:
+        raise TrackingError(f"--port {options.port}: {error.strerror}; give another one") from None
+    # A command line can be read by all users, and an environment cannot. The jobs score LLM traces.
+    settings = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    quiet = [] if "-opts" in "".join(server_options) else ["--uvicorn-opts", "--log-level warning"]
+    command = [sys.executable, "-m", "mlflow", "ui", *address, *quiet, *server_options]
+    with subprocess.Popen(command, env=os.environ | settings) as server:
+        previous = signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+        try:
+            while server.poll() is None:
+                try:
+                    store.check_store(TrackingConfig(uri=place, experiment="slimdown"))
+                except TrackingError:
+                    time.sleep(0.2)
+                else:
+                    for line in lines:
+                        show_line(line)
+                    return server.wait()
+            return server.returncode
+        except KeyboardInterrupt:
+            server.terminate()
             return 0
-        server = ["-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(options.port)]
-        os.execv(sys.executable, [sys.executable, *server, *others])
-
-    return run_command(serve, "The pages cannot be opened:", 1)
+        finally:
+            signal.signal(signal.SIGTERM, previous)

@@ -1,6 +1,6 @@
 """`slimdown verdict BASE TUNED`: what a fine-tuning taught and lost, from lm_eval's own logs.
 
-Exit code with --max-loss:
+Exit code with --max-loss or --only:
   0  every loss is shown to be within its budget
   1  a loss beyond its budget is shown
   2  the questions cannot tell
@@ -8,7 +8,6 @@ Exit code with --max-loss:
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from slimdown.commands.arguments import (
     open_tracking,
     put_table,
     run_command,
+    write_notes,
 )
 from slimdown.config.schema import ModelConfig, RunConfig
 from slimdown.utils.errors import ConfigError
@@ -41,7 +41,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("tuned", type=Path, metavar="TUNED", help="of the model after")
     parser.add_list("--metric", "TASK=METRIC", "the primary one: gsm8k=exact_match.strict-match")
     parser.add_list("--target", "TASK", "tasks that were meant to be learned")
-    parser.add_list("--max-loss", "TASK=SHARE", "what it may lose: gsm8k=0.02 is two points")
+    text = "gsm8k=0.02: it may lose two points; the others, unless targets, their margin"
+    parser.add_list("--max-loss", "[TASK=]SHARE", text)
+    parser.add_list("--only", "TASK", "check the budget of this one and leave the others out")
     parser.add_output()
     parser.add_argument("--track", action="store_true", help="also record it as a run in MLflow")
     parser.add_store()
@@ -54,6 +56,7 @@ def _judge(options: argparse.Namespace) -> int:
     from slimdown.report.console import show_budget_checks, show_findings, show_line
     from slimdown.report.findings_report import findings_table
     from slimdown.report.run_page import render_page
+    from slimdown.report.text import describe_unchecked
     from slimdown.stats.budgets import check_budgets, overall_outcome, read_budgets
     from slimdown.stats.findings import judge
 
@@ -76,8 +79,11 @@ def _judge(options: argparse.Namespace) -> int:
     pairs = [(one, tuned.benchmarks[name]) for name, one in base.benchmarks.items()]
     if all(before.samples == after.samples for before, after in pairs):
         notes.append("all answers are equal; lm_eval's --use_cache hands one model another's")
-    checks = check_budgets(findings, budgets) if budgets else []
-    sys.stderr.write("".join(f"{line}\n" for line in dict.fromkeys(notes)))
+    checks = []
+    if budgets or options.only:
+        checks = check_budgets(findings, budgets, only=options.only)
+        notes += describe_unchecked(checks, findings) if options.only else []
+    write_notes(dict.fromkeys(notes))
     title = f"{options.base} → {options.tuned}"
     if options.format:
         table = findings_table(findings, title, with_notes=True)
@@ -109,4 +115,4 @@ def _track(findings: "Findings", options: argparse.Namespace) -> None:
     yaml, title = OmegaConf.to_yaml(OmegaConf.structured(config)), f"verdict {tuned}"
     with open_run(config, RunInfo(title, yaml, tags={Tag.origin: tuned})) as run:
         run.save(findings, {"report.html": render_page(findings, title, run_id=run.run_id)})
-    sys.stderr.write(f"run {run.run_id} in {run.store_uri}\n")
+    write_notes([f"run {run.run_id} in {run.store_uri}"])

@@ -93,8 +93,9 @@ def read_command_line(arguments: list[str]) -> CommandLine:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-cd", "--config-dir")
+    parser.add_argument("-c", "--cfg")  # or argparse takes it for the beginning of -cd
     options, other_flags = parser.parse_known_intermixed_args(arguments)
-    if other_flags:
+    if other_flags or options.cfg:
         return CommandLine(arguments, [], is_run=False)
     flags, folders = ["--multirun"] if options.multirun else [], [CONF_DIR]
     if options.config_dir:

@@ -13,7 +13,7 @@ from math import isfinite
 from typing import Any
 from unittest.mock import patch
 
-from slimdown.report.formatting import format_number
+from slimdown.report.formatting import format_number, visible
 from slimdown.report.looks import get_look
 from slimdown.stats.estimates import Estimate
 from slimdown.stats.findings import Findings
@@ -184,6 +184,7 @@ def _measure_arms(estimates: Sequence[Estimate]) -> list[list[float]]:
 
 
 def _cut(name: str, width: int) -> str:
+    name = visible(name)  # matplotlib warns of a control character, and writes it to the terminal
     return name if len(name) <= width else f"{name[: width - 1]}…"
 
 

@@ -1,5 +1,6 @@
 """Format numbers as people read them, and make any text safe to show."""
 
+import logging
 import re
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -33,6 +34,14 @@ def visible(text: object, multiline: bool = False) -> str:
     """
     pictures = {k: v for k, v in _PICTURES.items() if k not in (9, 10)} if multiline else _PICTURES
     return str(text).replace("\r\n", "\n").translate(pictures)
+
+
+class VisibleFormatter(logging.Formatter):
+    """Formats a message of a log without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of a record."""
+        return visible(super().format(record), multiline=True)
 
 
 def encodable(text: str, encoding: str) -> str:

@@ -1,6 +1,6 @@
 """Write findings in sentences: each stands here once, for console, page and card."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import isnan
 
 from slimdown.config.keep_config import Keep
@@ -12,6 +12,7 @@ from slimdown.report.formatting import (
     format_points,
     pluralize,
 )
+from slimdown.stats.budgets import BudgetCheck
 from slimdown.stats.estimates import Estimate
 from slimdown.stats.findings import BenchmarkChange, Findings
 from slimdown.stats.losses import ChoiceShift
@@ -137,6 +138,13 @@ def _describe_change(benchmark: BenchmarkChange) -> str:
     points = f"{format_points(benchmark.primary.difference)[0]} points"
     n = formatting.format_count(benchmark.n, benchmark.n_available)
     return f"{points} after {n} questions" if benchmark.is_stopped else points
+
+
+def describe_unchecked(checks: Sequence[BudgetCheck], findings: Findings) -> list[str]:
+    """Say which benchmarks were left out on purpose."""
+    names = [check.benchmark for check in checks]
+    left_out = ", ".join(name for name in findings.benchmarks if name not in names)
+    return [f"Checked: only {', '.join(names)}; left out: {left_out or 'none'}."]
 
 
 def describe_overall(mean: Estimate) -> str:

@@ -92,36 +92,46 @@ def check_budgets(
     budgets: Mapping[str, float],
     relative: Mapping[str, float] | None = None,
     supporting: Collection[str] = (),
+    only: Collection[str] = (),
 ) -> list[BudgetCheck]:
     """Check for each benchmark whether its loss is shown to be within its budget or beyond.
 
     Args:
         findings: of a fine-tuning.
         budgets: by benchmark, the most that the primary metric may fall; a share, 0.02 is two
-            points. That under "" is of every retained benchmark without its own. None at all
-            holds each benchmark to its settings, see `default_budgets`.
+            points. That under "" is of every retained benchmark that is not named. The others keep
+            those of their settings, see `default_budgets`.
         relative: the same as a share of what the base scored.
         supporting: the benchmarks whose outcomes decide nothing.
+        only: the benchmarks that are checked; none: all that have a budget.
 
     Raises:
-        ConfigError: a budget that is no share or for what was not measured, or none and no retained
-            benchmark.
+        ConfigError: a budget that is no share or for what is not checked, or a benchmark of `only`
+            without, or none at all.
     """
     benchmarks, relative = findings.benchmarks, relative or {}
-    for name in (*budgets, *relative, *supporting):
-        if name not in benchmarks and (name or name in supporting):
+    for name in (*budgets, *relative, *supporting, *only):
+        if name not in benchmarks and (name or name in (*supporting, *only)):
             raise ConfigError(f"{name} was not measured{nearest(name, list(benchmarks))}")
         if name in budgets and name in relative:
-            raise ConfigError(f"budget of {name}: give points or a share of the base, not both")
+            which = name or "every retained benchmark"
+            raise ConfigError(f"budget of {which}: give points or a share of the base, not both")
+        if only and name and name not in only:
+            raise ConfigError(f"{name} is not among those that are checked: {', '.join(only)}")
     retained = [name for name, b in benchmarks.items() if b.role is Role.retained]
     relative = _expand(relative, [name for name in retained if name not in budgets])
-    default = {} if relative else default_budgets(benchmarks)
-    budgets = _expand(budgets or default, [name for name in retained if name not in relative])
+    budgets = _expand(budgets, [name for name in retained if name not in relative])
+    budgets = default_budgets(benchmarks) | budgets
     budgets |= {name: benchmarks[name].margin for name in supporting if name not in budgets}
-    if budgets and not (budgets.keys() | relative.keys()) - set(supporting):
+    budgets |= {
+        name: share * benchmarks[name].primary.base.value for name, share in relative.items()
+    }
+    for name in only:
+        if name not in budgets:
+            raise ConfigError(f"{name} has no budget; give it one, such as {name}=0.02")
+    budgets = {name: budgets[name] for name in only or budgets}
+    if budgets and not budgets.keys() - set(supporting):
         raise ConfigError("every benchmark is only supporting, so nothing is decided")
-    for name, share in relative.items():
-        budgets[name] = share * benchmarks[name].primary.base.value
     if not budgets:
         raise ConfigError(
             "no retained benchmark was measured; give another a budget, such as NAME=0.02"

@@ -77,7 +77,6 @@ class SweepInfo:
         swept: The keys that have several values.
         n_jobs: Of the whole sweep.
         numbers: The job that Hydra's number stands for, from 0.
-        parent_run_id: The sweep's run in the record.
         in_worker: Whether jobs run in processes of their own.
     """
 
@@ -86,7 +85,6 @@ class SweepInfo:
     swept: tuple[str, ...]
     n_jobs: int = 0
     numbers: tuple[int, ...] = ()
-    parent_run_id: str = ""
     in_worker: bool = False
 
     def read_outcome(self, number: int) -> JobOutcome:
@@ -133,8 +131,7 @@ def run_sweep_job(sweep: SweepInfo, composed: DictConfig) -> None:
             stack.enter_context(redirect_stdout(log))
             stack.enter_context(redirect_stderr(log))
         try:
-            parent = {"mlflow.parentRunId": sweep.parent_run_id}
-            info = RunInfo("", sweep=sweep.name, tags=parent, on_open=keep_run_id)
+            info = RunInfo("", sweep=sweep.name, on_open=keep_run_id)
             made = run_job(composed, info, sweep.swept)
             outcome = replace(made, run_id=made.run_id or outcome.run_id)
         except BaseException as error:

@@ -87,7 +87,6 @@ class SlimdownSweeper(Sweeper):
         """Open the run of the whole sweep; show and keep the table of its jobs at the end."""
         title = f"{kind} of {', '.join(self.info.swept) or 'one job'}"
         with open_sweep_run(tracking, self.info.name, title) as sweep_run:
-            self.info = replace(self.info, parent_run_id=sweep_run.run_id)
             try:
                 yield sweep_run
             finally:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Tag(StrEnum):
-    """A tag of a run; with MLflow's own a run has at most 12."""
+    """A tag of a run, or what its metrics and params begin with."""
 
     kind = "slimdown.kind"
     run_key = "slimdown.run_key"
@@ -24,7 +24,8 @@ class Tag(StrEnum):
     error = "slimdown.error"
     checked = "slimdown.checked"  # that its held-out questions were looked at
     evaluation = "slimdown.evaluation."
-    verdict = "verdict/"
+    change = "change/"  # begins the name of a metric
+    verdict = "verdict/"  # of a param: a click sorts its column, and none of tags
 
 
 def collect_finding_metrics(findings: "Findings") -> dict[str, float]:
@@ -35,7 +36,7 @@ def collect_finding_metrics(findings: "Findings") -> dict[str, float]:
         metrics |= {
             f"base/{name}": change.primary.base.value,
             f"tuned/{name}": change.primary.tuned.value,
-            f"change/{name}": difference.value,
+            f"{Tag.change}{name}": difference.value,
             f"change_low/{name}": difference.low,
             f"change_high/{name}": difference.high,
         }

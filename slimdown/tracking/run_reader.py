@@ -57,7 +57,7 @@ def find_runs(
     """
     client = store.open_store(tracking, must_exist=True)
     condition = " and ".join(filter(None, (f"tags.`{Tag.kind}` = 'tuned'", filter_string)))
-    with store.explain_store_errors(tracking):
+    with store.explain_store_errors(tracking, filter_string):
         names = {str(one.experiment_id): one.name for one in client.search_experiments()}
         if unknown := [name for name in experiments if name not in names.values()]:
             uri, similar = redact_uri(tracking.uri), nearest(unknown[0], sorted(names.values()))
@@ -102,8 +102,11 @@ def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
     if not matches:
         problem = f"there is no run {text} in {redact_uri(tracking.uri)}"
         with suppress(Exception):
-            record = store.open_store(tracking).get_run(text)
-            problem = f"{text} is a {record.data.tags[Tag.kind]} run, and no fine-tuning"
+            client, untuned = store.open_store(tracking), f"tags.`{Tag.kind}` != 'tuned'"
+            experiments = [one.experiment_id for one in client.search_experiments()]
+            records = client.search_runs(experiments, untuned, max_results=_MOST_RUNS)
+            run = next(run for run in records if run.info.run_id.startswith(text))
+            problem = f"{run.info.run_id} is a {run.data.tags[Tag.kind]} run, and no fine-tuning"
         raise TrackingError(f"{problem}; slimdown compare lists the runs")
     if len(matches) > 1:
         ids = ", ".join(run.run_id for run in matches[:3])
@@ -279,9 +282,11 @@ def count_held_out_checks(tracking: TrackingConfig, run: RunRecord) -> int:
 
 
 def _expand_params(params: Mapping[str, str]) -> dict[str, str]:
-    """Return every setting by its dotted key; see `store.log_settings`."""
+    """Return every setting by its dotted key, no verdict; see `store.log_settings`."""
     settings: dict[str, str] = {}
     for key, value in params.items():
+        if key.startswith(Tag.verdict):
+            continue
         section: Any = None
         with suppress(ValueError):
             section = json.loads(value)

@@ -7,10 +7,10 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from math import inf, isfinite
+from math import inf, isfinite, nan
 from typing import TYPE_CHECKING
 
-from mlflow.entities import Metric, RunTag
+from mlflow.entities import Metric, Param, RunTag
 
 from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
@@ -21,6 +21,7 @@ from slimdown.tracking.base_evaluations import RecordedEvaluations
 from slimdown.tracking.metric_names import Tag, collect_finding_metrics, describe_headline
 from slimdown.tracking.provenance import RunInfo, name_machine, read_user
 from slimdown.tracking.resume import NOT_IN_KEY
+from slimdown.tracking.runs_page import share_view
 from slimdown.utils.errors import TrackingError
 from slimdown.utils.files import raise_if_disk_full, write_atomically
 from slimdown.utils.secrets import redact, redact_uri
@@ -81,6 +82,7 @@ class TrackedRun:
                 }
                 store.log_settings(client, run.info.run_id, settings)
             self.run_id = store.check_run_id(run.info.run_id)
+            self._experiment_id: str = run.info.experiment_id
             self._lock = store.lock(tracking, f"run-{self.run_id}")
             self._lock.acquire(timeout=0)
         self.artifact_uri: str = redact_uri(run.info.artifact_uri)
@@ -93,8 +95,11 @@ class TrackedRun:
         self._artifacts.mkdir(parents=True, exist_ok=True)
         history = client.get_metric_history(self.run_id, "train/loss") if info.resume_run_id else []
         self._steps = {metric.step for metric in history}
-        self._metrics: list[Metric] = []
+        # MLflow's page Compare begins with what was recorded first: a change, and not the loss.
+        names, now = config.benchmark if not info.resume_run_id else (), int(time.time() * 1000)
+        self._metrics = [Metric(f"{Tag.change}{name}", nan, now, 0) for name in names]
         self._tags: list[RunTag] = []
+        self._verdicts: list[Param] = []
         self._next_flush = time.monotonic() + _FLUSH_SECONDS
         environment = json.dumps(dict(info.environment), indent=2)
         write_atomically(self._artifacts / "config.yaml", redact(info.config_yaml))
@@ -166,8 +171,8 @@ class TrackedRun:
                     write_samples(file, cache.model, name, one)
         self._add_metrics(collect_finding_metrics(findings))
         self._add_tag(Tag.headline, describe_headline(findings))
-        for name, change in findings.benchmarks.items():
-            self._add_tag(f"{Tag.verdict}{name}", change.verdict.value)
+        verdicts = {name: one.verdict.value for name, one in findings.benchmarks.items()}
+        self._verdicts = [Param(f"{Tag.verdict}{name}", text) for name, text in verdicts.items()]
         self._add_tag("mlflow.note.content", str(files.get("report.md", "")))
 
     def finish(self) -> None:
@@ -183,6 +188,8 @@ class TrackedRun:
                 f"{error}. The results are in {self.folder}: repeat the command when the store "
                 "answers, and it takes every answer from there"
             ) from None
+        with suppress(Exception):  # the run is delivered; `slimdown ui` does it again
+            share_view(self.client, self._experiment_id)
         shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
 
@@ -207,6 +214,8 @@ class TrackedRun:
         with store.explain_store_errors(self._tracking):
             self._send_pending()
             self.client.log_artifacts(self.run_id, str(self._artifacts))
+            with suppress(Exception):  # another version delivered its own before
+                self.client.log_batch(self.run_id, params=self._verdicts)
             self.client.set_terminated(self.run_id, status)
 
     def _send_pending(self) -> None:

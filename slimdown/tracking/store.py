@@ -19,7 +19,6 @@ from filelock import FileLock
 
 from slimdown.config.fields import find_problems
 from slimdown.config.schema import TrackingConfig
-from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import SlimdownError, TrackingError
 from slimdown.utils.files import cache_dir, raise_if_disk_full
 from slimdown.utils.hashing import hash_json
@@ -30,22 +29,8 @@ if TYPE_CHECKING:
 
 _MAX_PARAM = 6000  # characters; MLflow cuts longer values
 MAX_TAG = 5000
-VIEW = "slimdown"
-"""The name of MLflow's shared view that shows what slimdown recorded in the list of runs."""
-_COLUMNS = [f"tags.`{name}`" for name in (Tag.headline, Tag.model, Tag.dataset)] + [
-    "params.`lora.r`"
-]
-_EXPERIMENT_TAGS = {
-    # MLflow 3.17 shows an experiment with the pages for LLM traces unless this tag says otherwise.
-    "mlflow.experimentKind": "custom_model_development",
-    f"mlflow.sharedViewState.{VIEW}": json.dumps(
-        {
-            "selectedColumns": _COLUMNS,
-            "columnOrder": ["attributes.`Run Name`", *_COLUMNS],
-            "columnWidths": {_COLUMNS[0]: 330},
-        }
-    ),
-}
+# MLflow 3.17 shows an experiment with the pages for LLM traces unless this tag says otherwise.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
 def check_store(config: TrackingConfig) -> None:
@@ -121,7 +106,7 @@ def open_store(config: TrackingConfig, must_exist: bool = False) -> "MlflowClien
 
 
 @contextmanager
-def explain_store_errors(config: TrackingConfig) -> Iterator[None]:
+def explain_store_errors(config: TrackingConfig, filter_string: str = "") -> Iterator[None]:
     """Turn whatever a store or its driver raises into one line that says how to go on.
 
     Raises:
@@ -137,7 +122,7 @@ def explain_store_errors(config: TrackingConfig) -> Iterator[None]:
         raise_if_disk_full(error)
         raise TrackingError(
             f"tracking.uri={redact_uri(config.uri)} cannot be used: {first_line(error)}; "
-            f"{_advise(config.uri, error)}"
+            f"{_advise(config.uri, error, filter_string)}"
         ) from None
 
 
@@ -239,11 +224,13 @@ def _is_there(file: Path) -> bool:
     return file.exists() and file.stat().st_size > 0
 
 
-def _advise(uri: str, error: Exception) -> str:
+def _advise(uri: str, error: Exception, filter_string: str) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return f"install the driver {error.name}, e.g. pip install 'slimdown[postgres]'"
+        extra = "pip install 'slimdown[postgres]'" if uri.startswith("postgres") else "with pip"
+        return f"install the driver {error.name}: {extra}, or name another, as in mysql+pymysql://"
     if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
-        return "a filter is written so: \"params.`lora.r` = '8' and tags.`slimdown.sweep` = 'x'\""
+        form = "a filter is written so: \"params.`lora.r` = '8' and tags.`slimdown.sweep` = 'x'\""
+        return form if filter_string else "MLflow takes no such value; give another one"
     if sqlite_file(uri):
         return "end other programs that hold the file, or name one that you can write"
     return "start the server, or check address, user, password and certificates"

@@ -1,4 +1,4 @@
-"""The run of a whole sweep, below which MLflow shows the runs of its jobs."""
+"""The run of a whole sweep, with its table; the runs of its jobs have its tag `Tag.sweep`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +13,7 @@ from slimdown.utils.secrets import redact
 
 @dataclass
 class SweepRun:
-    """An open run of kind `sweep`; its id is the tag `mlflow.parentRunId` of its jobs."""
+    """An open run of kind `sweep`, no parent of its jobs: MLflow folds children away."""
 
     run_id: str
     failed: bool = False  # set it where a job failed
@@ -22,7 +22,7 @@ class SweepRun:
 
 @contextmanager
 def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[SweepRun]:
-    """Open a run that holds those of a sweep; it ends FINISHED, FAILED or KILLED.
+    """Open the run of a whole sweep; it ends FINISHED, FAILED or KILLED.
 
     Args:
         tracking: The store.

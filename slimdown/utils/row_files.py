@@ -67,6 +67,8 @@ def _read_json(file: Path) -> Iterator[tuple[int, Any]]:
             if line.strip():
                 try:
                     yield number, json.loads(line.decode("utf-8-sig").strip())
+                except UnicodeDecodeError as error:
+                    yield number, DataError(f"it is not UTF-8 text ({error.reason}); save it so")
                 except (ValueError, RecursionError) as error:
                     yield number, DataError(f"it cannot be read as JSON: {error}")
 

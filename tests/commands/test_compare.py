@@ -100,7 +100,7 @@ def test_runs_are_chosen_and_sorted(show: Show, runs: dict[str, str]) -> None:
     assert "1 finished run of sweep s" in show("--sweep", "s")
     assert "1 finished run of filter" in show("--filter", "params.`lora.r` = '2'")
     named = show(runs["kept"][:8], "other")
-    assert named.startswith("2 runs of")
+    assert named.startswith("2 chosen runs")
     assert "metric" in show("kept", "--all")
     assert "metric" not in show("kept")
     down, up = (show("--sort", key) for key in ("-pocket_cs", "pocket_cs"))
@@ -168,8 +168,13 @@ def test_a_page_takes_the_place_of_the_old_one_only_when_it_is_whole(
 ) -> None:
     page = tmp_path / "page.html"
     page.write_text("old")
-    assert show("-o", str(page), "--by", "lora.r") == f"wrote {page}\n"
-    assert "<html" in page.read_text()
+    shown = show("-o", str(page), "--by", "lora.r")
+    assert "By lora.r: 3 finished runs of experiment slimdown" in shown
+    assert "sqlite" not in shown
+    assert shown.endswith(f"wrote {page}\n")
+    assert "<title>By lora.r: 3 finished runs of experiment slimdown</title>" in page.read_text()
+    with pytest.raises(SystemExit):
+        show("-o", str(tmp_path))
     assert "kept" in show("--format", "html")
 
 
@@ -180,7 +185,7 @@ def test_a_setting_is_compared_within_one_sweep(
         record_run(compose_config(f"lora.r={rank}"), f"{sweep} {rank}", KEPT, sweep=sweep)
     assert compare.main(["--by", "lora.r"]) == 0
     text = capsys.readouterr().out
-    assert "2 finished runs of the newest sweep, b, in" in text
+    assert "By lora.r: 2 finished runs of the newest sweep, b\n" in text
     assert "Runs by sweep: b (2), a (2); --sweep NAME shows those of one." in text
     assert compare.main(["--by", "lora.r", "--sweep", "a"]) == 0
     assert "2 finished runs of sweep a" in capsys.readouterr().out

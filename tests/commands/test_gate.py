@@ -62,10 +62,14 @@ def runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["nobody"], 3),
         ([""], 3),
         (["held"], 0),
-        (["lost", "--max-loss", "pocket_cs=0.9"], 0),
+        (["lost", "--max-loss", "pocket_cs=0.9"], 1),  # the others keep their budgets
+        (["lost", "--max-loss", "pocket_cs=0.9", "--only", "pocket_cs"], 0),
+        (["kept", "--only", "pocket_cs", "--max-loss", "pocket_math=0.9"], 3),
+        (["kept", "--only", "nobody"], 3),
+        (["kept", "--only", "pocket_instructions"], 3),  # the target has no budget
         (["kept", "--max-loss", "pocket_cs=2"], 3),
         (["kept", "--max-loss", "pocket=0.1"], 3),
-        (["--max-loss", "pocket_cs=0.9", "lost"], 0),
+        (["--max-loss", "0.9", "lost"], 0),
         (["kept", "--max-loss", "pocket_cs=0.1", "--max-loss", "pocket_cs=0.9"], 3),
         (["kept", "--tracking-uri", ""], 3),
     ],
@@ -79,6 +83,9 @@ def test_the_exit_code_is_the_answer(
     assert "Traceback" not in captured.err
     if arguments == ["held"]:
         assert "held" in captured.out
+    if "--only" in arguments and code == 0:
+        left_out = "pocket_instructions, pocket_math, pocket_commonsense"
+        assert f"Checked: only pocket_cs; left out: {left_out}." in captured.out
 
 
 @pytest.mark.parametrize(
@@ -88,7 +95,7 @@ def test_the_exit_code_is_the_answer(
 def test_ci_reads_each_budget(
     name: str, code: int, kind: str, runs: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    budgets = ["--max-loss", "pocket_cs=0.3", "--max-loss", "pocket_math=0.3"]
+    budgets = ["--max-loss", "0.3", "--only", "pocket_cs", "--only", "pocket_math"]
     assert check.main([name, *budgets, "--format", "junit"]) == code
     suite = ElementTree.fromstring(capsys.readouterr().out)
     assert [case[0].tag for case in suite] == [kind, kind]
@@ -222,6 +229,28 @@ def test_logs_that_cannot_be_judged_exit_with_3(
     text = capsys.readouterr().err
     assert "These logs cannot be judged:" in text
     assert message in text
+
+
+def test_logs_with_one_named_budget_are_held_to_the_others_too(
+    logs: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = ["--max-loss", "pocket_cs=0.999"]
+    assert verdict.main([*logs, *named]) == 1
+    assert verdict.main([*logs, *named, "--only", "pocket_cs"]) == 0
+    assert "Checked: only pocket_cs; left out: pocket_" in capsys.readouterr().err
+
+
+def test_notes_reach_the_terminal_without_control_characters(
+    logs: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    [results] = Path(logs[0]).glob("*/results*.json")
+    text = results.read_text()
+    version = json.loads(text)["lm_eval_version"]
+    results.write_text(text.replace(f'"{version}"', '"9\\u001b[2J"'))
+    assert verdict.main(list(logs)) == 0
+    captured = capsys.readouterr()
+    assert "made by lm_eval 9" in captured.err
+    assert "\x1b" not in captured.err + captured.out
 
 
 def test_a_recorded_verdict_is_read_by_compare_and_check(

@@ -1,14 +1,23 @@
 """`slimdown status` lists the runs of the record; `slimdown ui` shows them in MLflow."""
 
-import os
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Callable
+from contextlib import closing
+from math import isnan
+from pathlib import Path
+from socket import socket
 
 import pytest
 from mlflow import MlflowClient
-from record_builders import make_info, record_run
+from record_builders import make_info, record_run, serve_mlflow
 
-from slimdown.commands import status, ui
+from slimdown.commands import compare, status, ui
 from slimdown.config.schema import RunConfig
+from slimdown.tracking.run_reader import find_run
 from slimdown.tracking.run_writer import open_run
 from slimdown.tracking.sweep_run import open_sweep_run
 
@@ -51,18 +60,91 @@ def test_a_sweep_has_a_run_that_ends_with_it(
     assert [file.path for file in store.list_artifacts(sweep.run_id)] == ["sweep.md"]
 
 
-def test_the_pages_of_each_experiment_have_an_address(
-    store: MlflowClient,
-    composed: Callable[..., RunConfig],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_the_page_of_an_experiment_lists_its_runs_with_changes_and_verdicts(
+    store: MlflowClient, composed: Callable[..., RunConfig]
 ) -> None:
-    commands = []
-    monkeypatch.setattr(os, "execv", lambda program, words: commands.append(words))
-    assert ui.main(["--tracking-uri", "sqlite:///gone.db"]) == 1
-    assert not commands
+    for rank in (2, 8):
+        config = composed(f"lora.r={rank}")
+        run_id = record_run(config, f"rank {rank}", sweep="s")
+    run = store.get_run(run_id)
+    assert next(iter(run.data.metrics)).startswith("change/")  # MLflow's Compare begins with it
+    tags = store.get_experiment(run.info.experiment_id).tags
+    view = json.loads(tags["mlflow.sharedViewState.slimdown"])
+    names = sorted(config.benchmark)
+    columns = [f"metrics.`change/{name}`" for name in names]
+    columns += [f"params.`verdict/{name}`" for name in names]  # a click sorts no column of tags
+    assert view["selectedColumns"] == ["params.`lora.r`", *columns]
+    assert [chart["metricKey"] for chart in view["compareRunCharts"]] == sorted(
+        f"change/{name}" for name in names
+    )
+    listed = store.search_runs([run.info.experiment_id], view["searchFilter"])
+    assert {one.info.run_name for one in listed} == {"rank 2", "rank 8"}  # and not their base
+    assert find_run(config.tracking, run_id).params["lora.r"] == "8"
+    assert not any("verdict" in key for key in find_run(config.tracking, run_id).params)
+
+
+def test_a_change_is_undefined_until_it_is_measured(
+    store: MlflowClient, composed: Callable[..., RunConfig]
+) -> None:
+    config = composed()
+    with pytest.raises(ValueError, match="x"), open_run(config, make_info(config, "bad")) as run:
+        raise ValueError("x")
+    assert isnan(store.get_run(run.run_id).data.metrics["change/pocket_cs"])
+
+
+def test_a_sweep_that_was_stored_with_a_parent_is_still_read(
+    store: MlflowClient, composed: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1):
+        parent = {"mlflow.parentRunId": "a" * 32}
+        record_run(composed(f"seed={seed}"), f"seed {seed}", sweep="s", tags=parent)
+    assert status.main(["--sweep", "s", "--format", "csv"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert compare.main(["--sweep", "s"]) == 0
+    assert "2 finished runs of sweep s" in capsys.readouterr().out
+
+
+def test_ui_says_where_the_pages_are_once_the_server_answers(
+    store: MlflowClient, composed: Callable[..., RunConfig]
+) -> None:
     number = store.get_run(record_run(composed(), "one")).info.experiment_id
-    ui.main(["-p", "5001", "--workers", "1"])
-    place = f"http://127.0.0.1:5001/#/experiments/{number}/runs?viewStateShareKey=slimdown&"
-    assert place in capsys.readouterr().err
-    assert commands[0][-4:] == ["--port", "5001", "--workers", "1"]
+    with closing(socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "slimdown", "ui", "-p", str(port), "--workers", "1"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout
+        line = next(line for line in process.stdout if line.startswith("ready"))
+        place = f"http://127.0.0.1:{port}"
+        urllib.request.urlopen(f"{place}/health").close()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        if children.exists():  # Linux
+            server = Path(f"/proc/{children.read_text().split()[0]}/cmdline").read_text()
+            assert "sqlite" not in server
+            assert "mlflow" in server
+        again = subprocess.run(command, capture_output=True, text=True)
+        assert (again.returncode, "give another one" in again.stderr) == (1, True)
+        process.send_signal(signal.SIGTERM)
+        rest, err = process.communicate(timeout=60)
+    assert line.startswith(f"ready: open {place}/#/experiments/{number}/runs?viewStateShareKey=")
+    assert rest == ""
+    assert "Traceback" not in err
+
+
+def test_a_servers_password_is_not_shown(
+    store: MlflowClient, composed: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record_run(composed(), "one")
+    with serve_mlflow(Path("mlruns")) as (uri, _):
+        assert ui.main(["--tracking-uri", uri.replace("//", "//me:hunter22@")]) == 0
+    captured = capsys.readouterr()
+    assert f"ready: open {uri}/#/experiments/" in captured.out
+    assert "hunter22" not in captured.out + captured.err
+
+
+@pytest.mark.parametrize("port", ["-1", "0", "65536", "x"])
+def test_a_port_that_is_none_is_refused(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ui.main(["-p", port])
+    assert len(capsys.readouterr().err.splitlines()) == 1

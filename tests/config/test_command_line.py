@@ -197,3 +197,8 @@ def test_help_and_version() -> None:
     assert run_command("slimdown", "--version").stdout.startswith("slimdown ")
     assert "Groups and their choices" in run_command("slimdown.run", "--help").stdout
     assert "lora_dropout: 0.0" in run_command("slimdown", "run", "--cfg", "job").stdout
+
+
+def test_hydras_short_flag_is_not_taken_for_a_folder() -> None:
+    assert not read_command_line(["-c", "job", "lora.r=4"]).is_run
+    assert read_command_line(["-cd", str(CONF_DIR), "lora.r=4"]).is_run

@@ -1,17 +1,22 @@
 """What a terminal and a log show."""
 
 import io
+import logging
 import sys
 import time
 from collections.abc import Callable
+from logging.config import BaseConfigurator
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from report_builders import judge_pairs, make_usual
 
+from slimdown.config.paths import CONF_DIR
 from slimdown.config.schema import RunConfig
 from slimdown.report import console
 from slimdown.report.text import describe_run
+from slimdown.run import set_up_process
 
 
 def test_the_plan_shows_names_as_they_are(
@@ -136,3 +141,14 @@ def test_any_encoding_can_show_findings(encoding: str, monkeypatch: pytest.Monke
     console.show_findings(judge_pairs(make_usual()))
     console.print_text("−1 → 2 \u65e5")
     assert ("−50.0" if encoding == "utf-8" else "-50.0") in written.getvalue().decode(encoding)
+
+
+def test_a_warning_has_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_process()
+    assert logging.lastResort
+    record = logging.LogRecord("slimdown", logging.WARNING, "", 0, "gone: %s", ("\x1b[2Jx",), None)
+    logging.lastResort.handle(record)
+    assert capsys.readouterr().err == "gone: ␛[2Jx\n"
+    logs = yaml.safe_load((CONF_DIR / "config.yaml").read_text())["hydra"]["job_logging"]
+    formatter = BaseConfigurator(logs).configure_custom(logs["formatters"]["simple"])
+    assert formatter.format(record) == "gone: ␛[2Jx"

@@ -1,6 +1,7 @@
 """What the figures show, and what an SVG must be to stand on a page."""
 
 import re
+import warnings
 import xml.etree.ElementTree as ElementTree
 from math import nan
 from types import SimpleNamespace
@@ -84,3 +85,11 @@ def test_the_axis_of_a_setting_suits_its_values(
     figure = figures.draw_by_setting("lora.r", series)
     assert figure.axes[0].get_xscale() == scale
     assert set(ticks) <= set(read_texts(figure))
+
+
+def test_a_name_with_control_characters_is_drawn_without_a_warning() -> None:
+    series = {"a": [("\x1b[2J", estimate(0.1)), ("b", estimate(0.1))]}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        write_svg(figures.draw_by_setting("x\x1b[2J", series))
+    assert not [one for one in caught if "\x1b" in str(one.message)]

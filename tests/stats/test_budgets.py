@@ -44,12 +44,12 @@ def findings() -> Findings:
 def test_the_worst_benchmark_decides(
     findings: Findings, budgets: dict[str, float], expected: Outcome
 ) -> None:
-    checks = check_budgets(findings, budgets)
+    checks = check_budgets(findings, budgets, only=list(budgets))
     assert overall_outcome(checks) is expected
     assert [check.benchmark for check in checks] == list(budgets or ("kept", "lost", "unclear"))
     with pytest.raises(ConfigError, match="give a share"):
         check_budgets(findings, {"kept": "0.1"})  # type: ignore[dict-item]
-    again = check_budgets(Findings.from_dict(findings.to_dict()), budgets)
+    again = check_budgets(Findings.from_dict(findings.to_dict()), budgets, only=list(budgets))
     assert [c.reason for c in again] == [c.reason for c in checks]
 
 
@@ -68,7 +68,8 @@ def test_reasons_say_what_is_shown_by_the_interval_that_agrees(findings: Finding
 def test_a_share_of_the_base_is_a_budget_where_the_base_is_above_chance(
     findings: Findings,
 ) -> None:
-    [lost, kept] = check_budgets(findings, {}, {"lost": 0.3, "kept": 0.05})
+    both = check_budgets(findings, {}, {"lost": 0.3, "kept": 0.05}, only=["lost", "kept"])
+    lost, kept = both
     assert (lost.outcome, lost.budget) == (Outcome.within, 0.3 * 0.6)
     assert (kept.outcome, kept.budget) == (Outcome.within, 0.05 * 0.605)
     low = judge_scores(*make_scores(52, 3, 2, 143))  # 27.5 % of four choices
@@ -79,9 +80,13 @@ def test_a_share_of_the_base_is_a_budget_where_the_base_is_above_chance(
     assert {one.benchmark: one.budget for one in both} == {
         "kept": 0.02, "unclear": 0.02, "lost": 0.3 * 0.6
     }  # fmt: skip
-    for relative, problem in (({"nope": 0.1}, "was not measured"), ({"kept": 0.1}, "not both")):
+    for budget, relative, problem in (
+        ({"kept": 0.02}, {"nope": 0.1}, "was not measured"),
+        ({"kept": 0.02}, {"kept": 0.1}, "budget of kept: give .* not both"),
+        ({"": 0.02}, {"": 0.1}, "budget of every retained benchmark: give"),
+    ):
         with pytest.raises(ConfigError, match=problem):
-            check_budgets(findings, {"kept": 0.02}, relative)
+            check_budgets(findings, budget, relative)
 
 
 def test_what_is_supporting_decides_nothing(findings: Findings) -> None:
@@ -92,11 +97,24 @@ def test_what_is_supporting_decides_nothing(findings: Findings) -> None:
     assert write_junit(checks, "run").count("<skipped") == 2
     assert 'failures="1"' in write_junit(checks, "run", {"together": "worse"})
     assert overall_outcome(check_budgets(findings, {"": 0.02})) is Outcome.beyond
-    [*_, unclear] = check_budgets(findings, {"kept": 0.02}, supporting=["unclear"])
+    few = {"supporting": ["unclear"], "only": ["kept", "unclear"]}
+    [*_, unclear] = check_budgets(findings, {"kept": 0.02}, **few)
     assert (unclear.benchmark, unclear.budget, unclear.is_critical) == ("unclear", 0.02, False)
-    for names, problem in ((["nope"], "nope was not measured"), (["kept"], "nothing is decided")):
+    every = ["kept", "lost", "unclear"]
+    for names, problem in ((["nope"], "nope was not measured"), (every, "nothing is decided")):
         with pytest.raises(ConfigError, match=problem):
             check_budgets(findings, {"kept": 0.02}, supporting=names)
+
+
+def test_a_named_budget_leaves_the_others_theirs(findings: Findings) -> None:
+    for budgets, relative in (({"kept": 0.3}, {}), ({}, {"kept": 0.5})):
+        checks = check_budgets(findings, budgets, relative)
+        assert [one.budget for one in checks if one.benchmark != "kept"] == [0.02, 0.02]
+        assert overall_outcome(checks) is Outcome.beyond
+    [kept] = check_budgets(findings, {}, only=["kept"])
+    assert (kept.benchmark, kept.budget) == ("kept", 0.02)
+    with pytest.raises(ConfigError, match="lost is not among those that are checked: kept"):
+        check_budgets(findings, {"lost": 0.3}, only=["kept"])
 
 
 def test_what_stopped_early_or_is_one_question_says_how_to_go_on() -> None:

@@ -117,11 +117,13 @@ def test_a_failed_job_stops_no_other(folder: Path, swept: tuple[int, str, str]) 
     assert sweep.info.status == "FAILED"
 
 
-def test_a_sweeps_run_holds_its_runs_and_its_table(folder: Path, swept: object) -> None:
-    sweep = list_runs(folder, "sweep")[0].info.run_id
-    runs = [run for run in list_runs(folder) if run.data.tags.get("mlflow.parentRunId") == sweep]
+def test_a_sweeps_run_has_the_tag_of_its_runs_and_its_table(folder: Path, swept: object) -> None:
+    [sweep] = list_runs(folder, "sweep")
+    name = sweep.data.tags["slimdown.sweep"]
+    runs = [run for run in list_runs(folder) if run.data.tags.get("slimdown.sweep") == name]
     assert {run.info.status for run in runs} == {"FINISHED"}  # a wrong setting opens none
-    table = next((folder / "mlruns").rglob(f"{sweep}/**/sweep.md")).read_text()
+    assert not any("mlflow.parentRunId" in run.data.tags for run in runs)  # MLflow folds children
+    table = next((folder / "mlruns").rglob(f"{sweep.info.run_id}/**/sweep.md")).read_text()
     assert "| finished" in table
 
 

@@ -41,6 +41,7 @@ def test_a_run_is_found_by_id_beginning_or_name(store: MlflowClient, composed: C
     base = store.create_run("1", tags={"slimdown.kind": "baseline"}).info.run_id
     for text, message in (
         (base, "is a baseline run, and no fine-tuning; slimdown compare lists"),
+        (base[:8], f"{base} is a baseline run, and no fine-tuning"),
         ("other", "2 runs are called other; give an id"),
         ("nobody", "there is no run nobody"),
         ("", "RUN is empty"),

@@ -13,6 +13,8 @@ from threading import Thread
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from record_builders import record_run
 
 from slimdown.config.schema import RunConfig, TrackingConfig
@@ -28,6 +30,7 @@ from slimdown.utils.files import write_atomically
         ("http://127.0.0.1:9", "refused.*start the server"),
         ("sqlite:////proc/no/mlflow.db", "name one that you can write"),
         ("postgresql://me:hunter2@127.0.0.1:9/x", "check address, user"),
+        ("mysql://127.0.0.1:9/x", "install the driver MySQLdb: with pip, or name another"),
         ("mssql+nothing://127.0.0.1:9/x", "check address"),
         ("sqlite://", "must be a database or a server"),
         ("sqlite:////tmp/a%20b/mlflow.db", "no address can hold its"),
@@ -43,6 +46,14 @@ def test_a_store_that_cannot_be_used_is_named_in_one_line(
         record.open_store(TrackingConfig(uri, "x"))
     assert "hunter2" not in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_only_a_filter_is_told_how_a_filter_is_written() -> None:
+    refusal = MlflowException("no such value", INVALID_PARAMETER_VALUE)
+    for text, advice in (("x ~ 3", "a filter is written so"), ("", "MLflow takes no such value")):
+        explained = record.explain_store_errors(TrackingConfig("sqlite:///x.db", "x"), text)
+        with pytest.raises(TrackingError, match=advice), explained:
+            raise refusal
 
 
 def test_a_server_that_wants_another_password_is_not_called_silent() -> None:

@@ -1,0 +1,51 @@
+"""What MLflow's page of an experiment opens on: which runs, with which columns and charts."""
+
+import json
+from collections import Counter
+from typing import Any
+
+from slimdown.tracking.metric_names import Tag
+
+VIEW = "slimdown"
+_N_RUNS = 200  # the newest decide what the page shows: reading them takes a second
+_N_BENCHMARKS = 30  # MLflow takes 20,000 characters for a tag of an experiment
+
+
+def share_view(client: Any, experiment_id: str) -> None:
+    """Share a view of an experiment, as the button "Share" of MLflow's page does.
+
+    It lists the tuned runs, and of each what the newest sweep varied, every change and verdict. The
+    view is a tag of the experiment, see `useSharedExperimentViewState.ts` in
+    https://github.com/mlflow/mlflow/tree/v3.17.2/mlflow/server/js/src/experiment-tracking.
+
+    Args:
+        client: Of the store.
+        experiment_id: Of an experiment that exists.
+    """
+    tuned = f"tags.`{Tag.kind}` = 'tuned'"
+    finished = f"{tuned} and attributes.status = 'FINISHED'"
+    runs = client.search_runs([experiment_id], finished, max_results=_N_RUNS)
+    sweeps = [run.data.tags.get(Tag.sweep) for run in runs]
+    newest = [run.data.params for run, name in zip(runs, sweeps, strict=True) if name == sweeps[0]]
+    # A section that is one param in JSON, such as a benchmark's, says nothing in a narrow column.
+    pairs = {pair for params in newest for pair in params.items() if not pair[1].startswith("{")}
+    varied = sorted(
+        key for key, n_values in Counter(key for key, _ in pairs).items() if n_values > 1
+    )
+    columns = {f"params.`{key}`": 70 for key in varied if not key.startswith(Tag.verdict)}
+    metrics = {key for run in runs for key in run.data.metrics if key.startswith(Tag.change)}
+    names = sorted(key.removeprefix(Tag.change) for key in metrics)[:_N_BENCHMARKS]
+    for kind, prefix in (("metrics", Tag.change), ("params", Tag.verdict)):
+        columns |= {f"{kind}.`{prefix}{name}`": min(150, 80 + 6 * len(name)) for name in names}
+    chart = {"type": "BAR", "metricSectionId": "change", "runsCountToCompare": 10}
+    keys = [f"{Tag.change}{name}" for name in names]
+    view = {
+        "searchFilter": tuned,
+        "selectedColumns": list(columns),
+        "columnOrder": ["attributes.`Run Name`", *columns],
+        "columnWidths": columns,
+        "compareRunCharts": [chart | {"uuid": key, "metricKey": key} for key in keys],
+        "compareRunSections": [{"uuid": "change", "name": "change", "display": True}],
+        "isAccordionReordered": True,  # the sections that MLflow adds come after it
+    }
+    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
