@@ -88,9 +88,7 @@ def explain_older(cache: EvaluationCache, name: str, key_parts: Any) -> list[str
         key_parts: What `evaluation_key` takes; the fourth is the benchmark.
     """
     for number in range(MEASUREMENT_VERSION - 1, 0, -1):
-        if older := cache.find(
-            evaluation_key(*key_parts, measurement_version=number), name, key_parts[3]
-        ):
+        if older := cache.find(evaluation_key(*key_parts, number), name, key_parts[3]):
             reasons = "; ".join(MEASUREMENT_CHANGES[number - 1 :])
             return [f"{name} ({older.origin or 'of this run'}) is measured again: {reasons}."]
     return []
