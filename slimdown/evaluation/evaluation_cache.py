@@ -53,7 +53,8 @@ def evaluation_key(
     questions_hash: str,
     benchmark: BenchmarkConfig,
     config: EvaluationConfig,
-    measurement_version: int | None = None,
+    *,
+    at_version: int | None = None,
 ) -> str:
     """Hash everything that an answer depends on: two evaluations of one key give the same answers.
 
@@ -63,7 +64,7 @@ def evaluation_key(
         questions_hash: Of prompts, rows and task settings.
         benchmark: Its settings, but those of `READ_ONLY`; `scale` and metric are read together.
         config: Likewise.
-        measurement_version: An earlier one; None: today's.
+        at_version: An earlier `MEASUREMENT_VERSION`; None: today's.
 
     Returns:
         32 hex digits. The run's seed is not in it: it never touches the questions.
@@ -75,7 +76,7 @@ def evaluation_key(
             settings[section].pop(name, None)
     scaled = benchmark.metric if benchmark.scale is not None else ""
     versions = [version(package) for package in _PACKAGES]
-    number = measurement_version or MEASUREMENT_VERSION
+    number = at_version or MEASUREMENT_VERSION
     return hash_json([number, model.identity, backend, questions_hash, scaled, versions, settings])
 
 
@@ -88,8 +89,8 @@ def explain_older(cache: EvaluationCache, name: str, key_parts: Any) -> list[str
         key_parts: What `evaluation_key` takes; the fourth is the benchmark.
     """
     for number in range(MEASUREMENT_VERSION - 1, 0, -1):
-        parts = (*key_parts, number)
-        if older := cache.find(evaluation_key(*parts), name, key_parts[3]):
+        key = evaluation_key(*key_parts, at_version=number)
+        if older := cache.find(key, name, key_parts[3]):
             reasons = "; ".join(MEASUREMENT_CHANGES[number - 1 :])
             return [f"{name} ({older.origin or 'of this run'}) is measured again: {reasons}."]
     return []
