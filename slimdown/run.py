@@ -2,8 +2,8 @@
 
 import logging
 import os
-import signal
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -17,10 +17,11 @@ from slimdown.config.benchmarks import check_task_names
 from slimdown.config.command_line import compose_runs, read_command_line
 from slimdown.config.loader import reword
 from slimdown.config.paths import CONF_DIR
-from slimdown.config.schema import Backend, Engine
+from slimdown.config.schema import Backend, Engine, RunConfig
 from slimdown.report.formatting import VisibleFormatter
 from slimdown.utils.distributed import check_launcher, process_count, process_rank
 from slimdown.utils.errors import ConfigError, DataError, SlimdownError
+from slimdown.utils.hub import check_repositories
 
 
 def main(arguments: list[str]) -> int:
@@ -33,15 +34,7 @@ def main(arguments: list[str]) -> int:
         The exit code: 0, 1 after an error, which is written to stderr, or 130 after a signal.
     """
     set_up_process()
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)  # ends a run as Ctrl-C does: KILLED
-    try:
-        return run_command(lambda: _start(arguments), "This run cannot go on:", 1)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    return run_command(lambda: _start(arguments), "This run cannot go on:", 1)
 
 
 def _start(arguments: list[str]) -> int:
@@ -71,6 +64,12 @@ def _start(arguments: list[str]) -> int:
         problems = [problem for each in datasets.values() for problem in check_row_files(each)]
         for config in configs.values():
             problems += check_task_names(config.benchmark, config.evaluation.include_path)
+        problems += check_repositories(r for run in plan.runs for r in _list_sources(run.config))
+        with_options = [r.config for r in plan.runs if r.config.train.args or r.config.lora.args]
+        if with_options and not problems:
+            from slimdown.training.options import check_options  # torch
+
+            problems = [problem for config in with_options for problem in check_options(config)]
         if problems:
             raise DataError("\n".join(dict.fromkeys(problems)))
         register_sweeper(line, plan)
@@ -99,6 +98,17 @@ def _start(arguments: list[str]) -> int:
     return 0
 
 
+def _list_sources(config: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    """Yield what `check_repositories` asks the hub for."""
+    for model in filter(None, (config.model, config.tuned_model)):
+        if not model.folder:
+            yield model.named, model.id, model.revision, "model"
+    for name, dataset in config.dataset.items():
+        if not dataset.file:
+            setting = f"dataset.{name}.path={dataset.path}"
+            yield setting, dataset.path, dataset.revision, "dataset"
+
+
 def set_up_process() -> None:
     """Set what concerns the process of a command, and what the library leaves alone."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and does not print and exit
@@ -106,6 +116,8 @@ def set_up_process() -> None:
         ("TQDM_DISABLE", "1"),  # bars of other libraries would tear ours
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
         ("HF_HUB_VERBOSITY", "error"),  # it warns of each retry, twice
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"),  # seven take four minutes
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from conftest import SMALL
 from mlflow import MlflowClient
 
 from slimdown import experiment, run
+from slimdown.commands import arguments
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Evaluation
@@ -73,6 +76,7 @@ def test_a_run_that_is_killed_goes_on_when_its_command_is_repeated(
         (["train.learning_rat=1"], "did you mean train.learning_rate"),
         (["benchmark.pocket_cs.task=pocket_sc"], "no such task; did you mean pocket_cs or"),
         (["-m", "lora.r=4,0"], "lora.r must be at least 1, got 0"),
+        (["train.args.adam_beta1=5"], "train.args.adam_beta1=5: ValueError: Invalid beta"),
     ],
 )
 def test_a_mistake_is_one_message_and_leaves_nothing(
@@ -122,6 +126,76 @@ def test_a_launcher_that_splits_the_model_is_refused(
     monkeypatch.setenv(f"ACCELERATE_USE_{library}", "true")
     assert run.main(["lora.r=4"]) == 1
     assert f"with {library}, and each process" in capsys.readouterr().err
+
+
+def test_a_number_of_processes_that_is_none_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "abc")
+    assert run.main(["lora.r=4"]) == 1
+    assert "WORLD_SIZE=abc is no whole number" in capsys.readouterr().err
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(capsys: pytest.CaptureFixture[str]) -> None:
+    def end() -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(9)
+        return 0
+
+    assert arguments.run_command(end, "", 1) == 130
+    assert "Interrupted." in capsys.readouterr().err
+
+
+def test_a_folder_is_made_whole_or_not_at_all(
+    store: MlflowClient, composed: Callable[..., RunConfig]
+) -> None:
+    tracking, out = composed().tracking, Path("made/out").absolute()
+    with pytest.raises(KeyboardInterrupt), arguments.make_folder(tracking, "--out", out) as draft:
+        (draft / "half").touch()
+        raise KeyboardInterrupt
+    assert not list(out.parent.iterdir())
+    (draft / "half").mkdir(parents=True)  # as SIGKILL leaves it
+    with arguments.make_folder(tracking, "--out", out) as draft:
+        (draft / "whole").touch()
+    assert [str(path) for path in Path("made").rglob("*")] == ["made/out", "made/out/whole"]
+
+
+def test_the_hub_is_asked_once_for_all_jobs_before_the_first(tmp_path: Path) -> None:
+    """A hub of our own: one model is gated, one dataset is unknown, the rest can be read."""
+    asked: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            codes = {"meta-llama": (403, "GatedRepo"), "nobody": (404, "RepoNotFound")}
+            found = [codes[name] for name in codes if name in self.path]
+            status, code = found[0] if found else (404, "EntryNotFound")
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    arguments = ["slimdown.run", "-m", "model=smollm2,llama32", "seed=0,1,2"]
+    arguments += ["dataset.alpaca.path=nobody/none"]
+    nowhere = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        Thread(target=server.serve_forever).start()
+        here = f"http://127.0.0.1:{server.server_port}"
+        done = run_command(tmp_path, *arguments, **nowhere, HF_ENDPOINT=here)
+        server.shutdown()
+    assert done.returncode == 1
+    assert "Llama-3.2-1B is gated" in done.stderr
+    assert "nobody/none is not on the hub" in done.stderr
+    assert len(asked) == len(set(asked)) == 3
+    done = run_command(tmp_path, *arguments, **nowhere, HF_ENDPOINT=here)  # it is silent now
+    assert done.returncode == 1
+    names = "SmolLM2-135M-Instruct, dataset.alpaca.path=nobody/none, model.id=meta-llama/Llama-3.2"
+    assert names in done.stderr
+    assert done.stderr.count("cannot be reached") == 1
+    assert not (tmp_path / "mlruns").exists()
 
 
 def test_help_shows_groups_settings_and_examples(tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(
     ("arguments", "message"),
     [
         (["model=llama32"], "https://huggingface.co/meta-llama/Llama-3.2-1B"),
+        (["-m", "model=llama32,smollm2", "dataset.alpaca.path=no/rows"], "no/rows is not on"),
         (["model=smollm2", "model.id=nobody/no-model"], "nobody/no-model is not on the hub"),
         ([*STORIES, "model.revision=v9"], "revision=v9 has no such branch"),
         ([*STORIES, "dataset=[alpaca]", "dataset.alpaca.path=nobody/no-rows"], "is not on the hub"),

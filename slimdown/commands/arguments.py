@@ -2,10 +2,13 @@
 
 import argparse
 import os
+import shutil
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +16,7 @@ from slimdown.config.fields import find_problems
 from slimdown.config.schema import DEFAULT_STORE, TrackingConfig, default_store
 from slimdown.utils.errors import ConfigError, SlimdownError
 from slimdown.utils.files import write_atomically
+from slimdown.utils.hashing import hash_json
 from slimdown.utils.secrets import redact
 
 _FORMATS = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
@@ -126,6 +130,29 @@ def check_new_folder(option: str, folder: Path) -> None:
         raise ConfigError(f"{option} {folder} is in use; name a new folder, or empty it")
 
 
+@contextmanager
+def make_folder(tracking: TrackingConfig, option: str, folder: Path) -> Iterator[Path]:
+    """Yield a draft of a new folder, which takes its name at the end: whole or not at all.
+
+    Raises:
+        ConfigError: Something is in the folder, perhaps now that another process has written it.
+    """
+    from slimdown.report.console import show_line
+    from slimdown.tracking.store import wait_for_lock
+
+    draft = folder.with_name(f".{folder.name}.draft")
+    wait = partial(show_line, f"Another process writes {folder}; this one waits for it.")
+    with wait_for_lock(tracking, f"folder-{hash_json(str(folder))}", wait):
+        check_new_folder(option, folder)
+        shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
+        try:
+            draft.mkdir(parents=True)
+            yield draft
+            draft.replace(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
 def keep_stdout_clean(options: argparse.Namespace) -> AbstractContextManager[Any]:
     """Inside, what is printed goes to stderr, where stdout is for another program to read."""
     is_piped = options.format and not options.output
@@ -135,13 +162,15 @@ def keep_stdout_clean(options: argparse.Namespace) -> AbstractContextManager[Any
 def run_command(answer: Callable[[], int], refusal: str, error_code: int) -> int:
     """Return the exit code of a command; an error ends it in one message.
 
-    A reader that closes the pipe early (`| head -1`) changes no exit code.
+    A reader that closes the pipe early (`| head -1`) changes no exit code. SIGTERM ends a command
+    as Ctrl-C does, with 130.
 
     Args:
         answer: Does the work, shows it, and returns the code.
         refusal: The first line of a message, such as "This run cannot be checked:".
         error_code: The code where there is no answer.
     """
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = answer()
     except (SlimdownError, OSError) as error:  # or a file that vanished, a full device
@@ -151,6 +180,8 @@ def run_command(answer: Callable[[], int], refusal: str, error_code: int) -> int
         code = _complain(" ".join(["Interrupted.", *getattr(stop, "__notes__", [])]), 130)
     except Exception:  # no answer must never look like one
         code = _complain(traceback.format_exc(), error_code)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -7,7 +7,6 @@ slimdown completion fish | source
 import contextlib
 import io
 import re
-import sys
 from importlib import import_module
 
 from slimdown.commands.arguments import VERBS, CommandParser, run_command
@@ -42,6 +41,8 @@ def main(argv: list[str]) -> int:
 
 
 def _print_script(shell: str) -> int:
+    from slimdown.report.console import print_text
+
     words = {verb: _list_options(verb) for verb in VERBS}
     words["run"] = words["sizes"] = _list_settings()
     if shell == "fish":
@@ -54,7 +55,7 @@ def _print_script(shell: str) -> int:
         cases = "\n".join(f'    {verb}) words="{" ".join(words[verb])}" ;;' for verb in words)
         script = "autoload -U bashcompinit && bashcompinit\n" if shell == "zsh" else ""
         script += _BASH.format(verbs=" ".join(VERBS), cases=cases)
-    sys.stdout.write(script)
+    print_text(script)
     return 0
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from slimdown.commands.arguments import (
     RUN_HELP,
     CommandParser,
-    check_new_folder,
+    make_folder,
     open_tracking,
     run_command,
 )
@@ -64,7 +64,6 @@ def _merge(options: argparse.Namespace) -> int:
             f"run {run.run_id} ({run.name}) was trained with method={method.name.value}, which no "
             "weights of the base can hold; load its adapter beside the base, as its card says"
         )
-    check_new_folder("--out", out)
     from slimdown.models.base_model import load_base_model  # torch
     from slimdown.models.merging import merge_adapter
     from slimdown.report import console
@@ -75,11 +74,8 @@ def _merge(options: argparse.Namespace) -> int:
     if is_original:  # nothing is rounded before the sum is
         model = replace(model, dtype=Dtype.float32)
         quantization = replace(quantization, load_in_4bit=False, load_in_8bit=False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+    with make_folder(tracking, "--out", out) as draft, tempfile.TemporaryDirectory() as scratch:
         trained = download_tuned(tracking, run, Path(scratch))
-        draft = Path(scratch, "merged")
-        draft.mkdir()
         with console.progress_bar(f"merging into {model.id}"):
             base = load_base_model(model, quantization)
             if method.trains_weights:
@@ -90,7 +86,6 @@ def _merge(options: argparse.Namespace) -> int:
         merged = MergedModel(out.name, dtype, is_original)
         card = render_model_card(findings, config, base, merged=merged)
         write_atomically(draft / "README.md", card)
-        draft.replace(out)  # whole or not at all
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file()) / 1e6
     console.show_line(f"{run.name}, merged, {dtype}, {size:,.1f} MB: {out}")
     return 0

@@ -28,6 +28,7 @@ from slimdown.commands.arguments import (
     CommandParser,
     check_new_folder,
     keep_stdout_clean,
+    make_folder,
     open_tracking,
     put_table,
     run_command,
@@ -99,7 +100,8 @@ def _scale(options: argparse.Namespace) -> int:
         check_budgets(findings, budgets)
         open_half(recorded[0], share)
     if options.save:
-        options.save.mkdir(parents=True, exist_ok=True)
+        options.save.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=options.save.parent).close()
     with tempfile.TemporaryDirectory() as scratch:
         if config.tuned is None:
             adapter = run_reader.download_tuned(tracking, run, Path(scratch))
@@ -177,10 +179,11 @@ def _choose(
     with keep_stdout_clean(options):
         show_budget_checks(checks)
         if options.save:
-            save_scaled_adapter(measured.adapter, chosen.scale, options.save)
             held = replace(held, part="those that did not choose the scale")
             card = render_model_card(held, config, measured.base_model, scale=chosen.scale)
-            write_atomically(options.save / "README.md", card)
+            with make_folder(open_tracking(options), "--save", options.save) as draft:
+                save_scaled_adapter(measured.adapter, chosen.scale, draft)
+                write_atomically(draft / "README.md", card)
             show_line(f"wrote {options.save}")
     return int(overall_outcome(checks))
 

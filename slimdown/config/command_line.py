@@ -188,6 +188,10 @@ class _Composer:
         if redact_uri(text) != text:
             advice = "others can read a password here; set MLFLOW_TRACKING_URI, or ${oc.env:NAME}"
             problems.append(f"{redact(text)}: {advice}")
+        group = key.replace(".", "/")
+        if "." in key and (names := self._loader.get_group_options(group)):
+            chosen = [value for value in (each.value() for each in values) if type(value) is str]
+            problems += [f"{text}: choose it by {group}=...{nearest(c, names)}" for c in chosen]
         if not self.line.is_choice(key):
             problems.append(explain_unknown_key(key, RunConfig))
         elif names := self._loader.get_group_options(key):

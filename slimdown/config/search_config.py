@@ -37,5 +37,7 @@ class SearchConfig:
     max_loss: float | None = ranged(SHARE, None, "; 0.03 is three points")
     n_startup_trials: int = ranged(COUNT)  # random ones, before the sampler goes by results
     seed: int = ranged(SEED)  # of the proposals
+    # trials proposed together; null: joblib's n_jobs, of Ray and Slurm n_startup_trials
+    at_once: int | None = ranged(COUNT, None)
     study: str | None = None  # its name; null: made of all that its trials have in common
     trial: int | None = ranged(NOT_NEGATIVE, None)  # the number of this run; the search sets it

@@ -64,6 +64,14 @@ def attach_adapter(base: LoadedModel, method: MethodConfig, lora: LoraConfig, se
         return model
     if method.bottleneck_dim:
         return attach_bottleneck(base.model, method.target_modules or [], method.bottleneck_dim)
+    with quiet_libraries():
+        return peft.get_peft_model(base.model, build_adapter_config(method, lora))
+
+
+def build_adapter_config(method: MethodConfig, lora: LoraConfig) -> Any:
+    """Build PEFT's settings of a method that it knows."""
+    import peft
+
     settings: dict[str, Any] = {name: getattr(method, name) for name in method.own}
     kinds = {Method.prefix: peft.PrefixTuningConfig, Method.ia3: peft.IA3Config}
     kinds |= {Method.shira: peft.ShiraConfig, Method.oft: peft.OFTConfig}
@@ -77,8 +85,7 @@ def attach_adapter(base: LoadedModel, method: MethodConfig, lora: LoraConfig, se
             settings["target_modules"] = "all-linear"
     elif method.name is Method.prompt:  # PEFT's default is noise, far from any embedding
         kind, settings["prompt_tuning_init"] = peft.PromptTuningConfig, "SAMPLE_VOCAB"
-    with quiet_libraries():
-        return peft.get_peft_model(base.model, kind(**settings, task_type="CAUSAL_LM"))
+    return kind(**settings, task_type="CAUSAL_LM")
 
 
 def check_base(config: RunConfig) -> None:

@@ -25,7 +25,7 @@ from slimdown.report import console
 from slimdown.report.text import describe_run
 from slimdown.tracking.metric_names import describe_headline
 from slimdown.tracking.provenance import RunInfo
-from slimdown.tracking.resume import find_finished_or_lock, run_key
+from slimdown.tracking.resume import describe_kept, find_finished_or_lock, run_key
 from slimdown.tracking.store import check_store
 from slimdown.utils.distributed import broadcast_from_main
 from slimdown.utils.errors import SlimdownError, describe_error
@@ -196,6 +196,7 @@ def run_job(composed: DictConfig, info: RunInfo, swept: tuple[str, ...] = ()) ->
         console.show_facts([("run", info.name), *describe_run(config).items()])
         if resume_run_id:
             console.show_line(f"goes on with run {resume_run_id}, which was stopped")
+            console.show_line(describe_kept(config, resume_run_id))
         from slimdown.experiment import run_experiment
 
         findings = run_experiment(config, info)

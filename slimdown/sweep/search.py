@@ -11,7 +11,7 @@ from typing import Any
 
 import optuna
 from hydra.core.override_parser.types import Override
-from optuna.trial import Trial
+from optuna.trial import Trial, TrialState
 
 from slimdown.config.command_line import CommandLine, CommandPlan, ComposedRun, compose_runs
 from slimdown.config.fields import setting_type
@@ -27,7 +27,7 @@ from slimdown.sweep.jobs import JobOutcome, JobState
 from slimdown.tracking.resume import run_key
 from slimdown.tracking.run_reader import find_run, read_evaluations
 from slimdown.tracking.store import local_dir, lock
-from slimdown.utils.errors import TrackingError, describe_error
+from slimdown.utils.errors import ConfigError, TrackingError, describe_error
 from slimdown.utils.hashing import hash_json
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -72,20 +72,26 @@ class Search:
         self._proposed: list[Trial] = []
 
     def propose_batches(self) -> Iterator[list[ComposedRun]]:
-        """Yield trials to run together; call `keep_outcomes` before the next batch."""
+        """Yield trials to run together; call `keep_outcomes` before the next batch.
+
+        A trial whose settings do not fit together is refused: the study keeps it as failed.
+        """
         tried: set[int] = set()  # a trial that fails stays open for the next command
         while True:
             trials = self.study.get_trials(deepcopy=False)
             is_open = [t for t in trials if not t.state.is_finished() and t.number not in tried]
-            self._proposed = [Trial(self.study, t._trial_id) for t in is_open[: self._at_once]]
-            n_new = min(self._settings.n_trials - len(trials), self._at_once - len(self._proposed))
-            self._proposed += [self.study.ask() for _ in range(n_new)]
-            if not self._proposed:
+            proposed = [Trial(self.study, t._trial_id) for t in is_open[: self._at_once]]
+            n_new = min(self._settings.n_trials - len(trials), self._at_once - len(proposed))
+            proposed += [self.study.ask() for _ in range(n_new)]
+            if not proposed:
                 return
-            tried.update(trial.number for trial in self._proposed)
-            yield [self._compose(trial) for trial in self._proposed]
+            tried.update(trial.number for trial in proposed)
+            runs = {trial.number: self._compose(trial) for trial in proposed}
+            self._proposed = [trial for trial in proposed if runs[trial.number]]
+            if batch := [run for run in runs.values() if run]:
+                yield batch
 
-    def _compose(self, trial: Trial) -> ComposedRun:
+    def _compose(self, trial: Trial) -> ComposedRun | None:
         # A seed for each trial: one for all would propose again, after a kill, its first.
         seed = int(hash_json([self._settings.seed, trial.number])[:8], 16)
         n_startup = self._settings.n_startup_trials
@@ -95,7 +101,15 @@ class Search:
         values = {key: suggest_value(trial, key, one) for key, one in self.space.items()}
         own = [f"{key}={value}" for key, value in values.items()]
         own.append(f"search.trial={trial.number}")
-        return compose_runs(replace(self._line, overrides=[*self._line.overrides, *own])).runs[0]
+        overrides = [*self._line.overrides, *own]
+        try:
+            return compose_runs(replace(self._line, overrides=overrides)).runs[0]
+        except ConfigError as error:  # each value was checked alone
+            reason = " ".join(str(error).split())
+            trial.set_user_attr("refused", reason)
+            self.study.tell(trial, state=TrialState.FAIL)
+            console.show_line(f"trial {trial.number} is refused ({', '.join(own[:-1])}): {reason}")
+            return None
 
     def keep_outcomes(self, outcomes: Sequence[JobOutcome]) -> None:
         """Tell the study what became of the trials of the last batch; failed ones stay open."""
@@ -113,10 +127,17 @@ class Search:
         """Print all trials and the one to take; returns their page, by its name.
 
         The best within the budget stands first. Its losses are checked on the questions held out.
+
+        Raises:
+            ConfigError: Every trial is refused.
         """
         trials = self.study.get_trials(deepcopy=False)
         run_ids = [t.user_attrs["run_id"] for t in trials if "run_id" in t.user_attrs]
         runs = [find_run(self.config.tracking, run_id) for run_id in run_ids]
+        refused = {t.number: t.user_attrs["refused"] for t in trials if "refused" in t.user_attrs}
+        if len(refused) == len(trials):
+            reasons = "\n".join(dict.fromkeys(refused.values()))
+            raise ConfigError(f"every trial of the search is refused; change its space\n{reasons}")
         if not runs:
             return {}
         budget = self._settings.max_loss
@@ -136,6 +157,7 @@ class Search:
                 for check in check_budgets(held, budgets):
                     line = f"{check.benchmark}: {check.outcome.name}, {check.reason}."
                     chosen.append(f"On the questions that did not choose it, {line}")
+        chosen += [f"Trial {number} was refused: {reason}." for number, reason in refused.items()]
         table = replace(table, notes=(*chosen, *table.notes))
         console.show_table(table)
         return {"search.html": render_comparison_page(table, comparison)}

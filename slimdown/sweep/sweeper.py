@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import joblib
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -22,7 +23,7 @@ from slimdown.report.tables import write_table
 from slimdown.sweep.jobs import JobOutcome, JobState, SweepInfo, measure_base_job, run_sweep_job
 from slimdown.tracking.metric_names import describe_headline
 from slimdown.tracking.resume import find_finished, run_key
-from slimdown.tracking.store import check_store, lock
+from slimdown.tracking.store import check_store, wait_for_lock
 from slimdown.tracking.sweep_run import SweepRun, open_sweep_run
 from slimdown.utils.errors import ConfigError, describe_error
 from slimdown.utils.hashing import hash_json
@@ -66,11 +67,12 @@ class SlimdownSweeper(Sweeper):
         if self.plan.space:
             from slimdown.sweep.search import Search
 
-            search = Search(self.line, self.plan, self.settings.launcher.get("n_jobs") or 1)
+            search = Search(self.line, self.plan, self._count_at_once())
             self.info = replace(self.info, name=search.name)
-            # Its open trials are nobody's while no other process works on it.
-            search_lock = lock(tracking, f"search-{hash_json(search.name)}")
-            with search_lock.acquire(timeout=0), self._record(tracking, "search") as sweep_run:
+            # One process a study: its open trials may be adopted.
+            line = "Another process makes an equal search; this one waits for it."
+            key, wait = f"search-{hash_json(search.name)}", partial(console.show_line, line)
+            with wait_for_lock(tracking, key, wait), self._record(tracking, "search") as sweep_run:
                 for batch in search.propose_batches():
                     first = len(self.jobs)
                     self._run(batch)
@@ -81,6 +83,17 @@ class SlimdownSweeper(Sweeper):
                 self._run(self.plan.runs)
         if any(outcome.state is JobState.failed for outcome in self.outcomes):
             sys.exit(1)
+
+    def _count_at_once(self) -> int:
+        """Return how many trials are proposed together."""
+        search = self.plan.runs[0].config.search
+        if search.at_once or self.launcher_name == "basic":
+            return search.at_once or 1
+        if "n_jobs" not in self.settings.launcher:  # Ray's and Slurm's own numbers are a cluster's
+            return search.n_startup_trials
+        n_jobs = self.settings.launcher.n_jobs or 1
+        # As joblib reads it: -1 is as many as there are processors.
+        return n_jobs if n_jobs > 0 else max(1, joblib.cpu_count() + 1 + n_jobs)
 
     @contextmanager
     def _record(self, tracking: TrackingConfig, kind: str) -> Iterator[SweepRun]:

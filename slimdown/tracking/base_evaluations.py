@@ -58,6 +58,9 @@ class RecordedEvaluations:
         file = self._locate(key, name)
         if file.is_file() and (evaluation := self._read(file, name, benchmark, str(file))):
             return evaluation
+        if list(file.parent.glob(f"*.{self.model}-{name}.parquet")):
+            reason = "the answers that are here are of another device or another model"
+            _log.warning("%s is measured again: %s", name, reason)
         if self.model != "base" or not self._config.baseline.reuse:
             return None
         try:

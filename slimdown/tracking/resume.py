@@ -1,5 +1,6 @@
 """Equal runs: the key by which a finished one is found, and the unfinished one that goes on."""
 
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,8 +55,10 @@ def run_key(config: RunConfig) -> str:
                 content = hash_file(Path(benchmark.path).expanduser())
                 settings[f"benchmark.{name}.path"] = content
         if folder := config.evaluation.include_path:
-            files = sorted(Path(folder).rglob("*.[yp][ay]*"))  # .yaml and .py
-            settings["evaluation.include_path"] = [hash_file(f) for f in files if f.is_file()]
+            # The harness includes files such as _default_template_yaml, too.
+            files = [f for f in Path(folder).rglob("*") if re.search(r"ya?ml$|\.py$", f.name)]
+            own = [hash_file(file) for file in sorted(files) if file.is_file()]
+            settings["evaluation.include_path"] = own
     except OSError:
         return ""
     parts = {
@@ -95,17 +98,28 @@ def find_finished_or_lock(
         The finished run or None, and the id of an unfinished run that can go on here, or "".
     """
     name = hash_json([config.tracking.experiment, key or id(config)])
-    lock = store.lock(config.tracking, f"key-{name}")
-    try:
-        holding = lock.acquire(timeout=0)
-    except Timeout:
-        on_wait()
-        holding = lock.acquire()
-    with holding:
+    with store.wait_for_lock(config.tracking, f"key-{name}", on_wait):
         runs = _find_equal_runs(config, key)
         finished = next((run for run in runs if run.status == "FINISHED"), None)
         unfinished = (run.run_id for run in runs if is_abandoned(config.tracking, run))
         yield finished, "" if finished else next(unfinished, "")
+
+
+def describe_kept(config: RunConfig, run_id: str) -> str:
+    """Say what of a stopped run its command takes, and that it makes the rest anew."""
+    folder = store.local_dir(config.tracking) / "runs" / run_id
+    if not folder.is_dir():
+        return f"its folder {folder} is not here: everything is made anew"
+    names = {file.stem.partition(".base-")[2] for file in folder.glob("evaluations/*.base-*")}
+    kept = [f"the base's answers to {', '.join(sorted(names))}"] if names else []
+    states = folder.glob("checkpoints/checkpoint-*/trainer_state.json")
+    if (folder / "checkpoints" / "trained.pt").is_file():
+        kept.append("the whole training")
+    elif steps := [int(state.parent.name.partition("-")[2]) for state in states]:
+        kept.append(f"the training up to step {max(steps)}")
+    elif not config.tuned:
+        kept.append("no training, of which no checkpoint was written")
+    return f"taken: {'; '.join(kept) or 'single answers'}; the rest is made anew"
 
 
 def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:

@@ -42,6 +42,7 @@ def find_runs(
     sweep: str = "",
     filter_string: str = "",
     with_findings: bool = False,
+    kind: str = "tuned",
 ) -> list[RunRecord]:
     """Return the fine-tuning runs, newest first.
 
@@ -51,12 +52,13 @@ def find_runs(
         sweep: Only runs of this one, see `Tag.sweep`.
         filter_string: MLflow's filter language.
         with_findings: Also read findings.json of each finished run.
+        kind: See `Tag.kind`; sweeps are of another.
 
     Raises:
         TrackingError: No store, no such experiment, or a filter that MLflow does not understand.
     """
     client = store.open_store(tracking, must_exist=True)
-    condition = " and ".join(filter(None, (f"tags.`{Tag.kind}` = 'tuned'", filter_string)))
+    condition = " and ".join(filter(None, (f"tags.`{Tag.kind}` = '{kind}'", filter_string)))
     with store.explain_store_errors(tracking, filter_string):
         names = {str(one.experiment_id): one.name for one in client.search_experiments()}
         if unknown := [name for name in experiments if name not in names.values()]:

@@ -93,6 +93,8 @@ class TrackedRun:
         self.tuned_cache = RecordedEvaluations(config, "tuned", self.folder)
         self._artifacts = self.folder / "artifacts"
         self._artifacts.mkdir(parents=True, exist_ok=True)
+        for draft in self._artifacts.rglob(".*.draft"):  # of a process that was killed
+            draft.unlink()
         history = client.get_metric_history(self.run_id, "train/loss") if info.resume_run_id else []
         self._steps = {metric.step for metric in history}
         # MLflow's page Compare begins with what was recorded first: a change, and not the loss.
@@ -203,7 +205,6 @@ class TrackedRun:
             with suppress(OSError):
                 write_atomically(self._artifacts / "traceback.txt", redact(text))
         try:
-            store.check_store(self._tracking)  # MLflow would retry for minutes
             self._deliver(status)
             error.add_note(f"Run {self.run_id} is marked {status}; the same command goes on in it.")
         except TrackingError as problem:
@@ -219,6 +220,7 @@ class TrackedRun:
             self.client.set_terminated(self.run_id, status)
 
     def _send_pending(self) -> None:
+        store.check_store(self._tracking)  # MLflow would retry for minutes
         for i in range(0, len(self._metrics), 1000):  # MLflow's limit for one batch
             self.client.log_batch(self.run_id, self._metrics[i : i + 1000])
         self.client.log_batch(self.run_id, tags=self._tags)

@@ -8,14 +8,14 @@ import re
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from slimdown.config.fields import find_problems
 from slimdown.config.schema import TrackingConfig
@@ -145,6 +145,16 @@ def lock(config: TrackingConfig, key: str) -> FileLock:
     folder = file.parent / "locks" if file else cache_dir() / "locks" / hash_json(config.uri)
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / f"{key}.lock", thread_local=False)
+
+
+def wait_for_lock(config: TrackingConfig, key: str, on_wait: Callable[[], None]) -> Any:
+    """Take a lock, which the returned context gives back; `on_wait` is called before a wait."""
+    wanted = lock(config, key)
+    try:
+        return wanted.acquire(timeout=0)
+    except Timeout:
+        on_wait()
+        return wanted.acquire()
 
 
 def find_experiment(client: "MlflowClient", config: TrackingConfig) -> str:

@@ -8,6 +8,8 @@ from slimdown.config.schema import TrackingConfig
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
 from slimdown.tracking.provenance import name_machine
+from slimdown.tracking.resume import is_abandoned
+from slimdown.tracking.run_reader import find_runs
 from slimdown.utils.secrets import redact
 
 
@@ -35,6 +37,9 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
     client = store.open_store(tracking)
     tags: dict[str, str] = {Tag.kind: "sweep", Tag.sweep: name, Tag.host: name_machine()}
     with store.explain_store_errors(tracking):
+        for run in find_runs(tracking, filter_string="attributes.status = 'RUNNING'", kind="sweep"):
+            if is_abandoned(tracking, run):  # its command was killed
+                client.set_terminated(run.run_id, "KILLED")
         run_id = store.create_run(client, tracking, title, tags).info.run_id
     sweep, status = SweepRun(run_id), "KILLED"
 
@@ -42,6 +47,9 @@ def open_sweep_run(tracking: TrackingConfig, name: str, title: str) -> Iterator[
         try:
             yield sweep
             status = "FAILED" if sweep.failed else "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
         finally:
             with suppress(Exception):  # its jobs hold all results
                 store.check_store(tracking)

@@ -160,6 +160,8 @@ def fine_tune(
     saves = train.engine is Engine.trl and method.name is not Method.bottleneck and not look
     interval = 60 * (train.checkpoint_minutes or math.inf) if saves else math.inf
     callback = TrainingCallback(train, base.dtype, on_log, on_progress, interval, look=look)
+    trained = checkpoint_dir / "trained.pt"
+    is_trained = broadcast_from_main(trained.is_file())
     with quiet_libraries(), attention_within_rows(model, rows.is_padding_free):
         trainer = build_trainer(model, base.tokenizer, rows, config, checkpoint_dir)
         try:
@@ -168,8 +170,10 @@ def fine_tune(
                 loss_before = trainer.evaluate()["eval_loss"]
             trainer.add_callback(callback)
             transformers.set_seed(config.seed)
-            with measure_peak_memory(base.device) as peak:
-                if train.engine is Engine.unsloth:
+            with measure_peak_memory(base.device) as peak, callback.stop_after_step():
+                if is_trained:  # by an earlier process
+                    seconds, peak_bytes = callback.take(trained, model)
+                elif train.engine is Engine.unsloth:
                     seconds = train_with_unsloth(base, model, rows, config, callback)
                 else:
                     # The trainer's state is written last: where it is, the checkpoint is whole.
@@ -177,11 +181,8 @@ def fine_tune(
                     newest = max(states, key=lambda file: file.stat().st_mtime, default=None)
                     resume = broadcast_from_main(newest and str(newest.parent))
                     seconds = trainer.train(resume_from_checkpoint=resume).metrics["train_runtime"]
-                peak_bytes = peak()
-        except (RuntimeError, TypeError, ValueError) as error:
-            if train.args and not isinstance(error, RuntimeError):
-                reason = describe_error(error)
-                raise ModelError(f"train.args={train.args}: {reason}; change them") from error
+                peak_bytes = peak_bytes if is_trained else peak()
+        except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             raise ModelError(
@@ -201,6 +202,10 @@ def fine_tune(
                 for name, parameter in model.named_parameters():
                     if name in callback.kept:
                         parameter.copy_(callback.kept[name])
+        if not is_trained and process_rank() == 0:
+            callback.keep(trained, model, seconds, peak_bytes)
+        if callback.is_stopping:
+            raise KeyboardInterrupt
         on_progress(0, 0, "validating")
         loss_after = trainer.evaluate()["eval_loss"]
         divergence = math.nan if method.trains_weights else trainer.measure_base_divergence()

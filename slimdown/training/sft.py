@@ -1,9 +1,13 @@
 """TRL's `SFTTrainer` with our settings, and the callback that reports and checkpoints."""
 
 import inspect
+import logging
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -30,6 +34,8 @@ from slimdown.utils.errors import ModelError
 # compute otherwise than they are measured.
 _GRADIENT_SCALE = 2.0**12
 _DIVERGENCE_ROWS = 32  # on a CPU two forwards of all rows take as long as both validations
+_KEPT_FACTS = ("kept_step", "n_tokens_before", "stopped")
+_log = logging.getLogger(__name__)
 _LOGGED = ("loss", "learning_rate", "grad_norm")
 _OURS = ("engine", "checkpoint_minutes", "loss_type", "stop_on_forgetting")
 _NOT_TRL = (*_OURS, "look_steps", "look_questions", "packing", *SETTINGS)
@@ -126,6 +132,19 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
         return compute_logits, target[:, places].flatten()
 
 
+def build_arguments(config: RunConfig, folder: Path, **ours: Any) -> SFTConfig:
+    """Build TRL's arguments of the settings, and of what slimdown sets besides."""
+    settings = asdict(config.train)
+    settings |= settings.pop("args")
+    settings = {name: value for name, value in settings.items() if name not in _NOT_TRL}
+    if any(name.startswith("torch_compile") for name in settings):
+        settings["tf32"] = False  # which compiling switches on in the whole process
+    ours |= {"max_length": None}  # rows are cut
+    ours |= {"save_strategy": "no"}  # see `TrainingCallback`
+    ours |= {"bf16": False}  # no autocast: base and adapter compute in the dtypes that they have
+    return SFTConfig(str(folder), **settings, **ours)
+
+
 def build_trainer(
     model: Any, tokenizer: Any, rows: TokenizedRows, config: RunConfig, folder: Path
 ) -> Any:
@@ -138,15 +157,9 @@ def build_trainer(
         config: The checked settings.
         folder: Where checkpoints go.
     """
-    settings = asdict(config.train)
-    settings |= settings.pop("args")
-    settings = {name: value for name, value in settings.items() if name not in _NOT_TRL}
-    if any(name.startswith("torch_compile") for name in settings):
-        settings["tf32"] = False  # which compiling switches on in the whole process
-    arguments = SFTConfig(
-        str(folder),
-        **settings,
-        max_length=None,  # rows are cut
+    arguments = build_arguments(
+        config,
+        folder,
         padding_free=rows.is_padding_free,
         train_sampling_strategy="random",  # by length each fifty steps begin with the longest rows
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -157,11 +170,9 @@ def build_trainer(
         include_num_input_tokens_seen="all" if rows.is_padding_free else "non_padding",
         prediction_loss_only=True,
         report_to="none",
-        save_strategy="no",  # see `TrainingCallback`
         save_total_limit=1,
         disable_tqdm=True,
         use_cpu=model.device.type == "cpu",
-        bf16=False,  # no autocast: base and adapter compute in the dtypes that they have
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # no DataParallel where one process sees several
     if hasattr(model, "bottleneck_adapter"):
@@ -199,6 +210,7 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
     kept: dict[str, Any] = field(default_factory=dict)  # what was trained at the last look within
     kept_step: int = 0
     stopped: str = ""  # why it ended early
+    is_stopping: bool = False  # by a signal, when a checkpoint is written
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Repeat the steps of the checkpoint that the training goes on from."""
@@ -219,7 +231,8 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
         """Ask for a checkpoint where it is time."""
         if self.checkpoint_seconds < math.inf and state.global_step < state.max_steps:
             is_due = time.monotonic() - self.saved_at >= self.checkpoint_seconds
-            if broadcast_from_main(is_due):
+            is_due, self.is_stopping = broadcast_from_main((is_due, self.is_stopping))
+            if is_due or self.is_stopping:
                 control.should_save, self.saved_at = True, time.monotonic()
         if self.look and state.global_step % self.config.look_steps == 0:
             n_looks = max(1, state.max_steps // self.config.look_steps)
@@ -232,6 +245,59 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
             if beyond:
                 self.stopped = f"{beyond} at step {state.global_step}"
                 control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End a training that a signal stops, now that its checkpoint is written."""
+        if self.is_stopping:
+            raise KeyboardInterrupt
+
+    def keep(self, file: Path, model: Any, *cost: float) -> None:
+        """Write what was trained, and how, whole or not at all; `cost` is handed back by `take`."""
+        content = {name: getattr(self, name) for name in _KEPT_FACTS}
+        content["steps"] = [(log.step, log.values) for log in self.history]
+        content["weights"] = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content | {"cost": cost}, draft := file.with_suffix(".draft"))
+        draft.replace(file)
+
+    def take(self, file: Path, model: Any) -> tuple[float, ...]:
+        """Put into a model what `keep` wrote, hand on its steps, and return its cost."""
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        self.kept = content["weights"]
+        with torch.no_grad():
+            for name, weight in self.kept.items():
+                model.get_parameter(name).copy_(weight)
+        for name in _KEPT_FACTS:
+            setattr(self, name, content[name])
+        for step, values in content["steps"]:
+            self.history.append(StepLog(step, values))
+            self.on_step(self.history[-1])
+        return tuple(content["cost"])
+
+    @contextmanager
+    def stop_after_step(self) -> Iterator[None]:
+        """Inside, Ctrl-C and SIGTERM end a training that keeps checkpoints when one is written.
+
+        A second signal ends it at once. Handlers of a launcher stay, and ignored signals.
+        """
+
+        def stop(*_: Any) -> None:
+            if self.is_stopping:
+                raise KeyboardInterrupt
+            self.is_stopping = True
+            _log.warning("Stopping when this step is done and kept; once more stops at once.")
+
+        handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        ours = [n for n, handler in handlers.items() if handler is signal.default_int_handler]
+        is_able = threading.current_thread() is threading.main_thread()
+        ours = ours if is_able and self.checkpoint_seconds < math.inf else []
+        try:
+            for number in ours:
+                signal.signal(number, stop)
+            yield
+        finally:
+            for number in ours:
+                signal.signal(number, signal.default_int_handler)
 
     def log_step(self, step: int, n_steps: int, logs: dict[str, Any]) -> None:
         """Hand on one step.

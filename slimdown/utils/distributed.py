@@ -11,7 +11,15 @@ _T = TypeVar("_T")
 
 def process_count() -> int:
     """Return how many processes a launcher started for this run; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+    return _read_count("WORLD_SIZE", 1) if "LOCAL_RANK" in os.environ else 1
+
+
+def _read_count(name: str, default: int) -> int:
+    if not (text := os.environ.get(name, str(default))).isdecimal():
+        raise ConfigError(
+            f"{name}={text} is no whole number; torchrun sets it, or unset LOCAL_RANK"
+        )
+    return int(text)
 
 
 def check_launcher() -> None:
@@ -30,7 +38,7 @@ def check_launcher() -> None:
 
 def process_rank() -> int:
     """Return which of them this is; 0 measures, writes the record and prints."""
-    return int(os.environ.get("RANK", 0)) if "LOCAL_RANK" in os.environ else 0
+    return _read_count("RANK", 0) if "LOCAL_RANK" in os.environ else 0
 
 
 def broadcast_from_main(value: _T) -> _T:

@@ -1,9 +1,11 @@
 """What the Hugging Face hub's errors mean, in one line each. Retries are huggingface_hub's own."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error
 
@@ -55,19 +57,77 @@ def explain_hub_errors(
         raise error_class(f"{setting} {reason}") from error
 
 
+def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Iterator[str]:
+    """Ask the hub once for each repository that the local cache does not hold.
+
+    Args:
+        repositories: Of each the setting that names it, id, revision, and "model" or "dataset".
+
+    Yields:
+        One line a problem; of a hub that does not answer, one for all.
+    """
+    silence, unreachable = "", []
+    for (repo, revision, kind), setting in {tuple(r[1:]): r[0] for r in repositories}.items():
+        if _find_cached_commit(repo, revision, kind):
+            continue
+        try:
+            with explain_hub_errors(setting):
+                if not silence:
+                    _ask_for_config(repo, revision, kind)
+        except SlimdownError as error:
+            if "cannot be reached" not in str(error):
+                yield str(error)
+                continue
+            silence = str(error).removeprefix(setting)
+        if silence:
+            unreachable.append(setting)
+    if unreachable:
+        yield ", ".join(unreachable) + silence
+
+
+def _ask_for_config(repo: str, revision: str, kind: str) -> None:
+    """Ask the hub for a file that most models have; whether it is there does not matter."""
+    from huggingface_hub import hf_hub_url, utils
+    from huggingface_hub.errors import EntryNotFoundError
+
+    http: Any = utils
+    url = hf_hub_url(repo, "config.json", repo_type=kind, revision=revision)
+    retries: Any = {"max_retries": 2, "retry_on_exceptions": (), "retry_on_status_codes": (503,)}
+    with suppress(EntryNotFoundError):
+        headers = http.build_hf_headers()
+        answer = http.http_backoff("HEAD", url, headers=headers, timeout=10, **retries)
+        http.hf_raise_for_status(answer)
+
+
+def _find_cached_commit(repo: str, revision: str, kind: str) -> str:
+    """Return the commit of a branch or tag as the local cache knows it, or ""."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type=kind))
+    if (folder / "snapshots" / revision).is_dir():
+        return revision
+    with suppress(OSError):
+        return (folder / "refs" / revision).read_text().strip()
+    return ""
+
+
+@cache
 def resolve_commit(repo: str, revision: str, repo_type: str = "model") -> str:
     """Return the commit of a branch or tag; where the hub does not answer, that of the cache.
+
+    A process asks once for each.
 
     Raises:
         OSError: Neither knows.
     """
     if re.fullmatch("[0-9a-f]{40}", revision):
         return revision
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub import HfApi
 
     try:
         return str(HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=10).sha)
     except Exception:  # offline, gated or gone: loading says which
-        folder = repo_folder_name(repo_id=repo, repo_type=repo_type)
-        return Path(constants.HF_HUB_CACHE, folder, "refs", revision).read_text().strip()
+        if commit := _find_cached_commit(repo, revision, repo_type):
+            return commit
+        raise FileNotFoundError(f"{repo} is neither on the hub nor in the local cache") from None

@@ -1,6 +1,7 @@
 """The scripts of `slimdown completion` complete verbs, options and settings in a real shell."""
 
 import subprocess
+import sys
 
 import pytest
 
@@ -33,3 +34,9 @@ def test_another_shells_script_names_verbs_and_settings(
     out = capsys.readouterr().out
     assert "verdict" in out
     assert "lora.r=" in out
+
+
+def test_a_closed_output_is_no_error() -> None:
+    command = f"{sys.executable} -m slimdown completion bash >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

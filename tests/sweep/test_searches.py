@@ -1,5 +1,7 @@
 """A search: what it proposes, how it heeds its budget of forgetting, what it goes on from."""
 
+import contextlib
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,17 +9,27 @@ from math import log
 from pathlib import Path
 from statistics import median
 
+import joblib
 import pytest
 from builders import make_benchmark, make_evaluation, make_run
 
-from slimdown.config.command_line import CommandLine, CommandPlan, ComposedRun
+from slimdown.config.command_line import (
+    CommandLine,
+    CommandPlan,
+    ComposedRun,
+    compose_runs,
+    read_command_line,
+)
 from slimdown.config.schema import Role, RunConfig
 from slimdown.config.search_config import DimensionConfig
+from slimdown.run import main
 from slimdown.stats.findings import judge
 from slimdown.stats.run_records import RunRecord
 from slimdown.sweep.jobs import JobOutcome, JobState
 from slimdown.sweep.search import Search
-from slimdown.utils.errors import TrackingError
+from slimdown.tracking.store import lock
+from slimdown.utils.errors import ConfigError, TrackingError
+from slimdown.utils.hashing import hash_json
 
 SPACE = {
     "lora.r": DimensionConfig(choices=[2, 4, 8]),
@@ -149,3 +161,86 @@ def test_two_searches_at_once_in_a_fresh_folder_both_end(tmp_path: Path) -> None
     names = {process.communicate(timeout=300)[0] for process in processes}
     assert [process.returncode for process in processes] == [0] * 2
     assert len(names) == 1
+
+
+UNFIT = {
+    "method": DimensionConfig(choices=["lora", "full"]),
+    "keep": DimensionConfig(choices=["none", "kl"]),
+}
+
+
+def test_a_trial_whose_settings_do_not_fit_is_refused_and_the_search_goes_on(
+    open_search: OpenSearch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = open_search("quantization=none", "search.n_trials=12", **UNFIT)
+    proposed = []
+    for [run] in search.propose_batches():
+        proposed.append((get_values(run)["method"], get_values(run)["keep"]))
+        search.keep_outcomes([finish()])
+    states = [trial.state.name for trial in search.study.get_trials()]
+    assert len(states) == 12
+    assert 0 < states.count("FAIL") == 12 - len(proposed)
+    assert ("full", "kl") not in proposed
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.count("is refused (") == states.count("FAIL")
+    assert "needs the base beside what is trained" in out
+    search.show()
+    assert f"Trial {states.index('FAIL')} was refused" in capsys.readouterr().out
+
+
+def test_a_search_of_refused_trials_alone_fails(open_search: OpenSearch) -> None:
+    search = open_search("quantization=none", "keep=kl", **{"method": UNFIT["method"]})
+    search.space["method"] = DimensionConfig(choices=["full"])
+    assert not list(search.propose_batches())
+    with pytest.raises(ConfigError, match="every trial of the search is refused"):
+        search.show()
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher:UserWarning")  # as the command does
+@pytest.mark.parametrize(
+    ("settings", "n"),
+    [
+        ("hydra/launcher=basic", 1),
+        ("hydra/launcher=joblib hydra.launcher.n_jobs=3", 3),
+        ("hydra/launcher=joblib hydra.launcher.n_jobs=-1", joblib.cpu_count()),
+        ("hydra/launcher=joblib hydra.launcher.n_jobs=-99", 1),
+        ("hydra/launcher=submitit_local", 6),  # search.n_startup_trials
+        ("hydra/launcher=submitit_local search.at_once=9", 9),
+    ],
+)
+def test_trials_run_together_as_the_launcher_can(
+    settings: str, n: int, store: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(line: CommandLine, plan: CommandPlan, at_once: int) -> None:
+        raise ConfigError(f"{at_once} at once")
+
+    monkeypatch.setattr("slimdown.sweep.search.Search", refuse)
+    monkeypatch.setattr(sys, "argv", ["slimdown.run"])
+    capture = io.StringIO()
+    with contextlib.redirect_stderr(capture):
+        assert main(["-m", "+search.space={lora.r:{choices:[2,4]}}", *settings.split()]) == 1
+    assert f"{n} at once" in capture.getvalue()
+
+
+def test_a_search_beside_itself_waits_and_shows_what_the_other_found(
+    open_search: OpenSearch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = "+search.space={lora.r:{choices:[2,4]}}"
+    settings = ["search.n_trials=2", space]
+    line = read_command_line(["-m", *settings])
+    search = Search(line, compose_runs(line))
+    held = lock(search.config.tracking, f"search-{hash_json(search.name)}")
+    held.acquire()
+    shown: list[str] = []
+
+    def end_the_other(text: str) -> None:
+        shown.append(text)
+        for _ in search.propose_batches():
+            search.keep_outcomes([finish()])
+        held.release()
+
+    monkeypatch.setattr("slimdown.report.console.show_line", end_the_other)
+    monkeypatch.setattr(sys, "argv", ["slimdown.run"])
+    assert main(["-m", *settings]) == 0
+    assert shown == ["Another process makes an equal search; this one waits for it."]
+    assert "Chosen: run" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from slimdown.pocket import DATA_DIR
 from slimdown.tracking.provenance import name_machine
 from slimdown.tracking.resume import find_finished, find_finished_or_lock, run_key
 from slimdown.tracking.run_writer import open_run
+from slimdown.tracking.sweep_run import open_sweep_run
 
 Compose = Callable[..., RunConfig]
 KEY = "d" * 32
@@ -119,12 +120,39 @@ def test_rows_count_by_their_content_not_by_their_place(composed: Compose, tmp_p
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_own_tasks_count_by_their_content(composed: Compose, tmp_path: Path) -> None:
-    (tmp_path / "own.yaml").write_text("task: own")
+@pytest.mark.parametrize(
+    ("file", "counts"),
+    [
+        ("own.yaml", True),
+        ("own.yml", True),
+        ("_default_yaml", True),
+        ("utils.py", True),
+        ("__pycache__/utils.cpython-311.pyc", False),  # which the first run makes
+    ],
+)
+def test_own_tasks_count_by_their_content(
+    file: str, counts: bool, composed: Compose, tmp_path: Path
+) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("task: own")
     config = composed(f"evaluation.include_path={tmp_path}")
     before = run_key(config)
-    (tmp_path / "own.yaml").write_text("task: own # changed")
-    assert run_key(config) != before
+    (tmp_path / file).write_text("task: own # changed")
+    assert (run_key(config) != before) is counts
+
+
+def test_the_sweep_of_a_killed_command_is_ended_by_the_next(
+    store: MlflowClient, composed: Compose
+) -> None:
+    tracking = composed().tracking
+    with (
+        open_sweep_run(tracking, "one", "sweep of seed") as sweep,
+        open_sweep_run(tracking, "two", "sweep of lora.r"),
+    ):
+        assert store.get_run(sweep.run_id).info.status == "RUNNING"  # it is at work
+    store.update_run(sweep.run_id, "RUNNING")  # as SIGKILL leaves it
+    with open_sweep_run(tracking, "three", "sweep of lora.r"):
+        assert store.get_run(sweep.run_id).info.status == "KILLED"
 
 
 def test_another_version_has_another_key(

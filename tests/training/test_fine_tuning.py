@@ -1,5 +1,7 @@
 """Training: TRL's own steps without its padding, the same whatever came before, and its trial."""
 
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -214,3 +216,76 @@ def test_families_train_with_their_own_loss(family: str, composed: Composed) -> 
     settings = {"sliding_window": 16} if family == "gemma3_text" else {}
     model = build_tiny_model(family, **settings)
     assert prepare_tiny(model, composed).train
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["method=lora", "method=bottleneck", "method=last_layer quantization=none", "method=prefix"],
+)
+def test_a_training_that_has_ended_is_not_made_again(
+    settings: str, composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = composed(*SMALL, *settings.split(), "train.max_steps=3")
+    whole, killed, again = TrainingRun(config), TrainingRun(config), TrainingRun(config)
+    tuned, result = whole.train(tmp_path / "whole")
+
+    def kill_after_training(done: int, total: int, words: str) -> None:
+        if words == "validating" and killed.logs:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(
+            killed.base,
+            killed.rows,
+            config,
+            tmp_path / "b",
+            killed.logs.append,
+            kill_after_training,
+        )
+    monkeypatch.delattr(transformers.Trainer, "train")
+    taken, same = again.train(tmp_path / "b")
+    assert again.losses == whole.losses
+    assert same.validation_loss_after == result.validation_loss_after
+    assert (same.steps, same.tokens) == (result.steps, result.tokens)
+    assert taken.identity == tuned.identity
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_training_when_its_step_is_kept(
+    number: signal.Signals, composed: Composed, tmp_path: Path
+) -> None:
+    config = composed(*SMALL, "train.max_steps=7", "train.checkpoint_minutes=10")
+    whole, killed, again = TrainingRun(config), TrainingRun(config), TrainingRun(config)
+    whole.train(tmp_path / "whole")
+
+    def stop(log: StepLog) -> None:
+        if log.step == 4:
+            os.kill(os.getpid(), number)
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    for each in before:  # as `slimdown run` has them
+        signal.signal(each, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(killed.base, killed.rows, config, tmp_path / "b", stop, lambda *_: None)
+        handlers = {signal.getsignal(each) for each in before}
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert handlers == {signal.default_int_handler}
+    assert len(list(tmp_path.glob("b/checkpoint-*"))) == 1
+    again.train(tmp_path / "b")
+    assert [log.step for log in again.logs] == [1, 2, 3, 4, 5, 6, 7]
+    assert again.losses == pytest.approx(whole.losses, rel=1e-5)
+
+
+def test_an_error_of_somebody_elses_code_is_not_blamed_on_an_option(
+    composed: Composed, tmp_path: Path
+) -> None:
+    run = TrainingRun(composed(*SMALL, "train.args.adam_beta1=0.8", "train.max_steps=2"))
+
+    def fail(log: StepLog) -> None:
+        raise ValueError("a fault elsewhere")
+
+    with pytest.raises(ValueError, match="a fault elsewhere"):
+        fine_tune(run.base, run.rows, run.config, tmp_path, fail, lambda *_: None)

@@ -1,5 +1,6 @@
 """What is handed on to TRL and PEFT: read right, and never without an effect."""
 
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from slimdown.config.schema import LoraConfig, RunConfig, TrainConfig
 from slimdown.config.upstream import list_options, read_class, read_rules
+from slimdown.training.options import check_options
 from slimdown.utils.errors import ModelError
 
 Composed = Callable[..., RunConfig]
@@ -79,10 +81,6 @@ def test_lora_options_reach_the_adapter(composed: Composed, tmp_path: Path) -> N
         ("train.args.adam_beta1=5", "Invalid beta parameter.*; change train.args and lora.args"),
         ("lora=all_linear lora.args.layers_to_transform=1", "cannot be used.*; change train.args"),
         ("train.args.dataloader_persistent_workers=true", "num_workers > 0; change train.args"),
-        (
-            "train.gradient_checkpointing=true train.args.gradient_checkpointing_kwargs.foo=1",
-            r"train\.args=.*keyword arguments: foo; change them",
-        ),
     ],
 )
 def test_options_that_cannot_be_honoured_are_named(
@@ -90,3 +88,33 @@ def test_options_that_cannot_be_honoured_are_named(
 ) -> None:
     with pytest.raises(ModelError, match=answer):
         TrainingRun(composed(*SMALL, *settings.split())).train(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "answers"),
+    [
+        (
+            "train.args.adam_beta1=5 train.args.adam_epsilon=-1 train.args.adam_beta2=0.9 "
+            "lora=all_linear lora.args.layers_to_transform=1",
+            [
+                "layers_to_transform=1: .*cannot be",
+                "adam_epsilon=-1: .*eps",
+                "adam_beta1=5: .*beta",
+            ],
+        ),
+        (
+            "train.gradient_checkpointing=true train.args.gradient_checkpointing_kwargs.foo=1",
+            [r"gradient_checkpointing_kwargs=.*: .*keyword argument"],
+        ),
+        ("train.args.lr_scheduler_kwargs.foo=1", [r"lr_scheduler_kwargs=.*keyword argument 'foo'"]),
+        ("train.args.dataloader_persistent_workers=true", ["persistent_workers=True: .*num_work"]),
+        ("train.args.dataloader_persistent_workers=true train.args.dataloader_num_workers=1", []),
+    ],
+)
+def test_bad_values_are_told_together_before_a_model_is_loaded(
+    settings: str, answers: list[str], composed: Composed
+) -> None:
+    problems = list(check_options(composed(*settings.split())))
+    assert len(problems) == len(answers)
+    for problem, answer in zip(problems, answers, strict=True):
+        assert re.search(answer, problem)

@@ -1,0 +1,68 @@
+"""Options of TRL and PEFT, tried before a model is loaded."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
+
+from slimdown.config.schema import RunConfig
+from slimdown.models.adapters import build_adapter_config
+from slimdown.models.quiet import quiet_libraries
+from slimdown.training.sft import build_arguments
+from slimdown.utils.errors import describe_error
+
+
+def check_options(config: RunConfig) -> Iterator[str]:
+    """Build what train.args and lora.args are handed on to: TRL's and PEFT's classes, an optimizer.
+
+    Args:
+        config: The settings; no model is loaded.
+
+    Yields:
+        One line for each option that cannot be honoured. Others may turn out so in the training.
+    """
+    while reason := _find_error(config):
+        for section, name in ((s, n) for s in ("lora", "train") for n in getattr(config, s).args):
+            node = getattr(config, section)
+            args = {key: value for key, value in node.args.items() if key != name}
+            fewer = replace(config, **{section: replace(node, args=args)})
+            if _find_error(fewer) != reason:  # without this option it is another one, or none
+                yield f"{section}.args.{name}={node.args[name]}: {reason}"
+                break
+        else:
+            yield f"train: {reason}"
+            return
+        config = fewer
+
+
+def _find_error(config: RunConfig) -> str:
+    try:
+        _build(config)
+    except Exception as error:  # whatever a class of others raises at a value
+        return describe_error(error)
+    return ""
+
+
+def _build(config: RunConfig) -> None:
+    with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
+        if config.method.is_lora:
+            build_adapter_config(config.method, config.lora)
+        built = build_arguments(config, Path(folder))
+        weight = torch.nn.Parameter(torch.zeros(1))
+        optimizer: Any = torch.optim.SGD([weight])
+        if "adamw" in config.train.optim:  # others want a model
+            kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(built)
+            optimizer = kind([weight], **settings)
+        settings = {"scheduler_specific_kwargs": built.lr_scheduler_kwargs}
+        transformers.get_scheduler(built.lr_scheduler_type, optimizer, 0, 10, **settings)
+        names = ("num_workers", "persistent_workers", "prefetch_factor", "multiprocessing_context")
+        DataLoader([0], **{name: getattr(built, f"dataloader_{name}", None) for name in names})
+        if config.train.gradient_checkpointing:
+            settings = {"use_reentrant": False} | (built.gradient_checkpointing_kwargs or {})
+            checkpoint(torch.neg, weight, **settings)
