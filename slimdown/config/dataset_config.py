@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from omegaconf import MISSING
-
 from slimdown import pocket
-from slimdown.config.fields import COUNT, NOT_NEGATIVE, nearest, ranged
+from slimdown.config.fields import COUNT, MISSING, NOT_NEGATIVE, nearest, ranged
 
 HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?", re.ASCII)
 ROW_FILES = (".json", ".jsonl", ".csv", ".parquet")

@@ -9,10 +9,11 @@ from math import isfinite
 from operator import attrgetter
 from typing import Any, get_args, get_origin, get_type_hints
 
-from omegaconf import MISSING
-
 from slimdown.config import upstream
 from slimdown.utils.secrets import redact_uri
+
+MISSING: Any = "???"
+"""The value of a setting that a file of `conf/` sets, as OmegaConf writes it."""
 
 _ALIASES = {  # what other tools call our settings, where no spelling is near
     "lr": "train.learning_rate",

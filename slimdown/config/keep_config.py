@@ -5,9 +5,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from os.path import expanduser, isfile
 
-from omegaconf import MISSING
-
-from slimdown.config.fields import COUNT, POSITIVE, SHARE, Range, check_own_settings, ranged
+from slimdown.config.fields import (
+    COUNT,
+    MISSING,
+    POSITIVE,
+    SHARE,
+    Range,
+    check_own_settings,
+    ranged,
+)
 
 _ABOVE_ONE = Range("must be above 1, the perplexity of a token that is certain", lambda x: x > 1)
 

@@ -1,18 +1,56 @@
-"""What Hydra composed -> a checked `RunConfig`."""
+"""What Hydra composes -> a checked `RunConfig`. Nothing else in `config/` knows Hydra."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any
 
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from slimdown.config.fields import explain_unknown_key, find_option_problems, find_problems
+from slimdown.config.paths import CONF_DIR
 from slimdown.config.question_files import complete_benchmark
-from slimdown.config.schema import RunConfig
+from slimdown.config.schema import RunConfig, count_gpus, default_store
+from slimdown.config.upstream import SECTIONS
 from slimdown.utils.errors import ConfigError, describe_error
 from slimdown.utils.secrets import redact
+
+
+def register_schema() -> None:
+    """Tell Hydra what `conf/` names: the schema and the resolvers.
+
+    Only what composes calls it: both are global, and a program may have its own of these names.
+    """
+    schema: Any = OmegaConf.structured(RunConfig)
+    for section in SECTIONS:
+        OmegaConf.set_struct(schema[section].args, False)  # new names need no + before them
+    ConfigStore.instance().store(name="schema", node=schema)
+    resolvers = {
+        "default_store": default_store,  # conf/config.yaml
+        "n_gpus": count_gpus,  # conf/hydra/launcher/
+        "twice": lambda n: 2 * n,  # conf/experiment/rank.yaml
+        "by_method": _choose_by_method,  # conf/train/
+    }
+    for name, resolve in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolve, replace=True)
+
+
+def _choose_by_method(values: DictConfig, *, _root_: DictConfig) -> Any:
+    """Return, of values by method, that of the method that is chosen, or that under `else`."""
+    return values.get(str(_root_.method.name), values.get("else"))
+
+
+@contextmanager
+def open_hydra() -> Iterator[None]:
+    """Inside, Hydra's `compose` reads the files of `conf/`."""
+    register_schema()
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        yield
 
 
 def load_config(composed: DictConfig) -> RunConfig:

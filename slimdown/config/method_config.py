@@ -3,11 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-
-from slimdown.config.fields import COUNT, Range, check_own_settings, ranged
+from slimdown.config.fields import COUNT, MISSING, Range, check_own_settings, ranged
 
 _TOKENS = Range("must be from 1 to 4,096", lambda n: 1 <= n <= 4096)
 
@@ -76,11 +73,3 @@ class MethodConfig:
 
     def problems(self) -> Iterator[str]:
         return check_own_settings("method", self, _OWN)
-
-
-def by_method(values: DictConfig, *, _root_: DictConfig) -> Any:
-    """Return, of values by method, that of the method that is chosen, or that under `else`."""
-    return values.get(str(_root_.method.name), values.get("else"))
-
-
-OmegaConf.register_new_resolver("by_method", by_method, replace=True)  # conf/train/ names it

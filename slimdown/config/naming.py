@@ -1,6 +1,7 @@
 """A run's settings by their dotted keys, and what the run is called."""
 
-from omegaconf import OmegaConf
+from dataclasses import asdict
+from enum import Enum
 
 from slimdown.config.schema import RunConfig
 
@@ -15,9 +16,9 @@ def flatten(config: RunConfig) -> dict[str, object]:
             for key, value in node.items():
                 walk(value, f"{prefix}{key}.")
         else:
-            flat[prefix[:-1]] = node
+            flat[prefix[:-1]] = node.value if isinstance(node, Enum) else node
 
-    walk(OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True), "")
+    walk(asdict(config), "")
     idle = {"rerun", "search", *config.idle_sections}
     counting = {key: flat[key] for key in flat if key.partition(".")[0] not in idle}
     optional = ("method.", "keep.", "tuned")  # null: there is no such setting, or no such model

@@ -15,17 +15,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
-
 from slimdown import pocket
 from slimdown.config.dataset_config import HUB_ID, DatasetConfig
-from slimdown.config.fields import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, ranged
+from slimdown.config.fields import (
+    COUNT,
+    MISSING,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    Range,
+    ranged,
+)
 from slimdown.config.keep_config import Keep, KeepConfig
 from slimdown.config.method_config import Method, MethodConfig
 from slimdown.config.paths import list_group_choices
 from slimdown.config.search_config import SearchConfig
-from slimdown.config.upstream import SECTIONS
 
 _FILLED = Range("must not be empty", str.strip)
 _FOLDER = Range("must be a folder that is there", os.path.isdir)
@@ -61,11 +66,6 @@ def count_gpus() -> int:
         return 0  # hidden: Ray would wait for one for ever
     places = (Path("/proc/driver/nvidia/gpus").glob("*"), Path("/dev").glob("nvidia[0-9]*"))
     return int(any(map(any, places)))
-
-
-OmegaConf.register_new_resolver("default_store", default_store, replace=True)  # conf/config.yaml
-OmegaConf.register_new_resolver("n_gpus", count_gpus, replace=True)  # conf/hydra/launcher/
-OmegaConf.register_new_resolver("twice", lambda n: 2 * n, replace=True)  # conf/experiment/rank.yaml
 
 
 class Device(StrEnum):
@@ -438,9 +438,3 @@ class RunConfig:
         if self.tuned is None and not is_able:
             able = f"full, last_layer, lora or rslora with r={MAX_VLLM_RANK} at most and no lm_head"
             yield f"{named} takes method={able}, got {self.method.name} with r={lora.r}; {advice}"
-
-
-_SCHEMA: Any = OmegaConf.structured(RunConfig)
-for _section in SECTIONS:
-    OmegaConf.set_struct(_SCHEMA[_section].args, False)  # new names need no + before them
-ConfigStore.instance().store(name="schema", node=_SCHEMA)

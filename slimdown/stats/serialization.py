@@ -42,6 +42,8 @@ def from_plain(hint: Any, value: Any) -> Any:
         ValueError, TypeError, KeyError, AttributeError: it was not made from such a type.
     """
     origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
     if origin in (Union, types.UnionType):
         if value is None:
             return None
@@ -56,6 +58,6 @@ def from_plain(hint: Any, value: Any) -> Any:
             from_plain(arguments[0], key): from_plain(arguments[1], item)
             for key, item in value.items()
         }
-    if origin is tuple:
-        return tuple(from_plain(arguments[0], item) for item in value)
+    if origin in (tuple, list):
+        return origin(from_plain(arguments[0], item) for item in value)
     return hint(value)  # a number, a text, a path or an enumeration

@@ -9,8 +9,8 @@ from statistics import median
 
 import pytest
 from builders import make_benchmark, make_evaluation, make_run
-
 from slimdown.config.command_line import CommandLine, CommandPlan, ComposedRun
+
 from slimdown.config.schema import Role, RunConfig
 from slimdown.config.search_config import DimensionConfig
 from slimdown.stats.findings import judge
