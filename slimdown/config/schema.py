@@ -94,13 +94,6 @@ class Engine(StrEnum):
     unsloth = "unsloth"  # FastLanguageModel under TRL's trainer, in a process of its own
 
 
-class LossType(StrEnum):
-    """How the loss weighs tokens."""
-
-    nll = "nll"  # all alike
-    dft = "dft"  # by the likelihood that the model gives them (Wu et al. 2025, arXiv 2508.05629)
-
-
 # What generates answers, alike for base and tuned model: transformers, or vLLM in a process of its
 # own. Likelihoods are always computed by slimdown.
 Backend = StrEnum("Backend", "hf vllm")
@@ -242,7 +235,6 @@ class TrainConfig:
     # false: the loss is over prompt and completion, as in the paper
     completion_only_loss: bool = MISSING
     assistant_only_loss: bool = MISSING  # of messages: the loss is over the assistant's turns
-    loss_type: LossType = LossType.nll
     gradient_checkpointing: bool = MISSING
     # minutes between two checkpoints, for a killed run to go on from; 0: none are written
     checkpoint_minutes: float | None = ranged(NOT_NEGATIVE)
@@ -410,8 +402,6 @@ class RunConfig:
             if not retained and all(b.max_loss is None for b in self.benchmark.values()):
                 yield "train.stop_on_forgetting=true needs a benchmark that is retained"
         if self.train.engine is Engine.unsloth:
-            if self.train.loss_type is not LossType.nll:
-                yield "train.loss_type=dft: Unsloth has a loss of its own; set train.engine=trl"
             if find_spec("unsloth") is None:  # looks for it and imports nothing
                 yield "train.engine=unsloth is not installed; pip install 'slimdown[unsloth]'"
             is_able = method.name in ("lora", "rslora") and quantization in ("nf4", "none")
