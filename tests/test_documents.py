@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from slimdown.config.command_line import compose_runs, read_command_line
 
+from slimdown.sweep.command_line import compose_runs, read_command_line
 from slimdown.utils.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent

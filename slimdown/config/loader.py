@@ -30,7 +30,7 @@ def register_schema() -> None:
     for section in SECTIONS:
         OmegaConf.set_struct(schema[section].args, False)  # new names need no + before them
     ConfigStore.instance().store(name="schema", node=schema)
-    resolvers = {
+    resolvers: dict[str, Any] = {
         "default_store": default_store,  # conf/config.yaml
         "n_gpus": count_gpus,  # conf/hydra/launcher/
         "twice": lambda n: 2 * n,  # conf/experiment/rank.yaml

@@ -74,15 +74,15 @@ class CommandPlan:
 
     Attributes:
         runs: In Hydra's order.
-        hydra: Hydra's own settings, below `hydra`.
         swept: The keys with several values.
         space: What a search proposes values of, by key; empty: nothing is searched.
+        hydra: Hydra's own settings, below `hydra`.
     """
 
     runs: list[ComposedRun]
-    hydra: DictConfig
     swept: tuple[str, ...] = ()
     space: dict[str, DimensionConfig] = field(default_factory=dict)
+    hydra: DictConfig = field(default_factory=OmegaConf.create)
 
 
 def read_command_line(arguments: list[str]) -> CommandLine:
@@ -148,7 +148,7 @@ def compose_runs(line: CommandLine) -> CommandPlan:
         if problems:
             raise ConfigError("\n".join(dict.fromkeys(problems)))
     swept = tuple(key for key, overrides in values.items() if len(overrides) > 1)
-    return CommandPlan(runs, composer.hydra, tuple(space) or swept, space)
+    return CommandPlan(runs, tuple(space) or swept, space, composer.hydra)
 
 
 class _Composer:

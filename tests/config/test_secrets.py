@@ -1,8 +1,8 @@
 """Passwords and tokens planted wherever a user could put one, and looked for in what is shown."""
 
 import pytest
-from slimdown.config.command_line import compose_runs, read_command_line
 
+from slimdown.sweep.command_line import compose_runs, read_command_line
 from slimdown.utils.errors import ConfigError
 from slimdown.utils.secrets import redact, redact_uri
 

@@ -9,12 +9,12 @@ from statistics import median
 
 import pytest
 from builders import make_benchmark, make_evaluation, make_run
-from slimdown.config.command_line import CommandLine, CommandPlan, ComposedRun
 
 from slimdown.config.schema import Role, RunConfig
 from slimdown.config.search_config import DimensionConfig
 from slimdown.stats.findings import judge
 from slimdown.stats.run_records import RunRecord
+from slimdown.sweep.command_line import CommandLine, CommandPlan, ComposedRun
 from slimdown.sweep.jobs import JobOutcome, JobState
 from slimdown.sweep.search import Search
 from slimdown.utils.errors import TrackingError
@@ -136,7 +136,7 @@ def test_two_searches_at_once_in_a_fresh_folder_both_end(tmp_path: Path) -> None
     root = Path(__file__).parents[2]
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from slimdown.config.command_line import *\n"
+        "from slimdown.sweep.command_line import *\n"
         "from slimdown.sweep.search import Search\n"
         "line = read_command_line(['-m', '+search.space={lora.r:{choices:[2,4]}}'])\n"
         "plan = compose_runs(line)\n"
