@@ -40,7 +40,7 @@ def open_search(
         config = composed("search.n_trials=4", *overrides)
         run = ComposedRun(list(overrides), config)
         plan = CommandPlan([run], space={**SPACE, **space})
-        return Search(CommandLine([], run.overrides), plan, at_once)
+        return Search(CommandLine(run.overrides), plan, at_once)
 
     return opened
 
