@@ -18,6 +18,7 @@ from slimdown.config.loader import register_schema, reword
 from slimdown.config.paths import CONF_DIR
 from slimdown.config.schema import Backend, Engine
 from slimdown.sweep.command_line import compose_runs, read_command_line
+from slimdown.utils.devices import count_gpus
 from slimdown.utils.distributed import check_launcher, process_count, process_rank
 from slimdown.utils.errors import ConfigError, DataError, SlimdownError
 
@@ -70,6 +71,10 @@ def _start(arguments: list[str]) -> int:
     problems = [problem for each in datasets.values() for problem in check_row_files(each)]
     for config in configs.values():
         problems += check_task_names(config.benchmark, config.evaluation.include_path)
+    if evaluation.backend is Backend.vllm and not count_gpus():
+        problems.append(
+            "evaluation.backend=vllm needs a GPU of NVIDIA's; set evaluation.backend=hf"
+        )
     if problems:
         raise DataError("\n".join(dict.fromkeys(problems)))
     if line.is_sweep:

@@ -15,8 +15,10 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from slimdown.config.fields import explain_unknown_key, find_option_problems, find_problems
 from slimdown.config.paths import CONF_DIR
 from slimdown.config.question_files import complete_benchmark
-from slimdown.config.schema import RunConfig, count_gpus, default_store
+from slimdown.config.rules import find_conflicts
+from slimdown.config.schema import RunConfig, default_store
 from slimdown.config.upstream import SECTIONS
+from slimdown.utils.devices import count_gpus
 from slimdown.utils.errors import ConfigError, describe_error
 from slimdown.utils.secrets import redact
 
@@ -81,7 +83,9 @@ def load_config(composed: DictConfig) -> RunConfig:
     assert isinstance(config, RunConfig)
     # A file of a group sets its settings, where it is chosen.
     problems = [f"{key} must be set, or chosen by {key.partition('.')[0]}=..." for key in missing]
-    if problems := problems or [*find_problems(config), *find_option_problems(config)]:
+    if not problems:
+        problems = [*find_problems(config), *find_conflicts(config), *find_option_problems(config)]
+    if problems:
         raise ConfigError("\n".join(problems))
     return config
 

@@ -1,39 +1,12 @@
-"""How a model is fine-tuned: the method, and the settings that it has of its own."""
+"""The settings of the group `method`: what is trained, and what each method has of its own."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 
 from slimdown.config.fields import COUNT, MISSING, Range, check_own_settings, ranged
+from slimdown.config.methods import METHODS, Method, MethodFacts
 
 _TOKENS = Range("must be from 1 to 4,096", lambda n: 1 <= n <= 4096)
-
-
-class Method(StrEnum):
-    """What is trained; each is a file of `conf/method/`."""
-
-    lora = "lora"  # low-rank matrices beside the base's (Hu et al. 2021)
-    rslora = "rslora"  # LoRA scaled by the root of its rank (Kalajdzievski 2023)
-    dora = "dora"  # LoRA of the weights' directions, their lengths beside it (Liu et al. 2024)
-    prefix = "prefix"  # keys and values before every layer's own (Li and Liang 2021)
-    prompt = "prompt"  # embeddings before the prompt's own (Lester et al. 2021)
-    ia3 = "ia3"  # factors of keys, values and feed-forward activations (Liu et al. 2022)
-    shira = "shira"  # a sparse set of the weights (Bhardwaj et al. 2024)
-    oft = "oft"  # rotations of the weights (Qiu et al. 2023)
-    bottleneck = "bottleneck"  # small layers after attention and feed-forward (Houlsby et al. 2019)
-    last_layer = "last_layer"  # the last block and the norm behind it
-    full = "full"  # every weight
-
-
-_OWN: dict[Method, tuple[str, ...]] = {  # the settings that a method has of its own
-    Method.prefix: ("num_virtual_tokens",),
-    Method.prompt: ("num_virtual_tokens",),
-    Method.ia3: ("target_modules", "feedforward_modules"),
-    Method.shira: ("r", "target_modules"),
-    Method.oft: ("oft_block_size", "target_modules"),
-    Method.bottleneck: ("bottleneck_dim", "target_modules"),
-    Method.last_layer: ("lm_head",),
-}
 
 
 @dataclass
@@ -52,24 +25,26 @@ class MethodConfig:
     lm_head: bool | None = None  # whether the head is trained with the last block
 
     @property
+    def facts(self) -> MethodFacts:
+        """What is true of the method."""
+        return METHODS[self.name]
+
+    @property
     def is_lora(self) -> bool:
-        """Whether the settings of `lora` are read."""
-        return self.name in (Method.lora, Method.rslora, Method.dora)
+        return self.facts.reads_lora
 
     @property
     def trains_weights(self) -> bool:
-        """Whether weights of the base are trained, and a whole model is saved."""
-        return self.name in (Method.last_layer, Method.full)
+        return self.facts.trains_weights
 
     @property
     def learns_prompt(self) -> bool:
-        """Whether virtual tokens stand before every prompt."""
-        return self.name in (Method.prefix, Method.prompt)
+        return self.facts.learns_prompt
 
     @property
     def own(self) -> tuple[str, ...]:
-        """The names of the fields that this method has."""
-        return _OWN.get(self.name, ())
+        return self.facts.settings
 
     def problems(self) -> Iterator[str]:
-        return check_own_settings("method", self, _OWN)
+        own = {method: facts.settings for method, facts in METHODS.items()}
+        return check_own_settings("method", self, own)

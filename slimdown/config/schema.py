@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,8 @@ from slimdown.config.fields import (
     Range,
     ranged,
 )
-from slimdown.config.keep_config import Keep, KeepConfig
-from slimdown.config.method_config import Method, MethodConfig
-from slimdown.config.paths import list_group_choices
+from slimdown.config.keep_config import KeepConfig
+from slimdown.config.method_config import MethodConfig
 from slimdown.config.search_config import SearchConfig
 
 _FILLED = Range("must not be empty", str.strip)
@@ -39,9 +37,7 @@ _STEPS = Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 o
 _WARMUP = Range("must be a share below 1, or whole steps", lambda n: 0 <= n < 1 or n == int(n) > 0)
 TRAINING = ("dataset", "method", "lora", "keep", "train", "seed", "contamination", "search")
 """The sections that are read where something is trained, and idle with `tuned`."""
-MAX_VLLM_RANK = 64  # for which its engine keeps room: the same for all ranks, and so one base
-# A name of a dataset or benchmark is part of metric keys, file names and dotted keys.
-_NAME = re.compile(r"[\w-]+", re.ASCII)
+MAX_VLLM_RANK = 64  # vLLM's max_lora_rank, equal for all runs so that they share a base
 
 OnProgress = Callable[[int, int, str], None]
 """Gets how much is done, of how much, and a few words to show beside it."""
@@ -58,14 +54,6 @@ _EXPERIMENT = Range("must have 1 to 500 characters", lambda name: 0 < len(name.s
 def default_store(otherwise: str = DEFAULT_STORE) -> str:
     """Return the store that MLFLOW_TRACKING_URI names, or a local file where it is empty."""
     return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or otherwise
-
-
-def count_gpus() -> int:
-    """Return 1 where this process sees a GPU of NVIDIA's, else 0; torch is not imported."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles"):
-        return 0  # hidden: Ray would wait for one for ever
-    places = (Path("/proc/driver/nvidia/gpus").glob("*"), Path("/dev").glob("nvidia[0-9]*"))
-    return int(any(map(any, places)))
 
 
 class Device(StrEnum):
@@ -339,7 +327,7 @@ class RunConfig:
         """The sections that this run does not read."""
         if self.tuned is not None:
             return TRAINING
-        return () if self.method.is_lora else ("lora",)
+        return () if self.method.facts.reads_lora else ("lora",)
 
     @property
     def tuned_model(self) -> TunedModelConfig | None:
@@ -352,79 +340,3 @@ class RunConfig:
         args = {name: self.model.args[name] for name in self.model.args if name != "gguf_file"}
         own = {"id": id_, "revision": revision, "args": args}
         return TunedModelConfig(**vars(self.model) | own)
-
-    def problems(self) -> Iterator[str]:
-        for group, members in (("dataset", self.dataset), ("benchmark", self.benchmark)):
-            if not members and (self.tuned is None or group not in TRAINING):
-                choices = ", ".join(list_group_choices(group))
-                yield f"no {group} is chosen; set {group}=[...], of {choices}"
-            for name in members:
-                if not _NAME.fullmatch(name):
-                    yield f"{group}.{name}: MLflow wants a name of letters, digits, _ and -"
-        weights = {name: member.weight for name, member in self.dataset.items()}
-        is_set = [weight is not None for weight in weights.values()]
-        if any(is_set) and not (all(is_set) and any(weights.values())):
-            yield f"the weights of datasets are {weights}; set all, one of them above 0, or none"
-        if self.evaluation.until is not Until.all and self.evaluation.holdout:
-            until = f"evaluation.until={self.evaluation.until}"
-            yield f"{until} would stop by held-out questions (evaluation.holdout); set one of both"
-        yield from self.model.source_problems()
-        if self.evaluation.backend is Backend.vllm:
-            yield from self._vllm_problems()
-        if tuned := self.tuned_model:
-            yield from tuned.source_problems()
-            return
-        quantization, method = self.quantization.name, self.method
-        changes_weights = method.trains_weights or method.name is Method.shira
-        if quantization != "none" and changes_weights:
-            trained = f"method={method.name} trains the weights themselves"
-            yield f"{trained}, which quantization={quantization} has rounded; set quantization=none"
-        if self.keep.name is Keep.replay:
-            if (general := self.keep.dataset) not in self.dataset or len(self.dataset) < 2:
-                chosen = ", ".join(self.dataset)
-                yield (
-                    f"keep.dataset={general or 'null'} must be one of several chosen datasets "
-                    f"({chosen}): dataset=[alpaca,dolly] keep.dataset=dolly; or set "
-                    "keep=self_replay, which needs none"
-                )
-            if any(is_set):
-                yield f"keep.share={self.keep.share} and weights of datasets: set one of both"
-        elif self.keep.weight and (method.trains_weights or self.train.engine is Engine.unsloth):
-            needs = "needs the base beside what is trained: an adapter, train.engine=trl"
-            others = "keep=self_replay takes keep.weight=null, and keep=mask has none"
-            yield f"keep.weight={self.keep.weight:g} {needs}; {others}"
-        if method.name is Method.prefix and self.train.gradient_checkpointing:
-            yield "method=prefix needs keys and values; set train.gradient_checkpointing=false"
-        if self.train.stop_on_forgetting:
-            if self.train.engine is Engine.unsloth:
-                yield "train.stop_on_forgetting=true looks between steps; set train.engine=trl"
-            retained = [b for b in self.benchmark.values() if b.role is Role.retained]
-            if not retained and all(b.max_loss is None for b in self.benchmark.values()):
-                yield "train.stop_on_forgetting=true needs a benchmark that is retained"
-        if self.train.engine is Engine.unsloth:
-            if find_spec("unsloth") is None:  # looks for it and imports nothing
-                yield "train.engine=unsloth is not installed; pip install 'slimdown[unsloth]'"
-            is_able = method.name in ("lora", "rslora") and quantization in ("nf4", "none")
-            if not is_able or "lm_head" in self.lora.target_modules:
-                ability = "method=lora and rslora on quantization=nf4 or none, and no lm_head"
-                yield f"train.engine=unsloth trains {ability}; set train.engine=trl"
-
-    def _vllm_problems(self) -> Iterator[str]:
-        """Say what vLLM cannot answer with, or not as it is trained."""
-        named, advice = "evaluation.backend=vllm", "set evaluation.backend=hf"
-        device, held, lora = self.model.device, self.quantization, self.lora
-        if not all(map(find_spec, ("vllm", "vllm_bnb_plugin"))):
-            yield f"{named} is not installed; pip install 'slimdown[vllm]'"
-        if device not in (Device.auto, Device.cuda) or not count_gpus():
-            yield f"{named} needs a GPU of NVIDIA's, got model.device={device}; {advice}"
-        # vllm-bnb-plugin 0.0.3 quantizes in one way, whatever it is asked for.
-        double, compute = held.bnb_4bit_use_double_quant, held.bnb_4bit_compute_dtype
-        others = {self.model.dtype, compute} - {Dtype.auto, Dtype.bfloat16}
-        if held.name != "none" and (held.name != "nf4" or not double or others):
-            settings = f"{held.name}, double={double}, {compute}, model.dtype={self.model.dtype}"
-            yield f"{named} quantizes to nf4, double, in bfloat16; got {settings}; {advice}"
-        is_lora = self.method.name in (Method.lora, Method.rslora) and lora.r <= MAX_VLLM_RANK
-        is_able = (is_lora and "lm_head" not in lora.target_modules) or self.method.trains_weights
-        if self.tuned is None and not is_able:
-            able = f"full, last_layer, lora or rslora with r={MAX_VLLM_RANK} at most and no lm_head"
-            yield f"{named} takes method={able}, got {self.method.name} with r={lora.r}; {advice}"
