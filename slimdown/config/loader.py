@@ -12,7 +12,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from slimdown.config.fields import explain_unknown_key, find_option_problems, find_problems
+from slimdown.config.fields import (
+    describe_settings,
+    explain_unknown_key,
+    find_option_problems,
+    find_problems,
+)
 from slimdown.config.paths import CONF_DIR
 from slimdown.config.question_files import complete_benchmark
 from slimdown.config.rules import find_conflicts
@@ -37,6 +42,7 @@ def register_schema() -> None:
         "n_gpus": count_gpus,  # conf/hydra/launcher/
         "twice": lambda n: 2 * n,  # conf/experiment/rank.yaml
         "by_method": _choose_by_method,  # conf/train/
+        "help_of_settings": _write_help,  # conf/config.yaml
     }
     for name, resolve in resolvers.items():
         OmegaConf.register_new_resolver(name, resolve, replace=True)
@@ -45,6 +51,11 @@ def register_schema() -> None:
 def _choose_by_method(values: DictConfig, *, _root_: DictConfig) -> Any:
     """Return, of values by method, that of the method that is chosen, or that under `else`."""
     return values.get(str(_root_.method.name), values.get("else"))
+
+
+def _write_help() -> str:
+    lines = [f"  {key:<42} {text}" for key, text in describe_settings(RunConfig)]
+    return "\n".join(lines)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from slimdown.config.fields import COUNT, MISSING, Range, check_own_settings, ranged
+from slimdown.config.fields import COUNT, Range, check_own_settings, setting
 from slimdown.config.methods import METHODS, Method, MethodFacts
 
 _TOKENS = Range("must be from 1 to 4,096", lambda n: 1 <= n <= 4096)
@@ -13,16 +13,14 @@ _TOKENS = Range("must be from 1 to 4,096", lambda n: 1 <= n <= 4096)
 class MethodConfig:
     """The method; its other fields are those of PEFT's config, null where the method has none."""
 
-    name: Method = MISSING
-    num_virtual_tokens: int | None = ranged(_TOKENS, None)  # before every prompt
-    # the layers that are changed, or that a bottleneck follows
-    target_modules: list[str] | None = None
-    # of these, those whose input is scaled instead of their output
-    feedforward_modules: list[str] | None = None
-    r: int | None = ranged(COUNT, None)  # values that are trained, as in a LoRA of this rank
-    oft_block_size: int | None = ranged(COUNT, None)  # inputs that are rotated together
-    bottleneck_dim: int | None = ranged(COUNT, None)  # width of the small layers
-    lm_head: bool | None = None  # whether the head is trained with the last block
+    name: Method = setting("what is trained")
+    num_virtual_tokens: int | None = setting("learned tokens before every prompt", _TOKENS, None)
+    target_modules: list[str] | None = setting("the layers that are changed", default=None)
+    feedforward_modules: list[str] | None = setting("layers whose input is scaled", default=None)
+    r: int | None = setting("as many values as in a LoRA of this rank", COUNT, None)
+    oft_block_size: int | None = setting("inputs that are rotated together", COUNT, None)
+    bottleneck_dim: int | None = setting("width of the small layers", COUNT, None)
+    lm_head: bool | None = setting("train the head with the last block", default=None)
 
     @property
     def facts(self) -> MethodFacts:

@@ -24,7 +24,7 @@ from slimdown.config.fields import (
     SEED,
     SHARE,
     Range,
-    ranged,
+    setting,
 )
 from slimdown.config.keep_config import KeepConfig
 from slimdown.config.method_config import MethodConfig
@@ -110,13 +110,14 @@ class PaperMetric(StrEnum):
 class ModelConfig:
     """Which base model, and how its numbers are held."""
 
-    id: str = MISSING  # a hub id, a local folder, or pocket:model (the embedded world)
-    revision: str = "main"  # a branch, tag or commit of the hub
-    dtype: Dtype = MISSING  # of everything that is not quantized
-    device: Device = MISSING
-    # what transformers' from_pretrained is given besides; `options.yaml` has the names
-    args: dict[str, Any] = field(default_factory=dict)
-    allow_kernels: bool = False  # run compiled code from the hub, where `args` names some
+    id: str = setting("a hub id, a local folder, or pocket:model (the embedded world)")
+    revision: str = setting("a branch, tag or commit of the hub", default="main")
+    dtype: Dtype = setting("the numbers of what is not quantized; auto takes what is fast here")
+    device: Device = setting("cpu, cuda or mps; auto takes the best that is there")
+    args: dict[str, Any] = setting(
+        "other options of transformers' from_pretrained", default_factory=dict
+    )
+    allow_kernels: bool = setting("run compiled code from the hub", default=False)
 
     @property
     def named(self) -> str:
@@ -166,11 +167,11 @@ class TunedModelConfig(ModelConfig):
 class QuantizationConfig:
     """How the base is quantized; the fields are those of transformers' `BitsAndBytesConfig`."""
 
-    load_in_4bit: bool = MISSING
-    load_in_8bit: bool = MISSING
-    bnb_4bit_quant_type: QuantType = MISSING
-    bnb_4bit_use_double_quant: bool = MISSING
-    bnb_4bit_compute_dtype: Dtype = MISSING
+    load_in_4bit: bool = setting("hold linear layers in 4 bits")
+    load_in_8bit: bool = setting("hold linear layers in 8 bits")
+    bnb_4bit_quant_type: QuantType = setting("the four-bit numbers, nf4 or fp4")
+    bnb_4bit_use_double_quant: bool = setting("quantize the scales, too")
+    bnb_4bit_compute_dtype: Dtype = setting("the numbers in which products are computed")
 
     @property
     def name(self) -> str:
@@ -184,13 +185,11 @@ class QuantizationConfig:
 class LoraConfig:
     """The adapter; the fields are those of PEFT's `LoraConfig`."""
 
-    r: int = ranged(COUNT)
-    lora_alpha: int = ranged(COUNT)
-    lora_dropout: float = ranged(SHARE)
-    # module names; [all-linear] for every linear layer but the head
-    target_modules: list[str] = MISSING
-    # what else PEFT's LoraConfig has, where `options.yaml` says nothing against it
-    args: dict[str, Any] = field(default_factory=dict)
+    r: int = setting("rank of the matrices", COUNT)
+    lora_alpha: int = setting("its ratio to the rank scales what the adapter adds", COUNT)
+    lora_dropout: float = setting("share of the inputs left out while training", SHARE)
+    target_modules: list[str] = setting("names of layers; [all-linear]: all but the head")
+    args: dict[str, Any] = setting("other options of PEFT's LoraConfig", default_factory=dict)
 
     @property
     def is_everywhere(self) -> bool:
@@ -206,57 +205,69 @@ class LoraConfig:
 class TrainConfig:
     """Fine-tuning; most fields are those of TRL's `SFTConfig`."""
 
-    engine: Engine = MISSING
-    num_train_epochs: float = ranged(POSITIVE)
-    max_steps: int = ranged(_STEPS)
-    per_device_train_batch_size: int = ranged(COUNT)
-    gradient_accumulation_steps: int = ranged(COUNT)
-    per_device_eval_batch_size: int = ranged(COUNT)
-    learning_rate: float = ranged(POSITIVE)
-    lr_scheduler_type: str = MISSING
-    warmup_steps: float = ranged(_WARMUP)
-    weight_decay: float = ranged(NOT_NEGATIVE)
-    max_grad_norm: float = ranged(POSITIVE)
-    optim: str = MISSING
-    # longer examples are cut at the end
-    max_length: int = ranged(Range("must be at least 8 tokens", lambda n: n >= 8))
-    # false: the loss is over prompt and completion, as in the paper
-    completion_only_loss: bool = MISSING
-    assistant_only_loss: bool = MISSING  # of messages: the loss is over the assistant's turns
-    gradient_checkpointing: bool = MISSING
-    # minutes between two checkpoints, for a killed run to go on from; 0: none are written
-    checkpoint_minutes: float | None = ranged(NOT_NEGATIVE)
-    # end where a retained benchmark is shown to be beyond its budget, at the last look within all
-    stop_on_forgetting: bool = False
-    look_steps: int = ranged(COUNT, 50)  # between two looks
-    look_questions: int = ranged(COUNT, 100)  # the first ones of each benchmark, at every look
-    # what else TRL's SFTConfig has, where `options.yaml` says nothing against it
-    args: dict[str, Any] = field(default_factory=dict)
+    engine: Engine = setting("whose trainer takes the steps")
+    num_train_epochs: float = setting("passes over the rows", POSITIVE)
+    max_steps: int = setting("steps; -1: whole epochs", _STEPS)
+    per_device_train_batch_size: int = setting("rows of a forward", COUNT)
+    gradient_accumulation_steps: int = setting("forwards of a step", COUNT)
+    per_device_eval_batch_size: int = setting("held-out rows of a forward", COUNT)
+    learning_rate: float = setting("its highest value in the schedule", POSITIVE)
+    lr_scheduler_type: str = setting("how the rate changes")
+    warmup_steps: float = setting("steps in which the rate rises, or a share of all", _WARMUP)
+    weight_decay: float = setting("pull of the weights towards 0", NOT_NEGATIVE)
+    max_grad_norm: float = setting("longer gradients are cut to it", POSITIVE)
+    optim: str = setting("the optimizer")
+    max_length: int = setting(
+        "tokens of a row; longer ones are cut at the end",
+        Range("must be at least 8 tokens", lambda n: n >= 8),
+    )
+    completion_only_loss: bool = setting("the loss is of the completion alone, where rows have one")
+    assistant_only_loss: bool = setting("of messages: the loss is of the assistant's turns alone")
+    gradient_checkpointing: bool = setting("compute activations again instead of holding them")
+    checkpoint_minutes: float | None = setting(
+        "minutes between two checkpoints; 0: none are written", NOT_NEGATIVE
+    )
+    stop_on_forgetting: bool = setting(
+        "end where a loss is shown to be beyond its budget", default=False
+    )
+    look_steps: int = setting("steps between two looks of stop_on_forgetting", COUNT, 50)
+    look_questions: int = setting(
+        "questions of each benchmark at a look, the first ones", COUNT, 100
+    )
+    args: dict[str, Any] = setting("other options of TRL's SFTConfig", default_factory=dict)
 
 
 @dataclass
 class BenchmarkConfig:
     """One benchmark: a task of lm-evaluation-harness and how to read it."""
 
-    task: str = ranged(_FILLED)  # the harness's task name
-    # a file of questions of your own instead (docs/benchmarks.md); null: a task of the harness
-    path: str | None = None
-    # the primary one; filters after a dot: exact_match.flexible-extract
-    metric: str = ranged(_FILLED)
-    num_fewshot: int = ranged(NOT_NEGATIVE)
-    chance: float = ranged(SHARE)  # what guessing scores on the primary metric
-    role: Role = Role.retained
-    paper_metric: PaperMetric | None = None  # which of the paper's metrics it feeds
-    # null: none, else also flexible_accuracy: |answer - target| is below this
-    numeric_tolerance: float | None = ranged(POSITIVE, None)
-    # the first questions alone
-    limit: int | None = ranged(COUNT, None, "; leave it out for all questions")
-    # a change shown to be smaller than this, either way, counts as retained
-    margin: float = ranged(_MARGIN, 0.02)
-    # share that may be lost, for evaluation.until=budget; null: the margin of a retained benchmark
-    max_loss: float | None = ranged(SHARE, None, "; 0.02 is two points")
-    # what divides the scores of the primary metric, e.g. 100; null: they lie between 0 and 1
-    scale: float | None = ranged(POSITIVE, None)
+    task: str = setting("the name of a task of lm-evaluation-harness", _FILLED)
+    path: str | None = setting("a file of your own questions instead of a task", default=None)
+    metric: str = setting("the primary metric, its filter after a dot", _FILLED)
+    num_fewshot: int = setting("worked examples in the prompt", NOT_NEGATIVE)
+    chance: float = setting("what guessing scores on the primary metric, a share", SHARE)
+    role: Role = setting("target: is to be learned; retained: is to be kept", default=Role.retained)
+    paper_metric: PaperMetric | None = setting(
+        "which of the paper's metrics it feeds", default=None
+    )
+    numeric_tolerance: float | None = setting(
+        "answers this near to the target count in flexible_accuracy", POSITIVE, None
+    )
+    limit: int | None = setting(
+        "the first questions alone; null: all", COUNT, None, "; leave it out for all questions"
+    )
+    margin: float = setting("a change shown to be smaller is retained; a share", _MARGIN, 0.02)
+    max_loss: float | None = setting(
+        "share that may be lost; null: a retained one's margin",
+        SHARE,
+        None,
+        "; 0.02 is two points",
+    )
+    scale: float | None = setting(
+        "what divides scores that do not lie between 0 and 1",
+        POSITIVE,
+        None,
+    )
 
     def problems(self) -> Iterator[str]:
         if self.path is not None and self.num_fewshot not in (0, MISSING):
@@ -268,36 +279,37 @@ class BenchmarkConfig:
 class EvaluationConfig:
     """How base and tuned model are measured; the same for both."""
 
-    batch_size: int | None = ranged(COUNT)  # null: chosen once, from the device
-    apply_chat_template: bool = MISSING  # ask through the tokenizer's chat template
-    # share of each benchmark's questions kept from choosing between runs; 0: none
-    holdout: float = ranged(SHARE)
-    until: Until = MISSING  # when to stop asking
-    include_path: str | None = ranged(_FOLDER, None)  # with task files of your own
-    backend: Backend = Backend.hf  # what generates answers
+    batch_size: int | None = setting("questions at once; null: chosen once, from the device", COUNT)
+    apply_chat_template: bool = setting("ask through the tokenizer's chat template")
+    holdout: float = setting("share of questions kept from choosing between runs", SHARE)
+    until: Until = setting("when to stop asking the tuned model: all, decided, budget")
+    include_path: str | None = setting("a folder with task files of your own", _FOLDER, None)
+    backend: Backend = setting("what generates answers: hf or vllm", default=Backend.hf)
 
 
 @dataclass
 class ContaminationConfig:
     """How much of what is asked may be trained on."""
 
-    # of each benchmark's questions, that may stand in the training rows; 1: all
-    max_share: float = ranged(Range("must be from 0 to 1", lambda share: 0 <= share <= 1))
+    max_share: float = setting(
+        "share of a benchmark's questions that rows may hold",
+        Range("must be from 0 to 1", lambda share: 0 <= share <= 1),
+    )
 
 
 @dataclass
 class BaselineConfig:
     """Whether a base that was measured before is measured again."""
 
-    reuse: bool = MISSING  # take the scores of an equal evaluation from the record
+    reuse: bool = setting("take an equal measurement of the base from the record")
 
 
 @dataclass
 class TrackingConfig:
     """Where the record goes."""
 
-    uri: str = ranged(_STORE)  # an MLflow tracking URI
-    experiment: str = ranged(_EXPERIMENT)  # the MLflow experiment
+    uri: str = setting("an MLflow tracking URI: a database or a server", _STORE)
+    experiment: str = setting("the MLflow experiment", _EXPERIMENT)
 
 
 @dataclass
@@ -317,10 +329,11 @@ class RunConfig:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
-    # an adapter or a model made elsewhere: a folder, or a hub id[@revision]; nothing is trained
-    tuned: str | None = None
-    seed: int = ranged(SEED)
-    rerun: bool = MISSING  # make a run again that is finished
+    tuned: str | None = setting(
+        "a folder or HUB_ID[@REVISION] to measure instead of training", default=None
+    )
+    seed: int = setting("of the adapter's start, the rows and their order", SEED)
+    rerun: bool = setting("make a run again that is finished, and else skipped")
 
     @property
     def idle_sections(self) -> tuple[str, ...]:

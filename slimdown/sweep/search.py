@@ -13,7 +13,7 @@ import optuna
 from hydra.core.override_parser.types import Transformer
 from optuna.trial import Trial
 
-from slimdown.config.fields import setting_type
+from slimdown.config.fields import find_setting
 from slimdown.config.schema import RunConfig
 from slimdown.config.search_config import DimensionConfig
 from slimdown.report import console
@@ -147,7 +147,7 @@ def suggest_value(trial: Trial, key: str, dimension: DimensionConfig) -> str:
     if dimension.choices:
         texts = [Transformer.str(value) for value in dimension.choices]
         return str(trial.suggest_categorical(key, texts))
-    if "float" not in str(setting_type(key, RunConfig)):
+    if "float" not in str(find_setting(key, RunConfig)):
         return str(trial.suggest_int(key, low, high, log=log))
     value = trial.suggest_float(key, low, high, log=log)
     return str(min(max(float(f"{value:.3g}"), low), high))  # further digits decide nothing
