@@ -64,11 +64,16 @@ def _start(arguments: list[str]) -> int:
     if is_alone and (n := process_count()) > 1:
         alone = "-m, train.engine=unsloth, evaluation.backend=vllm and stop_on_forgetting=true"
         raise ConfigError(f"{alone} take one process, and there are {n}")
-    from slimdown.data.row_checks import check_row_files
+    from slimdown.data.row_checks import check_row_files, read_prompts
 
     datasets: dict[str, Any] = {repr(r.config.dataset): r.config.dataset for r in plan.runs}
     configs = {repr(run.config.benchmark): run.config for run in plan.runs}
     problems = [problem for each in datasets.values() for problem in check_row_files(each)]
+    for path in {run.config.keep.prompts for run in plan.runs} - {None}:
+        try:
+            read_prompts(str(path))
+        except DataError as error:
+            problems.append(str(error))
     for config in configs.values():
         problems += check_task_names(config.benchmark, config.evaluation.include_path)
     if evaluation.backend is Backend.vllm and not count_gpus():

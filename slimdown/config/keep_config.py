@@ -6,7 +6,6 @@ from enum import StrEnum
 from os.path import expanduser, isfile
 
 from slimdown.config.fields import (
-    COUNT,
     POSITIVE,
     SHARE,
     Range,
@@ -16,6 +15,7 @@ from slimdown.config.fields import (
 
 _ABOVE_ONE = Range("must be above 1, the perplexity of a token that is certain", lambda x: x > 1)
 
+_LENGTH = Range("must be from 1 to 8,192", lambda n: 1 <= n <= 8192)
 _FILE = Range("must be a file that is there", lambda path: isfile(expanduser(path)))
 
 
@@ -48,7 +48,7 @@ class KeepConfig:
     name: Keep = setting("what is done so that a fine-tuning keeps what the base can do")
     share: float | None = setting("share of replayed rows among all", SHARE, None)
     dataset: str | None = setting("the chosen dataset that is replayed", default=None)
-    max_tokens: int | None = setting("tokens of a row that the base writes", COUNT, None)
+    max_tokens: int | None = setting("tokens of a row that the base writes", _LENGTH, None)
     temperature: float | None = setting("at which the base writes rows", POSITIVE, None)
     prompts: str | None = setting(
         "a JSONL file of texts (`prompt`) that the base continues",
