@@ -30,7 +30,6 @@ _KINDS = (
     "kl",
     "mask",
     "by chance",
-    "dft",
     "self_replay",
 )
 _FEWEST = 10  # runs that a correlation is drawn from
@@ -40,8 +39,7 @@ def describe(run: RunRecord) -> str:
     """Name what a run did beside the plain fine-tuning."""
     keys = ("keep.name", "keep.share", "keep.max_perplexity", "keep.random", "keep.weight")
     parts = [run.params.get(key, "") for key in keys]
-    parts.append(run.params["train.loss_type"])
-    shown = [part for part in parts if part not in ("", "none", "nll", "False")]
+    shown = [part for part in parts if part not in ("", "none", "False")]
     rate = f"rate {float(run.params['train.learning_rate']):g}"
     return " ".join(shown).replace("True", "by chance") or rate
 
@@ -130,7 +128,6 @@ def main() -> None:
         records.append(record)
     print(write_table(make_table("", records, {"learned": lambda x: f"{x:.3f}"}), "markdown"))
     alike = [run for run in runs if run.params["keep.name"] in ("none", "kl")]
-    alike = [run for run in alike if run.params["train.loss_type"] == "nll"]
     print("all:", foretell(runs))
     print("plain and keep=kl:", foretell(alike))
     if options.figure:

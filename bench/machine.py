@@ -5,10 +5,9 @@ import os
 from importlib.metadata import version
 
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 
-from slimdown.config.loader import load_config
-from slimdown.config.paths import CONF_DIR
+from slimdown.config.loader import load_config, open_hydra
 from slimdown.config.schema import RunConfig
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "lm-eval")
@@ -16,7 +15,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "lm-eval")
 
 def load_config_of(*overrides: str) -> RunConfig:
     """Compose and check the settings that overrides give."""
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+    with open_hydra():
         return load_config(compose("config", overrides=list(overrides)))
 
 

@@ -93,7 +93,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
                 prepared = prepare_training(base, train_data, config)
             console.show_notes(prepared.notes)
 
-        learns_prompt = external.learns_prompt if external else config.method.learns_prompt
+        learns_prompt = external.learns_prompt if external else config.method.facts.learns_prompt
         evaluator = Evaluator(tasks, config.evaluation, share_prefixes=not learns_prompt)
         with progress.show("measuring the base", "questions") as on_progress:
             base_evaluation = evaluator.evaluate(base, run.base_cache, on_progress=on_progress)
@@ -142,7 +142,7 @@ def watch_forgetting(config: RunConfig, base: LoadedModel) -> Look:
     most, budgeted = config.train.look_questions, {name: config.benchmark[name] for name in budgets}
     few = {name: replace(b, limit=min(b.limit or most, most)) for name, b in budgeted.items()}
     tasks = load_tasks(few, config.evaluation.include_path)
-    shares = not config.method.learns_prompt
+    shares = not config.method.facts.learns_prompt
     # vLLM reads files, and what is trained lies in none.
     evaluator = Evaluator(tasks, replace(config.evaluation, backend=Backend.hf), shares)
     with console.progress_bar("asking what each look asks"):
@@ -171,7 +171,9 @@ def measure_base(config: RunConfig) -> None:
     """
     tasks = load_tasks(config.benchmark, config.evaluation.include_path)
     base = load_base_model(config.model, config.quantization)
-    evaluator = Evaluator(tasks, config.evaluation, share_prefixes=not config.method.learns_prompt)
+    evaluator = Evaluator(
+        tasks, config.evaluation, share_prefixes=not config.method.facts.learns_prompt
+    )
     with console.progress_bar("measuring the base", "questions") as on_progress:
         evaluator.evaluate(base, open_base_cache(config), on_progress=on_progress)
 

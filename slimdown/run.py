@@ -3,9 +3,8 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
 
 import hydra
 from hydra.errors import HydraException
@@ -14,11 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.commands.arguments import run_command
 from slimdown.config.benchmarks import check_task_names
-from slimdown.config.command_line import compose_runs, read_command_line
-from slimdown.config.loader import reword
+from slimdown.config.loader import register_schema, reword
 from slimdown.config.paths import CONF_DIR
 from slimdown.config.schema import Backend, Engine, RunConfig
 from slimdown.report.formatting import VisibleFormatter
+from slimdown.sweep.command_line import compose_runs, read_command_line
+from slimdown.utils.devices import count_gpus
 from slimdown.utils.distributed import check_launcher, process_count, process_rank
 from slimdown.utils.errors import ConfigError, DataError, SlimdownError
 from slimdown.utils.hub import check_repositories
@@ -39,6 +39,8 @@ def main(arguments: list[str]) -> int:
 
 def _start(arguments: list[str]) -> int:
     line = read_command_line(arguments)
+    if not line.is_run:
+        return _ask_hydra(arguments)
     check_launcher()
     if process_rank() > 0:  # of accelerate or torchrun; the first process says what is wrong
         with suppress(SlimdownError):
@@ -48,53 +50,74 @@ def _start(arguments: list[str]) -> int:
             assist_training(config)
             return 0
         return 1
-    if line.is_run:
-        plan = compose_runs(line)
-        train, evaluation = plan.runs[0].config.train, plan.runs[0].config.evaluation
-        is_alone = line.is_sweep or train.engine is Engine.unsloth or train.stop_on_forgetting
-        is_alone = is_alone or evaluation.backend is Backend.vllm
-        if is_alone and (n := process_count()) > 1:
-            alone = "-m, train.engine=unsloth, evaluation.backend=vllm and stop_on_forgetting=true"
-            raise ConfigError(f"{alone} take one process, and there are {n}")
-        from slimdown.data.row_checks import check_row_files
-        from slimdown.sweep.sweeper import register_sweeper
+    plan = compose_runs(line)
+    train, evaluation = plan.runs[0].config.train, plan.runs[0].config.evaluation
+    is_alone = line.is_sweep or train.engine is Engine.unsloth or train.stop_on_forgetting
+    is_alone = is_alone or evaluation.backend is Backend.vllm
+    if is_alone and (n := process_count()) > 1:
+        alone = "-m, train.engine=unsloth, evaluation.backend=vllm and stop_on_forgetting=true"
+        raise ConfigError(f"{alone} take one process, and there are {n}")
+    if problems := list(dict.fromkeys(_find_problems([run.config for run in plan.runs]))):
+        raise DataError("\n".join(problems))
+    if line.is_sweep:
+        from slimdown.sweep.sweeper import Sweep
 
-        datasets: dict[str, Any] = {repr(r.config.dataset): r.config.dataset for r in plan.runs}
-        configs = {repr(run.config.benchmark): run.config for run in plan.runs}
-        problems = [problem for each in datasets.values() for problem in check_row_files(each)]
-        for config in configs.values():
-            problems += check_task_names(config.benchmark, config.evaluation.include_path)
-        problems += check_repositories(r for run in plan.runs for r in _list_sources(run.config))
-        with_options = [r.config for r in plan.runs if r.config.train.args or r.config.lora.args]
-        if with_options and not problems:
-            from slimdown.training.options import check_options  # torch
+        return Sweep(line, plan).run()
+    from slimdown.sweep.jobs import run_job
+    from slimdown.sweep.launching import run_here
+    from slimdown.tracking.provenance import RunInfo
 
-            problems = [problem for config in with_options for problem in check_options(config)]
-        if problems:
-            raise DataError("\n".join(dict.fromkeys(problems)))
-        register_sweeper(line, plan)
-    sys.argv[1:] = [*line.flags, *line.overrides]  # Hydra's order: flags first
-    failures: list[Exception] = []
+    run_here(plan.hydra, lambda: run_job(plan.runs[0], RunInfo("")))
+    return 0
 
-    def start_run(composed: DictConfig) -> None:  # a sweep's runs are started by its sweeper
-        from slimdown.sweep.jobs import run_job
-        from slimdown.tracking.provenance import RunInfo
 
+def _find_problems(configs: Sequence[RunConfig]) -> Iterator[str]:
+    """Find what is wrong with rows, tasks, repositories and options, before the first run."""
+    from slimdown.data.row_checks import check_row_files, read_prompts
+
+    problems: list[str] = []
+    for datasets in {repr(config.dataset): config.dataset for config in configs}.values():
+        problems += check_row_files(datasets)
+    for path in dict.fromkeys(c.keep.prompts for c in configs if c.keep.prompts):
         try:
-            run_job(composed, RunInfo(""))
-        except Exception as error:  # Hydra would print a line of its own
-            failures.append(error)
+            read_prompts(path)
+        except DataError as error:
+            problems.append(str(error))
+    for config in {repr(config.benchmark): config for config in configs}.values():
+        problems += check_task_names(config.benchmark, config.evaluation.include_path)
+    if configs[0].evaluation.backend is Backend.vllm and not count_gpus():
+        problems.append(
+            "evaluation.backend=vllm needs a GPU of NVIDIA's; set evaluation.backend=hf"
+        )
+    problems += check_repositories(one for config in configs for one in _list_sources(config))
+    with_options = [config for config in configs if config.train.args or config.lora.args]
+    if with_options and not problems:
+        from slimdown.training.options import check_options  # torch
 
+        problems += [problem for config in with_options for problem in check_options(config)]
+    return iter(problems)
+
+
+def _ask_hydra(arguments: list[str]) -> int:
+    """Have Hydra answer `--help`, `--cfg` and the like."""
+
+    def refuse_run(_: DictConfig) -> None:
+        raise ConfigError(
+            f"slimdown knows no run with {' '.join(arguments)}; see slimdown run --help"
+        )
+
+    sys.argv[1:] = arguments
+    register_schema()
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(start_run)()
+        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(
+            refuse_run
+        )()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's, of flags
         raise ConfigError(reword(error)) from error
     except BrokenPipeError:  # a reader of Hydra's --help has seen enough
         return 0
-    except SystemExit as stop:  # of the sweep, or of Hydra's --help
+    except SystemExit as stop:
         return int(stop.code or 0)
-    if failures:
-        raise failures[0]
     return 0
 
 

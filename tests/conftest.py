@@ -13,11 +13,10 @@ os.environ["TQDM_DISABLE"] = "1"
 
 import pytest
 from filelock import FileLock
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from mlflow import MlflowClient
 
-from slimdown.config.loader import load_config
-from slimdown.config.paths import CONF_DIR
+from slimdown.config.loader import load_config, open_hydra
 from slimdown.config.schema import RunConfig
 
 
@@ -49,7 +48,7 @@ def composed() -> Callable[..., RunConfig]:
     """Make the checked config that a list of overrides gives."""
 
     def compose_config(*overrides: str) -> RunConfig:
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        with open_hydra():
             return load_config(compose("config", overrides=list(overrides)))
 
     return compose_config

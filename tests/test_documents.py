@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from slimdown.config.command_line import compose_runs, read_command_line
+from slimdown.sweep.command_line import compose_runs, read_command_line
 from slimdown.utils.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent

@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 import torch
 from golden.make import CASES, HERE, judge_logs, run_case
-from hydra import compose, initialize_config_dir
+from hydra import compose
 
-from slimdown.config.loader import load_config
-from slimdown.config.paths import CONF_DIR
+from slimdown.config.loader import load_config, open_hydra
 from slimdown.models.base_model import load_base_model
 from slimdown.models.external import open_tuned_model
 
@@ -43,7 +42,7 @@ def load_model(case: str, run: str | None) -> tuple[Any, Any]:
     overrides = [argument for argument in arguments if not argument.startswith("tuned=")]
     if run:
         overrides.append("tuned=" + next(t for t in tuned.split(",") if Path(t).name == run))
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+    with open_hydra():
         config = load_config(compose("config", overrides=overrides))
     base = load_base_model(config.model, config.quantization)
     model = open_tuned_model(config, base).load() if run else base

@@ -75,6 +75,22 @@ DOORS = """
 import slimdown
 slimdown.measure, slimdown.judge, slimdown.read_lm_eval, slimdown.ForgettingCallback
 """
+HYDRA_APP = """
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+for name in ("n_gpus", "twice", "default_store", "by_method"):
+    OmegaConf.register_new_resolver(name, lambda *values: "the user's")
+ConfigStore.instance().store(name="schema", node={"whose": "the user's"})
+import slimdown
+slimdown.measure, slimdown.judge, slimdown.read_lm_eval, slimdown.ForgettingCallback
+from slimdown.config.benchmarks import read_benchmarks
+read_benchmarks(["hellaswag"])
+names = [OmegaConf.create({"x": f"${{{name}:1}}"}).x for name in
+         ("n_gpus", "twice", "default_store", "by_method")]
+assert names == ["the user's"] * 4, names
+assert ConfigStore.instance().load("schema.yaml").node.whose == "the user's"
+"""
 WHOLE_RUN = """
 from slimdown.run import main
 arguments = ["dataset.pocket_instructions.max_examples=32", "train.max_steps=2"]
@@ -124,3 +140,7 @@ def test_nothing_of_the_process_or_of_another_library_changes(
     assert ours["patches"] == []
     for key in ours.keys() - own - {"names"}:
         assert ours[key] == control[key], key
+
+
+def test_resolvers_and_schemas_of_a_hydra_app_stay_its_own(tmp_path: Path) -> None:
+    take_snapshot(HYDRA_APP, tmp_path)

@@ -30,7 +30,6 @@ VERBS = {
     "sizes": "list what runs would train, and how much memory they need",
     "status": "list the recorded runs: running, finished, stopped",
     "doctor": "show your device, versions, record, and the models that you can read",
-    "completion": "print a script with which bash, zsh or fish completes commands",
     "ui": "open MLflow's pages of the record",
 }
 RUN_HELP = "a run's id, the beginning of it, or its name"

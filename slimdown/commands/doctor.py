@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any
 
 from slimdown.commands.arguments import CommandParser, open_tracking, run_command
-from slimdown.config.schema import count_gpus
+from slimdown.utils.devices import count_gpus
 
 _PACKAGES = "torch transformers peft bitsandbytes trl lm-eval mlflow hydra-core"
 _EXTRAS = {  # -> the module that it installs, and what that is for

@@ -50,7 +50,6 @@ def main(argv: list[str]) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from slimdown.config.method_config import Method
     from slimdown.config.schema import Dtype
     from slimdown.tracking.run_reader import check_finished, download_tuned, find_run, read_config
 
@@ -59,7 +58,7 @@ def _merge(options: argparse.Namespace) -> int:
     findings = check_finished(run)
     config = read_config(tracking, run)
     method = config.method
-    if method.learns_prompt or method.name is Method.bottleneck:
+    if not method.facts.merges:
         raise ModelError(
             f"run {run.run_id} ({run.name}) was trained with method={method.name.value}, which no "
             "weights of the base can hold; load its adapter beside the base, as its card says"

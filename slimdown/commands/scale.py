@@ -76,6 +76,7 @@ def main(argv: list[str]) -> int:
 
 
 def _scale(options: argparse.Namespace) -> int:
+    from slimdown.config.methods import list_methods
     from slimdown.report.scaling_page import render_scaling_page, scales_table
     from slimdown.stats.budgets import check_budgets, read_budgets
     from slimdown.stats.holdout import open_half
@@ -88,10 +89,11 @@ def _scale(options: argparse.Namespace) -> int:
         check_new_folder("--save", options.save)
     run = run_reader.find_run(tracking, options.run)
     findings, config = run_reader.check_finished(run), run_reader.read_config(tracking, run)
-    if config.tuned is None and config.method.name.value not in ("lora", "rslora"):
+    if config.tuned is None and not config.method.facts.scales:
+        able = list_methods(lambda facts: facts.scales)
         raise ModelError(
             f"run {run.run_id} ({run.name}) was trained with method={config.method.name.value}, "
-            "which at scale 0 is not its base; method=lora and rslora can be scaled"
+            f"which at scale 0 is not its base; method={able} can be scaled"
         )
     recorded = run_reader.read_evaluations(tracking, run)
     # Without a holdout of the run's own one half of the questions chooses, the other confirms.

@@ -32,9 +32,9 @@ def main(argv: list[str]) -> int:
 
 
 def _show_sizes(argv: list[str]) -> int:
-    from slimdown.config.command_line import compose_runs, read_command_line
     from slimdown.report.console import show_table
     from slimdown.report.record_tables import sizes_table
+    from slimdown.sweep.command_line import compose_runs, read_command_line
     from slimdown.utils.errors import ConfigError
 
     line = read_command_line(["-m", *argv])  # lora.r=4,8 means two runs here, too

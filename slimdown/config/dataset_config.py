@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from omegaconf import MISSING
-
 from slimdown import pocket
-from slimdown.config.fields import COUNT, NOT_NEGATIVE, nearest, ranged
+from slimdown.config.fields import COUNT, NOT_NEGATIVE, nearest, setting
 
 HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?", re.ASCII)
 ROW_FILES = (".json", ".jsonl", ".csv", ".parquet")
@@ -30,22 +28,27 @@ class RowFormat(StrEnum):
 class DatasetConfig:
     """Rows to fine-tune on."""
 
-    # a hub id, a JSON/JSONL/CSV/Parquet file, or pocket:<name> (the embedded world)
-    path: str = MISSING
-    name: str | None = None  # the dataset's config on the hub, e.g. main
-    split: str = "train"
-    revision: str = "main"
-    format: RowFormat = RowFormat.auto
-    template: str = "alpaca"  # or chat, or a text with {instruction} and {input} in it
-    instruction: str = "instruction"  # the column with the question or task
-    input: str | None = None  # the column with further input, if there is one
-    output: str = "output"  # the column with the answer
-    max_examples: int | None = ranged(COUNT, None)  # drawn with the seed; null: all
-    # rows held out, never trained on
-    validation_examples: int = ranged(COUNT, advice="; the validation loss shows what was learned")
-    # share of the training rows, against the weights of other datasets; null: every row of each
-    weight: float | None = ranged(NOT_NEGATIVE, None)
-    skip_bad_rows: bool = False  # leave out and count bad rows instead of ending at the first
+    path: str = setting("a hub id, a JSON, JSONL, CSV or Parquet file, or pocket:NAME")
+    name: str | None = setting("the dataset's config on the hub, e.g. main", default=None)
+    split: str = setting("of the dataset on the hub", default="train")
+    revision: str = setting("a branch, tag or commit of the hub", default="main")
+    format: RowFormat = setting("of the rows; auto goes by their columns", default=RowFormat.auto)
+    template: str = setting("alpaca, chat, or a text with {instruction} in it", default="alpaca")
+    instruction: str = setting("the column with the question or task", default="instruction")
+    input: str | None = setting("the column with further input", default=None)
+    output: str = setting("the column with the answer", default="output")
+    max_examples: int | None = setting("rows, drawn with the seed; null: all", COUNT, None)
+    validation_examples: int = setting(
+        "rows held out, never trained on",
+        COUNT,
+        advice="; the validation loss shows what was learned",
+    )
+    weight: float | None = setting(
+        "its share of the rows, beside other weights; null: every row",
+        NOT_NEGATIVE,
+        None,
+    )
+    skip_bad_rows: bool = setting("leave out bad rows, and count them", default=False)
 
     def problems(self) -> Iterator[str]:
         if self.template not in ("alpaca", "chat"):

@@ -9,10 +9,11 @@ from math import isfinite
 from operator import attrgetter
 from typing import Any, get_args, get_origin, get_type_hints
 
-from omegaconf import MISSING
-
 from slimdown.config import upstream
 from slimdown.utils.secrets import redact_uri
+
+MISSING: Any = "???"
+"""The value of a setting that a file of `conf/` sets, as OmegaConf writes it."""
 
 _ALIASES = {  # what other tools call our settings, where no spelling is near
     "lr": "train.learning_rate",
@@ -45,15 +46,26 @@ SHARE = Range("must be from 0 up to, not including, 1", lambda x: 0 <= x < 1)
 SEED = Range("must be a whole number from 0 to 4294967295", lambda n: 0 <= n < 2**32)
 
 
-def ranged(allowed: Range, default: Any = MISSING, advice: str = "") -> Any:
-    """Make a dataclass field whose value is null or lies in a range.
+def setting(
+    help: str,
+    allowed: Range | None = None,
+    default: Any = MISSING,
+    advice: str = "",
+    default_factory: Callable[[], Any] | None = None,
+) -> Any:
+    """Make a dataclass field: a setting with what `--help` and the docs say of it.
 
     Args:
-        allowed: The range.
+        help: What it sets, with its unit.
+        allowed: In which range its value lies; null is always allowed.
         default: The value where nothing sets it.
         advice: What stands behind the value that was found, in the message.
+        default_factory: Makes the default.
     """
-    return field(default=default, metadata={"range": allowed, "advice": advice})
+    metadata = {"help": help, "range": allowed, "advice": advice}
+    if default_factory:
+        return field(default_factory=default_factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def nearest(word: str, choices: list[str]) -> str:
@@ -62,36 +74,50 @@ def nearest(word: str, choices: list[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(choices)}"
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A section or setting of a schema: its type, and what it sets."""
+
+    type: Any
+    help: str = ""
+
+
 @cache
-def list_settings(schema: type, prefix: str = "") -> dict[str, Any]:
-    """Return the types of sections and settings by dotted key, with `<name>` for a dataset."""
-    types: dict[str, Any] = {}
+def list_settings(schema: type, prefix: str = "") -> dict[str, Setting]:
+    """Return sections and settings by dotted key, with `<name>` for a dataset's."""
+    settings: dict[str, Setting] = {}
+    texts = {one.name: one.metadata.get("help", "") for one in fields(schema)}
     kind: Any
     for name, kind in get_type_hints(schema).items():
         key = prefix + name
-        types[key] = kind
+        settings[key] = Setting(kind, texts[name])
         if get_origin(kind) is dict and get_args(kind)[1] is not Any:
             # dataset.<name>, benchmark.<name>: any name
             key, kind = f"{key}.<name>", get_args(kind)[1]
-            types[key] = kind
+            settings[key] = Setting(kind)
         if isinstance(kind, type) and is_dataclass(kind):
-            types |= list_settings(kind, f"{key}.")
+            settings |= list_settings(kind, f"{key}.")
         if name == "args" and prefix:
             options = upstream.list_options(prefix[:-1], get_type_hints(schema))
-            types |= {f"{key}.{option}": text for option, text in options.items()}
-    return types
+            settings |= {f"{key}.{option}": Setting(text) for option, text in options.items()}
+    return settings
 
 
-def setting_type(key: str, schema: type) -> Any:
-    """Return the type of a setting or section; None where there is none."""
+def find_setting(key: str, schema: type) -> Setting | None:
+    """Return what stands behind a dotted key; None where there is no such setting or section."""
     named = re.sub(r"^(dataset|benchmark|search\.space)\.[^.]+", r"\1.<name>", key)
     return list_settings(schema).get(named)
+
+
+def describe_settings(schema: type) -> list[tuple[str, str]]:
+    """Return each setting's dotted key and its help, in the order of the schema."""
+    return [(key, one.help) for key, one in list_settings(schema).items() if one.help]
 
 
 @cache
 def explain_unknown_key(key: str, schema: type) -> str | None:
     """Say why a key names no setting, with the nearest that does; None where it names one."""
-    if setting_type(key, schema) is not None or re.match(r"(model|lora|train)\.args\.", key):
+    if find_setting(key, schema) or re.match(r"(model|lora|train)\.args\.", key):
         return None  # `find_option_problems` says what is wrong with an option
     settings, name = list(list_settings(schema)), key.rpartition(".")[2]
     close = [_ALIASES[name]] if name in _ALIASES else []

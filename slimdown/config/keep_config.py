@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from os.path import expanduser, isfile
 
-from omegaconf import MISSING
-
-from slimdown.config.fields import COUNT, POSITIVE, SHARE, Range, check_own_settings, ranged
+from slimdown.config.fields import (
+    POSITIVE,
+    SHARE,
+    Range,
+    check_own_settings,
+    setting,
+)
 
 _ABOVE_ONE = Range("must be above 1, the perplexity of a token that is certain", lambda x: x > 1)
 
+_LENGTH = Range("must be from 1 to 8,192", lambda n: 1 <= n <= 8192)
 _FILE = Range("must be a file that is there", lambda path: isfile(expanduser(path)))
 
 
@@ -40,19 +45,25 @@ _OPTIONAL = {  # the whole run's check says what is wrong with a dataset
 class KeepConfig:
     """The means; its other fields are null where it has none of them."""
 
-    name: Keep = MISSING
-    # of all rows that are trained on, those that are replayed
-    share: float | None = ranged(SHARE, None)
-    dataset: str | None = None  # which of the chosen datasets holds the general rows
-    max_tokens: int | None = ranged(COUNT, None)  # of a row that the base writes
-    temperature: float | None = ranged(POSITIVE, None)  # at which it is drawn
-    # a JSONL file of texts (`prompt`) that the base continues; null: it writes from nothing
-    prompts: str | None = ranged(_FILE, None)
-    # tokens whose perplexity under the base is above carry no loss
-    max_perplexity: float | None = ranged(_ABOVE_ONE, None)
-    random: bool | None = None  # the control: as many tokens are masked, drawn by chance
-    # of the distance, in nats, beside the loss; of self_replay: on the rows that the base wrote
-    weight: float | None = ranged(POSITIVE, None)
+    name: Keep = setting("what is done so that a fine-tuning keeps what the base can do")
+    share: float | None = setting("share of replayed rows among all", SHARE, None)
+    dataset: str | None = setting("the chosen dataset that is replayed", default=None)
+    max_tokens: int | None = setting("tokens of a row that the base writes", _LENGTH, None)
+    temperature: float | None = setting("at which the base writes rows", POSITIVE, None)
+    prompts: str | None = setting(
+        "a JSONL file of texts (`prompt`) that the base continues",
+        _FILE,
+        None,
+    )
+    max_perplexity: float | None = setting(
+        "tokens above it, under the base, carry no loss", _ABOVE_ONE, None
+    )
+    random: bool | None = setting("control: mask as many tokens by chance", default=None)
+    weight: float | None = setting(
+        "KL coefficient; of self_replay: on rows that the base wrote",
+        POSITIVE,
+        None,
+    )
 
     def problems(self) -> Iterator[str]:
         return check_own_settings("keep", self, _OWN, _OPTIONAL.get(self.name, ()))

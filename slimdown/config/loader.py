@@ -1,20 +1,71 @@
-"""What Hydra composed -> a checked `RunConfig`."""
+"""What Hydra composes -> a checked `RunConfig`. Nothing else in `config/` knows Hydra."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import yaml  # type: ignore[import-untyped]
+import yaml
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from slimdown.config.fields import explain_unknown_key, find_option_problems, find_problems
+from slimdown.config.fields import (
+    describe_settings,
+    explain_unknown_key,
+    find_option_problems,
+    find_problems,
+)
+from slimdown.config.paths import CONF_DIR
 from slimdown.config.question_files import complete_benchmark
-from slimdown.config.schema import QuantType, RunConfig
+from slimdown.config.rules import find_conflicts
+from slimdown.config.schema import QuantType, RunConfig, default_store
+from slimdown.config.upstream import SECTIONS
+from slimdown.utils.devices import count_gpus
 from slimdown.utils.errors import ConfigError, describe_error
 from slimdown.utils.secrets import redact
+
+
+def register_schema() -> None:
+    """Tell Hydra what `conf/` names: the schema and the resolvers.
+
+    Only what composes calls it: both are global, and a program may have its own of these names.
+    """
+    schema: Any = OmegaConf.structured(RunConfig)
+    for section in SECTIONS:
+        OmegaConf.set_struct(schema[section].args, False)  # new names need no + before them
+    ConfigStore.instance().store(name="schema", node=schema)
+    resolvers: dict[str, Any] = {
+        "default_store": default_store,  # conf/config.yaml
+        "n_gpus": count_gpus,  # conf/hydra/launcher/
+        "twice": lambda n: 2 * n,  # conf/experiment/rank.yaml
+        "by_method": _choose_by_method,  # conf/train/
+        "help_of_settings": _write_help,  # conf/config.yaml
+    }
+    for name, resolve in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolve, replace=True)
+
+
+def _choose_by_method(values: DictConfig, *, _root_: DictConfig) -> Any:
+    """Return, of values by method, that of the method that is chosen, or that under `else`."""
+    return values.get(str(_root_.method.name), values.get("else"))
+
+
+def _write_help() -> str:
+    lines = [f"  {key:<42} {text}" for key, text in describe_settings(RunConfig)]
+    return "\n".join(lines)
+
+
+@contextmanager
+def open_hydra() -> Iterator[None]:
+    """Inside, Hydra's `compose` reads the files of `conf/`."""
+    register_schema()
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        yield
 
 
 def load_config(composed: DictConfig) -> RunConfig:
@@ -51,7 +102,9 @@ def load_config(composed: DictConfig) -> RunConfig:
     assert isinstance(config, RunConfig)
     # A file of a group sets its settings, where it is chosen.
     problems = [f"{key} must be set, or chosen by {key.partition('.')[0]}=..." for key in missing]
-    if problems := problems or [*find_problems(config), *find_option_problems(config)]:
+    if not problems:
+        problems = [*find_problems(config), *find_conflicts(config), *find_option_problems(config)]
+    if problems:
         raise ConfigError("\n".join(problems))
     return config
 

@@ -1,86 +1,48 @@
-"""How a model is fine-tuned: the method, and the settings that it has of its own."""
+"""The settings of the group `method`: what is trained, and what each method has of its own."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-
-from slimdown.config.fields import COUNT, Range, check_own_settings, ranged
+from slimdown.config.fields import COUNT, Range, check_own_settings, setting
+from slimdown.config.methods import METHODS, Method, MethodFacts
 
 _TOKENS = Range("must be from 1 to 4,096", lambda n: 1 <= n <= 4096)
-
-
-class Method(StrEnum):
-    """What is trained; each is a file of `conf/method/`."""
-
-    lora = "lora"  # low-rank matrices beside the base's (Hu et al. 2021)
-    rslora = "rslora"  # LoRA scaled by the root of its rank (Kalajdzievski 2023)
-    dora = "dora"  # LoRA of the weights' directions, their lengths beside it (Liu et al. 2024)
-    prefix = "prefix"  # keys and values before every layer's own (Li and Liang 2021)
-    prompt = "prompt"  # embeddings before the prompt's own (Lester et al. 2021)
-    ia3 = "ia3"  # factors of keys, values and feed-forward activations (Liu et al. 2022)
-    shira = "shira"  # a sparse set of the weights (Bhardwaj et al. 2024)
-    oft = "oft"  # rotations of the weights (Qiu et al. 2023)
-    bottleneck = "bottleneck"  # small layers after attention and feed-forward (Houlsby et al. 2019)
-    last_layer = "last_layer"  # the last block and the norm behind it
-    full = "full"  # every weight
-
-
-_OWN: dict[Method, tuple[str, ...]] = {  # the settings that a method has of its own
-    Method.prefix: ("num_virtual_tokens",),
-    Method.prompt: ("num_virtual_tokens",),
-    Method.ia3: ("target_modules", "feedforward_modules"),
-    Method.shira: ("r", "target_modules"),
-    Method.oft: ("oft_block_size", "target_modules"),
-    Method.bottleneck: ("bottleneck_dim", "target_modules"),
-    Method.last_layer: ("lm_head",),
-}
 
 
 @dataclass
 class MethodConfig:
     """The method; its other fields are those of PEFT's config, null where the method has none."""
 
-    name: Method = MISSING
-    num_virtual_tokens: int | None = ranged(_TOKENS, None)  # before every prompt
-    # the layers that are changed, or that a bottleneck follows
-    target_modules: list[str] | None = None
-    # of these, those whose input is scaled instead of their output
-    feedforward_modules: list[str] | None = None
-    r: int | None = ranged(COUNT, None)  # values that are trained, as in a LoRA of this rank
-    oft_block_size: int | None = ranged(COUNT, None)  # inputs that are rotated together
-    bottleneck_dim: int | None = ranged(COUNT, None)  # width of the small layers
-    lm_head: bool | None = None  # whether the head is trained with the last block
+    name: Method = setting("what is trained")
+    num_virtual_tokens: int | None = setting("learned tokens before every prompt", _TOKENS, None)
+    target_modules: list[str] | None = setting("the layers that are changed", default=None)
+    feedforward_modules: list[str] | None = setting("layers whose input is scaled", default=None)
+    r: int | None = setting("as many values as in a LoRA of this rank", COUNT, None)
+    oft_block_size: int | None = setting("inputs that are rotated together", COUNT, None)
+    bottleneck_dim: int | None = setting("width of the small layers", COUNT, None)
+    lm_head: bool | None = setting("train the head with the last block", default=None)
+
+    @property
+    def facts(self) -> MethodFacts:
+        """What is true of the method."""
+        return METHODS[self.name]
 
     @property
     def is_lora(self) -> bool:
-        """Whether the settings of `lora` are read."""
-        return self.name in (Method.lora, Method.rslora, Method.dora)
+        return self.facts.reads_lora
 
     @property
     def trains_weights(self) -> bool:
-        """Whether weights of the base are trained, and a whole model is saved."""
-        return self.name in (Method.last_layer, Method.full)
+        return self.facts.trains_weights
 
     @property
     def learns_prompt(self) -> bool:
-        """Whether virtual tokens stand before every prompt."""
-        return self.name in (Method.prefix, Method.prompt)
+        return self.facts.learns_prompt
 
     @property
     def own(self) -> tuple[str, ...]:
-        """The names of the fields that this method has."""
-        return _OWN.get(self.name, ())
+        return self.facts.settings
 
     def problems(self) -> Iterator[str]:
-        return check_own_settings("method", self, _OWN)
-
-
-def by_method(values: DictConfig, *, _root_: DictConfig) -> Any:
-    """Return, of values by method, that of the method that is chosen, or that under `else`."""
-    return values.get(str(_root_.method.name), values.get("else"))
-
-
-OmegaConf.register_new_resolver("by_method", by_method, replace=True)  # conf/train/ names it
+        own = {method: facts.settings for method, facts in METHODS.items()}
+        return check_own_settings("method", self, own)

@@ -1,10 +1,12 @@
 """A run's settings by their dotted keys, and what the run is called."""
 
+from dataclasses import asdict, replace
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from slimdown.config.dataset_config import DatasetConfig
 from slimdown.config.schema import BenchmarkConfig, RunConfig
@@ -19,7 +21,7 @@ def flatten(config: RunConfig, as_in_keys: bool = False) -> dict[str, object]:
         config: The settings.
         as_in_keys: See `select_for_key`.
     """
-    tree: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    tree = asdict(config)
     flat: dict[str, object] = {}
 
     def walk(node: object, prefix: str) -> None:
@@ -28,7 +30,7 @@ def flatten(config: RunConfig, as_in_keys: bool = False) -> dict[str, object]:
             for key, value in node.items():
                 walk(value, f"{prefix}{key}.")
         else:
-            flat[prefix[:-1]] = node
+            flat[prefix[:-1]] = node.value if isinstance(node, Enum) else node
 
     walk(select_for_key(tree) if as_in_keys else tree, "")
     idle = {"rerun", "search", *config.idle_sections}
@@ -66,9 +68,8 @@ def select_for_key(settings: dict[str, Any]) -> dict[str, Any]:
 def _read_defaults(schema: type) -> tuple[Any, Any]:
     """Return the settings that each key holds, and all settings of the schema: their defaults."""
     named = {"dataset": {_ANY: DatasetConfig()}, "benchmark": {_ANY: BenchmarkConfig()}}
-    defaults = OmegaConf.merge(OmegaConf.structured(schema), named)
-    first = OmegaConf.load(Path(__file__).parent / "first_settings.yaml")
-    return OmegaConf.to_container(first), OmegaConf.to_container(defaults)
+    first = yaml.safe_load((Path(__file__).parent / "first_settings.yaml").read_text())
+    return first, asdict(replace(schema(), **named))
 
 
 def base_settings(config: RunConfig) -> dict[str, object]:

@@ -111,7 +111,9 @@ def _read_row(record: Any) -> dict[str, Any]:
 
 def _to_text(value: Any) -> str:
     """Return a text without spaces around it, or a number as text; empty for what shows nothing."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    # A whole number may be too large for a float.
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    is_number = is_whole or (isinstance(value, float) and isfinite(value))
     text = str(value).strip() if is_number or isinstance(value, str) else ""
     if "\0" in text:
         raise DataError("it holds a NUL character; take it out")

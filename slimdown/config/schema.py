@@ -11,21 +11,24 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
-
 from slimdown import pocket
 from slimdown.config.dataset_config import HUB_ID, DatasetConfig
-from slimdown.config.fields import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, ranged
-from slimdown.config.keep_config import Keep, KeepConfig
-from slimdown.config.method_config import Method, MethodConfig
-from slimdown.config.paths import list_group_choices
+from slimdown.config.fields import (
+    COUNT,
+    MISSING,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    Range,
+    setting,
+)
+from slimdown.config.keep_config import KeepConfig
+from slimdown.config.method_config import MethodConfig
 from slimdown.config.search_config import SearchConfig
-from slimdown.config.upstream import SECTIONS
 
 _FILLED = Range("must not be empty", str.strip)
 _FOLDER = Range("must be a folder that is there", os.path.isdir)
@@ -34,9 +37,7 @@ _STEPS = Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 o
 _WARMUP = Range("must be a share below 1, or whole steps", lambda n: 0 <= n < 1 or n == int(n) > 0)
 TRAINING = ("dataset", "method", "lora", "keep", "train", "seed", "contamination", "search")
 """The sections that are read where something is trained, and idle with `tuned`."""
-MAX_VLLM_RANK = 64  # for which its engine keeps room: the same for all ranks, and so one base
-# A name of a dataset or benchmark is part of metric keys, file names and dotted keys.
-_NAME = re.compile(r"[\w-]+", re.ASCII)
+MAX_VLLM_RANK = 64  # vLLM's max_lora_rank, equal for all runs so that they share a base
 
 OnProgress = Callable[[int, int, str], None]
 """Gets how much is done, of how much, and a few words to show beside it."""
@@ -53,19 +54,6 @@ _EXPERIMENT = Range("must have 1 to 500 characters", lambda name: 0 < len(name.s
 def default_store(otherwise: str = DEFAULT_STORE) -> str:
     """Return the store that MLFLOW_TRACKING_URI names, or a local file where it is empty."""
     return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or otherwise
-
-
-def count_gpus() -> int:
-    """Return 1 where this process sees a GPU of NVIDIA's, else 0; torch is not imported."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles"):
-        return 0  # hidden: Ray would wait for one for ever
-    places = (Path("/proc/driver/nvidia/gpus").glob("*"), Path("/dev").glob("nvidia[0-9]*"))
-    return int(any(map(any, places)))
-
-
-OmegaConf.register_new_resolver("default_store", default_store, replace=True)  # conf/config.yaml
-OmegaConf.register_new_resolver("n_gpus", count_gpus, replace=True)  # conf/hydra/launcher/
-OmegaConf.register_new_resolver("twice", lambda n: 2 * n, replace=True)  # conf/experiment/rank.yaml
 
 
 class Device(StrEnum):
@@ -92,13 +80,6 @@ class Engine(StrEnum):
 
     trl = "trl"
     unsloth = "unsloth"  # FastLanguageModel under TRL's trainer, in a process of its own
-
-
-class LossType(StrEnum):
-    """How the loss weighs tokens."""
-
-    nll = "nll"  # all alike
-    dft = "dft"  # by the likelihood that the model gives them (Wu et al. 2025, arXiv 2508.05629)
 
 
 # What generates answers, alike for base and tuned model: transformers, or vLLM in a process of its
@@ -129,13 +110,14 @@ class PaperMetric(StrEnum):
 class ModelConfig:
     """Which base model, and how its numbers are held."""
 
-    id: str = MISSING  # a hub id, a local folder, or pocket:model (the embedded world)
-    revision: str = "main"  # a branch, tag or commit of the hub
-    dtype: Dtype = MISSING  # of everything that is not quantized
-    device: Device = MISSING
-    # what transformers' from_pretrained is given besides; `options.yaml` has the names
-    args: dict[str, Any] = field(default_factory=dict)
-    allow_kernels: bool = False  # run compiled code from the hub, where `args` names some
+    id: str = setting("a hub id, a local folder, or pocket:model (the embedded world)")
+    revision: str = setting("a branch, tag or commit of the hub", default="main")
+    dtype: Dtype = setting("the numbers of what is not quantized; auto takes what is fast here")
+    device: Device = setting("cpu, cuda or mps; auto takes the best that is there")
+    args: dict[str, Any] = setting(
+        "other options of transformers' from_pretrained", default_factory=dict
+    )
+    allow_kernels: bool = setting("run compiled code from the hub", default=False)
 
     @property
     def named(self) -> str:
@@ -189,11 +171,11 @@ class TunedModelConfig(ModelConfig):
 class QuantizationConfig:
     """How the base is quantized; the fields are those of transformers' `BitsAndBytesConfig`."""
 
-    load_in_4bit: bool = MISSING
-    load_in_8bit: bool = MISSING
-    bnb_4bit_quant_type: QuantType = MISSING
-    bnb_4bit_use_double_quant: bool = MISSING
-    bnb_4bit_compute_dtype: Dtype = MISSING
+    load_in_4bit: bool = setting("hold linear layers in 4 bits")
+    load_in_8bit: bool = setting("hold linear layers in 8 bits")
+    bnb_4bit_quant_type: QuantType = setting("the four-bit numbers, nf4 or fp4")
+    bnb_4bit_use_double_quant: bool = setting("quantize the scales, too")
+    bnb_4bit_compute_dtype: Dtype = setting("the numbers in which products are computed")
 
     @property
     def name(self) -> str:
@@ -207,13 +189,11 @@ class QuantizationConfig:
 class LoraConfig:
     """The adapter; the fields are those of PEFT's `LoraConfig`."""
 
-    r: int = ranged(COUNT)
-    lora_alpha: int = ranged(COUNT)
-    lora_dropout: float = ranged(SHARE)
-    # module names; [all-linear] for every linear layer but the head
-    target_modules: list[str] = MISSING
-    # what else PEFT's LoraConfig has, where `options.yaml` says nothing against it
-    args: dict[str, Any] = field(default_factory=dict)
+    r: int = setting("rank of the matrices", COUNT)
+    lora_alpha: int = setting("its ratio to the rank scales what the adapter adds", COUNT)
+    lora_dropout: float = setting("share of the inputs left out while training", SHARE)
+    target_modules: list[str] = setting("names of layers; [all-linear]: all but the head")
+    args: dict[str, Any] = setting("other options of PEFT's LoraConfig", default_factory=dict)
 
     @property
     def is_everywhere(self) -> bool:
@@ -229,59 +209,69 @@ class LoraConfig:
 class TrainConfig:
     """Fine-tuning; most fields are those of TRL's `SFTConfig`."""
 
-    engine: Engine = MISSING
-    num_train_epochs: float = ranged(POSITIVE)
-    max_steps: int = ranged(_STEPS)
-    per_device_train_batch_size: int = ranged(COUNT)
-    gradient_accumulation_steps: int = ranged(COUNT)
-    per_device_eval_batch_size: int = ranged(COUNT)
-    learning_rate: float = ranged(POSITIVE)
-    lr_scheduler_type: str = MISSING
-    warmup_steps: float = ranged(_WARMUP)
-    weight_decay: float = ranged(NOT_NEGATIVE)
-    max_grad_norm: float = ranged(POSITIVE)
-    optim: str = MISSING
-    # longer examples are cut at the end
-    max_length: int = ranged(Range("must be at least 8 tokens", lambda n: n >= 8))
-    # false: the loss is over prompt and completion, as in the paper
-    completion_only_loss: bool = MISSING
-    assistant_only_loss: bool = MISSING  # of messages: the loss is over the assistant's turns
-    loss_type: LossType = LossType.nll
-    gradient_checkpointing: bool = MISSING
-    # minutes between two checkpoints, for a killed run to go on from; 0: none are written
-    checkpoint_minutes: float | None = ranged(NOT_NEGATIVE)
-    # end where a retained benchmark is shown to be beyond its budget, at the last look within all
-    stop_on_forgetting: bool = False
-    look_steps: int = ranged(COUNT, 50)  # between two looks
-    look_questions: int = ranged(COUNT, 100)  # the first ones of each benchmark, at every look
-    # what else TRL's SFTConfig has, where `options.yaml` says nothing against it
-    args: dict[str, Any] = field(default_factory=dict)
+    engine: Engine = setting("whose trainer takes the steps")
+    num_train_epochs: float = setting("passes over the rows", POSITIVE)
+    max_steps: int = setting("steps; -1: whole epochs", _STEPS)
+    per_device_train_batch_size: int = setting("rows of a forward", COUNT)
+    gradient_accumulation_steps: int = setting("forwards of a step", COUNT)
+    per_device_eval_batch_size: int = setting("held-out rows of a forward", COUNT)
+    learning_rate: float = setting("its highest value in the schedule", POSITIVE)
+    lr_scheduler_type: str = setting("how the rate changes")
+    warmup_steps: float = setting("steps in which the rate rises, or a share of all", _WARMUP)
+    weight_decay: float = setting("pull of the weights towards 0", NOT_NEGATIVE)
+    max_grad_norm: float = setting("longer gradients are cut to it", POSITIVE)
+    optim: str = setting("the optimizer")
+    max_length: int = setting(
+        "tokens of a row; longer ones are cut at the end",
+        Range("must be at least 8 tokens", lambda n: n >= 8),
+    )
+    completion_only_loss: bool = setting("the loss is of the completion alone, where rows have one")
+    assistant_only_loss: bool = setting("of messages: the loss is of the assistant's turns alone")
+    gradient_checkpointing: bool = setting("compute activations again instead of holding them")
+    checkpoint_minutes: float | None = setting(
+        "minutes between two checkpoints; 0: none are written", NOT_NEGATIVE
+    )
+    stop_on_forgetting: bool = setting(
+        "end where a loss is shown to be beyond its budget", default=False
+    )
+    look_steps: int = setting("steps between two looks of stop_on_forgetting", COUNT, 50)
+    look_questions: int = setting(
+        "questions of each benchmark at a look, the first ones", COUNT, 100
+    )
+    args: dict[str, Any] = setting("other options of TRL's SFTConfig", default_factory=dict)
 
 
 @dataclass
 class BenchmarkConfig:
     """One benchmark: a task of lm-evaluation-harness and how to read it."""
 
-    task: str = ranged(_FILLED)  # the harness's task name
-    # a file of questions of your own instead (docs/benchmarks.md); null: a task of the harness
-    path: str | None = None
-    # the primary one; filters after a dot: exact_match.flexible-extract; auto: `choose_metric` says
-    metric: str = ranged(_FILLED)
-    num_fewshot: int | None = ranged(NOT_NEGATIVE)  # null: the task's own; in a group each its own
-    # what guessing scores on the primary metric; null: as the choices say, 0 where there are none
-    chance: float | None = ranged(SHARE)
-    role: Role = Role.retained
-    paper_metric: PaperMetric | None = None  # which of the paper's metrics it feeds
-    # null: none, else also flexible_accuracy: |answer - target| is below this
-    numeric_tolerance: float | None = ranged(POSITIVE, None)
-    # the first questions alone
-    limit: int | None = ranged(COUNT, None, "; leave it out for all questions")
-    # a change shown to be smaller than this, either way, counts as retained
-    margin: float = ranged(_MARGIN, 0.02)
-    # share that may be lost, for evaluation.until=budget; null: the margin of a retained benchmark
-    max_loss: float | None = ranged(SHARE, None, "; 0.02 is two points")
-    # what divides the scores of the primary metric, e.g. 100; null: they lie between 0 and 1
-    scale: float | None = ranged(POSITIVE, None)
+    task: str = setting("the name of a task of lm-evaluation-harness", _FILLED)
+    path: str | None = setting("a file of your own questions instead of a task", default=None)
+    metric: str = setting("the primary metric, its filter after a dot; auto: the task's", _FILLED)
+    num_fewshot: int | None = setting("worked examples; null: the task's own", NOT_NEGATIVE)
+    chance: float | None = setting("what guessing scores, a share; null: by the choices", SHARE)
+    role: Role = setting("target: is to be learned; retained: is to be kept", default=Role.retained)
+    paper_metric: PaperMetric | None = setting(
+        "which of the paper's metrics it feeds", default=None
+    )
+    numeric_tolerance: float | None = setting(
+        "answers this near to the target count in flexible_accuracy", POSITIVE, None
+    )
+    limit: int | None = setting(
+        "the first questions alone; null: all", COUNT, None, "; leave it out for all questions"
+    )
+    margin: float = setting("a change shown to be smaller is retained; a share", _MARGIN, 0.02)
+    max_loss: float | None = setting(
+        "share that may be lost; null: a retained one's margin",
+        SHARE,
+        None,
+        "; 0.02 is two points",
+    )
+    scale: float | None = setting(
+        "what divides scores that do not lie between 0 and 1",
+        POSITIVE,
+        None,
+    )
 
     def problems(self) -> Iterator[str]:
         if self.path is not None and self.num_fewshot not in (0, None, MISSING):
@@ -293,36 +283,37 @@ class BenchmarkConfig:
 class EvaluationConfig:
     """How base and tuned model are measured; the same for both."""
 
-    batch_size: int | None = ranged(COUNT)  # null: chosen once, from the device
-    apply_chat_template: bool = MISSING  # ask through the tokenizer's chat template
-    # share of each benchmark's questions kept from choosing between runs; 0: none
-    holdout: float = ranged(SHARE)
-    until: Until = MISSING  # when to stop asking
-    include_path: str | None = ranged(_FOLDER, None)  # with task files of your own
-    backend: Backend = Backend.hf  # what generates answers
+    batch_size: int | None = setting("questions at once; null: chosen once, from the device", COUNT)
+    apply_chat_template: bool = setting("ask through the tokenizer's chat template")
+    holdout: float = setting("share of questions kept from choosing between runs", SHARE)
+    until: Until = setting("when to stop asking the tuned model: all, decided, budget")
+    include_path: str | None = setting("a folder with task files of your own", _FOLDER, None)
+    backend: Backend = setting("what generates answers: hf or vllm", default=Backend.hf)
 
 
 @dataclass
 class ContaminationConfig:
     """How much of what is asked may be trained on."""
 
-    # of each benchmark's questions, that may stand in the training rows; 1: all
-    max_share: float = ranged(Range("must be from 0 to 1", lambda share: 0 <= share <= 1))
+    max_share: float = setting(
+        "share of a benchmark's questions that rows may hold",
+        Range("must be from 0 to 1", lambda share: 0 <= share <= 1),
+    )
 
 
 @dataclass
 class BaselineConfig:
     """Whether a base that was measured before is measured again."""
 
-    reuse: bool = MISSING  # take the scores of an equal evaluation from the record
+    reuse: bool = setting("take an equal measurement of the base from the record")
 
 
 @dataclass
 class TrackingConfig:
     """Where the record goes."""
 
-    uri: str = ranged(_STORE)  # an MLflow tracking URI
-    experiment: str = ranged(_EXPERIMENT)  # the MLflow experiment
+    uri: str = setting("an MLflow tracking URI: a database or a server", _STORE)
+    experiment: str = setting("the MLflow experiment", _EXPERIMENT)
 
 
 @dataclass
@@ -342,17 +333,18 @@ class RunConfig:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
-    # an adapter or a model made elsewhere: a folder, or a hub id[@revision]; nothing is trained
-    tuned: str | None = None
-    seed: int = ranged(SEED)
-    rerun: bool = MISSING  # make a run again that is finished
+    tuned: str | None = setting(
+        "a folder or HUB_ID[@REVISION] to measure instead of training", default=None
+    )
+    seed: int = setting("of the adapter's start, the rows and their order", SEED)
+    rerun: bool = setting("make a run again that is finished, and else skipped")
 
     @property
     def idle_sections(self) -> tuple[str, ...]:
         """The sections that this run does not read."""
         if self.tuned is not None:
             return TRAINING
-        return () if self.method.is_lora else ("lora",)
+        return () if self.method.facts.reads_lora else ("lora",)
 
     @property
     def tuned_model(self) -> TunedModelConfig | None:
@@ -365,87 +357,3 @@ class RunConfig:
         args = {name: self.model.args[name] for name in self.model.args if name != "gguf_file"}
         own = {"id": id_, "revision": revision, "args": args}
         return TunedModelConfig(**vars(self.model) | own)
-
-    def problems(self) -> Iterator[str]:
-        for group, members in (("dataset", self.dataset), ("benchmark", self.benchmark)):
-            if not members and (self.tuned is None or group not in TRAINING):
-                choices = ", ".join(list_group_choices(group))
-                yield f"no {group} is chosen; set {group}=[...], of {choices}"
-            for name in members:
-                if not _NAME.fullmatch(name):
-                    yield f"{group}.{name}: MLflow wants a name of letters, digits, _ and -"
-        weights = {name: member.weight for name, member in self.dataset.items()}
-        is_set = [weight is not None for weight in weights.values()]
-        if any(is_set) and not (all(is_set) and any(weights.values())):
-            yield f"the weights of datasets are {weights}; set all, one of them above 0, or none"
-        if self.evaluation.until is not Until.all and self.evaluation.holdout:
-            until = f"evaluation.until={self.evaluation.until}"
-            yield f"{until} would stop by held-out questions (evaluation.holdout); set one of both"
-        yield from self.model.source_problems()
-        if self.evaluation.backend is Backend.vllm:
-            yield from self._vllm_problems()
-        if tuned := self.tuned_model:
-            yield from tuned.source_problems()
-            return
-        quantization, method = self.quantization.name, self.method
-        changes_weights = method.trains_weights or method.name is Method.shira
-        if quantization != "none" and changes_weights:
-            trained = f"method={method.name} trains the weights themselves"
-            yield f"{trained}, which quantization={quantization} has rounded; set quantization=none"
-        if self.keep.name is Keep.replay:
-            if (general := self.keep.dataset) not in self.dataset or len(self.dataset) < 2:
-                chosen = ", ".join(self.dataset)
-                yield (
-                    f"keep.dataset={general or 'null'} must be one of several chosen datasets "
-                    f"({chosen}): dataset=[alpaca,dolly] keep.dataset=dolly; or set "
-                    "keep=self_replay, which needs none"
-                )
-            if any(is_set):
-                yield f"keep.share={self.keep.share} and weights of datasets: set one of both"
-        elif self.keep.weight and (method.trains_weights or self.train.engine is Engine.unsloth):
-            needs = "needs the base beside what is trained: an adapter, train.engine=trl"
-            others = "keep=self_replay takes keep.weight=null, and keep=mask has none"
-            yield f"keep.weight={self.keep.weight:g} {needs}; {others}"
-        if method.name is Method.prefix and self.train.gradient_checkpointing:
-            yield "method=prefix needs keys and values; set train.gradient_checkpointing=false"
-        if self.train.stop_on_forgetting:
-            if self.train.engine is Engine.unsloth:
-                yield "train.stop_on_forgetting=true looks between steps; set train.engine=trl"
-            retained = [b for b in self.benchmark.values() if b.role is Role.retained]
-            if not retained and all(b.max_loss is None for b in self.benchmark.values()):
-                yield "train.stop_on_forgetting=true needs a benchmark that is retained"
-        if self.train.engine is Engine.unsloth:
-            if self.train.loss_type is not LossType.nll:
-                yield "train.loss_type=dft: Unsloth has a loss of its own; set train.engine=trl"
-            if find_spec("unsloth") is None:  # looks for it and imports nothing
-                yield "train.engine=unsloth is not installed; pip install 'slimdown[unsloth]'"
-            is_able = method.name in ("lora", "rslora") and quantization in ("nf4", "none")
-            if not is_able or "lm_head" in self.lora.target_modules:
-                ability = "method=lora and rslora on quantization=nf4 or none, and no lm_head"
-                yield f"train.engine=unsloth trains {ability}; set train.engine=trl"
-
-    def _vllm_problems(self) -> Iterator[str]:
-        """Say what vLLM cannot answer with, or not as it is trained."""
-        named, advice = "evaluation.backend=vllm", "set evaluation.backend=hf"
-        device, held, lora = self.model.device, self.quantization, self.lora
-        if not all(map(find_spec, ("vllm", "vllm_bnb_plugin"))):
-            yield f"{named} is not installed; pip install 'slimdown[vllm]'"
-        if device not in (Device.auto, Device.cuda) or not count_gpus():
-            yield f"{named} needs a GPU of NVIDIA's, got model.device={device}; {advice}"
-        # vllm-bnb-plugin 0.0.3 quantizes in one way, whatever it is asked for.
-        double, compute = held.bnb_4bit_use_double_quant, held.bnb_4bit_compute_dtype
-        others = {self.model.dtype, compute} - {Dtype.auto, Dtype.bfloat16}
-        if held.name != "none" and (held.name != "nf4" or not double or others):
-            settings = f"{held.name}, double={double}, {compute}, model.dtype={self.model.dtype}"
-            yield f"{named} quantizes to nf4, double, in bfloat16; got {settings}; {advice}"
-        is_lora = self.method.name in (Method.lora, Method.rslora) and lora.r <= MAX_VLLM_RANK
-        is_able = (is_lora and "lm_head" not in lora.target_modules) or self.method.trains_weights
-        if self.tuned is None and not is_able:
-            able = f"full, last_layer, lora or rslora with r={MAX_VLLM_RANK} at most and no lm_head"
-            yield f"{named} takes method={able}, got {self.method.name} with r={lora.r}; {advice}"
-
-
-_SCHEMA: Any = OmegaConf.structured(RunConfig)
-for _section in SECTIONS:
-    OmegaConf.set_struct(_SCHEMA[_section].args, False)  # new names need no + before them
-ConfigStore.instance().store(name="schema", node=_SCHEMA)

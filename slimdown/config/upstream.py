@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 SECTIONS = ("model", "lora", "train")
 """Those that hand on options, in `args`."""
@@ -23,7 +23,7 @@ _KINDS |= {"list": "a list", "dict": "a mapping", "None": "null", "Literal": "on
 @cache
 def read_rules(section: str) -> dict[str, Any]:
     """Return what `options.yaml` says of a section."""
-    rules: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("options.yaml")))
+    rules = yaml.safe_load(Path(__file__).with_name("options.yaml").read_text(encoding="utf-8"))
     return dict(rules[section])
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 
 from slimdown.config.dataset_config import DatasetConfig
 from slimdown.data.row_formats import detect_format, format_row
@@ -9,6 +10,32 @@ from slimdown.utils.errors import DataError
 from slimdown.utils.row_files import iter_records
 
 _FIRST_ROWS = 100
+
+
+def read_prompts(path: str) -> list[str]:
+    """Read the texts that the base is to continue, for `keep.prompts`.
+
+    Args:
+        path: A file whose rows have a `prompt`.
+
+    Raises:
+        DataError: Names the first row that has none.
+    """
+    prompts = []
+    try:
+        for number, record in iter_records(Path(path).expanduser()):
+            prompt = record.get("prompt") if isinstance(record, dict) else None
+            if not isinstance(prompt, str) or not prompt:
+                reason = (
+                    str(record) if isinstance(record, DataError) else "it has no text in prompt"
+                )
+                raise DataError(f"row {number}: {reason}")
+            prompts.append(prompt)
+        if not prompts:
+            raise DataError("it is empty")
+    except DataError as error:
+        raise DataError(f"keep.prompts={path}: {error}") from None
+    return prompts
 
 
 def check_row_files(datasets: Mapping[str, DatasetConfig]) -> Iterator[str]:

@@ -151,7 +151,8 @@ def _fill_template(values: Mapping[str, str], config: DatasetConfig) -> dict[str
 def _to_text(value: Any, name: str) -> str:
     if isinstance(value, bool):
         return str(value).lower()  # as JSON writes it
-    is_number = isinstance(value, int | float | Decimal) and isfinite(value)
+    # A whole number may be too large for a float.
+    is_number = isinstance(value, int) or (isinstance(value, float | Decimal) and isfinite(value))
     if value is None or is_number or isinstance(value, str | date):
         return "" if value is None else str(value)
     shown = value if isinstance(value, float) else f"a value of type {type(value).__name__}"

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from slimdown.config.method_config import Method, MethodConfig
+from slimdown.config.method_config import MethodConfig
+from slimdown.config.methods import Method
 from slimdown.config.schema import LoraConfig, RunConfig
 from slimdown.models.base_model import LoadedModel, load_outline
 from slimdown.models.bottleneck import attach_bottleneck, load_bottleneck, save_bottleneck

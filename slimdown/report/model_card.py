@@ -49,7 +49,7 @@ def render_model_card(
     from huggingface_hub import ModelCardData  # takes half a second
 
     is_of_hub = ":" not in base.id and not base.revision.startswith("sha256:")
-    is_adapter = not merged and not config.method.trains_weights
+    is_adapter = not merged and not config.method.facts.trains_weights
     base_name = base.id if is_of_hub else re.split(r"[/\\]", base.id.rstrip("/\\"))[-1]
     name = merged.name if merged else f"{re.split('[/:]', base_name)[-1]}-{config.method.name}"
     flat = flatten(config).items()

@@ -49,7 +49,7 @@ def describe_run(config: RunConfig) -> dict[str, str]:
         sizes = {name: d.max_examples or "all" for name, d in config.dataset.items()}
         about["rows"] = " + ".join(f"{n} rows of {name}" for name, n in sizes.items())
         method = [config.method.name.value]
-        if config.method.is_lora:
+        if config.method.facts.reads_lora:
             lora = config.lora
             method += [f"r {lora.r}", f"alpha {lora.lora_alpha}", *lora.target_modules]
         about["method"] = ", ".join(method)

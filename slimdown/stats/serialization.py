@@ -52,6 +52,8 @@ def from_plain(hint: Any, value: Any, room: list[int] | None = None) -> Any:
     """
     room = [_MOST_BYTES] if room is None else room
     origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
     if origin in (Union, types.UnionType):
         if value is None:
             return None
@@ -71,6 +73,6 @@ def from_plain(hint: Any, value: Any, room: list[int] | None = None) -> Any:
             from_plain(arguments[0], key, room): from_plain(arguments[1], item, room)
             for key, item in value.items()
         }
-    if origin is tuple:
-        return tuple(from_plain(arguments[0], item, room) for item in value)
+    if origin in (tuple, list):
+        return origin(from_plain(arguments[0], item, room) for item in value)
     return hint(value)  # a number, a text, a path or an enumeration

@@ -1,4 +1,4 @@
-"""One job of a command: what Hydra composed -> a run that is made, or was finished before.
+"""One job of a command: its checked settings -> a run that is made, or was finished before.
 
 Torch is imported when a run has to be made: it takes seconds, for which a typo, a silent store or a
 finished run should not wait.
@@ -8,21 +8,21 @@ import json
 import os
 import sys
 import traceback
-import warnings
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
 
-from slimdown.config.loader import load_config
 from slimdown.config.naming import run_name
-from slimdown.config.schema import TRAINING
+from slimdown.config.schema import TRAINING, default_store
 from slimdown.report import console
 from slimdown.report.text import describe_run
+from slimdown.stats.serialization import from_plain, to_plain
+from slimdown.sweep.command_line import ComposedRun
 from slimdown.tracking.metric_names import describe_headline
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.resume import describe_kept, find_finished_or_lock, run_key
@@ -30,10 +30,7 @@ from slimdown.tracking.store import check_store
 from slimdown.utils.distributed import broadcast_from_main
 from slimdown.utils.errors import SlimdownError, describe_error
 from slimdown.utils.files import write_atomically
-from slimdown.utils.secrets import redact
-
-# Our launchers have the names of their plugins' own, of which Hydra 1.3 warns in workers, too.
-warnings.filterwarnings("ignore", r"\s*'hydra/launcher", UserWarning)
+from slimdown.utils.secrets import redact, redact_uri
 
 
 class JobState(StrEnum):
@@ -72,7 +69,8 @@ class SweepInfo:
     """What a sweep tells its jobs, in this process or in a launcher's worker.
 
     Attributes:
-        folder: Where each job leaves its outcome, and its log where it runs in a worker.
+        folder: Where each job finds its settings and leaves its outcome, and its log where it runs
+            in a worker.
         name: What the runs of the sweep have in common.
         swept: The keys that have several values.
         n_jobs: Of the whole sweep.
@@ -87,6 +85,21 @@ class SweepInfo:
     numbers: tuple[int, ...] = ()
     in_worker: bool = False
 
+    def write_settings(self, number: int, run: ComposedRun) -> None:
+        """Leave the checked settings of a job, for whatever process makes it."""
+        settings, uri = to_plain(run), run.config.tracking.uri
+        if redact_uri(uri) != uri:  # a password gets to workers through the environment alone
+            settings["config"]["tracking"]["uri"] = ""
+            os.environ["MLFLOW_TRACKING_URI"] = uri
+        write_atomically(self._settings_file(number), json.dumps(settings))
+
+    def read_settings(self, number: int) -> ComposedRun:
+        """Read the settings of a job."""
+        run = from_plain(ComposedRun, json.loads(self._settings_file(number).read_bytes()))
+        assert isinstance(run, ComposedRun)
+        run.config.tracking.uri = run.config.tracking.uri or default_store()
+        return run
+
     def read_outcome(self, number: int) -> JobOutcome:
         """Read what a job left; it waits where it left nothing."""
         try:
@@ -99,16 +112,18 @@ class SweepInfo:
         """Leave what became of a job for the command."""
         write_atomically(self._outcome_file(number), json.dumps(asdict(outcome)))
 
+    def _settings_file(self, number: int) -> Path:
+        return self.folder / f"{number + 1}.settings.json"
+
     def _outcome_file(self, number: int) -> Path:
         return self.folder / f"{number + 1}.json"
 
 
-def run_sweep_job(sweep: SweepInfo, composed: DictConfig) -> None:
+def run_sweep_job(sweep: SweepInfo, _: object) -> None:
     """Run a job of a sweep and leave its outcome: one that fails stops no other.
 
     Args:
         sweep: What the jobs have in common.
-        composed: The settings, from Hydra.
 
     Raises:
         KeyboardInterrupt: A signal came.
@@ -132,7 +147,7 @@ def run_sweep_job(sweep: SweepInfo, composed: DictConfig) -> None:
             stack.enter_context(redirect_stderr(log))
         try:
             info = RunInfo("", sweep=sweep.name, on_open=keep_run_id)
-            made = run_job(composed, info, sweep.swept)
+            made = run_job(sweep.read_settings(number), info, sweep.swept)
             outcome = replace(made, run_id=made.run_id or outcome.run_id)
         except BaseException as error:
             is_requeued = isinstance(error, SystemExit) and "SUBMITIT_EXECUTOR" in os.environ
@@ -155,11 +170,11 @@ def run_sweep_job(sweep: SweepInfo, composed: DictConfig) -> None:
         release_memory()
 
 
-def run_job(composed: DictConfig, info: RunInfo, swept: tuple[str, ...] = ()) -> JobOutcome:
+def run_job(run: ComposedRun, info: RunInfo, swept: tuple[str, ...] = ()) -> JobOutcome:
     """Make a run, or find that an equal one is finished.
 
     Args:
-        composed: The settings, from Hydra.
+        run: Its settings.
         info: The sweep, tags and `on_open`; the rest is filled in here.
         swept: The keys that a sweep varies; they come first in the run's name.
 
@@ -169,7 +184,7 @@ def run_job(composed: DictConfig, info: RunInfo, swept: tuple[str, ...] = ()) ->
     Raises:
         SlimdownError: Something that you can mend.
     """
-    config = load_config(composed)
+    config = run.config
     check_store(config.tracking)
     key = run_key(config)
 
@@ -181,15 +196,14 @@ def run_job(composed: DictConfig, info: RunInfo, swept: tuple[str, ...] = ()) ->
             console.show_line(f"finished before: run {finished.run_id}, {headline}")
             console.show_line("slimdown ui has its page; rerun=true makes it again")
             return JobOutcome(JobState.skipped, finished.run_id, headline)
-        hydra = HydraConfig.get()
-        overrides: list[str] = list(hydra.overrides.task)
-        idle = TRAINING if config.tuned is not None else ()
-        shown = OmegaConf.masked_copy(composed, [str(key) for key in composed if key not in idle])
+        settings = to_plain(config)
+        for section in TRAINING if config.tuned is not None else ():
+            del settings[section]
         info = replace(
             info,
-            name=redact(run_name(hydra.runtime.choices["model"], overrides, swept)),
-            config_yaml=redact(OmegaConf.to_yaml(shown, resolve=True)),
-            overrides=overrides,
+            name=redact(run_name(run.model, run.overrides, swept)),
+            config_yaml=redact(yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)),
+            overrides=run.overrides,
             run_key=key,
             resume_run_id=resume_run_id,
         )
@@ -203,15 +217,16 @@ def run_job(composed: DictConfig, info: RunInfo, swept: tuple[str, ...] = ()) ->
     return JobOutcome(JobState.finished, headline=describe_headline(findings))
 
 
-def measure_base_job(folder: Path, composed: DictConfig) -> None:
+def measure_base_job(sweep: SweepInfo, _: object) -> None:
     """Measure the base of a job, so that jobs that start together find its answers.
 
     An error is left to the jobs, each of which meets it, too.
     """
-    with (folder / "base.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+    number = sweep.numbers[HydraConfig.get().job.num]
+    with (sweep.folder / "base.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
         try:
             from slimdown.experiment import measure_base
 
-            measure_base(load_config(composed))
+            measure_base(sweep.read_settings(number).config)
         except Exception as error:
             sys.stderr.write(redact(f"{error}\n"))

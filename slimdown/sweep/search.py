@@ -10,11 +10,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import optuna
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Transformer
 from optuna.trial import Trial, TrialState
 
-from slimdown.config.command_line import CommandLine, CommandPlan, ComposedRun, compose_runs
-from slimdown.config.fields import setting_type
+from slimdown.config.fields import find_setting
 from slimdown.config.schema import RunConfig
 from slimdown.config.search_config import DimensionConfig
 from slimdown.report import console
@@ -23,6 +22,7 @@ from slimdown.stats.budgets import check_budgets
 from slimdown.stats.findings import judge_held_out
 from slimdown.stats.run_comparison import compare_runs
 from slimdown.stats.trials import summarize_trial
+from slimdown.sweep.command_line import CommandLine, CommandPlan, ComposedRun, compose_runs
 from slimdown.sweep.jobs import JobOutcome, JobState
 from slimdown.tracking.resume import run_key
 from slimdown.tracking.run_reader import find_run, read_evaluations
@@ -167,9 +167,9 @@ def suggest_value(trial: Trial, key: str, dimension: DimensionConfig) -> str:
     """Have a value proposed; returns it as a command line has it."""
     low, high, log = dimension.low, dimension.high, dimension.log
     if dimension.choices:
-        texts = [Override._get_value_element_as_str(value) for value in dimension.choices]
+        texts = [Transformer.str(value) for value in dimension.choices]
         return str(trial.suggest_categorical(key, texts))
-    if "float" not in str(setting_type(key, RunConfig)):
+    if "float" not in str(find_setting(key, RunConfig)):
         return str(trial.suggest_int(key, low, high, log=log))
     value = trial.suggest_float(key, low, high, log=log)
     return str(min(max(float(f"{value:.3g}"), low), high))  # further digits decide nothing

@@ -1,26 +1,20 @@
 """The sweep of a command, with any launcher of Hydra: a job that fails or dies stops no other."""
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import joblib
-from hydra.core.plugins import Plugins
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
-
-from slimdown.config.command_line import CommandLine, CommandPlan, ComposedRun
 from slimdown.config.naming import base_settings
 from slimdown.config.schema import TrackingConfig
 from slimdown.report import console
 from slimdown.report.record_tables import sweep_table
 from slimdown.report.tables import write_table
+from slimdown.sweep.command_line import CommandLine, CommandPlan, ComposedRun
 from slimdown.sweep.jobs import JobOutcome, JobState, SweepInfo, measure_base_job, run_sweep_job
+from slimdown.sweep.launching import launch
 from slimdown.tracking.metric_names import describe_headline
 from slimdown.tracking.resume import find_finished, run_key
 from slimdown.tracking.store import check_store, wait_for_lock
@@ -30,38 +24,30 @@ from slimdown.utils.hashing import hash_json
 from slimdown.utils.secrets import redact
 
 
-class SlimdownSweeper(Sweeper):
-    """Hydra's plugin that starts the jobs of `-m`."""
+class Sweep:
+    """The jobs of one command with `-m`, and what becomes of them."""
 
     def __init__(self, line: CommandLine, plan: CommandPlan) -> None:
         """Take a command line, and its runs, which were checked."""
         self.line, self.plan = line, plan
         self.jobs: list[ComposedRun] = []
         self.outcomes: list[JobOutcome] = []
+        settings = plan.hydra.hydra
+        folder = Path(settings.sweep.dir).absolute()
+        self.launcher_name = settings.runtime.choices["hydra/launcher"]
+        in_worker = self.launcher_name != "basic"
+        self.info = SweepInfo(folder, folder.name, plan.swept, in_worker=in_worker)
 
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        """Keep what launchers need; called by Hydra."""
-        instantiate = Plugins.instance().instantiate_launcher
-        self.open_launcher = partial(instantiate, hydra_context, config=config)
-        self.settings = config.hydra
-
-    def sweep(self, arguments: list[str]) -> None:
+    def run(self) -> int:
         """Run all jobs, and show what became of them.
 
-        Args:
-            arguments: The settings of the command line; they were composed before.
+        Returns:
+            The exit code: 1 where a job failed.
 
         Raises:
             ConfigError: The launcher cannot start a job.
-            SystemExit: 1 where a job failed.
         """
-        folder = Path(self.settings.sweep.dir).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        self.launcher_name = self.settings.runtime.choices["hydra/launcher"]
-        in_worker = self.launcher_name != "basic"
-        self.info = SweepInfo(folder, folder.name, self.plan.swept, in_worker=in_worker)
+        self.info.folder.mkdir(parents=True, exist_ok=True)
         tracking = self.plan.runs[0].config.tracking
         check_store(tracking)
         if self.plan.space:
@@ -81,17 +67,19 @@ class SlimdownSweeper(Sweeper):
         else:
             with self._record(tracking, "sweep"):
                 self._run(self.plan.runs)
-        if any(outcome.state is JobState.failed for outcome in self.outcomes):
-            sys.exit(1)
+        return int(any(outcome.state is JobState.failed for outcome in self.outcomes))
 
     def _count_at_once(self) -> int:
         """Return how many trials are proposed together."""
         search = self.plan.runs[0].config.search
         if search.at_once or self.launcher_name == "basic":
             return search.at_once or 1
-        if "n_jobs" not in self.settings.launcher:  # Ray's and Slurm's own numbers are a cluster's
+        launcher = self.plan.hydra.hydra.launcher
+        if "n_jobs" not in launcher:  # Ray's and Slurm's own numbers are a cluster's
             return search.n_startup_trials
-        n_jobs = self.settings.launcher.n_jobs or 1
+        import joblib
+
+        n_jobs = launcher.n_jobs or 1
         # As joblib reads it: -1 is as many as there are processors.
         return n_jobs if n_jobs > 0 else max(1, joblib.cpu_count() + 1 + n_jobs)
 
@@ -136,14 +124,14 @@ class SlimdownSweeper(Sweeper):
                 headline = describe_headline(finished.findings)
                 self.outcomes[number] = JobOutcome(JobState.skipped, finished.run_id, headline)
             else:
+                self.info.write_settings(number, job)
                 pending.append(number)
         if self.info.in_worker and pending:
             configs = {number: self.jobs[number].config for number in pending}
             bases = {repr(base_settings(c)): n for n, c in configs.items() if c.baseline.reuse}
             if len(bases) < len(pending):  # some are shared by jobs that start together
-                task = partial(measure_base_job, self.info.folder)
                 with console.progress_bar(f"measuring {len(bases)} base model(s)"):
-                    error = self._start(task, list(bases.values()))
+                    error = self._start(measure_base_job, list(bases.values()))
                 if error:
                     raise self._explain_launcher(error)
             console.show_line(f"{len(pending)} jobs; their logs are in {self.info.folder}")
@@ -163,18 +151,19 @@ class SlimdownSweeper(Sweeper):
 
     def _launch(self, numbers: list[int]) -> Exception | None:
         """Launch jobs, and read what became of them; returns what the launcher raised."""
-        info = replace(self.info, numbers=tuple(numbers))
         try:
-            return self._start(partial(run_sweep_job, info), numbers)
+            return self._start(run_sweep_job, numbers)
         finally:
             for number in numbers:
-                self.outcomes[number] = info.read_outcome(number)
+                self.outcomes[number] = self.info.read_outcome(number)
 
-    def _start(self, task: TaskFunction, numbers: list[int]) -> Exception | None:
+    def _start(
+        self, task: Callable[[SweepInfo, object], None], jobs: list[int]
+    ) -> Exception | None:
         """Start a task for each job, and wait for all; returns what the launcher raised."""
+        info = replace(self.info, numbers=tuple(jobs))
         try:
-            launcher = self.open_launcher(task)
-            launcher.launch([self.jobs[number].overrides for number in numbers], initial_job_idx=0)
+            launch(self.plan.hydra, partial(task, info), [self.jobs[n].overrides for n in jobs])
         except Exception as error:
             return error
         return None
@@ -185,14 +174,3 @@ class SlimdownSweeper(Sweeper):
         if "plugin class" in reason:  # Hydra's plugin is not installed
             advice = f"pip install 'slimdown[{name if name in ('joblib', 'ray') else 'slurm'}]'"
         return ConfigError(f"hydra/launcher={name} cannot start jobs: {reason}; {advice}")
-
-
-def register_sweeper(line: CommandLine, plan: CommandPlan) -> None:
-    """Let conf/hydra/sweeper/ name the sweeper of a command line.
-
-    Hydra takes plugins from the package `hydra_plugins` alone, and every program of this Python
-    that uses Hydra imports what lies there: so the sweeper is entered under such a name.
-    """
-    classes: dict[str, Any] = Plugins.instance().class_name_to_class
-    name = "hydra_plugins.slimdown.SlimdownSweeper"
-    classes[name] = partial(SlimdownSweeper, line, plan)

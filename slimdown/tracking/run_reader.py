@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import OmegaConf
 
 from slimdown.config.fields import nearest
-from slimdown.config.loader import load_config, read_recorded
-from slimdown.config.paths import CONF_DIR
+from slimdown.config.loader import load_config, open_hydra, read_recorded
 from slimdown.config.schema import TRAINING, Backend, RunConfig, TrackingConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.stats.findings import Findings
@@ -202,7 +201,7 @@ def read_config(tracking: TrackingConfig, run: RunRecord) -> RunConfig:
     """
     settings = _read_settings(tracking, run)
     if settings.tuned is not None:  # its record leaves out the sections that nothing reads
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        with open_hydra():
             idle = OmegaConf.masked_copy(compose("config"), list(TRAINING))
         settings = OmegaConf.merge(idle, settings)
     settings.evaluation.backend = Backend.hf  # the run may be read where there is no vLLM

@@ -14,7 +14,7 @@ import torch
 import transformers
 from trl.data_utils import pack_dataset
 
-from slimdown.config.method_config import Method
+from slimdown.config.methods import Method
 from slimdown.config.schema import Engine, OnProgress, RunConfig
 from slimdown.data.training_data import TrainingData
 from slimdown.models.adapters import attach_adapter, save_adapter

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import log
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from slimdown.config.keep_config import Keep, KeepConfig
 from slimdown.config.schema import RunConfig
+from slimdown.data.row_checks import read_prompts
 from slimdown.data.training_data import count_replayed
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import eval_mode
@@ -23,7 +23,6 @@ from slimdown.utils.distributed import broadcast_from_main, process_rank
 from slimdown.utils.errors import DataError
 from slimdown.utils.files import cache_dir, write_atomically
 from slimdown.utils.hashing import hash_json
-from slimdown.utils.row_files import iter_records
 
 _BATCH = 16  # rows that are written, or read, at once
 # Of a target token, whose share is left out: finite, so that 0 times it is 0.
@@ -105,14 +104,8 @@ def _find_or_write_rows(
     base: LoadedModel, config: RunConfig, n_rows: int
 ) -> list[dict[str, list[int]]]:
     """Return rows that the base wrote, from the cache where the same were written before."""
-    keep, prompts = config.keep, [""]
-    if keep.prompts:
-        records = [record for _, record in iter_records(Path(keep.prompts).expanduser())]
-        prompts = [str(record.get("prompt") or "") for record in records]
-        if not all(prompts):
-            raise DataError(
-                f"keep.prompts={keep.prompts}: row {prompts.index('') + 1} has no prompt"
-            )
+    keep = config.keep
+    prompts = read_prompts(keep.prompts) if keep.prompts else [""]
     longest = config.train.max_length
     settings = [keep.max_tokens, keep.temperature, n_rows, config.seed, prompts, longest]
     file = cache_dir() / "replay" / f"{hash_json([base.identity, settings])}.json"

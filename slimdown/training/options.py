@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from slimdown.config.schema import RunConfig
 from slimdown.models.adapters import build_adapter_config
@@ -57,12 +57,13 @@ def _build(config: RunConfig) -> None:
         weight = torch.nn.Parameter(torch.zeros(1))
         optimizer: Any = torch.optim.SGD([weight])
         if "adamw" in config.train.optim:  # others want a model
-            kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(built)
-            optimizer = kind([weight], **settings)
-        settings = {"scheduler_specific_kwargs": built.lr_scheduler_kwargs}
+            kind, values = transformers.Trainer.get_optimizer_cls_and_kwargs(built)
+            optimizer = kind([weight], **values)
+        settings: Any = {"scheduler_specific_kwargs": built.lr_scheduler_kwargs}
         transformers.get_scheduler(built.lr_scheduler_type, optimizer, 0, 10, **settings)
         names = ("num_workers", "persistent_workers", "prefetch_factor", "multiprocessing_context")
-        DataLoader([0], **{name: getattr(built, f"dataloader_{name}", None) for name in names})
+        loading: Any = {name: getattr(built, f"dataloader_{name}", None) for name in names}
+        DataLoader(TensorDataset(weight.detach()), **loading)
         if config.train.gradient_checkpointing:
-            settings = {"use_reentrant": False} | (built.gradient_checkpointing_kwargs or {})
-            checkpoint(torch.neg, weight, **settings)
+            recomputing: Any = built.gradient_checkpointing_kwargs or {}
+            checkpoint(torch.neg, weight, **{"use_reentrant": False, **recomputing})

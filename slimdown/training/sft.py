@@ -37,7 +37,7 @@ _DIVERGENCE_ROWS = 32  # on a CPU two forwards of all rows take as long as both 
 _KEPT_FACTS = ("kept_step", "n_tokens_before", "stopped")
 _log = logging.getLogger(__name__)
 _LOGGED = ("loss", "learning_rate", "grad_norm")
-_OURS = ("engine", "checkpoint_minutes", "loss_type", "stop_on_forgetting")
+_OURS = ("engine", "checkpoint_minutes", "stop_on_forgetting")
 _NOT_TRL = (*_OURS, "look_steps", "look_questions", "packing", *SETTINGS)
 
 Look = Callable[[Any, int], tuple[bool, str]]
@@ -56,7 +56,6 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
     enlarges_gradients = False
     base_weight = 0.0  # of the divergence from the base
     is_near_in_written = False  # on rows that the base wrote alone, there of all tokens
-    is_dft = False
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the loss of a batch, in nats a trained token."""
@@ -70,8 +69,6 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
                     base_logits = compute_logits()
             logits = compute_logits()
             nats = functional.cross_entropy(logits.float(), target, reduction="none")
-            if self.is_dft and model.training:  # Dynamic Fine-Tuning (Wu et al. 2025, 2508.05629)
-                nats = nats * (-nats).exp().detach()
             total = nats.sum()
             if base_logits is not None:
                 near = is_written if self.is_near_in_written else is_trained
@@ -179,7 +176,7 @@ def build_trainer(
         model._hf_peft_config_loaded = True  # the Trainer takes no bare 4-bit model
     data = {"train_dataset": rows.train, "eval_dataset": rows.validation}
     trainer = PlainLossTrainer(model=model, args=arguments, processing_class=tokenizer, **data)
-    trainer.base_weight, trainer.is_dft = config.keep.weight or 0.0, config.train.loss_type == "dft"
+    trainer.base_weight = config.keep.weight or 0.0
     trainer.is_near_in_written = config.keep.name is Keep.self_replay
     trainer.remove_callback(transformers.PrinterCallback)
     if hasattr(model, "bottleneck_adapter") or hasattr(model, "peft_config"):

@@ -35,7 +35,7 @@ def main() -> None:
         model, _ = FastLanguageModel.from_pretrained(source, use_exact_model_name=True, **held)
         shape = {"r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
         targets = "all-linear" if lora.is_everywhere else list(lora.target_modules)
-        shape |= {"target_modules": targets, "use_rslora": config.method.name == "rslora"}
+        shape |= {"target_modules": targets, **config.method.facts.peft_options}
         model = FastLanguageModel.get_peft_model(
             model, **shape, **common, bias="none", random_state=config.seed
         )

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 from builders import make_benchmark, make_evaluation, make_scores
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from mlflow import MlflowClient
 from record_builders import KEPT, LOST, copy_store, make_info, record_run, set_metric
 
 from slimdown.commands import compare
-from slimdown.config.loader import load_config
-from slimdown.config.paths import CONF_DIR
+from slimdown.config.loader import load_config, open_hydra
 from slimdown.config.schema import Role, RunConfig, TrackingConfig, default_store
 from slimdown.stats.findings import judge
 from slimdown.tracking.run_reader import add_artifacts, find_run
@@ -28,7 +27,7 @@ Show = Callable[..., str]
 
 
 def compose_config(*overrides: str) -> RunConfig:
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+    with open_hydra():
         return load_config(compose("config", overrides=list(overrides)))
 
 

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 from builders import make_scores
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from mlflow import MlflowClient
 from record_builders import KEPT, LOST, copy_store, record_run
 
 from slimdown.commands import check, compare, verdict
-from slimdown.config.loader import load_config
-from slimdown.config.paths import CONF_DIR
+from slimdown.config.loader import load_config, open_hydra
 from slimdown.config.schema import RunConfig
 from slimdown.tracking.run_reader import find_runs
 
@@ -40,7 +39,7 @@ def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             ("slight", ([0.5] * 50, [0.492] * 50), 0),
             ("held too", LOST, 0.5),
         ):
-            with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            with open_hydra():
                 overrides = [f"evaluation.holdout={share}"]
                 config = load_config(compose("config", overrides=overrides))
             record_run(config, name, scores, sweep="s" if share else "")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from slimdown.config.command_line import compose_runs, read_command_line
+from slimdown.sweep.command_line import compose_runs, read_command_line
 from slimdown.utils.errors import ConfigError
 from slimdown.utils.secrets import redact, redact_uri
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from slimdown.config.dataset_config import DatasetConfig, RowFormat
-from slimdown.data.row_checks import check_row_files
+from slimdown.data.row_checks import check_row_files, read_prompts
 from slimdown.data.row_formats import detect_format, format_row
 from slimdown.utils.errors import DataError
 
@@ -79,6 +79,13 @@ def test_plain_values_become_texts() -> None:
     assert convert({"text": "a", "notes": [b"\xff", None]}) == {"text": "a"}  # not used
 
 
+def test_a_whole_number_may_be_too_large_for_a_float() -> None:
+    row = {"instruction": "a", "output": 10**310}
+    assert format_row(row, DatasetConfig("r.jsonl"), RowFormat.instruction)["completion"] == (
+        str(10**310)
+    )
+
+
 def test_sharegpt_speaks_in_the_roles_of_chat_templates() -> None:
     turns = [{"from": "system", "value": ""}, {"from": "human", "value": "What?"}]
     row = convert({"conversations": [*turns, {"from": "gpt", "value": "That."}]})
@@ -134,6 +141,23 @@ def test_a_row_that_cannot_be_trained_on_is_answered(record: Any, answer: str) -
     with pytest.raises(DataError) as caught:
         convert(record)
     assert str(caught.value).startswith(answer)
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ('{"prompt": "a"}\n{"prompt": \n', "row 2: it cannot be read as JSON"),
+        ('{"prompt": "a"}\n{"text": "b"}\n', "row 2: it has no text in prompt"),
+        ("[1]\n", "row 1: it has no text in prompt"),
+        ("", "it is empty"),
+    ],
+)
+def test_prompts_that_no_base_can_continue_are_answered(
+    content: str, answer: str, tmp_path: Path
+) -> None:
+    (tmp_path / "p.jsonl").write_text(content)
+    with pytest.raises(DataError, match=answer):
+        read_prompts(str(tmp_path / "p.jsonl"))
 
 
 def test_rows_of_the_hub_may_be_empty() -> None:

@@ -14,12 +14,13 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 from tiny_benchmarks import make_prompts
 
-from slimdown.config.schema import RunConfig, count_gpus
+from slimdown.config.schema import RunConfig
 from slimdown.evaluation.vllm_backend import check_adapter, open_vllm
 from slimdown.experiment import run_experiment
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.stats.findings import Findings
 from slimdown.tracking.provenance import RunInfo
+from slimdown.utils.devices import count_gpus
 from slimdown.utils.errors import ConfigError, ModelError
 
 ADAPTER = Path(__file__).parents[1] / "golden" / "adapters" / "pocket"
@@ -34,7 +35,6 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine with vLLM and a GPU, as far as slimdown asks."""
     vllm_stand_in.write_packages(tmp_path / "packages")
     monkeypatch.syspath_prepend(tmp_path / "packages")
-    monkeypatch.setattr("slimdown.config.schema.count_gpus", lambda: 1)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (8, 10))
     return monkeypatch
 

@@ -13,18 +13,18 @@ import joblib
 import pytest
 from builders import make_benchmark, make_evaluation, make_run
 
-from slimdown.config.command_line import (
+from slimdown.config.schema import Role, RunConfig
+from slimdown.config.search_config import DimensionConfig
+from slimdown.run import main
+from slimdown.stats.findings import judge
+from slimdown.stats.run_records import RunRecord
+from slimdown.sweep.command_line import (
     CommandLine,
     CommandPlan,
     ComposedRun,
     compose_runs,
     read_command_line,
 )
-from slimdown.config.schema import Role, RunConfig
-from slimdown.config.search_config import DimensionConfig
-from slimdown.run import main
-from slimdown.stats.findings import judge
-from slimdown.stats.run_records import RunRecord
 from slimdown.sweep.jobs import JobOutcome, JobState
 from slimdown.sweep.search import Search
 from slimdown.tracking.store import lock
@@ -52,7 +52,7 @@ def open_search(
         config = composed("search.n_trials=4", *overrides)
         run = ComposedRun(list(overrides), config)
         plan = CommandPlan([run], space={**SPACE, **space})
-        return Search(CommandLine([], run.overrides), plan, at_once)
+        return Search(CommandLine(run.overrides), plan, at_once)
 
     return opened
 
@@ -148,7 +148,7 @@ def test_two_searches_at_once_in_a_fresh_folder_both_end(tmp_path: Path) -> None
     root = Path(__file__).parents[2]
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from slimdown.config.command_line import *\n"
+        "from slimdown.sweep.command_line import *\n"
         "from slimdown.sweep.search import Search\n"
         "line = read_command_line(['-m', '+search.space={lora.r:{choices:[2,4]}}'])\n"
         "plan = compose_runs(line)\n"

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import trl
 from conftest import SMALL
 from torch.nn import functional
 from training_run import TrainingRun
@@ -183,35 +182,6 @@ def test_a_distance_to_the_base_keeps_the_model_near_it(
         assert all(math.isfinite(log.values["loss"]) for log in run.logs)
         assert all(p.requires_grad for n, p in tuned.model.named_parameters() if "lora" in n)
     assert moved[1] < 0.7 * moved[0]
-
-
-def test_dft_weighs_tokens_as_trl_does(composed: Composed, tmp_path: Path) -> None:
-    config = composed(*SMALL, "train.max_steps=1", "train.loss_type=dft")
-    run = TrainingRun(config)
-    model = attach_adapter(run.base, config.method, config.lora, config.seed)
-    rows = replace(run.rows, train=run.rows.train.select(range(8)), is_padding_free=False)
-    options: dict[str, Any] = {
-        "max_length": None,
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-    }
-    options["dataset_kwargs"] = {"skip_prepare_dataset": True}
-    stock = trl.SFTTrainer(
-        model=model,
-        args=trl.SFTConfig(str(tmp_path), loss_type="dft", **options),
-        processing_class=run.base.tokenizer,
-        train_dataset=rows.train,
-    )
-    trainer = build_trainer(model, run.base.tokenizer, rows, config, tmp_path)
-    losses = []
-    for each in (stock, trainer):
-        batch = trainer.data_collator(list(rows.train))
-        losses.append(float(each.compute_loss(model.train(), batch)))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert losses[0] < 1 / math.e  # the most of -p log p
-    trainer.is_dft = False
-    assert float(trainer.compute_loss(model, trainer.data_collator(list(rows.train)))) > 1
 
 
 def test_a_training_ends_beyond_its_budget_at_the_last_look_within(

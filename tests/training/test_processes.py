@@ -19,13 +19,12 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from training_run import TrainingRun
-from hydra import compose, initialize_config_dir
-from slimdown.config.loader import load_config
-from slimdown.config.paths import CONF_DIR
+from hydra import compose
+from slimdown.config.loader import load_config, open_hydra
 from slimdown.utils.distributed import broadcast_from_main, process_count, process_rank
 
 folder, settings = Path(sys.argv[1]), sys.argv[2:]
-with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+with open_hydra():
     config = load_config(compose("config", overrides=settings))
 assert broadcast_from_main("go" if process_rank() == 0 else None) == "go"
 run = TrainingRun(config)

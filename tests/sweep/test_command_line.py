@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from slimdown.config.command_line import CommandPlan, compose_runs, read_command_line
 from slimdown.config.paths import CONF_DIR, list_group_choices
+from slimdown.sweep.command_line import CommandPlan, compose_runs, read_command_line
 from slimdown.utils.errors import ConfigError
 
 TABLE = (Path(__file__).parent / "refused_settings.txt").read_text().splitlines()

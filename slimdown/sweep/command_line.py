@@ -1,31 +1,32 @@
 """The runs that a command line asks for, composed and checked before the first one starts.
 
 Hydra alone stops at the first mistake, tells people with a typo to prefix it with `+`, and finds a
-bad value of a sweep only when the jobs before it have run.
+bad value of a sweep only when the jobs before it have run. So Hydra composes each choice of group
+files once, the values of each run are laid over it and checked, and nothing is composed again.
 """
 
 import argparse
 import re
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import islice, product
 from math import prod
 from pathlib import Path
+from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Transformer, ValueType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.config.fields import explain_unknown_key, nearest
-from slimdown.config.loader import load_config, reword
+from slimdown.config.loader import load_config, open_hydra, reword
 from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.schema import RunConfig
 from slimdown.config.search_config import SEARCHED, DimensionConfig
@@ -41,14 +42,12 @@ class CommandLine:
     """What the command line asks for.
 
     Attributes:
-        flags: Hydra's own, such as `--config-dir`.
         overrides: The settings.
         folders: Where group files are looked for.
         is_sweep: Whether it asks for several runs.
         is_run: False for `--help`, `--cfg` and the like, which Hydra answers.
     """
 
-    flags: list[str]
     overrides: list[str]
     folders: tuple[Path, ...] = (CONF_DIR,)
     is_sweep: bool = True
@@ -66,6 +65,7 @@ class ComposedRun:
 
     overrides: list[str]
     config: RunConfig
+    model: str = ""  # the choice of the group `model`
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,13 @@ class CommandPlan:
         runs: In Hydra's order.
         swept: The keys with several values.
         space: What a search proposes values of, by key; empty: nothing is searched.
+        hydra: Hydra's own settings, below `hydra`.
     """
 
     runs: list[ComposedRun]
     swept: tuple[str, ...] = ()
     space: dict[str, DimensionConfig] = field(default_factory=dict)
+    hydra: DictConfig = field(default_factory=OmegaConf.create)
 
 
 def read_command_line(arguments: list[str]) -> CommandLine:
@@ -96,14 +98,13 @@ def read_command_line(arguments: list[str]) -> CommandLine:
     parser.add_argument("-c", "--cfg")  # or argparse takes it for the beginning of -cd
     options, other_flags = parser.parse_known_intermixed_args(arguments)
     if other_flags or options.cfg:
-        return CommandLine(arguments, [], is_run=False)
-    flags, folders = ["--multirun"] if options.multirun else [], [CONF_DIR]
+        return CommandLine([], is_run=False)
+    folders = [CONF_DIR]
     if options.config_dir:
-        flags += ["--config-dir", options.config_dir]
         folders.append(Path(options.config_dir).absolute())
         if not folders[1].is_dir():
             raise ConfigError(f"--config-dir: there is no folder {folders[1]}")
-    return CommandLine(flags, options.overrides, tuple(folders), options.multirun)
+    return CommandLine(options.overrides, tuple(folders), options.multirun)
 
 
 def compose_runs(line: CommandLine) -> CommandPlan:
@@ -118,16 +119,15 @@ def compose_runs(line: CommandLine) -> CommandPlan:
     Raises:
         ConfigError: Lists every problem of every run, one a line.
     """
-    is_ready = GlobalHydra.instance().is_initialized()  # a sweeper composes inside Hydra's main
-    with nullcontext() if is_ready else initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+    with open_hydra():
         composer = _Composer(line)
         problems = composer.problems
         values: dict[str, list[Override]] = {}  # by key, each with one value
         for text in line.overrides:
-            if parsed := composer.parse(text):
-                if (key := parsed[0].key_or_group) in values:
+            if overrides := composer.parse(text):
+                if (key := overrides[0].key_or_group) in values:
                     problems.append(f"{key} is given 2 times; keep one of them")
-                values[key] = parsed
+                values[key] = overrides
         if prod(map(len, values.values())) > _MOST_RUNS:
             problems.append(f"this sweep has more than {_MOST_RUNS:,} runs; try fewer values")
             values = {}
@@ -143,14 +143,13 @@ def compose_runs(line: CommandLine) -> CommandPlan:
                 if key.partition(".")[0] not in SEARCHED:
                     problems.append(f"search.space: {key} is not among {', '.join(SEARCHED)}")
                     continue
+                given = [overrides[0] for overrides in values.values()]
                 for end in dimension.choices or [dimension.low, dimension.high]:
-                    others = [each[0] for each in values.values()]
-                    value = Override._get_value_element_as_str(end)
-                    composer.compose([*others, *composer.parse(f"{key}={value}")])
-    if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
-    swept = tuple(key for key, each in values.items() if len(each) > 1)
-    return CommandPlan(runs, tuple(space) or swept, space)
+                    composer.compose([*given, *composer.parse(f"{key}={Transformer.str(end)}")])
+        if problems:
+            raise ConfigError("\n".join(dict.fromkeys(problems)))
+    swept = tuple(key for key, overrides in values.items() if len(overrides) > 1)
+    return CommandPlan(runs, tuple(space) or swept, space, composer.hydra)
 
 
 class _Composer:
@@ -159,10 +158,11 @@ class _Composer:
     def __init__(self, line: CommandLine) -> None:
         self.line = line
         self.problems: list[str] = []
+        self.hydra = OmegaConf.create()  # Hydra's own settings
         self._loader = GlobalHydra.instance().config_loader()
         self._parser = OverridesParser.create(self._loader)
-        # What choices of groups were composed to before, which takes most of the time.
-        self._files: dict[str, DictConfig] = {}
+        # What choices of groups were composed to, which takes most of the time, and the model.
+        self._files: dict[str, tuple[DictConfig, str]] = {}
 
     def parse(self, text: str) -> list[Override]:
         """Return an override for each value of an argument; none where it is wrong by itself."""
@@ -173,9 +173,7 @@ class _Composer:
                 raise ValueError("there is no name before the =")
             values = [override]
             if override.is_sweep_override():
-                texts = islice(override.sweep_string_iterator(), _MOST_RUNS + 1)
-                element = override.get_key_element()
-                values = [self._parser.parse_override(f"{element}={each}") for each in texts]
+                values = list(islice(_split_sweep(override), _MOST_RUNS + 1))
         except (HydraException, ValueError, RecursionError, ArithmeticError) as error:
             reason = redact((str(error) or type(error).__name__).splitlines()[0])[:160]
             self.problems.append(f"{redact(text)[:80]!r} is not setting=value: {reason}")
@@ -215,16 +213,11 @@ class _Composer:
         """
         texts = [str(override.input_line) for override in overrides]
         choices = [str(o.input_line) for o in overrides if self.line.is_choice(o.key_or_group)]
-        path = [f"hydra.searchpath=[file://{folder}]" for folder in self.line.folders[1:]]
-        if (choice := " ".join(choices)) not in self._files:
-            try:
-                with warnings.catch_warnings():  # launchers have the names of their plugins' own
-                    warnings.filterwarnings("ignore", r"\s*'hydra/launcher", UserWarning)
-                    self._files[choice] = compose("config", [*choices, *path])
-            except Exception as error:  # a file of the user's own: whatever its content may raise
-                self.problems.append(f"{choice}: {reword(error)}".removeprefix(": "))
-                return ComposedRun(texts, RunConfig())
-        composed = deepcopy(self._files[choice])
+        try:
+            composed, model = deepcopy(self._compose_files(choices))
+        except Exception as error:  # a file of the user's own: whatever its content may raise
+            self.problems.append(f"{' '.join(choices)}: {reword(error)}".removeprefix(": "))
+            return ComposedRun(texts, RunConfig())
         for override in overrides:
             key, problem = override.key_or_group, ""
             section, name = (*key.split("."), "")[:2]
@@ -248,4 +241,24 @@ class _Composer:
         for text in texts:
             if re.split("[.=]", text.lstrip("+"))[0] in config.idle_sections:
                 self.problems.append(f"{text}: leave it out; {reader} does not read it")
-        return ComposedRun(texts, config)
+        return ComposedRun(texts, config, model)
+
+    def _compose_files(self, choices: list[str]) -> tuple[DictConfig, str]:
+        """Compose the files of groups that are chosen; returns also the choice of the model."""
+        if (choice := " ".join(choices)) not in self._files:
+            path = [f"hydra.searchpath=[file://{folder}]" for folder in self.line.folders[1:]]
+            with warnings.catch_warnings():  # launchers have the names of their plugins' own
+                warnings.filterwarnings("ignore", r"\s*'hydra/launcher", UserWarning)
+                composed = compose("config", [*choices, *path], return_hydra_config=True)
+            self.hydra = OmegaConf.masked_copy(composed, ["hydra"])
+            with open_dict(composed):
+                hydra = composed.pop("hydra")
+            self._files[choice] = composed, str(hydra.runtime.choices["model"])
+        return self._files[choice]
+
+
+def _split_sweep(override: Override) -> Iterator[Override]:
+    """Yield an override for each value of one that has several."""
+    for value in override.sweep_iterator():
+        one: Any = replace(override, value_type=ValueType.ELEMENT, _value=value)
+        yield replace(one, input_line=f"{one.get_key_element()}={one.get_value_element_as_str()}")

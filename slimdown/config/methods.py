@@ -1,0 +1,136 @@
+"""The table of methods: what is true of each, and what makes, saves and loads what it trains.
+
+Whoever adds a method writes a row here, a file in `conf/method/`, and where PEFT does not have it a
+module of its own. Nothing else names one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib import import_module
+from typing import Any
+
+
+class Method(StrEnum):
+    """What is trained; each is a file of `conf/method/`."""
+
+    lora = "lora"
+    rslora = "rslora"
+    dora = "dora"
+    prefix = "prefix"
+    prompt = "prompt"
+    ia3 = "ia3"
+    shira = "shira"
+    oft = "oft"
+    bottleneck = "bottleneck"
+    last_layer = "last_layer"
+    full = "full"
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """What is true of a method.
+
+    Attributes:
+        settings: The fields of `MethodConfig` that it has.
+        reads_lora: Whether its shape is that of the section `lora`.
+        module: Its functions `attach`, `save_trained` and `load_trained` do what they say.
+        peft_config: The class of PEFT's config, where it is one of PEFT's.
+        peft_options: What that config is given besides the settings.
+        peft_type: How a saved adapter names it, where it is none of PEFT's.
+        trains_weights: Whether weights of the base are trained, and a whole model is saved.
+        takes_quantized: Whether it can train on a base that is quantized.
+        learns_prompt: Whether virtual tokens stand before every prompt.
+        start: A function that begins what it trains from the text of rows, if there is one.
+        takes_checkpointing: Whether activations can be computed again in the backward pass.
+        scales: Whether at scale 0 the model is its base.
+        merges: Whether weights of the base's shape can hold it.
+        resumes: Whether a training goes on from a checkpoint.
+        has_vllm: Whether vLLM answers with it.
+        has_unsloth: Whether Unsloth trains it.
+    """
+
+    settings: tuple[str, ...] = ()
+    reads_lora: bool = False
+    module: str = "slimdown.models.peft_adapters"
+    peft_config: str = ""
+    peft_options: dict[str, Any] = field(default_factory=dict)
+    peft_type: str = ""
+    trains_weights: bool = False
+    takes_quantized: bool = True
+    learns_prompt: bool = False
+    start: str = ""
+    takes_checkpointing: bool = True
+    scales: bool = False
+    merges: bool = True
+    resumes: bool = True
+    has_vllm: bool = False
+    has_unsloth: bool = False
+
+    def find_function(self, name: str) -> Callable[..., Any]:
+        """Return a function of the method's module, which may import torch."""
+        function: Callable[..., Any] = getattr(import_module(self.module), name)
+        return function
+
+
+_LORA: dict[str, Any] = {"reads_lora": True, "peft_config": "LoraConfig"}
+_PROMPT: dict[str, Any] = {
+    "settings": ("num_virtual_tokens",),
+    "learns_prompt": True,
+    "merges": False,
+}
+_WEIGHTS: dict[str, Any] = {
+    "module": "slimdown.models.trained_weights",
+    "trains_weights": True,
+    "takes_quantized": False,
+    "has_vllm": True,
+}
+METHODS: dict[Method, MethodFacts] = {
+    # low-rank matrices beside the base's (Hu et al. 2021)
+    Method.lora: MethodFacts(**_LORA, scales=True, has_vllm=True, has_unsloth=True),
+    # LoRA scaled by the root of its rank (Kalajdzievski 2023)
+    Method.rslora: MethodFacts(
+        **_LORA, peft_options={"use_rslora": True}, scales=True, has_vllm=True, has_unsloth=True
+    ),
+    # LoRA of the weights' directions, their lengths beside it (Liu et al. 2024)
+    Method.dora: MethodFacts(**_LORA, peft_options={"use_dora": True}),
+    # keys and values before every layer's own (Li and Liang 2021)
+    Method.prefix: MethodFacts(
+        **_PROMPT,
+        peft_config="PrefixTuningConfig",
+        start="start_prefix_with_text",
+        takes_checkpointing=False,
+    ),
+    # embeddings before the prompt's own (Lester et al. 2021); PEFT's default start is noise, far
+    # from any embedding
+    Method.prompt: MethodFacts(
+        **_PROMPT,
+        peft_config="PromptTuningConfig",
+        peft_options={"prompt_tuning_init": "SAMPLE_VOCAB"},
+    ),
+    # factors of keys, values and feed-forward activations (Liu et al. 2022)
+    Method.ia3: MethodFacts(("target_modules", "feedforward_modules"), peft_config="IA3Config"),
+    # a sparse set of the weights (Bhardwaj et al. 2024)
+    Method.shira: MethodFacts(
+        ("r", "target_modules"), peft_config="ShiraConfig", takes_quantized=False
+    ),
+    # rotations of the weights (Qiu et al. 2023)
+    Method.oft: MethodFacts(("oft_block_size", "target_modules"), peft_config="OFTConfig"),
+    # small layers after attention and feed-forward (Houlsby et al. 2019)
+    Method.bottleneck: MethodFacts(
+        ("bottleneck_dim", "target_modules"),
+        module="slimdown.models.bottleneck",
+        peft_type="BOTTLENECK",
+        merges=False,
+        resumes=False,
+    ),
+    # the last block and the norm behind it
+    Method.last_layer: MethodFacts(("lm_head",), **_WEIGHTS),
+    # every weight
+    Method.full: MethodFacts(**_WEIGHTS),
+}
+
+
+def list_methods(is_meant: Callable[[MethodFacts], bool]) -> str:
+    """Name the methods of which something is true, for a message."""
+    return ", ".join(method for method, facts in METHODS.items() if is_meant(facts))

@@ -1,0 +1,180 @@
+"""What has to fit together in the settings of a run: one rule a function.
+
+Each yields what is wrong, with the settings and values in question and what would be right. What a
+single value may be stands with its field.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+
+from slimdown.config.keep_config import Keep
+from slimdown.config.methods import MethodFacts, list_methods
+from slimdown.config.paths import list_group_choices
+from slimdown.config.schema import (
+    MAX_VLLM_RANK,
+    TRAINING,
+    Backend,
+    Device,
+    Dtype,
+    Engine,
+    Role,
+    RunConfig,
+    Until,
+)
+
+# A name of a dataset or benchmark is part of metric keys, file names and dotted keys.
+_NAME = re.compile(r"[\w-]+", re.ASCII)
+_KEEP_HF = "set evaluation.backend=hf"
+
+Rule = Callable[[RunConfig], Iterator[str]]
+
+
+def find_conflicts(config: RunConfig) -> Iterator[str]:
+    """Find what does not fit together, in the order of the rules."""
+    for rule in (*_RULES, *(_TRAINING_RULES if config.tuned is None else (check_tuned,))):
+        yield from rule(config)
+
+
+def check_choices(config: RunConfig) -> Iterator[str]:
+    """Datasets and benchmarks are chosen, under names that MLflow takes."""
+    for group, members in (("dataset", config.dataset), ("benchmark", config.benchmark)):
+        if not members and (config.tuned is None or group not in TRAINING):
+            choices = ", ".join(list_group_choices(group))
+            yield f"no {group} is chosen; set {group}=[...], of {choices}"
+        for name in members:
+            if not _NAME.fullmatch(name):
+                yield f"{group}.{name}: MLflow wants a name of letters, digits, _ and -"
+
+
+def check_weights(config: RunConfig) -> Iterator[str]:
+    """All datasets have a weight, or none."""
+    weights = {name: member.weight for name, member in config.dataset.items()}
+    is_set = [weight is not None for weight in weights.values()]
+    if any(is_set) and not (all(is_set) and any(weights.values())):
+        yield f"the weights of datasets are {weights}; set all, one of them above 0, or none"
+
+
+def check_holdout(config: RunConfig) -> Iterator[str]:
+    """What is held out does not decide when to stop asking."""
+    if config.evaluation.until is not Until.all and config.evaluation.holdout:
+        until = f"evaluation.until={config.evaluation.until}"
+        yield f"{until} would stop by held-out questions (evaluation.holdout); set one of both"
+
+
+def check_source(config: RunConfig) -> Iterator[str]:
+    """The base lies somewhere."""
+    yield from config.model.source_problems()
+
+
+def check_tuned(config: RunConfig) -> Iterator[str]:
+    """What is measured instead of training lies somewhere."""
+    if tuned := config.tuned_model:
+        yield from tuned.source_problems()
+
+
+def check_vllm(config: RunConfig) -> Iterator[str]:
+    """VLLM is installed, quantizes as asked, and answers with what is trained."""
+    named, held, lora = "evaluation.backend=vllm", config.quantization, config.lora
+    if config.evaluation.backend is not Backend.vllm:
+        return
+    if not all(map(find_spec, ("vllm", "vllm_bnb_plugin"))):
+        yield f"{named} is not installed; pip install 'slimdown[vllm]'"
+    if config.model.device not in (Device.auto, Device.cuda):
+        yield f"{named} needs a GPU of NVIDIA's, got model.device={config.model.device}; {_KEEP_HF}"
+    # vllm-bnb-plugin 0.0.3 quantizes in one way, whatever it is asked for.
+    double, compute = held.bnb_4bit_use_double_quant, held.bnb_4bit_compute_dtype
+    others = {config.model.dtype, compute} - {Dtype.auto, Dtype.bfloat16}
+    if held.name != "none" and (held.name != "nf4" or not double or others):
+        settings = f"{held.name}, double={double}, {compute}, model.dtype={config.model.dtype}"
+        yield f"{named} quantizes to nf4, double, in bfloat16; got {settings}; {_KEEP_HF}"
+    facts = config.method.facts
+    is_able = facts.has_vllm
+    if facts.reads_lora:
+        is_able = is_able and lora.r <= MAX_VLLM_RANK and "lm_head" not in lora.target_modules
+    if config.tuned is None and not is_able:
+        able = (
+            f"{list_methods(lambda facts: facts.has_vllm)}, a LoRA with r={MAX_VLLM_RANK} at most"
+        )
+        got = f"{config.method.name} with r={lora.r}"
+        yield f"{named} takes method={able} and no lm_head, got {got}; {_KEEP_HF}"
+
+
+def check_quantized(config: RunConfig) -> Iterator[str]:
+    """Weights that are trained were not rounded before."""
+    quantization, method = config.quantization.name, config.method
+    if quantization != "none" and not method.facts.takes_quantized:
+        trained = f"method={method.name} trains the weights themselves"
+        yield f"{trained}, which quantization={quantization} has rounded; set quantization=none"
+
+
+def check_replay(config: RunConfig) -> Iterator[str]:
+    """Replay has rows, and shares that nothing else sets."""
+    if config.keep.name is not Keep.replay:
+        return
+    if (general := config.keep.dataset) not in config.dataset or len(config.dataset) < 2:
+        chosen = ", ".join(config.dataset)
+        yield (
+            f"keep.dataset={general or 'null'} must be one of several chosen datasets "
+            f"({chosen}): dataset=[alpaca,dolly] keep.dataset=dolly; or set "
+            "keep=self_replay, which needs none"
+        )
+    if any(member.weight is not None for member in config.dataset.values()):
+        yield f"keep.share={config.keep.share} and weights of datasets: set one of both"
+
+
+def check_distance(config: RunConfig) -> Iterator[str]:
+    """The distance to the base needs the base beside what is trained."""
+    keep, is_unsloth = config.keep, config.train.engine is Engine.unsloth
+    if keep.name is Keep.replay or not keep.weight:
+        return
+    if config.method.facts.trains_weights or is_unsloth:
+        needs = "needs the base beside what is trained: an adapter, train.engine=trl"
+        others = "keep=self_replay takes keep.weight=null, and keep=mask has none"
+        yield f"keep.weight={keep.weight:g} {needs}; {others}"
+
+
+def check_checkpointing(config: RunConfig) -> Iterator[str]:
+    """Activations that are computed again are not needed as they were."""
+    if config.train.gradient_checkpointing and not config.method.facts.takes_checkpointing:
+        method = f"method={config.method.name}"
+        yield f"{method} needs keys and values; set train.gradient_checkpointing=false"
+
+
+def check_stopping(config: RunConfig) -> Iterator[str]:
+    """A training that ends on forgetting looks between its steps, at something with a budget."""
+    if not config.train.stop_on_forgetting:
+        return
+    if config.train.engine is Engine.unsloth:
+        yield "train.stop_on_forgetting=true looks between steps; set train.engine=trl"
+    benchmarks = config.benchmark.values()
+    if not any(b.role is Role.retained or b.max_loss is not None for b in benchmarks):
+        yield "train.stop_on_forgetting=true needs a benchmark that is retained"
+
+
+def check_unsloth(config: RunConfig) -> Iterator[str]:
+    """Unsloth is installed, and trains what is asked for."""
+    if config.train.engine is not Engine.unsloth:
+        return
+    if find_spec("unsloth") is None:  # looks for it and imports nothing
+        yield "train.engine=unsloth is not installed; pip install 'slimdown[unsloth]'"
+    is_able = config.method.facts.has_unsloth and config.quantization.name in ("nf4", "none")
+    if not is_able or "lm_head" in config.lora.target_modules:
+        able = list_methods(_has_unsloth)
+        ability = f"method={able} on quantization=nf4 or none, and no lm_head"
+        yield f"train.engine=unsloth trains {ability}; set train.engine=trl"
+
+
+def _has_unsloth(facts: MethodFacts) -> bool:
+    return facts.has_unsloth
+
+
+_RULES: tuple[Rule, ...] = (check_choices, check_weights, check_holdout, check_source, check_vllm)
+_TRAINING_RULES: tuple[Rule, ...] = (
+    check_quantized,
+    check_replay,
+    check_distance,
+    check_checkpointing,
+    check_stopping,
+    check_unsloth,
+)

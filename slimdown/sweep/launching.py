@@ -1,0 +1,67 @@
+"""Jobs given to one of Hydra's launchers: in this process, in workers, or on a cluster."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import run_job, setup_globals
+from hydra.experimental.callback import Callback
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+# Our launchers have the names of their plugins' own, of which Hydra 1.3 warns in workers, too.
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher", UserWarning)
+
+
+class _ComposedBefore:
+    """What launchers take for Hydra's loader of files: it hands out Hydra's own settings.
+
+    A job's settings were composed and checked by the command, and its task knows where they lie.
+    """
+
+    def load_sweep_config(self, hydra: DictConfig, overrides: list[str]) -> DictConfig:
+        """Return Hydra's settings for a job."""
+        settings = deepcopy(hydra)
+        settings.hydra.overrides.task = overrides
+        return settings
+
+
+def launch(hydra: DictConfig, task: Callable[[Any], None], jobs: Sequence[list[str]]) -> None:
+    """Start a task for each job by the launcher that is chosen, and wait for all.
+
+    Args:
+        hydra: Hydra's own settings, below `hydra`.
+        task: It finds the job's number in `HydraConfig.get().job.num`, and gets nothing else. It is
+            pickled where the launcher starts workers.
+        jobs: What the command line changed for each job; launchers log it.
+    """
+    launcher = Plugins.instance().instantiate_launcher(_make_context(), task, hydra)
+    launcher.launch(jobs, initial_job_idx=0)
+
+
+def run_here(hydra: DictConfig, task: Callable[[], object]) -> None:
+    """Run one task in this process, in the folder and with the logging that Hydra's settings say.
+
+    Raises:
+        Exception: Whatever the task raised.
+    """
+    failures: list[Exception] = []
+
+    def run_task(_: Any) -> None:
+        try:
+            task()
+        except Exception as error:  # Hydra would print a line of its own
+            failures.append(error)
+
+    setup_globals()
+    run_job(run_task, hydra, "hydra.run.dir", None, _make_context())
+    if failures:
+        raise failures[0]
+
+
+def _make_context() -> HydraContext:
+    loader: Any = _ComposedBefore()
+    callbacks: Any = Callback()
+    return HydraContext(loader, callbacks)
