@@ -42,7 +42,7 @@ def register_schema() -> None:
     resolvers: dict[str, Any] = {
         "default_store": default_store,  # conf/config.yaml
         "n_gpus": count_gpus,  # conf/hydra/launcher/
-        "twice": lambda n: 2 * n,  # conf/experiment/rank.yaml
+        "twice": lambda n: max(1, 2 * n),  # conf/lora/; a rank of 0 is one mistake, not two
         "by_method": _choose_by_method,  # conf/train/
         "help_of_settings": _write_help,  # conf/config.yaml
     }
