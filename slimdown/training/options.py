@@ -53,7 +53,7 @@ def _build(config: RunConfig) -> None:
     with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
         if config.method.is_lora:
             build_adapter_config(config.method, config.lora)
-        built = build_arguments(config, Path(folder))
+        built: Any = build_arguments(config, Path(folder))
         weight = torch.nn.Parameter(torch.zeros(1))
         optimizer: Any = torch.optim.SGD([weight])
         if "adamw" in config.train.optim:  # others want a model
@@ -62,7 +62,8 @@ def _build(config: RunConfig) -> None:
         settings = {"scheduler_specific_kwargs": built.lr_scheduler_kwargs}
         transformers.get_scheduler(built.lr_scheduler_type, optimizer, 0, 10, **settings)
         names = ("num_workers", "persistent_workers", "prefetch_factor", "multiprocessing_context")
-        DataLoader([0], **{name: getattr(built, f"dataloader_{name}", None) for name in names})
+        loading: Any = {name: getattr(built, f"dataloader_{name}", None) for name in names}
+        DataLoader[Any](loading, **loading)  # of whatever has a length
         if config.train.gradient_checkpointing:
             settings = {"use_reentrant": False} | (built.gradient_checkpointing_kwargs or {})
             checkpoint(torch.neg, weight, **settings)
