@@ -53,7 +53,7 @@ def _build(config: RunConfig) -> None:
     with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
         if config.method.is_lora:
             build_adapter_config(config.method, config.lora)
-        built = build_arguments(config, Path(folder))
+        built: Any = build_arguments(config, Path(folder))
         weight = torch.nn.Parameter(torch.zeros(1))
         optimizer: Any = torch.optim.SGD([weight])
         if "adamw" in config.train.optim:  # others want a model
