@@ -128,7 +128,13 @@ def check_settings(setting: str, settings: Mapping[str, Any], model: Any) -> Non
         if len(json.dumps(value)) > _MOST_CHARACTERS and key != "trainable_token_indices":
             raise ModelError(f"{setting}: {key} is longer than any model has names; get it again")
         if re.fullmatch(".*(modules|pattern|parameters)", key):
-            patterns += [value] if isinstance(value, str) else map(str, value or ())
+            patterns += (
+                [value]
+                if isinstance(value, str)
+                else map(str, value)
+                if isinstance(value, list | dict)
+                else ()
+            )
         for name, number in (
             (value or {}).items() if key in ("alpha_pattern", "rank_pattern") else ()
         ):

@@ -100,6 +100,15 @@ def test_thirteen_words_overlap_and_four_fifths_stand() -> None:
         assert [o.stands for o in search(numbered(question), [text]).overlaps] == expected
 
 
+def test_of_an_endless_row_the_beginning_is_searched() -> None:
+    asked = numbered(running(0, 20))
+    long = "word " * 800_000  # 4 million characters
+    assert standing(search(asked, [f"{running(0, 20)} {long}"])) == standing(
+        search(asked, [running(0, 20)])
+    )
+    assert not standing(search(asked, [f"{long} {running(0, 20)}"]))
+
+
 def test_a_few_words_need_the_right_answer_beside_them() -> None:
     question = Question("quiz 0", ("What is the capital of France?",), ("Paris",))
     assert not search([question], ["What is the capital of France? Ask a teacher."]).overlaps

@@ -120,6 +120,12 @@ def test_the_content_counts_and_not_the_place(
         ([PICK | {"choices": ["x", "\ud800"], "answer": 0}], "row 1: 'utf-8' codec can't encode"),
         ([SUM, PICK | {"answer": "B"}], "row 2: it has choices, unlike the rows before"),
         ([PICK | {"answer": 3}], "row 1: answer '3' is none of the choices"),
+        ([{"question": "x\0", "answer": "y"}], "row 1: it holds a NUL character"),
+        ([{"question": "x", "answer": "\u200b"}], "row 1: it has no text or number in answer"),
+        (
+            [{"question": "x", "choices": [f"c{i}" for i in range(30)], "answer": "["}],
+            r"row 1: answer '\[' is none of the choices",
+        ),
         ([PICK | {"choices": ["7", "0"], "answer": 0}], "row 1: answer '0' may mean two"),
         ([PICK | {"choices": ["x", "x"], "answer": 0}], "row 1: choices must be a list of two"),
     ],

@@ -173,7 +173,7 @@ def test_a_model_that_cannot_be_trusted_is_refused_in_one_line(
         ({"experts_implementation": "evil/kernel"}, "model.args.experts_implementation=eager"),
         ({"num_hidden_layers": 100_000}, "num_hidden_layers=100,000, and slimdown builds 1,000"),
         (
-            {"model_type": "gemma3", "text_config": {"attn_implementation": "evil/kernel"}},
+            {"model_type": "gemma3", "attn_implementation": {"text_config": "evil/kernel"}},
             "is compiled code from the hub",
         ),
     ],
@@ -186,7 +186,7 @@ def test_a_config_asks_for_no_code_and_no_endless_model(
     model = composed(f"model.id={tmp_path / 'model'}").model
     with pytest.raises(ModelError, match=answer):
         load_outline(model)
-    if "attn_implementation" in changes:
+    if isinstance(changes.get("attn_implementation"), str):
         load_outline(replace(model, args={"attn_implementation": "eager"}))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from builders import judge_scores
+from builders import make_evaluation
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -19,6 +19,7 @@ from slimdown.config.schema import RunConfig
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.models.external import open_tuned_model
 from slimdown.report.model_card import render_model_card
+from slimdown.stats.findings import judge
 from slimdown.utils.errors import ConfigError, ModelError
 
 Composed = Callable[..., RunConfig]
@@ -155,8 +156,9 @@ def test_an_adapter_is_measured_on_what_its_card_says_that_it_was_trained_on(
     folder = save_adapter(tmp_path / "adapter")
     assert composed(f"tuned={folder}").quantization.name == "none"
     config = composed(f"quantization={quantization}", f"method={method}")
+    findings = judge(*(make_evaluation(pocket_math=scores) for scores in ([1, 0], [1, 1])))
     base = LoadedModel(None, None, "pocket:model", "float32")
-    card = render_model_card(judge_scores([1, 0], [1, 1]), config, base)
+    card = render_model_card(findings, config, base)
     (folder / "README.md").write_text(card)
     assert composed(f"tuned={folder}").quantization.name == quantization
     assert composed(f"tuned={folder}", "quantization=fp4").quantization.name == "fp4"
