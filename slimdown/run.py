@@ -18,7 +18,12 @@ from slimdown.config.command_line import compose_runs, read_command_line
 from slimdown.config.loader import reword
 from slimdown.config.paths import CONF_DIR
 from slimdown.config.schema import Backend, Engine
-from slimdown.utils.distributed import check_launcher, process_count, process_rank
+from slimdown.utils.distributed import (
+    broadcast_from_main,
+    check_launcher,
+    process_count,
+    process_rank,
+)
 from slimdown.utils.errors import ConfigError, DataError, SlimdownError
 
 
@@ -46,9 +51,11 @@ def main(arguments: list[str]) -> int:
 def _start(arguments: list[str]) -> int:
     line = read_command_line(arguments)
     check_launcher()
-    if process_rank() > 0:  # of accelerate or torchrun; the first process says what is wrong
+    # Of accelerate or torchrun; the first process says what is wrong.
+    if process_rank() > 0 and line.is_run:
         with suppress(SlimdownError):
             config = compose_runs(line).runs[0].config
+            broadcast_from_main(None)
             from slimdown.experiment import assist_training
 
             assist_training(config)
@@ -72,6 +79,7 @@ def _start(arguments: list[str]) -> int:
             problems += check_task_names(config.benchmark, config.evaluation.include_path)
         if problems:
             raise DataError("\n".join(dict.fromkeys(problems)))
+        broadcast_from_main(None)  # all are there, before what takes long begins
         register_sweeper(line, plan)
     sys.argv[1:] = [*line.flags, *line.overrides]  # Hydra's order: flags first
     failures: list[Exception] = []
