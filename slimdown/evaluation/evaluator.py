@@ -5,7 +5,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -159,12 +159,9 @@ class Evaluator:
             stack.enter_context(keep_random_states())
             stack.enter_context(quiet_libraries())
             stack.enter_context(eval_mode(model.model))
-            count = (
-                measure_peak_memory(model.device)
-                if self.counts_memory
-                else nullcontext(lambda: nan)
-            )
-            measure_peak = stack.enter_context(count)
+            measure_peak: Callable[[], float] = lambda: nan  # noqa: E731
+            if self.counts_memory:
+                measure_peak = stack.enter_context(measure_peak_memory(model.device))
             lm = open_lm(model, self._config, backend)
             scoring, vllm = backend, None
             if self._config.backend is Backend.vllm:  # it makes batches of its own, of large chunks

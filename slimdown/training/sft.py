@@ -124,7 +124,8 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
         """Take the labels from rows with which accelerate fills the last batches of an epoch."""
         size = self.args.per_device_train_batch_size
         n_of_last = len(cast(Any, self.train_dataset)) % (size * self.args.world_size)
-        if n_of_last and self.accelerator.gradient_state.end_of_dataloader:
+        is_last = self.args.world_size > 1 and self.accelerator.gradient_state.end_of_dataloader
+        if is_last and n_of_last:
             row = torch.arange(len(batch["labels"]), device=batch["labels"].device)[:, None]
             if "position_ids" in batch:  # one row after another
                 row = (batch["position_ids"] == 0).cumsum(1) - 1
