@@ -30,7 +30,7 @@ from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_ca
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.run_writer import open_run
 from slimdown.tracking.store import local_dir
-from slimdown.training.fine_tuning import fine_tune, open_validation, prepare_training
+from slimdown.training.fine_tuning import fine_tune, prepare_training, validate
 from slimdown.training.sft import Look
 from slimdown.training.tokenizing import tokenize_rows
 from slimdown.utils.distributed import broadcast_from_main
@@ -87,14 +87,15 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         run.log_model(base)
 
         external = open_tuned_model(config, base) if config.tuned else None
+        broadcast_from_main(bool(train_data))  # the processes in assist_training join in, or leave
         if train_data:
             with progress.show("preparing the training"):
-                broadcast_from_main(True)  # the processes in assist_training join in
                 prepared = prepare_training(base, train_data, config)
             console.show_notes(prepared.notes)
 
         learns_prompt = external.learns_prompt if external else config.method.facts.learns_prompt
         evaluator = Evaluator(tasks, config.evaluation, share_prefixes=not learns_prompt)
+        evaluator.counts_memory = True  # this process and its GPU are our own
         with progress.show("measuring the base", "questions") as on_progress:
             base_evaluation = evaluator.evaluate(base, run.base_cache, on_progress=on_progress)
         console.show_notes(evaluator.notes)
@@ -252,14 +253,11 @@ def measure_scales(
         ):
             evaluations[scale] = evaluator.evaluate(scaled, cache, None, on_progress)
     if rows:
-        with (
-            console.progress_bar("validating", "scales") as on_progress,
-            open_validation(tuned.model, base.tokenizer, rows, config) as validate,
-        ):
+        with console.progress_bar("validating", "scales") as on_progress:
             for n_done, scale in enumerate(scales):
                 on_progress(n_done, len(scales), "")
                 with rescale_adapter_scale(tuned.model, scale):
-                    losses[scale] = validate()
+                    losses[scale] = validate(tuned.model, base.tokenizer, rows, config)
     return ScaledEvaluations(base, external.folder, base_evaluation, evaluations, losses)
 
 
@@ -269,7 +267,7 @@ def assist_training(config: RunConfig) -> None:
     Args:
         config: The same settings that the first process has.
     """
-    if broadcast_from_main(None):  # None: the first process has nothing to train
+    if broadcast_from_main(None):  # whether the first process has something to train
         base = load_base_model(config.model, config.quantization)
         train_data = load_training_data(config.dataset, base.tokenizer, config.seed, config.keep)
         prepared = prepare_training(base, train_data, config)

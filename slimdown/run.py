@@ -19,7 +19,12 @@ from slimdown.config.schema import Backend, Engine, RunConfig
 from slimdown.report.formatting import VisibleFormatter
 from slimdown.sweep.command_line import compose_runs, read_command_line
 from slimdown.utils.devices import count_gpus
-from slimdown.utils.distributed import check_launcher, process_count, process_rank
+from slimdown.utils.distributed import (
+    broadcast_from_main,
+    check_launcher,
+    process_count,
+    process_rank,
+)
 from slimdown.utils.errors import ConfigError, DataError, SlimdownError
 from slimdown.utils.hub import check_repositories
 
@@ -42,9 +47,11 @@ def _start(arguments: list[str]) -> int:
     if not line.is_run:
         return _ask_hydra(arguments)
     check_launcher()
-    if process_rank() > 0:  # of accelerate or torchrun; the first process says what is wrong
+    # Of accelerate or torchrun; the first process says what is wrong.
+    if process_rank() > 0 and line.is_run:
         with suppress(SlimdownError):
             config = compose_runs(line).runs[0].config
+            broadcast_from_main(None)
             from slimdown.experiment import assist_training
 
             assist_training(config)
@@ -63,6 +70,7 @@ def _start(arguments: list[str]) -> int:
         from slimdown.sweep.sweeper import Sweep
 
         return Sweep(line, plan).run()
+    broadcast_from_main(None)  # all are there, before what takes long begins
     from slimdown.sweep.jobs import run_job
     from slimdown.sweep.launching import run_here
     from slimdown.tracking.provenance import RunInfo

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ from transformers import (
 )
 
 import slimdown
-from slimdown.config.schema import BenchmarkConfig
+from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, Until
 from slimdown.evaluation.results import Evaluation
+from slimdown.models.causal import wrap_model
+from slimdown.notebook import build_evaluator
 from slimdown.pocket import MODEL_DIR
 from slimdown.stats.budgets import Outcome
 from slimdown.utils.errors import ConfigError, DataError, ModelError, SlimdownError
@@ -73,6 +76,20 @@ def test_a_task_of_the_harness_brings_its_metric_shots_and_chance() -> None:
         task="pocket_cs_dev", metric="acc", num_fewshot=0, chance=0.25, limit=3
     )
     assert evaluation.benchmarks["pocket_cs_dev"].benchmark == expected
+
+
+def test_torchs_counter_of_memory_stays_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    resets: list[int] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: resets.append(1))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7)
+    loaded = replace(wrap_model(load(), TOKENIZER), device="cuda")
+    settings = EvaluationConfig(4, False, 0.0, Until.all)
+    evaluator = build_evaluator("pocket_cs", settings, 2, None)
+    evaluator.evaluate(loaded)
+    assert not resets
+    evaluator.counts_memory = True
+    assert evaluator.evaluate(loaded).peak_bytes == 7
+    assert resets == [1]
 
 
 def test_settings_override_those_of_a_benchmark() -> None:

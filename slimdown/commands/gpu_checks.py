@@ -51,8 +51,11 @@ def check_answers(
     estimated = memory.estimate_weight_bytes(outline, config.quantization, base.model.dtype)
     base.tokenizer.chat_template = _TEMPLATE
     ask = partial(measure, base.model, base.tokenizer, benchmark, limit=limit, **settings)
-    ours = ask()
-    stock = ask(stock=True, batch_size=ours.evaluator.backend.batch_size)  # type: ignore[union-attr]
+    with memory.measure_peak_memory(base.device) as peak:
+        ours, our_peak = ask(), peak()
+    size = ours.evaluator.backend.batch_size  # type: ignore[union-attr]
+    with memory.measure_peak_memory(base.device) as peak:
+        stock, stock_peak = ask(stock=True, batch_size=size), peak()
     mine, theirs = (evaluation.benchmarks[benchmark] for evaluation in (ours, stock))
     pairs = list(zip(mine.samples, theirs.samples, strict=True))
     n_unlike = sum(one.response != other.response for one, other in pairs)
@@ -69,7 +72,7 @@ def check_answers(
     line = f"{n_unlike} of {len(mine.samples)} texts, {off:.2g} nats off; "
     line += f"{n_tokens / mine.seconds:,.0f} tokens/s, HFLM {n_tokens / theirs.seconds:,.0f}; "
     line += f"weights {held / 1e6:,.0f} MB, estimated {estimated / 1e6:,.0f}; "
-    line += f"peak {ours.peak_bytes / 1e6:,.0f}, HFLM {stock.peak_bytes / 1e6:,.0f}"
+    line += f"peak {our_peak / 1e6:,.0f}, HFLM {stock_peak / 1e6:,.0f}"
     return differs, line
 
 

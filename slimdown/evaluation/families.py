@@ -71,7 +71,7 @@ def explain_no_sharing(model: Any) -> str:
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"{config._attn_implementation} attention takes no 4D mask"
     odd_settings = {"alibi": True, "use_bidirectional_attention": True, "is_causal": False}
-    for setting, value in (odd_settings | {"output_router_logits": True}).items():
+    for setting, value in odd_settings.items():
         if getattr(config, setting, None) is value:
             return setting
     for setting in ("sliding_window", "layer_types"):

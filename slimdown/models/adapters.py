@@ -208,7 +208,12 @@ def check_scalable(tuned: LoadedModel) -> None:
     from peft.helpers import rescale_adapter_scale
 
     model, reason = tuned.model, "something beside its LoRA was trained"
-    if has_untouched_base(model):
+    beside = (
+        "modules_to_save",
+        "trainable_token_indices",
+    )  # of which a few tokens may show nothing
+    adapters = getattr(model, "peft_config", {}).values()
+    if has_untouched_base(model) and not any(getattr(a, n, None) for a in adapters for n in beside):
         n_tokens = min(64, model.get_input_embeddings().weight.shape[0])
         tokens = torch.arange(n_tokens, device=model.device)[None]
         with torch.no_grad(), disabled_adapters(model):

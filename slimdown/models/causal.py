@@ -95,7 +95,8 @@ def disabled_adapters(model: Any) -> Iterator[None]:
 def eval_mode(model: Any) -> Iterator[None]:
     """Inside, the model computes without gradients, dropout and a trainer's autocast, with a cache.
 
-    On leaving, every module's mode and 4-bit layout, the cache flag and the forward are as before.
+    Nor does it return what routes tokens to experts, which TRL asks for in the config. On leaving,
+    every module's mode and 4-bit layout, the config and the forward are as before.
     """
     with ExitStack() as undo:
         for module in model.modules():
@@ -104,8 +105,11 @@ def eval_mode(model: Any) -> Iterator[None]:
                 undo.callback(setattr, module, "support_avx512bf16_for_cpu", True)
                 module.support_avx512bf16_for_cpu = False
         config = get_inner_model(model).config.get_text_config()
-        undo.callback(setattr, config, "use_cache", getattr(config, "use_cache", None))
-        config.use_cache = True
+        settings = {"use_cache": True}
+        settings |= {name: False for name in vars(config) if name == "output_router_logits"}
+        for setting, value in settings.items():
+            undo.callback(setattr, config, setting, getattr(config, setting, None))
+            setattr(config, setting, value)
         if "_original_forward" in vars(model):  # accelerate put autocast around it
             undo.callback(setattr, model, "forward", model.forward)
             model.forward = model._original_forward

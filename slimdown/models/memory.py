@@ -97,8 +97,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def measure_peak_memory(device: str) -> Iterator[Callable[[], float]]:
     """Yield a function that returns the most bytes held so far.
 
-    On a GPU those of tensors since the context was entered; elsewhere those of the whole process
-    since it began.
+    On a GPU those of tensors since the context was entered, where torch's one counter is set back:
+    for a process of our own, and not within another such context. Elsewhere those of the whole
+    process since it began.
     """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()

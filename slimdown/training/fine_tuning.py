@@ -3,8 +3,8 @@
 import copy
 import math
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 import transformers
+from datasets import Dataset
 from trl.data_utils import pack_dataset
 
 from slimdown.config.methods import Method
-from slimdown.config.schema import Engine, OnProgress, RunConfig
+from slimdown.config.schema import Engine, OnProgress, RunConfig, TrainConfig
 from slimdown.data.training_data import TrainingData
 from slimdown.models.adapters import attach_adapter, save_adapter
 from slimdown.models.base_model import LoadedModel
@@ -27,14 +28,16 @@ from slimdown.training.keeping import apply_keep
 from slimdown.training.padding_free import attention_within_rows, supports_padding_free
 from slimdown.training.result import StepLog, TrainingResult
 from slimdown.training.sft import Look, TrainingCallback, build_trainer
-from slimdown.training.tokenizing import TokenizedRows, tokenize_rows
+from slimdown.training.tokenizing import IGNORED, TokenizedRows, tokenize_rows
 from slimdown.training.unsloth import train_with_unsloth
-from slimdown.utils.distributed import broadcast_from_main, process_rank
+from slimdown.utils.distributed import broadcast_from_main, process_count, process_rank
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error
 from slimdown.utils.hashing import hash_folder
 
-# Relative difference of a loss computed in two ways that rounding explains.
-_ROUNDING = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
+# Relative difference of a loss computed in two ways that rounding explains: by batches of one
+# shape, and of two.
+_ROUNDING = 1e-3
+_ROUNDING_OF_SHAPES = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
 
 
 def prepare_training(
@@ -67,10 +70,11 @@ def prepare_training(
     trained = [(parameter, parameter.requires_grad) for parameter in base.model.parameters()]
     twin = replace(base, model=copy.deepcopy(base.model, shared))
     by_length = sorted(range(min(32, len(rows.train))), key=lambda i: len(rows.train[i]["labels"]))
-    middle = rows.train.select(by_length[len(by_length) // 2 :][:2])
-    padded = replace(rows, train=middle, validation=None)
+    middle = by_length[(len(by_length) - 1) // 2 :][:2]
 
-    def take_step(model: Any, folder: str, trial: TokenizedRows) -> float:
+    def take_step(model: Any, folder: str, numbers: list[int], is_padding_free: bool) -> float:
+        trial = replace(rows, train=rows.train.select(numbers), validation=None)
+        trial = replace(trial, is_padding_free=is_padding_free)
         trainer = build_trainer(model, base.tokenizer, trial, config, Path(folder))
         trainer.create_optimizer_and_scheduler(num_training_steps=10)  # fails where one is missing
         trainer.get_train_dataloader()  # fails where its options do not fit together
@@ -87,11 +91,18 @@ def prepare_training(
     try:
         with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
             model = attach_adapter(twin, config.method, config.lora, config.seed)
-            padded_loss, loss = take_step(model, folder, padded), math.nan
+            padded_loss, differences = take_step(model, folder, middle, False), [math.nan]
             # NEFTune's noise goes by the length of a row, and rows laid end to end are one.
             if supports_padding_free(model) and not options.get("neftune_noise_alpha"):
                 with suppress(Exception):  # then its rows are padded
-                    loss = take_step(model, folder, replace(padded, is_padding_free=True))
+                    loss = take_step(model, folder, middle, True)
+                    swapped = take_step(model, folder, middle[::-1], True)
+                    alone = [take_step(model, folder, middle[:1], free) for free in (True, False)]
+                    # Rows that do not mix round alike in either order, as a row alone does with
+                    # and without padding: half precision hides nothing here.
+                    looser = _ROUNDING / _ROUNDING_OF_SHAPES[base.dtype]
+                    differences = [abs(loss - swapped), abs(alone[0] - alone[1])]
+                    differences += [looser * abs(loss - padded_loss)]
     except SlimdownError:
         raise
     except Exception as error:  # models, adapters and optimizers are other people's code
@@ -103,10 +114,9 @@ def prepare_training(
     finally:
         for parameter, is_trained in trained:
             parameter.requires_grad_(is_trained).grad = None
-    if abs(loss - padded_loss) <= _ROUNDING[base.dtype] * max(abs(padded_loss), 1e-2):
+    if all(d <= _ROUNDING * max(abs(padded_loss), 1e-2) for d in differences):
         if options.get("packing"):
-            with quiet_libraries():
-                rows = replace(rows, train=pack_dataset(rows.train, config.train.max_length))
+            rows = replace(rows, train=_pack_rows(rows.train, config.train))
         return replace(rows, is_padding_free=True)
     if options.get("packing"):
         raise ModelError(
@@ -167,7 +177,7 @@ def fine_tune(
         try:
             on_progress(0, 0, "validating")
             with nullcontext() if method.trains_weights else disabled_adapters(model):
-                loss_before = trainer.evaluate()["eval_loss"]
+                loss_before, _ = trainer.validate()
             trainer.add_callback(callback)
             transformers.set_seed(config.seed)
             with measure_peak_memory(base.device) as peak, callback.stop_after_step():
@@ -207,8 +217,7 @@ def fine_tune(
         if callback.is_stopping:
             raise KeyboardInterrupt
         on_progress(0, 0, "validating")
-        loss_after = trainer.evaluate()["eval_loss"]
-        divergence = math.nan if method.trains_weights else trainer.measure_base_divergence()
+        loss_after, divergence = trainer.validate(compares=not method.trains_weights)
     vars(base.model).pop("forward", None)  # TRL's fused head
     base.model.generation_config = generation_config  # the Trainer aligns it with the tokenizer
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -251,11 +260,8 @@ def fine_tune(
     return replace(base, model=model.eval(), identity=identity, **place), result
 
 
-@contextmanager
-def open_validation(
-    model: Any, tokenizer: Any, rows: TokenizedRows, config: RunConfig
-) -> Iterator[Callable[[], float]]:
-    """Yield what computes a model's loss on the held-out rows, in nats a token: mean over batches.
+def validate(model: Any, tokenizer: Any, rows: TokenizedRows, config: RunConfig) -> float:
+    """Compute a model's loss on the held-out rows, in nats a token.
 
     Args:
         model: With an adapter; nothing of it is trained.
@@ -264,8 +270,18 @@ def open_validation(
         config: The settings that the model was trained with.
     """
     with tempfile.TemporaryDirectory() as folder, quiet_libraries():
-        trainer = build_trainer(model, tokenizer, rows, config, Path(folder))
-        yield lambda: float(trainer.evaluate()["eval_loss"])
+        loss, _ = build_trainer(model, tokenizer, rows, config, Path(folder)).validate()
+    return float(loss)
+
+
+def _pack_rows(rows: Dataset, train: TrainConfig) -> Any:
+    """Lay rows end to end; several processes get rows without a label that make them even."""
+    with quiet_libraries():
+        packed = pack_dataset(rows, train.max_length)
+    n_together = process_count() * train.per_device_train_batch_size
+    for _ in range(-len(packed) % n_together if process_count() > 1 else 0):
+        packed = packed.add_item({"input_ids": [0], "labels": [IGNORED], "seq_lengths": [1]})
+    return packed
 
 
 def _start_prefix_with_text(model: Any, base: LoadedModel, rows: TokenizedRows) -> None:

@@ -52,7 +52,8 @@ def apply_keep(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> Tok
         if keep.weight:
             written = [{**row, "labels": mark_written(row["labels"])} for row in written]
         more = Dataset.from_list(written, rows.train.features) if written else rows.train.select([])
-        note = f"keep=self_replay: {len(written):,} rows that {base.id} wrote are mixed in"
+        note = f"keep=self_replay: {len(written):,} of {n_rows:,} rows that {base.id} wrote"
+        note = f"{note} have a token to train on and are mixed in"
         train = concatenate_datasets([rows.train, more])
         return replace(rows, train=train, notes=[*rows.notes, note])
     if keep.name is Keep.mask:
@@ -107,7 +108,7 @@ def _find_or_write_rows(
     keep = config.keep
     prompts = read_prompts(keep.prompts) if keep.prompts else [""]
     longest = config.train.max_length
-    settings = [keep.max_tokens, keep.temperature, n_rows, config.seed, prompts, longest]
+    settings = [keep.max_tokens, keep.temperature, n_rows, config.seed, prompts, longest, "no end"]
     file = cache_dir() / "replay" / f"{hash_json([base.identity, settings])}.json"
     if base.identity and file.is_file():
         return list(json.loads(file.read_text()))
@@ -128,6 +129,8 @@ def _write_rows(
     most = config.train.max_length
     marks = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     start = next(token for token in marks if token is not None)
+    ends = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     cuda = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), eval_mode(model):
         torch.manual_seed(config.seed)
@@ -147,10 +150,10 @@ def _write_rows(
                 top_p=1.0,
                 repetition_penalty=1.0,  # the base's own distribution, whatever its publisher set
                 max_new_tokens=keep.max_tokens,
+                min_new_tokens=1,  # a row of the end alone teaches to say nothing
+                eos_token_id=sorted(ends) or None,
                 pad_token_id=start,
             )
-            ends = model.generation_config.eos_token_id
-            ends = set(ends if isinstance(ends, list) else [ends])
             for ids, answer in zip(encoded, tokens[:, width:].tolist(), strict=True):
                 end = next((i + 1 for i, token in enumerate(answer) if token in ends), len(answer))
                 if end > 1 and len(ids) < most:  # more than the end alone, and a token to train on

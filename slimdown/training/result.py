@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import nan
 from pathlib import Path
 
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 """Part of a run's key; raised by hand when the same settings train another model."""
 
 
@@ -24,7 +24,7 @@ class TrainingResult:
     steps: int
     tokens: int  # of all training batches, without padding
     train_loss: float  # mean over all steps, in nats a token
-    validation_loss_before: float  # of the base on the held-out rows: mean over batches
+    validation_loss_before: float  # of the base on the held-out rows: mean over tokens
     validation_loss_after: float
     n_trainable: int
     trainable_percent: float

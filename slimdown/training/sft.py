@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,27 +84,57 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
             loss = stock(model, inputs, *args, **kwargs)
         if self.enlarges_gradients and loss.requires_grad:
             loss.register_hook(lambda gradient: gradient * _GRADIENT_SCALE)
-        # An evaluation of older versions of transformers asks for outputs, too, and drops them.
-        return (loss, {}) if kwargs.get("return_outputs") and self.takes_plain_loss else loss
+        return loss
 
-    def measure_base_divergence(self) -> float:
-        """Return how far the model is from its base on the first held-out rows, in nats a token.
+    def validate(self, compares: bool = False) -> tuple[float, float]:
+        """Compute the loss on the held-out rows; several processes share the batches.
 
-        The mean divergence of the model's distribution from the base's, which is said to foretell
-        forgetting (Shenfeld et al. 2025, RL's Razor, arXiv 2509.04259).
+        `evaluate` takes the mean over batches. Before `train` it also marks the model as prepared,
+        and accelerate then does not wrap it in DDP: each process would train a model of its own
+        (https://github.com/huggingface/accelerate/blob/v1.10.0/src/accelerate/accelerator.py).
+
+        Args:
+            compares: Whether the base is beside what is trained, to be compared with.
+
+        Returns:
+            The loss in nats a trained token, and the mean divergence of the model's distribution
+            from the base's on the first rows, which is said to foretell forgetting (Shenfeld et al.
+            2025, RL's Razor, arXiv 2509.04259); nan where they are not compared.
         """
-        total, n_tokens, model = 0.0, 0, cast(Any, self.model).eval()
-        n_batches = math.ceil(_DIVERGENCE_ROWS / self.args.per_device_eval_batch_size)
-        for batch in islice(self.get_eval_dataloader(), n_batches):
-            inputs = self._prepare_inputs(batch)
+        rows, size = list(cast(Any, self.eval_dataset)), self.args.per_device_eval_batch_size
+        sums, model = torch.zeros(4, device=self.args.device), cast(Any, self.model).eval()
+        for start in range(0, len(rows), size)[self.args.process_index :: self.args.world_size]:
+            inputs = self._prepare_inputs(self.data_collator(rows[start : start + size]))
             compute_logits, target = self._open_batch(model, inputs)
             is_trained = target != IGNORED
             with torch.no_grad():
-                logits = compute_logits()[is_trained]
-                with disabled_adapters(self.accelerator.unwrap_model(model)):
-                    total += float(measure_divergence(compute_logits()[is_trained], logits).sum())
-            n_tokens += int(is_trained.sum())
-        return total / max(1, n_tokens)
+                logits = compute_logits()
+                nats = functional.cross_entropy(logits.float(), target, reduction="sum")
+                sums[:2] += torch.stack([nats, is_trained.sum()])
+                if compares and start < _DIVERGENCE_ROWS:
+                    with disabled_adapters(model):
+                        base_logits = compute_logits()[is_trained]
+                    nats = measure_divergence(base_logits, logits[is_trained]).sum()
+                    sums[2:] += torch.stack([nats, is_trained.sum()])
+        loss, n_tokens, divergence, n_compared = self.accelerator.reduce(sums).tolist()
+        return loss / max(1, n_tokens), divergence / n_compared if n_compared else math.nan
+
+    def get_batch_samples(self, epoch_iterator: Any, *args: Any) -> Any:
+        """Return the batches of a step; rows that are there for the second time carry no loss."""
+        return super().get_batch_samples(map(self._ignore_repeated, epoch_iterator), *args)
+
+    def _ignore_repeated(self, batch: Any) -> Any:
+        """Take the labels from rows with which accelerate fills the last batches of an epoch."""
+        size = self.args.per_device_train_batch_size
+        n_of_last = len(cast(Any, self.train_dataset)) % (size * self.args.world_size)
+        is_last = self.args.world_size > 1 and self.accelerator.gradient_state.end_of_dataloader
+        if is_last and n_of_last:
+            row = torch.arange(len(batch["labels"]), device=batch["labels"].device)[:, None]
+            if "position_ids" in batch:  # one row after another
+                row = (batch["position_ids"] == 0).cumsum(1) - 1
+            is_repeated = row + size * self.args.process_index >= n_of_last
+            batch["labels"] = batch["labels"].masked_fill(is_repeated, IGNORED)
+        return batch
 
     def _open_batch(self, model: Any, inputs: Any) -> tuple[Callable[[], Any], Any]:
         """Return what computes the logits where a batch has a target, and the targets.
@@ -165,17 +194,20 @@ def build_trainer(
         logging_steps=1,
         logging_nan_inf_filter=False,  # a diverged run must say so
         include_num_input_tokens_seen="all" if rows.is_padding_free else "non_padding",
-        prediction_loss_only=True,
         report_to="none",
         save_total_limit=1,
         disable_tqdm=True,
         use_cpu=model.device.type == "cpu",
+        router_aux_loss_coef=0.0,  # of the loss that balances experts: Unsloth's would add it
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # no DataParallel where one process sees several
     if hasattr(model, "bottleneck_adapter"):
         model._hf_peft_config_loaded = True  # the Trainer takes no bare 4-bit model
     data = {"train_dataset": rows.train, "eval_dataset": rows.validation}
+    settings = vars(get_inner_model(model).config.get_text_config())
+    router = {name: value for name, value in settings.items() if "router" in name}
     trainer = PlainLossTrainer(model=model, args=arguments, processing_class=tokenizer, **data)
+    settings.update(router)  # TRL writes what it trains with into the config, which is saved
     trainer.base_weight = config.keep.weight or 0.0
     trainer.is_near_in_written = config.keep.name is Keep.self_replay
     trainer.remove_callback(transformers.PrinterCallback)

@@ -2,10 +2,14 @@
 
 import os
 from datetime import timedelta
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 from slimdown.utils.errors import ConfigError, describe_error
 
+MEETING = timedelta(minutes=10)
+"""How long a process waits for the others to start."""
+_LONGEST_WAIT = timedelta(hours=12)  # for the first process, which measures the base
 _T = TypeVar("_T")
 
 
@@ -45,23 +49,31 @@ def broadcast_from_main(value: _T) -> _T:
     """Return the first process's `value` in every process; it waits until all have called.
 
     Raises:
-        ConfigError: The processes do not find each other, or one of them has ended.
+        ConnectionError: The processes do not find each other, or one of them has ended.
     """
-    if process_count() == 1:
+    if (n := process_count()) == 1:
         return value
-    import torch
     from torch import distributed
 
     box = [value if process_rank() == 0 else None]
     try:
-        if not distributed.is_initialized():
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            # The others wait while the first measures the base.
-            distributed.init_process_group(backend, timeout=timedelta(hours=12))
-        distributed.broadcast_object_list(box)
+        distributed.broadcast_object_list(box, group=_open_group())
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"process {process_rank()} of {process_count()} cannot reach the others "
-            f"({describe_error(error)}); look at what the first process printed"
+        raise ConnectionError(
+            f"process {process_rank()} of {n} cannot reach the others ({describe_error(error)}); "
+            f"start all {n} within {MEETING.seconds // 60} minutes, e.g. by torchrun on each "
+            "machine, or unset LOCAL_RANK, RANK and WORLD_SIZE; where they ran, see what the first "
+            "one printed"
         ) from error
     return box[0]  # type: ignore[return-value]
+
+
+@cache
+def _open_group() -> Any:
+    """Wait until all processes are there; return torch's group of them, which waits long."""
+    from torch import cuda, distributed
+
+    if not distributed.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if cuda.is_available() else "gloo"
+        distributed.init_process_group(backend, timeout=MEETING)
+    return distributed.new_group(timeout=_LONGEST_WAIT, backend="gloo")

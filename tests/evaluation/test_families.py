@@ -109,7 +109,6 @@ UNSHARED: dict[str, tuple[Callable[[], Any], str]] = {
         "bidirectional",
     ),
     "unknown window": (partial(build_tiny_model, "arcee", sliding_window=16), "sliding_window"),
-    "router loss": (partial(build_tiny_model, "mixtral", output_router_logits=True), "router"),
     "activated LoRA": (
         lambda: add_adapter(
             build_tiny_model("llama"),

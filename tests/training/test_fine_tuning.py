@@ -18,11 +18,15 @@ from tiny_models import build_byte_tokenizer, build_tiny_model
 from training_run import TrainingRun
 from trl import SFTConfig, SFTTrainer
 
+import slimdown
 from slimdown.config.schema import RunConfig
 from slimdown.data.training_data import load_training_data
+from slimdown.evaluation.evaluator import Evaluator
+from slimdown.evaluation.tasks import load_tasks
 from slimdown.models.adapters import attach_adapter
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.models.causal import eval_mode
+from slimdown.stats.findings import judge
 from slimdown.training import sft
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import StepLog
@@ -75,7 +79,16 @@ def test_steps_are_those_of_plain_trl(
     norms = [log.values["grad_norm"] for log in run.logs]
     assert norms == pytest.approx([log["grad_norm"] for log in stock], rel=2e-3)
     assert result.tokens == stock[-1]["num_tokens"]
-    assert result.validation_loss_before == pytest.approx(before, rel=0.05)  # other batches' mean
+    assert result.validation_loss_before == pytest.approx(before, rel=0.05)  # mean over batches
+    nats, base = [], load_base_model(config.model, config.quantization)
+    for row in run.rows.validation:
+        ids, labels = (torch.tensor([row[name]]) for name in ("input_ids", "labels"))
+        with torch.no_grad():
+            logits = base.model(input_ids=ids).logits[0, :-1]
+        trained = labels[0, 1:] != -100
+        targets = labels[0, 1:][trained]
+        nats += torch.nn.functional.cross_entropy(logits[trained], targets, reduction="none")
+    assert result.validation_loss_before == pytest.approx(float(sum(nats)) / len(nats), rel=1e-5)
     assert result.train_loss == pytest.approx(sum(run.losses) / 6)
 
 
@@ -157,24 +170,27 @@ def test_float16_holds_the_gradients_of_float32(
     assert (lost - exact).norm() > 0.1 * exact.norm()
 
 
-def make_base(model: Any) -> LoadedModel:
+def make_base(model: Any, dtype: str = "float32") -> LoadedModel:
     model.config._name_or_path = "tiny"
-    return LoadedModel(model, build_byte_tokenizer(), "tiny", "float32", n_parameters=1)
+    return LoadedModel(model, build_byte_tokenizer(), "tiny", dtype, n_parameters=1)
 
 
-def prepare_tiny(model: Any, composed: Composed) -> TokenizedRows:
+def prepare_tiny(model: Any, composed: Composed, dtype: str = "float32") -> TokenizedRows:
     settings = ["quantization=none", "lora.target_modules=[all-linear]", "train.max_length=128"]
     config = composed(*SMALL, *settings)
-    base = make_base(model)
+    base = make_base(model, dtype)
     return prepare_training(
         base, load_training_data(config.dataset, base.tokenizer, config.seed), config
     )
 
 
-@pytest.mark.skipif(
+DOGE_WORKS = pytest.mark.skipif(
     tuple(map(int, trl.__version__.split(".")[:2])) < (1, 15),
     reason="Doge fails in the code of the oldest versions (IndexError)",
 )
+
+
+@DOGE_WORKS
 def test_a_mask_that_is_more_than_causal_keeps_its_padding(composed: Composed) -> None:
     model = build_tiny_model("doge", keep_window_size=4, router_aux_loss_coef=0.0)
     for layer in model.model.layers:  # what decides which keys its dynamic mask drops
@@ -182,6 +198,27 @@ def test_a_mask_that_is_more_than_causal_keeps_its_padding(composed: Composed) -
     prepared = prepare_tiny(model, composed)
     assert not prepared.is_padding_free
     assert any("training pads its rows" in note for note in prepared.notes)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        pytest.param(
+            "doge", {"keep_window_size": 90, "router_aux_loss_coef": 0.0}, marks=DOGE_WORKS
+        ),
+        ("roberta", {"initializer_range": 0.05}),  # its positions begin at 2
+    ],
+)
+def test_rounding_in_half_precision_hides_no_row_that_another_changes(
+    family: str, changes: dict[str, Any], composed: Composed
+) -> None:
+    model = build_tiny_model(family, **changes)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if name.endswith("self_attn.A"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    assert not prepare_tiny(model.bfloat16(), composed, "bfloat16").is_padding_free
+    assert prepare_tiny(build_tiny_model("llama").bfloat16(), composed, "bfloat16").is_padding_free
 
 
 def test_a_head_that_changes_its_logits_trains_with_the_loss_of_those_logits(
@@ -289,3 +326,34 @@ def test_an_error_of_somebody_elses_code_is_not_blamed_on_an_option(
 
     with pytest.raises(ValueError, match="a fault elsewhere"):
         fine_tune(run.base, run.rows, run.config, tmp_path, fail, lambda *_: None)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_a_mixture_of_experts_is_trained_measured_and_judged(
+    family: str, composed: Composed, tmp_path: Path
+) -> None:
+    settings = ["quantization=none", "lora.target_modules=[q_proj,v_proj]", "train.max_length=128"]
+    config = composed(*SMALL, *settings, "train.max_steps=2", "model.dtype=float32")
+    base = make_base(build_tiny_model(family, router_aux_loss_coef=0.02))
+    data = load_training_data(config.dataset, base.tokenizer, config.seed)
+    rows = prepare_training(base, data, config)
+    evaluator = Evaluator(load_tasks({"cs": config.benchmark["pocket_cs"]}), config.evaluation)
+    before = evaluator.evaluate(base)
+    progress: Any = lambda *done: None  # noqa: E731
+    tuned, _ = fine_tune(base, rows, config, tmp_path, progress, progress)
+    assert tuned.model.config.router_aux_loss_coef == 0.02
+    after = evaluator.evaluate(tuned)
+    assert before.backend == after.backend
+    assert "PrefixLM" in after.backend
+    assert judge(before, after).benchmarks["cs"].n == 8
+
+
+def test_a_model_that_trl_wants_router_logits_of_is_measured_as_before(tmp_path: Path) -> None:
+    model, tokenizer = build_tiny_model("mixtral", initializer_range=0.05), build_byte_tokenizer()
+    before = slimdown.measure(model, tokenizer, "pocket_cs", limit=8)
+    model.config.output_router_logits = True  # TRL 1.16 does so when a trainer is made
+    after = slimdown.measure(model, tokenizer, before)
+    assert model.config.output_router_logits
+    samples = [each.benchmarks["pocket_cs"].samples for each in (before, after)]
+    assert samples[0] == samples[1]
+    assert slimdown.judge(before, after).benchmarks["pocket_cs"].n == 8

@@ -18,7 +18,7 @@ from slimdown.data.training_data import load_training_data
 from slimdown.experiment import watch_forgetting
 from slimdown.models.adapters import attach_adapter
 from slimdown.training.fine_tuning import fine_tune
-from slimdown.training.keeping import measure_divergence
+from slimdown.training.keeping import mark_written, measure_divergence
 from slimdown.training.sft import build_trainer
 from slimdown.training.tokenizing import IGNORED, tokenize_rows
 from slimdown.utils.errors import DataError, ModelError
@@ -84,6 +84,16 @@ def test_the_base_continues_prompts_and_only_its_own_words_are_trained_on(
     for row in rows:
         n_prompt = row["labels"].count(IGNORED)
         assert row["labels"][n_prompt:] == row["input_ids"][n_prompt:] != []
+
+
+def test_no_row_is_the_end_alone(composed: Composed) -> None:
+    run = TrainingRun(composed(*SMALL))
+    ends = list(range(2, 2 + run.base.model.config.vocab_size // 2))  # every other text begins so
+    run.base.model.generation_config.eos_token_id = ends
+    rows = run.prepare(composed(*SMALL, "keep=self_replay", "keep.max_tokens=24", "seed=2"))
+    assert len(rows.train) == 64 + 16
+    assert "keep=self_replay: 16 of 16 rows" in rows.notes[-1]
+    assert not {mark_written(row["labels"])[1] for row in list(rows.train)[64:]} & set(ends)
 
 
 def test_a_base_that_writes_nothing_is_one_line(composed: Composed) -> None:

@@ -64,6 +64,10 @@ def test_an_adapter_learns_keeps_the_base_and_reloads_to_the_same_logits(
         assert torch.equal(logits_of(tuned.model), before)
     if method in ("lora", "rslora"):
         check_scalable(tuned)
+        tuned.model.peft_config["default"].trainable_token_indices = [900]  # of no token below 64
+        with pytest.raises(ModelError, match="something beside its LoRA was trained"):
+            check_scalable(tuned)
+        tuned.model.peft_config["default"].trainable_token_indices = None
         save_scaled_adapter(result.output_dir, 0.5, tmp_path / "half")
         with peft.helpers.rescale_adapter_scale(tuned.model, 0.5):
             half = logits_of(tuned.model)
