@@ -77,7 +77,7 @@ def _merge(options: argparse.Namespace) -> int:
         trained = download_tuned(tracking, run, Path(scratch))
         with console.progress_bar(f"merging into {model.id}"):
             base = load_base_model(model, quantization)
-            if method.trains_weights:
+            if method.facts.trains_weights:
                 shutil.copytree(trained, draft, dirs_exist_ok=True)
                 dtype = base.dtype
             else:

@@ -27,22 +27,6 @@ class MethodConfig:
         """What is true of the method."""
         return METHODS[self.name]
 
-    @property
-    def is_lora(self) -> bool:
-        return self.facts.reads_lora
-
-    @property
-    def trains_weights(self) -> bool:
-        return self.facts.trains_weights
-
-    @property
-    def learns_prompt(self) -> bool:
-        return self.facts.learns_prompt
-
-    @property
-    def own(self) -> tuple[str, ...]:
-        return self.facts.settings
-
     def problems(self) -> Iterator[str]:
         own = {method: facts.settings for method, facts in METHODS.items()}
         return check_own_settings("method", self, own)

@@ -34,14 +34,15 @@ class MethodFacts:
     Attributes:
         settings: The fields of `MethodConfig` that it has.
         reads_lora: Whether its shape is that of the section `lora`.
-        module: Its functions `attach`, `save_trained` and `load_trained` do what they say.
+        module: Its function `attach` makes what is trained; of a method that PEFT does not have,
+            `load` puts a saved adapter on its base.
         peft_config: The class of PEFT's config, where it is one of PEFT's.
         peft_options: What that config is given besides the settings.
         peft_type: How a saved adapter names it, where it is none of PEFT's.
         trains_weights: Whether weights of the base are trained, and a whole model is saved.
         takes_quantized: Whether it can train on a base that is quantized.
         learns_prompt: Whether virtual tokens stand before every prompt.
-        start: A function that begins what it trains from the text of rows, if there is one.
+        start: Its module's function that begins what is trained from the text of rows.
         takes_checkpointing: Whether activations can be computed again in the backward pass.
         scales: Whether at scale 0 the model is its base.
         merges: Whether weights of the base's shape can hold it.
@@ -129,6 +130,12 @@ METHODS: dict[Method, MethodFacts] = {
     # every weight
     Method.full: MethodFacts(**_WEIGHTS),
 }
+
+
+def find_own_type(peft_type: str) -> MethodFacts | None:
+    """Return the method that saved an adapter, where PEFT does not know its type."""
+    own = (facts for facts in METHODS.values() if facts.peft_type)
+    return next((facts for facts in own if facts.peft_type == peft_type), None)
 
 
 def list_methods(is_meant: Callable[[MethodFacts], bool]) -> str:

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ import torch
 from torch import nn
 
 from slimdown.config.method_config import MethodConfig
-from slimdown.config.methods import Method
+from slimdown.config.methods import find_own_type
 from slimdown.config.schema import LoraConfig, RunConfig
 from slimdown.models.base_model import LoadedModel, load_outline
-from slimdown.models.bottleneck import attach_bottleneck, load_bottleneck, save_bottleneck
-from slimdown.models.causal import disabled_adapters, has_untouched_base
+from slimdown.models.causal import disabled_adapters, get_own_adapter, has_untouched_base
 from slimdown.models.identity import ADAPTER_FILES
 from slimdown.models.quiet import quiet_libraries
 from slimdown.utils.errors import ModelError
@@ -47,46 +45,8 @@ def attach_adapter(base: LoadedModel, method: MethodConfig, lora: LoraConfig, se
     Returns:
         PEFT's model around the base's, or the base's own; only what is trained wants gradients.
     """
-    import peft
-
     torch.manual_seed(seed)
-    if method.trains_weights:
-        model = base.model.requires_grad_(method.name is Method.full)
-        if method.name is Method.last_layer:
-            n_layers = model.config.get_text_config().num_hidden_layers
-            lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-            name, blocks = next((n, m) for n, m in lists if len(m) == n_layers)
-            blocks[-1].requires_grad_(True)
-            for key, module in model.get_submodule(name.rpartition(".")[0]).named_children():
-                if "norm" in type(module).__name__.lower() and "embed" not in key:
-                    module.requires_grad_(True)
-            if method.lm_head:
-                model.get_output_embeddings().requires_grad_(True)
-        return model
-    if method.bottleneck_dim:
-        return attach_bottleneck(base.model, method.target_modules or [], method.bottleneck_dim)
-    with quiet_libraries():
-        return peft.get_peft_model(base.model, build_adapter_config(method, lora))
-
-
-def build_adapter_config(method: MethodConfig, lora: LoraConfig) -> Any:
-    """Build PEFT's settings of a method that it knows."""
-    import peft
-
-    settings: dict[str, Any] = {name: getattr(method, name) for name in method.own}
-    kinds = {Method.prefix: peft.PrefixTuningConfig, Method.ia3: peft.IA3Config}
-    kinds |= {Method.shira: peft.ShiraConfig, Method.oft: peft.OFTConfig}
-    kind: Any = kinds.get(method.name, peft.LoraConfig)
-    if method.is_lora:
-        settings = asdict(lora)
-        settings["use_rslora"] = method.name is Method.rslora
-        settings["use_dora"] = method.name is Method.dora
-        settings |= settings.pop("args")
-        if lora.is_everywhere:
-            settings["target_modules"] = "all-linear"
-    elif method.name is Method.prompt:  # PEFT's default is noise, far from any embedding
-        kind, settings["prompt_tuning_init"] = peft.PromptTuningConfig, "SAMPLE_VOCAB"
-    return kind(**settings, task_type="CAUSAL_LM")
+    return method.facts.find_function("attach")(base.model, method, lora)
 
 
 def check_base(config: RunConfig) -> None:
@@ -98,10 +58,11 @@ def check_base(config: RunConfig) -> None:
         ModelError: One is not.
     """
     outline = load_outline(config.model, None, config.quantization.name)
-    if not config.tuned and config.method.is_lora:
+    if not config.tuned and config.method.facts.reads_lora:
         check_settings("lora.args", config.lora.args, outline)
     modules = dict(outline.named_modules())
-    trained: LoraConfig | MethodConfig = config.lora if config.method.is_lora else config.method
+    reads_lora = config.method.facts.reads_lora
+    trained: LoraConfig | MethodConfig = config.lora if reads_lora else config.method
     for target in [] if config.tuned else trained.target_modules or []:
         if target != "all-linear" and not any(f".{n}".endswith(f".{target}") for n in modules):
             layers = {n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, nn.Linear)}
@@ -128,16 +89,10 @@ def check_settings(setting: str, settings: Mapping[str, Any], model: Any) -> Non
         if len(json.dumps(value)) > _MOST_CHARACTERS and key != "trainable_token_indices":
             raise ModelError(f"{setting}: {key} is longer than any model has names; get it again")
         if re.fullmatch(".*(modules|pattern|parameters)", key):
-            patterns += (
-                [value]
-                if isinstance(value, str)
-                else map(str, value)
-                if isinstance(value, list | dict)
-                else ()
-            )
-        for name, number in (
-            (value or {}).items() if key in ("alpha_pattern", "rank_pattern") else ()
-        ):
+            several = map(str, value) if isinstance(value, list | dict) else ()
+            patterns += [value] if isinstance(value, str) else several
+        numbers = value or {} if key in ("alpha_pattern", "rank_pattern") else {}
+        for name, number in numbers.items():
             if not isinstance(number, int | float) or not number > 0:
                 raise ModelError(f"{setting}: {key} has {name}={number!r}; it must be above 0")
     for name in settings.get("modules_to_save") or ():
@@ -160,8 +115,8 @@ def check_settings(setting: str, settings: Mapping[str, Any], model: Any) -> Non
 
 def save_adapter(model: Any, base: LoadedModel, folder: Path) -> None:
     """Write the adapter in PEFT's format, its base named by hub id and commit."""
-    if hasattr(model, "bottleneck_adapter"):
-        save_bottleneck(model, folder)
+    if (adapter := get_own_adapter(model)) is not None:
+        adapter.save(folder)
     else:
         model.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
@@ -193,8 +148,8 @@ def load_adapter(base: LoadedModel, folder: Path) -> Any:
     """Put a saved adapter on its base, which is changed in place, in evaluation mode."""
     import peft
 
-    if read_adapter_config(folder)["peft_type"] == "BOTTLENECK":
-        return load_bottleneck(base.model, folder).eval()
+    if own := find_own_type(read_adapter_config(folder)["peft_type"]):
+        return own.find_function("load")(base.model, folder).eval()
     with quiet_libraries():
         return peft.PeftModel.from_pretrained(base.model, str(folder)).eval()
 
@@ -208,10 +163,7 @@ def check_scalable(tuned: LoadedModel) -> None:
     from peft.helpers import rescale_adapter_scale
 
     model, reason = tuned.model, "something beside its LoRA was trained"
-    beside = (
-        "modules_to_save",
-        "trainable_token_indices",
-    )  # of which a few tokens may show nothing
+    beside = ("modules_to_save", "trainable_token_indices")  # a few tokens may show nothing of it
     adapters = getattr(model, "peft_config", {}).values()
     if has_untouched_base(model) and not any(getattr(a, n, None) for a in adapters for n in beside):
         n_tokens = min(64, model.get_input_embeddings().weight.shape[0])

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from slimdown.config.method_config import MethodConfig
+from slimdown.config.schema import LoraConfig
 from slimdown.utils.errors import ModelError
 
 
@@ -35,24 +37,36 @@ class BottleneckAdapter(nn.Module):
         change: torch.Tensor = self.up[i](hidden)
         return output + change.to(output.dtype)
 
+    def save(self, folder: Path) -> None:
+        """Write `adapter_model.safetensors` and `adapter_config.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.state_dict(), folder / "adapter_model.safetensors")
+        config = {"peft_type": "BOTTLENECK", "bottleneck_dim": self.dim, "layers": self.targets}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
 
-def attach_bottleneck(model: Any, targets: Sequence[str], dim: int) -> Any:
-    """Put an untrained adapter behind every layer whose name ends in a target; freeze the rest.
+
+def attach(model: Any, method: MethodConfig, lora: LoraConfig) -> Any:
+    """Put an untrained adapter behind every layer whose name ends in a target; freeze the rest."""
+    return attach_behind(model, method.target_modules or [], method.bottleneck_dim or 1)
+
+
+def attach_behind(model: Any, targets: Sequence[str], dim: int) -> Any:
+    """Put an untrained adapter behind layers.
 
     Args:
         model: A causal language model; it is changed in place.
-        targets: Names of layers, as PEFT's `target_modules`.
+        targets: Ends of names of layers, as PEFT's `target_modules`.
         dim: Width of the small layers.
 
     Returns:
-        The same model, the adapter at `model.bottleneck_adapter`, its weights in float32.
+        The same model, the adapter at `model.own_adapter`, its weights in float32.
     """
     modules = dict(model.named_modules())
     named = [name for name in modules if any(f".{name}".endswith(f".{t}") for t in targets)]
     # `nf` of GPT-2's Conv1D
     widths = {n: int(getattr(modules[n], "nf", 0) or modules[n].out_features) for n in named}
     model.requires_grad_(False)
-    model.bottleneck_adapter = adapter = BottleneckAdapter(widths, dim).to(model.device)
+    model.own_adapter = adapter = BottleneckAdapter(widths, dim).to(model.device)
     for i, name in enumerate(named):
         modules[name].register_forward_hook(
             lambda layer, inputs, output, i=i: adapter(i, output)  # type: ignore[misc]
@@ -60,25 +74,16 @@ def attach_bottleneck(model: Any, targets: Sequence[str], dim: int) -> Any:
     return model
 
 
-def save_bottleneck(model: Any, folder: Path) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json`."""
-    adapter = model.bottleneck_adapter
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(adapter.state_dict(), folder / "adapter_model.safetensors")
-    config = {"peft_type": "BOTTLENECK", "bottleneck_dim": adapter.dim, "layers": adapter.targets}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-
-
-def load_bottleneck(model: Any, folder: Path) -> Any:
+def load(model: Any, folder: Path) -> Any:
     """Put a saved adapter on its base, and return that model.
 
     Raises:
         ModelError: It was made on another base.
     """
     config = json.loads((folder / "adapter_config.json").read_text())
-    attach_bottleneck(model, config["layers"], config["bottleneck_dim"])
+    attach_behind(model, config["layers"], config["bottleneck_dim"])
     try:
-        model.bottleneck_adapter.load_state_dict(load_file(folder / "adapter_model.safetensors"))
+        model.own_adapter.load_state_dict(load_file(folder / "adapter_model.safetensors"))
     except RuntimeError as error:
         raise ModelError(f"the adapter in {folder} was made on another base ({error})") from None
     return model

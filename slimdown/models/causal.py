@@ -58,6 +58,11 @@ def learns_prompt(model: Any) -> bool:
     return adapter is not None and adapter.is_prompt_learning
 
 
+def get_own_adapter(model: Any) -> Any:
+    """Return the adapter of a method that PEFT does not have, or None."""
+    return getattr(model, "own_adapter", None)
+
+
 def has_untouched_base(model: Any) -> bool:
     """Return whether the base is what the model is without its adapters, however far trained.
 
@@ -66,7 +71,7 @@ def has_untouched_base(model: Any) -> bool:
     """
     adapters = list(getattr(model, "peft_config", {}).values())
     if not adapters or not hasattr(model, "disable_adapter"):
-        return hasattr(model, "bottleneck_adapter")
+        return get_own_adapter(model) is not None
     starts = [str(getattr(adapter, "init_lora_weights", "")).lower() for adapter in adapters]
     trains_biases = any(getattr(a, "bias", None) not in (None, "none") for a in adapters)
     return not trains_biases and not any(start.startswith(_TAKING_WEIGHTS) for start in starts)
@@ -76,17 +81,17 @@ def has_untouched_base(model: Any) -> bool:
 def disabled_adapters(model: Any) -> Iterator[None]:
     """Inside, the model is its base; on leaving, every parameter is trained or frozen as before."""
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    bottleneck = getattr(model, "bottleneck_adapter", None)
+    own = get_own_adapter(model)
     try:
-        if bottleneck is None:
+        if own is None:
             with model.disable_adapter():
                 yield
         else:
-            bottleneck.is_enabled = False
+            own.is_enabled = False
             yield
     finally:
-        if bottleneck is not None:
-            bottleneck.is_enabled = True
+        if own is not None:
+            own.is_enabled = True
         for parameter, is_trained in trained:
             parameter.requires_grad_(is_trained)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from slimdown.config.methods import find_own_type
 from slimdown.config.schema import ModelConfig, QuantizationConfig, RunConfig, TunedModelConfig
 from slimdown.models.adapters import check_settings, load_adapter, read_adapter_config
 from slimdown.models.base_model import (
@@ -141,7 +142,7 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
     if odd := [name for name, tensor in weights.items() if not tensor.float().isfinite().all()]:
         raise ModelError(f"{named}: its weights hold NaN or infinity ({odd[0]}); get it again")
     check_settings(named, settings, outline := load_outline(config.model))
-    if settings["peft_type"] == "BOTTLENECK":
+    if find_own_type(settings["peft_type"]):
         return False  # loading compares its shapes
     adapter = peft.PeftConfig.from_pretrained(str(folder))
     if adapter.is_prompt_learning:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from itertools import chain, cycle, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import transformers
 from datasets import Dataset
 from trl.data_utils import pack_dataset
 
-from slimdown.config.methods import Method
 from slimdown.config.schema import Engine, OnProgress, RunConfig, TrainConfig
 from slimdown.data.training_data import TrainingData
 from slimdown.models.adapters import attach_adapter, save_adapter
@@ -158,16 +157,16 @@ def fine_tune(
         ModelError: It does not fit in memory, or its loss is no number any more.
     """
     checkpoint_dir = broadcast_from_main(checkpoint_dir)
-    method, train = config.method, config.train
+    method, facts, train = config.method, config.method.facts, config.train
     dtypes = {name: parameter.dtype for name, parameter in base.model.named_parameters()}
     generation_config = copy.deepcopy(base.model.generation_config)
     model = attach_adapter(base, method, config.lora, config.seed)
-    if method.trains_weights:
+    if facts.trains_weights:
         model.float()  # Adam's small steps are rounded away in half precision
-    if method.name is Method.prefix:
-        _start_prefix_with_text(model, base, rows)
+    if facts.start:
+        facts.find_function(facts.start)(model, (row["input_ids"] for row in rows.train))
     # What the last look kept is in no checkpoint: a killed training begins anew.
-    saves = train.engine is Engine.trl and method.name is not Method.bottleneck and not look
+    saves = train.engine is Engine.trl and facts.resumes and not look
     interval = 60 * (train.checkpoint_minutes or math.inf) if saves else math.inf
     callback = TrainingCallback(train, base.dtype, on_log, on_progress, interval, look=look)
     trained = checkpoint_dir / "trained.pt"
@@ -176,7 +175,7 @@ def fine_tune(
         trainer = build_trainer(model, base.tokenizer, rows, config, checkpoint_dir)
         try:
             on_progress(0, 0, "validating")
-            with nullcontext() if method.trains_weights else disabled_adapters(model):
+            with nullcontext() if facts.trains_weights else disabled_adapters(model):
                 loss_before, _ = trainer.validate()
             trainer.add_callback(callback)
             transformers.set_seed(config.seed)
@@ -217,12 +216,12 @@ def fine_tune(
         if callback.is_stopping:
             raise KeyboardInterrupt
         on_progress(0, 0, "validating")
-        loss_after, divergence = trainer.validate(compares=not method.trains_weights)
+        loss_after, divergence = trainer.validate(compares=not facts.trains_weights)
     vars(base.model).pop("forward", None)  # TRL's fused head
     base.model.generation_config = generation_config  # the Trainer aligns it with the tokenizer
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    output_dir = checkpoint_dir / ("model" if method.trains_weights else "adapter")
-    if method.trains_weights:
+    output_dir = checkpoint_dir / ("model" if facts.trains_weights else "adapter")
+    if facts.trains_weights:
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(dtypes[name])
         if process_rank() == 0:
@@ -232,7 +231,7 @@ def fine_tune(
     elif process_rank() == 0:
         save_adapter(model, base, output_dir)
     broadcast_from_main(None)  # the files are there
-    if method.trains_weights:
+    if facts.trains_weights:
         identity = {**base.identity, "weights": f"sha256:{hash_folder(output_dir)}"}
     else:
         identity = identify_adapted(base.identity, output_dir)
@@ -256,7 +255,7 @@ def fine_tune(
         n_untrained=rows.n_untrained,
         peak_bytes=peak_bytes,
     )
-    place: dict[str, Any] = {"files" if method.trains_weights else "adapter": str(output_dir)}
+    place: dict[str, Any] = {"files" if facts.trains_weights else "adapter": str(output_dir)}
     return replace(base, model=model.eval(), identity=identity, **place), result
 
 
@@ -282,16 +281,3 @@ def _pack_rows(rows: Dataset, train: TrainConfig) -> Any:
     for _ in range(-len(packed) % n_together if process_count() > 1 else 0):
         packed = packed.add_item({"input_ids": [0], "labels": [IGNORED], "seq_lengths": [1]})
     return packed
-
-
-def _start_prefix_with_text(model: Any, base: LoadedModel, rows: TokenizedRows) -> None:
-    """Begin prefixes as what the model makes of the first rows' text, as Li and Liang do."""
-    n_tokens = model.active_peft_config.num_virtual_tokens
-    text = list(islice(cycle(chain.from_iterable(r["input_ids"] for r in rows.train)), n_tokens))
-    with torch.no_grad():
-        tokens = torch.tensor([text], device=base.model.device)
-        layers = base.model(input_ids=tokens, use_cache=True).past_key_values.layers
-    states = torch.stack([kv[0] for layer in layers for kv in (layer.keys, layer.values)])
-    # a row a token: layers, keys and values, heads, width
-    start = states.permute(2, 0, 1, 3).flatten(1)
-    model.prompt_encoder["default"].embedding.weight.data.copy_(start)

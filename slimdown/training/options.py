@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from slimdown.config.schema import RunConfig
-from slimdown.models.adapters import build_adapter_config
+from slimdown.models.peft_adapters import build_adapter_config
 from slimdown.models.quiet import quiet_libraries
 from slimdown.training.sft import build_arguments
 from slimdown.utils.errors import describe_error
@@ -51,7 +51,7 @@ def _find_error(config: RunConfig) -> str:
 
 def _build(config: RunConfig) -> None:
     with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
-        if config.method.is_lora:
+        if config.method.facts.reads_lora:
             build_adapter_config(config.method, config.lora)
         built: Any = build_arguments(config, Path(folder))
         weight = torch.nn.Parameter(torch.zeros(1))

@@ -20,7 +20,12 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from slimdown.config.keep_config import Keep
 from slimdown.config.schema import OnProgress, RunConfig, TrainConfig
-from slimdown.models.causal import disabled_adapters, get_inner_model, learns_prompt
+from slimdown.models.causal import (
+    disabled_adapters,
+    get_inner_model,
+    get_own_adapter,
+    learns_prompt,
+)
 from slimdown.training.keeping import mark_written, measure_divergence
 from slimdown.training.padding_free import attention_as_loaded
 from slimdown.training.result import StepLog
@@ -201,7 +206,8 @@ def build_trainer(
         router_aux_loss_coef=0.0,  # of the loss that balances experts: Unsloth's would add it
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # no DataParallel where one process sees several
-    if hasattr(model, "bottleneck_adapter"):
+    has_own_adapter = get_own_adapter(model) is not None
+    if has_own_adapter:
         model._hf_peft_config_loaded = True  # the Trainer takes no bare 4-bit model
     data = {"train_dataset": rows.train, "eval_dataset": rows.validation}
     settings = vars(get_inner_model(model).config.get_text_config())
@@ -211,7 +217,7 @@ def build_trainer(
     trainer.base_weight = config.keep.weight or 0.0
     trainer.is_near_in_written = config.keep.name is Keep.self_replay
     trainer.remove_callback(transformers.PrinterCallback)
-    if hasattr(model, "bottleneck_adapter") or hasattr(model, "peft_config"):
+    if has_own_adapter or hasattr(model, "peft_config"):
         layers = [getattr(module, "compute_dtype", None) for module in model.modules()]
         trainer.enlarges_gradients = torch.float16 in (model.dtype, *layers)
         for parameter in [p for p in model.parameters() if p.requires_grad]:

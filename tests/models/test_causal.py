@@ -9,7 +9,7 @@ import torch
 from tiny_models import build_byte_tokenizer, build_tiny_model
 from transformers import AutoModel
 
-from slimdown.models.bottleneck import attach_bottleneck
+from slimdown.models.bottleneck import attach_behind
 from slimdown.models.causal import disabled_adapters, eval_mode, has_untouched_base, wrap_model
 from slimdown.utils.errors import ModelError
 
@@ -67,8 +67,8 @@ def test_eval_mode_computes_plainly_and_leaves_no_trace() -> None:
 def test_adapters_are_off_inside_and_trained_as_before_on_leaving() -> None:
     before = build_tiny_model("llama")(input_ids=IDS).logits
     lora = adapted(init_lora_weights=False)
-    bottleneck = attach_bottleneck(build_tiny_model("llama"), ["o_proj", "down_proj"], 4)
-    torch.nn.init.normal_(bottleneck.bottleneck_adapter.up[0].weight)
+    bottleneck = attach_behind(build_tiny_model("llama"), ["o_proj", "down_proj"], 4)
+    torch.nn.init.normal_(bottleneck.own_adapter.up[0].weight)
     for model in (lora.eval(), bottleneck.eval()):
         trained = [p.requires_grad for p in model.parameters()]
         assert any(trained)

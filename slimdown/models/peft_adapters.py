@@ -1,0 +1,53 @@
+"""The methods that PEFT knows: LoRA and its kin, prompts and prefixes, IA3, SHiRA, OFT."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from itertools import chain, cycle, islice
+from typing import Any
+
+import torch
+
+from slimdown.config.method_config import MethodConfig
+from slimdown.config.schema import LoraConfig
+from slimdown.models.quiet import quiet_libraries
+
+
+def attach(model: Any, method: MethodConfig, lora: LoraConfig) -> Any:
+    """Put PEFT's model around a model."""
+    import peft
+
+    with quiet_libraries():
+        return peft.get_peft_model(model, build_adapter_config(method, lora))
+
+
+def build_adapter_config(method: MethodConfig, lora: LoraConfig) -> Any:
+    """Build PEFT's settings of a method."""
+    import peft
+
+    facts = method.facts
+    settings: dict[str, Any] = {name: getattr(method, name) for name in facts.settings}
+    if facts.reads_lora:
+        settings = asdict(lora)
+        settings |= settings.pop("args")
+        if lora.is_everywhere:
+            settings["target_modules"] = "all-linear"
+    kind: Any = getattr(peft, facts.peft_config)
+    return kind(**settings | facts.peft_options, task_type="CAUSAL_LM")
+
+
+def start_prefix_with_text(model: Any, rows: Iterable[list[int]]) -> None:
+    """Begin prefixes as what the model makes of the first rows' text, as Li and Liang do.
+
+    Args:
+        model: PEFT's, with prefix tuning.
+        rows: The rows' tokens.
+    """
+    base, n_tokens = model.get_base_model(), model.active_peft_config.num_virtual_tokens
+    text = list(islice(cycle(chain.from_iterable(rows)), n_tokens))
+    with torch.no_grad():
+        tokens = torch.tensor([text], device=base.device)
+        layers = base(input_ids=tokens, use_cache=True).past_key_values.layers
+    states = torch.stack([kv[0] for layer in layers for kv in (layer.keys, layer.values)])
+    # a row a token: layers, keys and values, heads, width
+    start = states.permute(2, 0, 1, 3).flatten(1)
+    model.prompt_encoder["default"].embedding.weight.data.copy_(start)
