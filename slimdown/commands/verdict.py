@@ -19,7 +19,7 @@ from slimdown.commands.arguments import (
     run_command,
     write_notes,
 )
-from slimdown.config.schema import ModelConfig, RunConfig
+from slimdown.config.schema import BenchmarkConfig, ModelConfig, RunConfig
 from slimdown.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -100,19 +100,21 @@ def _judge(options: argparse.Namespace) -> int:
 
 
 def _track(findings: "Findings", options: argparse.Namespace) -> None:
-    from omegaconf import OmegaConf
+    import yaml
 
     from slimdown.report.run_page import render_page
+    from slimdown.stats.serialization import to_plain
     from slimdown.tracking.metric_names import Tag
     from slimdown.tracking.provenance import RunInfo
     from slimdown.tracking.run_writer import open_run
 
     assert findings.tuned is not None
     model, tuned = ModelConfig(id=str(options.base)), str(options.tuned)
-    benchmarks = {name: one.benchmark for name, one in findings.tuned.benchmarks.items()}
+    judged = findings.tuned.benchmarks.items()
+    benchmarks: dict[str, BenchmarkConfig] = {name: one.benchmark for name, one in judged}
     tracking = open_tracking(options)
     config = RunConfig(model=model, tuned=tuned, benchmark=benchmarks, tracking=tracking)
-    yaml, title = OmegaConf.to_yaml(OmegaConf.structured(config)), f"verdict {tuned}"
-    with open_run(config, RunInfo(title, yaml, tags={Tag.origin: tuned})) as run:
+    settings, title = yaml.safe_dump(to_plain(config), sort_keys=False), f"verdict {tuned}"
+    with open_run(config, RunInfo(title, settings, tags={Tag.origin: tuned})) as run:
         run.save(findings, {"report.html": render_page(findings, title, run_id=run.run_id)})
     write_notes([f"run {run.run_id} in {run.store_uri}"])

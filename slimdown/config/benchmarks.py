@@ -6,11 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import yaml
 
-from slimdown.config.fields import find_problems, nearest
-from slimdown.config.loader import reword
+from slimdown.config.fields import MISSING, build_settings, find_problems, nearest
 from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.question_files import complete_benchmark
 from slimdown.config.schema import BenchmarkConfig
@@ -49,16 +47,14 @@ def read_benchmarks(
         if name in benchmarks:
             raise ConfigError(f"{name} is named twice; name it once")
         values = dict(own) | {key: value for key, value in settings.items() if value is not None}
-        shipped: Any = {}
         if name in names_shipped:
-            shipped = OmegaConf.load(CONF_DIR / "benchmark" / f"{name}.yaml")
-            values["task"] = shipped.get("task", MISSING)
+            file = CONF_DIR / "benchmark" / f"{name}.yaml"
+            shipped = yaml.safe_load(file.read_text(encoding="utf-8"))
+            values = {**shipped, **values, "task": shipped.get("task", MISSING)}
         try:
-            merged = OmegaConf.merge(BenchmarkConfig, shipped, values)
-            complete_benchmark(name, merged)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{name}: {reword(error)}") from None
-        benchmark = BenchmarkConfig(**OmegaConf.to_container(merged))  # type: ignore[arg-type]
+            benchmark = complete_benchmark(name, build_settings(BenchmarkConfig, values))
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from None
         if problems := list(find_problems(benchmark)):
             raise ConfigError("\n".join(f"{name}: {problem}" for problem in problems))
         benchmarks[name] = benchmark

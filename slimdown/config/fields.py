@@ -10,11 +10,13 @@ from operator import attrgetter
 from typing import Any, get_args, get_origin, get_type_hints
 
 from slimdown.config import upstream
+from slimdown.utils.errors import ConfigError
 from slimdown.utils.secrets import redact_uri
 
 MISSING: Any = "???"
 """The value of a setting that a file of `conf/` sets, as OmegaConf writes it."""
 
+_TYPES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text"}
 _ALIASES = {  # what other tools call our settings, where no spelling is near
     "lr": "train.learning_rate",
     "epochs": "train.num_train_epochs",
@@ -133,6 +135,37 @@ def explain_unknown_key(key: str, schema: type) -> str | None:
     names = [setting for setting in settings if setting.startswith(section)]
     names = names or [setting for setting in settings if "." not in setting]
     return f"{key} is not a setting; known: {', '.join(names)}"
+
+
+def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
+    """Make a dataclass of settings, each of its type.
+
+    Args:
+        schema: Of fields that are numbers, texts, enumerations, and null.
+        values: By field.
+
+    Raises:
+        ConfigError: Lists every unknown field and every value of another type, one a line.
+    """
+    kinds, built, problems = get_type_hints(schema), dict[str, Any](), list[str]()
+    for name, value in values.items():
+        if name not in kinds:
+            problems.append(str(explain_unknown_key(name, schema)))
+        elif value is None and type(None) in get_args(kinds[name]):
+            built[name] = None
+        elif value != MISSING:
+            kind = next((k for k in get_args(kinds[name]) if k is not type(None)), kinds[name])
+            try:
+                built[name] = kind(value)
+            except (ValueError, TypeError):
+                built[name] = None
+            is_bent = isinstance(value, bool) or (kind is int and built[name] != value)
+            if built[name] is None or (kind is not bool and is_bent):
+                wanted = _TYPES.get(kind) or f"one of {', '.join(kind)}"
+                problems.append(f"{name}={value!r} must be {wanted}"[:200])
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return schema(**built)
 
 
 def find_problems(node: Any, key: str = "") -> Iterator[str]:

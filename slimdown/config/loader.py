@@ -80,11 +80,6 @@ def load_config(composed: DictConfig) -> RunConfig:
     Raises:
         ConfigError: Lists every problem, one a line.
     """
-    try:
-        for name, benchmark in composed.benchmark.items():
-            complete_benchmark(name, benchmark)
-    except OmegaConfBaseException as error:
-        raise ConfigError(reword(error)) from None
     if composed.get("tuned") is not None:  # what the model's own file would train on is idle
         composed = composed.copy()
         composed.dataset = {}
@@ -100,6 +95,8 @@ def load_config(composed: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(reword(error)) from None
     assert isinstance(config, RunConfig)
+    for name, benchmark in config.benchmark.items():
+        config.benchmark[name] = complete_benchmark(name, benchmark)
     # A file of a group sets its settings, where it is chosen.
     problems = [f"{key} must be set, or chosen by {key.partition('.')[0]}=..." for key in missing]
     if not problems:

@@ -1,6 +1,7 @@
 """Files of your own questions: each row is checked before a model is loaded."""
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
@@ -9,8 +10,7 @@ from string import ascii_uppercase
 from typing import Any
 from unicodedata import category
 
-from omegaconf import OmegaConf
-
+from slimdown.config.schema import BenchmarkConfig
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.row_files import iter_records
 
@@ -36,33 +36,30 @@ def read_questions(path: str) -> QuestionRows:
     return _read_rows(file, file.stat().st_mtime_ns if file.is_file() else 0)
 
 
-def complete_benchmark(name: str, benchmark: Any) -> None:
-    """Fill in, in place, what a benchmark leaves open: from its file, or with "the task's own".
+def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig:
+    """Fill in what a benchmark with a file of questions leaves open.
 
     Args:
         name: The benchmark's name.
-        benchmark: OmegaConf's settings of a `BenchmarkConfig`.
+        benchmark: One of a task is returned as it is.
 
     Raises:
-        ConfigError: The file holds no such questions, or neither file nor task is set.
+        ConfigError: The file holds no such questions.
     """
-    own: dict[str, Any] = {"metric": "auto", "num_fewshot": None, "chance": None}
-    if benchmark.path is not None:
-        try:
-            rows = read_questions(benchmark.path)
-        except DataError as error:
-            raise ConfigError(f"benchmark.{name}.path={benchmark.path}: {error}") from None
-        own = {"task": name, "metric": "exact_match.strip", "num_fewshot": 0, "chance": 0.0}
-        if "choices" in rows[0]:
-            first_rows = rows[: max(1, benchmark.limit or len(rows))]
-            chance = fmean(1 / len(row["choices"]) for row in first_rows)
-            own |= {"metric": "acc", "chance": chance}
-    elif OmegaConf.is_missing(benchmark, "task"):
-        wanted = "path, a file of your own questions, or task, one of the harness"
-        raise ConfigError(f"benchmark.{name} names no questions; set its {wanted}")
-    for key, value in own.items():
-        if OmegaConf.is_missing(benchmark, key) or benchmark[key] in ("auto", None):
-            benchmark[key] = value
+    if benchmark.path is None:
+        return benchmark
+    try:
+        rows = read_questions(benchmark.path)
+    except DataError as error:
+        raise ConfigError(f"benchmark.{name}.path={benchmark.path}: {error}") from None
+    own: dict[str, Any] = {"task": name, "metric": "exact_match.strip", "chance": 0.0}
+    if "choices" in rows[0]:
+        first_rows = rows[: max(1, benchmark.limit or len(rows))]
+        own["metric"], own["chance"] = "acc", fmean(1 / len(r["choices"]) for r in first_rows)
+    own["num_fewshot"] = 0
+    return replace(
+        benchmark, **{k: v for k, v in own.items() if getattr(benchmark, k) in (None, "")}
+    )
 
 
 @lru_cache(maxsize=16)  # a sweep checks the same file for each of its runs

@@ -18,7 +18,6 @@ from slimdown import pocket
 from slimdown.config.dataset_config import HUB_ID, DatasetConfig
 from slimdown.config.fields import (
     COUNT,
-    MISSING,
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
@@ -243,13 +242,13 @@ class TrainConfig:
 
 @dataclass
 class BenchmarkConfig:
-    """One benchmark: a task of lm-evaluation-harness and how to read it."""
+    """One benchmark as you set it; what is null is the task's own, or that of the file."""
 
-    task: str = setting("the name of a task of lm-evaluation-harness", _FILLED)
+    task: str = setting("the name of a task of lm-evaluation-harness", default="")
     path: str | None = setting("a file of your own questions instead of a task", default=None)
-    metric: str = setting("the primary metric, its filter after a dot; auto: the task's", _FILLED)
-    num_fewshot: int | None = setting("worked examples; null: the task's own", NOT_NEGATIVE)
-    chance: float | None = setting("what guessing scores, a share; null: by the choices", SHARE)
+    metric: str | None = setting("the primary metric, its filter after a dot", _FILLED, None)
+    num_fewshot: int | None = setting("worked examples in the prompt", NOT_NEGATIVE, None)
+    chance: float | None = setting("what guessing scores, a share", SHARE, None)
     role: Role = setting("target: is to be learned; retained: is to be kept", default=Role.retained)
     paper_metric: PaperMetric | None = setting(
         "which of the paper's metrics it feeds", default=None
@@ -274,9 +273,25 @@ class BenchmarkConfig:
     )
 
     def problems(self) -> Iterator[str]:
-        if self.path is not None and self.num_fewshot not in (0, None, MISSING):
+        if not self.task.strip() and self.path is None:
+            yield "task must be set, one of the harness, or path, a file of your own questions"
+        if self.path is not None and self.num_fewshot:
             advice = "the questions of a file have no worked examples; set it to 0"
             yield f"num_fewshot={self.num_fewshot}: {advice}"
+
+
+@dataclass
+class ResolvedBenchmark(BenchmarkConfig):
+    """One benchmark as it is asked and read; shots are null where the tasks of a group differ."""
+
+    metric: str = ""
+    chance: float = 0.0
+
+    @classmethod
+    def of(cls, benchmark: BenchmarkConfig, **values: Any) -> "ResolvedBenchmark":
+        """Return a benchmark with values for what it leaves open, or for others."""
+        chosen = {name: value for name, value in vars(benchmark).items() if value is not None}
+        return cls(**{**chosen, **values})
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from slimdown.config.naming import select_for_key
-from slimdown.config.schema import BenchmarkConfig, EvaluationConfig
+from slimdown.config.schema import EvaluationConfig, ResolvedBenchmark
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.utils.hashing import hash_json
 
@@ -37,7 +37,7 @@ class EvaluationCache(Protocol):
     def lock(self, key: str) -> AbstractContextManager[Any]:
         """Held by the one process that makes the evaluation of this key, but not between looks."""
 
-    def find(self, key: str, name: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
+    def find(self, key: str, name: str, benchmark: ResolvedBenchmark) -> BenchmarkEvaluation | None:
         """The evaluation of this key, stopped early or whole; None where there is none."""
 
     def save(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> None:
@@ -51,7 +51,7 @@ def evaluation_key(
     model: "LoadedModel",
     backend: str,
     questions_hash: str,
-    benchmark: BenchmarkConfig,
+    benchmark: ResolvedBenchmark,
     config: EvaluationConfig,
     *,
     at_version: int | None = None,

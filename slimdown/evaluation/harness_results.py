@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import inf
 from typing import Any
 
-from slimdown.config.schema import BenchmarkConfig
+from slimdown.config.schema import ResolvedBenchmark
 from slimdown.evaluation.results import BenchmarkEvaluation, Sample
 from slimdown.utils.errors import DataError
 
@@ -43,7 +43,7 @@ def choose_metric(metrics: Sequence[str]) -> str:
 
 
 def read_task_samples(
-    task: str, entries: Iterable[Any], task_config: Any, benchmark: BenchmarkConfig
+    task: str, entries: Iterable[Any], task_config: Any, benchmark: ResolvedBenchmark
 ) -> list[Sample]:
     """Read the samples of one task.
 
@@ -122,7 +122,7 @@ def _read_choices(arguments: Sequence[Any], delimiter: str) -> tuple[str, tuple[
 
 
 def summarize_samples(
-    benchmark: BenchmarkConfig,
+    benchmark: ResolvedBenchmark,
     samples: Sequence[Sample],
     task_version: str,
     seconds: float,
@@ -162,7 +162,9 @@ def summarize_samples(
     )
 
 
-def check_primary_metric(name: str, benchmark: BenchmarkConfig, samples: Sequence[Sample]) -> None:
+def check_primary_metric(
+    name: str, benchmark: ResolvedBenchmark, samples: Sequence[Sample]
+) -> None:
     """Check that every question has a score between 0 and 1 on the primary metric.
 
     Raises:

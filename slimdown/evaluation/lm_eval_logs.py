@@ -19,7 +19,7 @@ from typing import Any
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.config.fields import nearest
 from slimdown.config.paths import list_group_choices
-from slimdown.config.schema import BenchmarkConfig, Role
+from slimdown.config.schema import BenchmarkConfig, ResolvedBenchmark, Role
 from slimdown.evaluation.evaluation_cache import check_evaluation
 from slimdown.evaluation.harness_results import (
     choose_metric,
@@ -178,14 +178,14 @@ class _ResultsLog:
     ) -> BenchmarkEvaluation | None:
         """The answers of one benchmark; None where it has no metric to compare."""
         task, results = self.benchmarks[name], self.results
-        shipped = _known_benchmarks().get(task, BenchmarkConfig(task=task, metric="auto"))
+        shipped = _known_benchmarks().get(task, BenchmarkConfig(task=task))
         try:
             reported = dict(_list_metrics(task, results))
             configs, shots = results["configs"], results["n-shot"]
             subtasks = _list_tasks(task, results)
             limit = results["config"].get("limit")
             n_shots = {int(shots.get(subtask) or 0) for subtask in subtasks}
-            config = replace(
+            config = ResolvedBenchmark.of(
                 shipped,
                 num_fewshot=n_shots.pop() if len(n_shots) == 1 else None,
                 limit=int(limit) if limit and limit >= 1 else None,
@@ -230,7 +230,8 @@ class _ResultsLog:
         chosen = choose_metric([key for key in usable if key in reported] or usable)
         primary = metric or (shipped.metric if shipped.metric in usable else chosen)
         guessed = 0.0 if has_own_code else guess_chance(evaluation, primary)
-        chance = shipped.chance if primary == shipped.metric else guessed
+        shipped_chance = shipped.chance if primary == shipped.metric else None
+        chance = guessed if shipped_chance is None else shipped_chance
         config = replace(config, metric=primary, chance=chance, role=role or shipped.role)
         evaluation = summarize_samples(config, samples, version, nan, weights, usable)
         if problem := check_evaluation(evaluation):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import fsum, nan, sqrt
 
-from slimdown.config.schema import BenchmarkConfig
+from slimdown.config.schema import ResolvedBenchmark
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class BenchmarkEvaluation:
     `benchmark.scale` has divided them, more is better, and the benchmark's score is their mean.
     """
 
-    benchmark: BenchmarkConfig
+    benchmark: ResolvedBenchmark
     task_version: str
     samples: tuple[Sample, ...] = field(repr=False)  # in the order in which they were asked
     seconds: float

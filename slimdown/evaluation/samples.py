@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from slimdown.config.schema import BenchmarkConfig
+from slimdown.config.schema import ResolvedBenchmark
 from slimdown.evaluation.evaluation_cache import check_evaluation
 from slimdown.evaluation.results import BenchmarkEvaluation, Sample
 from slimdown.utils.errors import DataError
@@ -74,7 +74,7 @@ def write_samples(file: Path, model: str, name: str, evaluation: BenchmarkEvalua
     pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
 
 
-def read_samples(file: Path, benchmark: BenchmarkConfig) -> BenchmarkEvaluation:
+def read_samples(file: Path, benchmark: ResolvedBenchmark) -> BenchmarkEvaluation:
     """Read the evaluation that a file was written from.
 
     Args:

@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -22,7 +22,7 @@ from jinja2 import TemplateError
 
 from slimdown.config.benchmarks import check_task_names
 from slimdown.config.question_files import read_questions
-from slimdown.config.schema import BenchmarkConfig
+from slimdown.config.schema import BenchmarkConfig, ResolvedBenchmark
 from slimdown.data.contamination import Question, join_words, split_words
 from slimdown.evaluation.harness_results import choose_metric, name_metric
 from slimdown.models.quiet import quiet_libraries
@@ -42,7 +42,7 @@ class BenchmarkTask:
     """One benchmark, ready to be asked of any number of models."""
 
     name: str
-    config: BenchmarkConfig  # nothing left open
+    config: ResolvedBenchmark
     tasks: dict[str, Any]  # the harness's tasks by name; a group has several
     usable_metrics: frozenset[str]  # means of which more is better; filters left out
     weighs_tasks_alike: bool = False  # a group that the harness averages over tasks
@@ -172,18 +172,19 @@ def _check_task(
     group = found.get("groups", {}).get(benchmark.task)
     aggregated = getattr(group, "aggregate_metric_list", None) or ()
     reported = {name_metric(m.metric, f) for m in aggregated for f in m.filter_list or filters}
-    config, shots = replace(benchmark), {task.config.num_fewshot or 0 for task in tasks.values()}
-    if config.metric == "auto":  # a group's own score comes first
+    shots = {task.config.num_fewshot or 0 for task in tasks.values()}
+    config = ResolvedBenchmark.of(benchmark)
+    if benchmark.metric is None:  # a group's own score comes first
         comparable = [name for name in names if name in reported] or names
         config.metric = choose_metric(comparable or [*better, "none"])
-    if config.num_fewshot is None and len(shots) == 1:
+    if benchmark.num_fewshot is None and len(shots) == 1:
         config.num_fewshot = shots.pop()
     if config.numeric_tolerance is not None and first.OUTPUT_TYPE != "multiple_choice":
         usable.add(_FLEXIBLE)
     primary = config.metric.partition(".")[0]
     by_size = {metric.metric: metric.weight_by_size for metric in aggregated}
     weighs_tasks_alike = not by_size.get(primary, True)
-    if config.chance is None:
+    if benchmark.chance is None:
         # Whether the right choice scores 1 is not known of a task with scoring code of its own.
         kinds = {(t.OUTPUT_TYPE, bool(t.config.process_results)) for t in tasks.values()}
         shares = []

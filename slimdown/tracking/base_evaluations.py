@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slimdown.config.naming import base_settings
-from slimdown.config.schema import BenchmarkConfig, RunConfig
+from slimdown.config.schema import ResolvedBenchmark, RunConfig
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.evaluation.samples import DamagedSamples, read_samples, write_samples
 from slimdown.tracking import store
@@ -53,7 +53,7 @@ class RecordedEvaluations:
         """The file in which single answers lie while a benchmark is measured."""
         return self._folder / f"answers-{key}.sqlite"
 
-    def find(self, key: str, name: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
+    def find(self, key: str, name: str, benchmark: ResolvedBenchmark) -> BenchmarkEvaluation | None:
         """Return the evaluation of this key, or None; one that is odd is left out with a line."""
         file = self._locate(key, name)
         if file.is_file() and (evaluation := self._read(file, name, benchmark, str(file))):
@@ -127,7 +127,7 @@ class RecordedEvaluations:
         return file
 
     def _read(
-        self, file: Path, name: str, benchmark: BenchmarkConfig, place: str
+        self, file: Path, name: str, benchmark: ResolvedBenchmark, place: str
     ) -> BenchmarkEvaluation | None:
         try:
             evaluation = read_samples(file, benchmark)

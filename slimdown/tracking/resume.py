@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from slimdown.config.keep_config import Keep
 from slimdown.config.naming import flatten
 from slimdown.config.schema import ModelConfig, RunConfig, TrackingConfig
 from slimdown.evaluation.evaluation_cache import MEASUREMENT_VERSION
@@ -48,6 +49,8 @@ def run_key(config: RunConfig) -> str:
             else:
                 commit = resolve_commit(dataset.path, dataset.revision, "dataset")
                 settings[f"dataset.{name}.revision"] = commit
+        if config.keep.name is Keep.self_replay:
+            settings["keep.version"] = 2  # the base writes no row of its end token alone
         if config.keep.prompts:
             settings["keep.prompts"] = hash_file(Path(config.keep.prompts).expanduser())
         for name, benchmark in config.benchmark.items():
@@ -66,7 +69,8 @@ def run_key(config: RunConfig) -> str:
         "order of datasets": list(config.dataset),
         "packages": {name: (find_version(name) or "").partition("+")[0] for name in PACKAGES},
         "versions": [TRAINING_VERSION, MEASUREMENT_VERSION],
-        "processes": 1 if config.tuned else process_count(),
+        # Several processes of version 1 trained a model each.
+        "processes": 1 if config.tuned or process_count() == 1 else [process_count(), 2],
     }
     return hash_json(parts)
 

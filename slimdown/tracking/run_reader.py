@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from slimdown.config.fields import nearest
 from slimdown.config.loader import load_config, open_hydra, read_recorded
-from slimdown.config.schema import TRAINING, Backend, RunConfig, TrackingConfig
+from slimdown.config.schema import TRAINING, Backend, ResolvedBenchmark, RunConfig, TrackingConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.stats.findings import Findings
 from slimdown.stats.run_records import RunRecord
@@ -170,7 +170,8 @@ def read_evaluations(tracking: TrackingConfig, run: RunRecord) -> tuple[Evaluati
     findings = check_finished(run)
     conditions = dict(findings.conditions)
     harness_version, backend = conditions.pop("harness_version"), conditions.pop("backend")
-    benchmarks: Any = OmegaConf.to_object(_read_settings(tracking, run).benchmark)
+    recorded: Any = OmegaConf.to_object(_read_settings(tracking, run).benchmark)
+    benchmarks = {name: ResolvedBenchmark.of(one) for name, one in recorded.items()}
     client = store.open_store(tracking, must_exist=True)
 
     def read(model: str, folder: str) -> Evaluation:

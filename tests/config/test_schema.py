@@ -143,7 +143,7 @@ def test_benchmarks_are_read_by_name_with_settings_above() -> None:
     assert read_benchmarks(own)["gsm8k"].num_fewshot == 2
 
 
-@pytest.mark.parametrize("more", ["", "chance: null\nnum_fewshot: null\nmetric: auto\n"])
+@pytest.mark.parametrize("more", ["", "chance: null\nnum_fewshot: null\nmetric: null\n"])
 def test_a_benchmark_of_ones_own_needs_its_task_alone(
     more: str, composed: Compose, tmp_path: Path
 ) -> None:
@@ -151,7 +151,7 @@ def test_a_benchmark_of_ones_own_needs_its_task_alone(
     text = f"# @package benchmark.mine\ntask: piqa\n{more}"
     (tmp_path / "benchmark" / "mine.yaml").write_text(text)
     config = composed("benchmark=[mine]", f"hydra.searchpath=[file://{tmp_path}]")
-    assert config.benchmark == {"mine": BenchmarkConfig("piqa", None, "auto", None, None)}
+    assert config.benchmark == {"mine": BenchmarkConfig("piqa", None, None, None, None)}
 
 
 @pytest.mark.parametrize(
@@ -159,12 +159,12 @@ def test_a_benchmark_of_ones_own_needs_its_task_alone(
     [
         ([], {}, "no benchmark is named; name some of arc_easy, gsm8k"),
         ([3], {}, "3 names no benchmark"),
-        ("questions", {}, "benchmark.questions names no questions; set its path"),
+        ("questions", {}, "questions: task must be set, one of the harness, or path"),
         ({"task": "mine", "path": "x"}, {}, "path=x: there is no such file; a relative path"),
         (["gsm8k", "gsm8k"], {}, "gsm8k is named twice"),
         ("gsm8k", {"limt": 3}, "gsm8k: .*limt is not a setting; did you mean limit?"),
         ("gsm8k", {"limit": 0}, "gsm8k: limit must be at least 1, got 0"),
-        ("gsm8k", {"limit": "x"}, "could not be converted to Integer"),
+        ("gsm8k", {"limit": "x"}, "limit=.x. must be a whole number"),
     ],
 )
 def test_a_wrong_benchmark_is_answered(names: object, settings: dict, answer: str) -> None:

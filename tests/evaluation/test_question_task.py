@@ -56,7 +56,7 @@ def test_the_samples_are_those_of_an_equal_task_of_the_harness(tmp_path: Path) -
         data = {"dataset_kwargs": {"data_files": {"test": str(file)}}}
         task = {"task": f"its_{kind}"} | TASK | KINDS[kind] | data
         (tmp_path / f"{kind}.yaml").write_text(json.dumps(task))
-        its = {"task": f"its_{kind}", "metric": "acc" if kind == "picked" else "auto"}
+        its = {"task": f"its_{kind}", "metric": "acc" if kind == "picked" else None}
         specs += [{"task": kind, "path": str(file)}, its]
     tasks = load_tasks(read_benchmarks(specs), str(tmp_path))
     benchmarks = Evaluator(tasks, make_config()).evaluate(loaded).benchmarks
