@@ -73,7 +73,8 @@ def test_the_page_of_an_experiment_lists_its_runs_with_changes_and_verdicts(
     names = sorted(config.benchmark)
     columns = [f"metrics.`change/{name}`" for name in names]
     columns += [f"params.`verdict/{name}`" for name in names]  # a click sorts no column of tags
-    assert view["selectedColumns"] == ["params.`lora.r`", *columns]
+    varied = ["params.`lora.lora_alpha`", "params.`lora.r`"]  # alpha follows the rank
+    assert view["selectedColumns"] == [*varied, *columns]
     assert [chart["metricKey"] for chart in view["compareRunCharts"]] == sorted(
         f"change/{name}" for name in names
     )
