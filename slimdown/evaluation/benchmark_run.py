@@ -119,6 +119,11 @@ class BenchmarkRun:
         if is_look:
             self._looks.append(end)
 
+    def ask_rest(self) -> None:
+        """Ask all questions that are left."""
+        while not self.is_whole:
+            self.ask_block()
+
     def summarize(self) -> BenchmarkEvaluation:
         """Return the evaluation so far."""
         evaluation = summarize_samples(

@@ -129,7 +129,8 @@ class Evaluator:
                 with cache.lock(run.key):
                     stack.enter_context(closing(self._look_up(run, cache)))
                     if not (stop_when and run.can_stop):
-                        self._ask(run, cache)
+                        run.ask_rest()
+                        _save(run, cache)
             if stop_when:
                 self._look(runs, cache, stop_when)
             benchmarks = {name: run.summarize() for name, run in runs.items()}
@@ -167,12 +168,6 @@ class Evaluator:
         run.answers = AnswersFile(cache.answers_file(run.key) if is_open else None)
         return run.answers
 
-    def _ask(self, run: BenchmarkRun, cache: EvaluationCache) -> None:
-        """Ask all questions of a benchmark."""
-        while not run.is_whole:
-            run.ask_block()
-        self._save(run, cache)
-
     def _look(
         self, runs: dict[str, BenchmarkRun], cache: EvaluationCache, stop_when: StopRule
     ) -> None:
@@ -186,10 +181,11 @@ class Evaluator:
             needed = stop_when({name: run.summarize() for name, run in runs.items()})
             needed = {name for name in needed & set(stoppable) if not runs[name].is_whole}
         for run in stoppable.values():
-            self._save(run, cache)
+            _save(run, cache)
 
-    def _save(self, run: BenchmarkRun, cache: EvaluationCache) -> None:
-        """Keep what was asked, unless all of it was found."""
-        if run.n_new:
-            cache.save(run.key, run.task.name, run.summarize())
-            run.answers.remove()
+
+def _save(run: BenchmarkRun, cache: EvaluationCache) -> None:
+    """Keep what was asked, unless all of it was found."""
+    if run.n_new:
+        cache.save(run.key, run.task.name, run.summarize())
+        run.answers.remove()

@@ -128,11 +128,11 @@ def find_results_files(path: Path) -> list[Path]:
         files = list_dated(folders[0]) if folders else []
     else:  # `--output_path out/base.json` is written as out/base_DATE.json
         files = [f for f in list_dated(path.parent) if _DATED.sub(".json", f.name) == path.name]
-        if not files:
-            advice = "give the one that lm_eval's --output_path named"
-            raise DataError(f"there is no folder {path}; {advice}")
     if not files:
-        raise DataError(f"{path} holds no results as lm_eval names them, results_DATE.json")
+        problem = f"{path} holds no results as lm_eval names them, results_DATE.json"
+        if not path.exists():
+            problem = f"there is no folder {path}; give the one that lm_eval's --output_path named"
+        raise DataError(problem)
     return sorted(files, key=_read_date)
 
 
@@ -235,8 +235,7 @@ class _ResultsLog:
         entries: list[dict[str, Any]] = []
         digest = sha256()
         if not file.is_file():  # a pipe would be waited for
-            advice = "lm_eval --log_samples keeps the answers"
-            raise DataError(f"there is no file {file}; {advice}")
+            raise DataError(f"there is no file {file}; lm_eval --log_samples keeps the answers")
         try:
             with file.open("rb") as lines:
                 for line in lines:
@@ -252,8 +251,8 @@ class _ResultsLog:
             place = f"{file}, line {len(entries) + 1},"
             reason = f"is no line of lm_eval, or was cut short ({describe_error(error)})"
             raise DataError(f"{place} {reason}") from None
-        questions = {(entry["doc_id"], entry["filter"]) for entry in entries}
-        is_whole = 0 < len(entries) == len(questions)
+        n_different = len({(entry["doc_id"], entry["filter"]) for entry in entries})
+        is_whole = 0 < len(entries) == n_different
         if not is_whole or digest.hexdigest() != self.results["task_hashes"][task]:
             problem = "lines are missing, doubled or changed"
             raise DataError(f"{file} is not what {self.file.name} was written with: {problem}")

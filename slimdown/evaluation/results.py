@@ -17,8 +17,6 @@ class Metric(str):
     ('exact_match', 'strict', '')
     """
 
-    __slots__ = ()
-
     def __new__(cls, name: str, filter_name: str = "none") -> "Metric":
         """Take the harness's two names, or the text that stands for both."""
         return super().__new__(cls, name if filter_name == "none" else f"{name}.{filter_name}")

@@ -130,14 +130,12 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _ignore_repeated(self, batch: Any) -> Any:
         """Take the labels from rows with which accelerate fills the last batches of an epoch."""
-        size = self.args.per_device_train_batch_size
-        n_of_last = len(cast(Any, self.train_dataset)) % (size * self.args.world_size)
-        is_last = self.args.world_size > 1 and self.accelerator.gradient_state.end_of_dataloader
-        if is_last and n_of_last:
+        size, state = self.args.per_device_train_batch_size, self.accelerator.gradient_state
+        if self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0:
             row = torch.arange(len(batch["labels"]), device=batch["labels"].device)[:, None]
             if "position_ids" in batch:  # one row after another
                 row = (batch["position_ids"] == 0).cumsum(1) - 1
-            is_repeated = row + size * self.args.process_index >= n_of_last
+            is_repeated = row + size * self.args.process_index >= state.remainder
             batch["labels"] = batch["labels"].masked_fill(is_repeated, IGNORED)
         return batch
 
@@ -170,9 +168,9 @@ def build_arguments(config: RunConfig, folder: Path, **ours: Any) -> SFTConfig:
     settings = {name: value for name, value in settings.items() if name not in _NOT_TRL}
     if any(name.startswith("torch_compile") for name in settings):
         settings["tf32"] = False  # which compiling switches on in the whole process
-    ours |= {"max_length": None}  # rows are cut
-    ours |= {"save_strategy": "no"}  # see `TrainingCallback`
-    ours |= {"bf16": False}  # no autocast: base and adapter compute in the dtypes that they have
+    # Rows are cut, `TrainingCallback` asks for checkpoints, and without autocast base and adapter
+    # compute in the dtypes that they have.
+    ours |= {"max_length": None, "save_strategy": "no", "bf16": False}
     return SFTConfig(str(folder), **settings, **ours)
 
 

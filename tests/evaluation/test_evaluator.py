@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
@@ -68,14 +67,11 @@ def evaluate_by_harness(model: LoadedModel, tasks: list[str], folder: str, **set
 
 
 @dataclass
-class MemoryCache:
+class MemoryCache(evaluation_cache.NoCache):
     """Finished evaluations in memory, answers in a folder where there is one."""
 
     folder: Path | None = None
     saved: dict[str, BenchmarkEvaluation] = field(default_factory=dict)
-
-    def lock(self, key: str) -> Any:
-        return nullcontext()
 
     def find(self, key: str, name: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
         found = self.saved.get(key)
