@@ -116,10 +116,7 @@ class Evaluator:
         on_progress: OnProgress,
     ) -> Evaluation:
         started = time.perf_counter()
-        with ExitStack() as stack:
-            stack.enter_context(keep_random_states())
-            stack.enter_context(quiet_libraries())
-            stack.enter_context(eval_mode(model.model))
+        with keep_random_states(), quiet_libraries(), eval_mode(model.model), ExitStack() as stack:
             no_peak: AbstractContextManager[Any] = nullcontext(lambda: nan)
             counter = measure_peak_memory(model.device) if self.counts_memory else no_peak
             measure_peak = stack.enter_context(counter)
