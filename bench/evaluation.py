@@ -20,7 +20,7 @@ from lm_eval.tasks import TaskManager
 
 from bench.machine import describe_machine, load_config_of
 from slimdown.config.schema import RunConfig
-from slimdown.evaluation.evaluator import choose_backend, open_lm
+from slimdown.evaluation.backend import choose_backend, open_lm
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.models.external import open_tuned_model
 from slimdown.models.memory import measure_peak_memory

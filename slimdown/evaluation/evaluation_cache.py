@@ -1,6 +1,6 @@
 """Evaluations that are made once: their key, where they are kept, whether they are sound."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from math import isfinite
@@ -36,15 +36,23 @@ class EvaluationCache(Protocol):
 
     def lock(self, key: str) -> AbstractContextManager[Any]:
         """Held by the one process that makes the evaluation of this key, but not between looks."""
+        return nullcontext()
 
     def find(self, key: str, name: str, benchmark: ResolvedBenchmark) -> BenchmarkEvaluation | None:
         """The evaluation of this key, stopped early or whole; None where there is none."""
+        return None
 
     def save(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> None:
         """Keep an evaluation, so that `find` returns it from now on."""
+        return
 
     def answers_file(self, key: str) -> Path | None:
         """Where answers lie while the evaluation goes on; None keeps none."""
+        return None
+
+
+class NoCache(EvaluationCache):
+    """Finds nothing and keeps nothing."""
 
 
 def evaluation_key(

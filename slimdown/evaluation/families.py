@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from slimdown.models.causal import get_inner_model
+
 # fmt: off
 EXACT_FAMILIES = frozenset([
     "apertus", "arcee", "biogpt", "bitnet", "codegen", "cohere", "cohere2", "ctrl", "deepseek_v2",
@@ -46,7 +48,7 @@ def explain_no_sharing(model: Any) -> str:
     Returns:
         The reason in a few words; empty where sharing is exact.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = get_inner_model(model)
     for peft_config in getattr(model, "peft_config", {}).values():
         peft_type = str(getattr(peft_config.peft_type, "value", peft_config.peft_type))
         if peft_type not in _TOKENWISE_ADAPTERS:

@@ -4,21 +4,16 @@ import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from math import inf
+from math import inf, isnan
 from typing import Any
 
 from slimdown.config.schema import ResolvedBenchmark
-from slimdown.evaluation.results import BenchmarkEvaluation, Sample
+from slimdown.evaluation.results import BenchmarkEvaluation, Metric, Sample
 from slimdown.utils.errors import DataError
 
 # Per character before plain accuracy: endings differ in length. Both before what is generated.
 _PREFERRED = ("acc_norm", "acc", "exact_match")
 _CATEGORIES = ("activity_label", "category", "subject")  # HellaSwag's, and other benchmarks'
-
-
-def name_metric(metric: str, filter_name: str) -> str:
-    """Name `acc,none` of the harness `acc`, and `exact_match,strict` `exact_match.strict`."""
-    return metric if filter_name == "none" else f"{metric}.{filter_name}"
 
 
 def choose_metric(metrics: Sequence[str]) -> str:
@@ -36,10 +31,10 @@ def choose_metric(metrics: Sequence[str]) -> str:
     >>> choose_metric(["exact_match.strict-match", "exact_match.flexible-extract"])
     'exact_match.flexible-extract'
     """
-    names = [metric.partition(".")[0] for metric in metrics]
+    names = [Metric(metric).name for metric in metrics]
     name = next((name for name in _PREFERRED if name in names), names[0])
-    filtered = [metric for metric in metrics if metric.partition(".")[0] == name]
-    return next((metric for metric in filtered if ".flexible" in metric), filtered[0])
+    filtered = [metric for metric in metrics if Metric(metric).name == name]
+    return next((m for m in filtered if Metric(m).filter.startswith("flexible")), filtered[0])
 
 
 def read_task_samples(
@@ -66,12 +61,13 @@ def read_task_samples(
         first = of_doc[0]
         prompt, target = str(first["arguments"][0][0]), str(first["target"])
         response = "" if is_choice else str(first["resps"][0][0])
-        answers, scores = {}, {}
+        answers: dict[str, str] = {}
+        scores: dict[str, float] = {}
         for entry in of_doc:
             for metric in entry["metrics"]:
                 # A metric over all questions, such as F1, has no score of a question.
                 if (score := parse_score(entry[metric])) is not None:
-                    key = name_metric(metric, entry["filter"])
+                    key: str = Metric(metric, entry["filter"])
                     scores[key] = score / ((benchmark.scale or 1) if key == benchmark.metric else 1)
                     answers[key] = "" if is_choice else str(entry["filtered_resps"][0])
         choices: tuple[str, ...] = ()
@@ -81,7 +77,7 @@ def read_task_samples(
             log_likelihoods = tuple(float(r[0]) for r in first["filtered_resps"])[: len(choices)]
             pairs = list(zip(log_likelihoods, choices, strict=True))
             for key in scores:
-                by_length = key.partition(".")[0] == "acc_norm"
+                by_length = Metric(key).name == "acc_norm"
                 ranks = [ll / max(len(text), 1) if by_length else ll for ll, text in pairs]
                 answers[key] = choices[max(range(len(choices)), key=ranks.__getitem__)]
             if target.isdigit() and int(target) < len(choices):
@@ -146,7 +142,7 @@ def summarize_samples(
     metrics = [
         metric
         for metric in samples[0].scores
-        if (usable is None or {metric, metric.partition(".")[0]} & set(usable))
+        if (usable is None or {metric, Metric(metric).name} & set(usable))
         and all(0 <= sample.scores.get(metric, inf) <= 1 for sample in samples)
     ]
 
@@ -180,6 +176,14 @@ def check_primary_metric(
                 f"must lie between 0 and 1; if it is of 100, set benchmark.{name}.scale=100, else "
                 f"choose another metric: it has {metrics}"
             )
+
+
+def find_no_number(samples: Sequence[Sample]) -> Sample | None:
+    """Find the first sample with a log-likelihood or score that is not a number."""
+    for sample in samples:
+        if any(map(isnan, (*sample.log_likelihoods, *sample.scores.values()))):
+            return sample
+    return None
 
 
 def guess_chance(evaluation: BenchmarkEvaluation, metric: str) -> float:

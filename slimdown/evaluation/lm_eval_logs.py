@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
-from graphlib import CycleError, TopologicalSorter
+from graphlib import TopologicalSorter
 from hashlib import sha256
-from math import fsum, isclose, isnan, nan
+from math import fsum, isclose, nan
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from slimdown.config.schema import BenchmarkConfig, ResolvedBenchmark, Role
 from slimdown.evaluation.evaluation_cache import check_evaluation
 from slimdown.evaluation.harness_results import (
     choose_metric,
+    find_no_number,
     guess_chance,
-    name_metric,
     read_task_samples,
     summarize_samples,
 )
-from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Metric
 from slimdown.utils.errors import ConfigError, DataError, describe_error
 
 _DATED = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json$")
@@ -127,13 +127,12 @@ def find_results_files(path: Path) -> list[Path]:
             raise DataError(f"{path} {problem}: {models}")
         files = list_dated(folders[0]) if folders else []
     else:  # `--output_path out/base.json` is written as out/base_DATE.json
-        names = {f: f"{_DATED.sub('', f.name)}.json" for f in list_dated(path.parent)}
-        files = [file for file, name in names.items() if name == path.name]
-        if not files:
-            advice = "give the one that lm_eval's --output_path named"
-            raise DataError(f"there is no folder {path}; {advice}")
+        files = [f for f in list_dated(path.parent) if _DATED.sub(".json", f.name) == path.name]
     if not files:
-        raise DataError(f"{path} holds no results as lm_eval names them, results_DATE.json")
+        problem = f"{path} holds no results as lm_eval names them, results_DATE.json"
+        if not path.exists():
+            problem = f"there is no folder {path}; give the one that lm_eval's --output_path named"
+        raise DataError(problem)
     return sorted(files, key=_read_date)
 
 
@@ -155,7 +154,7 @@ class _ResultsLog:
         self.file = file
         try:
             self.results: dict[str, Any] = json.loads(file.read_bytes())
-            TopologicalSorter(self.results["group_subtasks"]).prepare()
+            TopologicalSorter(self.results["group_subtasks"]).prepare()  # refuses cycles
             self.benchmarks = dict(_list_benchmarks(self.results))
             self.made_by = {
                 "model": str(self.results["model_name"]),
@@ -164,11 +163,6 @@ class _ResultsLog:
             }
             self.conditions = dict(_list_conditions(self.results))
             self.seconds = float(self.results.get("total_evaluation_time_seconds") or 0)
-        except CycleError as error:
-            problem = (
-                f"the group {error.args[1][0]} is a part of itself, which lm_eval never writes"
-            )
-            raise DataError(f"{file}: {problem}; give the file that it wrote") from None
         except _MALFORMED as error:
             problem = "is no results file of lm_eval, or was cut short"
             raise DataError(f"{file} {problem} ({describe_error(error)})") from None
@@ -181,10 +175,9 @@ class _ResultsLog:
         shipped = _known_benchmarks().get(task, BenchmarkConfig(task=task))
         try:
             reported = dict(_list_metrics(task, results))
-            configs, shots = results["configs"], results["n-shot"]
-            subtasks = _list_tasks(task, results)
+            subtasks, configs = _list_tasks(task, results), results["configs"]
             limit = results["config"].get("limit")
-            n_shots = {int(shots.get(subtask) or 0) for subtask in subtasks}
+            n_shots = {int(results["n-shot"].get(subtask) or 0) for subtask in subtasks}
             config = ResolvedBenchmark.of(
                 shipped,
                 num_fewshot=n_shots.pop() if len(n_shots) == 1 else None,
@@ -204,17 +197,16 @@ class _ResultsLog:
             raise DataError(
                 f"{self.file}: {task} is not logged as lm_eval does it ({describe_error(error)})"
             ) from None
-        for sample in samples:
-            if any(map(isnan, (*sample.log_likelihoods, *sample.scores.values()))):
-                problem = f"to question {sample.doc_id} of {sample.task} is not a number"
-                raise DataError(f"{self.file}: what the model answers {problem}")
+        if sample := find_no_number(samples):
+            problem = f"to question {sample.doc_id} of {sample.task} is not a number"
+            raise DataError(f"{self.file}: what the model answers {problem}")
         # The harness weighs the tasks of a group by their questions, or alike: as its score says.
         for weights in (None, dict.fromkeys(subtasks, 1 / len(subtasks))):
             evaluation = summarize_samples(config, samples, version, nan, weights)
             usable = [
                 key
                 for key, score in evaluation.scores.items()
-                if key.partition(".")[0] not in worse
+                if Metric(key).name not in worse
                 and isclose(reported.get(key, score.value), score.value, abs_tol=1e-9)
             ]
             if usable:
@@ -226,7 +218,7 @@ class _ResultsLog:
                 f"{name}={metric}: no such score, less of it is better, or it is not the mean of "
                 f"scores between 0 and 1 of its questions{nearest(metric, usable)}"
             )
-        usable.sort(key=lambda key: [*better, (n := key.partition(".")[0])].index(n))  # the task's
+        usable.sort(key=lambda key: [*better, (n := Metric(key).name)].index(n))  # the task's
         chosen = choose_metric([key for key in usable if key in reported] or usable)
         primary = metric or (shipped.metric if shipped.metric in usable else chosen)
         guessed = 0.0 if has_own_code else guess_chance(evaluation, primary)
@@ -244,8 +236,7 @@ class _ResultsLog:
         entries: list[dict[str, Any]] = []
         digest = sha256()
         if not file.is_file():  # a pipe would be waited for
-            advice = "lm_eval --log_samples keeps the answers"
-            raise DataError(f"there is no file {file}; {advice}")
+            raise DataError(f"there is no file {file}; lm_eval --log_samples keeps the answers")
         try:
             with file.open("rb") as lines:
                 for line in lines:
@@ -261,8 +252,8 @@ class _ResultsLog:
             place = f"{file}, line {len(entries) + 1},"
             reason = f"is no line of lm_eval, or was cut short ({describe_error(error)})"
             raise DataError(f"{place} {reason}") from None
-        questions = {(entry["doc_id"], entry["filter"]) for entry in entries}
-        is_whole = 0 < len(entries) == len(questions)
+        n_different = len({(entry["doc_id"], entry["filter"]) for entry in entries})
+        is_whole = 0 < len(entries) == n_different
         if not is_whole or digest.hexdigest() != self.results["task_hashes"][task]:
             problem = "lines are missing, doubled or changed"
             raise DataError(f"{file} is not what {self.file.name} was written with: {problem}")
@@ -300,7 +291,7 @@ def _list_metrics(name: str, results: dict[str, Any]) -> Iterator[tuple[str, flo
         metric, _, filter_name = key.partition(",")
         is_error = metric == "bypass" or metric.endswith("_stderr")
         if filter_name and not is_error and isinstance(value, int | float):
-            yield name_metric(metric, filter_name), float(value)
+            yield Metric(metric, filter_name), float(value)
 
 
 @cache

@@ -18,6 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import DynamicCache, LogitsProcessorList
 
 from slimdown.evaluation.families import get_windows
+from slimdown.models.causal import get_inner_model, learns_prompt
 
 # Fewer tokens than these are not worth a forward of their own.
 SHORTEST_PREFIX = 32
@@ -185,33 +186,26 @@ class VirtualTokensLM(TokenCountingLM):
     as a cache that is filled already: https://github.com/huggingface/peft/issues
     """
 
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Generate; one answer after another where a layer looks back over a number of columns.
+
+        Pads would lie behind the virtual tokens, and such a layer counts them.
+        """
+        generate = super().generate_until
+        if not learns_prompt(self.model) or _sees_everything(get_inner_model(self.model)):
+            return list(generate(requests, disable_tqdm))
+        return [generate([request], disable_tqdm=True)[0] for request in requests]
+
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any
     ) -> torch.Tensor:
         wrapped = self.model
-        adapter: Any = getattr(wrapped, "active_peft_config", None)
-        if not getattr(adapter, "is_prompt_learning", False) or wrapped._adapters_disabled:
+        if not learns_prompt(wrapped) or wrapped._adapters_disabled:
             texts: torch.Tensor = super()._model_generate(context, max_length, stop, **settings)
             return texts
-        n_rows, n_virtual = len(context), adapter.num_virtual_tokens
-        inner, name = wrapped.get_base_model(), name_cache_argument(wrapped)
-        n_pads = (settings["attention_mask"] == 0).sum(dim=1).tolist()
-        if max(n_pads) and not _sees_everything(inner):
-            # Pads lie behind the virtual tokens, where a layer that looks back over a number of
-            # columns counts them.
-            rows = [
-                self._model_generate(
-                    context[i : i + 1, n:],
-                    max_length - n,
-                    stop,
-                    **settings | {"attention_mask": settings["attention_mask"][i : i + 1, n:]},
-                )[0, context.shape[1] - n :]
-                for i, n in enumerate(n_pads)
-            ]
-            end = self.tokenizer.pad_token_id
-            answers = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=end)
-            return torch.cat([context, answers], dim=1)
-        prompt = wrapped.get_prompt(batch_size=n_rows)
+        inner, name = get_inner_model(wrapped), name_cache_argument(wrapped)
+        n_virtual = wrapped.active_peft_config.num_virtual_tokens
+        prompt = wrapped.get_prompt(batch_size=len(context))
         if isinstance(prompt, torch.Tensor):  # embeddings of a trained prompt
             cache = DynamicCache()
             embeddings = prompt.to(inner.get_input_embeddings().weight.dtype)
@@ -239,8 +233,7 @@ def name_cache_argument(model: Any) -> str:
 
     transformers 5.24 renamed `past_key_values` to `cache`. Delete at a floor of 5.40.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    forward = inspect.signature(inspect.unwrap(type(inner).forward))
+    forward = inspect.signature(inspect.unwrap(type(get_inner_model(model)).forward))
     return "cache" if "cache" in forward.parameters else "past_key_values"
 
 

@@ -8,6 +8,30 @@ from math import fsum, nan, sqrt
 from slimdown.config.schema import ResolvedBenchmark
 
 
+class Metric(str):
+    """A metric and the filter of its answers, as settings and records name it.
+
+    >>> Metric("acc", "none"), Metric("exact_match", "strict")
+    ('acc', 'exact_match.strict')
+    >>> Metric("exact_match.strict").name, Metric("exact_match.strict").filter, Metric("acc").filter
+    ('exact_match', 'strict', '')
+    """
+
+    def __new__(cls, name: str, filter_name: str = "none") -> "Metric":
+        """Take the harness's two names, or the text that stands for both."""
+        return super().__new__(cls, name if filter_name == "none" else f"{name}.{filter_name}")
+
+    @property
+    def name(self) -> str:
+        """Without the filter."""
+        return self.partition(".")[0]
+
+    @property
+    def filter(self) -> str:
+        """Empty where there is none."""
+        return self.partition(".")[2]
+
+
 @dataclass(frozen=True)
 class Sample:
     """One question and what the model made of it."""

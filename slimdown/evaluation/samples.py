@@ -5,6 +5,7 @@ What holds for the whole evaluation lies in the file's metadata, so that a file 
 """
 
 import json
+from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,12 @@ from slimdown.utils.files import check_format
 
 # model: base or tuned; answer: the choice taken, or the text that the metric's filter kept;
 # response: generated text, before any filter.
-_IDENTITY = ("task", "doc_id", "doc_hash", "prompt_hash", "category")
-_OF_QUESTION = (*_IDENTITY, "prompt", "target", "response")
-_TEXTS = ("model", "benchmark", "metric", "answer", *_OF_QUESTION)
+_TEXTS = ("model", "benchmark", "metric", "answer", "task", "doc_hash", "prompt_hash", "category")
 _OF_EVALUATION = ["task_version", "seconds", "looks", "n_available", "task_weights"]
 _OF_EVALUATION += ["max_new_tokens"]  # older files lack it
 SCHEMA = pa.schema(
     [
-        *((name, pa.string()) for name in _TEXTS if name != "doc_id"),
+        *((name, pa.string()) for name in (*_TEXTS, "prompt", "target", "response")),
         ("doc_id", pa.int64()),
         ("choices", pa.list_(pa.string())),
         ("log_likelihoods", pa.list_(pa.float64())),  # nats, one for each choice
@@ -56,14 +55,9 @@ def write_samples(file: Path, model: str, name: str, evaluation: BenchmarkEvalua
     """
     rows = [
         {
-            "model": model,
-            "benchmark": name,
-            "metric": metric,
-            **{column: getattr(sample, column) for column in _OF_QUESTION},
-            "answer": sample.answers[metric],
-            "choices": list(sample.choices),
-            "log_likelihoods": list(sample.log_likelihoods),
-            "score": score,
+            **vars(sample),
+            **{"model": model, "benchmark": name, "metric": metric},
+            **{"answer": sample.answers[metric], "score": score},
         }
         for sample in evaluation.samples
         for metric, score in sample.scores.items()
@@ -103,17 +97,16 @@ def read_samples(file: Path, benchmark: ResolvedBenchmark) -> BenchmarkEvaluatio
             by_question.setdefault((row["task"], row["doc_id"]), []).append(row)
         samples = tuple(
             Sample(
-                **{column: rows[0][column] for column in _OF_QUESTION if column in rows[0]},
-                choices=tuple(rows[0]["choices"]),
-                log_likelihoods=tuple(rows[0]["log_likelihoods"]),
+                **{f.name: rows[0][f.name] for f in fields(Sample) if f.name in rows[0]}
+                | {name: tuple(rows[0][name]) for name in ("choices", "log_likelihoods")},
                 answers={row["metric"]: row["answer"] for row in rows},
                 scores={row["metric"]: row["score"] for row in rows},
             )
             for rows in by_question.values()
         )
-        fields = {name: about[name] for name in _OF_EVALUATION if name in about}
-        fields["looks"] = tuple(about["looks"])
-        evaluation = BenchmarkEvaluation(benchmark, samples=samples, **fields)
+        facts = {name: about[name] for name in _OF_EVALUATION if name in about}
+        facts["looks"] = tuple(about["looks"])
+        evaluation = BenchmarkEvaluation(benchmark, samples=samples, **facts)
         problem = check_evaluation(evaluation)
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, DataError) as error:
         problem = " ".join(str(error).split())[:200] or type(error).__name__

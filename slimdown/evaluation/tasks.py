@@ -24,7 +24,8 @@ from slimdown.config.benchmarks import check_task_names
 from slimdown.config.question_files import read_questions
 from slimdown.config.schema import BenchmarkConfig, ResolvedBenchmark
 from slimdown.data.contamination import Question, join_words, split_words
-from slimdown.evaluation.harness_results import choose_metric, name_metric
+from slimdown.evaluation.harness_results import choose_metric
+from slimdown.evaluation.results import Metric
 from slimdown.models.quiet import quiet_libraries
 from slimdown.pocket import TASKS_DIR
 from slimdown.utils.errors import ConfigError, DataError
@@ -47,6 +48,11 @@ class BenchmarkTask:
     usable_metrics: frozenset[str]  # means of which more is better; filters left out
     weighs_tasks_alike: bool = False  # a group that the harness averages over tasks
     files_hash: str = field(default="", repr=False)  # of task files that are not the harness's own
+
+    @property
+    def generates(self) -> bool:
+        """Whether answers to it are generated, of a group to any of its tasks."""
+        return any(task.OUTPUT_TYPE == "generate_until" for task in self.tasks.values())
 
     def build_requests(self, lm: Any, apply_chat_template: bool) -> Requests:
         """Build the harness's requests, as `lm` will get them.
@@ -168,20 +174,20 @@ def _check_task(
         of_task, is_better = task.aggregation(), task.higher_is_better()
         usable = {m for m in usable if of_task.get(m) is mean and is_better.get(m) is not False}
     filters = [f["name"] for f in first.config.filter_list or [{"name": "none"}]]
-    names = [name_metric(m, f) for m in better if m in usable for f in filters]
+    names = [Metric(m, f) for m in better if m in usable for f in filters]
     group = found.get("groups", {}).get(benchmark.task)
     aggregated = getattr(group, "aggregate_metric_list", None) or ()
-    reported = {name_metric(m.metric, f) for m in aggregated for f in m.filter_list or filters}
+    reported = {Metric(m.metric, f) for m in aggregated for f in m.filter_list or filters}
     shots = {task.config.num_fewshot or 0 for task in tasks.values()}
     config = ResolvedBenchmark.of(benchmark)
     if benchmark.metric is None:  # a group's own score comes first
         comparable = [name for name in names if name in reported] or names
-        config.metric = choose_metric(comparable or [*better, "none"])
+        config.metric = str(choose_metric(comparable or [*better, "none"]))
     if benchmark.num_fewshot is None and len(shots) == 1:
         config.num_fewshot = shots.pop()
     if config.numeric_tolerance is not None and first.OUTPUT_TYPE != "multiple_choice":
         usable.add(_FLEXIBLE)
-    primary = config.metric.partition(".")[0]
+    primary = Metric(config.metric).name
     by_size = {metric.metric: metric.weight_by_size for metric in aggregated}
     weighs_tasks_alike = not by_size.get(primary, True)
     if benchmark.chance is None:

@@ -5,6 +5,7 @@ from math import isnan
 
 from slimdown.config.keep_config import Keep
 from slimdown.config.schema import PaperMetric, Role, RunConfig
+from slimdown.evaluation.results import Metric
 from slimdown.report import formatting
 from slimdown.report.formatting import (
     format_number,
@@ -77,8 +78,8 @@ def mark_target(name: str, role: str) -> str:
 
 def shorten_metric(metric: str, benchmark: BenchmarkChange) -> str:
     """Return the filter's name where several filters read one metric, else the metric's."""
-    name, _, filter_name = metric.partition(".")
-    n_filters = sum(m.partition(".")[0] == name for m in benchmark.changes)
+    name, filter_name = Metric(metric).name, Metric(metric).filter
+    n_filters = sum(Metric(m).name == name for m in benchmark.changes)
     return filter_name if n_filters > 1 and filter_name else name
 
 

@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from datasets import Dataset
 from trl.data_utils import pack_dataset
@@ -76,9 +75,7 @@ def prepare_training(
         trial = replace(trial, is_padding_free=is_padding_free)
         trainer = build_trainer(model, base.tokenizer, trial, config, Path(folder))
         trainer.create_optimizer_and_scheduler(num_training_steps=10)  # fails where one is missing
-        trainer.get_train_dataloader()  # fails where its options do not fit together
-        batch = trainer.data_collator(list(trial.train))
-        batch = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in batch.items()}
+        batch = trainer._prepare_inputs(trainer.data_collator(list(trial.train)))
         model.eval()  # without dropout
         with attention_within_rows(model, trial.is_padding_free):
             loss = trainer.compute_loss(model, batch)
@@ -181,7 +178,7 @@ def fine_tune(
             transformers.set_seed(config.seed)
             with measure_peak_memory(base.device) as peak, callback.stop_after_step():
                 if is_trained:  # by an earlier process
-                    seconds, peak_bytes = callback.take(trained, model)
+                    seconds, peak_bytes = callback.load(trained, model)
                 elif train.engine is Engine.unsloth:
                     seconds = train_with_unsloth(base, model, rows, config, callback)
                 else:
@@ -207,12 +204,9 @@ def fine_tune(
                     f"budgets; look earlier (train.look_steps={train.look_steps}), allow more "
                     f"(benchmark.NAME.max_loss), or lower train.learning_rate"
                 )
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    if name in callback.kept:
-                        parameter.copy_(callback.kept[name])
+            callback.restore(model)
         if not is_trained and process_rank() == 0:
-            callback.keep(trained, model, seconds, peak_bytes)
+            callback.save(trained, model, seconds, peak_bytes)
         if callback.is_stopping:
             raise KeyboardInterrupt
         on_progress(0, 0, "validating")

@@ -17,6 +17,8 @@ from slimdown.models.quiet import quiet_libraries
 from slimdown.training.sft import build_arguments
 from slimdown.utils.errors import describe_error
 
+_LOADING = ("num_workers", "persistent_workers", "prefetch_factor", "multiprocessing_context")
+
 
 def check_options(config: RunConfig) -> Iterator[str]:
     """Build what train.args and lora.args are handed on to: TRL's and PEFT's classes, an optimizer.
@@ -42,28 +44,24 @@ def check_options(config: RunConfig) -> Iterator[str]:
 
 
 def _find_error(config: RunConfig) -> str:
+    """Build what needs no model; return what goes wrong in it, or an empty text."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer: Any = torch.optim.SGD([weight])
     try:
-        _build(config)
+        with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
+            if config.method.facts.reads_lora:
+                build_adapter_config(config.method, config.lora)
+            built: Any = build_arguments(config, Path(folder))
+            if "adamw" in config.train.optim:  # others want a model
+                kind, values = transformers.Trainer.get_optimizer_cls_and_kwargs(built)
+                optimizer = kind([weight], **values)
+            schedule: Any = {"scheduler_specific_kwargs": built.lr_scheduler_kwargs}
+            transformers.get_scheduler(built.lr_scheduler_type, optimizer, 0, 10, **schedule)
+            loading: Any = {n: getattr(built, f"dataloader_{n}", None) for n in _LOADING}
+            DataLoader(TensorDataset(weight.detach()), **loading)
+            if config.train.gradient_checkpointing:
+                recomputing: Any = built.gradient_checkpointing_kwargs or {}
+                checkpoint(torch.neg, weight, **{"use_reentrant": False, **recomputing})
     except Exception as error:  # whatever a class of others raises at a value
         return describe_error(error)
     return ""
-
-
-def _build(config: RunConfig) -> None:
-    with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
-        if config.method.facts.reads_lora:
-            build_adapter_config(config.method, config.lora)
-        built: Any = build_arguments(config, Path(folder))
-        weight = torch.nn.Parameter(torch.zeros(1))
-        optimizer: Any = torch.optim.SGD([weight])
-        if "adamw" in config.train.optim:  # others want a model
-            kind, values = transformers.Trainer.get_optimizer_cls_and_kwargs(built)
-            optimizer = kind([weight], **values)
-        settings: Any = {"scheduler_specific_kwargs": built.lr_scheduler_kwargs}
-        transformers.get_scheduler(built.lr_scheduler_type, optimizer, 0, 10, **settings)
-        names = ("num_workers", "persistent_workers", "prefetch_factor", "multiprocessing_context")
-        loading: Any = {name: getattr(built, f"dataloader_{name}", None) for name in names}
-        DataLoader(TensorDataset(weight.detach()), **loading)
-        if config.train.gradient_checkpointing:
-            recomputing: Any = built.gradient_checkpointing_kwargs or {}
-            checkpoint(torch.neg, weight, **{"use_reentrant": False, **recomputing})

@@ -38,7 +38,7 @@ from slimdown.utils.errors import ModelError
 # compute otherwise than they are measured.
 _GRADIENT_SCALE = 2.0**12
 _DIVERGENCE_ROWS = 32  # on a CPU two forwards of all rows take as long as both validations
-_KEPT_FACTS = ("kept_step", "n_tokens_before", "stopped")
+_KEPT_FACTS = ("kept_step", "n_tokens_before", "stopped", "history")
 _log = logging.getLogger(__name__)
 _LOGGED = ("loss", "learning_rate", "grad_norm")
 _OURS = ("engine", "checkpoint_minutes", "stop_on_forgetting")
@@ -130,14 +130,12 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _ignore_repeated(self, batch: Any) -> Any:
         """Take the labels from rows with which accelerate fills the last batches of an epoch."""
-        size = self.args.per_device_train_batch_size
-        n_of_last = len(cast(Any, self.train_dataset)) % (size * self.args.world_size)
-        is_last = self.args.world_size > 1 and self.accelerator.gradient_state.end_of_dataloader
-        if is_last and n_of_last:
+        size, state = self.args.per_device_train_batch_size, self.accelerator.gradient_state
+        if self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0:
             row = torch.arange(len(batch["labels"]), device=batch["labels"].device)[:, None]
             if "position_ids" in batch:  # one row after another
                 row = (batch["position_ids"] == 0).cumsum(1) - 1
-            is_repeated = row + size * self.args.process_index >= n_of_last
+            is_repeated = row + size * self.args.process_index >= state.remainder
             batch["labels"] = batch["labels"].masked_fill(is_repeated, IGNORED)
         return batch
 
@@ -170,9 +168,9 @@ def build_arguments(config: RunConfig, folder: Path, **ours: Any) -> SFTConfig:
     settings = {name: value for name, value in settings.items() if name not in _NOT_TRL}
     if any(name.startswith("torch_compile") for name in settings):
         settings["tf32"] = False  # which compiling switches on in the whole process
-    ours |= {"max_length": None}  # rows are cut
-    ours |= {"save_strategy": "no"}  # see `TrainingCallback`
-    ours |= {"bf16": False}  # no autocast: base and adapter compute in the dtypes that they have
+    # Rows are cut, `TrainingCallback` asks for checkpoints, and without autocast base and adapter
+    # compute in the dtypes that they have.
+    ours |= {"max_length": None, "save_strategy": "no", "bf16": False}
     return SFTConfig(str(folder), **settings, **ours)
 
 
@@ -273,10 +271,9 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
             n_looks = max(1, state.max_steps // self.config.look_steps)
             with attention_as_loaded(kwargs["model"]):
                 is_within, beyond = self.look(kwargs["model"], n_looks)
-            trained = {n: p for n, p in kwargs["model"].named_parameters() if p.requires_grad}
             if is_within:
-                self.kept_step = state.global_step
-                self.kept = {name: p.detach().clone() for name, p in trained.items()}
+                self.kept_step, parameters = state.global_step, kwargs["model"].named_parameters()
+                self.kept = {n: p.detach().clone() for n, p in parameters if p.requires_grad}
             if beyond:
                 self.stopped = f"{beyond} at step {state.global_step}"
                 control.should_training_stop = True
@@ -286,28 +283,29 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
         if self.is_stopping:
             raise KeyboardInterrupt
 
-    def keep(self, file: Path, model: Any, *cost: float) -> None:
-        """Write what was trained, and how, whole or not at all; `cost` is handed back by `take`."""
-        content = {name: getattr(self, name) for name in _KEPT_FACTS}
-        content["steps"] = [(log.step, log.values) for log in self.history]
-        content["weights"] = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content | {"cost": cost}, draft := file.with_suffix(".draft"))
-        draft.replace(file)
-
-    def take(self, file: Path, model: Any) -> tuple[float, ...]:
-        """Put into a model what `keep` wrote, hand on its steps, and return its cost."""
-        content = torch.load(file, map_location="cpu", weights_only=True)
-        self.kept = content["weights"]
+    def restore(self, model: Any) -> None:
+        """Put into a model what was kept of its training."""
         with torch.no_grad():
             for name, weight in self.kept.items():
                 model.get_parameter(name).copy_(weight)
-        for name in _KEPT_FACTS:
-            setattr(self, name, content[name])
-        for step, values in content["steps"]:
-            self.history.append(StepLog(step, values))
-            self.on_step(self.history[-1])
-        return tuple(content["cost"])
+
+    def save(self, file: Path, model: Any, *cost: float) -> None:
+        """Write what was trained, and how, whole or not at all; `cost` is handed back by `load`."""
+        facts = {name: getattr(self, name) for name in _KEPT_FACTS}
+        kept = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save((facts | {"kept": kept}, cost), draft := file.with_suffix(".draft"))
+        draft.replace(file)
+
+    def load(self, file: Path, model: Any) -> tuple[float, ...]:
+        """Put into a model what `save` wrote, hand on its steps, and return its cost."""
+        with torch.serialization.safe_globals([StepLog]):
+            facts, cost = torch.load(file, map_location="cpu", weights_only=True)
+        vars(self).update(facts)
+        self.restore(model)
+        for log in self.history:
+            self.on_step(log)
+        return tuple(cost)
 
     @contextmanager
     def stop_after_step(self) -> Iterator[None]:
@@ -322,10 +320,9 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
             self.is_stopping = True
             _log.warning("Stopping when this step is done and kept; once more stops at once.")
 
-        handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-        ours = [n for n, handler in handlers.items() if handler is signal.default_int_handler]
         is_able = threading.current_thread() is threading.main_thread()
-        ours = ours if is_able and self.checkpoint_seconds < math.inf else []
+        numbers = (signal.SIGINT, signal.SIGTERM) if self.checkpoint_seconds < math.inf else ()
+        ours = [n for n in numbers if is_able and signal.getsignal(n) is signal.default_int_handler]
         try:
             for number in ours:
                 signal.signal(number, stop)
@@ -344,8 +341,8 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
             return
         values = {name: float(logs[name]) for name in _LOGGED if name in logs}
         values["num_tokens"] = float(logs.get("num_input_tokens_seen", 0))
-        self.history.append(StepLog(step, values))
-        self.on_step(self.history[-1])
+        self.history.append(log := StepLog(step, values))
+        self.on_step(log)
         for name, value in values.items():
             if not math.isfinite(value):
                 raise ModelError(

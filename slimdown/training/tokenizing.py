@@ -87,10 +87,7 @@ def tokenize_rows(
     n, n_rows = config.max_length, sum(len(part.train) for part in train_data.parts)
     n_truncated = sum(len(tokens) >= n for tokens in train["input_ids"])
     n_untrained = n_rows - sum(len(rows) for rows in trains)
-    notes = []
-    if n_truncated or n_untrained:
-        notes.append(
-            f"train.max_length={n} cuts {n_truncated:,} of {n_rows:,} rows that are as long or "
-            f"longer; {n_untrained:,} more have no token to train on then and are left out"
-        )
+    note = f"train.max_length={n} cuts {n_truncated:,} of {n_rows:,} rows that are as long or "
+    note += f"longer; {n_untrained:,} more have no token to train on then and are left out"
+    notes = [note] if n_truncated or n_untrained else []
     return TokenizedRows(train, validation, n_truncated, n_untrained, notes)

@@ -3,12 +3,10 @@
 import copy
 import json
 import os
-import random
 import re
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
@@ -25,13 +23,15 @@ from filelock import FileLock
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from peft import LoraConfig, get_peft_model
-from tiny_benchmarks import add_adapter, make_benchmark_config, make_config
+from tiny_benchmarks import make_benchmark_config, make_config
 from tiny_models import build_byte_tokenizer, build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.config.schema import BenchmarkConfig, Role
-from slimdown.evaluation.evaluator import Evaluator, choose_backend
+from slimdown.evaluation import evaluation_cache
+from slimdown.evaluation.backend import choose_backend
+from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.question_order import block_ends
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.evaluation.tasks import load_tasks
@@ -60,15 +60,18 @@ def evaluation(pocket: LoadedModel) -> Evaluation:
     return Evaluator(load_tasks(read_benchmarks(NAMES, limit=12)), make_config()).evaluate(pocket)
 
 
+def evaluate_by_harness(model: LoadedModel, tasks: list[str], folder: str, **settings: Any) -> Any:
+    lm = HFLM(pretrained=model.model, tokenizer=copy.deepcopy(model.tokenizer))
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    return lm_eval.simple_evaluate(lm, tasks=tasks, task_manager=manager, **settings)
+
+
 @dataclass
-class MemoryCache:
+class MemoryCache(evaluation_cache.NoCache):
     """Finished evaluations in memory, answers in a folder where there is one."""
 
     folder: Path | None = None
     saved: dict[str, BenchmarkEvaluation] = field(default_factory=dict)
-
-    def lock(self, key: str) -> Any:
-        return nullcontext()
 
     def find(self, key: str, name: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
         found = self.saved.get(key)
@@ -121,9 +124,7 @@ def test_an_answer_scores_when_it_is_the_target(evaluation: Evaluation) -> None:
 def test_scores_and_prompts_are_the_stock_command_lines(
     pocket: LoadedModel, evaluation: Evaluation
 ) -> None:
-    lm = HFLM(pretrained=pocket.model, tokenizer=copy.deepcopy(pocket.tokenizer))
-    manager = TaskManager(include_path=str(TASKS_DIR), include_defaults=False)
-    stock: Any = lm_eval.simple_evaluate(lm, tasks=NAMES, limit=12, task_manager=manager)
+    stock = evaluate_by_harness(pocket, NAMES, str(TASKS_DIR), limit=12)
     for name, benchmark in evaluation.benchmarks.items():
         for metric, score in benchmark.scores.items():
             if metric != "flexible_accuracy":
@@ -141,24 +142,14 @@ def test_scores_and_prompts_are_the_stock_command_lines(
                 assert sample.response == entry["resps"][0][0]
 
 
-def test_measuring_leaves_everything_as_it_was(evaluation: Evaluation) -> None:
-    pocket, tasks = load_pocket(), load_tasks(read_benchmarks(NAMES, limit=12))
-    pocket.model.train()
-    pocket.tokenizer.padding_side = "right"
-    torch.manual_seed(5)
-    np.random.seed(5)
-    random.seed(5)
-    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    evaluator = Evaluator(tasks, make_config())
-    for _ in range(2):  # the same task objects serve base and tuned model
+def test_the_same_task_objects_serve_base_and_tuned_model(
+    pocket: LoadedModel, evaluation: Evaluation
+) -> None:
+    evaluator = Evaluator(load_tasks(read_benchmarks(NAMES, limit=12)), make_config())
+    for _ in range(2):
         again = evaluator.evaluate(pocket)
         for name, benchmark in again.benchmarks.items():
             assert benchmark.samples == evaluation.benchmarks[name].samples
-    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    assert after == states
-    assert pocket.model.training
-    assert pocket.tokenizer.padding_side == "right"
-    assert all(p.requires_grad and p.grad is None for p in pocket.model.parameters())
 
 
 # --- blocks, stopping, the cache ----------------------------------------------------------------
@@ -247,18 +238,13 @@ def test_an_odd_evaluation_is_measured_anew_and_says_why(name: str, pocket: Load
 def test_what_an_earlier_version_measured_is_named_and_measured_again(
     pocket: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluator, cache = (
-        Evaluator(load_tasks(read_benchmarks(["pocket_cs"], limit=4)), make_config()),
-        MemoryCache(),
-    )
+    tasks, cache = load_tasks(read_benchmarks(["pocket_cs"], limit=4)), MemoryCache()
+    evaluator = Evaluator(tasks, make_config())
     evaluator.evaluate(pocket, cache)
     assert evaluator.notes == []
-    reasons, module = (
-        ("shots are drawn anew", "stop strings"),
-        "slimdown.evaluation.evaluation_cache.",
-    )
-    monkeypatch.setattr(f"{module}MEASUREMENT_CHANGES", reasons)
-    monkeypatch.setattr(f"{module}MEASUREMENT_VERSION", 3)
+    reasons = ("shots are drawn anew", "stop strings")
+    monkeypatch.setattr(evaluation_cache, "MEASUREMENT_CHANGES", reasons)
+    monkeypatch.setattr(evaluation_cache, "MEASUREMENT_VERSION", 3)
     evaluator.evaluate(pocket, cache)
     assert len(cache.saved) == 2
     line = "pocket_cs (another run) is measured again: shots are drawn anew; stop strings."
@@ -357,20 +343,6 @@ def test_progress_is_told_by_tokens_and_answers(pocket: LoadedModel) -> None:
 # --- the backend --------------------------------------------------------------------------------
 
 
-def test_the_first_model_decides_how_all_are_scored(pocket: LoadedModel) -> None:
-    tasks = load_tasks(read_benchmarks(["pocket_cs"], limit=8))
-    evaluator = Evaluator(tasks, make_config())
-    assert evaluator.evaluate(pocket).backend.startswith("PrefixLM")
-    tuned = add_adapter(load_pocket().model, "PromptTuningConfig", num_virtual_tokens=4)
-    learned = wrap_model(tuned, pocket.tokenizer)
-    with pytest.raises(ModelError, match=r"PROMPT_TUNING adapter.*share_prefixes=False"):
-        evaluator.evaluate(learned)
-    stock = Evaluator(tasks, make_config(), share_prefixes=False)
-    before, after = stock.evaluate(pocket), stock.evaluate(learned)
-    assert before.backend == after.backend
-    assert before.backend.startswith("HFLM")
-
-
 def test_where_memory_runs_out_the_first_model_gets_a_smaller_batch(pocket: LoadedModel) -> None:
     tasks = load_tasks(read_benchmarks(["pocket_cs"], limit=8))
     evaluator, most = Evaluator(tasks, make_config(batch_size=8)), 3
@@ -409,9 +381,8 @@ def test_an_answer_that_is_not_a_number_is_no_score() -> None:
     with torch.no_grad():
         pocket.model.model.norm.weight[0] = torch.nan
     evaluator = Evaluator(load_tasks(read_benchmarks(["pocket_cs"], limit=4)), make_config())
-    with pytest.raises(
-        ModelError, match=r"pocket:model answers to question \d of pocket_cs is not"
-    ):
+    answer = r"pocket:model answers to question \d of pocket_cs is not"
+    with pytest.raises(ModelError, match=answer):
         evaluator.evaluate(pocket)
 
 
@@ -424,10 +395,8 @@ def test_a_chat_template_that_fails_is_refused(pocket: LoadedModel) -> None:
     with pytest.raises(ModelError, match=r"evaluation\.apply_chat_template"):
         evaluator.evaluate(replace(pocket, tokenizer=tokenizer))
     tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    sample = (
-        evaluator.evaluate(replace(pocket, tokenizer=tokenizer)).benchmarks["pocket_cs"].samples[0]
-    )
-    assert sample.prompt.startswith("<user>")
+    evaluation = evaluator.evaluate(replace(pocket, tokenizer=tokenizer)).benchmarks["pocket_cs"]
+    assert evaluation.samples[0].prompt.startswith("<user>")
 
 
 # --- tasks of one's own -------------------------------------------------------------------------
@@ -446,66 +415,51 @@ dataset_kwargs: {{data_files: {{test: {data}}}}}
 test_split: test
 metadata: {{version: 1}}
 """
+CHOICE = """
+output_type: multiple_choice
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+YES_OR_NO = f"""{CHOICE}
+doc_to_choice: ['yes', 'no']
+doc_to_text: '{{{{q}}}}'
+doc_to_target: 0
+"""
+TEXT = """
+output_type: generate_until
+doc_to_text: '{{q}}'
+doc_to_target: '{{a}}'
+"""
 OWN_TASKS = {
     # the choices stand in the context, as WinoGrande's
-    "own_winograd": """
-output_type: multiple_choice
-doc_to_choice: '{{["The man met a bee and Ann", "The man met a bee and Bo"]}}'
-doc_to_text: '{{0 if "and Ann" in long else 1}}'
+    "own_winograd": f"""{CHOICE}
+doc_to_choice: '{{{{["The man met a bee and Ann", "The man met a bee and Bo"]}}}}'
+doc_to_text: '{{{{0 if "and Ann" in long else 1}}}}'
 doc_to_target: was glad.
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """,
-    "own_sampled": """
-output_type: generate_until
-doc_to_text: '{{q}}'
-doc_to_target: '{{a}}'
-generation_kwargs: {until: [], max_gen_toks: 6, do_sample: true, temperature: 1.0}
+    "own_sampled": f"""{TEXT}
+generation_kwargs: {{until: [], max_gen_toks: 6, do_sample: true, temperature: 1.0}}
 repeats: 2
-metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
 """,
-    "own_scored": """
-output_type: generate_until
-doc_to_text: '{{q}}'
-doc_to_target: '{{a}}'
-generation_kwargs: {until: [], max_gen_toks: 4}
+    "own_scored": f"""{TEXT}
+generation_kwargs: {{until: [], max_gen_toks: 4}}
 process_results: !function own_code.score
 metric_list:
-  - {metric: hundred, aggregation: mean, higher_is_better: true}
-  - {metric: wrong, aggregation: mean, higher_is_better: false}
-  - {metric: spread, aggregation: !function own_code.spread, higher_is_better: true}
+  - {{metric: hundred, aggregation: mean, higher_is_better: true}}
+  - {{metric: wrong, aggregation: mean, higher_is_better: false}}
+  - {{metric: spread, aggregation: !function own_code.spread, higher_is_better: true}}
 """,
-    "own_two": """
-output_type: multiple_choice
-doc_to_choice: ['yes', 'no']
-doc_to_text: '{{q}}'
-doc_to_target: 0
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-""",
-    "own_samples": """
-output_type: multiple_choice
-doc_to_choice: ['yes', 'no']
-doc_to_text: '{{q}}'
-doc_to_target: 0
+    "own_two": YES_OR_NO,
+    "own_samples": f"""{YES_OR_NO}
 num_fewshot: 2
-fewshot_config: {sampler: first_n, samples: [{q: 'one'}, {q: 'two'}]}
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+fewshot_config: {{sampler: first_n, samples: [{{q: 'one'}}, {{q: 'two'}}]}}
 """,
-    "own_shown": """
-output_type: multiple_choice
-doc_to_choice: ['yes', 'no']
-doc_to_text: '{{q}}'
-doc_to_target: 0
-num_fewshot: 1
-fewshot_split: test
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-""",
-    "own_four": """
-output_type: multiple_choice
+    "own_shown": f"{YES_OR_NO}num_fewshot: 1\nfewshot_split: test\n",
+    "own_four": f"""{CHOICE}
 process_docs: !function own_code.take_five
 doc_to_choice: ['yes', 'no', 'maybe', 'never']
-doc_to_text: '{{q}}'
+doc_to_text: '{{{{q}}}}'
 doc_to_target: 1
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """,
 }
 OWN_CODE = """
@@ -613,9 +567,7 @@ def test_a_group_weighs_its_tasks_as_the_harness_does(
 
     evaluator = Evaluator(tasks, make_config())
     evaluation = evaluator.evaluate(pocket, stop_when=look).benchmarks["own"]
-    lm = HFLM(pretrained=pocket.model, tokenizer=copy.deepcopy(pocket.tokenizer))
-    manager = TaskManager(include_path=own_tasks, include_defaults=False)
-    stock: Any = lm_eval.simple_evaluate(lm, tasks=[task], task_manager=manager)
+    stock = evaluate_by_harness(pocket, [task], own_tasks)
     assert evaluation.score.value == pytest.approx(stock["groups"][task]["acc,none"])
     assert len(evaluation.samples) == 17
     assert {sample.task for sample in evaluation.samples} == {"own_two", "own_four"}
@@ -629,9 +581,7 @@ def test_each_task_of_a_group_has_its_own_worked_examples(
     evaluator = Evaluator(load_own(own_tasks, "own_shots", num_fewshot=None), make_config())
     evaluation = evaluator.evaluate(pocket).benchmarks["own"]
     assert evaluation.benchmark.num_fewshot is None
-    lm = HFLM(pretrained=pocket.model, tokenizer=copy.deepcopy(pocket.tokenizer))
-    manager = TaskManager(include_path=own_tasks, include_defaults=False)
-    stock: Any = lm_eval.simple_evaluate(lm, tasks=["own_shots"], task_manager=manager)
+    stock = evaluate_by_harness(pocket, ["own_shots"], own_tasks)
     assert {(s.task, s.doc_id, s.prompt_hash) for s in evaluation.samples} == {
         (task, entry["doc_id"], entry["prompt_hash"])
         for task, entries in stock["samples"].items()

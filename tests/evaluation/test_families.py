@@ -99,33 +99,24 @@ LONGROPE = {
     "original_max_position_embeddings": 96,
 }
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+
+
+def adapt(kind: str, **settings: Any) -> Callable[[], Any]:
+    return lambda: add_adapter(build_tiny_model("llama"), kind, **settings)
+
+
+AHEAD = {"use_bidirectional_attention": True}
+ALORA = {"target_modules": ["q_proj"], "alora_invocation_tokens": [32]}
 UNSHARED: dict[str, tuple[Callable[[], Any], str]] = {
     "no listed family": (partial(build_tiny_model, "mamba"), "not among the families"),
     "alibi": (partial(build_tiny_model, "falcon", alibi=True), "alibi"),
     "longrope": (partial(build_tiny_model, "phi3", rope_parameters=LONGROPE), "longrope"),
     "dynamic rope": (partial(build_tiny_model, "llama", rope_parameters=DYNAMIC), "dynamic"),
-    "looks ahead": (
-        partial(build_tiny_model, "gemma3_text", use_bidirectional_attention=True),
-        "bidirectional",
-    ),
+    "looks ahead": (partial(build_tiny_model, "gemma3_text", **AHEAD), "bidirectional"),
     "unknown window": (partial(build_tiny_model, "arcee", sliding_window=16), "sliding_window"),
-    "activated LoRA": (
-        lambda: add_adapter(
-            build_tiny_model("llama"),
-            "LoraConfig",
-            target_modules=["q_proj"],
-            alora_invocation_tokens=[32],
-        ),
-        "alora_invocation_tokens",
-    ),
-    "prompt tuning": (
-        lambda: add_adapter(build_tiny_model("llama"), "PromptTuningConfig", num_virtual_tokens=4),
-        "PROMPT_TUNING",
-    ),
-    "prefix tuning": (
-        lambda: add_adapter(build_tiny_model("llama"), "PrefixTuningConfig", num_virtual_tokens=4),
-        "PREFIX_TUNING",
-    ),
+    "activated LoRA": (adapt("LoraConfig", **ALORA), "alora_invocation_tokens"),
+    "prompt tuning": (adapt("PromptTuningConfig", num_virtual_tokens=4), "PROMPT_TUNING"),
+    "prefix tuning": (adapt("PrefixTuningConfig", num_virtual_tokens=4), "PREFIX_TUNING"),
 }
 
 

@@ -232,6 +232,30 @@ def put_pipe(logs: Path) -> None:
     os.mkfifo(file)
 
 
+def write(pattern: str, text: str) -> Callable[[Path], object]:
+    return lambda logs: find_one(logs, pattern).write_text(text)
+
+
+def renumber(number: int) -> Callable[[Path], None]:
+    text = f'"doc_id": {number}'
+    return edit_lines(lambda lines: [re.sub(r'"doc_id": 3\b', text, line) for line in lines])
+
+
+def copy_results(logs: Path) -> None:
+    shutil.copytree(find_one(logs, "results_*").parent, logs / "base" / "other")
+
+
+def remove_likelihoods(logs: Path) -> None:
+    file = find_one(logs, "samples_pocket_cs_*")
+    file.write_text(re.sub(r'"-[\d.]+"', '"nan"', file.read_text()))
+
+
+def group(**groups: list[str]) -> Callable[[Path], None]:
+    return edit_results(lambda r: r.update(group_subtasks=groups))
+
+
+TWICE_OR_GONE = "lines are missing, doubled or changed"
+UNLIKE = "is not logged as lm_eval does it"
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (lambda logs: shutil.rmtree(logs / "base"), "there is no folder .*base; give the"),
     "no results": (
@@ -242,61 +266,24 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda logs: find_one(logs, "samples_pocket_cs_*").unlink(),
         "there is no file .*pocket_cs_",
     ),
-    "two models": (
-        lambda logs: shutil.copytree(find_one(logs, "results_*").parent, logs / "base" / "other"),
-        "holds logs of several models; give the folder of one: .*other",
-    ),
-    "results cut short": (
-        lambda logs: find_one(logs, "results_*").write_text('{"results": {'),
-        "cut short",
-    ),
-    "other results": (
-        lambda logs: find_one(logs, "results_*").write_text("[1]"),
-        "no results file of",
-    ),
-    "a line cut short": (
-        edit_lines(lambda lines: [*lines[:-1], lines[-1][:100]]),
-        "line 24, is no line",
-    ),
-    "a line missing": (
-        edit_lines(lambda lines: lines[:-1]),
-        "lines are missing, doubled or changed",
-    ),
+    "two models": (copy_results, "holds logs of several models; give the folder of one: .*other"),
+    "results cut short": (write("results_*", '{"results": {'), "cut short"),
+    "other results": (write("results_*", "[1]"), "no results file of"),
+    "a line cut short": (edit_lines(lambda x: [*x[:-1], x[-1][:100]]), "line 24, is no line"),
+    "a line missing": (edit_lines(lambda lines: lines[:-1]), TWICE_OR_GONE),
     "a pipe": (put_pipe, "there is no file .*pocket_math_"),
-    "a line twice": (
-        edit_lines(lambda lines: [*lines, lines[-1]]),
-        "lines are missing, doubled or",
-    ),
-    "a huge line": (edit_lines(lambda lines: ["[" * 2_000_000]), "line 1, is no line of lm_eval"),
+    "a line twice": (edit_lines(lambda lines: [*lines, lines[-1]]), TWICE_OR_GONE),
+    "a huge line": (write("samples_pocket_math_*", "[" * 2_000_000), "line 1, is no line of"),
     "not a number": (
         edit_entry("pocket_math", exact_match=float("nan")),
         "question 3 .* is not a number",
     ),
-    "no score": (edit_entry("pocket_math", metrics=["f1"]), "is not logged as lm_eval does it"),
-    "a likelihood that is none": (
-        lambda logs: (file := find_one(logs, "samples_pocket_cs_*")).write_text(
-            re.sub(r'"-[\d.]+"', '"nan"', file.read_text())
-        ),
-        "question 0 of pocket_cs is not a number",
-    ),
-    "a number that no file holds": (
-        edit_lines(
-            lambda lines: [re.sub(r'"doc_id": 3\b', f'"doc_id": {2**70}', x) for x in lines]
-        ),
-        "its doc_id has more than 64 bits",
-    ),
-    "a group in itself": (
-        edit_results(lambda r: r.update(group_subtasks={"pocket_math": ["pocket_math"]})),
-        "the group pocket_math is a part of itself",
-    ),
-    "better than what": (
-        edit_results(lambda r: r.update(higher_is_better={"pocket_math": 7})),
-        "is not logged as lm_eval does it",
-    ),
-    "another file's name": (
-        edit_results(lambda r: r.update(group_subtasks={"pocket_choices": ["../../x"]})),
-        "is not logged as lm_eval does it",
-    ),
+    "no score": (edit_entry("pocket_math", metrics=["f1"]), UNLIKE),
+    "a likelihood that is none": (remove_likelihoods, "question 0 of pocket_cs is not a number"),
+    "a number that no file holds": (renumber(2**70), "its doc_id has more than 64 bits"),
+    "a group in itself": (group(pocket_math=["pocket_math"]), "in a cycle.*pocket_math"),
+    "better than what": (edit_results(lambda r: r.update(higher_is_better={TASKS[0]: 7})), UNLIKE),
+    "another file's name": (group(pocket_choices=["../../x"]), UNLIKE),
 }
 
 
@@ -310,10 +297,7 @@ def test_what_cannot_be_read_is_said_in_one_line(name: str, copied: Path) -> Non
 
 
 def test_a_huge_number_of_a_question_is_read(copied: Path) -> None:
-    def renumber(lines: list[str]) -> list[str]:
-        return [re.sub(r'"doc_id": 3\b', f'"doc_id": {2**40}', line) for line in lines]
-
-    edit_lines(renumber)(copied)
+    renumber(2**40)(copied)
     assert read_lm_eval(copied / "base").benchmarks["pocket_math"].samples[-1].doc_id == 2**40
 
 

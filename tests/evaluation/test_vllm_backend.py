@@ -142,7 +142,7 @@ def test_weights_that_vllm_would_quantize_otherwise_are_refused(base: LoadedMode
 def test_a_missing_vllm_is_told_with_the_command(
     composed: Composed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slimdown.config.schema.find_spec", lambda name: None)
+    monkeypatch.setattr("slimdown.config.rules.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"not installed; pip install 'slimdown\[vllm\]'"):
         composed(*VLLM)
 

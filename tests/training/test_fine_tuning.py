@@ -128,7 +128,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
             raise Kill
 
     with pytest.raises(Kill):
-        fine_tune(killed.base, killed.rows, config, tmp_path / "b", kill, lambda *progress: None)
+        killed.train(tmp_path / "b", kill)
     _, again = resumed.train(tmp_path / "b")
     assert [log.step for log in resumed.logs] == [1, 2, 3, 4, 5, 6, 7]
     assert resumed.losses == pytest.approx(whole.losses, rel=1e-5)
@@ -271,14 +271,7 @@ def test_a_training_that_has_ended_is_not_made_again(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fine_tune(
-            killed.base,
-            killed.rows,
-            config,
-            tmp_path / "b",
-            killed.logs.append,
-            kill_after_training,
-        )
+        killed.train(tmp_path / "b", on_progress=kill_after_training)
     monkeypatch.delattr(transformers.Trainer, "train")
     taken, same = again.train(tmp_path / "b")
     assert again.losses == whole.losses
@@ -304,7 +297,7 @@ def test_a_signal_ends_a_training_when_its_step_is_kept(
         signal.signal(each, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            fine_tune(killed.base, killed.rows, config, tmp_path / "b", stop, lambda *_: None)
+            killed.train(tmp_path / "b", stop)
         handlers = {signal.getsignal(each) for each in before}
     finally:
         for each, handler in before.items():
@@ -325,7 +318,7 @@ def test_an_error_of_somebody_elses_code_is_not_blamed_on_an_option(
         raise ValueError("a fault elsewhere")
 
     with pytest.raises(ValueError, match="a fault elsewhere"):
-        fine_tune(run.base, run.rows, run.config, tmp_path, fail, lambda *_: None)
+        run.train(tmp_path, fail)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])

@@ -17,7 +17,6 @@ from slimdown.config.schema import RunConfig
 from slimdown.data.training_data import load_training_data
 from slimdown.experiment import watch_forgetting
 from slimdown.models.adapters import attach_adapter
-from slimdown.training.fine_tuning import fine_tune
 from slimdown.training.keeping import mark_written, measure_divergence
 from slimdown.training.sft import build_trainer
 from slimdown.training.tokenizing import IGNORED, tokenize_rows
@@ -69,12 +68,8 @@ def test_the_base_continues_prompts_and_only_its_own_words_are_trained_on(
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "Question: How many cups"}\n{"prompt": "A list"}\n')
-    settings = [
-        f"keep.prompts={prompts}",
-        "keep.share=0.1",
-        "keep.max_tokens=9",
-        "keep.weight=null",
-    ]
+    settings = [f"keep.prompts={prompts}", "keep.share=0.1"]
+    settings += ["keep.max_tokens=9", "keep.weight=null"]
     run = TrainingRun(composed(*SMALL, "keep=self_replay", *settings))
     rows = list(run.rows.train)[64:]
     assert len(rows) == 7
@@ -206,9 +201,7 @@ def test_a_training_ends_beyond_its_budget_at_the_last_look_within(
         states.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
         return len(states) < 3, "" if len(states) < 4 else "math lost more than allowed"
 
-    progress: Any = lambda *done: None  # noqa: E731
-    folder, logs = tmp_path / "a", run.logs.append
-    tuned, result = fine_tune(run.base, run.rows, run.config, folder, logs, progress, look)
+    tuned, result = run.train(tmp_path / "a", look=look)
     assert len(states) == 4
     assert result.stopped == "math lost more than allowed at step 8; kept as of step 4"
     kept = [p for n, p in tuned.model.named_parameters() if "lora" in n]
@@ -216,10 +209,7 @@ def test_a_training_ends_beyond_its_budget_at_the_last_look_within(
     assert result.steps == 4
     early = TrainingRun(run.config)
     with pytest.raises(ModelError, match="no look before it was within all budgets"):
-        fine_tune(
-            early.base, early.rows, early.config, tmp_path / "b", logs, progress,
-            lambda model, n_looks: (False, "math lost more"),
-        )  # fmt: skip
+        early.train(tmp_path / "b", look=lambda *_: (False, "math lost more"))
 
 
 def test_a_look_asks_the_same_few_questions_and_leaves_the_training_as_it_is(
@@ -235,9 +225,6 @@ def test_a_look_asks_the_same_few_questions_and_leaves_the_training_as_it_is(
         seen.append(look(model, n_looks))
         return seen[-1]
 
-    progress: Any = lambda *done: None  # noqa: E731
-    fine_tune(
-        watched.base, watched.rows, config, tmp_path / "b", watched.logs.append, progress, keep
-    )
+    watched.train(tmp_path / "b", look=keep)
     assert watched.losses == plain.losses
     assert [beyond for _, beyond in seen] == ["", "", ""]  # of four questions nothing is shown

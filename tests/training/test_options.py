@@ -79,8 +79,6 @@ def test_lora_options_reach_the_adapter(composed: Composed, tmp_path: Path) -> N
     [
         ("train.args.packing=true train.args.neftune_noise_alpha=5", "wants rows without padding"),
         ("train.args.adam_beta1=5", "Invalid beta parameter.*; change train.args and lora.args"),
-        ("lora=all_linear lora.args.layers_to_transform=1", "cannot be used.*; change train.args"),
-        ("train.args.dataloader_persistent_workers=true", "num_workers > 0; change train.args"),
     ],
 )
 def test_options_that_cannot_be_honoured_are_named(
@@ -96,11 +94,7 @@ def test_options_that_cannot_be_honoured_are_named(
         (
             "train.args.adam_beta1=5 train.args.adam_epsilon=-1 train.args.adam_beta2=0.9 "
             "lora=all_linear lora.args.layers_to_transform=1",
-            [
-                "layers_to_transform=1: .*cannot be",
-                "adam_epsilon=-1: .*eps",
-                "adam_beta1=5: .*beta",
-            ],
+            ["layers_to_transform=1: .*cannot", "adam_epsilon=-1: .*eps", "adam_beta1=5: .*beta"],
         ),
         (
             "train.gradient_checkpointing=true train.args.gradient_checkpointing_kwargs.foo=1",

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import build_tiny_model
 from trl import SFTConfig, SFTTrainer
 
 from slimdown.config.schema import DatasetConfig, RunConfig
 from slimdown.data.training_data import TrainingData, load_training_data
-from slimdown.models.base_model import load_base_model, load_tokenizer
+from slimdown.models.base_model import load_tokenizer
 from slimdown.training.tokenizing import tokenize_rows
 from slimdown.utils.errors import SlimdownError
 
@@ -49,6 +50,15 @@ def prepare(
     return config, tokenizer, load_training_data(datasets, tokenizer, config.seed)
 
 
+def tokenize_by_trl(config: RunConfig, tokenizer: Any, data: TrainingData, folder: Path) -> Any:
+    names = ("max_length", "completion_only_loss", "assistant_only_loss")
+    settings: Any = {name: getattr(config.train, name) for name in names}
+    arguments = SFTConfig(str(folder), report_to="none", use_cpu=True, **settings)
+    model, rows = build_tiny_model("llama"), data.parts[0].train
+    trainer: Any = SFTTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer)
+    return trainer.train_dataset
+
+
 @pytest.mark.parametrize("kind", sorted(ROWS))
 @pytest.mark.parametrize("loss", ["completion_only_loss", "assistant_only_loss", "neither"])
 def test_labels_are_those_of_trl(kind: str, loss: str, composed: Composed, tmp_path: Path) -> None:
@@ -58,13 +68,7 @@ def test_labels_are_those_of_trl(kind: str, loss: str, composed: Composed, tmp_p
     settings = [f"train.{name}={str(value).lower()}" for name, value in losses.items()]
     config, tokenizer, data = prepare(composed, tmp_path, [kind], *settings)
     rows = tokenize_rows(data, tokenizer, config.train, True, 0)
-    arguments = SFTConfig(
-        str(tmp_path), max_length=config.train.max_length, report_to="none", use_cpu=True, **losses
-    )
-    base = load_base_model(config.model, composed("quantization=none").quantization)
-    stock = SFTTrainer(
-        base.model, arguments, train_dataset=data.parts[0].train, processing_class=tokenizer
-    ).train_dataset
+    stock = tokenize_by_trl(config, tokenizer, data, tmp_path)
     assert [row["input_ids"] for row in rows.train] == [row["input_ids"] for row in stock]
     assert [row["labels"] for row in rows.train] == [row["labels"] for row in stock]
 
@@ -95,12 +99,7 @@ def test_long_rows_are_cut_and_counted_as_trl_cuts_them(composed: Composed, tmp_
     ]
     config, tokenizer, data = prepare(composed, tmp_path, ["long"], "train.max_length=40")
     rows = tokenize_rows(data, tokenizer, config.train, True, 0)
-    arguments = SFTConfig(str(tmp_path), max_length=40, report_to="none", use_cpu=True)
-    base = load_base_model(config.model, composed("quantization=none").quantization)
-    arguments.completion_only_loss = config.train.completion_only_loss
-    stock = SFTTrainer(
-        base.model, arguments, train_dataset=data.parts[0].train, processing_class=tokenizer
-    ).train_dataset
+    stock = tokenize_by_trl(config, tokenizer, data, tmp_path)
     assert [row["input_ids"] for row in rows.train] == [row["input_ids"] for row in stock]
     assert rows.n_truncated == sum(len(row["input_ids"]) == 40 for row in stock) > 0
     assert rows.n_untrained == len(data.parts[0].train) - len(stock)

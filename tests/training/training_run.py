@@ -25,9 +25,15 @@ class TrainingRun:
         self.data = load_training_data(config.dataset, tokenizer, config.seed, config.keep)
         return prepare_training(self.base, self.data, config)
 
-    def train(self, folder: Path) -> tuple[LoadedModel, TrainingResult]:
-        progress: Any = lambda *done: None  # noqa: E731
-        return fine_tune(self.base, self.rows, self.config, folder, self.logs.append, progress)
+    def train(
+        self,
+        folder: Path,
+        on_log: Any = None,
+        on_progress: Any = lambda *done: None,
+        look: Any = None,
+    ) -> tuple[LoadedModel, TrainingResult]:
+        on_log = on_log or self.logs.append
+        return fine_tune(self.base, self.rows, self.config, folder, on_log, on_progress, look)
 
     @property
     def losses(self) -> list[float]:

@@ -1,0 +1,86 @@
+"""How answers are computed: the class that scores, its batch sizes, and what else generates."""
+
+import copy
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from slimdown.config.schema import EvaluationConfig
+from slimdown.data.chat_templates import FIXED_DATE, check_chat_template
+from slimdown.evaluation.families import explain_no_sharing
+from slimdown.evaluation.prefix_lm import PrefixLM, VirtualTokensLM, without_tying
+from slimdown.models.base_model import LoadedModel
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """How answers are computed, alike for every model that is compared."""
+
+    shares_prefixes: bool  # PrefixLM, else HFLM
+    batch_size: int
+    generation_batch_size: int
+    engine: str = ""  # what generates, where another engine does
+
+    @property
+    def name(self) -> str:
+        """What the record calls it.
+
+        >>> BackendOptions(True, 8, 1).name
+        'PrefixLM, batch size 8, 1 to generate'
+        """
+        kind = "PrefixLM" if self.shares_prefixes else "HFLM"
+        generating = self.engine or self.generation_batch_size
+        return f"{kind}, batch size {self.batch_size}, {generating} to generate"
+
+    def generate_by_vllm(self) -> "BackendOptions":
+        """Return the same with vLLM to generate; it makes batches of its own, of large chunks."""
+        versions = [f"{name} {version(name)}" for name in ("vllm", "vllm-bnb-plugin")]
+        return replace(self, engine=", ".join(versions), generation_batch_size=64)
+
+
+def choose_backend(
+    model: LoadedModel, config: EvaluationConfig, share_prefixes: bool
+) -> BackendOptions:
+    """Choose how a model is scored, by the model and its device alone: the next run chooses alike.
+
+    Args:
+        model: The first model that is measured.
+        config: `batch_size`, where it is set, is taken as it is.
+        share_prefixes: Whether `PrefixLM` may score the model at all.
+
+    Returns:
+        The language model's class and its batch sizes, in questions.
+    """
+    shares = share_prefixes and not explain_no_sharing(model.model)
+    device = model.model.device
+    if config.batch_size or device.type != "cuda":
+        size = config.batch_size or 4
+        return BackendOptions(shares, size, size)
+    sizes = model.model.config.get_text_config()
+    # Of 1,024 tokens: logits in two precisions, or keys and values; and some layers' activations.
+    choices = 1024 * (6 * sizes.vocab_size + 64 * sizes.hidden_size)
+    text = 1024 * (4 * sizes.num_hidden_layers + 64) * sizes.hidden_size
+    free_bytes = torch.cuda.get_device_properties(device).total_memory / 2 - model.memory_bytes
+    rows = (max(1, min(64, int(free_bytes // row_bytes))) for row_bytes in (choices, text))
+    size, generation_size = (1 << (n.bit_length() - 1) for n in rows)
+    return BackendOptions(shares, size, generation_size)
+
+
+def open_lm(model: LoadedModel, config: EvaluationConfig, backend: BackendOptions) -> Any:
+    """Wrap a model for the harness: a `PrefixLM`, or `HFLM` where no prefix may be shared.
+
+    Raises:
+        ModelError: A chat template is asked for, and the tokenizer's cannot be used.
+    """
+    if config.apply_chat_template:
+        check_chat_template(model.tokenizer, "evaluation.apply_chat_template=true")
+    with without_tying(model.model):
+        return (PrefixLM if backend.shares_prefixes else VirtualTokensLM)(
+            model.model,
+            tokenizer=copy.deepcopy(model.tokenizer),  # HFLM may add a padding token
+            batch_size=backend.batch_size,
+            softmax_dtype=torch.float32,
+            chat_template_args=FIXED_DATE,
+        )

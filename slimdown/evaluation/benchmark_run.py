@@ -1,0 +1,265 @@
+"""One benchmark asked of one model: blocks of questions, cut into chunks that are kept at once."""
+
+import copy
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import sha256
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from lm_eval import evaluate as evaluate_by_harness
+from lm_eval.api.model import LM
+from lm_eval.models.utils import normalize_gen_kwargs
+
+from slimdown.config.schema import EvaluationConfig, OnProgress
+from slimdown.evaluation.answers_file import AnswersFile
+from slimdown.evaluation.backend import BackendOptions
+from slimdown.evaluation.evaluation_cache import check_evaluation, evaluation_key
+from slimdown.evaluation.harness_results import (
+    check_primary_metric,
+    find_no_number,
+    read_task_samples,
+    summarize_samples,
+)
+from slimdown.evaluation.question_order import block_ends, order_questions
+from slimdown.evaluation.results import BenchmarkEvaluation, Sample
+from slimdown.evaluation.tasks import BenchmarkTask
+from slimdown.models.base_model import LoadedModel
+from slimdown.utils.errors import ConfigError, DataError, ModelError
+
+# Forward batches per chunk: a chunk is what is kept on disk at once, and what a killed evaluation
+# computes again as it was.
+_BATCHES_PER_CHUNK = 8
+
+
+@dataclass
+class BenchmarkRun:
+    """One benchmark asked of one model, block by block.
+
+    Raises:
+        ConfigError: Its questions do not fit in the model's window.
+    """
+
+    task: BenchmarkTask
+    model: LoadedModel
+    lm: Any
+    backend: BackendOptions
+    config: EvaluationConfig
+    on_progress: OnProgress
+    vllm: Callable[[list[Any]], list[str]] | None  # generates; None: `lm` does
+    answers: AnswersFile = field(init=False)
+    blocks: dict[int, list[Sample]] = field(default_factory=dict)  # asked, by begin; of equal keys
+    n_asked = n_found = n_new = 0  # questions; of them found in the cache, and not
+
+    def __post_init__(self) -> None:
+        """Build the requests, and decide their order and blocks."""
+        self.requests = self.task.build_requests(self.lm, self.config.apply_chat_template)
+        numbers: dict[str, list[int]] = {}
+        texts: dict[str, list[str]] = {}
+        for (name, number), of_question in self.requests.items():
+            numbers.setdefault(name, []).append(number)
+            texts.setdefault(name, []).append(json.dumps(of_question[0].doc, default=str))
+        self._order = [(name, numbers[name][place]) for name, place in order_questions(texts)]
+        self.ends = block_ends(len(self._order))
+        self._task_weights: dict[str, float] | None = None  # every question alike
+        if self.task.weighs_tasks_alike and len(set(map(len, texts.values()))) > 1:
+            self._task_weights = dict.fromkeys(texts, 1 / len(texts))
+        # A group that weighs unequal tasks alike needs all of its questions.
+        self.can_stop = self._task_weights is None and len(self.ends) > 1
+        self._samples: list[Sample] = []
+        self._looks: list[int] = []
+        self._found: BenchmarkEvaluation | None = None
+        self._seconds = 0.0
+        self._check_room()
+
+    @cached_property
+    def key_parts(self) -> Any:
+        """What `evaluation_key` takes."""
+        questions_hash = self.task.hash_questions(self.requests)
+        return self.model, self.backend.name, questions_hash, self.task.config, self.config
+
+    @cached_property
+    def key(self) -> str:
+        """The key under which its evaluation is kept."""
+        return evaluation_key(*self.key_parts)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every question was asked."""
+        return self.n_asked == self.ends[-1]
+
+    def take(self, earlier: BenchmarkEvaluation) -> str:
+        """Take what was answered before; say what is odd about it, empty where it is sound."""
+        questions = [(sample.task, sample.doc_id) for sample in earlier.samples]
+        if problem := check_evaluation(earlier):
+            return problem
+        if questions != self._order[: len(questions)] or len(questions) not in self.ends:
+            return "its questions are others, or in another order"
+        self._found, self.n_found = earlier, len(questions)
+        return ""
+
+    def ask_block(self, is_look: bool = False) -> None:
+        """Ask the next block, or take its answers from what was found."""
+        begin, started = self.n_asked, time.perf_counter()
+        end = next(end for end in self.ends if end > begin)
+        if self._found and end <= self.n_found:
+            self._samples += self._found.samples[begin:end]
+        else:
+            if begin not in self.blocks:
+                self.blocks[begin] = self._ask(self._order[begin:end], begin)
+            check_primary_metric(self.task.name, self.task.config, self.blocks[begin])
+            self._samples += self.blocks[begin]
+            self.n_new += end - begin
+            self._seconds += time.perf_counter() - started
+        self.n_asked = end
+        if is_look:
+            self._looks.append(end)
+
+    def ask_rest(self) -> None:
+        """Ask all questions that are left."""
+        while not self.is_whole:
+            self.ask_block()
+
+    def summarize(self) -> BenchmarkEvaluation:
+        """Return the evaluation so far."""
+        evaluation = summarize_samples(
+            self.task.config,
+            self._samples,
+            ", ".join(sorted({str(task.VERSION) for task in self.task.tasks.values()})),
+            self._seconds + (self._found.seconds if self._found else 0),
+            self._task_weights,
+            self.task.usable_metrics,
+        )
+        return replace(
+            evaluation,
+            looks=tuple(self._looks),
+            n_available=self.ends[-1] if self._looks else None,
+            origin=self._found.origin if self._found and not self.n_new else "",
+            max_new_tokens=max(map(self._max_new_tokens, self.task.tasks.values())),
+        )
+
+    def _max_new_tokens(self, task: Any) -> int:
+        settings = task.config.generation_kwargs or {}
+        return int(normalize_gen_kwargs(settings, self.lm.max_gen_toks)["max_gen_toks"])
+
+    def _ask(self, block: Sequence[tuple[str, int]], begin: int) -> list[Sample]:
+        """Ask questions chunk by chunk, those of one task together: they share a beginning."""
+        samples: dict[tuple[str, int], Sample] = {}
+        self.on_progress(begin, self.ends[-1], self.task.name)
+        for name, task in self.task.tasks.items():
+            questions = [question for question in block if question[0] == name]
+            is_generated = task.OUTPUT_TYPE == "generate_until"
+            backend = self.backend
+            size = backend.generation_batch_size if is_generated else backend.batch_size
+            for i in range(0, len(questions), _BATCHES_PER_CHUNK * size):
+                chunk = questions[i : i + _BATCHES_PER_CHUNK * size]
+                requests = [r for question in chunk for r in self.requests[question]]
+                chunk_name = f"{begin} {name} {i}"
+                responses = self.answers.find(chunk_name, requests)
+                if responses is None:
+                    self.lm.batch_size_per_gpu = size  # where HFLM and PrefixLM look for it
+                    self._follow(begin + len(samples), requests)
+                    responses = self._answer(requests)
+                    self.answers.save(chunk_name, responses)
+                for sample in self._score(task, requests, responses):
+                    samples[name, sample.doc_id] = sample
+                self.on_progress(begin + len(samples), self.ends[-1], self.task.name)
+        return [samples[question] for question in block]
+
+    def _follow(self, n_done: int, requests: list[Any]) -> None:
+        """Have the model tell each token that it generates, with the questions answered so far."""
+        answers, repeats = list[Any](), requests[0].repeats
+        self.lm.set_cache_hook(SimpleNamespace(add_partial=lambda *answer: answers.append(answer)))
+
+        def report(n_tokens: int, most: int) -> None:
+            detail = f"{self.task.name}, token {n_tokens:,} of at most {most:,}"
+            self.on_progress(n_done + len(answers) // repeats, self.ends[-1], detail)
+
+        self.lm.on_token = report
+
+    def _answer(self, requests: list[Any]) -> list[list[Any]]:
+        """Get `repeats` responses to each request of a task. What is drawn, `lm` draws."""
+        kind, settings = requests[0].request_type, requests[0].args[-1]
+        repeated = [(request, number) for request in requests for number in range(request.repeats)]
+        if kind == "generate_until" and normalize_gen_kwargs(settings)["do_sample"]:
+            responses = []
+            for request, number in repeated:
+                # A seed for each question: base, tuned model and a repeated run draw alike.
+                seed = sha256(f"{request.task_name} {request.doc_id} {number}".encode()).digest()
+                torch.manual_seed(int.from_bytes(seed[:7]))
+                responses += self.lm.generate_until([request], disable_tqdm=True)
+        elif kind == "generate_until" and self.vllm:
+            responses = self.vllm([request for request, _ in repeated])
+        else:
+            ask = getattr(self.lm, kind)
+            responses = ask([request for request, _ in repeated], disable_tqdm=True)
+        in_order = iter(responses)
+        return [[next(in_order) for _ in range(request.repeats)] for request in requests]
+
+    def _score(self, task: Any, requests: list[Any], responses: list[list[Any]]) -> list[Sample]:
+        """Have the harness filter and score responses."""
+        name = task.config.task
+        task_copy = copy.copy(task)  # of which the harness finds these questions only
+        task_copy._instances, docs = requests, {request.doc_id: request.doc for request in requests}
+        task_copy.build_all_requests = lambda **_: None
+        task_copy.doc_iterator = lambda **_: iter(docs.items())
+        lm, tasks = _AnsweredLM(requests, responses), {"tasks": {name: task_copy}, "groups": {}}
+        try:
+            results: Any = evaluate_by_harness(lm, tasks, bootstrap_iters=0)
+        except ValueError as error:
+            raise DataError(f"benchmark.{self.task.name} ({name}): {error}") from error
+        entries, task_config = results["samples"][name], results["configs"][name]
+        samples = read_task_samples(name, entries, task_config, self.task.config)
+        if sample := find_no_number(samples):
+            raise ModelError(
+                f"benchmark.{self.task.name}: what {self.model.id} answers to question "
+                f"{sample.doc_id} of {name} is not a number; model.dtype={self.model.dtype} "
+                "overflows, or its weights are damaged: try model.dtype=float32, or download "
+                "the model again"
+            )
+        return samples
+
+    def _check_room(self) -> None:
+        """Refuse what no forward holds, and examples and files' questions that would be cut."""
+        benchmark, lm = self.task.config, self.lm
+        requests = (request for of_question in self.requests.values() for request in of_question)
+        for request in (r for r in requests if r.request_type == "loglikelihood"):
+            n_tokens = len(request.args[1].encode(errors="replace"))  # no more than bytes
+            if not 0 < n_tokens < lm.max_length // 2:
+                n_tokens = len(lm._encode_pair(*request.args)[1])
+            if not 0 < n_tokens <= lm.max_length:
+                raise ConfigError(
+                    f"benchmark.{self.task.name}: a choice of question {request.doc_id} of "
+                    f"{request.task_name} has {n_tokens} tokens, and {self.model.id} takes 1 to "
+                    f"{lm.max_length}; change the choice, or use a model with a longer window"
+                )
+        for name, task in self.task.tasks.items():
+            prompts = [of[0].args[0] for key, of in self.requests.items() if key[0] == name]
+            n_tokens = len(lm.tok_encode(max(map(str, prompts), key=len, default="")))
+            is_generated = task.OUTPUT_TYPE == "generate_until"
+            room = lm.max_length - (n_new := self._max_new_tokens(task) if is_generated else 0)
+            is_own = task.config.num_fewshot or benchmark.path
+            if room < 1 or (is_own and n_tokens > room):
+                raise ConfigError(
+                    f"benchmark.{self.task.name}: the longest prompt of {name} has {n_tokens} "
+                    f"tokens, and beside {n_new} new ones {self.model.id} has room for {room}; use "
+                    "shorter or fewer examples (num_fewshot), or a model with a longer window"
+                )
+
+
+class _AnsweredLM(LM):  # type: ignore[misc]  # lm_eval is untyped
+    """A model that gives responses which are there already, so that the harness scores them."""
+
+    def __init__(self, requests: list[Any], responses: list[list[Any]]) -> None:
+        super().__init__()
+        pairs = zip(requests, responses, strict=True)
+        self._responses = {id(request): list(repeated) for request, repeated in pairs}
+
+    def loglikelihood(self, requests: list[Any]) -> list[Any]:
+        return [self._responses[id(request)].pop(0) for request in requests]
+
+    loglikelihood_rolling = generate_until = loglikelihood
