@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -57,10 +56,11 @@ def check_answers(
     with memory.measure_peak_memory(base.device) as peak:
         stock, stock_peak = ask(stock=True, batch_size=size), peak()
     mine, theirs = (evaluation.benchmarks[benchmark] for evaluation in (ours, stock))
-    pairs = list(zip(mine.samples, theirs.samples, strict=True))
-    n_unlike = sum(one.response != other.response for one, other in pairs)
-    nats = [zip(one.log_likelihoods, other.log_likelihoods, strict=True) for one, other in pairs]
-    off = max((abs(one - other) for one, other in chain(*nats)), default=0.0)
+    n_unlike, off = 0, 0.0
+    for one, other in zip(mine.samples, theirs.samples, strict=True):
+        n_unlike += one.response != other.response
+        nats = zip(one.log_likelihoods, other.log_likelihoods, strict=True)
+        off = max([off, *(abs(a - b) for a, b in nats)])
     # In half precision; an answer that sees the tokens of another is more than a nat off.
     most = 5e-4 if base.dtype == "float32" else 0.3
     differs = "answers are not HFLM's; " if n_unlike or off > most else ""
@@ -94,13 +94,9 @@ def check_training(quantization: str, load: Load, limit: int) -> Finding:
     with TemporaryDirectory() as folder, memory.measure_peak_memory(base.device) as peak:
         arguments: Any = SFTConfig(folder, **settings)
         arguments._n_gpu = min(arguments.n_gpu, 1)  # see `build_trainer`
-        trainer: Any = SFTTrainer(
-            base.model,
-            arguments,
-            train_dataset=data.parts[0].train,
-            processing_class=base.tokenizer,
-            peft_config=peft.LoraConfig(**lora, task_type="CAUSAL_LM"),
-        )
+        adapter = peft.LoraConfig(**lora, task_type="CAUSAL_LM")
+        parts: Any = {"train_dataset": data.parts[0].train, "processing_class": base.tokenizer}
+        trainer: Any = SFTTrainer(base.model, arguments, peft_config=adapter, **parts)
         trainer.remove_callback(transformers.PrinterCallback)
         seconds, stock_peak = trainer.train().metrics["train_runtime"], peak()
     logs = [log for log in trainer.state.log_history if "loss" in log]

@@ -91,6 +91,6 @@ def _format_all(values: Mapping[str, object]) -> dict[str, str]:
         if unit in units and isinstance(value, int | float):
             written[name.replace("_", " ")] = units[unit](value)
         else:
-            values_of = value if isinstance(value, list | tuple) else [value]
-            written[key] = redact(", ".join(str(item) for item in values_of))
+            parts = value if isinstance(value, list | tuple) else [value]
+            written[key] = redact(", ".join(map(str, parts)))
     return written
