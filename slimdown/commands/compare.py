@@ -18,11 +18,9 @@ from slimdown.commands.arguments import CommandParser, open_tracking, put_table,
 from slimdown.report import comparison_page as page
 from slimdown.report.findings_report import ModelPair, findings_table, pairs_table
 from slimdown.report.run_page import render_page
-from slimdown.stats import equal_learning
+from slimdown.stats import equal_learning, group_tests, run_order
 from slimdown.stats.findings import judge_held_out, judge_pair
-from slimdown.stats.group_tests import describe_groups
 from slimdown.stats.run_comparison import compare_runs
-from slimdown.stats.run_order import sort_by_setting, sort_rows
 from slimdown.stats.run_records import RunRecord
 from slimdown.tracking import run_reader
 from slimdown.tracking.metric_names import Tag
@@ -104,10 +102,10 @@ def _compare(options: argparse.Namespace) -> int:
         return put_table(table, options, lambda: page.render_comparison_page(table, options=shown))
     comparison, by = compare_runs(runs, options.group_seeds), options.by
     if by is not None:
-        comparison, title = sort_by_setting(comparison, by), f"By {by}: {title}"
-        notes += describe_groups(sort_by_setting(compare_runs(runs), by), by)
+        comparison, title = run_order.sort_by_setting(comparison, by), f"By {by}: {title}"
+        notes += group_tests.describe_groups(run_order.sort_by_setting(compare_runs(runs), by), by)
     if options.sort is not None:
-        comparison = sort_rows(comparison, options.sort)
+        comparison = run_order.sort_rows(comparison, options.sort)
     n_rows = options.rows if options.format in (None, "table") else 0
     table = page.comparison_table(comparison, title, notes, n_rows)
     return put_table(table, options, lambda: page.render_comparison_page(table, comparison, by))
@@ -123,7 +121,7 @@ def _compare_curves(
     """
     groups: dict[str, dict[str, equal_learning.LearningCurve]] = {}
     curves: dict[str, equal_learning.LearningCurve] = {}
-    for row in sort_by_setting(compare_runs(runs), options.by).rows:
+    for row in run_order.sort_by_setting(compare_runs(runs), options.by).rows:
         value = row.settings.get(options.by)
         group = groups.setdefault(value or "none", {})
         for run in row.runs:
@@ -165,9 +163,8 @@ def _judge_pairs(runs: list[RunRecord], options: argparse.Namespace) -> list[Mod
                 "confirm it. Run the candidates again with evaluation.holdout=0.5, choose among "
                 "those, and confirm the chosen one"
             )
-        findings = judge_held_out(
-            *run_reader.read_evaluations(tracking, run), run.holdout, len(runs)
-        )
+        evaluations = run_reader.read_evaluations(tracking, run)
+        findings = judge_held_out(*evaluations, run.holdout, len(runs))
         pairs.append(ModelPair("base", name, findings, len(runs)))
         run_reader.count_held_out_checks(tracking, run)
     return pairs
@@ -199,8 +196,7 @@ def _select_runs(options: argparse.Namespace) -> tuple[list[RunRecord], str, lis
     left_out = ", ".join(f"{count:,} {state}" for state, count in states.items())
     limits = {"sweep": options.sweep, "filter": options.filter, "experiment": " ".join(experiments)}
     which = ", ".join(f"{key} {text}" for key, text in limits.items() if text)
-    complete = [run for run in runs if run.findings]
-    if not complete:
+    if not (complete := [run for run in runs if run.findings]):
         reason = f"left out: {left_out}" if left_out else "slimdown run makes one"
         uri = redact_uri(tracking.uri)
         raise TrackingError(f"there is no finished run of {which} in {uri}; {reason}")

@@ -19,9 +19,8 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from slimdown.data.training_data import load_training_data
-from slimdown.models import memory
+from slimdown.models import memory, quiet
 from slimdown.models.base_model import load_base_model, load_outline, load_tokenizer
-from slimdown.models.quiet import quiet_libraries
 from slimdown.notebook import measure
 from slimdown.pocket import MODEL_DIR
 from slimdown.sweep.command_line import compose_runs, read_command_line
@@ -153,7 +152,7 @@ def run_checks(
     Yields:
         The name of each check, and what it found; the error of one that failed is what differs.
     """
-    with TemporaryDirectory() as folder, quiet_libraries():
+    with TemporaryDirectory() as folder, quiet.quiet_libraries():
         dtype, rows = "auto" if device == "cuda" else "float32", "dataset.pocket_instructions"
         common = ["model=pocket", f"model.id='{folder}'", f"model.device={device}", "train=default"]
         common += [f"model.dtype={dtype}", f"quantization.bnb_4bit_compute_dtype={dtype}"]

@@ -59,9 +59,7 @@ def main(argv: list[str]) -> int:
     add("run", metavar="RUN", help=arguments.RUN_HELP)
     text = "how much of the adapter is added, separated by commas (default: %(default)s)"
     add("--scales", default="0,0.25,0.5,0.75,1", metavar="LIST", help=text)
-    text = (
-        "0.02: two points of each retained benchmark; gsm8k=0.02: of this one, others keep theirs"
-    )
+    text = "0.02: two points of each retained benchmark; gsm8k=0.02: of it, others keep theirs"
     parser.add_list("--max-loss", "[BENCHMARK=]SHARE", text)
     text = "with --max-loss: write the chosen adapter to this folder, a new or an empty one"
     add("--save", type=Path, metavar="DIR", help=text)

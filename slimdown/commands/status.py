@@ -5,9 +5,8 @@ from typing import Any
 
 from slimdown.commands.arguments import CommandParser, open_tracking, put_table, run_command
 from slimdown.report.tables import Cell, runs_table, write_table
+from slimdown.tracking import resume, run_reader
 from slimdown.tracking.metric_names import Tag
-from slimdown.tracking.resume import is_abandoned
-from slimdown.tracking.run_reader import find_runs
 from slimdown.utils.errors import TrackingError
 
 
@@ -33,9 +32,9 @@ def main(argv: list[str]) -> int:
 def _list_runs(options: argparse.Namespace) -> int:
     tracking = open_tracking(options)
     rows = []
-    for run in find_runs(tracking, options.experiment, options.sweep):
+    for run in run_reader.find_runs(tracking, options.experiment, options.sweep):
         state = run.status.lower()
-        if run.status == "RUNNING" and is_abandoned(tracking, run):
+        if run.status == "RUNNING" and resume.is_abandoned(tracking, run):
             state = "died"
         outcome = run.tags.get(Tag.error) or run.tags.get(Tag.headline, "")
         started = f"{run.started.astimezone():%Y-%m-%d %H:%M}"

@@ -13,9 +13,8 @@ from slimdown.config.naming import base_settings
 from slimdown.config.schema import BenchmarkConfig, RunConfig
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.evaluation.samples import DamagedSamples, read_samples, write_samples
-from slimdown.tracking import store
+from slimdown.tracking import provenance, store
 from slimdown.tracking.metric_names import Tag
-from slimdown.tracking.provenance import read_user
 from slimdown.utils.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -97,7 +96,7 @@ class RecordedEvaluations:
             model = f"{config.model.id.rpartition('/')[2]} {config.quantization.name}"
             title = f"base {model}: {', '.join(self._names)}"
             if not self._holder:
-                tags = {Tag.kind: "baseline", "mlflow.user": read_user()}
+                tags = {Tag.kind: "baseline", "mlflow.user": provenance.read_user()}
                 run = store.create_run(client, config.tracking, title, tags)
                 self._holder = run.info.run_id
                 client.set_terminated(self._holder, "FINISHED")  # it takes what comes later, too

@@ -47,7 +47,5 @@ def collect_finding_metrics(findings: "Findings") -> dict[str, float]:
 
 def describe_headline(findings: "Findings") -> str:
     """Return change and verdict of each benchmark in one line: `gsm8k -29.8 forgotten; ...`."""
-    return "; ".join(
-        f"{name} {100 * change.primary.difference.value:+.1f} {change.verdict.value}"
-        for name, change in findings.benchmarks.items()
-    )
+    rows = [(n, b.primary.difference.value, b.verdict) for n, b in findings.benchmarks.items()]
+    return "; ".join(f"{name} {100 * d:+.1f} {verdict.value}" for name, d, verdict in rows)

@@ -211,9 +211,8 @@ def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Pa
         TrackingError: The run trained nothing, or its files are gone.
     """
     if origin := run.tags.get(Tag.origin):
-        raise TrackingError(
-            f"run {run.run_id} ({run.name}) trained nothing: it measured {origin}, made elsewhere"
-        )
+        problem = f"trained nothing: it measured {origin}, made elsewhere"
+        raise TrackingError(f"run {run.run_id} ({run.name}) {problem}")
     client = store.open_store(tracking, must_exist=True)
     for name in ("adapter", "model"):
         with suppress(Exception):
@@ -237,10 +236,8 @@ def read_scales(tracking: TrackingConfig, run: RunRecord) -> list[ScaledFindings
         problem = f"run {run.name} has no curve over its scale"
         raise TrackingError(f"{problem}; slimdown scale {run.run_id[:8]} measures that of a LoRA")
     try:
-        return [
-            ScaledFindings(scale, Findings.from_dict(json.loads(text)))
-            for scale, text in sorted(texts.items())
-        ]
+        findings = {scale: Findings.from_dict(json.loads(texts[scale])) for scale in sorted(texts)}
+        return [ScaledFindings(*pair) for pair in findings.items()]
     except (ValueError, RecursionError) as error:
         reason = f"is damaged ({store.first_line(error)}); slimdown scale measures it again"
         raise TrackingError(f"the curve of run {run.run_id} {reason}") from None

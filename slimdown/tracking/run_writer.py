@@ -16,12 +16,10 @@ from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.samples import write_samples
 from slimdown.stats.findings import Findings
-from slimdown.tracking import store
+from slimdown.tracking import resume, runs_page, store
 from slimdown.tracking.base_evaluations import RecordedEvaluations
 from slimdown.tracking.metric_names import Tag, collect_finding_metrics, describe_headline
 from slimdown.tracking.provenance import RunInfo, name_machine, read_user
-from slimdown.tracking.resume import NOT_IN_KEY
-from slimdown.tracking.runs_page import share_view
 from slimdown.utils.errors import TrackingError
 from slimdown.utils.files import raise_if_disk_full, write_atomically
 from slimdown.utils.secrets import redact, redact_uri
@@ -76,7 +74,7 @@ class TrackedRun:
             else:
                 run = store.create_run(client, tracking, info.name, tags)
                 given = {k: v for k, v in flatten(config).items() if v != "???"}
-                settings = {k: given[k] for k in given if not k.startswith(NOT_IN_KEY)}
+                settings = {k: given[k] for k in given if not k.startswith(resume.NOT_IN_KEY)}
                 store.log_settings(client, run.info.run_id, settings)
             self.run_id = store.check_run_id(run.info.run_id)
             self._experiment_id: str = run.info.experiment_id
@@ -183,7 +181,7 @@ class TrackedRun:
                 "answers, and it takes every answer from there"
             ) from None
         with suppress(Exception):  # the run is delivered; `slimdown ui` does it again
-            share_view(self.client, self._experiment_id)
+            runs_page.share_view(self.client, self._experiment_id)
         shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
 
@@ -220,11 +218,9 @@ class TrackedRun:
         write_atomically(self._artifacts / name, redact(content))
 
     def _add_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        now, finite = (
-            int(time.time() * 1000),
-            [pair for pair in values.items() if isfinite(pair[1])],
-        )
-        self._metrics += [Metric(key, float(value), now, step) for key, value in finite]
+        now = int(time.time() * 1000)
+        finite = [(key, float(value)) for key, value in values.items() if isfinite(value)]
+        self._metrics += [Metric(key, value, now, step) for key, value in finite]
 
     def _add_tag(self, name: str, text: str) -> None:
         self._tags.append(RunTag(name, redact(text)[: store.MAX_TAG]))

@@ -51,12 +51,11 @@ def explain_hub_errors(
     except SlimdownError:
         raise
     except Exception as error:
-        classes: set[str] = set()
-        text, link = "", error
-        while link is not None:
-            classes |= {one.__name__ for one in type(link).__mro__}
-            text += f"{link} "
-            link = link.__cause__ or link.__context__  # type: ignore[assignment]
+        causes: list[BaseException] = [error]
+        while cause := causes[-1].__cause__ or causes[-1].__context__:
+            causes.append(cause)
+        classes = {one.__name__ for cause in causes for one in type(cause).__mro__}
+        text = " ".join(map(str, causes))
         reasons = [reason for names, reason in _BY_CLASS.items() if classes & {*names.split()}]
         reasons += [reason for words, reason in _BY_TEXT.items() if re.search(words, text)]
         reason = [*reasons, f"cannot be loaded: {describe_error(error)}"][0]

@@ -53,12 +53,8 @@ def runs(folder: Path, monkeypatch: Patch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (["kept"], 0),
-        (["lost"], 1),
-        (["few"], 2),
-        (["nobody"], 3),
-        ([""], 3),
-        (["held"], 0),
+        *(([name], code) for name, code in {"kept": 0, "lost": 1, "few": 2, "held": 0}.items()),
+        *(([name], 3) for name in ("nobody", "")),
         (["lost", "--max-loss", "pocket_cs=0.9"], 1),  # the others keep their budgets
         (["lost", "--max-loss", "pocket_cs=0.9", "--only", "pocket_cs"], 0),
         (["kept", "--only", "pocket_cs", "--max-loss", "pocket_math=0.9"], 3),
