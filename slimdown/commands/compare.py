@@ -123,7 +123,7 @@ def _compare_curves(
     curves: dict[str, equal_learning.LearningCurve] = {}
     for row in run_order.sort_by_setting(compare_runs(runs), options.by).rows:
         value = row.settings.get(options.by)
-        group = groups.setdefault(value or "none", {})
+        group = groups.setdefault("none" if value is None else value, {})
         for run in row.runs:
             seed = run.params.get("seed", "")
             if seed in group:
