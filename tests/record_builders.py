@@ -14,6 +14,7 @@ from pathlib import Path
 from socket import socket
 from typing import Any
 
+import pytest
 from builders import make_benchmark, make_evaluation, make_scores
 from omegaconf import OmegaConf
 
@@ -24,6 +25,10 @@ from slimdown.stats.holdout import open_half
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.run_writer import TrackedRun, open_run
 
+Compose = Callable[..., RunConfig]
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
+Logs = pytest.LogCaptureFixture
 Scores = Sequence[Sequence[float]]
 LOST = make_scores(100, 90, 2, 8)  # -44 points: forgotten
 KEPT = make_scores(1500, 3, 3, 494)  # no change: retained

@@ -14,9 +14,8 @@ from typing import Any, NoReturn
 
 from slimdown.config.fields import find_problems
 from slimdown.config.schema import DEFAULT_STORE, TrackingConfig, default_store
+from slimdown.utils import files, hashing
 from slimdown.utils.errors import ConfigError, SlimdownError
-from slimdown.utils.files import write_atomically
-from slimdown.utils.hashing import hash_json
 from slimdown.utils.secrets import redact
 
 _FORMATS = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
@@ -112,7 +111,7 @@ def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[],
         show_table(table, options.all)
     if options.output:
         text = render_page() if chosen == "html" else write_table(table, chosen)
-        write_atomically(options.output, text)
+        files.write_atomically(options.output, text)
         show_line(f"wrote {options.output}")
     elif chosen != "table":
         print_text(render_page() if chosen == "html" else write_table(table, chosen))
@@ -141,7 +140,7 @@ def make_folder(tracking: TrackingConfig, option: str, folder: Path) -> Iterator
 
     draft = folder.with_name(f".{folder.name}.draft")
     wait = partial(show_line, f"Another process writes {folder}; this one waits for it.")
-    with wait_for_lock(tracking, f"folder-{hash_json(str(folder))}", wait):
+    with wait_for_lock(tracking, f"folder-{hashing.hash_json(str(folder))}", wait):
         check_new_folder(option, folder)
         shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
         try:

@@ -15,6 +15,15 @@ import json
 from math import isnan
 
 from slimdown.commands.arguments import RUN_HELP, CommandParser, open_tracking, run_command
+from slimdown.config.schema import Role
+from slimdown.report.console import print_text, show_budget_checks, show_line
+from slimdown.report.findings_report import budgets_table, write_junit
+from slimdown.report.tables import write_table
+from slimdown.report.text import describe_overall, describe_unchecked
+from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
+from slimdown.stats.findings import judge
+from slimdown.stats.holdout import held_half
+from slimdown.tracking import run_reader
 from slimdown.utils.errors import ConfigError
 
 
@@ -46,18 +55,8 @@ def main(argv: list[str]) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from slimdown.config.schema import Role
-    from slimdown.report.console import print_text, show_budget_checks, show_line
-    from slimdown.report.findings_report import budgets_table, write_junit
-    from slimdown.report.tables import write_table
-    from slimdown.report.text import describe_overall, describe_unchecked
-    from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
-    from slimdown.stats.findings import judge
-    from slimdown.stats.holdout import held_half
-    from slimdown.tracking import run_reader
-
-    budgets = read_budgets(options.max_loss)
     relative = read_budgets(options.max_relative_loss, "--max-relative-loss")
+    budgets = read_budgets(options.max_loss), relative
     tracking = open_tracking(options)
     run = run_reader.find_run(tracking, options.run)
     findings = run_reader.check_finished(run)
@@ -74,16 +73,14 @@ def _check(options: argparse.Namespace) -> int:
                 "luck, in 5 % of cases: choose one on the open half, or correct for the number "
                 "with slimdown compare RUN RUN --confirm."
             )
-    checks = check_budgets(findings, budgets, relative, options.supporting, options.only)
+    checks = check_budgets(findings, *budgets, options.supporting, options.only)
     notes += describe_unchecked(checks, findings) if options.only else []
     outcome = overall_outcome(checks)
-    title = f"{run.name} ({run.run_id})"
-    is_worse = False
+    title, is_worse = f"{run.name} ({run.run_id})", False
     if options.overall:
-        left_out = set(findings.benchmarks) - set(options.only) if options.only else set()
-        for name in left_out | set(options.supporting):
-            base.benchmarks.pop(name, None)
-            tuned.benchmarks.pop(name, None)
+        counted = set(options.only or findings.benchmarks) - set(options.supporting)
+        for name in set(findings.benchmarks) - counted:
+            del base.benchmarks[name], tuned.benchmarks[name]
         mean = judge(base, tuned).mean_change(Role.retained)
         if isnan(mean.value):
             raise ConfigError("--overall: every retained benchmark is supporting or left out")

@@ -13,15 +13,19 @@ Examples:
 
 import argparse
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from slimdown.commands.arguments import CommandParser, open_tracking, put_table, run_command
+from slimdown.report import comparison_page as page
+from slimdown.report.findings_report import ModelPair, findings_table, pairs_table
+from slimdown.report.run_page import render_page
+from slimdown.stats import equal_learning, group_tests, run_order
+from slimdown.stats.findings import judge_held_out, judge_pair
+from slimdown.stats.run_comparison import compare_runs
+from slimdown.stats.run_records import RunRecord
+from slimdown.tracking import run_reader
+from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import ConfigError, TrackingError
-
-if TYPE_CHECKING:
-    from slimdown.report.findings_report import ModelPair
-    from slimdown.stats.equal_learning import EqualLearning, LearningCurve
-    from slimdown.stats.run_records import RunRecord
+from slimdown.utils.secrets import redact_uri
 
 _DEFAULT_EXPERIMENT = "slimdown"  # that of conf/config.yaml
 
@@ -36,7 +40,7 @@ def main(argv: list[str]) -> int:
         The exit code.
     """
     parser = CommandParser("compare", __doc__)
-    add, text = parser.add_argument, ("one row for runs that differ only in their seed (default)")
+    add, text = parser.add_argument, "one row for runs that differ only in their seed (default)"
     add("runs", nargs="*", metavar="RUN", help="only these: ids, beginnings of ids, or names")
     parser.add_store()
     parser.add_list("--experiment", "NAME", f"default: {_DEFAULT_EXPERIMENT}, with --sweep all")
@@ -77,15 +81,11 @@ def main(argv: list[str]) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from slimdown.report import comparison_page as page
-    from slimdown.report.findings_report import pairs_table
-    from slimdown.stats.group_tests import describe_groups
-    from slimdown.stats.run_comparison import compare_runs
-    from slimdown.stats.run_order import sort_by_setting, sort_rows
-
-    runs, title, notes = select_runs(options)
-    if len(options.runs) == 1 and not (options.mode or options.by or options.sort):
-        return _show_run(runs[0], options)
+    runs, title, notes = _select_runs(options)
+    findings, name = runs[0].findings, runs[0].name
+    if findings and len(options.runs) == 1 and not (options.mode or options.by or options.sort):
+        table = findings_table(findings, name, with_notes=True)
+        return put_table(table, options, lambda: render_page(findings, name, run_id=runs[0].run_id))
     if options.mode:
         if options.mode == "at-equal-learning":
             table = page.equal_learning_table(*_compare_curves(runs, options), options.by)
@@ -102,56 +102,42 @@ def _compare(options: argparse.Namespace) -> int:
         return put_table(table, options, lambda: page.render_comparison_page(table, options=shown))
     comparison, by = compare_runs(runs, options.group_seeds), options.by
     if by is not None:
-        comparison, title = sort_by_setting(comparison, by), f"By {by}: {title}"
-        notes += describe_groups(sort_by_setting(compare_runs(runs), by), by)
+        comparison, title = run_order.sort_by_setting(comparison, by), f"By {by}: {title}"
+        notes += group_tests.describe_groups(run_order.sort_by_setting(compare_runs(runs), by), by)
     if options.sort is not None:
-        comparison = sort_rows(comparison, options.sort)
+        comparison = run_order.sort_rows(comparison, options.sort)
     n_rows = options.rows if options.format in (None, "table") else 0
     table = page.comparison_table(comparison, title, notes, n_rows)
     return put_table(table, options, lambda: page.render_comparison_page(table, comparison, by))
 
 
-def _show_run(run: "RunRecord", options: argparse.Namespace) -> int:
-    from slimdown.report.findings_report import findings_table
-    from slimdown.report.run_page import render_page
-
-    findings, name = run.findings, run.name
-    assert findings is not None  # it is finished
-    table = findings_table(findings, name, with_notes=True)
-    return put_table(table, options, lambda: render_page(findings, name, run_id=run.run_id))
-
-
 def _compare_curves(
-    runs: "list[RunRecord]", options: argparse.Namespace
-) -> "tuple[float, list[EqualLearning]]":
+    runs: list[RunRecord], options: argparse.Namespace
+) -> tuple[float, list[equal_learning.EqualLearning]]:
     """Compare the values of a setting by the curves that `slimdown scale` measured.
 
     Raises:
         ConfigError: A run has no scale near the common level, or runs are not comparable.
     """
-    from slimdown.stats import equal_learning
-    from slimdown.stats.run_comparison import compare_runs
-    from slimdown.stats.run_order import sort_by_setting
-    from slimdown.tracking.run_reader import read_scales
-
-    groups: dict[str, dict[str, LearningCurve]] = {}
-    curves: dict[str, LearningCurve] = {}
-    for row in sort_by_setting(compare_runs(runs), options.by).rows:
-        group = groups.setdefault(row.settings.get(options.by, "none"), {})
+    groups: dict[str, dict[str, equal_learning.LearningCurve]] = {}
+    curves: dict[str, equal_learning.LearningCurve] = {}
+    for row in run_order.sort_by_setting(compare_runs(runs), options.by).rows:
+        value = row.settings.get(options.by)
+        group = groups.setdefault("none" if value is None else value, {})
         for run in row.runs:
             seed = run.params.get("seed", "")
             if seed in group:
                 raise ConfigError(
-                    f"--at-equal-learning: runs of {options.by}={row.settings.get(options.by)} and "
-                    f"seed {seed} differ in other settings, too; name those to compare"
+                    f"--at-equal-learning: runs of {options.by}={value} and seed {seed} differ in "
+                    "other settings, too; name those to compare"
                 )
-            group[seed] = equal_learning.build_curve(read_scales(open_tracking(options), run))
-            curves[run.run_id[:8]] = group[seed]
+            scales = run_reader.read_scales(open_tracking(options), run)
+            curves[run.run_id[:8]] = group[seed] = equal_learning.build_curve(scales)
     if "none" in groups:  # what the others are compared with
         groups = {"none": groups.pop("none")} | groups
     if level := equal_learning.find_common_level(list(curves.values())):
-        scales = {run: curve.find_scale_to_measure(level) for run, curve in curves.items()}
-        commands = [f"slimdown scale {run} --scales {one:g}" for run, one in scales.items() if one]
+        needed = {run: curve.find_scale_to_measure(level) for run, curve in curves.items()}
+        commands = [f"slimdown scale {run} --scales {one:g}" for run, one in needed.items() if one]
         if commands:
             raise ConfigError(
                 f"--at-equal-learning: all runs have learned {100 * level:.1f} points at some "
@@ -161,15 +147,11 @@ def _compare_curves(
     return equal_learning.compare_at_equal_learning(groups)
 
 
-def _judge_pairs(runs: "list[RunRecord]", options: argparse.Namespace) -> "list[ModelPair]":
+def _judge_pairs(runs: list[RunRecord], options: argparse.Namespace) -> list[ModelPair]:
     """Judge two tuned models against each other, or each against its base on held-out questions."""
-    from slimdown.report.findings_report import ModelPair
-    from slimdown.stats.findings import judge_held_out, judge_pair
-    from slimdown.tracking.run_reader import count_held_out_checks, read_evaluations
-
     tracking = open_tracking(options)
     if options.mode == "paired":
-        (_, first), (_, second) = (read_evaluations(tracking, run) for run in runs)
+        (_, first), (_, second) = (run_reader.read_evaluations(tracking, run) for run in runs)
         findings = judge_pair(first, second, max(run.holdout for run in runs))
         return [ModelPair(_name_beside(*runs), _name_beside(*reversed(runs)), findings)]
     pairs = []
@@ -181,44 +163,40 @@ def _judge_pairs(runs: "list[RunRecord]", options: argparse.Namespace) -> "list[
                 "confirm it. Run the candidates again with evaluation.holdout=0.5, choose among "
                 "those, and confirm the chosen one"
             )
-        findings = judge_held_out(*read_evaluations(tracking, run), run.holdout, len(runs))
+        evaluations = run_reader.read_evaluations(tracking, run)
+        findings = judge_held_out(*evaluations, run.holdout, len(runs))
         pairs.append(ModelPair("base", name, findings, len(runs)))
-        count_held_out_checks(tracking, run)
+        run_reader.count_held_out_checks(tracking, run)
     return pairs
 
 
-def _name_beside(run: "RunRecord", partner: "RunRecord") -> str:
+def _name_beside(run: RunRecord, partner: RunRecord) -> str:
     """Name a run by the settings that its partner has not: names may be equal, and cut."""
     settings = " ".join(f"{k}={v}" for k, v in run.params.items() if partner.params.get(k) != v)
     return f"{settings[:80] or run.name} ({run.run_id[:8]})"
 
 
-def select_runs(options: argparse.Namespace) -> "tuple[list[RunRecord], str, list[str]]":
+def _select_runs(options: argparse.Namespace) -> tuple[list[RunRecord], str, list[str]]:
     """Return the finished runs that a command line asks for, a title, and what was left out.
 
     Raises:
         TrackingError: There are none, or a named one does not exist or is not finished.
     """
-    from slimdown.tracking.metric_names import Tag
-    from slimdown.tracking.run_reader import check_finished, find_run, find_runs
-    from slimdown.utils.secrets import redact_uri
-
     tracking = open_tracking(options)
     if options.runs:
-        chosen = {run.run_id: run for run in (find_run(tracking, text) for text in options.runs)}
-        for run in chosen.values():
-            check_finished(run)
+        named = [run_reader.find_run(tracking, text) for text in options.runs]
+        chosen = {run.run_id: run for run in named if run_reader.check_finished(run)}
         if len(chosen) < 2 <= len(options.runs) and options.mode != "confirm":
             raise ConfigError("a comparison needs two different runs; name another")
         return list(chosen.values()), f"{len(chosen)} chosen runs", []
     experiments = options.experiment or ([] if options.sweep else [_DEFAULT_EXPERIMENT])
-    runs = find_runs(tracking, experiments, options.sweep, options.filter, with_findings=True)
+    choice = (experiments, options.sweep, options.filter)
+    runs = run_reader.find_runs(tracking, *choice, with_findings=True)
     states = Counter(run.status.lower() for run in runs if not run.findings)
     left_out = ", ".join(f"{count:,} {state}" for state, count in states.items())
     limits = {"sweep": options.sweep, "filter": options.filter, "experiment": " ".join(experiments)}
     which = ", ".join(f"{key} {text}" for key, text in limits.items() if text)
-    complete = [run for run in runs if run.findings]
-    if not complete:
+    if not (complete := [run for run in runs if run.findings]):
         reason = f"left out: {left_out}" if left_out else "slimdown run makes one"
         uri = redact_uri(tracking.uri)
         raise TrackingError(f"there is no finished run of {which} in {uri}; {reason}")

@@ -142,8 +142,7 @@ def _describe_hub() -> Iterator[tuple[str, str]]:
 
 def _describe_extras() -> Iterator[tuple[str, str]]:
     for extra, (module, purpose) in _EXTRAS.items():
-        folder = module.partition(".")[0]
-        is_here = find_spec(folder) is not None and find_spec(module) is not None
+        is_here = find_spec(module.partition(".")[0]) and find_spec(module)
         state = "installed" if is_here else f"not installed: pip install 'slimdown[{extra}]'"
         yield extra, f"{purpose}: {state}"
     if find_spec("kernels"):

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,9 +19,8 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from slimdown.data.training_data import load_training_data
-from slimdown.models import memory
+from slimdown.models import memory, quiet
 from slimdown.models.base_model import load_base_model, load_outline, load_tokenizer
-from slimdown.models.quiet import quiet_libraries
 from slimdown.notebook import measure
 from slimdown.pocket import MODEL_DIR
 from slimdown.sweep.command_line import compose_runs, read_command_line
@@ -57,10 +55,11 @@ def check_answers(
     with memory.measure_peak_memory(base.device) as peak:
         stock, stock_peak = ask(stock=True, batch_size=size), peak()
     mine, theirs = (evaluation.benchmarks[benchmark] for evaluation in (ours, stock))
-    pairs = list(zip(mine.samples, theirs.samples, strict=True))
-    n_unlike = sum(one.response != other.response for one, other in pairs)
-    nats = [zip(one.log_likelihoods, other.log_likelihoods, strict=True) for one, other in pairs]
-    off = max((abs(one - other) for one, other in chain(*nats)), default=0.0)
+    n_unlike, off = 0, 0.0
+    for one, other in zip(mine.samples, theirs.samples, strict=True):
+        n_unlike += one.response != other.response
+        nats = zip(one.log_likelihoods, other.log_likelihoods, strict=True)
+        off = max([off, *(abs(a - b) for a, b in nats)])
     # In half precision; an answer that sees the tokens of another is more than a nat off.
     most = 5e-4 if base.dtype == "float32" else 0.3
     differs = "answers are not HFLM's; " if n_unlike or off > most else ""
@@ -94,13 +93,9 @@ def check_training(quantization: str, load: Load, limit: int) -> Finding:
     with TemporaryDirectory() as folder, memory.measure_peak_memory(base.device) as peak:
         arguments: Any = SFTConfig(folder, **settings)
         arguments._n_gpu = min(arguments.n_gpu, 1)  # see `build_trainer`
-        trainer: Any = SFTTrainer(
-            base.model,
-            arguments,
-            train_dataset=data.parts[0].train,
-            processing_class=base.tokenizer,
-            peft_config=peft.LoraConfig(**lora, task_type="CAUSAL_LM"),
-        )
+        adapter = peft.LoraConfig(**lora, task_type="CAUSAL_LM")
+        parts: Any = {"train_dataset": data.parts[0].train, "processing_class": base.tokenizer}
+        trainer: Any = SFTTrainer(base.model, arguments, peft_config=adapter, **parts)
         trainer.remove_callback(transformers.PrinterCallback)
         seconds, stock_peak = trainer.train().metrics["train_runtime"], peak()
     logs = [log for log in trainer.state.log_history if "loss" in log]
@@ -157,7 +152,7 @@ def run_checks(
     Yields:
         The name of each check, and what it found; the error of one that failed is what differs.
     """
-    with TemporaryDirectory() as folder, quiet_libraries():
+    with TemporaryDirectory() as folder, quiet.quiet_libraries():
         dtype, rows = "auto" if device == "cuda" else "float32", "dataset.pocket_instructions"
         common = ["model=pocket", f"model.id='{folder}'", f"model.device={device}", "train=default"]
         common += [f"model.dtype={dtype}", f"quantization.bnb_4bit_compute_dtype={dtype}"]

@@ -15,13 +15,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from slimdown.commands.arguments import (
-    RUN_HELP,
-    CommandParser,
-    make_folder,
-    open_tracking,
-    run_command,
-)
+from slimdown.commands import arguments
 from slimdown.utils.errors import ModelError
 from slimdown.utils.files import write_atomically
 
@@ -35,9 +29,9 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser("merge", __doc__)
+    parser = arguments.CommandParser("merge", __doc__)
     add = parser.add_argument
-    add("run", metavar="RUN", help=RUN_HELP)
+    add("run", metavar="RUN", help=arguments.RUN_HELP)
     add("--out", type=Path, required=True, metavar="DIR", help="a new folder, or an empty one")
     dtypes = ("float32", "bfloat16", "float16")
     add("--dtype", choices=dtypes, help="of the merged weights (default: that of the run)")
@@ -46,14 +40,14 @@ def main(argv: list[str]) -> int:
     add("--onto", choices=bases, default=bases[0], help=text)
     parser.add_store()
     options = parser.parse(argv)
-    return run_command(lambda: _merge(options), "This run cannot be merged:", 1)
+    return arguments.run_command(lambda: _merge(options), "This run cannot be merged:", 1)
 
 
 def _merge(options: argparse.Namespace) -> int:
     from slimdown.config.schema import Dtype
     from slimdown.tracking.run_reader import check_finished, download_tuned, find_run, read_config
 
-    tracking, out = open_tracking(options), options.out.expanduser().absolute()
+    tracking, out = arguments.open_tracking(options), options.out.expanduser().absolute()
     run = find_run(tracking, options.run)
     findings = check_finished(run)
     config = read_config(tracking, run)
@@ -73,7 +67,10 @@ def _merge(options: argparse.Namespace) -> int:
     if is_original:  # nothing is rounded before the sum is
         model = replace(model, dtype=Dtype.float32)
         quantization = replace(quantization, load_in_4bit=False, load_in_8bit=False)
-    with make_folder(tracking, "--out", out) as draft, tempfile.TemporaryDirectory() as scratch:
+    with (
+        arguments.make_folder(tracking, "--out", out) as draft,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         trained = download_tuned(tracking, run, Path(scratch))
         with console.progress_bar(f"merging into {model.id}"):
             base = load_base_model(model, quantization)

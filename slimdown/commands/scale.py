@@ -23,25 +23,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slimdown.commands.arguments import (
-    RUN_HELP,
-    CommandParser,
-    check_new_folder,
-    keep_stdout_clean,
-    make_folder,
-    open_tracking,
-    put_table,
-    run_command,
-)
+from slimdown.commands import arguments
+from slimdown.config.methods import list_methods
+from slimdown.config.schema import RunConfig
+from slimdown.report.comparison_page import render_scaling_page, scales_table
+from slimdown.report.console import show_budget_checks, show_line
+from slimdown.report.model_card import render_model_card
+from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
+from slimdown.stats.findings import Findings, judge, judge_held_out
+from slimdown.stats.holdout import open_half
+from slimdown.stats.scaling import ScaledFindings, choose_scale
+from slimdown.tracking import run_reader
 from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import ConfigError, ModelError
 from slimdown.utils.files import write_atomically
 
-if TYPE_CHECKING:  # they import torch, or scipy
-    from slimdown.config.schema import RunConfig
+if TYPE_CHECKING:  # it imports torch
     from slimdown.experiment import ScaledEvaluations
-    from slimdown.stats.findings import Findings
-    from slimdown.stats.scaling import ScaledFindings
 
 _CHOOSING_SHARE = 0.5  # of the questions, where the run holds none out: the others confirm
 _LARGEST = 2.0
@@ -56,14 +54,12 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser("scale", __doc__, 3)
+    parser = arguments.CommandParser("scale", __doc__, 3)
     add = parser.add_argument
-    add("run", metavar="RUN", help=RUN_HELP)
+    add("run", metavar="RUN", help=arguments.RUN_HELP)
     text = "how much of the adapter is added, separated by commas (default: %(default)s)"
     add("--scales", default="0,0.25,0.5,0.75,1", metavar="LIST", help=text)
-    text = (
-        "0.02: two points of each retained benchmark; gsm8k=0.02: of this one, others keep theirs"
-    )
+    text = "0.02: two points of each retained benchmark; gsm8k=0.02: of it, others keep theirs"
     parser.add_list("--max-loss", "[BENCHMARK=]SHARE", text)
     text = "with --max-loss: write the chosen adapter to this folder, a new or an empty one"
     add("--save", type=Path, metavar="DIR", help=text)
@@ -72,21 +68,15 @@ def main(argv: list[str]) -> int:
     options = parser.parse(argv)
     if options.save and not options.max_loss:
         parser.error("--save writes what --max-loss chooses; give a budget, such as 0.02")
-    return run_command(lambda: _scale(options), "This run cannot be scaled:", 3)
+    return arguments.run_command(lambda: _scale(options), "This run cannot be scaled:", 3)
 
 
 def _scale(options: argparse.Namespace) -> int:
-    from slimdown.config.methods import list_methods
-    from slimdown.report.scaling_page import render_scaling_page, scales_table
-    from slimdown.stats.budgets import check_budgets, read_budgets
-    from slimdown.stats.holdout import open_half
-    from slimdown.tracking import run_reader
-
     scales, budgets = read_scales(options.scales), read_budgets(options.max_loss)
-    tracking = open_tracking(options)
+    tracking = arguments.open_tracking(options)
     if options.save:
         options.save = options.save.expanduser().absolute()
-        check_new_folder("--save", options.save)
+        arguments.check_new_folder("--save", options.save)
     run = run_reader.find_run(tracking, options.run)
     findings, config = run_reader.check_finished(run), run_reader.read_config(tracking, run)
     if config.tuned is None and not config.method.facts.scales:
@@ -112,7 +102,7 @@ def _scale(options: argparse.Namespace) -> int:
             scaled_config = replace(config, dataset={})
         from slimdown.experiment import measure_scales  # torch
 
-        with keep_stdout_clean(options):
+        with arguments.keep_stdout_clean(options):
             origin = run.tags.get(Tag.origin, "")
             measured = measure_scales(scaled_config, scales, recorded, origin)
         title = f"{run.name} ({run.run_id[:8]}) by the scale of its adapter"
@@ -124,22 +114,17 @@ def _scale(options: argparse.Namespace) -> int:
         if budgets:
             points = _judge_scales(measured, findings, share)
             return _choose(options, config, measured, points, title, share)
-    return put_table(table, options, lambda: render_scaling_page(table, curve))
+    return arguments.put_table(table, options, lambda: render_scaling_page(table, curve))
 
 
 def _judge_scales(
-    measured: "ScaledEvaluations", findings: "Findings", share: float
-) -> "list[ScaledFindings]":
+    measured: "ScaledEvaluations", findings: Findings, share: float
+) -> list[ScaledFindings]:
     """Judge each scale on the questions that are not held out."""
-    from slimdown.stats.findings import judge
-    from slimdown.stats.holdout import open_half
-    from slimdown.stats.scaling import ScaledFindings
-
     points = []
     for scale, tuned in measured.tuned.items():
-        training = findings.training
-        if training and scale in measured.validation_losses:
-            loss = measured.validation_losses[scale]
+        training, loss = findings.training, measured.validation_losses.get(scale)
+        if training and loss is not None:
             training = replace(training, validation_loss_after=loss)
         judged = judge(open_half(measured.base, share), open_half(tuned, share), training)
         points.append(ScaledFindings(scale, judged))
@@ -148,25 +133,18 @@ def _judge_scales(
 
 def _choose(
     options: argparse.Namespace,
-    config: "RunConfig",
+    config: RunConfig,
     measured: "ScaledEvaluations",
-    points: "list[ScaledFindings]",
+    points: list[ScaledFindings],
     title: str,
     share: float,
 ) -> int:
     """Choose a scale, check it on the questions that are held out, show and save it."""
     from slimdown.models.adapters import save_scaled_adapter
-    from slimdown.report.console import show_budget_checks, show_line
-    from slimdown.report.model_card import render_model_card
-    from slimdown.report.scaling_page import render_scaling_page, scales_table
-    from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
-    from slimdown.stats.findings import judge_held_out
-    from slimdown.stats.scaling import choose_scale
 
     budgets = read_budgets(options.max_loss)
     if chosen := choose_scale(points, budgets):
-        tuned = measured.tuned[chosen.scale]
-        held = judge_held_out(measured.base, tuned, share)
+        held = judge_held_out(measured.base, measured.tuned[chosen.scale], share)
         checks = check_budgets(held, budgets)
         notes = [f"Scale {chosen.scale:g} on the questions that did not choose it:"]
         if options.format:
@@ -175,15 +153,16 @@ def _choose(
         notes = ["No scale is within the budgets as measured: try smaller ones."]
     table = scales_table(points, title, chosen.scale if chosen else None)
     table = replace(table, notes=("The questions that choose.", *notes))
-    put_table(table, options, lambda: render_scaling_page(table, points))
+    arguments.put_table(table, options, lambda: render_scaling_page(table, points))
     if not chosen:
         return int(Outcome.undecided)
-    with keep_stdout_clean(options):
+    with arguments.keep_stdout_clean(options):
         show_budget_checks(checks)
         if options.save:
             held = replace(held, part="those that did not choose the scale")
             card = render_model_card(held, config, measured.base_model, scale=chosen.scale)
-            with make_folder(open_tracking(options), "--save", options.save) as draft:
+            tracking = arguments.open_tracking(options)
+            with arguments.make_folder(tracking, "--save", options.save) as draft:
                 save_scaled_adapter(measured.adapter, chosen.scale, draft)
                 write_atomically(draft / "README.md", card)
             show_line(f"wrote {options.save}")

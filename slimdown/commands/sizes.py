@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
 
 def _show_sizes(argv: list[str]) -> int:
     from slimdown.report.console import show_table
-    from slimdown.report.record_tables import sizes_table
+    from slimdown.report.tables import sizes_table
     from slimdown.sweep.command_line import compose_runs, read_command_line
     from slimdown.utils.errors import ConfigError
 
@@ -56,7 +56,9 @@ def _show_sizes(argv: list[str]) -> int:
         config, outline = run.config, load_outline(run.config.model)
         dtype = pick_dtype(config.model.dtype, device)
         n_parameters = sum(parameter.numel() for parameter in outline.parameters())
-        sizes: dict[str, Any] = {"parameters": n_parameters, "dtype": str(dtype).split(".")[1]}
+        name = " ".join(run.overrides) or "as composed"
+        sizes: dict[str, Any] = {"run": name, "model": config.model.id, "parameters": n_parameters}
+        sizes["dtype"] = str(dtype).split(".")[1]
         for name in ("none", "int8", "nf4"):
             is_4bit, is_8bit = name == "nf4", name == "int8"
             held = replace(config.quantization, load_in_8bit=is_8bit, load_in_4bit=is_4bit)
@@ -72,7 +74,6 @@ def _show_sizes(argv: list[str]) -> int:
             sizes["training bytes"] = weight_bytes + 16 * trained + step_bytes
         except (NotImplementedError, RuntimeError, OSError, ValueError):
             pass  # prompt tuning starts from embeddings, which an outline does not have
-        name = " ".join(run.overrides) or "as composed"
-        records.append({"run": name, "model": config.model.id, **sizes})
+        records.append(sizes)
     show_table(sizes_table("What these runs hold", records, _LEGEND))
     return 0

@@ -44,11 +44,9 @@ def _show(options: argparse.Namespace, server_options: list[str]) -> int:
 
     tracking, lines = open_tracking(options), []
     uri, experiments = tracking.uri, store.list_experiments(tracking)
-    is_server = uri.startswith("http")
-    address = ["--host", options.host, "--port", str(options.port)]
-    place = (
-        redact_uri(uri).replace("***@", "") if is_server else f"http://{':'.join(address[1::2])}"
-    )
+    is_server, place = uri.startswith("http"), f"http://{options.host}:{options.port}"
+    if is_server:
+        place = redact_uri(uri).replace("***@", "")
     client = store.open_store(tracking)
     for number, name in reversed(experiments.items()):  # what changed last comes last
         with suppress(Exception):  # who may only read sees the view of the last run
@@ -67,6 +65,7 @@ def _show(options: argparse.Namespace, server_options: list[str]) -> int:
     # A command line can be read by all users, and an environment cannot. The jobs score LLM traces.
     settings = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     quiet = [] if "-opts" in "".join(server_options) else ["--uvicorn-opts", "--log-level warning"]
+    address = ["--host", options.host, "--port", str(options.port)]
     command = [sys.executable, "-m", "mlflow", "ui", *address, *quiet, *server_options]
     with subprocess.Popen(command, env=os.environ | settings) as server:
         previous = signal.signal(signal.SIGTERM, lambda *_: server.terminate())

@@ -9,21 +9,20 @@ Exit code with --max-loss or --only:
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from slimdown.commands.arguments import (
-    CommandParser,
-    keep_stdout_clean,
-    open_tracking,
-    put_table,
-    run_command,
-    write_notes,
-)
+import yaml
+
+from slimdown.commands import arguments
 from slimdown.config.schema import BenchmarkConfig, ModelConfig, RunConfig
+from slimdown.evaluation.lm_eval_logs import find_results_files, read_lm_eval
+from slimdown.report.console import show_budget_checks, show_findings, show_line
+from slimdown.report.findings_report import findings_table
+from slimdown.report.run_page import render_page
+from slimdown.report.text import describe_unchecked
+from slimdown.stats.budgets import check_budgets, overall_outcome, read_budgets
+from slimdown.stats.findings import Findings, judge
+from slimdown.stats.serialization import to_plain
 from slimdown.utils.errors import ConfigError
-
-if TYPE_CHECKING:
-    from slimdown.stats.findings import Findings
 
 
 def main(argv: list[str]) -> int:
@@ -35,7 +34,7 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    parser = CommandParser("verdict", __doc__, 3)
+    parser = arguments.CommandParser("verdict", __doc__, 3)
     place = "the folder that --output_path named, the model's folder in it, or a results file"
     parser.add_argument("base", type=Path, metavar="BASE", help=f"of the model before: {place}")
     parser.add_argument("tuned", type=Path, metavar="TUNED", help="of the model after")
@@ -48,18 +47,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--track", action="store_true", help="also record it as a run in MLflow")
     parser.add_store()
     options = parser.parse(argv)
-    return run_command(lambda: _judge(options), "These logs cannot be judged:", 3)
+    refusal = "These logs cannot be judged:"
+    return arguments.run_command(lambda: _judge(options), refusal, 3)
 
 
 def _judge(options: argparse.Namespace) -> int:
-    from slimdown.evaluation.lm_eval_logs import find_results_files, read_lm_eval
-    from slimdown.report.console import show_budget_checks, show_findings, show_line
-    from slimdown.report.findings_report import findings_table
-    from slimdown.report.run_page import render_page
-    from slimdown.report.text import describe_unchecked
-    from slimdown.stats.budgets import check_budgets, overall_outcome, read_budgets
-    from slimdown.stats.findings import judge
-
     budgets = read_budgets(options.max_loss)
     metrics = {name: metric for name, _, metric in (t.partition("=") for t in options.metric)}
     if len(metrics) < len(options.metric) or not all([*metrics, *metrics.values()]):
@@ -68,10 +60,8 @@ def _judge(options: argparse.Namespace) -> int:
     if find_results_files(options.base.resolve()) == find_results_files(options.tuned.resolve()):
         raise ConfigError(f"BASE and TUNED are the same logs, {options.base}")
     notes: list[str] = []
-    base, tuned = (
-        read_lm_eval(folder, metrics, options.target, on_note=notes.append)
-        for folder in (options.base, options.tuned)
-    )
+    sides, choice = (options.base, options.tuned), (metrics, options.target)
+    base, tuned = (read_lm_eval(side, *choice, on_note=notes.append) for side in sides)
     findings = judge(base, tuned)
     if base.harness_version != tuned.harness_version:
         versions = f"{base.harness_version} and {tuned.harness_version}"
@@ -83,27 +73,23 @@ def _judge(options: argparse.Namespace) -> int:
     if budgets or options.only:
         checks = check_budgets(findings, budgets, only=options.only)
         notes += describe_unchecked(checks, findings) if options.only else []
-    write_notes(dict.fromkeys(notes))
+    arguments.write_notes(dict.fromkeys(notes))
     title = f"{options.base} → {options.tuned}"
     if options.format:
         table = findings_table(findings, title, with_notes=True)
-        put_table(table, options, lambda: render_page(findings, title))
+        arguments.put_table(table, options, lambda: render_page(findings, title))
     else:
         show_line(title, "bold")
         show_findings(findings, options.all)
     if options.track:
         _track(findings, options)
     if checks:
-        with keep_stdout_clean(options):
+        with arguments.keep_stdout_clean(options):
             show_budget_checks(checks)
     return int(overall_outcome(checks)) if checks else 0
 
 
-def _track(findings: "Findings", options: argparse.Namespace) -> None:
-    import yaml
-
-    from slimdown.report.run_page import render_page
-    from slimdown.stats.serialization import to_plain
+def _track(findings: Findings, options: argparse.Namespace) -> None:
     from slimdown.tracking.metric_names import Tag
     from slimdown.tracking.provenance import RunInfo
     from slimdown.tracking.run_writer import open_run
@@ -112,9 +98,9 @@ def _track(findings: "Findings", options: argparse.Namespace) -> None:
     model, tuned = ModelConfig(id=str(options.base)), str(options.tuned)
     judged = findings.tuned.benchmarks.items()
     benchmarks: dict[str, BenchmarkConfig] = {name: one.benchmark for name, one in judged}
-    tracking = open_tracking(options)
+    tracking = arguments.open_tracking(options)
     config = RunConfig(model=model, tuned=tuned, benchmark=benchmarks, tracking=tracking)
     settings, title = yaml.safe_dump(to_plain(config), sort_keys=False), f"verdict {tuned}"
     with open_run(config, RunInfo(title, settings, tags={Tag.origin: tuned})) as run:
         run.save(findings, {"report.html": render_page(findings, title, run_id=run.run_id)})
-    write_notes([f"run {run.run_id} in {run.store_uri}"])
+    arguments.write_notes([f"run {run.run_id} in {run.store_uri}"])

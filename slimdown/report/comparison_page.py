@@ -1,4 +1,4 @@
-"""Show many runs side by side, or the noise of their seeds: tables, figures and a page."""
+"""Show many runs, seeds or scales of one adapter side by side: tables, figures and pages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +12,7 @@ from slimdown.report.tables import Cell, Column, Row, Table, make_table
 from slimdown.stats.equal_learning import EqualLearning
 from slimdown.stats.run_comparison import Comparison, Configuration
 from slimdown.stats.run_order import series_by_setting
+from slimdown.stats.scaling import ScaledFindings, build_simultaneous_curves
 from slimdown.stats.seeds import SeedMean
 from slimdown.stats.trials import TrialOutcome
 
@@ -33,9 +34,9 @@ def comparison_table(
         The table. Its records are named like the settings and metrics of a run, as shares of 1.
     """
     roles = {n: change.role for row in comparison.rows for n, change in row.changes.items()}
-    rows = [_make_row(comparison, row) for row in comparison.rows]
-    n_rows = max_rows or len(rows)
-    hidden = [f"--rows 0 shows all {len(rows):,} rows."] if len(rows) > n_rows else []
+    rows = tuple(_make_row(comparison, row) for row in comparison.rows)
+    if 0 < max_rows < len(rows):
+        rows, notes = rows[:max_rows], (f"--rows 0 shows all {len(rows):,} rows.", *notes)
     columns = [Column("run", max_width=36)]
     columns += [Column("seeds", is_setting=True)] if comparison.grouped else []
     settings: dict[str, Any] = {"max_width": 30, "is_filter": True, "is_setting": True}
@@ -46,9 +47,9 @@ def comparison_table(
     return Table(
         title=title,
         columns=(*columns, Column("mean retained", "points [95 %]")),
-        rows=tuple(rows[:n_rows]),
+        rows=rows,
         legend=text.COMPARISON_LEGEND,
-        notes=(*hidden, *notes, *comparison.notes),
+        notes=(*notes, *comparison.notes),
     )
 
 
@@ -85,23 +86,14 @@ def _make_cell(name: str, row: Configuration) -> Cell:
     points, interval = _format_mean(change.change)
     if len(row.runs) == 1 and (findings := row.runs[0].findings):
         interval = format_points(findings.benchmarks[name].shown_change)[1]
-    values: dict[str, Any] = {
-        f"change_{k}".removesuffix("_value"): getattr(change.change, k) for k in _OF_MEAN
-    }
-    names = ("n", "p_value", "verdict", "verdict_corrected", "forgetting_rate")
-    values |= {name: getattr(change, name) for name in names}
+    heading, names = f"{name}.change", ("n", "p_value", "verdict", "verdict_corrected")
+    values = {f"{heading}_{k}".removesuffix("_value"): getattr(change.change, k) for k in _OF_MEAN}
+    values |= {f"{name}.{k}": getattr(change, k) for k in (*names, "forgetting_rate")}
     is_corrected = change.verdict_corrected != change.verdict
     correction = f" → {change.verdict_corrected} {text.CORRECTED}" if is_corrected else ""
     stopped = f"after {format_count(change.n, change.n_available)}" if change.is_stopped else ""
-    return Cell(
-        points,
-        interval,
-        detail=stopped,
-        verdict=change.verdict,
-        correction=correction,
-        sort_key=change.change.value,
-        values={f"{name}.{k}": v for k, v in values.items()},
-    )
+    parts = (points, interval, stopped, change.verdict, correction)
+    return Cell(*parts, sort_key=change.change.value, values=values)
 
 
 def search_table(comparison: Comparison, outcomes: Mapping[str, TrialOutcome], study: str) -> Table:
@@ -120,36 +112,24 @@ def search_table(comparison: Comparison, outcomes: Mapping[str, TrialOutcome], s
         verdict = f"beyond by {', '.join(excess)}" if excess else "within"
         cell = Cell(verdict, values={"is_within_budget": outcome.is_within})
         rows.append(replace(row, cells=(*row.cells, cell)))
-    n_within = sum(outcome.is_within for outcome in ordered)
-    summary = (
-        f"{n_within} of {len(ordered)} finished trials are within the budget as measured; the best "
-        "stands first."
-    )
+    n_within = f"{sum(outcome.is_within for outcome in ordered)} of {len(ordered)} finished trials"
+    summary = f"{n_within} are within the budget as measured; the best stands first."
     columns, notes = (*table.columns, Column("budget", max_width=30)), (summary, *table.notes)
     return replace(table, columns=columns, rows=tuple(rows), notes=notes)
 
 
 def noise_table(comparison: Comparison) -> Table:
     """Show the noise of questions and of training, for each configuration of several seeds."""
-    records = []
+    records, errors = [], ("question_error", "training_error", "seed_to_seed")
     for row in comparison.rows:
         settings = [f"{k}={row.settings[k]}" for k in comparison.params if k in row.settings]
         name = " ".join([row.name, *(text for text in settings if text not in row.name)])
         for benchmark, cell in row.changes.items() if len(row.runs) > 1 else ():
+            record = {"run": name, "benchmark": benchmark, "seeds": len(row.runs), "n": cell.n}
             mean = cell.change
-            records.append(
-                {
-                    "run": name,
-                    "benchmark": benchmark,
-                    "seeds": len(row.runs),
-                    "n": cell.n,
-                    "mean_change": make_change_cell(mean),
-                    "question_error": mean.question_error,
-                    "training_error": mean.training_error,
-                    "seed_to_seed": mean.training_spread,
-                }
-            )
-    errors = ("question_error", "training_error", "seed_to_seed")
+            noise = (mean.question_error, mean.training_error, mean.training_spread)
+            record["mean_change"] = make_change_cell(mean)
+            records.append(record | dict(zip(errors, noise, strict=True)))
     formats = dict.fromkeys(errors, lambda share: format_number(100 * share))
     return make_table("Noise of questions and of training", records, formats, text.NOISE_LEGEND)
 
@@ -180,6 +160,49 @@ def equal_learning_table(level: float, rows: Sequence[EqualLearning], setting: s
     return make_table("At equal learning", records, {"scale": lambda s: f"{s:.2f}"}, legend)
 
 
+def scales_table(
+    points: Sequence[ScaledFindings], title: str = "", chosen: float | None = None
+) -> Table:
+    """Show one row for each scale, the base first.
+
+    Args:
+        points: Of scales above 0, all judged on the same questions.
+        title: What stands above the table.
+        chosen: The scale that is marked.
+
+    Returns:
+        The table. Its records hold the scale, the validation loss, and each benchmark's change with
+        its interval as shares of 1.
+    """
+    first, curves = points[0].findings, build_simultaneous_curves(points)
+    columns = [Column("scale", is_number=True)]
+    rows = [[Cell("0", sort_key=0.0, values={"scale": 0.0})]]
+    for point in points:
+        mark = " ←" if point.scale == chosen else ""
+        values = {"scale": point.scale, "is_chosen": bool(mark)}
+        rows.append([Cell(f"{point.scale:g}{mark}", sort_key=point.scale, values=values)])
+    if first.training:
+        columns.append(Column("validation loss", "nats a token", is_number=True))
+        losses = [first.training.validation_loss_before]
+        losses += [p.findings.training.validation_loss_after for p in points if p.findings.training]
+        for row, loss in zip(rows, losses, strict=True):
+            values = {"validation_loss": loss}
+            row.append(Cell(format_number(loss, ".3f"), sort_key=loss, values=values))
+    for name, benchmark in first.benchmarks.items():
+        heading = text.mark_target(name, benchmark.role)
+        columns.append(Column(heading, "points [95 %]", is_number=True))
+        base = f"{100 * benchmark.primary.base.value:.1f} %"
+        rows[0].append(Cell(base, values={f"{name}.change": 0.0}))
+        for row, (_, change) in zip(rows[1:], curves[name], strict=True):
+            row.append(make_change_cell(change, f"{name}.change"))
+    part = [f"Questions: {first.part}."] if first.part else []
+    legend = (
+        "Scale 0 is the base with its scores; below it stand changes. The intervals of a benchmark "
+        "hold for all scales at once."
+    )
+    return Table(title, tuple(columns), tuple(Row(tuple(row)) for row in rows), legend, tuple(part))
+
+
 def render_comparison_page(
     table: Table,
     comparison: Comparison | None = None,
@@ -206,3 +229,14 @@ def render_comparison_page(
         series = series_by_setting(comparison, setting)
         shown.append((figures.draw_by_setting(setting, series), caption))
     return render("comparison.html.j2", table=table, options=options, figures=shown)
+
+
+def render_scaling_page(table: Table, points: Sequence[ScaledFindings]) -> str:
+    """Render the table and a figure of its curves as a page."""
+    from slimdown.report import figures
+    from slimdown.report.pages import render
+
+    figure = figures.draw_by_setting("scale of the adapter", build_simultaneous_curves(points))
+    caption = "Change of each benchmark by the scale; the intervals hold for all scales at once."
+    shown = [(figure, caption)]
+    return render("comparison.html.j2", table=table, command="scale", options="", figures=shown)

@@ -120,18 +120,16 @@ class _Pace:
     def __str__(self) -> str:
         """What is done, and the time that is left or, where nothing tells it, was taken."""
         now = monotonic()
-        parts = [self.detail] if self.detail else []
-        began, n_before = self.recent[0] if self.recent else (now, 0)
-        n_done = self.recent[-1][1] if self.recent else 0
-        parts += [f"{n_done:,} of {self.total:,} {self.unit}"] if self.total else []
+        reports = self.recent or [(now, 0)]
+        (began, n_before), (_, n_done) = reports[0], reports[-1]
+        time = f"{format_duration(now - self.began)} elapsed"
         if n_done > n_before:
             # Until now, so that a step that takes long makes the time left longer.
             left = (now - began) / (n_done - n_before) * (self.total - n_done)
             of_run = f" (run: {format_duration(left + self.later)})" if self.later else ""
-            parts.append(f"{format_duration(left)} left{of_run}")
-        else:
-            parts.append(f"{format_duration(now - self.began)} elapsed")
-        return visible(", ".join(parts))
+            time = f"{format_duration(left)} left{of_run}"
+        done = f"{n_done:,} of {self.total:,} {self.unit}" if self.total else ""
+        return visible(", ".join(filter(None, (self.detail, done, time))))
 
 
 @dataclass
@@ -219,8 +217,7 @@ def show_budget_checks(checks: Sequence[BudgetCheck], are_worse_together: bool =
         "within": "Passed: every loss is shown to be within its budget.",
         "beyond": "Failed: a loss beyond its budget is shown.",
         "undecided": "Undecided: too few questions to prove every loss is within its budget.",
+        "worse": "Failed: the retained benchmarks are shown to be worse together.",
     }
     show_table(budgets_table(checks))
-    together = "Failed: the retained benchmarks are shown to be worse together."
-    outcome = overall_outcome(checks).name
-    show_line(together if are_worse_together else sentences[outcome], "bold")
+    show_line(sentences["worse" if are_worse_together else overall_outcome(checks).name], "bold")

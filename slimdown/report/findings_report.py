@@ -7,14 +7,8 @@ from xml.etree import ElementTree
 
 from slimdown.config.schema import Role
 from slimdown.evaluation.results import Evaluation
-from slimdown.report import text
-from slimdown.report.formatting import (
-    format_count,
-    format_number,
-    format_p_value,
-    format_points,
-    visible,
-)
+from slimdown.report import formatting, text
+from slimdown.report.formatting import format_count, format_number, format_points, visible
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
 from slimdown.stats.budgets import BudgetCheck
 from slimdown.stats.estimates import Estimate
@@ -48,12 +42,11 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     records = []
     for name, result in evaluation.benchmarks.items():
         config, n = result.benchmark, len(result.samples)
+        shots = "each its own" if config.num_fewshot is None else config.num_fewshot
         for metric in sorted(result.scores, key=lambda m: m != config.metric):
-            score = result.scores[metric]
-            scores = {"n": n, "score": score.value, "standard_error": score.standard_error}
-            shots = "each its own" if config.num_fewshot is None else config.num_fewshot
-            setting = {"benchmark": name, "metric": metric, "shots": shots}
-            records.append(setting | scores)
+            value, error = result.scores[metric].value, result.scores[metric].standard_error
+            record = {"benchmark": name, "metric": metric, "shots": shots, "n": n, "score": value}
+            records.append(record | {"standard_error": error})
     formats: dict[str, Any] = {"n": "{:,}".format}
     formats |= dict.fromkeys(("score", "standard_error"), lambda s: format_number(100 * s))
     return make_table("", records, formats)
@@ -71,22 +64,21 @@ class ModelPair:
 
 def pairs_table(pairs: Sequence[ModelPair]) -> Table:
     """Show pairs of models, one row for each pair and benchmark, of its primary metric."""
-    is_confirmed = bool(pairs[0].n_confirmed)
-    sides = ("base", "tuned") if is_confirmed else ("first", "second")
+    n, sides, direction = len(pairs), ("first", "second"), "from first to second"
+    if pairs[0].n_confirmed:
+        sides, direction = ("base", "tuned"), "from the base to the tuned model"
     rows = []
     for pair in pairs:
         title = f"{pair.first} → {pair.second}"
-        for row in _make_rows(pair.findings, *sides):
-            if not row.is_secondary:
-                rows.append(replace(row, cells=(Cell(title, values={"pair": title}), *row.cells)))
-    n, findings = len(pairs), pairs[0].findings
-    direction = "from the base to the tuned model" if is_confirmed else "from first to second"
+        cell = Cell(title, values={"pair": title})
+        shown = (row for row in _make_rows(pair.findings, *sides) if not row.is_secondary)
+        rows += [Row((cell, *row.cells)) for row in shown]
     return Table(
         title=f"{n} runs on the questions that did not choose them" if n > 1 else title,
         columns=(Column("pair", max_width=30, is_extra=n == 1), *_make_columns(*sides)),
         rows=tuple(rows),
         notes=tuple(line for pair in pairs for line in text.list_caveats(pair.findings)),
-        legend=f"Change {direction}. {text.explain_table(findings)}",
+        legend=f"Change {direction}. {text.explain_table(pairs[0].findings)}",
     )
 
 
@@ -170,20 +162,20 @@ def _make_columns(first: str, second: str) -> tuple[Column, ...]:
 def _make_rows(findings: Findings, first: str, second: str) -> Iterator[Row]:
     """Yield one row for each metric, the primary one of each benchmark first."""
     for name, benchmark in findings.benchmarks.items():
-        n, n_available = benchmark.n, benchmark.n_available
-        count = format_count(n, n_available)
+        n, n_available, role = benchmark.n, benchmark.n_available, benchmark.role.value
+        count, marked = format_count(n, n_available), text.mark_target(name, role)
         for metric, change in benchmark.changes.items():
             d, is_primary = change.difference, metric == benchmark.metric
             short = text.shorten_metric(metric, benchmark)
-            marked = text.mark_target(name, benchmark.role)
-            identity = {"benchmark": name, "role": benchmark.role.value}
             values: dict[str, Any] = {"change": d.value, "change_stderr": d.standard_error}
             values |= {"change_low": d.low, "change_high": d.high}
             values |= {k: change.counts and getattr(change.counts, k) for k in ("lost", "gained")}
             shown = benchmark.shown_change if is_primary else d
             stopped = f"after {count}" if is_primary and benchmark.is_stopped else ""
             cells = (
-                Cell(marked if is_primary else f"  {short}", values=identity),
+                Cell(
+                    marked if is_primary else f"  {short}", values={"benchmark": name, "role": role}
+                ),
                 Cell(short, values={"metric": metric}),
                 Cell(count, values={"n": n, "n_available": n_available or n}),
                 _make_score(first, change.base),
@@ -202,20 +194,18 @@ def _make_score(side: str, score: Estimate) -> Cell:
 def _make_claims(findings: Findings, name: str, benchmark: BenchmarkChange) -> list[Cell]:
     """Make the cells of a benchmark's verdict: its cause, p-value and rates."""
     verdict, p_value = benchmark.verdict.value, benchmark.p_value
+    is_target = benchmark.role is Role.target
     losses = findings.lost_answers.get(name)
     cause, share = (losses.main_cause if losses else None) or (None, None)
     shown_cause = f"{100 * share:.0f} % {text.CAUSES[cause][0]}" if cause and share else ""
     rate = benchmark.forgetting_rate_above_chance
-    described = text.describe_rate(rate, benchmark)
-    rates: dict[str, Any] = {}
-    if rate and benchmark.role is Role.retained:
-        rates = {"forgetting_rate": rate.value}
-        rates |= {"forgetting_rate_low": rate.low, "forgetting_rate_high": rate.high}
+    rates = make_change_cell(rate, "forgetting_rate") if rate and not is_target else Cell()
+    shown_rate, interval = text.describe_rate(rate, benchmark)
     p_values = {"p_value": p_value, "equivalence_p_value": benchmark.equivalence_p_value}
     return [
         Cell(verdict=verdict, sort_key=verdict, values={"verdict": verdict}),
         Cell(shown_cause, values={"main_cause": cause, "main_cause_share": share}),
-        Cell(format_p_value(p_value), sort_key=p_value, values=p_values),
-        Cell(*described, sort_key=rates.get("forgetting_rate"), values=rates),
+        Cell(formatting.format_p_value(p_value), sort_key=p_value, values=p_values),
+        replace(rates, text=shown_rate, interval=interval),
         Cell(*text.describe_paper_metric(benchmark)),
     ]

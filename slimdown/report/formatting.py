@@ -12,9 +12,8 @@ UNDEFINED = "undefined"
 EMPTY = "–"
 # Control characters become their pictures, marks that reorder text a replacement character.
 _PICTURES = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421}
-_PICTURES |= dict.fromkeys(
-    [*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD
-)
+for _start, _end in ((0x80, 0xA0), (0x202A, 0x202F), (0x2066, 0x206A)):
+    _PICTURES |= dict.fromkeys(range(_start, _end), 0xFFFD)
 _PICTURES |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)  # half of a surrogate pair
 _ASCII = str.maketrans("−–’“”→←↑↓†±·×█…", '--\'""><^v+~.x#.')
 
@@ -149,8 +148,7 @@ def escape_markdown(text: str) -> str:
     >>> print(escape_markdown("a|b <b> `c` [d](e)"))
     a\|b &lt;b> \`c\` \[d\](e)
     """
-    plain = (
-        " ".join(visible(text, multiline=True).split()).replace("&", "&amp;").replace("<", "&lt;")
-    )
+    plain = " ".join(visible(text, multiline=True).split())
+    plain = plain.replace("&", "&amp;").replace("<", "&lt;")
     # inside a word an underscore is a letter
     return re.sub(r"([\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", plain)

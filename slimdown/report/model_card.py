@@ -9,9 +9,7 @@ from omegaconf import OmegaConf
 from slimdown import __version__
 from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
-from slimdown.report.findings_report import findings_table
-from slimdown.report.pages import render
-from slimdown.report.tables import write_table
+from slimdown.report import findings_report, pages, tables
 from slimdown.stats.findings import Findings
 from slimdown.utils.secrets import redact
 
@@ -65,19 +63,14 @@ def render_model_card(
         model_name=name,
         **dict(zip(("license", "license_name", "license_link"), licenses, strict=False)),
     )
-    card = render(
+    values = {"name": name, "base": base, "base_name": base_name, "is_of_hub": is_of_hub}
+    values |= {"is_adapter": is_adapter, "config": config, "merged": merged, "scale": scale}
+    card = pages.render(
         "model_card.md.j2",
+        **values,
         head=head.to_yaml(),
-        name=name,
-        base=base,
-        base_name=base_name,
-        is_of_hub=is_of_hub,
-        is_adapter=is_adapter,
-        config=config,
         settings=OmegaConf.to_yaml(OmegaConf.create(settings)),
-        merged=merged,
-        scale=scale,
-        table=write_table(findings_table(findings), "markdown"),
+        table=tables.write_table(findings_report.findings_table(findings), "markdown"),
         findings=findings,
         version=__version__,
     )

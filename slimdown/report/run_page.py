@@ -7,11 +7,7 @@ from typing import Any
 
 from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
-from slimdown.report import text
-from slimdown.report.findings_report import findings_table
-from slimdown.report.formatting import format_bytes, format_duration
-from slimdown.report.pages import render
-from slimdown.report.tables import write_table
+from slimdown.report import findings_report, formatting, pages, tables, text
 from slimdown.stats.behaviour import REFUSALS
 from slimdown.stats.findings import Findings
 from slimdown.utils.secrets import redact
@@ -31,13 +27,13 @@ def render_run_files(
     Returns:
         The contents by path: report.html and report.md.
     """
-    table = findings_table(findings)
+    table = findings_report.findings_table(findings)
     return {
         "report.html": render_page(findings, info.name, config, run_id, info.environment),
-        "report.md": render(
+        "report.md": pages.render(
             "report.md.j2",
-            brief=write_table(table.brief, "markdown"),
-            table=write_table(replace(table, legend=""), "markdown"),
+            brief=tables.write_table(table.brief, "markdown"),
+            table=tables.write_table(replace(table, legend=""), "markdown"),
             sentences=text.describe_findings(findings, with_verdicts=False),
             costs=_format_all(findings.costs),
         ),
@@ -67,14 +63,14 @@ def render_page(
 
     settings = flatten(config) if config else {}
     about = {k: redact(v) for k, v in text.describe_run(config).items()} if config else {}
-    return render(
+    return pages.render(
         "report.html.j2",
         findings=findings,
         name=redact(name),
         about=about | {"date": f"{date.today():%Y-%m-%d}"},
         run_id=run_id,
         summary=[*text.explain_undecided(findings), *text.list_caveats(findings)],
-        results=findings_table(findings),
+        results=findings_report.findings_table(findings),
         figure=draw_changes(findings),
         settings=_format_all({k: v for k, v in settings.items() if v is not None}),
         environment=_format_all(environment or {}),
@@ -85,12 +81,12 @@ def render_page(
 
 def _format_all(values: Mapping[str, object]) -> dict[str, str]:
     """Write settings, versions or costs as a person reads them."""
-    units, written = {"seconds": format_duration, "bytes": format_bytes}, {}
+    units, written = {"seconds": formatting.format_duration, "bytes": formatting.format_bytes}, {}
     for key, value in values.items():
         name, _, unit = key.rpartition("_")
         if unit in units and isinstance(value, int | float):
             written[name.replace("_", " ")] = units[unit](value)
         else:
-            values_of = value if isinstance(value, list | tuple) else [value]
-            written[key] = redact(", ".join(str(item) for item in values_of))
+            parts = value if isinstance(value, list | tuple) else [value]
+            written[key] = redact(", ".join(map(str, parts)))
     return written

@@ -10,6 +10,7 @@ read. In CSV and JSON numbers are shares of 1 at full precision; unknown values 
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import StringIO
@@ -24,7 +25,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from slimdown.report.formatting import EMPTY, escape_markdown, visible
+from slimdown.report.formatting import EMPTY, escape_markdown, format_bytes, pluralize, visible
 from slimdown.report.looks import get_look
 
 FORMATS = ("table", "markdown", "csv", "json", "html")
@@ -96,16 +97,14 @@ class Table:
     @property
     def records(self) -> list[dict[str, Any]]:
         """One record for each row; every record has every name, in the same order."""
-        records = [
-            {k: v for cell in row.cells for k, v in cell.values.items()} for row in self.rows
-        ]
-        names = dict.fromkeys(name for record in records for name in record)
-        # JSON has no word for numbers that are not finite
-        finite = [
-            {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in record.items()}
-            for record in records
-        ]
-        return [{name: record.get(name) for name in names} for record in finite]
+        names = {name: None for row in self.rows for cell in row.cells for name in cell.values}
+        records = []
+        for row in self.rows:
+            pairs = [pair for cell in row.cells for pair in cell.values.items()]
+            # JSON has no word for numbers that are not finite
+            finite = {k: v for k, v in pairs if not isinstance(v, float) or isfinite(v)}
+            records.append(names | finite)
+        return records
 
 
 def make_table(
@@ -122,26 +121,50 @@ def make_table(
         formats: By name, how a value is shown.
         legend: What stands below it.
     """
-    rows = []
-    for record in records:
-        row = []
-        for name, value in record.items():
-            if not isinstance(value, Cell):
-                is_unknown = value is None or value != value
-                shown = EMPTY if is_unknown else (formats or {}).get(name, str)(value)
-                value = Cell(shown, sort_key=value, values={name: value})
-            row.append(value)
-        rows.append(Row(tuple(row)))
-    by_column = zip(*(row.cells for row in rows), strict=True)
-    columns = [
-        Column(
-            name.replace("_", " "),
-            is_number=any(isinstance(cell.sort_key, int | float) for cell in cells),
-            max_width=40 if any(len(f"{cell.text}{cell.detail}") > 40 for cell in cells) else None,
-        )
-        for name, cells in zip(records[0] if records else (), by_column, strict=True)
-    ]
-    return Table(title, tuple(columns), tuple(rows), legend)
+
+    def make_cell(name: str, value: Any) -> Cell:
+        if isinstance(value, Cell):
+            return value
+        is_unknown = value is None or value != value
+        shown = EMPTY if is_unknown else (formats or {}).get(name, str)(value)
+        return Cell(shown, sort_key=value, values={name: value})
+
+    rows = [tuple(make_cell(*pair) for pair in record.items()) for record in records]
+    columns = []
+    for name, *cells in zip(records[0], *rows, strict=True) if rows else ():
+        is_number = any(isinstance(cell.sort_key, int | float) for cell in cells)
+        is_long = any(len(f"{cell.text}{cell.detail}") > 40 for cell in cells)
+        columns.append(Column(name.replace("_", " "), "", is_number, 40 if is_long else None))
+    return Table(title, tuple(columns), tuple(map(Row, rows)), legend)
+
+
+def runs_table(records: Sequence[Mapping[str, Any]], legend: str = "") -> Table:
+    """Show one run or job in each row, with the beginning of its id.
+
+    Args:
+        records: One for each row; each has a `run_id`.
+        legend: What stands below the table.
+    """
+    return make_table("", records, {"run_id": lambda run_id: run_id[:8]}, legend)
+
+
+def sweep_table(jobs: Sequence[Mapping[str, Any]], notes: str = "") -> Table:
+    """Show what became of each job of a sweep; each record has a `run_id` and a `state`."""
+    counts = Counter(job["state"] for job in jobs)
+    states = ", ".join(f"{n} {state}" for state, n in counts.items())
+    return runs_table(jobs, f"{pluralize(len(jobs), 'job')}: {states}. {notes}".strip())
+
+
+def sizes_table(title: str, records: Sequence[Mapping[str, Any]], legend: str = "") -> Table:
+    """Show what a model or a run takes; names that end in "bytes" hold bytes."""
+    formats: dict[str, Any] = {}
+    for name in records[0] if records else ():
+        value = next((r[name] for r in records if r[name] is not None), None)
+        if name.endswith("bytes"):
+            formats[name] = format_bytes
+        elif not isinstance(value, str):
+            formats[name] = "{:,}".format if isinstance(value, int) else "{:.3g}".format
+    return make_table(title, records, formats, legend)
 
 
 def write_table(table: Table, format: str) -> str:
@@ -154,8 +177,8 @@ def write_table(table: Table, format: str) -> str:
     Returns:
         The text, which ends with a line feed.
     """
+    out = StringIO()
     if format == "table":
-        out = StringIO()
         # Plain text wherever it is made: rich would print into a notebook, or colors elsewhere.
         plain: dict[str, Any] = {"force_jupyter": False, "force_terminal": False}
         console = Console(file=out, width=PLAIN_WIDTH, color_system=None, highlight=False, **plain)
@@ -170,7 +193,6 @@ def write_table(table: Table, format: str) -> str:
     if format == "json":
         content = {"title": table.title, "notes": table.notes, "rows": table.records}
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    out = StringIO()
     writer = csv.DictWriter(out, list(table.records[0]) if table.rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(table.records)
@@ -231,9 +253,8 @@ def _style_cell(cell: Cell, separators: str) -> Text:
     text = Text(separators[0].join(filter(None, parts)))
     if cell.verdict:
         look = get_look(cell.verdict)
-        text.append(separators[1] if text else "").append(
-            f"{look.sign} {visible(cell.verdict)}", look.console_style
-        )
+        text.append(separators[1] if text else "")
+        text.append(f"{look.sign} {visible(cell.verdict)}", look.console_style)
         text.append(cell.correction, "yellow")
     if cell.detail:
         text.append(f"\n{visible(cell.detail)}" if text else visible(cell.detail), "dim")

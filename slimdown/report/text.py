@@ -7,12 +7,7 @@ from slimdown.config.keep_config import Keep
 from slimdown.config.schema import PaperMetric, Role, RunConfig
 from slimdown.evaluation.results import Metric
 from slimdown.report import formatting
-from slimdown.report.formatting import (
-    format_number,
-    format_percent,
-    format_points,
-    pluralize,
-)
+from slimdown.report.formatting import format_number, format_percent, format_points, pluralize
 from slimdown.stats.budgets import BudgetCheck
 from slimdown.stats.estimates import Estimate
 from slimdown.stats.findings import BenchmarkChange, Findings
@@ -100,12 +95,13 @@ def describe_paper_metric(benchmark: BenchmarkChange) -> tuple[str, str]:
     if benchmark.paper_metric is PaperMetric.forgetting_rate:
         value, interval = format_percent(estimate)
         return f"FR {value}", interval
-    is_loss = benchmark.paper_metric is PaperMetric.knowledge_loss
-    spec, error = ".1f" if is_loss else "+.1f", estimate.standard_error
-    value = format_number(estimate.value, spec) + (" lost" if is_loss else "")
+    spec, sign, unit = "+.1f", "ΔA", ""
+    if benchmark.paper_metric is PaperMetric.knowledge_loss:
+        spec, sign, unit = ".1f", "ΔK", " lost"
+    error = estimate.standard_error
     plus_minus = "" if isnan(error) else f" ±{format_number(error)}"
     interval = formatting.format_interval(estimate.low, estimate.high, spec)
-    return f"{'ΔK' if is_loss else 'ΔA'} {value}{plus_minus}", interval
+    return f"{sign} {format_number(estimate.value, spec)}{unit}{plus_minus}", interval
 
 
 def summarize(findings: Findings) -> Iterator[str]:
@@ -185,13 +181,12 @@ def describe_lost_answers(findings: Findings) -> Iterator[str]:
 
 def describe_position(choices: ChoiceShift) -> str:
     """Say which position the tuned model prefers, and whether it is shown to have moved there."""
-    letter = chr(ord("A") + choices.position)
+    opening = "No shift to one position is shown. The most frequent choice is"
+    opening = "The tuned model moved to choice" if choices.collapsed else opening
     parts = (choices.share_before, choices.share_after, choices.share_right)
     before, after, right = (f"{100 * share:.0f} %" for share in parts)
     shares = f"{before} of all questions before, {after} after; it is right in {right}."
-    if choices.collapsed:
-        return f"The tuned model moved to choice {letter}: {shares}"
-    return f"No shift to one position is shown. The most frequent choice is {letter}: {shares}"
+    return f"{opening} {chr(ord('A') + choices.position)}: {shares}"
 
 
 def describe_training(training: TrainingResult) -> Iterator[str]:

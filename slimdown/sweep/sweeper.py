@@ -10,8 +10,7 @@ from typing import Any
 from slimdown.config.naming import base_settings
 from slimdown.config.schema import TrackingConfig
 from slimdown.report import console
-from slimdown.report.record_tables import sweep_table
-from slimdown.report.tables import write_table
+from slimdown.report.tables import sweep_table, write_table
 from slimdown.sweep.command_line import CommandLine, CommandPlan, ComposedRun
 from slimdown.sweep.jobs import JobOutcome, JobState, SweepInfo, measure_base_job, run_sweep_job
 from slimdown.sweep.launching import launch

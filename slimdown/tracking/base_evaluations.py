@@ -13,9 +13,8 @@ from slimdown.config.naming import base_settings
 from slimdown.config.schema import ResolvedBenchmark, RunConfig
 from slimdown.evaluation.results import BenchmarkEvaluation
 from slimdown.evaluation.samples import DamagedSamples, read_samples, write_samples
-from slimdown.tracking import store
+from slimdown.tracking import provenance, store
 from slimdown.tracking.metric_names import Tag
-from slimdown.tracking.provenance import read_user
 from slimdown.utils.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -28,9 +27,7 @@ class RecordedEvaluations:
     every later run finds them.
     """
 
-    def __init__(
-        self, config: RunConfig, model: str, folder: Path, keeps_files: bool = True
-    ) -> None:
+    def __init__(self, config: RunConfig, model: str, folder: Path, keeps_files: bool = True):
         """Open nothing yet.
 
         Args:
@@ -96,10 +93,10 @@ class RecordedEvaluations:
         try:
             client = store.open_store(config.tracking)
             self._names.append(name)
-            title = f"base {config.model.id.rpartition('/')[2]} {config.quantization.name}"
-            title += f": {', '.join(self._names)}"
+            model = f"{config.model.id.rpartition('/')[2]} {config.quantization.name}"
+            title = f"base {model}: {', '.join(self._names)}"
             if not self._holder:
-                tags = {Tag.kind: "baseline", "mlflow.user": read_user()}
+                tags = {Tag.kind: "baseline", "mlflow.user": provenance.read_user()}
                 run = store.create_run(client, config.tracking, title, tags)
                 self._holder = run.info.run_id
                 client.set_terminated(self._holder, "FINISHED")  # it takes what comes later, too
@@ -114,10 +111,8 @@ class RecordedEvaluations:
             if not self._keeps_files:
                 file.unlink()
         except Exception as error:  # MLflow's, a driver's, an artifact store's own
-            reason = store.first_line(error)
-            _log.warning(
-                "the store takes no answers of the base (%s); they are in %s", reason, file
-            )
+            problem = f"the store takes no answers of the base ({store.first_line(error)})"
+            _log.warning("%s; they are in %s", problem, file)
 
     def _write(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> Path:
         file = self._locate(key, name)

@@ -32,14 +32,10 @@ def collect_finding_metrics(findings: "Findings") -> dict[str, float]:
     """Return scores, changes and costs of a run; MLflow groups them by what precedes the slash."""
     metrics: dict[str, float] = {}
     for name, change in findings.benchmarks.items():
-        difference = change.primary.difference
-        metrics |= {
-            f"base/{name}": change.primary.base.value,
-            f"tuned/{name}": change.primary.tuned.value,
-            f"{Tag.change}{name}": difference.value,
-            f"change_low/{name}": difference.low,
-            f"change_high/{name}": difference.high,
-        }
+        primary, difference = change.primary, change.primary.difference
+        metrics |= {f"base/{name}": primary.base.value, f"tuned/{name}": primary.tuned.value}
+        metrics |= {f"{Tag.change}{name}": difference.value, f"change_low/{name}": difference.low}
+        metrics[f"change_high/{name}"] = difference.high
         if change.paper_metric is PaperMetric.forgetting_rate and change.forgetting_rate:
             metrics[f"forgetting_rate/{name}"] = change.forgetting_rate.value
     evaluations = [one for one in (findings.base, findings.tuned) if one]
@@ -51,7 +47,5 @@ def collect_finding_metrics(findings: "Findings") -> dict[str, float]:
 
 def describe_headline(findings: "Findings") -> str:
     """Return change and verdict of each benchmark in one line: `gsm8k -29.8 forgotten; ...`."""
-    return "; ".join(
-        f"{name} {100 * change.primary.difference.value:+.1f} {change.verdict.value}"
-        for name, change in findings.benchmarks.items()
-    )
+    rows = [(n, b.primary.difference.value, b.verdict) for n, b in findings.benchmarks.items()]
+    return "; ".join(f"{name} {100 * d:+.1f} {verdict.value}" for name, d, verdict in rows)

@@ -70,10 +70,9 @@ class RunInfo:
 
 def find_version(package: str) -> str | None:
     """Return a package's version, None where it is not installed."""
-    try:
+    with suppress(PackageNotFoundError):
         return version(package)
-    except PackageNotFoundError:
-        return None
+    return None
 
 
 def name_machine() -> str:
@@ -85,7 +84,6 @@ def name_machine() -> str:
 
 def read_user() -> str:
     """Return the name of the user, for the record."""
-    try:
+    with suppress(OSError, KeyError):  # a container's user may have no entry
         return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without an entry
-        return "unknown"
+    return "unknown"

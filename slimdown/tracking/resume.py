@@ -43,25 +43,21 @@ def run_key(config: RunConfig) -> str:
         if config.tuned_model:
             settings |= {"tuned": ""} | _identify_model("tuned.", config.tuned_model)
         for name, dataset in config.dataset.items():
-            if dataset.file:
-                content = dataset.file.suffix.lower() + hash_file(dataset.file)
-                settings[f"dataset.{name}.path"] = content
+            if file := dataset.file:
+                settings[f"dataset.{name}.path"] = file.suffix.lower() + hash_file(file)
             else:
                 commit = resolve_commit(dataset.path, dataset.revision, "dataset")
                 settings[f"dataset.{name}.revision"] = commit
         if config.keep.name is Keep.self_replay:
             settings["keep.version"] = 2  # the base writes no row of its end token alone
-        if config.keep.prompts:
-            settings["keep.prompts"] = hash_file(Path(config.keep.prompts).expanduser())
-        for name, benchmark in config.benchmark.items():
-            if benchmark.path:
-                content = hash_file(Path(benchmark.path).expanduser())
-                settings[f"benchmark.{name}.path"] = content
+        files = {f"benchmark.{name}.path": one.path for name, one in config.benchmark.items()}
+        for key, place in {"keep.prompts": config.keep.prompts, **files}.items():
+            if place:
+                settings[key] = hash_file(Path(place).expanduser())
         if folder := config.evaluation.include_path:
             # The harness includes files such as _default_template_yaml, too.
-            files = [f for f in Path(folder).rglob("*") if re.search(r"ya?ml$|\.py$", f.name)]
-            own = [hash_file(file) for file in sorted(files) if file.is_file()]
-            settings["evaluation.include_path"] = own
+            own = sorted(f for f in Path(folder).rglob("*") if re.search(r"ya?ml$|\.py$", f.name))
+            settings["evaluation.include_path"] = [hash_file(f) for f in own if f.is_file()]
     except OSError:
         return ""
     parts = {

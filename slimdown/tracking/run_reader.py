@@ -57,7 +57,7 @@ def find_runs(
         TrackingError: No store, no such experiment, or a filter that MLflow does not understand.
     """
     client = store.open_store(tracking, must_exist=True)
-    condition = " and ".join(filter(None, (f"tags.`{Tag.kind}` = '{kind}'", filter_string)))
+    condition = f"tags.`{Tag.kind}` = '{kind}'" + (f" and {filter_string}" if filter_string else "")
     with store.explain_store_errors(tracking, filter_string):
         names = {str(one.experiment_id): one.name for one in client.search_experiments()}
         if unknown := [name for name in experiments if name not in names.values()]:
@@ -67,25 +67,25 @@ def find_runs(
         runs = client.search_runs(chosen, condition, max_results=_MOST_RUNS)
     records = []
     for run in runs:
-        if sweep in ("", run.data.tags.get(Tag.sweep)):
-            try:
-                record = RunRecord(
-                    run_id=store.check_run_id(run.info.run_id),
-                    name=run.info.run_name or run.info.run_id,
-                    experiment=names[run.info.experiment_id],
-                    status=run.info.status,
-                    started=datetime.fromtimestamp((run.info.start_time or 0) / 1000, UTC),
-                    params=_expand_params(run.data.params),
-                    tags=dict(run.data.tags),
-                    artifact_uri=run.info.artifact_uri or "",
-                )
-                _ = record.holdout  # it is a number
-                records.append(record)
-            except Exception as error:  # an id, a time or settings that slimdown never writes
-                reason = store.first_line(error)
-                _log.warning(
-                    "run %.40a is left out: its record is odd (%s)", run.info.run_id, reason
-                )
+        info, tags = run.info, dict(run.data.tags)
+        if sweep not in ("", tags.get(Tag.sweep)):
+            continue
+        try:
+            record = RunRecord(
+                run_id=store.check_run_id(info.run_id),
+                name=info.run_name or info.run_id,
+                experiment=names[info.experiment_id],
+                status=info.status,
+                started=datetime.fromtimestamp((info.start_time or 0) / 1000, UTC),
+                params=_expand_params(run.data.params),
+                tags=tags,
+                artifact_uri=info.artifact_uri or "",
+            )
+            _ = record.holdout  # it is a number
+            records.append(record)
+        except Exception as error:  # an id, a time or settings that slimdown never writes
+            reason = store.first_line(error)
+            _log.warning("run %.40a is left out: its record is odd (%s)", info.run_id, reason)
     return read_findings(tracking, records) if with_findings else records
 
 
@@ -102,12 +102,10 @@ def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
     matches = matches or [run for run in runs if run.run_id.startswith(text)]
     if not matches:
         problem = f"there is no run {text} in {redact_uri(tracking.uri)}"
-        with suppress(Exception):
-            client, untuned = store.open_store(tracking), f"tags.`{Tag.kind}` != 'tuned'"
-            experiments = [one.experiment_id for one in client.search_experiments()]
-            records = client.search_runs(experiments, untuned, max_results=_MOST_RUNS)
-            run = next(run for run in records if run.info.run_id.startswith(text))
-            problem = f"{run.info.run_id} is a {run.data.tags[Tag.kind]} run, and no fine-tuning"
+        for kind in ("baseline", "sweep"):
+            others = [run.run_id for run in find_runs(tracking, kind=kind)]
+            if run_id := next((one for one in others if one.startswith(text)), ""):
+                problem = f"{run_id} is a {kind} run, and no fine-tuning"
         raise TrackingError(f"{problem}; slimdown compare lists the runs")
     if len(matches) > 1:
         ids = ", ".join(run.run_id for run in matches[:3])
@@ -124,11 +122,8 @@ def check_finished(run: RunRecord) -> Findings:
     if run.status == "FINISHED" and run.findings:
         return run.findings
     state = _STATES.get(run.status, "has no findings that can be read")
-    reason = run.tags.get(Tag.error, "")
-    raise TrackingError(
-        f"run {run.run_id} ({run.name}) {state}{': ' if reason else ''}{reason}; choose a "
-        "finished run"
-    )
+    reason = f": {run.tags[Tag.error]}" if run.tags.get(Tag.error) else ""
+    raise TrackingError(f"run {run.run_id} ({run.name}) {state}{reason}; choose a finished run")
 
 
 def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[RunRecord]:
@@ -184,9 +179,10 @@ def read_evaluations(tracking: TrackingConfig, run: RunRecord) -> tuple[Evaluati
             except DataError as error:
                 raise TrackingError(f"run {run.run_id}: {path}: {error}") from None
             except Exception as error:  # damaged, or gone
-                reason = f"{path} is gone or damaged ({store.first_line(error)})"
-                advice = "the same settings with rerun=true measure it again"
-                raise TrackingError(f"run {run.run_id}: {reason}; {advice}") from None
+                raise TrackingError(
+                    f"run {run.run_id}: {path} is gone or damaged ({store.first_line(error)}); "
+                    "the same settings with rerun=true measure it again"
+                ) from None
         return Evaluation(samples, harness_version, backend, 0.0, conditions=conditions)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -216,9 +212,8 @@ def download_tuned(tracking: TrackingConfig, run: RunRecord, folder: Path) -> Pa
         TrackingError: The run trained nothing, or its files are gone.
     """
     if origin := run.tags.get(Tag.origin):
-        raise TrackingError(
-            f"run {run.run_id} ({run.name}) trained nothing: it measured {origin}, made elsewhere"
-        )
+        problem = f"trained nothing: it measured {origin}, made elsewhere"
+        raise TrackingError(f"run {run.run_id} ({run.name}) {problem}")
     client = store.open_store(tracking, must_exist=True)
     for name in ("adapter", "model"):
         with suppress(Exception):
@@ -239,16 +234,14 @@ def read_scales(tracking: TrackingConfig, run: RunRecord) -> list[ScaledFindings
         paths = [one.path for one in client.list_artifacts(run.run_id, "scales")]
         texts = {float(Path(path).stem): _read_artifact(client, run, path) for path in paths}
     if not texts:
-        command = f"slimdown scale {run.run_id[:8]}"
-        raise TrackingError(
-            f"run {run.name} has no curve over its scale; {command} measures that of a LoRA"
-        )
+        problem = f"run {run.name} has no curve over its scale"
+        raise TrackingError(f"{problem}; slimdown scale {run.run_id[:8]} measures that of a LoRA")
     try:
-        findings = {scale: Findings.from_dict(json.loads(text)) for scale, text in texts.items()}
+        findings = {scale: Findings.from_dict(json.loads(texts[scale])) for scale in sorted(texts)}
+        return [ScaledFindings(*pair) for pair in findings.items()]
     except (ValueError, RecursionError) as error:
         reason = f"is damaged ({store.first_line(error)}); slimdown scale measures it again"
         raise TrackingError(f"the curve of run {run.run_id} {reason}") from None
-    return [ScaledFindings(scale, findings[scale]) for scale in sorted(findings)]
 
 
 def add_artifacts(tracking: TrackingConfig, run: RunRecord, files: Mapping[str, str]) -> None:
@@ -316,8 +309,8 @@ def _read_artifact(client: Any, run: RunRecord, path: str) -> str:
         from mlflow.utils.rest_utils import http_request
 
         # One request; MLflow's `download_artifacts` makes four for a file.
-        host, where = get_default_host_creds(client.tracking_uri), {"run_uuid": run.run_id}
-        where["path"] = path
+        host = get_default_host_creds(client.tracking_uri)
+        where = {"run_uuid": run.run_id, "path": path}
         with http_request(host, "/get-artifact", "GET", params=where, stream=True) as answer:
             answer.raise_for_status()
             chunks = islice(answer.iter_content(2**16), MOST_BYTES >> 16)

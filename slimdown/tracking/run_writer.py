@@ -16,12 +16,10 @@ from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.samples import write_samples
 from slimdown.stats.findings import Findings
-from slimdown.tracking import store
+from slimdown.tracking import resume, runs_page, store
 from slimdown.tracking.base_evaluations import RecordedEvaluations
 from slimdown.tracking.metric_names import Tag, collect_finding_metrics, describe_headline
 from slimdown.tracking.provenance import RunInfo, name_machine, read_user
-from slimdown.tracking.resume import NOT_IN_KEY
-from slimdown.tracking.runs_page import share_view
 from slimdown.utils.errors import TrackingError
 from slimdown.utils.files import raise_if_disk_full, write_atomically
 from slimdown.utils.secrets import redact, redact_uri
@@ -75,11 +73,8 @@ class TrackedRun:
                     client.delete_tag(run.info.run_id, Tag.error)
             else:
                 run = store.create_run(client, tracking, info.name, tags)
-                settings = {
-                    key: value
-                    for key, value in flatten(config).items()
-                    if value != "???" and not key.startswith(NOT_IN_KEY)
-                }
+                given = {k: v for k, v in flatten(config).items() if v != "???"}
+                settings = {k: given[k] for k in given if not k.startswith(resume.NOT_IN_KEY)}
                 store.log_settings(client, run.info.run_id, settings)
             self.run_id = store.check_run_id(run.info.run_id)
             self._experiment_id: str = run.info.experiment_id
@@ -103,10 +98,9 @@ class TrackedRun:
         self._tags: list[RunTag] = []
         self._verdicts: list[Param] = []
         self._next_flush = time.monotonic() + _FLUSH_SECONDS
-        environment = json.dumps(dict(info.environment), indent=2)
-        write_atomically(self._artifacts / "config.yaml", redact(info.config_yaml))
-        write_atomically(self._artifacts / "overrides.txt", redact("\n".join(info.overrides)))
-        write_atomically(self._artifacts / "environment.json", redact(environment))
+        self._write("config.yaml", info.config_yaml)
+        self._write("overrides.txt", "\n".join(info.overrides))
+        self._write("environment.json", json.dumps(dict(info.environment), indent=2))
 
     def log_model(self, base: "LoadedModel") -> None:
         """Record which weights the base has."""
@@ -117,7 +111,7 @@ class TrackedRun:
         names = ",".join(part.name for part in train_data.parts)
         self._add_tag(Tag.dataset, f"{names} {train_data.fingerprint}")
         if contamination.overlaps:
-            write_atomically(self._artifacts / "contamination.csv", redact(contamination.to_csv()))
+            self._write("contamination.csv", contamination.to_csv())
 
     def log_step(self, step: "StepLog") -> None:
         """Record one training step; one that was recorded before is left out.
@@ -141,13 +135,9 @@ class TrackedRun:
         if training is None:
             self._add_tag(Tag.origin, f"{tuned.id}@{tuned.revision}")
             return
-        metrics = {
-            "train/validation_loss_before": training.validation_loss_before,
-            "train/validation_loss_after": training.validation_loss_after,
-            "train/base_divergence": training.base_divergence,
-            "cost/train_seconds": training.runtime_seconds,
-        }
-        self._add_metrics(metrics)
+        names = ("validation_loss_before", "validation_loss_after", "base_divergence")
+        metrics = {f"train/{name}": getattr(training, name) for name in names}
+        self._add_metrics(metrics | {"cost/train_seconds": training.runtime_seconds})
         target = self._artifacts / training.output_dir.name
         shutil.copytree(training.output_dir, target, dirs_exist_ok=True)
 
@@ -173,8 +163,8 @@ class TrackedRun:
                     write_samples(file, cache.model, name, one)
         self._add_metrics(collect_finding_metrics(findings))
         self._add_tag(Tag.headline, describe_headline(findings))
-        verdicts = {name: one.verdict.value for name, one in findings.benchmarks.items()}
-        self._verdicts = [Param(f"{Tag.verdict}{name}", text) for name, text in verdicts.items()]
+        judged = findings.benchmarks.items()
+        self._verdicts = [Param(f"{Tag.verdict}{name}", one.verdict.value) for name, one in judged]
         self._add_tag("mlflow.note.content", str(files.get("report.md", "")))
 
     def finish(self) -> None:
@@ -191,19 +181,17 @@ class TrackedRun:
                 "answers, and it takes every answer from there"
             ) from None
         with suppress(Exception):  # the run is delivered; `slimdown ui` does it again
-            share_view(self.client, self._experiment_id)
+            runs_page.share_view(self.client, self._experiment_id)
         shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
 
     def fail(self, error: BaseException) -> None:
         """Mark the run FAILED, or KILLED where somebody stopped it."""
-        is_stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-        status = "KILLED" if is_stopped else "FAILED"
-        if not is_stopped:
+        status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
+        if status == "FAILED":
             self._add_tag(Tag.error, f"{type(error).__name__}: {error}")
-            text = "".join(traceback.format_exception(error))
             with suppress(OSError):
-                write_atomically(self._artifacts / "traceback.txt", redact(text))
+                self._write("traceback.txt", "".join(traceback.format_exception(error)))
         try:
             self._deliver(status)
             error.add_note(f"Run {self.run_id} is marked {status}; the same command goes on in it.")
@@ -226,10 +214,13 @@ class TrackedRun:
         self.client.log_batch(self.run_id, tags=self._tags)
         self._metrics, self._tags = [], []
 
+    def _write(self, name: str, content: str) -> None:
+        write_atomically(self._artifacts / name, redact(content))
+
     def _add_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         now = int(time.time() * 1000)
-        finite = {key: float(value) for key, value in values.items() if isfinite(value)}
-        self._metrics += [Metric(key, value, now, step) for key, value in finite.items()]
+        finite = [(key, float(value)) for key, value in values.items() if isfinite(value)]
+        self._metrics += [Metric(key, value, now, step) for key, value in finite]
 
     def _add_tag(self, name: str, text: str) -> None:
         self._tags.append(RunTag(name, redact(text)[: store.MAX_TAG]))

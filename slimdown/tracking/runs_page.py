@@ -29,10 +29,8 @@ def share_view(client: Any, experiment_id: str) -> None:
     newest = [run.data.params for run, name in zip(runs, sweeps, strict=True) if name == sweeps[0]]
     # A section that is one param in JSON, such as a benchmark's, says nothing in a narrow column.
     pairs = {pair for params in newest for pair in params.items() if not pair[1].startswith("{")}
-    varied = sorted(
-        key for key, n_values in Counter(key for key, _ in pairs).items() if n_values > 1
-    )
-    columns = {f"params.`{key}`": 70 for key in varied if not key.startswith(Tag.verdict)}
+    n_values = Counter(key for key, _ in pairs if not key.startswith(Tag.verdict))
+    columns = {f"params.`{key}`": 70 for key in sorted(n_values) if n_values[key] > 1}
     metrics = {key for run in runs for key in run.data.metrics if key.startswith(Tag.change)}
     names = sorted(key.removeprefix(Tag.change) for key in metrics)[:_N_BENCHMARKS]
     for kind, prefix in (("metrics", Tag.change), ("params", Tag.verdict)):

@@ -15,14 +15,14 @@ _T = TypeVar("_T")
 
 def process_count() -> int:
     """Return how many processes a launcher started for this run; 1 without a launcher."""
-    return _read_count("WORLD_SIZE", 1) if "LOCAL_RANK" in os.environ else 1
+    return _read_count("WORLD_SIZE", 1)
 
 
 def _read_count(name: str, default: int) -> int:
-    if not (text := os.environ.get(name, str(default))).isdecimal():
-        raise ConfigError(
-            f"{name}={text} is no whole number; torchrun sets it, or unset LOCAL_RANK"
-        )
+    text = os.environ.get(name, str(default)) if "LOCAL_RANK" in os.environ else str(default)
+    if not text.isdecimal():
+        problem = f"{name}={text} is no whole number"
+        raise ConfigError(f"{problem}; torchrun sets it, or unset LOCAL_RANK")
     return int(text)
 
 
@@ -42,7 +42,7 @@ def check_launcher() -> None:
 
 def process_rank() -> int:
     """Return which of them this is; 0 measures, writes the record and prints."""
-    return _read_count("RANK", 0) if "LOCAL_RANK" in os.environ else 0
+    return _read_count("RANK", 0)
 
 
 def broadcast_from_main(value: _T) -> _T:

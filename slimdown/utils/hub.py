@@ -5,27 +5,31 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error
 
-# Words of an error or of its class -> what they mean; the first that match are taken.
-_REASONS = {
-    "GatedRepo|access a gated repo": "is gated: accept its licence at "
-    "https://huggingface.co/{repo}, then log in with `hf auth login` or set HF_TOKEN; or choose an "
-    "open one, e.g. model=smollm2",
-    "RepositoryNotFound|DatasetNotFound": "is not on the hub, or is private: check the spelling of "
-    "OWNER/NAME, or log in with `hf auth login`",
-    "RevisionNotFound": "has no such branch, tag or commit; leave the revision out for the newest",
+# Classes of errors -> what they mean; the first that the error or one of its causes has is taken.
+# They are known by name: to import them takes a second, and a mistake is told sooner.
+_BY_CLASS = {
+    "GatedRepoError": "is gated: accept its licence at https://huggingface.co/{repo}, then log in "
+    "with `hf auth login` or set HF_TOKEN; or choose an open one, e.g. model=smollm2",
+    "RepositoryNotFoundError DatasetNotFoundError": "is not on the hub, or is private: check the "
+    "spelling of OWNER/NAME, or log in with `hf auth login`",
+    "RevisionNotFoundError": "has no such branch, tag or commit; leave the revision out for the "
+    "newest",
     "SafetensorError": "has a .safetensors file that is damaged; download it again",
-    "ignore_mismatched_sizes": "has weights of other shapes than its config.json describes; get it "
-    "again",
-    "trust_remote_code": "needs code of its own, which slimdown does not run; choose another",
-    "safetensors": "has no safetensors weights, and pickled ones can run code when they are read; "
-    "choose a revision or a copy with .safetensors files",
-    "httpx|requests|LocalEntryNotFound|OfflineMode|HfHubHTTP": "cannot be reached: the hub does "
-    "not answer and the local cache does not hold it; check the network and HF_ENDPOINT, or run "
-    "the embedded world: slimdown run",
+    "HTTPError ConnectionError LocalEntryNotFoundError": "cannot be reached: the hub does not "
+    "answer and the local cache does not hold it; check the network and HF_ENDPOINT, or run the "
+    "embedded world: slimdown run",
+}
+_BY_TEXT = {  # where transformers has no class of its own
+    "`ignore_mismatched_sizes`": "has weights of other shapes than its config.json describes; get "
+    "it again",
+    "`trust_remote_code=True`": "needs code of its own, which slimdown does not run; choose "
+    "another",
+    r"(no|a) file named \S+\.safetensors|No such file .*\.safetensors": "has no safetensors "
+    "weights, and pickled ones can run code when they are read; choose a revision or a copy with "
+    ".safetensors files",
 }
 
 
@@ -47,12 +51,14 @@ def explain_hub_errors(
     except SlimdownError:
         raise
     except Exception as error:
-        text, link = "", error
-        while link is not None:
-            text += f"{type(link).__module__}.{type(link).__name__}: {link} "
-            link = link.__cause__ or link.__context__  # type: ignore[assignment]
-        meant = (reason for words, reason in _REASONS.items() if re.search(words, text))
-        reason = next(meant, f"cannot be loaded: {describe_error(error)}")
+        causes: list[BaseException] = [error]
+        while cause := causes[-1].__cause__ or causes[-1].__context__:
+            causes.append(cause)
+        classes = {one.__name__ for cause in causes for one in type(cause).__mro__}
+        text = " ".join(map(str, causes))
+        reasons = [reason for names, reason in _BY_CLASS.items() if classes & {*names.split()}]
+        reasons += [reason for words, reason in _BY_TEXT.items() if re.search(words, text)]
+        reason = [*reasons, f"cannot be loaded: {describe_error(error)}"][0]
         reason = reason.replace("{repo}", re.split("[ @]", setting.partition("=")[2])[0])
         raise error_class(f"{setting} {reason}") from error
 
@@ -70,33 +76,22 @@ def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Ite
     for (repo, revision, kind), setting in {tuple(r[1:]): r[0] for r in repositories}.items():
         if _find_cached_commit(repo, revision, kind):
             continue
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.errors import EntryNotFoundError
+
         try:
-            with explain_hub_errors(setting):
-                if not silence:
-                    _ask_for_config(repo, revision, kind)
+            with explain_hub_errors(setting), suppress(EntryNotFoundError):
+                if not silence:  # most models have this file; whether it is there does not matter
+                    url = hf_hub_url(repo, "config.json", repo_type=kind, revision=revision)
+                    get_hf_file_metadata(url, timeout=10)
         except SlimdownError as error:
-            if "cannot be reached" not in str(error):
+            if "cannot be reached" in str(error):
+                silence = str(error).removeprefix(setting)
+            else:
                 yield str(error)
-                continue
-            silence = str(error).removeprefix(setting)
-        if silence:
-            unreachable.append(setting)
+        unreachable += [setting] if silence else []
     if unreachable:
         yield ", ".join(unreachable) + silence
-
-
-def _ask_for_config(repo: str, revision: str, kind: str) -> None:
-    """Ask the hub for a file that most models have; whether it is there does not matter."""
-    from huggingface_hub import hf_hub_url, utils
-    from huggingface_hub.errors import EntryNotFoundError
-
-    http: Any = utils
-    url = hf_hub_url(repo, "config.json", repo_type=kind, revision=revision)
-    retries: Any = {"max_retries": 2, "retry_on_exceptions": (), "retry_on_status_codes": (503,)}
-    with suppress(EntryNotFoundError):
-        headers = http.build_hf_headers()
-        answer = http.http_backoff("HEAD", url, headers=headers, timeout=10, **retries)
-        http.hf_raise_for_status(answer)
 
 
 def _find_cached_commit(repo: str, revision: str, kind: str) -> str:

@@ -92,5 +92,4 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, Any]]:
 
     with ParquetFile(file) as content:
         records = (record for batch in content.iter_batches(100) for record in batch.to_pylist())
-        for number, record in enumerate(records, start=1):
-            yield number, drop_missing(record)
+        yield from enumerate(map(drop_missing, records), start=1)

@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-import pytest
+from record_builders import Capture
 
 from slimdown.commands import doctor
 
 
-def test_a_machine_is_described_without_a_network(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_machine_is_described_without_a_network(tmp_path: Path, capsys: Capture) -> None:
     assert doctor.main(["--tracking-uri", f"sqlite:///{tmp_path}/new.db"]) == 0
     out = capsys.readouterr().out
     for expected in ("transformers 5", "GiB free", "model.dtype=", "new.db can be opened"):

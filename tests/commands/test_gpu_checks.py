@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from record_builders import Capture, Patch
 
 from slimdown.commands import doctor, gpu_checks
 from slimdown.evaluation.prefix_lm import PrefixLM
@@ -41,7 +42,7 @@ def fail(*arguments: Any) -> Any:
 )
 @pytest.mark.parametrize("names", ["nf4", pytest.param("nf4 fp4 int8", marks=pytest.mark.slow)])
 def test_every_path_passes_and_what_fails_stops_no_other(
-    names: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    names: str, monkeypatch: Patch, capsys: Capture
 ) -> None:
     checks = {"broken": fail, **gpu_checks.CHECKS, "scarce memory": check_in_scarce_memory}
     for layout in {"nf4", "fp4", "int8"} - set(names.split()):
@@ -57,9 +58,7 @@ def test_every_path_passes_and_what_fails_stops_no_other(
     assert "now on PrefixLM, batch size 128" in out
 
 
-def test_answers_that_are_not_the_harnesss_are_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_answers_that_are_not_the_harnesss_are_told(monkeypatch: Patch, capsys: Capture) -> None:
     build_masks = PrefixLM._build_masks
 
     def show_all(lm: Any, positions: Any, segments: Any, n_prefix: int) -> Any:
@@ -74,9 +73,7 @@ def test_answers_that_are_not_the_harnesss_are_told(
     assert texts.startswith("| texts | pass | 0 of 8 texts, 0 nats off; ")
 
 
-def test_without_a_gpu_it_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_gpu_it_is_one_line(monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert doctor.main(["--gpu"]) == 1

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
 from contextlib import closing
 from math import isnan
 from pathlib import Path
@@ -13,22 +12,22 @@ from socket import socket
 
 import pytest
 from mlflow import MlflowClient
-from record_builders import make_info, record_run, serve_mlflow
+from record_builders import Capture, Compose, make_info, record_run, serve_mlflow
 
 from slimdown.commands import compare, status, ui
-from slimdown.config.schema import RunConfig
 from slimdown.tracking.run_reader import find_run
 from slimdown.tracking.run_writer import open_run
 from slimdown.tracking.sweep_run import open_sweep_run
 
 
 def test_each_run_has_a_row_with_its_state(
-    store: MlflowClient, composed: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+    store: MlflowClient, composed: Compose, capsys: Capture
 ) -> None:
     config = composed()
     record_run(config, "done", sweep="s")
-    with pytest.raises(ValueError, match="x"), open_run(config, make_info(config, "bad")):
+    with pytest.raises(ValueError, match="x"), open_run(config, make_info(config, "bad")) as bad:
         raise ValueError("no such layer x")
+    assert isnan(store.get_run(bad.run_id).data.metrics["change/pocket_cs"])  # it was not measured
     with pytest.raises(KeyboardInterrupt), open_run(config, make_info(config, "busy")) as run:
         assert status.main([]) == 0
         shown = " ".join(capsys.readouterr().out.split())
@@ -46,7 +45,7 @@ def test_each_run_has_a_row_with_its_state(
 
 @pytest.mark.parametrize(("error", "state"), [(None, "FINISHED"), (KeyboardInterrupt(), "KILLED")])
 def test_a_sweep_has_a_run_that_ends_with_it(
-    error: BaseException | None, state: str, store: MlflowClient, composed: Callable[..., RunConfig]
+    error: BaseException | None, state: str, store: MlflowClient, composed: Compose
 ) -> None:
     try:
         with open_sweep_run(composed().tracking, "s", "two ranks") as sweep:
@@ -61,7 +60,7 @@ def test_a_sweep_has_a_run_that_ends_with_it(
 
 
 def test_the_page_of_an_experiment_lists_its_runs_with_changes_and_verdicts(
-    store: MlflowClient, composed: Callable[..., RunConfig]
+    store: MlflowClient, composed: Compose
 ) -> None:
     for rank in (2, 8):
         config = composed(f"lora.r={rank}")
@@ -84,17 +83,8 @@ def test_the_page_of_an_experiment_lists_its_runs_with_changes_and_verdicts(
     assert not any("verdict" in key for key in find_run(config.tracking, run_id).params)
 
 
-def test_a_change_is_undefined_until_it_is_measured(
-    store: MlflowClient, composed: Callable[..., RunConfig]
-) -> None:
-    config = composed()
-    with pytest.raises(ValueError, match="x"), open_run(config, make_info(config, "bad")) as run:
-        raise ValueError("x")
-    assert isnan(store.get_run(run.run_id).data.metrics["change/pocket_cs"])
-
-
 def test_a_sweep_that_was_stored_with_a_parent_is_still_read(
-    store: MlflowClient, composed: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+    store: MlflowClient, composed: Compose, capsys: Capture
 ) -> None:
     for seed in (0, 1):
         parent = {"mlflow.parentRunId": "a" * 32}
@@ -106,7 +96,7 @@ def test_a_sweep_that_was_stored_with_a_parent_is_still_read(
 
 
 def test_ui_says_where_the_pages_are_once_the_server_answers(
-    store: MlflowClient, composed: Callable[..., RunConfig]
+    store: MlflowClient, composed: Compose
 ) -> None:
     number = store.get_run(record_run(composed(), "one")).info.experiment_id
     with closing(socket()) as free:
@@ -134,7 +124,7 @@ def test_ui_says_where_the_pages_are_once_the_server_answers(
 
 
 def test_a_servers_password_is_not_shown(
-    store: MlflowClient, composed: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+    store: MlflowClient, composed: Compose, capsys: Capture
 ) -> None:
     record_run(composed(), "one")
     with serve_mlflow(Path("mlruns")) as (uri, _):
@@ -145,7 +135,7 @@ def test_a_servers_password_is_not_shown(
 
 
 @pytest.mark.parametrize("port", ["-1", "0", "65536", "x"])
-def test_a_port_that_is_none_is_refused(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_is_none_is_refused(port: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit):
         ui.main(["-p", port])
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -139,12 +139,13 @@ def test_an_identity_is_of_content_and_not_of_place(composed: Composed, tmp_path
         ("cut", r"has a .safetensors file that is damaged"),
         ("pickled", r"has no safetensors weights, and pickled ones can run code"),
         ("code", r"needs code of its own, which slimdown does not run"),
+        ("metadata", r"cannot be loaded: OSError: It looks like the config file"),
     ],
 )
 def test_a_model_that_cannot_be_trusted_is_refused_in_one_line(
     damage: str, answer: str, composed: Composed, tmp_path: Path
 ) -> None:
-    folder = copy_pocket(tmp_path / "model")
+    folder = copy_pocket(tmp_path / "requests-safetensors")  # no reason to blame the hub
     weights, config = folder / "model.safetensors", folder / "config.json"
     if damage == "nan":
         edit_weights(folder, lambda w: w["model.norm.weight"].fill_(float("nan")))
@@ -155,6 +156,8 @@ def test_a_model_that_cannot_be_trusted_is_refused_in_one_line(
     elif damage == "pickled":
         torch.save(load_file(weights), folder / "pytorch_model.bin")
         weights.unlink()
+    elif damage == "metadata":
+        config.write_text("{")
     else:
         settings = json.loads(config.read_text()) | {"model_type": "mine"}
         settings["auto_map"] = {"AutoConfig": "mine.Config"}

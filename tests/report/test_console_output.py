@@ -4,24 +4,21 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Callable
 from logging.config import BaseConfigurator
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from record_builders import Capture, Compose, Patch
 from report_builders import judge_pairs, make_usual
 
 from slimdown.config.paths import CONF_DIR
-from slimdown.config.schema import RunConfig
 from slimdown.report import console
 from slimdown.report.text import describe_run
 from slimdown.run import set_up_process
 
 
-def test_the_plan_shows_names_as_they_are(
-    composed: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_plan_shows_names_as_they_are(composed: Compose, capsys: Capture) -> None:
     plan = describe_run(composed("lora.target_modules=[q_proj]"))
     console.show_facts([("run", "pocket [red] lora.r=4 \x1b[2J"), *plan.items()])
     shown = capsys.readouterr().out
@@ -30,7 +27,7 @@ def test_the_plan_shows_names_as_they_are(
     assert "\x1b" not in shown
 
 
-def test_addresses_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_addresses_are_shown_as_they_are(capsys: Capture) -> None:
     run = SimpleNamespace(run_id="1", artifact_uri="file:///[red]/artifacts")
     run.store_uri = "postgresql://me:hunter2@host/db"
     console.show_saved(run)
@@ -39,9 +36,7 @@ def test_addresses_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> 
     assert "hunter2" not in shown
 
 
-def test_findings_have_a_row_a_benchmark_and_only_the_caveats_that_apply(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_findings_have_a_row_a_benchmark_and_only_the_caveats_that_apply(capsys: Capture) -> None:
     console.show_findings(judge_pairs(make_usual()))
     shown = " ".join(capsys.readouterr().out.split())
     for sentence in (
@@ -57,9 +52,7 @@ def test_findings_have_a_row_a_benchmark_and_only_the_caveats_that_apply(
         assert absent not in shown
 
 
-def test_a_log_gets_plain_lines_also_while_a_model_is_silent(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_log_gets_plain_lines_also_while_a_model_is_silent(monkeypatch: Patch) -> None:
     log = io.StringIO()
     monkeypatch.setattr(console, "LOG_SECONDS", 0.01)
     monkeypatch.setattr(sys, "stdout", log)
@@ -91,9 +84,7 @@ def test_a_log_gets_plain_lines_also_while_a_model_is_silent(
     assert lines[-1].startswith("[2/2] training: done in ")
 
 
-def test_the_time_left_is_that_of_the_last_steps_and_grows_in_silence(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_time_left_is_that_of_the_last_steps_and_grows_in_silence(monkeypatch: Patch) -> None:
     now = 1000.0
     monkeypatch.setattr(console, "monotonic", lambda: now)
     pace = console._Pace("questions")
@@ -114,7 +105,7 @@ def test_the_time_left_is_that_of_the_last_steps_and_grows_in_silence(
     assert "elapsed" in str(pace)
 
 
-def test_a_terminal_gets_a_bar_that_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_a_bar_that_leaves_nothing_behind(monkeypatch: Patch) -> None:
     class Terminal(io.StringIO):
         encoding = "utf-8"
 
@@ -135,7 +126,7 @@ def test_a_terminal_gets_a_bar_that_leaves_nothing_behind(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_any_encoding_can_show_findings(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_encoding_can_show_findings(encoding: str, monkeypatch: Patch) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
     console.show_findings(judge_pairs(make_usual()))
@@ -143,7 +134,7 @@ def test_any_encoding_can_show_findings(encoding: str, monkeypatch: pytest.Monke
     assert ("−50.0" if encoding == "utf-8" else "-50.0") in written.getvalue().decode(encoding)
 
 
-def test_a_warning_has_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warning_has_no_control_characters(capsys: Capture) -> None:
     set_up_process()
     assert logging.lastResort
     record = logging.LogRecord("slimdown", logging.WARNING, "", 0, "gone: %s", ("\x1b[2Jx",), None)

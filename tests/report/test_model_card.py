@@ -1,14 +1,13 @@
 """The card of a tuned model: valid for the hub, loadable as it says, without secrets."""
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from record_builders import Compose
 from report_builders import judge_pairs, make_usual
 
-from slimdown.config.schema import RunConfig
 from slimdown.report.model_card import MergedModel, render_model_card
 
 BASE: dict[str, Any] = {"id": "org/model", "revision": "a" * 40, "license": "other llama LINK"}
@@ -17,7 +16,7 @@ BASE |= {"quantization": "nf4", "dtype": "float32"}
 
 @pytest.mark.parametrize("merged", [None, MergedModel("merged", "bfloat16", True)])
 def test_a_card_is_valid_and_says_how_to_load(
-    composed: Callable[..., RunConfig], merged: MergedModel | None
+    composed: Compose, merged: MergedModel | None
 ) -> None:
     findings = judge_pairs(make_usual())
     config = composed()

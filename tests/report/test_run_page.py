@@ -1,7 +1,6 @@
 """The run's page: what must be on it, what must never be, and that it needs nothing else."""
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -9,9 +8,9 @@ from typing import Any
 
 import pytest
 from builders import stop_early
+from record_builders import Compose
 from report_builders import Pair, chosen, judge_pairs, make_usual, written
 
-from slimdown.config.schema import RunConfig
 from slimdown.report.run_page import render_page, render_run_files
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "path", "use", "rect", "line", "wbr"}
@@ -70,7 +69,7 @@ def test_verdicts_losses_training_and_tests_are_there(usual: Reader) -> None:
         assert expected.replace(" ", "") in usual.text.replace(" ", ""), expected
 
 
-def test_the_head_names_model_rows_method_and_date(composed: Callable[..., RunConfig]) -> None:
+def test_the_head_names_model_rows_method_and_date(composed: Compose) -> None:
     config = composed("lora.target_modules=[q_proj]")
     info = SimpleNamespace(name="a run", environment={"torch": "2.9"})
     files = render_run_files(judge_pairs(make_usual()), config, info, "run-id")

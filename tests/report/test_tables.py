@@ -12,10 +12,10 @@ from builders import make_run, make_scores
 from report_builders import Findings, judge_pairs, make_usual, written
 from rich.console import Console
 
+from slimdown.report import tables
 from slimdown.report.comparison_page import comparison_table
 from slimdown.report.figures import draw_changes
 from slimdown.report.findings_report import budgets_table, evaluation_table, findings_table
-from slimdown.report.record_tables import sizes_table, sweep_table
 from slimdown.report.tables import FORMATS, Cell, Column, Row, Table, print_table, write_table
 from slimdown.stats.budgets import check_budgets
 from slimdown.stats.run_comparison import compare_runs
@@ -148,10 +148,10 @@ def test_budgets_and_jobs_are_tables(findings: Findings) -> None:
     records = budgets_table(check_budgets(findings, {"maths": 0.02})).records
     assert (records[0]["budget"], records[0]["outcome"]) == (0.02, "beyond")
     jobs = [{"state": "finished", "run_id": "0123456789abcdef"}, {"state": "failed", "run_id": ""}]
-    shown = write_table(sweep_table(jobs), "table")
+    shown = write_table(tables.sweep_table(jobs), "table")
     assert "2 jobs: 1 finished, 1 failed." in shown
     assert "01234567 " in shown
-    sizes = sizes_table("m", [{"weights": "nf4", "held_bytes": 3 * 2**30, "n": 12345}])
+    sizes = tables.sizes_table("m", [{"weights": "nf4", "held_bytes": 3 * 2**30, "n": 12345}])
     assert re.search("nf4 +3.00 GiB +12,345", write_table(sizes, "table"))
 
 

@@ -2,20 +2,18 @@
 
 import getpass
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
 
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
-from record_builders import make_answers, make_info, set_metric
+from record_builders import Compose, Logs, make_answers, make_info, set_metric
 
 from slimdown.config.schema import RunConfig
 from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_cache
 from slimdown.tracking.run_writer import open_run
 
-Compose = Callable[..., RunConfig]
 NAME, KEY = "pocket_cs", "c" * 32
 
 
@@ -65,7 +63,7 @@ def test_what_is_not_wanted_is_not_found(
 
 
 def test_damaged_or_contradicting_answers_are_measured_again_with_a_line(
-    store: MlflowClient, composed: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: MlflowClient, composed: Compose, tmp_path: Path, caplog: Logs
 ) -> None:
     config = set_metric(composed())
     measure(config)

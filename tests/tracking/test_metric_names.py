@@ -1,19 +1,15 @@
 """Every recorded name stands in the reference."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from mlflow import MlflowClient
-from record_builders import record_run
+from record_builders import Compose, record_run
 
-from slimdown.config.schema import RunConfig
 from slimdown.tracking.metric_names import Tag
 
 
-def test_every_recorded_name_is_in_the_reference(
-    store: MlflowClient, composed: Callable[..., RunConfig]
-) -> None:
+def test_every_recorded_name_is_in_the_reference(store: MlflowClient, composed: Compose) -> None:
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     explained = set(re.findall(r"^\| `(.*?)` \|", page, re.MULTILINE))
     names = {f"{tag}{{benchmark}}" if tag.endswith("/") else str(tag) for tag in Tag}

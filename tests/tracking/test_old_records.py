@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 from commands_and_runs import call_verb
 from omegaconf import OmegaConf
+from record_builders import Compose, Patch
 from safetensors.numpy import load_file
 
 from slimdown.config import naming
@@ -33,7 +33,6 @@ from slimdown.evaluation.evaluation_cache import evaluation_key
 from slimdown.tracking.provenance import find_version
 from slimdown.tracking.resume import MEASUREMENT_VERSION, NOT_IN_KEY, TRAINING_VERSION, run_key
 
-Compose = Callable[..., RunConfig]
 GOLDEN = Path(__file__).parents[1] / "golden"
 NUMBERS = (".n", ".change", ".change_low", ".change_high", ".p_value", ".verdict")
 
@@ -115,7 +114,7 @@ def test_a_run_is_scaled_and_two_are_compared_by_their_answers(
     assert done.returncode == 0, done.stderr
 
 
-def make_run_key(config: RunConfig, versions: dict[str, Any], patch: pytest.MonkeyPatch) -> str:
+def make_run_key(config: RunConfig, versions: dict[str, Any], patch: Patch) -> str:
     """The key of a run with the packages and versions of a record."""
     patch.setattr("slimdown.tracking.resume.find_version", versions.get)
     patch.setattr("slimdown.tracking.resume.MEASUREMENT_VERSION", 1)
@@ -149,7 +148,7 @@ def shorten(config: RunConfig, section: str, kind: type, name: str) -> RunConfig
 @pytest.mark.parametrize("run", ["pocket lora.r=2", "pocket method=ia3"])
 def test_the_same_settings_find_a_finished_run(
     run: str, records: Path, answers: dict[str, Any], composed: Compose,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
 ) -> None:  # fmt: skip
     run_id = answers["ids"][run]
     config = composed(*read_artifact(records, run_id, "overrides.txt").splitlines())
@@ -167,7 +166,7 @@ def test_the_same_settings_find_a_finished_run(
 
 
 def test_the_same_questions_find_a_measured_base(
-    records: Path, answers: dict[str, Any], composed: Compose, monkeypatch: pytest.MonkeyPatch
+    records: Path, answers: dict[str, Any], composed: Compose, monkeypatch: Patch
 ) -> None:
     run_id = answers["ids"]["pocket lora.r=2"]
     config = composed(*read_artifact(records, run_id, "overrides.txt").splitlines())

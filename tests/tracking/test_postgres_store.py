@@ -8,18 +8,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from socket import socket
 
 import pytest
-from record_builders import record_run
+from record_builders import Compose, Patch, record_run
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from slimdown.config.schema import RunConfig
 from slimdown.tracking.run_reader import find_runs
 from slimdown.tracking.store import open_store
 from slimdown.utils.errors import TrackingError
@@ -80,7 +79,7 @@ def test_processes_that_open_a_fresh_database_together_all_succeed(
 
 
 def test_a_run_is_recorded_and_leaves_no_password(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, composed: Callable[..., RunConfig]
+    server: str, tmp_path: Path, monkeypatch: Patch, composed: Compose
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = composed()
@@ -100,7 +99,7 @@ def test_a_run_is_recorded_and_leaves_no_password(
     [(PASSWORD, "wrong-password", "authentication failed"), ("/fresh", "/gone", "does not exist")],
 )
 def test_a_wrong_address_is_one_line_without_the_password(
-    old: str, new: str, message: str, server: str, composed: Callable[..., RunConfig]
+    old: str, new: str, message: str, server: str, composed: Compose
 ) -> None:
     uri = f"{server}/fresh".replace(old, new)
     with pytest.raises(TrackingError, match=message) as caught:

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,9 @@ import pytest
 from mlflow import MlflowClient
 from record_builders import (
     KEPT,
+    Compose,
+    Logs,
+    Patch,
     make_answers,
     make_info,
     record_run,
@@ -19,15 +21,12 @@ from record_builders import (
     set_metric,
 )
 
-from slimdown.config.schema import RunConfig
 from slimdown.tracking.resume import find_finished_or_lock
 from slimdown.tracking.run_reader import find_run, find_runs, read_config, read_evaluations
 from slimdown.tracking.run_writer import open_run
 from slimdown.tracking.sweep_run import open_sweep_run
 from slimdown.training.result import StepLog
 from slimdown.utils.errors import TrackingError
-
-Compose = Callable[..., RunConfig]
 
 
 def test_a_run_of_four_benchmarks_stays_within_the_limits(
@@ -110,10 +109,7 @@ def test_a_run_goes_on_where_it_was_and_keeps_each_step_once(
 
 @pytest.mark.slow
 def test_a_server_that_goes_away_costs_no_result(
-    composed: Compose,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    composed: Compose, tmp_path: Path, monkeypatch: Patch, caplog: Logs
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config, key = set_metric(composed()), "b" * 32
@@ -144,7 +140,7 @@ def test_a_server_that_goes_away_costs_no_result(
 
 
 def test_a_run_id_that_is_a_path_is_refused(
-    store: MlflowClient, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: MlflowClient, composed: Compose, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     create = MlflowClient.create_run
 
@@ -169,7 +165,7 @@ def test_a_run_id_that_is_a_path_is_refused(
 
 
 def test_no_secret_reaches_the_store(
-    store: MlflowClient, composed: Compose, monkeypatch: pytest.MonkeyPatch
+    store: MlflowClient, composed: Compose, monkeypatch: Patch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
     config = composed("model.id=pocket:model")

@@ -6,7 +6,6 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -15,9 +14,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-from record_builders import record_run
+from record_builders import Compose, Patch, record_run
 
-from slimdown.config.schema import RunConfig, TrackingConfig
+from slimdown.config.schema import TrackingConfig
 from slimdown.tracking import store as record
 from slimdown.tracking.run_reader import find_runs
 from slimdown.utils.errors import TrackingError
@@ -39,7 +38,7 @@ from slimdown.utils.files import write_atomically
     ],
 )
 def test_a_store_that_cannot_be_used_is_named_in_one_line(
-    uri: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uri: str, message: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TrackingError, match=message) as caught:
@@ -92,7 +91,7 @@ def test_a_locked_database_is_one_line(store: MlflowClient) -> None:
 
 
 def test_reading_makes_no_store_and_changes_no_other_database(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TrackingError, match="there is no record"):
@@ -112,10 +111,7 @@ def test_reading_makes_no_store_and_changes_no_other_database(
 
 
 def test_a_relative_address_is_that_of_the_folder_one_is_in(
-    migrated_store: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    composed: Callable[..., RunConfig],
+    migrated_store: Path, tmp_path: Path, monkeypatch: Patch, composed: Compose
 ) -> None:
     """MLflow keeps one store for an address, and a notebook may change its folder."""
     config = composed()

@@ -31,16 +31,13 @@ def render(template: str, **values: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    names = ("interval", "number", "p_value", "points", "percent")
+    environment.filters |= {name: getattr(formatting, f"format_{name}") for name in names}
     environment.filters |= {
         "visible": lambda value: formatting.visible(value, multiline=True),
         "markdown": formatting.escape_markdown,
         "svg": _inline_svg,
-        "interval": formatting.format_interval,
-        "number": formatting.format_number,
         "out_of": formatting.format_count,
-        "p_value": formatting.format_p_value,
-        "points": formatting.format_points,
-        "percent": formatting.format_percent,
         "plural": formatting.pluralize,
     }
     environment.globals |= {"LOOKS": LOOKS, "Role": Role, "get_look": get_look, "text": text}
