@@ -54,7 +54,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
     progress = console.RunProgress(5 if config.tuned else 6)
     train_data = None
     with progress.show("reading benchmarks and rows"):  # a mistake leaves no run in the record
-        check_base(config)
+        outline = check_base(config)
         check_adapter(config)
         tasks = load_tasks(config.benchmark, config.evaluation.include_path)
         config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
@@ -83,7 +83,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
             contamination.check(config.contamination.max_share)
             console.show_notes(contamination.notes)
         with progress.show(f"loading {config.model.id}"):
-            base = load_base_model(config.model, config.quantization)
+            base = load_base_model(config.model, config.quantization, tokenizer, outline)
         run.log_model(base)
 
         external = open_tuned_model(config, base) if config.tuned else None
