@@ -202,16 +202,14 @@ def judge(
         verdict, p_value, equivalence_p_value = decided
         config, primary = configs[name], metrics[name][configs[name].metric]
         x, y = (np.array(one.scores_of(config.metric)) for one in (pair.base, pair.tuned))
-        rates = [
-            forgetting_rate(x, y, chance, pair.sampling) for chance in (0.0, config.chance or 0.0)
-        ]
-        needed = n_to_decide(d, config.margin, alpha)
+        chance, is_open = config.chance or 0.0, verdict is Verdict.undecided
+        rates = [forgetting_rate(x, y, guessed, pair.sampling) for guessed in (0.0, chance)]
         benchmarks[name] = BenchmarkChange(
             role=config.role,
             metric=config.metric,
             n=d.n,
             n_available=pair.sampling.n_available,
-            chance=config.chance or 0.0,
+            chance=chance,
             margin=config.margin,
             max_loss=config.max_loss,
             changes=metrics[name],
@@ -223,7 +221,7 @@ def judge(
             p_value=p_value,
             equivalence_p_value=equivalence_p_value,
             minimum_detectable_change=minimum_detectable_change(d, alpha),
-            n_to_decide=needed if verdict is Verdict.undecided else None,
+            n_to_decide=n_to_decide(d, config.margin, alpha) if is_open else None,
             subjects=compare_subjects(pair, x, y),
             behaviour=compare_behaviour(pair),
             question_hash=pair.question_hash,
