@@ -8,7 +8,6 @@ from typing import Any
 from transformers import TrainerCallback
 
 from slimdown.config.benchmarks import BenchmarkSpec
-from slimdown.config.schema import EvaluationConfig, Until
 from slimdown.evaluation.results import Evaluation
 from slimdown.models.causal import disabled_adapters, has_untouched_base, wrap_model
 from slimdown.notebook import NotebookFindings, build_evaluator, judge
@@ -61,12 +60,11 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         for name, value, least in (("every", every, 0), ("questions", questions, 1)):
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
-        config = EvaluationConfig(batch_size=batch_size, holdout=0.0, until=Until.all)
-        config.apply_chat_template, config.include_path = apply_chat_template, include_path
         few = questions if limit is None else min(questions, limit)
+        settings = num_fewshot, apply_chat_template, batch_size, include_path
         self._every, self._log_elsewhere = every, log
         self._evaluators = {
-            name: build_evaluator(benchmarks, config, n_questions, num_fewshot)
+            name: build_evaluator(benchmarks, n_questions, *settings)
             for name, n_questions in (("all", limit), ("few", few))
         }
         self._base: dict[str, Evaluation] = {}
@@ -129,8 +127,7 @@ def _changes(findings: NotebookFindings) -> dict[str, float]:
     """Return the change of each benchmark with the ends of its interval, by metric name."""
     values = {}
     for name, benchmark in findings.benchmarks.items():
-        change = benchmark.primary.difference
-        values[f"change/{name}"] = change.value
-        values[f"change/{name}_low"] = change.low
-        values[f"change/{name}_high"] = change.high
+        d = benchmark.primary.difference
+        ends = {f"change/{name}_low": d.low, f"change/{name}_high": d.high}
+        values |= {f"change/{name}": d.value, **ends}
     return values

@@ -54,7 +54,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
     progress = console.RunProgress(5 if config.tuned else 6)
     train_data = None
     with progress.show("reading benchmarks and rows"):  # a mistake leaves no run in the record
-        check_base(config)
+        outline = check_base(config)
         check_adapter(config)
         tasks = load_tasks(config.benchmark, config.evaluation.include_path)
         config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
@@ -62,10 +62,10 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         notes = check_prompts(tokenizer, config.evaluation.apply_chat_template)
         if tuned_model := config.tuned_model:
             trained_on = read_trained_quantization(fetch_tuned_model(tuned_model))
-            name = config.quantization.name
-            differs = f"; the adapter was trained on {trained_on}: quantization={trained_on}"
-            is_other = trained_on not in ("none", name)
-            notes.append(f"Both models are measured with quantization={name}{differs * is_other}.")
+            note = f"Both models are measured with quantization={config.quantization.name}"
+            if trained_on not in ("none", config.quantization.name):
+                note += f"; the adapter was trained on {trained_on}: quantization={trained_on}"
+            notes.append(f"{note}.")
         else:
             train_data = load_training_data(config.dataset, tokenizer, config.seed, config.keep)
             notes += train_data.notes
@@ -83,7 +83,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
             contamination.check(config.contamination.max_share)
             console.show_notes(contamination.notes)
         with progress.show(f"loading {config.model.id}"):
-            base = load_base_model(config.model, config.quantization)
+            base = load_base_model(config.model, config.quantization, tokenizer, outline)
         run.log_model(base)
 
         external = open_tuned_model(config, base) if config.tuned else None
@@ -104,13 +104,12 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         holdout = config.evaluation.holdout  # what is held out takes no part in this run's findings
         open_base = open_half(base_evaluation, holdout)  # too few questions end the run here
 
-        training, look = None, None
-        if config.train.stop_on_forgetting and not external:
-            look = watch_forgetting(config, base)
+        training = None
         if external:
             with progress.show(f"loading {config.tuned}"):
                 tuned = external.load()
         else:
+            look = watch_forgetting(config, base) if config.train.stop_on_forgetting else None
             with progress.show("training", "steps") as on_progress:
                 tuned, training = fine_tune(
                     base, prepared, config, run.checkpoint_dir, run.log_step, on_progress, look
@@ -139,8 +138,8 @@ def watch_forgetting(config: RunConfig, base: LoadedModel) -> Look:
     Each look tests another model, so a loss is shown to be beyond at 5 % divided by the number of
     looks: the chance that any look ends a training that keeps its budgets is at most 5 %.
     """
-    budgets = default_budgets(config.benchmark)
-    most, budgeted = config.train.look_questions, {name: config.benchmark[name] for name in budgets}
+    budgets, most = default_budgets(config.benchmark), config.train.look_questions
+    budgeted = {name: config.benchmark[name] for name in budgets}
     few = {name: replace(b, limit=min(b.limit or most, most)) for name, b in budgeted.items()}
     tasks = load_tasks(few, config.evaluation.include_path)
     shares = not config.method.facts.learns_prompt
@@ -172,9 +171,8 @@ def measure_base(config: RunConfig) -> None:
     """
     tasks = load_tasks(config.benchmark, config.evaluation.include_path)
     base = load_base_model(config.model, config.quantization)
-    evaluator = Evaluator(
-        tasks, config.evaluation, share_prefixes=not config.method.facts.learns_prompt
-    )
+    shares = not config.method.facts.learns_prompt
+    evaluator = Evaluator(tasks, config.evaluation, shares)
     with console.progress_bar("measuring the base", "questions") as on_progress:
         evaluator.evaluate(base, open_base_cache(config), on_progress=on_progress)
 
@@ -220,10 +218,9 @@ def measure_scales(
             train_data = load_training_data(config.dataset, tokenizer, seed, config.keep)
             rows = tokenize_rows(train_data, tokenizer, config.train, on_cpu, seed)
         external = open_tuned_model(config, base)
-        if external.folder is None:
-            raise ModelError(
-                f"tuned={config.tuned} is a whole model; only an adapter can be scaled"
-            )
+        if (folder := external.folder) is None:
+            reason = "is a whole model; only an adapter can be scaled"
+            raise ModelError(f"tuned={config.tuned} {reason}")
         tuned = external.load()
         if origin not in ("", present := f"{tuned.id}@{tuned.revision}"):
             raise ModelError(f"the run measured {origin}, and there is {present}; measure it anew")
@@ -258,7 +255,7 @@ def measure_scales(
                 on_progress(n_done, len(scales), "")
                 with rescale_adapter_scale(tuned.model, scale):
                     losses[scale] = validate(tuned.model, base.tokenizer, rows, config)
-    return ScaledEvaluations(base, external.folder, base_evaluation, evaluations, losses)
+    return ScaledEvaluations(base, folder, base_evaluation, evaluations, losses)
 
 
 def assist_training(config: RunConfig) -> None:

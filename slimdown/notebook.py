@@ -80,8 +80,8 @@ def measure(
     from slimdown.models.causal import wrap_model  # torch
 
     loaded = wrap_model(model, tokenizer)
+    settings = limit, num_fewshot, apply_chat_template, batch_size, include_path, stock
     if isinstance(benchmarks, MeasuredEvaluation):
-        settings = limit, num_fewshot, apply_chat_template, batch_size, include_path, stock
         if any(setting is not None for setting in settings):
             raise ConfigError(
                 "the same questions are asked again, as in the first measurement: leave out limit, "
@@ -89,24 +89,24 @@ def measure(
                 "benchmarks instead"
             )
         evaluator = benchmarks.evaluator
+    elif isinstance(benchmarks, Evaluation):
+        raise ConfigError(
+            "benchmarks is an evaluation that measure did not make; give names of benchmarks"
+        )
     else:
-        if isinstance(benchmarks, Evaluation):
-            raise ConfigError(
-                "benchmarks is an evaluation that measure did not make; give names of benchmarks"
-            )
-        config = EvaluationConfig(batch_size=batch_size, holdout=0.0, until=Until.all)
-        config.apply_chat_template, config.include_path = bool(apply_chat_template), include_path
-        evaluator = build_evaluator(benchmarks, config, limit, num_fewshot, bool(stock))
+        evaluator = build_evaluator(benchmarks, *settings)
     evaluation = evaluator.evaluate(loaded)
     return MeasuredEvaluation(**vars(evaluation), evaluator=evaluator)
 
 
 def build_evaluator(
     benchmarks: BenchmarkSpec | Iterable[BenchmarkSpec],
-    config: EvaluationConfig,
     limit: int | None,
     num_fewshot: int | None,
-    stock: bool = False,
+    apply_chat_template: bool | None = None,
+    batch_size: int | None = None,
+    include_path: str | None = None,
+    stock: bool | None = None,
 ) -> "Evaluator":
     """Build what asks benchmarks; the arguments are those of `measure`.
 
@@ -116,10 +116,12 @@ def build_evaluator(
     from slimdown.evaluation.evaluator import Evaluator  # these import torch
     from slimdown.evaluation.tasks import load_tasks
 
+    config = EvaluationConfig(batch_size=batch_size, holdout=0.0, until=Until.all)
+    config.apply_chat_template, config.include_path = bool(apply_chat_template), include_path
     if problems := list(find_problems(config)):
         raise ConfigError("\n".join(problems))
     chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)
-    return Evaluator(load_tasks(chosen, config.include_path), config, share_prefixes=not stock)
+    return Evaluator(load_tasks(chosen, include_path), config, share_prefixes=not stock)
 
 
 def judge(before: Evaluation, after: Evaluation) -> "NotebookFindings":

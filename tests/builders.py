@@ -51,13 +51,8 @@ def make_benchmark(
         for i, one in enumerate(scores)
     ]
     metrics = list(samples[0].scores) if samples else ["acc"]
-    defaults: dict[str, Any] = {
-        "task": "task",
-        "metric": metrics[0],
-        "num_fewshot": 0,
-        "chance": 0.25,
-    }
-    config = BenchmarkConfig(**(defaults | settings))
+    defaults: dict[str, Any] = {"task": "task", "metric": metrics[0], "num_fewshot": 0}
+    config = BenchmarkConfig(**(defaults | {"chance": 0.25} | settings))
     return BenchmarkEvaluation(config, "1.0", tuple(samples), 1.0, task_weights=task_weights)
 
 
@@ -102,12 +97,8 @@ def make_run(findings: Findings, number: int = 0, **params: str) -> RunRecord:
     """A finished run; later numbers are newer. Settings of its benchmarks are params, too."""
     settings = {"model.id": "base", "seed": "0", "dataset.alpaca.path": "x"}
     for name, change in findings.benchmarks.items():
-        for key, value in (
-            ("task", "task"),
-            ("metric", change.metric),
-            ("role", change.role.value),
-        ):
-            settings[f"benchmark.{name}.{key}"] = value
+        fields = {"task": "task", "metric": change.metric, "role": change.role.value}
+        settings |= {f"benchmark.{name}.{key}": value for key, value in fields.items()}
     settings |= {key.replace("__", "."): value for key, value in params.items()}
     started = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=number)
     run_id = f"{number:032x}"

@@ -1,10 +1,13 @@
 """Runs that end before they are done: killed ones, and those that a mistake forbids."""
 
+import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,17 +15,19 @@ from threading import Thread
 from typing import Any
 
 import pytest
+import transformers
 from commands_and_runs import call_verb, find_runs, run_command
 from conftest import SMALL
 from mlflow import MlflowClient
 
-from slimdown import experiment, run
+from slimdown import experiment, pocket, run
 from slimdown.commands import arguments
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Evaluation
 from slimdown.experiment import run_experiment
 from slimdown.tracking.provenance import RunInfo
+from slimdown.tracking.resume import run_key
 from slimdown.utils.errors import SlimdownError
 
 
@@ -207,6 +212,38 @@ def test_help_shows_groups_settings_and_examples(tmp_path: Path) -> None:
     assert done.returncode == 0
     for word in ("llama32", "benchmark", "lora.r"):
         assert word in done.stdout
+
+
+def test_a_job_loads_its_tokenizer_and_outline_and_hashes_its_files_once(
+    store: MlflowClient,
+    composed: Callable[..., RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    counts: Counter[str] = Counter()
+
+    def count(owner: Any, name: str, describe: Callable[..., str]) -> None:
+        original = getattr(owner, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            counts[describe(*args)] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(hashlib, "file_digest", lambda content, _: Path(content.name).name)
+    count(transformers.AutoTokenizer, "from_pretrained", lambda *_: "tokenizer")
+    count(transformers.AutoModelForCausalLM, "from_config", lambda *_: "outline")
+    folder = shutil.copytree(pocket.MODEL_DIR, tmp_path / "model")
+    config = composed(f"model.id={folder}", *SMALL)
+    assert run_key(config) == run_key(config)
+    run_experiment(config, RunInfo("one"))
+    loads = ("model.safetensors", "tokenizer.json", "tokenizer", "outline")
+    assert {name: counts[name] for name in loads} == dict.fromkeys(loads, 1)
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    key = run_key(config)
+    assert counts["config.json"] == 2
+    assert key != run_key(composed(*SMALL))
 
 
 def test_notes_about_either_model_are_shown_once(

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 import slimdown
-from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, Until
+from slimdown.config.schema import BenchmarkConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.models.causal import wrap_model
 from slimdown.notebook import build_evaluator
@@ -82,8 +82,7 @@ def test_torchs_counter_of_memory_stays_the_users(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: resets.append(1))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7)
     loaded = replace(wrap_model(load(), TOKENIZER), device="cuda")
-    settings = EvaluationConfig(4, False, 0.0, Until.all)
-    evaluator = build_evaluator("pocket_cs", settings, 2, None)
+    evaluator = build_evaluator("pocket_cs", 2, None)
     evaluator.evaluate(loaded)
     assert not resets
     evaluator.counts_memory = True

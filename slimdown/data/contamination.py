@@ -147,12 +147,9 @@ class _Characters(dict[int, str | None]):
     def __missing__(self, code: int) -> str | None:
         char, kind = chr(code), category(chr(code))
         if char in "'’ʼ" or kind == "Cf":
-            self[code] = None
-        elif kind[0] not in "LMN":
-            self[code] = " "
-        else:
-            self[code] = f" {char} " if any(code in block for block in _UNSPACED) else char
-        return self[code]
+            return self.setdefault(code, None)
+        spaced = f" {char} " if any(code in block for block in _UNSPACED) else char
+        return self.setdefault(code, spaced if kind[0] in "LMN" else " ")
 
 
 _CHARACTERS = _Characters()

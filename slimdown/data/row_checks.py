@@ -26,10 +26,10 @@ def read_prompts(path: str) -> list[str]:
         for number, record in iter_records(Path(path).expanduser()):
             prompt = record.get("prompt") if isinstance(record, dict) else None
             if not isinstance(prompt, str) or not prompt:
-                reason = (
-                    str(record) if isinstance(record, DataError) else "it has no text in prompt"
+                is_read = not isinstance(record, DataError)
+                raise DataError(
+                    f"row {number}: {'it has no text in prompt' if is_read else record}"
                 )
-                raise DataError(f"row {number}: {reason}")
             prompts.append(prompt)
         if not prompts:
             raise DataError("it is empty")

@@ -149,12 +149,12 @@ def _fill_template(values: Mapping[str, str], config: DatasetConfig) -> dict[str
 
 
 def _to_text(value: Any, name: str) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()  # as JSON writes it
+    if value is None or isinstance(value, bool):
+        return "" if value is None else str(value).lower()  # as JSON writes it
     # A whole number may be too large for a float.
-    is_number = isinstance(value, int) or (isinstance(value, float | Decimal) and isfinite(value))
-    if value is None or is_number or isinstance(value, str | date):
-        return "" if value is None else str(value)
+    is_finite = isinstance(value, float | Decimal) and isfinite(value)
+    if is_finite or isinstance(value, int | str | date):
+        return str(value)
     shown = value if isinstance(value, float) else f"a value of type {type(value).__name__}"
     raise DataError(f"{name} holds {shown}; a text or a finite number is expected")
 

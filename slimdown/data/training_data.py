@@ -111,8 +111,7 @@ def load_training_data(
         # Drawn on the parts' numbers alone: formats differ in their columns.
         numbers = [Dataset.from_dict({"part": [i] * len(p.train)}) for i, p in enumerate(parts)]
         drawn = Counter(mix_rows(numbers, weights, seed, "first_exhausted")["part"])
-        trains = [part.train.select(range(drawn[i])) for i, part in enumerate(parts)]
-        parts = [replace(part, train=train) for part, train in zip(parts, trains, strict=True)]
+        parts = [replace(p, train=p.train.select(range(drawn[i]))) for i, p in enumerate(parts)]
     if keep and keep.name is Keep.replay:
         parts, more = _limit_replay(parts, str(keep.dataset), keep.share or 0.0)
         notes += more

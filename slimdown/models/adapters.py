@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,27 +50,33 @@ def attach_adapter(base: LoadedModel, method: MethodConfig, lora: LoraConfig, se
     return method.facts.find_function("attach")(base.model, method, lora)
 
 
-def check_base(config: RunConfig) -> None:
+def check_base(config: RunConfig) -> Any:
     """Check, before weights are fetched, that the base is there with each of the target modules.
 
     PEFT accepts a list of targets where one is there.
 
+    Returns:
+        The base's outline, see `load_outline`.
+
     Raises:
         ModelError: One is not.
     """
-    outline = load_outline(config.model, None, config.quantization.name)
-    if not config.tuned and config.method.facts.reads_lora:
+    outline = load_outline(config.model, config.quantization.name)
+    if config.tuned:
+        return outline
+    trained: LoraConfig | MethodConfig = config.method
+    if config.method.facts.reads_lora:
         check_settings("lora.args", config.lora.args, outline)
+        trained = config.lora
     modules = dict(outline.named_modules())
-    reads_lora = config.method.facts.reads_lora
-    trained: LoraConfig | MethodConfig = config.lora if reads_lora else config.method
-    for target in [] if config.tuned else trained.target_modules or []:
+    for target in trained.target_modules or []:
         if target != "all-linear" and not any(f".{n}".endswith(f".{target}") for n in modules):
             layers = {n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, nn.Linear)}
             raise ModelError(
                 f"target_modules: {config.model.id} has no {target}; its linear layers are "
                 f"{', '.join(sorted(layers))}"
             )
+    return outline
 
 
 def check_settings(setting: str, settings: Mapping[str, Any], model: Any) -> None:
@@ -89,23 +96,20 @@ def check_settings(setting: str, settings: Mapping[str, Any], model: Any) -> Non
         if len(json.dumps(value)) > _MOST_CHARACTERS and key != "trainable_token_indices":
             raise ModelError(f"{setting}: {key} is longer than any model has names; get it again")
         if re.fullmatch(".*(modules|pattern|parameters)", key):
-            several = map(str, value) if isinstance(value, list | dict) else ()
-            patterns += [value] if isinstance(value, str) else several
-        numbers = value or {} if key in ("alpha_pattern", "rank_pattern") else {}
-        for name, number in numbers.items():
+            values = value if isinstance(value, list | dict) else [value or ""]
+            patterns += [p for p in map(str, values) if re.escape(p) != p]  # others are plain names
+    for key in ("alpha_pattern", "rank_pattern"):
+        for name, number in (settings.get(key) or {}).items():
             if not isinstance(number, int | float) or not number > 0:
                 raise ModelError(f"{setting}: {key} has {name}={number!r}; it must be above 0")
     for name in settings.get("modules_to_save") or ():
         if not any(f".{module}".endswith(f".{name}") for module in modules):
             raise ModelError(f"{setting}: modules_to_save names {name!r}, which the base has not")
-    patterns = [pattern for pattern in patterns if re.escape(pattern) != pattern]
+    match = [sys.executable, "-ISc", _MATCH]
+    names = json.dumps([patterns, modules]).encode()
     try:  # in a process of its own, as a match can take for ever and cannot be interrupted
-        subprocess.run(
-            [sys.executable, "-ISc", _MATCH],
-            input=json.dumps([patterns, modules]).encode(),
-            stderr=subprocess.DEVNULL,
-            timeout=5 if patterns else None,
-        )
+        if patterns:
+            subprocess.run(match, input=names, stderr=subprocess.DEVNULL, timeout=5)
     except subprocess.TimeoutExpired:
         raise ModelError(
             f"{setting}: one of its patterns takes more than 5 seconds to match the names of the "
@@ -133,12 +137,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: Their file is damaged.
     """
-    file = folder / ADAPTER_FILES[0]
-    try:
-        is_long = file.stat().st_size > 40 * _MOST_CHARACTERS
-        settings = None if is_long else json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        settings = None
+    file, settings = folder / ADAPTER_FILES[0], None
+    with suppress(ValueError, RecursionError):
+        if file.stat().st_size <= 40 * _MOST_CHARACTERS:
+            settings = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(settings, dict) or "peft_type" not in settings:
         raise ModelError(f"{file} is damaged: it holds no settings of an adapter; get it again")
     return settings
@@ -186,10 +188,9 @@ def save_scaled_adapter(folder: Path, scale: float, out: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / ADAPTER_FILES[1])
-    scaled = {
-        name: tensor * scale if ".lora_B" in name or ".lora_embedding_B" in name else tensor
-        for name, tensor in tensors.items()
-    }
+    for name in tensors:
+        if ".lora_B" in name or ".lora_embedding_B" in name:
+            tensors[name] *= scale
     out.mkdir(parents=True, exist_ok=True)
-    save_file(scaled, out / ADAPTER_FILES[1], metadata={"format": "pt"})
+    save_file(tensors, out / ADAPTER_FILES[1], metadata={"format": "pt"})
     shutil.copyfile(folder / ADAPTER_FILES[0], out / ADAPTER_FILES[0])

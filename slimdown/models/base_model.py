@@ -48,17 +48,22 @@ class LoadedModel:
     license: str = ""
     files: str = ""  # the folder of its weights
     adapter: str = ""  # the folder of what lies on them
+    outline: Any = field(default=None, repr=False, compare=False)  # see `load_outline`
 
 
 def load_base_model(
-    config: ModelConfig, quantization: QuantizationConfig, tokenizer: Any = None
+    config: ModelConfig,
+    quantization: QuantizationConfig,
+    tokenizer: Any = None,
+    outline: Any = None,
 ) -> LoadedModel:
     """Load a model in evaluation mode, with nothing changed beyond quantizing it.
 
     Args:
         config: Which model, its dtype and device; also that of a whole tuned model.
         quantization: How bitsandbytes holds its linear layers.
-        tokenizer: Taken instead of the model's own.
+        tokenizer: Taken instead of the model's own; it has padded nothing yet.
+        outline: What `load_outline` returned, where it is there already.
 
     Returns:
         The model with what is recorded of it.
@@ -71,9 +76,8 @@ def load_base_model(
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     source = str(config.folder or config.id)
-    common: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
     with quiet_libraries(), explain_hub_errors(config.named):
-        outline = load_outline(config, dtype, quantization.name)
+        outline = outline or load_outline(config, quantization.name)
         own = getattr(outline.config, "quantization_config", None) or {}
         # What came quantized needs at least so much.
         held = replace(quantization, load_in_4bit=bool(own) or quantization.load_in_4bit)
@@ -88,17 +92,17 @@ def load_base_model(
         if "gguf_file" in config.args:  # left packed, it could neither be trained nor saved
             quantized = transformers.GgufConfig(dequantize=True)
         if quantization.name != "none":
-            settings: dict[str, Any] = asdict(quantization)
-            settings["bnb_4bit_compute_dtype"] = pick_dtype(
-                quantization.bnb_4bit_compute_dtype, device
-            )
-            quantized = transformers.BitsAndBytesConfig(**settings)
+            computed = pick_dtype(quantization.bnb_4bit_compute_dtype, device)
+            held_as = asdict(quantization) | {"bnb_4bit_compute_dtype": computed}
+            quantized = transformers.BitsAndBytesConfig(**held_as)
         tokenizer = tokenizer or load_base_tokenizer(config)
-        common |= {"dtype": dtype, "device_map": {"": str(device)}, "use_safetensors": True}
-        common |= {"quantization_config": quantized} if quantized else {}  # None: not even its own
-        common |= {"output_loading_info": True, **config.args}
+        settings: dict[str, Any] = {"dtype": dtype, "device_map": {"": str(device)}, **config.args}
+        if quantized:  # None: not even its own
+            settings["quantization_config"] = quantized
+        settings |= {"revision": config.revision, "trust_remote_code": False}
+        settings |= {"use_safetensors": True, "output_loading_info": True}
         loader: Any = transformers.AutoModelForCausalLM
-        model, info = loader.from_pretrained(source, **common)
+        model, info = loader.from_pretrained(source, **settings)
     if missing := sorted(info["missing_keys"]):  # transformers makes them up
         raise ModelError(
             f"{config.named}: {len(missing)} of the weights that its config.json describes are not "
@@ -140,15 +144,15 @@ def load_base_model(
         identity=identity,
         license=license_,
         files=str(files),
+        outline=outline,
     )
 
 
-def load_outline(config: ModelConfig, dtype: Any = None, quantization: str = "none") -> Any:
+def load_outline(config: ModelConfig, quantization: str = "none") -> Any:
     """Build the model without its numbers, on torch's meta device; no weights are fetched.
 
     Args:
         config: Which model.
-        dtype: Of the weights; None: that of the files.
         quantization: The name of what its weights shall be quantized to.
 
     Raises:
@@ -172,7 +176,7 @@ def load_outline(config: ModelConfig, dtype: Any = None, quantization: str = "no
             )
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(
-                architecture, dtype=dtype or architecture.dtype, **shaping
+                architecture, dtype=architecture.dtype, **shaping
             )
 
 

@@ -33,8 +33,7 @@ class BottleneckAdapter(nn.Module):
         """Return the output of target `i` [..., width] as it goes on."""
         if not self.is_enabled:
             return output
-        hidden = functional.gelu(self.down[i](output.float()))
-        change: torch.Tensor = self.up[i](hidden)
+        change: torch.Tensor = self.up[i](functional.gelu(self.down[i](output.float())))
         return output + change.to(output.dtype)
 
     def save(self, folder: Path) -> None:

@@ -80,20 +80,15 @@ def has_untouched_base(model: Any) -> bool:
 @contextmanager
 def disabled_adapters(model: Any) -> Iterator[None]:
     """Inside, the model is its base; on leaving, every parameter is trained or frozen as before."""
-    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    own = get_own_adapter(model)
-    try:
-        if own is None:
-            with model.disable_adapter():
-                yield
+    with ExitStack() as undo:
+        for parameter in model.parameters():
+            undo.callback(parameter.requires_grad_, parameter.requires_grad)
+        if (own := get_own_adapter(model)) is None:
+            undo.enter_context(model.disable_adapter())
         else:
+            undo.callback(setattr, own, "is_enabled", True)
             own.is_enabled = False
-            yield
-    finally:
-        if own is not None:
-            own.is_enabled = True
-        for parameter, is_trained in trained:
-            parameter.requires_grad_(is_trained)
+        yield
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A model that somebody else tuned, for `tuned=`: an adapter for the base, or a whole model."""
 
 import re
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,8 @@ from slimdown.utils.errors import ModelError
 from slimdown.utils.hashing import hash_folder
 from slimdown.utils.hub import explain_hub_errors
 
-_FILES = [
-    "*.json",
-    "*.jinja",
-    "*.model",
-    "*.txt",
-    "README.md",
-    ADAPTER_FILES[1],
-]  # all but a model's weights
+# All but a model's weights.
+_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "README.md", ADAPTER_FILES[1]]
 # What repackagers add to the name of a model whose weights they took over.
 _REPACKED = re.compile(r"(-unsloth)?(-bnb)?(-[48]bit)?$")
 
@@ -45,7 +40,8 @@ class ExternalModel:
     quantization: QuantizationConfig
     folder: Path | None  # of an adapter; None: a whole model
     tokenizer: Any
-    learns_prompt: bool  # whether the adapter puts virtual tokens before a prompt
+    learns_prompt: bool = False  # whether the adapter puts virtual tokens before a prompt
+    outline: Any = None  # of a whole model
 
     def load(self) -> LoadedModel:
         """Load it: an adapter onto the base, a whole model in the base's place.
@@ -60,7 +56,8 @@ class ExternalModel:
             for tensor in (*self.base.model.parameters(), *self.base.model.buffers()):
                 tensor.data = tensor.data.new_empty(0)  # makes room
             release_memory()
-            tuned = load_base_model(self.config, self.quantization, self.tokenizer)
+            config, quantization = self.config, self.quantization
+            tuned = load_base_model(config, quantization, self.tokenizer, self.outline)
         else:
             model = load_adapter(self.base, self.folder)
             check_numbers(self.config.named, model)
@@ -121,8 +118,8 @@ def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
         if (folder / ADAPTER_FILES[0]).is_file():
             learns_prompt = _check_adapter_files(base, folder, config)
             return ExternalModel(base, tuned, config.quantization, folder, tokenizer, learns_prompt)
-        load_outline(tuned)
-    return ExternalModel(base, tuned, config.quantization, None, tokenizer, False)
+        outline = load_outline(tuned, config.quantization.name)
+    return ExternalModel(base, tuned, config.quantization, None, tokenizer, outline=outline)
 
 
 def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> bool:
@@ -141,17 +138,15 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
     weights = load_file(folder / ADAPTER_FILES[1])
     if odd := [name for name, tensor in weights.items() if not tensor.float().isfinite().all()]:
         raise ModelError(f"{named}: its weights hold NaN or infinity ({odd[0]}); get it again")
-    check_settings(named, settings, outline := load_outline(config.model))
+    check_settings(named, settings, base.outline)
     if find_own_type(settings["peft_type"]):
         return False  # loading compares its shapes
     adapter = peft.PeftConfig.from_pretrained(str(folder))
     if adapter.is_prompt_learning:
         return True
     with torch.device("meta"):
-        adapted = peft.PeftModel(outline, adapter)
-        state = peft.get_peft_model_state_dict(adapted)
-    saved = {name: list(tensor.shape) for name, tensor in weights.items()}
-    expected = {name: list(tensor.shape) for name, tensor in state.items()}
+        state = peft.get_peft_model_state_dict(peft.PeftModel(deepcopy(base.outline), adapter))
+    saved, expected = ({n: list(t.shape) for n, t in of.items()} for of in (weights, state))
     for name in sorted(saved.keys() | expected.keys()):
         is_resized = ".embed" in name or "lm_head" in name  # where tokens were added
         if saved.get(name) != expected.get(name) and not is_resized:

@@ -72,8 +72,7 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
 
 
 def _refuses(text: str) -> float:
-    lower = text.lower().replace("’", "'")
-    return float(any(phrase in lower for phrase in REFUSALS))
+    return float(any(phrase in text.lower().replace("’", "'") for phrase in REFUSALS))
 
 
 def _find_script(text: str) -> str:

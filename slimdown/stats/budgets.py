@@ -1,6 +1,7 @@
 """Check each loss against its budget: is it shown to be within, or beyond?"""
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from math import nan
@@ -45,11 +46,9 @@ def read_budgets(arguments: Sequence[str], option: str = "--max-loss") -> dict[s
     budgets: dict[str, float] = {}
     for text in arguments:
         name, sign, value = text.rpartition("=")
-        value = value if bool(name) == bool(sign) else ""
-        try:
-            budget = float(value)
-        except ValueError:
-            budget = nan
+        budget = nan
+        with suppress(ValueError):
+            budget = float(value if bool(name) == bool(sign) else "")
         _check_budget(name, budget, f"{option} {text}")
         if name in budgets:
             reason = f"{name or 'every benchmark'} has {budgets[name]} already"
@@ -123,23 +122,18 @@ def check_budgets(
     budgets = _expand(budgets, [name for name in retained if name not in relative])
     budgets = default_budgets(benchmarks) | budgets
     budgets |= {name: benchmarks[name].margin for name in supporting if name not in budgets}
-    budgets |= {
-        name: share * benchmarks[name].primary.base.value for name, share in relative.items()
-    }
-    for name in only:
-        if name not in budgets:
-            raise ConfigError(f"{name} has no budget; give it one, such as {name}=0.02")
+    budgets |= {n: share * benchmarks[n].primary.base.value for n, share in relative.items()}
+    if lacking := next((name for name in only if name not in budgets), None):
+        raise ConfigError(f"{lacking} has no budget; give it one, such as {lacking}=0.02")
     budgets = {name: budgets[name] for name in only or budgets}
-    if budgets and not budgets.keys() - set(supporting):
-        raise ConfigError("every benchmark is only supporting, so nothing is decided")
     if not budgets:
-        raise ConfigError(
-            "no retained benchmark was measured; give another a budget, such as NAME=0.02"
-        )
+        advice = "give another a budget, such as NAME=0.02"
+        raise ConfigError(f"no retained benchmark was measured; {advice}")
+    if not budgets.keys() - set(supporting):
+        raise ConfigError("every benchmark is only supporting, so nothing is decided")
     for name, budget in budgets.items():
         _check_budget(name, budget, f"{name}={budget}")
-    differences = {name: benchmarks[name].primary.difference for name in budgets}
-    outcomes = decide_outcomes(differences, budgets)
+    outcomes = decide_outcomes({n: benchmarks[n].primary.difference for n in budgets}, budgets)
     checks = []
     for name, budget in budgets.items():
         benchmark, outcome = benchmarks[name], outcomes[name]
@@ -175,13 +169,13 @@ def _check_budget(name: str, budget: float, argument: str) -> None:
 def _explain(name: str, benchmark: BenchmarkChange, budget: float, outcome: Outcome) -> str:
     d = benchmark.primary.difference
     low, high = d.interval(2 * ALPHA)  # its ends are those of one-sided tests at 5 %
-    most, least = f"{-100 * low:.1f} points", f"{-100 * high:.1f} points"
+    most = f"one-sided at 95 %, it lost at most {-100 * low:.1f} points"
     after = f" after {benchmark.n:,} of {benchmark.n_available:,}" if benchmark.is_stopped else ""
     if outcome is Outcome.within:
-        return f"one-sided at 95 %, it lost at most {most}{after}" if low < 0 else "a gain is shown"
+        return f"{most}{after}" if low < 0 else "a gain is shown"
     if outcome is Outcome.beyond:
-        return f"one-sided at 95 %, it lost at least {least}{after}"
-    reason = f"{d.n:,} questions cannot tell: one-sided at 95 %, it lost at most {most}{after}"
+        return f"one-sided at 95 %, it lost at least {-100 * high:.1f} points{after}"
+    reason = f"{d.n:,} questions cannot tell: {most}{after}"
     if benchmark.is_stopped:
         setting = f"evaluation.until=budget benchmark.{name}.max_loss={budget:g}"
         return f"{reason}; a run with {setting} asks until they can"

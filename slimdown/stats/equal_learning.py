@@ -50,8 +50,7 @@ class LearningCurve:
             where the loss grows faster than the learning.
         """
         learned, upper = self.learned, self._find_upper(level)
-        low, high = learned[upper - 1], learned[upper]
-        share = float((level - low) / (high - low))
+        share = float((level - learned[upper - 1]) / (learned[upper] - learned[upper - 1]))
         mix = np.array([1 - share, share])
 
         def read(changes: Floats) -> Floats:
@@ -111,21 +110,17 @@ def build_curve(points: Sequence[ScaledFindings]) -> LearningCurve:
     ordered = sorted(points, key=lambda point: point.scale)
     benchmarks = ordered[0].findings.benchmarks
 
-    def collect(role: Role) -> dict[str, Floats]:
-        changes = {}
-        for name, benchmark in benchmarks.items():
-            if benchmark.role is role:
-                differences = [p.findings.benchmarks[name].primary.difference for p in ordered]
-                rows = [to_weighted(d.changes, d.sampling) for d in differences]
-                changes[name] = np.array([np.zeros_like(rows[0]), *rows])
-        return changes
-
-    if not (targets := collect(Role.target)):
+    changes: dict[Role, dict[str, Floats]] = {role: {} for role in Role}
+    for name, benchmark in benchmarks.items():
+        differences = [p.findings.benchmarks[name].primary.difference for p in ordered]
+        rows = [to_weighted(d.changes, d.sampling) for d in differences]
+        changes[benchmark.role][name] = np.array([np.zeros_like(rows[0]), *rows])
+    if not changes[Role.target]:
         advice = "benchmark.NAME.role=target names one"
         raise ConfigError(f"--at-equal-learning needs a target task in each run; {advice}")
     scales = np.array([0.0, *(point.scale for point in ordered)])
     hashes = {name: benchmark.question_hash for name, benchmark in benchmarks.items()}
-    return LearningCurve(scales, targets, collect(Role.retained), hashes)
+    return LearningCurve(scales, changes[Role.target], changes[Role.retained], hashes)
 
 
 def find_common_level(curves: Sequence[LearningCurve]) -> float:
@@ -133,9 +128,10 @@ def find_common_level(curves: Sequence[LearningCurve]) -> float:
 
     0 where one learned nothing, or where runs were asked different questions.
     """
-    level = min((float(curve.learned.max()) for curve in curves), default=0.0)
     is_comparable = all(c.question_hashes == curves[0].question_hashes for c in curves)
-    return max(0.0, level) if is_comparable else 0.0
+    return (
+        max(0.0, min(float(c.learned.max()) for c in curves)) if curves and is_comparable else 0.0
+    )
 
 
 def compare_at_equal_learning(
@@ -154,22 +150,20 @@ def compare_at_equal_learning(
     level = find_common_level([curve for group in groups.values() for curve in group.values()])
     if not level:
         return 0.0, []
-    at_level = {
-        value: {seed: curve.at(level) for seed, curve in group.items()}
-        for value, group in groups.items()
-    }
-    first, rows = next(iter(at_level.values())), []
-    for value, group in at_level.items():
+    first: dict[str, dict[str, list[Floats]]] = {}  # by seed, then by benchmark
+    rows = []
+    for value, group in groups.items():
+        at_level = {seed: curve.at(level) for seed, curve in group.items()}
+        parts = {seed: of_run for seed, (_, of_run) in at_level.items()}
         changes, from_first = {}, {}
-        for name in next(iter(group.values()))[1]:
-            changes[name] = _average([parts[name] for _, parts in group.values()])
-            if group is not first and group.keys() == first.keys():
-                pairs = [(parts[name], first[seed][1][name]) for seed, (_, parts) in group.items()]
-                from_first[name] = _average(
-                    [[x - y for x, y in zip(*pair, strict=True)] for pair in pairs]
-                )
-        scale = float(np.mean([scale for scale, _ in group.values()]))
+        for name in next(iter(parts.values())):
+            changes[name] = _average([of_run[name] for of_run in parts.values()])
+            if parts.keys() == first.keys():
+                pairs = [zip(parts[seed][name], first[seed][name], strict=True) for seed in parts]
+                from_first[name] = _average([[x - y for x, y in pair] for pair in pairs])
+        scale = float(np.mean([scale for scale, _ in at_level.values()]))
         rows.append(EqualLearning(value, len(group), scale, changes, from_first))
+        first = first or parts
     return level, rows
 
 

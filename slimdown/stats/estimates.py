@@ -74,6 +74,11 @@ class Difference(Estimate):
     is_binary: bool  # whether all scores are 0 or 1
     changes: Floats = field(repr=False, compare=False)  # [n], of each question
 
+    @property
+    def estimate(self) -> Estimate:
+        """The number and its interval alone."""
+        return Estimate(self.value, self.standard_error, self.low, self.high)
+
     @cached_property
     def test(self) -> EmpiricalLikelihoodTest:
         """The test that everything here comes from."""
@@ -161,26 +166,6 @@ def estimate_mean(scores: Sequence[float] | Floats, sampling: Sampling | None = 
     error = nan if sampling.looks else _standard_deviation(weighted, False) / sqrt(len(x))
     _, test = sampling.build_test([x], 0.0, 1.0)
     return Estimate(float(weighted.mean()), error, *test.interval(0.0, 1.0))
-
-
-def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
-    """Average independent estimates, each with the same weight; nan for none.
-
-    Its interval takes the distance from each value to the end of its interval for so many standard
-    errors (MOVER, Zou and Donner 2008). Of evaluations that stopped early each interval is held to
-    its part of the error (Bonferroni).
-    """
-    if not estimates:
-        return Estimate(nan, nan, nan, nan)
-    k, value = len(estimates), float(np.mean([e.value for e in estimates]))
-    error = sqrt(sum(e.standard_error**2 for e in estimates)) / k
-    differences = [e for e in estimates if isinstance(e, Difference)]
-    if any(d.sampling.looks for d in differences):
-        ends = np.mean([d.interval(ALPHA / k) for d in differences], axis=0)
-        return Estimate(value, nan, *map(float, ends))
-    below = sqrt(sum((e.value - e.low) ** 2 for e in estimates)) / k
-    above = sqrt(sum((e.high - e.value) ** 2 for e in estimates)) / k
-    return Estimate(value, error, value - below, value + above)
 
 
 def mcnemar_p_value(changes: Floats) -> float:

@@ -167,9 +167,8 @@ class Findings:
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"[:200]
             advice = "the version that made them does (environment.json beside them names it)"
-            raise DataError(
-                f"this version cannot read the findings ({problem}); {advice}"
-            ) from None
+            problem = f"this version cannot read the findings ({problem}); {advice}"
+            raise DataError(problem) from None
 
 
 def judge(
@@ -203,16 +202,14 @@ def judge(
         verdict, p_value, equivalence_p_value = decided
         config, primary = configs[name], metrics[name][configs[name].metric]
         x, y = (np.array(one.scores_of(config.metric)) for one in (pair.base, pair.tuned))
-        rates = [
-            forgetting_rate(x, y, chance, pair.sampling) for chance in (0.0, config.chance or 0.0)
-        ]
-        needed = n_to_decide(d, config.margin, alpha)
+        chance, is_open = config.chance or 0.0, verdict is Verdict.undecided
+        rates = [forgetting_rate(x, y, guessed, pair.sampling) for guessed in (0.0, chance)]
         benchmarks[name] = BenchmarkChange(
             role=config.role,
             metric=config.metric,
             n=d.n,
             n_available=pair.sampling.n_available,
-            chance=config.chance or 0.0,
+            chance=chance,
             margin=config.margin,
             max_loss=config.max_loss,
             changes=metrics[name],
@@ -224,7 +221,7 @@ def judge(
             p_value=p_value,
             equivalence_p_value=equivalence_p_value,
             minimum_detectable_change=minimum_detectable_change(d, alpha),
-            n_to_decide=needed if verdict is Verdict.undecided else None,
+            n_to_decide=n_to_decide(d, config.margin, alpha) if is_open else None,
             subjects=compare_subjects(pair, x, y),
             behaviour=compare_behaviour(pair),
             question_hash=pair.question_hash,
@@ -237,14 +234,14 @@ def judge(
         "tuned_evaluation_peak_bytes": tuned.peak_bytes,
         "training_peak_bytes": training.peak_bytes if training else nan,
     }
-    means = {}
-    for role in Role:
-        measured = zip(pairs.values(), differences, strict=True)
-        means[role] = average_changes([m for m in measured if m[0].base.benchmark.role is role])
+    measured = list(zip(pairs.values(), differences, strict=True))
+    means = {
+        role: average_changes([m for m in measured if m[0].base.benchmark.role is role])
+        for role in Role
+    }
     costs = {name: cost for name, cost in costs.items() if not isnan(cost)}
-    conditions = {"harness_version": base.harness_version, "backend": base.backend}
-    conditions |= base.conditions
-    return Findings(benchmarks, losses, training, costs, base.part, conditions, means, base, tuned)
+    shared = {"harness_version": base.harness_version, "backend": base.backend, **base.conditions}
+    return Findings(benchmarks, losses, training, costs, base.part, shared, means, base, tuned)
 
 
 def judge_held_out(
@@ -335,12 +332,11 @@ def compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChang
         weights = is_of[asked] / is_of[asked].mean()
         sampling = Sampling(weights, looks, pair.sampling.n_available)
         differences.append(compare_scores(x[asked], y[asked], sampling))
-    p_values = holm([d.p_value for d in differences])
-    rows = [
-        (name, SubjectChange(int((subjects == name).sum()), d.value, p))
-        for name, d, p in zip(names, differences, p_values, strict=True)
-    ]
-    return dict(sorted(rows, key=lambda row: row[1].change))
+    rows = zip(names, differences, holm([d.p_value for d in differences]), strict=True)
+    return {
+        name: SubjectChange(int((subjects == name).sum()), d.value, p)
+        for name, d, p in sorted(rows, key=lambda row: row[1].value)
+    }
 
 
 def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:
@@ -377,7 +373,6 @@ def _estimate_paper_metric(
         return None
     value, d = paper_value(metric, change.base.value, change.tuned.value), change.difference
     if metric is PaperMetric.forgetting_rate:
-        low, high = (rate.low, rate.high) if rate else (nan, nan)
-        return Estimate(value, nan, low, high)
+        return Estimate(value, nan, *((rate.low, rate.high) if rate else (nan, nan)))
     low, high = (d.low, d.high) if metric is PaperMetric.ability_augmentation else (-d.high, -d.low)
     return Estimate(value, 100 * change.unpaired_standard_error, 100 * low, 100 * high)

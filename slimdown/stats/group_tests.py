@@ -91,22 +91,22 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
         the tests take for granted.
     """
     rows = [row for row in comparison.rows if setting in row.settings]
+    values = [row.settings[setting] for row in rows]
     crossed = []
     for key in comparison.params:
-        pairs = {(row.settings[setting], row.settings.get(key)) for row in rows}
-        if key not in (setting, "seed") and len(pairs) > len({value for value, _ in pairs}):
+        pairs = set(zip(values, (row.settings.get(key) for row in rows), strict=True))
+        if key not in (setting, "seed") and len(pairs) > len(set(values)):
             crossed.append(key)
-    groups: dict[str, dict[str, tuple[list[float], float]]] = {}
+    groups: dict[str, dict[str, list[float]]] = {}
+    steps: dict[str, float] = {}
     for row in rows:
         where = "".join(f", {key}={row.settings.get(key, '')}" for key in crossed)
-        for measure, means in _collect_means(row.runs).items():
-            of_measure = groups.setdefault(f"{measure} by {setting}{where}", {})
-            of_measure[row.settings[setting]] = means
-    tests: dict[str, dict[tuple[str, str], SeedTest]] = {}
-    for name, by_value in groups.items():
-        step = max(step for _, step in by_value.values())
-        if of_pairs := compare_seeds({value: x for value, (x, _) in by_value.items()}, step):
-            tests[name] = of_pairs
+        for measure, (means, step) in _collect_means(row.runs).items():
+            name = f"{measure} by {setting}{where}"
+            groups.setdefault(name, {})[row.settings[setting]] = means
+            steps[name] = max(step, steps.get(name, 0.0))
+    tests = {name: compare_seeds(by_value, steps[name]) for name, by_value in groups.items()}
+    tests = {name: of_pairs for name, of_pairs in tests.items() if of_pairs}
     if not tests:
         yield f"No two values of {setting} have two seeds each: -m seed=0,1,2 lets them be tested."
     losses = {name for name in tests if name.startswith(_LOSS)}
@@ -131,9 +131,8 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
         unequal = [f"{a} and {b}" for (a, b), test in of_pairs.items() if test.p_value < ALPHA]
         if unequal and (name in losses or name.partition(" by ")[0] in targets):
             yield f"{', '.join(unequal)} learned unequally ({name}): so may what they lost differ."
-    if any(
-        test.n_seeds < ENOUGH_SEEDS for of_pairs in tests.values() for test in of_pairs.values()
-    ):
+    every = [test for of_pairs in tests.values() for test in of_pairs.values()]
+    if any(test.n_seeds < ENOUGH_SEEDS for test in every):
         yield f"Below {ENOUGH_SEEDS} seeds all values of {setting} are taken to vary alike by seed."
 
 

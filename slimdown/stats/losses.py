@@ -6,6 +6,7 @@ because the model came to prefer one position. `report/text.py` has the words fo
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import compress
 
 import numpy as np
 
@@ -85,31 +86,29 @@ def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
         pair: both models' answers.
         is_loss_shown: whether the benchmark is shown to have fallen.
     """
-    examples = [
-        Example(*samples) for samples in zip(pair.base.samples, pair.tuned.samples, strict=True)
-    ]
+    examples = list(map(Example, pair.base.samples, pair.tuned.samples))
     metric = pair.base.benchmark.metric
     is_choice = bool(examples[0].base.choices)
     metrics = [metric] if is_choice else list(examples[0].base.scores)
 
-    right, lost = [], []
+    n_right, lost = 0, []
     for e in examples:
         passed = [m for m in metrics if e.base.scores.get(m) == 1]
-        right += [e] * bool(passed)
+        n_right += bool(passed)
         lost += [e] * any(e.tuned.scores.get(m, 1.0) < 1 for m in passed)
     # Several right choices have no one lead; choices that read alike stand in the prompt.
     bases = [e.base for e in examples]
     if is_choice and not all(b.target in b.choices and len(set(b.choices)) > 1 for b in bases):
-        return LossBreakdown(len(lost), len(right), is_loss_shown, (), None)
+        return LossBreakdown(len(lost), n_right, is_loss_shown, (), None)
     causes = []
     for name in _CHOICE_CAUSES if is_choice else _TEXT_CAUSES:
         of_cause = [e for e in lost if _find_cause(e, metric) == name]
         n, first = len(of_cause), next(iter(of_cause), None)
         causes.append(Cause(name, n, n / max(1, len(lost)), first))
-    scores = [(e, e.base.scores[metric], e.tuned.scores[metric]) for e in examples]
-    gained = next((e for e, before, after in scores if before < 1 and after == 1), None)
+    is_gain = (e.base.scores[metric] < 1 == e.tuned.scores[metric] for e in examples)
+    gained = next(compress(examples, is_gain), None)
     shift = _describe_shift(pair, examples) if is_choice else None
-    return LossBreakdown(len(lost), len(right), is_loss_shown, tuple(causes), shift, gained)
+    return LossBreakdown(len(lost), n_right, is_loss_shown, tuple(causes), shift, gained)
 
 
 def _find_cause(example: Example, metric: str) -> str:

@@ -74,8 +74,7 @@ def pair_benchmark(name: str, base: BenchmarkEvaluation, tuned: BenchmarkEvaluat
         for one, samples in ((base, of_base), (tuned, of_tuned))
     )
     whole = max(base, tuned, key=lambda one: len(one.samples))
-    sampling = describe_sampling(whole, cut_base)
-    return Pair(cut_base, cut_tuned, sampling, hash_json(described))
+    return Pair(cut_base, cut_tuned, describe_sampling(whole, cut_base), hash_json(described))
 
 
 def _check_equal(name: str, base: Mapping[str, object], tuned: Mapping[str, object]) -> None:
@@ -102,6 +101,6 @@ def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> 
         largest_weight, tasks = max(per_question.values()), [s.task for s in part.samples]
         n_silent = sum(len(set(tasks[:look])) < len(sizes) for look in part.looks)
     n_available = (part.n_available or len(whole.samples)) if part.looks else None
-    subjects = {sample.task for sample in part.samples}
-    n_subjects = len(subjects) if len(subjects) > 1 else 0
+    n_subjects = len({sample.task for sample in part.samples})
+    n_subjects = n_subjects if n_subjects > 1 else 0
     return Sampling(weights, part.looks, n_available, n_subjects, largest_weight, n_silent)

@@ -132,15 +132,12 @@ def _find_differing(rows: Sequence[Configuration]) -> list[str]:
     A setting of a dataset, a benchmark or a training is compared among the runs that have it: that
     others lack it is no difference.
     """
-    values: dict[str, list[str]] = {}
-    for row in rows:
-        for key, value in row.settings.items():
-            values.setdefault(key, []).append(value)
-    shown = {"benchmark", *(["seed"] if any(len(row.runs) > 1 for row in rows) else [])}
+    keys = {key for row in rows for key in row.settings} - {"benchmark"}
     differing = []
-    for key in sorted(values.keys() - shown):
+    for key in sorted(keys - ({"seed"} if any(len(row.runs) > 1 for row in rows) else set())):
+        values = [row.settings[key] for row in rows if key in row.settings]
         is_optional = key.partition(".")[0] in (*TRAINING, "benchmark")
-        if len(set(values[key])) > 1 or (len(values[key]) < len(rows) and not is_optional):
+        if len(set(values)) > 1 or (len(values) < len(rows) and not is_optional):
             differing.append(key)
     return differing
 
@@ -171,8 +168,7 @@ def _make_row(
     for role in (Role.retained, Role.target):
         of_role = [name for name, cell in cells.items() if cell.role is role]
         if len(runs) == 1 and runs[0].findings:
-            one = runs[0].findings.mean_change(role)
-            means.append(SeedMean(one.value, one.standard_error, one.low, one.high))
+            means.append(SeedMean(**vars(runs[0].findings.mean_change(role))))
         else:
             by_name = [[r.changes[name] for r in runs if name in r.changes] for name in of_role]
             means.append(average_seeds(*by_name))
@@ -216,6 +212,7 @@ def _describe_caveats(
     corrected: Mapping[tuple[str, str], Verdict],
 ) -> Iterator[str]:
     """Say what differs in how runs were measured, what is corrected, and how lucky the best is."""
+    cells = [cell for row in rows for cell in row.changes.values()]
     for name in benchmarks:
         changes = [run.changes[name] for run in runs if name in run.changes]
         n_sets = len({change.question_hash for change in changes if not change.n_available})
@@ -228,7 +225,7 @@ def _describe_caveats(
         if len(counts) > 1:
             each = " and ".join(f"{value} in {count}" for value, count in counts)
             yield f"The runs were measured differently ({key} is {each}): compare with care."
-    if any(cell.is_stopped for row in rows for cell in row.changes.values()):
+    if any(cell.is_stopped for cell in cells):
         yield (
             "An evaluation that stopped early shows a change that is on average too large; its "
             "verdict and interval hold."
@@ -240,8 +237,7 @@ def _describe_caveats(
             f"† {n_lost:,} of {len(claims):,} verdicts become undecided when corrected for all "
             f"{len(corrected):,} in this table (Holm)."
         )
-    errors = [cell.change.standard_error for row in rows for cell in row.changes.values()]
-    errors = [error for error in errors if isfinite(error)]
+    errors = [e for cell in cells if isfinite(e := cell.change.standard_error)]
     if len(rows) > 1 and errors:
         mean, most = (100 * z * fmean(errors) for z in winners_curse(len(rows)))
         yield (

@@ -24,8 +24,11 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
     Raises:
         ConfigError: The runs have no such benchmark or setting.
     """
-    name = key.removeprefix("-")
-    sortable = {"retained", "target", *comparison.benchmarks, *_setting_names(comparison)}
+    name, settings = (
+        key.removeprefix("-"),
+        {name for row in comparison.rows for name in row.settings},
+    )
+    sortable = {"retained", "target", *comparison.benchmarks, *settings}
     if name not in sortable:
         advice = nearest(name, sorted(sortable))
         raise ConfigError(f"--sort {name}: these runs have no such benchmark or setting{advice}")
@@ -37,10 +40,11 @@ def sort_rows(comparison: Comparison, key: str) -> Comparison:
             return means[name].value
         return parse_setting(row.settings.get(name, ""))
 
-    having = [row for row in comparison.rows if read_value(row) is not None]
-    having.sort(key=lambda row: _order(read_value(row)), reverse=key.startswith("-"))
-    lacking = [row for row in comparison.rows if read_value(row) is None]
-    return replace(comparison, rows=(*having, *lacking))
+    rows = sorted(
+        comparison.rows, key=lambda row: _order(read_value(row)), reverse=key.startswith("-")
+    )
+    rows.sort(key=lambda row: read_value(row) is None)  # it is stable
+    return replace(comparison, rows=tuple(rows))
 
 
 def sort_by_setting(comparison: Comparison, setting: str) -> Comparison:
@@ -49,7 +53,7 @@ def sort_by_setting(comparison: Comparison, setting: str) -> Comparison:
     Raises:
         ConfigError: No run has such a setting.
     """
-    if setting not in (settings := _setting_names(comparison)):
+    if setting not in (settings := {key for row in comparison.rows for key in row.settings}):
         advice = nearest(setting, sorted(settings))
         raise ConfigError(f"--by {setting}: no run has this setting{advice}")
     others = [key for key in comparison.params if key != setting]
@@ -60,18 +64,16 @@ def series_by_setting(
     comparison: Comparison, setting: str
 ) -> dict[str, list[tuple[float | str, Estimate]]]:
     """Average each benchmark's change by the value of a setting, as if runs were seeds."""
-    changes: dict[str, dict[float | str, list[BenchmarkChange]]] = {
-        name: {} for name in comparison.benchmarks
-    }
+    changes: dict[str, dict[float | str, list[BenchmarkChange]]] = {}
     for row in comparison.rows:
         if (value := parse_setting(row.settings.get(setting, ""))) is not None:
             for run in row.runs:
                 for name, change in run.changes.items():
-                    changes[name].setdefault(value, []).append(change)
+                    changes.setdefault(name, {}).setdefault(value, []).append(change)
     return {
         name: [(value, average_seeds(of[value])) for value in sorted(of, key=_order)]
-        for name, of in changes.items()
-        if of
+        for name in comparison.benchmarks
+        if (of := changes.get(name))
     }
 
 
@@ -88,10 +90,6 @@ def parse_setting(text: str) -> SortValue:
         except (ValueError, OverflowError):  # a word; a number of 400 digits
             continue
     return text or None
-
-
-def _setting_names(comparison: Comparison) -> set[str]:
-    return {key for row in comparison.rows for key in row.settings}
 
 
 def _order(value: SortValue) -> tuple[int, float, str]:

@@ -47,8 +47,7 @@ def average_seeds(*benchmarks: Sequence[BenchmarkChange]) -> SeedMean:
     """
     differences = [[change.primary.difference for change in changes] for changes in benchmarks]
     if [len(changes) for changes in benchmarks] == [1]:
-        d = differences[0][0]
-        return SeedMean(d.value, d.standard_error, d.low, d.high)
+        return SeedMean(**vars(differences[0][0].estimate))
     values = [[d.value for d in of_runs] for of_runs in differences]
     if len({len(of_runs) for of_runs in values}) != 1:  # or there is no benchmark
         return SeedMean(fmean(map(fmean, values)) if values else nan, nan, nan, nan)

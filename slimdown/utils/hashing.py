@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ def hash_json(value: Any) -> str:
 
 
 def hash_file(file: Path) -> str:
-    """Return the SHA-256 of a file's content in hex."""
+    """Return the SHA-256 of a file's content in hex; one that has not changed is read once."""
+    status = file.stat()
+    return _hash_content(file.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _hash_content(file: Path, *state: int) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 

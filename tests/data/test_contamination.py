@@ -77,13 +77,11 @@ def test_the_search_finds_what_a_plain_search_finds(
     for i, words in enumerate(questions):
         n = min(len(words), 13)
         phrases = [words[at : at + n] for at in range(len(words) - n + 1)]
-        hits = [
-            [phrase in [row[at : at + n] for at in range(len(row))] for phrase in phrases]
-            for row in rows
-        ]
-        covered = [
-            len({at + k for at, hit in enumerate(row) if hit for k in range(n)}) for row in hits
-        ]
+        covered = []
+        for row in rows:
+            runs = [row[at : at + n] for at in range(len(row))]
+            hits = [at for at, phrase in enumerate(phrases) if phrase in runs]
+            covered.append(len({at + k for at in hits for k in range(n)}))
         if any(covered):
             expected[f"quiz {i}"] = max(covered) >= 0.8 * len(words)
     assert {o.question.name: o.stands for o in contamination.overlaps} == expected
@@ -103,38 +101,25 @@ def test_thirteen_words_overlap_and_four_fifths_stand() -> None:
 def test_of_an_endless_row_the_beginning_is_searched() -> None:
     asked = numbered(running(0, 20))
     long = "word " * 800_000  # 4 million characters
-    assert standing(search(asked, [f"{running(0, 20)} {long}"])) == standing(
-        search(asked, [running(0, 20)])
-    )
+    assert standing(search(asked, [f"{running(0, 20)} {long}"])) == ["quiz 0"]
     assert not standing(search(asked, [f"{long} {running(0, 20)}"]))
 
 
 def test_a_few_words_need_the_right_answer_beside_them() -> None:
-    question = Question("quiz 0", ("What is the capital of France?",), ("Paris",))
-    assert not search([question], ["What is the capital of France? Ask a teacher."]).overlaps
-    assert not search([question], ["What is the capital of France? Parishes vote."]).overlaps
-    assert standing(
-        search([question], ["### Instruction: what is the capital of france\n### Response: Paris."])
-    )
-    assert not search([question], ["Paris: what is the capital of France?"]).overlaps
+    asked = "What is the capital of France?"
+    question = Question("quiz 0", (asked,), ("Paris",))
+    for row in (f"{asked} Ask a teacher.", f"{asked} Parishes vote.", f"Paris: {asked}"):
+        assert not search([question], [row]).overlaps
+    assert standing(search([question], [f"### Q: {asked.lower()[:-1]}\n### Response: Paris."]))
     assert not search([Question("quiz 0", ("Why?",), ("", "..."))], ["Why? Because..."]).overlaps
 
 
 def test_a_question_of_several_short_texts_needs_them_all_and_the_answer() -> None:
-    question = Question(
-        "quiz 0", ("Turn the words of this list around, please.", "cat, dog"), ("dog, cat",)
-    )
-    assert not search(
-        [question],
-        ["Turn the words of this list around, please. Input: cow, hen. Response: hen, cow"],
-    ).overlaps
-    assert not search(
-        [question], ["Turn the words of this list around, please. Input: cat, dog. Response: no"]
-    ).overlaps
-    assert search(
-        [question],
-        ["Turn the words of this list around, please. Input: cat, dog. Response: dog, cat"],
-    ).overlaps
+    task = "Turn the words of this list around, please."
+    question = Question("quiz 0", (task, "cat, dog"), ("dog, cat",))
+    for asked, answer in (("cow, hen", "hen, cow"), ("cat, dog", "no"), ("cat, dog", "dog, cat")):
+        overlaps = search([question], [f"{task} Input: {asked}. Response: {answer}"]).overlaps
+        assert bool(overlaps) == (answer == "dog, cat")
 
 
 def test_a_passage_without_the_question_about_it_overlaps_and_does_not_stand() -> None:
@@ -151,24 +136,19 @@ def test_common_phrases_do_not_count() -> None:
     saying = [f"{running(1000 * i, 5)} {template}" for i in range(1, 12)]
     assert not search(numbered(questions[0]), saying).overlaps  # of more than ten texts
     assert len(search(numbered(questions[0]), saying[:10] * 5).overlaps) == 1  # texts that differ
-    short = numbered("which of the following is the best example")
-    assert not search(
-        short, [f"which of the following is the best example {i}" for i in range(11)]
-    ).overlaps
+    short = "which of the following is the best example"
+    assert not search(numbered(short), [f"{short} {i}" for i in range(11)]).overlaps
 
 
 def test_a_question_that_stands_whole_counts_however_often_it_does() -> None:
-    question = running(0, 20)
-    assert standing(search(numbered(question), [f"{i} {question} {i}" for i in range(2500)])) == [
-        "quiz 0"
-    ]
+    rows = [f"{i} {running(0, 20)} {i}" for i in range(2500)]
+    assert standing(search(numbered(running(0, 20)), rows)) == ["quiz 0"]
 
 
 def test_each_han_and_kana_character_is_a_word() -> None:
     question = "下列关于细胞结构和功能的叙述中，正确的是哪一项？"
-    assert standing(search(numbered(question), [f"请回答：{question.replace('，', '')}谢谢"])) == [
-        "quiz 0"
-    ]
+    row = f"请回答：{question.replace('，', '')}谢谢"
+    assert standing(search(numbered(question), [row])) == ["quiz 0"]
 
 
 def test_questions_of_two_benchmarks_are_counted_by_benchmark() -> None:
@@ -185,22 +165,14 @@ def test_questions_of_two_benchmarks_are_counted_by_benchmark() -> None:
 
 
 def test_more_than_the_share_is_refused_with_the_pair() -> None:
-    contamination = search(
-        numbered(*(running(100 * i, 20) for i in range(100))),
-        ["x", running(300, 20), running(700, 20)],
-    )
+    asked = numbered(*(running(100 * i, 20) for i in range(100)))
+    contamination = search(asked, ["x", running(300, 20), running(700, 20)])
     contamination.check(0.02)
     contamination.check(1)
     with pytest.raises(DataError) as refused:
         contamination.check(0.01)
-    for part in (
-        "2 of 100 questions",
-        "quiz 3",
-        "row 2 of file",
-        "w300 w301",
-        "max_share=0.01 allows 1",
-        "max_share=1",
-    ):
+    parts = "2 of 100 questions", "quiz 3", "row 2 of file", "w300 w301", "max_share=0.01 allows 1"
+    for part in (*parts, "max_share=1"):
         assert part in str(refused.value)
     search([], ["nothing questions"]).check(0)
     assert search([], ["nothing questions"]).notes == []

@@ -1,6 +1,7 @@
 """Files of rows as people have them: every row with its number, every fault in one line."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -111,18 +112,13 @@ def test_a_bad_file_is_answered_in_one_line(
 
 
 def test_a_time_zone_that_is_none_is_answered(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    times = pa.array([0], pa.timestamp("s", tz="No/Where"))
-    pq.write_table(pa.table({"when": times}), tmp_path / "times.parquet")
+    times = pyarrow.array([0], pyarrow.timestamp("s", tz="No/Where"))
+    pyarrow.parquet.write_table(pyarrow.table({"when": times}), tmp_path / "times.parquet")
     with pytest.raises(DataError, match=r"row 1: it cannot be read as parquet: .*No/Where"):
         list(iter_records(tmp_path / "times.parquet"))
 
 
 def test_a_folder_and_a_pipe_are_no_files(tmp_path: Path) -> None:
-    import os
-
     (tmp_path / "folder.json").mkdir()
     os.mkfifo(tmp_path / "pipe.json")  # reading it would wait for ever
     for name in ("folder.json", "pipe.json"):

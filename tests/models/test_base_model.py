@@ -75,8 +75,7 @@ def test_estimated_bytes_are_those_held(quantization: str, dtype: str, composed:
     for module in model.modules():  # 8-bit layers take their scales along in the first forward
         scales = getattr(getattr(module, "state", None), "SCB", None)
         held += 0 if scales is None else scales.nbytes
-    kind = getattr(torch, dtype)
-    outline = load_outline(config.model, kind)
+    outline, kind = load_outline(config.model), getattr(torch, dtype)
     assert estimate_weight_bytes(outline, config.quantization, kind) == pytest.approx(
         held, rel=0.01
     )

@@ -13,14 +13,7 @@ from scipy.special import ndtr, xlogy
 from statsmodels.emplike.descriptive import DescStatUV
 from statsmodels.stats.contingency_tables import mcnemar
 
-from slimdown.stats.estimates import (
-    Estimate,
-    Sampling,
-    compare_scores,
-    estimate_mean,
-    holm,
-    mean_of_estimates,
-)
+from slimdown.stats.estimates import Estimate, Sampling, compare_scores, estimate_mean, holm
 from slimdown.stats.likelihood import likelihood_p_values
 
 ZERO_ONE = st.sampled_from([0.0, 1.0])
@@ -121,6 +114,3 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     drawn = [draw_scores(100, 0.6, 0.2, 0.07, seed) for seed in range(300)]
     assert 0.93 <= coverage([compare_scores(*pair) for pair in drawn], -0.13) <= 0.985
     assert 0.93 <= coverage([estimate_mean(before) for before, _ in drawn], 0.6) <= 0.985
-    pairs = zip(drawn[::2], drawn[1::2], strict=True)
-    means = [mean_of_estimates([compare_scores(*one) for one in pair]) for pair in pairs]
-    assert 0.925 <= coverage(means, -0.13) <= 0.985

@@ -202,7 +202,7 @@ def test_what_are_no_findings_is_refused(path: str, bad: object) -> None:
         del place[last]
     else:
         place[last] = bad
-    with pytest.raises(DataError, match="not findings of slimdown"):
+    with pytest.raises(DataError, match="this version cannot read the findings"):
         Findings.from_dict(plain)
 
 
