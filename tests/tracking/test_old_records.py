@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tarfile
 from contextlib import closing
-from dataclasses import fields, make_dataclass, replace
+from dataclasses import field, fields, make_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -114,6 +114,12 @@ def test_a_run_is_scaled_and_two_are_compared_by_their_answers(
     assert done.returncode == 0, done.stderr
 
 
+def read_overrides(records: Path, run_id: str) -> list[str]:
+    """The command of a run, with the alpha that every rank had then."""
+    overrides = read_artifact(records, run_id, "overrides.txt").splitlines()
+    return [*overrides, *(["lora.lora_alpha=16"] if "lora.r=2" in overrides else [])]
+
+
 def make_run_key(config: RunConfig, versions: dict[str, Any], patch: Patch) -> str:
     """The key of a run with the packages and versions of a record."""
     patch.setattr("slimdown.tracking.resume.find_version", versions.get)
@@ -131,7 +137,9 @@ def read_key(records: Path, run_id: str) -> str:
 def extend(config: RunConfig, section: str, kind: type, name: str, value: object) -> RunConfig:
     """The config with a setting that no version has, at `value`; its default is 3."""
     longer = make_dataclass("Longer", [(name, int, 3)], bases=(kind,))
-    root = make_dataclass("Root", [(section, longer, longer)], bases=(RunConfig,))
+    root = make_dataclass(
+        "Root", [(section, longer, field(default_factory=longer))], bases=(RunConfig,)
+    )
     extended = longer(**vars(getattr(config, section)), **{name: value})
     return root(**(vars(config) | {section: extended}))  # type: ignore[no-any-return]
 
@@ -140,7 +148,9 @@ def shorten(config: RunConfig, section: str, kind: type, name: str) -> RunConfig
     """The config without a setting that the records have."""
     left = [(f.name, f.type, f) for f in fields(kind) if f.name != name]
     shorter = make_dataclass("Shorter", left)
-    root = make_dataclass("Root", [(section, shorter, shorter)], bases=(RunConfig,))
+    root = make_dataclass(
+        "Root", [(section, shorter, field(default_factory=shorter))], bases=(RunConfig,)
+    )
     kept = {f: v for f, v in vars(getattr(config, section)).items() if f != name}
     return root(**(vars(config) | {section: shorter(**kept)}))  # type: ignore[no-any-return]
 
@@ -151,7 +161,7 @@ def test_the_same_settings_find_a_finished_run(
     monkeypatch: Patch,
 ) -> None:  # fmt: skip
     run_id = answers["ids"][run]
-    config = composed(*read_artifact(records, run_id, "overrides.txt").splitlines())
+    config = composed(*read_overrides(records, run_id))
     versions = json.loads(read_artifact(records, run_id, "environment.json"))
     key = read_key(records, run_id)
     assert make_run_key(config, versions, monkeypatch) == key
@@ -169,7 +179,7 @@ def test_the_same_questions_find_a_measured_base(
     records: Path, answers: dict[str, Any], composed: Compose, monkeypatch: Patch
 ) -> None:
     run_id = answers["ids"]["pocket lora.r=2"]
-    config = composed(*read_artifact(records, run_id, "overrides.txt").splitlines())
+    config = composed(*read_overrides(records, run_id))
     benchmarks = {one.task: one for one in config.benchmark.values()}
     longer = extend(config, "evaluation", EvaluationConfig, "new", 3)
     shorter = shorten(config, "evaluation", EvaluationConfig, "apply_chat_template")
@@ -205,7 +215,7 @@ def test_the_same_command_skips_the_finished_run(records: Path, answers: dict[st
     today = {name: find_version(name) for name in versions if find_version(name)}
     if not today.items() <= versions.items() or MEASUREMENT_VERSION * TRAINING_VERSION > 1:
         pytest.skip("another version of a package has another key")
-    overrides = read_artifact(records, run_id, "overrides.txt").splitlines()
+    overrides = read_overrides(records, run_id)
     done = call_verb(records, "run", *overrides)
     assert f"finished before: run {run_id}" in done.stdout, done.stderr
 
