@@ -229,7 +229,7 @@ class _Composer:
                 is_new = override.is_add() or override.is_force_add()
                 try:  # as Hydra does at its end
                     OmegaConf.update(composed, key, override.value(), merge=True, force_add=is_new)
-                except (OmegaConfBaseException, HydraException) as error:
+                except (OmegaConfBaseException, HydraException, RecursionError) as error:
                     problem = reword(error)
             self.problems += [f"{override.input_line}: {problem}"] if problem else []
         try:

@@ -19,9 +19,10 @@ def process_count() -> int:
 
 
 def _read_count(name: str, default: int) -> int:
-    if not (text := os.environ.get(name, str(default))).isdecimal():
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or len(text) > 6:
         raise ConfigError(
-            f"{name}={text} is no whole number; torchrun sets it, or unset LOCAL_RANK"
+            f"{name}={text[:20]} is no whole number; torchrun sets it, or unset LOCAL_RANK"
         )
     return int(text)
 
@@ -42,7 +43,10 @@ def check_launcher() -> None:
 
 def process_rank() -> int:
     """Return which of them this is; 0 measures, writes the record and prints."""
-    return _read_count("RANK", 0) if "LOCAL_RANK" in os.environ else 0
+    rank = _read_count("RANK", 0) if "LOCAL_RANK" in os.environ else 0
+    if rank >= max(1, n := process_count()):  # such a one would wait for ever, or fail in silence
+        raise ConfigError(f"RANK={rank} must be below WORLD_SIZE={n}; torchrun sets both")
+    return rank
 
 
 def broadcast_from_main(value: _T) -> _T:

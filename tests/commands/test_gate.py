@@ -140,9 +140,14 @@ def test_the_retained_benchmarks_are_asked_about_together(
 
 
 def test_a_wrong_option_is_not_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    for main in (check.main, verdict.main):
+    long = ["a", "b", "-o", f"{'x' * 300}.md"]
+    for main, options in (
+        (check.main, ["--no-such"]),
+        (verdict.main, ["-x"]),
+        (verdict.main, long),
+    ):
         with pytest.raises(SystemExit) as ended:
-            main(["--no-such-option"])
+            main(options)
         assert ended.value.code == 3
         assert len(capsys.readouterr().err.splitlines()) == 1
 

@@ -48,6 +48,12 @@ def test_a_value_that_no_parser_takes_is_answered_in_a_short_line(value: str) ->
     assert len(answer) < 300
 
 
+def test_lists_without_end_are_answered() -> None:
+    answers = refuse(f"lora.target_modules={'[' * 300}{']' * 300}", "lora.r=0")
+    assert answers[0].startswith("lora.target_modules=[[")
+    assert answers[1] == "lora.r must be at least 1, got 0"
+
+
 def test_all_mistakes_are_listed_in_one_answer() -> None:
     answers = refuse("model=llama3", "lora.r=0", "train.max_length=1", "foo=1", "seed=x")
     assert [answer.split()[0].partition("=")[0] for answer in answers] == [
@@ -166,6 +172,7 @@ def run_command(*arguments: str) -> "subprocess.CompletedProcess[str]":
         ("slimdown run -m lora.r=0", 1, "lora.r must be at least 1, got 0"),
         ("slimdown -m tuned=./nowhere", 1, "there is no such folder"),
         ("slimdown.run --cfg job foo=1", 1, "Key 'foo' not in 'RunConfig'"),
+        ("slimdown.run --exp run.pickle", 1, "reads a pickle, which can run code"),
         ("slimdown.run --resolve", 1, "can only be used in conjunction with --cfg"),
         ("slimdown.run --nope", 2, "unrecognized arguments: --nope"),
         ("slimdown compar", 2, "did you mean compare?"),
