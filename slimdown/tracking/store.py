@@ -58,8 +58,9 @@ def check_store(config: TrackingConfig) -> None:
             try:
                 urllib.request.urlopen(health, timeout=10).close()
             except urllib.error.URLError as error:
-                # It wants a password or has another certificate: MLflow has settings for both.
-                is_there = isinstance(error, urllib.error.HTTPError)
+                # It wants a password or has another certificate: MLflow has settings for both. From
+                # 429 on it is overloaded or broken, and MLflow would retry for long.
+                is_there = isinstance(error, urllib.error.HTTPError) and error.code < 429
                 if not is_there and not isinstance(error.reason, ssl.SSLError):
                     raise
         elif file is None and not config.uri.startswith("databricks"):
