@@ -26,10 +26,7 @@ class DimensionConfig:
         is_range = all(type(end) in (int, float) for end in ends)
         is_range = is_range and least < self.low < self.high < _LARGEST
         if bool(self.choices) == (ends != [None, None]) or not (self.choices or is_range):
-            yield (
-                "choices must be set, or numbers low < high of at most 15 digits, which log=true "
-                "wants above 0"
-            )
+            yield "choices must be set, or numbers low < high < 1e15, which log=true wants above 0"
 
 
 @dataclass

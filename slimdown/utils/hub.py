@@ -95,7 +95,7 @@ def _ask_for_config(repo: str, revision: str, kind: str) -> None:
     retries: Any = {"max_retries": 2, "retry_on_exceptions": (), "retry_on_status_codes": (503,)}
     with suppress(EntryNotFoundError):
         headers = http.build_hf_headers()
-        answer = http.http_backoff("HEAD", url, headers=headers, timeout=10, **retries)
+        answer = http.http_backoff("HEAD", url, headers=headers, timeout=8, **retries)
         http.hf_raise_for_status(answer)
 
 

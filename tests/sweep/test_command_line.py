@@ -8,6 +8,7 @@ import resource
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ def test_a_value_that_no_parser_takes_is_answered_in_a_short_line(value: str) ->
     [answer] = refuse(f"lora.r={value}")
     assert "is not setting=value" in answer
     assert len(answer) < 300
+
+
+def test_a_group_file_of_aliases_of_aliases_is_answered(tmp_path: Path) -> None:
+    lines = [f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]" for a, b in pairwise("abcdefgh")]
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "mine.yaml").write_text("\n".join(["a: &a [x]", *lines]))
+    [answer] = refuse("--config-dir", str(tmp_path), "train=mine")
+    assert "mine.yaml has more than 20 YAML aliases" in answer
 
 
 def test_lists_without_end_are_answered() -> None:
