@@ -71,11 +71,7 @@ class CommandParser(argparse.ArgumentParser):
         """Parse arguments; where a file is written, `format` is set."""
         options = self.parse_args(argv)
         if output := vars(options).get("output"):
-            try:
-                is_folder = output.is_dir()
-            except OSError as error:  # its name is too long
-                self.error(f"-o {str(output)[:80]}: {error.strerror}; give another name")
-            if is_folder:
+            if os.path.isdir(output):  # `is_dir` raises where a name is too long
                 self.error(f"-o {output} is a folder; name a file in it")
             options.format = options.format or _FORMATS.get(output.suffix.lower())
             if not options.format:
