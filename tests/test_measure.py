@@ -312,7 +312,7 @@ def test_what_is_no_causal_model_is_refused() -> None:
 
 def test_tokens_that_the_model_does_not_embed_are_named() -> None:
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
-    tokenizer.add_tokens([f"<{i}>" for i in range(5000)] + ["Question"])
+    tokenizer.add_tokens([f"<{i}>" for i in range(5000)] + ["Question:"])
     with pytest.raises(ModelError, match="resize_token_embeddings"):
         slimdown.measure(load(), tokenizer, "pocket_cs", limit=2)
 
