@@ -133,13 +133,25 @@ def test_a_launcher_that_splits_the_model_is_refused(
     assert f"with {library}, and each process" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("size", "rank", "answer"),
+    [
+        ("abc", "0", "WORLD_SIZE=abc is no whole number"),
+        ("9" * 5000, "0", f"WORLD_SIZE={'9' * 20} is no whole number"),
+        ("1", "5", "RANK=5 must be below WORLD_SIZE=1"),
+    ],
+)
 def test_a_number_of_processes_that_is_none_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    size: str,
+    rank: str,
+    answer: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "abc")
+    for name, value in (("LOCAL_RANK", "0"), ("WORLD_SIZE", size), ("RANK", rank)):
+        monkeypatch.setenv(name, value)
     assert run.main(["lora.r=4"]) == 1
-    assert "WORLD_SIZE=abc is no whole number" in capsys.readouterr().err
+    assert answer in capsys.readouterr().err
 
 
 def test_sigterm_ends_a_command_as_ctrl_c_does(capsys: pytest.CaptureFixture[str]) -> None:

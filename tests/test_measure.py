@@ -303,6 +303,13 @@ def test_what_is_no_causal_model_is_refused() -> None:
         slimdown.measure(load(), None, "pocket_cs")
 
 
+def test_tokens_that_the_model_does_not_embed_are_named() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    tokenizer.add_tokens([f"<{i}>" for i in range(5000)] + ["Question:"])
+    with pytest.raises(ModelError, match="resize_token_embeddings"):
+        slimdown.measure(load(), tokenizer, "pocket_cs", limit=2)
+
+
 @pytest.mark.parametrize(
     "setting", [{"limit": 3}, {"stock": True}, {"include_path": "."}, {"batch_size": 1}]
 )

@@ -70,7 +70,7 @@ class CommandParser(argparse.ArgumentParser):
         """Parse arguments; where a file is written, `format` is set."""
         options = self.parse_args(argv)
         if output := vars(options).get("output"):
-            if output.is_dir():
+            if os.path.isdir(output):  # `is_dir` raises where a name is too long
                 self.error(f"-o {output} is a folder; name a file in it")
             options.format = options.format or _FORMATS.get(output.suffix.lower())
             if not options.format:

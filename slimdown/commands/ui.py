@@ -33,8 +33,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("-p", "--port", type=int, default=5000, help="default: %(default)s")
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     options, server_options = parser.parse_known_args(argv)
-    if not 0 < options.port < 65536:
-        parser.error(f"--port {options.port}: give a number from 1 to 65535")
+    if not options.host or not 0 < options.port < 65536:
+        shown = f"--host {options.host!r} --port {options.port}"
+        parser.error(f"{shown}: give a host's name, and a number from 1 to 65535")
     return run_command(lambda: _show(options, server_options), "The pages cannot be opened:", 1)
 
 
@@ -79,7 +80,7 @@ def _show(options: argparse.Namespace, server_options: list[str]) -> int:
                     for line in lines:
                         show_line(line)
                     return server.wait()
-            return server.returncode
+            return server.returncode or 1  # it was never ready
         except KeyboardInterrupt:
             server.terminate()
             return 0

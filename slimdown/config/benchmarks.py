@@ -36,7 +36,8 @@ def read_benchmarks(
     """
     names_shipped = list_group_choices("benchmark")
     benchmarks: dict[str, BenchmarkConfig] = {}
-    specs: Any = [names] if isinstance(names, str | Mapping | BenchmarkConfig) else names
+    is_one = isinstance(names, str | Mapping) or not isinstance(names, Iterable)
+    specs: Any = [names] if is_one else names
     for spec in specs:
         own: Any = {"task": spec} if isinstance(spec, str) else spec
         own = asdict(own) if isinstance(own, BenchmarkConfig) else own

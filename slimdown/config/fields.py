@@ -70,9 +70,9 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
-def nearest(word: str, choices: list[str]) -> str:
+def nearest(word: object, choices: list[str]) -> str:
     """Return "; did you mean ...?" where a choice is close to the word, else all choices."""
-    close = get_close_matches(word, choices, n=2)
+    close = get_close_matches(str(word), choices, n=2)
     return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(choices)}"
 
 

@@ -83,13 +83,13 @@ def load_config(composed: DictConfig) -> RunConfig:
     if composed.get("tuned") is not None:  # what the model's own file would train on is idle
         composed = composed.copy()
         composed.dataset = {}
-    if OmegaConf.is_missing(composed.quantization, "load_in_4bit"):  # quantization=auto
-        held, tuned = composed.quantization, composed.tuned
-        name = read_trained_quantization(tuned) if tuned else held.bnb_4bit_quant_type.value
-        held.load_in_8bit = held.load_in_8bit or name == "int8"
-        held.load_in_4bit = not held.load_in_8bit and name != "none"
-        held.bnb_4bit_quant_type = name if held.load_in_4bit else held.bnb_4bit_quant_type
     try:
+        if OmegaConf.is_missing(composed.quantization, "load_in_4bit"):  # quantization=auto
+            held, tuned = composed.quantization, composed.tuned
+            name = read_trained_quantization(tuned) if tuned else held.bnb_4bit_quant_type.value
+            held.load_in_8bit = held.load_in_8bit or name == "int8"
+            held.load_in_4bit = not held.load_in_8bit and name != "none"
+            held.bnb_4bit_quant_type = name if held.load_in_4bit else held.bnb_4bit_quant_type
         missing = sorted(OmegaConf.missing_keys(composed))
         config = RunConfig() if missing else OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:

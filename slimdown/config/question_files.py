@@ -8,13 +8,11 @@ from pathlib import Path
 from statistics import fmean
 from string import ascii_uppercase
 from typing import Any
-from unicodedata import category
 
 from slimdown.config.schema import BenchmarkConfig
 from slimdown.utils.errors import ConfigError, DataError
-from slimdown.utils.row_files import iter_records
+from slimdown.utils.row_files import is_visible, iter_records
 
-_INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")  # Unicode's controls, format characters and spaces
 QuestionRows = tuple[dict[str, Any], ...]
 """Rows of question and answer, or of question, choices and answer, the number of the right one."""
 
@@ -114,5 +112,4 @@ def _to_text(value: Any) -> str:
     text = str(value).strip() if is_number or isinstance(value, str) else ""
     if "\0" in text:
         raise DataError("it holds a NUL character; take it out")
-    is_shown = any(category(char) not in _INVISIBLE for char in text)
-    return text if is_shown else ""
+    return text if is_visible(text) else ""

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 from slimdown.config.fields import COUNT, NOT_NEGATIVE, SEED, SHARE, setting
 
 SEARCHED = ("dataset", "keep", "lora", "method", "quantization", "train")
 """The sections whose settings can be searched: what is trained and how, never what is asked."""
+
+_LARGEST = 1e15  # Optuna computes with floats: larger whole numbers would not be exact
 
 
 @dataclass
@@ -21,10 +22,11 @@ class DimensionConfig:
     choices: list[Any] = setting("the values, where they are no range", default_factory=list)
 
     def problems(self) -> Iterator[str]:
-        ends, least = [self.low, self.high], 0 if self.log else -inf
-        is_range = all(type(end) in (int, float) for end in ends) and least < self.low < self.high
+        ends, least = [self.low, self.high], 0 if self.log else -_LARGEST
+        is_range = all(type(end) in (int, float) for end in ends)
+        is_range = is_range and least < self.low < self.high < _LARGEST
         if bool(self.choices) == (ends != [None, None]) or not (self.choices or is_range):
-            yield "choices must be set, or numbers low < high, which log=true wants above 0"
+            yield "choices must be set, or numbers low < high < 1e15, which log=true wants above 0"
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any
 
 from slimdown.config.dataset_config import DatasetConfig, RowFormat
 from slimdown.utils.errors import DataError
+from slimdown.utils.row_files import is_visible
 
 # The prompt of the Stanford Alpaca project, with and without further input. Models tuned on Alpaca
 # rows get their questions in these words, so they are data, not style.
@@ -98,7 +99,7 @@ def format_row(record: Any, config: DatasetConfig, format_: RowFormat) -> dict[s
         else:
             values[column] = _to_text(value, column)
             is_needed = config.file is not None and column != config.input
-            if is_needed and not values[column].strip():
+            if is_needed and not is_visible(values[column]):
                 raise DataError(f"{column} is empty; fill it or remove the row")
     for column in set(record) - {"instruction", "input"}:
         if format_ == RowFormat.instruction and f"{{{column}}}" in config.template:
@@ -109,7 +110,7 @@ def format_row(record: Any, config: DatasetConfig, format_: RowFormat) -> dict[s
         raise DataError("one of prompt and completion is a text, and one a list; make them alike")
     if messages := get_messages(row):
         answers = [m for m in messages if m["role"] == "assistant"]
-        if not any(m["content"].strip() or m.get("tool_calls") for m in answers):
+        if not any(is_visible(m["content"]) or m.get("tool_calls") for m in answers):
             raise DataError("the assistant says nothing in it, so there is nothing to learn")
         row |= _read_template_columns(record)
     try:

@@ -93,7 +93,12 @@ class Evaluator:
                 )
                 self.backend = backend
                 return evaluation
-            except (RuntimeError, MemoryError) as error:
+            except (RuntimeError, MemoryError, IndexError) as error:
+                if "index out of range in self" in str(error):  # torch's, of an embedding
+                    raise ModelError(
+                        f"{model.id} has no embedding of a token, or is asked beyond its window; "
+                        "take its own tokenizer, or model.resize_token_embeddings(len(tokenizer))"
+                    ) from error
                 if not is_out_of_memory(error):
                     raise
                 sizes = backend.batch_size, backend.generation_batch_size

@@ -30,6 +30,7 @@ from slimdown.evaluation.harness_results import (
 )
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Metric
 from slimdown.utils.errors import ConfigError, DataError, describe_error
+from slimdown.utils.secrets import redact
 
 _DATED = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json$")
 # Arguments that say which weights these are and where they run: two logs may differ in them. Every
@@ -40,7 +41,7 @@ _FREE_ARGUMENTS = re.compile(
     "trust_remote_code|use_fast_tokenizer|low_cpu_mem_usage|device|device_map|device_map_option|"
     "parallelize|gpus|max_memory_per_gpu|max_cpu_memory|offload_folder|tensor_parallel_size|"
     "data_parallel_size|gpu_memory_utilization|swap_space|batch_size|max_batch_size|logits_cache|"
-    "num_concurrent|max_retries|timeout"
+    "num_concurrent|max_retries|timeout|headers?|.*(pass(word|wd|phrase)|secret|(api|access)_?key|auth)"
 )
 # Settings of a task that say how an answer is made and scored; hashes say what is asked.
 _SCORED_BY = "output_type num_fewshot generation_kwargs filter_list metric_list process_results"
@@ -241,6 +242,8 @@ class _ResultsLog:
             with file.open("rb") as lines:
                 for line in lines:
                     entry = json.loads(line)
+                    if b"\\ud" in line.lower():  # half of a surrogate pair is no text
+                        json.dumps(entry, ensure_ascii=False).encode()
                     hashes = entry["doc_hash"] + entry["prompt_hash"] + entry["target_hash"]
                     digest.update(hashes.encode())
                     del entry["doc"]
@@ -311,7 +314,7 @@ def _list_conditions(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if config.get("model_dtype"):  # what `auto` stood for
         arguments["dtype"] = str(config["model_dtype"]).removeprefix("torch.")
     arguments["max_length"] = results.get("max_length") or arguments.get("max_length")
-    yield from ((key, str(value).lower()) for key, value in sorted(arguments.items()))
+    yield from ((key, redact(str(value)).lower()) for key, value in sorted(arguments.items()))
     is_multiturn = has_template and bool(results.get("fewshot_as_multiturn"))
     yield "apply_chat_template", str(has_template).lower()
     yield "fewshot_as_multiturn", str(is_multiturn).lower()

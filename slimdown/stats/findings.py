@@ -161,6 +161,8 @@ class Findings:
             findings: Findings = from_plain(cls, plain)
             for benchmark in findings.benchmarks.values():
                 _ = benchmark.primary.difference.test
+            if unknown := findings.lost_answers.keys() - findings.benchmarks.keys():
+                raise ValueError(f"lost answers of {min(unknown)}, which was not measured")
             return findings
         except DataError:
             raise

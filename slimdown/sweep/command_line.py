@@ -34,6 +34,7 @@ from slimdown.utils.errors import ConfigError
 from slimdown.utils.secrets import redact, redact_uri
 
 _MOST_RUNS = 1_000  # of one command
+_MOST_ALIASES = 20  # of a group file: aliases of aliases double at each step
 _LISTS = ("dataset", "benchmark")  # groups of which several can be chosen
 
 
@@ -104,6 +105,10 @@ def read_command_line(arguments: list[str]) -> CommandLine:
         folders.append(Path(options.config_dir).absolute())
         if not folders[1].is_dir():
             raise ConfigError(f"--config-dir: there is no folder {folders[1]}")
+        for file in filter(Path.is_file, folders[1].glob("*/*.yaml")):
+            if len(re.findall(rb"[\s,:[-]\*\w", file.read_bytes())) > _MOST_ALIASES:
+                problem = f"has more than {_MOST_ALIASES} YAML aliases, which can grow without end"
+                raise ConfigError(f"{file} {problem}; write out what *NAME stands for")
     return CommandLine(options.overrides, tuple(folders), options.multirun)
 
 
@@ -229,7 +234,7 @@ class _Composer:
                 is_new = override.is_add() or override.is_force_add()
                 try:  # as Hydra does at its end
                     OmegaConf.update(composed, key, override.value(), merge=True, force_add=is_new)
-                except (OmegaConfBaseException, HydraException) as error:
+                except (OmegaConfBaseException, HydraException, RecursionError) as error:
                     problem = reword(error)
             self.problems += [f"{override.input_line}: {problem}"] if problem else []
         try:

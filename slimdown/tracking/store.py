@@ -37,7 +37,7 @@ def check_store(config: TrackingConfig) -> None:
     """Ask a server once whether it is there, or look into a SQLite file, without importing MLflow.
 
     Raises:
-        TrackingError: It does not answer within 10 seconds, the file is no store, or the address
+        TrackingError: It does not answer within 8 seconds, the file is no store, or the address
             is wrong.
     """
     file = sqlite_file(config.uri)
@@ -56,10 +56,11 @@ def check_store(config: TrackingConfig) -> None:
         elif config.uri.startswith("http"):
             health = f"{redact_uri(config.uri).replace('***@', '').rstrip('/')}/health"
             try:
-                urllib.request.urlopen(health, timeout=10).close()
+                urllib.request.urlopen(health, timeout=8).close()
             except urllib.error.URLError as error:
-                # It wants a password or has another certificate: MLflow has settings for both.
-                is_there = isinstance(error, urllib.error.HTTPError)
+                # It wants a password or has another certificate: MLflow has settings for both. From
+                # 429 on it is overloaded or broken, and MLflow would retry for long.
+                is_there = isinstance(error, urllib.error.HTTPError) and error.code < 429
                 if not is_there and not isinstance(error.reason, ssl.SSLError):
                     raise
         elif file is None and not config.uri.startswith("databricks"):

@@ -20,8 +20,8 @@ def process_count() -> int:
 
 def _read_count(name: str, default: int) -> int:
     text = os.environ.get(name, str(default)) if "LOCAL_RANK" in os.environ else str(default)
-    if not text.isdecimal():
-        problem = f"{name}={text} is no whole number"
+    if not text.isdecimal() or len(text) > 6:
+        problem = f"{name}={text[:20]} is no whole number"
         raise ConfigError(f"{problem}; torchrun sets it, or unset LOCAL_RANK")
     return int(text)
 
@@ -42,7 +42,10 @@ def check_launcher() -> None:
 
 def process_rank() -> int:
     """Return which of them this is; 0 measures, writes the record and prints."""
-    return _read_count("RANK", 0)
+    rank = _read_count("RANK", 0)
+    if rank >= max(1, n := process_count()):  # such a one would wait for ever, or fail in silence
+        raise ConfigError(f"RANK={rank} must be below WORLD_SIZE={n}; torchrun sets both")
+    return rank
 
 
 def broadcast_from_main(value: _T) -> _T:

@@ -73,6 +73,9 @@ def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Ite
         One line a problem; of a hub that does not answer, one for all.
     """
     silence, unreachable = "", []
+    wanted = "HF_ENDPOINT, an address such as https://huggingface.co,"
+    with explain_hub_errors(wanted):  # it is read at import
+        from huggingface_hub import file_download  # noqa: F401
     for (repo, revision, kind), setting in {tuple(r[1:]): r[0] for r in repositories}.items():
         if _find_cached_commit(repo, revision, kind):
             continue

@@ -11,10 +11,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from slimdown.utils.errors import DataError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")  # Unicode's controls, format characters and spaces
 
 
 def iter_records(file: Path) -> Iterator[tuple[int, Any]]:
@@ -47,6 +49,11 @@ def iter_records(file: Path) -> Iterator[tuple[int, Any]]:
     except (OSError, ValueError, LookupError, ArithmeticError, RuntimeError, csv.Error) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"row {number + 1}: it cannot be read as {kind[1:]}: {reason}") from None
+
+
+def is_visible(text: str) -> bool:
+    """Return whether a text has a character that shows."""
+    return any(category(char) not in _INVISIBLE for char in text)
 
 
 def drop_missing(value: Any) -> Any:

@@ -137,6 +137,10 @@ def test_a_wrong_option_is_not_an_answer(capsys: Capture) -> None:
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_a_page_whose_name_is_too_long_is_no_loss(logs: tuple[str, str]) -> None:
+    assert verdict.main([*logs, "-o", f"{'x' * 300}.md"]) == 3
+
+
 @pytest.mark.parametrize("output", ["| true", ">&-"])
 def test_a_reader_that_goes_and_a_closed_output_change_no_exit_code(
     output: str, runs: None

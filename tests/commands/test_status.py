@@ -134,8 +134,15 @@ def test_a_servers_password_is_not_shown(
     assert "hunter22" not in captured.out + captured.err
 
 
-@pytest.mark.parametrize("port", ["-1", "0", "65536", "x"])
-def test_a_port_that_is_none_is_refused(port: str, capsys: Capture) -> None:
+def test_a_server_that_does_not_start_is_no_success(
+    store: MlflowClient, composed: Compose
+) -> None:
+    record_run(composed(), "one")
+    assert ui.main(["-p", "59123", "--workers", "none"]) != 0
+
+
+@pytest.mark.parametrize("options", ["-p=-1", "-p=0", "-p=65536", "-p=x", "--host="])
+def test_a_port_that_is_none_is_refused(options: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit):
-        ui.main(["-p", port])
+        ui.main([options])
     assert len(capsys.readouterr().err.splitlines()) == 1

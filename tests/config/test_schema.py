@@ -159,6 +159,7 @@ def test_a_benchmark_of_ones_own_needs_its_task_alone(
     [
         ([], {}, "no benchmark is named; name some of arc_easy, gsm8k"),
         ([3], {}, "3 names no benchmark"),
+        (None, {}, "None names no benchmark"),
         ("questions", {}, "questions: task must be set, one of the harness, or path"),
         ({"task": "mine", "path": "x"}, {}, "path=x: there is no such file; a relative path"),
         (["gsm8k", "gsm8k"], {}, "gsm8k is named twice"),

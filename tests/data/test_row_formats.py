@@ -104,6 +104,7 @@ BAD: list[tuple[Any, str]] = [
     ({"question": 1, "answer": 2}, "there is no column instruction; there are question"),
     ({"instruction": " ", "output": "a"}, "instruction is empty; fill it or remove the row"),
     ({"instruction": "a", "output": None}, "output is empty"),
+    ({"instruction": "a", "output": "\u200d\u200b"}, "output is empty"),
     ({"instruction": "a", "output": float("nan")}, "output holds nan; a text or a finite number"),
     ({"instruction": "a", "output": float("inf")}, "output holds inf; a text or a finite number"),
     ({"instruction": "a", "output": {"b": 1}}, "output holds a value of type dict; a text"),

@@ -280,6 +280,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no score": (edit_entry("pocket_math", metrics=["f1"]), UNLIKE),
     "a likelihood that is none": (remove_likelihoods, "question 0 of pocket_cs is not a number"),
+    "half of a pair": (edit_entry("pocket_math", resps=[["\ud800"]]), "line 4, .*surrogates not"),
     "a number that no file holds": (renumber(2**70), "its doc_id has more than 64 bits"),
     "a group in itself": (group(pocket_math=["pocket_math"]), "in a cycle.*pocket_math"),
     "better than what": (edit_results(lambda r: r.update(higher_is_better={TASKS[0]: 7})), UNLIKE),
@@ -325,3 +326,12 @@ def test_a_choice_of_metric_or_target_that_was_not_asked_is_refused(logs: Path) 
         read_lm_eval(logs / "base", {"pocket_math": "f1"})
     with pytest.raises(ConfigError, match="pocket_maths was not asked; did you mean pocket_math"):
         read_lm_eval(logs / "base", targets=["pocket_maths"])
+
+
+def test_what_opens_a_server_is_no_condition_and_not_kept(copied: Path) -> None:
+    arguments = {"header": {"Authorization": "Bearer abcd1234"}, "basic_auth_password": "swordfish"}
+    arguments |= {"server": "http://me:swordfish@host", "add_bos_token": "True"}
+    edit_results(lambda r: r["config"].update(model_args=arguments))(copied)
+    conditions = read_lm_eval(copied / "base").conditions
+    assert conditions["add_bos_token"] == "true"  # it moves answers
+    assert not {"abcd1234", "swordfish"} & set(re.findall(r"\w+", str(conditions)))

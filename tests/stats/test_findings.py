@@ -202,7 +202,14 @@ def test_what_are_no_findings_is_refused(path: str, bad: object) -> None:
         del place[last]
     else:
         place[last] = bad
-    with pytest.raises(DataError, match="this version cannot read the findings"):
+    with pytest.raises(DataError, match="cannot read the findings"):
+        Findings.from_dict(plain)
+
+
+def test_lost_answers_of_what_was_not_measured_are_refused() -> None:
+    plain = judge_scores([1, 0, 1], [1, 0, 0]).to_dict()
+    plain["lost_answers"] = {"other": next(iter(plain["lost_answers"].values()))}
+    with pytest.raises(DataError, match="lost answers of other, which was not measured"):
         Findings.from_dict(plain)
 
 

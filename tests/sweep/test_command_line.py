@@ -8,6 +8,7 @@ import resource
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,20 @@ def test_a_value_that_no_parser_takes_is_answered_in_a_short_line(value: str) ->
     [answer] = refuse(f"lora.r={value}")
     assert "is not setting=value" in answer
     assert len(answer) < 300
+
+
+def test_a_group_file_of_aliases_of_aliases_is_answered(tmp_path: Path) -> None:
+    lines = [f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]" for a, b in pairwise("abcdefgh")]
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "mine.yaml").write_text("\n".join(["a: &a [x]", *lines]))
+    [answer] = refuse("--config-dir", str(tmp_path), "train=mine")
+    assert "mine.yaml has more than 20 YAML aliases" in answer
+
+
+def test_lists_without_end_are_answered() -> None:
+    answers = refuse(f"lora.target_modules={'[' * 300}{']' * 300}", "lora.r=0")
+    assert answers[0].startswith("lora.target_modules=[[")
+    assert answers[1] == "lora.r must be at least 1, got 0"
 
 
 def test_all_mistakes_are_listed_in_one_answer() -> None:
@@ -166,6 +181,7 @@ def run_command(*arguments: str) -> "subprocess.CompletedProcess[str]":
         ("slimdown run -m lora.r=0", 1, "lora.r must be at least 1, got 0"),
         ("slimdown -m tuned=./nowhere", 1, "there is no such folder"),
         ("slimdown.run --cfg job foo=1", 1, "Key 'foo' not in 'RunConfig'"),
+        ("slimdown.run --exp run.pickle", 1, "reads a pickle, which can run code"),
         ("slimdown.run --resolve", 1, "can only be used in conjunction with --cfg"),
         ("slimdown.run --nope", 2, "unrecognized arguments: --nope"),
         ("slimdown compar", 2, "did you mean compare?"),

@@ -6,6 +6,8 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -55,10 +57,13 @@ def test_only_a_filter_is_told_how_a_filter_is_written() -> None:
             raise refusal
 
 
-def test_a_server_that_wants_another_password_is_not_called_silent() -> None:
+@contextmanager
+def serve_error(code: int) -> Iterator[TrackingConfig]:
+    """A server that answers everything with one error."""
+
     class Refusing(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_error(401)
+            self.send_error(code)
 
         do_POST = do_GET
 
@@ -67,11 +72,21 @@ def test_a_server_that_wants_another_password_is_not_called_silent() -> None:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        config = TrackingConfig(f"http://me:wrong@127.0.0.1:{server.server_port}", "x")
+        yield TrackingConfig(f"http://me:wrong@127.0.0.1:{server.server_port}", "x")
+        server.shutdown()
+
+
+def test_a_server_that_wants_another_password_is_not_called_silent() -> None:
+    with serve_error(401) as config:
         record.check_store(config)
         with pytest.raises(TrackingError, match=r"401.*check address, user, password"):
             find_runs(config)
-        server.shutdown()
+
+
+@pytest.mark.parametrize("code", [429, 500, 503])
+def test_a_broken_server_is_not_asked_again_and_again(code: int) -> None:
+    with serve_error(code) as config, pytest.raises(TrackingError, match=f"HTTP Error {code}"):
+        record.check_store(config)
 
 
 def test_a_deleted_experiment_is_named(store: MlflowClient) -> None:
