@@ -37,8 +37,13 @@ class EvaluationCache(Protocol):
     def lock(self, key: str) -> AbstractContextManager[Any]:
         """Held by the one process that makes the evaluation of this key, but not between looks."""
 
-    def find(self, key: str, name: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
-        """The evaluation of this key, stopped early or whole; None where there is none."""
+    def find(
+        self, key: str, name: str, benchmark: BenchmarkConfig, *older: str
+    ) -> BenchmarkEvaluation | None:
+        """The evaluation of this key or an older one, stopped early or whole; None: there is none.
+
+        `older` are the keys that earlier versions gave to the same answers.
+        """
 
     def save(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> None:
         """Keep an evaluation, so that `find` returns it from now on."""

@@ -215,7 +215,8 @@ class Evaluator:
     def _look_up(self, run: "_BenchmarkRun", cache: EvaluationCache) -> None:
         """Take what was answered before, unless the questions were asked here a moment ago."""
         name = run.task.name
-        earlier = None if run.blocks else cache.find(run.key, name, run.task.config)
+        lookup = run.key, name, run.task.config, *run.older_keys
+        earlier = None if run.blocks else cache.find(*lookup)
         self.notes += [] if earlier or run.blocks else explain_older(cache, name, run.key_parts)
         if earlier and (problem := run.take(earlier)):
             line = f"{name} is measured anew: what was found of it is odd ({problem})."
@@ -270,6 +271,15 @@ class _BenchmarkRun:
     def key(self) -> str:
         """The key under which its evaluation is kept."""
         return evaluation_key(*self.key_parts)
+
+    @property
+    def older_keys(self) -> list[str]:
+        """The first versions' key of the same answers: it held a processor's threads, too."""
+        if "processor" not in (identity := self.model.identity):
+            return []
+        processor = f"{identity['processor']} {torch.get_num_threads()} threads"
+        model = replace(self.model, identity={**identity, "processor": processor})
+        return [evaluation_key(model, *self.key_parts[1:])]
 
     def take(self, earlier: BenchmarkEvaluation) -> str:
         """Take what was answered before; say what is odd about it, empty where it is sound."""

@@ -70,7 +70,9 @@ class MemoryCache:
     def lock(self, key: str) -> Any:
         return nullcontext()
 
-    def find(self, key: str, name: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
+    def find(
+        self, key: str, name: str, benchmark: BenchmarkConfig, *older: str
+    ) -> BenchmarkEvaluation | None:
         found = self.saved.get(key)
         return replace(found, origin="another run") if found else None
 

@@ -10,7 +10,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import fields, make_dataclass, replace
+from dataclasses import field, fields, make_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +30,11 @@ from slimdown.config.schema import (
     TrainConfig,
 )
 from slimdown.evaluation.evaluation_cache import evaluation_key
+from slimdown.evaluation.evaluator import Evaluator
+from slimdown.evaluation.tasks import load_tasks
+from slimdown.models.base_model import load_base_model
+from slimdown.models.identity import describe_computation
+from slimdown.tracking.base_evaluations import open_base_cache
 from slimdown.tracking.provenance import find_version
 from slimdown.tracking.resume import MEASUREMENT_VERSION, NOT_IN_KEY, TRAINING_VERSION, run_key
 
@@ -132,7 +137,9 @@ def read_key(records: Path, run_id: str) -> str:
 def extend(config: RunConfig, section: str, kind: type, name: str, value: object) -> RunConfig:
     """The config with a setting that no version has, at `value`; its default is 3."""
     longer = make_dataclass("Longer", [(name, int, 3)], bases=(kind,))
-    root = make_dataclass("Root", [(section, longer, longer)], bases=(RunConfig,))
+    root = make_dataclass(
+        "Root", [(section, longer, field(default_factory=longer))], bases=(RunConfig,)
+    )
     extended = longer(**vars(getattr(config, section)), **{name: value})
     return root(**(vars(config) | {section: extended}))  # type: ignore[no-any-return]
 
@@ -141,7 +148,9 @@ def shorten(config: RunConfig, section: str, kind: type, name: str) -> RunConfig
     """The config without a setting that the records have."""
     left = [(f.name, f.type, f) for f in fields(kind) if f.name != name]
     shorter = make_dataclass("Shorter", left)
-    root = make_dataclass("Root", [(section, shorter, shorter)], bases=(RunConfig,))
+    root = make_dataclass(
+        "Root", [(section, shorter, field(default_factory=shorter))], bases=(RunConfig,)
+    )
     kept = {f: v for f, v in vars(getattr(config, section)).items() if f != name}
     return root(**(vars(config) | {section: shorter(**kept)}))  # type: ignore[no-any-return]
 
@@ -152,7 +161,8 @@ def test_the_same_settings_find_a_finished_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     run_id = answers["ids"][run]
-    config = composed(*read_artifact(records, run_id, "overrides.txt").splitlines())
+    overrides = read_artifact(records, run_id, "overrides.txt").splitlines()
+    config = composed(*overrides, "lora.lora_alpha=16")  # which did not follow the rank then
     versions = json.loads(read_artifact(records, run_id, "environment.json"))
     key = read_key(records, run_id)
     assert make_run_key(config, versions, monkeypatch) == key
@@ -188,6 +198,29 @@ def test_the_same_questions_find_a_measured_base(
             assert evaluation_key(*parts, one.evaluation) == key
         monkeypatch.setattr("slimdown.config.naming.RunConfig", type(longer))
         assert evaluation_key(*parts, replace(longer.evaluation, new=4)) != key
+
+
+def test_a_measured_base_is_taken(
+    records: Path, answers: dict[str, Any], composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = answers["ids"]["pocket lora.r=2"]
+    config = composed(*read_artifact(records, run_id, "overrides.txt").splitlines())
+    versions = json.loads(read_artifact(records, run_id, "environment.json"))
+    answering = ("lm-eval", "torch", "transformers", "tokenizers", "bitsandbytes")
+    if any(find_version(name) != versions[name] for name in answering) or MEASUREMENT_VERSION > 1:
+        pytest.skip("another version of a package has another key")
+    # Of the machine that wrote the records.
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    monkeypatch.chdir(records)
+    describe_computation.cache_clear()
+    evaluator = Evaluator(load_tasks(config.benchmark), config.evaluation)
+    base = load_base_model(config.model, config.quantization)
+    benchmarks = evaluator.evaluate(base, open_base_cache(config)).benchmarks
+    describe_computation.cache_clear()
+    assert len(benchmarks) == 3
+    assert all(one.origin.startswith("run ") for one in benchmarks.values())
 
 
 def test_a_setting_that_comes_has_a_default() -> None:
