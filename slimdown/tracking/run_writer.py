@@ -102,7 +102,7 @@ class TrackedRun:
         self._metrics = [Metric(f"{Tag.change}{name}", nan, now, 0) for name in names]
         self._tags: list[RunTag] = []
         self._verdicts: list[Param] = []
-        self._next_flush = time.monotonic() + _FLUSH_SECONDS
+        self._next_flush, self._is_delivered = time.monotonic() + _FLUSH_SECONDS, False
         environment = json.dumps(dict(info.environment), indent=2)
         write_atomically(self._artifacts / "config.yaml", redact(info.config_yaml))
         write_atomically(self._artifacts / "overrides.txt", redact("\n".join(info.overrides)))
@@ -190,13 +190,17 @@ class TrackedRun:
                 f"{error}. The results are in {self.folder}: repeat the command when the store "
                 "answers, and it takes every answer from there"
             ) from None
+        self._is_delivered = True
         with suppress(Exception):  # the run is delivered; `slimdown ui` does it again
             share_view(self.client, self._experiment_id)
         shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
 
     def fail(self, error: BaseException) -> None:
-        """Mark the run FAILED, or KILLED where somebody stopped it."""
+        """Mark the run FAILED, or KILLED where somebody stopped it before its end."""
+        if self._is_delivered:
+            error.add_note(f"Run {self.run_id} is finished.")
+            return self._lock.release()
         is_stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
         status = "KILLED" if is_stopped else "FAILED"
         if not is_stopped:
