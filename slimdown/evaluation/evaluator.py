@@ -215,9 +215,10 @@ class Evaluator:
     def _look_up(self, run: "_BenchmarkRun", cache: EvaluationCache) -> None:
         """Take what was answered before, unless the questions were asked here a moment ago."""
         name = run.task.name
-        lookup = run.key, name, run.task.config, *run.older_keys
-        earlier = None if run.blocks else cache.find(*lookup)
-        self.notes += [] if earlier or run.blocks else explain_older(cache, name, run.key_parts)
+        key, *older = [evaluation_key(*parts) for parts in run.every_key_parts]
+        earlier = None if run.blocks else cache.find(key, name, run.task.config, *older)
+        if not (earlier or run.blocks):
+            self.notes += explain_older(cache, name, run.every_key_parts)
         if earlier and (problem := run.take(earlier)):
             line = f"{name} is measured anew: what was found of it is odd ({problem})."
             self.notes.append(line)
@@ -273,13 +274,14 @@ class _BenchmarkRun:
         return evaluation_key(*self.key_parts)
 
     @property
-    def older_keys(self) -> list[str]:
-        """The first versions' key of the same answers: it held a processor's threads, too."""
-        if "processor" not in (identity := self.model.identity):
-            return []
-        processor = f"{identity['processor']} {torch.get_num_threads()} threads"
-        model = replace(self.model, identity={**identity, "processor": processor})
-        return [evaluation_key(model, *self.key_parts[1:])]
+    def every_key_parts(self) -> list[tuple[Any, ...]]:
+        """Today's `key_parts`, and those of the first versions: with a processor's threads."""
+        model, *others = self.key_parts
+        if "processor" not in model.identity:
+            return [self.key_parts]
+        processor = f"{model.identity['processor']} {torch.get_num_threads()} threads"
+        first = replace(model, identity={**model.identity, "processor": processor})
+        return [self.key_parts, (first, *others)]
 
     def take(self, earlier: BenchmarkEvaluation) -> str:
         """Take what was answered before; say what is odd about it, empty where it is sound."""
