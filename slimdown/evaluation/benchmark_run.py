@@ -82,6 +82,14 @@ class BenchmarkRun:
         questions_hash = self.task.hash_questions(self.requests)
         return self.model, self.backend.name, questions_hash, self.task.config, self.config
 
+    @property
+    def every_key_parts(self) -> list[Any]:
+        """Today's `key_parts`, and those of the first versions: with a processor's threads."""
+        model, *others = self.key_parts
+        processor = f"{model.identity.get('processor')} {torch.get_num_threads()} threads"
+        first = replace(model, identity={**model.identity, "processor": processor})
+        return [self.key_parts, (first, *others)]
+
     @cached_property
     def key(self) -> str:
         """The key under which its evaluation is kept."""

@@ -38,8 +38,13 @@ class EvaluationCache(Protocol):
         """Held by the one process that makes the evaluation of this key, but not between looks."""
         return nullcontext()
 
-    def find(self, key: str, name: str, benchmark: ResolvedBenchmark) -> BenchmarkEvaluation | None:
-        """The evaluation of this key, stopped early or whole; None where there is none."""
+    def find(
+        self, key: str, name: str, benchmark: ResolvedBenchmark, *older: str
+    ) -> BenchmarkEvaluation | None:
+        """The evaluation of this key or an older one, stopped early or whole; None: there is none.
+
+        `older` are the keys that earlier versions gave to the same answers.
+        """
         return None
 
     def save(self, key: str, name: str, evaluation: BenchmarkEvaluation) -> None:
@@ -88,17 +93,18 @@ def evaluation_key(
     return hash_json([number, model.identity, backend, questions_hash, scaled, versions, settings])
 
 
-def explain_older(cache: EvaluationCache, name: str, key_parts: Any) -> list[str]:
+def explain_older(cache: EvaluationCache, name: str, every_key_parts: list[Any]) -> list[str]:
     """Say which evaluation of an earlier version is there, and why it is not taken.
 
     Args:
         cache: Where evaluations are kept.
         name: The benchmark's name.
-        key_parts: What `evaluation_key` takes; the fourth is the benchmark.
+        every_key_parts: What `evaluation_key` takes, as each version had it; the fourth is the
+            benchmark.
     """
     for number in range(MEASUREMENT_VERSION - 1, 0, -1):
-        key = evaluation_key(*key_parts, at_version=number)
-        if older := cache.find(key, name, key_parts[3]):
+        key, *others = [evaluation_key(*parts, at_version=number) for parts in every_key_parts]
+        if older := cache.find(key, name, every_key_parts[0][3], *others):
             reasons = "; ".join(MEASUREMENT_CHANGES[number - 1 :])
             return [f"{name} ({older.origin or 'of this run'}) is measured again: {reasons}."]
     return []

@@ -10,7 +10,12 @@ from slimdown.config.schema import Backend, EvaluationConfig, OnProgress
 from slimdown.evaluation.answers_file import AnswersFile
 from slimdown.evaluation.backend import BackendOptions, choose_backend, open_lm
 from slimdown.evaluation.benchmark_run import BenchmarkRun
-from slimdown.evaluation.evaluation_cache import EvaluationCache, NoCache, explain_older
+from slimdown.evaluation.evaluation_cache import (
+    EvaluationCache,
+    NoCache,
+    evaluation_key,
+    explain_older,
+)
 from slimdown.evaluation.families import explain_no_sharing
 from slimdown.evaluation.results import Evaluation, Sample, StopRule
 from slimdown.evaluation.tasks import BenchmarkTask, keep_random_states
@@ -160,9 +165,10 @@ class Evaluator:
         """Take what was answered before, unless the questions were asked here a moment ago."""
         name = run.task.name
         if not run.blocks:
-            earlier = cache.find(run.key, name, run.task.config)
+            key, *older = [evaluation_key(*parts) for parts in run.every_key_parts]
+            earlier = cache.find(key, name, run.task.config, *older)
             if earlier is None:
-                self.notes += explain_older(cache, name, run.key_parts)
+                self.notes += explain_older(cache, name, run.every_key_parts)
             elif problem := run.take(earlier):
                 line = f"{name} is measured anew: what was found of it is odd ({problem})."
                 self.notes.append(line)

@@ -50,12 +50,14 @@ class RecordedEvaluations:
         """The file in which single answers lie while a benchmark is measured."""
         return self._folder / f"answers-{key}.sqlite"
 
-    def find(self, key: str, name: str, benchmark: ResolvedBenchmark) -> BenchmarkEvaluation | None:
-        """Return the evaluation of this key, or None; one that is odd is left out with a line."""
-        file = self._locate(key, name)
-        if file.is_file() and (evaluation := self._read(file, name, benchmark, str(file))):
-            return evaluation
-        if list(file.parent.glob(f"*.{self.model}-{name}.parquet")):
+    def find(
+        self, key: str, name: str, benchmark: ResolvedBenchmark, *older: str
+    ) -> BenchmarkEvaluation | None:
+        """Return the evaluation of a key, or None; one that is odd is left out with a line."""
+        for file in (self._locate(each, name) for each in (key, *older)):
+            if file.is_file() and (evaluation := self._read(file, name, benchmark, str(file))):
+                return evaluation
+        if list(self._locate(key, name).parent.glob(f"*.{self.model}-{name}.parquet")):
             reason = "the answers that are here are of another device or another model"
             _log.warning("%s is measured again: %s", name, reason)
         if self.model != "base" or not self._config.baseline.reuse:
@@ -63,15 +65,20 @@ class RecordedEvaluations:
         try:
             client = store.open_store(self._config.tracking)
             experiments = [one.experiment_id for one in client.search_experiments()]
-            condition = f"tags.`{Tag.evaluation}{key}` LIKE '%'"
-            runs = client.search_runs(experiments, condition)
+            runs = [
+                (run, each)
+                for each in (key, *older)
+                for run in client.search_runs(
+                    experiments, f"tags.`{Tag.evaluation}{each}` LIKE '%'"
+                )
+            ]
         except Exception:  # the store is silent: measuring again needs it only at the end
             return None
-        for run in runs:
+        for run, each in runs:
             user, run_id = run.data.tags.get("mlflow.user", "unknown"), run.info.run_id
             evaluation = None
             with tempfile.TemporaryDirectory() as folder, suppress(Exception):  # gone, or silent
-                path = Path(client.download_artifacts(run_id, f"samples/{key}.parquet", folder))
+                path = Path(client.download_artifacts(run_id, f"samples/{each}.parquet", folder))
                 date = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
                 origin = f"run {run_id[:8]} by {user}, {date:%Y-%m-%d}"
                 evaluation = self._read(path, name, benchmark, f"run {run_id}")

@@ -1,6 +1,7 @@
 """Equal runs: the key by which a finished one is found, and the unfinished one that goes on."""
 
 import re
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,9 +79,11 @@ def _identify_model(prefix: str, model: ModelConfig) -> dict[str, object]:
 
 
 def find_finished(config: RunConfig, key: str) -> RunRecord | None:
-    """Return the newest finished run of this key in the experiment, None where none counts."""
-    runs = _find_equal_runs(config, key)
-    return next((run for run in runs if run.status == "FINISHED"), None)
+    """Return the newest finished run of this key in the experiment, None where none counts.
+
+    What a kill at its very end left of its own folder is deleted: the store has everything.
+    """
+    return _choose_finished(config, _find_equal_runs(config, key))
 
 
 @contextmanager
@@ -100,7 +103,7 @@ def find_finished_or_lock(
     name = hash_json([config.tracking.experiment, key or id(config)])
     with store.wait_for_lock(config.tracking, f"key-{name}", on_wait):
         runs = _find_equal_runs(config, key)
-        finished = next((run for run in runs if run.status == "FINISHED"), None)
+        finished = _choose_finished(config, runs)
         unfinished = (run.run_id for run in runs if is_abandoned(config.tracking, run))
         yield finished, "" if finished else next(unfinished, "")
 
@@ -132,6 +135,14 @@ def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
             return True
     except Timeout:
         return False
+
+
+def _choose_finished(config: RunConfig, runs: list[RunRecord]) -> RunRecord | None:
+    finished = next((run for run in runs if run.status == "FINISHED"), None)
+    if finished and finished.findings:
+        folder = store.local_dir(config.tracking) / "runs" / finished.run_id
+        shutil.rmtree(folder, ignore_errors=True)
+    return finished
 
 
 def _find_equal_runs(config: RunConfig, key: str) -> list[RunRecord]:

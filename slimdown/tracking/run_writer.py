@@ -97,7 +97,7 @@ class TrackedRun:
         self._metrics = [Metric(f"{Tag.change}{name}", nan, now, 0) for name in names]
         self._tags: list[RunTag] = []
         self._verdicts: list[Param] = []
-        self._next_flush = time.monotonic() + _FLUSH_SECONDS
+        self._next_flush, self._is_delivered = time.monotonic() + _FLUSH_SECONDS, False
         self._write("config.yaml", info.config_yaml)
         self._write("overrides.txt", "\n".join(info.overrides))
         self._write("environment.json", json.dumps(dict(info.environment), indent=2))
@@ -180,13 +180,17 @@ class TrackedRun:
                 f"{error}. The results are in {self.folder}: repeat the command when the store "
                 "answers, and it takes every answer from there"
             ) from None
+        self._is_delivered = True
         with suppress(Exception):  # the run is delivered; `slimdown ui` does it again
             runs_page.share_view(self.client, self._experiment_id)
         shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
 
     def fail(self, error: BaseException) -> None:
-        """Mark the run FAILED, or KILLED where somebody stopped it."""
+        """Mark the run FAILED, or KILLED where somebody stopped it before its end."""
+        if self._is_delivered:
+            error.add_note(f"Run {self.run_id} is finished.")
+            return self._lock.release()
         status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
         if status == "FAILED":
             self._add_tag(Tag.error, f"{type(error).__name__}: {error}")

@@ -134,9 +134,7 @@ def test_a_servers_password_is_not_shown(
     assert "hunter22" not in captured.out + captured.err
 
 
-def test_a_server_that_does_not_start_is_no_success(
-    store: MlflowClient, composed: Compose
-) -> None:
+def test_a_server_that_does_not_start_is_no_success(store: MlflowClient, composed: Compose) -> None:
     record_run(composed(), "one")
     assert ui.main(["-p", "59123", "--workers", "none"]) != 0
 

@@ -73,7 +73,9 @@ class MemoryCache(evaluation_cache.NoCache):
     folder: Path | None = None
     saved: dict[str, BenchmarkEvaluation] = field(default_factory=dict)
 
-    def find(self, key: str, name: str, benchmark: BenchmarkConfig) -> BenchmarkEvaluation | None:
+    def find(
+        self, key: str, name: str, benchmark: BenchmarkConfig, *older: str
+    ) -> BenchmarkEvaluation | None:
         found = self.saved.get(key)
         return replace(found, origin="another run") if found else None
 

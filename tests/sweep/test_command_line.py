@@ -26,6 +26,19 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
+def count_seconds(who: int) -> float:
+    usage = resource.getrusage(who)
+    return usage.ru_utime + usage.ru_stime
+
+
+@pytest.fixture(scope="module")
+def second() -> float:
+    """A second of work where Hydra is imported in 0.18 s; longer where the processor is slower."""
+    before = count_seconds(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", "import hydra.main"], check=True)
+    return (count_seconds(resource.RUSAGE_CHILDREN) - before) / 0.18
+
+
 def compose_line(*arguments: str) -> CommandPlan:
     return compose_runs(read_command_line(list(arguments)))
 
@@ -70,10 +83,12 @@ def test_all_mistakes_are_listed_in_one_answer() -> None:
     ]  # fmt: skip
 
 
-def test_a_bad_value_in_the_last_of_100_jobs_is_answered_in_3_seconds_of_work() -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+def test_a_bad_value_in_the_last_of_100_jobs_is_answered_in_3_seconds_of_work(
+    second: float,
+) -> None:
+    before = count_seconds(resource.RUSAGE_SELF)
     assert refuse("-m", "seed=range(0,50)", "lora.r=8,0") == ["lora.r must be at least 1, got 0"]
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 3
+    assert count_seconds(resource.RUSAGE_SELF) - before < 3 * second
 
 
 def test_the_runs_of_a_sweep_are_composed_as_hydra_would() -> None:
@@ -188,15 +203,15 @@ def run_command(*arguments: str) -> "subprocess.CompletedProcess[str]":
     ],
 )
 def test_a_command_answers_within_a_second_of_work(
-    arguments: str, code: int, answer: str, tmp_path: Path
+    arguments: str, code: int, answer: str, tmp_path: Path, second: float
 ) -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = count_seconds(resource.RUSAGE_CHILDREN)
     process = run_command(*arguments.split())
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    after = count_seconds(resource.RUSAGE_CHILDREN)
     assert process.returncode == code
     assert answer in process.stderr
     assert "Traceback" not in process.stderr
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    assert after - before < second
     assert not list(tmp_path.iterdir())
 
 

@@ -30,6 +30,11 @@ from slimdown.config.schema import (
     TrainConfig,
 )
 from slimdown.evaluation.evaluation_cache import evaluation_key
+from slimdown.evaluation.evaluator import Evaluator
+from slimdown.evaluation.tasks import BenchmarkTask, load_tasks
+from slimdown.models.base_model import load_base_model
+from slimdown.models.identity import describe_computation
+from slimdown.tracking.base_evaluations import open_base_cache
 from slimdown.tracking.provenance import find_version
 from slimdown.tracking.resume import MEASUREMENT_VERSION, NOT_IN_KEY, TRAINING_VERSION, run_key
 
@@ -197,6 +202,38 @@ def test_the_same_questions_find_a_measured_base(
             assert evaluation_key(*parts, one.evaluation) == key
         monkeypatch.setattr("slimdown.config.naming.RunConfig", type(longer))
         assert evaluation_key(*parts, replace(longer.evaluation, new=4)) != key
+
+
+def test_a_measured_base_is_taken_until_a_version_measures_otherwise(
+    records: Path, answers: dict[str, Any], composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = answers["ids"]["pocket lora.r=2"]
+    monkeypatch.chdir(records)
+    config = composed(*read_artifact(records, run_id, "overrides.txt").splitlines())
+    versions = json.loads(read_artifact(records, run_id, "environment.json"))
+    answering = ("lm-eval", "torch", "transformers", "tokenizers", "bitsandbytes")
+    if any(find_version(name) != versions[name] for name in answering) or MEASUREMENT_VERSION > 1:
+        pytest.skip("another version of a package has another key")
+    # Of the machine that wrote the records.
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    lines = [json.loads(line) for line in (records / "keys.jsonl").read_text().splitlines()]
+    hashes = {parts[-1]["benchmark"]["task"]: parts[4] for parts in lines}  # with its folder
+    monkeypatch.setattr(BenchmarkTask, "hash_questions", lambda task, _: hashes[task.config.task])
+    uncached = describe_computation.__wrapped__
+    monkeypatch.setattr("slimdown.models.base_model.describe_computation", uncached)
+    evaluator = Evaluator(load_tasks(config.benchmark), config.evaluation)
+    base = load_base_model(config.model, config.quantization)
+    benchmarks = evaluator.evaluate(base, open_base_cache(config)).benchmarks
+    assert len(benchmarks) == 3
+    assert all(one.origin.startswith("run ") for one in benchmarks.values())
+    with monkeypatch.context() as later:
+        later.setattr("slimdown.evaluation.evaluation_cache.MEASUREMENT_VERSION", 2)
+        later.setattr("slimdown.evaluation.evaluation_cache.MEASUREMENT_CHANGES", ("a reason",))
+        evaluator.evaluate(base, open_base_cache(config))
+    assert all(note.endswith("measured again: a reason.") for note in evaluator.notes)
+    assert len(evaluator.notes) == 3
 
 
 def test_a_setting_that_comes_has_a_default() -> None:

@@ -34,6 +34,23 @@ def test_a_finished_run_is_found_unless_it_shall_be_made_again(
         assert answer == (None, "")
 
 
+def test_a_signal_after_a_run_was_delivered_leaves_it_finished(
+    store: MlflowClient, composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    config = composed()
+    monkeypatch.setattr("slimdown.tracking.run_writer.share_view", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        record_run(config, "one", run_key=KEY)
+    [folder] = Path("mlruns/runs").iterdir()
+    finished = find_finished(config, KEY)
+    assert finished
+    assert finished.run_id == folder.name
+    assert not folder.exists()
+
+
 def test_an_unfinished_run_goes_on_where_it_was_begun_and_nobody_works_on_it(
     store: MlflowClient, composed: Compose, monkeypatch: Patch
 ) -> None:
