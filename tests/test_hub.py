@@ -213,14 +213,6 @@ def test_a_hub_that_does_not_answer_is_named(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("address", ["http://[::1", "http://127.0.0.1:99999"])
-def test_what_is_no_address_of_a_hub_is_named(address: str, tmp_path: Path) -> None:
-    done = run_command(tmp_path, "slimdown.run", "lora.r=4", HF_ENDPOINT=address)
-    assert done.returncode == 1
-    assert "HF_ENDPOINT, an address such as" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_logs_of_the_harness_are_judged_as_the_run_is(store: MlflowClient, tmp_path: Path) -> None:
     tasks = {"hellaswag": "hellaswag", "gsm8k": "gsm8k", "mmlu_cs": "mmlu_college_computer_science"}
     questions = [f"benchmark.{name}.{k}" for name in tasks for k in ("limit=16", "num_fewshot=0")]

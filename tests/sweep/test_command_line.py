@@ -76,6 +76,16 @@ def test_lists_without_end_are_answered() -> None:
     assert answers[1] == "lora.r must be at least 1, got 0"
 
 
+@pytest.mark.parametrize("address", ["http://[::1", "http://127.0.0.1:99999"])
+def test_what_is_no_address_of_a_hub_is_named(address: str) -> None:
+    command = [sys.executable, "-m", "slimdown.run", "lora.r=4"]
+    environment = {**os.environ, "HF_ENDPOINT": address}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert "HF_ENDPOINT, an address such as" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_all_mistakes_are_listed_in_one_answer() -> None:
     answers = refuse("model=llama3", "lora.r=0", "train.max_length=1", "foo=1", "seed=x")
     assert [answer.split()[0].partition("=")[0] for answer in answers] == [
