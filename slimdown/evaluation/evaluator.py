@@ -277,9 +277,7 @@ class _BenchmarkRun:
     def every_key_parts(self) -> list[tuple[Any, ...]]:
         """Today's `key_parts`, and those of the first versions: with a processor's threads."""
         model, *others = self.key_parts
-        if "processor" not in model.identity:
-            return [self.key_parts]
-        processor = f"{model.identity['processor']} {torch.get_num_threads()} threads"
+        processor = f"{model.identity.get('processor')} {torch.get_num_threads()} threads"
         first = replace(model, identity={**model.identity, "processor": processor})
         return [self.key_parts, (first, *others)]
 

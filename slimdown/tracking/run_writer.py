@@ -199,7 +199,6 @@ class TrackedRun:
     def fail(self, error: BaseException) -> None:
         """Mark the run FAILED, or KILLED where somebody stopped it before its end."""
         if self._is_delivered:
-            error.add_note(f"Run {self.run_id} is finished.")
             return self._lock.release()
         is_stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
         status = "KILLED" if is_stopped else "FAILED"
