@@ -54,7 +54,8 @@ class RecordedEvaluations:
         self, key: str, name: str, benchmark: ResolvedBenchmark, *older: str
     ) -> BenchmarkEvaluation | None:
         """Return the evaluation of a key, or None; one that is odd is left out with a line."""
-        for file in (self._locate(each, name) for each in (key, *older)):
+        keys, where = (key, *older), f"tags.`{Tag.evaluation}{{}}` LIKE '%'"
+        for file in (self._locate(each, name) for each in keys):
             if file.is_file() and (evaluation := self._read(file, name, benchmark, str(file))):
                 return evaluation
         if list(self._locate(key, name).parent.glob(f"*.{self.model}-{name}.parquet")):
@@ -65,13 +66,7 @@ class RecordedEvaluations:
         try:
             client = store.open_store(self._config.tracking)
             experiments = [one.experiment_id for one in client.search_experiments()]
-            runs = [
-                (run, each)
-                for each in (key, *older)
-                for run in client.search_runs(
-                    experiments, f"tags.`{Tag.evaluation}{each}` LIKE '%'"
-                )
-            ]
+            runs = [(r, k) for k in keys for r in client.search_runs(experiments, where.format(k))]
         except Exception:  # the store is silent: measuring again needs it only at the end
             return None
         for run, each in runs:

@@ -140,8 +140,7 @@ def is_abandoned(tracking: TrackingConfig, run: RunRecord) -> bool:
 def _choose_finished(config: RunConfig, runs: list[RunRecord]) -> RunRecord | None:
     finished = next((run for run in runs if run.status == "FINISHED"), None)
     if finished and finished.findings:
-        folder = store.local_dir(config.tracking) / "runs" / finished.run_id
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(store.local_dir(config.tracking) / "runs" / finished.run_id, True)
     return finished
 
 

@@ -189,7 +189,6 @@ class TrackedRun:
     def fail(self, error: BaseException) -> None:
         """Mark the run FAILED, or KILLED where somebody stopped it before its end."""
         if self._is_delivered:
-            error.add_note(f"Run {self.run_id} is finished.")
             return self._lock.release()
         status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
         if status == "FAILED":
