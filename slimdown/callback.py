@@ -125,7 +125,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
 
 def _changes(findings: NotebookFindings) -> dict[str, float]:
     """Return the change of each benchmark with the ends of its interval, by metric name."""
-    values = {}
+    values: dict[str, float] = {}
     for name, benchmark in findings.benchmarks.items():
         d = benchmark.primary.difference
         ends = {f"change/{name}_low": d.low, f"change/{name}_high": d.high}
