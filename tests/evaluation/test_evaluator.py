@@ -599,7 +599,7 @@ def test_worked_examples_that_stand_in_task_files_are_used() -> None:
     row = {"input": "Is it so?\nOptions:\n- yes\n- no", "target": "yes"}
     rows = datasets.DatasetDict(test=datasets.Dataset.from_list([row] * 2))
     with patch("datasets.load_dataset", return_value=rows):
-        config = make_benchmark_config("bbh_cot_fewshot", metric="auto", num_fewshot=None)
+        config = make_benchmark_config("bbh_cot_fewshot", metric=None, num_fewshot=None)
         bbh = load_tasks({"bbh": config})["bbh"]
     requests = bbh.build_requests(None, False)
     assert (len(bbh.tasks), bbh.config.num_fewshot, len(requests)) == (27, 3, 54)
@@ -626,7 +626,7 @@ def test_what_cannot_be_asked_is_refused(settings: dict[str, Any], answer: str) 
 
 
 def test_what_is_left_open_is_the_tasks_own() -> None:
-    open_fields = {"metric": "auto", "num_fewshot": None, "chance": None}
+    open_fields = {"metric": None, "num_fewshot": None, "chance": None}
     configs = {name: make_benchmark_config(name, **open_fields) for name in NAMES}
     tasks = load_tasks(configs)
     filled = {n: (t.config.metric, t.config.num_fewshot, t.config.chance) for n, t in tasks.items()}
