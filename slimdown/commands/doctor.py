@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import chain
-from typing import Any
 
 from slimdown.commands.arguments import CommandParser, open_tracking, run_command
 from slimdown.utils.devices import count_gpus
@@ -118,16 +117,17 @@ def _describe_machine() -> Iterator[tuple[str, str]]:
 
 
 def _describe_hub() -> Iterator[tuple[str, str]]:
-    from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url
-    from omegaconf import OmegaConf
+    import yaml
 
     from slimdown.config.paths import CONF_DIR, list_group_choices
     from slimdown.utils.errors import ModelError
     from slimdown.utils.hub import explain_hub_errors
 
+    with explain_hub_errors("HF_ENDPOINT, an address such as https://huggingface.co,"):
+        from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url
     yield "hub", f"{constants.ENDPOINT}, {'a token is set' if get_token() else 'no token'}"
     for choice in list_group_choices("model"):
-        settings: Any = OmegaConf.load(CONF_DIR / "model" / f"{choice}.yaml")
+        settings = yaml.safe_load((CONF_DIR / "model" / f"{choice}.yaml").read_text())
         if not (repo := settings.get("id")):  # pocket, which is embedded
             continue
         try:

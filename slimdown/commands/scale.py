@@ -63,6 +63,8 @@ def main(argv: list[str]) -> int:
     parser.add_list("--max-loss", "[BENCHMARK=]SHARE", text)
     text = "with --max-loss: write the chosen adapter to this folder, a new or an empty one"
     add("--save", type=Path, metavar="DIR", help=text)
+    text = "the folder with task files that the run was asked from; their Python code runs"
+    add("--include-path", metavar="DIR", help=text)
     parser.add_store()
     parser.add_output()
     options = parser.parse(argv)
@@ -84,6 +86,11 @@ def _scale(options: argparse.Namespace) -> int:
         raise ModelError(
             f"run {run.run_id} ({run.name}) was trained with method={config.method.name.value}, "
             f"which at scale 0 is not its base; method={able} can be scaled"
+        )
+    if (folder := config.evaluation.include_path) != options.include_path:
+        raise ConfigError(
+            f"the run's task files lie in {folder or 'no folder of its own'}, and their Python "
+            f"code would run; read it, and type --include-path {folder or ''}".rstrip()
         )
     recorded = run_reader.read_evaluations(tracking, run)
     # Without a holdout of the run's own one half of the questions chooses, the other confirms.

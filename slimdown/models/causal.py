@@ -42,6 +42,8 @@ def wrap_model(model: Any, tokenizer: Any) -> LoadedModel:
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(f"the tokenizer is a {type(tokenizer).__name__}; give the model's own")
+    if model.device.type == "meta" and not hasattr(inner, "hf_device_map"):
+        raise ModelError("the model is on the meta device and has no numbers; load its weights")
     name = inner.config._name_or_path or type(inner).__name__
     dtype = str(model.dtype).removeprefix("torch.")
     return LoadedModel(model, tokenizer, name, dtype, device=model.device.type)

@@ -34,6 +34,7 @@ from slimdown.utils.errors import ConfigError
 from slimdown.utils.secrets import redact, redact_uri
 
 _MOST_RUNS = 1_000  # of one command
+_MOST_PROBLEMS = 200  # then no further run is looked at: most often all have the same
 _MOST_ALIASES = 20  # of a group file: aliases of aliases double at each step
 _LISTS = ("dataset", "benchmark")  # groups of which several can be chosen
 
@@ -136,7 +137,11 @@ def compose_runs(line: CommandLine) -> CommandPlan:
         if prod(map(len, values.values())) > _MOST_RUNS:
             problems.append(f"this sweep has more than {_MOST_RUNS:,} runs; try fewer values")
             values = {}
-        runs = [composer.compose(overrides) for overrides in product(*values.values())]
+        runs: list[ComposedRun] = []
+        for chosen in product(*values.values()):
+            runs.append(composer.compose(chosen))
+            if len(problems) > _MOST_PROBLEMS:
+                break
         search, space = runs[0].config.search, {}
         if not problems and search.space and search.trial is None:
             space = {key: search.space[key] for key in search.space if key not in values}
