@@ -37,6 +37,7 @@ def test_a_model_is_taken_out_of_what_is_around_it() -> None:
         (torch.nn.Linear(2, 2), "a Linear and no causal language model"),
         (AutoModel.from_config(build_tiny_model("llama").config), "a LlamaModel and no causal"),
         ("a name", "the model is a str"),
+        (build_tiny_model("llama").to("meta"), "on the meta device and has no numbers"),
     ],
 )
 def test_what_is_no_causal_model_is_refused(model: Any, answer: str) -> None:
