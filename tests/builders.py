@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from slimdown.config.schema import BenchmarkConfig
+from slimdown.config.schema import ResolvedBenchmark
 from slimdown.evaluation.question_order import block_ends
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
 from slimdown.stats.findings import Findings, judge
@@ -43,7 +43,7 @@ def make_benchmark(
     task_weights: dict[str, float] | None = None,
     **settings: Any,
 ) -> BenchmarkEvaluation:
-    """A benchmark of one score a question, or of samples; `settings` are BenchmarkConfig's."""
+    """A benchmark of one score a question, or of samples; `settings` are ResolvedBenchmark's."""
     samples = [
         one
         if isinstance(one, Sample)
@@ -52,7 +52,7 @@ def make_benchmark(
     ]
     metrics = list(samples[0].scores) if samples else ["acc"]
     defaults: dict[str, Any] = {"task": "task", "metric": metrics[0], "num_fewshot": 0}
-    config = BenchmarkConfig(**(defaults | {"chance": 0.25} | settings))
+    config = ResolvedBenchmark(**(defaults | {"chance": 0.25} | settings))
     return BenchmarkEvaluation(config, "1.0", tuple(samples), 1.0, task_weights=task_weights)
 
 

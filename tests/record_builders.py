@@ -18,7 +18,7 @@ import pytest
 from builders import make_benchmark, make_evaluation, make_scores
 from omegaconf import OmegaConf
 
-from slimdown.config.schema import RunConfig
+from slimdown.config.schema import ResolvedBenchmark, RunConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.stats.findings import judge
 from slimdown.stats.holdout import open_half
@@ -39,7 +39,9 @@ def make_answers(config: RunConfig, scores: Scores = LOST) -> tuple[Evaluation, 
     evaluations = []
     for values in scores:
         benchmarks = {
-            name: replace(make_benchmark(values), benchmark=replace(benchmark, metric="acc"))
+            name: replace(
+                make_benchmark(values), benchmark=ResolvedBenchmark.of(benchmark, metric="acc")
+            )
             for name, benchmark in config.benchmark.items()
         }
         evaluations.append(make_evaluation(**benchmarks))

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 import slimdown
-from slimdown.config.schema import BenchmarkConfig
+from slimdown.config.schema import BenchmarkConfig, ResolvedBenchmark
 from slimdown.evaluation.results import Evaluation
 from slimdown.models.causal import wrap_model
 from slimdown.notebook import build_evaluator
@@ -73,7 +73,7 @@ def findings(before: Evaluation) -> Any:
 def test_a_task_of_the_harness_brings_its_metric_shots_and_chance() -> None:
     evaluation = slimdown.measure(load(), TOKENIZER, "pocket_cs_dev", limit=3)
     own: Any = {"metric": "acc", "num_fewshot": 0, "chance": 0.25, "limit": 3}
-    expected = BenchmarkConfig(task="pocket_cs_dev", **own)
+    expected = ResolvedBenchmark(task="pocket_cs_dev", **own)
     assert evaluation.benchmarks["pocket_cs_dev"].benchmark == expected
 
 

@@ -41,7 +41,7 @@ def test_a_signal_after_a_run_was_delivered_leaves_it_finished(
         raise KeyboardInterrupt
 
     config = composed()
-    monkeypatch.setattr("slimdown.tracking.run_writer.share_view", interrupt)
+    monkeypatch.setattr("slimdown.tracking.runs_page.share_view", interrupt)
     with pytest.raises(KeyboardInterrupt):
         record_run(config, "one", run_key=KEY)
     [folder] = Path("mlruns/runs").iterdir()
