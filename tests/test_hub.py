@@ -151,7 +151,10 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(
         ([*STORIES, "dataset=[alpaca]", "dataset.alpaca.path=nobody/no-rows"], "is not on the hub"),
         ([*STORIES, "dataset.alpaca.output=answer"], "answer"),
         ([*STORIES, "dataset.alpaca.template=chat"], "chat template"),
-        ([*STORIES[:3], "benchmark=[gsm8k]", "benchmark.gsm8k.limit=20"], "fewer examples (num_fewshot)"),
+        (
+            [*STORIES[:3], "benchmark=[gsm8k]", "benchmark.gsm8k.limit=20"],
+            "fewer examples (num_fewshot)",
+        ),
         (["model=smollm2", "tuned=nobody/no-adapter"], "no-adapter is not on the hub"),
         (["model=smollm2", "tuned=meta-llama/Llama-3.2-1B"], "gated"),
         (["model=smollm2", "tuned=local/stories260K"], "tokenizer"),
