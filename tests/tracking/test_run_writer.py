@@ -95,7 +95,7 @@ def test_a_run_goes_on_where_it_was_and_keeps_each_step_once(
     again = make_info(config, "one", resume_run_id=run.run_id)
     with open_run(config, again) as resumed:
         assert resumed.run_id == run.run_id
-        benchmark = config.benchmark["pocket_cs"]
+        benchmark = base.benchmarks["pocket_cs"].benchmark
         assert resumed.tuned_cache.find("key", "pocket_cs", benchmark) is None
         found = resumed.base_cache.find("key", "pocket_cs", benchmark)
         assert found == base.benchmarks["pocket_cs"]
