@@ -12,13 +12,13 @@ from collections import defaultdict
 
 import numpy as np
 
+from slimdown.comparison.equal_learning import LearningCurve, build_curve
+from slimdown.comparison.run_comparison import average_seeds
+from slimdown.comparison.run_records import RunRecord
+from slimdown.comparison.trials import measure_learning
 from slimdown.config.schema import Role, TrackingConfig, default_store
 from slimdown.report.formatting import format_points
 from slimdown.report.tables import Cell, make_table, write_table
-from slimdown.stats.equal_learning import LearningCurve, build_curve
-from slimdown.stats.run_records import RunRecord
-from slimdown.stats.seeds import average_seeds
-from slimdown.stats.trials import measure_learning
 from slimdown.tracking.run_reader import find_runs, read_scales
 from slimdown.utils.errors import TrackingError
 

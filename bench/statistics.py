@@ -19,25 +19,25 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from slimdown.config.schema import BenchmarkConfig
-from slimdown.evaluation.question_order import block_ends, order_questions
-from slimdown.stats.behaviour import compare_behaviour
-from slimdown.stats.budgets import Outcome, decide_outcomes
-from slimdown.stats.equal_learning import (
+from slimdown.comparison.equal_learning import (
     LearningCurve,
     compare_at_equal_learning,
     find_common_level,
 )
+from slimdown.comparison.group_tests import compare_seeds
+from slimdown.comparison.run_comparison import winners_curse
+from slimdown.config.schema import BenchmarkConfig
+from slimdown.evaluation.question_order import order_questions
+from slimdown.judging.behaviour import compare_behaviour
+from slimdown.judging.budgets import Outcome, decide_outcomes
+from slimdown.judging.findings import Verdict, compare_subjects, decide_verdicts
+from slimdown.judging.forgetting_rate import forgetting_rate
+from slimdown.judging.overall import average_changes
+from slimdown.judging.pairing import Pair, describe_sampling
 from slimdown.stats.estimates import Difference, Sampling, compare_scores
-from slimdown.stats.findings import Verdict, compare_subjects, decide_verdicts
-from slimdown.stats.forgetting import forgetting_rate
-from slimdown.stats.group_tests import compare_seeds
 from slimdown.stats.likelihood import ALPHA, likelihood_p_values
-from slimdown.stats.overall import average_changes
-from slimdown.stats.pairing import Pair, describe_sampling
-from slimdown.stats.run_comparison import winners_curse
 from slimdown.stats.seeds import split_noise
-from slimdown.stats.sequential import combine_looks
+from slimdown.stats.sequential import block_ends, combine_looks
 
 Floats = NDArray[np.float64]
 Row = tuple[str, str, str, str]  # claim, case, measured, bound

@@ -14,6 +14,10 @@ from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Evaluation
 from slimdown.evaluation.tasks import load_tasks
 from slimdown.evaluation.vllm_backend import check_adapter
+from slimdown.judging.budgets import Outcome, decide_outcomes, default_budgets
+from slimdown.judging.findings import Findings, judge
+from slimdown.judging.holdout import open_half
+from slimdown.judging.stopping import stopping_rule
 from slimdown.models.adapters import check_base, check_scalable
 from slimdown.models.base_model import LoadedModel, load_base_model, load_base_tokenizer
 from slimdown.models.causal import disabled_adapters
@@ -21,11 +25,7 @@ from slimdown.models.external import fetch_tuned_model, open_tuned_model
 from slimdown.report import console
 from slimdown.report.model_card import render_model_card
 from slimdown.report.run_page import render_run_files
-from slimdown.stats.budgets import Outcome, decide_outcomes, default_budgets
-from slimdown.stats.findings import Findings, judge
-from slimdown.stats.holdout import open_half
 from slimdown.stats.likelihood import ALPHA
-from slimdown.stats.stopping import stopping_rule
 from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_cache
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.run_writer import open_run

@@ -9,10 +9,10 @@ from slimdown.config.benchmarks import BenchmarkSpec, read_benchmarks
 from slimdown.config.fields import find_problems
 from slimdown.config.schema import EvaluationConfig, Until
 from slimdown.evaluation.results import Evaluation
+from slimdown.judging.budgets import BudgetCheck, Outcome, check_budgets, overall_outcome
+from slimdown.judging.findings import Findings, judge as judge_evaluations
 from slimdown.report.findings_report import evaluation_table, findings_table
 from slimdown.report.tables import write_table
-from slimdown.stats.budgets import BudgetCheck, Outcome, check_budgets, overall_outcome
-from slimdown.stats.findings import Findings, judge as judge_evaluations
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.files import write_atomically
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from slimdown.comparison.run_records import RunRecord
 from slimdown.config.schema import ResolvedBenchmark
-from slimdown.evaluation.question_order import block_ends
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
-from slimdown.stats.findings import Findings, judge
-from slimdown.stats.run_records import RunRecord
+from slimdown.judging.findings import Findings, judge
+from slimdown.stats.sequential import block_ends
 
 COLOURS = ("red", "green", "blue", "grey")
 

@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 
 from slimdown.config.schema import ResolvedBenchmark, RunConfig
 from slimdown.evaluation.results import Evaluation
-from slimdown.stats.findings import judge
-from slimdown.stats.holdout import open_half
+from slimdown.judging.findings import judge
+from slimdown.judging.holdout import open_half
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.run_writer import TrackedRun, open_run
 

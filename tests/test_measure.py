@@ -33,10 +33,10 @@ from transformers import (
 import slimdown
 from slimdown.config.schema import BenchmarkConfig, ResolvedBenchmark
 from slimdown.evaluation.results import Evaluation
+from slimdown.judging.budgets import Outcome
 from slimdown.models.causal import wrap_model
 from slimdown.notebook import build_evaluator
 from slimdown.pocket import MODEL_DIR
-from slimdown.stats.budgets import Outcome
 from slimdown.utils.errors import ConfigError, DataError, ModelError, SlimdownError
 
 BENCHMARKS = ["pocket_math", "pocket_cs"]

@@ -16,13 +16,13 @@ from math import isnan
 
 from slimdown.commands.arguments import RUN_HELP, CommandParser, open_tracking, run_command
 from slimdown.config.schema import Role
+from slimdown.judging.budgets import Outcome, check_budgets, overall_outcome, read_budgets
+from slimdown.judging.findings import judge
+from slimdown.judging.holdout import held_half
 from slimdown.report.console import print_text, show_budget_checks, show_line
 from slimdown.report.findings_report import budgets_table, write_junit
 from slimdown.report.tables import write_table
 from slimdown.report.text import describe_overall, describe_unchecked
-from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
-from slimdown.stats.findings import judge
-from slimdown.stats.holdout import held_half
 from slimdown.tracking import run_reader
 from slimdown.utils.errors import ConfigError
 

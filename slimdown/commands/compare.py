@@ -15,13 +15,13 @@ import argparse
 from collections import Counter
 
 from slimdown.commands.arguments import CommandParser, open_tracking, put_table, run_command
+from slimdown.comparison import equal_learning, group_tests, run_order
+from slimdown.comparison.run_comparison import compare_runs
+from slimdown.comparison.run_records import RunRecord
+from slimdown.judging.findings import judge_held_out, judge_pair
 from slimdown.report import comparison_page as page
 from slimdown.report.findings_report import ModelPair, findings_table, pairs_table
 from slimdown.report.run_page import render_page
-from slimdown.stats import equal_learning, group_tests, run_order
-from slimdown.stats.findings import judge_held_out, judge_pair
-from slimdown.stats.run_comparison import compare_runs
-from slimdown.stats.run_records import RunRecord
 from slimdown.tracking import run_reader
 from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import ConfigError, TrackingError

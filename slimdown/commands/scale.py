@@ -24,15 +24,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimdown.commands import arguments
+from slimdown.comparison.scaling import ScaledFindings, choose_scale
 from slimdown.config.methods import list_methods
 from slimdown.config.schema import RunConfig
+from slimdown.judging.budgets import Outcome, check_budgets, overall_outcome, read_budgets
+from slimdown.judging.findings import Findings, judge, judge_held_out
+from slimdown.judging.holdout import open_half
 from slimdown.report.comparison_page import render_scaling_page, scales_table
 from slimdown.report.console import show_budget_checks, show_line
 from slimdown.report.model_card import render_model_card
-from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
-from slimdown.stats.findings import Findings, judge, judge_held_out
-from slimdown.stats.holdout import open_half
-from slimdown.stats.scaling import ScaledFindings, choose_scale
 from slimdown.tracking import run_reader
 from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import ConfigError, ModelError

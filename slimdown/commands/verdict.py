@@ -15,13 +15,13 @@ import yaml
 from slimdown.commands import arguments
 from slimdown.config.schema import BenchmarkConfig, ModelConfig, RunConfig
 from slimdown.evaluation.lm_eval_logs import find_results_files, read_lm_eval
+from slimdown.judging.budgets import check_budgets, overall_outcome, read_budgets
+from slimdown.judging.findings import Findings, judge
+from slimdown.judging.serialization import to_plain
 from slimdown.report.console import show_budget_checks, show_findings, show_line
 from slimdown.report.findings_report import findings_table
 from slimdown.report.run_page import render_page
 from slimdown.report.text import describe_unchecked
-from slimdown.stats.budgets import check_budgets, overall_outcome, read_budgets
-from slimdown.stats.findings import Findings, judge
-from slimdown.stats.serialization import to_plain
 from slimdown.utils.errors import ConfigError
 
 

@@ -25,10 +25,11 @@ from slimdown.evaluation.harness_results import (
     read_task_samples,
     summarize_samples,
 )
-from slimdown.evaluation.question_order import block_ends, order_questions
+from slimdown.evaluation.question_order import order_questions
 from slimdown.evaluation.results import BenchmarkEvaluation, Sample
 from slimdown.evaluation.tasks import BenchmarkTask
 from slimdown.models.base_model import LoadedModel
+from slimdown.stats.sequential import block_ends
 from slimdown.utils.errors import ConfigError, DataError, ModelError
 
 # Forward batches per chunk: a chunk is what is kept on disk at once, and what a killed evaluation

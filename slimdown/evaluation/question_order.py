@@ -1,30 +1,7 @@
-"""The order in which a benchmark's questions are asked, and the blocks that they are asked in.
-
-Both depend on the questions alone. Base and tuned model, stopped early or not, get the same blocks,
-so that half precision rounds alike. No torch.
-"""
+"""The order in which a benchmark's questions are asked. It depends on the questions alone."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from math import ceil, sqrt
-
-FIRST_BLOCK = 32  # questions; fewer seldom decide anything
-GROWTH = 1.4  # of all asked so far, so at most two sevenths are asked in vain
-
-
-def block_ends(n: int) -> tuple[int, ...]:
-    """How many of `n` questions have been asked after each block; the last is `n`.
-
-    A last block that would hold few questions is joined to the one before.
-
-    >>> block_ends(20), block_ends(100)
-    ((20,), (32, 45, 63, 100))
-    """
-    ends, size = [], FIRST_BLOCK
-    while size * sqrt(GROWTH) < n:
-        ends.append(size)
-        size = ceil(size * GROWTH)
-    return (*ends, n)
 
 
 def order_questions(questions: Mapping[str, Sequence[str]]) -> list[tuple[str, int]]:
@@ -52,5 +29,5 @@ def order_questions(questions: Mapping[str, Sequence[str]]) -> list[tuple[str, i
 
 
 def _hash(task: str, text: str) -> str:
-    # Salted: stats/holdout.py splits the same questions by a hash of its own, independent of this.
+    # Salted: judging/holdout.py splits the same questions by a hash that is independent of this.
     return hashlib.sha256(f"order\n{task}\n{text}".encode()).hexdigest()

@@ -122,7 +122,7 @@ class Evaluation:
     backend: str  # the code that scored, and its batch size
     seconds: float
     peak_bytes: float = nan  # the most that was held meanwhile
-    part: str = ""  # which of the questions, where not all: see stats/holdout.py
+    part: str = ""  # which of the questions, where not all: see judging/holdout.py
     # What else must be equal for two evaluations to be compared; see lm_eval_logs.py.
     conditions: Mapping[str, str] = field(default_factory=dict)
 

@@ -5,16 +5,16 @@ from dataclasses import replace
 from math import isfinite, isnan
 from typing import Any
 
+from slimdown.comparison.equal_learning import EqualLearning
+from slimdown.comparison.run_comparison import Comparison, Configuration
+from slimdown.comparison.run_order import series_by_setting
+from slimdown.comparison.scaling import ScaledFindings, build_simultaneous_curves
+from slimdown.comparison.trials import TrialOutcome
 from slimdown.report import text
 from slimdown.report.findings_report import make_change_cell
 from slimdown.report.formatting import EMPTY, format_count, format_number, format_points
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
-from slimdown.stats.equal_learning import EqualLearning
-from slimdown.stats.run_comparison import Comparison, Configuration
-from slimdown.stats.run_order import series_by_setting
-from slimdown.stats.scaling import ScaledFindings, build_simultaneous_curves
 from slimdown.stats.seeds import SeedMean
-from slimdown.stats.trials import TrialOutcome
 
 _OF_MEAN = ("value", "standard_error", "low", "high", "sd_over_seeds")
 

@@ -19,11 +19,11 @@ from rich.table import Column
 from rich.text import Text
 
 from slimdown.config.schema import OnProgress, default_store
+from slimdown.judging.budgets import BudgetCheck, overall_outcome
 from slimdown.report import text
 from slimdown.report.findings_report import budgets_table, findings_table
 from slimdown.report.formatting import encodable, format_duration, visible
 from slimdown.report.tables import PLAIN_WIDTH, Table, print_table
-from slimdown.stats.budgets import BudgetCheck, overall_outcome
 from slimdown.utils.secrets import redact
 
 LOG_SECONDS = 30.0  # between two lines of a log

@@ -13,11 +13,11 @@ from math import isfinite
 from typing import Any
 from unittest.mock import patch
 
+from slimdown.comparison.run_comparison import Configuration
+from slimdown.judging.findings import Findings
 from slimdown.report.formatting import format_number, visible
 from slimdown.report.looks import get_look
 from slimdown.stats.estimates import Estimate
-from slimdown.stats.findings import Findings
-from slimdown.stats.run_comparison import Configuration
 
 # matplotlib raises at import where MPLBACKEND names no backend, and nothing here uses one:
 # https://github.com/matplotlib/matplotlib/blob/v3.10.0/lib/matplotlib/__init__.py#L1316

@@ -7,12 +7,12 @@ from xml.etree import ElementTree
 
 from slimdown.config.schema import Role
 from slimdown.evaluation.results import Evaluation
+from slimdown.judging.budgets import BudgetCheck
+from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.report import formatting, text
 from slimdown.report.formatting import format_count, format_number, format_points, visible
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
-from slimdown.stats.budgets import BudgetCheck
 from slimdown.stats.estimates import Estimate
-from slimdown.stats.findings import BenchmarkChange, Findings
 from slimdown.stats.likelihood import ALPHA
 
 

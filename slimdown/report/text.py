@@ -6,12 +6,12 @@ from math import isnan
 from slimdown.config.keep_config import Keep
 from slimdown.config.schema import PaperMetric, Role, RunConfig
 from slimdown.evaluation.results import Metric
+from slimdown.judging.budgets import BudgetCheck
+from slimdown.judging.findings import BenchmarkChange, Findings
+from slimdown.judging.losses import ChoiceShift
 from slimdown.report import formatting
 from slimdown.report.formatting import format_number, format_percent, format_points, pluralize
-from slimdown.stats.budgets import BudgetCheck
 from slimdown.stats.estimates import Estimate
-from slimdown.stats.findings import BenchmarkChange, Findings
-from slimdown.stats.losses import ChoiceShift
 from slimdown.training.result import TrainingResult
 
 CAUSES = {

@@ -1,6 +1,5 @@
-"""Judge answers before and after, with verdicts and intervals. No torch, no MLflow, no files.
+"""Numbers in, numbers out: estimates, the one test, looks, power. Imports nothing of ours.
 
-Entry points: `findings.judge`, `budgets.check_budgets`, `run_comparison.compare_runs`. Every number
-here has a simulation in docs/studies/statistics.md: if you change a test, run `python -m
-bench.statistics` again.
+Every number here has a simulation in docs/studies/statistics.md: if you change a test, run `python
+-m bench.statistics` again.
 """

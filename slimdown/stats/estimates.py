@@ -14,9 +14,8 @@ from math import isnan, nan, sqrt
 import numpy as np
 import scipy
 
-from slimdown.evaluation.question_order import block_ends
 from slimdown.stats.likelihood import ALPHA, EmpiricalLikelihoodTest
-from slimdown.stats.sequential import Floats
+from slimdown.stats.sequential import Floats, block_ends
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ docs/studies/statistics.md says what is guaranteed.
 
 from functools import lru_cache
 from itertools import pairwise
-from math import log, pi, sqrt
+from math import ceil, log, pi, sqrt
 
 import numpy as np
 import scipy
@@ -17,12 +17,30 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+FIRST_BLOCK = 32  # questions; fewer seldom decide anything
+GROWTH = 1.4  # of all asked so far, so at most two sevenths are asked in vain
 EARLY_SHARE = 0.6  # of the error, for the looks before all questions are asked
 _MIDDLE, _WIDTH = 1300, 1.0  # questions, and in logarithms: the bell by which these looks share it
 _TOO_NEAR = 1.05  # a look that adds fewer than a twentieth counts as independent of the one before
 _FAR = 9.0  # standard errors below which nothing lies
 _LOG_RATIOS = np.linspace(log(1e-15), 0.0, 60)
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(96)  # of an integral from -1 to 1
+
+
+def block_ends(n: int) -> tuple[int, ...]:
+    """How many of `n` questions have been asked after each block; the last is `n`.
+
+    Base and tuned model, stopped early or not, get the same blocks, so that half precision rounds
+    alike. A last block that would hold few questions is joined to the one before.
+
+    >>> block_ends(20), block_ends(100)
+    ((20,), (32, 45, 63, 100))
+    """
+    ends, size = [], FIRST_BLOCK
+    while size * sqrt(GROWTH) < n:
+        ends.append(size)
+        size = ceil(size * GROWTH)
+    return (*ends, n)
 
 
 def share_error(plan: tuple[int, ...]) -> Floats:

@@ -19,9 +19,9 @@ from hydra.core.hydra_config import HydraConfig
 
 from slimdown.config.naming import run_name
 from slimdown.config.schema import TRAINING, default_store
+from slimdown.judging.serialization import from_plain, to_plain
 from slimdown.report import console
 from slimdown.report.text import describe_run
-from slimdown.stats.serialization import from_plain, to_plain
 from slimdown.sweep.command_line import ComposedRun
 from slimdown.tracking.metric_names import describe_headline
 from slimdown.tracking.provenance import RunInfo

@@ -13,15 +13,15 @@ import optuna
 from hydra.core.override_parser.types import Transformer
 from optuna.trial import Trial, TrialState
 
+from slimdown.comparison.run_comparison import compare_runs
+from slimdown.comparison.trials import summarize_trial
 from slimdown.config.fields import find_setting
 from slimdown.config.schema import RunConfig
 from slimdown.config.search_config import DimensionConfig
+from slimdown.judging.budgets import check_budgets
+from slimdown.judging.findings import judge_held_out
 from slimdown.report import console
 from slimdown.report.comparison_page import render_comparison_page, search_table
-from slimdown.stats.budgets import check_budgets
-from slimdown.stats.findings import judge_held_out
-from slimdown.stats.run_comparison import compare_runs
-from slimdown.stats.trials import summarize_trial
 from slimdown.sweep.command_line import CommandLine, CommandPlan, ComposedRun, compose_runs
 from slimdown.sweep.jobs import JobOutcome, JobState
 from slimdown.tracking.resume import run_key

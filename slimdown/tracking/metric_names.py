@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from slimdown.config.schema import PaperMetric
 
 if TYPE_CHECKING:
-    from slimdown.stats.findings import Findings
+    from slimdown.judging.findings import Findings
 
 
 class Tag(StrEnum):

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from slimdown.comparison.run_records import RunRecord
 from slimdown.config.keep_config import Keep
 from slimdown.config.naming import flatten
 from slimdown.config.schema import ModelConfig, RunConfig, TrackingConfig
 from slimdown.evaluation.evaluation_cache import MEASUREMENT_VERSION
-from slimdown.stats.run_records import RunRecord
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
 from slimdown.tracking.provenance import PACKAGES, find_version, name_machine

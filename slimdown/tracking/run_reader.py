@@ -16,13 +16,13 @@ from urllib.parse import unquote, urlsplit
 from hydra import compose
 from omegaconf import OmegaConf
 
+from slimdown.comparison.run_records import RunRecord
+from slimdown.comparison.scaling import ScaledFindings
 from slimdown.config.fields import nearest
 from slimdown.config.loader import load_config, open_hydra, read_recorded
 from slimdown.config.schema import TRAINING, Backend, ResolvedBenchmark, RunConfig, TrackingConfig
 from slimdown.evaluation.results import Evaluation
-from slimdown.stats.findings import Findings
-from slimdown.stats.run_records import RunRecord
-from slimdown.stats.scaling import ScaledFindings
+from slimdown.judging.findings import Findings
 from slimdown.tracking import store
 from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import DataError, TrackingError

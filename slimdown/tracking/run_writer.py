@@ -15,7 +15,7 @@ from mlflow.entities import Metric, Param, RunTag
 from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.samples import write_samples
-from slimdown.stats.findings import Findings
+from slimdown.judging.findings import Findings
 from slimdown.tracking import resume, runs_page, store
 from slimdown.tracking.base_evaluations import RecordedEvaluations
 from slimdown.tracking.metric_names import Tag, collect_finding_metrics, describe_headline

@@ -28,7 +28,7 @@ from record_builders import (
 from slimdown.commands import compare
 from slimdown.config.loader import load_config, open_hydra
 from slimdown.config.schema import Role, RunConfig, TrackingConfig, default_store
-from slimdown.stats.findings import judge
+from slimdown.judging.findings import judge
 from slimdown.tracking.run_reader import add_artifacts, find_run
 from slimdown.tracking.run_writer import open_run
 

@@ -32,12 +32,12 @@ from slimdown.config.schema import BenchmarkConfig, Role
 from slimdown.evaluation import evaluation_cache
 from slimdown.evaluation.backend import choose_backend
 from slimdown.evaluation.evaluator import Evaluator
-from slimdown.evaluation.question_order import block_ends
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.evaluation.tasks import load_tasks
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import wrap_model
 from slimdown.pocket import MODEL_DIR, TASKS_DIR
+from slimdown.stats.sequential import block_ends
 from slimdown.utils.errors import ConfigError, DataError, ModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

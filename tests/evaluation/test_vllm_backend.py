@@ -17,8 +17,8 @@ from tiny_benchmarks import make_prompts
 from slimdown.config.schema import RunConfig
 from slimdown.evaluation.vllm_backend import check_adapter, open_vllm
 from slimdown.experiment import run_experiment
+from slimdown.judging.findings import Findings
 from slimdown.models.base_model import LoadedModel, load_base_model
-from slimdown.stats.findings import Findings
 from slimdown.tracking.provenance import RunInfo
 from slimdown.utils.devices import count_gpus
 from slimdown.utils.errors import ConfigError, ModelError

@@ -9,7 +9,7 @@ from builders import make_benchmark, make_choice, make_evaluation, make_sample
 
 from slimdown.config.schema import PaperMetric, Role
 from slimdown.evaluation.results import BenchmarkEvaluation
-from slimdown.stats.findings import Findings, judge
+from slimdown.judging.findings import Findings, judge
 from slimdown.training.result import StepLog, TrainingResult
 
 TRAINING = TrainingResult(

@@ -6,6 +6,9 @@ import pytest
 from builders import make_run
 from report_builders import Role, judge_pairs, written
 
+from slimdown.comparison.run_comparison import Comparison, compare_runs
+from slimdown.comparison.run_records import RunRecord
+from slimdown.comparison.trials import TrialOutcome
 from slimdown.report.comparison_page import (
     comparison_table,
     noise_table,
@@ -13,9 +16,6 @@ from slimdown.report.comparison_page import (
     search_table,
 )
 from slimdown.report.tables import write_table
-from slimdown.stats.run_comparison import Comparison, compare_runs
-from slimdown.stats.run_records import RunRecord
-from slimdown.stats.trials import TrialOutcome
 
 
 def make_ranked_run(rank: int, seed: int, n_lost: int) -> RunRecord:

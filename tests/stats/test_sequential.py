@@ -11,13 +11,13 @@ from builders import draw_scores
 from scipy.special import ndtr
 from scipy.stats import binom
 
-from slimdown.evaluation.question_order import block_ends
 from slimdown.stats.estimates import Difference, Sampling, compare_scores
 from slimdown.stats.likelihood import likelihood_p_values
 from slimdown.stats.sequential import (
     _LOG_RATIOS,
     _chance_of_any,
     _log_chances,
+    block_ends,
     combine_looks,
     share_error,
 )

@@ -13,11 +13,11 @@ import joblib
 import pytest
 from builders import make_benchmark, make_evaluation, make_run
 
+from slimdown.comparison.run_records import RunRecord
 from slimdown.config.schema import Role, RunConfig
 from slimdown.config.search_config import DimensionConfig
+from slimdown.judging.findings import judge
 from slimdown.run import main
-from slimdown.stats.findings import judge
-from slimdown.stats.run_records import RunRecord
 from slimdown.sweep.command_line import (
     CommandLine,
     CommandPlan,

@@ -23,10 +23,10 @@ from slimdown.config.schema import RunConfig
 from slimdown.data.training_data import load_training_data
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.tasks import load_tasks
+from slimdown.judging.findings import judge
 from slimdown.models.adapters import attach_adapter
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.models.causal import eval_mode
-from slimdown.stats.findings import judge
 from slimdown.training import sft
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import StepLog

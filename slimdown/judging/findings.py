@@ -15,7 +15,13 @@ import numpy as np
 
 from slimdown.config.schema import PaperMetric, Role
 from slimdown.evaluation.results import Evaluation
-from slimdown.stats.behaviour import Trait, compare_behaviour
+from slimdown.judging.behaviour import Trait, compare_behaviour
+from slimdown.judging.forgetting_rate import forgetting_rate
+from slimdown.judging.holdout import held_half
+from slimdown.judging.losses import LossBreakdown, break_down_losses
+from slimdown.judging.overall import average_changes
+from slimdown.judging.pairing import Pair, pair_evaluations
+from slimdown.judging.serialization import FORMAT, NOT_RECORDED, from_plain, to_plain
 from slimdown.stats.estimates import (
     Difference,
     Estimate,
@@ -24,15 +30,9 @@ from slimdown.stats.estimates import (
     estimate_mean,
     holm,
 )
-from slimdown.stats.forgetting import forgetting_rate
-from slimdown.stats.holdout import held_half
 from slimdown.stats.likelihood import ALPHA
-from slimdown.stats.losses import LossBreakdown, break_down_losses
-from slimdown.stats.overall import average_changes
-from slimdown.stats.pairing import Pair, pair_evaluations
 from slimdown.stats.power import minimum_detectable_change, n_to_decide
 from slimdown.stats.sequential import Floats
-from slimdown.stats.serialization import FORMAT, NOT_RECORDED, from_plain, to_plain
 from slimdown.training.result import TrainingResult
 from slimdown.utils.errors import DataError
 from slimdown.utils.files import check_format

@@ -9,7 +9,7 @@ from math import sqrt
 import pytest
 
 from slimdown.config.schema import PaperMetric
-from slimdown.stats.findings import paper_value
+from slimdown.judging.findings import paper_value
 
 N = {"gsm8k": 1319, "hellaswag": 10042, "mmlu_cs": 100}
 

@@ -2,10 +2,10 @@
 
 from slimdown.config.schema import RunConfig, Until
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, StopRule
-from slimdown.stats.budgets import Outcome, decide_outcomes, default_budgets
+from slimdown.judging.budgets import Outcome, decide_outcomes, default_budgets
+from slimdown.judging.findings import Verdict, decide_verdicts
+from slimdown.judging.pairing import pair_benchmark
 from slimdown.stats.estimates import compare_scores
-from slimdown.stats.findings import Verdict, decide_verdicts
-from slimdown.stats.pairing import pair_benchmark
 
 
 def stopping_rule(config: RunConfig, base: Evaluation) -> StopRule | None:

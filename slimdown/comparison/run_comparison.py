@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from math import isfinite, nan
 from statistics import NormalDist, fmean
 
+import numpy as np
+
+from slimdown.comparison.run_records import RunRecord
 from slimdown.config.schema import TRAINING, Role
-from slimdown.stats.findings import Verdict, decide_verdicts
-from slimdown.stats.run_records import RunRecord
-from slimdown.stats.seeds import SeedMean, average_seeds
+from slimdown.judging.findings import BenchmarkChange, Verdict, decide_verdicts
+from slimdown.stats.estimates import to_weighted
+from slimdown.stats.seeds import SeedMean, split_noise
+from slimdown.stats.sequential import Floats
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,41 @@ def correct_verdicts(runs: Sequence[RunRecord]) -> dict[tuple[str, str], Verdict
         key: cell.verdict if len(runs) == 1 or verdict is cell.verdict else Verdict.undecided
         for (key, cell), (verdict, _, _) in zip(cells.items(), decided, strict=True)
     }
+
+
+def average_seeds(*benchmarks: Sequence[BenchmarkChange]) -> SeedMean:
+    """Average the changes of several runs, of one benchmark or as the mean of several.
+
+    A bad seed is bad on all benchmarks, so the mean over the benchmarks is taken seed by seed.
+    Benchmarks with as many questions are added question by question: where they ask the same, their
+    errors add up.
+
+    Args:
+        benchmarks: Of each benchmark, the change of each run; the same runs in the same order.
+
+    Returns:
+        The mean; without an interval where a benchmark's questions differ between the runs or its
+        evaluation may have stopped early.
+    """
+    differences = [[change.primary.difference for change in changes] for changes in benchmarks]
+    if [len(changes) for changes in benchmarks] == [1]:
+        return SeedMean(**vars(differences[0][0].estimate))
+    values = [[d.value for d in of_runs] for of_runs in differences]
+    if len({len(of_runs) for of_runs in values}) != 1:  # or there is no benchmark
+        return SeedMean(fmean(map(fmean, values)) if values else nan, nan, nan, nan)
+    hashes = [{change.question_hash for change in changes} for changes in benchmarks]
+    if max(map(len, hashes)) > 1 or any(changes[0].n_available for changes in benchmarks):
+        by_seed = np.mean(values, axis=0)
+        return SeedMean(float(by_seed.mean()), nan, nan, nan, float(by_seed.std(ddof=1)))
+    parts: dict[int, Floats] = {}  # by number of questions
+    steps: dict[int, float] = {}
+    for of_runs in differences:
+        rows = np.array([to_weighted(d.changes, d.sampling) for d in of_runs]) / len(benchmarks)
+        is_binary = all(d.is_binary for d in of_runs)
+        n = rows.shape[1]
+        parts[n] = parts.get(n, np.zeros_like(rows)) + rows
+        steps[n] = steps.get(n, 0.0) + is_binary / len(benchmarks)
+    return split_noise(*parts.values(), steps=list(steps.values()))
 
 
 def winners_curse(n: int) -> tuple[float, float]:

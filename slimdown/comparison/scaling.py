@@ -7,9 +7,9 @@ interpolating the weights of both (WiSE-FT, Wortsman et al. 2021, arXiv 2109.019
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from slimdown.stats.budgets import check_budgets
+from slimdown.judging.budgets import check_budgets
+from slimdown.judging.findings import Findings
 from slimdown.stats.estimates import Estimate
-from slimdown.stats.findings import Findings
 from slimdown.stats.likelihood import ALPHA
 
 

@@ -7,8 +7,8 @@ import pytest
 from builders import COLOURS, make_benchmark, make_choice, make_evaluation, make_sample, stop_early
 
 from slimdown.evaluation.results import BenchmarkEvaluation
-from slimdown.stats.losses import LossBreakdown, break_down_losses
-from slimdown.stats.pairing import pair_evaluations
+from slimdown.judging.losses import LossBreakdown, break_down_losses
+from slimdown.judging.pairing import pair_evaluations
 
 STEPS = "There are 3 boxes of 6 pens, so there are 3 * 6 = 18 pens in all. The answer is 18"
 WRONG = "There are 3 boxes of 6 pens, so there are 3 + 6 = 9 pens in all. The answer is 9"

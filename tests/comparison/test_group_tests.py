@@ -10,8 +10,8 @@ import pytest
 from builders import judge_scores, make_run, make_scores
 from scipy.stats import t, ttest_ind
 
-from slimdown.stats.group_tests import compare_seeds, describe_groups, seeds_to_show
-from slimdown.stats.run_comparison import compare_runs
+from slimdown.comparison.group_tests import compare_seeds, describe_groups, seeds_to_show
+from slimdown.comparison.run_comparison import compare_runs
 
 
 def describe(losts: dict[int, list[int]], validation: float = 0.0, **params: str) -> str:

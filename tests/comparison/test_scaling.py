@@ -4,7 +4,7 @@ import pytest
 from builders import judge_scores, make_scores
 
 from slimdown.commands.scale import read_scales
-from slimdown.stats.scaling import ScaledFindings, build_simultaneous_curves, choose_scale
+from slimdown.comparison.scaling import ScaledFindings, build_simultaneous_curves, choose_scale
 from slimdown.utils.errors import ConfigError
 
 LOST = {0.25: 2, 0.5: 40, 0.75: 10, 1.0: 90}  # of 1,000 questions

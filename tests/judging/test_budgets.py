@@ -6,9 +6,9 @@ import pytest
 from builders import judge_scores, make_benchmark, make_evaluation, make_scores, stop_early
 
 from slimdown.config.schema import Role
+from slimdown.judging.budgets import Outcome, check_budgets, overall_outcome, read_budgets
+from slimdown.judging.findings import Findings, judge
 from slimdown.report.findings_report import write_junit
-from slimdown.stats.budgets import Outcome, check_budgets, overall_outcome, read_budgets
-from slimdown.stats.findings import Findings, judge
 from slimdown.utils.errors import ConfigError
 
 COUNTS = {

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import isnan
 
 from slimdown.config.schema import Role
-from slimdown.stats.findings import Findings
+from slimdown.judging.findings import Findings
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import pytest
 from builders import draw_scores
 from hypothesis import given, settings, strategies as st
 
+from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.stats.estimates import Sampling
-from slimdown.stats.forgetting import forgetting_rate
 
 
 def halves(n_right: int, n: int = 100) -> np.ndarray:

@@ -6,8 +6,8 @@ from math import isnan
 import pytest
 from builders import make_benchmark, make_choice, make_evaluation, make_sample
 
-from slimdown.stats.behaviour import Trait
-from slimdown.stats.findings import judge
+from slimdown.judging.behaviour import Trait
+from slimdown.judging.findings import judge
 
 TEXTS = [
     ("The answer is four", "Four"),

@@ -7,8 +7,8 @@ from builders import make_benchmark, make_evaluation, make_scores, stop_early
 
 from slimdown.config.schema import Role
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
+from slimdown.judging.findings import judge
 from slimdown.stats.estimates import Estimate, compare_scores
-from slimdown.stats.findings import judge
 
 Scores = tuple[list[float], list[float]]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from slimdown.stats.findings import BenchmarkChange, Findings
+from slimdown.judging.findings import BenchmarkChange, Findings
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from builders import make_benchmark, make_evaluation
 
+from slimdown.comparison.equal_learning import LearningCurve, build_curve, compare_at_equal_learning
+from slimdown.comparison.scaling import ScaledFindings
 from slimdown.config.schema import Role
-from slimdown.stats.equal_learning import LearningCurve, build_curve, compare_at_equal_learning
-from slimdown.stats.findings import judge
-from slimdown.stats.scaling import ScaledFindings
+from slimdown.judging.findings import judge
 from slimdown.utils.errors import ConfigError
 
 N = 200

@@ -15,11 +15,21 @@ from builders import (
     stop_early,
 )
 
+from slimdown.comparison.run_comparison import (
+    Comparison,
+    compare_runs,
+    correct_verdicts,
+    winners_curse,
+)
+from slimdown.comparison.run_order import (
+    parse_setting,
+    series_by_setting,
+    sort_by_setting,
+    sort_rows,
+)
+from slimdown.comparison.trials import summarize_trial
 from slimdown.config.schema import Role
-from slimdown.stats.findings import Verdict, judge
-from slimdown.stats.run_comparison import Comparison, compare_runs, correct_verdicts, winners_curse
-from slimdown.stats.run_order import parse_setting, series_by_setting, sort_by_setting, sort_rows
-from slimdown.stats.trials import summarize_trial
+from slimdown.judging.findings import Verdict, judge
 from slimdown.utils.errors import ConfigError
 
 LOST = judge_scores(*make_scores(300, 60, 10, 230))

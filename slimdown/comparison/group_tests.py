@@ -13,12 +13,12 @@ from math import ceil, inf, sqrt
 import numpy as np
 import scipy
 
+from slimdown.comparison.run_comparison import Comparison
+from slimdown.comparison.run_records import RunRecord
 from slimdown.config.schema import Role
 from slimdown.stats.estimates import holm
 from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import POWER
-from slimdown.stats.run_comparison import Comparison
-from slimdown.stats.run_records import RunRecord
 
 _LOSS = "validation loss"
 ENOUGH_SEEDS = 5  # of each group, to tell how much it varies

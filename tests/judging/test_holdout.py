@@ -4,8 +4,8 @@ import pytest
 from builders import make_benchmark, make_evaluation, make_scores, stop_early
 
 from slimdown.evaluation.results import Evaluation
-from slimdown.stats.findings import judge, judge_pair
-from slimdown.stats.holdout import held_half, open_half
+from slimdown.judging.findings import judge, judge_pair
+from slimdown.judging.holdout import held_half, open_half
 from slimdown.utils.errors import DataError
 
 BASE, TUNED = make_scores(600, 100, 60, 240)

@@ -12,9 +12,9 @@ from math import nan
 
 import numpy as np
 
+from slimdown.comparison.scaling import ScaledFindings
 from slimdown.config.schema import Role
 from slimdown.stats.estimates import to_weighted
-from slimdown.stats.scaling import ScaledFindings
 from slimdown.stats.seeds import SeedMean, split_noise
 from slimdown.stats.sequential import Floats
 from slimdown.utils.errors import ConfigError

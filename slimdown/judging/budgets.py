@@ -8,8 +8,8 @@ from math import nan
 
 from slimdown.config.fields import nearest
 from slimdown.config.schema import BenchmarkConfig, Role
+from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.stats.estimates import Difference, holm
-from slimdown.stats.findings import BenchmarkChange, Findings
 from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import n_to_decide
 from slimdown.utils.errors import ConfigError

@@ -9,9 +9,9 @@ from math import nan
 
 import numpy as np
 
+from slimdown.judging.pairing import Pair
 from slimdown.stats.estimates import Difference, Estimate, Sampling, compare_scores, to_weighted
 from slimdown.stats.likelihood import ALPHA
-from slimdown.stats.pairing import Pair
 
 
 def average_changes(measured: Sequence[tuple[Pair, Difference]]) -> Estimate:

@@ -17,11 +17,12 @@ from builders import (
 )
 
 from slimdown.config.schema import PaperMetric, Role, RunConfig, Until
-from slimdown.evaluation.question_order import block_ends, order_questions
+from slimdown.evaluation.question_order import order_questions
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
-from slimdown.stats.budgets import Outcome, check_budgets
-from slimdown.stats.findings import Counts, Findings, Verdict, judge
-from slimdown.stats.stopping import stopping_rule
+from slimdown.judging.budgets import Outcome, check_budgets
+from slimdown.judging.findings import Counts, Findings, Verdict, judge
+from slimdown.judging.stopping import stopping_rule
+from slimdown.stats.sequential import block_ends
 from slimdown.utils.errors import DataError
 
 

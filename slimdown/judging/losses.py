@@ -11,9 +11,9 @@ from itertools import compress
 import numpy as np
 
 from slimdown.evaluation.results import Sample
+from slimdown.judging.pairing import Pair
+from slimdown.judging.serialization import NOT_RECORDED
 from slimdown.stats.estimates import compare_scores, estimate_mean
-from slimdown.stats.pairing import Pair
-from slimdown.stats.serialization import NOT_RECORDED
 
 # An answer with fewer words than this share of the base's, which was right, has stopped early.
 _SHORT = 0.5

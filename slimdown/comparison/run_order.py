@@ -3,11 +3,10 @@
 from dataclasses import replace
 from math import isfinite
 
+from slimdown.comparison.run_comparison import Comparison, Configuration, average_seeds
 from slimdown.config.fields import nearest
+from slimdown.judging.findings import BenchmarkChange
 from slimdown.stats.estimates import Estimate
-from slimdown.stats.findings import BenchmarkChange
-from slimdown.stats.run_comparison import Comparison, Configuration
-from slimdown.stats.seeds import average_seeds
 from slimdown.utils.errors import ConfigError
 
 SortValue = float | str | None

@@ -7,9 +7,9 @@ import pytest
 from builders import judge_scores, make_benchmark, make_evaluation, make_run, stop_early
 from statsmodels.regression.mixed_linear_model import MixedLM
 
-from slimdown.stats.findings import judge
-from slimdown.stats.run_comparison import compare_runs
-from slimdown.stats.seeds import average_seeds, split_noise
+from slimdown.comparison.run_comparison import average_seeds, compare_runs
+from slimdown.judging.findings import judge
+from slimdown.stats.seeds import split_noise
 
 
 def test_training_that_differs_from_seed_to_seed_is_seen_beside_the_questions() -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import nan
 from unicodedata import name as unicode_name
 
+from slimdown.judging.pairing import Pair
 from slimdown.stats.estimates import compare_scores, to_array, to_weighted
-from slimdown.stats.pairing import Pair
 
 # An answer that holds one of these refuses; the page shows them.
 REFUSALS = (
