@@ -4,13 +4,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from slimdown import __version__
 from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
+from slimdown.judging.findings import Findings
+from slimdown.judging.serialization import to_plain
 from slimdown.report import findings_report, pages, tables
-from slimdown.stats.findings import Findings
 from slimdown.utils.secrets import redact
 
 _SECTIONS = ("dataset.", "keep.", "lora.", "method.", "quantization.", "train.", "seed")
@@ -69,7 +70,7 @@ def render_model_card(
         "model_card.md.j2",
         **values,
         head=head.to_yaml(),
-        settings=OmegaConf.to_yaml(OmegaConf.create(settings)),
+        settings=yaml.safe_dump(to_plain(settings), sort_keys=False, allow_unicode=True),
         table=tables.write_table(findings_report.findings_table(findings), "markdown"),
         findings=findings,
         version=__version__,
