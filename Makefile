@@ -92,7 +92,7 @@ notebook: $(VENV)/installed ## run docs/examples/trl.ipynb and keep what it show
 	$(BIN)/python tests/test_example_notebook.py
 
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
-	$(BIN)/python -m slimdown.pocket
+	$(BIN)/python -m tools.pocket
 
 .PHONY: help install demo docs lines test test-floor test-newest test-unsloth test-slow test-postgres test-hub check ui compare bench notebook pocket
 .DEFAULT_GOAL := help

@@ -40,9 +40,10 @@ def test_the_wheel_holds_config_pocket_world_and_types(wheel: Path) -> None:
         "slimdown/pocket/tasks/pocket_math.yaml",
         "slimdown/py.typed",
     } <= names
-    assert not [
-        n for n in names if n.startswith(("tests", "conf/", "mlruns", "docs")) or ".env" in n
-    ]
+    outside = ("tests", "conf/", "mlruns", "docs", "tools")
+    assert not [n for n in names if n.startswith(outside) or ".env" in n or "/facts/" in n]
+    code = {n for n in names if n.startswith("slimdown/pocket/") and n.endswith(".py")}
+    assert code == {"slimdown/pocket/__init__.py", "slimdown/pocket/tasks/dataset.py"}
     assert wheel.stat().st_size < 8 * 2**20
 
 

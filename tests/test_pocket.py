@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from slimdown.pocket import DATA_DIR, MODEL_DIR, PACKAGE_DIR, TASKS_DIR
-from slimdown.pocket.__main__ import main, score_model
-from slimdown.pocket.corpus import (
+from tools.pocket.__main__ import main, score_model
+from tools.pocket.corpus import (
     BENCHMARKS,
     generate_benchmark,
     generate_files,
@@ -21,8 +21,8 @@ from slimdown.pocket.corpus import (
     generate_pretraining,
     generate_replay,
 )
-from slimdown.pocket.items import Item, Split
-from slimdown.pocket.word_problems import Step
+from tools.pocket.items import Item, Split
+from tools.pocket.word_problems import Step
 
 N_DOCUMENTS = 150_000  # more than the shipped base's training reads
 HELD_OUT = (Split.TEST, Split.DEV)
@@ -158,7 +158,7 @@ def test_a_task_asks_in_the_words_that_the_base_was_trained_on_from_any_folder(
 def test_a_rebuild_of_few_steps_makes_a_whole_world_in_another_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import slimdown.pocket.corpus as corpus
+    import tools.pocket.corpus as corpus
 
     monkeypatch.setattr(corpus, "N_TEST", 8)
     monkeypatch.setattr(corpus, "N_DEV", 4)

@@ -1,9 +1,9 @@
 """The pocket world: a small language model, its benchmarks and its instruction data, all embedded.
 
-The base model was pretrained by `python -m slimdown.pocket` on texts that this package generates;
-it solves word problems, knows how everyday things are used and some computer science. The
-instruction data teach it to follow instructions about lists of words. docs/pocket.md says what can
-and what cannot be shown with it.
+The base model was pretrained by `python -m tools.pocket` on texts that it generates. It solves word
+problems, knows how everyday things are used and some computer science. The instruction data teach
+it to follow instructions about lists of words. docs/pocket.md says what can and what cannot be
+shown with it.
 """
 
 from pathlib import Path

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from slimdown.pocket.items import Item, split_by_key
-from slimdown.pocket.words import pick_person
+from tools.pocket.items import Item, split_by_key
+from tools.pocket.words import pick_person
 
 N_WRONG = 3
 

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from slimdown.pocket.corpus import SEED, generate_pretraining
-from slimdown.pocket.items import Item
+from tools.pocket.corpus import SEED, generate_pretraining
+from tools.pocket.items import Item
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 VOCAB_SIZE = 2048

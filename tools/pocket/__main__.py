@@ -1,4 +1,4 @@
-"""Rebuilds the pocket world from a seed: `python -m slimdown.pocket`."""
+"""Rebuilds the pocket world from a seed: `python -m tools.pocket`."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slimdown.pocket import PACKAGE_DIR, TASKS_DIR
-from slimdown.pocket.corpus import SEED, save_files
+from tools.pocket.corpus import SEED, save_files
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "bitsandbytes", "lm_eval", "datasets")
 TASKS = ("pocket_math", "pocket_commonsense", "pocket_cs", "pocket_instructions")
@@ -27,11 +27,11 @@ METRICS = {
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line's settings."""
-    parser = argparse.ArgumentParser(prog="python -m slimdown.pocket", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.pocket", description=__doc__)
     parser.add_argument("--seed", type=int, default=SEED, help="of data, tokenizer and weights")
     parser.add_argument("--steps", type=int, help="pretraining steps (default: the shipped base's)")
     parser.add_argument(
-        "--out", type=Path, default=PACKAGE_DIR, help="folder to write (default: this package)"
+        "--out", type=Path, default=PACKAGE_DIR, help="folder to write (default: slimdown/pocket)"
     )
     return parser.parse_args(arguments)
 
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     import torch
 
-    from slimdown.pocket.pretrain import STEPS, pretrain
+    from tools.pocket.pretrain import STEPS, pretrain
 
     # The matrices are too small to share out: a second thread costs more waiting than it saves.
     torch.set_num_threads(1)

@@ -5,11 +5,11 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from slimdown.pocket.computing import make_question, make_statement
-from slimdown.pocket.everyday import make_situation
-from slimdown.pocket.items import Item, Maker, Split, draw, draw_distinct
-from slimdown.pocket.lists import make_instruction, make_list_story
-from slimdown.pocket.word_problems import make_drill, make_word_problem
+from tools.pocket.computing import make_question, make_statement
+from tools.pocket.everyday import make_situation
+from tools.pocket.items import Item, Maker, Split, draw, draw_distinct
+from tools.pocket.lists import make_instruction, make_list_story
+from tools.pocket.word_problems import make_drill, make_word_problem
 
 SEED = 7
 

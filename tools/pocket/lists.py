@@ -10,8 +10,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from slimdown.pocket.items import Item, split_by_key
-from slimdown.pocket.words import LISTED, pick_person
+from tools.pocket.items import Item, split_by_key
+from tools.pocket.words import LISTED, pick_person
 
 
 @dataclass(frozen=True)

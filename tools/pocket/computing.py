@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from slimdown.pocket.items import Item, Split, hash_key
+from tools.pocket.items import Item, Split, hash_key
 
 N_OPTIONS = 4
 

@@ -8,8 +8,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from slimdown.pocket.items import Item, Split, split_by_key
-from slimdown.pocket.words import COUNTED, PEOPLE, Person
+from tools.pocket.items import Item, Split, split_by_key
+from tools.pocket.words import COUNTED, PEOPLE, Person
 
 CONTAINERS = {
     "box": "boxes",
