@@ -16,6 +16,7 @@ from slimdown.report.formatting import EMPTY, format_count, format_number, forma
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
 from slimdown.stats.seeds import SeedMean
 
+_MOST_SEEDS = 8  # that are listed
 _OF_MEAN = ("value", "standard_error", "low", "high", "sd_over_seeds")
 
 
@@ -34,9 +35,9 @@ def comparison_table(
         The table. Its records are named like the settings and metrics of a run, as shares of 1.
     """
     roles = {n: change.role for row in comparison.rows for n, change in row.changes.items()}
-    rows = tuple(_make_row(comparison, row) for row in comparison.rows)
-    if 0 < max_rows < len(rows):
-        rows, notes = rows[:max_rows], (f"--rows 0 shows all {len(rows):,} rows.", *notes)
+    rows = tuple(_make_row(comparison, row) for row in comparison.rows[: max_rows or None])
+    if len(rows) < len(comparison.rows):
+        notes = (f"--rows 0 shows all {len(comparison.rows):,} rows.", *notes)
     columns = [Column("run", max_width=36)]
     columns += [Column("seeds", is_setting=True)] if comparison.grouped else []
     settings: dict[str, Any] = {"max_width": 30, "is_filter": True, "is_setting": True}
@@ -59,7 +60,7 @@ def _make_row(comparison: Comparison, row: Configuration) -> Row:
     identity |= {"experiment": runs[0].experiment, "started": runs[0].started.isoformat()}
     identity |= {"n_seeds": len(runs), "seeds": " ".join(row.seeds)}
     cells = [Cell(f"{row.name} ({row.ids})", values=identity)]
-    cells += [Cell(", ".join(row.seeds))] if comparison.grouped else []
+    cells += [Cell(_describe_seeds(row.seeds))] if comparison.grouped else []
     for key in comparison.params:
         value = row.settings.get(key, "")
         cells.append(Cell(value, sort_key=value or None, values={key: value}))
@@ -68,6 +69,12 @@ def _make_row(comparison: Comparison, row: Configuration) -> Row:
     values = {f"{n}.{k}": getattr(mean, k) for n, mean in means.items() for k in _OF_MEAN}
     mean = Cell(*_format_mean(row.retained), sort_key=row.retained.value, values=values)
     return Row((*cells, mean))
+
+
+def _describe_seeds(seeds: Sequence[str]) -> str:
+    if len(seeds) > _MOST_SEEDS:
+        return f"{seeds[0]} to {seeds[-1]} ({len(seeds):,})"
+    return ", ".join(seeds)
 
 
 def _format_mean(change: SeedMean) -> tuple[str, str]:

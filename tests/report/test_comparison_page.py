@@ -1,5 +1,6 @@
 """Many runs side by side: verdicts that fall become undecided, and the page holds all it needs."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,6 +55,18 @@ def test_a_row_has_its_setting_its_changes_and_the_corrected_verdict(
     }
     assert not any(c == "forgotten" != v for v, c in corrected.items())
     assert f"--rows 0 shows all {len(comparison.rows)} rows." in table.notes
+
+
+@pytest.mark.parametrize(
+    ("n_seeds", "shown"),
+    [(8, "0, 1, 2, 3, 4, 5, 6, 7"), (9, "0 to 8 (9)"), (3000, "0 to 2999 (3,000)")],
+)
+def test_many_seeds_are_told_as_a_range(n_seeds: int, shown: str) -> None:
+    run = make_ranked_run(4, 0, 7)
+    runs = tuple(replace(run, params={**run.params, "seed": str(i)}) for i in range(n_seeds))
+    row = replace(compare_runs([run]).rows[0], runs=runs)
+    table = comparison_table(replace(compare_runs([run]), rows=(row,)))
+    assert shown in [cell.text for cell in table.rows[0].cells]
 
 
 def test_the_page_sorts_and_draws_and_breaks_names_at_underscores(comparison: Comparison) -> None:
