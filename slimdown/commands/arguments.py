@@ -53,6 +53,11 @@ class CommandParser(argparse.ArgumentParser):
         text = f"the store (default: $MLFLOW_TRACKING_URI, else {DEFAULT_STORE})"
         self.add_argument("--tracking-uri", metavar="URI", default=default_store(), help=text)
 
+    def add_rows(self, text: str) -> None:
+        """Add --rows, which cuts a table on the console."""
+        help_text = f"{text}, 0: all (default: 100)"
+        self.add_argument("--rows", type=int, default=100, metavar="N", help=help_text)
+
     def add_output(self) -> None:
         """Add --format, --output and --all."""
         formats = ("table", "markdown", "csv", "json", "html")
@@ -69,6 +74,8 @@ class CommandParser(argparse.ArgumentParser):
     def parse(self, argv: list[str]) -> argparse.Namespace:
         """Parse arguments; where a file is written, `format` is set."""
         options = self.parse_args(argv)
+        if (rows := vars(options).get("rows", 0)) < 0:
+            self.error(f"--rows {rows} must not be negative; 0 shows all")
         if output := vars(options).get("output"):
             if os.path.isdir(output):  # `is_dir` raises where a name is too long
                 self.error(f"-o {output} is a folder; name a file in it")

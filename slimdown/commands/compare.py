@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     add("--sort", metavar="KEY", help="a benchmark, a setting, retained or target; -KEY: down")
     add("--by", metavar="SETTING", help="sort by it, test its values against each other, plot them")
     add("--group-seeds", action=argparse.BooleanOptionalAction, default=True, help=text)
-    add("--rows", type=int, default=100, metavar="N", help="at most so many, 0: all")
+    parser.add_rows("at most so many")
     modes = parser.add_mutually_exclusive_group()
     for mode, text in (
         ("paired", "two RUNs: the answers of both tuned models, one by one"),
@@ -63,8 +63,6 @@ def main(argv: list[str]) -> int:
         i = argv.index("--sort")
         argv = [*argv[:i], f"--sort={argv[i + 1]}", *argv[i + 2 :]]
     options = parser.parse(argv)
-    if options.rows < 0:
-        parser.error(f"--rows {options.rows} must not be negative; 0 shows all")
     is_by_curves = options.mode == "at-equal-learning"
     if is_by_curves and not options.by:
         parser.error("--at-equal-learning compares the values of a setting; name it with --by")

@@ -24,6 +24,7 @@ def main(argv: list[str]) -> int:
     parser.add_list("--experiment", "NAME", "of MLflow (default: all)")
     text = "the runs that one command started"
     parser.add_argument("--sweep", metavar="NAME", default="", help=text)
+    parser.add_rows("at most so many that have ended")
     parser.add_output()
     options = parser.parse(argv)
     return run_command(lambda: _list_runs(options), "The runs cannot be listed:", 1)
@@ -31,8 +32,15 @@ def main(argv: list[str]) -> int:
 
 def _list_runs(options: argparse.Namespace) -> int:
     tracking = open_tracking(options)
+    n_rows = options.rows if options.format in (None, "table") else 0
+    is_running, choice = "attributes.status = 'RUNNING'", (options.experiment, options.sweep)
+    runs = run_reader.find_runs(tracking, *choice, is_running)
+    has_ended, n_read = is_running.replace("=", "!="), n_rows and n_rows + 1
+    ended = run_reader.find_runs(tracking, *choice, has_ended, n_newest=n_read)
+    is_cut = 0 < n_rows < len(ended)
+    more = f"The newest {n_rows:,} that have ended; --rows 0 shows all." if is_cut else ""
     rows = []
-    for run in run_reader.find_runs(tracking, options.experiment, options.sweep):
+    for run in [*runs, *ended[: n_rows or None]]:
         state = run.status.lower()
         if run.status == "RUNNING" and resume.is_abandoned(tracking, run):
             state = "died"
@@ -43,6 +51,5 @@ def _list_runs(options: argparse.Namespace) -> int:
         rows.append({"run_id": run.run_id, "status": state, "started": started, "run": cell})
     if not rows:
         raise TrackingError("no run passes; slimdown status lists all runs of the record")
-    rows.sort(key=lambda row: row["status"] not in ("running", "died"))
-    table = runs_table(rows)
+    table = runs_table(rows, more)
     return put_table(table, options, lambda: write_table(table, "html"))

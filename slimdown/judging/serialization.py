@@ -4,13 +4,15 @@ import base64
 import dataclasses
 import types
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+from numpy.typing import NDArray
 
 FORMAT = 1
 """Of recorded findings. Raised when an older slimdown would misread them; files without a number
@@ -50,29 +52,38 @@ def from_plain(hint: Any, value: Any, room: list[int] | None = None) -> Any:
     Raises:
         ValueError, TypeError, KeyError, AttributeError: it was not made from such a type.
     """
-    room = [_MOST_BYTES] if room is None else room
+    return _make_reader(hint)(value, [_MOST_BYTES] if room is None else room)
+
+
+@cache
+def _make_reader(hint: Any) -> Callable[[Any, list[int]], Any]:
+    """Make what restores values of a type: of a record of many runs most is of the same types."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
-        return value
+        return lambda value, room: value
     if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        return from_plain(next(a for a in arguments if a is not type(None)), value, room)
+        read = _make_reader(next(a for a in arguments if a is not type(None)))
+        return lambda value, room: None if value is None else read(value, room)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        hints = get_type_hints(hint)
-        return hint(**{n: from_plain(hints[n], v, room) for n, v in value.items() if n in hints})
+        fields = {name: _make_reader(one) for name, one in get_type_hints(hint).items()}
+        return lambda value, room: hint(
+            **{name: fields[name](one, room) for name, one in value.items() if name in fields}
+        )
     if origin is np.ndarray:
-        stream = zlib.decompressobj()
-        content = stream.decompress(base64.b64decode(value), room[0] + 1)
-        room[0] -= len(content)
-        if room[0] < 0 or not stream.eof:
-            raise ValueError(f"its arrays are cut short, or above {_MOST_BYTES >> 20} MiB")
-        return np.frombuffer(content, dtype=np.float64)
+        return _unpack
     if origin in (dict, Mapping):
-        return {
-            from_plain(arguments[0], key, room): from_plain(arguments[1], item, room)
-            for key, item in value.items()
-        }
+        read_key, read = map(_make_reader, arguments)
+        return lambda value, room: {read_key(k, room): read(v, room) for k, v in value.items()}
     if origin in (tuple, list):
-        return origin(from_plain(arguments[0], item, room) for item in value)
-    return hint(value)  # a number, a text, a path or an enumeration
+        read = _make_reader(arguments[0])
+        return lambda value, room: origin(read(item, room) for item in value)
+    return lambda value, room: hint(value)  # a number, a text, a path or an enumeration
+
+
+def _unpack(packed: str, room: list[int]) -> NDArray[np.float64]:
+    stream = zlib.decompressobj()
+    content = stream.decompress(base64.b64decode(packed), room[0] + 1)
+    room[0] -= len(content)
+    if room[0] < 0 or not stream.eof:
+        raise ValueError(f"its arrays are cut short, or above {_MOST_BYTES >> 20} MiB")
+    return np.frombuffer(content, dtype=np.float64)

@@ -88,6 +88,11 @@ class Difference(Estimate):
         """The standard deviation of one question's change, in points of the whole."""
         return _standard_deviation(to_weighted(self.changes, self.sampling), self.is_binary)
 
+    @cached_property
+    def equivalence(self) -> dict[float, float]:
+        """What `equivalence_p_value` has computed, by margin."""
+        return {}
+
     def p_value_above(self, threshold: float) -> float:
         """Compute the p-value of a true change of `threshold` or less; one-sided."""
         return float(self.test.p_values_above(np.array([threshold]))[0])
@@ -97,11 +102,14 @@ class Difference(Estimate):
         return float(self.test.p_values_below(np.array([threshold]))[0])
 
     def equivalence_p_value(self, margin: float) -> float:
-        """Compute the p-value of a true change of `margin` or more, either way.
+        """Return the p-value of a true change of `margin` or more, either way.
 
         Two one-sided tests (Schuirmann 1987).
         """
-        return max(self.p_value_above(-margin), self.p_value_below(margin))
+        if margin not in self.equivalence:
+            p_value = max(self.p_value_above(-margin), self.p_value_below(margin))
+            self.equivalence[margin] = p_value
+        return self.equivalence[margin]
 
     def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
         """Return the interval of changes that are not ruled out; `low` and `high` are at 5 %.

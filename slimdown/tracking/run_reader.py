@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from slimdown.config.schema import TRAINING, Backend, ResolvedBenchmark, RunConf
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import Findings
 from slimdown.tracking import store
+from slimdown.tracking.findings_cache import FindingsCache
 from slimdown.tracking.metric_names import Tag
 from slimdown.utils.errors import DataError, TrackingError
 from slimdown.utils.files import MOST_BYTES, read_limited
@@ -42,6 +44,7 @@ def find_runs(
     filter_string: str = "",
     with_findings: bool = False,
     kind: str = "tuned",
+    n_newest: int = 0,
 ) -> list[RunRecord]:
     """Return the fine-tuning runs, newest first.
 
@@ -52,19 +55,22 @@ def find_runs(
         filter_string: MLflow's filter language.
         with_findings: Also read findings.json of each finished run.
         kind: See `Tag.kind`; sweeps are of another.
+        n_newest: At most so many; 0: all.
 
     Raises:
         TrackingError: No store, no such experiment, or a filter that MLflow does not understand.
     """
     client = store.open_store(tracking, must_exist=True)
-    condition = f"tags.`{Tag.kind}` = '{kind}'" + (f" and {filter_string}" if filter_string else "")
+    in_sweep = _compare_text(f"tags.`{Tag.sweep}`", sweep) if sweep else ""
+    conditions = [f"tags.`{Tag.kind}` = '{kind}'", in_sweep, filter_string]
+    most = n_newest if n_newest and (in_sweep or not sweep) else _MOST_RUNS
     with store.explain_store_errors(tracking, filter_string):
         names = {str(one.experiment_id): one.name for one in client.search_experiments()}
         if unknown := [name for name in experiments if name not in names.values()]:
             uri, similar = redact_uri(tracking.uri), nearest(unknown[0], sorted(names.values()))
             raise TrackingError(f"there is no experiment {unknown[0]} in {uri}{similar}")
         chosen = [key for key, name in names.items() if not experiments or name in experiments]
-        runs = client.search_runs(chosen, condition, max_results=_MOST_RUNS)
+        runs = client.search_runs(chosen, " and ".join(filter(None, conditions)), max_results=most)
     records = []
     for run in runs:
         info, tags = run.info, dict(run.data.tags)
@@ -97,20 +103,34 @@ def find_run(tracking: TrackingConfig, text: str) -> RunRecord:
     """
     if not text.strip():
         raise TrackingError("RUN is empty; give a run's id, the beginning of it, or its name")
-    runs = find_runs(tracking)
-    matches = [run for run in runs if run.run_id == text] or [r for r in runs if r.name == text]
-    matches = matches or [run for run in runs if run.run_id.startswith(text)]
+    by_id = _find_by_id(tracking, text, "tuned")
+    matches = [run for run in by_id if run.run_id == text]
+    if not matches:
+        runs = find_runs(tracking, filter_string=_compare_text("attributes.run_name", text))
+        matches = [run for run in runs if run.name == text] or by_id
     if not matches:
         problem = f"there is no run {text} in {redact_uri(tracking.uri)}"
         for kind in ("baseline", "sweep"):
-            others = [run.run_id for run in find_runs(tracking, kind=kind)]
-            if run_id := next((one for one in others if one.startswith(text)), ""):
-                problem = f"{run_id} is a {kind} run, and no fine-tuning"
+            if runs := _find_by_id(tracking, text, kind):
+                problem = f"{runs[0].run_id} is a {kind} run, and no fine-tuning"
         raise TrackingError(f"{problem}; slimdown compare lists the runs")
     if len(matches) > 1:
         ids = ", ".join(run.run_id for run in matches[:3])
         raise TrackingError(f"{len(matches)} runs are called {text}; give an id: {ids}")
     return read_findings(tracking, matches)[0]
+
+
+def _find_by_id(tracking: TrackingConfig, beginning: str, kind: str) -> list[RunRecord]:
+    if not re.fullmatch(r"[\w-]+", beginning, re.ASCII):
+        return []
+    runs = find_runs(tracking, filter_string=f"attributes.run_id LIKE '{beginning}%'", kind=kind)
+    return [run for run in runs if run.run_id.startswith(beginning)]  # for LIKE, _ is any letter
+
+
+def _compare_text(key: str, text: str) -> str:
+    """Return a condition in MLflow's language; none for a text that it cannot write."""
+    quote = '"' if "'" in text else "'"
+    return "" if quote in text or "\\" in text else f"{key} = {quote}{text}{quote}"
 
 
 def check_finished(run: RunRecord) -> Findings:
@@ -131,14 +151,14 @@ def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[R
 
     A finished run whose findings cannot be read is returned without, after a line that says why.
     """
-    client = store.open_store(tracking, must_exist=True)
+    client, cache = store.open_store(tracking, must_exist=True), FindingsCache(tracking)
 
     def read(run: RunRecord) -> RunRecord:
         if run.status != "FINISHED":
             return run
         try:
             text = _read_artifact(client, run, "findings.json")
-            return replace(run, findings=Findings.from_dict(json.loads(text)))
+            return replace(run, findings=cache.restore(run.run_id, text))
         except ValueError:
             reason = "is damaged; rerun=true makes the run again"
         except DataError as error:  # whole, and written by another version
@@ -151,7 +171,9 @@ def read_findings(tracking: TrackingConfig, runs: Sequence[RunRecord]) -> list[R
         return run
 
     with ThreadPoolExecutor(_N_THREADS) as threads:
-        return list(threads.map(read, runs))
+        records = list(threads.map(read, runs))
+    cache.save()
+    return records
 
 
 def read_evaluations(tracking: TrackingConfig, run: RunRecord) -> tuple[Evaluation, Evaluation]:
@@ -284,7 +306,7 @@ def _expand_params(params: Mapping[str, str]) -> dict[str, str]:
             continue
         section: Any = None
         with suppress(ValueError):
-            section = json.loads(value)
+            section = json.loads(value) if value.startswith("{") else None
         if isinstance(section, dict):
             settings |= {f"{key}.{name}": str(one) for name, one in section.items()}
         else:

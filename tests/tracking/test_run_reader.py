@@ -9,6 +9,7 @@ import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands_and_runs import call_verb
@@ -16,6 +17,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Param
 from record_builders import Compose, Logs, Patch, record_run, serve_mlflow
 
+from slimdown.comparison.run_comparison import correct_verdicts
+from slimdown.stats.estimates import Difference
 from slimdown.tracking.run_reader import (
     find_run,
     find_runs,
@@ -32,17 +35,77 @@ def test_a_run_is_found_by_id_beginning_or_name(store: MlflowClient, composed: C
     for text in (first, first[:8], "one"):
         assert find_run(config.tracking, text).run_id == first
     record_run(config, "other")
+    quoted = {name: record_run(config, name) for name in ("it's", 'it\'s "x"', "C:\\", "o_her")}
+    for name, run_id in quoted.items():
+        assert find_run(config.tracking, name).run_id == run_id
     base = store.create_run("1", tags={"slimdown.kind": "baseline"}).info.run_id
     for text, message in (
         (base, "is a baseline run, and no fine-tuning; slimdown compare lists"),
         (base[:8], f"{base} is a baseline run, and no fine-tuning"),
         ("other", "2 runs are called other; give an id"),
+        (first[:4].replace(first[1], "_", 1), "there is no run"),
         ("nobody", "there is no run nobody"),
         ("", "RUN is empty"),
     ):
         with pytest.raises(TrackingError, match=message):
             find_run(config.tracking, text)
     assert find_run(config.tracking, second).findings is not None
+
+
+def test_one_run_is_looked_for_and_no_other_is_read(
+    store: MlflowClient, composed: Compose, monkeypatch: Patch
+) -> None:
+    config, n_read = composed(), []
+    first, second = (record_run(config, name) for name in ("one", "two"))
+    search = MlflowClient.search_runs
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        runs = search(*arguments, **options)
+        n_read.append(len(runs))
+        return runs
+
+    monkeypatch.setattr(MlflowClient, "search_runs", count)
+    for text in (first, second[:12], "two"):
+        n_read.clear()
+        assert find_run(config.tracking, text).findings
+        assert sum(n_read) == 1
+    assert len(find_runs(config.tracking, n_newest=1)) == 1
+
+
+def test_findings_are_judged_once_and_again_where_they_changed(
+    store: MlflowClient, composed: Compose, monkeypatch: Patch
+) -> None:
+    config = composed()
+    for name in ("one", "two"):
+        record_run(config, name)
+    first = find_runs(config.tracking, with_findings=True)
+    cache = Path(config.tracking.uri.removeprefix("sqlite:///")).parent / "findings.cache"
+    compute, computed = Difference.p_value_above, []
+
+    def count(difference: Difference, threshold: float) -> float:
+        computed.append(threshold)
+        return compute(difference, threshold)
+
+    monkeypatch.setattr(Difference, "p_value_above", count)
+
+    def read_again() -> int:
+        computed.clear()
+        records = find_runs(config.tracking, with_findings=True)
+        assert correct_verdicts(records) == correct_verdicts(first)
+        return len(computed)
+
+    n_benchmarks = len(config.benchmark)
+    assert read_again() == 0
+    file = Path(first[0].artifact_uri.removeprefix("file://")) / "findings.json"
+    file.write_text(file.read_text() + "\n")
+    assert read_again() == n_benchmarks
+    for damaged in ("", "{", "[]", cache.read_text().replace(":", ";"), '{"x": {"y": "z"}}'):
+        cache.write_text(damaged)
+        assert read_again() == 2 * n_benchmarks
+        assert read_again() == 0
+    cache.unlink()
+    cache.mkdir()  # it cannot be written
+    assert read_again() == 2 * n_benchmarks
 
 
 def test_experiments_sweeps_and_filters_choose(store: MlflowClient, composed: Compose) -> None:
@@ -152,6 +215,7 @@ def test_settings_that_no_run_records_are_refused(
         assert f"config.yaml of run {run.run_id} (one) cannot be read" in str(caught.value)
 
 
+DEEP = '{"a":' * 1180
 # Digits that are too many for a number are a word.
 READABLE = [
     f"UPDATE params SET value = '{'1' * n}' WHERE run_uuid = :id AND key = 'lora.r'"
@@ -163,7 +227,7 @@ READABLE = [
     "change",
     [
         "UPDATE runs SET start_time = 1000000000000000000 WHERE run_uuid = :id",
-        f"UPDATE params SET value = '{'[' * 5900}' WHERE run_uuid = :id AND key = 'lora.r'",
+        f"UPDATE params SET value = '{DEEP}' WHERE run_uuid = :id AND key = 'lora.r'",
         'UPDATE params SET value = \'{"holdout": "nope"}\' '
         "WHERE run_uuid = :id AND key = 'evaluation'",
         *READABLE,
