@@ -1,8 +1,9 @@
 """Fine-tune a small language model with QLoRA and measure what it learned and what it lost.
 
 `measure` asks a model that you loaded, `judge` tests what changed between two measurements, and
-`ForgettingCallback` does both while a `transformers.Trainer` trains. `read_lm_eval` reads the logs
-of lm-evaluation-harness. Each is imported when you use it, since most of them import torch.
+`ForgettingCallback` does both while a `transformers.Trainer` trains. `read_logs` reads the logs of
+lm-evaluation-harness. What you can mend is raised as a `SlimdownError`. Each is imported when you
+use it, since some of them import torch. docs/python.md says what each raises.
 """
 
 from importlib import import_module
@@ -11,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from slimdown.callback import ForgettingCallback as ForgettingCallback
     from slimdown.evaluation.lm_eval_logs import read_lm_eval as read_lm_eval
+    from slimdown.evaluation.results import Evaluation as Evaluation
     from slimdown.notebook import NotebookFindings as Findings, judge as judge, measure as measure  # noqa: F401
+    from slimdown.utils.errors import (
+        ConfigError as ConfigError,
+        DataError as DataError,
+        ModelError as ModelError,
+        SlimdownError as SlimdownError,
+        TrackingError as TrackingError,
+    )
+
+    read_logs = read_lm_eval
 
 __version__ = "0.1.0"
 
@@ -20,8 +31,11 @@ _EXPORTS = {
     "judge": ("notebook", "judge"),
     "Findings": ("notebook", "NotebookFindings"),
     "ForgettingCallback": ("callback", "ForgettingCallback"),
-    "read_lm_eval": ("evaluation.lm_eval_logs", "read_lm_eval"),
+    "Evaluation": ("evaluation.results", "Evaluation"),
+    **dict.fromkeys(["read_logs", "read_lm_eval"], ("evaluation.lm_eval_logs", "read_lm_eval")),
 }
+_ERRORS = ("SlimdownError", "ConfigError", "DataError", "ModelError", "TrackingError")
+_EXPORTS |= {name: ("utils.errors", name) for name in _ERRORS}
 
 
 def __getattr__(name: str) -> Any:
