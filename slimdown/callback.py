@@ -3,14 +3,14 @@
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Unpack
 
 from transformers import TrainerCallback
 
 from slimdown.config.benchmarks import BenchmarkSpec
 from slimdown.evaluation.results import Evaluation
 from slimdown.models.causal import disabled_adapters, has_untouched_base, wrap_model
-from slimdown.notebook import NotebookFindings, build_evaluator, judge
+from slimdown.notebook import NotebookFindings, Prompts, build_evaluator, judge
 from slimdown.utils.errors import ConfigError, ModelError
 
 
@@ -34,9 +34,10 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
             `log(values, step=step)`.
         limit: As `slimdown.measure` takes it; so are the four that follow.
         num_fewshot: Worked examples before each question.
-        apply_chat_template: Ask through the tokenizer's chat template.
+        apply_chat_template: Ask through the tokenizer's chat template, or "auto".
         batch_size: Rows in a forward.
         include_path: A folder with task files of your own.
+        prompts: How models are asked that chat or think, see `slimdown.notebook.Prompts`.
 
     Raises:
         ConfigError: There is no such benchmark or setting.
@@ -53,9 +54,10 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         log: Callable[..., Any] | None = None,
         limit: int | None = None,
         num_fewshot: int | None = None,
-        apply_chat_template: bool = False,
+        apply_chat_template: bool | str = False,
         batch_size: int | None = None,
         include_path: str | None = None,
+        **prompts: Unpack[Prompts],
     ) -> None:
         for name, value, least in (("every", every, 0), ("questions", questions, 1)):
             if not isinstance(value, int) or value < least:
@@ -64,7 +66,7 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         settings = num_fewshot, apply_chat_template, batch_size, include_path
         self._every, self._log_elsewhere = every, log
         self._evaluators = {
-            name: build_evaluator(benchmarks, n_questions, *settings)
+            name: build_evaluator(benchmarks, n_questions, *settings, **prompts)
             for name, n_questions in (("all", limit), ("few", few))
         }
         self._base: dict[str, Evaluation] = {}

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from slimdown.config.loader import read_trained_quantization
-from slimdown.config.schema import Backend, RunConfig
-from slimdown.data.chat_templates import check_prompts
+from slimdown.config.schema import Backend, EvaluationConfig, RunConfig
+from slimdown.data.chat_templates import choose_prompts
 from slimdown.data.contamination import find_contamination
-from slimdown.data.training_data import load_training_data
-from slimdown.evaluation.evaluator import Evaluator
+from slimdown.data.training_data import TrainingData, load_training_data
+from slimdown.evaluation.evaluator import Evaluator, check_room
 from slimdown.evaluation.results import Evaluation
-from slimdown.evaluation.tasks import load_tasks
+from slimdown.evaluation.tasks import BenchmarkTask, load_tasks
 from slimdown.evaluation.vllm_backend import check_adapter
 from slimdown.judging.budgets import Outcome, decide_outcomes, default_budgets
 from slimdown.judging.findings import Findings, judge
@@ -21,7 +21,7 @@ from slimdown.judging.stopping import stopping_rule
 from slimdown.models.adapters import check_base, check_scalable
 from slimdown.models.base_model import LoadedModel, load_base_model, load_base_tokenizer
 from slimdown.models.causal import disabled_adapters
-from slimdown.models.external import fetch_tuned_model, open_tuned_model
+from slimdown.models.external import fetch_tuned_model, open_tuned_model, read_chat_template
 from slimdown.report import console
 from slimdown.report.model_card import render_model_card
 from slimdown.report.run_page import render_run_files
@@ -59,7 +59,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         tasks = load_tasks(config.benchmark, config.evaluation.include_path)
         config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
         tokenizer = load_base_tokenizer(config.model)
-        notes = check_prompts(tokenizer, config.evaluation.apply_chat_template)
+        notes: list[str] = []
         if tuned_model := config.tuned_model:
             trained_on = read_trained_quantization(fetch_tuned_model(tuned_model))
             note = f"Both models are measured with quantization={config.quantization.name}"
@@ -69,6 +69,9 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         else:
             train_data = load_training_data(config.dataset, tokenizer, config.seed, config.keep)
             notes += train_data.notes
+        evaluation, more = decide_prompts(config, tasks, tokenizer, train_data)
+        config, notes = replace(config, evaluation=evaluation), more + notes
+        check_room(tasks, evaluation, outline, tokenizer)
     if "pocket_instructions" in config.dataset and config.model.id != "pocket:model":
         notes.append(
             "Rows, questions and learning rate are those of the pocket world; with model=smollm2 "
@@ -132,6 +135,34 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
     return findings
 
 
+def decide_prompts(
+    config: RunConfig,
+    tasks: dict[str, BenchmarkTask],
+    tokenizer: Any,
+    train_data: TrainingData | None,
+) -> tuple[EvaluationConfig, list[str]]:
+    """Decide how benchmarks are asked, see `choose_prompts`.
+
+    A base without a chat template gets that of the tuned model.
+
+    Args:
+        config: The settings.
+        tasks: The benchmarks.
+        tokenizer: The base's.
+        train_data: The rows; None: nothing is trained, or they hold no conversations.
+
+    Returns:
+        The settings of the evaluation with nothing left to choose, and lines for the user.
+    """
+    is_chat = train_data is not None and train_data.holds_conversations
+    if (tuned := config.tuned_model) and not train_data:
+        template = read_chat_template(fetch_tuned_model(tuned))
+        tokenizer.chat_template = tokenizer.chat_template or template
+        is_chat = template is not None
+    has_reason = is_chat and any(task.generates for task in tasks.values())
+    return choose_prompts(config.evaluation, tokenizer, has_reason)
+
+
 def watch_forgetting(config: RunConfig, base: LoadedModel) -> Look:
     """Ask the base a few fixed questions, and return what asks them again between steps.
 
@@ -170,9 +201,12 @@ def measure_base(config: RunConfig) -> None:
         SlimdownError: The base or a benchmark cannot be had.
     """
     tasks = load_tasks(config.benchmark, config.evaluation.include_path)
-    base = load_base_model(config.model, config.quantization)
+    base, train_data = load_base_model(config.model, config.quantization), None
+    if config.dataset and config.may_hold_conversations:
+        train_data = load_training_data(config.dataset, base.tokenizer, config.seed, config.keep)
+    evaluation, _ = decide_prompts(config, tasks, base.tokenizer, train_data)
     shares = not config.method.facts.learns_prompt
-    evaluator = Evaluator(tasks, config.evaluation, shares)
+    evaluator = Evaluator(tasks, evaluation, shares)
     with console.progress_bar("measuring the base", "questions") as on_progress:
         evaluator.evaluate(base, open_base_cache(config), on_progress=on_progress)
 
@@ -210,13 +244,14 @@ def measure_scales(
     from peft.helpers import rescale_adapter_scale
 
     tasks = load_tasks(config.benchmark, config.evaluation.include_path)
-    rows = None
+    rows = train_data = None
     with console.progress_bar(f"loading {config.model.id}"):
         base = load_base_model(config.model, config.quantization)
         if config.dataset:
             tokenizer, seed, on_cpu = base.tokenizer, config.seed, base.device == "cpu"
             train_data = load_training_data(config.dataset, tokenizer, seed, config.keep)
             rows = tokenize_rows(train_data, tokenizer, config.train, on_cpu, seed)
+        evaluation, _ = decide_prompts(config, tasks, base.tokenizer, train_data)
         external = open_tuned_model(config, base)
         if (folder := external.folder) is None:
             reason = "is a whole model; only an adapter can be scaled"
@@ -225,7 +260,7 @@ def measure_scales(
         if origin not in ("", present := f"{tuned.id}@{tuned.revision}"):
             raise ModelError(f"the run measured {origin}, and there is {present}; measure it anew")
         check_scalable(tuned)
-    evaluator = Evaluator(tasks, config.evaluation)
+    evaluator = Evaluator(tasks, evaluation)
     with (
         console.progress_bar("measuring the base", "questions") as on_progress,
         disabled_adapters(tuned.model),

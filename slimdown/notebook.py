@@ -1,12 +1,12 @@
 """Measure a model before and after your own training, judge the two, and show the findings."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from slimdown.config.benchmarks import BenchmarkSpec, read_benchmarks
-from slimdown.config.fields import find_problems
+from slimdown.config.fields import find_problems, nearest
 from slimdown.config.schema import EvaluationConfig, Until
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import BudgetCheck, Outcome, check_budgets, overall_outcome
@@ -20,6 +20,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from slimdown.evaluation.evaluator import Evaluator
+
+
+class Prompts(TypedDict, total=False):
+    """How models are asked that chat or think; the settings of `slimdown run` by these names."""
+
+    system_instruction: str | None  # a system prompt for all benchmarks
+    chat_template_args: dict[str, Any] | None  # further variables of the chat template
+    enable_thinking: bool | None  # the chat template's own switch
+    think_end_token: str | None  # what ends the thinking, such as </think>; it is cut off
+    max_gen_toks: int | None  # tokens of each generated answer, thinking included
+    stop: list[str] | None  # texts at which each generated answer ends
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,10 +53,11 @@ def measure(
     *,
     limit: int | None = None,
     num_fewshot: int | None = None,
-    apply_chat_template: bool | None = None,
+    apply_chat_template: bool | str | None = None,
     batch_size: int | None = None,
     include_path: str | None = None,
     stock: bool | None = None,
+    **prompts: Unpack[Prompts],
 ) -> MeasuredEvaluation:
     """Ask a loaded model the questions of benchmarks and keep every answer.
 
@@ -63,12 +75,14 @@ def measure(
             out all that follows.
         limit: The first so many questions of each benchmark, as `lm_eval --limit`; None: all.
         num_fewshot: Worked examples before each question; None: each benchmark's own number.
-        apply_chat_template: Ask through the tokenizer's chat template; None: do not.
+        apply_chat_template: Ask through the tokenizer's chat template; "auto": only where answers
+            are generated; None: do not.
         batch_size: Rows in a forward; None: what suits the device.
         include_path: A folder with task files of your own.
         stock: Use nothing but the harness's own model class, which is slower; None: do not. You
             need it for a model that will get an adapter that learns a prompt (prefix or prompt
             tuning).
+        prompts: How models are asked that chat or think, see `Prompts`.
 
     Returns:
         The scores and every answer, by benchmark.
@@ -82,11 +96,10 @@ def measure(
     loaded = wrap_model(model, tokenizer)
     settings = limit, num_fewshot, apply_chat_template, batch_size, include_path, stock
     if isinstance(benchmarks, MeasuredEvaluation):
-        if any(setting is not None for setting in settings):
+        if any(setting is not None for setting in (*settings, *prompts.values())):
             raise ConfigError(
-                "the same questions are asked again, as in the first measurement: leave out limit, "
-                "num_fewshot, apply_chat_template, batch_size, include_path and stock, or name "
-                "benchmarks instead"
+                "the same questions are asked again, as in the first measurement: leave out all "
+                "that follows the benchmarks, or name benchmarks instead"
             )
         evaluator = benchmarks.evaluator
     elif isinstance(benchmarks, Evaluation):
@@ -94,7 +107,7 @@ def measure(
             "benchmarks is an evaluation that measure did not make; give names of benchmarks"
         )
     else:
-        evaluator = build_evaluator(benchmarks, *settings)
+        evaluator = build_evaluator(benchmarks, *settings, **prompts)
     evaluation = evaluator.evaluate(loaded)
     return MeasuredEvaluation(**vars(evaluation), evaluator=evaluator)
 
@@ -103,10 +116,11 @@ def build_evaluator(
     benchmarks: BenchmarkSpec | Iterable[BenchmarkSpec],
     limit: int | None,
     num_fewshot: int | None,
-    apply_chat_template: bool | None = None,
+    apply_chat_template: bool | str | None = None,
     batch_size: int | None = None,
     include_path: str | None = None,
     stock: bool | None = None,
+    **prompts: Unpack[Prompts],
 ) -> "Evaluator":
     """Build what asks benchmarks; the arguments are those of `measure`.
 
@@ -116,12 +130,18 @@ def build_evaluator(
     from slimdown.evaluation.evaluator import Evaluator  # these import torch
     from slimdown.evaluation.tasks import load_tasks
 
+    for name in prompts.keys() - Prompts.__annotations__.keys():
+        raise ConfigError(f"{name} is no argument{nearest(name, list(Prompts.__annotations__))}")
+    max_gen_toks, stop = prompts.pop("max_gen_toks", None), prompts.pop("stop", None)
     config = EvaluationConfig(batch_size=batch_size, holdout=0.0, until=Until.all)
-    config.apply_chat_template, config.include_path = bool(apply_chat_template), include_path
+    config.apply_chat_template, config.include_path = apply_chat_template or False, include_path
+    passed: Any = {name: value for name, value in prompts.items() if value is not None}
+    config = replace(config, **passed)
     if problems := list(find_problems(config)):
         raise ConfigError("\n".join(problems))
     chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)
-    return Evaluator(load_tasks(chosen, include_path), config, share_prefixes=not stock)
+    tasks = load_tasks(chosen, include_path, max_gen_toks, stop)
+    return Evaluator(tasks, config, share_prefixes=not stock)
 
 
 def judge(before: Evaluation, after: Evaluation) -> "NotebookFindings":

@@ -16,7 +16,7 @@ from collections import Counter
 
 from slimdown.commands.arguments import CommandParser, open_tracking, put_table, run_command
 from slimdown.comparison import equal_learning, group_tests, run_order
-from slimdown.comparison.run_comparison import compare_runs
+from slimdown.comparison.run_comparison import check_prompts, compare_runs
 from slimdown.comparison.run_records import RunRecord
 from slimdown.judging.findings import judge_held_out, judge_pair
 from slimdown.report import comparison_page as page
@@ -98,6 +98,7 @@ def _compare(options: argparse.Namespace) -> int:
             )
         shown = f"--{options.mode}"
         return put_table(table, options, lambda: page.render_comparison_page(table, options=shown))
+    check_prompts(runs)
     comparison, by = compare_runs(runs, options.group_seeds), options.by
     if by is not None:
         comparison, title = run_order.sort_by_setting(comparison, by), f"By {by}: {title}"

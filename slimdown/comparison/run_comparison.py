@@ -20,6 +20,7 @@ from slimdown.judging.findings import BenchmarkChange, Verdict, decide_verdicts
 from slimdown.stats.estimates import to_weighted
 from slimdown.stats.seeds import SeedMean, split_noise
 from slimdown.stats.sequential import Floats
+from slimdown.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,26 @@ def _group_by_seed(runs: Sequence[RunRecord]) -> tuple[list[list[RunRecord]], li
     return groups, [note] if n_repeated else []
 
 
+def check_prompts(runs: Sequence[RunRecord]) -> None:
+    """Refuse runs whose benchmarks were asked differently: their changes are not comparable.
+
+    Raises:
+        ConfigError: Names the setting that differs, and how many runs have each value.
+    """
+    measured = [run.findings for run in runs if run.findings]
+    for key in sorted({key for one in measured for key in one.conditions if "." in key}):
+        name = key.partition(".")[0]
+        counts = Counter(
+            one.conditions.get(key, "not set") for one in measured if name in one.benchmarks
+        ).most_common()
+        if len(counts) > 1:
+            each = " and ".join(f"{value} in {count}" for value, count in counts)
+            raise ConfigError(
+                f"{name} was asked differently ({key} is {each}); choose runs that were asked "
+                "alike, by their names, --sweep or --filter"
+            )
+
+
 def _describe_caveats(
     runs: Sequence[RunRecord],
     rows: Sequence[Configuration],
@@ -259,7 +280,7 @@ def _describe_caveats(
             yield f"{name} has other questions, metrics or margins in some runs: compare with care."
     complete = [(run.findings.conditions, run.holdout) for run in runs if run.findings]
     conditions = [shared | {"holdout": f"{holdout:g}"} for shared, holdout in complete]
-    for key in sorted(set().union(*conditions)):
+    for key in (key for key in sorted(set().union(*conditions)) if "." not in key):
         counts = Counter(c.get(key, "not recorded") for c in conditions).most_common()
         if len(counts) > 1:
             each = " and ".join(f"{value} in {count}" for value, count in counts)

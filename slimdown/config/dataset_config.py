@@ -69,6 +69,20 @@ class DatasetConfig:
             yield f"path={self.path} is neither a hub id nor a {', '.join(ROW_FILES)} file"
 
     @property
+    def has_own_columns(self) -> bool:
+        """Whether a template or a column is set, which means instructions."""
+        fields = (self.template, self.instruction, self.input, self.output)
+        return fields != ("alpaca", "instruction", None, "output")
+
+    @property
+    def may_hold_conversations(self) -> bool:
+        """Whether rows may be messages, as far as it is known before they are read."""
+        if self.format is RowFormat.auto and not self.has_own_columns:
+            return True
+        lists = (RowFormat.messages, RowFormat.prompt_completion)
+        return self.template == "chat" or self.format in lists
+
+    @property
     def file(self) -> Path | None:
         """The local file behind `path`, or None where it names a dataset of the hub."""
         if self.path.startswith("pocket:"):

@@ -17,6 +17,7 @@ MISSING: Any = "???"
 """The value of a setting that a file of `conf/` sets, as OmegaConf writes it."""
 
 _TYPES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text"}
+_TYPES[list[str]] = "a list of texts"
 _ALIASES = {  # what other tools call our settings, where no spelling is near
     "lr": "train.learning_rate",
     "epochs": "train.num_train_epochs",
@@ -119,7 +120,7 @@ def describe_settings(schema: type) -> list[tuple[str, str]]:
 @cache
 def explain_unknown_key(key: str, schema: type) -> str | None:
     """Say why a key names no setting, with the nearest that does; None where it names one."""
-    if find_setting(key, schema) or re.match(r"(model|lora|train)\.args\.", key):
+    if find_setting(key, schema) or re.match(r"(model|lora|train|.*chat_template)[._]args\.", key):
         return None  # `find_option_problems` says what is wrong with an option
     settings, name = list(list_settings(schema)), key.rpartition(".")[2]
     close = [_ALIASES[name]] if name in _ALIASES else []
@@ -156,7 +157,7 @@ def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
         elif value != MISSING:
             kind = next((k for k in get_args(kinds[name]) if k is not type(None)), kinds[name])
             try:
-                built[name] = kind(value)
+                built[name] = [value] if kind == list[str] and type(value) is str else kind(value)
             except (ValueError, TypeError):
                 built[name] = None
             is_bent = isinstance(value, bool) or (kind is int and built[name] != value)

@@ -38,6 +38,7 @@ def register_schema() -> None:
     schema: Any = OmegaConf.structured(RunConfig)
     for section in SECTIONS:
         OmegaConf.set_struct(schema[section].args, False)  # new names need no + before them
+    OmegaConf.set_struct(schema.evaluation.chat_template_args, False)
     ConfigStore.instance().store(name="schema", node=schema)
     resolvers: dict[str, Any] = {
         "default_store": default_store,  # conf/config.yaml

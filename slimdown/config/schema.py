@@ -9,7 +9,7 @@ in well under a second.
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from slimdown.config.method_config import MethodConfig
 from slimdown.config.search_config import SearchConfig
 
 _FILLED = Range("must not be empty", str.strip)
+_TEXTS = Range("must be a list of texts", lambda texts: all(t and type(t) is str for t in texts))
 _FOLDER = Range("must be a folder that is there", os.path.isdir)
 _MARGIN = Range("must be above 0 and below 1 (0.02 is two points)", lambda share: 0 < share < 1)
 _STEPS = Range("must be at least 1, or -1 for whole epochs", lambda n: n == -1 or n >= 1)
@@ -37,6 +38,15 @@ _WARMUP = Range("must be a share below 1, or whole steps", lambda n: 0 <= n < 1 
 TRAINING = ("dataset", "method", "lora", "keep", "train", "seed", "contamination", "search")
 """The sections that are read where something is trained, and idle with `tuned`."""
 MAX_VLLM_RANK = 64  # vLLM's max_lora_rank, equal for all runs so that they share a base
+
+PROMPT_SETTINGS = (
+    "apply_chat_template",
+    "system_instruction",
+    "chat_template_args",
+    "enable_thinking",
+    "think_end_token",
+)
+"""The settings of the evaluation that say how a benchmark is asked."""
 
 OnProgress = Callable[[int, int, str], None]
 """Gets how much is done, of how much, and a few words to show beside it."""
@@ -259,6 +269,12 @@ class BenchmarkConfig:
     limit: int | None = setting(
         "the first questions alone; null: all", COUNT, None, "; leave it out for all questions"
     )
+    max_gen_toks: int | None = setting(
+        "tokens of a generated answer, thinking included", COUNT, None
+    )
+    stop: list[str] | None = setting(
+        "texts at which a generated answer ends, lm-eval's `until`", _TEXTS, None
+    )
     margin: float = setting("a change shown to be smaller is retained; a share", _MARGIN, 0.02)
     max_loss: float | None = setting(
         "share that may be lost; null: a retained one's margin",
@@ -299,11 +315,47 @@ class EvaluationConfig:
     """How base and tuned model are measured; the same for both."""
 
     batch_size: int | None = setting("questions at once; null: chosen once, from the device", COUNT)
-    apply_chat_template: bool = setting("ask through the tokenizer's chat template")
+    apply_chat_template: bool | str = setting(
+        "true: through the chat template; false: plain; auto: generated answers through it, "
+        "where rows are conversations or `tuned` has one",
+        Range("must be auto, true or false", lambda value: value in (True, False, "auto")),
+    )
+    system_instruction: str | None = setting("a system prompt for all benchmarks", _FILLED, None)
+    chat_template_args: dict[str, Any] = setting(
+        "further variables of the chat template", default_factory=dict
+    )
+    enable_thinking: bool | None = setting("the chat template's own switch", default=None)
+    think_end_token: str | None = setting(
+        "the text that ends a model's thinking, such as </think>; it is cut", _FILLED, None
+    )
     holdout: float = setting("share of questions kept from choosing between runs", SHARE)
     until: Until = setting("when to stop asking the tuned model: all, decided, budget")
     include_path: str | None = setting("a folder with task files of your own", _FOLDER, None)
     backend: Backend = setting("what generates answers: hf or vllm", default=Backend.hf)
+
+    def problems(self) -> Iterator[str]:
+        is_idle = not self.chat_template_args and self.enable_thinking is None
+        if self.apply_chat_template is False and not is_idle:
+            variables = "chat_template_args and enable_thinking are for the chat template"
+            yield f"apply_chat_template=false: {variables}; set it to true, or leave them out"
+        if self.enable_thinking and not self.think_end_token:
+            yield "enable_thinking=true needs think_end_token, what ends the thinking: </think>"
+        if self.think_end_token and self.backend is Backend.vllm:
+            yield f"think_end_token={self.think_end_token} needs backend=hf"
+
+    def narrow(self, generates: bool) -> "EvaluationConfig":
+        """Return how one benchmark is asked: nothing is left to choose, nothing idle is set.
+
+        Args:
+            generates: Whether its answers are generated.
+        """
+        by_template = self.apply_chat_template is True or (
+            self.apply_chat_template == "auto" and generates
+        )
+        narrowed = replace(self, apply_chat_template=by_template)
+        if not by_template:
+            narrowed = replace(narrowed, chat_template_args={}, enable_thinking=None)
+        return narrowed if generates else replace(narrowed, think_end_token=None)
 
 
 @dataclass
@@ -360,6 +412,13 @@ class RunConfig:
         if self.tuned is not None:
             return TRAINING
         return () if self.method.facts.reads_lora else ("lora",)
+
+    @property
+    def may_hold_conversations(self) -> bool:
+        """Whether `apply_chat_template=auto` may find a reason for the template."""
+        return self.tuned is not None or any(
+            dataset.may_hold_conversations for dataset in self.dataset.values()
+        )
 
     @property
     def tuned_model(self) -> TunedModelConfig | None:

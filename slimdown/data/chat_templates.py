@@ -3,14 +3,21 @@
 transformers runs it in Jinja's sandbox, which protects the machine; it can still fail.
 """
 
+import ctypes
+import re
+from dataclasses import replace
+from threading import Thread
 from typing import Any
 
+from slimdown.config.schema import EvaluationConfig
 from slimdown.utils.errors import DataError, ModelError, describe_error
 
 # Llama 3's templates write today's date into every prompt, or the date that they get. A fixed one
 # gives a base that was measured yesterday and a model that is tuned today equal prompts. It is the
 # date that the templates fall back on.
 FIXED_DATE = {"date_string": "26 Jul 2024"}
+_MOST_CHARACTERS = 1_000_000  # of a template; publishers' have up to 20,000
+_MOST_SECONDS = 5  # for one question
 
 
 def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any) -> str:
@@ -35,43 +42,134 @@ def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any)
         raise DataError(reason) from None
 
 
-def check_chat_template(tokenizer: Any, setting: str) -> None:
+def check_chat_template(
+    tokenizer: Any, setting: str, system: str = "", args: dict[str, Any] | None = None
+) -> None:
     """Check that the chat template takes a question.
 
     Args:
         tokenizer: A tokenizer of transformers.
         setting: The setting that needs the template, as `key=value`, for the message.
+        system: What a system turn says; empty: there is none.
+        args: Variables of the template.
 
     Raises:
-        ModelError: There is no template, or it fails.
+        ModelError: There is no template, it fails, does not end, or drops the system turn.
     """
-    if not tokenizer.chat_template:
+    if not (template := str(tokenizer.chat_template or "")):
         raise ModelError(
             f"{setting}: the tokenizer of this model has no chat template; use an instruct model, "
             "or prompts without a chat template"
         )
+    if len(template) > _MOST_CHARACTERS:
+        size = f"{len(template):,} characters, and {_MOST_CHARACTERS:,} is the most"
+        raise ModelError(f"{setting}: the chat template has {size}; get the model's own tokenizer")
     try:
-        question = [{"role": "user", "content": "What is 2 + 2?"}]
-        render_chat(tokenizer, question, add_generation_prompt=True)
+        text = _render_question(tokenizer, system, args or {})
     except DataError as error:
         raise ModelError(f"{setting}: {error}") from None
+    if system.strip() not in text:
+        raise ModelError(f"{setting}: the chat template drops the system turn; leave it out")
 
 
-def check_prompts(tokenizer: Any, applies_template: bool) -> list[str]:
-    """Check that benchmarks can be asked as set, and say where an instruct model's are plain.
+def read_template_args(tokenizer: Any, evaluation: EvaluationConfig) -> dict[str, Any]:
+    """Return the variables that the chat template gets with each question.
 
     Args:
         tokenizer: A tokenizer of transformers.
-        applies_template: The setting evaluation.apply_chat_template.
-
-    Returns:
-        Lines for the user.
+        evaluation: How benchmarks are asked.
 
     Raises:
-        ModelError: The template is asked for, and it is missing or fails.
+        ModelError: There is no template, it fails, or it drops what is set.
     """
-    if applies_template:
-        check_chat_template(tokenizer, "evaluation.apply_chat_template=true")
-    elif tokenizer.chat_template:
-        return ["Prompts are plain; evaluation.apply_chat_template=true uses the chat template."]
-    return []
+    args, system = dict(evaluation.chat_template_args), evaluation.system_instruction or ""
+    setting = f"evaluation.apply_chat_template={str(evaluation.apply_chat_template).lower()}"
+    setting = "evaluation.system_instruction" if system else setting
+    check_chat_template(tokenizer, setting, system, args)
+    for name in args:
+        if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
+            problem = "the chat template has no such variable; leave it out"
+            raise ModelError(f"evaluation.chat_template_args.{name}: {problem}")
+    if evaluation.enable_thinking is not None:
+        switch = _find_switch(tokenizer, system, args)
+        if not switch:
+            problem = "the chat template has no such switch; leave it out"
+            raise ModelError(f"evaluation.enable_thinking: {problem}")
+        args[switch] = evaluation.enable_thinking
+    return FIXED_DATE | args
+
+
+def _find_switch(tokenizer: Any, system: str, args: dict[str, Any]) -> str:
+    """Return the variable by which the template turns thinking on and off; empty: there is none."""
+    for name in ("enable_thinking", "thinking"):  # most have the first, Granite the second
+        on, off = (_render_question(tokenizer, system, {**args, name: v}) for v in (True, False))
+        if on != off:
+            return name
+    return ""
+
+
+def _render_question(tokenizer: Any, system: str, args: dict[str, Any]) -> str:
+    """Write a question; a template that loops is ended by an exception in its thread."""
+    turns = [{"role": "system", "content": system}] if system else []
+    turns.append({"role": "user", "content": "What is 2 + 2?"})
+    result: list[str | DataError] = []
+
+    def render() -> None:
+        try:
+            result.append(render_chat(tokenizer, turns, add_generation_prompt=True, **args))
+        except DataError as error:
+            result.append(error)
+
+    thread = Thread(target=render, daemon=True)
+    thread.start()
+    thread.join(_MOST_SECONDS)
+    if thread.is_alive():
+        number, stop = ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(number, stop)
+        raise DataError(f"the chat template does not end within {_MOST_SECONDS} seconds")
+    if isinstance(text := result[0], DataError):
+        raise text
+    return text
+
+
+def choose_prompts(
+    evaluation: EvaluationConfig, tokenizer: Any, has_reason: bool
+) -> tuple[EvaluationConfig, list[str]]:
+    """Decide whether questions go through the chat template, and check that they can.
+
+    Args:
+        evaluation: How benchmarks are asked; `auto` is decided here.
+        tokenizer: A tokenizer of transformers.
+        has_reason: Whether answers are generated, and the tuned model knows the template: from its
+            rows, or because it brings one.
+
+    Returns:
+        The settings, in which `auto` means that generated answers go through the template; and
+        lines for the user.
+
+    Raises:
+        ModelError: The template is needed, and it is missing, fails or drops what is set.
+    """
+    if evaluation.apply_chat_template == "auto" and not has_reason:
+        if evaluation.chat_template_args or evaluation.enable_thinking is not None:
+            raise ModelError(
+                "evaluation.apply_chat_template=auto: here all prompts are plain, so "
+                "chat_template_args and enable_thinking have no effect; set it to true"
+            )
+        evaluation = replace(evaluation, apply_chat_template=False)
+    if evaluation.apply_chat_template is False:
+        if tokenizer.chat_template:
+            return evaluation, [
+                "Prompts are plain; evaluation.apply_chat_template=true uses the chat template."
+            ]
+        return evaluation, []
+    read_template_args(tokenizer, evaluation)
+    notes = []
+    if evaluation.apply_chat_template == "auto":
+        notes = ["Generated answers are asked for through the chat template, choices plainly."]
+    if "</think>" in str(tokenizer.chat_template) and not evaluation.think_end_token:
+        notes.append(
+            "This model may think before it answers; evaluation.think_end_token='</think>' cuts "
+            "its thinking off before answers are scored."
+        )
+    return evaluation, notes

@@ -48,9 +48,7 @@ def detect_format(config: DatasetConfig, records: Iterable[tuple[int, Any]]) -> 
         return config.format
     columns = next((record for _, record in records if isinstance(record, dict)), {})
     present = {"messages" if column == "conversations" else column for column in columns}
-    fields = (config.template, config.instruction, config.input, config.output)
-    is_default = fields == ("alpaca", "instruction", None, "output")
-    if is_default and not {"instruction", "output"} <= present:
+    if not config.has_own_columns and not {"instruction", "output"} <= present:
         for format_, needed in _COLUMNS.items():
             if present.issuperset(needed):
                 return format_

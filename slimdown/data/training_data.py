@@ -60,6 +60,11 @@ class TrainingData:
     fingerprint: str  # 16 hex digits of a digest over all rows and how they are mixed
     notes: list[str]  # lines for the user
 
+    @property
+    def holds_conversations(self) -> bool:
+        """Whether rows of any dataset are messages."""
+        return any(bool(get_messages(part.train[0])) for part in self.parts if len(part.train))
+
     def iter_texts(self) -> Iterator[TrainedText]:
         """Yield the text of every row that is trained on."""
         for part in self.parts:

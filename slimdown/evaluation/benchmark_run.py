@@ -26,7 +26,7 @@ from slimdown.evaluation.harness_results import (
     summarize_samples,
 )
 from slimdown.evaluation.question_order import order_questions
-from slimdown.evaluation.results import BenchmarkEvaluation, Sample
+from slimdown.evaluation.results import Answer, BenchmarkEvaluation, Sample
 from slimdown.evaluation.tasks import BenchmarkTask
 from slimdown.models.base_model import LoadedModel
 from slimdown.stats.sequential import block_ends
@@ -58,7 +58,8 @@ class BenchmarkRun:
 
     def __post_init__(self) -> None:
         """Build the requests, and decide their order and blocks."""
-        self.requests = self.task.build_requests(self.lm, self.config.apply_chat_template)
+        self.config = self.config.narrow(self.task.generates)
+        self.requests = self.task.build_requests(self.lm, self.config)
         numbers: dict[str, list[int]] = {}
         texts: dict[str, list[str]] = {}
         for (name, number), of_question in self.requests.items():
@@ -169,11 +170,14 @@ class BenchmarkRun:
                 requests = [r for question in chunk for r in self.requests[question]]
                 chunk_name = f"{begin} {name} {i}"
                 responses = self.answers.find(chunk_name, requests)
+                if responses and is_generated:
+                    responses = [[Answer(*parts) for parts in each] for each in responses]
                 if responses is None:
                     self.lm.batch_size_per_gpu = size  # where HFLM and PrefixLM look for it
                     self._follow(begin + len(samples), requests)
                     responses = self._answer(requests)
-                    self.answers.save(chunk_name, responses)
+                    plain = [[getattr(one, "parts", one) for one in each] for each in responses]
+                    self.answers.save(chunk_name, plain)
                 for sample in self._score(task, requests, responses):
                     samples[name, sample.doc_id] = sample
                 self.on_progress(begin + len(samples), self.ends[-1], self.task.name)
@@ -202,7 +206,8 @@ class BenchmarkRun:
                 torch.manual_seed(int.from_bytes(seed[:7]))
                 responses += self.lm.generate_until([request], disable_tqdm=True)
         elif kind == "generate_until" and self.vllm:
-            responses = self.vllm([request for request, _ in repeated])
+            texts = self.vllm([request for request, _ in repeated])
+            responses = [Answer(text) for text in texts]
         else:
             ask = getattr(self.lm, kind)
             responses = ask([request for request, _ in repeated], disable_tqdm=True)
@@ -214,6 +219,8 @@ class BenchmarkRun:
         name = task.config.task
         task_copy = copy.copy(task)  # of which the harness finds these questions only
         task_copy._instances, docs = requests, {request.doc_id: request.doc for request in requests}
+        for request in requests:  # what the model before answered
+            request.resps, request.filtered_resps = [], {}
         task_copy.build_all_requests = lambda **_: None
         task_copy.doc_iterator = lambda **_: iter(docs.items())
         lm, tasks = _AnsweredLM(requests, responses), {"tasks": {name: task_copy}, "groups": {}}
@@ -223,6 +230,9 @@ class BenchmarkRun:
             raise DataError(f"benchmark.{self.task.name} ({name}): {error}") from error
         entries, task_config = results["samples"][name], results["configs"][name]
         samples = read_task_samples(name, entries, task_config, self.task.config)
+        if task.OUTPUT_TYPE == "generate_until":
+            answers = {r.doc_id: each[0] for r, each in zip(requests, responses, strict=True)}
+            samples = [replace(one, **vars(answers[one.doc_id])) for one in samples]
         if sample := find_no_number(samples):
             raise ModelError(
                 f"benchmark.{self.task.name}: what {self.model.id} answers to question "
@@ -251,12 +261,13 @@ class BenchmarkRun:
             n_tokens = len(lm.tok_encode(max(map(str, prompts), key=len, default="")))
             is_generated = task.OUTPUT_TYPE == "generate_until"
             room = lm.max_length - (n_new := self._max_new_tokens(task) if is_generated else 0)
-            is_own = task.config.num_fewshot or benchmark.path
+            is_own = task.config.num_fewshot or benchmark.path or benchmark.max_gen_toks
             if room < 1 or (is_own and n_tokens > room):
                 raise ConfigError(
                     f"benchmark.{self.task.name}: the longest prompt of {name} has {n_tokens} "
                     f"tokens, and beside {n_new} new ones {self.model.id} has room for {room}; use "
-                    "shorter or fewer examples (num_fewshot), or a model with a longer window"
+                    "shorter or fewer examples (num_fewshot), fewer new tokens (max_gen_toks), or "
+                    "a model with a longer window"
                 )
 
 

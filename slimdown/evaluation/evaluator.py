@@ -2,11 +2,12 @@
 
 import time
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from math import nan
 from typing import Any
 
-from slimdown.config.schema import Backend, EvaluationConfig, OnProgress
+from slimdown.config.schema import PROMPT_SETTINGS, Backend, EvaluationConfig, OnProgress
 from slimdown.evaluation.answers_file import AnswersFile
 from slimdown.evaluation.backend import BackendOptions, choose_backend, open_lm
 from slimdown.evaluation.benchmark_run import BenchmarkRun
@@ -142,7 +143,20 @@ class Evaluator:
                 self._look(runs, cache, stop_when)
             benchmarks = {name: run.summarize() for name, run in runs.items()}
             seconds = time.perf_counter() - started
-            return Evaluation(benchmarks, version("lm-eval"), backend_name, seconds, measure_peak())
+            about = version("lm-eval"), backend_name, seconds, measure_peak()
+            return Evaluation(benchmarks, *about, conditions=self._describe_prompts())
+
+    def _describe_prompts(self) -> dict[str, str]:
+        """How benchmarks are asked, by `benchmark.setting`, where it is not the usual way."""
+        about = dict[str, str]()
+        for name, task in self.tasks.items():
+            narrowed = self._config.narrow(task.generates)
+            settings = {one: getattr(narrowed, one) for one in PROMPT_SETTINGS}
+            settings |= {one: getattr(task.config, one) for one in ("max_gen_toks", "stop")}
+            used = {one: value for one, value in settings.items() if value not in (None, False, {})}
+            used |= {"enable_thinking": False} if narrowed.enable_thinking is False else {}
+            about |= {f"{name}.{one}": str(value) for one, value in used.items()}
+        return about
 
     def _open(
         self, model: LoadedModel, backend: BackendOptions, on_progress: OnProgress, stack: ExitStack
@@ -190,6 +204,27 @@ class Evaluator:
             needed = {name for name in needed & set(stoppable) if not runs[name].is_whole}
         for run in stoppable.values():
             _save(run, cache)
+
+
+def check_room(
+    tasks: dict[str, BenchmarkTask], config: EvaluationConfig, outline: Any, tokenizer: Any
+) -> None:
+    """Refuse generated benchmarks whose prompts do not fit, before weights are loaded.
+
+    Args:
+        tasks: All benchmarks.
+        config: How they are asked.
+        outline: The model without its numbers.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        ConfigError: A prompt and its new tokens are longer than the model's window.
+    """
+    generating = {name: task for name, task in tasks.items() if task.generates}
+    evaluator = Evaluator(generating, replace(config, backend=Backend.hf))
+    model = LoadedModel(outline, tokenizer, outline.config._name_or_path, "")
+    with keep_random_states(), quiet_libraries(), ExitStack() as stack:
+        evaluator._open(model, BackendOptions(False, 1, 1), lambda *_: None, stack)
 
 
 def _save(run: BenchmarkRun, cache: EvaluationCache) -> None:

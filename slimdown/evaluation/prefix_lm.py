@@ -8,9 +8,11 @@ its answers, and the LM head sees only positions that are scored. Generation is 
 import copy
 import inspect
 import os
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import DynamicCache, LogitsProcessorList
 
 from slimdown.evaluation.families import get_windows
+from slimdown.evaluation.results import Answer
 from slimdown.models.causal import get_inner_model, learns_prompt
 
 # Fewer tokens than these are not worth a forward of their own.
@@ -39,25 +42,78 @@ class _Row:
         return sum(len(answer) - 1 for answer in self.answers)
 
 
-class TokenCountingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
-    """An `HFLM` that tells how far its generation is; arguments are those of `HFLM`.
+class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
+    """An `HFLM` that cuts thinking off, and tells how far it is; arguments are those of `HFLM`.
+
+    `think_end_token` may be a special token, which `HFLM` drops before it looks for the text.
+    Thinking that never ended is no answer, where `HFLM` takes it for one.
 
     Attributes:
         on_token: Called with the tokens that each answer of a batch has, and the most it can have.
     """
 
     on_token: Callable[[int, int], object] = staticmethod(lambda n_tokens, n_most: None)
+    cache_hook: Any
+    _written: tuple[str, list[int]] = "", []  # the last text with its thinking, and its tokens
+    _n_most = 0
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
+        """Generate an answer to each request."""
+        answers: dict[str, deque[Answer]] = defaultdict(deque)  # to equal requests, in their order
+        hook: Any = self.cache_hook
+
+        def take(kind: str, request: tuple[str, Any], text: str) -> None:
+            answers[str(request)].append(self._read_answer(request[0], text))
+            hook.add_partial(kind, request, text)
+
+        self.cache_hook = SimpleNamespace(add_partial=take)
+        try:
+            super().generate_until(requests, disable_tqdm)
+        finally:
+            self.cache_hook = hook
+        return [answers[str(request.args)].popleft() for request in requests]
+
+    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
+        """Write tokens as text; the end of thinking stays in it, special token or not."""
+        text, end = str(super().tok_decode(tokens, skip_special_tokens)), self.think_end_token
+        if skip_special_tokens and end:
+            (token, *others) = self.tok_encode(end, add_special_tokens=False)
+            if end not in text and not others and token in tokens:
+                after = len(tokens) - tokens[::-1].index(token)
+                parts = tokens[: after - 1], tokens[after:]
+                text = end.join(str(super(GeneratingLM, self).tok_decode(part)) for part in parts)
+        self._written = text, tokens
+        return text
+
+    def _read_answer(self, prompt: str, text: str) -> Answer:
+        """Read what was written last; `text` is what `HFLM` makes of it."""
+        (whole, tokens), end = self._written, self.think_end_token
+        thinking, _, rest = whole.rpartition(end) if end else ("", "", whole)
+        begin = end.replace("/", "", 1) if end and "/" in end else None  # <think>, [THINK]
+        ends = {self.tokenizer.pad_token_id, self.eot_token_id}
+        own = self.model.generation_config.eos_token_id
+        ends |= set(own if isinstance(own, list) else [own])
+        is_whole = text.lstrip() == rest.lstrip()  # no `stop` ended it
+        ran_out = len(tokens) == self._n_most and tokens[-1] not in ends and is_whole
+        is_open = ran_out if begin is None else begin in prompt.rpartition(end)[2] + whole
+        if end and end not in whole and is_open:
+            return Answer("", whole.strip().removeprefix(begin or "").strip(), True, ran_out)
+        return Answer(text, thinking.strip().removeprefix(begin or "").strip(), False, ran_out)
 
     def _model_generate(self, context: Any, max_length: int, stop: Any, **settings: Any) -> Any:
+        self._n_most = max_length - context.shape[1]
+
         def count(ids: Any, scores: Any) -> Any:
-            self.on_token(ids.shape[1] - context.shape[1], max_length - context.shape[1])
+            self.on_token(ids.shape[1] - context.shape[1], self._n_most)
             return scores
 
         settings["logits_processor"] = LogitsProcessorList([count])
+        if self.think_end_token:  # a text that ends the answer may stand in the thinking
+            stop = [self.tok_decode(self.eot_token_id, skip_special_tokens=False)]
         return super()._model_generate(context, max_length, stop, **settings)
 
 
-class PrefixLM(TokenCountingLM):
+class PrefixLM(GeneratingLM):
     """An `HFLM` for the models of `families.py`; arguments are those of `HFLM`.
 
     `batch_size` is the number of questions in a forward, each with all of its answers.
@@ -179,14 +235,14 @@ class PrefixLM(TokenCountingLM):
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
-class VirtualTokensLM(TokenCountingLM):
+class VirtualTokensLM(GeneratingLM):
     """An `HFLM` for trained prompts and prefixes; arguments are those of `HFLM`.
 
     PEFT's own `generate` misplaces virtual tokens (peft 0.21 with transformers 5.24), so they come
     as a cache that is filled already: https://github.com/huggingface/peft/issues
     """
 
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Generate; one answer after another where a layer looks back over a number of columns.
 
         Pads would lie behind the virtual tokens, and such a layer counts them.

@@ -32,6 +32,33 @@ class Metric(str):
         return self.partition(".")[2]
 
 
+class Answer(str):
+    """A generated answer as it is scored, and what the model wrote besides.
+
+    Attributes:
+        thinking: What stands before the answer; empty where the model did not think.
+        never_ended: Whether the thinking has no end; then there is no answer.
+        ran_out: Whether it ended at the limit of tokens.
+    """
+
+    thinking: str
+    never_ended: bool
+    ran_out: bool
+
+    def __new__(
+        cls, text: str, thinking: str = "", never_ended: bool = False, ran_out: bool = False
+    ) -> "Answer":
+        """Take the text that is scored."""
+        answer = super().__new__(cls, text)
+        answer.thinking, answer.never_ended, answer.ran_out = thinking, never_ended, ran_out
+        return answer
+
+    @property
+    def parts(self) -> tuple[str, str, bool, bool]:
+        """What it is made of, as JSON holds it."""
+        return str(self), self.thinking, self.never_ended, self.ran_out
+
+
 @dataclass(frozen=True)
 class Sample:
     """One question and what the model made of it."""
@@ -48,6 +75,9 @@ class Sample:
     answers: dict[str, str]  # by metric: the choice taken, or the text that the filter kept
     scores: dict[str, float]  # by metric
     category: str = ""  # that the question's document names, such as HellaSwag's activity
+    thinking: str = ""  # what the model wrote before its answer
+    never_ended: bool = False  # its thinking, so that there is no answer
+    ran_out: bool = False  # of tokens, before its answer was complete
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,9 @@ SCHEMA = pa.schema(
         ("choices", pa.list_(pa.string())),
         ("log_likelihoods", pa.list_(pa.float64())),  # nats, one for each choice
         ("score", pa.float64()),
+        ("thinking", pa.string()),
+        ("never_ended", pa.bool_()),
+        ("ran_out", pa.bool_()),
     ]
 )
 

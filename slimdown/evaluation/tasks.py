@@ -22,7 +22,7 @@ from jinja2 import TemplateError
 
 from slimdown.config.benchmarks import check_task_names
 from slimdown.config.question_files import read_questions
-from slimdown.config.schema import BenchmarkConfig, ResolvedBenchmark
+from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, ResolvedBenchmark
 from slimdown.data.contamination import Question, join_words, split_words
 from slimdown.evaluation.harness_results import choose_metric
 from slimdown.evaluation.results import Metric
@@ -48,14 +48,19 @@ class BenchmarkTask:
     usable_metrics: frozenset[str]  # means of which more is better; filters left out
     weighs_tasks_alike: bool = False  # a group that the harness averages over tasks
     files_hash: str = field(default="", repr=False)  # of task files that are not the harness's own
+    _built: dict[str, Requests] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def generates(self) -> bool:
         """Whether answers to it are generated, of a group to any of its tasks."""
         return any(task.OUTPUT_TYPE == "generate_until" for task in self.tasks.values())
 
-    def build_requests(self, lm: Any, apply_chat_template: bool) -> Requests:
+    def build_requests(self, lm: Any, evaluation: EvaluationConfig) -> Requests:
         """Build the harness's requests, as `lm` will get them.
+
+        Args:
+            lm: The language model that will answer.
+            evaluation: How this benchmark is asked, see `EvaluationConfig.narrow`.
 
         Returns:
             By task and number of the question, in the harness's order.
@@ -63,15 +68,21 @@ class BenchmarkTask:
         Raises:
             ConfigError: The chat template fails for these questions.
         """
+        by_template = evaluation.apply_chat_template
+        template = (lm.tokenizer.chat_template, lm.chat_template_args) if by_template else ()
+        asked_as = repr((evaluation.system_instruction, template))
+        if asked_as in self._built:
+            return self._built[asked_as]
         requests: Requests = {}
         for name, task in self.tasks.items():
             task.set_fewshot_seed(FEWSHOT_SEED)  # it draws from a generator that moves on
             try:
                 task.build_all_requests(
                     limit=self.config.limit,
-                    apply_chat_template=apply_chat_template,
-                    fewshot_as_multiturn=apply_chat_template,
-                    chat_template=lm.apply_chat_template if apply_chat_template else None,
+                    system_instruction=evaluation.system_instruction,
+                    apply_chat_template=by_template,
+                    fewshot_as_multiturn=by_template,
+                    chat_template=lm.apply_chat_template if by_template else None,
                 )
             except TemplateError as error:
                 problem = f"fails for {self.config.task} ({' '.join(str(error).split())[:200]})"
@@ -81,6 +92,7 @@ class BenchmarkTask:
                 ) from None
             for request in task.instances:
                 requests.setdefault((name, request.doc_id), []).append(request)
+        self._built[asked_as] = requests
         return requests
 
     def hash_questions(self, requests: Requests) -> str:
@@ -106,13 +118,18 @@ class BenchmarkTask:
 
 
 def load_tasks(
-    benchmarks: dict[str, BenchmarkConfig], include_path: str | None = None
+    benchmarks: dict[str, BenchmarkConfig],
+    include_path: str | None = None,
+    max_gen_toks: int | None = None,
+    stop: list[str] | None = None,
 ) -> dict[str, BenchmarkTask]:
     """Load the harness's tasks, download their data and set their worked examples.
 
     Args:
         benchmarks: By name; a metric `auto`, a num_fewshot or chance None becomes the task's own.
         include_path: A folder with task files of your own.
+        max_gen_toks: The most tokens of each generated answer; a benchmark's own counts first.
+        stop: Texts at which each generated answer ends; likewise.
 
     Returns:
         By name.
@@ -157,6 +174,8 @@ def load_tasks(
                 if (entry := manager.task_index.get(task)) and entry.yaml_path
             }
             loaded[name] = _check_task(name, benchmark, loaded_task, _hash_own_files(files))
+    for one in loaded.values():
+        _set_generation(one, max_gen_toks, stop)
     return loaded
 
 
@@ -226,6 +245,24 @@ def _check_task(
             continue
         raise ConfigError(f"benchmark.{name}: {task.config.task} {problem}")
     return BenchmarkTask(name, config, tasks, frozenset(usable), weighs_tasks_alike, files_hash)
+
+
+def _set_generation(task: BenchmarkTask, max_gen_toks: int | None, stop: list[str] | None) -> None:
+    """Say how long generated answers may be, and where they end."""
+    config = task.config
+    if task.generates:
+        config.max_gen_toks = config.max_gen_toks or max_gen_toks
+        config.stop = config.stop or stop
+    chosen = {"max_gen_toks": config.max_gen_toks, "until": config.stop}
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    if chosen and not task.generates:
+        problem = f"{config.task} has choices, and max_gen_toks and stop are for generated answers"
+        raise ConfigError(f"benchmark.{task.name}: {problem}; leave them out")
+    for one in task.tasks.values() if chosen else ():
+        if one.OUTPUT_TYPE == "generate_until":
+            one.set_config(
+                key="generation_kwargs", value={**one.config.generation_kwargs, **chosen}
+            )
 
 
 def _count_examples(task: Any) -> int:

@@ -20,15 +20,24 @@ REFUSALS = (
 )
 
 
+LENGTHS = ("words", "words thought")
+NEVER_ENDED = "thinking never ended"
+
+
 @dataclass(frozen=True)
 class Trait:
     """One trait of generated answers, before and after."""
 
-    name: str  # words, or the share of answers that are empty, unreadable, refusals, ...
+    name: str  # a mean number of words, or the share of answers that are empty, refusals, ...
     base: float
     tuned: float
     low: float  # of the 95 % interval of the change, paired; nan where none can be given
     high: float
+
+    @property
+    def is_length(self) -> bool:
+        """Whether it is a mean number of words, and not a share."""
+        return self.name in LENGTHS
 
 
 def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
@@ -38,23 +47,27 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
         pair: Both models' answers to one benchmark.
 
     Returns:
-        The mean number of words, and of these shares those that are not 0 for both: of answers that
-        are empty, in which no answer is read, that refuse, and that are in another script than the
-        base's.
+        The mean number of words, without thinking, and of these those that are not 0 for both: the
+        words thought; the shares of answers that think, whose thinking never ended, that are empty,
+        in which no answer is read, that refuse, and that are in another script than the base's.
     """
     sides, metric = (pair.base.samples, pair.tuned.samples), pair.base.benchmark.metric
     if not sides[0] or sides[0][0].choices or sides[0][0].log_likelihoods:
         return ()
     texts = [[sample.response for sample in side] for side in sides]
     lengths = [[len(text.split()) for text in side] for side in texts]
+    thoughts = [[len(sample.thinking.split()) for sample in side] for side in sides]
     # A word takes a token at least: an answer that runs on has no more words than tokens.
     limit = pair.base.max_new_tokens or pair.tuned.max_new_tokens or 0
-    longest = max(1, limit, *lengths[0], *lengths[1])
+    longest = max(1, limit, *lengths[0], *lengths[1], *thoughts[0], *thoughts[1])
     read = [[sample.answers.get(metric, "").strip() for sample in side] for side in sides]
     scripts = [list(map(_find_script, side)) for side in texts]
     differs = [float(a != b and "" not in (a, b)) for a, b in zip(*scripts, strict=True)]
     scores: dict[str, list[list[float]]] = {
         "words": [[n / longest for n in side] for side in lengths],
+        "words thought": [[n / longest for n in side] for side in thoughts],
+        "thinks": [[float(n > 0) for n in side] for side in thoughts],
+        NEVER_ENDED: [[float(sample.never_ended) for sample in side] for side in sides],
         "empty": [[float(not text.strip()) for text in side] for side in texts],
         "unreadable": [[float(answer in ("", "[invalid]")) for answer in side] for side in read],
         "refusal": [list(map(_refuses, side)) for side in texts],
@@ -65,8 +78,8 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
         if name == "words" or any(before) or any(after):
             d = compare_scores(before, after, pair.sampling)
             base, tuned = (to_weighted(to_array(s), pair.sampling).mean() for s in (before, after))
-            unit = longest if name == "words" else 1
-            ends = (nan, nan) if name == "words" and not limit else (d.low, d.high)
+            unit = longest if name in LENGTHS else 1
+            ends = (nan, nan) if name in LENGTHS and not limit else (d.low, d.high)
             traits.append(Trait(name, *(unit * float(x) for x in (base, tuned, *ends))))
     return tuple(traits)
 

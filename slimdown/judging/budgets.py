@@ -141,6 +141,11 @@ def check_budgets(
         if name in relative and benchmark.primary.base.low <= benchmark.chance:
             outcome = Outcome.undecided  # a share of what may be luck
             reason = "the base is not shown to be above chance; give this benchmark points"
+        if benchmark.never_ended:
+            outcome = Outcome.undecided
+            reason = (
+                f"thinking never ended in too many answers; raise benchmark.{name}.max_gen_toks"
+            )
         is_critical = name not in supporting
         checks.append(BudgetCheck(name, benchmark, budget, outcome, reason, is_critical))
     return checks

@@ -15,7 +15,7 @@ import numpy as np
 
 from slimdown.config.schema import PaperMetric, Role
 from slimdown.evaluation.results import Evaluation
-from slimdown.judging.behaviour import Trait, compare_behaviour
+from slimdown.judging.behaviour import NEVER_ENDED, Trait, compare_behaviour
 from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.judging.holdout import held_half
 from slimdown.judging.losses import LossBreakdown, break_down_losses
@@ -57,6 +57,10 @@ class Counts:
     lost: int
     gained: int
     missed: int  # wrong both times
+
+
+# Where more of the answers end in the middle of thinking, scores are of the limit of tokens.
+MOST_UNFINISHED = 0.05
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,8 @@ class BenchmarkChange:
     # the worst first; empty where there is one
     subjects: dict[str, SubjectChange] = field(default_factory=dict)
     behaviour: tuple[Trait, ...] = ()  # of generated answers; empty where answers are choices
+    max_gen_toks: int | None = None  # of an answer, where that is set
+    n_ran_out: tuple[int, ...] = ()  # answers of base and tuned model that ended at that limit
 
     @property
     def primary(self) -> MetricChange:
@@ -120,6 +126,12 @@ class BenchmarkChange:
         is_equal = self.verdict is Verdict.retained
         ends = d.interval(2 * ALPHA) if is_equal else (d.low, d.high)
         return Estimate(d.value, d.standard_error, *ends)
+
+    @property
+    def never_ended(self) -> tuple[float, float] | None:
+        """Of base and tuned model the shares of unfinished thinking, where these are too large."""
+        shares = [(t.base, t.tuned) for t in self.behaviour if t.name == NEVER_ENDED]
+        return next((pair for pair in shares if max(pair) > MOST_UNFINISHED), None)
 
     @property
     def is_stopped(self) -> bool:
@@ -231,8 +243,13 @@ def judge(
             subjects=compare_subjects(pair, x, y),
             behaviour=compare_behaviour(pair),
             question_hash=pair.question_hash,
+            max_gen_toks=config.max_gen_toks,
+            n_ran_out=tuple(sum(s.ran_out for s in e.samples) for e in (pair.base, pair.tuned)),
         )
-        losses[name] = break_down_losses(pair, verdict is Verdict.forgotten)
+        if benchmarks[name].never_ended:  # what is compared is mostly the limit of tokens
+            benchmarks[name] = replace(benchmarks[name], verdict=Verdict.undecided)
+        is_forgotten = benchmarks[name].verdict is Verdict.forgotten
+        losses[name] = break_down_losses(pair, is_forgotten)
     costs = {
         "base_evaluation_seconds": base.seconds,
         "tuned_evaluation_seconds": tuned.seconds,

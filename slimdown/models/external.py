@@ -87,6 +87,12 @@ def fetch_tuned_model(tuned: TunedModelConfig) -> Path:
     return Path(downloaded)
 
 
+def read_chat_template(folder: Path) -> str | None:
+    """Return the chat template that a tuned model brings; None where it brings none."""
+    has_tokenizer = (folder / "tokenizer_config.json").is_file()
+    return load_tokenizer(folder).chat_template if has_tokenizer else None
+
+
 def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
     """Check what `tuned` names, before hours go into measuring the base.
 

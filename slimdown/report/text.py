@@ -2,9 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from math import isnan
+from textwrap import shorten
 
 from slimdown.config.keep_config import Keep
-from slimdown.config.schema import PaperMetric, Role, RunConfig
+from slimdown.config.schema import (
+    PROMPT_SETTINGS,
+    EvaluationConfig,
+    PaperMetric,
+    Role,
+    RunConfig,
+)
 from slimdown.evaluation.results import Metric
 from slimdown.judging.budgets import BudgetCheck
 from slimdown.judging.findings import BenchmarkChange, Findings
@@ -54,10 +61,28 @@ def describe_run(config: RunConfig) -> dict[str, str]:
             about["keep"] = ", ".join([str(name[1]), *(f"{k} {v}" for k, v in others)])
     parts = [
         f"{name} ({'own shots' if b.num_fewshot is None else f'{b.num_fewshot}-shot'}"
-        + (f", first {b.limit})" if b.limit else ")")
+        + f", first {b.limit}" * bool(b.limit)
+        + f", {b.max_gen_toks} tokens" * bool(b.max_gen_toks)
+        + f", stops at {', '.join(map(repr, b.stop or ()))}" * bool(b.stop)
+        + ")"
         for name, b in config.benchmark.items()
     ]
-    return about | {"benchmarks": ", ".join(parts)}
+    about["benchmarks"] = ", ".join(parts)
+    return about | {"prompts": describe_prompts(config.evaluation)}
+
+
+def describe_prompts(evaluation: EvaluationConfig) -> str:
+    """Describe how benchmarks are asked: plainly or through the chat template, with what."""
+    ways = {True: "through the chat template", False: "plain", "auto": "auto"}
+    parts = [ways[evaluation.apply_chat_template]]
+    if system := evaluation.system_instruction:
+        parts.append(f"system prompt {shorten(system, 40, placeholder='…')!r}")
+    parts += [f"{name}={value}" for name, value in evaluation.chat_template_args.items()]
+    if (thinking := evaluation.enable_thinking) is not None:
+        parts.append("thinking" if thinking else "no thinking")
+    if evaluation.think_end_token:
+        parts.append(f"cut after {evaluation.think_end_token}")
+    return ", ".join(parts)
 
 
 def describe_losses(training: TrainingResult) -> str:
@@ -121,7 +146,13 @@ def summarize(findings: Findings) -> Iterator[str]:
 def explain_undecided(findings: Findings) -> Iterator[str]:
     """Say of each undecided benchmark what its questions show, and how many would decide."""
     for name, benchmark in findings.benchmarks.items():
-        if benchmark.verdict == "undecided":
+        if shares := benchmark.never_ended:
+            base, tuned = (f"{100 * share:.0f} %" for share in shares)
+            reason = (
+                f"Thinking never ended in {base} of the base's answers and {tuned} of the tuned"
+            )
+            yield f"Undecided: {name}. {reason} model's: raise benchmark.{name}.max_gen_toks."
+        elif benchmark.verdict == "undecided":
             n, smallest = pluralize(benchmark.n, "question"), benchmark.minimum_detectable_change
             reason = f"{n} show a change of {100 * smallest:.1f} points in four of five cases"
             reason = f"{n} cannot show any change" if isnan(smallest) else reason
@@ -155,11 +186,23 @@ def list_caveats(findings: Findings) -> Iterator[str]:
     """List the caveats that apply to these findings, one sentence each."""
     if findings.part:
         yield f"Questions: {findings.part}."
+    prompts = dict[str, list[str]]()
+    for key, value in findings.conditions.items():
+        name, _, setting = key.partition(".")
+        prompts.setdefault(f"{setting}={value}", []).append(name)
+    for setting, names in prompts.items():
+        if setting.startswith((*PROMPT_SETTINGS, "stop")):
+            yield f"Asked with {shorten(setting, 160, placeholder='…')}: {', '.join(names)}."
     if stopped := [name for name, b in findings.benchmarks.items() if b.is_stopped]:
         yield f"{', '.join(stopped)} stopped early: the estimate is likely too large."
     for name, benchmark in findings.benchmarks.items():
         if benchmark.role is Role.retained and not benchmark.primary.base.value:
             yield f"{name}: the base answers none right, so it can lose nothing; read its answers."
+        if benchmark.max_gen_toks and any(benchmark.n_ran_out):
+            base, tuned = benchmark.n_ran_out
+            limit = f"{base} of the base's and {tuned} of the tuned model's {benchmark.n} answers"
+            limit += f" ended at max_gen_toks={benchmark.max_gen_toks}"
+            yield f"{name}: {limit}; a model that answers in fewer words then looks better."
         if n_subjects := benchmark.primary.difference.sampling.n_subjects:
             yield f"{name} is about these {n_subjects} subjects alone."
     evaluations = findings.base.benchmarks.values() if findings.base else ()

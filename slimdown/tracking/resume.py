@@ -39,6 +39,8 @@ def run_key(config: RunConfig) -> str:
     """
     settings = flatten(config, as_in_keys=True)
     settings = {k: v for k, v in settings.items() if not k.startswith(NOT_IN_KEY)}
+    if not config.may_hold_conversations and config.evaluation.apply_chat_template == "auto":
+        settings["evaluation.apply_chat_template"] = False  # what it comes to
     try:
         settings |= _identify_model("model.", config.model)
         if config.tuned_model:
