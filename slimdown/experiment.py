@@ -71,7 +71,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
             notes += train_data.notes
         evaluation, more = decide_prompts(config, tasks, tokenizer, train_data)
         config, notes = replace(config, evaluation=evaluation), more + notes
-        check_room(tasks, evaluation, outline, tokenizer)
+        check_room(tasks, evaluation, LoadedModel(outline, tokenizer, config.model.id, ""))
     if "pocket_instructions" in config.dataset and config.model.id != "pocket:model":
         notes.append(
             "Rows, questions and learning rate are those of the pocket world; with model=smollm2 "

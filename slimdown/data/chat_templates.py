@@ -119,6 +119,8 @@ def _render_question(tokenizer: Any, system: str, args: dict[str, Any]) -> str:
             result.append(render_chat(tokenizer, turns, add_generation_prompt=True, **args))
         except DataError as error:
             result.append(error)
+        except SystemExit:  # time is up
+            return
 
     thread = Thread(target=render, daemon=True)
     thread.start()

@@ -207,22 +207,20 @@ class Evaluator:
 
 
 def check_room(
-    tasks: dict[str, BenchmarkTask], config: EvaluationConfig, outline: Any, tokenizer: Any
+    tasks: dict[str, BenchmarkTask], config: EvaluationConfig, model: LoadedModel
 ) -> None:
     """Refuse generated benchmarks whose prompts do not fit, before weights are loaded.
 
     Args:
         tasks: All benchmarks.
         config: How they are asked.
-        outline: The model without its numbers.
-        tokenizer: Its tokenizer.
+        model: The tokenizer, and the model without its numbers.
 
     Raises:
         ConfigError: A prompt and its new tokens are longer than the model's window.
     """
     generating = {name: task for name, task in tasks.items() if task.generates}
     evaluator = Evaluator(generating, replace(config, backend=Backend.hf))
-    model = LoadedModel(outline, tokenizer, outline.config._name_or_path, "")
     with keep_random_states(), quiet_libraries(), ExitStack() as stack:
         evaluator._open(model, BackendOptions(False, 1, 1), lambda *_: None, stack)
 

@@ -93,9 +93,9 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         ends = {self.tokenizer.pad_token_id, self.eot_token_id}
         own = self.model.generation_config.eos_token_id
         ends |= set(own if isinstance(own, list) else [own])
-        is_whole = text.lstrip() == rest.lstrip()  # no `stop` ended it
-        ran_out = len(tokens) == self._n_most and tokens[-1] not in ends and is_whole
-        is_open = ran_out if begin is None else begin in prompt.rpartition(end)[2] + whole
+        is_full = len(tokens) == self._n_most and tokens[-1] not in ends
+        ran_out = is_full and text.lstrip() == rest.lstrip()  # no `stop` ended it
+        is_open = is_full if begin is None else begin in prompt.rpartition(end)[2] + whole
         if end and end not in whole and is_open:
             return Answer("", whole.strip().removeprefix(begin or "").strip(), True, ran_out)
         return Answer(text, thinking.strip().removeprefix(begin or "").strip(), False, ran_out)

@@ -106,7 +106,7 @@ def test_a_task_file_of_ones_own_is_in_the_questions(file: str, tmp_path: Path) 
 
     def hash_questions() -> str:
         task = load_tasks({"own": make_benchmark_config("own")}, str(tmp_path))["own"]
-        return task.hash_questions(task.build_requests(None, False))
+        return task.hash_questions(task.build_requests(None, make_config()))
 
     before = hash_questions()
     assert hash_questions() == before

@@ -601,7 +601,7 @@ def test_worked_examples_that_stand_in_task_files_are_used() -> None:
     with patch("datasets.load_dataset", return_value=rows):
         config = make_benchmark_config("bbh_cot_fewshot", metric=None, num_fewshot=None)
         bbh = load_tasks({"bbh": config})["bbh"]
-    requests = bbh.build_requests(None, False)
+    requests = bbh.build_requests(None, make_config())
     assert (len(bbh.tasks), bbh.config.num_fewshot, len(requests)) == (27, 3, 54)
     for [request] in requests.values():
         assert request.args[0].count("Let's think step by step") == 4

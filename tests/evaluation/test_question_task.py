@@ -102,7 +102,7 @@ def test_the_content_counts_and_not_the_place(
         file = write_rows(tmp_path / name, rows)
         settings = "benchmark=[questions]", f"benchmark.questions.path={file}"
         task = load_tasks(composed(*settings).benchmark)["questions"]
-        return task.hash_questions(task.build_requests(None, False))
+        return task.hash_questions(task.build_requests(None, make_config()))
 
     assert hash_rows("a.jsonl", [SUM]) == hash_rows("b.jsonl", [SUM])
     assert hash_rows("a.jsonl", [SUM | {"answer": 6}]) != hash_rows("b.jsonl", [SUM])

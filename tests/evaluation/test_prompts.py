@@ -1,0 +1,244 @@
+"""Chat templates, system prompts, thinking and limits, beside stock HFLM with the same."""
+
+import copy
+from dataclasses import replace
+from importlib.resources import files
+from typing import Any
+
+import lm_eval
+import pytest
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from tiny_benchmarks import make_config, make_prompts
+from tiny_models import build_byte_tokenizer, build_tiny_model
+
+from slimdown.config.benchmarks import read_benchmarks
+from slimdown.data.chat_templates import FIXED_DATE, choose_prompts
+from slimdown.evaluation.evaluator import Evaluator, check_room
+from slimdown.evaluation.prefix_lm import PrefixLM
+from slimdown.evaluation.tasks import load_tasks
+from slimdown.models.base_model import LoadedModel
+from slimdown.models.causal import wrap_model
+from slimdown.pocket import TASKS_DIR
+from slimdown.utils.errors import ConfigError, ModelError
+
+SYSTEM = "Answer with one number."
+# As Granite 3.2 and SmolLM3 switch thinking: by another name, and in the system turn.
+GRANITE = (
+    "{%- for m in messages %}<|start|>{{ m.role }}<|stop|>{{ m.content }}\n{%- endfor %}"
+    "{%- if add_generation_prompt %}<|start|>assistant"
+    "{%- if thinking %}<|think|>{% endif %}<|stop|>{% endif %}"
+)
+SMOLLM3 = (
+    "{%- set on = enable_thinking is not defined or enable_thinking %}"
+    "{%- set mode = '/think' if on else '/no_think' %}"
+    "{%- set first = messages[0].content if messages[0].role == 'system' else '' %}"
+    "<|im_start|>system\n{{ first }}\n{{ mode }}<|im_end|>\n"
+    "{%- for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content }}<|im_end|>\n{%- endfor %}{%- if add_generation_prompt %}<|im_start|>assistant\n"
+    "{%- if mode == '/no_think' %}<think>\n\n</think>\n{% endif %}{% endif %}"
+)
+# Templates of TRL's package; the switch of thinking, where there is one.
+FAMILIES = {
+    "qwen2_5": None,
+    "qwen3": "enable_thinking",
+    "qwen3_5_think": "enable_thinking",
+    "gemma3": None,
+    "llama3_2": None,
+    "phi3_5": None,
+    "glm4moe": "enable_thinking",
+    "lfm2": None,
+    "cohere2": None,
+    "deepseek_r1_distill": None,
+    "nemotron_3_nano": "enable_thinking",
+}
+
+
+def read_template(family: str) -> str:
+    if family in ("granite", "smollm3"):
+        return GRANITE if family == "granite" else SMOLLM3
+    return files("trl").joinpath(f"chat_templates/{family}.jinja").read_text()
+
+
+def build_model(template: str | None, seed: int = 0) -> LoadedModel:
+    tokenizer = build_byte_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.bos_token = "<|end|>"
+    model = build_tiny_model("llama", seed, max_position_embeddings=4096)
+    return wrap_model(model, tokenizer)
+
+
+def ask_stock(
+    model: LoadedModel, switches: dict[str, Any], until: list[str] | None = None, **settings: Any
+) -> dict[int, str]:
+    tokenizer = copy.deepcopy(model.tokenizer)
+    lm = HFLM(pretrained=model.model, tokenizer=tokenizer, batch_size=4, **switches)
+    results: Any = lm_eval.simple_evaluate(
+        lm,
+        tasks=["pocket_math"],
+        task_manager=TaskManager(include_path=str(TASKS_DIR), include_defaults=False),
+        limit=3,
+        gen_kwargs={"max_gen_toks": 24, **({"until": until} if until else {})},
+        bootstrap_iters=0,
+        **settings,
+    )
+    return {s["doc_id"]: s["resps"][0][0] for s in results["samples"]["pocket_math"]}
+
+
+def ask(model: LoadedModel, **settings: Any) -> dict[int, Any]:
+    benchmarks = read_benchmarks("pocket_math", limit=3, max_gen_toks=24)
+    evaluator = Evaluator(load_tasks(benchmarks), make_config(**settings))
+    samples = evaluator.evaluate(model).benchmarks["pocket_math"].samples
+    return {sample.doc_id: sample for sample in samples}
+
+
+@pytest.mark.parametrize(
+    ("family", "switch"),
+    [*FAMILIES.items(), ("granite", "thinking"), ("smollm3", "enable_thinking")],
+)
+def test_texts_are_stock_hflms_through_the_template_of(family: str, switch: str | None) -> None:
+    model = build_model(read_template(family))
+    ways: list[tuple[dict[str, Any], dict[str, Any]]] = [({}, {})]
+    if switch:
+        ways = [({"enable_thinking": value}, {switch: value}) for value in (True, False)]
+    prompts = set()
+    for ours, variables in ways:
+        mark = {"think_end_token": "</think>"} if ours.get("enable_thinking") else {}
+        stock = ask_stock(
+            model,
+            {"chat_template_args": {**FIXED_DATE, **variables}, **mark},
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
+            system_instruction=SYSTEM,
+        )
+        samples = ask(model, apply_chat_template=True, system_instruction=SYSTEM, **ours, **mark)
+        for number, sample in samples.items():
+            assert SYSTEM in sample.prompt
+            if not sample.never_ended:
+                assert sample.response == stock[number]
+        prompts.add(samples[0].prompt)
+    assert len(prompts) == len(ways)  # the switch does something
+
+
+def test_plain_prompts_take_a_system_prompt_and_stops_as_stock_hflm_does() -> None:
+    model = build_model(None)
+    stock = ask_stock(model, {}, system_instruction=SYSTEM)
+    samples = ask(model, system_instruction=SYSTEM)
+    assert {number: sample.response for number, sample in samples.items()} == stock
+    letter = next(text for text in stock.values() if len(text) > 4)[3]
+    tasks = load_tasks(read_benchmarks("pocket_math", limit=3, max_gen_toks=24, stop=letter))
+    evaluation = Evaluator(tasks, make_config(system_instruction=SYSTEM)).evaluate(model)
+    stopped = ask_stock(model, {}, until=[letter], system_instruction=SYSTEM)
+    for sample in evaluation.benchmarks["pocket_math"].samples:
+        assert sample.response == stopped[sample.doc_id]
+    assert evaluation.conditions == {
+        "pocket_math.system_instruction": SYSTEM,
+        "pocket_math.max_gen_toks": "24",
+        "pocket_math.stop": str([letter]),
+    }
+
+
+# --- thinking -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_special", [False, True])
+def test_thinking_ends_where_hflm_ends_it(is_special: bool) -> None:
+    """A letter that random texts hold now and then ends the thinking; as a special token, too."""
+    model, mark = build_model(None), "q"
+    prompts = make_prompts([f"{i} plus {i}" for i in range(24)], max_gen_toks=40)
+    number = model.tokenizer.convert_tokens_to_ids(mark)
+    if is_special:
+        model.tokenizer.add_special_tokens({"additional_special_tokens": [mark]})
+    common = {"pretrained": model.model, "tokenizer": model.tokenizer, "batch_size": 4}
+    stock = HFLM(**common, think_end_token=number if is_special else mark)
+    whole = HFLM(**common).generate_until(prompts)
+    answers = PrefixLM(**common, think_end_token=mark).generate_until(prompts)
+    ended = [answer for answer in answers if not answer.never_ended]
+    assert 3 < len(ended) < len(answers)  # both cases are there
+    for answer, text, uncut in zip(answers, stock.generate_until(prompts), whole, strict=True):
+        if answer.never_ended:
+            assert (answer, answer.thinking) == ("", uncut.strip())
+        else:
+            assert answer == text
+            assert is_special or answer.thinking == uncut.rpartition(mark)[0].strip()
+
+
+def test_a_stop_in_the_thinking_does_not_end_it() -> None:
+    model = build_model(None)
+    common = {"pretrained": model.model, "tokenizer": model.tokenizer, "batch_size": 4}
+    texts = [f"{i} plus {i}" for i in range(24)]
+    free = PrefixLM(**common, think_end_token="q").generate_until(
+        make_prompts(texts, max_gen_toks=40)
+    )
+    stop = next(answer.thinking[0] for answer in free if answer.thinking)
+    prompts = make_prompts(texts, max_gen_toks=40, until=[stop])
+    stopped = PrefixLM(**common, think_end_token="q").generate_until(prompts)
+    assert [answer.thinking for answer in stopped] == [answer.thinking for answer in free]
+    assert [str(answer) for answer in stopped] == [answer.partition(stop)[0] for answer in free]
+
+
+def test_an_answer_without_thinking_is_an_answer() -> None:
+    """The mark has a beginning: nothing was thought where it does not stand."""
+    model = build_model(None)
+    lm = PrefixLM(pretrained=model.model, tokenizer=model.tokenizer, think_end_token="</think>")
+    (plain,) = lm.generate_until(make_prompts(["1 plus 1"]))
+    (opened,) = lm.generate_until(make_prompts(["1 plus 1<think>"]))
+    assert (bool(plain), plain.never_ended) == (True, False)
+    assert (bool(opened), opened.never_ended, bool(opened.thinking)) == (False, True, True)
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+NO_SYSTEM = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "settings", "message"),
+    [
+        (None, {}, "has no chat template"),
+        ("{{ raise_exception('no') }}", {}, "fails"),
+        (LOOPS, {}, "does not end within 5 seconds"),
+        ("x" * 10_000_000, {}, "10,000,000 characters"),
+        (NO_SYSTEM, {"system_instruction": SYSTEM}, "drops the system turn"),
+        (CHAT, {"enable_thinking": True, "think_end_token": "x"}, "has no such switch"),
+        (CHAT, {"chat_template_args": {"documents": []}}, r"documents: .* no such variable"),
+    ],
+    ids=["none", "raises", "loops", "large", "no system", "no switch", "no variable"],
+)
+def test_a_template_that_cannot_do_what_is_set_is_refused(
+    template: str | None, settings: dict[str, Any], message: str
+) -> None:
+    tokenizer = build_byte_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(ModelError, match=message):
+        choose_prompts(make_config(apply_chat_template=True, **settings), tokenizer, True)
+
+
+def test_auto_goes_through_the_template_where_answers_are_generated() -> None:
+    model = build_model(CHAT)
+    config, notes = choose_prompts(make_config(apply_chat_template="auto"), model.tokenizer, True)
+    assert notes
+    tasks = load_tasks(read_benchmarks(["pocket_math", "pocket_cs"], limit=3))
+    prompts = {
+        name: one.samples[0].prompt
+        for name, one in Evaluator(tasks, config).evaluate(model).benchmarks.items()
+    }
+    assert prompts["pocket_math"].startswith("user: ")
+    assert not prompts["pocket_cs"].startswith("user: ")
+    plain, _ = choose_prompts(make_config(apply_chat_template="auto"), model.tokenizer, False)
+    assert plain.apply_chat_template is False
+
+
+def test_a_prompt_that_does_not_fit_with_its_tokens_is_refused_before_loading() -> None:
+    model = build_model(None)
+    tasks = load_tasks(read_benchmarks("pocket_math", limit=2, max_gen_toks=4090))
+    outline = replace(model, model=copy.deepcopy(model.model).to("meta"))
+    with pytest.raises(ConfigError, match=r"4090 new ones .*max_gen_toks"):
+        check_room(tasks, make_config(), outline)
+
+
+def test_a_limit_of_choices_is_refused() -> None:
+    with pytest.raises(ConfigError, match="has choices"):
+        load_tasks(read_benchmarks("pocket_cs", limit=2, max_gen_toks=8))
