@@ -186,7 +186,10 @@ class _Composer:
                 values = list(islice(_split_sweep(override), _MOST_RUNS + 1))
         except (HydraException, ValueError, RecursionError, ArithmeticError) as error:
             reason = redact((str(error) or type(error).__name__).splitlines()[0])[:160]
-            self.problems.append(f"{redact(text)[:80]!r} is not setting=value: {reason}")
+            key, _, value = redact(text)[:80].partition("=")
+            advice = f"""; a text with signs is quoted twice: '{key}="{value}"'"""
+            advice = advice if "token recognition" in reason and '"' not in value else ""
+            self.problems.append(f"{redact(text)[:80]!r} is not setting=value: {reason}{advice}")
             return []
         problems: list[str | None] = []
         if not values:

@@ -8,7 +8,8 @@ import os
 import re
 from urllib.parse import quote, unquote
 
-_NAME = r"(?:token|password|passwd|pwd|passphrase|secret|api_?key|access_?key|credentials?)"
+# An eos_token or a think_end_token is no secret.
+_NAME = r"(?:(?<!end_|eos_|pad_|bos_)token|password|passwd|pwd|passphrase|secret|api_?key|access_?key|credentials?)"
 _IS_SECRET = re.compile(rf"(?i)(?!(old)?pwd$).*{_NAME}$")  # PWD is the working folder
 _NAMED = re.compile(
     rf"(?i)(?<![\w/.-])([\w-]*{_NAME}[\"']?\s*[=:]\s*)(?!\*\*\*)(\"[^\"]*\"|'[^']*'|[^\s&;,]+)"
@@ -32,6 +33,8 @@ def redact(text: str) -> str:
 
     >>> redact("HF_TOKEN=abc lora.r=8 postgresql://me:pw@db/mlflow?password=hunter2")
     'HF_TOKEN=*** lora.r=8 postgresql://***@db/mlflow?password=***'
+    >>> redact("think_end_token: </think>")
+    'think_end_token: </think>'
     """
     for name, value in os.environ.items():
         address = re.match(r"[\w+.-]+://[^:@/]*:([^@]+)@", value)
