@@ -56,7 +56,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
     with progress.show("reading benchmarks and rows"):  # a mistake leaves no run in the record
         outline = check_base(config)
         check_adapter(config)
-        tasks = load_tasks(config.benchmark, config.evaluation.include_path)
+        tasks, not_run = load_benchmarks(config)
         config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
         tokenizer = load_base_tokenizer(config.model)
         notes: list[str] = []
@@ -125,6 +125,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         console.show_notes(evaluator.notes[n_shown:])
 
         findings = judge(open_base, open_half(tuned_evaluation, holdout), training)
+        findings = replace(findings, not_run=not_run)
         files = render_run_files(findings, config, info, run.run_id)
         if training:
             card = render_model_card(findings, config, base)
@@ -133,6 +134,14 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
     console.show_findings(findings)
     console.show_saved(run)
     return findings
+
+
+def load_benchmarks(config: RunConfig) -> tuple[dict[str, BenchmarkTask], dict[str, str]]:
+    """Load the benchmarks; of a suite those whose questions can be had, and why the others not."""
+    not_run: dict[str, str] = {}
+    lacking = not_run if config.suite else None
+    folder = config.evaluation.include_path
+    return load_tasks(config.benchmark, folder, lacking=lacking), not_run
 
 
 def decide_prompts(
@@ -200,7 +209,7 @@ def measure_base(config: RunConfig) -> None:
     Raises:
         SlimdownError: The base or a benchmark cannot be had.
     """
-    tasks = load_tasks(config.benchmark, config.evaluation.include_path)
+    tasks, _ = load_benchmarks(config)
     base, train_data = load_base_model(config.model, config.quantization), None
     if config.dataset and config.may_hold_conversations:
         train_data = load_training_data(config.dataset, base.tokenizer, config.seed, config.keep)
@@ -243,7 +252,7 @@ def measure_scales(
     """
     from peft.helpers import rescale_adapter_scale
 
-    tasks = load_tasks(config.benchmark, config.evaluation.include_path)
+    tasks, _ = load_benchmarks(config)
     rows = train_data = None
     with console.progress_bar(f"loading {config.model.id}"):
         base = load_base_model(config.model, config.quantization)

@@ -403,6 +403,7 @@ class RunConfig:
     tuned: str | None = setting(
         "a folder or HUB_ID[@REVISION] to measure instead of training", default=None
     )
+    suite: str | None = setting("the suite that chose the benchmarks", default=None)
     seed: int = setting("of the adapter's start, the rows and their order", SEED)
     rerun: bool = setting("make a run again that is finished, and else skipped")
 

@@ -122,6 +122,7 @@ def load_tasks(
     include_path: str | None = None,
     max_gen_toks: int | None = None,
     stop: list[str] | None = None,
+    lacking: dict[str, str] | None = None,
 ) -> dict[str, BenchmarkTask]:
     """Load the harness's tasks, download their data and set their worked examples.
 
@@ -130,6 +131,7 @@ def load_tasks(
         include_path: A folder with task files of your own.
         max_gen_toks: The most tokens of each generated answer; a benchmark's own counts first.
         stop: Texts at which each generated answer ends; likewise.
+        lacking: Gets the reason why there are no questions, by benchmark; None: that is an error.
 
     Returns:
         By name.
@@ -166,14 +168,22 @@ def load_tasks(
             if benchmark.task not in manager.all_tasks:
                 problem = "task files mention it, but it is no task"
                 raise ConfigError(f"benchmark.{name}.task={benchmark.task}: {problem}")
-            with explain_hub_errors(f"benchmark.{name}.task={benchmark.task}", DataError):
-                loaded_task = manager.load([benchmark.task])
+            try:
+                with explain_hub_errors(f"benchmark.{name}.task={benchmark.task}", DataError):
+                    loaded_task = manager.load([benchmark.task])
+            except DataError as error:
+                if lacking is None:
+                    raise
+                lacking[name] = str(error)
+                continue
             files = {
                 Path(entry.yaml_path).parent
                 for task in (benchmark.task, *loaded_task["tasks"])
                 if (entry := manager.task_index.get(task)) and entry.yaml_path
             }
             loaded[name] = _check_task(name, benchmark, loaded_task, _hash_own_files(files))
+    if lacking and not loaded:
+        raise DataError("\n".join(lacking.values()))
     for one in loaded.values():
         _set_generation(one, max_gen_toks, stop)
     return loaded

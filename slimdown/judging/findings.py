@@ -152,6 +152,7 @@ class Findings:
     mean_changes: dict[Role, Estimate]  # over the primary metrics of the benchmarks of a role
     base: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
     tuned: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
+    not_run: dict[str, str] = field(default_factory=dict)  # why, by benchmark of a suite
 
     def mean_change(self, role: Role) -> Estimate:
         """The mean change of a role's primary metrics; nan where no benchmark has the role."""

@@ -184,6 +184,8 @@ def describe_overall(mean: Estimate) -> str:
 
 def list_caveats(findings: Findings) -> Iterator[str]:
     """List the caveats that apply to these findings, one sentence each."""
+    for name, reason in findings.not_run.items():
+        yield f"Not run: {name} ({shorten(reason, 200, placeholder='…')})."
     if findings.part:
         yield f"Questions: {findings.part}."
     prompts = dict[str, list[str]]()

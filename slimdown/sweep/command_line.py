@@ -25,7 +25,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from slimdown.config.fields import explain_unknown_key, nearest
+from slimdown.config.fields import explain_unknown_key, find_setting, nearest
 from slimdown.config.loader import load_config, open_hydra, reword
 from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.schema import RunConfig
@@ -37,6 +37,7 @@ _MOST_RUNS = 1_000  # of one command
 _MOST_PROBLEMS = 200  # then no further run is looked at: most often all have the same
 _MOST_ALIASES = 20  # of a group file: aliases of aliases double at each step
 _LISTS = ("dataset", "benchmark")  # groups of which several can be chosen
+_PRESETS = ("experiment", "suite")  # groups of which none need be chosen
 
 
 @dataclass(frozen=True)
@@ -186,9 +187,9 @@ class _Composer:
                 values = list(islice(_split_sweep(override), _MOST_RUNS + 1))
         except (HydraException, ValueError, RecursionError, ArithmeticError) as error:
             reason = redact((str(error) or type(error).__name__).splitlines()[0])[:160]
-            key, _, value = redact(text)[:80].partition("=")
-            advice = f"""; a text with signs is quoted twice: '{key}="{value}"'"""
-            advice = advice if "token recognition" in reason and '"' not in value else ""
+            setting, _, content = redact(text)[:80].partition("=")
+            advice = f"""; a text with signs is quoted twice: '{setting}="{content}"'"""
+            advice = advice if "token recognition" in reason and '"' not in content else ""
             self.problems.append(f"{redact(text)[:80]!r} is not setting=value: {reason}{advice}")
             return []
         problems: list[str | None] = []
@@ -209,7 +210,7 @@ class _Composer:
             names = sorted({*names, *list_group_choices(key, self.line.folders)})
             for value in (each.value() for each in values):
                 for name in value if isinstance(value, list) and key in _LISTS else [value]:
-                    if name not in names and not (key == "experiment" and name is None):
+                    if name not in names and not (key in _PRESETS and name is None):
                         advice = nearest(str(name), names)
                         problems.append(f"{key}={name}: there is no such {key}{advice}")
         self.problems += filter(None, problems)
@@ -241,7 +242,10 @@ class _Composer:
             else:
                 is_new = override.is_add() or override.is_force_add()
                 try:  # as Hydra does at its end
-                    OmegaConf.update(composed, key, override.value(), merge=True, force_add=is_new)
+                    value, setting = override.value(), find_setting(key, RunConfig)
+                    if isinstance(value, str) and setting and "list[str]" in str(setting.type):
+                        value = [value]  # one of a list
+                    OmegaConf.update(composed, key, value, merge=True, force_add=is_new)
                 except (OmegaConfBaseException, HydraException, RecursionError) as error:
                     problem = reword(error)
             self.problems += [f"{override.input_line}: {problem}"] if problem else []
@@ -266,6 +270,10 @@ class _Composer:
             self.hydra = OmegaConf.masked_copy(composed, ["hydra"])
             with open_dict(composed):
                 hydra = composed.pop("hydra")
+                for name in list(composed.benchmark) if composed.suite else ():
+                    benchmark = composed.benchmark[name]  # of the suite, and not chosen
+                    if not (benchmark.task or benchmark.path):
+                        del composed.benchmark[name]
             self._files[choice] = composed, str(hydra.runtime.choices["model"])
         return self._files[choice]
 

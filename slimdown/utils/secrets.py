@@ -9,7 +9,8 @@ import re
 from urllib.parse import quote, unquote
 
 # An eos_token or a think_end_token is no secret.
-_NAME = r"(?:(?<!end_|eos_|pad_|bos_)token|password|passwd|pwd|passphrase|secret|api_?key|access_?key|credentials?)"
+_NAME = r"(?:(?<!end_|eos_|pad_|bos_)token|password|passwd|pwd|passphrase|secret|api_?key"
+_NAME += r"|access_?key|credentials?)"
 _IS_SECRET = re.compile(rf"(?i)(?!(old)?pwd$).*{_NAME}$")  # PWD is the working folder
 _NAMED = re.compile(
     rf"(?i)(?<![\w/.-])([\w-]*{_NAME}[\"']?\s*[=:]\s*)(?!\*\*\*)(\"[^\"]*\"|'[^']*'|[^\s&;,]+)"
