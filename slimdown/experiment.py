@@ -74,7 +74,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         check_room(tasks, evaluation, LoadedModel(outline, tokenizer, config.model.id, ""))
     if "pocket_instructions" in config.dataset and config.model.id != "pocket:model":
         notes.append(
-            "Rows, questions and learning rate are those of the pocket world; with model=smollm2 "
+            "Rows, questions and learning rate are those of the pocket world; with model=any "
             f"model.id={config.model.id} they are those for real models."
         )
     console.show_notes(notes)

@@ -16,6 +16,7 @@ from slimdown.config.benchmarks import check_task_names
 from slimdown.config.loader import register_schema, reword
 from slimdown.config.paths import CONF_DIR
 from slimdown.config.schema import Backend, Engine, RunConfig
+from slimdown.models.tuned_base import find_wrong_base
 from slimdown.report.formatting import VisibleFormatter
 from slimdown.sweep.command_line import compose_runs, read_command_line
 from slimdown.utils.devices import count_gpus
@@ -97,7 +98,9 @@ def _find_problems(configs: Sequence[RunConfig]) -> Iterator[str]:
         problems.append(
             "evaluation.backend=vllm needs a GPU of NVIDIA's; set evaluation.backend=hf"
         )
-    problems += check_repositories(one for config in configs for one in _list_sources(config))
+    wrong_bases = [problem for config in configs for problem in find_wrong_base(config)]
+    sources = (source for config in configs for source in _list_sources(config))
+    problems += wrong_bases or check_repositories(sources)
     with_options = [config for config in configs if config.train.args or config.lora.args]
     if with_options and not problems:
         from slimdown.training.options import check_options  # torch

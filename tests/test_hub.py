@@ -10,7 +10,8 @@ import pytest
 from commands_and_runs import run_command
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from slimdown.commands import doctor
 
@@ -105,7 +106,6 @@ def test_a_merged_model_is_as_large_as_published_and_has_a_card(
     smollm2: Path, tmp_path: Path
 ) -> None:
     from huggingface_hub import ModelCard, hf_hub_download
-    from transformers import AutoModelForCausalLM
 
     client = MlflowClient(f"sqlite:///{smollm2}/mlruns/mlflow.db")
     run = find_run(client)
@@ -156,6 +156,8 @@ def test_any_causal_model_and_dataset_of_the_hub_will_do(
             "fewer examples (num_fewshot)",
         ),
         (["model=smollm2", "tuned=nobody/no-adapter"], "no-adapter is not on the hub"),
+        (["tuned=nobody/no-adapter@v1"], "tuned=nobody/no-adapter@v1 is not on the hub"),
+        (["tuned=meta-llama/Llama-3.2-1B"], "gated"),
         (["model=smollm2", "tuned=meta-llama/Llama-3.2-1B"], "gated"),
         (["model=smollm2", "tuned=local/stories260K"], "tokenizer"),
         (["model=smollm2", "tuned=local/stories260K@v9"], "stories260K@v9 has no such branch"),
@@ -188,6 +190,57 @@ def test_a_model_of_the_hub_has_not_changed_from_itself(
     benchmarks = read_findings(store, find_run(store))["benchmarks"]
     differences = [b["changes"][b["metric"]]["difference"]["value"] for b in benchmarks.values()]
     assert differences == [0, 0, 0]
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained-looking LoRA of SmolLM2 by plain PEFT, with what PEFT writes beside it."""
+    folder = tmp_path_factory.mktemp("plain") / "adapter"
+    model = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype="float32")
+    config = LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    get_peft_model(model, config).save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_by_plain_peft_is_measured_on_its_base(
+    adapter: Path, store: MlflowClient, tmp_path: Path
+) -> None:
+    settings = [f"tuned={adapter}", "benchmark=[arc_challenge,piqa]", "quantization=none"]
+    settings += ["benchmark.arc_challenge.limit=8", "benchmark.piqa.limit=8", "model.dtype=float32"]
+    done = run_command(tmp_path, "slimdown.run", *settings)
+    assert done.returncode == 0, done.stderr
+    run = find_run(store)
+    assert run.data.params["model.id"] == SMOLLM2
+    assert run.info.run_name.startswith("SmolLM2-135M-Instruct tuned=")
+    recorded = read_findings(store, run)["benchmarks"]
+    model = f"pretrained={SMOLLM2},dtype=float32"
+    for side, model_args in (("base", model), ("tuned", f"{model},peft={adapter}")):
+        stock = ["--model", "hf", "--model_args", model_args, "--tasks", "arc_challenge,piqa"]
+        stock += ["--limit", "8", "--batch_size", "8", "--device", "cpu", "--output_path", side]
+        done = run_command(tmp_path, "lm_eval", "run", *stock)
+        assert done.returncode == 0, done.stderr
+        [file] = (tmp_path / side).rglob("results_*.json")
+        results = json.loads(file.read_text())["results"]
+        for name in recorded:
+            score = recorded[name]["changes"]["acc_norm"][side]["value"]
+            assert score == pytest.approx(results[name]["acc_norm,none"]), (name, side)
+
+
+def test_a_whole_model_of_the_hub_names_no_base(tmp_path: Path) -> None:
+    done = run_command(tmp_path, "slimdown.run", f"tuned={SMOLLM2}")
+    assert done.returncode == 1
+    assert f"tuned={SMOLLM2} names no base; name it: model=any model.id=" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_ifeval_is_asked_by_its_name(adapter: Path, store: MlflowClient, tmp_path: Path) -> None:
+    settings = [f"tuned={adapter}", "benchmark=[ifeval]", "benchmark.ifeval.limit=2"]
+    done = run_command(tmp_path, "slimdown.run", *settings)
+    assert done.returncode == 0, done.stderr
+    ifeval = read_findings(store, find_run(store))["benchmarks"]["ifeval"]
+    assert (ifeval["metric"], ifeval["n"]) == ("prompt_level_strict_acc", 2)
 
 
 def test_an_adapter_of_another_base_is_refused(store: MlflowClient, tmp_path: Path) -> None:

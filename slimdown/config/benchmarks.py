@@ -1,8 +1,11 @@
 """Benchmarks by name -> their settings: those of `conf/benchmark/`, or any task of the harness."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
+from os.path import splitext
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +70,35 @@ def read_benchmarks(
 
 
 def check_task_names(
-    benchmarks: Mapping[str, BenchmarkConfig], include_path: str | None
+    benchmarks: Mapping[str, BenchmarkConfig], include_path: str | None, names: Collection[str] = ()
 ) -> Iterator[str]:
     """Name tasks that no task file mentions; the harness, which takes seconds, is not imported.
+
+    Tags and groups stand also in files that others include, whose names have no ending.
 
     Args:
         benchmarks: By name.
         include_path: A folder with task files of your own.
+        names: Of benchmarks that have files, which a typo may be near to.
     """
     harness = Path(str(find_spec("lm_eval").origin)).with_name("tasks")  # type: ignore[union-attr]
     folders = [TASKS_DIR, Path(include_path or TASKS_DIR), harness]
+    endings = ("", ".yaml", ".yml")
+    walks = (walk for folder in folders for walk in os.walk(folder))
+    files = [os.path.join(top, n) for top, _, ns in walks for n in ns if splitext(n)[1] in endings]
+    stems = {splitext(os.path.basename(file))[0] for file in files}
     for name, task in ((n, b.task) for n, b in benchmarks.items() if b.path is None):
-        files = (file for folder in folders for file in folder.rglob("*.yaml"))
-        if not any(task.encode() in file.read_bytes() for file in files):
-            stems = {file.stem for folder in folders for file in folder.rglob("*.yaml")}
-            candidates = sorted(stem for stem in stems if stem[:1] == task[:1])
+        if task not in stems and not any(_mentions(file, task) for file in files):
+            candidates = sorted(n for n in {*stems, *names} if n[:1] == task[:1])
             advice = nearest(task, candidates).partition("; known:")[0]
             advice += "; evaluation.include_path names a folder with tasks of your own"
-            yield f"benchmark.{name}.task={task}: the harness has no such task{advice}"
+            setting = f"benchmark={name}" if task == name else f"benchmark.{name}.task={task}"
+            yield f"{setting}: the harness has no such task{advice}"
+
+
+def _mentions(file: str, task: str) -> bool:
+    """Whether a name stands in a file, and not as a part of another."""
+    with open(file, "rb", buffering=0) as stream:  # twice as fast, of 14,000 small files
+        content, name = stream.read(), task.encode()
+    whole = rb"(?<![\w-])" + re.escape(name) + rb"(?![\w-])"
+    return name in content and re.search(whole, content) is not None

@@ -1,4 +1,4 @@
-"""What Hydra composes -> a checked `RunConfig`. Nothing else in `config/` knows Hydra."""
+"""What Hydra composes -> a checked `RunConfig`. Beside it only `task_source` knows Hydra."""
 
 import re
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -24,22 +25,24 @@ from slimdown.config.paths import CONF_DIR
 from slimdown.config.question_files import complete_benchmark
 from slimdown.config.rules import find_conflicts
 from slimdown.config.schema import QuantType, RunConfig, default_store
+from slimdown.config.task_source import TaskSource
 from slimdown.config.upstream import SECTIONS
 from slimdown.utils.devices import count_gpus
-from slimdown.utils.errors import ConfigError, describe_error
+from slimdown.utils.errors import ConfigError, SlimdownError, describe_error
 from slimdown.utils.secrets import redact
 
 
 def register_schema() -> None:
-    """Tell Hydra what `conf/` names: the schema and the resolvers.
+    """Tell Hydra what `conf/` names: the schema, the tasks and the resolvers.
 
-    Only what composes calls it: both are global, and a program may have its own of these names.
+    Only what composes calls it: all are global, and a program may have its own of these names.
     """
     schema: Any = OmegaConf.structured(RunConfig)
     for section in SECTIONS:
         OmegaConf.set_struct(schema[section].args, False)  # new names need no + before them
     OmegaConf.set_struct(schema.evaluation.chat_template_args, False)
     ConfigStore.instance().store(name="schema", node=schema)
+    Plugins.instance().register(TaskSource)  # hydra.searchpath in conf/config.yaml
     resolvers: dict[str, Any] = {
         "default_store": default_store,  # conf/config.yaml
         "n_gpus": count_gpus,  # conf/hydra/launcher/
@@ -162,7 +165,7 @@ def _drop_unknown(settings: Any, schema: Any) -> Any:
 def reword(error: Exception) -> str:
     """Return what Hydra or OmegaConf says of a mistake, in one line, with what would be right."""
     reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    is_clear = isinstance(reason, HydraException | OmegaConfBaseException)
+    is_clear = isinstance(reason, HydraException | OmegaConfBaseException | SlimdownError)
     text = " ".join((str(reason) if is_clear else describe_error(reason)).split())
     text = text.partition(" full_key:")[0]
     file = re.match("In '((dataset|benchmark|experiment)?[^']*)'", text)

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from slimdown.config.schema import MAX_VLLM_RANK, Backend, RunConfig
-from slimdown.models.adapters import read_adapter_config
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.external import fetch_tuned_model
 from slimdown.models.memory import release_memory
+from slimdown.models.tuned_base import read_adapter_config
 from slimdown.utils.errors import ModelError, describe_error
 
 # Settings of an adapter that vLLM reads, or that no answer depends on, and what others must be.

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from slimdown.models.base_model import LoadedModel, load_outline
 from slimdown.models.causal import disabled_adapters, get_own_adapter, has_untouched_base
 from slimdown.models.identity import ADAPTER_FILES
 from slimdown.models.quiet import quiet_libraries
+from slimdown.models.tuned_base import MOST_CHARACTERS, read_adapter_config
 from slimdown.utils.errors import ModelError
 
-_MOST_CHARACTERS = 100_000  # of a setting, as JSON: the full names of 500 layers are 20,000
 # PEFT 0.21 matches whole names, ends of names, and beginnings up to the number of a layer.
 _MATCH = r"""
 import json, re, sys
@@ -93,7 +92,7 @@ def check_settings(setting: str, settings: Mapping[str, Any], model: Any) -> Non
     modules = [name for name, _ in model.named_modules()]
     patterns: list[str] = []
     for key, value in settings.items():
-        if len(json.dumps(value)) > _MOST_CHARACTERS and key != "trainable_token_indices":
+        if len(json.dumps(value)) > MOST_CHARACTERS and key != "trainable_token_indices":
             raise ModelError(f"{setting}: {key} is longer than any model has names; get it again")
         if re.fullmatch(".*(modules|pattern|parameters)", key):
             values = value if isinstance(value, list | dict) else [value or ""]
@@ -129,21 +128,6 @@ def save_adapter(model: Any, base: LoadedModel, folder: Path) -> None:
     config["base_model_name_or_path"] = base.id
     config["revision"] = None if base.revision.startswith("sha256:") else base.revision
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Return the settings of a saved adapter.
-
-    Raises:
-        ModelError: Their file is damaged.
-    """
-    file, settings = folder / ADAPTER_FILES[0], None
-    with suppress(ValueError, RecursionError):
-        if file.stat().st_size <= 40 * _MOST_CHARACTERS:
-            settings = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(settings, dict) or "peft_type" not in settings:
-        raise ModelError(f"{file} is damaged: it holds no settings of an adapter; get it again")
-    return settings
 
 
 def load_adapter(base: LoadedModel, folder: Path) -> Any:

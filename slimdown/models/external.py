@@ -1,6 +1,5 @@
 """A model that somebody else tuned, for `tuned=`: an adapter for the base, or a whole model."""
 
-import re
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 
 from slimdown.config.methods import find_own_type
 from slimdown.config.schema import ModelConfig, QuantizationConfig, RunConfig, TunedModelConfig
-from slimdown.models.adapters import check_settings, load_adapter, read_adapter_config
+from slimdown.models.adapters import check_settings, load_adapter
 from slimdown.models.base_model import (
     LoadedModel,
     check_numbers,
@@ -21,14 +20,13 @@ from slimdown.models.base_model import (
 from slimdown.models.identity import ADAPTER_FILES, hash_tokenizer, identify_adapted
 from slimdown.models.memory import release_memory
 from slimdown.models.quiet import quiet_libraries
+from slimdown.models.tuned_base import find_wrong_base, read_adapter_config
 from slimdown.utils.errors import ModelError
 from slimdown.utils.hashing import hash_folder
 from slimdown.utils.hub import explain_hub_errors
 
 # All but a model's weights.
 _FILES = ["*.json", "*.jinja", "*.model", "*.txt", "README.md", ADAPTER_FILES[1]]
-# What repackagers add to the name of a model whose weights they took over.
-_REPACKED = re.compile(r"(-unsloth)?(-bnb)?(-[48]bit)?$")
 
 
 @dataclass(frozen=True)
@@ -135,12 +133,8 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
 
     named = f"tuned={config.tuned}"
     settings = read_adapter_config(folder)
-    made_on = str(settings.get("base_model_name_or_path") or "")
-    if not config.model.folder and is_other_base(made_on, base.id):
-        raise ModelError(
-            f"{named} was made on {made_on}, and the base is {base.id}; set model.id={made_on}, or "
-            "correct base_model_name_or_path in its adapter_config.json"
-        )
+    for problem in find_wrong_base(config):
+        raise ModelError(problem)
     weights = load_file(folder / ADAPTER_FILES[1])
     if odd := [name for name, tensor in weights.items() if not tensor.float().isfinite().all()]:
         raise ModelError(f"{named}: its weights hold NaN or infinity ({odd[0]}); get it again")
@@ -161,16 +155,3 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
                 f"{saved.get(name)} and should be {expected.get(name)})"
             )
     return False
-
-
-def is_other_base(made_on: str, base: str) -> bool:
-    """Return whether two hub ids name different models, whoever repackaged them.
-
-    >>> is_other_base("unsloth/Llama-3.2-1B-unsloth-bnb-4bit", "meta-llama/Llama-3.2-1B")
-    False
-    >>> is_other_base("meta-llama/Llama-3.2-1B-Instruct", "meta-llama/Llama-3.2-1B")
-    True
-    """
-    names = [_REPACKED.sub("", id_.rpartition("/")[2].lower()) for id_ in (made_on, base)]
-    is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", made_on) is not None
-    return is_hub_id and names[0] != names[1]

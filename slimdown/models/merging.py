@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from slimdown.models.adapters import load_adapter, read_adapter_config
+from slimdown.models.adapters import load_adapter
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.memory import release_memory
 from slimdown.models.quiet import quiet_libraries
+from slimdown.models.tuned_base import read_adapter_config
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error
 
 

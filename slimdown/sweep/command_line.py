@@ -25,12 +25,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from slimdown.config.benchmarks import check_task_names
 from slimdown.config.fields import explain_unknown_key, find_setting, nearest
 from slimdown.config.loader import load_config, open_hydra, reword
 from slimdown.config.paths import CONF_DIR, list_group_choices
-from slimdown.config.schema import RunConfig
+from slimdown.config.schema import ModelConfig, RunConfig
 from slimdown.config.search_config import SEARCHED, DimensionConfig
-from slimdown.utils.errors import ConfigError
+from slimdown.models.tuned_base import POCKET, find_base
+from slimdown.utils.errors import ConfigError, ModelError
 from slimdown.utils.secrets import redact, redact_uri
 
 _MOST_RUNS = 1_000  # of one command
@@ -68,7 +70,7 @@ class ComposedRun:
 
     overrides: list[str]
     config: RunConfig
-    model: str = ""  # the choice of the group `model`
+    model: str = ""  # the choice of the group `model`, or the name of an adapter's base
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ class _Composer:
         self._parser = OverridesParser.create(self._loader)
         # What choices of groups were composed to, which takes most of the time, and the model.
         self._files: dict[str, tuple[DictConfig, str]] = {}
+        self._task_folder: str | None = None  # of the user's own
 
     def parse(self, text: str) -> list[Override]:
         """Return an override for each value of an argument; none where it is wrong by itself."""
@@ -192,6 +195,8 @@ class _Composer:
             advice = advice if "token recognition" in reason and '"' not in content else ""
             self.problems.append(f"{redact(text)[:80]!r} is not setting=value: {reason}{advice}")
             return []
+        if key == "evaluation.include_path":
+            self._task_folder = str(values[0].value()) if values else None
         problems: list[str | None] = []
         if not values:
             problems.append(f"{text}: no value is left to try")
@@ -210,7 +215,8 @@ class _Composer:
             names = sorted({*names, *list_group_choices(key, self.line.folders)})
             for value in (each.value() for each in values):
                 for name in value if isinstance(value, list) and key in _LISTS else [value]:
-                    if name not in names and not (key in _PRESETS and name is None):
+                    is_task = key == "benchmark" and isinstance(name, str)  # or a typo
+                    if not (name in names or is_task or (key in _PRESETS and name is None)):
                         advice = nearest(str(name), names)
                         problems.append(f"{key}={name}: there is no such {key}{advice}")
         self.problems += filter(None, problems)
@@ -229,8 +235,13 @@ class _Composer:
         choices = [str(o.input_line) for o in overrides if self.line.is_choice(o.key_or_group)]
         try:
             composed, model = deepcopy(self._compose_files(choices))
+            if (base := self._find_base(composed, overrides)) and base.id != POCKET:
+                composed, _ = deepcopy(self._compose_files([*choices, "model=any"]))
+                composed.model.id, composed.model.revision = base.id, base.revision
+                model = Path(base.id).name
         except Exception as error:  # a file of the user's own: whatever its content may raise
-            self.problems.append(f"{' '.join(choices)}: {reword(error)}".removeprefix(": "))
+            place = [] if isinstance(error, ModelError) else choices
+            self.problems.append(f"{' '.join(place)}: {reword(error)}".removeprefix(": "))
             return ComposedRun(texts, RunConfig())
         for override in overrides:
             key, problem = override.key_or_group, ""
@@ -260,10 +271,21 @@ class _Composer:
                 self.problems.append(f"{text}: leave it out; {reader} does not read it")
         return ComposedRun(texts, config, model)
 
+    def _find_base(self, composed: DictConfig, overrides: Sequence[Override]) -> ModelConfig | None:
+        """Return what an adapter was made on, where nothing but `conf/` names another model."""
+        values = {override.key_or_group: override.value() for override in overrides}
+        tuned = OmegaConf.create([values.get("tuned", composed.get("tuned"))])[0]  # resolved
+        is_chosen = "model" in values or "model.id" in values or composed.model.id != POCKET
+        if is_chosen or not isinstance(tuned, str) or tuned == POCKET:
+            return None
+        model = RunConfig(tuned=tuned).tuned_model
+        return find_base(model) if model and not any(model.source_problems()) else None
+
     def _compose_files(self, choices: list[str]) -> tuple[DictConfig, str]:
         """Compose the files of groups that are chosen; returns also the choice of the model."""
         if (choice := " ".join(choices)) not in self._files:
-            path = [f"hydra.searchpath=[file://{folder}]" for folder in self.line.folders[1:]]
+            own = [f"file://{folder}" for folder in self.line.folders[1:]]
+            path = [f"hydra.searchpath=[{','.join(own)},slimdown-tasks://]"] if own else []
             with warnings.catch_warnings():  # launchers have the names of their plugins' own
                 warnings.filterwarnings("ignore", r"\s*'hydra/launcher", UserWarning)
                 composed = compose("config", [*choices, *path], return_hydra_config=True)
@@ -274,6 +296,11 @@ class _Composer:
                     benchmark = composed.benchmark[name]  # of the suite, and not chosen
                     if not (benchmark.task or benchmark.path):
                         del composed.benchmark[name]
+            files = list_group_choices("benchmark", self.line.folders)
+            tasks = {name: one for name, one in composed.benchmark.items() if name not in files}
+            if tasks:
+                folder = self._task_folder or composed.evaluation.include_path
+                self.problems += check_task_names(tasks, folder, files)
             self._files[choice] = composed, str(hydra.runtime.choices["model"])
         return self._files[choice]
 

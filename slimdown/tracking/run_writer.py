@@ -20,7 +20,7 @@ from slimdown.tracking import resume, runs_page, store
 from slimdown.tracking.base_evaluations import RecordedEvaluations
 from slimdown.tracking.metric_names import Tag, collect_finding_metrics, describe_headline
 from slimdown.tracking.provenance import RunInfo, name_machine, read_user
-from slimdown.utils.errors import TrackingError
+from slimdown.utils.errors import SlimdownError, TrackingError, list_causes
 from slimdown.utils.files import raise_if_disk_full, write_atomically
 from slimdown.utils.secrets import redact, redact_uri
 
@@ -197,7 +197,8 @@ class TrackedRun:
                 self._write("traceback.txt", "".join(traceback.format_exception(error)))
         try:
             self._deliver(status)
-            error.add_note(f"Run {self.run_id} is marked {status}; the same command goes on in it.")
+            advice = "goes on in it" if _may_pass(error) else "fails again until that is mended"
+            error.add_note(f"Run {self.run_id} is marked {status}; the same command {advice}.")
         except TrackingError as problem:
             error.add_note(f"{problem}. The same command goes on from {self.folder}.")
         self._lock.release()
@@ -227,6 +228,15 @@ class TrackedRun:
 
     def _add_tag(self, name: str, text: str) -> None:
         self._tags.append(RunTag(name, redact(text)[: store.MAX_TAG]))
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same command can succeed: it was stopped, or a store, hub or memory failed it."""
+    from slimdown.models.memory import is_out_of_memory
+
+    is_of_command = isinstance(error, SlimdownError) and not isinstance(error, TrackingError)
+    causes = list_causes(error)
+    return not is_of_command or any(isinstance(c, OSError) or is_out_of_memory(c) for c in causes)
 
 
 @contextmanager

@@ -24,6 +24,14 @@ class TrackingError(SlimdownError):
     """The record of runs cannot be read or written."""
 
 
+def list_causes(error: BaseException) -> list[BaseException]:
+    """Return an error and what it came from, the newest first."""
+    causes = [error]
+    while cause := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(cause)
+    return causes
+
+
 def describe_error(error: BaseException) -> str:
     """Return the class and the first 300 characters of somebody else's error, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

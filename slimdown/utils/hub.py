@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from slimdown.utils.errors import ModelError, SlimdownError, describe_error
+from slimdown.utils.errors import ModelError, SlimdownError, describe_error, list_causes
 
 # Classes of errors -> what they mean; the first that the error or one of its causes has is taken.
 # They are known by name: to import them takes a second, and a mistake is told sooner.
@@ -51,9 +51,7 @@ def explain_hub_errors(
     except SlimdownError:
         raise
     except Exception as error:
-        causes: list[BaseException] = [error]
-        while cause := causes[-1].__cause__ or causes[-1].__context__:
-            causes.append(cause)
+        causes = list_causes(error)
         classes = {one.__name__ for cause in causes for one in type(cause).__mro__}
         text = " ".join(map(str, causes))
         reasons = [reason for names, reason in _BY_CLASS.items() if classes & {*names.split()}]

@@ -28,7 +28,7 @@ def test_the_default_is_the_pocket_world(composed: Compose) -> None:
 
 @pytest.mark.parametrize("model", [m for m in list_group_choices("model") if m != "pocket"])
 def test_every_other_model_gets_the_papers_settings(model: str, composed: Compose) -> None:
-    config = composed(f"model={model}")
+    config = composed(f"model={model}", *(["model.id=you/yours"] if model == "any" else []))
     assert list(config.dataset) == ["alpaca"]
     assert list(config.benchmark) == ["hellaswag", "gsm8k", "mmlu_cs"]
     assert config.train.learning_rate == 2e-4

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from slimdown.config.paths import CONF_DIR, list_group_choices
+from slimdown.config.schema import BenchmarkConfig
 from slimdown.sweep.command_line import CommandPlan, compose_runs, read_command_line
 from slimdown.utils.errors import ConfigError
 
@@ -185,6 +186,48 @@ def test_a_folder_of_ones_own_adds_choices(tmp_path: Path) -> None:
     assert refuse("--config-dir", "/nowhere") == ["--config-dir: there is no folder /nowhere"]
 
 
+def test_a_task_of_the_harness_is_a_benchmark_by_its_name() -> None:
+    [run] = compose_line("benchmark=[gsm8k,piqa]", "benchmark.piqa.limit=3").runs
+    assert list(run.config.benchmark) == ["gsm8k", "piqa"]
+    assert run.config.benchmark["piqa"] == BenchmarkConfig(task="piqa", limit=3)
+    plan = compose_line("-m", "benchmark=[piqa],[boolq,copa]", "seed=1,2")
+    names = [list(run.config.benchmark) for run in plan.runs]
+    assert names == [["piqa"], ["piqa"], ["boolq", "copa"], ["boolq", "copa"]]
+
+
+# A task, a group, a tag; a tag in a file without an ending; a name that is no file's.
+@pytest.mark.parametrize("task", ["piqa", "mmlu_stem", "gpqa", "naijarc_tasks", "mmlu_prox_de"])
+def test_every_kind_of_name_is_known(task: str) -> None:
+    assert list(compose_line(f"benchmark=[{task}]").runs[0].config.benchmark) == [task]
+
+
+def test_a_name_that_mlflow_does_not_take_is_written_as_it_does() -> None:
+    task, name = "longproc_countdown_0.5k", "longproc_countdown_0_5k"
+    [run] = compose_line(f"benchmark=[{task}]", f"benchmark.{name}.limit=3").runs
+    assert run.config.benchmark == {name: BenchmarkConfig(task=task, limit=3)}
+
+
+def test_a_file_of_ones_own_comes_before_a_task(tmp_path: Path) -> None:
+    own = tmp_path / "mine" / "benchmark" / "piqa.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("# @package benchmark.piqa\ntask: piqa\nmargin: 0.1\n")
+    [run] = compose_line("--config-dir", "mine", "benchmark=[piqa,boolq]").runs
+    assert run.config.benchmark["piqa"].margin == 0.1
+    assert run.config.benchmark["boolq"] == BenchmarkConfig(task="boolq")
+    [answer] = refuse("--config-dir", "mine", "benchmark=[piqua]")
+    assert "did you mean piqa" in answer
+
+
+def test_a_task_of_ones_own_is_a_benchmark_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "some.yaml").write_text("task: my_own_task\n")
+    folder = f"evaluation.include_path={tmp_path / 'tasks'}"
+    [run] = compose_line("benchmark=[my_own_task]", folder).runs
+    assert run.config.benchmark == {"my_own_task": BenchmarkConfig(task="my_own_task")}
+    [answer] = refuse("benchmark=[my_own_task]")
+    assert "evaluation.include_path names a folder with tasks of your own" in answer
+
+
 def test_a_file_is_no_name_on_the_hub() -> None:
     Path("adapter.safetensors").touch()
     [answer] = refuse("tuned=adapter.safetensors")
@@ -204,6 +247,7 @@ def run_command(*arguments: str) -> "subprocess.CompletedProcess[str]":
         ("slimdown.run train.max_length=1", 1, "must be at least 8 tokens, got 1"),
         ("slimdown lr=3", 1, "did you mean train.learning_rate?"),
         ("slimdown run -m lora.r=0", 1, "lora.r must be at least 1, got 0"),
+        ("slimdown run benchmark=[hellaswa]", 1, "did you mean hellaswag"),
         ("slimdown -m tuned=./nowhere", 1, "there is no such folder"),
         ("slimdown.run --cfg job foo=1", 1, "Key 'foo' not in 'RunConfig'"),
         ("slimdown.run --exp run.pickle", 1, "reads a pickle, which can run code"),
@@ -237,7 +281,9 @@ def test_help_and_version() -> None:
     assert "  compare   " in run_command("slimdown", "--help").stdout
     assert run_command("slimdown", "--version").stdout.startswith("slimdown ")
     assert "Groups and their choices" in run_command("slimdown.run", "--help").stdout
-    assert "lora_dropout: 0.0" in run_command("slimdown", "run", "--cfg", "job").stdout
+    shown = run_command("slimdown", "run", "--cfg", "job", "benchmark=[piqa]").stdout
+    assert "lora_dropout: 0.0" in shown
+    assert "\n  piqa:\n    task: piqa\n" in shown
 
 
 def test_hydras_short_flag_is_not_taken_for_a_folder() -> None:

@@ -26,7 +26,7 @@ from slimdown.tracking.run_reader import find_run, find_runs, read_config, read_
 from slimdown.tracking.run_writer import open_run
 from slimdown.tracking.sweep_run import open_sweep_run
 from slimdown.training.result import StepLog
-from slimdown.utils.errors import TrackingError
+from slimdown.utils.errors import DataError, ModelError, TrackingError
 
 
 def test_a_run_of_four_benchmarks_stays_within_the_limits(
@@ -105,6 +105,39 @@ def test_a_run_goes_on_where_it_was_and_keeps_each_step_once(
     steps = [metric.step for metric in store.get_metric_history(run.run_id, "train/loss")]
     assert steps == [1, 2]
     assert store.get_run(run.run_id).info.status == "FINISHED"
+
+
+def raise_from(cause: BaseException) -> ModelError:
+    """Make the error that a command shows where another library raised one."""
+    try:
+        try:
+            raise cause
+        except type(cause):
+            raise ModelError("it cannot be had") from None
+    except ModelError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (ModelError("made on another base"), "fails again until that is mended"),
+        (DataError("rows hold what is asked"), "fails again until that is mended"),
+        (raise_from(ValueError("no JSON")), "fails again until that is mended"),
+        (raise_from(ConnectionError("silent")), "goes on in it"),
+        (raise_from(MemoryError()), "goes on in it"),
+        (TrackingError("no store answers"), "goes on in it"),
+        (KeyboardInterrupt(), "goes on in it"),
+    ],
+)
+def test_the_same_command_is_advised_where_it_can_succeed(
+    error: BaseException, advice: str, store: MlflowClient, composed: Compose
+) -> None:
+    config = composed()
+    with pytest.raises(type(error)), open_run(config, make_info(config, "one")) as run:
+        raise error
+    status = store.get_run(run.run_id).info.status
+    assert error.__notes__ == [f"Run {run.run_id} is marked {status}; the same command {advice}."]
 
 
 @pytest.mark.slow

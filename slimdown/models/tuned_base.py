@@ -1,0 +1,110 @@
+"""Which base an adapter was made on, from its one small file: without torch, before any load."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from slimdown.config.schema import ModelConfig, RunConfig, TunedModelConfig
+from slimdown.pocket import MODEL_DIR
+from slimdown.utils.errors import ModelError
+from slimdown.utils.hub import check_repositories, explain_hub_errors, resolve_commit
+
+POCKET = "pocket:model"
+ADAPTER_CONFIG = "adapter_config.json"
+MOST_CHARACTERS = 100_000  # of a setting, as JSON: the full names of 500 layers are 20,000
+# What repackagers add to the name of a model whose weights they took over.
+_REPACKED = re.compile(r"(-unsloth)?(-bnb)?(-[48]bit)?$")
+
+
+def find_base(tuned: TunedModelConfig) -> ModelConfig:
+    """Return the base that an adapter was made on: its id and revision.
+
+    Raises:
+        ModelError: It is a whole model, or its base is not named or not here.
+    """
+    settings = fetch_adapter_config(tuned) or {}
+    base = ModelConfig(id=_read_base_name(settings))
+    if not base.folder:
+        base.revision = str(settings.get("revision") or "main")
+        if any(base.source_problems()):
+            problem = f"was made on {base.id}, which is not here" if base.id else "names no base"
+            advice = "name it: model=any model.id=OWNER/NAME, or a folder"
+            raise ModelError(f"{tuned.named} {problem}; {advice}")
+    return base
+
+
+def find_wrong_base(config: RunConfig) -> Iterator[str]:
+    """Say that an adapter is for another base than the one that it shall be put on."""
+    if not (tuned := config.tuned_model):
+        return
+    made_on = _read_base_name(fetch_adapter_config(tuned) or {})
+    base = config.model  # a folder may be a copy
+    if base.folder in (None, MODEL_DIR) and is_other_base(made_on, base.id):
+        advice = "leave out model= and model.id to take that one, or correct"
+        advice += f" base_model_name_or_path in {ADAPTER_CONFIG}"
+        yield f"{tuned.named} was made on {made_on}, and the base is {base.id}; {advice}"
+
+
+def fetch_adapter_config(tuned: TunedModelConfig) -> dict[str, Any] | None:
+    """Return the settings of an adapter; from the hub this file alone is downloaded.
+
+    Returns:
+        None for a whole model.
+
+    Raises:
+        ModelError: The file is damaged, or the hub does not give it.
+    """
+    folder = tuned.folder
+    if folder is None:
+        for problem in check_repositories([(tuned.named, tuned.id, tuned.revision, "model")]):
+            raise ModelError(problem)
+        with explain_hub_errors(tuned.named):
+            from huggingface_hub import hf_hub_download, try_to_load_from_cache
+            from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+            commit = resolve_commit(tuned.id, tuned.revision)
+            try:
+                folder = Path(hf_hub_download(tuned.id, ADAPTER_CONFIG, revision=commit)).parent
+            except EntryNotFoundError as error:
+                is_held = try_to_load_from_cache(tuned.id, "config.json", revision=commit)
+                if isinstance(error, LocalEntryNotFoundError) and not is_held:
+                    raise
+                return None
+    return read_adapter_config(folder) if (folder / ADAPTER_CONFIG).is_file() else None
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Return the settings of a saved adapter.
+
+    Raises:
+        ModelError: Their file is damaged.
+    """
+    file, settings = folder / ADAPTER_CONFIG, None
+    with suppress(ValueError, RecursionError):
+        if file.stat().st_size <= 40 * MOST_CHARACTERS:
+            settings = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict) or "peft_type" not in settings:
+        raise ModelError(f"{file} is damaged: it holds no settings of an adapter; get it again")
+    return settings
+
+
+def is_other_base(made_on: str, base: str) -> bool:
+    """Return whether two ids name different models, whoever repackaged them.
+
+    >>> is_other_base("unsloth/Llama-3.2-1B-unsloth-bnb-4bit", "meta-llama/Llama-3.2-1B")
+    False
+    >>> is_other_base("meta-llama/Llama-3.2-1B-Instruct", "meta-llama/Llama-3.2-1B")
+    True
+    """
+    names = [_REPACKED.sub("", id_.rpartition("/")[2].lower()) for id_ in (made_on, base)]
+    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+|pocket:model", made_on) is not None
+    return is_id and names[0] != names[1]
+
+
+def _read_base_name(settings: dict[str, Any]) -> str:
+    """Return the base's name as `model.id` has it: PEFT writes the embedded one's folder."""
+    name = str(settings.get("base_model_name_or_path") or "")
+    return POCKET if name == str(MODEL_DIR) else name
