@@ -9,7 +9,9 @@ import re
 from urllib.parse import quote, unquote
 
 _NAME = r"(?:token|password|passwd|pwd|passphrase|secret|api_?key|access_?key|credentials?)"
-_IS_SECRET = re.compile(rf"(?i)(?!(old)?pwd$).*{_NAME}$")  # PWD is the working folder
+_IS_SECRET = re.compile(
+    rf"(?i)(?!(old)?pwd$).*({_NAME}|_pass|_pw|_key)$"
+)  # PWD is the working folder
 _NAMED = re.compile(
     rf"(?i)(?<![\w/.-])([\w-]*{_NAME}[\"']?\s*[=:]\s*)(?!\*\*\*)(\"[^\"]*\"|'[^']*'|[^\s&;,]+)"
 )
@@ -40,6 +42,15 @@ def redact(text: str) -> str:
             for spelling in {secret, quote(secret, safe=""), unquote(secret)}:
                 text = re.sub(rf"(?<!\w){re.escape(spelling)}(?!\w)", "***", text)
     return _TOKEN.sub(r"\1***", _NAMED.sub(r"\1***", redact_uri(text)))
+
+
+def hide_variables(text: str, settings: str) -> str:
+    """Return a text without the values of environment variables that settings name."""
+    for name in re.findall(r"\boc\.env:\s*(\w+)", settings):
+        if value := os.environ.get(name, "").strip():
+            words = r"(\s|\\n)+".join(map(re.escape, value.split()))
+            text = re.sub(rf"(?<!\w){words}(?!\w)", f"${{oc.env:{name}}}", text)
+    return text
 
 
 def _blank_address(address: "re.Match[str]") -> str:
