@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -203,6 +204,32 @@ def test_a_plain_refusal_is_no_silence_and_a_busy_hub_is_asked_again(tmp_path: P
     assert "plain/504 cannot be reached" in done.stderr
     assert "busy" not in done.stderr
     assert len(asked) == 9
+
+
+def test_a_hub_that_sends_one_letter_at_a_time_is_not_waited_for(tmp_path: Path) -> None:
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):  # the reader is gone
+                for _ in range(100):
+                    self.wfile.write(b" ")
+                    time.sleep(1)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    script = "from slimdown.utils.hub import resolve_commit; resolve_commit('me/it', 'main')"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        Thread(target=server.serve_forever).start()
+        environment = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
+        environment |= {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(
+            command, env=os.environ | environment, capture_output=True, text=True, timeout=70
+        )
+        server.shutdown()
+    assert "me/it is neither on the hub nor in the local cache" in done.stderr
 
 
 def test_what_is_wrong_with_a_very_long_key_can_be_read(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ class LoraConfig:
 
     def problems(self) -> Iterator[str]:
         if not all(isinstance(n, str) and n.strip() for n in self.target_modules or [""]):
-            yield "target_modules is empty, or holds what is no name; name at least one, e.g. [q_proj,k_proj,v_proj]"
+            yield "target_modules is empty, or holds no names; write e.g. [q_proj,k_proj,v_proj]"
 
 
 @dataclass

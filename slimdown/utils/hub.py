@@ -150,8 +150,9 @@ def resolve_commit(repo: str, revision: str, repo_type: str = "model") -> str:
         return revision
     from huggingface_hub import HfApi
 
+    ask = partial(HfApi().repo_info, repo, revision=revision, repo_type=repo_type, timeout=8)
     try:
-        return str(HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=10).sha)
+        return str(call_within(8, ask).sha)
     except Exception:  # offline, gated or gone: loading says which
         if commit := _find_cached_commit(repo, revision, repo_type):
             return commit
