@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 import hydra
 from hydra.errors import HydraException
@@ -26,7 +27,7 @@ from slimdown.utils.distributed import (
     process_rank,
 )
 from slimdown.utils.errors import ConfigError, DataError, SlimdownError
-from slimdown.utils.hub import check_endpoint, check_repositories
+from slimdown.utils.hub import check_repositories, explain_hub_errors
 
 
 def main(arguments: list[str]) -> int:
@@ -150,7 +151,8 @@ def set_up_process() -> None:
     Raises:
         ModelError: HF_ENDPOINT is no address.
     """
-    check_endpoint()
+    with explain_hub_errors("HF_ENDPOINT, an address such as https://huggingface.co,"):
+        _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port  # libraries read it at import
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and does not print and exit
     for name, value in (
         ("TQDM_DISABLE", "1"),  # bars of other libraries would tear ours

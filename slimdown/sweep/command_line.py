@@ -158,7 +158,7 @@ def compose_runs(line: CommandLine) -> CommandPlan:
                     composer.compose([*given, *composer.parse(f"{key}={Transformer.str(end)}")])
         if problems:
             text = "\n".join(dict.fromkeys(problems))
-            raise ConfigError(hide_variables(text, f"{line.overrides} {text}"))
+            raise ConfigError(hide_variables(text, str(line.overrides)))
     swept = tuple(key for key, overrides in values.items() if len(overrides) > 1)
     return CommandPlan(runs, tuple(space) or swept, space, composer.hydra)
 

@@ -3,18 +3,16 @@
 from collections.abc import Callable
 from concurrent.futures import Future
 from threading import Thread
-from typing import TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
-def call_within(seconds: float, call: Callable[[], T]) -> T:
+def call_within(seconds: float, call: Callable[[], Any]) -> Any:
     """Return what a call returns; one that takes longer is left behind in its thread.
 
     Raises:
         TimeoutError: It takes longer.
     """
-    future: Future[T] = Future()
+    future: Future[Any] = Future()
     # No executor: it waits for its threads when the process ends.
     Thread(target=_answer, args=(call, future), daemon=True).start()
     try:
@@ -23,7 +21,7 @@ def call_within(seconds: float, call: Callable[[], T]) -> T:
         del future  # or an error, its traceback and this hold each other, and a socket
 
 
-def _answer(call: Callable[[], T], future: "Future[T]") -> None:
+def _answer(call: Callable[[], Any], future: "Future[Any]") -> None:
     try:
         future.set_result(call())
     except Exception as error:

@@ -1,13 +1,11 @@
 """What the Hugging Face hub's errors mean, in one line each. Retries are huggingface_hub's own."""
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from slimdown.utils.deadlines import call_within
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error
@@ -22,8 +20,7 @@ _BY_CLASS = {
     "RevisionNotFoundError": "has no such branch, tag or commit; leave the revision out for the "
     "newest",
     "SafetensorError": "has a .safetensors file that is damaged; download it again",
-    "401 403 404": "is refused by the hub with 401, 403 or 404: check the spelling of OWNER/NAME, "
-    "HF_ENDPOINT, and your token (`hf auth login` or HF_TOKEN)",
+    "401 403 404": "is refused by the hub; check its spelling, HF_ENDPOINT and `hf auth login`",
     "HTTPError ConnectionError LocalEntryNotFoundError TimeoutError": "cannot be reached: the hub "
     "does not answer and the local cache does not hold it; check the network and HF_ENDPOINT, or "
     "run the embedded world: slimdown run",
@@ -70,30 +67,19 @@ def explain_hub_errors(
         raise error_class(f"{setting} {reason}") from error
 
 
-def check_endpoint() -> None:
-    """Check HF_ENDPOINT, which libraries read when they are imported.
-
-    Raises:
-        ModelError: It is no address.
-    """
-    with explain_hub_errors("HF_ENDPOINT, an address such as https://huggingface.co,"):
-        _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port
-
-
 def ask_hub(repo: str, revision: str = "main", kind: str = "model") -> None:
     """Ask the hub for a repository; what it raises says what is wrong.
 
     A hub that is overloaded is asked three times; one that is silent or cannot be found, once.
     """
     from huggingface_hub import hf_hub_url, utils
-    from huggingface_hub.errors import EntryNotFoundError
 
     http: Any = utils  # whose names are exported by hand, which mypy does not see
     # Most models have this file; whether it is there does not matter.
     url = hf_hub_url(repo, "config.json", repo_type=kind, revision=revision)
     options = {"max_retries": 2, "retry_on_exceptions": (), "timeout": 8}
     ask = partial(http.http_backoff, "HEAD", url, headers=http.build_hf_headers(), **options)
-    with suppress(EntryNotFoundError):
+    with suppress(http.EntryNotFoundError):
         http.hf_raise_for_status(call_within(8, ask))
 
 

@@ -46,10 +46,9 @@ def redact(text: str) -> str:
 
 def hide_variables(text: str, settings: str) -> str:
     """Return a text without the values of environment variables that settings name."""
-    for name in re.findall(r"\boc\.env:\s*(\w+)", settings):
-        if value := os.environ.get(name, "").strip():
-            words = r"(\s|\\n)+".join(map(re.escape, value.split()))
-            text = re.sub(rf"(?<!\w){words}(?!\w)", f"${{oc.env:{name}}}", text)
+    for name in re.findall(r"\boc\.env:\s*(\w+)", settings + text):
+        words = r"(\s|\\n)+".join(map(re.escape, os.environ.get(name, "").split())) or "$^"
+        text = re.sub(rf"(?<!\w)({words})(?!\w)", f"${{oc.env:{name}}}", text)
     return text
 
 
