@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 import hydra
 from hydra.errors import HydraException
@@ -27,7 +28,7 @@ from slimdown.utils.distributed import (
     process_rank,
 )
 from slimdown.utils.errors import ConfigError, DataError, SlimdownError
-from slimdown.utils.hub import check_repositories
+from slimdown.utils.hub import check_repositories, explain_hub_errors
 
 
 def main(arguments: list[str]) -> int:
@@ -39,11 +40,11 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit code: 0, 1 after an error, which is written to stderr, or 130 after a signal.
     """
-    set_up_process()
     return run_command(lambda: _start(arguments), "This run cannot go on:", 1)
 
 
 def _start(arguments: list[str]) -> int:
+    set_up_process()
     line = read_command_line(arguments)
     if not line.is_run:
         return _ask_hydra(arguments)
@@ -148,14 +149,22 @@ def _list_sources(config: RunConfig) -> Iterator[tuple[str, str, str, str]]:
 
 
 def set_up_process() -> None:
-    """Set what concerns the process of a command, and what the library leaves alone."""
+    """Set what concerns the process of a command, and what the library leaves alone.
+
+    Raises:
+        ModelError: HF_ENDPOINT is no address.
+    """
+    with explain_hub_errors("HF_ENDPOINT, an address such as https://huggingface.co,"):
+        _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port  # libraries read it at import
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and does not print and exit
     for name, value in (
         ("TQDM_DISABLE", "1"),  # bars of other libraries would tear ours
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
         ("HF_HUB_VERBOSITY", "error"),  # it warns of each retry, twice
-        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"),  # seven take four minutes
-        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
+        # A server that falls silent ends a command within a minute. Seven retries take four.
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "15"),
+        ("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false"),  # it may say an hour
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
@@ -167,6 +176,7 @@ def set_up_process() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if logging.lastResort:  # what shows a warning where nobody set up a log
         logging.lastResort.setFormatter(VisibleFormatter())
+        logging.getLogger("urllib3").addHandler(logging.lastResort)  # says what it waits for
 
 
 if __name__ == "__main__":

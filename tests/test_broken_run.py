@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -174,6 +175,68 @@ def test_a_folder_is_made_whole_or_not_at_all(
     with arguments.make_folder(tracking, "--out", out) as draft:
         (draft / "whole").touch()
     assert [str(path) for path in Path("made").rglob("*")] == ["made/out", "made/out/whole"]
+
+
+def test_a_plain_refusal_is_no_silence_and_a_busy_hub_is_asked_again(tmp_path: Path) -> None:
+    """A hub without error codes of its own; it is busy for two of three questions."""
+    asked: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            busy = 503 if asked.count(self.path) < 3 else 200
+            self.send_response(busy if "busy" in self.path else int(self.path.split("/")[2]))
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    nowhere = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        Thread(target=server.serve_forever).start()
+        here = f"http://127.0.0.1:{server.server_port}"
+        models = "model.id=plain/401,plain/403,plain/404,plain/busy,plain/504"
+        done = run_command(tmp_path, "slimdown.run", "-m", models, **nowhere, HF_ENDPOINT=here)
+        server.shutdown()
+    assert done.returncode == 1
+    for code in (401, 403, 404):
+        assert f"plain/{code} is refused by the hub" in done.stderr
+    assert "plain/504 cannot be reached" in done.stderr
+    assert "busy" not in done.stderr
+    assert len(asked) == 9
+
+
+def test_a_hub_that_sends_one_letter_at_a_time_is_not_waited_for(tmp_path: Path) -> None:
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):  # the reader is gone
+                for _ in range(100):
+                    self.wfile.write(b" ")
+                    time.sleep(1)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    script = "from slimdown.utils.hub import resolve_commit; resolve_commit('me/it', 'main')"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        Thread(target=server.serve_forever).start()
+        environment = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
+        environment |= {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(
+            command, env=os.environ | environment, capture_output=True, text=True, timeout=70
+        )
+        server.shutdown()
+    assert "me/it is neither on the hub nor in the local cache" in done.stderr
+
+
+def test_what_is_wrong_with_a_very_long_key_can_be_read(tmp_path: Path) -> None:
+    done = call_verb(tmp_path, "run", f"{'x' * 250}yz=1", f"tuned=/{'x/' * 1500}yz")
+    for end in ("yz is not a setting", "yz: there is no such folder"):
+        assert end in done.stderr
+    assert max(map(len, done.stderr.split())) < 210
 
 
 def test_the_hub_is_asked_once_for_all_jobs_before_the_first(tmp_path: Path) -> None:

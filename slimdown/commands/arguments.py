@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import sys
@@ -204,6 +205,8 @@ def write_notes(lines: Iterable[str]) -> None:
 
     if sys.stderr is not None:
         text = "".join(visible(redact(line), multiline=True) + "\n" for line in lines)
+        # A key or path of a million letters would hide what is wrong with it.
+        text = re.sub(r"(\S{100})\S{20,}(\S{80})", r"\1[...]\2", text)
         sys.stderr.write(text.encode("ascii", "backslashreplace").decode())
 
 

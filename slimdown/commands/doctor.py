@@ -22,7 +22,6 @@ _EXTRAS = {  # -> the module that it installs, and what that is for
     "unsloth": ("unsloth", "train.engine=unsloth"),
     "vllm": ("vllm", "evaluation.backend=vllm"),
 }
-_SECONDS = 5.0  # that the hub may take for one answer
 
 
 def main(argv: list[str]) -> int:
@@ -118,13 +117,12 @@ def _describe_machine() -> Iterator[tuple[str, str]]:
 
 def _describe_hub() -> Iterator[tuple[str, str]]:
     import yaml
+    from huggingface_hub import constants, get_token
 
     from slimdown.config.paths import CONF_DIR, list_group_choices
     from slimdown.utils.errors import ModelError
-    from slimdown.utils.hub import explain_hub_errors
+    from slimdown.utils.hub import ask_hub, explain_hub_errors
 
-    with explain_hub_errors("HF_ENDPOINT, an address such as https://huggingface.co,"):
-        from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url
     yield "hub", f"{constants.ENDPOINT}, {'a token is set' if get_token() else 'no token'}"
     for choice in list_group_choices("model"):
         settings = yaml.safe_load((CONF_DIR / "model" / f"{choice}.yaml").read_text())
@@ -132,7 +130,7 @@ def _describe_hub() -> Iterator[tuple[str, str]]:
             continue
         try:
             with explain_hub_errors(f"model.id={repo}"):
-                get_hf_file_metadata(hf_hub_url(repo, "config.json"), timeout=_SECONDS)
+                ask_hub(repo)
             yield "model", f"model={choice}: {repo} can be read"
         except ModelError as error:
             yield "model", f"model={choice}: {error}"

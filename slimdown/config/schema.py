@@ -210,8 +210,8 @@ class LoraConfig:
         return list(self.target_modules) == ["all-linear"]
 
     def problems(self) -> Iterator[str]:
-        if not all(name.strip() for name in self.target_modules or [""]):
-            yield "target_modules is empty; name at least one, e.g. [q_proj,k_proj,v_proj]"
+        if not all(isinstance(n, str) and n.strip() for n in self.target_modules or [""]):
+            yield "target_modules is empty, or holds no names; write e.g. [q_proj,k_proj,v_proj]"
 
 
 @dataclass

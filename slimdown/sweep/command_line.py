@@ -33,7 +33,7 @@ from slimdown.config.schema import ModelConfig, RunConfig
 from slimdown.config.search_config import SEARCHED, DimensionConfig
 from slimdown.models.tuned_base import POCKET, find_base
 from slimdown.utils.errors import ConfigError, ModelError
-from slimdown.utils.secrets import redact, redact_uri
+from slimdown.utils.secrets import hide_variables, redact, redact_uri
 
 _MOST_RUNS = 1_000  # of one command
 _MOST_PROBLEMS = 200  # then no further run is looked at: most often all have the same
@@ -160,7 +160,8 @@ def compose_runs(line: CommandLine) -> CommandPlan:
                 for end in dimension.choices or [dimension.low, dimension.high]:
                     composer.compose([*given, *composer.parse(f"{key}={Transformer.str(end)}")])
         if problems:
-            raise ConfigError("\n".join(dict.fromkeys(problems)))
+            text = "\n".join(dict.fromkeys(problems))
+            raise ConfigError(hide_variables(text, str(line.overrides)))
     swept = tuple(key for key, overrides in values.items() if len(overrides) > 1)
     return CommandPlan(runs, tuple(space) or swept, space, composer.hydra)
 

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from slimdown.config.fields import find_problems
 from slimdown.config.schema import TrackingConfig
+from slimdown.utils.deadlines import call_within
 from slimdown.utils.errors import SlimdownError, TrackingError
 from slimdown.utils.files import cache_dir, raise_if_disk_full
 from slimdown.utils.hashing import hash_json
@@ -54,9 +55,11 @@ def check_store(config: TrackingConfig) -> None:
                 advice = "name another one by tracking.uri or --tracking-uri"
                 raise TrackingError(f"{file} is no MLflow store, or damaged; {advice}")
         elif config.uri.startswith("http"):
-            health = f"{redact_uri(config.uri).replace('***@', '').rstrip('/')}/health"
+            server = redact_uri(config.uri).replace("***@", "").rstrip("/")
+            # A server may say that it is healthy, and answer nothing that needs its database.
+            request = f"{server}/api/2.0/mlflow/experiments/search?max_results=1"
             try:
-                urllib.request.urlopen(health, timeout=8).close()
+                call_within(8, lambda: urllib.request.urlopen(request, timeout=8).read())
             except urllib.error.URLError as error:
                 # It wants a password or has another certificate: MLflow has settings for both. From
                 # 429 on it is overloaded or broken, and MLflow would retry for long.

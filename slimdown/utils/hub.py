@@ -3,9 +3,11 @@
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
+from slimdown.utils.deadlines import call_within
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error, list_causes
 
 # Classes of errors -> what they mean; the first that the error or one of its causes has is taken.
@@ -18,9 +20,10 @@ _BY_CLASS = {
     "RevisionNotFoundError": "has no such branch, tag or commit; leave the revision out for the "
     "newest",
     "SafetensorError": "has a .safetensors file that is damaged; download it again",
-    "HTTPError ConnectionError LocalEntryNotFoundError": "cannot be reached: the hub does not "
-    "answer and the local cache does not hold it; check the network and HF_ENDPOINT, or run the "
-    "embedded world: slimdown run",
+    "401 403 404": "is refused by the hub; check its spelling, HF_ENDPOINT and `hf auth login`",
+    "HTTPError ConnectionError LocalEntryNotFoundError TimeoutError": "cannot be reached: the hub "
+    "does not answer and the local cache does not hold it; check the network and HF_ENDPOINT, or "
+    "run the embedded world: slimdown run",
 }
 _BY_TEXT = {  # where transformers has no class of its own
     "`ignore_mismatched_sizes`": "has weights of other shapes than its config.json describes; get "
@@ -54,11 +57,28 @@ def explain_hub_errors(
         causes = list_causes(error)
         classes = {one.__name__ for cause in causes for one in type(cause).__mro__}
         text = " ".join(map(str, causes))
+        classes |= {*re.findall(r"Client error '(\d+)", text)}  # without the hub's own codes
         reasons = [reason for names, reason in _BY_CLASS.items() if classes & {*names.split()}]
         reasons += [reason for words, reason in _BY_TEXT.items() if re.search(words, text)]
         reason = [*reasons, f"cannot be loaded: {describe_error(error)}"][0]
         reason = reason.replace("{repo}", re.split("[ @]", setting.partition("=")[2])[0])
         raise error_class(f"{setting} {reason}") from error
+
+
+def ask_hub(repo: str, revision: str = "main", kind: str = "model") -> None:
+    """Ask the hub for a repository; what it raises says what is wrong.
+
+    A hub that is overloaded is asked three times; one that is silent or cannot be found, once.
+    """
+    from huggingface_hub import hf_hub_url, utils
+
+    http: Any = utils  # whose names are exported by hand, which mypy does not see
+    # Most models have this file; whether it is there does not matter.
+    url = hf_hub_url(repo, "config.json", repo_type=kind, revision=revision)
+    options = {"max_retries": 2, "retry_on_exceptions": (), "timeout": 8}
+    ask = partial(http.http_backoff, "HEAD", url, headers=http.build_hf_headers(), **options)
+    with suppress(http.EntryNotFoundError):
+        http.hf_raise_for_status(call_within(8, ask))
 
 
 def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Iterator[str]:
@@ -71,20 +91,13 @@ def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Ite
         One line a problem; of a hub that does not answer, one for all.
     """
     silence, unreachable = "", []
-    wanted = "HF_ENDPOINT, an address such as https://huggingface.co,"
-    with explain_hub_errors(wanted):  # it is read at import
-        from huggingface_hub import file_download  # noqa: F401
     for (repo, revision, kind), setting in {tuple(r[1:]): r[0] for r in repositories}.items():
         if _find_cached_commit(repo, revision, kind):
             continue
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
-        from huggingface_hub.errors import EntryNotFoundError
-
         try:
-            with explain_hub_errors(setting), suppress(EntryNotFoundError):
-                if not silence:  # most models have this file; whether it is there does not matter
-                    url = hf_hub_url(repo, "config.json", repo_type=kind, revision=revision)
-                    get_hf_file_metadata(url, timeout=10)
+            with explain_hub_errors(setting):
+                if not silence:
+                    ask_hub(repo, revision, kind)
         except SlimdownError as error:
             if "cannot be reached" in str(error):
                 silence = str(error).removeprefix(setting)
@@ -121,8 +134,9 @@ def resolve_commit(repo: str, revision: str, repo_type: str = "model") -> str:
         return revision
     from huggingface_hub import HfApi
 
+    ask = partial(HfApi().repo_info, repo, revision=revision, repo_type=repo_type, timeout=8)
     try:
-        return str(HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=10).sha)
+        return str(call_within(8, ask).sha)
     except Exception:  # offline, gated or gone: loading says which
         if commit := _find_cached_commit(repo, revision, repo_type):
             return commit

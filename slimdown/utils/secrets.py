@@ -11,7 +11,9 @@ from urllib.parse import quote, unquote
 # An eos_token or a think_end_token is no secret.
 _NAME = r"(?:(?<!end_|eos_|pad_|bos_)token|password|passwd|pwd|passphrase|secret|api_?key"
 _NAME += r"|access_?key|credentials?)"
-_IS_SECRET = re.compile(rf"(?i)(?!(old)?pwd$).*{_NAME}$")  # PWD is the working folder
+_IS_SECRET = re.compile(  # PWD is the working folder
+    rf"(?i)(?!(old)?pwd$).*({_NAME}|_pass|_pw|_key)$"
+)
 _NAMED = re.compile(
     rf"(?i)(?<![\w/.-])([\w-]*{_NAME}[\"']?\s*[=:]\s*)(?!\*\*\*)(\"[^\"]*\"|'[^']*'|[^\s&;,]+)"
 )
@@ -44,6 +46,14 @@ def redact(text: str) -> str:
             for spelling in {secret, quote(secret, safe=""), unquote(secret)}:
                 text = re.sub(rf"(?<!\w){re.escape(spelling)}(?!\w)", "***", text)
     return _TOKEN.sub(r"\1***", _NAMED.sub(r"\1***", redact_uri(text)))
+
+
+def hide_variables(text: str, settings: str) -> str:
+    """Return a text without the values of environment variables that settings name."""
+    for name in re.findall(r"\boc\.env:\s*(\w+)", settings + text):
+        words = r"(\s|\\n)+".join(map(re.escape, os.environ.get(name, "").split())) or "$^"
+        text = re.sub(rf"(?<!\w)({words})(?!\w)", f"${{oc.env:{name}}}", text)
+    return text
 
 
 def _blank_address(address: "re.Match[str]") -> str:

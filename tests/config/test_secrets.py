@@ -59,8 +59,9 @@ def test_what_the_environment_holds_is_known_by_its_value(monkeypatch: pytest.Mo
     monkeypatch.setenv("HF_TOKEN", f"{PLANTED}1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:{PLANTED}%3A2@db/mlflow")
     monkeypatch.setenv("PWD", "/srv/folder")
-    text = f"401 for {PLANTED}1 in /srv/folder, failed: {PLANTED}:2 ({PLANTED}%3A2)"
-    assert redact(text) == "401 for *** in /srv/folder, failed: *** (***)"
+    monkeypatch.setenv("DB_PASS", f"{PLANTED}3")
+    text = f"401 for {PLANTED}1 in /srv/folder, failed: {PLANTED}:2 ({PLANTED}%3A2), {PLANTED}3"
+    assert redact(text) == "401 for *** in /srv/folder, failed: *** (***), ***"
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,16 @@ def test_a_password_on_the_command_line_is_refused_and_not_shown(argument: str) 
     with pytest.raises(ConfigError) as error:
         compose_runs(read_command_line(["-m", argument]))
     assert PLANTED not in redact(str(error.value))
+
+
+@pytest.mark.parametrize(
+    "key", ["lora.r", "model.id", "tracking.uri", "method.name", "dataset.pocket_instructions.path"]
+)
+def test_what_a_named_variable_holds_is_not_shown(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A secret may have any name; here its holder sets it as the wrong value."""
+    monkeypatch.setenv("MINE", f"{PLANTED} and\n{PLANTED}")
+    with pytest.raises(ConfigError, match=r"\$\{oc\.env:MINE\}") as error:
+        compose_runs(read_command_line([f"{key}=${{oc.env:MINE}}"]))
+    assert PLANTED not in str(error.value)

@@ -77,9 +77,17 @@ def test_lists_without_end_are_answered() -> None:
     assert answers[1] == "lora.r must be at least 1, got 0"
 
 
-@pytest.mark.parametrize("address", ["http://[::1", "http://127.0.0.1:99999"])
-def test_what_is_no_address_of_a_hub_is_named(address: str) -> None:
-    command = [sys.executable, "-m", "slimdown.run", "lora.r=4"]
+@pytest.mark.parametrize(
+    ("address", "command"),
+    [
+        ("http://[::1", ["slimdown.run", "lora.r=4"]),
+        ("http://127.0.0.1:99999", ["slimdown.run", "lora.r=4"]),
+        ("http://[bad", ["slimdown", "doctor"]),
+        ("http://[bad", ["slimdown", "sizes"]),
+    ],
+)
+def test_what_is_no_address_of_a_hub_is_named(address: str, command: list[str]) -> None:
+    command = [sys.executable, "-m", *command]
     environment = {**os.environ, "HF_ENDPOINT": address}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 1

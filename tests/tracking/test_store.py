@@ -1,5 +1,6 @@
 """Stores that answer, stores that do not, and stores that are made."""
 
+import logging
 import os
 import re
 import sqlite3
@@ -10,17 +11,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.environment_variables import (
+    MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR,
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+    MLFLOW_HTTP_REQUEST_TIMEOUT,
+    MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from record_builders import Compose, Patch, record_run
 
 from slimdown.config.schema import TrackingConfig
+from slimdown.run import set_up_process
 from slimdown.tracking import store as record
 from slimdown.tracking.run_reader import find_runs
+from slimdown.utils.deadlines import call_within
 from slimdown.utils.errors import TrackingError
 from slimdown.utils.files import write_atomically
 
@@ -87,6 +96,46 @@ def test_a_server_that_wants_another_password_is_not_called_silent() -> None:
 def test_a_broken_server_is_not_asked_again_and_again(code: int) -> None:
     with serve_error(code) as config, pytest.raises(TrackingError, match=f"HTTP Error {code}"):
         record.check_store(config)
+
+
+@pytest.mark.parametrize("answer", ["letters", "health"])
+def test_a_server_that_never_ends_its_answer_is_given_up(answer: str, monkeypatch: Patch) -> None:
+    """It sends one letter at a time, or is healthy and answers nothing else."""
+    monkeypatch.setattr(record, "call_within", lambda _, call: call_within(0.5, call))
+    is_over = Event()
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/health":
+                self.send_response(200)
+                self.end_headers()
+            while not is_over.wait(0.05):
+                self.wfile.write(b"x" if answer == "letters" else b"")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        config = TrackingConfig(f"http://127.0.0.1:{server.server_port}", "x")
+        with pytest.raises(TrackingError, match="TimeoutError; start the server"):
+            record.check_store(config)
+        is_over.set()
+        server.shutdown()
+
+
+def test_mlflow_gives_up_a_server_that_falls_silent_within_a_minute(monkeypatch: Patch) -> None:
+    for name in ("MAX_RETRIES", "TIMEOUT", "BACKOFF_FACTOR"):
+        monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}", raising=False)
+    monkeypatch.delenv("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", raising=False)
+    set_up_process()
+    retries = MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()
+    longest_wait = MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get() * 2**retries
+    assert (retries + 1) * MLFLOW_HTTP_REQUEST_TIMEOUT.get() + longest_wait < 60
+    assert not MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER.get()  # it may say an hour
+    assert (
+        logging.lastResort in logging.getLogger("urllib3").handlers
+    )  # which says what it waits for
 
 
 def test_a_deleted_experiment_is_named(store: MlflowClient) -> None:

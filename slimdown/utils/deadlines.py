@@ -1,0 +1,29 @@
+"""Calls that may never end: a server can send one letter at a time, and each renews a timeout."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from threading import Thread
+from typing import Any
+
+
+def call_within(seconds: float, call: Callable[[], Any]) -> Any:
+    """Return what a call returns; one that takes longer is left behind in its thread.
+
+    Raises:
+        TimeoutError: It takes longer.
+    """
+    future: Future[Any] = Future()
+    # No executor: it waits for its threads when the process ends.
+    Thread(target=_answer, args=(call, future), daemon=True).start()
+    try:
+        return future.result(seconds)
+    finally:
+        del future  # or an error, its traceback and this hold each other, and a socket
+
+
+def _answer(call: Callable[[], Any], future: "Future[Any]") -> None:
+    try:
+        future.set_result(call())
+    except Exception as error:
+        future.set_exception(error)
+        del future
