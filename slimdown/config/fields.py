@@ -26,6 +26,7 @@ _ALIASES = {  # what other tools call our settings, where no spelling is near
     "r": "lora.r",
     "lora_r": "lora.r",
     "tasks": "benchmark",
+    "steps": "train.max_steps",
 }
 
 

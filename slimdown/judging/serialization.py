@@ -62,7 +62,10 @@ def _make_reader(hint: Any) -> Callable[[Any, list[int]], Any]:
     if hint is Any:
         return lambda value, room: value
     if origin in (Union, types.UnionType):
-        read = _make_reader(next(a for a in arguments if a is not type(None)))
+        kinds = [kind for kind in arguments if kind is not type(None)]
+        if len(kinds) > 1:  # JSON tells them apart
+            return lambda value, room: value
+        read = _make_reader(kinds[0])
         return lambda value, room: None if value is None else read(value, room)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         fields = {name: _make_reader(one) for name, one in get_type_hints(hint).items()}

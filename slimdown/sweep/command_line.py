@@ -39,6 +39,7 @@ _MOST_RUNS = 1_000  # of one command
 _MOST_PROBLEMS = 200  # then no further run is looked at: most often all have the same
 _MOST_ALIASES = 20  # of a group file: aliases of aliases double at each step
 _LISTS = ("dataset", "benchmark")  # groups of which several can be chosen
+_TEXT_LISTS = (list[str], list[str] | None)
 _PRESETS = ("experiment", "suite")  # groups of which none need be chosen
 
 
@@ -255,7 +256,7 @@ class _Composer:
                 is_new = override.is_add() or override.is_force_add()
                 try:  # as Hydra does at its end
                     value, setting = override.value(), find_setting(key, RunConfig)
-                    if isinstance(value, str) and setting and "list[str]" in str(setting.type):
+                    if isinstance(value, str) and setting and setting.type in _TEXT_LISTS:
                         value = [value]  # one of a list
                     OmegaConf.update(composed, key, value, merge=True, force_add=is_new)
                 except (OmegaConfBaseException, HydraException, RecursionError) as error:

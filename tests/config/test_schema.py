@@ -63,6 +63,8 @@ def test_a_preset_holds_only_differences(composed: Compose) -> None:
     plain, preset = composed("model=tinyllama"), composed("experiment=paper_tinyllama")
     assert preset.dataset["alpaca"].max_examples == 50_000
     preset.dataset["alpaca"].max_examples = plain.dataset["alpaca"].max_examples
+    assert preset.evaluation.apply_chat_template is False
+    preset.evaluation.apply_chat_template = plain.evaluation.apply_chat_template
     assert preset == plain
 
 
@@ -157,7 +159,7 @@ def test_a_benchmark_of_ones_own_needs_its_task_alone(
 @pytest.mark.parametrize(
     ("names", "settings", "answer"),
     [
-        ([], {}, "no benchmark is named; name some of arc_easy, gsm8k"),
+        ([], {}, "no benchmark is named; name some of arc_challenge, arc_easy"),
         ([3], {}, "3 names no benchmark"),
         (None, {}, "None names no benchmark"),
         ("questions", {}, "questions: task must be set, one of the harness, or path"),
