@@ -184,7 +184,8 @@ def test_the_same_questions_find_a_measured_base(
     records: Path, answers: dict[str, Any], composed: Compose, monkeypatch: Patch
 ) -> None:
     run_id = answers["ids"]["pocket lora.r=2"]
-    config = composed(*read_overrides(records, run_id))
+    plain = "evaluation.apply_chat_template=false"  # what `auto` came to
+    config = composed(*read_overrides(records, run_id), plain)
     benchmarks = {one.task: one for one in config.benchmark.values()}
     longer = extend(config, "evaluation", EvaluationConfig, "new", 3)
     shorter = shorten(config, "evaluation", EvaluationConfig, "apply_chat_template")
@@ -223,6 +224,7 @@ def test_a_measured_base_is_taken_until_a_version_measures_otherwise(
     monkeypatch.setattr(BenchmarkTask, "hash_questions", lambda task, _: hashes[task.config.task])
     uncached = describe_computation.__wrapped__
     monkeypatch.setattr("slimdown.models.base_model.describe_computation", uncached)
+    config.evaluation.apply_chat_template = False  # what `auto` came to
     evaluator = Evaluator(load_tasks(config.benchmark), config.evaluation)
     base = load_base_model(config.model, config.quantization)
     benchmarks = evaluator.evaluate(base, open_base_cache(config)).benchmarks

@@ -326,7 +326,8 @@ def test_a_mixture_of_experts_is_trained_measured_and_judged(
     family: str, composed: Composed, tmp_path: Path
 ) -> None:
     settings = ["quantization=none", "lora.target_modules=[q_proj,v_proj]", "train.max_length=128"]
-    config = composed(*SMALL, *settings, "train.max_steps=2", "model.dtype=float32")
+    settings += ["model.dtype=float32", "evaluation.apply_chat_template=false"]
+    config = composed(*SMALL, *settings, "train.max_steps=2")
     base = make_base(build_tiny_model(family, router_aux_loss_coef=0.02))
     data = load_training_data(config.dataset, base.tokenizer, config.seed)
     rows = prepare_training(base, data, config)

@@ -216,6 +216,7 @@ def test_a_look_asks_the_same_few_questions_and_leaves_the_training_as_it_is(
     composed: Composed, tmp_path: Path
 ) -> None:
     settings = ["train.stop_on_forgetting=true", "train.look_questions=4", "train.look_steps=1"]
+    settings.append("evaluation.apply_chat_template=false")
     config = composed(*SMALL, *settings, "train.max_steps=3", "lora.lora_dropout=0.1")
     plain, watched = TrainingRun(config), TrainingRun(config)
     plain.train(tmp_path / "plain")
