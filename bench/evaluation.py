@@ -11,6 +11,7 @@ requests, with tokenizing, without loading and building prompts.
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -38,10 +39,16 @@ class Timing(NamedTuple):
     peak_bytes: float
 
 
+@cache
+def index_tasks() -> TaskManager:
+    """Read the harness's thousands of task files, once."""
+    return TaskManager(include_path=str(TASKS_DIR))
+
+
 def build_requests(task: str) -> list[Instance]:
     """Build the harness's requests for NAME:QUESTIONS[:SHOTS]."""
     name, limit, *shots = task.split(":")
-    (loaded,) = TaskManager(include_path=str(TASKS_DIR)).load(name)["tasks"].values()
+    (loaded,) = index_tasks().load(name)["tasks"].values()
     if shots:
         loaded.set_config(key="num_fewshot", value=int(shots[0]))
     loaded.set_fewshot_seed(seed=1234)

@@ -1,4 +1,4 @@
-"""How long the paper's table takes on an H100 and a T4, worked out on paper: nothing is measured.
+"""How long the paper's table and the suites take on an H100 and a T4: nothing is measured.
 
     python -m bench.gpu_estimate        needs the hub; counts tokens by SmolLM2's tokenizer
 
@@ -6,8 +6,9 @@ The table: a model of Llama 3.2 1B's shape in 4 bits and its fine-tuning on 2,00
 both asked HellaSwag (10,042), GSM8K (1,319, five-shot) and MMLU college computer science (100).
 A forward takes two operations a weight and token, a training step four, six with checkpoints. A
 batch takes its operations at a share of the card's peak, but at least what Python and the unpacking
-of 4-bit weights take; GSM8K's answers all go to the harness's limit of 256 tokens. The shares and
-times of `CARDS` are assumptions, not measurements.
+of 4-bit weights take; generated answers all go to their limit of tokens. The shares and times of
+`CARDS` are assumptions, not measurements. Of `SUITE_TASKS` the lengths marked as assumed are, too.
+A suite asks a base and a tuned model; nothing is trained.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from datasets import load_dataset
 from transformers import AutoTokenizer
 
 from bench.evaluation import build_requests
+from bench.machine import load_config_of
+from slimdown.config.paths import list_group_choices
 
 N_WEIGHTS = 1.236e9  # of Llama 3.2 1B, its output layer once
 N_HELLASWAG, N_TOKENS_GENERATED = 10_042, 256
@@ -40,6 +43,54 @@ CARDS = [
     Card("H100, train=h100", 0.35 * 989e12, 0.030, 32, 64, 16),
     Card("T4, train=t4", 0.35 * 65e12, 0.045, 4, 16, 2),
 ]
+
+
+class SuiteTask(NamedTuple):
+    """A benchmark of a suite: all its questions, and the tokens computed of one."""
+
+    n_questions: int  # of one subject, where there are several
+    tokens: float | str  # a number is assumed; else the task whose rows are counted
+    n_subjects: int = 1
+    n_generated: int = 0  # the task's own limit; 0: choices
+
+
+SUITE_TASKS = {
+    "hellaswag": SuiteTask(N_HELLASWAG, "hellaswag:200"),
+    "arc_easy": SuiteTask(2376, "arc_easy:200"),
+    "arc_challenge": SuiteTask(1172, "arc_challenge:200"),
+    "winogrande": SuiteTask(1267, 60.0),
+    "truthfulqa_mc2": SuiteTask(817, 400.0),
+    # Of 57 subjects one stands for all; their mean number of questions.
+    "mmlu": SuiteTask(246, "mmlu_college_computer_science:100:5", 57),
+    "gsm8k": SuiteTask(1319, "gsm8k:100:5", 1, N_TOKENS_GENERATED),
+    "ifeval": SuiteTask(541, "ifeval:100", 1, 1280),
+}
+
+
+def count_question(task: str) -> float:
+    """Count the tokens that slimdown computes of a question, on average."""
+    tokenizer = AutoTokenizer.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
+    requests = build_requests(task)
+    contexts = {request.args[0] for request in requests}
+    answers = [answer for r in requests if isinstance(answer := r.args[1], str)]
+    n_tokens = sum(len(tokenizer(text).input_ids) for text in (*contexts, *answers))
+    shared = len(tokenizer(find_shared_beginning(contexts)).input_ids) if answers else 0
+    return n_tokens / len(contexts) - shared * (1 - 1 / len(contexts))
+
+
+def estimate_suite(card: Card, suite: str, lengths: dict[str, float]) -> dict[str, float]:
+    """Estimate the seconds that each benchmark of a suite takes for base and tuned model."""
+    seconds = {"start": card.start_seconds}
+    for name, benchmark in load_config_of("model=smollm2", f"suite={suite}").benchmark.items():
+        about = SUITE_TASKS[name]
+        n_questions = min(benchmark.limit or about.n_questions, about.n_questions)
+        n_questions *= about.n_subjects
+        size = card.generation_batch if about.n_generated else card.question_batch
+        n_batches = ceil(n_questions / size)
+        one = time_forwards(card, n_batches, size * lengths[name])
+        n_new = (benchmark.max_gen_toks or about.n_generated) if about.n_generated else 0
+        seconds[name] = 2 * (one + n_batches * n_new * time_forwards(card, 1, size))
+    return seconds
 
 
 def count_tokens() -> dict[str, tuple[float, float]]:
@@ -80,24 +131,28 @@ def find_shared_beginning(texts: Iterable[str]) -> str:
     return first[:n_shared]
 
 
-def estimate(card: Card, tokens: dict[str, tuple[float, float]]) -> dict[str, float]:
-    """Estimate the seconds of each part on a card."""
+def time_forwards(card: Card, n_batches: float, n_tokens: float, operations: float = 2) -> float:
+    """Estimate the seconds of batches of so many tokens."""
+    computing = operations * N_WEIGHTS * n_tokens / card.operations
+    return n_batches * max(computing, operations / 2 * card.forward_seconds)
 
-    def forward(n_batches: float, n_tokens: float, operations: float = 2) -> float:
-        computing = operations * N_WEIGHTS * n_tokens / card.operations
-        return n_batches * max(computing, operations / 2 * card.forward_seconds)
+
+def estimate(card: Card, tokens: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """Estimate the seconds of each part of the paper's table on a card."""
 
     def ask(name: str, n_questions: int, size: int) -> float:
-        return 2 * forward(ceil(n_questions / size), size * tokens[name][0])
+        return 2 * time_forwards(card, ceil(n_questions / size), size * tokens[name][0])
 
     n_batches = ceil(1319 / card.generation_batch)
-    texts = 2 * n_batches * N_TOKENS_GENERATED * forward(1, card.generation_batch)
+    texts = 2 * n_batches * N_TOKENS_GENERATED * time_forwards(card, 1, card.generation_batch)
     return {
         "start": card.start_seconds,
         "HellaSwag": ask("HellaSwag", N_HELLASWAG, card.question_batch),
         "MMLU-CS": ask("MMLU-CS", 100, card.question_batch),
         "GSM8K": ask("GSM8K", 1319, card.generation_batch) + texts,
-        "training": forward(2000 / card.row_batch, card.row_batch * tokens["Alpaca"][0], 6),
+        "training": time_forwards(
+            card, 2000 / card.row_batch, card.row_batch * tokens["Alpaca"][0], 6
+        ),
     }
 
 
@@ -108,9 +163,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts = (f"{name} {ours:.0f} ({stock:.0f})" for name, (ours, stock) in tokens.items())
     print("tokens (stock's):", ", ".join(counts))
     for card in CARDS:
-        parts = estimate(card, tokens)
-        minutes = {name: f"{seconds / 60:.1f}" for name, seconds in parts.items()}
-        print(f"{card.name}: {sum(parts.values()) / 60:.1f} minutes:", minutes)
+        show(card.name, estimate(card, tokens))
+    lengths = {
+        name: count_question(one.tokens) if isinstance(one.tokens, str) else one.tokens
+        for name, one in SUITE_TASKS.items()
+    }
+    print("tokens:", ", ".join(f"{name} {length:.0f}" for name, length in lengths.items()))
+    for card in CARDS:
+        for suite in list_group_choices("suite"):
+            show(f"{card.name}, suite={suite}", estimate_suite(card, suite, lengths))
+
+
+def show(title: str, parts: dict[str, float]) -> None:
+    """Print the minutes of each part."""
+    minutes = {name: f"{seconds / 60:.1f}" for name, seconds in parts.items()}
+    print(f"{title}: {sum(parts.values()) / 60:.1f} minutes:", minutes)
 
 
 if __name__ == "__main__":
