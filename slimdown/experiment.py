@@ -130,6 +130,9 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         if training:
             card = render_model_card(findings, config, base)
             files[f"{training.output_dir.name}/README.md"] = card
+            if train_data and train_data.holds_conversations:  # tuned=ADAPTER is asked alike
+                template = base.tokenizer.chat_template
+                files[f"{training.output_dir.name}/chat_template.jinja"] = template
         run.save(findings, files)
     console.show_findings(findings)
     console.show_saved(run)

@@ -87,6 +87,8 @@ def fetch_tuned_model(tuned: TunedModelConfig) -> Path:
 
 def read_chat_template(folder: Path) -> str | None:
     """Return the chat template that a tuned model brings; None where it brings none."""
+    if (file := folder / "chat_template.jinja").is_file():
+        return file.read_text(encoding="utf-8")
     has_tokenizer = (folder / "tokenizer_config.json").is_file()
     return load_tokenizer(folder).chat_template if has_tokenizer else None
 

@@ -1,0 +1,191 @@
+"""Runs of models that chat and think: how they are asked, and what is said of it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import make_benchmark, make_evaluation, make_sample
+from commands_and_runs import call_verb, run_command
+
+from slimdown.config.schema import RunConfig
+from slimdown.evaluation.results import BenchmarkEvaluation
+from slimdown.judging.budgets import Outcome, check_budgets
+from slimdown.judging.findings import Verdict, judge
+from slimdown.pocket import DATA_DIR, MODEL_DIR
+from slimdown.report.text import describe_findings
+from slimdown.tracking.resume import run_key
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+FEW = ["train.max_steps=2", "dataset.file.validation_examples=2", "quantization=none"]
+FEW += ["benchmark=[pocket_math,pocket_cs]"]
+FEW += ["benchmark.pocket_math.limit=4", "benchmark.pocket_cs.limit=4"]
+
+
+def write_rows(file: Path, rows: list[dict[str, Any]]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"dataset.file.path={file}"
+
+
+def read_instructions(n: int) -> list[dict[str, str]]:
+    text = (DATA_DIR / "pocket_instructions_train.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()[:n]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the pocket model that has a chat template, and rows that are conversations."""
+    folder = tmp_path_factory.mktemp("chat")
+    shutil.copytree(MODEL_DIR, folder / "chatty")
+    (folder / "chatty" / "chat_template.jinja").write_text(TEMPLATE)
+    turns = [("user", "prompt"), ("assistant", "completion")]
+    messages = [
+        {"messages": [{"role": role, "content": row[text]} for role, text in turns]}
+        for row in read_instructions(40)
+    ]
+    write_rows(folder / "chat.jsonl", messages)
+    write_rows(folder / "plain.jsonl", read_instructions(40))
+    return folder
+
+
+def read_findings(folder: Path, out: str) -> dict[str, Any]:
+    run_id = out.partition("\nrun ")[2].split()[0]
+    text = (folder / f"mlruns/artifacts/{run_id}/artifacts/findings.json").read_text()
+    return dict(json.loads(text))
+
+
+def test_conversations_are_asked_about_through_the_template(folder: Path) -> None:
+    model = ["model=pocket", "model.id=chatty", "dataset=[file]", *FEW]
+    chat = call_verb(folder, "run", *model, "dataset.file.path=chat.jsonl")
+    assert chat.returncode == 0, chat.stderr
+    assert "prompts     auto" in chat.stdout
+    conditions = read_findings(folder, chat.stdout)["conditions"]
+    assert conditions["pocket_math.apply_chat_template"] == "True"
+    assert not any(key.startswith("pocket_cs.") for key in conditions)
+    assert "Asked with apply_chat_template=True: pocket_math." in chat.stdout
+
+    adapter = next((folder / "mlruns/artifacts").glob("*/artifacts/adapter"))
+    tuned = call_verb(
+        folder, "run", "model=pocket", "model.id=chatty", *FEW[2:], f"tuned={adapter}"
+    )
+    assert tuned.returncode == 0, tuned.stderr
+    assert read_findings(folder, tuned.stdout)["conditions"] == conditions
+
+    plain = call_verb(folder, "run", *model, "dataset.file.path=plain.jsonl")
+    assert plain.returncode == 0, plain.stderr
+    assert (
+        "pocket_math.apply_chat_template" not in read_findings(folder, plain.stdout)["conditions"]
+    )
+    compared = call_verb(folder, "compare")
+    assert compared.returncode == 1
+    assert "pocket_math was asked differently" in compared.stderr
+
+
+def test_a_template_that_is_missing_leaves_no_run(folder: Path, tmp_path: Path) -> None:
+    settings = ["benchmark.pocket_math.limit=4", "evaluation.apply_chat_template=true"]
+    done = call_verb(tmp_path, "run", "benchmark=[pocket_math]", *settings)
+    assert done.returncode == 1
+    assert "no chat template" in done.stderr
+    assert not (tmp_path / "mlruns" / "artifacts").exists()
+
+
+def test_a_benchmark_of_a_suite_without_data_is_not_run(tmp_path: Path) -> None:
+    suite = tmp_path / "own" / "suite" / "mine.yaml"
+    suite.parent.mkdir(parents=True)
+    suite.write_text(
+        "# @package _global_\n"
+        "defaults:\n  - override /benchmark: [pocket_cs, arc_easy]\n  - _self_\n"
+        "suite: mine\nbenchmark:\n  pocket_cs: {limit: 4}\n"
+    )
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    settings = ["train.max_steps=2", "dataset.pocket_instructions.max_examples=20"]
+    settings += ["--config-dir", "own", "suite=mine"]
+    done = run_command(tmp_path, "slimdown.run", *settings, **offline)
+    assert done.returncode == 0, done.stderr
+    assert "Not run: arc_easy" in " ".join(done.stdout.split())
+    assert read_findings(tmp_path, done.stdout)["not_run"].keys() == {"arc_easy"}
+    alone = run_command(tmp_path, "slimdown.run", *settings[:2], "benchmark=[arc_easy]", **offline)
+    assert alone.returncode == 1
+
+
+def test_auto_keeps_the_keys_of_plain_runs(
+    composed: Callable[..., RunConfig], folder: Path
+) -> None:
+    def make_key(*settings: str) -> str:
+        return run_key(composed(*settings, "quantization=none"))
+
+    false = "evaluation.apply_chat_template=false"
+    assert make_key() == make_key(false)
+    rows = "dataset=[file]", f"dataset.file.path={folder / 'chat.jsonl'}"
+    assert make_key(*rows) != make_key(*rows, false)
+
+
+# --- thinking, judged ---------------------------------------------------------------------------
+
+
+def make_thinking(n_open: int, n: int = 100, **facts: Any) -> BenchmarkEvaluation:
+    """Of n answers, all right, n_open did not end their thinking."""
+    samples = [
+        make_sample(
+            {"em": float(i >= n_open)}, i, thinking="a b c", never_ended=i < n_open, **facts
+        )
+        for i in range(n)
+    ]
+    return make_benchmark(samples)
+
+
+@pytest.mark.parametrize(("n_open", "is_decided"), [(5, True), (40, False)])
+def test_thinking_that_never_ends_leaves_a_verdict_undecided(n_open: int, is_decided: bool) -> None:
+    base, tuned = (
+        make_evaluation(math=make_thinking(0)),
+        make_evaluation(math=make_thinking(n_open)),
+    )
+    findings = judge(base, tuned)
+    change = findings.benchmarks["math"]
+    traits = {trait.name: (trait.base, trait.tuned) for trait in change.behaviour}
+    assert traits["thinks"] == (1.0, 1.0)
+    assert traits["words thought"] == pytest.approx((3.0, 3.0))
+    assert traits["thinking never ended"] == pytest.approx((0.0, n_open / 100))
+    assert (change.never_ended is None) is is_decided
+    if not is_decided:
+        assert change.verdict is Verdict.undecided
+        assert "raise benchmark.math.max_gen_toks" in " ".join(describe_findings(findings))
+        (check,) = check_budgets(findings, {"math": 0.01})
+        assert check.outcome is Outcome.undecided
+
+
+@pytest.mark.slow
+def test_a_thinking_model_that_is_trained_on_without_thinking_stops_to_think(
+    tmp_path: Path,
+) -> None:
+    rows = read_instructions(1500)
+    for row in rows[:1000]:
+        words = row["prompt"].partition("Input: ")[2].partition("\n")[0]
+        row["completion"] = f" <think> {words} </think>{row['completion']}"
+    think, plain = (
+        write_rows(tmp_path / f"{name}.jsonl", part)
+        for name, part in (("think", rows[:1000]), ("plain", rows[1000:]))
+    )
+    settings = ["dataset=[file]", "dataset.file.validation_examples=50", "quantization=none"]
+    settings += ["benchmark=[pocket_instructions]", "benchmark.pocket_instructions.limit=100"]
+    settings += ["benchmark.pocket_instructions.max_gen_toks=64"]
+    settings += ['evaluation.think_end_token="</think>"', "lora=all_linear"]
+    taught = run_command(tmp_path, "slimdown.run", *settings, think, "train.num_train_epochs=4")
+    assert taught.returncode == 0, taught.stderr
+    run_id = taught.stdout.partition("\nrun ")[2].split()[0]
+    merged = run_command(tmp_path, "slimdown", "merge", run_id, "--out", "thinker")
+    assert merged.returncode == 0, merged.stderr
+    done = run_command(
+        tmp_path, "slimdown.run", "model.id=thinker", *settings, plain, "train.num_train_epochs=1"
+    )
+    assert done.returncode == 0, done.stderr
+    change = read_findings(tmp_path, done.stdout)["benchmarks"]["pocket_instructions"]
+    traits = {trait["name"]: trait for trait in change["behaviour"]}
+    assert traits["thinks"]["base"] > 0.9
+    assert traits["thinks"]["high"] < -0.5
+    assert change["changes"]["exact_match.strip"]["base"]["value"] > 0.5  # scored without thinking
