@@ -18,7 +18,8 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMAND = re.compile(
     r"^(?: {4}|\$ )(?:\w+=\S+ )*(?:python -m )?slimdown[. ](\w+)\b([^#\n]*)", re.MULTILINE
 )
-NOT_INSTALLED = r"not installed|pip install|there is no sbatch|needs a GPU|^tuned=.* cannot be reached"
+NOT_INSTALLED = r"not installed|pip install|there is no sbatch|needs a GPU"
+NOT_INSTALLED += r"|^tuned=.* cannot be reached"
 
 
 def find_commands() -> Iterator[tuple[str, str]]:
