@@ -155,7 +155,7 @@ def decide_prompts(
 ) -> tuple[EvaluationConfig, list[str]]:
     """Decide how benchmarks are asked, see `choose_prompts`.
 
-    A base without a chat template gets that of the tuned model.
+    A base without a chat template gets that of the tuned model, so its tokenizer comes first.
 
     Args:
         config: The settings.
@@ -213,10 +213,11 @@ def measure_base(config: RunConfig) -> None:
         SlimdownError: The base or a benchmark cannot be had.
     """
     tasks, _ = load_benchmarks(config)
-    base, train_data = load_base_model(config.model, config.quantization), None
+    tokenizer, train_data = load_base_tokenizer(config.model), None
     if config.dataset and config.may_hold_conversations:
-        train_data = load_training_data(config.dataset, base.tokenizer, config.seed, config.keep)
-    evaluation, _ = decide_prompts(config, tasks, base.tokenizer, train_data)
+        train_data = load_training_data(config.dataset, tokenizer, config.seed, config.keep)
+    evaluation, _ = decide_prompts(config, tasks, tokenizer, train_data)
+    base = load_base_model(config.model, config.quantization, tokenizer)
     shares = not config.method.facts.learns_prompt
     evaluator = Evaluator(tasks, evaluation, shares)
     with console.progress_bar("measuring the base", "questions") as on_progress:
@@ -258,12 +259,14 @@ def measure_scales(
     tasks, _ = load_benchmarks(config)
     rows = train_data = None
     with console.progress_bar(f"loading {config.model.id}"):
-        base = load_base_model(config.model, config.quantization)
+        tokenizer = load_base_tokenizer(config.model)
         if config.dataset:
-            tokenizer, seed, on_cpu = base.tokenizer, config.seed, base.device == "cpu"
-            train_data = load_training_data(config.dataset, tokenizer, seed, config.keep)
-            rows = tokenize_rows(train_data, tokenizer, config.train, on_cpu, seed)
-        evaluation, _ = decide_prompts(config, tasks, base.tokenizer, train_data)
+            train_data = load_training_data(config.dataset, tokenizer, config.seed, config.keep)
+        evaluation, _ = decide_prompts(config, tasks, tokenizer, train_data)
+        base = load_base_model(config.model, config.quantization, tokenizer)
+        if train_data:
+            on_cpu = base.device == "cpu"
+            rows = tokenize_rows(train_data, tokenizer, config.train, on_cpu, config.seed)
         external = open_tuned_model(config, base)
         if (folder := external.folder) is None:
             reason = "is a whole model; only an adapter can be scaled"

@@ -222,7 +222,8 @@ def check_room(
     generating = {name: task for name, task in tasks.items() if task.generates}
     evaluator = Evaluator(generating, replace(config, backend=Backend.hf))
     with keep_random_states(), quiet_libraries(), ExitStack() as stack:
-        evaluator._open(model, BackendOptions(False, 1, 1), lambda *_: None, stack)
+        if generating:
+            evaluator._open(model, BackendOptions(False, 1, 1), lambda *_: None, stack)
 
 
 def _save(run: BenchmarkRun, cache: EvaluationCache) -> None:

@@ -236,6 +236,23 @@ def test_a_task_of_ones_own_is_a_benchmark_by_its_name(tmp_path: Path) -> None:
     assert "evaluation.include_path names a folder with tasks of your own" in answer
 
 
+def test_suites_are_beaten_by_the_command_line_and_beat_presets_and_models() -> None:
+    experiment = "experiment=paper_llama32"  # its model brings benchmarks, too
+    (run,) = compose_line("suite=chat", experiment, "benchmark.gsm8k.limit=7").runs
+    benchmarks, evaluation = run.config.benchmark, run.config.evaluation
+    assert list(benchmarks) == ["ifeval", "gsm8k", "truthfulqa_mc2", "arc_challenge", "mmlu"]
+    assert (benchmarks["ifeval"].limit, benchmarks["gsm8k"].limit) == (300, 7)
+    assert evaluation.apply_chat_template is True  # the experiment says false
+    (run,) = compose_line("suite=quick", "model=pocket", "benchmark=[gsm8k]").runs
+    assert {name: b.limit for name, b in run.config.benchmark.items()} == {"gsm8k": 160}
+
+
+def test_a_single_text_is_a_list_of_one() -> None:
+    (run,) = compose_line("benchmark.pocket_math.stop=END", "lora.target_modules=q_proj").runs
+    assert run.config.benchmark["pocket_math"].stop == ["END"]
+    assert run.config.lora.target_modules == ["q_proj"]
+
+
 def test_a_file_is_no_name_on_the_hub() -> None:
     Path("adapter.safetensors").touch()
     [answer] = refuse("tuned=adapter.safetensors")
