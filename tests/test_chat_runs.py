@@ -152,11 +152,22 @@ def test_thinking_that_never_ends_leaves_a_verdict_undecided(n_open: int, is_dec
     assert traits["words thought"] == pytest.approx((3.0, 3.0))
     assert traits["thinking never ended"] == pytest.approx((0.0, n_open / 100))
     assert (change.never_ended is None) is is_decided
+    assert not any("think," in line for line in describe_findings(findings))  # both think
     if not is_decided:
         assert change.verdict is Verdict.undecided
         assert "raise benchmark.math.max_gen_toks" in " ".join(describe_findings(findings))
         (check,) = check_budgets(findings, {"math": 0.01})
         assert check.outcome is Outcome.undecided
+
+
+def test_a_model_that_stops_to_think_is_told() -> None:
+    samples = [make_sample({"em": 1.0}, number) for number in range(100)]
+    base, tuned = (
+        make_evaluation(math=make_thinking(0)),
+        make_evaluation(math=make_benchmark(samples)),
+    )
+    said = " ".join(describe_findings(judge(base, tuned)))
+    assert "math: 100 % of the base's answers think, 0 % of the tuned model's." in said
 
 
 @pytest.mark.slow

@@ -355,7 +355,10 @@ class EvaluationConfig:
         narrowed = replace(self, apply_chat_template=by_template)
         if not by_template:
             narrowed = replace(narrowed, chat_template_args={}, enable_thinking=None)
-        return narrowed if generates else replace(narrowed, think_end_token=None)
+        if not generates:  # a choice is scored right behind the prompt
+            thinking = False if narrowed.enable_thinking else narrowed.enable_thinking
+            narrowed = replace(narrowed, think_end_token=None, enable_thinking=thinking)
+        return narrowed
 
 
 @dataclass

@@ -17,7 +17,13 @@ from slimdown.config.dataset_config import DatasetConfig, RowFormat
 from slimdown.config.keep_config import Keep, KeepConfig
 from slimdown.data.chat_templates import FIXED_DATE, check_chat_template, render_chat
 from slimdown.data.mixing import mix_rows
-from slimdown.data.row_formats import detect_format, format_row, get_messages, list_columns
+from slimdown.data.row_formats import (
+    SKIP_ADVICE,
+    detect_format,
+    format_row,
+    get_messages,
+    list_columns,
+)
 from slimdown.utils.errors import DataError
 from slimdown.utils.hashing import hash_json
 from slimdown.utils.hub import explain_hub_errors
@@ -186,7 +192,7 @@ def _load_part(
         except DataError as error:
             problem = f"row {number}: {' '.join(str(error).split())}"
             if not config.skip_bad_rows:
-                raise DataError(problem) from None
+                raise DataError(f"{problem}{SKIP_ADVICE}") from None
             skipped.append(problem)
             continue
         content = json.dumps(row, sort_keys=True)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from slimdown.config.schema import EvaluationConfig
-from slimdown.data.chat_templates import read_template_args
 from slimdown.evaluation.families import explain_no_sharing
 from slimdown.evaluation.prefix_lm import PrefixLM, VirtualTokensLM, without_tying
 from slimdown.models.base_model import LoadedModel
@@ -69,18 +68,12 @@ def choose_backend(
 
 
 def open_lm(model: LoadedModel, config: EvaluationConfig, backend: BackendOptions) -> Any:
-    """Wrap a model for the harness: a `PrefixLM`, or `HFLM` where no prefix may be shared.
-
-    Raises:
-        ModelError: A chat template is asked for, and the tokenizer's cannot be used.
-    """
-    args = read_template_args(model.tokenizer, config) if config.apply_chat_template else {}
+    """Wrap a model for the harness: a `PrefixLM`, or `HFLM` where no prefix may be shared."""
     with without_tying(model.model):
         return (PrefixLM if backend.shares_prefixes else VirtualTokensLM)(
             model.model,
             tokenizer=copy.deepcopy(model.tokenizer),  # HFLM may add a padding token
             batch_size=backend.batch_size,
             softmax_dtype=torch.float32,
-            chat_template_args=args,
             think_end_token=config.think_end_token,
         )

@@ -16,6 +16,7 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from slimdown.config.schema import EvaluationConfig, OnProgress
+from slimdown.data.chat_templates import read_template_args
 from slimdown.evaluation.answers_file import AnswersFile
 from slimdown.evaluation.backend import BackendOptions
 from slimdown.evaluation.evaluation_cache import check_evaluation, evaluation_key
@@ -43,6 +44,7 @@ class BenchmarkRun:
 
     Raises:
         ConfigError: Its questions do not fit in the model's window.
+        ModelError: The tokenizer's chat template cannot ask them.
     """
 
     task: BenchmarkTask
@@ -59,6 +61,8 @@ class BenchmarkRun:
     def __post_init__(self) -> None:
         """Build the requests, and decide their order and blocks."""
         self.config = self.config.narrow(self.task.generates)
+        if self.config.apply_chat_template:
+            self.lm.chat_template_args = read_template_args(self.model.tokenizer, self.config)
         self.requests = self.task.build_requests(self.lm, self.config)
         numbers: dict[str, list[int]] = {}
         texts: dict[str, list[str]] = {}

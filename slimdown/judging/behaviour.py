@@ -21,7 +21,7 @@ REFUSALS = (
 
 
 LENGTHS = ("words", "words thought")
-NEVER_ENDED = "thinking never ended"
+NEVER_ENDED, THINKS = "thinking never ended", "thinks"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
     scores: dict[str, list[list[float]]] = {
         "words": [[n / longest for n in side] for side in lengths],
         "words thought": [[n / longest for n in side] for side in thoughts],
-        "thinks": [[float(n > 0) for n in side] for side in thoughts],
+        THINKS: [[float(n > 0) for n in side] for side in thoughts],
         NEVER_ENDED: [[float(sample.never_ended) for sample in side] for side in sides],
         "empty": [[float(not text.strip()) for text in side] for side in texts],
         "unreadable": [[float(answer in ("", "[invalid]")) for answer in side] for side in read],

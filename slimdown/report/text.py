@@ -13,6 +13,7 @@ from slimdown.config.schema import (
     RunConfig,
 )
 from slimdown.evaluation.results import Metric
+from slimdown.judging.behaviour import THINKS
 from slimdown.judging.budgets import BudgetCheck
 from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.judging.losses import ChoiceShift
@@ -200,6 +201,10 @@ def list_caveats(findings: Findings) -> Iterator[str]:
     for name, benchmark in findings.benchmarks.items():
         if benchmark.role is Role.retained and not benchmark.primary.base.value:
             yield f"{name}: the base answers none right, so it can lose nothing; read its answers."
+        for trait in (one for one in benchmark.behaviour if one.name == THINKS):
+            if not trait.low <= 0 <= trait.high:
+                before, after = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
+                yield f"{name}: {before} of the base's answers think, {after} of the tuned model's."
         if benchmark.max_gen_toks and any(benchmark.n_ran_out):
             base, tuned = benchmark.n_ran_out
             limit = f"{base} of the base's and {tuned} of the tuned model's {benchmark.n} answers"

@@ -120,6 +120,17 @@ def test_texts_are_stock_hflms_through_the_template_of(family: str, switch: str 
     assert len(prompts) == len(ways)  # the switch does something
 
 
+def test_choices_are_asked_without_thinking() -> None:
+    """HFLM refuses to score choices behind a prompt that begins to think."""
+    tasks = load_tasks(read_benchmarks(["pocket_math", "pocket_cs"], limit=2))
+    config = make_config(apply_chat_template=True, enable_thinking=True, think_end_token="</think>")
+    evaluation = Evaluator(tasks, config).evaluate(build_model(SMOLLM3))
+    prompts = {name: b.samples[0].prompt for name, b in evaluation.benchmarks.items()}
+    assert "\n/think" in prompts["pocket_math"]
+    assert "\n/no_think" in prompts["pocket_cs"]
+    assert evaluation.conditions["pocket_cs.enable_thinking"] == "False"
+
+
 def test_plain_prompts_take_a_system_prompt_and_stops_as_stock_hflm_does() -> None:
     model = build_model(None)
     stock = ask_stock(model, {}, system_instruction=SYSTEM)
