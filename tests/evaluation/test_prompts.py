@@ -49,7 +49,7 @@ FAMILIES = {
     "glm4moe": "enable_thinking",
     "lfm2": None,
     "cohere2": None,
-    "deepseek_r1_distill": None,
+    "llama3": None,
     "nemotron_3_nano": "enable_thinking",
 }
 
