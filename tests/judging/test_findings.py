@@ -76,6 +76,11 @@ def test_unlike_conditions_are_refused_and_the_order_of_questions_does_not_matte
             judge(one, replace(one, **{field: "other"}))
     with pytest.raises(DataError, match="dtype differs: f32 and not set"):
         judge(replace(one, conditions={"dtype": "f32"}), replace(one, conditions={"seed": "1"}))
+    chat = replace(one, conditions={"a.apply_chat_template": "True"})
+    with pytest.raises(DataError, match="apply_chat_template differs"):
+        judge(one, chat)
+    with pytest.raises(DataError, match="harness_version differs"):
+        judge(chat, replace(chat, harness_version="other"))
     with pytest.raises(DataError, match="benchmarks differ"):
         judge(one, make_evaluation(b=[1, 0]))
     reversed_samples = replace(one.benchmarks["a"], samples=one.benchmarks["a"].samples[::-1])
