@@ -175,7 +175,7 @@ class BenchmarkRun:
                 chunk_name = f"{begin} {name} {i}"
                 responses = self.answers.find(chunk_name, requests)
                 if responses and is_generated:
-                    responses = [[Answer(*parts) for parts in each] for each in responses]
+                    responses = [[Answer.restore(plain) for plain in each] for each in responses]
                 if responses is None:
                     self.lm.batch_size_per_gpu = size  # where HFLM and PrefixLM look for it
                     self._follow(begin + len(samples), requests)

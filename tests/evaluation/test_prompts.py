@@ -1,6 +1,7 @@
 """Chat templates, system prompts, thinking and limits, beside stock HFLM with the same."""
 
 import copy
+import json
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any
@@ -16,6 +17,7 @@ from slimdown.config.benchmarks import read_benchmarks
 from slimdown.data.chat_templates import FIXED_DATE, choose_prompts
 from slimdown.evaluation.evaluator import Evaluator, check_room
 from slimdown.evaluation.prefix_lm import PrefixLM
+from slimdown.evaluation.results import Answer
 from slimdown.evaluation.tasks import load_tasks
 from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import wrap_model
@@ -196,6 +198,13 @@ def test_an_answer_without_thinking_is_an_answer() -> None:
     (opened,) = lm.generate_until(make_prompts(["1 plus 1<think>"]))
     assert (bool(plain), plain.never_ended) == (True, False)
     assert (bool(opened), opened.never_ended, bool(opened.thinking)) == (False, True, True)
+
+
+def test_answers_of_a_stopped_evaluation_are_read_with_their_thinking_or_without() -> None:
+    answer = Answer("4", "2 and 2", ran_out=True)
+    (again,) = (Answer.restore(parts) for parts in json.loads(json.dumps([answer.parts])))
+    assert (again, vars(again)) == ("4", vars(answer))
+    assert Answer.restore("the text alone of older files").parts[1:] == ("", False, False)
 
 
 # --- what is refused ----------------------------------------------------------------------------
