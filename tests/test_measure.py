@@ -1,5 +1,6 @@
 """`slimdown.measure` and `slimdown.judge` on models that somebody else loads and trains."""
 
+import inspect
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,11 +32,11 @@ from transformers import (
 )
 
 import slimdown
-from slimdown.config.schema import BenchmarkConfig, ResolvedBenchmark
+from slimdown.config.schema import PROMPT_SETTINGS, BenchmarkConfig, ResolvedBenchmark
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import Outcome
 from slimdown.models.causal import wrap_model
-from slimdown.notebook import build_evaluator
+from slimdown.notebook import Prompts, build_evaluator
 from slimdown.pocket import MODEL_DIR
 from slimdown.utils.errors import ConfigError, DataError, ModelError, SlimdownError
 
@@ -284,6 +285,10 @@ def test_only_a_loss_shown_to_be_within_its_budget_passes(findings: Any) -> None
         ("pocket_cs", {"limit": 0}, "limit must be at least 1, got 0"),
         ("pocket_cs", {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ("pocket_cs", {"apply_chat_template": True}, "chat template"),
+        ("pocket_cs", {"enable_thinkin": True}, "did you mean enable_thinking"),
+        ("pocket_cs", {"enable_thinking": True}, "are for the chat template"),
+        ("pocket_cs", {"max_gen_toks": 8}, "has choices"),
+        ("pocket_math", {"max_gen_toks": 4000}, "beside 4000 new ones"),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_refused(
@@ -336,3 +341,16 @@ def test_findings_that_hold_more_than_a_notebook_shows_are_shown(
         notebook, "judge_evaluations", lambda *pair: LaterFindings(**vars(judge(*pair)))
     )
     assert "pocket_math" in repr(slimdown.judge(before, before))
+
+
+def test_measure_and_the_callback_know_how_a_run_can_ask() -> None:
+    names = {*PROMPT_SETTINGS, "max_gen_toks", "stop"}
+    for function in (slimdown.measure, slimdown.ForgettingCallback.__init__):
+        parameters = inspect.signature(function).parameters
+        assert names <= {*parameters, *Prompts.__annotations__}
+        assert parameters["prompts"].kind is inspect.Parameter.VAR_KEYWORD
+    settings: dict[str, Any] = {"system_instruction": "Count.", "max_gen_toks": 4, "stop": ["\n"]}
+    measured = slimdown.measure(load(), TOKENIZER, "pocket_math", limit=3, **settings)
+    expected = {f"pocket_math.{name}": str(value) for name, value in settings.items()}
+    assert measured.conditions == expected
+    assert all(s.prompt.startswith("Count.") for s in measured.benchmarks["pocket_math"].samples)

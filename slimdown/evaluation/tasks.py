@@ -184,6 +184,9 @@ def load_tasks(
             loaded[name] = _check_task(name, benchmark, loaded_task, _hash_own_files(files))
     if lacking and not loaded:
         raise DataError("\n".join(lacking.values()))
+    if (max_gen_toks or stop) and not any(one.generates for one in loaded.values()):
+        problem = "max_gen_toks and stop are for generated answers, and every benchmark has choices"
+        raise ConfigError(f"{problem}; leave them out")
     for one in loaded.values():
         _set_generation(one, max_gen_toks, stop)
     return loaded
