@@ -61,6 +61,9 @@ test-slow: $(VENV)/installed ## the tests that take minutes
 lines: $(VENV)/installed ## how large the code is, by folder
 	$(BIN)/python -m bench.lines
 
+test-install: $(VENV)/installed ## the light install and the Action's steps in an empty environment, with pip
+	$(BIN)/python -m pytest -m install
+
 test-postgres: $(VENV)/installed ## the tests on a real PostgreSQL, which they start themselves
 	$(BIN)/python -m pytest -m postgres
 
@@ -94,5 +97,5 @@ notebook: $(VENV)/installed ## run docs/examples/trl.ipynb and keep what it show
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
 	$(BIN)/python -m tools.pocket
 
-.PHONY: help install demo docs lines test test-floor test-newest test-unsloth test-slow test-postgres test-hub check ui compare bench notebook pocket
+.PHONY: help install demo docs lines test test-floor test-newest test-unsloth test-slow test-postgres test-hub test-install check ui compare bench notebook pocket
 .DEFAULT_GOAL := help

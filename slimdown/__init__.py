@@ -42,7 +42,10 @@ def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'slimdown' has no attribute {name!r}")
     module, attribute = _EXPORTS[name]
-    return getattr(import_module(f"slimdown.{module}"), attribute)
+    from slimdown.utils.extras import explain_missing_packages
+
+    with explain_missing_packages():
+        return getattr(import_module(f"slimdown.{module}"), attribute)
 
 
 def __dir__() -> list[str]:

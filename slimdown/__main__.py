@@ -28,7 +28,7 @@ def _start_verb() -> int:
 
         return run.main(arguments if verb == "run" else sys.argv[1:])
     if verb in VERBS:
-        from slimdown.run import set_up_process
+        from slimdown.commands.process import set_up_process
 
         set_up_process()
         return int(import_module(f"slimdown.commands.{verb}").main(arguments))

@@ -14,6 +14,7 @@ from slimdown.judging.findings import Findings, judge as judge_evaluations
 from slimdown.report.findings_report import evaluation_table, findings_table
 from slimdown.report.tables import write_table
 from slimdown.utils.errors import ConfigError, DataError
+from slimdown.utils.extras import explain_missing_packages
 from slimdown.utils.files import write_atomically
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class MeasuredEvaluation(Evaluation):
         return write_table(evaluation_table(self), "table")
 
 
+@explain_missing_packages()
 def measure(
     model: Any,
     tokenizer: Any,

@@ -1,34 +1,9 @@
-"""`python -m slimdown.run`: one run, or with -m a sweep or a search."""
+"""`python -m slimdown.run`, the same as `slimdown run`: one run, or with -m a sweep or a search."""
 
-import logging
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from urllib.parse import urlsplit
-
-import hydra
-from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from slimdown.commands.arguments import run_command
-from slimdown.config.benchmarks import check_task_names
-from slimdown.config.loader import register_schema, reword
-from slimdown.config.paths import CONF_DIR
-from slimdown.config.schema import Backend, Engine, RunConfig
-from slimdown.models.tuned_base import find_wrong_base
-from slimdown.report.formatting import VisibleFormatter
-from slimdown.sweep.command_line import compose_runs, read_command_line
-from slimdown.utils.devices import count_gpus
-from slimdown.utils.distributed import (
-    broadcast_from_main,
-    check_launcher,
-    process_count,
-    process_rank,
-)
-from slimdown.utils.errors import ConfigError, DataError, SlimdownError
-from slimdown.utils.hub import check_repositories, explain_hub_errors
+from slimdown.commands.process import set_up_process
 
 
 def main(arguments: list[str]) -> int:
@@ -45,138 +20,9 @@ def main(arguments: list[str]) -> int:
 
 def _start(arguments: list[str]) -> int:
     set_up_process()
-    line = read_command_line(arguments)
-    if not line.is_run:
-        return _ask_hydra(arguments)
-    check_launcher()
-    # Of accelerate or torchrun; the first process says what is wrong.
-    if process_rank() > 0 and line.is_run:
-        with suppress(SlimdownError):
-            config = compose_runs(line).runs[0].config
-            broadcast_from_main(None)
-            from slimdown.experiment import assist_training
+    from slimdown.commands.run import start  # Hydra, which the light install lacks
 
-            assist_training(config)
-            return 0
-        return 1
-    plan = compose_runs(line)
-    train, evaluation = plan.runs[0].config.train, plan.runs[0].config.evaluation
-    is_alone = line.is_sweep or train.engine is Engine.unsloth or train.stop_on_forgetting
-    is_alone = is_alone or evaluation.backend is Backend.vllm
-    if is_alone and (n := process_count()) > 1:
-        alone = "-m, train.engine=unsloth, evaluation.backend=vllm and stop_on_forgetting=true"
-        raise ConfigError(f"{alone} take one process, and there are {n}")
-    if problems := list(dict.fromkeys(_find_problems([run.config for run in plan.runs]))):
-        raise DataError("\n".join(problems))
-    if line.is_sweep:
-        from slimdown.sweep.sweeper import Sweep
-
-        return Sweep(line, plan).run()
-    broadcast_from_main(None)  # all are there, before what takes long begins
-    from slimdown.sweep.jobs import run_job
-    from slimdown.sweep.launching import run_here
-    from slimdown.tracking.provenance import RunInfo
-
-    run_here(plan.hydra, lambda: run_job(plan.runs[0], RunInfo("")))
-    return 0
-
-
-def _find_problems(configs: Sequence[RunConfig]) -> Iterator[str]:
-    """Find what is wrong with rows, tasks, repositories and options, before the first run."""
-    from slimdown.data.row_checks import check_row_files, read_prompts
-
-    problems: list[str] = []
-    for datasets in {repr(config.dataset): config.dataset for config in configs}.values():
-        problems += check_row_files(datasets)
-    for path in dict.fromkeys(c.keep.prompts for c in configs if c.keep.prompts):
-        try:
-            read_prompts(path)
-        except DataError as error:
-            problems.append(str(error))
-    for config in {repr(config.benchmark): config for config in configs}.values():
-        problems += check_task_names(config.benchmark, config.evaluation.include_path)
-    if configs[0].evaluation.backend is Backend.vllm and not count_gpus():
-        problems.append(
-            "evaluation.backend=vllm needs a GPU of NVIDIA's; set evaluation.backend=hf"
-        )
-    wrong_bases = [problem for config in configs for problem in find_wrong_base(config)]
-    sources = (source for config in configs for source in _list_sources(config))
-    problems += wrong_bases or check_repositories(sources)
-    with_options = [config for config in configs if config.train.args or config.lora.args]
-    if with_options and not problems:
-        from slimdown.training.options import check_options  # torch
-
-        problems += [problem for config in with_options for problem in check_options(config)]
-    return iter(problems)
-
-
-def _ask_hydra(arguments: list[str]) -> int:
-    """Have Hydra answer `--help`, `--cfg` and the like."""
-
-    def refuse_run(_: DictConfig) -> None:
-        raise ConfigError(
-            f"slimdown knows no run with {' '.join(arguments)}; see slimdown run --help"
-        )
-
-    if any(argument.startswith("--e") for argument in arguments):  # it can be abbreviated
-        raise ConfigError(
-            "--experimental-rerun reads a pickle, which can run code; repeat the command instead"
-        )
-    sys.argv[1:] = arguments
-    register_schema()
-    try:
-        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(
-            refuse_run
-        )()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra's, of flags
-        raise ConfigError(reword(error)) from error
-    except BrokenPipeError:  # a reader of Hydra's --help has seen enough
-        return 0
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def _list_sources(config: RunConfig) -> Iterator[tuple[str, str, str, str]]:
-    """Yield what `check_repositories` asks the hub for."""
-    for model in filter(None, (config.model, config.tuned_model)):
-        if not model.folder:
-            yield model.named, model.id, model.revision, "model"
-    for name, dataset in config.dataset.items():
-        if not dataset.file:
-            setting = f"dataset.{name}.path={dataset.path}"
-            yield setting, dataset.path, dataset.revision, "dataset"
-
-
-def set_up_process() -> None:
-    """Set what concerns the process of a command, and what the library leaves alone.
-
-    Raises:
-        ModelError: HF_ENDPOINT is no address.
-    """
-    with explain_hub_errors("HF_ENDPOINT, an address such as https://huggingface.co,"):
-        _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port  # libraries read it at import
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and does not print and exit
-    for name, value in (
-        ("TQDM_DISABLE", "1"),  # bars of other libraries would tear ours
-        ("HF_HUB_DISABLE_TELEMETRY", "1"),
-        ("HF_HUB_VERBOSITY", "error"),  # it warns of each retry, twice
-        # A server that falls silent ends a command within a minute. Seven retries take four.
-        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
-        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "15"),
-        ("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false"),  # it may say an hour
-        ("MLFLOW_DISABLE_TELEMETRY", "true"),
-        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
-        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
-    ):
-        os.environ.setdefault(name, value)
-    # They log a missing package that nobody needs, the tables that are made, and the traceback of
-    # whatever is raised.
-    for name in ("bitsandbytes", "alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    if logging.lastResort:  # what shows a warning where nobody set up a log
-        logging.lastResort.setFormatter(VisibleFormatter())
-        logging.getLogger("urllib3").addHandler(logging.lastResort)  # says what it waits for
+    return start(arguments)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from slimdown.config.fields import find_problems
 from slimdown.config.schema import DEFAULT_STORE, TrackingConfig, default_store
 from slimdown.utils import files, hashing
 from slimdown.utils.errors import ConfigError, SlimdownError
+from slimdown.utils.extras import explain_missing_packages
 from slimdown.utils.secrets import redact
 
 _FORMATS = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
@@ -178,7 +179,8 @@ def run_command(answer: Callable[[], int], refusal: str, error_code: int) -> int
     """
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code = answer()
+        with explain_missing_packages():
+            code = answer()
     except (SlimdownError, OSError) as error:  # or a file that vanished, a full device
         lines = [refusal, *str(error).splitlines(), *getattr(error, "__notes__", [])]
         code = _complain("\n  ".join(lines), error_code)

@@ -11,6 +11,7 @@ from itertools import chain
 
 from slimdown.commands.arguments import CommandParser, open_tracking, run_command
 from slimdown.utils.devices import count_gpus
+from slimdown.utils.extras import name_install
 
 _PACKAGES = "torch transformers peft bitsandbytes trl lm-eval mlflow hydra-core"
 _EXTRAS = {  # -> the module that it installs, and what that is for
@@ -141,7 +142,7 @@ def _describe_hub() -> Iterator[tuple[str, str]]:
 def _describe_extras() -> Iterator[tuple[str, str]]:
     for extra, (module, purpose) in _EXTRAS.items():
         is_here = find_spec(module.partition(".")[0]) and find_spec(module)
-        state = "installed" if is_here else f"not installed: pip install 'slimdown[{extra}]'"
+        state = "installed" if is_here else f"not installed; {name_install(extra)}"
         yield extra, f"{purpose}: {state}"
     if find_spec("kernels"):
         yield "kernels", "installed: bitsandbytes loads compiled code from the hub by itself"

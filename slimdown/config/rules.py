@@ -22,6 +22,7 @@ from slimdown.config.schema import (
     RunConfig,
     Until,
 )
+from slimdown.utils.extras import name_install
 
 # A name of a dataset or benchmark is part of metric keys, file names and dotted keys.
 _NAME = re.compile(r"[\w-]+", re.ASCII)
@@ -79,7 +80,7 @@ def check_vllm(config: RunConfig) -> Iterator[str]:
     if config.evaluation.backend is not Backend.vllm:
         return
     if not all(map(find_spec, ("vllm", "vllm_bnb_plugin"))):
-        yield f"{named} is not installed; pip install 'slimdown[vllm]'"
+        yield f"{named} is not installed; {name_install('vllm')}"
     if config.model.device not in (Device.auto, Device.cuda):
         yield f"{named} needs a GPU of NVIDIA's, got model.device={config.model.device}; {_KEEP_HF}"
     # vllm-bnb-plugin 0.0.3 quantizes in one way, whatever it is asked for.
@@ -157,7 +158,7 @@ def check_unsloth(config: RunConfig) -> Iterator[str]:
     if config.train.engine is not Engine.unsloth:
         return
     if find_spec("unsloth") is None:  # looks for it and imports nothing
-        yield "train.engine=unsloth is not installed; pip install 'slimdown[unsloth]'"
+        yield f"train.engine=unsloth is not installed; {name_install('unsloth')}"
     is_able = config.method.facts.has_unsloth and config.quantization.name in ("nf4", "none")
     if not is_able or "lm_head" in config.lora.target_modules:
         able = list_methods(_has_unsloth)

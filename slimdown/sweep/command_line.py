@@ -33,6 +33,7 @@ from slimdown.config.schema import ModelConfig, RunConfig
 from slimdown.config.search_config import SEARCHED, DimensionConfig
 from slimdown.models.tuned_base import POCKET, find_base
 from slimdown.utils.errors import ConfigError, ModelError
+from slimdown.utils.extras import name_install
 from slimdown.utils.secrets import hide_variables, redact, redact_uri
 
 _MOST_RUNS = 1_000  # of one command
@@ -152,7 +153,7 @@ def compose_runs(line: CommandLine) -> CommandPlan:
             if not line.is_sweep or len(runs) > 1:
                 problems.append("a search is many runs: begin with -m, and give one value each")
             if find_spec("optuna") is None:
-                problems.append("a search needs Optuna; pip install 'slimdown[search]'")
+                problems.append(f"a search needs Optuna; {name_install('search')}")
             for key, dimension in space.items():
                 if key.partition(".")[0] not in SEARCHED:
                     problems.append(f"search.space: {key} is not among {', '.join(SEARCHED)}")

@@ -19,6 +19,7 @@ from slimdown.tracking.resume import find_finished, run_key
 from slimdown.tracking.store import check_store, wait_for_lock
 from slimdown.tracking.sweep_run import SweepRun, open_sweep_run
 from slimdown.utils.errors import ConfigError, describe_error
+from slimdown.utils.extras import name_install
 from slimdown.utils.hashing import hash_json
 from slimdown.utils.secrets import redact
 
@@ -171,5 +172,5 @@ class Sweep:
         name, reason = self.launcher_name, redact(describe_error(error)).rstrip(" .:;")
         advice = "its settings are hydra.launcher.*, and --cfg hydra shows them"
         if "plugin class" in reason:  # Hydra's plugin is not installed
-            advice = f"pip install 'slimdown[{name if name in ('joblib', 'ray') else 'slurm'}]'"
+            advice = name_install(name if name in ("joblib", "ray") else "slurm")
         return ConfigError(f"hydra/launcher={name} cannot start jobs: {reason}; {advice}")

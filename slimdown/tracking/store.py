@@ -21,6 +21,7 @@ from slimdown.config.fields import find_problems
 from slimdown.config.schema import TrackingConfig
 from slimdown.utils.deadlines import call_within
 from slimdown.utils.errors import SlimdownError, TrackingError
+from slimdown.utils.extras import name_install
 from slimdown.utils.files import cache_dir, raise_if_disk_full
 from slimdown.utils.hashing import hash_json
 from slimdown.utils.secrets import redact, redact_uri
@@ -240,7 +241,7 @@ def _is_there(file: Path) -> bool:
 
 def _advise(uri: str, error: Exception, filter_string: str) -> str:
     if isinstance(error, ModuleNotFoundError):
-        extra = "pip install 'slimdown[postgres]'" if uri.startswith("postgres") else "with pip"
+        extra = name_install("postgres") if uri.startswith("postgres") else "with pip"
         return f"install the driver {error.name}: {extra}, or name another, as in mysql+pymysql://"
     if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
         form = "a filter is written so: \"params.`lora.r` = '8' and tags.`slimdown.sweep` = 'x'\""

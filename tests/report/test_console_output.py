@@ -12,10 +12,10 @@ import yaml
 from record_builders import Capture, Compose, Patch
 from report_builders import judge_pairs, make_usual
 
+from slimdown.commands.process import set_up_process
 from slimdown.config.paths import CONF_DIR
 from slimdown.report import console
 from slimdown.report.text import describe_run
-from slimdown.run import set_up_process
 
 
 def test_the_plan_shows_names_as_they_are(composed: Compose, capsys: Capture) -> None:

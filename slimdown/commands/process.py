@@ -1,0 +1,39 @@
+"""What a command sets for its whole process, and what the library leaves alone."""
+
+import logging
+import os
+from urllib.parse import urlsplit
+
+from slimdown.report.formatting import VisibleFormatter
+from slimdown.utils.hub import explain_hub_errors
+
+
+def set_up_process() -> None:
+    """Set what concerns the process of a command, and what the library leaves alone.
+
+    Raises:
+        ModelError: HF_ENDPOINT is no address.
+    """
+    with explain_hub_errors("HF_ENDPOINT, an address such as https://huggingface.co,"):
+        _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port  # libraries read it at import
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and does not print and exit
+    for name, value in (
+        ("TQDM_DISABLE", "1"),  # bars of other libraries would tear ours
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("HF_HUB_VERBOSITY", "error"),  # it warns of each retry, twice
+        # A server that falls silent ends a command within a minute. Seven retries take four.
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "15"),
+        ("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false"),  # it may say an hour
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
+        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+    ):
+        os.environ.setdefault(name, value)
+    # They log a missing package that nobody needs, the tables that are made, and the traceback of
+    # whatever is raised.
+    for name in ("bitsandbytes", "alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if logging.lastResort:  # what shows a warning where nobody set up a log
+        logging.lastResort.setFormatter(VisibleFormatter())
+        logging.getLogger("urllib3").addHandler(logging.lastResort)  # says what it waits for

@@ -1,0 +1,171 @@
+"""What judges logs is installed and started without torch, transformers, MLflow and Hydra."""
+
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tomllib
+import venv
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from slimdown.utils.errors import ConfigError
+from slimdown.utils.extras import explain_missing_packages
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CARD = {"hydra-core", "omegaconf", "mlflow", "torch", "transformers", "peft", "bitsandbytes"}
+CARD |= {"trl", "lm-eval"}
+ABSENT = {"torch", "transformers", "mlflow", "hydra", "omegaconf", "datasets", "lm_eval"}
+
+
+def name_package(requirement: str) -> str:
+    return Requirement(requirement).name
+
+
+def find_closure(names: list[str]) -> dict[str, Distribution]:
+    """Return packages and all that they require themselves, without extras."""
+    closure: dict[str, Distribution] = {}
+    while names:
+        name = re.sub(r"[-_.]+", "-", names.pop()).lower()
+        if name in closure:
+            continue
+        closure[name] = distribution(name)
+        needed = map(Requirement, closure[name].requires or [])
+        names += [r.name for r in needed if not r.marker or r.marker.evaluate({"extra": ""})]
+    return closure
+
+
+def unpack_logs(folder: Path) -> tuple[str, str]:
+    with tarfile.open(ROOT / "tests" / "golden" / "lm_eval.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return str(folder / "base"), str(folder / "tuned")
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An interpreter that finds slimdown and what `pip install .` brings, and nothing else."""
+    folder = tmp_path_factory.mktemp("light")
+    venv.create(folder / "venv", with_pip=False, symlinks=True)
+    [site] = (folder / "venv").glob("lib/python*/site-packages")
+    for package in find_closure([name_package(r) for r in PROJECT["dependencies"]]).values():
+        tops = {Path(str(file)).parts[0] for file in package.files or []} - {"..", "__pycache__"}
+        for top in tops:
+            source = Path(str(package.locate_file(top)))
+            if source.exists() and not (site / top).exists():
+                (site / top).symlink_to(source)
+    shutil.copytree(ROOT / "slimdown", site / "slimdown")
+    shutil.copytree(ROOT / "conf", site / "slimdown" / "conf")
+    return str(folder / "venv" / "bin" / "python")
+
+
+def start(python: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [python, *arguments], cwd=cwd, env={"PATH": ""}, capture_output=True, text=True
+    )
+
+
+def test_logs_are_judged_by_the_packages_of_the_light_install(python: str, tmp_path: Path) -> None:
+    arguments = [*unpack_logs(tmp_path), "-o", "page.html", "--max-loss", "0.02"]
+    script = (
+        "import sys; from slimdown.__main__ import main; sys.argv[1:] = sys.stdin.read().split()\n"
+        "try: main()\nfinally: print('loaded', *{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run(
+        [python, "-c", script],
+        input=" ".join(["verdict", *arguments]),
+        cwd=tmp_path,
+        env={"PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "↓ forgotten" in done.stdout
+    assert "<h2" in (tmp_path / "page.html").read_text()
+    assert not ABSENT & set(done.stdout.rpartition("loaded ")[2].split())
+    for name in ABSENT:
+        assert start(python, "-c", f"import {name}", cwd=tmp_path).returncode == 1
+
+
+def test_python_judges_logs_there_too(python: str, tmp_path: Path) -> None:
+    base, tuned = unpack_logs(tmp_path)
+    script = (
+        "import slimdown\n"
+        f"findings = slimdown.judge(slimdown.read_logs({base!r}), slimdown.read_logs({tuned!r}))\n"
+        "print(bool(findings.passes(pocket_math=0.9)), findings.save('page.html').exists())"
+    )
+    done = start(python, "-c", script, cwd=tmp_path)
+    assert done.stdout.split() == ["False", "True"], done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "-m slimdown.run -m lora.r=4",
+        "-m slimdown compare",
+        "-m slimdown doctor",
+        "-m slimdown sizes",
+        "-c import+slimdown;slimdown.ForgettingCallback",
+        "-c import+slimdown;slimdown.measure(1,2,['gsm8k'])",
+    ],
+)
+def test_what_needs_more_says_the_line_that_installs_it(
+    command: str, python: str, tmp_path: Path
+) -> None:
+    done = start(python, *(word.replace("+", " ") for word in command.split()), cwd=tmp_path)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[-1].endswith("is not installed; in your clone of slimdown: pip install '.[train]'")
+    assert command.startswith("-c") or len(lines) == 2
+
+
+def test_a_package_of_ones_own_that_is_missing_is_not_taken_for_ours() -> None:
+    with pytest.raises(ModuleNotFoundError), explain_missing_packages():
+        import nowhere_to_be_found  # noqa: F401
+    with pytest.raises(ConfigError, match="lm_eval, which"), explain_missing_packages():
+        raise ModuleNotFoundError("No module named 'lm_eval.tasks'", name="lm_eval.tasks")
+
+
+def test_train_brings_every_package_of_the_card() -> None:
+    extras = PROJECT["optional-dependencies"]
+    train = {name_package(requirement) for requirement in extras["train"]}
+    assert train >= CARD
+    assert not train & {name_package(requirement) for requirement in PROJECT["dependencies"]}
+
+
+@pytest.mark.install
+def test_the_actions_steps_judge_logs_in_an_empty_environment(tmp_path: Path) -> None:
+    """As `action.yml` has them; pip downloads what the light install needs."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    inputs = {name: str(given.get("default", "")) for name, given in action["inputs"].items()}
+    arguments = f"{' '.join(unpack_logs(tmp_path))} --max-loss 0.95"
+    inputs |= {"command": "verdict", "arguments": arguments}
+    summary = tmp_path / "summary.md"
+    outside = {
+        **os.environ,
+        "PATH": f"{tmp_path / 'venv' / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": "",
+        "GITHUB_ACTION_PATH": str(ROOT),
+        "GITHUB_STEP_SUMMARY": str(summary),
+    }
+    for step in action["runs"]["steps"]:
+        if "run" not in step:
+            continue
+        texts = {name: str(text) for name, text in step.get("env", {}).items()}
+        environment = {
+            name: re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda m: inputs[m[1]], text)
+            for name, text in texts.items()
+        }
+        bash = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+        done = subprocess.run(bash, env=outside | environment, cwd=tmp_path, text=True)
+        assert done.returncode == 0
+    assert "| pocket_math |" in summary.read_text()
+    [site] = (tmp_path / "venv").glob("lib/python*/site-packages")
+    assert not ABSENT & {path.name for path in site.iterdir()}
+    assert (site / "slimdown").is_dir()
