@@ -9,7 +9,14 @@ from transformers import TrainerCallback
 
 from slimdown.config.benchmarks import BenchmarkSpec
 from slimdown.evaluation.results import Evaluation
-from slimdown.models.causal import disabled_adapters, has_untouched_base, wrap_model
+from slimdown.judging.budgets import default_budgets, judge_look
+from slimdown.models.causal import (
+    copy_trained_weights,
+    disabled_adapters,
+    has_untouched_base,
+    restore_weights,
+    wrap_model,
+)
 from slimdown.notebook import NotebookFindings, Prompts, build_evaluator, judge
 from slimdown.utils.errors import ConfigError, ModelError
 
@@ -29,7 +36,12 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
     Args:
         benchmarks: As `slimdown.measure` takes them.
         every: Steps between two looks; 0: only at the start and at the end.
-        questions: How many questions of each benchmark a look asks, always the first ones.
+        questions: How many questions of each benchmark a look asks, always the first ones; None:
+            64.
+        stop_on_forgetting: End the training where a look shows a loss beyond a benchmark's budget
+            (`{"task": "gsm8k", "max_loss": 0.05}`, or its margin), and keep the weights of the last
+            look within all budgets. The chance that any look ends a training that keeps its budgets
+            is at most 5 %. A copy of what is trained stays in memory.
         log: Sends the values elsewhere, too, e.g. `mlflow.log_metrics`; called as
             `log(values, step=step)`.
         limit: As `slimdown.measure` takes it; so are the four that follow.
@@ -44,13 +56,15 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     findings: NotebookFindings | None = None
+    stopped = ""  # why the training ended early, and what was kept
 
     def __init__(
         self,
         benchmarks: BenchmarkSpec | Iterable[BenchmarkSpec],
         every: int = 50,
-        questions: int = 64,
+        questions: int | None = None,
         *,
+        stop_on_forgetting: bool = False,
         log: Callable[..., Any] | None = None,
         limit: int | None = None,
         num_fewshot: int | None = None,
@@ -59,6 +73,10 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         include_path: str | None = None,
         **prompts: Unpack[Prompts],
     ) -> None:
+        if not every and (questions is not None or stop_on_forgetting):
+            idle = "stop_on_forgetting" if stop_on_forgetting else f"questions={questions}"
+            raise ConfigError(f"{idle}: every=0 looks at nothing between start and end; set every")
+        questions = 64 if questions is None else questions
         for name, value, least in (("every", every, 0), ("questions", questions, 1)):
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
@@ -69,6 +87,14 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
             name: build_evaluator(benchmarks, n_questions, *settings, **prompts)
             for name, n_questions in (("all", limit), ("few", few))
         }
+        tasks = self._evaluators["few"].tasks
+        self._budgets = default_budgets({name: task.config for name, task in tasks.items()})
+        if stop_on_forgetting and not self._budgets:
+            raise ConfigError(
+                "stop_on_forgetting needs a benchmark that is retained, or a max_loss"
+            )
+        self._stops = stop_on_forgetting
+        self._kept: tuple[int, dict[str, Any]] = (0, {})  # step and weights
         self._base: dict[str, Evaluation] = {}
         self._model: Any = lambda: None  # a weak reference to the model whose base was measured
 
@@ -77,6 +103,11 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         loaded = wrap_model(kwargs["model"], kwargs["processing_class"])  # fails in every process
         if not state.is_world_process_zero or self._model() is loaded.model:
             return control  # the second: the trainer tried another batch size and starts again
+        if self._stops and (args.world_size > 1 or state.global_step):
+            raise ModelError(
+                "stop_on_forgetting takes one process and a training from its first step: what a "
+                "look keeps is in no checkpoint"
+            )
         is_untouched = has_untouched_base(loaded.model)
         if state.global_step and not is_untouched:
             raise ModelError(
@@ -84,7 +115,9 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
                 "base's any more; begin anew, or measure the base and the tuned model by "
                 "slimdown.measure"
             )
-        self._model, self.findings = weakref.ref(loaded.model), None
+        self._model, self.findings, self.stopped = weakref.ref(loaded.model), None, ""
+        if self._stops:  # what does nothing yet loses nothing
+            self._kept = 0, copy_trained_weights(loaded.model)
         with disabled_adapters(loaded.model) if is_untouched else nullcontext():
             self._base = {name: e.evaluate(loaded) for name, e in self._evaluators.items()}
         scores = self._base["all"].benchmarks
@@ -95,11 +128,16 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         """Ask the few questions, and at the last step all of them."""
         if not state.is_world_process_zero:
             return control
+        if self._every and state.global_step % self._every == 0:
+            is_last = state.global_step >= state.max_steps or control.should_training_stop
+            if self._stops or not is_last:
+                findings = self._judge("few", kwargs)
+                self._log(_changes(findings), state)
+                if self._stops and self._is_beyond(findings, state, kwargs):
+                    control.should_training_stop = True
         # Loggers close in on_train_end, before this callback is called there.
         if state.global_step >= state.max_steps or control.should_training_stop:
             self._measure_all(state, kwargs)
-        elif self._every and state.global_step % self._every == 0:
-            self._log(_changes(self._judge("few", kwargs)), state)
         return control
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
@@ -107,6 +145,19 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero and self.findings is None:
             self._measure_all(state, kwargs)
         return control
+
+    def _is_beyond(self, findings: NotebookFindings, state: Any, kwargs: Any) -> bool:
+        """Keep the weights of a look within all budgets; put them back where a loss is beyond."""
+        model = wrap_model(kwargs["model"], kwargs["processing_class"]).model
+        n_looks = max(1, state.max_steps // self._every)
+        is_within, beyond = judge_look(findings, self._budgets, n_looks)
+        if is_within:
+            self._kept = state.global_step, copy_trained_weights(model)
+        if beyond:
+            restore_weights(model, self._kept[1])
+            at = f"at step {state.global_step}; kept as of step {self._kept[0]}"
+            self.stopped = f"{beyond} {at}"
+        return bool(beyond)
 
     def _measure_all(self, state: Any, kwargs: Any) -> None:
         self.findings = self._judge("all", kwargs)

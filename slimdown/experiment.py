@@ -14,7 +14,7 @@ from slimdown.evaluation.evaluator import Evaluator, check_room
 from slimdown.evaluation.results import Evaluation
 from slimdown.evaluation.tasks import BenchmarkTask, load_tasks
 from slimdown.evaluation.vllm_backend import check_adapter
-from slimdown.judging.budgets import Outcome, decide_outcomes, default_budgets
+from slimdown.judging.budgets import default_budgets, judge_look
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_half
 from slimdown.judging.stopping import stopping_rule
@@ -25,7 +25,6 @@ from slimdown.models.external import fetch_tuned_model, open_tuned_model, read_c
 from slimdown.report import console
 from slimdown.report.model_card import render_model_card
 from slimdown.report.run_page import render_run_files
-from slimdown.stats.likelihood import ALPHA
 from slimdown.tracking.base_evaluations import RecordedEvaluations, open_base_cache
 from slimdown.tracking.provenance import RunInfo
 from slimdown.tracking.run_writer import open_run
@@ -176,11 +175,7 @@ def decide_prompts(
 
 
 def watch_forgetting(config: RunConfig, base: LoadedModel) -> Look:
-    """Ask the base a few fixed questions, and return what asks them again between steps.
-
-    Each look tests another model, so a loss is shown to be beyond at 5 % divided by the number of
-    looks: the chance that any look ends a training that keeps its budgets is at most 5 %.
-    """
+    """Ask the base a few fixed questions, and return what asks them again between steps."""
     budgets, most = default_budgets(config.benchmark), config.train.look_questions
     budgeted = {name: config.benchmark[name] for name in budgets}
     few = {name: replace(b, limit=min(b.limit or most, most)) for name, b in budgeted.items()}
@@ -193,12 +188,7 @@ def watch_forgetting(config: RunConfig, base: LoadedModel) -> Look:
 
     def look(model: Any, n_looks: int) -> tuple[bool, str]:
         after = open_half(evaluator.evaluate(replace(base, model=model)), config.evaluation.holdout)
-        benchmarks = judge(before, after).benchmarks
-        changes = {name: b.primary.difference for name, b in benchmarks.items()}
-        outcomes = decide_outcomes(changes, budgets, ALPHA / n_looks)
-        beyond = [name for name, outcome in outcomes.items() if outcome is Outcome.beyond]
-        shown = f"{', '.join(beyond)} lost more than allowed" if beyond else ""
-        return all(changes[name].value >= -budgets[name] for name in budgets), shown
+        return judge_look(judge(before, after), budgets, n_looks)
 
     return look
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import load_dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 import slimdown
@@ -16,6 +16,7 @@ from slimdown.utils.errors import ConfigError, ModelError
 
 LORA = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"])
 BENCHMARKS = ["pocket_math", "pocket_cs"]
+TARGET = {"task": "pocket_math", "role": "target"}
 
 
 def make_trainer(folder: Path, callbacks: list[Any], **settings: Any) -> SFTTrainer:
@@ -127,9 +128,59 @@ def test_a_resumed_training_has_the_base_that_it_began_with(adapter: Any, tmp_pa
             trainer.train(resume_from_checkpoint=checkpoint)
 
 
+class Wrecking(TrainerCallback):
+    """Spoils what was trained after a step, as a training that goes wrong does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            for parameter in kwargs["model"].parameters():
+                if parameter.requires_grad:
+                    parameter.data += 3.0
+
+
+@pytest.mark.parametrize(("wrecked", "kept"), [(3, 2), (1, 0)])
+@pytest.mark.parametrize("adapter", [LORA, None], ids=["lora", "full"])
+def test_a_loss_beyond_its_budget_ends_the_training_and_brings_back_the_last_good_weights(
+    wrecked: int, kept: int, adapter: Any, tmp_path: Path
+) -> None:
+    """The training that ends by itself at the step that is kept has the same weights."""
+    budgets = [{"task": name, "max_loss": 0.1} for name in BENCHMARKS]
+    callback = slimdown.ForgettingCallback(
+        budgets, every=2, questions=24, limit=24, stop_on_forgetting=True
+    )
+    settings = {"learning_rate": 1e-5, "lr_scheduler_type": "constant", "peft_config": adapter}
+    trainer = make_trainer(tmp_path, [Wrecking(wrecked), callback], **settings)
+    trainer.train()
+    assert trainer.state.global_step == kept + 2
+    assert callback.stopped.endswith(f"at step {kept + 2}; kept as of step {kept}")
+    short = make_trainer(tmp_path, [], max_steps=max(1, kept), **settings)
+    if kept:
+        short.train()
+    expected = short.model.state_dict()
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(weight, expected[name]), name
+    assert callback.findings is not None
+    assert callback.findings.passes(**dict.fromkeys(BENCHMARKS, 0.5))
+
+
+def test_a_training_within_its_budgets_ends_by_itself(tmp_path: Path) -> None:
+    callback = make_callback(stop_on_forgetting=True)
+    trainer = make_trainer(tmp_path, [callback], learning_rate=1e-5)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert callback.stopped == ""
+    assert get_losses(trainer)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"benchmarks": BENCHMARKS, "every": 0, "questions": 4}, "questions=4: every=0 looks at"),
+        ({"benchmarks": BENCHMARKS, "every": 0, "stop_on_forgetting": True}, "set every"),
+        ({"benchmarks": [TARGET], "stop_on_forgetting": True}, "a benchmark that is retained"),
         ({"benchmarks": BENCHMARKS, "every": -1}, "every=-1 must be a whole number of at least 0"),
         ({"benchmarks": BENCHMARKS, "every": 0.5}, "every=0.5 must be a whole number"),
         ({"benchmarks": BENCHMARKS, "questions": 0}, "questions=0 must be a whole number"),

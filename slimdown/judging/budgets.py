@@ -86,6 +86,28 @@ def decide_outcomes(
     return outcomes
 
 
+def judge_look(findings: Findings, budgets: Mapping[str, float], n_looks: int) -> tuple[bool, str]:
+    """Judge one look at a model in training.
+
+    Each look tests another model, so a loss is shown to be beyond at 5 % divided by the number of
+    looks: the chance that any look ends a training that keeps its budgets is at most 5 %.
+
+    Args:
+        findings: of the questions that every look asks.
+        budgets: by benchmark, the most that it may lose.
+        n_looks: that the training has in all.
+
+    Returns:
+        Whether each measured loss is within its budget, and a few words on those that are shown to
+        be beyond; empty where none is.
+    """
+    changes = {name: findings.benchmarks[name].primary.difference for name in budgets}
+    outcomes = decide_outcomes(changes, budgets, ALPHA / n_looks)
+    beyond = [name for name, outcome in outcomes.items() if outcome is Outcome.beyond]
+    shown = f"{', '.join(beyond)} lost more than allowed" if beyond else ""
+    return all(changes[name].value >= -budget for name, budget in budgets.items()), shown
+
+
 def check_budgets(
     findings: Findings,
     budgets: Mapping[str, float],

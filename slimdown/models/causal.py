@@ -1,6 +1,6 @@
 """Any loaded causal language model: wrapped for measuring, without its adapters, not training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -77,6 +77,19 @@ def has_untouched_base(model: Any) -> bool:
     starts = [str(getattr(adapter, "init_lora_weights", "")).lower() for adapter in adapters]
     trains_biases = any(getattr(a, "bias", None) not in (None, "none") for a in adapters)
     return not trains_biases and not any(start.startswith(_TAKING_WEIGHTS) for start in starts)
+
+
+def copy_trained_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Copy what is trained, by the parameters' names."""
+    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    return {name: parameter.detach().clone() for name, parameter in trained}
+
+
+def restore_weights(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    """Put weights back that `copy_trained_weights` copied."""
+    with torch.no_grad():
+        for name, weight in weights.items():
+            model.get_parameter(name).copy_(weight)
 
 
 @contextmanager

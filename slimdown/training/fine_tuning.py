@@ -18,7 +18,7 @@ from slimdown.config.schema import Engine, OnProgress, RunConfig, TrainConfig
 from slimdown.data.training_data import TrainingData
 from slimdown.models.adapters import attach_adapter, save_adapter
 from slimdown.models.base_model import LoadedModel
-from slimdown.models.causal import disabled_adapters
+from slimdown.models.causal import disabled_adapters, restore_weights
 from slimdown.models.identity import identify_adapted
 from slimdown.models.memory import is_out_of_memory, measure_peak_memory
 from slimdown.models.quiet import quiet_libraries
@@ -204,7 +204,7 @@ def fine_tune(
                     f"budgets; look earlier (train.look_steps={train.look_steps}), allow more "
                     f"(benchmark.NAME.max_loss), or lower train.learning_rate"
                 )
-            callback.restore(model)
+            restore_weights(model, callback.kept)
         if not is_trained and process_rank() == 0:
             callback.save(trained, model, seconds, peak_bytes)
         if callback.is_stopping:

@@ -21,10 +21,12 @@ from trl.trainer.sft_trainer import SFTTrainer
 from slimdown.config.keep_config import Keep
 from slimdown.config.schema import OnProgress, RunConfig, TrainConfig
 from slimdown.models.causal import (
+    copy_trained_weights,
     disabled_adapters,
     get_inner_model,
     get_own_adapter,
     learns_prompt,
+    restore_weights,
 )
 from slimdown.training.keeping import mark_written, measure_divergence
 from slimdown.training.padding_free import attention_as_loaded
@@ -272,8 +274,8 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
             with attention_as_loaded(kwargs["model"]):
                 is_within, beyond = self.look(kwargs["model"], n_looks)
             if is_within:
-                self.kept_step, parameters = state.global_step, kwargs["model"].named_parameters()
-                self.kept = {n: p.detach().clone() for n, p in parameters if p.requires_grad}
+                self.kept_step = state.global_step
+                self.kept = copy_trained_weights(kwargs["model"])
             if beyond:
                 self.stopped = f"{beyond} at step {state.global_step}"
                 control.should_training_stop = True
@@ -282,12 +284,6 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
         """End a training that a signal stops, now that its checkpoint is written."""
         if self.is_stopping:
             raise KeyboardInterrupt
-
-    def restore(self, model: Any) -> None:
-        """Put into a model what was kept of its training."""
-        with torch.no_grad():
-            for name, weight in self.kept.items():
-                model.get_parameter(name).copy_(weight)
 
     def save(self, file: Path, model: Any, *cost: float) -> None:
         """Write what was trained, and how, whole or not at all; `cost` is handed back by `load`."""
@@ -302,7 +298,7 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
         with torch.serialization.safe_globals([StepLog]):
             facts, cost = torch.load(file, map_location="cpu", weights_only=True)
         vars(self).update(facts)
-        self.restore(model)
+        restore_weights(model, self.kept)
         for log in self.history:
             self.on_step(log)
         return tuple(cost)
