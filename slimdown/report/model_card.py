@@ -62,6 +62,9 @@ def render_model_card(
         pipeline_tag="text-generation",
         tags=["slimdown", config.method.name.value],
         model_name=name,
+        eval_results=_list_results(findings, config)
+        if is_of_hub and is_adapter and scale == 1
+        else None,
         **dict(zip(("license", "license_name", "license_link"), licenses, strict=False)),
     )
     values = {"name": name, "base": base, "base_name": base_name, "is_of_hub": is_of_hub}
@@ -76,3 +79,25 @@ def render_model_card(
         version=__version__,
     )
     return redact(card)
+
+
+def _list_results(findings: Findings, config: RunConfig) -> list[Any] | None:
+    """Return what the hub's `model-index` may hold: scores of the harness's benchmarks, whole."""
+    from huggingface_hub import EvalResult
+
+    results = []
+    for name, benchmark in findings.benchmarks.items():
+        settings = config.benchmark[name]
+        is_part = settings.limit or benchmark.is_stopped or config.evaluation.holdout
+        if is_part or settings.path or config.evaluation.include_path:
+            continue
+        result = EvalResult(
+            task_type="text-generation",
+            dataset_type=settings.task,
+            dataset_name=name,
+            metric_type=benchmark.metric.partition(".")[0],
+            metric_value=round(benchmark.primary.tuned.value, 4),
+            metric_name=f"{benchmark.metric}, {settings.num_fewshot}-shot",
+        )
+        results.append(result)
+    return results or None

@@ -1,5 +1,7 @@
 """The card of a tuned model: valid for the hub, loadable as it says, without secrets."""
 
+import copy
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,37 @@ from slimdown.report.model_card import MergedModel, render_model_card
 
 BASE: dict[str, Any] = {"id": "org/model", "revision": "a" * 40, "license": "other llama LINK"}
 BASE |= {"quantization": "nf4", "dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("change", "is_listed"),
+    [
+        (lambda config: None, True),
+        (lambda config: setattr(config.benchmark["maths"], "limit", 80), False),
+        (lambda config: setattr(config.benchmark["maths"], "path", "mine.jsonl"), False),
+        (lambda config: setattr(config.evaluation, "holdout", 0.5), False),
+        (lambda config: setattr(config.evaluation, "include_path", "tasks"), False),
+    ],
+)
+def test_the_hub_gets_scores_of_whole_benchmarks_and_of_no_others(
+    change: Callable[[Any], None], is_listed: bool, composed: Compose
+) -> None:
+    findings = judge_pairs(make_usual())
+    config = composed()
+    config.benchmark = {
+        name: copy.copy(one.benchmark)
+        for name, one in findings.base.benchmarks.items()  # type: ignore[union-attr]
+    }
+    change(config)
+    data = ModelCard(render_model_card(findings, config, SimpleNamespace(**BASE))).data
+    listed = {result.dataset_name: result for result in data.eval_results or []}
+    assert ("maths" in listed) is is_listed
+    if is_listed:
+        assert listed["maths"].metric_value == 0.5
+        assert listed["maths"].metric_name.startswith(listed["maths"].metric_type)
+    for other in ({"merged": MergedModel("merged", "bfloat16", True)}, {"scale": 0.5}):
+        text = render_model_card(findings, config, SimpleNamespace(**BASE), **other)
+        assert not ModelCard(text).data.eval_results
 
 
 @pytest.mark.parametrize("merged", [None, MergedModel("merged", "bfloat16", True)])
