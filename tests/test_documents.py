@@ -80,3 +80,11 @@ def test_make_has_the_targets_that_the_readme_names() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"\bmake ([a-z-]+)\b", (ROOT / "README.md").read_text()):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_commands_fit_into_the_box_of_a_page() -> None:
+    """At 1300 pixels, where 106 characters do."""
+    for document in DOCUMENTS[1:]:
+        lines = re.findall(r"^ {4}.*|(?<=```python\n)(?:.*\n)*?(?=```)", document.read_text(), re.M)
+        long = [line for text in lines for line in text.splitlines() if len(line) > 110]
+        assert not [line for line in long if re.match(r" *(slimdown|lm_eval|python)\b", line)], long
