@@ -30,13 +30,13 @@ class Keep(StrEnum):
 
 
 _OWN: dict[Keep, tuple[str, ...]] = {  # the settings that a means has of its own
-    Keep.replay: ("share", "dataset"),
+    Keep.replay: ("share", "dataset", "weight"),
     Keep.self_replay: ("share", "max_tokens", "temperature", "prompts", "weight"),
     Keep.mask: ("max_perplexity", "random"),
     Keep.kl: ("weight",),
 }
 _OPTIONAL = {  # the whole run's check says what is wrong with a dataset
-    Keep.replay: ("dataset",),
+    Keep.replay: ("dataset", "weight"),
     Keep.self_replay: ("prompts", "weight"),
 }
 
@@ -60,7 +60,7 @@ class KeepConfig:
     )
     random: bool | None = setting("control: mask as many tokens by chance", default=None)
     weight: float | None = setting(
-        "KL coefficient; of self_replay: on rows that the base wrote",
+        "KL coefficient; of replay and self_replay: on replayed rows alone",
         POSITIVE,
         None,
     )

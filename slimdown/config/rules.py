@@ -127,11 +127,11 @@ def check_replay(config: RunConfig) -> Iterator[str]:
 def check_distance(config: RunConfig) -> Iterator[str]:
     """The distance to the base needs the base beside what is trained."""
     keep, is_unsloth = config.keep, config.train.engine is Engine.unsloth
-    if keep.name is Keep.replay or not keep.weight:
+    if not keep.weight:
         return
     if config.method.facts.trains_weights or is_unsloth:
         needs = "needs the base beside what is trained: an adapter, train.engine=trl"
-        others = "keep=self_replay takes keep.weight=null, and keep=mask has none"
+        others = "keep=replay and self_replay take keep.weight=null, and keep=mask has none"
         yield f"keep.weight={keep.weight:g} {needs}; {others}"
 
 

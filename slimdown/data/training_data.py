@@ -56,6 +56,7 @@ class DatasetPart:
     train: "Dataset"  # only what the mixture draws; empty where its weight is 0
     validation: "Dataset"
     weight: float | None
+    is_replayed: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,8 @@ def _limit_replay(
     taken = min(wanted, len(general.train))
     note = f"dataset.{name}: keep.share={share:g} is {wanted:,} rows, and there are {taken:,}"
     empty = general.validation.select([])
-    general = replace(general, train=general.train.select(range(taken)), validation=empty)
+    train = general.train.select(range(taken))
+    general = replace(general, train=train, validation=empty, is_replayed=True)
     return [*others, *[general] * (taken > 0)], [note] if taken < wanted else []
 
 

@@ -45,12 +45,18 @@ def apply_keep(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> Tok
         DataError: The base writes nothing, or nothing is left to train on.
     """
     keep = config.keep
+    if keep.name is Keep.replay and keep.weight:
+        n_others = len(rows.train) - rows.n_replayed  # replayed rows are the last
+        labels = list(rows.train["labels"])
+        labels = [*labels[:n_others], *map(mark_replayed, labels[n_others:])]
+        columns = {"input_ids": rows.train["input_ids"], "labels": labels}
+        return replace(rows, train=Dataset.from_dict(columns, rows.train.features))
     if keep.name is Keep.self_replay:
         n_rows = count_replayed(len(rows.train), keep.share or 0.0)
         written = _find_or_write_rows(base, config, n_rows) if process_rank() == 0 else []
         written = broadcast_from_main(written)
         if keep.weight:
-            written = [{**row, "labels": mark_written(row["labels"])} for row in written]
+            written = [{**row, "labels": mark_replayed(row["labels"])} for row in written]
         more = Dataset.from_list(written, rows.train.features) if written else rows.train.select([])
         note = f"keep=self_replay: {len(written):,} of {n_rows:,} rows that {base.id} wrote"
         note = f"{note} have a token to train on and are mixed in"
@@ -61,8 +67,8 @@ def apply_keep(base: LoadedModel, rows: TokenizedRows, config: RunConfig) -> Tok
     return rows
 
 
-def mark_written(labels: Any) -> Any:
-    """Mark the labels of a row that the base wrote, or unmark them.
+def mark_replayed(labels: Any) -> Any:
+    """Mark the labels of a replayed row, on which the distance to the base counts, or unmark them.
 
     The Trainer hands nothing but tokens and labels to the loss. It takes all labels but -100 as
     trained, and no token has a number below 0.

@@ -28,7 +28,7 @@ from slimdown.models.causal import (
     learns_prompt,
     restore_weights,
 )
-from slimdown.training.keeping import mark_written, measure_divergence
+from slimdown.training.keeping import mark_replayed, measure_divergence
 from slimdown.training.padding_free import attention_as_loaded
 from slimdown.training.result import StepLog
 from slimdown.training.tokenizing import IGNORED, SETTINGS, TokenizedRows
@@ -61,14 +61,14 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
     takes_plain_loss = True
     enlarges_gradients = False
     base_weight = 0.0  # of the divergence from the base
-    is_near_in_written = False  # on rows that the base wrote alone, there of all tokens
+    is_near_in_replayed = False  # on replayed rows alone, there of all tokens
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the loss of a batch, in nats a trained token."""
         if self.takes_plain_loss:
             compute_logits, target = self._open_batch(model, inputs)
-            is_trained, is_written, base_logits = target != IGNORED, target < IGNORED, None
-            target = mark_written(target)
+            is_trained, is_replayed, base_logits = target != IGNORED, target < IGNORED, None
+            target = mark_replayed(target)
             if self.base_weight and model.training:
                 # First: it switches the adapter's gradients off and on again.
                 with torch.no_grad(), disabled_adapters(self.accelerator.unwrap_model(model)):
@@ -77,8 +77,8 @@ class PlainLossTrainer(SFTTrainer):  # type: ignore[misc]
             nats = functional.cross_entropy(logits.float(), target, reduction="none")
             total = nats.sum()
             if base_logits is not None:
-                near = is_written if self.is_near_in_written else is_trained
-                left_out = None if self.is_near_in_written else target[near]
+                near = is_replayed if self.is_near_in_replayed else is_trained
+                left_out = None if self.is_near_in_replayed else target[near]
                 divergence = measure_divergence(base_logits[near], logits[near], left_out)
                 total = total + self.base_weight * divergence.sum()
             n_tokens = kwargs.get("num_items_in_batch")
@@ -215,7 +215,7 @@ def build_trainer(
     trainer = PlainLossTrainer(model=model, args=arguments, processing_class=tokenizer, **data)
     settings.update(router)  # TRL writes what it trains with into the config, which is saved
     trainer.base_weight = config.keep.weight or 0.0
-    trainer.is_near_in_written = config.keep.name is Keep.self_replay
+    trainer.is_near_in_replayed = config.keep.name in (Keep.replay, Keep.self_replay)
     trainer.remove_callback(transformers.PrinterCallback)
     if has_own_adapter or hasattr(model, "peft_config"):
         layers = [getattr(module, "compute_dtype", None) for module in model.modules()]

@@ -29,6 +29,7 @@ class TokenizedRows:
     n_truncated: int
     n_untrained: int
     notes: Sequence[str]
+    n_replayed: int = 0  # of `train`, the last ones
     is_padding_free: bool = False  # a batch is one row without padding; the trial decides it
 
 
@@ -90,4 +91,6 @@ def tokenize_rows(
     note = f"train.max_length={n} cuts {n_truncated:,} of {n_rows:,} rows that are as long or "
     note += f"longer; {n_untrained:,} more have no token to train on then and are left out"
     notes = [note] if n_truncated or n_untrained else []
-    return TokenizedRows(train, validation, n_truncated, n_untrained, notes)
+    pairs = zip(trains, train_data.parts, strict=True)
+    n_replayed = sum(len(rows) for rows, part in pairs if part.is_replayed)
+    return TokenizedRows(train, validation, n_truncated, n_untrained, notes, n_replayed)
