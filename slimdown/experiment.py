@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from slimdown.config.loader import read_trained_quantization
+from slimdown.config.rules import check_rows
 from slimdown.config.schema import Backend, EvaluationConfig, RunConfig
 from slimdown.data.chat_templates import choose_prompts
 from slimdown.data.contamination import find_contamination
@@ -33,7 +34,7 @@ from slimdown.training.fine_tuning import fine_tune, prepare_training, validate
 from slimdown.training.sft import Look
 from slimdown.training.tokenizing import tokenize_rows
 from slimdown.utils.distributed import broadcast_from_main
-from slimdown.utils.errors import ModelError
+from slimdown.utils.errors import DataError, ModelError
 
 
 def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
@@ -67,10 +68,15 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
             notes.append(f"{note}.")
         else:
             train_data = load_training_data(config.dataset, tokenizer, config.seed, config.keep)
+            n_rows = sum(len(part.train) for part in train_data.parts)
+            for problem in check_rows(config, n_rows, not train_data.holds_conversations):
+                raise DataError(problem)
             notes += train_data.notes
         evaluation, more = decide_prompts(config, tasks, tokenizer, train_data)
         config, notes = replace(config, evaluation=evaluation), more + notes
-        check_room(tasks, evaluation, LoadedModel(outline, tokenizer, config.model.id, ""))
+        base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
+        check_room(tasks, evaluation, base)
+        external = open_tuned_model(config, base) if config.tuned else None
     if "pocket_instructions" in config.dataset and config.model.id != "pocket:model":
         notes.append(
             "Rows, questions and learning rate are those of the pocket world; with model=any "
@@ -88,7 +94,6 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
             base = load_base_model(config.model, config.quantization, tokenizer, outline)
         run.log_model(base)
 
-        external = open_tuned_model(config, base) if config.tuned else None
         broadcast_from_main(bool(train_data))  # the processes in assist_training join in, or leave
         if train_data:
             with progress.show("preparing the training"):
@@ -109,7 +114,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         training = None
         if external:
             with progress.show(f"loading {config.tuned}"):
-                tuned = external.load()
+                tuned = replace(external, base=base).load()
         else:
             look = watch_forgetting(config, base) if config.train.stop_on_forgetting else None
             with progress.show("training", "steps") as on_progress:
@@ -167,7 +172,7 @@ def decide_prompts(
     """
     is_chat = train_data is not None and train_data.holds_conversations
     if (tuned := config.tuned_model) and not train_data:
-        template = read_chat_template(fetch_tuned_model(tuned))
+        template = read_chat_template(tuned)
         tokenizer.chat_template = tokenizer.chat_template or template
         is_chat = template is not None
     has_reason = is_chat and any(task.generates for task in tasks.values())

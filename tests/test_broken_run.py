@@ -115,6 +115,53 @@ def test_a_mistake_in_model_or_tasks_leaves_no_run(
     assert not (tmp_path / "mlruns").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.assistant_only_loss=true", "no dataset holds conversations"),
+        ("train.stop_on_forgetting=true", "look_steps=50 is beyond the 6 steps"),
+    ],
+)
+def test_what_rows_cannot_do_leaves_no_run(
+    setting: str,
+    message: str,
+    composed: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text("".join(f'{{"text": "{i} is {i}"}}\n' for i in range(20)))
+    rows = ["dataset=[file]", "dataset.file.path=rows.jsonl"]
+    with pytest.raises(SlimdownError, match=message):
+        run_experiment(composed(*rows, setting), RunInfo("one"))
+    assert not (tmp_path / "mlruns").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("adapter_model.safetensors", r"tuned=odd has a \.safetensors file that is damaged"),
+        ("chat_template.jinja", "tuned=odd cannot be loaded: UnicodeDecodeError"),
+        ("tokenizer_config.json", "tuned=odd cannot be loaded: UnicodeDecodeError"),
+    ],
+)
+def test_an_adapter_that_cannot_be_read_leaves_no_run(
+    file: str,
+    message: str,
+    composed: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd").mkdir()
+    content = '{"peft_type": "LORA", "base_model_name_or_path": "pocket:model"}'
+    Path("odd/adapter_config.json").write_text(content)
+    Path("odd", file).write_bytes(b"[\xff")
+    with pytest.raises(SlimdownError, match=message):
+        run_experiment(composed("tuned=odd"), RunInfo("one"))
+    assert not (tmp_path / "mlruns").exists()
+
+
 def test_a_share_that_leaves_too_few_questions_ends_a_run_before_it_trains(
     store: MlflowClient, composed: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ single value may be stands with its field.
 import re
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from math import ceil
 
 from slimdown.config.keep_config import Keep
 from slimdown.config.methods import MethodFacts, list_methods
@@ -153,6 +154,25 @@ def check_stopping(config: RunConfig) -> Iterator[str]:
         yield "train.stop_on_forgetting=true needs a benchmark that is retained"
 
 
+def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> Iterator[str]:
+    """The rows can do what is asked for.
+
+    Args:
+        config: The settings of a training.
+        n_rows: How many there are at most; 0: as far as it is known before they are read.
+        are_plain: Whether they were read, and none is a conversation.
+    """
+    train, share = config.train, config.keep.share or 0.0
+    n_rows = n_rows or sum(one.max_examples or 10**12 for one in config.dataset.values())
+    n_of_step = max(1, train.per_device_train_batch_size * train.gradient_accumulation_steps)
+    n_steps = ceil(n_rows / max(1 - share, 1e-9) / n_of_step) * train.num_train_epochs
+    n_steps = train.max_steps if train.max_steps > 0 else ceil(min(1e15, n_steps))
+    if train.stop_on_forgetting and train.look_steps > n_steps:
+        yield f"train.look_steps={train.look_steps} is beyond the {n_steps} steps; set fewer"
+    if train.assistant_only_loss and (are_plain or not config.may_hold_conversations):
+        yield "train.assistant_only_loss=true: no dataset holds conversations; set it to false"
+
+
 def check_unsloth(config: RunConfig) -> Iterator[str]:
     """Unsloth is installed, and trains what is asked for."""
     if config.train.engine is not Engine.unsloth:
@@ -177,5 +197,6 @@ _TRAINING_RULES: tuple[Rule, ...] = (
     check_distance,
     check_checkpointing,
     check_stopping,
+    check_rows,
     check_unsloth,
 )

@@ -57,7 +57,8 @@ class ExternalModel:
             config, quantization = self.config, self.quantization
             tuned = load_base_model(config, quantization, self.tokenizer, self.outline)
         else:
-            model = load_adapter(self.base, self.folder)
+            with explain_hub_errors(self.config.named):  # PEFT reads what others wrote
+                model = load_adapter(self.base, self.folder)
             check_numbers(self.config.named, model)
             adapted = identify_adapted(self.base.identity, self.folder)
             digest = f"sha256:{hash_folder(self.folder)}"
@@ -85,12 +86,18 @@ def fetch_tuned_model(tuned: TunedModelConfig) -> Path:
     return Path(downloaded)
 
 
-def read_chat_template(folder: Path) -> str | None:
-    """Return the chat template that a tuned model brings; None where it brings none."""
-    if (file := folder / "chat_template.jinja").is_file():
-        return file.read_text(encoding="utf-8")
-    has_tokenizer = (folder / "tokenizer_config.json").is_file()
-    return load_tokenizer(folder).chat_template if has_tokenizer else None
+def read_chat_template(tuned: TunedModelConfig) -> str | None:
+    """Return the chat template that a tuned model brings; None where it brings none.
+
+    Raises:
+        ModelError: It cannot be had or read.
+    """
+    folder = fetch_tuned_model(tuned)
+    with explain_hub_errors(tuned.named):
+        if (file := folder / "chat_template.jinja").is_file():
+            return file.read_text(encoding="utf-8")
+        has_tokenizer = (folder / "tokenizer_config.json").is_file()
+        return load_tokenizer(folder).chat_template if has_tokenizer else None
 
 
 def open_tuned_model(config: RunConfig, base: LoadedModel) -> ExternalModel:
@@ -150,7 +157,8 @@ def _check_adapter_files(base: LoadedModel, folder: Path, config: RunConfig) -> 
         state = peft.get_peft_model_state_dict(peft.PeftModel(deepcopy(base.outline), adapter))
     saved, expected = ({n: list(t.shape) for n, t in of.items()} for of in (weights, state))
     for name in sorted(saved.keys() | expected.keys()):
-        is_resized = ".embed" in name or "lm_head" in name  # where tokens were added
+        # Where tokens were added; PEFT may leave out the base's own.
+        is_resized = (".embed" in name or "lm_head" in name) and (name in saved or ".base_" in name)
         if saved.get(name) != expected.get(name) and not is_resized:
             raise ModelError(
                 f"{named} does not fit on {base.id}: it was made on another base ({name} is "

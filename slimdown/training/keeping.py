@@ -121,8 +121,8 @@ def _find_or_write_rows(
     rows = list(_write_rows(base, config, n_rows, prompts))
     if n_rows and not rows:
         raise DataError(
-            f"keep=self_replay: {base.id} writes nothing from its start token; name texts that it "
-            "can continue, keep.prompts=FILE.jsonl with a prompt in each row"
+            f"keep=self_replay: {base.id} writes nothing; name texts that it can continue, shorter "
+            f"than train.max_length={longest}: keep.prompts=FILE.jsonl with a prompt in each row"
         )
     write_atomically(file, json.dumps(rows))
     return rows
@@ -131,8 +131,7 @@ def _find_or_write_rows(
 def _write_rows(
     base: LoadedModel, config: RunConfig, n_rows: int, prompts: Sequence[str]
 ) -> Iterator[dict[str, list[int]]]:
-    tokenizer, model, keep = base.tokenizer, base.model, config.keep
-    most = config.train.max_length
+    tokenizer, model, keep, most = base.tokenizer, base.model, config.keep, config.train.max_length
     marks = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     start = next(token for token in marks if token is not None)
     ends = model.generation_config.eos_token_id
@@ -143,7 +142,7 @@ def _write_rows(
         for begin in range(0, n_rows, _BATCH):
             numbers = range(begin, min(begin + _BATCH, n_rows))
             texts = [prompts[i % len(prompts)] for i in numbers]
-            encoded = [tokenizer(text).input_ids or [start] for text in texts]
+            encoded = [tokenizer(text).input_ids[:most] or [start] for text in texts]
             width = max(map(len, encoded))
             padded = [[start] * (width - len(ids)) + ids for ids in encoded]
             mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded]

@@ -250,10 +250,8 @@ class TrainingCallback(transformers.TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Repeat the steps of the checkpoint that the training goes on from."""
         if self.look and self.config.look_steps > state.max_steps:
-            raise ModelError(
-                f"train.look_steps={self.config.look_steps}: the training has {state.max_steps} "
-                "steps, so it would never be looked at; set fewer"
-            )
+            named = f"train.look_steps={self.config.look_steps}"
+            raise ModelError(f"{named} is beyond the {state.max_steps} steps; set fewer")
         for logs in state.log_history:
             self.log_step(logs["step"], state.max_steps, logs)
         self.n_tokens_before = float(state.num_input_tokens_seen)

@@ -190,6 +190,10 @@ def test_an_adapter_is_measured_on_what_its_card_says_that_it_was_trained_on(
             "layers_to_transform is longer than any model has names",
         ),
         (lambda folder: edit_config(folder, modules_to_save=["evil"]), "names 'evil'"),
+        (
+            lambda folder: edit_config(folder, modules_to_save=["lm_head"]),
+            "lm_head.weight is None and should be",
+        ),
         (lambda folder: edit_config(folder, alpha_pattern={"q_proj": 0}), "must be above 0"),
     ],
 )

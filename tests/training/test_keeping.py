@@ -112,7 +112,7 @@ def test_no_row_is_the_end_alone(composed: Composed) -> None:
 def test_a_base_that_writes_nothing_is_one_line(composed: Composed) -> None:
     run = TrainingRun(composed(*SMALL))
     config = composed(*SMALL, "keep=self_replay", "keep.max_tokens=1")
-    with pytest.raises(DataError, match="writes nothing from its start token"):
+    with pytest.raises(DataError, match="writes nothing; name texts"):
         run.prepare(config)
 
 
