@@ -10,7 +10,8 @@ from pathlib import Path
 from slimdown import pocket
 from slimdown.config.fields import COUNT, NOT_NEGATIVE, nearest, setting
 
-HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?", re.ASCII)
+# As huggingface_hub has it.
+HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b", re.ASCII)
 ROW_FILES = (".json", ".jsonl", ".csv", ".parquet")
 
 

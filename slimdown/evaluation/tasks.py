@@ -156,7 +156,8 @@ def load_tasks(
     with keep_random_states(), quiet_libraries():
         # The harness parses thousands of files of its own, for seconds: only where one is needed.
         manager = TaskManager(include_path=folders, include_defaults=False)
-        if any(benchmark.task not in manager.all_tasks for benchmark in in_harness):
+        missing = [one for one in in_harness if one.task not in manager.all_tasks]
+        if any(not [*check_task_names({one.task: one}, None)] for one in missing):
             manager = TaskManager(include_path=folders)
         for name, benchmark in benchmarks.items():
             if benchmark.path is not None:
@@ -166,7 +167,7 @@ def load_tasks(
                 loaded[name] = _check_task(name, benchmark, {"tasks": {benchmark.task: task}}, "")
                 continue
             if benchmark.task not in manager.all_tasks:
-                problem = "task files mention it, but it is no task"
+                problem = "a task file names it, but holds no task that can be read"
                 raise ConfigError(f"benchmark.{name}.task={benchmark.task}: {problem}")
             try:
                 with explain_hub_errors(f"benchmark.{name}.task={benchmark.task}", DataError):
