@@ -77,10 +77,13 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
             idle = "stop_on_forgetting" if stop_on_forgetting else f"questions={questions}"
             raise ConfigError(f"{idle}: every=0 looks at nothing between start and end; set every")
         questions = 64 if questions is None else questions
-        for name, value, least in (("every", every, 0), ("questions", questions, 1)):
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
-        few = questions if limit is None else min(questions, limit)
+        numbers = ("every", every, 0), ("questions", questions, 1), ("limit", limit or 1, 1)
+        for name, n, least in numbers:
+            if type(n) is not int or n < least:
+                raise ConfigError(f"{name}={n!r} must be a whole number of at least {least}")
+        if not (log is None or callable(log)):
+            raise ConfigError(f"log={log!r} must be a function, such as wandb.log")
+        few = min(questions, limit or questions)
         settings = num_fewshot, apply_chat_template, batch_size, include_path
         self._every, self._log_elsewhere = every, log
         self._evaluators = {

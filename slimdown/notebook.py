@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from slimdown.config.benchmarks import BenchmarkSpec, read_benchmarks
 from slimdown.config.fields import find_problems, nearest
-from slimdown.config.schema import EvaluationConfig, Until
+from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, Until
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.budgets import BudgetCheck, Outcome, check_budgets, overall_outcome
 from slimdown.judging.findings import Findings, judge as judge_evaluations
@@ -136,13 +136,15 @@ def build_evaluator(
         raise ConfigError(f"{name} is no argument{nearest(name, list(Prompts.__annotations__))}")
     max_gen_toks, stop = prompts.pop("max_gen_toks", None), prompts.pop("stop", None)
     config = EvaluationConfig(batch_size=batch_size, holdout=0.0, until=Until.all)
-    config.apply_chat_template, config.include_path = apply_chat_template or False, include_path
+    config.apply_chat_template = False if apply_chat_template is None else apply_chat_template
+    config.include_path = include_path and str(include_path)
     passed: Any = {name: value for name, value in prompts.items() if value is not None}
     config = replace(config, **passed)
-    if problems := list(find_problems(config)):
+    own = BenchmarkConfig("any", max_gen_toks=max_gen_toks, stop=stop)
+    if problems := [*find_problems(config), *find_problems(own)]:
         raise ConfigError("\n".join(problems))
     chosen = read_benchmarks(benchmarks, limit=limit, num_fewshot=num_fewshot)
-    tasks = load_tasks(chosen, include_path, max_gen_toks, stop)
+    tasks = load_tasks(chosen, config.include_path, max_gen_toks, stop)
     return Evaluator(tasks, config, share_prefixes=not stock)
 
 

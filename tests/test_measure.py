@@ -1,6 +1,7 @@
 """`slimdown.measure` and `slimdown.judge` on models that somebody else loads and trains."""
 
 import inspect
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -287,6 +288,16 @@ def test_only_a_loss_shown_to_be_within_its_budget_passes(findings: Any) -> None
         ("pocket_cs", {"apply_chat_template": True}, "chat template"),
         ("pocket_cs", {"enable_thinkin": True}, "did you mean enable_thinking"),
         ("pocket_cs", {"enable_thinking": True}, "are for the chat template"),
+        ("pocket_cs", {"limit": math.inf}, "limit=inf must be a whole number"),
+        ("pocket_cs", {"batch_size": "auto"}, "batch_size must be a whole number"),
+        ("pocket_cs", {"batch_size": 2.5}, "batch_size must be a whole number"),
+        ("pocket_cs", {"apply_chat_template": []}, "must be true or false"),
+        ("pocket_cs", {"system_instruction": 5}, "system_instruction must be a text"),
+        ("pocket_cs", {"include_path": [5]}, "include_path must be a folder"),
+        ("pocket_math", {"max_gen_toks": 0}, "max_gen_toks must be at least 1, got 0"),
+        ("pocket_math", {"max_gen_toks": "x"}, "max_gen_toks must be a whole number"),
+        ("pocket_math", {"stop": [5]}, "stop must be a list"),
+        ("pocket_math", {"stop": [""]}, "stop must be a list of texts"),
         ("pocket_cs", {"max_gen_toks": 8}, "has choices"),
         ("pocket_math", {"max_gen_toks": 4000}, "beside 4000 new ones"),
     ],

@@ -159,7 +159,7 @@ def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
             kind = next((k for k in get_args(kinds[name]) if k is not type(None)), kinds[name])
             try:
                 built[name] = [value] if kind == list[str] and type(value) is str else kind(value)
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, OverflowError):
                 built[name] = None
             is_bent = isinstance(value, bool) or (kind is int and built[name] != value)
             if built[name] is None or (kind is not bool and is_bent):
@@ -178,12 +178,15 @@ def find_problems(node: Any, key: str = "") -> Iterator[str]:
     """
     metadata: dict[str, Any] = {}
     if is_dataclass(node):
-        metadata = {f.name: f.metadata for f in fields(node)}
+        metadata = {f.name: {**f.metadata, "type": f.type} for f in fields(node)}
     for name, value in (vars(node) if metadata else node).items():
         path = f"{key}.{name}".lstrip(".")
         allowed = metadata.get(name, {}).get("range")
+        kind = str(metadata.get(name, {}).get("type", Any))
         if is_dataclass(value) or isinstance(value, dict):
             yield from find_problems(value, path)
+        elif value not in (None, MISSING) and (reason := upstream.explain_type(kind, value)):
+            yield f"{path} {reason}, got {redact_uri(repr(value))[:80]}"
         elif isinstance(value, float) and not isfinite(value):
             yield f"{path} must be a finite number, got {value}"
         elif allowed and value not in (None, MISSING) and not allowed.holds(value):

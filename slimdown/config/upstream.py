@@ -72,9 +72,9 @@ def explain_type(kind: str, value: Any) -> str | None:
     outer = kind.replace("Optional[", "None|").replace("Config", "|dict")  # of a class: its fields
     while (shorter := re.sub(r"(list|dict)\[[^][]*\]", r"\1", outer)) != outer:
         outer = shorter
-    words, own = re.findall(r"\w+", outer), type(value).__name__.removesuffix("Type")
+    words, own = re.findall(r"\w+", outer), type(value).__name__.replace("NoneType", "None")
     inner = "|".join(re.findall(r"list\[([^][]*)\]", kind))
-    is_right = own in words or {"int": "float", "str": "Literal"}.get(own) in words
+    is_right = {"Any", own} & {*words} or {"int": "float", "str": "Literal"}.get(own) in words
     if is_right and not (own == "list" and inner and any(explain_type(inner, v) for v in value)):
         return None
     return f"must be {', '.join(said for word, said in _KINDS.items() if word in words)}"

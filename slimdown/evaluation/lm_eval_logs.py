@@ -75,7 +75,7 @@ def read_lm_eval(
         DataError: No logs, none of questions, or not as the harness writes them.
         OSError: A file cannot be read.
     """
-    logs = [_ResultsLog(file) for file in find_results_files(Path(folder))]
+    logs = [_ResultsLog(file) for file in find_results_files(Path(str(folder)))]
     newest = {name: log for log in logs for name in log.benchmarks}
     used = [log for log in logs if log in newest.values()]
     for name in (*(metrics or {}), *targets):

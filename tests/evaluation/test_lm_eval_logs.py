@@ -324,6 +324,8 @@ def test_a_choice_of_metric_or_target_that_was_not_asked_is_refused(logs: Path) 
     )
     with pytest.raises(ConfigError, match="pocket_math=f1: no such score"):
         read_lm_eval(logs / "base", {"pocket_math": "f1"})
+    with pytest.raises(DataError, match="there is no folder None"):
+        read_lm_eval(None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="pocket_maths was not asked; did you mean pocket_math"):
         read_lm_eval(logs / "base", targets=["pocket_maths"])
 
