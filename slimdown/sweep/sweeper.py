@@ -35,6 +35,8 @@ class Sweep:
         settings = plan.hydra.hydra
         folder = Path(settings.sweep.dir).absolute()
         self.launcher_name = settings.runtime.choices["hydra/launcher"]
+        if (backend := settings.launcher.get("backend")) not in (None, "loky"):
+            raise ConfigError(f"hydra.launcher.backend={backend}: Hydra starts loky; leave it out")
         in_worker = self.launcher_name != "basic"
         self.info = SweepInfo(folder, folder.name, plan.swept, in_worker=in_worker)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -39,8 +40,8 @@ def check_store(config: TrackingConfig) -> None:
     """Ask a server once whether it is there, or look into a SQLite file, without importing MLflow.
 
     Raises:
-        TrackingError: It does not answer within 8 seconds, the file is no store, or the address
-            is wrong.
+        TrackingError: It does not answer within 8 seconds, the file is no store or cannot be made,
+            or the address is wrong.
     """
     file = sqlite_file(config.uri)
     with explain_store_errors(config):  # MLflow's own client retries for minutes
@@ -55,6 +56,8 @@ def check_store(config: TrackingConfig) -> None:
             if not is_store:
                 advice = "name another one by tracking.uri or --tracking-uri"
                 raise TrackingError(f"{file} is no MLflow store, or damaged; {advice}")
+        elif file:  # it will be made: try whether it can
+            TemporaryFile(dir=next(filter(Path.is_dir, file.parents))).close()
         elif config.uri.startswith("http"):
             server = redact_uri(config.uri).replace("***@", "").rstrip("/")
             # A server may say that it is healthy, and answer nothing that needs its database.
@@ -67,7 +70,7 @@ def check_store(config: TrackingConfig) -> None:
                 is_there = isinstance(error, urllib.error.HTTPError) and error.code < 429
                 if not is_there and not isinstance(error.reason, ssl.SSLError):
                     raise
-        elif file is None and not config.uri.startswith("databricks"):
+        elif not config.uri.startswith("databricks"):
             from sqlalchemy import NullPool, create_engine
 
             create_engine(config.uri, poolclass=NullPool).connect().close()

@@ -10,7 +10,12 @@ from slimdown.commands import doctor
 def test_a_machine_is_described_without_a_network(tmp_path: Path, capsys: Capture) -> None:
     assert doctor.main(["--tracking-uri", f"sqlite:///{tmp_path}/new.db"]) == 0
     out = capsys.readouterr().out
-    for expected in ("transformers 5", "GiB free", "model.dtype=", "new.db can be opened"):
+    for expected in (
+        "transformers 5",
+        "GiB free",
+        "model.dtype=",
+        "new.db can be opened",
+    ):
         assert expected in out
     assert "cannot be reached" in out
     assert "slimdown[ray]" in out or "cluster: installed" in out
@@ -18,3 +23,10 @@ def test_a_machine_is_described_without_a_network(tmp_path: Path, capsys: Captur
     (tmp_path / "rows.db").write_text("no database")
     assert doctor.main(["--tracking-uri", f"sqlite:///{tmp_path}/rows.db"]) == 1
     assert "rows.db is no MLflow store" in capsys.readouterr().out
+
+
+def test_a_record_that_cannot_be_written_is_named(tmp_path: Path, capsys: Capture) -> None:
+    assert doctor.main(["--tracking-uri", "sqlite:////proc/new/mlflow.db"]) == 1
+    assert "name one that you can write" in capsys.readouterr().out
+    assert doctor.main(["--tracking-uri", f"sqlite:///{tmp_path}/a/b/new.db"]) == 0
+    assert not list(tmp_path.iterdir())

@@ -27,6 +27,7 @@ from slimdown.sweep.command_line import (
 )
 from slimdown.sweep.jobs import JobOutcome, JobState
 from slimdown.sweep.search import Search
+from slimdown.sweep.sweeper import Sweep
 from slimdown.tracking.store import lock
 from slimdown.utils.errors import ConfigError, TrackingError
 from slimdown.utils.hashing import hash_json
@@ -220,6 +221,13 @@ def test_trials_run_together_as_the_launcher_can(
     with contextlib.redirect_stderr(capture):
         assert main(["-m", "+search.space={lora.r:{choices:[2,4]}}", *settings.split()]) == 1
     assert f"{n} at once" in capture.getvalue()
+
+
+def test_a_backend_that_hydra_does_not_start_is_refused() -> None:
+    settings = ["hydra/launcher=joblib", "hydra.launcher.backend=nope"]
+    line = read_command_line(["-m", "seed=1,2", *settings])
+    with pytest.raises(ConfigError, match="backend=nope: Hydra starts loky"):
+        Sweep(line, compose_runs(line))
 
 
 def test_a_search_beside_itself_waits_and_shows_what_the_other_found(
