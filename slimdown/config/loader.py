@@ -142,7 +142,8 @@ def read_recorded(text: str, place: str) -> Any:
     try:
         if len(text) > 2**20:
             raise ConfigError("it is larger than 1 MiB, and no run writes more")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # deep nesting takes the other ages
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):
             raise ConfigError("it has YAML aliases, which no run writes")
         settings = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
         if "${" in str(settings):
