@@ -26,7 +26,7 @@ from slimdown.report.formatting import encodable, format_duration, visible
 from slimdown.report.tables import PLAIN_WIDTH, Table, print_table
 from slimdown.utils.secrets import redact
 
-LOG_SECONDS = 30.0  # between two lines of a log
+LOG_SECONDS = 30.0  # between two lines of a log; the first comes after a quarter of it
 
 
 class _StandardOutput:
@@ -180,8 +180,10 @@ def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnP
     is_over = Event()
 
     def write_lines() -> None:  # in a thread: a model may be silent for minutes
-        while not is_over.wait(LOG_SECONDS):
+        seconds = LOG_SECONDS / 4  # the first comes early: whoever waits for a hub sees it
+        while not is_over.wait(seconds):
             show_line(f"{label}: {pace}")
+            seconds = LOG_SECONDS
 
     show_line(f"{label} ...")
     writer = Thread(target=write_lines, daemon=True)

@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+import threading
 import time
 from logging.config import BaseConfigurator
 from types import SimpleNamespace
@@ -50,6 +51,22 @@ def test_findings_have_a_row_a_benchmark_and_only_the_caveats_that_apply(capsys:
         assert sentence in shown
     for absent in ("stopped early:", "subjects", "measured before", "\x1b", "strict", "Improved:"):
         assert absent not in shown
+
+
+def test_the_first_line_of_a_log_comes_within_ten_seconds(monkeypatch: Patch) -> None:
+    waits: list[float] = []
+
+    class Clock(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0.0)
+            return len(waits) == 3
+
+    monkeypatch.setattr(console, "Event", Clock)
+    monkeypatch.setattr(sys, "stdout", log := io.StringIO())
+    with console.progress_bar("reading"):
+        pass
+    assert waits == [7.5, 30.0, 30.0]
+    assert log.getvalue().count("reading: 0.") == 2
 
 
 def test_a_log_gets_plain_lines_also_while_a_model_is_silent(monkeypatch: Patch) -> None:
