@@ -10,12 +10,7 @@ from slimdown.commands import doctor
 def test_a_machine_is_described_without_a_network(tmp_path: Path, capsys: Capture) -> None:
     assert doctor.main(["--tracking-uri", f"sqlite:///{tmp_path}/new.db"]) == 0
     out = capsys.readouterr().out
-    for expected in (
-        "transformers 5",
-        "GiB free",
-        "model.dtype=",
-        "new.db can be opened",
-    ):
+    for expected in ("transformers 5", "GiB free", "model.dtype=", "new.db can be opened"):
         assert expected in out
     assert "cannot be reached" in out
     assert "slimdown[ray]" in out or "cluster: installed" in out
