@@ -13,7 +13,7 @@ def test_a_machine_is_described_without_a_network(tmp_path: Path, capsys: Captur
     for expected in ("transformers 5", "GiB free", "model.dtype=", "new.db can be opened"):
         assert expected in out
     assert "cannot be reached" in out
-    assert "slimdown[ray]" in out or "cluster: installed" in out
+    assert ".[ray]" in out or "cluster: installed" in out
     assert "slimdown[vllm]" in out or "backend=vllm: installed" in out
     (tmp_path / "rows.db").write_text("no database")
     assert doctor.main(["--tracking-uri", f"sqlite:///{tmp_path}/rows.db"]) == 1
