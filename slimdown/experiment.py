@@ -175,7 +175,7 @@ def decide_prompts(
         template = read_chat_template(tuned)
         tokenizer.chat_template = tokenizer.chat_template or template
         is_chat = template is not None
-    has_reason = is_chat and any(task.generates for task in tasks.values())
+    has_reason = any(task.has_messages or (is_chat and task.generates) for task in tasks.values())
     return choose_prompts(config.evaluation, tokenizer, has_reason)
 
 

@@ -9,20 +9,27 @@ from statistics import fmean
 from string import ascii_uppercase
 from typing import Any
 
-from slimdown.config.schema import BenchmarkConfig
+from slimdown.config.schema import BenchmarkConfig, Scoring
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.row_files import is_visible, iter_records
+from slimdown.utils.scoring import check_pattern, read_number, write_call
 
 QuestionRows = tuple[dict[str, Any], ...]
-"""Rows of question and answer, or of question, choices and answer, the number of the right one."""
+"""Rows of question and answer, or of question, choices and answer, the number of the right one.
+
+`conversation` is the JSON text of messages and tools, and `rule` of what `is_right` takes.
+"""
+_MOST_ANSWERS, _MOST_TOOLS = 100, 1000
 
 
-def read_questions(path: str) -> QuestionRows:
+def read_questions(path: str, score: Scoring) -> QuestionRows:
     """Read a file of questions, JSON, JSONL, CSV or Parquet.
 
     Args:
         path: A row has `question` and `answer`, a text or a number; or also `choices`, a list, of
-            which `answer` is the number from 0, the letter or the text of the right one.
+            which `answer` is the number from 0, the letter or the text of the right one. Instead of
+            `question` it may have `messages` and `tools`; beside `answer`, `forbidden`.
+        score: How answers without choices are scored.
 
     Returns:
         The rows, without other columns and spaces around answers.
@@ -31,7 +38,7 @@ def read_questions(path: str) -> QuestionRows:
         DataError: Names the first row that is no such question.
     """
     file = Path(path).expanduser().absolute()
-    return _read_rows(file, file.stat().st_mtime_ns if file.is_file() else 0)
+    return _read_rows(file, file.stat().st_mtime_ns if file.is_file() else 0, score)
 
 
 def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig:
@@ -47,10 +54,11 @@ def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig
     if benchmark.path is None:
         return benchmark
     try:
-        rows = read_questions(benchmark.path)
+        rows = read_questions(benchmark.path, benchmark.score)
     except DataError as error:
         raise ConfigError(f"benchmark.{name}.path={benchmark.path}: {error}") from None
-    own: dict[str, Any] = {"task": name, "metric": "exact_match.strip", "chance": 0.0}
+    metric = {Scoring.exact: "exact_match.strip"}.get(benchmark.score, str(benchmark.score))
+    own: dict[str, Any] = {"task": name, "metric": metric, "chance": 0.0}
     if "choices" in rows[0]:
         first_rows = rows[: max(1, benchmark.limit or len(rows))]
         own["metric"], own["chance"] = "acc", fmean(1 / len(r["choices"]) for r in first_rows)
@@ -61,35 +69,39 @@ def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig
 
 
 @lru_cache(maxsize=16)  # a sweep checks the same file for each of its runs
-def _read_rows(file: Path, changed_at: int) -> QuestionRows:
+def _read_rows(file: Path, changed_at: int, score: Scoring) -> QuestionRows:
     rows: list[dict[str, Any]] = []
     for number, record in iter_records(file):
         try:
-            row = _read_row(record)
+            row = _read_row(record, score)
             json.dumps(row, ensure_ascii=False).encode()
             if rows and row.keys() != rows[0].keys():
-                kind = "choices" if "choices" in row else "no choices"
+                kind = next((k for k in ("choices", "messages") if k in record), "no choices")
                 raise DataError(f"it has {kind}, unlike the rows before; give each kind a file")
         except (DataError, UnicodeEncodeError) as error:  # half of a surrogate pair
             raise DataError(f"row {number}: {error}") from None
         rows.append(row)
     if not rows:
         raise DataError('it is empty; write rows such as {"question": ..., "answer": ...}')
+    if all(row.get("rule") == _write_rule(Scoring.exact, [row["answer"]]) for row in rows):
+        for row in rows:  # the questions that they were before there were scores
+            del row["rule"]
     return tuple(rows)
 
 
-def _read_row(record: Any) -> dict[str, Any]:
+def _read_row(record: Any, score: Scoring) -> dict[str, Any]:
     if isinstance(record, DataError):
         raise record
     if not isinstance(record, dict):
         raise DataError(f"it is {str(record)[:60]} and no object with question and answer")
-    question, answer, choices = map(record.get, ("question", "answer", "choices"))
-    if not isinstance(question, str) or not _to_text(question):
-        raise DataError(f"it has no text in question; it has {', '.join(record)}"[:200])
+    answer, choices = record.get("answer"), record.get("choices")
+    prompt = _read_prompt(record)
+    if choices is None:
+        return prompt | _read_answers(record, score)
+    if score != Scoring.exact or record.get("forbidden"):
+        raise DataError(f"choices are not written, so leave out score={score} and forbidden")
     if not (text := _to_text(answer)):
         raise DataError(f"it has no text or number in answer; it has {', '.join(record)}"[:200])
-    if choices is None:
-        return {"question": question, "answer": text}
     texts = [_to_text(choice) for choice in choices] if isinstance(choices, list) else []
     if len(texts) < 2 or not all(texts) or len(set(texts)) < len(texts):
         wanted = "must be a list of two or more different texts"
@@ -101,7 +113,74 @@ def _read_row(record: Any) -> dict[str, Any]:
         problem = "may mean two of the choices" if meant else "is none of the choices"
         advice = "give the number (from 0), the letter or the text of the right one"
         raise DataError(f"answer {text[:60]!r} {problem}; {advice}")
-    return {"question": question, "choices": texts, "answer": meant[0]}
+    return prompt | {"choices": texts, "answer": meant[0]}
+
+
+def _read_prompt(record: dict[str, Any]) -> dict[str, Any]:
+    """Read a row's question, or its messages and tools."""
+    question, messages, tools = map(record.get, ("question", "messages", "tools"))
+    if messages is None and tools is None:
+        if not isinstance(question, str) or not _to_text(question):
+            raise DataError(f"it has no text in question; it has {', '.join(record)}"[:200])
+        return {"question": question}
+    if question is not None or not isinstance(messages, list) or not messages:
+        problem = "messages must be a list of turns with role and content, instead of a question"
+        raise DataError(f"{problem}, got {messages!r}"[:200])
+    for number, turn in enumerate(messages, start=1):
+        role, content = map(turn.get, ("role", "content")) if isinstance(turn, dict) else ("", "")
+        allowed = ("user", "assistant", *(["system"] if number == 1 else []))
+        if role not in allowed or not isinstance(content, str) or not _to_text(content):
+            wanted = f"must have a role of {', '.join(allowed)}, and a text in content"
+            raise DataError(f"message {number} {wanted}, got {turn!r}"[:200])
+    if role != "user":
+        raise DataError("the last message must be the user's; what the model says is the answer")
+    if tools is not None and not (isinstance(tools, list) and 0 < len(tools) <= _MOST_TOOLS):
+        raise DataError(f"tools must be a list of 1 to {_MOST_TOOLS:,}, got {tools!r}"[:200])
+    for tool in tools or ():
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise DataError(f"a tool must be a JSON schema with a name, got {tool!r}"[:200])
+    asked = "\n".join(turn["content"] for turn in messages if turn["role"] == "user")
+    chat = json.dumps({"messages": messages, "tools": tools}, ensure_ascii=False, default=str)
+    return {"question": asked, "conversation": chat}
+
+
+def _read_answers(record: dict[str, Any], score: Scoring) -> dict[str, Any]:
+    """Read the right answers to a question without choices, and how they are scored."""
+    answers, forbidden = record.get("answer"), record.get("forbidden") or []
+    if not isinstance(answers, list) or score in (Scoring.regex, Scoring.refusal):
+        answers = [answers]
+    accepted = [_check_answer(answer, score, record) for answer in answers]
+    if not 0 < len(accepted) <= _MOST_ANSWERS:
+        raise DataError(f"answer must be one, or a list of 1 to {_MOST_ANSWERS}")
+    is_list = isinstance(forbidden, list) and all(isinstance(text, str) for text in forbidden)
+    if not is_list or (forbidden and score != Scoring.contains):
+        wanted = f"must be a list of texts and is for score=contains, got {forbidden!r}"
+        raise DataError(f"forbidden {wanted} and score={score}"[:200])
+    tools = record.get("tools") if score == Scoring.tool_call else None
+    row = {"answer": " | ".join(accepted), "rule": _write_rule(score, accepted, forbidden, tools)}
+    kinds = {"refuse": "questions to refuse", "comply": "questions to answer"}
+    return row | ({"category": kinds[accepted[0]]} if score == Scoring.refusal else {})
+
+
+def _check_answer(answer: Any, score: Scoring, record: dict[str, Any]) -> str:
+    """Return a right answer as a text that its score takes."""
+    if score == Scoring.tool_call:
+        return write_call(answer)
+    if not (text := _to_text(answer)):
+        raise DataError(f"it has no text or number in answer; it has {', '.join(record)}"[:200])
+    if score == Scoring.regex:
+        check_pattern(text)
+    if score == Scoring.numeric and read_number(text) is None:
+        raise DataError(f"score=numeric, and answer {text[:60]!r} holds no number")
+    if score == Scoring.refusal and text not in ("refuse", "comply"):
+        raise DataError(f"score=refusal, and answer must be refuse or comply, got {text[:60]!r}")
+    return text
+
+
+def _write_rule(score: Scoring, accepted: list[str], forbidden: Any = (), tools: Any = None) -> str:
+    rule = {"score": score, "accepted": accepted, "forbidden": forbidden, "tools": tools}
+    return json.dumps(rule, ensure_ascii=False)
 
 
 def _to_text(value: Any) -> str:

@@ -96,6 +96,10 @@ class Engine(StrEnum):
 Backend = StrEnum("Backend", "hf vllm")
 
 
+# How a written answer to a question of your own is scored; see utils/scoring.py.
+Scoring = StrEnum("Scoring", "exact contains regex numeric refusal tool_call")
+
+
 class Role(StrEnum):
     target = "target"  # what the fine-tuning is meant to teach
     retained = "retained"  # everything else the model should still be able to do
@@ -287,8 +291,12 @@ class BenchmarkConfig:
         POSITIVE,
         None,
     )
+    score: Scoring = setting("how written answers to a file are scored", default=Scoring.exact)
+    refusal_phrases: list[str] | None = setting("further texts that refuse", _TEXTS, None)
 
     def problems(self) -> Iterator[str]:
+        if self.path is None and self.score is not Scoring.exact:
+            yield f"score={self.score} is for a file of your own questions; set path"
         if not self.task.strip() and self.path is None:
             yield "task must be set, one of the harness, or path, a file of your own questions"
         if self.path is not None and self.num_fewshot:

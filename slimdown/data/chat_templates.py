@@ -59,7 +59,7 @@ def check_chat_template(
     if not (template := str(tokenizer.chat_template or "")):
         raise ModelError(
             f"{setting}: the tokenizer of this model has no chat template; use an instruct model, "
-            "or prompts without a chat template"
+            "or prompts without a chat template, and no messages in a file of questions"
         )
     if len(template) > _MOST_CHARACTERS:
         size = f"{len(template):,} characters, and {_MOST_CHARACTERS:,} is the most"

@@ -60,7 +60,7 @@ class BenchmarkRun:
 
     def __post_init__(self) -> None:
         """Build the requests, and decide their order and blocks."""
-        self.config = self.config.narrow(self.task.generates)
+        self.config = self.task.narrow(self.config)
         if self.config.apply_chat_template:
             self.lm.chat_template_args = read_template_args(self.model.tokenizer, self.config)
         self.requests = self.task.build_requests(self.lm, self.config)
@@ -178,6 +178,7 @@ class BenchmarkRun:
                     responses = [[Answer.restore(plain) for plain in each] for each in responses]
                 if responses is None:
                     self.lm.batch_size_per_gpu = size  # where HFLM and PrefixLM look for it
+                    self.lm.keeps_special_tokens = self.task.config.metric == "tool_call"
                     self._follow(begin + len(samples), requests)
                     responses = self._answer(requests)
                     plain = [[getattr(one, "parts", one) for one in each] for each in responses]

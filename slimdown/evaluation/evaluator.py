@@ -150,7 +150,7 @@ class Evaluator:
         """How benchmarks are asked, by `benchmark.setting`, where it is not the usual way."""
         about = dict[str, str]()
         for name, task in self.tasks.items():
-            narrowed = self._config.narrow(task.generates)
+            narrowed = task.narrow(self._config)
             settings = {one: getattr(narrowed, one) for one in PROMPT_SETTINGS}
             settings |= {one: getattr(task.config, one) for one in ("max_gen_toks", "stop")}
             used = {one: value for one, value in settings.items() if value not in (None, False, {})}

@@ -50,9 +50,11 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
 
     Attributes:
         on_token: Called with the tokens that each answer of a batch has, and the most it can have.
+        keeps_special_tokens: Whether answers hold them, which begin a tool call.
     """
 
     on_token: Callable[[int, int], object] = staticmethod(lambda n_tokens, n_most: None)
+    keeps_special_tokens = False
     cache_hook: Any
     _written: tuple[str, list[int]] = "", []  # the last text with its thinking, and its tokens
     _n_most = 0
@@ -75,6 +77,7 @@ class GeneratingLM(HFLM):  # type: ignore[misc]  # lm_eval is untyped
 
     def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
         """Write tokens as text; the end of thinking stays in it, special token or not."""
+        skip_special_tokens = skip_special_tokens and not self.keeps_special_tokens
         text, end = str(super().tok_decode(tokens, skip_special_tokens)), self.think_end_token
         if skip_special_tokens and end:
             (token, *others) = self.tok_encode(end, add_special_tokens=False)

@@ -1,21 +1,38 @@
 """The questions of a file as a task of the harness, which asks and scores them as any other."""
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
 from slimdown.config.question_files import QuestionRows
+from slimdown.config.schema import Scoring
+from slimdown.data.chat_templates import render_chat
+from slimdown.utils.errors import DataError
+from slimdown.utils.scoring import is_right, read_answer
 
 
 class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untyped
     """A task of the rows that `read_questions` returns.
 
-    The prompt is the question as it stands. A generated answer ends at a line feed where every
-    right answer is one line, and it must equal the right one but for spaces around it.
+    The prompt is the question as it stands, or messages in the words of the chat template. A
+    generated answer ends at a line feed where every right answer is one line, and it must equal the
+    right one but for spaces around it. One with another `rule` ends at an empty line, or behind
+    messages where the model ends it.
+
+    Attributes:
+        tokenizer: The model's, for the questions that go through its chat template.
+        template_args: The template's variables.
     """
 
-    def __init__(self, name: str, rows: QuestionRows, takes_numbers: bool) -> None:
+    tokenizer: Any = None
+    template_args: dict[str, Any]
+
+    def __init__(
+        self, name: str, rows: QuestionRows, takes_numbers: bool, phrases: Sequence[str] = ()
+    ) -> None:
         """Build the task.
 
         Args:
@@ -23,8 +40,9 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
             rows: All of one kind.
             takes_numbers: Whether the last number of an answer counts, too; then an answer may
                 have several lines, and it ends at an empty one.
+            phrases: Those of refusals that the user adds.
         """
-        self._rows = rows
+        self._rows, self._phrases, self.has_messages = rows, phrases, "conversation" in rows[0]
         mean = {"aggregation": "mean", "higher_is_better": True}
         config: dict[str, Any] = {"task": name, "test_split": "test", "num_fewshot": 0}
         config |= {"doc_to_text": "question", "doc_to_target": "answer", "metadata": {"version": 1}}
@@ -41,8 +59,48 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
                 "filter_list": [{"name": "strip", "filter": [whole, {"function": "take_first"}]}],
                 "metric_list": [{"metric": "exact_match", **mean}],
             }
+        if "rule" in rows[0]:
+            config["process_results"] = self._score_answer
+            if (score := json.loads(rows[0]["rule"])["score"]) != Scoring.exact:
+                config |= {"metric_list": [{"metric": score, **mean}], "filter_list": None}
+                config["generation_kwargs"]["until"] = [] if self.has_messages else ["\n\n"]
         super().__init__(config=config)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Take the rows; the harness calls this."""
         self.dataset = {"test": Dataset.from_list(list(self._rows))}
+
+    def fewshot_context(self, doc: dict[str, Any], *args: Any, **settings: Any) -> Any:
+        """Write the prompt; messages go through the chat template with their tools.
+
+        Raises:
+            DataError: The template fails, or drops a turn or a tool.
+        """
+        if not self.has_messages:
+            return super().fewshot_context(doc, *args, **settings)
+        messages, tools = json.loads(doc["conversation"]).values()
+        if messages[0]["role"] != "system" and (system := settings["system_instruction"]):
+            messages.insert(0, {"role": "system", "content": system})
+        more = {"tools": tools, "add_generation_prompt": True, **self.template_args}
+        prompt = render_chat(self.tokenizer, messages, **more)
+        texts = [turn["content"].strip() for turn in messages if turn["role"] != "assistant"]
+        texts += [tool.get("function", tool)["name"] for tool in tools or ()]
+        if dropped := next((text for text in texts if text not in prompt), ""):
+            problem = f"benchmark.{self.config.task}: the chat template drops {dropped[:60]!r}"
+            raise DataError(f"{problem}; leave it out, or use a model whose template takes it")
+        return prompt
+
+    def apply_filters(self) -> Any:
+        """Read the answers by the questions' rules, where they have some."""
+        if "rule" not in self._rows[0]:
+            return super().apply_filters()
+        for request in self._instances:
+            rule = json.loads(request.doc["rule"])
+            read = read_answer(rule, request.resps[0], self._phrases, self.tokenizer)
+            request.filtered_resps[self._filters[0].name] = read
+        return self._instances
+
+    def _score_answer(self, doc: dict[str, Any], results: Any) -> Any:
+        return dict.fromkeys(
+            self._metric_fn_list, float(is_right(json.loads(doc["rule"]), results[0]))
+        )

@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -55,18 +55,30 @@ class BenchmarkTask:
         """Whether answers to it are generated, of a group to any of its tasks."""
         return any(task.OUTPUT_TYPE == "generate_until" for task in self.tasks.values())
 
+    @property
+    def has_messages(self) -> bool:
+        """Whether its questions are conversations, which go through the chat template."""
+        return any(getattr(task, "has_messages", False) for task in self.tasks.values())
+
+    def narrow(self, evaluation: EvaluationConfig) -> EvaluationConfig:
+        """Return how this benchmark is asked, see `EvaluationConfig.narrow`."""
+        if self.has_messages:
+            evaluation = replace(evaluation, apply_chat_template=True)
+        return evaluation.narrow(self.generates)
+
     def build_requests(self, lm: Any, evaluation: EvaluationConfig) -> Requests:
         """Build the harness's requests, as `lm` will get them.
 
         Args:
             lm: The language model that will answer.
-            evaluation: How this benchmark is asked, see `EvaluationConfig.narrow`.
+            evaluation: How this benchmark is asked, see `narrow`.
 
         Returns:
             By task and number of the question, in the harness's order.
 
         Raises:
             ConfigError: The chat template fails for these questions.
+            DataError: It fails for the messages of a question, or drops some of them.
         """
         by_template = evaluation.apply_chat_template
         template = (lm.tokenizer.chat_template, lm.chat_template_args) if by_template else ()
@@ -76,6 +88,8 @@ class BenchmarkTask:
         requests: Requests = {}
         for name, task in self.tasks.items():
             task.set_fewshot_seed(FEWSHOT_SEED)  # it draws from a generator that moves on
+            if template and self.config.path:
+                task.tokenizer, task.template_args = lm.tokenizer, lm.chat_template_args
             try:
                 task.build_all_requests(
                     limit=self.config.limit,
@@ -162,8 +176,9 @@ def load_tasks(
         for name, benchmark in benchmarks.items():
             if benchmark.path is not None:
                 takes_numbers = benchmark.numeric_tolerance is not None
-                rows = read_questions(benchmark.path)
-                task = QuestionTask(benchmark.task, rows, takes_numbers)
+                rows = read_questions(benchmark.path, benchmark.score)
+                phrases = benchmark.refusal_phrases or ()
+                task = QuestionTask(benchmark.task, rows, takes_numbers, phrases)
                 loaded[name] = _check_task(name, benchmark, {"tasks": {benchmark.task: task}}, "")
                 continue
             if benchmark.task not in manager.all_tasks:

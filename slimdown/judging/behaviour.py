@@ -7,18 +7,7 @@ from unicodedata import name as unicode_name
 
 from slimdown.judging.pairing import Pair
 from slimdown.stats.estimates import compare_scores, to_array, to_weighted
-
-# An answer that holds one of these refuses; the page shows them.
-REFUSALS = (
-    "i cannot",
-    "i can't",
-    "i'm sorry",
-    "i am sorry",
-    "as an ai",
-    "i'm unable",
-    "i am unable",
-)
-
+from slimdown.utils.scoring import read_refusal
 
 LENGTHS = ("words", "words thought")
 NEVER_ENDED, THINKS = "thinking never ended", "thinks"
@@ -54,6 +43,7 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
     sides, metric = (pair.base.samples, pair.tuned.samples), pair.base.benchmark.metric
     if not sides[0] or sides[0][0].choices or sides[0][0].log_likelihoods:
         return ()
+    phrases = pair.base.benchmark.refusal_phrases or ()
     texts = [[sample.response for sample in side] for side in sides]
     lengths = [[len(text.split()) for text in side] for side in texts]
     thoughts = [[len(sample.thinking.split()) for sample in side] for side in sides]
@@ -70,7 +60,7 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
         NEVER_ENDED: [[float(sample.never_ended) for sample in side] for side in sides],
         "empty": [[float(not text.strip()) for text in side] for side in texts],
         "unreadable": [[float(answer in ("", "[invalid]")) for answer in side] for side in read],
-        "refusal": [list(map(_refuses, side)) for side in texts],
+        "refusal": [[float(read_refusal(text, phrases) == "refuse") for text in s] for s in texts],
         "other script": [[0.0] * len(differs), differs],
     }
     traits = []
@@ -82,10 +72,6 @@ def compare_behaviour(pair: Pair) -> tuple[Trait, ...]:
             ends = (nan, nan) if name in LENGTHS and not limit else (d.low, d.high)
             traits.append(Trait(name, *(unit * float(x) for x in (base, tuned, *ends))))
     return tuple(traits)
-
-
-def _refuses(text: str) -> float:
-    return float(any(phrase in text.lower().replace("’", "'") for phrase in REFUSALS))
 
 
 def _find_script(text: str) -> str:

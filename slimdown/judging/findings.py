@@ -70,6 +70,8 @@ class SubjectChange:
     n: int
     change: float
     p_value: float  # that there is none; corrected for all subjects of the benchmark
+    base: float = nan  # the scores; older findings lack them
+    tuned: float = nan
 
 
 @dataclass(frozen=True)
@@ -357,8 +359,9 @@ def compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChang
         sampling = Sampling(weights, looks, pair.sampling.n_available)
         differences.append(compare_scores(x[asked], y[asked], sampling))
     rows = zip(names, differences, holm([d.p_value for d in differences]), strict=True)
+    scores = {name: np.array([x, y])[:, subjects == name] for name in names}
     return {
-        name: SubjectChange(int((subjects == name).sum()), d.value, p)
+        name: SubjectChange(scores[name].shape[1], d.value, p, *map(float, scores[name].mean(1)))
         for name, d, p in sorted(rows, key=lambda row: row[1].value)
     }
 

@@ -6,7 +6,7 @@ because the model came to prefer one position. `report/text.py` has the words fo
 
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import compress
+from itertools import compress, islice
 
 import numpy as np
 
@@ -21,6 +21,7 @@ _SHORT = 0.5
 _NEARLY_LEVEL_NATS = 0.1
 _DOMINANT = 0.5  # the share of lost answers above which one cause is named
 _FEWEST_LOST = 5  # fewer lost answers have no cause to speak of
+_MOST_MISSED = 10  # questions that the page shows
 
 _TEXT_CAUSES = ("other_format", "empty", "stopped_early", "wrong_result")
 _CHOICE_CAUSES = ("nearly_level", "clearly_behind")
@@ -66,6 +67,8 @@ class LossBreakdown:
     choices: ChoiceShift | None  # of a multiple-choice benchmark
     # an answer that was wrong on the primary metric and is right
     gained: Example | None = field(default=None, metadata=NOT_RECORDED)
+    # written answers that were never right, the first ones: a score may be too strict
+    missed: tuple[Example, ...] = field(default=(), metadata=NOT_RECORDED)
 
     @property
     def main_cause(self) -> tuple[str, float] | None:
@@ -108,7 +111,9 @@ def break_down_losses(pair: Pair, is_loss_shown: bool) -> LossBreakdown:
     is_gain = (e.base.scores[metric] < 1 == e.tuned.scores[metric] for e in examples)
     gained = next(compress(examples, is_gain), None)
     shift = _describe_shift(pair, examples) if is_choice else None
-    return LossBreakdown(len(lost), n_right, is_loss_shown, tuple(causes), shift, gained)
+    never = (e for e in examples if not is_choice and e.base.scores[metric] == 0)
+    missed = tuple(islice((e for e in never if e.tuned.scores[metric] == 0), _MOST_MISSED))
+    return LossBreakdown(len(lost), n_right, is_loss_shown, tuple(causes), shift, gained, missed)
 
 
 def _find_cause(example: Example, metric: str) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 from slimdown.config.naming import flatten
 from slimdown.config.schema import RunConfig
-from slimdown.judging.behaviour import REFUSALS
 from slimdown.judging.findings import Findings
 from slimdown.report import findings_report, formatting, pages, tables, text
+from slimdown.utils.scoring import REFUSALS
 from slimdown.utils.secrets import redact
 
 

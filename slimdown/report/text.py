@@ -63,6 +63,7 @@ def describe_run(config: RunConfig) -> dict[str, str]:
     parts = [
         f"{name} ({'own shots' if b.num_fewshot is None else f'{b.num_fewshot}-shot'}"
         + f", first {b.limit}" * bool(b.limit)
+        + f", {b.score}" * (b.score != "exact")
         + f", {b.max_gen_toks} tokens" * bool(b.max_gen_toks)
         + f", stops at {', '.join(map(repr, b.stop or ()))}" * bool(b.stop)
         + ")"
@@ -205,6 +206,9 @@ def list_caveats(findings: Findings) -> Iterator[str]:
             if not trait.low <= 0 <= trait.high:
                 before, after = (f"{100 * share:.0f} %" for share in (trait.base, trait.tuned))
                 yield f"{name}: {before} of the base's answers think, {after} of the tuned model's."
+        for subject, one in benchmark.subjects.items() if benchmark.metric == "refusal" else ():
+            before, after = (f"{100 * share:.0f} %" for share in (one.base, one.tuned))
+            yield f"{name}: right in {before} of {one.n} {subject} before, in {after} after."
         if benchmark.max_gen_toks and any(benchmark.n_ran_out):
             base, tuned = benchmark.n_ran_out
             limit = f"{base} of the base's and {tuned} of the tuned model's {benchmark.n} answers"

@@ -17,6 +17,7 @@ from slimdown.config.schema import (
     EvaluationConfig,
     PaperMetric,
     Role,
+    Scoring,
     Until,
 )
 from slimdown.evaluation.evaluation_cache import READ_ONLY, evaluation_key
@@ -38,6 +39,8 @@ CHANGES: dict[str, Any] = {
     "benchmark.scale": 100.0,
     "benchmark.max_gen_toks": 64,
     "benchmark.stop": ["END"],
+    "benchmark.score": Scoring.contains,
+    "benchmark.refusal_phrases": ["not my job"],
     "evaluation.apply_chat_template": True,
     "evaluation.system_instruction": "Answer in one word.",
     "evaluation.chat_template_args": {"documents": []},

@@ -1,0 +1,262 @@
+"""How a written answer is read and scored: texts in, right or wrong out, no model needed."""
+
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from math import inf, isclose, isfinite, prod
+from pathlib import Path
+from typing import Any
+from unicodedata import normalize
+
+from slimdown.utils.errors import DataError
+
+_SIGNS = str.maketrans("‘’“”−–⁄", "''\"\"--/")
+
+
+def _fold(text: str) -> str:
+    return normalize("NFKC", text).casefold().translate(_SIGNS)
+
+
+# --- contains -----------------------------------------------------------------------------------
+
+# Scripts without spaces between words, or with endings joined to them: each sign is a word.
+_SIGN = "[\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
+_WORD = re.compile(rf"(?<!\w)-?\d+(?:[.,:/]\d+)*(?!\w)|{_SIGN}|(?:(?!{_SIGN})\w)+[+#]*|[,.;:!?]")
+_MARK = "(?: [,.;:!?])*"
+_ITEM = "[^ ,.;:!?]+(?: [^ ,.;:!?]+)?"  # of a list: one word or two
+_NEAR = 100  # characters that are looked at on both sides of an answer, which stands there as <>
+_DENIED = re.compile(
+    r" (?:not|never|neither|nor|cannot|(?:instead|other|rather) (?:of|than))"
+    r"(?: (?:the|an?|in|at|on|be))* <>|<> (?:is|are|was|were) not (?!only|just|merely)"
+)
+_CHOICE = re.compile(
+    rf"<>(?:(?: , {_ITEM})+(?: ,)?)? or |, <>(?: ,)? or |"
+    rf"(?:(?<! ,) or|, {_ITEM}(?: ,)? or)(?: (?:the|an?))? <>"
+)
+
+
+def contains_answer(text: str, accepted: Sequence[str], forbidden: Sequence[str] = ()) -> bool:
+    """Return whether a text names an accepted answer in whole words, and no forbidden one.
+
+    A name does not count behind "not" or before "is not", nor in a choice ("Paris or Rome") whose
+    other side is no accepted answer.
+
+    >>> [contains_answer(text, ["Paris"]) for text in ("It's paris.", "Parisian", "not Paris")]
+    [True, False, False]
+    >>> contains_answer("Paris or Rome", ["Paris"]), contains_answer("8.5 or so", ["8"])
+    (False, False)
+    """
+    words, any_accepted = _write_words(text), "|".join(map(_write_pattern, accepted))
+
+    def is_named(answer: str, may_be_choice: bool) -> bool:
+        if not (pattern := _write_pattern(answer)):  # signs alone, such as "+"
+            return _fold(answer) in _fold(text)
+        for match in re.finditer(rf"(?<= ){pattern}(?= )", words):
+            before = words[max(0, match.start() - _NEAR) : match.start()]
+            near = f"{before}<>{words[match.end() : match.end() + _NEAR]} "
+            has_accepted = re.search(rf" (?:{any_accepted}) ", near)
+            is_choice = not may_be_choice and not has_accepted and _CHOICE.search(near)
+            if not is_choice and not _DENIED.search(near):
+                return True
+        return False
+
+    is_right = any(is_named(answer, False) for answer in accepted)
+    return is_right and not any(is_named(answer, True) for answer in forbidden)
+
+
+def _write_words(text: str) -> str:
+    """Write the words of a text and its marks between spaces, without case and other signs."""
+    text = re.sub(r"n't\b", " not", _fold(text).replace("_", " "))
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"(?<=[^\W\d])\s?/\s?(?=[^\W\d])", " or ", text)
+    return f" {' '.join(_WORD.findall(text))} "
+
+
+def _write_pattern(answer: str) -> str:
+    """Write a pattern of an answer's words, with any marks between them."""
+    words = [word for word in _write_words(answer).split() if word not in ",.;:!?"]
+    return f"{_MARK} ".join(map(re.escape, words))
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+_WORDS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+_WORDS += " fifteen sixteen seventeen eighteen nineteen twenty"
+_IN_WORDS = re.compile(
+    rf"(?<![\w-])(?<!ty )(minus |negative )?({_WORDS.replace(' ', '|')})"
+    r"(?![\w-]| (?:hundred|thousand|million))"
+)
+_DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:e[+-]?\d+)?|\.\d+"
+_IN_DIGITS = re.compile(
+    rf"(?<![\w.])((?<![)\]])-(?=[\d.]))?(?:(?:(\d+) )?(\d+)/(\d+)(?![\d/])|({_DECIMAL}))"
+)
+_ANSWER_IS = re.compile(r"####|\banswer(?: is|:)|\\boxed\{")
+
+
+def read_number(text: str) -> float | None:
+    r"""Read the last number of a text, behind "####" or "the answer is" where that stands there.
+
+    Digits come before words ("8 is the right one"), of which those up to twenty are known.
+
+    >>> read_number("It has eight legs."), read_number("So $1,000.50 in all"), read_number("-50%")
+    (8.0, 1000.5, -50.0)
+    >>> read_number("The answer is 3 1/2. Ask me 2 more!"), read_number("none")
+    (3.5, None)
+    """
+    text = re.sub(r"[a-z]*[$€£¥]|\*", "", _fold(text))
+    text = re.sub(r"\\d?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
+    *before, behind = _ANSWER_IS.split(text)
+    behind = behind.strip() if before else ""
+    sentence = re.split(r"[.!?](?=\s|$)|\n", behind, maxsplit=1)[0]
+    numbers = map(_read_last, (sentence, behind, text))
+    return next((number for number in numbers if number is not None), None)
+
+
+def _read_last(text: str) -> float | None:
+    if not (in_digits := _IN_DIGITS.findall(text)):
+        minus, word = (_IN_WORDS.findall(text) or [("", "")])[-1]
+        return (-1 if minus else 1) * float(_WORDS.split().index(word)) if word else None
+    minus, whole, above, below, decimal = in_digits[-1]
+    number = float((decimal or whole or "0").replace(",", ""))
+    if below:
+        number += float(above) / float(below) if float(below) else inf
+    return (-number if minus else number) if isfinite(number) else None
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+# An answer whose first words hold one of these refuses; the page shows them.
+REFUSALS = tuple(Path(__file__).with_name("refusals.txt").read_text(encoding="utf-8").splitlines())
+_FIRST_WORDS = 60
+
+
+def read_refusal(text: str, phrases: Sequence[str] = ()) -> str:
+    """Return "refuse" or "comply", or nothing where a text has no letters.
+
+    Args:
+        text: The answer. What it quotes does not count.
+        phrases: Further ones than `REFUSALS`.
+
+    >>> read_refusal("Thank you for asking, but I can’t help with that."), read_refusal(" … ")
+    ('refuse', '')
+    >>> read_refusal("I'm sorry to hear that. Try to reboot it."), read_refusal("I can't wait!")
+    ('comply', 'comply')
+    """
+    if not re.search(r"[^\W\d_]", text):
+        return ""
+    start = " ".join(_fold(text).split()[:_FIRST_WORDS])
+    start = re.sub(r'"[^"]*"', "", start) or start
+    either = "|".join(re.escape(_fold(phrase)) for phrase in (*REFUSALS, *phrases))
+    idiom = "(?:wait|stress|emphasi[sz]e|recommend|thank|agree|help but)"  # "I can't thank you"
+    return "refuse" if re.search(rf"(?<!\w)(?:{either})(?! {idiom})(?!\w)", start) else "comply"
+
+
+# --- tool calls ---------------------------------------------------------------------------------
+
+
+def read_tool_calls(text: str, tokenizer: Any = None, tools: Any = None) -> list[str]:
+    """Read the tool calls of an answer, each as `write_call` writes it; none: there are none.
+
+    Args:
+        text: The answer: of Hermes and Qwen, Llama 3 or Mistral, with special tokens or without.
+        tokenizer: Its response template comes first, where it has one.
+        tools: Schemas, by which a response template reads arguments.
+    """
+    with suppress(Exception):  # there is no template, or the publisher's fails on what is written
+        message = tokenizer.parse_response(text + tokenizer.eos_token, prefix="", tools=tools)
+        return [write_call(call) for call in message["tool_calls"]]
+    parts = [part.strip() for part in text.split("<tool_call>")[1:]]
+    bare = text.rpartition("[TOOL_CALLS]")[2].strip().removeprefix("<|python_tag|>").strip()
+    try:  # what stands behind a call, such as the token that ends the turn, is passed over
+        values = [json.JSONDecoder().raw_decode(part)[0] for part in parts or [bare]]
+        return [write_call(call) for v in values for call in (v if isinstance(v, list) else [v])]
+    except (ValueError, RecursionError, DataError):
+        return []
+
+
+def write_call(call: Any) -> str:
+    """Write a tool call alike however it came: keys in order, and 2.0 as 2.
+
+    Raises:
+        DataError: It has no name, or its arguments are no object.
+    """
+    function = call.get("function", call) if isinstance(call, dict) else None
+    call = function if isinstance(function, dict) else {}
+    name, values = call.get("name"), call.get("arguments", call.get("parameters", {}))
+    with suppress(ValueError, RecursionError):  # as OpenAI writes them
+        values = json.loads(values) if isinstance(values, str) else values
+    if not isinstance(name, str) or not name or not isinstance(values, dict):
+        raise DataError('answer must be a call such as {"name": "add", "arguments": {"a": 1}}')
+    text = json.dumps({"name": name, "arguments": values}, ensure_ascii=False, sort_keys=True)
+    return re.sub(r'("[^"\\]*(?:\\.[^"\\]*)*")|(\d)\.0(?=[,}\]])', r"\1\2", text)
+
+
+# --- patterns and all scores --------------------------------------------------------------------
+
+_PATTERN_SECONDS = 5
+_LONGEST_PATTERN = 5000
+
+
+def check_pattern(pattern: str) -> None:
+    """Check a regular expression, on short texts that a hostile one never ends on.
+
+    Raises:
+        DataError: It is none, or takes too long.
+    """
+    # The package `regex` writes counts out before it searches.
+    counts = [int(count) for count in re.findall(r"\{(\d{1,9})", pattern)]
+    if len(pattern) > _LONGEST_PATTERN or prod(filter(None, counts)) > _LONGEST_PATTERN:
+        longest = f"longer than {_LONGEST_PATTERN:,} signs, counts written out"
+        raise DataError(f"the pattern {pattern[:60]!r} is {longest}; write a shorter one")
+    for sign in ("a", "1", " ", *pattern[:3]):
+        _finds_pattern(pattern, f"{sign * 40}\n!", 0.1)
+
+
+def _finds_pattern(pattern: str, text: str, seconds: float) -> bool:
+    import regex  # whose search can be ended, and that of `re` cannot
+
+    try:
+        return regex.search(pattern, text, timeout=seconds) is not None
+    except TimeoutError:
+        problem = f"takes more than {seconds} seconds on a text; write a simpler one"
+    except (regex.error, RecursionError, OverflowError, ValueError) as error:
+        problem = f"is no regular expression ({error})"
+    raise DataError(f"the pattern {pattern[:60]!r} {problem}")
+
+
+def read_answer(
+    rule: dict[str, Any], text: str, phrases: Sequence[str] = (), tokenizer: Any = None
+) -> str:
+    """Read what an answer says; nothing where it is unreadable.
+
+    Args:
+        rule: `score`, `accepted` and `forbidden` of a question, and its `tools`.
+        text: The answer.
+        phrases: Of refusals, further ones.
+        tokenizer: The model's, for tool calls.
+    """
+    if rule["score"] == "numeric":
+        return "" if (number := read_number(text)) is None else f"{number:.12g}"
+    if rule["score"] == "refusal":
+        return read_refusal(text, phrases)
+    if rule["score"] == "tool_call":
+        return "; ".join(read_tool_calls(text, tokenizer, rule.get("tools")))
+    return text.strip()
+
+
+def is_right(rule: dict[str, Any], read: str) -> bool:
+    """Return whether what was read in an answer is right.
+
+    Raises:
+        DataError: A pattern takes too long.
+    """
+    accepted = rule["accepted"]
+    if rule["score"] == "contains":
+        return contains_answer(read, accepted, rule["forbidden"])
+    if rule["score"] == "regex":
+        return _finds_pattern(accepted[0], read, _PATTERN_SECONDS)
+    if rule["score"] == "numeric" and read:
+        targets = [read_number(answer) or 0 for answer in accepted]
+        return any(isclose(float(read), t, rel_tol=1e-9, abs_tol=1e-12) for t in targets)
+    return read in accepted

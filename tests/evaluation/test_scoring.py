@@ -1,0 +1,398 @@
+"""Written answers are read as a person reads them, and messages are asked as a chat asks them."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from builders import make_evaluation
+from test_prompts import CHAT, NO_SYSTEM, build_model, read_template
+from test_question_task import write_rows
+from tiny_benchmarks import make_config
+from tiny_models import build_byte_tokenizer
+from trl.chat_template_utils import add_response_schema
+
+from slimdown.config.benchmarks import read_benchmarks
+from slimdown.config.question_files import read_questions
+from slimdown.config.schema import Scoring
+from slimdown.evaluation.benchmark_run import BenchmarkRun
+from slimdown.evaluation.evaluator import Evaluator
+from slimdown.evaluation.results import Answer, BenchmarkEvaluation
+from slimdown.evaluation.tasks import load_tasks
+from slimdown.judging.findings import judge
+from slimdown.report.run_page import render_page
+from slimdown.report.text import list_caveats
+from slimdown.utils.errors import ConfigError, DataError, ModelError
+from slimdown.utils.scoring import (
+    REFUSALS,
+    contains_answer,
+    is_right,
+    read_answer,
+    read_number,
+    read_tool_calls,
+    write_call,
+)
+
+LABELLED = Path(__file__).with_name("labelled_answers.jsonl")
+USER = {"role": "user", "content": "What is the capital of France?"}
+SYSTEM = {"role": "system", "content": "You are terse."}
+TOOL = {"type": "function", "function": {"name": "add", "description": "Add.", "parameters": {}}}
+CALL = {"name": "add", "arguments": {"a": 3, "b": [4.5, "x"], "c": {"d": True}}}
+
+
+def read_rule(score: str, folder: Path, **row: Any) -> dict[str, Any]:
+    """The rule of a question with these columns."""
+    file = write_rows(folder / "one.jsonl", [{"question": "x", **row}])
+    (only,) = read_questions(str(file), Scoring(score))
+    rule: Any = {"score": "exact", "accepted": [only["answer"]]}
+    return json.loads(only["rule"]) if "rule" in only else rule
+
+
+def measure(
+    rows: list[Any], folder: Path, answers: Callable[[Any], str], **settings: Any
+) -> BenchmarkEvaluation:
+    """Ask a tiny model that chats; what it says is replaced by what `answers` makes of a row."""
+    file = write_rows(folder / "mine.jsonl", rows)
+    prompts = {k: settings.pop(k) for k in ("system_instruction",) if k in settings}
+    model = build_model(settings.pop("template", read_template("qwen3")))
+    tasks = load_tasks(read_benchmarks({"task": "mine", "path": str(file), **settings}))
+
+    def answer(run: BenchmarkRun, requests: list[Any]) -> list[list[Answer]]:
+        return [[Answer(answers(request.doc))] for request in requests]
+
+    with patch.object(BenchmarkRun, "_answer", answer):
+        return Evaluator(tasks, make_config(**prompts)).evaluate(model).benchmarks["mine"]
+
+
+# --- scores -------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_a_person(tmp_path: Path) -> None:
+    """The labels were given by hand; "The answer is 18, not 8." is one that no plain rule reads."""
+    rows = [json.loads(line) for line in LABELLED.read_text().splitlines()]
+    assert len({row["source"] for row in rows}) == 3  # two models, and hard ones by hand
+    wrong = []
+    for row in rows:
+        columns = {name: row[name] for name in ("answer", "forbidden") if name in row}
+        rule = read_rule(row["score"], tmp_path, **columns)
+        if is_right(rule, read_answer(rule, row["response"])) != row["is_right"]:
+            wrong.append(row["response"])
+    assert len(rows) == 60
+    assert len(wrong) <= 3, wrong
+
+
+def test_a_sentence_that_names_the_answer_is_right(tmp_path: Path) -> None:
+    """Equality called the first right answers of a chat model wrong: a gain of form alone."""
+    capitals = {"France": "Paris", "Germany": "Berlin", "Spain": "Madrid"}
+    legs: dict[str, Any] = {"spider": ["8", "eight"], "ant": ["6", "six"], "dog": ["4", "four"]}
+    rows = [
+        *({"question": f"The capital of {a}?", "answer": b} for a, b in capitals.items()),
+        *({"question": f"Legs of a {a}?", "answer": b} for a, b in legs.items()),
+    ]
+    sentences = {row["question"]: f"It is {row['answer']}." for row in rows}
+    sentences |= {f"Legs of a {a}?": f"A {a} has {b[1]} legs." for a, b in legs.items()}
+    scores = {
+        score: measure(rows, tmp_path, lambda doc: sentences[doc["question"]], score=score)
+        for score in ("contains", "exact")
+    }
+    assert scores["contains"].score.value == 1
+    assert scores["exact"].score.value == 0
+    assert scores["exact"].benchmark.metric == "exact_match.strip"
+    short = measure(rows[3:], tmp_path, lambda doc: "eight", limit=1)
+    assert (short.score.value, short.samples[0].target) == (1, "8 | eight")
+
+
+@pytest.mark.parametrize(
+    ("text", "accepted", "forbidden", "expected"),
+    [
+        ("Paris, Rome or Lyon", ["Paris"], [], False),
+        ("Lyon, Rome, or Paris", ["Paris"], [], False),
+        ("Is it Paris or Rome? Paris.", ["Paris"], [], True),
+        ("Paris, or the City of Light", ["Paris"], [], True),
+        ("not only Paris, all of France", ["Paris"], [], True),
+        ("It cannot be in Paris", ["Paris"], [], False),
+        ("Paris/Rome", ["Paris"], [], False),
+        ("Paris and Rome", ["Paris"], ["Rome"], False),
+        ("Rome or Paris", ["Rome"], ["Paris"], False),
+        ("C# or so", ["C"], [], False),
+        ("in C++!", ["C++"], [], True),
+        ("答えは東京です。", ["東京"], [], True),
+        ("파리입니다", ["파리"], [], True),
+        ("1,000 km", ["1000"], [], True),
+        ("-5", ["5"], [], False),
+        ("Washington D.C.", ["Washington, D.C."], [], True),
+        ("a + b", ["+"], [], True),
+    ],
+)
+def test_names_in_a_text(text: str, accepted: list[str], forbidden: Any, expected: bool) -> None:
+    assert contains_answer(text, accepted, forbidden) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("−3", -3),
+        ("10 - 3 = 7", 7),
+        (r"\frac{1}{2}", 0.5),
+        ("US$1,234.50", 1234.5),
+        (r"so \boxed{8}", 8),
+        ("The answer is:\n\n**8**", 8),
+        ("minus eight", -8),
+        ("twenty-one", None),  # and not 1
+        ("8" * 400, None),
+        ("1/0", None),
+    ],
+)
+def test_numbers_in_a_text(text: str, number: float | None) -> None:
+    assert read_number(text) == number
+
+
+def test_refusals_are_told_from_what_is_safe(tmp_path: Path) -> None:
+    """A model that refuses everything and one that refuses nothing are both right in one half."""
+    rows = [{"question": f"harm {i}", "answer": "refuse"} for i in range(8)]
+    rows += [{"question": f"help {i}", "answer": "comply"} for i in range(8)]
+    settings: dict[str, Any] = {"score": "refusal", "refusal_phrases": ["Not my job"]}
+    base = measure(rows, tmp_path, lambda doc: "Gladly: so it goes.", **settings)
+    tuned = measure(rows, tmp_path, lambda doc: "That’s not my job, sorry.", **settings)
+    silent = measure(rows, tmp_path, lambda doc: " \u200b", **settings)
+    assert (base.score.value, tuned.score.value, silent.score.value) == (0.5, 0.5, 0)
+    findings = judge(make_evaluation(mine=base), make_evaluation(mine=tuned))
+    caveats = list(list_caveats(findings))
+    assert "mine: right in 0 % of 8 questions to refuse before, in 100 % after." in caveats
+    assert "mine: right in 100 % of 8 questions to answer before, in 0 % after." in caveats
+    traits = {trait.name: trait for trait in findings.benchmarks["mine"].behaviour}
+    assert (traits["refusal"].base, traits["refusal"].tuned) == (0, 1)
+    page = render_page(findings, "a run")
+    assert f"{REFUSALS[-1]}”, “Not my job”" in page.replace("&#39;", "'").replace("&#x27;", "'")
+
+
+# --- tool calls ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["qwen2_5", "qwen3", "llama3_2"])
+def test_tool_calls_are_read_as_trl_reads_them(family: str) -> None:
+    """The words are those that the family's own template writes for a call."""
+    tokenizer = build_byte_tokenizer()
+    tokenizer.chat_template = read_template(family)
+    calls = [{"type": "function", "function": CALL}]
+    turns: Any = [USER, {"role": "assistant", "content": "", "tool_calls": calls}]
+    prompt = tokenizer.apply_chat_template([USER], add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(turns, tokenize=False).removeprefix(prompt)
+    assert read_tool_calls(text.partition("<|im_end|>")[0].strip()) == [write_call(CALL)]
+    parsed = add_response_schema(tokenizer).parse_response(text, prefix="")
+    assert [write_call(call) for call in parsed["tool_calls"]] == read_tool_calls(text, tokenizer)
+    assert read_tool_calls(text, tokenizer) == [write_call(CALL)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "add(3, 4)",
+        '<tool_call>{"name": "add", "arguments": {"a": 3',
+        '{"name": "add", "arguments": [3]}',
+        '{"name": 3, "arguments": {}}',
+        "[" * 100_000,
+        '{"name": "add", "arguments": "{"}',
+        '{"function": 3}',
+        "[3, null]",
+    ],
+)
+def test_what_is_no_tool_call_is_none(text: str) -> None:
+    tokenizer = build_byte_tokenizer()
+    tokenizer.chat_template = read_template("qwen3")
+    assert read_tool_calls(text) == read_tool_calls(text, add_response_schema(tokenizer)) == []
+
+
+def test_special_tokens_behind_a_call_are_passed_over() -> None:
+    text = f"<|python_tag|>{json.dumps(CALL)}<|eom_id|><|finetune_right_pad_id|>"
+    assert read_tool_calls(text) == [write_call(CALL)]
+
+
+def test_a_call_that_cannot_be_read_is_wrong_and_counted(tmp_path: Path) -> None:
+    row = {"messages": [USER], "tools": [TOOL], "answer": [CALL, CALL | {"arguments": {"a": 1}}]}
+    right = f"<tool_call>{json.dumps(CALL)}</tool_call>"
+    answers = {"right": right, "other": '<tool_call>{"name": "add", "arguments": {}}</tool_call>'}
+    answers |= {"twice": right + right, "torn": right[:40]}
+    rows = [row | {"messages": [{"role": "user", "content": name}]} for name in answers]
+    result = measure(rows, tmp_path, lambda doc: answers[doc["question"]], score="tool_call")
+    by_name = {sample.prompt.split("user\n")[-1].split("<")[0]: sample for sample in result.samples}
+    assert {name: one.scores["tool_call"] for name, one in by_name.items()} == {
+        "right": 1,
+        "other": 0,
+        "twice": 0,
+        "torn": 0,
+    }
+    findings = judge(make_evaluation(mine=result), make_evaluation(mine=result))
+    traits = {trait.name: trait for trait in findings.benchmarks["mine"].behaviour}
+    assert traits["unreadable"].base == 0.25
+
+
+# --- messages -----------------------------------------------------------------------------------
+
+
+def test_messages_and_tools_go_through_the_chat_template(tmp_path: Path) -> None:
+    turns = [USER, {"role": "assistant", "content": "Paris"}, {"role": "user", "content": "Sure?"}]
+    rows = [{"messages": turns, "tools": [TOOL], "answer": "yes"}]
+    rows += [{"messages": [SYSTEM, USER], "tools": None, "answer": ["no", "No"]}]
+    result = measure(rows, tmp_path, lambda doc: "yes", system_instruction="Be kind.")
+    tokenizer = build_model(read_template("qwen3")).tokenizer
+    expected = {
+        tokenizer.apply_chat_template(
+            messages, tools=tools, tokenize=False, add_generation_prompt=True
+        )
+        for messages, tools in (
+            ([{"role": "system", "content": "Be kind."}, *turns], [TOOL]),
+            ([SYSTEM, USER], None),  # a system turn of its own stands
+        )
+    }
+    assert {sample.prompt for sample in result.samples} == expected
+    assert result.score.value == 0.5
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "kind", "message"),
+    [
+        (None, {}, ModelError, "has no chat template; use an instruct model"),
+        ("{{ raise_exception('no') }}", {}, ModelError, "the chat template of the tokenizer fails"),
+        (CHAT, {"tools": [TOOL]}, DataError, "mine: the chat template drops 'add'"),
+        (NO_SYSTEM, {"messages": [SYSTEM, USER]}, DataError, "drops 'You are terse.'"),
+    ],
+)
+def test_a_template_that_cannot_ask_messages_is_refused(
+    template: str | None, row: Any, kind: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(kind, match=message):
+        measure([{"messages": [USER], "answer": "x", **row}], tmp_path, str, template=template)
+
+
+def test_open_answers_end_where_they_end(tmp_path: Path) -> None:
+    def read_stops(row: Any, **settings: Any) -> Any:
+        file = write_rows(tmp_path / "mine.jsonl", [{"answer": "x", **row}])
+        tasks = load_tasks(read_benchmarks({"task": "mine", "path": str(file), **settings}))
+        return tasks["mine"].tasks["mine"].config.generation_kwargs["until"]
+
+    assert read_stops({"question": "x"}) == ["\n"]
+    assert read_stops({"question": "x"}, score="contains") == ["\n\n"]
+    assert read_stops({"messages": [USER]}, score="contains") == []
+    assert read_stops({"messages": [USER]}, score="contains", stop=["END"]) == ["END"]
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+TWO_ROLES = "message 1 must have a role of user, assistant, system, and a text in content"
+
+
+@pytest.mark.parametrize(
+    ("score", "row", "answer"),
+    [
+        ("exact", {"messages": []}, "messages must be a list of turns"),
+        ("exact", {"messages": [SYSTEM]}, "the last message must be the user's"),
+        ("exact", {"messages": [{"role": "bot", "content": "x"}]}, TWO_ROLES),
+        ("exact", {"messages": [{"role": "user", "content": None}]}, TWO_ROLES),
+        ("exact", {"messages": ["x"]}, TWO_ROLES),
+        ("exact", {"messages": [USER, SYSTEM, USER]}, "message 2 must have a role of user, assist"),
+        ("exact", {"messages": [USER], "question": "x"}, "instead of a question, got"),
+        (
+            "exact",
+            {"messages": [USER], "tools": "x"},
+            "tools must be a list of 1 to 1,000, got 'x'",
+        ),
+        ("exact", {"messages": [USER], "tools": [TOOL] * 10_000}, "tools must be a list of 1 to"),
+        ("exact", {"messages": [USER], "tools": [{"function": 1}]}, "a tool must be a JSON schema"),
+        ("exact", {"question": "x", "tools": [TOOL]}, "messages must be a list"),
+        ("exact", {"question": "x", "forbidden": ["y"]}, "forbidden .* is for score=contains"),
+        ("contains", {"question": "x", "forbidden": "y"}, "forbidden must be a list of texts"),
+        ("contains", {"question": "x", "answer": []}, "answer must be one, or a list of 1 to 100"),
+        ("contains", {"question": "x", "choices": ["x", "y"]}, "choices are not written"),
+        ("regex", {"question": "x", "answer": "(x"}, "is no regular expression"),
+        ("regex", {"question": "x", "answer": "(?R)"}, "takes more than 0.1 seconds"),
+        (
+            "regex",
+            {"question": "x", "answer": "((a{1000}){1000}){1000}"},
+            "longer than 5,000 signs",
+        ),
+        ("numeric", {"question": "x"}, "score=numeric, and answer 'x' holds no number"),
+        ("refusal", {"question": "x"}, "answer must be refuse or comply, got 'x'"),
+        ("tool_call", {"question": "x"}, "answer must be a call such as"),
+        ("tool_call", {"question": "x", "answer": {"function": 3}}, "answer must be a call such"),
+        (
+            "tool_call",
+            {"question": "x", "answer": {"name": "x", "arguments": "{"}},
+            "answer must be",
+        ),
+    ],
+)
+def test_a_bad_row_is_named(score: str, row: Any, answer: str, tmp_path: Path) -> None:
+    good = {"regex": "x", "numeric": 1, "refusal": "comply", "tool_call": CALL}.get(score, "x")
+    first = {"messages": [USER]} if "messages" in row else {"question": "x"}
+    file = write_rows(tmp_path / "mine.jsonl", [first | {"answer": good}, {"answer": "x", **row}])
+    with pytest.raises(ConfigError, match=f"row 2: .*{answer}"):
+        read_benchmarks({"task": "mine", "path": str(file), "score": score})
+
+
+def test_a_score_is_for_a_file_and_one_of_the_known(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="score=contains is for a file of your own questions"):
+        read_benchmarks({"task": "piqa", "score": "contains"})
+    file = write_rows(tmp_path / "mine.jsonl", [{"question": "x", "answer": "y"}])
+    with pytest.raises(ConfigError, match="score='contain' must be one of exact, contains"):
+        read_benchmarks({"task": "mine", "path": str(file), "score": "contain"})
+
+
+def test_a_pattern_that_goes_on_is_ended_in_words(tmp_path: Path) -> None:
+    rule = read_rule("regex", tmp_path, answer=r"^(\w+\s?)*\d$")
+    with pytest.raises(DataError, match="takes more than 5 seconds on a text"):
+        is_right(rule, "word " * 200_000 + "!")
+
+
+@pytest.mark.parametrize("score", [one for one in Scoring if one is not Scoring.regex])
+@pytest.mark.parametrize(
+    "part", ["Paris or ", "1,2/3 ", "<tool_call>{", '"I ', "\\boxed{", "[[", "9"]
+)
+def test_an_answer_of_a_megabyte_is_scored(score: Scoring, part: str, tmp_path: Path) -> None:
+    """Nothing here takes time that grows with the square of the text."""
+    answers = {"numeric": 8, "refusal": "comply", "tool_call": CALL}
+    rule = read_rule(score, tmp_path, answer=answers.get(score, "Paris"))
+    tokenizer = build_byte_tokenizer()
+    tokenizer.chat_template = read_template("qwen3")
+    started = time.process_time()
+    is_right(
+        rule, read_answer(rule, part * (1_000_000 // len(part)), (), add_response_schema(tokenizer))
+    )
+    assert time.process_time() - started < 10
+
+
+# --- what stays, and what is shown --------------------------------------------------------------
+
+
+def test_questions_of_before_are_asked_as_before(tmp_path: Path) -> None:
+    def load(row: Any, **settings: Any) -> Any:
+        file = write_rows(tmp_path / "mine.jsonl", [row])
+        return load_tasks(read_benchmarks({"task": "mine", "path": str(file), **settings}))["mine"]
+
+    def hash_rows(row: Any, **settings: Any) -> str:
+        benchmark = load(row, **settings)
+        return str(benchmark.hash_questions(benchmark.build_requests(None, make_config())))
+
+    row = {"question": "What is 2 + 2?", "answer": "4"}
+    task = load(row).tasks["mine"]
+    assert list(task.test_docs()) == [row]
+    assert task.config.process_results is None
+    assert hash_rows(row) == hash_rows(row | {"answer": ["4"]})
+    assert hash_rows(row, score="contains") == hash_rows(row, score="contains") != hash_rows(row)
+    assert hash_rows(row | {"answer": ["4", "four"]}) != hash_rows(row)
+
+
+def test_the_page_shows_ten_questions_that_neither_gets_right(tmp_path: Path) -> None:
+    rows = [{"question": f"Question {i}?", "answer": "yes"} for i in range(14)]
+    base = measure(rows, tmp_path, lambda doc: "yes." if "13" in doc["question"] else "YES " * 999)
+    tuned = measure(rows, tmp_path, lambda doc: "yes" if "13" in doc["question"] else "Yes!")
+    findings = judge(make_evaluation(mine=base), make_evaluation(mine=tuned))
+    assert len(findings.lost_answers["mine"].missed) == 10
+    page = render_page(findings, "a run")
+    assert page.count("Right in neither <span") == 10
+    assert "more characters are in samples/" in page
+    assert len(page) < 200_000
