@@ -90,8 +90,9 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
         (Holm), one for each sign of unequal learning, which is tested by itself, and one for what
         the tests take for granted.
     """
-    rows = [row for row in comparison.rows if setting in row.settings]
-    values = [row.settings[setting] for row in rows]
+    rows = comparison.rows
+    # keep.weight=null is in no record, and neither is the rank of what is no LoRA.
+    values = [row.settings.get(setting, "null") for row in rows]
     crossed = []
     for key in comparison.params:
         pairs = set(zip(values, (row.settings.get(key) for row in rows), strict=True))
@@ -99,11 +100,11 @@ def describe_groups(comparison: Comparison, setting: str) -> Iterator[str]:
             crossed.append(key)
     groups: dict[str, dict[str, list[float]]] = {}
     steps: dict[str, float] = {}
-    for row in rows:
+    for value, row in zip(values, rows, strict=True):
         where = "".join(f", {key}={row.settings.get(key, '')}" for key in crossed)
         for measure, (means, step) in _collect_means(row.runs).items():
             name = f"{measure} by {setting}{where}"
-            groups.setdefault(name, {})[row.settings[setting]] = means
+            groups.setdefault(name, {})[value] = means
             steps[name] = max(step, steps.get(name, 0.0))
     tests = {name: compare_seeds(by_value, steps[name]) for name, by_value in groups.items()}
     tests = {name: of_pairs for name, of_pairs in tests.items() if of_pairs}
