@@ -2,8 +2,9 @@
 
 `measure` asks a model that you loaded, `judge` tests what changed between two measurements, and
 `ForgettingCallback` does both while a `transformers.Trainer` trains. `read_logs` reads the logs of
-lm-evaluation-harness. What you can mend is raised as a `SlimdownError`. Each is imported when you
-use it, since some of them import torch. docs/python.md says what each raises.
+lm-evaluation-harness, Inspect and lighteval, and tables. What you can mend is raised as a
+`SlimdownError`. Each is imported when you use it, since some of them import torch. docs/python.md
+says what each raises.
 """
 
 from importlib import import_module
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slimdown.callback import ForgettingCallback as ForgettingCallback
-    from slimdown.evaluation.lm_eval_logs import read_lm_eval as read_lm_eval
+    from slimdown.evaluation.logs.read_logs import read_logs as read_logs
     from slimdown.evaluation.results import Evaluation as Evaluation
     from slimdown.notebook import NotebookFindings as Findings, judge as judge, measure as measure  # noqa: F401
     from slimdown.utils.errors import (
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
         TrackingError as TrackingError,
     )
 
-    read_logs = read_lm_eval
+    read_lm_eval = read_logs
 
 __version__ = "0.1.0"
 
@@ -32,7 +33,7 @@ _EXPORTS = {
     "Findings": ("notebook", "NotebookFindings"),
     "ForgettingCallback": ("callback", "ForgettingCallback"),
     "Evaluation": ("evaluation.results", "Evaluation"),
-    **dict.fromkeys(["read_logs", "read_lm_eval"], ("evaluation.lm_eval_logs", "read_lm_eval")),
+    **dict.fromkeys(["read_logs", "read_lm_eval"], ("evaluation.logs.read_logs", "read_logs")),
 }
 _ERRORS = ("SlimdownError", "ConfigError", "DataError", "ModelError", "TrackingError")
 _EXPORTS |= {name: ("utils.errors", name) for name in _ERRORS}

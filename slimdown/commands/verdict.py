@@ -8,13 +8,14 @@ Exit code with --max-loss or --only:
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import yaml
 
 from slimdown.commands import arguments
 from slimdown.config.schema import BenchmarkConfig, ModelConfig, RunConfig
-from slimdown.evaluation.lm_eval_logs import find_results_files, read_lm_eval
+from slimdown.evaluation.logs.read_logs import find_logs, read_logs
 from slimdown.judging.budgets import check_budgets, overall_outcome, read_budgets
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.serialization import to_plain
@@ -57,18 +58,24 @@ def _judge(options: argparse.Namespace) -> int:
     if len(metrics) < len(options.metric) or not all([*metrics, *metrics.values()]):
         shown, example = " ".join(options.metric), "gsm8k=exact_match.strict-match"
         raise ConfigError(f"--metric {shown}: name one metric a task, e.g. {example}")
-    if find_results_files(options.base.resolve()) == find_results_files(options.tuned.resolve()):
+    sides, choice = (options.base, options.tuned), (metrics, options.target)
+    (base_kind, base_files), (tuned_kind, tuned_files) = map(find_logs, sides)
+    if base_kind != tuned_kind:
+        problem = f"BASE holds logs of {base_kind}, TUNED of {tuned_kind}"
+        raise ConfigError(f"{problem}; tools score differently, so give two of one kind")
+    if [*map(os.path.realpath, base_files)] == [*map(os.path.realpath, tuned_files)]:
         raise ConfigError(f"BASE and TUNED are the same logs, {options.base}")
     notes: list[str] = []
-    sides, choice = (options.base, options.tuned), (metrics, options.target)
-    base, tuned = (read_lm_eval(side, *choice, on_note=notes.append) for side in sides)
+    base, tuned = (read_logs(side, *choice, on_note=notes.append) for side in sides)
     findings = judge(base, tuned)
     if base.harness_version != tuned.harness_version:
         versions = f"{base.harness_version} and {tuned.harness_version}"
-        notes.append(f"made by lm_eval {versions}; tasks, questions and prompts are the same")
+        tool = "lm_eval " if base_kind == "lm_eval" else ""
+        notes.append(f"made by {tool}{versions}; tasks, questions and prompts are the same")
     pairs = [(one, tuned.benchmarks[name]) for name, one in base.benchmarks.items()]
     if all(before.samples == after.samples for before, after in pairs):
-        notes.append("all answers are equal; lm_eval's --use_cache hands one model another's")
+        cause = "; lm_eval's --use_cache hands one model another's"
+        notes.append(f"all answers are equal{cause if base_kind == 'lm_eval' else ''}")
     checks = []
     if budgets or options.only:
         checks = check_budgets(findings, budgets, only=options.only)

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import inf, isnan
 from typing import Any
@@ -93,14 +93,18 @@ def read_task_samples(
             answers["flexible_accuracy"] = text = next(extracted, response)
             is_equal = numbers_agree(text, target, benchmark.numeric_tolerance)
             scores["flexible_accuracy"] = float(is_equal)
-        document = first.get("doc") or {}
-        category = next((str(document[k])[:80] for k in _CATEGORIES if document.get(k)), "")
+        category = find_category(first.get("doc") or {})
         hashes = {key: first[key] for key in ("doc_hash", "prompt_hash")}
         texts: Any = {"prompt": prompt, "target": target, "response": response}
         texts |= {"choices": choices, "log_likelihoods": log_likelihoods, "category": category}
         identity: Any = {"task": task, "doc_id": int(doc_id), **hashes}
         samples.append(Sample(**identity, **texts, answers=answers, scores=scores))
     return samples
+
+
+def find_category(document: Mapping[str, Any]) -> str:
+    """Find what a question's document says that it is about; empty where it does not."""
+    return next((str(document[key])[:80] for key in _CATEGORIES if document.get(key)), "")
 
 
 def _read_choices(arguments: Sequence[Any], delimiter: str) -> tuple[str, tuple[str, ...]]:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.config.schema import Role
 from slimdown.evaluation.evaluator import Evaluator
-from slimdown.evaluation.lm_eval_logs import read_lm_eval
+from slimdown.evaluation.logs.read_logs import read_logs
 from slimdown.evaluation.tasks import load_tasks
 from slimdown.models.causal import wrap_model
 from slimdown.pocket import MODEL_DIR
@@ -95,7 +95,7 @@ def replace_lines(logs: Path, lines: list[str]) -> None:
 
 
 def test_logs_hold_what_our_own_measurement_gives(logs: Path) -> None:
-    read = read_lm_eval(logs / "base", targets=["pocket_instructions"])
+    read = read_logs(logs / "base", targets=["pocket_instructions"])
     shown = {
         name: (b.benchmark.metric, b.benchmark.role, b.benchmark.chance, len(b.samples))
         for name, b in read.benchmarks.items()
@@ -132,16 +132,16 @@ def test_logs_hold_what_our_own_measurement_gives(logs: Path) -> None:
 def test_a_log_is_named_in_any_of_three_ways(of: str, logs: Path) -> None:
     file = find_one(logs, "results_*")
     path = {"folder": logs / "base", "model's folder": file.parent, "results file": file}[of]
-    assert set(read_lm_eval(str(path)).benchmarks) == set(TASKS)
+    assert set(read_logs(str(path)).benchmarks) == set(TASKS)
 
 
 def test_results_named_by_a_file_and_asked_again_are_found(copied: Path) -> None:
     """`--output_path out/base.json` is written as out/base_DATE.json; the newest answers count."""
     run_lm_eval(copied / "out" / "base.json", ["pocket_cs"], copied / "tasks", limit=2)
-    assert len(read_lm_eval(copied / "out" / "base.json").benchmarks["pocket_cs"].samples) == 2
+    assert len(read_logs(copied / "out" / "base.json").benchmarks["pocket_cs"].samples) == 2
     run_lm_eval(copied / "base", ["pocket_math"], copied / "tasks", limit=5)
     notes: list[str] = []
-    read = read_lm_eval(copied / "base", on_note=notes.append)
+    read = read_logs(copied / "base", on_note=notes.append)
     assert {name: len(b.samples) for name, b in read.benchmarks.items()} == {
         "pocket_math": 5,
         "pocket_choices": 2 * LIMIT,
@@ -152,16 +152,16 @@ def test_results_named_by_a_file_and_asked_again_are_found(copied: Path) -> None
 
 def test_lines_may_come_in_the_order_of_several_processes(copied: Path) -> None:
     """With two processes the harness writes even questions first; its digest is of that order."""
-    before = read_lm_eval(copied / "base").benchmarks["pocket_choices"].samples
+    before = read_logs(copied / "base").benchmarks["pocket_choices"].samples
     lines = find_one(copied, "samples_pocket_cs_*").read_text().splitlines(keepends=True)
     replace_lines(copied, [*lines[::2], *lines[1::2]])
-    assert read_lm_eval(copied / "base").benchmarks["pocket_choices"].samples == before
+    assert read_logs(copied / "base").benchmarks["pocket_choices"].samples == before
 
 
 @pytest.mark.parametrize("version", ["0.4.9", "0.4.13"])
 def test_logs_of_another_version_are_read_alike(version: str) -> None:
     """What these versions' command lines wrote; 0.4.9 keeps the model's arguments as one text."""
-    read = read_lm_eval(Path(__file__).parent / "harness_logs" / version)
+    read = read_logs(Path(__file__).parent / "harness_logs" / version)
     assert read.harness_version == version
     shown = {
         n: (b.benchmark.metric, len(b.samples), b.score.value) for n, b in read.benchmarks.items()
@@ -175,8 +175,8 @@ def test_logs_of_another_version_are_read_alike(version: str) -> None:
 
 def test_logs_are_read_without_torch_and_without_the_harness(logs: Path) -> None:
     script = (
-        "import sys\nfrom slimdown.evaluation.lm_eval_logs import read_lm_eval\n"
-        f"read_lm_eval({str(logs / 'base')!r})\n"
+        "import sys\nfrom slimdown.evaluation.logs.read_logs import read_logs\n"
+        f"read_logs({str(logs / 'base')!r})\n"
         "print({'torch', 'lm_eval', 'transformers', 'pyarrow', 'mlflow'} & set(sys.modules))\n"
     )
     done = subprocess.run(
@@ -186,7 +186,7 @@ def test_logs_are_read_without_torch_and_without_the_harness(logs: Path) -> None
 
 
 def test_a_group_weighs_its_tasks_as_the_harness_reports(copied: Path) -> None:
-    samples = read_lm_eval(copied / "base").benchmarks["pocket_choices"].samples
+    samples = read_logs(copied / "base").benchmarks["pocket_choices"].samples
     by_task = {t: [s.scores["acc"] for s in samples if s.task == t] for t in GROUP["task"]}
     lines = find_one(copied, "samples_pocket_cs_*").read_text().splitlines(keepends=True)
     replace_lines(copied, lines[:5])
@@ -198,7 +198,7 @@ def test_a_group_weighs_its_tasks_as_the_harness_reports(copied: Path) -> None:
         edit_results(
             lambda r, score=score: r["results"]["pocket_choices"].update({"acc,none": score})
         )(copied)
-        evaluation = read_lm_eval(copied / "base").benchmarks["pocket_choices"]
+        evaluation = read_logs(copied / "base").benchmarks["pocket_choices"]
         assert (evaluation.score.value, evaluation.task_weights) == (pytest.approx(score), weights)
 
 
@@ -218,7 +218,7 @@ LEFT_OUT: dict[str, Callable[[Path], None]] = {
 def test_what_cannot_be_compared_is_left_out_and_noted(name: str, copied: Path) -> None:
     LEFT_OUT[name](copied)
     notes: list[str] = []
-    read = read_lm_eval(copied / "base", on_note=notes.append)
+    read = read_logs(copied / "base", on_note=notes.append)
     assert set(read.benchmarks) == {"pocket_math", "pocket_choices"}
     assert "pocket_instructions is left out" in notes[0]
 
@@ -293,13 +293,13 @@ def test_what_cannot_be_read_is_said_in_one_line(name: str, copied: Path) -> Non
     spoil, answer = REFUSED[name]
     spoil(copied)
     with pytest.raises(DataError, match=answer) as refused:
-        read_lm_eval(copied / "base")
+        read_logs(copied / "base")
     assert "\n" not in str(refused.value)
 
 
 def test_a_huge_number_of_a_question_is_read(copied: Path) -> None:
     renumber(2**40)(copied)
-    assert read_lm_eval(copied / "base").benchmarks["pocket_math"].samples[-1].doc_id == 2**40
+    assert read_logs(copied / "base").benchmarks["pocket_math"].samples[-1].doc_id == 2**40
 
 
 def test_groups_that_branch_are_read_in_one_pass(copied: Path) -> None:
@@ -311,7 +311,7 @@ def test_groups_that_branch_are_read_in_one_pass(copied: Path) -> None:
     for scored in ({"g0": score}, {}):  # one group, or each task by itself
         changes = {"group_subtasks": groups, "results": results | scored}
         edit_results(lambda r, changes=changes: r.update(changes))(copied)
-        read = read_lm_eval(copied / "base").benchmarks
+        read = read_logs(copied / "base").benchmarks
         names = {*scored} or {"pocket_cs", "pocket_commonsense"}
         assert set(read) == {"pocket_math", "pocket_instructions"} | names
 
@@ -319,21 +319,21 @@ def test_groups_that_branch_are_read_in_one_pass(copied: Path) -> None:
 def test_a_choice_of_metric_or_target_that_was_not_asked_is_refused(logs: Path) -> None:
     metrics = {"pocket_math": "exact_match.flexible-extract"}
     assert (
-        read_lm_eval(logs / "base", metrics).benchmarks["pocket_math"].benchmark.metric
+        read_logs(logs / "base", metrics).benchmarks["pocket_math"].benchmark.metric
         == metrics["pocket_math"]
     )
     with pytest.raises(ConfigError, match="pocket_math=f1: no such score"):
-        read_lm_eval(logs / "base", {"pocket_math": "f1"})
+        read_logs(logs / "base", {"pocket_math": "f1"})
     with pytest.raises(DataError, match="there is no folder None"):
-        read_lm_eval(None)  # type: ignore[arg-type]
+        read_logs(None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="pocket_maths was not asked; did you mean pocket_math"):
-        read_lm_eval(logs / "base", targets=["pocket_maths"])
+        read_logs(logs / "base", targets=["pocket_maths"])
 
 
 def test_what_opens_a_server_is_no_condition_and_not_kept(copied: Path) -> None:
     arguments = {"header": {"Authorization": "Bearer abcd1234"}, "basic_auth_password": "swordfish"}
     arguments |= {"server": "http://me:swordfish@host", "add_bos_token": "True"}
     edit_results(lambda r: r["config"].update(model_args=arguments))(copied)
-    conditions = read_lm_eval(copied / "base").conditions
+    conditions = read_logs(copied / "base").conditions
     assert conditions["add_bos_token"] == "true"  # it moves answers
     assert not {"abcd1234", "swordfish"} & set(re.findall(r"\w+", str(conditions)))

@@ -1,4 +1,4 @@
-"""lm_eval's logs -> `Evaluation`: what `lm_eval --log_samples --output_path DIR` leaves.
+"""lm_eval's logs: what `lm_eval --log_samples --output_path DIR` leaves.
 
 Reads what 0.4.9 to 0.4.13 write: `results_DATE.json` in a folder of the model's name, and beside it
 a `samples_TASK_DATE.jsonl` for each task, one line a question and filter. No torch, no lm_eval.
@@ -6,13 +6,12 @@ a `samples_TASK_DATE.jsonl` for each task, one line a question and filter. No to
 
 import json
 import re
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from graphlib import TopologicalSorter
 from hashlib import sha256
-from math import fsum, isclose, nan
+from math import isclose, nan
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,15 @@ from slimdown.evaluation.harness_results import (
     read_task_samples,
     summarize_samples,
 )
-from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Metric
+from slimdown.evaluation.logs.logged_task import MALFORMED, name_benchmark
+from slimdown.evaluation.results import BenchmarkEvaluation, Metric
 from slimdown.utils.errors import ConfigError, DataError, describe_error
 from slimdown.utils.secrets import redact
 
 _DATED = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json$")
 # Arguments that say which weights these are and where they run: two logs may differ in them. Every
 # other argument moves answers, or may.
-_FREE_ARGUMENTS = re.compile(
+FREE_ARGUMENTS = re.compile(
     "pretrained|peft|delta|revision|subfolder|gguf_file|tokenizer|tokenizer_revision|model|"
     "lora_local_path|enable_lora|max_lora_rank|base_url|api_key|token|hf_token|auth_token|cache_dir|"
     "trust_remote_code|use_fast_tokenizer|low_cpu_mem_usage|device|device_map|device_map_option|"
@@ -46,73 +46,13 @@ _FREE_ARGUMENTS = re.compile(
 # Settings of a task that say how an answer is made and scored; hashes say what is asked.
 _SCORED_BY = "output_type num_fewshot generation_kwargs filter_list metric_list process_results"
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # the harness takes each of them
-_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
-def read_lm_eval(
-    folder: Path | str,
-    metrics: Mapping[str, str] | None = None,
-    targets: Collection[str] = (),
-    on_note: Callable[[str], object] = warnings.warn,
-) -> Evaluation:
-    """Read what one model answered from the logs of the harness's command line.
-
-    A group that has a score of its own is one benchmark; any other task is one by itself. Where a
-    benchmark was asked several times, its newest answers are read.
-
-    Args:
-        folder: The one that `--output_path` named, the model's folder in it, or one results file.
-        metrics: The primary metric by benchmark, filters after a dot; without it that of
-            `conf/benchmark/`, else the one that `choose_metric` chooses.
-        targets: The benchmarks that the fine-tuning was meant to teach.
-        on_note: Called with a line about what is left out.
-
-    Returns:
-        The evaluation; its `conditions` hold what else must be equal for two to be compared.
-
-    Raises:
-        ConfigError: `metrics` or `targets` name what was not asked.
-        DataError: No logs, none of questions, or not as the harness writes them.
-        OSError: A file cannot be read.
-    """
-    logs = [_ResultsLog(file) for file in find_results_files(Path(str(folder)))]
-    newest = {name: log for log in logs for name in log.benchmarks}
-    used = [log for log in logs if log in newest.values()]
-    for name in (*(metrics or {}), *targets):
-        if name not in newest:
-            raise ConfigError(f"{folder}: {name} was not asked{nearest(name, list(newest))}")
-    first, *others = (log.made_by | log.conditions for log in used)
-    for key in (key for conditions in others for key in conditions if "." not in key):
-        if len(values := {of_log.get(key, "") for of_log in (first, *others)}) > 1:
-            problem = f"{key} differs: {' and '.join(sorted(values))}"
-            raise DataError(f"{folder}: logs were not made alike, {problem}; give one of the files")
-    if len(logs) > 1:
-        read = ", ".join(f"{name} from {log.file.name}" for name, log in newest.items())
-        on_note(f"{folder} holds {len(logs)} results, of which the newest are read: {read}")
-    benchmarks: dict[str, BenchmarkEvaluation] = {}
-    for name, log in newest.items():
-        role = Role.target if name in targets else None
-        if evaluation := log.read_benchmark(name, (metrics or {}).get(name), role):
-            benchmarks[name] = evaluation
-        else:
-            problem = "no metric is a mean of scores between 0 and 1 of which more is better"
-            on_note(f"{name} is left out: {problem}")
-    if not benchmarks:
-        raise DataError(f"{folder}: no benchmark has scores of its questions that can be compared")
-    return Evaluation(
-        benchmarks=benchmarks,
-        harness_version=used[-1].made_by["lm_eval"],
-        backend=used[-1].made_by["backend"],
-        seconds=fsum(log.seconds for log in used),
-        conditions={key: value for log in used for key, value in log.conditions.items()},
-    )
-
-
-def find_results_files(path: Path) -> list[Path]:
+def find_files(path: Path) -> list[Path]:
     """Find the harness's results files that a path stands for, oldest first.
 
     Raises:
-        DataError: There are none, or those of several models.
+        DataError: They are of several models.
     """
 
     def list_dated(folder: Path) -> list[Path]:
@@ -129,19 +69,19 @@ def find_results_files(path: Path) -> list[Path]:
         files = list_dated(folders[0]) if folders else []
     else:  # `--output_path out/base.json` is written as out/base_DATE.json
         files = [f for f in list_dated(path.parent) if _DATED.sub(".json", f.name) == path.name]
-    if not files:
-        problem = f"{path} holds no results as lm_eval names them, results_DATE.json"
-        if not path.exists():
-            problem = f"there is no folder {path}; give the one that lm_eval's --output_path named"
-        raise DataError(problem)
     return sorted(files, key=_read_date)
+
+
+def open_logs(files: list[Path]) -> list["ResultsLog"]:
+    """Read results files, but not the samples."""
+    return [ResultsLog(file) for file in files]
 
 
 def _read_date(file: Path) -> str:
     return "".join(_DATED.findall(file.name))
 
 
-class _ResultsLog:
+class ResultsLog:
     """One results file, and the samples beside it.
 
     Attributes:
@@ -164,7 +104,7 @@ class _ResultsLog:
             }
             self.conditions = dict(_list_conditions(self.results))
             self.seconds = float(self.results.get("total_evaluation_time_seconds") or 0)
-        except _MALFORMED as error:
+        except MALFORMED as error:
             problem = "is no results file of lm_eval, or was cut short"
             raise DataError(f"{file} {problem} ({describe_error(error)})") from None
 
@@ -194,7 +134,7 @@ class _ResultsLog:
             has_own_code = any(configs[t].get("process_results") for t in subtasks)
             generations = [configs[t].get("generation_kwargs") or {} for t in subtasks]
             longest = [max(int(one.get(key) or 0) for key in _LIMITS) for one in generations]
-        except _MALFORMED as error:
+        except MALFORMED as error:
             raise DataError(
                 f"{self.file}: {task} is not logged as lm_eval does it ({describe_error(error)})"
             ) from None
@@ -251,7 +191,7 @@ class _ResultsLog:
                     if abs(int(entry["doc_id"])) >= 2**63:
                         raise ValueError("its doc_id has more than 64 bits")
                     entries.append(entry)
-        except _MALFORMED as error:
+        except MALFORMED as error:
             place = f"{file}, line {len(entries) + 1},"
             reason = f"is no line of lm_eval, or was cut short ({describe_error(error)})"
             raise DataError(f"{place} {reason}") from None
@@ -275,7 +215,7 @@ def _list_benchmarks(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
             names += [child for child in groups[name] if child not in listed]  # each by itself
             listed.update(groups[name])
         else:
-            yield re.sub(r"[^\w-]", "_", name), name
+            yield name_benchmark(name), name
 
 
 def _list_tasks(name: str, results: dict[str, Any]) -> list[str]:
@@ -310,7 +250,7 @@ def _list_conditions(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     arguments = config.get("model_args") or {}
     if isinstance(arguments, str):
         arguments = dict(argument.partition("=")[::2] for argument in arguments.split(","))
-    arguments = {k: value for k, value in arguments.items() if not _FREE_ARGUMENTS.fullmatch(k)}
+    arguments = {k: value for k, value in arguments.items() if not FREE_ARGUMENTS.fullmatch(k)}
     if config.get("model_dtype"):  # what `auto` stood for
         arguments["dtype"] = str(config["model_dtype"]).removeprefix("torch.")
     arguments["max_length"] = results.get("max_length") or arguments.get("max_length")

@@ -1,0 +1,169 @@
+"""Inspect's logs: the `.eval` and `.json` files of `inspect eval`, by Inspect's own reader.
+
+The score of a question is what a scorer gave it: C is 1, P is 0.5, I and N are 0, and numbers count
+as they are. Where a question was asked several times (`--epochs`), it is their mean.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from math import fsum
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+from slimdown.evaluation.harness_results import find_category, parse_score
+from slimdown.evaluation.logs.lm_eval import FREE_ARGUMENTS
+from slimdown.evaluation.logs.logged_task import (
+    LoggedTask,
+    check_size,
+    describe_settings,
+    name_metric,
+)
+from slimdown.utils.errors import ConfigError, DataError, describe_error
+from slimdown.utils.hashing import hash_json
+
+_LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
+# Arguments that say which weights these are, where they run, and how often a server is asked.
+_FREE = re.compile(
+    r"model_path|tokenizer_path|(attempt_)?timeout|max_connections|adaptive_connections|cache|batch|"
+    + FREE_ARGUMENTS.pattern
+)
+
+
+def find_files(path: Path) -> list[Path]:
+    """Find the logs that a path stands for."""
+    if path.is_file():
+        is_log = path.suffix == ".eval" or (path.suffix == ".json" and "results_" not in path.name)
+        return [path] if is_log else []
+    dated = "[0-9][0-9][0-9][0-9]-*T*_*.json"  # other files of JSON lie beside them
+    files = sorted((*path.glob("*.eval"), *path.glob(dated)))
+    return [file for file in files if file.is_file()]
+
+
+def open_logs(files: list[Path]) -> list[LoggedTask]:
+    """Read the logs, but not the answers; oldest first."""
+    headers = [(_read(file, header_only=True), file) for file in files]
+    return [_open_log(*item) for item in sorted(headers, key=lambda item: item[0].eval.created)]
+
+
+def _open_log(header: Any, file: Path) -> LoggedTask:
+    made, generation = header.eval, dict[str, Any]()
+    for config in (made.model_generate_config, header.plan.config):
+        generation |= config.model_dump(exclude_none=True, mode="json")
+    arguments = {"model_args": made.model_args, "generation": generation}
+    settings = {
+        name: {key: value for key, value in of_name.items() if not _FREE.fullmatch(key)}
+        for name, of_name in arguments.items()
+    } | {
+        "epochs": made.config.epochs or 1,
+        "task_args": made.task_args,
+        "solvers": [[step.solver, step.params] for step in header.plan.steps],
+        "scorers": [[scorer.name, scorer.options] for scorer in made.scorers or ()],
+        "model_roles": made.model_roles,
+    }
+    return LoggedTask(
+        file,
+        made.task,
+        {
+            "model": made.model,
+            "tool": f"inspect_ai {made.packages.get('inspect_ai', 'of unknown version')}",
+            "backend": f"Inspect, {made.model.partition('/')[0]}",
+        },
+        {"kind": "Inspect", **dict(describe_settings(made.task, settings))},
+        _read_answers(file, header),
+        str(made.task_version),
+        generation.get("max_tokens"),
+    )
+
+
+def _read(file: Path, header_only: bool = False) -> Any:
+    """Read a log with Inspect's own reader, after a look at its size."""
+    try:
+        from inspect_ai.log import read_eval_log
+    except ImportError:
+        advice = "pip install 'slimdown[inspect]'"
+        raise ConfigError(f"{file}: a log of Inspect is read by inspect-ai; {advice}") from None
+    skipped = {"events", "store", "attachments", "timelines", "events_data"}
+    try:
+        check_size(file.stat().st_size)
+        if file.suffix == ".eval":
+            with ZipFile(file) as packed:
+                check_size(sum(member.file_size for member in packed.infolist()))
+                # Inspect unpacks more than what is declared; this does not, and finds the lie.
+                if not header_only and (damaged := packed.testzip()):
+                    raise BadZipFile(f"{damaged} is damaged")
+        return read_eval_log(str(file.resolve()), header_only, exclude_fields=skipped)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from None
+    except Exception as error:  # no list of what this reader raises at damaged bytes is complete
+        problem = "is no log of Inspect, or was cut short"
+        raise DataError(f"{file} {problem} ({describe_error(error)})") from None
+
+
+def _read_answers(file: Path, header: Any) -> Iterator[dict[str, Any]]:
+    if header.status != "success":
+        advice = "finish it with `inspect eval-retry`"
+        raise DataError(f"{file}: the log has the status {header.status}; {advice}")
+    log = _read(file)
+    by_id: dict[str, list[Any]] = {}
+    for sample in log.samples or ():
+        by_id.setdefault(str(sample.id), []).append(sample)
+    n_logged = sum(map(len, by_id.values()))
+    if n_logged != (log.results and log.results.total_samples):
+        raise DataError(f"{file} holds {n_logged} answers, and not those of all that was asked")
+    for question, samples in by_id.items():
+        n_epochs = len({sample.epoch for sample in samples})
+        problems = {
+            "was not asked as often as others": n_epochs * len(by_id) != n_logged,
+            "ended in an error": any(sample.error for sample in samples),
+            "has no score": not all(sample.scores for sample in samples),
+        }
+        if problem := next((text for text, is_so in problems.items() if is_so), ""):
+            advice = "`inspect eval-retry` or `inspect score` completes a log"
+            raise DataError(f"{file}: question {question!r} {problem}; {advice}")
+        yield _read_answer(question, samples)
+
+
+def _read_answer(question: str, samples: Sequence[Any]) -> dict[str, Any]:
+    """One question, its mean scores, and the texts of the first time that it was asked."""
+    first, by_epoch = samples[0], [dict(_list_scores(sample)) for sample in samples]
+    metrics = [key for key in by_epoch[0] if all(key in scores for scores in by_epoch)]
+    asked = first.input if isinstance(first.input, list) else [first.input]
+    sent = []
+    for message in first.messages:
+        # An assistant's message in the input is a worked example; the first other is an answer.
+        if message.role == "assistant" and message.source != "input":
+            break
+        sent.append(message)
+    texts = [one if isinstance(one, str) else f"{one.role}: {one.text}" for one in sent or asked]
+    prompt = texts[0].removeprefix("user: ") if len(texts) == 1 else "\n\n".join(texts)
+    scored = {name_metric(key): score.answer for key, score in first.scores.items()}
+    response = first.output.completion
+    return {
+        "question": question,
+        "prompt": prompt,
+        "target": first.target if isinstance(first.target, str) else " | ".join(first.target),
+        "response": response,
+        "scores": {key: fsum(s[key] for s in by_epoch) / len(by_epoch) for key in metrics},
+        "answers": {key: scored.get(key.partition(".")[0]) or response for key in metrics},
+        "doc_hash": hash_json([*map(_describe_message, asked), first.choices]),
+        "prompt_hash": hash_json([*map(_describe_message, sent or asked)]),
+        "category": find_category(first.metadata),
+        "ran_out": first.output.stop_reason == "max_tokens",
+        "n_choices": len(set(first.choices or ())),
+    }
+
+
+def _describe_message(message: Any) -> Any:
+    """What a message says, without the ids that each log gives it anew."""
+    content = {"role", "content", "tool_calls", "tool_call_id", "function"}
+    return message if isinstance(message, str) else message.model_dump(include=content, mode="json")
+
+
+def _list_scores(sample: Any) -> Iterator[tuple[str, float]]:
+    """The scores of one answer, by scorer, and behind a dot by name where it has several."""
+    for scorer, score in sample.scores.items():
+        values = score.value if isinstance(score.value, dict) else {"": score.value}
+        for name, value in values.items():
+            if (number := _LETTERS.get(str(value), parse_score(value))) is not None:
+                yield name_metric(f"{scorer}.{name}" if name else scorer), number

@@ -1,0 +1,111 @@
+"""Finds out which tool wrote a log, and reads it: `read_logs`."""
+
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from math import fsum
+from pathlib import Path
+from typing import Any
+
+from slimdown.config.fields import nearest
+from slimdown.config.schema import Role
+from slimdown.evaluation.logs import inspect, lighteval, lm_eval, score_tables
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
+from slimdown.utils.errors import ConfigError, DataError
+
+# A table beside the logs of a tool is not one of them.
+_KINDS: dict[str, Any] = {
+    "lm_eval": lm_eval,
+    "Inspect": inspect,
+    "lighteval": lighteval,
+    "tables": score_tables,
+}
+
+
+def find_logs(path: Path) -> tuple[str, list[Path]]:
+    """Find the logs that a path stands for.
+
+    Returns:
+        The kind of them, and the files, oldest first.
+
+    Raises:
+        DataError: There are none, or those of several tools or models.
+    """
+    by_kind = {kind: files for kind, one in _KINDS.items() if (files := one.find_files(path))}
+    if len(by_kind) > 1:
+        by_kind.pop("tables", None)
+    if len(by_kind) > 1:
+        raise DataError(f"{path} holds logs of {' and '.join(by_kind)}; give the place of one")
+    for kind, files in by_kind.items():
+        return kind, files
+    if not path.exists():
+        problem = "give the one that lm_eval's --output_path named, or the place of other logs"
+        raise DataError(f"there is no folder {path}; {problem}")
+    raise DataError(
+        f"{path} holds no results as lm_eval names them, results_DATE.json, no logs of Inspect, "
+        ".eval, no details_TASK_DATE.parquet of lighteval and no table, .csv, .jsonl or .parquet"
+    )
+
+
+def read_logs(
+    folder: Path | str,
+    metrics: Mapping[str, str] | None = None,
+    targets: Collection[str] = (),
+    on_note: Callable[[str], object] = warnings.warn,
+) -> Evaluation:
+    """Read what one model answered from the logs of lm_eval, Inspect or lighteval, or a table.
+
+    Of lm_eval, a group that has a score of its own is one benchmark; any other task is one by
+    itself. Where a benchmark was asked several times, its newest answers are read.
+
+    Args:
+        folder: The one that the tool was told to write to, the model's folder in it, or one file.
+        metrics: The primary metric by benchmark: of lm_eval with filters after a dot, of Inspect
+            the scorer; without it that of `conf/benchmark/` for lm_eval, else the one that
+            `choose_metric` chooses.
+        targets: The benchmarks that the fine-tuning was meant to teach.
+        on_note: Called with a line about what is left out.
+
+    Returns:
+        The evaluation; its `conditions` hold what else must be equal for two to be compared.
+
+    Raises:
+        ConfigError: `metrics` or `targets` name what was not asked, or the tool that reads the logs
+            is not installed.
+        DataError: No logs, none of questions, or not as the tool writes them.
+        OSError: A file cannot be read.
+    """
+    kind, files = find_logs(Path(folder))
+    logs: list[Any] = _KINDS[kind].open_logs(files)
+    newest = {name: log for log in logs for name in log.benchmarks}
+    used = [log for log in logs if log in newest.values()]
+    for name in (*(metrics or {}), *targets):
+        if name not in newest:
+            raise ConfigError(f"{folder}: {name} was not asked{nearest(name, list(newest))}")
+    # A folder of lm_eval is of one model.
+    compared = used if kind == "lm_eval" else logs
+    first, *others = ({**log.made_by, **log.conditions} for log in compared)
+    for key in (key for conditions in others for key in conditions if "." not in key):
+        if len(values := {of_log.get(key, "") for of_log in (first, *others)}) > 1:
+            problem = f"{key} differs: {' and '.join(sorted(values))}"
+            raise DataError(f"{folder}: logs were not made alike, {problem}; give one of the files")
+    if len(logs) > (1 if kind == "lm_eval" else len(used)):
+        read = ", ".join(f"{name} from {log.file.name}" for name, log in newest.items())
+        on_note(f"{folder} holds {len(logs)} results, of which the newest are read: {read}")
+    benchmarks: dict[str, BenchmarkEvaluation] = {}
+    for name, log in newest.items():
+        role = Role.target if name in targets else None
+        if evaluation := log.read_benchmark(name, (metrics or {}).get(name), role):
+            benchmarks[name] = evaluation
+        else:
+            problem = "no metric is a mean of scores between 0 and 1 of which more is better"
+            on_note(f"{name} is left out: {problem}")
+    if not benchmarks:
+        raise DataError(f"{folder}: no benchmark has scores of its questions that can be compared")
+    made_by = used[-1].made_by
+    return Evaluation(
+        benchmarks=benchmarks,
+        harness_version=made_by["lm_eval" if kind == "lm_eval" else "tool"],
+        backend=made_by["backend"],
+        seconds=fsum(log.seconds for log in used),
+        conditions={key: value for log in used for key, value in log.conditions.items()},
+    )
