@@ -195,6 +195,8 @@ def list_caveats(findings: Findings) -> Iterator[str]:
         name, _, setting = key.partition(".")
         prompts.setdefault(f"{setting}={value}", []).append(name)
     for setting, names in prompts.items():
+        if setting == "prompts=not logged":
+            yield f"{', '.join(names)}: the tables hold no prompts, which may have differed."
         if setting.startswith((*PROMPT_SETTINGS, "stop")):
             yield f"Asked with {shorten(setting, 160, placeholder='…')}: {', '.join(names)}."
     if stopped := [name for name, b in findings.benchmarks.items() if b.is_stopped]:

@@ -4,7 +4,6 @@ The score of a question is what a scorer gave it: C is 1, P is 0.5, I and N are 
 as they are. Where a question was asked several times (`--epochs`), it is their mean.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from math import fsum
 from pathlib import Path
@@ -12,68 +11,44 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 from slimdown.evaluation.harness_results import find_category, parse_score
-from slimdown.evaluation.logs.lm_eval import FREE_ARGUMENTS
-from slimdown.evaluation.logs.logged_task import (
-    LoggedTask,
-    check_size,
-    describe_settings,
-    name_metric,
-)
+from slimdown.evaluation.logs import logged_task
 from slimdown.utils.errors import ConfigError, DataError, describe_error
 from slimdown.utils.hashing import hash_json
 
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
-# Arguments that say which weights these are, where they run, and how often a server is asked.
-_FREE = re.compile(
-    r"model_path|tokenizer_path|(attempt_)?timeout|max_connections|adaptive_connections|cache|batch|"
-    + FREE_ARGUMENTS.pattern
-)
 
 
 def find_files(path: Path) -> list[Path]:
-    """Find the logs that a path stands for."""
+    """Find the logs that a path stands for, oldest first: Inspect's names begin with a date."""
     if path.is_file():
         is_log = path.suffix == ".eval" or (path.suffix == ".json" and "results_" not in path.name)
         return [path] if is_log else []
     dated = "[0-9][0-9][0-9][0-9]-*T*_*.json"  # other files of JSON lie beside them
-    files = sorted((*path.glob("*.eval"), *path.glob(dated)))
-    return [file for file in files if file.is_file()]
+    return sorted(file for file in (*path.glob("*.eval"), *path.glob(dated)) if file.is_file())
 
 
-def open_logs(files: list[Path]) -> list[LoggedTask]:
-    """Read the logs, but not the answers; oldest first."""
-    headers = [(_read(file, header_only=True), file) for file in files]
-    return [_open_log(*item) for item in sorted(headers, key=lambda item: item[0].eval.created)]
-
-
-def _open_log(header: Any, file: Path) -> LoggedTask:
+def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
+    """Read a log, but not the answers."""
+    header = _read(file, header_only=True)
     made, generation = header.eval, dict[str, Any]()
     for config in (made.model_generate_config, header.plan.config):
         generation |= config.model_dump(exclude_none=True, mode="json")
-    arguments = {"model_args": made.model_args, "generation": generation}
     settings = {
-        name: {key: value for key, value in of_name.items() if not _FREE.fullmatch(key)}
-        for name, of_name in arguments.items()
-    } | {
+        "model_args": logged_task.drop_free(made.model_args),
+        "generation": logged_task.drop_free(generation),
         "epochs": made.config.epochs or 1,
         "task_args": made.task_args,
         "solvers": [[step.solver, step.params] for step in header.plan.steps],
         "scorers": [[scorer.name, scorer.options] for scorer in made.scorers or ()],
         "model_roles": made.model_roles,
     }
-    return LoggedTask(
-        file,
-        made.task,
-        {
-            "model": made.model,
-            "tool": f"inspect_ai {made.packages.get('inspect_ai', 'of unknown version')}",
-            "backend": f"Inspect, {made.model.partition('/')[0]}",
-        },
-        {"kind": "Inspect", **dict(describe_settings(made.task, settings))},
-        _read_answers(file, header),
-        str(made.task_version),
-        generation.get("max_tokens"),
-    )
+    conditions = logged_task.describe_settings("Inspect", made.task, settings)
+    tool = f"inspect_ai {made.packages.get('inspect_ai', 'of unknown version')}"
+    provider = f"Inspect, {made.model.partition('/')[0]}"
+    made_by = {"model": made.model, "tool": tool, "backend": provider}
+    answers, limit = _read_answers(file, header.status), generation.get("max_tokens")
+    version = str(made.task_version)
+    yield logged_task.LoggedTask(file, made.task, made_by, conditions, answers, version, limit)
 
 
 def _read(file: Path, header_only: bool = False) -> Any:
@@ -85,10 +60,10 @@ def _read(file: Path, header_only: bool = False) -> Any:
         raise ConfigError(f"{file}: a log of Inspect is read by inspect-ai; {advice}") from None
     skipped = {"events", "store", "attachments", "timelines", "events_data"}
     try:
-        check_size(file.stat().st_size)
+        logged_task.check_size(file.stat().st_size)
         if file.suffix == ".eval":
             with ZipFile(file) as packed:
-                check_size(sum(member.file_size for member in packed.infolist()))
+                logged_task.check_size(sum(member.file_size for member in packed.infolist()))
                 # Inspect unpacks more than what is declared; this does not, and finds the lie.
                 if not header_only and (damaged := packed.testzip()):
                     raise BadZipFile(f"{damaged} is damaged")
@@ -100,10 +75,10 @@ def _read(file: Path, header_only: bool = False) -> Any:
         raise DataError(f"{file} {problem} ({describe_error(error)})") from None
 
 
-def _read_answers(file: Path, header: Any) -> Iterator[dict[str, Any]]:
-    if header.status != "success":
+def _read_answers(file: Path, status: str) -> Iterator[logged_task.Answer]:
+    if status != "success":
         advice = "finish it with `inspect eval-retry`"
-        raise DataError(f"{file}: the log has the status {header.status}; {advice}")
+        raise DataError(f"{file}: the log has the status {status}; {advice}")
     log = _read(file)
     by_id: dict[str, list[Any]] = {}
     for sample in log.samples or ():
@@ -124,7 +99,7 @@ def _read_answers(file: Path, header: Any) -> Iterator[dict[str, Any]]:
         yield _read_answer(question, samples)
 
 
-def _read_answer(question: str, samples: Sequence[Any]) -> dict[str, Any]:
+def _read_answer(question: str, samples: Sequence[Any]) -> logged_task.Answer:
     """One question, its mean scores, and the texts of the first time that it was asked."""
     first, by_epoch = samples[0], [dict(_list_scores(sample)) for sample in samples]
     metrics = [key for key in by_epoch[0] if all(key in scores for scores in by_epoch)]
@@ -136,22 +111,17 @@ def _read_answer(question: str, samples: Sequence[Any]) -> dict[str, Any]:
             break
         sent.append(message)
     texts = [one if isinstance(one, str) else f"{one.role}: {one.text}" for one in sent or asked]
-    prompt = texts[0].removeprefix("user: ") if len(texts) == 1 else "\n\n".join(texts)
-    scored = {name_metric(key): score.answer for key, score in first.scores.items()}
-    response = first.output.completion
-    return {
-        "question": question,
-        "prompt": prompt,
+    told = {
+        "prompt": texts[0].removeprefix("user: ") if len(texts) == 1 else "\n\n".join(texts),
         "target": first.target if isinstance(first.target, str) else " | ".join(first.target),
-        "response": response,
+        "response": first.output.completion,
         "scores": {key: fsum(s[key] for s in by_epoch) / len(by_epoch) for key in metrics},
-        "answers": {key: scored.get(key.partition(".")[0]) or response for key in metrics},
         "doc_hash": hash_json([*map(_describe_message, asked), first.choices]),
         "prompt_hash": hash_json([*map(_describe_message, sent or asked)]),
         "category": find_category(first.metadata),
         "ran_out": first.output.stop_reason == "max_tokens",
-        "n_choices": len(set(first.choices or ())),
     }
+    return question, 1 / len(set(first.choices)) if first.choices else 0.0, told
 
 
 def _describe_message(message: Any) -> Any:
@@ -166,4 +136,4 @@ def _list_scores(sample: Any) -> Iterator[tuple[str, float]]:
         values = score.value if isinstance(score.value, dict) else {"": score.value}
         for name, value in values.items():
             if (number := _LETTERS.get(str(value), parse_score(value))) is not None:
-                yield name_metric(f"{scorer}.{name}" if name else scorer), number
+                yield logged_task.name_metric(f"{scorer}.{name}" if name else scorer), number

@@ -12,14 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from slimdown.evaluation.harness_results import find_category, parse_score
-from slimdown.evaluation.logs.lm_eval import FREE_ARGUMENTS
-from slimdown.evaluation.logs.logged_task import (
-    MALFORMED,
-    LoggedTask,
-    describe_settings,
-    name_metric,
-    read_rows,
-)
+from slimdown.evaluation.logs import logged_task
+from slimdown.evaluation.logs.logged_task import name_metric
 from slimdown.utils.errors import DataError, describe_error
 from slimdown.utils.hashing import hash_json
 
@@ -28,100 +22,82 @@ _DETAILS = re.compile(r"details_(.+)_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\
 
 def find_files(path: Path) -> list[Path]:
     """Find the details that a path stands for, oldest first."""
-    files = [path, *path.glob("*.parquet"), *(path / "details").rglob("*.parquet")]
+    files = {path, *path.glob("*.parquet"), *(path / "details").rglob("*.parquet")}
     if "details" in path.absolute().parts:  # else it may be a home folder, with no end to it
-        files += path.rglob("*.parquet")
+        files.update(path.rglob("*.parquet"))
     dates = {file: found[2] for file in files if (found := _DETAILS.fullmatch(file.name))}
     return sorted((file for file in dates if file.is_file()), key=lambda file: (dates[file], file))
 
 
-def open_logs(files: list[Path]) -> list[LoggedTask]:
+def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
     """Read the results that belong to details, but not the answers."""
-    return [_open_log(file) for file in files]
-
-
-def _open_log(file: Path) -> LoggedTask:
     title, date = _DETAILS.fullmatch(file.name).groups()  # type: ignore[union-attr]
-    name = f"results_{date}.json"
-    places = [file.with_name(name), file.parent.parent / name]
-    outputs = [folder.parent for folder in file.absolute().parents if folder.name == "details"]
-    places += [found for output in outputs for found in (output / "results").rglob(name)]
-    if not (there := [place for place in places if place.is_file()]):
+    name, folders = f"results_{date}.json", file.absolute().parents
+    places = [folder / name for folder in folders[:2]]
+    for output in (folder.parent for folder in folders if folder.name == "details"):
+        places += (output / "results").rglob(name)
+    results_file = next((place for place in places if place.is_file()), None)
+    if not results_file:
         advice = "give the folder that lighteval's --output-dir named"
         raise DataError(f"{file}: there is no {name} in results/ beside details/; {advice}")
     try:
-        results = json.loads(there[0].read_bytes())
+        results = json.loads(results_file.read_bytes())
         general, task = results["config_general"], results["config_tasks"][title]
-        asked = {k: v for k, v in general["model_config"].items() if k != "model_name"}
-        asked = {k: v for k, v in asked.items() if not FREE_ARGUMENTS.fullmatch(k)}
+        asked = logged_task.drop_free(general["model_config"])
+        limit = asked["generation_parameters"].get("max_new_tokens") or task["generation_size"]
         # An installed lighteval logs "?".
         tool = f"lighteval {general['lighteval_sha']}".replace("?", "of unknown version")
-        limit = asked["generation_parameters"].get("max_new_tokens") or task["generation_size"]
-        return LoggedTask(
-            file,
-            title,
-            {"model": general["model_name"], "tool": tool, "backend": "lighteval"},
-            {"kind": "lighteval", **dict(describe_settings(title, asked | {"task": task}))},
-            _read_answers(file, results["results"][title], _list_worse(task["metrics"])),
-            str(task["version"]),
-            limit,
-        )
-    except MALFORMED as error:
+        made_by = {"model": general["model_name"], "tool": tool, "backend": "lighteval"}
+        conditions = logged_task.describe_settings("lighteval", title, asked | {"task": task})
+        described = [one for one in task["metrics"] if isinstance(one, dict)]  # else names
+        worse = [one["metric_name"] for one in described if one["higher_is_better"] is False]
+        reported = results["results"][title] | dict.fromkeys(map(str, worse), nan)
+        reported = {name_metric(key): value for key, value in reported.items()}
+    except logged_task.MALFORMED as error:
         problem = "is no results file of lighteval, or was cut short"
-        raise DataError(f"{there[0]} {problem} ({describe_error(error)})") from None
+        raise DataError(f"{results_file} {problem} ({describe_error(error)})") from None
+    answers = _read_answers(file, reported)
+    version = str(task.get("version"))
+    yield logged_task.LoggedTask(file, title, made_by, conditions, answers, version, limit)
 
 
-def _list_worse(metrics: list[Any]) -> set[str]:
-    """The metrics of which less is better."""
-    described = [metric for metric in metrics if isinstance(metric, dict)]  # else names
-    return {str(one["metric_name"]) for one in described if one["higher_is_better"] is False}
-
-
-def _read_answers(
-    file: Path, reported: Mapping[str, Any], worse: set[str]
-) -> Iterator[dict[str, Any]]:
-    answers: list[dict[str, Any]] = []
-    for number, row in read_rows(file):
+def _read_answers(file: Path, reported: Mapping[str, Any]) -> Iterator[logged_task.Answer]:
+    """Read the answers, with those scores whose mean over questions is what was reported."""
+    answers: list[logged_task.Answer] = []
+    for number, row in logged_task.read_rows(file):
         try:
             answers.append(_read_answer(row))
-        except MALFORMED as error:
+        except logged_task.MALFORMED as error:
             problem = f"row {number} is not logged as lighteval 0.13 does it"
             raise DataError(f"{file}: {problem} ({describe_error(error)})") from None
-    for metric in {key for answer in answers for key in answer["scores"]}:
-        mean = fsum(answer["scores"].get(metric, nan) for answer in answers) / len(answers)
-        # Others are computed of all answers at once.
-        if metric in worse or abs(reported.get(metric, mean) - mean) > 1e-9:
-            for answer in answers:
-                answer["scores"].pop(metric, None)
-    for answer in answers:
-        for field in ("scores", "answers"):
-            answer[field] = {name_metric(key): value for key, value in answer[field].items()}
-        yield answer
+    all_scores = [told["scores"] for _, _, told in answers]
+    for metric in {metric for scores in all_scores for metric in scores}:
+        mean = fsum(scores.get(metric, nan) for scores in all_scores) / len(all_scores)
+        if not abs(reported.get(metric, mean) - mean) < 1e-9:
+            for scores in all_scores:
+                scores.pop(metric, None)
+    yield from answers
 
 
-def _read_answer(row: Mapping[str, Any]) -> dict[str, Any]:
+def _read_answer(row: Mapping[str, Any]) -> logged_task.Answer:
     asked, came_back = row["doc"], row["model_response"]
     prompt, right = came_back.get("input") or asked["query"], asked["gold_index"]
     choices, likelihoods = asked["choices"], came_back.get("logprobs") or ()
-    texts = came_back.get("text") or [""]
-    numbers = ((key, parse_score(value)) for key, value in row["metric"].items())
+    [text, *_] = came_back.get("text") or [""]
+    numbers = ((name_metric(key), parse_score(value)) for key, value in row["metric"].items())
     scores = {key: score for key, score in numbers if score is not None}
-    read_as = dict.fromkeys(scores, (came_back.get("text_post_processed") or texts)[0])
-    chosen: dict[str, Any] = {}
-    if not texts[0] and 1 < len(choices) == len(likelihoods):
-        chosen = {"choices": tuple(choices), "log_likelihoods": tuple(likelihoods)}
-        chosen["n_choices"] = len(set(choices))
-        by_length = [ll / max(len(c), 1) for ll, c in zip(likelihoods, choices, strict=True)]
-        for key in scores:
-            ranks = by_length if "norm" in key else likelihoods
-            read_as[key] = choices[ranks.index(max(ranks))]
-    return {
-        "question": str(asked["id"]),
+    told = {
         "prompt": prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False),
         "target": " | ".join(choices[i] for i in (right if isinstance(right, list) else [right])),
-        "response": texts[0],
+        "response": text,
         "scores": scores,
-        "answers": read_as,
         "doc_hash": hash_json([asked["query"], choices]),
         "category": find_category(asked.get("specific") or {}),
-    } | chosen
+    }
+    if text or not 1 < len(choices) == len(likelihoods):
+        return str(asked["id"]), 0.0, told
+    told |= {"choices": tuple(choices), "log_likelihoods": tuple(likelihoods)}
+    by_length = [ll / max(len(choice), 1) for ll, choice in zip(likelihoods, choices, strict=True)]
+    ranks = {key: by_length if "norm" in key else likelihoods for key in scores}
+    told["answers"] = {key: choices[of_key.index(max(of_key))] for key, of_key in ranks.items()}
+    return str(asked["id"]), 1 / len(set(choices)), told

@@ -27,22 +27,12 @@ from slimdown.evaluation.harness_results import (
     read_task_samples,
     summarize_samples,
 )
-from slimdown.evaluation.logs.logged_task import MALFORMED, name_benchmark
+from slimdown.evaluation.logs.logged_task import MALFORMED, drop_free, name_benchmark
 from slimdown.evaluation.results import BenchmarkEvaluation, Metric
 from slimdown.utils.errors import ConfigError, DataError, describe_error
 from slimdown.utils.secrets import redact
 
 _DATED = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json$")
-# Arguments that say which weights these are and where they run: two logs may differ in them. Every
-# other argument moves answers, or may.
-FREE_ARGUMENTS = re.compile(
-    "pretrained|peft|delta|revision|subfolder|gguf_file|tokenizer|tokenizer_revision|model|"
-    "lora_local_path|enable_lora|max_lora_rank|base_url|api_key|token|hf_token|auth_token|cache_dir|"
-    "trust_remote_code|use_fast_tokenizer|low_cpu_mem_usage|device|device_map|device_map_option|"
-    "parallelize|gpus|max_memory_per_gpu|max_cpu_memory|offload_folder|tensor_parallel_size|"
-    "data_parallel_size|gpu_memory_utilization|swap_space|batch_size|max_batch_size|logits_cache|"
-    "num_concurrent|max_retries|timeout|headers?|.*(pass(word|wd|phrase)|secret|(api|access)_?key|auth)"
-)
 # Settings of a task that say how an answer is made and scored; hashes say what is asked.
 _SCORED_BY = "output_type num_fewshot generation_kwargs filter_list metric_list process_results"
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # the harness takes each of them
@@ -72,16 +62,16 @@ def find_files(path: Path) -> list[Path]:
     return sorted(files, key=_read_date)
 
 
-def open_logs(files: list[Path]) -> list["ResultsLog"]:
-    """Read results files, but not the samples."""
-    return [ResultsLog(file) for file in files]
+def open_logs(file: Path) -> Iterator["_ResultsLog"]:
+    """Read a results file, but not the samples."""
+    yield _ResultsLog(file)
 
 
 def _read_date(file: Path) -> str:
     return "".join(_DATED.findall(file.name))
 
 
-class ResultsLog:
+class _ResultsLog:
     """One results file, and the samples beside it.
 
     Attributes:
@@ -250,7 +240,7 @@ def _list_conditions(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     arguments = config.get("model_args") or {}
     if isinstance(arguments, str):
         arguments = dict(argument.partition("=")[::2] for argument in arguments.split(","))
-    arguments = {k: value for k, value in arguments.items() if not FREE_ARGUMENTS.fullmatch(k)}
+    arguments = drop_free(arguments)
     if config.get("model_dtype"):  # what `auto` stood for
         arguments["dtype"] = str(config["model_dtype"]).removeprefix("torch.")
     arguments["max_length"] = results.get("max_length") or arguments.get("max_length")

@@ -26,23 +26,35 @@ MAX_ROWS = 200_000
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What reading a file raises that is not what its name says."""
 
-_NO_CHOICE: dict[str, Any] = {"choices": (), "log_likelihoods": ()}
+Answer = tuple[str, float, dict[str, Any]]
+"""The id of a question, what guessing scores, and what a log says: fields of `Sample` by name.
+
+These are `prompt`, `target`, `response`, `scores`, and others where the log has them.
+"""
+
+# Arguments that say which weights these are and where they run: two logs may differ in them. Every
+# other argument moves answers, or may.
+_FREE_ARGUMENTS = re.compile(
+    "model_(name|path)|tokenizer_path|(max|adaptive)_connections|attempt_timeout|batch|cache|"
+    "pretrained|peft|delta|revision|subfolder|gguf_file|tokenizer|tokenizer_revision|model|"
+    "lora_local_path|enable_lora|max_lora_rank|base_url|api_key|token|hf_token|auth_token|cache_dir|"
+    "trust_remote_code|use_fast_tokenizer|low_cpu_mem_usage|device|device_map|device_map_option|"
+    "parallelize|gpus|max_memory_per_gpu|max_cpu_memory|offload_folder|tensor_parallel_size|"
+    "data_parallel_size|gpu_memory_utilization|swap_space|batch_size|max_batch_size|logits_cache|"
+    "num_concurrent|max_retries|timeout|headers?|.*(pass(word|wd|phrase)|secret|(api|access)_?key|auth)"
+)
+_UNKNOWN: dict[str, Any] = {"choices": (), "log_likelihoods": ()}
 
 
 @dataclass(frozen=True)
 class LoggedTask:
-    """The answers of one model to one benchmark, as a log holds them.
-
-    Answers are mappings: `question`, its id; `prompt`, `target`, `response` and `scores` by metric.
-    Where the log says more, there is more of what `Sample` has, and `n_choices`, from how many one
-    was chosen. They are read when they are needed: an older log of the task is not.
-    """
+    """The answers of one model to one benchmark, as a log holds them."""
 
     file: Path
     title: str  # the tool's name of the benchmark
     made_by: Mapping[str, str]  # the model, `tool`, with its version, and `backend`
     conditions: Mapping[str, str]  # what must be equal for answers to be compared
-    answers: Iterable[Mapping[str, Any]]
+    answers: Iterable[Answer]  # read when they are needed: those of older logs are not
     task_version: str = ""
     max_new_tokens: int | None = None
     seconds: float = nan
@@ -57,40 +69,37 @@ class LoggedTask:
     ) -> BenchmarkEvaluation:
         """Read the answers, and check that each has a score on the primary metric."""
         place, answers = f"{self.file}: {self.title}", list(self.answers)
-        metrics = list(dict.fromkeys(key for answer in answers for key in answer["scores"]))
+        metrics = list(dict.fromkeys(key for _, _, told in answers for key in told["scores"]))
         if not metrics:
             raise DataError(f"{place} has no answers with scores that are numbers")
         primary = metric or choose_metric(metrics)
         if primary not in metrics:
             raise ConfigError(f"{name}={metric}: no such score{nearest(primary, metrics)}")
-        n_of_each = Counter(answer["question"] for answer in answers)
-        for answer in answers:
-            shown, score = f"question {answer['question']!r}", answer["scores"].get(primary)
-            if n_of_each[answer["question"]] > 1:
-                raise DataError(f"{place}: {shown} stands there twice; keep one answer to each")
-            if score is None or not 0 <= score <= 1:
-                problem = f"{shown} has {primary}={score}; it must be a number from 0 to 1"
-                more = f", or choose one of {', '.join(metrics)}" if len(metrics) > 1 else ""
-                raise DataError(f"{place}: {problem}{more}")
+        n_of_each = Counter(question for question, _, _ in answers)
+        for question, _, told in answers:
+            if n_of_each[question] > 1:
+                raise DataError(f"{place}: question {question!r} stands there twice; keep one")
+            if not 0 <= told["scores"].get(primary, nan) <= 1:
+                score = told["scores"].get(primary)
+                advice = f"a number from 0 to 1 must stand there; it has {', '.join(metrics)}"
+                raise DataError(f"{place}: question {question!r} has {primary}={score}; {advice}")
         # Numbers stay, so that messages name them; other names count in their order.
         are_numbers = all(re.fullmatch("0|-?[1-9][0-9]{0,17}", text) for text in n_of_each)
         numbers = {
             text: int(text) if are_numbers else n for n, text in enumerate(sorted(n_of_each))
         }
-        samples, shares = [], []
-        for answer in sorted(answers, key=lambda answer: numbers[answer["question"]]):
-            told = dict(answer)
-            number, n_choices = numbers[told.pop("question")], told.pop("n_choices", 0)
-            shares.append(
-                1 / n_choices if n_choices > 1 and told["scores"][primary] in (0, 1) else 0
-            )
-            read_as = dict.fromkeys(told["scores"], told["response"]) | told.pop("answers", {})
+        samples = []
+        for question, _, told in answers:
+            place_of = {"task": name, "doc_id": numbers[question]}
             hashes = dict.fromkeys(("doc_hash", "prompt_hash"), hash_json(told["prompt"]))
-            fields = {"task": name, "doc_id": number, "answers": read_as} | _NO_CHOICE | hashes
-            samples.append(Sample(**(fields | told)))
-        chance = fsum(shares) / len(shares) if all(shares) else 0.0
-        described: Any = {"metric": primary, "chance": chance, "role": role or Role.retained}
-        config = ResolvedBenchmark(task=self.title, **described)
+            read_as = dict.fromkeys(told["scores"], told["response"])
+            samples.append(Sample(**({"answers": read_as} | _UNKNOWN | hashes | place_of | told)))
+        samples.sort(key=lambda sample: sample.doc_id)
+        is_chosen = all(sample.scores[primary] in (0, 1) for sample in samples)
+        chances = [chance for _, chance, _ in answers]
+        chance = fsum(chances) / len(chances) if is_chosen and all(chances) else 0.0
+        chosen: Any = {"metric": primary, "chance": chance, "role": role or Role.retained}
+        config = ResolvedBenchmark(task=self.title, **chosen)
         evaluation = summarize_samples(config, samples, self.task_version, self.seconds)
         if problem := check_evaluation(evaluation):
             raise DataError(f"{place} is odd, {problem}")
@@ -107,11 +116,18 @@ def name_metric(name: str) -> str:
     return re.sub(r"[^\w.-]", "_", name)
 
 
-def describe_settings(benchmark: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Write settings of a benchmark as conditions, without secrets and places in memory."""
+def drop_free(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the arguments in which two logs may differ."""
+    return {k: value for k, value in arguments.items() if not _FREE_ARGUMENTS.fullmatch(k)}
+
+
+def describe_settings(kind: str, task: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Write settings of a task as conditions, without secrets and places in memory."""
+    conditions = {"kind": kind}
     for key, value in settings.items():
-        text = json.dumps(value, sort_keys=True, default=str)
-        yield f"{name_benchmark(benchmark)}.{key}", redact(re.sub(" at 0x[0-9a-f]+", "", text))
+        text = re.sub(" at 0x[0-9a-f]+", "", json.dumps(value, sort_keys=True, default=str))
+        conditions[f"{name_benchmark(task)}.{key}"] = redact(text)
+    return conditions
 
 
 def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -129,15 +145,15 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             groups = map(table.row_group, range(table.num_row_groups))
             check_size(sum(group.total_byte_size for group in groups))
         for number, row in iter_records(file):
+            if number > MAX_ROWS:
+                raise DataError(f"it has more than {MAX_ROWS:,} rows; leave some out")
             if not isinstance(row, dict):
                 problem = row if isinstance(row, DataError) else "it is no object with columns"
                 raise DataError(f"row {number}: {problem}")
-            if number > MAX_ROWS:
-                raise DataError(f"it has more than {MAX_ROWS:,} rows; leave some out")
             yield number, row
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
-    except MALFORMED as error:  # Arrow's are ValueErrors
+    except MALFORMED as error:  # as Arrow's are
         raise DataError(f"{file}: it is no Parquet file ({describe_error(error)})") from None
 
 

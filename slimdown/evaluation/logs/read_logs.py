@@ -75,8 +75,10 @@ def read_logs(
         OSError: A file cannot be read.
     """
     kind, files = find_logs(Path(folder))
-    logs: list[Any] = _KINDS[kind].open_logs(files)
+    logs: list[Any] = [log for file in files for log in _KINDS[kind].open_logs(file)]
     newest = {name: log for log in logs for name in log.benchmarks}
+    if kind == "tables" and len(logs) > len(newest):
+        raise DataError(f"{folder}: tables hold a benchmark twice; give one of {', '.join(newest)}")
     used = [log for log in logs if log in newest.values()]
     for name in (*(metrics or {}), *targets):
         if name not in newest:

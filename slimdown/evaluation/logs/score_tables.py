@@ -4,16 +4,15 @@ Of the columns `prompt`, `answer`, `target`, `benchmark` and `category` those ar
 has. Without `benchmark`, a file is one benchmark of its name.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from slimdown.evaluation.harness_results import parse_score
-from slimdown.evaluation.logs.logged_task import LoggedTask, name_benchmark, read_rows
+from slimdown.evaluation.logs.logged_task import Answer, LoggedTask, name_benchmark, read_rows
 from slimdown.utils.errors import DataError
 
-_TEXTS = {"prompt": "prompt", "target": "target", "answer": "response", "category": "category"}
+_TEXTS = {"prompt": "prompt", "target": "target", "response": "answer", "category": "category"}
 
 
 def find_files(path: Path) -> list[Path]:
@@ -23,29 +22,9 @@ def find_files(path: Path) -> list[Path]:
     return [file for file in files if file.suffix.lower() in endings and file.is_file()]
 
 
-def open_logs(files: list[Path]) -> list[LoggedTask]:
-    """Read tables, each benchmark of which stands in one of them."""
-    tasks: dict[str, LoggedTask] = {}
-    for file in files:
-        answers: dict[str, list[dict[str, Any]]] = {}
-        for title, answer in _read_answers(file):
-            answers.setdefault(title, []).append(answer)
-        if not answers:
-            raise DataError(f"{file} is empty; it needs the columns id and score, and rows")
-        for title, of_title in answers.items():
-            if (name := name_benchmark(title)) in tasks or not name:
-                place = tasks[name].file.name if name else "a row that names none"
-                raise DataError(f"{file}: the benchmark {title!r} stands in {place}, too")
-            conditions = {"kind": "table"}
-            if not any(answer["prompt"] for answer in of_title):
-                conditions[f"{name}.prompts"] = "not logged"
-            made_by = {"model": "", "tool": "table", "backend": "table"}
-            tasks[name] = LoggedTask(file, title, made_by, conditions, of_title)
-    return list(tasks.values())
-
-
-def _read_answers(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read the rows of a table: of each the benchmark, and the answer."""
+def open_logs(file: Path) -> Iterator[LoggedTask]:
+    """Read a table, which holds one benchmark or several."""
+    tasks: dict[str, list[Answer]] = {}
     for number, row in read_rows(file):
         if missing := [name for name in ("id", "score") if row.get(name) in (None, "")]:
             columns = ", ".join(map(str, row))
@@ -54,15 +33,19 @@ def _read_answers(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise DataError(f"{file}: row {number} has {problem}")
         score = parse_score(row["score"])
         if score is None or not 0 <= score <= 1:
-            problem = f"score {row['score']!r:.40} is no number from 0 to 1"
-            raise DataError(f"{file}: row {number}: {problem}")
-        # JSON and Parquet can hold a conversation.
-        cells = {key: row.get(key) or "" for key in _TEXTS}
-        texts: dict[str, Any] = {
-            _TEXTS[key]: cell if isinstance(cell, str) else json.dumps(cell, default=str)
-            for key, cell in cells.items()
-        }
-        if not texts["prompt"]:  # then its name is all that is known of a question
-            texts |= dict.fromkeys(("doc_hash", "prompt_hash"), f"question {row['id']}")
-        answer = {"question": str(row["id"]), "scores": {"score": score}, **texts}
-        yield str(row.get("benchmark", file.stem)), answer
+            shown = f"score {row['score']!r:.40} is no number from 0 to 1"
+            raise DataError(f"{file}: row {number}: {shown}")
+        told: dict[str, Any] = {key: str(row.get(name) or "") for key, name in _TEXTS.items()}
+        if not told["prompt"]:  # then its name is all that is known of a question
+            told |= dict.fromkeys(("doc_hash", "prompt_hash"), f"question {row['id']}")
+        answer = (str(row["id"]), 0.0, {"scores": {"score": score}, **told})
+        tasks.setdefault(str(row.get("benchmark", file.stem)), []).append(answer)
+    if not all(map(str.strip, tasks or [""])):
+        problem = "a row names no benchmark" if tasks else "it is empty"
+        raise DataError(f"{file}: {problem}; a table has columns, at least id and score, and rows")
+    for title, answers in tasks.items():
+        conditions = {"kind": "table"}
+        if not any(told["prompt"] for _, _, told in answers):
+            conditions[f"{name_benchmark(title)}.prompts"] = "not logged"
+        made_by = {"model": "", "tool": "table", "backend": "table"}
+        yield LoggedTask(file, title, made_by, conditions, answers)
