@@ -55,6 +55,16 @@ test-newest: ## the same on the newest versions of the day, in .venv-newest
 test-unsloth: .venv-unsloth/installed ## the tests of train.engine=unsloth, with Unsloth's versions (4 GB)
 	.venv-unsloth/bin/python -m pytest $(SIDE_BY_SIDE) -W default -m unsloth
 
+# Inspect asks for an older fsspec than the newest, so it stands in no other environment. Its tests need little.
+.venv-inspect/installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet -e '.[inspect]' pytest
+	touch $@
+
+test-inspect: .venv-inspect/installed ## the tests on Inspect's logs, with Inspect's own reader
+	.venv-inspect/bin/python -m pytest --noconftest -W default -m inspect tests/evaluation/test_inspect_logs.py
+
 test-slow: $(VENV)/installed ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
@@ -97,5 +107,5 @@ notebook: $(VENV)/installed ## run docs/examples/trl.ipynb and keep what it show
 pocket: $(VENV)/installed ## rebuild the embedded world's data, tokenizer and weights
 	$(BIN)/python -m tools.pocket
 
-.PHONY: help install demo docs lines test test-floor test-newest test-unsloth test-slow test-postgres test-hub test-install check ui compare bench notebook pocket
+.PHONY: help install demo docs lines test test-floor test-newest test-unsloth test-inspect test-slow test-postgres test-hub test-install check ui compare bench notebook pocket
 .DEFAULT_GOAL := help

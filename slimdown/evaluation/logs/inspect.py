@@ -4,14 +4,16 @@ The score of a question is what a scorer gave it: C is 1, P is 0.5, I and N are 
 as they are. Where a question was asked several times (`--epochs`), it is their mean.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from math import fsum
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 from slimdown.evaluation.harness_results import find_category, parse_score
 from slimdown.evaluation.logs import logged_task
+from slimdown.evaluation.logs.logged_task import name_metric
 from slimdown.utils.errors import ConfigError, DataError, describe_error
 from slimdown.utils.hashing import hash_json
 
@@ -60,19 +62,31 @@ def _read(file: Path, header_only: bool = False) -> Any:
         raise ConfigError(f"{file}: a log of Inspect is read by inspect-ai; {advice}") from None
     skipped = {"events", "store", "attachments", "timelines", "events_data"}
     try:
-        logged_task.check_size(file.stat().st_size)
-        if file.suffix == ".eval":
-            with ZipFile(file) as packed:
-                logged_task.check_size(sum(member.file_size for member in packed.infolist()))
-                # Inspect unpacks more than what is declared; this does not, and finds the lie.
-                if not header_only and (damaged := packed.testzip()):
-                    raise BadZipFile(f"{damaged} is damaged")
+        if header_only:
+            _check_content(file)
         return read_eval_log(str(file.resolve()), header_only, exclude_fields=skipped)
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
     except Exception as error:  # no list of what this reader raises at damaged bytes is complete
         problem = "is no log of Inspect, or was cut short"
         raise DataError(f"{file} {problem} ({describe_error(error)})") from None
+
+
+def _check_content(file: Path) -> None:
+    """Check what Inspect's reader takes for granted.
+
+    It unpacks more than what an archive declares, and never ends where brackets nest deeply.
+    """
+    logged_task.check_size(file.stat().st_size)
+    if file.suffix == ".json":
+        json.loads(file.read_bytes())
+        return
+    with ZipFile(file) as packed:
+        sizes = [member.file_size for member in packed.infolist()]
+        logged_task.check_size(max(sizes))
+        logged_task.check_size(sum(sizes), 8 * logged_task.MAX_BYTES)
+        for member in packed.infolist():
+            json.loads(packed.read(member))
 
 
 def _read_answers(file: Path, status: str) -> Iterator[logged_task.Answer]:
@@ -111,10 +125,13 @@ def _read_answer(question: str, samples: Sequence[Any]) -> logged_task.Answer:
             break
         sent.append(message)
     texts = [one if isinstance(one, str) else f"{one.role}: {one.text}" for one in sent or asked]
+    read_as = {name_metric(key): score.answer for key, score in first.scores.items()}
+    response = first.output.completion
     told = {
         "prompt": texts[0].removeprefix("user: ") if len(texts) == 1 else "\n\n".join(texts),
         "target": first.target if isinstance(first.target, str) else " | ".join(first.target),
-        "response": first.output.completion,
+        "response": response,
+        "answers": {key: read_as.get(key.partition(".")[0]) or response for key in metrics},
         "scores": {key: fsum(s[key] for s in by_epoch) / len(by_epoch) for key in metrics},
         "doc_hash": hash_json([*map(_describe_message, asked), first.choices]),
         "prompt_hash": hash_json([*map(_describe_message, sent or asked)]),
@@ -136,4 +153,4 @@ def _list_scores(sample: Any) -> Iterator[tuple[str, float]]:
         values = score.value if isinstance(score.value, dict) else {"": score.value}
         for name, value in values.items():
             if (number := _LETTERS.get(str(value), parse_score(value))) is not None:
-                yield logged_task.name_metric(f"{scorer}.{name}" if name else scorer), number
+                yield name_metric(f"{scorer}.{name}" if name else scorer), number

@@ -71,7 +71,7 @@ class LoggedTask:
         place, answers = f"{self.file}: {self.title}", list(self.answers)
         metrics = list(dict.fromkeys(key for _, _, told in answers for key in told["scores"]))
         if not metrics:
-            raise DataError(f"{place} has no answers with scores that are numbers")
+            raise DataError(f"{place} has no metric that is a mean of scores, the more the better")
         primary = metric or choose_metric(metrics)
         if primary not in metrics:
             raise ConfigError(f"{name}={metric}: no such score{nearest(primary, metrics)}")
@@ -157,12 +157,12 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(f"{file}: it is no Parquet file ({describe_error(error)})") from None
 
 
-def check_size(n_bytes: int) -> None:
+def check_size(n_bytes: int, most: int = 0) -> None:
     """Check that what a log holds, unpacked, can be held in memory.
 
     Raises:
         DataError: It cannot.
     """
-    if n_bytes > MAX_BYTES:
-        size, most = (f"{n / 2**20:,.0f} MiB" for n in (n_bytes, MAX_BYTES))
-        raise DataError(f"it holds {size}, and at most {most} are read; leave questions out")
+    if n_bytes > (most := most or MAX_BYTES):
+        size, limit = (f"{n / 2**20:,.0f} MiB" for n in (n_bytes, most))
+        raise DataError(f"it holds {size}, and at most {limit} are read; leave questions out")

@@ -1,0 +1,340 @@
+"""The same answers in the logs of several tools: what is read alike, and what is refused."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from make_logs import list_answers
+from pyarrow.parquet import read_table, write_table as write_parquet
+from replayed_answers import describe_findings, write_logs, write_table
+
+import slimdown
+from slimdown.commands import verdict
+from slimdown.evaluation.logs import logged_task
+from slimdown.evaluation.logs.read_logs import find_logs, read_logs
+from slimdown.judging.findings import judge
+from slimdown.utils.errors import ConfigError, DataError
+
+KINDS = ["lm_eval", "lighteval", "csv", "jsonl", "parquet"]
+ROWS = [{"id": i, "score": i % 2, "prompt": f"{i} + 1 ="} for i in range(6)]
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_the_same_answers_have_the_same_findings(kind: str, tmp_path: Path) -> None:
+    for name in ("lm_eval", kind):
+        (tmp_path / name).mkdir()
+    expected = describe_findings(*write_logs("lm_eval", tmp_path / "lm_eval"))
+    shown = {
+        name: (found["changes"][0]["counts"], found["verdict"]) for name, found in expected.items()
+    }
+    assert shown == {
+        "sums": ({"kept": 14, "lost": 21, "gained": 2, "missed": 3}, "forgotten"),
+        "words": ({"kept": 30, "lost": 0, "gained": 1, "missed": 9}, "undecided"),
+    }
+    assert describe_findings(*write_logs(kind, tmp_path / kind)) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "version"), [("lm_eval", "0.4.13"), ("lighteval", "lighteval of unknown version")]
+)
+def test_findings_say_what_made_the_logs(kind: str, version: str, tmp_path: Path) -> None:
+    base, tuned = map(read_logs, write_logs(kind, tmp_path))
+    assert judge(base, tuned).conditions["harness_version"] == version
+
+
+def test_verdict_takes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, tuned = map(str, write_logs("csv", tmp_path))
+    assert verdict.main([base, tuned, "--only", "sums"]) == 1
+    assert "forgotten" in capsys.readouterr().out
+
+
+def test_tables_without_prompts_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for side in ("base", "tuned"):
+        (tmp_path / side).mkdir()
+        rows = [{"id": f"q{i}", "score": i % 3 / 2, "answer": "<b>"} for i in range(20)]
+        write_table(tmp_path / side / "s.csv", rows[:: 1 if side == "base" else -1])
+    page = tmp_path / "page.html"
+    sides = [str(tmp_path / "base"), str(tmp_path / "tuned")]
+    for output in ([], ["-o", str(page)]):
+        assert verdict.main([*sides, *output]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in (shown, page.read_text()):
+        assert "s: the tables hold no prompts, which may have differed." in text
+
+
+def test_a_table_takes_what_spreadsheets_write(tmp_path: Path) -> None:
+    file = tmp_path / "s.csv"
+    file.write_bytes(b'\xef\xbb\xbfid,score,prompt\r\n"a, b",1.0,"two\r\nlines"\r\nc,0,x\r\n\r\n')
+    first, second = read_logs(file).benchmarks["s"].samples
+    assert (first.prompt, first.scores) == ("two\r\nlines", {"score": 1.0})
+    assert (second.prompt, second.doc_id) == ("x", 1)
+
+
+def test_numbers_of_questions_stay(tmp_path: Path) -> None:
+    file = write_table(tmp_path / "s.jsonl", [dict(row, id=10 * row["id"]) for row in ROWS[::-1]])
+    assert [s.doc_id for s in read_logs(file).benchmarks["s"].samples] == [0, 10, 20, 30, 40, 50]
+
+
+@pytest.mark.parametrize("kind", ["csv", "lighteval"])
+def test_another_prompt_or_question_is_refused(kind: str, tmp_path: Path) -> None:
+    base, tuned = write_logs(kind, tmp_path)
+    if kind == "csv":
+        rows = list(list_answers("tuned"))
+        write_table(tuned, [row | ({"prompt": "?"} if row["id"] == 7 else {}) for row in rows])
+    else:
+        edit_details(tuned, lambda rows: rows[7]["model_response"].update(input="?"))
+    with pytest.raises(DataError, match=r"question 7 of (sums|words)\w*: .*_hash differs"):
+        judge(read_logs(base), read_logs(tuned))
+
+
+def test_other_questions_of_a_table_without_prompts_are_refused(tmp_path: Path) -> None:
+    for side, last in (("base", "e"), ("tuned", "f")):
+        (tmp_path / side).mkdir()
+        rows = [{"id": name, "score": 1} for name in (*"abcd", last)]
+        write_table(tmp_path / side / "s.csv", rows)
+    with pytest.raises(DataError, match="doc_hash differs: question e and question f"):
+        judge(read_logs(tmp_path / "base"), read_logs(tmp_path / "tuned"))
+
+
+# --- which tool ---------------------------------------------------------------------------------
+
+
+def test_logs_of_two_tools_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, _ = write_logs("lm_eval", tmp_path)
+    _, tuned = write_logs("csv", tmp_path)
+    assert verdict.main([str(base), str(tuned)]) == 3
+    assert "BASE holds logs of lm_eval, TUNED of tables" in capsys.readouterr().err
+    with pytest.raises(DataError, match="cannot be compared, backend differs: replay and table"):
+        judge(read_logs(base), read_logs(tuned))
+
+
+def test_a_folder_of_two_tools_is_refused_and_a_table_beside_logs_is_not_read(
+    tmp_path: Path,
+) -> None:
+    base, _ = write_logs("lm_eval", tmp_path)
+    write_table(base / "notes.csv", ROWS)
+    assert find_logs(base)[0] == "lm_eval"
+    (base / "2026-01-01T00-00-00+00-00_task_x.eval").touch()
+    with pytest.raises(DataError, match="holds logs of lm_eval and Inspect; give the place of one"):
+        read_logs(base)
+
+
+def test_the_same_logs_are_refused_also_by_another_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, _ = write_logs("csv", tmp_path)
+    (tmp_path / "link.csv").symlink_to(base)
+    assert verdict.main([str(base), str(tmp_path / "link.csv")]) == 3
+    assert "the same logs" in capsys.readouterr().err
+
+
+def test_a_loop_of_links_is_no_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, tuned = write_logs("lighteval", tmp_path)
+    (base / "details" / "loop").symlink_to(base)
+    assert set(read_logs(base).benchmarks) == {"sums_0", "words_0"}
+    for name in ("loop", "loop.csv", "loop.eval"):
+        (tmp_path / name).symlink_to(tmp_path / name)
+        assert verdict.main([str(tmp_path / name), str(tuned)]) == 3
+        assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+@pytest.mark.skipif(bool(find_spec("inspect_ai")), reason="Inspect's reader is installed")
+def test_without_inspect_it_is_said_what_to_install(tmp_path: Path) -> None:
+    base, _ = write_logs("inspect", tmp_path)
+    with pytest.raises(ConfigError, match=r"pip install 'slimdown\[inspect\]'"):
+        read_logs(base)
+
+
+def test_tables_are_read_without_what_the_light_install_lacks(tmp_path: Path) -> None:
+    base, _ = write_logs("csv", tmp_path)
+    heavy = "{'torch', 'lm_eval', 'transformers', 'pyarrow', 'mlflow', 'hydra', 'omegaconf'}"
+    script = f"import sys, slimdown\nslimdown.read_logs({str(base)!r})\n"
+    script += f"print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
+
+
+# --- lighteval ----------------------------------------------------------------------------------
+
+
+def edit_details(folder: Path, edit: Callable[[list[Any]], object], task: str = "sums") -> None:
+    [file] = folder.rglob(f"details_{task}*.parquet")
+    rows = read_table(file).to_pylist()
+    edit(rows)
+    write_parquet(pyarrow.Table.from_pylist(rows), file)
+
+
+@pytest.mark.parametrize("place", [".", "details", "details/made/base", "one file"])
+def test_details_are_found_from_any_folder(place: str, tmp_path: Path) -> None:
+    base, _ = write_logs("lighteval", tmp_path)
+    [file] = base.rglob("details_sums*.parquet")
+    path = file if place == "one file" else base / place
+    names = {"sums_0"} if place == "one file" else {"sums_0", "words_0"}
+    assert set(read_logs(path).benchmarks) == names
+
+
+def test_choices_are_read_with_their_chance(tmp_path: Path) -> None:
+    base, _ = write_logs("lighteval", tmp_path)
+
+    def choose(rows: list[Any]) -> None:
+        for i, row in enumerate(rows):
+            row["doc"] |= {"choices": ["a", "bbbb", "c", "d"], "gold_index": [1, 2]}
+            likelihoods = [-2.0, -4.0, -3.0, -9.0] if i % 8 == 5 else [-9.0, -4.0, -3.5, -9.0]
+            row["model_response"] |= {"text": [], "logprobs": likelihoods}
+            row["metric"] = {"em": row["metric"]["em"], "acc_norm": row["metric"]["em"]}
+
+    edit_details(base, choose)
+    read = read_logs(base, {"sums_0": "em"}).benchmarks["sums_0"]
+    sample = read.samples[0]
+    assert (read.benchmark.chance, sample.target) == (0.25, "bbbb | c")
+    assert sample.answers == {"em": "c", "acc_norm": "bbbb"}
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (lambda rows: rows.append(rows[3]), "no metric that is a mean"),
+        (lambda rows: [row.pop("doc") for row in rows], "row 1 is not logged as lighteval"),
+        (
+            lambda rows: [row.update(metric={"f1": None}) for row in rows],
+            "no metric that is a mean",
+        ),
+        (lambda rows: rows[3].update(metric={"em": None}), "no metric that is a mean"),
+        (lambda rows: rows[3].update(metric={"em": 0}), "no metric that is a mean"),  # reported
+        (lambda rows: rows.clear(), "no metric that is a mean"),
+    ],
+)
+def test_damaged_details_are_refused(
+    edit: Callable[[list[Any]], object], problem: str, tmp_path: Path
+) -> None:
+    base, _ = write_logs("lighteval", tmp_path)
+    edit_details(base, edit)
+    with pytest.raises(DataError, match=problem) as refused:
+        read_logs(base)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"config_general": {}}', None])
+def test_damaged_or_missing_results_of_lighteval_are_refused(
+    text: str | None, tmp_path: Path
+) -> None:
+    base, _ = write_logs("lighteval", tmp_path)
+    [file] = base.rglob("results_*.json")
+    file.unlink() if text is None else file.write_text(text)
+    with pytest.raises(DataError, match=r"is no results file of lighteval|there is no results_"):
+        read_logs(base)
+
+
+def test_a_metric_of_which_less_is_better_is_left_out(tmp_path: Path) -> None:
+    base, _ = write_logs("lighteval", tmp_path)
+    [file] = base.rglob("results_*.json")
+    file.write_text(
+        file.read_text().replace('"higher_is_better": true', '"higher_is_better": false')
+    )
+    with pytest.raises(DataError, match="no metric that is a mean"):
+        read_logs(base)
+
+
+# --- hostile tables -----------------------------------------------------------------------------
+
+HEADER = b"id,score\n"
+HOSTILE: dict[str, tuple[str, bytes, str]] = {
+    "empty": ("csv", b"", "it is empty"),
+    "a header alone": ("csv", HEADER, "it is empty"),
+    "an empty Parquet": ("parquet", b"", "is no Parquet file"),
+    "garbage": ("parquet", b"PAR1" + os.urandom(200) + b"PAR1", "is no Parquet file"),
+    "binary garbage": ("csv", b"\x00\xff\xfe" * 50, "not UTF-8"),
+    "zeros": ("csv", b"\x00" * 50, "it is empty"),
+    "garbage in lines": ("jsonl", b"\x80\x81\n", "row 1: it is not UTF-8"),
+    "Latin-1": ("csv", "id,score,prompt\n1,1,Größe\n".encode("latin-1"), "save it as UTF-8"),
+    "UTF-16": ("csv", "id,score\n1,1\n".encode("utf-16"), "save it as UTF-8"),
+    "semicolons": ("csv", b"id;score\n1;1\n", "a comma must stand between columns"),
+    "no score": ("csv", b"id,points\n1,1\n", "no score; it has id, points"),
+    "no id": ("jsonl", b'{"score": 1}\n', "no id; it has score"),
+    "no value": ("csv", HEADER + b"1,\n", "row 1 has no score"),
+    "NaN": ("csv", HEADER + b"1,nan\n", "score 'nan' is no number"),
+    "NaN in JSON": ("jsonl", b'{"id": 1, "score": NaN}\n', "score nan is no number"),
+    "infinite": ("jsonl", b'{"id": 1, "score": Infinity}\n', "score inf is no number"),
+    "of a hundred": ("csv", HEADER + b"1,87.5\n", "score '87.5' is no number from 0 to 1"),
+    "a word": ("csv", HEADER + b"1,good\n", "score 'good' is no number"),
+    "huge digits": ("jsonl", b'{"id": 1, "score": 1' + b"0" * 5000 + b"}\n", "row 1"),
+    "deep": ("jsonl", b"[" * 100_000, "row 1"),
+    "a list": ("jsonl", b"[1, 2]\n", "row 1: it is no object"),
+    "twice": ("csv", HEADER + b"1,1\n1,0\n", "question '1' stands there twice"),
+    "a torn row": ("csv", HEADER + b"1,1,1\n", "row 1: it has 3 fields"),
+    "two columns of a name": ("csv", b"id,id,score\n1,1,1\n", "stands there twice"),
+    "no name": ("csv", b"id,score,benchmark\n1,1, \n", "a row names no benchmark"),
+    "alike names": ("csv", b"id,score,benchmark\n1,1,a b\n1,1,a/b\n", "hold a benchmark twice"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_table_is_refused_in_words(name: str, tmp_path: Path) -> None:
+    ending, content, problem = HOSTILE[name]
+    file = tmp_path / f"s.{ending}"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=problem) as refused:
+        read_logs(file)
+    assert "\n" not in str(refused.value)
+    assert "s." in str(refused.value)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_table_of_two_gigabytes_is_refused_by_its_size(ending: str, tmp_path: Path) -> None:
+    file = tmp_path / f"s.{ending}"
+    with file.open("wb") as content:
+        content.truncate(2 * 2**30)
+    with pytest.raises(DataError, match="it holds 2,048 MiB, and at most 256 MiB are read"):
+        read_logs(file)
+
+
+def test_a_parquet_is_measured_unpacked_and_rows_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"id": i, "score": 1, "prompt": f"{i}" + "x" * 10_000} for i in range(100)]
+    file = write_table(tmp_path / "s.parquet", rows)
+    assert file.stat().st_size < 100_000
+    monkeypatch.setattr(logged_task, "MAX_ROWS", 99)
+    with pytest.raises(DataError, match="more than 99 rows"):
+        read_logs(file)
+    monkeypatch.setattr(logged_task, "MAX_BYTES", 500_000)
+    with pytest.raises(DataError, match="it holds 1 MiB, and at most 0 MiB"):
+        read_logs(file)
+
+
+@pytest.mark.parametrize("name", ["<script>.csv", "a\nb.csv", "$(x);'\".csv", "%s{0}.csv", "ü.csv"])
+def test_hostile_names_are_shown_as_text(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for side in ("base", "tuned"):
+        (tmp_path / side).mkdir()
+        write_table(tmp_path / side / name, ROWS)
+    sides = [str(tmp_path / side) for side in ("base", "tuned")]
+    assert verdict.main([*sides, "-o", str(tmp_path / "page.html")]) == 0
+    [benchmark] = read_logs(sides[0]).benchmarks
+    assert re.fullmatch(r"[\w-]+", benchmark)
+    assert "<script>.csv" not in (tmp_path / "page.html").read_text()
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_was_not_asked_is_refused(tmp_path: Path) -> None:
+    base, _ = write_logs("csv", tmp_path)
+    with pytest.raises(ConfigError, match="sum was not asked; did you mean sums"):
+        read_logs(base, targets=["sum"])
+    with pytest.raises(ConfigError, match="sums=scores: no such score; did you mean score"):
+        read_logs(base, {"sums": "scores"})
+    with pytest.raises(DataError, match="holds no results as lm_eval names them"):
+        slimdown.read_lm_eval(write_table(tmp_path / "rows.txt", ROWS))
+    (tmp_path / "other.json").write_text(json.dumps(ROWS))
+    with pytest.raises((DataError, ConfigError), match=r"Inspect"):
+        read_logs(tmp_path / "other.json")
