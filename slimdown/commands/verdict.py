@@ -1,4 +1,9 @@
-"""`slimdown verdict BASE TUNED`: what a fine-tuning taught and lost, from lm_eval's own logs.
+"""`slimdown verdict BASE TUNED`: what a fine-tuning taught and lost, from logs of other tools.
+
+  lm_eval    slimdown verdict logs/base logs/tuned      (--log_samples --output_path)
+  Inspect    slimdown verdict base.eval tuned.eval      (pip install '.[inspect]')
+  lighteval  slimdown verdict out/base out/tuned        (--save-details --output-dir)
+  tables     slimdown verdict base.csv tuned.csv        (.jsonl, .parquet: id, score; prompt, ...)
 
 Exit code with --max-loss or --only:
   0  every loss is shown to be within its budget
@@ -27,7 +32,7 @@ from slimdown.utils.errors import ConfigError
 
 
 def main(argv: list[str]) -> int:
-    """Judge two folders of `lm_eval --log_samples --output_path FOLDER`.
+    """Judge the logs of two models.
 
     Args:
         argv: The arguments after `verdict`.
@@ -36,7 +41,7 @@ def main(argv: list[str]) -> int:
         The exit code.
     """
     parser = arguments.CommandParser("verdict", __doc__, 3)
-    place = "the folder that --output_path named, the model's folder in it, or a results file"
+    place = "the folder that the tool wrote to, the model's folder in it, or a file"
     parser.add_argument("base", type=Path, metavar="BASE", help=f"of the model before: {place}")
     parser.add_argument("tuned", type=Path, metavar="TUNED", help="of the model after")
     parser.add_list("--metric", "TASK=METRIC", "the primary one: gsm8k=exact_match.strict-match")

@@ -159,7 +159,7 @@ class Evaluation:
     seconds: float
     peak_bytes: float = nan  # the most that was held meanwhile
     part: str = ""  # which of the questions, where not all: see judging/holdout.py
-    # What else must be equal for two evaluations to be compared; see lm_eval_logs.py.
+    # What else must be equal for two evaluations to be compared; see evaluation/logs/.
     conditions: Mapping[str, str] = field(default_factory=dict)
 
 

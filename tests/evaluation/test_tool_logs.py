@@ -151,7 +151,7 @@ def test_a_loop_of_links_is_no_log(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.skipif(bool(find_spec("inspect_ai")), reason="Inspect's reader is installed")
 def test_without_inspect_it_is_said_what_to_install(tmp_path: Path) -> None:
     base, _ = write_logs("inspect", tmp_path)
-    with pytest.raises(ConfigError, match=r"pip install 'slimdown\[inspect\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[inspect\]'"):
         read_logs(base)
 
 
@@ -309,6 +309,16 @@ def test_a_parquet_is_measured_unpacked_and_rows_are_counted(
         read_logs(file)
     monkeypatch.setattr(logged_task, "MAX_BYTES", 500_000)
     with pytest.raises(DataError, match="it holds 1 MiB, and at most 0 MiB"):
+        read_logs(file)
+
+
+def test_a_text_that_a_parquet_repeats_is_counted_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"id": i, "score": 1, "prompt": "x" * 100_000} for i in range(300)]
+    file = write_table(tmp_path / "s.parquet", rows)
+    monkeypatch.setattr(logged_task, "MAX_BYTES", 2**20)
+    with pytest.raises(DataError, match="it holds 1 MiB, and at most 1 MiB are read"):
         read_logs(file)
 
 

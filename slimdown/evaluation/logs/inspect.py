@@ -15,6 +15,7 @@ from slimdown.evaluation.harness_results import find_category, parse_score
 from slimdown.evaluation.logs import logged_task
 from slimdown.evaluation.logs.logged_task import name_metric
 from slimdown.utils.errors import ConfigError, DataError, describe_error
+from slimdown.utils.extras import name_install
 from slimdown.utils.hashing import hash_json
 
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
@@ -58,8 +59,8 @@ def _read(file: Path, header_only: bool = False) -> Any:
     try:
         from inspect_ai.log import read_eval_log
     except ImportError:
-        advice = "pip install 'slimdown[inspect]'"
-        raise ConfigError(f"{file}: a log of Inspect is read by inspect-ai; {advice}") from None
+        problem = "a log of Inspect is read by inspect-ai, which is not installed"
+        raise ConfigError(f"{file}: {problem}; {name_install('inspect')}") from None
     skipped = {"events", "store", "attachments", "timelines", "events_data"}
     try:
         if header_only:

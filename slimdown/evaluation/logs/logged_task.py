@@ -144,7 +144,9 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             table = read_metadata(file)
             groups = map(table.row_group, range(table.num_row_groups))
             check_size(sum(group.total_byte_size for group in groups))
+        n_read = 0  # a table of Parquet can repeat one long text without end
         for number, row in iter_records(file):
+            check_size(n_read := n_read + len(str(row)))
             if number > MAX_ROWS:
                 raise DataError(f"it has more than {MAX_ROWS:,} rows; leave some out")
             if not isinstance(row, dict):
