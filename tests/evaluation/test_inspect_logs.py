@@ -241,6 +241,12 @@ def fail(log: Any) -> None:
     log.samples[3].error = EvalError(message="no", traceback="", traceback_ansi="")
 
 
+def invalidate(log: Any) -> None:
+    from inspect_ai.log import ProvenanceData
+
+    log.samples[3].invalidation = ProvenanceData(author="me", reason="leaked")
+
+
 def with_value(value: Any) -> Callable[[Any], object]:
     return lambda log: log.samples[3].scores["exact"].__setattr__("value", value)
 
@@ -250,6 +256,7 @@ REFUSED: dict[str, tuple[Callable[[Any], object], str]] = {
     "failed": (lambda log: log.__setattr__("status", "error"), "eval-retry"),
     "running": (lambda log: log.__setattr__("status", "started"), "has the status started"),
     "an error": (fail, "question '3' ended in an error"),
+    "invalidated": (invalidate, "question '3' was invalidated"),
     "no scores": (lambda log: log.samples[3].__setattr__("scores", None), "'3' has no score"),
     "another scorer": (
         lambda log: log.samples[3].__setattr__("scores", {"f1": log.samples[0].scores["exact"]}),

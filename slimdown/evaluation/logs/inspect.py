@@ -83,11 +83,13 @@ def _check_content(file: Path) -> None:
         json.loads(file.read_bytes())
         return
     with ZipFile(file) as packed:
-        sizes = [member.file_size for member in packed.infolist()]
-        logged_task.check_size(max(sizes))
-        logged_task.check_size(sum(sizes), 8 * logged_task.MAX_BYTES)
-        for member in packed.infolist():
-            json.loads(packed.read(member))
+        sizes = {member.filename: member.file_size for member in packed.infolist()}
+        logged_task.check_size(max(sizes.values()))
+        logged_task.check_size(sum(sizes.values()), 8 * logged_task.MAX_BYTES)
+        for name in sizes:
+            content = packed.read(name)
+            if name.endswith(".json"):
+                json.loads(content)
 
 
 def _read_answers(file: Path, status: str) -> Iterator[logged_task.Answer]:
@@ -106,6 +108,7 @@ def _read_answers(file: Path, status: str) -> Iterator[logged_task.Answer]:
         problems = {
             "was not asked as often as others": n_epochs * len(by_id) != n_logged,
             "ended in an error": any(sample.error for sample in samples),
+            "was invalidated": any(sample.invalidation for sample in samples),
             "has no score": not all(sample.scores for sample in samples),
         }
         if problem := next((text for text, is_so in problems.items() if is_so), ""):

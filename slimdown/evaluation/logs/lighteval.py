@@ -32,16 +32,14 @@ def find_files(path: Path) -> list[Path]:
 def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
     """Read the results that belong to details, but not the answers."""
     title, date = _DETAILS.fullmatch(file.name).groups()  # type: ignore[union-attr]
-    name, folders = f"results_{date}.json", file.absolute().parents
-    places = [folder / name for folder in folders[:2]]
-    for output in (folder.parent for folder in folders if folder.name == "details"):
-        places += (output / "results").rglob(name)
-    results_file = next((place for place in places if place.is_file()), None)
-    if not results_file:
+    name = f"results_{date}.json"
+    inside = [folder.parent for folder in file.absolute().parents if folder.name == "details"]
+    found = [place for output in inside for place in (output / "results").rglob(name)]
+    if not found:
         advice = "give the folder that lighteval's --output-dir named"
         raise DataError(f"{file}: there is no {name} in results/ beside details/; {advice}")
     try:
-        results = json.loads(results_file.read_bytes())
+        results = json.loads(found[0].read_bytes())
         general, task = results["config_general"], results["config_tasks"][title]
         asked = logged_task.drop_free(general["model_config"])
         limit = asked["generation_parameters"].get("max_new_tokens") or task["generation_size"]
@@ -55,7 +53,7 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
         reported = {name_metric(key): value for key, value in reported.items()}
     except logged_task.MALFORMED as error:
         problem = "is no results file of lighteval, or was cut short"
-        raise DataError(f"{results_file} {problem} ({describe_error(error)})") from None
+        raise DataError(f"{found[0]} {problem} ({describe_error(error)})") from None
     answers = _read_answers(file, reported)
     version = str(task.get("version"))
     yield logged_task.LoggedTask(file, title, made_by, conditions, answers, version, limit)
