@@ -121,28 +121,28 @@ def _read_answer(question: str, samples: Sequence[Any]) -> logged_task.Answer:
     """One question, its mean scores, and the texts of the first time that it was asked."""
     first, by_epoch = samples[0], [dict(_list_scores(sample)) for sample in samples]
     metrics = [key for key in by_epoch[0] if all(key in scores for scores in by_epoch)]
-    asked = first.input if isinstance(first.input, list) else [first.input]
+    inputs = first.input if isinstance(first.input, list) else [first.input]
     sent = []
     for message in first.messages:
         # An assistant's message in the input is a worked example; the first other is an answer.
         if message.role == "assistant" and message.source != "input":
             break
         sent.append(message)
-    texts = [one if isinstance(one, str) else f"{one.role}: {one.text}" for one in sent or asked]
+    texts = [one if isinstance(one, str) else f"{one.role}: {one.text}" for one in sent or inputs]
     read_as = {name_metric(key): score.answer for key, score in first.scores.items()}
     response = first.output.completion
-    told = {
+    fields = {
         "prompt": texts[0].removeprefix("user: ") if len(texts) == 1 else "\n\n".join(texts),
         "target": first.target if isinstance(first.target, str) else " | ".join(first.target),
         "response": response,
         "answers": {key: read_as.get(key.partition(".")[0]) or response for key in metrics},
         "scores": {key: fsum(s[key] for s in by_epoch) / len(by_epoch) for key in metrics},
-        "doc_hash": hash_json([*map(_describe_message, asked), first.choices]),
-        "prompt_hash": hash_json([*map(_describe_message, sent or asked)]),
+        "doc_hash": hash_json([*map(_describe_message, inputs), first.choices]),
+        "prompt_hash": hash_json([*map(_describe_message, sent or inputs)]),
         "category": find_category(first.metadata),
         "ran_out": first.output.stop_reason == "max_tokens",
     }
-    return question, 1 / len(set(first.choices)) if first.choices else 0.0, told
+    return question, 1 / len(set(first.choices)) if first.choices else 0.0, fields
 
 
 def _describe_message(message: Any) -> Any:

@@ -25,7 +25,7 @@ def find_files(path: Path) -> list[Path]:
     files = {path, *path.glob("*.parquet"), *(path / "details").rglob("*.parquet")}
     if "details" in path.absolute().parts:  # else it may be a home folder, with no end to it
         files.update(path.rglob("*.parquet"))
-    dates = {file: found[2] for file in files if (found := _DETAILS.fullmatch(file.name))}
+    dates = {file: match[2] for file in files if (match := _DETAILS.fullmatch(file.name))}
     return sorted((file for file in dates if file.is_file()), key=lambda file: (dates[file], file))
 
 
@@ -34,26 +34,26 @@ def open_logs(file: Path) -> Iterator[logged_task.LoggedTask]:
     title, date = _DETAILS.fullmatch(file.name).groups()  # type: ignore[union-attr]
     name = f"results_{date}.json"
     inside = [folder.parent for folder in file.absolute().parents if folder.name == "details"]
-    found = [place for output in inside for place in (output / "results").rglob(name)]
-    if not found:
+    results_files = [place for output in inside for place in (output / "results").rglob(name)]
+    if not results_files:
         advice = "give the folder that lighteval's --output-dir named"
         raise DataError(f"{file}: there is no {name} in results/ beside details/; {advice}")
     try:
-        results = json.loads(found[0].read_bytes())
+        results = json.loads(results_files[0].read_bytes())
         general, task = results["config_general"], results["config_tasks"][title]
-        asked = logged_task.drop_free(general["model_config"])
-        limit = asked["generation_parameters"].get("max_new_tokens") or task["generation_size"]
+        settings = logged_task.drop_free(general["model_config"])
+        limit = settings["generation_parameters"].get("max_new_tokens") or task["generation_size"]
         # An installed lighteval logs "?".
         tool = f"lighteval {general['lighteval_sha']}".replace("?", "of unknown version")
         made_by = {"model": general["model_name"], "tool": tool, "backend": "lighteval"}
-        conditions = logged_task.describe_settings("lighteval", title, asked | {"task": task})
+        conditions = logged_task.describe_settings("lighteval", title, settings | {"task": task})
         described = [one for one in task["metrics"] if isinstance(one, dict)]  # else names
         worse = [one["metric_name"] for one in described if one["higher_is_better"] is False]
         reported = results["results"][title] | dict.fromkeys(map(str, worse), nan)
         reported = {name_metric(key): value for key, value in reported.items()}
     except logged_task.MALFORMED as error:
         problem = "is no results file of lighteval, or was cut short"
-        raise DataError(f"{found[0]} {problem} ({describe_error(error)})") from None
+        raise DataError(f"{results_files[0]} {problem} ({describe_error(error)})") from None
     answers = _read_answers(file, reported)
     version = str(task.get("version"))
     yield logged_task.LoggedTask(file, title, made_by, conditions, answers, version, limit)
@@ -68,7 +68,7 @@ def _read_answers(file: Path, reported: Mapping[str, Any]) -> Iterator[logged_ta
         except logged_task.MALFORMED as error:
             problem = f"row {number} is not logged as lighteval 0.13 does it"
             raise DataError(f"{file}: {problem} ({describe_error(error)})") from None
-    all_scores = [told["scores"] for _, _, told in answers]
+    all_scores = [fields["scores"] for _, _, fields in answers]
     for metric in {metric for scores in all_scores for metric in scores}:
         mean = fsum(scores.get(metric, nan) for scores in all_scores) / len(all_scores)
         if not abs(reported.get(metric, mean) - mean) < 1e-9:
@@ -78,24 +78,24 @@ def _read_answers(file: Path, reported: Mapping[str, Any]) -> Iterator[logged_ta
 
 
 def _read_answer(row: Mapping[str, Any]) -> logged_task.Answer:
-    asked, came_back = row["doc"], row["model_response"]
-    prompt, right = came_back.get("input") or asked["query"], asked["gold_index"]
-    choices, likelihoods = asked["choices"], came_back.get("logprobs") or ()
-    [text, *_] = came_back.get("text") or [""]
+    doc, model_response = row["doc"], row["model_response"]
+    prompt, right = model_response.get("input") or doc["query"], doc["gold_index"]
+    choices, likelihoods = doc["choices"], model_response.get("logprobs") or ()
+    [text, *_] = model_response.get("text") or [""]
     numbers = ((name_metric(key), parse_score(value)) for key, value in row["metric"].items())
     scores = {key: score for key, score in numbers if score is not None}
-    told = {
+    fields = {
         "prompt": prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False),
         "target": " | ".join(choices[i] for i in (right if isinstance(right, list) else [right])),
         "response": text,
         "scores": scores,
-        "doc_hash": hash_json([asked["query"], choices]),
-        "category": find_category(asked.get("specific") or {}),
+        "doc_hash": hash_json([doc["query"], choices]),
+        "category": find_category(doc.get("specific") or {}),
     }
     if text or not 1 < len(choices) == len(likelihoods):
-        return str(asked["id"]), 0.0, told
-    told |= {"choices": tuple(choices), "log_likelihoods": tuple(likelihoods)}
+        return str(doc["id"]), 0.0, fields
+    fields |= {"choices": tuple(choices), "log_likelihoods": tuple(likelihoods)}
     by_length = [ll / max(len(choice), 1) for ll, choice in zip(likelihoods, choices, strict=True)]
     ranks = {key: by_length if "norm" in key else likelihoods for key in scores}
-    told["answers"] = {key: choices[of_key.index(max(of_key))] for key, of_key in ranks.items()}
-    return str(asked["id"]), 1 / len(set(choices)), told
+    fields["answers"] = {key: choices[of_key.index(max(of_key))] for key, of_key in ranks.items()}
+    return str(doc["id"]), 1 / len(set(choices)), fields

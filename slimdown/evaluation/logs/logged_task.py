@@ -69,18 +69,18 @@ class LoggedTask:
     ) -> BenchmarkEvaluation:
         """Read the answers, and check that each has a score on the primary metric."""
         place, answers = f"{self.file}: {self.title}", list(self.answers)
-        metrics = list(dict.fromkeys(key for _, _, told in answers for key in told["scores"]))
+        metrics = list(dict.fromkeys(key for _, _, fields in answers for key in fields["scores"]))
         if not metrics:
             raise DataError(f"{place} has no metric that is a mean of scores, the more the better")
         primary = metric or choose_metric(metrics)
         if primary not in metrics:
             raise ConfigError(f"{name}={metric}: no such score{nearest(primary, metrics)}")
         n_of_each = Counter(question for question, _, _ in answers)
-        for question, _, told in answers:
+        for question, _, fields in answers:
             if n_of_each[question] > 1:
                 raise DataError(f"{place}: question {question!r} stands there twice; keep one")
-            if not 0 <= told["scores"].get(primary, nan) <= 1:
-                score = told["scores"].get(primary)
+            if not 0 <= fields["scores"].get(primary, nan) <= 1:
+                score = fields["scores"].get(primary)
                 advice = f"a number from 0 to 1 must stand there; it has {', '.join(metrics)}"
                 raise DataError(f"{place}: question {question!r} has {primary}={score}; {advice}")
         # Numbers stay, so that messages name them; other names count in their order.
@@ -89,11 +89,11 @@ class LoggedTask:
             text: int(text) if are_numbers else n for n, text in enumerate(sorted(n_of_each))
         }
         samples = []
-        for question, _, told in answers:
+        for question, _, fields in answers:
             place_of = {"task": name, "doc_id": numbers[question]}
-            hashes = dict.fromkeys(("doc_hash", "prompt_hash"), hash_json(told["prompt"]))
-            read_as = dict.fromkeys(told["scores"], told["response"])
-            samples.append(Sample(**({"answers": read_as} | _UNKNOWN | hashes | place_of | told)))
+            hashes = dict.fromkeys(("doc_hash", "prompt_hash"), hash_json(fields["prompt"]))
+            read_as = dict.fromkeys(fields["scores"], fields["response"])
+            samples.append(Sample(**({"answers": read_as} | _UNKNOWN | hashes | place_of | fields)))
         samples.sort(key=lambda sample: sample.doc_id)
         is_chosen = all(sample.scores[primary] in (0, 1) for sample in samples)
         chances = [chance for _, chance, _ in answers]

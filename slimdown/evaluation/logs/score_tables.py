@@ -35,17 +35,17 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
         if score is None or not 0 <= score <= 1:
             shown = f"score {row['score']!r:.40} is no number from 0 to 1"
             raise DataError(f"{file}: row {number}: {shown}")
-        told: dict[str, Any] = {key: str(row.get(name) or "") for key, name in _TEXTS.items()}
-        if not told["prompt"]:  # then its name is all that is known of a question
-            told |= dict.fromkeys(("doc_hash", "prompt_hash"), f"question {row['id']}")
-        answer = (str(row["id"]), 0.0, {"scores": {"score": score}, **told})
+        fields: dict[str, Any] = {key: str(row.get(name) or "") for key, name in _TEXTS.items()}
+        if not fields["prompt"]:  # then its name is all that is known of a question
+            fields |= dict.fromkeys(("doc_hash", "prompt_hash"), f"question {row['id']}")
+        answer = (str(row["id"]), 0.0, {"scores": {"score": score}, **fields})
         tasks.setdefault(str(row.get("benchmark", file.stem)), []).append(answer)
     if not all(map(str.strip, tasks or [""])):
         problem = "a row names no benchmark" if tasks else "it is empty"
         raise DataError(f"{file}: {problem}; a table has columns, at least id and score, and rows")
     for title, answers in tasks.items():
         conditions = {"kind": "table"}
-        if not any(told["prompt"] for _, _, told in answers):
+        if not any(fields["prompt"] for _, _, fields in answers):
             conditions[f"{name_benchmark(title)}.prompts"] = "not logged"
         made_by = {"model": "", "tool": "table", "backend": "table"}
         yield LoggedTask(file, title, made_by, conditions, answers)
