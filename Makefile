@@ -63,7 +63,7 @@ test-unsloth: .venv-unsloth/installed ## the tests of train.engine=unsloth, with
 	touch $@
 
 test-inspect: .venv-inspect/installed ## the tests on Inspect's logs, with Inspect's own reader
-	.venv-inspect/bin/python -m pytest --noconftest -W default -m inspect tests/evaluation/test_inspect_logs.py
+	.venv-inspect/bin/python -m pytest --noconftest -o filterwarnings=default -m inspect tests/evaluation/test_inspect_logs.py
 
 test-slow: $(VENV)/installed ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
