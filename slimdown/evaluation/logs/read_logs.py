@@ -74,7 +74,7 @@ def read_logs(
         DataError: No logs, none of questions, or not as the tool writes them.
         OSError: A file cannot be read.
     """
-    kind, files = find_logs(Path(folder))
+    kind, files = find_logs(Path(str(folder)))
     logs: list[Any] = [log for file in files for log in _KINDS[kind].open_logs(file)]
     newest = {name: log for log in logs for name in log.benchmarks}
     if kind == "tables" and len(logs) > len(newest):
