@@ -67,7 +67,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
                 note += f"; the adapter was trained on {trained_on}: quantization={trained_on}"
             notes.append(f"{note}.")
         else:
-            train_data = load_training_data(config.dataset, tokenizer, config.seed, config.keep)
+            train_data = read_rows(config, tokenizer)
             n_rows = sum(len(part.train) for part in train_data.parts)
             for problem in check_rows(config, n_rows, not train_data.holds_conversations):
                 raise DataError(problem)
@@ -151,6 +151,12 @@ def load_benchmarks(config: RunConfig) -> tuple[dict[str, BenchmarkTask], dict[s
     return load_tasks(config.benchmark, folder, lacking=lacking), not_run
 
 
+def read_rows(config: RunConfig, tokenizer: Any) -> TrainingData:
+    """Read the rows of the chosen datasets, see `load_training_data`."""
+    thinks = config.evaluation.enable_thinking
+    return load_training_data(config.dataset, tokenizer, config.seed, config.keep, thinks)
+
+
 def decide_prompts(
     config: RunConfig,
     tasks: dict[str, BenchmarkTask],
@@ -210,7 +216,7 @@ def measure_base(config: RunConfig) -> None:
     tasks, _ = load_benchmarks(config)
     tokenizer, train_data = load_base_tokenizer(config.model), None
     if config.dataset and config.may_hold_conversations:
-        train_data = load_training_data(config.dataset, tokenizer, config.seed, config.keep)
+        train_data = read_rows(config, tokenizer)
     evaluation, _ = decide_prompts(config, tasks, tokenizer, train_data)
     base = load_base_model(config.model, config.quantization, tokenizer)
     shares = not config.method.facts.learns_prompt
@@ -256,7 +262,7 @@ def measure_scales(
     with console.progress_bar(f"loading {config.model.id}"):
         tokenizer = load_base_tokenizer(config.model)
         if config.dataset:
-            train_data = load_training_data(config.dataset, tokenizer, config.seed, config.keep)
+            train_data = read_rows(config, tokenizer)
         evaluation, _ = decide_prompts(config, tasks, tokenizer, train_data)
         base = load_base_model(config.model, config.quantization, tokenizer)
         if train_data:
@@ -311,6 +317,6 @@ def assist_training(config: RunConfig) -> None:
     """
     if broadcast_from_main(None):  # whether the first process has something to train
         base = load_base_model(config.model, config.quantization)
-        train_data = load_training_data(config.dataset, base.tokenizer, config.seed, config.keep)
+        train_data = read_rows(config, base.tokenizer)
         prepared = prepare_training(base, train_data, config)
         fine_tune(base, prepared, config, Path(), lambda step: None, lambda *progress: None)

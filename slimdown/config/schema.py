@@ -342,14 +342,14 @@ class EvaluationConfig:
     backend: Backend = setting("what generates answers: hf or vllm", default=Backend.hf)
 
     def problems(self) -> Iterator[str]:
-        is_idle = not self.chat_template_args and self.enable_thinking is None
+        is_idle = not self.chat_template_args and not self.enable_thinking
         if self.apply_chat_template is False and not is_idle:
             variables = "chat_template_args and enable_thinking are for the chat template"
             yield f"apply_chat_template=false: {variables}; set it to true, or leave them out"
         if self.enable_thinking and not self.think_end_token:
             yield "enable_thinking=true needs think_end_token, what ends the thinking: </think>"
         if self.think_end_token and self.backend is Backend.vllm:
-            yield f"think_end_token={self.think_end_token} needs backend=hf"
+            yield f"think_end_token={self.think_end_token} needs backend=hf; or set it to null"
 
     def narrow(self, generates: bool) -> "EvaluationConfig":
         """Return how one benchmark is asked: nothing is left to choose, nothing idle is set.

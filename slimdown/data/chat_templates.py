@@ -16,6 +16,8 @@ from slimdown.utils.errors import DataError, ModelError, describe_error
 # gives a base that was measured yesterday and a model that is tuned today equal prompts. It is the
 # date that the templates fall back on.
 FIXED_DATE = {"date_string": "26 Jul 2024"}
+# SmolLM3's asks the clock alone. Rows, whose template is TRL's matter, have the day of training.
+_FIXED_CLOCK = "{%- macro strftime_now(format) %}26 Jul 2024{% endmacro +%}"
 _MOST_CHARACTERS = 1_000_000  # of a template; publishers' have up to 20,000
 _MOST_SECONDS = 5  # for one question
 
@@ -91,15 +93,18 @@ def read_template_args(tokenizer: Any, evaluation: EvaluationConfig) -> dict[str
             problem = "the chat template has no such variable; leave it out"
             raise ModelError(f"evaluation.chat_template_args.{name}: {problem}")
     if evaluation.enable_thinking is not None:
-        switch = _find_switch(tokenizer, system, args)
+        switch = find_switch(tokenizer, system, args)
         if not switch:
             problem = "the chat template has no such switch; leave it out"
             raise ModelError(f"evaluation.enable_thinking: {problem}")
         args[switch] = evaluation.enable_thinking
+    template = tokenizer.chat_template
+    if isinstance(template, str) and "strftime_now" in template:
+        args["chat_template"] = _FIXED_CLOCK + template
     return FIXED_DATE | args
 
 
-def _find_switch(tokenizer: Any, system: str, args: dict[str, Any]) -> str:
+def find_switch(tokenizer: Any, system: str, args: dict[str, Any]) -> str:
     """Return the variable by which the template turns thinking on and off; empty: there is none."""
     for name in ("enable_thinking", "thinking"):  # most have the first, Granite the second
         on, off = (_render_question(tokenizer, system, {**args, name: v}) for v in (True, False))
@@ -153,7 +158,7 @@ def choose_prompts(
         ModelError: The template is needed, and it is missing, fails or drops what is set.
     """
     if evaluation.apply_chat_template == "auto" and not has_reason:
-        if evaluation.chat_template_args or evaluation.enable_thinking is not None:
+        if evaluation.chat_template_args or evaluation.enable_thinking:
             raise ModelError(
                 "evaluation.apply_chat_template=auto: here all prompts are plain, so "
                 "chat_template_args and enable_thinking have no effect; set it to true"

@@ -15,7 +15,7 @@ import numpy as np
 
 from slimdown.config.dataset_config import DatasetConfig, RowFormat
 from slimdown.config.keep_config import Keep, KeepConfig
-from slimdown.data.chat_templates import FIXED_DATE, check_chat_template, render_chat
+from slimdown.data.chat_templates import FIXED_DATE, check_chat_template, find_switch, render_chat
 from slimdown.data.mixing import mix_rows
 from slimdown.data.row_formats import (
     SKIP_ADVICE,
@@ -82,7 +82,11 @@ class TrainingData:
 
 
 def load_training_data(
-    datasets: Mapping[str, DatasetConfig], tokenizer: Any, seed: int, keep: KeepConfig | None = None
+    datasets: Mapping[str, DatasetConfig],
+    tokenizer: Any,
+    seed: int,
+    keep: KeepConfig | None = None,
+    enable_thinking: bool | None = None,
 ) -> TrainingData:
     """Read the chosen datasets, and hold some rows of each out for the validation loss.
 
@@ -96,6 +100,7 @@ def load_training_data(
         seed: Decides which rows are taken, their order, and how datasets are mixed.
         keep: Names the dataset whose rows are replayed. As many of them are taken as are its share
             of all rows; none is held out, so that the validation loss is of the others alone.
+        enable_thinking: False: conversations are written as models are asked without thinking.
 
     Returns:
         The rows of each dataset, of a mixture only as many as it draws until the first dataset is
@@ -111,7 +116,7 @@ def load_training_data(
     notes: list[str] = []
     for name, config in datasets.items():
         try:
-            part, note = _load_part(name, config, tokenizer, seed)
+            part, note = _load_part(name, config, tokenizer, seed, enable_thinking)
         except DataError as error:
             raise DataError(f"dataset.{name}: {config.path}: {error}") from None
         parts.append(part)
@@ -154,7 +159,7 @@ def _limit_replay(
 
 
 def _load_part(
-    name: str, config: DatasetConfig, tokenizer: Any, seed: int
+    name: str, config: DatasetConfig, tokenizer: Any, seed: int, enable_thinking: bool | None
 ) -> tuple[DatasetPart, list[str]]:
     """One dataset's rows, those to train on whatever its weight, and the lines for the user."""
     numbered: Iterator[tuple[int, Any]]
@@ -174,7 +179,7 @@ def _load_part(
     train: list[dict[str, Any]] = []
     held_out: set[str] = set()
     skipped: list[str] = []
-    prompt_type = None
+    prompt_type = fixed = None
     for number, record in numbered:
         try:
             row = format_row(record, config, format_)
@@ -184,9 +189,10 @@ def _load_part(
                     setting = "template=chat" if is_filled else f"format={format_.value}"
                     check_chat_template(tokenizer, f"dataset.{name}.{setting}")
                 settings = row.get("chat_template_kwargs", {})
-                if "date_string" in str(tokenizer.chat_template):
-                    settings = {**FIXED_DATE, **settings}
-                    row["chat_template_kwargs"] = settings
+                if fixed is None:
+                    fixed = _fix_template_args(tokenizer, enable_thinking)
+                if fixed:
+                    row["chat_template_kwargs"] = settings = {**fixed, **settings}
                 render_chat(tokenizer, messages, tools=row.get("tools"), **settings)
             prompt_type = prompt_type or type(row.get("prompt"))
             if type(row.get("prompt")) is not prompt_type:
@@ -223,6 +229,16 @@ def _load_part(
     columns = list(dict.fromkeys(column for row in (*train, *validation) for column in row))
     trained, validated = (_build_dataset(rows, columns) for rows in (train, validation))
     return DatasetPart(name, trained, validated, config.weight), notes
+
+
+def _fix_template_args(tokenizer: Any, enable_thinking: bool | None) -> dict[str, Any]:
+    """Return the variables that a chat template gets with every row."""
+    fixed: dict[str, Any] = {}
+    if "date_string" in str(tokenizer.chat_template):
+        fixed |= FIXED_DATE
+    if enable_thinking is False and (switch := find_switch(tokenizer, "", {})):
+        fixed[switch] = False
+    return fixed
 
 
 def _build_dataset(rows: list[dict[str, Any]], columns: list[str]) -> "Dataset":

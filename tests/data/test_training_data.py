@@ -143,6 +143,23 @@ def test_conversations_reach_the_template_without_added_keys(
     ]
 
 
+@pytest.mark.parametrize("switch", ["enable_thinking", "thinking", "none"])
+def test_rows_do_not_think_where_questions_do_not(switch: str, tmp_path: Path) -> None:
+    """By the template's own name for it; what a row says of itself wins."""
+    thinker = transformers.AutoTokenizer.from_pretrained(pocket.MODEL_DIR)
+    begin = f"{{% if {switch} is not defined or {switch} %}}Think!{{% endif %}}"
+    thinker.chat_template = (begin if switch != "none" else "") + "{{ messages[-1].content }}"
+    rows = [{"messages": TURNS}, {"messages": TURNS, "chat_template_kwargs": {switch: True}}]
+    config = write(tmp_path, [*rows, {"messages": TURNS[::-1] + TURNS}])
+    variables = []
+    for enable_thinking in (False, None, True):
+        [part] = load_training_data({"a": config}, thinker, 0, None, enable_thinking).parts
+        row = {row["row"]: row for row in [*part.train, *part.validation]}
+        variables.append([(row[i].get("chat_template_kwargs") or {}).get(switch) for i in (1, 2)])
+    off = None if switch == "none" else False
+    assert variables == [[off, True], [None, True], [None, True]]
+
+
 def test_trl_tokenizes_them_with_their_tools_and_arguments(tmp_path: Path, tokenizer: Any) -> None:
     rows = [
         {"messages": TURNS, "tools": [{"name": f"t{i}"}], "chat_template_kwargs": {"mood": f"m{i}"}}

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from slimdown.config.schema import RunConfig
-from slimdown.data.training_data import load_training_data
+from slimdown.experiment import read_rows
 from slimdown.models.base_model import LoadedModel, load_base_model
 from slimdown.training.fine_tuning import fine_tune, prepare_training
 from slimdown.training.result import StepLog, TrainingResult
@@ -21,8 +21,7 @@ class TrainingRun:
         self.logs: list[StepLog] = []
 
     def prepare(self, config: RunConfig) -> TokenizedRows:
-        tokenizer = self.base.tokenizer
-        self.data = load_training_data(config.dataset, tokenizer, config.seed, config.keep)
+        self.data = read_rows(config, self.base.tokenizer)
         return prepare_training(self.base, self.data, config)
 
     def train(
