@@ -127,7 +127,8 @@ def _describe_hub() -> Iterator[tuple[str, str]]:
     yield "hub", f"{constants.ENDPOINT}, {'a token is set' if get_token() else 'no token'}"
     for choice in list_group_choices("model"):
         settings = yaml.safe_load((CONF_DIR / "model" / f"{choice}.yaml").read_text()) or {}
-        if not (repo := settings.get("id")):  # pocket, which is embedded, and any
+        repo = settings.get("model", settings).get("id", "")  # a recipe sets more than its model
+        if not repo or repo.startswith("pocket:"):  # any, and what is embedded
             continue
         try:
             with explain_hub_errors(f"model.id={repo}"):

@@ -26,16 +26,20 @@ def test_the_default_is_the_pocket_world(composed: Compose) -> None:
     assert list(config.benchmark) == skills
 
 
+PLAIN = ["any", "llama32", "llama32_instruct", "smollm2", "tinyllama"]
+
+
 @pytest.mark.parametrize("model", [m for m in list_group_choices("model") if m != "pocket"])
 def test_every_other_model_gets_the_papers_settings(model: str, composed: Compose) -> None:
     config = composed(f"model={model}", *(["model.id=you/yours"] if model == "any" else []))
-    assert list(config.dataset) == ["alpaca"]
+    assert list(config.dataset) == ["alpaca" if model in PLAIN else "alpaca_chat"]
     assert list(config.benchmark) == ["hellaswag", "gsm8k", "mmlu_cs"]
     assert config.train.learning_rate == 2e-4
     assert {b.paper_metric for b in config.benchmark.values()} == set(PaperMetric)
     lora = config.lora
     assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (8, 16, 0.0)
-    assert lora.target_modules == ["q_proj", "k_proj", "v_proj"]
+    attention = ["q_proj", "k_proj", "v_proj"]
+    assert lora.target_modules == (["all-linear"] if model == "lfm2_1.2b" else attention)
 
 
 GROUPS = ["quantization", "dataset", "method", "lora", "train", "benchmark", "experiment"]
