@@ -1,8 +1,13 @@
 """The real loading code on real models and data: `make test-hub`, against the hub or a mirror."""
 
 import json
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +15,8 @@ import pytest
 from commands_and_runs import run_command
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown.commands import doctor
 
@@ -122,6 +127,29 @@ def test_a_merged_model_is_as_large_as_published_and_has_a_card(
     assert AutoModelForCausalLM.from_pretrained(out).config.tie_word_embeddings
 
 
+def test_a_recipe_trains_on_conversations_and_asks_through_the_template(
+    store: MlflowClient, tmp_path: Path
+) -> None:
+    """One of Alpaca's first rows by this seed has an empty answer."""
+    arguments = ["model=gemma3_1b", f"model.id={SMOLLM2}", "quantization=none"]
+    rows = ["max_examples=24", "validation_examples=3"]
+    arguments += [f"dataset.alpaca_chat.{setting}" for setting in rows]
+    gsm8k = ["limit=2", "num_fewshot=1", "max_gen_toks=24"]
+    arguments += ["benchmark=[gsm8k]", *(f"benchmark.gsm8k.{setting}" for setting in gsm8k)]
+    done = run_command(tmp_path, "slimdown.run", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "dataset.alpaca_chat: 1 rows that cannot be trained on are skipped" in done.stdout
+    run = find_run(store)
+    assert (
+        "<|im_start|>assistant"
+        in Path(
+            store.download_artifacts(run.info.run_id, "adapter/chat_template.jinja")
+        ).read_text()
+    )
+    [conditions] = [read_findings(store, run)["conditions"]]
+    assert conditions["gsm8k.apply_chat_template"] == "True"
+
+
 def test_any_causal_model_and_dataset_of_the_hub_will_do(
     store: MlflowClient, tmp_path: Path
 ) -> None:
@@ -179,6 +207,7 @@ def test_the_doctor_says_which_models_can_be_read(
     assert doctor.main(["--tracking-uri", f"sqlite:///{tmp_path}/new.db"]) == 0
     shown = capsys.readouterr().out
     assert f"model=smollm2: {SMOLLM2} can be read" in shown
+    assert "model=qwen3_0.6b: " in shown
     assert "https://huggingface.co/meta-llama/Llama-3.2-1B" in shown
 
 
@@ -298,3 +327,55 @@ def test_logs_of_the_harness_are_judged_as_the_run_is(store: MlflowClient, tmp_p
             assert rows[task]["verdict"] == recorded[name]["verdict"]
             for key, field in (("change", "value"), ("change_low", "low"), ("change_high", "high")):
                 assert rows[task][key] == pytest.approx(difference[field], abs=1e-12), (task, key)
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> Iterator[str]:
+    """The address of a server of transformers, which serves any model that it is asked for."""
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
+    command += ["serve", "--port", str(port), "--host", "127.0.0.1", "--dtype", "float32"]
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            with suppress(OSError), urllib.request.urlopen(f"{address}/health"):
+                break
+            assert server.poll() is None, (tmp_path / "server.log").read_text()
+            time.sleep(1)
+        yield f"{address}/v1/chat/completions"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_an_endpoint_is_judged_by_its_logs(adapter: Path, endpoint: str, tmp_path: Path) -> None:
+    """A base and a tuned model behind one address, asked as docs/trainers.md says."""
+    base = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype="float32")
+    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    merged.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(SMOLLM2).save_pretrained(tmp_path / "model")
+    for name, model in (("base", SMOLLM2), ("tuned", str(tmp_path / "model"))):
+        model_args = f"model={model},base_url={endpoint},tokenized_requests=False"
+        done = run_command(
+            tmp_path,
+            *("lm_eval", "run", "--model", "local-chat-completions", "--model_args", model_args),
+            *("--batch_size", "1", "--tasks", "gsm8k", "--apply_chat_template", "--limit", "3"),
+            *("--num_fewshot", "1", "--gen_kwargs", "max_gen_toks=24"),
+            *("--log_samples", "--output_path", name),
+        )
+        assert done.returncode == 0, done.stderr
+    texts = [
+        [sample["resps"] for sample in map(json.loads, file.read_text().splitlines())]
+        for name in ("base", "tuned")
+        for file in (tmp_path / name).rglob("samples_*.jsonl")
+    ]
+    assert len(texts) == 2
+    assert texts[0] != texts[1]
+    judged = run_command(tmp_path, "slimdown", "verdict", "base", "tuned", "--format", "json")
+    assert judged.returncode == 0, judged.stderr
+    [row] = [row for row in json.loads(judged.stdout)["rows"] if row["verdict"]]
+    assert (row["benchmark"], row["n"]) == ("gsm8k", 3)

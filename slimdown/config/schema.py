@@ -158,7 +158,10 @@ class ModelConfig:
 
     def source_problems(self) -> Iterator[str]:
         """Say what is wrong with where the model comes from, with the setting's whole name."""
-        if self.folder and self.revision != "main":
+        if re.match("https?://", self.id):
+            advice = "ask it by lm_eval, and judge the logs by `slimdown verdict`"
+            yield f"{self.named} is an address; {advice} (docs/trainers.md)"
+        elif self.folder and self.revision != "main":
             yield f"{self.named} is a folder and has no revisions; leave out {self.revision!r}"
         elif not self.folder and (
             os.path.exists(self.id) or not (HUB_ID.fullmatch(self.id) and self.revision.strip())

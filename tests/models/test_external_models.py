@@ -11,8 +11,10 @@ import peft
 import pytest
 import torch
 from builders import make_evaluation
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
 
 from slimdown import pocket
 from slimdown.config.schema import RunConfig
@@ -107,6 +109,53 @@ def test_a_prompt_adapter_is_known_as_one(composed: Composed, tmp_path: Path) ->
     config = peft.PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM")
     peft.get_peft_model(model, config).save_pretrained(tmp_path)
     assert open_it(composed, tmp_path)[1].learns_prompt
+
+
+@pytest.fixture(scope="module")
+def trainers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a training leaves by TRL, as Unsloth, Axolotl and LLaMA-Factory call it, or its like."""
+    folder = tmp_path_factory.mktemp("outputs")
+    tokenizer = AutoTokenizer.from_pretrained(pocket.MODEL_DIR)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    tokenizer.add_special_tokens({"pad_token": "<|PAD_TOKEN|>"})  # as Unsloth does
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR, dtype=torch.float32),
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_dict({"text": ["one and one are two"] * 8}),
+        peft_config=peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+        args=SFTConfig(
+            str(folder),
+            max_steps=4,
+            save_steps=2,
+            learning_rate=0.1,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+        ),
+    )
+    trainer.train()
+    trainer.save_model(str(folder))
+    trainer.save_state()
+    (folder / "train_results.json").write_text("{}")
+    (folder / "trainer_log.jsonl").write_text("{}\n")
+    (folder / "axolotl.yaml").write_text("base_model: pocket\n")
+    return folder
+
+
+@pytest.mark.parametrize("part", ["", "checkpoint-2"])
+def test_a_trainers_folder_is_read_with_all_that_lies_beside(
+    part: str, trainers_folder: Path, composed: Composed
+) -> None:
+    folder = trainers_folder / part
+    names = {file.name for file in folder.iterdir()}
+    assert {"trainer_state.json", "training_args.bin", "chat_template.jinja"} <= names
+    assert ("optimizer.pt" in names) == bool(part)
+    base, external = open_it(composed, folder, "quantization=none")
+    before = logits_of(base.model)
+    plain = AutoModelForCausalLM.from_pretrained(pocket.MODEL_DIR, dtype=torch.float32)
+    expected = logits_of(peft.PeftModel.from_pretrained(plain, str(folder)).eval())
+    assert torch.equal(logits_of(external.load().model), expected)
+    assert not torch.equal(expected, before)
 
 
 def resize(folder: Path) -> None:

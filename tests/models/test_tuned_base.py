@@ -91,6 +91,19 @@ def test_a_damaged_adapter_is_no_whole_model() -> None:
         compose_line("tuned=mine")
 
 
+@pytest.mark.parametrize("address", ["http://localhost:8000/v1", "https://api.you.com/v1/"])
+def test_an_address_is_judged_by_its_logs(address: str, tmp_path: Path) -> None:
+    for model in ([], ["model=smollm2"]):
+        with pytest.raises(ConfigError) as error:
+            compose_line(f"tuned={address}", *model)
+        assert f"tuned={address} is an address; ask it by lm_eval" in str(error.value)
+        assert "`slimdown verdict` (docs/trainers.md)" in str(error.value)
+    done = run_command(tmp_path, "slimdown.run", f"tuned={address}")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("made_on", "model"),
     [(SMOLLM2, "pocket:model"), ("pocket:model", SMOLLM2), (SMOLLM2, "meta-llama/Llama-3.2-1B")],
