@@ -28,8 +28,8 @@ def read_questions(path: str, score: Scoring) -> QuestionRows:
     Args:
         path: A row has `question` and `answer`, a text or a number; or also `choices`, a list, of
             which `answer` is the number from 0, the letter or the text of the right one. Instead of
-            `question` it may have `messages` and `tools`; beside `answer`, `forbidden`.
-        score: How answers without choices are scored.
+            `question` it may have `messages` and `tools`; beside `answer`, `forbidden` and `score`.
+        score: How answers without choices are scored where a row has no score of its own.
 
     Returns:
         The rows, without other columns and spaces around answers.
@@ -57,7 +57,8 @@ def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig
         rows = read_questions(benchmark.path, benchmark.score)
     except DataError as error:
         raise ConfigError(f"benchmark.{name}.path={benchmark.path}: {error}") from None
-    metric = {Scoring.exact: "exact_match.strip"}.get(benchmark.score, str(benchmark.score))
+    score = find_score(rows)
+    metric = "exact_match.strip" if score == Scoring.exact else score
     own: dict[str, Any] = {"task": name, "metric": metric, "chance": 0.0}
     if "choices" in rows[0]:
         first_rows = rows[: max(1, benchmark.limit or len(rows))]
@@ -68,6 +69,12 @@ def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig
     )
 
 
+def find_score(rows: QuestionRows) -> str:
+    """Return how the answers of rows are scored; "right" where rows have scores of their own."""
+    scores = {json.loads(row["rule"])["score"] if "rule" in row else "exact" for row in rows}
+    return str(scores.pop()) if len(scores) == 1 else "right"
+
+
 @lru_cache(maxsize=16)  # a sweep checks the same file for each of its runs
 def _read_rows(file: Path, changed_at: int, score: Scoring) -> QuestionRows:
     rows: list[dict[str, Any]] = []
@@ -76,7 +83,9 @@ def _read_rows(file: Path, changed_at: int, score: Scoring) -> QuestionRows:
             row = _read_row(record, score)
             json.dumps(row, ensure_ascii=False).encode()
             if rows and row.keys() != rows[0].keys():
-                kind = next((k for k in ("choices", "messages") if k in record), "no choices")
+                kinds = ("choices", "messages", "category")
+                kind = next((k for k in kinds if k in row or k in record), "no choices")
+                kind = "score=refusal" if kind == "category" else kind
                 raise DataError(f"it has {kind}, unlike the rows before; give each kind a file")
         except (DataError, UnicodeEncodeError) as error:  # half of a surrogate pair
             raise DataError(f"row {number}: {error}") from None
@@ -95,6 +104,10 @@ def _read_row(record: Any, score: Scoring) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"it is {str(record)[:60]} and no object with question and answer")
     answer, choices = record.get("answer"), record.get("choices")
+    if isinstance(own_score := record.get("score"), str):
+        if own_score not in list(Scoring):
+            raise DataError(f"score {own_score[:60]!r} is none of {', '.join(Scoring)}")
+        score = Scoring(own_score)
     prompt = _read_prompt(record)
     if choices is None:
         return prompt | _read_answers(record, score)

@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
-from slimdown.config.question_files import QuestionRows
+from slimdown.config.question_files import QuestionRows, find_score
 from slimdown.config.schema import Scoring
 from slimdown.data.chat_templates import render_chat
 from slimdown.utils.errors import DataError
@@ -61,7 +61,7 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
             }
         if "rule" in rows[0]:
             config["process_results"] = self._score_answer
-            if (score := json.loads(rows[0]["rule"])["score"]) != Scoring.exact:
+            if (score := find_score(rows)) != Scoring.exact:
                 config |= {"metric_list": [{"metric": score, **mean}], "filter_list": None}
                 config["generation_kwargs"]["until"] = [] if self.has_messages else ["\n\n"]
         super().__init__(config=config)

@@ -150,6 +150,27 @@ def test_numbers_in_a_text(text: str, number: float | None) -> None:
     assert read_number(text) == number
 
 
+def test_a_row_may_have_a_score_of_its_own(tmp_path: Path) -> None:
+    rows = [
+        {"question": "What is the capital of France?", "answer": "Paris", "score": "contains"},
+        {"question": "How many legs has a dog?", "answer": "4", "score": "numeric"},
+        {"question": "Say yes.", "answer": "yes"},
+        {"question": "Say no.", "answer": "no", "score": 0.5},  # a column of somebody's own
+    ]
+    said = ["It is Paris.", "It has four legs.", "I say yes.", "no"]
+    answers = {row["question"]: text for row, text in zip(rows, said, strict=True)}
+    benchmark = measure(rows, tmp_path, lambda doc: answers[doc["question"]])
+    assert benchmark.benchmark.metric == "right"
+    assert [sample.scores["right"] for sample in benchmark.samples] == [1.0, 1.0, 0.0, 1.0]
+    for row, message in (
+        ({"score": "fuzzy", "answer": "x"}, "score 'fuzzy' is none of exact, contains"),
+        ({"score": "refusal", "answer": "refuse"}, "it has score=refusal, unlike the rows before"),
+    ):
+        file = write_rows(tmp_path / "bad.jsonl", [rows[2], {"question": "q", **row}])
+        with pytest.raises(DataError, match=f"row 2: {message}"):
+            read_questions(str(file), Scoring.exact)
+
+
 def test_refusals_are_told_from_what_is_safe(tmp_path: Path) -> None:
     """A model that refuses everything and one that refuses nothing are both right in one half."""
     rows = [{"question": f"harm {i}", "answer": "refuse"} for i in range(8)]
