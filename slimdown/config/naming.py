@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import yaml
@@ -92,6 +93,8 @@ def run_name(model: str, overrides: list[str], swept: tuple[str, ...] = ()) -> s
     'pocket lora.r=4'
     >>> run_name("smollm2", ["model=smollm2", "dataset=alpaca", "lora.r=4"], ("lora.r",))
     'smollm2 lora.r=4 dataset=alpaca'
+    >>> run_name("pocket", [f"train.args.option_{n}=value" for n in range(9)])[-27:]
+    'train.args.option_3=value …'
     """
     unshown = ("model=", "benchmark", "evaluation.", "baseline.", "tracking.", "rerun=", "search.")
     changes = [override.lstrip("+") for override in overrides]
@@ -99,4 +102,4 @@ def run_name(model: str, overrides: list[str], swept: tuple[str, ...] = ()) -> s
     changes.sort(key=lambda change: change.partition("=")[0] not in swept)
     # Paths differ at their ends.
     short = [c if len(c) <= 60 else f"{c.partition('=')[0]}=…{c[-50:]}" for c in changes]
-    return " ".join([model, *short])[:120]
+    return shorten(" ".join([model, *short]), 120, placeholder=" …")
