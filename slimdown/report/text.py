@@ -156,11 +156,10 @@ def explain_undecided(findings: Findings) -> Iterator[str]:
             yield f"Undecided: {name}. {reason} model's: raise benchmark.{name}.max_gen_toks."
         elif benchmark.verdict == "undecided":
             n, smallest = pluralize(benchmark.n, "question"), benchmark.minimum_detectable_change
-            reason = f"{n} show a change of {100 * smallest:.1f} points in four of five cases"
+            reason = f"{n} detect a change of {100 * smallest:.1f} points in four of five cases"
             reason = f"{n} cannot show any change" if isnan(smallest) else reason
             if needed := benchmark.n_to_decide:
-                points = f"{100 * benchmark.margin:g} points"
-                reason += f"; about {needed:,} would show a change, or that it is below {points}"
+                reason += f"; if the change is as it looks, about {needed:,} would decide"
             yield f"Undecided: {name}. {reason}."
 
 
