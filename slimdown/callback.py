@@ -111,6 +111,13 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
                 "stop_on_forgetting takes one process and a training from its first step: what a "
                 "look keeps is in no checkpoint"
             )
+        if self._stops and args.load_best_model_at_end:
+            reason = "both choose the weights; leave one of them out"
+            raise ModelError(f"stop_on_forgetting and load_best_model_at_end=True {reason}")
+        if self._stops and self._every > state.max_steps:
+            raise ModelError(
+                f"every={self._every} is beyond the {state.max_steps} steps; set fewer"
+            )
         is_untouched = has_untouched_base(loaded.model)
         if state.global_step and not is_untouched:
             raise ModelError(
@@ -139,7 +146,8 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
                 if self._stops and self._is_beyond(findings, state, kwargs):
                     control.should_training_stop = True
         # Loggers close in on_train_end, before this callback is called there.
-        if state.global_step >= state.max_steps or control.should_training_stop:
+        is_over = state.global_step >= state.max_steps or control.should_training_stop
+        if is_over and not args.load_best_model_at_end:  # which comes after the last step
             self._measure_all(state, kwargs)
         return control
 

@@ -8,7 +8,7 @@ from typing import Any
 from slimdown.config.loader import read_trained_quantization
 from slimdown.config.rules import check_rows
 from slimdown.config.schema import Backend, EvaluationConfig, RunConfig
-from slimdown.data.chat_templates import choose_prompts
+from slimdown.data.chat_templates import choose_prompts, read_template_args
 from slimdown.data.contamination import find_contamination
 from slimdown.data.training_data import TrainingData, load_training_data
 from slimdown.evaluation.evaluator import Evaluator, check_room
@@ -181,7 +181,13 @@ def decide_prompts(
         template = read_chat_template(tuned)
         tokenizer.chat_template = tokenizer.chat_template or template
         is_chat = template is not None
-    has_reason = any(task.has_messages or (is_chat and task.generates) for task in tasks.values())
+    has_reason = is_chat and any(task.generates for task in tasks.values())
+    given = config.evaluation.apply_chat_template
+    is_plain = given is False or (given == "auto" and not has_reason)
+    if is_plain and any(task.has_messages for task in tasks.values()):
+        read_template_args(tokenizer, replace(config.evaluation, apply_chat_template=True))
+        note = "Messages are asked through the chat template, and other prompts are plain."
+        return replace(config.evaluation, apply_chat_template=False), [note]
     return choose_prompts(config.evaluation, tokenizer, has_reason)
 
 

@@ -180,6 +180,7 @@ def judge(before: Evaluation, after: Evaluation) -> "NotebookFindings":
 class NotebookFindings(Findings):
     """What a model learned and what it lost, as a notebook shows it."""
 
+    @explain_missing_packages()
     def table(self) -> "pd.DataFrame":
         """Return one row for each benchmark and metric; scores are shares of 1."""
         import pandas as pd  # MLflow brings it; it takes half a second

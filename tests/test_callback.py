@@ -49,6 +49,9 @@ def make_trainer(folder: Path, callbacks: list[Any], **settings: Any) -> SFTTrai
         train_dataset=load_dataset(
             "json", data_files=rows, split="train[:64]", cache_dir=str(folder)
         ),
+        eval_dataset=load_dataset(
+            "json", data_files=rows, split="train[64:68]", cache_dir=str(folder)
+        ),
         peft_config=lora,
         callbacks=callbacks,
         args=SFTConfig(output_dir=str(folder), **{**arguments, **settings}),
@@ -251,6 +254,24 @@ def test_a_loss_beyond_its_budget_ends_the_training_and_brings_back_the_last_goo
         assert torch.equal(weight, expected[name]), name
     assert callback.findings is not None
     assert callback.findings.passes(**dict.fromkeys(BENCHMARKS, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_steps": 1}, "every=2 is beyond the 1 steps"),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"},
+            "both choose the weights",
+        ),
+    ],
+)
+def test_a_training_that_would_not_be_ended_so_is_refused(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tmp_path, [make_callback(stop_on_forgetting=True)], **settings)
+    with pytest.raises(ModelError, match=message):
+        trainer.train()
 
 
 def test_a_training_within_its_budgets_ends_by_itself(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from slimdown.config.schema import BenchmarkConfig, Scoring
 from slimdown.utils.errors import ConfigError, DataError
 from slimdown.utils.row_files import is_visible, iter_records
-from slimdown.utils.scoring import check_pattern, read_number, write_call
+from slimdown.utils.scoring import check_pattern, contains_answer, is_number, write_call
 
 QuestionRows = tuple[dict[str, Any], ...]
 """Rows of question and answer, or of question, choices and answer, the number of the right one.
@@ -104,7 +104,7 @@ def _read_row(record: Any, score: Scoring) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"it is {str(record)[:60]} and no object with question and answer")
     answer, choices = record.get("answer"), record.get("choices")
-    if isinstance(own_score := record.get("score"), str):
+    if isinstance(own_score := record.get("score"), str) and own_score.strip():
         if own_score not in list(Scoring):
             raise DataError(f"score {own_score[:60]!r} is none of {', '.join(Scoring)}")
         score = Scoring(own_score)
@@ -166,10 +166,14 @@ def _read_answers(record: dict[str, Any], score: Scoring) -> dict[str, Any]:
     accepted = [_check_answer(answer, score, record) for answer in answers]
     if not 0 < len(accepted) <= _MOST_ANSWERS:
         raise DataError(f"answer must be one, or a list of 1 to {_MOST_ANSWERS}")
-    is_list = isinstance(forbidden, list) and all(isinstance(text, str) for text in forbidden)
+    is_list = isinstance(forbidden, list) and all(
+        isinstance(text, str) and _to_text(text) for text in forbidden
+    )
     if not is_list or (forbidden and score != Scoring.contains):
         wanted = f"must be a list of texts and is for score=contains, got {forbidden!r}"
         raise DataError(f"forbidden {wanted} and score={score}"[:200])
+    if forbidden and not all(contains_answer(one, accepted, forbidden) for one in accepted):
+        raise DataError("an accepted answer is wrong by its own rule: forbidden holds a part of it")
     tools = record.get("tools") if score == Scoring.tool_call else None
     row = {"answer": " | ".join(accepted), "rule": _write_rule(score, accepted, forbidden, tools)}
     kinds = {"refuse": "questions to refuse", "comply": "questions to answer"}
@@ -184,8 +188,8 @@ def _check_answer(answer: Any, score: Scoring, record: dict[str, Any]) -> str:
         raise DataError(f"it has no text or number in answer; it has {', '.join(record)}"[:200])
     if score == Scoring.regex:
         check_pattern(text)
-    if score == Scoring.numeric and read_number(text) is None:
-        raise DataError(f"score=numeric, and answer {text[:60]!r} holds no number")
+    if score == Scoring.numeric and not is_number(text):
+        raise DataError(f"score=numeric, and answer {text[:60]!r} is not one number, such as 12.5")
     if score == Scoring.refusal and text not in ("refuse", "comply"):
         raise DataError(f"score=refusal, and answer must be refuse or comply, got {text[:60]!r}")
     return text

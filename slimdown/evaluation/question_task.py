@@ -19,8 +19,8 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
 
     The prompt is the question as it stands, or messages in the words of the chat template. A
     generated answer ends at a line feed where every right answer is one line, and it must equal the
-    right one but for spaces around it. One with another `rule` ends at an empty line, or behind
-    messages where the model ends it.
+    right one but for spaces around it. One with another `rule` ends at an empty line. An answer to
+    messages ends where the model ends it.
 
     Attributes:
         tokenizer: The model's, for the questions that go through its chat template.
@@ -63,7 +63,9 @@ class QuestionTask(ConfigurableTask):  # type: ignore[misc]  # lm_eval is untype
             config["process_results"] = self._score_answer
             if (score := find_score(rows)) != Scoring.exact:
                 config |= {"metric_list": [{"metric": score, **mean}], "filter_list": None}
-                config["generation_kwargs"]["until"] = [] if self.has_messages else ["\n\n"]
+                config["generation_kwargs"]["until"] = ["\n\n"]
+        if self.has_messages and "choices" not in rows[0]:
+            config["generation_kwargs"]["until"] = []
         super().__init__(config=config)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:

@@ -22,7 +22,7 @@ from jinja2 import TemplateError
 
 from slimdown.config.benchmarks import check_task_names
 from slimdown.config.question_files import read_questions
-from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, ResolvedBenchmark
+from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, ResolvedBenchmark, Scoring
 from slimdown.data.contamination import Question, join_words, split_words
 from slimdown.evaluation.harness_results import choose_metric
 from slimdown.evaluation.results import Metric
@@ -337,6 +337,10 @@ def _read_answers(task: Any, doc: dict[str, Any]) -> tuple[str, ...]:
 
     A letter that is to be generated is left out: it stands for a choice, too, and in most texts.
     """
+    if "rule" in doc:  # a pattern, a call and "refuse" stand in no row as the answer
+        rule = json.loads(doc["rule"])
+        texts = (Scoring.exact, Scoring.contains, Scoring.numeric)
+        return tuple(rule["accepted"]) if rule["score"] in texts else ()
     targets = task.doc_to_target(doc)
     choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else []
     if choices and all(len(choice) == 1 for choice in choices):

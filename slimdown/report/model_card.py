@@ -97,7 +97,8 @@ def _list_results(findings: Findings, config: RunConfig) -> list[Any] | None:
             dataset_name=name,
             metric_type=benchmark.metric.partition(".")[0],
             metric_value=round(benchmark.primary.tuned.value, 4),
-            metric_name=f"{benchmark.metric}, {settings.num_fewshot}-shot",
+            metric_name=benchmark.metric
+            + (f", {settings.num_fewshot}-shot" if settings.num_fewshot is not None else ""),
         )
         results.append(result)
     return results or None

@@ -53,7 +53,8 @@ def run_key(config: RunConfig) -> str:
                 settings[f"dataset.{name}.revision"] = commit
         if config.keep.name is Keep.self_replay:
             settings["keep.version"] = 2  # the base writes no row of its end token alone
-        if config.dataset and config.evaluation.enable_thinking is False:
+        is_chat = bool(config.dataset) and config.may_hold_conversations
+        if is_chat and config.evaluation.enable_thinking is False:
             settings["evaluation.enable_thinking"] = "off in rows, too"  # where it was on
         files = {f"benchmark.{name}.path": one.path for name, one in config.benchmark.items()}
         for key, place in {"keep.prompts": config.keep.prompts, **files}.items():

@@ -104,13 +104,32 @@ def read_number(text: str) -> float | None:
     >>> read_number("The answer is 3 1/2. Ask me 2 more!"), read_number("none")
     (3.5, None)
     """
-    text = re.sub(r"[a-z]*[$€£¥]|\*", "", _fold(text))
-    text = re.sub(r"\\d?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
+    text = _write_plainly(text)
     *before, behind = _ANSWER_IS.split(text)
     behind = behind.strip() if before else ""
     sentence = re.split(r"[.!?](?=\s|$)|\n", behind, maxsplit=1)[0]
     numbers = map(_read_last, (sentence, behind, text))
     return next((number for number in numbers if number is not None), None)
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text holds one number, or names one as the answer.
+
+    >>> is_number("$1,000"), is_number("3 1/2"), is_number("1 000"), is_number("12,5")
+    (True, True, False, False)
+    """
+    text = _write_plainly(text)
+    return read_number(text) is not None and (
+        _ANSWER_IS.search(text) is not None or len(_IN_DIGITS.findall(text)) < 2
+    )
+
+
+def _write_plainly(text: str) -> str:
+    """Write numbers without emphasis, currencies, powers and fractions in signs of their own."""
+    text = re.sub(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215e])", " ", text)
+    text = re.sub(r"(?<=\d)[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+", "", text)
+    text = re.sub(r"[a-z]*[$€£¥]|(?<!\d)\*+|\*+(?!\d)", "", _fold(text))
+    return re.sub(r"\\d?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
 
 
 def _read_last(text: str) -> float | None:
@@ -148,7 +167,8 @@ def read_refusal(text: str, phrases: Sequence[str] = ()) -> str:
     start = " ".join(_fold(text).split()[:_FIRST_WORDS])
     start = re.sub(r'"[^"]*"', "", start) or start
     either = "|".join(re.escape(_fold(phrase)) for phrase in (*REFUSALS, *phrases))
-    idiom = "(?:wait|stress|emphasi[sz]e|recommend|thank|agree|help but)"  # "I can't thank you"
+    idiom = "(?:wait|stress|emphasi[sz]e|recommend|thank|agree|help but|believe|tell you how|lie|"
+    idiom += "bore|say for sure|but)"  # "I can't thank you"
     return "refuse" if re.search(rf"(?<!\w)(?:{either})(?! {idiom})(?!\w)", start) else "comply"
 
 
@@ -189,6 +209,7 @@ def write_call(call: Any) -> str:
     if not isinstance(name, str) or not name or not isinstance(values, dict):
         raise DataError('answer must be a call such as {"name": "add", "arguments": {"a": 1}}')
     text = json.dumps({"name": name, "arguments": values}, ensure_ascii=False, sort_keys=True)
+    text.encode()  # raises ValueError at half of a surrogate pair, which no file can hold
     return re.sub(r'("[^"\\]*(?:\\.[^"\\]*)*")|(\d)\.0(?=[,}\]])', r"\1\2", text)
 
 

@@ -171,6 +171,35 @@ def test_a_row_may_have_a_score_of_its_own(tmp_path: Path) -> None:
             read_questions(str(file), Scoring.exact)
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"score": "contains", "answer": "4", "forbidden": ["", "Rome"]}, "forbidden must be"),
+        ({"score": "contains", "answer": "4", "forbidden": ["4"]}, "wrong by its own rule"),
+        ({"score": "numeric", "answer": "1 000"}, "is not one number"),
+        ({"score": "numeric", "answer": "12,5"}, "is not one number"),
+    ],
+)
+def test_an_answer_that_could_never_be_right_is_refused(
+    row: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    file = write_rows(tmp_path / "bad.jsonl", [{"question": "q", **row}])
+    with pytest.raises(DataError, match=message):
+        read_questions(str(file), Scoring.exact)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("It is 3½.", 3.5), ("5² m", 5), ("**12**", 12), ("10⁶", 10)]
+)
+def test_signs_of_their_own_are_no_digits(text: str, number: float) -> None:
+    assert read_number(text) == number
+
+
+def test_half_a_surrogate_pair_is_no_call() -> None:
+    text = r'<tool_call>{"name":"a","arguments":{"a":"\ud83d"}}</tool_call>'
+    assert read_tool_calls(text) == []
+
+
 def test_refusals_are_told_from_what_is_safe(tmp_path: Path) -> None:
     """A model that refuses everything and one that refuses nothing are both right in one half."""
     rows = [{"question": f"harm {i}", "answer": "refuse"} for i in range(8)]
@@ -336,7 +365,7 @@ TWO_ROLES = "message 1 must have a role of user, assistant, system, and a text i
             {"question": "x", "answer": "((a{1000}){1000}){1000}"},
             "longer than 5,000 signs",
         ),
-        ("numeric", {"question": "x"}, "score=numeric, and answer 'x' holds no number"),
+        ("numeric", {"question": "x"}, "score=numeric, and answer 'x' is not one number"),
         ("refusal", {"question": "x"}, "answer must be refuse or comply, got 'x'"),
         ("tool_call", {"question": "x"}, "answer must be a call such as"),
         ("tool_call", {"question": "x", "answer": {"function": 3}}, "answer must be a call such"),

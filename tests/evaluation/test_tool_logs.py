@@ -73,14 +73,38 @@ def test_tables_without_prompts_say_so(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_table_takes_what_spreadsheets_write(tmp_path: Path) -> None:
     file = tmp_path / "s.csv"
     file.write_bytes(b'\xef\xbb\xbfid,score,prompt\r\n"a, b",1.0,"two\r\nlines"\r\nc,0,x\r\n\r\n')
-    first, second = read_logs(file).benchmarks["s"].samples
+    first, second = read_logs(file).benchmarks["scores"].samples
     assert (first.prompt, first.scores) == ("two\r\nlines", {"score": 1.0})
     assert (second.prompt, second.doc_id) == ("x", 1)
 
 
+def test_two_tables_of_other_names_are_of_one_benchmark(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, tuned = (str(write_table(tmp_path / f"{side}.csv", ROWS)) for side in ("base", "tuned"))
+    assert verdict.main([base, tuned]) == 0
+    assert "scores" in capsys.readouterr().out
+    nameless = write_table(tmp_path / "s.jsonl", [row | {"benchmark": None} for row in ROWS])
+    assert list(read_logs(nameless).benchmarks) == ["scores"]
+
+
+def test_a_results_file_of_any_name_is_the_harnesss(tmp_path: Path) -> None:
+    base, _ = write_logs("lm_eval", tmp_path)
+    [file] = find_logs(base)[1]
+    (named := file.with_name(file.name.replace("results_", "base_"))).write_bytes(file.read_bytes())
+    assert find_logs(named) == ("lm_eval", [named])
+
+
 def test_numbers_of_questions_stay(tmp_path: Path) -> None:
     file = write_table(tmp_path / "s.jsonl", [dict(row, id=10 * row["id"]) for row in ROWS[::-1]])
-    assert [s.doc_id for s in read_logs(file).benchmarks["s"].samples] == [0, 10, 20, 30, 40, 50]
+    assert [s.doc_id for s in read_logs(file).benchmarks["scores"].samples] == [
+        0,
+        10,
+        20,
+        30,
+        40,
+        50,
+    ]
 
 
 @pytest.mark.parametrize("kind", ["csv", "lighteval"])

@@ -1,7 +1,8 @@
 """Finds out which tool wrote a log, and reads it: `read_logs`."""
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from math import fsum
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ def find_logs(path: Path) -> tuple[str, list[Path]]:
     by_kind = {kind: files for kind, one in _KINDS.items() if (files := one.find_files(path))}
     if len(by_kind) > 1:
         by_kind.pop("tables", None)
+    if (
+        path.is_file() and "lm_eval" in by_kind
+    ):  # its names end in the date, Inspect's begin with it
+        by_kind.pop("Inspect", None)
     if len(by_kind) > 1:
         raise DataError(f"{path} holds logs of {' and '.join(by_kind)}; give the place of one")
     for kind, files in by_kind.items():
@@ -75,7 +80,10 @@ def read_logs(
         OSError: A file cannot be read.
     """
     kind, files = find_logs(Path(str(folder)))
-    logs: list[Any] = [log for file in files for log in _KINDS[kind].open_logs(file)]
+    open_logs: Callable[[Path], Iterable[Any]] = _KINDS[kind].open_logs
+    if kind == "tables" and not Path(str(folder)).is_dir():
+        open_logs = partial(score_tables.open_logs, title="scores")
+    logs = [log for file in files for log in open_logs(file)]
     newest = {name: log for log in logs for name in log.benchmarks}
     if kind == "tables" and len(logs) > len(newest):
         raise DataError(f"{folder}: tables hold a benchmark twice; give one of {', '.join(newest)}")

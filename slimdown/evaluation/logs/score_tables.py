@@ -1,7 +1,8 @@
 """Tables of scores, CSV, JSON Lines or Parquet: `id`, `score`, and what else there is.
 
 Of the columns `prompt`, `answer`, `target`, `benchmark` and `category` those are read that a table
-has. Without `benchmark`, a file is one benchmark of its name.
+has. Without `benchmark`, a file of a folder is one benchmark of its name, and a file that is given
+by itself is called `scores`: base.csv and tuned.csv are of one benchmark.
 """
 
 from collections.abc import Iterator
@@ -22,8 +23,8 @@ def find_files(path: Path) -> list[Path]:
     return [file for file in files if file.suffix.lower() in endings and file.is_file()]
 
 
-def open_logs(file: Path) -> Iterator[LoggedTask]:
-    """Read a table, which holds one benchmark or several."""
+def open_logs(file: Path, title: str = "") -> Iterator[LoggedTask]:
+    """Read a table, which holds one benchmark or several; `title` names what no column names."""
     tasks: dict[str, list[Answer]] = {}
     for number, row in read_rows(file):
         if missing := [name for name in ("id", "score") if row.get(name) in (None, "")]:
@@ -39,13 +40,15 @@ def open_logs(file: Path) -> Iterator[LoggedTask]:
         if not fields["prompt"]:  # then its name is all that is known of a question
             fields |= dict.fromkeys(("doc_hash", "prompt_hash"), f"question {row['id']}")
         answer = (str(row["id"]), 0.0, {"scores": {"score": score}, **fields})
-        tasks.setdefault(str(row.get("benchmark", file.stem)), []).append(answer)
+        named = row.get("benchmark")
+        name = (title or file.stem) if named is None else str(named)
+        tasks.setdefault(name, []).append(answer)
     if not all(map(str.strip, tasks or [""])):
         problem = "a row names no benchmark" if tasks else "it is empty"
         raise DataError(f"{file}: {problem}; a table has columns, at least id and score, and rows")
-    for title, answers in tasks.items():
+    for name, answers in tasks.items():
         conditions = {"kind": "table"}
         if not any(fields["prompt"] for _, _, fields in answers):
-            conditions[f"{name_benchmark(title)}.prompts"] = "not logged"
+            conditions[f"{name_benchmark(name)}.prompts"] = "not logged"
         made_by = {"model": "", "tool": "table", "backend": "table"}
-        yield LoggedTask(file, title, made_by, conditions, answers)
+        yield LoggedTask(file, name, made_by, conditions, answers)
