@@ -89,7 +89,7 @@ def judge_everywhere(
     judged: dict[str, Any] = {
         "measure": slimdown.judge(before, slimdown.measure(models[1], tokenizer, before))
     }
-    callback = slimdown.ForgettingCallback(tasks, every=0, questions=1, **asked)
+    callback = slimdown.ForgettingCallback(tasks, every=0, **asked)
     state = SimpleNamespace(
         is_world_process_zero=True, global_step=0, epoch=None, log_history=list[Any]()
     )

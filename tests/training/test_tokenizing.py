@@ -44,7 +44,8 @@ def prepare(
         file = folder / f"{kind}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in ROWS[kind]))
         datasets[kind] = DatasetConfig(path=str(file), validation_examples=4)
-    config = composed(*settings)
+    path = f"dataset.file.path={file}"  # which may hold conversations
+    config = composed("dataset=[file]", path, *settings)
     tokenizer = load_tokenizer(str(config.model.folder))
     tokenizer.chat_template = CHAT
     return config, tokenizer, load_training_data(datasets, tokenizer, config.seed)
