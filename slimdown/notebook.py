@@ -134,6 +134,8 @@ def build_evaluator(
 
     for name in prompts.keys() - Prompts.__annotations__.keys():
         raise ConfigError(f"{name} is no argument{nearest(name, list(Prompts.__annotations__))}")
+    if stock not in (None, True, False):
+        raise ConfigError(f"stock={stock!r} must be True, False or None")
     max_gen_toks, stop = prompts.pop("max_gen_toks", None), prompts.pop("stop", None)
     config = EvaluationConfig(batch_size=batch_size, holdout=0.0, until=Until.all)
     config.apply_chat_template = False if apply_chat_template is None else apply_chat_template
@@ -166,6 +168,8 @@ def judge(before: Evaluation, after: Evaluation) -> "NotebookFindings":
             raise DataError(
                 f"{name} is a {type(evaluation).__name__}; give what slimdown.measure returned"
             )
+        if not evaluation.benchmarks:
+            raise DataError(f"{name} holds no benchmark, so there is nothing to judge")
     try:
         findings = judge_evaluations(before, after)
         return NotebookFindings(**{f.name: getattr(findings, f.name) for f in fields(Findings)})

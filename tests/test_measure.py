@@ -284,6 +284,7 @@ def test_only_a_loss_shown_to_be_within_its_budget_passes(findings: Any) -> None
         (["pocket_cs", "pocket_cs"], {}, "pocket_cs"),
         ([{"task": "pocket_cs", "limt": 3}], {}, "did you mean limit"),
         ("pocket_cs", {"limit": 0}, "limit must be at least 1, got 0"),
+        ("pocket_cs", {"stock": "x"}, "stock='x' must be True, False or None"),
         ("pocket_cs", {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ("pocket_cs", {"apply_chat_template": True}, "chat template"),
         ("pocket_cs", {"enable_thinkin": True}, "did you mean enable_thinking"),
@@ -307,6 +308,12 @@ def test_a_question_that_cannot_be_asked_is_refused(
 ) -> None:
     with pytest.raises(SlimdownError, match=message):
         slimdown.measure(load(), TOKENIZER, benchmarks, **settings)
+
+
+def test_two_evaluations_of_nothing_are_refused() -> None:
+    nothing = slimdown.Evaluation({}, "0.4.13", "hf", 0.0)
+    with pytest.raises(DataError, match="before holds no benchmark"):
+        slimdown.judge(nothing, nothing)
 
 
 def test_what_is_no_causal_model_is_refused() -> None:
