@@ -90,12 +90,17 @@ def find_claims(
     return {name: claims[name]() for name in names or claims}
 
 
+def list_tables(n: int) -> Floats:
+    """List all tables of n answers, [tables, 3] lost, kept and gained."""
+    lost, gained = (x.ravel() for x in np.meshgrid(np.arange(n + 1), np.arange(n + 1)))
+    fits = lost + gained <= n
+    return np.stack([lost, n - lost - gained, gained], axis=1)[fits].astype(float)
+
+
 def enumerate_tables() -> Iterator[Row]:
     """Exact: all tables of n answers, the worst of the truths tried."""
     for n in (20, 50, 100, 200, 300):
-        lost, gained = (x.ravel() for x in np.meshgrid(np.arange(n + 1), np.arange(n + 1)))
-        fits = lost + gained <= n
-        table = np.stack([lost, n - lost - gained, gained], axis=1)[fits].astype(float)
+        table = list_tables(n)
         most: dict[str, float] = {}
         budgets = ["retained", "budget kept (exit 0)", "budget exceeded (exit 1)"]
         wrong = {0.0: ["changed"], -MARGIN: budgets, MARGIN: ["retained"], -0.05: []}
@@ -111,6 +116,30 @@ def enumerate_tables() -> Iterator[Row]:
                     most[name] = max(most.get(name, 0.0), worst)
         for name in sorted(most):
             yield name, f"exact, {n} questions", percent(most[name]), "5"
+
+
+def end_trainings(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """`stop_on_forgetting`: any look ends a training that loses just its budget at every look.
+
+    Exact for looks at models that answer independently of each other, which is the worst: what one
+    look shows no other shows. Some looks are also held to what `decide_outcomes` says of them.
+    """
+    for n, n_looks in ((64, 1), (64, 7), (64, 50), (200, 20)):
+        table, level = list_tables(n), ALPHA / n_looks / 2  # Holm's first step, of two benchmarks
+        is_beyond = p_values(table, -MARGIN, above=False) < level
+        worst = 0.0
+        for share in SHARES:
+            chances = scipy.stats.multinomial.pmf(
+                table, n, [share + MARGIN, 1 - 2 * share - MARGIN, share]
+            )
+            worst = max(worst, float(chances[is_beyond].sum()))
+        for row in random.choice(len(table), 20):
+            changes = np.repeat(VALUES, table[row].astype(int))
+            both = {"a": change_difference(changes), "b": change_difference(np.zeros(n))}
+            outcome = decide_outcomes(both, {"a": MARGIN, "b": MARGIN}, ALPHA / n_looks)["a"]
+            assert (outcome is Outcome.beyond) == is_beyond[row], (n, n_looks, table[row])
+        case = f"exact, {n_looks} looks at two benchmarks of {n} questions"
+        yield "a look ends a training", case, percent(1 - (1 - worst) ** (2 * n_looks)), "5"
 
 
 def draw_looks(
@@ -535,7 +564,15 @@ def main() -> None:
         print("| " + " | ".join(row) + " |", flush=True)
     together = judge_together, stop_groups, count_words
     of_seeds = cover_seeds, differ_by_luck, average_benchmarks, learn_equally
-    for simulate in (stop_anywhere, vary_scores, *together, cover_rates, *of_seeds, select_runs):
+    for simulate in (
+        end_trainings,
+        stop_anywhere,
+        vary_scores,
+        *together,
+        cover_rates,
+        *of_seeds,
+        select_runs,
+    ):
         # a generator of its own: a row that is added changes no other
         for row in simulate(options.draws, np.random.default_rng(options.seed)):
             print("| " + " | ".join(row) + " |", flush=True)

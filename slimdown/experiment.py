@@ -182,8 +182,8 @@ def decide_prompts(
         tokenizer.chat_template = tokenizer.chat_template or template
         is_chat = template is not None
     has_reason = is_chat and any(task.generates for task in tasks.values())
-    given = config.evaluation.apply_chat_template
-    is_plain = given is False or (given == "auto" and not has_reason)
+    setting = config.evaluation.apply_chat_template
+    is_plain = setting is False or (setting == "auto" and not has_reason)
     if is_plain and any(task.has_messages for task in tasks.values()):
         read_template_args(tokenizer, replace(config.evaluation, apply_chat_template=True))
         note = "Messages are asked through the chat template, and other prompts are plain."

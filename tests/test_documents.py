@@ -48,7 +48,8 @@ def test_a_command_of_the_documents_is_accepted(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     for file in re.findall(r"\w+\.jsonl", words):  # what a reader has
-        names = ("question", "answer") if "questions.path" in words else ("instruction", "output")
+        asks = re.search(r"benchmark\.\w+\.path", words)
+        names = ("question", "answer") if asks else ("instruction", "output")
         rows = [dict(zip(names, (f"What is {n}?", str(n)), strict=True)) for n in range(20)]
         Path(file).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     Path("mine").mkdir()

@@ -153,9 +153,9 @@ def _read_prompt(record: dict[str, Any]) -> dict[str, Any]:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise DataError(f"a tool must be a JSON schema with a name, got {tool!r}"[:200])
-    asked = "\n".join(turn["content"] for turn in messages if turn["role"] == "user")
+    question = "\n".join(turn["content"] for turn in messages if turn["role"] == "user")
     chat = json.dumps({"messages": messages, "tools": tools}, ensure_ascii=False, default=str)
-    return {"question": asked, "conversation": chat}
+    return {"question": question, "conversation": chat}
 
 
 def _read_answers(record: dict[str, Any], score: Scoring) -> dict[str, Any]:

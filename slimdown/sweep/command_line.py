@@ -180,6 +180,7 @@ class _Composer:
         # What choices of groups were composed to, which takes most of the time, and the model.
         self._files: dict[str, tuple[DictConfig, str]] = {}
         self._task_folder: str | None = None  # of the user's own
+        self._with_files: set[str] = set()  # benchmarks that are no tasks, but files of questions
 
     def parse(self, text: str) -> list[Override]:
         """Return an override for each value of an argument; none where it is wrong by itself."""
@@ -200,6 +201,8 @@ class _Composer:
             return []
         if key == "evaluation.include_path":
             self._task_folder = str(values[0].value()) if values else None
+        if named := re.fullmatch(r"benchmark\.([\w-]+)\.path", key):
+            self._with_files.add(named[1])
         problems: list[str | None] = []
         if not values:
             problems.append(f"{text}: no value is left to try")
@@ -300,7 +303,8 @@ class _Composer:
                     if not (benchmark.task or benchmark.path):
                         del composed.benchmark[name]
             files = list_group_choices("benchmark", self.line.folders)
-            tasks = {name: one for name, one in composed.benchmark.items() if name not in files}
+            named = {*files, *self._with_files}
+            tasks = {name: one for name, one in composed.benchmark.items() if name not in named}
             if tasks:
                 folder = self._task_folder or composed.evaluation.include_path
                 self.problems += check_task_names(tasks, folder, files)

@@ -2,10 +2,10 @@
 
 Each tool in an environment of its own, since their packages do not fit together:
 
-    python -m venv /tmp/inspect && /tmp/inspect/bin/pip install inspect-ai
-    /tmp/inspect/bin/python tests/evaluation/make_logs.py inspect
-    python -m venv /tmp/lighteval && /tmp/lighteval/bin/pip install lighteval 'xxhash<4'
-    /tmp/lighteval/bin/python tests/evaluation/make_logs.py lighteval
+    python -m venv .venv-a && .venv-a/bin/pip install inspect-ai
+    .venv-a/bin/python tests/evaluation/make_logs.py inspect
+    python -m venv .venv-b && .venv-b/bin/pip install lighteval 'xxhash<4'
+    .venv-b/bin/python tests/evaluation/make_logs.py lighteval
     .venv/bin/python tests/evaluation/make_logs.py lm_eval
 
 Tables are written by the tests.

@@ -6,6 +6,7 @@ from scipy.special import gammaln, xlogy
 from scipy.stats import binom
 
 from bench.gates import judge_suites
+from bench.statistics import end_trainings
 from slimdown.stats.estimates import compare_scores
 from slimdown.stats.likelihood import likelihood_p_values
 
@@ -98,3 +99,8 @@ def test_gates_err_as_often_as_the_page_says() -> None:
     for rule in ("slimdown: a budget of 5 points", "slimdown: something is forgotten"):
         assert max(rates[rule][0]) <= 5
     assert max(rates["slimdown: a budget of 5 points"][1]) <= 5
+
+
+def test_looks_end_a_training_within_its_budgets_in_five_percent_at_most() -> None:
+    rates = [float(row[2]) for row in end_trainings(0, np.random.default_rng(0))]
+    assert all(1 < rate <= 5 for rate in rates), rates

@@ -266,6 +266,21 @@ def run_command(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
+def test_files_of_questions_have_names_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("capitals", "legs"):
+        Path(f"{name}.jsonl").write_text('{"question": "q", "answer": "4"}\n')
+    words = "benchmark=[legs,capitals] benchmark.legs.path=legs.jsonl benchmark.legs.score=numeric"
+    line = read_command_line([*words.split(), "benchmark.capitals.path=capitals.jsonl"])
+    [run] = compose_runs(line).runs
+    metrics = {name: one.metric for name, one in run.config.benchmark.items()}
+    assert metrics == {"legs": "numeric", "capitals": "exact_match.strip"}
+    with pytest.raises(ConfigError, match="benchmark=capitals: the harness has no such task"):
+        compose_runs(read_command_line(words.split()))
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "answer"),
     [
