@@ -45,10 +45,13 @@ STEPS = [*SMALL, "train.max_steps=4", "train.per_device_train_batch_size=4"]
 # The 30 rows of an epoch leave two for the last batch of the first process, none for the second's.
 UNEVEN = ["dataset.pocket_instructions.max_examples=26", "train.per_device_train_batch_size=4"]
 UNEVEN = [*SMALL, *UNEVEN, "train.max_steps=8", "train.num_train_epochs=2"]
+REPLAY = ["dataset=[pocket_instructions,pocket_replay]", "keep=replay", "keep.share=0.2"]
+REPLAY += ["keep.dataset=pocket_replay"]
 CASES: dict[str, list[str]] = {
     "plain": STEPS,
     "kl": [*STEPS, "keep=kl"],
     "self_replay": [*STEPS, "keep=self_replay", "keep.max_tokens=24"],
+    "replay": [*STEPS, *REPLAY, "keep.weight=1"],
     "uneven": UNEVEN,
     "uneven_padded": [*UNEVEN, "train.args.neftune_noise_alpha=1e-9"],
     "packed": [*UNEVEN, "train.args.packing=true", "train.max_length=96"],
