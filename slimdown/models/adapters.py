@@ -125,6 +125,9 @@ def save_adapter(model: Any, base: LoadedModel, folder: Path) -> None:
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text())
+    for name in ("target_modules", "exclude_modules"):  # sets, in another order in each process
+        if isinstance(config.get(name), list):
+            config[name].sort()
     config["base_model_name_or_path"] = base.id
     config["revision"] = None if base.revision.startswith("sha256:") else base.revision
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

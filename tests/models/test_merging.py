@@ -1,5 +1,8 @@
 """A merged model answers as the base with its adapter does."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,3 +154,26 @@ def test_a_damaged_adapter_is_named(composed: Composed, tmp_path: Path) -> None:
     base = load_base_model(config.model, config.quantization)
     with pytest.raises(ModelError, match=r"adapter_config.json is damaged: .*; get it again"):
         merge_adapter(base, tmp_path, tmp_path / "merged")
+
+
+SAVE = """
+import sys
+from pathlib import Path
+from slimdown.models.adapters import attach_adapter, save_adapter
+from slimdown.models.base_model import load_base_model
+from slimdown.sweep.command_line import compose_runs, read_command_line
+settings = ["lora.target_modules=[q_proj,k_proj,v_proj,o_proj,up_proj,down_proj]"]
+config = compose_runs(read_command_line(settings)).runs[0].config
+base = load_base_model(config.model, config.quantization)
+save_adapter(attach_adapter(base, config.method, config.lora, 0), base, Path(sys.argv[1]))
+"""
+
+
+def test_each_process_saves_an_adapter_alike(tmp_path: Path) -> None:
+    """PEFT holds modules as a set; a repeat would not know the answers of its own adapter."""
+    for seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", SAVE, str(tmp_path / seed)]
+        subprocess.run(command, check=True, env=environment, cwd=tmp_path, capture_output=True)
+    one, two = ((tmp_path / seed / "adapter_config.json").read_text() for seed in ("1", "2"))
+    assert one == two
