@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
 
 def _start(arguments: list[str]) -> int:
     set_up_process()
-    from slimdown.commands.run import start  # Hydra, which the light install lacks
+    from slimdown.commands.runs import start  # Hydra, which the light install lacks
 
     return start(arguments)
 
