@@ -24,7 +24,7 @@ from slimdown.utils.hashing import hash_folder
 from slimdown.utils.hub import explain_hub_errors
 
 # bfloat16 keeps 3 digits, so it has to be clearly faster. No processor that was measured lies
-# between 0.9 and 2.4 times the speed of float32 (docs/studies/training-speed.md).
+# between 0.9 and 2.4 times the speed of float32.
 _WORTHWHILE_SPEEDUP = 1.5
 _MOST_LAYERS = 1_000  # or experts; the largest models that are published have 126, and 512
 # Implementations of attention and of experts that are part of torch and transformers.
