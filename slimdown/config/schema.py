@@ -282,6 +282,8 @@ class BenchmarkConfig:
     stop: list[str] | None = setting(
         "texts at which a generated answer ends, lm-eval's `until`", _TEXTS, None
     )
+    temperature: float | None = setting("answers are drawn at it; null: greedy", POSITIVE, None)
+    repeats: int | None = setting("answers to each question, scored by their mean", COUNT, None)
     margin: float = setting("a change shown to be smaller is retained; a share", _MARGIN, 0.02)
     max_loss: float | None = setting(
         "share that may be lost; null: a retained one's margin",
@@ -302,6 +304,9 @@ class BenchmarkConfig:
             yield f"score={self.score} is for a file of your own questions; set path"
         if not self.task.strip() and self.path is None:
             yield "task must be set, one of the harness, or path, a file of your own questions"
+        if (self.repeats or 1) > 1 and self.temperature is None:
+            advice = "would be the same answer each time; set temperature, such as 0.7"
+            yield f"repeats={self.repeats} without temperature {advice}"
         if self.path is not None and self.num_fewshot:
             advice = "the questions of a file have no worked examples; set it to 0"
             yield f"num_fewshot={self.num_fewshot}: {advice}"

@@ -21,6 +21,7 @@ from slimdown.evaluation.answers_file import AnswersFile
 from slimdown.evaluation.backend import BackendOptions
 from slimdown.evaluation.evaluation_cache import check_evaluation, evaluation_key
 from slimdown.evaluation.harness_results import (
+    average_repeats,
     check_primary_metric,
     find_no_number,
     read_task_samples,
@@ -183,7 +184,7 @@ class BenchmarkRun:
                     responses = self._answer(requests)
                     plain = [[getattr(one, "parts", one) for one in each] for each in responses]
                     self.answers.save(chunk_name, plain)
-                for sample in self._score(task, requests, responses):
+                for sample in self._score_repeats(task, requests, responses):
                     samples[name, sample.doc_id] = sample
                 self.on_progress(begin + len(samples), self.ends[-1], self.task.name)
         return [samples[question] for question in block]
@@ -205,11 +206,13 @@ class BenchmarkRun:
         repeated = [(request, number) for request in requests for number in range(request.repeats)]
         if kind == "generate_until" and normalize_gen_kwargs(settings)["do_sample"]:
             responses = []
-            for request, number in repeated:
+            # Of the user's own `repeats` in one batch, of a task's own one by one.
+            n_together = self.task.config.repeats or 1
+            for request, number in repeated[::n_together]:
                 # A seed for each question: base, tuned model and a repeated run draw alike.
                 seed = sha256(f"{request.task_name} {request.doc_id} {number}".encode()).digest()
                 torch.manual_seed(int.from_bytes(seed[:7]))
-                responses += self.lm.generate_until([request], disable_tqdm=True)
+                responses += self.lm.generate_until([request] * n_together, disable_tqdm=True)
         elif kind == "generate_until" and self.vllm:
             texts = self.vllm([request for request, _ in repeated])
             responses = [Answer(text) for text in texts]
@@ -218,6 +221,22 @@ class BenchmarkRun:
             responses = ask([request for request, _ in repeated], disable_tqdm=True)
         in_order = iter(responses)
         return [[next(in_order) for _ in range(request.repeats)] for request in requests]
+
+    def _score_repeats(
+        self, task: Any, requests: list[Any], responses: list[list[Any]]
+    ) -> list[Sample]:
+        """Score responses; with `repeats` each by itself, and a question by their mean.
+
+        The harness's usual filter would keep the first of them.
+        """
+        if not self.task.config.repeats or task.OUTPUT_TYPE != "generate_until":
+            return self._score(task, requests, responses)
+        single = [copy.copy(request) for request in requests]
+        for request in single:
+            request.repeats = 1
+        turns = ([[one] for one in turn] for turn in zip(*responses, strict=True))
+        by_turn = [self._score(task, single, turn) for turn in turns]
+        return [average_repeats(answers) for answers in zip(*by_turn, strict=True)]
 
     def _score(self, task: Any, requests: list[Any], responses: list[list[Any]]) -> list[Sample]:
         """Have the harness filter and score responses."""

@@ -152,7 +152,8 @@ class Evaluator:
         for name, task in self.tasks.items():
             narrowed = task.narrow(self._config)
             settings = {one: getattr(narrowed, one) for one in PROMPT_SETTINGS}
-            settings |= {one: getattr(task.config, one) for one in ("max_gen_toks", "stop")}
+            own = ("max_gen_toks", "stop", "temperature", "repeats")
+            settings |= {one: getattr(task.config, one) for one in own}
             used = {one: value for one, value in settings.items() if value not in (None, False, {})}
             used |= {"enable_thinking": False} if narrowed.enable_thinking is False else {}
             about |= {f"{name}.{one}": str(value) for one, value in used.items()}

@@ -84,6 +84,7 @@ class Sample:
     thinking: str = ""  # what the model wrote before its answer
     never_ended: bool = False  # its thinking, so that there is no answer
     ran_out: bool = False  # of tokens, before its answer was complete
+    variances: dict[str, float] = field(default_factory=dict)  # of repeated answers, by metric
 
 
 @dataclass(frozen=True)

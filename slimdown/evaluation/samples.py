@@ -34,6 +34,7 @@ SCHEMA = pa.schema(
         ("thinking", pa.string()),
         ("never_ended", pa.bool_()),
         ("ran_out", pa.bool_()),
+        ("variance", pa.float64()),  # of the scores of repeated answers
     ]
 )
 
@@ -61,6 +62,7 @@ def write_samples(file: Path, model: str, name: str, evaluation: BenchmarkEvalua
             **vars(sample),
             **{"model": model, "benchmark": name, "metric": metric},
             **{"answer": sample.answers[metric], "score": score},
+            **{"variance": sample.variances.get(metric)},
         }
         for sample in evaluation.samples
         for metric, score in sample.scores.items()
@@ -104,6 +106,7 @@ def read_samples(file: Path, benchmark: ResolvedBenchmark) -> BenchmarkEvaluatio
                 | {name: tuple(rows[0][name]) for name in ("choices", "log_likelihoods")},
                 answers={row["metric"]: row["answer"] for row in rows},
                 scores={row["metric"]: row["score"] for row in rows},
+                variances={r["metric"]: v for r in rows if (v := r.get("variance")) is not None},
             )
             for rows in by_question.values()
         )

@@ -282,13 +282,20 @@ def _set_generation(task: BenchmarkTask, max_gen_toks: int | None, stop: list[st
     if task.generates:
         config.max_gen_toks = config.max_gen_toks or max_gen_toks
         config.stop = config.stop or stop
-    chosen = {"max_gen_toks": config.max_gen_toks, "until": config.stop}
+    chosen: dict[str, Any] = {"max_gen_toks": config.max_gen_toks, "until": config.stop}
+    chosen |= {"temperature": config.temperature, "do_sample": config.temperature and True}
     chosen = {key: value for key, value in chosen.items() if value is not None}
     if chosen and not task.generates:
-        problem = f"{config.task} has choices, and max_gen_toks and stop are for generated answers"
+        names = "max_gen_toks, stop, temperature and repeats"
+        problem = f"{config.task} has choices, and {names} are for generated answers"
         raise ConfigError(f"benchmark.{task.name}: {problem}; leave them out")
     for one in task.tasks.values() if chosen else ():
         if one.OUTPUT_TYPE == "generate_until":
+            own = one.config.repeats or 1
+            if own > 1 and config.repeats:
+                problem = f"{one.config.task} makes one answer of {own} already"
+                raise ConfigError(f"benchmark.{task.name}: {problem}; leave repeats out")
+            one.set_config(key="repeats", value=config.repeats or own)
             one.set_config(
                 key="generation_kwargs", value={**one.config.generation_kwargs, **chosen}
             )

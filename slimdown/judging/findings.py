@@ -115,6 +115,8 @@ class BenchmarkChange:
     behaviour: tuple[Trait, ...] = ()  # of generated answers; empty where answers are choices
     max_gen_toks: int | None = None  # of an answer, where that is set
     n_ran_out: tuple[int, ...] = ()  # answers of base and tuned model that ended at that limit
+    repeats: int | None = None  # answers drawn to each question
+    decoding_share: float = nan  # of the change's variance, what comes from drawing answers
 
     @property
     def primary(self) -> MetricChange:
@@ -248,6 +250,8 @@ def judge(
             question_hash=pair.question_hash,
             max_gen_toks=config.max_gen_toks,
             n_ran_out=tuple(sum(s.ran_out for s in e.samples) for e in (pair.base, pair.tuned)),
+            repeats=config.repeats,
+            decoding_share=estimate_decoding_share(pair, d),
         )
         if benchmarks[name].never_ended:  # what is compared is mostly the limit of tokens
             benchmarks[name] = replace(benchmarks[name], verdict=Verdict.undecided)
@@ -342,6 +346,25 @@ def paper_value(metric: PaperMetric, base: float, tuned: float) -> float:
     if metric is PaperMetric.forgetting_rate:
         return 1 - tuned / base if base > 0 else nan
     return 100 * (tuned - base if metric is PaperMetric.ability_augmentation else base - tuned)
+
+
+def estimate_decoding_share(pair: Pair, difference: Difference) -> float:
+    """Estimate which share of a change's variance comes from drawing answers.
+
+    Of K answers to a question the mean varies by their variance over K, and so does what all
+    questions' changes vary by (arXiv 2512.21326). The rest is which questions are asked.
+
+    Returns:
+        A share of 1; nan where answers are not repeated, or nothing varies.
+    """
+    n_repeats, metric = pair.base.benchmark.repeats or 1, pair.base.benchmark.metric
+    samples = zip(pair.base.samples, pair.tuned.samples, strict=True)
+    of_questions = [[one.variances.get(metric, nan) for one in both] for both in samples]
+    drawn = np.array(of_questions).sum(1) / n_repeats
+    weights = 1.0 if pair.sampling.weights is None else pair.sampling.weights
+    if not (total := float(np.var(difference.changes * weights, ddof=min(1, len(drawn) - 1)))):
+        return nan
+    return min(1.0, float((drawn * weights**2).mean()) / total)
 
 
 def compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChange]:

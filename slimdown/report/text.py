@@ -1,7 +1,7 @@
 """Write findings in sentences: each stands here once, for console, page and card."""
 
 from collections.abc import Iterator, Sequence
-from math import isnan
+from math import isnan, sqrt
 from textwrap import shorten
 
 from slimdown.config.keep_config import Keep
@@ -66,6 +66,7 @@ def describe_run(config: RunConfig) -> dict[str, str]:
         + f", {b.score}" * (b.score != "exact")
         + f", {b.max_gen_toks} tokens" * bool(b.max_gen_toks)
         + f", stops at {', '.join(map(repr, b.stop or ()))}" * bool(b.stop)
+        + f", {b.repeats or 1} drawn at temperature {b.temperature}" * bool(b.temperature)
         + ")"
         for name, b in config.benchmark.items()
     ]
@@ -196,7 +197,7 @@ def list_caveats(findings: Findings) -> Iterator[str]:
     for setting, names in prompts.items():
         if setting == "prompts=not logged":
             yield f"{', '.join(names)}: the tables hold no prompts, which may have differed."
-        if setting.startswith((*PROMPT_SETTINGS, "stop")):
+        if setting.startswith((*PROMPT_SETTINGS, "stop", "temperature")):
             yield f"Asked with {shorten(setting, 160, placeholder='…')}: {', '.join(names)}."
     if stopped := [name for name, b in findings.benchmarks.items() if b.is_stopped]:
         yield f"{', '.join(stopped)} stopped early: the estimate is likely too large."
@@ -210,6 +211,12 @@ def list_caveats(findings: Findings) -> Iterator[str]:
         for subject, one in benchmark.subjects.items() if benchmark.metric == "refusal" else ():
             before, after = (f"{100 * share:.0f} %" for share in (one.base, one.tuned))
             yield f"{name}: right in {before} of {one.n} {subject} before, in {after} after."
+        if not isnan(share := benchmark.decoding_share):
+            yield (
+                f"{name}: {100 * share:.0f} % of the change's variance comes from drawing answers. "
+                "Twice the questions would narrow its interval by 29 %, twice the answers to each "
+                f"by {100 * (1 - sqrt(1 - share / 2)):.0f} %."
+            )
         if benchmark.max_gen_toks and any(benchmark.n_ran_out):
             base, tuned = benchmark.n_ran_out
             limit = f"{base} of the base's and {tuned} of the tuned model's {benchmark.n} answers"

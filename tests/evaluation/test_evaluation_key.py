@@ -39,6 +39,8 @@ CHANGES: dict[str, Any] = {
     "benchmark.scale": 100.0,
     "benchmark.max_gen_toks": 64,
     "benchmark.stop": ["END"],
+    "benchmark.temperature": 0.7,
+    "benchmark.repeats": 3,
     "benchmark.score": Scoring.contains,
     "benchmark.refusal_phrases": ["not my job"],
     "evaluation.apply_chat_template": True,
