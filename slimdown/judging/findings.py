@@ -29,6 +29,7 @@ from slimdown.stats.estimates import (
     compare_scores,
     estimate_mean,
     holm,
+    to_weighted,
 )
 from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import minimum_detectable_change, n_to_decide
@@ -358,13 +359,15 @@ def estimate_decoding_share(pair: Pair, difference: Difference) -> float:
         A share of 1; nan where answers are not repeated, or nothing varies.
     """
     n_repeats, metric = pair.base.benchmark.repeats or 1, pair.base.benchmark.metric
-    samples = zip(pair.base.samples, pair.tuned.samples, strict=True)
-    of_questions = [[one.variances.get(metric, nan) for one in both] for both in samples]
-    drawn = np.array(of_questions).sum(1) / n_repeats
-    weights = 1.0 if pair.sampling.weights is None else pair.sampling.weights
-    if not (total := float(np.var(difference.changes * weights, ddof=min(1, len(drawn) - 1)))):
+    samples = (*pair.base.samples, *pair.tuned.samples)
+    if not all(metric in sample.variances for sample in samples):
         return nan
-    return min(1.0, float((drawn * weights**2).mean()) / total)
+    both = zip(pair.base.samples, pair.tuned.samples, strict=True)
+    drawn = np.array([sum(one.variances[metric] for one in two) for two in both]) / n_repeats
+    changes = to_weighted(difference.changes, pair.sampling)
+    weights = 1.0 if pair.sampling.weights is None else pair.sampling.weights
+    total = float(np.var(changes, ddof=min(1, len(changes) - 1)))
+    return min(1.0, float((drawn * weights**2).mean()) / total) if total else nan
 
 
 def compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChange]:

@@ -143,9 +143,11 @@ def test_the_report_says_what_would_narrow_the_interval() -> None:
         if "drawing" in line
     )
     assert "Twice the questions would narrow its interval by 29 %, twice the answers" in line
-    plain = [replace(one, variances={}) for one in base.samples]
-    once = make_evaluation(one=make_benchmark(plain))
-    findings = judge(once, once)
+    once = [
+        make_evaluation(one=make_benchmark([replace(s, variances={}) for s in one.samples]))
+        for one in (base, tuned)
+    ]
+    findings = judge(*once)
     assert np.isnan(findings.benchmarks["one"].decoding_share)
     assert not any("drawing" in line for line in list_caveats(findings))
     assert ResolvedBenchmark.of(BenchmarkConfig("gsm8k")).repeats is None
