@@ -37,7 +37,8 @@ from slimdown.utils.extras import name_install
 from slimdown.utils.secrets import hide_variables, redact, redact_uri
 
 _MOST_RUNS = 1_000  # of one command
-_MOST_PROBLEMS = 200  # then no further run is looked at: most often all have the same
+_MOST_PROBLEMS = 200  # then no further run is looked at
+_MOST_REPEATS = 20  # nor then: most often all have the same
 _MOST_ALIASES = 20  # of a group file: aliases of aliases double at each step
 _LISTS = ("dataset", "benchmark")  # groups of which several can be chosen
 _TEXT_LISTS = (list[str], list[str] | None)
@@ -145,7 +146,8 @@ def compose_runs(line: CommandLine) -> CommandPlan:
         runs: list[ComposedRun] = []
         for chosen in product(*values.values()):
             runs.append(composer.compose(chosen))
-            if len(problems) > _MOST_PROBLEMS:
+            n_repeats = len(problems) - len(set(problems))
+            if len(problems) > _MOST_PROBLEMS or n_repeats > _MOST_REPEATS:
                 break
         search, space = runs[0].config.search, {}
         if not problems and search.space and search.trial is None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from slimdown.config.paths import CONF_DIR, list_group_choices
-from slimdown.config.schema import BenchmarkConfig
+from slimdown.config.schema import BenchmarkConfig, RunConfig
+from slimdown.sweep import command_line
 from slimdown.sweep.command_line import CommandPlan, compose_runs, read_command_line
 from slimdown.utils.errors import ConfigError
 
@@ -54,6 +55,17 @@ def refuse(*arguments: str) -> list[str]:
 def test_a_wrong_setting_is_answered(line: str) -> None:
     arguments, answer = line.encode().decode("unicode_escape").split("  =>  ")
     assert answer in "\n".join(refuse(*shlex.split(arguments)))
+
+
+def test_a_mistake_of_a_thousand_jobs_is_told_without_looking_at_them_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checked: list[RunConfig] = []
+    check = command_line.load_config
+    monkeypatch.setattr(command_line, "load_config", lambda one: checked.append(one) or check(one))
+    assert refuse("-m", "seed=range(1000)", "lora.r=0") == ["lora.r must be at least 1, got 0"]
+    assert len(checked) < 50
+    assert len(refuse("-m", "seed=range(5)", "lora.r=0,-1,-2")) == 3
 
 
 @pytest.mark.parametrize("value", ["9" * 5000, "[" * 1000])

@@ -230,6 +230,15 @@ def test_a_backend_that_hydra_does_not_start_is_refused() -> None:
         Sweep(line, compose_runs(line))
 
 
+@pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher:UserWarning")  # as the command does
+@pytest.mark.parametrize("setting", ["timeout_min=-1", "timeout_min=0", "mem_gb=-4", "nodes=0"])
+def test_a_launcher_that_could_start_nothing_is_refused(setting: str) -> None:
+    settings = ["hydra/launcher=submitit_local", f"hydra.launcher.{setting}"]
+    line = read_command_line(["-m", "seed=1,2", *settings])
+    with pytest.raises(ConfigError, match=f"{setting.partition('=')[0]} must be at least 1, got"):
+        Sweep(line, compose_runs(line))
+
+
 def test_a_search_beside_itself_waits_and_shows_what_the_other_found(
     open_search: OpenSearch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
