@@ -42,8 +42,9 @@ def wrap_model(model: Any, tokenizer: Any) -> LoadedModel:
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(f"the tokenizer is a {type(tokenizer).__name__}; give the model's own")
-    if model.device.type == "meta" and not hasattr(inner, "hf_device_map"):
-        raise ModelError("the model is on the meta device and has no numbers; load its weights")
+    loaded = (part for part in model.modules() if not hasattr(part, "_hf_hook"))  # not offloaded
+    if any(numbers.is_meta for part in loaded for numbers in part.parameters(recurse=False)):
+        raise ModelError("weights are on the meta device and have no numbers; load the whole model")
     name = inner.config._name_or_path or type(inner).__name__
     dtype = str(model.dtype).removeprefix("torch.")
     return LoadedModel(model, tokenizer, name, dtype, device=model.device.type)

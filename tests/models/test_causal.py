@@ -31,13 +31,22 @@ def test_a_model_is_taken_out_of_what_is_around_it() -> None:
     assert wrap_model(tuned, tokenizer).model is tuned
 
 
+def build_headless_model() -> Any:
+    """A model whose weights were loaded but for its head."""
+    model = build_tiny_model("llama")
+    size = model.config.hidden_size, model.config.vocab_size
+    model.lm_head = torch.nn.Linear(*size, bias=False, device="meta")
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "answer"),
     [
         (torch.nn.Linear(2, 2), "a Linear and no causal language model"),
         (AutoModel.from_config(build_tiny_model("llama").config), "a LlamaModel and no causal"),
         ("a name", "the model is a str"),
-        (build_tiny_model("llama").to("meta"), "on the meta device and has no numbers"),
+        (build_tiny_model("llama").to("meta"), "on the meta device and have no numbers"),
+        (build_headless_model(), "on the meta device and have no numbers"),
     ],
 )
 def test_what_is_no_causal_model_is_refused(model: Any, answer: str) -> None:
