@@ -1,5 +1,6 @@
 """What the Hugging Face hub's errors mean, in one line each. Retries are huggingface_hub's own."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -50,6 +51,10 @@ def explain_hub_errors(
         SlimdownError: Of that class.
     """
     try:
+        if patience := os.environ.get("SLIMDOWN_HUB_PATIENCE"):
+            from slimdown.utils.slow_hub import limit_waits
+
+            limit_waits(float(patience))
         yield
     except SlimdownError:
         raise

@@ -1,0 +1,97 @@
+"""A hub that answers, and next to nothing, on loopback."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+
+from slimdown.utils.slow_hub import Patience
+
+SCRIPT = """
+from huggingface_hub import hf_hub_download
+from slimdown.utils.hub import explain_hub_errors
+with explain_hub_errors("model.id=me/it"):
+    hf_hub_download("me/it", "config.json")
+"""
+
+
+@contextmanager
+def serve_hub(fault: str) -> Iterator[str]:
+    """Serve one file, in whatever way it does not come in."""
+    is_over = Event()
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            if fault == "letters of a header":
+                self.send_letters(b"HTTP/1.0 200 OK\r\nX-A: " + b"x" * 10**6)
+                return
+            self.send_response(200)
+            self.send_header("ETag", '"x"')
+            self.send_header("X-Repo-Commit", "a" * 40)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            if fault == "silent":
+                is_over.wait()
+                return
+            self.do_HEAD()
+            self.send_letters(b"x" if fault == "one letter at each try" else b"x" * 10**6)
+
+        def send_letters(self, text: bytes) -> None:
+            with suppress(OSError):  # the reader is gone
+                for letter in text:
+                    self.wfile.write(bytes([letter]))
+                    if is_over.wait(0.05):
+                        return
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            is_over.set()
+            server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "fault", ["letters", "letters of a header", "silent", "one letter at each try"]
+)
+def test_a_file_that_does_not_come_in_is_given_up(tmp_path: Path, fault: str) -> None:
+    with serve_hub(fault) as endpoint:
+        environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        environment |= {"SLIMDOWN_HUB_PATIENCE": "1", "HF_HUB_DISABLE_XET": "1"}
+        command = [sys.executable, "-c", SCRIPT]
+        done = subprocess.run(
+            command, env=os.environ | environment, capture_output=True, text=True, timeout=300
+        )
+    assert done.returncode
+    assert "model.id=me/it cannot be reached: the hub does not answer" in done.stderr
+
+
+def test_a_slow_network_is_waited_for() -> None:
+    patience = Patience(30)
+    for _ in range(100_000):  # 5 kB a second, for hours
+        patience.add(0.1, 500)
+    patience.add(20)  # it stands still, and goes on
+    patience.add(0.1, 30_000)
+    for _ in range(1000):  # small files
+        patience.add(0.5, 80)
+        patience.waited = 0.0
+
+
+def test_a_byte_a_second_is_not_waited_for() -> None:
+    patience = Patience(30)
+    with pytest.raises(TimeoutError, match="30 bytes in 30 seconds"):
+        for _ in range(31):
+            patience.add(1, 1)
+    patience.add(0.5, 600)  # it has come back
