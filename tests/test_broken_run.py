@@ -224,6 +224,43 @@ def test_a_folder_is_made_whole_or_not_at_all(
     assert [str(path) for path in Path("made").rglob("*")] == ["made/out", "made/out/whole"]
 
 
+def send_commit(question: BaseHTTPRequestHandler, text: bytes = b'{"sha": "%040d"}' % 7) -> None:
+    """Answer which commit a branch is."""
+    question.send_response(200)
+    question.end_headers()
+    question.wfile.write(text)
+
+
+@pytest.mark.parametrize(
+    "text", [b"<html>log in</html>", b'{"sha": "a', b'{"sha": 7}', b'{"sha": "../x"}']
+)
+def test_what_is_no_hub_is_found_before_torch_is_imported(tmp_path: Path, text: bytes) -> None:
+    class Portal(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            send_commit(self, b"")
+
+        def do_GET(self) -> None:
+            send_commit(self, text)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    script = "import sys\nfrom slimdown.utils.hub import check_repositories\n"
+    script += "print(*check_repositories([('model.id=me/it', 'me/it', 'main', 'model')]))\n"
+    script += "assert 'torch' not in sys.modules"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Portal) as server:
+        Thread(target=server.serve_forever).start()
+        environment = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
+        environment |= {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(
+            command, env=os.environ | environment, capture_output=True, text=True, timeout=300
+        )
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert "me/it is neither on the hub nor in the local cache; check HF_ENDPOINT" in done.stdout
+
+
 def test_a_plain_refusal_is_no_silence_and_a_busy_hub_is_asked_again(tmp_path: Path) -> None:
     """A hub without error codes of its own; it is busy for two of three questions."""
     asked: list[str] = []
@@ -234,6 +271,9 @@ def test_a_plain_refusal_is_no_silence_and_a_busy_hub_is_asked_again(tmp_path: P
             busy = 503 if asked.count(self.path) < 3 else 200
             self.send_response(busy if "busy" in self.path else int(self.path.split("/")[2]))
             self.end_headers()
+
+        def do_GET(self) -> None:
+            send_commit(self)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -299,6 +339,9 @@ def test_the_hub_is_asked_once_for_all_jobs_before_the_first(tmp_path: Path) -> 
             self.send_response(status)
             self.send_header("X-Error-Code", code)
             self.end_headers()
+
+        def do_GET(self) -> None:
+            send_commit(self)
 
         def log_message(self, *_: object) -> None:
             pass

@@ -71,7 +71,7 @@ def explain_hub_errors(
 
 
 def ask_hub(repo: str, revision: str = "main", kind: str = "model") -> None:
-    """Ask the hub for a repository; what it raises says what is wrong.
+    """Ask the hub for a repository and its commit; what it raises says what is wrong.
 
     A hub that is overloaded is asked three times; one that is silent or cannot be found, once.
     """
@@ -81,9 +81,13 @@ def ask_hub(repo: str, revision: str = "main", kind: str = "model") -> None:
     # Most models have this file; whether it is there does not matter.
     url = hf_hub_url(repo, "config.json", repo_type=kind, revision=revision)
     options = {"max_retries": 2, "retry_on_exceptions": (), "timeout": 8}
-    ask = partial(http.http_backoff, "HEAD", url, headers=http.build_hf_headers(), **options)
+
+    def ask() -> Any:  # headers, too, are a matter of asking the hub
+        return http.http_backoff("HEAD", url, headers=http.build_hf_headers(), **options)
+
     with suppress(http.EntryNotFoundError):
         http.hf_raise_for_status(call_within(8, ask))
+    resolve_commit(repo, revision, kind)  # what is no hub knows none
 
 
 def check_repositories(repositories: Iterable[tuple[str, str, str, str]]) -> Iterator[str]:
@@ -141,8 +145,9 @@ def resolve_commit(repo: str, revision: str, repo_type: str = "model") -> str:
 
     ask = partial(HfApi().repo_info, repo, revision=revision, repo_type=repo_type, timeout=8)
     try:
-        return str(call_within(8, ask).sha)
-    except Exception:  # offline, gated or gone: loading says which
+        return re.findall("[0-9a-f]{40}", str(call_within(8, ask).sha))[0]
+    except Exception as error:  # offline, gated, gone, or no hub: loading says which
         if commit := _find_cached_commit(repo, revision, repo_type):
             return commit
-        raise FileNotFoundError(f"{repo} is neither on the hub nor in the local cache") from None
+        message = f"{repo} is neither on the hub nor in the local cache; check HF_ENDPOINT"
+        raise FileNotFoundError(message) from error
