@@ -146,8 +146,7 @@ def compose_runs(line: CommandLine) -> CommandPlan:
         runs: list[ComposedRun] = []
         for chosen in product(*values.values()):
             runs.append(composer.compose(chosen))
-            n_repeats = len(problems) - len(set(problems))
-            if len(problems) > _MOST_PROBLEMS or n_repeats > _MOST_REPEATS:
+            if len(problems) > min(_MOST_PROBLEMS, len({*problems}) + _MOST_REPEATS):
                 break
         search, space = runs[0].config.search, {}
         if not problems and search.space and search.trial is None:

@@ -23,9 +23,6 @@ from slimdown.utils.extras import name_install
 from slimdown.utils.hashing import hash_json
 from slimdown.utils.secrets import redact
 
-# Of submitit's launchers, which wait for a job that can never start.
-_COUNTED = ("timeout_min", "cpus_per_task", "mem_gb", "tasks_per_node", "nodes")
-
 
 class Sweep:
     """The jobs of one command with `-m`, and what becomes of them."""
@@ -40,9 +37,9 @@ class Sweep:
         self.launcher_name = settings.runtime.choices["hydra/launcher"]
         if (backend := settings.launcher.get("backend")) not in (None, "loky"):
             raise ConfigError(f"hydra.launcher.backend={backend}: Hydra starts loky; leave it out")
-        for name in _COUNTED:
-            number = settings.launcher.get(name)
-            if number is not None and not (isinstance(number, int) and number >= 1):
+        # Of submitit's launchers, which wait for a job that can never start.
+        for name in ("timeout_min", "cpus_per_task", "mem_gb", "tasks_per_node", "nodes"):
+            if (number := settings.launcher.get(name)) is not None and number < 1:
                 raise ConfigError(f"hydra.launcher.{name} must be at least 1, got {number}")
         in_worker = self.launcher_name != "basic"
         self.info = SweepInfo(folder, folder.name, plan.swept, in_worker=in_worker)
