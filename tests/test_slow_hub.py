@@ -63,19 +63,35 @@ def serve_hub(fault: str) -> Iterator[str]:
             server.shutdown()
 
 
+def fetch_file(folder: Path, fault: str) -> subprocess.CompletedProcess[str]:
+    with serve_hub(fault) as endpoint:
+        environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder), "HF_HUB_OFFLINE": "0"}
+        environment |= {"SLIMDOWN_HUB_PATIENCE": "1", "HF_HUB_DISABLE_XET": "1"}
+        return subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+
 @pytest.mark.parametrize(
     "fault", ["letters", "letters of a header", "silent", "one letter at each try"]
 )
 def test_a_file_that_does_not_come_in_is_given_up(tmp_path: Path, fault: str) -> None:
-    with serve_hub(fault) as endpoint:
-        environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-        environment |= {"SLIMDOWN_HUB_PATIENCE": "1", "HF_HUB_DISABLE_XET": "1"}
-        command = [sys.executable, "-c", SCRIPT]
-        done = subprocess.run(
-            command, env=os.environ | environment, capture_output=True, text=True, timeout=300
-        )
+    done = fetch_file(tmp_path, fault)
     assert done.returncode
     assert "model.id=me/it cannot be reached: the hub does not answer" in done.stderr
+
+
+def test_what_the_cache_holds_needs_no_hub_that_answers(tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / "models--me--it"
+    files = {"refs/main": "a" * 40, f"snapshots/{'a' * 40}/config.json": "{}"}
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(text)
+    assert fetch_file(tmp_path, "letters of a header").returncode == 0
 
 
 def test_a_slow_network_is_waited_for() -> None:

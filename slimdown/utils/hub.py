@@ -145,7 +145,7 @@ def resolve_commit(repo: str, revision: str, repo_type: str = "model") -> str:
 
     ask = partial(HfApi().repo_info, repo, revision=revision, repo_type=repo_type, timeout=8)
     try:
-        return re.findall("[0-9a-f]{40}", str(call_within(8, ask).sha))[0]
+        return str(re.findall(r"\A[0-9a-f]{40}\Z", call_within(8, ask).sha)[0])
     except Exception as error:  # offline, gated, gone, or no hub: loading says which
         if commit := _find_cached_commit(repo, revision, repo_type):
             return commit
