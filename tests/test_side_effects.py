@@ -25,6 +25,7 @@ def describe(value):
 def describe_module(name):
     module = importlib.import_module(name)
     items = vars(module).items()
+    items = [item for item in items if item[0] != "_GLOBAL_CLIENT_FACTORY"]  # see "hub client"
     return {key: describe(value) for key, value in items if callable(value)}
 
 def find_patches(folder):
