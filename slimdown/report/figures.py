@@ -31,7 +31,7 @@ with patch.dict(os.environ):
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 INK = "#010203"  # black to the eye, and nothing else in a figure has it: `write_svg` replaces it
-WIDTH = 6.4  # inches
+WIDTH, PHONE_WIDTH = 8.0, 3.9  # inches
 MAX_POINTS = 40  # of runs in one figure: more are not legible
 _COLORS = ("#2a86c7", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#8c8c8c")
 _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
@@ -46,9 +46,10 @@ _STYLE: dict[Any, Any] = dict.fromkeys(_INKED, INK) | {
 
 
 @matplotlib.rc_context(_STYLE)
-def draw_changes(findings: Findings) -> Figure:
+def draw_changes(findings: Findings, width: float = WIDTH) -> Figure:
     """Draw each benchmark's change with the verdict's interval, the margin, the verdict, and n."""
-    figure, axes = _new_figure(1.0 + 0.36 * len(findings.benchmarks), "Change of each benchmark")
+    title = f"Change of each benchmark{', narrow' if width < WIDTH else ''}"  # its ids go by it
+    figure, axes = _new_figure(1.0 + 0.36 * len(findings.benchmarks), title, width)
     for row, benchmark in enumerate(findings.benchmarks.values()):
         d, margin = benchmark.shown_change, 100 * benchmark.margin
         look = get_look(benchmark.verdict)
@@ -57,15 +58,17 @@ def draw_changes(findings: Findings) -> Figure:
         axes.plot([100 * d.low, 100 * d.high], [row, row], color=look.color, linewidth=2)
         axes.plot([100 * d.value], [row], marker=look.marker, color=look.color, markersize=7)
         style: dict[str, Any] = {"color": look.color, "weight": "bold", "va": "center"}
-        axes.text(1.02, row, benchmark.verdict, transform=axes.get_yaxis_transform(), **style)
+        if width == WIDTH:  # on a phone the color and the table say it
+            axes.text(1.02, row, benchmark.verdict, transform=axes.get_yaxis_transform(), **style)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_ylim(len(findings.benchmarks) - 0.5, -0.5)
-    names = [f"{_cut(name, 30)}\nn = {b.n:,}" for name, b in findings.benchmarks.items()]
+    longest = 30 if width == WIDTH else 18
+    names = [f"{_cut(name, longest)}\nn = {b.n:,}" for name, b in findings.benchmarks.items()]
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_formatter(FuncFormatter(_format_signed))
-    axes.set_xlabel("change, percentage points (band: the margin)")
+    axes.set_xlabel("change, points (band: the margin)")
     return figure
 
 
@@ -170,8 +173,8 @@ def write_svg(figure: Figure) -> str:
     return re.sub(r'<svg[^>]*(viewBox="[^"]*")[^>]*>', opening, svg, count=1).strip()
 
 
-def _new_figure(height: float, title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+def _new_figure(height: float, title: str, width: float = WIDTH) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
     figure.set_label(title)
     return figure, figure.add_subplot()
 

@@ -59,7 +59,7 @@ def render_page(
     Returns:
         The page. Models' answers are escaped: markup in them is shown and never run.
     """
-    from slimdown.report.figures import draw_changes  # matplotlib takes half a second
+    from slimdown.report.figures import PHONE_WIDTH, draw_changes  # matplotlib takes half a second
 
     settings = flatten(config) if config else {}
     about = {k: redact(v) for k, v in text.describe_run(config).items()} if config else {}
@@ -72,6 +72,7 @@ def render_page(
         summary=[*text.explain_undecided(findings), *text.list_caveats(findings)],
         results=findings_report.findings_table(findings),
         figure=draw_changes(findings),
+        phone_figure=draw_changes(findings, PHONE_WIDTH),
         settings=_format_all({k: v for k, v in settings.items() if v is not None}),
         environment=_format_all(environment or {}),
         costs=_format_all(findings.costs),

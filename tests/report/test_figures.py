@@ -36,6 +36,7 @@ def draw_all() -> list[Figure]:
     series = {"a": [(8, estimate(0.1)), (4, estimate(0.0)), (16, estimate(-0.2))]}
     return [
         figures.draw_changes(judge_pairs(make_usual())),
+        figures.draw_changes(judge_pairs(make_usual()), figures.PHONE_WIDTH),
         figures.draw_trade_offs(ROWS),
         figures.draw_by_setting("lora.r", series),
     ]
