@@ -153,9 +153,9 @@ def _choose(
     if chosen := choose_scale(points, budgets):
         held = judge_held_out(measured.base, measured.tuned[chosen.scale], share)
         checks = check_budgets(held, budgets)
-        notes = [f"Scale {chosen.scale:g} on the questions that did not choose it:"]
-        if options.format:
-            notes += [f"{c.benchmark}: {c.outcome.name}, {c.reason}." for c in checks]
+        heading = f"Scale {chosen.scale:g} on the questions that did not choose it:"
+        reasons = [f"{c.benchmark}: {c.outcome.name}, {c.reason}." for c in checks]
+        notes = [heading, *reasons] if options.format else []
     else:
         notes = ["No scale is within the budgets as measured: try smaller ones."]
     table = scales_table(points, title, chosen.scale if chosen else None)
@@ -164,6 +164,7 @@ def _choose(
     if not chosen:
         return int(Outcome.undecided)
     with arguments.keep_stdout_clean(options):
+        show_line(heading)
         show_budget_checks(checks)
         if options.save:
             held = replace(held, part="those that did not choose the scale")

@@ -137,7 +137,7 @@ def noise_table(comparison: Comparison) -> Table:
             noise = (mean.question_error, mean.training_error, mean.training_spread)
             record["mean_change"] = make_change_cell(mean)
             records.append(record | dict(zip(errors, noise, strict=True)))
-    formats = dict.fromkeys(errors, lambda share: format_number(100 * share))
+    formats = dict.fromkeys(errors, lambda share: format_number(100 * share)) | {"n": format_count}
     return make_table("Noise of questions and of training", records, formats, text.NOISE_LEGEND)
 
 

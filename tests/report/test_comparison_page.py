@@ -79,8 +79,9 @@ def test_the_page_sorts_and_draws_and_breaks_names_at_underscores(comparison: Co
 
 
 def test_noise_and_search_are_tables(comparison: Comparison) -> None:
-    records = noise_table(comparison).records
-    assert records[1]["seeds"] == 2
+    noise = noise_table(comparison)
+    assert noise.records[1]["seeds"] == 2
+    assert [cell.text for cell in noise.rows[1].cells if "n" in cell.values] == ["200"]
     single = compare_runs([run for r in comparison.rows[:2] for run in r.runs], group_seeds=False)
     outcomes = {r.runs[0].run_id: TrialOutcome(0.1, {"maths_of_school": 0.02}) for r in single.rows}
     table = search_table(single, outcomes, "study")
