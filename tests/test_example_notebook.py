@@ -1,6 +1,13 @@
-"""The notebook in docs/examples is run as it stands; `make notebook` keeps what it then shows."""
+"""The notebooks in docs/examples are run: trl.ipynb as it stands, t4.ipynb with a small model.
+
+`make notebook` keeps what trl.ipynb then shows. t4.ipynb needs the hub.
+"""
 
 import os
+import re
+import shlex
+import sys
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -9,7 +16,17 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOK = Path(__file__).parent.parent / "docs" / "examples" / "trl.ipynb"
+from slimdown.sweep.command_line import compose_runs, read_command_line
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = ROOT / "docs" / "examples" / "trl.ipynb"
+T4_NOTEBOOK = NOTEBOOK.with_name("t4.ipynb")
+SMALL_T4 = """
+REPOSITORY = ""
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+N_ROWS, N_HELD_OUT, LIMIT, MAX_GEN_TOKS = 8, 2, 6, 16
+SCALES = "0.5,1"
+"""
 
 
 def executed(folder: Path) -> Any:
@@ -71,6 +88,77 @@ def test_what_it_shows_is_kept_and_was_shown_by_what_stands_there(run: tuple[Any
     text = NOTEBOOK.read_text()
     assert "site-packages" not in text
     assert str(Path.home()) not in text
+
+
+def read_t4_notebook() -> Any:
+    """Read the notebook with the values of a test behind those of its first cell."""
+    notebook = nbformat.read(T4_NOTEBOOK, as_version=4)
+    [first] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    small = nbformat.v4.new_code_cell(SMALL_T4)
+    notebook.cells.insert(notebook.cells.index(first) + 1, small)
+    return notebook
+
+
+def test_the_t4_notebook_says_of_each_cell_how_long_it_takes() -> None:
+    notebook = nbformat.read(T4_NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    for before, cell in pairwise(notebook.cells):
+        if cell.cell_type == "code":
+            assert re.search(r"T4: .*\.", before.source), cell.source
+            assert not cell.outputs  # nobody ran it on one yet
+
+
+def test_the_t4_notebooks_settings_are_accepted() -> None:
+    cells = [cell.source for cell in read_t4_notebook().cells if cell.cell_type == "code"]
+    values: dict[str, Any] = {}
+    configs = []
+    for line in "\n".join(cells).splitlines():
+        if line.startswith("!slimdown run"):
+            python = "\n".join(cells).partition(line)[0]
+            exec(re.sub(r"^( *)[!%].*", r"\1pass", python, flags=re.MULTILINE), values)
+            words = shlex.split(eval(f"f{line!r}", values))[2:]
+            configs.append(compose_runs(read_command_line(words)).runs[0].config)
+    plain, replay = configs
+    assert list(plain.dataset) == ["gsm8k_train"]
+    assert (replay.keep.name, replay.keep.dataset) == ("replay", "dolly")
+    assert plain.benchmark == replay.benchmark
+    assert (plain.model.dtype, plain.quantization.name) == ("auto", "none")  # a T4: float16
+
+
+@pytest.mark.hub
+def test_the_t4_notebook_trains_twice_shows_a_page_and_scales(tmp_path: Path) -> None:
+    notebook = read_t4_notebook()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute(env={**os.environ, "TQDM_DISABLE": "1", "PATH": path})
+    outputs = {
+        cell.source: "".join(
+            output.get("text") or str(output.get("data")) for output in cell.outputs
+        )
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    }
+    texts = "".join(outputs.values())
+    assert "Traceback" not in texts
+    assert texts.count("Validation loss") == 2
+    [shown] = [text for source, text in outputs.items() if "srcdoc" in source]
+    assert "iframe" in shown
+    assert "arc_easy" in shown
+    [compared] = [text for source, text in outputs.items() if source.startswith("!slimdown comp")]
+    assert "2 finished runs" in compared
+    [scaled] = [text for source, text in outputs.items() if source.startswith("!slimdown scale")]
+    assert re.search(r"on the questions that did not choose it|No scale is within", scaled)
+
+
+def test_the_repository_has_one_address() -> None:
+    """Whoever publishes it replaces one text."""
+    files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), T4_NOTEBOOK]
+    addresses = re.findall(
+        r"(?:github\.com/|github/|uses: )([\w.-]+/slimdown)\b",
+        "\n".join(file.read_text() for file in files),
+    )
+    assert len(addresses) >= 2
+    assert len(set(addresses)) == 1
 
 
 if __name__ == "__main__":
