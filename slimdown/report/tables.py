@@ -42,7 +42,7 @@ class Column:
     max_width: int | None = None  # characters on a console
     is_extra: bool = False  # left out on a console and on a phone
     is_filter: bool = False  # a page offers the values as a filter
-    is_setting: bool = False  # left out where it is narrow, and the run's name has it
+    is_setting: bool = False  # left out where the table is narrow
 
 
 @dataclass(frozen=True)
@@ -215,8 +215,8 @@ def print_table(table: Table, console: Console) -> None:
             console.print(rich_table)
             break
     else:
-        for row in short.rows:
-            for column, cell in zip(short.columns, row.cells, strict=True):
+        for row in table.rows:
+            for column, cell in zip(table.columns, row.cells, strict=True):
                 if (text := _style_cell(cell, "  ")) and text.plain != EMPTY:
                     console.print(Text(f"{visible(column.heading)}: ").append(text))
             console.print()

@@ -99,6 +99,13 @@ def test_names_and_verdicts_are_never_broken_inside(width: int) -> None:
         assert text.count("[−4.0, −2.0] ↓ forgotten → undecided †") == 2
 
 
+def test_rows_below_each_other_keep_their_settings() -> None:
+    """A run's name is cut, and may not hold what tells two runs apart."""
+    columns = (Column("run", max_width=30), Column("keep.name", is_setting=True), Column("gsm8k"))
+    table = Table("", columns, (Row((Cell("any model.id=a …"), Cell("replay"), FALLEN)),))
+    assert "keep.name: replay" in print_lines(table, 22)
+
+
 def test_findings_fit_80_columns(findings: Findings) -> None:
     long = {"mmlu_college_computer_science": make_usual()["maths"], **make_usual()}
     for table in (findings_table(findings), findings_table(judge_pairs(long))):
