@@ -140,7 +140,7 @@ def test_the_t4_notebook_trains_twice_shows_a_page_and_scales(tmp_path: Path) ->
     }
     texts = "".join(outputs.values())
     assert "Traceback" not in texts
-    assert "\x1b" not in texts  # no progress bar, which would fill the file
+    assert "\x1b" not in texts  # plain lines: a progress bar would fill the file
     assert texts.count("Validation loss") == 2
     [shown] = [text for source, text in outputs.items() if "srcdoc" in source]
     assert "iframe" in shown

@@ -54,8 +54,9 @@ class _StandardOutput:
 
 def _open_console() -> Console:
     stream = cast(IO[str], _StandardOutput())
-    width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(file=stream, highlight=False, width=width, force_jupyter=False)
+    is_terminal = stream.isatty()  # FORCE_COLOR, which notebooks and CI set, would make it one
+    how: dict[str, Any] = {"force_terminal": is_terminal, "force_jupyter": False}
+    return Console(file=stream, highlight=False, width=None if is_terminal else PLAIN_WIDTH, **how)
 
 
 def show_line(line: str, style: str = "") -> None:

@@ -161,3 +161,15 @@ def test_a_warning_has_no_control_characters(capsys: Capture) -> None:
     logs = yaml.safe_load((CONF_DIR / "config.yaml").read_text())["hydra"]["job_logging"]
     formatter = BaseConfigurator(logs).configure_custom(logs["formatters"]["simple"])
     assert formatter.format(record) == "gone: ␛[2Jx"
+
+
+def test_a_file_gets_plain_lines_where_a_notebook_asks_for_colors(
+    monkeypatch: Patch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with console.progress_bar("training", "steps") as report:
+        report(1, 2, "")
+    console.show_line("done", "bold")
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0] == "training ..."
+    assert "\x1b" not in shown
