@@ -1,15 +1,17 @@
 """What the statistics promise, by exact enumeration and by simulation: error rates and power.
 
-    python -m bench.statistics                 both tables, in about six minutes
+    python -m bench.statistics                 all tables, in about six minutes
     python -m bench.statistics --draws 20000   with less noise
 
 Each row of the first table is a claim that slimdown may make wrongly, the truth that makes it wrong
 most often among those tried, how often it is made then, and how often it may be. Where nothing else
-is said the margin and the budget are 2 points.
+is said the margin and the budget are 2 points. Then come power, and the questions that half an
+added answer saves.
 """
 
 import argparse
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from types import SimpleNamespace
@@ -35,7 +37,13 @@ from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import Pair, describe_sampling
 from slimdown.stats.estimates import Difference, Sampling, compare_scores
-from slimdown.stats.likelihood import ALPHA, likelihood_p_values
+from slimdown.stats.likelihood import (
+    ALPHA,
+    PSEUDO_ANSWERS,
+    added_to_change,
+    likelihood_p_values,
+)
+from slimdown.stats.power import POWER, change_power
 from slimdown.stats.seeds import split_noise
 from slimdown.stats.sequential import block_ends, combine_looks
 
@@ -47,17 +55,22 @@ VALUES = np.array([-1.0, 0.0, 1.0])  # what a question's 0/1 answer may change b
 SHARES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)  # of answers gained
 
 
-def p_values(counts: Floats, threshold: float, above: bool) -> Floats:
-    """One-sided p-values of [..., 3] answers lost, kept and gained, as `Difference` has them."""
+def p_values(counts: Floats, threshold: float, above: bool, of_change: bool = False) -> Floats:
+    """One-sided p-values of [..., 3] answers lost, kept and gained, as `Difference` has them.
+
+    Those of `changed` and of its interval of 95 %, or those of `retained` and of budgets.
+    """
     sign = 1 if above else -1
     tables = counts.reshape(-1, 3)
-    least = -1 - sign * threshold
-    p = likelihood_p_values(sign * (VALUES - threshold), tables, np.full(len(tables), least))
+    least = np.full(len(tables), -1 - sign * threshold)
+    flips, n = tables[:, 0] + tables[:, 2], tables.sum(axis=1)
+    added = added_to_change(flips, n) if of_change else PSEUDO_ANSWERS
+    p = likelihood_p_values(sign * (VALUES - threshold), tables, least, added)
     return p.reshape(counts.shape[:-1])
 
 
 def find_claims(
-    counts: Floats, change: float, plan: tuple[int, ...], names: Sequence[str] = ()
+    counts: Floats, change: float, plan: tuple[int, ...], names: Sequence[str]
 ) -> dict[str, Floats]:
     """Which claims tables make at each look: [..., looks, 3] counts to [..., looks] booleans.
 
@@ -65,29 +78,30 @@ def find_claims(
         counts: Answers lost, kept and gained until each look.
         change: The true one, which the interval is to hold.
         plan: Questions at each look; empty: there is one look.
-        names: The claims to find; empty: all of them.
+        names: The claims to find.
     """
 
-    def combine(threshold: float, above: bool) -> Floats:
-        p = p_values(counts, threshold, above)
+    def combine(threshold: float, above: bool, of_change: bool = False) -> Floats:
+        p = p_values(counts, threshold, above, of_change)
         looks = [combine_looks(p[..., : k + 1], plan) for k in range(p.shape[-1])]
         return np.stack(looks, axis=-1)
 
-    def find_changed() -> Floats:
+    def find_changed(is_half: bool = True) -> Floats:
         value = counts[..., 2] - counts[..., 0]
-        tail = np.where(value > 0, combine(0.0, True), combine(0.0, False))
+        tail = np.where(value > 0, combine(0.0, True, is_half), combine(0.0, False, is_half))
         return (value != 0) & (2 * tail < ALPHA)
 
     claims: dict[str, Callable[[], Floats]] = {
         "changed": find_changed,
+        "changed, one added": partial(find_changed, is_half=False),
         "retained": lambda: (combine(-MARGIN, True) < ALPHA) & (combine(MARGIN, False) < ALPHA),
         "budget kept (exit 0)": lambda: combine(-MARGIN, True) < ALPHA,
         "budget exceeded (exit 1)": lambda: combine(-MARGIN, False) < ALPHA,
         "interval misses": lambda: (
-            np.minimum(combine(change, True), combine(change, False)) <= ALPHA / 2
+            np.minimum(combine(change, True, True), combine(change, False, True)) <= ALPHA / 2
         ),
     }
-    return {name: claims[name]() for name in names or claims}
+    return {name: claims[name]() for name in names}
 
 
 def list_tables(n: int) -> Floats:
@@ -103,10 +117,11 @@ def enumerate_tables() -> Iterator[Row]:
         table = list_tables(n)
         most: dict[str, float] = {}
         budgets = ["retained", "budget kept (exit 0)", "budget exceeded (exit 1)"]
-        wrong = {0.0: ["changed"], -MARGIN: budgets, MARGIN: ["retained"], -0.05: []}
+        further: dict[float, list[str]] = {change: [] for change in (-0.05, -0.2, -0.5)}
+        wrong = {0.0: ["changed"], -MARGIN: budgets, MARGIN: ["retained"], **further}
         for change, names in wrong.items():
             claims = find_claims(table[:, None, :], change, (), [*names, "interval misses"])
-            for share in SHARES:
+            for share in (*SHARES, (1 - abs(change)) / 2):  # at the last every answer flips
                 few, many = share + max(0.0, -change), share + max(0.0, change)
                 if few + many > 1:
                     continue
@@ -116,6 +131,34 @@ def enumerate_tables() -> Iterator[Row]:
                     most[name] = max(most.get(name, 0.0), worst)
         for name in sorted(most):
             yield name, f"exact, {n} questions", percent(most[name]), "5"
+
+
+def hold_changed() -> Iterator[Row]:
+    """Exact: a change is claimed that is not there, at the levels of 1, 4 and 119 benchmarks."""
+    flips = np.append(np.geomspace(0.001, 1, 60), np.linspace(0.02, 0.98, 49))
+    for n in (20, 50, 100, 300, 1000, 1319, 10042):
+        for level in (0.05, 0.0125, 0.00042):
+            made = max(change_power(n, 0.0, share, level) for share in flips)
+            yield "changed", f"exact, {n:,} questions", f"{100 * made:.4g}", f"{100 * level:g}"
+    # why a group's tasks, whose sizes are fixed, keep one
+    lost = np.arange(9.0)
+    tables = np.stack([lost, np.full(9, 24.0), 8 - lost], axis=1)
+    for added, is_half in (("half added, not in use", True), ("one added", False)):
+        p = np.min([p_values(tables, 0.0, above, is_half) for above in (True, False)], axis=0)
+        made = float(scipy.stats.binom.pmf(lost, 8, 0.5)[2 * p < ALPHA].sum())
+        case = "tasks of 24 and 8 questions, all answers to the 8 flip"
+        yield "changed", f"exact, {case}; {added}", percent(made), "-" if is_half else "5"
+
+
+def count_needed() -> Iterator[tuple[str, ...]]:
+    """Questions of one benchmark that show a change in four of five cases: with one added, half."""
+    for change, flips in ((0.03, 0.12), (0.05, 0.06), (0.05, 0.12), (0.1, 0.2), (0.02, 0.03)):
+        for level in (0.05, 0.0125, 0.00042):
+            truth: dict[str, Any] = {"change": change, "discordant": flips, "alpha": level}
+            tests = [partial(change_power, is_simple=is_half, **truth) for is_half in (False, True)]
+            needed = [bisect_left(range(10**5), POWER, 2, key=power) for power in tests]
+            case = f"{100 * change:g}", percent(flips), f"{100 * level:g}"
+            yield *case, *map(str, needed), percent(1 - needed[1] / needed[0])
 
 
 def end_trainings(draws: int, random: np.random.Generator) -> Iterator[Row]:
@@ -178,6 +221,9 @@ def check_arrays(random: np.random.Generator) -> None:
             difference = compare_scores(before[:end], after[:end], sampling)
             p = combine_looks(p_values(counts[: k + 1], -MARGIN, True), plan)
             assert abs(float(p) - difference.p_value_above(-MARGIN)) < 1e-9, (n, k)
+            tails = [p_values(counts[: k + 1], 0.0, above, True) for above in (True, False)]
+            p = 2 * combine_looks(tails[difference.value < 0], plan)
+            assert difference.value == 0 or abs(min(1.0, p) - difference.p_value) < 1e-9, (n, k)
 
 
 def vary_scores(draws: int, random: np.random.Generator) -> Iterator[Row]:
@@ -533,13 +579,17 @@ def measure_power(draws: int, random: np.random.Generator) -> Iterator[tuple[str
         counts, plan = draw_looks(n, flips, change, draws, random), block_ends(n)
         claim = "changed" if verdict == "forgotten" else "retained"
         whole = find_claims(counts[:, -1:], change, (), [claim])[claim]
-        claims = find_claims(counts, change, plan, ["changed", "retained"])
+        names = ["changed, one added", "changed", "retained"]
+        claims, asked = find_claims(counts, change, plan, names), []
+        assert not (claims[names[0]] & ~claims[names[1]]).any()  # half an answer loses no claim
         is_large = np.abs(counts[..., 2] - counts[..., 0]) >= MARGIN * np.array(plan)
-        decided = claims["changed"] & is_large | claims["retained"]
-        last = np.where(decided.any(axis=1), decided.argmax(axis=1), len(plan) - 1)
-        asked, stopped = np.array(plan)[last], claims[claim][np.arange(draws), last]
+        for name in names[:2]:
+            decided = claims[name] & is_large | claims["retained"]
+            last = np.where(decided.any(axis=1), decided.argmax(axis=1), len(plan) - 1)
+            asked.append(np.array(plan)[last])
+        stopped = claims[claim][np.arange(draws), last]
         shares = [float(x) for x in (whole.mean(), stopped.mean())]
-        questions = [float(x) / n for x in (np.median(asked), asked.mean())]
+        questions = [float(x) / n for x in (np.median(asked[1]), asked[1].mean(), asked[0].mean())]
         cells = map(percent, (*shares, *questions))
         yield (f"{100 * change:+.1f}", f"{n:,}", percent(flips), verdict, *cells)
 
@@ -550,7 +600,7 @@ def percent(share: float) -> str:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print all tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -560,7 +610,7 @@ def main() -> None:
     started = time.perf_counter()
     check_arrays(np.random.default_rng(options.seed))
     print("| claim | truth | made, % | at most, % |\n|---|---|---:|---:|")
-    for row in enumerate_tables():
+    for row in (*hold_changed(), *enumerate_tables()):
         print("| " + " | ".join(row) + " |", flush=True)
     together = judge_together, stop_groups, count_words
     of_seeds = cover_seeds, differ_by_luck, average_benchmarks, learn_equally
@@ -577,8 +627,12 @@ def main() -> None:
         for row in simulate(options.draws, np.random.default_rng(options.seed)):
             print("| " + " | ".join(row) + " |", flush=True)
     columns = "true change | questions | flips, % | shown as | of all, % | until decided, %"
-    print(f"\n| {columns} | asked, median % | mean % |\n|" + "---|" * 8)
+    print(f"\n| {columns} | asked, median % | mean % | mean %, one added |\n|" + "---|" * 9)
     for cells in measure_power(options.draws, np.random.default_rng(options.seed)):
+        print("| " + " | ".join(cells) + " |", flush=True)
+    columns = "true change, points | flips, % | level, % | questions, one added | half | fewer, %"
+    print(f"\n| {columns} |\n|" + "---|" * 6)
+    for cells in count_needed():
         print("| " + " | ".join(cells) + " |", flush=True)
     print(f"\n{options.draws:,} draws, {time.perf_counter() - started:.0f} s")
 

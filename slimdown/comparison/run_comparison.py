@@ -285,6 +285,12 @@ def _describe_caveats(
         if len(counts) > 1:
             each = " and ".join(f"{value} in {count}" for value, count in counts)
             yield f"The runs were measured differently ({key} is {each}): compare with care."
+    rules = [run.findings.added_answers for run in runs if run.findings]
+    if n_older := sum(added != min(rules) for added in rules):
+        yield (
+            f"{n_older:,} of {len(rules):,} runs were judged by an older rule, by which 0/1 scores "
+            "have wider intervals and larger p-values; each rule errs in 5 % at most."
+        )
     if any(cell.is_stopped for cell in cells):
         yield (
             "An evaluation that stopped early shows a change that is on average too large; its "

@@ -195,7 +195,7 @@ def _check_budget(name: str, budget: float, argument: str) -> None:
 
 def _explain(name: str, benchmark: BenchmarkChange, budget: float, outcome: Outcome) -> str:
     d = benchmark.primary.difference
-    low, high = d.interval(2 * ALPHA)  # its ends are those of one-sided tests at 5 %
+    low, high = d.equivalence_interval()  # its ends are those of one-sided tests at 5 %
     most = f"one-sided at 95 %, it lost at most {-100 * low:.1f} points"
     after = f" after {benchmark.n:,} of {benchmark.n_available:,}" if benchmark.is_stopped else ""
     if outcome is Outcome.within:

@@ -31,7 +31,7 @@ from slimdown.stats.estimates import (
     holm,
     to_weighted,
 )
-from slimdown.stats.likelihood import ALPHA
+from slimdown.stats.likelihood import ADDED_TO_CHANGE, ALPHA
 from slimdown.stats.power import minimum_detectable_change, n_to_decide
 from slimdown.stats.sequential import Floats
 from slimdown.training.result import TrainingResult
@@ -129,7 +129,7 @@ class BenchmarkChange:
         """The primary change with the interval of the verdict's test: of 90 % where `retained`."""
         d = self.primary.difference
         is_equal = self.verdict is Verdict.retained
-        ends = d.interval(2 * ALPHA) if is_equal else (d.low, d.high)
+        ends = d.equivalence_interval() if is_equal else (d.low, d.high)
         return Estimate(d.value, d.standard_error, *ends)
 
     @property
@@ -158,6 +158,7 @@ class Findings:
     base: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
     tuned: Evaluation | None = field(default=None, repr=False, metadata=NOT_RECORDED)
     not_run: dict[str, str] = field(default_factory=dict)  # why, by benchmark of a suite
+    added_answers: float = 1.0  # in the test of a change of 0/1 answers; older findings lack it
 
     def mean_change(self, role: Role) -> Estimate:
         """The mean change of a role's primary metrics; nan where no benchmark has the role."""
@@ -272,7 +273,8 @@ def judge(
     }
     costs = {name: cost for name, cost in costs.items() if not isnan(cost)}
     shared = {"harness_version": base.harness_version, "backend": base.backend, **base.conditions}
-    return Findings(benchmarks, losses, training, costs, base.part, shared, means, base, tuned)
+    judged = benchmarks, losses, training, costs, base.part, shared, means, base, tuned
+    return Findings(*judged, added_answers=ADDED_TO_CHANGE)
 
 
 def judge_held_out(

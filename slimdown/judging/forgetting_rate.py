@@ -42,6 +42,9 @@ def forgetting_rate(
     sampling = sampling or Sampling()
     (x_of, y_of, weights), test = sampling.build_test([x, y], 0.0, 1.0)
     counts, bound = test.counts[-1], test.highest
+    change_test = test
+    if sampling.is_simple and np.isin([x_of, y_of], (0.0, 1.0)).all():
+        change_test = test.of_change(x_of != y_of)
     base, tuned = (float(counts @ (weights * (z - chance))) / len(x) for z in (x_of, y_of))
     if len(x) < 2 or base <= 1e-12:
         return None
@@ -58,7 +61,7 @@ def forgetting_rate(
     def p_values(angles: Floats, sign: int) -> Floats:
         turned = [sign * (cos(a) * y_all - sin(a) * x_all) for a in angles]
         values, extremes = np.split(np.array(turned), [len(x_of)], axis=1)
-        return test.p_values_of(weights * values, bound * extremes.min(axis=1))
+        return change_test.p_values_of(weights * values, bound * extremes.min(axis=1))
 
     angle, ends = atan2(tuned, base), []
     for end, sign in ((-pi / 2 if chance else 0.0, 1), (pi / 2, -1)):

@@ -41,4 +41,4 @@ def average_changes(measured: Sequence[tuple[Pair, Difference]]) -> Estimate:
     parts = [share * d.changes for share, d in zip(shares, differences, strict=True)]
     change = np.clip(np.bincount(document_of, np.concatenate(parts)) / weights, -1, 1)
     before, after = np.maximum(-change, 0), np.maximum(change, 0)
-    return compare_scores(before, after, Sampling(weights)).estimate
+    return compare_scores(before, after, Sampling(weights, n_subjects=len(measured))).estimate

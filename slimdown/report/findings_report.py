@@ -13,7 +13,6 @@ from slimdown.report import formatting, text
 from slimdown.report.formatting import format_count, format_number, format_points, visible
 from slimdown.report.tables import Cell, Column, Row, Table, make_table
 from slimdown.stats.estimates import Estimate
-from slimdown.stats.likelihood import ALPHA
 
 
 def findings_table(findings: Findings, title: str = "", with_notes: bool = False) -> Table:
@@ -91,7 +90,7 @@ def budgets_table(
         name = check.benchmark if check.is_critical else f"{check.benchmark} (supporting)"
         values = {"benchmark": check.benchmark, "is_critical": check.is_critical}
         d = check.change.primary.difference
-        one_sided = Estimate(d.value, d.standard_error, *d.interval(2 * ALPHA))
+        one_sided = Estimate(d.value, d.standard_error, *d.equivalence_interval())
         records.append(
             {
                 "benchmark": Cell(name, values=values),

@@ -40,6 +40,12 @@ class Sampling:
     largest_weight: float = 1.0  # of all questions, asked or not
     n_silent: int = 0  # looks at which a weighted task has no answer, and nothing is claimed
 
+    @property
+    def is_simple(self) -> bool:
+        """Whether all questions are of one kind and weigh alike."""
+        weighs_alike = self.weights is None or bool(np.ptp(self.weights) < 1e-9)
+        return weighs_alike and not self.n_subjects
+
     def build_test(
         self, columns: Sequence[Floats], lowest: float, highest: float
     ) -> tuple[Floats, EmpiricalLikelihoodTest]:
@@ -80,8 +86,15 @@ class Difference(Estimate):
 
     @cached_property
     def test(self) -> EmpiricalLikelihoodTest:
-        """The test that everything here comes from."""
+        """The test against a margin or a budget."""
         return self.sampling.build_test([self.changes], -1.0, 1.0)[1]
+
+    @cached_property
+    def change_test(self) -> EmpiricalLikelihoodTest:
+        """The test of whether anything changed; it adds less to 0/1 answers of one kind."""
+        if self.is_binary and self.sampling.is_simple:
+            return self.test.of_change(self.test.values != 0)
+        return self.test
 
     @cached_property
     def spread(self) -> float:
@@ -112,11 +125,12 @@ class Difference(Estimate):
         return self.equivalence[margin]
 
     def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
-        """Return the interval of changes that are not ruled out; `low` and `high` are at 5 %.
+        """Return the interval of changes that are not ruled out; `low` and `high` are at 5 %."""
+        return self.change_test.interval(-1.0, 1.0, alpha)
 
-        `retained` and a kept budget are one-sided at 5 %: theirs is the interval at 10 %.
-        """
-        return self.test.interval(-1.0, 1.0, alpha)
+    def equivalence_interval(self) -> tuple[float, float]:
+        """Return the interval of `retained` and of budgets, which are one-sided at 5 %."""
+        return self.test.interval(-1.0, 1.0, 2 * ALPHA)
 
 
 def compare_scores(
@@ -137,7 +151,7 @@ def compare_scores(
 
     >>> d = compare_scores([1] * 6 + [0] * 4, [1, 1] + [0] * 8)
     >>> d.value, d.mcnemar_p_value, round(d.p_value, 3), round(d.low, 3), round(d.high, 3)
-    (-0.4, 0.125, 0.165, -0.735, 0.123)
+    (-0.4, 0.125, 0.078, -0.718, 0.044)
     """
     x, y = to_array(before), to_array(after)
     if len(x) != len(y):
@@ -152,8 +166,9 @@ def compare_scores(
     error = nan if sampling.looks else error
     plain = Difference(value, error, nan, nan, nan, mcnemar, len(d), sampling, is_binary, d)
     # the side on which the change lies; two-sided
-    tail = plain.p_value_above(0.0) if value > 0 else plain.p_value_below(0.0)
-    p_value = 1.0 if value == 0 else min(1.0, 2 * tail)
+    test = plain.change_test
+    tails = test.p_values_above if value > 0 else test.p_values_below
+    p_value = 1.0 if value == 0 else min(1.0, 2 * float(tails(np.zeros(1))[0]))
     low, high = plain.interval()
     return replace(plain, low=low, high=high, p_value=p_value)
 

@@ -5,15 +5,18 @@ are independent and that each number has a lowest and a highest value. Of 0/1 an
 likelihood ratio of the table of lost and gained answers. Its inversion is the interval, so a
 verdict and its interval cannot contradict each other: that of 95 % for a change, which is two-sided
 at 5 %, and that of 90 % for `retained` and for budgets, which are one-sided at 5 % on each side.
+Against a claim one answer is added; against a change of 0/1 answers half of one is enough.
 docs/studies/statistics.md has the error rates, by exact enumeration.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, log2
+from typing import Any
 
 import numpy as np
 import scipy
+from numpy.typing import NDArray
 
 from slimdown.stats.sequential import Floats, combine_looks
 
@@ -21,12 +24,31 @@ ALPHA = 0.05
 # Answers added against the claim that is tested, at the extreme (the idea: Chen, Variyath and
 # Abraham 2008).
 PSEUDO_ANSWERS = 1.0
+ADDED_TO_CHANGE = 0.5  # in the two-sided test of a change of 0/1 answers, at least
 _STEPS = 100  # of a search that doubles its digits at each step; it ends by itself after about ten
 _BITS = 24  # to which the end of an interval is found
 _MOST_NUMBERS = 200_000  # that are worked on at once
 
 
-def likelihood_p_values(excess: Floats, counts: Floats, least: Floats | float) -> Floats:
+def added_to_change(flips: NDArray[Any] | float, n: NDArray[Any] | float) -> Floats:
+    """How many answers the two-sided test of a change of 0/1 answers adds: half of one.
+
+    More, up to one, where more than half of all flip: the test is coarser there, since fewer
+    outcomes are left.
+
+    Args:
+        flips: answers that changed.
+        n: all answers.
+    """
+    return np.asarray(np.maximum(ADDED_TO_CHANGE, flips / n))
+
+
+def likelihood_p_values(
+    excess: Floats,
+    counts: Floats,
+    least: Floats | float,
+    added: Floats | float = PSEUDO_ANSWERS,
+) -> Floats:
     """Compute how likely so large a mean is if the true mean is 0 or less; one-sided, by row.
 
     The signed root of twice the logarithm of the likelihood ratio is taken for a standard normal
@@ -36,25 +58,27 @@ def likelihood_p_values(excess: Floats, counts: Floats, least: Floats | float) -
         excess: [rows, k] or [k], k distinct numbers.
         counts: [rows, k] or [k], how often each was seen.
         least: [rows] or one number, the lowest that a number can be.
+        added: [rows] or one number, the answers added at the lowest.
 
     Returns:
         [rows]
     """
-    root, *_ = _solve(excess, counts, least)
+    root, *_ = _solve(excess, counts, least, added)
     return np.asarray(scipy.special.ndtr(-root), dtype=float)
 
 
 def null_spread(excess: Floats, counts: Floats, least: float) -> float:
     """The standard deviation of one number under the likeliest truth with a mean of 0."""
-    _, x, weights = _solve(excess, counts, least)
+    _, x, weights = _solve(excess, counts, least, PSEUDO_ANSWERS)
     return float(np.sqrt((weights * x**2).sum() / weights.sum()))
 
 
-def _solve(excess: Floats, counts: Floats, least: Floats | float) -> tuple[Floats, Floats, Floats]:
+def _solve(
+    excess: Floats, counts: Floats, least: Floats | float, added: Floats | float
+) -> tuple[Floats, Floats, Floats]:
     """Of each row the signed root, its numbers with the added one, their weights at a mean of 0."""
     excess, counts = np.broadcast_arrays(np.atleast_2d(excess), np.atleast_2d(counts))
-    least = np.broadcast_to(least, len(counts))[:, None]
-    added = np.full_like(least, PSEUDO_ANSWERS, dtype=float)
+    least, added = (np.broadcast_to(one, len(counts))[:, None] for one in (least, added))
     x, counts = np.append(excess, least, axis=1), np.append(counts, added, axis=1)
     x = np.where(counts > 0, x, 0.0)
     # Nothing above 0 was seen, so a mean of 0 or less is the likeliest; else it may be impossible.
@@ -96,6 +120,7 @@ class EmpiricalLikelihoodTest:
     highest: float
     plan: tuple[int, ...] = ()  # questions at all looks, past and to come; empty: one look
     n_silent: int = 0  # looks, the first ones, at which nothing is claimed
+    added: Floats | float = PSEUDO_ANSWERS  # answers against a claim, at all looks or by look
 
     def p_values_above(self, thresholds: Floats) -> Floats:
         """Compute p-values of the claim that the mean is a threshold or less; one-sided."""
@@ -140,7 +165,13 @@ class EmpiricalLikelihoodTest:
             np.repeat(excess, n_looks, axis=0),
             np.tile(self.counts, (len(least), 1)),
             np.repeat(least, n_looks),
+            np.tile(np.broadcast_to(self.added, n_looks), len(least)),
         )
         by_look = p_values.reshape(-1, n_looks)
         by_look[:, : self.n_silent] = 1.0
         return combine_looks(by_look, self.plan)
+
+    def of_change(self, is_flip: NDArray[np.bool_]) -> "EmpiricalLikelihoodTest":
+        """Return the two-sided test of a change of 0/1 answers; `is_flip` [k] names the changed."""
+        flips = self.counts[:, is_flip].sum(axis=1)
+        return replace(self, added=added_to_change(flips, self.counts.sum(axis=1)))

@@ -10,7 +10,7 @@ import numpy as np
 import scipy
 
 from slimdown.stats.estimates import Difference
-from slimdown.stats.likelihood import ALPHA, PSEUDO_ANSWERS, null_spread
+from slimdown.stats.likelihood import ALPHA, PSEUDO_ANSWERS, added_to_change, null_spread
 from slimdown.stats.sequential import EARLY_SHARE, share_error
 
 POWER = 0.8
@@ -34,32 +34,36 @@ def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> f
         alpha *= float(share_error(test.plan)[len(d.sampling.looks) - 1])
     if d.is_binary and d.sampling.weights is None:
         discordant = (np.count_nonzero(d.changes) + 1) / (d.n + 2)
-        if change_power(d.n, 1.0, 1.0, alpha) < POWER:
+        is_simple = d.sampling.is_simple
+        if change_power(d.n, 1.0, 1.0, alpha, is_simple) < POWER:
             return nan
         low, high = 0.0, 1.0
         for _ in range(14):
             middle = (low + high) / 2
-            is_shown = change_power(d.n, middle, max(discordant, middle), alpha) >= POWER
-            low, high = (low, middle) if is_shown else (middle, high)
+            power = change_power(d.n, middle, max(discordant, middle), alpha, is_simple)
+            low, high = (low, middle) if power >= POWER else (middle, high)
         return high
     reach = max(abs(end - d.value) for end in d.interval(alpha))
     smallest = reach + float(scipy.special.ndtri(POWER)) * d.spread / sqrt(d.n)
     return smallest if smallest <= 1 else nan
 
 
-def change_power(n: int, change: float, discordant: float, alpha: float) -> float:
+def change_power(
+    n: int, change: float, discordant: float, alpha: float, is_simple: bool = True
+) -> float:
     """Compute how often n 0/1 answers show a change if a share `discordant` of them changes.
 
     The likelihood ratio of no change depends on the lost and the gained answers alone, l and g with
-    the pseudo answer: l log(2 l / (l + g)) + g log(2 g / (l + g)).
+    what is added: l log(2 l / (l + g)) + g log(2 g / (l + g)). `is_simple` as for `Sampling`.
     """
     ends = scipy.special.bdtrik([1e-6, 1 - 1e-6], n, discordant) if discordant < 1 else [n, n]
     changed = np.arange(max(0, int(ends[0])), min(n, int(ends[1]) + 1) + 1)
     # the most of the fewer kind that is still shown, -1 where none is
     critical, beyond = np.full(len(changed), -1), changed // 2 + 1
+    added = added_to_change(changed, n) if is_simple else PSEUDO_ANSWERS
     while (beyond - critical > 1).any():
         middle = (critical + beyond) // 2
-        small, large = middle + PSEUDO_ANSWERS, changed - middle
+        small, large = middle + added, changed - middle
         ratios = small * 2 / (small + large), large * 2 / (small + large)
         nats = scipy.special.xlogy(small, ratios[0]) + scipy.special.xlogy(large, ratios[1])
         is_shown = (small < large) & (2 * nats > scipy.special.ndtri(alpha / 2) ** 2)
@@ -112,9 +116,11 @@ def n_to_decide(
     of_change, of_margin = (-float(scipy.special.ndtri(a)) for a in (alpha / 2, alpha))
     at_none, above, below, at_budget = map(spread_at, (0.0, margin, -margin, -(budget or 0.0)))
 
+    added = float(np.atleast_1d(d.change_test.added)[-1])
+
     def power(n: int) -> float:
         root, step = sqrt(n), PSEUDO_ANSWERS / n
-        shown = of_change * at_none / root + step
+        shown = of_change * at_none / root + added / n
         high = min(shown, margin - of_margin * above / root - step)
         low = max(-shown, -margin + of_margin * below / root + step)
         ends = np.array([-shown, shown, low, max(low, high)])

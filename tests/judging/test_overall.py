@@ -8,7 +8,7 @@ from builders import make_benchmark, make_evaluation, make_scores, stop_early
 from slimdown.config.schema import Role
 from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation
 from slimdown.judging.findings import judge
-from slimdown.stats.estimates import Estimate, compare_scores
+from slimdown.stats.estimates import Estimate, Sampling, compare_scores
 
 Scores = tuple[list[float], list[float]]
 
@@ -32,7 +32,7 @@ def average(pair: tuple[Evaluation, Evaluation]) -> Estimate:
 def test_it_is_the_one_test_of_all_questions() -> None:
     a, b = make_scores(60, 12, 5, 23), make_scores(40, 30, 9, 21)
     mean = average(make_pair(a=a, b=b))
-    together = compare_scores(a[0] + b[0], a[1] + b[1])
+    together = compare_scores(a[0] + b[0], a[1] + b[1], Sampling(n_subjects=2))
     for end in ("value", "low", "high", "standard_error"):
         assert getattr(mean, end) == pytest.approx(getattr(together, end), abs=1e-6)
 

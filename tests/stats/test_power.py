@@ -7,7 +7,7 @@ import pytest
 from builders import make_scores
 
 from slimdown.stats.estimates import Difference, Sampling, compare_scores
-from slimdown.stats.likelihood import likelihood_p_values
+from slimdown.stats.likelihood import added_to_change, likelihood_p_values
 from slimdown.stats.power import change_power, minimum_detectable_change, n_to_decide
 
 VALUES = np.array([-1.0, 0.0, 1.0])
@@ -18,11 +18,13 @@ def compare_counts(lost: int, gained: int, n: int) -> Difference:
 
 
 def draw_p_values(n: int, lost: float, gained: float, threshold: float = 0.0) -> np.ndarray:
-    """Of 2,000 draws the two one-sided p-values against a threshold, [2, draws]."""
+    """Of 2,000 draws the two one-sided p-values against a threshold, [2, draws]; 0: of a change."""
     draw = np.random.default_rng(0)
     counts = draw.multinomial(n, [lost, 1 - lost - gained, gained], size=2000)
-    above = likelihood_p_values(VALUES - threshold, counts, -1 - threshold)
-    return np.stack([above, likelihood_p_values(threshold - VALUES, counts, threshold - 1)])
+    added = 1.0 if threshold else added_to_change(counts[:, 0] + counts[:, 2], n)
+    above = likelihood_p_values(VALUES - threshold, counts, -1 - threshold, added)
+    below = likelihood_p_values(threshold - VALUES, counts, threshold - 1, added)
+    return np.stack([above, below])
 
 
 @pytest.mark.parametrize(("lost", "gained", "n"), [(60, 60, 1000), (5, 5, 60), (0, 0, 100)])
