@@ -54,6 +54,17 @@ def test_looks_see_less_than_all_at_once() -> None:
     assert needed[0] > needed[1]  # type: ignore[operator]
 
 
+def test_tasks_of_a_group_need_more_for_their_whole_added_answer() -> None:
+    scores = make_scores(0, 12, 2, 86)
+    plain, group = compare_scores(*scores), compare_scores(*scores, Sampling(n_subjects=2))
+    assert minimum_detectable_change(group) > minimum_detectable_change(plain)
+    needed = n_to_decide(group, 0.02), n_to_decide(plain, 0.02)
+    assert None not in needed
+    assert needed[0] > needed[1]  # type: ignore[operator]
+    power = [change_power(100, 0.1, 0.14, 0.05, is_simple) for is_simple in (True, False)]
+    assert power[0] > power[1]
+
+
 @pytest.mark.parametrize(
     ("lost", "gained", "n"),
     [(20, 20, 400), (22, 18, 400), (72, 60, 1319), (8, 4, 200), (20, 7, 100)],
