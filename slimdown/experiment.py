@@ -251,6 +251,7 @@ def measure_scales(
     scales: Sequence[float],
     recorded: tuple[Evaluation, Evaluation],
     origin: str = "",
+    repairs: bool = False,
 ) -> ScaledEvaluations:
     """Measure a base with more and less of what was trained; nothing is trained.
 
@@ -260,6 +261,7 @@ def measure_scales(
         recorded: What the run recorded of base and tuned model. At scale 1 it is taken where the
             base answers as it did then.
         origin: Id and revision of a model made elsewhere, as the run recorded them.
+        repairs: Whether of a whole model only what stands out of noise is added.
 
     Raises:
         ModelError: It has changed since, or at scale 0 the model is not its base: DoRA, trained
@@ -278,7 +280,7 @@ def measure_scales(
         if origin not in ("", present := f"{external.config.id}@{external.revision}"):
             raise ModelError(f"the run measured {origin}, and there is {present}; measure it anew")
         if external.folder is None:
-            interpolation = pair_models(config.model, external)
+            interpolation = pair_models(config.model, external, repairs)
         base = load_base_model(config.model, config.quantization, tokenizer, outline)
         external = replace(external, base=base)
         if train_data:
@@ -308,7 +310,7 @@ def measure_scales(
         for name, one in base_evaluation.benchmarks.items()
     )
     for scale in scales:
-        if scale == 1 and is_as_recorded:
+        if scale == 1 and is_as_recorded and not repairs:
             evaluations[scale] = recorded[1]
             continue
         with (
