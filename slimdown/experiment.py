@@ -1,7 +1,9 @@
 """One run from top to bottom: load, measure the base, fine-tune, measure again, judge, record."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from slimdown.judging.budgets import default_budgets, judge_look
 from slimdown.judging.findings import Findings, judge
 from slimdown.judging.holdout import open_half
 from slimdown.judging.stopping import stopping_rule
-from slimdown.models.adapters import check_base, check_scalable
+from slimdown.models.adapters import check_base, check_scalable, save_scaled_adapter, scale_adapter
 from slimdown.models.base_model import LoadedModel, load_base_model, load_base_tokenizer
 from slimdown.models.causal import disabled_adapters
 from slimdown.models.external import fetch_tuned_model, open_tuned_model, read_chat_template
+from slimdown.models.interpolation import pair_models
 from slimdown.report import console
 from slimdown.report.model_card import render_model_card
 from slimdown.report.run_page import render_run_files
@@ -233,13 +236,14 @@ def measure_base(config: RunConfig) -> None:
 
 @dataclass(frozen=True)
 class ScaledEvaluations:
-    """The answers of a base, and of a tuned model at several scales of its adapter."""
+    """The answers of a base, and of a tuned model at several scales."""
 
     base_model: LoadedModel
-    adapter: Path  # the folder that holds it
+    save: Callable[[float, Path], None]  # writes what has a scale to a folder
     base: Evaluation
     tuned: dict[float, Evaluation]  # by scale
-    validation_losses: dict[float, float]  # by scale, in nats a token; empty without rows
+    # By scale, in nats a token: of those that the run has not recorded; empty without rows.
+    validation_losses: dict[float, float]
 
 
 def measure_scales(
@@ -247,22 +251,22 @@ def measure_scales(
     scales: Sequence[float],
     recorded: tuple[Evaluation, Evaluation],
     origin: str = "",
+    repairs: bool = False,
 ) -> ScaledEvaluations:
-    """Measure a base with more and less of what an adapter adds; nothing is trained.
+    """Measure a base with more and less of what was trained; nothing is trained.
 
     Args:
-        config: The settings of the run, with `tuned` set to its adapter.
+        config: The settings of the run, with `tuned` set to its adapter or whole model.
         scales: Each above 0.
         recorded: What the run recorded of base and tuned model. At scale 1 it is taken where the
             base answers as it did then.
-        origin: Id and revision of an adapter made elsewhere, as the run recorded them.
+        origin: Id and revision of a model made elsewhere, as the run recorded them.
+        repairs: Whether of a whole model only what stands out of noise is added.
 
     Raises:
-        ModelError: The adapter has changed since, or at scale 0 the model is not its base: a whole
-            model, DoRA, trained biases.
+        ModelError: It has changed since, or at scale 0 the model is not its base: DoRA, trained
+            biases, a whole model with other tensors than the base.
     """
-    from peft.helpers import rescale_adapter_scale
-
     tasks, _ = load_benchmarks(config)
     rows = train_data = None
     with console.progress_bar(f"loading {config.model.id}"):
@@ -270,25 +274,34 @@ def measure_scales(
         if config.dataset:
             train_data = read_rows(config, tokenizer)
         evaluation, _ = decide_prompts(config, tasks, tokenizer, train_data)
-        base = load_base_model(config.model, config.quantization, tokenizer)
+        outline = check_base(config)
+        base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
+        external = open_tuned_model(config, base)
+        if origin not in ("", present := f"{external.config.id}@{external.revision}"):
+            raise ModelError(f"the run measured {origin}, and there is {present}; measure it anew")
+        if external.folder is None:
+            interpolation = pair_models(config.model, external, repairs)
+        base = load_base_model(config.model, config.quantization, tokenizer, outline)
+        external = replace(external, base=base)
         if train_data:
             on_cpu = base.device == "cpu"
             rows = tokenize_rows(train_data, tokenizer, config.train, on_cpu, config.seed)
-        external = open_tuned_model(config, base)
-        if (folder := external.folder) is None:
-            reason = "is a whole model; only an adapter can be scaled"
-            raise ModelError(f"tuned={config.tuned} {reason}")
-        tuned = external.load()
-        if origin not in ("", present := f"{tuned.id}@{tuned.revision}"):
-            raise ModelError(f"the run measured {origin}, and there is {present}; measure it anew")
-        check_scalable(tuned)
+        open_scaled: Callable[[float], AbstractContextManager[LoadedModel]]
+        save: Callable[[float, Path], None]
+        if folder := external.folder:
+            check_scalable(tuned := external.load())
+            base = replace(base, model=tuned.model)
+            open_scaled = partial(scale_adapter, tuned)
+            save = partial(save_scaled_adapter, folder)
+        else:
+            interpolation = replace(interpolation, external=external)
+            open_scaled, save = interpolation.open, interpolation.save
     evaluator = Evaluator(tasks, evaluation)
     with (
         console.progress_bar("measuring the base", "questions") as on_progress,
-        disabled_adapters(tuned.model),
+        disabled_adapters(base.model) if folder else nullcontext(),
     ):
-        as_base = replace(base, model=tuned.model)
-        base_evaluation = evaluator.evaluate(as_base, open_base_cache(config), None, on_progress)
+        base_evaluation = evaluator.evaluate(base, open_base_cache(config), None, on_progress)
     cache = RecordedEvaluations(config, "tuned", local_dir(config.tracking) / "scales")
     evaluations, losses = {}, {}
     before, after = (one.benchmarks for one in recorded)
@@ -297,22 +310,17 @@ def measure_scales(
         for name, one in base_evaluation.benchmarks.items()
     )
     for scale in scales:
-        if scale == 1 and is_as_recorded:
+        if scale == 1 and is_as_recorded and not repairs:
             evaluations[scale] = recorded[1]
             continue
-        scaled = replace(tuned, identity={**tuned.identity, "scale": scale})
         with (
             console.progress_bar(f"measuring scale {scale:g}", "questions") as on_progress,
-            rescale_adapter_scale(tuned.model, scale),
+            open_scaled(scale) as scaled,
         ):
             evaluations[scale] = evaluator.evaluate(scaled, cache, None, on_progress)
-    if rows:
-        with console.progress_bar("validating", "scales") as on_progress:
-            for n_done, scale in enumerate(scales):
-                on_progress(n_done, len(scales), "")
-                with rescale_adapter_scale(tuned.model, scale):
-                    losses[scale] = validate(tuned.model, base.tokenizer, rows, config)
-    return ScaledEvaluations(base, folder, base_evaluation, evaluations, losses)
+            if rows:
+                losses[scale] = validate(scaled.model, base.tokenizer, rows, config)
+    return ScaledEvaluations(base, save, base_evaluation, evaluations, losses)
 
 
 def assist_training(config: RunConfig) -> None:

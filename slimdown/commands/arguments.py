@@ -27,7 +27,7 @@ VERBS = {
     "check": "check a run against its loss budgets, by exit code (0 to 3)",
     "verdict": "judge two evaluations from logs of lm_eval, Inspect or lighteval, or tables",
     "merge": "merge the adapter of a run into its base model",
-    "scale": "measure a run with less of its adapter, and save the most that keeps a budget",
+    "scale": "measure a run with less of what it trained, and save the most that keeps a budget",
     "sizes": "list what runs would train, and how much memory they need",
     "status": "list the recorded runs: running, finished, stopped",
     "doctor": "show your device, versions, record, and the models that you can read",

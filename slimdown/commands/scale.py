@@ -1,13 +1,15 @@
-"""`slimdown scale RUN`: what a run learned and lost with less of its adapter, without training.
+"""`slimdown scale RUN`: what a run learned and lost with less of what it trained, without training.
 
-At scale 0 the model is the base, at scale 1 what was trained. With --max-loss the largest scale
-within the budget is chosen on one half of the questions and checked on the other.
+At scale 0 the model is the base, at scale 1 what was trained: a LoRA, or a whole model. With
+--max-loss the largest scale within the budget is chosen on one half of the questions and checked
+on the other.
 
 Examples:
   slimdown scale 3f2a                                 the changes at scales 0.25, 0.5, 0.75 and 1
   slimdown scale 3f2a --scales 0.1,0.2,0.4 -o scales.html
   slimdown scale 3f2a --max-loss 0.02 --save gentle   the most of it that loses two points at most
   slimdown run tuned=gentle ...                       measures what was saved
+  slimdown scale 3f2a --repair                        of a whole model only what is no noise
 
 Exit code:
   0  the curve is shown; with --max-loss: the chosen scale is shown to be within every budget
@@ -30,6 +32,7 @@ from slimdown.config.schema import RunConfig
 from slimdown.judging.budgets import Outcome, check_budgets, overall_outcome, read_budgets
 from slimdown.judging.findings import Findings, judge, judge_held_out
 from slimdown.judging.holdout import open_half
+from slimdown.models.tuned_base import ADAPTER_CONFIG, fetch_adapter_config
 from slimdown.report.comparison_page import render_scaling_page, scales_table
 from slimdown.report.console import show_budget_checks, show_line
 from slimdown.report.model_card import render_model_card
@@ -46,7 +49,7 @@ _LARGEST = 2.0
 
 
 def main(argv: list[str]) -> int:
-    """Measure a run's model at several scales of its adapter.
+    """Measure a run's model at several scales of what was trained.
 
     Args:
         argv: The arguments after `scale`.
@@ -57,12 +60,14 @@ def main(argv: list[str]) -> int:
     parser = arguments.CommandParser("scale", __doc__, 3)
     add = parser.add_argument
     add("run", metavar="RUN", help=arguments.RUN_HELP)
-    text = "how much of the adapter is added, separated by commas (default: %(default)s)"
+    text = "how much of what was trained is added, separated by commas (default: %(default)s)"
     add("--scales", default="0,0.25,0.5,0.75,1", metavar="LIST", help=text)
     text = "0.02: two points of each retained benchmark; gsm8k=0.02: of it, others keep theirs"
     parser.add_list("--max-loss", "[BENCHMARK=]SHARE", text)
-    text = "with --max-loss: write the chosen adapter to this folder, a new or an empty one"
+    text = "with --max-loss: write what is chosen to this folder, a new or an empty one"
     add("--save", type=Path, metavar="DIR", help=text)
+    text = "of a whole model: keep only singular values of the change that stand out of noise"
+    add("--repair", action="store_true", help=text)
     text = "the folder with task files that the run was asked from; their Python code runs"
     add("--include-path", metavar="DIR", help=text)
     parser.add_store()
@@ -106,17 +111,22 @@ def _scale(options: argparse.Namespace) -> int:
             adapter = run_reader.download_tuned(tracking, run, Path(scratch))
             scaled_config = replace(config, tuned=str(adapter))
         else:
-            scaled_config = replace(config, dataset={})
+            config = scaled_config = replace(config, dataset={})
+        trained = scaled_config.tuned_model
+        if options.repair and trained and fetch_adapter_config(trained):
+            named = f"run {run.run_id} ({run.name}) has an adapter"
+            raise ConfigError(f"--repair is for whole models, and {named}; leave --repair out")
         from slimdown.experiment import measure_scales  # torch
 
         with arguments.keep_stdout_clean(options):
             origin = run.tags.get(Tag.origin, "")
-            measured = measure_scales(scaled_config, scales, recorded, origin)
-        title = f"{run.name} ({run.run_id[:8]}) by the scale of its adapter"
+            measured = measure_scales(scaled_config, scales, recorded, origin, options.repair)
+        title = f"{run.name} ({run.run_id[:8]}) by its scale" + ", repaired" * options.repair
         curve = _judge_scales(measured, findings, run.holdout)
         table = scales_table(curve, title)
-        files = {f"scales/{p.scale!r}.json": json.dumps(p.findings.to_dict()) for p in curve}
-        files["scales.html"] = render_scaling_page(table, curve)
+        folder = "repaired_scales" if options.repair else "scales"
+        files = {f"{folder}/{p.scale!r}.json": json.dumps(p.findings.to_dict()) for p in curve}
+        files[f"{folder}.html"] = render_scaling_page(table, curve)
         run_reader.add_artifacts(tracking, run, files)
         if budgets:
             points = _judge_scales(measured, findings, share)
@@ -147,8 +157,6 @@ def _choose(
     share: float,
 ) -> int:
     """Choose a scale, check it on the questions that are held out, show and save it."""
-    from slimdown.models.adapters import save_scaled_adapter
-
     budgets = read_budgets(options.max_loss)
     if chosen := choose_scale(points, budgets):
         held = judge_held_out(measured.base, measured.tuned[chosen.scale], share)
@@ -168,10 +176,13 @@ def _choose(
         show_budget_checks(checks)
         if options.save:
             held = replace(held, part="those that did not choose the scale")
-            card = render_model_card(held, config, measured.base_model, scale=chosen.scale)
             tracking = arguments.open_tracking(options)
             with arguments.make_folder(tracking, "--save", options.save) as draft:
-                save_scaled_adapter(measured.adapter, chosen.scale, draft)
+                measured.save(chosen.scale, draft)
+                is_adapter = (draft / ADAPTER_CONFIG).is_file()
+                note = f"It adds {chosen.scale:g} of what was trained"
+                note += ", without what does not stand out of noise." if options.repair else "."
+                card = render_model_card(held, config, measured.base_model, None, is_adapter, note)
                 write_atomically(draft / "README.md", card)
             show_line(f"wrote {options.save}")
     return int(overall_outcome(checks))

@@ -1,7 +1,7 @@
 """Compare groups of runs at equal learning: what each lost where all had learned as much.
 
 Who learned more has usually lost more, so groups that learned unequally say nothing of a means.
-Each run has a curve over the scale of its adapter (`slimdown scale`), and is compared where it had
+Each run has a curve over its scale (`slimdown scale`), and is compared where it had
 learned the most that every run reaches. How much was learned is known by the target's questions
 only: their noise, times how steeply the loss rises there, is part of every interval.
 """
@@ -24,7 +24,7 @@ _NEAR = 0.5  # standard errors of what was learned
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """One run at growing scales of its adapter, beginning with the base."""
+    """One run at growing scales, beginning with the base."""
 
     scales: Floats  # [scales]; the first is 0
     targets: dict[str, Floats]  # by target task, [scales, questions], weighted changes

@@ -1,7 +1,7 @@
-"""Judge an adapter at several scales: the base plus so much of what the adapter adds.
+"""Judge a model at several scales: the base plus so much of what was trained.
 
-At scale 0 the model is the base, at scale 1 what was trained. For LoRA that is the same as
-interpolating the weights of both (WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903).
+At scale 0 the model is the base, at scale 1 what was trained. That
+interpolates the weights of both (WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from slimdown.stats.likelihood import ALPHA
 
 @dataclass(frozen=True)
 class ScaledFindings:
-    """What a model learned and lost at one scale of its adapter."""
+    """What a model learned and lost at one scale of what was trained."""
 
     scale: float
     findings: Findings  # its `training` ended at the validation loss of this scale

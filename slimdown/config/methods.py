@@ -84,6 +84,7 @@ _WEIGHTS: dict[str, Any] = {
     "module": "slimdown.models.trained_weights",
     "trains_weights": True,
     "takes_quantized": False,
+    "scales": True,
     "has_vllm": True,
 }
 METHODS: dict[Method, MethodFacts] = {

@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +170,15 @@ def check_scalable(tuned: LoadedModel) -> None:
         except ValueError:  # PEFT finds no LoRA in it
             reason = "it is no LoRA"
     raise ModelError(f"{tuned.id}: at scale 0 this model is not its base, for {reason}")
+
+
+@contextmanager
+def scale_adapter(tuned: LoadedModel, scale: float) -> Iterator[LoadedModel]:
+    """Inside, the model adds `scale` times as much as its LoRA."""
+    from peft.helpers import rescale_adapter_scale
+
+    with rescale_adapter_scale(tuned.model, scale):
+        yield replace(tuned, identity={**tuned.identity, "scale": scale})
 
 
 def save_scaled_adapter(folder: Path, scale: float, out: Path) -> None:

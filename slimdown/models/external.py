@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from slimdown.config.methods import find_own_type
-from slimdown.config.schema import ModelConfig, QuantizationConfig, RunConfig, TunedModelConfig
+from slimdown.config.schema import QuantizationConfig, RunConfig, TunedModelConfig
 from slimdown.models.adapters import check_settings, load_adapter
 from slimdown.models.base_model import (
     LoadedModel,
@@ -18,15 +18,15 @@ from slimdown.models.base_model import (
     load_tokenizer,
 )
 from slimdown.models.identity import ADAPTER_FILES, hash_tokenizer, identify_adapted
-from slimdown.models.memory import release_memory
+from slimdown.models.memory import release_weights
 from slimdown.models.quiet import quiet_libraries
 from slimdown.models.tuned_base import find_wrong_base, read_adapter_config
 from slimdown.utils.errors import ModelError
 from slimdown.utils.hashing import hash_folder
 from slimdown.utils.hub import explain_hub_errors
 
-# All but a model's weights.
-_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "README.md", ADAPTER_FILES[1]]
+MODEL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]  # all but weights and card
+_FETCHED = [*MODEL_FILES, "README.md", ADAPTER_FILES[1]]
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,18 @@ class ExternalModel:
     """A tuned model whose files were checked and whose weights are not loaded yet."""
 
     base: LoadedModel
-    config: ModelConfig
+    config: TunedModelConfig
     quantization: QuantizationConfig
     folder: Path | None  # of an adapter; None: a whole model
     tokenizer: Any
     learns_prompt: bool = False  # whether the adapter puts virtual tokens before a prompt
     outline: Any = None  # of a whole model
+
+    @property
+    def revision(self) -> str:
+        """The hub's commit, or sha256:DIGEST of a local folder."""
+        folder = fetch_tuned_model(self.config)
+        return f"sha256:{hash_folder(folder)}" if self.config.folder else folder.name
 
     def load(self) -> LoadedModel:
         """Load it: an adapter onto the base, a whole model in the base's place.
@@ -51,9 +57,7 @@ class ExternalModel:
             ModelError: It does not fit on the base or in memory, or computes no numbers.
         """
         if self.folder is None:
-            for tensor in (*self.base.model.parameters(), *self.base.model.buffers()):
-                tensor.data = tensor.data.new_empty(0)  # makes room
-            release_memory()
+            release_weights(self.base.model)  # makes room
             config, quantization = self.config, self.quantization
             tuned = load_base_model(config, quantization, self.tokenizer, self.outline)
         else:
@@ -61,10 +65,8 @@ class ExternalModel:
                 model = load_adapter(self.base, self.folder)
             check_numbers(self.config.named, model)
             adapted = identify_adapted(self.base.identity, self.folder)
-            digest = f"sha256:{hash_folder(self.folder)}"
-            revision = digest if self.config.folder else self.folder.name  # the hub's: the commit
             tuned = replace(self.base, model=model, id=self.config.id, adapter=str(self.folder))
-            tuned = replace(tuned, revision=revision, identity=adapted)
+            tuned = replace(tuned, revision=self.revision, identity=adapted)
         identity = {**tuned.identity, "tokenizer": hash_tokenizer(self.tokenizer)}
         return replace(tuned, tokenizer=self.tokenizer, identity=identity)
 
@@ -81,7 +83,7 @@ def fetch_tuned_model(tuned: TunedModelConfig) -> Path:
         return tuned.folder
     with explain_hub_errors(tuned.named), quiet_libraries():
         downloaded = huggingface_hub.snapshot_download(
-            tuned.id, revision=tuned.revision, allow_patterns=_FILES, ignore_patterns="*/*"
+            tuned.id, revision=tuned.revision, allow_patterns=_FETCHED, ignore_patterns="*/*"
         )
     return Path(downloaded)
 

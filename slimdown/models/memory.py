@@ -77,6 +77,13 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available) // process_count()
 
 
+def release_weights(model: Any) -> None:
+    """Empty a model, whoever still holds it: it is not usable any more."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.new_empty(0)
+    release_memory()
+
+
 def release_memory() -> None:
     """Collect garbage and return a GPU's cached memory to the driver."""
     gc.collect()

@@ -9,7 +9,7 @@ from torch import nn
 
 from slimdown.models.adapters import load_adapter
 from slimdown.models.base_model import LoadedModel
-from slimdown.models.memory import release_memory
+from slimdown.models.memory import release_weights
 from slimdown.models.quiet import quiet_libraries
 from slimdown.models.tuned_base import read_adapter_config
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error
@@ -80,9 +80,7 @@ def merge_adapter(
     with torch.no_grad(), quiet_libraries():
         merged.to(getattr(torch, dtype)).save_pretrained(out_dir)
         base.tokenizer.save_pretrained(out_dir)
-        for tensor in (*merged.parameters(), *merged.buffers()):
-            tensor.data = tensor.data.new_empty(0)  # makes room
-        release_memory()
+        release_weights(merged)  # makes room
         loader: Any = AutoModelForCausalLM
         place = {"": str(expected.device)}
         written = loader.from_pretrained(out_dir, dtype=torch.float32, device_map=place)

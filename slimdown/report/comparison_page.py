@@ -1,4 +1,4 @@
-"""Show many runs, seeds or scales of one adapter side by side: tables, figures and pages."""
+"""Show many runs, seeds or scales of one run side by side: tables, figures and pages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -243,7 +243,7 @@ def render_scaling_page(table: Table, points: Sequence[ScaledFindings]) -> str:
     from slimdown.report import figures
     from slimdown.report.pages import render
 
-    figure = figures.draw_by_setting("scale of the adapter", build_simultaneous_curves(points))
+    figure = figures.draw_by_setting("scale of what was trained", build_simultaneous_curves(points))
     caption = "Change of each benchmark by the scale; the intervals hold for all scales at once."
     shown = [(figure, caption)]
     return render("comparison.html.j2", table=table, command="scale", options="", figures=shown)

@@ -31,7 +31,8 @@ def render_model_card(
     config: RunConfig,
     base: Any,
     merged: MergedModel | None = None,
-    scale: float = 1,
+    is_adapter: bool | None = None,
+    note: str = "",
 ) -> str:
     """Render the card of what a run tuned, or of the model that it was merged into.
 
@@ -40,7 +41,8 @@ def render_model_card(
         config: The run's settings.
         base: The `LoadedModel`: id, revision, license, quantization, dtype.
         merged: The merged model; None for what the run left itself.
-        scale: How much of what was trained the adapter adds.
+        is_adapter: Whether it is one; None: as the run trained it.
+        note: What was made of what was trained, and measured on a part of the questions.
 
     Returns:
         Markdown with a YAML head that `huggingface_hub.ModelCard` validates.
@@ -48,11 +50,14 @@ def render_model_card(
     from huggingface_hub import ModelCardData  # takes half a second
 
     is_of_hub = ":" not in base.id and not base.revision.startswith("sha256:")
-    is_adapter = not merged and not config.method.facts.trains_weights
+    if is_adapter is None:
+        is_adapter = not merged and not config.method.facts.trains_weights
     base_name = base.id if is_of_hub else re.split(r"[/\\]", base.id.rstrip("/\\"))[-1]
-    name = merged.name if merged else f"{re.split('[/:]', base_name)[-1]}-{config.method.name}"
+    method = "tuned" if config.tuned else config.method.name.value
+    sections = ("quantization.",) if config.tuned else _SECTIONS  # others had no part in it
+    name = merged.name if merged else f"{re.split('[/:]', base_name)[-1]}-{method}"
     flat = flatten(config).items()
-    settings = {k: v for k, v in flat if k.startswith(_SECTIONS) and v is not None}
+    settings = {k: v for k, v in flat if k.startswith(sections) and v is not None}
     licenses = (base.license or "").split(maxsplit=2)
     head = ModelCardData(
         base_model=base.id if is_of_hub else None,
@@ -60,15 +65,15 @@ def render_model_card(
         datasets=[d.path for d in config.dataset.values() if d.file is None] or None,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=["slimdown", config.method.name.value],
+        tags=["slimdown", method],
         model_name=name,
         eval_results=_list_results(findings, config)
-        if is_of_hub and is_adapter and scale == 1
+        if is_of_hub and is_adapter and not note
         else None,
         **dict(zip(("license", "license_name", "license_link"), licenses, strict=False)),
     )
     values = {"name": name, "base": base, "base_name": base_name, "is_of_hub": is_of_hub}
-    values |= {"is_adapter": is_adapter, "config": config, "merged": merged, "scale": scale}
+    values |= {"is_adapter": is_adapter, "config": config, "merged": merged, "note": note}
     card = pages.render(
         "model_card.md.j2",
         **values,

@@ -257,7 +257,7 @@ def read_scales(tracking: TrackingConfig, run: RunRecord) -> list[ScaledFindings
         texts = {float(Path(path).stem): _read_artifact(client, run, path) for path in paths}
     if not texts:
         problem = f"run {run.name} has no curve over its scale"
-        raise TrackingError(f"{problem}; slimdown scale {run.run_id[:8]} measures that of a LoRA")
+        raise TrackingError(f"{problem}; slimdown scale {run.run_id[:8]} measures it")
     try:
         findings = {scale: Findings.from_dict(json.loads(texts[scale])) for scale in sorted(texts)}
         return [ScaledFindings(*pair) for pair in findings.items()]

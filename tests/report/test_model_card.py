@@ -42,7 +42,10 @@ def test_the_hub_gets_scores_of_whole_benchmarks_and_of_no_others(
     if is_listed:
         assert listed["maths"].metric_value == 0.5
         assert listed["maths"].metric_name.startswith(listed["maths"].metric_type)
-    for other in ({"merged": MergedModel("merged", "bfloat16", True)}, {"scale": 0.5}):
+    for other in (
+        {"merged": MergedModel("merged", "bfloat16", True)},
+        {"note": "It adds 1.", "is_adapter": True},
+    ):
         text = render_model_card(findings, config, SimpleNamespace(**BASE), **other)
         assert not ModelCard(text).data.eval_results
 

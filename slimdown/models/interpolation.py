@@ -1,0 +1,211 @@
+"""Whole models at several scales: base + scale (tuned - base), one tensor at a time.
+
+That is WiSE-FT (Wortsman et al. 2021, arXiv 2109.01903). At scale 0 the weights are the base's and
+at scale 1 those of the tuned model, to the bit where both have one dtype.
+"""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from slimdown.config.schema import ModelConfig
+from slimdown.models.base_model import LoadedModel
+from slimdown.models.external import MODEL_FILES, ExternalModel, fetch_tuned_model
+from slimdown.models.memory import release_weights
+from slimdown.utils.errors import ModelError
+from slimdown.utils.hub import explain_hub_errors
+
+_FLOATS = {torch.float32, torch.float16, torch.bfloat16}
+# What a config.json may say otherwise without another answer.
+_HARMLESS = re.compile(
+    "(_|architectures|dtype|initializer_|max_position_|output_router_|router_aux_|tie_word_|"
+    "transformers_version|use_cache).*|.*(dropout|pdrop|token_id)"
+)
+
+
+class Checkpoint:
+    """The safetensors files of a model, without its numbers in memory."""
+
+    def __init__(self, config: ModelConfig, outline: Any) -> None:
+        """List the tensors; what the hub has and this machine lacks is downloaded.
+
+        Args:
+            config: Which model.
+            outline: See `load_outline`.
+
+        Raises:
+            ModelError: It cannot be had, is quantized, or has no safetensors.
+        """
+        from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+        self.named, self._prefix = config.named, f"{outline.base_model_prefix}."
+        if getattr(outline.config, "quantization_config", None) or config.file:
+            raise ModelError(f"{self.named} is quantized, and only floats have a scale")
+        source, self.places = str(config.folder or config.id), dict[str, tuple[Path, str]]()
+        find: Any = partial(cached_file, source, revision=config.revision)
+        with explain_hub_errors(self.named):
+            files = [find("model.safetensors", _raise_exceptions_for_missing_entries=False)]
+            if files == [None]:
+                index = find("model.safetensors.index.json")
+                files, _ = get_checkpoint_shard_files(source, index, revision=config.revision)
+            self.files = [Path(file) for file in files]
+            for file in self.files:
+                with safe_open(file, "pt") as opened:
+                    names = opened.keys()
+                self.places |= {name.removeprefix(self._prefix): (file, name) for name in names}
+        self.ties: dict[str, str] = {}
+        for pair in outline.all_tied_weights_keys.items():
+            one, two = (name.removeprefix(self._prefix) for name in pair)
+            self.ties |= {one: two, two: one}
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a tensor is there, or one that it is tied to."""
+        return name in self.places or self.ties.get(name) in self.places
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a tensor, or the one that it is tied to; its numbers are read when used.
+
+        The file is mapped for this tensor alone, so that no other page of it stays in memory.
+        """
+        name = name.removeprefix(self._prefix)
+        file, stored_name = self.places[name if name in self.places else self.ties[name]]
+        with safe_open(file, "pt") as opened:
+            tensor: torch.Tensor = opened.get_tensor(stored_name)
+        return tensor
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """A base and a whole model that was tuned from it; `pair_models` makes it."""
+
+    external: ExternalModel  # the tuned model
+    base: Checkpoint
+    tuned: Checkpoint
+    repairs: bool
+
+    def save(self, scale: float, out: Path) -> None:
+        """Write the model at a scale, as transformers reads it, with the tuned one's tokenizer.
+
+        The files have the tuned model's layout and dtypes; sums are made in float32. One tensor of
+        either model is in memory at a time.
+
+        Raises:
+            ModelError: The disk is full.
+        """
+        needed, free = sum(f.stat().st_size for f in self.tuned.files), shutil.disk_usage(out).free
+        if needed > free:
+            raise ModelError(
+                f"a scaled model takes {needed / 1e9:,.3f} GB, and {free / 1e9:,.3f} GB are free "
+                f"at {out}; make room, or name another disk (by TMPDIR, or in --save)"
+            )
+        for file in self.tuned.files:
+            with safe_open(file, "pt") as opened:
+                names = opened.offset_keys()  # in the order of their bytes
+            with file.open("rb") as source, (out / file.name).open("wb") as target:
+                size = 8 + int.from_bytes(source.read(8), "little")
+                source.seek(0)
+                target.write(source.read(size))  # the header: names, shapes, dtypes, places
+                for name in names:
+                    tensor = self.compute(name, scale).reshape(-1)
+                    target.write(tensor.view(torch.uint8).numpy().data)
+        folder = fetch_tuned_model(self.external.config)
+        for file in {file for pattern in MODEL_FILES for file in folder.glob(pattern)}:
+            shutil.copyfile(file, out / file.name)
+        if not (out / "tokenizer_config.json").is_file():
+            self.external.tokenizer.save_pretrained(out)
+
+    def compute(self, name: str, scale: float) -> torch.Tensor:
+        """Compute one tensor of the model at a scale, in the tuned model's dtype."""
+        after = self.tuned.read(name)
+        start, end = self.base.read(name).float(), after.float()
+        if self.repairs and end.ndim == 2:
+            end = start + remove_noise(end - start)
+        return torch.lerp(start, end, scale).to(after.dtype)  # exact at 0 and 1, which a sum is not
+
+    @contextmanager
+    def open(self, scale: float) -> Iterator[LoadedModel]:
+        """Load the model at a scale from a folder that is gone afterwards.
+
+        The model that was loaded before is not usable any more, nor is this one on leaving.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(scale, Path(folder))
+            config = replace(self.external.config, id=folder, revision="main")
+            loaded = replace(self.external, config=config).load()
+            yield loaded
+            release_weights(loaded.model)
+
+
+def pair_models(config: ModelConfig, external: ExternalModel, repairs: bool) -> Interpolation:
+    """Check that each tensor has its counterpart, and that nothing else tells two models apart.
+
+    Args:
+        config: The base.
+        external: The tuned model, with the base's outline.
+        repairs: Whether only what stands out of noise is added.
+
+    Raises:
+        ModelError: They differ in tensors, shapes or architecture, and the first one is named, or
+            one is quantized.
+    """
+    outlines = (external.base.outline, external.outline)
+    base, tuned = Checkpoint(config, outlines[0]), Checkpoint(external.config, outlines[1])
+    problem = f"{tuned.named} has no scales on {base.named}:"
+    advice = "give the base that it was made from, model.id=..."
+    masks = outlines[0]._keys_to_ignore_on_load_unexpected or ()  # that older versions saved
+    for name in sorted(base.places.keys() | tuned.places.keys()):
+        if name not in tuned and any(re.search(mask, name) for mask in masks):
+            continue
+        is_untied = name not in tuned.places and name not in base.ties
+        if name not in base or name not in tuned or is_untied:
+            owner = "the base" if name in base else "the tuned model"
+            raise ModelError(f"{problem} only {owner} has a {name} of its own; {advice}")
+        before, after = base.read(name), tuned.read(name)
+        if before.shape != after.shape or not {before.dtype, after.dtype} <= _FLOATS:
+            kinds = [f"{tensor.dtype} {[*tensor.shape]}" for tensor in (before, after)]
+            raise ModelError(
+                f"{problem} {name} is {kinds[0]} in the base and {kinds[1]} in the tuned model, "
+                f"and only floats of one shape have a scale; {advice}"
+            )
+    one, two = (outline.config.get_text_config().to_dict() for outline in outlines)
+    for key in sorted(one.keys() & two.keys()):
+        if one[key] != two[key] and not _HARMLESS.fullmatch(key):
+            raise ModelError(f"{problem} {key} is {one[key]} there and {two[key]} here; {advice}")
+    return Interpolation(external, base, tuned, repairs)
+
+
+def remove_noise(difference: torch.Tensor) -> torch.Tensor:
+    """Keep the singular values of a matrix that stand out of noise, and no others.
+
+    The threshold is that of Gavish and Donoho (2014, arXiv 1305.5870) for noise of unknown size:
+    omega(beta) times the median singular value, where beta is the shorter side by the longer one,
+    and omega is their approximation 0.56 b^3 - 0.95 b^2 + 1.82 b + 1.43. What is kept keeps its
+    size.
+
+    DG-Hard (arXiv 2605.20296) cuts the singular values of tuned minus base by a threshold, too.
+    This was written without that paper at hand: it may choose another threshold, leave out some
+    matrices (here every matrix takes part, embeddings as well), or treat vectors, which stay as
+    they are here.
+
+    Args:
+        difference: Of two dimensions.
+    """
+    if difference.shape[0] < difference.shape[1]:
+        return remove_noise(difference.T).T
+    # The singular values are the roots of the small product's eigenvalues, which are found faster;
+    # in float64 the square loses nothing that float32 had.
+    wide: torch.Tensor = difference.double()
+    squares, directions = torch.linalg.eigh(wide.T @ wide)
+    values, beta = squares.clamp(min=0).sqrt(), wide.shape[1] / wide.shape[0]
+    omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
+    signal: torch.Tensor = directions[:, values > omega * values.quantile(0.5)]
+    return (wide @ signal @ signal.T).to(difference.dtype)

@@ -1,0 +1,178 @@
+"""Whole models between a base and what was tuned from it: their weights, and what is refused."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from slimdown import pocket
+from slimdown.config.schema import RunConfig
+from slimdown.models.adapters import check_base
+from slimdown.models.base_model import LoadedModel, load_base_model, load_base_tokenizer
+from slimdown.models.external import open_tuned_model
+from slimdown.models.interpolation import Interpolation, pair_models, remove_noise
+from slimdown.utils.errors import ModelError
+
+Composed = Callable[..., RunConfig]
+
+
+def load_plain(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.arange(5, 60)[None]).logits
+
+
+def save_changed(folder: Path, change: Callable[[Any], Any] = lambda model: None) -> Path:
+    """Save the embedded model in several files, with other numbers in every weight."""
+    model = load_plain(pocket.MODEL_DIR).float()
+    torch.manual_seed(0)
+    for weight in model.parameters():
+        weight.data += 0.1 * weight.std() * torch.randn_like(weight)
+    change(model.bfloat16())
+    model.save_pretrained(folder, max_shard_size="2MB")
+    AutoTokenizer.from_pretrained(pocket.MODEL_DIR).save_pretrained(folder)
+    return folder
+
+
+def pair(config: RunConfig, repairs: bool = False) -> Interpolation:
+    outline, tokenizer = check_base(config), load_base_tokenizer(config.model)
+    external = open_tuned_model(config, LoadedModel(outline, tokenizer, "", "", outline=outline))
+    return pair_models(config.model, external, repairs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_weights_lie_between_base_and_tuned_model_and_plain_transformers_loads_them(
+    dtype: torch.dtype, composed: Composed, tmp_path: Path
+) -> None:
+    folder = save_changed(tmp_path / "tuned", lambda model: model.to(dtype))
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    base, tuned = load_plain(pocket.MODEL_DIR), load_plain(folder)
+    interpolation, step = pair(composed(f"tuned={folder}")), torch.finfo(dtype).eps
+    for scale in (0.0, 0.5, 1.0, 1.5):
+        (out := tmp_path / str(scale)).mkdir()
+        interpolation.save(scale, out)
+        read = load_plain(out)
+        assert read.lm_head.weight is read.model.embed_tokens.weight
+        trios = zip(base.parameters(), tuned.parameters(), read.parameters(), strict=True)
+        for before, after, weight in trios:
+            expected = before.double() + scale * (after.double() - before.double())
+            assert weight.dtype == dtype
+            assert torch.allclose(weight.double(), expected, rtol=step, atol=step * 1e-3)
+            assert scale != 0 or torch.equal(weight, before.to(dtype))
+            assert scale != 1 or torch.equal(weight, after)
+        assert {file.name for file in out.iterdir()} == {file.name for file in folder.iterdir()}
+        assert AutoTokenizer.from_pretrained(out).chat_template == "{{ messages }}"
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_scaled_model_is_loaded_alone_and_leaves_no_file(
+    quantization: str, composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_changed(tmp_path / "tuned")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    config = composed(f"tuned={folder}", f"quantization={quantization}", "model.dtype=bfloat16")
+    interpolation, base = pair(config), load_base_model(config.model, config.quantization)
+    external = replace(interpolation.external, base=base)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    with replace(interpolation, external=external).open(0.5) as half:
+        assert not any(weight.numel() for weight in base.model.parameters())
+        [scratch] = (tmp_path / "scratch").iterdir()
+        assert AutoTokenizer.from_pretrained(scratch).get_vocab() == base.tokenizer.get_vocab()
+        again = load_base_model(replace(config.model, id=str(scratch)), config.quantization)
+        assert torch.equal(logits_of(again.model), logits_of(half.model))
+        is_plain = torch.equal(logits_of(load_plain(scratch)), logits_of(half.model))
+        assert is_plain == (quantization == "none")
+    assert not any(weight.numel() for weight in half.model.parameters())
+    assert not list((tmp_path / "scratch").iterdir())
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
+    with pytest.raises(ModelError, match=r"takes 0\.004 GB, and 0\.001 GB are free"):
+        interpolation.save(0.5, tmp_path)
+
+
+def untie(model: Any) -> None:
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * 1.5)
+
+
+def test_tied_embeddings_meet_untied_ones(composed: Composed, tmp_path: Path) -> None:
+    folder = save_changed(tmp_path / "untied", untie)
+    (out := tmp_path / "half").mkdir()
+    pair(composed(f"tuned={folder}")).save(0.5, out)
+    shared = load_plain(pocket.MODEL_DIR).lm_head.weight.float()
+    pairs = zip(load_plain(out).parameters(), load_plain(folder).parameters(), strict=True)
+    tables = [both for both in pairs if both[0].shape == shared.shape]
+    assert len(tables) == 2
+    for weight, after in tables:
+        assert torch.equal(weight, torch.lerp(shared, after.float(), 0.5).bfloat16())
+    tied = save_changed(tmp_path / "tied")
+    with pytest.raises(ModelError, match=r"only the base has a lm_head.weight of its own"):
+        pair(composed(f"tuned={tied}", f"model.id={folder}", "quantization=none"))
+
+
+def cut(model: Any) -> None:
+    model.model.layers = model.model.layers[:3]
+    model.config.num_hidden_layers = 3
+
+
+def round_a_norm(model: Any) -> None:
+    whole = torch.ones(192, dtype=torch.int8)
+    model.model.norm.weight = torch.nn.Parameter(whole, requires_grad=False)
+
+
+ROPE = {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}
+QUANTIZED = {"quantization_config": {"quant_method": "fp8"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "answer"),
+    [
+        (
+            lambda m: m.resize_token_embeddings(2050),
+            {},
+            r"embed_tokens.weight .*2050, 192\]",
+        ),
+        (cut, {}, r"only the base has a layers.3.input_layernorm.weight of its own"),
+        (round_a_norm, {}, r" norm.weight is torch.bfloat16 \[192\] in the base and torch.int8"),
+        (lambda m: None, ROPE, r"rope_parameters is .*10000.* there and .*500000"),
+        (lambda m: None, QUANTIZED, "is quantized, and only floats have a scale"),
+    ],
+)
+def test_what_lies_on_no_line_is_refused_by_its_first_tensor(
+    change: Any, settings: dict[str, Any], answer: str, composed: Composed, tmp_path: Path
+) -> None:
+    file = save_changed(tmp_path, change) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(ModelError, match=answer):
+        pair(composed(f"tuned={tmp_path}", "quantization=none"))
+
+
+@pytest.mark.parametrize("shape", [(300, 100), (100, 300), (200, 200)])
+def test_repair_keeps_what_stands_out_of_noise(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    signal = torch.randn(shape[0], 3) @ torch.randn(3, shape[1])
+    mixed = signal + 0.5 * torch.randn(shape)
+    left, values, right = torch.linalg.svd(mixed, full_matrices=False)
+    expected = left[:, :3] * values[:3] @ right[:3]
+    assert torch.allclose(remove_noise(mixed), expected, atol=1e-4)
+    assert not remove_noise(mixed - signal).any()
+    assert not remove_noise(torch.zeros(shape)).any()
+
+
+def test_repair_changes_matrices_and_no_vectors(composed: Composed, tmp_path: Path) -> None:
+    tuned = load_plain(save_changed(tmp_path)).state_dict()
+    base, repaired = load_plain(pocket.MODEL_DIR), pair(composed(f"tuned={tmp_path}"), True)
+    for name, before in base.state_dict().items():  # what was added to each is noise
+        end = tuned[name] if before.ndim == 1 else before
+        assert torch.equal(repaired.compute(name, 1), end), name
