@@ -302,7 +302,8 @@ def measure_scales(
         disabled_adapters(base.model) if folder else nullcontext(),
     ):
         base_evaluation = evaluator.evaluate(base, open_base_cache(config), None, on_progress)
-    cache = RecordedEvaluations(config, "tuned", local_dir(config.tracking) / "scales")
+    folder_of_all = local_dir(config.tracking) / "scales"
+    cache = RecordedEvaluations(config, "tuned", folder_of_all, is_shared=True)
     evaluations, losses = {}, {}
     before, after = (one.benchmarks for one in recorded)
     is_as_recorded = base_evaluation.backend == recorded[0].backend and all(

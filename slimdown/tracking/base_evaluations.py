@@ -27,7 +27,14 @@ class RecordedEvaluations:
     every later run finds them.
     """
 
-    def __init__(self, config: RunConfig, model: str, folder: Path, keeps_files: bool = True):
+    def __init__(
+        self,
+        config: RunConfig,
+        model: str,
+        folder: Path,
+        keeps_files: bool = True,
+        is_shared: bool = False,
+    ):
         """Open nothing yet.
 
         Args:
@@ -35,10 +42,12 @@ class RecordedEvaluations:
             model: `base`, or `tuned`, whose evaluations stay in the folder.
             folder: Of this run, or of this machine.
             keeps_files: Whether files stay in the folder once the store has them.
+            is_shared: Whether the folder holds evaluations of many models.
         """
         self.model = model
         self.files: dict[str, Path] = {}  # by benchmark: samples that were found or saved
         self._config, self._folder, self._keeps_files = config, folder, keeps_files
+        self._is_shared = is_shared
         self._holder = ""  # the run of kind baseline that takes what is measured here
         self._names: list[str] = []  # of its benchmarks
 
@@ -58,7 +67,8 @@ class RecordedEvaluations:
         for file in (self._locate(each, name) for each in keys):
             if file.is_file() and (evaluation := self._read(file, name, benchmark, str(file))):
                 return evaluation
-        if list(self._locate(key, name).parent.glob(f"*.{self.model}-{name}.parquet")):
+        files = self._locate(key, name).parent.glob(f"*.{self.model}-{name}.parquet")
+        if not self._is_shared and any(files):
             reason = "the answers that are here are of another device or another model"
             _log.warning("%s is measured again: %s", name, reason)
         if self.model != "base" or not self._config.baseline.reuse:

@@ -62,6 +62,17 @@ def test_what_is_not_wanted_is_not_found(
     assert "by mallory" in find(config, tmp_path / "d").origin
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_answers_of_another_model_are_odd_in_a_run_and_not_where_many_models_lie(
+    is_shared: bool, store: MlflowClient, composed: Compose, tmp_path: Path, caplog: Logs
+) -> None:
+    config = set_metric(composed())
+    cache = RecordedEvaluations(config, "tuned", tmp_path / "folder", is_shared=is_shared)
+    cache.save("d" * 32, NAME, make_answers(config)[1].benchmarks[NAME])
+    assert cache.find(KEY, NAME, config.benchmark[NAME]) is None
+    assert (f"{NAME} is measured again" in caplog.text) is not is_shared
+
+
 def test_damaged_or_contradicting_answers_are_measured_again_with_a_line(
     store: MlflowClient, composed: Compose, tmp_path: Path, caplog: Logs
 ) -> None:
