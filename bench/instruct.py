@@ -1,8 +1,15 @@
-"""Write the rows and questions of docs/studies/instruct.md: `python -m bench.instruct DIR XSTEST`.
+r"""Write rows and questions for a study of an instruct model.
+
+    python -m bench.instruct DIR XSTEST
 
 XSTEST is XSTest's file of prompts, CSV or Parquet (CC BY 4.0). DIR gets `xstest.jsonl`, 50 safe
 and 50 unsafe questions that the types of prompts share evenly, and `classification.jsonl`, Dolly's
-rows of that one kind as conversations (CC BY-SA 3.0, from the hub). The page has the two commands.
+rows of that one kind as conversations (CC BY-SA 3.0, from the hub). Then, in DIR:
+
+    slimdown run model=any model.id=Qwen/Qwen2.5-Coder-0.5B-Instruct quantization=none \
+        dataset=file dataset.file.path=classification.jsonl dataset.file.max_examples=200 \
+        'benchmark=[gsm8k,ifeval,xstest,mmlu,hellaswag]' benchmark.xstest.path=xstest.jsonl \
+        benchmark.xstest.score=refusal benchmark.xstest.max_gen_toks=64 evaluation.batch_size=25
 """
 
 import json
