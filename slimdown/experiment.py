@@ -261,7 +261,7 @@ def measure_scales(
         recorded: What the run recorded of base and tuned model. At scale 1 it is taken where the
             base answers as it did then.
         origin: Id and revision of a model made elsewhere, as the run recorded them.
-        repairs: Whether of a whole model only what stands out of noise is added.
+        repairs: Whether the change of a whole model is added without its noise, see `remove_noise`.
 
     Raises:
         ModelError: It has changed since, or at scale 0 the model is not its base: DoRA, trained
@@ -277,7 +277,7 @@ def measure_scales(
         outline = check_base(config)
         base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
         external = open_tuned_model(config, base)
-        if origin not in ("", present := f"{external.config.id}@{external.revision}"):
+        if origin and origin != (present := f"{external.config.id}@{external.revision}"):
             raise ModelError(f"the run measured {origin}, and there is {present}; measure it anew")
         if external.folder is None:
             interpolation = pair_models(config.model, external, repairs)

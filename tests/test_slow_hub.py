@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Barrier, Event, Thread
 
 import pytest
 
@@ -111,3 +112,16 @@ def test_a_byte_a_second_is_not_waited_for() -> None:
         for _ in range(31):
             patience.add(1, 1)
     patience.add(0.5, 600)  # it has come back
+
+
+def test_what_several_downloads_wait_at_once_does_not_add_up() -> None:
+    patience = Patience(30)
+    with ThreadPoolExecutor(8) as threads:
+        together = Barrier(8)
+
+        def stall(_: int) -> float:
+            together.wait()
+            patience.add(10)
+            return float(patience.waited)
+
+        assert list(threads.map(stall, range(8))) == [10.0] * 8

@@ -9,7 +9,7 @@ Examples:
   slimdown scale 3f2a --scales 0.1,0.2,0.4 -o scales.html
   slimdown scale 3f2a --max-loss 0.02 --save gentle   the most of it that loses two points at most
   slimdown run tuned=gentle ...                       measures what was saved
-  slimdown scale 3f2a --repair                        of a whole model only what is no noise
+  slimdown scale 3f2a --repair                        a whole model without the noise of its change
 
 Exit code:
   0  the curve is shown; with --max-loss: the chosen scale is shown to be within every budget
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     parser.add_list("--max-loss", "[BENCHMARK=]SHARE", text)
     text = "with --max-loss: write what is chosen to this folder, a new or an empty one"
     add("--save", type=Path, metavar="DIR", help=text)
-    text = "of a whole model: keep only singular values of the change that stand out of noise"
+    text = "of a whole model's change, keep only the singular values that stand out of noise"
     add("--repair", action="store_true", help=text)
     text = "the folder with task files that the run was asked from; their Python code runs"
     add("--include-path", metavar="DIR", help=text)

@@ -305,8 +305,8 @@ class BenchmarkConfig:
         if not self.task.strip() and self.path is None:
             yield "task must be set, one of the harness, or path, a file of your own questions"
         if (self.repeats or 1) > 1 and self.temperature is None:
-            advice = "would be the same answer each time; set temperature, such as 0.7"
-            yield f"repeats={self.repeats} without temperature {advice}"
+            advice = "set temperature, such as 0.7: the likeliest answer is the same each time"
+            yield f"repeats={self.repeats} draws answers; {advice}"
         if self.path is not None and self.num_fewshot:
             advice = "the questions of a file have no worked examples; set it to 0"
             yield f"num_fewshot={self.num_fewshot}: {advice}"

@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import inf, isnan
-from statistics import fmean, variance
+from statistics import fmean
 from typing import Any
 
 from slimdown.config.schema import ResolvedBenchmark
@@ -105,14 +105,11 @@ def read_task_samples(
 
 def average_repeats(answers: Sequence[Sample]) -> Sample:
     """Make one sample of several answers to a question: the first, with the mean of all scores."""
-    scores = {metric: [one.scores[metric] for one in answers] for metric in answers[0].scores}
-    return replace(
-        answers[0],
-        scores={metric: fmean(of_metric) for metric, of_metric in scores.items()},
-        variances={m: variance(of_metric) for m, of_metric in scores.items() if len(answers) > 1},
-        never_ended=any(one.never_ended for one in answers),
-        ran_out=any(one.ran_out for one in answers),
-    )
+    repeated = {
+        metric: tuple(one.scores[metric] for one in answers) for metric in answers[0].scores
+    }
+    means = {metric: fmean(scores) for metric, scores in repeated.items()}
+    return replace(answers[0], scores=means, repeated_scores=repeated if len(answers) > 1 else {})
 
 
 def find_category(document: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """What a model answered: `Evaluation`, `BenchmarkEvaluation`, `Sample`. No torch, no pyarrow."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import fsum, nan, sqrt
 from typing import Any
@@ -84,7 +84,16 @@ class Sample:
     thinking: str = ""  # what the model wrote before its answer
     never_ended: bool = False  # its thinking, so that there is no answer
     ran_out: bool = False  # of tokens, before its answer was complete
-    variances: dict[str, float] = field(default_factory=dict)  # of repeated answers, by metric
+    # By metric the score of each answer, where several were drawn; the other fields but `scores`
+    # are of the first one.
+    repeated_scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def first(self) -> "Sample":
+        """With the scores of the first answer alone."""
+        return replace(
+            self, scores=self.scores | {m: s[0] for m, s in self.repeated_scores.items()}
+        )
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,13 @@ SCHEMA = pa.schema(
         ("thinking", pa.string()),
         ("never_ended", pa.bool_()),
         ("ran_out", pa.bool_()),
-        ("variance", pa.float64()),  # of the scores of repeated answers
+        ("repeated_scores", pa.list_(pa.float64())),  # of each answer, where several were drawn
     ]
 )
 
 
+_BY_METRIC = ("answers", "scores", "repeated_scores")
+_OF_QUESTION = [f.name for f in fields(Sample) if f.name not in _BY_METRIC]
 FORMAT = 1
 """Of these files. Raised when an older slimdown would misread them; files without a number have
 format 1. Where a column or a field is added, its default stands for it in older files."""
@@ -62,7 +64,7 @@ def write_samples(file: Path, model: str, name: str, evaluation: BenchmarkEvalua
             **vars(sample),
             **{"model": model, "benchmark": name, "metric": metric},
             **{"answer": sample.answers[metric], "score": score},
-            **{"variance": sample.variances.get(metric)},
+            **{"repeated_scores": sample.repeated_scores.get(metric)},
         }
         for sample in evaluation.samples
         for metric, score in sample.scores.items()
@@ -102,11 +104,15 @@ def read_samples(file: Path, benchmark: ResolvedBenchmark) -> BenchmarkEvaluatio
             by_question.setdefault((row["task"], row["doc_id"]), []).append(row)
         samples = tuple(
             Sample(
-                **{f.name: rows[0][f.name] for f in fields(Sample) if f.name in rows[0]}
+                **{name: rows[0][name] for name in _OF_QUESTION if name in rows[0]}
                 | {name: tuple(rows[0][name]) for name in ("choices", "log_likelihoods")},
                 answers={row["metric"]: row["answer"] for row in rows},
                 scores={row["metric"]: row["score"] for row in rows},
-                variances={r["metric"]: v for r in rows if (v := r.get("variance")) is not None},
+                repeated_scores={
+                    row["metric"]: tuple(scores)
+                    for row in rows
+                    if (scores := row.get("repeated_scores"))
+                },
             )
             for rows in by_question.values()
         )

@@ -283,7 +283,11 @@ def _set_generation(task: BenchmarkTask, max_gen_toks: int | None, stop: list[st
         config.max_gen_toks = config.max_gen_toks or max_gen_toks
         config.stop = config.stop or stop
     chosen: dict[str, Any] = {"max_gen_toks": config.max_gen_toks, "until": config.stop}
-    chosen |= {"temperature": config.temperature, "do_sample": config.temperature and True}
+    if (
+        config.temperature
+    ):  # else a model's own generation_config.json would cut the choice of tokens
+        drawn = {"do_sample": True, "temperature": config.temperature, "top_p": 1.0, "top_k": 0}
+        chosen |= drawn
     chosen = {key: value for key, value in chosen.items() if value is not None}
     if chosen and not task.generates:
         names = "max_gen_toks, stop, temperature and repeats"

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import chain
 from math import hypot, isnan, nan
 from typing import Any
 
@@ -258,7 +259,7 @@ def judge(
         if benchmarks[name].never_ended:  # what is compared is mostly the limit of tokens
             benchmarks[name] = replace(benchmarks[name], verdict=Verdict.undecided)
         is_forgotten = benchmarks[name].verdict is Verdict.forgotten
-        losses[name] = break_down_losses(pair, is_forgotten)
+        losses[name] = break_down_losses(take_first_answers(pair), is_forgotten)
     costs = {
         "base_evaluation_seconds": base.seconds,
         "tuned_evaluation_seconds": tuned.seconds,
@@ -354,22 +355,31 @@ def paper_value(metric: PaperMetric, base: float, tuned: float) -> float:
 def estimate_decoding_share(pair: Pair, difference: Difference) -> float:
     """Estimate which share of a change's variance comes from drawing answers.
 
-    Of K answers to a question the mean varies by their variance over K, and so does what all
-    questions' changes vary by (arXiv 2512.21326). The rest is which questions are asked.
+    Of K answers to a question the mean varies by the variance of one over K, and so does what all
+    questions' changes vary by (arXiv 2512.21326). The rest is which questions are asked. Base and
+    tuned model draw alike, so the answers of a question are paired: each pair has its change.
 
     Returns:
         A share of 1; nan where answers are not repeated, or nothing varies.
     """
-    n_repeats, metric = pair.base.benchmark.repeats or 1, pair.base.benchmark.metric
-    samples = (*pair.base.samples, *pair.tuned.samples)
-    if not all(metric in sample.variances for sample in samples):
+    metric, both = pair.base.benchmark.metric, (pair.base.samples, pair.tuned.samples)
+    if not all(metric in sample.repeated_scores for sample in chain(*both)):
         return nan
-    both = zip(pair.base.samples, pair.tuned.samples, strict=True)
-    drawn = np.array([sum(one.variances[metric] for one in two) for two in both]) / n_repeats
+    base, tuned = (np.array([one.repeated_scores[metric] for one in samples]) for samples in both)
+    drawn = np.var(tuned - base, axis=1, ddof=1) / base.shape[1]
     changes = to_weighted(difference.changes, pair.sampling)
     weights = 1.0 if pair.sampling.weights is None else pair.sampling.weights
     total = float(np.var(changes, ddof=min(1, len(changes) - 1)))
     return min(1.0, float((drawn * weights**2).mean()) / total) if total else nan
+
+
+def take_first_answers(pair: Pair) -> Pair:
+    """Return a pair with the first of each question's answers alone."""
+    base, tuned = (
+        replace(one, samples=tuple(sample.first for sample in one.samples))
+        for one in (pair.base, pair.tuned)
+    )
+    return replace(pair, base=base, tuned=tuned)
 
 
 def compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChange]:

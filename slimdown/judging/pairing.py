@@ -107,6 +107,5 @@ def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> 
         largest_weight, tasks = max(per_question.values()), [s.task for s in part.samples]
         n_silent = sum(len(set(tasks[:look])) < len(sizes) for look in part.looks)
     n_available = (part.n_available or len(whole.samples)) if part.looks else None
-    n_subjects = len({sample.task for sample in part.samples})
-    n_subjects = n_subjects if n_subjects > 1 else 0
+    n_subjects = len(sizes) if len(sizes) > 1 else 0  # though a look may know one of them
     return Sampling(weights, part.looks, n_available, n_subjects, largest_weight, n_silent)

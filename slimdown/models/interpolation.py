@@ -62,6 +62,8 @@ class Checkpoint:
                 with safe_open(file, "pt") as opened:
                     names = opened.keys()
                 self.places |= {name.removeprefix(self._prefix): (file, name) for name in names}
+        # The second is what `from_pretrained` adds.
+        self._masks = (*(outline._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq")
         self.ties: dict[str, str] = {}
         for pair in outline.all_tied_weights_keys.items():
             one, two = (name.removeprefix(self._prefix) for name in pair)
@@ -70,6 +72,10 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         """Whether a tensor is there, or one that it is tied to."""
         return name in self.places or self.ties.get(name) in self.places
+
+    def ignores(self, name: str) -> bool:
+        """Whether transformers computes a tensor itself, though older versions saved it."""
+        return any(re.search(mask, name) for mask in self._masks)
 
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor, or the one that it is tied to; its numbers are read when used.
@@ -126,6 +132,8 @@ class Interpolation:
     def compute(self, name: str, scale: float) -> torch.Tensor:
         """Compute one tensor of the model at a scale, in the tuned model's dtype."""
         after = self.tuned.read(name)
+        if self.tuned.ignores(name):
+            return after
         start, end = self.base.read(name).float(), after.float()
         if self.repairs and end.ndim == 2:
             end = start + remove_noise(end - start)
@@ -160,16 +168,17 @@ def pair_models(config: ModelConfig, external: ExternalModel, repairs: bool) -> 
     outlines = (external.base.outline, external.outline)
     base, tuned = Checkpoint(config, outlines[0]), Checkpoint(external.config, outlines[1])
     problem = f"{tuned.named} has no scales on {base.named}:"
-    advice = "give the base that it was made from, model.id=..."
-    masks = outlines[0]._keys_to_ignore_on_load_unexpected or ()  # that older versions saved
+    advice = "give the base that it was made from, model.id=..., with as many tokens"
     for name in sorted(base.places.keys() | tuned.places.keys()):
-        if name not in tuned and any(re.search(mask, name) for mask in masks):
+        if base.ignores(name) and not (name in base and name in tuned):
             continue
         is_untied = name not in tuned.places and name not in base.ties
         if name not in base or name not in tuned or is_untied:
             owner = "the base" if name in base else "the tuned model"
             raise ModelError(f"{problem} only {owner} has a {name} of its own; {advice}")
         before, after = base.read(name), tuned.read(name)
+        if base.ignores(name):
+            continue
         if before.shape != after.shape or not {before.dtype, after.dtype} <= _FLOATS:
             kinds = [f"{tensor.dtype} {[*tensor.shape]}" for tensor in (before, after)]
             raise ModelError(
@@ -193,8 +202,8 @@ def remove_noise(difference: torch.Tensor) -> torch.Tensor:
 
     DG-Hard (arXiv 2605.20296) cuts the singular values of tuned minus base by a threshold, too.
     This was written without that paper at hand: it may choose another threshold, leave out some
-    matrices (here every matrix takes part, embeddings as well), or treat vectors, which stay as
-    they are here.
+    matrices (here every tensor of two dimensions takes part, embeddings as well), or treat vectors
+    and the stacked matrices of experts, which are only scaled here.
 
     Args:
         difference: Of two dimensions.

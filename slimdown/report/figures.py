@@ -48,7 +48,9 @@ _STYLE: dict[Any, Any] = dict.fromkeys(_INKED, INK) | {
 @matplotlib.rc_context(_STYLE)
 def draw_changes(findings: Findings, width: float = WIDTH) -> Figure:
     """Draw each benchmark's change with the verdict's interval, the margin, the verdict, and n."""
-    title = f"Change of each benchmark{', narrow' if width < WIDTH else ''}"  # its ids go by it
+    title = (
+        f"Change of each benchmark{', for a phone' if width < WIDTH else ''}"  # its ids go by it
+    )
     figure, axes = _new_figure(1.0 + 0.36 * len(findings.benchmarks), title, width)
     for row, benchmark in enumerate(findings.benchmarks.values()):
         d, margin = benchmark.shown_change, 100 * benchmark.margin

@@ -3,9 +3,10 @@
 Empirical likelihood (Owen 1988) of a mean of bounded numbers. Nothing is assumed but that questions
 are independent and that each number has a lowest and a highest value. Of 0/1 answers it is the
 likelihood ratio of the table of lost and gained answers. Its inversion is the interval, so a
-verdict and its interval cannot contradict each other: that of 95 % for a change, which is two-sided
-at 5 %, and that of 90 % for `retained` and for budgets, which are one-sided at 5 % on each side.
-Against a claim one answer is added; against a change of 0/1 answers half of one is enough.
+verdict and the interval of its test cannot contradict each other: that of 95 % for a change, which
+is two-sided at 5 %, and that of 90 % for `retained` and for budgets, which are one-sided at 5 % on
+each side. Against a claim one answer is added; against a change of 0/1 answers half of one is
+enough.
 docs/studies/statistics.md has the error rates, by exact enumeration.
 """
 

@@ -50,11 +50,11 @@ def explain_hub_errors(
     Raises:
         SlimdownError: Of that class.
     """
-    try:
-        if patience := os.environ.get("SLIMDOWN_HUB_PATIENCE"):
-            from slimdown.utils.slow_hub import limit_waits
+    with suppress(ImportError, ValueError):  # the light install asks no hub
+        from slimdown.utils.slow_hub import limit_waits
 
-            limit_waits(float(patience))
+        limit_waits(float(os.environ.get("SLIMDOWN_HUB_PATIENCE", "")))
+    try:
         yield
     except SlimdownError:
         raise
@@ -73,7 +73,8 @@ def explain_hub_errors(
 def ask_hub(repo: str, revision: str = "main", kind: str = "model") -> None:
     """Ask the hub for a repository and its commit; what it raises says what is wrong.
 
-    A hub that is overloaded is asked three times; one that is silent or cannot be found, once.
+    A hub that is overloaded is asked for the file three times; one that is silent or cannot be
+    found, once.
     """
     from huggingface_hub import hf_hub_url, utils
 

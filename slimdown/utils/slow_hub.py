@@ -1,9 +1,11 @@
 """A limit of how slow the hub may be, in a process that is slimdown's own.
 
 Timeouts of huggingface_hub are renewed with each byte, and it asks for a file again and again.
+Files that hf_xet downloads do not come through this client, and have its own timeouts.
 """
 
 import re
+import threading
 from collections.abc import Iterator
 from contextvars import copy_context
 from functools import cache, partial
@@ -16,8 +18,11 @@ from slimdown.utils.deadlines import call_within
 SLOWEST = 1000  # bytes a second; who sends fewer is silent
 
 
-class Patience:
-    """What came while somebody waited, as curl's --speed-limit and --speed-time count it."""
+class Patience(threading.local):
+    """What came while a thread waited, as curl's --speed-limit and --speed-time count it.
+
+    Each thread has its own: what several downloads wait at the same time does not add up.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.waited, self.n_bytes = seconds, 0.0, 0

@@ -55,8 +55,9 @@ def test_a_question_scores_the_mean_of_its_answers(
     assert np.all(means * N_REPEATS % 1 == 0)
     assert np.any((means > 0) & (means < 1))  # at this temperature answers differ
     for sample, mean in zip(repeated.samples, means, strict=True):
-        expected = mean * (1 - mean) * N_REPEATS / (N_REPEATS - 1)
-        assert sample.variances[repeated.benchmark.metric] == pytest.approx(expected)
+        scores = sample.repeated_scores[repeated.benchmark.metric]
+        assert (len(scores), np.mean(scores)) == (N_REPEATS, mean)
+        assert set(scores) <= {0.0, 1.0}
 
 
 def test_drawn_answers_are_drawn_alike_again(
@@ -65,7 +66,18 @@ def test_drawn_answers_are_drawn_alike_again(
     assert ask(pocket, N_REPEATS).samples == repeated.samples
     single = ask(pocket, None)
     assert single.samples == ask(pocket, None).samples
-    assert not any(one.variances for one in single.samples)
+    assert not any(one.repeated_scores for one in single.samples)
+    firsts = [one.first.scores for one in repeated.samples]
+    assert firsts != [one.scores for one in repeated.samples]
+
+
+def test_answers_are_drawn_from_all_tokens_whatever_the_model_says(
+    pocket: LoadedModel, repeated: BenchmarkEvaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tuned model may bring another generation_config.json than its base."""
+    monkeypatch.setattr(pocket.model.generation_config, "top_k", 1)
+    monkeypatch.setattr(pocket.model.generation_config, "top_p", 0.1)
+    assert ask(pocket, N_REPEATS).samples == repeated.samples
 
 
 def test_the_record_keeps_what_repeated_answers_vary_by(
@@ -77,10 +89,8 @@ def test_the_record_keeps_what_repeated_answers_vary_by(
 
 
 def test_repeats_of_what_is_not_drawn_are_refused(own_task: str) -> None:
-    assert list(BenchmarkConfig("gsm8k", repeats=3).problems()) == [
-        "repeats=3 without temperature would be the same answer each time; "
-        "set temperature, such as 0.7"
-    ]
+    (problem,) = BenchmarkConfig("gsm8k", repeats=3).problems()
+    assert problem.startswith("repeats=3 draws answers; set temperature, such as 0.7")
     with pytest.raises(ConfigError, match=r"has choices, and .* repeats are for generated answers"):
         load_tasks({"cs": BenchmarkConfig("pocket_cs", repeats=2, temperature=0.7)})
     with pytest.raises(ConfigError, match="own makes one answer of 3 already; leave repeats out"):
@@ -105,38 +115,43 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
     return str(tmp_path)
 
 
-def draw_answers(
-    right: np.ndarray, n_repeats: int, random: np.random.Generator
-) -> BenchmarkEvaluation:
-    """Answers to questions of which each is answered right with its own chance."""
-    drawn = random.random((n_repeats, len(right))) < right
+def draw_answers(right: np.ndarray, luck: np.ndarray) -> BenchmarkEvaluation:
+    """Answers to questions of which each is answered right with its own chance; luck is [K, n]."""
+    drawn = (luck < right) * 1.0
     samples = [
-        replace(make_sample({"acc": mean}, i), variances={"acc": variance})
-        for i, (mean, variance) in enumerate(zip(drawn.mean(0), drawn.var(0, ddof=1), strict=True))
+        replace(make_sample({"acc": scores.mean()}, i), repeated_scores={"acc": tuple(scores)})
+        for i, scores in enumerate(drawn.T)
     ]
-    return make_benchmark(samples, repeats=n_repeats, temperature=1.0)
+    return make_benchmark(samples, repeats=len(luck), temperature=1.0)
 
 
+@pytest.mark.parametrize("is_alike", [False, True])
 @pytest.mark.parametrize("n_repeats", [2, 5])
-def test_the_share_of_the_noise_that_drawing_makes_is_found(n_repeats: int) -> None:
+def test_the_share_of_the_noise_that_drawing_makes_is_found(n_repeats: int, is_alike: bool) -> None:
+    """Also where base and tuned model draw alike, as equal seeds make near models do."""
     random = np.random.default_rng(0)
     shares, expected = [], []
     for _ in range(60):
         base = random.beta(1, 1, 400)
         tuned = np.clip(base + random.normal(0, 0.15, 400), 0, 1)
-        pair = [draw_answers(chances, n_repeats, random) for chances in (base, tuned)]
+        luck = random.random((2, n_repeats, 400))
+        luck[1] = luck[0] if is_alike else luck[1]
+        pair = list(map(draw_answers, (base, tuned), luck))
         findings = judge(*(make_evaluation(one=one) for one in pair)).benchmarks["one"]
         shares.append(findings.decoding_share)
-        drawn = (base * (1 - base) + tuned * (1 - tuned)).mean() / n_repeats
-        expected.append(drawn / (drawn + np.var(tuned - base)))
+        drawn = base * (1 - base) + tuned * (1 - tuned)
+        if is_alike:  # a pair differs with the chance of what lies between
+            drawn = abs(tuned - base) * (1 - abs(tuned - base))
+        noise = drawn.mean() / n_repeats
+        expected.append(noise / (noise + np.var(tuned - base)))
     error = np.std(shares) / np.sqrt(len(shares))
     assert abs(np.mean(shares) - np.mean(expected)) < 3 * error + 0.005
-    assert error < 0.01
+    assert error < 0.02
 
 
 def test_the_report_says_what_would_narrow_the_interval() -> None:
     random = np.random.default_rng(1)
-    base, tuned = (draw_answers(random.beta(1, 1, 100), 3, random) for _ in range(2))
+    base, tuned = (draw_answers(random.beta(1, 1, 100), random.random((3, 100))) for _ in range(2))
     (line,) = (
         line
         for line in list_caveats(judge(make_evaluation(one=base), make_evaluation(one=tuned)))
@@ -144,10 +159,22 @@ def test_the_report_says_what_would_narrow_the_interval() -> None:
     )
     assert "Twice the questions would narrow its interval by 29 %, twice the answers" in line
     once = [
-        make_evaluation(one=make_benchmark([replace(s, variances={}) for s in one.samples]))
+        make_evaluation(one=make_benchmark([replace(s, repeated_scores={}) for s in one.samples]))
         for one in (base, tuned)
     ]
     findings = judge(*once)
     assert np.isnan(findings.benchmarks["one"].decoding_share)
     assert not any("drawing" in line for line in list_caveats(findings))
     assert ResolvedBenchmark.of(BenchmarkConfig("gsm8k")).repeats is None
+
+
+def test_causes_of_loss_are_those_of_the_first_answers() -> None:
+    """A question that lost one answer of four is no lost question."""
+    base = draw_answers(np.ones(40), np.zeros((4, 40)))
+    luck = np.zeros((4, 40))
+    luck[1] = 1.0
+    luck[0, :3] = 1.0
+    losses = judge(
+        make_evaluation(one=base), make_evaluation(one=draw_answers(np.ones(40), luck))
+    ).lost_answers["one"]
+    assert (losses.n_lost, losses.n_right) == (3, 40)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown import pocket
@@ -176,3 +177,22 @@ def test_repair_changes_matrices_and_no_vectors(composed: Composed, tmp_path: Pa
     for name, before in base.state_dict().items():  # what was added to each is noise
         end = tuned[name] if before.ndim == 1 else before
         assert torch.equal(repaired.compute(name, 1), end), name
+
+
+@pytest.mark.parametrize("owner", ["base", "tuned", "both"])
+def test_buffers_that_older_versions_saved_have_no_scale(
+    owner: str, composed: Composed, tmp_path: Path
+) -> None:
+    folders = [save_changed(tmp_path / "base"), save_changed(tmp_path / "tuned")]
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    for folder in folders if owner == "both" else [tmp_path / owner]:
+        file = next(folder.glob("*.safetensors"))
+        save_file(load_file(file) | {name: torch.ones(4)}, file, {"format": "pt"})
+        if (index := folder / "model.safetensors.index.json").is_file():
+            listed = json.loads(index.read_text())
+            listed["weight_map"][name] = file.name
+            index.write_text(json.dumps(listed))
+    settings = f"model.id={folders[0]}", f"tuned={folders[1]}"
+    (out := tmp_path / "out").mkdir()
+    pair(composed(*settings)).save(0.5, out)
+    assert torch.isfinite(logits_of(load_plain(out))).all()
