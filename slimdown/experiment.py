@@ -13,7 +13,7 @@ from slimdown.config.schema import Backend, EvaluationConfig, RunConfig
 from slimdown.data.chat_templates import choose_prompts, read_template_args
 from slimdown.data.contamination import find_contamination
 from slimdown.data.training_data import TrainingData, load_training_data
-from slimdown.evaluation.evaluator import Evaluator, check_room
+from slimdown.evaluation.evaluator import Evaluator, assist_measuring, check_room
 from slimdown.evaluation.results import Evaluation
 from slimdown.evaluation.tasks import BenchmarkTask, load_tasks
 from slimdown.evaluation.vllm_backend import check_adapter
@@ -36,7 +36,7 @@ from slimdown.tracking.store import local_dir
 from slimdown.training.fine_tuning import fine_tune, prepare_training, validate
 from slimdown.training.sft import Look
 from slimdown.training.tokenizing import tokenize_rows
-from slimdown.utils.distributed import broadcast_from_main
+from slimdown.utils.distributed import broadcast_from_main, process_count
 from slimdown.utils.errors import DataError, ModelError
 
 
@@ -97,7 +97,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
             base = load_base_model(config.model, config.quantization, tokenizer, outline)
         run.log_model(base)
 
-        broadcast_from_main(bool(train_data))  # the processes in assist_training join in, or leave
+        broadcast_from_main(True)  # the processes in assist_run join in
         if train_data:
             with progress.show("preparing the training"):
                 prepared = prepare_training(base, train_data, config)
@@ -106,6 +106,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         learns_prompt = external.learns_prompt if external else config.method.facts.learns_prompt
         evaluator = Evaluator(tasks, config.evaluation, share_prefixes=not learns_prompt)
         evaluator.counts_memory = True  # this process and its GPU are our own
+        evaluator.n_processes = process_count()
         with progress.show("measuring the base", "questions") as on_progress:
             base_evaluation = evaluator.evaluate(base, run.base_cache, on_progress=on_progress)
         console.show_notes(evaluator.notes)
@@ -324,14 +325,25 @@ def measure_scales(
     return ScaledEvaluations(base, save, base_evaluation, evaluations, losses)
 
 
-def assist_training(config: RunConfig) -> None:
-    """Take part in a training that several processes do together; the first process does the rest.
+def assist_run(config: RunConfig) -> None:
+    """Train and answer with the first process, which does the rest.
 
     Args:
         config: The same settings that the first process has.
     """
-    if broadcast_from_main(None):  # whether the first process has something to train
-        base = load_base_model(config.model, config.quantization)
-        train_data = read_rows(config, base.tokenizer)
-        prepared = prepare_training(base, train_data, config)
-        fine_tune(base, prepared, config, Path(), lambda step: None, lambda *progress: None)
+    if not broadcast_from_main(None):  # whether the first process has something to do
+        return
+    outline, tokenizer = check_base(config), load_base_tokenizer(config.model)
+    silent: Any = lambda *_: None  # noqa: E731
+    if config.tuned:
+        base = LoadedModel(outline, tokenizer, config.model.id, "", outline=outline)
+        external = open_tuned_model(config, base)
+    base = load_base_model(config.model, config.quantization, tokenizer, outline)
+    if not config.tuned:
+        prepared = prepare_training(base, read_rows(config, tokenizer), config)
+    assist_measuring(base)
+    if config.tuned:
+        tuned = replace(external, base=base).load()
+    else:
+        tuned, _ = fine_tune(base, prepared, config, Path(), silent, silent)
+    assist_measuring(tuned)

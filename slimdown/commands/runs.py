@@ -47,9 +47,9 @@ def start(arguments: list[str]) -> int:
         with suppress(SlimdownError):
             config = compose_runs(line).runs[0].config
             broadcast_from_main(None)
-            from slimdown.experiment import assist_training
+            from slimdown.experiment import assist_run
 
-            assist_training(config)
+            assist_run(config)
             return 0
         return 1
     plan = compose_runs(line)

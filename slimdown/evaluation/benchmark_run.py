@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ from lm_eval import evaluate as evaluate_by_harness
 from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from slimdown.config.schema import EvaluationConfig, OnProgress
+from slimdown.config.schema import EvaluationConfig, OnProgress, ResolvedBenchmark
 from slimdown.data.chat_templates import read_template_args
 from slimdown.evaluation.answers_file import AnswersFile
 from slimdown.evaluation.backend import BackendOptions
@@ -32,11 +32,24 @@ from slimdown.evaluation.results import Answer, BenchmarkEvaluation, Sample
 from slimdown.evaluation.tasks import BenchmarkTask
 from slimdown.models.base_model import LoadedModel
 from slimdown.stats.sequential import block_ends
+from slimdown.utils.distributed import share_work
 from slimdown.utils.errors import ConfigError, DataError, ModelError
 
 # Forward batches per chunk: a chunk is what is kept on disk at once, and what a killed evaluation
 # computes again as it was.
 _BATCHES_PER_CHUNK = 8
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Requests that a process answers by itself, and all that its answers depend on."""
+
+    name: str  # in the answers file
+    backend: BackendOptions
+    size: int  # of a batch
+    config: EvaluationConfig
+    benchmark: ResolvedBenchmark
+    requests: list[Any]
 
 
 @dataclass
@@ -55,6 +68,7 @@ class BenchmarkRun:
     config: EvaluationConfig
     on_progress: OnProgress
     vllm: Callable[[list[Any]], list[str]] | None  # generates; None: `lm` does
+    n_processes: int = 1  # that answer a chunk each; all hold the model
     answers: AnswersFile = field(init=False)
     blocks: dict[int, list[Sample]] = field(default_factory=dict)  # asked, by begin; of equal keys
     n_asked = n_found = n_new = 0  # questions; of them found in the cache, and not
@@ -170,24 +184,33 @@ class BenchmarkRun:
             is_generated = task.OUTPUT_TYPE == "generate_until"
             backend = self.backend
             size = backend.generation_batch_size if is_generated else backend.batch_size
-            for i in range(0, len(questions), _BATCHES_PER_CHUNK * size):
-                chunk = questions[i : i + _BATCHES_PER_CHUNK * size]
-                requests = [r for question in chunk for r in self.requests[question]]
-                chunk_name = f"{begin} {name} {i}"
-                responses = self.answers.find(chunk_name, requests)
-                if responses and is_generated:
-                    responses = [[Answer.restore(plain) for plain in each] for each in responses]
-                if responses is None:
-                    self.lm.batch_size_per_gpu = size  # where HFLM and PrefixLM look for it
-                    self.lm.keeps_special_tokens = self.task.config.metric == "tool_call"
-                    self._follow(begin + len(samples), requests)
-                    responses = self._answer(requests)
-                    plain = [[getattr(one, "parts", one) for one in each] for each in responses]
-                    self.answers.save(chunk_name, plain)
-                for sample in self._score_repeats(task, requests, responses):
-                    samples[name, sample.doc_id] = sample
+            step, chunks = _BATCHES_PER_CHUNK * size, list[Chunk]()
+            for i in range(0, len(questions), step):
+                requests = [r for one in questions[i : i + step] for r in self.requests[one]]
+                about = f"{begin} {name} {i}", backend, size, self.config, self.task.config
+                chunks.append(Chunk(*about, requests))
+            for i in range(0, len(chunks), self.n_processes):
+                together = chunks[i : i + self.n_processes]
+                self._follow(begin + len(samples), together[0].requests)
+                for chunk, plain in zip(together, self._find_or_answer(together), strict=True):
+                    responses = plain
+                    if is_generated:
+                        responses = [[Answer.restore(one) for one in each] for each in plain]
+                    for sample in self._score_repeats(task, chunk.requests, responses):
+                        samples[name, sample.doc_id] = sample
                 self.on_progress(begin + len(samples), self.ends[-1], self.task.name)
         return [samples[question] for question in block]
+
+    def _find_or_answer(self, chunks: Sequence[Chunk]) -> list[list[list[Any]]]:
+        """Return the responses of chunks, one a process, as the answers file holds them."""
+        found = {chunk.name: self.answers.find(chunk.name, chunk.requests) for chunk in chunks}
+        missing = [chunk for chunk in chunks if found[chunk.name] is None]
+        answer = partial(answer_chunk, self.lm, vllm=self.vllm)
+        answered = share_work(missing, answer) if self.n_processes > 1 else map(answer, missing)
+        for chunk, responses in zip(missing, answered, strict=True):
+            self.answers.save(chunk.name, responses)
+            found[chunk.name] = responses
+        return [found[chunk.name] or [] for chunk in chunks]
 
     def _follow(self, n_done: int, requests: list[Any]) -> None:
         """Have the model tell each token that it generates, with the questions answered so far."""
@@ -199,28 +222,6 @@ class BenchmarkRun:
             self.on_progress(n_done + len(answers) // repeats, self.ends[-1], detail)
 
         self.lm.on_token = report
-
-    def _answer(self, requests: list[Any]) -> list[list[Any]]:
-        """Get `repeats` responses to each request of a task. What is drawn, `lm` draws."""
-        kind, settings = requests[0].request_type, requests[0].args[-1]
-        repeated = [(request, number) for request in requests for number in range(request.repeats)]
-        if kind == "generate_until" and normalize_gen_kwargs(settings)["do_sample"]:
-            responses = []
-            # Of the user's own `repeats` in one batch, of a task's own one by one.
-            n_together = self.task.config.repeats or 1
-            for request, number in repeated[::n_together]:
-                # A seed for each question: base, tuned model and a repeated run draw alike.
-                seed = sha256(f"{request.task_name} {request.doc_id} {number}".encode()).digest()
-                torch.manual_seed(int.from_bytes(seed[:7]))
-                responses += self.lm.generate_until([request] * n_together, disable_tqdm=True)
-        elif kind == "generate_until" and self.vllm:
-            texts = self.vllm([request for request, _ in repeated])
-            responses = [Answer(text) for text in texts]
-        else:
-            ask = getattr(self.lm, kind)
-            responses = ask([request for request, _ in repeated], disable_tqdm=True)
-        in_order = iter(responses)
-        return [[next(in_order) for _ in range(request.repeats)] for request in requests]
 
     def _score_repeats(
         self, task: Any, requests: list[Any], responses: list[list[Any]]
@@ -293,6 +294,38 @@ class BenchmarkRun:
                     "shorter or fewer examples (num_fewshot), fewer new tokens (max_gen_toks), or "
                     "a model with a longer window"
                 )
+
+
+def answer_chunk(
+    lm: Any, chunk: Chunk, vllm: Callable[[list[Any]], list[str]] | None = None
+) -> list[list[Any]]:
+    """Get `repeats` responses to each request, as the answers file holds them.
+
+    Args:
+        lm: Scores, and draws what is drawn.
+        chunk: The requests.
+        vllm: Generates what is not drawn; None: `lm` does.
+    """
+    lm.batch_size_per_gpu = chunk.size  # where HFLM and PrefixLM look for it
+    lm.keeps_special_tokens = chunk.benchmark.metric == "tool_call"
+    requests = chunk.requests
+    kind, settings = requests[0].request_type, requests[0].args[-1]
+    repeated = [(request, number) for request in requests for number in range(request.repeats)]
+    if kind == "generate_until" and normalize_gen_kwargs(settings)["do_sample"]:
+        responses = []
+        # Of the user's own `repeats` in one batch, of a task's own one by one.
+        n_together = chunk.benchmark.repeats or 1
+        for request, number in repeated[::n_together]:
+            # A seed for each question: base, tuned model and a repeated run draw alike.
+            seed = sha256(f"{request.task_name} {request.doc_id} {number}".encode()).digest()
+            torch.manual_seed(int.from_bytes(seed[:7]))
+            responses += lm.generate_until([request] * n_together, disable_tqdm=True)
+    elif kind == "generate_until" and vllm:
+        responses = [Answer(text) for text in vllm([request for request, _ in repeated])]
+    else:
+        responses = getattr(lm, kind)([request for request, _ in repeated], disable_tqdm=True)
+    in_order = iter(getattr(one, "parts", one) for one in responses)
+    return [[next(in_order) for _ in range(request.repeats)] for request in requests]
 
 
 class _AnsweredLM(LM):  # type: ignore[misc]  # lm_eval is untyped

@@ -10,7 +10,7 @@ from typing import Any
 from slimdown.config.schema import PROMPT_SETTINGS, Backend, EvaluationConfig, OnProgress
 from slimdown.evaluation.answers_file import AnswersFile
 from slimdown.evaluation.backend import BackendOptions, choose_backend, open_lm
-from slimdown.evaluation.benchmark_run import BenchmarkRun
+from slimdown.evaluation.benchmark_run import BenchmarkRun, Chunk, answer_chunk
 from slimdown.evaluation.evaluation_cache import (
     EvaluationCache,
     NoCache,
@@ -25,6 +25,7 @@ from slimdown.models.base_model import LoadedModel
 from slimdown.models.causal import eval_mode
 from slimdown.models.memory import is_out_of_memory, measure_peak_memory, release_memory
 from slimdown.models.quiet import quiet_libraries
+from slimdown.utils.distributed import assist, end_shared_work
 from slimdown.utils.errors import ModelError
 
 
@@ -39,9 +40,11 @@ class Evaluator:
         backend: How answers are computed; None until a model was measured.
         notes: Lines for the user: what was measured anew, and why.
         counts_memory: Whether to measure the memory's peak: torch's one counter is set back.
+        n_processes: How many answer; the others are in `assist_measuring`, with an equal model.
     """
 
     counts_memory = False
+    n_processes = 1
 
     def __init__(
         self, tasks: dict[str, BenchmarkTask], config: EvaluationConfig, share_prefixes: bool = True
@@ -98,6 +101,8 @@ class Evaluator:
                     model, backend, cache or NoCache(), stop_when, on_progress
                 )
                 self.backend = backend
+                if self.n_processes > 1:
+                    end_shared_work()
                 return evaluation
             except (RuntimeError, MemoryError, IndexError) as error:
                 if "index out of range in self" in str(error):  # torch's, of an embedding
@@ -171,7 +176,8 @@ class Evaluator:
         blocks: dict[str, dict[int, list[Sample]]] = {}  # by key: equal questions are asked once
         for name, task in self.tasks.items():
             used = generating if task.generates else backend
-            run = BenchmarkRun(task, model, lm, used, self._config, on_progress, vllm)
+            about = task, model, lm, used, self._config, on_progress, vllm, self.n_processes
+            run = BenchmarkRun(*about)
             run.blocks = blocks.setdefault(run.key, run.blocks)
             runs[name] = run
         return runs, generating.name
@@ -205,6 +211,28 @@ class Evaluator:
             needed = {name for name in needed & set(stoppable) if not runs[name].is_whole}
         for run in stoppable.values():
             _save(run, cache)
+
+
+def assist_measuring(model: LoadedModel) -> None:
+    """Answer what the first process's evaluator shares out, until it has measured the model.
+
+    Args:
+        model: An equal one.
+    """
+    lms: dict[tuple[BackendOptions, str | None], Any] = {}
+
+    def answer(chunk: Chunk) -> list[list[Any]]:
+        key = chunk.backend, chunk.config.think_end_token
+        if key not in lms:
+            lms[key] = open_lm(model, chunk.config, chunk.backend)
+        try:
+            return answer_chunk(lms[key], chunk)
+        except (RuntimeError, MemoryError):  # the first process may halve the batch
+            release_memory()
+            raise
+
+    with keep_random_states(), quiet_libraries(), eval_mode(model.model):
+        assist(answer)
 
 
 def check_room(

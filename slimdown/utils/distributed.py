@@ -1,6 +1,7 @@
-"""The processes of `accelerate launch` or `torchrun` that train together."""
+"""The processes of `accelerate launch` or `torchrun` that train and measure together."""
 
 import os
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ MEETING = timedelta(minutes=10)
 """How long a process waits for the others to start."""
 _LONGEST_WAIT = timedelta(hours=12)  # for the first process, which measures the base
 _T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 def process_count() -> int:
@@ -41,7 +43,7 @@ def check_launcher() -> None:
 
 
 def process_rank() -> int:
-    """Return which of them this is; 0 measures, writes the record and prints."""
+    """Return which of them this is; 0 asks, writes the record and prints."""
     rank = _read_count("RANK", 0)
     if rank >= max(1, n := process_count()):  # such a one would wait for ever, or fail in silence
         raise ConfigError(f"RANK={rank} must be below WORLD_SIZE={n}; torchrun sets both")
@@ -69,6 +71,56 @@ def broadcast_from_main(value: _T) -> _T:
             "one printed"
         ) from error
     return box[0]  # type: ignore[return-value]
+
+
+def share_work(parts: Sequence[_T], work: Callable[[_T], _R]) -> list[_R]:
+    """Have each process do a part; the others are in `assist`.
+
+    Args:
+        parts: At most one for each process, the first one's own first.
+        work: Does a part.
+
+    Returns:
+        What came of each part.
+
+    Raises:
+        Exception: What the first part that failed did, in whatever process.
+    """
+    if not parts:
+        return []
+    broadcast_from_main(parts)
+    results: list[Any] = _gather_on_main(_try(work, parts[0]))
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return results[: len(parts)]
+
+
+def assist(work: Callable[[_T], object]) -> None:
+    """Do what `share_work` of the first process asks for, until it calls `end_shared_work`."""
+    while parts := broadcast_from_main(None):
+        is_mine = process_rank() < len(parts)
+        _gather_on_main(_try(work, parts[process_rank()]) if is_mine else None)
+
+
+def end_shared_work() -> None:
+    """Let the processes go that are in `assist`."""
+    broadcast_from_main(None)
+
+
+def _try(work: Callable[[_T], _R], part: _T) -> _R | Exception:
+    try:
+        return work(part)
+    except Exception as error:  # the first process raises it, when all have answered
+        return error
+
+
+def _gather_on_main(value: object) -> list[Any]:
+    from torch import distributed
+
+    box = [None] * process_count() if process_rank() == 0 else None
+    distributed.gather_object(value, box, group=_open_group())
+    return box or []
 
 
 @cache

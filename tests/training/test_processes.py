@@ -9,6 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 from socket import socket
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from commands_and_runs import find_runs, run_command
@@ -27,10 +29,33 @@ from pathlib import Path
 from training_run import TrainingRun
 from hydra import compose
 from slimdown.config.loader import load_config, open_hydra
-from slimdown.utils.distributed import broadcast_from_main, process_count, process_rank
+from slimdown.utils.distributed import (
+    assist, broadcast_from_main, end_shared_work, process_rank, share_work,
+)
 
 folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
 assert broadcast_from_main("go" if process_rank() == 0 else None) == "go"
+
+def work(part):
+    if part == "odd":
+        raise ValueError(process_rank())
+    return part, process_rank()
+
+if process_rank():
+    assist(work)
+else:
+    assert share_work(["a", "b"], work) == [("a", 0), ("b", 1)]
+    assert share_work(["a"], work) == [("a", 0)]
+    assert share_work([], work) == []
+    for parts in (["odd", "b"], ["a", "odd"]):
+        try:
+            share_work(parts, work)
+        except ValueError as error:
+            assert error.args == (parts.index("odd"),)
+        else:
+            raise AssertionError("what a process raised is lost")
+    assert share_work(["c", "d"], work) == [("c", 0), ("d", 1)]
+    end_shared_work()
 for name, settings in cases.items():
     with open_hydra():
         config = load_config(compose("config", overrides=settings))
@@ -107,12 +132,16 @@ def test_two_processes_train_the_adapter_of_one_on_batches_twice_as_long(
 def test_the_command_in_two_processes_makes_the_run_of_one(
     store: MlflowClient, tmp_path: Path
 ) -> None:
-    asked = ["benchmark=[pocket_cs]", "benchmark.pocket_cs.limit=4"]
+    # Seventy questions are three chunks: the second process answers one of three.
+    asked = ["benchmark=[pocket_cs,pocket_math]", "evaluation.until=all"]
+    asked += ["benchmark.pocket_cs.limit=70", "benchmark.pocket_math.limit=40"]
+    asked += ["benchmark.pocket_math.max_gen_toks=8", "evaluation.batch_size=4"]
     rows = [setting for setting in STEPS if not setting.startswith("benchmark.")]
     settings = ["slimdown.run", *rows, *asked]
     two = run_command(tmp_path, *start(2, "-m", *settings), OMP_NUM_THREADS="1")
     assert two.returncode == 0, two.stderr
-    one = run_command(tmp_path, *settings, "train.gradient_accumulation_steps=2")
+    again = ["train.gradient_accumulation_steps=2", "baseline.reuse=false"]
+    one = run_command(tmp_path, *settings, *again)
     assert one.returncode == 0, one.stderr
     runs = [run.info.run_id for run in find_runs(store)]
     losses = [store.get_run(i).data.metrics["train/validation_loss_after"] for i in runs]
@@ -121,10 +150,23 @@ def test_the_command_in_two_processes_makes_the_run_of_one(
     adapters = [load_file(folder / "adapter_model.safetensors") for folder in folders]
     for name, expected in adapters[1].items():
         torch.testing.assert_close(adapters[0][name], expected, atol=1e-5, rtol=0)
+    for name in ("base-pocket_cs", "tuned-pocket_cs", "base-pocket_math", "tuned-pocket_math"):
+        both = [store.download_artifacts(run_id, f"samples/{name}.parquet") for run_id in runs]
+        by_two, by_one = (pd.read_parquet(file) for file in both)
+        assert list(by_two.response) == list(by_one.response)
+        scores = by_two.log_likelihoods.explode().dropna().to_numpy(float)
+        expected = by_one.log_likelihoods.explode().dropna().to_numpy(float)
+        np.testing.assert_allclose(scores, expected, atol=0 if "base" in name else 1e-3)
     command = start(2, "-m", "slimdown.run", f"tuned={folders[0]}", *asked)
     judged = run_command(tmp_path, *command, OMP_NUM_THREADS="1")
     assert judged.returncode == 0, judged.stderr
     assert len(find_runs(store)) == 3
+    (third,) = {run.info.run_id for run in find_runs(store)} - {*runs}
+    files = [
+        store.download_artifacts(i, "samples/tuned-pocket_cs.parquet") for i in (third, runs[0])
+    ]
+    scores = [np.stack(pd.read_parquet(file).log_likelihoods.tolist()) for file in files]
+    np.testing.assert_allclose(*scores, atol=1e-4)
 
 
 def test_a_process_whose_partner_does_not_come_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
