@@ -224,7 +224,10 @@ def test_a_folder_is_made_whole_or_not_at_all(
     assert [str(path) for path in Path("made").rglob("*")] == ["made/out", "made/out/whole"]
 
 
-def send_commit(question: BaseHTTPRequestHandler, text: bytes = b'{"sha": "%040d"}' % 7) -> None:
+COMMIT = b'{"id": "me/it", "sha": "%040d"}' % 7
+
+
+def send_commit(question: BaseHTTPRequestHandler, text: bytes = COMMIT) -> None:
     """Answer which commit a branch is."""
     question.send_response(200)
     question.end_headers()

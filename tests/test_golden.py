@@ -23,9 +23,11 @@ from slimdown.models.external import open_tuned_model
 
 CHECKOUT = HERE.parent.parent
 NEAR = 1e-3  # nats
-# One test says everything today (finding S11), and shows more than McNemar's did:
+# Half an added answer shows a loss that a whole one did not (p 0.064 before, 0.044 now):
 # case, run, benchmark: verdict today.
-NEW_VERDICTS: dict[tuple[str, str, str], str] = {}
+NEW_VERDICTS: dict[tuple[str, str, str], str] = {
+    ("given", "prefix", "pocket_math"): "forgotten",
+}
 NEW_EXIT_CODES: dict[str, int] = {}
 
 

@@ -36,7 +36,7 @@ def forgetting_rate(
     >>> before = np.repeat([1.0, 0.0], [60, 40])
     >>> rate = forgetting_rate(before, np.repeat([1.0, 0.0, 1.0], [30, 60, 10]))
     >>> round(rate.value, 3), round(rate.low, 3), round(rate.high, 3)
-    (0.333, 0.126, 0.5)
+    (0.333, 0.137, 0.496)
     """
     x, y = to_array(before), to_array(after)
     sampling = sampling or Sampling()

@@ -18,7 +18,8 @@ from trl.chat_template_utils import add_response_schema
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.config.question_files import read_questions
 from slimdown.config.schema import Scoring
-from slimdown.evaluation.benchmark_run import BenchmarkRun
+from slimdown.evaluation import benchmark_run
+from slimdown.evaluation.benchmark_run import Chunk
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.results import Answer, BenchmarkEvaluation
 from slimdown.evaluation.tasks import load_tasks
@@ -60,10 +61,10 @@ def measure(
     model = build_model(settings.pop("template", read_template("qwen3")))
     tasks = load_tasks(read_benchmarks({"task": "mine", "path": str(file), **settings}))
 
-    def answer(run: BenchmarkRun, requests: list[Any]) -> list[list[Answer]]:
-        return [[Answer(answers(request.doc))] for request in requests]
+    def answer(lm: Any, chunk: Chunk, **_: Any) -> list[list[Any]]:
+        return [[Answer(answers(request.doc)).parts] for request in chunk.requests]
 
-    with patch.object(BenchmarkRun, "_answer", answer):
+    with patch.object(benchmark_run, "answer_chunk", answer):
         return Evaluator(tasks, make_config(**prompts)).evaluate(model).benchmarks["mine"]
 
 
