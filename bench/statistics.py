@@ -227,7 +227,7 @@ def check_arrays(random: np.random.Generator) -> None:
 
 
 def vary_scores(draws: int, random: np.random.Generator) -> Iterator[Row]:
-    """Graded scores, and groups of subjects of which the harness weights each task alike."""
+    """Graded scores, those of drawn answers too, and groups that weigh each subject alike."""
 
     def draw_normal(n: int, change: float) -> tuple[Floats, Sampling]:
         return np.clip(random.normal(change, 0.2, n), -1, 1), Sampling()
@@ -247,7 +247,20 @@ def vary_scores(draws: int, random: np.random.Generator) -> Iterator[Row]:
         weights = len(subject) / 5 / np.bincount(subject)[subject]
         return d, Sampling(weights=weights, n_subjects=5)
 
+    def draw_repeated(
+        n: int, change: float, n_repeats: int, doubt: float, is_alike: bool = False
+    ) -> tuple[Floats, Sampling]:
+        # Each question is answered right with its own chance, half of the time on average.
+        chances = random.beta(doubt, doubt, n)
+        luck = random.random((2, n_repeats, n))
+        luck[1] = luck[0] if is_alike else luck[1]
+        base, tuned = (luck < [[chances], [chances * (1 + 2 * change)]]).mean(axis=1)
+        return tuned - base, Sampling()
+
     cases: list[tuple[str, Callable[[int, float], tuple[Floats, Sampling]]]] = [
+        ("three answers drawn", partial(draw_repeated, n_repeats=3, doubt=0.5)),
+        ("two, nearly always the same", partial(draw_repeated, n_repeats=2, doubt=0.02)),
+        ("three, both models alike", partial(draw_repeated, n_repeats=3, doubt=0.5, is_alike=True)),
         ("graded, normal", draw_normal),
         ("graded, rare large losses", draw_rare),
         ("five subjects, weighted alike", draw_subjects),
