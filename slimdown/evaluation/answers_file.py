@@ -33,7 +33,8 @@ class AnswersFile:
 
     def save(self, name: str, responses: list[list[Any]]) -> None:
         """Keep the responses of a chunk."""
-        row = name, json.dumps(responses)
+        self._chunks[name] = json.dumps(responses)
+        row = name, self._chunks[name]
         self._database.execute("INSERT OR REPLACE INTO chunks VALUES (?, ?)", row)
 
     def remove(self) -> None:

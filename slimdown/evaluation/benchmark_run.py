@@ -44,6 +44,7 @@ _BATCHES_PER_CHUNK = 8
 class Chunk:
     """Requests that a process answers by itself, and all that its answers depend on."""
 
+    task: str  # the harness's
     name: str  # in the answers file
     backend: BackendOptions
     size: int  # of a batch
@@ -139,7 +140,7 @@ class BenchmarkRun:
             self._samples += self._found.samples[begin:end]
         else:
             if begin not in self.blocks:
-                self.blocks[begin] = self._ask(self._order[begin:end], begin)
+                self.blocks[begin] = self._ask(begin, end)
             check_primary_metric(self.task.name, self.task.config, self.blocks[begin])
             self._samples += self.blocks[begin]
             self.n_new += end - begin
@@ -150,8 +151,24 @@ class BenchmarkRun:
 
     def ask_rest(self) -> None:
         """Ask all questions that are left."""
+        if self.n_processes > 1:
+            self._share_blocks()
         while not self.is_whole:
             self.ask_block()
+
+    def _share_blocks(self) -> None:
+        """Have the processes answer all blocks that are left: one may be a single chunk."""
+        started, first = time.perf_counter(), max(self.n_asked, self.n_found)
+        pairs = zip([0, *self.ends], self.ends, strict=False)
+        blocks = [(b, end) for b, end in pairs if b >= first and b not in self.blocks]
+        chunks, n_done = [chunk for block in blocks for chunk in self._cut(*block)], first
+        for i in range(0, len(chunks), self.n_processes):
+            together = chunks[i : i + self.n_processes]
+            self._follow(n_done, together[0].requests)
+            self._find_or_answer(together)
+            n_done += sum(len({r.doc_id for r in chunk.requests}) for chunk in together)
+            self.on_progress(n_done, self.ends[-1], self.task.name)
+        self._seconds += time.perf_counter() - started
 
     def summarize(self) -> BenchmarkEvaluation:
         """Return the evaluation so far."""
@@ -175,31 +192,36 @@ class BenchmarkRun:
         settings = task.config.generation_kwargs or {}
         return int(normalize_gen_kwargs(settings, self.lm.max_gen_toks)["max_gen_toks"])
 
-    def _ask(self, block: Sequence[tuple[str, int]], begin: int) -> list[Sample]:
-        """Ask questions chunk by chunk, those of one task together: they share a beginning."""
-        samples: dict[tuple[str, int], Sample] = {}
-        self.on_progress(begin, self.ends[-1], self.task.name)
+    def _cut(self, begin: int, end: int) -> list[Chunk]:
+        """Cut a block into chunks, each of one task: its questions share a beginning."""
+        chunks = []
         for name, task in self.task.tasks.items():
-            questions = [question for question in block if question[0] == name]
-            is_generated = task.OUTPUT_TYPE == "generate_until"
-            backend = self.backend
+            questions = [one for one in self._order[begin:end] if one[0] == name]
+            is_generated, backend = task.OUTPUT_TYPE == "generate_until", self.backend
             size = backend.generation_batch_size if is_generated else backend.batch_size
-            step, chunks = _BATCHES_PER_CHUNK * size, list[Chunk]()
+            step = _BATCHES_PER_CHUNK * size
             for i in range(0, len(questions), step):
                 requests = [r for one in questions[i : i + step] for r in self.requests[one]]
-                about = f"{begin} {name} {i}", backend, size, self.config, self.task.config
+                about = name, f"{begin} {name} {i}", backend, size, self.config, self.task.config
                 chunks.append(Chunk(*about, requests))
-            for i in range(0, len(chunks), self.n_processes):
-                together = chunks[i : i + self.n_processes]
-                self._follow(begin + len(samples), together[0].requests)
-                for chunk, plain in zip(together, self._find_or_answer(together), strict=True):
-                    responses = plain
-                    if is_generated:
-                        responses = [[Answer.restore(one) for one in each] for each in plain]
-                    for sample in self._score_repeats(task, chunk.requests, responses):
-                        samples[name, sample.doc_id] = sample
-                self.on_progress(begin + len(samples), self.ends[-1], self.task.name)
-        return [samples[question] for question in block]
+        return chunks
+
+    def _ask(self, begin: int, end: int) -> list[Sample]:
+        """Ask a block chunk by chunk."""
+        samples: dict[tuple[str, int], Sample] = {}
+        self.on_progress(begin, self.ends[-1], self.task.name)
+        chunks = self._cut(begin, end)
+        for i in range(0, len(chunks), self.n_processes):
+            together = chunks[i : i + self.n_processes]
+            self._follow(begin + len(samples), together[0].requests)
+            for chunk, responses in zip(together, self._find_or_answer(together), strict=True):
+                task = self.task.tasks[chunk.task]
+                if task.OUTPUT_TYPE == "generate_until":
+                    responses = [[Answer.restore(one) for one in each] for each in responses]
+                for sample in self._score_repeats(task, chunk.requests, responses):
+                    samples[chunk.task, sample.doc_id] = sample
+            self.on_progress(begin + len(samples), self.ends[-1], self.task.name)
+        return [samples[question] for question in self._order[begin:end]]
 
     def _find_or_answer(self, chunks: Sequence[Chunk]) -> list[list[list[Any]]]:
         """Return the responses of chunks, one a process, as the answers file holds them."""
