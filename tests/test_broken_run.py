@@ -234,6 +234,23 @@ def send_commit(question: BaseHTTPRequestHandler, text: bytes = COMMIT) -> None:
     question.wfile.write(text)
 
 
+def ask_by_script(
+    script: str, hub: type[BaseHTTPRequestHandler], home: Path, seconds: int = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run Python code whose hub is a server on loopback."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), hub) as server:
+        Thread(target=server.serve_forever).start()
+        where = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(home)}
+        environment = os.environ | where | {"HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", script]
+        try:
+            return subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=seconds
+            )
+        finally:
+            server.shutdown()
+
+
 @pytest.mark.parametrize(
     "text", [b"<html>log in</html>", b'{"sha": "a', b'{"sha": 7}', b'{"sha": "../x"}']
 )
@@ -251,15 +268,7 @@ def test_what_is_no_hub_is_found_before_torch_is_imported(tmp_path: Path, text: 
     script = "import sys\nfrom slimdown.utils.hub import check_repositories\n"
     script += "print(*check_repositories([('model.id=me/it', 'me/it', 'main', 'model')]))\n"
     script += "assert 'torch' not in sys.modules"
-    with ThreadingHTTPServer(("127.0.0.1", 0), Portal) as server:
-        Thread(target=server.serve_forever).start()
-        environment = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
-        environment |= {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
-        command = [sys.executable, "-c", script]
-        done = subprocess.run(
-            command, env=os.environ | environment, capture_output=True, text=True, timeout=300
-        )
-        server.shutdown()
+    done = ask_by_script(script, Portal, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "me/it is neither on the hub nor in the local cache; check HF_ENDPOINT" in done.stdout
 
@@ -310,15 +319,7 @@ def test_a_hub_that_sends_one_letter_at_a_time_is_not_waited_for(tmp_path: Path)
             pass
 
     script = "from slimdown.utils.hub import resolve_commit; resolve_commit('me/it', 'main')"
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        Thread(target=server.serve_forever).start()
-        environment = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
-        environment |= {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
-        command = [sys.executable, "-c", script]
-        done = subprocess.run(
-            command, env=os.environ | environment, capture_output=True, text=True, timeout=70
-        )
-        server.shutdown()
+    done = ask_by_script(script, Hub, tmp_path, 70)
     assert "me/it is neither on the hub nor in the local cache" in done.stderr
 
 
