@@ -225,14 +225,14 @@ class BenchmarkRun:
 
     def _find_or_answer(self, chunks: Sequence[Chunk]) -> list[list[list[Any]]]:
         """Return the responses of chunks, one a process, as the answers file holds them."""
-        found = {chunk.name: self.answers.find(chunk.name, chunk.requests) for chunk in chunks}
-        missing = [chunk for chunk in chunks if found[chunk.name] is None]
+        by_chunk = {chunk.name: self.answers.find(chunk.name, chunk.requests) for chunk in chunks}
+        missing = [chunk for chunk in chunks if by_chunk[chunk.name] is None]
         answer = partial(answer_chunk, self.lm, vllm=self.vllm)
         answered = share_work(missing, answer) if self.n_processes > 1 else map(answer, missing)
         for chunk, responses in zip(missing, answered, strict=True):
             self.answers.save(chunk.name, responses)
-            found[chunk.name] = responses
-        return [found[chunk.name] or [] for chunk in chunks]
+            by_chunk[chunk.name] = responses
+        return [by_chunk[chunk.name] or [] for chunk in chunks]
 
     def _follow(self, n_done: int, requests: list[Any]) -> None:
         """Have the model tell each token that it generates, with the questions answered so far."""

@@ -362,10 +362,10 @@ def estimate_decoding_share(pair: Pair, difference: Difference) -> float:
     Returns:
         A share of 1; nan where answers are not repeated, or nothing varies.
     """
-    metric, both = pair.base.benchmark.metric, (pair.base.samples, pair.tuned.samples)
-    if not all(metric in sample.repeated_scores for sample in chain(*both)):
+    metric, models = pair.base.benchmark.metric, (pair.base, pair.tuned)
+    if not all(metric in s.repeated_scores for s in chain(*(one.samples for one in models))):
         return nan
-    base, tuned = (np.array([one.repeated_scores[metric] for one in samples]) for samples in both)
+    base, tuned = (np.array([s.repeated_scores[metric] for s in one.samples]) for one in models)
     drawn = np.var(tuned - base, axis=1, ddof=1) / base.shape[1]
     changes = to_weighted(difference.changes, pair.sampling)
     weights = 1.0 if pair.sampling.weights is None else pair.sampling.weights
