@@ -43,9 +43,9 @@ from slimdown.utils.files import write_atomically
         ("mysql://127.0.0.1:9/x", "install the driver MySQLdb: with pip, or name another"),
         ("mssql+nothing://127.0.0.1:9/x", "check address"),
         ("sqlite://", "must be a database or a server"),
-        ("sqlite:////tmp/a%20b/mlflow.db", "no address can hold its"),
+        ("sqlite:////srv/a%20b/mlflow.db", "no address can hold its"),
         ("sqlite:////usr", "/usr is no file; name one that you can write"),
-        ("file:///tmp/x", "must be a database or a server"),
+        ("file:///srv/x", "must be a database or a server"),
     ],
 )
 def test_a_store_that_cannot_be_used_is_named_in_one_line(
