@@ -227,7 +227,7 @@ def check_arrays(random: np.random.Generator) -> None:
 
 
 def vary_scores(draws: int, random: np.random.Generator) -> Iterator[Row]:
-    """Graded scores, those of drawn answers too, and groups that weigh each subject alike."""
+    """Graded scores, those of drawn answers too, clusters, and groups that weigh subjects alike."""
 
     def draw_normal(n: int, change: float) -> tuple[Floats, Sampling]:
         return np.clip(random.normal(change, 0.2, n), -1, 1), Sampling()
@@ -257,10 +257,28 @@ def vary_scores(draws: int, random: np.random.Generator) -> Iterator[Row]:
         base, tuned = (luck < [[chances], [chances * (1 + 2 * change)]]).mean(axis=1)
         return tuned - base, Sampling()
 
+    def draw_clusters(
+        n: int, change: float, sizes: tuple[int, ...], share: float, n_flips: float = 0.2
+    ) -> tuple[Floats, Sampling]:
+        # Of each cluster a share of the questions flips as the cluster does.
+        clusters = np.repeat(np.arange(n), np.resize(sizes, n))[:n].astype(float)
+        u = np.where(
+            random.random(n) < share, random.random(n)[clusters.astype(int)], random.random(n)
+        )
+        d = np.where(u < (n_flips - change) / 2, -1.0, np.where(u < n_flips, 1.0, 0.0))
+        return d, Sampling(clusters=clusters)
+
     cases: list[tuple[str, Callable[[int, float], tuple[Floats, Sampling]]]] = [
         ("three answers drawn", partial(draw_repeated, n_repeats=3, doubt=0.5)),
         ("two, nearly always the same", partial(draw_repeated, n_repeats=2, doubt=0.02)),
         ("three, both models alike", partial(draw_repeated, n_repeats=3, doubt=0.5, is_alike=True)),
+        ("clusters of 4 as one", partial(draw_clusters, sizes=(4,), share=1)),
+        ("clusters of 4, half alike", partial(draw_clusters, sizes=(4,), share=0.7)),
+        ("clusters of 1 to 8 as one", partial(draw_clusters, sizes=(1, 2, 3, 8), share=1)),
+        (
+            "clusters of 1 to 8, all flip",
+            partial(draw_clusters, sizes=(1, 2, 8), share=1, n_flips=1),
+        ),
         ("graded, normal", draw_normal),
         ("graded, rare large losses", draw_rare),
         ("five subjects, weighted alike", draw_subjects),

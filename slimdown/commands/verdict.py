@@ -45,6 +45,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("base", type=Path, metavar="BASE", help=f"of the model before: {place}")
     parser.add_argument("tuned", type=Path, metavar="TUNED", help="of the model after")
     parser.add_list("--metric", "TASK=METRIC", "the primary one: gsm8k=exact_match.strict-match")
+    text = "a field of its questions, such as passage; those that share it count as one"
+    parser.add_list("--cluster", "TASK=FIELD", text)
     parser.add_list("--target", "TASK", "tasks that were meant to be learned")
     text = "gsm8k=0.02: it may lose two points; the others, unless targets, their margin"
     parser.add_list("--max-loss", "[TASK=]SHARE", text)
@@ -59,10 +61,8 @@ def main(argv: list[str]) -> int:
 
 def _judge(options: argparse.Namespace) -> int:
     budgets = read_budgets(options.max_loss)
-    metrics = {name: metric for name, _, metric in (t.partition("=") for t in options.metric)}
-    if len(metrics) < len(options.metric) or not all([*metrics, *metrics.values()]):
-        shown, example = " ".join(options.metric), "gsm8k=exact_match.strict-match"
-        raise ConfigError(f"--metric {shown}: name one metric a task, e.g. {example}")
+    metrics = _read_by_task("metric", options.metric, "gsm8k=exact_match.strict-match")
+    clusters = _read_by_task("cluster", options.cluster, "drop=passage")
     sides, choice = (options.base, options.tuned), (metrics, options.target)
     (base_kind, base_files), (tuned_kind, tuned_files) = map(find_logs, sides)
     if base_kind != tuned_kind:
@@ -71,7 +71,7 @@ def _judge(options: argparse.Namespace) -> int:
     if [*map(os.path.realpath, base_files)] == [*map(os.path.realpath, tuned_files)]:
         raise ConfigError(f"BASE and TUNED are the same logs, {options.base}")
     notes: list[str] = []
-    base, tuned = (read_logs(side, *choice, on_note=notes.append) for side in sides)
+    base, tuned = (read_logs(side, *choice, notes.append, clusters) for side in sides)
     findings = judge(base, tuned)
     if base.harness_version != tuned.harness_version:
         versions = f"{base.harness_version} and {tuned.harness_version}"
@@ -99,6 +99,14 @@ def _judge(options: argparse.Namespace) -> int:
         with arguments.keep_stdout_clean(options):
             show_budget_checks(checks)
     return int(overall_outcome(checks)) if checks else 0
+
+
+def _read_by_task(option: str, texts: list[str], example: str) -> dict[str, str]:
+    """Read what an option says of each task."""
+    by_task = {task: value for task, _, value in (text.partition("=") for text in texts)}
+    if len(by_task) < len(texts) or not all([*by_task, *by_task.values()]):
+        raise ConfigError(f"--{option} {' '.join(texts)}: name one {option} a task, e.g. {example}")
+    return by_task
 
 
 def _track(findings: Findings, options: argparse.Namespace) -> None:

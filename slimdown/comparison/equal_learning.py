@@ -14,7 +14,6 @@ import numpy as np
 
 from slimdown.comparison.scaling import ScaledFindings
 from slimdown.config.schema import Role
-from slimdown.stats.estimates import to_weighted
 from slimdown.stats.seeds import SeedMean, split_noise
 from slimdown.stats.sequential import Floats
 from slimdown.utils.errors import ConfigError
@@ -113,7 +112,7 @@ def build_curve(points: Sequence[ScaledFindings]) -> LearningCurve:
     changes: dict[Role, dict[str, Floats]] = {role: {} for role in Role}
     for name, benchmark in benchmarks.items():
         differences = [p.findings.benchmarks[name].primary.difference for p in ordered]
-        rows = [to_weighted(d.changes, d.sampling) for d in differences]
+        rows = [d.observations for d in differences]
         changes[benchmark.role][name] = np.array([np.zeros_like(rows[0]), *rows])
     if not changes[Role.target]:
         advice = "benchmark.NAME.role=target names one"

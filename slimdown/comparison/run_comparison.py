@@ -17,7 +17,6 @@ import numpy as np
 from slimdown.comparison.run_records import RunRecord
 from slimdown.config.schema import TRAINING, Role
 from slimdown.judging.findings import BenchmarkChange, Verdict, decide_verdicts
-from slimdown.stats.estimates import to_weighted
 from slimdown.stats.seeds import SeedMean, split_noise
 from slimdown.stats.sequential import Floats
 from slimdown.utils.errors import ConfigError
@@ -138,8 +137,8 @@ def average_seeds(*benchmarks: Sequence[BenchmarkChange]) -> SeedMean:
     parts: dict[int, Floats] = {}  # by number of questions
     steps: dict[int, float] = {}
     for of_runs in differences:
-        rows = np.array([to_weighted(d.changes, d.sampling) for d in of_runs]) / len(benchmarks)
-        is_binary = all(d.is_binary for d in of_runs)
+        rows = np.array([d.observations for d in of_runs]) / len(benchmarks)
+        is_binary = all(d.has_independent_answers for d in of_runs)
         n = rows.shape[1]
         parts[n] = parts.get(n, np.zeros_like(rows)) + rows
         steps[n] = steps.get(n, 0.0) + is_binary / len(benchmarks)

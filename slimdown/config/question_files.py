@@ -29,6 +29,7 @@ def read_questions(path: str, score: Scoring) -> QuestionRows:
         path: A row has `question` and `answer`, a text or a number; or also `choices`, a list, of
             which `answer` is the number from 0, the letter or the text of the right one. Instead of
             `question` it may have `messages` and `tools`; beside `answer`, `forbidden` and `score`.
+            Rows with the same `cluster`, such as those of one passage, count as one.
         score: How answers without choices are scored where a row has no score of its own.
 
     Returns:
@@ -63,7 +64,7 @@ def complete_benchmark(name: str, benchmark: BenchmarkConfig) -> BenchmarkConfig
     if "choices" in rows[0]:
         first_rows = rows[: max(1, benchmark.limit or len(rows))]
         own["metric"], own["chance"] = "acc", fmean(1 / len(r["choices"]) for r in first_rows)
-    own["num_fewshot"] = 0
+    own |= {"num_fewshot": 0, "cluster": "cluster" if "cluster" in rows[0] else None}
     return replace(
         benchmark, **{k: v for k, v in own.items() if getattr(benchmark, k) in (None, "")}
     )
@@ -80,10 +81,10 @@ def _read_rows(file: Path, changed_at: int, score: Scoring) -> QuestionRows:
     rows: list[dict[str, Any]] = []
     for number, record in iter_records(file):
         try:
-            row = _read_row(record, score)
+            row = _read_row(record, score) | _read_cluster(record)
             json.dumps(row, ensure_ascii=False).encode()
             if rows and row.keys() != rows[0].keys():
-                kinds = ("choices", "messages", "category")
+                kinds = ("choices", "messages", "category", "cluster")
                 kind = next((k for k in kinds if k in row or k in record), "no choices")
                 kind = "score=refusal" if kind == "category" else kind
                 raise DataError(f"it has {kind}, unlike the rows before; give each kind a file")
@@ -127,6 +128,15 @@ def _read_row(record: Any, score: Scoring) -> dict[str, Any]:
         advice = "give the number (from 0), the letter or the text of the right one"
         raise DataError(f"answer {text[:60]!r} {problem}; {advice}")
     return prompt | {"choices": texts, "answer": meant[0]}
+
+
+def _read_cluster(record: dict[str, Any]) -> dict[str, str]:
+    """Read what a row shares with others; nothing where it has no cluster."""
+    if (cluster := record.get("cluster")) is None:
+        return {}
+    if not (text := _to_text(cluster)):
+        raise DataError(f"cluster must be a text or a number, got {cluster!r}"[:200])
+    return {"cluster": text}
 
 
 def _read_prompt(record: dict[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,14 @@ def check_holdout(config: RunConfig) -> Iterator[str]:
         yield f"{until} would stop by held-out questions (evaluation.holdout); set one of both"
 
 
+def check_clusters(config: RunConfig) -> Iterator[str]:
+    """Looks count questions, and would divide a cluster."""
+    until = f"evaluation.until={config.evaluation.until}"
+    for name, benchmark in config.benchmark.items():
+        if benchmark.cluster and config.evaluation.until is not Until.all:
+            yield f"{until} looks at questions one by one; leave benchmark.{name}.cluster out"
+
+
 def check_source(config: RunConfig) -> Iterator[str]:
     """The base lies somewhere."""
     yield from config.model.source_problems()
@@ -190,7 +198,14 @@ def _has_unsloth(facts: MethodFacts) -> bool:
     return facts.has_unsloth
 
 
-_RULES: tuple[Rule, ...] = (check_choices, check_weights, check_holdout, check_source, check_vllm)
+_RULES: tuple[Rule, ...] = (
+    check_choices,
+    check_weights,
+    check_holdout,
+    check_clusters,
+    check_source,
+    check_vllm,
+)
 _TRAINING_RULES: tuple[Rule, ...] = (
     check_quantized,
     check_replay,

@@ -296,6 +296,11 @@ class BenchmarkConfig:
         POSITIVE,
         None,
     )
+    cluster: str | None = setting(
+        "a field of the task's documents, such as a passage; questions that share it count as one",
+        _FILLED,
+        None,
+    )
     score: Scoring = setting("how written answers to a file are scored", default=Scoring.exact)
     refusal_phrases: list[str] | None = setting("further texts that refuse", _TEXTS, None)
 

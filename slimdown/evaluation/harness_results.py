@@ -11,6 +11,7 @@ from typing import Any
 from slimdown.config.schema import ResolvedBenchmark
 from slimdown.evaluation.results import BenchmarkEvaluation, Metric, Sample
 from slimdown.utils.errors import DataError
+from slimdown.utils.hashing import hash_json
 
 # Per character before plain accuracy: endings differ in length. Both before what is generated.
 _PREFERRED = ("acc_norm", "acc", "exact_match")
@@ -94,10 +95,12 @@ def read_task_samples(
             answers["flexible_accuracy"] = text = next(extracted, response)
             is_equal = numbers_agree(text, target, benchmark.numeric_tolerance)
             scores["flexible_accuracy"] = float(is_equal)
-        category = find_category(first.get("doc") or {})
+        document = first.get("doc") or {}
+        category, cluster = find_category(document), read_cluster(document, benchmark.cluster)
         hashes = {key: first[key] for key in ("doc_hash", "prompt_hash")}
         texts: Any = {"prompt": prompt, "target": target, "response": response}
-        texts |= {"choices": choices, "log_likelihoods": log_likelihoods, "category": category}
+        texts |= {"choices": choices, "log_likelihoods": log_likelihoods}
+        texts |= {"category": category, "cluster": cluster}
         identity: Any = {"task": task, "doc_id": int(doc_id), **hashes}
         samples.append(Sample(**identity, **texts, answers=answers, scores=scores))
     return samples
@@ -115,6 +118,20 @@ def average_repeats(answers: Sequence[Sample]) -> Sample:
 def find_category(document: Mapping[str, Any]) -> str:
     """Find what a question's document says that it is about; empty where it does not."""
     return next((str(document[key])[:80] for key in _CATEGORIES if document.get(key)), "")
+
+
+def read_cluster(document: Mapping[str, Any], field: str | None) -> str:
+    """Read what a question has in common with those of its cluster; empty where no field is named.
+
+    Raises:
+        DataError: The document has no such field, or nothing in it.
+    """
+    if field is None:
+        return ""
+    if (value := document.get(field)) in (None, ""):
+        wanted = f"a question has nothing in {field!r}, by which the cluster setting groups them"
+        raise DataError(f"{wanted}; it has {', '.join(map(str, document)) or 'no fields'}"[:300])
+    return hash_json(value)[:16]  # it may be a passage
 
 
 def _read_choices(arguments: Sequence[Any], delimiter: str) -> tuple[str, tuple[str, ...]]:

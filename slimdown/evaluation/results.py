@@ -84,6 +84,7 @@ class Sample:
     thinking: str = ""  # what the model wrote before its answer
     never_ended: bool = False  # its thinking, so that there is no answer
     ran_out: bool = False  # of tokens, before its answer was complete
+    cluster: str = ""  # what `benchmark.NAME.cluster` names, of which several questions are one
     # By metric the score of each answer, where several were drawn; the other fields but `scores`
     # are of the first one.
     repeated_scores: dict[str, tuple[float, ...]] = field(default_factory=dict)

@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         ("never_ended", pa.bool_()),
         ("ran_out", pa.bool_()),
         ("repeated_scores", pa.list_(pa.float64())),  # of each answer, where several were drawn
+        ("cluster", pa.string()),
     ]
 )
 

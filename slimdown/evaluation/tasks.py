@@ -24,7 +24,7 @@ from slimdown.config.benchmarks import check_task_names
 from slimdown.config.question_files import read_questions
 from slimdown.config.schema import BenchmarkConfig, EvaluationConfig, ResolvedBenchmark, Scoring
 from slimdown.data.contamination import Question, join_words, split_words
-from slimdown.evaluation.harness_results import choose_metric
+from slimdown.evaluation.harness_results import choose_metric, read_cluster
 from slimdown.evaluation.results import Metric
 from slimdown.models.quiet import quiet_libraries
 from slimdown.pocket import TASKS_DIR
@@ -247,6 +247,12 @@ def _check_task(
             shares.append([1 / len(set(task.doc_to_choice(doc))) for doc in docs])
         shares = shares or [[0.0]]
         config.chance = fmean(map(fmean, shares) if weighs_tasks_alike else chain(*shares))
+    numbered = (task.doc_iterator(limit=config.limit) for task in tasks.values())
+    for _, doc in chain(*numbered) if config.cluster else ():
+        try:
+            read_cluster(doc, config.cluster)
+        except DataError as error:
+            raise ConfigError(f"benchmark.{name}.cluster: {error}") from None
     setting = f"benchmark.{name}.metric={config.metric}"
     names += sorted(usable & {_FLEXIBLE})
     has_own_code = first.config.process_results is not None  # which may name metrics as it likes

@@ -30,7 +30,6 @@ from slimdown.stats.estimates import (
     compare_scores,
     estimate_mean,
     holm,
-    to_weighted,
 )
 from slimdown.stats.likelihood import ADDED_TO_CHANGE, ALPHA
 from slimdown.stats.power import minimum_detectable_change, n_to_decide
@@ -367,9 +366,9 @@ def estimate_decoding_share(pair: Pair, difference: Difference) -> float:
         return nan
     base, tuned = (np.array([s.repeated_scores[metric] for s in one.samples]) for one in models)
     drawn = np.var(tuned - base, axis=1, ddof=1) / base.shape[1]
-    changes = to_weighted(difference.changes, pair.sampling)
+    changes = difference.observations
     weights = 1.0 if pair.sampling.weights is None else pair.sampling.weights
-    total = float(np.var(changes, ddof=min(1, len(changes) - 1)))
+    total = float(np.var(changes, ddof=min(1, len(changes) - 1))) * len(drawn) / len(changes)
     return min(1.0, float((drawn * weights**2).mean()) / total) if total else nan
 
 
@@ -394,7 +393,10 @@ def compare_subjects(pair: Pair, x: Floats, y: Floats) -> dict[str, SubjectChang
         # At looks, which are those of the benchmark, the other questions stay and weigh nothing.
         asked = is_of | bool(looks)
         weights = is_of[asked] / is_of[asked].mean()
+        clusters = pair.sampling.clusters
         sampling = Sampling(weights, looks, pair.sampling.n_available)
+        if clusters is not None:
+            sampling = replace(sampling, clusters=clusters[asked])
         differences.append(compare_scores(x[asked], y[asked], sampling))
     rows = zip(names, differences, holm([d.p_value for d in differences]), strict=True)
     scores = {name: np.array([x, y])[:, subjects == name] for name in names}

@@ -45,7 +45,8 @@ def forgetting_rate(
     change_test = test
     if sampling.is_simple and np.isin([x_of, y_of], (0.0, 1.0)).all():
         change_test = test.of_change(x_of != y_of)
-    base, tuned = (float(counts @ (weights * (z - chance))) / len(x) for z in (x_of, y_of))
+    n = float(counts.sum())  # questions, or clusters
+    base, tuned = (float(counts @ (weights * (z - chance))) / n for z in (x_of, y_of))
     if len(x) < 2 or base <= 1e-12:
         return None
 
@@ -77,6 +78,6 @@ def forgetting_rate(
     if not isfinite(low) or not isfinite(high):
         return None
     residuals = weights * (y_of - chance - (x_of - chance) * tuned / base)
-    error = sqrt(float(counts @ residuals**2)) / len(x) / base
+    error = sqrt(float(counts @ residuals**2)) / n / base
     error = nan if sampling.looks or error < 1e-12 else error
     return Estimate(1 - tuned / base, error, low, high)

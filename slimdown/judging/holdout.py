@@ -4,8 +4,9 @@ Whoever picks the best of many runs picks luck along with it, and the luck is in
 were looked at. With `evaluation.holdout` a run asks all questions and shows what the open half
 says. `slimdown check` and `slimdown compare --confirm` read the held-out half.
 
-A hash of each question decides its half: no seed, so that all runs hold out the same; no other
-question, so that a `limit` moves none, and a larger share holds out all that a smaller one does.
+A hash of each question, or of its cluster, decides its half: no seed, so that all runs hold out the
+same; no other question, so that a `limit` moves none, and a larger share holds out all that a
+smaller one does.
 """
 
 from dataclasses import replace
@@ -45,7 +46,8 @@ def _take_half(evaluation: Evaluation, share: float, which: str) -> Evaluation:
             )
         samples = []
         for sample in benchmark.samples:
-            digest = sha256(f"{sample.task}\n{sample.doc_hash}".encode()).digest()
+            place = f"{sample.task}\n{sample.cluster or sample.doc_hash}"
+            digest = sha256(place.encode()).digest()
             is_held = int.from_bytes(digest[:8]) < share * 2**64
             samples += [sample] if is_held == (which == "held-out") else []
         n = len(benchmark.samples)

@@ -1,7 +1,7 @@
 """One answer for several benchmarks: did they change together, each benchmark weighing alike?
 
 The one test answers, with all questions as those of one benchmark. A document that several
-benchmarks ask about counts as one question, with the mean of its changes.
+benchmarks ask about counts as one question, with the mean of its changes; so does a cluster.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,8 @@ def average_changes(measured: Sequence[tuple[Pair, Difference]]) -> Estimate:
         )
     if len(differences) == 1:
         return differences[0].estimate
-    asked = [sample.doc_hash for pair, _ in measured for sample in pair.base.samples]
+    samples = (sample for pair, _ in measured for sample in pair.base.samples)
+    asked = [sample.cluster or sample.doc_hash for sample in samples]
     documents, document_of = np.unique(asked, return_inverse=True)
     of_all = len(documents) / len(measured)
     shares = [to_weighted(np.full(d.n, of_all / d.n), d.sampling) for d in differences]

@@ -108,4 +108,10 @@ def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> 
         n_silent = sum(len(set(tasks[:look])) < len(sizes) for look in part.looks)
     n_available = (part.n_available or len(whole.samples)) if part.looks else None
     n_subjects = len(sizes) if len(sizes) > 1 else 0  # though a look may know one of them
-    return Sampling(weights, part.looks, n_available, n_subjects, largest_weight, n_silent)
+    places = [(sample.task, sample.cluster or str(n)) for n, sample in enumerate(part.samples)]
+    clusters = None
+    if len(set(places)) < len(places):
+        clusters = np.unique(places, axis=0, return_inverse=True)[1].ravel().astype(float)
+    return Sampling(
+        weights, part.looks, n_available, n_subjects, largest_weight, n_silent, clusters
+    )

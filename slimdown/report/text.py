@@ -222,7 +222,11 @@ def list_caveats(findings: Findings) -> Iterator[str]:
             limit = f"{base} of the base's and {tuned} of the tuned model's {benchmark.n} answers"
             limit += f" ended at max_gen_toks={benchmark.max_gen_toks}"
             yield f"{name}: {limit}; a model that answers in fewer words then looks better."
-        if n_subjects := benchmark.primary.difference.sampling.n_subjects:
+        difference = benchmark.primary.difference
+        if difference.sampling.clusters is not None:
+            n = len(difference.observations)
+            yield f"{name}: its {difference.n} questions stand in {n} clusters; each counts as one."
+        if n_subjects := difference.sampling.n_subjects:
             yield f"{name} is about these {n_subjects} subjects alone."
     evaluations = findings.base.benchmarks.values() if findings.base else ()
     for origin in dict.fromkeys(e.origin for e in evaluations if e.origin):

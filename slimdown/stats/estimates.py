@@ -39,12 +39,34 @@ class Sampling:
     n_subjects: int = 0  # that the questions come from; 0 where they are of one kind
     largest_weight: float = 1.0  # of all questions, asked or not
     n_silent: int = 0  # looks at which a weighted task has no answer, and nothing is claimed
+    # [n], a number for each question's cluster, such as its passage; None: questions are
+    # independent. A cluster is then one observation, the mean of its questions (Miller 2024,
+    # arXiv 2411.00640, section 2.2).
+    clusters: Floats | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_simple(self) -> bool:
         """Whether all questions are of one kind and weigh alike."""
         weighs_alike = self.weights is None or bool(np.ptp(self.weights) < 1e-9)
         return weighs_alike and not self.n_subjects
+
+    def to_observations(self, columns: Sequence[Floats]) -> tuple[list[Floats], Floats]:
+        """Return what is independent: questions, or the means of clusters; and their weights.
+
+        Args:
+            columns: [n] each, a number for each question.
+
+        Returns:
+            The columns and the weights, with a mean of 1 over all questions or clusters.
+        """
+        n = len(columns[0])
+        weights = np.ones(n) if self.weights is None else self.weights
+        if self.clusters is None:
+            return list(columns), weights
+        cluster_of = np.unique(self.clusters, return_inverse=True)[1]
+        sums = np.bincount(cluster_of, weights).astype(float)
+        means = [np.bincount(cluster_of, weights * column) / sums for column in columns]
+        return means, sums * (len(sums) / n)
 
     def build_test(
         self, columns: Sequence[Floats], lowest: float, highest: float
@@ -53,9 +75,9 @@ class Sampling:
 
         The weights are the last column and multiply the first.
         """
-        n = len(columns[0])
-        weights = np.ones(n) if self.weights is None else self.weights
-        rows, row_of = np.unique([*columns, weights], axis=1, return_inverse=True)
+        observations, weights = self.to_observations(columns)
+        n = len(weights)
+        rows, row_of = np.unique([*observations, weights], axis=1, return_inverse=True)
         k = rows.shape[1]
         counts = [np.bincount(row_of.ravel()[:look], minlength=k) for look in self.looks or [n]]
         bound = max(self.largest_weight, float(weights.max()))
@@ -65,7 +87,10 @@ class Sampling:
             plan = tuple(sorted({*self.looks, *further}))
         numbers, table = rows[0] * rows[-1], np.array(counts, dtype=float)
         ends = bound * lowest, bound * highest
-        return rows, EmpiricalLikelihoodTest(numbers, table, *ends, plan, self.n_silent)
+        test = EmpiricalLikelihoodTest(numbers, table, *ends, plan, self.n_silent)
+        if self.clusters is not None:
+            test = replace(test, sizes=rows[-1], largest_size=bound)
+        return rows, test
 
 
 @dataclass(frozen=True)
@@ -97,9 +122,20 @@ class Difference(Estimate):
         return self.test
 
     @cached_property
+    def observations(self) -> Floats:
+        """What is independent, each question's or each cluster's change, weighted; a plain mean."""
+        (changes,), weights = self.sampling.to_observations([self.changes])
+        return changes * weights
+
+    @property
+    def has_independent_answers(self) -> bool:
+        """Whether each observation is one answer that is right or wrong."""
+        return self.is_binary and self.sampling.clusters is None
+
+    @cached_property
     def spread(self) -> float:
-        """The standard deviation of one question's change, in points of the whole."""
-        return _standard_deviation(to_weighted(self.changes, self.sampling), self.is_binary)
+        """The standard deviation of one observation, in points of the whole."""
+        return _find_spread(self.changes, self.sampling, self.has_independent_answers)
 
     @cached_property
     def equivalence(self) -> dict[float, float]:
@@ -159,18 +195,18 @@ def compare_scores(
     sampling = sampling or Sampling()
     d = y - x
     is_binary = bool(np.isin([x, y], (0.0, 1.0)).all())
-    mcnemar = mcnemar_p_value(d) if is_binary and not sampling.looks else nan
-    weighted = to_weighted(d, sampling)
-    value = float(weighted.mean())
-    error = _standard_deviation(weighted, is_binary) / sqrt(len(d) + 2 * is_binary)
-    error = nan if sampling.looks else error
-    plain = Difference(value, error, nan, nan, nan, mcnemar, len(d), sampling, is_binary, d)
+    is_exact = is_binary and not sampling.looks and sampling.clusters is None
+    mcnemar = mcnemar_p_value(d) if is_exact else nan
+    value = float(to_weighted(d, sampling).mean())
+    plain = Difference(value, nan, nan, nan, nan, mcnemar, len(d), sampling, is_binary, d)
+    n = len(plain.observations) + 2 * plain.has_independent_answers
+    error = nan if sampling.looks else plain.spread / sqrt(n)
     # the side on which the change lies; two-sided
     test = plain.change_test
     tails = test.p_values_above if value > 0 else test.p_values_below
     p_value = 1.0 if value == 0 else min(1.0, 2 * float(tails(np.zeros(1))[0]))
     low, high = plain.interval()
-    return replace(plain, low=low, high=high, p_value=p_value)
+    return replace(plain, standard_error=error, low=low, high=high, p_value=p_value)
 
 
 def estimate_mean(scores: Sequence[float] | Floats, sampling: Sampling | None = None) -> Estimate:
@@ -184,10 +220,9 @@ def estimate_mean(scores: Sequence[float] | Floats, sampling: Sampling | None = 
     (0.5, 0.2887, 0.0807, 0.9193)
     """
     x, sampling = to_array(scores), sampling or Sampling()
-    weighted = to_weighted(x, sampling)
-    error = nan if sampling.looks else _standard_deviation(weighted, False) / sqrt(len(x))
     _, test = sampling.build_test([x], 0.0, 1.0)
-    return Estimate(float(weighted.mean()), error, *test.interval(0.0, 1.0))
+    error = nan if sampling.looks else _find_spread(x, sampling) / sqrt(test.counts[-1].sum())
+    return Estimate(float(to_weighted(x, sampling).mean()), error, *test.interval(0.0, 1.0))
 
 
 def mcnemar_p_value(changes: Floats) -> float:
@@ -233,9 +268,17 @@ def to_weighted(x: Floats, sampling: Sampling) -> Floats:
     return x if sampling.weights is None else x * sampling.weights
 
 
-def _standard_deviation(x: Floats, is_binary: bool) -> float:
-    """Of 0/1 scores with one more lost and one more gained; of others nan where there is none."""
+def _find_spread(x: Floats, sampling: Sampling, is_binary: bool = False) -> float:
+    """The standard deviation of what is independent; nan where there is none.
+
+    Of 0/1 scores with one more lost and one more gained; of clusters around the mean of all
+    questions (Miller 2024, arXiv 2411.00640, equation 4).
+    """
+    (means,), weights = sampling.to_observations([x])
+    numbers = weights * means
     if is_binary:
-        return float(np.append(x, (-1.0, 1.0)).std())
-    spread = float(x.std(ddof=1)) if len(x) > 1 else 0.0
+        return float(np.append(numbers, (-1.0, 1.0)).std())
+    if sampling.clusters is not None:
+        numbers = numbers - weights * numbers.mean()
+    spread = float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
     return spread if spread > 1e-12 else nan

@@ -122,14 +122,19 @@ class EmpiricalLikelihoodTest:
     plan: tuple[int, ...] = ()  # questions at all looks, past and to come; empty: one look
     n_silent: int = 0  # looks, the first ones, at which nothing is claimed
     added: Floats | float = PSEUDO_ANSWERS  # answers against a claim, at all looks or by look
+    # [k] and their largest: what each value is a multiple of, the sizes of clusters
+    sizes: Floats | float = 1.0
+    largest_size: float = 1.0
 
     def p_values_above(self, thresholds: Floats) -> Floats:
         """Compute p-values of the claim that the mean is a threshold or less; one-sided."""
-        return self.p_values_of(self.values - thresholds[:, None], self.lowest - thresholds)
+        excess = self.values - thresholds[:, None] * self.sizes
+        return self.p_values_of(excess, self.lowest - thresholds * self.largest_size)
 
     def p_values_below(self, thresholds: Floats) -> Floats:
         """Compute p-values of the claim that the mean is a threshold or more; one-sided."""
-        return self.p_values_of(thresholds[:, None] - self.values, thresholds - self.highest)
+        excess = thresholds[:, None] * self.sizes - self.values
+        return self.p_values_of(excess, thresholds * self.largest_size - self.highest)
 
     def interval(self, lowest: float, highest: float, alpha: float = ALPHA) -> tuple[float, float]:
         """Return the interval of means that are not ruled out, half of alpha at each end.

@@ -32,7 +32,7 @@ def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> f
         return nan
     if test.plan:
         alpha *= float(share_error(test.plan)[len(d.sampling.looks) - 1])
-    if d.is_binary and d.sampling.weights is None:
+    if d.has_independent_answers and d.sampling.weights is None:
         discordant = (np.count_nonzero(d.changes) + 1) / (d.n + 2)
         is_simple = d.sampling.is_simple
         if change_power(d.n, 1.0, 1.0, alpha, is_simple) < POWER:
@@ -44,7 +44,7 @@ def minimum_detectable_change(difference: Difference, alpha: float = ALPHA) -> f
             low, high = (low, middle) if power >= POWER else (middle, high)
         return high
     reach = max(abs(end - d.value) for end in d.interval(alpha))
-    smallest = reach + float(scipy.special.ndtri(POWER)) * d.spread / sqrt(d.n)
+    smallest = reach + float(scipy.special.ndtri(POWER)) * d.spread / sqrt(len(d.observations))
     return smallest if smallest <= 1 else nan
 
 
@@ -103,7 +103,7 @@ def n_to_decide(
     if d.sampling.looks:
         alpha *= EARLY_SHARE
     values, counts, spread = d.test.values, d.test.counts[-1], d.spread
-    if d.is_binary and d.sampling.weights is None:
+    if d.has_independent_answers and d.sampling.weights is None:
         # of few questions without a flip it is not known how rare flips are
         values, counts = np.append(values, (-1.0, 1.0)), np.append(counts, (0.5, 0.5))
         spread = sqrt(float(counts @ (values - d.value) ** 2) / counts.sum())
@@ -135,4 +135,4 @@ def n_to_decide(
         if most > _MOST:
             return None
     fewest = bisect_left(range(most), POWER, lo=most // 2 + 1, key=power)
-    return max(d.n + 1, fewest)
+    return max(d.n + 1, round(fewest * d.n / len(d.observations)))  # of clusters as large

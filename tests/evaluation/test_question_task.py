@@ -11,7 +11,8 @@ from tiny_benchmarks import make_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimdown.config.benchmarks import read_benchmarks
-from slimdown.config.schema import RunConfig
+from slimdown.config.question_files import complete_benchmark
+from slimdown.config.schema import BenchmarkConfig, RunConfig
 from slimdown.evaluation.evaluator import Evaluator
 from slimdown.evaluation.tasks import load_tasks
 from slimdown.models.causal import wrap_model
@@ -134,3 +135,25 @@ def test_a_bad_row_is_named(rows: list[Any], answer: str, tmp_path: Path) -> Non
     file = write_rows(tmp_path / "mine.jsonl", rows)
     with pytest.raises(ConfigError, match=f"benchmark.mine.path={file}: {answer}"):
         read_benchmarks({"task": "mine", "path": str(file)})
+
+
+def test_rows_of_one_cluster_are_kept_together(tmp_path: Path) -> None:
+    rows = [{"question": f"{n} + 1 =", "answer": n + 1, "cluster": n // 2} for n in range(4)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    asked = BenchmarkConfig(path=str(file))
+    tasks = load_tasks({"sums": complete_benchmark("sums", asked)})
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
+    pocket = wrap_model(model, AutoTokenizer.from_pretrained(MODEL_DIR))
+    evaluation = Evaluator(tasks, make_config()).evaluate(pocket)
+    cluster_of = {sample.doc_id: sample.cluster for sample in evaluation.benchmarks["sums"].samples}
+    assert cluster_of[0] == cluster_of[1] != cluster_of[2] == cluster_of[3]
+    file.write_text(json.dumps({"question": "a", "answer": "b", "cluster": []}))
+    with pytest.raises(ConfigError, match="row 1: cluster must be a text or a number"):
+        complete_benchmark("sums", asked)
+
+
+def test_a_field_that_documents_lack_is_refused_before_anything_is_asked() -> None:
+    (benchmark,) = read_benchmarks(["pocket_math"], limit=2).values()
+    with pytest.raises(ConfigError, match=r"benchmark\.math\.cluster: .* 'passage'.* it has "):
+        load_tasks({"math": replace(benchmark, cluster="passage")})

@@ -21,6 +21,7 @@ from slimdown.commands import verdict
 from slimdown.evaluation.logs import logged_task
 from slimdown.evaluation.logs.read_logs import find_logs, read_logs
 from slimdown.judging.findings import judge
+from slimdown.stats.estimates import compare_scores
 from slimdown.utils.errors import ConfigError, DataError
 
 KINDS = ["lm_eval", "lighteval", "csv", "jsonl", "parquet"]
@@ -372,3 +373,48 @@ def test_what_was_not_asked_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(json.dumps(ROWS))
     with pytest.raises((DataError, ConfigError), match=r"Inspect"):
         read_logs(tmp_path / "other.json")
+
+
+def write_passages(file: Path, n_lost: int, column: str = "passage") -> Path:
+    """Write a table of 20 passages with 5 questions each, of which some lose all."""
+    rows = [
+        {"id": n, "score": float(n // 5 >= n_lost), "prompt": f"q {n}", column: f"text {n // 5}"}
+        for n in range(100)
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
+def test_questions_of_one_passage_count_as_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, tuned = (write_passages(tmp_path / f"{n}.jsonl", n) for n in (0, 4))
+    assert verdict.main([str(base), str(tuned)]) == 0
+    assert "forgotten" in capsys.readouterr().out
+    assert verdict.main([str(base), str(tuned), "--cluster", "scores=passage", "--all"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "undecided" in shown
+    assert "its 100 questions stand in 20 clusters; each counts as one" in shown
+    by_passage = [{"scores": "passage"}] * 2
+    both = (
+        read_logs(side, clusters=of) for side, of in zip((base, tuned), by_passage, strict=True)
+    )
+    found = judge(*both).benchmarks["scores"].primary.difference
+    alone = compare_scores([1.0] * 20, [0.0] * 4 + [1.0] * 16)
+    assert (found.p_value, found.low) == pytest.approx((alone.p_value, alone.low))
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ("scores=page", "a question has nothing in 'page', by which the cluster setting"),
+        ("other=passage", "other was not asked"),
+        ("passage", "--cluster passage: name one cluster a task"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_refused(
+    option: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sides = [str(write_passages(tmp_path / f"{n}.jsonl", n)) for n in (0, 4)]
+    assert verdict.main([*sides, "--cluster", option]) == 3
+    assert problem in " ".join(capsys.readouterr().err.split())

@@ -1,5 +1,7 @@
 """The held-out half: the same questions for every run, shown by none, judged by the gate alone."""
 
+from dataclasses import replace
+
 import pytest
 from builders import make_benchmark, make_evaluation, make_scores, stop_early
 
@@ -30,6 +32,17 @@ def test_a_limit_moves_no_question_and_a_larger_share_holds_those_of_a_smaller()
     few, many = (set(questions_of(held_half(whole, share))) for share in (0.2, 0.5))
     assert few < many
     assert set(questions_of(held_half(limited, 0.5))) == many & set(questions_of(limited))
+
+
+def test_a_cluster_is_never_divided() -> None:
+    plain = make_benchmark(BASE)
+    samples = tuple(replace(sample, cluster=str(n // 5)) for n, sample in enumerate(plain.samples))
+    whole = replace(make_evaluation(a=BASE), benchmarks={"a": replace(plain, samples=samples)})
+    halves = [half(whole, 0.5).benchmarks["a"].samples for half in (open_half, held_half)]
+    opened, held = ({sample.cluster for sample in half} for half in halves)
+    assert not opened & held
+    assert len(opened | held) == 200
+    assert judge(whole, whole).benchmarks["a"].primary.difference.observations.shape == (200,)
 
 
 def test_what_cannot_be_split_is_refused() -> None:

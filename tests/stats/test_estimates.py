@@ -106,6 +106,38 @@ def test_groups_weigh_as_the_harness_weighs_them_in_estimate_and_interval() -> N
     assert estimate_mean(after, Sampling(weights=weights)).value == pytest.approx(0.5)
 
 
+def test_copies_of_a_question_in_a_cluster_count_as_one_question() -> None:
+    before, after = draw_scores(60, 0.6, 0.2, 0.05, 3)
+    alone = compare_scores(before, after)
+    copies = np.repeat([before, after], 4, axis=1)
+    clusters = Sampling(clusters=np.repeat(np.arange(60.0), 4))
+    clustered = compare_scores(*copies, clusters)
+    assert clustered.n == 240
+    assert (clustered.value, clustered.p_value) == pytest.approx((alone.value, alone.p_value))
+    assert (clustered.low, clustered.high) == pytest.approx((alone.low, alone.high))
+    for margin in (0.05, 0.2):
+        expected = alone.equivalence_p_value(margin)
+        assert clustered.equivalence_p_value(margin) == pytest.approx(expected)
+    assert compare_scores(*copies).p_value < clustered.p_value
+    mean = estimate_mean(copies[0], clusters)
+    assert (mean.low, mean.high) == pytest.approx(
+        (estimate_mean(before).low, estimate_mean(before).high)
+    )
+
+
+def test_the_error_of_clusters_is_millers() -> None:
+    """Of arXiv 2411.00640, equation 4, with the usual correction for few clusters."""
+    random = np.random.default_rng(5)
+    clusters = np.repeat(np.arange(12.0), [1, 2, 3, 8] * 3)
+    scores = (random.random(len(clusters)) < 0.3 + 0.4 * (clusters % 2)).astype(float)
+    residuals = scores - scores.mean()
+    pairs = clusters[:, None] == clusters
+    error = np.sqrt((np.outer(residuals, residuals) * pairs).sum()) / len(scores)
+    estimate = estimate_mean(scores, Sampling(clusters=clusters))
+    assert estimate.value == pytest.approx(scores.mean())
+    assert estimate.standard_error == pytest.approx(error * np.sqrt(12 / 11))
+
+
 def coverage(estimates: Sequence[Estimate], truth: float) -> float:
     return float(np.mean([e.low <= truth <= e.high for e in estimates]))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
-from slimdown.evaluation.harness_results import find_category, parse_score
+from slimdown.evaluation.harness_results import parse_score
 from slimdown.evaluation.logs import logged_task
 from slimdown.evaluation.logs.logged_task import name_metric
 from slimdown.utils.errors import ConfigError, DataError, describe_error
@@ -139,7 +139,7 @@ def _read_answer(question: str, samples: Sequence[Any]) -> logged_task.Answer:
         "scores": {key: fsum(s[key] for s in by_epoch) / len(by_epoch) for key in metrics},
         "doc_hash": hash_json([*map(_describe_message, inputs), first.choices]),
         "prompt_hash": hash_json([*map(_describe_message, sent or inputs)]),
-        "category": find_category(first.metadata),
+        "document": first.metadata,
         "ran_out": first.output.stop_reason == "max_tokens",
     }
     return question, 1 / len(set(first.choices)) if first.choices else 0.0, fields

@@ -11,7 +11,7 @@ from math import fsum, nan
 from pathlib import Path
 from typing import Any
 
-from slimdown.evaluation.harness_results import find_category, parse_score
+from slimdown.evaluation.harness_results import parse_score
 from slimdown.evaluation.logs import logged_task
 from slimdown.evaluation.logs.logged_task import name_metric
 from slimdown.utils.errors import DataError, describe_error
@@ -90,7 +90,7 @@ def _read_answer(row: Mapping[str, Any]) -> logged_task.Answer:
         "response": text,
         "scores": scores,
         "doc_hash": hash_json([doc["query"], choices]),
-        "category": find_category(doc.get("specific") or {}),
+        "document": doc.get("specific") or {},
     }
     if text or not 1 < len(choices) == len(likelihoods):
         return str(doc["id"]), 0.0, fields

@@ -99,7 +99,7 @@ class _ResultsLog:
             raise DataError(f"{file} {problem} ({describe_error(error)})") from None
 
     def read_benchmark(
-        self, name: str, metric: str | None, role: Role | None
+        self, name: str, metric: str | None, role: Role | None, cluster: str | None = None
     ) -> BenchmarkEvaluation | None:
         """The answers of one benchmark; None where it has no metric to compare."""
         task, results = self.benchmarks[name], self.results
@@ -113,6 +113,7 @@ class _ResultsLog:
                 shipped,
                 num_fewshot=n_shots.pop() if len(n_shots) == 1 else None,
                 limit=int(limit) if limit and limit >= 1 else None,
+                cluster=cluster,
             )
             samples = []
             for subtask in subtasks:

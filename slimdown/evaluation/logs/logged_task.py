@@ -12,7 +12,12 @@ from typing import Any
 from slimdown.config.fields import nearest
 from slimdown.config.schema import ResolvedBenchmark, Role
 from slimdown.evaluation.evaluation_cache import check_evaluation
-from slimdown.evaluation.harness_results import choose_metric, summarize_samples
+from slimdown.evaluation.harness_results import (
+    choose_metric,
+    find_category,
+    read_cluster,
+    summarize_samples,
+)
 from slimdown.evaluation.results import BenchmarkEvaluation, Sample
 from slimdown.utils.errors import ConfigError, DataError, describe_error
 from slimdown.utils.hashing import hash_json
@@ -29,7 +34,8 @@ MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError
 Answer = tuple[str, float, dict[str, Any]]
 """The id of a question, what guessing scores, and what a log says: fields of `Sample` by name.
 
-These are `prompt`, `target`, `response`, `scores`, and others where the log has them.
+These are `prompt`, `target`, `response`, `scores`, and others where the log has them; `document`
+is the question's row, with the fields by which it is sorted and grouped.
 """
 
 # Arguments that say which weights these are and where they run: two logs may differ in them. Every
@@ -65,7 +71,7 @@ class LoggedTask:
         return {name_benchmark(self.title): self.title}
 
     def read_benchmark(
-        self, name: str, metric: str | None, role: Role | None
+        self, name: str, metric: str | None, role: Role | None, cluster: str | None = None
     ) -> BenchmarkEvaluation:
         """Read the answers, and check that each has a score on the primary metric."""
         place, answers = f"{self.file}: {self.title}", list(self.answers)
@@ -93,7 +99,11 @@ class LoggedTask:
             place_of = {"task": name, "doc_id": numbers[question]}
             hashes = dict.fromkeys(("doc_hash", "prompt_hash"), hash_json(fields["prompt"]))
             read_as = dict.fromkeys(fields["scores"], fields["response"])
-            samples.append(Sample(**({"answers": read_as} | _UNKNOWN | hashes | place_of | fields)))
+            of_doc = {key: value for key, value in fields.items() if key != "document"}
+            document = fields["document"]
+            of_doc["category"] = find_category(document)
+            of_doc["cluster"] = read_cluster(document, cluster)
+            samples.append(Sample(**({"answers": read_as} | _UNKNOWN | hashes | place_of | of_doc)))
         samples.sort(key=lambda sample: sample.doc_id)
         is_chosen = all(sample.scores[primary] in (0, 1) for sample in samples)
         chances = [chance for _, chance, _ in answers]

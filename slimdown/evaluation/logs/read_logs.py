@@ -56,6 +56,7 @@ def read_logs(
     metrics: Mapping[str, str] | None = None,
     targets: Collection[str] = (),
     on_note: Callable[[str], object] = warnings.warn,
+    clusters: Mapping[str, str] | None = None,
 ) -> Evaluation:
     """Read what one model answered from the logs of lm_eval, Inspect or lighteval, or a table.
 
@@ -69,13 +70,15 @@ def read_logs(
             `choose_metric` chooses.
         targets: The benchmarks that the fine-tuning was meant to teach.
         on_note: Called with a line about what is left out.
+        clusters: By benchmark a field of its documents, or a column; questions that share it, such
+            as those of a passage, count as one.
 
     Returns:
         The evaluation; its `conditions` hold what else must be equal for two to be compared.
 
     Raises:
-        ConfigError: `metrics` or `targets` name what was not asked, or the tool that reads the logs
-            is not installed.
+        ConfigError: `metrics`, `targets` or `clusters` name what was not asked, or the tool that
+            reads the logs is not installed.
         DataError: No logs, none of questions, or not as the tool writes them.
         OSError: A file cannot be read.
     """
@@ -88,7 +91,7 @@ def read_logs(
     if kind == "tables" and len(logs) > len(newest):
         raise DataError(f"{folder}: tables hold a benchmark twice; give one of {', '.join(newest)}")
     used = [log for log in logs if log in newest.values()]
-    for name in (*(metrics or {}), *targets):
+    for name in (*(metrics or {}), *targets, *(clusters or {})):
         if name not in newest:
             raise ConfigError(f"{folder}: {name} was not asked{nearest(name, list(newest))}")
     # A folder of lm_eval is of one model.
@@ -104,7 +107,8 @@ def read_logs(
     benchmarks: dict[str, BenchmarkEvaluation] = {}
     for name, log in newest.items():
         role = Role.target if name in targets else None
-        if evaluation := log.read_benchmark(name, (metrics or {}).get(name), role):
+        named = [(of or {}).get(name) for of in (metrics, clusters)]
+        if evaluation := log.read_benchmark(name, named[0], role, named[1]):
             benchmarks[name] = evaluation
         else:
             problem = "no metric is a mean of scores between 0 and 1 of which more is better"

@@ -13,7 +13,7 @@ from slimdown.evaluation.harness_results import parse_score
 from slimdown.evaluation.logs.logged_task import Answer, LoggedTask, name_benchmark, read_rows
 from slimdown.utils.errors import DataError
 
-_TEXTS = {"prompt": "prompt", "target": "target", "response": "answer", "category": "category"}
+_TEXTS = {"prompt": "prompt", "target": "target", "response": "answer"}
 
 
 def find_files(path: Path) -> list[Path]:
@@ -39,7 +39,8 @@ def open_logs(file: Path, title: str = "") -> Iterator[LoggedTask]:
         fields: dict[str, Any] = {key: str(row.get(name) or "") for key, name in _TEXTS.items()}
         if not fields["prompt"]:  # then its name is all that is known of a question
             fields |= dict.fromkeys(("doc_hash", "prompt_hash"), f"question {row['id']}")
-        answer = (str(row["id"]), 0.0, {"scores": {"score": score}, **fields})
+        fields |= {"scores": {"score": score}, "document": row}
+        answer = str(row["id"]), 0.0, fields
         named = row.get("benchmark")
         name = (title or file.stem) if named is None else str(named)
         tasks.setdefault(name, []).append(answer)
