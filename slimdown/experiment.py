@@ -142,8 +142,9 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
                 template = base.tokenizer.chat_template
                 files[f"{training.output_dir.name}/chat_template.jinja"] = template
         run.save(findings, files)
-    console.show_findings(findings)
-    console.show_saved(run)
+    is_of_sweep = info.sweep is not None  # its pages hold the sentences, and its end the table
+    console.show_findings(findings, with_sentences=not is_of_sweep)
+    console.show_saved(run, is_of_sweep)
     return findings
 
 

@@ -178,13 +178,14 @@ def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnP
 
             yield update_bar
         return
-    is_over = Event()
+    is_over, is_long = Event(), False
 
     def write_lines() -> None:  # in a thread: a model may be silent for minutes
+        nonlocal is_long
         seconds = LOG_SECONDS / 4  # the first comes early: whoever waits for a hub sees it
         while not is_over.wait(seconds):
             show_line(f"{label}: {pace}")
-            seconds = LOG_SECONDS
+            seconds, is_long = LOG_SECONDS, True
 
     show_line(f"{label} ...")
     writer = Thread(target=write_lines, daemon=True)
@@ -194,21 +195,24 @@ def progress_bar(label: str, unit: str = "", later: float = 0.0) -> Iterator[OnP
     finally:
         is_over.set()
         writer.join()
-    show_line(f"{label}: done in {format_duration(monotonic() - pace.began)}")
+    if is_long:  # else the next line says it
+        show_line(f"{label}: done in {format_duration(monotonic() - pace.began)}")
 
 
-def show_findings(findings: Any, with_details: bool = False) -> None:
+def show_findings(findings: Any, with_details: bool = False, with_sentences: bool = True) -> None:
     """Print the table of findings, and in sentences what it does not show."""
     show_table(findings_table(findings), with_details)
-    for sentence in text.describe_findings(findings, with_verdicts=False):
+    for sentence in text.describe_findings(findings, False) if with_sentences else ():
         _open_console().print(Text(visible(sentence)))
 
 
-def show_saved(run: Any) -> None:
-    """Print where a run is kept and how you look at it."""
+def show_saved(run: Any, is_of_sweep: bool = False) -> None:
+    """Print where a run is kept; and how you look at it, which a sweep says at its end."""
     show_line(f"run {run.run_id}")
     if run.artifact_uri.startswith("file:"):
         show_line(f"open {run.artifact_uri}/report.html")
+    if is_of_sweep:
+        return
     uri = redact(run.store_uri)
     command = "slimdown ui" if uri == default_store() else f"mlflow ui --backend-store-uri {uri}"
     show_line(f"see {uri if uri.startswith('http') else command}")
