@@ -22,13 +22,31 @@ with explain_hub_errors("model.id=me/it"):
 """
 
 
+LISTING = """
+from huggingface_hub import list_repo_files
+from slimdown.utils.hub import explain_hub_errors
+for _ in range(3):
+    try:
+        with explain_hub_errors("model.id=me/it"):
+            list_repo_files("me/it")
+    except Exception as error:
+        print(error)
+"""
+
+
 @contextmanager
-def serve_hub(fault: str) -> Iterator[str]:
+def serve_hub(fault: str, questions: list[str]) -> Iterator[str]:
     """Serve one file, in whatever way it does not come in."""
     is_over = Event()
 
     class Hub(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
+            questions.append(self.path)
+            if fault.isdigit():
+                self.send_response(int(fault))
+                self.send_header("Retry-After", "120")
+                self.end_headers()
+                return
             if fault == "letters of a header":
                 self.send_letters(b"HTTP/1.0 200 OK\r\nX-A: " + b"x" * 10**6)
                 return
@@ -39,11 +57,20 @@ def serve_hub(fault: str) -> Iterator[str]:
             self.end_headers()
 
         def do_GET(self) -> None:
-            if fault == "silent":
-                is_over.wait()
+            if fault in ("silent", "cut off"):
+                questions.append(self.path)
+                is_over.wait(0.0 if fault == "cut off" else None)
                 return
             self.do_HEAD()
-            self.send_letters(b"x" if fault == "one letter at each try" else b"x" * 10**6)
+            if fault == "stands still":  # and begins anew when it is asked for the rest
+                self.wfile.write(b"x" * 100_000)
+                is_over.wait()
+            elif fault == "pauses":
+                self.wfile.write(b"x" * 500_000)
+                is_over.wait(4)
+                self.wfile.write(b"x" * 500_000)
+            elif not fault.isdigit():
+                self.send_letters(b"x" if fault == "one letter at each try" else b"x" * 10**6)
 
         def send_letters(self, text: bytes) -> None:
             with suppress(OSError):  # the reader is gone
@@ -64,35 +91,69 @@ def serve_hub(fault: str) -> Iterator[str]:
             server.shutdown()
 
 
-def fetch_file(folder: Path, fault: str) -> subprocess.CompletedProcess[str]:
-    with serve_hub(fault) as endpoint:
+def ask_hub(
+    folder: Path, fault: str, script: str = SCRIPT, **settings: str
+) -> tuple[subprocess.CompletedProcess[str], int]:
+    """Run a script against a hub; returns also how often the repository was asked for."""
+    questions: list[str] = []
+    with serve_hub(fault, questions) as endpoint:
         environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder), "HF_HUB_OFFLINE": "0"}
-        environment |= {"SLIMDOWN_HUB_PATIENCE": "1", "HF_HUB_DISABLE_XET": "1"}
-        return subprocess.run(
-            [sys.executable, "-c", SCRIPT],
+        environment |= {"SLIMDOWN_HUB_PATIENCE": "1", "HF_HUB_DISABLE_XET": "1"} | settings
+        done = subprocess.run(
+            [sys.executable, "-c", script],
             env=os.environ | environment,
             capture_output=True,
             text=True,
             timeout=300,
         )
+    return done, sum("me/it" in path for path in questions)
 
 
 @pytest.mark.parametrize(
-    "fault", ["letters", "letters of a header", "silent", "one letter at each try"]
+    "fault",
+    ["letters", "letters of a header", "silent", "one letter at each try", "stands still", "500"],
 )
 def test_a_file_that_does_not_come_in_is_given_up(tmp_path: Path, fault: str) -> None:
-    done = fetch_file(tmp_path, fault)
+    waits = {"SLIMDOWN_HUB_PATIENCE": "3", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+    done, n_questions = ask_hub(tmp_path, fault, **waits)
     assert done.returncode
     assert "model.id=me/it cannot be reached: the hub does not answer" in done.stderr
+    assert n_questions < 7  # which huggingface_hub alone asks
 
 
-def test_what_the_cache_holds_needs_no_hub_that_answers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("500", "the hub does not answer"),
+        ("429", "too many questions came to the hub"),
+        ("cut off", "the hub does not answer"),
+    ],
+)
+def test_a_listing_that_was_given_up_is_refused_at_once_when_it_is_asked_for_again(
+    tmp_path: Path, fault: str, words: str
+) -> None:
+    """It waits no 120 seconds that the hub names, and huggingface_hub's six tries are not done."""
+    done, n_questions = ask_hub(tmp_path, fault, LISTING)
+    assert done.stdout.count(f"model.id=me/it cannot be reached: {words}") == 3, done
+    assert n_questions <= 3 + 2
+
+
+def test_a_network_that_pauses_longer_than_huggingface_hub_waits_brings_the_file(
+    tmp_path: Path,
+) -> None:
+    patient = {"SLIMDOWN_HUB_PATIENCE": "60", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
+    done, _ = ask_hub(tmp_path, "pauses", **patient)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("fault", ["letters of a header", "500"])
+def test_what_the_cache_holds_needs_no_hub_that_answers(tmp_path: Path, fault: str) -> None:
     folder = tmp_path / "hub" / "models--me--it"
     files = {"refs/main": "a" * 40, f"snapshots/{'a' * 40}/config.json": "{}"}
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text(text)
-    assert fetch_file(tmp_path, "letters of a header").returncode == 0
+    assert ask_hub(tmp_path, fault)[0].returncode == 0
 
 
 def test_a_slow_network_is_waited_for() -> None:

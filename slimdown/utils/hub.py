@@ -22,6 +22,7 @@ _BY_CLASS = {
     "newest",
     "SafetensorError": "has a .safetensors file that is damaged; download it again",
     "401 403 404": "is refused by the hub; check its spelling, HF_ENDPOINT and `hf auth login`",
+    "429": "cannot be reached: too many questions came to the hub; wait, or run `hf auth login`",
     "HTTPError ConnectionError LocalEntryNotFoundError TimeoutError": "cannot be reached: the hub "
     "does not answer and the local cache does not hold it; check the network and HF_ENDPOINT, or "
     "run the embedded world: slimdown run",
@@ -62,7 +63,7 @@ def explain_hub_errors(
         causes = list_causes(error)
         classes = {one.__name__ for cause in causes for one in type(cause).__mro__}
         text = " ".join(map(str, causes))
-        classes |= {*re.findall(r"Client error '(\d+)", text)}  # without the hub's own codes
+        classes |= {*re.findall(r"error '(\d+)", text)}  # without the hub's own codes
         reasons = [reason for names, reason in _BY_CLASS.items() if classes & {*names.split()}]
         reasons += [reason for words, reason in _BY_TEXT.items() if re.search(words, text)]
         reason = [*reasons, f"cannot be loaded: {describe_error(error)}"][0]

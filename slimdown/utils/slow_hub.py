@@ -16,6 +16,7 @@ from typing import Any
 from slimdown.utils.deadlines import call_within
 
 SLOWEST = 1000  # bytes a second; who sends fewer is silent
+BUSY = 3.0  # seconds; huggingface_hub's own retries take 23 for each question
 
 
 class Patience(threading.local):
@@ -34,7 +35,6 @@ class Patience(threading.local):
             self.waited, self.n_bytes = 0.0, 0
         elif self.waited >= self.seconds:
             self.waited = self.seconds - 1  # what is asked next has a second
-            # None of httpx's own errors, after which huggingface_hub would try again.
             raise TimeoutError(f"the hub sent {self.n_bytes} bytes in {self.seconds:g} seconds")
 
 
@@ -42,49 +42,86 @@ class Patience(threading.local):
 def limit_waits(seconds: float) -> None:
     """Have downloads of this process end that get less than 1 kB a second for so long.
 
+    All tries for a file count together, and what is sent again is no news. What the hub refuses, or
+    breaks off, is asked for again during `BUSY` seconds. After that huggingface_hub is told that
+    it is offline: it takes what the cache holds.
+
     Args:
-        seconds: All tries for a file count together.
+        seconds: How long nothing may come.
     """
     import huggingface_hub
+    from huggingface_hub.errors import OfflineModeIsEnabled  # none after which it tries again
 
     plain = huggingface_hub.get_session()
     client_class: Any = type(plain)
     library: Any = import_module(client_class.__module__.partition(".")[0])  # httpx, or httpx2
     patience = Patience(seconds)
+    failing_since: dict[str, float] = {}  # by address
+    furthest: dict[str, int] = {}  # how much of a file has come, by address
+    silent: set[str] = set()  # addresses that were given up
+
+    def count(address: str, waited: float, n_bytes: int = 0) -> None:
+        try:
+            patience.add(waited, n_bytes)
+        except TimeoutError as error:
+            silent.add(address)
+            raise OfflineModeIsEnabled(str(error)) from error
 
     class Body(library.SyncByteStream):  # type: ignore[misc]
-        def __init__(self, parts: Any) -> None:
-            self.parts, self.close = parts, parts.close
+        def __init__(self, answer: Any, address: str) -> None:
+            self.parts, self.close, self.address = answer.stream, answer.stream.close, address
+            start = re.search(r"bytes (\d+)", answer.headers.get("Content-Range", ""))
+            self.position = int(start[1]) if start else 0
 
         def __iter__(self) -> Iterator[bytes]:
             began = monotonic()
             try:
                 for part in self.parts:
-                    patience.add(monotonic() - began, len(part))
+                    waited, self.position = monotonic() - began, self.position + len(part)
+                    if self.position > furthest.get(self.address, 0):
+                        furthest[self.address] = self.position
+                        count(self.address, waited, len(part))
+                    else:
+                        count(self.address, max(0.0, waited - len(part) / SLOWEST))
                     yield part
                     began = monotonic()  # without what the reader does with it
             except library.TransportError:
-                patience.add(max(1.0, monotonic() - began))
+                count(self.address, max(seconds / 4, monotonic() - began))  # or it tries on and on
                 raise
             patience.waited = 0.0  # it came in whole
+            silent.discard(self.address)
+            furthest.pop(self.address, None)
 
     class Client(client_class):  # type: ignore[misc]
         def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
             waits = request.extensions["timeout"]  # those of a read bound the whole header
             waits |= {key: seconds for key, wait in waits.items() if wait is None}
+            address = str(request.url.copy_with(query=None))
+            if address in silent:  # whoever asks for it next
+                patience.waited = max(patience.waited, seconds - 1)
+            began, left = monotonic(), min(waits["read"], max(1.0, seconds - patience.waited))
+            waits["read"] = seconds / 2  # of a body: a network may pause for ten seconds
+            since = failing_since.setdefault(address, began)
             send = partial(super().send, request, stream=True, **options)
-            began, left = monotonic(), max(1.0, seconds - patience.waited)
             try:
-                answer = call_within(min(left, waits["read"]), partial(copy_context().run, send))
+                answer = call_within(left, partial(copy_context().run, send))
             except (TimeoutError, library.TimeoutException) as error:
-                if request.method == "HEAD":  # then the cache may hold it
-                    patience.waited += monotonic() - began
-                else:
-                    patience.add(monotonic() - began)
+                count(address, monotonic() - began)
                 raise library.ReadTimeout(str(error)) from error
-            answer.stream = Body(answer.stream)
-            if re.search(r"\d{4}", answer.headers.get("Retry-After", "")):  # it may say an hour
-                del answer.headers["Retry-After"]
+            except library.TransportError as error:
+                if monotonic() - since < BUSY:
+                    raise
+                raise OfflineModeIsEnabled(str(error)) from error
+            patience.waited += monotonic() - began
+            answer.stream = Body(answer, address)
+            if not (answer.is_server_error or answer.status_code in (408, 429)):
+                failing_since.pop(address, None)
+            elif monotonic() - since >= BUSY:
+                answer.close()
+                raise OfflineModeIsEnabled(f"error '{answer.status_code}' of {address}")
+            for header in ("Retry-After", "RateLimit"):  # they may say an hour
+                if re.search(r"\d{3}|[6-9]\d", answer.headers.get(header, "")):
+                    del answer.headers[header]
             if not stream:
                 answer.read()
             return answer
