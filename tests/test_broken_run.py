@@ -34,6 +34,7 @@ from slimdown.utils.errors import SlimdownError
 
 def test_sizes_of_several_ranks_are_listed(tmp_path: Path) -> None:
     done = call_verb(tmp_path, "sizes", "lora.r=4,8")
+    assert done.stdout.startswith("reading the config.json of pocket:model ...")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "28,672" in done.stdout or "28.7" in done.stdout, done.stdout  # trained at rank 8

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
 
 
 def _show_sizes(argv: list[str]) -> int:
-    from slimdown.report.console import show_table
+    from slimdown.report.console import progress_bar, show_table
     from slimdown.report.tables import sizes_table
     from slimdown.sweep.command_line import compose_runs, read_command_line
     from slimdown.utils.errors import ConfigError
@@ -43,6 +43,15 @@ def _show_sizes(argv: list[str]) -> int:
     runs = compose_runs(line).runs
     if tuned := next((run.config.tuned for run in runs if run.config.tuned), None):
         raise ConfigError(f"tuned={tuned}: nothing is trained; leave it out")
+    models = ", ".join(dict.fromkeys(run.config.model.id for run in runs))
+    with progress_bar(f"reading the config.json of {models}"):
+        records = _list_sizes(runs)
+    show_table(sizes_table("What these runs hold", records, _LEGEND))
+    return 0
+
+
+def _list_sizes(runs: list[Any]) -> list[dict[str, Any]]:
+    """Compute a row of each composed run."""
     import torch  # only now: a wrong setting answers without it
 
     from slimdown.models.adapters import attach_adapter, check_base
@@ -75,5 +84,4 @@ def _show_sizes(argv: list[str]) -> int:
         except (NotImplementedError, RuntimeError, OSError, ValueError):
             pass  # prompt tuning starts from embeddings, which an outline does not have
         records.append(sizes)
-    show_table(sizes_table("What these runs hold", records, _LEGEND))
-    return 0
+    return records
