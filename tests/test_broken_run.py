@@ -324,6 +324,37 @@ def test_a_hub_that_sends_one_letter_at_a_time_is_not_waited_for(tmp_path: Path)
     assert "me/it is neither on the hub nor in the local cache" in done.stderr
 
 
+def test_weights_that_are_not_there_are_not_ordered_from_a_converter(tmp_path: Path) -> None:
+    paths: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            paths.append(self.path)
+            text = (pocket.MODEL_DIR / "config.json").read_bytes()
+            text = COMMIT if self.path.startswith("/api/") else text
+            is_there = self.path.startswith("/api/") or self.path.endswith("/config.json")
+            self.send_response(200 if is_there else 404)
+            headers = {"ETag": '"x"', "X-Repo-Commit": "a" * 40, "Content-Length": str(len(text))}
+            headers |= {} if is_there else {"X-Error-Code": "EntryNotFound", "Content-Length": "0"}
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if is_there and self.command == "GET":
+                self.wfile.write(text)
+
+        do_GET = do_POST = do_HEAD
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    script = "from slimdown.commands.process import set_up_process; set_up_process()\n"
+    script += "from transformers import AutoModelForCausalLM as loader\n"
+    script += "loader.from_pretrained('me/it', use_safetensors=True, revision='main')"
+    done = ask_by_script(script, Hub, tmp_path)
+    assert "does not appear to have a file named model.safetensors" in done.stderr
+    assert not [path for path in paths if "/commits/" in path or "/discussions" in path]
+
+
 def test_what_is_wrong_with_a_very_long_key_can_be_read(tmp_path: Path) -> None:
     done = call_verb(tmp_path, "run", f"{'x' * 250}yz=1", f"tuned=/{'x/' * 1500}yz")
     for end in ("yz is not a setting", "yz: there is no such folder"):
