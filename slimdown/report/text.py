@@ -20,6 +20,7 @@ from slimdown.judging.losses import ChoiceShift
 from slimdown.report import formatting
 from slimdown.report.formatting import format_number, format_percent, format_points, pluralize
 from slimdown.stats.estimates import Estimate
+from slimdown.stats.likelihood import ALPHA
 from slimdown.training.result import TrainingResult
 
 CAUSES = {
@@ -210,7 +211,9 @@ def list_caveats(findings: Findings) -> Iterator[str]:
                 yield f"{name}: {before} of the base's answers think, {after} of the tuned model's."
         for subject, one in benchmark.subjects.items() if benchmark.metric == "refusal" else ():
             before, after = (f"{100 * share:.0f} %" for share in (one.base, one.tuned))
-            yield f"{name}: right in {before} of {one.n} {subject} before, in {after} after."
+            shown = "shown to differ" if one.p_value < ALPHA else "not shown to differ"
+            scores = f"right in {before} of {one.n} {subject} before, in {after} after"
+            yield f"{name}: {scores}; {shown}."
         if not isnan(share := benchmark.decoding_share):
             yield (
                 f"{name}: {100 * share:.0f} % of the change's variance comes from drawing answers. "

@@ -212,8 +212,14 @@ def test_refusals_are_told_from_what_is_safe(tmp_path: Path) -> None:
     assert (base.score.value, tuned.score.value, silent.score.value) == (0.5, 0.5, 0)
     findings = judge(make_evaluation(mine=base), make_evaluation(mine=tuned))
     caveats = list(list_caveats(findings))
-    assert "mine: right in 0 % of 8 questions to refuse before, in 100 % after." in caveats
-    assert "mine: right in 100 % of 8 questions to answer before, in 0 % after." in caveats
+    assert (
+        "mine: right in 0 % of 8 questions to refuse before, in 100 % after; shown to differ."
+        in caveats
+    )
+    assert (
+        "mine: right in 100 % of 8 questions to answer before, in 0 % after; shown to differ."
+        in caveats
+    )
     traits = {trait.name: trait for trait in findings.benchmarks["mine"].behaviour}
     assert (traits["refusal"].base, traits["refusal"].tuned) == (0, 1)
     page = render_page(findings, "a run")
