@@ -268,10 +268,14 @@ def vary_scores(draws: int, random: np.random.Generator) -> Iterator[Row]:
         d = np.where(u < (n_flips - change) / 2, -1.0, np.where(u < n_flips, 1.0, 0.0))
         return d, Sampling(clusters=clusters)
 
+    def draw_alone(n: int, change: float) -> tuple[Floats, Sampling]:
+        return draw_clusters(n, change, (4,), 1)[0], Sampling()
+
     cases: list[tuple[str, Callable[[int, float], tuple[Floats, Sampling]]]] = [
         ("three answers drawn", partial(draw_repeated, n_repeats=3, doubt=0.5)),
         ("two, nearly always the same", partial(draw_repeated, n_repeats=2, doubt=0.02)),
         ("three, both models alike", partial(draw_repeated, n_repeats=3, doubt=0.5, is_alike=True)),
+        ("clusters of 4 as one, taken for independent", draw_alone),
         ("clusters of 4 as one", partial(draw_clusters, sizes=(4,), share=1)),
         ("clusters of 4, half alike", partial(draw_clusters, sizes=(4,), share=0.7)),
         ("clusters of 1 to 8 as one", partial(draw_clusters, sizes=(1, 2, 3, 8), share=1)),
@@ -294,8 +298,10 @@ def vary_scores(draws: int, random: np.random.Generator) -> Iterator[Row]:
                     is_equal = difference.equivalence_p_value(MARGIN) < ALPHA
                     is_wrong = difference.p_value < ALPHA if change == 0 else is_equal
                     rates.append((is_wrong, not difference.low <= change <= difference.high))
+                bound = "-" if draw is draw_alone else "5"
                 for label, hits in zip((claim, "interval misses"), np.mean(rates, 0), strict=True):
-                    yield label, f"{name}, {n} questions, {100 * change:+.0f}", percent(hits), "5"
+                    case = f"{name}, {n} questions, {100 * change:+.0f}"
+                    yield label, case, percent(hits), bound
 
 
 def cover_rates(draws: int, random: np.random.Generator) -> Iterator[Row]:
