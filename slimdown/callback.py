@@ -26,8 +26,9 @@ class ForgettingCallback(TrainerCallback):  # type: ignore[misc]
 
     The values stand in the trainer's `state.log_history`: `base/gsm8k`, then by step
     `change/gsm8k` with `_low` and `_high` of the few questions, and at the last step those of all
-    questions, with `tuned/gsm8k`. `findings` holds everything once training has ended. The
-    training takes the same steps as without the callback.
+    questions, with `tuned/gsm8k`. Beside a change of choices, `p_right_change/mmlu` is that of the
+    right one's probability. `findings` holds everything once training has ended. The training takes
+    the same steps as without the callback.
 
     The base is the model without its adapters, or what the training began with; so a full
     fine-tuning cannot be resumed under it. Under DDP the first process measures while the others
@@ -191,7 +192,10 @@ def _changes(findings: NotebookFindings) -> dict[str, float]:
     """Return the change of each benchmark with the ends of its interval, by metric name."""
     values: dict[str, float] = {}
     for name, benchmark in findings.benchmarks.items():
-        d = benchmark.primary.difference
-        ends = {f"change/{name}_low": d.low, f"change/{name}_high": d.high}
-        values |= {f"change/{name}": d.value, **ends}
+        changes = {"change": benchmark.primary.difference.estimate}
+        if benchmark.p_right:
+            changes["p_right_change"] = benchmark.p_right.change
+        for prefix, d in changes.items():
+            ends = {f"{prefix}/{name}_low": d.low, f"{prefix}/{name}_high": d.high}
+            values |= {f"{prefix}/{name}": d.value, **ends}
     return values

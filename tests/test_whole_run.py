@@ -51,7 +51,7 @@ def test_the_record_of_a_run_is_small_and_complete(client: MlflowClient) -> None
     run, _ = find_runs(client)
     metrics, params, tags = run.data.metrics, run.data.params, run.data.tags
     final = [name for name in metrics if not name.startswith("train/step/")]
-    assert len(final) <= 30
+    assert len(final) <= 32
     assert len([name for name in params if not name.startswith("verdict/")]) <= 40
     assert len([tag for tag in tags if tag.startswith("slimdown.")]) <= 12
     assert params["lora.r"] == "4"
@@ -61,6 +61,9 @@ def test_the_record_of_a_run_is_small_and_complete(client: MlflowClient) -> None
         difference = findings["benchmarks"][name]["changes"]
         primary = difference[findings["benchmarks"][name]["metric"]]["difference"]
         assert metrics[f"change/{name}"] == pytest.approx(primary["value"])
+        if p_right := findings["benchmarks"][name]["p_right"]:
+            assert metrics[f"p_right_change/{name}"] == pytest.approx(p_right["change"]["value"])
+        assert bool(p_right) == (name in ("pocket_commonsense", "pocket_cs"))  # it has choices
     assert (
         findings["training"]["validation_loss_after"]
         < findings["training"]["validation_loss_before"]

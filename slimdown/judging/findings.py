@@ -22,6 +22,7 @@ from slimdown.judging.holdout import held_half
 from slimdown.judging.losses import LossBreakdown, break_down_losses
 from slimdown.judging.overall import average_changes
 from slimdown.judging.pairing import Pair, pair_evaluations
+from slimdown.judging.right_choice import ProbabilityChange, ProbabilityVerdict, score_right_choices
 from slimdown.judging.serialization import FORMAT, NOT_RECORDED, from_plain, to_plain
 from slimdown.stats.estimates import (
     Difference,
@@ -118,6 +119,7 @@ class BenchmarkChange:
     n_ran_out: tuple[int, ...] = ()  # answers of base and tuned model that ended at that limit
     repeats: int | None = None  # answers drawn to each question
     decoding_share: float = nan  # of the change's variance, what comes from drawing answers
+    p_right: ProbabilityChange | None = None  # where each question has one right choice
 
     @property
     def primary(self) -> MetricChange:
@@ -203,7 +205,7 @@ def judge(
 
     p-values are corrected over the benchmarks (Holm), for claims of change and of no change
     separately: the chance of any false claim of change is at most 5 %, that of any false `retained`
-    likewise.
+    likewise. Claims about p_right (see right_choice.py) are corrected among themselves, likewise.
 
     Args:
         base, tuned: The same questions, asked of both models; either may have stopped early.
@@ -222,6 +224,7 @@ def judge(
     verdicts = decide_verdicts(differences, [c.margin for c in configs.values()], n_reports)
     # the first of Holm's steps: what a change must pass if no other is shown
     alpha = ALPHA / (n_reports * len(pairs)) if pairs else ALPHA
+    probabilities = _judge_probabilities(pairs, n_reports)
     benchmarks, losses = {}, {}
     for (name, pair), decided, d in zip(pairs.items(), verdicts, differences, strict=True):
         verdict, p_value, equivalence_p_value = decided
@@ -254,6 +257,7 @@ def judge(
             n_ran_out=tuple(sum(s.ran_out for s in e.samples) for e in (pair.base, pair.tuned)),
             repeats=config.repeats,
             decoding_share=estimate_decoding_share(pair, d),
+            p_right=probabilities.get(name),
         )
         if benchmarks[name].never_ended:  # what is compared is mostly the limit of tokens
             benchmarks[name] = replace(benchmarks[name], verdict=Verdict.undecided)
@@ -430,6 +434,23 @@ def _compare_metrics(name: str, pair: Pair) -> dict[str, MetricChange]:
         # prints 6.93 for knowledge loss; its own standard errors, 5.02 and 4.76, give 6.92.
         error = hypot(base.standard_error, tuned.standard_error)
         changes[metric] = MetricChange(base, tuned, difference, error, counts)
+    return changes
+
+
+def _judge_probabilities(pairs: Mapping[str, Pair], n_reports: int) -> dict[str, ProbabilityChange]:
+    """Judge p_right of each benchmark that has it: a family of its own, at 5 % (Holm)."""
+    scores, differences = {}, {}
+    for name, pair in pairs.items():
+        before, after = (score_right_choices(one) for one in (pair.base, pair.tuned))
+        if before and after:
+            scores[name] = pair.base.average(before).value, pair.tuned.average(after).value
+            differences[name] = compare_scores(before, after, pair.sampling)
+    margins = [pairs[name].base.benchmark.margin for name in differences]
+    verdicts = decide_verdicts(list(differences.values()), margins, n_reports)
+    words, changes = dict(zip(Verdict, ProbabilityVerdict, strict=True)), {}
+    for (name, d), (verdict, p, p_equal) in zip(differences.items(), verdicts, strict=True):
+        base, tuned = scores[name]
+        changes[name] = ProbabilityChange(base, tuned, d.estimate, words[verdict], p, p_equal, d)
     return changes
 
 

@@ -195,13 +195,16 @@ def scales_table(
         for row, loss in zip(rows, losses, strict=True):
             values = {"validation_loss": loss}
             row.append(Cell(format_number(loss, ".3f"), sort_key=loss, values=values))
-    for name, benchmark in first.benchmarks.items():
-        heading = text.mark_target(name, benchmark.role)
-        columns.append(Column(heading, "points [95 %]", is_number=True))
-        base = f"{100 * benchmark.primary.base.value:.1f} %"
-        rows[0].append(Cell(base, values={f"{name}.change": 0.0}))
-        for row, (_, change) in zip(rows[1:], curves[name], strict=True):
-            row.append(make_change_cell(change, f"{name}.change"))
+    for key, curve in curves.items():
+        name, _, p_right = key.partition(" ")  # a benchmark's name has no space
+        benchmark, share = first.benchmarks[name], first.benchmarks[name].primary.base.value
+        heading = key if p_right else text.mark_target(name, benchmark.role)
+        columns.append(Column(heading, "points [95 %]", is_number=True, is_extra=bool(p_right)))
+        if p_right and benchmark.p_right:
+            share = benchmark.p_right.base
+        rows[0].append(Cell(f"{100 * share:.1f} %", values={f"{key}.change": 0.0}))
+        for row, (_, change) in zip(rows[1:], curve, strict=True):
+            row.append(make_change_cell(change, f"{key}.change"))
     part = [f"Questions: {first.part}."] if first.part else []
     legend = (
         "Scale 0 is the base with its scores; below it stand changes. The intervals of a benchmark "

@@ -169,6 +169,8 @@ def _make_rows(findings: Findings, first: str, second: str) -> Iterator[Row]:
             values: dict[str, Any] = {"change": d.value, "change_stderr": d.standard_error}
             values |= {"change_low": d.low, "change_high": d.high}
             values |= {k: change.counts and getattr(change.counts, k) for k in ("lost", "gained")}
+            if is_primary and (one := benchmark.p_right):
+                values |= {"p_right_change": one.change.value, "p_right_verdict": one.verdict.value}
             shown = benchmark.shown_change if is_primary else d
             stopped = f"after {count}" if is_primary and benchmark.is_stopped else ""
             cells = (

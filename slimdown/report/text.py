@@ -185,8 +185,21 @@ def describe_overall(mean: Estimate) -> str:
     return f"Overall: {answer}; the retained benchmarks changed by {change} points on average."
 
 
+def describe_p_right(findings: Findings) -> Iterator[str]:
+    """Say in one sentence how the probability of the right choice changed, and what it is not."""
+    changes = {name: b.p_right for name, b in findings.benchmarks.items() if b.p_right}
+    verdicts = [f"{n} {c.verdict}, {' '.join(format_points(c.change))}" for n, c in changes.items()]
+    if changes:
+        yield (
+            f"p_right, the right choice's probability, in points [95 %]: {'; '.join(verdicts)}. "
+            "That is another question than accuracy (a temperature changes it and no answer), and "
+            "its verdicts are corrected by themselves."
+        )
+
+
 def list_caveats(findings: Findings) -> Iterator[str]:
     """List the caveats that apply to these findings, one sentence each."""
+    yield from describe_p_right(findings)
     for name, reason in findings.not_run.items():
         yield f"Not run: {name} ({shorten(reason, 200, placeholder='…')})."
     if findings.part:

@@ -36,6 +36,8 @@ def collect_finding_metrics(findings: "Findings") -> dict[str, float]:
         metrics |= {f"base/{name}": primary.base.value, f"tuned/{name}": primary.tuned.value}
         metrics |= {f"{Tag.change}{name}": difference.value, f"change_low/{name}": difference.low}
         metrics[f"change_high/{name}"] = difference.high
+        if change.p_right:
+            metrics[f"p_right_change/{name}"] = change.p_right.change.value
         if change.paper_metric is PaperMetric.forgetting_rate and change.forgetting_rate:
             metrics[f"forgetting_rate/{name}"] = change.forgetting_rate.value
     evaluations = [one for one in (findings.base, findings.tuned) if one]
