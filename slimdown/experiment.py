@@ -37,7 +37,7 @@ from slimdown.training.fine_tuning import fine_tune, prepare_training, validate
 from slimdown.training.sft import Look
 from slimdown.training.tokenizing import tokenize_rows
 from slimdown.utils.distributed import broadcast_from_main, process_count
-from slimdown.utils.errors import DataError, ModelError
+from slimdown.utils.errors import ConfigError, DataError, ModelError
 
 
 def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
@@ -61,6 +61,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         check_adapter(config)
         tasks, not_run = load_benchmarks(config)
         config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
+        budgets = find_look_budgets(config, tasks)
         tokenizer = load_base_tokenizer(config.model)
         notes: list[str] = []
         if tuned_model := config.tuned_model:
@@ -120,7 +121,9 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
             with progress.show(f"loading {config.tuned}"):
                 tuned = replace(external, base=base).load()
         else:
-            look = watch_forgetting(config, base) if config.train.stop_on_forgetting else None
+            look = (
+                watch_forgetting(config, base, budgets) if config.train.stop_on_forgetting else None
+            )
             with progress.show("training", "steps") as on_progress:
                 tuned, training = fine_tune(
                     base, prepared, config, run.checkpoint_dir, run.log_step, on_progress, look
@@ -196,9 +199,24 @@ def decide_prompts(
     return choose_prompts(config.evaluation, tokenizer, has_reason)
 
 
-def watch_forgetting(config: RunConfig, base: LoadedModel) -> Look:
+def find_look_budgets(config: RunConfig, tasks: dict[str, BenchmarkTask]) -> dict[str, float]:
+    """Find what each benchmark may lose by a look: its own, or of p_right `train.look_budget`.
+
+    Raises:
+        ConfigError: Looks judge p_right, and every benchmark with a budget is answered by a text.
+    """
+    budgets, of_p_right = default_budgets(config.benchmark), config.train.look_budget
+    if of_p_right is None:
+        return budgets
+    if chosen := {name: of_p_right for name in budgets if not tasks[name].generates}:
+        return chosen
+    problem = f"{', '.join(budgets)}: answers are written, not chosen"
+    raise ConfigError(f"train.look_metric=p_right: {problem}; leave look_metric out")
+
+
+def watch_forgetting(config: RunConfig, base: LoadedModel, budgets: dict[str, float]) -> Look:
     """Ask the base a few fixed questions, and return what asks them again between steps."""
-    budgets, most = default_budgets(config.benchmark), config.train.look_questions
+    most, by_p_right = config.train.look_questions, config.train.look_budget is not None
     budgeted = {name: config.benchmark[name] for name in budgets}
     few = {name: replace(b, limit=min(b.limit or most, most)) for name, b in budgeted.items()}
     tasks = load_tasks(few, config.evaluation.include_path)
@@ -207,10 +225,11 @@ def watch_forgetting(config: RunConfig, base: LoadedModel) -> Look:
     evaluator = Evaluator(tasks, replace(config.evaluation, backend=Backend.hf), shares)
     with console.progress_bar("asking what each look asks"):
         before = open_half(evaluator.evaluate(base), config.evaluation.holdout)
+    judge_look(judge(before, before), budgets, 1, by_p_right)  # what cannot be judged ends it here
 
     def look(model: Any, n_looks: int) -> tuple[bool, str]:
         after = open_half(evaluator.evaluate(replace(base, model=model)), config.evaluation.holdout)
-        return judge_look(judge(before, after), budgets, n_looks)
+        return judge_look(judge(before, after), budgets, n_looks, by_p_right)
 
     return look
 

@@ -19,6 +19,7 @@ from slimdown.config.schema import (
     Device,
     Dtype,
     Engine,
+    LookMetric,
     Role,
     RunConfig,
     Until,
@@ -160,6 +161,9 @@ def check_stopping(config: RunConfig) -> Iterator[str]:
     benchmarks = config.benchmark.values()
     if not any(b.role is Role.retained or b.max_loss is not None for b in benchmarks):
         yield "train.stop_on_forgetting=true needs a benchmark that is retained"
+    metric, budget = config.train.look_metric, config.train.look_budget
+    if (metric is LookMetric.p_right) != (budget is not None):
+        yield f"train.look_metric={metric}: p_right, and it alone, takes a look_budget (0.05, say)"
 
 
 def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> Iterator[str]:

@@ -100,6 +100,11 @@ Backend = StrEnum("Backend", "hf vllm")
 Scoring = StrEnum("Scoring", "exact contains regex numeric refusal tool_call")
 
 
+# What a look of train.stop_on_forgetting judges: each benchmark's own metric, or the probability of
+# the right choice (judging/right_choice.py), which has a budget of its own.
+LookMetric = StrEnum("LookMetric", "primary p_right")
+
+
 class Role(StrEnum):
     target = "target"  # what the fine-tuning is meant to teach
     retained = "retained"  # everything else the model should still be able to do
@@ -254,6 +259,10 @@ class TrainConfig:
     look_questions: int = setting(
         "questions of each benchmark at a look, the first ones", COUNT, 100
     )
+    look_metric: LookMetric = setting(
+        "what a look judges; p_right needs choices and a look_budget", default=LookMetric.primary
+    )
+    look_budget: float | None = setting("what p_right may lose by a look", SHARE, None)
     args: dict[str, Any] = setting("other options of TRL's SFTConfig", default_factory=dict)
 
 

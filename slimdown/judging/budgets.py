@@ -12,7 +12,7 @@ from slimdown.judging.findings import BenchmarkChange, Findings
 from slimdown.stats.estimates import Difference, holm
 from slimdown.stats.likelihood import ALPHA
 from slimdown.stats.power import n_to_decide
-from slimdown.utils.errors import ConfigError
+from slimdown.utils.errors import ConfigError, DataError
 
 
 class Outcome(IntEnum):
@@ -86,7 +86,9 @@ def decide_outcomes(
     return outcomes
 
 
-def judge_look(findings: Findings, budgets: Mapping[str, float], n_looks: int) -> tuple[bool, str]:
+def judge_look(
+    findings: Findings, budgets: Mapping[str, float], n_looks: int, by_p_right: bool = False
+) -> tuple[bool, str]:
     """Judge one look at a model in training.
 
     Each look tests another model, so a loss is shown to be beyond at 5 % divided by the number of
@@ -96,15 +98,26 @@ def judge_look(findings: Findings, budgets: Mapping[str, float], n_looks: int) -
         findings: of the questions that every look asks.
         budgets: by benchmark, the most that it may lose.
         n_looks: that the training has in all.
+        by_p_right: whether the budgets are of the probability of the right choice.
 
     Returns:
         Whether each measured loss is within its budget, and a few words on those that are shown to
         be beyond; empty where none is.
+
+    Raises:
+        DataError: a benchmark has no such probability.
     """
-    changes = {name: findings.benchmarks[name].primary.difference for name in budgets}
+    changes = {}
+    for name in budgets:
+        benchmark = findings.benchmarks[name]
+        if not (change := benchmark.p_right if by_p_right else benchmark.primary):
+            problem = f"{name} has questions without one right choice"
+            raise DataError(f"train.look_metric=p_right: {problem}; leave look_metric out")
+        changes[name] = change.difference
     outcomes = decide_outcomes(changes, budgets, ALPHA / n_looks)
     beyond = [name for name, outcome in outcomes.items() if outcome is Outcome.beyond]
-    shown = f"{', '.join(beyond)} lost more than allowed" if beyond else ""
+    what = " p_right" if by_p_right else ""
+    shown = f"{', '.join(beyond)} lost more{what} than allowed" if beyond else ""
     return all(changes[name].value >= -budget for name, budget in budgets.items()), shown
 
 

@@ -12,8 +12,8 @@ from lm_eval.utils import softmax
 
 from slimdown.config.schema import Role, RunConfig, Until
 from slimdown.evaluation.logs.read_logs import read_logs
-from slimdown.evaluation.results import BenchmarkEvaluation, Sample
-from slimdown.judging.budgets import check_budgets, overall_outcome
+from slimdown.evaluation.results import BenchmarkEvaluation, Evaluation, Sample
+from slimdown.judging.budgets import check_budgets, judge_look, overall_outcome
 from slimdown.judging.findings import Findings, Verdict, judge
 from slimdown.judging.right_choice import ProbabilityVerdict, score_right_choices
 from slimdown.judging.stopping import stopping_rule
@@ -21,6 +21,7 @@ from slimdown.report.findings_report import ModelPair, findings_table, pairs_tab
 from slimdown.report.run_page import render_page
 from slimdown.report.tables import write_table
 from slimdown.stats.estimates import compare_scores, holm
+from slimdown.utils.errors import DataError
 
 LOGS = Path(__file__).parents[1] / "evaluation" / "harness_logs" / "0.4.13"
 
@@ -164,6 +165,8 @@ def test_without_one_right_choice_there_is_none(spoil: Any) -> None:
     findings = judge(base, base)
     assert findings.benchmarks["a"].p_right is None
     assert not [s for s in findings_table(findings, with_notes=True).notes if "p_right" in s]
+    with pytest.raises(DataError, match="a has questions without one right choice"):
+        judge_look(findings, {"a": 0.05}, 1, by_p_right=True)
 
 
 def test_a_record_holds_it_without_each_question_and_an_older_one_is_read() -> None:
@@ -180,3 +183,21 @@ def test_a_record_holds_it_without_each_question_and_an_older_one_is_read() -> N
     older = Findings.from_dict(plain)
     assert older.benchmarks["a"].p_right is None
     assert findings_table(older, with_notes=True).notes
+
+
+def make_look(scale: float) -> tuple[Evaluation, Evaluation]:
+    nats = draw_likelihoods(200)
+    return make_evaluation(a=choose(nats)), make_evaluation(a=choose(scale * nats))
+
+
+def test_a_look_ends_a_training_by_it_only_where_that_is_chosen() -> None:
+    findings = judge(*make_look(0.2))
+    assert judge_look(findings, {"a": 0.05}, 4) == (True, "")  # no answer has changed
+    is_within, beyond = judge_look(findings, {"a": 0.05}, 4, by_p_right=True)
+    assert (is_within, beyond) == (False, "a lost more p_right than allowed")
+    assert judge_look(judge(*make_look(1.0)), {"a": 0.05}, 4, by_p_right=True) == (True, "")
+    # 5 % is shared among the looks
+    p_value = findings.benchmarks["a"].p_right.difference.p_value_below(-0.05)  # type: ignore[union-attr]
+    n_looks = int(0.05 / p_value)
+    assert judge_look(findings, {"a": 0.05}, n_looks, by_p_right=True)[1]
+    assert not judge_look(findings, {"a": 0.05}, n_looks + 1, by_p_right=True)[1]

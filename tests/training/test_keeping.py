@@ -15,12 +15,13 @@ from training_run import TrainingRun
 
 from slimdown.config.schema import RunConfig
 from slimdown.data.training_data import load_training_data
-from slimdown.experiment import watch_forgetting
+from slimdown.experiment import find_look_budgets, load_benchmarks, watch_forgetting
+from slimdown.judging.budgets import default_budgets
 from slimdown.models.adapters import attach_adapter
 from slimdown.training.keeping import mark_replayed, measure_divergence
 from slimdown.training.sft import build_trainer
 from slimdown.training.tokenizing import IGNORED, tokenize_rows
-from slimdown.utils.errors import DataError, ModelError
+from slimdown.utils.errors import ConfigError, DataError, ModelError
 
 Composed = Callable[..., RunConfig]
 WRITTEN = ["keep=self_replay", "keep.share=0.1", "keep.max_tokens=24"]
@@ -233,15 +234,31 @@ def test_a_training_ends_beyond_its_budget_at_the_last_look_within(
         early.train(tmp_path / "b", look=lambda *_: (False, "math lost more"))
 
 
+def test_looks_at_the_right_choice_need_choices(composed: Composed) -> None:
+    settings = ["train.stop_on_forgetting=true", "train.look_metric=p_right"]
+    config = composed("benchmark=[pocket_math]", *settings, "train.look_budget=0.05")
+    with pytest.raises(ConfigError, match="pocket_math: answers are written, not chosen"):
+        find_look_budgets(config, load_benchmarks(config)[0])
+
+
+@pytest.mark.parametrize("is_by_p_right", [False, True])
 def test_a_look_asks_the_same_few_questions_and_leaves_the_training_as_it_is(
-    composed: Composed, tmp_path: Path
+    is_by_p_right: bool, composed: Composed, tmp_path: Path
 ) -> None:
     settings = ["train.stop_on_forgetting=true", "train.look_questions=4", "train.look_steps=1"]
     settings.append("evaluation.apply_chat_template=false")
+    if is_by_p_right:
+        settings += ["train.look_metric=p_right", "train.look_budget=0.05"]
     config = composed(*SMALL, *settings, "train.max_steps=3", "lora.lora_dropout=0.1")
     plain, watched = TrainingRun(config), TrainingRun(config)
     plain.train(tmp_path / "plain")
-    look, seen = watch_forgetting(config, watched.base), []
+    budgets = find_look_budgets(config, load_benchmarks(config)[0])
+    if is_by_p_right:  # the answers to pocket_math are written
+        assert budgets == {"pocket_commonsense": 0.05, "pocket_cs": 0.05}
+    else:
+        assert budgets == default_budgets(config.benchmark)
+        assert "pocket_math" in budgets
+    look, seen = watch_forgetting(config, watched.base, budgets), []
 
     def keep(model: Any, n_looks: int) -> tuple[bool, str]:
         seen.append(look(model, n_looks))
