@@ -5,8 +5,8 @@
 
 Each row of the first table is a claim that slimdown may make wrongly, the truth that makes it wrong
 most often among those tried, how often it is made then, and how often it may be. Where nothing else
-is said the margin and the budget are 2 points. Then come power, and the questions that half an
-added answer saves.
+is said the margin and the budget are 2 points. Then come power, the questions that half an added
+answer saves, and those that the probability of the right choice needs beside accuracy.
 """
 
 import argparse
@@ -302,6 +302,95 @@ def vary_scores(draws: int, random: np.random.Generator) -> Iterator[Row]:
                 for label, hits in zip((claim, "interval misses"), np.mean(rates, 0), strict=True):
                     case = f"{name}, {n} questions, {100 * change:+.0f}"
                     yield label, case, percent(hits), bound
+
+
+def draw_choices(
+    shape: tuple[int, int], noise: float, loss: float, random: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Draw changes of questions with four choices: of p_right, and of 0/1 answers.
+
+    Both models know as much of a question and differ by chance, so that nothing changes on average;
+    then the tuned one likes the right choice less.
+
+    Args:
+        shape: Runs, and questions of each.
+        noise: The standard deviation of a choice's change, in nats.
+        loss: Of the right choice, in nats.
+        random: Where the numbers come from.
+    """
+    shared = random.normal(0, 2, (*shape, 4))
+    shared[..., 0] += 1
+    base, tuned = (shared + random.normal(0, noise / np.sqrt(2), shared.shape) for _ in range(2))
+    tuned[..., 0] -= loss
+    right = [scipy.special.softmax(nats, axis=-1)[..., 0] for nats in (base, tuned)]
+    answers = [(nats.argmax(axis=-1) == 0) * 1.0 for nats in (base, tuned)]
+    return right[1] - right[0], answers[1] - answers[0]
+
+
+def graded_p_values(changes: Floats, threshold: float, above: bool) -> Floats:
+    """One-sided p-values of graded changes [runs, questions], as `Difference` has them."""
+    sign = 1 if above else -1
+    excess, counts = sign * (changes - threshold), np.ones(changes.shape[1])
+    return likelihood_p_values(excess, counts, -1 - sign * threshold)
+
+
+def find_loss(noise: float, change: float, of_answers: bool) -> float:
+    """Find the loss in nats by which p_right, or the share of right answers, changes so much."""
+
+    def measure(loss: float) -> float:
+        sample = draw_choices((1, 200_000), noise, loss, np.random.default_rng(1))
+        return float(sample[of_answers].mean()) - change
+
+    return float(scipy.optimize.brentq(measure, 0.0, 5.0, xtol=1e-4))
+
+
+def change_probabilities(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """p_right, the probability of the right choice, whose mean did not change, or by the margin."""
+    for noise in (1.0, 2.0, 3.0):
+        loss = find_loss(noise, -MARGIN, of_answers=False)
+        for n in (50, 200, 600):
+            n_blocks, wrong = max(1, draws // 500), np.zeros(3)
+            for _ in range(n_blocks):
+                changes, _ = draw_choices((500, n), noise, 0.0, random)
+                p = [graded_p_values(changes, 0.0, above) for above in (True, False)]
+                wrong[0] += np.mean(2 * np.minimum(*p) < ALPHA)
+                d = change_difference(changes[0])
+                assert abs(d.p_value - min(1.0, 2 * min(p[0][0], p[1][0]))) < 1e-9, (noise, n)
+                fallen, _ = draw_choices((500, n), noise, loss, random)
+                lost, within = (graded_p_values(fallen, -MARGIN, above) for above in (False, True))
+                is_below = graded_p_values(fallen, MARGIN, above=False) < ALPHA
+                wrong[1] += np.mean((within < ALPHA) & is_below)
+                wrong[2] += np.mean(lost < ALPHA)
+            claims = "p_right changed", "p_right steady", "a look at p_right is beyond its budget"
+            for claim, rate in zip(claims, wrong / n_blocks, strict=True):
+                yield claim, f"noise of {noise:g} nats, {n} questions", percent(rate), "5"
+
+
+def count_needed_by_p_right(draws: int, random: np.random.Generator) -> Iterator[tuple[str, ...]]:
+    """Questions that show the same loss in four of five cases: by accuracy, and by p_right."""
+    n_runs = max(200, draws // 8)
+    for change, noise in (
+        (0.02, 1.0),
+        (0.03, 1.0),
+        (0.03, 2.0),
+        (0.05, 1.0),
+        (0.05, 2.0),
+        (0.05, 3.0),
+    ):
+        loss = find_loss(noise, -change, of_answers=True)
+        changes, answers = (one[0] for one in draw_choices((1, 400_000), noise, loss, random))
+        truth: dict[str, Any] = {"change": change, "discordant": float((answers != 0).mean())}
+        power = partial(change_power, is_simple=True, alpha=ALPHA, **truth)
+        by_answers = bisect_left(range(10**5), POWER, 2, key=power)
+
+        def show(n: int, changes: Floats = changes) -> float:
+            runs = np.random.default_rng(2).choice(changes, (n_runs, n))
+            return float((2 * graded_p_values(runs, 0.0, above=False) < ALPHA).mean())
+
+        needed = bisect_left(range(by_answers * 2), POWER, 2, key=show)
+        of_probability = f"{100 * float(changes.mean()):.1f}"
+        cells = f"{-100 * change:g}", f"{noise:g}", percent(truth["discordant"]), of_probability
+        yield *cells, str(by_answers), str(needed), percent(1 - needed / by_answers)
 
 
 def cover_rates(draws: int, random: np.random.Generator) -> Iterator[Row]:
@@ -655,6 +744,7 @@ def main() -> None:
         end_trainings,
         stop_anywhere,
         vary_scores,
+        change_probabilities,
         *together,
         cover_rates,
         *of_seeds,
@@ -670,6 +760,10 @@ def main() -> None:
     columns = "true change, points | flips, % | level, % | questions, one added | half | fewer, %"
     print(f"\n| {columns} |\n|" + "---|" * 6)
     for cells in count_needed():
+        print("| " + " | ".join(cells) + " |", flush=True)
+    columns = "change of accuracy, points | noise, nats | flips, % | change of p_right, points"
+    print(f"\n| {columns} | questions by accuracy | by p_right | fewer, % |\n|" + "---|" * 7)
+    for cells in count_needed_by_p_right(options.draws, np.random.default_rng(options.seed)):
         print("| " + " | ".join(cells) + " |", flush=True)
     print(f"\n{options.draws:,} draws, {time.perf_counter() - started:.0f} s")
 
