@@ -61,7 +61,7 @@ def run_experiment(config: RunConfig, info: RunInfo) -> Findings:
         check_adapter(config)
         tasks, not_run = load_benchmarks(config)
         config = replace(config, benchmark={name: task.config for name, task in tasks.items()})
-        budgets = find_look_budgets(config, tasks)
+        budgets = find_look_budgets(config, tasks) if config.train.stop_on_forgetting else {}
         tokenizer = load_base_tokenizer(config.model)
         notes: list[str] = []
         if tuned_model := config.tuned_model:

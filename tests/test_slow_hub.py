@@ -34,6 +34,16 @@ for _ in range(3):
 """
 
 
+OPTIONAL = """
+from contextlib import suppress
+from huggingface_hub import hf_hub_download
+from slimdown.utils.hub import explain_hub_errors
+with explain_hub_errors("model.id=me/it"), suppress(Exception):  # as transformers does
+    hf_hub_download("me/it", "chat_template.jinja")
+print("loaded")
+"""
+
+
 @contextmanager
 def serve_hub(fault: str, questions: list[str]) -> Iterator[str]:
     """Serve one file, in whatever way it does not come in."""
@@ -46,6 +56,10 @@ def serve_hub(fault: str, questions: list[str]) -> Iterator[str]:
                 self.send_response(int(fault))
                 self.send_header("Retry-After", "120")
                 self.end_headers()
+                return
+            if fault == "refuses once" and len(questions) == 1:
+                is_over.wait(4)
+                self.send_error(503)
                 return
             if fault == "letters of a header":
                 self.send_letters(b"HTTP/1.0 200 OK\r\nX-A: " + b"x" * 10**6)
@@ -69,6 +83,8 @@ def serve_hub(fault: str, questions: list[str]) -> Iterator[str]:
                 self.wfile.write(b"x" * 500_000)
                 is_over.wait(4)
                 self.wfile.write(b"x" * 500_000)
+            elif fault == "refuses once":
+                self.wfile.write(b"x" * 1_000_000)
             elif not fault.isdigit():
                 self.send_letters(b"x" if fault == "one letter at each try" else b"x" * 10**6)
 
@@ -119,6 +135,20 @@ def test_a_file_that_does_not_come_in_is_given_up(tmp_path: Path, fault: str) ->
     assert done.returncode
     assert "model.id=me/it cannot be reached: the hub does not answer" in done.stderr
     assert n_questions < 7  # which huggingface_hub alone asks
+
+
+def test_a_model_is_not_loaded_without_a_file_that_was_given_up(tmp_path: Path) -> None:
+    """Without its chat template a model would be asked otherwise, and nothing would say so."""
+    done, _ = ask_hub(tmp_path, "503", OPTIONAL)
+    assert (
+        "model.id=me/it cannot be loaded whole: the hub does not answer for its chat" in done.stderr
+    )
+    assert "loaded" not in done.stdout
+
+
+def test_a_hub_that_takes_long_to_refuse_is_asked_again(tmp_path: Path) -> None:
+    done, _ = ask_hub(tmp_path, "refuses once", SLIMDOWN_HUB_PATIENCE="30")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

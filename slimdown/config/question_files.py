@@ -19,6 +19,8 @@ QuestionRows = tuple[dict[str, Any], ...]
 
 `conversation` is the JSON text of messages and tools, and `rule` of what `is_right` takes.
 """
+_KINDS = {"choices": "choices", "conversation": "messages", "category": "score=refusal"}
+_KINDS |= {"cluster": "cluster"}  # by key of a row
 _MOST_ANSWERS, _MOST_TOOLS = 100, 1000
 
 
@@ -84,10 +86,9 @@ def _read_rows(file: Path, changed_at: int, score: Scoring) -> QuestionRows:
             row = _read_row(record, score) | _read_cluster(record)
             json.dumps(row, ensure_ascii=False).encode()
             if rows and row.keys() != rows[0].keys():
-                kinds = ("choices", "messages", "category", "cluster")
-                kind = next((k for k in kinds if k in row or k in record), "no choices")
-                kind = "score=refusal" if kind == "category" else kind
-                raise DataError(f"it has {kind}, unlike the rows before; give each kind a file")
+                key = next(key for key in _KINDS if key in row.keys() ^ rows[0].keys())
+                has = f"it has {'' if key in row else 'no '}{_KINDS[key]}"
+                raise DataError(f"{has}, unlike the rows before; give each kind a file")
         except (DataError, UnicodeEncodeError) as error:  # half of a surrogate pair
             raise DataError(f"row {number}: {error}") from None
         rows.append(row)

@@ -70,7 +70,10 @@ def check_clusters(config: RunConfig) -> Iterator[str]:
     until = f"evaluation.until={config.evaluation.until}"
     for name, benchmark in config.benchmark.items():
         if benchmark.cluster and config.evaluation.until is not Until.all:
-            yield f"{until} looks at questions one by one; leave benchmark.{name}.cluster out"
+            advice = f"leave benchmark.{name}.cluster out"
+            if benchmark.path:
+                advice = f"take the column cluster out of {benchmark.path}"
+            yield f"{until} looks at questions one by one, and may divide clusters; {advice}"
 
 
 def check_source(config: RunConfig) -> Iterator[str]:
@@ -154,16 +157,18 @@ def check_checkpointing(config: RunConfig) -> Iterator[str]:
 
 def check_stopping(config: RunConfig) -> Iterator[str]:
     """A training that ends on forgetting looks between its steps, at something with a budget."""
+    metric, budget = config.train.look_metric, config.train.look_budget
+    if (metric is LookMetric.p_right) != (budget is not None):
+        yield f"train.look_metric={metric}: p_right, and it alone, takes a look_budget (0.05, say)"
     if not config.train.stop_on_forgetting:
+        if budget is not None:
+            yield f"train.look_budget={budget}: nothing looks; set train.stop_on_forgetting=true"
         return
     if config.train.engine is Engine.unsloth:
         yield "train.stop_on_forgetting=true looks between steps; set train.engine=trl"
     benchmarks = config.benchmark.values()
     if not any(b.role is Role.retained or b.max_loss is not None for b in benchmarks):
         yield "train.stop_on_forgetting=true needs a benchmark that is retained"
-    metric, budget = config.train.look_metric, config.train.look_budget
-    if (metric is LookMetric.p_right) != (budget is not None):
-        yield f"train.look_metric={metric}: p_right, and it alone, takes a look_budget (0.05, say)"
 
 
 def check_rows(config: RunConfig, n_rows: int = 0, are_plain: bool = False) -> Iterator[str]:

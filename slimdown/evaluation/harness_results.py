@@ -96,7 +96,10 @@ def read_task_samples(
             is_equal = numbers_agree(text, target, benchmark.numeric_tolerance)
             scores["flexible_accuracy"] = float(is_equal)
         document = first.get("doc") or {}
-        category, cluster = find_category(document), read_cluster(document, benchmark.cluster)
+        category, cluster = (
+            find_category(document),
+            read_cluster(document, benchmark.cluster, f"{doc_id} of {task}"),
+        )
         hashes = {key: first[key] for key in ("doc_hash", "prompt_hash")}
         texts: Any = {"prompt": prompt, "target": target, "response": response}
         texts |= {"choices": choices, "log_likelihoods": log_likelihoods}
@@ -120,18 +123,26 @@ def find_category(document: Mapping[str, Any]) -> str:
     return next((str(document[key])[:80] for key in _CATEGORIES if document.get(key)), "")
 
 
-def read_cluster(document: Mapping[str, Any], field: str | None) -> str:
+def read_cluster(document: Mapping[str, Any], field: str | None, question: str) -> str:
     """Read what a question has in common with those of its cluster; empty where no field is named.
+
+    Args:
+        document: The question's row.
+        field: The name of one of its fields.
+        question: What a message calls it.
 
     Raises:
         DataError: The document has no such field, or nothing in it.
     """
     if field is None:
         return ""
-    if (value := document.get(field)) in (None, ""):
-        wanted = f"a question has nothing in {field!r}, by which the cluster setting groups them"
-        raise DataError(f"{wanted}; it has {', '.join(map(str, document)) or 'no fields'}"[:300])
-    return hash_json(value)[:16]  # it may be a passage
+    value = document.get(field)
+    text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    if text in ("", "None", "nan", "[]", "{}"):
+        fields = ", ".join(map(str, document)) or "none"
+        problem = f"has nothing in {field!r}, by which clusters are told apart"
+        raise DataError(f"question {question} {problem}; its fields are {fields}"[:300])
+    return hash_json(text)[:16]  # it may be a passage
 
 
 def _read_choices(arguments: Sequence[Any], delimiter: str) -> tuple[str, tuple[str, ...]]:

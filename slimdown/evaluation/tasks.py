@@ -248,9 +248,9 @@ def _check_task(
         shares = shares or [[0.0]]
         config.chance = fmean(map(fmean, shares) if weighs_tasks_alike else chain(*shares))
     numbered = (task.doc_iterator(limit=config.limit) for task in tasks.values())
-    for _, doc in chain(*numbered) if config.cluster else ():
+    for number, doc in chain(*numbered) if config.cluster else ():
         try:
-            read_cluster(doc, config.cluster)
+            read_cluster(doc, config.cluster, str(number))
         except DataError as error:
             raise ConfigError(f"benchmark.{name}.cluster: {error}") from None
     setting = f"benchmark.{name}.metric={config.metric}"

@@ -46,7 +46,7 @@ def _take_half(evaluation: Evaluation, share: float, which: str) -> Evaluation:
             )
         samples = []
         for sample in benchmark.samples:
-            place = f"{sample.task}\n{sample.cluster or sample.doc_hash}"
+            place = sample.cluster or f"{sample.task}\n{sample.doc_hash}"
             digest = sha256(place.encode()).digest()
             is_held = int.from_bytes(digest[:8]) < share * 2**64
             samples += [sample] if is_held == (which == "held-out") else []

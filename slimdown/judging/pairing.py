@@ -66,18 +66,20 @@ def pair_benchmark(name: str, base: BenchmarkEvaluation, tuned: BenchmarkEvaluat
     stopped = [one for one in (base, tuned) if one.looks]
     shorter = min(stopped or [base], key=lambda one: len(one.samples))
     places = [(sample.task, sample.doc_id) for sample in shorter.samples]
-    of_base, of_tuned = ({(s.task, s.doc_id): s for s in one.samples} for one in (base, tuned))
+    sides = [{(s.task, s.doc_id): s for s in one.samples} for one in (base, tuned)]
     described = []
+    has_clusters = any(sample.cluster for one in (base, tuned) for sample in one.samples)
+    if has_clusters and shorter.looks:
+        problem = "stopped early, and looks may divide its clusters"
+        raise DataError(f"{name} {problem}; ask all questions, evaluation.until=all")
+    about = ("doc_hash", "prompt_hash", "target", *(["cluster"] if has_clusters else []))
     for place in places:
-        questions = [
-            {f: getattr(of.get(place), f, None) for f in ("doc_hash", "prompt_hash", "target")}
-            for of in (of_base, of_tuned)
-        ]
+        questions = [{f: getattr(of.get(place), f, None) for f in about} for of in sides]
         _check_equal(f"{name}, question {place[1]} of {place[0]}", *questions)
         described.append([*place, *questions[0].values()])
     cut_base, cut_tuned = (
         replace(one, samples=tuple(samples[place] for place in places), looks=shorter.looks)
-        for one, samples in ((base, of_base), (tuned, of_tuned))
+        for one, samples in zip((base, tuned), sides, strict=True)
     )
     whole = max(base, tuned, key=lambda one: len(one.samples))
     return Pair(cut_base, cut_tuned, describe_sampling(whole, cut_base), hash_json(described))
@@ -108,10 +110,10 @@ def describe_sampling(whole: BenchmarkEvaluation, part: BenchmarkEvaluation) -> 
         n_silent = sum(len(set(tasks[:look])) < len(sizes) for look in part.looks)
     n_available = (part.n_available or len(whole.samples)) if part.looks else None
     n_subjects = len(sizes) if len(sizes) > 1 else 0  # though a look may know one of them
-    places = [(sample.task, sample.cluster or str(n)) for n, sample in enumerate(part.samples)]
     clusters = None
-    if len(set(places)) < len(places):
-        clusters = np.unique(places, axis=0, return_inverse=True)[1].ravel().astype(float)
+    if any(sample.cluster for sample in part.samples):  # those of a group run across its tasks
+        names = [sample.cluster or f"question {n}" for n, sample in enumerate(part.samples)]
+        clusters = np.unique(names, return_inverse=True)[1].astype(float)
     return Sampling(
         weights, part.looks, n_available, n_subjects, largest_weight, n_silent, clusters
     )

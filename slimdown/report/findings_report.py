@@ -66,9 +66,11 @@ def pairs_table(pairs: Sequence[ModelPair]) -> Table:
     n, sides, direction = len(pairs), ("first", "second"), "from first to second"
     if pairs[0].n_confirmed:
         sides, direction = ("base", "tuned"), "from the base to the tuned model"
-    rows = []
+    rows, notes = [], list[str]()
     for pair in pairs:
         title = f"{pair.first} → {pair.second}"
+        caveats = text.list_caveats(pair.findings)
+        notes += (f"{title}: {line}" if n > 1 else line for line in caveats)
         cell = Cell(title, values={"pair": title})
         shown = (row for row in _make_rows(pair.findings, *sides) if not row.is_secondary)
         rows += [Row((cell, *row.cells)) for row in shown]
@@ -76,7 +78,7 @@ def pairs_table(pairs: Sequence[ModelPair]) -> Table:
         title=f"{n} runs on the questions that did not choose them" if n > 1 else title,
         columns=(Column("pair", max_width=30, is_extra=n == 1), *_make_columns(*sides)),
         rows=tuple(rows),
-        notes=tuple(line for pair in pairs for line in text.list_caveats(pair.findings)),
+        notes=tuple(notes),
         legend=f"Change {direction}. {text.explain_table(pairs[0].findings)}",
     )
 

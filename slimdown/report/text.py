@@ -240,8 +240,8 @@ def list_caveats(findings: Findings) -> Iterator[str]:
             yield f"{name}: {limit}; a model that answers in fewer words then looks better."
         difference = benchmark.primary.difference
         if difference.sampling.clusters is not None:
-            n = len(difference.observations)
-            yield f"{name}: its {difference.n} questions stand in {n} clusters; each counts as one."
+            clusters = pluralize(len(difference.observations), "cluster")
+            yield f"{name}: its {difference.n} questions stand in {clusters}; each counts as one."
         if n_subjects := difference.sampling.n_subjects:
             yield f"{name} is about these {n_subjects} subjects alone."
     evaluations = findings.base.benchmarks.values() if findings.base else ()

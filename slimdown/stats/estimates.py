@@ -123,9 +123,11 @@ class Difference(Estimate):
 
     @cached_property
     def observations(self) -> Floats:
-        """What is independent, each question's or each cluster's change, weighted; a plain mean."""
+        """What is independent: numbers of questions or clusters, whose plain mean is the change."""
         (changes,), weights = self.sampling.to_observations([self.changes])
-        return changes * weights
+        if self.sampling.clusters is None:
+            return changes * weights
+        return self.value + weights * (changes - self.value)  # sizes that vary are no noise
 
     @property
     def has_independent_answers(self) -> bool:
@@ -135,7 +137,7 @@ class Difference(Estimate):
     @cached_property
     def spread(self) -> float:
         """The standard deviation of one observation, in points of the whole."""
-        return _find_spread(self.changes, self.sampling, self.has_independent_answers)
+        return _find_spread(self.changes, self.sampling, self.is_binary)
 
     @cached_property
     def equivalence(self) -> dict[float, float]:
@@ -272,13 +274,13 @@ def _find_spread(x: Floats, sampling: Sampling, is_binary: bool = False) -> floa
     """The standard deviation of what is independent; nan where there is none.
 
     Of 0/1 scores with one more lost and one more gained; of clusters around the mean of all
-    questions (Miller 2024, arXiv 2411.00640, equation 4).
+    questions (Miller 2024, arXiv 2411.00640, equation 4), and with both where none changed.
     """
     (means,), weights = sampling.to_observations([x])
     numbers = weights * means
-    if is_binary:
-        return float(np.append(numbers, (-1.0, 1.0)).std())
     if sampling.clusters is not None:
         numbers = numbers - weights * numbers.mean()
     spread = float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
+    if is_binary and (sampling.clusters is None or spread <= 1e-12):
+        return float(np.append(numbers, (-1.0, 1.0)).std())
     return spread if spread > 1e-12 else nan

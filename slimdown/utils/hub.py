@@ -7,9 +7,11 @@ from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from slimdown.utils.deadlines import call_within
 from slimdown.utils.errors import ModelError, SlimdownError, describe_error, list_causes
+from slimdown.utils.slow_hub import GIVEN_UP, limit_waits
 
 # Classes of errors -> what they mean; the first that the error or one of its causes has is taken.
 # They are known by name: to import them takes a second, and a mistake is told sooner.
@@ -52,11 +54,12 @@ def explain_hub_errors(
         SlimdownError: Of that class.
     """
     with suppress(ImportError, ValueError):  # the light install asks no hub
-        from slimdown.utils.slow_hub import limit_waits
-
         limit_waits(float(os.environ.get("SLIMDOWN_HUB_PATIENCE", "")))
     try:
         yield
+        if unread := _find_unread():
+            problem = f"the hub does not answer for its {unread}; repeat the command"
+            raise error_class(f"{setting} cannot be loaded whole: {problem}")
     except SlimdownError:
         raise
     except Exception as error:
@@ -69,6 +72,26 @@ def explain_hub_errors(
         reason = [*reasons, f"cannot be loaded: {describe_error(error)}"][0]
         reason = reason.replace("{repo}", re.split("[ @]", setting.partition("=")[2])[0])
         raise error_class(f"{setting} {reason}") from error
+
+
+def _find_unread() -> str:
+    """Return a file for which the hub gave no answer and the cache has none; empty if none.
+
+    Libraries go on without a file that a model need not have, such as its chat template.
+    """
+    if not GIVEN_UP:
+        return ""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    for address in sorted(GIVEN_UP):
+        place = unquote(address).removeprefix(f"{constants.ENDPOINT}/")
+        repo, is_file, rest = place.partition("/resolve/")
+        revision, _, file = rest.partition("/")
+        kind = "dataset" if repo.startswith("datasets/") else "model"
+        where: Any = {"revision": revision, "repo_type": kind}
+        if is_file and not try_to_load_from_cache(repo.removeprefix("datasets/"), file, **where):
+            return file
+    return ""
 
 
 def ask_hub(repo: str, revision: str = "main", kind: str = "model") -> None:

@@ -7,6 +7,7 @@ Files that hf_xet downloads do not come through this client, and have its own ti
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from contextvars import copy_context
 from functools import cache, partial
 from importlib import import_module
@@ -16,6 +17,8 @@ from typing import Any
 from slimdown.utils.deadlines import call_within
 
 SLOWEST = 1000  # bytes a second; who sends fewer is silent
+GIVEN_UP: set[str] = set()
+"""Addresses that gave no answer; libraries go on without a file that a model need not have."""
 BUSY = 3.0  # seconds; huggingface_hub's own retries take 23 for each question
 
 
@@ -65,7 +68,13 @@ def limit_waits(seconds: float) -> None:
             patience.add(waited, n_bytes)
         except TimeoutError as error:
             silent.add(address)
+            GIVEN_UP.add(address)
             raise OfflineModeIsEnabled(str(error)) from error
+
+    def count_refusal(address: str, problem: str) -> None:
+        if monotonic() - failing_since.setdefault(address, monotonic()) >= BUSY:
+            GIVEN_UP.add(address)
+            raise OfflineModeIsEnabled(problem)
 
     class Body(library.SyncByteStream):  # type: ignore[misc]
         def __init__(self, answer: Any, address: str) -> None:
@@ -90,6 +99,7 @@ def limit_waits(seconds: float) -> None:
                 raise
             patience.waited = 0.0  # it came in whole
             silent.discard(self.address)
+            GIVEN_UP.discard(self.address)
             furthest.pop(self.address, None)
 
     class Client(client_class):  # type: ignore[misc]
@@ -101,24 +111,26 @@ def limit_waits(seconds: float) -> None:
                 patience.waited = max(patience.waited, seconds - 1)
             began, left = monotonic(), min(waits["read"], max(1.0, seconds - patience.waited))
             waits["read"] = seconds / 2  # of a body: a network may pause for ten seconds
-            since = failing_since.setdefault(address, began)
             send = partial(super().send, request, stream=True, **options)
             try:
                 answer = call_within(left, partial(copy_context().run, send))
             except (TimeoutError, library.TimeoutException) as error:
+                failing_since.pop(address, None)
                 count(address, monotonic() - began)
                 raise library.ReadTimeout(str(error)) from error
             except library.TransportError as error:
-                if monotonic() - since < BUSY:
-                    raise
-                raise OfflineModeIsEnabled(str(error)) from error
+                count_refusal(address, str(error))
+                raise
             patience.waited += monotonic() - began
             answer.stream = Body(answer, address)
-            if not (answer.is_server_error or answer.status_code in (408, 429)):
+            if answer.is_server_error or answer.status_code in (408, 429):
+                with ExitStack() as stack:
+                    stack.callback(answer.close)
+                    count_refusal(address, f"error '{answer.status_code}' of {address}")
+                    stack.pop_all()  # huggingface_hub reads it, and asks again
+            else:
                 failing_since.pop(address, None)
-            elif monotonic() - since >= BUSY:
-                answer.close()
-                raise OfflineModeIsEnabled(f"error '{answer.status_code}' of {address}")
+                GIVEN_UP.discard(address)
             for header in ("Retry-After", "RateLimit"):  # they may say an hour
                 if re.search(r"\d{3}|[6-9]\d", answer.headers.get(header, "")):
                     del answer.headers[header]

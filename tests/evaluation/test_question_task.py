@@ -155,5 +155,6 @@ def test_rows_of_one_cluster_are_kept_together(tmp_path: Path) -> None:
 
 def test_a_field_that_documents_lack_is_refused_before_anything_is_asked() -> None:
     (benchmark,) = read_benchmarks(["pocket_math"], limit=2).values()
-    with pytest.raises(ConfigError, match=r"benchmark\.math\.cluster: .* 'passage'.* it has "):
+    problem = r"benchmark\.math\.cluster: question 0 has nothing in 'passage'.* fields are question"
+    with pytest.raises(ConfigError, match=problem):
         load_tasks({"math": replace(benchmark, cluster="passage")})

@@ -407,7 +407,7 @@ def test_questions_of_one_passage_count_as_one(
 @pytest.mark.parametrize(
     ("option", "problem"),
     [
-        ("scores=page", "a question has nothing in 'page', by which the cluster setting"),
+        ("scores=page", "scores has nothing in 'page', by which clusters are told apart"),
         ("other=passage", "other was not asked"),
         ("passage", "--cluster passage: name one cluster a task"),
     ],

@@ -102,7 +102,7 @@ class LoggedTask:
             of_doc = {key: value for key, value in fields.items() if key != "document"}
             document = fields["document"]
             of_doc["category"] = find_category(document)
-            of_doc["cluster"] = read_cluster(document, cluster)
+            of_doc["cluster"] = read_cluster(document, cluster, f"{question!r} of {place}")
             samples.append(Sample(**({"answers": read_as} | _UNKNOWN | hashes | place_of | of_doc)))
         samples.sort(key=lambda sample: sample.doc_id)
         is_chosen = all(sample.scores[primary] in (0, 1) for sample in samples)

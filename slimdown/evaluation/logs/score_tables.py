@@ -1,8 +1,8 @@
 """Tables of scores, CSV, JSON Lines or Parquet: `id`, `score`, and what else there is.
 
-Of the columns `prompt`, `answer`, `target`, `benchmark` and `category` those are read that a table
-has. Without `benchmark`, a file of a folder is one benchmark of its name, and a file that is given
-by itself is called `scores`: base.csv and tuned.csv are of one benchmark.
+Of the columns `prompt`, `answer`, `target`, `benchmark` and `category` (or `subject`) those are
+read that a table has. Without `benchmark`, a file of a folder is one benchmark of its name, and a
+file that is given by itself is called `scores`: base.csv and tuned.csv are of one benchmark.
 """
 
 from collections.abc import Iterator
