@@ -50,7 +50,9 @@ def test_a_command_of_the_documents_is_accepted(
     for file in re.findall(r"\w+\.jsonl", words):  # what a reader has
         asks = re.search(r"benchmark\.\w+\.path", words)
         names = ("question", "answer") if asks else ("instruction", "output")
-        rows = [dict(zip(names, (f"What is {n}?", str(n)), strict=True)) for n in range(20)]
+        answers = ["refuse"] * 20 if "score=refusal" in words else list(map(str, range(20)))
+        texts = ((f"What is {answer}?", answer) for answer in answers)
+        rows = [dict(zip(names, pair, strict=True)) for pair in texts]
         Path(file).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     Path("mine").mkdir()
     if verb == "run":
