@@ -42,6 +42,15 @@ with explain_hub_errors("model.id=me/it"), suppress(Exception):  # as transforme
     hf_hub_download("me/it", "chat_template.jinja")
 print("loaded")
 """
+NEEDED = """
+from contextlib import suppress
+from huggingface_hub import hf_hub_download
+from slimdown.utils.hub import explain_hub_errors
+with explain_hub_errors("model.id=me/it"):
+    with suppress(Exception):
+        hf_hub_download("me/it", "model.safetensors")
+    raise OSError("me/it does not appear to have a file named model.safetensors")
+"""
 
 
 @contextmanager
@@ -144,6 +153,11 @@ def test_a_model_is_not_loaded_without_a_file_that_was_given_up(tmp_path: Path) 
         "model.id=me/it cannot be loaded whole: the hub does not answer for its chat" in done.stderr
     )
     assert "loaded" not in done.stdout
+
+
+def test_weights_that_were_given_up_are_not_called_missing(tmp_path: Path) -> None:
+    done, _ = ask_hub(tmp_path, "letters of a header", NEEDED)
+    assert "model.id=me/it cannot be reached: the hub does not answer" in done.stderr
 
 
 def test_a_hub_that_takes_long_to_refuse_is_asked_again(tmp_path: Path) -> None:
