@@ -43,6 +43,7 @@ CHANGES: dict[str, Any] = {
     "benchmark.repeats": 3,
     "benchmark.score": Scoring.contains,
     "benchmark.refusal_phrases": ["not my job"],
+    "benchmark.cluster": "passage",  # samples hold what the documents say
     "evaluation.apply_chat_template": True,
     "evaluation.system_instruction": "Answer in one word.",
     "evaluation.chat_template_args": {"documents": []},
