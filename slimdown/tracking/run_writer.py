@@ -73,6 +73,7 @@ class TrackedRun:
                     client.delete_tag(run.info.run_id, Tag.error)
             else:
                 run = store.create_run(client, tracking, info.name, tags)
+            if not run.data.params:  # a new one, or one that was killed before it had them
                 given = {k: v for k, v in flatten(config).items() if v != "???"}
                 settings = {k: given[k] for k in given if not k.startswith(resume.NOT_IN_KEY)}
                 store.log_settings(client, run.info.run_id, settings)

@@ -24,6 +24,7 @@ from record_builders import (
 from slimdown.tracking.resume import find_finished_or_lock
 from slimdown.tracking.run_reader import find_run, find_runs, read_config, read_evaluations
 from slimdown.tracking.run_writer import open_run
+from slimdown.tracking.store import create_run, open_store
 from slimdown.tracking.sweep_run import open_sweep_run
 from slimdown.training.result import StepLog
 from slimdown.utils.errors import DataError, ModelError, TrackingError
@@ -224,3 +225,12 @@ def test_a_full_disk_is_one_line(store: MlflowClient, composed: Compose) -> None
         Path("/dev/full").open("w") as full,
     ):
         full.write("x")
+
+
+def test_a_run_that_was_killed_before_it_had_settings_gets_them(
+    store: MlflowClient, composed: Compose
+) -> None:
+    config = composed("seed=3")
+    killed = create_run(open_store(config.tracking), config.tracking, "one", {}).info.run_id
+    assert record_run(config, "one", resume_run_id=killed) == killed
+    assert store.get_run(killed).data.params["seed"] == "3"
