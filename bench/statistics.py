@@ -268,14 +268,15 @@ def vary_scores(draws: int, random: np.random.Generator) -> Iterator[Row]:
         d = np.where(u < (n_flips - change) / 2, -1.0, np.where(u < n_flips, 1.0, 0.0))
         return d, Sampling(clusters=clusters)
 
-    def draw_alone(n: int, change: float) -> tuple[Floats, Sampling]:
-        return draw_clusters(n, change, (4,), 1)[0], Sampling()
+    def draw_alone(n: int, change: float, size: int) -> tuple[Floats, Sampling]:
+        return draw_clusters(n, change, (size,), 1)[0], Sampling()
 
     cases: list[tuple[str, Callable[[int, float], tuple[Floats, Sampling]]]] = [
         ("three answers drawn", partial(draw_repeated, n_repeats=3, doubt=0.5)),
         ("two, nearly always the same", partial(draw_repeated, n_repeats=2, doubt=0.02)),
         ("three, both models alike", partial(draw_repeated, n_repeats=3, doubt=0.5, is_alike=True)),
-        ("clusters of 4 as one, taken for independent", draw_alone),
+        ("clusters of 4 as one, taken for independent", partial(draw_alone, size=4)),
+        ("clusters of 8 as one, taken for independent", partial(draw_alone, size=8)),
         ("clusters of 4 as one", partial(draw_clusters, sizes=(4,), share=1)),
         ("clusters of 4, half alike", partial(draw_clusters, sizes=(4,), share=0.7)),
         ("clusters of 1 to 8 as one", partial(draw_clusters, sizes=(1, 2, 3, 8), share=1)),
@@ -298,10 +299,46 @@ def vary_scores(draws: int, random: np.random.Generator) -> Iterator[Row]:
                     is_equal = difference.equivalence_p_value(MARGIN) < ALPHA
                     is_wrong = difference.p_value < ALPHA if change == 0 else is_equal
                     rates.append((is_wrong, not difference.low <= change <= difference.high))
-                bound = "-" if draw is draw_alone else "5"
+                bound = "-" if name.endswith("independent") else "5"
                 for label, hits in zip((claim, "interval misses"), np.mean(rates, 0), strict=True):
                     case = f"{name}, {n} questions, {100 * change:+.0f}"
                     yield label, case, percent(hits), bound
+
+
+def change_clusters(draws: int, random: np.random.Generator) -> Iterator[Row]:
+    """Clusters of four questions: a change of one benchmark, and of one of four (Holm)."""
+    values = np.linspace(-1, 1, 9)  # the means of four changes
+    for n_clusters in (25, 50, 150):
+        for flips in (0.1, 0.2, 0.4):
+            for share in (0.0, 0.5, 1.0):
+                own, shared = (
+                    random.random((draws, n_clusters, 4)),
+                    random.random((draws, n_clusters)),
+                )
+                is_shared = random.random(own.shape) < share
+                u = np.where(is_shared, shared[..., None], own)
+                means = np.where(u < flips / 2, -1.0, np.where(u < flips, 1.0, 0.0)).mean(axis=2)
+                counts = np.stack([(means == value).sum(axis=1) for value in values], axis=1)
+                added = added_to_change((means != 0).sum(axis=1), n_clusters)
+                sides = [likelihood_p_values(s * values, counts, -1.0, added) for s in (1, -1)]
+                p = 2 * np.minimum(*sides)
+                d = compare_clusters(means[0])
+                assert abs(d.p_value - min(1.0, p[0])) < 1e-9 or d.value == 0
+                case = (
+                    f"{n_clusters} clusters of 4, {percent(flips)} % flip, {percent(share)} % alike"
+                )
+                yield "changed", case, percent(float(np.mean(p < ALPHA))), "5"
+                rate = f"{100 * float(np.mean(p < ALPHA / 4)):.2f}"
+                yield "changed, of 4 benchmarks", case, rate, "1.25"
+
+
+def compare_clusters(means: Floats) -> Difference:
+    """Compare scores whose changes have these means in clusters of four."""
+    n_changed = np.round(np.abs(means) * 4).astype(int)
+    changes = (np.arange(4) < n_changed[:, None]) * np.sign(means)[:, None]
+    before = np.maximum(0.0, -changes).ravel()
+    sampling = Sampling(clusters=np.repeat(np.arange(len(means)), 4).astype(float))
+    return compare_scores(before, before + changes.ravel(), sampling)
 
 
 def draw_choices(
@@ -349,7 +386,7 @@ def change_probabilities(draws: int, random: np.random.Generator) -> Iterator[Ro
     for noise in (1.0, 2.0, 3.0):
         loss = find_loss(noise, -MARGIN, of_answers=False)
         for n in (50, 200, 600):
-            n_blocks, wrong = max(1, draws // 500), np.zeros(3)
+            n_blocks, wrong = max(1, draws // 500), np.zeros(5)
             for _ in range(n_blocks):
                 changes, _ = draw_choices((500, n), noise, 0.0, random)
                 p = [graded_p_values(changes, 0.0, above) for above in (True, False)]
@@ -361,7 +398,12 @@ def change_probabilities(draws: int, random: np.random.Generator) -> Iterator[Ro
                 is_below = graded_p_values(fallen, MARGIN, above=False) < ALPHA
                 wrong[1] += np.mean((within < ALPHA) & is_below)
                 wrong[2] += np.mean(lost < ALPHA)
-            claims = "p_right changed", "p_right steady", "a look at p_right is beyond its budget"
+                # At most: the chances of all benchmarks, and of all looks, add up.
+                wrong[3] += 4 * np.mean(2 * np.minimum(*p) < ALPHA / 4)
+                wrong[4] += 10 * np.mean(lost < ALPHA / 10)
+            claims = [f"p_right {claim}" for claim in ("changed", "steady")]
+            claims += ["a look at p_right is beyond its budget", "any p_right of 4 changed"]
+            claims += ["any of 10 looks at p_right is beyond its budget"]
             for claim, rate in zip(claims, wrong / n_blocks, strict=True):
                 yield claim, f"noise of {noise:g} nats, {n} questions", percent(rate), "5"
 
@@ -744,6 +786,7 @@ def main() -> None:
         end_trainings,
         stop_anywhere,
         vary_scores,
+        change_clusters,
         change_probabilities,
         *together,
         cover_rates,

@@ -67,9 +67,8 @@ def explain_hub_errors(
         classes = {one.__name__ for cause in causes for one in type(cause).__mro__}
         text = " ".join(map(str, causes))
         classes |= {*re.findall(r"error '(\d+)", text)}  # without the hub's own codes
-        if (
-            "429" not in classes and _find_unread()
-        ):  # a library may call it a file that is not there
+        # A library may call a file that did not come one that is not there.
+        if "429" not in classes and _find_unread():
             classes, text = {"LocalEntryNotFoundError"}, ""
         reasons = [reason for names, reason in _BY_CLASS.items() if classes & {*names.split()}]
         reasons += [reason for words, reason in _BY_TEXT.items() if re.search(words, text)]

@@ -107,8 +107,8 @@ def read_logs(
     benchmarks: dict[str, BenchmarkEvaluation] = {}
     for name, log in newest.items():
         role = Role.target if name in targets else None
-        named = [(of or {}).get(name) for of in (metrics, clusters)]
-        if evaluation := log.read_benchmark(name, named[0], role, named[1]):
+        metric, cluster = (metrics or {}).get(name), (clusters or {}).get(name)
+        if evaluation := log.read_benchmark(name, metric, role, cluster):
             benchmarks[name] = evaluation
         else:
             problem = "no metric is a mean of scores between 0 and 1 of which more is better"
