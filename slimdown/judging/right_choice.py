@@ -3,7 +3,7 @@
 The softmax over the log-likelihoods of a question's different choices, as they are: those that acc
 compares, and not per character as for acc_norm. That is what lm_eval's `brier_score` takes for the
 choices' probabilities, and "p(choices) of the correct choice" in Schaeffer et al. 2024 (arXiv
-2406.04391). It shows a change with fewer questions, but asks something else than accuracy: a
+2406.04391). It may show a change with fewer questions, but asks something else than accuracy: a
 temperature changes it and no answer. So it has verdicts of its own, corrected among themselves, and
 decides no verdict on a benchmark, no mean over benchmarks, no budget and no exit code.
 """
