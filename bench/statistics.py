@@ -30,6 +30,7 @@ from slimdown.comparison.group_tests import compare_seeds
 from slimdown.comparison.run_comparison import winners_curse
 from slimdown.config.schema import BenchmarkConfig
 from slimdown.evaluation.question_order import order_questions
+from slimdown.evaluation.results import Sample
 from slimdown.judging.behaviour import compare_behaviour
 from slimdown.judging.budgets import Outcome, decide_outcomes
 from slimdown.judging.findings import Verdict, compare_subjects, decide_verdicts
@@ -49,6 +50,7 @@ from slimdown.stats.sequential import block_ends, combine_looks
 
 Floats = NDArray[np.float64]
 Row = tuple[str, str, str, str]  # claim, case, measured, bound
+Simulation = Callable[[int, np.random.Generator], Iterator[Row]]
 
 MARGIN = BenchmarkConfig.margin
 VALUES = np.array([-1.0, 0.0, 1.0])  # what a question's 0/1 answer may change by
@@ -484,7 +486,7 @@ def judge_together(draws: int, random: np.random.Generator) -> Iterator[Row]:
         pairs = []
         for k, changes in enumerate(draw()):
             of = "" if "same" in case else k  # the benchmark that a document belongs to
-            samples = [SimpleNamespace(doc_hash=f"{of} {i}") for i in range(len(changes))]
+            samples = [make_sample(doc_hash=f"{of} {i}") for i in range(len(changes))]
             base: Any = SimpleNamespace(samples=samples)
             pairs.append(Pair(base, base, Sampling(), ""))
         for _ in range(n_draws):
@@ -503,7 +505,7 @@ def stop_groups(draws: int, random: np.random.Generator) -> Iterator[Row]:
     for sizes, changes in (((992, 8), (0.4, -0.4)), ((600, 300, 40), (0.1, 0.1, -0.2))):
         order = order_questions({f"t{k}": list(map(str, range(n))) for k, n in enumerate(sizes)})
         tasks, plan = np.array([int(task[1:]) for task, _ in order]), block_ends(len(order))
-        samples, weights = [SimpleNamespace(task=t) for t in tasks], dict(enumerate([1.0] * 3))
+        samples, weights = [make_sample(task=t) for t in tasks], dict(enumerate([1.0] * 3))
         whole: Any = SimpleNamespace(samples=samples, task_weights=weights)
         parts: list[Any] = []
         for k, look in enumerate(plan):
@@ -520,7 +522,7 @@ def stop_groups(draws: int, random: np.random.Generator) -> Iterator[Row]:
         case = f"{' and '.join(map(str, sizes))} questions weighted alike, any look"
         yield "group changed", case, percent(wrong / n_draws), "5"
     n, hits, n_draws = 300, 0, max(200, draws // 20)
-    subjects = [SimpleNamespace(task=str(i % 5), category="") for i in range(n)]
+    subjects = [make_sample(task=str(i % 5)) for i in range(n)]
     asked: Any = SimpleNamespace(samples=subjects)
     pair = Pair(asked, asked, Sampling(looks=block_ends(n), n_available=n), "")
     for _ in range(n_draws):
@@ -540,14 +542,21 @@ def count_words(draws: int, random: np.random.Generator) -> Iterator[Row]:
             for share in (0.0, 0.01):
                 counts = random.binomial(40, 0.5, n)
                 counts[random.random(n) < share] = limit
-                one: dict[str, Any] = {"choices": (), "log_likelihoods": (), "answers": {"m": "1"}}
-                samples = [SimpleNamespace(response="1 " * c, **one) for c in counts]
-                about = {"benchmark": SimpleNamespace(metric="m"), "max_new_tokens": limit}
+                samples = [make_sample(response="1 " * c, answers={"m": "1"}) for c in counts]
+                benchmark = SimpleNamespace(metric="m", refusal_phrases=None)
+                about = {"benchmark": benchmark, "max_new_tokens": limit}
                 sides.append(SimpleNamespace(samples=samples, **about))
             words = compare_behaviour(Pair(*sides, Sampling(), ""))[0]
             misses += not words.low <= true <= words.high
         case = f"one answer in 100 runs on to {limit} words, {n} questions"
         yield "words' interval misses", case, percent(misses / n_draws), "5"
+
+
+def make_sample(**about: Any) -> Sample:
+    """A question with nothing but what its simulation needs."""
+    texts = dict.fromkeys(("task", "doc_hash", "prompt_hash", "prompt", "target", "response"), "")
+    empty: dict[str, Any] = {"choices": (), "log_likelihoods": (), "answers": {}, "scores": {}}
+    return Sample(**{"doc_id": 0, **texts, **empty, **about})
 
 
 def change_difference(changes: Floats) -> Difference:
@@ -767,6 +776,24 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
+SIMULATIONS: tuple[Simulation, ...] = (
+    end_trainings,
+    stop_anywhere,
+    vary_scores,
+    change_clusters,
+    change_probabilities,
+    judge_together,
+    stop_groups,
+    count_words,
+    cover_rates,
+    cover_seeds,
+    differ_by_luck,
+    average_benchmarks,
+    learn_equally,
+    select_runs,
+)
+
+
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(
@@ -780,19 +807,7 @@ def main() -> None:
     print("| claim | truth | made, % | at most, % |\n|---|---|---:|---:|")
     for row in (*hold_changed(), *enumerate_tables()):
         print("| " + " | ".join(row) + " |", flush=True)
-    together = judge_together, stop_groups, count_words
-    of_seeds = cover_seeds, differ_by_luck, average_benchmarks, learn_equally
-    for simulate in (
-        end_trainings,
-        stop_anywhere,
-        vary_scores,
-        change_clusters,
-        change_probabilities,
-        *together,
-        cover_rates,
-        *of_seeds,
-        select_runs,
-    ):
+    for simulate in SIMULATIONS:
         # a generator of its own: a row that is added changes no other
         for row in simulate(options.draws, np.random.default_rng(options.seed)):
             print("| " + " | ".join(row) + " |", flush=True)

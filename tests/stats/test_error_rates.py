@@ -6,7 +6,7 @@ from scipy.special import gammaln, xlogy
 from scipy.stats import binom
 
 from bench.gates import judge_suites
-from bench.statistics import end_trainings
+from bench.statistics import SIMULATIONS, Simulation, end_trainings
 from slimdown.judging.forgetting_rate import forgetting_rate
 from slimdown.stats.estimates import Sampling, compare_scores
 from slimdown.stats.likelihood import added_to_change, likelihood_p_values
@@ -194,3 +194,9 @@ def test_gates_err_as_often_as_the_page_says() -> None:
 def test_looks_end_a_training_within_its_budgets_in_five_percent_at_most() -> None:
     rates = [float(row[2]) for row in end_trainings(0, np.random.default_rng(0))]
     assert all(1 < rate <= 5 for rate in rates), rates
+
+
+@pytest.mark.parametrize("simulate", SIMULATIONS)
+def test_each_simulation_judges_what_it_draws(simulate: Simulation) -> None:
+    _, _, percent, _ = next(iter(simulate(20, np.random.default_rng(0))))
+    assert 0 <= float(percent) <= 100
