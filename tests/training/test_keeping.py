@@ -77,8 +77,11 @@ def test_the_base_writes_rows_once_and_alike(composed: Composed, cache: Path) ->
     assert len({tuple(row["input_ids"]) for row in written}) > 12
     file.unlink()
     assert read_labels(TrainingRun(config).rows.train) == read_labels(first.train)
-    other = composed(*SMALL, "keep=self_replay", "keep.max_tokens=24", "seed=1")
-    TrainingRun(other)
+    seed = TrainingRun(composed(*SMALL, "keep=self_replay", "keep.max_tokens=24", "seed=1"))
+    rows = [row["input_ids"] for row in written]
+    assert [row["input_ids"] for row in seed.rows.train][64:] == rows  # whatever the seed
+    assert [one.name for one in cache.iterdir()] == [file.name]
+    TrainingRun(composed(*SMALL, "keep=self_replay", "keep.max_tokens=23"))
     assert len(list(cache.iterdir())) == 2
 
 
@@ -104,7 +107,7 @@ def test_no_row_is_the_end_alone(composed: Composed) -> None:
     run = TrainingRun(composed(*SMALL))
     ends = list(range(2, 2 + run.base.model.config.vocab_size // 2))  # every other text begins so
     run.base.model.generation_config.eos_token_id = ends
-    rows = run.prepare(composed(*SMALL, "keep=self_replay", "keep.max_tokens=24", "seed=2"))
+    rows = run.prepare(composed(*SMALL, "keep=self_replay", "keep.max_tokens=25"))
     assert len(rows.train) == 64 + 16
     assert "keep=self_replay: 16 of 16 rows" in rows.notes[-1]
     assert not {mark_replayed(row["labels"])[1] for row in list(rows.train)[64:]} & set(ends)
