@@ -52,7 +52,7 @@ def run_key(config: RunConfig) -> str:
                 commit = resolve_commit(dataset.path, dataset.revision, "dataset")
                 settings[f"dataset.{name}.revision"] = commit
         if config.keep.name is Keep.self_replay:
-            settings["keep.version"] = 2  # the base writes no row of its end token alone
+            settings["keep.version"] = 3  # one seed for what the base writes
         is_chat = bool(config.dataset) and config.may_hold_conversations
         if is_chat and config.evaluation.enable_thinking is False:
             settings["evaluation.enable_thinking"] = "off in rows, too"  # where it was on
