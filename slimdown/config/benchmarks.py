@@ -56,12 +56,12 @@ def read_benchmarks(
             shipped = yaml.safe_load(file.read_text(encoding="utf-8"))
             values = {**shipped, **values, "task": shipped.get("task", MISSING)}
         try:
-            benchmark = complete_benchmark(name, build_settings(BenchmarkConfig, values))
+            benchmark = build_settings(BenchmarkConfig, values)
+            if problems := list(find_problems(benchmark)):
+                raise ConfigError("\n".join(problems))
+            benchmarks[name] = complete_benchmark(name, benchmark)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from None
-        if problems := list(find_problems(benchmark)):
-            raise ConfigError("\n".join(f"{name}: {problem}" for problem in problems))
-        benchmarks[name] = benchmark
     if not benchmarks:
         raise ConfigError(
             f"no benchmark is named; name some of {', '.join(names_shipped)}, or a task"

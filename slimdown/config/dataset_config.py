@@ -39,15 +39,9 @@ class DatasetConfig:
     input: str | None = setting("the column with further input", default=None)
     output: str = setting("the column with the answer", default="output")
     max_examples: int | None = setting("rows, drawn with the seed; null: all", COUNT, None)
-    validation_examples: int = setting(
-        "rows held out, never trained on",
-        COUNT,
-        advice="; the validation loss shows what was learned",
-    )
+    validation_examples: int = setting("rows held out, never trained on", COUNT)
     weight: float | None = setting(
-        "its share of the rows, beside other weights; null: every row",
-        NOT_NEGATIVE,
-        None,
+        "its share of the rows, beside other weights; null: every row", NOT_NEGATIVE, None
     )
     skip_bad_rows: bool = setting("leave out bad rows, and count them", default=False)
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from enum import EnumMeta
 from functools import cache
 from math import isfinite
 from operator import attrgetter
@@ -16,8 +17,6 @@ from slimdown.utils.secrets import redact_uri
 MISSING: Any = "???"
 """The value of a setting that a file of `conf/` sets, as OmegaConf writes it."""
 
-_TYPES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text"}
-_TYPES[list[str]] = "a list of texts"
 _ALIASES = {  # what other tools call our settings, where no spelling is near
     "lr": "train.learning_rate",
     "epochs": "train.num_train_epochs",
@@ -47,6 +46,7 @@ COUNT = Range("must be at least 1", lambda n: n >= 1)
 POSITIVE = Range("must be above 0", lambda x: x > 0)
 NOT_NEGATIVE = Range("must not be negative", lambda x: x >= 0)
 SHARE = Range("must be from 0 up to, not including, 1", lambda x: 0 <= x < 1)
+LOSS = Range("must be from 0 up to, not including, 1 (0.03 is three points)", SHARE.holds)
 SEED = Range("must be a whole number from 0 to 4294967295", lambda n: 0 <= n < 2**32)
 
 
@@ -54,21 +54,17 @@ def setting(
     help: str,
     allowed: Range | None = None,
     default: Any = MISSING,
-    advice: str = "",
-    default_factory: Callable[[], Any] | None = None,
 ) -> Any:
     """Make a dataclass field: a setting with what `--help` and the docs say of it.
 
     Args:
         help: What it sets, with its unit.
         allowed: In which range its value lies; null is always allowed.
-        default: The value where nothing sets it.
-        advice: What stands behind the value that was found, in the message.
-        default_factory: Makes the default.
+        default: The value where nothing sets it; each settings get a list or mapping of their own.
     """
-    metadata = {"help": help, "range": allowed, "advice": advice}
-    if default_factory:
-        return field(default_factory=default_factory, metadata=metadata)
+    metadata = {"help": help, "range": allowed}
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -125,9 +121,7 @@ def explain_unknown_key(key: str, schema: type) -> str | None:
         return None  # `find_option_problems` says what is wrong with an option
     settings, name = list(list_settings(schema)), key.rpartition(".")[2]
     close = [_ALIASES[name]] if name in _ALIASES else []
-    close += [
-        setting for setting in settings if setting.endswith(f".{key}") and setting not in close
-    ]
+    close += [one for one in settings if one.endswith(f".{key}") and one not in close]
     close = close or get_close_matches(key, [*settings, "experiment"], n=1)  # a group, no section
     by_name = {setting.rpartition(".")[2]: setting for setting in settings}
     close = close or [by_name[near] for near in get_close_matches(name, by_name, n=1)]
@@ -144,27 +138,23 @@ def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
 
     Args:
         schema: Of fields that are numbers, texts, enumerations, and null.
-        values: By field.
+        values: By field; of what type numbers and texts are is left to `find_problems`.
 
     Raises:
-        ConfigError: Lists every unknown field and every value of another type, one a line.
+        ConfigError: Lists every unknown field and every name that an enumeration lacks, one a line.
     """
     kinds, built, problems = get_type_hints(schema), dict[str, Any](), list[str]()
     for name, value in values.items():
         if name not in kinds:
             problems.append(str(explain_unknown_key(name, schema)))
-        elif value is None and type(None) in get_args(kinds[name]):
-            built[name] = None
         elif value != MISSING:
-            kind = next((k for k in get_args(kinds[name]) if k is not type(None)), kinds[name])
-            try:
-                built[name] = [value] if kind == list[str] and type(value) is str else kind(value)
-            except (ValueError, TypeError, OverflowError):
-                built[name] = None
-            is_bent = isinstance(value, bool) or (kind is int and built[name] != value)
-            if built[name] is None or (kind is not bool and is_bent):
-                wanted = _TYPES.get(kind) or f"one of {', '.join(kind)}"
-                problems.append(f"{name}={value!r} must be {wanted}"[:200])
+            kind, *_ = (*get_args(kinds[name]), kinds[name])
+            built[name] = [value] if kind == list[str] and type(value) is str else value
+            if isinstance(kind, EnumMeta) and value is not None:
+                if value not in list(kind):
+                    problems.append(f"{name}={value!r} must be one of {', '.join(kind)}"[:200])
+                else:
+                    built[name] = kind(value)
     if problems:
         raise ConfigError("\n".join(problems))
     return schema(**built)
@@ -191,7 +181,7 @@ def find_problems(node: Any, key: str = "") -> Iterator[str]:
             yield f"{path} must be a finite number, got {value}"
         elif allowed and value not in (None, MISSING) and not allowed.holds(value):
             shown = redact_uri(repr(value))[:80]
-            yield f"{path} {allowed.demand}, got {shown}{metadata[name]['advice']}"
+            yield f"{path} {allowed.demand}, got {shown}"
     if hasattr(node, "problems"):
         yield from (f"{key}.{problem}".lstrip(".") for problem in node.problems())
 

@@ -51,18 +51,14 @@ class KeepConfig:
     max_tokens: int | None = setting("tokens of a row that the base writes", _LENGTH, None)
     temperature: float | None = setting("at which the base writes rows", POSITIVE, None)
     prompts: str | None = setting(
-        "a JSONL file of texts (`prompt`) that the base continues",
-        _FILE,
-        None,
+        "a JSONL file of texts (`prompt`) that the base continues", _FILE, None
     )
     max_perplexity: float | None = setting(
         "tokens above it, under the base, carry no loss", _ABOVE_ONE, None
     )
     random: bool | None = setting("control: mask as many tokens by chance", default=None)
     weight: float | None = setting(
-        "KL coefficient; of replay and self_replay: on replayed rows alone",
-        POSITIVE,
-        None,
+        "KL coefficient; of replay and self_replay: on replayed rows alone", POSITIVE, None
     )
 
     def problems(self) -> Iterator[str]:

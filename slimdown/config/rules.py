@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from math import ceil
 
 from slimdown.config.keep_config import Keep
-from slimdown.config.methods import MethodFacts, list_methods
+from slimdown.config.methods import list_methods
 from slimdown.config.paths import list_group_choices
 from slimdown.config.schema import (
     MAX_VLLM_RANK,
@@ -35,7 +35,7 @@ Rule = Callable[[RunConfig], Iterator[str]]
 
 def find_conflicts(config: RunConfig) -> Iterator[str]:
     """Find what does not fit together, in the order of the rules."""
-    for rule in (*_RULES, *(_TRAINING_RULES if config.tuned is None else (check_tuned,))):
+    for rule in _RULES if config.tuned is not None else _RULES + _TRAINING_RULES:
         yield from rule(config)
 
 
@@ -76,15 +76,10 @@ def check_clusters(config: RunConfig) -> Iterator[str]:
             yield f"{until} looks at questions one by one, and may divide clusters; {advice}"
 
 
-def check_source(config: RunConfig) -> Iterator[str]:
-    """The base lies somewhere."""
-    yield from config.model.source_problems()
-
-
-def check_tuned(config: RunConfig) -> Iterator[str]:
-    """What is measured instead of training lies somewhere."""
-    if tuned := config.tuned_model:
-        yield from tuned.source_problems()
+def check_sources(config: RunConfig) -> Iterator[str]:
+    """The base lies somewhere, and what is measured instead of training."""
+    for model in filter(None, (config.model, config.tuned_model)):
+        yield from model.source_problems()
 
 
 def check_vllm(config: RunConfig) -> Iterator[str]:
@@ -103,23 +98,21 @@ def check_vllm(config: RunConfig) -> Iterator[str]:
         settings = f"{held.name}, double={double}, {compute}, model.dtype={config.model.dtype}"
         yield f"{named} quantizes to nf4, double, in bfloat16; got {settings}; {_KEEP_HF}"
     facts = config.method.facts
-    is_able = facts.has_vllm
-    if facts.reads_lora:
-        is_able = is_able and lora.r <= MAX_VLLM_RANK and "lm_head" not in lora.target_modules
-    if config.tuned is None and not is_able:
-        able = (
-            f"{list_methods(lambda facts: facts.has_vllm)}, a LoRA with r={MAX_VLLM_RANK} at most"
-        )
-        got = f"{config.method.name} with r={lora.r}"
-        yield f"{named} takes method={able} and no lm_head, got {got}; {_KEEP_HF}"
+    fits = lora.r <= MAX_VLLM_RANK and "lm_head" not in lora.target_modules
+    if config.tuned is None and not (facts.has_vllm and (fits or not facts.reads_lora)):
+        able = f"method={list_methods(lambda facts: facts.has_vllm)}, a LoRA with "
+        able += f"r={MAX_VLLM_RANK} at most and no lm_head"
+        yield f"{named} takes {able}, got {config.method.name} with r={lora.r}; {_KEEP_HF}"
 
 
-def check_quantized(config: RunConfig) -> Iterator[str]:
-    """Weights that are trained were not rounded before."""
-    quantization, method = config.quantization.name, config.method
-    if quantization != "none" and not method.facts.takes_quantized:
-        trained = f"method={method.name} trains the weights themselves"
+def check_method(config: RunConfig) -> Iterator[str]:
+    """Weights that are trained were not rounded before, and activations are there when needed."""
+    quantization, method, facts = config.quantization.name, config.method.name, config.method.facts
+    if quantization != "none" and not facts.takes_quantized:
+        trained = f"method={method} trains the weights themselves"
         yield f"{trained}, which quantization={quantization} has rounded; set quantization=none"
+    if config.train.gradient_checkpointing and not facts.takes_checkpointing:
+        yield f"method={method} needs keys and values; set train.gradient_checkpointing=false"
 
 
 def check_replay(config: RunConfig) -> Iterator[str]:
@@ -139,20 +132,11 @@ def check_replay(config: RunConfig) -> Iterator[str]:
 
 def check_distance(config: RunConfig) -> Iterator[str]:
     """The distance to the base needs the base beside what is trained."""
-    keep, is_unsloth = config.keep, config.train.engine is Engine.unsloth
-    if not keep.weight:
-        return
-    if config.method.facts.trains_weights or is_unsloth:
+    is_unsloth = config.train.engine is Engine.unsloth
+    if config.keep.weight and (config.method.facts.trains_weights or is_unsloth):
         needs = "needs the base beside what is trained: an adapter, train.engine=trl"
         others = "keep=replay and self_replay take keep.weight=null, and keep=mask has none"
-        yield f"keep.weight={keep.weight:g} {needs}; {others}"
-
-
-def check_checkpointing(config: RunConfig) -> Iterator[str]:
-    """Activations that are computed again are not needed as they were."""
-    if config.train.gradient_checkpointing and not config.method.facts.takes_checkpointing:
-        method = f"method={config.method.name}"
-        yield f"{method} needs keys and values; set train.gradient_checkpointing=false"
+        yield f"keep.weight={config.keep.weight:g} {needs}; {others}"
 
 
 def check_stopping(config: RunConfig) -> Iterator[str]:
@@ -198,13 +182,9 @@ def check_unsloth(config: RunConfig) -> Iterator[str]:
         yield f"train.engine=unsloth is not installed; {name_install('unsloth')}"
     is_able = config.method.facts.has_unsloth and config.quantization.name in ("nf4", "none")
     if not is_able or "lm_head" in config.lora.target_modules:
-        able = list_methods(_has_unsloth)
-        ability = f"method={able} on quantization=nf4 or none, and no lm_head"
+        able = f"method={list_methods(lambda facts: facts.has_unsloth)}"
+        ability = f"{able} on quantization=nf4 or none, and no lm_head"
         yield f"train.engine=unsloth trains {ability}; set train.engine=trl"
-
-
-def _has_unsloth(facts: MethodFacts) -> bool:
-    return facts.has_unsloth
 
 
 _RULES: tuple[Rule, ...] = (
@@ -212,14 +192,13 @@ _RULES: tuple[Rule, ...] = (
     check_weights,
     check_holdout,
     check_clusters,
-    check_source,
+    check_sources,
     check_vllm,
 )
 _TRAINING_RULES: tuple[Rule, ...] = (
-    check_quantized,
+    check_method,
     check_replay,
     check_distance,
-    check_checkpointing,
     check_stopping,
     check_rows,
     check_unsloth,

@@ -18,6 +18,7 @@ from slimdown import pocket
 from slimdown.config.dataset_config import HUB_ID, DatasetConfig
 from slimdown.config.fields import (
     COUNT,
+    LOSS,
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
@@ -132,9 +133,7 @@ class ModelConfig:
     revision: str = setting("a branch, tag or commit of the hub", default="main")
     dtype: Dtype = setting("the numbers of what is not quantized; auto takes what is fast here")
     device: Device = setting("cpu, cuda or mps; auto takes the best that is there")
-    args: dict[str, Any] = setting(
-        "other options of transformers' from_pretrained", default_factory=dict
-    )
+    args: dict[str, Any] = setting("other options of transformers' from_pretrained", default={})
     allow_kernels: bool = setting("run compiled code from the hub", default=False)
 
     @property
@@ -214,7 +213,7 @@ class LoraConfig:
     lora_alpha: int = setting("its ratio to the rank scales what the adapter adds", COUNT)
     lora_dropout: float = setting("share of the inputs left out while training", SHARE)
     target_modules: list[str] = setting("names of layers; [all-linear]: all but the head")
-    args: dict[str, Any] = setting("other options of PEFT's LoraConfig", default_factory=dict)
+    args: dict[str, Any] = setting("other options of PEFT's LoraConfig", default={})
 
     @property
     def is_everywhere(self) -> bool:
@@ -263,7 +262,7 @@ class TrainConfig:
         "what a look judges; p_right needs choices and a look_budget", default=LookMetric.primary
     )
     look_budget: float | None = setting("what p_right may lose by a look", SHARE, None)
-    args: dict[str, Any] = setting("other options of TRL's SFTConfig", default_factory=dict)
+    args: dict[str, Any] = setting("other options of TRL's SFTConfig", default={})
 
 
 @dataclass
@@ -282,9 +281,7 @@ class BenchmarkConfig:
     numeric_tolerance: float | None = setting(
         "answers this near to the target count in flexible_accuracy", POSITIVE, None
     )
-    limit: int | None = setting(
-        "the first questions alone; null: all", COUNT, None, "; leave it out for all questions"
-    )
+    limit: int | None = setting("the first questions alone; null: all", COUNT, None)
     max_gen_toks: int | None = setting(
         "tokens of a generated answer, thinking included", COUNT, None
     )
@@ -295,15 +292,10 @@ class BenchmarkConfig:
     repeats: int | None = setting("answers to each question, scored by their mean", COUNT, None)
     margin: float = setting("a change shown to be smaller is retained; a share", _MARGIN, 0.02)
     max_loss: float | None = setting(
-        "share that may be lost; null: a retained one's margin",
-        SHARE,
-        None,
-        "; 0.02 is two points",
+        "share that may be lost; null: a retained one's margin", LOSS, None
     )
     scale: float | None = setting(
-        "what divides scores that do not lie between 0 and 1",
-        POSITIVE,
-        None,
+        "what divides scores that do not lie between 0 and 1", POSITIVE, None
     )
     cluster: str | None = setting(
         "a field of the task's documents, such as a passage; questions that share it count as one",
@@ -318,7 +310,7 @@ class BenchmarkConfig:
             yield f"score={self.score} is for a file of your own questions; set path"
         if not self.task.strip() and self.path is None:
             yield "task must be set, one of the harness, or path, a file of your own questions"
-        if (self.repeats or 1) > 1 and self.temperature is None:
+        if self.repeats not in (None, 1) and self.temperature is None:
             advice = "set temperature, such as 0.7: the likeliest answer is the same each time"
             yield f"repeats={self.repeats} draws answers; {advice}"
         if self.path is not None and self.num_fewshot:
@@ -352,7 +344,7 @@ class EvaluationConfig:
     )
     system_instruction: str | None = setting("a system prompt for all benchmarks", _FILLED, None)
     chat_template_args: dict[str, Any] = setting(
-        "further variables of the chat template", default_factory=dict
+        "further variables of the chat template", default={}
     )
     enable_thinking: bool | None = setting("the chat template's own switch", default=None)
     think_end_token: str | None = setting(

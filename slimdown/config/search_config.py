@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from slimdown.config.fields import COUNT, NOT_NEGATIVE, SEED, SHARE, setting
+from slimdown.config.fields import COUNT, LOSS, NOT_NEGATIVE, SEED, setting
 
 SEARCHED = ("dataset", "keep", "lora", "method", "quantization", "train")
 """The sections whose settings can be searched: what is trained and how, never what is asked."""
@@ -19,7 +19,7 @@ class DimensionConfig:
     low: Any = setting("least value", default=None)
     high: Any = setting("greatest value", default=None)
     log: bool = setting("draw its logarithm", default=False)
-    choices: list[Any] = setting("the values, where they are no range", default_factory=list)
+    choices: list[Any] = setting("the values, where they are no range", default=[])
 
     def problems(self) -> Iterator[str]:
         ends, least = [self.low, self.high], 0 if self.log else -_LARGEST
@@ -33,15 +33,10 @@ class DimensionConfig:
 class SearchConfig:
     """Trials of values, each a run of its own; without a `space` nothing is searched."""
 
-    space: dict[str, DimensionConfig] = setting(
-        "ranges and choices by dotted key", default_factory=dict
-    )
+    space: dict[str, DimensionConfig] = setting("ranges and choices by dotted key", default={})
     n_trials: int = setting("trials in all, those of earlier commands counted", COUNT)
     max_loss: float | None = setting(
-        "share that each retained one may lose; null: its margin",
-        SHARE,
-        None,
-        "; 0.03 is three points",
+        "share that each retained one may lose; null: its margin", LOSS, None
     )
     n_startup_trials: int = setting("random trials before the sampler goes by results", COUNT)
     seed: int = setting("of the proposals", SEED)
