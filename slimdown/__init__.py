@@ -3,25 +3,26 @@
 `measure` asks a model that you loaded, `judge` tests what changed between two measurements, and
 `ForgettingCallback` does both while a `transformers.Trainer` trains. `read_logs` reads the logs of
 lm-evaluation-harness, Inspect and lighteval, and tables. What you can mend is raised as a
-`SlimdownError`. Each is imported when you use it, since some of them import torch. docs/python.md
-says what each raises.
+`SlimdownError`. All but errors are imported when you use them, since some import torch.
+docs/python.md says what each raises.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from slimdown.utils.errors import (
+    ConfigError as ConfigError,
+    DataError as DataError,
+    ModelError as ModelError,
+    SlimdownError as SlimdownError,
+    TrackingError as TrackingError,
+)
 
 if TYPE_CHECKING:
     from slimdown.callback import ForgettingCallback as ForgettingCallback
     from slimdown.evaluation.logs.read_logs import read_logs as read_logs
     from slimdown.evaluation.results import Evaluation as Evaluation
     from slimdown.notebook import NotebookFindings as Findings, judge as judge, measure as measure  # noqa: F401
-    from slimdown.utils.errors import (
-        ConfigError as ConfigError,
-        DataError as DataError,
-        ModelError as ModelError,
-        SlimdownError as SlimdownError,
-        TrackingError as TrackingError,
-    )
 
     read_lm_eval = read_logs
 
@@ -35,8 +36,6 @@ _EXPORTS = {
     "Evaluation": ("evaluation.results", "Evaluation"),
     **dict.fromkeys(["read_logs", "read_lm_eval"], ("evaluation.logs.read_logs", "read_logs")),
 }
-_ERRORS = ("SlimdownError", "ConfigError", "DataError", "ModelError", "TrackingError")
-_EXPORTS |= {name: ("utils.errors", name) for name in _ERRORS}
 
 
 def __getattr__(name: str) -> Any:

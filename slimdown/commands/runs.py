@@ -111,10 +111,6 @@ def _ask_hydra(arguments: list[str]) -> int:
             f"slimdown knows no run with {' '.join(arguments)}; see slimdown run --help"
         )
 
-    if any(argument.startswith("--e") for argument in arguments):  # it can be abbreviated
-        raise ConfigError(
-            "--experimental-rerun reads a pickle, which can run code; repeat the command instead"
-        )
     sys.argv[1:] = arguments
     register_schema()
     try:

@@ -5,7 +5,6 @@ Other options, such as --workers, go to `mlflow ui`.
 
 import argparse
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -69,7 +68,6 @@ def _show(options: argparse.Namespace, server_options: list[str]) -> int:
     address = ["--host", options.host, "--port", str(options.port)]
     command = [sys.executable, "-m", "mlflow", "ui", *address, *quiet, *server_options]
     with subprocess.Popen(command, env=os.environ | settings) as server:
-        previous = signal.signal(signal.SIGTERM, lambda *_: server.terminate())
         try:
             while server.poll() is None:
                 try:
@@ -81,8 +79,6 @@ def _show(options: argparse.Namespace, server_options: list[str]) -> int:
                         show_line(line)
                     return server.wait()
             return server.returncode or 1  # it was never ready
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # or SIGTERM, see `run_command`
             server.terminate()
             return 0
-        finally:
-            signal.signal(signal.SIGTERM, previous)

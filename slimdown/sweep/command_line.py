@@ -39,7 +39,6 @@ from slimdown.utils.secrets import hide_variables, redact, redact_uri
 _MOST_RUNS = 1_000  # of one command
 _MOST_PROBLEMS = 200  # then no further run is looked at
 _MOST_REPEATS = 20  # nor then: most often all have the same
-_MOST_ALIASES = 20  # of a group file: aliases of aliases double at each step
 _LISTS = ("dataset", "benchmark")  # groups of which several can be chosen
 _TEXT_LISTS = (list[str], list[str] | None)
 _PRESETS = ("experiment", "suite")  # groups of which none need be chosen
@@ -112,10 +111,6 @@ def read_command_line(arguments: list[str]) -> CommandLine:
         folders.append(Path(options.config_dir).absolute())
         if not folders[1].is_dir():
             raise ConfigError(f"--config-dir: there is no folder {folders[1]}")
-        for file in filter(Path.is_file, folders[1].glob("*/*.yaml")):
-            if len(re.findall(rb"[\s,:[-]\*\w", file.read_bytes())) > _MOST_ALIASES:
-                problem = f"has more than {_MOST_ALIASES} YAML aliases, which can grow without end"
-                raise ConfigError(f"{file} {problem}; write out what *NAME stands for")
     return CommandLine(options.overrides, tuple(folders), options.multirun)
 
 

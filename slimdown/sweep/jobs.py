@@ -8,8 +8,9 @@ import json
 import os
 import sys
 import traceback
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -74,7 +75,7 @@ class SweepInfo:
         name: What the runs of the sweep have in common.
         swept: The keys that have several values.
         n_jobs: Of the whole sweep.
-        numbers: The job that Hydra's number stands for, from 0.
+        numbers: The job that Hydra's number, from 0, stands for; jobs are counted from 1.
         in_worker: Whether jobs run in processes of their own.
     """
 
@@ -91,32 +92,33 @@ class SweepInfo:
         if redact_uri(uri) != uri:  # a password gets to workers through the environment alone
             settings["config"]["tracking"]["uri"] = ""
             os.environ["MLFLOW_TRACKING_URI"] = uri
-        write_atomically(self._settings_file(number), json.dumps(settings))
+        write_atomically(self.folder / f"{number}.settings.json", json.dumps(settings))
 
     def read_settings(self, number: int) -> ComposedRun:
         """Read the settings of a job."""
-        run = from_plain(ComposedRun, json.loads(self._settings_file(number).read_bytes()))
-        assert isinstance(run, ComposedRun)
+        text = (self.folder / f"{number}.settings.json").read_bytes()
+        run: ComposedRun = from_plain(ComposedRun, json.loads(text))
         run.config.tracking.uri = run.config.tracking.uri or default_store()
         return run
 
     def read_outcome(self, number: int) -> JobOutcome:
         """Read what a job left; it waits where it left nothing."""
-        try:
-            values = json.loads(self._outcome_file(number).read_bytes())
-        except (OSError, ValueError):
+        file = self.folder / f"{number}.json"
+        if not file.is_file():
             return JobOutcome(JobState.waiting)
-        return JobOutcome(**{**values, "state": JobState(values["state"])})
+        outcome: JobOutcome = from_plain(JobOutcome, json.loads(file.read_bytes()))
+        return outcome
 
     def write_outcome(self, number: int, outcome: JobOutcome) -> None:
         """Leave what became of a job for the command."""
-        write_atomically(self._outcome_file(number), json.dumps(asdict(outcome)))
+        write_atomically(self.folder / f"{number}.json", json.dumps(to_plain(outcome)))
 
-    def _settings_file(self, number: int) -> Path:
-        return self.folder / f"{number + 1}.settings.json"
 
-    def _outcome_file(self, number: int) -> Path:
-        return self.folder / f"{number + 1}.json"
+@contextmanager
+def _write_log(file: Path) -> Iterator[None]:
+    """Inside, what is printed goes to a file."""
+    with file.open("a") as log, redirect_stdout(log), redirect_stderr(log):
+        yield
 
 
 def run_sweep_job(sweep: SweepInfo, _: object) -> None:
@@ -138,13 +140,9 @@ def run_sweep_job(sweep: SweepInfo, _: object) -> None:
         outcome = replace(outcome, run_id=run_id)
         sweep.write_outcome(number, outcome)
 
-    job = f"job {number + 1} of {sweep.n_jobs}"
+    job = f"job {number} of {sweep.n_jobs}"
     console.show_line(job)
-    with ExitStack() as stack:
-        if sweep.in_worker:
-            log = stack.enter_context((sweep.folder / f"{number + 1}.log").open("a"))
-            stack.enter_context(redirect_stdout(log))
-            stack.enter_context(redirect_stderr(log))
+    with _write_log(sweep.folder / f"{number}.log") if sweep.in_worker else nullcontext():
         try:
             info = RunInfo("", sweep=sweep.name, on_open=keep_run_id)
             made = run_job(sweep.read_settings(number), info, sweep.swept)
@@ -154,12 +152,12 @@ def run_sweep_job(sweep: SweepInfo, _: object) -> None:
             if isinstance(error, KeyboardInterrupt) or is_requeued:
                 sweep.write_outcome(number, replace(outcome, state=JobState.killed))
                 raise
-            is_ours = isinstance(error, SlimdownError)
-            reason = redact(str(error) if is_ours else describe_error(error))
+            reason = redact(str(error))
+            if not isinstance(error, SlimdownError):
+                reason = redact(describe_error(error))
+                sys.stderr.write(redact(traceback.format_exc()))
             outcome = replace(outcome, state=JobState.failed, reason=" ".join(reason.split()))
             lines = [f"{job} failed:", *reason.splitlines(), *getattr(error, "__notes__", [])]
-            if not is_ours:
-                sys.stderr.write(redact(traceback.format_exc()))
             sys.stderr.write(redact("\n  ".join(lines)) + "\n")
     sweep.write_outcome(number, outcome)
     if sweep.in_worker:
@@ -187,7 +185,6 @@ def run_job(run: ComposedRun, info: RunInfo, swept: tuple[str, ...] = ()) -> Job
     config = run.config
     check_store(config.tracking)
     key = run_key(config)
-
     wait = partial(console.show_line, "Another process makes an equal run; this one waits for it.")
     with find_finished_or_lock(config, key, wait) as (finished, resume_run_id):
         if finished and finished.findings:
@@ -223,7 +220,7 @@ def measure_base_job(sweep: SweepInfo, _: object) -> None:
     An error is left to the jobs, each of which meets it, too.
     """
     number = sweep.numbers[HydraConfig.get().job.num]
-    with (sweep.folder / "base.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+    with _write_log(sweep.folder / "base.log"):
         try:
             from slimdown.experiment import measure_base
 

@@ -30,17 +30,11 @@ class Sweep:
     def __init__(self, line: CommandLine, plan: CommandPlan) -> None:
         """Take a command line, and its runs, which were checked."""
         self.line, self.plan = line, plan
-        self.jobs: list[ComposedRun] = []
-        self.outcomes: list[JobOutcome] = []
+        self.jobs: dict[int, ComposedRun] = {}  # by number, from 1, as their outcomes
+        self.outcomes: dict[int, JobOutcome] = {}
         settings = plan.hydra.hydra
         folder = Path(settings.sweep.dir).absolute()
         self.launcher_name = settings.runtime.choices["hydra/launcher"]
-        if (backend := settings.launcher.get("backend")) not in (None, "loky"):
-            raise ConfigError(f"hydra.launcher.backend={backend}: Hydra starts loky; leave it out")
-        # Of submitit's launchers, which wait for a job that can never start.
-        for name in ("timeout_min", "cpus_per_task", "mem_gb", "tasks_per_node", "nodes"):
-            if (number := settings.launcher.get(name)) is not None and number < 1:
-                raise ConfigError(f"hydra.launcher.{name} must be at least 1, got {number}")
         in_worker = self.launcher_name != "basic"
         self.info = SweepInfo(folder, folder.name, plan.swept, in_worker=in_worker)
 
@@ -66,14 +60,12 @@ class Sweep:
             key, wait = f"search-{hash_json(search.name)}", partial(console.show_line, line)
             with wait_for_lock(tracking, key, wait), self._record(tracking, "search") as sweep_run:
                 for batch in search.propose_batches():
-                    first = len(self.jobs)
-                    self._run(batch)
-                    search.keep_outcomes(self.outcomes[first:])
+                    search.keep_outcomes(self._run(batch))
                 sweep_run.files |= search.show()
         else:
             with self._record(tracking, "sweep"):
                 self._run(self.plan.runs)
-        return int(any(outcome.state is JobState.failed for outcome in self.outcomes))
+        return int(any(one.state is JobState.failed for one in self.outcomes.values()))
 
     def _count_at_once(self) -> int:
         """Return how many trials are proposed together."""
@@ -85,9 +77,7 @@ class Sweep:
             return search.n_startup_trials
         import joblib
 
-        n_jobs = launcher.n_jobs or 1
-        # As joblib reads it: -1 is as many as there are processors.
-        return n_jobs if n_jobs > 0 else max(1, joblib.cpu_count() + 1 + n_jobs)
+        return int(joblib.effective_n_jobs(launcher.n_jobs or 1))
 
     @contextmanager
     def _record(self, tracking: TrackingConfig, kind: str) -> Iterator[SweepRun]:
@@ -98,33 +88,37 @@ class Sweep:
                 yield sweep_run
             finally:
                 rows: list[dict[str, Any]] = []
-                for number, (job, outcome) in enumerate(zip(self.jobs, self.outcomes, strict=True)):
-                    own = [text.lstrip("+") for text in job.overrides]
+                for number, outcome in self.outcomes.items():
+                    own = [text.lstrip("+") for text in self.jobs[number].overrides]
                     own = [text for text in own if text.partition("=")[0] in self.info.swept]
                     text = outcome.headline or outcome.reason
-                    row = {"number": number + 1, "settings": " ".join(own), "state": outcome.state}
+                    row = {"number": number, "settings": " ".join(own), "state": outcome.state}
                     rows.append(row | {"run_id": outcome.run_id, "outcome": text})
-                is_new = any(o.state is JobState.finished for o in self.outcomes)
-                chosen = f" --sweep {self.info.name}" if is_new else ""
+                states = {outcome.state for outcome in self.outcomes.values()}
+                chosen = f" --sweep {self.info.name}" if JobState.finished in states else ""
                 advice = f"slimdown compare{chosen} shows the runs side by side. "
-                if not all(o.state in (JobState.finished, JobState.skipped) for o in self.outcomes):
+                if states - {JobState.finished, JobState.skipped}:
                     advice += "Repeat the command to finish the rest. "
                 advice += "rerun=true repeats everything."
                 if rows:
                     table = sweep_table(rows, f"{title}. {advice}")
                     console.show_table(table)
                     sweep_run.files["sweep.md"] = write_table(table, "markdown")
-                sweep_run.failed = any(o.state is JobState.failed for o in self.outcomes)
+                sweep_run.failed = JobState.failed in states
 
-    def _run(self, jobs: list[ComposedRun]) -> None:
-        """Run jobs but those that are finished; adds each job and its outcome."""
-        first = len(self.jobs)
-        self.jobs += jobs
-        self.outcomes += [JobOutcome(JobState.waiting)] * len(jobs)
+    def _run(self, jobs: list[ComposedRun]) -> list[JobOutcome]:
+        """Run jobs but those that are finished; adds each job and its outcome, and returns these.
+
+        Raises:
+            ConfigError: The launcher cannot start a job.
+        """
+        numbered = dict(enumerate(jobs, start=len(self.jobs) + 1))
+        self.jobs |= numbered
+        self.outcomes |= dict.fromkeys(numbered, JobOutcome(JobState.waiting))
         self.info = replace(self.info, n_jobs=len(self.jobs))
         pending = []
-        for number, job in enumerate(jobs, start=first):
-            (self.info.folder / f"{number + 1}.json").unlink(missing_ok=True)
+        for number, job in numbered.items():
+            (self.info.folder / f"{number}.json").unlink(missing_ok=True)
             finished = find_finished(job.config, run_key(job.config))
             if finished and finished.findings:
                 headline = describe_headline(finished.findings)
@@ -154,6 +148,7 @@ class Sweep:
                     reason += redact(f"; {describe_error(error)}") if error else ""
                     self.outcomes[number] = replace(outcome, state=JobState.failed, reason=reason)
             pending = waiting
+        return [self.outcomes[number] for number in numbered]
 
     def _launch(self, numbers: list[int]) -> Exception | None:
         """Launch jobs, and read what became of them; returns what the launcher raised."""
