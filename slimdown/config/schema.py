@@ -139,9 +139,8 @@ class ModelConfig:
     @property
     def named(self) -> str:
         """The setting that names the model, for a message."""
-        return f"model.id={self.id}" + f" model.revision={self.revision}" * (
-            self.revision != "main"
-        )
+        revision = f" model.revision={self.revision}" if self.revision != "main" else ""
+        return f"model.id={self.id}{revision}"
 
     @property
     def file(self) -> dict[str, str]:
@@ -370,13 +369,15 @@ class EvaluationConfig:
         by_template = self.apply_chat_template is True or (
             self.apply_chat_template == "auto" and generates
         )
-        narrowed = replace(self, apply_chat_template=by_template)
-        if not by_template:
-            narrowed = replace(narrowed, chat_template_args={}, enable_thinking=None)
-        if not generates:  # a choice is scored right behind the prompt
-            thinking = False if narrowed.enable_thinking else narrowed.enable_thinking
-            narrowed = replace(narrowed, think_end_token=None, enable_thinking=thinking)
-        return narrowed
+        thinking = self.enable_thinking if by_template else None
+        return replace(
+            self,
+            apply_chat_template=by_template,
+            chat_template_args=self.chat_template_args if by_template else {},
+            # a choice is scored right behind the prompt
+            enable_thinking=thinking and generates,
+            think_end_token=self.think_end_token if generates else None,
+        )
 
 
 @dataclass

@@ -9,6 +9,7 @@ import argparse
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -175,8 +176,7 @@ class _Composer:
         self._parser = OverridesParser.create(self._loader)
         # What choices of groups were composed to, which takes most of the time, and the model.
         self._files: dict[str, tuple[DictConfig, str]] = {}
-        self._task_folder: str | None = None  # of the user's own
-        self._with_files: set[str] = set()  # benchmarks that are no tasks, but files of questions
+        self._checked: set[str] = set()  # tasks
 
     def parse(self, text: str) -> list[Override]:
         """Return an override for each value of an argument; none where it is wrong by itself."""
@@ -195,10 +195,6 @@ class _Composer:
             advice = advice if "token recognition" in reason and '"' not in content else ""
             self.problems.append(f"{redact(text)[:80]!r} is not setting=value: {reason}{advice}")
             return []
-        if key == "evaluation.include_path":
-            self._task_folder = str(values[0].value()) if values else None
-        if named := re.fullmatch(r"benchmark\.([\w-]+)\.path", key):
-            self._with_files.add(named[1])
         problems: list[str | None] = []
         if not values:
             problems.append(f"{text}: no value is left to try")
@@ -262,6 +258,13 @@ class _Composer:
                 except (OmegaConfBaseException, HydraException, RecursionError) as error:
                     problem = reword(error)
             self.problems += [f"{override.input_line}: {problem}"] if problem else []
+        with suppress(OmegaConfBaseException):  # which `load_config` meets, too
+            files = list_group_choices("benchmark", self.line.folders)
+            tasks = {name: composed.benchmark[name] for name in composed.benchmark}
+            tasks = {n: one for n, one in tasks.items() if n not in {*files, *self._checked}}
+            self._checked |= {*tasks}
+            folder = composed.evaluation.include_path
+            self.problems += check_task_names(tasks, folder, files) if tasks else []
         try:
             config = load_config(composed)
         except ConfigError as error:
@@ -298,12 +301,6 @@ class _Composer:
                     benchmark = composed.benchmark[name]  # of the suite, and not chosen
                     if not (benchmark.task or benchmark.path):
                         del composed.benchmark[name]
-            files = list_group_choices("benchmark", self.line.folders)
-            named = {*files, *self._with_files}
-            tasks = {name: one for name, one in composed.benchmark.items() if name not in named}
-            if tasks:
-                folder = self._task_folder or composed.evaluation.include_path
-                self.problems += check_task_names(tasks, folder, files)
             self._files[choice] = composed, str(hydra.runtime.choices["model"])
         return self._files[choice]
 
