@@ -10,21 +10,10 @@ from enum import StrEnum
 from importlib import import_module
 from typing import Any
 
-
-class Method(StrEnum):
-    """What is trained; each is a file of `conf/method/`."""
-
-    lora = "lora"
-    rslora = "rslora"
-    dora = "dora"
-    prefix = "prefix"
-    prompt = "prompt"
-    ia3 = "ia3"
-    shira = "shira"
-    oft = "oft"
-    bottleneck = "bottleneck"
-    last_layer = "last_layer"
-    full = "full"
+# What is trained; each is a file of `conf/method/`, and a row of `METHODS`.
+Method = StrEnum(
+    "Method", "lora rslora dora prefix prompt ia3 shira oft bottleneck last_layer full"
+)
 
 
 @dataclass(frozen=True)

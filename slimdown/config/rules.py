@@ -35,7 +35,12 @@ Rule = Callable[[RunConfig], Iterator[str]]
 
 def find_conflicts(config: RunConfig) -> Iterator[str]:
     """Find what does not fit together, in the order of the rules."""
-    for rule in _RULES if config.tuned is not None else _RULES + _TRAINING_RULES:
+    rules: list[Rule] = [check_choices, check_weights, check_holdout, check_clusters]
+    rules += [check_sources, check_vllm]
+    if config.tuned is None:
+        rules += [check_method, check_replay, check_distance, check_stopping]
+        rules += [check_rows, check_unsloth]
+    for rule in rules:
         yield from rule(config)
 
 
@@ -185,21 +190,3 @@ def check_unsloth(config: RunConfig) -> Iterator[str]:
         able = f"method={list_methods(lambda facts: facts.has_unsloth)}"
         ability = f"{able} on quantization=nf4 or none, and no lm_head"
         yield f"train.engine=unsloth trains {ability}; set train.engine=trl"
-
-
-_RULES: tuple[Rule, ...] = (
-    check_choices,
-    check_weights,
-    check_holdout,
-    check_clusters,
-    check_sources,
-    check_vllm,
-)
-_TRAINING_RULES: tuple[Rule, ...] = (
-    check_method,
-    check_replay,
-    check_distance,
-    check_stopping,
-    check_rows,
-    check_unsloth,
-)

@@ -66,23 +66,12 @@ def default_store(otherwise: str = DEFAULT_STORE) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or otherwise
 
 
-class Device(StrEnum):
-    auto = "auto"  # CUDA, then MPS, then CPU
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
-
-
-class Dtype(StrEnum):
-    auto = "auto"  # bfloat16 where it is faster than float32; float16 on a GPU without it
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class QuantType(StrEnum):
-    nf4 = "nf4"
-    fp4 = "fp4"
+# auto: CUDA, then MPS, then CPU
+Device = StrEnum("Device", "auto cpu cuda mps")
+# auto: bfloat16 where it is faster than float32; float16 on a GPU without it
+Dtype = StrEnum("Dtype", "auto float32 bfloat16 float16")
+QuantType = StrEnum("QuantType", "nf4 fp4")
+PaperMetric = StrEnum("PaperMetric", "ability_augmentation forgetting_rate knowledge_loss")
 
 
 class Engine(StrEnum):
@@ -117,12 +106,6 @@ class Until(StrEnum):
     all = "all"  # when all questions are asked
     decided = "decided"  # as soon as the verdict on a benchmark is certain
     budget = "budget"  # as soon as its loss is shown to be within its budget, or beyond
-
-
-class PaperMetric(StrEnum):
-    ability_augmentation = "ability_augmentation"
-    forgetting_rate = "forgetting_rate"
-    knowledge_loss = "knowledge_loss"
 
 
 @dataclass
