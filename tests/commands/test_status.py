@@ -17,7 +17,6 @@ from record_builders import Capture, Compose, make_info, record_run, serve_mlflo
 from slimdown.commands import compare, status, ui
 from slimdown.tracking.run_reader import find_run
 from slimdown.tracking.run_writer import open_run
-from slimdown.tracking.sweep_run import open_sweep_run
 
 
 def test_each_run_has_a_row_with_its_state(
@@ -53,22 +52,6 @@ def test_each_run_has_a_row_with_its_state(
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert status.main(["--tracking-uri", "sqlite:///gone.db"]) == 1
     assert "there is no record" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("error", "state"), [(None, "FINISHED"), (KeyboardInterrupt(), "KILLED")])
-def test_a_sweep_has_a_run_that_ends_with_it(
-    error: BaseException | None, state: str, store: MlflowClient, composed: Compose
-) -> None:
-    try:
-        with open_sweep_run(composed().tracking, "s", "two ranks") as sweep:
-            assert store.get_run(sweep.run_id).info.status == "RUNNING"
-            sweep.files["sweep.md"] = "| job |"
-            if error:
-                raise error
-    except KeyboardInterrupt:
-        pass
-    assert store.get_run(sweep.run_id).info.status == state
-    assert [file.path for file in store.list_artifacts(sweep.run_id)] == ["sweep.md"]
 
 
 def test_the_page_of_an_experiment_lists_its_runs_with_changes_and_verdicts(

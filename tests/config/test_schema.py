@@ -1,29 +1,18 @@
 """What can be set composes to what the paper and the files of `conf/` say."""
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
 
 import pytest
-from omegaconf import OmegaConf
 
 from slimdown.config.benchmarks import read_benchmarks
 from slimdown.config.dataset_config import DatasetConfig
 from slimdown.config.naming import base_settings, flatten
-from slimdown.config.paths import CONF_DIR, list_group_choices
+from slimdown.config.paths import list_group_choices
 from slimdown.config.schema import BenchmarkConfig, PaperMetric, RunConfig
 from slimdown.utils.errors import ConfigError
 
 Compose = Callable[..., RunConfig]
-
-
-def test_the_default_is_the_pocket_world(composed: Compose) -> None:
-    config = composed()
-    assert config.model.id == "pocket:model"
-    assert list(config.dataset) == ["pocket_instructions"]
-    skills = ["pocket_instructions", "pocket_math", "pocket_commonsense", "pocket_cs"]
-    assert list(config.benchmark) == skills
 
 
 PLAIN = ["any", "llama32", "llama32_instruct", "smollm2", "tinyllama"]
@@ -89,24 +78,6 @@ def test_what_is_given_is_measured_in_16_bit_unless_a_quantization_is_chosen(
     assert composed(*given, "quantization.load_in_8bit=true").quantization.name == "int8"
     assert composed("quantization.load_in_8bit=true").quantization.name == "int8"
     assert composed().quantization.name == "nf4"
-
-
-def test_a_value_that_a_file_sets_is_no_default_of_the_schema_too() -> None:
-    repeated, n_compared = [], 0
-    for file in CONF_DIR.rglob("*.yaml"):
-        content = OmegaConf.to_container(OmegaConf.load(file))
-        is_whole = "@package _global_" in file.read_text() or file.stem == "config"
-        for section, settings in (content if is_whole else {file.parent.name: content}).items():
-            kind = get_type_hints(RunConfig).get(section)
-            kind = get_args(kind)[1] if get_origin(kind) is dict else kind
-            if not is_dataclass(kind) or not isinstance(settings, dict):
-                continue
-            for field in fields(kind):
-                n_compared += field.name in settings
-                if field.name in settings and settings[field.name] == field.default:
-                    repeated.append(f"{file.relative_to(CONF_DIR)}: {field.name}")
-    assert n_compared > 100
-    assert repeated == ["dataset/file.yaml: path"]  # which says by itself that it must be set
 
 
 def test_a_tuned_model_has_the_numbers_of_its_base(composed: Compose) -> None:

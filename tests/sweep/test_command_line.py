@@ -8,7 +8,6 @@ import resource
 import shlex
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -75,20 +74,6 @@ def test_a_value_that_no_parser_takes_is_answered_in_a_short_line(value: str) ->
     assert len(answer) < 300
 
 
-def test_a_group_file_of_aliases_of_aliases_is_answered(tmp_path: Path) -> None:
-    lines = [f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]" for a, b in pairwise("abcdefgh")]
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "mine.yaml").write_text("\n".join(["a: &a [x]", *lines]))
-    [answer] = refuse("--config-dir", str(tmp_path), "train=mine")
-    assert "mine.yaml has more than 20 YAML aliases" in answer
-
-
-def test_lists_without_end_are_answered() -> None:
-    answers = refuse(f"lora.target_modules={'[' * 300}{']' * 300}", "lora.r=0")
-    assert answers[0].startswith("lora.target_modules=[[")
-    assert answers[1] == "lora.r must be at least 1, got 0"
-
-
 @pytest.mark.parametrize(
     ("address", "command"),
     [
@@ -114,14 +99,6 @@ def test_all_mistakes_are_listed_in_one_answer() -> None:
     ]  # fmt: skip
 
 
-def test_a_bad_value_in_the_last_of_100_jobs_is_answered_in_3_seconds_of_work(
-    second: float,
-) -> None:
-    before = count_seconds(resource.RUSAGE_SELF)
-    assert refuse("-m", "seed=range(0,50)", "lora.r=8,0") == ["lora.r must be at least 1, got 0"]
-    assert count_seconds(resource.RUSAGE_SELF) - before < 3 * second
-
-
 def test_the_runs_of_a_sweep_are_composed_as_hydra_would() -> None:
     plan = compose_line("lora.r=8,16", "-m", "model=llama32,tinyllama", "++seed=7")
     assert [(run.config.model.id.split("/")[0], run.config.lora.r) for run in plan.runs] == [
@@ -136,24 +113,6 @@ def test_what_is_searched_is_not_given_a_value() -> None:
     plan = compose_line("-m", "experiment=search", "lora.r=4")
     assert set(plan.space) == {"train.learning_rate", "dataset.pocket_replay.weight"}
     assert len(plan.runs) == 1
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "",
-        "model=llama32",
-        "experiment=paper_llama32,paper_tinyllama -m",
-        "-m seed=range(0,3) lora=glob(*)",
-        "model=smollm2 dataset.alpaca.max_examples=500 benchmark=[hellaswag,mmlu_cs]",
-        "model=smollm2 model.revision=abc123 tracking.uri=http://localhost:5000 lora.r=4",
-        "-m model=llama32 tuned=me/mine,you/yours@v2",
-        "tracking.uri=${oc.env:HOME,sqlite:///x.db}",
-        "lora.lora_alpha=${lora.r}",
-    ],
-)
-def test_what_should_work_composes(arguments: str) -> None:
-    assert compose_line(*shlex.split(arguments).copy()).runs if "HOME" not in arguments else True
 
 
 @pytest.mark.parametrize("preset", list_group_choices("experiment"))
@@ -265,12 +224,6 @@ def test_a_single_text_is_a_list_of_one() -> None:
     assert run.config.lora.target_modules == ["q_proj"]
 
 
-def test_a_file_is_no_name_on_the_hub() -> None:
-    Path("adapter.safetensors").touch()
-    [answer] = refuse("tuned=adapter.safetensors")
-    assert answer.startswith("tuned=adapter.safetensors: there is no such folder")
-
-
 def run_command(*arguments: str) -> "subprocess.CompletedProcess[str]":
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
@@ -298,11 +251,8 @@ def test_files_of_questions_have_names_of_their_own(
     [
         ("slimdown.run train.max_length=1", 1, "must be at least 8 tokens, got 1"),
         ("slimdown lr=3", 1, "did you mean train.learning_rate?"),
-        ("slimdown run -m lora.r=0", 1, "lora.r must be at least 1, got 0"),
         ("slimdown run benchmark=[hellaswa]", 1, "did you mean hellaswag"),
-        ("slimdown -m tuned=./nowhere", 1, "there is no such folder"),
         ("slimdown.run --cfg job foo=1", 1, "Key 'foo' not in 'RunConfig'"),
-        ("slimdown.run --exp run.pickle", 1, "reads a pickle, which can run code"),
         ("slimdown.run --resolve", 1, "can only be used in conjunction with --cfg"),
         ("slimdown.run --nope", 2, "unrecognized arguments: --nope"),
         ("slimdown compar", 2, "did you mean compare?"),
@@ -321,18 +271,8 @@ def test_a_command_answers_within_a_second_of_work(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_reader_that_closes_the_pipe_is_no_failure() -> None:
-    command = f"set -o pipefail; {sys.executable} -m slimdown run --help | true"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    environment.pop("PYTHONUNBUFFERED", None)
-    process = subprocess.run(["bash", "-c", command], capture_output=True, env=environment)
-    assert (process.returncode, process.stderr) == (0, b"")
-
-
-def test_help_and_version() -> None:
-    assert "  compare   " in run_command("slimdown", "--help").stdout
+def test_the_version_and_the_composed_settings_are_shown() -> None:
     assert run_command("slimdown", "--version").stdout.startswith("slimdown ")
-    assert "Groups and their choices" in run_command("slimdown.run", "--help").stdout
     shown = run_command("slimdown", "run", "--cfg", "job", "benchmark=[piqa]").stdout
     assert "lora_dropout: 0.0" in shown
     assert "\n  piqa:\n    task: piqa\n" in shown
