@@ -166,24 +166,25 @@ def find_problems(node: Any, key: str = "") -> Iterator[str]:
     A value is out of its range or not finite; a class says in `problems()` what does not fit
     together. Missing values are passed over.
     """
-    metadata: dict[str, Any] = {}
-    if is_dataclass(node):
-        metadata = {f.name: {**f.metadata, "type": f.type} for f in fields(node)}
-    for name, value in (vars(node) if metadata else node).items():
+    declared = {one.name: one for one in fields(node)} if is_dataclass(node) else {}
+    for name, value in (vars(node) if declared else node).items():
         path = f"{key}.{name}".lstrip(".")
-        allowed = metadata.get(name, {}).get("range")
-        kind = str(metadata.get(name, {}).get("type", Any))
         if is_dataclass(value) or isinstance(value, dict):
             yield from find_problems(value, path)
-        elif value not in (None, MISSING) and (reason := upstream.explain_type(kind, value)):
-            yield f"{path} {reason}, got {redact_uri(repr(value))[:80]}"
-        elif isinstance(value, float) and not isfinite(value):
-            yield f"{path} must be a finite number, got {value}"
-        elif allowed and value not in (None, MISSING) and not allowed.holds(value):
-            shown = redact_uri(repr(value))[:80]
-            yield f"{path} {allowed.demand}, got {shown}"
+        elif value not in (None, MISSING) and (demand := _find_demand(declared.get(name), value)):
+            yield f"{path} {demand}, got {redact_uri(repr(value))[:80]}"
     if hasattr(node, "problems"):
         yield from (f"{key}.{problem}".lstrip(".") for problem in node.problems())
+
+
+def _find_demand(declared: Any, value: Any) -> str | None:
+    """Return what a value must be and is not; `declared` is its field, None of a mapping's."""
+    allowed = declared.metadata.get("range") if declared else None
+    if declared and (reason := upstream.explain_type(str(declared.type), value)):
+        return reason
+    if isinstance(value, float) and not isfinite(value):
+        return "must be a finite number"
+    return allowed.demand if allowed and not allowed.holds(value) else None
 
 
 def check_own_settings(
