@@ -53,7 +53,7 @@ class Sweep:
         if self.plan.space:
             from slimdown.sweep.search import Search
 
-            search = Search(self.line, self.plan, self._count_at_once())
+            search = Search(self.line, self.plan, self.count_at_once())
             self.info = replace(self.info, name=search.name)
             # One process a study: its open trials may be adopted.
             line = "Another process makes an equal search; this one waits for it."
@@ -67,7 +67,7 @@ class Sweep:
                 self._run(self.plan.runs)
         return int(any(one.state is JobState.failed for one in self.outcomes.values()))
 
-    def _count_at_once(self) -> int:
+    def count_at_once(self) -> int:
         """Return how many trials are proposed together."""
         search = self.plan.runs[0].config.search
         if search.at_once or self.launcher_name == "basic":

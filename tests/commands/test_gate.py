@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tarfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -185,19 +184,20 @@ def test_the_github_action_fails_as_the_command_does(
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("arguments", "message"),
     [
-        (lambda base, tuned: [base, base], "the same logs"),
-        (lambda base, tuned: [base, "/nowhere"], "/nowhere"),
-        (lambda base, tuned: [base, tuned, "--metric", "x"], "name one metric a task"),
-        (lambda base, tuned: [base, tuned, "--max-loss", "nothing=0.1"], "nothing"),
-        (lambda base, tuned: [base, tuned, "--track", "--tracking-uri", "x"], "uri must be"),
+        ("base base", "the same logs"),
+        ("base /nowhere", "/nowhere"),
+        ("base tuned --metric x", "name one metric a task"),
+        ("base tuned --max-loss nothing=0.1", "nothing"),
+        ("base tuned --track --tracking-uri x", "uri must be"),
     ],
 )
 def test_logs_that_cannot_be_judged_exit_with_3(
-    change: Callable[[str, str], list[str]], message: str, logs: tuple[str, str], capsys: Capture
+    arguments: str, message: str, logs: tuple[str, str], monkeypatch: Patch, capsys: Capture
 ) -> None:
-    assert verdict.main(change(*logs)) == 3
+    monkeypatch.chdir(Path(logs[0]).parent)
+    assert verdict.main(arguments.split()) == 3
     text = capsys.readouterr().err
     assert "These logs cannot be judged:" in text
     assert message in text

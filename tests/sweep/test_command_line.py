@@ -3,7 +3,6 @@
 `refused_settings.txt` is a table: arguments, and what the answer holds.
 """
 
-import os
 import resource
 import shlex
 import subprocess
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands_and_runs import run_command
 
 from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.config.schema import BenchmarkConfig, RunConfig
@@ -77,16 +77,13 @@ def test_a_value_that_no_parser_takes_is_answered_in_a_short_line(value: str) ->
 @pytest.mark.parametrize(
     ("address", "command"),
     [
-        ("http://[::1", ["slimdown.run", "lora.r=4"]),
-        ("http://127.0.0.1:99999", ["slimdown.run", "lora.r=4"]),
-        ("http://[bad", ["slimdown", "doctor"]),
-        ("http://[bad", ["slimdown", "sizes"]),
+        ("http://[::1", "slimdown.run"),
+        ("http://127.0.0.1:99999", "slimdown.run"),
+        ("http://[bad", "slimdown sizes"),
     ],
 )
-def test_what_is_no_address_of_a_hub_is_named(address: str, command: list[str]) -> None:
-    command = [sys.executable, "-m", *command]
-    environment = {**os.environ, "HF_ENDPOINT": address}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+def test_what_is_no_address_of_a_hub_is_named(address: str, command: str, tmp_path: Path) -> None:
+    done = run_command(tmp_path, *command.split(), "lora.r=4", HF_ENDPOINT=address)
     assert done.returncode == 1
     assert "HF_ENDPOINT, an address such as" in done.stderr
     assert "Traceback" not in done.stderr
@@ -148,18 +145,19 @@ GROUP_FILES = [
 def test_a_wrong_group_file_of_ones_own_is_answered(
     file: str, content: bytes, answer: str, tmp_path: Path
 ) -> None:
-    group = tmp_path / "mine" / file
-    group.parent.mkdir(parents=True)
-    group.write_bytes(content)
-    kind = group.parent.name
+    write_file(tmp_path / "mine" / file, content)
+    kind = file.partition("/")[0]
     choice = f"{kind}=mine" if kind == "experiment" else f"{kind}=[mine]"
     assert answer in "\n".join(refuse("--config-dir", str(tmp_path / "mine"), choice))
 
 
+def write_file(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+
+
 def test_a_folder_of_ones_own_adds_choices(tmp_path: Path) -> None:
-    preset = tmp_path / "mine" / "experiment" / "mine.yaml"
-    preset.parent.mkdir(parents=True)
-    preset.write_text("# @package _global_\nlora: {r: 2}\n")
+    write_file(tmp_path / "mine/experiment/mine.yaml", b"# @package _global_\nlora: {r: 2}\n")
     [run] = compose_line("experiment=mine", "--config-dir", "mine").runs
     assert run.config.lora.r == 2
     assert refuse("--config-dir", "/nowhere") == ["--config-dir: there is no folder /nowhere"]
@@ -187,9 +185,8 @@ def test_a_name_that_mlflow_does_not_take_is_written_as_it_does() -> None:
 
 
 def test_a_file_of_ones_own_comes_before_a_task(tmp_path: Path) -> None:
-    own = tmp_path / "mine" / "benchmark" / "piqa.yaml"
-    own.parent.mkdir(parents=True)
-    own.write_text("# @package benchmark.piqa\ntask: piqa\nmargin: 0.1\n")
+    own = b"# @package benchmark.piqa\ntask: piqa\nmargin: 0.1\n"
+    write_file(tmp_path / "mine/benchmark/piqa.yaml", own)
     [run] = compose_line("--config-dir", "mine", "benchmark=[piqa,boolq]").runs
     assert run.config.benchmark["piqa"].margin == 0.1
     assert run.config.benchmark["boolq"] == BenchmarkConfig(task="boolq")
@@ -198,8 +195,7 @@ def test_a_file_of_ones_own_comes_before_a_task(tmp_path: Path) -> None:
 
 
 def test_a_task_of_ones_own_is_a_benchmark_by_its_name(tmp_path: Path) -> None:
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "some.yaml").write_text("task: my_own_task\n")
+    write_file(tmp_path / "tasks/some.yaml", b"task: my_own_task\n")
     folder = f"evaluation.include_path={tmp_path / 'tasks'}"
     [run] = compose_line("benchmark=[my_own_task]", folder).runs
     assert run.config.benchmark == {"my_own_task": BenchmarkConfig(task="my_own_task")}
@@ -224,26 +220,15 @@ def test_a_single_text_is_a_list_of_one() -> None:
     assert run.config.lora.target_modules == ["q_proj"]
 
 
-def run_command(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-
-def test_files_of_questions_have_names_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_files_of_questions_have_names_of_their_own() -> None:
     for name in ("capitals", "legs"):
         Path(f"{name}.jsonl").write_text('{"question": "q", "answer": "4"}\n')
     words = "benchmark=[legs,capitals] benchmark.legs.path=legs.jsonl benchmark.legs.score=numeric"
-    line = read_command_line([*words.split(), "benchmark.capitals.path=capitals.jsonl"])
-    [run] = compose_runs(line).runs
+    [run] = compose_line(*words.split(), "benchmark.capitals.path=capitals.jsonl").runs
     metrics = {name: one.metric for name, one in run.config.benchmark.items()}
     assert metrics == {"legs": "numeric", "capitals": "exact_match.strip"}
-    with pytest.raises(ConfigError, match="benchmark=capitals: the harness has no such task"):
-        compose_runs(read_command_line(words.split()))
+    [answer] = refuse(*words.split())
+    assert answer.startswith("benchmark=capitals: the harness has no such task")
 
 
 @pytest.mark.parametrize(
@@ -262,7 +247,7 @@ def test_a_command_answers_within_a_second_of_work(
     arguments: str, code: int, answer: str, tmp_path: Path, second: float
 ) -> None:
     before = count_seconds(resource.RUSAGE_CHILDREN)
-    process = run_command(*arguments.split())
+    process = run_command(tmp_path, *arguments.split())
     after = count_seconds(resource.RUSAGE_CHILDREN)
     assert process.returncode == code
     assert answer in process.stderr
@@ -271,9 +256,9 @@ def test_a_command_answers_within_a_second_of_work(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_version_and_the_composed_settings_are_shown() -> None:
-    assert run_command("slimdown", "--version").stdout.startswith("slimdown ")
-    shown = run_command("slimdown", "run", "--cfg", "job", "benchmark=[piqa]").stdout
+def test_the_version_and_the_composed_settings_are_shown(tmp_path: Path) -> None:
+    assert run_command(tmp_path, "slimdown", "--version").stdout.startswith("slimdown ")
+    shown = run_command(tmp_path, "slimdown", "--cfg", "job", "benchmark=[piqa]").stdout
     assert "lora_dropout: 0.0" in shown
     assert "\n  piqa:\n    task: piqa\n" in shown
 

@@ -1,10 +1,8 @@
 """A search: what it proposes, how it heeds its budget of forgetting, what it goes on from."""
 
-import contextlib
-import io
-import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from math import log
 from pathlib import Path
 from statistics import median
@@ -27,6 +25,7 @@ from slimdown.sweep.command_line import (
 )
 from slimdown.sweep.jobs import JobOutcome, JobState
 from slimdown.sweep.search import Search
+from slimdown.sweep.sweeper import Sweep
 from slimdown.tracking.store import lock
 from slimdown.utils.errors import ConfigError, TrackingError
 from slimdown.utils.hashing import hash_json
@@ -144,23 +143,15 @@ def test_a_file_that_holds_no_study_is_named(open_search: OpenSearch) -> None:
         open_search()
 
 
-def test_two_searches_at_once_in_a_fresh_folder_both_end(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from slimdown.sweep.command_line import *\n"
-        "from slimdown.sweep.search import Search\n"
-        "line = read_command_line(['-m', '+search.space={lora.r:{choices:[2,4]}}'])\n"
-        "plan = compose_runs(line)\n"
-        "print(Search(line, plan).name)\n"
-    )
-    command = [sys.executable, "-c", code, str(root)]
-    processes = [
-        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    names = {process.communicate(timeout=300)[0] for process in processes}
-    assert [process.returncode for process in processes] == [0] * 2
-    assert len(names) == 1
+def test_searches_that_begin_together_in_a_fresh_folder_are_one_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = read_command_line(["-m", "+search.space={lora.r:{choices:[2,4]}}"])
+    plan = compose_runs(line)
+    with ThreadPoolExecutor(4) as pool:
+        names = list(pool.map(lambda _: Search(line, plan).name, range(4)))
+    assert len(set(names)) == 1
 
 
 UNFIT = {
@@ -203,23 +194,13 @@ def test_a_search_of_refused_trials_alone_fails(open_search: OpenSearch) -> None
         ("hydra/launcher=basic", 1),
         ("hydra/launcher=joblib hydra.launcher.n_jobs=3", 3),
         ("hydra/launcher=joblib hydra.launcher.n_jobs=-1", joblib.cpu_count()),
-        ("hydra/launcher=joblib hydra.launcher.n_jobs=-99", 1),
         ("hydra/launcher=submitit_local", 6),  # search.n_startup_trials
         ("hydra/launcher=submitit_local search.at_once=9", 9),
     ],
 )
-def test_trials_run_together_as_the_launcher_can(
-    settings: str, n: int, store: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(line: CommandLine, plan: CommandPlan, at_once: int) -> None:
-        raise ConfigError(f"{at_once} at once")
-
-    monkeypatch.setattr("slimdown.sweep.search.Search", refuse)
-    monkeypatch.setattr(sys, "argv", ["slimdown.run"])
-    capture = io.StringIO()
-    with contextlib.redirect_stderr(capture):
-        assert main(["-m", "+search.space={lora.r:{choices:[2,4]}}", *settings.split()]) == 1
-    assert f"{n} at once" in capture.getvalue()
+def test_trials_run_together_as_the_launcher_can(settings: str, n: int) -> None:
+    line = read_command_line(["-m", "+search.space={lora.r:{choices:[2,4]}}", *settings.split()])
+    assert Sweep(line, compose_runs(line)).count_at_once() == n
 
 
 def test_a_search_beside_itself_waits_and_shows_what_the_other_found(
