@@ -289,7 +289,7 @@ def test_only_a_loss_shown_to_be_within_its_budget_passes(findings: Any) -> None
         ("pocket_cs", {"apply_chat_template": True}, "chat template"),
         ("pocket_cs", {"enable_thinkin": True}, "did you mean enable_thinking"),
         ("pocket_cs", {"enable_thinking": True}, "are for the chat template"),
-        ("pocket_cs", {"limit": math.inf}, "limit=inf must be a whole number"),
+        ("pocket_cs", {"limit": math.inf}, "limit must be a whole number"),
         ("pocket_cs", {"batch_size": "auto"}, "batch_size must be a whole number"),
         ("pocket_cs", {"batch_size": 2.5}, "batch_size must be a whole number"),
         ("pocket_cs", {"apply_chat_template": []}, "must be true or false"),
