@@ -10,7 +10,10 @@ from math import isfinite
 from operator import attrgetter
 from typing import Any, get_args, get_origin, get_type_hints
 
+import yaml
+
 from slimdown.config import upstream
+from slimdown.config.paths import CONF_DIR, list_group_choices
 from slimdown.utils.errors import ConfigError
 from slimdown.utils.secrets import redact_uri
 
@@ -187,23 +190,29 @@ def _find_demand(declared: Any, value: Any) -> str | None:
     return allowed.demand if allowed and not allowed.holds(value) else None
 
 
-def check_own_settings(
-    group: str, node: Any, own: Mapping[Any, Collection[str]], optional: Collection[str] = ()
-) -> Iterator[str]:
+@cache
+def _read_choices(group: str) -> dict[str, dict[str, Any]]:
+    """Return the settings of each choice of a group, as its file in `conf/` has them."""
+    files = {name: CONF_DIR / group / f"{name}.yaml" for name in list_group_choices(group)}
+    return {name: yaml.safe_load(files[name].read_text(encoding="utf-8")) for name in files}
+
+
+def check_own_settings(group: str, node: Any, optional: Collection[str] = ()) -> Iterator[str]:
     """Find the settings that other choices of a group have, and those that this one lacks.
 
     Args:
-        group: Its name.
+        group: Its name. A choice has the settings that stand in its file, null where it may lack
+            them.
         node: Its settings; the first is the `name` of the choice.
-        own: The settings that each choice has.
-        optional: Those that this one may leave out.
+        optional: More that it may lack.
     """
-    names = own.get(node.name, ())
+    choices = _read_choices(group)
+    own = choices[node.name]
     for name, value in list(vars(node).items())[1:]:
-        if name not in names and value is not None:
-            having = ", ".join(choice for choice, of_choice in own.items() if name in of_choice)
+        if name not in own and value is not None:
+            having = ", ".join(choice for choice in choices if name in choices[choice])
             yield f"{name}={value}: only {group}={having} has it, and not {node.name}"
-        elif name in names and name not in optional and value in (None, [], [""]):
+        elif own.get(name) is not None and name not in optional and value in (None, [], [""]):
             yield f"{name} must be set for {group}={node.name}; choosing it does so"
 
 

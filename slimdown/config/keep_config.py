@@ -29,18 +29,6 @@ class Keep(StrEnum):
     kl = "kl"  # the distance from the base's distribution is part of the loss (arXiv 2605.29498)
 
 
-_OWN: dict[Keep, tuple[str, ...]] = {  # the settings that a means has of its own
-    Keep.replay: ("share", "dataset", "weight"),
-    Keep.self_replay: ("share", "max_tokens", "temperature", "prompts", "weight"),
-    Keep.mask: ("max_perplexity", "random"),
-    Keep.kl: ("weight",),
-}
-_OPTIONAL = {  # the whole run's check says what is wrong with a dataset
-    Keep.replay: ("dataset", "weight"),
-    Keep.self_replay: ("prompts", "weight"),
-}
-
-
 @dataclass
 class KeepConfig:
     """The means; its other fields are null where it has none of them."""
@@ -62,4 +50,5 @@ class KeepConfig:
     )
 
     def problems(self) -> Iterator[str]:
-        return check_own_settings("keep", self, _OWN, _OPTIONAL.get(self.name, ()))
+        optional = ("weight",) if self.name is Keep.self_replay else ()
+        return check_own_settings("keep", self, optional)

@@ -28,5 +28,4 @@ class MethodConfig:
         return METHODS[self.name]
 
     def problems(self) -> Iterator[str]:
-        own = {method: facts.settings for method, facts in METHODS.items()}
-        return check_own_settings("method", self, own)
+        return check_own_settings("method", self)

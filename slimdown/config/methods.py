@@ -1,7 +1,7 @@
 """The table of methods: what is true of each, and what makes, saves and loads what it trains.
 
-Whoever adds a method writes a row here, a file in `conf/method/`, and where PEFT does not have it a
-module of its own. Nothing else names one.
+Whoever adds a method writes a row here, a file in `conf/method/` with its settings, and where PEFT
+does not have it a module of its own. Nothing else names one.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,6 @@ class MethodFacts:
     """What is true of a method.
 
     Attributes:
-        settings: The fields of `MethodConfig` that it has.
         reads_lora: Whether its shape is that of the section `lora`.
         module: Its function `attach` makes what is trained; of a method that PEFT does not have,
             `load` puts a saved adapter on its base.
@@ -40,7 +39,6 @@ class MethodFacts:
         has_unsloth: Whether Unsloth trains it.
     """
 
-    settings: tuple[str, ...] = ()
     reads_lora: bool = False
     module: str = "slimdown.models.peft_adapters"
     peft_config: str = ""
@@ -64,11 +62,7 @@ class MethodFacts:
 
 
 _LORA: dict[str, Any] = {"reads_lora": True, "peft_config": "LoraConfig"}
-_PROMPT: dict[str, Any] = {
-    "settings": ("num_virtual_tokens",),
-    "learns_prompt": True,
-    "merges": False,
-}
+_PROMPT: dict[str, Any] = {"learns_prompt": True, "merges": False}
 _WEIGHTS: dict[str, Any] = {
     "module": "slimdown.models.trained_weights",
     "trains_weights": True,
@@ -100,23 +94,20 @@ METHODS: dict[Method, MethodFacts] = {
         peft_options={"prompt_tuning_init": "SAMPLE_VOCAB"},
     ),
     # factors of keys, values and feed-forward activations (Liu et al. 2022)
-    Method.ia3: MethodFacts(("target_modules", "feedforward_modules"), peft_config="IA3Config"),
+    Method.ia3: MethodFacts(peft_config="IA3Config"),
     # a sparse set of the weights (Bhardwaj et al. 2024)
-    Method.shira: MethodFacts(
-        ("r", "target_modules"), peft_config="ShiraConfig", takes_quantized=False
-    ),
+    Method.shira: MethodFacts(peft_config="ShiraConfig", takes_quantized=False),
     # rotations of the weights (Qiu et al. 2023)
-    Method.oft: MethodFacts(("oft_block_size", "target_modules"), peft_config="OFTConfig"),
+    Method.oft: MethodFacts(peft_config="OFTConfig"),
     # small layers after attention and feed-forward (Houlsby et al. 2019)
     Method.bottleneck: MethodFacts(
-        ("bottleneck_dim", "target_modules"),
         module="slimdown.models.bottleneck",
         peft_type="BOTTLENECK",
         merges=False,
         resumes=False,
     ),
     # the last block and the norm behind it
-    Method.last_layer: MethodFacts(("lm_head",), **_WEIGHTS),
+    Method.last_layer: MethodFacts(**_WEIGHTS),
     # every weight
     Method.full: MethodFacts(**_WEIGHTS),
 }

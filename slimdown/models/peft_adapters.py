@@ -25,7 +25,8 @@ def build_adapter_config(method: MethodConfig, lora: LoraConfig) -> Any:
     import peft
 
     facts = method.facts
-    settings: dict[str, Any] = {name: getattr(method, name) for name in facts.settings}
+    settings: dict[str, Any] = {k: v for k, v in vars(method).items() if v is not None}
+    del settings["name"]
     if facts.reads_lora:
         settings = asdict(lora)
         settings |= settings.pop("args")
