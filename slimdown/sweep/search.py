@@ -1,11 +1,12 @@
 """A search: Optuna proposes values, a launcher runs them; the budget of forgetting constrains it.
 
-Optuna is an extra. Its study is a file beside a local record and holds no results that are not in
-the record: what a trial came to is read from its run.
+Optuna is an extra. What a trial came to is read from its run in the record.
 """
 
+import json
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from hydra.core.override_parser.types import Transformer
 from optuna.trial import Trial, TrialState
 
 from slimdown.comparison.run_comparison import compare_runs
+from slimdown.comparison.run_records import RunRecord
 from slimdown.comparison.trials import summarize_trial
 from slimdown.config.fields import find_setting
 from slimdown.config.schema import RunConfig
@@ -26,26 +28,28 @@ from slimdown.sweep.command_line import CommandLine, CommandPlan, ComposedRun, c
 from slimdown.sweep.jobs import JobOutcome, JobState
 from slimdown.tracking.resume import run_key
 from slimdown.tracking.run_reader import find_run, read_evaluations
-from slimdown.tracking.store import local_dir, lock
-from slimdown.utils.errors import ConfigError, TrackingError, describe_error
+from slimdown.tracking.store import local_dir
+from slimdown.utils.errors import ConfigError
+from slimdown.utils.files import write_atomically
 from slimdown.utils.hashing import hash_json
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 class Search:
-    """The trials of one study, those of earlier commands too."""
+    """The trials of one search.
+
+    The values of each trial lie in a file beside a local record. A command that is repeated makes
+    the same trials in the same order, and takes those that are finished from the record.
+    """
 
     def __init__(self, line: CommandLine, plan: CommandPlan, at_once: int = 1) -> None:
-        """Make the study, or open the one that is there.
+        """Begin a search, or take up the one that is there.
 
         Args:
             line: The command line.
             plan: One of its trials, and what is searched.
             at_once: How many jobs the launcher runs at once.
-
-        Raises:
-            TrackingError: The study's file cannot be used.
         """
         [run] = plan.runs
         self.config, self.space, self._line = run.config, plan.space, line
@@ -55,39 +59,28 @@ class Search:
         identity.append({key: asdict(one) for key, one in plan.space.items()})
         digest = hash_json([*identity, run_key(run.config)])[:8]
         self.name = settings.study or f"{run.config.tracking.experiment}-{digest}"
-        file = local_dir(self.config.tracking).absolute() / "search.db"
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            # Two commands must not both make the tables.
-            with lock(self.config.tracking, "searches"):
-                self.study = optuna.create_study(
-                    storage=f"sqlite:///{file}",
-                    study_name=self.name,
-                    direction="maximize",
-                    load_if_exists=True,
-                )
-        except Exception as error:  # OSError, SQLAlchemy's, Optuna's
-            reason = f"{file}, cannot be used: {describe_error(error)}"
-            raise TrackingError(f"the file of the search, {reason}") from None
+        self.study = optuna.create_study(direction="maximize")
+        self._file = local_dir(self.config.tracking) / "searches" / f"{hash_json(self.name)}.json"
+        self._values: list[dict[str, Any]] = []  # of each trial
+        with suppress(FileNotFoundError, ValueError):  # without it they are proposed anew
+            self._values = json.loads(self._file.read_text())
+        for values in self._values:
+            self.study.enqueue_trial(values)
         self._proposed: list[Trial] = []
+        self._runs: list[RunRecord] = []
+        self._refused: dict[int, str] = {}  # why, by number
 
     def propose_batches(self) -> Iterator[list[ComposedRun]]:
         """Yield trials to run together; call `keep_outcomes` before the next batch.
 
-        A trial whose settings do not fit together is refused: the study keeps it as failed.
+        A trial whose settings do not fit together is refused, and counts as one.
         """
-        tried: set[int] = set()  # a trial that fails stays open for the next command
-        while True:
-            trials = self.study.get_trials(deepcopy=False)
-            is_open = [t for t in trials if not t.state.is_finished() and t.number not in tried]
-            proposed = [Trial(self.study, t._trial_id) for t in is_open[: self._at_once]]
-            n_new = min(self._settings.n_trials - len(trials), self._at_once - len(proposed))
-            proposed += [self.study.ask() for _ in range(n_new)]
-            if not proposed:
-                return
-            tried.update(trial.number for trial in proposed)
-            runs = {trial.number: self._compose(trial) for trial in proposed}
-            self._proposed = [trial for trial in proposed if runs[trial.number]]
+        n_trials = self._settings.n_trials
+        for first in range(0, n_trials, self._at_once):
+            trials = [self.study.ask() for _ in range(min(self._at_once, n_trials - first))]
+            runs = {trial.number: self._compose(trial) for trial in trials}
+            write_atomically(self._file, json.dumps(self._values))
+            self._proposed = [trial for trial in trials if runs[trial.number]]
             if batch := [run for run in runs.values() if run]:
                 yield batch
 
@@ -99,6 +92,8 @@ class Search:
             warnings.simplefilter("ignore")
             self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=n_startup, seed=seed)
         values = {key: suggest_value(trial, key, one) for key, one in self.space.items()}
+        if trial.number == len(self._values):
+            self._values.append(trial.params)
         own = [f"{key}={value}" for key, value in values.items()]
         own.append(f"search.trial={trial.number}")
         overrides = [*self._line.overrides, *own]
@@ -106,19 +101,19 @@ class Search:
             return compose_runs(replace(self._line, overrides=overrides)).runs[0]
         except ConfigError as error:  # each value was checked alone
             reason = " ".join(str(error).split())
-            trial.set_user_attr("refused", reason)
+            self._refused[trial.number] = reason
             self.study.tell(trial, state=TrialState.FAIL)
             console.show_line(f"trial {trial.number} is refused ({', '.join(own[:-1])}): {reason}")
             return None
 
     def keep_outcomes(self, outcomes: Sequence[JobOutcome]) -> None:
-        """Tell the study what became of the trials of the last batch; failed ones stay open."""
+        """Tell the study what became of the trials of the last batch; of failed ones nothing."""
         for trial, outcome in zip(self._proposed, outcomes, strict=True):
             if outcome.state in (JobState.finished, JobState.skipped):
-                trial.set_user_attr("run_id", outcome.run_id)
-                findings = find_run(self.config.tracking, outcome.run_id).findings
-                assert findings is not None  # the run is finished
-                result = summarize_trial(findings, self._settings.max_loss)
+                run = find_run(self.config.tracking, outcome.run_id)
+                assert run.findings is not None  # the run is finished
+                self._runs.append(run)
+                result = summarize_trial(run.findings, self._settings.max_loss)
                 for name, excess in result.excess.items():
                     trial.set_constraint(name, excess)
                 self.study.tell(trial, result.learned)
@@ -131,11 +126,8 @@ class Search:
         Raises:
             ConfigError: Every trial is refused.
         """
-        trials = self.study.get_trials(deepcopy=False)
-        run_ids = [t.user_attrs["run_id"] for t in trials if "run_id" in t.user_attrs]
-        runs = [find_run(self.config.tracking, run_id) for run_id in run_ids]
-        refused = {t.number: t.user_attrs["refused"] for t in trials if "refused" in t.user_attrs}
-        if len(refused) == len(trials):
+        runs, refused = self._runs, self._refused
+        if len(refused) == self._settings.n_trials:
             reasons = "\n".join(dict.fromkeys(refused.values()))
             raise ConfigError(f"every trial of the search is refused; change its space\n{reasons}")
         if not runs:

@@ -16,11 +16,10 @@ from slimdown.sweep.jobs import JobOutcome, JobState, SweepInfo, measure_base_jo
 from slimdown.sweep.launching import launch
 from slimdown.tracking.metric_names import describe_headline
 from slimdown.tracking.resume import find_finished, run_key
-from slimdown.tracking.store import check_store, wait_for_lock
+from slimdown.tracking.store import check_store
 from slimdown.tracking.sweep_run import SweepRun, open_sweep_run
 from slimdown.utils.errors import ConfigError, describe_error
 from slimdown.utils.extras import name_install
-from slimdown.utils.hashing import hash_json
 from slimdown.utils.secrets import redact
 
 
@@ -55,10 +54,7 @@ class Sweep:
 
             search = Search(self.line, self.plan, self.count_at_once())
             self.info = replace(self.info, name=search.name)
-            # One process a study: its open trials may be adopted.
-            line = "Another process makes an equal search; this one waits for it."
-            key, wait = f"search-{hash_json(search.name)}", partial(console.show_line, line)
-            with wait_for_lock(tracking, key, wait), self._record(tracking, "search") as sweep_run:
+            with self._record(tracking, "search") as sweep_run:
                 for batch in search.propose_batches():
                     search.keep_outcomes(self._run(batch))
                 sweep_run.files |= search.show()

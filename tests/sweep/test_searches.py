@@ -1,8 +1,6 @@
 """A search: what it proposes, how it heeds its budget of forgetting, what it goes on from."""
 
-import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from math import log
 from pathlib import Path
 from statistics import median
@@ -15,7 +13,6 @@ from slimdown.comparison.run_records import RunRecord
 from slimdown.config.schema import Role, RunConfig
 from slimdown.config.search_config import DimensionConfig
 from slimdown.judging.findings import judge
-from slimdown.run import main
 from slimdown.sweep.command_line import (
     CommandLine,
     CommandPlan,
@@ -26,9 +23,7 @@ from slimdown.sweep.command_line import (
 from slimdown.sweep.jobs import JobOutcome, JobState
 from slimdown.sweep.search import Search
 from slimdown.sweep.sweeper import Sweep
-from slimdown.tracking.store import lock
-from slimdown.utils.errors import ConfigError, TrackingError
-from slimdown.utils.hashing import hash_json
+from slimdown.utils.errors import ConfigError
 
 SPACE = {
     "lora.r": DimensionConfig(choices=[2, 4, 8]),
@@ -82,25 +77,21 @@ def right(change: float) -> list[float]:
     return [1.0] * n + [0.0] * (1000 - n)
 
 
-def test_a_search_goes_on_where_it_was_as_if_nothing_had_been(open_search: OpenSearch) -> None:
-    whole, killed = open_search("search.study=whole"), open_search("search.study=killed")
-    batches = whole.propose_batches()
-    first = get_values(next(batches)[0])
-    whole.keep_outcomes([finish()])
-    second = get_values(next(batches)[0])
+def test_a_repeated_search_makes_the_same_trials_whatever_failed(open_search: OpenSearch) -> None:
+    def make_trials(search: Search, outcomes: list[JobOutcome]) -> list[dict[str, str]]:
+        batches, trials = search.propose_batches(), []
+        for outcome in outcomes:
+            trials.append(get_values(next(batches)[0]))
+            search.keep_outcomes([outcome])
+        return trials
 
-    assert get_values(next(killed.propose_batches())[0])["lora.r"] == first["lora.r"]
-    again = open_search("search.study=killed")  # before the first one was told
-    batches = again.propose_batches()
-    repeated = get_values(next(batches)[0])
-    assert {**repeated, "search.study": ""} == {**first, "search.study": ""}
-    again.keep_outcomes([finish()])
-    assert {**get_values(next(batches)[0]), "search.study": ""} == {**second, "search.study": ""}
-    again.keep_outcomes([FAILED])
-    assert get_values(next(batches)[0])["search.trial"] == "2"  # not made twice by one command
-    assert get_values(next(open_search("search.study=killed").propose_batches())[0]) == {
-        **second, "search.study": "killed",
-    }  # fmt: skip
+    first = make_trials(open_search(), [FAILED, finish(0.1), finish(0.3)])
+    assert make_trials(open_search(), [finish(0.2), finish(0.1), FAILED]) == first
+    [file] = Path().glob("mlruns/searches/*.json")
+    file.write_text("[{")  # or deleted: they are proposed anew, which needs the same outcomes
+    again = [finish(0.2), finish(0.1), finish(0.3)]
+    assert make_trials(open_search(), again)[0] == first[0]
+    assert make_trials(open_search("search.seed=1"), [finish()])[0] != first[0]
 
 
 def test_what_a_trial_sets_lies_in_the_space(open_search: OpenSearch) -> None:
@@ -134,24 +125,6 @@ def test_a_trial_beyond_its_budget_is_none_to_go_by(open_search: OpenSearch) -> 
         return median(rates[10:])
 
     assert propose("0.1") <= 1e-3 < propose("0.9")
-
-
-def test_a_file_that_holds_no_study_is_named(open_search: OpenSearch) -> None:
-    Path("mlruns").mkdir()
-    Path("mlruns/search.db").write_text("no database, but a text that is long enough" * 9)
-    with pytest.raises(TrackingError, match=r"search.db, cannot be used: .*not a database"):
-        open_search()
-
-
-def test_searches_that_begin_together_in_a_fresh_folder_are_one_study(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    line = read_command_line(["-m", "+search.space={lora.r:{choices:[2,4]}}"])
-    plan = compose_runs(line)
-    with ThreadPoolExecutor(4) as pool:
-        names = list(pool.map(lambda _: Search(line, plan).name, range(4)))
-    assert len(set(names)) == 1
 
 
 UNFIT = {
@@ -201,27 +174,3 @@ def test_a_search_of_refused_trials_alone_fails(open_search: OpenSearch) -> None
 def test_trials_run_together_as_the_launcher_can(settings: str, n: int) -> None:
     line = read_command_line(["-m", "+search.space={lora.r:{choices:[2,4]}}", *settings.split()])
     assert Sweep(line, compose_runs(line)).count_at_once() == n
-
-
-def test_a_search_beside_itself_waits_and_shows_what_the_other_found(
-    open_search: OpenSearch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    space = "+search.space={lora.r:{choices:[2,4]}}"
-    settings = ["search.n_trials=2", space]
-    line = read_command_line(["-m", *settings])
-    search = Search(line, compose_runs(line))
-    held = lock(search.config.tracking, f"search-{hash_json(search.name)}")
-    held.acquire()
-    shown: list[str] = []
-
-    def end_the_other(text: str) -> None:
-        shown.append(text)
-        for _ in search.propose_batches():
-            search.keep_outcomes([finish()])
-        held.release()
-
-    monkeypatch.setattr("slimdown.report.console.show_line", end_the_other)
-    monkeypatch.setattr(sys, "argv", ["slimdown.run"])
-    assert main(["-m", *settings]) == 0
-    assert shown == ["Another process makes an equal search; this one waits for it."]
-    assert "Chosen: run" in capsys.readouterr().out
