@@ -117,16 +117,14 @@ def _describe_machine() -> Iterator[tuple[str, str]]:
 
 
 def _describe_hub() -> Iterator[tuple[str, str]]:
-    import yaml
     from huggingface_hub import constants, get_token
 
-    from slimdown.config.paths import CONF_DIR, list_group_choices
+    from slimdown.config.paths import read_group
     from slimdown.utils.errors import ModelError
     from slimdown.utils.hub import ask_hub, explain_hub_errors
 
     yield "hub", f"{constants.ENDPOINT}, {'a token is set' if get_token() else 'no token'}"
-    for choice in list_group_choices("model"):
-        settings = yaml.safe_load((CONF_DIR / "model" / f"{choice}.yaml").read_text()) or {}
+    for choice, settings in read_group("model").items():
         repo = settings.get("model", settings).get("id", "")  # a recipe sets more than its model
         if not repo or repo.startswith("pocket:"):  # any, and what is embedded
             continue

@@ -9,10 +9,8 @@ from os.path import splitext
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from slimdown.config.fields import MISSING, build_settings, find_problems, nearest
-from slimdown.config.paths import CONF_DIR, list_group_choices
+from slimdown.config.paths import read_group
 from slimdown.config.question_files import complete_benchmark
 from slimdown.config.schema import BenchmarkConfig
 from slimdown.pocket import TASKS_DIR
@@ -37,7 +35,7 @@ def read_benchmarks(
     Raises:
         ConfigError: There is no such setting or value, or a name is close to a benchmark's.
     """
-    names_shipped = list_group_choices("benchmark")
+    group = read_group("benchmark")
     benchmarks: dict[str, BenchmarkConfig] = {}
     is_one = isinstance(names, str | Mapping) or not isinstance(names, Iterable)
     specs: Any = [names] if is_one else names
@@ -51,10 +49,8 @@ def read_benchmarks(
         if name in benchmarks:
             raise ConfigError(f"{name} is named twice; name it once")
         values = dict(own) | {key: value for key, value in settings.items() if value is not None}
-        if name in names_shipped:
-            file = CONF_DIR / "benchmark" / f"{name}.yaml"
-            shipped = yaml.safe_load(file.read_text(encoding="utf-8"))
-            values = {**shipped, **values, "task": shipped.get("task", MISSING)}
+        if name in group:
+            values = {**group[name], **values, "task": group[name].get("task", MISSING)}
         try:
             benchmark = build_settings(BenchmarkConfig, values)
             if problems := list(find_problems(benchmark)):
@@ -63,9 +59,7 @@ def read_benchmarks(
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from None
     if not benchmarks:
-        raise ConfigError(
-            f"no benchmark is named; name some of {', '.join(names_shipped)}, or a task"
-        )
+        raise ConfigError(f"no benchmark is named; name some of {', '.join(group)}, or a task")
     return benchmarks
 
 

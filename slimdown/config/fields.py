@@ -10,10 +10,8 @@ from math import isfinite
 from operator import attrgetter
 from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
-
 from slimdown.config import upstream
-from slimdown.config.paths import CONF_DIR, list_group_choices
+from slimdown.config.paths import read_group
 from slimdown.utils.errors import ConfigError
 from slimdown.utils.secrets import redact_uri
 
@@ -190,13 +188,6 @@ def _find_demand(declared: Any, value: Any) -> str | None:
     return allowed.demand if allowed and not allowed.holds(value) else None
 
 
-@cache
-def _read_choices(group: str) -> dict[str, dict[str, Any]]:
-    """Return the settings of each choice of a group, as its file in `conf/` has them."""
-    files = {name: CONF_DIR / group / f"{name}.yaml" for name in list_group_choices(group)}
-    return {name: yaml.safe_load(files[name].read_text(encoding="utf-8")) for name in files}
-
-
 def check_own_settings(group: str, node: Any, optional: Collection[str] = ()) -> Iterator[str]:
     """Find the settings that other choices of a group have, and those that this one lacks.
 
@@ -206,7 +197,7 @@ def check_own_settings(group: str, node: Any, optional: Collection[str] = ()) ->
         node: Its settings; the first is the `name` of the choice.
         optional: More that it may lack.
     """
-    choices = _read_choices(group)
+    choices = read_group(group)
     own = choices[node.name]
     for name, value in list(vars(node).items())[1:]:
         if name not in own and value is not None:
