@@ -77,8 +77,7 @@ def _judge(options: argparse.Namespace) -> int:
         versions = f"{base.harness_version} and {tuned.harness_version}"
         tool = "lm_eval " if base_kind == "lm_eval" else ""
         notes.append(f"made by {tool}{versions}; tasks, questions and prompts are the same")
-    pairs = [(one, tuned.benchmarks[name]) for name, one in base.benchmarks.items()]
-    if all(before.samples == after.samples for before, after in pairs):
+    if all(tuned.benchmarks[n].samples == one.samples for n, one in base.benchmarks.items()):
         cause = "; lm_eval's --use_cache hands one model another's"
         notes.append(f"all answers are equal{cause if base_kind == 'lm_eval' else ''}")
     checks = []

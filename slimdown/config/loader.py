@@ -60,8 +60,7 @@ def _choose_by_method(values: DictConfig, *, _root_: DictConfig) -> Any:
 
 
 def _write_help() -> str:
-    lines = [f"  {key:<42} {text}" for key, text in describe_settings(RunConfig)]
-    return "\n".join(lines)
+    return "\n".join(f"  {key:<42} {text}" for key, text in describe_settings(RunConfig))
 
 
 @contextmanager
@@ -84,10 +83,9 @@ def load_config(composed: DictConfig) -> RunConfig:
     Raises:
         ConfigError: Lists every problem, one a line.
     """
-    if composed.get("tuned") is not None:  # what the model's own file would train on is idle
-        composed = composed.copy()
-        composed.dataset = {}
     try:
+        if composed.tuned is not None:  # what the model's own file would train on is idle
+            composed.dataset = {}
         if OmegaConf.is_missing(composed.quantization, "load_in_4bit"):  # quantization=auto
             held, tuned = composed.quantization, composed.tuned
             name = read_trained_quantization(tuned) if tuned else held.bnb_4bit_quant_type.value

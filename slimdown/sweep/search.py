@@ -4,7 +4,6 @@ Optuna is an extra. What a trial came to is read from its run in the record.
 """
 
 import json
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -85,12 +84,10 @@ class Search:
                 yield batch
 
     def _compose(self, trial: Trial) -> ComposedRun | None:
-        # A seed for each trial: one for all would propose again, after a kill, its first.
+        # A seed for each trial: a repeated command proposes the same, whatever it found finished.
         seed = int(hash_json([self._settings.seed, trial.number])[:8], 16)
         n_startup = self._settings.n_startup_trials
-        with warnings.catch_warnings():  # of features that Optuna calls experimental
-            warnings.simplefilter("ignore")
-            self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=n_startup, seed=seed)
+        self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=n_startup, seed=seed)
         values = {key: suggest_value(trial, key, one) for key, one in self.space.items()}
         if trial.number == len(self._values):
             self._values.append(trial.params)
