@@ -37,7 +37,7 @@ RUN_HELP = "a run's id, the beginning of it, or its name"
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line; every command has --tracking-uri."""
 
     def __init__(self, verb: str, doc: str | None, exit_code: int = 2) -> None:
         """Take a command's name and its docstring, of which all but the first line stands last."""
@@ -45,15 +45,12 @@ class CommandParser(argparse.ArgumentParser):
         settings["description"], _, settings["epilog"] = (doc or "").partition("\n\n")
         super().__init__(f"slimdown {verb}", allow_abbrev=False, **settings)
         self._exit_code = exit_code
+        text = f"the store (default: $MLFLOW_TRACKING_URI, else {DEFAULT_STORE})"
+        self.add_argument("--tracking-uri", metavar="URI", default=default_store(), help=text)
 
     def error(self, message: str) -> NoReturn:
         """Exit with one line."""
         self.exit(_complain(f"{self.prog}: {message}; --help lists the options", self._exit_code))
-
-    def add_store(self) -> None:
-        """Add --tracking-uri."""
-        text = f"the store (default: $MLFLOW_TRACKING_URI, else {DEFAULT_STORE})"
-        self.add_argument("--tracking-uri", metavar="URI", default=default_store(), help=text)
 
     def add_rows(self, text: str) -> None:
         """Add --rows, which cuts a table on the console."""

@@ -49,7 +49,6 @@ def main(argv: list[str]) -> int:
     formats = ("text", "markdown", "junit", "json")
     text = "junit: XML with a test for each budget (default: text)"
     parser.add_argument("--format", choices=formats, default="text", help=text)
-    parser.add_store()
     options = parser.parse(argv)
     return run_command(lambda: _check(options), "This run cannot be checked:", 3)
 

@@ -42,7 +42,6 @@ def main(argv: list[str]) -> int:
     parser = CommandParser("compare", __doc__)
     add, text = parser.add_argument, "one row for runs that differ only in their seed (default)"
     add("runs", nargs="*", metavar="RUN", help="only these: ids, beginnings of ids, or names")
-    parser.add_store()
     parser.add_list("--experiment", "NAME", f"default: {_DEFAULT_EXPERIMENT}, with --sweep all")
     add("--sweep", metavar="NAME", default="", help="the runs that one command started")
     add("--filter", metavar="FILTER", default="", help="a filter in MLflow's language")

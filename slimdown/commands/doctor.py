@@ -35,7 +35,6 @@ def main(argv: list[str]) -> int:
         The exit code: 1 where the record cannot be opened.
     """
     parser = CommandParser("doctor", __doc__)
-    parser.add_store()
     text = "compare training and measuring on the GPU with stock libraries, for ten minutes"
     parser.add_argument("--gpu", action="store_true", help=f"{text}; a table to paste")
     options = parser.parse(argv)

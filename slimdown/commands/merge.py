@@ -38,7 +38,6 @@ def main(argv: list[str]) -> int:
     bases = ("dequantized", "original")
     text = "what the adapter was trained on (default), or the base as published"
     add("--onto", choices=bases, default=bases[0], help=text)
-    parser.add_store()
     options = parser.parse(argv)
     return arguments.run_command(lambda: _merge(options), "This run cannot be merged:", 1)
 

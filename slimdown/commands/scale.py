@@ -70,7 +70,6 @@ def main(argv: list[str]) -> int:
     add("--repair", action="store_true", help=text)
     text = "the folder with task files that the run was asked from; their Python code runs"
     add("--include-path", metavar="DIR", help=text)
-    parser.add_store()
     parser.add_output()
     options = parser.parse(argv)
     if options.save and not options.max_loss:

@@ -20,7 +20,6 @@ def main(argv: list[str]) -> int:
         The exit code.
     """
     parser = CommandParser("status", __doc__)
-    parser.add_store()
     parser.add_list("--experiment", "NAME", "of MLflow (default: all)")
     text = "the runs that one command started"
     parser.add_argument("--sweep", metavar="NAME", default="", help=text)

@@ -28,7 +28,6 @@ def main(argv: list[str]) -> int:
         The exit code of the server; 0 after Ctrl-C.
     """
     parser = CommandParser("ui", __doc__)
-    parser.add_store()
     parser.add_argument("-p", "--port", type=int, default=5000, help="default: %(default)s")
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     options, server_options = parser.parse_known_args(argv)

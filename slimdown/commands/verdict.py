@@ -53,7 +53,6 @@ def main(argv: list[str]) -> int:
     parser.add_list("--only", "TASK", "check the budget of this one and leave the others out")
     parser.add_output()
     parser.add_argument("--track", action="store_true", help="also record it as a run in MLflow")
-    parser.add_store()
     options = parser.parse(argv)
     refusal = "These logs cannot be judged:"
     return arguments.run_command(lambda: _judge(options), refusal, 3)
