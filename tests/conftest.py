@@ -13,10 +13,9 @@ os.environ["TQDM_DISABLE"] = "1"
 
 import pytest
 from filelock import FileLock
-from hydra import compose
 from mlflow import MlflowClient
+from record_builders import compose_config
 
-from slimdown.config.loader import load_config, open_hydra
 from slimdown.config.schema import RunConfig
 
 
@@ -46,11 +45,6 @@ def store(migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def composed() -> Callable[..., RunConfig]:
     """Make the checked config that a list of overrides gives."""
-
-    def compose_config(*overrides: str) -> RunConfig:
-        with open_hydra():
-            return load_config(compose("config", overrides=list(overrides)))
-
     return compose_config
 
 

@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 from builders import make_benchmark, make_evaluation, make_scores
+from hydra import compose
 from omegaconf import OmegaConf
 
+from slimdown.config.loader import load_config, open_hydra
 from slimdown.config.schema import ResolvedBenchmark, RunConfig
 from slimdown.evaluation.results import Evaluation
 from slimdown.judging.findings import judge
@@ -32,6 +34,12 @@ Logs = pytest.LogCaptureFixture
 Scores = Sequence[Sequence[float]]
 LOST = make_scores(100, 90, 2, 8)  # -44 points: forgotten
 KEPT = make_scores(1500, 3, 3, 494)  # no change: retained
+
+
+def compose_config(*overrides: str) -> RunConfig:
+    """Compose the checked config that overrides give."""
+    with open_hydra():
+        return load_config(compose("config", overrides=list(overrides)))
 
 
 def make_answers(config: RunConfig, scores: Scores = LOST) -> tuple[Evaluation, Evaluation]:

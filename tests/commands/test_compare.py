@@ -11,31 +11,25 @@ from pathlib import Path
 
 import pytest
 from builders import make_benchmark, make_evaluation, make_scores
-from hydra import compose
 from mlflow import MlflowClient
 from record_builders import (
     KEPT,
     LOST,
     Capture,
     Patch,
+    compose_config,
     copy_store,
     make_info,
     record_run,
 )
 
 from slimdown.commands import compare
-from slimdown.config.loader import load_config, open_hydra
-from slimdown.config.schema import Role, RunConfig, TrackingConfig, default_store
+from slimdown.config.schema import Role, TrackingConfig, default_store
 from slimdown.judging.findings import judge
 from slimdown.tracking.run_reader import add_artifacts, find_run
 from slimdown.tracking.run_writer import open_run
 
 Show = Callable[..., str]
-
-
-def compose_config(*overrides: str) -> RunConfig:
-    with open_hydra():
-        return load_config(compose("config", overrides=list(overrides)))
 
 
 @pytest.fixture(scope="module")

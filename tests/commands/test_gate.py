@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 from builders import make_scores
-from hydra import compose
 from mlflow import MlflowClient
-from record_builders import KEPT, LOST, Capture, Compose, Patch, copy_store, record_run
+from record_builders import KEPT, LOST, Capture, Patch, compose_config, copy_store, record_run
 
 from slimdown.commands import check, compare, verdict
-from slimdown.config.loader import load_config, open_hydra
 from slimdown.tracking.run_reader import find_runs
 
 LOGS = Path(__file__).parents[1] / "golden" / "lm_eval.tar.xz"  # of the harness itself
@@ -36,9 +34,7 @@ def folder(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             ("slight", ([0.5] * 50, [0.492] * 50), 0),
             ("held too", LOST, 0.5),
         ):
-            with open_hydra():
-                overrides = [f"evaluation.holdout={share}"]
-                config = load_config(compose("config", overrides=overrides))
+            config = compose_config(f"evaluation.holdout={share}")
             record_run(config, name, scores, sweep="s" if share else "")
     return folder
 
@@ -226,10 +222,10 @@ def test_notes_reach_the_terminal_without_control_characters(
 
 
 def test_a_recorded_verdict_is_read_by_compare_and_check(
-    store: MlflowClient, composed: Compose, logs: tuple[str, str], capsys: Capture
+    store: MlflowClient, logs: tuple[str, str], capsys: Capture
 ) -> None:
     assert verdict.main([*logs, "--track"]) == 0
-    (run,) = find_runs(composed().tracking)
+    (run,) = find_runs(compose_config().tracking)
     assert run.tags["slimdown.origin"] == logs[1]
     assert compare.main([]) == 0
     assert check.main([run.run_id]) in (0, 1, 2)
