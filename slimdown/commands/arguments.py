@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from slimdown.config.fields import find_problems
 from slimdown.config.schema import DEFAULT_STORE, TrackingConfig, default_store
 from slimdown.utils import files, hashing
 from slimdown.utils.errors import ConfigError, SlimdownError
@@ -46,7 +45,8 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(f"slimdown {verb}", allow_abbrev=False, **settings)
         self._exit_code = exit_code
         text = f"the store (default: $MLFLOW_TRACKING_URI, else {DEFAULT_STORE})"
-        self.add_argument("--tracking-uri", metavar="URI", default=default_store(), help=text)
+        store: Any = {"dest": "tracking", "metavar": "URI", "default": default_store()}
+        self.add_argument("--tracking-uri", **store, type=_read_tracking, help=text)
 
     def error(self, message: str) -> NoReturn:
         """Exit with one line."""
@@ -86,16 +86,8 @@ class CommandParser(argparse.ArgumentParser):
         return options
 
 
-def open_tracking(options: argparse.Namespace) -> TrackingConfig:
-    """Return where a command reads runs.
-
-    Raises:
-        ConfigError: The address can hold no record.
-    """
-    tracking = TrackingConfig(uri=options.tracking_uri, experiment="slimdown")
-    for problem in find_problems(tracking):
-        raise ConfigError(f"--tracking-{problem}")
-    return tracking
+def _read_tracking(uri: str) -> TrackingConfig:
+    return TrackingConfig(uri=uri, experiment="slimdown")
 
 
 def put_table(table: Any, options: argparse.Namespace, render_page: Callable[[], str]) -> int:

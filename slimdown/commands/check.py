@@ -14,7 +14,7 @@ import argparse
 import json
 from math import isnan
 
-from slimdown.commands.arguments import RUN_HELP, CommandParser, open_tracking, run_command
+from slimdown.commands.arguments import RUN_HELP, CommandParser, run_command
 from slimdown.config.schema import Role
 from slimdown.judging.budgets import Outcome, check_budgets, overall_outcome, read_budgets
 from slimdown.judging.findings import judge
@@ -56,17 +56,16 @@ def main(argv: list[str]) -> int:
 def _check(options: argparse.Namespace) -> int:
     relative = read_budgets(options.max_relative_loss, "--max-relative-loss")
     budgets = read_budgets(options.max_loss), relative
-    tracking = open_tracking(options)
-    run = run_reader.find_run(tracking, options.run)
+    run = run_reader.find_run(options.tracking, options.run)
     findings = run_reader.check_finished(run)
     notes: list[str] = []
     if run.holdout or options.overall:
-        base, tuned = run_reader.read_evaluations(tracking, run)
+        base, tuned = run_reader.read_evaluations(options.tracking, run)
     if run.holdout:
         base, tuned = (held_half(one, run.holdout) for one in (base, tuned))
         findings = judge(base, tuned)
         notes.append(f"Judged on {findings.part}, which this run does not show.")
-        if (n := run_reader.count_held_out_checks(tracking, run)) > 1:
+        if (n := run_reader.count_held_out_checks(options.tracking, run)) > 1:
             notes.append(
                 f"The held-out half judged {n} runs of this sweep by now, and each may pass by "
                 "luck, in 5 % of cases: choose one on the open half, or correct for the number "

@@ -14,7 +14,7 @@ Examples:
 import argparse
 from collections import Counter
 
-from slimdown.commands.arguments import CommandParser, open_tracking, put_table, run_command
+from slimdown.commands.arguments import CommandParser, put_table, run_command
 from slimdown.comparison import equal_learning, group_tests, run_order
 from slimdown.comparison.run_comparison import check_prompts, compare_runs
 from slimdown.comparison.run_records import RunRecord
@@ -129,7 +129,7 @@ def _compare_curves(
                     f"--at-equal-learning: runs of {options.by}={value} and seed {seed} differ in "
                     "other settings, too; name those to compare"
                 )
-            scales = run_reader.read_scales(open_tracking(options), run)
+            scales = run_reader.read_scales(options.tracking, run)
             curves[run.run_id[:8]] = group[seed] = equal_learning.build_curve(scales)
     if "none" in groups:  # what the others are compared with
         groups = {"none": groups.pop("none")} | groups
@@ -147,9 +147,10 @@ def _compare_curves(
 
 def _judge_pairs(runs: list[RunRecord], options: argparse.Namespace) -> list[ModelPair]:
     """Judge two tuned models against each other, or each against its base on held-out questions."""
-    tracking = open_tracking(options)
     if options.mode == "paired":
-        (_, first), (_, second) = (run_reader.read_evaluations(tracking, run) for run in runs)
+        (_, first), (_, second) = (
+            run_reader.read_evaluations(options.tracking, run) for run in runs
+        )
         findings = judge_pair(first, second, max(run.holdout for run in runs))
         return [ModelPair(_name_beside(*runs), _name_beside(*reversed(runs)), findings)]
     pairs = []
@@ -161,10 +162,10 @@ def _judge_pairs(runs: list[RunRecord], options: argparse.Namespace) -> list[Mod
                 "confirm it. Run the candidates again with evaluation.holdout=0.5, choose among "
                 "those, and confirm the chosen one"
             )
-        evaluations = run_reader.read_evaluations(tracking, run)
+        evaluations = run_reader.read_evaluations(options.tracking, run)
         findings = judge_held_out(*evaluations, run.holdout, len(runs))
         pairs.append(ModelPair("base", name, findings, len(runs)))
-        run_reader.count_held_out_checks(tracking, run)
+        run_reader.count_held_out_checks(options.tracking, run)
     return pairs
 
 
@@ -180,23 +181,22 @@ def _select_runs(options: argparse.Namespace) -> tuple[list[RunRecord], str, lis
     Raises:
         TrackingError: There are none, or a named one does not exist or is not finished.
     """
-    tracking = open_tracking(options)
     if options.runs:
-        named = [run_reader.find_run(tracking, text) for text in options.runs]
+        named = [run_reader.find_run(options.tracking, text) for text in options.runs]
         chosen = {run.run_id: run for run in named if run_reader.check_finished(run)}
         if len(chosen) < 2 <= len(options.runs) and options.mode != "confirm":
             raise ConfigError("a comparison needs two different runs; name another")
         return list(chosen.values()), f"{len(chosen)} chosen runs", []
     experiments = options.experiment or ([] if options.sweep else [_DEFAULT_EXPERIMENT])
     choice = (experiments, options.sweep, options.filter)
-    runs = run_reader.find_runs(tracking, *choice, with_findings=True)
+    runs = run_reader.find_runs(options.tracking, *choice, with_findings=True)
     states = Counter(run.status.lower() for run in runs if not run.findings)
     left_out = ", ".join(f"{count:,} {state}" for state, count in states.items())
     limits = {"sweep": options.sweep, "filter": options.filter, "experiment": " ".join(experiments)}
     which = ", ".join(f"{key} {text}" for key, text in limits.items() if text)
     if not (complete := [run for run in runs if run.findings]):
         reason = f"left out: {left_out}" if left_out else "slimdown run makes one"
-        uri = redact_uri(tracking.uri)
+        uri = redact_uri(options.tracking.uri)
         raise TrackingError(f"there is no finished run of {which} in {uri}; {reason}")
     notes = [f"Left out: {left_out}."] if left_out else []
     sweeps = Counter(run.tags.get(Tag.sweep) or "no sweep" for run in complete)

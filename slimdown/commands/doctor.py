@@ -9,7 +9,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import chain
 
-from slimdown.commands.arguments import CommandParser, open_tracking, run_command
+from slimdown.commands.arguments import CommandParser, run_command
 from slimdown.utils.devices import count_gpus
 from slimdown.utils.extras import name_install
 
@@ -83,10 +83,9 @@ def _examine(options: argparse.Namespace) -> int:
     from slimdown.utils.errors import TrackingError
 
     show_facts(_describe_machine())
-    tracking = open_tracking(options)
-    state, code = f"{tracking.uri} can be opened", 0
+    state, code = f"{options.tracking.uri} can be opened", 0
     try:
-        check_store(tracking)
+        check_store(options.tracking)
     except TrackingError as error:
         state, code = str(error), 1
     show_facts(chain([("record", state)], _describe_hub(), _describe_extras()))

@@ -46,10 +46,10 @@ def _merge(options: argparse.Namespace) -> int:
     from slimdown.config.schema import Dtype
     from slimdown.tracking.run_reader import check_finished, download_tuned, find_run, read_config
 
-    tracking, out = arguments.open_tracking(options), options.out.expanduser().absolute()
-    run = find_run(tracking, options.run)
+    out = options.out.expanduser().absolute()
+    run = find_run(options.tracking, options.run)
     findings = check_finished(run)
-    config = read_config(tracking, run)
+    config = read_config(options.tracking, run)
     method = config.method
     if not method.facts.merges:
         raise ModelError(
@@ -67,10 +67,10 @@ def _merge(options: argparse.Namespace) -> int:
         model = replace(model, dtype=Dtype.float32)
         quantization = replace(quantization, load_in_4bit=False, load_in_8bit=False)
     with (
-        arguments.make_folder(tracking, "--out", out) as draft,
+        arguments.make_folder(options.tracking, "--out", out) as draft,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        trained = download_tuned(tracking, run, Path(scratch))
+        trained = download_tuned(options.tracking, run, Path(scratch))
         with console.progress_bar(f"merging into {model.id}"):
             base = load_base_model(model, quantization)
             if method.facts.trains_weights:

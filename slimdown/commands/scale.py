@@ -79,12 +79,11 @@ def main(argv: list[str]) -> int:
 
 def _scale(options: argparse.Namespace) -> int:
     scales, budgets = read_scales(options.scales), read_budgets(options.max_loss)
-    tracking = arguments.open_tracking(options)
     if options.save:
         options.save = options.save.expanduser().absolute()
         arguments.check_new_folder("--save", options.save)
-    run = run_reader.find_run(tracking, options.run)
-    findings, config = run_reader.check_finished(run), run_reader.read_config(tracking, run)
+    run = run_reader.find_run(options.tracking, options.run)
+    findings, config = run_reader.check_finished(run), run_reader.read_config(options.tracking, run)
     if config.tuned is None and not config.method.facts.scales:
         able = list_methods(lambda facts: facts.scales)
         raise ModelError(
@@ -96,7 +95,7 @@ def _scale(options: argparse.Namespace) -> int:
             f"the run's task files lie in {folder or 'no folder of its own'}, and their Python "
             f"code would run; read it, and type --include-path {folder or ''}".rstrip()
         )
-    recorded = run_reader.read_evaluations(tracking, run)
+    recorded = run_reader.read_evaluations(options.tracking, run)
     # Without a holdout of the run's own one half of the questions chooses, the other confirms.
     share = run.holdout or (_CHOOSING_SHARE if budgets else 0.0)
     if budgets:  # what cannot work is told before anything is measured
@@ -107,7 +106,7 @@ def _scale(options: argparse.Namespace) -> int:
         tempfile.TemporaryFile(dir=options.save.parent).close()
     with tempfile.TemporaryDirectory() as scratch:
         if config.tuned is None:
-            adapter = run_reader.download_tuned(tracking, run, Path(scratch))
+            adapter = run_reader.download_tuned(options.tracking, run, Path(scratch))
             scaled_config = replace(config, tuned=str(adapter))
         else:
             config = scaled_config = replace(config, dataset={})
@@ -126,7 +125,7 @@ def _scale(options: argparse.Namespace) -> int:
         folder = "repaired_scales" if options.repair else "scales"
         files = {f"{folder}/{p.scale!r}.json": json.dumps(p.findings.to_dict()) for p in curve}
         files[f"{folder}.html"] = render_scaling_page(table, curve)
-        run_reader.add_artifacts(tracking, run, files)
+        run_reader.add_artifacts(options.tracking, run, files)
         if budgets:
             points = _judge_scales(measured, findings, share)
             return _choose(options, config, measured, points, title, share)
@@ -175,8 +174,7 @@ def _choose(
         show_budget_checks(checks)
         if options.save:
             held = replace(held, part="those that did not choose the scale")
-            tracking = arguments.open_tracking(options)
-            with arguments.make_folder(tracking, "--save", options.save) as draft:
+            with arguments.make_folder(options.tracking, "--save", options.save) as draft:
                 measured.save(chosen.scale, draft)
                 is_adapter = (draft / ADAPTER_CONFIG).is_file()
                 note = f"It adds {chosen.scale:g} of what was trained"

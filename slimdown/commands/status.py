@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from slimdown.commands.arguments import CommandParser, open_tracking, put_table, run_command
+from slimdown.commands.arguments import CommandParser, put_table, run_command
 from slimdown.report.tables import Cell, runs_table, write_table
 from slimdown.tracking import resume, run_reader
 from slimdown.tracking.metric_names import Tag
@@ -30,18 +30,17 @@ def main(argv: list[str]) -> int:
 
 
 def _list_runs(options: argparse.Namespace) -> int:
-    tracking = open_tracking(options)
     n_rows = options.rows if options.format in (None, "table") else 0
     is_running, choice = "attributes.status = 'RUNNING'", (options.experiment, options.sweep)
-    runs = run_reader.find_runs(tracking, *choice, is_running)
+    runs = run_reader.find_runs(options.tracking, *choice, is_running)
     has_ended, n_read = is_running.replace("=", "!="), n_rows and n_rows + 1
-    ended = run_reader.find_runs(tracking, *choice, has_ended, n_newest=n_read)
+    ended = run_reader.find_runs(options.tracking, *choice, has_ended, n_newest=n_read)
     is_cut = 0 < n_rows < len(ended)
     more = f"The newest {n_rows:,} that have ended; --rows 0 shows all." if is_cut else ""
     rows = []
     for run in [*runs, *ended[: n_rows or None]]:
         state = run.status.lower()
-        if run.status == "RUNNING" and resume.is_abandoned(tracking, run):
+        if run.status == "RUNNING" and resume.is_abandoned(options.tracking, run):
             state = "died"
         outcome = run.tags.get(Tag.error) or run.tags.get(Tag.headline, "")
         started = f"{run.started.astimezone():%Y-%m-%d %H:%M}"

@@ -11,7 +11,7 @@ import sys
 import time
 from contextlib import suppress
 
-from slimdown.commands.arguments import CommandParser, open_tracking, run_command
+from slimdown.commands.arguments import CommandParser, run_command
 from slimdown.config.schema import TrackingConfig
 from slimdown.tracking import store
 from slimdown.utils.errors import TrackingError
@@ -41,12 +41,12 @@ def _show(options: argparse.Namespace, server_options: list[str]) -> int:
     from slimdown.report.console import show_line
     from slimdown.tracking.runs_page import VIEW, share_view
 
-    tracking, lines = open_tracking(options), []
-    uri, experiments = tracking.uri, store.list_experiments(tracking)
+    lines: list[str] = []
+    uri, experiments = options.tracking.uri, store.list_experiments(options.tracking)
     is_server, place = uri.startswith("http"), f"http://{options.host}:{options.port}"
     if is_server:
         place = redact_uri(uri).replace("***@", "")
-    client = store.open_store(tracking)
+    client = store.open_store(options.tracking)
     for number, name in reversed(experiments.items()):  # what changed last comes last
         with suppress(Exception):  # who may only read sees the view of the last run
             share_view(client, number)

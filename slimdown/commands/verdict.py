@@ -116,8 +116,7 @@ def _track(findings: Findings, options: argparse.Namespace) -> None:
     model, tuned = ModelConfig(id=str(options.base)), str(options.tuned)
     judged = findings.tuned.benchmarks.items()
     benchmarks: dict[str, BenchmarkConfig] = {name: one.benchmark for name, one in judged}
-    tracking = arguments.open_tracking(options)
-    config = RunConfig(model=model, tuned=tuned, benchmark=benchmarks, tracking=tracking)
+    config = RunConfig(model=model, tuned=tuned, benchmark=benchmarks, tracking=options.tracking)
     settings, title = yaml.safe_dump(to_plain(config), sort_keys=False), f"verdict {tuned}"
     with open_run(config, RunInfo(title, settings, tags={Tag.origin: tuned})) as run:
         run.save(findings, {"report.html": render_page(findings, title, run_id=run.run_id)})
