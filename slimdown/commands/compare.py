@@ -148,9 +148,7 @@ def _compare_curves(
 def _judge_pairs(runs: list[RunRecord], options: argparse.Namespace) -> list[ModelPair]:
     """Judge two tuned models against each other, or each against its base on held-out questions."""
     if options.mode == "paired":
-        (_, first), (_, second) = (
-            run_reader.read_evaluations(options.tracking, run) for run in runs
-        )
+        first, second = (run_reader.read_evaluations(options.tracking, run)[1] for run in runs)
         findings = judge_pair(first, second, max(run.holdout for run in runs))
         return [ModelPair(_name_beside(*runs), _name_beside(*reversed(runs)), findings)]
     pairs = []

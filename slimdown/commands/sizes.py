@@ -5,6 +5,7 @@ the model's config.json is downloaded.
 """
 
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -73,7 +74,8 @@ def _list_sizes(runs: list[Any]) -> list[dict[str, Any]]:
             held = replace(config.quantization, load_in_8bit=is_8bit, load_in_4bit=is_4bit)
             sizes[f"{name} bytes"] = estimate_weight_bytes(outline, held, dtype)
         sizes |= {"trained": None, "trained %": None, "training bytes": None}
-        try:
+        # Prompt tuning starts from embeddings, which an outline does not have.
+        with suppress(NotImplementedError, RuntimeError, OSError, ValueError):
             base = LoadedModel(outline, None, config.model.id, str(dtype))
             adapted = attach_adapter(base, config.method, config.lora, config.seed)
             trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
@@ -81,7 +83,5 @@ def _list_sizes(runs: list[Any]) -> list[dict[str, Any]]:
             step_bytes = estimate_step_bytes(adapted, config.train, dtype)
             weight_bytes = sizes.get(f"{config.quantization.name} bytes", sizes["nf4 bytes"])
             sizes["training bytes"] = weight_bytes + 16 * trained + step_bytes
-        except (NotImplementedError, RuntimeError, OSError, ValueError):
-            pass  # prompt tuning starts from embeddings, which an outline does not have
         records.append(sizes)
     return records
