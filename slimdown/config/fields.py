@@ -8,6 +8,7 @@ from enum import EnumMeta
 from functools import cache
 from math import isfinite
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from slimdown.config import upstream
@@ -150,7 +151,9 @@ def build_settings(schema: type, values: Mapping[str, Any]) -> Any:
             problems.append(str(explain_unknown_key(name, schema)))
         elif value != MISSING:
             kind, *_ = (*get_args(kinds[name]), kinds[name])
-            built[name] = [value] if kind == list[str] and type(value) is str else value
+            built[name] = str(value) if isinstance(value, Path) else value
+            if kind == list[str] and type(value) is str:
+                built[name] = [value]
             if isinstance(kind, EnumMeta) and value is not None:
                 if value not in list(kind):
                     problems.append(f"{name}={value!r} must be one of {', '.join(kind)}"[:200])

@@ -111,13 +111,16 @@ def test_a_file_is_known_by_its_ending(file: str) -> None:
     assert DatasetConfig(path="tatsu-lab/alpaca").file is None
 
 
-def test_benchmarks_are_read_by_name_with_settings_above() -> None:
+def test_benchmarks_are_read_by_name_with_settings_above(tmp_path: Path) -> None:
     benchmarks = read_benchmarks(["gsm8k", {"task": "arc_easy", "metric": "acc"}], limit=8)
     assert benchmarks["gsm8k"].num_fewshot == 5
     assert benchmarks["arc_easy"].metric == "acc"
     assert {benchmark.limit for benchmark in benchmarks.values()} == {8}
     own = BenchmarkConfig(task="gsm8k", metric="exact_match", num_fewshot=2, chance=0)
     assert read_benchmarks(own)["gsm8k"].num_fewshot == 2
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"question": "1 + 1 =", "answer": "2"}\n')
+    assert read_benchmarks({"task": "mine", "path": file})["mine"].path == str(file)
 
 
 @pytest.mark.parametrize("more", ["", "chance: null\nnum_fewshot: null\nmetric: null\n"])
