@@ -34,6 +34,12 @@ class Sweep:
         settings = plan.hydra.hydra
         folder = Path(settings.sweep.dir).absolute()
         self.launcher_name = settings.runtime.choices["hydra/launcher"]
+        if (backend := settings.launcher.get("backend")) not in (None, "loky"):
+            raise ConfigError(f"hydra.launcher.backend={backend}: Hydra starts loky; leave it out")
+        # Of submitit's launchers, which wait for a job that can never start.
+        for name in ("timeout_min", "cpus_per_task", "mem_gb", "tasks_per_node", "nodes"):
+            if (number := settings.launcher.get(name)) is not None and number < 1:
+                raise ConfigError(f"hydra.launcher.{name} must be at least 1, got {number}")
         in_worker = self.launcher_name != "basic"
         self.info = SweepInfo(folder, folder.name, plan.swept, in_worker=in_worker)
 

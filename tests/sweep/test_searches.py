@@ -174,3 +174,19 @@ def test_a_search_of_refused_trials_alone_fails(open_search: OpenSearch) -> None
 def test_trials_run_together_as_the_launcher_can(settings: str, n: int) -> None:
     line = read_command_line(["-m", "+search.space={lora.r:{choices:[2,4]}}", *settings.split()])
     assert Sweep(line, compose_runs(line)).count_at_once() == n
+
+
+def test_a_backend_that_hydra_does_not_start_is_refused() -> None:
+    settings = ["hydra/launcher=joblib", "hydra.launcher.backend=nope"]
+    line = read_command_line(["-m", "seed=1,2", *settings])
+    with pytest.raises(ConfigError, match="backend=nope: Hydra starts loky"):
+        Sweep(line, compose_runs(line))
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher:UserWarning")  # as the command does
+@pytest.mark.parametrize("setting", ["timeout_min=-1", "timeout_min=0", "mem_gb=-4", "nodes=0"])
+def test_a_launcher_that_could_start_nothing_is_refused(setting: str) -> None:
+    settings = ["hydra/launcher=submitit_local", f"hydra.launcher.{setting}"]
+    line = read_command_line(["-m", "seed=1,2", *settings])
+    with pytest.raises(ConfigError, match=f"{setting.partition('=')[0]} must be at least 1, got"):
+        Sweep(line, compose_runs(line))
