@@ -309,18 +309,6 @@ def test_a_signal_ends_a_training_when_its_step_is_kept(
     assert again.losses == pytest.approx(whole.losses, rel=1e-5)
 
 
-def test_an_error_of_somebody_elses_code_is_not_blamed_on_an_option(
-    composed: Composed, tmp_path: Path
-) -> None:
-    run = TrainingRun(composed(*SMALL, "train.args.adam_beta1=0.8", "train.max_steps=2"))
-
-    def fail(log: StepLog) -> None:
-        raise ValueError("a fault elsewhere")
-
-    with pytest.raises(ValueError, match="a fault elsewhere"):
-        run.train(tmp_path, fail)
-
-
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 def test_a_mixture_of_experts_is_trained_measured_and_judged(
     family: str, composed: Composed, tmp_path: Path
