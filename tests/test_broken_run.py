@@ -378,17 +378,6 @@ def test_the_hub_is_asked_once_for_all_jobs_before_the_first(tmp_path: Path) -> 
     assert not (tmp_path / "mlruns").exists()
 
 
-def test_help_shows_groups_settings_and_examples(tmp_path: Path) -> None:
-    done = run_command(tmp_path, "slimdown", "--help")
-    assert done.returncode == 0
-    for verb in ("run", "compare", "check", "verdict", "status", "merge", "scale", "sizes"):
-        assert verb in done.stdout
-    done = run_command(tmp_path, "slimdown.run", "--help")
-    assert done.returncode == 0
-    for word in ("llama32", "benchmark", "lora.r"):
-        assert word in done.stdout
-
-
 def test_a_job_loads_its_tokenizer_and_outline_and_hashes_its_files_once(
     store: MlflowClient,
     composed: Callable[..., RunConfig],
